@@ -1,0 +1,30 @@
+"""Who answers the phone: the first file to edit.
+
+An :class:`Agent` is what the model is told before the call. ``AGENT_PROMPT``, ``GEMINI_VOICE`` and
+the other settings fill the default one; ``POST /make-call`` may change it for a single call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_PROMPT = (
+    "You are a friendly assistant on a telephone call. You hear the caller through a telephone, "
+    "so speak plainly, keep each answer to one or two short sentences, and never use lists, "
+    "markup or emoji. If you did not understand, say so and ask."
+)
+DEFAULT_GREETING = "The caller has just picked up. Greet them in one short sentence."
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """What the model is told before a call, and how it speaks."""
+
+    prompt: str = DEFAULT_PROMPT
+    """The system instruction."""
+    greeting: str = DEFAULT_GREETING
+    """The instruction that makes the model speak first; empty for an agent that waits."""
+    voice: str | None = None
+    """A prebuilt voice such as ``"Kore"``; None for the model's own choice."""
+    language: str | None = None
+    """A BCP 47 tag such as ``"es-VE"``; None lets the model follow the caller."""

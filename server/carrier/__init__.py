@@ -1,0 +1,211 @@
+"""The carrier's side of a call: its words, and what a carrier has to offer.
+
+A carrier places calls and gives, for each, one :class:`MediaStream`: the caller's audio, key
+presses and marks come out of it, the agent's audio goes in. ``twilio.py`` is the real one;
+``simulator.py`` is a small Twilio that speaks the same protocols over loopback sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+# ------------------------------------------------------------------------------------------
+# What a media stream tells us
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStarted:
+    """The stream is open and belongs to this call; nothing is sent before this."""
+
+    stream_sid: str
+    call_sid: str
+    parameters: Mapping[str, str]
+    """Custom parameters of the TwiML; ``ticket`` is ours."""
+    received_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallerAudio:
+    """One chunk of what the caller said."""
+
+    payload: bytes
+    """Mu-law codes at 8 kHz, usually one frame (160 bytes, 20 ms)."""
+    timestamp_ms: int
+    """The carrier's clock: milliseconds from the stream's start to this chunk's first sample."""
+    received_at: float
+    """``trio.current_time()`` when the message was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarkReached:
+    """The carrier has played (or cleared) everything sent before this mark."""
+
+    name: str
+    received_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DigitPressed:
+    """The caller pressed a key: one of ``0-9 * # A-D``."""
+
+    digit: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStopped:
+    """The last event of every stream.
+
+    ``said`` is True when the carrier sent its ``stop`` message and False when the socket just
+    closed: both mean that the stream is over.
+    """
+
+    said: bool
+
+
+CarrierEvent = StreamStarted | CallerAudio | MarkReached | DigitPressed | StreamStopped
+
+# ------------------------------------------------------------------------------------------
+# What we tell a media stream
+
+
+@dataclass(frozen=True, slots=True)
+class SendAudio:
+    """Play this after everything sent before."""
+
+    payload: bytes
+    """Mu-law codes at 8 kHz."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendMark:
+    """Tell us when everything sent before has been played."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Drop everything that has not been played; every outstanding mark comes back at once."""
+
+
+CarrierCommand = SendAudio | SendMark | Clear
+
+
+class MediaStream(Protocol):
+    """One call's audio, both ways. One task receives, one task sends."""
+
+    @property
+    def stream_sid(self) -> str:
+        """The carrier's name for this stream."""
+        ...
+
+    async def receive(self) -> CarrierEvent:
+        """Wait for the next event; after :class:`StreamStopped` it must not be called again.
+
+        Raises:
+            CarrierProtocolError: The carrier broke its own protocol beyond what can be ignored.
+        """
+        ...
+
+    def receive_nowait(self) -> CarrierEvent | None:
+        """The next event if it is already here, else None; errors as for :meth:`receive`."""
+        ...
+
+    async def send(self, command: CarrierCommand) -> None:
+        """Send one command.
+
+        Raises:
+            StreamEnded: The socket is closed; there is nobody to send to.
+        """
+        ...
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close the stream with a WebSocket close code; the carrier then ends the call."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------
+# Placing and steering calls
+
+
+class CallStatus(StrEnum):
+    """What the carrier says about a call, in its own words."""
+
+    QUEUED = "queued"
+    INITIATED = "initiated"
+    RINGING = "ringing"
+    IN_PROGRESS = "in-progress"
+    COMPLETED = "completed"
+    BUSY = "busy"
+    FAILED = "failed"
+    NO_ANSWER = "no-answer"
+    CANCELED = "canceled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the call is over and nothing more will be reported."""
+        return self in _FINAL
+
+
+_FINAL = frozenset(
+    {
+        CallStatus.COMPLETED,
+        CallStatus.BUSY,
+        CallStatus.FAILED,
+        CallStatus.NO_ANSWER,
+        CallStatus.CANCELED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedCall:
+    """A call the carrier has accepted; the phone may not ring yet."""
+
+    call_sid: str
+    status: CallStatus
+
+
+@dataclass(frozen=True, slots=True)
+class StatusUpdate:
+    """One status callback. They may come twice and in any order; the number orders them."""
+
+    call_sid: str
+    status: CallStatus
+    sequence_number: int
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What else it said that is worth keeping: ``duration_s``, ``sip_response_code`` …"""
+
+
+class Carrier(Protocol):
+    """Places calls, steers live ones, and proves that a webhook is the carrier's own."""
+
+    @property
+    def name(self) -> str:
+        """``"twilio"`` or ``"simulator"``: what answers and banners say."""
+        ...
+
+    async def place_call(
+        self, destination_number: str, *, ticket: str, max_duration_s: float
+    ) -> PlacedCall:
+        """Dial a number; when it is answered, the carrier opens a stream that shows the ticket.
+
+        Raises:
+            CarrierError: Refused (with the carrier's code) or not reached.
+        """
+        ...
+
+    async def hang_up(self, call_sid: str) -> None:
+        """End a call in any state; a call that is already over is success.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        ...
+
+    def answer_twiml(self, ticket: str) -> str:
+        """The document that answers a call with a media stream that shows the ticket."""
+        ...

@@ -1,0 +1,92 @@
+"""What can go wrong that is not a bug of ours: whose fault it is, and the facts.
+
+A :class:`ServerError` is always somebody else's mistake or misfortune (the operator's settings,
+the carrier, the model, a client of the API). A bug of ours is a ``ValueError``, ``TypeError`` or
+``AssertionError`` with a traceback.
+"""
+
+from __future__ import annotations
+
+
+class ServerError(Exception):
+    """Anything the server can report without a traceback."""
+
+
+class ConfigurationError(ServerError):
+    """The settings contradict each other or miss something; the message names the variables."""
+
+
+class CallRefused(ServerError):
+    """This call is not placed, before anybody's phone has rung.
+
+    Attributes:
+        reason: A short stable word for logs and metrics (``"full"``, ``"draining"`` …).
+        status: The HTTP status the API answers with.
+        retry_after_s: When it may be worth asking again, or None if it never is.
+    """
+
+    def __init__(
+        self, message: str, *, reason: str, status: int, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class CarrierError(ServerError):
+    """The carrier's REST API refused a request or could not be reached.
+
+    Attributes:
+        status: HTTP status of the answer, or None when there was no answer.
+        code: The carrier's own error code (Twilio: 21211 and so on), or None.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, code: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.code = code
+
+
+class CarrierProtocolError(ServerError):
+    """The carrier sent a message its own documentation does not allow.
+
+    Raised only while parsing, so it always means "their side", never a bug here; the call ends
+    and other calls go on.
+    """
+
+    def __init__(self, reason: str, *, stream_sid: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.stream_sid = stream_sid
+
+
+class StreamEnded(ServerError):
+    """The media stream is over: nothing more can be received or sent on it."""
+
+
+class ModelError(ServerError):
+    """The model's service refused, failed or closed a session.
+
+    Attributes:
+        code: WebSocket close code (1006 when there was none), or None when it never opened.
+        reason: The service's own words; the only diagnosis there is.
+        retryable: Whether a new connection may help (1006, 1011 without "quota").
+    """
+
+    def __init__(self, message: str, *, code: int | None, reason: str, retryable: bool) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.retryable = retryable
+
+
+class ModelSetupRefused(ModelError):
+    """The set-up message was refused (1007, 1008): a mistake in our configuration."""
+
+
+class ModelQuotaExceeded(ModelError):
+    """The account's quota is used up; trying again only makes it worse."""
