@@ -42,9 +42,7 @@ class CarrierError(ServerError):
         code: The carrier's own error code (Twilio: 21211 and so on), or None.
     """
 
-    def __init__(
-        self, message: str, *, status: int | None = None, code: int | None = None
-    ) -> None:
+    def __init__(self, message: str, *, status: int | None = None, code: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.status = status

@@ -77,6 +77,8 @@ class SendAudio:
 
     payload: bytes
     """Mu-law codes at 8 kHz."""
+    received_at: float = 0.0
+    """``trio.current_time()`` when the model's message was read; 0 when nobody asked."""
 
 
 @dataclass(frozen=True, slots=True)

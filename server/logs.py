@@ -1,0 +1,57 @@
+"""Structured logs: one JSON line per event in production, readable lines on a terminal.
+
+Nothing anyone said, no phone number in full and no key is ever a field: :func:`masked` is how a
+number is shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+
+def masked(number: str) -> str:
+    """A phone number as logs may show it: country prefix and the last two digits.
+
+    >>> masked("+584125551234")
+    '+58*******34'
+    """
+    if len(number) < 7:
+        return "*" * len(number)
+    return f"{number[:3]}{'*' * (len(number) - 5)}{number[-2:]}"
+
+
+def configure(*, level: str = "INFO", json: bool | None = None) -> None:
+    """Set structlog up for the process.
+
+    Args:
+        level: The lowest level shown.
+        json: One JSON object a line; None decides by whether stderr is a terminal.
+    """
+    if json is None:
+        json = not sys.stderr.isatty()
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: Any
+    if json:
+        renderer = structlog.processors.JSONRenderer()
+        shared.append(structlog.processors.format_exc_info)
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=level, force=True)
+    # Full URLs (with numbers and keys) are logged at INFO by the HTTP client.
+    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "websockets", "twilio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,264 @@
+"""What to send the caller and when: the agent's audio on its way to the carrier's buffer.
+
+No I/O and no clock: every decision takes ``now``. The carrier buffers for us and plays at its own
+pace, so audio is sent as it comes, at most ``lead_s`` ahead of what has been played; a barge-in
+empties that buffer with one clear. Marks say what the caller has really heard: one about every
+``mark_every_s`` of audio and one at each turn's end, named ``turn:milliseconds``, because a clear
+echoes every outstanding mark at once (twilio: ``clear``) and those must be told from real ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
+
+BYTES_PER_S = 8_000
+"""Mu-law at 8 kHz: one byte a sample."""
+MAX_MESSAGE_BYTES = 8_000
+"""One second a message; the carrier documents no limit, so we keep well below any."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    turn: int
+    payload: bytes | None
+    """None where the turn ends."""
+    received_at: float
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One agent turn as the carrier plays it."""
+
+    number: int
+    sent_bytes: int = 0
+    marked_bytes: int = 0
+    finished: bool = False
+    cut: bool = False
+    # Where we last knew what the caller had heard, and when that was.
+    anchor_bytes: int = 0
+    anchor_at: float = 0.0
+
+    def heard_bytes(self, now: float) -> int:
+        if self.cut:
+            return self.anchor_bytes
+        played = int((now - self.anchor_at) * BYTES_PER_S)
+        return min(self.sent_bytes, self.anchor_bytes + max(0, played))
+
+    @property
+    def is_over(self) -> bool:
+        return self.cut or (self.finished and self.anchor_bytes >= self.sent_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class HeardTurn:
+    """How much of a turn reached the caller's ear."""
+
+    turn: int
+    heard_s: float
+    sent_s: float
+    cut: bool
+
+
+class Playout:
+    """Everything the agent says, from encoded payload to carrier commands.
+
+    One owner calls it: the call's loops. ``push``, ``finish_turn`` and ``interrupt`` come from the
+    model's side, ``next_command`` from the one task that writes to the carrier, ``mark_reached``
+    from the carrier's events.
+
+    Args:
+        lead_s: How far ahead of the caller's ear audio may be sent.
+        mark_every_s: How much audio lies between two marks.
+    """
+
+    def __init__(self, *, lead_s: float = 30.0, mark_every_s: float = 1.0) -> None:
+        self._lead_s = lead_s
+        self._mark_every_bytes = round(mark_every_s * BYTES_PER_S)
+        self._open = False
+        self._queue: deque[_Queued] = deque()
+        self._queued_bytes = 0
+        self._mark: SendMark | None = None
+        self._clear = False
+        self._turns: deque[_Turn] = deque(maxlen=64)
+        self._cut_up_to = 0
+        self._play_end = 0.0  # when the carrier's buffer runs empty
+        self._marks_out: set[str] = set()
+        self._heard_before_bytes = 0  # of turns that have left the deque
+        self.dropped_bytes = 0
+        """Late or queued audio of cut turns that was not sent."""
+
+    # -- from the model's side -------------------------------------------------------------
+
+    def push(self, payload: bytes, turn: int, received_at: float = 0.0) -> bool:
+        """Queue what the agent says; False if the turn was cut and the payload dropped."""
+        if turn <= self._cut_up_to:
+            self.dropped_bytes += len(payload)
+            return False
+        for start in range(0, len(payload), MAX_MESSAGE_BYTES):
+            piece = payload[start : start + MAX_MESSAGE_BYTES]
+            self._queue.append(_Queued(turn, piece, received_at))
+        self._queued_bytes += len(payload)
+        return True
+
+    def finish_turn(self, turn: int) -> None:
+        """All of this turn has been pushed: a last mark will say when it has been heard."""
+        if turn > self._cut_up_to:
+            self._queue.append(_Queued(turn, None, 0.0))
+
+    def interrupt(self, turn: int, now: float) -> HeardTurn | None:
+        """Cut this turn and every one before it, at what the caller has heard by now.
+
+        What is queued is dropped, what the carrier holds is cleared by the next command, and what
+        still arrives for these turns is dropped by :meth:`push`.
+
+        Returns:
+            The turn that was cut, or None when the caller had already heard all there was.
+        """
+        self._cut_up_to = max(self._cut_up_to, turn)
+        unsent_bytes = sum(len(item.payload or b"") for item in self._queue if item.turn <= turn)
+        self._queue = deque(item for item in self._queue if item.turn > turn)
+        self._queued_bytes -= unsent_bytes
+        self.dropped_bytes += unsent_bytes
+        # Without an outstanding mark or unmarked audio the carrier's buffer is known to be empty.
+        live = [t for t in self._turns if t.number <= turn and not t.is_over]
+        at_carrier = bool(self._marks_out) or any(t.marked_bytes < t.sent_bytes for t in live)
+        cut: HeardTurn | None = None
+        if at_carrier or unsent_bytes:
+            self._clear = self._clear or at_carrier
+            for played in live:
+                played.anchor_bytes = played.heard_bytes(now)
+                played.cut = True
+                cut = self._heard(played, now)
+        if at_carrier:
+            self._mark = None
+            self._marks_out.clear()
+            self._play_end = now
+        return cut
+
+    # -- towards the carrier ---------------------------------------------------------------
+
+    def open(self, now: float) -> None:
+        """The stream has started: what was prepared while the phone rang may go out."""
+        self._open = True
+        self._play_end = max(self._play_end, now)
+
+    def next_command(self, now: float) -> CarrierCommand | None:
+        """What to send now, or None: then ask again at :meth:`next_due` or after a change."""
+        if not self._open:
+            return None
+        if self._clear:
+            self._clear = False
+            return Clear()
+        if self._mark is not None:
+            mark, self._mark = self._mark, None
+            return mark
+        while self._queue:
+            if now < self.next_due():
+                return None
+            item = self._queue.popleft()
+            turn = self._turn(item.turn)
+            if item.payload is None:
+                turn.finished = True
+                if turn.marked_bytes < turn.sent_bytes:
+                    return self._mark_of(turn)
+                continue
+            self._account(turn, len(item.payload), now)
+            return SendAudio(item.payload, item.received_at)
+        return None
+
+    def next_due(self) -> float:
+        """When the lead allows the next piece to go out; infinity when nothing is queued."""
+        if not self._queue or not self._open:
+            return float("inf")
+        return self._play_end - self._lead_s
+
+    # -- from the carrier ------------------------------------------------------------------
+
+    def mark_reached(self, name: str, now: float) -> HeardTurn | None:
+        """The carrier echoed a mark.
+
+        Returns:
+            The turn, if this was the last mark of a finished one: the caller has heard it all.
+            None for any other mark, one that a clear brought back, or one that is not ours.
+        """
+        if name not in self._marks_out:
+            return None
+        self._marks_out.discard(name)
+        number, milliseconds = (int(part) for part in name.split(":"))
+        for turn in self._turns:
+            if turn.number == number and not turn.cut:
+                turn.anchor_bytes = milliseconds * (BYTES_PER_S // 1000)
+                turn.anchor_at = now
+                if turn.finished and turn.anchor_bytes >= turn.sent_bytes // 8 * 8:
+                    turn.anchor_bytes = turn.sent_bytes
+                    return self._heard(turn, now)
+        return None
+
+    # -- what the caller hears -------------------------------------------------------------
+
+    def heard_s(self, now: float) -> float:
+        """Seconds of agent audio the caller has heard so far, over all turns."""
+        heard = self._heard_before_bytes + sum(turn.heard_bytes(now) for turn in self._turns)
+        return heard / BYTES_PER_S
+
+    def turn_heard(self, number: int, now: float) -> HeardTurn | None:
+        """How much of this turn the caller has heard; None if nothing of it was ever sent."""
+        for turn in self._turns:
+            if turn.number == number:
+                return self._heard(turn, now)
+        return None
+
+    def is_playing(self, now: float) -> bool:
+        """Whether the caller is hearing the agent now, as far as can be known."""
+        return self._open and (bool(self._marks_out) or now < self._play_end)
+
+    @property
+    def queued_s(self) -> float:
+        """Audio that has not been sent yet: the greeting while it rings, or beyond the lead."""
+        return self._queued_bytes / BYTES_PER_S
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the stream has started."""
+        return self._open
+
+    # -- the books -------------------------------------------------------------------------
+
+    def _heard(self, turn: _Turn, now: float) -> HeardTurn:
+        return HeardTurn(
+            turn=turn.number,
+            heard_s=turn.heard_bytes(now) / BYTES_PER_S,
+            sent_s=turn.sent_bytes / BYTES_PER_S,
+            cut=turn.cut,
+        )
+
+    def _turn(self, number: int) -> _Turn:
+        for turn in self._turns:
+            if turn.number == number:
+                return turn
+        if len(self._turns) == self._turns.maxlen:
+            oldest = self._turns[0]
+            self._heard_before_bytes += oldest.anchor_bytes if oldest.cut else oldest.sent_bytes
+        turn = _Turn(number)
+        self._turns.append(turn)
+        return turn
+
+    def _account(self, turn: _Turn, sent_bytes: int, now: float) -> None:
+        if turn.sent_bytes == 0 or now >= self._play_end:
+            # It starts to play when the buffer before it is empty, or at once.
+            turn.anchor_bytes = turn.sent_bytes
+            turn.anchor_at = max(now, self._play_end)
+        self._play_end = max(now, self._play_end) + sent_bytes / BYTES_PER_S
+        self._queued_bytes -= sent_bytes
+        turn.sent_bytes += sent_bytes
+        if turn.sent_bytes - turn.marked_bytes >= self._mark_every_bytes:
+            self._mark = self._mark_of(turn)
+
+    def _mark_of(self, turn: _Turn) -> SendMark:
+        turn.marked_bytes = turn.sent_bytes
+        mark = SendMark(f"{turn.number}:{turn.sent_bytes * 1000 // BYTES_PER_S}")
+        self._marks_out.add(mark.name)
+        return mark

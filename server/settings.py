@@ -1,0 +1,132 @@
+"""Settings: typed, with the unit in each name, from the environment and ``.env``.
+
+None of the Twilio and Gemini keys set: the embedded simulators run. Some but not all: the server
+refuses to start and names what is missing. Never a silent mixture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from server.errors import ConfigurationError
+
+_ACCOUNT = ("twilio_account_sid", "twilio_auth_token", "twilio_phone_number", "gemini_api_key")
+
+
+def _origin(url: str) -> str:
+    """An origin without a trailing slash, as it must appear in what is signed."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError("must be an http:// or https:// address")
+    if parts.query or parts.fragment:
+        raise ValueError("must have no query and no fragment")
+    return url.rstrip("/")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; each has a default that works."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    # The accounts: all four or none.
+    twilio_account_sid: str | None = None
+    twilio_auth_token: SecretStr | None = None
+    twilio_phone_number: str | None = None
+    gemini_api_key: SecretStr | None = None
+
+    public_url: Annotated[str, AfterValidator(_origin)] | None = None
+    """Where the carrier reaches this server; the origin that its signatures are checked against."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Where ``python -m server`` listens; under hypercorn its own ``bind`` counts."""
+
+    gemini_model: str = "gemini-3.8-live"
+    gemini_voice: str | None = None
+    gemini_url: str | None = None
+    """Base address of the Live API, ``ws://127.0.0.1:…`` for a local double."""
+    twilio_api_url: str | None = None
+    """Base address of Twilio's REST API, for a regional edge or a local double."""
+
+    agent_prompt: str | None = None
+    agent_greeting: str | None = None
+    agent_language: str | None = None
+
+    api_key: SecretStr | None = None
+    """What clients of the API show; with a real account and none set, one is made at start."""
+    max_calls: Annotated[int, Field(ge=1)] = 100
+    max_call_duration_s: Annotated[float, Field(gt=0, le=14_400)] = 3_600.0
+    """Twilio's own limit is four hours."""
+    ring_timeout_s: Annotated[int, Field(ge=5, le=600)] = 60
+    prewarm: bool = True
+    """Open the model session and make the greeting while the phone rings."""
+
+    lead_s: Annotated[float, Field(gt=0, le=300)] = 30.0
+    """How far ahead of the caller's ear agent audio is sent; the carrier buffers ten minutes."""
+    mark_every_s: Annotated[float, Field(gt=0)] = 1.0
+    greeting_retry_s: Annotated[float, Field(gt=0)] = 3.0
+    """Silence after which the greeting is asked for once more."""
+    media_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    """The carrier sends a frame every 20 ms; without any for this long the caller has gone."""
+    start_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """A media socket must say which call it belongs to within this time."""
+    ticket_ttl_s: Annotated[float, Field(gt=0)] = 900.0
+    model_connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    carrier_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    close_timeout_s: Annotated[float, Field(gt=0)] = 3.0
+    """How long the clean-up of a call may take."""
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 600.0
+    recent_calls: Annotated[int, Field(ge=0)] = 1_000
+    recordings_dir: Path | None = None
+
+    log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
+    log_json: bool | None = None
+
+    # What the embedded simulators do; without meaning on a real account.
+    simulated_callee: str = "talks"
+    simulated_model: str = "answers"
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether no account is set, so that the embedded simulators run."""
+        return all(getattr(self, name) is None for name in _ACCOUNT)
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Read the environment and ``.env``.
+
+        Raises:
+            ConfigurationError: Something is missing or wrong; the message names every variable.
+        """
+        try:
+            settings = cls(**overrides)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in issue['loc']).upper()}: {issue['msg']}"
+                for issue in error.errors()
+            )
+            raise ConfigurationError(f"wrong settings: {problems}") from None
+        settings._check_accounts()
+        return settings
+
+    def _check_accounts(self) -> None:
+        wanted = (*_ACCOUNT, "public_url")
+        missing = [name.upper() for name in wanted if getattr(self, name) is None]
+        given = [name.upper() for name in _ACCOUNT if getattr(self, name) is not None]
+        if given and missing:
+            raise ConfigurationError(
+                f"{', '.join(given)} set, but not {', '.join(missing)}: set all of them to use "
+                "real accounts, or none of the keys to run on the embedded simulators"
+            )
+        double = urlsplit(self.twilio_api_url or "").hostname in ("127.0.0.1", "localhost", "::1")
+        if given and not double and not str(self.public_url).startswith("https://"):
+            raise ConfigurationError(
+                "PUBLIC_URL must be an https:// address that Twilio can reach: Media Streams "
+                "connect by wss:// only"
+            )
