@@ -1,0 +1,830 @@
+"""Twilio: Media Streams without a socket, the same on a socket, the REST API, the webhooks.
+
+The rules followed here are Twilio's "Media Streams - WebSocket Messages", "TwiML Voice: <Stream>",
+"Call resource" and "Webhooks Security" pages.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import math
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from types import TracebackType
+from typing import Annotated, Protocol, Self
+from urllib.parse import urlsplit
+
+import httpx2
+import msgspec
+import structlog
+import trio
+from msgspec import Meta, Struct
+from twilio.base.exceptions import TwilioException, TwilioRestException, TwilioServiceException
+from twilio.http import AsyncHttpClient
+from twilio.http.response import Response
+from twilio.request_validator import (
+    SIGNATURE_HEADER,
+    SIGNATURE_SETTINGS_HEADER,
+    RequestValidator,
+    get_signature_algorithm,
+)
+from twilio.rest import Client
+from twilio.twiml.voice_response import Connect, VoiceResponse
+
+from server.carrier import (
+    CallerAudio,
+    CallStatus,
+    CarrierCommand,
+    CarrierEvent,
+    Clear,
+    DigitPressed,
+    MarkReached,
+    PlacedCall,
+    SendAudio,
+    SendMark,
+    StatusUpdate,
+    StreamStarted,
+    StreamStopped,
+)
+from server.errors import CarrierError, CarrierProtocolError, StreamEnded
+
+logger = structlog.get_logger(__name__)
+
+MAX_MESSAGE_CHARS = 64 * 1024
+"""A longer message is not read. Twilio's own are about 400 characters."""
+
+MAX_MALFORMED = 50
+"""So many unreadable messages on one stream, a second's worth, and it is not Twilio's stream."""
+
+_MAX_UNKNOWN_KINDS_LOGGED = 10
+_MAX_CLOSE_REASON_BYTES = 123  # RFC 6455, 5.5: a control frame carries 125, two are the code.
+
+# ------------------------------------------------------------------------------------------
+# Media Streams: messages on the wire
+#
+# Twilio writes every number as a string except inside mediaFormat; the decoder is lax about
+# that, and strict about base64 (standard alphabet, padded), which it decodes itself.
+
+_Count = Annotated[int, Meta(ge=0)]
+_Sid = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class _MediaFormat(Struct, rename="camel"):
+    encoding: str
+    sample_rate: int
+    channels: int
+
+
+class _StartFacts(Struct, rename="camel"):
+    call_sid: _Sid
+    media_format: _MediaFormat
+    custom_parameters: dict[str, str] | None = None
+
+
+class _MediaFacts(Struct, gc=False):
+    payload: bytes
+    timestamp: _Count
+    chunk: _Count = 0
+    track: str = "inbound"
+
+
+class _DtmfFacts(Struct, gc=False):
+    digit: Annotated[str, Meta(pattern="^[0-9*#A-D]$")]
+
+
+class _MarkFacts(Struct, gc=False):
+    name: str
+
+
+class _Connected(Struct, tag_field="event", tag="connected"):
+    pass
+
+
+class _Start(Struct, tag_field="event", tag="start", rename="camel"):
+    stream_sid: _Sid
+    start: _StartFacts
+
+
+class _Media(Struct, gc=False, tag_field="event", tag="media", rename="camel"):
+    stream_sid: str
+    media: _MediaFacts
+
+
+class _Dtmf(Struct, tag_field="event", tag="dtmf", rename="camel"):
+    stream_sid: str
+    dtmf: _DtmfFacts
+
+
+class _Mark(Struct, tag_field="event", tag="mark", rename="camel"):
+    stream_sid: str
+    mark: _MarkFacts
+
+
+class _Stop(Struct, tag_field="event", tag="stop", rename="camel"):
+    stream_sid: str
+
+
+_Message = _Connected | _Start | _Media | _Dtmf | _Mark | _Stop
+_KNOWN_KINDS = frozenset({"connected", "start", "media", "dtmf", "mark", "stop"})
+
+
+class _AnyKind(Struct):
+    event: str
+
+
+_decode_message = msgspec.json.Decoder(_Message, strict=False).decode
+_decode_kind = msgspec.json.Decoder(_AnyKind).decode
+
+# What msgspec raises for text that is no such message: not JSON or not the fields wanted, lone
+# surrogates, nested too deep.
+_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+# ------------------------------------------------------------------------------------------
+# Media Streams without a socket
+
+
+@dataclass(slots=True)
+class StreamCounts:
+    """What one stream has carried and what was wrong with it, for metrics and the call's record."""
+
+    media: int = 0
+    """Chunks of caller audio delivered."""
+    malformed: int = 0
+    """Not JSON, too long, or without the fields its kind must have; ignored."""
+    unknown: int = 0
+    """Kinds of message this program has never heard of; ignored."""
+    misplaced: int = 0
+    """Known kinds at the wrong time, such as media before start or after stop; ignored."""
+    foreign: int = 0
+    """Another stream's sid, or a track that is not the caller's; ignored."""
+    binary: int = 0
+    """Binary frames, which Twilio never sends; ignored."""
+    missing_chunks: int = 0
+    """Chunk numbers that were skipped: audio the carrier dropped before we saw it."""
+    repeated_chunks: int = 0
+    """Chunk numbers that were late or not new; their audio is delivered all the same."""
+    timestamp_jumps: int = 0
+    """Chunks that began somewhere else than where the one before ended."""
+
+
+class StreamState(Enum):
+    """Where a media stream stands in its life."""
+
+    CONNECTING = auto()
+    """The WebSocket is open, ``start`` has not come yet."""
+    STREAMING = auto()
+    STOPPED = auto()
+
+
+TRANSITIONS: dict[StreamState, dict[type[_Message], StreamState]] = {
+    StreamState.CONNECTING: {
+        _Connected: StreamState.CONNECTING,
+        _Start: StreamState.STREAMING,
+    },
+    StreamState.STREAMING: {
+        _Media: StreamState.STREAMING,
+        _Dtmf: StreamState.STREAMING,
+        _Mark: StreamState.STREAMING,
+        _Stop: StreamState.STOPPED,
+    },
+    StreamState.STOPPED: {},
+}
+
+
+class TwilioProtocol:
+    """Twilio Media Streams without a socket: text in, events out; commands in, text out.
+
+    What can be ignored is ignored and counted, so that one bad message never ends a call.
+
+    Attributes:
+        state: Where the stream stands.
+        stream_sid: Twilio's name for the stream; empty before ``start``.
+        counts: What has been seen so far.
+    """
+
+    def __init__(self) -> None:
+        self.state = StreamState.CONNECTING
+        self.stream_sid = ""
+        self.counts = StreamCounts()
+        self._unknown_kinds: set[str] = set()
+        self._last_chunk = 0
+        self._next_timestamp_ms: int | None = None
+        self._media_head = ""
+        self._mark_head = ""
+        self._clear_text = ""
+
+    def receive_text(self, text: str | bytes, now: float) -> CarrierEvent | None:
+        """Read one WebSocket message.
+
+        Args:
+            text: A text frame's content; ``bytes`` is a binary frame and is ignored.
+            now: ``trio.current_time()`` when it was read.
+
+        Returns:
+            What it says, or None if it says nothing or was ignored.
+
+        Raises:
+            CarrierProtocolError: The stream is of no use: its audio is not mu-law at 8 kHz, its
+                ``start`` cannot be read, or it has carried ``MAX_MALFORMED`` unreadable messages.
+        """
+        if isinstance(text, bytes):
+            self.counts.binary += 1
+            return None
+        if len(text) > MAX_MESSAGE_CHARS:
+            self._ignore_malformed(f"{len(text)} characters long")
+            return None
+        try:
+            message: _Message = _decode_message(text)
+        except _UNREADABLE as error:
+            self._ignore_unreadable(text, error)
+            return None
+
+        state = TRANSITIONS[self.state].get(type(message))
+        if state is None:
+            self.counts.misplaced += 1
+            return None
+        if isinstance(message, _Connected):
+            return None
+        if isinstance(message, _Start):
+            self._start(message)
+        elif message.stream_sid != self.stream_sid:
+            self.counts.foreign += 1
+            return None
+        self.state = state
+
+        match message:
+            case _Media(media=media):
+                return self._hear(media, now)
+            case _Mark(mark=mark):
+                return MarkReached(mark.name, now)
+            case _Dtmf(dtmf=dtmf):
+                return DigitPressed(dtmf.digit)
+            case _Start(start=start):
+                return StreamStarted(
+                    stream_sid=self.stream_sid,
+                    call_sid=start.call_sid,
+                    parameters=start.custom_parameters or {},
+                    received_at=now,
+                )
+            case _Stop():
+                return StreamStopped(said=True)
+
+    def send(self, command: CarrierCommand) -> str:
+        """Write one command as the text of a WebSocket message.
+
+        Raises:
+            ValueError: Nothing may be sent before ``start``: the stream has no name yet.
+            StreamEnded: The carrier has said ``stop``.
+        """
+        if self.state is StreamState.STOPPED:
+            raise StreamEnded("the carrier has stopped the stream")
+        if self.state is StreamState.CONNECTING:
+            raise ValueError("nothing can be sent before the stream has started")
+        match command:
+            case SendAudio(payload):
+                return f'{self._media_head}{base64.b64encode(payload).decode("ascii")}"}}}}'
+            case SendMark(name):
+                return f"{self._mark_head}{_json_string(name)}}}}}"
+            case Clear():
+                return self._clear_text
+
+    def _start(self, message: _Start) -> None:
+        media_format = message.start.media_format
+        got = (media_format.encoding, media_format.sample_rate, media_format.channels)
+        if got != ("audio/x-mulaw", 8000, 1):
+            raise CarrierProtocolError(
+                "media format is {}/{}/{}, only audio/x-mulaw/8000/1 is spoken here".format(*got),
+                stream_sid=message.stream_sid,
+            )
+        self.stream_sid = message.stream_sid
+        sid = _json_string(message.stream_sid)
+        self._media_head = f'{{"event":"media","streamSid":{sid},"media":{{"payload":"'
+        self._mark_head = f'{{"event":"mark","streamSid":{sid},"mark":{{"name":'
+        self._clear_text = f'{{"event":"clear","streamSid":{sid}}}'
+
+    def _hear(self, media: _MediaFacts, now: float) -> CallerAudio | None:
+        counts = self.counts
+        if media.track != "inbound":
+            counts.foreign += 1
+            return None
+        if media.chunk > self._last_chunk:
+            if self._last_chunk:
+                counts.missing_chunks += media.chunk - self._last_chunk - 1
+            self._last_chunk = media.chunk
+        elif media.chunk:
+            counts.repeated_chunks += 1
+        if self._next_timestamp_ms is not None and media.timestamp != self._next_timestamp_ms:
+            counts.timestamp_jumps += 1
+        self._next_timestamp_ms = media.timestamp + len(media.payload) // 8
+        if not media.payload:
+            return None
+        counts.media += 1
+        return CallerAudio(media.payload, media.timestamp, now)
+
+    def _ignore_unreadable(self, text: str, error: Exception) -> None:
+        try:
+            kind = _decode_kind(text).event
+        except _UNREADABLE:
+            self._ignore_malformed("not a JSON object with an event")
+            return
+        if kind in _KNOWN_KINDS:
+            if kind == "start" and self.state is StreamState.CONNECTING:
+                raise CarrierProtocolError(f"unreadable start message: {error}") from error
+            self._ignore_malformed(f"unreadable {kind} message: {error}")
+            return
+        self.counts.unknown += 1
+        if kind not in self._unknown_kinds and len(self._unknown_kinds) < _MAX_UNKNOWN_KINDS_LOGGED:
+            self._unknown_kinds.add(kind)
+            logger.info("carrier message of an unknown kind ignored", kind=kind[:40])
+
+    def _ignore_malformed(self, cause: str) -> None:
+        self.counts.malformed += 1
+        if self.counts.malformed == 1:
+            logger.warning("malformed carrier message ignored", cause=cause)
+        if self.counts.malformed >= MAX_MALFORMED:
+            raise CarrierProtocolError(
+                f"{self.counts.malformed} malformed messages, the last one {cause}",
+                stream_sid=self.stream_sid or None,
+            )
+
+
+def _json_string(text: str) -> str:
+    return msgspec.json.encode(text).decode()
+
+
+# ------------------------------------------------------------------------------------------
+# Media Streams on a socket
+
+
+class TextTransport(Protocol):
+    """One WebSocket, as little of it as a media stream needs."""
+
+    async def receive(self) -> str | bytes:
+        """Wait for the next message: ``str`` for a text frame, ``bytes`` for a binary one.
+
+        Raises:
+            StreamEnded: The socket is over and every message that came before has been given.
+        """
+        ...
+
+    def receive_nowait(self) -> str | bytes | None:
+        """The next message if it is already here, else None; raises as :meth:`receive` does."""
+        ...
+
+    async def send(self, text: str) -> None:
+        """Send a text frame.
+
+        Raises:
+            StreamEnded: The socket is over.
+        """
+        ...
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close with a WebSocket close code; closing again does nothing."""
+        ...
+
+
+class TwilioMediaStream:
+    """A :class:`server.carrier.MediaStream` over one WebSocket that Twilio opened."""
+
+    def __init__(self, transport: TextTransport) -> None:
+        self._transport = transport
+        self._protocol = TwilioProtocol()
+        self._over = False
+
+    @property
+    def stream_sid(self) -> str:
+        """Twilio's name for this stream; empty until :class:`StreamStarted` was received."""
+        return self._protocol.stream_sid
+
+    @property
+    def counts(self) -> StreamCounts:
+        """What the stream has carried and what was wrong with it."""
+        return self._protocol.counts
+
+    async def receive(self) -> CarrierEvent:
+        """Wait for the next event; :class:`StreamStopped` is always the last and comes once.
+
+        Raises:
+            CarrierProtocolError: See :meth:`TwilioProtocol.receive_text`; close with 1008.
+            StreamEnded: Called again after :class:`StreamStopped`.
+        """
+        while True:
+            self._check_not_over()
+            try:
+                text = await self._transport.receive()
+            except StreamEnded:
+                return self._socket_ended()
+            if (event := self._read(text)) is not None:
+                return event
+
+    def receive_nowait(self) -> CarrierEvent | None:
+        """The next event if it is already here, else None; raises as :meth:`receive` does."""
+        while True:
+            self._check_not_over()
+            try:
+                text = self._transport.receive_nowait()
+            except StreamEnded:
+                return self._socket_ended()
+            if text is None:
+                return None
+            if (event := self._read(text)) is not None:
+                return event
+
+    async def send(self, command: CarrierCommand) -> None:
+        """Send one command.
+
+        Raises:
+            StreamEnded: The stream has stopped or the socket is closed.
+            ValueError: The stream has not started.
+        """
+        await self._transport.send(self._protocol.send(command))
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close the socket; Twilio then goes on with the TwiML, and ours has nothing more."""
+        fitting = reason.encode()[:_MAX_CLOSE_REASON_BYTES].decode(errors="ignore")
+        await self._transport.aclose(code, fitting)
+
+    def _read(self, text: str | bytes) -> CarrierEvent | None:
+        event = self._protocol.receive_text(text, trio.current_time())
+        self._over = isinstance(event, StreamStopped)
+        return event
+
+    def _socket_ended(self) -> StreamStopped:
+        self._over = True
+        return StreamStopped(said=False)
+
+    def _check_not_over(self) -> None:
+        if self._over:
+            raise StreamEnded("the stream has already stopped")
+
+
+# ------------------------------------------------------------------------------------------
+# TwiML
+
+
+def stream_twiml(stream_url: str, parameters: Mapping[str, str]) -> str:
+    """Write the document that gives a call to a bidirectional media stream.
+
+    Nothing follows ``<Connect>``: when the stream is closed, the call ends.
+
+    Args:
+        stream_url: ``wss://…`` without a query, which Twilio refuses.
+        parameters: Arrive with the stream's ``start``; each name and value together under 500
+            characters.
+    """
+    connect = Connect()
+    stream = connect.stream(url=stream_url)
+    for name, value in parameters.items():
+        stream.parameter(name=name, value=value)
+    response = VoiceResponse()
+    response.append(connect)
+    return str(response)
+
+
+def _stream_origin(public_url: str) -> str:
+    """``wss://host`` for the world, ``ws://127.0.0.1:port`` for a simulation on this machine."""
+    parts = urlsplit(public_url)
+    scheme = "ws" if parts.scheme == "http" and _is_loopback(public_url) else "wss"
+    return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+# ------------------------------------------------------------------------------------------
+# REST
+
+
+class _TrioHttp(AsyncHttpClient):
+    """The HTTP client the twilio package asks for, on trio. (Its own one needs asyncio.)"""
+
+    def __init__(self, client: httpx2.AsyncClient) -> None:
+        super().__init__(logging.getLogger(__name__), is_async=True)
+        self._client = client
+
+    async def request(  # type: ignore[override]  # as the package's own async client does
+        self,
+        method: str,
+        uri: str,
+        params: Mapping[str, object] | None = None,
+        data: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+        auth: tuple[str, str] | None = None,
+        timeout: float | None = None,
+        allow_redirects: bool = False,
+    ) -> Response:
+        """Make one request; the carrier's deadline stands around it."""
+        answer = await self._client.request(
+            method,
+            uri,
+            params=dict(params) if params else None,  # type: ignore[arg-type]
+            data=dict(data) if data else None,
+            headers=dict(headers) if headers else None,
+            auth=auth,
+            follow_redirects=allow_redirects,
+        )
+        if answer.is_success and not _is_json_object(answer.content):
+            raise CarrierError(
+                "the answer is not Twilio's: is the API's address right?", status=answer.status_code
+            )
+        return Response(answer.status_code, answer.text, answer.headers)
+
+
+def _is_json_object(content: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(content), dict)
+    except _UNREADABLE:
+        return False
+
+
+@contextmanager
+def _carrier_errors(timeout_s: float) -> Generator[None]:
+    """Bound the wait and say every failure of the REST API as a :class:`CarrierError`."""
+    try:
+        with trio.fail_after(timeout_s):
+            yield
+    except TwilioRestException as error:
+        # Without a code of Twilio's, the package puts the HTTP status there.
+        code = error.code if error.code != error.status else None
+        raise CarrierError(error.msg, status=error.status, code=code) from error
+    except TwilioServiceException as error:
+        raise CarrierError(
+            error.detail or error.title, status=error.status, code=error.code
+        ) from error
+    except TwilioException as error:
+        raise CarrierError(str(error)) from error
+    except trio.TooSlowError as error:
+        raise CarrierError(f"Twilio did not answer within {timeout_s:g} s") from error
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise CarrierError(f"Twilio was not reached: {error or type(error).__name__}") from error
+
+
+# The call is over, or never was (another Region's calls look like that too): there is nothing
+# left to hang up. Codes from Twilio's error dictionary.
+_NOT_IN_PROGRESS = 21220
+_NOT_FOUND = 20404
+
+
+class TwilioCarrier:
+    """Twilio's REST API, and the TwiML that brings a call's audio to ``/stream``.
+
+    An async context manager: it owns the HTTP connections.
+
+    Args:
+        account_sid: ``AC…``.
+        auth_token: The account's secret.
+        phone_number: The number calls come from, E.164.
+        public_url: Where Twilio reaches this server, ``https://host``. With ``http://127.0.0.1…``,
+            for a simulation, media streams come over ``ws://`` instead of ``wss://``.
+        api_url: Base URL of the REST API; None is Twilio's default. For another Region, such as
+            ``https://api.dublin.ie1.twilio.com``, or a simulator.
+        name: What answers and banners call this carrier.
+        ring_timeout_s: How long a phone rings before the call is given up as no-answer.
+        request_timeout_s: How long any one REST request may take.
+    """
+
+    def __init__(
+        self,
+        *,
+        account_sid: str,
+        auth_token: str,
+        phone_number: str,
+        public_url: str,
+        api_url: str | None = None,
+        name: str = "twilio",
+        ring_timeout_s: float = 30.0,
+        request_timeout_s: float = 10.0,
+    ) -> None:
+        self._name = name
+        self._phone_number = phone_number
+        self._status_url = f"{public_url.rstrip('/')}/call-status"
+        self._stream_url = f"{_stream_origin(public_url)}/stream"
+        self._ring_timeout_s = ring_timeout_s
+        self._request_timeout_s = request_timeout_s
+        # A proxy of the environment is meant for the outside world, not for a simulator here.
+        proxies_apply = api_url is None or not _is_loopback(api_url)
+        self._http = httpx2.AsyncClient(timeout=request_timeout_s, trust_env=proxies_apply)
+        self._client = Client(
+            account_sid,
+            auth_token,
+            http_client=_TrioHttp(self._http),
+            # Otherwise TWILIO_EDGE and TWILIO_REGION of the environment change the address.
+            environment={"TWILIO_ACCOUNT_SID": account_sid},
+        )
+        if api_url is not None:
+            self._client.api.base_url = api_url.rstrip("/")
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._http.__aexit__(exc_type, exc_value, traceback)
+
+    @property
+    def name(self) -> str:
+        """What answers and banners call this carrier."""
+        return self._name
+
+    @property
+    def stream_url(self) -> str:
+        """Where Twilio opens a call's media stream."""
+        return self._stream_url
+
+    async def place_call(
+        self, destination_number: str, *, ticket: str, max_duration_s: float
+    ) -> PlacedCall:
+        """Dial a number; when it is answered, Twilio opens a stream that shows the ticket.
+
+        The TwiML goes with the request, which saves Twilio a webhook between the answer and the
+        stream. Every change of the call's status is posted to ``/call-status``.
+
+        Raises:
+            CarrierError: Refused, not reached or not answered. In the last case Twilio may have
+                placed the call all the same; its stream will show a ticket nobody holds.
+        """
+        with _carrier_errors(self._request_timeout_s):
+            call = await self._client.calls.create_async(
+                to=destination_number,
+                from_=self._phone_number,
+                twiml=self.answer_twiml(ticket),
+                status_callback=self._status_url,
+                status_callback_event=["initiated", "ringing", "answered", "completed"],
+                status_callback_method="POST",
+                timeout=math.ceil(self._ring_timeout_s),
+                time_limit=math.ceil(max_duration_s),
+            )
+        if not call.sid:
+            raise CarrierError("Twilio accepted the call but did not name it")
+        return PlacedCall(call.sid, _placed_status(call.status))
+
+    async def hang_up(self, call_sid: str) -> None:
+        """End a call in any state; a call that is already over is success.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        try:
+            with _carrier_errors(self._request_timeout_s):
+                await self._client.calls(call_sid).update_async(status="completed")
+        except CarrierError as error:
+            if error.code not in (_NOT_IN_PROGRESS, _NOT_FOUND) and error.status != 404:
+                raise
+
+    async def update_call(self, call_sid: str, *, twiml: str) -> None:
+        """Let a live call go on with another document: its stream stops and is closed.
+
+        Raises:
+            CarrierError: Refused (21220 when the call is over) or not reached.
+        """
+        with _carrier_errors(self._request_timeout_s):
+            await self._client.calls(call_sid).update_async(twiml=twiml)
+
+    def answer_twiml(self, ticket: str) -> str:
+        """The document that answers a call with a media stream that shows the ticket."""
+        return stream_twiml(self._stream_url, {"ticket": ticket})
+
+
+def _placed_status(word: object) -> CallStatus:
+    try:
+        return CallStatus(str(word))
+    except ValueError:
+        # A new word of Twilio's is no reason to disown a call that it has accepted.
+        return CallStatus.QUEUED
+
+
+# ------------------------------------------------------------------------------------------
+# Webhooks
+
+
+class WebhookVerifier:
+    """Proves that a request was sent by Twilio, and to this server.
+
+    The URL that was signed is rebuilt from the configured public one: the ``Host`` header is the
+    sender's to choose, and behind a proxy it is not what Twilio was told.
+
+    Args:
+        auth_token: The account's secret.
+        public_url: Where Twilio reaches this server.
+        shared_keys: Secrets of Twilio's newer shared keys by key id, for accounts that use them.
+    """
+
+    def __init__(
+        self, auth_token: str, public_url: str, *, shared_keys: Mapping[str, str] | None = None
+    ) -> None:
+        self._origin = public_url.rstrip("/")
+        self._stream_origin = _stream_origin(public_url)
+        self._validator = RequestValidator(auth_token)
+        self._shared_validators = {
+            key: RequestValidator(secret) for key, secret in (shared_keys or {}).items()
+        }
+
+    def verify_signature(
+        self, target: str, headers: Mapping[str, str], form: Mapping[str, str] | None = None
+    ) -> bool:
+        """Whether a webhook's ``X-Twilio-Signature`` is right; without one it is not.
+
+        Args:
+            target: Path and query exactly as requested, with their escapes.
+            headers: The request's headers.
+            form: The body's fields, all of them, a multi-dict if names repeat; None for a GET.
+        """
+        return self._is_signed([self._origin + target], target, headers, form)
+
+    def verify_upgrade(self, target: str, headers: Mapping[str, str]) -> bool:
+        """Whether the WebSocket upgrade of a media stream is signed.
+
+        Whether Twilio signs the ``wss`` or the ``https`` form, and with a slash added at the end,
+        differs between its documentation and the field, and some never saw the header at all. So
+        every form is tried, and a False is a reason to look twice, not to hang up: the ticket
+        shown at ``start`` is what lets a stream in.
+        """
+        urls = [
+            origin + target + ending
+            for origin in (self._stream_origin, self._origin)
+            for ending in ("", "/")
+        ]
+        return self._is_signed(urls, target, headers, None)
+
+    def _is_signed(
+        self,
+        urls: list[str],
+        target: str,
+        headers: Mapping[str, str],
+        form: Mapping[str, str] | None,
+    ) -> bool:
+        signature = _header(headers, SIGNATURE_HEADER)
+        settings = _header(headers, SIGNATURE_SETTINGS_HEADER)
+        if not signature or not target.startswith("/"):
+            return False
+        validator = self._validator if settings is None else self._shared_validator(settings)
+        if validator is None:
+            return False
+        algorithm = get_signature_algorithm(settings)
+        try:
+            return any(validator.validate(url, form, signature, algorithm) for url in urls)
+        except ValueError:  # A URL that cannot be parsed, text that cannot be encoded.
+            return False
+
+    def _shared_validator(self, settings: str) -> RequestValidator | None:
+        for part in settings.split(","):
+            name, _, value = part.partition("=")
+            if name.strip() == "key":
+                return self._shared_validators.get(value.strip())
+        return None
+
+
+def _header(headers: Mapping[str, str], name: str) -> str | None:
+    """Look a header up whatever its case: proxies and WebSocket upgrades write it in lower case."""
+    if (value := headers.get(name)) is not None:
+        return value
+    wanted = name.lower()
+    return next((value for key, value in headers.items() if key.lower() == wanted), None)
+
+
+# What a status callback may add, and what we call it. Numbers and places are left where they are.
+_STATUS_FACTS = {
+    "CallDuration": "duration_s",
+    "SipResponseCode": "sip_response_code",
+    "AnsweredBy": "answered_by",
+    "Timestamp": "timestamp",
+    "ErrorCode": "error_code",
+    "ErrorMessage": "error_message",
+}
+
+
+def parse_status(form: Mapping[str, str]) -> StatusUpdate:
+    """Read a status callback; fields it does not know are left alone.
+
+    A callback without a ``SequenceNumber`` has the number 0: Twilio leaves it out where it
+    reports a call's end only, and one report needs no order.
+
+    Raises:
+        CarrierProtocolError: No call sid, or a status or a number that is none.
+    """
+    call_sid = form.get("CallSid", "")
+    word = form.get("CallStatus", "")
+    number = form.get("SequenceNumber", "0")
+    if not call_sid or len(call_sid) > 64:
+        raise CarrierProtocolError("status callback without a CallSid")
+    try:
+        status = CallStatus(word)
+    except ValueError:
+        raise CarrierProtocolError(f"status callback with CallStatus {word[:40]!r}") from None
+    if not (number.isascii() and number.isdecimal() and len(number) < 10):
+        raise CarrierProtocolError(f"status callback with SequenceNumber {number[:40]!r}")
+    facts = {
+        name: form[field_name] for field_name, name in _STATUS_FACTS.items() if form.get(field_name)
+    }
+    return StatusUpdate(call_sid, status, int(number), facts)

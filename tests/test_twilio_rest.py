@@ -1,0 +1,227 @@
+"""The REST API as Twilio sees our requests, and what becomes of its answers."""
+
+import json
+from dataclasses import dataclass, field
+from functools import partial
+
+import hypercorn.trio
+import pytest
+import trio
+from hypercorn.config import Config
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.datastructures import MultiDict
+
+from server.carrier import CallStatus, PlacedCall
+from server.carrier.twilio import TwilioCarrier
+from server.errors import CarrierError
+
+ACCOUNT = "AC0123456789abcdef0123456789abcdef"
+CALL = "CA0123456789abcdef0123456789abcdef"
+CALLS_PATH = f"/2010-04-01/Accounts/{ACCOUNT}/Calls.json"
+CALL_PATH = f"/2010-04-01/Accounts/{ACCOUNT}/Calls/{CALL}.json"
+PLACED = {"sid": CALL, "status": "queued"}
+
+
+@dataclass
+class FakeApi:
+    """Answers every request alike and remembers what was asked."""
+
+    status: int = 201
+    body: str = json.dumps(PLACED)
+    never: bool = False
+    asked: list[tuple[str, str, MultiDict]] = field(default_factory=list)
+    credentials: object = None
+    url: str = ""
+
+    async def answer(self, path: str) -> Response:
+        self.asked.append((request.method, request.path, await request.form))
+        self.credentials = request.authorization
+        if self.never:
+            await trio.sleep_forever()
+        return Response(self.body, status=self.status, content_type="application/json")
+
+
+@pytest.fixture
+async def api(nursery):
+    fake = FakeApi()
+    app = QuartTrio(__name__)
+    app.add_url_rule("/<path:path>", view_func=fake.answer, methods=["GET", "POST"])
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    config.errorlog = None
+    config.graceful_timeout = 0.1
+    binds = await nursery.start(
+        partial(hypercorn.trio.serve, app, config, shutdown_trigger=trio.sleep_forever)
+    )
+    fake.url = binds[0]
+    return fake
+
+
+def carrier(api_url: str, **changes: object) -> TwilioCarrier:
+    settings = {
+        "account_sid": ACCOUNT,
+        "auth_token": "secret",
+        "phone_number": "+15005550006",
+        "public_url": "https://example.com",
+        "api_url": api_url,
+        **changes,
+    }
+    return TwilioCarrier(**settings)
+
+
+async def test_a_call_is_placed_as_the_documentation_asks(api):
+    async with carrier(api.url, ring_timeout_s=25.0) as twilio:
+        placed = await twilio.place_call("+584121234567", ticket="t1", max_duration_s=599.5)
+
+    assert placed == PlacedCall(CALL, CallStatus.QUEUED)
+    assert (api.credentials.username, api.credentials.password) == (ACCOUNT, "secret")
+    ((method, path, form),) = api.asked
+    assert (method, path) == ("POST", CALLS_PATH)
+    assert form.to_dict(flat=False) == {
+        "To": ["+584121234567"],
+        "From": ["+15005550006"],
+        "Twiml": [
+            '<?xml version="1.0" encoding="UTF-8"?><Response><Connect>'
+            '<Stream url="wss://example.com/stream"><Parameter name="ticket" value="t1" /></Stream>'
+            "</Connect></Response>"
+        ],
+        "StatusCallback": ["https://example.com/call-status"],
+        "StatusCallbackEvent": ["initiated", "ringing", "answered", "completed"],
+        "StatusCallbackMethod": ["POST"],
+        "Timeout": ["25"],
+        "TimeLimit": ["600"],
+    }
+
+
+async def test_a_live_call_is_hung_up(api):
+    async with carrier(api.url) as twilio:
+        await twilio.hang_up(CALL)
+
+    ((method, path, form),) = api.asked
+    assert (method, path, form.to_dict()) == ("POST", CALL_PATH, {"Status": "completed"})
+
+
+@pytest.mark.parametrize(("status", "code"), [(400, 21220), (404, 20404), (404, None)])
+async def test_hanging_up_a_call_that_is_over_is_success(api, status, code):
+    api.status = status
+    api.body = json.dumps({"code": code, "message": "no", "status": status} if code else {})
+
+    async with carrier(api.url) as twilio:
+        await twilio.hang_up(CALL)
+
+
+async def test_a_hang_up_that_is_refused_says_so(api):
+    api.status, api.body = 401, json.dumps({"code": 20003, "message": "Authenticate"})
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CarrierError, match="Authenticate") as failure:
+            await twilio.hang_up(CALL)
+
+    assert (failure.value.status, failure.value.code) == (401, 20003)
+
+
+async def test_a_live_call_is_given_another_document(api):
+    async with carrier(api.url) as twilio:
+        await twilio.update_call(CALL, twiml="<Response><Hangup/></Response>")
+
+    ((_, path, form),) = api.asked
+    assert (path, form.to_dict()) == (CALL_PATH, {"Twiml": "<Response><Hangup/></Response>"})
+
+
+REFUSALS = {
+    "the 2010 form": (
+        400,
+        {"code": 21211, "message": "The number is not valid.", "status": 400},
+        21211,
+        "The number is not valid.",
+    ),
+    "the RFC 9457 form": (
+        429,
+        {"type": "t", "title": "Too many", "status": 429, "code": 20429, "detail": "Slow down."},
+        20429,
+        "Slow down.",
+    ),
+    "no words at all": (503, {}, None, "Unable to create record"),
+}
+
+
+@pytest.mark.parametrize(("status", "body", "code", "words"), REFUSALS.values(), ids=REFUSALS)
+async def test_a_refusal_carries_twilios_code_and_message(api, status, body, code, words):
+    api.status, api.body = status, json.dumps(body)
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CarrierError) as failure:
+            await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert (failure.value.status, failure.value.code) == (status, code)
+    assert words in failure.value.message
+
+
+@pytest.mark.parametrize("body", ["<html>Welcome</html>", "[]", "", '{"status":"queued"}'])
+async def test_an_answer_that_is_not_twilios_is_the_carriers_error(api, body):
+    api.body = body
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CarrierError):
+            await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+
+async def test_a_new_word_for_a_status_does_not_disown_the_call(api):
+    api.body = json.dumps({**PLACED, "status": "pondering"})
+
+    async with carrier(api.url) as twilio:
+        placed = await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert placed == PlacedCall(CALL, CallStatus.QUEUED)
+
+
+async def test_an_answer_that_never_comes_is_waited_for_no_longer_than_told(api):
+    api.never = True
+
+    async with carrier(api.url, request_timeout_s=0.05) as twilio:
+        with pytest.raises(CarrierError, match="did not answer within") as failure:
+            await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert failure.value.status is None
+
+
+async def test_an_api_that_is_not_there_is_the_carriers_error():
+    async with carrier("http://127.0.0.1:1") as twilio:
+        with pytest.raises(CarrierError, match="was not reached") as failure:
+            await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert failure.value.status is None
+
+
+async def test_the_environment_does_not_redirect_requests(api, monkeypatch):
+    monkeypatch.setenv("TWILIO_EDGE", "dublin")
+    monkeypatch.setenv("TWILIO_REGION", "ie1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+
+    async with carrier(api.url) as twilio:
+        await twilio.hang_up(CALL)
+
+    assert len(api.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("public_url", "stream_url"),
+    [
+        ("https://example.com", "wss://example.com/stream"),
+        ("https://example.com/", "wss://example.com/stream"),
+        ("https://example.com/agents", "wss://example.com/agents/stream"),
+        ("http://example.com", "wss://example.com/stream"),
+        ("http://127.0.0.1:8080", "ws://127.0.0.1:8080/stream"),
+        ("http://localhost:8080", "ws://localhost:8080/stream"),
+        ("https://127.0.0.1:8443", "wss://127.0.0.1:8443/stream"),
+    ],
+)
+def test_the_streams_url_follows_the_public_one(public_url, stream_url):
+    assert carrier("http://127.0.0.1:1", public_url=public_url).stream_url == stream_url
+
+
+def test_a_ticket_cannot_break_out_of_the_document():
+    twiml = carrier("http://127.0.0.1:1").answer_twiml('"/><Hangup/>')
+
+    assert "<Hangup" not in twiml
