@@ -1,0 +1,785 @@
+"""Gemini's dialects, set-up message and wire format, without a socket or an event loop."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any
+
+import pytest
+from google import genai
+from google.genai import _common, _live_converters, types
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.agent import Agent
+from server.errors import ModelError
+from server.model import (
+    AgentAudio,
+    AgentTranscript,
+    CallerTranscript,
+    GenerationComplete,
+    GoingAway,
+    Interrupted,
+    ResumptionHandle,
+    ToolCall,
+    ToolCallsCancelled,
+    ToolCallsRequested,
+    ToolResult,
+    TurnComplete,
+    Usage,
+    gemini,
+)
+from server.model.gemini import (
+    DIALECTS,
+    LATE_AUDIO_S,
+    MAX_MALFORMED_IN_A_ROW,
+    GeminiProtocol,
+    agent_config,
+    audio_message,
+    client_content_message,
+    dialect_of,
+    end_of_audio_message,
+    setup_message,
+    text_message,
+    tool_results_message,
+)
+
+PCM = bytes(range(256)) * 15  # 80 ms at 24 kHz; its base64 has both + and /
+MODELS = (
+    "gemini-3.8-live",
+    "gemini-3.8-live-extended-thinking",
+    "gemini-3.1-flash-live-preview",
+    "gemini-2.5-flash-native-audio-preview-12-2025",
+)
+
+
+def audio(pcm: bytes = PCM, **content: Any) -> bytes:
+    blob = {"mimeType": "audio/pcm;rate=24000", "data": base64.b64encode(pcm).decode()}
+    turn = {"modelTurn": {"parts": [{"inlineData": blob}]}}
+    return json.dumps({"serverContent": turn | content}).encode()
+
+
+def content(**fields: Any) -> bytes:
+    return json.dumps({"serverContent": fields}).encode()
+
+
+# --- Dialects
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("gemini-3.8-live", "gemini-3.8-live"),
+        ("models/gemini-3.8-live", "gemini-3.8-live"),
+        ("gemini-3.8-live-extended-thinking", "gemini-3.8-live-extended-thinking"),
+        ("gemini-3.1-flash-live-preview", "gemini-3.1-flash-live"),
+        ("gemini-2.5-flash-native-audio-preview-12-2025", "gemini-2.5-flash-native-audio"),
+        (
+            "projects/p/locations/l/publishers/google/models/gemini-live-2.5-flash-native-audio",
+            "gemini-2.5-flash-native-audio",
+        ),
+    ],
+)
+def test_a_model_speaks_the_dialect_of_its_family(model: str, family: str) -> None:
+    assert dialect_of(model).name == family
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("gemini-3.9-live", "gemini-3.8-live"),
+        ("gemini-3.9-live-extended-thinking", "gemini-3.8-live-extended-thinking"),
+        ("gemini-3.1-pro-live", "gemini-3.1-flash-live"),
+        ("gemini-2.5-pro-live", "gemini-2.5-flash-native-audio"),
+        ("somebody-elses-model", "gemini-3.8-live"),
+    ],
+)
+def test_an_unknown_model_gets_the_nearest_family_and_one_warning(
+    model: str, family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dialect_of.cache_clear()
+
+    first, second = dialect_of(model), dialect_of(model)
+
+    assert first.name == second.name == family
+    assert capsys.readouterr().out.count("unknown model") == 1
+
+
+# --- Set-up
+
+
+def full_config() -> types.LiveConnectConfig:
+    """Ask for everything that some model refuses."""
+    return types.LiveConnectConfig(
+        response_modalities=[types.Modality.TEXT],
+        temperature=0.7,
+        top_p=0.9,
+        max_output_tokens=800,
+        seed=7,
+        speech_config=types.SpeechConfig(language_code="en-US"),
+        thinking_config=types.ThinkingConfig(
+            thinking_level=types.ThinkingLevel.MINIMAL, thinking_budget=100
+        ),
+        enable_affective_dialog=True,
+        proactivity=types.ProactivityConfig(proactive_audio=True),
+        input_audio_transcription=types.AudioTranscriptionConfig(custom_vocabulary=["Offhook"]),
+        session_resumption=types.SessionResumptionConfig(handle="h1", transparent=True),
+        explicit_vad_signal=True,
+        labels={"cost_centre": "a"},
+        tools=[
+            types.Tool(
+                function_declarations=[
+                    types.FunctionDeclaration(
+                        name="hang_up",
+                        description="End the call.",
+                        behavior=types.Behavior.BLOCKING,
+                        parameters_json_schema={
+                            "type": "object",
+                            "properties": {"the_reason": {"type": "string"}},
+                            "additionalProperties": False,
+                        },
+                    ),
+                    types.FunctionDeclaration(
+                        name="look_up",
+                        parameters=types.Schema(
+                            type=types.Type.OBJECT,
+                            additional_properties=False,
+                            properties={
+                                "additionalProperties": types.Schema(
+                                    type=types.Type.OBJECT, additional_properties=False
+                                )
+                            },
+                        ),
+                    ),
+                ]
+            ),
+            types.Tool(google_search=types.GoogleSearch()),
+        ],
+    )
+
+
+def test_the_set_up_of_a_plain_agent() -> None:
+    agent = Agent(prompt="Be brief.", voice="Kore", language="es-VE")
+
+    message, dropped = setup_message("gemini-3.8-live", agent_config(agent))
+
+    assert dropped == ()
+    instruction = message["setup"].pop("systemInstruction")
+    assert message == {
+        "setup": {
+            "model": "models/gemini-3.8-live",
+            "generationConfig": {
+                "responseModalities": ["AUDIO"],
+                "speechConfig": {"voiceConfig": {"prebuiltVoiceConfig": {"voiceName": "Kore"}}},
+            },
+            "realtimeInputConfig": {
+                "automaticActivityDetection": {
+                    "startOfSpeechSensitivity": "START_SENSITIVITY_LOW",
+                    "endOfSpeechSensitivity": "END_SENSITIVITY_LOW",
+                    "prefixPaddingMs": 20,
+                    "silenceDurationMs": 500,
+                },
+                "turnCoverage": "TURN_INCLUDES_ONLY_ACTIVITY",
+            },
+            "sessionResumption": {},
+            "contextWindowCompression": {
+                "triggerTokens": 25_000,
+                "slidingWindow": {"targetTokens": 8_000},
+            },
+            "inputAudioTranscription": {"languageCodes": ["es-VE"]},
+            "outputAudioTranscription": {},
+        }
+    }
+    (part,) = instruction["parts"]
+    assert part["text"].startswith("Be brief.")
+    assert "UNMISTAKABLY IN es-VE" in part["text"]
+
+
+@pytest.mark.parametrize(
+    ("model", "thinking", "behaviors", "refused"),
+    [
+        (
+            "gemini-3.8-live",
+            None,
+            ["BLOCKING", "BLOCKING"],
+            {"thinkingConfig.thinkingLevel", "thinkingConfig.thinkingBudget"}
+            | {"proactivity", "enableAffectiveDialog"},
+        ),
+        (
+            "gemini-3.8-live-extended-thinking",
+            {"thinkingLevel": "LOW"},
+            [None, None],
+            {"thinkingConfig.thinkingLevel", "thinkingConfig.thinkingBudget"}
+            | {"proactivity", "enableAffectiveDialog", "behavior"},
+        ),
+        (
+            "gemini-3.1-flash-live-preview",
+            {"thinkingLevel": "MINIMAL"},
+            [None, None],
+            {"thinkingConfig.thinkingBudget", "proactivity", "enableAffectiveDialog"}
+            | {"behavior", "inputAudioTranscription.customVocabulary"},
+        ),
+        (
+            "gemini-2.5-flash-native-audio-preview-12-2025",
+            {"thinkingBudget": 100},
+            ["BLOCKING", None],
+            {"thinkingConfig.thinkingLevel", "inputAudioTranscription.customVocabulary"},
+        ),
+    ],
+)
+def test_each_model_is_spared_what_it_refuses(
+    model: str, thinking: object, behaviors: list[str | None], refused: set[str]
+) -> None:
+    message, dropped = setup_message(model, full_config())
+
+    setup = message["setup"]
+    functions = setup["tools"][0]["functionDeclarations"]
+    assert setup["generationConfig"].get("thinkingConfig") == thinking
+    assert [function.get("behavior") for function in functions] == behaviors
+    assert set(dropped) == refused | {
+        "responseModalities",
+        "speechConfig.languageCode",
+        "sessionResumption.transparent",
+        "explicitVadSignal",
+        "additionalProperties",
+    }
+    assert setup["generationConfig"]["responseModalities"] == ["AUDIO"]
+    assert setup["sessionResumption"] == {"handle": "h1"}
+    assert setup["labels"] == {"cost_centre": "a"}
+
+
+def test_additional_properties_are_taken_out_of_googles_schema_only() -> None:
+    message, _ = setup_message("gemini-3.8-live", full_config())
+
+    hang_up, look_up = message["setup"]["tools"][0]["functionDeclarations"]
+    # JSON Schema knows the keyword, and a property may well be called like it.
+    assert hang_up["parametersJsonSchema"]["additionalProperties"] is False
+    assert look_up["parameters"] == {
+        "type": "OBJECT",
+        "properties": {"additionalProperties": {"type": "OBJECT"}},
+    }
+
+
+def test_extended_thinking_is_given_the_level_it_requires() -> None:
+    message, _ = setup_message("gemini-3.8-live-extended-thinking", agent_config(Agent()))
+
+    assert message["setup"]["generationConfig"]["thinkingConfig"] == {"thinkingLevel": "LOW"}
+
+
+def test_settings_for_all_sessions_lie_under_the_agents_own() -> None:
+    base = types.LiveConnectConfig(
+        temperature=0.2,
+        system_instruction="Nobody in particular.",
+        session_resumption=types.SessionResumptionConfig(handle="h1"),
+    )
+
+    message, _ = setup_message("gemini-3.8-live", agent_config(Agent(prompt="You are Ann."), base))
+
+    setup = message["setup"]
+    assert setup["generationConfig"]["temperature"] == 0.2
+    assert setup["systemInstruction"] == {"parts": [{"text": "You are Ann."}]}
+    assert setup["sessionResumption"] == {"handle": "h1"}
+    assert base.system_instruction == "Nobody in particular."
+
+
+def test_a_plain_function_is_no_tool_here() -> None:
+    def look_up(name: str) -> str:
+        """Look a name up."""
+        return name
+
+    config = types.LiveConnectConfig(tools=[look_up])
+
+    with pytest.raises(TypeError, match=r"types\.Tool"):
+        setup_message("gemini-3.8-live", config)
+
+
+def official(model: str, config: types.LiveConnectConfig) -> Any:
+    """Convert with the official SDK, then spell everything in camelCase."""
+    client = genai.Client(api_key="a-key")
+    parameters = types.LiveConnectParameters(model=f"models/{model}", config=config)
+    request = _common.convert_to_dict(
+        _live_converters._LiveConnectParameters_to_mldev(
+            client._api_client, parameters.model_dump(exclude_none=True)
+        )
+    )
+    del request["config"]
+    return camel(_common.encode_unserializable_types(request))
+
+
+def camel(value: Any) -> Any:
+    """Spell the names of a set-up in camelCase, but not those inside a user's own schema."""
+    if isinstance(value, list):
+        return [camel(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    spelled: dict[str, Any] = {}
+    for name, inner in value.items():
+        name = re.sub("_([a-z])", lambda found: found[1].upper(), name)
+        spelled[name] = inner if name in ("parametersJsonSchema", "labels") else camel(inner)
+    return spelled
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_set_up_is_the_official_sdks_own_where_nothing_is_refused(model: str) -> None:
+    dialect = dialect_of(model)
+    agent = Agent(prompt="Be brief.", voice="Kore")
+    function = types.FunctionDeclaration(
+        name="hang_up",
+        parameters_json_schema={"type": "object", "properties": {"why_not": {"type": "string"}}},
+    )
+    if dialect.default_tool_behavior is not None:
+        function.behavior = types.Behavior(dialect.default_tool_behavior)
+    base = types.LiveConnectConfig(
+        response_modalities=[types.Modality.AUDIO],
+        temperature=0.7,
+        top_k=40,
+        media_resolution=types.MediaResolution.MEDIA_RESOLUTION_LOW,
+        history_config=types.HistoryConfig(initial_history_in_client_content=True),
+        tools=[types.Tool(function_declarations=[function])],
+    )
+    if dialect.default_thinking is not None:
+        base.thinking_config = types.ThinkingConfig.model_validate(dialect.default_thinking)
+    config = agent_config(agent, base)
+
+    message, dropped = setup_message(model, config)
+
+    expected = official(model, config)
+    assert dropped == ()
+    message["setup"]["systemInstruction"]["role"] = "user"  # what the SDK adds, needlessly
+    assert message == expected
+
+
+# --- To the service
+
+
+def test_audio_is_one_plain_message() -> None:
+    assert json.loads(audio_message(PCM)) == {
+        "realtimeInput": {
+            "audio": {
+                "mimeType": "audio/pcm;rate=16000",
+                "data": base64.b64encode(PCM).decode(),
+            }
+        }
+    }
+
+
+@pytest.mark.parametrize("model", MODELS[:3])
+def test_text_goes_as_realtime_input(model: str) -> None:
+    message = text_message(dialect_of(model), 'Say "hello".')
+
+    assert json.loads(message) == {"realtimeInput": {"text": 'Say "hello".'}}
+
+
+def test_text_goes_to_the_oldest_family_as_a_turn_of_its_own() -> None:
+    message = text_message(dialect_of(MODELS[3]), "Greet them.")
+
+    assert json.loads(message) == {
+        "clientContent": {
+            "turns": [{"role": "user", "parts": [{"text": "Greet them."}]}],
+            "turnComplete": True,
+        }
+    }
+
+
+def test_a_history_waits_for_more() -> None:
+    turns = [("user", "Hello?"), ("model", "Good morning.")]
+
+    message = json.loads(client_content_message(turns, turn_complete=False))
+
+    assert message["clientContent"]["turnComplete"] is False
+    assert [turn["role"] for turn in message["clientContent"]["turns"]] == ["user", "model"]
+
+
+def test_tool_results_are_answered_together() -> None:
+    results = [
+        ToolResult("c1", "look_up", {"output": {"open": True}}),
+        ToolResult("c2", "send", {"error": "no such thing"}),
+    ]
+
+    assert json.loads(tool_results_message(results)) == {
+        "toolResponse": {
+            "functionResponses": [
+                {"id": "c1", "name": "look_up", "response": {"output": {"open": True}}},
+                {"id": "c2", "name": "send", "response": {"error": "no such thing"}},
+            ]
+        }
+    }
+
+
+def test_audio_ends_by_the_flag_where_it_works_and_else_by_silence() -> None:
+    flag = json.loads(end_of_audio_message(dialect_of("gemini-3.1-flash-live-preview")))
+    silence = json.loads(end_of_audio_message(dialect_of("gemini-3.8-live")))
+
+    assert flag == {"realtimeInput": {"audioStreamEnd": True}}
+    pcm = base64.b64decode(silence["realtimeInput"]["audio"]["data"])
+    assert pcm == bytes(2 * 9_600)  # 0.6 s at 16 kHz
+
+
+def test_what_we_send_is_understood_by_the_official_types() -> None:
+    for dialect in DIALECTS:
+        for message in (
+            audio_message(PCM),
+            text_message(dialect, "Hello"),
+            tool_results_message([ToolResult("c1", "f", {"output": 1})]),
+            end_of_audio_message(dialect),
+        ):
+            types.LiveClientMessage.model_validate_json(message)
+
+
+# --- From the service
+
+
+def test_audio_and_its_transcript_in_one_message() -> None:
+    message = audio(outputTranscription={"text": "Hello"})
+
+    events = GeminiProtocol().receive(message, 5.0)
+
+    assert events == [AgentAudio(PCM, 1, 5.0), AgentTranscript("Hello", 1)]
+
+
+def test_text_frames_and_snake_case_mean_the_same() -> None:
+    data = base64.b64encode(PCM).decode()
+    snake = (
+        '{"server_content":{"model_turn":{"parts":[{"inline_data":'
+        f'{{"mime_type":"audio/pcm;rate=24000","data":"{data}"}}}}]}},"turn_complete":true}}}}'
+    )
+
+    events = GeminiProtocol().receive(snake, 5.0)
+
+    assert events == [AgentAudio(PCM, 1, 5.0), TurnComplete(1, None)]
+
+
+@pytest.mark.parametrize("length", [254, 256, 258])
+def test_base64_may_be_url_safe_and_unpadded(length: int) -> None:
+    pcm = PCM[:length]
+    for data in (
+        base64.urlsafe_b64encode(pcm).decode(),
+        base64.urlsafe_b64encode(pcm).decode().rstrip("="),
+        base64.b64encode(pcm).decode().rstrip("="),
+    ):
+        blob = {"mimeType": "audio/pcm;rate=24000", "data": data}
+        message = content(modelTurn={"parts": [{"inlineData": blob}]})
+
+        assert GeminiProtocol().receive(message, 0.0) == [AgentAudio(pcm, 1, 0.0)]
+
+
+def test_every_part_and_every_field_of_a_message_is_read() -> None:
+    blob = {"mimeType": "audio/pcm", "data": base64.b64encode(PCM).decode()}
+    message = {
+        "serverContent": {
+            "modelTurn": {
+                "role": "model",
+                "parts": [
+                    {"inlineData": blob},
+                    {"text": "thinking …", "thought": True},
+                    {"inlineData": blob},
+                ],
+            },
+            "inputTranscription": {"text": "hi", "languageCode": "en"},
+            "outputTranscription": {"text": "hello", "finished": True},
+            "generationComplete": True,
+            "turnComplete": True,
+            "turnCompleteReason": "MAX_REGENERATION_REACHED",
+        },
+        "usageMetadata": {
+            "promptTokenCount": "410",
+            "responseTokenCount": 95,
+            "totalTokenCount": 505,
+            "promptTokensDetails": [
+                {"modality": "AUDIO", "tokenCount": "380"},
+                {"modality": "TEXT", "tokenCount": 30},
+            ],
+        },
+    }
+
+    events = GeminiProtocol().receive(json.dumps(message), 1.0)
+
+    assert events == [
+        CallerTranscript("hi"),
+        AgentAudio(PCM, 1, 1.0),
+        AgentAudio(PCM, 1, 1.0),
+        AgentTranscript("hello", 1),
+        GenerationComplete(1),
+        TurnComplete(1, "MAX_REGENERATION_REACHED"),
+        Usage({"AUDIO": 380, "TEXT": 30}, {"MODALITY_UNSPECIFIED": 95}, 505),
+    ]
+
+
+def test_vertex_counts_candidates() -> None:
+    usage = {
+        "promptTokenCount": 1,
+        "candidatesTokenCount": 7,
+        "candidatesTokensDetails": [{"modality": "AUDIO", "tokenCount": 7}],
+        "totalTokenCount": 8,
+    }
+
+    events = GeminiProtocol().receive(json.dumps({"usageMetadata": usage}), 0.0)
+
+    assert events == [Usage({"MODALITY_UNSPECIFIED": 1}, {"AUDIO": 7}, 8)]
+
+
+def test_turns_are_numbered_by_their_completion() -> None:
+    protocol = GeminiProtocol()
+
+    first = protocol.receive(audio(), 0.0) + protocol.receive(content(turnComplete=True), 1.0)
+    second = protocol.receive(audio(), 2.0)
+
+    assert first == [AgentAudio(PCM, 1, 0.0), TurnComplete(1, None)]
+    assert second == [AgentAudio(PCM, 2, 2.0)]
+
+
+def test_silence_on_purpose_is_told_from_an_empty_turn() -> None:
+    message = content(turnComplete=True, waitingForInput=True)
+
+    assert GeminiProtocol().receive(message, 0.0) == [TurnComplete(1, "NEED_MORE_INPUT")]
+
+
+def test_late_audio_of_a_cut_turn_keeps_its_number() -> None:
+    protocol = GeminiProtocol()
+    protocol.receive(audio(), 0.0)
+
+    cut = protocol.receive(content(interrupted=True), 1.0)
+    late = protocol.receive(audio(), 1.5)
+    over = protocol.receive(content(turnComplete=True), 1.6)
+    answer = protocol.receive(audio(), 1.7)
+
+    assert cut == [Interrupted(1, 1.0)]
+    assert late == [AgentAudio(PCM, 1, 1.5)]
+    assert over == [TurnComplete(1, None)]
+    assert answer == [AgentAudio(PCM, 2, 1.7)]
+
+
+def test_a_turn_complete_that_never_comes_does_not_mute_the_agent() -> None:
+    protocol = GeminiProtocol()
+    protocol.receive(audio(), 0.0)
+    protocol.receive(content(interrupted=True), 1.0)
+
+    late = protocol.receive(audio(), 1.0 + LATE_AUDIO_S)
+    answer = protocol.receive(audio(), 1.001 + LATE_AUDIO_S)
+    more = protocol.receive(audio(), 1.002 + LATE_AUDIO_S)
+
+    assert [event.turn for event in late + answer + more] == [1, 2, 2]  # type: ignore[union-attr]
+
+
+def test_an_interruption_bundled_with_the_end_of_its_turn() -> None:
+    protocol = GeminiProtocol()
+    protocol.receive(audio(), 0.0)
+
+    cut = protocol.receive(content(interrupted=True, turnComplete=True), 1.0)
+    answer = protocol.receive(audio(), 1.1)
+
+    assert cut == [Interrupted(1, 1.0), TurnComplete(1, None)]
+    assert answer == [AgentAudio(PCM, 2, 1.1)]
+
+
+def test_an_interruption_before_any_audio_of_the_turn() -> None:
+    protocol = GeminiProtocol()
+    protocol.receive(audio(), 0.0)
+    protocol.receive(content(turnComplete=True), 1.0)
+
+    cut = protocol.receive(content(interrupted=True), 2.0)
+    over = protocol.receive(content(turnComplete=True), 2.1)
+    answer = protocol.receive(audio(), 3.0)
+
+    assert cut == [Interrupted(2, 2.0)]
+    assert over == [TurnComplete(2, None)]
+    assert answer == [AgentAudio(PCM, 3, 3.0)]
+
+
+def test_an_interruption_while_the_finished_generation_is_still_playing() -> None:
+    protocol = GeminiProtocol()
+    protocol.receive(audio(), 0.0)
+    protocol.receive(content(generationComplete=True), 0.1)
+
+    assert protocol.receive(content(interrupted=True), 2.0) == [Interrupted(1, 2.0)]
+
+
+def test_tool_calls_and_their_cancellation() -> None:
+    protocol = GeminiProtocol()
+    calls = {
+        "functionCalls": [
+            {"id": "c1", "name": "look_up", "args": {"snake_case": 1}},
+            {"name": "hang_up"},
+            {"id": "c3"},
+        ]
+    }
+
+    asked = protocol.receive(json.dumps({"toolCall": calls}), 0.0)
+    cancelled = protocol.receive(b'{"toolCallCancellation":{"ids":["c1", 5]}}', 0.0)
+
+    assert asked == [
+        ToolCallsRequested(
+            (
+                ToolCall("c1", "look_up", {"snake_case": 1}),
+                ToolCall("offhook-1", "hang_up", {}),
+            )
+        )
+    ]
+    assert cancelled == [ToolCallsCancelled(("c1",))]
+    assert protocol.malformed == 1
+
+
+@pytest.mark.parametrize(
+    ("time_left", "seconds"),
+    [("50s", 50.0), ("1.500s", 1.5), ("soon", 0.0), (50, 0.0), (None, 0.0)],
+)
+def test_going_away(time_left: object, seconds: float) -> None:
+    message = json.dumps({"goAway": {"timeLeft": time_left}})
+
+    assert GeminiProtocol().receive(message, 0.0) == [GoingAway(seconds)]
+
+
+@pytest.mark.parametrize(
+    ("update", "handle"),
+    [
+        ({"newHandle": "h1", "resumable": True, "lastConsumedClientMessageIndex": "12"}, "h1"),
+        ({"newHandle": "", "resumable": False}, None),
+        ({"newHandle": "h1"}, None),
+        ({"resumable": True}, None),
+    ],
+)
+def test_resumption(update: object, handle: str | None) -> None:
+    message = json.dumps({"sessionResumptionUpdate": update})
+
+    assert GeminiProtocol().receive(message, 0.0) == [ResumptionHandle(handle)]
+
+
+def test_the_session_is_ready_after_setup_complete_only() -> None:
+    protocol = GeminiProtocol()
+
+    protocol.receive(b"{}", 0.0)
+    before = protocol.ready
+    protocol.receive(b'{"setupComplete":{"sessionId":"s1"}}', 0.0)
+
+    assert (before, protocol.ready) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"{}",
+        b'{"serverContent":{}}',
+        b'{"voiceActivity":{"type":"ACTIVITY_START","audioOffset":"3.2s"}}',
+        b'{"interactionStatus":"IN_PROGRESS"}',
+        b'{"serverContent":{"interimInputTranscription":{"text":"I would"}}}',
+        b'{"serverContent":{"interrupted":false,"turnComplete":null}}',
+    ],
+)
+def test_messages_that_mean_nothing_to_a_call(
+    message: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    protocol = GeminiProtocol()
+
+    assert protocol.receive(message, 0.0) == []
+    assert protocol.malformed == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_unknown_is_ignored_and_logged_once_by_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    protocol = GeminiProtocol()
+    message = audio(newThing={"said": "a secret"})
+
+    events = protocol.receive(message, 0.0) + protocol.receive(message, 0.0)
+
+    assert events == [AgentAudio(PCM, 1, 0.0)] * 2
+    log = capsys.readouterr().out
+    assert log.count("newThing") == 1
+    assert "a secret" not in log
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        {"mimeType": "audio/pcm;rate=48000", "data": "AAAA"},
+        {"mimeType": "image/png", "data": "AAAA"},
+        {"mimeType": "audio/pcm;rate=24000", "data": "?"},
+        {"mimeType": "audio/pcm;rate=24000", "data": ""},
+        {"data": "AAAA"},
+    ],
+)
+def test_audio_nobody_could_play_is_ignored(blob: object) -> None:
+    message = content(modelTurn={"parts": [{"inlineData": blob}]})
+
+    assert GeminiProtocol().receive(message, 0.0) == []
+
+
+def test_half_a_sample_is_cut_off() -> None:
+    assert GeminiProtocol().receive(audio(b"\1\2\3"), 0.0) == [AgentAudio(b"\1\2", 1, 0.0)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"a":"\xff"}', "\ud800", b"[" * 100_000, b"1e999"],
+)
+def test_malformed_messages_are_counted_and_ignored(message: bytes | str) -> None:
+    protocol = GeminiProtocol()
+
+    assert protocol.receive(message, 0.0) == []
+    assert protocol.malformed == 1
+
+
+def test_nothing_but_malformed_messages_ends_the_session() -> None:
+    protocol = GeminiProtocol()
+    for _ in range(MAX_MALFORMED_IN_A_ROW - 1):
+        protocol.receive(b"{", 0.0)
+
+    with pytest.raises(ModelError) as caught:
+        protocol.receive(b"{", 0.0)
+
+    assert caught.value.retryable
+
+
+def test_a_readable_message_forgives_the_malformed_ones_before_it() -> None:
+    protocol = GeminiProtocol()
+
+    for _ in range(3):
+        for _ in range(MAX_MALFORMED_IN_A_ROW - 1):
+            protocol.receive(b"{", 0.0)
+        protocol.receive(audio(), 0.0)
+
+    assert protocol.malformed == 3 * (MAX_MALFORMED_IN_A_ROW - 1)
+
+
+# Every name the reader looks for, from its own tables, and some that are hard to respell.
+NAMES = st.sampled_from(
+    sorted(
+        gemini._KNOWN_MESSAGE_FIELDS
+        | gemini._KNOWN_CONTENT_FIELDS
+        | {"server_content", "model_turn", "turn_complete", "parts", "inlineData", "inline_data"}
+        | {"mimeType", "data", "text", "ids", "functionCalls", "id", "name", "args", "timeLeft"}
+        | {"newHandle", "resumable", "promptTokensDetails", "modality", "tokenCount", "_", "__a"}
+    )
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["audio/pcm", "audio/pcm;rate=24000", "AAAA", "5s", "x" * 5000])
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(NAMES | st.text(max_size=5), inner, max_size=6)
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.lists(JSON, max_size=5))
+def test_no_json_whatever_makes_the_reader_fail(messages: list[Any]) -> None:
+    protocol = GeminiProtocol()
+
+    for message in messages:
+        protocol.receive(json.dumps(message), 0.0)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_whatever_make_the_reader_fail(message: bytes) -> None:
+    GeminiProtocol().receive(message, 0.0)
