@@ -6,6 +6,7 @@ shows which lines still touch Python objects.
 
 import os
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -17,7 +18,15 @@ COMPILE_ARGS = (
 
 setup(
     ext_modules=cythonize(
-        [Extension("codec._kernels", ["codec/_kernels.pyx"], extra_compile_args=COMPILE_ARGS)],
+        [
+            Extension(
+                f"codec.{source.stem}",
+                [source.as_posix()],
+                depends=[header.as_posix() for header in sorted(Path("codec").glob("*.h"))],
+                extra_compile_args=COMPILE_ARGS,
+            )
+            for source in sorted(Path("codec").glob("*.pyx"))
+        ],
         language_level=3,
         annotate=bool(os.environ.get("CYTHON_ANNOTATE")),
         compiler_directives={
