@@ -6,6 +6,7 @@ refuses to start and names what is missing. Never a silent mixture.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -14,6 +15,18 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The real accounts, complete."""
+
+    twilio_account_sid: str
+    twilio_auth_token: str
+    twilio_phone_number: str
+    gemini_api_key: str
+    public_url: str
+
 
 _ACCOUNT = ("twilio_account_sid", "twilio_auth_token", "twilio_phone_number", "gemini_api_key")
 
@@ -93,9 +106,23 @@ class Settings(BaseSettings):
     simulated_model: str = "answers"
 
     @property
-    def is_simulated(self) -> bool:
-        """Whether no account is set, so that the embedded simulators run."""
-        return all(getattr(self, name) is None for name in _ACCOUNT)
+    def account(self) -> Account | None:
+        """The real accounts, or None: then the embedded simulators run."""
+        if (
+            self.twilio_account_sid is None
+            or self.twilio_auth_token is None
+            or self.twilio_phone_number is None
+            or self.gemini_api_key is None
+            or self.public_url is None
+        ):
+            return None
+        return Account(
+            self.twilio_account_sid,
+            self.twilio_auth_token.get_secret_value(),
+            self.twilio_phone_number,
+            self.gemini_api_key.get_secret_value(),
+            self.public_url,
+        )
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:

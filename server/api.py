@@ -1,0 +1,105 @@
+"""What clients of the HTTP API send and get: models, field-level errors, and the key they show."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import phonenumbers
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from server.agent import Agent
+
+_TOO_WRONG = {
+    phonenumbers.ValidationResult.INVALID_COUNTRY_CODE: "the country code does not exist",
+    phonenumbers.ValidationResult.TOO_SHORT: "too short for its country",
+    phonenumbers.ValidationResult.TOO_LONG: "too long for its country",
+    phonenumbers.ValidationResult.INVALID_LENGTH: "the wrong length for its country",
+    phonenumbers.ValidationResult.IS_POSSIBLE_LOCAL_ONLY: "the area code is missing",
+}
+
+
+def e164(number: str) -> str:
+    """Check a phone number and write it in E.164 form, ``+`` and digits.
+
+    Raises:
+        ValueError: What is wrong with it.
+    """
+    if not number.strip().startswith("+"):
+        raise ValueError("must be in E.164 form: + and country code first, as in +584125551234")
+    try:
+        parsed = phonenumbers.parse(number)
+    except phonenumbers.NumberParseException as error:
+        raise ValueError(f"not a phone number: {str(error).rstrip('.').lower()}") from None
+    verdict = phonenumbers.is_possible_number_with_reason(parsed)
+    if verdict in _TOO_WRONG:
+        raise ValueError(f"not a possible phone number: {_TOO_WRONG[verdict]}")
+    if parsed.extension:
+        raise ValueError("must not have an extension")
+    return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+
+
+class MakeCall(BaseModel):
+    """What ``POST /make-call`` takes: a number, and what is different about this call's agent."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    destination_number: Annotated[
+        str,
+        AfterValidator(e164),
+        Field(description="E.164, such as +584125551234", max_length=40, examples=["+15005550006"]),
+    ]
+    prompt: Annotated[str | None, Field(max_length=32_000)] = None
+    greeting: Annotated[str | None, Field(max_length=4_000)] = None
+    voice: Annotated[str | None, Field(max_length=64)] = None
+    language: Annotated[str | None, Field(max_length=35, pattern=r"^[A-Za-z]{2,3}(-\w+)*$")] = None
+    metadata: Annotated[
+        dict[str, Annotated[str, Field(max_length=1_000)]] | None, Field(max_length=32)
+    ] = None
+    max_duration_s: Annotated[float | None, Field(gt=0, le=14_400)] = None
+
+    def agent(self, default: Agent) -> Agent:
+        """The default agent with this call's differences."""
+
+        def either(own: str | None, usual: Any) -> Any:
+            return usual if own is None else own
+
+        return Agent(
+            prompt=either(self.prompt, default.prompt),
+            greeting=either(self.greeting, default.greeting),
+            voice=either(self.voice, default.voice),
+            language=either(self.language, default.language),
+        )
+
+
+class CallMade(BaseModel):
+    """The answer to an accepted ``POST /make-call``."""
+
+    call_sid: str
+    status: str
+    carrier: str
+
+
+def error_body(error: str, message: str, **facts: Any) -> dict[str, Any]:
+    """Every error of the API has this shape."""
+    return {"error": error, "message": message, **facts}
+
+
+def field_errors(error: Exception | None) -> dict[str, str]:
+    """Field path to what is wrong with it; the whole body is ``""``."""
+    if not isinstance(error, ValidationError):
+        return {"": "must be a JSON object sent as application/json"}
+    return {
+        ".".join(str(part) for part in issue["loc"]): issue["msg"].removeprefix("Value error, ")
+        for issue in error.errors(include_url=False, include_context=False, include_input=False)
+    }
+
+
+def shows_key(headers: Mapping[str, str], key: str) -> bool:
+    """Whether a request shows the API key, as ``Authorization: Bearer`` or ``X-API-Key``."""
+    shown = headers.get("X-API-Key", "")
+    scheme, _, credentials = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        shown = credentials.strip()
+    return hmac.compare_digest(shown.encode(), key.encode())

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from server.agent import Agent
+from server.api import MakeCall, e164, field_errors, shows_key
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("+584125551234", "+584125551234"),
+        (" +1 (500) 555-0006 ", "+15005550006"),
+        ("+442079460000", "+442079460000"),
+    ],
+)
+def test_numbers_are_written_in_e164(given, wanted):
+    assert e164(given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("04125551234", "country code first"),
+        ("", "country code first"),
+        ("+", "not a phone number"),
+        ("+1555", "too short"),
+        ("+1555123456789", "too long"),
+        ("+9990000000", "not a phone number"),
+        ("+15005550006;ext=3", "extension"),
+        ("+abc", "not a phone number"),
+    ],
+)
+def test_a_wrong_number_says_what_is_wrong_with_it(given, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        e164(given)
+
+
+def test_errors_name_their_fields():
+    with pytest.raises(ValidationError) as caught:
+        MakeCall.model_validate({"destination_number": "12", "max_duration_s": -1, "colour": "red"})
+
+    assert set(field_errors(caught.value)) == {"destination_number", "max_duration_s", "colour"}
+
+
+def test_a_call_changes_only_what_it_says():
+    call = MakeCall.model_validate({"destination_number": "+15005550006", "voice": "Puck"})
+
+    assert call.agent(Agent(prompt="p", greeting="g")) == Agent("p", "g", "Puck", None)
+
+
+@pytest.mark.parametrize(
+    ("headers", "shown"),
+    [
+        ({"Authorization": "Bearer secret"}, True),
+        ({"Authorization": "bearer secret"}, True),
+        ({"X-API-Key": "secret"}, True),
+        ({"Authorization": "Basic secret"}, False),
+        ({"X-API-Key": "secre"}, False),
+        ({"Authorization": "Bearer \u00e9"}, False),
+        ({}, False),
+    ],
+)
+def test_the_key_is_shown_in_either_header(headers, shown):
+    assert shows_key(headers, "secret") is shown

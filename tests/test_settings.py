@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+
+from server.errors import ConfigurationError
+from server.settings import Settings
+
+ACCOUNT = {
+    "twilio_account_sid": "AC1",
+    "twilio_auth_token": "t",
+    "twilio_phone_number": "+15005550006",
+    "gemini_api_key": "g",
+    "public_url": "https://phone.example.com/",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch, tmp_path):
+    for name in (*ACCOUNT, "api_key", "port"):
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_nothing_set_means_the_simulators():
+    assert Settings.load().account is None
+
+
+def test_a_complete_account_is_used_and_its_origin_has_no_slash_at_the_end():
+    account = Settings.load(**ACCOUNT).account
+
+    assert account is not None
+    assert account.public_url == "https://phone.example.com"
+
+
+@pytest.mark.parametrize("name", ACCOUNT)
+def test_a_half_set_account_names_what_is_missing(name):
+    with pytest.raises(ConfigurationError, match=name.upper()):
+        Settings.load(**{k: v for k, v in ACCOUNT.items() if k != name})
+
+
+def test_a_public_url_alone_is_no_account():
+    assert Settings.load(public_url="http://127.0.0.1:9000").account is None
+
+
+def test_twilio_needs_https():
+    with pytest.raises(ConfigurationError, match="https"):
+        Settings.load(**ACCOUNT | {"public_url": "http://phone.example.com"})
+
+
+def test_a_wrong_value_names_its_variable(monkeypatch):
+    monkeypatch.setenv("PORT", "eighty")
+
+    with pytest.raises(ConfigurationError, match="PORT"):
+        Settings.load()
+
+
+def test_secrets_are_not_in_the_repr():
+    assert "'t'" not in repr(Settings.load(**ACCOUNT))
+    assert "'g'" not in repr(Settings.load(**ACCOUNT))
+
+
+def test_a_dot_env_file_is_read(tmp_path):
+    (tmp_path / ".env").write_text("PORT=8123\nSOMETHING_ELSE=1\n")
+
+    assert Settings.load().port == 8123
+
+
+def test_every_setting_is_in_the_example(request):
+    example = (request.config.rootpath / ".env.example").read_text()
+    missing = [n.upper() for n in Settings.model_fields if f"{n.upper()}=" not in example]
+
+    assert missing == []
