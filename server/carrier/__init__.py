@@ -211,3 +211,15 @@ class Carrier(Protocol):
     def answer_twiml(self, ticket: str) -> str:
         """The document that answers a call with a media stream that shows the ticket."""
         ...
+
+    def refuse_twiml(self) -> str:
+        """The document that refuses an inbound call: the caller hears a busy tone."""
+        ...
+
+    def read_status(self, form: Mapping[str, str]) -> StatusUpdate:
+        """What a status callback says.
+
+        Raises:
+            CarrierProtocolError: It is not one.
+        """
+        ...

@@ -695,6 +695,16 @@ class TwilioCarrier:
         """The document that answers a call with a media stream that shows the ticket."""
         return stream_twiml(self._stream_url, {"ticket": ticket})
 
+    def refuse_twiml(self) -> str:
+        """The document that refuses an inbound call as busy; Twilio does not bill it."""
+        response = VoiceResponse()
+        response.reject(reason="busy")
+        return str(response)
+
+    def read_status(self, form: Mapping[str, str]) -> StatusUpdate:
+        """See :func:`parse_status`."""
+        return parse_status(form)
+
 
 def _placed_status(word: object) -> CallStatus:
     try:

@@ -1,0 +1,585 @@
+"""One phone call: from the moment the carrier has accepted it to the record it leaves.
+
+A :class:`Call` has a media stream on one side and a model session on the other, and runs three
+loops in one nursery: ``_hear`` (caller to model), ``_speak`` (model to playout) and ``_play``
+(playout to caller). It starts when the call is created, not when it is answered, so the greeting
+is ready when the phone leaves the hook.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+import structlog
+import trio
+
+from codec import MulawDecoder, MulawEncoder
+from server.agent import Agent
+from server.carrier import (
+    CallerAudio,
+    CallStatus,
+    Carrier,
+    CarrierEvent,
+    Clear,
+    DigitPressed,
+    MarkReached,
+    MediaStream,
+    SendAudio,
+    StatusUpdate,
+    StreamStarted,
+    StreamStopped,
+)
+from server.errors import (
+    CarrierError,
+    CarrierProtocolError,
+    ModelError,
+    ModelQuotaExceeded,
+    ServerError,
+    StreamEnded,
+)
+from server.logs import masked
+from server.metrics import LatencySummary, Metrics
+from server.model import (
+    AGENT_RATE_HZ,
+    CALLER_RATE_HZ,
+    AgentAudio,
+    AgentTranscript,
+    CallerTranscript,
+    GenerationComplete,
+    GoingAway,
+    Interrupted,
+    Model,
+    ResumptionHandle,
+    Session,
+    ToolCallsCancelled,
+    ToolCallsRequested,
+    ToolResult,
+    TurnComplete,
+    Usage,
+)
+from server.playout import HeardTurn, Playout
+from server.transcript import Transcript
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MAX_MESSAGE_BYTES = CALLER_RATE_HZ * 2 // 10
+"""100 ms of pcm: the longest input chunk the model's guide recommends."""
+MAX_UNSENT_BYTES = CALLER_RATE_HZ * 2 * 10
+"""Ten seconds of caller audio may wait for the model session; then the oldest goes."""
+MAX_GATHERED_BYTES = 800
+"""100 ms of payload: as much as one model message takes."""
+MAX_TIMELINE = 500
+
+
+class EndReason(StrEnum):
+    """Why a call ended; stored in its record and counted by it."""
+
+    CALLER_HUNG_UP = "caller-hung-up"
+    CALLER_GONE = "caller-gone"
+    """The stream closed or fell silent without the carrier's stop."""
+    BUSY = "busy"
+    NO_ANSWER = "no-answer"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    HUNG_UP = "hung-up"
+    """Ended through our API."""
+    MAX_DURATION = "max-duration"
+    MODEL_UNAVAILABLE = "model-unavailable"
+    MODEL_LOST = "model-lost"
+    MODEL_QUOTA = "model-quota"
+    CARRIER_PROTOCOL = "carrier-protocol-error"
+    CARRIER_FAILED = "carrier-failed"
+    DRAINED = "drained"
+    ERROR = "error"
+    """A bug of ours; the log has the traceback."""
+
+
+_BY_CARRIER = frozenset(
+    {
+        EndReason.CALLER_HUNG_UP,
+        EndReason.CALLER_GONE,
+        EndReason.BUSY,
+        EndReason.NO_ANSWER,
+        EndReason.FAILED,
+        EndReason.CANCELED,
+    }
+)
+"""Reasons after which the carrier has nothing left to hang up."""
+
+_REASON_OF_STATUS = {
+    CallStatus.COMPLETED: EndReason.CALLER_HUNG_UP,
+    CallStatus.BUSY: EndReason.BUSY,
+    CallStatus.NO_ANSWER: EndReason.NO_ANSWER,
+    CallStatus.FAILED: EndReason.FAILED,
+    CallStatus.CANCELED: EndReason.CANCELED,
+}
+
+_CLOSE_CODES = {EndReason.CARRIER_PROTOCOL: 1008, EndReason.ERROR: 1011}
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """The settings that a call needs, in seconds."""
+
+    prewarm: bool = True
+    lead_s: float = 30.0
+    mark_every_s: float = 1.0
+    greeting_retry_s: float = 3.0
+    media_timeout_s: float = 5.0
+    answer_timeout_s: float = 120.0
+    max_duration_s: float = 3_600.0
+    close_timeout_s: float = 3.0
+
+
+@dataclass(slots=True)
+class Timings:
+    """What was measured on this call; durations in seconds."""
+
+    answer_to_first_audio_s: float | None = None
+    caller_chunks: LatencySummary = field(default_factory=LatencySummary)
+    agent_chunks: LatencySummary = field(default_factory=LatencySummary)
+    interrupt_to_clear: LatencySummary = field(default_factory=LatencySummary)
+    caller_audio_s: float = 0.0
+    """Caller audio received, and passed on to the model."""
+    caller_audio_lost_s: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the API shows them, in milliseconds."""
+        first_s = self.answer_to_first_audio_s
+        return {
+            "answer_to_first_audio_ms": None if first_s is None else round(first_s * 1000, 3),
+            "caller_to_model": self.caller_chunks.as_dict(),
+            "model_to_caller": self.agent_chunks.as_dict(),
+            "interrupt_to_clear": self.interrupt_to_clear.as_dict(),
+            "caller_audio_s": round(self.caller_audio_s, 3),
+            "caller_audio_lost_s": round(self.caller_audio_lost_s, 3),
+        }
+
+
+class Call:
+    """One phone call. ``run`` is its whole life; everything else tells it something.
+
+    Args:
+        direction: Who dialled.
+        number: The other party's number; only ever shown masked.
+        agent: Who answers.
+        carrier: Hangs the call up when it is we who end it.
+        model: Opens the session.
+        metrics: The process's metrics.
+        options: Settings.
+        metadata: The API client's own labels, handed back in the record.
+    """
+
+    def __init__(
+        self,
+        *,
+        direction: Literal["inbound", "outbound"],
+        number: str,
+        agent: Agent,
+        carrier: Carrier,
+        model: Model,
+        metrics: Metrics,
+        options: CallOptions,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.direction = direction
+        self.number = number
+        self.agent = agent
+        self.metadata = dict(metadata or {})
+        self.call_sid = ""
+        self.status = CallStatus.QUEUED
+        self.end_reason: EndReason | None = None
+        self.end_detail = ""
+        self.transcript = Transcript()
+        self.timings = Timings()
+        self.created_at = time.time()
+        self.timeline: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=MAX_TIMELINE)
+        self.accepted = trio.Event()
+        self.finished = trio.Event()
+
+        self._carrier = carrier
+        self._model = model
+        self._metrics = metrics
+        self._options = options
+        self._began_at = trio.current_time()
+        self._answered_at: float | None = None
+        self._ended_at: float | None = None
+        self._status_number = -1
+        self._over = trio.Event()
+        self._time_limit = trio.CancelScope()
+
+        self._media: MediaStream | None = None
+        self._connected = trio.Event()
+        self._stream_over = trio.Event()
+        self._session: Session | None = None
+        self._unsent = bytearray()
+        self._decoder = MulawDecoder(CALLER_RATE_HZ)
+        self._encoder = MulawEncoder(AGENT_RATE_HZ)
+        self._playout = Playout(lead_s=options.lead_s, mark_every_s=options.mark_every_s)
+        self._playout_changed = trio.Event()
+        self._agent_spoke = trio.Event()
+        self._agent_turn = 0
+        self._interrupted_at: float | None = None
+
+    # -- what others tell a call -----------------------------------------------------------
+
+    def accept(self, call_sid: str) -> None:
+        """The carrier has taken the call and named it."""
+        self.call_sid = call_sid
+        self.accepted.set()
+
+    def update_status(self, update: StatusUpdate) -> None:
+        """A status callback: idempotent, and an older one never undoes a newer one."""
+        stale = update.sequence_number <= self._status_number and not update.status.is_final
+        if stale or self.status.is_final:
+            return
+        self._status_number = update.sequence_number
+        self.status = update.status
+        self.note(update.status.value, **update.facts)
+        if update.status.is_final:
+            self.end(_REASON_OF_STATUS[update.status])
+
+    async def serve(self, media: MediaStream, started: StreamStarted) -> None:
+        """Give the call its stream; returns when the call is over."""
+        self._media = media
+        self._answered_at = started.received_at
+        self.note("answered")
+        self._playout.open(started.received_at)
+        self._time_limit.deadline = started.received_at + self._options.max_duration_s
+        self._connected.set()
+        try:
+            await self.finished.wait()
+        finally:
+            self.end(EndReason.CALLER_GONE, "the media socket was torn down")
+
+    def end(self, reason: EndReason, detail: str = "") -> None:
+        """Ask the call to end; the first reason counts, later ones are ignored."""
+        if self.end_reason is None:
+            self.end_reason = reason
+            self.end_detail = detail
+            self._over.set()
+
+    # -- the life of a call ----------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Bridge both sides until one ends; never raises for what one call can do wrong."""
+        with structlog.contextvars.bound_contextvars(call_sid=self.call_sid):
+            logger.info("call started", direction=self.direction, number=masked(self.number))
+            self._metrics.calls_active.inc()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._end_when_told, nursery.cancel_scope)
+                    nursery.start_soon(self._hear)
+                    nursery.start_soon(self._play)
+                    if not self._options.prewarm:
+                        await self._connected.wait()
+                    async with self._model.open_session(self.agent) as session:
+                        self.note("model ready")
+                        self._session = session
+                        nursery.start_soon(self._greet, session)
+                        await self._speak(session)
+            except* ServerError as failures:
+                self._failed(failures)
+            except* Exception as failures:
+                self.end(EndReason.ERROR, type(failures.exceptions[0]).__name__)
+                logger.exception("call failed by a bug of ours", exc_info=failures)
+            finally:
+                self.end(EndReason.CANCELED, "the server stopped")
+                # A hang-up or a shutdown reaches us as Cancelled: without the shield the clean-up
+                # would be cancelled too, and the record lost.
+                with trio.move_on_after(self._options.close_timeout_s, shield=True):
+                    await self._close()
+                self._keep_record()
+
+    async def _end_when_told(self, scope: trio.CancelScope) -> None:
+        """End of the call: somebody said so, nobody answered, or its time is up."""
+        if not self._connected.is_set():
+            self._time_limit.deadline = trio.current_time() + self._options.answer_timeout_s
+        with self._time_limit:
+            await self._over.wait()
+        if self._time_limit.cancelled_caught:
+            answered = self._connected.is_set()
+            self.end(EndReason.MAX_DURATION if answered else EndReason.NO_ANSWER)
+        if self.end_reason is EndReason.CALLER_HUNG_UP and self._connected.is_set():
+            # The status callback may overtake the last audio and the stop message.
+            with trio.move_on_after(self._options.close_timeout_s):
+                await self._stream_over.wait()
+        scope.cancel(f"the call ended: {self.end_reason}")
+
+    def _failed(self, failures: ExceptionGroup[ServerError]) -> None:
+        """Name the end of a call after the first thing that went wrong on somebody's side."""
+        error: BaseException = failures
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        match error:
+            case ModelQuotaExceeded():
+                reason = EndReason.MODEL_QUOTA
+            case ModelError():
+                lost = self._session is not None
+                reason = EndReason.MODEL_LOST if lost else EndReason.MODEL_UNAVAILABLE
+            case CarrierProtocolError():
+                reason = EndReason.CARRIER_PROTOCOL
+            case StreamEnded():
+                reason = EndReason.CALLER_GONE
+            case _:
+                reason = EndReason.CARRIER_FAILED
+        self.end(reason, str(error))
+        logger.warning("call failed", reason=reason.value, error=str(error))
+
+    async def _close(self) -> None:
+        """Hang up if it is we who end the call, and close the stream."""
+        if self.end_reason not in _BY_CARRIER and self.call_sid:
+            try:
+                # Before the socket: a stream that is closed by us counts as an error (31921).
+                await self._carrier.hang_up(self.call_sid)
+            except CarrierError as error:
+                logger.warning("hang-up failed", error=str(error))
+        if self._media is not None:
+            with contextlib.suppress(StreamEnded):
+                code = _CLOSE_CODES.get(self.end_reason or EndReason.ERROR, 1000)
+                await self._media.aclose(code, self.end_reason or "")
+
+    def _keep_record(self) -> None:
+        now = trio.current_time()
+        self._ended_at = now
+        for turn in self.transcript.turns:
+            if turn.number is not None and (heard := self._playout.turn_heard(turn.number, now)):
+                self._note_heard(heard)
+        reason = self.end_reason or EndReason.ERROR
+        self._metrics.calls_active.dec()
+        self._metrics.calls_ended.labels(self.direction, reason.value).inc()
+        self.note("ended", reason=reason.value)
+        logger.info(
+            "call ended",
+            reason=reason.value,
+            detail=self.end_detail,
+            duration_s=round(self.duration_s, 1),
+            heard_s=round(self._playout.heard_s(now), 1),
+        )
+        self.finished.set()
+
+    # -- caller to model -------------------------------------------------------------------
+
+    async def _hear(self) -> None:
+        """Caller to model: the only task that reads the media stream."""
+        await self._connected.wait()
+        media = self._media
+        assert media is not None
+        event: CarrierEvent | None = None
+        while True:
+            if event is None:
+                with trio.move_on_after(self._options.media_timeout_s):
+                    event = await media.receive()
+            match event:
+                case CallerAudio():
+                    payload, following = self._gather(media, event)
+                    await self._pass_on(payload, event.received_at)
+                    event = following
+                    continue
+                case MarkReached(name=name, received_at=received_at):
+                    if heard := self._playout.mark_reached(name, received_at):
+                        self._note_heard(heard)
+                case DigitPressed(digit=digit):
+                    self.note("digit")
+                    await self._digit_pressed(digit)
+                case StreamStopped(said=said):
+                    self._stream_over.set()
+                    self.end(EndReason.CALLER_HUNG_UP if said else EndReason.CALLER_GONE)
+                    return
+                case None:
+                    self.end(EndReason.CALLER_GONE, "no audio from the carrier")
+                    return
+                case _:
+                    pass
+            event = None
+
+    def _gather(self, media: MediaStream, first: CallerAudio) -> tuple[bytes, CarrierEvent | None]:
+        """Join what is already waiting; latency is never traded for this while idle."""
+        payload = first.payload
+        while len(payload) < MAX_GATHERED_BYTES:
+            event = media.receive_nowait()
+            if not isinstance(event, CallerAudio):
+                return payload, event
+            payload += event.payload
+        return payload, None
+
+    async def _pass_on(self, payload: bytes, received_at: float) -> None:
+        self.timings.caller_audio_s += len(payload) / 8_000
+        self._unsent += self._decoder.decode(payload)
+        session = self._session
+        if session is None:
+            if (lost := len(self._unsent) - MAX_UNSENT_BYTES) > 0:
+                del self._unsent[:lost]
+                self.timings.caller_audio_lost_s += lost / 2 / CALLER_RATE_HZ
+            return
+        while self._unsent:
+            pcm = bytes(self._unsent[:MAX_MESSAGE_BYTES])
+            del self._unsent[:MAX_MESSAGE_BYTES]
+            await session.send_audio(pcm)
+        took_s = trio.current_time() - received_at
+        self.timings.caller_chunks.record(took_s)
+        self._metrics.chunk_latency.labels("caller").observe(took_s)
+
+    async def _digit_pressed(self, digit: str) -> None:
+        if self._session is not None:
+            await self._session.send_text(f"The caller pressed {digit} on the telephone keypad.")
+
+    # -- model to playout ------------------------------------------------------------------
+
+    async def _greet(self, session: Session) -> None:
+        """Make the agent speak first; models sometimes need to be asked twice."""
+        if not self.agent.greeting:
+            return
+        for _ in range(2):
+            await session.send_text(self.agent.greeting)
+            with trio.move_on_after(self._options.greeting_retry_s):
+                await self._agent_spoke.wait()
+                return
+            self.note("greeting late")
+
+    async def _speak(self, session: Session) -> None:
+        """Model to playout: the only task that reads the session."""
+        while True:
+            match await session.receive():
+                case AgentAudio(pcm=pcm, turn=turn, received_at=received_at):
+                    self._agent_says(pcm, turn, received_at)
+                case Interrupted(turn=turn, received_at=received_at):
+                    self._interrupt(turn, received_at)
+                case GenerationComplete(turn=turn) | TurnComplete(turn=turn):
+                    self._finish_turn(turn)
+                case AgentTranscript(text=text, turn=turn):
+                    self.transcript.agent_said(text, turn, self._since_answer(trio.current_time()))
+                case CallerTranscript(text=text):
+                    self.transcript.caller_said(text, self._since_answer(trio.current_time()))
+                case ToolCallsRequested(calls=calls):
+                    # An id that is never answered blocks the session for good.
+                    error = {"error": "this agent has no such function"}
+                    await session.send_tool_results(
+                        tuple(ToolResult(call.id, call.name, error) for call in calls)
+                    )
+                case GoingAway(time_left_s=time_left_s):
+                    self.note("model going away", time_left_s=time_left_s)
+                case ToolCallsCancelled() | Usage() | ResumptionHandle():
+                    pass
+
+    def _agent_says(self, pcm: bytes, turn: int, received_at: float) -> None:
+        if turn != self._agent_turn:
+            # A new sentence owes nothing to the filter's memory of a turn that was cut.
+            self._agent_turn = turn
+            self._encoder.reset()
+            self.note("agent turn", turn=turn)
+        self._agent_spoke.set()
+        if self._playout.push(self._encoder.encode(pcm), turn, received_at):
+            self._playout_changed.set()
+
+    def _finish_turn(self, turn: int) -> None:
+        if turn == self._agent_turn:
+            self._playout.push(self._encoder.flush(), turn)
+        self._playout.finish_turn(turn)
+        self._playout_changed.set()
+
+    def _interrupt(self, turn: int, received_at: float) -> None:
+        """Barge-in: stop the agent before anything else is sent."""
+        cut = self._playout.interrupt(turn, received_at)
+        if cut is None:
+            return
+        self._interrupted_at = received_at
+        self._playout_changed.set()
+        self.note("barge-in", turn=turn, heard_s=round(cut.heard_s, 3))
+        self._note_heard(cut)
+
+    # -- playout to caller -----------------------------------------------------------------
+
+    async def _play(self) -> None:
+        """Playout to caller: the only task that writes to the media stream."""
+        await self._connected.wait()
+        media = self._media
+        assert media is not None
+        while True:
+            # The event is made before asking, so that a change while we send is seen.
+            changed = self._playout_changed = trio.Event()
+            command = self._playout.next_command(trio.current_time())
+            if command is None:
+                with trio.move_on_at(self._playout.next_due()):
+                    await changed.wait()
+                continue
+            try:
+                await media.send(command)
+            except StreamEnded:
+                return  # _hear sees the same end, and says which it was
+            self._note_sent(command, trio.current_time())
+
+    def _note_sent(self, command: object, now: float) -> None:
+        assert self._answered_at is not None
+        match command:
+            case SendAudio(received_at=received_at):
+                if self.timings.answer_to_first_audio_s is None:
+                    first_s = now - self._answered_at
+                    self.timings.answer_to_first_audio_s = first_s
+                    self._metrics.answer_to_audio.observe(first_s)
+                    self.note("first audio", after_ms=round(first_s * 1000, 3))
+                if received_at > self._answered_at:
+                    self.timings.agent_chunks.record(now - received_at)
+                    self._metrics.chunk_latency.labels("agent").observe(now - received_at)
+            case Clear() if self._interrupted_at is not None:
+                self.timings.interrupt_to_clear.record(now - self._interrupted_at)
+                self._metrics.interrupt_to_clear.observe(now - self._interrupted_at)
+                self._interrupted_at = None
+
+    # -- the record ------------------------------------------------------------------------
+
+    def note(self, what: str, **facts: Any) -> None:
+        """Add a line to the call's timeline; facts are numbers and words of ours, never speech."""
+        self.timeline.append((trio.current_time() - self._began_at, what, facts))
+        logger.debug(what, **facts)
+
+    def _note_heard(self, heard: HeardTurn) -> None:
+        self.transcript.agent_heard(
+            heard.turn, heard_s=heard.heard_s, sent_s=heard.sent_s, cut=heard.cut
+        )
+
+    def _since_answer(self, now: float) -> float:
+        return now - (self._answered_at if self._answered_at is not None else now)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the record is final."""
+        return self.finished.is_set()
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds on the line: from the answer to the end, or to now."""
+        if self._answered_at is None:
+            return 0.0
+        return (self._ended_at or trio.current_time()) - self._answered_at
+
+    def as_dict(self, *, full: bool = True) -> dict[str, Any]:
+        """The record as the API shows it."""
+        now = self._ended_at or trio.current_time()
+        record: dict[str, Any] = {
+            "call_sid": self.call_sid,
+            "direction": self.direction,
+            "number": masked(self.number),
+            "state": "ended" if self.is_over else "live",
+            "status": self.status.value,
+            "reason": self.end_reason.value if self.end_reason else None,
+            "detail": self.end_detail,
+            "created_at": round(self.created_at, 3),
+            "duration_s": round(self.duration_s, 3),
+            "agent_heard_s": round(self._playout.heard_s(now), 3),
+            "metadata": self.metadata,
+        }
+        if full:
+            record["timings"] = self.timings.as_dict()
+            record["transcript"] = self.transcript.as_list()
+            record["timeline"] = [
+                {"at_s": round(at_s, 3), "what": what, **facts}
+                for at_s, what, facts in self.timeline
+            ]
+        return record

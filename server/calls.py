@@ -1,0 +1,283 @@
+"""Every call of this process: who may be placed, which stream belongs to which, what is kept.
+
+Each call runs in a nursery of its own inside :meth:`Calls.run`; a call that fails takes nothing
+with it. A media socket proves its call by a single-use ticket that we put into the TwiML.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import structlog
+import trio
+
+from server.agent import Agent
+from server.call import Call, CallOptions, EndReason
+from server.carrier import Carrier, MediaStream, StatusUpdate, StreamStarted, StreamStopped
+from server.errors import CallRefused, CarrierProtocolError, StreamEnded
+from server.metrics import Metrics
+from server.model import Model
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MAX_EARLY_UPDATES = 1_000
+"""Status callbacks that overtook the answer to the dial request wait here."""
+POLICY_VIOLATION = 1008
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    call: Call
+    expires_at: float
+
+
+class Calls:
+    """Admission, tickets, and the live and recent calls.
+
+    Args:
+        carrier: Places the calls.
+        model: Opens their sessions.
+        metrics: The process's metrics.
+        options: Settings of each call.
+        max_calls: How many may be live at once, ringing ones included.
+        ticket_ttl_s: How long a ticket may wait for its stream.
+        start_timeout_s: How long a media socket may take to say which call it is.
+        recent_calls: How many records of ended calls are kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        carrier: Carrier,
+        model: Model,
+        metrics: Metrics,
+        options: CallOptions,
+        max_calls: int = 100,
+        ticket_ttl_s: float = 900.0,
+        start_timeout_s: float = 10.0,
+        recent_calls: int = 1_000,
+    ) -> None:
+        self.carrier = carrier
+        self.model = model
+        self.metrics = metrics
+        self.draining = False
+        self._options = options
+        self._max_calls = max_calls
+        self._ticket_ttl_s = ticket_ttl_s
+        self._start_timeout_s = start_timeout_s
+        self._recent_calls = recent_calls
+        self._dialling = 0
+        self._live: dict[str, Call] = {}
+        self._recent: OrderedDict[str, Call] = OrderedDict()
+        self._tickets: dict[str, _Ticket] = {}
+        self._early: OrderedDict[str, list[StatusUpdate]] = OrderedDict()
+        self._empty = trio.Event()
+        self._accepted_in, self._accepted_out = trio.open_memory_channel[Call](0)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run every call, each in its own nursery, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            async for call in self._accepted_out:
+                nursery.start_soon(self._run, call)
+
+    async def _run(self, call: Call) -> None:
+        try:
+            await call.run()
+        finally:
+            self._live.pop(call.call_sid, None)
+            self._recent[call.call_sid] = call
+            while len(self._recent) > self._recent_calls:
+                self._recent.popitem(last=False)
+            for ticket in [name for name, held in self._tickets.items() if held.call is call]:
+                del self._tickets[ticket]
+            if not self._live:
+                self._empty.set()
+
+    # -- placing and answering -------------------------------------------------------------
+
+    async def place(
+        self,
+        destination_number: str,
+        agent: Agent,
+        *,
+        max_duration_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Call:
+        """Dial a number; the call runs from the moment the carrier has accepted it.
+
+        Raises:
+            CallRefused: Full or draining.
+            CarrierError: The carrier refused or could not be reached.
+        """
+        self._admit()
+        call = self._new_call("outbound", destination_number, agent, max_duration_s, metadata)
+        ticket = self._issue(call)
+        self._dialling += 1
+        try:
+            placed = await self.carrier.place_call(
+                destination_number,
+                ticket=ticket,
+                max_duration_s=max_duration_s or self._options.max_duration_s,
+            )
+        except BaseException:
+            del self._tickets[ticket]
+            raise
+        finally:
+            self._dialling -= 1
+        call.status = placed.status
+        await self._begin(call, placed.call_sid)
+        return call
+
+    async def answer(self, call_sid: str, number: str, agent: Agent) -> str:
+        """The document that answers this call; it is idempotent, as webhooks are repeated.
+
+        Raises:
+            CallRefused: Full or draining.
+        """
+        call = self._live.get(call_sid)
+        if call is None:
+            self._admit()
+            call = self._new_call("inbound", number, agent, None, None)
+            await self._begin(call, call_sid)
+        return self.carrier.answer_twiml(self._issue(call))
+
+    def _admit(self) -> None:
+        if self.draining:
+            raise CallRefused(
+                "the server is draining", reason="draining", status=503, retry_after_s=60
+            )
+        if len(self._live) + self._dialling >= self._max_calls:
+            raise CallRefused(
+                f"all {self._max_calls} lines are busy", reason="full", status=503, retry_after_s=10
+            )
+
+    def _new_call(
+        self,
+        direction: Literal["inbound", "outbound"],
+        number: str,
+        agent: Agent,
+        max_duration_s: float | None,
+        metadata: Mapping[str, str] | None,
+    ) -> Call:
+        options = self._options
+        if max_duration_s is not None:
+            shorter_s = min(max_duration_s, options.max_duration_s)
+            options = replace(options, max_duration_s=shorter_s)
+        return Call(
+            direction=direction,
+            number=number,
+            agent=agent,
+            carrier=self.carrier,
+            model=self.model,
+            metrics=self.metrics,
+            options=options,
+            metadata=metadata,
+        )
+
+    async def _begin(self, call: Call, call_sid: str) -> None:
+        call.accept(call_sid)
+        self._live[call_sid] = call
+        self._empty = trio.Event()
+        for update in sorted(self._early.pop(call_sid, []), key=lambda u: u.sequence_number):
+            call.update_status(update)
+        await self._accepted_in.send(call)
+
+    # -- what the carrier tells ------------------------------------------------------------
+
+    def update_status(self, update: StatusUpdate) -> None:
+        """A status callback, in any order and any number of times."""
+        call = self._live.get(update.call_sid)
+        if call is not None:
+            call.update_status(update)
+        elif update.call_sid not in self._recent:
+            # It can overtake the answer to our own dial request.
+            self._early.setdefault(update.call_sid, []).append(update)
+            while len(self._early) > MAX_EARLY_UPDATES:
+                self._early.popitem(last=False)
+
+    async def serve_stream(self, media: MediaStream) -> None:
+        """Find the call that a new media socket belongs to, and serve it until it is over."""
+        refusal = "no start message in time"
+        call = started = None
+        with trio.move_on_after(self._start_timeout_s):
+            try:
+                if (started := await self._wait_started(media)) is None:
+                    return  # it closed without ever starting: nobody is there to be told
+                call = await self._claim(started)
+                refusal = "unknown, used or expired ticket"
+            except CarrierProtocolError as error:
+                refusal = error.reason
+        if started is None or call is None:
+            logger.warning("media stream refused", reason=refusal)
+            with trio.move_on_after(self._options.close_timeout_s), suppress(StreamEnded):
+                await media.aclose(POLICY_VIOLATION, refusal)
+            return
+        await call.serve(media, started)
+
+    async def _wait_started(self, media: MediaStream) -> StreamStarted | None:
+        while True:
+            match await media.receive():
+                case StreamStarted() as started:
+                    return started
+                case StreamStopped():
+                    return None
+                case _:
+                    pass  # audio before the start belongs to nobody
+
+    async def _claim(self, started: StreamStarted) -> Call | None:
+        held = self._tickets.pop(started.parameters.get("ticket", ""), None)
+        if held is None or held.expires_at <= started.received_at:
+            return None
+        # The phone may be answered before our own dial request is.
+        await held.call.accepted.wait()
+        return held.call if held.call.call_sid == started.call_sid else None
+
+    def _issue(self, call: Call) -> str:
+        now = trio.current_time()
+        for name in [name for name, held in self._tickets.items() if held.expires_at <= now]:
+            del self._tickets[name]
+        ticket = secrets.token_urlsafe(16)  # 128 bits
+        self._tickets[ticket] = _Ticket(call, now + self._ticket_ttl_s)
+        return ticket
+
+    # -- looking and ending ----------------------------------------------------------------
+
+    def get(self, call_sid: str) -> Call | None:
+        """A live or recent call."""
+        return self._live.get(call_sid) or self._recent.get(call_sid)
+
+    def all(self) -> Iterable[Call]:
+        """Live calls, then recent ones, newest first."""
+        yield from reversed(self._live.values())
+        yield from reversed(self._recent.values())
+
+    @property
+    def live_count(self) -> int:
+        """Calls that are dialled, ringing or talking."""
+        return len(self._live) + self._dialling
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next call would be refused for want of a line."""
+        return self.live_count >= self._max_calls
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new calls, let live ones finish, and end what is left at the deadline."""
+        self.draining = True
+        logger.info("draining", live=self.live_count)
+        with trio.move_on_after(timeout_s):
+            await self._wait_empty()
+        for call in list(self._live.values()):
+            call.end(EndReason.DRAINED)
+        with trio.move_on_after(2 * self._options.close_timeout_s):
+            await self._wait_empty()
+
+    async def _wait_empty(self) -> None:
+        while self._live:
+            await self._empty.wait()

@@ -1,0 +1,192 @@
+"""Two small peers of ours that speak the call's own words over memory channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from server.agent import Agent
+from server.carrier import (
+    CallerAudio,
+    CallStatus,
+    CarrierCommand,
+    CarrierEvent,
+    Clear,
+    MarkReached,
+    PlacedCall,
+    SendAudio,
+    SendMark,
+    StatusUpdate,
+    StreamStarted,
+    StreamStopped,
+)
+from server.errors import CarrierError, ModelError, StreamEnded
+from server.model import SessionEvent, ToolResult
+
+
+class MemoryMedia:
+    """A media stream; the test says what the carrier sends and sees what it is sent."""
+
+    stream_sid = "MZ1"
+
+    def __init__(self) -> None:
+        self._to_call, self._from_test = trio.open_memory_channel[CarrierEvent](math.inf)
+        self.sent: list[tuple[float, CarrierCommand]] = []
+        self.closed: tuple[int, str] | None = None
+
+    # The carrier's end, for the test.
+
+    def start(self, call_sid: str = "CA1", ticket: str = "") -> StreamStarted:
+        return StreamStarted("MZ1", call_sid, {"ticket": ticket}, trio.current_time())
+
+    def say(self, payload: bytes) -> None:
+        self.event(CallerAudio(payload, 0, trio.current_time()))
+
+    def event(self, event: CarrierEvent) -> None:
+        self._to_call.send_nowait(event)
+
+    def echo_marks(self) -> None:
+        for command in self.commands:
+            if isinstance(command, SendMark):
+                self.event(MarkReached(command.name, trio.current_time()))
+
+    def hang_up(self) -> None:
+        self.event(StreamStopped(said=True))
+
+    @property
+    def commands(self) -> list[CarrierCommand]:
+        return [command for _, command in self.sent]
+
+    @property
+    def payload(self) -> bytes:
+        return b"".join(c.payload for c in self.commands if isinstance(c, SendAudio))
+
+    def audio_after_clear(self) -> bytes:
+        after = self.commands[self.commands.index(Clear()) + 1 :]
+        return b"".join(c.payload for c in after if isinstance(c, SendAudio))
+
+    # The call's end.
+
+    async def receive(self) -> CarrierEvent:
+        return await self._from_test.receive()
+
+    def receive_nowait(self) -> CarrierEvent | None:
+        try:
+            return self._from_test.receive_nowait()
+        except trio.WouldBlock:
+            return None
+
+    async def send(self, command: CarrierCommand) -> None:
+        if self.closed:
+            raise StreamEnded("closed")
+        await trio.lowlevel.checkpoint()
+        self.sent.append((trio.current_time(), command))
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        await trio.lowlevel.checkpoint()
+        self.closed = (code, reason)
+
+
+class MemorySession:
+    """A model session; the test says what the model sends and sees what it is sent."""
+
+    def __init__(self) -> None:
+        self._to_call, self._from_test = trio.open_memory_channel[SessionEvent | ModelError](
+            math.inf
+        )
+        self.heard = bytearray()
+        self.texts: list[tuple[float, str]] = []
+        self.results: list[ToolResult] = []
+        self.closed = False
+
+    def event(self, event: SessionEvent | ModelError) -> None:
+        self._to_call.send_nowait(event)
+
+    async def receive(self) -> SessionEvent:
+        event = await self._from_test.receive()
+        if isinstance(event, ModelError):
+            raise event
+        return event
+
+    async def send_audio(self, pcm: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.heard += pcm
+
+    async def send_text(self, text: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.texts.append((trio.current_time(), text))
+
+    async def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.results.extend(results)
+
+
+@dataclass
+class MemoryModel:
+    """Opens memory sessions, after a delay or with a failure."""
+
+    connect_s: float = 0.0
+    failure: ModelError | None = None
+    name: str = "memory"
+    sessions: list[MemorySession] = field(default_factory=list)
+    agents: list[Agent] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def open_session(self, agent: Agent) -> AsyncGenerator[MemorySession]:
+        await trio.sleep(self.connect_s)
+        if self.failure is not None:
+            raise self.failure
+        session = MemorySession()
+        self.sessions.append(session)
+        self.agents.append(agent)
+        try:
+            yield session
+        finally:
+            session.closed = True
+
+    @property
+    def session(self) -> MemorySession:
+        return self.sessions[-1]
+
+
+@dataclass
+class MemoryCarrier:
+    """Accepts every call, or none."""
+
+    failure: CarrierError | None = None
+    name: str = "memory"
+    placed: list[tuple[str, str]] = field(default_factory=list)
+    hung_up: list[str] = field(default_factory=list)
+    answer_s: float = 0.0
+    """How long the answer to the dial request takes."""
+
+    async def place_call(
+        self, destination_number: str, *, ticket: str, max_duration_s: float
+    ) -> PlacedCall:
+        if self.failure is not None:
+            raise self.failure
+        self.placed.append((destination_number, ticket))
+        call_sid = f"CA{len(self.placed)}"
+        await trio.sleep(self.answer_s)
+        return PlacedCall(call_sid, CallStatus.QUEUED)
+
+    async def hang_up(self, call_sid: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.hung_up.append(call_sid)
+
+    def answer_twiml(self, ticket: str) -> str:
+        return f"<ticket>{ticket}</ticket>"
+
+    def refuse_twiml(self) -> str:
+        return "<busy/>"
+
+    def read_status(self, form: Mapping[str, str]) -> StatusUpdate:
+        return StatusUpdate(form["CallSid"], CallStatus(form["CallStatus"]), 0)
+
+    @property
+    def ticket(self) -> str:
+        return self.placed[-1][1]

@@ -1,0 +1,252 @@
+"""Admission, tickets and the registry of calls, on the mock clock."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+from trio.testing import wait_all_tasks_blocked
+
+from server.agent import Agent
+from server.call import CallOptions, EndReason
+from server.calls import Calls
+from server.carrier import CallStatus, StatusUpdate, StreamStopped
+from server.errors import CallRefused, CarrierError, ModelSetupRefused
+from server.metrics import Metrics
+from tests.fakes import MemoryCarrier, MemoryMedia, MemoryModel
+
+NUMBER = "+15005550006"
+
+
+def make_calls(**settings) -> Calls:
+    return Calls(
+        carrier=settings.pop("carrier", None) or MemoryCarrier(),
+        model=settings.pop("model", None) or MemoryModel(),
+        metrics=Metrics(CollectorRegistry()),
+        options=settings.pop("options", CallOptions()),
+        **settings,
+    )
+
+
+@pytest.fixture
+async def calls(nursery):
+    calls = make_calls()
+    await nursery.start(calls.run)
+    return calls
+
+
+def started(calls: Calls, media: MemoryMedia, call_sid: str = "CA1") -> None:
+    media.event(media.start(call_sid, calls.carrier.ticket))
+
+
+async def test_the_model_is_opened_when_the_carrier_has_accepted(autojump_clock, calls):
+    call = await calls.place(NUMBER, Agent(prompt="p"))
+    await wait_all_tasks_blocked()
+
+    assert call.call_sid == "CA1"
+    assert calls.model.agents == [Agent(prompt="p")]
+
+
+async def test_a_refused_dial_opens_nothing_and_keeps_no_line(autojump_clock, nursery):
+    calls = make_calls(
+        carrier=MemoryCarrier(failure=CarrierError("no", status=400, code=21211)), max_calls=1
+    )
+    await nursery.start(calls.run)
+    for _ in range(2):
+        with pytest.raises(CarrierError):
+            await calls.place(NUMBER, Agent())
+    await wait_all_tasks_blocked()
+
+    assert calls.model.sessions == []
+    assert calls.live_count == 0
+
+
+async def test_the_stream_with_the_ticket_gets_its_call(autojump_clock, calls, nursery):
+    call = await calls.place(NUMBER, Agent())
+    media = MemoryMedia()
+    started(calls, media)
+    nursery.start_soon(calls.serve_stream, media)
+    await wait_all_tasks_blocked()
+
+    assert [what for _, what, _ in call.timeline].count("answered") == 1
+    media.hang_up()
+    await call.finished.wait()
+    assert calls.get("CA1") is call
+    assert calls.live_count == 0
+
+
+@pytest.mark.parametrize("ticket", ["", "guess"])
+async def test_a_wrong_ticket_is_refused_with_1008(autojump_clock, calls, ticket):
+    await calls.place(NUMBER, Agent())
+    media = MemoryMedia()
+    media.event(media.start("CA1", ticket))
+    await calls.serve_stream(media)
+
+    assert media.closed is not None
+    assert media.closed[0] == 1008
+
+
+async def test_a_ticket_is_good_once_and_the_first_call_goes_on(autojump_clock, calls, nursery):
+    call = await calls.place(NUMBER, Agent())
+    first, second = MemoryMedia(), MemoryMedia()
+    started(calls, first)
+    nursery.start_soon(calls.serve_stream, first)
+    await wait_all_tasks_blocked()
+    started(calls, second)
+    await calls.serve_stream(second)
+
+    assert second.closed is not None
+    assert second.closed[0] == 1008
+    assert first.closed is None
+    assert not call.is_over
+
+
+async def test_a_ticket_belongs_to_its_call_sid(autojump_clock, calls):
+    await calls.place(NUMBER, Agent())
+    media = MemoryMedia()
+    started(calls, media, call_sid="CA999")
+    await calls.serve_stream(media)
+
+    assert media.closed is not None
+
+
+async def test_a_ticket_expires(autojump_clock, nursery):
+    calls = make_calls(ticket_ttl_s=5.0)
+    await nursery.start(calls.run)
+    await calls.place(NUMBER, Agent())
+    await trio.sleep(6.0)
+    media = MemoryMedia()
+    started(calls, media)
+    await calls.serve_stream(media)
+
+    assert media.closed is not None
+
+
+async def test_a_socket_that_never_starts_is_closed_at_a_deadline(autojump_clock, calls):
+    media = MemoryMedia()
+    before = trio.current_time()
+    await calls.serve_stream(media)
+
+    assert trio.current_time() - before == pytest.approx(10.0)
+    assert media.closed == (1008, "no start message in time")
+
+
+async def test_a_socket_that_closes_before_it_starts_is_forgotten(autojump_clock, calls):
+    media = MemoryMedia()
+    media.event(StreamStopped(said=False))
+    await calls.serve_stream(media)
+
+    assert media.closed is None
+
+
+async def test_a_phone_that_is_answered_before_the_dial_request_is(autojump_clock, nursery):
+    calls = make_calls(carrier=MemoryCarrier(answer_s=2.0))
+    await nursery.start(calls.run)
+    nursery.start_soon(calls.place, NUMBER, Agent())
+    await trio.sleep(1.0)
+    media = MemoryMedia()
+    started(calls, media)
+    nursery.start_soon(calls.serve_stream, media)
+    await trio.sleep(2.0)
+
+    assert media.closed is None
+    call = calls.get("CA1")
+    assert call is not None
+    assert "answered" in [what for _, what, _ in call.timeline]
+
+
+async def test_callbacks_that_overtake_the_dial_request_are_kept_in_order(autojump_clock, nursery):
+    calls = make_calls(carrier=MemoryCarrier(answer_s=2.0))
+    await nursery.start(calls.run)
+    nursery.start_soon(calls.place, NUMBER, Agent())
+    await trio.sleep(1.0)
+    calls.update_status(StatusUpdate("CA1", CallStatus.RINGING, 1))
+    calls.update_status(StatusUpdate("CA1", CallStatus.INITIATED, 0))
+    await trio.sleep(1.5)
+
+    call = calls.get("CA1")
+    assert call is not None
+    assert call.status is CallStatus.RINGING
+
+
+async def test_callbacks_for_strangers_are_bounded(autojump_clock, calls):
+    for number in range(5_000):
+        calls.update_status(StatusUpdate(f"CAx{number}", CallStatus.RINGING, 1))
+
+    assert len(calls._early) <= 1_000
+
+
+async def test_no_more_calls_than_lines(autojump_clock, nursery):
+    calls = make_calls(max_calls=2)
+    await nursery.start(calls.run)
+    await calls.place(NUMBER, Agent())
+    await calls.place(NUMBER, Agent())
+
+    with pytest.raises(CallRefused) as refused:
+        await calls.place(NUMBER, Agent())
+    assert refused.value.status == 503
+    assert refused.value.retry_after_s is not None
+    assert calls.is_full
+
+
+async def test_an_inbound_call_gets_a_ticket_and_its_repeat_another(autojump_clock, calls, nursery):
+    first = await calls.answer("CA7", NUMBER, Agent())
+    second = await calls.answer("CA7", NUMBER, Agent())
+    await wait_all_tasks_blocked()
+
+    assert first != second
+    assert len(calls.model.sessions) == 1
+
+
+async def test_a_failing_call_leaves_the_others_alone(autojump_clock, nursery):
+    calls = make_calls()
+    await nursery.start(calls.run)
+    good = await calls.place(NUMBER, Agent())
+    await wait_all_tasks_blocked()
+    calls.model.failure = ModelSetupRefused("no", code=1007, reason="", retryable=False)
+    bad = await calls.place(NUMBER, Agent())
+    await bad.finished.wait()
+
+    assert bad.end_reason is EndReason.MODEL_UNAVAILABLE
+    assert not good.is_over
+
+
+async def test_only_so_many_records_are_kept(autojump_clock, nursery):
+    calls = make_calls(recent_calls=3)
+    await nursery.start(calls.run)
+    for _ in range(5):
+        call = await calls.place(NUMBER, Agent())
+        call.end(EndReason.HUNG_UP)
+        await call.finished.wait()
+    await wait_all_tasks_blocked()
+
+    assert [call.call_sid for call in calls.all()] == ["CA5", "CA4", "CA3"]
+
+
+async def test_a_drain_refuses_new_calls_waits_for_live_ones_and_ends_the_rest(
+    autojump_clock, calls, nursery
+):
+    short = await calls.place(NUMBER, Agent())
+    long = await calls.place(NUMBER, Agent())
+    before = trio.current_time()
+    nursery.start_soon(calls.drain, 30.0)
+    await trio.sleep(5.0)
+    with pytest.raises(CallRefused, match="draining"):
+        await calls.place(NUMBER, Agent())
+    short.end(EndReason.HUNG_UP)
+    await long.finished.wait()
+
+    assert long.end_reason is EndReason.DRAINED
+    assert trio.current_time() - before == pytest.approx(30.0)
+
+
+async def test_shutting_down_ends_every_call_with_a_record(autojump_clock):
+    calls = make_calls()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(calls.run)
+        call = await calls.place(NUMBER, Agent())
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+    assert call.is_over
+    assert call.end_reason is EndReason.CANCELED
