@@ -1,0 +1,573 @@
+"""The simulated Twilio over real sockets, used by the real client; the oracle is their package."""
+
+import wave
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import httpx2
+import hypercorn.trio
+import pytest
+import trio
+from hypercorn.config import Config
+from quart import Response, request
+from quart_trio import QuartTrio
+from twilio.request_validator import RequestValidator
+from websockets.exceptions import ConnectionClosed
+from websockets.trio.server import serve
+
+from server.carrier import CallerAudio, CallStatus, SendAudio, StreamStopped
+from server.carrier.phone import (
+    SCRIPTS,
+    SILENCE,
+    HangUp,
+    HearSpeech,
+    Say,
+    Script,
+    StreamEnd,
+    Wait,
+    load_speech,
+)
+from server.carrier.simulator import TwilioSimulator
+from server.carrier.twilio import TwilioCarrier, TwilioMediaStream, WebhookVerifier, parse_status
+from server.errors import CarrierError, StreamEnded
+
+ACCOUNT = "AC0123456789abcdef0123456789abcdef"
+TOKEN = "0123456789abcdef0123456789abcdef"
+NUMBER = "+15005550006"
+LOUD_S = bytes([0x00, 0x80]) * 4000
+QUICK = Script("quick", (Say("hello", break_off_s=0.3), HangUp()), ring_s=0.02)
+STAYS = Script("stays", ring_s=0.02)
+
+
+class ServerTransport:
+    """Our side of a media stream on a websockets server."""
+
+    def __init__(self, websocket):
+        self._websocket = websocket
+
+    async def receive(self):
+        try:
+            return await self._websocket.recv()
+        except ConnectionClosed:
+            raise StreamEnded("closed") from None
+
+    def receive_nowait(self):
+        return None
+
+    async def send(self, text):
+        try:
+            await self._websocket.send(text)
+        except ConnectionClosed:
+            raise StreamEnded("closed") from None
+
+    async def aclose(self, code=1000, reason=""):
+        await self._websocket.aclose(code, reason)
+
+
+@dataclass
+class World:
+    """A server that says ``greeting`` on every stream, and what it has seen."""
+
+    public_url: str = ""
+    stream_url: str = ""
+    document: str = ""
+    documents: dict = field(default_factory=dict)
+    voice_status: int = 200
+    greeting: bytes = b""
+    close_with: tuple | None = None
+    statuses: list = field(default_factory=list)
+    requests: list = field(default_factory=list)
+    upgrades: list = field(default_factory=list)
+    streams: list = field(default_factory=list)
+    forged: int = 0
+
+    async def webhook(self, path):
+        form = await request.form
+        url = f"{self.public_url}/{path}"
+        signature = request.headers["X-Twilio-Signature"]
+        if not RequestValidator(TOKEN).validate(url, form, signature):
+            self.forged += 1
+        self.requests.append((path, form.to_dict()))
+        if path == "call-status":
+            self.statuses.append(form.to_dict())
+            return Response("", status=204)
+        document = self.documents.get(path, self.document)
+        return Response(document, status=self.voice_status, content_type="text/xml")
+
+    async def stream(self, websocket):
+        headers = dict(websocket.request.headers.raw_items())
+        self.upgrades.append((websocket.request.path, headers))
+        stream = TwilioMediaStream(ServerTransport(websocket))
+        events = []
+        self.streams.append((stream, events))
+        while not events or not isinstance(events[-1], StreamStopped):
+            events.append(await stream.receive())
+            if len(events) == 1:
+                if self.greeting:
+                    await stream.send(SendAudio(self.greeting))
+                if self.close_with:
+                    await stream.aclose(*self.close_with)
+
+
+@pytest.fixture
+async def world(nursery):
+    world = World()
+    app = QuartTrio(__name__)
+    app.add_url_rule("/<path:path>", view_func=world.webhook, methods=["POST"])
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    config.errorlog = None
+    config.graceful_timeout = 0.1
+    (world.public_url,) = await nursery.start(
+        partial(hypercorn.trio.serve, app, config, shutdown_trigger=trio.sleep_forever)
+    )
+    server = await nursery.start(
+        partial(serve, world.stream, port=0, host="127.0.0.1", compression=None)
+    )
+    port = server.listeners[0].socket.getsockname()[1]
+    world.stream_url = f"ws://127.0.0.1:{port}/stream"
+    return world
+
+
+@asynccontextmanager
+async def twilio(world, **settings):
+    """A simulator that runs and a carrier that talks to it."""
+    simulator = TwilioSimulator(
+        account_sid=ACCOUNT, auth_token=TOKEN, phone_number=NUMBER, **settings
+    )
+    async with trio.open_nursery() as nursery:
+        api_url = await nursery.start(simulator.run)
+        assert api_url == simulator.api_url
+        async with TwilioCarrier(
+            account_sid=ACCOUNT,
+            auth_token=TOKEN,
+            phone_number=NUMBER,
+            public_url=world.public_url,
+            api_url=api_url,
+        ) as carrier:
+            # The test's streams have a port of their own.
+            carrier._stream_url = world.stream_url
+            with trio.fail_after(10):
+                yield simulator, carrier
+        nursery.cancel_scope.cancel()
+
+
+async def place(simulator, carrier, number="+15005550123", **limits):
+    placed = await carrier.place_call(number, ticket="t1", **{"max_duration_s": 60, **limits})
+    assert placed.status is CallStatus.QUEUED
+    return simulator.calls[placed.call_sid]
+
+
+async def test_a_call_from_dialling_to_its_end(world, tmp_path):
+    world.greeting = LOUD_S[:1600]
+
+    async with twilio(world, script=QUICK, recordings_dir=tmp_path) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_ended()
+
+    assert call.status is CallStatus.COMPLETED
+    ((stream, events),) = world.streams
+    assert events[0].parameters == {"ticket": "t1"}
+    assert events[0].call_sid == call.call_sid
+    assert events[-1] == StreamStopped(said=True)
+    said = b"".join(event.payload for event in events if isinstance(event, CallerAudio))
+    assert said == call.said == load_speech("hello")[:2400]
+    assert LOUD_S[:1600] in call.heard
+    assert stream.counts.missing_chunks == stream.counts.malformed == 0
+    with wave.open(str(call.recording_path)) as recording:
+        assert recording.getparams()[:4] == (2, 2, 8000, len(call.said))
+
+
+async def test_status_callbacks_are_signed_ordered_and_complete(world):
+    async with twilio(world, script=QUICK) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_ended()
+
+    updates = [parse_status(form) for form in world.statuses]
+    assert [(update.sequence_number, update.status.value) for update in updates] == [
+        (0, "initiated"),
+        (1, "ringing"),
+        (2, "in-progress"),
+        (3, "completed"),
+    ]
+    assert updates[-1].facts["duration_s"] == "1"
+    assert world.forged == 0
+    assert call.reports == [(update.status, 204) for update in updates]
+
+
+async def test_only_the_status_callbacks_asked_for_are_posted(world):
+    form = {
+        "To": "+15005550123",
+        "From": NUMBER,
+        "Twiml": "<Response/>",
+        "StatusCallback": f"{world.public_url}/call-status#rc=3",
+    }
+
+    async with twilio(world, script=QUICK) as (simulator, _):
+        async with httpx2.AsyncClient(trust_env=False, auth=(ACCOUNT, TOKEN)) as client:
+            answer = await client.post(calls_url(simulator), data=form)
+        call = simulator.calls[answer.json()["sid"]]
+        await call.wait_ended()
+
+    assert [status["CallStatus"] for status in world.statuses] == ["completed"]
+    assert world.forged == 0  # The fragment is not signed.
+
+
+async def test_the_upgrade_is_signed_plain_and_without_compression(world):
+    async with twilio(world, script=QUICK) as (simulator, carrier):
+        await (await place(simulator, carrier)).wait_ended()
+
+    ((path, headers),) = world.upgrades
+    assert path == "/stream"
+    assert WebhookVerifier(TOKEN, world.stream_url.replace("ws:", "http:")[:-7]).verify_upgrade(
+        path, headers
+    )
+    assert RequestValidator(TOKEN).validate(world.stream_url, {}, headers["X-Twilio-Signature"])
+    assert "Sec-WebSocket-Extensions" not in headers
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        ("+12025550104", CallStatus.BUSY),
+        ("+12025550105", CallStatus.NO_ANSWER),
+        ("+12025550109", CallStatus.FAILED),
+    ],
+)
+async def test_a_call_that_is_not_answered_has_no_stream(world, number, status):
+    async with twilio(world, ring_s=0.02) as (simulator, carrier):
+        call = await place(simulator, carrier, number)
+        await call.wait_ended()
+
+    assert call.status is status
+    assert [form["CallStatus"] for form in world.statuses] == ["initiated", "ringing", status]
+    assert world.streams == []
+    assert call.duration_s == 0
+    with pytest.raises(LookupError):
+        call.said  # noqa: B018
+
+
+async def test_a_phone_that_rings_too_long_is_given_up(world):
+    async with twilio(world, ring_s=2.0) as (simulator, carrier):
+        carrier._ring_timeout_s = 0.5  # Rounded up to a second.
+        call = await place(simulator, carrier)
+        await call.wait_ended()
+
+    assert call.status is CallStatus.NO_ANSWER
+
+
+async def test_hanging_up_stops_the_stream_and_may_be_repeated(world):
+    async with twilio(world, script=STAYS) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_stream()
+        await carrier.hang_up(call.call_sid)
+        await call.wait_ended()
+        await carrier.hang_up(call.call_sid)
+        await carrier.hang_up("CA" + "0" * 32)
+
+    ((_, events),) = world.streams
+    assert events[-1] == StreamStopped(said=True)
+    assert (call.phone.end, call.status) == (StreamEnd.STOPPED, CallStatus.COMPLETED)
+
+
+async def test_hanging_up_while_it_rings_cancels(world):
+    async with twilio(world, ring_s=60.0) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_status(CallStatus.RINGING)
+        await carrier.hang_up(call.call_sid)
+        await call.wait_ended()
+
+    assert call.status is CallStatus.CANCELED
+    assert world.statuses[-1]["CallStatus"] == "canceled"
+
+
+async def test_updating_a_call_that_is_over_is_refused(world):
+    async with twilio(world, script=QUICK) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_ended()
+        with pytest.raises(CarrierError) as failure:
+            await carrier.update_call(call.call_sid, twiml="<Response/>")
+
+    assert (failure.value.status, failure.value.code) == (400, 21220)
+
+
+async def test_the_server_closing_the_stream_ends_the_call(world):
+    world.close_with = (1008, "bad ticket")
+
+    async with twilio(world, script=STAYS) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_ended()
+
+    assert call.phone.end is StreamEnd.CLOSED
+    assert call.status is CallStatus.COMPLETED
+    what = [line for _, line in call.timeline]
+    assert "stream closed by the server (1008, 'bad ticket')" in what
+
+
+async def test_a_dropped_line_is_seen_without_a_stop(world):
+    script = replace(SCRIPTS["drops"], ring_s=0.02)
+    world.greeting = LOUD_S
+
+    async with twilio(world, script=script) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_ended()
+
+    ((stream, events),) = world.streams
+    assert events[-1] == StreamStopped(said=False)
+    assert stream.counts.media * 160 == len(call.said)
+
+
+async def test_the_time_limit_ends_the_call(world):
+    async with twilio(world, script=STAYS) as (simulator, carrier):
+        call = await place(simulator, carrier, max_duration_s=0.5)  # Rounded up to a second.
+        await call.wait_ended()
+
+    ((_, events),) = world.streams
+    assert events[-1] == StreamStopped(said=True)
+    assert call.duration_s == pytest.approx(1.0, abs=0.5)
+
+
+async def test_a_live_call_goes_on_with_another_document(world):
+    world.documents["after"] = "<Response><Say>Bye</Say></Response>"
+    twiml = (
+        "<Response><Say>Hold</Say>"
+        f'<Dial timeout="5" action="{world.public_url}/after"><Number>+12025550123</Number></Dial>'
+        "<Hangup/></Response>"
+    )
+
+    async with twilio(world, script=STAYS, dial_s=0.05) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_stream()
+        await carrier.update_call(call.call_sid, twiml=twiml)
+        await call.wait_ended()
+
+    ((_, events),) = world.streams
+    assert events[-1] == StreamStopped(said=True)
+    what = [line for _, line in call.timeline]
+    assert what[what.index("redirected over REST") :] == [
+        "redirected over REST",
+        "says: Hold",
+        "dials +12025550123",
+        "bridged",
+        "dialled: completed",
+        "says: Bye",
+        "completed",
+    ]
+    after = dict(world.requests)["after"]
+    assert (after["DialCallStatus"], after["DialCallDuration"]) == ("completed", "1")
+    assert world.forged == 0
+
+
+async def test_a_call_that_comes_in_is_answered_by_the_voice_webhook(world):
+    async with twilio(world) as (simulator, carrier):
+        world.document = carrier.answer_twiml("t2")
+        call = simulator.dial_in(
+            f"{world.public_url}/twiml",
+            from_number="+12025550101",
+            script=QUICK,
+            status_url=f"{world.public_url}/call-status",
+        )
+        await call.wait_ended()
+
+    ((path, form), (_, status)) = world.requests
+    assert (path, form["Direction"], form["CallStatus"]) == ("twiml", "inbound", "ringing")
+    assert (form["From"], form["To"]) == ("+12025550101", NUMBER)
+    assert status["CallStatus"] == "completed"
+    ((_, events),) = world.streams
+    assert events[0].parameters == {"ticket": "t2"}
+    assert world.forged == 0
+
+
+@pytest.mark.parametrize(
+    ("document", "voice_status", "status"),
+    [
+        ('<Response><Reject reason="busy"/></Response>', 200, CallStatus.BUSY),
+        ("<Response><Reject/></Response>", 200, CallStatus.NO_ANSWER),
+        ("<Response/>", 200, CallStatus.COMPLETED),
+        ("not a document", 200, CallStatus.COMPLETED),
+        ("", 403, CallStatus.FAILED),
+    ],
+)
+async def test_a_call_that_comes_in_may_not_get_a_stream(world, document, voice_status, status):
+    world.document, world.voice_status = document, voice_status
+
+    async with twilio(world) as (simulator, _):
+        call = simulator.dial_in(f"{world.public_url}/twiml", from_number="+12025550101")
+        await call.wait_ended()
+
+    assert call.status is status
+    assert world.streams == []
+
+
+async def test_a_call_may_be_created_with_a_url(world):
+    world.documents["first"] = "<Response><Redirect>second</Redirect><Say>Never</Say></Response>"
+    world.documents["second"] = '<Response><Pause length="0.01"/><Hangup/></Response>'
+    form = {"To": "+15005550123", "From": NUMBER, "Url": f"{world.public_url}/first"}
+
+    async with twilio(world, script=QUICK) as (simulator, _):
+        async with httpx2.AsyncClient(trust_env=False, auth=(ACCOUNT, TOKEN)) as client:
+            answer = await client.post(calls_url(simulator), data=form)
+        call = simulator.calls[answer.json()["sid"]]
+        await call.wait_ended()
+
+    assert [path for path, _ in world.requests] == ["first", "second"]
+    assert [line for _, line in call.timeline][-2:] == ["hangs up", "completed"]
+    assert world.forged == 0
+
+
+async def test_webhooks_that_nobody_answers_do_not_stop_a_call(world):
+    async with twilio(world, script=QUICK) as (simulator, carrier):
+        carrier._status_url = "http://127.0.0.1:1/call-status"
+        call = await place(simulator, carrier)
+        await call.wait_ended()
+
+    assert call.status is CallStatus.COMPLETED
+    assert [answered for _, answered in call.reports] == [None] * 4
+
+
+async def test_a_stream_that_cannot_be_opened_ends_the_call(world):
+    async with twilio(world, script=QUICK) as (simulator, carrier):
+        for url, error in [
+            ("ws://127.0.0.1:1/stream", "error 31901"),
+            (f"{world.public_url}/stream".replace("http:", "ws:"), "error 31920"),
+            (f"{world.stream_url}?x=1", "error 31920"),
+            ("https://127.0.0.1/stream", "error 31920"),
+        ]:
+            carrier._stream_url = url
+            call = await place(simulator, carrier)
+            await call.wait_ended()
+            assert call.status is CallStatus.COMPLETED
+            assert any(line.startswith(error) for _, line in call.timeline)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        ("+15005550001", 21217),
+        ("+15005550002", 21214),
+        ("+15005550003", 21215),
+        ("+15005550004", 21216),
+        ("12345", 21211),
+        ("+0123456789", 21211),
+        ("", 21201),
+    ],
+)
+async def test_numbers_twilio_refuses_are_refused(world, number, code):
+    async with twilio(world) as (simulator, carrier):
+        with pytest.raises(CarrierError) as failure:
+            await place(simulator, carrier, number)
+
+    assert (failure.value.status, failure.value.code) == (400, code)
+    assert simulator.calls == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code"),
+    [
+        ({"From": ""}, 400, 21213),
+        ({"From": "+15005550001"}, 400, 21212),
+        ({"From": "+15005550007"}, 400, 21210),
+        ({"Twiml": ""}, 400, 21205),
+        ({"Twiml": "x" * 4001}, 400, 20001),
+        ({"StatusCallback": "/call-status"}, 400, 21609),
+        ({"Timeout": "soon"}, 400, 20001),
+    ],
+)
+async def test_requests_twilio_refuses_are_refused(world, changes, status, code):
+    form = {"To": "+15005550123", "From": NUMBER, "Twiml": "<Response/>", **changes}
+
+    async with (
+        twilio(world) as (simulator, _),
+        httpx2.AsyncClient(trust_env=False, auth=(ACCOUNT, TOKEN)) as client,
+    ):
+        answer = await client.post(calls_url(simulator), data=form)
+
+    assert answer.status_code == status
+    assert answer.json().keys() == {"code", "message", "more_info", "status"}
+    assert answer.json()["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("auth", "account", "status", "code"),
+    [
+        (None, ACCOUNT, 401, 20003),
+        ((ACCOUNT, "wrong"), ACCOUNT, 401, 20003),
+        ((ACCOUNT, TOKEN), "AC" + "0" * 32, 404, 20404),
+    ],
+)
+async def test_strangers_are_turned_away(world, auth, account, status, code):
+    async with (
+        twilio(world) as (simulator, _),
+        httpx2.AsyncClient(trust_env=False, auth=auth) as client,
+    ):
+        answer = await client.post(calls_url(simulator, account), data={})
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+async def test_a_call_can_be_fetched(world):
+    async with twilio(world, script=QUICK) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_ended()
+        fetched = await carrier._client.calls(call.call_sid).fetch_async()
+        with pytest.raises(Exception, match="was not found"):
+            await carrier._client.calls("CA" + "1" * 32).fetch_async()
+
+    assert (fetched.sid, fetched.status, fetched.to) == (call.call_sid, "completed", call.to)
+    assert fetched.direction == "outbound-api"
+    assert int(fetched.duration) >= 1
+
+
+@pytest.mark.parametrize("body", [{"Status": "busy"}, {}, {"Twiml": "<a/>", "Url": "http://h/x"}])
+async def test_updates_that_make_no_sense_are_refused(world, body):
+    async with (
+        twilio(world, ring_s=60.0) as (simulator, carrier),
+        httpx2.AsyncClient(trust_env=False, auth=(ACCOUNT, TOKEN)) as client,
+    ):
+        call = await place(simulator, carrier)
+        url = calls_url(simulator).replace(".json", f"/{call.call_sid}.json")
+        answer = await client.post(url, data=body)
+
+    assert (answer.status_code, answer.json()["code"]) == (400, 20001)
+
+
+async def test_ten_calls_at_once_do_not_mix(world):
+    async with twilio(world, script=QUICK) as (simulator, carrier):
+        calls = [await place(simulator, carrier, f"+1202556{n:04}") for n in range(10)]
+        for call in calls:
+            await call.wait_ended()
+
+    by_call = {events[0].call_sid: events for _, events in world.streams}
+    assert by_call.keys() == {call.call_sid for call in calls}
+    assert all(events[-1] == StreamStopped(said=True) for events in by_call.values())
+    assert all(call.said == load_speech("hello")[:2400] for call in calls)
+
+
+async def test_agent_audio_is_heard_where_it_was_sent(world):
+    world.greeting = LOUD_S
+    script = Script("listens", (HearSpeech(), Wait(0.3), HangUp()), ring_s=0.02)
+
+    async with twilio(world, script=script) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_ended()
+
+    silent = len(call.heard) - len(call.heard.lstrip(SILENCE[:1]))
+    assert silent / 8000 == pytest.approx(call.phone.first_media_s, abs=0.04)
+    assert len(call.heard) == len(call.said)
+
+
+def calls_url(simulator, account=ACCOUNT):
+    return f"{simulator.api_url}/2010-04-01/Accounts/{account}/Calls.json"
+
+
+def test_every_fictional_number_has_its_script():
+    simulator = TwilioSimulator(account_sid=ACCOUNT, auth_token=TOKEN, phone_number=NUMBER)
+
+    assert simulator._script_of("+12025550102").name == "interrupts"
+    assert simulator._script_of("+584121234567").name == "talks"
+
+
+def test_an_unknown_script_is_refused_at_once():
+    with pytest.raises(ValueError, match="no script"):
+        TwilioSimulator(account_sid=ACCOUNT, auth_token=TOKEN, phone_number=NUMBER, script="sings")
