@@ -23,7 +23,6 @@ from urllib.parse import urljoin, urlsplit
 from xml.etree import ElementTree
 
 import httpx2
-import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
@@ -43,8 +42,6 @@ from server.carrier.phone import (
     two_channel_wav,
 )
 from server.errors import StreamEnded
-
-logger = structlog.get_logger(__name__)
 
 SCRIPT_NUMBERS = {
     "5550101": "talks",
