@@ -1,0 +1,87 @@
+"""A run of bytes that grows at its end and is consumed from its start; no Python objects."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memmove
+
+cdef enum:
+    FIRST_BYTES = 1024
+    KEEP_BYTES = 16384  # what an empty buffer may keep; a rare huge message gives its memory back
+
+
+cdef struct Buffer:
+    uint8_t* data
+    size_t start  # first byte not consumed
+    size_t end  # one past the last byte
+    size_t capacity
+
+
+cdef inline size_t held(const Buffer* buffer) noexcept nogil:
+    return buffer.end - buffer.start
+
+
+cdef inline uint8_t* head(const Buffer* buffer) noexcept nogil:
+    return buffer.data + buffer.start
+
+
+cdef inline uint8_t* reserve(Buffer* buffer, size_t size) except NULL:
+    """Room for ``size`` more bytes; returns where to write them, then call :func:`grow`.
+
+    May move everything: pointers into the buffer are void after this.
+    """
+    cdef size_t used = buffer.end - buffer.start
+    cdef size_t capacity
+    cdef uint8_t* data
+    if buffer.data != NULL and buffer.capacity - buffer.end >= size:
+        return buffer.data + buffer.end
+    if used + size < used:
+        raise MemoryError
+    if buffer.data != NULL and used + size <= buffer.capacity // 2:
+        # Half of it is free again: moving is cheap, and happens once per half.
+        memmove(buffer.data, buffer.data + buffer.start, used)
+    else:
+        capacity = max(<size_t>FIRST_BYTES, 2 * buffer.capacity, used + size)
+        data = <uint8_t*>malloc(capacity)
+        if data == NULL:
+            raise MemoryError
+        if used:
+            memcpy(data, buffer.data + buffer.start, used)
+        free(buffer.data)
+        buffer.data = data
+        buffer.capacity = capacity
+    buffer.start = 0
+    buffer.end = used
+    return buffer.data + used
+
+
+cdef inline void grow(Buffer* buffer, size_t size) noexcept nogil:
+    """The reserved bytes have been written."""
+    buffer.end += size
+
+
+cdef inline int append(Buffer* buffer, const void* source, size_t size) except -1:
+    cdef uint8_t* room = reserve(buffer, size)
+    if size:
+        memcpy(room, source, size)
+    buffer.end += size
+    return 0
+
+
+cdef inline void consume(Buffer* buffer, size_t size) noexcept nogil:
+    """Drop bytes from the start; they stay readable until the next :func:`reserve`."""
+    buffer.start += size
+
+
+cdef inline void clear(Buffer* buffer) noexcept nogil:
+    """Drop everything, and the memory if a huge message had made it large."""
+    buffer.start = buffer.end = 0
+    if buffer.capacity > KEEP_BYTES:
+        release(buffer)
+
+
+cdef inline void release(Buffer* buffer) noexcept nogil:
+    """Give all memory back; the buffer may be used again."""
+    free(buffer.data)
+    buffer.data = NULL
+    buffer.start = buffer.end = buffer.capacity = 0

@@ -1,0 +1,47 @@
+"""The media path: what happens to a chunk between the phone's socket and the model's, in C.
+
+One :class:`MediaPath` belongs to one call. It has no sockets and no clock: bytes go in as they were
+read and come out as they are to be written, and Python sees a message only when it is not audio::
+
+      phone's socket                                                        model's socket
+           |                                                                      ^
+           v                                                                      |
+    phone.receive                                                         model.take_output
+           |                                                                      ^
+     frame, unmask --> JSON --> base64 --> [caller] --> 16 kHz pcm --> base64, JSON, mask, frame
+           |           |                       gate
+           |           '--> not audio: next_from_phone() gives it to Python
+           |
+     pings, close: answered
+           |           .--> not audio: next_from_model() gives it to Python
+           |           |                       gate, allowance
+     frame, JSON <-- base64 <-- [agent] <-- mu-law <-- base64 <-- JSON <-- frame
+           |                                                                      ^
+           v                                                                      |
+    phone.take_output                                                      model.receive
+           |                                                                      ^
+           v                                                                      |
+      phone's socket                                                        model's socket
+
+``[caller]`` and ``[agent]`` hold mu-law payload, and are empty unless a gate is shut, the other
+side is not there yet, or the agent's allowance is used up. Messages come out in order with the
+audio around them: when :meth:`MediaPath.next_from_model` returns one, all audio before it has been
+taken and none after it, so a mark or a clear goes out at the right place.
+
+The readable reference is ``server/carrier/twilio.py`` and ``server/model/gemini.py``: tests hold
+both to the same output. A message that is unusual in any way (an escape in a string, a key twice,
+audio together with a transcript) is not understood here on purpose, and comes out whole for those.
+
+One pass over what has been read from the phone, and the same the other way::
+
+    path.phone.receive(data)
+    while (message := path.next_from_phone()) is not None:
+        ...
+    model_socket.send(path.model.take_output())
+    phone_socket.send(path.phone.take_output())  # a pong, a close
+"""
+
+from codec._path import Gate, Level, MediaPath
+from codec._websocket import WebSocket
+
+__all__ = ["Gate", "Level", "MediaPath", "WebSocket"]

@@ -1,0 +1,408 @@
+"""What Python decides about the media path: gates, allowance, clear, a new model, levels, taps."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+
+import pytest
+from websockets.frames import Frame, Opcode
+
+import codec
+from codec.path import Gate, MediaPath
+from tests.path_reference import texts
+from tests.test_path_audio import SID, audio, media
+from tests.websocket_oracle import write_frames
+
+CHUNK = bytes(range(160))
+"""20 ms of caller audio."""
+SPEECH = bytes(960)
+"""20 ms of agent audio."""
+
+
+@pytest.fixture
+def path() -> MediaPath:
+    """A path whose stream has started and whose model is ready."""
+    path = MediaPath()
+    path.start(SID)
+    path.caller_gate = Gate.PASS
+    return path
+
+
+def hear(path: MediaPath, *chunks: bytes) -> list[bytes]:
+    """The phone sends these chunks; returns what Python is given."""
+    messages = [Frame(Opcode.TEXT, media(chunk, n)) for n, chunk in enumerate(chunks, start=1)]
+    path.phone.receive(write_frames(messages, masked=True))
+    return list(iter(path.next_from_phone, None))
+
+
+def say(path: MediaPath, *chunks: bytes) -> list[bytes]:
+    """The model sends these chunks; returns what Python is given."""
+    messages = [Frame(Opcode.TEXT, audio(chunk)) for chunk in chunks]
+    path.model.receive(write_frames(messages, masked=False))
+    return list(iter(path.next_from_model, None))
+
+
+def messages_to_model(path: MediaPath) -> list[bytes]:
+    """The pcm of each message that was written for the model since the last time."""
+    messages = texts(path.model.take_output(), masked=True)
+    return [base64.b64decode(json.loads(m)["realtimeInput"]["audio"]["data"]) for m in messages]
+
+
+def to_model(path: MediaPath) -> bytes:
+    """All the pcm that was written for the model since the last time."""
+    return b"".join(messages_to_model(path))
+
+
+def to_phone(path: MediaPath) -> list[str | int]:
+    """What was written for the phone since the last time: bytes of audio, and other events."""
+    out: list[str | int] = []
+    for text in texts(path.phone.take_output(), masked=False):
+        message = json.loads(text)
+        assert message["streamSid"] == SID
+        match message["event"]:
+            case "media":
+                out.append(len(base64.b64decode(message["media"]["payload"])))
+            case "mark":
+                out.append(f"mark {message['mark']['name']}")
+            case event:
+                out.append(event)
+    return out
+
+
+# --- The caller's gate ----------------------------------------------------------------------------
+
+
+def test_holds_the_caller_until_the_model_is_ready_and_loses_nothing() -> None:
+    path = MediaPath()
+    path.start(SID)
+
+    hear(path, *[CHUNK] * 8)
+    before = to_model(path), path.caller_held_bytes
+    path.caller_gate = Gate.PASS
+
+    assert before == (b"", 8 * 160)
+    assert to_model(path) == codec.MulawDecoder(16_000).decode(CHUNK * 8)
+    assert (path.caller_held_bytes, path.caller_sent_bytes) == (0, 8 * 160)
+
+
+def test_what_was_held_goes_out_in_messages_of_a_tenth_of_a_second() -> None:
+    path = MediaPath()
+    path.start(SID)
+
+    hear(path, *[CHUNK] * 11)
+    path.caller_gate = Gate.PASS
+
+    messages = texts(path.model.take_output(), masked=True)
+    sizes = [
+        len(base64.b64decode(json.loads(m)["realtimeInput"]["audio"]["data"])) for m in messages
+    ]
+    assert sizes == [3200, 3200, 640]
+
+
+def test_the_oldest_audio_is_dropped_beyond_the_holds_limit() -> None:
+    path = MediaPath(caller_hold_limit_bytes=400)
+    path.start(SID)
+
+    hear(path, b"\x01" * 160, b"\x02" * 160, b"\x03" * 160)
+    path.caller_gate = Gate.PASS
+
+    assert path.caller_dropped_bytes == 80
+    kept = b"\x01" * 80 + b"\x02" * 160 + b"\x03" * 160
+    assert to_model(path) == codec.MulawDecoder(16_000).decode(kept)
+
+
+def test_drops_the_caller_while_told_to(path: MediaPath) -> None:
+    path.caller_gate = Gate.DROP
+    hear(path, CHUNK)
+    path.caller_gate = Gate.PASS
+    hear(path, CHUNK)
+
+    assert (path.caller_bytes, path.caller_dropped_bytes, path.caller_sent_bytes) == (320, 160, 160)
+    assert to_model(path) == codec.MulawDecoder(16_000).decode(CHUNK)
+
+
+def test_hands_the_callers_audio_up_while_told_to(path: MediaPath) -> None:
+    path.caller_gate = Gate.HAND_UP
+
+    assert hear(path, CHUNK) == [media(CHUNK, 1)]
+    assert path.caller_bytes == 0
+
+
+def test_audio_before_the_stream_has_a_name_is_handed_up() -> None:
+    assert hear(MediaPath(), CHUNK) == [media(CHUNK, 1)]
+
+
+def test_holds_the_caller_while_the_model_is_gone_and_plays_it_to_the_next(
+    path: MediaPath,
+) -> None:
+    hear(path, CHUNK)
+    to_model(path)
+    path.model.receive_eof()
+
+    hear(path, CHUNK, CHUNK)
+    path.caller_gate = Gate.HOLD
+    old, new = path.model, path.replace_model()
+    hear(path, CHUNK)
+    held = path.caller_held_bytes
+    path.caller_gate = Gate.PASS
+
+    assert old.take_output() == b""
+    assert new is path.model
+    assert held == 480
+    # The decoder goes on where it was: no click where the connection changed.
+    assert to_model(path) == codec.MulawDecoder(16_000).decode(CHUNK * 4)[-4 * 480 :]
+
+
+# --- The agent's gate and allowance ---------------------------------------------------------------
+
+
+def test_keeps_what_the_agent_says_before_the_phone_is_there() -> None:
+    path = MediaPath()
+
+    say(path, SPEECH, SPEECH)
+    before = to_phone(path), path.agent_held_bytes
+    path.start(SID)
+
+    assert before == ([], 320)
+    assert to_phone(path) == [320]
+
+
+def test_holds_the_agent_until_told_otherwise(path: MediaPath) -> None:
+    path.agent_gate = Gate.HOLD
+
+    say(path, SPEECH, SPEECH)
+    before = to_phone(path)
+    path.agent_gate = Gate.PASS
+
+    assert before == []
+    assert to_phone(path) == [320]
+
+
+def test_drops_the_agent_while_told_to(path: MediaPath) -> None:
+    path.agent_gate = Gate.DROP
+    say(path, SPEECH)
+    path.agent_gate = Gate.PASS
+    say(path, SPEECH)
+
+    assert to_phone(path) == [160]
+    assert (path.agent_bytes, path.agent_dropped_bytes, path.agent_sent_bytes) == (320, 160, 160)
+
+
+def test_hands_the_agents_audio_up_while_told_to(path: MediaPath) -> None:
+    path.agent_gate = Gate.HAND_UP
+
+    assert say(path, SPEECH) == [audio(SPEECH)]
+    assert path.agent_bytes == 0
+    path.say(SPEECH)
+    assert path.agent_held_bytes == 160  # handed up means that nothing is sent without Python
+
+
+def test_sends_what_the_allowance_lets_and_holds_the_rest(path: MediaPath) -> None:
+    path.agent_allowance_bytes = 400
+
+    say(path, SPEECH, SPEECH, SPEECH)
+    first = to_phone(path)
+    held, left = path.agent_held_bytes, path.agent_allowance_bytes
+    path.agent_allowance_bytes = 8000
+
+    assert first == [160, 160, 80]
+    assert (held, left) == (80, 0)
+    assert to_phone(path) == [80]
+    assert path.agent_allowance_bytes == 7920
+
+
+def test_a_mark_can_be_put_where_the_allowance_stopped(path: MediaPath) -> None:
+    path.agent_allowance_bytes = 8000
+
+    say(path, 75 * SPEECH)
+    path.mark("1:1000")
+    path.agent_allowance_bytes = 8000
+
+    assert to_phone(path) == [8000, "mark 1:1000", 4000]
+
+
+def test_an_allowance_is_not_negative(path: MediaPath) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        path.agent_allowance_bytes = -1
+
+
+def test_a_message_to_the_phone_is_a_second_at_most(path: MediaPath) -> None:
+    say(path, 125 * SPEECH)
+
+    assert to_phone(path) == [8000, 8000, 4000]
+
+
+# --- Barge-in -------------------------------------------------------------------------------------
+
+
+def test_clear_drops_what_is_held_and_tells_the_phone(path: MediaPath) -> None:
+    path.agent_allowance_bytes = 160
+    say(path, SPEECH, SPEECH, SPEECH)
+
+    dropped = path.clear()
+    path.agent_allowance_bytes = 8000
+
+    assert dropped == path.agent_dropped_bytes == 320
+    assert to_phone(path) == [160, "clear"]
+
+
+def test_python_acts_between_a_message_and_the_audio_after_it(path: MediaPath) -> None:
+    interrupted = b'{"serverContent":{"interrupted":true}}'
+    messages = [audio(SPEECH), interrupted, audio(2 * SPEECH)]
+    path.model.receive(
+        write_frames([Frame(Opcode.TEXT, message) for message in messages], masked=False)
+    )
+
+    assert path.next_from_model() == interrupted
+    path.clear()
+    assert path.next_from_model() is None
+
+    assert to_phone(path) == [160, "clear", 320]
+
+
+def test_the_next_turn_starts_with_a_fresh_encoder(path: MediaPath) -> None:
+    loud = b"\xff\x7f" * 480
+    say(path, loud)
+    path.clear()
+    path.phone.take_output()
+
+    say(path, SPEECH)
+
+    [text] = texts(path.phone.take_output(), masked=False)
+    payload = base64.b64decode(json.loads(text)["media"]["payload"])
+    assert payload == codec.MulawEncoder(24_000).encode(SPEECH)
+
+
+def test_what_is_held_can_be_dropped_without_telling_anyone() -> None:
+    path = MediaPath()
+    say(path, SPEECH)
+
+    assert path.drop_held_agent_audio() == 160
+    path.start(SID)
+
+    assert to_phone(path) == []
+
+
+@pytest.mark.parametrize("act", [MediaPath.clear, lambda path: path.mark("1:0")])
+def test_marks_and_clear_need_a_stream_that_is_open(act: object) -> None:
+    path = MediaPath()
+    assert callable(act)
+
+    with pytest.raises(ValueError, match="before the stream has started"):
+        act(path)
+    path.start(SID)
+    path.phone.send_close(1000)
+    with pytest.raises(ValueError, match="closed for sending"):
+        act(path)
+
+
+def test_agent_audio_is_kept_back_once_the_phone_is_closed(path: MediaPath) -> None:
+    path.phone.send_close(1000)
+    path.phone.take_output()
+
+    say(path, SPEECH)
+
+    assert path.phone.take_output() == b""
+    assert path.agent_held_bytes == 160
+
+
+def test_names_are_escaped() -> None:
+    path = MediaPath()
+    path.start('MZ"\\é')
+
+    path.mark('a "name"\n')
+
+    [text] = texts(path.phone.take_output(), masked=False)
+    assert json.loads(text) == {
+        "event": "mark",
+        "streamSid": 'MZ"\\é',
+        "mark": {"name": 'a "name"\n'},
+    }
+
+
+def test_half_a_sample_is_refused(path: MediaPath) -> None:
+    with pytest.raises(ValueError, match="3 bytes of pcm"):
+        path.say(b"abc")
+
+
+# --- A broken side --------------------------------------------------------------------------------
+
+
+def test_a_broken_rule_on_one_side_ends_that_side_only(path: MediaPath) -> None:
+    path.phone.receive(b"\xc1\x80\x00\x00\x00\x00")
+
+    assert path.next_from_phone() is None
+    assert (path.phone.ended, path.phone.failure) == (True, "reserved bits")
+    assert path.phone.take_output() == b"\x88\x0f\x03\xeareserved bits"
+    assert not path.model.ended
+    assert say(path, b"") == [audio(b"")]
+
+
+def test_a_message_over_the_phones_limit_closes_with_1009(path: MediaPath) -> None:
+    path.phone.receive(b"\x81\xff" + (2**20).to_bytes(8, "big"))
+
+    assert path.next_from_phone() is None
+    assert path.phone.close_code_sent == 1009
+
+
+def test_pings_of_both_sides_are_answered(path: MediaPath) -> None:
+    path.phone.receive(write_frames([Frame(Opcode.PING, b"p")], masked=True))
+    path.model.receive(write_frames([Frame(Opcode.PING, b"m")], masked=False))
+
+    assert (path.next_from_phone(), path.next_from_model()) == (None, None)
+    assert path.phone.take_output() == b"\x8a\x01p"
+    assert len(path.model.take_output()) == 7
+
+
+# --- Levels and recording -------------------------------------------------------------------------
+
+
+def test_measures_the_caller_and_the_agent(path: MediaPath) -> None:
+    tone = [round(8000 * math.sin(2 * math.pi * 500 * i / 8000)) for i in range(160)]
+    payload = codec.encode_mulaw(b"".join(s.to_bytes(2, "little", signed=True) for s in tone))
+
+    hear(path, payload)
+    level = path.take_caller_level()
+
+    assert level.samples == 160
+    assert level.rms == pytest.approx(8000 / math.sqrt(2), rel=0.02)
+    assert level.peak == pytest.approx(8000, rel=0.03)
+    assert level.full_scale_samples == 0
+    assert path.take_agent_level().samples == 0
+
+
+def test_a_level_is_what_came_since_the_last_one(path: MediaPath) -> None:
+    hear(path, b"\x00" * 100 + b"\xff" * 50 + b"\x80" * 10)
+    loud = path.take_caller_level()
+    hear(path, b"\xff" * 160)
+    silent = path.take_caller_level()
+    none = path.take_caller_level()
+
+    assert (loud.peak, loud.full_scale_samples) == (32124, 110)
+    assert loud.rms == pytest.approx(32124 * math.sqrt(110 / 160))
+    assert (silent.samples, silent.rms, silent.peak, silent.full_scale_samples) == (160, 0, 0, 0)
+    assert (none.samples, none.rms, none.peak) == (0, 0, 0)
+
+
+def test_levels_are_of_what_was_said_even_when_it_is_dropped(path: MediaPath) -> None:
+    path.agent_gate = Gate.DROP
+
+    say(path, b"\xff\x7f" * 480)
+
+    assert path.take_agent_level().peak > 30_000
+
+
+def test_records_both_sides_while_told_to(path: MediaPath) -> None:
+    hear(path, CHUNK)
+    path.recording = True
+    hear(path, CHUNK[::-1])
+    path.agent_allowance_bytes = 100
+    say(path, SPEECH)
+
+    caller, agent = path.take_recording()
+
+    assert caller == CHUNK[::-1]
+    assert agent == codec.MulawEncoder(24_000).encode(SPEECH)[:100]
+    assert path.take_recording() == (b"", b"")
