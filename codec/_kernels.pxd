@@ -16,8 +16,8 @@ cdef extern from "stream.h" nogil:
     ctypedef struct RateChange:
         int32_t up
         int32_t down
-        int32_t lags
-        const float* coefficients
+        int32_t tail
+        const float* taps
 
     # Read chunk_energy / chunk_samples, the mean square of the last chunk as it came in, and
     # clipped, the outputs so far that needed more than full scale. The rest is the kernels' own.
@@ -40,6 +40,7 @@ cdef class Converter:
     cdef readonly int output_rate_hz
     cdef double _gain_db
     cdef int _set_up(self, int input_rate_hz, int output_rate_hz, object gain_db) except -1
+    cdef int _copy_to(self, Converter twin) except -1
     cdef bytes _convert(self, const void* data, Py_ssize_t n)
 
     # Exactly how many samples the next call writes when it is given n: size the output by this.

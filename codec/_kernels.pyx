@@ -31,19 +31,21 @@ from libc.string cimport memcpy
 cdef extern from "kernels.h" nogil:
     enum:
         RATE_CHANGES
-        COEFFICIENTS
+        TAP_ROWS
+        LAGS
     RateChange rate_changes[]
-    float coefficient_pool[]
+    float tap_rows[][LAGS]
+    const char* choose_kernels(bint allow_avx2)
     Py_ssize_t stream_outputs(const Stream* stream, Py_ssize_t inputs)
     Py_ssize_t stream_convert(
         Stream* stream, const void* input, Py_ssize_t inputs, void* output
     )
-    Py_ssize_t stream_flush_outputs(const Stream* stream)
+    Py_ssize_t stream_tail_outputs(const Stream* stream)
     void stream_flush(Stream* stream, void* output)
     void stream_reset(Stream* stream)
     size_t stream_memory_bytes(const RateChange* change)
-    void g711_decode(Format law, const uint8_t* payload, Py_ssize_t n, int16_t* pcm)
-    void g711_encode(Format law, const int16_t* pcm, Py_ssize_t n, uint8_t* payload)
+    void g711_decode(Format law, const uint8_t* payload, Py_ssize_t n, char* pcm)
+    void g711_encode(Format law, const char* pcm, Py_ssize_t n, uint8_t* payload)
 
 
 LINE_RATE_HZ = 8000
@@ -75,42 +77,64 @@ def _prototype(int up, int down):
     return [up * tap for tap in _FILTERS[str(max(up, down))]]
 
 
+def _place_of_lag(lag):
+    """Where the kernel looks for the tap of a lag: in the order 0, 8, 16, 24, 32, 1, 9, ..."""
+    assert 0 <= lag < LAGS
+    return lag % 8 * (LAGS // 8) + lag // 8
+
+
 def _lookahead(int up, int down):
     """How many inputs past its own time an output may use because their group is complete."""
     return down - 1 - (up - 1) * down // up
 
 
-cdef void _build_rate_changes():
-    cdef int used = 0, built = 0, up, down, lags
+cdef int _build_rate_changes() except -1:
+    cdef int rows = 0, built = 0
     cdef RateChange* change
     for input_rate_hz in RATES_HZ:
         for output_rate_hz in RATES_HZ:
             up, down = _ratio(input_rate_hz, output_rate_hz)
             if (up, down) in _rate_change_index:
                 continue
-            taps = _prototype(up, down)
-            # Output number `output` of a group is phase (output * down) % up of the prototype,
-            # and its tap number `tap` falls on input `place` of the group (earlier groups < 0).
-            products = []
-            for output in range(up):
-                for tap, value in enumerate(taps[(output * down) % up :: up]):
-                    place = output * down // up + _lookahead(up, down) - tap
-                    products.append((output, place % down, -(place // down), value))
-            lags = max(lag for _, _, lag, _ in products) + 1
-            assert used + up * down * lags <= COEFFICIENTS and built < RATE_CHANGES
-            for output, place, lag, value in products:
-                coefficient_pool[used + (output * down + place) * lags + <int>lag] = value
+            assert built < RATE_CHANGES
+            _rate_change_index[up, down] = built
             change = &rate_changes[built]
+            built += 1
             change.up = up
             change.down = down
-            change.lags = lags
-            change.coefficients = &coefficient_pool[used]
-            _rate_change_index[up, down] = built
-            used += up * down * lags
-            built += 1
+            if up == down:
+                continue
+            assert rows + up * down <= TAP_ROWS
+            change.taps = tap_rows[rows]
+            taps = _prototype(up, down)
+            # Output `q` of a group is phase (q * down) % up of the prototype, and that phase's
+            # tap number `i` meets the input at `place` in the group; earlier groups are below 0.
+            for q in range(up):
+                for i, tap in enumerate(taps[q * down % up :: up]):
+                    place = q * down // up + _lookahead(up, down) - i
+                    lag, row = -(place // down), q * down + place % down
+                    tap_rows[rows + <int>row][_place_of_lag(lag)] = tap
+                    change.tail = max(change.tail, lag)
+            rows += up * down
+    return 0
 
 
 _build_rate_changes()
+
+
+def use_avx2(bint wanted):
+    """Choose the kernels of every stream in the process; for tests and benchmarks.
+
+    Any choice gives the same bytes. AVX2 is the default where the CPU has it and the compiler
+    could build it.
+
+    Returns:
+        What was chosen: ``"avx2"``, or ``"baseline"`` (SSE2 or NEON), or ``"plain"`` C.
+    """
+    return choose_kernels(wanted).decode()
+
+
+use_avx2(True)
 
 
 # ---- Checks ----
@@ -225,7 +249,7 @@ cdef class Converter:
         """
         cdef Py_ssize_t sample_bytes = 2 if self.stream.output == PCM16 else 1
         cdef bytes tail = PyBytes_FromStringAndSize(
-            NULL, sample_bytes * stream_flush_outputs(&self.stream)
+            NULL, sample_bytes * stream_tail_outputs(&self.stream)
         )
         stream_flush(&self.stream, PyBytes_AS_STRING(tail))
         return tail
@@ -235,10 +259,14 @@ cdef class Converter:
         """Forget the audio so far, as if the stream began here. ``clipped_samples`` goes on."""
         stream_reset(&self.stream)
 
-    @cython.critical_section
     def copy(self):
         """A second stream in the same state; from here on the two know nothing of each other."""
         cdef Converter twin = type(self).__new__(type(self))
+        with cython.critical_section(self):
+            self._copy_to(twin)
+        return twin
+
+    cdef int _copy_to(self, Converter twin) except -1:
         cdef size_t memory_bytes = stream_memory_bytes(self.stream.change)
         cdef float* memory = <float*>PyMem_Malloc(memory_bytes)
         if memory is NULL:
@@ -249,7 +277,7 @@ cdef class Converter:
         twin._gain_db = self._gain_db
         twin.input_rate_hz = self.input_rate_hz
         twin.output_rate_hz = self.output_rate_hz
-        return twin
+        return 0
 
     @property
     def delay_s(self):
@@ -496,7 +524,7 @@ cdef bytes _g711_decode(object payload, Format law):
     _open_buffer(payload, &view, "payload", False)
     try:
         pcm = PyBytes_FromStringAndSize(NULL, 2 * view.len)
-        g711_decode(law, <const uint8_t*>view.buf, view.len, <int16_t*>PyBytes_AS_STRING(pcm))
+        g711_decode(law, <const uint8_t*>view.buf, view.len, PyBytes_AS_STRING(pcm))
     finally:
         PyBuffer_Release(&view)
     return pcm
@@ -509,7 +537,7 @@ cdef bytes _g711_encode(object pcm, Format law):
     try:
         payload = PyBytes_FromStringAndSize(NULL, view.len // 2)
         g711_encode(
-            law, <const int16_t*>view.buf, view.len // 2, <uint8_t*>PyBytes_AS_STRING(payload)
+            law, <const char*>view.buf, view.len // 2, <uint8_t*>PyBytes_AS_STRING(payload)
         )
     finally:
         PyBuffer_Release(&view)
