@@ -382,7 +382,12 @@ class TwilioSimulator:
         config.errorlog = None
         config.graceful_timeout = 0.1
         async with (
-            httpx2.AsyncClient(timeout=WEBHOOK_TIMEOUT_S, trust_env=False) as self._http,
+            # A connection for each webhook: an idle one may be closed just as it is used again.
+            httpx2.AsyncClient(
+                timeout=WEBHOOK_TIMEOUT_S,
+                trust_env=False,
+                limits=httpx2.Limits(max_keepalive_connections=0),
+            ) as self._http,
             trio.open_nursery() as nursery,
         ):
             (self.api_url,) = await nursery.start(

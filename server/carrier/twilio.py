@@ -159,7 +159,7 @@ class StreamCounts:
     misplaced: int = 0
     """Known kinds at the wrong time, such as media before start or after stop; ignored."""
     foreign: int = 0
-    """Another stream's sid, or a track that is not the caller's; ignored."""
+    """Another stream's sid, or the track of our own audio; ignored."""
     binary: int = 0
     """Binary frames, which Twilio never sends; ignored."""
     missing_chunks: int = 0
@@ -293,7 +293,7 @@ class TwilioProtocol:
 
     def _start(self, message: _Start) -> None:
         media_format = message.start.media_format
-        got = (media_format.encoding, media_format.sample_rate, media_format.channels)
+        got = (media_format.encoding[:40], media_format.sample_rate, media_format.channels)
         if got != ("audio/x-mulaw", 8000, 1):
             raise CarrierProtocolError(
                 "media format is {}/{}/{}, only audio/x-mulaw/8000/1 is spoken here".format(*got),
@@ -307,7 +307,7 @@ class TwilioProtocol:
 
     def _hear(self, media: _MediaFacts, now: float) -> CallerAudio | None:
         counts = self.counts
-        if media.track != "inbound":
+        if media.track.startswith("outbound"):
             counts.foreign += 1
             return None
         if media.chunk > self._last_chunk:
