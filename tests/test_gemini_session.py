@@ -122,6 +122,7 @@ async def simulated(
             listening.start_soon(heard.listen, session)
             yield session, heard
             listening.cancel_scope.cancel()
+        await simulator.sessions[-1].ended.wait()
         nursery.cancel_scope.cancel()
 
 
@@ -495,6 +496,7 @@ async def test_a_conversation_over_a_socket(caplog: pytest.LogCaptureFixture) ->
                 while not isinstance(event := await session.receive(), GenerationComplete):
                     if isinstance(event, AgentAudio):
                         answer += event.pcm
+            await simulator.sessions[0].ended.wait()
 
     assert greeting == simulator.greeting.pcm
     assert speech(0.3) in answer
