@@ -603,7 +603,8 @@ class SimulatedSession:
         self._keep_heard_bytes = int(simulator.keep_heard_s * _CALLER_BYTES_PER_S)
         self._said_bytes = 0  # in the turn under way
         self._hearing = Hearing()
-        self._manual_activity = False
+        self._manual_activity = False  # the client says when the caller speaks
+        self._manual_turn = bytearray()
         self._interruptible = True
         self._awaits_history = False
         self._family: Family = "3.8"
@@ -757,9 +758,10 @@ class SimulatedSession:
                     1007, "Explicit activity control is not supported with automatic detection."
                 )
             if "activityStart" in realtime:
+                self._manual_turn.clear()
                 self._caller_starts()
             else:
-                self._caller_ends(self._hearing.end())
+                self._caller_ends(bytes(self._manual_turn))
         # 3.8 does not take it for the end of a turn.
         ends = realtime.get("audioStreamEnd") and self._family in ("3.1", "2.5")
         if ends and self._hearing.speaking:
@@ -784,13 +786,15 @@ class SimulatedSession:
         self.heard_samples += len(pcm) // 2
         if len(self.heard) < self._keep_heard_bytes:
             self.heard += pcm
+        if self._manual_activity:
+            if len(self._manual_turn) < Hearing.MAX_TURN_S * _CALLER_BYTES_PER_S:
+                self._manual_turn += pcm
+            return
         for news in self._hearing.hear(pcm):
-            if self._manual_activity:
-                continue  # the client says when a turn starts and ends
-            if news == "start":
-                self._caller_starts()
-            elif isinstance(news, bytes):
+            if isinstance(news, bytes):
                 self._caller_ends(news)
+            else:
+                self._caller_starts()
 
     def _caller_starts(self) -> None:
         self.note("caller starts")
