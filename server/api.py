@@ -98,8 +98,9 @@ def field_errors(error: Exception | None) -> dict[str, str]:
 
 def shows_key(headers: Mapping[str, str], key: str) -> bool:
     """Whether a request shows the API key, as ``Authorization: Bearer`` or ``X-API-Key``."""
-    shown = headers.get("X-API-Key", "")
-    scheme, _, credentials = headers.get("Authorization", "").partition(" ")
+    given = {name.lower(): value for name, value in headers.items()}
+    shown = given.get("x-api-key", "")
+    scheme, _, credentials = given.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         shown = credentials.strip()
     return hmac.compare_digest(shown.encode(), key.encode())

@@ -207,7 +207,7 @@ class Call:
         self._model = model
         self._metrics = metrics
         self._options = options
-        self._began_at = trio.current_time()
+        self.began_at = trio.current_time()
         self._answered_at: float | None = None
         self._ended_at: float | None = None
         self._status_number = -1
@@ -536,8 +536,9 @@ class Call:
 
     def note(self, what: str, **facts: Any) -> None:
         """Add a line to the call's timeline; facts are numbers and words of ours, never speech."""
-        self.timeline.append((trio.current_time() - self._began_at, what, facts))
-        logger.debug(what, **facts)
+        self.timeline.append((trio.current_time() - self.began_at, what, facts))
+        # Webhooks and sockets note things from tasks of their own, without the call's context.
+        logger.debug(what, call_sid=self.call_sid, **facts)
 
     def _note_heard(self, heard: HeardTurn) -> None:
         self.transcript.agent_heard(

@@ -1,0 +1,59 @@
+"""``python -m server`` serves, with a graceful drain; ``python -m server demo`` shows a call."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import trio
+
+from server import logs
+from server.app import create_app
+from server.errors import ConfigurationError
+from server.serving import listen, serve, stop_on_signal
+from server.settings import Settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line and do it; the value is the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    demo = commands.add_parser("demo", help="place one simulated call and show it live")
+    demo.add_argument(
+        "--script",
+        default="interrupts",
+        help="what the callee and the model do (default: %(default)s)",
+    )
+    parser.add_argument("--host", help="address to listen on (HOST)")
+    parser.add_argument("--port", type=int, help="port to listen on (PORT)")
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "demo":
+        # The demo brings its own dependencies (a terminal display) that serving does without.
+        from server.demo import run_demo
+
+        return run_demo(chosen.script)
+    overrides = {k: v for k, v in (("host", chosen.host), ("port", chosen.port)) if v is not None}
+    try:
+        settings = Settings.load(**overrides)
+        logs.configure(level=settings.log_level, json=settings.log_json)
+        trio.run(_serve, settings)
+    except ConfigurationError as error:
+        print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except OSError as error:
+        print(f"offhook: cannot listen: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings) -> None:
+    stop = trio.Event()
+    listener = listen(settings.host, settings.port)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stop_on_signal, stop)
+        await serve(create_app(settings), listener, stop=stop, access_log=True)
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

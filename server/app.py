@@ -1,0 +1,222 @@
+"""The Quart-Trio app: routes, lifespan, and the only place that names a carrier and a model."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from contextlib import AsyncExitStack
+
+import structlog
+import trio
+from prometheus_client import CollectorRegistry
+from quart_schema import Info, QuartSchema
+from quart_trio import QuartTrio
+
+from server.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
+from server.call import CallOptions
+from server.calls import Calls
+from server.carrier import MediaStream
+from server.carrier.phone import find_script
+from server.carrier.simulator import TwilioSimulator
+from server.carrier.twilio import TwilioCarrier, TwilioMediaStream, WebhookVerifier
+from server.errors import ConfigurationError
+from server.media_socket import MediaWebsocket, MediaWebsocketConnection, SocketTransport
+from server.metrics import Metrics
+from server.model.gemini import DEFAULT_URL, GeminiModel
+from server.model.simulator import SCRIPTS as MODEL_SCRIPTS
+from server.model.simulator import GeminiSimulator
+from server.routes import add_routes
+from server.settings import Account, Settings
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MAX_BODY_BYTES = 64 * 1024
+"""Twilio's webhooks and our requests are a few kilobytes."""
+SIMULATED_NUMBER = "+15005550006"
+"""Twilio's own magic number that is always a valid caller (test credentials)."""
+
+
+class OffhookApp(QuartTrio):
+    """The server. Everything that lives as long as it does hangs here."""
+
+    asgi_websocket_class = MediaWebsocketConnection
+    websocket_class = MediaWebsocket
+
+    calls: Calls
+    verifier: WebhookVerifier
+    carrier: TwilioCarrier
+    simulated_twilio: TwilioSimulator | None = None
+    simulated_gemini: GeminiSimulator | None = None
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__("server", static_folder=None)
+        _check_scripts(settings)
+        self.settings = settings
+        self.metrics = Metrics(CollectorRegistry())
+        self.agent = Agent(
+            prompt=settings.agent_prompt or DEFAULT_PROMPT,
+            greeting=DEFAULT_GREETING
+            if settings.agent_greeting is None
+            else settings.agent_greeting,
+            voice=settings.gemini_voice,
+            language=settings.agent_language,
+        )
+        self.api_key = self._api_key()
+        self.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+        # Calls end within this of a shutdown: their own clean-up, with a little air.
+        self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = settings.close_timeout_s + 2.0
+        self.before_serving(self._start)
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether no account is set, so that the embedded simulators run."""
+        return self.settings.account is None
+
+    def open_media(self, websocket: MediaWebsocket) -> MediaStream:
+        """An accepted media socket in the carrier's protocol."""
+        return TwilioMediaStream(SocketTransport(websocket))
+
+    def _api_key(self) -> str | None:
+        if self.settings.api_key is not None:
+            return self.settings.api_key.get_secret_value()
+        if self.is_simulated:
+            return None
+        key = secrets.token_urlsafe(24)
+        # Not through the log: a key is never in a log line.
+        print(f"offhook: no API_KEY is set; for this run it is {key}", file=sys.stderr)  # noqa: T201
+        return key
+
+    async def _start(self) -> None:
+        await self.nursery.start(self._run)
+
+    async def _run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the carrier, the model and the calls, from start-up to shutdown."""
+        settings = self.settings
+        options = CallOptions(
+            prewarm=settings.prewarm,
+            lead_s=settings.lead_s,
+            mark_every_s=settings.mark_every_s,
+            greeting_retry_s=settings.greeting_retry_s,
+            media_timeout_s=settings.media_timeout_s,
+            answer_timeout_s=settings.ring_timeout_s + 60.0,
+            max_duration_s=settings.max_call_duration_s,
+            close_timeout_s=settings.close_timeout_s,
+        )
+        async with AsyncExitStack() as stack, trio.open_nursery() as simulators:
+            if settings.account is None:
+                model = await self._simulate(simulators)
+            else:
+                model = self._use_accounts(settings.account)
+            await stack.enter_async_context(self.carrier)
+            self.calls = Calls(
+                carrier=self.carrier,
+                model=model,
+                metrics=self.metrics,
+                options=options,
+                max_calls=settings.max_calls,
+                ticket_ttl_s=settings.ticket_ttl_s,
+                start_timeout_s=settings.start_timeout_s,
+                recent_calls=settings.recent_calls,
+            )
+            logger.info(
+                "offhook ready",
+                carrier=self.carrier.name,
+                model=model.name,
+                public_url=self.public_url,
+                simulated=self.is_simulated,
+            )
+            await self.calls.run(task_status)
+
+    async def _simulate(self, nursery: trio.Nursery) -> GeminiModel:
+        """Start a small Twilio and a small Gemini Live on loopback, and use those."""
+        settings = self.settings
+        account_sid, auth_token = f"AC{secrets.token_hex(16)}", secrets.token_hex(16)
+        api_key = secrets.token_urlsafe(16)
+        twilio = self.simulated_twilio = TwilioSimulator(
+            account_sid=account_sid,
+            auth_token=auth_token,
+            phone_number=SIMULATED_NUMBER,
+            script=settings.simulated_callee,
+            ring_s=settings.simulated_ring_s,
+            recordings_dir=settings.recordings_dir,
+        )
+        gemini = self.simulated_gemini = GeminiSimulator(
+            api_key=api_key, script=MODEL_SCRIPTS[settings.simulated_model]
+        )
+        await nursery.start(twilio.run)
+        await nursery.start(gemini.run)
+        self._use_twilio(
+            account_sid,
+            auth_token,
+            SIMULATED_NUMBER,
+            public_url=settings.public_url or f"http://{settings.host}:{settings.port}",
+            api_url=twilio.api_url,
+            name="simulator",
+        )
+        return self._gemini(api_key, gemini.url)
+
+    def _use_accounts(self, account: Account) -> GeminiModel:
+        self._use_twilio(
+            account.twilio_account_sid,
+            account.twilio_auth_token,
+            account.twilio_phone_number,
+            public_url=account.public_url,
+            api_url=self.settings.twilio_api_url,
+            name="twilio",
+        )
+        return self._gemini(account.gemini_api_key, self.settings.gemini_url or DEFAULT_URL)
+
+    def _gemini(self, api_key: str, url: str) -> GeminiModel:
+        return GeminiModel(
+            api_key=api_key,
+            model=self.settings.gemini_model,
+            url=url,
+            connect_timeout_s=self.settings.model_connect_timeout_s,
+        )
+
+    def _use_twilio(
+        self,
+        account_sid: str,
+        auth_token: str,
+        phone_number: str,
+        *,
+        public_url: str,
+        api_url: str | None,
+        name: str,
+    ) -> None:
+        self.public_url = public_url
+        self.verifier = WebhookVerifier(auth_token, public_url)
+        self.carrier = TwilioCarrier(
+            account_sid=account_sid,
+            auth_token=auth_token,
+            phone_number=phone_number,
+            public_url=public_url,
+            api_url=api_url,
+            name=name,
+            ring_timeout_s=self.settings.ring_timeout_s,
+            request_timeout_s=self.settings.carrier_timeout_s,
+        )
+
+
+def _check_scripts(settings: Settings) -> None:
+    try:
+        find_script(settings.simulated_callee)
+    except ValueError as error:
+        raise ConfigurationError(f"SIMULATED_CALLEE: {error}") from None
+    if settings.simulated_model not in MODEL_SCRIPTS:
+        known = ", ".join(MODEL_SCRIPTS)
+        raise ConfigurationError(f"SIMULATED_MODEL: there is no such script; there are {known}")
+
+
+def create_app(settings: Settings) -> OffhookApp:
+    """The ASGI app for these settings; nothing is opened before the server starts it."""
+    app = OffhookApp(settings)
+    QuartSchema(
+        app,
+        info=Info(title="Offhook", version="0.1.0"),
+        redoc_ui_path=None,
+        scalar_ui_path=None,
+        conversion_preference="pydantic",
+    )
+    add_routes(app)
+    return app

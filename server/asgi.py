@@ -1,0 +1,17 @@
+"""What hypercorn loads: ``hypercorn -c server/hypercorn.toml server.asgi:app``."""
+
+from __future__ import annotations
+
+import sys
+
+from server import logs
+from server.app import create_app
+from server.errors import ConfigurationError
+from server.settings import Settings
+
+try:
+    settings = Settings.load()
+except ConfigurationError as error:
+    sys.exit(f"offhook: {error}")
+logs.configure(level=settings.log_level, json=settings.log_json)
+app = create_app(settings)

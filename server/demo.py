@@ -1,0 +1,239 @@
+"""``python -m server demo``: everything embedded, one call through the real API, shown live.
+
+The server, a small Twilio and a small Gemini Live run in this process on free ports of the
+loopback interface and speak their real protocols to each other. The call is placed with
+``POST /make-call`` like any other; the exit status says whether it went as its script demands.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from server import logs
+from server.app import OffhookApp, create_app
+from server.call import Call
+from server.carrier.simulator import SimulatedCall
+from server.serving import listen, serve
+from server.settings import Settings
+
+DESTINATION = "+15005550006"
+TIME_LIMIT_S = 55.0
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is left of the call: the server's record and the other end's own."""
+
+    record: dict[str, Any]
+    phone: SimulatedCall
+
+    @property
+    def agent_turns(self) -> list[dict[str, Any]]:
+        """The agent's turns, as heard."""
+        return [turn for turn in self.record["transcript"] if turn["speaker"] == "agent"]
+
+
+Check = tuple[str, Callable[[Outcome], bool]]
+
+
+def _ended(reason: str) -> Check:
+    return f"the call ended: {reason}", lambda outcome: outcome.record["reason"] == reason
+
+
+_GREETED: Check = (
+    "the agent was speaking when the phone left the hook",
+    lambda outcome: (outcome.record["timings"]["answer_to_first_audio_ms"] or 1e9) < 100,
+)
+_NOTHING_LOST: Check = (
+    "no caller audio was lost",
+    lambda outcome: outcome.record["timings"]["caller_audio_lost_s"] == 0,
+)
+_STOPPED_DEAD: Check = (
+    "nothing of a cut turn was sent after its clear",
+    lambda outcome: outcome.phone.bytes_after_clear == 0,
+)
+_BARGED_IN: Check = (
+    "the caller's barge-in cut the agent",
+    lambda outcome: any(turn["cut"] for turn in outcome.agent_turns),
+)
+_ANSWERED: Check = (
+    "the agent answered and was heard to the end",
+    lambda outcome: any(
+        not turn["cut"] and (turn["heard_s"] or 0) > 0.5 for turn in outcome.agent_turns[1:]
+    ),
+)
+
+SCRIPTS: dict[str, tuple[Check, ...]] = {
+    "talks": (_ended("caller-hung-up"), _GREETED, _ANSWERED, _NOTHING_LOST, _STOPPED_DEAD),
+    "interrupts": (
+        _ended("caller-hung-up"),
+        _GREETED,
+        _BARGED_IN,
+        _ANSWERED,
+        _NOTHING_LOST,
+        _STOPPED_DEAD,
+    ),
+    "hangs-up": (_ended("caller-hung-up"), _GREETED, _NOTHING_LOST),
+    "busy": (_ended("busy"),),
+    "no-answer": (_ended("no-answer"),),
+    "drops": (_ended("caller-gone"), _GREETED, _NOTHING_LOST),
+    "garbage": (_GREETED, _NOTHING_LOST, _STOPPED_DEAD),
+}
+"""What the callee does, and what the call must have been like for the demo to succeed."""
+
+
+def run_demo(script: str) -> int:
+    """Run one script; the value is the process's exit status."""
+    console = Console()
+    if script not in SCRIPTS:
+        console.print(f"no such script: {script}; there are {', '.join(SCRIPTS)}", style="red")
+        return 2
+    # The display is the log here; only what goes wrong is shown beside it.
+    logs.configure(level="ERROR")
+    directory = Path(tempfile.mkdtemp(prefix="offhook-demo-"))
+    return trio.run(_demo, console, script, directory)
+
+
+async def _demo(console: Console, script: str, directory: Path) -> int:
+    began = time.perf_counter()
+    listener = listen("127.0.0.1", 0)
+    public_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    settings = Settings.load(
+        _env_file=None,
+        twilio_account_sid=None,
+        twilio_auth_token=None,
+        twilio_phone_number=None,
+        gemini_api_key=None,
+        api_key=None,
+        public_url=public_url,
+        simulated_callee=script,
+        recordings_dir=directory,
+        drain_timeout_s=0.0,
+    )
+    app = create_app(settings)
+    stop = trio.Event()
+    outcome: Outcome | None = None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_serve, app, listener, stop)
+        console.print(
+            f"[bold]offhook[/] on {public_url}, with the [bold]simulated[/] carrier and model: "
+            "no account, no phone, no cost"
+        )
+        with trio.move_on_after(TIME_LIMIT_S):
+            outcome = await _place_and_watch(console, app, public_url)
+        stop.set()
+    if outcome is None:
+        console.print(f"the call did not end within {TIME_LIMIT_S:.0f} s", style="red")
+        return 1
+    _print_figures(console, outcome)
+    passed = _print_checks(console, script, outcome)
+    console.print(f"listen: [bold]{outcome.phone.recording_path}[/] (left: caller, right: agent)")
+    console.print(f"done in {time.perf_counter() - began:.0f} s", style="dim")
+    return 0 if passed else 1
+
+
+async def _serve(
+    app: OffhookApp,
+    listener: Any,
+    stop: trio.Event,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    await serve(app, listener, stop=stop, task_status=task_status)
+
+
+async def _place_and_watch(console: Console, app: OffhookApp, public_url: str) -> Outcome | None:
+    async with httpx2.AsyncClient(base_url=public_url, trust_env=False) as client:
+        console.print(f"POST /make-call {{'destination_number': '{DESTINATION}'}}", style="dim")
+        answer = await client.post("/make-call", json={"destination_number": DESTINATION})
+        if answer.status_code != 201:
+            console.print(f"/make-call answered {answer.status_code}: {answer.text}", style="red")
+            return None
+        call_sid = answer.json()["call_sid"]
+        call = app.calls.get(call_sid)
+        assert call is not None
+        assert app.simulated_twilio is not None
+        phone = app.simulated_twilio.calls[call_sid]
+        await _show_live(console, call, phone)
+        await phone.wait_ended()
+        record = (await client.get(f"/calls/{call_sid}")).json()
+    return Outcome(record, phone)
+
+
+async def _show_live(console: Console, call: Call, phone: SimulatedCall) -> None:
+    """Print what happens on both ends as it happens, until both have ended."""
+    shown = 0
+    while True:
+        over = call.is_over and phone.ended_at is not None
+        events = sorted(_events(call, phone))
+        # What is younger than a poll may still be overtaken by the other end's report.
+        settled = trio.current_time() - (0.0 if over else POLL_S)
+        for at, who, what in events[shown:]:
+            if at > settled:
+                break
+            colour = "cyan" if who == "phone" else "green"
+            console.print(f"{at - call.began_at:7.2f} s  [{colour}]{who:8}[/] {what}")
+            shown += 1
+        if over:
+            return
+        await trio.sleep(POLL_S)
+
+
+def _events(call: Call, phone: SimulatedCall) -> Iterator[tuple[float, str, str]]:
+    for at_s, what, facts in call.timeline:
+        details = ", ".join(f"{name} {value}" for name, value in facts.items())
+        yield call.began_at + at_s, "offhook", f"{what} ({details})" if details else what
+    for at_s, what in phone.timeline:
+        yield phone.created_at + at_s, "phone", what
+    for stream in phone.phones:
+        for at_s, what in stream.events:
+            yield (stream.started_at or 0.0) + at_s, "phone", what
+
+
+def _print_figures(console: Console, outcome: Outcome) -> None:
+    timings = outcome.record["timings"]
+    table = Table(
+        "figure", "p50", "p99", title="What it took, in milliseconds", title_justify="left"
+    )
+
+    def figure(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    first = timings["answer_to_first_audio_ms"]
+    table.add_row("answer to first agent audio sent", figure(first), "")
+    for title, name in (
+        ("interrupted received to clear sent", "interrupt_to_clear"),
+        ("caller chunk, carrier to model", "caller_to_model"),
+        ("agent chunk, model to carrier", "model_to_caller"),
+    ):
+        table.add_row(title, figure(timings[name]["p50_ms"]), figure(timings[name]["p99_ms"]))
+    console.print(table)
+    console.print(
+        f"the caller heard {outcome.record['agent_heard_s']:.2f} s of the agent; "
+        f"{timings['caller_audio_s']:.2f} s of caller audio reached the model, "
+        f"{timings['caller_audio_lost_s']:.2f} s were lost"
+    )
+
+
+def _print_checks(console: Console, script: str, outcome: Outcome) -> bool:
+    passed = True
+    for title, check in SCRIPTS[script]:
+        good = check(outcome)
+        passed = passed and good
+        console.print(f"[green]yes[/] {title}" if good else f"[red]NO [/] {title}")
+    return passed
+
+
+if __name__ == "__main__":
+    sys.exit(run_demo("interrupts"))

@@ -1,0 +1,104 @@
+"""The media WebSocket on the ordinary path: every queued message is delivered, then the end.
+
+Quart-Trio's own connection class cancels the handler when the socket closes and throws away what
+is queued: the carrier's ``stop`` and the caller's last words. This one ends the queue instead, so a
+disconnect is an event like any other, and it does without a signal per message.
+``asgi_websocket_class`` is Quart's documented seam for this.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import trio
+from quart.wrappers import Websocket
+from quart_trio.asgi import TrioASGIWebsocketConnection
+from quart_trio.wrappers import TrioWebsocket
+
+from server.errors import StreamEnded
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
+    from quart_trio import QuartTrio
+
+QUEUED_MESSAGES = 64
+"""1.3 s of 20 ms frames; then the socket is no longer read, and TCP holds the carrier back."""
+
+
+class MediaWebsocket(TrioWebsocket):
+    """A Quart WebSocket whose messages can also be read without waiting."""
+
+    inbox: trio.MemoryReceiveChannel[str | bytes]
+
+
+class MediaWebsocketConnection(TrioASGIWebsocketConnection):
+    """Feeds one WebSocket; its handler ends by itself, never because the peer left."""
+
+    def __init__(self, app: QuartTrio, scope: WebsocketScope) -> None:
+        super().__init__(app, scope)
+        self.send_channel, self.receive_channel = trio.open_memory_channel[bytes | str](
+            QUEUED_MESSAGES
+        )
+
+    async def handle_messages(  # type: ignore[override]
+        self, nursery: trio.Nursery, receive: ASGIReceiveCallable
+    ) -> None:
+        """Pass messages on until the socket closes, then end the queue."""
+        async with self.send_channel:
+            while True:
+                event = await receive()
+                if event["type"] == "websocket.receive":
+                    text = event.get("text")
+                    message = text if text is not None else cast(bytes, event.get("bytes"))
+                    await self.send_channel.send(message)
+                elif event["type"] == "websocket.disconnect":
+                    return
+
+    def _create_websocket_from_scope(self, send: ASGISendCallable) -> Websocket:
+        websocket = super()._create_websocket_from_scope(send)
+        cast(MediaWebsocket, websocket).inbox = self.receive_channel
+        return websocket
+
+
+class SocketTransport:
+    """One accepted media WebSocket as the carrier's protocol wants to see it."""
+
+    def __init__(self, websocket: MediaWebsocket) -> None:
+        self._websocket = websocket
+        self._closed = False
+
+    async def receive(self) -> str | bytes:
+        """Wait for the next message.
+
+        Raises:
+            StreamEnded: The socket is closed and everything it sent has been received.
+        """
+        try:
+            return await self._websocket.inbox.receive()
+        except trio.EndOfChannel:
+            raise StreamEnded("the media socket is closed") from None
+
+    def receive_nowait(self) -> str | bytes | None:
+        """The next message if it is already here, else None; raises as :meth:`receive` does."""
+        try:
+            return self._websocket.inbox.receive_nowait()
+        except trio.WouldBlock:
+            return None
+        except trio.EndOfChannel:
+            raise StreamEnded("the media socket is closed") from None
+
+    async def send(self, text: str) -> None:
+        """Send a text frame; on a closed socket hypercorn drops it silently.
+
+        Raises:
+            StreamEnded: We have closed the socket.
+        """
+        if self._closed:
+            raise StreamEnded("the media socket is closed")
+        await self._websocket.send(text)
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close with a WebSocket close code; closing again does nothing."""
+        if not self._closed:
+            self._closed = True
+            await self._websocket.close(code, reason)

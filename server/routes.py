@@ -1,0 +1,234 @@
+"""The routes: what clients, the carrier and whoever runs the server may ask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import structlog
+import trio
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from quart import Response, request, websocket
+from quart_schema import (
+    RequestSchemaValidationError,
+    document_response,
+    hide,
+    validate_request,
+)
+from werkzeug.exceptions import HTTPException
+
+from server.api import CallMade, MakeCall, error_body, field_errors, shows_key
+from server.call import EndReason
+from server.errors import CallRefused, CarrierError, CarrierProtocolError
+
+if TYPE_CHECKING:
+    from server.app import OffhookApp
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+def add_routes(app: OffhookApp) -> None:
+    """Give the app every route of the contract, and JSON for every error."""
+    _add_api(app)
+    _add_webhooks(app)
+    _add_health(app)
+    _add_errors(app)
+
+
+def _refused(refusal: CallRefused) -> tuple[dict[str, Any], int, dict[str, str]]:
+    headers = {}
+    if refusal.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(refusal.retry_after_s)))
+    return error_body(refusal.reason, str(refusal)), refusal.status, headers
+
+
+# ------------------------------------------------------------------------------------------
+# For clients of ours
+
+
+def _add_api(app: OffhookApp) -> None:
+    @app.before_request
+    async def check_key() -> Any:
+        protected = request.path == "/make-call" or request.path.split("/")[1] == "calls"
+        if app.api_key is None or not protected or shows_key(dict(request.headers), app.api_key):
+            return None
+        body = error_body("unauthorized", "show the API key as Authorization: Bearer or X-API-Key")
+        return body, 401, {"WWW-Authenticate": "Bearer"}
+
+    @app.before_request
+    async def check_body() -> Any:
+        if request.path != "/make-call" or request.method != "POST":
+            return None
+        try:
+            if isinstance(json.loads(await request.get_data()), dict) and request.is_json:
+                return None
+        except ValueError:  # not JSON, or not even text
+            pass
+        return error_body("invalid", "the request is not valid", fields=field_errors(None)), 400
+
+    @app.post("/make-call")
+    @validate_request(MakeCall)
+    @document_response(CallMade, 201)
+    async def make_call(data: MakeCall) -> Any:
+        """Ring a phone; the agent is ready to speak by the time it is answered."""
+        try:
+            call = await app.calls.place(
+                data.destination_number,
+                data.agent(app.agent),
+                max_duration_s=data.max_duration_s,
+                metadata=data.metadata,
+            )
+        except CallRefused as refusal:
+            return _refused(refusal)
+        except CarrierError as error:
+            logger.warning("dial refused by the carrier", code=error.code, status=error.status)
+            body = error_body(
+                "carrier",
+                error.message,
+                carrier=app.carrier.name,
+                carrier_code=error.code,
+                carrier_status=error.status,
+            )
+            return body, 502
+        made = {
+            "call_sid": call.call_sid,
+            "status": call.status.value,
+            "carrier": app.carrier.name,
+        }
+        return made, 201, {"Location": f"/calls/{call.call_sid}"}
+
+    @app.get("/calls")
+    async def list_calls() -> Any:
+        """Live and recent calls, newest first."""
+        return {"calls": [call.as_dict(full=False) for call in app.calls.all()]}
+
+    @app.get("/calls/<call_sid>")
+    async def get_call(call_sid: str) -> Any:
+        """One call: state, reason, timings, transcript, timeline."""
+        call = app.calls.get(call_sid)
+        return _unknown_call() if call is None else call.as_dict()
+
+    @app.post("/calls/<call_sid>/hang-up")
+    async def hang_up(call_sid: str) -> Any:
+        """End a call; one that is already over stays as it ended."""
+        call = app.calls.get(call_sid)
+        if call is None:
+            return _unknown_call()
+        call.end(EndReason.HUNG_UP)
+        with trio.move_on_after(2 * app.settings.close_timeout_s):
+            await call.finished.wait()
+        return call.as_dict(full=False)
+
+    def _unknown_call() -> tuple[dict[str, Any], int]:
+        return error_body("not-found", "no live or recent call has this call_sid"), 404
+
+
+# ------------------------------------------------------------------------------------------
+# For the carrier
+
+
+def _target(scope: Mapping[str, Any]) -> str:
+    """Path and query exactly as requested: what the carrier has signed."""
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    query: bytes = scope["query_string"]
+    return (path + b"?" + query if query else path).decode("latin-1")
+
+
+def _add_webhooks(app: OffhookApp) -> None:
+    async def _signed_form() -> dict[str, str] | None:
+        """The form of a webhook, or None if the carrier has not signed it."""
+        form = await request.form
+        if not app.verifier.verify_signature(_target(request.scope), dict(request.headers), form):
+            logger.warning("webhook refused: wrong or missing signature", path=request.path)
+            return None
+        return dict(form)
+
+    def _forbidden() -> tuple[dict[str, Any], int]:
+        return error_body("forbidden", "not signed by the carrier"), 403
+
+    @app.post("/twiml")
+    @hide
+    async def answer() -> Any:
+        """Twilio's voice webhook: answer the call with a media stream."""
+        if (form := await _signed_form()) is None:
+            return _forbidden()
+        if not (call_sid := form.get("CallSid")):
+            return error_body("bad-request", "a voice webhook must have a CallSid"), 400
+        try:
+            twiml = await app.calls.answer(call_sid, form.get("From", ""), app.agent)
+        except CallRefused as refusal:
+            logger.warning("inbound call refused", reason=refusal.reason)
+            twiml = app.carrier.refuse_twiml()
+        return Response(twiml, content_type="text/xml")
+
+    @app.post("/call-status")
+    @hide
+    async def call_status() -> Any:
+        """Twilio's status callback."""
+        if (form := await _signed_form()) is None:
+            return _forbidden()
+        try:
+            app.calls.update_status(app.carrier.read_status(form))
+        except CarrierProtocolError as error:
+            return error_body("bad-request", error.reason), 400
+        return "", 204
+
+    @app.websocket("/stream")
+    async def stream() -> Any:
+        """Twilio Media Streams: one call's audio, both ways."""
+        if not app.verifier.verify_upgrade(_target(websocket.scope), dict(websocket.headers)):
+            # A reason to look twice, not to hang up: the ticket is what lets a stream in.
+            logger.debug("media stream without a valid signature")
+        await websocket.accept()
+        socket = cast(Any, websocket)._get_current_object()
+        await app.calls.serve_stream(app.open_media(socket))
+
+
+# ------------------------------------------------------------------------------------------
+# For whoever runs it
+
+
+def _add_health(app: OffhookApp) -> None:
+    @app.get("/healthz")
+    async def healthz() -> Any:
+        """The process serves requests."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> Any:
+        """Whether the next call would be taken."""
+        ready = not (app.calls.draining or app.calls.is_full)
+        body = {
+            "ready": ready,
+            "carrier": app.carrier.name,
+            "model": app.calls.model.name,
+            "simulated": app.is_simulated,
+            "live_calls": app.calls.live_count,
+            "draining": app.calls.draining,
+        }
+        return body, 200 if ready else 503
+
+    @app.get("/metrics")
+    @hide
+    async def metrics() -> Any:
+        """Prometheus text."""
+        return Response(generate_latest(app.metrics.registry), content_type=CONTENT_TYPE_LATEST)
+
+
+def _add_errors(app: OffhookApp) -> None:
+    @app.errorhandler(RequestSchemaValidationError)
+    async def invalid(error: RequestSchemaValidationError) -> Any:
+        fields = field_errors(error.validation_error)
+        return error_body("invalid", "the request is not valid", fields=fields), 422
+
+    @app.errorhandler(HTTPException)
+    async def http_error(error: HTTPException) -> Any:
+        name = (error.name or "error").lower().replace(" ", "-")
+        return error_body(name, error.description or ""), error.code or 500
+
+    @app.errorhandler(Exception)
+    async def bug(error: Exception) -> Any:
+        logger.exception("request failed by a bug of ours", exc_info=error)
+        return error_body("internal", "something failed on our side"), 500

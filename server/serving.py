@@ -1,0 +1,76 @@
+"""Run the app under hypercorn inside our own trio program, with a drain before the shutdown.
+
+hypercorn cuts open connections after its grace period and tells nobody; so on SIGTERM or SIGINT
+the calls are drained first and hypercorn is asked to stop only when the last one has ended.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+
+import hypercorn.trio
+import trio
+from hypercorn.config import Config
+
+from server.app import OffhookApp
+
+MAX_MESSAGE_BYTES = 64 * 1024
+"""A Media Streams message is about 350 bytes; nothing of Twilio's comes near this."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        OSError: The address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(512)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def serve(
+    app: OffhookApp,
+    listener: socket.socket,
+    *,
+    stop: trio.Event,
+    access_log: bool = False,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve on a listening socket, and close it, until ``stop`` is set and the calls have ended."""
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.websocket_max_message_size = MAX_MESSAGE_BYTES
+    config.h11_max_incomplete_size = MAX_MESSAGE_BYTES
+    config.include_server_header = False
+    config.graceful_timeout = app.settings.close_timeout_s
+    config.accesslog = "-" if access_log else None
+    config.loglevel = "WARNING"  # where it listens is said by our own log
+
+    async def drained() -> None:
+        await stop.wait()
+        await app.calls.drain(app.settings.drain_timeout_s)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_serve_hypercorn, app, config, drained)
+        task_status.started()
+
+
+async def _serve_hypercorn(app, config, drained, task_status) -> None:  # type: ignore[no-untyped-def]
+    await hypercorn.trio.serve(app, config, shutdown_trigger=drained, task_status=task_status)
+
+
+async def stop_on_signal(stop: trio.Event) -> None:
+    """Set the event at the first SIGTERM or SIGINT; a second one ends the process as usual."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            stop.set()
+            return

@@ -1,0 +1,380 @@
+"""The whole server over real sockets: HTTP, webhooks, media streams and the model."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import httpx2
+import pytest
+import trio
+from twilio.request_validator import RequestValidator
+from websockets.exceptions import ConnectionClosed
+from websockets.trio.client import connect
+
+from server.app import OffhookApp, create_app
+from server.serving import listen, serve
+from server.settings import Settings
+
+TOKEN = "the-account-token"
+
+
+@dataclass
+class Server:
+    app: OffhookApp
+    http: httpx2.AsyncClient
+    url: str
+
+    @property
+    def stream_url(self) -> str:
+        return self.url.replace("http", "ws") + "/stream"
+
+    async def make_call(self, ending: str = "5550101", **body):
+        body = {"destination_number": f"+1500{ending}"} | body
+        return await self.http.post("/make-call", json=body)
+
+    async def finished(self, call_sid: str) -> dict:
+        call = self.app.calls.get(call_sid)
+        assert call is not None
+        await call.finished.wait()
+        await self.app.simulated_twilio.calls[call_sid].wait_ended()
+        return (await self.http.get(f"/calls/{call_sid}")).json()
+
+    async def signed_post(self, path: str, form: dict[str, str], token: str | None = None):
+        validator = RequestValidator(token or self.app.simulated_twilio._auth_token)
+        signature = validator.compute_signature(self.url + path, form)
+        headers = {"X-Twilio-Signature": signature}
+        return await self.http.post(path, data=form, headers=headers)
+
+
+@asynccontextmanager
+async def serving(**overrides) -> AsyncGenerator[Server]:
+    listener = listen("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    account = dict.fromkeys(
+        ("twilio_account_sid", "twilio_auth_token", "twilio_phone_number", "gemini_api_key")
+    )
+    settings = {"simulated_ring_s": 0.3, "drain_timeout_s": 0.0, "public_url": url}
+    app = create_app(Settings.load(_env_file=None, **(account | settings | overrides)))
+    stop = trio.Event()
+
+    async def run(task_status):
+        await serve(app, listener, stop=stop, task_status=task_status)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run)
+        async with httpx2.AsyncClient(base_url=url, trust_env=False) as http:
+            yield Server(app, http, url)
+        stop.set()
+
+
+async def _all_at_once(function, arguments) -> None:
+    async with trio.open_nursery() as nursery:
+        for each in arguments:
+            nursery.start_soon(function, *each)
+
+
+async def test_calls_of_every_kind_at_once_each_end_as_they_should():
+    endings = {
+        "interrupts": "5550102",
+        "hangs-up": "5550103",
+        "busy": "5550104",
+        "no-answer": "5550105",
+        "drops": "5550106",
+        "garbage": "5550107",
+    }
+    records: dict[str, dict] = {}
+    async with serving(ring_timeout_s=5) as server:
+
+        async def place(name: str, ending: str) -> None:
+            answer = await server.make_call(ending)
+            assert answer.status_code == 201
+            records[name] = await server.finished(answer.json()["call_sid"])
+
+        with trio.fail_after(50):
+            await _all_at_once(place, endings.items())
+        phones = list(server.app.simulated_twilio.calls.values())
+        sessions = list(server.app.simulated_gemini.sessions)
+
+    assert {name: record["reason"] for name, record in records.items()} == {
+        "interrupts": "caller-hung-up",
+        "hangs-up": "caller-hung-up",
+        "busy": "busy",
+        "no-answer": "no-answer",
+        "drops": "caller-gone",
+        "garbage": "caller-hung-up",
+    }
+    for record in records.values():
+        assert record["timings"]["caller_audio_lost_s"] == 0
+    assert sum(phone.bytes_after_clear for phone in phones) == 0
+    interrupted = records["interrupts"]["transcript"]
+    assert interrupted[0]["cut"]
+    assert any(turn["speaker"] == "agent" and not turn["cut"] for turn in interrupted[1:])
+    assert all(session.ended.is_set() for session in sessions)
+
+
+async def test_an_inbound_call_is_answered_and_talks():
+    async with serving() as server:
+        phone = server.app.simulated_twilio.dial_in(
+            f"{server.url}/twiml", from_number="+15005550199", script="hangs-up"
+        )
+        with trio.fail_after(20):
+            await phone.wait_ended()
+        record = (await server.http.get(f"/calls/{phone.call_sid}")).json()
+
+    assert record["direction"] == "inbound"
+    assert record["reason"] == "caller-hung-up"
+    assert record["agent_heard_s"] > 0.2
+    assert "5550199" not in json.dumps(record)
+
+
+async def test_hanging_up_through_the_api_ends_the_call_everywhere():
+    async with serving() as server:
+        call_sid = (await server.make_call("5550108")).json()["call_sid"]
+        phone = server.app.simulated_twilio.calls[call_sid]
+        with trio.fail_after(20):
+            await phone.wait_status("in-progress")
+            ended = await server.http.post(f"/calls/{call_sid}/hang-up")
+            await phone.wait_ended()
+
+    assert ended.json()["reason"] == "hung-up"
+    assert phone.status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({}, {"destination_number"}),
+        ({"destination_number": "0412"}, {"destination_number"}),
+        ({"destination_number": 5}, {"destination_number"}),
+        ({"destination_number": "+15005550101", "max_duration_s": -1}, {"max_duration_s"}),
+        ({"destination_number": "+15005550101", "colour": "red"}, {"colour"}),
+    ],
+)
+async def test_a_wrong_request_is_answered_field_by_field(body, fields):
+    async with serving() as server:
+        answer = await server.http.post("/make-call", json=body)
+
+    assert answer.status_code == 422
+    assert set(answer.json()["fields"]) == fields
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'"x"', b"\xff\xfe"])
+async def test_a_body_that_is_no_json_object_is_a_bad_request(content):
+    async with serving() as server:
+        answer = await server.http.post(
+            "/make-call", content=content, headers={"Content-Type": "application/json"}
+        )
+
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "invalid"
+
+
+async def test_the_carriers_own_code_and_message_reach_the_client():
+    async with serving() as server:
+        answer = await server.make_call("5550003")  # Twilio's magic number: no permission
+
+    assert answer.status_code == 502
+    assert answer.json()["carrier_code"] == 21215
+    assert answer.json()["message"]
+
+
+async def test_a_full_server_says_when_to_come_back():
+    async with serving(max_calls=1) as server:
+        first = await server.make_call("5550108")
+        refused = await server.make_call("5550108")
+        ready = await server.http.get("/readyz")
+
+    assert first.status_code == 201
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) > 0
+    assert ready.status_code == 503
+
+
+async def test_the_api_key_guards_what_costs_money():
+    async with serving(api_key="sesame") as server:
+        assert (await server.make_call()).status_code == 401
+        assert (await server.http.get("/calls")).status_code == 401
+        assert (await server.http.get("/healthz")).status_code == 200
+        server.http.headers["Authorization"] = "Bearer sesame"
+        assert (await server.http.get("/calls")).status_code == 200
+
+
+async def test_everything_says_that_it_is_simulated():
+    async with serving() as server:
+        ready = (await server.http.get("/readyz")).json()
+        made = (await server.make_call("5550104")).json()
+
+    assert ready["simulated"] is True
+    assert made["carrier"] == "simulator"
+
+
+async def test_the_api_describes_itself():
+    async with serving() as server:
+        description = (await server.http.get("/openapi.json")).json()
+        page = await server.http.get("/docs")
+        metrics = await server.http.get("/metrics")
+
+    assert "/make-call" in description["paths"]
+    assert "/call-status" not in description["paths"]
+    assert page.status_code == 200
+    assert "offhook_calls_active" in metrics.text
+
+
+@pytest.mark.parametrize("path", ["/twiml", "/call-status"])
+async def test_unsigned_and_forged_webhooks_are_refused(path):
+    form = {"CallSid": "CA1", "From": "+15005550199", "CallStatus": "ringing"}
+    async with serving() as server:
+        unsigned = await server.http.post(path, data=form)
+        forged = await server.signed_post(path, form, token="a guess")
+        elsewhere = await server.http.post(path, data=form, headers={"Host": "evil.example"})
+
+    assert [unsigned.status_code, forged.status_code, elsewhere.status_code] == [403, 403, 403]
+
+
+async def test_status_callbacks_are_idempotent_and_may_come_in_any_order():
+    async with serving() as server:
+        form = {"CallSid": "CA1", "CallStatus": "ringing", "SequenceNumber": "1"}
+        answers = [await server.signed_post("/call-status", form) for _ in range(3)]
+        unknown = await server.signed_post("/call-status", form | {"CallStatus": "dancing"})
+
+    assert [answer.status_code for answer in answers] == [204, 204, 204]
+    assert unknown.status_code == 400
+
+
+# ------------------------------------------------------------------------------------------
+# The media socket, by a client that does not keep to the rules
+
+
+def start_message(ticket: str, call_sid: str = "CA1", **media_format) -> str:
+    form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1} | media_format
+    start = {
+        "accountSid": "AC1",
+        "streamSid": "MZ1",
+        "callSid": call_sid,
+        "tracks": ["inbound"],
+        "mediaFormat": form,
+        "customParameters": {"ticket": ticket},
+    }
+    message = {"event": "start", "sequenceNumber": "1", "streamSid": "MZ1", "start": start}
+    return json.dumps(message)
+
+
+def media_message(payload: bytes, stream_sid: str = "MZ1") -> str:
+    media = {"track": "inbound", "chunk": "1", "timestamp": "5"}
+    media["payload"] = base64.b64encode(payload).decode()
+    return json.dumps(
+        {"event": "media", "sequenceNumber": "2", "streamSid": stream_sid, "media": media}
+    )
+
+
+@asynccontextmanager
+async def ringing_call(server: Server) -> AsyncGenerator[tuple[str, str]]:
+    """A call that rings for long, and the ticket its stream would show."""
+    call_sid = (await server.make_call("5550105")).json()["call_sid"]
+    (ticket,) = (
+        name for name, held in server.app.calls._tickets.items() if held.call.call_sid == call_sid
+    )
+    yield call_sid, ticket
+    await server.http.post(f"/calls/{call_sid}/hang-up")
+
+
+async def closing_of(socket) -> tuple[int | None, str | None]:
+    with trio.fail_after(10), suppress(ConnectionClosed):
+        while True:
+            await socket.recv()
+    return socket.close_code, socket.close_reason
+
+
+def open_socket(server: Server):
+    # Unbounded: a client that does not read its queue empty could not see the close answered.
+    return connect(server.stream_url, compression=None, proxy=None, max_queue=None)
+
+
+@pytest.mark.parametrize("ticket", [None, "guess"])
+async def test_a_stream_without_a_ticket_is_closed_with_1008(ticket):
+    async with (
+        serving(simulated_ring_s=None) as server,
+        ringing_call(server) as (call_sid, _),
+        open_socket(server) as socket,
+    ):
+        await socket.send('{"event":"connected","protocol":"Call","version":"1.0.0"}')
+        await socket.send(start_message(ticket or "", call_sid))
+        code, reason = await closing_of(socket)
+
+    assert code == 1008
+    assert "ticket" in (reason or "")
+
+
+async def test_a_second_stream_with_the_same_ticket_is_closed_and_the_first_goes_on():
+    async with (
+        serving(simulated_ring_s=None) as server,
+        ringing_call(server) as (call_sid, ticket),
+        open_socket(server) as first,
+        open_socket(server) as second,
+    ):
+        await first.send(start_message(ticket, call_sid))
+        with trio.fail_after(10):
+            assert json.loads(await first.recv())["event"] in ("media", "mark")
+        await second.send(start_message(ticket, call_sid))
+        code, _ = await closing_of(second)
+        record = (await server.http.get(f"/calls/{call_sid}")).json()
+
+    assert code == 1008
+    assert record["state"] == "live"
+
+
+async def test_a_media_format_that_is_not_the_telephones_is_closed_with_1008():
+    async with (
+        serving(simulated_ring_s=None) as server,
+        ringing_call(server) as (call_sid, ticket),
+        open_socket(server) as socket,
+    ):
+        await socket.send(start_message(ticket, call_sid, sampleRate=16000))
+        code, reason = await closing_of(socket)
+
+    assert code == 1008
+    assert reason
+
+
+async def test_a_message_over_the_limit_is_closed_with_1009_and_other_calls_go_on():
+    async with (
+        serving(start_timeout_s=2.0, simulated_ring_s=None) as server,
+        ringing_call(server) as (call_sid, ticket),
+        open_socket(server) as good,
+    ):
+        await good.send(start_message(ticket, call_sid))
+        async with open_socket(server) as socket:
+            await socket.send("x" * 2**20)
+            code, _ = await closing_of(socket)
+        await good.send(media_message(b"\xff" * 160))
+        with trio.fail_after(10):
+            assert json.loads(await good.recv())["streamSid"] == "MZ1"
+
+    assert code == 1009
+
+
+async def test_every_frame_before_stop_is_heard_even_when_the_socket_closes_at_once():
+    async with serving(simulated_ring_s=None) as server, ringing_call(server) as (call_sid, ticket):
+        async with open_socket(server) as socket:
+            await socket.send(media_message(b"\x00" * 160))  # before the start: nobody's
+            await socket.send(start_message(ticket, call_sid))
+            with trio.fail_after(10):
+                await socket.recv()  # the greeting: the model is there
+            for _ in range(100):
+                await socket.send(media_message(b"\xff" * 160))
+            await socket.send(media_message(b"\xff" * 160, stream_sid="MZother"))
+            await socket.send('{"event":"stop","sequenceNumber":"9","streamSid":"MZ1","stop":{}}')
+            await socket.send(media_message(b"\xff" * 160))  # after the stop: nobody's
+        call = server.app.calls.get(call_sid)
+        with trio.fail_after(10):
+            await call.finished.wait()
+        record = (await server.http.get(f"/calls/{call_sid}")).json()
+        (session,) = server.app.simulated_gemini.sessions
+
+    assert record["reason"] == "caller-hung-up"
+    assert record["timings"]["caller_audio_s"] == 2.0
+    assert session.heard_samples == 100 * 320
