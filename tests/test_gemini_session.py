@@ -15,6 +15,8 @@ import pytest
 import trio
 from google.genai import types
 from websockets.frames import Close
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
 from server.agent import Agent
 from server.errors import ConfigurationError, ModelError, ModelQuotaExceeded, ModelSetupRefused
@@ -260,6 +262,51 @@ async def test_a_session_is_resumed_with_its_handle_once_its_socket_is_closed(
         nursery.cancel_scope.cancel()
 
     assert simulator.sessions[2].resumed_from is simulator.sessions[0]
+
+
+async def test_a_session_lost_in_mid_word_is_resumed_with_the_handle_from_before(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    simulator = GeminiSimulator(api_key=KEY, script=SCRIPTS["drop-1006"])
+    resumption = types.SessionResumptionConfig(handle="handle-1")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(simulator.run, port=None))
+        model = GeminiModel(api_key=KEY, connect=simulator.connect)
+        async with model.open_session(Agent()) as session:
+            await session.send_text("Greet the caller.")
+            while await session.receive() != ResumptionHandle("handle-1"):
+                pass
+            await session.send_audio(speech(1) + silence(1))
+            with pytest.raises(ModelError):
+                async for _ in receive_audio(session):
+                    pass
+        config = types.LiveConnectConfig(session_resumption=resumption)
+        again = GeminiModel(api_key=KEY, connect=simulator.connect, config=config)
+        async with again.open_session(Agent()) as session:
+            await session.send_audio(speech(1) + silence(1))
+            answer = b""
+            while not isinstance(event := await session.receive(), GenerationComplete):
+                if isinstance(event, AgentAudio):
+                    answer += event.pcm
+        nursery.cancel_scope.cancel()
+
+    assert speech(1) in answer
+    assert [service.turn for service in simulator.sessions] == [2, 3]
+
+
+async def test_a_greeting_that_does_not_come_may_be_asked_for_again(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    simulator = GeminiSimulator(api_key=KEY, script=Script(silent_turns=frozenset({1})))
+    async with simulated(simulator) as (session, heard):
+        await session.send_text("Greet the caller.")
+        await trio.sleep(3)
+        before = heard.all(AgentAudio)
+        await session.send_text("Greet the caller.")
+        await trio.sleep(10)
+
+    assert before == []
+    assert heard.pcm(1) == simulator.greeting.pcm
 
 
 async def test_tools_are_called_cancelled_and_answered(
@@ -531,6 +578,34 @@ async def test_a_cancelled_call_still_closes_cleanly() -> None:
 
     # The library alone loses the close frame in half of the cases.
     assert [session.closed_by_client for session in simulator.sessions] == [1000] * 10
+
+
+async def test_a_service_that_no_longer_reads_cannot_hold_up_a_hang_up(
+    nursery: trio.Nursery,
+) -> None:
+    async def accept_and_fall_silent(stream: trio.SocketStream) -> None:
+        protocol = ServerProtocol()
+        while not (requests := protocol.events_received()):
+            protocol.receive_data(await stream.receive_some())
+        assert isinstance(requests[0], Request)
+        protocol.send_response(protocol.accept(requests[0]))
+        protocol.send_text(b'{"setupComplete":{}}')
+        await stream.send_all(b"".join(protocol.data_to_send()))
+        await trio.sleep_forever()
+
+    (listener,) = await nursery.start(
+        partial(trio.serve_tcp, accept_and_fall_silent, 0, host="127.0.0.1")
+    )
+    url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
+    model = GeminiModel(api_key=KEY, url=url, close_timeout_s=0.05)
+
+    with trio.fail_after(5), trio.move_on_after(0.1) as call:
+        async with model.open_session(Agent()) as session:
+            while True:  # until the kernel takes no more, and the last one hangs half sent
+                await session.send_audio(silence(20))
+    nursery.cancel_scope.cancel()
+
+    assert call.cancelled_caught
 
 
 async def test_what_the_block_raises_comes_out_as_it_was() -> None:

@@ -169,6 +169,15 @@ def test_the_set_up_we_write_is_accepted_whatever_was_asked_for(model: str) -> N
         ),
         (setup(explicitVadSignal=True), 1007, "Unknown name"),
         (setup(sessionResumption={"transparent": True}), 1007, "Unknown name"),
+        (
+            setup(
+                generationConfig={
+                    "speechConfig": {"voiceConfig": {"prebuiltVoiceConfig": {"voiceName": "Bob"}}}
+                }
+            ),
+            1007,
+            "Requested voice api_name 'Bob' is not available",
+        ),
         (setup(MODELS[1], **function(behavior="BLOCKING")), 1007, "Blocking function calls"),
         (setup(MODELS[2], **function(behavior="NON_BLOCKING")), 1007, "not supported"),
         (setup(**function(name="2nd")), 1007, "Invalid function name"),

@@ -341,6 +341,17 @@ _FAMILIES: tuple[tuple[str, Family], ...] = (
 )
 
 
+_VOICES = frozenset(
+    (
+        "Zephyr Puck Charon Kore Fenrir Leda Orus Aoede Callirrhoe Autonoe Enceladus Iapetus "
+        "Umbriel Algieba Despina Erinome Algenib Rasalgethi Laomedeia Achernar Alnilam Schedar "
+        "Gacrux Pulcherrima Achird Zubenelgenubi Vindemiatrix Sadachbia Sadaltager Sulafat"
+    )
+    .lower()
+    .split()
+)
+
+
 def check_setup(setup: Mapping[str, Any]) -> Family:
     """Check a set-up, already in camelCase, against what its model accepts.
 
@@ -363,6 +374,12 @@ def check_setup(setup: Mapping[str, Any]) -> Family:
     if [mode.upper() for mode in generation.get("responseModalities", ["AUDIO"])] != ["AUDIO"]:
         raise ServiceClosesError(
             1007, f"The requested combination of response modalities is not supported. {model}"
+        )
+    voice_config = generation.get("speechConfig", {}).get("voiceConfig", {})
+    voice = voice_config.get("prebuiltVoiceConfig", {}).get("voiceName", "Puck")
+    if voice.lower() not in _VOICES:
+        raise ServiceClosesError(
+            1007, f"Requested voice api_name '{voice}' is not available for model {model}"
         )
     if family != "2.5":
         if "proactivity" in setup:
@@ -420,6 +437,8 @@ class Speech:
 _AGENT_BYTES_PER_S = 2 * AGENT_RATE_HZ
 _CALLER_BYTES_PER_S = 2 * CALLER_RATE_HZ
 _TOKENS_PER_S = 25  # of audio, either way
+
+# Spoken by espeak-ng (voice en-us+f3, pitch 62), 8 kHz mu-law.
 _GREETING = (
     "agent-greeting",
     "Good morning, this is Offhook. I say back to you whatever you tell me. Please go ahead.",
@@ -571,7 +590,9 @@ class SimulatedSession:
         tool_results: Answers to tool calls by id.
         mistakes: What the client did that the API does not allow but the service tolerates.
         turn: Agent turns begun so far, those of the session it resumes included.
-        handle: The newest handle it can be resumed with; None while it cannot be.
+        handles: What it can be resumed with, newest last; none is given while it generates or
+            waits for tools, but the ones before stay good.
+        greeted: Whether the greeting has been begun.
         resumed_from: The session this one goes on with.
         timeline: What happened, oldest first; per turn, never per chunk.
         is_open: False as soon as either side has closed.
@@ -592,7 +613,8 @@ class SimulatedSession:
         self.turn = 0
         self.timeline: deque[Moment] = deque(maxlen=1_000)
         self.closed_by_client: int | None = None
-        self.handle: str | None = None
+        self.handles: deque[str] = deque(maxlen=32)
+        self.greeted = False
         self.resumed_from: SimulatedSession | None = None
         self.is_open = True
         self.ended = trio.Event()
@@ -690,6 +712,7 @@ class SimulatedSession:
         if handle:
             self.resumed_from = self._simulator.find_resumable(handle)
             self.turn = self.resumed_from.turn
+            self.greeted = self.resumed_from.greeted
             self._script = self._simulator.script_after_resume
             self.note("resumed")
         realtime = setup.get("realtimeInputConfig", {})
@@ -714,7 +737,7 @@ class SimulatedSession:
             self._receive_content(content)
         elif (realtime := message.get("realtimeInput")) is not None:
             if self._awaits_history:
-                self.mistakes.append("realtimeInput before the initial history was complete")
+                self._note_mistake("realtimeInput before the initial history was complete")
             else:
                 self._receive_realtime(realtime)
         elif (response := message.get("toolResponse")) is not None:
@@ -813,8 +836,8 @@ class SimulatedSession:
         self._ask(_Reply(speech, heard=f"({seconds:.1f} seconds of speech)"))
 
     def _answer_text(self) -> None:
-        greets = self.turn == 0
-        self._ask(_Reply(self._simulator.greeting if greets else self._simulator.still_here))
+        known = self._simulator.still_here if self.greeted else self._simulator.greeting
+        self._ask(_Reply(known))
 
     def _ask(self, reply: _Reply) -> None:
         self._replies.append(reply)
@@ -831,14 +854,18 @@ class SimulatedSession:
     def _receive_tool_result(self, result: Mapping[str, Any]) -> None:
         identity = result.get("id", "")
         if identity not in self._calls_open:
-            self.mistakes.append(f"answer to a tool call that is not open: {identity!r}")
+            self._note_mistake(f"answer to a tool call that is not open: {identity!r}")
             return
         if not isinstance(result.get("response"), dict) or not result["response"]:
-            self.mistakes.append(f"empty answer to the tool call {identity!r}")
+            self._note_mistake(f"empty answer to the tool call {identity!r}")
         self._calls_open.remove(identity)
         self.tool_results[identity] = result.get("response") or {}
         if not self._calls_open:
             self._answered.set()
+
+    def _note_mistake(self, mistake: str) -> None:
+        if mistake not in self.mistakes:
+            self.mistakes.append(mistake)
 
     # Speaking: one task, the only one that sends. Its sleeps are cut short by an interruption and
     # its sends never are, for half a message would ruin the connection.
@@ -871,7 +898,6 @@ class SimulatedSession:
         script = self._script
         if await self._cut_by(reply, trio.current_time() + script.reply_delay_s):
             return False
-        self.handle = None
         await self._send({"sessionResumptionUpdate": {"newHandle": "", "resumable": False}})
         if reply.heard is not None:
             await self._send_content(inputTranscription={"text": reply.heard, "finished": True})
@@ -881,6 +907,7 @@ class SimulatedSession:
             self.note("says nothing")
             return True
 
+        self.greeted = True
         self.note(f"says {reply.speech.text}")
         # The transcript leads: half of it before any audio, the rest with the first chunk.
         words = reply.speech.text.split()
@@ -946,7 +973,7 @@ class SimulatedSession:
             await self._send({"toolCallCancellation": {"ids": ids}})
 
     async def _complete(self, what: str, **bundled: bool) -> None:
-        """End the turn: turnComplete with the tokens used, then a handle."""
+        """End the turn: turnComplete with the tokens used, then a handle if no tool is open."""
         said = _TOKENS_PER_S * self._said_bytes // _AGENT_BYTES_PER_S
         heard = _TOKENS_PER_S * self.heard_samples // CALLER_RATE_HZ
         usage = {
@@ -960,8 +987,10 @@ class SimulatedSession:
         self.note(what)
         content = {"turnComplete": True} | bundled
         await self._send({"serverContent": content, "usageMetadata": usage})
-        self.handle = self._simulator.new_handle()
-        await self._send({"sessionResumptionUpdate": {"newHandle": self.handle, "resumable": True}})
+        if not self._calls_open:
+            handle = self._simulator.new_handle()
+            self.handles.append(handle)
+            await self._send({"sessionResumptionUpdate": {"newHandle": handle, "resumable": True}})
 
     async def _send_content(self, **fields: Any) -> None:
         await self._send({"serverContent": fields})
@@ -1118,10 +1147,10 @@ class GeminiSimulator:
         """Find the session a handle stands for.
 
         Raises:
-            ServiceClosesError: It is not the newest handle of any, or its socket is still open.
+            ServiceClosesError: It stands for none, or for one whose socket is still open.
         """
         for session in reversed(self.sessions):
-            if session.handle == handle:
+            if handle in session.handles:
                 if session.is_open:
                     raise ServiceClosesError(1008, "The session is still in use.")
                 return session
