@@ -1,0 +1,53 @@
+"""``python -m benchmarks NAME [--quick] [--json FILE] [--plots DIR]``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.options import Options, machine
+
+BENCHMARKS = {
+    "codec": "what one 20 ms chunk costs, beside every other way to do it",
+    "chunk": "how long a chunk stays in the server, through a whole simulated call",
+    "calls": "how many calls one core carries",
+}
+
+
+def main(arguments: list[str]) -> int:
+    present = [name for name in BENCHMARKS if importlib.util.find_spec(f"benchmarks.{name}")]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="benchmarks:\n" + "\n".join(f"  {name:8}{BENCHMARKS[name]}" for name in present),
+    )
+    parser.add_argument("name", choices=present, metavar="NAME", help="which benchmark to run")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: under two minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write plots as PNG files")
+    if not arguments:
+        parser.print_help()
+        return 0
+    chosen = parser.parse_args(arguments)
+    if chosen.plots is not None:
+        chosen.plots.mkdir(parents=True, exist_ok=True)
+
+    module: Any = importlib.import_module(f"benchmarks.{chosen.name}")
+    options = Options(console=Console(), quick=chosen.quick, plots=chosen.plots)
+    figures: dict[str, object] = {"machine": machine(), **module.run(options)}
+
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(figures, indent=1) + "\n")
+        options.console.print(f"raw figures: {chosen.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
