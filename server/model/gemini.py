@@ -781,9 +781,9 @@ class MessageSocket(Protocol):
 Connect = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[MessageSocket]]
 """Opens a socket: URL and headers in. A model simulator offers one that needs no network."""
 
-# At DEBUG the library logs every header, the API key among them, and every frame.
+# At DEBUG the library logs every header, the API key among them; at INFO every connection.
 _websocket_logger = logging.getLogger(f"{__name__}.websocket")
-_websocket_logger.setLevel(logging.INFO)
+_websocket_logger.setLevel(logging.WARNING)
 
 
 class _Connection(ClientConnection):

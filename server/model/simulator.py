@@ -1187,9 +1187,9 @@ class GeminiSimulator:
         return None
 
 
-# At DEBUG the library logs every header, the client's key among them.
+# At DEBUG the library logs every header, the client's key among them; at INFO every connection.
 _websocket_logger = logging.getLogger(f"{__name__}.websocket")
-_websocket_logger.setLevel(logging.INFO)
+_websocket_logger.setLevel(logging.WARNING)
 
 _RECORDINGS = 20
 """Sessions whose caller audio is kept: 20 s of it is 640 kB."""
