@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument(
         "--script",
         default="interrupts",
-        help="what the callee and the model do (default: %(default)s)",
+        help="what the callee and the model do, or all (default: %(default)s)",
     )
     parser.add_argument("--host", help="address to listen on (HOST)")
     parser.add_argument("--port", type=int, help="port to listen on (PORT)")

@@ -3,130 +3,103 @@
 The server, a small Twilio and a small Gemini Live run in this process on free ports of the
 loopback interface and speak their real protocols to each other. The call is placed with
 ``POST /make-call`` like any other; the exit status says whether it went as its script demands.
+``--script all`` gives every script a server of its own and runs them side by side.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import trio
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from server import logs
 from server.app import OffhookApp, create_app
 from server.call import Call
 from server.carrier.simulator import SimulatedCall
+from server.demo_scripts import SCRIPTS, DemoScript, Outcome
 from server.serving import listen, serve
 from server.settings import Settings
 
 DESTINATION = "+15005550006"
-TIME_LIMIT_S = 55.0
+TIME_LIMIT_S = 30.0
 POLL_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What is left of the call: the server's record and the other end's own."""
-
-    record: dict[str, Any]
-    phone: SimulatedCall
-
-    @property
-    def agent_turns(self) -> list[dict[str, Any]]:
-        """The agent's turns, as heard."""
-        return [turn for turn in self.record["transcript"] if turn["speaker"] == "agent"]
-
-
-Check = tuple[str, Callable[[Outcome], bool]]
-
-
-def _ended(reason: str) -> Check:
-    return f"the call ended: {reason}", lambda outcome: outcome.record["reason"] == reason
-
-
-_GREETED: Check = (
-    "the agent was speaking when the phone left the hook",
-    lambda outcome: (outcome.record["timings"]["answer_to_first_audio_ms"] or 1e9) < 100,
-)
-_NOTHING_LOST: Check = (
-    "no caller audio was lost",
-    lambda outcome: outcome.record["timings"]["caller_audio_lost_s"] == 0,
-)
-_STOPPED_DEAD: Check = (
-    "nothing of a cut turn was sent after its clear",
-    lambda outcome: outcome.phone.bytes_after_clear == 0,
-)
-_BARGED_IN: Check = (
-    "the caller's barge-in cut the agent",
-    lambda outcome: any(turn["cut"] for turn in outcome.agent_turns),
-)
-_ANSWERED: Check = (
-    "the agent answered and was heard to the end",
-    lambda outcome: any(
-        not turn["cut"] and (turn["heard_s"] or 0) > 0.5 for turn in outcome.agent_turns[1:]
-    ),
-)
-
-SCRIPTS: dict[str, tuple[Check, ...]] = {
-    "talks": (_ended("caller-hung-up"), _GREETED, _ANSWERED, _NOTHING_LOST, _STOPPED_DEAD),
-    "interrupts": (
-        _ended("caller-hung-up"),
-        _GREETED,
-        _BARGED_IN,
-        _ANSWERED,
-        _NOTHING_LOST,
-        _STOPPED_DEAD,
-    ),
-    "hangs-up": (_ended("caller-hung-up"), _GREETED, _NOTHING_LOST),
-    "busy": (_ended("busy"),),
-    "no-answer": (_ended("no-answer"),),
-    "drops": (_ended("caller-gone"), _GREETED, _NOTHING_LOST),
-    "garbage": (_GREETED, _NOTHING_LOST, _STOPPED_DEAD),
-}
-"""What the callee does, and what the call must have been like for the demo to succeed."""
+ALL = "all"
+STAGGER_S = 0.25
+"""Between two starts of ``--script all``: a server's start is the costliest moment of its life."""
 
 
 def run_demo(script: str) -> int:
-    """Run one script; the value is the process's exit status."""
+    """Run one script, or ``"all"`` of them; the value is the process's exit status."""
     console = Console()
-    if script not in SCRIPTS:
-        console.print(f"no such script: {script}; there are {', '.join(SCRIPTS)}", style="red")
+    if script != ALL and script not in SCRIPTS:
+        known = ", ".join((*SCRIPTS, ALL))
+        console.print(f"no such script: {script}; there are {known}", style="red")
         return 2
     # The display is the log here; only what goes wrong is shown beside it.
     logs.configure(level="ERROR")
     directory = Path(tempfile.mkdtemp(prefix="offhook-demo-"))
-    return trio.run(_demo, console, script, directory)
+    if script == ALL:
+        return 0 if trio.run(_run_all, console, directory) else 1
+    return 0 if trio.run(_run_one, console, SCRIPTS[script], directory) else 1
 
 
-async def _demo(console: Console, script: str, directory: Path) -> int:
+async def _run_all(console: Console, directory: Path) -> bool:
+    """Run every script side by side; each timeline is shown as its call ends."""
+    passed: dict[str, bool] = {}
+
+    async def run(name: str) -> None:
+        page = Console(file=io.StringIO(), width=console.width, force_terminal=console.is_terminal)
+        page.rule(name)
+        try:
+            passed[name] = await _run_one(page, SCRIPTS[name], directory / name)
+        finally:
+            console.file.write(page.file.getvalue())  # type: ignore[attr-defined]
+            console.file.flush()
+
+    async with trio.open_nursery() as nursery:
+        for name in SCRIPTS:
+            nursery.start_soon(run, name)
+            await trio.sleep(STAGGER_S)
+    console.rule(ALL)
+    for name in SCRIPTS:
+        console.print(f"[green]yes[/] {name}" if passed[name] else f"[red]NO [/] {name}")
+    return all(passed.values())
+
+
+async def _run_one(console: Console, script: DemoScript, directory: Path) -> bool:
+    """Serve, place one call, show it, judge it."""
     began = time.perf_counter()
     listener = listen("127.0.0.1", 0)
     public_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     settings = Settings.load(
-        _env_file=None,
-        twilio_account_sid=None,
-        twilio_auth_token=None,
-        twilio_phone_number=None,
-        gemini_api_key=None,
-        api_key=None,
-        public_url=public_url,
-        simulated_callee=script,
-        recordings_dir=directory,
-        drain_timeout_s=0.0,
+        **{
+            "_env_file": None,
+            "twilio_account_sid": None,
+            "twilio_auth_token": None,
+            "twilio_phone_number": None,
+            "gemini_api_key": None,
+            "api_key": None,
+            "public_url": public_url,
+            "recordings_dir": directory,
+            "drain_timeout_s": 0.0,
+            **script.settings,
+        }
     )
     app = create_app(settings)
     stop = trio.Event()
     outcome: Outcome | None = None
     async with trio.open_nursery() as nursery:
-        await nursery.start(_serve, app, listener, stop)
+        await nursery.start(partial(serve, app, listener, stop=stop))
         console.print(
             f"[bold]offhook[/] on {public_url}, with the [bold]simulated[/] carrier and model: "
             "no account, no phone, no cost"
@@ -136,21 +109,14 @@ async def _demo(console: Console, script: str, directory: Path) -> int:
         stop.set()
     if outcome is None:
         console.print(f"the call did not end within {TIME_LIMIT_S:.0f} s", style="red")
-        return 1
+        return False
     _print_figures(console, outcome)
     passed = _print_checks(console, script, outcome)
-    console.print(f"listen: [bold]{outcome.phone.recording_path}[/] (left: caller, right: agent)")
+    if outcome.phone.recording_path is not None:
+        where = f"[bold]{outcome.phone.recording_path}[/] (left: caller, right: agent)"
+        console.print(f"listen: {where}")
     console.print(f"done in {time.perf_counter() - began:.0f} s", style="dim")
-    return 0 if passed else 1
-
-
-async def _serve(
-    app: OffhookApp,
-    listener: Any,
-    stop: trio.Event,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    await serve(app, listener, stop=stop, task_status=task_status)
+    return passed
 
 
 async def _place_and_watch(console: Console, app: OffhookApp, public_url: str) -> Outcome | None:
@@ -168,7 +134,8 @@ async def _place_and_watch(console: Console, app: OffhookApp, public_url: str) -
         await _show_live(console, call, phone)
         await phone.wait_ended()
         record = (await client.get(f"/calls/{call_sid}")).json()
-    return Outcome(record, phone)
+    assert app.simulated_gemini is not None
+    return Outcome(record, phone, tuple(app.simulated_gemini.sessions), app.metrics)
 
 
 async def _show_live(console: Console, call: Call, phone: SimulatedCall) -> None:
@@ -183,7 +150,7 @@ async def _show_live(console: Console, call: Call, phone: SimulatedCall) -> None
             if at > settled:
                 break
             colour = "cyan" if who == "phone" else "green"
-            console.print(f"{at - call.began_at:7.2f} s  [{colour}]{who:8}[/] {what}")
+            console.print(f"{at - call.began_at:7.2f} s  [{colour}]{who:8}[/] {escape(what)}")
             shown += 1
         if over:
             return
@@ -226,9 +193,9 @@ def _print_figures(console: Console, outcome: Outcome) -> None:
     )
 
 
-def _print_checks(console: Console, script: str, outcome: Outcome) -> bool:
+def _print_checks(console: Console, script: DemoScript, outcome: Outcome) -> bool:
     passed = True
-    for title, check in SCRIPTS[script]:
+    for title, check in script.checks:
         good = check(outcome)
         passed = passed and good
         console.print(f"[green]yes[/] {title}" if good else f"[red]NO [/] {title}")

@@ -1,0 +1,111 @@
+"""What can be demonstrated: who answers, how the model behaves, and what must come of it.
+
+A script is a row of ``SCRIPTS``: settings laid over the demo's own (the simulated callee and model,
+timers made shorter) and checks, which are questions put to the finished call. A check is a sentence
+and a function; to add a script, add a row, and a check if none here asks the right question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.carrier.simulator import SimulatedCall
+from server.metrics import Metrics
+from server.model.simulator import SimulatedSession
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is left of a call: the server's record, and what each of the other ends saw."""
+
+    record: dict[str, Any]
+    """As ``GET /calls/{call_sid}`` shows it."""
+    phone: SimulatedCall
+    sessions: tuple[SimulatedSession, ...]
+    """Every connection to the model, oldest first."""
+    metrics: Metrics
+
+    @property
+    def agent_turns(self) -> list[dict[str, Any]]:
+        """The agent's turns, as heard."""
+        return [turn for turn in self.record["transcript"] if turn["speaker"] == "agent"]
+
+    @property
+    def happened(self) -> list[str]:
+        """What the call's timeline says, without times and facts."""
+        return [moment["what"] for moment in self.record["timeline"]]
+
+
+Check = tuple[str, Callable[[Outcome], bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoScript:
+    """One demonstration. It must end by itself within 30 s of real time."""
+
+    checks: tuple[Check, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of ``Settings`` that differ: ``simulated_callee``, ``simulated_model``, timers."""
+
+
+def ended(*reasons: str) -> Check:
+    """The call ended for one of these reasons."""
+    title = f"the call ended: {' or '.join(reasons)}"
+    return title, lambda outcome: outcome.record["reason"] in reasons
+
+
+def happened(what: str) -> Check:
+    """The call's timeline has this line."""
+    return f"it came to pass: {what}", lambda outcome: what in outcome.happened
+
+
+GREETED: Check = (
+    "the agent was speaking when the phone left the hook",
+    lambda outcome: (outcome.record["timings"]["answer_to_first_audio_ms"] or 1e9) < 100,
+)
+NOTHING_LOST: Check = (
+    "no caller audio was lost",
+    lambda outcome: outcome.record["timings"]["caller_audio_lost_s"] == 0,
+)
+STOPPED_DEAD: Check = (
+    "nothing of a cut turn was sent after its clear",
+    lambda outcome: outcome.phone.bytes_after_clear == 0,
+)
+BARGED_IN: Check = (
+    "the caller's barge-in cut the agent",
+    lambda outcome: any(turn["cut"] for turn in outcome.agent_turns),
+)
+ANSWERED: Check = (
+    "the agent answered and was heard to the end",
+    lambda outcome: any(
+        not turn["cut"] and (turn["heard_s"] or 0) > 0.5 for turn in outcome.agent_turns[1:]
+    ),
+)
+
+SCRIPTS: dict[str, DemoScript] = {
+    "talks": DemoScript(
+        (ended("caller-hung-up"), GREETED, ANSWERED, NOTHING_LOST, STOPPED_DEAD),
+        {"simulated_callee": "talks"},
+    ),
+    "interrupts": DemoScript(
+        (ended("caller-hung-up"), GREETED, BARGED_IN, ANSWERED, NOTHING_LOST, STOPPED_DEAD),
+        {"simulated_callee": "interrupts"},
+    ),
+    "hangs-up": DemoScript(
+        (ended("caller-hung-up"), GREETED, NOTHING_LOST), {"simulated_callee": "hangs-up"}
+    ),
+    "busy": DemoScript((ended("busy"),), {"simulated_callee": "busy"}),
+    "no-answer": DemoScript(
+        (ended("no-answer"),), {"simulated_callee": "no-answer", "ring_timeout_s": 5}
+    ),
+    "drops": DemoScript(
+        (ended("caller-gone"), GREETED, NOTHING_LOST), {"simulated_callee": "drops"}
+    ),
+    "garbage": DemoScript(
+        (ended("caller-hung-up", "caller-gone"), GREETED, NOTHING_LOST, STOPPED_DEAD),
+        {"simulated_callee": "garbage"},
+    ),
+}
+"""By the name that ``python -m server demo --script`` takes."""
