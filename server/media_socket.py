@@ -11,15 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 import trio
-from quart.wrappers import Websocket
 from quart_trio.asgi import TrioASGIWebsocketConnection
 from quart_trio.wrappers import TrioWebsocket
 
 from server.errors import StreamEnded
 
 if TYPE_CHECKING:
-    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
-    from quart_trio import QuartTrio
+    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 
 QUEUED_MESSAGES = 64
 """1.3 s of 20 ms frames; then the socket is no longer read, and TCP holds the carrier back."""
@@ -32,32 +30,32 @@ class MediaWebsocket(TrioWebsocket):
 
 
 class MediaWebsocketConnection(TrioASGIWebsocketConnection):
-    """Feeds one WebSocket; its handler ends by itself, never because the peer left."""
+    """Feeds one WebSocket; its handler ends by itself, never because the peer left.
 
-    def __init__(self, app: QuartTrio, scope: WebsocketScope) -> None:
-        super().__init__(app, scope)
-        self.send_channel, self.receive_channel = trio.open_memory_channel[bytes | str](
-            QUEUED_MESSAGES
-        )
+    Only what Quart-Trio 0.12 and 0.13 have in common is used: they differ in how messages reach
+    the WebSocket, and neither way keeps them.
+    """
 
-    async def handle_messages(  # type: ignore[override]
-        self, nursery: trio.Nursery, receive: ASGIReceiveCallable
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Run the handler and feed it, until it returns."""
+        websocket = cast(MediaWebsocket, self._create_websocket_from_scope(send))
+        feed, websocket.inbox = trio.open_memory_channel[str | bytes](QUEUED_MESSAGES)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._feed, receive, feed)
+            await self.handle_websocket(nursery, websocket, send)
+
+    async def _feed(
+        self, receive: ASGIReceiveCallable, feed: trio.MemorySendChannel[str | bytes]
     ) -> None:
         """Pass messages on until the socket closes, then end the queue."""
-        async with self.send_channel:
+        async with feed:
             while True:
                 event = await receive()
                 if event["type"] == "websocket.receive":
                     text = event.get("text")
-                    message = text if text is not None else cast(bytes, event.get("bytes"))
-                    await self.send_channel.send(message)
+                    await feed.send(text if text is not None else cast(bytes, event.get("bytes")))
                 elif event["type"] == "websocket.disconnect":
                     return
-
-    def _create_websocket_from_scope(self, send: ASGISendCallable) -> Websocket:
-        websocket = super()._create_websocket_from_scope(send)
-        cast(MediaWebsocket, websocket).inbox = self.receive_channel
-        return websocket
 
 
 class SocketTransport:
