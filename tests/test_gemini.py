@@ -503,7 +503,7 @@ def test_every_part_and_every_field_of_a_message_is_read() -> None:
         AgentTranscript("hello", 1),
         GenerationComplete(1),
         TurnComplete(1, "MAX_REGENERATION_REACHED"),
-        Usage({"AUDIO": 380, "TEXT": 30}, {"MODALITY_UNSPECIFIED": 95}, 505),
+        Usage({"AUDIO": 380, "TEXT": 30}, {"MODALITY_UNSPECIFIED": 95}, 505, turn=1),
     ]
 
 
@@ -517,7 +517,21 @@ def test_vertex_counts_candidates() -> None:
 
     events = GeminiProtocol().receive(json.dumps({"usageMetadata": usage}), 0.0)
 
-    assert events == [Usage({"MODALITY_UNSPECIFIED": 1}, {"AUDIO": 7}, 8)]
+    assert events == [Usage({"MODALITY_UNSPECIFIED": 1}, {"AUDIO": 7}, 8, turn=1)]
+
+
+def test_tokens_that_are_told_after_their_turn_are_still_its_own() -> None:
+    usage = {"usageMetadata": {"promptTokenCount": 1, "totalTokenCount": 1}}
+    protocol = GeminiProtocol()
+    turns = []
+    for message in (usage, {"serverContent": {"turnComplete": True}}, usage):
+        turns += [
+            e.turn for e in protocol.receive(json.dumps(message), 0.0) if isinstance(e, Usage)
+        ]
+    protocol.receive(json.dumps({"toolCall": {"functionCalls": [{"id": "1", "name": "x"}]}}), 0.0)
+    turns += [e.turn for e in protocol.receive(json.dumps(usage), 0.0) if isinstance(e, Usage)]
+
+    assert turns == [1, 1, 2]
 
 
 def test_turns_are_numbered_by_their_completion() -> None:

@@ -108,11 +108,18 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens the service counted, by direction and modality (``"AUDIO"``, ``"TEXT"`` …)."""
+    """Tokens the service counted, by direction and modality (``"AUDIO"``, ``"TEXT"`` …).
+
+    The counts of one turn may be told several times while they grow: the last ones are the turn's.
+    """
 
     prompt_tokens: Mapping[str, int]
+    """Input and the whole history: billed again in every turn."""
     response_tokens: Mapping[str, int]
     total_tokens: int
+    """May be more than the sum of the others: thoughts, and what tools read."""
+    turn: int = 0
+    """The agent turn these are the counts of."""
 
 
 @dataclass(frozen=True, slots=True)

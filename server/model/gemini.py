@@ -521,6 +521,7 @@ class GeminiProtocol:
         self.malformed = 0
         self._malformed_in_a_row = 0
         self._cut_at: float | None = None  # when the turn under way was interrupted
+        self._counted_turn = 1  # the last that did something: whose tokens come next
         self._ids_made = 0
         self._names_logged: set[str] = set()
 
@@ -586,7 +587,7 @@ class GeminiProtocol:
             resumable = update.flag("resumable") and update.text("newHandle")
             events.append(ResumptionHandle(resumable or None))
         if (usage := fields.object("usageMetadata")) is not None:
-            events.append(_usage(usage))
+            events.append(_usage(usage, self._counted_turn))
         if (go_away := fields.object("goAway")) is not None:
             duration = _DURATION.fullmatch(go_away.text("timeLeft"))
             events.append(GoingAway(float(duration[1]) if duration else 0.0))
@@ -619,6 +620,7 @@ class GeminiProtocol:
                 # The same thing said in an older field: the silence is on purpose.
                 reason = "NEED_MORE_INPUT" if content.flag("waitingForInput") else ""
             events.append(TurnComplete(self.turn, reason or None))
+            self._counted_turn = self.turn
             self.turn += 1
             self._cut_at = None
 
@@ -648,10 +650,12 @@ class GeminiProtocol:
             # drop everything the agent says from here on.
             self.turn += 1
             self._cut_at = None
+        self._counted_turn = self.turn
         return self.turn
 
     def _read_tool_call(self, tool_call: _Fields, events: list[SessionEvent]) -> None:
         calls = []
+        self._counted_turn = self.turn
         for call in tool_call.objects("functionCalls"):
             if not call.text("name"):
                 self._count_malformed("function call")
@@ -739,7 +743,7 @@ def _decode_base64(text: str) -> bytes | None:
         return None
 
 
-def _usage(fields: _Fields) -> Usage:
+def _usage(fields: _Fields, turn: int) -> Usage:
     """Read token counts: the Developer API says response, Vertex says candidates."""
 
     def by_modality(*names: str) -> dict[str, int]:
@@ -756,6 +760,7 @@ def _usage(fields: _Fields) -> Usage:
         prompt_tokens=by_modality("prompt"),
         response_tokens=by_modality("response", "candidates"),
         total_tokens=fields.number("totalTokenCount"),
+        turn=turn,
     )
 
 
