@@ -66,6 +66,7 @@ class OffhookApp(QuartTrio):
         # Calls end within this of a shutdown: their own clean-up, with a little air.
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = settings.close_timeout_s + 2.0
         self.before_serving(self._start)
+        self.after_serving(self._stop)
 
     @property
     def is_simulated(self) -> bool:
@@ -88,6 +89,10 @@ class OffhookApp(QuartTrio):
 
     async def _start(self) -> None:
         await self.nursery.start(self._run)
+
+    async def _stop(self) -> None:
+        # What still lives when BACKGROUND_TASK_SHUTDOWN_TIMEOUT has passed is cancelled.
+        await self.calls.aclose()
 
     async def _run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the carrier, the model and the calls, from start-up to shutdown."""
@@ -126,6 +131,7 @@ class OffhookApp(QuartTrio):
                 simulated=self.is_simulated,
             )
             await self.calls.run(task_status)
+            simulators.cancel_scope.cancel()
 
     async def _simulate(self, nursery: trio.Nursery) -> GeminiModel:
         """Start a small Twilio and a small Gemini Live on loopback, and use those."""

@@ -80,7 +80,7 @@ class Calls:
         self._accepted_in, self._accepted_out = trio.open_memory_channel[Call](0)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run every call, each in its own nursery, until cancelled."""
+        """Run every call, each in its own nursery, until closed and empty, or cancelled."""
         async with trio.open_nursery() as nursery:
             task_status.started()
             async for call in self._accepted_out:
@@ -98,6 +98,11 @@ class Calls:
                 del self._tickets[ticket]
             if not self._live:
                 self._empty.set()
+
+    async def aclose(self) -> None:
+        """Take no more calls; :meth:`run` returns when the live ones have ended."""
+        self.draining = True
+        await self._accepted_in.aclose()
 
     # -- placing and answering -------------------------------------------------------------
 

@@ -250,3 +250,23 @@ async def test_shutting_down_ends_every_call_with_a_record(autojump_clock):
 
     assert call.is_over
     assert call.end_reason is EndReason.CANCELED
+
+
+async def test_a_closed_registry_ends_with_its_last_call(autojump_clock, nursery):
+    calls = make_calls()
+    ended = trio.Event()
+
+    async def run(task_status):
+        await calls.run(task_status)
+        ended.set()
+
+    await nursery.start(run)
+    call = await calls.place(NUMBER, Agent())
+    await calls.aclose()
+    await wait_all_tasks_blocked()
+    assert not ended.is_set()
+    call.end(EndReason.HUNG_UP)
+    await ended.wait()
+
+    with pytest.raises(CallRefused):
+        await calls.place(NUMBER, Agent())
