@@ -1,4 +1,4 @@
-"""``python -m server`` serves, with a graceful drain; ``python -m server demo`` shows a call."""
+"""``python -m server`` serves, ``demo`` shows a call, ``new-key`` makes an API key."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import trio
 from server import logs
 from server.app import create_app
 from server.errors import ConfigurationError
+from server.keys import KEY_NAME, hash_key, new_key
 from server.serving import listen, serve, stop_on_signal
 from server.settings import Settings
 
@@ -24,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
         default="interrupts",
         help="what the callee and the model do, or all (default: %(default)s)",
     )
+    key = commands.add_parser("new-key", help="make an API key and show what goes into API_KEYS")
+    key.add_argument("name", help="whom it is for: lower-case letters, digits, - and _")
     parser.add_argument("--host", help="address to listen on (HOST)")
     parser.add_argument("--port", type=int, help="port to listen on (PORT)")
     chosen = parser.parse_args(arguments)
@@ -32,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         from server.demo import run_demo
 
         return run_demo(chosen.script)
+    if chosen.command == "new-key":
+        return _new_key(chosen.name)
     overrides = {k: v for k, v in (("host", chosen.host), ("port", chosen.port)) if v is not None}
     try:
         settings = Settings.load(**overrides)
@@ -43,6 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"offhook: cannot listen: {error}", file=sys.stderr)  # noqa: T201
         return 1
+    return 0
+
+
+def _new_key(name: str) -> int:
+    if not KEY_NAME.match(name):
+        print(f"offhook: {name!r} must be lower-case letters, digits, - and _", file=sys.stderr)  # noqa: T201
+        return 2
+    key = new_key()
+    print(f"key (shown only now, give it to {name}): {key}")  # noqa: T201
+    print(f"add to API_KEYS, comma between keys:      {name}:{hash_key(key)}")  # noqa: T201
     return 0
 
 

@@ -1,9 +1,7 @@
-"""What clients of the HTTP API send and get: models, field-level errors, and the key they show."""
+"""What clients of the HTTP API send and get: models and field-level errors."""
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import phonenumbers
@@ -94,13 +92,3 @@ def field_errors(error: Exception | None) -> dict[str, str]:
         ".".join(str(part) for part in issue["loc"]): issue["msg"].removeprefix("Value error, ")
         for issue in error.errors(include_url=False, include_context=False, include_input=False)
     }
-
-
-def shows_key(headers: Mapping[str, str], key: str) -> bool:
-    """Whether a request shows the API key, as ``Authorization: Bearer`` or ``X-API-Key``."""
-    given = {name.lower(): value for name, value in headers.items()}
-    shown = given.get("x-api-key", "")
-    scheme, _, credentials = given.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        shown = credentials.strip()
-    return hmac.compare_digest(shown.encode(), key.encode())

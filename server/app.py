@@ -19,7 +19,9 @@ from server.carrier import MediaStream
 from server.carrier.phone import find_script
 from server.carrier.simulator import TwilioSimulator
 from server.carrier.twilio import TwilioCarrier, TwilioMediaStream, WebhookVerifier
+from server.destinations import Destinations
 from server.errors import ConfigurationError
+from server.keys import UNNAMED, Keys, hash_key, new_key
 from server.media_socket import MediaWebsocket, MediaWebsocketConnection, SocketTransport
 from server.metrics import Metrics
 from server.model.gemini import DEFAULT_URL, GeminiModel
@@ -61,7 +63,10 @@ class OffhookApp(QuartTrio):
             voice=settings.gemini_voice,
             language=settings.agent_language,
         )
-        self.api_key = self._api_key()
+        self.keys = Keys(self._key_hashes())
+        self.destinations = Destinations(
+            settings.allowed_prefixes, refuse_costly=not self.is_simulated
+        )
         self.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
         # Calls end within this of a shutdown: their own clean-up, with a little air.
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = settings.close_timeout_s + 2.0
@@ -77,15 +82,17 @@ class OffhookApp(QuartTrio):
         """An accepted media socket in the carrier's protocol."""
         return TwilioMediaStream(SocketTransport(websocket))
 
-    def _api_key(self) -> str | None:
-        if self.settings.api_key is not None:
-            return self.settings.api_key.get_secret_value()
-        if self.is_simulated:
-            return None
-        key = secrets.token_urlsafe(24)
-        # Not through the log: a key is never in a log line.
-        print(f"offhook: no API_KEY is set; for this run it is {key}", file=sys.stderr)  # noqa: T201
-        return key
+    def _key_hashes(self) -> dict[str, str]:
+        settings = self.settings
+        hashes = dict(settings.api_keys)
+        if settings.api_key is not None:
+            hashes[UNNAMED] = hash_key(settings.api_key.get_secret_value())
+        if not hashes and not self.is_simulated:
+            key = new_key()
+            hashes[UNNAMED] = hash_key(key)
+            # Not through the log: a key is never in a log line.
+            print(f"offhook: no API_KEY is set; for this run it is {key}", file=sys.stderr)  # noqa: T201
+        return hashes
 
     async def _start(self) -> None:
         await self.nursery.start(self._run)

@@ -89,6 +89,8 @@ async def _run_one(console: Console, script: DemoScript, directory: Path) -> boo
             "twilio_phone_number": None,
             "gemini_api_key": None,
             "api_key": None,
+            "api_keys": {},
+            "allowed_prefixes": (),
             "public_url": public_url,
             "recordings_dir": directory,
             "drain_timeout_s": 0.0,

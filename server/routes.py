@@ -10,7 +10,7 @@ import structlog
 import trio
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from quart import Response, request, websocket
+from quart import Response, g, request, websocket
 from quart_schema import (
     RequestSchemaValidationError,
     document_response,
@@ -19,14 +19,22 @@ from quart_schema import (
 )
 from werkzeug.exceptions import HTTPException
 
-from server.api import CallMade, MakeCall, error_body, field_errors, shows_key
+from server.api import CallMade, MakeCall, error_body, field_errors
 from server.call import EndReason
 from server.errors import CallRefused, CarrierError, CarrierProtocolError
+from server.keys import UNNAMED
 
 if TYPE_CHECKING:
     from server.app import OffhookApp
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+HEALTH = frozenset({"/healthz", "/readyz"})
+METRICS = frozenset({"/metrics"})
+DOCS = frozenset({"/docs", "/openapi.json"})
+WEBHOOKS = frozenset({"/twiml", "/call-status"})
+"""Signed by the carrier instead; every one of them must check the signature itself."""
 
 
 def add_routes(app: OffhookApp) -> None:
@@ -49,10 +57,21 @@ def _refused(refusal: CallRefused) -> tuple[dict[str, Any], int, dict[str, str]]
 
 
 def _add_api(app: OffhookApp) -> None:
+    open_paths = HEALTH | WEBHOOKS
+    if app.settings.public_metrics:
+        open_paths |= METRICS
+    if app.settings.public_docs:
+        open_paths |= DOCS
+
     @app.before_request
     async def check_key() -> Any:
-        protected = request.path == "/make-call" or request.path.split("/")[1] == "calls"
-        if app.api_key is None or not protected or shows_key(dict(request.headers), app.api_key):
+        # What is not open needs a key, so that a new route is never open by oversight.
+        g.client = UNNAMED
+        if not app.keys.any_wanted or request.path in open_paths:
+            return None
+        client = app.keys.identify(dict(request.headers))
+        if client is not None:
+            g.client = client
             return None
         body = error_body("unauthorized", "show the API key as Authorization: Bearer or X-API-Key")
         return body, 401, {"WWW-Authenticate": "Bearer"}
@@ -73,6 +92,10 @@ def _add_api(app: OffhookApp) -> None:
     @document_response(CallMade, 201)
     async def make_call(data: MakeCall) -> Any:
         """Ring a phone; the agent is ready to speak by the time it is answered."""
+        if (forbidden := app.destinations.refusal(data.destination_number)) is not None:
+            fields = {"destination_number": forbidden}
+            message = "this number may not be called from here"
+            return error_body("destination-not-allowed", message, fields=fields), 403
         try:
             call = await app.calls.place(
                 data.destination_number,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.errors import ConfigurationError
 
@@ -39,6 +39,32 @@ def _origin(url: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("must have no query and no fragment")
     return url.rstrip("/")
+
+
+def _words(given: Any) -> Any:
+    """A list as environment variables write it: separated by commas."""
+    return [word.strip() for word in given.split(",") if word.strip()] if _is_text(given) else given
+
+
+def _pairs(given: Any) -> Any:
+    """``name:value,name:value`` as a mapping."""
+    if not _is_text(given):
+        return given
+    pairs = [word.partition(":") for word in _words(given)]
+    if any(not (name and value) for name, _, value in pairs):
+        raise ValueError("must be name:value pairs separated by commas")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError("a name is there twice")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _is_text(given: Any) -> bool:
+    return isinstance(given, str)
+
+
+_KeyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
+_Prefix = Annotated[str, Field(pattern=r"^\+[1-9]\d{0,14}$")]
 
 
 class Settings(BaseSettings):
@@ -73,6 +99,16 @@ class Settings(BaseSettings):
 
     api_key: SecretStr | None = None
     """What clients of the API show; with a real account and none set, one is made at start."""
+    api_keys: Annotated[dict[_KeyName, _Sha256], NoDecode, BeforeValidator(_pairs)] = {}
+    """More keys, each with the name of whom it was given to and its SHA-256 in hex:
+    ``python -m server new-key NAME`` makes one."""
+    public_metrics: bool = False
+    """``/metrics`` without a key, where the API needs one."""
+    public_docs: bool = False
+    """``/docs`` and ``/openapi.json`` without a key, where the API needs one."""
+    allowed_prefixes: Annotated[tuple[_Prefix, ...], NoDecode, BeforeValidator(_words)] = ()
+    """Only numbers that begin so may be dialled; empty for all. With a real account, costly ranges
+    (premium-rate, satellite …) are refused unless a prefix names the range itself."""
     max_calls: Annotated[int, Field(ge=1)] = 100
     max_call_duration_s: Annotated[float, Field(gt=0, le=14_400)] = 3_600.0
     """Twilio's own limit is four hours."""

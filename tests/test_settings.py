@@ -70,3 +70,27 @@ def test_every_setting_is_in_the_example(request):
     missing = [n.upper() for n in Settings.model_fields if f"{n.upper()}=" not in example]
 
     assert missing == []
+
+
+def test_named_keys_are_read_as_hashes(monkeypatch):
+    monkeypatch.setenv("API_KEYS", f"shop:{'a' * 64}, crm-2:{'B' * 64}")
+
+    assert Settings.load().api_keys == {"shop": "a" * 64, "crm-2": "B" * 64}
+
+
+@pytest.mark.parametrize("value", ["shop", "shop:", "shop:abc", f"shop:{'a' * 64},shop:{'b' * 64}"])
+def test_wrong_keys_are_named_but_not_shown(monkeypatch, value):
+    monkeypatch.setenv("API_KEYS", value)
+
+    with pytest.raises(ConfigurationError, match="API_KEYS") as caught:
+        Settings.load()
+    assert "a" * 64 not in str(caught.value)
+
+
+def test_prefixes_are_read_from_a_list_with_commas(monkeypatch):
+    monkeypatch.setenv("ALLOWED_PREFIXES", "+58, +1305,")
+
+    assert Settings.load().allowed_prefixes == ("+58", "+1305")
+    monkeypatch.setenv("ALLOWED_PREFIXES", "58")
+    with pytest.raises(ConfigurationError, match="ALLOWED_PREFIXES"):
+        Settings.load()

@@ -1,0 +1,65 @@
+"""The API's keys: named, kept as hashes, compared without telling anything by the time it takes.
+
+A key is 256 random bits, so a plain SHA-256 is enough: there is no dictionary to try, and no
+reason to spend a slow password hash on every request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Mapping
+
+UNNAMED = "default"
+"""What the key in ``API_KEY`` is called in metrics and in the queue for a line."""
+KEY_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,31}$")
+_PREFIX = "offhook_"  # lets a secret scanner recognise one that was published by accident
+
+
+def new_key() -> str:
+    """Make a key of 256 random bits."""
+    return _PREFIX + secrets.token_urlsafe(32)
+
+
+def hash_key(key: str) -> str:
+    """The form in which settings keep a key: SHA-256 in hex."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Keys:
+    """Who may use the API.
+
+    Args:
+        hashes: SHA-256 in hex of each key, by the name of whom it was given to.
+    """
+
+    def __init__(self, hashes: Mapping[str, str]) -> None:
+        self._digests = {name: bytes.fromhex(digest) for name, digest in hashes.items()}
+
+    @property
+    def any_wanted(self) -> bool:
+        """Whether there is any key to show; with none, everybody is let in."""
+        return bool(self._digests)
+
+    def identify(self, headers: Mapping[str, str]) -> str | None:
+        """The name of the key that a request shows, or None if it shows none of ours.
+
+        ``Authorization: Bearer`` counts before ``X-API-Key``. Every key is compared, and each in
+        constant time, so the answer's delay does not say which one was nearly right.
+        """
+        shown = hashlib.sha256(_shown_key(headers).encode("utf-8", "surrogatepass")).digest()
+        found = None
+        for name, digest in self._digests.items():
+            if hmac.compare_digest(shown, digest):
+                found = name
+        return found
+
+
+def _shown_key(headers: Mapping[str, str]) -> str:
+    given = {name.lower(): value for name, value in headers.items()}
+    scheme, _, credentials = given.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    return given.get("x-api-key", "")

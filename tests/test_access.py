@@ -1,0 +1,116 @@
+"""Who may ask for what, on the whole app with a real account's settings (and nobody called)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from server.app import OffhookApp, create_app
+from server.keys import hash_key
+from server.settings import Settings
+
+ACCOUNT = {
+    "twilio_account_sid": "AC0",
+    "twilio_auth_token": "token",
+    "twilio_phone_number": "+15005550006",
+    "gemini_api_key": "key",
+    "public_url": "https://phone.example.com",
+    "twilio_api_url": "http://127.0.0.1:9",  # nobody listens there
+    "gemini_url": "ws://127.0.0.1:9",
+}
+SIMULATED = dict.fromkeys(ACCOUNT)
+SHOWN = {"X-API-Key": "sesame"}
+
+
+@asynccontextmanager
+async def running(**settings) -> AsyncGenerator[OffhookApp]:
+    app = create_app(Settings.load(_env_file=None, **settings))
+    async with app.test_app():
+        yield app
+
+
+def paths(app: OffhookApp) -> list[tuple[str, str]]:
+    """Every route, as a method and a path with something in its variables."""
+    found = []
+    for rule in app.url_map.iter_rules():
+        if rule.websocket:
+            continue
+        path = rule.rule
+        for name in rule.arguments:
+            path = path.replace(f"<{name}>", "CA1")
+        found += [(method, path) for method in sorted(rule.methods - {"HEAD", "OPTIONS"})]
+    return found
+
+
+async def test_with_a_real_account_every_route_wants_a_key_or_a_signature():
+    async with running(**ACCOUNT, api_key="sesame") as app:
+        client = app.test_client()
+        answers = {
+            path: (await client.open(path, method=method)).status_code
+            for method, path in paths(app)
+        }
+
+    assert len(answers) > 8
+    refusals = {path: status for path, status in answers.items() if status not in (401, 403)}
+    assert refusals == {"/healthz": 200, "/readyz": 200}
+
+
+async def test_a_real_account_without_a_key_gets_one_that_is_shown_once(capsys):
+    async with running(**ACCOUNT) as app:
+        said = [line for line in capsys.readouterr().err.splitlines() if "no API_KEY" in line]
+        (key,) = [line.split()[-1] for line in said]
+        client = app.test_client()
+
+        assert (await client.get("/calls")).status_code == 401
+        assert (await client.get("/calls", headers={"X-API-Key": key})).status_code == 200
+
+
+async def test_any_of_several_keys_opens():
+    keys = {"shop": hash_key("one"), "crm": hash_key("two")}
+    async with running(**ACCOUNT, api_key="sesame", api_keys=keys) as app:
+        client = app.test_client()
+        shown = ["one", "two", "sesame", "three", "shop"]
+        answers = [
+            (await client.get("/calls", headers={"X-API-Key": key})).status_code for key in shown
+        ]
+
+    assert answers == [200, 200, 200, 401, 401]
+
+
+@pytest.mark.parametrize(
+    ("setting", "path"),
+    [
+        ("public_metrics", "/metrics"),
+        ("public_docs", "/docs"),
+        ("public_docs", "/openapi.json"),
+    ],
+)
+async def test_metrics_and_docs_are_public_only_by_setting(setting, path):
+    async with running(**ACCOUNT, api_key="sesame") as app:
+        assert (await app.test_client().get(path)).status_code == 401
+        assert (await app.test_client().get(path, headers=SHOWN)).status_code == 200
+    async with running(**ACCOUNT, api_key="sesame", **{setting: True}) as app:
+        assert (await app.test_client().get(path)).status_code == 200
+
+
+async def test_a_costly_number_is_refused_field_by_field_before_anything_is_dialled():
+    async with running(**ACCOUNT, api_key="sesame") as app:
+        answer = await app.test_client().post(
+            "/make-call", json={"destination_number": "+881612345678"}, headers=SHOWN
+        )
+        body = await answer.get_json()
+
+    assert answer.status_code == 403
+    assert body["error"] == "destination-not-allowed"
+    assert "satellite" in body["fields"]["destination_number"]
+
+
+async def test_a_number_outside_the_prefixes_is_refused_in_a_simulation_too():
+    async with running(**SIMULATED, allowed_prefixes="+58") as app:
+        answer = await app.test_client().post(
+            "/make-call", json={"destination_number": "+15005550006"}
+        )
+
+    assert answer.status_code == 403

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from server.__main__ import main
+from server.keys import Keys, hash_key, new_key
+
+KEYS = Keys({"shop": hash_key("secret"), "crm": hash_key("other")})
+
+
+@pytest.mark.parametrize(
+    ("headers", "name"),
+    [
+        ({"Authorization": "Bearer secret"}, "shop"),
+        ({"authorization": "bearer  secret "}, "shop"),
+        ({"X-API-Key": "other"}, "crm"),
+        ({"Authorization": "Bearer other", "X-API-Key": "secret"}, "crm"),
+        ({"Authorization": "Basic secret"}, None),
+        ({"X-API-Key": "secre"}, None),
+        ({"X-API-Key": ""}, None),
+        ({"X-API-Key": hash_key("secret")}, None),
+        ({"Authorization": "Bearer \u00e9\udcff"}, None),
+        ({}, None),
+    ],
+)
+def test_a_key_is_known_by_name_in_either_header(headers, name):
+    assert KEYS.identify(headers) == name
+
+
+def test_no_key_is_ever_the_same():
+    assert len({new_key() for _ in range(100)}) == 100
+    assert len(new_key()) > 40
+
+
+def test_the_command_prints_a_key_and_the_hash_that_knows_it(capsys):
+    assert main(["new-key", "shop"]) == 0
+
+    first, second = capsys.readouterr().out.splitlines()
+    name, _, digest = second.split()[-1].partition(":")
+    assert name == "shop"
+    assert Keys({name: digest}).identify({"X-API-Key": first.split()[-1]}) == "shop"
+
+
+def test_a_name_that_settings_would_not_take_is_refused(capsys):
+    assert main(["new-key", "a b:c"]) == 2
