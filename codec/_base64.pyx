@@ -1,7 +1,7 @@
 """Base64 (RFC 4648) by tables, straight into and out of buffers.
 
-Decoding takes both alphabets, because Google's services may use either, and refuses everything
-else: white space, missing padding, any other character. Who needs more asks ``base64``.
+Decoding is strict: the standard alphabet in one padded run. The URL-safe alphabet, white space and
+missing padding are refused, and are for the full parser to think about.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -10,7 +10,6 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
 cdef bytes ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-cdef bytes URL_SAFE = ALPHABET.translate(bytes.maketrans(b"+/", b"-_"))
 
 # Two characters for every twelve bits: 8 KiB, where one table per 16 bits would not stay in L1.
 cdef uint8_t PAIRS[4096][2]
@@ -28,7 +27,7 @@ cdef void fill_tables():
         PAIRS[i][0] = ALPHABET[i >> 6]
         PAIRS[i][1] = ALPHABET[i & 63]
     for i in range(256):
-        code = max(ALPHABET.find(i), URL_SAFE.find(i))
+        code = ALPHABET.find(i)
         for place in range(4):
             bits = <uint32_t>code << (18 - 6 * place)  # of the group's 24, first byte highest
             GROUP[place][i] = (
@@ -120,7 +119,7 @@ def encode(const uint8_t[::1] data not None):
 
 
 def decode(const uint8_t[::1] text not None):
-    """The bytes, or None for anything but one padded run of either alphabet."""
+    """The bytes, or None for anything but one padded run of the standard alphabet."""
     cdef size_t size
     cdef bytes data
     if text.shape[0] == 0:

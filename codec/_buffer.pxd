@@ -1,9 +1,15 @@
-"""A run of bytes that grows at its end and is consumed from its start; no Python objects."""
+"""A run of bytes that grows at its end and is consumed from its start; no Python objects.
 
+Memory comes from Python's raw allocator, so that ``tracemalloc`` sees what a call costs.
+"""
+
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
+
+cdef extern from "fence.h" nogil:
+    void fence(const void* data, size_t usable, size_t capacity)
 
 cdef enum:
     FIRST_BYTES = 1024
@@ -34,6 +40,7 @@ cdef inline uint8_t* reserve(Buffer* buffer, size_t size) except NULL:
     cdef size_t capacity
     cdef uint8_t* data
     if buffer.data != NULL and buffer.capacity - buffer.end >= size:
+        fence(buffer.data, buffer.end + size, buffer.capacity)
         return buffer.data + buffer.end
     if used + size < used:
         raise MemoryError
@@ -42,16 +49,17 @@ cdef inline uint8_t* reserve(Buffer* buffer, size_t size) except NULL:
         memmove(buffer.data, buffer.data + buffer.start, used)
     else:
         capacity = max(<size_t>FIRST_BYTES, 2 * buffer.capacity, used + size)
-        data = <uint8_t*>malloc(capacity)
+        data = <uint8_t*>PyMem_RawMalloc(capacity)
         if data == NULL:
             raise MemoryError
         if used:
             memcpy(data, buffer.data + buffer.start, used)
-        free(buffer.data)
+        release(buffer)
         buffer.data = data
         buffer.capacity = capacity
     buffer.start = 0
     buffer.end = used
+    fence(buffer.data, used + size, buffer.capacity)
     return buffer.data + used
 
 
@@ -78,10 +86,14 @@ cdef inline void clear(Buffer* buffer) noexcept nogil:
     buffer.start = buffer.end = 0
     if buffer.capacity > KEEP_BYTES:
         release(buffer)
+    elif buffer.data != NULL:
+        fence(buffer.data, 0, buffer.capacity)
 
 
 cdef inline void release(Buffer* buffer) noexcept nogil:
     """Give all memory back; the buffer may be used again."""
-    free(buffer.data)
+    if buffer.data != NULL:
+        fence(buffer.data, buffer.capacity, buffer.capacity)
+    PyMem_RawFree(buffer.data)
     buffer.data = NULL
     buffer.start = buffer.end = buffer.capacity = 0

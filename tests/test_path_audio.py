@@ -353,7 +353,6 @@ def test_base64_both_ways_is_the_standard_librarys(data: bytes) -> None:
 
     assert _base64.encode(data) == text
     assert _base64.decode(text) == data
-    assert _base64.decode(base64.urlsafe_b64encode(data)) == data
 
 
 @given(st.binary(min_size=3, max_size=30), st.integers(0, 39), st.integers(0, 255))
@@ -366,7 +365,7 @@ def test_base64_with_a_character_changed_is_the_standard_librarys_or_refused(
     decoded = _base64.decode(text)
 
     if decoded is not None:
-        assert decoded == base64.b64decode(text, altchars=b"-_" if character in b"-_" else None)
+        assert decoded == base64.b64decode(text, validate=True)
 
 
 @pytest.mark.parametrize(
@@ -377,8 +376,8 @@ def test_what_is_not_one_run_of_padded_base64_is_refused(text: bytes) -> None:
     assert _base64.decode(text) is None
 
 
-def test_every_byte_outside_the_alphabets_is_refused_in_every_place() -> None:
-    alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_"
+def test_every_byte_outside_the_alphabet_is_refused_in_every_place() -> None:
+    alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
     for group in range(2):
         for place in range(4):
             for character in set(range(256)) - set(alphabet):
