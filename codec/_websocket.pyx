@@ -368,14 +368,11 @@ cdef str broken_rule(uint8_t first, uint8_t opcode, uint64_t length, uint8_t fra
 
 
 cdef bint is_utf8(Span text) except -1:
-    cdef uint64_t word, bits = 0
-    cdef size_t i, words = text.size // 8
-    for i in range(words):
-        memcpy(&word, text.data + 8 * i, 8)
-        bits |= word
-    for i in range(8 * words, text.size):
+    cdef uint8_t bits = 0
+    cdef size_t i
+    for i in range(text.size):
         bits |= text.data[i]
-    if not bits & <uint64_t>0x8080808080808080:
+    if bits < 0x80:
         return True  # all ASCII, as every audio message is
     try:
         text.data[:text.size].decode("utf-8")
