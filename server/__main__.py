@@ -66,7 +66,7 @@ async def _serve(settings: Settings) -> None:
     listener = listen(settings.host, settings.port)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, stop)
-        await serve(create_app(settings), listener, stop=stop, access_log=True)
+        await serve(create_app(settings), listener, stop=stop)
         nursery.cancel_scope.cancel()
 
 

@@ -78,6 +78,24 @@ class OffhookApp(QuartTrio):
         """Whether no account is set, so that the embedded simulators run."""
         return self.settings.account is None
 
+    def note_address(self, server: tuple[str, int | None] | None) -> None:
+        """Learn from a request where this server listens, if only simulators need to know.
+
+        hypercorn does not tell an app its address, and ``-b`` on its command line changes it. A
+        real carrier is only ever told ``PUBLIC_URL``.
+        """
+        if self.settings.public_url is not None or not self.is_simulated or server is None:
+            return
+        host, port = server
+        url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+        if port and url != self.public_url:
+            self._reach_at(url)
+
+    def _reach_at(self, url: str) -> None:
+        self.public_url = url
+        self.carrier.reach_at(url)
+        self.verifier = WebhookVerifier(self._auth_token, url)
+
     def open_media(self, websocket: MediaWebsocket) -> MediaStream:
         """An accepted media socket in the carrier's protocol."""
         return TwilioMediaStream(SocketTransport(websocket))
@@ -198,6 +216,7 @@ class OffhookApp(QuartTrio):
         name: str,
     ) -> None:
         self.public_url = public_url
+        self._auth_token = auth_token
         self.verifier = WebhookVerifier(auth_token, public_url)
         self.carrier = TwilioCarrier(
             account_sid=account_sid,

@@ -87,6 +87,10 @@ def _add_api(app: OffhookApp) -> None:
             pass
         return error_body("invalid", "the request is not valid", fields=field_errors(None)), 400
 
+    @app.before_request
+    async def learn_address() -> None:
+        app.note_address(request.scope.get("server"))
+
     @app.post("/make-call")
     @validate_request(MakeCall)
     @document_response(CallMade, 201)

@@ -131,6 +131,14 @@ async def test_an_inbound_call_is_answered_and_talks():
     assert "5550199" not in json.dumps(record)
 
 
+async def test_simulators_find_a_server_whose_address_nobody_set():
+    async with serving(public_url=None) as server:  # as under hypercorn's -b
+        record = await server.finished((await server.make_call("5550103")).json()["call_sid"])
+
+    assert record["reason"] == "caller-hung-up"
+    assert record["agent_heard_s"] > 0.2
+
+
 async def test_hanging_up_through_the_api_ends_the_call_everywhere():
     async with serving() as server:
         call_sid = (await server.make_call("5550108")).json()["call_sid"]

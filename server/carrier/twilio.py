@@ -603,8 +603,7 @@ class TwilioCarrier:
     ) -> None:
         self._name = name
         self._phone_number = phone_number
-        self._status_url = f"{public_url.rstrip('/')}/call-status"
-        self._stream_url = f"{_stream_origin(public_url)}/stream"
+        self.reach_at(public_url)
         self._ring_timeout_s = ring_timeout_s
         self._request_timeout_s = request_timeout_s
         # A proxy of the environment is meant for the outside world, not for a simulator here.
@@ -636,6 +635,11 @@ class TwilioCarrier:
     def name(self) -> str:
         """What answers and banners call this carrier."""
         return self._name
+
+    def reach_at(self, public_url: str) -> None:
+        """From the next call on, Twilio is told to reach this server there."""
+        self._status_url = f"{public_url.rstrip('/')}/call-status"
+        self._stream_url = f"{_stream_origin(public_url)}/stream"
 
     @property
     def stream_url(self) -> str:
