@@ -55,6 +55,8 @@ from server.model import (
     GoingAway,
     Interrupted,
     Model,
+    PastTurn,
+    Reconnected,
     ResumptionHandle,
     Session,
     ToolCallsCancelled,
@@ -279,7 +281,7 @@ class Call:
                     nursery.start_soon(self._play)
                     if not self._options.prewarm:
                         await self._connected.wait()
-                    async with self._model.open_session(self.agent) as session:
+                    async with self._model.open_session(self.agent, self) as session:
                         self.note("model ready")
                         self._session = session
                         nursery.start_soon(self._greet, session)
@@ -348,9 +350,7 @@ class Call:
     def _keep_record(self) -> None:
         now = trio.current_time()
         self._ended_at = now
-        for turn in self.transcript.turns:
-            if turn.number is not None and (heard := self._playout.turn_heard(turn.number, now)):
-                self._note_heard(heard)
+        self._note_all_heard(now)
         reason = self.end_reason or EndReason.ERROR
         self._metrics.calls_active.dec()
         self._metrics.calls_ended.labels(self.direction, reason.value).inc()
@@ -465,6 +465,8 @@ class Call:
                     )
                 case GoingAway(time_left_s=time_left_s):
                     self.note("model going away", time_left_s=time_left_s)
+                case Reconnected() as news:
+                    self._reconnected(news)
                 case ToolCallsCancelled() | Usage() | ResumptionHandle():
                     pass
 
@@ -493,6 +495,33 @@ class Call:
         self._playout_changed.set()
         self.note("barge-in", turn=turn, heard_s=round(cut.heard_s, 3))
         self._note_heard(cut)
+
+    def _reconnected(self, news: Reconnected) -> None:
+        self.timings.caller_audio_lost_s += news.lost_s
+        self._metrics.model_reconnects.labels(news.reason, news.way.value).inc()
+        self.note(
+            "model reconnected",
+            reason=news.reason,
+            way=news.way.value,
+            model=news.model,
+            gap_s=round(news.gap_s, 3),
+            lost_s=round(news.lost_s, 3),
+        )
+
+    # -- what the session asks of its call ---------------------------------------------------
+
+    def is_quiet(self) -> bool:
+        """Whether the agent cannot be heard now and has nothing more to say."""
+        return not self._playout.queued_s and not self._playout.is_playing(trio.current_time())
+
+    def history(self) -> list[PastTurn]:
+        """What has been said so far, as the caller heard it, oldest first."""
+        self._note_all_heard(trio.current_time())
+        return [
+            PastTurn(turn.speaker, text)
+            for turn in self.transcript.turns
+            if (text := turn.heard_text.strip())
+        ]
 
     # -- playout to caller -----------------------------------------------------------------
 
@@ -544,6 +573,11 @@ class Call:
         self.transcript.agent_heard(
             heard.turn, heard_s=heard.heard_s, sent_s=heard.sent_s, cut=heard.cut
         )
+
+    def _note_all_heard(self, now: float) -> None:
+        for turn in self.transcript.turns:
+            if turn.number is not None and (heard := self._playout.turn_heard(turn.number, now)):
+                self._note_heard(heard)
 
     def _since_answer(self, now: float) -> float:
         return now - (self._answered_at if self._answered_at is not None else now)

@@ -86,3 +86,7 @@ class Metrics:
             "offhook_interrupt_to_clear_seconds", "Barge-in seen to the clear sent.",
             buckets=_FAST, registry=registry,
         )  # fmt: skip
+        self.model_reconnects = Counter(
+            "offhook_model_reconnects", "Model connections replaced during a call.",
+            ["reason", "way"], registry=registry,
+        )  # fmt: skip

@@ -25,7 +25,7 @@ from server.carrier import (
     StreamStopped,
 )
 from server.errors import CarrierError, ModelError, StreamEnded
-from server.model import SessionEvent, ToolResult
+from server.model import Conversation, SessionEvent, ToolResult, Way
 
 
 class MemoryMedia:
@@ -101,6 +101,9 @@ class MemorySession:
         self.heard = bytearray()
         self.texts: list[tuple[float, str]] = []
         self.results: list[ToolResult] = []
+        self.reconnects: list[tuple[Way, str]] = []
+        self.ways: frozenset[Way] = frozenset()
+        """The ways that are open to :meth:`reconnect`."""
         self.closed = False
 
     def event(self, event: SessionEvent | ModelError) -> None:
@@ -124,6 +127,11 @@ class MemorySession:
         await trio.lowlevel.checkpoint()
         self.results.extend(results)
 
+    async def reconnect(self, way: Way, reason: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        self.reconnects.append((way, reason))
+        return way in self.ways
+
 
 @dataclass
 class MemoryModel:
@@ -136,7 +144,9 @@ class MemoryModel:
     agents: list[Agent] = field(default_factory=list)
 
     @asynccontextmanager
-    async def open_session(self, agent: Agent) -> AsyncGenerator[MemorySession]:
+    async def open_session(
+        self, agent: Agent, conversation: Conversation
+    ) -> AsyncGenerator[MemorySession]:
         await trio.sleep(self.connect_s)
         if self.failure is not None:
             raise self.failure

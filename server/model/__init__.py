@@ -2,7 +2,8 @@
 
 A model opens one :class:`Session` per call: caller audio goes in, agent audio and the rest of the
 conversation's events come out. ``gemini.py`` is the real one; ``simulator.py`` is a small Gemini
-Live server that speaks the same protocol over loopback sockets.
+Live server that speaks the same protocol over loopback sockets; ``lasting.py`` makes one session
+of as many connections as a call needs.
 
 Turns are numbered by the session, from 1: every event that belongs to an agent turn carries its
 number, so that audio which arrives after the turn was cut can be told from the next turn's.
@@ -10,10 +11,11 @@ number, so that audio which arrives after the turn was cut can be told from the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from enum import StrEnum
+from typing import Any, Literal, Protocol
 
 from server.agent import Agent
 
@@ -55,7 +57,8 @@ class TurnComplete:
 
     turn: int
     reason: str | None
-    """The service's word for an unusual end (``"RESPONSE_REJECTED"`` …), else None."""
+    """The service's word for an unusual end (``"RESPONSE_REJECTED"`` …), else None; our own is
+    ``"CONNECTION_LOST"``: no more of this turn will come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,32 @@ class ResumptionHandle:
     handle: str | None
 
 
+class Way(StrEnum):
+    """How a conversation goes on over a new connection, the gentlest first."""
+
+    RESUME = "resume"
+    """The service goes on with the session it has kept; it remembers everything."""
+    FRESH = "fresh"
+    """A new session that is told what has been said so far."""
+    FALLBACK = "fallback"
+    """The same with another model, key or region, for the rest of the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnected:
+    """The conversation goes on over a new connection; every reconnect gives exactly one."""
+
+    reason: str
+    """Why, in a short stable word: ``"age"``, ``"go-away"``, ``"closed-1011"``, or the word that
+    :meth:`Session.reconnect` was given."""
+    way: Way
+    model: str
+    gap_s: float
+    """From the end of the old connection to the new one's being ready."""
+    lost_s: float
+    """Caller audio that could not be kept meanwhile."""
+
+
 SessionEvent = (
     AgentAudio
     | Interrupted
@@ -148,7 +177,33 @@ SessionEvent = (
     | Usage
     | GoingAway
     | ResumptionHandle
+    | Reconnected
 )
+
+
+@dataclass(frozen=True, slots=True)
+class PastTurn:
+    """Something that has been said in this call, to tell a fresh session."""
+
+    speaker: Literal["caller", "agent"]
+    text: str
+    """As it was heard: an agent's turn up to where the caller cut it."""
+
+
+class Conversation(Protocol):
+    """What a session asks of the call it serves."""
+
+    def is_quiet(self) -> bool:
+        """Whether neither side can be heard now, as far as the call knows.
+
+        That is the moment for changing connections. The session itself sees to the rest: no turn
+        under way, no tool call open, no sound in the caller audio it is given.
+        """
+        ...
+
+    def history(self) -> Sequence[PastTurn]:
+        """What has been said so far, oldest first."""
+        ...
 
 
 class Session(Protocol):
@@ -178,6 +233,26 @@ class Session(Protocol):
         """Answer tool calls; each id exactly once."""
         ...
 
+    async def reconnect(self, way: Way, reason: str) -> bool:
+        """Go on over a new connection, because the model at the end of this one is of no use.
+
+        Returns when the new connection is ready, and what the model has not answered yet has been
+        said to it again; a :class:`Reconnected` event comes, too. While a reconnect is under way
+        already, that one is waited for.
+
+        Args:
+            way: What to try; if resuming fails, a fresh session takes its place.
+            reason: A short stable word for the timeline and the metrics, such as ``"no-reply"``.
+
+        Returns:
+            False if there is no such way, and nothing was done: the session cannot be resumed, or
+            no fallback is set or it is in use already.
+
+        Raises:
+            ModelError: The session is lost; every later call says the same.
+        """
+        ...
+
 
 class Model(Protocol):
     """Opens sessions."""
@@ -187,7 +262,9 @@ class Model(Protocol):
         """The model's name, such as ``"gemini-3.8-live"``."""
         ...
 
-    def open_session(self, agent: Agent) -> AbstractAsyncContextManager[Session]:
+    def open_session(
+        self, agent: Agent, conversation: Conversation
+    ) -> AbstractAsyncContextManager[Session]:
         """Connect, set the agent up, wait until the service is ready; close when the block ends.
 
         Raises:

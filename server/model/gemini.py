@@ -43,6 +43,7 @@ from server.model import (
     AgentAudio,
     AgentTranscript,
     CallerTranscript,
+    Conversation,
     GenerationComplete,
     GoingAway,
     Interrupted,
@@ -54,6 +55,7 @@ from server.model import (
     ToolResult,
     TurnComplete,
     Usage,
+    Way,
 )
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -868,6 +870,10 @@ class GeminiSession:
         """
         await self._send(tool_results_message(results))
 
+    async def reconnect(self, way: Way, reason: str) -> bool:
+        """One connection is all this session has."""
+        return False
+
     async def _send(self, message: bytes) -> None:
         with self._model.translated_closing():
             await self._socket.send(message, text=True)
@@ -928,7 +934,9 @@ class GeminiModel:
         return f"<GeminiModel {self.name!r} at {self._host!r}>"
 
     @asynccontextmanager
-    async def open_session(self, agent: Agent) -> AsyncGenerator[GeminiSession]:
+    async def open_session(
+        self, agent: Agent, conversation: Conversation | None = None
+    ) -> AsyncGenerator[GeminiSession]:
         """Connect, set the agent up, wait until the service is ready; close when the block ends.
 
         Closing is clean and bounded by ``close_timeout_s`` even when the block was cancelled.
