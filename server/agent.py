@@ -14,6 +14,9 @@ DEFAULT_PROMPT = (
     "markup or emoji. If you did not understand, say so and ask."
 )
 DEFAULT_GREETING = "The caller has just picked up. Greet them in one short sentence."
+DEFAULT_FAREWELL = (
+    "(The call has to end now. Say goodbye to the caller in one short sentence, and nothing else.)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class Agent:
     """The system instruction."""
     greeting: str = DEFAULT_GREETING
     """The instruction that makes the model speak first; empty for an agent that waits."""
+    farewell: str = DEFAULT_FAREWELL
+    """The instruction that makes the model say goodbye; empty to hang up without a word."""
     voice: str | None = None
     """A prebuilt voice such as ``"Kore"``; None for the model's own choice."""
     language: str | None = None

@@ -130,6 +130,7 @@ class OffhookApp(QuartTrio):
             media_timeout_s=settings.media_timeout_s,
             answer_timeout_s=settings.ring_timeout_s + 60.0,
             max_duration_s=settings.max_call_duration_s,
+            farewell_timeout_s=settings.farewell_timeout_s,
             close_timeout_s=settings.close_timeout_s,
         )
         async with AsyncExitStack() as stack, trio.open_nursery() as simulators:

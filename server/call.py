@@ -136,6 +136,7 @@ class CallOptions:
     media_timeout_s: float = 5.0
     answer_timeout_s: float = 120.0
     max_duration_s: float = 3_600.0
+    farewell_timeout_s: float = 10.0
     close_timeout_s: float = 3.0
 
 
@@ -214,6 +215,11 @@ class Call:
         self._ended_at: float | None = None
         self._status_number = -1
         self._over = trio.Event()
+        self._wrapping_up = trio.Event()
+        self._wrap_up_reason = EndReason.ERROR
+        self._wrap_up_detail = ""
+        self._farewell_after_turn = 0
+        self._farewell_heard = trio.Event()
         self._time_limit = trio.CancelScope()
 
         self._media: MediaStream | None = None
@@ -267,6 +273,18 @@ class Call:
             self.end_detail = detail
             self._over.set()
 
+    def wrap_up(self, reason: EndReason, detail: str = "") -> None:
+        """Have the agent say goodbye, then end the call; the first reason counts here too.
+
+        The line is cut when the caller has heard the goodbye, at the latest after
+        ``farewell_timeout_s``; at once if there is nobody to say it, or to hear it.
+        """
+        if self._wrapping_up.is_set() or self._over.is_set():
+            return
+        self._wrap_up_reason, self._wrap_up_detail = reason, detail
+        self.note("wrapping up", reason=reason.value)
+        self._wrapping_up.set()
+
     # -- the life of a call ----------------------------------------------------------------
 
     async def run(self) -> None:
@@ -277,6 +295,7 @@ class Call:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_when_told, nursery.cancel_scope)
+                    nursery.start_soon(self._say_goodbye)
                     nursery.start_soon(self._hear)
                     nursery.start_soon(self._play)
                     if not self._options.prewarm:
@@ -313,6 +332,22 @@ class Call:
             with trio.move_on_after(self._options.close_timeout_s):
                 await self._stream_over.wait()
         scope.cancel(f"the call ended: {self.end_reason}")
+
+    async def _say_goodbye(self) -> None:
+        """Wrap up when told to: nudge the model, and wait until the caller has heard it."""
+        await self._wrapping_up.wait()
+        session = self._session
+        if self._connected.is_set() and session is not None and self.agent.farewell:
+            # What the agent is saying now is not the goodbye: that is a turn of its own.
+            self._farewell_after_turn = self._agent_turn
+            # A session that is lost meanwhile ends the call for the reason it had.
+            with (
+                trio.move_on_after(self._options.farewell_timeout_s),
+                contextlib.suppress(ModelError),
+            ):
+                await session.send_text(self.agent.farewell)
+                await self._farewell_heard.wait()
+        self.end(self._wrap_up_reason, self._wrap_up_detail)
 
     def _failed(self, failures: ExceptionGroup[ServerError]) -> None:
         """Name the end of a call after the first thing that went wrong on somebody's side."""
@@ -570,6 +605,8 @@ class Call:
         logger.debug(what, call_sid=self.call_sid, **facts)
 
     def _note_heard(self, heard: HeardTurn) -> None:
+        if self._wrapping_up.is_set() and heard.turn > self._farewell_after_turn and not heard.cut:
+            self._farewell_heard.set()
         self.transcript.agent_heard(
             heard.turn, heard_s=heard.heard_s, sent_s=heard.sent_s, cut=heard.cut
         )

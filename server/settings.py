@@ -130,6 +130,8 @@ class Settings(BaseSettings):
     carrier_timeout_s: Annotated[float, Field(gt=0)] = 10.0
     close_timeout_s: Annotated[float, Field(gt=0)] = 3.0
     """How long the clean-up of a call may take."""
+    farewell_timeout_s: Annotated[float, Field(ge=0)] = 10.0
+    """How long a call that has to end may take to say goodbye."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 600.0
     recent_calls: Annotated[int, Field(ge=0)] = 1_000
     recordings_dir: Path | None = None

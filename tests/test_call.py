@@ -361,3 +361,50 @@ async def test_a_cancelled_handler_ends_the_call(autojump_clock, ringing, nurser
     await ringing.call.finished.wait()
 
     assert ringing.call.end_reason == "caller-gone"
+
+
+async def test_a_call_that_has_to_end_says_goodbye_and_ends_when_that_was_heard(
+    autojump_clock, talking
+):
+    talking.audio(SECOND_PCM, turn=1)
+    talking.call.wrap_up(EndReason.DRAINED)
+    await wait_all_tasks_blocked()
+    talking.session.event(GenerationComplete(1))  # what it was saying is not the goodbye
+    await wait_all_tasks_blocked()
+    talking.media.echo_marks()
+    await wait_all_tasks_blocked()
+
+    assert talking.session.texts[-1][1] == Agent().farewell
+    assert not talking.call.is_over
+
+    talking.audio(SECOND_PCM, turn=2)
+    talking.session.event(GenerationComplete(2))
+    await trio.sleep(1.0)
+    talking.media.echo_marks()
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason is EndReason.DRAINED
+    assert talking.carrier.hung_up == ["CA1"]
+
+
+async def test_a_goodbye_that_never_comes_is_waited_for_only_so_long(nursery, autojump_clock):
+    rig = Rig(farewell_timeout_s=2.0)
+    nursery.start_soon(rig.call.run)
+    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
+    await wait_all_tasks_blocked()
+    began = trio.current_time()
+    rig.call.wrap_up(EndReason.DRAINED)
+    rig.call.wrap_up(EndReason.HUNG_UP)
+    await rig.call.finished.wait()
+
+    assert trio.current_time() - began == pytest.approx(2.0)
+    assert rig.call.end_reason is EndReason.DRAINED
+
+
+async def test_a_call_that_still_rings_has_nobody_to_say_goodbye_to(autojump_clock, ringing):
+    began = trio.current_time()
+    ringing.call.wrap_up(EndReason.DRAINED)
+    await ringing.call.finished.wait()
+
+    assert trio.current_time() == began
+    assert Agent().farewell not in [text for _, text in ringing.session.texts]
