@@ -269,7 +269,9 @@ cdef class MediaPath:
         self._hear(size)
         return True
 
-    cdef void _count_chunk(self, int64_t number, int64_t timestamp_ms, int64_t size):
+    cdef void _count_chunk(
+        self, int64_t number, int64_t timestamp_ms, int64_t size
+    ) noexcept:
         if number > self._last_chunk:
             if self._last_chunk:
                 self.missing_chunks += number - self._last_chunk - 1
@@ -427,6 +429,10 @@ cdef class MediaPath:
         self._clear_message = f'{{"event":"clear","streamSid":{name}}}'.encode()
         self._send_agent_audio()
 
+    def stop(self):
+        """The carrier has ended its stream: nothing more is sent, and late audio is handed up."""
+        self._stream_sid = self._media_head = self._mark_head = self._clear_message = None
+
     @property
     def caller_gate(self):
         """What becomes of the caller's audio; HOLD to begin with, until the model is ready."""
@@ -452,7 +458,8 @@ cdef class MediaPath:
         """How much more agent audio may be sent, whatever the gate; without limit until set.
 
         The playout's lead: set it to what the lead allows, whenever that has grown. What goes
-        beyond it is held in order, and a mark may be put where it stopped.
+        beyond it is held in order, and a mark may be put where it stopped. There is no limit to
+        what is held: whoever holds much stops reading from the model.
         """
         return self._agent_allowance_bytes
 
@@ -467,10 +474,10 @@ cdef class MediaPath:
         """Ask the phone's side to say when it has played everything sent so far.
 
         Raises:
-            ValueError: Nothing can be sent: there is no stream, or it is closed.
+            ValueError: There is no stream, or its WebSocket is closed.
         """
         if self._mark_head is None:
-            raise ValueError("nothing can be sent before the stream has started")
+            raise ValueError("there is no stream to send to")
         self.phone.send_text(self._mark_head + json.dumps(name).encode() + b"}}")
 
     def clear(self):
@@ -482,10 +489,10 @@ cdef class MediaPath:
             How many payload bytes were held here.
 
         Raises:
-            ValueError: Nothing can be sent: there is no stream, or it is closed.
+            ValueError: There is no stream, or its WebSocket is closed.
         """
         if self._clear_message is None:
-            raise ValueError("nothing can be sent before the stream has started")
+            raise ValueError("there is no stream to send to")
         self.phone.send_text(self._clear_message)
         return self.drop_held_agent_audio()
 

@@ -13,7 +13,14 @@ from websockets.frames import Opcode
 
 import codec
 from codec.path import Gate, MediaPath
-from server.carrier import CallerAudio, CarrierEvent, SendAudio, SendMark, StreamStarted
+from server.carrier import (
+    CallerAudio,
+    CarrierEvent,
+    SendAudio,
+    SendMark,
+    StreamStarted,
+    StreamStopped,
+)
 from server.carrier.twilio import TwilioProtocol
 from server.model import AGENT_RATE_HZ, CALLER_RATE_HZ, AgentAudio, SessionEvent
 from server.model.gemini import GeminiProtocol, audio_message
@@ -91,6 +98,8 @@ class DrivenPath:
                     continue
                 case StreamStarted(stream_sid):
                     self.path.start(stream_sid)
+                case StreamStopped():
+                    self.path.stop()
             self.out.carrier_events.append(event)
             self.path.model.send_text(b"carrier event")
         self._collect()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import math
+import tracemalloc
+from collections.abc import Iterator
 
 import pytest
 from websockets.frames import Frame, Opcode
@@ -290,12 +292,24 @@ def test_marks_and_clear_need_a_stream_that_is_open(act: object) -> None:
     path = MediaPath()
     assert callable(act)
 
-    with pytest.raises(ValueError, match="before the stream has started"):
+    with pytest.raises(ValueError, match="no stream"):
+        act(path)
+    path.start(SID)
+    path.stop()
+    with pytest.raises(ValueError, match="no stream"):
         act(path)
     path.start(SID)
     path.phone.send_close(1000)
     with pytest.raises(ValueError, match="closed for sending"):
         act(path)
+
+
+def test_after_stop_nothing_is_sent_and_late_audio_is_handed_up(path: MediaPath) -> None:
+    path.stop()
+
+    assert hear(path, CHUNK) == [media(CHUNK, 1)]
+    say(path, SPEECH)
+    assert path.phone.take_output() == b""
 
 
 def test_agent_audio_is_kept_back_once_the_phone_is_closed(path: MediaPath) -> None:
@@ -354,6 +368,49 @@ def test_pings_of_both_sides_are_answered(path: MediaPath) -> None:
     assert (path.next_from_phone(), path.next_from_model()) == (None, None)
     assert path.phone.take_output() == b"\x8a\x01p"
     assert len(path.model.take_output()) == 7
+
+
+# --- Memory ---------------------------------------------------------------------------------------
+
+
+def memory_bytes() -> int:
+    return tracemalloc.get_traced_memory()[0]
+
+
+@pytest.fixture
+def _traced() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("_traced")
+def test_a_call_costs_few_kibibytes_and_gives_them_back() -> None:
+    before = memory_bytes()
+    paths = [MediaPath() for _ in range(10)]
+    for path in paths:
+        path.start(SID)
+        path.caller_gate = Gate.PASS
+        hear(path, CHUNK)
+        say(path, SPEECH)
+        path.model.take_output()
+        path.phone.take_output()
+    each = (memory_bytes() - before) / len(paths)
+    del path
+    paths.clear()
+
+    assert each < 24 * 1024
+    assert memory_bytes() - before < each / 2
+
+
+@pytest.mark.usefixtures("_traced")
+def test_the_memory_of_a_huge_message_is_given_back(path: MediaPath) -> None:
+    before = memory_bytes()
+
+    say(path, bytes(3_000_000))
+    path.phone.take_output()
+
+    assert memory_bytes() - before < 64 * 1024
 
 
 # --- Levels and recording -------------------------------------------------------------------------
