@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -22,6 +22,7 @@ import trio
 from codec import MulawDecoder, MulawEncoder
 from server.agent import Agent
 from server.carrier import (
+    NOT_REACHED,
     CallerAudio,
     CallStatus,
     Carrier,
@@ -77,6 +78,10 @@ MAX_UNSENT_BYTES = CALLER_RATE_HZ * 2 * 10
 MAX_GATHERED_BYTES = 800
 """100 ms of payload: as much as one model message takes."""
 MAX_TIMELINE = 500
+FAREWELL_PAUSE_S = 1.5
+"""Silence after which what was said before ``hang_up`` has been the farewell."""
+TRANSFER_REPORT_S = 15.0
+"""How much later than the ringing ends the carrier may tell us so: its longest webhook wait."""
 
 
 class EndReason(StrEnum):
@@ -91,6 +96,10 @@ class EndReason(StrEnum):
     CANCELED = "canceled"
     HUNG_UP = "hung-up"
     """Ended through our API."""
+    AGENT_HUNG_UP = "agent-hung-up"
+    """The agent said goodbye and ended the call."""
+    TRANSFERRED = "transferred"
+    """Somebody else has taken the caller over; their talk may still go on."""
     MAX_DURATION = "max-duration"
     MODEL_UNAVAILABLE = "model-unavailable"
     MODEL_LOST = "model-lost"
@@ -110,6 +119,7 @@ _BY_CARRIER = frozenset(
         EndReason.NO_ANSWER,
         EndReason.FAILED,
         EndReason.CANCELED,
+        EndReason.TRANSFERRED,
     }
 )
 """Reasons after which the carrier has nothing left to hang up."""
@@ -138,6 +148,37 @@ class CallOptions:
     max_duration_s: float = 3_600.0
     farewell_timeout_s: float = 10.0
     close_timeout_s: float = 3.0
+    transfer_ring_timeout_s: float = 30.0
+
+
+@dataclass(slots=True)
+class _Line:
+    """One media stream of the call. A caller whom nobody took over comes back on another."""
+
+    media: MediaStream
+    over: trio.Event = field(default_factory=trio.Event)
+    """Its last event has been read."""
+    released: trio.Event = field(default_factory=trio.Event)
+    """The call has no more use for it."""
+
+
+@dataclass(slots=True)
+class _Transfer:
+    """The caller on the way to somebody else."""
+
+    destination: str
+    number: str
+    withdrawn: bool = False
+    """Nobody wants it any more; it is too late for that once the carrier has been told."""
+    told: bool = False
+    """The carrier has been told: the end of the stream is not the end of the call."""
+    awaited: bool = True
+    """Whoever asked for it still waits for the outcome."""
+    outcome: CallStatus | None = None
+    """What became of it, if the caller is to come back."""
+    settled: trio.Event = field(default_factory=trio.Event)
+    """The caller is back, or could not be transferred at all (then without an outcome)."""
+    error: CarrierError | None = None
 
 
 @dataclass(slots=True)
@@ -218,13 +259,15 @@ class Call:
         self._wrapping_up = trio.Event()
         self._wrap_up_reason = EndReason.ERROR
         self._wrap_up_detail = ""
+        self._agent_takes_leave = False  # by itself: nobody has to nudge it
         self._farewell_after_turn = 0
         self._farewell_heard = trio.Event()
         self._time_limit = trio.CancelScope()
 
-        self._media: MediaStream | None = None
-        self._connected = trio.Event()
-        self._stream_over = trio.Event()
+        self._line: _Line | None = None
+        self._connected = trio.Event()  # set while there is a line
+        self._transfer: _Transfer | None = None
+        self._news = trio.Event()  # pulses when the agent has said or the caller heard something
         self._session: Session | None = None
         self._unsent = bytearray()
         self._decoder = MulawDecoder(CALLER_RATE_HZ)
@@ -233,6 +276,7 @@ class Call:
         self._playout_changed = trio.Event()
         self._agent_spoke = trio.Event()
         self._agent_turn = 0
+        self._finished_turn = 0
         self._interrupted_at: float | None = None
 
     # -- what others tell a call -----------------------------------------------------------
@@ -254,17 +298,26 @@ class Call:
             self.end(_REASON_OF_STATUS[update.status])
 
     async def serve(self, media: MediaStream, started: StreamStarted) -> None:
-        """Give the call its stream; returns when the call is over."""
-        self._media = media
-        self._answered_at = started.received_at
-        self.note("answered")
+        """Give the call a stream; returns when the call is over or has left the stream."""
+        if self._line is not None:
+            await self._line.released.wait()
+        if self.is_over:
+            return
+        line = self._line = _Line(media)
+        if self._answered_at is None:
+            self._answered_at = started.received_at
+            self._time_limit.deadline = started.received_at + self._options.max_duration_s
+            self.note("answered")
+        else:
+            self.note("caller back")
         self._playout.open(started.received_at)
-        self._time_limit.deadline = started.received_at + self._options.max_duration_s
         self._connected.set()
+        self._pulse()
         try:
-            await self.finished.wait()
+            await line.released.wait()
         finally:
-            self.end(EndReason.CALLER_GONE, "the media socket was torn down")
+            if self._line is line:
+                self.end(EndReason.CALLER_GONE, "the media socket was torn down")
 
     def end(self, reason: EndReason, detail: str = "") -> None:
         """Ask the call to end; the first reason counts, later ones are ignored."""
@@ -298,6 +351,7 @@ class Call:
                     nursery.start_soon(self._say_goodbye)
                     nursery.start_soon(self._hear)
                     nursery.start_soon(self._play)
+                    nursery.start_soon(self._transfer_caller)
                     if not self._options.prewarm:
                         await self._connected.wait()
                     async with self._model.open_session(self.agent, self) as session:
@@ -320,24 +374,27 @@ class Call:
 
     async def _end_when_told(self, scope: trio.CancelScope) -> None:
         """End of the call: somebody said so, nobody answered, or its time is up."""
-        if not self._connected.is_set():
+        if self._answered_at is None:
             self._time_limit.deadline = trio.current_time() + self._options.answer_timeout_s
         with self._time_limit:
             await self._over.wait()
         if self._time_limit.cancelled_caught:
-            answered = self._connected.is_set()
+            answered = self._answered_at is not None
             self.end(EndReason.MAX_DURATION if answered else EndReason.NO_ANSWER)
-        if self.end_reason is EndReason.CALLER_HUNG_UP and self._connected.is_set():
+        if self.end_reason is EndReason.CALLER_HUNG_UP and self._line is not None:
             # The status callback may overtake the last audio and the stop message.
             with trio.move_on_after(self._options.close_timeout_s):
-                await self._stream_over.wait()
+                await self._line.over.wait()
         scope.cancel(f"the call ended: {self.end_reason}")
 
     async def _say_goodbye(self) -> None:
         """Wrap up when told to: nudge the model, and wait until the caller has heard it."""
         await self._wrapping_up.wait()
         session = self._session
-        if self._connected.is_set() and session is not None and self.agent.farewell:
+        if self._agent_takes_leave:
+            with trio.move_on_after(self._options.farewell_timeout_s):
+                await self._take_leave()
+        elif self._connected.is_set() and session is not None and self.agent.farewell:
             # What the agent is saying now is not the goodbye: that is a turn of its own.
             self._farewell_after_turn = self._agent_turn
             # A session that is lost meanwhile ends the call for the reason it had.
@@ -377,10 +434,10 @@ class Call:
                 await self._carrier.hang_up(self.call_sid)
             except CarrierError as error:
                 logger.warning("hang-up failed", error=str(error))
-        if self._media is not None:
+        if self._line is not None:
             with contextlib.suppress(StreamEnded):
                 code = _CLOSE_CODES.get(self.end_reason or EndReason.ERROR, 1000)
-                await self._media.aclose(code, self.end_reason or "")
+                await self._line.media.aclose(code, self.end_reason or "")
 
     def _keep_record(self) -> None:
         now = trio.current_time()
@@ -398,14 +455,25 @@ class Call:
             heard_s=round(self._playout.heard_s(now), 1),
         )
         self.finished.set()
+        if self._line is not None:
+            self._line.released.set()
 
     # -- caller to model -------------------------------------------------------------------
 
     async def _hear(self) -> None:
         """Caller to model: the only task that reads the media stream."""
-        await self._connected.wait()
-        media = self._media
-        assert media is not None
+        while True:
+            await self._connected.wait()
+            assert self._line is not None
+            reason, detail = await self._hear_line(self._line.media)
+            self._line.over.set()
+            if self._transfer is None or not self._transfer.told:
+                self.end(reason, detail)
+                return
+            self._leave_line()
+
+    async def _hear_line(self, media: MediaStream) -> tuple[EndReason, str]:
+        """Pass everything on until the stream is over; says what that means for a call."""
         event: CarrierEvent | None = None
         while True:
             if event is None:
@@ -420,16 +488,14 @@ class Call:
                 case MarkReached(name=name, received_at=received_at):
                     if heard := self._playout.mark_reached(name, received_at):
                         self._note_heard(heard)
+                    self._pulse()
                 case DigitPressed(digit=digit):
                     self.note("digit")
                     await self._digit_pressed(digit)
                 case StreamStopped(said=said):
-                    self._stream_over.set()
-                    self.end(EndReason.CALLER_HUNG_UP if said else EndReason.CALLER_GONE)
-                    return
+                    return (EndReason.CALLER_HUNG_UP if said else EndReason.CALLER_GONE), ""
                 case None:
-                    self.end(EndReason.CALLER_GONE, "no audio from the carrier")
-                    return
+                    return EndReason.CALLER_GONE, "no audio from the carrier"
                 case _:
                     pass
             event = None
@@ -506,20 +572,25 @@ class Call:
                     pass
 
     def _agent_says(self, pcm: bytes, turn: int, received_at: float) -> None:
+        if self.is_away:
+            return  # nobody would hear it now, and nobody wants to hear it later
         if turn != self._agent_turn:
             # A new sentence owes nothing to the filter's memory of a turn that was cut.
             self._agent_turn = turn
             self._encoder.reset()
             self.note("agent turn", turn=turn)
         self._agent_spoke.set()
+        self._pulse()
         if self._playout.push(self._encoder.encode(pcm), turn, received_at):
             self._playout_changed.set()
 
     def _finish_turn(self, turn: int) -> None:
+        self._finished_turn = max(self._finished_turn, turn)
         if turn == self._agent_turn:
             self._playout.push(self._encoder.flush(), turn)
         self._playout.finish_turn(turn)
         self._playout_changed.set()
+        self._pulse()
 
     def _interrupt(self, turn: int, received_at: float) -> None:
         """Barge-in: stop the agent before anything else is sent."""
@@ -562,10 +633,10 @@ class Call:
 
     async def _play(self) -> None:
         """Playout to caller: the only task that writes to the media stream."""
-        await self._connected.wait()
-        media = self._media
-        assert media is not None
         while True:
+            await self._connected.wait()
+            line = self._line
+            assert line is not None
             # The event is made before asking, so that a change while we send is seen.
             changed = self._playout_changed = trio.Event()
             command = self._playout.next_command(trio.current_time())
@@ -574,9 +645,11 @@ class Call:
                     await changed.wait()
                 continue
             try:
-                await media.send(command)
+                await line.media.send(command)
             except StreamEnded:
-                return  # _hear sees the same end, and says which it was
+                # _hear sees the same end, and says whether it is the call's.
+                await line.released.wait()
+                continue
             self._note_sent(command, trio.current_time())
 
     def _note_sent(self, command: object, now: float) -> None:
@@ -595,6 +668,155 @@ class Call:
                 self.timings.interrupt_to_clear.record(now - self._interrupted_at)
                 self._metrics.interrupt_to_clear.observe(now - self._interrupted_at)
                 self._interrupted_at = None
+
+    # -- handing the caller over, and the farewell -----------------------------------------
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the caller is with somebody else, or ringing there: nothing can be said."""
+        return self._transfer is not None and self._transfer.told
+
+    async def transfer(self, destination: str, number: str) -> CallStatus:
+        """Connect the caller with somebody else; once they have answered, this call is over.
+
+        Args:
+            destination: What timeline and model call them.
+            number: Their number, E.164.
+
+        Returns:
+            Why they could not be reached, when the caller is back on the line. (COMPLETED if they
+            took over, for as long as there is anybody to be told.)
+
+        Raises:
+            CarrierError: The carrier would not do it; the caller has never left.
+            ValueError: The caller is already on the way to somebody, or not on the line.
+        """
+        if self._transfer is not None or self._line is None:
+            raise ValueError("the caller cannot be transferred now")
+        transfer = self._transfer = _Transfer(destination, number)
+        self._pulse()
+        try:
+            await transfer.settled.wait()
+        finally:
+            transfer.withdrawn, transfer.awaited = True, False
+            self._pulse()
+        if transfer.error is not None:
+            raise transfer.error
+        return transfer.outcome or CallStatus.COMPLETED
+
+    def report_transfer(self, status: CallStatus) -> bool:
+        """The carrier says how the transfer stands; True if the caller is to come back."""
+        transfer = self._transfer
+        if transfer is None or not transfer.told:
+            return self._line is not None and status in NOT_REACHED  # said twice
+        if status in NOT_REACHED:
+            transfer.outcome = status
+            self._pulse()
+            return True
+        self.end(EndReason.TRANSFERRED, transfer.destination)
+        return False
+
+    async def _transfer_caller(self) -> None:
+        """Carry out what :meth:`transfer` asks for, even if it no longer waits."""
+        while True:
+            await self._until(lambda: self._transfer is not None)
+            transfer = self._transfer
+            assert transfer is not None
+            if await self._send_away(transfer) and transfer.outcome is not None:
+                self.note("transfer failed", outcome=transfer.outcome.value)
+                if not transfer.awaited and self._session is not None:
+                    await self._session.send_text(
+                        f"The transfer to {transfer.destination} has failed: nobody took the call. "
+                        "The caller is back on the line. Tell them, and ask how to go on."
+                    )
+            self._transfer = None
+            transfer.settled.set()
+
+    async def _send_away(self, transfer: _Transfer) -> bool:
+        """Have the carrier ring the other number; True when the caller has come back."""
+        with trio.move_on_after(self._options.farewell_timeout_s):
+            await self._until(lambda: transfer.withdrawn or self._playout.all_heard)
+        if transfer.withdrawn:
+            return False
+        ring_timeout_s = self._options.transfer_ring_timeout_s
+        left = self._line
+        self.note("transfer", destination=transfer.destination)
+        transfer.told = True
+        try:
+            await self._carrier.transfer(
+                self.call_sid, transfer.number, ring_timeout_s=ring_timeout_s
+            )
+        except CarrierError as error:
+            transfer.error = error
+            self.note("transfer refused", code=error.code)
+            if self._line is None:  # the caller hung up at the same moment
+                self.end(EndReason.CALLER_HUNG_UP)
+            return False
+        with trio.move_on_after(ring_timeout_s + TRANSFER_REPORT_S):
+            await self._until(lambda: transfer.outcome is not None)
+        if transfer.outcome is None:
+            # Had nobody answered, the carrier would have asked us what to do.
+            self.end(EndReason.TRANSFERRED, f"{transfer.destination}, without a report")
+            return False
+        with trio.move_on_after(TRANSFER_REPORT_S):
+            await self._until(lambda: self._line not in (None, left))
+            return True
+        self.end(EndReason.CALLER_GONE, "the caller did not come back from a transfer")
+        return False
+
+    def _leave_line(self) -> None:
+        """The stream is over and the call goes on: nothing sent on it will be heard any more."""
+        line = self._line
+        assert line is not None
+        self._line = None
+        self._connected = trio.Event()
+        if (cut := self._playout.leave(trio.current_time())) is not None:
+            self._note_heard(cut)
+        self._playout_changed.set()
+        line.released.set()
+        self._pulse()
+
+    def hang_up_when_heard(self) -> bool:
+        """End the call when the agent's own farewell has been heard; False if it ends already."""
+        if self._wrapping_up.is_set() or self._over.is_set():
+            return False
+        self._agent_takes_leave = True
+        self.wrap_up(EndReason.AGENT_HUNG_UP)
+        return True
+
+    async def _take_leave(self) -> None:
+        """Wait for what is being said now, else for what the agent says next."""
+        turn = self._agent_turn
+        if turn > self._finished_turn or not self._playout.all_heard:
+            await self._until(lambda: self._playout.all_heard)
+            # It may have been no more than "one moment": leave it time for a goodbye.
+            with trio.move_on_after(FAREWELL_PAUSE_S):
+                await self._agent_speaks_after(turn)
+            if self._agent_turn == turn and not self._is_cut(turn):
+                return
+        while True:
+            await self._agent_speaks_after(turn)
+            await self._until(lambda: self._playout.all_heard)
+            turn = self._agent_turn
+            if not self._is_cut(turn):
+                return
+            # The caller had something to say: the agent answers before it goes.
+
+    async def _agent_speaks_after(self, turn: int) -> None:
+        await self._until(lambda: self._agent_turn > turn)
+
+    def _is_cut(self, turn: int) -> bool:
+        heard = self._playout.turn_heard(turn, trio.current_time())
+        return heard is not None and heard.cut
+
+    def _pulse(self) -> None:
+        """Wake everybody who waits for something to be said or heard."""
+        self._news.set()
+        self._news = trio.Event()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._news.wait()
 
     # -- the record ------------------------------------------------------------------------
 

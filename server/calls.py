@@ -18,7 +18,14 @@ import trio
 
 from server.agent import Agent
 from server.call import Call, CallOptions, EndReason
-from server.carrier import Carrier, MediaStream, StatusUpdate, StreamStarted, StreamStopped
+from server.carrier import (
+    Carrier,
+    MediaStream,
+    StatusUpdate,
+    StreamStarted,
+    StreamStopped,
+    TransferUpdate,
+)
 from server.errors import CallRefused, CarrierProtocolError, StreamEnded
 from server.metrics import Metrics
 from server.model import Model
@@ -205,6 +212,13 @@ class Calls:
             self._early.setdefault(update.call_sid, []).append(update)
             while len(self._early) > MAX_EARLY_UPDATES:
                 self._early.popitem(last=False)
+
+    def update_transfer(self, update: TransferUpdate) -> str:
+        """The document with which the caller's call goes on, as far as the carrier asks for one."""
+        call = self._live.get(update.call_sid)
+        if call is not None and call.report_transfer(update.status):
+            return self.carrier.answer_twiml(self._issue(call))
+        return self.carrier.hang_up_twiml()
 
     async def serve_stream(self, media: MediaStream) -> None:
         """Find the call that a new media socket belongs to, and serve it until it is over."""

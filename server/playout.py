@@ -145,6 +145,20 @@ class Playout:
         self._open = True
         self._play_end = max(self._play_end, now)
 
+    def leave(self, now: float) -> HeardTurn | None:
+        """The stream is over, but the call is not: what is left of every turn is lost.
+
+        Returns:
+            The turn that was cut by it, if any.
+        """
+        newest = max(
+            [turn.number for turn in self._turns] + [item.turn for item in self._queue], default=0
+        )
+        cut = self.interrupt(newest, now)
+        self._open = self._clear = False
+        self._mark = None
+        return cut
+
     def next_command(self, now: float) -> CarrierCommand | None:
         """What to send now, or None: then ask again at :meth:`next_due` or after a change."""
         if not self._open:
@@ -214,6 +228,11 @@ class Playout:
     def is_playing(self, now: float) -> bool:
         """Whether the caller is hearing the agent now, as far as can be known."""
         return self._open and (bool(self._marks_out) or now < self._play_end)
+
+    @property
+    def all_heard(self) -> bool:
+        """Whether every turn is finished and the caller has heard it to its end, or its cut."""
+        return not self._queue and self._mark is None and all(turn.is_over for turn in self._turns)
 
     @property
     def queued_s(self) -> float:

@@ -202,6 +202,21 @@ def _add_webhooks(app: OffhookApp) -> None:
             return error_body("bad-request", error.reason), 400
         return "", 204
 
+    @app.post("/transfer-status")
+    @hide
+    async def transfer_status() -> Any:
+        """What became of a transfer; if nobody answered, the caller comes back to the agent."""
+        if (form := await _signed_form()) is None:
+            return _forbidden()
+        try:
+            update = app.carrier.read_transfer(form)
+        except CarrierProtocolError as error:
+            return error_body("bad-request", error.reason), 400
+        twiml = app.calls.update_transfer(update)
+        if not update.wants_document:
+            return "", 204
+        return Response(twiml, content_type="text/xml")
+
     @app.websocket("/stream")
     async def stream() -> Any:
         """Twilio Media Streams: one call's audio, both ways."""

@@ -23,6 +23,7 @@ from server.carrier import (
     StatusUpdate,
     StreamStarted,
     StreamStopped,
+    TransferUpdate,
 )
 from server.errors import CarrierError, ModelError, StreamEnded
 from server.model import Conversation, SessionEvent, ToolResult, Way
@@ -171,6 +172,8 @@ class MemoryCarrier:
     name: str = "memory"
     placed: list[tuple[str, str]] = field(default_factory=list)
     hung_up: list[str] = field(default_factory=list)
+    transferred: list[tuple[str, str]] = field(default_factory=list)
+    transfer_failure: CarrierError | None = None
     answer_s: float = 0.0
     """How long the answer to the dial request takes."""
 
@@ -187,6 +190,18 @@ class MemoryCarrier:
     async def hang_up(self, call_sid: str) -> None:
         await trio.lowlevel.checkpoint()
         self.hung_up.append(call_sid)
+
+    async def transfer(self, call_sid: str, number: str, *, ring_timeout_s: float) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.transfer_failure is not None:
+            raise self.transfer_failure
+        self.transferred.append((call_sid, number))
+
+    def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:
+        return TransferUpdate(form["CallSid"], CallStatus(form["DialCallStatus"]), True)
+
+    def hang_up_twiml(self) -> str:
+        return "<hangup/>"
 
     def answer_twiml(self, ticket: str) -> str:
         return f"<ticket>{ticket}</ticket>"

@@ -348,6 +348,90 @@ async def test_every_tool_call_is_answered(autojump_clock, talking):
     assert all("error" in result.response for result in talking.session.results)
 
 
+async def test_the_line_is_cut_when_the_farewell_before_the_hang_up_has_been_heard(
+    autojump_clock, talking
+):
+    talking.audio(SECOND_PCM * 2, turn=1)
+    await wait_all_tasks_blocked()
+    assert talking.call.hang_up_when_heard()
+    assert not talking.call.hang_up_when_heard()
+    talking.session.event(GenerationComplete(1))
+    await trio.sleep(2.0)
+    assert talking.call.end_reason is None
+
+    talking.media.echo_marks()
+    await talking.call.finished.wait()
+    assert talking.call.end_reason == "agent-hung-up"
+    assert talking.carrier.hung_up == ["CA1"]
+
+
+async def test_the_line_is_cut_when_the_farewell_after_the_hang_up_has_been_heard(
+    autojump_clock, talking
+):
+    talking.call.hang_up_when_heard()
+    await trio.sleep(2.0)
+    talking.audio(SECOND_PCM * 2, turn=1)
+    talking.session.event(GenerationComplete(1))
+    await trio.sleep(2.0)
+    assert talking.call.end_reason is None
+
+    before = trio.current_time()
+    talking.media.echo_marks()
+    await talking.call.finished.wait()
+    assert talking.call.end_reason == "agent-hung-up"
+    assert trio.current_time() == before
+
+
+async def test_an_agent_that_says_one_moment_before_goodbye_is_heard_out(autojump_clock, talking):
+    talking.audio(SECOND_PCM, turn=1)
+    talking.session.event(GenerationComplete(1))
+    await wait_all_tasks_blocked()
+    talking.call.hang_up_when_heard()
+    talking.media.echo_marks()
+    await trio.sleep(1.0)
+    talking.audio(SECOND_PCM, turn=2)
+    await trio.sleep(2.0)
+    assert talking.call.end_reason is None
+
+    talking.session.event(GenerationComplete(2))
+    await wait_all_tasks_blocked()
+    talking.media.echo_marks()
+    await wait_all_tasks_blocked()
+    assert talking.call.end_reason == "agent-hung-up"
+
+
+async def test_a_caller_who_speaks_over_the_farewell_is_answered_first(autojump_clock, talking):
+    talking.audio(SECOND_PCM * 3, turn=1)
+    await wait_all_tasks_blocked()
+    talking.call.hang_up_when_heard()
+    await trio.sleep(1.0)
+    talking.session.event(Interrupted(1, trio.current_time()))
+    talking.session.event(TurnComplete(1, None))
+    await trio.sleep(1.0)
+    talking.audio(SECOND_PCM, turn=2)
+    talking.session.event(GenerationComplete(2))
+    await wait_all_tasks_blocked()
+    assert talking.call.end_reason is None
+
+    talking.media.echo_marks()
+    await wait_all_tasks_blocked()
+    assert talking.call.end_reason == "agent-hung-up"
+
+
+async def test_an_agent_that_hangs_up_and_says_nothing_is_cut_at_the_deadline(
+    nursery, autojump_clock
+):
+    rig = Rig(farewell_timeout_s=4.0)
+    nursery.start_soon(rig.call.run)
+    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
+    await wait_all_tasks_blocked()
+    rig.call.hang_up_when_heard()
+    await rig.call.finished.wait()
+
+    assert rig.call.end_reason == "agent-hung-up"
+    assert rig.call.duration_s == pytest.approx(4.0)
+
+
 async def test_pressed_keys_are_told_to_the_model(autojump_clock, talking):
     talking.media.event(DigitPressed("5"))
     await wait_all_tasks_blocked()

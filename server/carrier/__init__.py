@@ -163,6 +163,12 @@ _FINAL = frozenset(
 )
 
 
+NOT_REACHED = frozenset(
+    {CallStatus.BUSY, CallStatus.NO_ANSWER, CallStatus.FAILED, CallStatus.CANCELED}
+)
+"""Ends of an attempt to reach somebody who never answered."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedCall:
     """A call the carrier has accepted; the phone may not ring yet."""
@@ -180,6 +186,18 @@ class StatusUpdate:
     sequence_number: int
     facts: Mapping[str, str] = field(default_factory=dict)
     """What else it said that is worth keeping: ``duration_s``, ``sip_response_code`` …"""
+
+
+@dataclass(frozen=True, slots=True)
+class TransferUpdate:
+    """How the attempt to connect a caller with somebody else stands."""
+
+    call_sid: str
+    """The caller's own call, which the transfer began from."""
+    status: CallStatus
+    """IN_PROGRESS and COMPLETED mean that somebody has answered; NOT_REACHED holds the others."""
+    wants_document: bool
+    """The carrier asks how the caller's call is to go on; otherwise it only reports."""
 
 
 class Carrier(Protocol):
@@ -208,12 +226,32 @@ class Carrier(Protocol):
         """
         ...
 
+    async def transfer(self, call_sid: str, number: str, *, ring_timeout_s: float) -> None:
+        """Take a live call's stream away and connect the caller with another number.
+
+        Raises:
+            CarrierError: Refused or not reached; the stream goes on.
+        """
+        ...
+
     def answer_twiml(self, ticket: str) -> str:
         """The document that answers a call with a media stream that shows the ticket."""
         ...
 
     def refuse_twiml(self) -> str:
         """The document that refuses an inbound call: the caller hears a busy tone."""
+        ...
+
+    def hang_up_twiml(self) -> str:
+        """The document that ends a call."""
+        ...
+
+    def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:
+        """What the carrier says about a transfer.
+
+        Raises:
+            CarrierProtocolError: It is nothing about one.
+        """
         ...
 
     def read_status(self, form: Mapping[str, str]) -> StatusUpdate:

@@ -694,6 +694,7 @@ class TwilioSimulator:
         duration_s = 0.0
         if outcome is CallStatus.IN_PROGRESS and call._order is None:
             call.note("bridged")
+            await self._report_answer(call, verb)
             outcome, duration_s = CallStatus.COMPLETED, self._dial_s
             await call._pause(duration_s)
         if call._order is not None:
@@ -706,6 +707,21 @@ class TwilioSimulator:
                 "DialCallDuration": str(math.ceil(duration_s)),
             }
             await self._go_to(call, urljoin(base_url, action), more)
+
+    async def _report_answer(self, call: SimulatedCall, dial: ElementTree.Element) -> None:
+        """Tell whoever asked to be told that the other number has answered."""
+        number = dial.find("Number")
+        if number is None or "answered" not in number.get("statusCallbackEvent", "").split():
+            return
+        if url := number.get("statusCallback"):
+            leg = {
+                "CallSid": new_sid("CA"),
+                "ParentCallSid": call.call_sid,
+                "To": "".join(number.itertext()).strip(),
+                "Direction": "outbound-dial",
+                "CallStatus": CallStatus.IN_PROGRESS.value,
+            }
+            await self._post(call, url, _call_fields(call) | leg)
 
     # Webhooks.
 

@@ -32,7 +32,7 @@ from twilio.request_validator import (
     get_signature_algorithm,
 )
 from twilio.rest import Client
-from twilio.twiml.voice_response import Connect, VoiceResponse
+from twilio.twiml.voice_response import Connect, Dial, VoiceResponse
 
 from server.carrier import (
     CallerAudio,
@@ -48,6 +48,7 @@ from server.carrier import (
     StatusUpdate,
     StreamStarted,
     StreamStopped,
+    TransferUpdate,
 )
 from server.errors import CarrierError, CarrierProtocolError, StreamEnded
 
@@ -485,6 +486,29 @@ def stream_twiml(stream_url: str, parameters: Mapping[str, str]) -> str:
     return str(response)
 
 
+def dial_twiml(number: str, *, caller_id: str, ring_timeout_s: float, status_url: str) -> str:
+    """Write the document that connects a caller with somebody else.
+
+    Twilio reports to ``status_url`` when the other one answers, and asks it for the next document
+    when they have not answered or have hung up.
+    """
+    dial = Dial(
+        caller_id=caller_id,
+        timeout=math.ceil(ring_timeout_s),
+        action=status_url,
+        method="POST",
+    )
+    dial.number(
+        number,
+        status_callback=status_url,
+        status_callback_event="answered",
+        status_callback_method="POST",
+    )
+    response = VoiceResponse()
+    response.append(dial)
+    return str(response)
+
+
 def _stream_origin(public_url: str) -> str:
     """``wss://host`` for the world, ``ws://127.0.0.1:port`` for a simulation on this machine."""
     parts = urlsplit(public_url)
@@ -639,6 +663,7 @@ class TwilioCarrier:
     def reach_at(self, public_url: str) -> None:
         """From the next call on, Twilio is told to reach this server there."""
         self._status_url = f"{public_url.rstrip('/')}/call-status"
+        self._transfer_url = f"{public_url.rstrip('/')}/transfer-status"
         self._stream_url = f"{_stream_origin(public_url)}/stream"
 
     @property
@@ -695,6 +720,22 @@ class TwilioCarrier:
         with _carrier_errors(self._request_timeout_s):
             await self._client.calls(call_sid).update_async(twiml=twiml)
 
+    async def transfer(self, call_sid: str, number: str, *, ring_timeout_s: float) -> None:
+        """Let a live call ring another number, which ends its stream; see :func:`dial_twiml`.
+
+        The number shown is ours: the caller's own one may not be allowed from this account.
+
+        Raises:
+            CarrierError: Refused (21220 when the call is over) or not reached.
+        """
+        document = dial_twiml(
+            number,
+            caller_id=self._phone_number,
+            ring_timeout_s=ring_timeout_s,
+            status_url=self._transfer_url,
+        )
+        await self.update_call(call_sid, twiml=document)
+
     def answer_twiml(self, ticket: str) -> str:
         """The document that answers a call with a media stream that shows the ticket."""
         return stream_twiml(self._stream_url, {"ticket": ticket})
@@ -704,6 +745,16 @@ class TwilioCarrier:
         response = VoiceResponse()
         response.reject(reason="busy")
         return str(response)
+
+    def hang_up_twiml(self) -> str:
+        """The document that ends a call."""
+        response = VoiceResponse()
+        response.hangup()
+        return str(response)
+
+    def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:
+        """See :func:`parse_transfer`."""
+        return parse_transfer(form)
 
     def read_status(self, form: Mapping[str, str]) -> StatusUpdate:
         """See :func:`parse_status`."""
@@ -842,3 +893,23 @@ def parse_status(form: Mapping[str, str]) -> StatusUpdate:
         name: form[field_name] for field_name, name in _STATUS_FACTS.items() if form.get(field_name)
     }
     return StatusUpdate(call_sid, status, int(number), facts)
+
+
+def parse_transfer(form: Mapping[str, str]) -> TransferUpdate:
+    """Read what is posted about a ``<Dial>``: its action, or the other number's own status.
+
+    Raises:
+        CarrierProtocolError: No call sid, or a status that is none.
+    """
+    wants_document = "DialCallStatus" in form
+    call_sid = form.get("CallSid" if wants_document else "ParentCallSid", "")
+    word = form.get("DialCallStatus" if wants_document else "CallStatus", "")
+    if not call_sid or len(call_sid) > 64:
+        raise CarrierProtocolError("transfer callback without the caller's call sid")
+    if word == "answered":  # of an action: its own word for a call that was connected
+        word = "completed"
+    try:
+        status = CallStatus(word)
+    except ValueError:
+        raise CarrierProtocolError(f"transfer callback with status {word[:40]!r}") from None
+    return TransferUpdate(call_sid, status, wants_document)
