@@ -5,6 +5,9 @@ pace, so audio is sent as it comes, at most ``lead_s`` ahead of what has been pl
 empties that buffer with one clear. Marks say what the caller has really heard: one about every
 ``mark_every_s`` of audio and one at each turn's end, named ``turn:milliseconds``, because a clear
 echoes every outstanding mark at once (twilio: ``clear``) and those must be told from real ones.
+
+The agent can also be held: the buffer is emptied as for a barge-in, but what was in it is kept, and
+is sent again if the caller did not mean to interrupt.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ BYTES_PER_S = 8_000
 """Mu-law at 8 kHz: one byte a sample."""
 MAX_MESSAGE_BYTES = 8_000
 """One second a message; the carrier documents no limit, so we keep well below any."""
+REMEMBERED_S = 2.0
+"""How much of what was heard is remembered, if anything is: longer than an echo takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,19 @@ class _Queued:
     payload: bytes | None
     """None where the turn ends."""
     received_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A piece at the carrier, and when the caller begins to hear it."""
+
+    turn: int
+    payload: bytes
+    plays_at: float
+
+    @property
+    def played_at(self) -> float:
+        return self.plays_at + len(self.payload) / BYTES_PER_S
 
 
 @dataclass(slots=True)
@@ -44,7 +62,7 @@ class _Turn:
     def heard_bytes(self, now: float) -> int:
         if self.cut:
             return self.anchor_bytes
-        played = int((now - self.anchor_at) * BYTES_PER_S)
+        played = round((now - self.anchor_at) * BYTES_PER_S)
         return min(self.sent_bytes, self.anchor_bytes + max(0, played))
 
     @property
@@ -72,9 +90,13 @@ class Playout:
     Args:
         lead_s: How far ahead of the caller's ear audio may be sent.
         mark_every_s: How much audio lies between two marks.
+        remember: Whether to keep what the caller has not heard yet, and the last moments of what
+            they have: for :meth:`hold` and :meth:`played`.
     """
 
-    def __init__(self, *, lead_s: float = 30.0, mark_every_s: float = 1.0) -> None:
+    def __init__(
+        self, *, lead_s: float = 30.0, mark_every_s: float = 1.0, remember: bool = False
+    ) -> None:
         self._lead_s = lead_s
         self._mark_every_bytes = round(mark_every_s * BYTES_PER_S)
         self._open = False
@@ -82,6 +104,10 @@ class Playout:
         self._queued_bytes = 0
         self._mark: SendMark | None = None
         self._clear = False
+        self._held = False
+        self._holds = 0
+        self._remember = remember
+        self._sent: deque[_Sent] = deque()
         self._turns: deque[_Turn] = deque(maxlen=64)
         self._cut_up_to = 0
         self._play_end = 0.0  # when the carrier's buffer runs empty
@@ -133,10 +159,61 @@ class Playout:
                 played.cut = True
                 cut = self._heard(played, now)
         if at_carrier:
-            self._mark = None
-            self._marks_out.clear()
-            self._play_end = now
+            self._forget_buffer(now)
+        self._held = False
         return cut
+
+    def hold(self, now: float) -> bool:
+        """Fall silent at once, but forget nothing: :meth:`resume` goes on at the caller's ear.
+
+        The carrier's buffer is cleared by the next command, and what it held goes back to the
+        head of the queue.
+
+        Returns:
+            Whether there was anything to hold.
+        """
+        if self._held or not self._remember or not self.is_playing(now):
+            return False
+        unheard: deque[_Queued] = deque()
+        for turn in reversed(self._turns):
+            missing = turn.sent_bytes - turn.heard_bytes(now)
+            if turn.is_over or (missing <= 0 and not turn.finished):
+                continue
+            if turn.finished:
+                turn.finished = False
+                unheard.appendleft(_Queued(turn.number, None, 0.0))
+            sent_bytes = turn.sent_bytes
+            for piece in reversed(self._sent):
+                if missing <= 0:
+                    break
+                if piece.turn == turn.number:
+                    kept = piece.payload[-missing:]
+                    missing -= len(kept)
+                    turn.sent_bytes -= len(kept)
+                    unheard.appendleft(_Queued(turn.number, kept, 0.0))
+            self._queued_bytes += sent_bytes - turn.sent_bytes
+            turn.anchor_bytes, turn.anchor_at = turn.sent_bytes, now
+            # What is at the carrier from here on is nothing, so there is nothing left to mark;
+            # but a turn that was all sent still needs its last mark.
+            if turn.sent_bytes < sent_bytes:
+                turn.marked_bytes = turn.sent_bytes
+            else:
+                turn.marked_bytes = min(turn.marked_bytes, turn.sent_bytes - 1)
+        self._queue = unheard + self._queue
+        self._clear = True
+        self._held = True
+        self._holds += 1
+        self._forget_buffer(now)
+        return True
+
+    def resume(self) -> None:
+        """It was nothing: go on where the caller stopped hearing."""
+        self._held = False
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the agent has fallen silent and may go on."""
+        return self._held
 
     # -- towards the carrier ---------------------------------------------------------------
 
@@ -169,7 +246,7 @@ class Playout:
         if self._mark is not None:
             mark, self._mark = self._mark, None
             return mark
-        while self._queue:
+        while self._queue and not self._held:
             if now < self.next_due():
                 return None
             item = self._queue.popleft()
@@ -179,13 +256,13 @@ class Playout:
                 if turn.marked_bytes < turn.sent_bytes:
                     return self._mark_of(turn)
                 continue
-            self._account(turn, len(item.payload), now)
+            self._account(turn, item.payload, now)
             return SendAudio(item.payload, item.received_at)
         return None
 
     def next_due(self) -> float:
         """When the lead allows the next piece to go out; infinity when nothing is queued."""
-        if not self._queue or not self._open:
+        if not self._queue or not self._open or self._held:
             return float("inf")
         return self._play_end - self._lead_s
 
@@ -201,7 +278,7 @@ class Playout:
         if name not in self._marks_out:
             return None
         self._marks_out.discard(name)
-        number, milliseconds = (int(part) for part in name.split(":"))
+        number, milliseconds = (int(part) for part in name.split(":")[:2])
         for turn in self._turns:
             if turn.number == number and not turn.cut:
                 turn.anchor_bytes = milliseconds * (BYTES_PER_S // 1000)
@@ -228,6 +305,24 @@ class Playout:
     def is_playing(self, now: float) -> bool:
         """Whether the caller is hearing the agent now, as far as can be known."""
         return self._open and (bool(self._marks_out) or now < self._play_end)
+
+    def played(self, now: float, length_bytes: int) -> bytes:
+        """What the carrier has played up to now, silence where there was nothing."""
+        began = now - length_bytes / BYTES_PER_S
+        heard = bytearray(b"\xff" * length_bytes)
+        for piece in reversed(self._sent):
+            if piece.played_at <= began:
+                break
+            at = round((piece.plays_at - began) * BYTES_PER_S)
+            skipped = max(0, -at)
+            part = piece.payload[skipped : skipped + length_bytes - max(0, at)]
+            heard[max(0, at) : max(0, at) + len(part)] = part
+        return bytes(heard)
+
+    @property
+    def audible_until(self) -> float:
+        """When the carrier's buffer runs empty, if nothing more is sent."""
+        return self._play_end
 
     @property
     def all_heard(self) -> bool:
@@ -265,19 +360,39 @@ class Playout:
         self._turns.append(turn)
         return turn
 
-    def _account(self, turn: _Turn, sent_bytes: int, now: float) -> None:
+    def _account(self, turn: _Turn, payload: bytes, now: float) -> None:
+        sent_bytes = len(payload)
         if turn.sent_bytes == 0 or now >= self._play_end:
             # It starts to play when the buffer before it is empty, or at once.
             turn.anchor_bytes = turn.sent_bytes
             turn.anchor_at = max(now, self._play_end)
+        if self._remember:
+            self._sent.append(_Sent(turn.number, payload, max(now, self._play_end)))
+            while self._sent[0].played_at < now - REMEMBERED_S:
+                self._sent.popleft()
         self._play_end = max(now, self._play_end) + sent_bytes / BYTES_PER_S
         self._queued_bytes -= sent_bytes
         turn.sent_bytes += sent_bytes
         if turn.sent_bytes - turn.marked_bytes >= self._mark_every_bytes:
             self._mark = self._mark_of(turn)
 
+    def _forget_buffer(self, now: float) -> None:
+        """A clear is on its way: nothing the carrier holds will be heard."""
+        self._mark = None
+        self._marks_out.clear()
+        while self._sent and self._sent[-1].plays_at >= now:
+            self._sent.pop()
+        if self._sent and self._sent[-1].played_at > now:
+            last = self._sent.pop()
+            heard = last.payload[: round((now - last.plays_at) * BYTES_PER_S)]
+            self._sent.append(_Sent(last.turn, heard, last.plays_at))
+        self._play_end = now
+
     def _mark_of(self, turn: _Turn) -> SendMark:
         turn.marked_bytes = turn.sent_bytes
-        mark = SendMark(f"{turn.number}:{turn.sent_bytes * 1000 // BYTES_PER_S}")
-        self._marks_out.add(mark.name)
-        return mark
+        name = f"{turn.number}:{turn.sent_bytes * 1000 // BYTES_PER_S}"
+        if self._holds:
+            # The same place may have been marked before it was held, and that mark come back late.
+            name += f":{self._holds}"
+        self._marks_out.add(name)
+        return SendMark(name)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
+from server.carrier.phone import Earpiece
 from server.playout import Playout
 
 SECOND = b"\x00" * 8_000
@@ -249,3 +250,186 @@ def test_nothing_of_a_cut_turn_is_sent_after_its_clear_and_heard_never_exceeds_s
                     clears += 1
     assert clears <= interrupts
     assert playout.heard_s(now + 1_000) * 8_000 <= sum(sent_by_turn.values()) + 0.5
+
+
+# --- Held, and going on
+
+
+def remembering(**settings: float) -> Playout:
+    playout = Playout(remember=True, **settings)
+    playout.open(0.0)
+    return playout
+
+
+def numbered(count: int) -> bytes:
+    return bytes(n * 7 % 251 for n in range(count))
+
+
+def test_a_hold_clears_and_goes_on_where_the_caller_was():
+    playout = remembering()
+    speech = numbered(24_000)
+    playout.push(speech, turn=1)
+    drain(playout, 0.0)
+
+    assert playout.hold(1.5)
+    assert drain(playout, 1.5) == [Clear()]
+    assert not playout.is_playing(1.5)
+    assert playout.next_due() == float("inf")
+
+    playout.resume()
+    again = b"".join(c.payload for c in drain(playout, 2.0) if isinstance(c, SendAudio))
+    assert again == speech[12_000:]
+    assert playout.heard_s(3.0) == pytest.approx(2.5)
+
+
+def test_what_comes_during_a_hold_waits_behind_what_was_held():
+    playout = remembering()
+    speech = numbered(16_000)
+    playout.push(speech[:8_000], turn=1)
+    drain(playout, 0.0)
+    playout.hold(0.25)
+    playout.push(speech[8_000:], turn=1)
+    playout.finish_turn(1)
+
+    assert drain(playout, 0.3) == [Clear()]
+    playout.resume()
+    sent = drain(playout, 0.4)
+    assert b"".join(c.payload for c in sent if isinstance(c, SendAudio)) == speech[2_000:]
+    assert isinstance(sent[-1], SendMark)
+    heard = playout.mark_reached(sent[-1].name, 2.2)
+    assert heard is not None
+    assert heard.heard_s == heard.sent_s == 2.0
+
+
+def test_a_mark_that_a_hold_brought_back_is_not_believed():
+    playout = remembering()
+    playout.push(SECOND * 2, turn=1)
+    playout.finish_turn(1)
+    marks = [c.name for c in drain(playout, 0.0) if isinstance(c, SendMark)]
+    playout.hold(0.5)
+    playout.resume()
+    drain(playout, 0.6)
+
+    assert [playout.mark_reached(name, 0.7) for name in marks] == [None, None]
+    assert playout.heard_s(0.7) == pytest.approx(0.6)
+
+
+def test_a_turn_held_at_its_very_end_still_says_that_it_was_heard():
+    playout = remembering()
+    playout.push(SECOND, turn=1)
+    playout.finish_turn(1)
+    drain(playout, 0.0)
+    assert playout.hold(1.0)
+    playout.resume()
+
+    clear, mark = drain(playout, 1.1)
+    assert clear == Clear()
+    assert playout.mark_reached(mark.name, 1.2) is not None
+
+
+def test_a_held_turn_can_be_cut_without_a_second_clear():
+    playout = remembering()
+    playout.push(SECOND * 3, turn=1)
+    drain(playout, 0.0)
+    playout.hold(1.25)
+    assert drain(playout, 1.25) == [Clear()]
+
+    cut = playout.interrupt(1, 1.6)
+
+    assert cut is not None
+    assert (cut.heard_s, cut.cut) == (1.25, True)
+    assert drain(playout, 1.6) == []
+    playout.push(SECOND, turn=2)
+    assert audio_bytes(drain(playout, 1.7)) == 8_000
+
+
+def test_there_is_nothing_to_hold_in_silence_or_without_a_memory():
+    playout = remembering()
+    assert not playout.hold(1.0)
+    playout.push(SECOND, turn=1)
+    drain(playout, 1.0)
+    assert playout.hold(1.5)
+    assert not playout.hold(1.5)
+
+    forgetful = opened()
+    forgetful.push(SECOND, turn=1)
+    drain(forgetful, 0.0)
+    assert not forgetful.hold(0.5)
+
+
+def test_what_was_played_can_be_asked_for():
+    playout = remembering()
+    speech = numbered(8_000)
+    playout.push(speech, turn=1)
+    drain(playout, 1.0)
+
+    assert playout.played(1.0, 160) == b"\xff" * 160
+    assert playout.played(1.01, 160) == b"\xff" * 80 + speech[:80]
+    assert playout.played(1.5, 160) == speech[3_840:4_000]
+    assert playout.played(2.01, 160) == speech[7_920:] + b"\xff" * 80
+    playout.push(speech, turn=2)
+    drain(playout, 2.02)
+    playout.hold(2.52)
+    assert playout.played(2.53, 160) == speech[3_920:4_000] + b"\xff" * 80
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["push", "finish", "hold", "resume", "wait"]), st.integers(1, 120)
+        ),
+        max_size=60,
+    )
+)
+def test_holds_lose_nothing_and_repeat_nothing(steps):
+    playout = remembering(lead_s=1.0)
+    ear = Earpiece()
+    pushed, heard = bytearray(), bytearray()
+    frames = 0
+
+    def send() -> None:
+        now = frames * 0.02
+        while (command := playout.next_command(now)) is not None:
+            match command:
+                case SendAudio(payload=payload):
+                    ear.push(payload)
+                case SendMark(name=name):
+                    for reached in ear.mark(name):
+                        playout.mark_reached(reached, now)
+                case Clear():
+                    for reached in ear.clear()[1]:
+                        playout.mark_reached(reached, now)
+
+    def wait(count: int) -> None:
+        nonlocal frames
+        for _ in range(count):
+            frame, marks = ear.play()
+            heard.extend(frame.replace(b"\xff", b""))
+            frames += 1
+            for name in marks:
+                playout.mark_reached(name, frames * 0.02)
+            send()
+
+    turn = 1
+    for step, number in steps:
+        match step:
+            case "push":
+                payload = bytes(len(pushed) * 3 % 251 for _ in range(160)) * (number % 20)
+                pushed += payload
+                playout.push(payload, turn)
+            case "finish":
+                playout.finish_turn(turn)
+                turn += 1
+            case "hold":
+                playout.hold(frames * 0.02)
+            case "resume":
+                playout.resume()
+            case "wait":
+                wait(number)
+        send()
+    playout.resume()
+    wait(len(pushed) // 160 + 1)
+
+    assert bytes(heard) == bytes(pushed)
+    assert playout.heard_s(frames * 0.02) == pytest.approx(len(pushed) / 8_000, abs=0.001)
+    assert playout.queued_s == 0
