@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import sys
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from quart_schema import Info, QuartSchema
 from quart_trio import QuartTrio
 
+from server.admission import Admission, Limits
 from server.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
 from server.call import CallOptions
 from server.calls import Calls
@@ -21,6 +23,7 @@ from server.carrier.simulator import TwilioSimulator
 from server.carrier.twilio import TwilioCarrier, TwilioMediaStream, WebhookVerifier
 from server.destinations import Destinations
 from server.errors import ConfigurationError
+from server.idempotency import Idempotency
 from server.keys import UNNAMED, Keys, hash_key, new_key
 from server.media_socket import MediaWebsocket, MediaWebsocketConnection, SocketTransport
 from server.metrics import Metrics
@@ -34,6 +37,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 64 * 1024
 """Twilio's webhooks and our requests are a few kilobytes."""
+TWILIO_CALLS_PER_S = 1.0
+"""What Twilio dials for an account that has not asked for more."""
 SIMULATED_NUMBER = "+15005550006"
 """Twilio's own magic number that is always a valid caller (test credentials)."""
 
@@ -64,6 +69,7 @@ class OffhookApp(QuartTrio):
             language=settings.agent_language,
         )
         self.keys = Keys(self._key_hashes())
+        self.idempotency = Idempotency(ttl_s=settings.idempotency_ttl_s)
         self.destinations = Destinations(
             settings.allowed_prefixes, refuse_costly=not self.is_simulated
         )
@@ -75,11 +81,11 @@ class OffhookApp(QuartTrio):
 
     @property
     def is_simulated(self) -> bool:
-        """Whether no account is set, so that the embedded simulators run."""
+        """Whether no account is set, so that the embedded helpers run."""
         return self.settings.account is None
 
     def note_address(self, server: tuple[str, int | None] | None) -> None:
-        """Learn from a request where this server listens, if only simulators need to know.
+        """Learn from a request where this server listens, if only helpers need to know.
 
         hypercorn does not tell an app its address, and ``-b`` on its command line changes it. A
         real carrier is only ever told ``PUBLIC_URL``.
@@ -133,18 +139,20 @@ class OffhookApp(QuartTrio):
             farewell_timeout_s=settings.farewell_timeout_s,
             close_timeout_s=settings.close_timeout_s,
         )
-        async with AsyncExitStack() as stack, trio.open_nursery() as simulators:
+        async with AsyncExitStack() as stack, trio.open_nursery() as helpers:
             if settings.account is None:
-                model = await self._simulate(simulators)
+                model = await self._simulate(helpers)
             else:
                 model = self._use_accounts(settings.account)
             await stack.enter_async_context(self.carrier)
+            admission = Admission(self._limits(), self.metrics)
+            helpers.start_soon(admission.watch_lag)
             self.calls = Calls(
                 carrier=self.carrier,
                 model=model,
                 metrics=self.metrics,
                 options=options,
-                max_calls=settings.max_calls,
+                admission=admission,
                 ticket_ttl_s=settings.ticket_ttl_s,
                 start_timeout_s=settings.start_timeout_s,
                 recent_calls=settings.recent_calls,
@@ -157,7 +165,22 @@ class OffhookApp(QuartTrio):
                 simulated=self.is_simulated,
             )
             await self.calls.run(task_status)
-            simulators.cancel_scope.cancel()
+            helpers.cancel_scope.cancel()
+
+    def _limits(self) -> Limits:
+        settings = self.settings
+        calls_per_s = settings.calls_per_s
+        if calls_per_s is None:
+            calls_per_s = math.inf if self.is_simulated else TWILIO_CALLS_PER_S
+        return Limits(
+            max_calls=settings.max_calls,
+            max_model_sessions=settings.max_model_sessions,
+            calls_per_s=calls_per_s,
+            max_dial_wait_s=settings.max_dial_wait_s,
+            max_waiting_calls=settings.max_waiting_calls,
+            max_loop_lag_s=settings.max_loop_lag_s,
+            quota_pause_s=settings.quota_pause_s,
+        )
 
     async def _simulate(self, nursery: trio.Nursery) -> GeminiModel:
         """Start a small Twilio and a small Gemini Live on loopback, and use those."""

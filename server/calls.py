@@ -6,6 +6,7 @@ with it. A media socket proves its call by a single-use ticket that we put into 
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from typing import Literal
 import structlog
 import trio
 
+from server.admission import Admission, Limits
 from server.agent import Agent
 from server.call import Call, CallOptions, EndReason
 from server.carrier import (
@@ -26,7 +28,7 @@ from server.carrier import (
     StreamStopped,
     TransferUpdate,
 )
-from server.errors import CallRefused, CarrierProtocolError, StreamEnded
+from server.errors import CallRefused, CarrierError, CarrierProtocolError, StreamEnded
 from server.metrics import Metrics
 from server.model import Model
 
@@ -43,15 +45,19 @@ class _Ticket:
     expires_at: float
 
 
+def _draining() -> CallRefused:
+    return CallRefused("the server is draining", reason="draining", status=503, retry_after_s=60)
+
+
 class Calls:
-    """Admission, tickets, and the live and recent calls.
+    """Tickets, and the live and recent calls.
 
     Args:
         carrier: Places the calls.
         model: Opens their sessions.
         metrics: The process's metrics.
         options: Settings of each call.
-        max_calls: How many may be live at once, ringing ones included.
+        admission: Whether and when a call may be placed.
         ticket_ttl_s: How long a ticket may wait for its stream.
         start_timeout_s: How long a media socket may take to say which call it is.
         recent_calls: How many records of ended calls are kept.
@@ -64,7 +70,7 @@ class Calls:
         model: Model,
         metrics: Metrics,
         options: CallOptions,
-        max_calls: int = 100,
+        admission: Admission | None = None,
         ticket_ttl_s: float = 900.0,
         start_timeout_s: float = 10.0,
         recent_calls: int = 1_000,
@@ -74,7 +80,7 @@ class Calls:
         self.metrics = metrics
         self.draining = False
         self._options = options
-        self._max_calls = max_calls
+        self.admission = admission or Admission(Limits(), metrics)
         self._ticket_ttl_s = ticket_ttl_s
         self._start_timeout_s = start_timeout_s
         self._recent_calls = recent_calls
@@ -97,6 +103,8 @@ class Calls:
         try:
             await call.run()
         finally:
+            if call.end_reason is EndReason.MODEL_QUOTA:
+                self.admission.quota_exceeded(trio.current_time())
             self._live.pop(call.call_sid, None)
             self._recent[call.call_sid] = call
             while len(self._recent) > self._recent_calls:
@@ -118,56 +126,74 @@ class Calls:
         destination_number: str,
         agent: Agent,
         *,
+        client: str = "",
         max_duration_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Call:
         """Dial a number; the call runs from the moment the carrier has accepted it.
 
+        Args:
+            destination_number: E.164.
+            agent: Who speaks.
+            client: Whose call it is; clients take turns when calls have to wait.
+            max_duration_s: The longest it may last, if shorter than the setting.
+            metadata: Kept in the record.
+
         Raises:
-            CallRefused: Full or draining.
+            CallRefused: Full, draining, overloaded, or too many wait to be dialled.
             CarrierError: The carrier refused or could not be reached.
         """
-        self._admit()
-        call = self._new_call("outbound", destination_number, agent, max_duration_s, metadata)
-        ticket = self._issue(call)
+        self.check_admission()
         self._dialling += 1
         try:
-            placed = await self.carrier.place_call(
-                destination_number,
-                ticket=ticket,
-                max_duration_s=max_duration_s or self._options.max_duration_s,
-            )
-        except BaseException:
-            del self._tickets[ticket]
-            raise
+            await self.admission.wait_turn(client)
+            if self.draining:
+                raise _draining()
+            call = self._new_call("outbound", destination_number, agent, max_duration_s, metadata)
+            longest_s = min(max_duration_s or math.inf, self._options.max_duration_s)
+            # Once it is sent, a dial request is seen through, whoever goes away: otherwise a
+            # phone would ring with nobody behind it. The carrier's own deadline bounds it.
+            with trio.CancelScope(shield=True):
+                await self._dial(call, destination_number, longest_s)
         finally:
             self._dialling -= 1
+        return call
+
+    async def _dial(self, call: Call, number: str, longest_s: float) -> None:
+        ticket = self._issue(call)
+        try:
+            placed = await self.carrier.place_call(number, ticket=ticket, max_duration_s=longest_s)
+        except BaseException as error:
+            del self._tickets[ticket]
+            known = isinstance(error, CarrierError) and not error.outcome_unknown
+            self.metrics.dials.labels("refused" if known else "unknown").inc()
+            raise
+        self.metrics.dials.labels("accepted").inc()
         call.status = placed.status
         await self._begin(call, placed.call_sid)
-        return call
 
     async def answer(self, call_sid: str, number: str, agent: Agent) -> str:
         """The document that answers this call; it is idempotent, as webhooks are repeated.
 
         Raises:
-            CallRefused: Full or draining.
+            CallRefused: Full, draining or overloaded.
         """
         call = self._live.get(call_sid)
         if call is None:
-            self._admit()
+            self.check_admission()
             call = self._new_call("inbound", number, agent, None, None)
             await self._begin(call, call_sid)
         return self.carrier.answer_twiml(self._issue(call))
 
-    def _admit(self) -> None:
+    def check_admission(self) -> None:
+        """Whether the next call would be taken.
+
+        Raises:
+            CallRefused: It would not, with the reason.
+        """
         if self.draining:
-            raise CallRefused(
-                "the server is draining", reason="draining", status=503, retry_after_s=60
-            )
-        if len(self._live) + self._dialling >= self._max_calls:
-            raise CallRefused(
-                f"all {self._max_calls} lines are busy", reason="full", status=503, retry_after_s=10
-            )
+            raise _draining()
+        self.admission.check(self.live_count, trio.current_time())
 
     def _new_call(
         self,
@@ -278,13 +304,8 @@ class Calls:
 
     @property
     def live_count(self) -> int:
-        """Calls that are dialled, ringing or talking."""
+        """Calls that wait to be dialled, ring or talk."""
         return len(self._live) + self._dialling
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the next call would be refused for want of a line."""
-        return self.live_count >= self._max_calls
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new calls, let live ones finish, and end what is left at the deadline."""

@@ -23,15 +23,23 @@ class CallRefused(ServerError):
         reason: A short stable word for logs and metrics (``"full"``, ``"draining"`` …).
         status: The HTTP status the API answers with.
         retry_after_s: When it may be worth asking again, or None if it never is.
+        position: Its place in the queue of calls to be dialled, if it was refused there.
     """
 
     def __init__(
-        self, message: str, *, reason: str, status: int, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        reason: str,
+        status: int,
+        retry_after_s: float | None = None,
+        position: int | None = None,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.status = status
         self.retry_after_s = retry_after_s
+        self.position = position
 
 
 class CarrierError(ServerError):
@@ -40,13 +48,23 @@ class CarrierError(ServerError):
     Attributes:
         status: HTTP status of the answer, or None when there was no answer.
         code: The carrier's own error code (Twilio: 21211 and so on), or None.
+        outcome_unknown: Whether the carrier may have done it all the same: no answer came, or
+            one that says nothing about the request. Such a request is never simply repeated.
     """
 
-    def __init__(self, message: str, *, status: int | None = None, code: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: int | None = None,
+        outcome_unknown: bool = False,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.status = status
         self.code = code
+        self.outcome_unknown = outcome_unknown
 
 
 class CarrierProtocolError(ServerError):

@@ -62,6 +62,7 @@ class LatencySummary:
 
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _HUMAN = (0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+_WAIT = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
 
 
 class Metrics:
@@ -89,4 +90,24 @@ class Metrics:
         self.model_reconnects = Counter(
             "offhook_model_reconnects", "Model connections replaced during a call.",
             ["reason", "way"], registry=registry,
+        )  # fmt: skip
+        self.calls_refused = Counter(
+            "offhook_calls_refused", "Calls not placed or not answered, by reason.", ["reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.admission_queue = Gauge(
+            "offhook_admission_queue", "Calls that wait for their turn to be dialled.",
+            registry=registry,
+        )  # fmt: skip
+        self.dial_wait = Histogram(
+            "offhook_dial_wait_seconds", "Time a call has waited for its turn to be dialled.",
+            buckets=_WAIT, registry=registry,
+        )  # fmt: skip
+        self.dials = Counter(
+            "offhook_dials", "Requests to the carrier to dial, by outcome.", ["outcome"],
+            registry=registry,
+        )  # fmt: skip
+        self.loop_lag = Histogram(
+            "offhook_loop_lag_seconds", "How late the event loop wakes a sleeping task.",
+            buckets=_FAST, registry=registry,
         )  # fmt: skip

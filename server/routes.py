@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +23,7 @@ from werkzeug.exceptions import HTTPException
 from server.api import CallMade, MakeCall, error_body, field_errors
 from server.call import EndReason
 from server.errors import CallRefused, CarrierError, CarrierProtocolError
+from server.idempotency import MAX_KEY_CHARS, Answer
 from server.keys import UNNAMED
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ METRICS = frozenset({"/metrics"})
 DOCS = frozenset({"/docs", "/openapi.json"})
 WEBHOOKS = frozenset({"/twiml", "/call-status"})
 """Signed by the carrier instead; every one of them must check the signature itself."""
+IDEMPOTENCY_KEY = "Idempotency-Key"
+CARRIER_PAUSE_S = 5.0
+"""When to come back after the carrier has said, several times, that it has too many requests."""
 
 
 def add_routes(app: OffhookApp) -> None:
@@ -45,11 +50,22 @@ def add_routes(app: OffhookApp) -> None:
     _add_errors(app)
 
 
-def _refused(refusal: CallRefused) -> tuple[dict[str, Any], int, dict[str, str]]:
-    headers = {}
-    if refusal.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, round(refusal.retry_after_s)))
-    return error_body(refusal.reason, str(refusal)), refusal.status, headers
+def _refused(app: OffhookApp, refusal: CallRefused) -> Answer:
+    app.metrics.calls_refused.labels(refusal.reason).inc()
+    facts = {} if refusal.position is None else {"position": refusal.position}
+    return Answer(
+        error_body(refusal.reason, str(refusal), **facts),
+        refusal.status,
+        _retry_after(refusal.retry_after_s),
+    )
+
+
+def _retry_after(wait_s: float | None) -> dict[str, str]:
+    return {} if wait_s is None else {"Retry-After": str(max(1, math.ceil(wait_s)))}
+
+
+def _respond(answer: Answer, **headers: str) -> Any:
+    return dict(answer.body), answer.status, {**answer.headers, **headers}
 
 
 # ------------------------------------------------------------------------------------------
@@ -97,18 +113,43 @@ def _add_api(app: OffhookApp) -> None:
     async def make_call(data: MakeCall) -> Any:
         """Ring a phone; the agent is ready to speak by the time it is answered."""
         if (forbidden := app.destinations.refusal(data.destination_number)) is not None:
+            app.metrics.calls_refused.labels("destination").inc()
             fields = {"destination_number": forbidden}
             message = "this number may not be called from here"
             return error_body("destination-not-allowed", message, fields=fields), 403
+        if (key := request.headers.get(IDEMPOTENCY_KEY)) is None:
+            answer, _ = await place(data)
+            return _respond(answer)
+        if not 1 <= len(key) <= MAX_KEY_CHARS:
+            fields = {IDEMPOTENCY_KEY: f"must have 1 to {MAX_KEY_CHARS} characters"}
+            return error_body("invalid", "the request is not valid", fields=fields), 422
+        try:
+            content = data.model_dump_json().encode()
+            earlier = app.idempotency.begin(g.client, key, content, trio.current_time())
+        except CallRefused as refusal:
+            return _respond(_refused(app, refusal))
+        if earlier is not None:
+            return _respond(earlier, **{"Idempotent-Replayed": "true"})
+        kept: Answer | None = None
+        try:
+            answer, is_final = await place(data)
+            kept = answer if is_final else None
+        finally:
+            app.idempotency.end(g.client, key, kept)
+        return _respond(answer)
+
+    async def place(data: MakeCall) -> tuple[Answer, bool]:
+        """Place a call; with the answer, whether asking again could ring a phone twice."""
         try:
             call = await app.calls.place(
                 data.destination_number,
                 data.agent(app.agent),
+                client=g.client,
                 max_duration_s=data.max_duration_s,
                 metadata=data.metadata,
             )
         except CallRefused as refusal:
-            return _refused(refusal)
+            return _refused(app, refusal), False
         except CarrierError as error:
             logger.warning("dial refused by the carrier", code=error.code, status=error.status)
             body = error_body(
@@ -118,13 +159,14 @@ def _add_api(app: OffhookApp) -> None:
                 carrier_code=error.code,
                 carrier_status=error.status,
             )
-            return body, 502
+            headers = _retry_after(CARRIER_PAUSE_S if error.status == 429 else None)
+            return Answer(body, 502, headers), error.outcome_unknown
         made = {
             "call_sid": call.call_sid,
             "status": call.status.value,
             "carrier": app.carrier.name,
         }
-        return made, 201, {"Location": f"/calls/{call.call_sid}"}
+        return Answer(made, 201, {"Location": f"/calls/{call.call_sid}"}), True
 
     @app.get("/calls")
     async def list_calls() -> Any:
@@ -186,6 +228,7 @@ def _add_webhooks(app: OffhookApp) -> None:
         try:
             twiml = await app.calls.answer(call_sid, form.get("From", ""), app.agent)
         except CallRefused as refusal:
+            app.metrics.calls_refused.labels(refusal.reason).inc()
             logger.warning("inbound call refused", reason=refusal.reason)
             twiml = app.carrier.refuse_twiml()
         return Response(twiml, content_type="text/xml")
@@ -241,16 +284,22 @@ def _add_health(app: OffhookApp) -> None:
     @app.get("/readyz")
     async def readyz() -> Any:
         """Whether the next call would be taken."""
-        ready = not (app.calls.draining or app.calls.is_full)
+        refusal = None
+        try:
+            app.calls.check_admission()
+        except CallRefused as refused:
+            refusal = refused.reason
         body = {
-            "ready": ready,
+            "ready": refusal is None,
+            "reason": refusal,
             "carrier": app.carrier.name,
             "model": app.calls.model.name,
             "simulated": app.is_simulated,
             "live_calls": app.calls.live_count,
+            "waiting_calls": app.calls.admission.waiting_count,
             "draining": app.calls.draining,
         }
-        return body, 200 if ready else 503
+        return body, 200 if refusal is None else 503
 
     @app.get("/metrics")
     @hide

@@ -110,6 +110,21 @@ class Settings(BaseSettings):
     """Only numbers that begin so may be dialled; empty for all. With a real account, costly ranges
     (premium-rate, satellite …) are refused unless a prefix names the range itself."""
     max_calls: Annotated[int, Field(ge=1)] = 100
+    max_model_sessions: Annotated[int, Field(ge=1)] | None = None
+    """Sessions the Gemini account may have open at once; None for no limit beside the calls'."""
+    calls_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Dials a second towards the carrier; None for 1, Twilio's own default, and without a limit in
+    a simulation."""
+    max_dial_wait_s: Annotated[float, Field(ge=0, le=55)] = 20.0
+    """How long a request may wait for its turn to be dialled; beyond that it is refused at once.
+    A request has to be answered within a minute."""
+    max_waiting_calls: Annotated[int, Field(ge=1)] = 100
+    max_loop_lag_s: Annotated[float, Field(gt=0)] = 0.05
+    """An event loop that is later than this (median of two seconds) takes no more calls."""
+    quota_pause_s: Annotated[float, Field(ge=0)] = 60.0
+    """No call is placed for so long after the model has said that its quota is used up."""
+    idempotency_ttl_s: Annotated[float, Field(gt=0)] = 86_400.0
+    """How long the answer to an Idempotency-Key is given again."""
     max_call_duration_s: Annotated[float, Field(gt=0, le=14_400)] = 3_600.0
     """Twilio's own limit is four hours."""
     ring_timeout_s: Annotated[int, Field(ge=5, le=600)] = 60

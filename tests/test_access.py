@@ -1,4 +1,4 @@
-"""Who may ask for what, on the whole app with a real account's settings (and nobody called)."""
+"""Who may ask for what, and what the answers say, on the whole app (and nobody called)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
+import trio
+import trio.lowlevel
 
 from server.app import OffhookApp, create_app
 from server.keys import hash_key
@@ -29,6 +31,7 @@ async def running(**settings) -> AsyncGenerator[OffhookApp]:
     app = create_app(Settings.load(_env_file=None, **settings))
     async with app.test_app():
         yield app
+        await app.calls.drain(0.0)
 
 
 def paths(app: OffhookApp) -> list[tuple[str, str]]:
@@ -114,3 +117,88 @@ async def test_a_number_outside_the_prefixes_is_refused_in_a_simulation_too():
         )
 
     assert answer.status_code == 403
+
+
+# ------------------------------------------------------------------------------------------
+# One request, one call
+
+NUMBER = {"destination_number": "+15005550105"}  # rings for long
+
+
+async def test_the_same_request_with_its_key_rings_one_phone():
+    async with running(**SIMULATED) as app:
+        client = app.test_client()
+        first = await client.post("/make-call", json=NUMBER, headers={"Idempotency-Key": "a"})
+        again = await client.post("/make-call", json=NUMBER, headers={"Idempotency-Key": "a"})
+        other = await client.post("/make-call", json=NUMBER, headers={"Idempotency-Key": "b"})
+        wrong = await client.post(
+            "/make-call",
+            json=NUMBER | {"prompt": "Say something else."},
+            headers={"Idempotency-Key": "a"},
+        )
+        bodies = [await answer.get_json() for answer in (first, again, other, wrong)]
+        rung = len(app.simulated_twilio.calls)
+
+    assert [first.status_code, again.status_code, other.status_code] == [201, 201, 201]
+    assert bodies[0] == bodies[1] != bodies[2]
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert (wrong.status_code, bodies[3]["error"]) == (422, "idempotency-key-reused")
+    assert rung == 2
+
+
+async def test_a_request_that_is_being_worked_on_is_a_conflict(nursery):
+    async with running(**SIMULATED, calls_per_s=0.5) as app:
+        client = app.test_client()
+        headers = {"Idempotency-Key": "a"}
+        await client.post("/make-call", json=NUMBER)
+        gone = trio.CancelScope()
+
+        async def waits() -> None:
+            with gone:
+                await client.post("/make-call", json=NUMBER, headers=headers)
+
+        nursery.start_soon(waits)
+        while not app.calls.admission.waiting_count:
+            await trio.lowlevel.checkpoint()
+        conflict = await client.post("/make-call", json=NUMBER, headers=headers)
+        gone.cancel()
+
+    assert conflict.status_code == 409
+    assert int(conflict.headers["Retry-After"]) > 0
+
+
+async def test_a_refused_request_may_come_again_with_its_key():
+    async with running(**SIMULATED, max_calls=1) as app:
+        client = app.test_client()
+        first = (await (await client.post("/make-call", json=NUMBER)).get_json())["call_sid"]
+        headers = {"Idempotency-Key": "a"}
+        refused = await client.post("/make-call", json=NUMBER, headers=headers)
+        await client.post(f"/calls/{first}/hang-up")
+        placed = await client.post("/make-call", json=NUMBER, headers=headers)
+
+    assert (refused.status_code, placed.status_code) == (503, 201)
+
+
+async def test_too_many_at_once_are_told_their_position_and_when_to_come_back():
+    async with running(**SIMULATED, calls_per_s=0.1, max_dial_wait_s=5.0) as app:
+        client = app.test_client()
+        await client.post("/make-call", json=NUMBER)
+        refused = await client.post("/make-call", json=NUMBER)
+        body = await refused.get_json()
+        metrics = await (await client.get("/metrics")).get_data(as_text=True)
+
+    assert (refused.status_code, body["error"], body["position"]) == (429, "rate", 1)
+    assert 4 <= int(refused.headers["Retry-After"]) <= 6
+    assert 'offhook_calls_refused_total{reason="rate"} 1.0' in metrics
+
+
+async def test_an_overloaded_server_is_not_ready_and_takes_no_calls():
+    async with running(**SIMULATED) as app:
+        for _ in range(21):
+            app.calls.admission._lag.record(1.0)
+        client = app.test_client()
+        ready = await client.get("/readyz")
+        refused = await client.post("/make-call", json=NUMBER)
+
+    assert (ready.status_code, (await ready.get_json())["reason"]) == (503, "overloaded")
+    assert refused.status_code == 503

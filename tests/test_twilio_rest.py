@@ -29,6 +29,8 @@ class FakeApi:
 
     status: int = 201
     body: str = json.dumps(PLACED)
+    refusals: list[tuple[int, str]] = field(default_factory=list)
+    """Answers given first, one for each request."""
     never: bool = False
     asked: list[tuple[str, str, MultiDict]] = field(default_factory=list)
     credentials: object = None
@@ -39,7 +41,8 @@ class FakeApi:
         self.credentials = request.authorization
         if self.never:
             await trio.sleep_forever()
-        return Response(self.body, status=self.status, content_type="application/json")
+        status, body = self.refusals.pop(0) if self.refusals else (self.status, self.body)
+        return Response(body, status=status, content_type="application/json")
 
 
 @pytest.fixture
@@ -56,6 +59,11 @@ async def api(nursery):
     )
     fake.url = binds[0]
     return fake
+
+
+@pytest.fixture
+def no_waits(monkeypatch):
+    monkeypatch.setattr("server.carrier.twilio._TRY_AGAIN_WITHIN_S", (0.002, 0.002))
 
 
 def carrier(api_url: str, **changes: object) -> TwilioCarrier:
@@ -147,7 +155,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("status", "body", "code", "words"), REFUSALS.values(), ids=REFUSALS)
-async def test_a_refusal_carries_twilios_code_and_message(api, status, body, code, words):
+async def test_a_refusal_carries_twilios_code_and_message(api, no_waits, status, body, code, words):
     api.status, api.body = status, json.dumps(body)
 
     async with carrier(api.url) as twilio:
@@ -186,7 +194,7 @@ async def test_an_answer_that_never_comes_is_waited_for_no_longer_than_told(api)
     assert failure.value.status is None
 
 
-async def test_an_api_that_is_not_there_is_the_carriers_error():
+async def test_an_api_that_is_not_there_is_the_carriers_error(no_waits):
     async with carrier("http://127.0.0.1:1") as twilio:
         with pytest.raises(CarrierError, match="was not reached") as failure:
             await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
@@ -225,3 +233,67 @@ def test_a_ticket_cannot_break_out_of_the_document():
     twiml = carrier("http://127.0.0.1:1").answer_twiml('"/><Hangup/>')
 
     assert "<Hangup" not in twiml
+
+
+TOO_MANY = (429, json.dumps({"code": 20429, "message": "Too many", "status": 429}))
+BROKEN = (503, "{}")
+
+
+async def test_a_dial_that_was_too_much_is_made_again(api, no_waits):
+    api.refusals = [TOO_MANY, TOO_MANY]
+
+    async with carrier(api.url) as twilio:
+        placed = await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert placed.call_sid == CALL
+    assert len(api.asked) == 3
+
+
+async def test_a_dial_that_stays_too_much_is_given_up(api, no_waits):
+    api.refusals = [TOO_MANY] * 10
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CarrierError) as failure:
+            await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert (failure.value.status, failure.value.outcome_unknown) == (429, False)
+    assert len(api.asked) == 3
+
+
+async def test_a_dial_that_may_have_rung_a_phone_is_never_made_again(api, no_waits):
+    api.refusals = [BROKEN]
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CarrierError) as failure:
+            await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert failure.value.outcome_unknown
+    assert len(api.asked) == 1
+
+
+async def test_a_dial_that_was_not_answered_in_time_is_never_made_again(api, no_waits):
+    api.never = True
+
+    async with carrier(api.url, request_timeout_s=0.2) as twilio:
+        with pytest.raises(CarrierError) as failure:
+            await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert failure.value.outcome_unknown
+    assert len(api.asked) == 1
+
+
+async def test_a_dial_that_reached_nobody_is_known_to_have_done_nothing(no_waits):
+    async with carrier("http://127.0.0.1:9") as twilio:
+        with pytest.raises(CarrierError) as failure:
+            await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert not failure.value.outcome_unknown
+
+
+async def test_a_hang_up_is_made_again_after_any_failure(api, no_waits):
+    api.refusals = [BROKEN, TOO_MANY]
+
+    async with carrier(api.url) as twilio:
+        await twilio.hang_up(CALL)
+
+    assert len(api.asked) == 3

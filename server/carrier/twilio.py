@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import logging
 import math
-from collections.abc import Generator, Mapping
+import random
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from types import TracebackType
-from typing import Annotated, Protocol, Self
+from typing import Annotated, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -53,6 +54,8 @@ from server.carrier import (
 from server.errors import CarrierError, CarrierProtocolError, StreamEnded
 
 logger = structlog.get_logger(__name__)
+
+_T = TypeVar("_T")
 
 MAX_MESSAGE_CHARS = 64 * 1024
 """A longer message is not read. Twilio's own are about 400 characters."""
@@ -555,7 +558,9 @@ class _TrioHttp(AsyncHttpClient):
         )
         if answer.is_success and not _is_json_object(answer.content):
             raise CarrierError(
-                "the answer is not Twilio's: is the API's address right?", status=answer.status_code
+                "the answer is not Twilio's: is the API's address right?",
+                status=answer.status_code,
+                outcome_unknown=True,
             )
         return Response(answer.status_code, answer.text, answer.headers)
 
@@ -576,17 +581,39 @@ def _carrier_errors(timeout_s: float) -> Generator[None]:
     except TwilioRestException as error:
         # Without a code of Twilio's, the package puts the HTTP status there.
         code = error.code if error.code != error.status else None
-        raise CarrierError(error.msg, status=error.status, code=code) from error
+        raise CarrierError(
+            error.msg, status=error.status, code=code, outcome_unknown=error.status >= 500
+        ) from error
     except TwilioServiceException as error:
         raise CarrierError(
-            error.detail or error.title, status=error.status, code=error.code
+            error.detail or error.title,
+            status=error.status,
+            code=error.code,
+            outcome_unknown=error.status >= 500,
         ) from error
     except TwilioException as error:
-        raise CarrierError(str(error)) from error
+        raise CarrierError(str(error), outcome_unknown=True) from error
     except trio.TooSlowError as error:
-        raise CarrierError(f"Twilio did not answer within {timeout_s:g} s") from error
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        message = f"Twilio did not answer within {timeout_s:g} s"
+        raise CarrierError(message, outcome_unknown=True) from error
+    except _NEVER_SENT as error:
         raise CarrierError(f"Twilio was not reached: {error or type(error).__name__}") from error
+    except httpx2.HTTPError as error:
+        message = f"Twilio was lost: {error or type(error).__name__}"
+        raise CarrierError(message, outcome_unknown=True) from error
+
+
+# The request has not left this machine.
+_NEVER_SENT = (
+    httpx2.ConnectError,
+    httpx2.ConnectTimeout,
+    httpx2.PoolTimeout,
+    httpx2.UnsupportedProtocol,
+    httpx2.InvalidURL,
+)
+
+_TRY_AGAIN_WITHIN_S = (0.5, 1.0, 2.0)
+"""The longest wait before each further try; Twilio asks for back-off with jitter after a 429."""
 
 
 # The call is over, or never was (another Region's calls look like that too): there is nothing
@@ -680,11 +707,12 @@ class TwilioCarrier:
         stream. Every change of the call's status is posted to ``/call-status``.
 
         Raises:
-            CarrierError: Refused, not reached or not answered. In the last case Twilio may have
-                placed the call all the same; its stream will show a ticket nobody holds.
+            CarrierError: Refused, not reached or not answered. In the last case its outcome is
+                unknown: Twilio may have placed the call all the same; its stream will show a
+                ticket nobody holds, and is refused.
         """
-        with _carrier_errors(self._request_timeout_s):
-            call = await self._client.calls.create_async(
+        call = await self._request(
+            lambda: self._client.calls.create_async(
                 to=destination_number,
                 from_=self._phone_number,
                 twiml=self.answer_twiml(ticket),
@@ -693,9 +721,12 @@ class TwilioCarrier:
                 status_callback_method="POST",
                 timeout=math.ceil(self._ring_timeout_s),
                 time_limit=math.ceil(max_duration_s),
-            )
+            ),
+            repeatable=False,
+        )
         if not call.sid:
-            raise CarrierError("Twilio accepted the call but did not name it")
+            message = "Twilio accepted the call but did not name it"
+            raise CarrierError(message, outcome_unknown=True)
         return PlacedCall(call.sid, _placed_status(call.status))
 
     async def hang_up(self, call_sid: str) -> None:
@@ -705,8 +736,10 @@ class TwilioCarrier:
             CarrierError: Refused or not reached.
         """
         try:
-            with _carrier_errors(self._request_timeout_s):
-                await self._client.calls(call_sid).update_async(status="completed")
+            await self._request(
+                lambda: self._client.calls(call_sid).update_async(status="completed"),
+                repeatable=True,
+            )
         except CarrierError as error:
             if error.code not in (_NOT_IN_PROGRESS, _NOT_FOUND) and error.status != 404:
                 raise
@@ -735,6 +768,27 @@ class TwilioCarrier:
             status_url=self._transfer_url,
         )
         await self.update_call(call_sid, twiml=document)
+
+    async def _request(self, request: Callable[[], Awaitable[_T]], *, repeatable: bool) -> _T:
+        """Make a request, and make it again where that cannot do anything twice.
+
+        Args:
+            request: Makes it once.
+            repeatable: Whether doing it twice does no harm. If it would, it is made again only
+                when Twilio has said that it did nothing (429) or was never reached.
+        """
+        for wait_s in (*_TRY_AGAIN_WITHIN_S, None):
+            try:
+                with _carrier_errors(self._request_timeout_s):
+                    return await request()
+            except CarrierError as error:
+                not_done = error.status in (None, 429) and not error.outcome_unknown
+                again = not_done or (repeatable and error.outcome_unknown)
+                if wait_s is None or not again:
+                    raise
+                logger.debug("carrier request is made again", status=error.status, code=error.code)
+            await trio.sleep(random.uniform(wait_s / 2, wait_s))
+        raise AssertionError("unreachable")
 
     def answer_twiml(self, ticket: str) -> str:
         """The document that answers a call with a media stream that shows the ticket."""
