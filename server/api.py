@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import phonenumbers
@@ -60,15 +61,8 @@ class MakeCall(BaseModel):
     def agent(self, default: Agent) -> Agent:
         """The default agent with this call's differences."""
 
-        def either(own: str | None, usual: Any) -> Any:
-            return usual if own is None else own
-
-        return Agent(
-            prompt=either(self.prompt, default.prompt),
-            greeting=either(self.greeting, default.greeting),
-            voice=either(self.voice, default.voice),
-            language=either(self.language, default.language),
-        )
+        own = {name: getattr(self, name) for name in ("prompt", "greeting", "voice", "language")}
+        return replace(default, **{name: value for name, value in own.items() if value is not None})
 
 
 class CallMade(BaseModel):

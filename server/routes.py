@@ -35,8 +35,6 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 HEALTH = frozenset({"/healthz", "/readyz"})
 METRICS = frozenset({"/metrics"})
 DOCS = frozenset({"/docs", "/openapi.json"})
-WEBHOOKS = frozenset({"/twiml", "/call-status"})
-"""Signed by the carrier instead; every one of them must check the signature itself."""
 IDEMPOTENCY_KEY = "Idempotency-Key"
 CARRIER_PAUSE_S = 5.0
 """When to come back after the carrier has said, several times, that it has too many requests."""
@@ -45,9 +43,58 @@ CARRIER_PAUSE_S = 5.0
 def add_routes(app: OffhookApp) -> None:
     """Give the app every route of the contract, and JSON for every error."""
     _add_api(app)
+    earlier = _paths(app)
     _add_webhooks(app)
+    _guard(app, signed_paths=_paths(app) - earlier)
+    _check_bodies(app)  # after the guard: strangers are told nothing about bodies
+    _learn_address(app)
     _add_health(app)
     _add_errors(app)
+
+
+def _paths(app: OffhookApp) -> frozenset[str]:
+    return frozenset(rule.rule for rule in app.url_map.iter_rules())
+
+
+def _guard(app: OffhookApp, *, signed_paths: frozenset[str]) -> None:
+    """Ask for a key wherever neither a signature does that nor a setting says otherwise."""
+    open_paths = HEALTH | signed_paths
+    if app.settings.public_metrics:
+        open_paths |= METRICS
+    if app.settings.public_docs:
+        open_paths |= DOCS
+
+    @app.before_request
+    async def check_key() -> Any:
+        # What is not open needs a key, so that a new route is never open by oversight.
+        g.client = UNNAMED
+        if not app.keys.any_wanted or request.path in open_paths:
+            return None
+        client = app.keys.identify(dict(request.headers))
+        if client is not None:
+            g.client = client
+            return None
+        body = error_body("unauthorized", "show the API key as Authorization: Bearer or X-API-Key")
+        return body, 401, {"WWW-Authenticate": "Bearer"}
+
+
+def _check_bodies(app: OffhookApp) -> None:
+    @app.before_request
+    async def check_body() -> Any:
+        if request.path != "/make-call" or request.method != "POST":
+            return None
+        try:
+            if isinstance(json.loads(await request.get_data()), dict) and request.is_json:
+                return None
+        except (ValueError, RecursionError):  # not JSON, not even text, or nested too deep
+            pass
+        return error_body("invalid", "the request is not valid", fields=field_errors(None)), 400
+
+
+def _learn_address(app: OffhookApp) -> None:
+    @app.before_request
+    async def learn_address() -> None:
+        app.note_address(request.scope.get("server"))
 
 
 def _refused(app: OffhookApp, refusal: CallRefused) -> Answer:
@@ -73,40 +120,6 @@ def _respond(answer: Answer, **headers: str) -> Any:
 
 
 def _add_api(app: OffhookApp) -> None:
-    open_paths = HEALTH | WEBHOOKS
-    if app.settings.public_metrics:
-        open_paths |= METRICS
-    if app.settings.public_docs:
-        open_paths |= DOCS
-
-    @app.before_request
-    async def check_key() -> Any:
-        # What is not open needs a key, so that a new route is never open by oversight.
-        g.client = UNNAMED
-        if not app.keys.any_wanted or request.path in open_paths:
-            return None
-        client = app.keys.identify(dict(request.headers))
-        if client is not None:
-            g.client = client
-            return None
-        body = error_body("unauthorized", "show the API key as Authorization: Bearer or X-API-Key")
-        return body, 401, {"WWW-Authenticate": "Bearer"}
-
-    @app.before_request
-    async def check_body() -> Any:
-        if request.path != "/make-call" or request.method != "POST":
-            return None
-        try:
-            if isinstance(json.loads(await request.get_data()), dict) and request.is_json:
-                return None
-        except ValueError:  # not JSON, or not even text
-            pass
-        return error_body("invalid", "the request is not valid", fields=field_errors(None)), 400
-
-    @app.before_request
-    async def learn_address() -> None:
-        app.note_address(request.scope.get("server"))
-
     @app.post("/make-call")
     @validate_request(MakeCall)
     @document_response(CallMade, 201)
