@@ -1,0 +1,464 @@
+"""Whose turn it is, and what to do when nobody takes it: no I/O and no clock.
+
+Every turn of the caller's must get agent audio that can be heard. A model that goes silent with its
+socket open is the most common failure there is, and no error says so: only the outcome does. So
+:class:`Turns` is told what both sides do and keeps the times by which something must have happened;
+``decide`` says what to do when it has not. Each remedy is a rung of a ladder, tried only when the
+one before was in vain. The same clockwork notices a caller who has gone quiet and a call that is
+about to reach its longest duration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+NEVER = float("inf")
+
+AUDIBLE_S = 0.1
+"""Audible agent audio that counts as an answer: a word is longer, a click is not."""
+QUIET_TURN_S = 0.3
+"""A turn with this much audio of which nothing is audible was near-silent, not empty."""
+SLOW_SHARE = 0.1
+SLOW_S = 0.4
+"""A turn whose gaps are longer than both this and that share of it came slower than real time."""
+SLOW_TURNS = 2
+"""Slow turns in a row after which another connection is worth its while."""
+SHORTEST_ANSWERABLE_S = 0.2
+"""Speech of a caller's turn that demands an answer: "yes" has a quarter of a second."""
+SPOKEN_OVER_S = 1.0
+"""The same over the agent's own speech: less is "uh-huh", and the model does well to ignore it."""
+FASTEST_CHARS_PER_S = 30.0
+"""Twice as fast as anybody speaks: a text that is longer than its audio allows was broken off."""
+SENTENCE_ENDS = frozenset(".!?\u2026\u3002\uff01\uff1f\u061f\u0964\"'\u00bb\u201d)")
+"""Full stops and their kin, also of Chinese, Arabic and Hindi, and what may close after them."""
+
+
+class Rung(StrEnum):
+    """What to do about a model that does not answer, the gentlest first."""
+
+    NUDGE = "nudge"
+    """Ask it, by text."""
+    RESUME = "resume"
+    """Go on with the same session over a new connection."""
+    FRESH = "fresh"
+    """A new session that is told what has been said."""
+    FALLBACK = "fallback"
+    """The same with another model, key or region."""
+    APOLOGY = "apology"
+    """The carrier speaks to the caller in our stead, and hangs up."""
+
+
+LADDER = tuple(Rung)
+
+
+class Fault(StrEnum):
+    """What was wrong with the model's answer."""
+
+    NO_REPLY = "no-reply"
+    EMPTY_TURN = "empty-turn"
+    QUIET_TURN = "quiet-turn"
+    STALLED = "stalled"
+    """Nothing more came in the middle of a turn."""
+    BROKEN_OFF = "broken-off"
+    """The turn was said to be complete in the middle of a sentence."""
+    SLOW = "slow"
+    """Turn after turn came slower than it is spoken."""
+
+
+class Awaited(StrEnum):
+    """What the agent has been asked for."""
+
+    GREETING = "greeting"
+    ANSWER = "answer"
+    """To what the caller said, or to a key pressed."""
+    CONTINUATION = "continuation"
+    """The rest of a turn."""
+    QUESTION = "question"
+    """Whether the caller is still there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recover:
+    """Try this rung of the ladder."""
+
+    rung: Rung
+    fault: Fault
+    awaited: Awaited
+
+
+@dataclass(frozen=True, slots=True)
+class AskIfThere:
+    """The caller has been silent for long: have the agent ask whether they are still there."""
+
+    times: int
+    """How often it will have asked, with this."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUpCaller:
+    """The caller does not answer any more: say goodbye and hang up."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrapUp:
+    """The call will reach its longest duration soon: have the agent bring it to an end."""
+
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimeIsUp:
+    """There is just time enough left to say goodbye and hang up."""
+
+
+Decision = Recover | AskIfThere | GiveUpCaller | WrapUp | TimeIsUp
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for what, in seconds."""
+
+    reply_timeout_s: float = 6.0
+    """After the caller's turn, for audible agent audio."""
+    rung_timeout_s: float = 4.0
+    """After each rung of the ladder, for the same."""
+    greeting_retry_s: float = 3.0
+    """For the first word of all."""
+    stall_timeout_s: float = 2.0
+    """In the middle of an agent turn, from when the caller hears nothing more."""
+    silence_timeout_s: float = 15.0
+    """For a caller who says nothing; 0 waits for ever."""
+    silence_prompts: int = 2
+    """How often the agent asks whether they are still there before it gives up."""
+    wrap_up_s: float = 30.0
+    """Before the longest duration, to bring the call to an end; 0 leaves that out."""
+    farewell_timeout_s: float = 10.0
+    """Before the longest duration, to say goodbye; 0 ends the call without a word."""
+
+
+@dataclass(slots=True)
+class _AgentTurn:
+    number: int
+    audio_s: float = 0.0
+    audible_s: float = 0.0
+    starved_s: float = 0.0
+    text_chars: int = 0
+    ends_well: bool = True
+    """Whether its text ends where a sentence may."""
+    last_audio_at: float = 0.0
+    called_tools: bool = False
+    generated: bool = False
+    over: bool = False
+
+
+@dataclass(slots=True)
+class Turns:
+    """The state of the conversation. One owner: the call that tells it what happens."""
+
+    patience: Patience = field(default_factory=Patience)
+
+    caller_speaking: bool = False
+    tools_open: int = 0
+    recovering: bool = False
+    """A reconnect is under way: nothing can be expected meanwhile."""
+
+    _awaited: Awaited | None = None
+    _deadline: float = NEVER
+    """When what is awaited is too late."""
+    _timeout_s: float = 0.0
+    _fault: Fault | None = None
+    """What has already gone wrong: no need to wait for the deadline."""
+    _rung: int = 0
+    """The rung to try next."""
+    _aided: bool = False
+    """Whether what is awaited now has needed a rung."""
+    _turn: _AgentTurn = field(default_factory=lambda: _AgentTurn(0, over=True))
+    _cut_up_to: int = 0
+    _slow_turns: int = 0
+    _quiet_since: float = NEVER
+    """Since when the caller has said nothing; NEVER before the call is answered."""
+    _prompts: int = 0
+    _wrap_up_at: float = NEVER
+    _farewell_at: float = NEVER
+    _ends_at: float = NEVER
+
+    # -- what happens ----------------------------------------------------------------------
+
+    def answered(self, now: float, *, ends_at: float = NEVER) -> None:
+        """The caller is on the line, until ``ends_at`` at the longest."""
+        self._quiet_since = now
+        self._ends_at = ends_at
+        # A short call has no time for either: the last third of it at most is for ending it.
+        farewell_s, wrap_up_s = self.patience.farewell_timeout_s, self.patience.wrap_up_s
+        if 0 < farewell_s <= (ends_at - now) / 3:
+            self._farewell_at = ends_at - farewell_s
+        if farewell_s < wrap_up_s <= (ends_at - now) / 3:
+            self._wrap_up_at = ends_at - wrap_up_s
+        if self._awaited is not None:
+            self._deadline = max(self._deadline, now + self._timeout_s)
+
+    def ask(self, awaited: Awaited, now: float) -> None:
+        """The agent owes the caller something from now on."""
+        greeting = awaited is Awaited.GREETING
+        timeout_s = self.patience.greeting_retry_s if greeting else self.patience.reply_timeout_s
+        self._expect(awaited, now, timeout_s)
+        self._aided = False
+
+    def caller_started(self, now: float) -> None:
+        """The caller has begun to speak: what they were owed is settled by what they say now."""
+        self.caller_speaking = True
+        self._prompts = 0
+        if self._awaited is not Awaited.GREETING:
+            self._settle()
+
+    def caller_ended(self, now: float, *, speech_s: float, agent_until: float) -> None:
+        """The caller's turn is over.
+
+        Args:
+            now: When it was found out.
+            speech_s: How much of it was speech.
+            agent_until: Until when the agent is heard: short words over it demand no answer.
+        """
+        self.caller_speaking = False
+        self._quiet_since = now
+        over_agent = agent_until > now
+        if speech_s < (SPOKEN_OVER_S if over_agent else SHORTEST_ANSWERABLE_S):
+            return
+        if self._awaited is not Awaited.GREETING:
+            self.ask(Awaited.ANSWER, max(now, agent_until) if over_agent else now)
+
+    def caller_active(self, now: float) -> None:
+        """The caller has given a sign of life that was not speech: a key, a recognised word."""
+        self._prompts = 0
+        self._quiet_since = max(self._quiet_since, now) if self._quiet_since < NEVER else NEVER
+
+    def agent_audio(
+        self, turn: int, seconds: float, *, audible: bool, now: float, heard_until: float
+    ) -> bool:
+        """A piece of what the agent says has come.
+
+        Args:
+            turn: Its turn.
+            seconds: How long it is.
+            audible: Whether a caller could hear it.
+            now: When it came.
+            heard_until: Until when the caller has something to hear without it.
+
+        Returns:
+            Whether what was awaited has come with it.
+        """
+        if turn <= self._cut_up_to:
+            return False
+        agent_turn = self._begin(turn)
+        if agent_turn.audio_s > 0:
+            agent_turn.starved_s += max(0.0, now - max(heard_until, agent_turn.last_audio_at))
+        agent_turn.last_audio_at = now
+        agent_turn.audio_s += seconds
+        agent_turn.audible_s += seconds if audible else 0.0
+        if self._awaited is None or agent_turn.audible_s < AUDIBLE_S:
+            return False
+        if not self._aided:
+            self._rung = 0  # it works again, by itself
+        self._settle()
+        return True
+
+    def agent_text(self, turn: int, text: str) -> None:
+        """A piece of the text of a turn has come."""
+        if turn > self._cut_up_to and (stripped := text.rstrip()):
+            agent_turn = self._begin(turn)
+            agent_turn.text_chars += len(text)
+            agent_turn.ends_well = stripped[-1] in SENTENCE_ENDS
+
+    def agent_generated(self, turn: int) -> None:
+        """All audio of this turn has come."""
+        if turn == self._turn.number:
+            self._turn.generated = True
+
+    def agent_completed(self, turn: int, reason: str | None, now: float) -> None:
+        """The model takes this turn for over."""
+        if turn <= self._cut_up_to:
+            return
+        agent_turn = self._begin(turn)
+        agent_turn.over = True
+        if agent_turn.called_tools or self.tools_open:
+            return  # the answer is the turn after the results
+        if reason == "NEED_MORE_INPUT":
+            return  # it means to wait; the deadline says for how long it may
+        if agent_turn.audible_s < AUDIBLE_S:
+            if self._awaited is not None:
+                quiet = agent_turn.audio_s >= QUIET_TURN_S
+                self._fault = Fault.QUIET_TURN if quiet else Fault.EMPTY_TURN
+            return
+        starved_s = agent_turn.starved_s
+        slow = starved_s > SLOW_S and starved_s > SLOW_SHARE * agent_turn.audio_s
+        self._slow_turns = self._slow_turns + 1 if slow else 0
+        if self._broken_off(agent_turn) and not self.caller_speaking:
+            self._expect(Awaited.CONTINUATION, now, self.patience.reply_timeout_s)
+            self._fault = Fault.BROKEN_OFF
+
+    def agent_cut(self, turn: int) -> None:
+        """The caller has interrupted this turn."""
+        self._cut_up_to = max(self._cut_up_to, turn)
+        if self._turn.number <= turn:
+            self._turn.over = True
+            if self._awaited is Awaited.CONTINUATION:
+                self._settle()
+
+    def tools_called(self, count: int) -> None:
+        """The model waits for functions: nothing can be expected of it until they are answered."""
+        self._turn.called_tools = True
+        self.tools_open += count
+
+    def tools_answered(self, count: int, now: float) -> None:
+        """Functions were answered, or called off."""
+        self.tools_open = max(0, self.tools_open - count)
+        self._turn.last_audio_at = max(self._turn.last_audio_at, now)
+        if self.tools_open == 0 and self._awaited is not None:
+            self._deadline = max(self._deadline, now + self._timeout_s)
+
+    def unavailable(self, fault: Fault, now: float) -> None:
+        """There is no such rung: on to the next."""
+        self.recovering = False
+        if fault is not Fault.SLOW:
+            self._deadline = now
+            self._fault = fault
+
+    def recovered(self, now: float) -> None:
+        """A rung has been carried out: it has its own time to bear fruit."""
+        self.recovering = False
+        self._turn.over = True
+        self._slow_turns = 0
+        if self._awaited is not None:
+            self._expect(self._awaited, now, self.patience.rung_timeout_s)
+
+    # -- what to do ------------------------------------------------------------------------
+
+    def decide(self, now: float, *, agent_until: float) -> Decision | None:
+        """What has to be done now, or None: then ask again at :meth:`next_due`, or after news.
+
+        Args:
+            now: The time.
+            agent_until: Until when the caller hears the agent, as far as is known.
+        """
+        if self.recovering:
+            return None
+        if self._fault is None:
+            self._fault = self._find_fault(now, agent_until)
+        if self._fault is not None and not self.caller_speaking:
+            return self._climb(self._fault, now)
+        if self._slow_turns >= SLOW_TURNS and self._is_silent(now, agent_until):
+            return self._climb(Fault.SLOW, now)
+        if now >= self._farewell_at:
+            self._farewell_at = NEVER
+            return TimeIsUp()
+        if now >= self._wrap_up_due(agent_until):
+            self._wrap_up_at = NEVER
+            return WrapUp(max(0.0, self._ends_at - now))
+        if now >= self._silence_due(agent_until):
+            self._quiet_since = now
+            if self._prompts >= self.patience.silence_prompts:
+                return GiveUpCaller()
+            self._prompts += 1
+            return AskIfThere(self._prompts)
+        return None
+
+    def next_due(self, agent_until: float) -> float:
+        """When to ask :meth:`decide` again if nothing happens before."""
+        if self.recovering:
+            return NEVER
+        if self._fault is not None and not self.caller_speaking:
+            return 0.0
+        dues = [
+            self._farewell_at,
+            self._wrap_up_due(agent_until),
+            self._silence_due(agent_until),
+        ]
+        if not self.tools_open and not self.caller_speaking:
+            dues.append(self._deadline)
+            dues.append(self._stall_due(agent_until))
+        if self._slow_turns >= SLOW_TURNS and self._turn.over and not self.caller_speaking:
+            dues.append(agent_until)
+        return min(dues)
+
+    # -- the parts of it -------------------------------------------------------------------
+
+    def _expect(self, awaited: Awaited, now: float, timeout_s: float) -> None:
+        self._awaited = awaited
+        self._timeout_s = timeout_s
+        self._deadline = now + timeout_s
+        self._fault = None
+
+    def _settle(self) -> None:
+        self._awaited = None
+        self._deadline = NEVER
+        self._fault = None
+        self._aided = False
+
+    def _begin(self, turn: int) -> _AgentTurn:
+        if turn != self._turn.number:
+            self._turn = _AgentTurn(turn)
+        return self._turn
+
+    def _find_fault(self, now: float, agent_until: float) -> Fault | None:
+        if self.tools_open or self.caller_speaking:
+            return None
+        if now >= self._deadline:
+            return Fault.NO_REPLY
+        if now >= self._stall_due(agent_until):
+            self._turn.over = True
+            self._expect(Awaited.CONTINUATION, now, self.patience.reply_timeout_s)
+            return Fault.STALLED
+        return None
+
+    def _stall_due(self, agent_until: float) -> float:
+        turn = self._turn
+        if turn.over or turn.generated or turn.audio_s == 0 or self._quiet_since == NEVER:
+            return NEVER
+        return max(turn.last_audio_at, agent_until) + self.patience.stall_timeout_s
+
+    def _climb(self, fault: Fault, now: float) -> Recover:
+        awaited = self._awaited or Awaited.ANSWER
+        if fault is Fault.SLOW:
+            # Nothing is owed, and asking does not make it faster.
+            gentlest, last = LADDER.index(Rung.RESUME), LADDER.index(Rung.FALLBACK)
+            self._rung = min(max(self._rung, gentlest), last)
+            self._slow_turns = 0
+        else:
+            self._aided = True
+            self._deadline = now + self.patience.rung_timeout_s
+            self._timeout_s = self.patience.rung_timeout_s
+        self._fault = None
+        rung = LADDER[self._rung]
+        self._rung = min(self._rung + 1, len(LADDER) - 1)
+        self.recovering = rung is not Rung.NUDGE
+        return Recover(rung, fault, awaited)
+
+    def _broken_off(self, turn: _AgentTurn) -> bool:
+        """Whether a turn that is said to be complete is not.
+
+        The service sends ``generationComplete`` before the end of every turn that was not
+        interrupted. Its absence alone is not enough: the text must be unfinished, too.
+        """
+        if turn.generated or turn.text_chars == 0:
+            return False
+        return not turn.ends_well or turn.text_chars > FASTEST_CHARS_PER_S * turn.audio_s
+
+    def _is_silent(self, now: float, agent_until: float) -> bool:
+        return now >= agent_until and self._turn.over and not self.caller_speaking
+
+    def _wrap_up_due(self, agent_until: float) -> float:
+        """In a silence after its time; at the latest when two thirds of what is left are left."""
+        if self._wrap_up_at == NEVER:
+            return NEVER
+        latest = self._wrap_up_at + (self._ends_at - self._wrap_up_at) / 3
+        if self.caller_speaking or not self._turn.over:
+            return latest
+        return min(latest, max(self._wrap_up_at, agent_until))
+
+    def _silence_due(self, agent_until: float) -> float:
+        busy = self.caller_speaking or self._awaited is not None or self.tools_open
+        generating = not self._turn.over and not self._turn.generated
+        if not self.patience.silence_timeout_s or busy or generating or self._quiet_since == NEVER:
+            return NEVER
+        return max(self._quiet_since, agent_until) + self.patience.silence_timeout_s

@@ -1,0 +1,474 @@
+"""Whose turn it is, on a clock that is just a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.turns import (
+    LADDER,
+    AskIfThere,
+    Awaited,
+    Decision,
+    Fault,
+    GiveUpCaller,
+    Patience,
+    Recover,
+    Rung,
+    TimeIsUp,
+    Turns,
+    WrapUp,
+)
+
+PATIENCE = Patience(
+    reply_timeout_s=6.0,
+    rung_timeout_s=4.0,
+    stall_timeout_s=2.0,
+    silence_timeout_s=15.0,
+    silence_prompts=2,
+    wrap_up_s=30.0,
+    farewell_timeout_s=10.0,
+)
+
+
+@dataclass
+class Talk:
+    """A conversation in which every agent turn is heard as fast as it comes."""
+
+    turns: Turns
+    now: float = 0.0
+    agent_until: float = 0.0
+    turn: int = 0
+
+    def caller_says(self, seconds: float = 1.0) -> None:
+        self.turns.caller_started(self.now)
+        self.now += seconds
+        self.turns.caller_ended(self.now, speech_s=seconds, agent_until=self.agent_until)
+
+    def agent_says(self, seconds: float = 2.0, *, audible: bool = True, text: str = "") -> None:
+        self.turn += 1
+        self.turns.agent_text(self.turn, text)
+        self.hear(seconds, audible=audible)
+        self.turns.agent_generated(self.turn)
+        self.turns.agent_completed(self.turn, None, self.now)
+
+    def hear(self, seconds: float, *, audible: bool = True) -> None:
+        self.turns.agent_audio(
+            self.turn, seconds, audible=audible, now=self.now, heard_until=self.agent_until
+        )
+        self.agent_until = max(self.agent_until, self.now) + seconds
+
+    def decide(self) -> Decision | None:
+        return self.turns.decide(self.now, agent_until=self.agent_until)
+
+    def wait(self, until: float = 1_000.0) -> Decision | None:
+        """Let time pass to the next decision; None if there is none before that time."""
+        while True:
+            if (decision := self.decide()) is not None:
+                return decision
+            due = max(self.now, self.turns.next_due(self.agent_until))
+            if due > until:
+                self.now = until
+                return None
+            assert due > self.now, "due, and nothing to do"
+            self.now = due
+
+
+def talk(**answered: float) -> Talk:
+    turns = Turns(PATIENCE)
+    turns.answered(0.0, **answered)
+    return Talk(turns)
+
+
+# --- Every turn of the caller's gets an answer
+
+
+def test_an_answer_in_time_needs_no_help():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.now += 5.9
+    assert conversation.decide() is None
+    conversation.agent_says()
+
+    assert conversation.wait(until=10.0) is None
+
+
+def test_no_answer_climbs_the_ladder_rung_by_rung():
+    conversation = talk()
+    conversation.caller_says()
+
+    found = []
+    while len(found) < len(LADDER):
+        decision = conversation.wait()
+        assert isinstance(decision, Recover)
+        found.append((decision.rung, decision.fault, conversation.now))
+        conversation.now += 0.5 * (decision.rung is not Rung.NUDGE)  # a reconnect takes time
+        if decision.rung is not Rung.NUDGE:
+            assert conversation.decide() is None
+            conversation.turns.recovered(conversation.now)
+
+    assert found == [
+        (Rung.NUDGE, Fault.NO_REPLY, 7.0),
+        (Rung.RESUME, Fault.NO_REPLY, 11.0),
+        (Rung.FRESH, Fault.NO_REPLY, 15.5),
+        (Rung.FALLBACK, Fault.NO_REPLY, 20.0),
+        (Rung.APOLOGY, Fault.NO_REPLY, 24.5),
+    ]
+
+
+def test_a_rung_that_is_not_there_is_stepped_over_at_once():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.wait()
+    second = conversation.wait()
+    assert isinstance(second, Recover)
+    conversation.turns.unavailable(second.fault, conversation.now)
+
+    third = conversation.decide()
+    assert isinstance(third, Recover)
+    assert (second.rung, third.rung) == (Rung.RESUME, Rung.FRESH)
+
+
+def test_help_that_helped_once_is_not_tried_first_again_until_it_went_well_without():
+    conversation = talk()
+    conversation.caller_says()
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    conversation.agent_says()
+    conversation.now = conversation.agent_until
+    conversation.caller_says()
+    assert conversation.wait() == Recover(Rung.RESUME, Fault.NO_REPLY, Awaited.ANSWER)
+    conversation.turns.recovered(conversation.now)
+    conversation.agent_says()
+
+    conversation.now = conversation.agent_until
+    conversation.caller_says()
+    conversation.agent_says()
+    conversation.now = conversation.agent_until
+    conversation.caller_says()
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+
+
+def test_a_turn_without_audio_is_no_answer_and_is_not_waited_for():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.now += 0.4
+    conversation.agent_says(0.0)
+
+    assert conversation.decide() == Recover(Rung.NUDGE, Fault.EMPTY_TURN, Awaited.ANSWER)
+
+
+def test_near_silence_is_no_answer():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.agent_says(3.0, audible=False)
+
+    assert conversation.decide() == Recover(Rung.NUDGE, Fault.QUIET_TURN, Awaited.ANSWER)
+
+
+def test_an_empty_turn_that_nobody_waits_for_means_nothing():
+    conversation = talk()
+    conversation.agent_says(0.0)
+
+    assert conversation.wait(until=10.0) is None
+
+
+def test_a_cut_turn_that_completes_empty_means_nothing():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turns.agent_cut(1)
+    conversation.agent_says(0.0)
+
+    assert conversation.decide() is None
+
+
+def test_a_model_that_means_to_wait_is_left_in_peace_for_a_while():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turns.agent_completed(1, "NEED_MORE_INPUT", conversation.now)
+
+    assert conversation.decide() is None
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == pytest.approx(7.0)
+
+
+def test_nothing_is_expected_while_a_tool_runs():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turns.tools_called(2)
+    conversation.turn = 1
+    conversation.turns.agent_completed(1, None, conversation.now)
+    assert conversation.wait(until=60.0) is None
+    conversation.turns.tools_answered(1, conversation.now)
+    assert conversation.wait(until=70.0) is None
+    conversation.turns.tools_answered(1, conversation.now)
+
+    assert isinstance(conversation.wait(), Recover)
+    assert conversation.now == pytest.approx(76.0)
+
+
+def test_a_caller_who_speaks_on_is_owed_only_one_answer():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.now += 5.0
+    conversation.turns.caller_started(conversation.now)
+    conversation.now += 20.0
+    assert conversation.decide() is None
+    conversation.turns.caller_ended(conversation.now, speech_s=15.0, agent_until=0.0)
+
+    assert isinstance(conversation.wait(), Recover)
+    assert conversation.now == pytest.approx(26.0 + 6.0)
+
+
+@pytest.mark.parametrize(("speech_s", "owed"), [(0.1, False), (0.25, True)])
+def test_a_click_demands_no_answer_but_a_yes_does(speech_s, owed):
+    conversation = talk()
+    conversation.caller_says(speech_s)
+
+    assert isinstance(conversation.wait(until=10.0), Recover) is owed
+
+
+@pytest.mark.parametrize(("speech_s", "owed"), [(0.5, False), (1.2, True)])
+def test_short_words_over_the_agent_demand_no_answer(speech_s, owed):
+    conversation = talk()
+    conversation.agent_says(8.0)
+    conversation.caller_says(speech_s)
+
+    decision = conversation.wait(until=20.0)
+    assert isinstance(decision, Recover) is owed
+    if owed:
+        assert conversation.now == pytest.approx(8.0 + 6.0)  # once the agent has finished
+
+
+# --- Turns that go wrong in the middle
+
+
+def test_a_turn_that_stalls_is_asked_to_go_on():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turn = 1
+    conversation.hear(1.5)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.STALLED, Awaited.CONTINUATION)
+    assert conversation.now == pytest.approx(1.0 + 1.5 + 2.0)
+
+
+def test_a_turn_that_is_complete_in_mid_sentence_is_asked_to_go_on():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turn = 1
+    conversation.turns.agent_text(1, "The train leaves at")
+    conversation.hear(1.2)
+    conversation.turns.agent_completed(1, None, conversation.now)
+
+    assert conversation.decide() == Recover(Rung.NUDGE, Fault.BROKEN_OFF, Awaited.CONTINUATION)
+
+
+def test_text_that_is_longer_than_its_audio_was_broken_off():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turn = 1
+    conversation.turns.agent_text(1, "This whole sentence cannot be said in under a second at all.")
+    conversation.hear(0.8)
+    conversation.turns.agent_completed(1, None, conversation.now)
+
+    assert conversation.decide() == Recover(Rung.NUDGE, Fault.BROKEN_OFF, Awaited.CONTINUATION)
+
+
+@pytest.mark.parametrize("text", ["", "It leaves at nine.", "¿A qué hora?", "Ja!"])
+def test_a_finished_sentence_is_finished_whatever_flags_are_missing(text):
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turn = 1
+    conversation.turns.agent_text(1, text)
+    conversation.hear(2.0)
+    conversation.turns.agent_completed(1, None, conversation.now)
+
+    assert conversation.wait(until=10.0) is None
+
+
+def test_turns_that_come_slower_than_they_are_spoken_change_the_connection_in_a_silence():
+    conversation = talk()
+    for _ in range(2):
+        conversation.caller_says()
+        conversation.turn += 1
+        for _ in range(10):
+            conversation.hear(0.2)
+            conversation.now += 0.3
+        conversation.turns.agent_generated(conversation.turn)
+        conversation.turns.agent_completed(conversation.turn, None, conversation.now)
+
+    decision = conversation.wait()
+    assert decision == Recover(Rung.RESUME, Fault.SLOW, Awaited.ANSWER)
+    assert conversation.now >= conversation.agent_until
+
+
+def test_one_slow_turn_is_forgiven():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turn = 1
+    for _ in range(10):
+        conversation.hear(0.2)
+        conversation.now += 0.3
+    conversation.turns.agent_completed(1, None, conversation.now)
+    conversation.caller_says()
+    conversation.agent_says()
+
+    assert conversation.wait(until=15.0) is None
+
+
+# --- The greeting
+
+
+def test_a_greeting_that_does_not_come_is_asked_for_again_even_while_it_rings():
+    turns = Turns(PATIENCE)
+    turns.ask(Awaited.GREETING, 0.0)
+    conversation = Talk(turns)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.GREETING)
+    assert conversation.now == 3.0
+    conversation.agent_says()
+    assert conversation.wait(until=500.0) is None  # nobody has answered: no silence to mind
+
+
+def test_the_callees_hello_does_not_make_the_greeting_unnecessary():
+    conversation = talk()
+    conversation.turns.ask(Awaited.GREETING, 0.0)
+    conversation.caller_says(0.5)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.GREETING)
+
+
+# --- A caller who says nothing
+
+
+def test_a_silent_caller_is_asked_twice_and_then_given_up():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.agent_says(2.0)
+    found = []
+    for _ in range(2):
+        decision = conversation.wait()
+        found.append((decision, conversation.now))
+        conversation.turns.ask(Awaited.QUESTION, conversation.now)
+        conversation.now += 0.5
+        conversation.agent_says(1.0)
+    found.append((conversation.wait(), conversation.now))
+
+    assert found == [
+        (AskIfThere(1), 3.0 + 15.0),
+        (AskIfThere(2), 19.5 + 15.0),
+        (GiveUpCaller(), 36.0 + 15.0),
+    ]
+
+
+def test_a_caller_who_speaks_or_presses_a_key_starts_the_count_anew():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.agent_says()
+    assert conversation.wait() == AskIfThere(1)
+    conversation.turns.caller_active(conversation.now)
+    assert conversation.wait() == AskIfThere(1)
+    conversation.caller_says()
+    conversation.agent_says()
+    assert conversation.wait() == AskIfThere(1)
+
+
+def test_silence_can_be_allowed_for_ever():
+    turns = Turns(Patience(silence_timeout_s=0.0))
+    turns.answered(0.0)
+
+    assert Talk(turns).wait(until=10_000.0) is None
+
+
+# --- The longest duration
+
+
+def test_the_call_is_brought_to_an_end_before_its_time_is_up():
+    conversation = talk(ends_at=100.0)
+    found = []
+    while len(found) < 2:
+        decision = conversation.wait()
+        if isinstance(decision, WrapUp | TimeIsUp):
+            found.append((decision, conversation.now))
+
+    assert found == [(WrapUp(30.0), 70.0), (TimeIsUp(), 90.0)]
+
+
+def test_bringing_it_to_an_end_waits_for_a_silence_but_not_too_long():
+    conversation = talk(ends_at=100.0)
+    conversation.now = 68.0
+    conversation.agent_says(6.0)
+    assert conversation.wait() == WrapUp(pytest.approx(26.0))
+
+    endless = talk(ends_at=100.0)
+    endless.now = 69.0
+    endless.turns.caller_started(69.0)
+    assert endless.wait() == WrapUp(pytest.approx(20.0))
+
+
+def test_a_very_short_call_just_ends():
+    assert talk(ends_at=12.0).wait(until=12.0) is None
+
+
+# --- Whatever happens
+
+
+EVENTS = (
+    *("caller", "answer", "empty", "quiet", "cut", "tool", "result", "key", "wait"),
+    *("recovered", "unavailable"),
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(EVENTS),
+            st.floats(0.05, 8.0),
+        ),
+        max_size=40,
+    )
+)
+def test_in_any_order_of_events_an_unanswered_caller_ends_in_an_apology(events):
+    conversation = talk()
+    for event, seconds in events:
+        match event:
+            case "caller":
+                conversation.caller_says(seconds)
+            case "answer":
+                conversation.agent_says(seconds)
+            case "empty":
+                conversation.agent_says(0.0)
+            case "quiet":
+                conversation.agent_says(seconds, audible=False)
+            case "cut":
+                conversation.turns.agent_cut(conversation.turn)
+            case "tool":
+                conversation.turns.tools_called(1)
+            case "result":
+                conversation.turns.tools_answered(1, conversation.now)
+            case "key":
+                conversation.turns.caller_active(conversation.now)
+            case "wait":
+                conversation.now += seconds
+            case "recovered":
+                conversation.turns.recovered(conversation.now)
+            case "unavailable" if conversation.turns.recovering:
+                conversation.turns.unavailable(Fault.NO_REPLY, conversation.now)
+        if not conversation.turns.recovering:
+            conversation.decide()
+
+    conversation.turns.recovered(conversation.now)
+    conversation.turns.tools_answered(100, conversation.now)
+    conversation.now = max(conversation.now, conversation.agent_until)
+    conversation.caller_says(2.0)
+    rungs = []
+    while Rung.APOLOGY not in rungs:
+        decision = conversation.wait(until=conversation.now + 100.0)
+        assert isinstance(decision, Recover)
+        rungs.append(decision.rung)
+        if decision.rung is not Rung.NUDGE:
+            conversation.turns.recovered(conversation.now)
+    assert len(rungs) <= len(LADDER) + 1
