@@ -40,8 +40,10 @@ def main(arguments: list[str]) -> int:
     if chosen.plots is not None:
         chosen.plots.mkdir(parents=True, exist_ok=True)
 
+    # Tables are cut to 80 columns where there is no terminal to ask for its width.
+    console = Console(width=None if sys.stdout.isatty() else 110)
     module: Any = importlib.import_module(f"benchmarks.{chosen.name}")
-    options = Options(console=Console(), quick=chosen.quick, plots=chosen.plots)
+    options = Options(console=console, quick=chosen.quick, plots=chosen.plots)
     figures: dict[str, object] = {"machine": machine(), **module.run(options)}
 
     if chosen.json is not None:
