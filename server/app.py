@@ -23,6 +23,7 @@ from server.carrier.simulator import TwilioSimulator
 from server.carrier.twilio import TwilioCarrier, TwilioMediaStream, WebhookVerifier
 from server.destinations import Destinations
 from server.errors import ConfigurationError
+from server.http_connection import HttpConnection
 from server.idempotency import Idempotency
 from server.keys import UNNAMED, Keys, hash_key, new_key
 from server.media_socket import MediaWebsocket, MediaWebsocketConnection, SocketTransport
@@ -46,6 +47,7 @@ SIMULATED_NUMBER = "+15005550006"
 class OffhookApp(QuartTrio):
     """The server. Everything that lives as long as it does hangs here."""
 
+    asgi_http_class = HttpConnection
     asgi_websocket_class = MediaWebsocketConnection
     websocket_class = MediaWebsocket
 
@@ -101,6 +103,15 @@ class OffhookApp(QuartTrio):
         self.public_url = url
         self.carrier.reach_at(url)
         self.verifier = WebhookVerifier(self._auth_token, url)
+
+    async def drain(self) -> None:
+        """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""
+        await self.calls.drain(self.settings.drain_timeout_s)
+
+    def begin_drain(self) -> None:
+        """Drain without waiting for it."""
+        self.calls.draining = True  # the next request already sees it
+        self.nursery.start_soon(self.drain)
 
     def open_media(self, websocket: MediaWebsocket) -> MediaStream:
         """An accepted media socket in the carrier's protocol."""

@@ -7,6 +7,7 @@ import sys
 from server import logs
 from server.app import create_app
 from server.errors import ConfigurationError
+from server.hypercorn_hook import drain_before_stopping
 from server.settings import Settings
 
 try:
@@ -15,3 +16,4 @@ except ConfigurationError as error:
     sys.exit(f"offhook: {error}")
 logs.configure(level=settings.log_level, json=settings.log_json)
 app = create_app(settings)
+asked_to_stop = drain_before_stopping(app.drain)

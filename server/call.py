@@ -246,6 +246,8 @@ class Call:
         self.timeline: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=MAX_TIMELINE)
         self.accepted = trio.Event()
         self.finished = trio.Event()
+        self.settled = trio.Event()
+        """Set when the carrier has said its last word about it, which may be after its end."""
 
         self._carrier = carrier
         self._model = model
@@ -295,6 +297,7 @@ class Call:
         self.status = update.status
         self.note(update.status.value, **update.facts)
         if update.status.is_final:
+            self.settled.set()
             self.end(_REASON_OF_STATUS[update.status])
 
     async def serve(self, media: MediaStream, started: StreamStarted) -> None:

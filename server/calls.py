@@ -79,6 +79,7 @@ class Calls:
         self.model = model
         self.metrics = metrics
         self.draining = False
+        self._drained: trio.Event | None = None
         self._options = options
         self.admission = admission or Admission(Limits(), metrics)
         self._ticket_ttl_s = ticket_ttl_s
@@ -111,8 +112,7 @@ class Calls:
                 self._recent.popitem(last=False)
             for ticket in [name for name, held in self._tickets.items() if held.call is call]:
                 del self._tickets[ticket]
-            if not self._live:
-                self._empty.set()
+            self._tell_if_empty()
 
     async def aclose(self) -> None:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""
@@ -157,6 +157,7 @@ class Calls:
                 await self._dial(call, destination_number, longest_s)
         finally:
             self._dialling -= 1
+            self._tell_if_empty()
         return call
 
     async def _dial(self, call: Call, number: str, longest_s: float) -> None:
@@ -221,7 +222,6 @@ class Calls:
     async def _begin(self, call: Call, call_sid: str) -> None:
         call.accept(call_sid)
         self._live[call_sid] = call
-        self._empty = trio.Event()
         for update in sorted(self._early.pop(call_sid, []), key=lambda u: u.sequence_number):
             call.update_status(update)
         await self._accepted_in.send(call)
@@ -230,10 +230,10 @@ class Calls:
 
     def update_status(self, update: StatusUpdate) -> None:
         """A status callback, in any order and any number of times."""
-        call = self._live.get(update.call_sid)
+        call = self.get(update.call_sid)
         if call is not None:
             call.update_status(update)
-        elif update.call_sid not in self._recent:
+        else:
             # It can overtake the answer to our own dial request.
             self._early.setdefault(update.call_sid, []).append(update)
             while len(self._early) > MAX_EARLY_UPDATES:
@@ -308,16 +308,42 @@ class Calls:
         return len(self._live) + self._dialling
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse new calls, let live ones finish, and end what is left at the deadline."""
+        """Refuse new calls, let live ones finish; at the deadline the rest say goodbye and end.
+
+        Whoever asks again while it goes on waits for the end of the first drain.
+        """
+        if self._drained is not None:
+            await self._drained.wait()
+            return
+        self._drained = trio.Event()
         self.draining = True
+        last = list(self._live.values())
         logger.info("draining", live=self.live_count)
         with trio.move_on_after(timeout_s):
             await self._wait_empty()
         for call in list(self._live.values()):
+            call.wrap_up(EndReason.DRAINED)
+        with trio.move_on_after(
+            self._options.farewell_timeout_s + 2 * self._options.close_timeout_s
+        ):
+            await self._wait_empty()
+        # What began to be dialled before the drain may have been accepted after it.
+        for call in list(self._live.values()):
             call.end(EndReason.DRAINED)
         with trio.move_on_after(2 * self._options.close_timeout_s):
             await self._wait_empty()
+        # A listener that is closed now would miss the carrier's last word: the minutes it bills.
+        with trio.move_on_after(self._options.close_timeout_s):
+            for call in last:
+                await call.settled.wait()
+        logger.info("drained", live=self.live_count)
+        self._drained.set()
 
     async def _wait_empty(self) -> None:
-        while self._live:
+        while self.live_count:
             await self._empty.wait()
+
+    def _tell_if_empty(self) -> None:
+        if not self.live_count:
+            self._empty.set()
+            self._empty = trio.Event()

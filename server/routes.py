@@ -203,6 +203,12 @@ def _add_api(app: OffhookApp) -> None:
             await call.finished.wait()
         return call.as_dict(full=False)
 
+    @app.post("/drain")
+    async def drain() -> Any:
+        """Refuse new calls, let live ones finish, end what is left at the deadline; then stay."""
+        app.begin_drain()
+        return {"draining": True, "live_calls": app.calls.live_count}, 202
+
     def _unknown_call() -> tuple[dict[str, Any], int]:
         return error_body("not-found", "no live or recent call has this call_sid"), 404
 

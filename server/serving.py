@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 
 import hypercorn.trio
 import trio
@@ -57,7 +58,7 @@ async def serve(
 
     async def drained() -> None:
         await stop.wait()
-        await app.calls.drain(app.settings.drain_timeout_s)
+        await app.drain()
 
     async with trio.open_nursery() as nursery:
         await nursery.start(_serve_hypercorn, app, config, drained)
@@ -69,8 +70,11 @@ async def _serve_hypercorn(app, config, drained, task_status) -> None:  # type: 
 
 
 async def stop_on_signal(stop: trio.Event) -> None:
-    """Set the event at the first SIGTERM or SIGINT; a second one ends the process as usual."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    """Set the event at the first SIGTERM or Ctrl+C; a second one ends the process as usual."""
+    wanted = [signal.SIGTERM, signal.SIGINT]
+    if sys.platform == "win32":
+        wanted.append(signal.SIGBREAK)  # the only one that a parent can send there
+    with trio.open_signal_receiver(*wanted) as signals:
         async for _ in signals:
             stop.set()
             return
