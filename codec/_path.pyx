@@ -72,6 +72,7 @@ class Gate(enum.IntEnum):
 
 
 cdef int64_t UNLIMITED = 1 << 62
+cdef int64_t MAX_TIMESTAMP_MS = 1 << 53  # a clock beyond what JSON numbers are exact for is nonsense
 
 cdef bytes _REALTIME_HEAD = (
     b'{"realtimeInput":{"audio":{"mimeType":"audio/pcm;rate=%d","data":"' % CALLER_RATE_HZ
@@ -232,22 +233,23 @@ cdef class MediaPath:
                 return PyBytes_FromStringAndSize(<const char*>message.data, message.size)
         return None
 
-    def hear(self, payload, *, int64_t timestamp_ms):
+    def hear(self, payload, *, timestamp_ms):
         """Take a chunk of caller audio that Python has read.
 
         Args:
             payload: Mu-law bytes.
-            timestamp_ms: The carrier's clock at its first sample.
+            timestamp_ms: The carrier's clock at its first sample, of any size.
         """
         cdef Py_buffer view
         cdef Py_ssize_t size
+        cdef int64_t at_ms = min(max(timestamp_ms, 0), MAX_TIMESTAMP_MS)
         PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
         try:
             size = view.len
             append(&self._caller, view.buf, size)
         finally:
             PyBuffer_Release(&view)
-        self._count_chunk(self._last_chunk + 1 if self._last_chunk else 0, timestamp_ms, size)
+        self._count_chunk(self._last_chunk + 1 if self._last_chunk else 0, at_ms, size)
         self._hear(size)
 
     cdef bint _take_caller_message(self, Span message) except -1:

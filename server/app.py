@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import secrets
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 import trio
@@ -13,6 +14,8 @@ from prometheus_client import CollectorRegistry
 from quart_schema import Info, QuartSchema
 from quart_trio import QuartTrio
 
+from codec.path import WebSocket
+from server import detach, plane
 from server.admission import Admission, Limits
 from server.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
 from server.call import CallOptions
@@ -22,15 +25,22 @@ from server.carrier.phone import find_script
 from server.carrier.simulator import TwilioSimulator
 from server.carrier.twilio import TwilioCarrier, TwilioMediaStream, WebhookVerifier
 from server.destinations import Destinations
+from server.detach import detachable
 from server.errors import ConfigurationError
 from server.http_connection import HttpConnection
 from server.idempotency import Idempotency
 from server.keys import UNNAMED, Keys, hash_key, new_key
-from server.media_socket import MediaWebsocket, MediaWebsocketConnection, SocketTransport
+from server.media_socket import (
+    MediaWebsocket,
+    MediaWebsocketConnection,
+    SocketTransport,
+    WireTransport,
+)
 from server.metrics import Metrics
 from server.model.gemini import DEFAULT_URL, GeminiModel
 from server.model.simulator import SCRIPTS as MODEL_SCRIPTS
 from server.model.simulator import GeminiSimulator
+from server.plane import Plane, Wire
 from server.routes import add_routes
 from server.settings import Account, Settings
 
@@ -70,6 +80,9 @@ class OffhookApp(QuartTrio):
             voice=settings.gemini_voice,
             language=settings.agent_language,
         )
+        self.plane = Plane() if settings.media_path == "fast" and plane.AVAILABLE else None
+        if self.plane is not None:
+            detach.install()
         self.keys = Keys(self._key_hashes())
         self.idempotency = Idempotency(ttl_s=settings.idempotency_ttl_s)
         self.destinations = Destinations(
@@ -113,9 +126,23 @@ class OffhookApp(QuartTrio):
         self.calls.draining = True  # the next request already sees it
         self.nursery.start_soon(self.drain)
 
-    def open_media(self, websocket: MediaWebsocket) -> MediaStream:
-        """An accepted media socket in the carrier's protocol."""
-        return TwilioMediaStream(SocketTransport(websocket))
+    @asynccontextmanager
+    async def accept_media(self, websocket: MediaWebsocket) -> AsyncGenerator[MediaStream]:
+        """Accept a media socket, on the media plane where that can be."""
+        connection = None if self.plane is None else detachable(websocket.scope)
+        if self.plane is None or connection is None:
+            await websocket.accept()
+            yield TwilioMediaStream(SocketTransport(websocket))
+            return
+        async with connection.detach() as socket:
+            protocol = WebSocket(is_client=False, max_message_bytes=MAX_BODY_BYTES)
+            wire = Wire(self.plane, socket, protocol)
+            try:
+                await websocket.accept()
+                transport = WireTransport(wire, close_timeout_s=self.settings.close_timeout_s)
+                yield TwilioMediaStream(transport)
+            finally:
+                wire.close()
 
     def _key_hashes(self) -> dict[str, str]:
         settings = self.settings
@@ -151,6 +178,8 @@ class OffhookApp(QuartTrio):
             close_timeout_s=settings.close_timeout_s,
         )
         async with AsyncExitStack() as stack, trio.open_nursery() as helpers:
+            if self.plane is not None:
+                await helpers.start(self.plane.run)
             if settings.account is None:
                 model = await self._simulate(helpers)
             else:
@@ -238,6 +267,7 @@ class OffhookApp(QuartTrio):
             model=self.settings.gemini_model,
             url=url,
             connect_timeout_s=self.settings.model_connect_timeout_s,
+            plane=self.plane,
         )
 
     def _use_twilio(

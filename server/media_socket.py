@@ -15,6 +15,7 @@ from quart_trio.asgi import TrioASGIWebsocketConnection
 from quart_trio.wrappers import TrioWebsocket
 
 from server.errors import StreamEnded
+from server.plane import Wire
 
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
@@ -100,3 +101,48 @@ class SocketTransport:
         if not self._closed:
             self._closed = True
             await self._websocket.close(code, reason)
+
+
+class WireTransport:
+    """A media WebSocket on the plane as the carrier's protocol wants to see it."""
+
+    def __init__(self, wire: Wire, *, close_timeout_s: float) -> None:
+        self.wire = wire
+        self._close_timeout_s = close_timeout_s
+
+    async def receive(self) -> str | bytes:
+        """Wait for the next message.
+
+        Raises:
+            StreamEnded: The socket is closed and everything it sent has been received.
+        """
+        if (message := await self.wire.receive()) is None:
+            raise StreamEnded("the media socket is closed")
+        return self._read(*message)
+
+    def receive_nowait(self) -> str | bytes | None:
+        """The next message if it is already here, else None; raises as :meth:`receive` does."""
+        if (message := self.wire.receive_nowait()) is not None:
+            return self._read(*message)
+        if self.wire.is_over:
+            raise StreamEnded("the media socket is closed")
+        return None
+
+    async def send(self, text: str) -> None:
+        """Send a text frame, without waiting: what the peer does not read is kept, with a bound.
+
+        Raises:
+            StreamEnded: The socket is closed.
+        """
+        if not self.wire.websocket.is_open:
+            raise StreamEnded("the media socket is closed")
+        self.wire.send_text(text.encode())
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close with a WebSocket close code; closing again does nothing."""
+        await self.wire.aclose(code, reason, timeout_s=self._close_timeout_s)
+
+    @staticmethod
+    def _read(message: bytes, is_text: bool) -> str | bytes:
+        # The WebSocket has checked that text is UTF-8 (RFC 6455 section 8.1).
+        return message.decode() if is_text else message

@@ -285,9 +285,9 @@ def _add_webhooks(app: OffhookApp) -> None:
         if not app.verifier.verify_upgrade(_target(websocket.scope), dict(websocket.headers)):
             # A reason to look twice, not to hang up: the ticket is what lets a stream in.
             logger.debug("media stream without a valid signature")
-        await websocket.accept()
         socket = cast(Any, websocket)._get_current_object()
-        await app.calls.serve_stream(app.open_media(socket))
+        async with app.accept_media(socket) as media:
+            await app.calls.serve_stream(media)
 
 
 # ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
@@ -131,6 +131,8 @@ class Settings(BaseSettings):
     prewarm: bool = True
     """Open the model session and make the greeting while the phone rings."""
 
+    media_path: Literal["fast", "ordinary"] = "fast"
+    """The media plane where the machine has one (Linux), or every socket through hypercorn."""
     lead_s: Annotated[float, Field(gt=0, le=300)] = 30.0
     """How far ahead of the caller's ear agent audio is sent; the carrier buffers ten minutes."""
     mark_every_s: Annotated[float, Field(gt=0)] = 1.0

@@ -77,7 +77,8 @@ async def _all_at_once(function, arguments) -> None:
             nursery.start_soon(function, *each)
 
 
-async def test_calls_of_every_kind_at_once_each_end_as_they_should():
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+async def test_calls_of_every_kind_at_once_each_end_as_they_should(media_path):
     endings = {
         "interrupts": "5550102",
         "hangs-up": "5550103",
@@ -87,7 +88,7 @@ async def test_calls_of_every_kind_at_once_each_end_as_they_should():
         "garbage": "5550107",
     }
     records: dict[str, dict] = {}
-    async with serving(ring_timeout_s=5) as server:
+    async with serving(ring_timeout_s=5, media_path=media_path) as server:
 
         async def place(name: str, ending: str) -> None:
             answer = await server.make_call(ending)
@@ -356,7 +357,8 @@ async def test_a_message_over_the_limit_is_closed_with_1009_and_other_calls_go_o
     ):
         await good.send(start_message(ticket, call_sid))
         async with open_socket(server) as socket:
-            await socket.send("x" * 2**20)
+            with suppress(ConnectionClosed):  # refused at its header, before all of it is out
+                await socket.send("x" * 2**20)
             code, _ = await closing_of(socket)
         await good.send(media_message(b"\xff" * 160))
         with trio.fail_after(10):

@@ -36,6 +36,7 @@ from websockets.trio.client import ClientConnection
 from websockets.trio.client import connect as websocket_connect
 
 from server.agent import Agent
+from server.dial import open_wire
 from server.errors import ConfigurationError, ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
     AGENT_RATE_HZ,
@@ -57,6 +58,7 @@ from server.model import (
     Usage,
     Way,
 )
+from server.plane import Plane
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -891,6 +893,7 @@ class GeminiModel:
         setup_timeout_s: Longest wait for the service to be ready after that.
         close_timeout_s: Longest wait for a clean close; then the socket is dropped.
         connect: Opens the socket; None for a real one.
+        plane: Where real sockets are put; None leaves them to the ``websockets`` library.
 
     Raises:
         ConfigurationError: The URL is not a WebSocket URL, or the key cannot be a header.
@@ -907,6 +910,7 @@ class GeminiModel:
         setup_timeout_s: float = 10.0,
         close_timeout_s: float = 2.0,
         connect: Connect | None = None,
+        plane: Plane | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
@@ -924,6 +928,7 @@ class GeminiModel:
         self._connect_timeout_s = connect_timeout_s
         self._setup_timeout_s = setup_timeout_s
         self._close_timeout_s = close_timeout_s
+        self._plane = plane
         self._connect = connect if connect is not None else self._connect_websocket
         # Made once: loading the certificate store takes milliseconds, which a call would feel.
         self._tls = ssl.create_default_context() if parts.scheme == "wss" else None
@@ -963,6 +968,16 @@ class GeminiModel:
     def _connect_websocket(
         self, url: str, headers: Mapping[str, str]
     ) -> AbstractAsyncContextManager[MessageSocket]:
+        if self._plane is not None:
+            return open_wire(
+                self._plane,
+                url,
+                headers,
+                tls=self._tls,
+                max_message_bytes=MAX_MESSAGE_BYTES,
+                connect_timeout_s=self._connect_timeout_s,
+                close_timeout_s=self._close_timeout_s,
+            )
         return _connect(
             url,
             ssl=self._tls,

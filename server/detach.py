@@ -1,0 +1,114 @@
+"""The hook into hypercorn that gives a media socket to the plane, before it is accepted.
+
+A handler that is about to accept a WebSocket asks for its connection's socket. hypercorn then no
+longer reads it, but still writes the 101 and still owns the connection's life. A client may not
+send frames before the 101 (RFC 6455 section 4.1), so at that moment no byte of a frame can be in
+any buffer of hypercorn's: nothing is raced and nothing has to be moved over.
+
+hypercorn offers no public way to do this. :func:`install` puts a subclass of its ``TCPServer`` into
+its trio worker; pyproject.toml pins hypercorn to 0.18, and tests/test_detach.py fails loudly when
+another version goes another way. Where it cannot work (TLS ended by hypercorn, HTTP/2, another
+server, the test client) :func:`detachable` is None and the ordinary path serves the call.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import hypercorn.trio.run
+import trio
+from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
+from hypercorn.trio.tcp_server import TCPServer
+
+_STATE_KEY = "offhook.connection"
+
+
+class _LendableStream:
+    """hypercorn's stream; once its socket is lent out, nothing is read from it but its end."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self.socket = stream.socket
+        self.send_all = stream.send_all
+        self.send_eof = stream.send_eof
+        self.aclose = stream.aclose
+        self.is_lent = False
+        self.returned = trio.Event()
+        self._reading = trio.CancelScope()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if not self.is_lent:
+            with trio.CancelScope() as self._reading:
+                return await self._stream.receive_some(max_bytes)
+        await self.returned.wait()
+        return b""
+
+    def lend(self) -> socket.socket:
+        self.is_lent = True
+        self._reading.cancel("the media plane reads now")
+        own = socket.socket(fileno=os.dup(self.socket.fileno()))
+        own.setblocking(False)
+        return own
+
+
+class DetachableServer(TCPServer):
+    """One connection of hypercorn's whose socket can be taken over."""
+
+    def __init__(self, app: Any, config: Any, context: Any, state: Any, stream: Any) -> None:
+        if isinstance(stream, trio.SocketStream):
+            stream = _LendableStream(stream)
+        # Each request's scope gets a copy of this; hypercorn itself shares one among connections.
+        super().__init__(app, config, context, {**state, _STATE_KEY: self}, stream)
+        self._knows_the_end = trio.Event()
+
+    async def _read_data(self) -> None:
+        try:
+            await super()._read_data()
+        finally:
+            self._knows_the_end.set()
+
+    @property
+    def can_detach(self) -> bool:
+        """Whether this is a plain HTTP/1.1 connection that asks for a WebSocket."""
+        return (
+            isinstance(self.stream, _LendableStream)
+            and not self.stream.is_lent
+            and isinstance(self.protocol.protocol, H11Protocol)
+            and isinstance(self.protocol.protocol.connection, H11WSConnection)
+        )
+
+    @asynccontextmanager
+    async def detach(self) -> AsyncGenerator[socket.socket]:
+        """Stop reading, and lend the socket out; accept the WebSocket inside the block.
+
+        The socket is a duplicate of hypercorn's, not blocking, for the block to close: hypercorn
+        closing its own does not pull it from under anybody. At the block's end hypercorn is told
+        that the connection is over.
+        """
+        assert isinstance(self.stream, _LendableStream)
+        own = self.stream.lend()
+        try:
+            yield own
+        finally:
+            self.stream.returned.set()
+            # Until hypercorn knows, it would answer the handler's return with a close frame.
+            with trio.CancelScope(shield=True):
+                await self._knows_the_end.wait()
+
+
+def detachable(scope: Mapping[str, Any]) -> DetachableServer | None:
+    """The connection of this request if its socket can be taken over, else None."""
+    connection = (scope.get("state") or {}).get(_STATE_KEY)
+    if isinstance(connection, DetachableServer) and connection.can_detach:
+        return connection
+    return None
+
+
+def install() -> None:
+    """Have hypercorn's trio worker serve detachable connections; doing it again does nothing."""
+    worker: Any = hypercorn.trio.run
+    worker.TCPServer = DetachableServer

@@ -1,0 +1,285 @@
+"""The media plane: every media socket of the process in one epoll, served by one task.
+
+On the ordinary path a 20 ms frame crosses a reader task, two protocol layers and two queues before
+a call sees it. Here the socket is ours, not blocking, and its WebSocket is the codec's: a frame is
+one ``recv`` and a few microseconds of C. The nursery of a call still owns everything of its call;
+the plane is a service that calls back when bytes have come, and forgets a socket when told.
+
+::
+
+    epoll says "readable" ── Wire ── WebSocket (C) ── messages ──▶ inbox ──▶ the task that receives
+                               ▲                        │
+                               └── backlog ◀── bytes ◀──┘   pongs, closes, whatever is sent
+
+Linux only, because of epoll: elsewhere :data:`AVAILABLE` is False and the ordinary path serves.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from codec.path import WebSocket
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+AVAILABLE = hasattr(select, "epoll")
+
+READ_BYTES = 64 * 1024
+"""Read at most at once from one socket, so that one busy call cannot hold up the others."""
+READS_PER_PASS = 4
+"""TLS hands out a record (16 KiB) at a time; what is left is read in the next pass."""
+MAX_INBOX = 256
+"""Messages nobody has taken yet; then the socket is no longer read, and TCP holds the peer back."""
+MAX_BACKLOG_BYTES = 4 * 1024 * 1024
+"""Bytes a peer has not read; beyond it has stalled, and its connection is given up."""
+
+
+class Plane:
+    """One epoll, drained by one task."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._wires: dict[int, Wire] = {}
+        self._again: set[Wire] = set()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve every wire until cancelled."""
+        task_status.started()
+        with self._epoll:
+            while True:
+                if self._again:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                self._serve()
+
+    def _serve(self) -> None:
+        """One fair pass: every socket that has something gets one bounded turn."""
+        again, self._again = self._again, set()
+        for wire in again:
+            wire.serve(select.EPOLLIN)
+        for number, events in self._epoll.poll(0):
+            wire_or_none = self._wires.get(number)
+            if wire_or_none is not None and wire_or_none not in again:
+                wire_or_none.serve(events)
+
+    def add(self, wire: Wire) -> None:
+        """Watch a wire's socket."""
+        number = wire.fileno()
+        self._wires[number] = wire
+        self._epoll.register(number, select.EPOLLIN)
+
+    def watch(self, wire: Wire, *, reading: bool, writing: bool) -> None:
+        """Change what is waited for."""
+        events = (select.EPOLLIN if reading else 0) | (select.EPOLLOUT if writing else 0)
+        self._epoll.modify(wire.fileno(), events)
+
+    def read_again(self, wire: Wire) -> None:
+        """There is more in the wire's TLS buffer, which epoll cannot know."""
+        self._again.add(wire)
+
+    def forget(self, wire: Wire) -> None:
+        """Stop watching; done before the socket is closed, as its number will be used again."""
+        self._again.discard(wire)
+        if self._wires.pop(wire.fileno(), None) is not None:
+            self._epoll.unregister(wire.fileno())
+
+    @property
+    def wires(self) -> int:
+        """How many sockets are watched."""
+        return len(self._wires)
+
+
+class Wire:
+    """One media WebSocket on the plane.
+
+    One task receives; sending never waits, so any task may send.
+
+    Args:
+        plane: Serves it.
+        sock: A connected socket whose opening handshake is done; not blocking. Owned from now on.
+        websocket: Its protocol.
+        early: What was already read beyond the handshake.
+    """
+
+    def __init__(
+        self,
+        plane: Plane,
+        sock: socket.socket,
+        websocket: WebSocket,
+        early: bytes = b"",
+    ) -> None:
+        self.websocket = websocket
+        self.received_at = 0.0
+        """``trio.current_time()`` of the last read."""
+        self.on_received: Callable[[float], None] = self._deliver
+        """Called after each read, with its time: whoever joins two wires puts itself here."""
+        self._plane = plane
+        self._sock = sock
+        self._inbox: deque[tuple[bytes, bool]] = deque()
+        self._news = trio.Event()
+        self._backlog = bytearray()
+        self._paused = False
+        self._writing = False
+        self._closed = False
+        plane.add(self)
+        if early:
+            websocket.receive(early)
+            self.on_received(trio.current_time())
+
+    def fileno(self) -> int:
+        """The socket's number, as long as it is open."""
+        return self._sock.fileno()
+
+    # -- called by the plane ---------------------------------------------------------------
+
+    def serve(self, events: int) -> None:
+        """Do what the socket is ready for; a failure here is this call's and nobody else's."""
+        try:
+            if events & select.EPOLLOUT:
+                self.flush()
+            if events & ~select.EPOLLOUT:
+                self._read()
+        except Exception:
+            logger.exception("media socket failed by a bug of ours")
+            self.fail()
+
+    def _read(self) -> None:
+        for _ in range(READS_PER_PASS):
+            try:
+                data = self._sock.recv(READ_BYTES)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                break
+            except OSError:  # reset, or broken TLS: the peer is gone either way
+                data = b""
+            if not data:
+                self.websocket.receive_eof()
+                break
+            self.websocket.receive(data)
+            if len(data) < READ_BYTES and not isinstance(self._sock, ssl.SSLSocket):
+                break
+        else:
+            self._plane.read_again(self)
+        self.received_at = trio.current_time()
+        self.on_received(self.received_at)
+        if self.websocket.ended:
+            self._pause(True)  # an ended socket stays readable for ever
+
+    def _deliver(self, now: float) -> None:
+        """Put what has come into the inbox."""
+        while (message := self.websocket.next_message()) is not None:
+            self.deliver(message)
+        self.flush()
+        self._news.set()
+
+    def deliver(self, message: bytes) -> None:
+        """Put a message into the inbox; :meth:`receive` gives it out."""
+        self._inbox.append((message, self.websocket.is_text))
+        self._news.set()
+        if len(self._inbox) >= MAX_INBOX:
+            self._pause(True)
+
+    # -- for the call ----------------------------------------------------------------------
+
+    async def receive(self) -> tuple[bytes, bool] | None:
+        """Wait for a message and whether it is text; None when the connection has ended."""
+        while not self._inbox:
+            if self.websocket.ended or self._closed:
+                return None
+            self._news = trio.Event()
+            await self._news.wait()
+        return self._take()
+
+    def receive_nowait(self) -> tuple[bytes, bool] | None:
+        """A message that is already here, or None."""
+        return self._take() if self._inbox else None
+
+    def _take(self) -> tuple[bytes, bool]:
+        message = self._inbox.popleft()
+        if self._paused and len(self._inbox) < MAX_INBOX // 2 and not self.websocket.ended:
+            self._pause(False)
+        return message
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will be received."""
+        return not self._inbox and (self.websocket.ended or self._closed)
+
+    def send_text(self, data: bytes) -> None:
+        """Send a text message; dropped when the connection is closing."""
+        if self.websocket.is_open and not self._closed:
+            self.websocket.send_text(data)
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what the WebSocket has for the socket, and keep what does not go."""
+        data = self.websocket.take_output()
+        if self._closed:
+            return
+        if self._backlog:
+            self._backlog += data
+            data = bytes(self._backlog)
+            self._backlog.clear()
+        while data:
+            try:
+                sent = self._sock.send(data)
+            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                break
+            except OSError:
+                self.fail()
+                return
+            data = data[sent:]
+        if data:
+            self._backlog += data
+            if len(self._backlog) > MAX_BACKLOG_BYTES:
+                logger.warning("media socket given up: its peer has stopped reading")
+                self.fail()
+                return
+        if bool(data) != self._writing:
+            self._writing = bool(data)
+            self._watch()
+
+    def fail(self) -> None:
+        """Treat the connection as lost."""
+        self._backlog.clear()
+        self.websocket.receive_eof()
+        self._pause(True)
+        self._news.set()
+
+    async def aclose(self, code: int = 1000, reason: str = "", *, timeout_s: float) -> None:
+        """Say goodbye, wait for the peer's answer for a bounded time, and close the socket."""
+        if self._closed:
+            return
+        try:
+            if self.websocket.is_open:
+                self.websocket.send_close(code, reason)
+                self.flush()
+            with trio.move_on_after(timeout_s):
+                while await self.receive() is not None:
+                    pass
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the socket now; closing again does nothing."""
+        if not self._closed:
+            self._plane.forget(self)
+            self._closed = True
+            self._sock.close()
+            self._news.set()
+
+    def _pause(self, paused: bool) -> None:
+        if paused != self._paused:
+            self._paused = paused
+            self._watch()
+
+    def _watch(self) -> None:
+        if not self._closed:
+            self._plane.watch(self, reading=not self._paused, writing=self._writing)

@@ -1,0 +1,82 @@
+"""The hook into hypercorn: what it relies on, and that it does what it says."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+
+import hypercorn.trio.run
+import hypercorn.trio.tcp_server
+import pytest
+import trio
+from hypercorn.protocol.h11 import H11WSConnection
+
+from server import plane
+from server.detach import DetachableServer, detachable, install
+from tests.test_serve import (
+    closing_of,
+    media_message,
+    open_socket,
+    ringing_call,
+    serving,
+    start_message,
+)
+
+pytestmark = pytest.mark.skipif(not plane.AVAILABLE, reason="needs epoll")
+
+
+def test_hypercorn_is_what_the_hook_was_written_for():
+    assert importlib.metadata.version("hypercorn").startswith("0.18.")
+    assert "TCPServer" in vars(hypercorn.trio.run)
+    for name in ("__init__", "run", "_read_data", "_close", "protocol_send"):
+        assert name in vars(hypercorn.trio.tcp_server.TCPServer), name
+    assert callable(H11WSConnection)
+
+    install()
+    assert vars(hypercorn.trio.run)["TCPServer"] is DetachableServer
+
+
+def test_another_server_has_nothing_to_detach():
+    assert detachable({"type": "websocket"}) is None
+    assert detachable({"type": "websocket", "state": {}}) is None
+    assert detachable({"type": "websocket", "state": {"offhook.connection": object()}}) is None
+
+
+@pytest.mark.parametrize(("media_path", "wires"), [("fast", 2), ("ordinary", 0)])
+async def test_a_call_has_its_sockets_on_the_plane_and_leaves_none_behind(media_path, wires):
+    async with (
+        serving(simulated_ring_s=None, media_path=media_path) as server,
+        ringing_call(server) as (call_sid, ticket),
+    ):
+        async with open_socket(server) as socket:
+            await socket.send(start_message(ticket, call_sid))
+            with trio.fail_after(10):
+                assert json.loads(await socket.recv())["event"] == "media"
+            assert (server.app.plane.wires if server.app.plane else 0) == wires
+            await socket.send(media_message(b"\xff" * 160))
+        with trio.fail_after(10):
+            await server.app.calls.get(call_sid).finished.wait()
+        # The route's own clean-up follows the call's.
+        with trio.fail_after(5):
+            while server.app.plane and server.app.plane.wires:
+                await trio.lowlevel.checkpoint()
+
+
+async def test_the_servers_close_frame_is_the_only_one():
+    async with (
+        serving(simulated_ring_s=None) as server,
+        ringing_call(server) as (call_sid, _),
+        open_socket(server) as socket,
+    ):
+        await socket.send(start_message("a guess", call_sid))
+        code, reason = await closing_of(socket)
+
+    assert code == 1008
+    assert reason == "unknown, used or expired ticket"
+
+
+async def test_requests_and_refused_upgrades_go_the_ordinary_way():
+    async with serving() as server:
+        for _ in range(3):  # one connection, kept alive
+            assert (await server.http.get("/healthz")).status_code == 200
+        assert (await server.http.get("/stream")).status_code in (400, 404, 405)

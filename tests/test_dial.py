@@ -1,0 +1,153 @@
+"""Connecting to the model on the plane: the handshake, TLS, and how it says no."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+import trustme
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.trio.server import serve
+
+from server import plane as plane_module
+from server.dial import open_wire
+from server.plane import Plane
+
+pytestmark = pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
+
+
+@pytest.fixture
+async def plane(nursery) -> Plane:
+    plane = Plane()
+    await nursery.start(plane.run)
+    return plane
+
+
+async def echo(socket) -> None:
+    async for message in socket:
+        await socket.send(f"{socket.request.headers['X-Key']}:{message}")
+    # leaving closes with 1000
+
+
+@asynccontextmanager
+async def serving(handler=echo, **options):
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(
+            partial(serve, handler, 0, host="127.0.0.1", compression=None, **options)
+        )
+        yield server.listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+def dial(plane: Plane, url: str, tls: ssl.SSLContext | None = None, connect_timeout_s: float = 5.0):
+    return open_wire(
+        plane,
+        url,
+        {"X-Key": "secret"},
+        tls=tls,
+        max_message_bytes=1 << 24,
+        connect_timeout_s=connect_timeout_s,
+        close_timeout_s=1.0,
+    )
+
+
+async def test_a_plain_connection_carries_messages_both_ways(plane):
+    async with serving() as port, dial(plane, f"ws://127.0.0.1:{port}/x") as socket:
+        await socket.send(b"hello", text=True)
+        assert await socket.recv(decode=False) == b"secret:hello"
+        await socket.aclose(1000, "")
+
+    assert plane.wires == 0
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+def server_context(authority: trustme.CA, name: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+def client_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+async def test_tls_carries_messages_larger_than_a_record(plane, authority):
+    text = "x" * 300_000
+    async with (
+        serving(ssl=server_context(authority, "localhost")) as port,
+        dial(plane, f"wss://localhost:{port}/x", client_context(authority)) as socket,
+    ):
+        for _ in range(3):
+            await socket.send(text.encode(), text=True)
+        with trio.fail_after(10):
+            for _ in range(3):
+                assert await socket.recv(decode=False) == f"secret:{text}".encode()
+
+
+@pytest.mark.parametrize("fault", ["name", "authority"])
+async def test_a_certificate_that_is_not_the_hosts_is_refused(plane, authority, fault):
+    name = "elsewhere.example" if fault == "name" else "localhost"
+    trusted = authority if fault == "name" else trustme.CA()
+    async with serving(ssl=server_context(authority, name)) as port:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            async with dial(plane, f"wss://localhost:{port}/x", client_context(trusted)):
+                pass
+
+    assert plane.wires == 0
+
+
+async def test_a_refusal_says_its_status(plane):
+    def refuse(connection, request):
+        return connection.respond(403, "no\n")
+
+    async with serving(process_request=refuse) as port:
+        with pytest.raises(InvalidStatus, match="403"):
+            async with dial(plane, f"ws://127.0.0.1:{port}/x"):
+                pass
+
+
+async def test_nobody_there_is_an_os_error(plane):
+    with pytest.raises(OSError, match=r"."):
+        async with dial(plane, "ws://127.0.0.1:1/x"):
+            pass
+
+
+async def test_a_server_that_says_nothing_is_left_at_the_deadline(plane, nursery):
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    with pytest.raises(trio.TooSlowError):
+        async with dial(plane, f"ws://127.0.0.1:{port}/x", connect_timeout_s=0.05):
+            pass
+    await listeners[0].aclose()
+
+
+async def test_the_peers_close_code_and_reason_are_kept(plane):
+    async def leave(socket) -> None:
+        await socket.aclose(1011, "You exceeded your current quota")
+
+    async with serving(leave) as port, dial(plane, f"ws://127.0.0.1:{port}/x") as socket:
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv(decode=False)
+
+    assert closed.value.rcvd.code == 1011
+    assert "quota" in closed.value.rcvd.reason
+
+
+async def test_a_connection_that_is_cut_has_no_close_code(plane):
+    async def cut(socket) -> None:
+        await socket.stream.aclose()
+
+    async with serving(cut) as port, dial(plane, f"ws://127.0.0.1:{port}/x") as socket:
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv(decode=False)
+
+    assert closed.value.rcvd is None
