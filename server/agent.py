@@ -7,6 +7,10 @@ the other settings fill the default one; ``POST /make-call`` may change it for a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.tools import Tool
 
 DEFAULT_PROMPT = (
     "You are a friendly assistant on a telephone call. You hear the caller through a telephone, "
@@ -33,3 +37,5 @@ class Agent:
     """A prebuilt voice such as ``"Kore"``; None for the model's own choice."""
     language: str | None = None
     """A BCP 47 tag such as ``"es-VE"``; None lets the model follow the caller."""
+    tools: tuple[Tool, ...] = ()
+    """Functions the model may call: see ``server/tools.py``."""

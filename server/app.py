@@ -43,6 +43,7 @@ from server.model.simulator import GeminiSimulator
 from server.plane import Plane, Wire
 from server.routes import add_routes
 from server.settings import Account, Settings
+from server.tools import Tool, check_names, hang_up, load_tools, send_dtmf, transfer_tool
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -79,6 +80,7 @@ class OffhookApp(QuartTrio):
             else settings.agent_greeting,
             voice=settings.gemini_voice,
             language=settings.agent_language,
+            tools=_tools(settings),
         )
         self.plane = Plane() if settings.media_path == "fast" and plane.AVAILABLE else None
         if self.plane is not None:
@@ -175,6 +177,9 @@ class OffhookApp(QuartTrio):
             answer_timeout_s=settings.ring_timeout_s + 60.0,
             max_duration_s=settings.max_call_duration_s,
             farewell_timeout_s=settings.farewell_timeout_s,
+            transfer_ring_timeout_s=settings.transfer_ring_timeout_s,
+            tool_timeout_s=settings.tool_timeout_s,
+            dtmf_pause_s=settings.dtmf_pause_s,
             close_timeout_s=settings.close_timeout_s,
         )
         async with AsyncExitStack() as stack, trio.open_nursery() as helpers:
@@ -293,6 +298,15 @@ class OffhookApp(QuartTrio):
             ring_timeout_s=self.settings.ring_timeout_s,
             request_timeout_s=self.settings.carrier_timeout_s,
         )
+
+
+def _tools(settings: Settings) -> tuple[Tool, ...]:
+    """What the agent may call: ours, as far as they are wanted, and the user's."""
+    unwanted = {hang_up.name, send_dtmf.name} - set(settings.built_in_tools)
+    ours = [tool for tool in load_tools(["server.tools"]) if tool.name not in unwanted]
+    if settings.transfer_targets and "transfer" in settings.built_in_tools:
+        ours.append(transfer_tool(settings.transfer_targets))
+    return check_names((*ours, *load_tools(settings.tools)))
 
 
 def _check_scripts(settings: Settings) -> None:

@@ -44,6 +44,7 @@ from server.errors import (
     ServerError,
     StreamEnded,
 )
+from server.keypad import tones
 from server.logs import masked
 from server.metrics import LatencySummary, Metrics
 from server.model import (
@@ -62,11 +63,11 @@ from server.model import (
     Session,
     ToolCallsCancelled,
     ToolCallsRequested,
-    ToolResult,
     TurnComplete,
     Usage,
 )
 from server.playout import HeardTurn, Playout
+from server.tools import Toolbox
 from server.transcript import Transcript
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -78,6 +79,8 @@ MAX_UNSENT_BYTES = CALLER_RATE_HZ * 2 * 10
 MAX_GATHERED_BYTES = 800
 """100 ms of payload: as much as one model message takes."""
 MAX_TIMELINE = 500
+MAX_DIGITS = 64
+"""Pressed without a pause; more than any number one types in."""
 FAREWELL_PAUSE_S = 1.5
 """Silence after which what was said before ``hang_up`` has been the farewell."""
 TRANSFER_REPORT_S = 15.0
@@ -149,6 +152,8 @@ class CallOptions:
     farewell_timeout_s: float = 10.0
     close_timeout_s: float = 3.0
     transfer_ring_timeout_s: float = 30.0
+    tool_timeout_s: float = 10.0
+    dtmf_pause_s: float = 1.5
 
 
 @dataclass(slots=True)
@@ -270,6 +275,10 @@ class Call:
         self._connected = trio.Event()  # set while there is a line
         self._transfer: _Transfer | None = None
         self._news = trio.Event()  # pulses when the agent has said or the caller heard something
+        self._toolbox = Toolbox(
+            agent.tools, self, metrics=metrics, timeout_s=options.tool_timeout_s
+        )
+        self._digits = ""  # pressed, and not yet told to the model
         self._session: Session | None = None
         self._unsent = bytearray()
         self._decoder = MulawDecoder(CALLER_RATE_HZ)
@@ -360,6 +369,8 @@ class Call:
                     async with self._model.open_session(self.agent, self) as session:
                         self.note("model ready")
                         self._session = session
+                        nursery.start_soon(self._toolbox.run, session.send_tool_results)
+                        nursery.start_soon(self._pass_on_digits, session)
                         nursery.start_soon(self._greet, session)
                         await self._speak(session)
             except* ServerError as failures:
@@ -491,10 +502,12 @@ class Call:
                 case MarkReached(name=name, received_at=received_at):
                     if heard := self._playout.mark_reached(name, received_at):
                         self._note_heard(heard)
+                    self._playout_changed.set()
                     self._pulse()
                 case DigitPressed(digit=digit):
                     self.note("digit")
-                    await self._digit_pressed(digit)
+                    self._digits += digit
+                    self._pulse()
                 case StreamStopped(said=said):
                     return (EndReason.CALLER_HUNG_UP if said else EndReason.CALLER_GONE), ""
                 case None:
@@ -530,9 +543,24 @@ class Call:
         self.timings.caller_chunks.record(took_s)
         self._metrics.chunk_latency.labels("caller").observe(took_s)
 
-    async def _digit_pressed(self, digit: str) -> None:
-        if self._session is not None:
-            await self._session.send_text(f"The caller pressed {digit} on the telephone keypad.")
+    async def _pass_on_digits(self, session: Session) -> None:
+        """Tell the model keys pressed in one go in one go: it answers every message."""
+        while True:
+            await self._until(lambda: bool(self._digits))
+            paused = False
+            while not (paused or self._digits.endswith("#") or len(self._digits) >= MAX_DIGITS):
+                known = len(self._digits)
+                with trio.move_on_after(self._options.dtmf_pause_s) as pause:
+                    await self._digits_beyond(known)
+                paused = pause.cancelled_caught
+            digits, self._digits = self._digits, ""
+            keys = "keys" if len(digits) > 1 else "key"
+            await session.send_text(
+                f"(The caller pressed the {keys} {' '.join(digits)} on the telephone keypad.)"
+            )
+
+    async def _digits_beyond(self, known: int) -> None:
+        await self._until(lambda: len(self._digits) > known)
 
     # -- model to playout ------------------------------------------------------------------
 
@@ -562,16 +590,14 @@ class Call:
                 case CallerTranscript(text=text):
                     self.transcript.caller_said(text, self._since_answer(trio.current_time()))
                 case ToolCallsRequested(calls=calls):
-                    # An id that is never answered blocks the session for good.
-                    error = {"error": "this agent has no such function"}
-                    await session.send_tool_results(
-                        tuple(ToolResult(call.id, call.name, error) for call in calls)
-                    )
+                    self._toolbox.request(calls)
+                case ToolCallsCancelled(ids=ids):
+                    self._toolbox.cancel(ids)
                 case GoingAway(time_left_s=time_left_s):
                     self.note("model going away", time_left_s=time_left_s)
                 case Reconnected() as news:
                     self._reconnected(news)
-                case ToolCallsCancelled() | Usage() | ResumptionHandle():
+                case Usage() | ResumptionHandle():
                     pass
 
     def _agent_says(self, pcm: bytes, turn: int, received_at: float) -> None:
@@ -766,6 +792,20 @@ class Call:
             return True
         self.end(EndReason.CALLER_GONE, "the caller did not come back from a transfer")
         return False
+
+    async def press_keys(self, keys: str) -> None:
+        """Play the tones of telephone keys to the other party; returns when they were heard.
+
+        Raises:
+            ValueError: There is no such key.
+        """
+        name = self._playout.push_keys(tones(keys))
+        self.note("keys", count=len(keys))  # which ones may be nobody's business
+        self._playout_changed.set()
+        try:
+            await self._until(lambda: not self._playout.is_pending(name))
+        finally:
+            self._playout.withdraw_keys(name)
 
     def _leave_line(self) -> None:
         """The stream is over and the call goes on: nothing sent on it will be heard any more."""

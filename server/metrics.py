@@ -83,6 +83,14 @@ class Metrics:
             "offhook_answer_to_first_audio_seconds", "Stream start to the first agent audio sent.",
             buckets=_HUMAN, registry=registry,
         )  # fmt: skip
+        self.tool_calls = Counter(
+            "offhook_tool_calls", "Functions the model called, and what came of it.",
+            ["tool", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.tool_seconds = Histogram(
+            "offhook_tool_seconds", "How long a function of the model's took.", ["tool"],
+            buckets=_HUMAN, registry=registry,
+        )  # fmt: skip
         self.interrupt_to_clear = Histogram(
             "offhook_interrupt_to_clear_seconds", "Barge-in seen to the clear sent.",
             buckets=_FAST, registry=registry,

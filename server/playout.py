@@ -19,6 +19,8 @@ from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
 
 BYTES_PER_S = 8_000
 """Mu-law at 8 kHz: one byte a sample."""
+LOST_MARK_S = 3.0
+"""So long after the keys must have sounded, their mark is not waited for any more."""
 MAX_MESSAGE_BYTES = 8_000
 """One second a message; the carrier documents no limit, so we keep well below any."""
 REMEMBERED_S = 2.0
@@ -112,6 +114,9 @@ class Playout:
         self._cut_up_to = 0
         self._play_end = 0.0  # when the carrier's buffer runs empty
         self._marks_out: set[str] = set()
+        self._keys: deque[tuple[str, bytes]] = deque()
+        self._keys_out: str | None = None
+        self._keys_pushed = 0
         self._heard_before_bytes = 0  # of turns that have left the deque
         self.dropped_bytes = 0
         """Late or queued audio of cut turns that was not sent."""
@@ -134,6 +139,29 @@ class Playout:
         if turn > self._cut_up_to:
             self._queue.append(_Queued(turn, None, 0.0))
 
+    def push_keys(self, payload: bytes) -> str:
+        """Play the tones of keys, alone and whole: before all that is queued, never cut.
+
+        They wait until the carrier's buffer is empty, and until they have been heard nothing else
+        is sent: so there is no clear that could take them away.
+
+        Returns:
+            A name for :meth:`is_pending` and :meth:`withdraw_keys`.
+        """
+        self._keys_pushed += 1
+        name = f"keys:{self._keys_pushed}"
+        for start in range(0, len(payload), MAX_MESSAGE_BYTES):
+            self._keys.append((name, payload[start : start + MAX_MESSAGE_BYTES]))
+        return name
+
+    def withdraw_keys(self, name: str) -> None:
+        """Do not play what has not been sent of these keys."""
+        self._keys = deque(item for item in self._keys if item[0] != name)
+
+    def is_pending(self, name: str) -> bool:
+        """Whether these keys have still to be heard."""
+        return self._keys_out == name or any(item[0] == name for item in self._keys)
+
     def interrupt(self, turn: int, now: float) -> HeardTurn | None:
         """Cut this turn and every one before it, at what the caller has heard by now.
 
@@ -151,6 +179,7 @@ class Playout:
         # Without an outstanding mark or unmarked audio the carrier's buffer is known to be empty.
         live = [t for t in self._turns if t.number <= turn and not t.is_over]
         at_carrier = bool(self._marks_out) or any(t.marked_bytes < t.sent_bytes for t in live)
+        at_carrier = at_carrier and self._keys_out is None  # nothing but keys is there then
         cut: HeardTurn | None = None
         if at_carrier or unsent_bytes:
             self._clear = self._clear or at_carrier
@@ -172,7 +201,7 @@ class Playout:
         Returns:
             Whether there was anything to hold.
         """
-        if self._held or not self._remember or not self.is_playing(now):
+        if self._held or not self._remember or self._keys_out or not self.is_playing(now):
             return False
         unheard: deque[_Queued] = deque()
         for turn in reversed(self._turns):
@@ -233,7 +262,8 @@ class Playout:
         )
         cut = self.interrupt(newest, now)
         self._open = self._clear = False
-        self._mark = None
+        self._mark = self._keys_out = None
+        self._keys.clear()
         return cut
 
     def next_command(self, now: float) -> CarrierCommand | None:
@@ -246,6 +276,8 @@ class Playout:
         if self._mark is not None:
             mark, self._mark = self._mark, None
             return mark
+        if self._keys or self._keys_out is not None:
+            return self._next_key_command(now)
         while self._queue and not self._held:
             if now < self.next_due():
                 return None
@@ -260,8 +292,28 @@ class Playout:
             return SendAudio(item.payload, item.received_at)
         return None
 
+    def _next_key_command(self, now: float) -> CarrierCommand | None:
+        if self._keys_out is not None and now >= self._play_end + LOST_MARK_S:
+            self._keys_out = None
+            return self.next_command(now)
+        if self._keys_out is None:
+            if self.is_playing(now):
+                return None
+            self._keys_out = self._keys[0][0]
+        if self._keys and self._keys[0][0] == self._keys_out:
+            _, payload = self._keys.popleft()
+            self._play_end = max(now, self._play_end) + len(payload) / BYTES_PER_S
+            if not (self._keys and self._keys[0][0] == self._keys_out):
+                self._mark = SendMark(self._keys_out)
+            return SendAudio(payload)
+        return None
+
     def next_due(self) -> float:
         """When the lead allows the next piece to go out; infinity when nothing is queued."""
+        if self._open and self._keys_out is not None:
+            return self._play_end + LOST_MARK_S
+        if self._open and self._keys:
+            return float("inf") if self._marks_out else self._play_end
         if not self._queue or not self._open or self._held:
             return float("inf")
         return self._play_end - self._lead_s
@@ -275,6 +327,8 @@ class Playout:
             The turn, if this was the last mark of a finished one: the caller has heard it all.
             None for any other mark, one that a clear brought back, or one that is not ours.
         """
+        if name == self._keys_out:
+            self._keys_out = None
         if name not in self._marks_out:
             return None
         self._marks_out.discard(name)
@@ -327,7 +381,8 @@ class Playout:
     @property
     def all_heard(self) -> bool:
         """Whether every turn is finished and the caller has heard it to its end, or its cut."""
-        return not self._queue and self._mark is None and all(turn.is_over for turn in self._turns)
+        nothing_left = not (self._queue or self._keys or self._keys_out) and self._mark is None
+        return nothing_left and all(turn.is_over for turn in self._turns)
 
     @property
     def queued_s(self) -> float:

@@ -6,6 +6,7 @@ refuses to start and names what is missing. Never a silent mixture.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,15 +48,15 @@ def _words(given: Any) -> Any:
 
 
 def _pairs(given: Any) -> Any:
-    """``name:value,name:value`` as a mapping."""
+    """``name:value,name:value`` (or with ``=``) as a mapping."""
     if not _is_text(given):
         return given
-    pairs = [word.partition(":") for word in _words(given)]
-    if any(not (name and value) for name, _, value in pairs):
+    pairs = [re.split("[:=]", word, maxsplit=1) for word in _words(given)]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise ValueError("must be name:value pairs separated by commas")
-    if len({name for name, _, _ in pairs}) < len(pairs):
+    if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError("a name is there twice")
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    return {name.strip(): value.strip() for name, value in pairs}
 
 
 def _is_text(given: Any) -> bool:
@@ -64,6 +65,9 @@ def _is_text(given: Any) -> bool:
 
 _KeyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
+_TargetName = Annotated[str, Field(pattern=r"^[\w .-]{1,64}$")]
+_Number = Annotated[str, Field(pattern=r"^\+[1-9]\d{6,14}$")]
+_BuiltIn = Literal["hang_up", "transfer", "send_dtmf", "none"]
 _Prefix = Annotated[str, Field(pattern=r"^\+[1-9]\d{0,14}$")]
 
 
@@ -133,6 +137,22 @@ class Settings(BaseSettings):
 
     media_path: Literal["fast", "ordinary"] = "fast"
     """The media plane where the machine has one (Linux), or every socket through hypercorn."""
+    tools: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
+    """Modules whose functions with ``@tool`` above them the agent may call."""
+    built_in_tools: Annotated[tuple[_BuiltIn, ...], NoDecode, BeforeValidator(_words)] = (
+        "hang_up",
+        "transfer",
+        "send_dtmf",
+    )
+    """Which of our own it may call; ``transfer`` needs ``transfer_targets``; ``none`` for none."""
+    tool_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """The caller hears nothing while the model waits for a function."""
+    transfer_targets: Annotated[dict[_TargetName, _Number], NoDecode, BeforeValidator(_pairs)] = {}
+    """Where callers may be transferred to, by the name the agent knows: ``sales=+15005550123``."""
+    transfer_ring_timeout_s: Annotated[float, Field(ge=5, le=600)] = 30.0
+    dtmf_pause_s: Annotated[float, Field(ge=0)] = 1.5
+    """Keys the caller presses with no longer pause between them are told to the agent in one."""
+
     lead_s: Annotated[float, Field(gt=0, le=300)] = 30.0
     """How far ahead of the caller's ear agent audio is sent; the carrier buffers ten minutes."""
     mark_every_s: Annotated[float, Field(gt=0)] = 1.0

@@ -432,11 +432,38 @@ async def test_an_agent_that_hangs_up_and_says_nothing_is_cut_at_the_deadline(
     assert rig.call.duration_s == pytest.approx(4.0)
 
 
-async def test_pressed_keys_are_told_to_the_model(autojump_clock, talking):
-    talking.media.event(DigitPressed("5"))
+async def test_keys_pressed_in_one_go_are_told_to_the_model_in_one_go(autojump_clock, talking):
+    for digit in "123":
+        talking.media.event(DigitPressed(digit))
+        await trio.sleep(1.0)
+    await trio.sleep(3.0)
+    talking.media.event(DigitPressed("9"))
+    await trio.sleep(1.6)
+
+    told = [text for _, text in talking.session.texts if "keypad" in text]
+    assert ["1 2 3" in text for text in told] == [True, False]
+    assert "key 9 on" in told[1]
+
+
+async def test_a_hash_key_ends_what_is_typed_in(autojump_clock, talking):
+    for digit in "42#":
+        talking.media.event(DigitPressed(digit))
     await wait_all_tasks_blocked()
 
-    assert "5" in talking.session.texts[-1][1]
+    assert "4 2 #" in talking.session.texts[-1][1]
+
+
+async def test_keys_pressed_before_there_is_a_session_are_told_when_there_is(
+    nursery, autojump_clock
+):
+    rig = Rig(model=MemoryModel(connect_s=4.0), media_timeout_s=60.0)
+    nursery.start_soon(rig.call.run)
+    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
+    rig.media.event(DigitPressed("7"))
+    await trio.sleep(6.0)
+
+    assert "7" in rig.session.texts[-1][1]
+    rig.call.end(EndReason.HUNG_UP)
 
 
 async def test_a_cancelled_handler_ends_the_call(autojump_clock, ringing, nursery):
@@ -451,6 +478,7 @@ async def test_a_call_that_has_to_end_says_goodbye_and_ends_when_that_was_heard(
     autojump_clock, talking
 ):
     talking.audio(SECOND_PCM, turn=1)
+    await wait_all_tasks_blocked()
     talking.call.wrap_up(EndReason.DRAINED)
     await wait_all_tasks_blocked()
     talking.session.event(GenerationComplete(1))  # what it was saying is not the goodbye

@@ -45,6 +45,7 @@ from server.model.gemini import (
     text_message,
     tool_results_message,
 )
+from server.tools import hang_up, transfer_tool
 
 PCM = bytes(range(256)) * 15  # 80 ms at 24 kHz; its base64 has both + and /
 MODELS = (
@@ -282,6 +283,37 @@ def test_settings_for_all_sessions_lie_under_the_agents_own() -> None:
     assert setup["systemInstruction"] == {"parts": [{"text": "You are Ann."}]}
     assert setup["sessionResumption"] == {"handle": "h1"}
     assert base.system_instruction == "Nobody in particular."
+
+
+def test_an_agents_tools_are_declared_beside_those_for_every_session():
+    base = types.LiveConnectConfig(tools=[types.Tool(google_search=types.GoogleSearch())])
+    agent = Agent(tools=(hang_up, transfer_tool({"sales": "+15005550123"})))
+    message, dropped = setup_message("gemini-3.8-live", agent_config(agent, base))
+
+    search, ours = message["setup"]["tools"]
+    assert search == {"googleSearch": {}}
+    first, second = ours["functionDeclarations"]
+    # An object without properties is refused, so a function without arguments has no schema.
+    assert first == {"name": "hang_up", "description": hang_up.description, "behavior": "BLOCKING"}
+    assert second["parametersJsonSchema"]["properties"]["destination"]["enum"] == ["sales"]
+    assert second["behavior"] == "BLOCKING"
+    assert dropped == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "behavior"),
+    [
+        ("gemini-3.8-live", "BLOCKING"),
+        ("gemini-3.8-live-extended-thinking", None),
+        ("gemini-3.1-flash-live-preview", None),
+        ("gemini-2.5-flash-native-audio-latest", None),
+    ],
+)
+def test_tools_block_where_that_has_to_be_said(model, behavior):
+    message, _ = setup_message(model, agent_config(Agent(tools=(hang_up,))))
+
+    (declared,) = message["setup"]["tools"][0]["functionDeclarations"]
+    assert declared.get("behavior") == behavior
 
 
 def test_a_plain_function_is_no_tool_here() -> None:

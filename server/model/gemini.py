@@ -254,6 +254,20 @@ def agent_config(
     if base is not None:
         fields |= {name: getattr(base, name) for name in base.model_fields_set}
 
+    if agent.tools:
+        declared = [
+            types.FunctionDeclaration(
+                name=tool.name,
+                description=tool.description,
+                # Without arguments there is no schema: an empty object is refused.
+                parameters_json_schema=tool.parameters if tool.parameters["properties"] else None,
+            )
+            for tool in agent.tools
+        ]
+        fields["tools"] = [
+            *(fields.get("tools") or ()),
+            types.Tool(function_declarations=declared),
+        ]
     instruction = agent.prompt
     if agent.language is not None:
         # These models ignore speechConfig.languageCode; the guide's own wording steers them.

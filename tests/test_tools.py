@@ -1,0 +1,740 @@
+"""Functions the model may call: made, checked, run, answered."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel, Field
+from trio.testing import wait_all_tasks_blocked
+
+from server.carrier import CallStatus
+from server.errors import CarrierError, ConfigurationError
+from server.metrics import Metrics
+from server.model import ToolCall, ToolResult
+from server.tools import (
+    MAX_RESULT_BYTES,
+    LiveCall,
+    LoopBreaker,
+    Tool,
+    Toolbox,
+    ToolError,
+    check_names,
+    hang_up,
+    load_tools,
+    send_dtmf,
+    tool,
+    transfer_tool,
+)
+
+
+@dataclass
+class FakeCall:
+    """A call as far as a tool can see it."""
+
+    call_sid: str = "CA1"
+    direction: Literal["inbound", "outbound"] = "outbound"
+    number: str = "+15005550006"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    hang_ups: int = 0
+    transferred: list[tuple[str, str]] = field(default_factory=list)
+    transfer_outcome: CallStatus | Exception = CallStatus.COMPLETED
+    keys: str = ""
+
+    def note(self, what: str, **facts: Any) -> None:
+        self.notes.append((what, facts))
+
+    def hang_up_when_heard(self) -> bool:
+        self.hang_ups += 1
+        return self.hang_ups == 1
+
+    async def transfer(self, destination: str, number: str) -> CallStatus:
+        self.transferred.append((destination, number))
+        await trio.sleep(20.0)
+        if isinstance(self.transfer_outcome, Exception):
+            raise self.transfer_outcome
+        return self.transfer_outcome
+
+    async def press_keys(self, keys: str) -> None:
+        await trio.sleep(0.2 * len(keys))
+        self.keys += keys
+
+
+class Bench:
+    """A toolbox at work, and everything it has answered."""
+
+    def __init__(self, tools: list[Tool], timeout_s: float) -> None:
+        self.call = FakeCall()
+        self.metrics = Metrics(CollectorRegistry())
+        self.box = Toolbox(tools, self.call, metrics=self.metrics, timeout_s=timeout_s)
+        self.answers: list[tuple[float, tuple[ToolResult, ...]]] = []
+        self._ids = 0
+        self._news = trio.Event()
+
+    async def answer(self, results: tuple[ToolResult, ...]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.answers.append((trio.current_time(), results))
+        self._news.set()
+
+    async def wait_answers(self, count: int) -> None:
+        with trio.fail_after(30):
+            while len(self.answers) < count:
+                self._news = trio.Event()
+                await self._news.wait()
+
+    def ask(self, name: str, **arguments: Any) -> str:
+        self._ids += 1
+        identity = f"id-{self._ids}"
+        self.box.request((ToolCall(identity, name, arguments),))
+        return identity
+
+    @property
+    def responses(self) -> list[Mapping[str, Any]]:
+        return [result.response for _, results in self.answers for result in results]
+
+    @property
+    def ids(self) -> list[str]:
+        return [result.id for _, results in self.answers for result in results]
+
+    def count(self, name: str, outcome: str) -> float:
+        labels = {"tool": name, "outcome": outcome}
+        return self.metrics.registry.get_sample_value("offhook_tool_calls_total", labels) or 0
+
+
+@pytest.fixture
+async def bench(nursery):
+    def make(*tools: Tool, timeout_s: float = 10.0) -> Bench:
+        bench = Bench(list(tools), timeout_s)
+        nursery.start_soon(bench.box.run, bench.answer)
+        return bench
+
+    yield make
+    nursery.cancel_scope.cancel()
+
+
+@tool
+async def echo(value: Any) -> Any:
+    """Say it back."""
+    return value
+
+
+@tool
+async def slowly(seconds: float) -> str:
+    """Take a while."""
+    await trio.sleep(seconds)
+    return f"after {seconds:g}"
+
+
+@tool
+async def broken() -> str:
+    """Fail."""
+    said = str(41 * 100 + 11)
+    raise RuntimeError(said)
+
+
+# ------------------------------------------------------------------------------------------
+# What the model is told
+
+
+class Address(BaseModel):
+    street: str
+    number: int = 1
+
+
+def test_the_schema_comes_from_the_signature_and_the_docstring():
+    @tool
+    async def book(
+        guests: int,
+        when: Literal["today", "tomorrow"],
+        note: Annotated[str, Field(max_length=80, description="Wishes.")] = "",
+        call: LiveCall | None = None,
+    ) -> str:
+        """Book a table.
+
+        Only after the caller has agreed.
+
+        Args:
+            guests: How many people,
+                children included.
+            when: The day.
+
+        Returns:
+            Nothing the model should read.
+        """
+        return ""
+
+    assert book.name == "book"
+    assert book.description == "Book a table.\n\nOnly after the caller has agreed."
+    assert book.parameters == {
+        "type": "object",
+        "properties": {
+            "guests": {"type": "integer", "description": "How many people, children included."},
+            "when": {"type": "string", "enum": ["today", "tomorrow"], "description": "The day."},
+            "note": {"type": "string", "maxLength": 80, "description": "Wishes."},
+        },
+        "required": ["guests", "when"],
+    }
+
+
+def test_an_argument_may_be_called_anything_a_dictionary_key_may():
+    @tool
+    def file(title: str, json: str, copy: bool, schema: list[str], items: dict[str, int]) -> None:
+        """File it."""
+
+    assert set(file.parameters["properties"]) == {"title", "json", "copy", "schema", "items"}
+
+
+def test_a_model_of_the_users_is_described_by_its_fields():
+    @tool
+    def deliver(title: str, to: Address) -> None:
+        """Deliver it."""
+
+    address = deliver.parameters["$defs"]["Address"]
+    assert address["properties"]["street"] == {"type": "string"}
+    assert address["required"] == ["street"]
+
+
+def test_a_tool_may_have_another_name_and_a_longer_time():
+    @tool(name="look_up", timeout_s=60)
+    def find(what: str) -> str:
+        """Find it."""
+        return what
+
+    assert (find.name, find.timeout_s) == ("look_up", 60)
+
+
+def test_a_tool_can_be_called_like_the_function_it_was():
+    @tool
+    def double(n: int) -> int:
+        """Double it."""
+        return 2 * n
+
+    assert double(21) == 42
+
+
+def _no_docstring(what: str) -> None:
+    pass
+
+
+def _no_type(what) -> None:
+    """Do it."""
+
+
+def _any_number(*what: str) -> None:
+    """Do it."""
+
+
+def _no_schema(what: threading.Lock) -> None:
+    """Do it."""
+
+
+def _nowhere(what: Nowhere) -> None:  # noqa: F821
+    """Do it."""
+
+
+@pytest.mark.parametrize("function", [_no_docstring, _no_type, _any_number, _no_schema, _nowhere])
+def test_what_the_model_could_not_be_told_is_refused_where_it_is_written(function):
+    with pytest.raises(TypeError, match=function.__name__):
+        tool(function)
+
+
+def test_a_name_the_service_would_refuse_is_refused():
+    with pytest.raises(TypeError, match="letters"):
+        tool(name="1st")(lambda: None)
+
+
+# ------------------------------------------------------------------------------------------
+# Running them
+
+
+async def test_an_async_function_is_run_and_its_value_told(autojump_clock, bench):
+    at_work = bench(echo)
+    identity = at_work.ask("echo", value={"a": [1, 2.5, None, "x"]})
+    await wait_all_tasks_blocked()
+
+    ((_, (result,)),) = at_work.answers
+    assert result == ToolResult(identity, "echo", {"output": {"a": [1, 2.5, None, "x"]}})
+
+
+async def test_a_plain_function_runs_in_a_thread(bench):
+    @tool
+    def which() -> bool:
+        """Say where this runs."""
+        return threading.current_thread() is threading.main_thread()
+
+    at_work = bench(which)
+    at_work.ask("which")
+    await at_work.wait_answers(1)
+
+    assert at_work.responses == [{"output": False}]
+
+
+async def test_a_plain_function_that_hangs_is_left_behind_at_its_deadline(bench):
+    release = threading.Event()
+
+    @tool(timeout_s=0.05)
+    def hang() -> None:
+        """Wait for something that does not come."""
+        release.wait(10)
+
+    at_work = bench(hang)
+    at_work.ask("hang")
+    try:
+        await at_work.wait_answers(1)
+    finally:
+        release.set()
+
+    assert "0.05 seconds" in at_work.responses[0]["error"]
+
+
+async def test_the_call_is_given_to_a_function_that_wants_it(autojump_clock, bench):
+    @tool
+    async def who(call: LiveCall) -> str:
+        """Say who is calling."""
+        return call.call_sid
+
+    at_work = bench(who)
+    at_work.ask("who")
+    await wait_all_tasks_blocked()
+
+    assert who.parameters["properties"] == {}
+    assert at_work.responses == [{"output": "CA1"}]
+
+
+async def test_calls_that_come_together_run_together_and_are_answered_together(
+    autojump_clock, bench
+):
+    at_work = bench(slowly, echo)
+    began = trio.current_time()
+    at_work.box.request(
+        (
+            ToolCall("a", "slowly", {"seconds": 3}),
+            ToolCall("b", "echo", {"value": 1}),
+            ToolCall("c", "slowly", {"seconds": 2}),
+        )
+    )
+    await trio.sleep(4)
+
+    ((at, results),) = at_work.answers
+    assert at - began == pytest.approx(3.0)
+    assert [result.id for result in results] == ["a", "b", "c"]
+
+
+async def test_calls_that_come_apart_do_not_wait_for_each_other(autojump_clock, bench):
+    at_work = bench(slowly, echo)
+    slow = at_work.ask("slowly", seconds=3)
+    quick = at_work.ask("echo", value=1)
+    await trio.sleep(4)
+
+    assert at_work.ids == [quick, slow]
+
+
+@pytest.mark.parametrize("value", [None, {}, ""])
+async def test_nothing_is_told_as_success(autojump_clock, bench, value):
+    at_work = bench(echo)
+    at_work.ask("echo", value=value)
+    await wait_all_tasks_blocked()
+
+    assert at_work.responses == [{"output": {"status": "ok"}}]
+
+
+@pytest.mark.parametrize("value", [[], 0, False, [None]])
+async def test_little_is_told_as_it_is(autojump_clock, bench, value):
+    at_work = bench(echo)
+    at_work.ask("echo", value=value)
+    await wait_all_tasks_blocked()
+
+    assert at_work.responses == [{"output": value}]
+
+
+async def test_models_and_dataclasses_are_written_as_json(autojump_clock, bench):
+    @tool
+    async def where() -> Address:
+        """Say where."""
+        return Address(street="Elm")
+
+    at_work = bench(where)
+    at_work.ask("where")
+    await wait_all_tasks_blocked()
+
+    assert at_work.responses == [{"output": {"street": "Elm", "number": 1}}]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (object(), "cannot be read"),
+        (b"\xff", "cannot be read"),
+        ("\ud800", "cannot be read"),
+        ("x" * MAX_RESULT_BYTES, "too long"),
+    ],
+)
+async def test_what_cannot_be_told_is_told_as_an_error(autojump_clock, bench, value, told):
+    @tool
+    async def give() -> Any:
+        """Give it."""
+        return value
+
+    at_work = bench(give)
+    at_work.ask("give")
+    await wait_all_tasks_blocked()
+
+    assert told in at_work.responses[0]["error"]
+
+
+async def test_a_function_there_is_not_is_answered_with_those_there_are(autojump_clock, bench):
+    at_work = bench(echo, slowly)
+    at_work.ask("fly")
+    await wait_all_tasks_blocked()
+
+    assert "echo, slowly" in at_work.responses[0]["error"]
+    assert at_work.count("unknown", "unknown") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"seconds": "soon"}, {"seconds": 1, "colour": "red"}, {"seconds": None}]
+)
+async def test_wrong_arguments_are_answered_with_what_is_wrong(autojump_clock, bench, arguments):
+    at_work = bench(slowly)
+    at_work.ask("slowly", **arguments)
+    await wait_all_tasks_blocked()
+
+    error = at_work.responses[0]["error"]
+    assert error.startswith("wrong arguments: ")
+    assert "seconds" in error or "colour" in error
+
+
+async def test_a_number_sent_as_text_is_taken_for_a_number(autojump_clock, bench):
+    at_work = bench(slowly)
+    at_work.ask("slowly", seconds="2")
+    await trio.sleep(3)
+
+    assert at_work.responses == [{"output": "after 2"}]
+
+
+async def test_a_bug_in_a_tool_is_answered_and_its_words_go_nowhere(autojump_clock, bench, capsys):
+    at_work = bench(broken, echo)
+    at_work.ask("broken")
+    await wait_all_tasks_blocked()
+    at_work.ask("echo", value=1)
+    await wait_all_tasks_blocked()
+
+    assert "failed" in at_work.responses[0]["error"]
+    assert "4111" not in str(at_work.responses) + "".join(capsys.readouterr())
+    assert at_work.responses[1] == {"output": 1}
+    assert at_work.count("broken", "failed") == 1
+
+
+async def test_what_a_tool_wants_said_is_said(autojump_clock, bench):
+    @tool
+    async def refuse() -> None:
+        """Refuse."""
+        raise ToolError("the shop is closed")
+
+    at_work = bench(refuse)
+    at_work.ask("refuse")
+    await wait_all_tasks_blocked()
+
+    assert at_work.responses == [{"error": "the shop is closed"}]
+
+
+async def test_a_function_that_takes_too_long_is_cancelled_and_answered(autojump_clock, bench):
+    cleaned_up = False
+
+    @tool
+    async def forever() -> None:
+        """Never end."""
+        nonlocal cleaned_up
+        try:
+            await trio.sleep_forever()
+        finally:
+            cleaned_up = True
+
+    at_work = bench(forever, timeout_s=4.0)
+    began = trio.current_time()
+    at_work.ask("forever")
+    await trio.sleep(5)
+
+    assert at_work.answers[0][0] - began == pytest.approx(4.0)
+    assert "4 seconds" in at_work.responses[0]["error"]
+    assert cleaned_up
+
+
+async def test_a_tools_own_timeout_error_is_a_failure_of_the_tool(autojump_clock, bench):
+    @tool
+    async def late() -> None:
+        """Be late."""
+        with trio.fail_after(1):
+            await trio.sleep(2)
+
+    at_work = bench(late)
+    at_work.ask("late")
+    await trio.sleep(3)
+
+    assert at_work.count("late", "failed") == 1
+
+
+# ------------------------------------------------------------------------------------------
+# Every id exactly once
+
+
+async def test_a_call_that_is_taken_back_is_cancelled_and_not_answered(autojump_clock, bench):
+    at_work = bench(slowly)
+    at_work.box.request(
+        (ToolCall("a", "slowly", {"seconds": 5}), ToolCall("b", "slowly", {"seconds": 2}))
+    )
+    await trio.sleep(1)
+    at_work.box.cancel(("a", "never heard of"))
+    await trio.sleep(9)
+
+    assert at_work.ids == ["b"]
+    assert not at_work.box.is_busy
+    assert at_work.count("slowly", "cancelled") == 1
+
+
+async def test_a_call_taken_back_after_it_is_done_but_before_it_is_answered_is_not_answered(
+    autojump_clock, bench
+):
+    at_work = bench(slowly, echo)
+    at_work.box.request(
+        (ToolCall("a", "echo", {"value": 1}), ToolCall("b", "slowly", {"seconds": 2}))
+    )
+    await trio.sleep(1)
+    at_work.box.cancel(("a",))
+    await trio.sleep(2)
+
+    assert at_work.ids == ["b"]
+
+
+async def test_a_batch_that_is_taken_back_altogether_is_not_answered(autojump_clock, bench):
+    at_work = bench(slowly)
+    identity = at_work.ask("slowly", seconds=5)
+    at_work.box.cancel((identity,))
+    await trio.sleep(9)
+
+    assert at_work.answers == []
+
+
+async def test_an_id_that_comes_twice_while_it_runs_is_answered_once(autojump_clock, bench):
+    at_work = bench(slowly)
+    call = ToolCall("a", "slowly", {"seconds": 2})
+    at_work.box.request((call, call))
+    await trio.sleep(1)
+    at_work.box.request((call,))
+    await trio.sleep(5)
+
+    assert at_work.ids == ["a"]
+
+
+async def test_what_was_done_once_is_answered_again_and_not_done_again(autojump_clock, bench):
+    done = 0
+
+    @tool
+    async def pay(amount: int) -> str:
+        """Pay."""
+        nonlocal done
+        done += 1
+        return f"paid {amount}"
+
+    at_work = bench(pay)
+    for amount in (5, 5, 6):
+        at_work.box.request((ToolCall("a", "pay", {"amount": amount}),))
+        await wait_all_tasks_blocked()
+
+    assert at_work.responses == [{"output": "paid 5"}, {"output": "paid 5"}, {"output": "paid 6"}]
+    assert done == 2
+
+
+async def test_an_id_taken_back_may_be_asked_for_again(autojump_clock, bench):
+    at_work = bench(slowly)
+    call = ToolCall("a", "slowly", {"seconds": 2})
+    at_work.box.request((call,))
+    await trio.sleep(1)
+    at_work.box.cancel(("a",))
+    at_work.box.request((call,))
+    await trio.sleep(5)
+
+    assert at_work.ids == ["a"]
+
+
+async def test_a_storm_is_answered_to_the_last_id(autojump_clock, bench):
+    at_work = bench(slowly, echo, broken)
+    names = ["slowly", "echo", "broken", "unheard_of"]
+    calls = [ToolCall(f"c{n}", names[n % 4], {"seconds": n % 3, "n": n}) for n in range(400)]
+    for start in range(0, 400, 40):
+        at_work.box.request(calls[start : start + 40])
+        at_work.box.cancel(call.id for call in calls[start : start + 40 : 5])
+        await trio.sleep(0.5)
+    await trio.sleep(20)
+
+    assert sorted(at_work.ids) == sorted(call.id for n, call in enumerate(calls) if n % 5)
+    assert not at_work.box.is_busy
+
+
+# ------------------------------------------------------------------------------------------
+# A model that does not stop
+
+
+async def test_the_same_call_over_and_over_is_refused_slowly(autojump_clock, bench):
+    at_work = bench(echo)
+    began = trio.current_time()
+    for count in range(LoopBreaker.MAX_SAME + 3):
+        at_work.ask("echo", value="again")
+        await at_work.wait_answers(count + 1)
+
+    assert at_work.count("echo", "ok") == LoopBreaker.MAX_SAME
+    assert at_work.count("echo", "refused") == 3
+    assert "Do not call it again" in at_work.responses[-1]["error"]
+    assert trio.current_time() - began >= 3 * LoopBreaker.REFUSAL_DELAY_S
+
+
+def test_the_same_call_now_and_then_is_no_loop():
+    breaker = LoopBreaker()
+    call = ToolCall("a", "weather", {"city": "Caracas"})
+
+    assert all(breaker.allows(call, now=10.0 * n) for n in range(50))
+
+
+def test_different_calls_are_no_loop_until_they_are_many():
+    breaker = LoopBreaker()
+    allowed = [breaker.allows(ToolCall("a", "look", {"page": n}), now=0.0) for n in range(60)]
+
+    assert allowed == [True] * LoopBreaker.MAX_CALLS + [False] * 20
+
+
+def test_a_loop_is_refused_for_as_long_as_it_goes_on_and_forgiven_when_it_has_stopped():
+    breaker = LoopBreaker()
+    call = ToolCall("a", "hang_up", {})
+    allowed = [breaker.allows(call, now=float(n)) for n in range(200)]
+
+    assert sum(allowed) == LoopBreaker.MAX_SAME
+    assert breaker.allows(call, now=300.0)
+
+
+# ------------------------------------------------------------------------------------------
+# Built in
+
+
+async def test_hanging_up_may_be_asked_for_many_times(autojump_clock, bench):
+    at_work = bench(hang_up)
+    for _ in range(3):
+        at_work.ask("hang_up")
+    await wait_all_tasks_blocked()
+
+    first, *others = at_work.responses
+    assert "goodbye" in first["output"]
+    assert all("already" in other["output"] for other in others)
+
+
+def test_only_the_destinations_of_the_settings_can_be_asked_for():
+    transfer = transfer_tool({"sales": "+15005550123", "the boss": "+15005550124"})
+
+    assert transfer.parameters["properties"]["destination"] == {
+        "type": "string",
+        "enum": ["sales", "the boss"],
+        "description": "With whom.",
+    }
+    assert "+1500" not in str(transfer.parameters) + transfer.description
+
+
+@pytest.mark.parametrize("destination", ["+19005551234", "Sales", "", "sales\n"])
+async def test_no_other_number_is_ever_dialled(autojump_clock, bench, destination):
+    at_work = bench(transfer_tool({"sales": "+15005550123"}))
+    at_work.ask("transfer", destination=destination)
+    await trio.sleep(60)
+
+    assert "wrong arguments" in at_work.responses[0]["error"]
+    assert at_work.call.transferred == []
+
+
+async def test_a_transfer_takes_as_long_as_it_takes(autojump_clock, bench):
+    at_work = bench(transfer_tool({"sales": "+15005550123"}), timeout_s=1.0)
+    at_work.ask("transfer", destination="sales")
+    await trio.sleep(60)
+
+    assert at_work.call.transferred == [("sales", "+15005550123")]
+    assert at_work.responses == [{"output": "The caller has been connected."}]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        (CallStatus.NO_ANSWER, "back on the line"),
+        (CarrierError("no"), "still here"),
+        (ValueError("the caller cannot be transferred now"), "cannot be transferred"),
+    ],
+)
+async def test_a_transfer_that_failed_is_told_as_an_error(autojump_clock, bench, outcome, told):
+    at_work = bench(transfer_tool({"sales": "+15005550123"}))
+    at_work.call.transfer_outcome = outcome
+    at_work.ask("transfer", destination="sales")
+    await trio.sleep(60)
+
+    assert told in at_work.responses[0]["error"]
+
+
+async def test_keys_are_pressed(autojump_clock, bench):
+    at_work = bench(send_dtmf)
+    at_work.ask("send_dtmf", digits="12w#")
+    await trio.sleep(10)
+
+    assert at_work.call.keys == "12w#"
+    assert "pressed" in at_work.responses[0]["output"]
+
+
+@pytest.mark.parametrize("digits", ["", "1 2", "12x", "1" * 33, "E"])
+async def test_keys_there_are_not_are_not_pressed(autojump_clock, bench, digits):
+    at_work = bench(send_dtmf)
+    at_work.ask("send_dtmf", digits=digits)
+    await wait_all_tasks_blocked()
+
+    assert "wrong arguments" in at_work.responses[0]["error"]
+
+
+# ------------------------------------------------------------------------------------------
+# The user's own
+
+
+def test_the_tools_of_a_module_are_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "users_tools.py").write_text(
+        "from server.tools import tool\n\n"
+        "@tool\ndef one() -> int:\n    '''Give one.'''\n    return 1\n\n"
+        "@tool\nasync def two() -> int:\n    '''Give two.'''\n    return 2\n"
+    )
+
+    assert [found.name for found in load_tools(["users_tools"])] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (None, "cannot be imported"),
+        ("import there_is_no_such_module", "cannot be imported"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("x = 1", "no function with @tool"),
+        ("from server.tools import tool\n@tool\ndef f():\n    pass", "docstring"),
+    ],
+)
+def test_a_module_that_is_of_no_use_is_named(tmp_path, monkeypatch, source, problem):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"users_{abs(hash((source, problem)))}"
+    if source is not None:
+        (tmp_path / f"{name}.py").write_text(source)
+
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        load_tools([name])
+    assert "TOOLS" in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_two_tools_of_one_name_are_refused_but_one_may_be_found_twice():
+    assert check_names([echo, hang_up, echo]) == (echo, hang_up)
+    with pytest.raises(ConfigurationError, match="hang_up"):
+        check_names([hang_up, tool(name="hang_up")(echo.function)])
