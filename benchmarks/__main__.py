@@ -36,14 +36,20 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help()
         return 0
+    module: Any = None
+    if arguments[0] in present:
+        module = importlib.import_module(f"benchmarks.{arguments[0]}")
+        if hasattr(module, "add_arguments"):
+            module.add_arguments(parser)
     chosen = parser.parse_args(arguments)
+    if module is None:
+        parser.error("NAME comes first")
     if chosen.plots is not None:
         chosen.plots.mkdir(parents=True, exist_ok=True)
 
     # Tables are cut to 80 columns where there is no terminal to ask for its width.
     console = Console(width=None if sys.stdout.isatty() else 110)
-    module: Any = importlib.import_module(f"benchmarks.{chosen.name}")
-    options = Options(console=console, quick=chosen.quick, plots=chosen.plots)
+    options = Options(console=console, quick=chosen.quick, plots=chosen.plots, arguments=chosen)
     figures: dict[str, object] = {"machine": machine(), **module.run(options)}
 
     if chosen.json is not None:

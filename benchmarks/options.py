@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +23,8 @@ class Options:
     """Under two minutes: fewer rounds, not fewer figures."""
     plots: Path | None = None
     """An existing directory for PNG files, or None for no plots."""
+    arguments: argparse.Namespace = field(default_factory=argparse.Namespace)
+    """What the benchmark's own ``add_arguments`` asked for, if it has one."""
 
 
 def machine(packages: Iterable[str] = ()) -> dict[str, object]:
