@@ -35,7 +35,7 @@ from rich.table import Table
 import codec
 from benchmarks import cost, plots, speech
 from benchmarks.options import Options, machine, machine_line
-from benchmarks.peers import AGENT, CALLER, DIRECTIONS, Direction, Peer, find_peers
+from benchmarks.peers.codecs import AGENT, CALLER, DIRECTIONS, Direction, Peer, find_peers
 
 PACKAGES = (
     "offhook", "numpy", "scipy", "soxr", "pipecat-ai", "av", "samplerate", "audioop-lts",

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import finish
+from benchmarks.peers.codecs import finish
 
 ROUND_S = 0.004
 """Long enough for the clock, short enough that an interruption spoils one round only."""

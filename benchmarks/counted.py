@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 
-from benchmarks.peers import CALLER, DIRECTIONS, find_peer, finish
+from benchmarks.peers.codecs import CALLER, DIRECTIONS, find_peer, finish
 
 WARM_UP_CHUNKS = 20
 

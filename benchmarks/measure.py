@@ -17,7 +17,7 @@ import numpy
 
 import codec
 from benchmarks import speech
-from benchmarks.peers import AGENT, CALLER, Convert, Direction
+from benchmarks.peers.codecs import AGENT, CALLER, Convert, Direction
 
 Array = numpy.ndarray[Any, Any]
 Open = Callable[[Direction], Convert]

@@ -1,0 +1,299 @@
+"""``python -m benchmarks.load``: one point of a load benchmark, told what to do on stdin.
+
+The first line in is a :class:`Plan`; the first line out says where the doubles listen. When the
+server has been started with that, its address and process come in, and the :class:`Outcome` of the
+calls goes out. Every line is JSON. It ends when stdin does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import httpx2
+from twilio.request_validator import RequestValidator
+
+from benchmarks.load.call import Heard, LoadCall, Talk, Words
+from benchmarks.load.doubles import CarrierDouble, ModelDouble, self_signed
+from benchmarks.load.sockets import backend
+from benchmarks.load.trail import Trail
+from benchmarks.load.wheel import Wheel, clock
+from benchmarks.processes import CoreTimes, cpu_s, resident_kib
+
+SETUP_TIMEOUT_S = 10.0
+GRACE_S = 1.0
+"""How long after the window what was sent in it may still arrive."""
+LATE_S = 0.02
+"""A frame's own length: one that is longer on its way is late."""
+PREPARE_S = 0.15
+"""From the greeting's sending to the answer, where a prepared greeting is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with a server."""
+
+    calls: int
+    window_s: float
+    account_sid: str
+    auth_token: str
+    gemini_api_key: str
+    directory: str
+    """For the certificate to trust."""
+    warm_s: float = 5.0
+    talk: Talk = field(default_factory=Talk)
+    answers: int = 0
+    """So many calls before, one after the other, whose greeting is ready when they are answered."""
+    tls: bool = False
+    """Whether the model is reached by TLS."""
+
+    @classmethod
+    def from_json(cls, line: str) -> Plan:
+        given = json.loads(line)
+        talk = given.pop("talk")
+        talk["cut_delays_s"] = tuple(talk["cut_delays_s"])
+        return cls(**given, talk=Talk(**talk))
+
+
+class Failed(Exception):
+    """The server did not take a call, or lost one."""
+
+
+class Generator:
+    """Drives one server through one plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.backend = backend()
+        self.wheel = Wheel()
+        self.heard = Heard()
+        self.words = Words(self.backend)
+        self.model = ModelDouble(self.backend, self.words, plan.gemini_api_key)
+        self.carrier = CarrierDouble()
+        self.validator = RequestValidator(plan.auth_token)
+        self.calls: list[LoadCall] = []
+        self.begun = 0
+
+    async def open(self) -> dict[str, str]:
+        """Start the doubles; the value is where they are."""
+        tls = trusted = None
+        if self.plan.tls:
+            tls, trusted = self_signed(Path(self.plan.directory))
+        return {
+            "gemini_url": await self.model.serve(tls),
+            "twilio_url": await self.carrier.serve(),
+            "trusted": str(trusted or ""),
+            "backend": f"{self.backend.name} on {type(asyncio.get_running_loop()).__module__}",
+        }
+
+    async def run(self, server_url: str, pid: int) -> dict[str, Any]:
+        """Place the calls, let them talk, and count."""
+        plan = self.plan
+        self.wheel.start()
+        async with httpx2.AsyncClient(trust_env=False, timeout=SETUP_TIMEOUT_S) as self.http:
+            # A call that does not count: whatever a server loads or makes once is there then.
+            call = await self.begin(server_url)
+            call.speak()
+            call.take_turns()
+            await asyncio.sleep(plan.warm_s / 2)
+            await self.finish([call])
+            self.heard.forget()
+            for _ in range(plan.answers):
+                await self.answer_prepared(server_url)
+            answers = self.heard.answers[:]
+            base_kib = resident_kib(pid)
+
+            ramp_began = clock()
+            for _ in range(plan.calls):
+                call = await self.begin(server_url)
+                self.calls.append(call)
+                call.speak()
+                call.take_turns()
+            ramp_s = clock() - ramp_began
+            await asyncio.sleep(plan.warm_s)
+
+            gc.collect()
+            gc.freeze()
+            gc.disable()
+            outcome = await self.measure(pid)
+            outcome |= {"ramp_s": ramp_s, "answer_ms": percentiles(answers)}
+            outcome["rss_kib_per_call"] = (outcome.pop("rss_kib") - base_kib) / plan.calls
+            await self.finish(self.calls)
+        self.wheel.stop()
+        return outcome
+
+    async def begin(self, server_url: str, *, prepared: bool = False) -> LoadCall:
+        """Let one call come in: voice webhook, media stream, ``start``, model session.
+
+        Raises:
+            Failed: The server refused some of it, or took too long.
+        """
+        plan = self.plan
+        call = LoadCall(
+            self.begun,
+            account_sid=plan.account_sid,
+            wheel=self.wheel,
+            words=self.words,
+            heard=self.heard,
+            talk=plan.talk,
+        )
+        self.begun += 1
+        self.model.expecting = call
+        try:
+            async with asyncio.timeout(SETUP_TIMEOUT_S):
+                stream_url, parameters = await self.ring(server_url, call)
+                if prepared:
+                    await call.session_ready.wait()
+                    call.say_all()
+                    await asyncio.sleep(PREPARE_S)
+                signature = self.validator.compute_signature(stream_url, {})
+                await self.backend.connect(stream_url, {"X-Twilio-Signature": signature}, call)
+                call.start(parameters)
+                await call.session_ready.wait()
+        except TimeoutError:
+            raise Failed(f"call {self.begun} was not set up in {SETUP_TIMEOUT_S:g} s") from None
+        except (OSError, httpx2.HTTPError) as error:
+            raise Failed(f"call {self.begun}: {error!r}") from error
+        return call
+
+    async def ring(self, server_url: str, call: LoadCall) -> tuple[str, dict[str, str]]:
+        """Ask what to do with an inbound call: the stream's URL and its parameters."""
+        form = {
+            "CallSid": call.call_sid,
+            "AccountSid": self.plan.account_sid,
+            "From": f"+1202555{call.number % 10_000:04}",
+            "To": "+15005550006",
+            "CallStatus": "ringing",
+            "Direction": "inbound",
+            "ApiVersion": "2010-04-01",
+        }
+        url = f"{server_url}/twiml"
+        signature = self.validator.compute_signature(url, form)
+        answer = await self.http.post(url, data=form, headers={"X-Twilio-Signature": signature})
+        if answer.status_code != 200:
+            raise Failed(f"/twiml answered {answer.status_code}: {answer.text[:200]}")
+        stream = ElementTree.fromstring(answer.text).find("Connect/Stream")
+        if stream is None:
+            raise Failed(f"/twiml answered no stream: {answer.text[:200]}")
+        parameters = {one.attrib["name"]: one.attrib["value"] for one in stream.iter("Parameter")}
+        return stream.attrib["url"], parameters
+
+    async def answer_prepared(self, server_url: str) -> None:
+        """One call whose greeting waits for the answer; the time to its first audio is noted."""
+        call = await self.begin(server_url, prepared=True)
+        call.speak()
+        async with asyncio.timeout(SETUP_TIMEOUT_S):
+            await call.answered.wait()
+        await asyncio.sleep(0.05)
+        await self.finish([call])
+
+    async def finish(self, calls: list[LoadCall]) -> None:
+        """Hang up, and give the server a moment to end its sessions."""
+        for call in calls:
+            call.hang_up()
+        try:
+            async with asyncio.timeout(SETUP_TIMEOUT_S):
+                for call in calls:
+                    await call.session_closed.wait()
+        except TimeoutError:
+            pass  # the point is measured; a server that does not hang up will be killed
+
+    async def measure(self, pid: int) -> dict[str, Any]:
+        """Watch all calls talk for the window."""
+        plan, heard = self.plan, self.heard
+        pinned_to = sorted(os.sched_getaffinity(pid)) if hasattr(os, "sched_getaffinity") else []
+        heard.forget()
+        del self.wheel.lags[:]
+        began, cores_before = clock(), CoreTimes.read()
+        cpu_before, own_before = cpu_s(pid), cpu_s(os.getpid())
+        await asyncio.sleep(plan.window_s)
+        took_s = clock() - began
+        server_s, own_s = cpu_s(pid) - cpu_before, cpu_s(os.getpid()) - own_before
+        cores_now = CoreTimes.read()
+        rss_kib = resident_kib(pid)
+        sent = [(call.caller.sent, call.agent.sent) for call in self.calls]
+        caller, agent = heard.caller[:], heard.agent[:]
+        await asyncio.sleep(GRACE_S)
+
+        trails = [(call.caller, upto) for call, (upto, _) in zip(self.calls, sent, strict=True)]
+        trails += [(call.agent, upto) for call, (_, upto) in zip(self.calls, sent, strict=True)]
+        core_load = sum(cores_now.load_since(cores_before, core) for core in pinned_to)
+        lost = [call.lost for call in self.calls if call.lost]
+        return {
+            "window_s": took_s,
+            "cpu_ms_per_call_s": server_s / plan.calls / took_s * 1000,
+            "rss_kib": rss_kib,
+            "caller_to_model_ms": percentiles(caller),
+            "agent_to_caller_ms": percentiles(agent),
+            "interrupt_to_clear_ms": percentiles(heard.clears),
+            "lost_ms": sum(trail.in_ms(trail.lost + trail.missing(upto)) for trail, upto in trails),
+            "doubled_ms": total_ms(trails, "doubled"),
+            "stale_ms": total_ms(trails, "stale"),
+            "strange_ms": total_ms(trails, "strange"),
+            "late_ms": 20.0 * sum(one > LATE_S for one in caller)
+            + 40.0 * sum(one > LATE_S for one in agent),
+            "frames": len(caller),
+            "chunks": len(agent),
+            "clears": len(heard.clears),
+            "missed_clears": sum(call.missed_clears for call in self.calls),
+            "unasked_clears": sum(call.unasked_clears for call in self.calls),
+            "calls_lost": len(lost),
+            "why_lost": sorted(set(lost)),
+            "server_core": server_s / took_s,
+            "generator_core": own_s / took_s,
+            "others_on_server_core": max(0.0, core_load - server_s / took_s) if pinned_to else None,
+            "generator_late_ms": percentiles(self.wheel.lags),
+            "call_sids": [call.call_sid for call in self.calls],
+        }
+
+
+def total_ms(trails: list[tuple[Trail, int]], name: str) -> float:
+    return sum(trail.in_ms(getattr(trail, name)) for trail, _ in trails)
+
+
+def percentiles(latencies_s: array[float]) -> dict[str, float | None]:
+    """The four percentiles of latencies given in seconds, in milliseconds; None without any."""
+    ranked = sorted(latencies_s)
+    places = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
+    if not ranked:
+        return dict.fromkeys(places)
+    return {
+        name: round(ranked[min(len(ranked) - 1, int(len(ranked) * place))] * 1000, 4)
+        for name, place in places.items()
+    }
+
+
+async def main() -> None:
+    read = asyncio.get_running_loop().run_in_executor
+    plan = Plan.from_json(await read(None, sys.stdin.readline))
+    generator = Generator(plan)
+    _say(await generator.open())
+    line = await read(None, sys.stdin.readline)
+    if line:
+        told = json.loads(line)
+        try:
+            _say(await generator.run(told["server_url"], told["pid"]))
+        except Failed as failure:
+            _say({"failed": str(failure)})
+
+
+def _say(facts: Mapping[str, Any]) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main())
+    else:
+        uvloop.run(main())

@@ -1,0 +1,1 @@
+"""What Offhook is measured against, written for this suite as people write it."""

@@ -1,0 +1,247 @@
+"""One point of a load benchmark: a fresh server on its core, the generator on the other, a window.
+
+Everything is on loopback, and the servers run as they do in production: with their own checks of
+signatures, tickets and keys, and only the addresses of Twilio and Gemini pointing at the doubles.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import secrets
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from benchmarks import processes
+from benchmarks.load.__main__ import Plan
+from benchmarks.load.call import Talk
+from server.settings import Settings
+
+READY_TIMEOUT_S = 30.0
+RUN_TIMEOUT_S = 300.0
+"""No point may take longer, whatever happens: set-up, warm-up and window together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Accounts made up for one run."""
+
+    account_sid: str = field(default_factory=lambda: "AC" + secrets.token_hex(16))
+    auth_token: str = field(default_factory=lambda: secrets.token_hex(16))
+    gemini_api_key: str = field(default_factory=lambda: secrets.token_hex(16))
+    api_key: str = field(default_factory=lambda: secrets.token_hex(16))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKind:
+    """A server that can be measured."""
+
+    name: str
+    module: str
+    environment: Mapping[str, str]
+    needs: tuple[str, ...] = ()
+    """Python modules that must be there."""
+
+    @property
+    def missing(self) -> list[str]:
+        """Why it cannot run here; empty if it can."""
+        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if "MEDIA_PATH" in self.environment and not _has_media_path():
+            missing.append("the setting MEDIA_PATH")
+        return missing
+
+
+def _has_media_path() -> bool:
+    return "media_path" in Settings.model_fields
+
+
+OFFHOOK = ServerKind("offhook", "server", {"MEDIA_PATH": "fast"})
+ORDINARY = ServerKind(
+    "offhook-ordinary", "server", {"MEDIA_PATH": "ordinary"} if _has_media_path() else {}
+)
+CLASSIC = ServerKind(
+    "classic", "benchmarks.peers.classic", {}, ("fastapi", "uvicorn", "uvloop", "audioop")
+)
+KINDS = {kind.name: kind for kind in (OFFHOOK, ORDINARY, CLASSIC)}
+
+
+class PointFailed(Exception):
+    """There is no figure: the server or the generator did not come through."""
+
+
+def run_point(
+    kind: ServerKind,
+    calls: int,
+    *,
+    window_s: float,
+    warm_s: float = 5.0,
+    talk: Talk | None = None,
+    answers: int = 0,
+    tls: bool = False,
+    workers: int = 1,
+    realtime: bool = False,
+    look: Callable[[httpx2.Client, Mapping[str, Any]], Any] | None = None,
+) -> dict[str, Any]:
+    """Start a server, load it, and stop it.
+
+    Args:
+        kind: Which server.
+        calls: How many at once.
+        window_s: How long is measured.
+        warm_s: How long the calls talk before that.
+        talk: How the agent talks.
+        answers: See :class:`benchmarks.load.__main__.Plan`.
+        tls: Reach the model by TLS.
+        workers: Server processes, each on a core of its own.
+        realtime: See :func:`benchmarks.processes.running`.
+        look: Called with a client of the server's API and the outcome, while the server still
+            runs; its value is the outcome's ``"looked"``.
+
+    Returns:
+        The figures of :mod:`benchmarks.load.__main__`, with ``"media_paths"``, the paths that the
+        server says its calls took.
+
+    Raises:
+        PointFailed: With the server's last words.
+    """
+    keys = Keys()
+    server_cores, generator_cores = _share_cores(workers)
+    with tempfile.TemporaryDirectory(prefix="offhook-bench-") as name:
+        directory = Path(name)
+        plan = Plan(
+            calls=calls,
+            window_s=window_s,
+            warm_s=warm_s,
+            talk=talk or Talk(),
+            answers=answers,
+            tls=tls,
+            account_sid=keys.account_sid,
+            auth_token=keys.auth_token,
+            gemini_api_key=keys.gemini_api_key,
+            directory=name,
+        )
+        with processes.running(
+            "benchmarks.load",
+            cores=generator_cores,
+            realtime=realtime,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as generator:
+            doubles = _ask(generator, asdict(plan))
+            port = _free_port()
+            url = f"http://127.0.0.1:{port}"
+            log = directory / "server.log"
+            environment = _environment(keys, port, url, doubles, calls) | kind.environment
+            arguments = ["--workers", str(workers)] if workers > 1 else []
+            with (
+                log.open("wb") as output,
+                processes.running(
+                    kind.module,
+                    *arguments,
+                    cores=server_cores,
+                    realtime=realtime,
+                    environment=environment,
+                    directory=directory,
+                    stdout=output,
+                    stderr=output,
+                ) as server,
+            ):
+                try:
+                    _wait_ready(url, server)
+                    outcome = _ask(generator, {"server_url": url, "pid": server.pid})
+                    if "failed" in outcome:
+                        raise PointFailed(outcome["failed"])
+                    with httpx2.Client(
+                        base_url=url,
+                        headers={"Authorization": f"Bearer {keys.api_key}"},
+                        trust_env=False,
+                    ) as client:
+                        outcome["media_paths"] = _media_paths(client)
+                        outcome["looked"] = look(client, outcome) if look else None
+                except PointFailed as failure:
+                    words = log.read_text(errors="replace").strip().splitlines()[-8:]
+                    raise PointFailed("\n".join([str(failure), *words])) from None
+    return outcome | {"backend": doubles["backend"]}
+
+
+def _share_cores(workers: int) -> tuple[list[int], list[int]]:
+    """Cores of the server and of the generator; none of both where there is but one."""
+    cores = processes.cores()
+    if len(cores) < 2:
+        return [], []
+    return cores[:workers], cores[workers:] or cores[-1:]
+
+
+def _environment(
+    keys: Keys, port: int, url: str, doubles: Mapping[str, str], calls: int
+) -> dict[str, str]:
+    environment = {
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "PUBLIC_URL": url,
+        "TWILIO_ACCOUNT_SID": keys.account_sid,
+        "TWILIO_AUTH_TOKEN": keys.auth_token,
+        "TWILIO_PHONE_NUMBER": "+15005550006",
+        "TWILIO_API_URL": doubles["twilio_url"],
+        "GEMINI_API_KEY": keys.gemini_api_key,
+        "GEMINI_URL": doubles["gemini_url"],
+        "API_KEY": keys.api_key,
+        "MAX_CALLS": str(calls + 10),
+        # It would refuse calls at the end of its range, which is what is to be measured.
+        "MAX_LOOP_LAG_S": "60",
+    }
+    if doubles["trusted"]:
+        environment["SSL_CERT_FILE"] = doubles["trusted"]
+    return environment
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _ask(generator: subprocess.Popen[bytes], told: Mapping[str, Any]) -> dict[str, Any]:
+    """Say a line to the generator and take the line it answers with."""
+    assert generator.stdin is not None
+    assert generator.stdout is not None
+    generator.stdin.write(json.dumps(told).encode() + b"\n")
+    generator.stdin.flush()
+    line = generator.stdout.readline()
+    if not line:
+        raise PointFailed("the load generator ended without a word; its own are above")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def _wait_ready(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise PointFailed(f"the server ended with status {server.returncode}")
+        try:
+            httpx2.get(f"{url}/healthz", trust_env=False, timeout=5.0)
+        except httpx2.TransportError:
+            time.sleep(0.1)
+        else:
+            return  # any answer: it serves
+    raise PointFailed(f"the server did not answer in {READY_TIMEOUT_S:g} s")
+
+
+_PATH_SAMPLE = re.compile(r'^offhook_\w*path\w*\{[^}]*path="(\w+)"[^}]*\} ([0-9.e+]+)', re.M)
+
+
+def _media_paths(client: httpx2.Client) -> dict[str, float]:
+    """How many calls took which path, as ``/metrics`` has it; empty where it says nothing."""
+    answer = client.get("/metrics")
+    if answer.status_code != 200:
+        return {}
+    return {path: float(count) for path, count in _PATH_SAMPLE.findall(answer.text)}

@@ -1,0 +1,142 @@
+"""The load benchmark, small: every server that can run here carries two calls, all counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+
+from benchmarks.calls import Point, bounds_table, tables
+from benchmarks.load.call import Talk
+from benchmarks.load.sockets import Backend, Picows, Socket, Websockets, picows, port_of
+from benchmarks.point import CLASSIC, KINDS, ServerKind, run_point
+
+QUICK_TALK = Talk(turn_s=0.8, cycle_s=0.5, cut_every=2, cut_delays_s=(0.0, 0.02))
+PERCENTILES = {"p50", "p95", "p99", "p999"}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_two_calls_arrive_whole(kind: ServerKind):
+    if kind.missing:
+        pytest.skip(f"not here: {', '.join(kind.missing)}")
+
+    outcome = run_point(kind, 2, window_s=1.5, warm_s=0.6, talk=QUICK_TALK)
+
+    assert outcome["calls_lost"] == 0
+    assert outcome["frames"] >= 2 * 40
+    assert outcome["chunks"] >= 2 * 20
+    assert outcome["clears"] >= 2
+    assert outcome["missed_clears"] == outcome["unasked_clears"] == 0
+    assert outcome["doubled_ms"] == outcome["stale_ms"] == outcome["strange_ms"] == 0
+    if kind is CLASSIC:
+        # One sample of each frame, because its resampler forgets where it was.
+        assert 0 < outcome["lost_ms"] < 0.01 * 20 * outcome["frames"]
+    else:
+        assert outcome["lost_ms"] == 0
+    figures = Point(kind, 2, outcome).as_dict()
+    assert set(figures) == {
+        "server",
+        "calls",
+        "cpu_ms_per_call_s",
+        "caller_to_model_ms",
+        "agent_to_caller_ms",
+        "interrupt_to_clear_ms",
+        "lost_ms",
+        "stale_ms",
+        "rss_kib_per_call",
+    }
+    assert set(figures["caller_to_model_ms"]) == PERCENTILES
+    assert set(figures["agent_to_caller_ms"]) == PERCENTILES
+    assert set(figures["interrupt_to_clear_ms"]) == PERCENTILES
+    assert figures["cpu_ms_per_call_s"] > 0
+
+
+def figures(cpu_ms: float) -> dict[str, object]:
+    percentiles = {"p50": 0.1, "p95": 0.2, "p99": 0.3, "p999": 0.4}
+    return {
+        "cpu_ms_per_call_s": cpu_ms,
+        "server_core": cpu_ms / 10,
+        "generator_core": 0.3,
+        "others_on_server_core": None,
+        "rss_kib_per_call": 80.0,
+        "caller_to_model_ms": percentiles,
+        "agent_to_caller_ms": percentiles,
+        "interrupt_to_clear_ms": dict.fromkeys(percentiles),
+        "lost_ms": 0.0,
+        "doubled_ms": 0.0,
+        "late_ms": 0.0,
+        "stale_ms": 0.0,
+    }
+
+
+def test_the_bounds_are_judged_from_the_same_run():
+    points = [
+        Point(KINDS["offhook"], 100, figures(1.5)),
+        Point(KINDS["classic"], 100, figures(6.0)),
+    ]
+
+    rows = bounds_table(points, []).columns
+    judged = dict(zip(rows[0].cells, zip(rows[2].cells, rows[3].cells, strict=True), strict=True))
+
+    assert judged["CPU per call-second, 100 calls"] == ("1.50 ms", "[green]yes[/]")
+    assert judged["CPU against classic, 100 calls"] == ("0.25 x", "[green]yes[/]")
+    assert judged["calls with p99 caller to model < 20 ms"] == ("100, core 15%", "[red]no[/]")
+    assert all(table.row_count == 2 for table in tables(points))
+
+
+class Echo:
+    """A peer that answers, and one that waits for an answer."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+        self.changed = asyncio.Event()
+        self.socket: Socket
+
+    def opened(self, socket: Socket) -> None:
+        self.socket = socket
+
+    def received(self, message: bytes) -> None:
+        self.messages.append(message)
+        self.changed.set()
+
+    def closed(self) -> None:
+        self.changed.set()
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(Picows(), marks=pytest.mark.skipif(picows is None, reason="no picows")),
+        Websockets(),
+    ],
+    ids=lambda backend: backend.name,
+)
+def test_both_kinds_of_sockets_carry_messages_both_ways(backend: Backend):
+    server, client = Echo(), Echo()
+    asked: list[tuple[str, str | None]] = []
+
+    def welcome(path: str, headers: Mapping[str, str]) -> Echo | None:
+        asked.append((path, headers.get("x-key")))
+        return server if path == "/yes" else None
+
+    async def talk() -> None:
+        listening = await backend.serve(welcome, None)
+        url = f"ws://127.0.0.1:{port_of(listening)}"
+        await backend.connect(f"{url}/yes", {"x-key": "1"}, client)
+        client.socket.send(b"a question")
+        await asyncio.wait_for(server.changed.wait(), 5)
+        server.socket.send_prepared(backend.prepare(b"an answer"))
+        await asyncio.wait_for(client.changed.wait(), 5)
+        client.changed.clear()
+        server.socket.close()
+        await asyncio.wait_for(client.changed.wait(), 5)
+        with pytest.raises(Exception, match="404"):
+            await backend.connect(f"{url}/no", {}, Echo())
+        listening.close()
+
+    asyncio.run(talk())
+
+    assert server.messages == [b"a question"]
+    assert client.messages == [b"an answer"]
+    assert asked == [("/yes", "1"), ("/no", None)]
