@@ -9,6 +9,7 @@ import phonenumbers
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from server.agent import Agent
+from server.records import Cursor
 
 _TOO_WRONG = {
     phonenumbers.ValidationResult.INVALID_COUNTRY_CODE: "the country code does not exist",
@@ -37,6 +38,12 @@ def e164(number: str) -> str:
     if parsed.extension:
         raise ValueError("must not have an extension")
     return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+
+
+def _cursor(text: str | None) -> str | None:
+    if text is not None:
+        Cursor.parse(text)
+    return text
 
 
 class MakeCall(BaseModel):
@@ -71,6 +78,19 @@ class CallMade(BaseModel):
     call_sid: str
     status: str
     carrier: str
+
+
+class ListCalls(BaseModel):
+    """What ``GET /calls`` takes."""
+
+    limit: Annotated[int, Field(ge=1, le=1_000)] = 100
+    before: Annotated[str | None, AfterValidator(_cursor), Field(max_length=100)] = None
+    """``next`` of the page before."""
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """Where the page begins."""
+        return None if self.before is None else Cursor.parse(self.before)
 
 
 def error_body(error: str, message: str, **facts: Any) -> dict[str, Any]:

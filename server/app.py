@@ -24,6 +24,7 @@ from server.carrier import MediaStream
 from server.carrier.phone import find_script
 from server.carrier.simulator import TwilioSimulator
 from server.carrier.twilio import TwilioCarrier, TwilioMediaStream, WebhookVerifier
+from server.costs import Prices
 from server.destinations import Destinations
 from server.detach import detachable
 from server.errors import ConfigurationError
@@ -41,6 +42,7 @@ from server.model.gemini import DEFAULT_URL, GeminiModel
 from server.model.simulator import SCRIPTS as MODEL_SCRIPTS
 from server.model.simulator import GeminiSimulator
 from server.plane import Plane, Wire
+from server.records import Records
 from server.routes import add_routes
 from server.settings import Account, Settings
 from server.tools import Tool, check_names, hang_up, load_tools, send_dtmf, transfer_tool
@@ -89,6 +91,11 @@ class OffhookApp(QuartTrio):
         self.idempotency = Idempotency(ttl_s=settings.idempotency_ttl_s)
         self.destinations = Destinations(
             settings.allowed_prefixes, refuse_costly=not self.is_simulated
+        )
+        self.records = Records(
+            settings.database_url.get_secret_value(),
+            metrics=self.metrics,
+            retention_days=settings.retention_days or None,
         )
         self.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
         # Calls end within this of a shutdown: their own clean-up, with a little air.
@@ -181,6 +188,9 @@ class OffhookApp(QuartTrio):
             tool_timeout_s=settings.tool_timeout_s,
             dtmf_pause_s=settings.dtmf_pause_s,
             close_timeout_s=settings.close_timeout_s,
+            max_cost_usd=settings.max_call_cost_usd,
+            transcripts=settings.transcripts,
+            full_numbers=settings.record_numbers == "full",
         )
         async with AsyncExitStack() as stack, trio.open_nursery() as helpers:
             if self.plane is not None:
@@ -189,6 +199,7 @@ class OffhookApp(QuartTrio):
                 model = await self._simulate(helpers)
             else:
                 model = self._use_accounts(settings.account)
+            await helpers.start(self.records.run)
             await stack.enter_async_context(self.carrier)
             admission = Admission(self._limits(), self.metrics)
             helpers.start_soon(admission.watch_lag)
@@ -198,6 +209,8 @@ class OffhookApp(QuartTrio):
                 metrics=self.metrics,
                 options=options,
                 admission=admission,
+                records=self.records,
+                prices=Prices(settings.carrier_minute_usd, self.own_number),
                 ticket_ttl_s=settings.ticket_ttl_s,
                 start_timeout_s=settings.start_timeout_s,
                 recent_calls=settings.recent_calls,
@@ -286,6 +299,7 @@ class OffhookApp(QuartTrio):
         name: str,
     ) -> None:
         self.public_url = public_url
+        self.own_number = phone_number
         self._auth_token = auth_token
         self.verifier = WebhookVerifier(auth_token, public_url)
         self.carrier = TwilioCarrier(

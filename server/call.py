@@ -36,6 +36,7 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
 )
+from server.costs import CostMeter, Prices
 from server.errors import (
     CarrierError,
     CarrierProtocolError,
@@ -79,6 +80,7 @@ MAX_UNSENT_BYTES = CALLER_RATE_HZ * 2 * 10
 MAX_GATHERED_BYTES = 800
 """100 ms of payload: as much as one model message takes."""
 MAX_TIMELINE = 500
+COST_CHECK_S = 1.0
 MAX_DIGITS = 64
 """Pressed without a pause; more than any number one types in."""
 FAREWELL_PAUSE_S = 1.5
@@ -109,6 +111,8 @@ class EndReason(StrEnum):
     MODEL_QUOTA = "model-quota"
     CARRIER_PROTOCOL = "carrier-protocol-error"
     CARRIER_FAILED = "carrier-failed"
+    COST_CAP = "cost-cap"
+    """The call has come to cost what one may cost at most."""
     DRAINED = "drained"
     ERROR = "error"
     """A bug of ours; the log has the traceback."""
@@ -154,6 +158,12 @@ class CallOptions:
     transfer_ring_timeout_s: float = 30.0
     tool_timeout_s: float = 10.0
     dtmf_pause_s: float = 1.5
+    max_cost_usd: float | None = None
+    """As far as the cost is known; None for no cap."""
+    transcripts: bool = True
+    """Whether the record says what was said, or only when."""
+    full_numbers: bool = False
+    """Whether the record has the other party's whole number."""
 
 
 @dataclass(slots=True)
@@ -216,12 +226,13 @@ class Call:
 
     Args:
         direction: Who dialled.
-        number: The other party's number; only ever shown masked.
+        number: The other party's number; masked in logs, and in the record unless set otherwise.
         agent: Who answers.
         carrier: Hangs the call up when it is we who end it.
         model: Opens the session.
         metrics: The process's metrics.
         options: Settings.
+        prices: What its cost is estimated with.
         metadata: The API client's own labels, handed back in the record.
     """
 
@@ -235,6 +246,7 @@ class Call:
         model: Model,
         metrics: Metrics,
         options: CallOptions,
+        prices: Prices | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.direction = direction
@@ -247,6 +259,9 @@ class Call:
         self.end_detail = ""
         self.transcript = Transcript()
         self.timings = Timings()
+        self.costs = CostMeter(
+            prices or Prices(), model=model.name, direction=direction, number=number
+        )
         self.created_at = time.time()
         self.timeline: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=MAX_TIMELINE)
         self.accepted = trio.Event()
@@ -306,6 +321,8 @@ class Call:
         self.status = update.status
         self.note(update.status.value, **update.facts)
         if update.status.is_final:
+            if update.facts.get("duration_s", "").isdecimal():
+                self.costs.billed_s = float(update.facts["duration_s"])
             self.settled.set()
             self.end(_REASON_OF_STATUS[update.status])
 
@@ -361,6 +378,8 @@ class Call:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_when_told, nursery.cancel_scope)
                     nursery.start_soon(self._say_goodbye)
+                    if self._options.max_cost_usd is not None:
+                        nursery.start_soon(self._keep_to_budget, self._options.max_cost_usd)
                     nursery.start_soon(self._hear)
                     nursery.start_soon(self._play)
                     nursery.start_soon(self._transfer_caller)
@@ -400,6 +419,14 @@ class Call:
             with trio.move_on_after(self._options.close_timeout_s):
                 await self._line.over.wait()
         scope.cancel(f"the call ended: {self.end_reason}")
+
+    async def _keep_to_budget(self, max_cost_usd: float) -> None:
+        """Wrap up before the call, goodbye included, costs more than it may."""
+        while True:
+            if self._known_usd(self._options.farewell_timeout_s) > max_cost_usd:
+                self.wrap_up(EndReason.COST_CAP)
+                return
+            await trio.sleep(COST_CHECK_S)
 
     async def _say_goodbye(self) -> None:
         """Wrap up when told to: nudge the model, and wait until the caller has heard it."""
@@ -460,6 +487,7 @@ class Call:
         reason = self.end_reason or EndReason.ERROR
         self._metrics.calls_active.dec()
         self._metrics.calls_ended.labels(self.direction, reason.value).inc()
+        self._count_costs()
         self.note("ended", reason=reason.value)
         logger.info(
             "call ended",
@@ -597,7 +625,9 @@ class Call:
                     self.note("model going away", time_left_s=time_left_s)
                 case Reconnected() as news:
                     self._reconnected(news)
-                case Usage() | ResumptionHandle():
+                case Usage() as usage:
+                    self.costs.count(usage)
+                case ResumptionHandle():
                     pass
 
     def _agent_says(self, pcm: bytes, turn: int, received_at: float) -> None:
@@ -633,6 +663,7 @@ class Call:
 
     def _reconnected(self, news: Reconnected) -> None:
         self.timings.caller_audio_lost_s += news.lost_s
+        self.costs.model = news.model
         self._metrics.model_reconnects.labels(news.reason, news.way.value).inc()
         self.note(
             "model reconnected",
@@ -884,6 +915,25 @@ class Call:
     def _since_answer(self, now: float) -> float:
         return now - (self._answered_at if self._answered_at is not None else now)
 
+    def _known_usd(self, ahead_s: float) -> float:
+        """What the call costs at least if it goes on for this long."""
+        on_line_s = self.duration_s + ahead_s if self._answered_at is not None else 0.0
+        return self.costs.known_usd(
+            on_line_s=on_line_s,
+            caller_audio_s=self.timings.caller_audio_s,
+            agent_audio_s=self._playout.heard_s(trio.current_time()),
+        )
+
+    def _count_costs(self) -> None:
+        tokens = self.costs.tokens()
+        for direction in ("prompt", "response"):
+            for modality, count in tokens[direction].items():
+                known = modality if modality in ("AUDIO", "TEXT", "IMAGE", "VIDEO") else "other"
+                self._metrics.tokens.labels(direction, known.lower()).inc(count)
+        carrier_usd = self.costs.carrier_usd(self.duration_s) or 0.0
+        self._metrics.cost.labels("carrier").inc(carrier_usd)
+        self._metrics.cost.labels("model").inc(max(0.0, self._known_usd(0.0) - carrier_usd))
+
     @property
     def is_over(self) -> bool:
         """Whether the record is final."""
@@ -902,7 +952,7 @@ class Call:
         record: dict[str, Any] = {
             "call_sid": self.call_sid,
             "direction": self.direction,
-            "number": masked(self.number),
+            "number": self.number if self._options.full_numbers else masked(self.number),
             "state": "ended" if self.is_over else "live",
             "status": self.status.value,
             "reason": self.end_reason.value if self.end_reason else None,
@@ -914,7 +964,13 @@ class Call:
         }
         if full:
             record["timings"] = self.timings.as_dict()
-            record["transcript"] = self.transcript.as_list()
+            record["tokens"] = self.costs.tokens()
+            record["cost"] = self.costs.as_dict(
+                on_line_s=self.duration_s,
+                caller_audio_s=self.timings.caller_audio_s,
+                agent_audio_s=self._playout.heard_s(now),
+            )
+            record["transcript"] = self.transcript.as_list(words=self._options.transcripts)
             record["timeline"] = [
                 {"at_s": round(at_s, 3), "what": what, **facts}
                 for at_s, what, facts in self.timeline

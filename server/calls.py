@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 import trio
@@ -28,15 +28,28 @@ from server.carrier import (
     StreamStopped,
     TransferUpdate,
 )
+from server.costs import Prices
 from server.errors import CallRefused, CarrierError, CarrierProtocolError, StreamEnded
 from server.metrics import Metrics
 from server.model import Model
+from server.records import Cursor, Records, RecordsUnavailable
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MAX_EARLY_UPDATES = 1_000
 """Status callbacks that overtook the answer to the dial request wait here."""
 POLICY_VIOLATION = 1008
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Part of the list of calls."""
+
+    rows: list[dict[str, Any]]
+    next: Cursor | None
+    """Where the next page begins; None when this was the last."""
+    is_complete: bool
+    """False when the database could not be asked, and only what is in memory is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +71,11 @@ class Calls:
         metrics: The process's metrics.
         options: Settings of each call.
         admission: Whether and when a call may be placed.
+        records: Keeps what is left of each; None keeps the recent ones only.
+        prices: What their cost is estimated with.
         ticket_ttl_s: How long a ticket may wait for its stream.
         start_timeout_s: How long a media socket may take to say which call it is.
-        recent_calls: How many records of ended calls are kept.
+        recent_calls: How many ended calls stay in memory, for the carrier's late callbacks.
     """
 
     def __init__(
@@ -71,6 +86,8 @@ class Calls:
         metrics: Metrics,
         options: CallOptions,
         admission: Admission | None = None,
+        records: Records | None = None,
+        prices: Prices | None = None,
         ticket_ttl_s: float = 900.0,
         start_timeout_s: float = 10.0,
         recent_calls: int = 1_000,
@@ -82,6 +99,8 @@ class Calls:
         self._drained: trio.Event | None = None
         self._options = options
         self.admission = admission or Admission(Limits(), metrics)
+        self._records = records
+        self._prices = prices
         self._ticket_ttl_s = ticket_ttl_s
         self._start_timeout_s = start_timeout_s
         self._recent_calls = recent_calls
@@ -106,6 +125,7 @@ class Calls:
         finally:
             if call.end_reason is EndReason.MODEL_QUOTA:
                 self.admission.quota_exceeded(trio.current_time())
+            self._keep(call)
             self._live.pop(call.call_sid, None)
             self._recent[call.call_sid] = call
             while len(self._recent) > self._recent_calls:
@@ -113,6 +133,10 @@ class Calls:
             for ticket in [name for name, held in self._tickets.items() if held.call is call]:
                 del self._tickets[ticket]
             self._tell_if_empty()
+
+    def _keep(self, call: Call) -> None:
+        if self._records is not None:
+            self._records.keep(call.as_dict())
 
     async def aclose(self) -> None:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""
@@ -216,6 +240,7 @@ class Calls:
             model=self.model,
             metrics=self.metrics,
             options=options,
+            prices=self._prices,
             metadata=metadata,
         )
 
@@ -233,6 +258,8 @@ class Calls:
         call = self.get(update.call_sid)
         if call is not None:
             call.update_status(update)
+            if call.is_over:  # the carrier's last word may come after the end
+                self._keep(call)
         else:
             # It can overtake the answer to our own dial request.
             self._early.setdefault(update.call_sid, []).append(update)
@@ -301,6 +328,40 @@ class Calls:
         """Live calls, then recent ones, newest first."""
         yield from reversed(self._live.values())
         yield from reversed(self._recent.values())
+
+    async def record(self, call_sid: str) -> dict[str, Any] | None:
+        """Everything known about a call, however long ago it was; None if it was never heard of.
+
+        Raises:
+            RecordsUnavailable: It is not in memory, and the database cannot be asked.
+        """
+        if (call := self.get(call_sid)) is not None:
+            return call.as_dict()
+        return None if self._records is None else await self._records.get(call_sid)
+
+    async def page(self, limit: int, before: Cursor | None = None) -> Page:
+        """Summaries of calls, live ones among them, newest first.
+
+        Args:
+            limit: How many at most.
+            before: Where the page before this one ended; None for the first.
+        """
+        # Memory first: what is written to the database meanwhile is then seen at least once.
+        found = {call.call_sid: call.as_dict(full=False) for call in self.all()}
+        is_complete, more = True, False
+        if self._records is not None:
+            found = {record["call_sid"]: record for record in self._records.unsaved()} | found
+            try:
+                kept = await self._records.page(limit, before)
+            except RecordsUnavailable:
+                kept, is_complete = [], False
+            more = len(kept) == limit
+            found = {record["call_sid"]: record for record in kept} | found
+        after = [row for row in found.values() if before is None or Cursor.of(row) < before]
+        after.sort(key=Cursor.of, reverse=True)
+        rows = after[:limit]
+        more = more or len(after) > limit
+        return Page(rows, Cursor.of(rows[-1]) if rows and more else None, is_complete)
 
     @property
     def live_count(self) -> int:

@@ -93,6 +93,7 @@ async def _run_one(console: Console, script: DemoScript, directory: Path) -> boo
             "allowed_prefixes": (),
             "public_url": public_url,
             "recordings_dir": directory,
+            "database_url": "sqlite://",  # in memory
             "drain_timeout_s": 0.0,
             **script.settings,
         }

@@ -119,3 +119,22 @@ class Metrics:
             "offhook_loop_lag_seconds", "How late the event loop wakes a sleeping task.",
             buckets=_FAST, registry=registry,
         )  # fmt: skip
+        self.tokens = Counter(
+            "offhook_model_tokens", "Tokens of ended calls, as billed.", ["direction", "modality"],
+            registry=registry,
+        )  # fmt: skip
+        self.cost = Counter(
+            "offhook_cost_usd", "Cost of ended calls, as far as it is known.", ["part"],
+            registry=registry,
+        )  # fmt: skip
+        self.records_unsaved = Gauge(
+            "offhook_records_unsaved", "Records that wait for the database.", registry=registry
+        )
+        self.record_failures = Counter(
+            "offhook_record_failures", "Work with the database that failed, or records given up.",
+            ["what"], registry=registry,
+        )  # fmt: skip
+        self.recordings_stopped = Counter(
+            "offhook_recordings_stopped", "Recordings that stopped before their call did.",
+            ["reason"], registry=registry,
+        )  # fmt: skip

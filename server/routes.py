@@ -16,15 +16,17 @@ from quart_schema import (
     RequestSchemaValidationError,
     document_response,
     hide,
+    validate_querystring,
     validate_request,
 )
 from werkzeug.exceptions import HTTPException
 
-from server.api import CallMade, MakeCall, error_body, field_errors
+from server.api import CallMade, ListCalls, MakeCall, error_body, field_errors
 from server.call import EndReason
 from server.errors import CallRefused, CarrierError, CarrierProtocolError
 from server.idempotency import MAX_KEY_CHARS, Answer
 from server.keys import UNNAMED
+from server.records import RecordsUnavailable
 
 if TYPE_CHECKING:
     from server.app import OffhookApp
@@ -36,6 +38,8 @@ HEALTH = frozenset({"/healthz", "/readyz"})
 METRICS = frozenset({"/metrics"})
 DOCS = frozenset({"/docs", "/openapi.json"})
 IDEMPOTENCY_KEY = "Idempotency-Key"
+RECORDS_PAUSE_S = 5
+"""When to come back after the database did not answer."""
 CARRIER_PAUSE_S = 5.0
 """When to come back after the carrier has said, several times, that it has too many requests."""
 
@@ -182,22 +186,27 @@ def _add_api(app: OffhookApp) -> None:
         return Answer(made, 201, {"Location": f"/calls/{call.call_sid}"}), True
 
     @app.get("/calls")
-    async def list_calls() -> Any:
-        """Live and recent calls, newest first."""
-        return {"calls": [call.as_dict(full=False) for call in app.calls.all()]}
+    @validate_querystring(ListCalls)
+    async def list_calls(query_args: ListCalls) -> Any:
+        """Calls, live and ended, newest first; ``next`` is the next page's ``before``."""
+        page = await app.calls.page(query_args.limit, query_args.cursor)
+        return {
+            "calls": page.rows,
+            "next": None if page.next is None else str(page.next),
+            "complete": page.is_complete,
+        }
 
     @app.get("/calls/<call_sid>")
     async def get_call(call_sid: str) -> Any:
-        """One call: state, reason, timings, transcript, timeline."""
-        call = app.calls.get(call_sid)
-        return _unknown_call() if call is None else call.as_dict()
+        """One call: state, reason, timings, transcript, tokens, cost, timeline."""
+        return await app.calls.record(call_sid) or _unknown_call()
 
     @app.post("/calls/<call_sid>/hang-up")
     async def hang_up(call_sid: str) -> Any:
         """End a call; one that is already over stays as it ended."""
         call = app.calls.get(call_sid)
-        if call is None:
-            return _unknown_call()
+        if call is None:  # long over, or never heard of
+            return await app.calls.record(call_sid) or _unknown_call()
         call.end(EndReason.HUNG_UP)
         with trio.move_on_after(2 * app.settings.close_timeout_s):
             await call.finished.wait()
@@ -210,7 +219,7 @@ def _add_api(app: OffhookApp) -> None:
         return {"draining": True, "live_calls": app.calls.live_count}, 202
 
     def _unknown_call() -> tuple[dict[str, Any], int]:
-        return error_body("not-found", "no live or recent call has this call_sid"), 404
+        return error_body("not-found", "no call has this call_sid"), 404
 
 
 # ------------------------------------------------------------------------------------------
@@ -332,6 +341,11 @@ def _add_errors(app: OffhookApp) -> None:
     async def invalid(error: RequestSchemaValidationError) -> Any:
         fields = field_errors(error.validation_error)
         return error_body("invalid", "the request is not valid", fields=fields), 422
+
+    @app.errorhandler(RecordsUnavailable)
+    async def no_records(error: RecordsUnavailable) -> Any:
+        body = error_body("records-unavailable", str(error))
+        return body, 503, {"Retry-After": str(RECORDS_PAUSE_S)}
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Any:

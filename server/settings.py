@@ -171,6 +171,20 @@ class Settings(BaseSettings):
     """How long a call that has to end may take to say goodbye."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 600.0
     recent_calls: Annotated[int, Field(ge=0)] = 1_000
+    """Ended calls that stay in memory, where the carrier's late callbacks still find them."""
+
+    database_url: SecretStr = SecretStr("sqlite:///offhook.db")
+    """Where records are kept: SQLAlchemy's URL. ``sqlite://`` keeps them in memory only."""
+    retention_days: Annotated[float, Field(ge=0)] = 30.0
+    """Older records and recordings are deleted; 0 keeps them for ever."""
+    transcripts: bool = True
+    """Whether records say what was said, or only who spoke and when."""
+    record_numbers: Literal["masked", "full"] = "masked"
+    """How much of the other party's number a record has. Logs never have all of it."""
+    max_call_cost_usd: Annotated[float, Field(gt=0)] | None = None
+    """A call that comes to cost this much is wrapped up, as far as its cost is known."""
+    carrier_minute_usd: Annotated[float, Field(ge=0)] | None = None
+    """Your price of a minute, media stream included; None for the table in ``costs.py``."""
     recordings_dir: Path | None = None
 
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"

@@ -71,13 +71,13 @@ class Transcript:
         self.turns.append(spoken)
         return spoken
 
-    def as_list(self) -> list[dict[str, object]]:
-        """The turns as the API shows them."""
+    def as_list(self, *, words: bool = True) -> list[dict[str, object]]:
+        """The turns as the API shows them; without words, who spoke and when."""
         return [
             {
                 "speaker": turn.speaker,
                 "at_s": round(turn.started_s, 3),
-                "text": turn.heard_text.strip(),
+                "text": turn.heard_text.strip() if words else None,
                 "heard_s": None if turn.heard_s is None else round(turn.heard_s, 3),
                 "cut": turn.cut,
             }

@@ -80,9 +80,7 @@ class ServerProcess:
 async def server_process(
     directory: Path, command: str, **settings: object
 ) -> AsyncGenerator[ServerProcess]:
-    twilio = TwilioSimulator(
-        account_sid="AC" + "1" * 32, auth_token="t" * 32, phone_number=NUMBER, ring_s=0.3
-    )
+    twilio = TwilioSimulator(account_sid="AC" + "1" * 32, auth_token="t" * 32, phone_number=NUMBER)
     gemini = GeminiSimulator(api_key="model-key")
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]

@@ -1,0 +1,239 @@
+"""What a call costs: tokens and minutes, counted as they are billed and priced from dated tables.
+
+Everything here is an estimate of list prices in US dollars, and what is not known is said to be
+``"unknown"``, never taken for nothing: an unknown model, a kind of token that has no price here, a
+country whose minutes are not in the table. The known part is summed beside it, and is what the cap
+of a call is compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import phonenumbers
+
+from server.model import Usage
+
+TOKENS_PER_S = 25
+"""Of audio, in and out ("Live API: token counts")."""
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPrice:
+    """US dollars for a million tokens, by modality."""
+
+    prompt: Mapping[str, float]
+    response: Mapping[str, float]
+
+
+MODEL_PRICES_OF = "2026-10-09"
+_LIVE_3 = ModelPrice(
+    prompt={"TEXT": 0.75, "AUDIO": 3.0, "IMAGE": 1.0, "VIDEO": 1.0},
+    response={"TEXT": 4.5, "AUDIO": 12.0},
+)
+MODEL_PRICES: Mapping[str, ModelPrice] = {
+    "gemini-3.8-live": _LIVE_3,  # and -extended-thinking
+    "gemini-3.1-flash-live": _LIVE_3,
+    "gemini-2.5-flash-native-audio": ModelPrice(
+        prompt={"TEXT": 0.5, "AUDIO": 3.0, "IMAGE": 3.0, "VIDEO": 3.0},
+        response={"TEXT": 2.0, "AUDIO": 12.0},
+    ),
+}
+"""By the beginning of the model's name; the paid tier of "Gemini Developer API pricing"."""
+
+CARRIER_PRICES_OF = "2025-01"
+"""Twilio's list prices; what an account really pays is in its Console."""
+STREAM_MINUTE_USD = 0.004
+"""Media Streams cost this on top of the call, wherever it goes."""
+OUTBOUND_MINUTE_USD: Mapping[str, float] = {"US": 0.014, "CA": 0.014}
+"""By the region called; elsewhere the price depends on the number: see CARRIER_MINUTE_USD."""
+INBOUND_MINUTE_USD: Mapping[str, float] = {"US": 0.0085, "CA": 0.0085}
+"""By the region of our own number, if it is a local one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What is known about prices before a call.
+
+    Attributes:
+        carrier_minute_usd: The operator's own price of a minute, media stream included; None for
+            the table's.
+        own_number: E.164; an inbound minute's price depends on it.
+    """
+
+    carrier_minute_usd: float | None = None
+    own_number: str = ""
+
+    def of_model(self, name: str) -> ModelPrice | None:
+        """The price of a model by its name, ``models/`` and other prefixes allowed."""
+        name = name.rpartition("/")[2]
+        found = [known for known in MODEL_PRICES if name.startswith(known)]
+        return MODEL_PRICES[max(found, key=len)] if found else None
+
+    def of_minute(self, direction: Literal["inbound", "outbound"], number: str) -> float | None:
+        """The carrier's price of a minute with this number."""
+        if self.carrier_minute_usd is not None:
+            return self.carrier_minute_usd
+        table, priced = (
+            (OUTBOUND_MINUTE_USD, number)
+            if direction == "outbound"
+            else (INBOUND_MINUTE_USD, self.own_number)
+        )
+        usd = table.get(_region(priced))
+        return None if usd is None else usd + STREAM_MINUTE_USD
+
+
+def _region(number: str) -> str:
+    """The ISO code of a number's country; empty if unknown, or if it is not an ordinary number."""
+    try:
+        parsed = phonenumbers.parse(number)
+    except phonenumbers.NumberParseException:
+        return ""
+    ordinary = (
+        phonenumbers.PhoneNumberType.FIXED_LINE,
+        phonenumbers.PhoneNumberType.MOBILE,
+        phonenumbers.PhoneNumberType.FIXED_LINE_OR_MOBILE,
+    )
+    if phonenumbers.number_type(parsed) not in ordinary:
+        return ""
+    return phonenumbers.region_code_for_number(parsed) or ""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One turn's tokens, as last told."""
+
+    model: str
+    prompt: dict[str, int] = field(default_factory=dict)
+    response: dict[str, int] = field(default_factory=dict)
+    total: int = 0
+
+    @property
+    def unpriced(self) -> int:
+        """Tokens that are in the total only: thoughts, and what tools read."""
+        return max(0, self.total - sum(self.prompt.values()) - sum(self.response.values()))
+
+
+class CostMeter:
+    """One call's tokens and minutes. No I/O and no clock.
+
+    A turn's counts may be told several times while they grow; the largest of each kind is the
+    turn's. Turns are added up, because each is billed for the whole history again.
+
+    Args:
+        prices: What is known about prices.
+        model: The model's name; :attr:`model` may change in mid-call.
+        direction: Who dialled.
+        number: The other party's, E.164.
+    """
+
+    def __init__(
+        self,
+        prices: Prices,
+        *,
+        model: str,
+        direction: Literal["inbound", "outbound"],
+        number: str,
+    ) -> None:
+        self.model = model
+        self.billed_s: float | None = None
+        """Seconds the carrier says it bills; None until it has said so."""
+        self._prices = prices
+        self._minute_usd = prices.of_minute(direction, number)
+        self._turns: dict[int, _Turn] = {}
+
+    def count(self, usage: Usage) -> None:
+        """Take a turn's counts, for the first time or again."""
+        turn = self._turns.setdefault(usage.turn, _Turn(self.model))
+        turn.model = self.model
+        for known, told in (
+            (turn.prompt, usage.prompt_tokens),
+            (turn.response, usage.response_tokens),
+        ):
+            for modality, tokens in told.items():
+                known[modality] = max(known.get(modality, 0), tokens)
+        turn.total = max(turn.total, usage.total_tokens)
+
+    def minutes(self, on_line_s: float) -> int:
+        """Minutes as the carrier bills them: every one begun."""
+        billed_s = on_line_s if self.billed_s is None else self.billed_s
+        return math.ceil(round(billed_s, 3) / 60)
+
+    def carrier_usd(self, on_line_s: float) -> float | None:
+        """The carrier's part; None if it is not known."""
+        minutes = self.minutes(on_line_s)
+        if not minutes:
+            return 0.0
+        return None if self._minute_usd is None else minutes * self._minute_usd
+
+    def model_usd(self, *, caller_audio_s: float, agent_audio_s: float) -> tuple[float, bool]:
+        """The model's part as far as it is known, and whether that is all of it.
+
+        Audio that no count has mentioned yet is priced by its length, so that a service which is
+        late with its counts, or forgets them, does not make the call look free.
+        """
+        usd, complete = 0.0, True
+        for turn in self._turns.values():
+            price = self._prices.of_model(turn.model)
+            if price is None:
+                complete = complete and not turn.total
+                continue
+            complete = complete and not turn.unpriced
+            for table, counted in ((price.prompt, turn.prompt), (price.response, turn.response)):
+                for modality, tokens in counted.items():
+                    if (per_million := table.get(modality)) is None:
+                        complete = complete and not tokens
+                    else:
+                        usd += tokens * per_million / _MILLION
+        price = self._prices.of_model(self.model)
+        if price is None:
+            return usd, complete and not caller_audio_s and not agent_audio_s
+        by_length = TOKENS_PER_S / _MILLION
+        by_length *= (
+            caller_audio_s * price.prompt["AUDIO"] + agent_audio_s * price.response["AUDIO"]
+        )
+        return max(usd, by_length), complete
+
+    def known_usd(self, *, on_line_s: float, caller_audio_s: float, agent_audio_s: float) -> float:
+        """What the call costs at least."""
+        model_usd, _ = self.model_usd(caller_audio_s=caller_audio_s, agent_audio_s=agent_audio_s)
+        return model_usd + (self.carrier_usd(on_line_s) or 0.0)
+
+    def tokens(self) -> dict[str, Any]:
+        """Tokens as billed, by direction and modality; ``other`` has no price here."""
+        prompt: dict[str, int] = {}
+        response: dict[str, int] = {}
+        for turn in self._turns.values():
+            for summed, counted in ((prompt, turn.prompt), (response, turn.response)):
+                for modality, tokens in counted.items():
+                    summed[modality] = summed.get(modality, 0) + tokens
+        other = sum(turn.unpriced for turn in self._turns.values())
+        return {"prompt": prompt, "response": response, "other": other}
+
+    def as_dict(
+        self, *, on_line_s: float, caller_audio_s: float, agent_audio_s: float
+    ) -> dict[str, Any]:
+        """The estimate as the API shows it, in US dollars."""
+        model_usd, complete = self.model_usd(
+            caller_audio_s=caller_audio_s, agent_audio_s=agent_audio_s
+        )
+        carrier_usd = self.carrier_usd(on_line_s)
+        whole = complete and carrier_usd is not None
+        known_usd = model_usd + (carrier_usd or 0.0)
+        return {
+            "model_usd": round(model_usd, 6) if complete else "unknown",
+            "carrier_usd": "unknown" if carrier_usd is None else round(carrier_usd, 6),
+            "total_usd": round(known_usd, 6) if whole else "unknown",
+            "known_usd": round(known_usd, 6),
+            "billed_minutes": self.minutes(on_line_s),
+            "model_prices_of": MODEL_PRICES_OF,
+            "carrier_prices_of": (
+                "CARRIER_MINUTE_USD"
+                if self._prices.carrier_minute_usd is not None
+                else CARRIER_PRICES_OF
+            ),
+        }

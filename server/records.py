@@ -1,0 +1,449 @@
+"""The records of ended calls, kept in a database that no call ever waits for.
+
+A record is handed over in an instant and written by one task through a thread. While the database
+is locked or gone, records stay in memory, are shown from there, and are written when it is back; a
+call neither notices nor fails. SQLite is the default; any database that SQLAlchemy knows will do,
+and PostgreSQL is tested.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sql
+import structlog
+import trio
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from server.errors import ConfigurationError, ServerError
+from server.metrics import Metrics
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+MAX_UNSAVED = 10_000
+"""About 100 MB of long calls; then the oldest are given up, counted and logged."""
+BATCH = 100
+LOCK_TIMEOUT_S = 5.0
+"""How long SQLite may wait for another process's lock, and PostgreSQL for a connection."""
+OPEN_TIMEOUT_S = 10.0
+FLUSH_TIMEOUT_S = 10.0
+"""How long a server that stops may take to write what is left."""
+RETRY_S = (0.5, 30.0)
+"""The first and the longest pause before trying again."""
+SWEEP_EVERY_S = 3_600.0
+DAY_S = 86_400.0
+
+SUMMARY = (
+    "call_sid",
+    "direction",
+    "number",
+    "state",
+    "status",
+    "reason",
+    "detail",
+    "created_at",
+    "duration_s",
+    "agent_heard_s",
+    "metadata",
+)
+"""The fields of a record that lists show; the rest is one column of details."""
+
+# ------------------------------------------------------------------------------------------
+# The schema
+
+SCHEMA_VERSION = 1
+"""Goes up with every change of the tables; ``_MIGRATIONS`` says how to get there."""
+
+_tables = sql.MetaData()
+_schema = sql.Table("offhook_schema", _tables, sql.Column("version", sql.Integer, nullable=False))
+_calls = sql.Table(
+    "offhook_calls",
+    _tables,
+    sql.Column("call_sid", sql.String(64), primary_key=True),
+    sql.Column("direction", sql.String(16), nullable=False),
+    sql.Column("number", sql.String(32), nullable=False),
+    sql.Column("state", sql.String(16), nullable=False),
+    sql.Column("status", sql.String(16), nullable=False),
+    sql.Column("reason", sql.String(64)),
+    sql.Column("detail", sql.Text, nullable=False),
+    # Double precision wherever the database makes a difference: seconds since 1970.
+    sql.Column("created_at", sql.Double, nullable=False),
+    sql.Column("duration_s", sql.Double, nullable=False),
+    sql.Column("agent_heard_s", sql.Double, nullable=False),
+    sql.Column("metadata", sql.JSON, nullable=False),
+    sql.Column("details", sql.JSON, nullable=False),
+    sql.Index("offhook_calls_newest", "created_at", "call_sid"),
+)
+
+_MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {}
+"""From this version to the next one, in one transaction; version 1 is the first."""
+
+
+class RecordsUnavailable(ServerError):
+    """The database cannot be read just now."""
+
+
+class SchemaTooNew(ServerError):
+    """The database was written by a later version of this program."""
+
+
+# ------------------------------------------------------------------------------------------
+# Pages of a list
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cursor:
+    """A place in the list of calls, newest first: just after this call."""
+
+    created_at: float
+    call_sid: str
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Cursor:
+        """The place of a record."""
+        return cls(record["created_at"], record["call_sid"])
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Read what :meth:`__str__` has written.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        created_at, _, call_sid = text.partition("-")
+        if not call_sid or not math.isfinite(float(created_at)):
+            raise ValueError(f"not a place in the list: {text!r}")
+        return cls(float(created_at), call_sid)
+
+    def __str__(self) -> str:
+        return f"{self.created_at:.3f}-{self.call_sid}"
+
+
+# ------------------------------------------------------------------------------------------
+# The database, from a thread
+
+
+class _Database:
+    """What is done in threads: everything here may block, and raise ``SQLAlchemyError``."""
+
+    def __init__(self, url: URL) -> None:
+        self.is_shared = True
+        """Whether several threads may use it at the same time."""
+        arguments: dict[str, Any] = {}
+        options: dict[str, Any] = {}
+        if url.get_backend_name() == "sqlite":
+            arguments["timeout"] = LOCK_TIMEOUT_S
+            if url.database in (None, "", ":memory:"):
+                # One connection, or every thread would have an empty database of its own.
+                self.is_shared = False
+                options["poolclass"] = StaticPool
+                arguments["check_same_thread"] = False
+        elif url.get_backend_name() == "postgresql":
+            arguments["connect_timeout"] = int(LOCK_TIMEOUT_S)
+            arguments["options"] = f"-c statement_timeout={int(1000 * OPEN_TIMEOUT_S)}"
+            options["pool_pre_ping"] = True
+        self._url = url
+        self._engine = sql.create_engine(
+            url, connect_args=arguments, hide_parameters=True, **options
+        )
+        self._ready = False
+        self._opening = threading.Lock()
+        if url.get_backend_name() == "sqlite":
+            sql.event.listen(self._engine, "connect", _set_up_sqlite)
+
+    def open(self) -> None:
+        """Make the tables, or bring those that are there up to date.
+
+        Raises:
+            SchemaTooNew: They are of a later version than this program.
+        """
+        with self._opening:
+            if not self._ready:
+                self._open()
+                self._ready = True
+
+    def _open(self) -> None:
+        if self._url.get_backend_name() == "sqlite" and self._url.database:
+            _make_private(self._url.database)
+        with self._engine.begin() as connection:
+            _tables.create_all(connection)
+            version = connection.scalar(sql.select(_schema.c.version))
+            if version is None:
+                connection.execute(sql.insert(_schema).values(version=SCHEMA_VERSION))
+                version = SCHEMA_VERSION
+            if version > SCHEMA_VERSION:
+                raise SchemaTooNew(
+                    f"the database has schema {version}, this program knows {SCHEMA_VERSION}"
+                )
+            for step in range(version, SCHEMA_VERSION):
+                _MIGRATIONS[step](connection)
+                connection.execute(sql.update(_schema).values(version=step + 1))
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.open()
+        rows = [
+            {name: record[name] for name in SUMMARY}
+            | {"details": {name: record[name] for name in record if name not in SUMMARY}}
+            for record in records
+        ]
+        names = [record["call_sid"] for record in records]
+        with self._engine.begin() as connection:
+            # Not an upsert: that is spelt differently in every database.
+            connection.execute(sql.delete(_calls).where(_calls.c.call_sid.in_(names)))
+            connection.execute(sql.insert(_calls), rows)
+
+    def get(self, call_sid: str) -> dict[str, Any] | None:
+        self.open()
+        with self._engine.connect() as connection:
+            row = connection.execute(
+                sql.select(_calls).where(_calls.c.call_sid == call_sid)
+            ).first()
+        if row is None:
+            return None
+        record = dict(row._mapping)
+        return {**record, **record.pop("details")}
+
+    def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
+        self.open()
+        query = (
+            sql.select(*(_calls.c[name] for name in SUMMARY))
+            .order_by(_calls.c.created_at.desc(), _calls.c.call_sid.desc())
+            .limit(limit)
+        )
+        if before is not None:
+            query = query.where(
+                sql.or_(
+                    _calls.c.created_at < before.created_at,
+                    sql.and_(
+                        _calls.c.created_at == before.created_at,
+                        _calls.c.call_sid < before.call_sid,
+                    ),
+                )
+            )
+        with self._engine.connect() as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]
+
+    def delete_before(self, created_at: float) -> int:
+        self.open()
+        with self._engine.begin() as connection:
+            done = connection.execute(sql.delete(_calls).where(_calls.c.created_at < created_at))
+        return done.rowcount
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _set_up_sqlite(connection: Any, _: object) -> None:
+    # Readers and the writer do not wait for each other; a crash of the machine (not of this
+    # process) may cost the last records, never the file; what is deleted is overwritten.
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _make_private(path: str) -> None:
+    """Make the file, so that only its owner may read what people said."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise SQLAlchemyError(f"cannot open {path}: {error.strerror}") from error
+
+
+def _database_url(text: str) -> URL:
+    try:
+        url = make_url(text)
+        if url.drivername in ("postgres", "postgresql"):
+            url = url.set(drivername="postgresql+psycopg")
+        url.get_dialect().import_dbapi()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ConfigurationError(f"DATABASE_URL: {error}") from None
+    except ModuleNotFoundError as error:
+        hint = "; pip install 'offhook[postgres]'" if error.name == "psycopg" else ""
+        raise ConfigurationError(f"DATABASE_URL: {error.name} is not installed{hint}") from None
+    return url
+
+
+# ------------------------------------------------------------------------------------------
+# The records
+
+
+class Records:
+    """Ended calls: kept at once, written soon, read from memory or the database.
+
+    Args:
+        url: SQLAlchemy's, such as ``sqlite:///offhook.db`` or ``postgresql://user@host/name``.
+        metrics: The process's metrics.
+        retention_days: Older records are deleted; None keeps them for ever.
+
+    Raises:
+        ConfigurationError: The URL is none, or its driver is not installed.
+    """
+
+    def __init__(self, url: str, *, metrics: Metrics, retention_days: float | None = None) -> None:
+        self._database = _Database(_database_url(url))
+        self._metrics = metrics
+        self._retention_days = retention_days
+        self._unsaved: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._changed = trio.Event()
+        self._written = trio.Event()
+        self._works = True
+        # Threads of our own: a database that hangs takes no other work's.
+        self._writing = trio.CapacityLimiter(1)
+        self._reading = trio.CapacityLimiter(4) if self._database.is_shared else self._writing
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write and delete until cancelled, and then write what is left.
+
+        Raises:
+            SchemaTooNew: The database is not for this version; only while starting.
+        """
+        try:
+            await self._open()
+            task_status.started()
+            await self._work()
+        finally:
+            with trio.move_on_after(FLUSH_TIMEOUT_S, shield=True):
+                await self._flush()
+            self._database.close()
+
+    # -- what calls and the API do ---------------------------------------------------------
+
+    def keep(self, record: dict[str, Any]) -> None:
+        """Take a finished record, or a newer version of one; returns at once, never fails."""
+        call_sid = record["call_sid"]
+        self._unsaved[call_sid] = record
+        self._unsaved.move_to_end(call_sid)
+        if len(self._unsaved) > MAX_UNSAVED:
+            lost, _ = self._unsaved.popitem(last=False)
+            self._metrics.record_failures.labels("given-up").inc()
+            logger.error("record given up: too many wait for the database", call_sid=lost)
+        self._metrics.records_unsaved.set(len(self._unsaved))
+        self._changed.set()
+
+    async def get(self, call_sid: str) -> dict[str, Any] | None:
+        """One call's record, or None if there is none.
+
+        Raises:
+            RecordsUnavailable: It is not in memory, and the database cannot be asked.
+        """
+        if call_sid in self._unsaved:
+            return self._unsaved[call_sid]
+        return await self._read(lambda: self._database.get(call_sid))
+
+    async def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
+        """The newest records after a place in the list, summaries only, newest first.
+
+        Raises:
+            RecordsUnavailable: The database cannot be asked; :meth:`unsaved` still answers.
+        """
+        return await self._read(lambda: self._database.page(limit, before))
+
+    def unsaved(self) -> Iterator[dict[str, Any]]:
+        """Summaries of what waits for the database."""
+        for record in self._unsaved.values():
+            yield {name: record[name] for name in SUMMARY}
+
+    async def wait_saved(self) -> None:
+        """Wait until everything that was kept is in the database."""
+        while self._unsaved:
+            await self._written.wait()
+
+    # -- the one task that writes ----------------------------------------------------------
+
+    async def _open(self) -> None:
+        try:
+            with trio.move_on_after(OPEN_TIMEOUT_S):
+                await self._in_thread(self._database.open, self._writing)
+        except SQLAlchemyError as error:
+            self._failed("open", error)
+
+    async def _work(self) -> None:
+        retry_s, longest_s = RETRY_S
+        pause_s = retry_s
+        sweep_at = trio.current_time()
+        while True:
+            changed = self._changed = trio.Event()
+            try:
+                if self._unsaved:
+                    await self._write()
+                elif trio.current_time() >= sweep_at:
+                    await self._sweep()
+                    sweep_at = trio.current_time() + SWEEP_EVERY_S
+                else:
+                    with trio.move_on_at(sweep_at):
+                        await changed.wait()
+            except (SQLAlchemyError, SchemaTooNew) as error:
+                self._failed("write", error)
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, longest_s)
+            else:
+                pause_s = retry_s
+
+    async def _write(self) -> None:
+        batch = list(islice(self._unsaved.values(), BATCH))
+        await self._in_thread(lambda: self._database.write(batch), self._writing)
+        for record in batch:
+            # A newer version may have come while this one was written.
+            if self._unsaved.get(record["call_sid"]) is record:
+                del self._unsaved[record["call_sid"]]
+        if not self._works:
+            self._works = True
+            logger.info("database works again", unsaved=len(self._unsaved))
+        self._metrics.records_unsaved.set(len(self._unsaved))
+        self._written.set()
+        self._written = trio.Event()
+
+    async def _sweep(self) -> None:
+        if self._retention_days is None:
+            return
+        oldest_kept = time.time() - self._retention_days * DAY_S
+        deleted = await self._in_thread(
+            lambda: self._database.delete_before(oldest_kept), self._writing
+        )
+        if deleted:
+            logger.info("old records deleted", records=deleted)
+
+    async def _flush(self) -> None:
+        try:
+            while self._unsaved:
+                await self._write()
+        except (SQLAlchemyError, SchemaTooNew) as error:
+            self._failed("write", error)
+        finally:
+            for call_sid in self._unsaved:
+                self._metrics.record_failures.labels("given-up").inc()
+                logger.error("record lost: the database did not take it", call_sid=call_sid)
+
+    # -- threads ---------------------------------------------------------------------------
+
+    async def _read(self, function: Callable[[], T]) -> T:
+        try:
+            return await self._in_thread(function, self._reading)
+        except (SQLAlchemyError, SchemaTooNew) as error:
+            self._failed("read", error)
+            raise RecordsUnavailable("the database does not answer") from error
+
+    async def _in_thread(self, function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
+        # Abandoned on a cancellation: a server that stops does not wait for a hanging database.
+        return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=limiter)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        self._metrics.record_failures.labels(what).inc()
+        if self._works:
+            self._works = False
+            # The first line only: what follows quotes the rows, and they say what people said.
+            reason = str(error).partition("\n")[0]
+            logger.warning("database fails; records wait in memory", what=what, error=reason[:200])
