@@ -27,7 +27,7 @@ SPEECH_BAND_HZ = (300, 3400)
 STOP_HZ = 4200
 """Images and aliases from here on count as heard: the stop band of the table."""
 CHUNK_S = 0.02
-TONE_AMPLITUDE = 12000.0
+TONE_AMPLITUDE = 29000.0
 SETTLE_S = 0.4
 """More than any peer withholds, so that a tone is there in full."""
 

@@ -46,14 +46,15 @@ def minimum_phase(taps: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
     Every zero outside the unit circle is moved to its mirror image inside, which leaves the
     magnitude alone but for a constant. ``scipy.signal.minimum_phase`` is another thing: it halves
     the order. Double precision loses the product of 240 zeros, so the zeros are polished and
-    multiplied out with 60 digits.
+    multiplied out with 40 digits.
     """
-    with mpmath.workdps(60):
+    with mpmath.workdps(40):
         polynomial = [mpmath.mpf(float(tap)) for tap in taps]
         zeros = mpmath.polyroots(
-            polynomial,
+            polynomial[::-1],
+            asc=True,
             maxsteps=200,
-            extraprec=200,
+            extraprec=60,
             roots_init=[mpmath.mpc(zero) for zero in numpy.roots(taps)],
         )
         product = [mpmath.mpf(1)]

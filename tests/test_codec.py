@@ -1,7 +1,11 @@
 """The codec as its callers use it: sizes, chunking, state, levels, gain, and bad input."""
 
+import ast
+import pickle
 import random
+import sys
 from array import array
+from importlib import resources
 
 import pytest
 from hypothesis import given
@@ -219,3 +223,214 @@ def test_an_empty_chunk_is_legal():
     assert codec.MulawDecoder(16000).decode(b"") == b""
     assert codec.MulawEncoder(24000).encode(b"") == b""
     assert codec.decode_mulaw(b"") == b""
+
+
+# ---- Saturation, levels and gain ----
+
+
+def square_wave(samples: int) -> array:
+    """As loud as 16 bits can be; a filter overshoots on its edges."""
+    return array("h", [32767 if i // 20 % 2 else -32768 for i in range(samples)])
+
+
+def test_overshoot_is_held_at_full_scale_and_counted():
+    resampler = codec.Resampler(8000, 16000)
+
+    out = array("h", resampler.resample(square_wave(800)))
+
+    assert max(out) == 32767
+    assert min(out) == -32768
+    assert resampler.clipped_samples > 0
+    # Held, not wrapped: every sample a quarter period after an edge still has the sign it should.
+    assert all((out[i + 20] > 0) == (i // 40 % 2 == 1) for i in range(0, 1500, 40))
+
+
+def test_clipped_samples_are_counted_over_the_life_of_a_stream():
+    encoder = codec.MulawEncoder(24000)
+    encoder.encode(square_wave(4800))
+    first = encoder.clipped_samples
+
+    encoder.reset()
+    encoder.encode(square_wave(4800))
+
+    assert encoder.clipped_samples == 2 * first > 0
+
+
+def test_a_quiet_stream_clips_nothing():
+    decoder = codec.MulawDecoder(16000)
+
+    decoder.decode(codec.encode_mulaw(array("h", [1000, -1000] * 80)))
+
+    assert decoder.clipped_samples == 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "level_dbfs"),
+    [
+        ([-32768] * 480, 0.0),
+        ([16384, -16384] * 240, -6.0206),
+        ([1000] * 240 + [0] * 240, -33.319),
+        ([0] * 480, -120.0),
+        ([1, 0, 0], -95.08),
+        ([-20000] * 7, -4.288),
+    ],
+)
+def test_the_level_is_the_root_mean_square_of_the_last_chunk(samples, level_dbfs):
+    encoder = codec.MulawEncoder(24000, gain_db=-12)
+
+    encoder.encode(array("h", samples))
+
+    assert encoder.level_dbfs == pytest.approx(level_dbfs, abs=0.001)
+
+
+def test_a_decoder_s_level_is_that_of_the_caller_before_gain():
+    decoder = codec.MulawDecoder(16000, gain_db=12)
+
+    decoder.decode(b"\xff\xaf" * 80)
+
+    # The codes of 0 and 4092.
+    assert decoder.level_dbfs == pytest.approx(-18.07 - 3.01, abs=0.01)
+
+
+def test_the_level_of_a_stream_not_begun_is_silence_and_an_empty_chunk_changes_nothing():
+    decoder = codec.MulawDecoder(16000)
+    before = decoder.level_dbfs
+
+    decoder.decode(PAYLOAD)
+    level_dbfs = decoder.level_dbfs
+    decoder.decode(b"")
+
+    assert before == -120.0
+    assert decoder.level_dbfs == level_dbfs > -120.0
+
+
+def test_the_level_of_a_long_chunk_takes_all_of_it():
+    resampler = codec.Resampler(16000, 8000)
+
+    resampler.resample(array("h", [8192] * 16000 + [0] * 16001))
+
+    assert resampler.level_dbfs == pytest.approx(-15.05, abs=0.01)
+
+
+def test_gain_makes_a_quiet_caller_louder_by_so_much():
+    resampler = codec.Resampler(8000, 8000, gain_db=20)
+
+    out = array("h", resampler.resample(array("h", [0, 100, -250, 2000])))
+
+    assert out.tolist() == [0, 1000, -2500, 20000]
+
+
+def test_gain_bends_peaks_instead_of_cutting_them():
+    ramp = array("h", range(0, 6400, 16))
+    resampler = codec.Resampler(8000, 8000, gain_db=20)
+
+    out = array("h", resampler.resample(ramp))
+
+    # Twice full scale is asked for at the end: each step still leads higher, but never beyond.
+    assert list(out) == sorted(set(out))
+    assert 31000 < max(out) < 32767
+    assert resampler.clipped_samples == sum(10 * sample > 32767 for sample in ramp)
+
+
+def test_the_limiter_is_odd_so_it_adds_no_offset():
+    loud = array("h", range(-32640, 32641, 128))
+    resampler = codec.Resampler(16000, 16000, gain_db=12)
+
+    out = array("h", resampler.resample(loud))
+
+    assert [-sample for sample in reversed(out)] == list(out)
+
+
+def test_gain_can_change_while_the_stream_runs():
+    resampler = codec.Resampler(8000, 8000)
+    quiet = array("h", [100, -100])
+
+    first = resampler.resample(quiet)
+    resampler.gain_db = 20
+    second = array("h", resampler.resample(quiet))
+
+    assert first == quiet.tobytes()
+    assert second.tolist() == [1000, -1000]
+    assert resampler.gain_db == 20
+
+
+@pytest.mark.parametrize("gain_db", [30.1, -31, float("nan"), float("inf")])
+def test_a_gain_out_of_range_is_refused_and_the_old_one_kept(gain_db):
+    decoder = codec.MulawDecoder(16000, gain_db=3)
+
+    with pytest.raises(ValueError, match="gain_db must be between -30 and 30, got"):
+        decoder.gain_db = gain_db
+
+    assert decoder.gain_db == 3
+
+
+@pytest.mark.parametrize("gain_db", ["3", None, b"3"])
+def test_a_gain_of_the_wrong_type_is_refused(gain_db):
+    with pytest.raises(TypeError, match="gain_db must be a number, got"):
+        codec.MulawDecoder(16000, gain_db=gain_db)
+
+
+@given(st.binary(max_size=4000), st.floats(-30, 30), st.sampled_from(RATES_HZ))
+def test_no_gain_wraps_round(pcm, gain_db, rate_hz):
+    samples = array("h", pcm[: len(pcm) // 2 * 2])
+    resampler = codec.Resampler(rate_hz, rate_hz, gain_db=gain_db)
+
+    out = array("h", resampler.resample(samples))
+
+    assert all(
+        (after >= 0) if before >= 0 else (after <= 0)
+        for before, after in zip(samples, out, strict=True)
+    )
+
+
+# ---- What a stream says of itself ----
+
+
+@pytest.mark.parametrize(
+    ("stream", "delay_ms"),
+    [
+        (codec.MulawDecoder(8000), 0.0),
+        (codec.MulawDecoder(16000), 0.234),
+        (codec.MulawDecoder(24000), 0.268),
+        (codec.MulawDecoder(48000), 0.288),
+        # An output takes in the whole of its group: two samples at 24 kHz earlier.
+        (codec.MulawEncoder(24000), 0.268 - 2 / 24),
+        (codec.Resampler(16000, 16000), 0.0),
+    ],
+    ids=repr,
+)
+def test_delay_s_is_a_fraction_of_a_millisecond(stream, delay_ms):
+    assert 1000 * stream.delay_s == pytest.approx(delay_ms, abs=0.001)
+
+
+def test_a_stream_names_its_rates():
+    encoder = codec.AlawEncoder(48000)
+
+    assert repr(encoder) == "<AlawEncoder 48000 Hz to 8000 Hz>"
+    assert (encoder.input_rate_hz, encoder.output_rate_hz) == (48000, 8000)
+
+
+def test_a_stream_is_small():
+    assert sys.getsizeof(codec.MulawDecoder(16000)) <= 1024
+    assert sys.getsizeof(codec.MulawEncoder(24000)) <= 1024
+
+
+def test_a_stream_cannot_be_pickled_by_mistake():
+    with pytest.raises(TypeError):
+        pickle.dumps(codec.MulawDecoder(16000))
+
+
+def test_every_documented_name_is_in_the_stub():
+    stub = ast.parse((resources.files("codec") / "_kernels.pyi").read_text("utf-8"))
+    described = {node.name: node for node in stub.body if hasattr(node, "name")}
+
+    for name in codec.__all__:
+        assert name in described
+        public = {member for member in vars(getattr(codec, name)) if not member.startswith("_")}
+        if isinstance(described[name], ast.ClassDef):
+            names = {
+                member.name if hasattr(member, "name") else member.target.id
+                for member in described[name].body
+                if not isinstance(member, ast.Expr)
+            }
+            assert public <= names
