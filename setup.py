@@ -1,7 +1,8 @@
 """Build the Cython codec; everything else about the package stands in pyproject.toml.
 
 ``CYTHON_ANNOTATE=1 python setup.py build_ext --inplace`` writes an HTML page per extension that
-shows which lines still touch Python objects.
+shows which lines still touch Python objects. ``CODEC_CHECKED=1`` builds with bounds checks and, by
+gcc and clang, with the address and undefined behaviour sanitizers; ``.ci/sanitize`` runs that.
 """
 
 import os
@@ -18,6 +19,12 @@ COMPILE_ARGS = (
     if sys.platform == "win32"
     else ["-O3", "-g0", "-ffp-contract=off", "-fno-trapping-math"]
 )
+LINK_ARGS: list[str] = []
+CHECKED = bool(os.environ.get("CODEC_CHECKED"))
+if CHECKED and sys.platform != "win32":
+    SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    COMPILE_ARGS += ["-O1", "-g", "-fno-omit-frame-pointer", *SANITIZERS]
+    LINK_ARGS += SANITIZERS
 
 setup(
     ext_modules=cythonize(
@@ -27,13 +34,14 @@ setup(
                 [source.as_posix()],
                 depends=[header.as_posix() for header in sorted(Path("codec").glob("*.h"))],
                 extra_compile_args=COMPILE_ARGS,
+                extra_link_args=LINK_ARGS,
             )
             for source in sorted(Path("codec").glob("*.pyx"))
         ],
         language_level=3,
         annotate=bool(os.environ.get("CYTHON_ANNOTATE")),
         compiler_directives={
-            "boundscheck": False,
+            "boundscheck": CHECKED,
             "wraparound": False,
             "cdivision": True,
             "embedsignature": True,

@@ -82,15 +82,15 @@ def run(options: Options) -> Figures:
         )
         for way in DIRECTIONS:
             progress.update(task, description=f"{way.name}: time")
-            timed = {peer.key: _timed(peer, way) for peer in peers}
+            clocks = {peer.key: timed(peer, way) for peer in peers}
             for _ in range(rounds):
-                for one in timed.values():
+                for one in clocks.values():
                     one.run_round()
                 progress.advance(task)
             for peer in peers:
                 figures[way.name][peer.key] = {
-                    "us_per_chunk": timed[peer.key].median_us(),
-                    "times_offhook": timed["offhook"].times_cheaper_than(timed[peer.key]),
+                    "us_per_chunk": clocks[peer.key].median_us(),
+                    "times_offhook": clocks["offhook"].times_cheaper_than(clocks[peer.key]),
                 }
             for peer in peers if measure else ():
                 progress.update(task, description=f"{way.name}: {peer.label}")
@@ -146,7 +146,8 @@ def _chunks(way: Direction) -> list[bytes]:
     return [pcm[at : at + size] for at in range(0, len(pcm) - size + 1, size)]
 
 
-def _timed(peer: Peer, way: Direction) -> cost.Timed:
+def timed(peer: Peer, way: Direction) -> cost.Timed:
+    """One peer on the speech set, ready for its rounds."""
     peer.prepare()
     return cost.Timed(peer.open_converter(way), _chunks(way), peer.prepare)
 
