@@ -39,6 +39,7 @@ from server.media_socket import (
 )
 from server.metrics import Metrics
 from server.model.gemini import DEFAULT_URL, GeminiModel
+from server.model.lasting import LastingModel
 from server.model.simulator import SCRIPTS as MODEL_SCRIPTS
 from server.model.simulator import GeminiSimulator
 from server.plane import Plane, Wire
@@ -240,7 +241,7 @@ class OffhookApp(QuartTrio):
             quota_pause_s=settings.quota_pause_s,
         )
 
-    async def _simulate(self, nursery: trio.Nursery) -> GeminiModel:
+    async def _simulate(self, nursery: trio.Nursery) -> LastingModel:
         """Start a small Twilio and a small Gemini Live on loopback, and use those."""
         settings = self.settings
         account_sid, auth_token = f"AC{secrets.token_hex(16)}", secrets.token_hex(16)
@@ -268,7 +269,7 @@ class OffhookApp(QuartTrio):
         )
         return self._gemini(api_key, gemini.url)
 
-    def _use_accounts(self, account: Account) -> GeminiModel:
+    def _use_accounts(self, account: Account) -> LastingModel:
         self._use_twilio(
             account.twilio_account_sid,
             account.twilio_auth_token,
@@ -279,13 +280,31 @@ class OffhookApp(QuartTrio):
         )
         return self._gemini(account.gemini_api_key, self.settings.gemini_url or DEFAULT_URL)
 
-    def _gemini(self, api_key: str, url: str) -> GeminiModel:
-        return GeminiModel(
+    def _gemini(self, api_key: str, url: str) -> LastingModel:
+        settings = self.settings
+        timeout_s = settings.model_connect_timeout_s
+        model = GeminiModel(
             api_key=api_key,
-            model=self.settings.gemini_model,
+            model=settings.gemini_model,
             url=url,
-            connect_timeout_s=self.settings.model_connect_timeout_s,
+            connect_timeout_s=timeout_s,
             plane=self.plane,
+        )
+        other_key = settings.fallback_gemini_api_key
+        fallback = None
+        if settings.fallback_gemini_model or settings.fallback_gemini_url or other_key:
+            fallback = GeminiModel(
+                api_key=other_key.get_secret_value() if other_key else api_key,
+                model=settings.fallback_gemini_model or settings.gemini_model,
+                url=settings.fallback_gemini_url or url,
+                connect_timeout_s=timeout_s,
+                plane=self.plane,
+            )
+        return LastingModel(
+            model,
+            fallback=fallback,
+            connection_age_s=settings.model_connection_age_s,
+            reconnect_budget_s=settings.model_reconnect_budget_s,
         )
 
     def _use_twilio(

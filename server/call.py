@@ -665,6 +665,8 @@ class Call:
         self.timings.caller_audio_lost_s += news.lost_s
         self.costs.model = news.model
         self._metrics.model_reconnects.labels(news.reason, news.way.value).inc()
+        if news.words_repeated:
+            self.transcript.caller_repeats()
         self.note(
             "model reconnected",
             reason=news.reason,
@@ -672,6 +674,7 @@ class Call:
             model=news.model,
             gap_s=round(news.gap_s, 3),
             lost_s=round(news.lost_s, 3),
+            repeated_s=round(news.repeated_s, 3),
         )
 
     # -- what the session asks of its call ---------------------------------------------------

@@ -94,6 +94,10 @@ class Settings(BaseSettings):
     gemini_voice: str | None = None
     gemini_url: str | None = None
     """Base address of the Live API, ``ws://127.0.0.1:…`` for a local double."""
+    fallback_gemini_model: str | None = None
+    """Where a call goes on when the model fails for good; what is left out is as above."""
+    fallback_gemini_api_key: SecretStr | None = None
+    fallback_gemini_url: str | None = None
     twilio_api_url: str | None = None
     """Base address of Twilio's REST API, for a regional edge or a local double."""
 
@@ -164,6 +168,10 @@ class Settings(BaseSettings):
     """A media socket must say which call it belongs to within this time."""
     ticket_ttl_s: Annotated[float, Field(gt=0)] = 900.0
     model_connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    model_connection_age_s: Annotated[float, Field(gt=0)] = 540.0
+    """A connection this old is replaced in the next silence; Google ends them after 10 minutes."""
+    model_reconnect_budget_s: Annotated[float, Field(gt=0)] = 30.0
+    """How long a call goes on trying to reach its model."""
     carrier_timeout_s: Annotated[float, Field(gt=0)] = 10.0
     close_timeout_s: Annotated[float, Field(gt=0)] = 3.0
     """How long the clean-up of a call may take."""

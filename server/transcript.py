@@ -46,16 +46,32 @@ class Transcript:
 
     def __init__(self) -> None:
         self.turns: deque[SpokenTurn] = deque(maxlen=MAX_TURNS)
+        self._repeated: SpokenTurn | None = None  # is being recognised once more
+        self._is_fresh = False  # and nothing of it has come again yet
 
     def agent_said(self, text: str, turn: int, at_s: float) -> None:
         """Add a piece of the agent's words to its turn."""
+        if not self._is_fresh:
+            self._repeated = None
         self._agent_turn(turn, at_s).text += text
 
     def caller_said(self, text: str, at_s: float) -> None:
         """Add a piece of the caller's words to the turn that is open, or begin one."""
-        if not self.turns or self.turns[-1].speaker != "caller":
-            self.turns.append(SpokenTurn("caller", at_s))
-        self.turns[-1].text += text
+        turn = self._repeated
+        if turn is None:
+            if not self.turns or self.turns[-1].speaker != "caller":
+                self.turns.append(SpokenTurn("caller", at_s))
+            turn = self.turns[-1]
+        elif self._is_fresh:
+            turn.text = ""
+            self._is_fresh = False
+        turn.text += text
+
+    def caller_repeats(self) -> None:
+        """What the caller said last is being recognised once more: it takes its own place."""
+        callers = (turn for turn in reversed(self.turns) if turn.speaker == "caller")
+        self._repeated = next(callers, None)
+        self._is_fresh = self._repeated is not None
 
     def agent_heard(self, turn: int, *, heard_s: float, sent_s: float, cut: bool) -> None:
         """Say how much of an agent turn the caller has heard."""

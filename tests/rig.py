@@ -30,6 +30,7 @@ from server.metrics import Metrics
 from server.model import Model
 from server.model import simulator as models
 from server.model.gemini import GeminiModel
+from server.model.lasting import LastingModel
 from server.model.simulator import GeminiSimulator, SimulatedSession
 from tests.fakes import MemoryCarrier
 
@@ -109,7 +110,7 @@ async def calling(
         script_after_resume: How it behaves in sessions that resume another.
         agent: Who calls.
         ring_s: How long it rings, instead of what the callee's script says.
-        make_model: Wraps the model, if the call is to have another one.
+        make_model: Makes the call's model of Gemini's, instead of ``LastingModel(gemini)``.
         options: Fields of ``CallOptions``.
     """
     person = find_script(callee)
@@ -121,7 +122,7 @@ async def calling(
     gemini_model = GeminiModel(
         api_key="simulated", url="ws://memory.invalid", connect=gemini.connect
     )
-    model = gemini_model if make_model is None else make_model(gemini_model)
+    model = (make_model or LastingModel)(gemini_model)
     phone = SimulatedPhone(person, call_sid=CALL_SID, parameters={"ticket": "t1"})
     carrier = RigCarrier(phone=phone)
     metrics = Metrics(CollectorRegistry())

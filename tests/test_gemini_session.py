@@ -254,7 +254,7 @@ async def test_a_session_is_resumed_with_its_handle_once_its_socket_is_closed(
             await session.send_text("Greet the caller.")
             while await session.receive() != ResumptionHandle("handle-1"):
                 pass
-            with pytest.raises(ModelSetupRefused, match="still in use"):
+            with pytest.raises(ModelError, match="1011: The session is still in use"):
                 async with again.open_session(Agent()):
                     pass
         async with again.open_session(Agent()):

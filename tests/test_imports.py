@@ -16,6 +16,7 @@ CONCRETE = {
     "server.carrier.twilio",
     "server.carrier.simulator",
     "server.model.gemini",
+    "server.model.lasting",
     "server.model.simulator",
 }
 

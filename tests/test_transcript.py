@@ -35,3 +35,17 @@ def test_a_cut_falls_on_the_word_boundary_before_it(heard_s, text):
     turn = SpokenTurn("agent", 0.0, "Good morning dear", 1, heard_s=heard_s, sent_s=5.0, cut=True)
 
     assert turn.heard_text == text
+
+
+def test_what_is_recognised_once_more_takes_its_own_place():
+    transcript = Transcript()
+    transcript.caller_said("I would", 0.0)
+    transcript.agent_said("Well", 1, 1.0)
+    transcript.caller_repeats()
+    transcript.caller_said("I would like", 2.0)
+    transcript.caller_said(" a room", 2.1)
+    transcript.agent_said("Which one?", 2, 3.0)
+    transcript.caller_said("The blue one", 4.0)
+
+    texts = [turn["text"] for turn in transcript.as_list()]
+    assert texts == ["I would like a room", "Well", "Which one?", "The blue one"]

@@ -163,6 +163,10 @@ class Reconnected:
     """From the end of the old connection to the new one's being ready."""
     lost_s: float
     """Caller audio that could not be kept meanwhile."""
+    repeated_s: float = 0.0
+    """Caller audio that the model is given once more, because it had not answered it."""
+    words_repeated: bool = False
+    """Whether :class:`CallerTranscript` events will report words again that have been reported."""
 
 
 SessionEvent = (
@@ -236,9 +240,9 @@ class Session(Protocol):
     async def reconnect(self, way: Way, reason: str) -> bool:
         """Go on over a new connection, because the model at the end of this one is of no use.
 
-        Returns when the new connection is ready, and what the model has not answered yet has been
-        said to it again; a :class:`Reconnected` event comes, too. While a reconnect is under way
-        already, that one is waited for.
+        Returns when the new connection is ready; what the model has not answered yet is said to
+        it again, and a :class:`Reconnected` event comes. While a reconnect is under way already,
+        that one is waited for.
 
         Args:
             way: What to try; if resuming fails, a fresh session takes its place.

@@ -48,6 +48,7 @@ from server.model import (
     GenerationComplete,
     GoingAway,
     Interrupted,
+    PastTurn,
     ResumptionHandle,
     SessionEvent,
     ToolCall,
@@ -77,6 +78,9 @@ END_SILENCE_S = 0.6
 """Silence that ends the caller's turn where ``audioStreamEnd`` does not (3.8, as measured)."""
 MAX_MESSAGE_BYTES = 16 * 2**20
 """Largest message accepted; the library's 1 MiB is only about 16 s of base64 audio."""
+MAX_HISTORY_CHARACTERS = 16_000
+"""What a fresh session is told of the conversation so far: about 4,000 tokens of text, half of
+what the service keeps when it compresses the context."""
 MAX_MALFORMED_IN_A_ROW = 50
 """So many unreadable messages without a readable one between them end the session."""
 MAX_NAMES_LOGGED = 64
@@ -106,6 +110,9 @@ class Dialect:
     affective_dialog: bool = False
     transcription_options: bool = False
     """Whether the transcription settings may contain anything, such as ``languageCodes``."""
+    history_by: Literal["clientContent", "systemInstruction"] = "clientContent"
+    """What tells a new session of what has been said: turns before any other input
+    (``historyConfig``), or, where the first audio turn ignores those, the instruction."""
 
 
 DIALECTS = (
@@ -145,6 +152,7 @@ DIALECTS = (
         tool_behaviors=frozenset({"BLOCKING", "NON_BLOCKING"}),
         proactivity=True,
         affective_dialog=True,
+        history_by="systemInstruction",
     ),
 )
 """Newest first: of equally near families an unknown name gets the first."""
@@ -288,6 +296,52 @@ def agent_config(
             )
         )
     return types.LiveConnectConfig(**fields)
+
+
+def recent_history(history: Sequence[PastTurn]) -> tuple[PastTurn, ...]:
+    """Take the newest turns of a conversation, as many as a new session shall be told."""
+    room = MAX_HISTORY_CHARACTERS
+    kept: deque[PastTurn] = deque()
+    for turn in reversed(history):
+        room -= len(turn.text)
+        if room < 0:
+            break
+        kept.appendleft(turn)
+    return tuple(kept)
+
+
+def resumed_config(
+    config: types.LiveConnectConfig,
+    dialect: Dialect,
+    *,
+    handle: str | None,
+    history: Sequence[PastTurn],
+) -> types.LiveConnectConfig:
+    """Describe a session that goes on with a conversation instead of beginning one.
+
+    Args:
+        config: What a new session would be.
+        dialect: The model's.
+        handle: What the service knows the session by; it remembers the conversation itself.
+        history: What has been said, to tell a session that is not resumed; empty for none.
+    """
+    if handle is not None:
+        # Never both: a history on top of a valid handle closes the session with 1007.
+        resumption = types.SessionResumptionConfig(handle=handle)
+        return config.model_copy(update={"session_resumption": resumption})
+    if not history:
+        return config
+    if dialect.history_by == "clientContent":
+        seeded = types.HistoryConfig(initial_history_in_client_content=True)
+        return config.model_copy(update={"history_config": seeded})
+    spoken = "\n".join(
+        f"{'You' if turn.speaker == 'agent' else 'Caller'}: {turn.text}" for turn in history
+    )
+    instruction = (
+        f"{config.system_instruction}\n\nThe call is under way, so do not greet again. "
+        f"What has been said so far:\n{spoken}"
+    )
+    return config.model_copy(update={"system_instruction": instruction})
 
 
 def setup_message(
@@ -527,15 +581,18 @@ _PCM_RATE = re.compile(r"rate=(\d{1,9})")
 class GeminiProtocol:
     """The Live API without a socket: what the service sends in, events out.
 
+    Args:
+        first_turn: Number of the first agent turn.
+
     Attributes:
         ready: True once ``setupComplete`` has come.
         turn: Number of the agent turn that is under way, or comes next.
         malformed: Messages and fields so far that could not be read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_turn: int = 1) -> None:
         self.ready = False
-        self.turn = 1
+        self.turn = first_turn
         self.malformed = 0
         self._malformed_in_a_row = 0
         self._cut_at: float | None = None  # when the turn under way was interrupted
@@ -831,18 +888,31 @@ class _connect(websocket_connect):  # noqa: N801 - named as the class it special
 class GeminiSession:
     """A conversation over one connection; made by :meth:`GeminiModel.open_session`."""
 
-    def __init__(self, socket: MessageSocket, dialect: Dialect, model: GeminiModel) -> None:
+    def __init__(
+        self, socket: MessageSocket, dialect: Dialect, model: GeminiModel, first_turn: int = 1
+    ) -> None:
         self._socket = socket
         self._dialect = dialect
         self._model = model
-        self._protocol = GeminiProtocol()
+        self._protocol = GeminiProtocol(first_turn)
         self._events: deque[SessionEvent] = deque()
 
-    async def set_up(self, message: Mapping[str, Any]) -> None:
-        """Send the set-up and wait until the service is ready: nothing may be sent before."""
+    async def set_up(self, message: Mapping[str, Any], history: Sequence[PastTurn] = ()) -> None:
+        """Send the set-up and wait until the service is ready: nothing may be sent before.
+
+        Args:
+            message: The set-up.
+            history: Turns that the set-up has announced; the service waits for them, and does
+                not answer them.
+        """
         await self._socket.send(msgspec.json.encode(message), text=True)
         while not self._protocol.ready:
             await self._read_message()
+        if history:
+            turns = [
+                ("model" if turn.speaker == "agent" else "user", turn.text) for turn in history
+            ]
+            await self._socket.send(client_content_message(turns, turn_complete=True), text=True)
 
     async def receive(self) -> SessionEvent:
         """Wait for the next event, over all turns; one task at a time, safe to cancel.
@@ -954,27 +1024,44 @@ class GeminiModel:
 
     @asynccontextmanager
     async def open_session(
-        self, agent: Agent, conversation: Conversation | None = None
+        self,
+        agent: Agent,
+        conversation: Conversation | None = None,
+        *,
+        handle: str | None = None,
+        first_turn: int = 1,
     ) -> AsyncGenerator[GeminiSession]:
         """Connect, set the agent up, wait until the service is ready; close when the block ends.
 
         Closing is clean and bounded by ``close_timeout_s`` even when the block was cancelled.
 
+        Args:
+            agent: Who answers the phone.
+            conversation: Asked what has been said so far, which a new session is then told.
+            handle: Go on with the session that the service has kept under this handle.
+            first_turn: Number of the first agent turn.
+
         Raises:
-            ModelSetupRefused: The service refused the set-up; trying again will not help.
+            ModelSetupRefused: The service refused the set-up, or the handle; trying the same again
+                will not help.
             ModelQuotaExceeded: The account's quota is used up.
             ModelError: It could not be reached, or closed before it was ready.
         """
-        message, dropped = setup_message(self.name, agent_config(agent, self._config))
+        history: tuple[PastTurn, ...] = ()
+        if conversation is not None and handle is None:
+            history = recent_history(conversation.history())
+        config = agent_config(agent, self._config)
+        config = resumed_config(config, self._dialect, handle=handle, history=history)
+        message, dropped = setup_message(self.name, config)
         self._log_dropped(dropped)
         async with AsyncExitStack() as stack:
             with self._translated_opening():
                 headers = {"x-goog-api-key": self._api_key}
                 socket = await stack.enter_async_context(self._connect(self._url, headers))
                 stack.push_async_callback(self._close, socket)
-                session = GeminiSession(socket, self._dialect, self)
+                session = GeminiSession(socket, self._dialect, self, first_turn)
                 with trio.fail_after(self._setup_timeout_s):
-                    await session.set_up(message)
+                    await session.set_up(message, history if config.history_config else ())
             # Nothing is translated past this point: an error raised by the caller's block is
             # the caller's, whatever its type.
             yield session

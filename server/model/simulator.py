@@ -29,7 +29,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 import trio
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, ConnectionClosedOK
-from websockets.frames import Close
+from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.trio.server import ServerConnection, serve
 
@@ -64,6 +64,10 @@ class Script:
     """How much faster than real time the audio comes, as measured on 3.8."""
     refuse_setup: Close | None = None
     """Close instead of ``setupComplete``, whatever the set-up."""
+    refuse_handles: Close | None = None
+    """Close when a session is to be resumed: its handle is lost."""
+    pong_delay_s: float = 0.0
+    """How late pings are answered: 8 to 30 s were seen from a service that was well."""
     drop: Drop | None = None
     go_away_at_s: float | None = None
     """Seconds after ``setupComplete`` at which ``goAway`` is sent."""
@@ -95,6 +99,11 @@ SCRIPTS: Mapping[str, Script] = {
         refuse_setup=Close(1011, "You exceeded your current quota, please check your plan.")
     ),
     "bad-setup": Script(refuse_setup=Close(1007, "Request contains an invalid argument.")),
+    "late-pong": Script(pong_delay_s=30.0),
+    "lost-handle": Script(
+        drop=Drop(turn=2, after_s=0.5, code=1006),
+        refuse_handles=Close(1008, "Requested entity was not found."),
+    ),
     "tool-storm": Script(tool_calls=8, cancel_tool_calls=True),
 }
 """Scripts by the name the settings and the demo know them under."""
@@ -632,7 +641,6 @@ class SimulatedSession:
         self._family: Family = "3.8"
         self._functions: list[Mapping[str, Any]] = []
         self._calls_open: set[str] = set()
-        self._calls_made = 0
         self._answered = trio.Event()
         self._replies: deque[_Reply] = deque()
         self._reply: _Reply | None = None
@@ -710,6 +718,9 @@ class SimulatedSession:
         self._family = check_setup(setup)
         handle = setup.get("sessionResumption", {}).get("handle")
         if handle:
+            if self._script.refuse_handles is not None:
+                refusal = self._script.refuse_handles
+                raise ServiceClosesError(refusal.code, refusal.reason)
             self.resumed_from = self._simulator.find_resumable(handle)
             self.turn = self.resumed_from.turn
             self.greeted = self.resumed_from.greeted
@@ -722,6 +733,10 @@ class SimulatedSession:
         self._interruptible = realtime.get("activityHandling", "").upper() != "NO_INTERRUPTION"
         history = setup.get("historyConfig", {})
         self._awaits_history = history.get("initialHistoryInClientContent", False)
+        if self._awaits_history:
+            # It takes the place of a session that has failed, as one that resumes it does.
+            self.greeted = True
+            self._script = self._simulator.script_after_resume
         self._functions = [
             function
             for tool in setup.get("tools", ())
@@ -947,8 +962,7 @@ class SimulatedSession:
         """Call functions and wait for all the answers; False as soon as it is interrupted."""
         calls = []
         for function, _ in zip(cycle(self._functions), range(self._script.tool_calls)):
-            self._calls_made += 1
-            identity = f"call-{self._calls_made}"
+            identity = self._simulator.new_call_id()
             arguments = _sample(function.get("parametersJsonSchema", function.get("parameters")))
             calls.append({"id": identity, "name": function["name"], "args": arguments})
             self._calls_open.add(identity)
@@ -1092,6 +1106,7 @@ class GeminiSimulator:
         self.lead_ins = tuple(load_speech(*one) for one in _LEAD_INS)
         self._api_key = api_key
         self._handles_made = 0
+        self._calls_made = 0
         self._arrivals, self._arriving = trio.open_memory_channel[_Arrival](0)
 
     async def run(
@@ -1143,6 +1158,11 @@ class GeminiSimulator:
         self._handles_made += 1
         return f"handle-{self._handles_made}"
 
+    def new_call_id(self) -> str:
+        """Make up an id for a tool call."""
+        self._calls_made += 1
+        return f"call-{self._calls_made}"
+
     def find_resumable(self, handle: str) -> SimulatedSession:
         """Find the session a handle stands for.
 
@@ -1152,7 +1172,7 @@ class GeminiSimulator:
         for session in reversed(self.sessions):
             if handle in session.handles:
                 if session.is_open:
-                    raise ServiceClosesError(1008, "The session is still in use.")
+                    raise ServiceClosesError(1011, "The session is still in use.")
                 return session
         raise ServiceClosesError(1008, "Requested entity was not found.")
 
@@ -1160,6 +1180,8 @@ class GeminiSimulator:
         """Hand a connection to ``run``, where a bug of ours is not just a line in a log."""
         request = connection.request
         assert request is not None
+        if self.script.pong_delay_s:
+            _answer_pings_late(connection, self.script.pong_delay_s)
         refusal = self._refusal(request.path, request.headers)
         served = trio.Event()
         await self._arrivals.send(_Arrival(_WebSocket(connection), refusal, served.set))
@@ -1207,6 +1229,27 @@ def _check_path(connection: ServerConnection, request: Request) -> Response | No
     if _PATH.fullmatch(urlsplit(request.path).path):
         return None
     return connection.respond(404, "Not Found\n")
+
+
+def _answer_pings_late(connection: ServerConnection, delay_s: float) -> None:
+    """Let every pong of this connection wait."""
+    send_frame = connection.protocol.send_frame
+
+    async def send_late(frame: Frame) -> None:
+        with trio.move_on_after(delay_s):
+            await connection.wait_closed()
+            return
+        send_frame(frame)
+        await connection.send_data()
+
+    def send_frame_or_wait(frame: Frame) -> None:
+        if frame.opcode is Opcode.PONG:
+            connection.nursery.start_soon(send_late, frame)
+        else:
+            send_frame(frame)
+
+    # The protocol answers a ping by itself, and this is the only way it has.
+    connection.protocol.send_frame = send_frame_or_wait  # type: ignore[method-assign]
 
 
 class _WebSocket:
