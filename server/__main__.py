@@ -13,6 +13,7 @@ from server.errors import ConfigurationError
 from server.keys import KEY_NAME, hash_key, new_key
 from server.serving import listen, serve, stop_on_signal
 from server.settings import Settings
+from server.sockets import raise_file_limit
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = Settings.load(**overrides)
         logs.configure(level=settings.log_level, json=settings.log_json)
+        raise_file_limit()
         trio.run(_serve, settings)
     except ConfigurationError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201

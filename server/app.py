@@ -36,6 +36,7 @@ from server.media_socket import (
     MediaWebsocketConnection,
     SocketTransport,
     WireTransport,
+    refuse_compression,
 )
 from server.metrics import Metrics
 from server.model.gemini import DEFAULT_URL, GeminiModel
@@ -46,6 +47,7 @@ from server.plane import Plane, Wire
 from server.records import Records
 from server.routes import add_routes
 from server.settings import Account, Settings
+from server.strangers import Strangers
 from server.tools import Tool, check_names, hang_up, load_tools, send_dtmf, transfer_tool
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -99,6 +101,7 @@ class OffhookApp(QuartTrio):
             retention_days=settings.retention_days or None,
         )
         self.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+        self.config["BODY_TIMEOUT"] = settings.body_timeout_s
         # Calls end within this of a shutdown: their own clean-up, with a little air.
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = settings.close_timeout_s + 2.0
         self.before_serving(self._start)
@@ -125,7 +128,12 @@ class OffhookApp(QuartTrio):
     def _reach_at(self, url: str) -> None:
         self.public_url = url
         self.carrier.reach_at(url)
-        self.verifier = WebhookVerifier(self._auth_token, url)
+        self.verifier = self._make_verifier(url)
+
+    def _make_verifier(self, url: str) -> WebhookVerifier:
+        keys = self.settings.twilio_shared_keys
+        shared_keys = {key: secret.get_secret_value() for key, secret in keys.items()}
+        return WebhookVerifier(self._auth_token, url, shared_keys=shared_keys)
 
     async def drain(self) -> None:
         """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""
@@ -215,6 +223,7 @@ class OffhookApp(QuartTrio):
                 ticket_ttl_s=settings.ticket_ttl_s,
                 start_timeout_s=settings.start_timeout_s,
                 recent_calls=settings.recent_calls,
+                strangers=Strangers(per_address=settings.max_strangers_per_address),
             )
             logger.info(
                 "offhook ready",
@@ -320,7 +329,7 @@ class OffhookApp(QuartTrio):
         self.public_url = public_url
         self.own_number = phone_number
         self._auth_token = auth_token
-        self.verifier = WebhookVerifier(auth_token, public_url)
+        self.verifier = self._make_verifier(public_url)
         self.carrier = TwilioCarrier(
             account_sid=account_sid,
             auth_token=auth_token,
@@ -354,6 +363,7 @@ def _check_scripts(settings: Settings) -> None:
 
 def create_app(settings: Settings) -> OffhookApp:
     """The ASGI app for these settings; nothing is opened before the server starts it."""
+    refuse_compression()
     app = OffhookApp(settings)
     QuartSchema(
         app,

@@ -9,11 +9,13 @@ from server.app import create_app
 from server.errors import ConfigurationError
 from server.hypercorn_hook import drain_before_stopping
 from server.settings import Settings
+from server.sockets import raise_file_limit
 
 try:
     settings = Settings.load()
 except ConfigurationError as error:
     sys.exit(f"offhook: {error}")
 logs.configure(level=settings.log_level, json=settings.log_json)
+raise_file_limit()
 app = create_app(settings)
 asked_to_stop = drain_before_stopping(app.drain)

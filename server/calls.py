@@ -30,9 +30,11 @@ from server.carrier import (
 )
 from server.costs import Prices
 from server.errors import CallRefused, CarrierError, CarrierProtocolError, StreamEnded
+from server.logs import Sparing
 from server.metrics import Metrics
 from server.model import Model
 from server.records import Cursor, Records, RecordsUnavailable
+from server.strangers import Strangers
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -76,6 +78,7 @@ class Calls:
         ticket_ttl_s: How long a ticket may wait for its stream.
         start_timeout_s: How long a media socket may take to say which call it is.
         recent_calls: How many ended calls stay in memory, for the carrier's late callbacks.
+        strangers: The media sockets that have not shown a ticket yet.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Calls:
         ticket_ttl_s: float = 900.0,
         start_timeout_s: float = 10.0,
         recent_calls: int = 1_000,
+        strangers: Strangers | None = None,
     ) -> None:
         self.carrier = carrier
         self.model = model
@@ -101,6 +105,8 @@ class Calls:
         self.admission = admission or Admission(Limits(), metrics)
         self._records = records
         self._prices = prices
+        self.strangers = Strangers() if strangers is None else strangers
+        self._refusals = Sparing()
         self._ticket_ttl_s = ticket_ttl_s
         self._start_timeout_s = start_timeout_s
         self._recent_calls = recent_calls
@@ -273,20 +279,31 @@ class Calls:
             return self.carrier.answer_twiml(self._issue(call))
         return self.carrier.hang_up_twiml()
 
-    async def serve_stream(self, media: MediaStream) -> None:
-        """Find the call that a new media socket belongs to, and serve it until it is over."""
-        refusal = "no start message in time"
+    async def serve_stream(self, media: MediaStream, address: str = "") -> None:
+        """Find the call that a new media socket belongs to, and serve it until it is over.
+
+        Args:
+            media: The socket, accepted.
+            address: Where it comes from if nothing has vouched for it yet; see :class:`Strangers`.
+        """
+        kind, refusal = "no-start", "no start message in time"
         call = started = None
-        with trio.move_on_after(self._start_timeout_s):
+        with trio.move_on_after(self._start_timeout_s) as waiting:
             try:
-                if (started := await self._wait_started(media)) is None:
+                with self.strangers.among(address, waiting):
+                    started = await self._wait_started(media)
+                if started is None:
                     return  # it closed without ever starting: nobody is there to be told
+                kind, refusal = "ticket", "unknown, used or expired ticket"
                 call = await self._claim(started)
-                refusal = "unknown, used or expired ticket"
             except CarrierProtocolError as error:
-                refusal = error.reason
+                kind, refusal = "protocol", error.reason
         if started is None or call is None:
-            logger.warning("media stream refused", reason=refusal)
+            self.metrics.strangers_refused.labels(f"stream-{kind}").inc()
+            if self._refusals.may_log(trio.current_time()):
+                logger.warning(
+                    "media stream refused", reason=refusal, unlogged=self._refusals.take_unlogged()
+                )
             with trio.move_on_after(self._options.close_timeout_s), suppress(StreamEnded):
                 await media.aclose(POLICY_VIOLATION, refusal)
             return

@@ -24,6 +24,8 @@ import trio
 from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.trio.tcp_server import TCPServer
 
+from server.sockets import limit_unread
+
 _STATE_KEY = "offhook.connection"
 
 
@@ -60,6 +62,7 @@ class DetachableServer(TCPServer):
 
     def __init__(self, app: Any, config: Any, context: Any, state: Any, stream: Any) -> None:
         if isinstance(stream, trio.SocketStream):
+            limit_unread(stream.socket)
             stream = _LendableStream(stream)
         # Each request's scope gets a copy of this; hypercorn itself shares one among connections.
         super().__init__(app, config, context, {**state, _STATE_KEY: self}, stream)

@@ -7,6 +7,7 @@ number is shown.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from typing import Any
 
@@ -22,6 +23,32 @@ def masked(number: str) -> str:
     if len(number) < 7:
         return "*" * len(number)
     return f"{number[:3]}{'*' * (len(number) - 5)}{number[-2:]}"
+
+
+class Sparing:
+    """How often the same warning is logged, so that strangers cannot fill a disk with it.
+
+    Args:
+        every_s: One line in this time; the others are counted.
+    """
+
+    def __init__(self, every_s: float = 10.0) -> None:
+        self._every_s = every_s
+        self._next_at = -math.inf
+        self._unlogged = 0
+
+    def may_log(self, now: float) -> bool:
+        """Whether to log this one."""
+        if now < self._next_at:
+            self._unlogged += 1
+            return False
+        self._next_at = now + self._every_s
+        return True
+
+    def take_unlogged(self) -> int:
+        """How many were not logged since the last time."""
+        unlogged, self._unlogged = self._unlogged, 0
+        return unlogged
 
 
 def configure(*, level: str = "INFO", json: bool | None = None) -> None:

@@ -8,9 +8,11 @@ disconnect is an event like any other, and it does without a signal per message.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
+from hypercorn.protocol import ws_stream
 from quart_trio.asgi import TrioASGIWebsocketConnection
 from quart_trio.wrappers import TrioWebsocket
 
@@ -22,6 +24,20 @@ if TYPE_CHECKING:
 
 QUEUED_MESSAGES = 64
 """1.3 s of 20 ms frames; then the socket is no longer read, and TCP holds the carrier back."""
+
+
+def refuse_compression() -> None:
+    """Have hypercorn negotiate no WebSocket extension: it has no setting for that.
+
+    permessage-deflate costs CPU and memory for nothing on 20 ms frames, and lets a stranger have
+    small messages unpacked into large ones.
+    """
+
+    def none_of_them(requested: Iterable[str], supported: Iterable[object]) -> None:
+        return None
+
+    module: Any = ws_stream  # to mypy, what it imports is not its to give away
+    module.server_extensions_handshake = none_of_them
 
 
 class MediaWebsocket(TrioWebsocket):

@@ -138,3 +138,8 @@ class Metrics:
             "offhook_recordings_stopped", "Recordings that stopped before their call did.",
             ["reason"], registry=registry,
         )  # fmt: skip
+        self.strangers_refused = Counter(
+            "offhook_strangers_refused",
+            "Requests and sockets without the key, signature or ticket they need, by kind.",
+            ["kind"], registry=registry,
+        )  # fmt: skip

@@ -26,7 +26,9 @@ from server.call import EndReason
 from server.errors import CallRefused, CarrierError, CarrierProtocolError
 from server.idempotency import MAX_KEY_CHARS, Answer
 from server.keys import UNNAMED
+from server.logs import Sparing
 from server.records import RecordsUnavailable
+from server.strangers import client_address
 
 if TYPE_CHECKING:
     from server.app import OffhookApp
@@ -78,6 +80,7 @@ def _guard(app: OffhookApp, *, signed_paths: frozenset[str]) -> None:
         if client is not None:
             g.client = client
             return None
+        app.metrics.strangers_refused.labels("key").inc()
         body = error_body("unauthorized", "show the API key as Authorization: Bearer or X-API-Key")
         return body, 401, {"WWW-Authenticate": "Bearer"}
 
@@ -234,11 +237,19 @@ def _target(scope: Mapping[str, Any]) -> str:
 
 
 def _add_webhooks(app: OffhookApp) -> None:
+    refusals = Sparing()
+
     async def _signed_form() -> dict[str, str] | None:
         """The form of a webhook, or None if the carrier has not signed it."""
         form = await request.form
         if not app.verifier.verify_signature(_target(request.scope), dict(request.headers), form):
-            logger.warning("webhook refused: wrong or missing signature", path=request.path)
+            app.metrics.strangers_refused.labels("webhook-signature").inc()
+            if refusals.may_log(trio.current_time()):
+                logger.warning(
+                    "webhook refused: wrong or missing signature",
+                    path=request.path,
+                    unlogged=refusals.take_unlogged(),
+                )
             return None
         return dict(form)
 
@@ -291,12 +302,18 @@ def _add_webhooks(app: OffhookApp) -> None:
     @app.websocket("/stream")
     async def stream() -> Any:
         """Twilio Media Streams: one call's audio, both ways."""
-        if not app.verifier.verify_upgrade(_target(websocket.scope), dict(websocket.headers)):
+        headers = dict(websocket.headers)
+        address = ""
+        if not app.verifier.verify_upgrade(_target(websocket.scope), headers):
+            if app.settings.strict_stream_signature:
+                app.metrics.strangers_refused.labels("stream-signature").inc()
+                return _forbidden()
             # A reason to look twice, not to hang up: the ticket is what lets a stream in.
-            logger.debug("media stream without a valid signature")
+            peer = (websocket.scope.get("client") or ("",))[0]
+            address = client_address(peer, headers, app.settings.trusted_proxies)
         socket = cast(Any, websocket)._get_current_object()
         async with app.accept_media(socket) as media:
-            await app.calls.serve_stream(media)
+            await app.calls.serve_stream(media, address)
 
 
 # ------------------------------------------------------------------------------------------

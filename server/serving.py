@@ -15,9 +15,14 @@ import trio
 from hypercorn.config import Config
 
 from server.app import OffhookApp
+from server.sockets import limit_unread
 
 MAX_MESSAGE_BYTES = 64 * 1024
 """A Media Streams message is about 350 bytes; nothing of Twilio's comes near this."""
+
+
+IDLE_TIMEOUT_S = 5
+"""A connection that is new, or between requests, must bring a whole request head within this."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -30,6 +35,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        limit_unread(listener)
         listener.bind((host, port))
         listener.listen(512)
     except OSError:
@@ -51,6 +57,7 @@ async def serve(
     config.bind = [f"fd://{listener.detach()}"]
     config.websocket_max_message_size = MAX_MESSAGE_BYTES
     config.h11_max_incomplete_size = MAX_MESSAGE_BYTES
+    config.keep_alive_timeout = IDLE_TIMEOUT_S
     config.include_server_header = False
     config.graceful_timeout = app.settings.close_timeout_s
     config.accesslog = "-" if access_log else None

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.errors import ConfigurationError
@@ -83,6 +90,9 @@ class Settings(BaseSettings):
     twilio_auth_token: SecretStr | None = None
     twilio_phone_number: str | None = None
     gemini_api_key: SecretStr | None = None
+
+    twilio_shared_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_pairs)] = {}
+    """Secrets by key id of Twilio's newer webhook signatures, for accounts that use them."""
 
     public_url: Annotated[str, AfterValidator(_origin)] | None = None
     """Where the carrier reaches this server; the origin that its signatures are checked against."""
@@ -164,6 +174,16 @@ class Settings(BaseSettings):
     """Silence after which the greeting is asked for once more."""
     media_timeout_s: Annotated[float, Field(gt=0)] = 5.0
     """The carrier sends a frame every 20 ms; without any for this long the caller has gone."""
+    max_strangers_per_address: Annotated[int, Field(ge=1)] = 100
+    """Media sockets without the carrier's signature that may wait to show a ticket; the oldest one
+    of an address makes room."""
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_words)] = ()
+    """Addresses or networks of the proxies in front, whose ``X-Forwarded-For`` is believed."""
+    strict_stream_signature: bool = False
+    """Refuse media sockets whose upgrade Twilio has not signed; whether it always does is not
+    documented, so the ticket alone decides by default."""
+    body_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """A request's body must be complete within this time."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 10.0
     """A media socket must say which call it belongs to within this time."""
     ticket_ttl_s: Annotated[float, Field(gt=0)] = 900.0

@@ -10,6 +10,7 @@ import trio
 import trio.lowlevel
 
 from server.app import OffhookApp, create_app
+from server.call import EndReason
 from server.keys import hash_key
 from server.settings import Settings
 
@@ -31,7 +32,8 @@ async def running(**settings) -> AsyncGenerator[OffhookApp]:
     app = create_app(Settings.load(_env_file=None, **settings))
     async with app.test_app():
         yield app
-        await app.calls.drain(0.0)
+        for call in app.calls.all():
+            call.end(EndReason.HUNG_UP)
 
 
 def paths(app: OffhookApp) -> list[tuple[str, str]]:

@@ -1,0 +1,96 @@
+"""Media sockets that have not shown a ticket yet: where they come from, and how many may wait.
+
+Anybody can open a WebSocket; only the carrier can show a ticket, and it does so within the time
+its first messages take. So few places are enough, and when one address needs more than its share,
+its oldest socket goes: an attacker who holds places loses them, the carrier's next call does not
+wait for them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+
+import trio
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def client_address(peer: str, headers: Mapping[str, str], trusted: Iterable[Network]) -> str:
+    """Where a request comes from.
+
+    Args:
+        peer: The other end of the connection.
+        headers: ``X-Forwarded-For`` counts if the peer is a trusted proxy, read from its end:
+            every proxy appends whom it was asked by, and what stands before the last untrusted
+            address is that client's own invention.
+        trusted: The proxies in front of this server.
+
+    Returns:
+        An address; of IPv6 only the network of 64 bits, of which one client may have all.
+    """
+    forwarded = next((v for k, v in headers.items() if k.lower() == "x-forwarded-for"), "")
+    hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
+    address = _parse(peer)
+    while hops and address is not None and any(address in network for network in trusted):
+        before = _parse(hops.pop())
+        if before is None:
+            break  # no address: whoever wrote that is as far as we can see
+        address = before
+    if address is None:
+        return peer
+    if address.version == 6:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text.split("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+class Strangers:
+    """The sockets that wait to show a ticket.
+
+    Args:
+        per_address: How many one address may have.
+        in_all: How many there may be.
+    """
+
+    def __init__(self, *, per_address: int = 100, in_all: int = 1_000) -> None:
+        self._per_address = per_address
+        self._in_all = in_all
+        self._waiting: dict[trio.CancelScope, str] = {}  # oldest first
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @contextmanager
+    def among(self, address: str, scope: trio.CancelScope) -> Generator[None]:
+        """Wait in this block; the scope is cancelled if the place is needed for a younger one.
+
+        Args:
+            address: Where the socket comes from; an empty one needs no place.
+            scope: Bounds the wait.
+        """
+        if not address:
+            yield
+            return
+        self._waiting[scope] = address
+        own = [each for each, other in self._waiting.items() if other == address]
+        if len(own) > self._per_address:
+            self._send_away(own[0])
+        if len(self._waiting) > self._in_all:
+            self._send_away(next(iter(self._waiting)))
+        try:
+            yield
+        finally:
+            self._waiting.pop(scope, None)
+
+    def _send_away(self, scope: trio.CancelScope) -> None:
+        del self._waiting[scope]
+        scope.cancel("a younger socket needs the place")

@@ -1,0 +1,300 @@
+"""What strangers can do to the server over real sockets, and that its calls do not notice."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+import pytest
+import trio
+from twilio.request_validator import RequestValidator
+from websockets.exceptions import InvalidStatus
+from websockets.trio.client import connect
+
+from server import serving as serving_module
+from server import sockets
+from tests.test_serve import (
+    Server,
+    closing_of,
+    media_message,
+    open_socket,
+    ringing_call,
+    serving,
+    start_message,
+)
+
+both_media_paths = pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+
+
+@pytest.fixture
+def quick_deadlines(monkeypatch):
+    monkeypatch.setattr(serving_module, "IDLE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(sockets, "UNREAD_TIMEOUT_S", 0.5)
+
+
+async def connection(server: Server) -> trio.SocketStream:
+    host, port = server.url.removeprefix("http://").split(":")
+    return await trio.open_tcp_stream(host, int(port))
+
+
+async def rest_of(stream: trio.SocketStream) -> bytes:
+    """Everything until the server closes."""
+    received = b""
+    with trio.fail_after(10):
+        try:
+            while some := await stream.receive_some():
+                received += some
+        except trio.BrokenResourceError:
+            pass
+    return received
+
+
+@asynccontextmanager
+async def good_call(server: Server) -> AsyncGenerator[None]:
+    """A call whose caller speaks all the time and has to be heard to the last frame."""
+    async with ringing_call(server) as (call_sid, ticket), open_socket(server) as socket:
+        await socket.send(start_message(ticket, call_sid))
+        sent = 0
+        with trio.CancelScope() as speaking:
+            async with trio.open_nursery() as nursery:
+
+                async def speak() -> None:
+                    nonlocal sent
+                    while True:
+                        await socket.send(media_message(b"\xff" * 160))
+                        sent += 1
+                        await trio.sleep(0.02)
+
+                nursery.start_soon(speak)
+                yield
+                speaking.cancel()
+        await socket.send(json.dumps({"event": "stop", "streamSid": "MZ1", "stop": {}}))
+        call = server.app.calls.get(call_sid)
+        assert call is not None
+        with trio.fail_after(10):
+            await call.finished.wait()
+        record = (await server.http.get(f"/calls/{call_sid}")).json()
+        assert record["reason"] == "caller-hung-up"
+        assert record["timings"]["caller_audio_s"] == pytest.approx(sent / 50)
+        assert record["timings"]["caller_audio_lost_s"] == 0
+
+
+# ------------------------------------------------------------------------------------------
+# Connections
+
+
+async def test_a_request_head_that_trickles_in_is_cut_off(quick_deadlines):
+    async with serving() as server, await connection(server) as slow:
+        await slow.send_all(b"POST /make-call HTTP/1.1\r\nHost: x\r\nX-A: ")
+
+        assert await rest_of(slow) == b""
+
+
+async def test_a_connection_that_says_nothing_is_closed(quick_deadlines):
+    async with serving() as server, await connection(server) as silent:
+        assert await rest_of(silent) == b""
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for():
+    async with serving(body_timeout_s=0.2) as server, await connection(server) as slow:
+        await slow.send_all(
+            b"POST /twiml HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n"
+            b"Content-Type: application/x-www-form-urlencoded\r\n\r\nCallSid="
+        )
+        answer = await rest_of(slow)
+
+    assert answer.startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/make-call", "application/json"),
+        ("/twiml", "application/x-www-form-urlencoded"),
+        ("/call-status", "multipart/form-data; boundary=x"),
+    ],
+)
+async def test_a_body_over_the_limit_is_refused(path, kind):
+    headers = {"Content-Type": kind}
+    async with serving() as server:
+        announced = await server.http.post(path, content=b"x" * 2**20, headers=headers)
+
+        async def unannounced():
+            for _ in range(32):
+                yield b"x" * 2**15
+
+        counted = await server.http.post(path, content=unannounced(), headers=headers)
+
+    assert {announced.status_code, counted.status_code} == {413}
+
+
+async def test_a_head_over_the_limit_is_refused():
+    async with serving() as server, await connection(server) as long:
+        with suppress(trio.BrokenResourceError):
+            await long.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 2**18)
+        answer = await rest_of(long)
+
+    assert answer[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400", b"")
+
+
+async def test_a_client_that_does_not_read_is_cut_off(quick_deadlines):
+    # Far more answers than the system keeps for somebody who does not read them.
+    requests = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20_000
+    async with serving() as server, await connection(server) as deaf:
+        with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
+            await deaf.send_all(requests)
+
+
+def test_both_commands_serve_with_the_same_limits(request):
+    text = (request.config.rootpath / "server" / "hypercorn.toml").read_text()
+    config = tomllib.loads(text)
+
+    assert config["keep_alive_timeout"] == serving_module.IDLE_TIMEOUT_S
+    assert config["websocket_max_message_size"] == serving_module.MAX_MESSAGE_BYTES
+    assert config["h11_max_incomplete_size"] == serving_module.MAX_MESSAGE_BYTES
+
+
+# ------------------------------------------------------------------------------------------
+# Media sockets
+
+
+@both_media_paths
+async def test_200_sockets_that_never_start_are_closed_and_a_call_is_not_disturbed(media_path):
+    settings = {"simulated_ring_s": None, "start_timeout_s": 1.0, "max_strangers_per_address": 50}
+    settings["media_path"] = media_path
+    codes: list[int | None] = []
+    async with serving(**settings) as server, good_call(server), AsyncExitStack() as sockets:
+        opened = [await sockets.enter_async_context(open_socket(server)) for _ in range(200)]
+        waiting = len(server.app.calls.strangers)
+
+        async def closed(socket) -> None:
+            codes.append((await closing_of(socket))[0])
+
+        async with trio.open_nursery() as nursery:
+            for socket in opened:
+                nursery.start_soon(closed, socket)
+        refused = server.app.metrics.registry.get_sample_value(
+            "offhook_strangers_refused_total", {"kind": "stream-no-start"}
+        )
+
+    assert waiting <= 50
+    assert codes == [1008] * 200
+    assert refused == 200
+
+
+@both_media_paths
+async def test_a_socket_that_stops_reading_ends_with_its_own_call(quick_deadlines, media_path):
+    async with (
+        serving(simulated_ring_s=None, media_timeout_s=1.0, media_path=media_path) as server,
+        ringing_call(server) as (call_sid, ticket),
+        good_call(server),
+        await connection(server) as deaf,
+    ):
+        await deaf.send_all(
+            b"GET /stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        await deaf.receive_some(1000)
+        text = start_message(ticket, call_sid).encode()
+        head = b"\x81\xfe" + len(text).to_bytes(2, "big") + b"\0\0\0\0"  # a mask of zeros
+        await deaf.send_all(head + text)
+        call = server.app.calls.get(call_sid)
+        with trio.fail_after(20):
+            await call.finished.wait()
+
+    assert call.end_reason == "caller-gone"
+
+
+@both_media_paths
+async def test_compression_is_never_negotiated(media_path):
+    async with (
+        serving(media_path=media_path) as server,
+        connect(server.stream_url, compression="deflate", proxy=None) as socket,
+    ):
+        assert socket.response.headers.get("Sec-WebSocket-Extensions") is None
+
+
+def stream_signature(server: Server, token: str | None = None) -> dict[str, str]:
+    validator = RequestValidator(token or server.app.simulated_twilio._auth_token)
+    return {"X-Twilio-Signature": validator.compute_signature(server.stream_url, {})}
+
+
+async def test_a_strict_server_opens_no_socket_that_the_carrier_has_not_signed():
+    async with serving(strict_stream_signature=True) as server:
+        for headers in ({}, stream_signature(server, token="a guess")):
+            with pytest.raises(InvalidStatus) as refused:
+                async with connect(server.stream_url, proxy=None, additional_headers=headers):
+                    pass
+            assert refused.value.response.status_code == 403
+
+        signed = stream_signature(server)
+        async with connect(server.stream_url, proxy=None, additional_headers=signed) as socket:
+            assert socket.state.name == "OPEN"
+
+
+async def test_a_simulated_call_passes_a_strict_server():
+    async with serving(strict_stream_signature=True) as server:
+        record = await server.finished((await server.make_call("5550103")).json()["call_sid"])
+
+    assert record["reason"] == "caller-hung-up"
+
+
+async def test_a_ticket_that_was_stolen_opens_nothing_for_another_call():
+    async with (
+        serving(simulated_ring_s=None) as server,
+        ringing_call(server) as (_, ticket),
+        ringing_call(server) as (other_sid, _),
+        open_socket(server) as thief,
+    ):
+        await thief.send(start_message(ticket, other_sid))
+        code, _ = await closing_of(thief)
+
+    assert code == 1008
+
+
+async def test_a_signature_is_good_for_its_own_request_only():
+    form = {"CallSid": "CA1", "CallStatus": "ringing", "SequenceNumber": "1"}
+    async with serving() as server:
+        validator = RequestValidator(server.app.simulated_twilio._auth_token)
+        signature = validator.compute_signature(server.url + "/call-status", form)
+        headers = {"X-Twilio-Signature": signature}
+        changed = await server.http.post(
+            "/call-status", data=form | {"CallStatus": "completed"}, headers=headers
+        )
+        longer = await server.http.post("/call-status", data=form | {"A": "1"}, headers=headers)
+        elsewhere = await server.http.post("/twiml", data=form, headers=headers)
+        query = await server.http.post("/call-status?x=1", data=form, headers=headers)
+
+    statuses = [answer.status_code for answer in (changed, longer, elsewhere, query)]
+    assert statuses == [403, 403, 403, 403]
+
+
+async def test_a_replayed_webhook_changes_nothing():
+    async with serving(simulated_ring_s=None) as server, ringing_call(server) as (call_sid, _):
+        form = {"CallSid": call_sid, "CallStatus": "ringing", "SequenceNumber": "1"}
+        newer = form | {"CallStatus": "in-progress", "SequenceNumber": "2"}
+        for each in (form, newer, form, form):
+            assert (await server.signed_post("/call-status", each)).status_code == 204
+        record = (await server.http.get(f"/calls/{call_sid}")).json()
+
+    assert record["status"] == "in-progress"
+
+
+async def test_webhooks_signed_with_a_shared_key_are_known():
+    form = {"CallSid": "CA1", "CallStatus": "ringing", "SequenceNumber": "1"}
+    async with serving(twilio_shared_keys="KY1:the-secret") as server:
+        answers = []
+        for key, secret in (("KY1", "the-secret"), ("KY2", "the-secret"), ("KY1", "guess")):
+            signature = RequestValidator(secret).compute_signature(
+                server.url + "/call-status", form, "HMAC_SHA256"
+            )
+            headers = {
+                "X-Twilio-Signature": signature,
+                "X-Twilio-Webhooks-Signature-Settings": f"key={key},algorithm=HMAC_SHA256",
+            }
+            answer = await server.http.post("/call-status", data=form, headers=headers)
+            answers.append(answer.status_code)
+
+    assert answers == [204, 403, 403]

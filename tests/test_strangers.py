@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from contextlib import ExitStack
+from ipaddress import ip_network
+
+import pytest
+import trio
+
+from server.strangers import Strangers, client_address
+
+PROXIES = (ip_network("10.0.0.0/8"), ip_network("::1/128"))
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("203.0.113.9", None, "203.0.113.9"),
+        ("203.0.113.9", "198.51.100.1", "203.0.113.9"),  # not a proxy of ours: not believed
+        ("10.0.0.1", "198.51.100.1", "198.51.100.1"),
+        ("10.0.0.1", "1.1.1.1, 198.51.100.1", "198.51.100.1"),  # the first is the client's own
+        ("10.0.0.1", "198.51.100.1, 10.0.0.2", "198.51.100.1"),
+        ("10.0.0.1", "not-an-address", "10.0.0.1"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.0.1", None, "10.0.0.1"),
+        ("::1", "::ffff:198.51.100.1", "198.51.100.1"),
+        ("::1", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", None, "fe80::/64"),
+        ("<local>", None, "<local>"),
+    ],
+)
+def test_where_a_request_comes_from(peer, forwarded, address):
+    headers = {} if forwarded is None else {"x-forwarded-for": forwarded}
+
+    assert client_address(peer, headers, PROXIES) == address
+
+
+async def test_the_oldest_socket_of_a_full_address_makes_room_and_others_stay():
+    strangers = Strangers(per_address=2, in_all=100)
+    scopes = [trio.CancelScope() for _ in range(4)]
+    with ExitStack() as waiting:
+        waiting.enter_context(strangers.among("other", scopes[0]))
+        for scope in scopes[1:]:
+            waiting.enter_context(strangers.among("one", scope))
+
+        assert [scope.cancel_called for scope in scopes] == [False, True, False, False]
+        assert len(strangers) == 3
+    assert len(strangers) == 0
+
+
+async def test_there_is_a_limit_for_all_addresses_together():
+    strangers = Strangers(per_address=2, in_all=3)
+    scopes = [trio.CancelScope() for _ in range(5)]
+    with ExitStack() as waiting:
+        for number, scope in enumerate(scopes):
+            waiting.enter_context(strangers.among(f"address {number}", scope))
+
+        assert [scope.cancel_called for scope in scopes] == [True, True, False, False, False]
+
+
+def test_who_was_vouched_for_needs_no_place():
+    strangers = Strangers(per_address=1, in_all=1)
+    with strangers.among("", trio.CancelScope()), strangers.among("", trio.CancelScope()):
+        assert len(strangers) == 0
