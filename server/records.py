@@ -214,7 +214,8 @@ class _Database:
         if row is None:
             return None
         record = dict(row._mapping)
-        return {**record, **record.pop("details")}
+        details: dict[str, Any] = record.pop("details")
+        return record | details
 
     def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
         self.open()
@@ -240,6 +241,10 @@ class _Database:
         self.open()
         with self._engine.begin() as connection:
             done = connection.execute(sql.delete(_calls).where(_calls.c.created_at < created_at))
+        if done.rowcount and self._url.get_backend_name() == "sqlite":
+            # What is deleted is overwritten in the file, but still stands in the log beside it.
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
         return done.rowcount
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import codec
 from server.agent import Agent
 from server.call import Call, CallOptions, EndReason
 from server.carrier import CallStatus, Clear, DigitPressed, SendAudio, StatusUpdate, StreamStopped
+from server.costs import Prices
 from server.errors import CarrierProtocolError, ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.metrics import Metrics
 from server.model import (
@@ -22,6 +23,7 @@ from server.model import (
     ToolCall,
     ToolCallsRequested,
     TurnComplete,
+    Usage,
 )
 from tests.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 
@@ -32,7 +34,14 @@ SECOND_PCM = b"\x10\x00" * 24_000
 class Rig:
     """A call with its peers at hand."""
 
-    def __init__(self, *, agent: Agent | None = None, model: MemoryModel | None = None, **options):
+    def __init__(
+        self,
+        *,
+        agent: Agent | None = None,
+        model: MemoryModel | None = None,
+        prices: Prices | None = None,
+        **options,
+    ):
         self.carrier = MemoryCarrier()
         self.model = model or MemoryModel()
         self.media = MemoryMedia()
@@ -44,6 +53,7 @@ class Rig:
             model=self.model,
             metrics=Metrics(CollectorRegistry()),
             options=CallOptions(**options),
+            prices=prices,
         )
         self.call.accept("CA1")
 
@@ -520,3 +530,39 @@ async def test_a_call_that_still_rings_has_nobody_to_say_goodbye_to(autojump_clo
 
     assert trio.current_time() == began
     assert Agent().farewell not in [text for _, text in ringing.session.texts]
+
+
+async def test_a_call_says_goodbye_before_it_costs_more_than_it_may(nursery, autojump_clock):
+    rig = Rig(
+        prices=Prices(carrier_minute_usd=0.1),
+        max_cost_usd=0.25,
+        farewell_timeout_s=10.0,
+        media_timeout_s=1_000.0,
+    )
+    nursery.start_soon(rig.call.run)
+    await trio.sleep(100.0)  # ringing costs nothing
+    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
+    await rig.call.finished.wait()
+    record = rig.call.as_dict()
+
+    assert record["reason"] == "cost-cap"
+    assert rig.session.texts[-1][1] == Agent().farewell
+    # The third minute would have been one too many.
+    assert 109.0 < record["duration_s"] <= 120.0
+    assert record["cost"]["billed_minutes"] == 2
+    assert record["cost"]["known_usd"] == 0.2
+
+
+async def test_tokens_are_in_the_record_and_the_carriers_last_word_counts(autojump_clock, talking):
+    talking.session.event(Usage({"AUDIO": 1_000}, {"AUDIO": 100}, 1_100, 1))
+    talking.session.event(Usage({"AUDIO": 1_000}, {"AUDIO": 250}, 1_250, 1))
+    await wait_all_tasks_blocked()
+    talking.media.hang_up()
+    await talking.call.finished.wait()
+    talking.call.update_status(StatusUpdate("CA1", CallStatus.COMPLETED, 3, {"duration_s": "61"}))
+    record = talking.call.as_dict()
+
+    assert record["tokens"] == {"prompt": {"AUDIO": 1_000}, "response": {"AUDIO": 250}, "other": 0}
+    assert record["cost"]["billed_minutes"] == 2
+    assert record["status"] == "completed"
+    assert talking.call.settled.is_set()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -148,13 +149,16 @@ async def stopped_in_mid_call(directory: Path, command: str, *, whole_group: boo
     assert phone.status is CallStatus.COMPLETED
     # We hung up, and the socket was closed as it should be, by whichever side came first.
     end = phone.phone.end
-    closing = "stream closed by the server (1000, 'drained')"
-    assert end is StreamEnd.STOPPED or closing in [what for _, what in phone.timeline]
+    our_close = "stream closed by the server (1000, 'drained')"
+    assert end is StreamEnd.STOPPED or our_close in [what for _, what in phone.timeline]
     # The last status callback came while the server was still there to take it.
     assert phone.reports[-1] == (CallStatus.COMPLETED, 204)
     assert server.twilio.calls[ringing].status is CallStatus.CANCELED
     assert [session.closed_by_client for session in sessions] == [1000] * len(sessions)
     assert [text for text in sessions[0].texts if "goodbye" in text]
+    with closing(sqlite3.connect(directory / "offhook.db")) as database:
+        saved = dict(database.execute("SELECT call_sid, reason FROM offhook_calls"))
+    assert saved == {phone.call_sid: "drained", ringing: "drained"}
 
 
 async def test_a_stopped_server_says_goodbye_and_hangs_up(tmp_path):

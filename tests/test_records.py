@@ -1,0 +1,354 @@
+"""Records: kept at once, written when the database lets us, never lost while it does not."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from contextlib import asynccontextmanager, closing
+
+import pytest
+import sqlalchemy as sql
+import structlog.testing
+import trio
+from prometheus_client import CollectorRegistry
+
+from server import records as records_module
+from server.errors import ConfigurationError
+from server.metrics import Metrics
+from server.records import Cursor, Records, RecordsUnavailable, SchemaTooNew
+from tests.databases import postgresql
+from tests.test_serve import serving
+
+DAY_S = 86_400.0
+BEGAN = 1_790_000_000.0
+
+
+def record(number: int, *, created_at: float | None = None, **differences) -> dict:
+    return {
+        "call_sid": f"CA{number:032x}",
+        "direction": "outbound",
+        "number": "+1500*****01",
+        "state": "ended",
+        "status": "completed",
+        "reason": "caller-hung-up",
+        "detail": "",
+        "created_at": BEGAN + number if created_at is None else created_at,
+        "duration_s": 12.5,
+        "agent_heard_s": 3.25,
+        "metadata": {"order": "17 · ñandú"},
+        "timings": {"answer_to_first_audio_ms": None},
+        "transcript": [{"speaker": "agent", "at_s": 0.0, "text": "¿Qué tal? \U0001f4de"}],
+        **differences,
+    }
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(records_module, "LOCK_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(records_module, "RETRY_S", (0.01, 0.05))
+
+
+@pytest.fixture(scope="module")
+def postgresql_url(tmp_path_factory):
+    with postgresql(tmp_path_factory.mktemp("postgresql")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "memory", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "postgresql":
+        found = request.getfixturevalue("postgresql_url")
+        engine = sql.create_engine(found.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.begin() as connection:
+            connection.execute(sql.text("DROP TABLE IF EXISTS offhook_calls, offhook_schema"))
+        engine.dispose()
+        return found
+    return "sqlite://" if request.param == "memory" else f"sqlite:///{tmp_path}/offhook.db"
+
+
+@pytest.fixture
+def file_url(tmp_path):
+    return f"sqlite:///{tmp_path}/offhook.db"
+
+
+@asynccontextmanager
+async def running(url: str, **options):
+    registry = CollectorRegistry()
+    records = Records(url, metrics=Metrics(registry), **options)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(records.run)
+        yield records
+        nursery.cancel_scope.cancel()
+
+
+async def until(condition) -> None:
+    """Poll: what is waited for happens in a thread, or in another process's file."""
+    with trio.fail_after(10):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+def failures(records: Records, what: str) -> float:
+    return records._metrics.record_failures.labels(what)._value.get()
+
+
+async def test_a_record_is_read_back_as_it_was_kept(url):
+    kept = record(1)
+    async with running(url) as records:
+        records.keep(kept)
+        assert await records.get(kept["call_sid"]) is kept
+        with trio.fail_after(10):
+            await records.wait_saved()
+        assert await records.get(kept["call_sid"]) == kept
+        assert await records.get("CAunknown") is None
+
+
+async def test_a_newer_version_of_a_record_replaces_the_older_one(url):
+    async with running(url) as records:
+        records.keep(record(1, status="in-progress"))
+        await records.wait_saved()
+        records.keep(record(1, status="completed"))
+        await records.wait_saved()
+
+        assert (await records.get(record(1)["call_sid"]))["status"] == "completed"
+        assert len(await records.page(10, None)) == 1
+
+
+async def test_pages_show_every_call_once_and_the_newest_first(url):
+    # Some of them begin in the same millisecond.
+    everything = [record(number, created_at=BEGAN + number // 3) for number in range(25)]
+    async with running(url) as records:
+        for each in everything:
+            records.keep(each)
+        await records.wait_saved()
+        seen, before = [], None
+        while page := await records.page(10, before):
+            seen += page
+            before = Cursor.parse(str(Cursor.of(page[-1])))
+
+    assert [each["call_sid"] for each in seen] == [each["call_sid"] for each in everything[::-1]]
+    assert "transcript" not in seen[0]
+
+
+async def test_records_are_there_after_a_restart(file_url):
+    async with running(file_url) as records:
+        for number in range(300):
+            records.keep(record(number))
+        # Cancelled at once: what is left is written on the way out.
+    async with running(file_url) as records:
+        assert len(await records.page(1_000, None)) == 300
+
+
+async def test_a_locked_database_delays_records_and_loses_none(file_url, tmp_path):
+    async with running(file_url) as records:
+        with closing(sqlite3.connect(tmp_path / "offhook.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            records.keep(record(1))
+            await until(lambda: failures(records, "write"))
+            assert await records.get(record(1)["call_sid"]) == record(1)
+            assert [each["call_sid"] for each in records.unsaved()] == [record(1)["call_sid"]]
+            other.execute("ROLLBACK")
+        with trio.fail_after(10):
+            await records.wait_saved()
+
+        assert len(await records.page(10, None)) == 1
+
+
+async def test_a_database_that_is_gone_is_written_when_it_comes_back(tmp_path):
+    place = tmp_path / "gone"
+    place.write_text("not a directory")
+    with structlog.testing.capture_logs() as logged:
+        async with running(f"sqlite:///{place}/offhook.db") as records:
+            records.keep(record(1))
+            with pytest.raises(RecordsUnavailable):
+                await records.get("CAunknown")
+            with pytest.raises(RecordsUnavailable):
+                await records.page(10, None)
+            place.unlink()
+            with trio.fail_after(10):
+                await records.wait_saved()
+            assert len(await records.page(10, None)) == 1
+
+    told = [entry["event"] for entry in logged]
+    assert told == ["database fails; records wait in memory", "database works again"]
+
+
+async def test_too_many_waiting_records_cost_the_oldest_and_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(records_module, "MAX_UNSAVED", 3)
+    (tmp_path / "gone").write_text("not a directory")
+    with structlog.testing.capture_logs() as logged:
+        async with running(f"sqlite:///{tmp_path}/gone/offhook.db") as records:
+            for number in range(5):
+                records.keep(record(number))
+            kept = {each["call_sid"] for each in records.unsaved()}
+            given_up = failures(records, "given-up")
+
+    assert kept == {record(number)["call_sid"] for number in (2, 3, 4)}
+    assert given_up == 2
+    assert [entry for entry in logged if entry["event"].startswith("record lost")]
+
+
+async def test_what_people_said_is_not_in_the_log_of_a_failure(file_url, tmp_path):
+    with structlog.testing.capture_logs() as logged:
+        async with running(file_url) as records:
+            with closing(sqlite3.connect(tmp_path / "offhook.db")) as other:
+                other.execute("DROP TABLE offhook_calls")
+            records.keep(record(1, detail="the secret"))
+            await until(lambda: failures(records, "write"))
+
+    assert "no such table" in str(logged)
+    assert "secret" not in str(logged)
+    assert "Qu" not in str(logged)
+
+
+async def test_old_records_are_deleted_and_overwritten(file_url, tmp_path):
+    now = time.time()
+    async with running(file_url) as records:
+        records.keep(record(1, created_at=now - 8 * DAY_S, detail="long-forgotten-words"))
+        records.keep(record(2, created_at=now - 6 * DAY_S))
+        await records.wait_saved()
+    async with running(file_url, retention_days=7.0) as records:
+        with trio.fail_after(10):
+            while len(left := await records.page(10, None)) > 1:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+    assert left[0]["call_sid"] == record(2)["call_sid"]
+    assert all(b"long-forgotten-words" not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+async def test_only_the_owner_may_read_the_file(file_url, tmp_path):
+    async with running(file_url) as records:
+        records.keep(record(1))
+        await records.wait_saved()
+        modes = {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+
+    assert modes == {0o600}
+
+
+async def test_a_database_of_a_later_version_is_left_alone(url):
+    async with running(url) as records:
+        with records._database._engine.begin() as connection:
+            connection.execute(sql.text("UPDATE offhook_schema SET version = 99"))
+        engine = records._database._engine
+        records._database._ready = False
+        with pytest.raises(SchemaTooNew, match="99"):
+            records._database.open()
+        records._database._ready = True
+        assert sql.inspect(engine).has_table("offhook_calls")
+
+
+async def test_an_older_database_is_brought_up_to_date(url, monkeypatch):
+    async with running(url) as records:
+        records.keep(record(1))
+        await records.wait_saved()
+
+        def add_column(connection: sql.Connection) -> None:
+            connection.execute(sql.text("ALTER TABLE offhook_calls ADD COLUMN mood VARCHAR(8)"))
+
+        monkeypatch.setattr(records_module, "SCHEMA_VERSION", 2)
+        monkeypatch.setattr(records_module, "_MIGRATIONS", {1: add_column})
+        records._database._ready = False
+        assert await records.get(record(1)["call_sid"]) == record(1)
+        with records._database._engine.connect() as connection:
+            version = connection.scalar(sql.text("SELECT version FROM offhook_schema"))
+            moods = connection.execute(sql.text("SELECT mood FROM offhook_calls")).fetchall()
+
+    assert version == 2
+    assert moods == [(None,)]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["offhook.db", "sqlte:///offhook.db", "mysql+nodriver://x", "oracle://scott@db"]
+)
+def test_a_wrong_address_is_a_wrong_setting(wrong):
+    with pytest.raises(ConfigurationError, match="DATABASE_URL"):
+        Records(wrong, metrics=Metrics(CollectorRegistry()))
+
+
+@pytest.mark.parametrize("text", ["", "x", "12", "12-", "nan-CA1", "x-CA1"])
+def test_a_place_in_the_list_is_checked(text):
+    with pytest.raises(ValueError, match=r"."):
+        Cursor.parse(text)
+
+
+# ------------------------------------------------------------------------------------------
+# Over the API
+
+
+async def test_a_call_is_found_after_the_server_was_restarted(tmp_path):
+    address = f"sqlite:///{tmp_path}/offhook.db"
+    async with serving(database_url=address) as server:
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        with trio.fail_after(20):
+            before = await server.finished(call_sid)
+    async with serving(database_url=address) as server:
+        after = (await server.http.get(f"/calls/{call_sid}")).json()
+        listed = (await server.http.get("/calls")).json()
+        ended = await server.http.post(f"/calls/{call_sid}/hang-up")
+        unknown = await server.http.get("/calls/CAunknown")
+
+    assert after == before
+    assert after["cost"]["billed_minutes"] == 1
+    assert after["tokens"]["response"]["AUDIO"] > 0
+    assert [row["call_sid"] for row in listed["calls"]] == [call_sid]
+    assert listed["next"] is None
+    assert listed["complete"] is True
+    assert "transcript" not in listed["calls"][0]
+    assert ended.json()["reason"] == "caller-hung-up"
+    assert unknown.status_code == 404
+
+
+async def test_the_list_of_calls_comes_in_pages_with_the_live_ones_first(tmp_path):
+    async with serving(database_url=f"sqlite:///{tmp_path}/x.db", recent_calls=0) as server:
+        ended = [(await server.make_call("5550104")).json()["call_sid"] for _ in range(3)]
+        for call_sid in ended:
+            await server.app.simulated_twilio.calls[call_sid].wait_ended()
+        live = (await server.make_call("5550105")).json()["call_sid"]
+        await until(lambda: len(server.app.calls._live) == 1)
+        seen, query = [], {"limit": "2"}
+        while True:
+            page = (await server.http.get("/calls", params=query)).json()
+            seen += [(row["call_sid"], row["state"]) for row in page["calls"]]
+            if page["next"] is None:
+                break
+            query["before"] = page["next"]
+        wrong = [
+            (await server.http.get("/calls", params=query)).status_code
+            for query in ({"limit": "0"}, {"limit": "many"}, {"before": "yesterday"})
+        ]
+        await server.http.post(f"/calls/{live}/hang-up")
+
+    assert seen == [(live, "live"), *((call_sid, "ended") for call_sid in reversed(ended))]
+    assert wrong == [422, 422, 422]
+
+
+async def test_calls_go_on_and_are_shown_while_the_database_is_gone(tmp_path):
+    (tmp_path / "gone").write_text("not a directory")
+    async with serving(database_url=f"sqlite:///{tmp_path}/gone/x.db") as server:
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        with trio.fail_after(20):
+            record = await server.finished(call_sid)
+        listed = (await server.http.get("/calls")).json()
+        unknown = await server.http.get("/calls/CAunknown")
+        (tmp_path / "gone").unlink()
+
+    assert record["reason"] == "caller-hung-up"
+    assert [row["call_sid"] for row in listed["calls"]] == [call_sid]
+    assert listed["complete"] is False
+    assert unknown.status_code == 503
+    assert unknown.json()["error"] == "records-unavailable"
+    with closing(sqlite3.connect(tmp_path / "gone" / "x.db")) as database:
+        assert database.execute("SELECT call_sid FROM offhook_calls").fetchall() == [(call_sid,)]
+
+
+async def test_without_transcripts_a_record_says_who_spoke_and_not_what():
+    async with serving(transcripts=False, record_numbers="full") as server:
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        with trio.fail_after(20):
+            record = await server.finished(call_sid)
+
+    assert record["transcript"]
+    assert {turn["text"] for turn in record["transcript"]} == {None}
+    assert record["number"] == "+15005550103"
