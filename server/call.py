@@ -422,8 +422,9 @@ class Call:
 
     async def _keep_to_budget(self, max_cost_usd: float) -> None:
         """Wrap up before the call, goodbye included, costs more than it may."""
+        ending_s = COST_CHECK_S + self._options.farewell_timeout_s + self._options.close_timeout_s
         while True:
-            if self._known_usd(self._options.farewell_timeout_s) > max_cost_usd:
+            if self._known_usd(ending_s) > max_cost_usd:
                 self.wrap_up(EndReason.COST_CAP)
                 return
             await trio.sleep(COST_CHECK_S)
