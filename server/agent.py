@@ -31,8 +31,14 @@ class Agent:
     """The system instruction."""
     greeting: str = DEFAULT_GREETING
     """The instruction that makes the model speak first; empty for an agent that waits."""
+    greeting_text: str = ""
+    """What it says first, word for word; with a recording, the words that are in it."""
+    greeting_audio: bytes = b""
+    """A recorded greeting, mu-law at 8 kHz, that is played in place of the model's."""
     farewell: str = DEFAULT_FAREWELL
     """The instruction that makes the model say goodbye; empty to hang up without a word."""
+    apology: str = ""
+    """What the carrier says if the model fails for good; empty for our own words."""
     voice: str | None = None
     """A prebuilt voice such as ``"Kore"``; None for the model's own choice."""
     language: str | None = None

@@ -69,6 +69,8 @@ class MakeCall(BaseModel):
         """The default agent with this call's differences."""
 
         own = {name: getattr(self, name) for name in ("prompt", "greeting", "voice", "language")}
+        if self.greeting is not None:
+            own |= {"greeting_text": "", "greeting_audio": b""}
         return replace(default, **{name: value for name, value in own.items() if value is not None})
 
 

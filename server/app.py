@@ -27,7 +27,9 @@ from server.carrier.twilio import TwilioCarrier, TwilioMediaStream, WebhookVerif
 from server.costs import Prices
 from server.destinations import Destinations
 from server.detach import detachable
+from server.ear import BargeInMode
 from server.errors import ConfigurationError
+from server.greeting import read_greeting
 from server.http_connection import HttpConnection
 from server.idempotency import Idempotency
 from server.keys import UNNAMED, Keys, hash_key, new_key
@@ -43,12 +45,14 @@ from server.model.gemini import DEFAULT_URL, GeminiModel
 from server.model.lasting import LastingModel
 from server.model.simulator import SCRIPTS as MODEL_SCRIPTS
 from server.model.simulator import GeminiSimulator
+from server.opening import GreetingWhen
 from server.plane import Plane, Wire
 from server.records import Records
 from server.routes import add_routes
 from server.settings import Account, Settings
 from server.strangers import Strangers
 from server.tools import Tool, check_names, hang_up, load_tools, send_dtmf, transfer_tool
+from server.turns import Patience
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -83,6 +87,9 @@ class OffhookApp(QuartTrio):
             greeting=DEFAULT_GREETING
             if settings.agent_greeting is None
             else settings.agent_greeting,
+            greeting_text=settings.greeting_text or "",
+            greeting_audio=read_greeting(settings.greeting_wav) if settings.greeting_wav else b"",
+            apology=settings.apology or "",
             voice=settings.gemini_voice,
             language=settings.agent_language,
             tools=_tools(settings),
@@ -188,7 +195,24 @@ class OffhookApp(QuartTrio):
             prewarm=settings.prewarm,
             lead_s=settings.lead_s,
             mark_every_s=settings.mark_every_s,
-            greeting_retry_s=settings.greeting_retry_s,
+            greeting_when=GreetingWhen(settings.greeting_when),
+            greeting_deadline_s=settings.greeting_deadline_s,
+            greeting_protect_s=settings.greeting_protect_s,
+            greeting_hello_s=settings.greeting_hello_s,
+            barge_in=BargeInMode(settings.barge_in),
+            barge_in_confirm_s=settings.barge_in_confirm_s,
+            barge_in_hint=settings.barge_in_hint,
+            speech_end_s=settings.speech_end_s,
+            patience=Patience(
+                reply_timeout_s=settings.reply_timeout_s,
+                rung_timeout_s=settings.rung_timeout_s,
+                greeting_retry_s=settings.greeting_retry_s,
+                stall_timeout_s=settings.stall_timeout_s,
+                silence_timeout_s=settings.silence_timeout_s,
+                silence_prompts=settings.silence_prompts,
+                wrap_up_s=settings.wrap_up_s,
+                farewell_timeout_s=settings.farewell_timeout_s,
+            ),
             media_timeout_s=settings.media_timeout_s,
             answer_timeout_s=settings.ring_timeout_s + 60.0,
             max_duration_s=settings.max_call_duration_s,

@@ -12,14 +12,16 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 from typing import Any, Literal
 
 import structlog
 import trio
 
 from codec import MulawDecoder, MulawEncoder
+from server import phrases
 from server.agent import Agent
 from server.carrier import (
     NOT_REACHED,
@@ -37,6 +39,7 @@ from server.carrier import (
     StreamStopped,
 )
 from server.costs import CostMeter, Prices
+from server.ear import BargeInMode, Ear
 from server.errors import (
     CarrierError,
     CarrierProtocolError,
@@ -64,12 +67,29 @@ from server.model import (
     Session,
     ToolCallsCancelled,
     ToolCallsRequested,
+    ToolResult,
     TurnComplete,
     Usage,
+    Way,
 )
+from server.opening import GreetingWhen, Opening
 from server.playout import HeardTurn, Playout
+from server.replies import Replies, Reply
 from server.tools import Toolbox
 from server.transcript import Transcript
+from server.turns import (
+    AskIfThere,
+    Awaited,
+    Decision,
+    GiveUpCaller,
+    Patience,
+    Recover,
+    Rung,
+    TimeIsUp,
+    Turns,
+    WrapUp,
+)
+from server.voice_activity import SpeechEnded, SpeechStarted, Stop
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -83,6 +103,12 @@ MAX_TIMELINE = 500
 COST_CHECK_S = 1.0
 MAX_DIGITS = 64
 """Pressed without a pause; more than any number one types in."""
+AUDIBLE_DBFS = -50.0
+"""Agent audio below this cannot be heard on a telephone; the model speaks at about -20."""
+EVIDENCE_S = 2.0
+"""How long before the model says that it was interrupted the caller must have been heard."""
+RECORDED_TURN = 0
+"""The turn of a recorded greeting: the model counts its own from 1."""
 FAREWELL_PAUSE_S = 1.5
 """Silence after which what was said before ``hang_up`` has been the farewell."""
 TRANSFER_REPORT_S = 15.0
@@ -105,9 +131,13 @@ class EndReason(StrEnum):
     """The agent said goodbye and ended the call."""
     TRANSFERRED = "transferred"
     """Somebody else has taken the caller over; their talk may still go on."""
+    CALLER_SILENT = "caller-silent"
+    """Nobody answered the question whether they were still there."""
     MAX_DURATION = "max-duration"
     MODEL_UNAVAILABLE = "model-unavailable"
     MODEL_LOST = "model-lost"
+    MODEL_SILENT = "model-silent"
+    """It did not answer the caller, whatever was tried."""
     MODEL_QUOTA = "model-quota"
     CARRIER_PROTOCOL = "carrier-protocol-error"
     CARRIER_FAILED = "carrier-failed"
@@ -139,6 +169,17 @@ _REASON_OF_STATUS = {
     CallStatus.CANCELED: EndReason.CANCELED,
 }
 
+_APOLOGISED = frozenset(
+    {
+        EndReason.MODEL_UNAVAILABLE,
+        EndReason.MODEL_LOST,
+        EndReason.MODEL_SILENT,
+        EndReason.MODEL_QUOTA,
+        EndReason.ERROR,
+    }
+)
+"""Reasons of ours that the caller would take for being hung up on: the carrier says sorry."""
+
 _CLOSE_CODES = {EndReason.CARRIER_PROTOCOL: 1008, EndReason.ERROR: 1011}
 
 
@@ -149,8 +190,16 @@ class CallOptions:
     prewarm: bool = True
     lead_s: float = 30.0
     mark_every_s: float = 1.0
-    greeting_retry_s: float = 3.0
-    media_timeout_s: float = 5.0
+    greeting_when: GreetingWhen = GreetingWhen.AT_ONCE
+    greeting_deadline_s: float = 3.0
+    greeting_protect_s: float = 2.0
+    greeting_hello_s: float = 1.5
+    barge_in: BargeInMode = BargeInMode.BOTH
+    barge_in_confirm_s: float = 0.2
+    barge_in_hint: bool = False
+    speech_end_s: float = 0.5
+    patience: Patience = field(default_factory=Patience)
+    media_timeout_s: float = 4.0
     answer_timeout_s: float = 120.0
     max_duration_s: float = 3_600.0
     farewell_timeout_s: float = 10.0
@@ -204,6 +253,8 @@ class Timings:
     caller_chunks: LatencySummary = field(default_factory=LatencySummary)
     agent_chunks: LatencySummary = field(default_factory=LatencySummary)
     interrupt_to_clear: LatencySummary = field(default_factory=LatencySummary)
+    replies: LatencySummary = field(default_factory=LatencySummary)
+    """From the caller's last sound to the agent's first, as heard."""
     caller_audio_s: float = 0.0
     """Caller audio received, and passed on to the model."""
     caller_audio_lost_s: float = 0.0
@@ -216,6 +267,7 @@ class Timings:
             "caller_to_model": self.caller_chunks.as_dict(),
             "model_to_caller": self.agent_chunks.as_dict(),
             "interrupt_to_clear": self.interrupt_to_clear.as_dict(),
+            "caller_to_reply": self.replies.as_dict(),
             "caller_audio_s": round(self.caller_audio_s, 3),
             "caller_audio_lost_s": round(self.caller_audio_lost_s, 3),
         }
@@ -298,9 +350,29 @@ class Call:
         self._unsent = bytearray()
         self._decoder = MulawDecoder(CALLER_RATE_HZ)
         self._encoder = MulawEncoder(AGENT_RATE_HZ)
-        self._playout = Playout(lead_s=options.lead_s, mark_every_s=options.mark_every_s)
+        self._playout = Playout(
+            lead_s=options.lead_s,
+            mark_every_s=options.mark_every_s,
+            remember=options.barge_in is not BargeInMode.MODEL,
+        )
         self._playout_changed = trio.Event()
-        self._agent_spoke = trio.Event()
+        self._opening = Opening(
+            greets=bool(agent.greeting or agent.greeting_text or agent.greeting_audio),
+            when=options.greeting_when,
+            deadline_s=options.greeting_deadline_s,
+            protect_s=options.greeting_protect_s,
+            hello_s=options.greeting_hello_s,
+        )
+        self._ear = Ear(
+            self._playout,
+            self._opening,
+            mode=options.barge_in,
+            end_silence_s=options.speech_end_s,
+            confirm_s=options.barge_in_confirm_s,
+        )
+        self._turns = Turns(options.patience)
+        self._turns_changed = trio.Event()
+        self._replies = Replies()
         self._agent_turn = 0
         self._finished_turn = 0
         self._interrupted_at: float | None = None
@@ -334,12 +406,12 @@ class Call:
             return
         line = self._line = _Line(media)
         if self._answered_at is None:
-            self._answered_at = started.received_at
-            self._time_limit.deadline = started.received_at + self._options.max_duration_s
-            self.note("answered")
+            self._answer(started.received_at)
         else:
             self.note("caller back")
-        self._playout.open(started.received_at)
+            self._turns.caller_active(started.received_at)
+        if started.received_at >= self._opening.plays_at:
+            self._playout.open(started.received_at)
         self._connected.set()
         self._pulse()
         try:
@@ -347,6 +419,19 @@ class Call:
         finally:
             if self._line is line:
                 self.end(EndReason.CALLER_GONE, "the media socket was torn down")
+
+    def _answer(self, now: float) -> None:
+        """The phone has left the hook."""
+        self._answered_at = now
+        ends_at = self._time_limit.deadline = now + self._options.max_duration_s
+        self.note("answered")
+        self._opening.answered(now)
+        self._turns.answered(now, ends_at=ends_at)
+        if self.agent.greeting_audio:
+            self.transcript.agent_said(self.agent.greeting_text, RECORDED_TURN, 0.0)
+            self._playout.push(self.agent.greeting_audio, RECORDED_TURN)
+            self._playout.finish_turn(RECORDED_TURN)
+        self._turns_changed.set()
 
     def end(self, reason: EndReason, detail: str = "") -> None:
         """Ask the call to end; the first reason counts, later ones are ignored."""
@@ -385,12 +470,13 @@ class Call:
                     nursery.start_soon(self._transfer_caller)
                     if not self._options.prewarm:
                         await self._connected.wait()
-                    async with self._model.open_session(self.agent, self) as session:
+                    agent = self._briefed_agent()
+                    async with self._model.open_session(agent, self) as session:
                         self.note("model ready")
                         self._session = session
-                        nursery.start_soon(self._toolbox.run, session.send_tool_results)
+                        nursery.start_soon(self._toolbox.run, self._answer_tools)
                         nursery.start_soon(self._pass_on_digits, session)
-                        nursery.start_soon(self._greet, session)
+                        nursery.start_soon(self._watch, session)
                         await self._speak(session)
             except* ServerError as failures:
                 self._failed(failures)
@@ -473,13 +559,27 @@ class Call:
         if self.end_reason not in _BY_CARRIER and self.call_sid:
             try:
                 # Before the socket: a stream that is closed by us counts as an error (31921).
-                await self._carrier.hang_up(self.call_sid)
+                if not await self._apologise():
+                    await self._carrier.hang_up(self.call_sid)
             except CarrierError as error:
                 logger.warning("hang-up failed", error=str(error))
         if self._line is not None:
             with contextlib.suppress(StreamEnded):
                 code = _CLOSE_CODES.get(self.end_reason or EndReason.ERROR, 1000)
                 await self._line.media.aclose(code, self.end_reason or "")
+
+    async def _apologise(self) -> bool:
+        """Let the carrier say sorry and hang up, if the model has failed a caller on the line."""
+        if self.end_reason not in _APOLOGISED or self._line is None:
+            return False
+        text, language = phrases.apology(self.agent.language)
+        try:
+            await self._carrier.say_and_hang_up(self.call_sid, self.agent.apology or text, language)
+        except CarrierError as error:
+            logger.warning("apology failed", error=str(error))
+            return False
+        self.note("apology")
+        return True
 
     def _keep_record(self) -> None:
         now = trio.current_time()
@@ -529,12 +629,10 @@ class Call:
                     event = following
                     continue
                 case MarkReached(name=name, received_at=received_at):
-                    if heard := self._playout.mark_reached(name, received_at):
-                        self._note_heard(heard)
-                    self._playout_changed.set()
-                    self._pulse()
+                    self._mark_reached(name, received_at)
                 case DigitPressed(digit=digit):
                     self.note("digit")
+                    self._turns.caller_active(trio.current_time())
                     self._digits += digit
                     self._pulse()
                 case StreamStopped(said=said):
@@ -556,8 +654,12 @@ class Call:
         return payload, None
 
     async def _pass_on(self, payload: bytes, received_at: float) -> None:
+        now = trio.current_time()
         self.timings.caller_audio_s += len(payload) / 8_000
-        self._unsent += self._decoder.decode(payload)
+        heard = self._ear.hear(payload, now)
+        for found in heard.found:
+            self._caller_found(found, now)
+        self._unsent += self._decoder.decode(heard.payload)
         session = self._session
         if session is None:
             if (lost := len(self._unsent) - MAX_UNSENT_BYTES) > 0:
@@ -572,6 +674,39 @@ class Call:
         self.timings.caller_chunks.record(took_s)
         self._metrics.chunk_latency.labels("caller").observe(took_s)
 
+    def _caller_found(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
+        """What the ear has made of caller audio."""
+        match found:
+            case SpeechStarted():
+                self._turns.caller_started(now)
+                self._replies.caller_started()
+            case SpeechEnded(at=at, speech_s=speech_s):
+                agent_until = self._playout.audible_until(now)
+                self._turns.caller_ended(at, now, speech_s=speech_s, agent_until=agent_until)
+                self._replies.caller_ended(at, now)
+                self._playout_changed.set()  # the greeting may have waited for this
+            case Stop.HOLD:
+                if self._playout.hold(now):
+                    self._interrupted_at = now
+                    self._playout_changed.set()
+                    self.note("agent held")
+            case Stop.RESUME:
+                if self._playout.is_held:
+                    self._playout.resume()
+                    self._playout_changed.set()
+                    self.note("false alarm")
+            case Stop.CUT:
+                self._cut(self._agent_turn, now, by="local")
+        self._turns_changed.set()
+
+    def _mark_reached(self, name: str, now: float) -> None:
+        if (reply := self._replies.mark_reached(name, now)) is not None:
+            self._measured(reply, "playout", "total")
+        if heard := self._playout.mark_reached(name, now):
+            self._note_heard(heard)
+        self._playout_changed.set()
+        self._pulse()
+
     async def _pass_on_digits(self, session: Session) -> None:
         """Tell the model keys pressed in one go in one go: it answers every message."""
         while True:
@@ -583,6 +718,8 @@ class Call:
                     await self._digits_beyond(known)
                 paused = pause.cancelled_caught
             digits, self._digits = self._digits, ""
+            self._turns.ask(Awaited.ANSWER, trio.current_time())
+            self._turns_changed.set()
             keys = "keys" if len(digits) > 1 else "key"
             await session.send_text(
                 f"(The caller pressed the {keys} {' '.join(digits)} on the telephone keypad.)"
@@ -593,17 +730,6 @@ class Call:
 
     # -- model to playout ------------------------------------------------------------------
 
-    async def _greet(self, session: Session) -> None:
-        """Make the agent speak first; models sometimes need to be asked twice."""
-        if not self.agent.greeting:
-            return
-        for _ in range(2):
-            await session.send_text(self.agent.greeting)
-            with trio.move_on_after(self._options.greeting_retry_s):
-                await self._agent_spoke.wait()
-                return
-            self.note("greeting late")
-
     async def _speak(self, session: Session) -> None:
         """Model to playout: the only task that reads the session."""
         while True:
@@ -612,16 +738,25 @@ class Call:
                     self._agent_says(pcm, turn, received_at)
                 case Interrupted(turn=turn, received_at=received_at):
                     self._interrupt(turn, received_at)
-                case GenerationComplete(turn=turn) | TurnComplete(turn=turn):
+                case GenerationComplete(turn=turn):
+                    self._turns.agent_generated(turn)
+                    self._finish_turn(turn)
+                case TurnComplete(turn=turn, reason=reason):
+                    self._turns.agent_completed(turn, reason, trio.current_time())
                     self._finish_turn(turn)
                 case AgentTranscript(text=text, turn=turn):
+                    self._turns.agent_text(turn, text)
                     self.transcript.agent_said(text, turn, self._since_answer(trio.current_time()))
                 case CallerTranscript(text=text):
+                    self._turns.caller_active(trio.current_time())
                     self.transcript.caller_said(text, self._since_answer(trio.current_time()))
                 case ToolCallsRequested(calls=calls):
+                    self._turns.tools_called(call.id for call in calls)
                     self._toolbox.request(calls)
                 case ToolCallsCancelled(ids=ids):
                     self._toolbox.cancel(ids)
+                    self._turns.tools_answered(ids, trio.current_time())
+                    self._turns_changed.set()
                 case GoingAway(time_left_s=time_left_s):
                     self.note("model going away", time_left_s=time_left_s)
                 case Reconnected() as news:
@@ -639,10 +774,33 @@ class Call:
             self._agent_turn = turn
             self._encoder.reset()
             self.note("agent turn", turn=turn)
-        self._agent_spoke.set()
-        self._pulse()
-        if self._playout.push(self._encoder.encode(pcm), turn, received_at):
+            self._turns_changed.set()
+        payload = self._encoder.encode(pcm)
+        self._take_note(payload, turn, received_at)
+        if self._playout.push(payload, turn, received_at):
             self._playout_changed.set()
+        self._pulse()
+
+    async def _answer_tools(self, results: tuple[ToolResult, ...]) -> None:
+        assert self._session is not None
+        await self._session.send_tool_results(results)
+        self._turns.tools_answered((result.id for result in results), trio.current_time())
+        self._turns_changed.set()
+
+    def _take_note(self, payload: bytes, turn: int, received_at: float) -> None:
+        """Tell the books what the agent has just said: whether it can be heard, and how soon."""
+        audible = self._encoder.level_dbfs > AUDIBLE_DBFS
+        if audible:
+            self._replies.audio_received(turn, received_at)
+        answers = self._turns.agent_audio(
+            turn,
+            len(payload) / 8_000,
+            audible=audible,
+            now=received_at,
+            heard_until=self._playout.audible_until(received_at),
+        )
+        if answers:
+            self._turns_changed.set()
 
     def _finish_turn(self, turn: int) -> None:
         self._finished_turn = max(self._finished_turn, turn)
@@ -650,16 +808,31 @@ class Call:
             self._playout.push(self._encoder.flush(), turn)
         self._playout.finish_turn(turn)
         self._playout_changed.set()
+        self._turns_changed.set()
         self._pulse()
 
     def _interrupt(self, turn: int, received_at: float) -> None:
+        """The model says that the caller has interrupted it; believe it, if that can be."""
+        self._turns.agent_cut(turn)
+        self._turns_changed.set()
+        mode = self._options.barge_in
+        doubtful = mode is BargeInMode.LOCAL or (mode is BargeInMode.BOTH and self._ear.has_echo)
+        if doubtful and not self._ear.spoke_since(received_at - EVIDENCE_S):
+            self.note("interruption not believed", turn=turn)
+            return
+        self._cut(turn, received_at, by="model")
+
+    def _cut(self, turn: int, at: float, *, by: str) -> None:
         """Barge-in: stop the agent before anything else is sent."""
-        cut = self._playout.interrupt(turn, received_at)
+        cut = self._playout.interrupt(turn, at)
+        self._turns.agent_cut(turn)
+        self._ear.agent_cut()
         if cut is None:
             return
-        self._interrupted_at = received_at
+        if self._interrupted_at is None:
+            self._interrupted_at = at
         self._playout_changed.set()
-        self.note("barge-in", turn=turn, heard_s=round(cut.heard_s, 3))
+        self.note("barge-in", turn=cut.turn, by=by, heard_s=round(cut.heard_s, 3))
         self._note_heard(cut)
 
     def _reconnected(self, news: Reconnected) -> None:
@@ -677,6 +850,75 @@ class Call:
             lost_s=round(news.lost_s, 3),
             repeated_s=round(news.repeated_s, 3),
         )
+        self._turns.recovered(trio.current_time())
+        self._turns_changed.set()
+
+    # -- whose turn it is --------------------------------------------------------------------
+
+    async def _watch(self, session: Session) -> None:
+        """See to it that somebody speaks: first the agent, then whoever's turn it is."""
+        if self._greeting:
+            self._turns.ask(Awaited.GREETING, trio.current_time())
+            await session.send_text(self._greeting)
+        while True:
+            # The event is made before asking, so that news that come while we act are seen.
+            changed = self._turns_changed = trio.Event()
+            now = trio.current_time()
+            agent_until = self._playout.audible_until(now)
+            if self._wrapping_up.is_set() or self.is_away:
+                await changed.wait()
+            elif (decision := self._turns.decide(now, agent_until=agent_until)) is not None:
+                await self._carry_out(decision, session)
+            else:
+                with trio.move_on_at(self._turns.next_due(agent_until)):
+                    await changed.wait()
+
+    async def _carry_out(self, decision: Decision, session: Session) -> None:
+        now = trio.current_time()
+        match decision:
+            case Recover():
+                await self._recover(decision, session)
+            case AskIfThere(times=times):
+                self.note("caller silent", times=times)
+                self._turns.ask(Awaited.QUESTION, now)
+                await session.send_text(phrases.STILL_THERE)
+            case GiveUpCaller():
+                self.wrap_up(EndReason.CALLER_SILENT)
+            case WrapUp(left_s=left_s):
+                self.note("time running out", left_s=round(left_s, 1))
+                self._turns.ask(Awaited.ANSWER, now)
+                await session.send_text(phrases.WRAP_UP.format(seconds=left_s))
+            case TimeIsUp():
+                self.wrap_up(EndReason.MAX_DURATION)
+
+    async def _recover(self, recover: Recover, session: Session) -> None:
+        """The model owes something and does not give it: climb one rung."""
+        rung, fault = recover.rung, recover.fault
+        self.note(f"watchdog {rung.value}", fault=fault.value, awaited=recover.awaited.value)
+        self._metrics.watchdog.labels(rung.value, fault.value).inc()
+        if rung is Rung.APOLOGY:
+            self.end(EndReason.MODEL_SILENT, fault.value)
+        elif rung is Rung.NUDGE:
+            await session.send_text(phrases.NUDGES.get(recover.awaited) or self._greeting)
+        elif not await session.reconnect(Way(rung.value), fault.value):
+            self._turns.unavailable(fault, trio.current_time())
+
+    @property
+    def _greeting(self) -> str:
+        """The instruction that makes the model speak first; empty if it does not have to."""
+        if self.agent.greeting_audio:
+            return ""
+        if self.agent.greeting_text:
+            return phrases.verbatim(self.agent.greeting_text)
+        return self.agent.greeting
+
+    def _briefed_agent(self) -> Agent:
+        """The agent as the model is to know it: what a recording has said for it, it has said."""
+        agent = self.agent
+        if not agent.greeting_audio:
+            return agent
+        said = phrases.already_greeted(agent.greeting_text)
+        return replace(agent, prompt=f"{agent.prompt}\n\n{said}")
 
     # -- what the session asks of its call ---------------------------------------------------
 
@@ -701,11 +943,15 @@ class Call:
             await self._connected.wait()
             line = self._line
             assert line is not None
+            now = trio.current_time()
+            if not self._playout.is_open and now >= self._opening.plays_at:
+                self._playout.open(now)
             # The event is made before asking, so that a change while we send is seen.
             changed = self._playout_changed = trio.Event()
             command = self._playout.next_command(trio.current_time())
             if command is None:
-                with trio.move_on_at(self._playout.next_due()):
+                opens_at = inf if self._playout.is_open else self._opening.plays_at
+                with trio.move_on_at(min(self._playout.next_due(), opens_at)):
                     await changed.wait()
                 continue
             try:
@@ -719,8 +965,11 @@ class Call:
     def _note_sent(self, command: object, now: float) -> None:
         assert self._answered_at is not None
         match command:
-            case SendAudio(received_at=received_at):
+            case SendAudio(received_at=received_at, turn=turn):
+                if (reply := self._replies.audio_sent(turn, now)) is not None:
+                    self._measured(reply, "vad", "model", "codec")
                 if self.timings.answer_to_first_audio_s is None:
+                    self._opening.greeting_began(now)
                     first_s = now - self._answered_at
                     self.timings.answer_to_first_audio_s = first_s
                     self._metrics.answer_to_audio.observe(first_s)
@@ -905,16 +1154,28 @@ class Call:
         logger.debug(what, call_sid=self.call_sid, **facts)
 
     def _note_heard(self, heard: HeardTurn) -> None:
+        """A turn was heard to its end, or to where it was cut."""
+        self._opening.greeting_over()
         if self._wrapping_up.is_set() and heard.turn > self._farewell_after_turn and not heard.cut:
             self._farewell_heard.set()
-        self.transcript.agent_heard(
-            heard.turn, heard_s=heard.heard_s, sent_s=heard.sent_s, cut=heard.cut
-        )
+        self._write_heard(heard)
 
     def _note_all_heard(self, now: float) -> None:
         for turn in self.transcript.turns:
             if turn.number is not None and (heard := self._playout.turn_heard(turn.number, now)):
-                self._note_heard(heard)
+                self._write_heard(heard)
+
+    def _write_heard(self, heard: HeardTurn) -> None:
+        self.transcript.agent_heard(
+            heard.turn, heard_s=heard.heard_s, sent_s=heard.sent_s, cut=heard.cut
+        )
+
+    def _measured(self, reply: Reply, *stages: str) -> None:
+        durations_s = reply.stages_s()
+        for stage in stages:
+            self._metrics.replies.labels(stage).observe(durations_s[stage])
+        if "total" in stages:
+            self.timings.replies.record(durations_s["total"])
 
     def _since_answer(self, now: float) -> float:
         return now - (self._answered_at if self._answered_at is not None else now)
@@ -974,6 +1235,7 @@ class Call:
                 caller_audio_s=self.timings.caller_audio_s,
                 agent_audio_s=self._playout.heard_s(now),
             )
+            record["replies"] = [reply.as_dict() for reply in self._replies.all]
             record["transcript"] = self.transcript.as_list(words=self._options.transcripts)
             record["timeline"] = [
                 {"at_s": round(at_s, 3), "what": what, **facts}

@@ -95,6 +95,15 @@ class Metrics:
             "offhook_interrupt_to_clear_seconds", "Barge-in seen to the clear sent.",
             buckets=_FAST, registry=registry,
         )  # fmt: skip
+        self.replies = Histogram(
+            "offhook_reply_seconds",
+            "From the caller's last sound to the agent's first, by stage, and in total.",
+            ["stage"], buckets=_HUMAN, registry=registry,
+        )  # fmt: skip
+        self.watchdog = Counter(
+            "offhook_watchdog", "Rungs climbed because a caller got no answer.",
+            ["rung", "fault"], registry=registry,
+        )  # fmt: skip
         self.model_reconnects = Counter(
             "offhook_model_reconnects", "Model connections replaced during a call.",
             ["reason", "way"], registry=registry,

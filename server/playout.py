@@ -111,7 +111,7 @@ class Playout:
         self._remember = remember
         self._sent: deque[_Sent] = deque()
         self._turns: deque[_Turn] = deque(maxlen=64)
-        self._cut_up_to = 0
+        self._cut_up_to = -1  # turn 0 is what is played before the model has said anything
         self._play_end = 0.0  # when the carrier's buffer runs empty
         self._marks_out: set[str] = set()
         self._keys: deque[tuple[str, bytes]] = deque()
@@ -289,7 +289,7 @@ class Playout:
                     return self._mark_of(turn)
                 continue
             self._account(turn, item.payload, now)
-            return SendAudio(item.payload, item.received_at)
+            return SendAudio(item.payload, item.received_at, item.turn)
         return None
 
     def _next_key_command(self, now: float) -> CarrierCommand | None:
@@ -373,10 +373,11 @@ class Playout:
             heard[max(0, at) : max(0, at) + len(part)] = part
         return bytes(heard)
 
-    @property
-    def audible_until(self) -> float:
-        """When the carrier's buffer runs empty, if nothing more is sent."""
-        return self._play_end
+    def audible_until(self, now: float) -> float:
+        """Until when the caller will hear the agent, if nothing more comes."""
+        if not self._queue:
+            return self._play_end
+        return max(self._play_end, now) + self.queued_s
 
     @property
     def all_heard(self) -> bool:

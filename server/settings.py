@@ -170,9 +170,49 @@ class Settings(BaseSettings):
     lead_s: Annotated[float, Field(gt=0, le=300)] = 30.0
     """How far ahead of the caller's ear agent audio is sent; the carrier buffers ten minutes."""
     mark_every_s: Annotated[float, Field(gt=0)] = 1.0
+
+    greeting_when: Literal["at-once", "after-caller"] = "at-once"
+    """The agent is talking when the phone leaves the hook, or lets the caller say a first word."""
+    greeting_text: str | None = None
+    """What the agent says first, word for word; with a recording, the words that are in it."""
+    greeting_wav: Path | None = None
+    """A recorded greeting in place of the model's."""
+    greeting_deadline_s: Annotated[float, Field(ge=0)] = 3.0
+    """How long an agent that speaks after the caller waits for their first word."""
+    greeting_protect_s: Annotated[float, Field(ge=0)] = 2.0
+    """For so long after its first sound a "hello?" does not interrupt the greeting; 0: it does."""
+    greeting_hello_s: Annotated[float, Field(gt=0)] = 1.5
+    """Speech that goes on for longer is no mere hello, and interrupts."""
     greeting_retry_s: Annotated[float, Field(gt=0)] = 3.0
     """Silence after which the greeting is asked for once more."""
-    media_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+
+    barge_in: Literal["model", "local", "both"] = "both"
+    """Whose word counts when the caller speaks over the agent: the model's, our own ear's, or both:
+    our ear holds the agent at once, and it goes on if the model does not call it an interruption.
+    """
+    barge_in_confirm_s: Annotated[float, Field(gt=0)] = 0.2
+    """Voice that makes an interruption certain, if only our own ear decides."""
+    barge_in_hint: bool = False
+    """Tell the model how much of its turn was heard before it was interrupted."""
+    speech_end_s: Annotated[float, Field(ge=0.1)] = 0.5
+    """Silence after which we take a caller's turn for over (the model has its own opinion)."""
+    reply_timeout_s: Annotated[float, Field(gt=0)] = 6.0
+    """A caller's turn without audible agent audio for this long is a fault of the model's: it is
+    nudged by text, then reconnected, given a fresh session, replaced; at last an apology is spoken
+    and the call ended."""
+    rung_timeout_s: Annotated[float, Field(gt=0)] = 4.0
+    """How long each of these may take to bring audible audio."""
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 2.0
+    """How long the caller may hear nothing in the middle of an agent turn."""
+    apology: str | None = None
+    """What the carrier says at last; None for our own words in the agent's language."""
+    silence_timeout_s: Annotated[float, Field(ge=0)] = 15.0
+    """How long a caller may say nothing until the agent asks whether they are there; 0 for ever."""
+    silence_prompts: Annotated[int, Field(ge=0)] = 2
+    """How often it asks before it says goodbye and hangs up."""
+    wrap_up_s: Annotated[float, Field(ge=0)] = 30.0
+    """How long before a call's longest duration the agent is told to bring it to an end."""
+    media_timeout_s: Annotated[float, Field(gt=0)] = 4.0
     """The carrier sends a frame every 20 ms; without any for this long the caller has gone."""
     max_strangers_per_address: Annotated[int, Field(ge=1)] = 100
     """Media sockets without the carrier's signature that may wait to show a ticket; the oldest one

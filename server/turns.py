@@ -10,10 +10,13 @@ about to reach its longest duration.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 NEVER = float("inf")
+CONNECTION_LOST = "CONNECTION_LOST"
+"""Our own reason for the end of a turn of which no more will come."""
 
 AUDIBLE_S = 0.1
 """Audible agent audio that counts as an answer: a word is longer, a click is not."""
@@ -143,6 +146,8 @@ class _AgentTurn:
     audio_s: float = 0.0
     audible_s: float = 0.0
     starved_s: float = 0.0
+    began_at: float = -NEVER
+    """When its first audible audio came, if it began with that."""
     text_chars: int = 0
     ends_well: bool = True
     """Whether its text ends where a sentence may."""
@@ -159,7 +164,8 @@ class Turns:
     patience: Patience = field(default_factory=Patience)
 
     caller_speaking: bool = False
-    tools_open: int = 0
+    tools_open: set[str] = field(default_factory=set)
+    """Ids of functions that the model waits for."""
     recovering: bool = False
     """A reconnect is under way: nothing can be expected meanwhile."""
 
@@ -212,16 +218,21 @@ class Turns:
         if self._awaited is not Awaited.GREETING:
             self._settle()
 
-    def caller_ended(self, now: float, *, speech_s: float, agent_until: float) -> None:
+    def caller_ended(
+        self, ended_at: float, now: float, *, speech_s: float, agent_until: float
+    ) -> None:
         """The caller's turn is over.
 
         Args:
-            now: When it was found out.
+            ended_at: When they stopped.
+            now: When that was certain.
             speech_s: How much of it was speech.
             agent_until: Until when the agent is heard: short words over it demand no answer.
         """
         self.caller_speaking = False
         self._quiet_since = now
+        if not self._turn.over and self._turn.began_at >= ended_at:
+            return  # the model was certain of it sooner, and answers already
         over_agent = agent_until > now
         if speech_s < (SPOKEN_OVER_S if over_agent else SHORTEST_ANSWERABLE_S):
             return
@@ -253,6 +264,8 @@ class Turns:
         agent_turn = self._begin(turn)
         if agent_turn.audio_s > 0:
             agent_turn.starved_s += max(0.0, now - max(heard_until, agent_turn.last_audio_at))
+        elif audible:
+            agent_turn.began_at = now
         agent_turn.last_audio_at = now
         agent_turn.audio_s += seconds
         agent_turn.audible_s += seconds if audible else 0.0
@@ -281,6 +294,11 @@ class Turns:
             return
         agent_turn = self._begin(turn)
         agent_turn.over = True
+        if reason == CONNECTION_LOST:
+            if self._awaited is None and agent_turn.audio_s > 0 and not agent_turn.generated:
+                # The session itself asks for the rest, once it has another connection.
+                self._expect(Awaited.CONTINUATION, now, self.patience.reply_timeout_s)
+            return
         if agent_turn.called_tools or self.tools_open:
             return  # the answer is the turn after the results
         if reason == "NEED_MORE_INPUT":
@@ -305,16 +323,16 @@ class Turns:
             if self._awaited is Awaited.CONTINUATION:
                 self._settle()
 
-    def tools_called(self, count: int) -> None:
+    def tools_called(self, ids: Iterable[str]) -> None:
         """The model waits for functions: nothing can be expected of it until they are answered."""
         self._turn.called_tools = True
-        self.tools_open += count
+        self.tools_open.update(ids)
 
-    def tools_answered(self, count: int, now: float) -> None:
+    def tools_answered(self, ids: Iterable[str], now: float) -> None:
         """Functions were answered, or called off."""
-        self.tools_open = max(0, self.tools_open - count)
+        self.tools_open.difference_update(ids)
         self._turn.last_audio_at = max(self._turn.last_audio_at, now)
-        if self.tools_open == 0 and self._awaited is not None:
+        if not self.tools_open and self._awaited is not None:
             self._deadline = max(self._deadline, now + self._timeout_s)
 
     def unavailable(self, fault: Fault, now: float) -> None:
@@ -457,7 +475,7 @@ class Turns:
         return min(latest, max(self._wrap_up_at, agent_until))
 
     def _silence_due(self, agent_until: float) -> float:
-        busy = self.caller_speaking or self._awaited is not None or self.tools_open
+        busy = self.caller_speaking or self._awaited is not None or bool(self.tools_open)
         generating = not self._turn.over and not self._turn.generated
         if not self.patience.silence_timeout_s or busy or generating or self._quiet_since == NEVER:
             return NEVER

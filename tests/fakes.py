@@ -172,6 +172,7 @@ class MemoryCarrier:
     name: str = "memory"
     placed: list[tuple[str, str]] = field(default_factory=list)
     hung_up: list[str] = field(default_factory=list)
+    said: list[tuple[str, str]] = field(default_factory=list)
     transferred: list[tuple[str, str]] = field(default_factory=list)
     transfer_failure: CarrierError | None = None
     answer_s: float = 0.0
@@ -190,6 +191,10 @@ class MemoryCarrier:
     async def hang_up(self, call_sid: str) -> None:
         await trio.lowlevel.checkpoint()
         self.hung_up.append(call_sid)
+
+    async def say_and_hang_up(self, call_sid: str, text: str, language: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.said.append((text, language))
 
     async def transfer(self, call_sid: str, number: str, *, ring_timeout_s: float) -> None:
         await trio.lowlevel.checkpoint()

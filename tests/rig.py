@@ -48,6 +48,11 @@ class RigCarrier(MemoryCarrier):
         assert self.phone is not None
         self.phone.stop()
 
+    async def say_and_hang_up(self, call_sid: str, text: str, language: str) -> None:
+        await super().say_and_hang_up(call_sid, text, language)
+        assert self.phone is not None
+        self.phone.stop()
+
 
 @dataclass
 class Rig:

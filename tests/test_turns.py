@@ -46,7 +46,7 @@ class Talk:
     def caller_says(self, seconds: float = 1.0) -> None:
         self.turns.caller_started(self.now)
         self.now += seconds
-        self.turns.caller_ended(self.now, speech_s=seconds, agent_until=self.agent_until)
+        self.turns.caller_ended(self.now, self.now, speech_s=seconds, agent_until=self.agent_until)
 
     def agent_says(self, seconds: float = 2.0, *, audible: bool = True, text: str = "") -> None:
         self.turn += 1
@@ -197,16 +197,28 @@ def test_a_model_that_means_to_wait_is_left_in_peace_for_a_while():
 def test_nothing_is_expected_while_a_tool_runs():
     conversation = talk()
     conversation.caller_says()
-    conversation.turns.tools_called(2)
+    conversation.turns.tools_called(["a", "b"])
     conversation.turn = 1
     conversation.turns.agent_completed(1, None, conversation.now)
     assert conversation.wait(until=60.0) is None
-    conversation.turns.tools_answered(1, conversation.now)
+    conversation.turns.tools_answered(["a"], conversation.now)
     assert conversation.wait(until=70.0) is None
-    conversation.turns.tools_answered(1, conversation.now)
+    conversation.turns.tools_answered(["b"], conversation.now)
 
     assert isinstance(conversation.wait(), Recover)
     assert conversation.now == pytest.approx(76.0)
+
+
+def test_an_answer_that_is_sooner_than_our_own_detector_is_an_answer():
+    conversation = talk()
+    conversation.turns.caller_started(0.0)
+    conversation.now = 1.3
+    conversation.turn = 1
+    conversation.hear(4.0)
+    conversation.turns.agent_generated(1)
+    conversation.turns.caller_ended(1.0, 1.5, speech_s=1.0, agent_until=5.3)
+
+    assert conversation.wait(until=15.0) is None
 
 
 def test_a_caller_who_speaks_on_is_owed_only_one_answer():
@@ -216,7 +228,8 @@ def test_a_caller_who_speaks_on_is_owed_only_one_answer():
     conversation.turns.caller_started(conversation.now)
     conversation.now += 20.0
     assert conversation.decide() is None
-    conversation.turns.caller_ended(conversation.now, speech_s=15.0, agent_until=0.0)
+    now = conversation.now
+    conversation.turns.caller_ended(now, now, speech_s=15.0, agent_until=0.0)
 
     assert isinstance(conversation.wait(), Recover)
     assert conversation.now == pytest.approx(26.0 + 6.0)
@@ -446,9 +459,10 @@ def test_in_any_order_of_events_an_unanswered_caller_ends_in_an_apology(events):
             case "cut":
                 conversation.turns.agent_cut(conversation.turn)
             case "tool":
-                conversation.turns.tools_called(1)
+                conversation.turns.tools_called([str(conversation.now)])
             case "result":
-                conversation.turns.tools_answered(1, conversation.now)
+                answered = list(conversation.turns.tools_open)[:1]
+                conversation.turns.tools_answered(answered, conversation.now)
             case "key":
                 conversation.turns.caller_active(conversation.now)
             case "wait":
@@ -461,7 +475,7 @@ def test_in_any_order_of_events_an_unanswered_caller_ends_in_an_apology(events):
             conversation.decide()
 
     conversation.turns.recovered(conversation.now)
-    conversation.turns.tools_answered(100, conversation.now)
+    conversation.turns.tools_answered(list(conversation.turns.tools_open), conversation.now)
     conversation.now = max(conversation.now, conversation.agent_until)
     conversation.caller_says(2.0)
     rungs = []

@@ -79,6 +79,8 @@ class SendAudio:
     """Mu-law codes at 8 kHz."""
     received_at: float = 0.0
     """``trio.current_time()`` when the model's message was read; 0 when nobody asked."""
+    turn: int = field(default=0, compare=False)
+    """The agent turn it belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,21 @@ class Carrier(Protocol):
 
     async def hang_up(self, call_sid: str) -> None:
         """End a call in any state; a call that is already over is success.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        ...
+
+    async def say_and_hang_up(self, call_sid: str, text: str, language: str) -> None:
+        """Let the carrier itself speak to the caller, and end the call after that.
+
+        The call's stream is stopped by it.
+
+        Args:
+            call_sid: A call that has been answered.
+            text: What it says.
+            language: A BCP 47 tag; a carrier without it takes the nearest it has.
 
         Raises:
             CarrierError: Refused or not reached.

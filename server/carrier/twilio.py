@@ -469,6 +469,25 @@ class TwilioMediaStream:
 # ------------------------------------------------------------------------------------------
 # TwiML
 
+# Twilio's <Say> documents these for its basic voices; any other tag is refused with an error and
+# the caller hears nothing. The first of each language speaks for its other regions.
+_SAY_LANGUAGES = (
+    *("en-US", "en-GB", "en-AU", "en-IN", "en-CA", "es-MX", "es-ES", "pt-BR", "pt-PT", "fr-FR"),
+    *("fr-CA", "de-DE", "it-IT", "nl-NL", "ca-ES", "da-DK", "fi-FI", "ja-JP", "ko-KR", "nb-NO"),
+    *("pl-PL", "ru-RU", "sv-SE", "zh-CN", "zh-TW", "zh-HK"),
+)
+
+
+def say_language(tag: str) -> str:
+    """The language of ``<Say>`` that is nearest to a BCP 47 tag; US English if none is near."""
+    wanted = tag.lower()
+    for language in _SAY_LANGUAGES:
+        if language.lower() == wanted:
+            return language
+    primary = wanted.partition("-")[0]
+    near = (language for language in _SAY_LANGUAGES if language.startswith(f"{primary}-"))
+    return next(near, "en-US")
+
 
 def stream_twiml(stream_url: str, parameters: Mapping[str, str]) -> str:
     """Write the document that gives a call to a bidirectional media stream.
@@ -789,6 +808,17 @@ class TwilioCarrier:
                 logger.debug("carrier request is made again", status=error.status, code=error.code)
             await trio.sleep(random.uniform(wait_s / 2, wait_s))
         raise AssertionError("unreachable")
+
+    async def say_and_hang_up(self, call_sid: str, text: str, language: str) -> None:
+        """Say something in Twilio's own voice and end the call; its stream stops at once.
+
+        Raises:
+            CarrierError: Refused (21220 when the call is over) or not reached.
+        """
+        response = VoiceResponse()
+        response.say(text, language=say_language(language))
+        response.hangup()
+        await self.update_call(call_sid, twiml=str(response))
 
     def answer_twiml(self, ticket: str) -> str:
         """The document that answers a call with a media stream that shows the ticket."""
