@@ -25,6 +25,7 @@ from server.model import (
     TurnComplete,
     Usage,
 )
+from server.turns import Patience
 from tests.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 
 FRAME = bytes(range(160))
@@ -541,6 +542,8 @@ async def test_a_call_says_goodbye_before_it_costs_more_than_it_may(nursery, aut
         max_cost_usd=0.25,
         farewell_timeout_s=10.0,
         media_timeout_s=1_000.0,
+        agent=Agent(greeting=""),
+        patience=Patience(silence_timeout_s=0.0),
     )
     nursery.start_soon(rig.call.run)
     await trio.sleep(100.0)  # ringing costs nothing
