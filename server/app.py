@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import secrets
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import structlog
 import trio
@@ -157,7 +157,8 @@ class OffhookApp(QuartTrio):
         connection = None if self.plane is None else detachable(websocket.scope)
         if self.plane is None or connection is None:
             await websocket.accept()
-            yield TwilioMediaStream(SocketTransport(websocket))
+            with self._counted(TwilioMediaStream(SocketTransport(websocket))) as media:
+                yield media
             return
         async with connection.detach() as socket:
             protocol = WebSocket(is_client=False, max_message_bytes=MAX_BODY_BYTES)
@@ -165,9 +166,31 @@ class OffhookApp(QuartTrio):
             try:
                 await websocket.accept()
                 transport = WireTransport(wire, close_timeout_s=self.settings.close_timeout_s)
-                yield TwilioMediaStream(transport)
+                with self._counted(TwilioMediaStream(transport)) as media:
+                    yield media
             finally:
                 wire.close()
+
+    @contextmanager
+    def _counted(self, media: TwilioMediaStream) -> Generator[TwilioMediaStream]:
+        """Add what a stream has counted to the metrics when it is over."""
+        try:
+            yield media
+        finally:
+            counts = media.counts
+            self.metrics.lost_frames.labels("carrier").inc(counts.missing_chunks)
+            odd = {
+                "malformed": counts.malformed,
+                "unknown": counts.unknown,
+                "misplaced": counts.misplaced,
+                "foreign": counts.foreign,
+                "binary": counts.binary,
+                "repeated-chunk": counts.repeated_chunks,
+                "timestamp-jump": counts.timestamp_jumps,
+            }
+            for what, count in odd.items():
+                if count:
+                    self.metrics.odd_messages.labels(what).inc(count)
 
     def _key_hashes(self) -> dict[str, str]:
         settings = self.settings

@@ -99,6 +99,7 @@ MAX_UNSENT_BYTES = CALLER_RATE_HZ * 2 * 10
 """Ten seconds of caller audio may wait for the model session; then the oldest goes."""
 MAX_GATHERED_BYTES = 800
 """100 ms of payload: as much as one model message takes."""
+FRAMES_PER_S = 50
 MAX_TIMELINE = 500
 COST_CHECK_S = 1.0
 MAX_DIGITS = 64
@@ -588,6 +589,8 @@ class Call:
         reason = self.end_reason or EndReason.ERROR
         self._metrics.calls_active.dec()
         self._metrics.calls_ended.labels(self.direction, reason.value).inc()
+        lost_frames = self.timings.caller_audio_lost_s * FRAMES_PER_S
+        self._metrics.lost_frames.labels("server").inc(lost_frames)
         self._count_costs()
         self.note("ended", reason=reason.value)
         logger.info(

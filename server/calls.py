@@ -105,6 +105,10 @@ class Calls:
         self.admission = admission or Admission(Limits(), metrics)
         self._records = records
         self._prices = prices
+        for direction in ("inbound", "outbound"):
+            for reason in EndReason:
+                # From the start, so that the first one is seen as an increase and not as news.
+                metrics.calls_ended.labels(direction, reason.value)
         self.strangers = Strangers() if strangers is None else strangers
         self._refusals = Sparing()
         self._ticket_ttl_s = ticket_ttl_s

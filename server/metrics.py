@@ -65,6 +65,16 @@ _HUMAN = (0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0
 _WAIT = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
 
 
+KINDS_OF_STRANGERS = (
+    "key",
+    "webhook-signature",
+    "stream-signature",
+    "stream-no-start",
+    "stream-protocol",
+    "stream-ticket",
+)
+
+
 class Metrics:
     """The process's Prometheus metrics; labels are few and never name a call or a person."""
 
@@ -90,6 +100,15 @@ class Metrics:
         self.tool_seconds = Histogram(
             "offhook_tool_seconds", "How long a function of the model's took.", ["tool"],
             buckets=_HUMAN, registry=registry,
+        )  # fmt: skip
+        self.turn_latency = Histogram(
+            "offhook_turn_latency_seconds",
+            "End of the caller's speech to the agent heard, by part; total is what they wait.",
+            ["part"], buckets=_HUMAN, registry=registry,
+        )  # fmt: skip
+        self.watchdog_rungs = Counter(
+            "offhook_watchdog_rungs", "What was done about a model that did not answer.", ["rung"],
+            registry=registry,
         )  # fmt: skip
         self.interrupt_to_clear = Histogram(
             "offhook_interrupt_to_clear_seconds", "Barge-in seen to the clear sent.",
@@ -152,3 +171,19 @@ class Metrics:
             "Requests and sockets without the key, signature or ticket they need, by kind.",
             ["kind"], registry=registry,
         )  # fmt: skip
+        self.lost_frames = Counter(
+            "offhook_lost_frames",
+            "20 ms frames of caller audio that were lost, at the carrier or in this server.",
+            ["where"], registry=registry,
+        )  # fmt: skip
+        self.odd_messages = Counter(
+            "offhook_odd_messages", "Carrier messages that were ignored, by what was odd.",
+            ["what"], registry=registry,
+        )  # fmt: skip
+        # From the start, so that the first of each is seen as an increase and not as news.
+        for outcome in ("accepted", "refused", "unknown"):
+            self.dials.labels(outcome)
+        for kind in KINDS_OF_STRANGERS:
+            self.strangers_refused.labels(kind)
+        for where in ("carrier", "server"):
+            self.lost_frames.labels(where)
