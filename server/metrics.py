@@ -101,15 +101,6 @@ class Metrics:
             "offhook_tool_seconds", "How long a function of the model's took.", ["tool"],
             buckets=_HUMAN, registry=registry,
         )  # fmt: skip
-        self.turn_latency = Histogram(
-            "offhook_turn_latency_seconds",
-            "End of the caller's speech to the agent heard, by part; total is what they wait.",
-            ["part"], buckets=_HUMAN, registry=registry,
-        )  # fmt: skip
-        self.watchdog_rungs = Counter(
-            "offhook_watchdog_rungs", "What was done about a model that did not answer.", ["rung"],
-            registry=registry,
-        )  # fmt: skip
         self.interrupt_to_clear = Histogram(
             "offhook_interrupt_to_clear_seconds", "Barge-in seen to the clear sent.",
             buckets=_FAST, registry=registry,
