@@ -83,6 +83,40 @@ ANSWERED: Check = (
         not turn["cut"] and (turn["heard_s"] or 0) > 0.5 for turn in outcome.agent_turns[1:]
     ),
 )
+ONE_CONNECTION: Check = (
+    "one connection to the model was tried, and no other",
+    lambda outcome: len(outcome.sessions) == 1,
+)
+CLOSED_FIRST: Check = (
+    "the old connection was closed by us before the new one was asked for",
+    lambda outcome: (
+        outcome.sessions[0].closed_by_client == 1000
+        and not any("in use" in moment.what for one in outcome.sessions for moment in one.timeline)
+    ),
+)
+NO_TURN_LOST: Check = (
+    "no sentence of the agent's was cut by it",
+    lambda outcome: not any(turn["cut"] for turn in outcome.agent_turns),
+)
+TOLD_THE_STORY: Check = (
+    "the fresh session was told what had been said",
+    lambda outcome: any(turn["text"] in outcome.sessions[-1].texts for turn in outcome.agent_turns),
+)
+
+
+def reconnected(reason: str, way: str) -> Check:
+    """The model's connection was replaced within a second, once, and for this reason."""
+
+    def check(outcome: Outcome) -> bool:
+        found = [one for one in outcome.record["timeline"] if one["what"] == "model reconnected"]
+        return (
+            len(found) == 1
+            and (found[0]["reason"], found[0]["way"]) == (reason, way)
+            and found[0]["gap_s"] < 1.0
+        )
+
+    return f"the call went on over a new connection within a second: {reason}, {way}", check
+
 
 SCRIPTS: dict[str, DemoScript] = {
     "talks": DemoScript(
@@ -106,6 +140,47 @@ SCRIPTS: dict[str, DemoScript] = {
     "garbage": DemoScript(
         (ended("caller-hung-up", "caller-gone"), GREETED, NOTHING_LOST, STOPPED_DEAD),
         {"simulated_callee": "garbage"},
+    ),
+    "go-away": DemoScript(
+        (
+            ended("caller-hung-up"),
+            reconnected("go-away", "resume"),
+            CLOSED_FIRST,
+            NO_TURN_LOST,
+            ANSWERED,
+            NOTHING_LOST,
+        ),
+        {"simulated_callee": "talks", "simulated_model": "go-away"},
+    ),
+    "drop-1006": DemoScript(
+        (ended("caller-hung-up"), reconnected("closed-1006", "resume"), ANSWERED, NOTHING_LOST),
+        {"simulated_callee": "talks", "simulated_model": "drop-1006"},
+    ),
+    "drop-1011": DemoScript(
+        (ended("caller-hung-up"), reconnected("closed-1011", "resume"), ANSWERED, NOTHING_LOST),
+        {"simulated_callee": "talks", "simulated_model": "drop-1011"},
+    ),
+    "lost-handle": DemoScript(
+        (
+            ended("caller-hung-up"),
+            reconnected("closed-1006", "fresh"),
+            TOLD_THE_STORY,
+            ANSWERED,
+            NOTHING_LOST,
+        ),
+        {"simulated_callee": "talks", "simulated_model": "lost-handle"},
+    ),
+    "quota": DemoScript((ended("model-quota"), ONE_CONNECTION), {"simulated_model": "quota"}),
+    "bad-setup": DemoScript(
+        (ended("model-unavailable"), ONE_CONNECTION), {"simulated_model": "bad-setup"}
+    ),
+    "late-pong": DemoScript(
+        (ended("caller-hung-up"), GREETED, ONE_CONNECTION, ANSWERED, NOTHING_LOST),
+        {"simulated_callee": "talks", "simulated_model": "late-pong"},
+    ),
+    "slow-model": DemoScript(
+        (ended("caller-hung-up"), ONE_CONNECTION, ANSWERED, NOTHING_LOST),
+        {"simulated_callee": "talks", "simulated_model": "slow-model"},
     ),
 }
 """By the name that ``python -m server demo --script`` takes."""

@@ -193,7 +193,8 @@ class Wire:
         while not self._inbox:
             if self.websocket.ended or self._closed:
                 return None
-            self._news = trio.Event()
+            if self._news.is_set():  # else somebody waits for it: the one who closes waits, too
+                self._news = trio.Event()
             await self._news.wait()
         return self._take()
 

@@ -45,6 +45,7 @@ from server.model.simulator import (
     Script,
     SimulatedSession,
 )
+from server.plane import AVAILABLE, Plane
 
 KEY = "a-secret-key"
 QUOTA = Close(1011, "You exceeded your current quota.")
@@ -631,56 +632,80 @@ async def test_a_connection_into_which_nothing_can_be_sent_is_replaced(autojump_
     assert talk.pcm(1)
 
 
-async def test_over_sockets_a_dropped_connection_is_resumed_and_the_call_goes_on():
-    script = Script(setup_delay_s=0.01, reply_delay_s=0.05, drop=Drop(1, 0.1, 1006))
-    after = replace(script, drop=None)
-    gemini = GeminiSimulator(api_key=KEY, script=script, script_after_resume=after)
+@asynccontextmanager
+async def talking_over_sockets(
+    gemini: GeminiSimulator, *, on_plane: bool, **options: Any
+) -> AsyncIterator[Talk]:
+    """The same over TCP, in the time of the world."""
     gemini.greeting = replace(gemini.greeting, pcm=gemini.greeting.pcm[:24_000])
-    events: list[SessionEvent] = []
+    gemini.still_here = replace(gemini.still_here, pcm=gemini.still_here.pcm[:12_000])
+    conversation = Conversation()
     async with trio.open_nursery() as nursery:
         await nursery.start(gemini.run)
-        model = LastingModel(GeminiModel(api_key=KEY, url=gemini.url))
-        conversation = Conversation()
+        plane = None
+        if on_plane:
+            plane = Plane()
+            await nursery.start(plane.run)
+        service = GeminiModel(api_key=KEY, url=gemini.url, plane=plane)
+        model = LastingModel(service, **options)
         with trio.fail_after(10.0):
             async with model.open_session(Agent(), conversation) as session:
-                conversation.turns = list(HISTORY)
-                await session.send_text("Greet.")
-                while TurnComplete(2, None) not in events:
-                    events.append(await session.receive())
-                assert await session.reconnect(Way.FRESH, "no-reply")
+                talk = Talk(session, gemini, conversation)
+                async with trio.open_nursery() as listening:
+                    listening.start_soon(talk.listen)
+                    yield talk
+                    listening.cancel_scope.cancel()
+        await gemini.sessions[-1].ended.wait()
         nursery.cancel_scope.cancel()
 
-    ways = [(one.reason, one.way) for one in events if isinstance(one, Reconnected)]
-    assert ways == [("closed-1006", Way.FRESH)]
-    assert TurnComplete(1, "CONNECTION_LOST") in events
-    assert [service.closed_by_client for service in gemini.sessions] == [None, 1000, 1000]
+
+QUICK = Script(setup_delay_s=0.01, reply_delay_s=0.05)
+PATHS = pytest.mark.parametrize(
+    "on_plane",
+    [False, pytest.param(True, marks=pytest.mark.skipif(not AVAILABLE, reason="needs epoll"))],
+)
+
+
+@PATHS
+async def test_over_sockets_a_dropped_connection_is_replaced_and_the_call_goes_on(on_plane: bool):
+    dropping = replace(QUICK, drop=Drop(1, 0.1, 1006))
+    gemini = GeminiSimulator(api_key=KEY, script=dropping, script_after_resume=QUICK)
+    async with talking_over_sockets(gemini, on_plane=on_plane) as talk:
+        talk.conversation.turns = list(HISTORY)
+        await talk.session.send_text("Greet.")
+        await talk.say_until(lambda: TurnComplete(2, None) in talk.events, silence(0.02))
+
+    assert talk.reconnects == [("closed-1006", Way.FRESH)]
+    assert TurnComplete(1, "CONNECTION_LOST") in talk.events
+    assert [service.closed_by_client for service in talk.services] == [None, 1000]
+
+
+@PATHS
+async def test_over_sockets_a_connection_is_rotated_and_nothing_is_lost(on_plane: bool):
+    gemini = GeminiSimulator(api_key=KEY, script=QUICK, script_after_resume=QUICK)
+    async with talking_over_sockets(gemini, on_plane=on_plane, connection_age_s=0.1) as talk:
+        await talk.session.send_text("Greet.")
+        await talk.say_until(lambda: len(talk.reconnects) >= 3, silence(0.02))
+
+    assert set(talk.reconnects) == {("age", Way.RESUME)}
+    assert TurnComplete(1, None) in talk.events
+    assert talk.heard == talk.said
+    assert {service.closed_by_client for service in talk.services} == {1000}
 
 
 async def test_a_service_whose_pongs_are_late_is_well_and_only_pinging_it_does_harm():
-    script = Script(setup_delay_s=0.01, reply_delay_s=0.05, pong_delay_s=30.0)
-    gemini = GeminiSimulator(api_key=KEY, script=script)
-    gemini.greeting = replace(gemini.greeting, pcm=gemini.greeting.pcm[:48_000])
+    gemini = GeminiSimulator(api_key=KEY, script=replace(QUICK, pong_delay_s=30.0))
     path = "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
+    options = {"ping_interval": 0.05, "ping_timeout": 0.1, "close_timeout": 0.1}
 
-    async def ping() -> None:
-        options = {"ping_interval": 0.05, "ping_timeout": 0.1, "close_timeout": 0.1}
-        async with connect(f"{gemini.url}{path}?key={KEY}", proxy=None, **options) as socket:
+    async with talking_over_sockets(gemini, on_plane=False) as talk:
+        await talk.session.send_text("Greet.")
+        async with connect(f"{gemini.url}{path}?key={KEY}", proxy=None, **options) as pinging:
             with pytest.raises(ConnectionClosed, match="keepalive ping timeout"):
-                await socket.recv()
+                await pinging.recv()
+        await talk.say_until(lambda: TurnComplete(1, None) in talk.events, silence(0.02))
 
-    events: list[SessionEvent] = []
-    async with trio.open_nursery() as nursery:
-        await nursery.start(gemini.run)
-        model = LastingModel(GeminiModel(api_key=KEY, url=gemini.url))
-        with trio.fail_after(10.0):
-            async with model.open_session(Agent(), Conversation()) as session:
-                await session.send_text("Greet.")
-                await ping()
-                while not any(isinstance(event, TurnComplete) for event in events):
-                    events.append(await session.receive())
-        nursery.cancel_scope.cancel()
-
-    assert not any(isinstance(event, Reconnected) for event in events)
+    assert talk.reconnects == []
 
 
 # --- Whatever a service does

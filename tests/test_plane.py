@@ -75,6 +75,22 @@ async def test_messages_come_out_in_order_and_go_back(plane):
         assert await peer.receive() == b"three"
 
 
+async def test_closing_wakes_the_task_that_receives(plane, nursery):
+    async with connected(plane) as (wire, _):
+        received = []
+
+        async def receive() -> None:
+            received.append(await wire.receive())
+
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            await wire.aclose(timeout_s=0.05)
+            await wait_all_tasks_blocked()
+
+    assert received == [None]
+
+
 async def test_what_was_read_with_the_handshake_is_not_lost(plane):
     ours, theirs = socket.socketpair()
     ours.setblocking(False)

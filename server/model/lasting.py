@@ -538,6 +538,7 @@ class LastingSession:
         self._conversation = conversation
         self._plan = plan
         self._connection: Session | None = None
+        self._receiving = trio.CancelScope()
         self._changed = trio.Event()
         self._news: deque[SessionEvent] = deque()
 
@@ -621,6 +622,7 @@ class LastingSession:
                         await changed.wait()
         finally:
             self._connection = None
+            self._receiving.cancel()
             self._sending_since = None
             if self._turn_is_open:
                 # What has come of this turn is all that will.
@@ -700,13 +702,15 @@ class LastingSession:
             if connection is None or not self._plan.is_open:
                 await self._changed.wait()
                 continue
-            try:
-                event = await connection.receive()
-            except ModelError as error:
-                self._lost(connection, error)
-                continue
-            self._note(event)
-            return event
+            event: SessionEvent | None = None
+            with trio.CancelScope() as self._receiving:  # until the connection is left
+                try:
+                    event = await connection.receive()
+                except ModelError as error:
+                    self._lost(connection, error)
+            if event is not None:
+                self._note(event)
+                return event
 
     def _note(self, event: SessionEvent) -> None:
         """Keep the books: what is answered, what can be resumed, which turn it is."""

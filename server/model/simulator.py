@@ -93,7 +93,7 @@ SCRIPTS: Mapping[str, Script] = {
     "drop-1011": Script(drop=Drop(2, 0.5, 1011, "Internal error encountered.")),
     "silent-model": Script(silent_turns=frozenset(range(2, 100))),
     "empty-turn": Script(empty_turns=frozenset({2})),
-    "slow-model": Script(speed=0.7, reply_delay_s=2.5),
+    "slow-model": Script(speed=0.8, reply_delay_s=1.2),
     "early-turn-complete": Script(early_turns=frozenset({2})),
     "quota": Script(
         refuse_setup=Close(1011, "You exceeded your current quota, please check your plan.")
