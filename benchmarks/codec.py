@@ -225,6 +225,8 @@ def _tables(way: Direction, peers: list[Peer], figures: dict[str, Figures]) -> I
             ("STOI", "stoi", 3),
         ),
     }
+    if all("ripple_db" not in row for row in figures.values()):
+        del columns["sound"]
     for what, shown in columns.items():
         table = Table(title=f"{way.name}, {path}: {what}", title_justify="left")
         table.add_column("20 ms chunks", no_wrap=True)

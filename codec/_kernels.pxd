@@ -39,7 +39,7 @@ cdef class Converter:
     cdef readonly int input_rate_hz
     cdef readonly int output_rate_hz
     cdef double _gain_db
-    cdef int _set_up(self, int input_rate_hz, int output_rate_hz, object gain_db) except -1
+    cdef int _set_rates(self, int input_rate_hz, int output_rate_hz) except -1
     cdef int _copy_to(self, Converter twin) except -1
     cdef bytes _convert(self, const void* data, Py_ssize_t n)
 

@@ -191,9 +191,9 @@ cdef class Converter:
     """
 
     def __cinit__(self, *args, **kwargs):
-        self.stream.change = &rate_changes[<int>_rate_change_index[1, 1]]
+        # A whole stream from the first moment, whether or not __init__ ever runs.
         self.stream.gain = 1.0
-        self.input_rate_hz = self.output_rate_hz = LINE_RATE_HZ
+        self._set_rates(LINE_RATE_HZ, LINE_RATE_HZ)
 
     def __init__(self):
         raise TypeError(f"{type(self).__name__} is not made directly, but one of its subclasses")
@@ -201,14 +201,12 @@ cdef class Converter:
     def __dealloc__(self):
         PyMem_Free(self.stream.memory)
 
-    cdef int _set_up(self, int input_rate_hz, int output_rate_hz, object gain_db) except -1:
-        """Choose the rates, as ``__init__`` does. Once: a second time would lose the memory."""
+    cdef int _set_rates(self, int input_rate_hz, int output_rate_hz) except -1:
+        """Begin a stream between these rates."""
         cdef const RateChange* change = &rate_changes[
             <int>_rate_change_index[_ratio(input_rate_hz, output_rate_hz)]
         ]
-        cdef float* memory
-        self.gain_db = gain_db
-        memory = <float*>PyMem_Malloc(stream_memory_bytes(change))
+        cdef float* memory = <float*>PyMem_Malloc(stream_memory_bytes(change))
         if memory is NULL:
             raise MemoryError
         PyMem_Free(self.stream.memory)
@@ -267,16 +265,13 @@ cdef class Converter:
         return twin
 
     cdef int _copy_to(self, Converter twin) except -1:
-        cdef size_t memory_bytes = stream_memory_bytes(self.stream.change)
-        cdef float* memory = <float*>PyMem_Malloc(memory_bytes)
-        if memory is NULL:
-            raise MemoryError
-        memcpy(memory, self.stream.memory, memory_bytes)
+        cdef float* memory
+        twin._set_rates(self.input_rate_hz, self.output_rate_hz)
+        memory = twin.stream.memory
+        memcpy(memory, self.stream.memory, stream_memory_bytes(self.stream.change))
         twin.stream = self.stream
         twin.stream.memory = memory
         twin._gain_db = self._gain_db
-        twin.input_rate_hz = self.input_rate_hz
-        twin.output_rate_hz = self.output_rate_hz
         return 0
 
     @property
@@ -382,7 +377,8 @@ cdef class MulawDecoder(Decoder):
     """
 
     def __init__(self, output_rate_hz, *, gain_db=0.0):
-        self._set_up(LINE_RATE_HZ, _rate(output_rate_hz, "output_rate_hz"), gain_db)
+        self.gain_db = gain_db
+        self._set_rates(LINE_RATE_HZ, _rate(output_rate_hz, "output_rate_hz"))
 
 
 cdef class AlawDecoder(Decoder):
@@ -397,7 +393,8 @@ cdef class AlawDecoder(Decoder):
         self.stream.input = ALAW
 
     def __init__(self, output_rate_hz, *, gain_db=0.0):
-        self._set_up(LINE_RATE_HZ, _rate(output_rate_hz, "output_rate_hz"), gain_db)
+        self.gain_db = gain_db
+        self._set_rates(LINE_RATE_HZ, _rate(output_rate_hz, "output_rate_hz"))
 
 
 cdef class Encoder(Converter):
@@ -450,7 +447,8 @@ cdef class MulawEncoder(Encoder):
     """
 
     def __init__(self, input_rate_hz, *, gain_db=0.0):
-        self._set_up(_rate(input_rate_hz, "input_rate_hz"), LINE_RATE_HZ, gain_db)
+        self.gain_db = gain_db
+        self._set_rates(_rate(input_rate_hz, "input_rate_hz"), LINE_RATE_HZ)
 
 
 cdef class AlawEncoder(Encoder):
@@ -465,7 +463,8 @@ cdef class AlawEncoder(Encoder):
         self.stream.output = ALAW
 
     def __init__(self, input_rate_hz, *, gain_db=0.0):
-        self._set_up(_rate(input_rate_hz, "input_rate_hz"), LINE_RATE_HZ, gain_db)
+        self.gain_db = gain_db
+        self._set_rates(_rate(input_rate_hz, "input_rate_hz"), LINE_RATE_HZ)
 
 
 cdef class Resampler(Converter):
@@ -478,8 +477,9 @@ cdef class Resampler(Converter):
     """
 
     def __init__(self, input_rate_hz, output_rate_hz, *, gain_db=0.0):
-        self._set_up(
-            _rate(input_rate_hz, "input_rate_hz"), _rate(output_rate_hz, "output_rate_hz"), gain_db
+        self.gain_db = gain_db
+        self._set_rates(
+            _rate(input_rate_hz, "input_rate_hz"), _rate(output_rate_hz, "output_rate_hz")
         )
 
     cdef Py_ssize_t resample_into(

@@ -155,6 +155,24 @@ def test_a_copy_goes_its_own_way():
     assert twin.decode(PAYLOAD) == untouched.decode(PAYLOAD)
 
 
+def test_a_stream_that_was_never_initialised_is_a_stream_at_8_khz():
+    decoder = codec.MulawDecoder.__new__(codec.MulawDecoder)
+
+    assert decoder.decode(PAYLOAD) == codec.decode_mulaw(PAYLOAD)
+    assert decoder.flush() == b""
+    decoder.reset()
+    assert decoder.copy().output_rate_hz == 8000
+
+
+def test_a_stream_initialised_again_begins_again():
+    encoder = codec.MulawEncoder(24000)
+    encoder.encode(PCM)
+
+    encoder.__init__(16000)
+
+    assert encoder.encode(PCM) == codec.MulawEncoder(16000).encode(PCM)
+
+
 # ---- Bad input ----
 
 
