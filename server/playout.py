@@ -368,6 +368,8 @@ class Playout:
             if piece.played_at <= began:
                 break
             at = round((piece.plays_at - began) * BYTES_PER_S)
+            if at >= length_bytes:
+                continue  # not yet
             skipped = max(0, -at)
             part = piece.payload[skipped : skipped + length_bytes - max(0, at)]
             heard[max(0, at) : max(0, at) + len(part)] = part

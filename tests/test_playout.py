@@ -360,7 +360,8 @@ def test_there_is_nothing_to_hold_in_silence_or_without_a_memory():
 def test_what_was_played_can_be_asked_for():
     playout = remembering()
     speech = numbered(8_000)
-    playout.push(speech, turn=1)
+    for at in range(0, 8_000, 700):
+        playout.push(speech[at : at + 700], turn=1)
     drain(playout, 1.0)
 
     assert playout.played(1.0, 160) == b"\xff" * 160

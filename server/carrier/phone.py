@@ -11,6 +11,7 @@ import base64
 import json
 import math
 import secrets
+from array import array
 from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
+import codec
 from server.carrier import CallStatus
 from server.carrier.twilio import TextTransport
 from server.errors import StreamEnded
@@ -154,14 +156,28 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class FallSilent:
+    """Lose the network: nothing more is sent, and nobody closes the socket."""
+
+
+@dataclass(frozen=True, slots=True)
 class Forever:
     """Do the same steps again and again; at least one of them must take time."""
 
     steps: tuple[Step, ...]
 
 
-Step = Wait | HearSpeech | HearPause | Say | Press | SendRaw | HangUp | Drop | Forever
+Step = Wait | HearSpeech | HearPause | Say | Press | SendRaw | HangUp | Drop | FallSilent | Forever
 """One line of a script. A new kind of step is a dataclass here and a case in :func:`act`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speakerphone:
+    """A telephone on the table: what it plays it hears again, later and quieter."""
+
+    delay_s: float = 0.2
+    gain: float = 0.25
+    """-12 dB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +194,8 @@ class Script:
     """How long the phone rings before ``outcome``."""
     outcome: CallStatus = CallStatus.IN_PROGRESS
     """``IN_PROGRESS`` if they answer; else BUSY, NO_ANSWER or FAILED."""
+    speakerphone: Speakerphone | None = None
+    """None for a handset, which does not hear itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +224,7 @@ class RawMessage:
     message: str | bytes
 
 
-Deed = bytes | SpeechBegan | SpeechEnded | KeyPressed | RawMessage | HangUp | Drop
+Deed = bytes | SpeechBegan | SpeechEnded | KeyPressed | RawMessage | HangUp | Drop | FallSilent
 """``bytes`` is the 20 ms frame that is said; everything else takes no time."""
 
 Acting = Generator[Deed, bytes, None]
@@ -245,7 +263,7 @@ def act(steps: tuple[Step, ...]) -> Acting:
             case SendRaw(messages):
                 for message in messages:
                     yield RawMessage(message)
-            case HangUp() | Drop():
+            case HangUp() | Drop() | FallSilent():
                 yield step
             case Forever(steps_again):
                 while True:
@@ -288,7 +306,7 @@ SCRIPTS: dict[str, Script] = {
             "interrupts",
             (
                 HearSpeech(),
-                Wait(1.0),
+                Wait(2.2),
                 Say("interrupt"),
                 Wait(0.3),
                 *_LISTEN,
@@ -316,6 +334,42 @@ SCRIPTS: dict[str, Script] = {
                 SendRaw((_STOP, _MEDIA % ('"{sid}"', _SOME_AUDIO % "AAAA"), _STOP)),
                 Drop(),
             ),
+        ),
+        Script("vanishes", (HearSpeech(), Wait(0.4), Say("question"), FallSilent())),
+        # "Hello?", as people say it when they pick up; then they let the other side speak.
+        Script(
+            "says-hello",
+            (
+                Wait(0.2),
+                Say("hello", break_off_s=0.5),
+                *_LISTEN,
+                Say("question"),
+                *_LISTEN,
+                HangUp(),
+            ),
+        ),
+        Script(
+            "coughs",
+            (
+                HearSpeech(),
+                Wait(2.5),
+                Say("cough"),
+                *_LISTEN,
+                Say("question"),
+                HearSpeech(),
+                Wait(1.0),
+                Say("cough"),
+                *_LISTEN,
+                HangUp(),
+            ),
+        ),
+        Script(
+            "echoing-speakerphone",
+            (*_LISTEN, Say("question"), *_LISTEN, Say("goodbye"), *_LISTEN, HangUp()),
+            speakerphone=Speakerphone(),
+        ),
+        Script(
+            "asks-and-waits", (*_LISTEN, Say("question"), HearSpeech(60.0), HearPause(), HangUp())
         ),
         Script("oversized", (SendRaw(("x" * 2**20,)), *_LISTEN, HangUp())),
         Script(
@@ -544,6 +598,8 @@ class SimulatedPhone:
     """When the agent could first be heard."""
 
     _transport: PhoneTransport = field(init=False, repr=False)
+    _room: deque[bytes] = field(default_factory=deque, repr=False)
+    """What a speakerphone has played and not heard again yet."""
     _sequence_number: int = 0
     _stop_wanted: bool = False
     _waiting_marks: dict[str, list[MarkSeen]] = field(default_factory=dict)
@@ -633,6 +689,7 @@ class SimulatedPhone:
 
     async def _exchange_frames(self, spoken: bytes, frame_number: int) -> bytes:
         """Send 20 ms of the callee and play 20 ms to them."""
+        spoken = self._with_echo(spoken)
         payload = base64.b64encode(spoken).decode("ascii")
         await self._send(
             f'{{"event":"media","sequenceNumber":"{self._next_number()}",'
@@ -642,8 +699,26 @@ class SimulatedPhone:
         self.said += spoken
         heard, marks = self.earpiece.play()
         self._note_speech(is_loud(heard))
+        self._room.append(heard)
         await self._echo(marks, cleared=False)
         return heard
+
+    def _with_echo(self, spoken: bytes) -> bytes:
+        """Twenty milliseconds of the callee and of what their telephone played a moment ago."""
+        speakerphone = self.script.speakerphone
+        if speakerphone is None:
+            self._room.clear()
+            return spoken
+        if len(self._room) < round(speakerphone.delay_s / FRAME_S):
+            return spoken
+        played = self._room.popleft()
+        if played == SILENCE:
+            return spoken
+        mixed = (
+            max(-32_768, min(32_767, _LINEAR[own] + round(_LINEAR[echo] * speakerphone.gain)))
+            for own, echo in zip(spoken, played, strict=True)
+        )
+        return codec.encode_mulaw(array("h", mixed).tobytes())
 
     async def _do(self, deed: Deed) -> StreamEnd | None:
         """What takes no time; returns why the stream is over if it is."""
@@ -668,6 +743,9 @@ class SimulatedPhone:
             case Drop():
                 await self._transport.abort()
                 return StreamEnd.DROPPED
+            case FallSilent():
+                self._note("the line is dead")
+                await self._listen_until(math.inf)  # until the server gives up, or for ever
         return None
 
     async def _obey(self, text: str | bytes) -> None:

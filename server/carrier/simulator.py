@@ -55,6 +55,11 @@ SCRIPT_NUMBERS = {
     "5550109": "fails",
     "5550110": "silent",
     "5550111": "oversized",
+    "5550112": "vanishes",
+    "5550113": "says-hello",
+    "5550114": "coughs",
+    "5550115": "echoing-speakerphone",
+    "5550116": "asks-and-waits",
 }
 """Who answers a number that ends like this: 555-0100 to 555-0199 are kept free for fiction."""
 

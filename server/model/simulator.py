@@ -927,9 +927,10 @@ class SimulatedSession:
         # The transcript leads: half of it before any audio, the rest with the first chunk.
         words = reply.speech.text.split()
         await self._send_content(outputTranscription={"text": " ".join(words[: len(words) // 2])})
-        bundled: dict[str, Any] = {
-            "outputTranscription": {"text": " " + " ".join(words[len(words) // 2 :])}
-        }
+        bundled: dict[str, Any] = {}
+        if self.turn not in script.early_turns:  # they know no more of their sentence
+            rest = " ".join(words[len(words) // 2 :])
+            bundled["outputTranscription"] = {"text": f" {rest}"}
         started_at = trio.current_time()
         pcm = reply.speech.pcm
         sent_bytes = 0
