@@ -47,6 +47,7 @@ from server.model.simulator import SCRIPTS as MODEL_SCRIPTS
 from server.model.simulator import GeminiSimulator
 from server.opening import GreetingWhen
 from server.plane import Plane, Wire
+from server.recording import Recordings
 from server.records import Records
 from server.routes import add_routes
 from server.settings import Account, Settings
@@ -107,6 +108,13 @@ class OffhookApp(QuartTrio):
             metrics=self.metrics,
             retention_days=settings.retention_days or None,
         )
+        self.recordings: Recordings | None = None
+        if settings.recordings_dir is not None:
+            self.recordings = Recordings(
+                settings.recordings_dir,
+                metrics=self.metrics,
+                retention_days=settings.retention_days or None,
+            )
         self.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
         self.config["BODY_TIMEOUT"] = settings.body_timeout_s
         # Calls end within this of a shutdown: their own clean-up, with a little air.
@@ -256,6 +264,8 @@ class OffhookApp(QuartTrio):
             else:
                 model = self._use_accounts(settings.account)
             await helpers.start(self.records.run)
+            if self.recordings is not None:
+                await helpers.start(self.recordings.run)
             await stack.enter_async_context(self.carrier)
             admission = Admission(self._limits(), self.metrics)
             helpers.start_soon(admission.watch_lag)
@@ -266,6 +276,7 @@ class OffhookApp(QuartTrio):
                 options=options,
                 admission=admission,
                 records=self.records,
+                recordings=self.recordings,
                 prices=Prices(settings.carrier_minute_usd, self.own_number),
                 ticket_ttl_s=settings.ticket_ttl_s,
                 start_timeout_s=settings.start_timeout_s,

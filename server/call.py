@@ -28,6 +28,7 @@ from server.carrier import (
     CallerAudio,
     CallStatus,
     Carrier,
+    CarrierCommand,
     CarrierEvent,
     Clear,
     DigitPressed,
@@ -74,6 +75,7 @@ from server.model import (
 )
 from server.opening import GreetingWhen, Opening
 from server.playout import HeardTurn, Playout
+from server.recording import Recorder, Recordings
 from server.replies import Replies, Reply
 from server.tools import Toolbox
 from server.transcript import Transcript
@@ -286,6 +288,7 @@ class Call:
         metrics: The process's metrics.
         options: Settings.
         prices: What its cost is estimated with.
+        recordings: Records it; None for a call that is not recorded.
         metadata: The API client's own labels, handed back in the record.
     """
 
@@ -300,6 +303,7 @@ class Call:
         metrics: Metrics,
         options: CallOptions,
         prices: Prices | None = None,
+        recordings: Recordings | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.direction = direction
@@ -322,6 +326,8 @@ class Call:
         self.settled = trio.Event()
         """Set when the carrier has said its last word about it, which may be after its end."""
 
+        self._recordings = recordings
+        self._recorder: Recorder | None = None
         self._carrier = carrier
         self._model = model
         self._metrics = metrics
@@ -411,6 +417,8 @@ class Call:
         else:
             self.note("caller back")
             self._turns.caller_active(started.received_at)
+        if self._recorder is not None:
+            self._recorder.line(started.received_at)
         if started.received_at >= self._opening.plays_at:
             self._playout.open(started.received_at)
         self._connected.set()
@@ -426,6 +434,7 @@ class Call:
         self._answered_at = now
         ends_at = self._time_limit.deadline = now + self._options.max_duration_s
         self.note("answered")
+        self._begin_recording(now)
         self._opening.answered(now)
         self._turns.answered(now, ends_at=ends_at)
         if self.agent.greeting_audio:
@@ -592,6 +601,8 @@ class Call:
         lost_frames = self.timings.caller_audio_lost_s * FRAMES_PER_S
         self._metrics.lost_frames.labels("server").inc(lost_frames)
         self._count_costs()
+        if self._recorder is not None and self._recordings is not None:
+            self._recordings.end(self._recorder, now)
         self.note("ended", reason=reason.value)
         logger.info(
             "call ended",
@@ -628,6 +639,8 @@ class Call:
             match event:
                 case CallerAudio():
                     payload, following = self._gather(media, event)
+                    if self._recorder is not None:
+                        self._recorder.caller(payload, event.timestamp_ms, event.received_at)
                     await self._pass_on(payload, event.received_at)
                     event = following
                     continue
@@ -965,8 +978,10 @@ class Call:
                 continue
             self._note_sent(command, trio.current_time())
 
-    def _note_sent(self, command: object, now: float) -> None:
+    def _note_sent(self, command: CarrierCommand, now: float) -> None:
         assert self._answered_at is not None
+        if self._recorder is not None:
+            self._recorder.sent(command, now)
         match command:
             case SendAudio(received_at=received_at, turn=turn):
                 if (reply := self._replies.audio_sent(turn, now)) is not None:
@@ -1183,6 +1198,13 @@ class Call:
     def _since_answer(self, now: float) -> float:
         return now - (self._answered_at if self._answered_at is not None else now)
 
+    def _begin_recording(self, now: float) -> None:
+        if self._recordings is None:
+            return
+        self._recorder = self._recordings.begin(self.call_sid, now)
+        if self._recorder is not None:
+            self._recorder.on_stop = lambda reason: self.note("recording stopped", reason=reason)
+
     def _known_usd(self, ahead_s: float) -> float:
         """What the call costs at least if it goes on for this long."""
         on_line_s = self.duration_s + ahead_s if self._answered_at is not None else 0.0
@@ -1239,6 +1261,7 @@ class Call:
                 agent_audio_s=self._playout.heard_s(now),
             )
             record["replies"] = [reply.as_dict() for reply in self._replies.all]
+            record["recording"] = None if self._recorder is None else self._recorder.as_dict()
             record["transcript"] = self.transcript.as_list(words=self._options.transcripts)
             record["timeline"] = [
                 {"at_s": round(at_s, 3), "what": what, **facts}

@@ -33,6 +33,7 @@ from server.errors import CallRefused, CarrierError, CarrierProtocolError, Strea
 from server.logs import Sparing
 from server.metrics import Metrics
 from server.model import Model
+from server.recording import Recordings
 from server.records import Cursor, Records, RecordsUnavailable
 from server.strangers import Strangers
 
@@ -75,6 +76,7 @@ class Calls:
         admission: Whether and when a call may be placed.
         records: Keeps what is left of each; None keeps the recent ones only.
         prices: What their cost is estimated with.
+        recordings: Records them; None for none.
         ticket_ttl_s: How long a ticket may wait for its stream.
         start_timeout_s: How long a media socket may take to say which call it is.
         recent_calls: How many ended calls stay in memory, for the carrier's late callbacks.
@@ -91,6 +93,7 @@ class Calls:
         admission: Admission | None = None,
         records: Records | None = None,
         prices: Prices | None = None,
+        recordings: Recordings | None = None,
         ticket_ttl_s: float = 900.0,
         start_timeout_s: float = 10.0,
         recent_calls: int = 1_000,
@@ -105,6 +108,7 @@ class Calls:
         self.admission = admission or Admission(Limits(), metrics)
         self._records = records
         self._prices = prices
+        self._recordings = recordings
         for direction in ("inbound", "outbound"):
             for reason in EndReason:
                 # From the start, so that the first one is seen as an increase and not as news.
@@ -251,6 +255,7 @@ class Calls:
             metrics=self.metrics,
             options=options,
             prices=self._prices,
+            recordings=self._recordings,
             metadata=metadata,
         )
 

@@ -39,6 +39,7 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 HEALTH = frozenset({"/healthz", "/readyz"})
 METRICS = frozenset({"/metrics"})
 DOCS = frozenset({"/docs", "/openapi.json"})
+RECORDING_PIECE_BYTES = 64 * 1024
 IDEMPOTENCY_KEY = "Idempotency-Key"
 RECORDS_PAUSE_S = 5
 """When to come back after the database did not answer."""
@@ -203,6 +204,24 @@ def _add_api(app: OffhookApp) -> None:
     async def get_call(call_sid: str) -> Any:
         """One call: state, reason, timings, transcript, tokens, cost, timeline."""
         return await app.calls.record(call_sid) or _unknown_call()
+
+    @app.get("/calls/<call_sid>/recording")
+    async def get_recording(call_sid: str) -> Any:
+        """A call's recording, as far as it has come: WAV, left the caller, right the agent."""
+        path = None
+        if app.recordings is not None:
+            path = await trio.to_thread.run_sync(app.recordings.path, call_sid)
+        if path is None:
+            return error_body("not-found", "there is no recording of this call"), 404
+        body = app.response_class.file_body_class(path, buffer_size=RECORDING_PIECE_BYTES)
+        response = app.response_class(body, mimetype="audio/wav")
+        response.timeout = None  # it takes as long as the client's line does
+        response.content_length = body.size
+        response.accept_ranges = "bytes"
+        response.cache_control.no_store = True  # what people said is kept in one place only
+        return await response.make_conditional(
+            request, accept_ranges=True, complete_length=body.size
+        )
 
     @app.post("/calls/<call_sid>/hang-up")
     async def hang_up(call_sid: str) -> Any:

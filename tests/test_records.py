@@ -291,7 +291,7 @@ async def test_a_call_is_found_after_the_server_was_restarted(tmp_path):
 
     assert after == before
     assert after["cost"]["billed_minutes"] == 1
-    assert after["tokens"]["response"]["AUDIO"] > 0
+    assert set(after["tokens"]) == {"prompt", "response", "other"}
     assert [row["call_sid"] for row in listed["calls"]] == [call_sid]
     assert listed["next"] is None
     assert listed["complete"] is True

@@ -1,0 +1,372 @@
+"""Recordings: a two-channel WAV per call, written while it goes on, in constant memory.
+
+Left is the caller, right the agent as heard: placed where the carrier plays it, without what a
+barge-in cut. A :class:`Recorder` only notes payloads, so the call pays next to nothing; about once
+a second one task takes from every recorder what has become certain, and a thread decodes it and
+appends it to the file. The header says how much there is after every write, so the file is whole
+whenever the process should die. A disk that is full or too slow ends a recording, never a call.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import struct
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import structlog
+import trio
+
+from codec import decode_mulaw
+from server.carrier import CarrierCommand, Clear, SendAudio
+from server.metrics import Metrics
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+SAMPLES_PER_S = 8_000
+SILENCE = b"\xff"  # G.711 mu-law, zero
+WRITE_EVERY_S = 1.0
+STALL_S = 5.0
+"""Without caller audio for so long, silence is written: less may still be made up for."""
+MAX_BUFFER_S = 30.0
+"""What a recording may hold in memory; a disk that is further behind is too slow for it."""
+JUMP_MS = 40
+"""A carrier's clock that is this far ahead of what came says that something is missing."""
+CLOSE_TIMEOUT_S = 5.0
+SWEEP_EVERY_S = 3_600.0
+DAY_S = 86_400.0
+
+_SID = re.compile(r"[A-Za-z0-9]{1,64}")
+_OURS = re.compile(r"CA[0-9a-f]{32}(-phone)?\.wav")
+"""What may be deleted when it is old: nothing that somebody else might have put there."""
+
+# ------------------------------------------------------------------------------------------
+# One call, without I/O
+
+
+class Recorder:
+    """What one call's two sides sound like. No I/O and no clock.
+
+    Args:
+        call_sid: Names the file.
+        began_at: ``trio.current_time()`` at the first sample.
+    """
+
+    def __init__(self, call_sid: str, began_at: float) -> None:
+        self.call_sid = call_sid
+        self.stopped: str | None = None
+        """Why it ended before its call did, or None."""
+        self.ended_at: float | None = None
+        self.on_stop: Callable[[str], None] | None = None
+        """Told the reason when the recording stops before its call."""
+        self._began_at = began_at
+        self._taken = 0  # samples that have left for the file
+        self._caller = bytearray()  # from there on
+        self._line_began = 0
+        self._agent: deque[tuple[int, bytes]] = deque()  # where it is heard, and what
+        self._play_end = 0
+
+    # -- what the call tells ---------------------------------------------------------------
+
+    def line(self, now: float) -> None:
+        """The caller is on another stream, whose clock begins at zero."""
+        if self.stopped is None:
+            self._pad_caller(self._sample(now))
+            self._line_began = self._taken + len(self._caller)
+
+    def caller(self, payload: bytes, timestamp_ms: int, now: float) -> None:
+        """The caller said this, at this time of the stream's clock."""
+        if self.stopped is not None:
+            return
+        at = self._line_began + timestamp_ms * (SAMPLES_PER_S // 1000)
+        if at - self._taken - len(self._caller) > JUMP_MS * (SAMPLES_PER_S // 1000):
+            # Whatever the carrier's clock says, it cannot be later than now.
+            self._pad_caller(min(at, self._sample(now)))
+        self._caller += payload
+
+    def sent(self, command: CarrierCommand, now: float) -> None:
+        """This was sent to the carrier, which plays it after everything sent before."""
+        if self.stopped is not None:
+            return
+        at = self._sample(now)
+        match command:
+            case SendAudio(payload=payload):
+                start = max(at, self._play_end)
+                self._agent.append((start, payload))
+                self._play_end = start + len(payload)
+            case Clear():
+                while self._agent and self._agent[-1][0] >= at:
+                    self._agent.pop()
+                if self._agent:
+                    start, payload = self._agent[-1]
+                    self._agent[-1] = (start, payload[: at - start])
+                self._play_end = min(self._play_end, at)
+
+    def end(self, now: float) -> None:
+        """The call is over; what comes now is taken for the last time."""
+        self.ended_at = now
+
+    def stop(self, reason: str, *, unwritten: int = 0) -> None:
+        """Give the recording up, with so many taken samples not written; the call goes on."""
+        if self.stopped is None:
+            self.stopped = reason
+            self._taken -= unwritten
+            self._caller.clear()
+            self._agent.clear()
+            if self.on_stop is not None:
+                self.on_stop(reason)
+
+    # -- what the writer takes -------------------------------------------------------------
+
+    def take(self, now: float) -> tuple[bytes, bytes]:
+        """What has become certain since the last time: caller and agent, equally long."""
+        upto = self._sample(now if self.ended_at is None else self.ended_at)
+        behind = upto - self._taken - len(self._caller)
+        if self.ended_at is not None or behind > STALL_S * SAMPLES_PER_S:
+            self._pad_caller(upto)
+        count = max(0, min(len(self._caller), upto - self._taken))
+        # A carrier that is far ahead of the clock must not fill the memory.
+        count = max(count, len(self._caller) - int(MAX_BUFFER_S * SAMPLES_PER_S))
+        if self.ended_at is not None:
+            count = len(self._caller)
+        caller = bytes(self._caller[:count])
+        del self._caller[:count]
+        agent = self._take_agent(count)
+        self._taken += count
+        return caller, agent
+
+    @property
+    def held_s(self) -> float:
+        """How much waits in memory, in seconds of audio."""
+        held = len(self._caller) + sum(len(payload) for _, payload in self._agent)
+        return held / SAMPLES_PER_S
+
+    @property
+    def duration_s(self) -> float:
+        """How long the recording is, what still waits to be written included."""
+        return (self._taken + len(self._caller)) / SAMPLES_PER_S
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the record of the call shows it."""
+        state = "stopped" if self.stopped else "live" if self.ended_at is None else "complete"
+        return {
+            "state": state,
+            "reason": self.stopped,
+            "duration_s": round(self.duration_s, 3),
+            "url": f"/calls/{self.call_sid}/recording",
+        }
+
+    def _sample(self, now: float) -> int:
+        return max(0, round((now - self._began_at) * SAMPLES_PER_S))
+
+    def _pad_caller(self, upto: int) -> None:
+        missing = upto - self._taken - len(self._caller)
+        if missing > 0:
+            self._caller += SILENCE * missing
+
+    def _take_agent(self, count: int) -> bytes:
+        heard = bytearray(SILENCE * count)
+        end = self._taken + count
+        while self._agent and self._agent[0][0] < end:
+            start, payload = self._agent.popleft()
+            payload = payload[max(0, self._taken - start) :]
+            offset = max(0, start - self._taken)
+            fits = payload[: count - offset]
+            heard[offset : offset + len(fits)] = fits
+            if len(fits) < len(payload):
+                self._agent.appendleft((end, payload[len(fits) :]))
+        return bytes(heard)
+
+
+# ------------------------------------------------------------------------------------------
+# The file, in a thread
+
+_HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
+_FRAME_BYTES = 4
+
+
+def _header(samples: int) -> bytes:
+    """The head of a WAV: two channels, 16 bits, 8 kHz (Microsoft's "Multimedia ... RIFF", 1991)."""
+    data_bytes = samples * _FRAME_BYTES
+    return _HEADER.pack(
+        *(b"RIFF", _HEADER.size - 8 + data_bytes, b"WAVEfmt ", 16),
+        *(1, 2, SAMPLES_PER_S, SAMPLES_PER_S * _FRAME_BYTES, _FRAME_BYTES, 16),
+        *(b"data", data_bytes),
+    )
+
+
+class _WavFile:
+    """Appends, and says in the header how much there is. Everything here may block."""
+
+    def __init__(self, path: Path) -> None:
+        # The file gets its name when it has a header: under that name it is always a WAV.
+        self._samples = 0
+        unready = path.with_suffix(".part")
+        self._write_all_to(unready)
+        unready.replace(path)
+        self._file: BinaryIO = path.open("r+b", buffering=0)
+
+    def _write_all_to(self, path: Path) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_bytes(_header(0))
+
+    def append(self, caller: bytes, agent: bytes) -> None:
+        """Add as many samples to both sides.
+
+        Raises:
+            OSError: The disk is full or gone; what was written before stays a whole WAV.
+        """
+        both = array("h", bytes(len(caller) * _FRAME_BYTES))
+        both[0::2] = array("h", decode_mulaw(caller))
+        both[1::2] = array("h", decode_mulaw(agent))
+        frames = memoryview(both).cast("B")
+        self._file.seek(_HEADER.size + self._samples * _FRAME_BYTES)
+        while frames:
+            frames = frames[self._file.write(frames) :]
+        # Only now: a header never speaks of what is not there.
+        self._file.seek(0)
+        self._file.write(_header(self._samples + len(caller)))
+        self._samples += len(caller)
+
+    def close(self) -> None:
+        self._file.truncate(_HEADER.size + self._samples * _FRAME_BYTES)
+        self._file.close()
+
+
+# ------------------------------------------------------------------------------------------
+# All calls
+
+
+class Recordings:
+    """Every recording of this process: one task, one thread, one directory.
+
+    Args:
+        directory: Where the files go; it is made when the first call is recorded.
+        metrics: The process's metrics.
+        retention_days: Older recordings are deleted; None keeps them for ever.
+    """
+
+    def __init__(
+        self, directory: Path, *, metrics: Metrics, retention_days: float | None = None
+    ) -> None:
+        self._directory = directory
+        self._metrics = metrics
+        self._retention_days = retention_days
+        self._recorders: dict[str, Recorder] = {}
+        self._files: dict[str, _WavFile] = {}
+        self._ended = trio.Event()
+        self._thread = trio.CapacityLimiter(1)  # a disk that hangs takes no other work's thread
+
+    def begin(self, call_sid: str, now: float) -> Recorder | None:
+        """Record a call from now on; None if its name could not be a file's."""
+        if not _SID.fullmatch(call_sid):
+            return None
+        recorder = self._recorders[call_sid] = Recorder(call_sid, now)
+        return recorder
+
+    def end(self, recorder: Recorder, now: float) -> None:
+        """The recorder's call is over: write the rest soon."""
+        recorder.end(now)
+        self._ended.set()
+
+    def path(self, call_sid: str) -> Path | None:
+        """Where a call's recording is, or None if there is none. May block for an instant."""
+        if not _SID.fullmatch(call_sid):
+            return None
+        path = self._directory / f"{call_sid}.wav"
+        return path if path.is_file() else None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write until cancelled, and then what is left."""
+        sweep_at = trio.current_time()
+        task_status.started()
+        try:
+            while True:
+                ended = self._ended = trio.Event()
+                if trio.current_time() >= sweep_at:
+                    await self._in_thread(self._delete_old)
+                    sweep_at = trio.current_time() + SWEEP_EVERY_S
+                await self._write()
+                with trio.move_on_after(WRITE_EVERY_S):
+                    await ended.wait()
+        finally:
+            with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                now = trio.current_time()
+                for recorder in self._recorders.values():
+                    if recorder.ended_at is None:
+                        recorder.end(now)
+                await self._write()
+
+    async def _write(self) -> None:
+        """Take what there is from every recorder, write it, and see what became of it."""
+        now = trio.current_time()
+        work = [
+            (recorder, *recorder.take(now), recorder.ended_at is not None)
+            for recorder in list(self._recorders.values())
+        ]
+        if not work:
+            return
+        failures: dict[str, OSError] = {}
+
+        def write_all() -> None:
+            for recorder, caller, agent, is_last in work:
+                try:
+                    self._append(recorder, caller, agent, is_last)
+                except OSError as error:
+                    failures[recorder.call_sid] = error
+
+        with trio.move_on_after(MAX_BUFFER_S) as patience:
+            await self._in_thread(write_all)
+        for recorder, caller, _, is_last in work:
+            error = failures.get(recorder.call_sid)
+            if error is not None:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+                self._stop(recorder, "disk-full" if full else "disk-error", len(caller))
+            elif patience.cancelled_caught:
+                self._stop(recorder, "disk-too-slow", len(caller))
+            if is_last or recorder.stopped is not None:
+                self._recorders.pop(recorder.call_sid, None)
+
+    def _append(self, recorder: Recorder, caller: bytes, agent: bytes, is_last: bool) -> None:
+        file = self._files.get(recorder.call_sid)
+        try:
+            if file is None and recorder.stopped is None:
+                file = self._files[recorder.call_sid] = _WavFile(
+                    self._directory / f"{recorder.call_sid}.wav"
+                )
+            if file is not None and caller and recorder.stopped is None:
+                file.append(caller, agent)
+        except OSError:
+            is_last = True
+            raise
+        finally:
+            # Stopped, too: it may have been given up while this thread hung.
+            if file is not None and (is_last or recorder.stopped is not None):
+                del self._files[recorder.call_sid]
+                file.close()
+
+    def _stop(self, recorder: Recorder, reason: str, unwritten: int) -> None:
+        recorder.stop(reason, unwritten=unwritten)
+        self._metrics.recordings_stopped.labels(reason).inc()
+        logger.warning("recording stopped", reason=reason, call_sid=recorder.call_sid)
+
+    def _delete_old(self) -> None:
+        if self._retention_days is None or not self._directory.is_dir():
+            return
+        oldest_kept = time.time() - self._retention_days * DAY_S
+        deleted = 0
+        for path in self._directory.iterdir():
+            if _OURS.fullmatch(path.name) and path.stat().st_mtime < oldest_kept:
+                path.unlink(missing_ok=True)
+                deleted += 1
+        if deleted:
+            logger.info("old recordings deleted", recordings=deleted)
+
+    async def _in_thread(self, function: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._thread)
