@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 from typing import Any
 
@@ -51,8 +52,22 @@ class Sparing:
         return unlogged
 
 
+_NUMBER = re.compile(r"(?:\+|%2[bB])\d{7,15}\b")
+_SECRET = re.compile(r"(?i)\b(key|token|secret|password|authorization)=[^&\s\"'\\]+")
+
+
+def censored(text: str) -> str:
+    """A log line without what must not be in it, whoever wrote it there.
+
+    Our own lines have none of it; other packages' messages, carriers' error texts and tracebacks
+    are not ours to write.
+    """
+    text = _NUMBER.sub(lambda match: masked(match[0].replace("%2B", "+").replace("%2b", "+")), text)
+    return _SECRET.sub(r"\1=***", text)
+
+
 def configure(*, level: str = "INFO", json: bool | None = None) -> None:
-    """Set structlog up for the process.
+    """Set the process's logs up: ours and those of every package, as one kind of line on stderr.
 
     Args:
         level: The lowest level shown.
@@ -66,19 +81,36 @@ def configure(*, level: str = "INFO", json: bool | None = None) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: Any
-    if json:
-        renderer = structlog.processors.JSONRenderer()
-        shared.append(structlog.processors.format_exc_info)
-    else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=level, force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter(shared, json=json))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
     # Full URLs (with numbers and keys) are logged at INFO by the HTTP client.
     for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "websockets", "twilio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _formatter(shared: list[Any], *, json: bool) -> logging.Formatter:
+    last: list[Any]
+    if json:
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        # The default shows a traceback's local variables: speech, numbers and keys among them.
+        plain = structlog.dev.plain_traceback
+        colours = sys.stderr.isatty()
+        last = [structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]
+    drop_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared, processors=[drop_meta, *last, _censor]
+    )
+
+
+def _censor(logger: Any, method: str, rendered: Any) -> str:
+    return censored(rendered)

@@ -52,7 +52,9 @@ def add_routes(app: OffhookApp) -> None:
     _add_api(app)
     earlier = _paths(app)
     _add_webhooks(app)
-    _guard(app, signed_paths=_paths(app) - earlier)
+    signed_paths = _paths(app) - earlier
+    _log_requests(app, quiet_paths=HEALTH | METRICS | signed_paths)
+    _guard(app, signed_paths=signed_paths)
     _check_bodies(app)  # after the guard: strangers are told nothing about bodies
     _learn_address(app)
     _add_health(app)
@@ -103,6 +105,28 @@ def _learn_address(app: OffhookApp) -> None:
     @app.before_request
     async def learn_address() -> None:
         app.note_address(request.scope.get("server"))
+
+
+def _log_requests(app: OffhookApp, *, quiet_paths: frozenset[str]) -> None:
+    """One line for each request: by its route, as a path may have anything in it."""
+
+    @app.before_request
+    async def begin() -> None:
+        g.began_at = trio.current_time()
+
+    @app.after_request
+    async def log(response: Response) -> Response:
+        rule = request.url_rule
+        route = "none" if rule is None else rule.rule
+        (logger.debug if route in quiet_paths else logger.info)(
+            "request",
+            method=request.method,
+            route=route,
+            status=response.status_code,
+            client=g.get("client"),
+            took_ms=round((trio.current_time() - g.began_at) * 1000, 1),
+        )
+        return response
 
 
 def _refused(app: OffhookApp, refusal: CallRefused) -> Answer:

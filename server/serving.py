@@ -6,6 +6,7 @@ the calls are drained first and hypercorn is asked to stop only when the last on
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
@@ -49,7 +50,6 @@ async def serve(
     listener: socket.socket,
     *,
     stop: trio.Event,
-    access_log: bool = False,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve on a listening socket, and close it, until ``stop`` is set and the calls have ended."""
@@ -60,7 +60,8 @@ async def serve(
     config.keep_alive_timeout = IDLE_TIMEOUT_S
     config.include_server_header = False
     config.graceful_timeout = app.settings.close_timeout_s
-    config.accesslog = "-" if access_log else None
+    config.accesslog = None  # requests are in our own log, without what a path may have in it
+    config.errorlog = logging.getLogger("hypercorn.error")
     config.loglevel = "WARNING"  # where it listens is said by our own log
 
     async def drained() -> None:

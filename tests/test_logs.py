@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.logs import Sparing, censored, masked
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [("+584125551234", "+58********34"), ("+1234", "*****"), ("", "")]
+)
+def test_a_number_is_shown_without_its_middle(number, shown):
+    assert masked(number) == shown
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("cannot call +584125551234.", "cannot call +58********34."),
+        ("GET /calls?to=%2B584125551234", "GET /calls?to=+58********34"),
+        ("wss://host/live?key=AIzaSecret&alt=ws", "wss://host/live?key=***&alt=ws"),
+        (
+            "at 2026-11-22T23:27:09+00:00 it was -5 +12",
+            "at 2026-11-22T23:27:09+00:00 it was -5 +12",
+        ),
+    ],
+)
+def test_what_others_write_is_censored(line, shown):
+    assert censored(line) == shown
+
+
+def test_a_warning_that_comes_all_the_time_is_counted():
+    sparing = Sparing(every_s=10.0)
+
+    assert [sparing.may_log(now) for now in (0.0, 1.0, 9.9, 10.0)] == [True, False, False, True]
+    assert sparing.take_unlogged() == 2
+    assert sparing.take_unlogged() == 0
+
+
+# ------------------------------------------------------------------------------------------
+# Everything that whole calls log, at the lowest level
+
+
+WAYS = ("--json", "--readable")
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """Both kinds of log at once: they mostly wait for people to finish speaking."""
+    with ExitStack() as stack:
+        started = {}
+        for way in WAYS:
+            lines = tmp_path_factory.mktemp("logs") / "lines"
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.whole_call", way],
+                cwd=Path(__file__).parent.parent,
+                env={**os.environ, "PYTHONUTF8": "1"},
+                stdout=subprocess.PIPE,
+                stderr=stack.enter_context(lines.open("w")),
+                text=True,
+            )
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+            started[way] = (process, lines)
+        yield started
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def whole_calls(request, processes) -> tuple[str, dict[str, Any]]:
+    process, path = processes[request.param]
+    out, _ = process.communicate(timeout=120)
+    lines = path.read_text()
+    assert process.returncode == 0, lines[-4000:]
+    return lines, json.loads(out)
+
+
+def test_nothing_anyone_said_no_number_and_no_key_is_in_any_line(whole_calls):
+    lines, forbidden = whole_calls
+    digits = re.sub(r"[^\d\n]+", " ", lines)
+
+    assert len(forbidden["spoken"]) > 5
+    assert [text for text in forbidden["spoken"] if text.lower() in lines.lower()] == []
+    # Nor half of a sentence: four words in a row do not happen by accident.
+    pieces = {
+        " ".join(words[i : i + 4])
+        for text in forbidden["spoken"]
+        for words in [text.lower().split()]
+        for i in range(len(words) - 3)
+    }
+    assert [piece for piece in pieces if piece in lines.lower()] == []
+    assert [text for text in forbidden["secrets"] if text in lines] == []
+    assert [number for number in forbidden["numbers"] if number in digits] == []
+
+
+def test_every_line_is_one_json_object_that_says_when_what_and_how_bad(whole_calls):
+    lines, forbidden = whole_calls
+    if not lines.startswith("{"):
+        pytest.skip("for people to read")
+
+    events = [json.loads(line) for line in lines.splitlines()]
+    assert all({"event", "level", "timestamp", "logger"} <= set(event) for event in events)
+    assert {"call failed", "request", "offhook ready"} & {event["event"] for event in events}
+    # A call's story is under ten lines, its details one level lower.
+    story = Counter(
+        event["call_sid"] for event in events if event["level"] != "debug" and "call_sid" in event
+    )
+    assert set(forbidden["calls"]) <= set(story)
+    assert max(story.values()) < 10
+    debug = Counter(event.get("call_sid") for event in events if event["level"] == "debug")
+    assert all(3 < debug[call_sid] < 100 for call_sid in forbidden["calls"])
+
+
+def test_a_traceback_shows_no_variables(whole_calls):
+    lines, _ = whole_calls
+
+    assert "request failed by a bug of ours" in lines
+    assert "Traceback" in lines
+    assert "locals" not in lines
