@@ -595,6 +595,8 @@ class SimulatedSession:
         setup: The set-up that was accepted, in camelCase; empty before.
         heard: The caller audio, pcm at 16 kHz, as far as the simulator keeps it.
         heard_samples: All of the caller audio, counted.
+        said_samples: All of the agent audio, counted.
+        unsaid_samples: Agent audio that a turn would have had, if the connection had lasted.
         texts: What was said to the model in text, oldest first.
         tool_results: Answers to tool calls by id.
         mistakes: What the client did that the API does not allow but the service tolerates.
@@ -616,6 +618,8 @@ class SimulatedSession:
         self.setup: Mapping[str, Any] = {}
         self.heard = bytearray()
         self.heard_samples = 0
+        self.said_samples = 0
+        self.unsaid_samples = 0
         self.texts: list[str] = []
         self.tool_results: dict[str, Mapping[str, Any]] = {}
         self.mistakes: list[str] = []
@@ -934,6 +938,7 @@ class SimulatedSession:
         started_at = trio.current_time()
         pcm = reply.speech.pcm
         sent_bytes = 0
+        self.unsaid_samples = len(pcm) // 2
         while sent_bytes < len(pcm):
             size = next(self._chunk_ms) * _AGENT_BYTES_PER_S // 1000
             chunk = pcm[sent_bytes : sent_bytes + size]
@@ -943,6 +948,8 @@ class SimulatedSession:
                 bundled["generationComplete"] = True
             await self._send_content(modelTurn={"parts": _audio_parts(chunk)}, **bundled)
             bundled.clear()
+            self.said_samples += len(chunk) // 2
+            self.unsaid_samples -= len(chunk) // 2
             sent_s = sent_bytes / _AGENT_BYTES_PER_S
             drop = script.drop
             if drop is not None and self.turn == drop.turn and sent_s >= drop.after_s:
@@ -951,6 +958,7 @@ class SimulatedSession:
                 self.note("stops in the middle")
                 return True
             if await self._cut_by(reply, started_at + sent_s / script.speed):
+                self.unsaid_samples = 0  # nobody wants to hear it
                 return False
         await self._send({})  # such frames occur
         if self.turn % 2:
