@@ -348,11 +348,13 @@ class Call:
         self._line: _Line | None = None
         self._connected = trio.Event()  # set while there is a line
         self._transfer: _Transfer | None = None
-        self._news = trio.Event()  # pulses when the agent has said or the caller heard something
+        self._transfer_wanted = trio.Event()
+        self._news = trio.Event()  # pulses when something was said, heard or decided
         self._toolbox = Toolbox(
             agent.tools, self, metrics=metrics, timeout_s=options.tool_timeout_s
         )
         self._digits = ""  # pressed, and not yet told to the model
+        self._digit_pressed = trio.Event()
         self._session: Session | None = None
         self._unsent = bytearray()
         self._decoder = MulawDecoder(CALLER_RATE_HZ)
@@ -650,7 +652,7 @@ class Call:
                     self.note("digit")
                     self._turns.caller_active(trio.current_time())
                     self._digits += digit
-                    self._pulse()
+                    self._digit_pressed.set()
                 case StreamStopped(said=said):
                     return (EndReason.CALLER_HUNG_UP if said else EndReason.CALLER_GONE), ""
                 case None:
@@ -720,18 +722,16 @@ class Call:
             self._measured(reply, "playout", "total")
         if heard := self._playout.mark_reached(name, now):
             self._note_heard(heard)
-        self._playout_changed.set()
-        self._pulse()
+        self._playout_changed.set()  # and whoever waits for silence is told by _play
 
     async def _pass_on_digits(self, session: Session) -> None:
         """Tell the model keys pressed in one go in one go: it answers every message."""
         while True:
-            await self._until(lambda: bool(self._digits))
+            await self._wait_digit()
             paused = False
             while not (paused or self._digits.endswith("#") or len(self._digits) >= MAX_DIGITS):
-                known = len(self._digits)
                 with trio.move_on_after(self._options.dtmf_pause_s) as pause:
-                    await self._digits_beyond(known)
+                    await self._wait_digit()
                 paused = pause.cancelled_caught
             digits, self._digits = self._digits, ""
             self._turns.ask(Awaited.ANSWER, trio.current_time())
@@ -741,8 +741,9 @@ class Call:
                 f"(The caller pressed the {keys} {' '.join(digits)} on the telephone keypad.)"
             )
 
-    async def _digits_beyond(self, known: int) -> None:
-        await self._until(lambda: len(self._digits) > known)
+    async def _wait_digit(self) -> None:
+        await self._digit_pressed.wait()
+        self._digit_pressed = trio.Event()
 
     # -- model to playout ------------------------------------------------------------------
 
@@ -795,7 +796,6 @@ class Call:
         self._take_note(payload, turn, received_at)
         if self._playout.push(payload, turn, received_at):
             self._playout_changed.set()
-        self._pulse()
 
     async def _answer_tools(self, results: tuple[ToolResult, ...]) -> None:
         assert self._session is not None
@@ -825,7 +825,6 @@ class Call:
         self._playout.finish_turn(turn)
         self._playout_changed.set()
         self._turns_changed.set()
-        self._pulse()
 
     def _interrupt(self, turn: int, received_at: float) -> None:
         """The model says that the caller has interrupted it; believe it, if that can be."""
@@ -966,6 +965,7 @@ class Call:
             changed = self._playout_changed = trio.Event()
             command = self._playout.next_command(trio.current_time())
             if command is None:
+                self._pulse()
                 opens_at = inf if self._playout.is_open else self._opening.plays_at
                 with trio.move_on_at(min(self._playout.next_due(), opens_at)):
                     await changed.wait()
@@ -1025,7 +1025,7 @@ class Call:
         if self._transfer is not None or self._line is None:
             raise ValueError("the caller cannot be transferred now")
         transfer = self._transfer = _Transfer(destination, number)
-        self._pulse()
+        self._transfer_wanted.set()
         try:
             await transfer.settled.wait()
         finally:
@@ -1050,7 +1050,8 @@ class Call:
     async def _transfer_caller(self) -> None:
         """Carry out what :meth:`transfer` asks for, even if it no longer waits."""
         while True:
-            await self._until(lambda: self._transfer is not None)
+            await self._transfer_wanted.wait()
+            self._transfer_wanted = trio.Event()
             transfer = self._transfer
             assert transfer is not None
             if await self._send_away(transfer) and transfer.outcome is not None:

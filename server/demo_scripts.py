@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.carrier.simulator import SimulatedCall
+from server.keypad import key_tone
 from server.metrics import Metrics
 from server.model.simulator import SimulatedSession
 
@@ -118,6 +119,35 @@ def reconnected(reason: str, way: str) -> Check:
     return f"the call went on over a new connection within a second: {reason}, {way}", check
 
 
+EVERY_FUNCTION_ANSWERED: Check = (
+    "every function the model called was answered once, and those it took back not at all",
+    lambda outcome: (
+        all(
+            session.calls_made - session.calls_taken_back == len(session.tool_results)
+            and not session.mistakes
+            for session in outcome.sessions
+        )
+        and sum(session.calls_made for session in outcome.sessions) > 0
+    ),
+)
+KEYS_HEARD: Check = (
+    "the tones of both keys were heard",
+    lambda outcome: all(key_tone(key)[:800] in outcome.phone.heard for key in "12"),
+)
+FAREWELL_HEARD: Check = (
+    "the agent's last words were heard to the end",
+    lambda outcome: (
+        not outcome.agent_turns[-1]["cut"]
+        and all(
+            mark.echoed_s is not None and not mark.cleared for mark in outcome.phone.phone.marks
+        )
+    ),
+)
+CAME_BACK: Check = (
+    "the caller came back on another stream, to the same session",
+    lambda outcome: len(outcome.phone.phones) == 2 and len(outcome.sessions) == 1,
+)
+
 SCRIPTS: dict[str, DemoScript] = {
     "talks": DemoScript(
         (ended("caller-hung-up"), GREETED, ANSWERED, NOTHING_LOST, STOPPED_DEAD),
@@ -136,6 +166,53 @@ SCRIPTS: dict[str, DemoScript] = {
     ),
     "drops": DemoScript(
         (ended("caller-gone"), GREETED, NOTHING_LOST), {"simulated_callee": "drops"}
+    ),
+    "tool-storm": DemoScript(
+        (
+            ended("caller-hung-up"),
+            GREETED,
+            ANSWERED,
+            EVERY_FUNCTION_ANSWERED,
+            NOTHING_LOST,
+            STOPPED_DEAD,
+        ),
+        {
+            "simulated_callee": "asks-once",
+            "simulated_model": "tool-storm",
+            "tools": ("server.demo_tools",),
+            "built_in_tools": ("none",),
+        },
+    ),
+    "agent-hangs-up": DemoScript(
+        (ended("agent-hung-up"), GREETED, EVERY_FUNCTION_ANSWERED, FAREWELL_HEARD),
+        {"simulated_callee": "asks-once", "simulated_model": "hangs-up"},
+    ),
+    "presses-keys": DemoScript(
+        (ended("caller-hung-up"), GREETED, EVERY_FUNCTION_ANSWERED, KEYS_HEARD, ANSWERED),
+        {"simulated_callee": "asks-once", "simulated_model": "presses-keys"},
+    ),
+    "transfer": DemoScript(
+        (ended("transferred"), GREETED, happened("transfer")),
+        {
+            "simulated_callee": "asks-once",
+            "simulated_model": "transfers",
+            "transfer_targets": {"sales": "+15005550101"},
+        },
+    ),
+    "transfer-busy": DemoScript(
+        (
+            ended("caller-hung-up"),
+            GREETED,
+            happened("transfer failed"),
+            CAME_BACK,
+            EVERY_FUNCTION_ANSWERED,
+            ANSWERED,
+        ),
+        {
+            "simulated_callee": "asks-once",
+            "simulated_model": "transfers",
+            "transfer_targets": {"sales": "+15005550104"},
+        },
     ),
     "garbage": DemoScript(
         (ended("caller-hung-up", "caller-gone"), GREETED, NOTHING_LOST, STOPPED_DEAD),

@@ -440,7 +440,7 @@ def test_every_script_is_found_by_its_name(script):
 
 
 def test_an_unknown_script_is_refused_with_the_list():
-    with pytest.raises(ValueError, match=r"no script 'sings'; there are talks, interrupts"):
+    with pytest.raises(ValueError, match=r"no script 'sings'; there are talks, asks-once"):
         find_script("sings")
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import secrets
 from array import array
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -132,6 +133,14 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
+class Beep:
+    """Sound one tone, as an answering machine does when it begins to record."""
+
+    hz: float = 1_000.0
+    duration_s: float = 0.4
+
+
+@dataclass(frozen=True, slots=True)
 class Press:
     """Press keys (``0-9 * # A-D``), 200 ms apart."""
 
@@ -167,7 +176,19 @@ class Forever:
     steps: tuple[Step, ...]
 
 
-Step = Wait | HearSpeech | HearPause | Say | Press | SendRaw | HangUp | Drop | FallSilent | Forever
+Step = (
+    Wait
+    | HearSpeech
+    | HearPause
+    | Say
+    | Beep
+    | Press
+    | SendRaw
+    | HangUp
+    | Drop
+    | FallSilent
+    | Forever
+)
 """One line of a script. A new kind of step is a dataclass here and a case in :func:`act`."""
 
 
@@ -196,6 +217,10 @@ class Script:
     """``IN_PROGRESS`` if they answer; else BUSY, NO_ANSWER or FAILED."""
     speakerphone: Speakerphone | None = None
     """None for a handset, which does not hear itself."""
+    answered_by: str = "human"
+    """What answering machine detection takes them for when it is asked to wait for the beep."""
+    verdict_s: float | None = 3.0
+    """When it says so, from the answer; None: right after the first :class:`Beep`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +233,11 @@ class SpeechBegan:
 @dataclass(frozen=True, slots=True)
 class SpeechEnded:
     """The sentence is over, or broken off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beeped:
+    """The tone is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +254,17 @@ class RawMessage:
     message: str | bytes
 
 
-Deed = bytes | SpeechBegan | SpeechEnded | KeyPressed | RawMessage | HangUp | Drop | FallSilent
+Deed = (
+    bytes
+    | SpeechBegan
+    | SpeechEnded
+    | Beeped
+    | KeyPressed
+    | RawMessage
+    | HangUp
+    | Drop
+    | FallSilent
+)
 """``bytes`` is the 20 ms frame that is said; everything else takes no time."""
 
 Acting = Generator[Deed, bytes, None]
@@ -256,6 +296,11 @@ def act(steps: tuple[Step, ...]) -> Acting:
                 for start in range(0, len(speech), FRAME_BYTES):
                     yield speech[start : start + FRAME_BYTES].ljust(FRAME_BYTES, SILENCE[:1])
                 yield SpeechEnded()
+            case Beep(hz, duration_s):
+                tone = _tone(hz, duration_s)
+                for start in range(0, len(tone), FRAME_BYTES):
+                    yield tone[start : start + FRAME_BYTES]
+                yield Beeped()
             case Press(digits):
                 for digit in digits:
                     yield KeyPressed(digit)
@@ -272,6 +317,24 @@ def act(steps: tuple[Step, ...]) -> Acting:
 
 def _frames(duration_s: float) -> range:
     return range(round(duration_s / FRAME_S))
+
+
+@cache
+def _tone(hz: float, duration_s: float) -> bytes:
+    """Mu-law of a sine at -10 dBFS, in whole frames."""
+    samples = len(_frames(duration_s)) * FRAME_BYTES
+    return bytes(
+        _compress(round(10_000 * math.sin(2 * math.pi * hz * n / BYTES_PER_S)))
+        for n in range(samples)
+    )
+
+
+_CODES = sorted(range(256), key=_LINEAR.__getitem__)
+
+
+def _compress(sample: int) -> int:
+    """A mu-law code next to a 16-bit sample: near enough for a beep."""
+    return _CODES[min(bisect_left(_CODES, sample, key=_LINEAR.__getitem__), 255)]
 
 
 _MEDIA = '{"event":"media","sequenceNumber":"0","streamSid":%s,"media":%s}'
@@ -302,6 +365,7 @@ SCRIPTS: dict[str, Script] = {
             "talks",
             (*_LISTEN, Say("question"), *_LISTEN, Say("goodbye"), *_LISTEN, HangUp()),
         ),
+        Script("asks-once", (*_LISTEN, Say("question"), *_LISTEN, HangUp())),
         Script(
             "interrupts",
             (
@@ -370,6 +434,18 @@ SCRIPTS: dict[str, Script] = {
         ),
         Script(
             "asks-and-waits", (*_LISTEN, Say("question"), HearSpeech(60.0), HearPause(), HangUp())
+        ),
+        Script(
+            "voicemail",
+            (Say("voicemail"), Wait(0.5), Beep(), Wait(25.0), HangUp()),
+            answered_by="machine_end_beep",
+            verdict_s=None,
+        ),
+        Script(
+            "taken-for-a-machine",
+            (Say("question"), *_LISTEN, Say("goodbye"), *_LISTEN, HangUp()),
+            answered_by="machine_end_silence",
+            verdict_s=4.0,
         ),
         Script("oversized", (SendRaw(("x" * 2**20,)), *_LISTEN, HangUp())),
         Script(
@@ -596,6 +672,9 @@ class SimulatedPhone:
     warnings: StreamWarnings = field(default_factory=StreamWarnings)
     first_sound_s: float | None = None
     """When the agent could first be heard."""
+    beeped_s: float | None = None
+    """When the first beep was over."""
+    beeped: trio.Event = field(default_factory=trio.Event)
 
     _transport: PhoneTransport = field(init=False, repr=False)
     _room: deque[bytes] = field(default_factory=deque, repr=False)
@@ -730,6 +809,11 @@ class SimulatedPhone:
             case SpeechEnded():
                 self.utterances[-1].ended_s = now_s
                 self._note("the callee is silent")
+            case Beeped():
+                self._note("the callee beeps")
+                if self.beeped_s is None:
+                    self.beeped_s = now_s
+                    self.beeped.set()
             case KeyPressed(digit):
                 self._note(f"the callee presses {digit}")
                 await self._send_event("dtmf", {"track": "inbound_track", "digit": digit})

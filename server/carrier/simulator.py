@@ -60,12 +60,17 @@ SCRIPT_NUMBERS = {
     "5550114": "coughs",
     "5550115": "echoing-speakerphone",
     "5550116": "asks-and-waits",
+    "5550117": "asks-once",
+    "5550118": "voicemail",
+    "5550119": "taken-for-a-machine",
 }
 """Who answers a number that ends like this: 555-0100 to 555-0199 are kept free for fiction."""
 
 WEBHOOK_TIMEOUT_S = 15.0  # "Webhooks: connection overrides": what Twilio waits in total.
 CONNECT_TIMEOUT_S = 5.0
 MAX_TWIML_CHARS = 4000  # Of the Twiml parameter; "Call resource".
+AMD_AFTER_BEEP_S = 0.4
+"""How long after the beep the verdict comes."""
 MAX_CALL_S = 14_400.0  # Twilio's default TimeLimit, four hours.
 _E164 = re.compile(r"\+[1-9]\d{6,14}")
 
@@ -138,6 +143,11 @@ class SimulatedCall:
     _status_events: frozenset[str] = frozenset({"completed"})
     _ring_timeout_s: float = 60.0
     _time_limit_s: float = MAX_CALL_S
+    answered_by: str | None = None
+    """What answering machine detection has said, if it was asked for."""
+    _amd_url: str | None = None
+    _amd_mode: str = ""
+    _amd_timeout_s: float = 30.0
     _twiml: str | None = None
     _voice_url: str | None = None
     _created: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -452,6 +462,13 @@ class TwilioSimulator:
         status_url = form.get("StatusCallback")
         if status_url and not _is_http_url(status_url):
             raise ApiRefusal(400, 21609, "Invalid 'StatusCallback' URL.")
+        amd_url, amd_mode = form.get("AsyncAmdStatusCallback"), form.get("MachineDetection", "")
+        if amd_mode not in ("", "Enable", "DetectMessageEnd"):
+            raise ApiRefusal(400, 20001, "MachineDetection must be Enable or DetectMessageEnd.")
+        if amd_mode and form.get("AsyncAmd") != "true":
+            raise ApiRefusal(400, 20001, "Only asynchronous AMD is simulated.")
+        if amd_url and not _is_http_url(amd_url):
+            raise ApiRefusal(400, 21609, "Invalid 'AsyncAmdStatusCallback' URL.")
         call = SimulatedCall(
             call_sid=new_sid("CA"),
             account_sid=self.account_sid,
@@ -463,6 +480,9 @@ class TwilioSimulator:
             _voice_url=url,
             _status_url=status_url,
             _status_events=frozenset(form.getlist("StatusCallbackEvent") or ["completed"]),
+            _amd_url=amd_url if amd_mode else None,
+            _amd_mode=amd_mode,
+            _amd_timeout_s=_seconds(form, "MachineDetectionTimeout", 30.0, maximum=59.0),
             _ring_timeout_s=_seconds(form, "Timeout", 60.0, maximum=600.0),
             _time_limit_s=_seconds(form, "TimeLimit", MAX_CALL_S, maximum=MAX_CALL_S),
         )
@@ -594,6 +614,8 @@ class TwilioSimulator:
         """Follow a document and those that REST sends after it, until the call is over."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_time_limit, call)
+            if call._amd_url is not None:
+                nursery.start_soon(self._detect_machine, call, call._amd_url)
             while True:
                 with suppress(_Leave):
                     await self._follow_verbs(call, document, base_url)
@@ -608,6 +630,33 @@ class TwilioSimulator:
         await trio.sleep(call._time_limit_s)
         call.note("time limit")
         call._tell(_EndCall())
+
+    async def _detect_machine(self, call: SimulatedCall, url: str) -> None:
+        """Asynchronous answering machine detection: one verdict, while the call goes on."""
+        script, began = call.script, trio.current_time()
+        verdict = "unknown"
+        with trio.move_on_after(call._amd_timeout_s):
+            if call._amd_mode == "Enable" and script.answered_by.startswith("machine"):
+                await trio.sleep(3.0)
+                verdict = "machine_start"
+            elif script.verdict_s is not None:
+                await trio.sleep(script.verdict_s)
+                verdict = script.answered_by
+            else:
+                phone = await call.wait_stream()
+                await phone.beeped.wait()
+                await trio.sleep(AMD_AFTER_BEEP_S)
+                verdict = script.answered_by
+        call.answered_by = verdict
+        call.note(f"machine detection says: {verdict}")
+        took_ms = round((trio.current_time() - began) * 1000)
+        fields = {
+            "CallSid": call.call_sid,
+            "AccountSid": call.account_sid,
+            "AnsweredBy": verdict,
+            "MachineDetectionDuration": str(took_ms),
+        }
+        await self._post(call, url, fields)
 
     async def _follow_verbs(self, call: SimulatedCall, document: str, base_url: str) -> None:
         """Do one document's verbs in order.
@@ -906,7 +955,7 @@ def _resource(call: SimulatedCall) -> dict[str, Any]:
         "caller_name": None,
         "group_sid": None,
         "trunk_sid": None,
-        "answered_by": None,
+        "answered_by": call.answered_by,
         "date_created": format_datetime(call._created),
         "date_updated": format_datetime(datetime.now(UTC)),
         "start_time": None,

@@ -17,7 +17,7 @@ import logging
 import re
 from array import array
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -53,6 +53,14 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """A function the model calls, declared or not."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Script:
     """How the model behaves; the defaults are a healthy one, quick for a test's sake."""
 
@@ -81,6 +89,10 @@ class Script:
     """Agent turns whose ``turnComplete`` comes in the middle of the audio."""
     tool_calls: int = 0
     """Functions called, all at once, before each answer to speech, if the set-up declares any."""
+    functions: tuple[FunctionCall, ...] = ()
+    """More that are called with them, whatever the set-up declares."""
+    function_turns: frozenset[int] = frozenset()
+    """Agent turns in which functions are called; empty for every answer to speech."""
     cancel_tool_calls: bool = False
     """Whether every other one of those calls is taken back at once."""
 
@@ -105,6 +117,14 @@ SCRIPTS: Mapping[str, Script] = {
         refuse_handles=Close(1008, "Requested entity was not found."),
     ),
     "tool-storm": Script(tool_calls=8, cancel_tool_calls=True),
+    "hangs-up": Script(functions=(FunctionCall("hang_up"),)),
+    "transfers": Script(
+        functions=(FunctionCall("transfer", {"destination": "sales"}),),
+        function_turns=frozenset({2}),
+    ),
+    "presses-keys": Script(
+        functions=(FunctionCall("send_dtmf", {"digits": "1w2"}),), function_turns=frozenset({2})
+    ),
 }
 """Scripts by the name the settings and the demo know them under."""
 
@@ -453,6 +473,10 @@ _GREETING = (
     "Good morning, this is Offhook. I say back to you whatever you tell me. Please go ahead.",
 )
 _STILL_HERE = ("agent-still-here", "I am still here.")
+_VOICEMAIL = (
+    "agent-voicemail",
+    "This is Offhook. I am sorry that I missed you. I will call again tomorrow.",
+)
 _LEAD_INS = (
     ("agent-you-said", "You said:"),
     ("agent-i-heard", "I heard:"),
@@ -594,6 +618,8 @@ class SimulatedSession:
     Attributes:
         setup: The set-up that was accepted, in camelCase; empty before.
         heard: The caller audio, pcm at 16 kHz, as far as the simulator keeps it.
+        calls_made: Functions called.
+        calls_taken_back: How many of them need no answer any more.
         heard_samples: All of the caller audio, counted.
         said_samples: All of the agent audio, counted.
         unsaid_samples: Agent audio that a turn would have had, if the connection had lasted.
@@ -645,6 +671,8 @@ class SimulatedSession:
         self._family: Family = "3.8"
         self._functions: list[Mapping[str, Any]] = []
         self._calls_open: set[str] = set()
+        self.calls_made = 0
+        self.calls_taken_back = 0
         self._answered = trio.Event()
         self._replies: deque[_Reply] = deque()
         self._reply: _Reply | None = None
@@ -780,7 +808,7 @@ class SimulatedSession:
         self._cut()
         # On 3.1 it seeds the history and starts nothing, which has muted many a greeting.
         if complete and self._family != "3.1":
-            self._answer_text()
+            self._answer_text(" ".join(texts))
 
     def _receive_realtime(self, realtime: Mapping[str, Any]) -> None:
         chunks = realtime.get("mediaChunks", ())
@@ -793,7 +821,7 @@ class SimulatedSession:
         if (text := realtime.get("text")) is not None:
             self.texts.append(text)
             self._cut()
-            self._answer_text()
+            self._answer_text(text)
         if "activityStart" in realtime or "activityEnd" in realtime:
             if not self._manual_activity:
                 raise ServiceClosesError(
@@ -854,9 +882,13 @@ class SimulatedSession:
         )
         self._ask(_Reply(speech, heard=f"({seconds:.1f} seconds of speech)"))
 
-    def _answer_text(self) -> None:
-        known = self._simulator.still_here if self.greeted else self._simulator.greeting
-        self._ask(_Reply(known))
+    def _answer_text(self, text: str) -> None:
+        """Say one of the few things it can say: whoever mentions voicemail wants a message left."""
+        simulator = self._simulator
+        if "voicemail" in text.lower():
+            self._ask(_Reply(simulator.voicemail))
+        else:
+            self._ask(_Reply(simulator.still_here if self.greeted else simulator.greeting))
 
     def _ask(self, reply: _Reply) -> None:
         self._replies.append(reply)
@@ -920,7 +952,8 @@ class SimulatedSession:
         await self._send({"sessionResumptionUpdate": {"newHandle": "", "resumable": False}})
         if reply.heard is not None:
             await self._send_content(inputTranscription={"text": reply.heard, "finished": True})
-            if script.tool_calls and self._functions and not await self._call_functions(reply):
+            calls = self._functions_to_call()
+            if calls and not await self._call_functions(calls, reply):
                 return False
         if self.turn in script.empty_turns:
             self.note("says nothing")
@@ -967,19 +1000,32 @@ class SimulatedSession:
         # The service takes it that audio is played as it comes, and lets the turn last as long.
         return not await self._cut_by(reply, started_at + reply.speech.seconds)
 
-    async def _call_functions(self, reply: _Reply) -> bool:
+    def _functions_to_call(self) -> list[FunctionCall]:
+        script = self._script
+        if script.function_turns and self.turn not in script.function_turns:
+            return []
+        calls = [
+            FunctionCall(
+                function["name"],
+                _sample(function.get("parametersJsonSchema", function.get("parameters"))),
+            )
+            for function, _ in zip(cycle(self._functions), range(script.tool_calls))
+        ]
+        return [*calls, *script.functions]
+
+    async def _call_functions(self, functions: Sequence[FunctionCall], reply: _Reply) -> bool:
         """Call functions and wait for all the answers; False as soon as it is interrupted."""
         calls = []
-        for function, _ in zip(cycle(self._functions), range(self._script.tool_calls)):
+        for function in functions:
+            self.calls_made += 1
             identity = self._simulator.new_call_id()
-            arguments = _sample(function.get("parametersJsonSchema", function.get("parameters")))
-            calls.append({"id": identity, "name": function["name"], "args": arguments})
+            calls.append({"id": identity, "name": function.name, "args": function.arguments})
             self._calls_open.add(identity)
         self._answered = trio.Event()
         self.note(f"calls {len(calls)} functions")
         await self._send({"toolCall": {"functionCalls": calls}})
         if self._script.cancel_tool_calls:
-            await self._cancel_calls([call["id"] for call in calls[1::2]])
+            await self._cancel_calls([str(call["id"]) for call in calls[1::2]])
         if self._family.startswith("3.8"):
             # These end the turn when they call; the answer is the next turn.
             await self._complete("calls")
@@ -992,6 +1038,7 @@ class SimulatedSession:
 
     async def _cancel_calls(self, ids: list[str]) -> None:
         if ids:
+            self.calls_taken_back += len(ids)
             self._calls_open.difference_update(ids)
             await self._send({"toolCallCancellation": {"ids": ids}})
 
@@ -1112,10 +1159,11 @@ class GeminiSimulator:
         self.sessions: deque[SimulatedSession] = deque(maxlen=1_000)
         self.greeting = load_speech(*_GREETING)
         self.still_here = load_speech(*_STILL_HERE)
+        self.voicemail = load_speech(*_VOICEMAIL)
         self.lead_ins = tuple(load_speech(*one) for one in _LEAD_INS)
         self._api_key = api_key
         self._handles_made = 0
-        self._calls_made = 0
+        self._call_ids_made = 0
         self._arrivals, self._arriving = trio.open_memory_channel[_Arrival](0)
 
     async def run(
@@ -1168,9 +1216,9 @@ class GeminiSimulator:
         return f"handle-{self._handles_made}"
 
     def new_call_id(self) -> str:
-        """Make up an id for a tool call."""
-        self._calls_made += 1
-        return f"call-{self._calls_made}"
+        """Make up an id for a function call; like the service's, it is never used again."""
+        self._call_ids_made += 1
+        return f"call-{self._call_ids_made}"
 
     def find_resumable(self, handle: str) -> SimulatedSession:
         """Find the session a handle stands for.
