@@ -44,7 +44,7 @@ def postgresql(directory: Path) -> Iterator[str]:
     run("initdb", "--no-sync", "--auth=trust", "--username=offhook", "-D", str(data))
     options = f"-c listen_addresses='' -c unix_socket_directories={directory} -c fsync=off"
     log = str(directory / "log")
-    run("pg_ctl", "-D", str(data), "-o", options, "-l", log, "-w", "start")
+    run("pg_ctl", "-D", str(data), "-o", options, "-l", log, "-w", "-t", "120", "start")
     try:
         yield f"postgresql://offhook@/postgres?host={directory}"
     finally:
