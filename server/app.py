@@ -53,6 +53,7 @@ from server.routes import add_routes
 from server.settings import Account, Settings
 from server.strangers import Strangers
 from server.tools import Tool, check_names, hang_up, load_tools, send_dtmf, transfer_tool
+from server.traces import open_traces
 from server.turns import Patience
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -99,6 +100,7 @@ class OffhookApp(QuartTrio):
         if self.plane is not None:
             detach.install()
         self.keys = Keys(self._key_hashes())
+        self.traces = open_traces(wanted=settings.traces)
         self.idempotency = Idempotency(ttl_s=settings.idempotency_ttl_s)
         self.destinations = Destinations(
             settings.allowed_prefixes, refuse_costly=not self.is_simulated
@@ -281,6 +283,7 @@ class OffhookApp(QuartTrio):
                 ticket_ttl_s=settings.ticket_ttl_s,
                 start_timeout_s=settings.start_timeout_s,
                 recent_calls=settings.recent_calls,
+                traces=self.traces,
                 strangers=Strangers(per_address=settings.max_strangers_per_address),
             )
             logger.info(
@@ -291,6 +294,8 @@ class OffhookApp(QuartTrio):
                 simulated=self.is_simulated,
             )
             await self.calls.run(task_status)
+            with trio.move_on_after(settings.close_timeout_s):
+                await trio.to_thread.run_sync(self.traces.close, abandon_on_cancel=True)
             helpers.cancel_scope.cancel()
 
     def _limits(self) -> Limits:

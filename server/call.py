@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
@@ -320,6 +320,8 @@ class Call:
             prices or Prices(), model=model.name, direction=direction, number=number
         )
         self.created_at = time.time()
+        self.traceparent = ""
+        """Whose trace this call belongs to: W3C Trace Context, from whoever asked for the call."""
         self.timeline: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=MAX_TIMELINE)
         self.accepted = trio.Event()
         self.finished = trio.Event()
@@ -1224,6 +1226,11 @@ class Call:
         carrier_usd = self.costs.carrier_usd(self.duration_s) or 0.0
         self._metrics.cost.labels("carrier").inc(carrier_usd)
         self._metrics.cost.labels("model").inc(max(0.0, self._known_usd(0.0) - carrier_usd))
+
+    @property
+    def replies(self) -> Iterable[Reply]:
+        """The agent turns that answered the caller, in order."""
+        return self._replies.all
 
     @property
     def is_over(self) -> bool:

@@ -36,6 +36,7 @@ from server.model import Model
 from server.recording import Recordings
 from server.records import Cursor, Records, RecordsUnavailable
 from server.strangers import Strangers
+from server.traces import NoTraces, Traces
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -80,6 +81,7 @@ class Calls:
         ticket_ttl_s: How long a ticket may wait for its stream.
         start_timeout_s: How long a media socket may take to say which call it is.
         recent_calls: How many ended calls stay in memory, for the carrier's late callbacks.
+        traces: Where traces of ended calls go.
         strangers: The media sockets that have not shown a ticket yet.
     """
 
@@ -98,6 +100,7 @@ class Calls:
         start_timeout_s: float = 10.0,
         recent_calls: int = 1_000,
         strangers: Strangers | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.carrier = carrier
         self.model = model
@@ -115,6 +118,7 @@ class Calls:
                 metrics.calls_ended.labels(direction, reason.value)
         self.strangers = Strangers() if strangers is None else strangers
         self._refusals = Sparing()
+        self._traces = traces or NoTraces()
         self._ticket_ttl_s = ticket_ttl_s
         self._start_timeout_s = start_timeout_s
         self._recent_calls = recent_calls
@@ -140,6 +144,7 @@ class Calls:
             if call.end_reason is EndReason.MODEL_QUOTA:
                 self.admission.quota_exceeded(trio.current_time())
             self._keep(call)
+            self._trace(call)
             self._live.pop(call.call_sid, None)
             self._recent[call.call_sid] = call
             while len(self._recent) > self._recent_calls:
@@ -151,6 +156,13 @@ class Calls:
     def _keep(self, call: Call) -> None:
         if self._records is not None:
             self._records.keep(call.as_dict())
+
+    def _trace(self, call: Call) -> None:
+        try:
+            self._traces.call_ended(call)
+        except Exception:
+            # Somebody else's package, on the way out of a call: not worth the other calls.
+            logger.exception("call not traced", call_sid=call.call_sid)
 
     async def aclose(self) -> None:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""

@@ -193,6 +193,7 @@ def _add_api(app: OffhookApp) -> None:
                 max_duration_s=data.max_duration_s,
                 metadata=data.metadata,
             )
+            call.traceparent = request.headers.get("traceparent", "")
         except CallRefused as refusal:
             return _refused(app, refusal), False
         except CarrierError as error:

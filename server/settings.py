@@ -257,6 +257,9 @@ class Settings(BaseSettings):
 
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
     log_json: bool | None = None
+    traces: bool = False
+    """Send a trace of every call (``pip install offhook[otel]``); where to, OpenTelemetry's own
+    variables say: ``OTEL_EXPORTER_OTLP_ENDPOINT`` and so on, in the environment itself."""
 
     # What the embedded simulators do; without meaning on a real account.
     simulated_callee: str = "talks"
