@@ -22,6 +22,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from benchmarks import plots
 from benchmarks.options import Options, machine, machine_line
 from benchmarks.point import CLASSIC, KINDS, OFFHOOK, ORDINARY, PointFailed, ServerKind, run_point
 from benchmarks.processes import cores, idle_load
@@ -33,6 +34,7 @@ LIMIT_MS = 20.0
 IDLE = 0.1
 """A core busier than this before we begin is somebody else's."""
 TLS_CALLS = 100
+COLOURS = {OFFHOOK.name: plots.OURS, ORDINARY.name: "#f59e0b", CLASSIC.name: plots.OTHERS[0]}
 PACKAGES = (
     "hypercorn", "quart-trio", "trio", "websockets", "fastapi", "uvicorn", "uvloop", "picows"
 )  # fmt: skip
@@ -140,8 +142,11 @@ def run(options: Options) -> dict[str, object]:
     if bounds.row_count:
         console.print(bounds)
     if options.plots is not None:
-        for path in plot(points, options.plots):
-            console.print(f"plot: {path}")
+        if plots.have_matplotlib():
+            for path in draw(points, options.plots):
+                console.print(f"plot: {path}")
+        else:
+            console.print("no plots: matplotlib is not installed")
     return {
         "versions": facts["versions"],
         "points": [point.as_dict() for point in points],
@@ -185,15 +190,18 @@ class Measure:
             self._console.print(f"[red]{kind.name}, {calls} calls: no figure[/]\n{failure}")
             self.failures.append({"server": kind.name, "calls": calls, "why": str(failure)})
             return None
-        del outcome["call_sids"], outcome["looked"]
+        del outcome["call_sids"], outcome["looked"], outcome["samples_ms"]
         self._check_path(kind, calls, outcome["media_paths"])
         return Point(kind, calls, outcome, tls)
 
     def _check_path(self, kind: ServerKind, calls: int, paths: dict[str, float]) -> None:
         """The server itself says which path its calls took."""
         wanted = kind.environment.get("MEDIA_PATH")
-        others = {path: count for path, count in paths.items() if path != wanted and count}
-        if wanted and (others or not paths):
+        if wanted is None:
+            return
+        if not paths:
+            self._console.print(f"{kind.name} does not say which path its calls took")
+        elif any(count for path, count in paths.items() if path != wanted):
             self._console.print(
                 f"[red]{kind.name}, {calls} calls: not all on the {wanted} path[/]: {paths}"
             )
@@ -358,50 +366,44 @@ def bounds_table(points: Sequence[Point], tls_points: Sequence[Point]) -> Table:
     return shown
 
 
-def plot(points: Sequence[Point], directory: Path) -> list[Path]:
+def draw(points: Sequence[Point], directory: Path) -> list[Path]:
     """Latency percentiles and CPU against the number of calls."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    colours = {OFFHOOK.name: "tab:blue", ORDINARY.name: "tab:green", CLASSIC.name: "tab:red"}
-    by_server = {
-        name: sorted((p for p in points if p.kind.name == name), key=lambda p: p.calls)
-        for name in dict.fromkeys(point.kind.name for point in points)
+    lines = {
+        kind: sorted((point for point in points if point.kind is kind), key=lambda p: p.calls)
+        for kind in dict.fromkeys(point.kind for point in points)
     }
 
-    def drawn(name: str, draw: Callable[[Any], None], y_label: str, title: str) -> Path:
-        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-        draw(axes)
-        axes.set(xlabel="calls on one core", ylabel=y_label, title=title)
-        axes.grid(visible=True, which="major", alpha=0.3)
-        axes.legend()
-        path = directory / name
-        figure.savefig(path, dpi=120)
-        pyplot.close(figure)
-        return path
-
-    def latency(axes: Any) -> None:
-        for name, line in by_server.items():
-            calls = [point.calls for point in line]
-            for place, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
-                values = [point.outcome["caller_to_model_ms"][place] for point in line]
-                axes.plot(calls, values, style, marker=".", color=colours[name],
-                          label=f"{name} {place}")  # fmt: skip
-        axes.axhline(LIMIT_MS, color="grey", linewidth=0.8)
-        axes.set_yscale("log")
-
-    def cpu(axes: Any) -> None:
-        for name, line in by_server.items():
+    def draw_lines(axes: Any, value: Callable[[Point], float], title: str) -> None:
+        for kind, line in lines.items():
             axes.plot(
                 [point.calls for point in line],
-                [point.outcome["server_core"] * 100 for point in line],
-                marker=".", color=colours[name], label=name,
-            )  # fmt: skip
-        axes.set_ylim(bottom=0)
+                [value(point) for point in line],
+                marker=".",
+                color=COLOURS[kind.name],
+                linewidth=2.6 if kind is OFFHOOK else 1.4,
+                label=kind.name,
+            )
+        axes.set(xlabel="calls on one core", title=title)
+        axes.grid(which="both", alpha=0.25)
 
-    return [
-        drawn("calls-latency.png", latency, "caller to model, ms", "a caller's frame, in to out"),
-        drawn("calls-cpu.png", cpu, "% of the server's core", "CPU against calls"),
-    ]
+    latency, (row,) = plots.figure(columns=2)
+    for axes, place in zip(row, ("p50", "p99"), strict=True):
+        draw_lines(
+            axes,
+            lambda point, place=place: point.outcome["caller_to_model_ms"][place],  # type: ignore[misc]
+            f"caller to model, {place}",
+        )
+        axes.axhline(LIMIT_MS, color="grey", linewidth=0.8)
+        axes.set_yscale("log")
+        axes.set_ylabel("ms")
+    row[0].legend()
+    plots.save(latency, directory / "calls-latency.png")
+
+    cpu, ((left, right),) = plots.figure(columns=2)
+    draw_lines(left, lambda point: point.outcome["server_core"] * 100, "% of the server's core")
+    draw_lines(right, lambda point: point.outcome["cpu_ms_per_call_s"], "CPU per call-second, ms")
+    for axes in (left, right):
+        axes.set_ylim(bottom=0)
+    left.legend()
+    plots.save(cpu, directory / "calls-cpu.png")
+    return [directory / "calls-latency.png", directory / "calls-cpu.png"]

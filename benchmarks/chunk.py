@@ -9,14 +9,14 @@ says of itself (``GET /calls/{call_sid}``), so that its own part can be told fro
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import httpx2
 from rich import box
 from rich.table import Table
 
+from benchmarks import plots
 from benchmarks.load.call import Talk
 from benchmarks.options import Options, machine, machine_line
 from benchmarks.point import OFFHOOK, ORDINARY, PointFailed, ServerKind, run_point
@@ -62,8 +62,15 @@ def run(options: Options) -> dict[str, object]:
     for name, outcome in paths.items():
         console.print(stages_table(name, outcome))
         console.print(bounds_table(name, outcome))
-    if options.plots is not None:
-        console.print(f"plot: {plot(paths, options.plots)}")
+    samples = {
+        f"{name}, {way.replace('_', ' ')}": ways
+        for name, outcome in paths.items()
+        for way, ways in outcome.pop("samples_ms").items()
+    }
+    if options.plots is not None and samples and plots.have_matplotlib():
+        path = options.plots / "chunk-latency.png"
+        plots.latency_cdf(samples, path, "one call: a chunk, in to out")
+        console.print(f"plot: {path}")
     return {"versions": facts["versions"], "paths": paths}
 
 
@@ -75,6 +82,7 @@ def _measure(kind: ServerKind, window_s: float, *, realtime: bool) -> dict[str, 
         warm_s=2.0,
         talk=TALK,
         answers=ANSWERS,
+        samples=True,
         realtime=realtime,
         look=_own_timings,
     )
@@ -158,27 +166,3 @@ def bounds_table(name: str, outcome: Mapping[str, Any]) -> Table:
     wrong = outcome["lost_ms"] + outcome["doubled_ms"]
     row("audio lost or doubled", "0 ms", f"{wrong:g} ms", wrong == 0)
     return shown
-
-
-def plot(paths: Mapping[str, Mapping[str, Any]], directory: Path) -> Path:
-    """Both ways' percentiles on a logarithmic axis."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    places: Sequence[str] = ("p50", "p95", "p99", "p999")
-    for name, outcome in paths.items():
-        for way, style in (("caller_to_model_ms", "-"), ("agent_to_caller_ms", "--")):
-            label = f"{name}, {way.removesuffix('_ms').replace('_', ' ')}"
-            axes.plot(places, [outcome[way][place] for place in places], style, marker="o",
-                      label=label)  # fmt: skip
-    axes.set_yscale("log")
-    axes.set(ylabel="ms", title="one call: a chunk, in to out")
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend()
-    path = directory / "chunk-latency.png"
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-    return path

@@ -6,6 +6,7 @@ signatures, tickets and keys, and only the addresses of Twilio and Gemini pointi
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -13,8 +14,9 @@ import secrets
 import socket
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,7 @@ def run_point(
     warm_s: float = 5.0,
     talk: Talk | None = None,
     answers: int = 0,
+    samples: bool = False,
     tls: bool = False,
     workers: int = 1,
     realtime: bool = False,
@@ -99,7 +102,7 @@ def run_point(
         window_s: How long is measured.
         warm_s: How long the calls talk before that.
         talk: How the agent talks.
-        answers: See :class:`benchmarks.load.__main__.Plan`.
+        answers, samples: See :class:`benchmarks.load.__main__.Plan`.
         tls: Reach the model by TLS.
         workers: Server processes, each on a core of its own.
         realtime: See :func:`benchmarks.processes.running`.
@@ -123,33 +126,26 @@ def run_point(
             warm_s=warm_s,
             talk=talk or Talk(),
             answers=answers,
+            samples=samples,
             tls=tls,
             account_sid=keys.account_sid,
             auth_token=keys.auth_token,
             gemini_api_key=keys.gemini_api_key,
             directory=name,
         )
-        with processes.running(
-            "benchmarks.load",
-            cores=generator_cores,
-            realtime=realtime,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        ) as generator:
+        with _generator(generator_cores, realtime=realtime) as generator:
             doubles = _ask(generator, asdict(plan))
             port = _free_port()
             url = f"http://127.0.0.1:{port}"
             log = directory / "server.log"
-            environment = _environment(keys, port, url, doubles, calls) | kind.environment
-            arguments = ["--workers", str(workers)] if workers > 1 else []
             with (
                 log.open("wb") as output,
                 processes.running(
                     kind.module,
-                    *arguments,
+                    *(["--workers", str(workers)] if workers > 1 else []),
                     cores=server_cores,
                     realtime=realtime,
-                    environment=environment,
+                    environment=_environment(keys, port, url, doubles, calls) | kind.environment,
                     directory=directory,
                     stdout=output,
                     stderr=output,
@@ -171,6 +167,24 @@ def run_point(
                     words = log.read_text(errors="replace").strip().splitlines()[-8:]
                     raise PointFailed("\n".join([str(failure), *words])) from None
     return outcome | {"backend": doubles["backend"]}
+
+
+@contextlib.contextmanager
+def _generator(cores: list[int], *, realtime: bool) -> Generator[subprocess.Popen[bytes]]:
+    """The load generator's process, which is not waited for forever."""
+    with processes.running(
+        "benchmarks.load",
+        cores=cores,
+        realtime=realtime,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as generator:
+        give_up = threading.Timer(RUN_TIMEOUT_S, generator.kill)
+        give_up.start()
+        try:
+            yield generator
+        finally:
+            give_up.cancel()
 
 
 def _share_cores(workers: int) -> tuple[list[int], list[int]]:

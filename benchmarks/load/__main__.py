@@ -30,6 +30,7 @@ from benchmarks.load.wheel import Wheel, clock
 from benchmarks.processes import CoreTimes, cpu_s, resident_kib
 
 SETUP_TIMEOUT_S = 10.0
+RAMP_TIMEOUT_S = 60.0
 GRACE_S = 1.0
 """How long after the window what was sent in it may still arrive."""
 LATE_S = 0.02
@@ -53,6 +54,8 @@ class Plan:
     talk: Talk = field(default_factory=Talk)
     answers: int = 0
     """So many calls before, one after the other, whose greeting is ready when they are answered."""
+    samples: bool = False
+    """Whether the outcome has every latency, not only percentiles."""
     tls: bool = False
     """Whether the model is reached by TLS."""
 
@@ -113,11 +116,7 @@ class Generator:
             base_kib = resident_kib(pid)
 
             ramp_began = clock()
-            for _ in range(plan.calls):
-                call = await self.begin(server_url)
-                self.calls.append(call)
-                call.speak()
-                call.take_turns()
+            await self.ramp(server_url)
             ramp_s = clock() - ramp_began
             await asyncio.sleep(plan.warm_s)
 
@@ -130,6 +129,22 @@ class Generator:
             await self.finish(self.calls)
         self.wheel.stop()
         return outcome
+
+    async def ramp(self, server_url: str) -> None:
+        """Begin every call, one after the other, each talking at once.
+
+        Raises:
+            Failed: The server was too slow for it.
+        """
+        try:
+            async with asyncio.timeout(RAMP_TIMEOUT_S):
+                for _ in range(self.plan.calls):
+                    call = await self.begin(server_url)
+                    self.calls.append(call)
+                    call.speak()
+                    call.take_turns()
+        except TimeoutError:
+            raise Failed(f"only {len(self.calls)} calls were set up in a minute") from None
 
     async def begin(self, server_url: str, *, prepared: bool = False) -> LoadCall:
         """Let one call come in: voice webhook, media stream, ``start``, model session.
@@ -228,7 +243,12 @@ class Generator:
         trails += [(call.agent, upto) for call, (_, upto) in zip(self.calls, sent, strict=True)]
         core_load = sum(cores_now.load_since(cores_before, core) for core in pinned_to)
         lost = [call.lost for call in self.calls if call.lost]
+        samples = {"caller_to_model": caller, "agent_to_caller": agent}
         return {
+            "samples_ms": {
+                name: [round(one * 1000, 4) for one in latencies] if plan.samples else []
+                for name, latencies in samples.items()
+            },
             "window_s": took_s,
             "cpu_ms_per_call_s": server_s / plan.calls / took_s * 1000,
             "rss_kib": rss_kib,
