@@ -29,6 +29,8 @@ from benchmarks.processes import cores, idle_load
 
 CALLS = (1, 10, 25, 40, 50, 100, 200, 300, 400)
 QUICK_CALLS = (25, 100)
+WINDOW_S = 8.0
+"""Two turns of every call, one of them interrupted."""
 LIMIT_MS = 20.0
 """A frame's own length: p99 caller to model beyond it is the end of a server's range."""
 IDLE = 0.1
@@ -53,11 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,NAME…",
         help=f"which (default: {','.join(KINDS)})",
     )
-    own.add_argument("--seconds", type=float, help="how long each point is measured (default: 10)")
+    own.add_argument("--seconds", type=float, help="how long each point is measured (default: 8)")
     own.add_argument(
         "--tls",
         action="store_true",
         help=f"one more point each, {TLS_CALLS} calls, TLS to the model",
+    )
+    own.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="instead: one process and --calls (default: 100) against N and N times as many",
     )
     own.add_argument(
         "--realtime", action="store_true", help="prefer both sides to other programs (SCHED_RR)"
@@ -120,6 +128,11 @@ def run(options: Options) -> dict[str, object]:
             kinds.append(KINDS[name])
 
     measure = Measure(options)
+    if chosen.workers:
+        return {
+            "versions": facts["versions"],
+            "workers": compare_workers(measure, kinds[0], options),
+        }
     points: list[Point] = []
     numbers = chosen.calls or (QUICK_CALLS if options.quick else CALLS)
     running = list(kinds)
@@ -165,15 +178,17 @@ class Measure:
     def __init__(self, options: Options) -> None:
         self.failures: list[dict[str, Any]] = []
         self._console = options.console
-        self._window_s = options.arguments.seconds or (5.0 if options.quick else 10.0)
+        self._window_s = options.arguments.seconds or (4.0 if options.quick else WINDOW_S)
         self._realtime = options.arguments.realtime
 
-    def point(self, kind: ServerKind, calls: int, *, tls: bool = False) -> Point | None:
+    def point(
+        self, kind: ServerKind, calls: int, *, tls: bool = False, workers: int = 1
+    ) -> Point | None:
         """One point; None if the server did not get that far."""
         best = None
         for _ in range(2):
             with self._console.status(f"{calls} calls, {kind.name}{', TLS' if tls else ''}"):
-                point = self._once(kind, calls, tls)
+                point = self._once(kind, calls, tls, workers)
             if point is not None and (best is None or point.p99_ms < best.p99_ms):
                 best = point
             # A pause of the machine is no verdict on a server: the end is looked at twice.
@@ -181,10 +196,15 @@ class Measure:
                 break
         return best
 
-    def _once(self, kind: ServerKind, calls: int, tls: bool) -> Point | None:
+    def _once(self, kind: ServerKind, calls: int, tls: bool, workers: int) -> Point | None:
         try:
             outcome = run_point(
-                kind, calls, window_s=self._window_s, tls=tls, realtime=self._realtime
+                kind,
+                calls,
+                window_s=self._window_s,
+                tls=tls,
+                workers=workers,
+                realtime=self._realtime,
             )
         except PointFailed as failure:
             self._console.print(f"[red]{kind.name}, {calls} calls: no figure[/]\n{failure}")
@@ -205,6 +225,40 @@ class Measure:
             self._console.print(
                 f"[red]{kind.name}, {calls} calls: not all on the {wanted} path[/]: {paths}"
             )
+
+
+def compare_workers(measure: Measure, kind: ServerKind, options: Options) -> dict[str, Any]:
+    """What several processes make of several times the calls, judged by the CPU time of each call.
+
+    The generator needs a core too, so on a machine of as many cores as processes the calls that
+    meet their deadlines say nothing. CPU time does: if a call costs in N processes what it costs in
+    one, and the processes share nothing but the listening socket, N cores carry N times the calls.
+    """
+    console, chosen = options.console, options.arguments
+    calls, workers = (chosen.calls or [TLS_CALLS])[0], chosen.workers
+    one = measure.point(kind, calls)
+    several = measure.point(kind, calls * workers, workers=workers)
+    if one is None or several is None:
+        return {"failures": measure.failures}
+    for each in tables([one, several]):
+        console.print(each)
+    costs = [point.outcome["cpu_ms_per_call_s"] for point in (one, several)]
+    gain = workers * costs[0] / costs[1]
+    shares = several.outcome["server_processes"][:workers]
+    console.print(
+        f"{workers} processes carry {gain:.2f} times the calls of one, by the CPU time of a call: "
+        f"{costs[0]:.2f} ms a second in one process with {calls} calls, {costs[1]:.2f} ms in "
+        f"{workers} with {calls * workers}. Cores they used: "
+        + ", ".join(f"{share:.0%}" for share in shares)
+        + (". The generator shared their cores." if workers >= len(cores()) else ".")
+    )
+    return {
+        "workers": workers,
+        "gain": round(gain, 3),
+        "processes": shares,
+        "one": one.as_dict(),
+        "several": several.as_dict(),
+    }
 
 
 # --- What is shown --------------------------------------------------------------------------------
@@ -369,19 +423,19 @@ def bounds_table(points: Sequence[Point], tls_points: Sequence[Point]) -> Table:
 def draw(points: Sequence[Point], directory: Path) -> list[Path]:
     """Latency percentiles and CPU against the number of calls."""
     lines = {
-        kind: sorted((point for point in points if point.kind is kind), key=lambda p: p.calls)
-        for kind in dict.fromkeys(point.kind for point in points)
+        name: sorted((point for point in points if point.kind.name == name), key=lambda p: p.calls)
+        for name in dict.fromkeys(point.kind.name for point in points)
     }
 
     def draw_lines(axes: Any, value: Callable[[Point], float], title: str) -> None:
-        for kind, line in lines.items():
+        for name, line in lines.items():
             axes.plot(
                 [point.calls for point in line],
                 [value(point) for point in line],
                 marker=".",
-                color=COLOURS[kind.name],
-                linewidth=2.6 if kind is OFFHOOK else 1.4,
-                label=kind.name,
+                color=COLOURS[name],
+                linewidth=2.6 if name == OFFHOOK.name else 1.4,
+                label=name,
             )
         axes.set(xlabel="calls on one core", title=title)
         axes.grid(which="both", alpha=0.25)

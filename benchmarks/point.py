@@ -89,6 +89,7 @@ def run_point(
     talk: Talk | None = None,
     answers: int = 0,
     samples: bool = False,
+    settings: Mapping[str, str] | None = None,
     tls: bool = False,
     workers: int = 1,
     realtime: bool = False,
@@ -103,6 +104,7 @@ def run_point(
         warm_s: How long the calls talk before that.
         talk: How the agent talks.
         answers, samples: See :class:`benchmarks.load.__main__.Plan`.
+        settings: Environment variables of the server that shall not have their defaults.
         tls: Reach the model by TLS.
         workers: Server processes, each on a core of its own.
         realtime: See :func:`benchmarks.processes.running`.
@@ -145,7 +147,11 @@ def run_point(
                     *(["--workers", str(workers)] if workers > 1 else []),
                     cores=server_cores,
                     realtime=realtime,
-                    environment=_environment(keys, port, url, doubles, calls) | kind.environment,
+                    environment={
+                        **_environment(keys, port, url, doubles, calls),
+                        **kind.environment,
+                        **(settings or {}),
+                    },
                     directory=directory,
                     stdout=output,
                     stderr=output,

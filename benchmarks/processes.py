@@ -84,13 +84,13 @@ def family(pid: int) -> list[int]:
     return members
 
 
-def cpu_s(pid: int) -> float:
-    """CPU time of a process and its children so far, to the microsecond where the system can.
+def cpu_s(pid: int) -> dict[int, float]:
+    """CPU time so far of a process and each of its children, by their ids.
 
     Raises:
         OSError: It is gone.
     """
-    return sum(_cpu_s(member) for member in family(pid))
+    return {member: _cpu_s(member) for member in family(pid)}
 
 
 def _cpu_s(pid: int) -> float:

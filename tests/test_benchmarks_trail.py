@@ -144,6 +144,18 @@ def test_a_resamplers_tail_is_no_piece(trail, latencies):
     assert (trail.lost, trail.doubled, trail.strange, len(latencies)) == (0, 0, 0, 1)
 
 
+def test_silence_in_between_is_neither_lost_nor_new(trail, latencies):
+    first = trail.send(0.0)
+    silent = MulawDecoder(16_000).decode(b"\xff" * 160)
+
+    for level, samples in stretches_of_pcm(message(silent), START):
+        trail.arrive(level, samples, 1.0)
+    trail.arrive(first, SAMPLES, 2.0)
+
+    assert (trail.silence, trail.lost, trail.doubled, trail.strange) == (SAMPLES, 0, 0, 0)
+    assert list(latencies) == [2.0]
+
+
 def test_audio_after_a_clear_is_stale_until_the_next_turn():
     latencies = array("d")
     trail = Trail(AGENT_CHUNK_S, len(AGENT_LEVELS), 7, latencies)

@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import sys
+import time
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -229,10 +230,12 @@ class Generator:
         heard.forget()
         del self.wheel.lags[:]
         began, cores_before = clock(), CoreTimes.read()
-        cpu_before, own_before = cpu_s(pid), cpu_s(os.getpid())
+        cpu_before, own_before = cpu_s(pid), time.process_time()
         await asyncio.sleep(plan.window_s)
         took_s = clock() - began
-        server_s, own_s = cpu_s(pid) - cpu_before, cpu_s(os.getpid()) - own_before
+        own_s = time.process_time() - own_before
+        by_process = {member: now - cpu_before.get(member, 0) for member, now in cpu_s(pid).items()}
+        server_s = sum(by_process.values())
         cores_now = CoreTimes.read()
         rss_kib = resident_kib(pid)
         sent = [(call.caller.sent, call.agent.sent) for call in self.calls]
@@ -258,6 +261,7 @@ class Generator:
             "lost_ms": sum(trail.in_ms(trail.lost + trail.missing(upto)) for trail, upto in trails),
             "doubled_ms": total_ms(trails, "doubled"),
             "stale_ms": total_ms(trails, "stale"),
+            "silence_ms": total_ms(trails, "silence"),
             "strange_ms": total_ms(trails, "strange"),
             "late_ms": 20.0 * sum(one > LATE_S for one in caller)
             + 40.0 * sum(one > LATE_S for one in agent),
@@ -269,6 +273,7 @@ class Generator:
             "calls_lost": len(lost),
             "why_lost": sorted(set(lost)),
             "server_core": server_s / took_s,
+            "server_processes": sorted((one / took_s for one in by_process.values()), reverse=True),
             "generator_core": own_s / took_s,
             "others_on_server_core": max(0.0, core_load - server_s / took_s) if pinned_to else None,
             "generator_late_ms": percentiles(self.wheel.lags),

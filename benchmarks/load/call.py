@@ -340,7 +340,8 @@ class LoadCall:
     def _end_turn(self) -> None:
         assert self._model is not None
         cut_every = self._talk.cut_every
-        if cut_every and self._turns and self._turns % cut_every == 0:
+        # At any time as many calls are in a turn that will be cut as in one that will not.
+        if cut_every and self._turns and (self._turns + self.number) % cut_every == 0:
             self._wheel.at(clock() + next(self._cut_delays), self._interrupt)
         else:
             self._model.send_prepared(self._words.generation_complete)

@@ -24,6 +24,8 @@ SAMPLES = 320
 TAIL_SAMPLES = 80
 """A message shorter than this is what a resampler still held at the end of a turn."""
 NO_LEVEL = 255
+SILENCE = 254
+"""A server may give the model silence instead of the caller, and the caller later."""
 
 
 class Levels:
@@ -40,6 +42,8 @@ class Levels:
         self.values = _linear(bytes(self.codes))
         self.of_sample = bytearray([NO_LEVEL]) * 65_536
         """By a 16-bit sample, as an unsigned number."""
+        for near in range(-3, 4):
+            self.of_sample[near & 0xFFFF] = SILENCE
         for index, value in enumerate(self.values):
             for near in range(value - reach[index // 2], value + reach[index // 2] + 1):
                 self.of_sample[near & 0xFFFF] = index
@@ -97,6 +101,7 @@ class Trail:
         "dropped",
         "lost",
         "piece_s",
+        "silence",
         "stale",
         "strange",
     )
@@ -111,6 +116,8 @@ class Trail:
         """Samples of a cut turn that arrived after the clear."""
         self.dropped = 0
         """Samples that a clear overtook: rightly not sent."""
+        self.silence = 0
+        """Samples of silence, in addition to what was sent."""
         self.strange = 0
         """Samples that are no level of ours."""
         self._levels = levels
@@ -151,6 +158,9 @@ class Trail:
     def _puzzle(self, level: int, samples: int, now: float) -> None:
         """Anything but the whole piece that was to come next."""
         if samples < TAIL_SAMPLES and not self._run:
+            return
+        if level == SILENCE:
+            self.silence += samples
             return
         if level == NO_LEVEL:
             self.strange += samples
