@@ -148,6 +148,49 @@ CAME_BACK: Check = (
     lambda outcome: len(outcome.phone.phones) == 2 and len(outcome.sessions) == 1,
 )
 
+
+def climbed(rung: str, fault: str) -> Check:
+    """The watchdog has tried this because of that."""
+    return (
+        f"the watchdog saw the fault ({fault}) and tried: {rung}",
+        lambda outcome: any(
+            moment["what"] == f"watchdog {rung}" and moment["fault"] == fault
+            for moment in outcome.record["timeline"]
+        ),
+    )
+
+
+def _gone_for_s(outcome: Outcome) -> float:
+    """How long the line had been dead when the call ended."""
+    phone = outcome.phone.phone
+    dead_s = next(at_s for at_s, what in phone.events if what == "the line is dead")
+    moments = {moment["what"]: moment["at_s"] for moment in outcome.record["timeline"]}
+    return float(moments["ended"] - moments["answered"] - dead_s)
+
+
+GREETING_HEARD: Check = (
+    "the greeting was heard to its end",
+    lambda outcome: not outcome.agent_turns[0]["cut"] and outcome.agent_turns[0]["heard_s"] > 4.5,
+)
+NOTHING_CUT: Check = (
+    "the agent did not interrupt itself",
+    lambda outcome: not any(turn["cut"] for turn in outcome.agent_turns),
+)
+NOTICED_IN_TIME: Check = (
+    "it was noticed within five seconds that the line was dead",
+    lambda outcome: _gone_for_s(outcome) <= 5.2,  # the record is rounded, and clocks differ
+)
+APOLOGISED: Check = (
+    "the carrier said sorry to the caller and hung up",
+    lambda outcome: any("says: I am sorry" in what for _, what in outcome.phone.timeline),
+)
+TOOK_LEAVE: Check = (
+    "the agent was heard saying goodbye before the line was cut",
+    lambda outcome: outcome.agent_turns[-1]["heard_s"] > 0.5 and not outcome.agent_turns[-1]["cut"],
+)
+
+_IMPATIENT = {"reply_timeout_s": 2.0, "rung_timeout_s": 1.5}
+
 SCRIPTS: dict[str, DemoScript] = {
     "talks": DemoScript(
         (ended("caller-hung-up"), GREETED, ANSWERED, NOTHING_LOST, STOPPED_DEAD),
@@ -255,9 +298,73 @@ SCRIPTS: dict[str, DemoScript] = {
         (ended("caller-hung-up"), GREETED, ONE_CONNECTION, ANSWERED, NOTHING_LOST),
         {"simulated_callee": "talks", "simulated_model": "late-pong"},
     ),
+    "silent-model": DemoScript(
+        (
+            ended("caller-hung-up"),
+            climbed("nudge", "no-reply"),
+            climbed("resume", "no-reply"),
+            ANSWERED,
+            NOTHING_LOST,
+        ),
+        {"simulated_callee": "asks-and-waits", "simulated_model": "silent-model", **_IMPATIENT},
+    ),
+    "deaf-model": DemoScript(
+        (
+            ended("model-silent"),
+            climbed("nudge", "no-reply"),
+            climbed("resume", "no-reply"),
+            climbed("fresh", "no-reply"),
+            APOLOGISED,
+        ),
+        {"simulated_callee": "asks-and-waits", "simulated_model": "deaf-model", **_IMPATIENT},
+    ),
+    "empty-turn": DemoScript(
+        (ended("caller-hung-up"), climbed("nudge", "empty-turn"), ONE_CONNECTION, ANSWERED),
+        {"simulated_callee": "asks-and-waits", "simulated_model": "empty-turn"},
+    ),
+    "early-turn-complete": DemoScript(
+        (ended("caller-hung-up"), climbed("nudge", "broken-off"), ONE_CONNECTION, ANSWERED),
+        {"simulated_callee": "asks-and-waits", "simulated_model": "early-turn-complete"},
+    ),
     "slow-model": DemoScript(
-        (ended("caller-hung-up"), ONE_CONNECTION, ANSWERED, NOTHING_LOST),
-        {"simulated_callee": "talks", "simulated_model": "slow-model"},
+        (ended("caller-hung-up"), climbed("resume", "slow"), ANSWERED, NOTHING_LOST),
+        {"simulated_callee": "asks-and-waits", "simulated_model": "slow-model"},
+    ),
+    "caller-drops": DemoScript(
+        (ended("caller-gone"), GREETED, NOTICED_IN_TIME, NOTHING_LOST),
+        {"simulated_callee": "vanishes"},
+    ),
+    "says-hello": DemoScript(
+        (ended("caller-hung-up"), GREETED, GREETING_HEARD, ANSWERED, NOTHING_LOST),
+        {"simulated_callee": "says-hello"},
+    ),
+    "coughs": DemoScript(
+        (
+            ended("caller-hung-up"),
+            GREETED,
+            happened("agent held"),
+            happened("false alarm"),
+            GREETING_HEARD,
+            ANSWERED,
+        ),
+        {"simulated_callee": "coughs", "simulated_model": "hard-of-hearing"},
+    ),
+    "echoing-speakerphone": DemoScript(
+        (ended("caller-hung-up"), GREETED, NOTHING_CUT, ANSWERED, NOTHING_LOST),
+        {"simulated_callee": "echoing-speakerphone"},
+    ),
+    "silent-caller": DemoScript(
+        (ended("caller-silent"), GREETED, happened("caller silent"), TOOK_LEAVE),
+        {"simulated_callee": "silent", "silence_timeout_s": 3.0, "silence_prompts": 1},
+    ),
+    "too-long": DemoScript(
+        (ended("max-duration"), GREETED, happened("time running out"), TOOK_LEAVE),
+        {
+            "simulated_callee": "never-hangs-up",
+            "max_call_duration_s": 25.0,
+            "wrap_up_s": 8.0,
+            "farewell_timeout_s": 5.0,
+        },
     ),
 }
 """By the name that ``python -m server demo --script`` takes."""

@@ -15,6 +15,7 @@ from server.playout import Playout
 from server.voice_activity import (
     FRAME_BYTES,
     FRAME_S,
+    LINE_RATE_HZ,
     BargeIn,
     Echo,
     Frame,
@@ -26,6 +27,10 @@ from server.voice_activity import (
 )
 
 SILENCE = b"\xff" * FRAME_BYTES
+MAX_JITTER_S = 1.0
+"""A network that is later than this has lost something."""
+DRIFT = 0.002
+"""Of the lateness of each chunk that is taken for the clocks' and not the network's."""
 
 
 class BargeInMode(StrEnum):
@@ -85,6 +90,7 @@ class Ear:
             else BargeIn(confirm_s=self.BOTH_CONFIRM_S, agree_s=self.AGREE_S)
         )
         self._last_speech_at = float("-inf")
+        self._heard_at = float("-inf")
         self.echo_frames = 0
 
     @property
@@ -114,7 +120,7 @@ class Ear:
         """
         found: list[SpeechStarted | SpeechEnded | Stop] = []
         echoes: list[int] = []
-        frames = self._voice.frames(payload, at)
+        frames = self._voice.frames(payload, self._steady(at, len(payload) / LINE_RATE_HZ))
         for number, frame in enumerate(frames):
             echo = self._is_echo(frame)
             if echo:
@@ -128,6 +134,18 @@ class Ear:
                 for number, frame in enumerate(frames)
             )
         return Heard(self._opening.hear(payload, at), tuple(found))
+
+    def _steady(self, at: float, duration_s: float) -> float:
+        """When audio that came at some time would have come on a network without jitter.
+
+        What comes late was not spoken late: its time follows from what came before it. Only what
+        comes early says something about the line, and slowly the drift between the two clocks.
+        """
+        expected = self._heard_at + duration_s
+        if at - expected > MAX_JITTER_S:
+            expected = at  # the stream has just begun, or audio was lost
+        self._heard_at = min(at, expected + DRIFT * (at - expected))
+        return self._heard_at
 
     def _is_echo(self, frame: Frame) -> bool:
         if self._mode is BargeInMode.MODEL:

@@ -326,14 +326,14 @@ async def test_a_clock_that_stood_still_is_caught_up_with(nursery, autojump_cloc
     assert phone.heard == SILENCE * 100
 
 
-GREETING = LOUD_S * 2
+GREETING = LOUD_S * 3
 
 
 async def agent(stream):
     """Greets, answers whoever pauses, and stops when talked over: a model for these tests only."""
     greeting = SendAudio(GREETING)
     await stream.send(greeting)
-    busy_until = trio.current_time() + 2.0
+    busy_until = trio.current_time() + 3.0
     spoken = quiet = 0
     async with stream_closing(stream):
         while True:

@@ -87,6 +87,10 @@ class Script:
     """Agent turns that complete without any audio."""
     early_turns: frozenset[int] = frozenset()
     """Agent turns whose ``turnComplete`` comes in the middle of the audio."""
+    start_speech_s: float = 0.08
+    """Loud audio that it takes for the beginning of a caller's turn."""
+    heals: bool = True
+    """Whether a new connection in mid-call finds a healthy service; if not, the same faults."""
     tool_calls: int = 0
     """Functions called, all at once, before each answer to speech, if the set-up declares any."""
     functions: tuple[FunctionCall, ...] = ()
@@ -104,6 +108,8 @@ SCRIPTS: Mapping[str, Script] = {
     "drop-1006": Script(drop=Drop(turn=2, after_s=0.5, code=1006)),
     "drop-1011": Script(drop=Drop(2, 0.5, 1011, "Internal error encountered.")),
     "silent-model": Script(silent_turns=frozenset(range(2, 100))),
+    "deaf-model": Script(silent_turns=frozenset(range(2, 1_000)), heals=False),
+    "hard-of-hearing": Script(start_speech_s=0.4),
     "empty-turn": Script(empty_turns=frozenset({2})),
     "slow-model": Script(speed=0.8, reply_delay_s=1.2),
     "early-turn-complete": Script(early_turns=frozenset({2})),
@@ -756,11 +762,15 @@ class SimulatedSession:
             self.resumed_from = self._simulator.find_resumable(handle)
             self.turn = self.resumed_from.turn
             self.greeted = self.resumed_from.greeted
-            self._script = self._simulator.script_after_resume
+            if self._script.heals:
+                self._script = self._simulator.script_after_resume
             self.note("resumed")
         realtime = setup.get("realtimeInputConfig", {})
         detection = realtime.get("automaticActivityDetection", {})
-        self._hearing = Hearing(end_silence_s=detection.get("silenceDurationMs", 800) / 1000)
+        self._hearing = Hearing(
+            end_silence_s=detection.get("silenceDurationMs", 800) / 1000,
+            start_speech_s=self._script.start_speech_s,
+        )
         self._manual_activity = detection.get("disabled", False)
         self._interruptible = realtime.get("activityHandling", "").upper() != "NO_INTERRUPTION"
         history = setup.get("historyConfig", {})
@@ -768,7 +778,8 @@ class SimulatedSession:
         if self._awaits_history:
             # It takes the place of a session that has failed, as one that resumes it does.
             self.greeted = True
-            self._script = self._simulator.script_after_resume
+            if self._script.heals:
+                self._script = self._simulator.script_after_resume
         self._functions = [
             function
             for tool in setup.get("tools", ())
