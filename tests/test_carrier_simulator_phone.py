@@ -382,7 +382,7 @@ async def test_script_talks(nursery, autojump_clock):
     assert last == StreamStopped(said=True)
     assert phone.end is StreamEnd.HUNG_UP
     assert phone.clears == []
-    assert phone.heard.count(LOUD_S) == 4  # A greeting of two seconds and two answers.
+    assert phone.heard.count(LOUD_S) == 5  # A greeting of three seconds and two answers.
 
 
 async def test_script_interrupts(nursery, autojump_clock):
