@@ -22,6 +22,7 @@ from server.call import CallOptions
 from server.calls import Calls
 from server.carrier import MediaStream
 from server.carrier.phone import find_script
+from server.carrier.simulator import FAULTS as CARRIER_FAULTS
 from server.carrier.simulator import TwilioSimulator
 from server.carrier.twilio import TwilioCarrier, TwilioMediaStream, WebhookVerifier
 from server.costs import Prices
@@ -323,6 +324,7 @@ class OffhookApp(QuartTrio):
             auth_token=auth_token,
             phone_number=SIMULATED_NUMBER,
             script=settings.simulated_callee,
+            faults=CARRIER_FAULTS[settings.simulated_carrier],
             ring_s=settings.simulated_ring_s,
             recordings_dir=settings.recordings_dir,
         )
@@ -422,6 +424,9 @@ def _check_scripts(settings: Settings) -> None:
     if settings.simulated_model not in MODEL_SCRIPTS:
         known = ", ".join(MODEL_SCRIPTS)
         raise ConfigurationError(f"SIMULATED_MODEL: there is no such script; there are {known}")
+    if settings.simulated_carrier not in CARRIER_FAULTS:
+        known = ", ".join(CARRIER_FAULTS)
+        raise ConfigurationError(f"SIMULATED_CARRIER: there is no such script; there are {known}")
 
 
 def create_app(settings: Settings) -> OffhookApp:

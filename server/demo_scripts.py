@@ -147,6 +147,38 @@ CAME_BACK: Check = (
     "the caller came back on another stream, to the same session",
     lambda outcome: len(outcome.phone.phones) == 2 and len(outcome.sessions) == 1,
 )
+LAST_WORD_AFTER_THE_END: Check = (
+    "the carrier's last word came after the end, and is in the record",
+    lambda outcome: (
+        outcome.record["status"] == "completed"
+        and "ended" in outcome.happened
+        and outcome.happened.index("ended") < outcome.happened.index("completed")
+    ),
+)
+EACH_STATUS_ONCE: Check = (
+    "every status counted once, however often it was told",
+    lambda outcome: all(
+        outcome.happened.count(status) == 1
+        for status in ("initiated", "ringing", "in-progress", "completed")
+    ),
+)
+REPORTS_TAKEN: Check = (
+    "every callback was taken, copies too",
+    lambda outcome: (
+        len(outcome.phone.reports) == 16
+        and all(answer == 204 for _, answer in outcome.phone.reports)
+    ),
+)
+UPDATES_FAILED: Check = (
+    "Twilio answered twice with 503 when asked to hang up",
+    lambda outcome: (
+        [what for _, what in outcome.phone.timeline].count("update answered with 503") == 2
+    ),
+)
+HUNG_UP_AT_LAST: Check = (
+    "the call is over at Twilio, too",
+    lambda outcome: outcome.phone.status.value == "completed",
+)
 
 
 def climbed(rung: str, fault: str) -> Check:
@@ -260,6 +292,23 @@ SCRIPTS: dict[str, DemoScript] = {
     "garbage": DemoScript(
         (ended("caller-hung-up", "caller-gone"), GREETED, NOTHING_LOST, STOPPED_DEAD),
         {"simulated_callee": "garbage"},
+    ),
+    "late-callbacks": DemoScript(
+        (ended("caller-hung-up"), GREETED, LAST_WORD_AFTER_THE_END, NOTHING_LOST),
+        {"simulated_callee": "hangs-up", "simulated_carrier": "late-callbacks"},
+    ),
+    "duplicate-callbacks": DemoScript(
+        (ended("caller-hung-up"), GREETED, EACH_STATUS_ONCE, REPORTS_TAKEN, NOTHING_LOST),
+        {"simulated_callee": "hangs-up", "simulated_carrier": "duplicate-callbacks"},
+    ),
+    "twilio-5xx": DemoScript(
+        (ended("agent-hung-up"), GREETED, UPDATES_FAILED, HUNG_UP_AT_LAST, FAREWELL_HEARD),
+        {
+            "simulated_callee": "asks-once",
+            "simulated_model": "hangs-up",
+            "simulated_carrier": "twilio-5xx",
+            "close_timeout_s": 6.0,
+        },
     ),
     "go-away": DemoScript(
         (

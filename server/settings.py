@@ -264,6 +264,7 @@ class Settings(BaseSettings):
     # What the embedded simulators do; without meaning on a real account.
     simulated_callee: str = "talks"
     simulated_model: str = "answers"
+    simulated_carrier: str = "healthy"
     simulated_ring_s: Annotated[float, Field(ge=0)] | None = None
     """How long simulated phones ring; None for what their script says."""
 

@@ -66,6 +66,30 @@ SCRIPT_NUMBERS = {
 }
 """Who answers a number that ends like this: 555-0100 to 555-0199 are kept free for fiction."""
 
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What goes wrong on Twilio's side; by default nothing."""
+
+    callback_delay_s: float = 0.0
+    """How much later than what they tell status callbacks come."""
+    callback_copies: int = 1
+    """How often each is posted; with more than one, all come once more at the end, last first."""
+    failed_dials: int = 0
+    """Requests to place a call that are answered 503 before one is taken."""
+    failed_updates: int = 0
+    """The same of requests to end a call or to send it another document."""
+
+
+FAULTS: Mapping[str, Faults] = {
+    "healthy": Faults(),
+    "late-callbacks": Faults(callback_delay_s=3.0),
+    "duplicate-callbacks": Faults(callback_copies=3),
+    "twilio-5xx": Faults(failed_updates=2),
+    "twilio-5xx-dial": Faults(failed_dials=1),
+}
+"""By the name the settings know them under."""
+
 WEBHOOK_TIMEOUT_S = 15.0  # "Webhooks: connection overrides": what Twilio waits in total.
 CONNECT_TIMEOUT_S = 5.0
 MAX_TWIML_CHARS = 4000  # Of the Twiml parameter; "Call resource".
@@ -345,6 +369,7 @@ class TwilioSimulator:
         recordings_dir: Where a two-channel WAV of each call is written (left said, right heard);
             None writes none.
         dial_s: How long the two sides of a ``<Dial>`` talk.
+        faults: What goes wrong.
 
     Attributes:
         calls: Every call by its sid, the oldest first.
@@ -365,6 +390,7 @@ class TwilioSimulator:
         ring_s: float | None = None,
         recordings_dir: Path | None = None,
         dial_s: float = 2.0,
+        faults: Faults = FAULTS["healthy"],
     ) -> None:
         self.account_sid = account_sid
         self.phone_number = phone_number
@@ -378,6 +404,8 @@ class TwilioSimulator:
         self._ring_s = ring_s
         self._recordings_dir = recordings_dir
         self._dial_s = dial_s
+        self._faults = faults
+        self._failed_dials = self._failed_updates = 0
         # Unbounded: a REST request hands its call over and is answered at once.
         self._to_new_calls, self._new_calls = trio.open_memory_channel[SimulatedCall](math.inf)
 
@@ -452,6 +480,9 @@ class TwilioSimulator:
         Raises:
             ApiRefusal: What is asked for is refused, with Twilio's code.
         """
+        if self._failed_dials < self._faults.failed_dials:
+            self._failed_dials += 1
+            raise ApiRefusal(503, 20503, "Service unavailable")
         to, from_number = form.get("To", ""), form.get("From", "")
         self._check_numbers(to, from_number)
         twiml, url = form.get("Twiml"), form.get("Url")
@@ -496,6 +527,10 @@ class TwilioSimulator:
             ApiRefusal: There is no such call, it is over, or nothing sensible is asked for.
         """
         call = self.find_call(call_sid)
+        if self._failed_updates < self._faults.failed_updates:
+            self._failed_updates += 1
+            call.note("update answered with 503")
+            raise ApiRefusal(503, 20503, "Service unavailable")
         if call.status.is_final:
             raise ApiRefusal(400, 21220, "Call is not in-progress. Cannot redirect.")
         status, twiml, url = form.get("Status"), form.get("Twiml"), form.get("Url")
@@ -557,7 +592,7 @@ class TwilioSimulator:
     async def _live(self, call: SimulatedCall) -> None:
         """One call from ringing to its recording."""
         # Unbounded: a slow webhook delays the reports after it, never the call.
-        to_reports, reports = trio.open_memory_channel[tuple[CallStatus, str]](math.inf)
+        to_reports, reports = trio.open_memory_channel[_Report](math.inf)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._post_reports, call, reports)
             with to_reports:
@@ -791,27 +826,37 @@ class TwilioSimulator:
         return answer.text
 
     async def _post_reports(
-        self, call: SimulatedCall, reports: trio.MemoryReceiveChannel[tuple[CallStatus, str]]
+        self, call: SimulatedCall, reports: trio.MemoryReceiveChannel[_Report]
     ) -> None:
         """Post status callbacks one after the other, in order."""
-        number = 0
-        async for status, timestamp in reports:
-            assert call._status_url is not None  # otherwise nothing is reported
+        posted: list[tuple[CallStatus, dict[str, str]]] = []
+        async for report in reports:
+            await trio.sleep_until(report.happened_at + self._faults.callback_delay_s)
             fields = {
                 **_call_fields(call),
-                "CallStatus": status.value,
-                "SequenceNumber": str(number),
-                "Timestamp": timestamp,
+                "CallStatus": report.status.value,
+                "SequenceNumber": str(len(posted)),
+                "Timestamp": report.timestamp,
                 "CallbackSource": "call-progress-events",
             }
-            if status.is_final:
+            if report.status.is_final:
                 duration_s = math.ceil(call.duration_s)
                 fields["CallDuration"] = str(duration_s)
                 fields["Duration"] = str(math.ceil(duration_s / 60))
-                fields["SipResponseCode"] = _SIP_CODES[status]
-            answer = await self._post(call, call._status_url, fields)
-            call.reports.append((status, answer.status_code if answer is not None else None))
-            number += 1
+                fields["SipResponseCode"] = _SIP_CODES[report.status]
+            posted.append((report.status, fields))
+            for _ in range(self._faults.callback_copies):
+                await self._post_report(call, report.status, fields)
+        if self._faults.callback_copies > 1:
+            for status, fields in reversed(posted):
+                await self._post_report(call, status, fields)
+
+    async def _post_report(
+        self, call: SimulatedCall, status: CallStatus, fields: Mapping[str, str]
+    ) -> None:
+        assert call._status_url is not None  # otherwise nothing is reported
+        answer = await self._post(call, call._status_url, fields)
+        call.reports.append((status, answer.status_code if answer is not None else None))
 
     async def _post(
         self, call: SimulatedCall, url: str, fields: Mapping[str, str]
@@ -841,12 +886,19 @@ class TwilioSimulator:
         call.recording_path = path
 
 
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """A status, and when the call had it."""
+
+    status: CallStatus
+    happened_at: float
+    timestamp: str
+
+
 class _Reporter:
     """Changes a call's status and has the server told, if it asked to be."""
 
-    def __init__(
-        self, call: SimulatedCall, to_reports: trio.MemorySendChannel[tuple[CallStatus, str]]
-    ) -> None:
+    def __init__(self, call: SimulatedCall, to_reports: trio.MemorySendChannel[_Report]) -> None:
         self._call = call
         self._to_reports = to_reports
 
@@ -854,7 +906,8 @@ class _Reporter:
         """The call has come to ``status``, which is told to those who asked for ``event``."""
         self._call._set_status(status)
         if self._call._status_url and event in self._call._status_events:
-            self._to_reports.send_nowait((status, format_datetime(datetime.now(UTC))))
+            timestamp = format_datetime(datetime.now(UTC))
+            self._to_reports.send_nowait(_Report(status, trio.current_time(), timestamp))
 
 
 _SIP_CODES = {

@@ -1,0 +1,70 @@
+"""A carrier that is late, repeats itself, or fails for a while: what the server makes of it."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from server.carrier import CallStatus
+from server.carrier.simulator import Faults
+from tests.test_serve import serving
+
+
+async def test_late_callbacks_do_not_hold_a_call_and_still_reach_its_record():
+    async with serving(simulated_carrier="late-callbacks") as server:
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        call = server.app.calls.get(call_sid)
+        with trio.fail_after(30):
+            await call.finished.wait()
+            at_the_end = call.status
+            record = await server.finished(call_sid)
+
+    assert at_the_end is not CallStatus.COMPLETED
+    assert record["reason"] == "caller-hung-up"
+    assert record["status"] == "completed"
+    assert record["cost"]["billed_minutes"] == 1
+
+
+async def test_callbacks_that_come_again_change_nothing():
+    async with serving(simulated_carrier="duplicate-callbacks") as server:
+        call_sid = (await server.make_call("5550104")).json()["call_sid"]
+        with trio.fail_after(30):
+            record = await server.finished(call_sid)
+        reports = server.app.simulated_twilio.calls[call_sid].reports
+
+    noted = [moment["what"] for moment in record["timeline"]]
+    assert [noted.count(status) for status in ("initiated", "ringing", "busy")] == [1, 1, 1]
+    assert record["status"] == "busy"
+    assert len(reports) == 12
+    assert {answer for _, answer in reports} == {204}
+
+
+async def test_a_dial_that_twilio_fails_is_told_and_never_made_again_by_us():
+    async with serving(simulated_carrier="twilio-5xx-dial") as server:
+        failed = await server.make_call("5550104")
+        placed = len(server.app.simulated_twilio.calls)
+        live = server.app.calls.live_count
+        taken = await server.make_call("5550104")
+
+    assert failed.status_code == 502
+    assert failed.json()["carrier_status"] == 503
+    assert (placed, live) == (0, 0)
+    assert taken.status_code == 201
+
+
+@pytest.mark.parametrize("failures", [2, 1_000])
+async def test_a_hang_up_that_twilio_fails_still_ends_the_call(failures):
+    async with serving() as server:
+        twilio = server.app.simulated_twilio
+        call_sid = (await server.make_call("5550108")).json()["call_sid"]
+        twilio._faults = Faults(failed_updates=failures)
+        phone = twilio.calls[call_sid]
+        with trio.fail_after(30):
+            await phone.wait_stream()
+            await server.http.post(f"/calls/{call_sid}/hang-up")
+            await phone.wait_ended()
+            record = await server.finished(call_sid)
+
+    # If not over REST, then by the end of the stream: nothing follows it in our TwiML.
+    assert record["reason"] == "hung-up"
+    assert phone.status is CallStatus.COMPLETED
