@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 
 import pytest
+import trio
 from rich.console import Console
 
 from server.app import create_app
@@ -26,6 +27,26 @@ async def test_a_script_passes_if_its_call_went_as_demanded(tmp_path):
 
     assert await _run_one(console, SCRIPTS["busy"], tmp_path)
     assert "yes the call ended: busy" in console.file.getvalue()
+
+
+async def test_a_conversation_survives_its_faults_over_real_sockets(tmp_path):
+    names = (
+        *("silent-model", "deaf-model", "empty-turn", "early-turn-complete", "slow-model"),
+        *("caller-drops", "says-hello", "coughs", "echoing-speakerphone", "silent-caller"),
+        "too-long",
+    )
+    pages = {name: Console(file=io.StringIO(), width=120) for name in names}
+    passed = {}
+
+    async def run(name: str) -> None:
+        passed[name] = await _run_one(pages[name], SCRIPTS[name], tmp_path / name)
+
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(run, name)
+            await trio.sleep(0.2)
+    for name in names:
+        assert passed[name], pages[name].file.getvalue()
 
 
 async def test_a_script_fails_if_it_did_not(tmp_path):

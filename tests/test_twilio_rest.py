@@ -137,6 +137,22 @@ async def test_a_live_call_is_given_another_document(api):
     assert (path, form.to_dict()) == (CALL_PATH, {"Twiml": "<Response><Hangup/></Response>"})
 
 
+@pytest.mark.parametrize(
+    ("language", "spoken"),
+    [("es-VE", "es-MX"), ("en-GB", "en-GB"), ("PT", "pt-BR"), ("tlh", "en-US")],
+)
+async def test_twilio_itself_says_something_in_the_nearest_language_it_has(api, language, spoken):
+    async with carrier(api.url) as twilio:
+        await twilio.say_and_hang_up(CALL, "Sorry & goodbye", language)
+
+    ((_, path, form),) = api.asked
+    assert path == CALL_PATH
+    assert form.to_dict() == {
+        "Twiml": '<?xml version="1.0" encoding="UTF-8"?><Response>'
+        f'<Say language="{spoken}">Sorry &amp; goodbye</Say><Hangup /></Response>'
+    }
+
+
 REFUSALS = {
     "the 2010 form": (
         400,
