@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from math import inf
 from typing import Any, Literal
 
@@ -223,6 +224,16 @@ class _Line:
     """One media stream of the call. A caller whom nobody took over comes back on another."""
 
     media: MediaStream
+    pushes: bool = False
+    """It calls us with its events, and takes commands without waiting."""
+    heard_at: float = 0.0
+    """When it last brought anything (if it pushes)."""
+    end: tuple[EndReason, str] | None = None
+    """What its last event means for the call."""
+    failure: Exception | None = None
+    """What went wrong while it pushed: to be raised by the task that waits for it."""
+    news: trio.Event = field(default_factory=trio.Event)
+    """Something that task has to see to."""
     over: trio.Event = field(default_factory=trio.Event)
     """Its last event has been read."""
     released: trio.Event = field(default_factory=trio.Event)
@@ -367,6 +378,8 @@ class Call:
             remember=options.barge_in is not BargeInMode.MODEL,
         )
         self._playout_changed = trio.Event()
+        self._caller_latency = metrics.chunk_latency.labels("caller")
+        self._agent_latency = metrics.chunk_latency.labels("agent")
         self._opening = Opening(
             greets=bool(agent.greeting or agent.greeting_text or agent.greeting_audio),
             when=options.greeting_when,
@@ -626,42 +639,93 @@ class Call:
         while True:
             await self._connected.wait()
             assert self._line is not None
-            reason, detail = await self._hear_line(self._line.media)
+            reason, detail = await self._hear_line(self._line)
             self._line.over.set()
             if self._transfer is None or not self._transfer.told:
                 self.end(reason, detail)
                 return
             self._leave_line()
 
-    async def _hear_line(self, media: MediaStream) -> tuple[EndReason, str]:
+    async def _hear_line(self, line: _Line) -> tuple[EndReason, str]:
         """Pass everything on until the stream is over; says what that means for a call."""
+        if await self._hear_pushed(line):
+            assert line.end is not None
+            return line.end
         event: CarrierEvent | None = None
-        while True:
+        while line.end is None:
             if event is None:
                 with trio.move_on_after(self._options.media_timeout_s):
-                    event = await media.receive()
-            match event:
-                case CallerAudio():
-                    payload, following = self._gather(media, event)
-                    if self._recorder is not None:
-                        self._recorder.caller(payload, event.timestamp_ms, event.received_at)
-                    await self._pass_on(payload, event.received_at)
-                    event = following
+                    event = await line.media.receive()
+            if isinstance(event, CallerAudio):
+                payload, following = self._gather(line.media, event)
+                await self._pass_on(payload, event)
+                event = following
+            else:
+                self._take_event(event, line)
+                event = None
+        return line.end
+
+    def _take_event(self, event: CarrierEvent | None, line: _Line) -> None:
+        """See to whatever is not audio; None is the silence of a carrier that has gone."""
+        match event:
+            case MarkReached(name=name, received_at=received_at):
+                self._mark_reached(name, received_at)
+            case DigitPressed(digit=digit):
+                self.note("digit")
+                self._turns.caller_active(trio.current_time())
+                self._digits += digit
+                self._digit_pressed.set()
+            case StreamStopped(said=said):
+                line.end = (EndReason.CALLER_HUNG_UP if said else EndReason.CALLER_GONE), ""
+            case None:
+                line.end = EndReason.CALLER_GONE, "no audio from the carrier"
+            case _:
+                pass
+
+    async def _hear_pushed(self, line: _Line) -> bool:
+        """The same for a stream that pushes; False, at once, if it does not."""
+        line.heard_at = trio.current_time()
+        line.pushes = line.media.listen(partial(self._take_pushed, line))
+        while line.pushes and line.end is None:
+            # The event is made before looking, so that news that come while we act are seen.
+            news = line.news = trio.Event()
+            if line.failure is not None:
+                raise line.failure
+            if self._unsent and self._session is not None:
+                await self._send_unsent(self._session)
+                continue
+            with trio.move_on_at(line.heard_at + self._options.media_timeout_s):
+                await news.wait()
+            if trio.current_time() >= line.heard_at + self._options.media_timeout_s:
+                self._take_event(None, line)
+        return line.pushes
+
+    def _take_pushed(
+        self, line: _Line, events: Sequence[CarrierEvent | CarrierProtocolError]
+    ) -> None:
+        """Called with what has come, the moment it has: nothing in here waits."""
+        line.heard_at = trio.current_time()
+        try:
+            first: CallerAudio | None = None
+            payload = b""
+            for event in events:
+                if isinstance(event, CallerAudio):
+                    first = first or event
+                    payload += event.payload
                     continue
-                case MarkReached(name=name, received_at=received_at):
-                    self._mark_reached(name, received_at)
-                case DigitPressed(digit=digit):
-                    self.note("digit")
-                    self._turns.caller_active(trio.current_time())
-                    self._digits += digit
-                    self._digit_pressed.set()
-                case StreamStopped(said=said):
-                    return (EndReason.CALLER_HUNG_UP if said else EndReason.CALLER_GONE), ""
-                case None:
-                    return EndReason.CALLER_GONE, "no audio from the carrier"
-                case _:
-                    pass
-            event = None
+                if first is not None:
+                    self._pass_on_now(payload, first)
+                    first, payload = None, b""
+                if isinstance(event, CarrierProtocolError):
+                    raise event
+                self._take_event(event, line)
+            if first is not None:
+                self._pass_on_now(payload, first)
+        except Exception as error:
+            # It is the call's, not the socket's: the call's own task raises it.
+            line.failure = error
+        if line.failure is not None or line.end is not None or self._unsent:
+            line.news.set()
 
     def _gather(self, media: MediaStream, first: CallerAudio) -> tuple[bytes, CarrierEvent | None]:
         """Join what is already waiting; latency is never traded for this while idle."""
@@ -673,26 +737,59 @@ class Call:
             payload += event.payload
         return payload, None
 
-    async def _pass_on(self, payload: bytes, received_at: float) -> None:
+    async def _pass_on(self, payload: bytes, first: CallerAudio) -> None:
+        """Let the ear and the model hear this, waiting for the model if need be."""
+        self._judge(payload, first)
+        if self._session is None:
+            self._bound_unsent()
+        else:
+            await self._send_unsent(self._session)
+            self._note_passed_on(first.received_at)
+
+    def _pass_on_now(self, payload: bytes, first: CallerAudio) -> None:
+        """The same without waiting; what would have to wait is left to :meth:`_hear_pushed`."""
+        session, in_order = self._session, not self._unsent
+        self._judge(payload, first)
+        if session is None:
+            self._bound_unsent()
+        elif in_order:
+            while self._unsent:
+                if not session.send_audio_nowait(bytes(self._unsent[:MAX_MESSAGE_BYTES])):
+                    return
+                del self._unsent[:MAX_MESSAGE_BYTES]
+            self._note_passed_on(first.received_at)
+
+    def _judge(self, payload: bytes, first: CallerAudio) -> None:
+        """Find out what can be from caller audio, and put it where the model will hear it.
+
+        Args:
+            payload: One chunk, or several that came together.
+            first: The event of the first of them.
+        """
+        if self._recorder is not None:
+            self._recorder.caller(payload, first.timestamp_ms, first.received_at)
         now = trio.current_time()
         self.timings.caller_audio_s += len(payload) / 8_000
         heard = self._ear.hear(payload, now)
         for found in heard.found:
             self._caller_found(found, now)
         self._unsent += self._decoder.decode(heard.payload)
-        session = self._session
-        if session is None:
-            if (lost := len(self._unsent) - MAX_UNSENT_BYTES) > 0:
-                del self._unsent[:lost]
-                self.timings.caller_audio_lost_s += lost / 2 / CALLER_RATE_HZ
-            return
+
+    def _bound_unsent(self) -> None:
+        if (lost := len(self._unsent) - MAX_UNSENT_BYTES) > 0:
+            del self._unsent[:lost]
+            self.timings.caller_audio_lost_s += lost / 2 / CALLER_RATE_HZ
+
+    async def _send_unsent(self, session: Session) -> None:
         while self._unsent:
             pcm = bytes(self._unsent[:MAX_MESSAGE_BYTES])
             del self._unsent[:MAX_MESSAGE_BYTES]
             await session.send_audio(pcm)
+
+    def _note_passed_on(self, received_at: float) -> None:
         took_s = trio.current_time() - received_at
         self.timings.caller_chunks.record(took_s)
-        self._metrics.chunk_latency.labels("caller").observe(took_s)
+        self._caller_latency.observe(took_s)
 
     def _caller_found(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
         """What the ear has made of caller audio."""
@@ -704,16 +801,16 @@ class Call:
                 agent_until = self._playout.audible_until(now)
                 self._turns.caller_ended(at, now, speech_s=speech_s, agent_until=agent_until)
                 self._replies.caller_ended(at, now)
-                self._playout_changed.set()  # the greeting may have waited for this
+                self._let_out()  # the greeting may have waited for this
             case Stop.HOLD:
                 if self._playout.hold(now):
                     self._interrupted_at = now
-                    self._playout_changed.set()
+                    self._let_out()
                     self.note("agent held")
             case Stop.RESUME:
                 if self._playout.is_held:
                     self._playout.resume()
-                    self._playout_changed.set()
+                    self._let_out()
                     self.note("false alarm")
             case Stop.CUT:
                 self._cut(self._agent_turn, now, by="local")
@@ -724,7 +821,7 @@ class Call:
             self._measured(reply, "playout", "total")
         if heard := self._playout.mark_reached(name, now):
             self._note_heard(heard)
-        self._playout_changed.set()  # and whoever waits for silence is told by _play
+        self._let_out()  # and whoever waits for silence is told there
 
     async def _pass_on_digits(self, session: Session) -> None:
         """Tell the model keys pressed in one go in one go: it answers every message."""
@@ -797,7 +894,7 @@ class Call:
         payload = self._encoder.encode(pcm)
         self._take_note(payload, turn, received_at)
         if self._playout.push(payload, turn, received_at):
-            self._playout_changed.set()
+            self._let_out()
 
     async def _answer_tools(self, results: tuple[ToolResult, ...]) -> None:
         assert self._session is not None
@@ -825,7 +922,7 @@ class Call:
         if turn == self._agent_turn:
             self._playout.push(self._encoder.flush(), turn)
         self._playout.finish_turn(turn)
-        self._playout_changed.set()
+        self._let_out()
         self._turns_changed.set()
 
     def _interrupt(self, turn: int, received_at: float) -> None:
@@ -848,7 +945,7 @@ class Call:
             return
         if self._interrupted_at is None:
             self._interrupted_at = at
-        self._playout_changed.set()
+        self._let_out()
         self.note("barge-in", turn=cut.turn, by=by, heard_s=round(cut.heard_s, 3))
         self._note_heard(cut)
 
@@ -980,6 +1077,21 @@ class Call:
                 continue
             self._note_sent(command, trio.current_time())
 
+    def _let_out(self) -> None:
+        """Playout has something new: send it now if the stream takes it, or wake the task."""
+        line = self._line
+        if line is not None and line.pushes and self._playout.is_open:
+            try:
+                while (command := self._playout.next_command(trio.current_time())) is not None:
+                    line.media.send_nowait(command)
+                    self._note_sent(command, trio.current_time())
+            except StreamEnded:
+                return  # _hear sees the same end
+            self._pulse()
+            if self._playout.next_due() == inf:
+                return
+        self._playout_changed.set()
+
     def _note_sent(self, command: CarrierCommand, now: float) -> None:
         assert self._answered_at is not None
         if self._recorder is not None:
@@ -996,7 +1108,7 @@ class Call:
                     self.note("first audio", after_ms=round(first_s * 1000, 3))
                 if received_at > self._answered_at:
                     self.timings.agent_chunks.record(now - received_at)
-                    self._metrics.chunk_latency.labels("agent").observe(now - received_at)
+                    self._agent_latency.observe(now - received_at)
             case Clear() if self._interrupted_at is not None:
                 self.timings.interrupt_to_clear.record(now - self._interrupted_at)
                 self._metrics.interrupt_to_clear.observe(now - self._interrupted_at)
@@ -1106,7 +1218,7 @@ class Call:
         """
         name = self._playout.push_keys(tones(keys))
         self.note("keys", count=len(keys))  # which ones may be nobody's business
-        self._playout_changed.set()
+        self._let_out()
         try:
             await self._until(lambda: not self._playout.is_pending(name))
         finally:
@@ -1120,7 +1232,7 @@ class Call:
         self._connected = trio.Event()
         if (cut := self._playout.leave(trio.current_time())) is not None:
             self._note_heard(cut)
-        self._playout_changed.set()
+        self._let_out()
         line.released.set()
         self._pulse()
 

@@ -50,6 +50,10 @@ class WireSocket:
             ConnectionClosed: The connection is closed.
         """
         assert text
+        self.send_nowait(message)
+
+    def send_nowait(self, message: bytes) -> None:
+        """The same, for whoever cannot wait anyway."""
         if not self.wire.websocket.is_open:
             raise self._closed()
         self.wire.send_text(message)

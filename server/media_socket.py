@@ -8,7 +8,7 @@ disconnect is an event like any other, and it does without a signal per message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
@@ -150,9 +150,19 @@ class WireTransport:
         Raises:
             StreamEnded: The socket is closed.
         """
+        self.send_nowait(text)
+
+    def send_nowait(self, text: str) -> None:
+        """The same, for whoever cannot wait anyway."""
         if not self.wire.websocket.is_open:
             raise StreamEnded("the media socket is closed")
         self.wire.send_text(text.encode())
+
+    def listen(self, on_messages: Callable[[Sequence[str | bytes], bool], None]) -> None:
+        """Be called with what each read brought, and whether that was the end, from now on."""
+        self.wire.listen(
+            lambda messages, ended: on_messages([self._read(*each) for each in messages], ended)
+        )
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close with a WebSocket close code; closing again does nothing."""

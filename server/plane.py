@@ -31,6 +31,9 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 AVAILABLE = hasattr(select, "epoll")
 
+Messages = list[tuple[bytes, bool]]
+"""Complete messages, and whether each is text."""
+
 READ_BYTES = 64 * 1024
 """Read at most at once from one socket, so that one busy call cannot hold up the others."""
 READS_PER_PASS = 4
@@ -117,10 +120,7 @@ class Wire:
         early: bytes = b"",
     ) -> None:
         self.websocket = websocket
-        self.received_at = 0.0
-        """``trio.current_time()`` of the last read."""
-        self.on_received: Callable[[float], None] = self._deliver
-        """Called after each read, with its time: whoever joins two wires puts itself here."""
+        self._listener: Callable[[Messages, bool], None] | None = None
         self._plane = plane
         self._sock = sock
         self._inbox: deque[tuple[bytes, bool]] = deque()
@@ -132,7 +132,7 @@ class Wire:
         plane.add(self)
         if early:
             websocket.receive(early)
-            self.on_received(trio.current_time())
+            self._deliver()
 
     def fileno(self) -> int:
         """The socket's number, as long as it is open."""
@@ -167,21 +167,20 @@ class Wire:
                 break
         else:
             self._plane.read_again(self)
-        self.received_at = trio.current_time()
-        self.on_received(self.received_at)
+        self._deliver()
         if self.websocket.ended:
             self._pause(True)  # an ended socket stays readable for ever
 
-    def _deliver(self, now: float) -> None:
-        """Put what has come into the inbox."""
+    def _deliver(self) -> None:
+        """Give what has come to the listener, or put it into the inbox."""
         while (message := self.websocket.next_message()) is not None:
-            self.deliver(message)
+            self._inbox.append((message, self.websocket.is_text))
         self.flush()
-        self._news.set()
-
-    def deliver(self, message: bytes) -> None:
-        """Put a message into the inbox; :meth:`receive` gives it out."""
-        self._inbox.append((message, self.websocket.is_text))
+        if self._listener is not None:
+            messages = list(self._inbox)
+            self._inbox.clear()
+            self._listener(messages, self.websocket.ended)
+            return
         self._news.set()
         if len(self._inbox) >= MAX_INBOX:
             self._pause(True)
@@ -197,6 +196,17 @@ class Wire:
                 self._news = trio.Event()
             await self._news.wait()
         return self._take()
+
+    def listen(self, listener: Callable[[Messages, bool], None]) -> None:
+        """Call back with what each read brought, and whether that was the end, instead.
+
+        What is in the inbox is given to it at once. It is called by the plane, for whose other
+        sockets' sake it must be quick.
+        """
+        self._listener = listener
+        self._deliver()
+        if self._paused and not self.websocket.ended:
+            self._pause(False)
 
     def receive_nowait(self) -> tuple[bytes, bool] | None:
         """A message that is already here, or None."""
@@ -253,6 +263,9 @@ class Wire:
         self.websocket.receive_eof()
         self._pause(True)
         self._news.set()
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            listener([], True)
 
     async def aclose(self, code: int = 1000, reason: str = "", *, timeout_s: float) -> None:
         """Say goodbye, wait for the peer's answer for a bounded time, and close the socket."""

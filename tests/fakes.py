@@ -16,6 +16,7 @@ from server.carrier import (
     CarrierCommand,
     CarrierEvent,
     Clear,
+    Listener,
     MarkReached,
     PlacedCall,
     SendAudio,
@@ -87,6 +88,12 @@ class MemoryMedia:
         await trio.lowlevel.checkpoint()
         self.sent.append((trio.current_time(), command))
 
+    def listen(self, on_events: Listener) -> bool:
+        return False
+
+    def send_nowait(self, command: CarrierCommand) -> None:
+        raise AssertionError("this stream does not push")
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         await trio.lowlevel.checkpoint()
         self.closed = (code, reason)
@@ -115,6 +122,9 @@ class MemorySession:
         if isinstance(event, ModelError):
             raise event
         return event
+
+    def send_audio_nowait(self, pcm: bytes) -> bool:
+        return False
 
     async def send_audio(self, pcm: bytes) -> None:
         await trio.lowlevel.checkpoint()

@@ -765,6 +765,9 @@ class UnreliableSession:
         assert self._life is not None
         raise self._life.ends
 
+    def send_audio_nowait(self, pcm: bytes) -> bool:
+        return False
+
     async def send_audio(self, pcm: bytes) -> None:
         await trio.lowlevel.checkpoint()
         if trio.current_time() >= self._ends_at:

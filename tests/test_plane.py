@@ -119,6 +119,26 @@ async def messages(wire: Wire) -> AsyncGenerator[bytes]:
         yield message[0]
 
 
+async def test_a_listener_is_called_with_what_was_there_what_comes_and_the_end(plane):
+    async with connected(plane) as (wire, peer):
+        heard = []
+        await peer.send(b"before")
+        await wait_all_tasks_blocked(0.01)
+        wire.listen(lambda messages, ended: heard.append(([m for m, _ in messages], ended)))
+        await peer.send(b"after", b"that")
+        peer.sock.close()
+        with trio.fail_after(5):
+            while not wire.is_over:
+                await trio.lowlevel.checkpoint()
+
+    assert [message for messages, _ in heard for message in messages] == [
+        b"before",
+        b"after",
+        b"that",
+    ]
+    assert heard[-1][1] is True
+
+
 async def test_a_peer_that_is_not_heard_is_held_back_and_nothing_is_lost(plane, nursery):
     async with connected(plane) as (wire, peer):
         sent = 3 * MAX_INBOX
@@ -157,12 +177,17 @@ async def test_a_slow_peer_gets_everything(plane):
 async def test_a_bug_in_one_wire_leaves_the_others_alone(plane):
     async with connected(plane) as (broken, its_peer), connected(plane) as (good, peer):
 
-        def fail(now: float) -> None:
-            raise ZeroDivisionError
+        def fail(messages, ended) -> None:
+            if not ended:
+                raise ZeroDivisionError
 
-        broken.on_received = fail
         await its_peer.send(b"boom")
-        assert await broken.receive() is None
+        await broken.receive()
+        broken._listener = fail
+        await its_peer.send(b"boom")
+        with trio.fail_after(5):
+            while not broken.is_over:
+                await trio.lowlevel.checkpoint()
         await peer.send(b"fine")
 
         assert await good.receive() == (b"fine", True)

@@ -7,10 +7,12 @@ presses and marks come out of it, the agent's audio goes in. ``twilio.py`` is th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
+
+from server.errors import CarrierProtocolError
 
 # ------------------------------------------------------------------------------------------
 # What a media stream tells us
@@ -98,6 +100,10 @@ class Clear:
 CarrierCommand = SendAudio | SendMark | Clear
 
 
+Listener = Callable[[Sequence[CarrierEvent | CarrierProtocolError]], None]
+"""Called with what one read of the socket brought, in order."""
+
+
 class MediaStream(Protocol):
     """One call's audio, both ways. One task receives, one task sends."""
 
@@ -128,6 +134,26 @@ class MediaStream(Protocol):
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the stream with a WebSocket close code; the carrier then ends the call."""
+        ...
+
+    def listen(self, on_events: Listener) -> bool:
+        """From now on, be called with events the moment they have come, instead of receiving them.
+
+        A switch of tasks costs more than everything else that is done with a frame. The listener
+        must not wait for anything. What has come already is given to it at once; an error that
+        :meth:`receive` would raise is given to it in its place, as the last of all.
+
+        Returns:
+            False, with nothing changed, if this stream has only :meth:`receive`.
+        """
+        ...
+
+    def send_nowait(self, command: CarrierCommand) -> None:
+        """Send one command without waiting; only for a stream that can :meth:`listen`.
+
+        Raises:
+            StreamEnded: The socket is closed; there is nobody to send to.
+        """
         ...
 
 

@@ -10,12 +10,12 @@ import base64
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from types import TracebackType
-from typing import Annotated, Protocol, Self, TypeVar
+from typing import Annotated, Protocol, Self, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
 import httpx2
@@ -42,6 +42,7 @@ from server.carrier import (
     CarrierEvent,
     Clear,
     DigitPressed,
+    Listener,
     MarkReached,
     PlacedCall,
     SendAudio,
@@ -391,6 +392,23 @@ class TextTransport(Protocol):
         ...
 
 
+@runtime_checkable
+class PushTransport(Protocol):
+    """A transport that can also call back, and send without waiting."""
+
+    def listen(self, on_messages: Callable[[Sequence[str | bytes], bool], None]) -> None:
+        """Call back with what each read brought, and whether that was the end, from now on."""
+        ...
+
+    def send_nowait(self, text: str) -> None:
+        """Send a text frame.
+
+        Raises:
+            StreamEnded: The socket is over.
+        """
+        ...
+
+
 class TwilioMediaStream:
     """A :class:`server.carrier.MediaStream` over one WebSocket that Twilio opened."""
 
@@ -446,6 +464,33 @@ class TwilioMediaStream:
             ValueError: The stream has not started.
         """
         await self._transport.send(self._protocol.send(command))
+
+    def listen(self, on_events: Listener) -> bool:
+        """See :meth:`server.carrier.MediaStream.listen`; it takes a transport that pushes."""
+        if not isinstance(self._transport, PushTransport):
+            return False
+
+        def on_messages(messages: Sequence[str | bytes], ended: bool) -> None:
+            events: list[CarrierEvent | CarrierProtocolError] = []
+            try:
+                for message in messages:
+                    if not self._over and (event := self._read(message)) is not None:
+                        events.append(event)
+            except CarrierProtocolError as error:
+                self._over = True
+                events.append(error)
+            if ended and not self._over:
+                events.append(self._socket_ended())
+            if events:
+                on_events(events)
+
+        self._transport.listen(on_messages)
+        return True
+
+    def send_nowait(self, command: CarrierCommand) -> None:
+        """See :meth:`server.carrier.MediaStream.send_nowait`."""
+        assert isinstance(self._transport, PushTransport)
+        self._transport.send_nowait(self._protocol.send(command))
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the socket; Twilio then goes on with the TwiML, and ours has nothing more."""

@@ -229,6 +229,17 @@ class Session(Protocol):
         """
         ...
 
+    def send_audio_nowait(self, pcm: bytes) -> bool:
+        """Send caller audio if that takes no waiting at all; at most 100 ms of it.
+
+        Returns:
+            False, with nothing done, if it would: then :meth:`send_audio` is the way.
+
+        Raises:
+            ModelError: The session is closed.
+        """
+        ...
+
     async def send_text(self, text: str) -> None:
         """Say something to the model out of band, as the caller's side (a nudge, a key press)."""
         ...

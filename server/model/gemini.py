@@ -36,7 +36,7 @@ from websockets.trio.client import ClientConnection
 from websockets.trio.client import connect as websocket_connect
 
 from server.agent import Agent
-from server.dial import open_wire
+from server.dial import WireSocket, open_wire
 from server.errors import ConfigurationError, ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
     AGENT_RATE_HZ,
@@ -939,6 +939,18 @@ class GeminiSession:
             ModelError: The connection is closed.
         """
         await self._send(audio_message(pcm))
+
+    def send_audio_nowait(self, pcm: bytes) -> bool:
+        """Send caller audio if the socket takes it without waiting; False if it cannot.
+
+        Raises:
+            ModelError: The connection is closed.
+        """
+        if not isinstance(self._socket, WireSocket):
+            return False
+        with self._model.translated_closing():
+            self._socket.send_nowait(audio_message(pcm))
+        return True
 
     async def send_text(self, text: str) -> None:
         """Say something as the caller's side; the model answers, so this makes it speak first.

@@ -391,6 +391,11 @@ class UnansweredInput:
             self._take_one()
         return bytes(joined)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something has not been sent yet."""
+        return bool(self._waiting)
+
     def taken_is_sent(self) -> None:
         """What was taken last is on its way; without this it will be said again."""
         if self._being_sent:
@@ -778,6 +783,27 @@ class LastingSession:
             ModelError: The session is given up.
         """
         await self._send(pcm)
+
+    def send_audio_nowait(self, pcm: bytes) -> bool:
+        """Send caller audio if the connection takes it at once and nothing is before it.
+
+        Raises:
+            ModelError: The session is given up.
+        """
+        self._check()
+        connection = self._connection
+        if self._sending or connection is None or not self._plan.is_open or self._input.is_waiting:
+            return False
+        try:
+            if not connection.send_audio_nowait(pcm):
+                return False
+        except ModelError as error:
+            self._lost(connection, error)
+            return False
+        self._input.put(pcm)
+        self._input.take()
+        self._input.taken_is_sent()
+        return True
 
     async def send_text(self, text: str) -> None:
         """Say something as the caller's side, as soon as there is a connection.
