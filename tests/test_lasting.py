@@ -632,6 +632,62 @@ async def test_a_connection_into_which_nothing_can_be_sent_is_replaced(autojump_
     assert talk.pcm(1)
 
 
+class DeafService:
+    """Its first connection takes nothing and says nothing, and does not notice when it is closed.
+
+    The message that was on its way fails only when the next connection is long open.
+    """
+
+    name = "deaf"
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.heard: list[str] = []
+
+    @asynccontextmanager
+    async def open_session(self, *_: Any, **options: Any) -> AsyncIterator[DeafSession]:
+        self.opened += 1
+        yield DeafSession(self, deaf=self.opened == 1)
+
+
+class DeafSession:
+    def __init__(self, service: DeafService, *, deaf: bool) -> None:
+        self._service = service
+        self._deaf = deaf
+
+    async def receive(self) -> SessionEvent:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def send_text(self, text: str) -> None:
+        if self._deaf:
+            await trio.sleep(20.0)
+            raise lost(1006)
+        await trio.lowlevel.checkpoint()
+        self._service.heard.append(text)
+
+
+async def test_nothing_that_hangs_on_a_dead_connection_keeps_the_next_from_its_work(
+    autojump_clock,
+):
+    service = DeafService()
+    model = LastingModel(service)  # type: ignore[arg-type]
+    async with (
+        model.open_session(Agent(), Conversation()) as session,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(session.send_text, "Hello?")
+        with trio.fail_after(6.0):
+            news = await session.receive()
+        await trio.sleep(0.1)
+        assert service.heard == ["Hello?"]
+        await trio.sleep(30.0)
+
+    assert isinstance(news, Reconnected)
+    assert (news.reason, service.opened) == ("broken", 2)
+    assert service.heard == ["Hello?"]
+
+
 @asynccontextmanager
 async def talking_over_sockets(
     gemini: GeminiSimulator, *, on_plane: bool, **options: Any

@@ -267,6 +267,20 @@ def test_a_handle_that_only_leads_to_failures_is_given_up() -> None:
     assert ways == [Way.RESUME, Way.RESUME, Way.RESUME, Way.FRESH]
 
 
+def test_a_session_that_breaks_as_soon_as_it_is_resumed_is_given_up() -> None:
+    plan = opened_plan()
+    ways = []
+    now = 20.0
+    for _ in range(4):
+        plan.lost(closed_with(1008), now)
+        plan.closed(now)
+        now = plan.open_at
+        ways.append(plan.begin().way)
+        plan.opened(now)
+
+    assert ways == [Way.RESUME, Way.RESUME, Way.RESUME, Way.FRESH]
+
+
 def test_a_used_up_context_gets_one_fresh_session() -> None:
     plan = opened_plan()
 
@@ -496,6 +510,18 @@ def test_a_sound_that_nobody_answers_is_forgotten_in_time() -> None:
 
     kept.put(silent())
     assert kept.is_quiet()
+
+
+def test_what_was_sent_just_before_is_not_taken_for_noticed() -> None:
+    kept = UnansweredInput()
+    for n in range(50):
+        kept.put(loud(n))
+    take_all(kept)
+
+    kept.remembered(kept.sent_up_to(0.5))
+    kept.rewind(resumed=True)
+
+    assert b"".join(take_all(kept)) == b"".join(loud(n) for n in range(25, 50))  # type: ignore[arg-type]
 
 
 def test_what_could_not_be_sent_is_said_again() -> None:

@@ -106,7 +106,7 @@ TRANSITIONS: Mapping[State, Mapping[str, State]] = {
     State.WAITING: {"begin": State.OPENING},
     State.OPENING: {"opened": State.OPEN, "failed": State.WAITING, "given up": State.ENDED},
     State.OPEN: {"due": State.DUE, "leave": State.LEAVING},
-    State.DUE: {"due": State.DUE, "leave": State.LEAVING},
+    State.DUE: {"leave": State.LEAVING},
     State.LEAVING: {"closed": State.WAITING, "given up": State.ENDED},
     State.ENDED: {},
 }
@@ -236,6 +236,8 @@ class ConnectionPlan:
         final = not error.retryable and not used_up
         if used_up and not worked and self.way is not Way.RESUME:
             final = True  # so soon after a fresh session was begun: the next would fail, too
+        if not worked:
+            self._doubt_handle()
         attempts, outage_began_at = self._attempts, self._outage_began_at
         self._leave(Way.FRESH if used_up else self._best_way(), reason_of(error), now)
         if not worked:
@@ -279,15 +281,20 @@ class ConnectionPlan:
             final = False
             if isinstance(error, ModelSetupRefused):
                 # The same set-up was accepted before: it is the handle that is refused.
-                self.open_at = now
-            if isinstance(error, ModelSetupRefused) or self._attempts >= RESUME_TRIES:
                 self.handle = None
-                self.way = Way.FRESH
+                self.open_at = now
+            self._doubt_handle()
+            self.way = self._best_way()
         if final or self._is_out_of_time(self.open_at):
             self._turn_to_fallback(error, now)
         self._move("failed" if self.error is None else "given up")
 
     # Decisions.
+
+    def _doubt_handle(self) -> None:
+        """Give up a handle that has only led from one failure to the next."""
+        if self._attempts >= RESUME_TRIES:
+            self.handle = None
 
     def _best_way(self) -> Way:
         return Way.RESUME if self.handle is not None else Way.FRESH
@@ -549,8 +556,8 @@ class LastingSession:
 
         self._input = UnansweredInput()
         self._lost_bytes_told = 0
+        self._sending_over: Session | None = None
         self._sending_since: float | None = None
-        self._sending = False
 
         self._turn = 0  # the newest agent turn
         self._turn_is_open = False
@@ -612,19 +619,10 @@ class LastingSession:
         self._connection = connection
         self._wake()
         try:
-            with trio.move_on_after(STALL_S) as flushing:
-                await self._flush()
-            if flushing.cancelled_caught:
-                self._lost(connection, _stalled())
-            while plan.is_open:
-                changed = self._changed
-                now = trio.current_time()
-                if self._sending_since is not None and now >= self._sending_since + STALL_S:
-                    self._lost(connection, _stalled())
-                plan.tick(now, self._is_quiet)
-                if plan.is_open:
-                    with trio.move_on_at(min(plan.wakes_at(now), now + STALL_S)):
-                        await changed.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._flush)
+                await self._stay(connection)
+                nursery.cancel_scope.cancel()
         finally:
             self._connection = None
             self._receiving.cancel()
@@ -635,6 +633,19 @@ class LastingSession:
                 self._was_cut_off = not (self._is_generated or self._turn_is_cut)
                 self._turn_is_open = self._speaking = False
             self._wake()
+
+    async def _stay(self, connection: Session) -> None:
+        plan = self._plan
+        while True:
+            changed = self._changed
+            now = trio.current_time()
+            if self._sending_since is not None and now >= self._sending_since + STALL_S:
+                self._lost(connection, _stalled())
+            plan.tick(now, self._is_quiet)
+            if not plan.is_open:
+                return
+            with trio.move_on_at(min(plan.wakes_at(now), now + STALL_S)):
+                await changed.wait()
 
     def _tell_reconnected(self, attempt: Attempt, repeated_bytes: int, now: float) -> None:
         service = self._services[attempt.on_fallback]
@@ -713,7 +724,7 @@ class LastingSession:
                     event = await connection.receive()
                 except ModelError as error:
                     self._lost(connection, error)
-            if event is not None:
+            if event is not None and connection is self._connection:
                 self._note(event)
                 return event
 
@@ -828,11 +839,12 @@ class LastingSession:
 
     async def _flush(self) -> None:
         """Send what waits, in order; if another task is at it, that one takes ours along."""
-        if self._sending:
+        connection = self._connection
+        if connection is None or connection is self._sending_over:
             return
-        self._sending = True
+        self._sending_over = connection
         try:
-            while (connection := self._connection) is not None and self._plan.is_open:
+            while connection is self._connection and self._plan.is_open:
                 if (content := self._input.take()) is None:
                     break
                 self._sending_since = trio.current_time()
@@ -840,11 +852,14 @@ class LastingSession:
                     await self._send_over(connection, content)
                 except ModelError as error:
                     self._lost(connection, error)
-                    continue  # the next one may be open already, and have left this to us
-                self._input.taken_is_sent()
+                    break
+                if connection is self._connection:
+                    self._input.taken_is_sent()
         finally:
-            self._sending = False
-            self._sending_since = None
+            # A message may hang on a connection that was left long ago.
+            if self._sending_over is connection:
+                self._sending_over = None
+                self._sending_since = None
 
     async def _send_over(self, connection: Session, content: Input) -> None:
         if isinstance(content, bytes):
