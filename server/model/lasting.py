@@ -803,7 +803,9 @@ class LastingSession:
         """
         self._check()
         connection = self._connection
-        if self._sending or connection is None or not self._plan.is_open or self._input.is_waiting:
+        if connection is None or connection is self._sending_over:
+            return False
+        if not self._plan.is_open or self._input.is_waiting:
             return False
         try:
             if not connection.send_audio_nowait(pcm):
