@@ -92,11 +92,14 @@ class Replies:
             name: As the playout made it: ``turn:milliseconds``.
             at: When it came. The audio before it began to sound that many milliseconds earlier.
         """
-        number, milliseconds = (int(part) for part in name.split(":")[:2])
-        reply = self._of(number)
+        turn, _, rest = name.partition(":")
+        milliseconds = rest.partition(":")[0]
+        if not (turn.isdecimal() and milliseconds.isdecimal()):
+            return None  # a mark behind something that is no speech
+        reply = self._of(int(turn))
         if reply is None or reply.sent_at is None or reply.heard_at is not None:
             return None
-        reply.heard_at = max(reply.sent_at, at - milliseconds / 1000)
+        reply.heard_at = max(reply.sent_at, at - int(milliseconds) / 1000)
         return reply
 
     def _of(self, turn: int) -> Reply | None:

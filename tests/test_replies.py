@@ -75,3 +75,4 @@ def test_an_answer_that_was_cut_before_its_first_mark_has_no_total():
 
     assert "total_ms" not in replies.all[0].as_dict()
     assert replies.mark_reached("7:1000", 12.0) is None
+    assert replies.mark_reached("keys:3", 12.0) is None
