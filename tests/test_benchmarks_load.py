@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.calls import Point, bounds_table, tables
 from benchmarks.load.call import Talk
 from benchmarks.load.sockets import Backend, Picows, Socket, Websockets, picows, port_of
@@ -90,6 +91,15 @@ def test_the_bounds_are_judged_from_the_same_run():
     assert judged["CPU against classic, 100 calls"] == ("0.25 x", "[green]yes[/]")
     assert judged["calls with p99 caller to model < 20 ms"] == ("100, core 15%", "[red]no[/]")
     assert all(table.row_count == 2 for table in tables(points))
+
+
+@pytest.mark.parametrize("name", ["calls", "chunk"])
+def test_the_options_are_explained(name, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+
+    assert left.value.code == 0
+    assert "--realtime" in capsys.readouterr().out
 
 
 class Echo:

@@ -58,12 +58,11 @@ class Heard:
 
     caller: array[float] = field(default_factory=lambda: array("d"))
     agent: array[float] = field(default_factory=lambda: array("d"))
-    first_chunks: array[float] = field(default_factory=lambda: array("d"))
     clears: array[float] = field(default_factory=lambda: array("d"))
     answers: array[float] = field(default_factory=lambda: array("d"))
 
     def forget(self) -> None:
-        for latencies in (self.caller, self.agent, self.first_chunks, self.clears, self.answers):
+        for latencies in (self.caller, self.agent, self.clears, self.answers):
             del latencies[:]
 
 

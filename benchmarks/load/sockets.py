@@ -10,7 +10,6 @@ import asyncio
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
@@ -95,7 +94,7 @@ if picows is not None:
             self._transport.send_close(picows.WSCloseCode.OK)
             self._transport.disconnect()
 
-    class _Listener(picows.WSListener):  # type: ignore[misc]
+    class _Listener(picows.WSListener):
         def __init__(self, peer: Peer) -> None:
             super().__init__()
             self._peer = peer
@@ -246,9 +245,9 @@ class Websockets:
         return text
 
     async def connect(self, url: str, headers: Mapping[str, str], peer: Peer) -> None:
-        parts = urlsplit(url)
+        address = parse_uri(url)
         _, client = await asyncio.get_running_loop().create_connection(
-            lambda: _Client(url, headers, peer), parts.hostname, parts.port
+            lambda: _Client(url, headers, peer), address.host, address.port
         )
         await client.done
 
