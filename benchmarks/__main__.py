@@ -6,6 +6,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     if module is None:
         parser.error("NAME comes first")
+    # Processes and files of a benchmark are cleaned up however it ends.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if chosen.plots is not None:
         chosen.plots.mkdir(parents=True, exist_ok=True)
 
