@@ -176,9 +176,10 @@ class OffhookApp(QuartTrio):
             wire = Wire(self.plane, socket, protocol)
             try:
                 await websocket.accept()
-                transport = WireTransport(wire, close_timeout_s=self.settings.close_timeout_s)
-                with self._counted(TwilioMediaStream(transport)) as media:
+                with self._counted(TwilioMediaStream(WireTransport(wire))) as media:
                     yield media
+                # The call has gone; only its socket waits here for the carrier's goodbye.
+                await wire.wait_ended(timeout_s=self.settings.close_timeout_s)
             finally:
                 wire.close()
 

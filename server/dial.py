@@ -70,7 +70,9 @@ class WireSocket:
 
     async def aclose(self, code: int, reason: str) -> None:
         """Close, and wait for the other side to agree, for a bounded time."""
-        await self.wire.aclose(code, reason, timeout_s=self._close_timeout_s)
+        self.wire.send_close(code, reason)
+        await self.wire.wait_ended(timeout_s=self._close_timeout_s)
+        self.wire.close()
 
     def _closed(self) -> ConnectionClosed:
         websocket = self.wire.websocket

@@ -122,9 +122,8 @@ class SocketTransport:
 class WireTransport:
     """A media WebSocket on the plane as the carrier's protocol wants to see it."""
 
-    def __init__(self, wire: Wire, *, close_timeout_s: float) -> None:
+    def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self._close_timeout_s = close_timeout_s
 
     async def receive(self) -> str | bytes:
         """Wait for the next message.
@@ -165,8 +164,8 @@ class WireTransport:
         )
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
-        """Close with a WebSocket close code; closing again does nothing."""
-        await self.wire.aclose(code, reason, timeout_s=self._close_timeout_s)
+        """Send a WebSocket close; whoever accepted the socket waits for the answer."""
+        self.wire.send_close(code, reason)
 
     @staticmethod
     def _read(message: bytes, is_text: bool) -> str | bytes:

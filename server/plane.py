@@ -267,19 +267,21 @@ class Wire:
             listener, self._listener = self._listener, None
             listener([], True)
 
-    async def aclose(self, code: int = 1000, reason: str = "", *, timeout_s: float) -> None:
-        """Say goodbye, wait for the peer's answer for a bounded time, and close the socket."""
-        if self._closed:
-            return
-        try:
-            if self.websocket.is_open:
-                self.websocket.send_close(code, reason)
-                self.flush()
-            with trio.move_on_after(timeout_s):
-                while await self.receive() is not None:
-                    pass
-        finally:
-            self.close()
+    def send_close(self, code: int = 1000, reason: str = "") -> None:
+        """Say goodbye; the peer is to answer, and the socket stays open for that."""
+        if self.websocket.is_open and not self._closed:
+            self.websocket.send_close(code, reason)
+            self.flush()
+
+    async def wait_ended(self, *, timeout_s: float) -> None:
+        """Wait until the peer has said goodbye, too, or is gone; for a bounded time.
+
+        A socket that is closed with something unread in it is reset, and our goodbye with it.
+        """
+        self._listener = None
+        with trio.move_on_after(timeout_s):
+            while await self.receive() is not None:
+                pass
 
     def close(self) -> None:
         """Close the socket now; closing again does nothing."""

@@ -8,11 +8,15 @@ comes back from the carrier.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 MAX_REPLIES = 1_000
+
+_MARK = re.compile(r"([0-9]{1,9}):([0-9]{1,9})(?::|$)")
+"""The name of a playout's mark; a carrier may send any other."""
 
 
 @dataclass(slots=True)
@@ -92,14 +96,12 @@ class Replies:
             name: As the playout made it: ``turn:milliseconds``.
             at: When it came. The audio before it began to sound that many milliseconds earlier.
         """
-        turn, _, rest = name.partition(":")
-        milliseconds = rest.partition(":")[0]
-        if not (turn.isdecimal() and milliseconds.isdecimal()):
-            return None  # a mark behind something that is no speech
-        reply = self._of(int(turn))
+        if (mark := _MARK.match(name)) is None:
+            return None  # that of keys that were pressed, or none of ours
+        reply = self._of(int(mark[1]))
         if reply is None or reply.sent_at is None or reply.heard_at is not None:
             return None
-        reply.heard_at = max(reply.sent_at, at - int(milliseconds) / 1000)
+        reply.heard_at = max(reply.sent_at, at - int(mark[2]) / 1000)
         return reply
 
     def _of(self, turn: int) -> Reply | None:

@@ -85,7 +85,7 @@ async def test_closing_wakes_the_task_that_receives(plane, nursery):
         nursery.start_soon(receive)
         await wait_all_tasks_blocked()
         with trio.fail_after(5):
-            await wire.aclose(timeout_s=0.05)
+            wire.close()
             await wait_all_tasks_blocked()
 
     assert received == [None]
@@ -204,9 +204,11 @@ async def test_a_malformed_frame_ends_that_connection_with_the_right_code(plane)
 
 async def test_closing_says_goodbye_and_leaves_nothing_registered(plane):
     async with connected(plane) as (wire, peer), trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: wire.aclose(1008, "no ticket", timeout_s=5))
+        wire.send_close(1008, "no ticket")
         assert await peer.receive() is None
-        await peer.send_raw(peer.websocket.take_output())
+        nursery.start_soon(peer.send_raw, peer.websocket.take_output())
+        await wire.wait_ended(timeout_s=5)
+        wire.close()
 
     assert (peer.websocket.close_code, peer.websocket.close_reason) == (1008, "no ticket")
     assert plane.wires == 0
@@ -214,8 +216,9 @@ async def test_closing_says_goodbye_and_leaves_nothing_registered(plane):
 
 async def test_a_peer_that_does_not_answer_a_close_is_left_at_a_deadline(plane):
     async with connected(plane) as (wire, _):
+        wire.send_close()
         with trio.fail_after(5):
-            await wire.aclose(timeout_s=0.01)
+            await wire.wait_ended(timeout_s=0.01)
 
     assert plane.wires == 0
 

@@ -76,3 +76,8 @@ def test_an_answer_that_was_cut_before_its_first_mark_has_no_total():
     assert "total_ms" not in replies.all[0].as_dict()
     assert replies.mark_reached("7:1000", 12.0) is None
     assert replies.mark_reached("keys:3", 12.0) is None
+
+
+@pytest.mark.parametrize("name", ["keys:1", "", ":", "1:", "1:x", "9" * 5000 + ":1", "hello"])
+def test_marks_of_something_else_are_nobodys_reply(name):
+    assert Replies().mark_reached(name, 1.0) is None
