@@ -20,6 +20,7 @@ BENCHMARKS = {
     "path": "what a chunk costs between the two sockets' bytes, in C and in readable Python",
     "chunk": "how long a chunk stays in the server, through a whole simulated call",
     "calls": "how many calls one core carries",
+    "soak": "what ten thousand calls leave behind, with everything going wrong",
     "recovery": "what a call notices when its model connection is replaced, or breaks",
 }
 
