@@ -396,6 +396,7 @@ class Call:
         )
         self._turns = Turns(options.patience)
         self._turns_changed = trio.Event()
+        self._hint = ""
         self._replies = Replies()
         self._agent_turn = 0
         self._finished_turn = 0
@@ -458,6 +459,7 @@ class Call:
             self.transcript.agent_said(self.agent.greeting_text, RECORDED_TURN, 0.0)
             self._playout.push(self.agent.greeting_audio, RECORDED_TURN)
             self._playout.finish_turn(RECORDED_TURN)
+            self.transcript.agent_complete(RECORDED_TURN)
         self._turns_changed.set()
 
     def end(self, reason: EndReason, detail: str = "") -> None:
@@ -856,6 +858,7 @@ class Call:
                     self._interrupt(turn, received_at)
                 case GenerationComplete(turn=turn):
                     self._turns.agent_generated(turn)
+                    self.transcript.agent_complete(turn)
                     self._finish_turn(turn)
                 case TurnComplete(turn=turn, reason=reason):
                     self._turns.agent_completed(turn, reason, trio.current_time())
@@ -948,6 +951,9 @@ class Call:
         self._let_out()
         self.note("barge-in", turn=cut.turn, by=by, heard_s=round(cut.heard_s, 3))
         self._note_heard(cut)
+        if self._options.barge_in_hint:
+            self._hint = phrases.barge_in_hint(self.transcript.agent_heard_text(cut.turn))
+            self._turns_changed.set()
 
     def _reconnected(self, news: Reconnected) -> None:
         self.timings.caller_audio_lost_s += news.lost_s
@@ -979,7 +985,10 @@ class Call:
             changed = self._turns_changed = trio.Event()
             now = trio.current_time()
             agent_until = self._playout.audible_until(now)
-            if self._wrapping_up.is_set() or self.is_away:
+            if self._hint:
+                hint, self._hint = self._hint, ""
+                await session.send_note(hint)
+            elif self._wrapping_up.is_set() or self.is_away:
                 await changed.wait()
             elif (decision := self._turns.decide(now, agent_until=agent_until)) is not None:
                 await self._carry_out(decision, session)
@@ -1046,7 +1055,7 @@ class Call:
         return [
             PastTurn(turn.speaker, text)
             for turn in self.transcript.turns
-            if (text := turn.heard_text.strip())
+            if (text := self.transcript.heard_text(turn))
         ]
 
     # -- playout to caller -----------------------------------------------------------------
@@ -1300,7 +1309,7 @@ class Call:
 
     def _write_heard(self, heard: HeardTurn) -> None:
         self.transcript.agent_heard(
-            heard.turn, heard_s=heard.heard_s, sent_s=heard.sent_s, cut=heard.cut
+            heard.turn, heard_s=heard.heard_s, made_s=heard.made_s, cut=heard.cut
         )
 
     def _measured(self, reply: Reply, *stages: str) -> None:
@@ -1373,6 +1382,8 @@ class Call:
             "metadata": self.metadata,
         }
         if full:
+            if not self.is_over:
+                self._note_all_heard(now)
             record["timings"] = self.timings.as_dict()
             record["tokens"] = self.costs.tokens()
             record["cost"] = self.costs.as_dict(

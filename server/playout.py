@@ -23,6 +23,8 @@ LOST_MARK_S = 3.0
 """So long after the keys must have sounded, their mark is not waited for any more."""
 MAX_MESSAGE_BYTES = 8_000
 """One second a message; the carrier documents no limit, so we keep well below any."""
+MAX_TURNS = 64
+"""Turns whose books are kept: those before were heard long ago."""
 REMEMBERED_S = 2.0
 """How much of what was heard is remembered, if anything is: longer than an echo takes."""
 
@@ -79,6 +81,9 @@ class HeardTurn:
     turn: int
     heard_s: float
     sent_s: float
+    """Of it, what went to the carrier and was not taken back."""
+    made_s: float
+    """All of it that has come from the model."""
     cut: bool
 
 
@@ -110,7 +115,8 @@ class Playout:
         self._holds = 0
         self._remember = remember
         self._sent: deque[_Sent] = deque()
-        self._turns: deque[_Turn] = deque(maxlen=64)
+        self._turns: deque[_Turn] = deque(maxlen=MAX_TURNS)
+        self._made: dict[int, int] = {}  # bytes of each turn
         self._cut_up_to = -1  # turn 0 is what is played before the model has said anything
         self._play_end = 0.0  # when the carrier's buffer runs empty
         self._marks_out: set[str] = set()
@@ -132,6 +138,9 @@ class Playout:
             piece = payload[start : start + MAX_MESSAGE_BYTES]
             self._queue.append(_Queued(turn, piece, received_at))
         self._queued_bytes += len(payload)
+        if turn not in self._made and len(self._made) >= MAX_TURNS:
+            del self._made[next(iter(self._made))]
+        self._made[turn] = self._made.get(turn, 0) + len(payload)
         return True
 
     def finish_turn(self, turn: int) -> None:
@@ -350,11 +359,14 @@ class Playout:
         return heard / BYTES_PER_S
 
     def turn_heard(self, number: int, now: float) -> HeardTurn | None:
-        """How much of this turn the caller has heard; None if nothing of it was ever sent."""
+        """How much of this turn the caller has heard; None if there is nothing of it."""
         for turn in self._turns:
             if turn.number == number:
                 return self._heard(turn, now)
-        return None
+        if number not in self._made:
+            return None
+        made_s, cut = self._made[number] / BYTES_PER_S, number <= self._cut_up_to
+        return HeardTurn(number, heard_s=0.0, sent_s=0.0, made_s=made_s, cut=cut)
 
     def is_playing(self, now: float) -> bool:
         """Whether the caller is hearing the agent now, as far as can be known."""
@@ -404,6 +416,7 @@ class Playout:
             turn=turn.number,
             heard_s=turn.heard_bytes(now) / BYTES_PER_S,
             sent_s=turn.sent_bytes / BYTES_PER_S,
+            made_s=self._made.get(turn.number, turn.sent_bytes) / BYTES_PER_S,
             cut=turn.cut,
         )
 

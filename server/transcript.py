@@ -10,6 +10,12 @@ Speaker = Literal["caller", "agent"]
 
 MAX_TURNS = 1_000
 """A bound for a call that never ends; the oldest turns go first."""
+SAME_S = 0.05
+"""Marks are not more exact than that, and no word is shorter."""
+USUAL_CHARS_PER_S = 15.0
+"""How fast people speak, letters and spaces, until we have heard this agent for a while."""
+ENOUGH_S = 5.0
+"""Speech after which its own rate is known."""
 
 
 @dataclass(slots=True)
@@ -23,21 +29,29 @@ class SpokenTurn:
     number: int | None = None
     """The agent turn's number; None for the caller."""
     heard_s: float | None = None
-    sent_s: float | None = None
+    """What the caller has heard of an agent turn; None until anything of it was on its way."""
+    made_s: float = 0.0
+    """All audio of it that has come."""
+    complete: bool = False
+    """No more of it will come."""
     cut: bool = False
 
-    @property
-    def heard_text(self) -> str:
-        """The text up to the word where the turn was cut.
+    def heard_text(self, chars_per_s: float) -> str:
+        """The text up to the word that the caller has heard last.
 
-        The service gives no word times, so the cut falls where the heard share of the audio falls
-        in the text, on a word boundary at or before it.
+        The service gives no word times, so a turn breaks where the heard share of the audio falls
+        in the text, on a word boundary at or before it. The text of a turn that is still coming is
+        ahead of its audio, by seconds: how long that would have taken is estimated.
+
+        Args:
+            chars_per_s: How fast the agent speaks.
         """
-        if not self.cut or not self.sent_s or self.heard_s is None:
+        if self.heard_s is None:
             return self.text
-        at = int(len(self.text) * min(1.0, self.heard_s / self.sent_s))
-        if at >= len(self.text):
+        whole_s = self.made_s if self.complete else max(self.made_s, len(self.text) / chars_per_s)
+        if self.heard_s >= whole_s - SAME_S:
             return self.text
+        at = int(len(self.text) * self.heard_s / whole_s)
         return self.text[: self.text.rfind(" ", 0, at + 1) + 1].rstrip()
 
 
@@ -73,11 +87,38 @@ class Transcript:
         self._repeated = next(callers, None)
         self._is_fresh = self._repeated is not None
 
-    def agent_heard(self, turn: int, *, heard_s: float, sent_s: float, cut: bool) -> None:
-        """Say how much of an agent turn the caller has heard."""
+    def agent_heard(self, turn: int, *, heard_s: float, made_s: float, cut: bool) -> None:
+        """Say how much of an agent turn the caller has heard, and how much there was."""
         for spoken in self.turns:
             if spoken.number == turn:
-                spoken.heard_s, spoken.sent_s, spoken.cut = heard_s, sent_s, cut
+                spoken.heard_s, spoken.made_s, spoken.cut = heard_s, made_s, cut
+
+    def agent_complete(self, turn: int) -> None:
+        """No more of this agent turn will come."""
+        for spoken in reversed(self.turns):
+            if spoken.number == turn:
+                spoken.complete = True
+                return
+
+    def heard_text(self, turn: SpokenTurn) -> str:
+        """What the caller has heard of it; all that was said, if it is the caller's own."""
+        return turn.heard_text(self._chars_per_s()).strip()
+
+    def agent_heard_text(self, number: int) -> str:
+        """What the caller has heard of an agent turn, "" if there is no such turn."""
+        for turn in reversed(self.turns):
+            if turn.number == number:
+                return self.heard_text(turn)
+        return ""
+
+    def _chars_per_s(self) -> float:
+        """How fast this agent speaks, by the turns that were generated to their ends."""
+        chars = seconds = 0.0
+        for turn in self.turns:
+            if turn.complete and turn.text:
+                chars += len(turn.text)
+                seconds += turn.made_s
+        return chars / seconds if seconds > ENOUGH_S else USUAL_CHARS_PER_S
 
     def _agent_turn(self, turn: int, at_s: float) -> SpokenTurn:
         for spoken in reversed(self.turns):
@@ -89,13 +130,18 @@ class Transcript:
 
     def as_list(self, *, words: bool = True) -> list[dict[str, object]]:
         """The turns as the API shows them; without words, who spoke and when."""
-        return [
-            {
-                "speaker": turn.speaker,
-                "at_s": round(turn.started_s, 3),
-                "text": turn.heard_text.strip() if words else None,
-                "heard_s": None if turn.heard_s is None else round(turn.heard_s, 3),
-                "cut": turn.cut,
-            }
-            for turn in self.turns
-        ]
+        return [self._as_dict(turn, words) for turn in self.turns]
+
+    def _as_dict(self, turn: SpokenTurn, words: bool) -> dict[str, object]:
+        heard = self.heard_text(turn)
+        shown: dict[str, object] = {
+            "speaker": turn.speaker,
+            "at_s": round(turn.started_s, 3),
+            "text": heard if words else None,
+            "heard_s": None if turn.heard_s is None else round(turn.heard_s, 3),
+            "cut": turn.cut,
+        }
+        if turn.cut:
+            # The model has these in its memory as if it had said them.
+            shown["unheard"] = turn.text.strip()[len(heard) :].strip() if words else None
+        return shown

@@ -108,6 +108,7 @@ class MemorySession:
         )
         self.heard = bytearray()
         self.texts: list[tuple[float, str]] = []
+        self.hints: list[str] = []
         self.results: list[ToolResult] = []
         self.reconnects: list[tuple[Way, str]] = []
         self.ways: frozenset[Way] = frozenset()
@@ -133,6 +134,11 @@ class MemorySession:
     async def send_text(self, text: str) -> None:
         await trio.lowlevel.checkpoint()
         self.texts.append((trio.current_time(), text))
+
+    async def send_note(self, text: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        self.hints.append(text)
+        return True
 
     async def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
         await trio.lowlevel.checkpoint()

@@ -23,6 +23,8 @@ from server.carrier.phone import (
 )
 from server.ear import BargeInMode
 from server.model import simulator as models
+from server.model.gemini import GeminiModel
+from server.model.lasting import LastingModel
 from server.opening import GreetingWhen
 from server.turns import Patience
 from tests.rig import Rig, calling
@@ -316,6 +318,49 @@ async def test_somebody_at_a_speakerphone_can_still_interrupt(autojump_clock):
 
 
 # --- What was heard, and how soon
+
+
+async def test_the_transcript_says_what_was_heard_and_what_was_not(autojump_clock):
+    async with calling(callee="interrupts") as rig:
+        await rig.over()
+
+    greeting = agent_turns(rig)[0]
+    whole = rig.gemini.greeting.text
+    assert greeting["cut"]
+    assert whole.startswith(greeting["text"])
+    assert whole.endswith(greeting["unheard"])
+    share = greeting["heard_s"] / rig.gemini.greeting.seconds
+    assert len(greeting["text"]) == pytest.approx(share * len(whole), abs=8)
+
+
+@pytest.mark.parametrize("mode", list(BargeInMode))
+async def test_the_model_is_told_what_was_heard_if_asked_to(autojump_clock, mode):
+    async with calling(callee="interrupts", barge_in=mode, barge_in_hint=True) as rig:
+        await rig.over()
+
+    heard = agent_turns(rig)[0]["text"]
+    (hint,) = (text for text in rig.sessions[0].texts if "interrupted" in text)
+    assert f'"{heard}"' in hint
+    # It was not an answer to the hint: there is one for each thing the caller said.
+    assert len(agent_turns(rig)) == 3
+    assert rungs(rig) == []
+
+
+async def test_a_dialect_without_notes_is_not_told(autojump_clock):
+    def make(model: GeminiModel) -> LastingModel:
+        other = GeminiModel(
+            api_key="simulated",
+            url="ws://memory.invalid",
+            model="gemini-3.1-flash-live-preview",
+            connect=model._connect,
+        )
+        return LastingModel(other)
+
+    async with calling(callee="interrupts", barge_in_hint=True, make_model=make) as rig:
+        await rig.over()
+
+    assert not [text for text in rig.sessions[0].texts if "interrupted" in text]
+    assert rig.call.end_reason == "caller-hung-up"
 
 
 async def test_how_long_the_caller_waited_is_measured_stage_by_stage(autojump_clock):

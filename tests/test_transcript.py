@@ -32,9 +32,50 @@ def test_agent_text_that_comes_after_the_caller_spoke_joins_its_own_turn():
     [(0.0, ""), (1.0, ""), (2.0, "Good"), (4.9, "Good morning"), (5.0, "Good morning dear")],
 )
 def test_a_cut_falls_on_the_word_boundary_before_it(heard_s, text):
-    turn = SpokenTurn("agent", 0.0, "Good morning dear", 1, heard_s=heard_s, sent_s=5.0, cut=True)
+    turn = SpokenTurn("agent", 0.0, "Good morning dear", 1, heard_s, made_s=5.0, complete=True)
 
-    assert turn.heard_text == text
+    assert turn.heard_text(15.0) == text
+
+
+def test_text_that_is_ahead_of_its_audio_was_not_heard_with_it():
+    # Two seconds of audio have come and were heard, but the text is already much longer.
+    text = "one two three four five six seven eight nine ten eleven twelve"
+    turn = SpokenTurn("agent", 0.0, text, 1, heard_s=2.0, made_s=2.0)
+
+    assert turn.heard_text(15.0) == "one two three four five six"
+
+
+def test_what_was_not_heard_is_shown_apart():
+    transcript = Transcript()
+    transcript.agent_said("Good morning dear", 1, 0.0)
+    transcript.agent_complete(1)
+    transcript.agent_heard(1, heard_s=2.0, made_s=5.0, cut=True)
+
+    (turn,) = transcript.as_list()
+    assert (turn["text"], turn["cut"], turn["unheard"]) == ("Good", True, "morning dear")
+    (secret,) = transcript.as_list(words=False)
+    assert (secret["text"], secret["unheard"]) == (None, None)
+
+
+def test_the_agents_own_rate_counts_once_it_is_known():
+    transcript = Transcript()
+    transcript.agent_said("a" * 300, 1, 0.0)
+    transcript.agent_complete(1)
+    transcript.agent_heard(1, heard_s=10.0, made_s=10.0, cut=False)
+    transcript.agent_said("one two three four five", 2, 11.0)
+    transcript.agent_heard(2, heard_s=0.3, made_s=0.3, cut=True)
+
+    assert transcript.agent_heard_text(2) == "one two"
+    assert transcript.agent_heard_text(9) == ""
+
+
+def test_a_turn_of_which_nothing_was_heard_has_no_text():
+    transcript = Transcript()
+    transcript.agent_said("Never mind", 1, 0.0)
+    transcript.agent_heard(1, heard_s=0.0, made_s=1.0, cut=True)
+
+    (turn,) = transcript.as_list()
+    assert (turn["text"], turn["unheard"]) == ("", "Never mind")
 
 
 def test_what_is_recognised_once_more_takes_its_own_place():

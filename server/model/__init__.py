@@ -244,6 +244,15 @@ class Session(Protocol):
         """Say something to the model out of band, as the caller's side (a nudge, a key press)."""
         ...
 
+    async def send_note(self, text: str) -> bool:
+        """Tell the model something that it is not to answer; what it is saying is cut off.
+
+        Returns:
+            False if this model has no way to be told, or no connection just now: a note is for
+            now or never.
+        """
+        ...
+
     async def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
         """Answer tool calls; each id exactly once."""
         ...

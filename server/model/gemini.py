@@ -99,6 +99,8 @@ class Dialect:
     text_by: Literal["realtimeInput", "clientContent"]
     """The message that carries text, which is also what makes the model speak first."""
     ends_audio_by: Literal["audioStreamEnd", "silence"]
+    takes_notes: bool = False
+    """Whether ``clientContent`` without ``turnComplete`` adds to the conversation in mid-call."""
     thinking_fields: frozenset[str] = frozenset()
     """What ``thinkingConfig`` may contain; empty: it must not be sent."""
     thinking_levels: frozenset[str] = frozenset()
@@ -120,6 +122,7 @@ DIALECTS = (
         name="gemini-3.8-live",
         text_by="realtimeInput",
         ends_audio_by="silence",
+        takes_notes=True,
         tool_behaviors=frozenset({"BLOCKING", "NON_BLOCKING"}),
         # Non-blocking is this model's default, and its results are spoken unreliably.
         default_tool_behavior="BLOCKING",
@@ -129,6 +132,7 @@ DIALECTS = (
         name="gemini-3.8-live-extended-thinking",
         text_by="realtimeInput",
         ends_audio_by="silence",
+        takes_notes=True,
         thinking_fields=frozenset({"thinkingLevel", "includeThoughts"}),
         thinking_levels=frozenset({"LOW", "MEDIUM", "HIGH"}),
         default_thinking={"thinkingLevel": "LOW"},
@@ -139,6 +143,7 @@ DIALECTS = (
         name="gemini-3.1-flash-live",
         text_by="realtimeInput",
         ends_audio_by="audioStreamEnd",
+        # Its documents disagree about clientContent in mid-call: no notes.
         thinking_fields=frozenset({"thinkingLevel", "includeThoughts"}),
         # No default: an explicit level often gives empty generations on this model.
         thinking_levels=frozenset({"MINIMAL", "LOW", "MEDIUM", "HIGH"}),
@@ -147,6 +152,7 @@ DIALECTS = (
         name="gemini-2.5-flash-native-audio",
         text_by="clientContent",
         ends_audio_by="audioStreamEnd",
+        takes_notes=True,
         thinking_fields=frozenset({"thinkingBudget", "includeThoughts"}),
         default_thinking={"thinkingBudget": 0},
         tool_behaviors=frozenset({"BLOCKING", "NON_BLOCKING"}),
@@ -959,6 +965,17 @@ class GeminiSession:
             ModelError: The connection is closed.
         """
         await self._send(text_message(self._dialect, text))
+
+    async def send_note(self, text: str) -> bool:
+        """Add to the conversation without a turn's end, so that the model goes on listening.
+
+        Raises:
+            ModelError: The connection is closed.
+        """
+        if not self._dialect.takes_notes:
+            return False
+        await self._send(client_content_message([("user", text)], turn_complete=False))
+        return True
 
     async def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
         """Answer tool calls, in one message.

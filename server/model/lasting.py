@@ -826,6 +826,22 @@ class LastingSession:
         """
         await self._send(text)
 
+    async def send_note(self, text: str) -> bool:
+        """Tell the model something about this moment; it is not kept for another connection.
+
+        Raises:
+            ModelError: The session is given up.
+        """
+        self._check()
+        connection = self._connection
+        if connection is None or not self._plan.is_open:
+            return False
+        try:
+            return await connection.send_note(text)
+        except ModelError as error:
+            self._lost(connection, error)
+            return False
+
     async def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
         """Answer tool calls; a new connection that knows nothing of them is told in words.
 
