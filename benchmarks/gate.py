@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from benchmarks import cost
 from benchmarks.codec import timed
-from benchmarks.peers import DIRECTIONS, find_peer
+from benchmarks.peers.codecs import DIRECTIONS, find_peer
 
 ATTEMPTS = 6
 ROUNDS = 15

@@ -11,7 +11,7 @@ numpy = pytest.importorskip("numpy")
 pytest.importorskip("scipy")
 
 from benchmarks import measure  # noqa: E402
-from benchmarks.peers import DIRECTIONS, find_peer  # noqa: E402
+from benchmarks.peers.codecs import DIRECTIONS, find_peer  # noqa: E402
 
 OPEN = find_peer("offhook").open_resampler
 RATES_HZ = (8000, 16000, 24000, 48000)
