@@ -1046,8 +1046,9 @@ class Call:
     # -- what the session asks of its call ---------------------------------------------------
 
     def is_quiet(self) -> bool:
-        """Whether the agent cannot be heard now and has nothing more to say."""
-        return not self._playout.queued_s and not self._playout.is_playing(trio.current_time())
+        """Whether neither side can be heard, and neither waits for a word of the other's."""
+        heard = self._playout.queued_s or self._playout.is_playing(trio.current_time())
+        return not heard and not self._turns.is_busy
 
     def history(self) -> list[PastTurn]:
         """What has been said so far, as the caller heard it, oldest first."""

@@ -189,6 +189,11 @@ class Turns:
     _farewell_at: float = NEVER
     _ends_at: float = NEVER
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the caller speaks or is owed a word, or the model waits for a function."""
+        return self.caller_speaking or self._awaited is not None or bool(self.tools_open)
+
     # -- what happens ----------------------------------------------------------------------
 
     def answered(self, now: float, *, ends_at: float = NEVER) -> None:
@@ -475,8 +480,8 @@ class Turns:
         return min(latest, max(self._wrap_up_at, agent_until))
 
     def _silence_due(self, agent_until: float) -> float:
-        busy = self.caller_speaking or self._awaited is not None or bool(self.tools_open)
         generating = not self._turn.over and not self._turn.generated
-        if not self.patience.silence_timeout_s or busy or generating or self._quiet_since == NEVER:
+        never = not self.patience.silence_timeout_s or self._quiet_since == NEVER
+        if never or self.is_busy or generating:
             return NEVER
         return max(self._quiet_since, agent_until) + self.patience.silence_timeout_s

@@ -35,7 +35,13 @@ from server.model import (
     Way,
 )
 from server.model.gemini import GeminiModel
-from server.model.lasting import BYTES_PER_S, CUT_OFF_TEXT, LastingModel, LastingSession
+from server.model.lasting import (
+    BYTES_PER_S,
+    CUT_OFF_TEXT,
+    LastingModel,
+    LastingSession,
+    is_loud,
+)
 from server.model.simulator import (
     ANSWERS,
     SCRIPTS,
@@ -73,10 +79,12 @@ class Conversation:
     """What a session asks of its call."""
 
     quiet: bool = True
+    caller_speaks: bool = False
+    answer_awaited: bool = False
     turns: list[PastTurn] = field(default_factory=list)
 
     def is_quiet(self) -> bool:
-        return self.quiet
+        return self.quiet and not self.caller_speaks and not self.answer_awaited
 
     def history(self) -> list[PastTurn]:
         return self.turns
@@ -98,7 +106,10 @@ class Talk:
     async def listen(self) -> None:
         try:
             while True:
-                self.events.append(await self.session.receive())
+                event = await self.session.receive()
+                self.events.append(event)
+                if isinstance(event, AgentAudio):
+                    self.conversation.answer_awaited = False
         except ModelError as error:
             self.failure = error
 
@@ -106,8 +117,11 @@ class Talk:
         """Send caller audio as a telephone does, 20 ms at a time in real time."""
         due = trio.current_time()
         for start in range(0, len(pcm), 640):
-            await self.session.send_audio(pcm[start : start + 640])
-            self.said += pcm[start : start + 640]
+            chunk = pcm[start : start + 640]
+            self.conversation.caller_speaks = is_loud(chunk)
+            self.conversation.answer_awaited |= is_loud(chunk)
+            await self.session.send_audio(chunk)
+            self.said += chunk
             due += 0.02
             await trio.sleep_until(due)
 

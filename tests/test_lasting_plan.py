@@ -483,33 +483,15 @@ def test_words_and_tool_answers_outlast_old_audio() -> None:
     assert take_all(kept)[:2] == [results, "The caller pressed 5."]
 
 
-def test_it_is_quiet_when_nothing_unanswered_can_be_heard() -> None:
+def test_silence_and_what_was_sent_is_no_sound_that_waits() -> None:
     kept = UnansweredInput()
-    kept.put(silent())
-    assert kept.is_quiet()
     kept.put(loud())
+    assert kept.has_sound()
     take_all(kept)
-    sound = kept.sent_up_to()
     kept.put(silent())
-    take_all(kept)
-    assert not kept.is_quiet()
-
-    kept.answered(sound)
-    assert kept.is_quiet()
+    assert not kept.has_sound()
     kept.put("a nudge")
-    assert not kept.is_quiet()
-
-
-def test_a_sound_that_nobody_answers_is_forgotten_in_time() -> None:
-    kept = UnansweredInput(max_kept_s=1.0)
-    kept.put(loud())
-    for _ in range(49):
-        kept.put(silent())
-        take_all(kept)
-    assert not kept.is_quiet()
-
-    kept.put(silent())
-    assert kept.is_quiet()
+    assert kept.has_sound()
 
 
 def test_what_was_sent_just_before_is_not_taken_for_noticed() -> None:

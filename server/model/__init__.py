@@ -198,10 +198,10 @@ class Conversation(Protocol):
     """What a session asks of the call it serves."""
 
     def is_quiet(self) -> bool:
-        """Whether neither side can be heard now, as far as the call knows.
+        """Whether neither side can be heard now, and neither waits for a word of the other's.
 
         That is the moment for changing connections. The session itself sees to the rest: no turn
-        under way, no tool call open, no sound in the caller audio it is given.
+        of the model's under way, no tool call open, and something to resume with.
         """
         ...
 

@@ -19,7 +19,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
-from itertools import chain
 from typing import Protocol
 
 import msgspec
@@ -369,8 +368,6 @@ class UnansweredInput:
         self._audio_bytes = 0  # in all three
         self._answered = 0
         self._remembered = 0  # by the session that the handle stands for
-        self._searched = 0
-        self._last_sound = 0
 
     def put(self, content: Input) -> None:
         """Add what is to be said next."""
@@ -456,18 +453,9 @@ class UnansweredInput:
         self._waiting.extendleft(reversed(again))
         return sum(len(content) for _, content in again if isinstance(content, bytes))
 
-    def is_quiet(self) -> bool:
-        """Whether nothing is here but silence."""
-        newest_first = map(reversed, (self._waiting, self._being_sent, self._sent))
-        for number, content in chain.from_iterable(newest_first):
-            if number <= max(self._searched, self._last_sound):
-                break
-            if not isinstance(content, bytes) or is_loud(content):
-                self._last_sound = number
-        self._searched = self._newest
-        kept = chain(self._sent, self._being_sent, self._waiting)
-        oldest, _ = next(kept, (self._newest + 1, None))
-        return self._last_sound < max(oldest, self._answered + 1, self._remembered + 1)
+    def has_sound(self) -> bool:
+        """Whether anything but silence waits to be sent."""
+        return any(not isinstance(one, bytes) or is_loud(one) for _, one in self._waiting)
 
     @property
     def _is_crowded(self) -> bool:
@@ -612,7 +600,7 @@ class LastingSession:
         repeated_bytes = self._input.rewind(resumed=attempt.way is Way.RESUME)
         if plan.opens > 1:
             self._tell_reconnected(attempt, repeated_bytes, now)
-        if self._was_cut_off and self._input.is_quiet():
+        if self._was_cut_off and not self._input.has_sound():
             self._input.put(CUT_OFF_TEXT)  # what it was answering is no longer here
         self._was_cut_off = False
         self._is_resumable = attempt.way is Way.RESUME
@@ -698,7 +686,6 @@ class LastingSession:
             not self._turn_is_open
             and not self._calls_open
             and (self._is_resumable or self._plan.handle is None)
-            and self._input.is_quiet()
             and self._conversation.is_quiet()
         )
 
