@@ -341,6 +341,20 @@ SCRIPTS: dict[str, DemoScript] = {
         {"simulated_callee": "talks", "simulated_model": "lost-handle"},
     ),
     "quota": DemoScript((ended("model-quota"), ONE_CONNECTION), {"simulated_model": "quota"}),
+    "fallback": DemoScript(
+        (
+            ended("caller-hung-up"),
+            reconnected("closed-1011", "fallback"),
+            TOLD_THE_STORY,
+            ANSWERED,
+            NOTHING_LOST,
+        ),
+        {
+            "simulated_callee": "talks",
+            "simulated_model": "quota-in-call",
+            "fallback_gemini_model": "gemini-3.1-flash-live-preview",
+        },
+    ),
     "bad-setup": DemoScript(
         (ended("model-unavailable"), ONE_CONNECTION), {"simulated_model": "bad-setup"}
     ),

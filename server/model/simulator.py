@@ -116,6 +116,9 @@ SCRIPTS: Mapping[str, Script] = {
     "quota": Script(
         refuse_setup=Close(1011, "You exceeded your current quota, please check your plan.")
     ),
+    "quota-in-call": Script(
+        drop=Drop(2, 0.5, 1011, "You exceeded your current quota, please check your plan.")
+    ),
     "bad-setup": Script(refuse_setup=Close(1007, "Request contains an invalid argument.")),
     "late-pong": Script(pong_delay_s=30.0),
     "lost-handle": Script(
