@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import secrets
 import sys
@@ -166,6 +167,9 @@ class OffhookApp(QuartTrio):
     async def accept_media(self, websocket: MediaWebsocket) -> AsyncGenerator[MediaStream]:
         """Accept a media socket, on the media plane where that can be."""
         connection = None if self.plane is None else detachable(websocket.scope)
+        path = "ordinary" if connection is None else "fast"
+        self.metrics.media_streams.labels(path).inc()
+        logger.debug("media stream accepted", path=path)
         if self.plane is None or connection is None:
             await websocket.accept()
             with self._counted(TwilioMediaStream(SocketTransport(websocket))) as media:
@@ -295,6 +299,10 @@ class OffhookApp(QuartTrio):
                 public_url=self.public_url,
                 simulated=self.is_simulated,
             )
+            # What start-up has made stays for good. To go through it again and again, a tenth of a
+            # second at a time, would hold up every call at once.
+            gc.collect()
+            gc.freeze()
             await self.calls.run(task_status)
             with trio.move_on_after(settings.close_timeout_s):
                 await trio.to_thread.run_sync(self.traces.close, abandon_on_cancel=True)

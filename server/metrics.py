@@ -162,6 +162,11 @@ class Metrics:
             "Requests and sockets without the key, signature or ticket they need, by kind.",
             ["kind"], registry=registry,
         )  # fmt: skip
+        self.media_streams = Counter(
+            "offhook_media_path_streams",
+            "Media streams by the path they took: the media plane, or through hypercorn.",
+            ["path"], registry=registry,
+        )  # fmt: skip
         self.lost_frames = Counter(
             "offhook_lost_frames",
             "20 ms frames of caller audio that were lost, at the carrier or in this server.",
