@@ -72,7 +72,7 @@ class Gate(enum.IntEnum):
 
 
 cdef int64_t UNLIMITED = 1 << 62
-cdef int64_t MAX_TIMESTAMP_MS = 1 << 53  # a clock beyond what JSON numbers are exact for is nonsense
+cdef int64_t MAX_TIMESTAMP_MS = 1 << 53  # beyond what JSON numbers are exact for it is nonsense
 
 cdef bytes _REALTIME_HEAD = (
     b'{"realtimeInput":{"audio":{"mimeType":"audio/pcm;rate=%d","data":"' % CALLER_RATE_HZ
