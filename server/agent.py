@@ -37,6 +37,8 @@ class Agent:
     """A recorded greeting, mu-law at 8 kHz, that is played in place of the model's."""
     farewell: str = DEFAULT_FAREWELL
     """The instruction that makes the model say goodbye; empty to hang up without a word."""
+    voicemail: str = ""
+    """What it leaves on an answering machine, word for word; empty for words of the model's own."""
     apology: str = ""
     """What the carrier says if the model fails for good; empty for our own words."""
     voice: str | None = None

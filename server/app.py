@@ -54,9 +54,18 @@ from server.records import Records
 from server.routes import add_routes
 from server.settings import Account, Settings
 from server.strangers import Strangers
-from server.tools import Tool, check_names, hang_up, load_tools, send_dtmf, transfer_tool
+from server.tools import (
+    Tool,
+    check_names,
+    hang_up,
+    load_tools,
+    send_dtmf,
+    transfer_tool,
+    voicemail_reached,
+)
 from server.traces import open_traces
 from server.turns import Patience
+from server.voicemail import VoicemailPolicy
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -93,6 +102,7 @@ class OffhookApp(QuartTrio):
             else settings.agent_greeting,
             greeting_text=settings.greeting_text or "",
             greeting_audio=read_greeting(settings.greeting_wav) if settings.greeting_wav else b"",
+            voicemail=settings.voicemail_message or "",
             apology=settings.apology or "",
             voice=settings.gemini_voice,
             language=settings.agent_language,
@@ -259,6 +269,8 @@ class OffhookApp(QuartTrio):
             transfer_ring_timeout_s=settings.transfer_ring_timeout_s,
             tool_timeout_s=settings.tool_timeout_s,
             dtmf_pause_s=settings.dtmf_pause_s,
+            voicemail=VoicemailPolicy(settings.voicemail),
+            voicemail_timeout_s=settings.voicemail_timeout_s,
             close_timeout_s=settings.close_timeout_s,
             max_cost_usd=settings.max_call_cost_usd,
             transcripts=settings.transcripts,
@@ -419,9 +431,12 @@ class OffhookApp(QuartTrio):
 def _tools(settings: Settings) -> tuple[Tool, ...]:
     """What the agent may call: ours, as far as they are wanted, and the user's."""
     unwanted = {hang_up.name, send_dtmf.name} - set(settings.built_in_tools)
+    unwanted.add(voicemail_reached.name)
     ours = [tool for tool in load_tools(["server.tools"]) if tool.name not in unwanted]
     if settings.transfer_targets and "transfer" in settings.built_in_tools:
         ours.append(transfer_tool(settings.transfer_targets))
+    if settings.voicemail != "ignore":
+        ours.append(voicemail_reached)
     return check_names((*ours, *load_tools(settings.tools)))
 
 

@@ -33,6 +33,7 @@ from server.carrier import (
     CarrierEvent,
     Clear,
     DigitPressed,
+    MachineVerdict,
     MarkReached,
     MediaStream,
     SendAudio,
@@ -74,7 +75,7 @@ from server.model import (
     Usage,
     Way,
 )
-from server.opening import GreetingWhen, Opening
+from server.opening import SILENCE, GreetingWhen, Opening
 from server.playout import HeardTurn, Playout
 from server.recording import Recorder, Recordings
 from server.replies import Replies, Reply
@@ -93,6 +94,7 @@ from server.turns import (
     WrapUp,
 )
 from server.voice_activity import SpeechEnded, SpeechStarted, Stop
+from server.voicemail import AnsweringMachine, Finding, VoicemailPolicy
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -115,6 +117,8 @@ RECORDED_TURN = 0
 """The turn of a recorded greeting: the model counts its own from 1."""
 FAREWELL_PAUSE_S = 1.5
 """Silence after which what was said before ``hang_up`` has been the farewell."""
+MESSAGE_START_S = 4.0
+"""How long a message may be in coming; then it is asked for once more."""
 TRANSFER_REPORT_S = 15.0
 """How much later than the ringing ends the carrier may tell us so: its longest webhook wait."""
 
@@ -133,6 +137,8 @@ class EndReason(StrEnum):
     """Ended through our API."""
     AGENT_HUNG_UP = "agent-hung-up"
     """The agent said goodbye and ended the call."""
+    VOICEMAIL = "voicemail"
+    """A machine had answered; the detail says whether a message was left."""
     TRANSFERRED = "transferred"
     """Somebody else has taken the caller over; their talk may still go on."""
     CALLER_SILENT = "caller-silent"
@@ -211,6 +217,8 @@ class CallOptions:
     transfer_ring_timeout_s: float = 30.0
     tool_timeout_s: float = 10.0
     dtmf_pause_s: float = 1.5
+    voicemail: VoicemailPolicy = VoicemailPolicy.IGNORE
+    voicemail_timeout_s: float = 60.0
     max_cost_usd: float | None = None
     """As far as the cost is known; None for no cap."""
     transcripts: bool = True
@@ -366,6 +374,11 @@ class Call:
         self._toolbox = Toolbox(
             agent.tools, self, metrics=metrics, timeout_s=options.tool_timeout_s
         )
+        self._machine: AnsweringMachine | None = None
+        if direction == "outbound" and options.voicemail is not VoicemailPolicy.IGNORE:
+            self._machine = AnsweringMachine()
+        self._to_machine = False  # nobody is heard, and nothing interrupts
+        self._message_after = 0  # the message is in a later turn than this
         self._digits = ""  # pressed, and not yet told to the model
         self._digit_pressed = trio.Event()
         self._session: Session | None = None
@@ -506,6 +519,8 @@ class Call:
                         nursery.start_soon(self._toolbox.run, self._answer_tools)
                         nursery.start_soon(self._pass_on_digits, session)
                         nursery.start_soon(self._watch, session)
+                        if self._machine is not None:
+                            nursery.start_soon(self._attend_machine, self._machine, session)
                         await self._speak(session)
             except* ServerError as failures:
                 self._failed(failures)
@@ -772,10 +787,14 @@ class Call:
             self._recorder.caller(payload, first.timestamp_ms, first.received_at)
         now = trio.current_time()
         self.timings.caller_audio_s += len(payload) / 8_000
+        if self._machine is not None and self._machine.hear(payload, now):
+            self.note("beep")
+            self._pulse()
         heard = self._ear.hear(payload, now)
         for found in heard.found:
             self._caller_found(found, now)
-        self._unsent += self._decoder.decode(heard.payload)
+        to_model = SILENCE * len(payload) if self._to_machine else heard.payload
+        self._unsent += self._decoder.decode(to_model)
 
     def _bound_unsent(self) -> None:
         if (lost := len(self._unsent) - MAX_UNSENT_BYTES) > 0:
@@ -795,6 +814,10 @@ class Call:
 
     def _caller_found(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
         """What the ear has made of caller audio."""
+        if self._machine is not None:
+            self._machine_heard(self._machine, found, now)
+            if self._to_machine:
+                return
         match found:
             case SpeechStarted():
                 self._turns.caller_started(now)
@@ -930,6 +953,12 @@ class Call:
 
     def _interrupt(self, turn: int, received_at: float) -> None:
         """The model says that the caller has interrupted it; believe it, if that can be."""
+        if self._to_machine:
+            # Nobody is there: it was our own word that stopped it, and the message comes yet.
+            self._message_after = max(self._message_after, turn)
+            self._cut(turn, received_at, by="model")
+            self._pulse()
+            return
         self._turns.agent_cut(turn)
         self._turns_changed.set()
         mode = self._options.barge_in
@@ -951,7 +980,7 @@ class Call:
         self._let_out()
         self.note("barge-in", turn=cut.turn, by=by, heard_s=round(cut.heard_s, 3))
         self._note_heard(cut)
-        if self._options.barge_in_hint:
+        if self._options.barge_in_hint and not self._to_machine:
             self._hint = phrases.barge_in_hint(self.transcript.agent_heard_text(cut.turn))
             self._turns_changed.set()
 
@@ -988,7 +1017,7 @@ class Call:
             if self._hint:
                 hint, self._hint = self._hint, ""
                 await session.send_note(hint)
-            elif self._wrapping_up.is_set() or self.is_away:
+            elif self._wrapping_up.is_set() or self.is_away or self._to_machine:
                 await changed.wait()
             elif (decision := self._turns.decide(now, agent_until=agent_until)) is not None:
                 await self._carry_out(decision, session)
@@ -1234,6 +1263,89 @@ class Call:
         finally:
             self._playout.withdraw_keys(name)
 
+    # -- answering machines ------------------------------------------------------------------
+
+    def report_machine(self, verdict: MachineVerdict) -> None:
+        """The carrier says who has answered: a hint, which counts once."""
+        if self._machine is None or self._machine.answered_by is not None:
+            return
+        self._machine.verdict(verdict.answered_by, trio.current_time())
+        self.note("answered by", who=verdict.answered_by.value, took_s=verdict.took_s)
+        self._pulse()
+
+    def report_voicemail(self) -> bool:
+        """The model says so; False if this call does nothing about machines."""
+        if self._machine is None:
+            return False
+        self._machine.told(trio.current_time())
+        self._pulse()
+        return True
+
+    def _machine_heard(
+        self, machine: AnsweringMachine, found: SpeechStarted | SpeechEnded | Stop, now: float
+    ) -> None:
+        match found:
+            case SpeechStarted():
+                machine.speech_started(now)
+            case SpeechEnded(speech_s=speech_s):
+                machine.speech_ended(now, speech_s)
+            case _:
+                return
+        self._pulse()
+
+    async def _attend_machine(self, machine: AnsweringMachine, session: Session) -> None:
+        """Find out whether a machine has answered, and do what the settings say about that."""
+        while True:
+            now = trio.current_time()
+            agent_until = self._playout.audible_until(now)
+            if (finding := machine.decide(now, agent_until=agent_until)) is not None:
+                break
+            with trio.move_on_at(machine.next_due(agent_until)):
+                await self._news.wait()
+        if finding is Finding.PERSON:
+            self.note("a person after all")
+        elif finding is Finding.FAX or self._options.voicemail is VoicemailPolicy.HANG_UP:
+            self.end(EndReason.VOICEMAIL, "hung up")
+        else:
+            await self._speak_to_machine(machine, session)
+
+    async def _speak_to_machine(self, machine: AnsweringMachine, session: Session) -> None:
+        """Leave the message: nothing interrupts it, and its last mark confirms it."""
+        self._to_machine = True
+        self._turns_changed.set()
+        self._cut(self._agent_turn, trio.current_time(), by="machine")
+        self._message_after = self._agent_turn
+        left = False
+        with trio.move_on_after(self._options.voicemail_timeout_s):
+            for _ in range(2):
+                self.note("leaving message")
+                await session.send_text(phrases.leave_message(self.agent.voicemail))
+                if left := await self._message_heard():
+                    break
+        self.note("message left" if left else "no message left")
+        if not machine.somebody_spoke:
+            self.end(EndReason.VOICEMAIL, "message left" if left else "no message left")
+            return
+        # Whoever answers a message is not a machine.
+        self.note("a person after all")
+        self._to_machine = False
+        self._turns.ask(Awaited.ANSWER, trio.current_time())
+        self._turns_changed.set()
+        await session.send_text(phrases.NOT_A_MACHINE)
+
+    async def _message_heard(self) -> bool:
+        """Wait until the message has been played to its end; False if it is not even begun."""
+        while True:
+            with trio.move_on_after(MESSAGE_START_S):
+                await self._until(lambda: self._agent_turn > self._message_after)
+            if self._agent_turn <= self._message_after:
+                return False
+            await self._until(
+                lambda: self._playout.all_heard or self._agent_turn <= self._message_after
+            )
+            if self._agent_turn > self._message_after:
+                return True
+
     def _leave_line(self) -> None:
         """The stream is over and the call goes on: nothing sent on it will be heard any more."""
         line = self._line
@@ -1379,6 +1491,7 @@ class Call:
             "detail": self.end_detail,
             "created_at": round(self.created_at, 3),
             "duration_s": round(self.duration_s, 3),
+            "answered_by": self._machine.answered_by if self._machine is not None else None,
             "agent_heard_s": round(self._playout.heard_s(now), 3),
             "metadata": self.metadata,
         }

@@ -22,6 +22,7 @@ from server.agent import Agent
 from server.call import Call, CallOptions, EndReason
 from server.carrier import (
     Carrier,
+    MachineVerdict,
     MediaStream,
     StatusUpdate,
     StreamStarted,
@@ -37,6 +38,7 @@ from server.recording import Recordings
 from server.records import Cursor, Records, RecordsUnavailable
 from server.strangers import Strangers
 from server.traces import NoTraces, Traces
+from server.voicemail import VoicemailPolicy
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -213,7 +215,12 @@ class Calls:
     async def _dial(self, call: Call, number: str, longest_s: float) -> None:
         ticket = self._issue(call)
         try:
-            placed = await self.carrier.place_call(number, ticket=ticket, max_duration_s=longest_s)
+            placed = await self.carrier.place_call(
+                number,
+                ticket=ticket,
+                max_duration_s=longest_s,
+                detect_machine=self._options.voicemail is not VoicemailPolicy.IGNORE,
+            )
         except BaseException as error:
             del self._tickets[ticket]
             known = isinstance(error, CarrierError) and not error.outcome_unknown
@@ -292,6 +299,12 @@ class Calls:
             self._early.setdefault(update.call_sid, []).append(update)
             while len(self._early) > MAX_EARLY_UPDATES:
                 self._early.popitem(last=False)
+
+    def update_machine(self, verdict: MachineVerdict) -> None:
+        """Machine detection's verdict, any number of times; about a call that is over, nothing."""
+        call = self._live.get(verdict.call_sid)
+        if call is not None:
+            call.report_machine(verdict)
 
     def update_transfer(self, update: TransferUpdate) -> str:
         """The document with which the caller's call goes on, as far as the carrier asks for one."""

@@ -144,6 +144,27 @@ FAREWELL_HEARD: Check = (
         )
     ),
 )
+
+
+def _left_message(outcome: Outcome) -> bool:
+    phone = outcome.phone.phone
+    message = outcome.agent_turns[-1]
+    began_s = message["at_s"]
+    return (
+        outcome.record["detail"] == "message left"
+        and phone.beeped_s is not None
+        and began_s > phone.beeped_s
+        and not message["cut"]
+        and all(clear.at_s < began_s for clear in phone.clears)
+        and phone.marks[-1].echoed_s is not None
+        and not phone.marks[-1].cleared
+    )
+
+
+LEFT_MESSAGE: Check = (
+    "after the beep the message was left whole, and its last mark came back",
+    _left_message,
+)
 CAME_BACK: Check = (
     "the caller came back on another stream, to the same session",
     lambda outcome: len(outcome.phone.phones) == 2 and len(outcome.sessions) == 1,
@@ -266,6 +287,14 @@ SCRIPTS: dict[str, DemoScript] = {
     "presses-keys": DemoScript(
         (ended("caller-hung-up"), GREETED, EVERY_FUNCTION_ANSWERED, KEYS_HEARD, ANSWERED),
         {"simulated_callee": "asks-once", "simulated_model": "presses-keys"},
+    ),
+    "voicemail": DemoScript(
+        (ended("voicemail"), GREETED, happened("beep"), happened("answered by"), LEFT_MESSAGE),
+        {
+            "simulated_callee": "voicemail",
+            "voicemail": "leave-message",
+            "voicemail_message": "I am sorry that I missed you. I will call again tomorrow.",
+        },
     ),
     "transfer": DemoScript(
         (ended("transferred"), GREETED, happened("transfer")),

@@ -45,6 +45,21 @@ def verbatim(text: str) -> str:
     return f'Say exactly the following words, and nothing else: "{text}"'
 
 
+def leave_message(text: str) -> str:
+    """Make the model speak to a machine that records."""
+    recorded = "A voicemail system is recording you now: nobody hears you, and nobody answers."
+    if text:
+        return f"({recorded}) {verbatim(text)}"
+    return aside(
+        f"{recorded} Leave a message of one to three sentences: who you are and why you called."
+    )
+
+
+NOT_A_MACHINE = aside(
+    "It was a person after all, and they have heard your message. Go on with the conversation."
+)
+
+
 def already_greeted(text: str) -> str:
     """Part of the system instruction: the greeting was a recording."""
     if not text:

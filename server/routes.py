@@ -328,6 +328,18 @@ def _add_webhooks(app: OffhookApp) -> None:
             return error_body("bad-request", error.reason), 400
         return "", 204
 
+    @app.post("/amd-status")
+    @hide
+    async def amd_status() -> Any:
+        """Twilio's verdict on who or what has answered an outbound call."""
+        if (form := await _signed_form()) is None:
+            return _forbidden()
+        try:
+            app.calls.update_machine(app.carrier.read_machine_verdict(form))
+        except CarrierProtocolError as error:
+            return error_body("bad-request", error.reason), 400
+        return "", 204
+
     @app.post("/transfer-status")
     @hide
     async def transfer_status() -> Any:

@@ -167,6 +167,13 @@ class Settings(BaseSettings):
     dtmf_pause_s: Annotated[float, Field(ge=0)] = 1.5
     """Keys the caller presses with no longer pause between them are told to the agent in one."""
 
+    voicemail: Literal["ignore", "hang-up", "leave-message"] = "ignore"
+    """What to do when an answering machine picks up; other than ``ignore``, the carrier charges
+    for listening to every outbound call."""
+    voicemail_message: str | None = None
+    """What the agent leaves there, word for word; empty for words of its own."""
+    voicemail_timeout_s: Annotated[float, Field(gt=0, le=300)] = 60.0
+
     lead_s: Annotated[float, Field(gt=0, le=300)] = 30.0
     """How far ahead of the caller's ear agent audio is sent; the carrier buffers ten minutes."""
     mark_every_s: Annotated[float, Field(gt=0)] = 1.0

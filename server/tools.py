@@ -95,6 +95,10 @@ class LiveCall(Protocol):
         """Connect the caller with somebody else; returns when they are back, and why."""
         ...
 
+    def report_voicemail(self) -> bool:
+        """A machine has picked up; False if nothing is done about that on this call."""
+        ...
+
     async def press_keys(self, keys: str) -> None:
         """Play the tones of telephone keys to the other party, to their end."""
         ...
@@ -289,6 +293,18 @@ async def send_dtmf(
     """
     await call.press_keys(digits)
     return "The keys have been pressed."
+
+
+@tool
+async def voicemail_reached(call: LiveCall) -> str:
+    """Report that voicemail or an answering machine has picked up, and not a person.
+
+    Use it as soon as you hear a recorded announcement that asks to leave a message, then say
+    nothing more: what happens next is taken care of.
+    """
+    if call.report_voicemail():
+        return "Understood. Say nothing now."
+    raise ToolError("Nothing can be left here. If nobody is there, hang up.")
 
 
 def transfer_tool(targets: Mapping[str, str]) -> Tool:

@@ -11,12 +11,14 @@ import trio
 
 from server.agent import Agent
 from server.carrier import (
+    AnsweredBy,
     CallerAudio,
     CallStatus,
     CarrierCommand,
     CarrierEvent,
     Clear,
     Listener,
+    MachineVerdict,
     MarkReached,
     PlacedCall,
     SendAudio,
@@ -191,14 +193,22 @@ class MemoryCarrier:
     said: list[tuple[str, str]] = field(default_factory=list)
     transferred: list[tuple[str, str]] = field(default_factory=list)
     transfer_failure: CarrierError | None = None
+    detects_machine: bool = False
+    """Whether the last call was placed with answering machine detection."""
     answer_s: float = 0.0
     """How long the answer to the dial request takes."""
 
     async def place_call(
-        self, destination_number: str, *, ticket: str, max_duration_s: float
+        self,
+        destination_number: str,
+        *,
+        ticket: str,
+        max_duration_s: float,
+        detect_machine: bool = False,
     ) -> PlacedCall:
         if self.failure is not None:
             raise self.failure
+        self.detects_machine = detect_machine
         self.placed.append((destination_number, ticket))
         call_sid = f"CA{len(self.placed)}"
         await trio.sleep(self.answer_s)
@@ -220,6 +230,9 @@ class MemoryCarrier:
 
     def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:
         return TransferUpdate(form["CallSid"], CallStatus(form["DialCallStatus"]), True)
+
+    def read_machine_verdict(self, form: Mapping[str, str]) -> MachineVerdict:
+        return MachineVerdict(form["CallSid"], AnsweredBy(form["AnsweredBy"]), 0.0)
 
     def hang_up_twiml(self) -> str:
         return "<hangup/>"

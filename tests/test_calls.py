@@ -14,6 +14,7 @@ from server.calls import Calls
 from server.carrier import CallStatus, StatusUpdate, StreamStopped
 from server.errors import CallRefused, CarrierError, ModelSetupRefused
 from server.metrics import Metrics
+from server.voicemail import VoicemailPolicy
 from tests.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 
 NUMBER = "+15005550006"
@@ -275,3 +276,17 @@ async def test_a_closed_registry_ends_with_its_last_call(autojump_clock, nursery
 
     with pytest.raises(CallRefused):
         await calls.place(NUMBER, Agent())
+
+
+async def test_machines_are_listened_for_only_where_something_is_done_about_them(nursery):
+    detects = []
+    for voicemail in VoicemailPolicy:
+        calls = make_calls(options=CallOptions(voicemail=voicemail))
+        await nursery.start(calls.run)
+        call = await calls.place(NUMBER, Agent())
+        detects.append(calls.carrier.detects_machine)
+        call.end(EndReason.HUNG_UP)
+        await call.finished.wait()
+    nursery.cancel_scope.cancel()
+
+    assert detects == [False, True, True]

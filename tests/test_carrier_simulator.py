@@ -20,6 +20,7 @@ from server.carrier import CallerAudio, CallStatus, SendAudio, StreamStopped
 from server.carrier.phone import (
     SCRIPTS,
     SILENCE,
+    Beep,
     HangUp,
     HearSpeech,
     Say,
@@ -29,7 +30,14 @@ from server.carrier.phone import (
     load_speech,
 )
 from server.carrier.simulator import TwilioSimulator
-from server.carrier.twilio import TwilioCarrier, TwilioMediaStream, WebhookVerifier, parse_status
+from server.carrier.twilio import (
+    TwilioCarrier,
+    TwilioMediaStream,
+    WebhookVerifier,
+    parse_machine_verdict,
+    parse_status,
+    parse_transfer,
+)
 from server.errors import CarrierError, StreamEnded
 
 ACCOUNT = "AC0123456789abcdef0123456789abcdef"
@@ -194,6 +202,48 @@ async def test_status_callbacks_are_signed_ordered_and_complete(world):
     assert updates[-1].facts["duration_s"] == "1"
     assert world.forged == 0
     assert call.reports == [(update.status, 204) for update in updates]
+
+
+@pytest.mark.parametrize(
+    ("person", "verdict"),
+    [
+        (Script("human", (Wait(1.0), HangUp()), ring_s=0.02, verdict_s=0.1), "human"),
+        (
+            Script(
+                "machine",
+                (Beep(duration_s=0.2), Wait(1.0), HangUp()),
+                ring_s=0.02,
+                answered_by="machine_end_beep",
+                verdict_s=None,
+            ),
+            "machine_end_beep",
+        ),
+    ],
+)
+async def test_the_verdict_of_machine_detection_is_posted_once_and_signed(world, person, verdict):
+    async with twilio(world, script=person) as (simulator, carrier):
+        call = await place(simulator, carrier, detect_machine=True)
+        await call.wait_ended()
+
+    ((_, form),) = [request for request in world.requests if request[0] == "amd-status"]
+    assert form.keys() == {"CallSid", "AccountSid", "AnsweredBy", "MachineDetectionDuration"}
+    assert parse_machine_verdict(form).answered_by == call.answered_by == verdict
+    assert 0 < parse_machine_verdict(form).took_s < 5
+    assert world.forged == 0
+
+
+async def test_who_answers_a_transfer_is_reported_with_the_callers_own_call(world):
+    world.document = "<Response><Hangup/></Response>"
+    async with twilio(world, script=STAYS, dial_s=0.1, ring_s=0.02) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_stream()
+        await carrier.transfer(call.call_sid, "+15005550123", ring_timeout_s=5)
+        await call.wait_ended()
+
+    leg, action = [parse_transfer(form) for path, form in world.requests if "transfer" in path]
+    assert (leg.call_sid, leg.status, leg.wants_document) == (call.call_sid, "in-progress", False)
+    assert (action.call_sid, action.status) == (call.call_sid, "completed")
+    assert world.forged == 0
 
 
 async def test_only_the_status_callbacks_asked_for_are_posted(world):
@@ -472,6 +522,17 @@ async def test_numbers_twilio_refuses_are_refused(world, number, code):
         ({"Twiml": "x" * 4001}, 400, 20001),
         ({"StatusCallback": "/call-status"}, 400, 21609),
         ({"Timeout": "soon"}, 400, 20001),
+        ({"MachineDetection": "Perhaps", "AsyncAmd": "true"}, 400, 20001),
+        ({"MachineDetection": "Enable"}, 400, 20001),
+        (
+            {
+                "MachineDetection": "Enable",
+                "AsyncAmd": "true",
+                "AsyncAmdStatusCallback": "/amd-status",
+            },
+            400,
+            21609,
+        ),
     ],
 )
 async def test_requests_twilio_refuses_are_refused(world, changes, status, code):

@@ -61,6 +61,9 @@ class FakeCall:
             raise self.transfer_outcome
         return self.transfer_outcome
 
+    def report_voicemail(self) -> bool:
+        return self.direction == "outbound"
+
     async def press_keys(self, keys: str) -> None:
         await trio.sleep(0.2 * len(keys))
         self.keys += keys

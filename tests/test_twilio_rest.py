@@ -102,6 +102,29 @@ async def test_a_call_is_placed_as_the_documentation_asks(api):
     }
 
 
+async def test_machine_detection_is_asked_for_beside_the_call_and_not_before_it(api):
+    async with carrier(api.url) as twilio:
+        await twilio.place_call(
+            "+584121234567", ticket="t1", max_duration_s=600, detect_machine=True
+        )
+
+    ((_, _, form),) = api.asked
+    assert form["MachineDetection"] == "DetectMessageEnd"
+    assert form["AsyncAmd"] == "true"
+    assert form["AsyncAmdStatusCallback"] == "https://example.com/amd-status"
+    assert form["AsyncAmdStatusCallbackMethod"] == "POST"
+
+
+async def test_a_live_call_is_transferred(api):
+    async with carrier(api.url) as twilio:
+        await twilio.transfer(CALL, "+15005550123", ring_timeout_s=20)
+
+    ((method, path, form),) = api.asked
+    assert (method, path) == ("POST", CALL_PATH)
+    assert form.keys() == {"Twiml"}
+    assert '<Dial action="https://example.com/transfer-status"' in form["Twiml"]
+
+
 async def test_a_live_call_is_hung_up(api):
     async with carrier(api.url) as twilio:
         await twilio.hang_up(CALL)

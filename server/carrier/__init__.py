@@ -216,6 +216,39 @@ class StatusUpdate:
     """What else it said that is worth keeping: ``duration_s``, ``sip_response_code`` …"""
 
 
+class AnsweredBy(StrEnum):
+    """Who or what the carrier believes has picked up; it errs."""
+
+    HUMAN = "human"
+    MACHINE_START = "machine_start"
+    """A machine, whose announcement goes on."""
+    MACHINE_END_BEEP = "machine_end_beep"
+    MACHINE_END_SILENCE = "machine_end_silence"
+    MACHINE_END_OTHER = "machine_end_other"
+    FAX = "fax"
+    UNKNOWN = "unknown"
+
+    @property
+    def is_machine(self) -> bool:
+        """Whether nobody would be offended."""
+        return self not in (AnsweredBy.HUMAN, AnsweredBy.UNKNOWN)
+
+    @property
+    def announcement_is_over(self) -> bool:
+        """Whether it is a machine that has said all it has to say."""
+        return self.value.startswith("machine_end")
+
+
+@dataclass(frozen=True, slots=True)
+class MachineVerdict:
+    """What answering machine detection says about a call."""
+
+    call_sid: str
+    answered_by: AnsweredBy
+    took_s: float
+    """How long it listened."""
+
+
 @dataclass(frozen=True, slots=True)
 class TransferUpdate:
     """How the attempt to connect a caller with somebody else stands."""
@@ -237,9 +270,16 @@ class Carrier(Protocol):
         ...
 
     async def place_call(
-        self, destination_number: str, *, ticket: str, max_duration_s: float
+        self,
+        destination_number: str,
+        *,
+        ticket: str,
+        max_duration_s: float,
+        detect_machine: bool = False,
     ) -> PlacedCall:
         """Dial a number; when it is answered, the carrier opens a stream that shows the ticket.
+
+        With ``detect_machine`` it also listens for an answering machine, and reports later.
 
         Raises:
             CarrierError: Refused (with the carrier's code) or not reached.
@@ -294,6 +334,14 @@ class Carrier(Protocol):
 
         Raises:
             CarrierProtocolError: It is nothing about one.
+        """
+        ...
+
+    def read_machine_verdict(self, form: Mapping[str, str]) -> MachineVerdict:
+        """What answering machine detection has found.
+
+        Raises:
+            CarrierProtocolError: It is nothing about that.
         """
         ...
 

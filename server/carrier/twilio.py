@@ -36,6 +36,7 @@ from twilio.rest import Client
 from twilio.twiml.voice_response import Connect, Dial, VoiceResponse
 
 from server.carrier import (
+    AnsweredBy,
     CallerAudio,
     CallStatus,
     CarrierCommand,
@@ -43,6 +44,7 @@ from server.carrier import (
     Clear,
     DigitPressed,
     Listener,
+    MachineVerdict,
     MarkReached,
     PlacedCall,
     SendAudio,
@@ -754,6 +756,7 @@ class TwilioCarrier:
     def reach_at(self, public_url: str) -> None:
         """From the next call on, Twilio is told to reach this server there."""
         self._status_url = f"{public_url.rstrip('/')}/call-status"
+        self._amd_url = f"{public_url.rstrip('/')}/amd-status"
         self._transfer_url = f"{public_url.rstrip('/')}/transfer-status"
         self._stream_url = f"{_stream_origin(public_url)}/stream"
 
@@ -763,18 +766,34 @@ class TwilioCarrier:
         return self._stream_url
 
     async def place_call(
-        self, destination_number: str, *, ticket: str, max_duration_s: float
+        self,
+        destination_number: str,
+        *,
+        ticket: str,
+        max_duration_s: float,
+        detect_machine: bool = False,
     ) -> PlacedCall:
         """Dial a number; when it is answered, Twilio opens a stream that shows the ticket.
 
         The TwiML goes with the request, which saves Twilio a webhook between the answer and the
         stream. Every change of the call's status is posted to ``/call-status``.
 
+        Machine detection runs beside the call, not before it: the verdict goes to ``/amd-status``,
+        for a machine when its announcement is over.
+
         Raises:
             CarrierError: Refused, not reached or not answered. In the last case its outcome is
                 unknown: Twilio may have placed the call all the same; its stream will show a
                 ticket nobody holds, and is refused.
         """
+        detection = {}
+        if detect_machine:
+            detection = {
+                "machine_detection": "DetectMessageEnd",
+                "async_amd": "true",
+                "async_amd_status_callback": self._amd_url,
+                "async_amd_status_callback_method": "POST",
+            }
         call = await self._request(
             lambda: self._client.calls.create_async(
                 to=destination_number,
@@ -785,6 +804,7 @@ class TwilioCarrier:
                 status_callback_method="POST",
                 timeout=math.ceil(self._ring_timeout_s),
                 time_limit=math.ceil(max_duration_s),
+                **detection,
             ),
             repeatable=False,
         )
@@ -884,6 +904,10 @@ class TwilioCarrier:
     def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:
         """See :func:`parse_transfer`."""
         return parse_transfer(form)
+
+    def read_machine_verdict(self, form: Mapping[str, str]) -> MachineVerdict:
+        """See :func:`parse_machine_verdict`."""
+        return parse_machine_verdict(form)
 
     def read_status(self, form: Mapping[str, str]) -> StatusUpdate:
         """See :func:`parse_status`."""
@@ -1042,3 +1066,22 @@ def parse_transfer(form: Mapping[str, str]) -> TransferUpdate:
     except ValueError:
         raise CarrierProtocolError(f"transfer callback with status {word[:40]!r}") from None
     return TransferUpdate(call_sid, status, wants_document)
+
+
+def parse_machine_verdict(form: Mapping[str, str]) -> MachineVerdict:
+    """Read what asynchronous answering machine detection posts; a new word of it is "unknown".
+
+    Raises:
+        CarrierProtocolError: No call sid, or no verdict.
+    """
+    call_sid = form.get("CallSid", "")
+    word = form.get("AnsweredBy", "")
+    if not call_sid or len(call_sid) > 64 or not word:
+        raise CarrierProtocolError("machine detection callback without CallSid or AnsweredBy")
+    try:
+        answered_by = AnsweredBy(word)
+    except ValueError:
+        answered_by = AnsweredBy.UNKNOWN
+    took_ms = form.get("MachineDetectionDuration", "")
+    is_count = took_ms.isascii() and took_ms.isdecimal() and len(took_ms) < 10
+    return MachineVerdict(call_sid, answered_by, int(took_ms) / 1000 if is_count else 0.0)
