@@ -8,7 +8,7 @@ import sys
 import trio
 
 from server import logs
-from server.app import create_app
+from server.app import OffhookApp, create_app
 from server.errors import ConfigurationError
 from server.keys import KEY_NAME, hash_key, new_key
 from server.serving import listen, serve, stop_on_signal
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = Settings.load(**overrides)
         logs.configure(level=settings.log_level, json=settings.log_json)
         raise_file_limit()
-        trio.run(_serve, settings)
+        trio.run(_serve, create_app(settings))
     except ConfigurationError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -63,12 +63,12 @@ def _new_key(name: str) -> int:
     return 0
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(app: OffhookApp) -> None:
     stop = trio.Event()
-    listener = listen(settings.host, settings.port)
+    listener = listen(app.settings.host, app.settings.port)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, stop)
-        await serve(create_app(settings), listener, stop=stop)
+        await serve(app, listener, stop=stop)
         nursery.cancel_scope.cancel()
 
 

@@ -13,9 +13,9 @@ from server.sockets import raise_file_limit
 
 try:
     settings = Settings.load()
+    logs.configure(level=settings.log_level, json=settings.log_json)
+    raise_file_limit()
+    app = create_app(settings)
 except ConfigurationError as error:
     sys.exit(f"offhook: {error}")
-logs.configure(level=settings.log_level, json=settings.log_json)
-raise_file_limit()
-app = create_app(settings)
 asked_to_stop = drain_before_stopping(app.drain)

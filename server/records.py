@@ -316,7 +316,12 @@ class Records:
             SchemaTooNew: The database is not for this version; only while starting.
         """
         try:
-            await self._open()
+            try:
+                await self._open()
+            except SchemaTooNew as error:
+                # What starts us only says that the start has failed.
+                logger.critical("database refused", reason=str(error))
+                raise
             task_status.started()
             await self._work()
         finally:
