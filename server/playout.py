@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
 
+SILENCE = b"\xff"
+"""Mu-law's positive zero."""
 BYTES_PER_S = 8_000
 """Mu-law at 8 kHz: one byte a sample."""
 LOST_MARK_S = 3.0
@@ -115,6 +117,7 @@ class Playout:
         self._holds = 0
         self._remember = remember
         self._sent: deque[_Sent] = deque()
+        self._playing = 0  # which of these the caller hears, as far as anybody has asked
         self._turns: deque[_Turn] = deque(maxlen=MAX_TURNS)
         self._made: dict[int, int] = {}  # bytes of each turn
         self._cut_up_to = -1  # turn 0 is what is played before the model has said anything
@@ -373,19 +376,26 @@ class Playout:
         return self._open and (bool(self._marks_out) or now < self._play_end)
 
     def played(self, now: float, length_bytes: int) -> bytes:
-        """What the carrier has played up to now, silence where there was nothing."""
+        """What the carrier has played up to now, silence where there was nothing.
+
+        To be asked for in the order of time.
+        """
         began = now - length_bytes / BYTES_PER_S
-        heard = bytearray(b"\xff" * length_bytes)
-        for piece in reversed(self._sent):
-            if piece.played_at <= began:
-                break
+        heard = b""
+        # It is asked for in order: what has been played once is not looked at again.
+        while self._playing < len(self._sent) and self._sent[self._playing].played_at <= began:
+            self._playing += 1
+        for number in range(self._playing, len(self._sent)):
+            piece = self._sent[number]
             at = round((piece.plays_at - began) * BYTES_PER_S)
             if at >= length_bytes:
-                continue  # not yet
+                break
+            heard = heard.ljust(at, SILENCE) if at > 0 else heard
             skipped = max(0, -at)
-            part = piece.payload[skipped : skipped + length_bytes - max(0, at)]
-            heard[max(0, at) : max(0, at) + len(part)] = part
-        return bytes(heard)
+            heard += piece.payload[skipped : skipped + length_bytes - len(heard)]
+            if len(heard) >= length_bytes:
+                break
+        return heard.ljust(length_bytes, SILENCE)
 
     def audible_until(self, now: float) -> float:
         """Until when the caller will hear the agent, if nothing more comes."""
@@ -441,6 +451,7 @@ class Playout:
             self._sent.append(_Sent(turn.number, payload, max(now, self._play_end)))
             while self._sent[0].played_at < now - REMEMBERED_S:
                 self._sent.popleft()
+                self._playing = max(0, self._playing - 1)
         self._play_end = max(now, self._play_end) + sent_bytes / BYTES_PER_S
         self._queued_bytes -= sent_bytes
         turn.sent_bytes += sent_bytes
@@ -457,6 +468,7 @@ class Playout:
             last = self._sent.pop()
             heard = last.payload[: round((now - last.plays_at) * BYTES_PER_S)]
             self._sent.append(_Sent(last.turn, heard, last.plays_at))
+        self._playing = min(self._playing, len(self._sent))
         self._play_end = now
 
     def _mark_of(self, turn: _Turn) -> SendMark:

@@ -10,9 +10,13 @@ code has to be expanded for it.
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import accumulate
+from operator import itemgetter, mul
 
 import webrtcvad
 
@@ -72,9 +76,12 @@ class SpeechEnded:
     """Speech in it, pauses left out."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Frame:
-    """What was found out about 20 ms of caller audio."""
+    """What was found out about 20 ms of caller audio.
+
+    Not frozen: one is made for every frame of every call, and that would double what it costs.
+    """
 
     payload: bytes
     at: float
@@ -218,52 +225,69 @@ class Echo:
 
     def _learn(self) -> None:
         """Look for an echo in the last second, or for whether it is still there."""
-        caller = list(self._caller)[-self.WINDOW_FRAMES :]
-        played = list(self._played)
-        best, found = 0.0, None
-        for delay in range(self.MAX_DELAY_FRAMES + 1):
-            then = played[max(0, len(played) - delay - self.WINDOW_FRAMES) : len(played) - delay]
-            if len(then) < self.WINDOW_FRAMES:
-                break
-            correlation = _correlation(caller, then)
-            if correlation > best:
-                best, found = correlation, delay
-        if found is None:
-            return
         if self.delay_frames is not None:
+            around = range(max(0, self.delay_frames - 2), self.delay_frames + 3)
+            best = max((c for _, c in self._correlations(around)), default=1.0)
             self._verdicts = self._verdicts + 1 if best < self.LOST else 0
             if self._verdicts >= self.CERTAIN_AFTER:
                 self.delay_frames, self._candidate, self._verdicts = None, None, 0
             return
+        found = max(self._correlations(range(self.MAX_DELAY_FRAMES + 1)), key=_second, default=None)
+        if found is None:
+            return
+        delay, best = found
         if best < self.FOUND:
             self._candidate, self._verdicts = None, 0
             return
-        if self._candidate is None or abs(found - self._candidate) > 1:
+        if self._candidate is None or abs(delay - self._candidate) > 1:
             self._verdicts = 0
-        self._candidate = found
+        self._candidate = delay
         self._verdicts += 1
         if self._verdicts >= self.CERTAIN_AFTER:
-            then = played[len(played) - found - self.WINDOW_FRAMES : len(played) - found]
-            losses = sorted(
-                there - back
-                for there, back in zip(then, caller, strict=True)
-                if there >= LOUD and back >= LOUD
-            )
-            if losses:
-                self.delay_frames, self.loss = found, losses[len(losses) // 3]
-                self._verdicts = 0
+            self._find_loss(delay)
+
+    def _correlations(self, delays: Iterable[int]) -> Iterator[tuple[int, float]]:
+        """Pearson's correlation of the last second with what was played so many frames before."""
+        count = self.WINDOW_FRAMES
+        caller, played = list(self._caller)[-count:], list(self._played)
+        mean = sum(caller) / count
+        deviations = [level - mean for level in caller]
+        spread = sum(map(mul, deviations, deviations))
+        if spread < 1.0:
+            return
+        # Sums of every stretch of what was played, as differences of sums from the beginning.
+        sums = [0.0, *accumulate(played)]
+        squares = [0.0, *accumulate(map(mul, played, played))]
+        for delay in delays:
+            end = len(played) - delay
+            begin = end - count
+            if begin < 0:
+                return
+            total = sums[end] - sums[begin]
+            spread_played = squares[end] - squares[begin] - total * total / count
+            if spread_played < 1.0:
+                continue
+            # The deviations add up to nothing, so what was played need not be centred.
+            product = sum(map(mul, deviations, played[begin:end]))
+            yield delay, product / math.sqrt(spread * spread_played)
+
+    def _find_loss(self, delay: int) -> None:
+        """How much quieter the echo is, from the frames in which both can be heard."""
+        end = len(self._played) - delay
+        then = list(self._played)[end - self.WINDOW_FRAMES : end]
+        caller = list(self._caller)[-self.WINDOW_FRAMES :]
+        losses = sorted(
+            there - back
+            for there, back in zip(then, caller, strict=True)
+            if there >= LOUD and back >= LOUD
+        )
+        if losses:
+            # Under the median: a room adds to the echo, never takes away.
+            self.delay_frames, self.loss = delay, losses[len(losses) // 3]
+            self._verdicts = 0
 
 
-def _correlation(one: list[float], other: list[float]) -> float:
-    """Pearson's correlation, 0 if either does not vary."""
-    count = len(one)
-    mean_one, mean_other = sum(one) / count, sum(other) / count
-    product = sum(a * b for a, b in zip(one, other, strict=True)) - count * mean_one * mean_other
-    spread_one = sum(a * a for a in one) - count * mean_one * mean_one
-    spread_other = sum(b * b for b in other) - count * mean_other * mean_other
-    if spread_one < 1.0 or spread_other < 1.0:
-        return 0.0
-    return float(product / (spread_one * spread_other) ** 0.5)
+_second = itemgetter(1)
 
 
 # ------------------------------------------------------------------------------------------
