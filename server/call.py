@@ -884,7 +884,8 @@ class Call:
                     self.transcript.agent_complete(turn)
                     self._finish_turn(turn)
                 case TurnComplete(turn=turn, reason=reason):
-                    self._turns.agent_completed(turn, reason, trio.current_time())
+                    now, starved_s = trio.current_time(), self._playout.starved_s(turn)
+                    self._turns.agent_completed(turn, reason, now, starved_s=starved_s)
                     self._finish_turn(turn)
                 case AgentTranscript(text=text, turn=turn):
                     self._turns.agent_text(turn, text)
@@ -938,7 +939,6 @@ class Call:
             len(payload) / 8_000,
             audible=audible,
             now=received_at,
-            heard_until=self._playout.audible_until(received_at),
         )
         if answers:
             self._turns_changed.set()

@@ -25,6 +25,8 @@ LOST_MARK_S = 3.0
 """So long after the keys must have sounded, their mark is not waited for any more."""
 MAX_MESSAGE_BYTES = 8_000
 """One second a message; the carrier documents no limit, so we keep well below any."""
+CUSHION_S, MAX_CUSHION_S = 0.1, 0.8
+"""How long a turn that has run dry gathers; twice as long each time that it does so again."""
 MAX_TURNS = 64
 """Turns whose books are kept: those before were heard long ago."""
 REMEMBERED_S = 2.0
@@ -61,6 +63,8 @@ class _Turn:
     marked_bytes: int = 0
     finished: bool = False
     cut: bool = False
+    starved_s: float = 0.0
+    """How long the caller heard nothing in the middle of it, because nothing had come."""
     # Where we last knew what the caller had heard, and when that was.
     anchor_bytes: int = 0
     anchor_at: float = 0.0
@@ -114,11 +118,15 @@ class Playout:
         self._mark: SendMark | None = None
         self._clear = False
         self._held = False
+        self._paused = False  # something of ours stood between two pieces of a turn
         self._holds = 0
         self._remember = remember
         self._sent: deque[_Sent] = deque()
         self._playing = 0  # which of these the caller hears, as far as anybody has asked
         self._turns: deque[_Turn] = deque(maxlen=MAX_TURNS)
+        self._dry_turn = -1
+        self._cushion_s = 0.0
+        self._cushion_until = 0.0
         self._made: dict[int, int] = {}  # bytes of each turn
         self._cut_up_to = -1  # turn 0 is what is played before the model has said anything
         self._play_end = 0.0  # when the carrier's buffer runs empty
@@ -137,6 +145,8 @@ class Playout:
         if turn <= self._cut_up_to:
             self.dropped_bytes += len(payload)
             return False
+        if received_at > self._play_end and not self._queue and self._is_under_way(turn):
+            self._gather_cushion(received_at)
         for start in range(0, len(payload), MAX_MESSAGE_BYTES):
             piece = payload[start : start + MAX_MESSAGE_BYTES]
             self._queue.append(_Queued(turn, piece, received_at))
@@ -150,6 +160,7 @@ class Playout:
         """All of this turn has been pushed: a last mark will say when it has been heard."""
         if turn > self._cut_up_to:
             self._queue.append(_Queued(turn, None, 0.0))
+            self._cushion_until = 0.0
 
     def push_keys(self, payload: bytes) -> str:
         """Play the tones of keys, alone and whole: before all that is queued, never cut.
@@ -184,6 +195,7 @@ class Playout:
             The turn that was cut, or None when the caller had already heard all there was.
         """
         self._cut_up_to = max(self._cut_up_to, turn)
+        self._cushion_until = 0.0
         unsent_bytes = sum(len(item.payload or b"") for item in self._queue if item.turn <= turn)
         self._queue = deque(item for item in self._queue if item.turn > turn)
         self._queued_bytes -= unsent_bytes
@@ -242,7 +254,7 @@ class Playout:
                 turn.marked_bytes = min(turn.marked_bytes, turn.sent_bytes - 1)
         self._queue = unheard + self._queue
         self._clear = True
-        self._held = True
+        self._held = self._paused = True
         self._holds += 1
         self._forget_buffer(now)
         return True
@@ -293,6 +305,7 @@ class Playout:
         while self._queue and not self._held:
             if now < self.next_due():
                 return None
+            self._cushion_until = 0.0
             item = self._queue.popleft()
             turn = self._turn(item.turn)
             if item.payload is None:
@@ -314,6 +327,7 @@ class Playout:
             self._keys_out = self._keys[0][0]
         if self._keys and self._keys[0][0] == self._keys_out:
             _, payload = self._keys.popleft()
+            self._paused = True
             self._play_end = max(now, self._play_end) + len(payload) / BYTES_PER_S
             if not (self._keys and self._keys[0][0] == self._keys_out):
                 self._mark = SendMark(self._keys_out)
@@ -328,7 +342,7 @@ class Playout:
             return float("inf") if self._marks_out else self._play_end
         if not self._queue or not self._open or self._held:
             return float("inf")
-        return self._play_end - self._lead_s
+        return max(self._play_end - self._lead_s, self._cushion_until)
 
     # -- from the carrier ------------------------------------------------------------------
 
@@ -370,6 +384,10 @@ class Playout:
             return None
         made_s, cut = self._made[number] / BYTES_PER_S, number <= self._cut_up_to
         return HeardTurn(number, heard_s=0.0, sent_s=0.0, made_s=made_s, cut=cut)
+
+    def starved_s(self, number: int) -> float:
+        """How long a turn has left the caller in silence so far, because it came too slowly."""
+        return sum(turn.starved_s for turn in self._turns if turn.number == number)
 
     def is_playing(self, now: float) -> bool:
         """Whether the caller is hearing the agent now, as far as can be known."""
@@ -443,6 +461,9 @@ class Playout:
 
     def _account(self, turn: _Turn, payload: bytes, now: float) -> None:
         sent_bytes = len(payload)
+        if turn.sent_bytes > 0 and not self._paused:
+            turn.starved_s += max(0.0, now - self._play_end)
+        self._paused = False
         if turn.sent_bytes == 0 or now >= self._play_end:
             # It starts to play when the buffer before it is empty, or at once.
             turn.anchor_bytes = turn.sent_bytes
@@ -457,6 +478,22 @@ class Playout:
         turn.sent_bytes += sent_bytes
         if turn.sent_bytes - turn.marked_bytes >= self._mark_every_bytes:
             self._mark = self._mark_of(turn)
+
+    def _is_under_way(self, number: int) -> bool:
+        """Whether the caller has heard the beginning of this turn, and waits for more."""
+        last = self._turns[-1] if self._turns else None
+        return last is not None and last.number == number and not last.is_over
+
+    def _gather_cushion(self, now: float) -> None:
+        """The turn has run dry: let some of it gather, or it runs dry again with every chunk.
+
+        Speech with a gap every now and then is understood, speech with a hole in every word is not.
+        """
+        number = self._turns[-1].number
+        first = number != self._dry_turn
+        self._dry_turn = number
+        self._cushion_s = CUSHION_S if first else min(MAX_CUSHION_S, 2 * self._cushion_s)
+        self._cushion_until = now + self._cushion_s
 
     def _forget_buffer(self, now: float) -> None:
         """A clear is on its way: nothing the carrier holds will be heard."""

@@ -145,7 +145,6 @@ class _AgentTurn:
     number: int
     audio_s: float = 0.0
     audible_s: float = 0.0
-    starved_s: float = 0.0
     began_at: float = -NEVER
     """When its first audible audio came, if it began with that."""
     text_chars: int = 0
@@ -249,9 +248,7 @@ class Turns:
         self._prompts = 0
         self._quiet_since = max(self._quiet_since, now) if self._quiet_since < NEVER else NEVER
 
-    def agent_audio(
-        self, turn: int, seconds: float, *, audible: bool, now: float, heard_until: float
-    ) -> bool:
+    def agent_audio(self, turn: int, seconds: float, *, audible: bool, now: float) -> bool:
         """A piece of what the agent says has come.
 
         Args:
@@ -259,7 +256,6 @@ class Turns:
             seconds: How long it is.
             audible: Whether a caller could hear it.
             now: When it came.
-            heard_until: Until when the caller has something to hear without it.
 
         Returns:
             Whether what was awaited has come with it.
@@ -267,9 +263,7 @@ class Turns:
         if turn <= self._cut_up_to:
             return False
         agent_turn = self._begin(turn)
-        if agent_turn.audio_s > 0:
-            agent_turn.starved_s += max(0.0, now - max(heard_until, agent_turn.last_audio_at))
-        elif audible:
+        if agent_turn.audio_s == 0 and audible:
             agent_turn.began_at = now
         agent_turn.last_audio_at = now
         agent_turn.audio_s += seconds
@@ -293,8 +287,17 @@ class Turns:
         if turn == self._turn.number:
             self._turn.generated = True
 
-    def agent_completed(self, turn: int, reason: str | None, now: float) -> None:
-        """The model takes this turn for over."""
+    def agent_completed(
+        self, turn: int, reason: str | None, now: float, *, starved_s: float = 0.0
+    ) -> None:
+        """The model takes this turn for over.
+
+        Args:
+            turn: The turn.
+            reason: The service's word for an unusual end.
+            now: The time.
+            starved_s: How long it left the caller in silence, because it came too slowly.
+        """
         if turn <= self._cut_up_to:
             return
         agent_turn = self._begin(turn)
@@ -313,7 +316,6 @@ class Turns:
                 quiet = agent_turn.audio_s >= QUIET_TURN_S
                 self._fault = Fault.QUIET_TURN if quiet else Fault.EMPTY_TURN
             return
-        starved_s = agent_turn.starved_s
         slow = starved_s > SLOW_S and starved_s > SLOW_SHARE * agent_turn.audio_s
         self._slow_turns = self._slow_turns + 1 if slow else 0
         if self._broken_off(agent_turn) and not self.caller_speaking:

@@ -252,6 +252,47 @@ def test_nothing_of_a_cut_turn_is_sent_after_its_clear_and_heard_never_exceeds_s
     assert playout.heard_s(now + 1_000) * 8_000 <= sum(sent_by_turn.values()) + 0.5
 
 
+# --- A model that is slower than speech
+
+
+def test_a_turn_that_ran_dry_goes_on_with_a_cushion():
+    playout = opened()
+    playout.push(b"\x01" * 800, 1, received_at=0.0)
+    drain(playout, 0.0)
+    playout.push(b"\x02" * 800, 1, received_at=0.3)
+
+    assert drain(playout, 0.3) == []
+    assert playout.next_due() == pytest.approx(0.4)
+    playout.push(b"\x03" * 800, 1, received_at=0.39)
+    assert audio_bytes(drain(playout, 0.4)) == 1_600
+    assert playout.starved_s(1) == pytest.approx(0.3)
+
+    playout.push(b"\x04" * 800, 1, received_at=0.65)
+    assert playout.next_due() == pytest.approx(0.85)
+
+
+def test_the_end_of_a_turn_waits_for_no_cushion():
+    playout = opened()
+    playout.push(b"\x01" * 800, 1, received_at=0.0)
+    drain(playout, 0.0)
+    playout.push(b"\x02" * 800, 1, received_at=0.3)
+    playout.finish_turn(1)
+
+    assert audio_bytes(drain(playout, 0.3)) == 800
+
+
+def test_a_turn_that_does_not_run_dry_and_a_new_one_go_straight_through():
+    playout = opened()
+    playout.push(b"\x01" * 800, 1, received_at=0.0)
+    assert audio_bytes(drain(playout, 0.0)) == 800
+    playout.push(b"\x02" * 800, 1, received_at=0.09)
+    assert audio_bytes(drain(playout, 0.09)) == 800
+    playout.finish_turn(1)
+    drain(playout, 0.1)
+    playout.push(b"\x03" * 800, 2, received_at=5.0)
+    assert audio_bytes(drain(playout, 5.0)) == 800
+
+
 # --- Held, and going on
 
 
@@ -280,6 +321,7 @@ def test_a_hold_clears_and_goes_on_where_the_caller_was():
     again = b"".join(c.payload for c in drain(playout, 2.0) if isinstance(c, SendAudio))
     assert again == speech[12_000:]
     assert playout.heard_s(3.0) == pytest.approx(2.5)
+    assert playout.starved_s(1) == 0  # it was not the model that paused
 
 
 def test_what_comes_during_a_hold_waits_behind_what_was_held():

@@ -56,9 +56,7 @@ class Talk:
         self.turns.agent_completed(self.turn, None, self.now)
 
     def hear(self, seconds: float, *, audible: bool = True) -> None:
-        self.turns.agent_audio(
-            self.turn, seconds, audible=audible, now=self.now, heard_until=self.agent_until
-        )
+        self.turns.agent_audio(self.turn, seconds, audible=audible, now=self.now)
         self.agent_until = max(self.agent_until, self.now) + seconds
 
     def decide(self) -> Decision | None:
@@ -311,7 +309,7 @@ def test_turns_that_come_slower_than_they_are_spoken_change_the_connection_in_a_
             conversation.hear(0.2)
             conversation.now += 0.3
         conversation.turns.agent_generated(conversation.turn)
-        conversation.turns.agent_completed(conversation.turn, None, conversation.now)
+        conversation.turns.agent_completed(conversation.turn, None, conversation.now, starved_s=0.9)
 
     decision = conversation.wait()
     assert decision == Recover(Rung.RESUME, Fault.SLOW, Awaited.ANSWER)
@@ -325,7 +323,7 @@ def test_one_slow_turn_is_forgiven():
     for _ in range(10):
         conversation.hear(0.2)
         conversation.now += 0.3
-    conversation.turns.agent_completed(1, None, conversation.now)
+    conversation.turns.agent_completed(1, None, conversation.now, starved_s=0.9)
     conversation.caller_says()
     conversation.agent_says()
 
