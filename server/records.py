@@ -448,7 +448,10 @@ class Records:
 
     async def _in_thread(self, function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
         # Abandoned on a cancellation: a server that stops does not wait for a hanging database.
-        return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=limiter)
+        # One in memory cannot hang, and its only connection must not be closed under a thread.
+        return await trio.to_thread.run_sync(
+            function, abandon_on_cancel=self._database.is_shared, limiter=limiter
+        )
 
     def _failed(self, what: str, error: Exception) -> None:
         self._metrics.record_failures.labels(what).inc()
