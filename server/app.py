@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 
 import structlog
 import trio
@@ -35,6 +36,7 @@ from server.greeting import read_greeting
 from server.http_connection import HttpConnection
 from server.idempotency import Idempotency
 from server.keys import UNNAMED, Keys, hash_key, new_key
+from server.mcp_servers import McpServers, read_servers
 from server.media_socket import (
     MediaWebsocket,
     MediaWebsocketConnection,
@@ -95,7 +97,7 @@ class OffhookApp(QuartTrio):
         _check_scripts(settings)
         self.settings = settings
         self.metrics = Metrics(CollectorRegistry())
-        self.agent = Agent(
+        self._agent = Agent(
             prompt=settings.agent_prompt or DEFAULT_PROMPT,
             greeting=DEFAULT_GREETING
             if settings.agent_greeting is None
@@ -107,6 +109,11 @@ class OffhookApp(QuartTrio):
             voice=settings.gemini_voice,
             language=settings.agent_language,
             tools=_tools(settings),
+        )
+        secret = settings.mcp_servers
+        self.mcp_servers = McpServers(
+            read_servers(secret.get_secret_value() if secret is not None else None),
+            connect_timeout_s=settings.mcp_connect_timeout_s,
         )
         self.plane = Plane() if settings.media_path == "fast" and plane.AVAILABLE else None
         if self.plane is not None:
@@ -135,6 +142,13 @@ class OffhookApp(QuartTrio):
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = settings.close_timeout_s + 2.0
         self.before_serving(self._start)
         self.after_serving(self._stop)
+
+    @property
+    def agent(self) -> Agent:
+        """Who answers, with the tools there are at this moment."""
+        if not (offered := self.mcp_servers.tools):
+            return self._agent
+        return replace(self._agent, tools=(*self._agent.tools, *offered))
 
     @property
     def is_simulated(self) -> bool:
@@ -284,6 +298,7 @@ class OffhookApp(QuartTrio):
             else:
                 model = self._use_accounts(settings.account)
             await helpers.start(self.records.run)
+            await helpers.start(self.mcp_servers.run)
             if self.recordings is not None:
                 await helpers.start(self.recordings.run)
             await stack.enter_async_context(self.carrier)

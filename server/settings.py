@@ -159,6 +159,9 @@ class Settings(BaseSettings):
         "send_dtmf",
     )
     """Which of our own it may call; ``transfer`` needs ``transfer_targets``; ``none`` for none."""
+    mcp_servers: SecretStr | None = None
+    """MCP servers whose tools the agent may call: JSON, or the path of a file with it."""
+    mcp_connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
     tool_timeout_s: Annotated[float, Field(gt=0)] = 10.0
     """The caller hears nothing while the model waits for a function."""
     transfer_targets: Annotated[dict[_TargetName, _Number], NoDecode, BeforeValidator(_pairs)] = {}
