@@ -36,7 +36,6 @@ from websockets.frames import Close
 from benchmarks.options import Options, machine, machine_line
 from server import logs
 from server.app import OffhookApp, create_app
-from server.call import EndReason
 from server.carrier import CallStatus
 from server.carrier.phone import (
     GARBAGE,
@@ -51,6 +50,7 @@ from server.carrier.phone import (
 )
 from server.carrier.phone import Script as Callee
 from server.carrier.simulator import Faults, SimulatedCall
+from server.endings import EndReason
 from server.model import simulator as models
 from server.serving import listen, serve
 from server.settings import Settings

@@ -12,8 +12,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import Any, Literal
@@ -25,7 +24,6 @@ from codec import MulawDecoder, MulawEncoder
 from server import phrases
 from server.agent import Agent
 from server.carrier import (
-    NOT_REACHED,
     CallerAudio,
     CallStatus,
     Carrier,
@@ -43,16 +41,18 @@ from server.carrier import (
 )
 from server.costs import CostMeter, Prices
 from server.ear import BargeInMode, Ear
+from server.endings import EndReason
 from server.errors import (
     CarrierError,
     CarrierProtocolError,
-    ModelError,
-    ModelQuotaExceeded,
     ServerError,
     StreamEnded,
 )
-from server.keypad import tones
+from server.farewell import Farewell
+from server.handover import Handover
+from server.keypad import PressedKeys, tones
 from server.logs import masked
+from server.machine import Machine
 from server.metrics import LatencySummary, Metrics
 from server.model import (
     AGENT_RATE_HZ,
@@ -73,7 +73,6 @@ from server.model import (
     ToolResult,
     TurnComplete,
     Usage,
-    Way,
 )
 from server.opening import SILENCE, GreetingWhen, Opening
 from server.playout import HeardTurn, Playout
@@ -82,19 +81,13 @@ from server.replies import Replies, Reply
 from server.tools import Toolbox
 from server.transcript import Transcript
 from server.turns import (
-    AskIfThere,
     Awaited,
-    Decision,
-    GiveUpCaller,
     Patience,
-    Recover,
-    Rung,
-    TimeIsUp,
     Turns,
-    WrapUp,
 )
 from server.voice_activity import SpeechEnded, SpeechStarted, Stop
-from server.voicemail import AnsweringMachine, Finding, VoicemailPolicy
+from server.voicemail import VoicemailPolicy
+from server.watch import Watch, briefed
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -107,90 +100,12 @@ MAX_GATHERED_BYTES = 800
 FRAMES_PER_S = 50
 MAX_TIMELINE = 500
 COST_CHECK_S = 1.0
-MAX_DIGITS = 64
-"""Pressed without a pause; more than any number one types in."""
 AUDIBLE_DBFS = -50.0
 """Agent audio below this cannot be heard on a telephone; the model speaks at about -20."""
 EVIDENCE_S = 2.0
 """How long before the model says that it was interrupted the caller must have been heard."""
 RECORDED_TURN = 0
 """The turn of a recorded greeting: the model counts its own from 1."""
-FAREWELL_PAUSE_S = 1.5
-"""Silence after which what was said before ``hang_up`` has been the farewell."""
-MESSAGE_START_S = 4.0
-"""How long a message may be in coming; then it is asked for once more."""
-TRANSFER_REPORT_S = 15.0
-"""How much later than the ringing ends the carrier may tell us so: its longest webhook wait."""
-
-
-class EndReason(StrEnum):
-    """Why a call ended; stored in its record and counted by it."""
-
-    CALLER_HUNG_UP = "caller-hung-up"
-    CALLER_GONE = "caller-gone"
-    """The stream closed or fell silent without the carrier's stop."""
-    BUSY = "busy"
-    NO_ANSWER = "no-answer"
-    FAILED = "failed"
-    CANCELED = "canceled"
-    HUNG_UP = "hung-up"
-    """Ended through our API."""
-    AGENT_HUNG_UP = "agent-hung-up"
-    """The agent said goodbye and ended the call."""
-    VOICEMAIL = "voicemail"
-    """A machine had answered; the detail says whether a message was left."""
-    TRANSFERRED = "transferred"
-    """Somebody else has taken the caller over; their talk may still go on."""
-    CALLER_SILENT = "caller-silent"
-    """Nobody answered the question whether they were still there."""
-    MAX_DURATION = "max-duration"
-    MODEL_UNAVAILABLE = "model-unavailable"
-    MODEL_LOST = "model-lost"
-    MODEL_SILENT = "model-silent"
-    """It did not answer the caller, whatever was tried."""
-    MODEL_QUOTA = "model-quota"
-    CARRIER_PROTOCOL = "carrier-protocol-error"
-    CARRIER_FAILED = "carrier-failed"
-    COST_CAP = "cost-cap"
-    """The call has come to cost what one may cost at most."""
-    DRAINED = "drained"
-    ERROR = "error"
-    """A bug of ours; the log has the traceback."""
-
-
-_BY_CARRIER = frozenset(
-    {
-        EndReason.CALLER_HUNG_UP,
-        EndReason.CALLER_GONE,
-        EndReason.BUSY,
-        EndReason.NO_ANSWER,
-        EndReason.FAILED,
-        EndReason.CANCELED,
-        EndReason.TRANSFERRED,
-    }
-)
-"""Reasons after which the carrier has nothing left to hang up."""
-
-_REASON_OF_STATUS = {
-    CallStatus.COMPLETED: EndReason.CALLER_HUNG_UP,
-    CallStatus.BUSY: EndReason.BUSY,
-    CallStatus.NO_ANSWER: EndReason.NO_ANSWER,
-    CallStatus.FAILED: EndReason.FAILED,
-    CallStatus.CANCELED: EndReason.CANCELED,
-}
-
-_APOLOGISED = frozenset(
-    {
-        EndReason.MODEL_UNAVAILABLE,
-        EndReason.MODEL_LOST,
-        EndReason.MODEL_SILENT,
-        EndReason.MODEL_QUOTA,
-        EndReason.ERROR,
-    }
-)
-"""Reasons of ours that the caller would take for being hung up on: the carrier says sorry."""
-
-_CLOSE_CODES = {EndReason.CARRIER_PROTOCOL: 1008, EndReason.ERROR: 1011}
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +143,7 @@ class CallOptions:
 
 
 @dataclass(slots=True)
-class _Line:
+class Line:
     """One media stream of the call. A caller whom nobody took over comes back on another."""
 
     media: MediaStream
@@ -246,25 +161,6 @@ class _Line:
     """Its last event has been read."""
     released: trio.Event = field(default_factory=trio.Event)
     """The call has no more use for it."""
-
-
-@dataclass(slots=True)
-class _Transfer:
-    """The caller on the way to somebody else."""
-
-    destination: str
-    number: str
-    withdrawn: bool = False
-    """Nobody wants it any more; it is too late for that once the carrier has been told."""
-    told: bool = False
-    """The carrier has been told: the end of the stream is not the end of the call."""
-    awaited: bool = True
-    """Whoever asked for it still waits for the outcome."""
-    outcome: CallStatus | None = None
-    """What became of it, if the caller is to come back."""
-    settled: trio.Event = field(default_factory=trio.Event)
-    """The caller is back, or could not be transferred at all (then without an outcome)."""
-    error: CarrierError | None = None
 
 
 @dataclass(slots=True)
@@ -349,43 +245,28 @@ class Call:
 
         self._recordings = recordings
         self._recorder: Recorder | None = None
-        self._carrier = carrier
+        self.carrier = carrier
         self._model = model
-        self._metrics = metrics
-        self._options = options
+        self.metrics = metrics
+        self.options = options
         self.began_at = trio.current_time()
         self._answered_at: float | None = None
         self._ended_at: float | None = None
         self._status_number = -1
         self._over = trio.Event()
-        self._wrapping_up = trio.Event()
-        self._wrap_up_reason = EndReason.ERROR
-        self._wrap_up_detail = ""
-        self._agent_takes_leave = False  # by itself: nobody has to nudge it
-        self._farewell_after_turn = 0
-        self._farewell_heard = trio.Event()
         self._time_limit = trio.CancelScope()
 
-        self._line: _Line | None = None
+        self.line: Line | None = None
         self._connected = trio.Event()  # set while there is a line
-        self._transfer: _Transfer | None = None
-        self._transfer_wanted = trio.Event()
         self._news = trio.Event()  # pulses when something was said, heard or decided
         self._toolbox = Toolbox(
             agent.tools, self, metrics=metrics, timeout_s=options.tool_timeout_s
         )
-        self._machine: AnsweringMachine | None = None
-        if direction == "outbound" and options.voicemail is not VoicemailPolicy.IGNORE:
-            self._machine = AnsweringMachine()
-        self._to_machine = False  # nobody is heard, and nothing interrupts
-        self._message_after = 0  # the message is in a later turn than this
-        self._digits = ""  # pressed, and not yet told to the model
-        self._digit_pressed = trio.Event()
-        self._session: Session | None = None
+        self.session: Session | None = None
         self._unsent = bytearray()
         self._decoder = MulawDecoder(CALLER_RATE_HZ)
         self._encoder = MulawEncoder(AGENT_RATE_HZ)
-        self._playout = Playout(
+        self.playout = Playout(
             lead_s=options.lead_s,
             mark_every_s=options.mark_every_s,
             remember=options.barge_in is not BargeInMode.MODEL,
@@ -401,19 +282,26 @@ class Call:
             hello_s=options.greeting_hello_s,
         )
         self._ear = Ear(
-            self._playout,
+            self.playout,
             self._opening,
             mode=options.barge_in,
             end_silence_s=options.speech_end_s,
             confirm_s=options.barge_in_confirm_s,
         )
-        self._turns = Turns(options.patience)
-        self._turns_changed = trio.Event()
-        self._hint = ""
+        self.turns = Turns(options.patience)
         self._replies = Replies()
-        self._agent_turn = 0
-        self._finished_turn = 0
+        self.agent_turn = 0
+        self.finished_turn = 0
         self._interrupted_at: float | None = None
+
+        # Its parts that wait, each in a file of its own.
+        self._watch = Watch(self)
+        self._farewell = Farewell(self)
+        self._handover = Handover(self)
+        self._pressed_keys = PressedKeys(options.dtmf_pause_s)
+        self._machine: Machine | None = None
+        if direction == "outbound" and options.voicemail is not VoicemailPolicy.IGNORE:
+            self._machine = Machine(self)
 
     # -- what others tell a call -----------------------------------------------------------
 
@@ -434,46 +322,46 @@ class Call:
             if update.facts.get("duration_s", "").isdecimal():
                 self.costs.billed_s = float(update.facts["duration_s"])
             self.settled.set()
-            self.end(_REASON_OF_STATUS[update.status])
+            self.end(EndReason.of_status(update.status))
 
     async def serve(self, media: MediaStream, started: StreamStarted) -> None:
         """Give the call a stream; returns when the call is over or has left the stream."""
-        if self._line is not None:
-            await self._line.released.wait()
+        if self.line is not None:
+            await self.line.released.wait()
         if self.is_over:
             return
-        line = self._line = _Line(media)
+        line = self.line = Line(media)
         if self._answered_at is None:
             self._answer(started.received_at)
         else:
             self.note("caller back")
-            self._turns.caller_active(started.received_at)
+            self.turns.caller_active(started.received_at)
         if self._recorder is not None:
             self._recorder.line(started.received_at)
         if started.received_at >= self._opening.plays_at:
-            self._playout.open(started.received_at)
+            self.playout.open(started.received_at)
         self._connected.set()
-        self._pulse()
+        self.pulse()
         try:
             await line.released.wait()
         finally:
-            if self._line is line:
+            if self.line is line:
                 self.end(EndReason.CALLER_GONE, "the media socket was torn down")
 
     def _answer(self, now: float) -> None:
         """The phone has left the hook."""
         self._answered_at = now
-        ends_at = self._time_limit.deadline = now + self._options.max_duration_s
+        ends_at = self._time_limit.deadline = now + self.options.max_duration_s
         self.note("answered")
         self._begin_recording(now)
         self._opening.answered(now)
-        self._turns.answered(now, ends_at=ends_at)
+        self.turns.answered(now, ends_at=ends_at)
         if self.agent.greeting_audio:
             self.transcript.agent_said(self.agent.greeting_text, RECORDED_TURN, 0.0)
-            self._playout.push(self.agent.greeting_audio, RECORDED_TURN)
-            self._playout.finish_turn(RECORDED_TURN)
+            self.playout.push(self.agent.greeting_audio, RECORDED_TURN)
+            self.playout.finish_turn(RECORDED_TURN)
             self.transcript.agent_complete(RECORDED_TURN)
-        self._turns_changed.set()
+        self.reconsider()
 
     def end(self, reason: EndReason, detail: str = "") -> None:
         """Ask the call to end; the first reason counts, later ones are ignored."""
@@ -483,16 +371,59 @@ class Call:
             self._over.set()
 
     def wrap_up(self, reason: EndReason, detail: str = "") -> None:
-        """Have the agent say goodbye, then end the call; the first reason counts here too.
+        """Have the agent say goodbye, then end the call; the first reason counts here too."""
+        self._farewell.begin(reason, detail)
 
-        The line is cut when the caller has heard the goodbye, at the latest after
-        ``farewell_timeout_s``; at once if there is nobody to say it, or to hear it.
+    def hang_up_when_heard(self) -> bool:
+        """End the call when the agent's own farewell has been heard; False if it ends already."""
+        return self._farewell.leave_it_to_the_agent(EndReason.AGENT_HUNG_UP)
+
+    async def transfer(self, destination: str, number: str) -> CallStatus:
+        """Connect the caller with somebody else; once they have answered, this call is over.
+
+        Args:
+            destination: What timeline and model call them.
+            number: Their number, E.164.
+
+        Returns:
+            Why they could not be reached, when the caller is back on the line. (COMPLETED if they
+            took over, for as long as there is anybody to be told.)
+
+        Raises:
+            CarrierError: The carrier would not do it; the caller has never left.
+            ValueError: The caller is already on the way to somebody, or not on the line.
         """
-        if self._wrapping_up.is_set() or self._over.is_set():
-            return
-        self._wrap_up_reason, self._wrap_up_detail = reason, detail
-        self.note("wrapping up", reason=reason.value)
-        self._wrapping_up.set()
+        return await self._handover.transfer(destination, number)
+
+    def report_transfer(self, status: CallStatus) -> bool:
+        """The carrier says how the transfer stands; True if the caller is to come back."""
+        return self._handover.report(status)
+
+    def report_machine(self, verdict: MachineVerdict) -> None:
+        """The carrier says who has answered: a hint, which counts once."""
+        if self._machine is not None:
+            self._machine.report(verdict)
+
+    def report_voicemail(self) -> bool:
+        """The model says that a machine has; False if this call does nothing about machines."""
+        if self._machine is None:
+            return False
+        self._machine.told()
+        return True
+
+    async def press_keys(self, keys: str) -> None:
+        """Play the tones of telephone keys to the other party; returns when they were heard.
+
+        Raises:
+            ValueError: There is no such key.
+        """
+        name = self.playout.push_keys(tones(keys))
+        self.note("keys", count=len(keys))  # which ones may be nobody's business
+        self._let_out()
+        try:
+            await self.until(lambda: not self.playout.is_pending(name))
+        finally:
+            self.playout.withdraw_keys(name)
 
     # -- the life of a call ----------------------------------------------------------------
 
@@ -500,27 +431,26 @@ class Call:
         """Bridge both sides until one ends; never raises for what one call can do wrong."""
         with structlog.contextvars.bound_contextvars(call_sid=self.call_sid):
             logger.info("call started", direction=self.direction, number=masked(self.number))
-            self._metrics.calls_active.inc()
+            self.metrics.calls_active.inc()
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_when_told, nursery.cancel_scope)
-                    nursery.start_soon(self._say_goodbye)
-                    if self._options.max_cost_usd is not None:
-                        nursery.start_soon(self._keep_to_budget, self._options.max_cost_usd)
+                    nursery.start_soon(self._farewell.run)
+                    if self.options.max_cost_usd is not None:
+                        nursery.start_soon(self._keep_to_budget, self.options.max_cost_usd)
                     nursery.start_soon(self._hear)
                     nursery.start_soon(self._play)
-                    nursery.start_soon(self._transfer_caller)
-                    if not self._options.prewarm:
+                    nursery.start_soon(self._handover.run)
+                    if not self.options.prewarm:
                         await self._connected.wait()
-                    agent = self._briefed_agent()
-                    async with self._model.open_session(agent, self) as session:
+                    async with self._model.open_session(briefed(self.agent), self) as session:
                         self.note("model ready")
-                        self._session = session
+                        self.session = session
                         nursery.start_soon(self._toolbox.run, self._answer_tools)
-                        nursery.start_soon(self._pass_on_digits, session)
-                        nursery.start_soon(self._watch, session)
+                        nursery.start_soon(self._pressed_keys.run, self._tell_keys)
+                        nursery.start_soon(self._watch.run, session)
                         if self._machine is not None:
-                            nursery.start_soon(self._attend_machine, self._machine, session)
+                            nursery.start_soon(self._machine.run, session)
                         await self._speak(session)
             except* ServerError as failures:
                 self._failed(failures)
@@ -531,94 +461,65 @@ class Call:
                 self.end(EndReason.CANCELED, "the server stopped")
                 # A hang-up or a shutdown reaches us as Cancelled: without the shield the clean-up
                 # would be cancelled too, and the record lost.
-                with trio.move_on_after(self._options.close_timeout_s, shield=True):
+                with trio.move_on_after(self.options.close_timeout_s, shield=True):
                     await self._close()
                 self._keep_record()
 
     async def _end_when_told(self, scope: trio.CancelScope) -> None:
         """End of the call: somebody said so, nobody answered, or its time is up."""
         if self._answered_at is None:
-            self._time_limit.deadline = trio.current_time() + self._options.answer_timeout_s
+            self._time_limit.deadline = trio.current_time() + self.options.answer_timeout_s
         with self._time_limit:
             await self._over.wait()
         if self._time_limit.cancelled_caught:
             answered = self._answered_at is not None
             self.end(EndReason.MAX_DURATION if answered else EndReason.NO_ANSWER)
-        if self.end_reason is EndReason.CALLER_HUNG_UP and self._line is not None:
+        if self.end_reason is EndReason.CALLER_HUNG_UP and self.line is not None:
             # The status callback may overtake the last audio and the stop message.
-            with trio.move_on_after(self._options.close_timeout_s):
-                await self._line.over.wait()
+            with trio.move_on_after(self.options.close_timeout_s):
+                await self.line.over.wait()
         scope.cancel(f"the call ended: {self.end_reason}")
 
     async def _keep_to_budget(self, max_cost_usd: float) -> None:
         """Wrap up before the call, goodbye included, costs more than it may."""
-        ending_s = COST_CHECK_S + self._options.farewell_timeout_s + self._options.close_timeout_s
+        ending_s = COST_CHECK_S + self.options.farewell_timeout_s + self.options.close_timeout_s
         while True:
             if self._known_usd(ending_s) > max_cost_usd:
                 self.wrap_up(EndReason.COST_CAP)
                 return
             await trio.sleep(COST_CHECK_S)
 
-    async def _say_goodbye(self) -> None:
-        """Wrap up when told to: nudge the model, and wait until the caller has heard it."""
-        await self._wrapping_up.wait()
-        session = self._session
-        if self._agent_takes_leave:
-            with trio.move_on_after(self._options.farewell_timeout_s):
-                await self._take_leave()
-        elif self._connected.is_set() and session is not None and self.agent.farewell:
-            # What the agent is saying now is not the goodbye: that is a turn of its own.
-            self._farewell_after_turn = self._agent_turn
-            # A session that is lost meanwhile ends the call for the reason it had.
-            with (
-                trio.move_on_after(self._options.farewell_timeout_s),
-                contextlib.suppress(ModelError),
-            ):
-                await session.send_text(self.agent.farewell)
-                await self._farewell_heard.wait()
-        self.end(self._wrap_up_reason, self._wrap_up_detail)
-
     def _failed(self, failures: ExceptionGroup[ServerError]) -> None:
         """Name the end of a call after the first thing that went wrong on somebody's side."""
         error: BaseException = failures
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        match error:
-            case ModelQuotaExceeded():
-                reason = EndReason.MODEL_QUOTA
-            case ModelError():
-                lost = self._session is not None
-                reason = EndReason.MODEL_LOST if lost else EndReason.MODEL_UNAVAILABLE
-            case CarrierProtocolError():
-                reason = EndReason.CARRIER_PROTOCOL
-            case StreamEnded():
-                reason = EndReason.CALLER_GONE
-            case _:
-                reason = EndReason.CARRIER_FAILED
+        assert isinstance(error, ServerError)
+        reason = EndReason.of_failure(error, had_session=self.session is not None)
         self.end(reason, str(error))
         logger.warning("call failed", reason=reason.value, error=str(error))
 
     async def _close(self) -> None:
         """Hang up if it is we who end the call, and close the stream."""
-        if self.end_reason not in _BY_CARRIER and self.call_sid:
+        reason = self.end_reason or EndReason.ERROR
+        if self.call_sid and not reason.is_carriers:
             try:
                 # Before the socket: a stream that is closed by us counts as an error (31921).
                 if not await self._apologise():
-                    await self._carrier.hang_up(self.call_sid)
+                    await self.carrier.hang_up(self.call_sid)
             except CarrierError as error:
                 logger.warning("hang-up failed", error=str(error))
-        if self._line is not None:
+        if self.line is not None:
             with contextlib.suppress(StreamEnded):
-                code = _CLOSE_CODES.get(self.end_reason or EndReason.ERROR, 1000)
-                await self._line.media.aclose(code, self.end_reason or "")
+                await self.line.media.aclose(reason.close_code, reason)
 
     async def _apologise(self) -> bool:
         """Let the carrier say sorry and hang up, if the model has failed a caller on the line."""
-        if self.end_reason not in _APOLOGISED or self._line is None:
+        if self.end_reason is None or not self.end_reason.is_our_failure or self.line is None:
             return False
         text, language = phrases.apology(self.agent.language)
         try:
-            await self._carrier.say_and_hang_up(self.call_sid, self.agent.apology or text, language)
+            await self.carrier.say_and_hang_up(self.call_sid, self.agent.apology or text, language)
         except CarrierError as error:
             logger.warning("apology failed", error=str(error))
             return False
@@ -630,10 +531,10 @@ class Call:
         self._ended_at = now
         self._note_all_heard(now)
         reason = self.end_reason or EndReason.ERROR
-        self._metrics.calls_active.dec()
-        self._metrics.calls_ended.labels(self.direction, reason.value).inc()
+        self.metrics.calls_active.dec()
+        self.metrics.calls_ended.labels(self.direction, reason.value).inc()
         lost_frames = self.timings.caller_audio_lost_s * FRAMES_PER_S
-        self._metrics.lost_frames.labels("server").inc(lost_frames)
+        self.metrics.lost_frames.labels("server").inc(lost_frames)
         self._count_costs()
         if self._recorder is not None and self._recordings is not None:
             self._recordings.end(self._recorder, now)
@@ -643,11 +544,11 @@ class Call:
             reason=reason.value,
             detail=self.end_detail,
             duration_s=round(self.duration_s, 1),
-            heard_s=round(self._playout.heard_s(now), 1),
+            heard_s=round(self.playout.heard_s(now), 1),
         )
         self.finished.set()
-        if self._line is not None:
-            self._line.released.set()
+        if self.line is not None:
+            self.line.released.set()
 
     # -- caller to model -------------------------------------------------------------------
 
@@ -655,15 +556,15 @@ class Call:
         """Caller to model: the only task that reads the media stream."""
         while True:
             await self._connected.wait()
-            assert self._line is not None
-            reason, detail = await self._hear_line(self._line)
-            self._line.over.set()
-            if self._transfer is None or not self._transfer.told:
+            assert self.line is not None
+            reason, detail = await self._hear_line(self.line)
+            self.line.over.set()
+            if not self._handover.is_away:
                 self.end(reason, detail)
                 return
             self._leave_line()
 
-    async def _hear_line(self, line: _Line) -> tuple[EndReason, str]:
+    async def _hear_line(self, line: Line) -> tuple[EndReason, str]:
         """Pass everything on until the stream is over; says what that means for a call."""
         if await self._hear_pushed(line):
             assert line.end is not None
@@ -671,7 +572,7 @@ class Call:
         event: CarrierEvent | None = None
         while line.end is None:
             if event is None:
-                with trio.move_on_after(self._options.media_timeout_s):
+                with trio.move_on_after(self.options.media_timeout_s):
                     event = await line.media.receive()
             if isinstance(event, CallerAudio):
                 payload, following = self._gather(line.media, event)
@@ -682,16 +583,15 @@ class Call:
                 event = None
         return line.end
 
-    def _take_event(self, event: CarrierEvent | None, line: _Line) -> None:
+    def _take_event(self, event: CarrierEvent | None, line: Line) -> None:
         """See to whatever is not audio; None is the silence of a carrier that has gone."""
         match event:
             case MarkReached(name=name, received_at=received_at):
                 self._mark_reached(name, received_at)
             case DigitPressed(digit=digit):
                 self.note("digit")
-                self._turns.caller_active(trio.current_time())
-                self._digits += digit
-                self._digit_pressed.set()
+                self.turns.caller_active(trio.current_time())
+                self._pressed_keys.press(digit)
             case StreamStopped(said=said):
                 line.end = (EndReason.CALLER_HUNG_UP if said else EndReason.CALLER_GONE), ""
             case None:
@@ -699,7 +599,7 @@ class Call:
             case _:
                 pass
 
-    async def _hear_pushed(self, line: _Line) -> bool:
+    async def _hear_pushed(self, line: Line) -> bool:
         """The same for a stream that pushes; False, at once, if it does not."""
         line.heard_at = trio.current_time()
         line.pushes = line.media.listen(partial(self._take_pushed, line))
@@ -708,17 +608,17 @@ class Call:
             news = line.news = trio.Event()
             if line.failure is not None:
                 raise line.failure
-            if self._unsent and self._session is not None:
-                await self._send_unsent(self._session)
+            if self._unsent and self.session is not None:
+                await self._send_unsent(self.session)
                 continue
-            with trio.move_on_at(line.heard_at + self._options.media_timeout_s):
+            with trio.move_on_at(line.heard_at + self.options.media_timeout_s):
                 await news.wait()
-            if trio.current_time() >= line.heard_at + self._options.media_timeout_s:
+            if trio.current_time() >= line.heard_at + self.options.media_timeout_s:
                 self._take_event(None, line)
         return line.pushes
 
     def _take_pushed(
-        self, line: _Line, events: Sequence[CarrierEvent | CarrierProtocolError]
+        self, line: Line, events: Sequence[CarrierEvent | CarrierProtocolError]
     ) -> None:
         """Called with what has come, the moment it has: nothing in here waits."""
         line.heard_at = trio.current_time()
@@ -757,15 +657,15 @@ class Call:
     async def _pass_on(self, payload: bytes, first: CallerAudio) -> None:
         """Let the ear and the model hear this, waiting for the model if need be."""
         self._judge(payload, first)
-        if self._session is None:
+        if self.session is None:
             self._bound_unsent()
         else:
-            await self._send_unsent(self._session)
+            await self._send_unsent(self.session)
             self._note_passed_on(first.received_at)
 
     def _pass_on_now(self, payload: bytes, first: CallerAudio) -> None:
         """The same without waiting; what would have to wait is left to :meth:`_hear_pushed`."""
-        session, in_order = self._session, not self._unsent
+        session, in_order = self.session, not self._unsent
         self._judge(payload, first)
         if session is None:
             self._bound_unsent()
@@ -787,13 +687,12 @@ class Call:
             self._recorder.caller(payload, first.timestamp_ms, first.received_at)
         now = trio.current_time()
         self.timings.caller_audio_s += len(payload) / 8_000
-        if self._machine is not None and self._machine.hear(payload, now):
-            self.note("beep")
-            self._pulse()
+        if self._machine is not None:
+            self._machine.hear(payload, now)
         heard = self._ear.hear(payload, now)
         for found in heard.found:
             self._caller_found(found, now)
-        to_model = SILENCE * len(payload) if self._to_machine else heard.payload
+        to_model = SILENCE * len(payload) if self._speaks_to_machine else heard.payload
         self._unsent += self._decoder.decode(to_model)
 
     def _bound_unsent(self) -> None:
@@ -815,59 +714,38 @@ class Call:
     def _caller_found(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
         """What the ear has made of caller audio."""
         if self._machine is not None:
-            self._machine_heard(self._machine, found, now)
-            if self._to_machine:
+            self._machine.heard(found, now)
+            if self._machine.is_spoken_to:
                 return
         match found:
             case SpeechStarted():
-                self._turns.caller_started(now)
+                self.turns.caller_started(now)
                 self._replies.caller_started()
             case SpeechEnded(at=at, speech_s=speech_s):
-                agent_until = self._playout.audible_until(now)
-                self._turns.caller_ended(at, now, speech_s=speech_s, agent_until=agent_until)
+                agent_until = self.playout.audible_until(now)
+                self.turns.caller_ended(at, now, speech_s=speech_s, agent_until=agent_until)
                 self._replies.caller_ended(at, now)
                 self._let_out()  # the greeting may have waited for this
             case Stop.HOLD:
-                if self._playout.hold(now):
+                if self.playout.hold(now):
                     self._interrupted_at = now
                     self._let_out()
                     self.note("agent held")
             case Stop.RESUME:
-                if self._playout.is_held:
-                    self._playout.resume()
+                if self.playout.is_held:
+                    self.playout.resume()
                     self._let_out()
                     self.note("false alarm")
             case Stop.CUT:
-                self._cut(self._agent_turn, now, by="local")
-        self._turns_changed.set()
+                self.cut(self.agent_turn, now, by="local")
+        self.reconsider()
 
     def _mark_reached(self, name: str, now: float) -> None:
         if (reply := self._replies.mark_reached(name, now)) is not None:
             self._measured(reply, "playout", "total")
-        if heard := self._playout.mark_reached(name, now):
+        if heard := self.playout.mark_reached(name, now):
             self._note_heard(heard)
         self._let_out()  # and whoever waits for silence is told there
-
-    async def _pass_on_digits(self, session: Session) -> None:
-        """Tell the model keys pressed in one go in one go: it answers every message."""
-        while True:
-            await self._wait_digit()
-            paused = False
-            while not (paused or self._digits.endswith("#") or len(self._digits) >= MAX_DIGITS):
-                with trio.move_on_after(self._options.dtmf_pause_s) as pause:
-                    await self._wait_digit()
-                paused = pause.cancelled_caught
-            digits, self._digits = self._digits, ""
-            self._turns.ask(Awaited.ANSWER, trio.current_time())
-            self._turns_changed.set()
-            keys = "keys" if len(digits) > 1 else "key"
-            await session.send_text(
-                f"(The caller pressed the {keys} {' '.join(digits)} on the telephone keypad.)"
-            )
-
-    async def _wait_digit(self) -> None:
-        await self._digit_pressed.wait()
-        self._digit_pressed = trio.Event()
 
     # -- model to playout ------------------------------------------------------------------
 
@@ -880,26 +758,26 @@ class Call:
                 case Interrupted(turn=turn, received_at=received_at):
                     self._interrupt(turn, received_at)
                 case GenerationComplete(turn=turn):
-                    self._turns.agent_generated(turn)
+                    self.turns.agent_generated(turn)
                     self.transcript.agent_complete(turn)
                     self._finish_turn(turn)
                 case TurnComplete(turn=turn, reason=reason):
-                    now, starved_s = trio.current_time(), self._playout.starved_s(turn)
-                    self._turns.agent_completed(turn, reason, now, starved_s=starved_s)
+                    now, starved_s = trio.current_time(), self.playout.starved_s(turn)
+                    self.turns.agent_completed(turn, reason, now, starved_s=starved_s)
                     self._finish_turn(turn)
                 case AgentTranscript(text=text, turn=turn):
-                    self._turns.agent_text(turn, text)
+                    self.turns.agent_text(turn, text)
                     self.transcript.agent_said(text, turn, self._since_answer(trio.current_time()))
                 case CallerTranscript(text=text):
-                    self._turns.caller_active(trio.current_time())
+                    self.turns.caller_active(trio.current_time())
                     self.transcript.caller_said(text, self._since_answer(trio.current_time()))
                 case ToolCallsRequested(calls=calls):
-                    self._turns.tools_called(call.id for call in calls)
+                    self.turns.tools_called(call.id for call in calls)
                     self._toolbox.request(calls)
                 case ToolCallsCancelled(ids=ids):
                     self._toolbox.cancel(ids)
-                    self._turns.tools_answered(ids, trio.current_time())
-                    self._turns_changed.set()
+                    self.turns.tools_answered(ids, trio.current_time())
+                    self.reconsider()
                 case GoingAway(time_left_s=time_left_s):
                     self.note("model going away", time_left_s=time_left_s)
                 case Reconnected() as news:
@@ -912,66 +790,63 @@ class Call:
     def _agent_says(self, pcm: bytes, turn: int, received_at: float) -> None:
         if self.is_away:
             return  # nobody would hear it now, and nobody wants to hear it later
-        if turn != self._agent_turn:
+        if turn != self.agent_turn:
             # A new sentence owes nothing to the filter's memory of a turn that was cut.
-            self._agent_turn = turn
+            self.agent_turn = turn
             self._encoder.reset()
             self.note("agent turn", turn=turn)
-            self._turns_changed.set()
+            self.reconsider()
         payload = self._encoder.encode(pcm)
         self._take_note(payload, turn, received_at)
-        if self._playout.push(payload, turn, received_at):
+        if self.playout.push(payload, turn, received_at):
             self._let_out()
 
     async def _answer_tools(self, results: tuple[ToolResult, ...]) -> None:
-        assert self._session is not None
-        await self._session.send_tool_results(results)
-        self._turns.tools_answered((result.id for result in results), trio.current_time())
-        self._turns_changed.set()
+        assert self.session is not None
+        await self.session.send_tool_results(results)
+        self.turns.tools_answered((result.id for result in results), trio.current_time())
+        self.reconsider()
 
     def _take_note(self, payload: bytes, turn: int, received_at: float) -> None:
         """Tell the books what the agent has just said: whether it can be heard, and how soon."""
         audible = self._encoder.level_dbfs > AUDIBLE_DBFS
         if audible:
             self._replies.audio_received(turn, received_at)
-        answers = self._turns.agent_audio(
+        answers = self.turns.agent_audio(
             turn,
             len(payload) / 8_000,
             audible=audible,
             now=received_at,
         )
         if answers:
-            self._turns_changed.set()
+            self.reconsider()
 
     def _finish_turn(self, turn: int) -> None:
-        self._finished_turn = max(self._finished_turn, turn)
-        if turn == self._agent_turn:
-            self._playout.push(self._encoder.flush(), turn)
-        self._playout.finish_turn(turn)
+        self.finished_turn = max(self.finished_turn, turn)
+        if turn == self.agent_turn:
+            self.playout.push(self._encoder.flush(), turn)
+        self.playout.finish_turn(turn)
         self._let_out()
-        self._turns_changed.set()
+        self.reconsider()
 
     def _interrupt(self, turn: int, received_at: float) -> None:
         """The model says that the caller has interrupted it; believe it, if that can be."""
-        if self._to_machine:
-            # Nobody is there: it was our own word that stopped it, and the message comes yet.
-            self._message_after = max(self._message_after, turn)
-            self._cut(turn, received_at, by="model")
-            self._pulse()
+        if self._machine is not None and self._machine.is_spoken_to:
+            self._machine.interrupted(turn, received_at)
             return
-        self._turns.agent_cut(turn)
-        self._turns_changed.set()
-        mode = self._options.barge_in
+        self.turns.agent_cut(turn)
+        self.reconsider()
+        mode = self.options.barge_in
         doubtful = mode is BargeInMode.LOCAL or (mode is BargeInMode.BOTH and self._ear.has_echo)
         if doubtful and not self._ear.spoke_since(received_at - EVIDENCE_S):
             self.note("interruption not believed", turn=turn)
             return
-        self._cut(turn, received_at, by="model")
+        self.cut(turn, received_at, by="model")
 
-    def _cut(self, turn: int, at: float, *, by: str) -> None:
+    def cut(self, turn: int, at: float, *, by: str) -> None:
         """Barge-in: stop the agent before anything else is sent."""
-        cut = self._playout.interrupt(turn, at)
-        self._turns.agent_cut(turn)
+        cut = self.playout.interrupt(turn, at)
+        self.turns.agent_cut(turn)
         self._ear.agent_cut()
         if cut is None:
             return
@@ -980,14 +855,14 @@ class Call:
         self._let_out()
         self.note("barge-in", turn=cut.turn, by=by, heard_s=round(cut.heard_s, 3))
         self._note_heard(cut)
-        if self._options.barge_in_hint and not self._to_machine:
-            self._hint = phrases.barge_in_hint(self.transcript.agent_heard_text(cut.turn))
-            self._turns_changed.set()
+        if self.options.barge_in_hint and not self._speaks_to_machine:
+            heard = self.transcript.agent_heard_text(cut.turn)
+            self._watch.hint(phrases.barge_in_hint(heard))
 
     def _reconnected(self, news: Reconnected) -> None:
         self.timings.caller_audio_lost_s += news.lost_s
         self.costs.model = news.model
-        self._metrics.model_reconnects.labels(news.reason, news.way.value).inc()
+        self.metrics.model_reconnects.labels(news.reason, news.way.value).inc()
         if news.words_repeated:
             self.transcript.caller_repeats()
         self.note(
@@ -999,85 +874,29 @@ class Call:
             lost_s=round(news.lost_s, 3),
             repeated_s=round(news.repeated_s, 3),
         )
-        self._turns.recovered(trio.current_time())
-        self._turns_changed.set()
-
-    # -- whose turn it is --------------------------------------------------------------------
-
-    async def _watch(self, session: Session) -> None:
-        """See to it that somebody speaks: first the agent, then whoever's turn it is."""
-        if self._greeting:
-            self._turns.ask(Awaited.GREETING, trio.current_time())
-            await session.send_text(self._greeting)
-        while True:
-            # The event is made before asking, so that news that come while we act are seen.
-            changed = self._turns_changed = trio.Event()
-            now = trio.current_time()
-            agent_until = self._playout.audible_until(now)
-            if self._hint:
-                hint, self._hint = self._hint, ""
-                await session.send_note(hint)
-            elif self._wrapping_up.is_set() or self.is_away or self._to_machine:
-                await changed.wait()
-            elif (decision := self._turns.decide(now, agent_until=agent_until)) is not None:
-                await self._carry_out(decision, session)
-            else:
-                with trio.move_on_at(self._turns.next_due(agent_until)):
-                    await changed.wait()
-
-    async def _carry_out(self, decision: Decision, session: Session) -> None:
-        now = trio.current_time()
-        match decision:
-            case Recover():
-                await self._recover(decision, session)
-            case AskIfThere(times=times):
-                self.note("caller silent", times=times)
-                self._turns.ask(Awaited.QUESTION, now)
-                await session.send_text(phrases.STILL_THERE)
-            case GiveUpCaller():
-                self.wrap_up(EndReason.CALLER_SILENT)
-            case WrapUp(left_s=left_s):
-                self.note("time running out", left_s=round(left_s, 1))
-                self._turns.ask(Awaited.ANSWER, now)
-                await session.send_text(phrases.WRAP_UP.format(seconds=left_s))
-            case TimeIsUp():
-                self.wrap_up(EndReason.MAX_DURATION)
-
-    async def _recover(self, recover: Recover, session: Session) -> None:
-        """The model owes something and does not give it: climb one rung."""
-        rung, fault = recover.rung, recover.fault
-        self.note(f"watchdog {rung.value}", fault=fault.value, awaited=recover.awaited.value)
-        self._metrics.watchdog.labels(rung.value, fault.value).inc()
-        if rung is Rung.APOLOGY:
-            self.end(EndReason.MODEL_SILENT, fault.value)
-        elif rung is Rung.NUDGE:
-            await session.send_text(phrases.NUDGES.get(recover.awaited) or self._greeting)
-        elif not await session.reconnect(Way(rung.value), fault.value):
-            self._turns.unavailable(fault, trio.current_time())
+        self.turns.recovered(trio.current_time())
+        self.reconsider()
 
     @property
-    def _greeting(self) -> str:
-        """The instruction that makes the model speak first; empty if it does not have to."""
-        if self.agent.greeting_audio:
-            return ""
-        if self.agent.greeting_text:
-            return phrases.verbatim(self.agent.greeting_text)
-        return self.agent.greeting
+    def _speaks_to_machine(self) -> bool:
+        return self._machine is not None and self._machine.is_spoken_to
 
-    def _briefed_agent(self) -> Agent:
-        """The agent as the model is to know it: what a recording has said for it, it has said."""
-        agent = self.agent
-        if not agent.greeting_audio:
-            return agent
-        said = phrases.already_greeted(agent.greeting_text)
-        return replace(agent, prompt=f"{agent.prompt}\n\n{said}")
+    async def _tell_keys(self, pressed: str) -> None:
+        """Tell the model which keys the caller has pressed; it answers every message."""
+        assert self.session is not None
+        self.turns.ask(Awaited.ANSWER, trio.current_time())
+        self.reconsider()
+        keys = "keys" if len(pressed) > 1 else "key"
+        await self.session.send_text(
+            f"(The caller pressed the {keys} {' '.join(pressed)} on the telephone keypad.)"
+        )
 
     # -- what the session asks of its call ---------------------------------------------------
 
     def is_quiet(self) -> bool:
         """Whether neither side can be heard, and neither waits for a word of the other's."""
-        heard = self._playout.queued_s or self._playout.is_playing(trio.current_time())
-        return not heard and not self._turns.is_busy
+        heard = self.playout.queued_s or self.playout.is_playing(trio.current_time())
+        return not heard and not self.turns.is_busy
 
     def history(self) -> list[PastTurn]:
         """What has been said so far, as the caller heard it, oldest first."""
@@ -1094,18 +913,18 @@ class Call:
         """Playout to caller: the only task that writes to the media stream."""
         while True:
             await self._connected.wait()
-            line = self._line
+            line = self.line
             assert line is not None
             now = trio.current_time()
-            if not self._playout.is_open and now >= self._opening.plays_at:
-                self._playout.open(now)
+            if not self.playout.is_open and now >= self._opening.plays_at:
+                self.playout.open(now)
             # The event is made before asking, so that a change while we send is seen.
             changed = self._playout_changed = trio.Event()
-            command = self._playout.next_command(trio.current_time())
+            command = self.playout.next_command(trio.current_time())
             if command is None:
-                self._pulse()
-                opens_at = inf if self._playout.is_open else self._opening.plays_at
-                with trio.move_on_at(min(self._playout.next_due(), opens_at)):
+                self.pulse()
+                opens_at = inf if self.playout.is_open else self._opening.plays_at
+                with trio.move_on_at(min(self.playout.next_due(), opens_at)):
                     await changed.wait()
                 continue
             try:
@@ -1118,16 +937,16 @@ class Call:
 
     def _let_out(self) -> None:
         """Playout has something new: send it now if the stream takes it, or wake the task."""
-        line = self._line
-        if line is not None and line.pushes and self._playout.is_open:
+        line = self.line
+        if line is not None and line.pushes and self.playout.is_open:
             try:
-                while (command := self._playout.next_command(trio.current_time())) is not None:
+                while (command := self.playout.next_command(trio.current_time())) is not None:
                     line.media.send_nowait(command)
                     self._note_sent(command, trio.current_time())
             except StreamEnded:
                 return  # _hear sees the same end
-            self._pulse()
-            if self._playout.next_due() == inf:
+            self.pulse()
+            if self.playout.next_due() == inf:
                 return
         self._playout_changed.set()
 
@@ -1143,260 +962,55 @@ class Call:
                     self._opening.greeting_began(now)
                     first_s = now - self._answered_at
                     self.timings.answer_to_first_audio_s = first_s
-                    self._metrics.answer_to_audio.observe(first_s)
+                    self.metrics.answer_to_audio.observe(first_s)
                     self.note("first audio", after_ms=round(first_s * 1000, 3))
                 if received_at > self._answered_at:
                     self.timings.agent_chunks.record(now - received_at)
                     self._agent_latency.observe(now - received_at)
             case Clear() if self._interrupted_at is not None:
                 self.timings.interrupt_to_clear.record(now - self._interrupted_at)
-                self._metrics.interrupt_to_clear.observe(now - self._interrupted_at)
+                self.metrics.interrupt_to_clear.observe(now - self._interrupted_at)
                 self._interrupted_at = None
 
-    # -- handing the caller over, and the farewell -----------------------------------------
+    def _leave_line(self) -> None:
+        """The stream is over and the call goes on: nothing sent on it will be heard any more."""
+        line = self.line
+        assert line is not None
+        self.line = None
+        self._connected = trio.Event()
+        if (cut := self.playout.leave(trio.current_time())) is not None:
+            self._note_heard(cut)
+        self._let_out()
+        line.released.set()
+        self.pulse()
+
+    # -- what its parts ask of it ----------------------------------------------------------
 
     @property
     def is_away(self) -> bool:
         """Whether the caller is with somebody else, or ringing there: nothing can be said."""
-        return self._transfer is not None and self._transfer.told
+        return self._handover.is_away
 
-    async def transfer(self, destination: str, number: str) -> CallStatus:
-        """Connect the caller with somebody else; once they have answered, this call is over.
+    @property
+    def is_talk(self) -> bool:
+        """Whether two are talking: the call is not ending, and no machine or other is there."""
+        return not (self._farewell.has_begun or self.is_away or self._speaks_to_machine)
 
-        Args:
-            destination: What timeline and model call them.
-            number: Their number, E.164.
+    def reconsider(self) -> None:
+        """It may be another's turn now."""
+        self._watch.reconsider()
 
-        Returns:
-            Why they could not be reached, when the caller is back on the line. (COMPLETED if they
-            took over, for as long as there is anybody to be told.)
-
-        Raises:
-            CarrierError: The carrier would not do it; the caller has never left.
-            ValueError: The caller is already on the way to somebody, or not on the line.
-        """
-        if self._transfer is not None or self._line is None:
-            raise ValueError("the caller cannot be transferred now")
-        transfer = self._transfer = _Transfer(destination, number)
-        self._transfer_wanted.set()
-        try:
-            await transfer.settled.wait()
-        finally:
-            transfer.withdrawn, transfer.awaited = True, False
-            self._pulse()
-        if transfer.error is not None:
-            raise transfer.error
-        return transfer.outcome or CallStatus.COMPLETED
-
-    def report_transfer(self, status: CallStatus) -> bool:
-        """The carrier says how the transfer stands; True if the caller is to come back."""
-        transfer = self._transfer
-        if transfer is None or not transfer.told:
-            return self._line is not None and status in NOT_REACHED  # said twice
-        if status in NOT_REACHED:
-            transfer.outcome = status
-            self._pulse()
-            return True
-        self.end(EndReason.TRANSFERRED, transfer.destination)
-        return False
-
-    async def _transfer_caller(self) -> None:
-        """Carry out what :meth:`transfer` asks for, even if it no longer waits."""
-        while True:
-            await self._transfer_wanted.wait()
-            self._transfer_wanted = trio.Event()
-            transfer = self._transfer
-            assert transfer is not None
-            if await self._send_away(transfer) and transfer.outcome is not None:
-                self.note("transfer failed", outcome=transfer.outcome.value)
-                if not transfer.awaited and self._session is not None:
-                    await self._session.send_text(
-                        f"The transfer to {transfer.destination} has failed: nobody took the call. "
-                        "The caller is back on the line. Tell them, and ask how to go on."
-                    )
-            self._transfer = None
-            transfer.settled.set()
-
-    async def _send_away(self, transfer: _Transfer) -> bool:
-        """Have the carrier ring the other number; True when the caller has come back."""
-        with trio.move_on_after(self._options.farewell_timeout_s):
-            await self._until(lambda: transfer.withdrawn or self._playout.all_heard)
-        if transfer.withdrawn:
-            return False
-        ring_timeout_s = self._options.transfer_ring_timeout_s
-        left = self._line
-        self.note("transfer", destination=transfer.destination)
-        transfer.told = True
-        try:
-            await self._carrier.transfer(
-                self.call_sid, transfer.number, ring_timeout_s=ring_timeout_s
-            )
-        except CarrierError as error:
-            transfer.error = error
-            self.note("transfer refused", code=error.code)
-            if self._line is None:  # the caller hung up at the same moment
-                self.end(EndReason.CALLER_HUNG_UP)
-            return False
-        with trio.move_on_after(ring_timeout_s + TRANSFER_REPORT_S):
-            await self._until(lambda: transfer.outcome is not None)
-        if transfer.outcome is None:
-            # Had nobody answered, the carrier would have asked us what to do.
-            self.end(EndReason.TRANSFERRED, f"{transfer.destination}, without a report")
-            return False
-        with trio.move_on_after(TRANSFER_REPORT_S):
-            await self._until(lambda: self._line not in (None, left))
-            return True
-        self.end(EndReason.CALLER_GONE, "the caller did not come back from a transfer")
-        return False
-
-    async def press_keys(self, keys: str) -> None:
-        """Play the tones of telephone keys to the other party; returns when they were heard.
-
-        Raises:
-            ValueError: There is no such key.
-        """
-        name = self._playout.push_keys(tones(keys))
-        self.note("keys", count=len(keys))  # which ones may be nobody's business
-        self._let_out()
-        try:
-            await self._until(lambda: not self._playout.is_pending(name))
-        finally:
-            self._playout.withdraw_keys(name)
-
-    # -- answering machines ------------------------------------------------------------------
-
-    def report_machine(self, verdict: MachineVerdict) -> None:
-        """The carrier says who has answered: a hint, which counts once."""
-        if self._machine is None or self._machine.answered_by is not None:
-            return
-        self._machine.verdict(verdict.answered_by, trio.current_time())
-        self.note("answered by", who=verdict.answered_by.value, took_s=verdict.took_s)
-        self._pulse()
-
-    def report_voicemail(self) -> bool:
-        """The model says so; False if this call does nothing about machines."""
-        if self._machine is None:
-            return False
-        self._machine.told(trio.current_time())
-        self._pulse()
-        return True
-
-    def _machine_heard(
-        self, machine: AnsweringMachine, found: SpeechStarted | SpeechEnded | Stop, now: float
-    ) -> None:
-        match found:
-            case SpeechStarted():
-                machine.speech_started(now)
-            case SpeechEnded(speech_s=speech_s):
-                machine.speech_ended(now, speech_s)
-            case _:
-                return
-        self._pulse()
-
-    async def _attend_machine(self, machine: AnsweringMachine, session: Session) -> None:
-        """Find out whether a machine has answered, and do what the settings say about that."""
-        while True:
-            now = trio.current_time()
-            agent_until = self._playout.audible_until(now)
-            if (finding := machine.decide(now, agent_until=agent_until)) is not None:
-                break
-            with trio.move_on_at(machine.next_due(agent_until)):
-                await self._news.wait()
-        if finding is Finding.PERSON:
-            self.note("a person after all")
-        elif finding is Finding.FAX or self._options.voicemail is VoicemailPolicy.HANG_UP:
-            self.end(EndReason.VOICEMAIL, "hung up")
-        else:
-            await self._speak_to_machine(machine, session)
-
-    async def _speak_to_machine(self, machine: AnsweringMachine, session: Session) -> None:
-        """Leave the message: nothing interrupts it, and its last mark confirms it."""
-        self._to_machine = True
-        self._turns_changed.set()
-        self._cut(self._agent_turn, trio.current_time(), by="machine")
-        self._message_after = self._agent_turn
-        left = False
-        with trio.move_on_after(self._options.voicemail_timeout_s):
-            for _ in range(2):
-                self.note("leaving message")
-                await session.send_text(phrases.leave_message(self.agent.voicemail))
-                if left := await self._message_heard():
-                    break
-        self.note("message left" if left else "no message left")
-        if not machine.somebody_spoke:
-            self.end(EndReason.VOICEMAIL, "message left" if left else "no message left")
-            return
-        # Whoever answers a message is not a machine.
-        self.note("a person after all")
-        self._to_machine = False
-        self._turns.ask(Awaited.ANSWER, trio.current_time())
-        self._turns_changed.set()
-        await session.send_text(phrases.NOT_A_MACHINE)
-
-    async def _message_heard(self) -> bool:
-        """Wait until the message has been played to its end; False if it is not even begun."""
-        while True:
-            with trio.move_on_after(MESSAGE_START_S):
-                await self._until(lambda: self._agent_turn > self._message_after)
-            if self._agent_turn <= self._message_after:
-                return False
-            await self._until(
-                lambda: self._playout.all_heard or self._agent_turn <= self._message_after
-            )
-            if self._agent_turn > self._message_after:
-                return True
-
-    def _leave_line(self) -> None:
-        """The stream is over and the call goes on: nothing sent on it will be heard any more."""
-        line = self._line
-        assert line is not None
-        self._line = None
-        self._connected = trio.Event()
-        if (cut := self._playout.leave(trio.current_time())) is not None:
-            self._note_heard(cut)
-        self._let_out()
-        line.released.set()
-        self._pulse()
-
-    def hang_up_when_heard(self) -> bool:
-        """End the call when the agent's own farewell has been heard; False if it ends already."""
-        if self._wrapping_up.is_set() or self._over.is_set():
-            return False
-        self._agent_takes_leave = True
-        self.wrap_up(EndReason.AGENT_HUNG_UP)
-        return True
-
-    async def _take_leave(self) -> None:
-        """Wait for what is being said now, else for what the agent says next."""
-        turn = self._agent_turn
-        if turn > self._finished_turn or not self._playout.all_heard:
-            await self._until(lambda: self._playout.all_heard)
-            # It may have been no more than "one moment": leave it time for a goodbye.
-            with trio.move_on_after(FAREWELL_PAUSE_S):
-                await self._agent_speaks_after(turn)
-            if self._agent_turn == turn and not self._is_cut(turn):
-                return
-        while True:
-            await self._agent_speaks_after(turn)
-            await self._until(lambda: self._playout.all_heard)
-            turn = self._agent_turn
-            if not self._is_cut(turn):
-                return
-            # The caller had something to say: the agent answers before it goes.
-
-    async def _agent_speaks_after(self, turn: int) -> None:
-        await self._until(lambda: self._agent_turn > turn)
-
-    def _is_cut(self, turn: int) -> bool:
-        heard = self._playout.turn_heard(turn, trio.current_time())
-        return heard is not None and heard.cut
-
-    def _pulse(self) -> None:
+    def pulse(self) -> None:
         """Wake everybody who waits for something to be said or heard."""
         self._news.set()
         self._news = trio.Event()
 
-    async def _until(self, condition: Callable[[], bool]) -> None:
+    async def wait_news(self) -> None:
+        """Wait until something was said, heard or decided."""
+        await self._news.wait()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until this is so; it is asked whenever something was said, heard or decided."""
         while not condition():
             await self._news.wait()
 
@@ -1411,13 +1025,12 @@ class Call:
     def _note_heard(self, heard: HeardTurn) -> None:
         """A turn was heard to its end, or to where it was cut."""
         self._opening.greeting_over()
-        if self._wrapping_up.is_set() and heard.turn > self._farewell_after_turn and not heard.cut:
-            self._farewell_heard.set()
+        self._farewell.turn_heard(heard)
         self._write_heard(heard)
 
     def _note_all_heard(self, now: float) -> None:
         for turn in self.transcript.turns:
-            if turn.number is not None and (heard := self._playout.turn_heard(turn.number, now)):
+            if turn.number is not None and (heard := self.playout.turn_heard(turn.number, now)):
                 self._write_heard(heard)
 
     def _write_heard(self, heard: HeardTurn) -> None:
@@ -1428,7 +1041,7 @@ class Call:
     def _measured(self, reply: Reply, *stages: str) -> None:
         durations_s = reply.stages_s()
         for stage in stages:
-            self._metrics.replies.labels(stage).observe(durations_s[stage])
+            self.metrics.replies.labels(stage).observe(durations_s[stage])
         if "total" in stages:
             self.timings.replies.record(durations_s["total"])
 
@@ -1448,7 +1061,7 @@ class Call:
         return self.costs.known_usd(
             on_line_s=on_line_s,
             caller_audio_s=self.timings.caller_audio_s,
-            agent_audio_s=self._playout.heard_s(trio.current_time()),
+            agent_audio_s=self.playout.heard_s(trio.current_time()),
         )
 
     def _count_costs(self) -> None:
@@ -1456,10 +1069,10 @@ class Call:
         for direction in ("prompt", "response"):
             for modality, count in tokens[direction].items():
                 known = modality if modality in ("AUDIO", "TEXT", "IMAGE", "VIDEO") else "other"
-                self._metrics.tokens.labels(direction, known.lower()).inc(count)
+                self.metrics.tokens.labels(direction, known.lower()).inc(count)
         carrier_usd = self.costs.carrier_usd(self.duration_s) or 0.0
-        self._metrics.cost.labels("carrier").inc(carrier_usd)
-        self._metrics.cost.labels("model").inc(max(0.0, self._known_usd(0.0) - carrier_usd))
+        self.metrics.cost.labels("carrier").inc(carrier_usd)
+        self.metrics.cost.labels("model").inc(max(0.0, self._known_usd(0.0) - carrier_usd))
 
     @property
     def replies(self) -> Iterable[Reply]:
@@ -1484,7 +1097,7 @@ class Call:
         record: dict[str, Any] = {
             "call_sid": self.call_sid,
             "direction": self.direction,
-            "number": self.number if self._options.full_numbers else masked(self.number),
+            "number": self.number if self.options.full_numbers else masked(self.number),
             "state": "ended" if self.is_over else "live",
             "status": self.status.value,
             "reason": self.end_reason.value if self.end_reason else None,
@@ -1492,7 +1105,7 @@ class Call:
             "created_at": round(self.created_at, 3),
             "duration_s": round(self.duration_s, 3),
             "answered_by": self._machine.answered_by if self._machine is not None else None,
-            "agent_heard_s": round(self._playout.heard_s(now), 3),
+            "agent_heard_s": round(self.playout.heard_s(now), 3),
             "metadata": self.metadata,
         }
         if full:
@@ -1503,11 +1116,11 @@ class Call:
             record["cost"] = self.costs.as_dict(
                 on_line_s=self.duration_s,
                 caller_audio_s=self.timings.caller_audio_s,
-                agent_audio_s=self._playout.heard_s(now),
+                agent_audio_s=self.playout.heard_s(now),
             )
             record["replies"] = [reply.as_dict() for reply in self._replies.all]
             record["recording"] = None if self._recorder is None else self._recorder.as_dict()
-            record["transcript"] = self.transcript.as_list(words=self._options.transcripts)
+            record["transcript"] = self.transcript.as_list(words=self.options.transcripts)
             record["timeline"] = [
                 {"at_s": round(at_s, 3), "what": what, **facts}
                 for at_s, what, facts in self.timeline

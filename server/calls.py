@@ -19,7 +19,7 @@ import trio
 
 from server.admission import Admission, Limits
 from server.agent import Agent
-from server.call import Call, CallOptions, EndReason
+from server.call import Call, CallOptions
 from server.carrier import (
     Carrier,
     MachineVerdict,
@@ -30,6 +30,7 @@ from server.carrier import (
     TransferUpdate,
 )
 from server.costs import Prices
+from server.endings import EndReason
 from server.errors import CallRefused, CarrierError, CarrierProtocolError, StreamEnded
 from server.logs import Sparing
 from server.metrics import Metrics

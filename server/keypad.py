@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Awaitable, Callable
 from functools import cache
+
+import trio
 
 import codec
 
@@ -16,6 +19,9 @@ KEYS = "0-9A-D*#"
 """The keys there are, for a character class."""
 MAX_KEYS = 32
 """As many as the carrier takes when it dials (twilio: ``SendDigits``)."""
+
+MAX_PRESSED = 64
+"""Pressed without a pause; more than any number one types in."""
 
 KEY_S = 0.1
 """How long a tone sounds, and how long the silence after it; 40 ms is what must be understood."""
@@ -70,3 +76,37 @@ def tones(keys: str) -> bytes:
     return b"".join(
         _SILENCE * round(PAUSE_S * RATE_HZ) if key in "wW" else key_tone(key) for key in keys
     )
+
+
+# ------------------------------------------------------------------------------------------
+# The part that waits
+
+
+class PressedKeys:
+    """Keys the caller presses, for the model: in one go what was pressed in one go."""
+
+    def __init__(self, pause_s: float) -> None:
+        self._pause_s = pause_s
+        self._keys = ""  # pressed, and not yet told to the model
+        self._pressed = trio.Event()
+
+    def press(self, key: str) -> None:
+        """The caller has pressed a key."""
+        self._keys += key
+        self._pressed.set()
+
+    async def run(self, tell: Callable[[str], Awaitable[None]]) -> None:
+        """Give what was pressed without a pause, or up to a ``#``, to ``tell``."""
+        while True:
+            await self._wait()
+            paused = False
+            while not (paused or self._keys.endswith("#") or len(self._keys) >= MAX_PRESSED):
+                with trio.move_on_after(self._pause_s) as pause:
+                    await self._wait()
+                paused = pause.cancelled_caught
+            keys, self._keys = self._keys, ""
+            await tell(keys)
+
+    async def _wait(self) -> None:
+        await self._pressed.wait()
+        self._pressed = trio.Event()

@@ -22,7 +22,7 @@ from quart_schema import (
 from werkzeug.exceptions import HTTPException
 
 from server.api import CallMade, ListCalls, MakeCall, error_body, field_errors
-from server.call import EndReason
+from server.endings import EndReason
 from server.errors import CallRefused, CarrierError, CarrierProtocolError
 from server.idempotency import MAX_KEY_CHARS, Answer
 from server.keys import UNNAMED

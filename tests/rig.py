@@ -21,11 +21,12 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from server.agent import Agent
-from server.call import Call, CallOptions, EndReason
+from server.call import Call, CallOptions
 from server.carrier import CallStatus, StatusUpdate, StreamStarted
 from server.carrier import phone as people
 from server.carrier.phone import SimulatedPhone, find_script, memory_transports
 from server.carrier.twilio import TwilioMediaStream
+from server.endings import EndReason
 from server.metrics import Metrics
 from server.model import Model
 from server.model import simulator as models

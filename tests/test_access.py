@@ -10,7 +10,7 @@ import trio
 import trio.lowlevel
 
 from server.app import OffhookApp, create_app
-from server.call import EndReason
+from server.endings import EndReason
 from server.keys import hash_key
 from server.settings import Settings
 

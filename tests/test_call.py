@@ -9,9 +9,10 @@ from trio.testing import wait_all_tasks_blocked
 
 import codec
 from server.agent import Agent
-from server.call import Call, CallOptions, EndReason
+from server.call import Call, CallOptions
 from server.carrier import CallStatus, Clear, DigitPressed, SendAudio, StatusUpdate, StreamStopped
 from server.costs import Prices
+from server.endings import EndReason
 from server.errors import CarrierProtocolError, ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.metrics import Metrics
 from server.model import (

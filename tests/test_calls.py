@@ -9,9 +9,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from server.admission import Admission, Limits
 from server.agent import Agent
-from server.call import CallOptions, EndReason
+from server.call import CallOptions
 from server.calls import Calls
 from server.carrier import CallStatus, StatusUpdate, StreamStopped
+from server.endings import EndReason
 from server.errors import CallRefused, CarrierError, ModelSetupRefused
 from server.metrics import Metrics
 from server.voicemail import VoicemailPolicy

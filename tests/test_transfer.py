@@ -8,9 +8,10 @@ from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent import Agent
-from server.call import Call, CallOptions, EndReason
+from server.call import Call, CallOptions
 from server.carrier import CallStatus, SendAudio, StatusUpdate
 from server.carrier.twilio import dial_twiml, parse_transfer
+from server.endings import EndReason
 from server.errors import CarrierError, CarrierProtocolError
 from server.metrics import Metrics
 from server.model import AgentAudio, GenerationComplete, TurnComplete
