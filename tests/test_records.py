@@ -50,8 +50,8 @@ def impatient(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def postgresql_url(tmp_path_factory):
-    with postgresql(tmp_path_factory.mktemp("postgresql")) as url:
+def postgresql_url():
+    with postgresql() as url:
         yield url
 
 
