@@ -29,7 +29,8 @@ import codec
 from benchmarks.options import Options, machine, machine_line
 from server import logs
 from server.agent import Agent
-from server.call import Call, CallOptions
+from server.call import Call
+from server.call_options import CallOptions
 from server.carrier import Carrier, StreamStarted
 from server.carrier.phone import SimulatedPhone, find_script, memory_transports
 from server.carrier.twilio import TwilioMediaStream

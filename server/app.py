@@ -20,7 +20,7 @@ from codec.path import WebSocket
 from server import detach, plane
 from server.admission import Admission, Limits
 from server.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
-from server.call import CallOptions
+from server.call_options import CallOptions
 from server.calls import Calls
 from server.carrier import MediaStream
 from server.carrier.phone import find_script

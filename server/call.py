@@ -23,6 +23,7 @@ import trio
 from codec import MulawDecoder, MulawEncoder
 from server import phrases
 from server.agent import Agent
+from server.call_options import CallOptions
 from server.carrier import (
     CallerAudio,
     CallStatus,
@@ -53,7 +54,7 @@ from server.handover import Handover
 from server.keypad import PressedKeys, tones
 from server.logs import masked
 from server.machine import Machine
-from server.metrics import LatencySummary, Metrics
+from server.metrics import Metrics
 from server.model import (
     AGENT_RATE_HZ,
     CALLER_RATE_HZ,
@@ -74,15 +75,15 @@ from server.model import (
     TurnComplete,
     Usage,
 )
-from server.opening import SILENCE, GreetingWhen, Opening
+from server.opening import SILENCE, Opening
 from server.playout import HeardTurn, Playout
 from server.recording import Recorder, Recordings
 from server.replies import Replies, Reply
+from server.timings import Timings
 from server.tools import Toolbox
 from server.transcript import Transcript
 from server.turns import (
     Awaited,
-    Patience,
     Turns,
 )
 from server.voice_activity import SpeechEnded, SpeechStarted, Stop
@@ -108,40 +109,6 @@ RECORDED_TURN = 0
 """The turn of a recorded greeting: the model counts its own from 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallOptions:
-    """The settings that a call needs, in seconds."""
-
-    prewarm: bool = True
-    lead_s: float = 30.0
-    mark_every_s: float = 1.0
-    greeting_when: GreetingWhen = GreetingWhen.AT_ONCE
-    greeting_deadline_s: float = 3.0
-    greeting_protect_s: float = 2.0
-    greeting_hello_s: float = 1.5
-    barge_in: BargeInMode = BargeInMode.BOTH
-    barge_in_confirm_s: float = 0.2
-    barge_in_hint: bool = False
-    speech_end_s: float = 0.5
-    patience: Patience = field(default_factory=Patience)
-    media_timeout_s: float = 4.0
-    answer_timeout_s: float = 120.0
-    max_duration_s: float = 3_600.0
-    farewell_timeout_s: float = 10.0
-    close_timeout_s: float = 3.0
-    transfer_ring_timeout_s: float = 30.0
-    tool_timeout_s: float = 10.0
-    dtmf_pause_s: float = 1.5
-    voicemail: VoicemailPolicy = VoicemailPolicy.IGNORE
-    voicemail_timeout_s: float = 60.0
-    max_cost_usd: float | None = None
-    """As far as the cost is known; None for no cap."""
-    transcripts: bool = True
-    """Whether the record says what was said, or only when."""
-    full_numbers: bool = False
-    """Whether the record has the other party's whole number."""
-
-
 @dataclass(slots=True)
 class Line:
     """One media stream of the call. A caller whom nobody took over comes back on another."""
@@ -161,34 +128,6 @@ class Line:
     """Its last event has been read."""
     released: trio.Event = field(default_factory=trio.Event)
     """The call has no more use for it."""
-
-
-@dataclass(slots=True)
-class Timings:
-    """What was measured on this call; durations in seconds."""
-
-    answer_to_first_audio_s: float | None = None
-    caller_chunks: LatencySummary = field(default_factory=LatencySummary)
-    agent_chunks: LatencySummary = field(default_factory=LatencySummary)
-    interrupt_to_clear: LatencySummary = field(default_factory=LatencySummary)
-    replies: LatencySummary = field(default_factory=LatencySummary)
-    """From the caller's last sound to the agent's first, as heard."""
-    caller_audio_s: float = 0.0
-    """Caller audio received, and passed on to the model."""
-    caller_audio_lost_s: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """As the API shows them, in milliseconds."""
-        first_s = self.answer_to_first_audio_s
-        return {
-            "answer_to_first_audio_ms": None if first_s is None else round(first_s * 1000, 3),
-            "caller_to_model": self.caller_chunks.as_dict(),
-            "model_to_caller": self.agent_chunks.as_dict(),
-            "interrupt_to_clear": self.interrupt_to_clear.as_dict(),
-            "caller_to_reply": self.replies.as_dict(),
-            "caller_audio_s": round(self.caller_audio_s, 3),
-            "caller_audio_lost_s": round(self.caller_audio_lost_s, 3),
-        }
 
 
 class Call:

@@ -19,7 +19,8 @@ import trio
 
 from server.admission import Admission, Limits
 from server.agent import Agent
-from server.call import Call, CallOptions
+from server.call import Call
+from server.call_options import CallOptions
 from server.carrier import (
     Carrier,
     MachineVerdict,

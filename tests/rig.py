@@ -21,7 +21,8 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from server.agent import Agent
-from server.call import Call, CallOptions
+from server.call import Call
+from server.call_options import CallOptions
 from server.carrier import CallStatus, StatusUpdate, StreamStarted
 from server.carrier import phone as people
 from server.carrier.phone import SimulatedPhone, find_script, memory_transports

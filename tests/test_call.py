@@ -9,7 +9,8 @@ from trio.testing import wait_all_tasks_blocked
 
 import codec
 from server.agent import Agent
-from server.call import Call, CallOptions
+from server.call import Call
+from server.call_options import CallOptions
 from server.carrier import CallStatus, Clear, DigitPressed, SendAudio, StatusUpdate, StreamStopped
 from server.costs import Prices
 from server.endings import EndReason

@@ -9,7 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from server.admission import Admission, Limits
 from server.agent import Agent
-from server.call import CallOptions
+from server.call_options import CallOptions
 from server.calls import Calls
 from server.carrier import CallStatus, StatusUpdate, StreamStopped
 from server.endings import EndReason

@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent import Agent
-from server.call import Call, CallOptions
+from server.call import Call
+from server.call_options import CallOptions
 from server.carrier import CallStatus, SendAudio, StatusUpdate
 from server.carrier.twilio import dial_twiml, parse_transfer
 from server.endings import EndReason
