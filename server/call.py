@@ -775,20 +775,20 @@ class Call:
             return
         self.turns.agent_cut(turn)
         self.reconsider()
-        mode = self.options.barge_in
+        mode, spoke = self.options.barge_in, self._ear.spoke_since(received_at - EVIDENCE_S)
         doubtful = mode is BargeInMode.LOCAL or (mode is BargeInMode.BOTH and self._ear.has_echo)
-        if doubtful and not self._ear.spoke_since(received_at - EVIDENCE_S):
+        if doubtful and not spoke:
             self.note("interruption not believed", turn=turn)
-            return
-        self.cut(turn, received_at, by="model")
+        elif self.cut(turn, received_at, by="model") and not spoke:
+            self.turns.agent_cut_for_nothing(turn, received_at)
 
-    def cut(self, turn: int, at: float, *, by: str) -> None:
-        """Barge-in: stop the agent before anything else is sent."""
+    def cut(self, turn: int, at: float, *, by: str) -> bool:
+        """Barge-in: stop the agent before anything else is sent; False if there was nothing."""
         cut = self.playout.interrupt(turn, at)
         self.turns.agent_cut(turn)
         self._ear.agent_cut()
         if cut is None:
-            return
+            return False
         if self._interrupted_at is None:
             self._interrupted_at = at
         self._let_out()
@@ -797,6 +797,7 @@ class Call:
         if self.options.barge_in_hint and not self._speaks_to_machine:
             heard = self.transcript.agent_heard_text(cut.turn)
             self._watch.hint(phrases.barge_in_hint(heard))
+        return True
 
     def _reconnected(self, news: Reconnected) -> None:
         self.timings.caller_audio_lost_s += news.lost_s

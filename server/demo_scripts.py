@@ -415,6 +415,18 @@ SCRIPTS: dict[str, DemoScript] = {
         (ended("caller-hung-up"), climbed("nudge", "empty-turn"), ONE_CONNECTION, ANSWERED),
         {"simulated_callee": "asks-and-waits", "simulated_model": "empty-turn"},
     ),
+    "quiet-turn": DemoScript(
+        (ended("caller-hung-up"), climbed("nudge", "quiet-turn"), ONE_CONNECTION, ANSWERED),
+        {"simulated_callee": "asks-and-waits", "simulated_model": "quiet-turn"},
+    ),
+    "stalled-turn": DemoScript(
+        (ended("caller-hung-up"), climbed("nudge", "stalled"), ONE_CONNECTION, ANSWERED),
+        {
+            "simulated_callee": "asks-patiently",
+            "simulated_model": "stalled-turn",
+            "stall_timeout_s": 1.0,
+        },
+    ),
     "early-turn-complete": DemoScript(
         (ended("caller-hung-up"), climbed("nudge", "broken-off"), ONE_CONNECTION, ANSWERED),
         {"simulated_callee": "asks-and-waits", "simulated_model": "early-turn-complete"},

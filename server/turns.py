@@ -330,6 +330,11 @@ class Turns:
             if self._awaited is Awaited.CONTINUATION:
                 self._settle()
 
+    def agent_cut_for_nothing(self, turn: int, now: float) -> None:
+        """The model has interrupted itself, and nobody was heard to speak: it owes the rest."""
+        self.agent_cut(turn)
+        self._expect(Awaited.CONTINUATION, now, self.patience.rung_timeout_s)
+
     def tools_called(self, ids: Iterable[str]) -> None:
         """The model waits for functions: nothing can be expected of it until they are answered."""
         self._turn.called_tools = True

@@ -102,7 +102,12 @@ async def test_when_nothing_helps_the_carrier_says_sorry_in_the_agents_language(
 
 
 @pytest.mark.parametrize(
-    ("script", "fault"), [("empty-turn", "empty-turn"), ("early-turn-complete", "broken-off")]
+    ("script", "fault"),
+    [
+        ("empty-turn", "empty-turn"),
+        ("quiet-turn", "quiet-turn"),
+        ("early-turn-complete", "broken-off"),
+    ],
 )
 async def test_a_turn_that_completes_wrongly_is_nudged_at_once(autojump_clock, script, fault):
     async with calling(callee="asks-and-waits", script=script) as rig:
@@ -112,6 +117,29 @@ async def test_a_turn_that_completes_wrongly_is_nudged_at_once(autojump_clock, s
     assert facts_of(rig, "watchdog nudge")[0]["fault"] == fault
     assert rig.call.end_reason == "caller-hung-up"
     assert [turn["heard_s"] > 0.5 for turn in agent_turns(rig)].count(True) >= 2
+
+
+async def test_a_turn_that_stops_in_the_middle_is_asked_to_go_on(autojump_clock):
+    async with calling(callee="asks-patiently", script="stalled-turn") as rig:
+        await rig.over()
+
+    assert rungs(rig) == ["nudge"]
+    assert facts_of(rig, "watchdog nudge")[0] == {"fault": "stalled", "awaited": "continuation"}
+    assert "break off" in rig.sessions[0].texts[-1]
+    assert rig.call.end_reason == "caller-hung-up"
+
+
+async def test_a_model_that_interrupts_itself_for_no_reason_is_asked_to_go_on(autojump_clock):
+    callee = Script("listens", (HearSpeech(), HearPause(quiet_s=4.0), HangUp()))
+    async with calling(callee=callee, patience=QUICK) as rig:
+        await rig.noted_s("first audio")
+        await trio.sleep(1.0)
+        rig.sessions[0]._cut()  # it believes to have heard somebody
+        await rig.over()
+
+    assert facts_of(rig, "barge-in")[0]["by"] == "model"
+    assert facts_of(rig, "watchdog nudge")[0]["awaited"] == "continuation"
+    assert rig.call.end_reason == "caller-hung-up"
 
 
 async def test_a_model_that_is_slower_than_speech_gets_another_connection(autojump_clock):

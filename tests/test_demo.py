@@ -32,6 +32,7 @@ async def test_a_script_passes_if_its_call_went_as_demanded(tmp_path):
 async def test_a_conversation_survives_its_faults_over_real_sockets(tmp_path):
     names = (
         *("silent-model", "deaf-model", "empty-turn", "early-turn-complete", "slow-model"),
+        *("quiet-turn", "stalled-turn"),
         *("caller-drops", "says-hello", "coughs", "echoing-speakerphone", "silent-caller"),
         "too-long",
     )

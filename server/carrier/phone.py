@@ -447,6 +447,11 @@ SCRIPTS: dict[str, Script] = {
             answered_by="machine_end_silence",
             verdict_s=4.0,
         ),
+        # Somebody who does not take the first pause for the end.
+        Script(
+            "asks-patiently",
+            (*_LISTEN, Say("question"), HearSpeech(60.0), HearPause(quiet_s=3.0), HangUp()),
+        ),
         Script("oversized", (SendRaw(("x" * 2**20,)), *_LISTEN, HangUp())),
         Script(
             "never-hangs-up",

@@ -63,6 +63,7 @@ SCRIPT_NUMBERS = {
     "5550117": "asks-once",
     "5550118": "voicemail",
     "5550119": "taken-for-a-machine",
+    "5550120": "asks-patiently",
 }
 """Who answers a number that ends like this: 555-0100 to 555-0199 are kept free for fiction."""
 

@@ -85,6 +85,10 @@ class Script:
     """Agent turns that never come: the socket stays open and nothing is sent."""
     empty_turns: frozenset[int] = frozenset()
     """Agent turns that complete without any audio."""
+    quiet_turns: frozenset[int] = frozenset()
+    """Agent turns whose audio is all there, and so faint that nobody hears it."""
+    stalled_turns: frozenset[int] = frozenset()
+    """Agent turns that stop in the middle of the audio and are never completed."""
     early_turns: frozenset[int] = frozenset()
     """Agent turns whose ``turnComplete`` comes in the middle of the audio."""
     start_speech_s: float = 0.08
@@ -112,6 +116,8 @@ SCRIPTS: Mapping[str, Script] = {
     "hard-of-hearing": Script(start_speech_s=0.4),
     "empty-turn": Script(empty_turns=frozenset({2})),
     "slow-model": Script(speed=0.8, reply_delay_s=1.2),
+    "quiet-turn": Script(quiet_turns=frozenset({2})),
+    "stalled-turn": Script(stalled_turns=frozenset({2})),
     "early-turn-complete": Script(early_turns=frozenset({2})),
     "quota": Script(
         refuse_setup=Close(1011, "You exceeded your current quota, please check your plan.")
@@ -989,6 +995,8 @@ class SimulatedSession:
         while sent_bytes < len(pcm):
             size = next(self._chunk_ms) * _AGENT_BYTES_PER_S // 1000
             chunk = pcm[sent_bytes : sent_bytes + size]
+            if self.turn in script.quiet_turns:
+                chunk = b"\x01\x00" * (len(chunk) // 2)
             sent_bytes += len(chunk)
             self._said_bytes = sent_bytes
             if sent_bytes == len(pcm) and self.turn % 2 == 0:
@@ -1001,6 +1009,10 @@ class SimulatedSession:
             drop = script.drop
             if drop is not None and self.turn == drop.turn and sent_s >= drop.after_s:
                 raise ServiceClosesError(drop.code, drop.reason)
+            if self.turn in script.stalled_turns and sent_bytes >= len(pcm) // 2:
+                self.note("stalls in the middle")
+                await reply.cut.wait()
+                return False
             if self.turn in script.early_turns and sent_bytes >= len(pcm) // 2:
                 self.note("stops in the middle")
                 return True
