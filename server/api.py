@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import phonenumbers
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -93,6 +93,68 @@ class ListCalls(BaseModel):
     def cursor(self) -> Cursor | None:
         """Where the page begins."""
         return None if self.before is None else Cursor.parse(self.before)
+
+
+class ErrorBody(BaseModel):
+    """Every error of the API has this shape; some have more facts."""
+
+    model_config = ConfigDict(extra="allow")
+
+    error: str
+    """A stable word for programs."""
+    message: str
+    """A sentence for people."""
+    fields: dict[str, str] | None = None
+    """What is wrong, by the path of the field."""
+
+
+class CallRecord(BaseModel):
+    """One call, live or ended; ``GET /calls/{call_sid}`` shows more of it than a list does."""
+
+    model_config = ConfigDict(extra="allow")
+
+    call_sid: str
+    direction: Literal["inbound", "outbound"]
+    state: str
+    status: str
+    reason: str | None
+    duration_s: float
+
+
+class CallList(BaseModel):
+    """A page of calls, newest first."""
+
+    calls: list[CallRecord]
+    next: str | None
+    complete: bool
+
+
+class Drain(BaseModel):
+    """The answer to ``POST /drain``."""
+
+    draining: bool
+    live_calls: int
+
+
+class Ready(BaseModel):
+    """Whether the next call would be taken, and why not."""
+
+    model_config = ConfigDict(extra="allow")
+
+    ready: bool
+    reason: str | None
+    simulated: bool
+    live_calls: int
+    waiting_calls: int
+
+
+class MakeCallHeaders(BaseModel):
+    """What a request for a call may say beside its body."""
+
+    idempotency_key: Annotated[str | None, Field(max_length=255)] = None
+    """The same key and body again are answered as the first time, and ring no second phone."""
+    traceparent: str | None = None
+    """W3C Trace Context: the call's trace belongs to it."""
 
 
 def error_body(error: str, message: str, **facts: Any) -> dict[str, Any]:

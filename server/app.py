@@ -13,7 +13,7 @@ from dataclasses import replace
 import structlog
 import trio
 from prometheus_client import CollectorRegistry
-from quart_schema import Info, QuartSchema
+from quart_schema import APIKeySecurityScheme, HttpSecurityScheme, Info, QuartSchema
 from quart_trio import QuartTrio
 
 from codec.path import WebSocket
@@ -478,6 +478,11 @@ def create_app(settings: Settings) -> OffhookApp:
         redoc_ui_path=None,
         scalar_ui_path=None,
         conversion_preference="pydantic",
+        security_schemes={
+            "bearer": HttpSecurityScheme(scheme="bearer"),
+            "key": APIKeySecurityScheme(in_="header", name="X-API-Key"),
+        },
+        security=[{"bearer": []}, {"key": []}] if app.keys.any_wanted else [],
     )
     add_routes(app)
     return app

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
 import trio
@@ -14,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from quart import Response, g, request, websocket
 from quart_schema import (
     RequestSchemaValidationError,
+    document_headers,
     document_response,
     hide,
     validate_querystring,
@@ -21,7 +22,19 @@ from quart_schema import (
 )
 from werkzeug.exceptions import HTTPException
 
-from server.api import CallMade, ListCalls, MakeCall, error_body, field_errors
+from server.api import (
+    CallList,
+    CallMade,
+    CallRecord,
+    Drain,
+    ErrorBody,
+    ListCalls,
+    MakeCall,
+    MakeCallHeaders,
+    Ready,
+    error_body,
+    field_errors,
+)
 from server.endings import EndReason
 from server.errors import CallRefused, CarrierError, CarrierProtocolError
 from server.idempotency import MAX_KEY_CHARS, Answer
@@ -32,6 +45,8 @@ from server.strangers import client_address
 
 if TYPE_CHECKING:
     from server.app import OffhookApp
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -151,10 +166,23 @@ def _respond(answer: Answer, **headers: str) -> Any:
 # For clients of ours
 
 
+def may_fail(*statuses: int) -> Callable[[_Handler], _Handler]:
+    """Say in the API's description which errors a route may answer with."""
+
+    def documented(handler: _Handler) -> _Handler:
+        for status in statuses:
+            handler = document_response(ErrorBody, status)(handler)
+        return handler
+
+    return documented
+
+
 def _add_api(app: OffhookApp) -> None:
     @app.post("/make-call")
     @validate_request(MakeCall)
+    @document_headers(MakeCallHeaders)
     @document_response(CallMade, 201)
+    @may_fail(400, 401, 403, 409, 413, 422, 429, 502, 503)
     async def make_call(data: MakeCall) -> Any:
         """Ring a phone; the agent is ready to speak by the time it is answered."""
         if (forbidden := app.destinations.refusal(data.destination_number)) is not None:
@@ -216,6 +244,8 @@ def _add_api(app: OffhookApp) -> None:
 
     @app.get("/calls")
     @validate_querystring(ListCalls)
+    @document_response(CallList)
+    @may_fail(401, 422, 503)
     async def list_calls(query_args: ListCalls) -> Any:
         """Calls, live and ended, newest first; ``next`` is the next page's ``before``."""
         page = await app.calls.page(query_args.limit, query_args.cursor)
@@ -226,11 +256,14 @@ def _add_api(app: OffhookApp) -> None:
         }
 
     @app.get("/calls/<call_sid>")
+    @document_response(CallRecord)
+    @may_fail(401, 404, 503)
     async def get_call(call_sid: str) -> Any:
         """One call: state, reason, timings, transcript, tokens, cost, timeline."""
         return await app.calls.record(call_sid) or _unknown_call()
 
     @app.get("/calls/<call_sid>/recording")
+    @may_fail(401, 404, 416)
     async def get_recording(call_sid: str) -> Any:
         """A call's recording, as far as it has come: WAV, left the caller, right the agent."""
         path = None
@@ -249,6 +282,8 @@ def _add_api(app: OffhookApp) -> None:
         )
 
     @app.post("/calls/<call_sid>/hang-up")
+    @document_response(CallRecord)
+    @may_fail(401, 404, 503)
     async def hang_up(call_sid: str) -> Any:
         """End a call; one that is already over stays as it ended."""
         call = app.calls.get(call_sid)
@@ -260,6 +295,8 @@ def _add_api(app: OffhookApp) -> None:
         return call.as_dict(full=False)
 
     @app.post("/drain")
+    @document_response(Drain, 202)
+    @may_fail(401)
     async def drain() -> Any:
         """Refuse new calls, let live ones finish, end what is left at the deadline; then stay."""
         app.begin_drain()
@@ -383,6 +420,8 @@ def _add_health(app: OffhookApp) -> None:
         return {"status": "ok"}
 
     @app.get("/readyz")
+    @document_response(Ready)
+    @document_response(Ready, 503)
     async def readyz() -> Any:
         """Whether the next call would be taken."""
         refusal = None
