@@ -288,7 +288,7 @@ def _settings(url: str, directory: Path, database: Path) -> Settings:
         public_url=url,
         recordings_dir=directory,
         database_url=f"sqlite:///{database}",
-        media_timeout_s=0.4,
+        media_timeout_s=2.0,
         close_timeout_s=2.0,
         farewell_timeout_s=1.0,
         drain_timeout_s=0.0,
