@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, Field
 from trio.testing import wait_all_tasks_blocked
@@ -741,3 +744,67 @@ def test_two_tools_of_one_name_are_refused_but_one_may_be_found_twice():
     assert check_names([echo, hang_up, echo]) == (echo, hang_up)
     with pytest.raises(ConfigurationError, match="hang_up"):
         check_names([hang_up, tool(name="hang_up")(echo.function)])
+
+
+# ------------------------------------------------------------------------------------------
+# Whatever the order
+
+
+@st.composite
+def storms(draw):
+    """Requests and withdrawals at any time: ids may come twice, and be taken back at any moment."""
+    ids = [f"id-{n}" for n in range(draw(st.integers(1, 12)))]
+    steps = st.one_of(
+        st.tuples(
+            st.just("request"),
+            st.lists(st.tuples(st.sampled_from(ids), st.sampled_from((0, 1, 2, 3))), max_size=6),
+        ),
+        st.tuples(st.just("cancel"), st.lists(st.sampled_from(ids), max_size=3)),
+        st.tuples(st.just("wait"), st.sampled_from((0.0, 0.5, 1.0, 2.5))),
+    )
+    return draw(st.lists(steps, max_size=20))
+
+
+@tool
+async def lasting(seconds: float, at: float) -> float:
+    """Take a while; no two calls are alike."""
+    await trio.sleep(seconds)
+    return at
+
+
+@settings(max_examples=150, deadline=None)
+@given(storms())
+def test_every_id_is_answered_as_often_as_it_was_asked_for_and_not_taken_back(storm):
+    async def run() -> None:
+        at_work = Bench([lasting], timeout_s=2.2)
+        open_now: set[str] = set()
+        due: list[str] = []  # ids in the order in which their answers must have been given
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(at_work.box.run, at_work.answer)
+            for kind, what in storm:
+                answered = at_work.ids
+                open_now -= set(answered[len(due) :])
+                due = answered
+                if kind == "wait":
+                    await trio.sleep(what)
+                    await wait_all_tasks_blocked()
+                elif kind == "cancel":
+                    at_work.box.cancel(what)
+                    open_now -= set(what)
+                else:
+                    at_work.box.request(
+                        ToolCall(
+                            identity, "lasting", {"seconds": seconds, "at": trio.current_time()}
+                        )
+                        for identity, seconds in what
+                    )
+                    open_now |= {identity for identity, _ in what}
+            before = len(at_work.ids)
+            open_now -= set(at_work.ids[len(due) :])
+            await trio.sleep(200)
+
+            assert sorted(at_work.ids[before:]) == sorted(open_now)
+            assert not at_work.box.is_busy
+            nursery.cancel_scope.cancel()
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
