@@ -102,6 +102,7 @@ class Talk:
         self.events: list[SessionEvent] = []
         self.failure: ModelError | None = None
         self.said = bytearray()
+        self.is_noise = False
 
     async def listen(self) -> None:
         try:
@@ -118,8 +119,8 @@ class Talk:
         due = trio.current_time()
         for start in range(0, len(pcm), 640):
             chunk = pcm[start : start + 640]
-            self.conversation.caller_speaks = is_loud(chunk)
-            self.conversation.answer_awaited |= is_loud(chunk)
+            self.conversation.caller_speaks = is_loud(chunk) and not self.is_noise
+            self.conversation.answer_awaited |= self.conversation.caller_speaks
             await self.session.send_audio(chunk)
             self.said += chunk
             due += 0.02
@@ -259,6 +260,17 @@ async def test_a_caller_who_speaks_or_waits_for_an_answer_is_not_rotated_away(au
 
     assert [event.reason for event in talk.all(TurnComplete)] == [None, None]
     assert talk.heard == talk.said
+
+
+async def test_a_sound_that_may_be_speech_is_waited_for_but_a_noisy_line_is_rotated(autojump_clock):
+    async with talking(Script(go_away_at_s=6.0, go_away_left_s=60.0)) as talk:
+        await talk.session.send_text("Greet.")
+        await talk.say(silence(5.0))
+        talk.is_noise = True
+        await talk.say(speech(4.0))
+        assert talk.reconnects == []
+        await talk.say(speech(4.0))
+        assert talk.reconnects == [("go-away", Way.RESUME)]
 
 
 async def test_no_rotation_while_a_tool_call_is_open(autojump_clock):

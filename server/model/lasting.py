@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import takewhile
 from typing import Protocol
 
 import msgspec
@@ -73,6 +74,10 @@ GO_AWAY_WINDOW_S = 60.0
 """How long before that moment a silence is looked for: a service once said 300 s, at once."""
 QUIET_POLL_S = 0.1
 """How often a rotation that is due looks for its silence."""
+ONSET_S = 0.3
+"""What the caller has begun to say may not be known for speech yet: a sound is enough to wait …"""
+NOISE_POLLS = 50
+"""… but not for ever: there are lines on which it is never silent."""
 FIRST_DELAY_S = 0.25
 MAX_DELAY_S = 4.0
 RESUME_TRIES = 3
@@ -453,6 +458,12 @@ class UnansweredInput:
         self._waiting.extendleft(reversed(again))
         return sum(len(content) for _, content in again if isinstance(content, bytes))
 
+    def sounded_within(self, lag_s: float) -> bool:
+        """Whether so much of the audio that was sent last is anything but silence."""
+        recent = self.sent_up_to(lag_s)
+        newest_first = takewhile(lambda item: item[0] > recent, reversed(self._sent))
+        return any(isinstance(one, bytes) and is_loud(one) for _, one in newest_first)
+
     def has_sound(self) -> bool:
         """Whether anything but silence waits to be sent."""
         return any(not isinstance(one, bytes) or is_loud(one) for _, one in self._waiting)
@@ -556,6 +567,7 @@ class LastingSession:
         self._answers_up_to = 0
         self._words_reported = False  # of what the agent has not answered yet
         self._is_resumable = False
+        self._noises = 0  # times when a sound alone was in the way of a rotation
         self._calls: dict[str, _MadeCall] = {}
         self._calls_open: set[str] = set()
 
@@ -604,6 +616,7 @@ class LastingSession:
             self._input.put(CUT_OFF_TEXT)  # what it was answering is no longer here
         self._was_cut_off = False
         self._is_resumable = attempt.way is Way.RESUME
+        self._noises = 0
         self._connection = connection
         self._wake()
         try:
@@ -682,12 +695,17 @@ class LastingSession:
 
     def _is_quiet(self) -> bool:
         """Whether nobody would notice if the connection were changed now."""
-        return (
-            not self._turn_is_open
-            and not self._calls_open
-            and (self._is_resumable or self._plan.handle is None)
-            and self._conversation.is_quiet()
-        )
+        if (
+            self._turn_is_open
+            or self._calls_open
+            or not (self._is_resumable or self._plan.handle is None)
+            or not self._conversation.is_quiet()
+        ):
+            return False
+        if self._input.sounded_within(ONSET_S):
+            self._noises += 1
+            return self._noises > NOISE_POLLS
+        return True
 
     # Receiving.
 
