@@ -319,6 +319,8 @@ class OffhookApp(QuartTrio):
                 traces=self.traces,
                 strangers=Strangers(per_address=settings.max_strangers_per_address),
             )
+            if settings.max_call_cost_usd is not None and Prices().of_model(model.name) is None:
+                logger.warning("MAX_CALL_COST_USD caps the carrier's part only", model=model.name)
             logger.info(
                 "offhook ready",
                 carrier=self.carrier.name,

@@ -248,7 +248,7 @@ class Settings(BaseSettings):
     farewell_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     """How long a call that has to end may take to say goodbye."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 600.0
-    recent_calls: Annotated[int, Field(ge=0)] = 1_000
+    recent_calls: Annotated[int, Field(ge=0)] = 200
     """Ended calls that stay in memory, where the carrier's late callbacks still find them."""
 
     database_url: SecretStr = SecretStr("sqlite:///offhook.db")
