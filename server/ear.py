@@ -37,7 +37,7 @@ class BargeInMode(StrEnum):
     """Whose word counts when the caller speaks over the agent."""
 
     MODEL = "model"
-    """The model's: the agent stops when it says so, some 0.4 to 1.5 s after the caller began."""
+    """The model's: the agent stops when it says so; 0.4 s after the caller began, or 1.5 s."""
     LOCAL = "local"
     """Ours: the agent stops at 60 ms, and it is cut as soon as that was certainly speech."""
     BOTH = "both"
