@@ -13,7 +13,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from server.metrics import Metrics
+from server.metrics import CountedInC, Metrics
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 PROMTOOL = shutil.which("promtool")
@@ -27,10 +27,10 @@ def known_metrics() -> dict[str, set[str]]:
     metrics = Metrics(CollectorRegistry())
     known: dict[str, set[str]] = {}
     for metric in vars(metrics).values():
-        if isinstance(metric, MetricWrapperBase):
+        if isinstance(metric, MetricWrapperBase | CountedInC):
             labels = set(metric._labelnames)
             name = metric._name
-            match metric._type:
+            match "histogram" if isinstance(metric, CountedInC) else metric._type:
                 case "counter":
                     known[f"{name}_total"] = labels
                 case "histogram":
