@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from codec import MulawDecoder, MulawEncoder
+from codec.ear import SpeechEnded, SpeechStarted, Stop
 from server import phrases
 from server.agent import Agent
 from server.call_options import CallOptions
@@ -86,7 +87,6 @@ from server.turns import (
     Awaited,
     Turns,
 )
-from server.voice_activity import SpeechEnded, SpeechStarted, Stop
 from server.voicemail import VoicemailPolicy
 from server.watch import Watch, briefed
 

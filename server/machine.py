@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from codec.ear import SpeechEnded, SpeechStarted, Stop
 from server import phrases
 from server.carrier import AnsweredBy, MachineVerdict
 from server.endings import EndReason
 from server.model import Session
 from server.turns import Awaited
-from server.voice_activity import SpeechEnded, SpeechStarted, Stop
 from server.voicemail import AnsweringMachine, Finding, VoicemailPolicy
 
 if TYPE_CHECKING:

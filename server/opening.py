@@ -52,7 +52,8 @@ class Opening:
         self._deadline_s = deadline_s
         self._protect_s = protect_s
         self._hello_s = hello_s
-        self._open_until = NEVER  # any speech up to here is held
+        self.open_until = NEVER
+        """Any speech that begins up to here is held."""
         self._held = bytearray()
         self._held_since = 0.0
         self._began = False
@@ -68,12 +69,12 @@ class Opening:
             waits = self._when is GreetingWhen.AFTER_CALLER
             self.plays_at = now + self._deadline_s if waits else now
         self._held_since = now
-        self._open_until = max(self.plays_at, now) + self._protect_s
+        self.open_until = max(self.plays_at, now) + self._protect_s
 
     def greeting_began(self, now: float) -> None:
         """The first of the greeting is on its way to the caller."""
         self._began = True
-        self._open_until = now + self._protect_s
+        self.open_until = now + self._protect_s
 
     def greeting_over(self) -> None:
         """The greeting was heard to its end, or will not be."""
@@ -82,7 +83,7 @@ class Opening:
     def speech_started(self, at: float) -> None:
         """The caller has begun to speak."""
         self._speaking_since = at
-        if at > self._open_until:
+        if at > self.open_until:
             self.holding = False  # more than a hello: they have something to say
         self._speech_held = True
 
@@ -123,6 +124,6 @@ class Opening:
         speaking = self._speaking_since is not None
         if speaking and now - (self._speaking_since or 0.0) > self._hello_s:
             return True
-        if now > self._open_until and not (self._speech_held and self._began):
+        if now > self.open_until and not (self._speech_held and self._began):
             return True
         return now - self._held_since > LONGEST_HOLD_S

@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from codec.ear import Played
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
 
-SILENCE = b"\xff"
-"""Mu-law's positive zero."""
 BYTES_PER_S = 8_000
 """Mu-law at 8 kHz: one byte a sample."""
 LOST_MARK_S = 3.0
@@ -29,8 +28,6 @@ CUSHION_S, MAX_CUSHION_S = 0.1, 0.8
 """How long a turn that has run dry gathers; twice as long each time that it does so again."""
 MAX_TURNS = 64
 """Turns whose books are kept: those before were heard long ago."""
-REMEMBERED_S = 2.0
-"""How much of what was heard is remembered, if anything is: longer than an echo takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +36,6 @@ class _Queued:
     payload: bytes | None
     """None where the turn ends."""
     received_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A piece at the carrier, and when the caller begins to hear it."""
-
-    turn: int
-    payload: bytes
-    plays_at: float
-
-    @property
-    def played_at(self) -> float:
-        return self.plays_at + len(self.payload) / BYTES_PER_S
 
 
 @dataclass(slots=True)
@@ -105,6 +89,9 @@ class Playout:
         mark_every_s: How much audio lies between two marks.
         remember: Whether to keep what the caller has not heard yet, and the last moments of what
             they have: for :meth:`hold` and :meth:`played`.
+
+    Attributes:
+        timeline: What the caller is hearing, piece by piece, and until when.
     """
 
     def __init__(
@@ -112,7 +99,7 @@ class Playout:
     ) -> None:
         self._lead_s = lead_s
         self._mark_every_bytes = round(mark_every_s * BYTES_PER_S)
-        self._open = False
+        self.timeline = Played(remember=remember)
         self._queue: deque[_Queued] = deque()
         self._queued_bytes = 0
         self._mark: SendMark | None = None
@@ -120,16 +107,12 @@ class Playout:
         self._held = False
         self._paused = False  # something of ours stood between two pieces of a turn
         self._holds = 0
-        self._remember = remember
-        self._sent: deque[_Sent] = deque()
-        self._playing = 0  # which of these the caller hears, as far as anybody has asked
         self._turns: deque[_Turn] = deque(maxlen=MAX_TURNS)
         self._dry_turn = -1
         self._cushion_s = 0.0
         self._cushion_until = 0.0
         self._made: dict[int, int] = {}  # bytes of each turn
         self._cut_up_to = -1  # turn 0 is what is played before the model has said anything
-        self._play_end = 0.0  # when the carrier's buffer runs empty
         self._marks_out: set[str] = set()
         self._keys: deque[tuple[str, bytes]] = deque()
         self._keys_out: str | None = None
@@ -145,10 +128,9 @@ class Playout:
         if turn <= self._cut_up_to:
             self.dropped_bytes += len(payload)
             return False
-        if received_at > self._play_end and not self._queue and self._is_under_way(turn):
+        if received_at > self.timeline.play_end and not self._queue and self._is_under_way(turn):
             self._gather_cushion(received_at)
-        for start in range(0, len(payload), MAX_MESSAGE_BYTES):
-            piece = payload[start : start + MAX_MESSAGE_BYTES]
+        for piece in _messages(payload):
             self._queue.append(_Queued(turn, piece, received_at))
         self._queued_bytes += len(payload)
         if turn not in self._made and len(self._made) >= MAX_TURNS:
@@ -173,8 +155,8 @@ class Playout:
         """
         self._keys_pushed += 1
         name = f"keys:{self._keys_pushed}"
-        for start in range(0, len(payload), MAX_MESSAGE_BYTES):
-            self._keys.append((name, payload[start : start + MAX_MESSAGE_BYTES]))
+        for piece in _messages(payload):
+            self._keys.append((name, piece))
         return name
 
     def withdraw_keys(self, name: str) -> None:
@@ -225,7 +207,7 @@ class Playout:
         Returns:
             Whether there was anything to hold.
         """
-        if self._held or not self._remember or self._keys_out or not self.is_playing(now):
+        if self._held or not self.timeline.remember or self._keys_out or not self.is_playing(now):
             return False
         unheard: deque[_Queued] = deque()
         for turn in reversed(self._turns):
@@ -236,14 +218,11 @@ class Playout:
                 turn.finished = False
                 unheard.appendleft(_Queued(turn.number, None, 0.0))
             sent_bytes = turn.sent_bytes
-            for piece in reversed(self._sent):
-                if missing <= 0:
-                    break
-                if piece.turn == turn.number:
-                    kept = piece.payload[-missing:]
-                    missing -= len(kept)
-                    turn.sent_bytes -= len(kept)
-                    unheard.appendleft(_Queued(turn.number, kept, 0.0))
+            kept = self.timeline.tail(max(0, missing), turn.number)
+            turn.sent_bytes -= len(kept)
+            unheard.extendleft(
+                _Queued(turn.number, piece, 0.0) for piece in reversed(_messages(kept))
+            )
             self._queued_bytes += sent_bytes - turn.sent_bytes
             turn.anchor_bytes, turn.anchor_at = turn.sent_bytes, now
             # What is at the carrier from here on is nothing, so there is nothing left to mark;
@@ -272,8 +251,8 @@ class Playout:
 
     def open(self, now: float) -> None:
         """The stream has started: what was prepared while the phone rang may go out."""
-        self._open = True
-        self._play_end = max(self._play_end, now)
+        self.timeline.open = True
+        self.timeline.play_end = max(self.timeline.play_end, now)
 
     def leave(self, now: float) -> HeardTurn | None:
         """The stream is over, but the call is not: what is left of every turn is lost.
@@ -285,14 +264,14 @@ class Playout:
             [turn.number for turn in self._turns] + [item.turn for item in self._queue], default=0
         )
         cut = self.interrupt(newest, now)
-        self._open = self._clear = False
+        self.timeline.open = self._clear = False
         self._mark = self._keys_out = None
         self._keys.clear()
         return cut
 
     def next_command(self, now: float) -> CarrierCommand | None:
         """What to send now, or None: then ask again at :meth:`next_due` or after a change."""
-        if not self._open:
+        if not self.timeline.open:
             return None
         if self._clear:
             self._clear = False
@@ -318,7 +297,7 @@ class Playout:
         return None
 
     def _next_key_command(self, now: float) -> CarrierCommand | None:
-        if self._keys_out is not None and now >= self._play_end + LOST_MARK_S:
+        if self._keys_out is not None and now >= self.timeline.play_end + LOST_MARK_S:
             self._keys_out = None
             return self.next_command(now)
         if self._keys_out is None:
@@ -328,7 +307,7 @@ class Playout:
         if self._keys and self._keys[0][0] == self._keys_out:
             _, payload = self._keys.popleft()
             self._paused = True
-            self._play_end = max(now, self._play_end) + len(payload) / BYTES_PER_S
+            self.timeline.play_end = max(now, self.timeline.play_end) + len(payload) / BYTES_PER_S
             if not (self._keys and self._keys[0][0] == self._keys_out):
                 self._mark = SendMark(self._keys_out)
             return SendAudio(payload)
@@ -336,13 +315,13 @@ class Playout:
 
     def next_due(self) -> float:
         """When the lead allows the next piece to go out; infinity when nothing is queued."""
-        if self._open and self._keys_out is not None:
-            return self._play_end + LOST_MARK_S
-        if self._open and self._keys:
-            return float("inf") if self._marks_out else self._play_end
-        if not self._queue or not self._open or self._held:
+        if self.timeline.open and self._keys_out is not None:
+            return self.timeline.play_end + LOST_MARK_S
+        if self.timeline.open and self._keys:
+            return float("inf") if self._marks_out else self.timeline.play_end
+        if not self._queue or not self.timeline.open or self._held:
             return float("inf")
-        return max(self._play_end - self._lead_s, self._cushion_until)
+        return max(self.timeline.play_end - self._lead_s, self._cushion_until)
 
     # -- from the carrier ------------------------------------------------------------------
 
@@ -358,6 +337,7 @@ class Playout:
         if name not in self._marks_out:
             return None
         self._marks_out.discard(name)
+        self.timeline.marks_out = len(self._marks_out)
         number, milliseconds = (int(part) for part in name.split(":")[:2])
         for turn in self._turns:
             if turn.number == number and not turn.cut:
@@ -391,35 +371,20 @@ class Playout:
 
     def is_playing(self, now: float) -> bool:
         """Whether the caller is hearing the agent now, as far as can be known."""
-        return self._open and (bool(self._marks_out) or now < self._play_end)
+        return self.timeline.is_playing(now)
 
     def played(self, now: float, length_bytes: int) -> bytes:
         """What the carrier has played up to now, silence where there was nothing.
 
         To be asked for in the order of time.
         """
-        began = now - length_bytes / BYTES_PER_S
-        heard = b""
-        # It is asked for in order: what has been played once is not looked at again.
-        while self._playing < len(self._sent) and self._sent[self._playing].played_at <= began:
-            self._playing += 1
-        for number in range(self._playing, len(self._sent)):
-            piece = self._sent[number]
-            at = round((piece.plays_at - began) * BYTES_PER_S)
-            if at >= length_bytes:
-                break
-            heard = heard.ljust(at, SILENCE) if at > 0 else heard
-            skipped = max(0, -at)
-            heard += piece.payload[skipped : skipped + length_bytes - len(heard)]
-            if len(heard) >= length_bytes:
-                break
-        return heard.ljust(length_bytes, SILENCE)
+        return self.timeline.played(now, length_bytes)
 
     def audible_until(self, now: float) -> float:
         """Until when the caller will hear the agent, if nothing more comes."""
         if not self._queue:
-            return self._play_end
-        return max(self._play_end, now) + self.queued_s
+            return self.timeline.play_end
+        return max(self.timeline.play_end, now) + self.queued_s
 
     @property
     def all_heard(self) -> bool:
@@ -435,7 +400,7 @@ class Playout:
     @property
     def is_open(self) -> bool:
         """Whether the stream has started."""
-        return self._open
+        return self.timeline.open
 
     # -- the books -------------------------------------------------------------------------
 
@@ -462,18 +427,15 @@ class Playout:
     def _account(self, turn: _Turn, payload: bytes, now: float) -> None:
         sent_bytes = len(payload)
         if turn.sent_bytes > 0 and not self._paused:
-            turn.starved_s += max(0.0, now - self._play_end)
+            turn.starved_s += max(0.0, now - self.timeline.play_end)
         self._paused = False
-        if turn.sent_bytes == 0 or now >= self._play_end:
+        if turn.sent_bytes == 0 or now >= self.timeline.play_end:
             # It starts to play when the buffer before it is empty, or at once.
             turn.anchor_bytes = turn.sent_bytes
-            turn.anchor_at = max(now, self._play_end)
-        if self._remember:
-            self._sent.append(_Sent(turn.number, payload, max(now, self._play_end)))
-            while self._sent[0].played_at < now - REMEMBERED_S:
-                self._sent.popleft()
-                self._playing = max(0, self._playing - 1)
-        self._play_end = max(now, self._play_end) + sent_bytes / BYTES_PER_S
+            turn.anchor_at = max(now, self.timeline.play_end)
+        self.timeline.passed(now)
+        self.timeline.turn = turn.number
+        self.timeline.sent(payload, max(now, self.timeline.play_end))
         self._queued_bytes -= sent_bytes
         turn.sent_bytes += sent_bytes
         if turn.sent_bytes - turn.marked_bytes >= self._mark_every_bytes:
@@ -499,14 +461,8 @@ class Playout:
         """A clear is on its way: nothing the carrier holds will be heard."""
         self._mark = None
         self._marks_out.clear()
-        while self._sent and self._sent[-1].plays_at >= now:
-            self._sent.pop()
-        if self._sent and self._sent[-1].played_at > now:
-            last = self._sent.pop()
-            heard = last.payload[: round((now - last.plays_at) * BYTES_PER_S)]
-            self._sent.append(_Sent(last.turn, heard, last.plays_at))
-        self._playing = min(self._playing, len(self._sent))
-        self._play_end = now
+        self.timeline.marks_out = 0
+        self.timeline.forget(now)
 
     def _mark_of(self, turn: _Turn) -> SendMark:
         turn.marked_bytes = turn.sent_bytes
@@ -515,4 +471,12 @@ class Playout:
             # The same place may have been marked before it was held, and that mark come back late.
             name += f":{self._holds}"
         self._marks_out.add(name)
+        self.timeline.marks_out = len(self._marks_out)
         return SendMark(name)
+
+
+def _messages(payload: bytes) -> list[bytes]:
+    return [
+        payload[start : start + MAX_MESSAGE_BYTES]
+        for start in range(0, len(payload), MAX_MESSAGE_BYTES)
+    ]

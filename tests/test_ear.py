@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from codec.ear import SpeechEnded, SpeechStarted, Stop
 from server.carrier.phone import load_speech
 from server.ear import BargeInMode, Ear
 from server.opening import Opening
 from server.playout import Playout
-from server.voice_activity import SpeechEnded, SpeechStarted, Stop
 from tests.test_voice_activity import agent_speech, echo_of, frames_of, quiet
 
 
@@ -132,4 +132,4 @@ def test_a_gap_in_the_stream_is_not_taken_for_jitter():
 
     (ended,) = [event for event in heard.found if isinstance(event, SpeechEnded)]
     assert ended.at <= 60.0
-    assert ear._heard_at == 60.0
+    assert ear.judge.heard_at == 60.0

@@ -10,20 +10,10 @@ from itertools import pairwise
 import pytest
 
 import codec
+from codec.ear import FRAME_S, LOUD, Ear, Played, SpeechEnded, SpeechStarted, Stop, loudness
 from server.carrier.phone import SILENCE, load_speech
 from server.model.simulator import _GREETING
 from server.model.simulator import load_speech as load_agent
-from server.voice_activity import (
-    FRAME_S,
-    LOUD,
-    BargeIn,
-    Echo,
-    SpeechEnded,
-    SpeechStarted,
-    Stop,
-    VoiceActivity,
-    loudness,
-)
 
 CLIPS = ("hello", "question", "interrupt", "followup", "goodbye")
 
@@ -89,13 +79,14 @@ def frames_of(payload: bytes):
 
 
 def events_in(payload: bytes, chunk_bytes: int = 160):
-    voice = VoiceActivity()
+    """What is found of speech, and when the chunk came in which it was."""
+    ear = Ear(Played(), barge_in=False)
     events = []
     for at in range(0, len(payload), chunk_bytes):
         chunk = payload[at : at + chunk_bytes]
-        for frame in voice.frames(chunk, (at + len(chunk)) / 8_000):
-            if event := voice.hear(frame):
-                events.append((frame.at, event))
+        heard_at = (at + len(chunk)) / 8_000
+        ear.hear(chunk, heard_at)
+        events += [(heard_at, event) for event in ear.take_found()]
     return events
 
 
@@ -152,17 +143,21 @@ def test_speech_seconds_leave_pauses_out():
 
 def run_echo(played: bytes, caller: bytes):
     """Which caller frames are speech: '#' somebody's, 'e' an echo, '.' none."""
-    echo, voice = Echo(), VoiceActivity()
+    timeline = Played(remember=True)
+    timeline.open = True
+    timeline.sent(played, 0.0)
+    ear = Ear(timeline, barge_in=True)
     verdicts = ""
     learned = None
-    ours, theirs = frames_of(played), frames_of(caller)
-    for n in range(max(len(ours), len(theirs))):
-        frame = voice.frames(theirs[n] if n < len(theirs) else SILENCE, n * FRAME_S)[0]
-        is_echo = echo.hear(frame.loudness, loudness(ours[n]) if n < len(ours) else 0.0)
-        verdicts += "." if not frame.speech else "e" if is_echo else "#"
-        if learned is None and echo.delay_frames is not None:
+    theirs = frames_of(caller)
+    for n in range(max(len(played) // 160, len(theirs))):
+        at, echoes = (n + 1) * FRAME_S, ear.echo_frames
+        ear.hear(theirs[n] if n < len(theirs) else SILENCE, at)
+        spoke = ear.spoke_since(at - FRAME_S / 2)
+        verdicts += "#" if spoke else "e" if ear.echo_frames > echoes else "."
+        if learned is None and ear.has_echo:
             learned = n
-    return echo, verdicts, learned
+    return ear, verdicts, learned
 
 
 def longest(verdicts: str, kind: str) -> int:
@@ -183,9 +178,9 @@ def test_an_echo_is_recognised_within_three_seconds_and_never_mistaken_again(del
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("at_s", [0.0, 0.3, 0.5, 1.0, 1.5, 2.5])
 def test_somebody_who_speaks_over_the_agent_is_no_echo(clip, at_s):
-    echo, verdicts, _ = run_echo(agent_speech(), quiet(at_s) + load_speech(clip))
+    ear, verdicts, _ = run_echo(agent_speech(), quiet(at_s) + load_speech(clip))
 
-    assert echo.delay_frames is None
+    assert not ear.has_echo
     assert "e" not in verdicts
 
 
@@ -203,9 +198,9 @@ def test_an_echo_that_has_gone_is_forgotten():
     heard = bytearray(echo_of(played, 0.2, -12)[: len(played)])
     half = len(agent_speech())
     heard[half:] = quiet(0.3) + load_speech("question") + load_speech("followup") + quiet(9.0)
-    echo, _, _ = run_echo(played, bytes(heard[: len(played)]))
+    ear, _, _ = run_echo(played, bytes(heard[: len(played)]))
 
-    assert echo.delay_frames is None
+    assert not ear.has_echo
 
 
 # --- Barge-in
@@ -213,16 +208,19 @@ def test_an_echo_that_has_gone_is_forgotten():
 
 def stops(payload: bytes, **settings: float):
     """What the agent does about it, in seconds after the sound's beginning."""
-    voice, barge_in = VoiceActivity(), BargeIn(**settings)
+    timeline = Played()
+    timeline.open, timeline.marks_out = True, 1
+    ear = Ear(timeline, barge_in=True, **settings)
     found, onset = [], None
-    for n, piece in enumerate(frames_of(payload)):
-        frame = voice.frames(piece, (n + 1) * FRAME_S)[0]
-        if onset is None and frame.loudness >= LOUD:
-            onset = frame.at - FRAME_S
-        if stop := barge_in.hear(frame, speech=frame.speech, agent_heard=True):
-            found.append((stop, round(frame.at - onset, 2)))
-            if stop is Stop.CUT:
-                break
+    for n, frame in enumerate(frames_of(payload)):
+        if onset is None and loudness(frame) >= LOUD:
+            onset = n * FRAME_S
+        ear.hear(frame, (n + 1) * FRAME_S)
+        for event in ear.take_found():
+            if isinstance(event, Stop):
+                found.append((event, round((n + 1) * FRAME_S - onset, 2)))
+        if found and found[-1][0] is Stop.CUT:
+            break
     return found
 
 
