@@ -18,6 +18,7 @@ from codec._base64 cimport decoded_size
 from codec._base64 cimport encode_into as encode_base64
 from codec._base64 cimport encoded_size
 from codec._buffer cimport Buffer, append, clear, consume, grow, head, held, release, reserve
+from codec._ear cimport Ear, Played
 from codec._json cimport (
     Walk,
     base64_string,
@@ -47,12 +48,15 @@ cdef enum:
     AGENT_MESSAGE_BYTES = 8000
     # Base64 comes in threes of bytes, so pieces of a message are divisible by three.
     PIECE_BYTES = 480
+    # A second of sent audio: often enough to write it down, and seldom.
+    SENT_NEWS_BYTES = 8000
 
 cdef enum:
     GATE_PASS = 0
     GATE_HOLD = 1
     GATE_DROP = 2
     GATE_HAND_UP = 3
+    GATE_FOLLOW = 4
 
 cdef enum:
     SILENCE = 0x7F  # mu-law's code for it, without the sign
@@ -69,6 +73,8 @@ class Gate(enum.IntEnum):
     """It is thrown away."""
     HAND_UP = GATE_HAND_UP
     """Its messages come out whole, like any other, and nothing is done with them here."""
+    FOLLOW = GATE_FOLLOW
+    """The agent's only: see :meth:`MediaPath.follow`."""
 
 
 cdef int64_t UNLIMITED = 1 << 62
@@ -118,6 +124,14 @@ cdef class Level:
         )
 
 
+cdef struct Run:
+    int64_t bytes
+    int64_t audible_bytes
+    int64_t limit_bytes
+    double audible_dbfs
+    double last_at
+
+
 cdef struct Meter:
     uint64_t energy
     int64_t samples
@@ -139,8 +153,14 @@ cdef class MediaPath:
             second); the oldest is dropped first.
 
     Attributes:
-        phone: The carrier's connection; we are its server.
-        model: The model's connection; we are its client. See :meth:`replace_model`.
+        phone: The carrier's connection; we are its server. Another may be put in its place.
+        model: The model's connection; we are its client. The same; see :meth:`replace_model`.
+        decoder: Of the caller's audio. Python may use it too, between two messages.
+        encoder: Of the agent's; the same.
+        ear: Judges every chunk of caller audio before it goes anywhere, and may silence it.
+        played: What the caller hears of the agent; :meth:`follow` needs it.
+        model_ready: False holds the caller's audio, whatever its gate says.
+        keep_sent: Whether caller audio that was sent is kept for :meth:`take_sent`.
         caller_bytes: Payload bytes heard from the caller. Every count is of mu-law bytes, which
             are samples at 8 kHz, and only ever grows.
         caller_sent_bytes: Of these, written into messages for the model.
@@ -157,16 +177,22 @@ cdef class MediaPath:
     No sockets, no clock, and one thread at a time.
     """
 
-    cdef readonly WebSocket phone
-    cdef readonly WebSocket model
+    cdef WebSocket _phone
+    cdef WebSocket _model
     cdef MulawDecoder _decoder
     cdef MulawEncoder _encoder
+    cdef public Ear ear
+    cdef Played _played
+    cdef double _now
 
     cdef int _caller_gate
     cdef int _agent_gate
     cdef int64_t _agent_allowance_bytes
     cdef int64_t _caller_hold_limit_bytes
     cdef public bint recording
+    cdef public bint keep_sent
+    cdef bint _model_ready
+    cdef Run _run
 
     cdef bytes _stream_sid
     cdef bytes _media_head
@@ -176,6 +202,7 @@ cdef class MediaPath:
     cdef Buffer _caller  # payload for the model: empty unless held
     cdef Buffer _agent  # payload for the phone: empty unless held or beyond the allowance
     cdef Buffer _pcm  # what one model message said
+    cdef Buffer _sent  # payload that went to the model and that nobody has written down yet
     cdef Buffer _caller_recording
     cdef Buffer _agent_recording
     cdef Meter _caller_meter
@@ -192,7 +219,8 @@ cdef class MediaPath:
     cdef readonly int64_t repeated_chunks
     cdef readonly int64_t timestamp_jumps
     cdef readonly int64_t timestamp_ms
-    cdef int64_t _last_chunk
+    cdef readonly int64_t last_chunk
+    cdef bint _timed  # timestamp_ms is known
 
     def __cinit__(
         self,
@@ -201,10 +229,11 @@ cdef class MediaPath:
         size_t model_max_message_bytes=16 * 1024 * 1024,
         int64_t caller_hold_limit_bytes=30 * 8000,
     ):
-        self.phone = WebSocket(is_client=False, max_message_bytes=phone_max_message_bytes)
-        self.model = WebSocket(is_client=True, max_message_bytes=model_max_message_bytes)
+        self._phone = WebSocket(is_client=False, max_message_bytes=phone_max_message_bytes)
+        self._model = WebSocket(is_client=True, max_message_bytes=model_max_message_bytes)
         self._decoder = MulawDecoder(CALLER_RATE_HZ)
         self._encoder = MulawEncoder(AGENT_RATE_HZ)
+        self._model_ready = True
         self._caller_gate = GATE_HOLD
         self._agent_gate = GATE_PASS
         self._agent_allowance_bytes = UNLIMITED
@@ -215,20 +244,25 @@ cdef class MediaPath:
         release(&self._caller)
         release(&self._agent)
         release(&self._pcm)
+        release(&self._sent)
         release(&self._caller_recording)
         release(&self._agent_recording)
 
     # -- the caller's way: phone to model ---------------------------------------------------
 
-    def next_from_phone(self):
+    def next_from_phone(self, double now=0.0):
         """Take caller audio as far as it goes; returns the next message that is not, or None.
+
+        Args:
+            now: When it was read; what the ear finds has its time from this.
 
         None means that all that was received has been seen; if ``phone.ended``, no more will be.
         A message with caller audio comes out too when it is unusual in any way: read it with the
         full parser and give the audio back to :meth:`hear` before going on.
         """
         cdef Span message
-        while self.phone.next_span(&message):
+        self._now = now
+        while self._phone.next_span(&message):
             if self._caller_gate == GATE_HAND_UP or not self._take_caller_message(message):
                 return PyBytes_FromStringAndSize(<const char*>message.data, message.size)
         return None
@@ -249,14 +283,14 @@ cdef class MediaPath:
             append(&self._caller, view.buf, size)
         finally:
             PyBuffer_Release(&view)
-        self._count_chunk(self._last_chunk + 1 if self._last_chunk else 0, at_ms, size)
+        self._count_chunk(self.last_chunk + 1 if self.last_chunk else 0, at_ms, size)
         self._hear(size)
 
     cdef bint _take_caller_message(self, Span message) except -1:
         """False, with nothing changed, for whatever is not plainly audio of this stream."""
         cdef CallerChunk chunk
         cdef size_t size
-        if not self.phone.is_text or not find_caller_audio(message, &chunk):
+        if not self._phone.is_text or not find_caller_audio(message, &chunk):
             return False
         if self._stream_sid is None or not same(chunk.stream_sid, self._stream_sid):
             return False
@@ -274,22 +308,25 @@ cdef class MediaPath:
     cdef void _count_chunk(
         self, int64_t number, int64_t timestamp_ms, int64_t size
     ) noexcept:
-        if number > self._last_chunk:
-            if self._last_chunk:
-                self.missing_chunks += number - self._last_chunk - 1
-            self._last_chunk = number
+        if number > self.last_chunk:
+            if self.last_chunk:
+                self.missing_chunks += number - self.last_chunk - 1
+            self.last_chunk = number
         elif number:
             self.repeated_chunks += 1
-        if self.caller_chunks and timestamp_ms != self.timestamp_ms:
+        if self._timed and timestamp_ms != self.timestamp_ms:
             self.timestamp_jumps += 1
+        self._timed = True
         self.timestamp_ms = timestamp_ms + size // 8
         self.caller_chunks += 1
 
     cdef int _hear(self, int64_t size) except -1:
         """The last ``size`` bytes of ``_caller`` are new."""
-        cdef const uint8_t* payload = self._caller.data + self._caller.end - size
+        cdef uint8_t* payload = self._caller.data + self._caller.end - size
         cdef int64_t excess
         measure(&self._caller_meter, payload, size)
+        if self.ear is not None:
+            self.ear.hear_c(payload, size, self._now)
         self.caller_bytes += size
         if self.recording:
             append(&self._caller_recording, payload, size)
@@ -310,15 +347,17 @@ cdef class MediaPath:
         cdef uint8_t* text
         cdef uint8_t* at
         cdef size_t text_bytes
-        if self._caller_gate != GATE_PASS or not self.model.is_open:
+        if self._caller_gate != GATE_PASS or not self._model_ready or not self._model.is_open:
             return 0
         while held(&self._caller):
             size = min(held(&self._caller), <size_t>CALLER_MESSAGE_BYTES)
             text_bytes = REALTIME_HEAD_BYTES + encoded_size(4 * size) + 4
-            at = text = self.model.begin_text(text_bytes)
+            at = text = self._model.begin_text(text_bytes)
             memcpy(at, REALTIME_HEAD, REALTIME_HEAD_BYTES)
             at += REALTIME_HEAD_BYTES
             self.caller_sent_bytes += size
+            if self.keep_sent:
+                append(&self._sent, head(&self._caller), size)
             while size:
                 piece = min(size, <size_t>PIECE_BYTES)
                 self._decoder.decode_into(head(&self._caller), piece, pcm)
@@ -326,22 +365,28 @@ cdef class MediaPath:
                 consume(&self._caller, piece)
                 size -= piece
             memcpy(at, b'"}}}', 4)
-            self.model.end_text(text, text_bytes)
+            self._model.end_text(text, text_bytes)
         clear(&self._caller)
         return 0
 
     # -- the agent's way: model to phone -----------------------------------------------------
 
-    def next_from_model(self):
+    def next_from_model(self, double now=0.0):
         """Take agent audio as far as it goes; returns the next message that is not, or None.
+
+        Args:
+            now: When it was read; :meth:`follow` needs it.
 
         None means that all that was received has been seen; if ``model.ended``, no more will be.
         A message with agent audio comes out too when there is anything else in it, or when it is
         unusual in any way: give its audio back to :meth:`say` before going on.
         """
         cdef Span message
-        while self.model.next_span(&message):
+        self._now = now
+        while self._model.next_span(&message):
             if self._agent_gate == GATE_HAND_UP or not self._take_agent_message(message):
+                if self._agent_gate == GATE_FOLLOW:
+                    self._agent_gate = GATE_HAND_UP
                 return PyBytes_FromStringAndSize(<const char*>message.data, message.size)
         return None
 
@@ -372,6 +417,8 @@ cdef class MediaPath:
             return False
         if not decoded_size(base64.data, base64.size, &size) or size == 0 or size % 2:
             return False
+        if self._agent_gate == GATE_FOLLOW and not self._may_follow():
+            return False
         if not decode_base64(base64.data, base64.size, reserve(&self._pcm, size)):
             return False
         grow(&self._pcm, size)
@@ -389,8 +436,29 @@ cdef class MediaPath:
         if self._agent_gate == GATE_DROP:
             self.agent_dropped_bytes += size
             return 0
+        if self._agent_gate == GATE_FOLLOW:
+            self._note_followed(payload, size)
         grow(&self._agent, size)
         return self._send_agent_audio()
+
+    cdef bint _may_follow(self) noexcept:
+        """Whether nobody would want to look at the next chunk of this turn."""
+        return (
+            self._run.bytes < self._run.limit_bytes
+            and self._now < self._played.play_end
+            and self._media_head is not None
+            and self._phone.is_open
+            and held(&self._agent) == 0
+        )
+
+    cdef int _note_followed(self, const uint8_t* payload, int64_t size) except -1:
+        self._played.passed_c(self._now)
+        self._played.sent_c(payload, size, self._played.play_end)
+        self._run.bytes += size
+        if self._encoder.chunk_level_dbfs() > self._run.audible_dbfs:
+            self._run.audible_bytes += size
+        self._run.last_at = self._now
+        return 0
 
     cdef int _send_agent_audio(self) except -1:
         """Write messages for the phone from what is there, as far as it may go."""
@@ -398,7 +466,9 @@ cdef class MediaPath:
         cdef const uint8_t* payload
         cdef uint8_t* text
         cdef uint8_t* at
-        if self._agent_gate != GATE_PASS or self._media_head is None or not self.phone.is_open:
+        if self._agent_gate != GATE_PASS and self._agent_gate != GATE_FOLLOW:
+            return 0
+        if self._media_head is None or not self._phone.is_open:
             return 0
         head_bytes = len(self._media_head)
         while held(&self._agent) and self._agent_allowance_bytes:
@@ -406,11 +476,11 @@ cdef class MediaPath:
             size = min(size, <uint64_t>self._agent_allowance_bytes)
             payload = head(&self._agent)
             text_bytes = head_bytes + encoded_size(size) + 3
-            at = text = self.phone.begin_text(text_bytes)
+            at = text = self._phone.begin_text(text_bytes)
             memcpy(at, <const uint8_t*>self._media_head, head_bytes)
             at = encode_base64(payload, size, at + head_bytes)
             memcpy(at, b'"}}', 3)
-            self.phone.end_text(text, text_bytes)
+            self._phone.end_text(text, text_bytes)
             if self.recording:
                 append(&self._agent_recording, payload, size)
             consume(&self._agent, size)
@@ -421,6 +491,110 @@ cdef class MediaPath:
         return 0
 
     # -- what Python decides -----------------------------------------------------------------
+
+    @property
+    def phone(self):
+        """The carrier's connection."""
+        return self._phone
+
+    @phone.setter
+    def phone(self, WebSocket websocket not None):
+        self._phone = websocket
+
+    @property
+    def model(self):
+        """The model's connection."""
+        return self._model
+
+    @model.setter
+    def model(self, WebSocket websocket not None):
+        self._model = websocket
+
+    @property
+    def played(self):
+        """What the caller hears of the agent, or None; another one ends the following."""
+        return self._played
+
+    @played.setter
+    def played(self, Played played):
+        if self._agent_gate == GATE_FOLLOW:
+            self._agent_gate = GATE_HAND_UP
+        self._played = played
+
+    @property
+    def decoder(self):
+        """Of the caller's audio; it goes on where the last chunk ended, whoever decodes."""
+        return self._decoder
+
+    @property
+    def encoder(self):
+        """Of the agent's audio; the same."""
+        return self._encoder
+
+    @property
+    def model_ready(self):
+        """Whether the model's connection may be used by whoever passes."""
+        return self._model_ready
+
+    @model_ready.setter
+    def model_ready(self, bint ready):
+        self._model_ready = ready
+        self._send_caller_audio()
+
+    def resume(self, *, last_chunk, timestamp_ms):
+        """Go on counting where Python has got to.
+
+        Args:
+            last_chunk: Number of the last chunk; 0 if there was none.
+            timestamp_ms: The carrier's clock at its end; None if there was none.
+        """
+        self.last_chunk = min(max(last_chunk, 0), MAX_TIMESTAMP_MS)
+        self._timed = timestamp_ms is not None
+        self.timestamp_ms = min(max(timestamp_ms or 0, 0), MAX_TIMESTAMP_MS)
+
+    def follow(self, *, int64_t limit_bytes, double audible_dbfs=-50.0):
+        """Pass on what else comes of the agent's turn under way, as long as it is nothing special.
+
+        That ends, and the gate is HAND_UP again, with the first message that is not audio, with a
+        chunk that comes after the caller has heard all before it, when ``limit_bytes`` have passed,
+        and with :meth:`take_run`. Nothing may be held here.
+
+        Args:
+            limit_bytes: Payload after which somebody has to look: a mark is due, or the lead used.
+            audible_dbfs: How loud a chunk has to be to be heard.
+
+        Raises:
+            ValueError: There is nobody who knows what has been played, or something is held.
+        """
+        if self._played is None or held(&self._agent):
+            raise ValueError("the agent's audio cannot be followed now")
+        self._run.bytes = self._run.audible_bytes = 0
+        self._run.limit_bytes = limit_bytes
+        self._run.audible_dbfs = audible_dbfs
+        self._run.last_at = 0.0
+        self._agent_gate = GATE_FOLLOW
+
+    @property
+    def has_run(self):
+        """Whether :meth:`take_run` has anything to tell, or to stop."""
+        return self._run.bytes > 0 or self._agent_gate == GATE_FOLLOW
+
+    @property
+    def run_is_over(self):
+        """Whether somebody has to look, though no message has come."""
+        return self._run.bytes >= self._run.limit_bytes and self._run.bytes > 0
+
+    def take_run(self):
+        """Stop following, and say what has passed since :meth:`follow`.
+
+        Returns:
+            Payload bytes, how many of them were audible, and when the last came.
+        """
+        run = (self._run.bytes, self._run.audible_bytes, self._run.last_at)
+        self._run.bytes = self._run.audible_bytes = self._run.limit_bytes = 0
+        if self._agent_gate == GATE_FOLLOW:
+            self._agent_gate = GATE_HAND_UP
+        return run
 
     def start(self, str stream_sid):
         """The carrier has named its stream: only now can anything be sent to the phone."""
@@ -442,16 +616,20 @@ cdef class MediaPath:
 
     @caller_gate.setter
     def caller_gate(self, gate):
+        if gate == GATE_FOLLOW:
+            raise ValueError("only the agent's audio can be followed")
         self._caller_gate = Gate(gate)
         self._send_caller_audio()
 
     @property
     def agent_gate(self):
-        """What becomes of the agent's audio; PASS to begin with."""
+        """What becomes of the agent's audio; PASS to begin with. FOLLOW has its own method."""
         return Gate(self._agent_gate)
 
     @agent_gate.setter
     def agent_gate(self, gate):
+        if gate == GATE_FOLLOW:
+            raise ValueError("use follow()")
         self._agent_gate = Gate(gate)
         self._send_agent_audio()
 
@@ -480,7 +658,7 @@ cdef class MediaPath:
         """
         if self._mark_head is None:
             raise ValueError("there is no stream to send to")
-        self.phone.send_text(self._mark_head + json.dumps(name).encode() + b"}}")
+        self._phone.send_text(self._mark_head + json.dumps(name).encode() + b"}}")
 
     def clear(self):
         """Drop all agent audio that is held, and have the phone's side drop what it has not played.
@@ -495,7 +673,7 @@ cdef class MediaPath:
         """
         if self._clear_message is None:
             raise ValueError("there is no stream to send to")
-        self.phone.send_text(self._clear_message)
+        self._phone.send_text(self._clear_message)
         return self.drop_held_agent_audio()
 
     def drop_held_agent_audio(self):
@@ -512,12 +690,35 @@ cdef class MediaPath:
         The old one, with all it has not given out, is forgotten. Set the caller's gate to HOLD
         first, and to PASS when the new session is ready: nothing the caller says is lost.
         """
-        self.model = WebSocket(
-            is_client=True, max_message_bytes=self.model.max_message_bytes
+        self._model = WebSocket(
+            is_client=True, max_message_bytes=self._model.max_message_bytes
         )
-        return self.model
+        return self._model
 
     # -- what Python wants to know -----------------------------------------------------------
+
+    @property
+    def caller_news(self):
+        """Whether the caller's side wants looking at: audio is held, found or to be written down."""
+        return (
+            held(&self._caller) > 0
+            or held(&self._sent) >= SENT_NEWS_BYTES
+            or (self.ear is not None and self.ear.has_news)
+        )
+
+    def counts(self):
+        """Caller chunks taken, and of them the missing, the repeated, those at an odd time."""
+        return (
+            self.caller_chunks, self.missing_chunks, self.repeated_chunks, self.timestamp_jumps
+        )
+
+    def take_caller(self):
+        """Take the caller audio that is held: payload, as the ear has left it."""
+        return take_bytes(&self._caller)
+
+    def take_sent(self):
+        """Take what was sent to the model since this was last asked, while ``keep_sent``."""
+        return take_bytes(&self._sent)
 
     @property
     def caller_held_bytes(self):

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import structlog
 import trio
 
-from codec import MulawDecoder, MulawEncoder
 from codec.ear import SpeechEnded, SpeechStarted, Stop
+from codec.path import Gate, MediaPath
 from server import phrases
 from server.agent import Agent
 from server.call_options import CallOptions
@@ -57,7 +57,6 @@ from server.logs import masked
 from server.machine import Machine
 from server.metrics import Metrics
 from server.model import (
-    AGENT_RATE_HZ,
     CALLER_RATE_HZ,
     AgentAudio,
     AgentTranscript,
@@ -79,6 +78,7 @@ from server.model import (
 from server.opening import SILENCE, Opening
 from server.playout import HeardTurn, Playout
 from server.recording import Recorder, Recordings
+from server.relay import Relay
 from server.replies import Replies, Reply
 from server.timings import Timings
 from server.tools import Toolbox
@@ -203,9 +203,20 @@ class Call:
         )
         self.session: Session | None = None
         self._unsent = bytearray()
-        self._decoder = MulawDecoder(CALLER_RATE_HZ)
-        self._encoder = MulawEncoder(AGENT_RATE_HZ)
-        self.playout = Playout(
+        self._path = MediaPath()
+        self._path.agent_gate = Gate.HAND_UP  # but for turns that are followed
+        self._relay = Relay(
+            self._path,
+            on_caller=self._attend_caller,
+            on_agent=self._attend_agent,
+            caller_passed=self._caller_passed,
+            agent_passed=self._agent_passed,
+        )
+        self._counted_bytes = 0  # of what the path has passed on
+        # What does not go by the path goes through the same filters.
+        self._decoder = self._path.decoder
+        self._encoder = self._path.encoder
+        self._playout = Playout(
             lead_s=options.lead_s,
             mark_every_s=options.mark_every_s,
             remember=options.barge_in is not BargeInMode.MODEL,
@@ -221,13 +232,15 @@ class Call:
             hello_s=options.greeting_hello_s,
         )
         self._ear = Ear(
-            self.playout,
+            self._playout,
             self._opening,
             mode=options.barge_in,
             end_silence_s=options.speech_end_s,
             confirm_s=options.barge_in_confirm_s,
         )
-        self.turns = Turns(options.patience)
+        self._path.played = self._playout.timeline
+        self._path.ear = self._ear.judge
+        self._turns = Turns(options.patience)
         self._replies = Replies()
         self.agent_turn = 0
         self.finished_turn = 0
@@ -385,6 +398,7 @@ class Call:
                     async with self._model.open_session(briefed(self.agent), self) as session:
                         self.note("model ready")
                         self.session = session
+                        session.join(self._relay)
                         nursery.start_soon(self._toolbox.run, self._answer_tools)
                         nursery.start_soon(self._pressed_keys.run, self._tell_keys)
                         nursery.start_soon(self._watch.run, session)
@@ -468,6 +482,7 @@ class Call:
     def _keep_record(self) -> None:
         now = trio.current_time()
         self._ended_at = now
+        self._count_passed()
         self._note_all_heard(now)
         reason = self.end_reason or EndReason.ERROR
         self.metrics.calls_active.dec()
@@ -541,7 +556,7 @@ class Call:
     async def _hear_pushed(self, line: Line) -> bool:
         """The same for a stream that pushes; False, at once, if it does not."""
         line.heard_at = trio.current_time()
-        line.pushes = line.media.listen(partial(self._take_pushed, line))
+        line.pushes = line.media.listen(partial(self._take_pushed, line), self._relay)
         while line.pushes and line.end is None:
             # The event is made before looking, so that news that come while we act are seen.
             news = line.news = trio.Event()
@@ -550,11 +565,63 @@ class Call:
             if self._unsent and self.session is not None:
                 await self._send_unsent(self.session)
                 continue
-            with trio.move_on_at(line.heard_at + self.options.media_timeout_s):
+            with trio.move_on_at(self._gone_at(line)):
                 await news.wait()
-            if trio.current_time() >= line.heard_at + self.options.media_timeout_s:
+            if trio.current_time() >= self._gone_at(line):
                 self._take_event(None, line)
         return line.pushes
+
+    def _gone_at(self, line: Line) -> float:
+        """When a carrier that says nothing more is taken for gone."""
+        heard_at = line.heard_at
+        if self._relay.has_phone:
+            heard_at = max(heard_at, self._relay.heard_at)
+        return heard_at + self.options.media_timeout_s
+
+    def _attend_caller(self) -> None:
+        """The path has held caller audio for us, or found something, or it is to be written down.
+
+        Called by the plane: nothing in here waits.
+        """
+        line, path, heard_at = self.line, self._path, self._relay.heard_at
+        assert line is not None
+        try:
+            payload = path.take_caller()
+            if payload:
+                began_ms = path.timestamp_ms - len(payload) // 8
+                self._pass_on_now(payload, CallerAudio(payload, began_ms, heard_at), judged=True)
+            else:
+                self._note_found(self._ear.take(), heard_at)
+            if self.session is not None:
+                self.session.note_passed()
+            self._count_passed()
+            path.caller_gate = Gate.PASS if self._may_pass() else Gate.HOLD
+            self._ear.follow_opening()
+        except Exception as error:
+            # It is the call's, not the socket's: the call's own task raises it.
+            line.failure = error
+        if line.failure is not None or self._unsent:
+            line.news.set()
+
+    def _may_pass(self) -> bool:
+        """Whether caller audio may go to the model without anybody's looking at it."""
+        return (
+            self.session is not None
+            and self._opening.is_over
+            and self._recorder is None
+            and (self._machine is None or self._machine.is_over)
+            and not self._unsent
+        )
+
+    def _count_passed(self) -> None:
+        """Count what the path has passed on since this was last done."""
+        sent_bytes = self._path.caller_sent_bytes
+        self.timings.caller_audio_s += (sent_bytes - self._counted_bytes) / 8_000
+        self._counted_bytes = sent_bytes
+
+    def _caller_passed(self, took_s: float) -> None:
+        self.timings.caller_chunks.record(took_s)
+        self._caller_latency.observe(took_s)
 
     def _take_pushed(
         self, line: Line, events: Sequence[CarrierEvent | CarrierProtocolError]
@@ -602,10 +669,10 @@ class Call:
             await self._send_unsent(self.session)
             self._note_passed_on(first.received_at)
 
-    def _pass_on_now(self, payload: bytes, first: CallerAudio) -> None:
+    def _pass_on_now(self, payload: bytes, first: CallerAudio, *, judged: bool = False) -> None:
         """The same without waiting; what would have to wait is left to :meth:`_hear_pushed`."""
         session, in_order = self.session, not self._unsent
-        self._judge(payload, first)
+        self._judge(payload, first, judged=judged)
         if session is None:
             self._bound_unsent()
         elif in_order:
@@ -615,12 +682,13 @@ class Call:
                 del self._unsent[:MAX_MESSAGE_BYTES]
             self._note_passed_on(first.received_at)
 
-    def _judge(self, payload: bytes, first: CallerAudio) -> None:
+    def _judge(self, payload: bytes, first: CallerAudio, *, judged: bool = False) -> None:
         """Find out what can be from caller audio, and put it where the model will hear it.
 
         Args:
             payload: One chunk, or several that came together.
             first: The event of the first of them.
+            judged: The ear has heard it already.
         """
         if self._recorder is not None:
             self._recorder.caller(payload, first.timestamp_ms, first.received_at)
@@ -628,11 +696,20 @@ class Call:
         self.timings.caller_audio_s += len(payload) / 8_000
         if self._machine is not None:
             self._machine.hear(payload, now)
-        heard = self._ear.hear(payload, now)
-        for found in heard.found:
-            self._caller_found(found, now)
-        to_model = SILENCE * len(payload) if self._speaks_to_machine else heard.payload
+        if judged:
+            found = self._ear.take()
+            to_model = self._opening.hear(payload, now)
+        else:
+            heard = self._ear.hear(payload, now)
+            found, to_model = heard.found, heard.payload
+        self._note_found(found, now)
+        if self._speaks_to_machine:
+            to_model = SILENCE * len(payload)
         self._unsent += self._decoder.decode(to_model)
+
+    def _note_found(self, found: Iterable[SpeechStarted | SpeechEnded | Stop], now: float) -> None:
+        for one in found:
+            self._caller_found(one, now)
 
     def _bound_unsent(self) -> None:
         if (lost := len(self._unsent) - MAX_UNSENT_BYTES) > 0:
@@ -646,9 +723,7 @@ class Call:
             await session.send_audio(pcm)
 
     def _note_passed_on(self, received_at: float) -> None:
-        took_s = trio.current_time() - received_at
-        self.timings.caller_chunks.record(took_s)
-        self._caller_latency.observe(took_s)
+        self._caller_passed(trio.current_time() - received_at)
 
     def _caller_found(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
         """What the ear has made of caller audio."""
@@ -694,6 +769,7 @@ class Call:
             match await session.receive():
                 case AgentAudio(pcm=pcm, turn=turn, received_at=received_at):
                     self._agent_says(pcm, turn, received_at)
+                    self._follow(session, turn)
                 case Interrupted(turn=turn, received_at=received_at):
                     self._interrupt(turn, received_at)
                 case GenerationComplete(turn=turn):
@@ -727,6 +803,7 @@ class Call:
                     pass
 
     def _agent_says(self, pcm: bytes, turn: int, received_at: float) -> None:
+        self._settle()
         if self.is_away:
             return  # nobody would hear it now, and nobody wants to hear it later
         if turn != self.agent_turn:
@@ -739,6 +816,47 @@ class Call:
         self._take_note(payload, turn, received_at)
         if self.playout.push(payload, turn, received_at):
             self._let_out()
+
+    def _follow(self, session: Session, turn: int) -> None:
+        """Let the path pass on what else comes of this turn, if nobody has to look at it.
+
+        Its books are kept when somebody asks for them: see :attr:`playout`.
+        """
+        if (
+            turn == self.agent_turn
+            and self._relay.has_phone
+            and self._recorder is None
+            and not self.is_away
+            and session.is_drained
+            and self._turns.is_content_with(turn)
+        ):
+            limit_bytes = self._playout.passable_bytes(turn, trio.current_time())
+            if limit_bytes > 0:
+                self._path.follow(limit_bytes=limit_bytes, audible_dbfs=AUDIBLE_DBFS)
+
+    def _attend_agent(self) -> None:
+        """A mark is due, or the lead is used up. Called by the plane."""
+        self._settle()
+        self._let_out()
+
+    def _settle(self) -> None:
+        """Put down in the books what the path has passed on of the agent's turn."""
+        if not self._path.has_run:
+            return
+        passed_bytes, audible_bytes, last_at = self._path.take_run()
+        if passed_bytes:
+            turn = self.agent_turn
+            self._playout.passed(turn, passed_bytes)
+            for audible, size in (
+                (False, passed_bytes - audible_bytes),
+                (True, audible_bytes),
+            ):
+                if size:
+                    self._turns.agent_audio(turn, size / 8_000, audible=audible, now=last_at)
+
+    def _agent_passed(self, took_s: float) -> None:
+        self.timings.agent_chunks.record(took_s)
+        self._agent_latency.observe(took_s)
 
     async def _answer_tools(self, results: tuple[ToolResult, ...]) -> None:
         assert self.session is not None
@@ -905,8 +1023,7 @@ class Call:
                     self.metrics.answer_to_audio.observe(first_s)
                     self.note("first audio", after_ms=round(first_s * 1000, 3))
                 if received_at > self._answered_at:
-                    self.timings.agent_chunks.record(now - received_at)
-                    self._agent_latency.observe(now - received_at)
+                    self._agent_passed(now - received_at)
             case Clear() if self._interrupted_at is not None:
                 self.timings.interrupt_to_clear.record(now - self._interrupted_at)
                 self.metrics.interrupt_to_clear.observe(now - self._interrupted_at)
@@ -925,6 +1042,18 @@ class Call:
         self.pulse()
 
     # -- what its parts ask of it ----------------------------------------------------------
+
+    @property
+    def playout(self) -> Playout:
+        """What the caller gets and when, with all in its books that has passed up to now."""
+        self._settle()
+        return self._playout
+
+    @property
+    def turns(self) -> Turns:
+        """Whose turn it is, with all that has passed up to now."""
+        self._settle()
+        return self._turns
 
     @property
     def is_away(self) -> bool:
@@ -997,6 +1126,7 @@ class Call:
 
     def _known_usd(self, ahead_s: float) -> float:
         """What the call costs at least if it goes on for this long."""
+        self._count_passed()
         on_line_s = self.duration_s + ahead_s if self._answered_at is not None else 0.0
         return self.costs.known_usd(
             on_line_s=on_line_s,
@@ -1034,6 +1164,7 @@ class Call:
     def as_dict(self, *, full: bool = True) -> dict[str, Any]:
         """The record as the API shows it."""
         now = self._ended_at or trio.current_time()
+        self._count_passed()
         record: dict[str, Any] = {
             "call_sid": self.call_sid,
             "direction": self.direction,

@@ -30,6 +30,7 @@ class Machine:
 
     Attributes:
         is_spoken_to: The message is being left: nobody is heard, and nothing interrupts.
+        is_over: It is clear who has answered, and nothing is to be found out any more.
     """
 
     def __init__(self, call: Call) -> None:
@@ -37,6 +38,7 @@ class Machine:
         self._signs = AnsweringMachine()
         self._after_turn = 0  # the message is in a later turn than this
         self.is_spoken_to = False
+        self.is_over = False
 
     @property
     def answered_by(self) -> AnsweredBy | None:
@@ -95,6 +97,7 @@ class Machine:
                 await call.wait_news()
         if finding is Finding.PERSON:
             call.note("a person after all")
+            self.is_over = True
         elif finding is Finding.FAX or call.options.voicemail is VoicemailPolicy.HANG_UP:
             call.end(EndReason.VOICEMAIL, "hung up")
         else:
@@ -121,6 +124,7 @@ class Machine:
         # Whoever answers a message is not a machine.
         call.note("a person after all")
         self.is_spoken_to = False
+        self.is_over = True
         call.turns.ask(Awaited.ANSWER, trio.current_time())
         call.reconsider()
         await session.send_text(phrases.NOT_A_MACHINE)

@@ -18,6 +18,7 @@ from quart_trio.wrappers import TrioWebsocket
 
 from server.errors import StreamEnded
 from server.plane import Wire
+from server.relay import Relay
 
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
@@ -162,6 +163,15 @@ class WireTransport:
         self.wire.listen(
             lambda messages, ended: on_messages([self._read(*each) for each in messages], ended)
         )
+
+    def join(self, relay: Relay) -> bool:
+        """Have the relay's path take caller audio, and send agent audio; True: that is possible."""
+        relay.join_phone(self.wire)
+        return True
+
+    def leave(self, relay: Relay) -> None:
+        """The relay's path is to have nothing to do with it any more."""
+        relay.leave_phone(self.wire)
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Send a WebSocket close; whoever accepted the socket waits for the answer."""

@@ -116,6 +116,11 @@ class Opening:
         return released
 
     @property
+    def is_over(self) -> bool:
+        """Whether the model hears everything as it comes, from now on."""
+        return not self.holding and not self._held
+
+    @property
     def held_s(self) -> float:
         """Caller audio that the model has not been given yet."""
         return len(self._held) / BYTES_PER_S

@@ -323,6 +323,34 @@ class Playout:
             return float("inf")
         return max(self.timeline.play_end - self._lead_s, self._cushion_until)
 
+    # -- beside it -------------------------------------------------------------------------
+
+    def passable_bytes(self, number: int, now: float) -> int:
+        """How much more of a turn may go to the carrier without a command of ours.
+
+        That is as far as its next mark and the lead allow, while nothing else is to be sent: 0 if
+        there is anything to be decided about the next piece.
+        """
+        last, timeline = self._turns[-1] if self._turns else None, self.timeline
+        if last is None or last.number != number or not last.sent_bytes or last.cut:
+            return 0
+        if last.finished or self._paused or self._held or self._clear or self._mark is not None:
+            return 0
+        if self._queue or self._keys or self._keys_out is not None or not timeline.open:
+            return 0
+        if now >= timeline.play_end or now < self._cushion_until:
+            return 0
+        lead_s = self._lead_s - (timeline.play_end - now)
+        unmarked_bytes = last.sent_bytes - last.marked_bytes
+        return max(0, min(self._mark_every_bytes - unmarked_bytes, int(lead_s * BYTES_PER_S)))
+
+    def passed(self, number: int, size: int) -> None:
+        """So much of a turn has gone to the carrier, which the timeline knows already."""
+        turn = self._turn(number)
+        self._made[number] = self._made.get(number, 0) + size
+        turn.sent_bytes += size
+        self._mark_if_due(turn)
+
     # -- from the carrier ------------------------------------------------------------------
 
     def mark_reached(self, name: str, now: float) -> HeardTurn | None:
@@ -438,6 +466,9 @@ class Playout:
         self.timeline.sent(payload, max(now, self.timeline.play_end))
         self._queued_bytes -= sent_bytes
         turn.sent_bytes += sent_bytes
+        self._mark_if_due(turn)
+
+    def _mark_if_due(self, turn: _Turn) -> None:
         if turn.sent_bytes - turn.marked_bytes >= self._mark_every_bytes:
             self._mark = self._mark_of(turn)
 

@@ -193,6 +193,14 @@ class Turns:
         """Whether the caller speaks or is owed a word, or the model waits for a function."""
         return self.caller_speaking or self._awaited is not None or bool(self.tools_open)
 
+    def is_content_with(self, turn: int) -> bool:
+        """Whether this turn can be heard, and nothing is awaited: more of it changes nothing."""
+        return (
+            self._awaited is None
+            and self._turn.number == turn
+            and self._turn.audible_s >= AUDIBLE_S
+        )
+
     # -- what happens ----------------------------------------------------------------------
 
     def answered(self, now: float, *, ends_at: float = NEVER) -> None:

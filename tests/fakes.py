@@ -30,6 +30,7 @@ from server.carrier import (
 )
 from server.errors import CarrierError, ModelError, StreamEnded
 from server.model import Conversation, SessionEvent, ToolResult, Way
+from server.relay import Relay
 
 
 class MemoryMedia:
@@ -90,7 +91,7 @@ class MemoryMedia:
         await trio.lowlevel.checkpoint()
         self.sent.append((trio.current_time(), command))
 
-    def listen(self, on_events: Listener) -> bool:
+    def listen(self, on_events: Listener, relay: Relay | None = None) -> bool:
         return False
 
     def send_nowait(self, command: CarrierCommand) -> None:
@@ -132,6 +133,14 @@ class MemorySession:
     async def send_audio(self, pcm: bytes) -> None:
         await trio.lowlevel.checkpoint()
         self.heard += pcm
+
+    is_drained = False
+
+    def join(self, relay: Relay) -> bool:
+        return False
+
+    def note_passed(self) -> None:
+        pass
 
     async def send_text(self, text: str) -> None:
         await trio.lowlevel.checkpoint()

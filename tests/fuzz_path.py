@@ -28,6 +28,7 @@ from pathlib import Path
 import structlog
 
 import codec
+from codec.ear import Ear, Played
 from codec.path import Gate, MediaPath
 from server.carrier import CallerAudio
 from server.carrier.twilio import TwilioProtocol
@@ -225,8 +226,11 @@ def fuzz_calls(rng: random.Random) -> str:
         phone_max_message_bytes=rng.choice([125, 2000, 65536]),
         caller_hold_limit_bytes=rng.choice([0, 100, 10_000]),
     )
+    taken_bytes = 0
+    now = 0.0
     for _ in range(rng.randrange(1, 25)):
-        match rng.randrange(16):
+        now += rng.choice([0.0, 0.02, 1.0])
+        match rng.randrange(21):
             case 0 | 1 | 2:
                 chunk = base64.b64encode(rng.randbytes(rng.choice([1, 160, 160, 4000])))
                 text = (
@@ -235,7 +239,7 @@ def fuzz_calls(rng: random.Random) -> str:
                 data = frame_of(text % (SID.encode(), chunk), masked=True)
                 for piece in cut(rng, data if rng.random() < 0.95 else mutate(rng, data)):
                     path.phone.receive(piece)
-                    while path.next_from_phone() is not None:
+                    while path.next_from_phone(now) is not None:
                         pass
             case 3 | 4 | 5:
                 said = base64.b64encode(rng.randbytes(rng.choice([2, 960, 5000, 60_000])))
@@ -245,14 +249,14 @@ def fuzz_calls(rng: random.Random) -> str:
                 )
                 data = frame_of(text % said, masked=False)
                 path.model.receive(data if rng.random() < 0.95 else mutate(rng, data))
-                while path.next_from_model() is not None:
+                while path.next_from_model(now) is not None:
                     pass
             case 6:
                 path.start(SID)
             case 7:
-                path.caller_gate = rng.choice(list(Gate))
+                path.caller_gate = rng.choice(SET_GATES)
             case 8:
-                path.agent_gate = rng.choice(list(Gate))
+                path.agent_gate = rng.choice(SET_GATES)
             case 9:
                 path.agent_allowance_bytes = rng.choice([0, 1, 159, 8000, 2**40])
             case 10:
@@ -273,7 +277,24 @@ def fuzz_calls(rng: random.Random) -> str:
                     path.phone.receive_eof()
                 path.phone.take_output()
                 path.model.take_output()
+            case 16:
+                with contextlib.suppress(ValueError):
+                    path.follow(limit_bytes=rng.choice([0, 159, 8000]))
+            case 17:
+                path.take_run()
+            case 18:
+                taken_bytes += len(path.take_caller())
+                path.take_sent()
+            case 19:
+                path.model_ready, path.keep_sent = rng.random() < 0.8, rng.random() < 0.8
+                path.resume(last_chunk=rng.choice([-1, 0, 2**70]), timestamp_ms=None)
+            case 20:
+                played = Played(remember=rng.random() < 0.5)
+                played.open, played.play_end = True, now + rng.choice([0.0, 5.0])
+                path.played = rng.choice([None, played])
+                path.ear = rng.choice([None, Ear(played, barge_in=rng.random() < 0.5)])
         caller = path.caller_sent_bytes + path.caller_dropped_bytes + path.caller_held_bytes
+        caller += taken_bytes
         agent = path.agent_sent_bytes + path.agent_dropped_bytes + path.agent_held_bytes
         assert caller == path.caller_bytes
         assert agent == path.agent_bytes
@@ -285,6 +306,7 @@ def fuzz_calls(rng: random.Random) -> str:
 
 # --- The driver -----------------------------------------------------------------------------------
 
+SET_GATES = [gate for gate in Gate if gate is not Gate.FOLLOW]
 KINDS = (fuzz_frames,) * 8 + (fuzz_messages,) * 2 + (fuzz_calls,)
 
 

@@ -12,6 +12,7 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 import codec
+from codec.ear import Played
 from codec.path import Gate, MediaPath
 from tests.path_reference import texts
 from tests.test_path_audio import SID, audio, media
@@ -463,3 +464,138 @@ def test_records_both_sides_while_told_to(path: MediaPath) -> None:
     assert caller == CHUNK[::-1]
     assert agent == codec.MulawEncoder(24_000).encode(SPEECH)[:100]
     assert path.take_recording() == (b"", b"")
+
+
+# --- What a call asks of it besides --------------------------------------------------------------
+
+
+def test_a_connection_that_is_not_ready_holds_what_may_pass(path: MediaPath) -> None:
+    path.model_ready = False
+    hear(path, CHUNK)
+    held = to_model(path), path.caller_held_bytes, path.caller_news
+    path.model_ready = True
+
+    assert held == (b"", 160, True)
+    assert to_model(path) == codec.MulawDecoder(16_000).decode(CHUNK)
+    assert not path.caller_news
+
+
+def test_held_audio_can_be_taken_and_goes_through_the_same_filter(path: MediaPath) -> None:
+    hear(path, CHUNK)
+    path.caller_gate = Gate.HOLD
+    hear(path, CHUNK)
+    taken = path.take_caller()
+    path.caller_gate = Gate.PASS
+    by_hand = path.decoder.decode(taken)
+    hear(path, CHUNK)
+
+    first, last = messages_to_model(path)
+    assert taken == CHUNK
+    assert first + by_hand + last == codec.MulawDecoder(16_000).decode(CHUNK * 3)
+
+
+def test_what_was_sent_can_be_written_down_and_asks_for_it_every_second(path: MediaPath) -> None:
+    path.keep_sent = True
+    hear(path, *[CHUNK] * 49)
+    quiet = path.caller_news
+    hear(path, CHUNK)
+
+    assert (quiet, path.caller_news) == (False, True)
+    assert path.take_sent() == CHUNK * 50
+    assert (path.take_sent(), path.caller_news) == (b"", False)
+
+
+def test_counting_goes_on_where_somebody_else_has_got_to(path: MediaPath) -> None:
+    path.resume(last_chunk=7, timestamp_ms=140)
+    messages = [
+        Frame(Opcode.TEXT, media(CHUNK, 8)),
+        Frame(Opcode.TEXT, media(CHUNK, 11)),
+        Frame(Opcode.TEXT, media(CHUNK, 11)),
+    ]
+    path.phone.receive(write_frames(messages, masked=True))
+
+    assert path.next_from_phone() is None
+    assert path.counts() == (3, 2, 1, 2)
+    assert (path.last_chunk, path.timestamp_ms) == (11, 220)
+
+
+@pytest.fixture
+def followed(path: MediaPath) -> MediaPath:
+    """A path whose caller hears a turn of the agent's for the next second."""
+    path.played = Played()
+    path.played.open = True
+    path.played.play_end = 1.0
+    path.agent_gate = Gate.HAND_UP
+    return path
+
+
+def test_a_turn_is_followed_and_its_books_are_told_when_asked_for(followed: MediaPath) -> None:
+    path = followed
+    path.follow(limit_bytes=8_000)
+    loud = b"\x00\x40" * 480
+
+    handed_up = say(path, loud, SPEECH, loud)
+
+    assert handed_up == []
+    assert to_phone(path) == [160, 160, 160]
+    assert path.played.play_end == pytest.approx(1.06)
+    assert path.has_run
+    assert not path.run_is_over
+    assert path.take_run() == (480, 320, 0.0)
+    assert path.agent_gate is Gate.HAND_UP
+    assert not path.has_run
+
+
+def test_following_ends_with_the_first_message_that_is_not_audio(followed: MediaPath) -> None:
+    path = followed
+    path.follow(limit_bytes=8_000)
+    complete = b'{"serverContent":{"generationComplete":true}}'
+    messages = [Frame(Opcode.TEXT, m) for m in (audio(SPEECH), complete, audio(SPEECH))]
+    path.model.receive(write_frames(messages, masked=False))
+
+    assert list(iter(path.next_from_model, None)) == [complete, audio(SPEECH)]
+    assert to_phone(path) == [160]
+    assert path.take_run()[0] == 160
+
+
+def test_following_ends_at_its_limit_and_says_so(followed: MediaPath) -> None:
+    path = followed
+    path.follow(limit_bytes=200)
+
+    assert say(path, SPEECH, SPEECH, SPEECH) == [audio(SPEECH)]
+    assert path.run_is_over
+    assert to_phone(path) == [160, 160]
+
+
+def test_a_chunk_that_comes_too_late_is_for_somebody_to_look_at(followed: MediaPath) -> None:
+    path = followed
+    path.follow(limit_bytes=8_000)
+    path.model.receive(write_frames([Frame(Opcode.TEXT, audio(SPEECH))], masked=False))
+
+    assert path.next_from_model(1.5) == audio(SPEECH)
+    assert to_phone(path) == []
+
+
+def test_nothing_is_followed_without_a_stream_or_without_knowing_what_is_played() -> None:
+    path = MediaPath()
+    with pytest.raises(ValueError, match="cannot be followed"):
+        path.follow(limit_bytes=8_000)
+    path.played = Played()
+    path.played.play_end = 1.0
+    path.follow(limit_bytes=8_000)
+
+    assert say(path, SPEECH) == [audio(SPEECH)]
+
+
+def test_the_gates_know_that_only_the_agent_can_be_followed(path: MediaPath) -> None:
+    with pytest.raises(ValueError, match="follow"):
+        path.caller_gate = Gate.FOLLOW
+    with pytest.raises(ValueError, match="follow"):
+        path.agent_gate = Gate.FOLLOW
+
+
+def test_a_connection_cannot_be_nothing(path: MediaPath) -> None:
+    with pytest.raises(TypeError):
+        path.phone = None  # type: ignore[assignment]
+    with pytest.raises(TypeError):
+        path.model = None  # type: ignore[assignment]

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from server.errors import CarrierProtocolError
+from server.relay import Relay
 
 # ------------------------------------------------------------------------------------------
 # What a media stream tells us
@@ -136,12 +137,17 @@ class MediaStream(Protocol):
         """Close the stream with a WebSocket close code; the carrier then ends the call."""
         ...
 
-    def listen(self, on_events: Listener) -> bool:
+    def listen(self, on_events: Listener, relay: Relay | None = None) -> bool:
         """From now on, be called with events the moment they have come, instead of receiving them.
 
         A switch of tasks costs more than everything else that is done with a frame. The listener
         must not wait for anything. What has come already is given to it at once; an error that
         :meth:`receive` would raise is given to it in its place, as the last of all.
+
+        Args:
+            on_events: The listener.
+            relay: If the stream is a wire of the media plane, it is joined to this: its path then
+                takes caller audio, and the listener hears of it from there.
 
         Returns:
             False, with nothing changed, if this stream has only :meth:`receive`.

@@ -55,6 +55,7 @@ from server.carrier import (
     TransferUpdate,
 )
 from server.errors import CarrierError, CarrierProtocolError, StreamEnded
+from server.relay import Relay
 
 logger = structlog.get_logger(__name__)
 
@@ -298,6 +299,24 @@ class TwilioProtocol:
             case Clear():
                 return self._clear_text
 
+    @property
+    def position(self) -> tuple[int, int | None]:
+        """Number of the last chunk, 0 if there was none, and the carrier's clock at its end."""
+        return self._last_chunk, self._next_timestamp_ms
+
+    def count_elsewhere(
+        self, media: int, missing: int, repeated: int, jumps: int, *, position: tuple[int, int]
+    ) -> None:
+        """Chunks have been read by somebody else: add what they counted, and go on from there."""
+        if not media:
+            return
+        counts = self.counts
+        counts.media += media
+        counts.missing_chunks += missing
+        counts.repeated_chunks += repeated
+        counts.timestamp_jumps += jumps
+        self._last_chunk, self._next_timestamp_ms = position
+
     def _start(self, message: _Start) -> None:
         media_format = message.start.media_format
         got = (media_format.encoding[:40], media_format.sample_rate, media_format.channels)
@@ -402,6 +421,14 @@ class PushTransport(Protocol):
         """Call back with what each read brought, and whether that was the end, from now on."""
         ...
 
+    def join(self, relay: Relay) -> bool:
+        """Have the relay's path take the audio; False if it cannot."""
+        ...
+
+    def leave(self, relay: Relay) -> None:
+        """Undo that."""
+        ...
+
     def send_nowait(self, text: str) -> None:
         """Send a text frame.
 
@@ -417,6 +444,8 @@ class TwilioMediaStream:
     def __init__(self, transport: TextTransport) -> None:
         self._transport = transport
         self._protocol = TwilioProtocol()
+        self._relay: Relay | None = None
+        self._counted = (0, 0, 0, 0)
         self._over = False
 
     @property
@@ -427,6 +456,7 @@ class TwilioMediaStream:
     @property
     def counts(self) -> StreamCounts:
         """What the stream has carried and what was wrong with it."""
+        self._count_passed()
         return self._protocol.counts
 
     async def receive(self) -> CarrierEvent:
@@ -467,9 +497,10 @@ class TwilioMediaStream:
         """
         await self._transport.send(self._protocol.send(command))
 
-    def listen(self, on_events: Listener) -> bool:
+    def listen(self, on_events: Listener, relay: Relay | None = None) -> bool:
         """See :meth:`server.carrier.MediaStream.listen`; it takes a transport that pushes."""
-        if not isinstance(self._transport, PushTransport):
+        transport = self._transport
+        if not isinstance(transport, PushTransport):
             return False
 
         def on_messages(messages: Sequence[str | bytes], ended: bool) -> None:
@@ -486,7 +517,12 @@ class TwilioMediaStream:
             if events:
                 on_events(events)
 
-        self._transport.listen(on_messages)
+        transport.listen(on_messages)
+        if relay is not None and not self._over and transport.join(relay):
+            self._relay = relay
+            relay.path.start(self.stream_sid)
+            self._counted = relay.path.counts()
+            self._hand_over()
         return True
 
     def send_nowait(self, command: CarrierCommand) -> None:
@@ -500,13 +536,44 @@ class TwilioMediaStream:
         await self._transport.aclose(code, fitting)
 
     def _read(self, text: str | bytes) -> CarrierEvent | None:
-        event = self._protocol.receive_text(text, trio.current_time())
-        self._over = isinstance(event, StreamStopped)
+        if self._relay is None:
+            event = self._protocol.receive_text(text, trio.current_time())
+        else:
+            # The path counts the chunks it takes; what it does not understand is counted here.
+            self._count_passed()
+            event = self._protocol.receive_text(text, trio.current_time())
+            self._hand_over()
+        if isinstance(event, StreamStopped):
+            self._leave()
         return event
 
     def _socket_ended(self) -> StreamStopped:
-        self._over = True
+        self._leave()
         return StreamStopped(said=False)
+
+    def _leave(self) -> None:
+        self._over = True
+        if self._relay is not None:
+            self._count_passed()
+            assert isinstance(self._transport, PushTransport)
+            self._transport.leave(self._relay)
+            self._relay = None
+
+    def _hand_over(self) -> None:
+        """The path is to count on from where the protocol has got to."""
+        if self._relay is not None:
+            last_chunk, timestamp_ms = self._protocol.position
+            self._relay.path.resume(last_chunk=last_chunk, timestamp_ms=timestamp_ms)
+
+    def _count_passed(self) -> None:
+        """The protocol is to count on from where the path has got to."""
+        if self._relay is not None:
+            path = self._relay.path
+            before, self._counted = self._counted, path.counts()
+            self._protocol.count_elsewhere(
+                *(now - then for now, then in zip(self._counted, before, strict=True)),
+                position=(path.last_chunk, path.timestamp_ms),
+            )
 
     def _check_not_over(self) -> None:
         if self._over:

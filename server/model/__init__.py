@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from server.agent import Agent
+from server.relay import Relay
 
 CALLER_RATE_HZ = 16_000
 """Rate of the pcm given to :meth:`Session.send_audio` (gemini-live: native input rate)."""
@@ -238,6 +239,25 @@ class Session(Protocol):
         Raises:
             ModelError: The session is closed.
         """
+        ...
+
+    def join(self, relay: Relay) -> bool:
+        """Let the relay's path send caller audio, and take agent audio while it is followed.
+
+        Done once, by the call; what the path needs to know of connections is seen to here.
+
+        Returns:
+            False, with nothing changed, if this session's connections are no wires.
+        """
+        ...
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether everything that has come has been received, so that audio may be followed."""
+        ...
+
+    def note_passed(self) -> None:
+        """Write down what the path has sent meanwhile."""
         ...
 
     async def send_text(self, text: str) -> None:

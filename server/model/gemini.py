@@ -60,6 +60,7 @@ from server.model import (
     Way,
 )
 from server.plane import Plane
+from server.relay import Relay
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -606,6 +607,11 @@ class GeminiProtocol:
         self._ids_made = 0
         self._names_logged: set[str] = set()
 
+    @property
+    def is_cutting(self) -> bool:
+        """Whether audio may still come of a turn that was interrupted."""
+        return self._cut_at is not None
+
     def receive(self, data: bytes | str, now: float) -> list[SessionEvent]:
         """Read one message, text or binary, in camelCase or snake_case.
 
@@ -957,6 +963,30 @@ class GeminiSession:
         with self._model.translated_closing():
             self._socket.send_nowait(audio_message(pcm))
         return True
+
+    def join(self, relay: Relay) -> bool:
+        """See :meth:`Session.join`; for as long as this connection lives."""
+        if not isinstance(self._socket, WireSocket):
+            return False
+        relay.join_model(self._socket.wire)
+        return True
+
+    def leave(self, relay: Relay) -> None:
+        """Undo that: another connection will take its place."""
+        if isinstance(self._socket, WireSocket):
+            relay.leave_model(self._socket.wire)
+
+    @property
+    def is_drained(self) -> bool:
+        """See :meth:`Session.is_drained`."""
+        return not (
+            self._events
+            or self._protocol.is_cutting
+            or (isinstance(self._socket, WireSocket) and self._socket.wire.has_inbox)
+        )
+
+    def note_passed(self) -> None:
+        """Nothing is kept for another connection here."""
 
     async def send_text(self, text: str) -> None:
         """Say something as the caller's side; the model answers, so this makes it speak first.

@@ -26,6 +26,7 @@ import msgspec
 import structlog
 import trio
 
+from codec import MulawDecoder, decode_mulaw
 from server.agent import Agent
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
@@ -48,6 +49,7 @@ from server.model import (
     TurnComplete,
     Way,
 )
+from server.relay import Relay
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -67,6 +69,15 @@ LOUD = 1_000
 """Peak of a chunk that is not silence, of 32,767: speech on a telephone is well above it."""
 CERTAIN_AFTER_S = 0.5
 """What was sent so shortly before a handle or the end of a turn may not have been noticed."""
+
+PCM_PER_PAYLOAD = 2 * CALLER_RATE_HZ // 8_000
+"""Bytes of pcm that become of a byte of payload."""
+MAX_PASSED_BYTES = MAX_MESSAGE_BYTES // PCM_PER_PAYLOAD
+_LOUD_CODES = bytes(
+    code
+    for code, level in enumerate(memoryview(decode_mulaw(bytes(range(256)))).cast("h"))
+    if abs(level) >= LOUD
+)
 
 GO_AWAY_MARGIN_S = 10.0
 """A rotation waits for a silence until this long before the service closes, and no longer."""
@@ -346,8 +357,24 @@ def reason_of(error: ModelError) -> str:
 
 # --- What may have to be said again ---------------------------------------------------------------
 
-Input = bytes | str | tuple[ToolResult, ...]
-"""Caller audio, text, answers to tool calls."""
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Caller audio that the media path has sent: kept as it came, a quarter of the pcm."""
+
+    payload: bytes
+    """Mu-law at 8 kHz."""
+
+
+Input = bytes | Passed | str | tuple[ToolResult, ...]
+"""Caller audio (pcm, or the payload it was made from), text, answers to tool calls."""
+
+
+def audio_bytes(content: Input) -> int:
+    """How much caller audio this is, in bytes of pcm; 0 for whatever is not audio."""
+    if isinstance(content, bytes):
+        return len(content)
+    return PCM_PER_PAYLOAD * len(content.payload) if isinstance(content, Passed) else 0
 
 
 class UnansweredInput:
@@ -378,8 +405,18 @@ class UnansweredInput:
         """Add what is to be said next."""
         self._newest += 1
         self._waiting.append((self._newest, content))
-        if isinstance(content, bytes):
-            self._audio_bytes += len(content)
+        self._audio_bytes += audio_bytes(content)
+        if self._audio_bytes > self._max_bytes or self._is_crowded:
+            self._make_room()
+
+    def passed(self, payload: bytes) -> None:
+        """Add caller audio that is on its way already, before all that waits."""
+        for start in range(0, len(payload), MAX_PASSED_BYTES):
+            self._newest += 1
+            self._newest_sent = self._newest
+            content = Passed(payload[start : start + MAX_PASSED_BYTES])
+            self._sent.append((self._newest, content))
+            self._audio_bytes += audio_bytes(content)
         if self._audio_bytes > self._max_bytes or self._is_crowded:
             self._make_room()
 
@@ -393,8 +430,9 @@ class UnansweredInput:
         joined = bytearray(content)
         while self._waiting:
             following = self._waiting[0][1]
-            too_long = len(joined) + len(following) > MAX_MESSAGE_BYTES
-            if not isinstance(following, bytes) or too_long:
+            if not isinstance(following, bytes):
+                break
+            if len(joined) + len(following) > MAX_MESSAGE_BYTES:
                 break
             joined += following
             self._take_one()
@@ -416,8 +454,7 @@ class UnansweredInput:
         """The position of what was sent last, or of what was sent so much audio before."""
         room = int(lag_s * BYTES_PER_S)
         for number, content in reversed(self._sent):
-            if isinstance(content, bytes):
-                room -= len(content)
+            room -= audio_bytes(content)
             if room < 0 or not lag_s:
                 return number
         return self._answered
@@ -447,26 +484,26 @@ class UnansweredInput:
         while self._sent and self._sent[-1][0] > start:
             again.appendleft(self._sent.pop())
         before_bytes = 0
-        while again and (isinstance(again[0][1], bytes) and not is_loud(again[0][1])):
+        while again and audio_bytes(again[0][1]) and not is_loud(again[0][1]):
             self._sent.append(again.popleft())
         while self._sent and again and before_bytes < PRE_ROLL_S * BYTES_PER_S:
             number, content = self._sent[-1]
-            if number <= start or not isinstance(content, bytes):
+            if number <= start or not audio_bytes(content):
                 break
-            before_bytes += len(content)
+            before_bytes += audio_bytes(content)
             again.appendleft(self._sent.pop())
         self._waiting.extendleft(reversed(again))
-        return sum(len(content) for _, content in again if isinstance(content, bytes))
+        return sum(audio_bytes(content) for _, content in again)
 
     def sounded_within(self, lag_s: float) -> bool:
         """Whether so much of the audio that was sent last is anything but silence."""
         recent = self.sent_up_to(lag_s)
         newest_first = takewhile(lambda item: item[0] > recent, reversed(self._sent))
-        return any(isinstance(one, bytes) and is_loud(one) for _, one in newest_first)
+        return any(audio_bytes(one) and is_loud(one) for _, one in newest_first)
 
     def has_sound(self) -> bool:
         """Whether anything but silence waits to be sent."""
-        return any(not isinstance(one, bytes) or is_loud(one) for _, one in self._waiting)
+        return any(not audio_bytes(one) or is_loud(one) for _, one in self._waiting)
 
     @property
     def _is_crowded(self) -> bool:
@@ -485,22 +522,24 @@ class UnansweredInput:
             self._audio_bytes > self._max_bytes or self._is_crowded
         ):
             number, content = self._waiting[index]
-            if isinstance(content, bytes):
+            if size := audio_bytes(content):
                 if number > self._newest_sent:
-                    self.lost_bytes += len(content)
-                self._audio_bytes -= len(content)
+                    self.lost_bytes += size
+                self._audio_bytes -= size
                 del self._waiting[index]
             else:
                 index += 1  # words and tool answers are few, and worth more than old audio
 
     def _drop(self, items: deque[tuple[int, Input]]) -> None:
-        content = items.popleft()[1]
-        if isinstance(content, bytes):
-            self._audio_bytes -= len(content)
+        self._audio_bytes -= audio_bytes(items.popleft()[1])
 
 
-def is_loud(pcm: bytes) -> bool:
-    """Whether a chunk holds more than a telephone line's noise."""
+def is_loud(content: Input) -> bool:
+    """Whether a chunk of audio holds more than a telephone line's noise."""
+    if isinstance(content, Passed):
+        return len(content.payload.translate(None, _LOUD_CODES)) < len(content.payload)
+    pcm = content
+    assert isinstance(pcm, bytes)
     # Every fourth sample shows the loudness of speech, at a quarter of the cost.
     samples = memoryview(pcm[: len(pcm) // 2 * 2]).cast("h")[::4]
     return len(samples) > 0 and (max(samples) >= LOUD or min(samples) <= -LOUD)
@@ -524,8 +563,16 @@ class Service(Protocol):
         *,
         handle: str | None = None,
         first_turn: int = 1,
-    ) -> AbstractAsyncContextManager[Session]:
+    ) -> AbstractAsyncContextManager[JoinableSession]:
         """Connect and set the agent up; with a handle, go on with the session it stands for."""
+        ...
+
+
+class JoinableSession(Session, Protocol):
+    """What a service opens: a session whose one connection can be joined to a relay and left."""
+
+    def leave(self, relay: Relay) -> None:
+        """Undo :meth:`join`."""
         ...
 
 
@@ -548,7 +595,10 @@ class LastingSession:
         self._agent = agent
         self._conversation = conversation
         self._plan = plan
-        self._connection: Session | None = None
+        self._connection: JoinableSession | None = None
+        self._relay: Relay | None = None
+        self._joined: JoinableSession | None = None  # whose connection the relay's path uses
+        self._repeating: MulawDecoder | None = None
         self._receiving = trio.CancelScope()
         self._changed = trio.Event()
         self._news: deque[SessionEvent] = deque()
@@ -592,7 +642,7 @@ class LastingSession:
                     plan.closed(trio.current_time())
         self._wake()
 
-    def _open(self, attempt: Attempt) -> AbstractAsyncContextManager[Session]:
+    def _open(self, attempt: Attempt) -> AbstractAsyncContextManager[JoinableSession]:
         service, fallback = self._services
         if attempt.on_fallback:
             assert fallback is not None
@@ -604,12 +654,13 @@ class LastingSession:
             first_turn=self._turn + 1,
         )
 
-    async def _use(self, connection: Session, attempt: Attempt) -> None:
+    async def _use(self, connection: JoinableSession, attempt: Attempt) -> None:
         """Stay on a connection for as long as the plan says."""
         plan = self._plan
         now = trio.current_time()
         plan.opened(now)
         repeated_bytes = self._input.rewind(resumed=attempt.way is Way.RESUME)
+        self._repeating = None
         if plan.opens > 1:
             self._tell_reconnected(attempt, repeated_bytes, now)
         if self._was_cut_off and not self._input.has_sound():
@@ -626,6 +677,7 @@ class LastingSession:
                 nursery.cancel_scope.cancel()
         finally:
             self._connection = None
+            self._let_pass()
             self._receiving.cancel()
             self._sending_since = None
             if self._turn_is_open:
@@ -644,6 +696,7 @@ class LastingSession:
                 self._lost(connection, _stalled())
             plan.tick(now, self._is_quiet)
             if not plan.is_open:
+                self._let_pass()
                 return
             with trio.move_on_at(min(plan.wakes_at(now), now + STALL_S)):
                 await changed.wait()
@@ -690,11 +743,47 @@ class LastingSession:
     def _lost(self, connection: Session, error: ModelError) -> None:
         if connection is self._connection and self._plan.is_open:
             self._plan.lost(error, trio.current_time())
+            self._let_pass()
             logger.warning("model connection lost", error=str(error))
             self._wake()
 
+    # The media path, which sends caller audio itself while nothing stands in its way.
+
+    def join(self, relay: Relay) -> bool:
+        """See :meth:`Session.join`; every connection is joined in its turn."""
+        self._relay = relay
+        relay.path.keep_sent = True
+        relay.path.model_ready = False
+        self._let_pass()
+        return self._joined is not None
+
+    def _let_pass(self) -> None:
+        """Let the path use the connection, or not, as things stand now."""
+        relay = self._relay
+        if relay is None:
+            return
+        connection = self._connection if self._plan.is_open else None
+        if self._joined is not None and self._joined is not connection:
+            self.note_passed()
+            self._joined.leave(relay)
+            self._joined = None
+        if connection is not None and self._joined is None and connection.join(relay):
+            self._joined = connection
+        relay.path.model_ready = self._joined is not None and not self._input.is_waiting
+
+    def note_passed(self) -> None:
+        """Write down what the path has sent: it may have to be said again."""
+        if self._relay is not None and (payload := self._relay.path.take_sent()):
+            self._input.passed(payload)
+
+    @property
+    def is_drained(self) -> bool:
+        """See :meth:`Session.is_drained`."""
+        return not self._news and self._joined is not None and self._joined.is_drained
+
     def _is_quiet(self) -> bool:
         """Whether nobody would notice if the connection were changed now."""
+        self.note_passed()
         if (
             self._turn_is_open
             or self._calls_open
@@ -735,6 +824,7 @@ class LastingSession:
 
     def _note(self, event: SessionEvent) -> None:
         """Keep the books: what is answered, what can be resumed, which turn it is."""
+        self.note_passed()
         match event:
             case AgentAudio(turn=turn):
                 if not self._speaking or turn != self._turn:
@@ -818,6 +908,7 @@ class LastingSession:
         except ModelError as error:
             self._lost(connection, error)
             return False
+        self.note_passed()
         self._input.put(pcm)
         self._input.take()
         self._input.taken_is_sent()
@@ -857,6 +948,7 @@ class LastingSession:
 
     async def _send(self, content: Input) -> None:
         self._check()
+        self.note_passed()
         self._input.put(content)
         await self._flush()
 
@@ -883,10 +975,14 @@ class LastingSession:
             if self._sending_over is connection:
                 self._sending_over = None
                 self._sending_since = None
+            self._let_pass()
 
     async def _send_over(self, connection: Session, content: Input) -> None:
         if isinstance(content, bytes):
             await connection.send_audio(content)
+        elif isinstance(content, Passed):
+            self._repeating = self._repeating or MulawDecoder(CALLER_RATE_HZ)
+            await connection.send_audio(self._repeating.decode(content.payload))
         elif isinstance(content, str):
             await connection.send_text(content)
         else:
@@ -918,6 +1014,7 @@ class LastingSession:
         opens = self._plan.opens
         if not self._plan.ask(way, reason, trio.current_time()):
             return False
+        self._let_pass()
         self._wake()
         await self._wait_opened(after=opens)
         return True
