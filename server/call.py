@@ -47,6 +47,7 @@ from server.endings import EndReason
 from server.errors import (
     CarrierError,
     CarrierProtocolError,
+    ModelError,
     ServerError,
     StreamEnded,
 )
@@ -69,6 +70,7 @@ from server.model import (
     Reconnected,
     ResumptionHandle,
     Session,
+    SessionEvent,
     ToolCallsCancelled,
     ToolCallsRequested,
     ToolResult,
@@ -764,43 +766,58 @@ class Call:
     # -- model to playout ------------------------------------------------------------------
 
     async def _speak(self, session: Session) -> None:
-        """Model to playout: the only task that reads the session."""
+        """Model to playout: what the session does not push is received here."""
+        session.listen(partial(self._take_pushed_event, session))
         while True:
-            match await session.receive():
-                case AgentAudio(pcm=pcm, turn=turn, received_at=received_at):
-                    self._agent_says(pcm, turn, received_at)
-                    self._follow(session, turn)
-                case Interrupted(turn=turn, received_at=received_at):
-                    self._interrupt(turn, received_at)
-                case GenerationComplete(turn=turn):
-                    self.turns.agent_generated(turn)
-                    self.transcript.agent_complete(turn)
-                    self._finish_turn(turn)
-                case TurnComplete(turn=turn, reason=reason):
-                    now, starved_s = trio.current_time(), self.playout.starved_s(turn)
-                    self.turns.agent_completed(turn, reason, now, starved_s=starved_s)
-                    self._finish_turn(turn)
-                case AgentTranscript(text=text, turn=turn):
-                    self.turns.agent_text(turn, text)
-                    self.transcript.agent_said(text, turn, self._since_answer(trio.current_time()))
-                case CallerTranscript(text=text):
-                    self.turns.caller_active(trio.current_time())
-                    self.transcript.caller_said(text, self._since_answer(trio.current_time()))
-                case ToolCallsRequested(calls=calls):
-                    self.turns.tools_called(call.id for call in calls)
-                    self._toolbox.request(calls)
-                case ToolCallsCancelled(ids=ids):
-                    self._toolbox.cancel(ids)
-                    self.turns.tools_answered(ids, trio.current_time())
-                    self.reconsider()
-                case GoingAway(time_left_s=time_left_s):
-                    self.note("model going away", time_left_s=time_left_s)
-                case Reconnected() as news:
-                    self._reconnected(news)
-                case Usage() as usage:
-                    self.costs.count(usage)
-                case ResumptionHandle():
-                    pass
+            self._take_session_event(session, await session.receive())
+
+    def _take_pushed_event(self, session: Session, event: SessionEvent | ModelError) -> None:
+        """Called by the plane with what has come, the moment it has: nothing in here waits."""
+        if isinstance(event, ModelError):
+            return  # _speak is told as well
+        try:
+            self._take_session_event(session, event)
+        except Exception as error:
+            # It is the call's, not the socket's.
+            self.end(EndReason.ERROR, type(error).__name__)
+            logger.exception("call failed by a bug of ours", call_sid=self.call_sid)
+
+    def _take_session_event(self, session: Session, event: SessionEvent) -> None:
+        match event:
+            case AgentAudio(pcm=pcm, turn=turn, received_at=received_at):
+                self._agent_says(pcm, turn, received_at)
+                self._follow(session, turn)
+            case Interrupted(turn=turn, received_at=received_at):
+                self._interrupt(turn, received_at)
+            case GenerationComplete(turn=turn):
+                self.turns.agent_generated(turn)
+                self.transcript.agent_complete(turn)
+                self._finish_turn(turn)
+            case TurnComplete(turn=turn, reason=reason):
+                now, starved_s = trio.current_time(), self.playout.starved_s(turn)
+                self.turns.agent_completed(turn, reason, now, starved_s=starved_s)
+                self._finish_turn(turn)
+            case AgentTranscript(text=text, turn=turn):
+                self.turns.agent_text(turn, text)
+                self.transcript.agent_said(text, turn, self._since_answer(trio.current_time()))
+            case CallerTranscript(text=text):
+                self.turns.caller_active(trio.current_time())
+                self.transcript.caller_said(text, self._since_answer(trio.current_time()))
+            case ToolCallsRequested(calls=calls):
+                self.turns.tools_called(call.id for call in calls)
+                self._toolbox.request(calls)
+            case ToolCallsCancelled(ids=ids):
+                self._toolbox.cancel(ids)
+                self.turns.tools_answered(ids, trio.current_time())
+                self.reconsider()
+            case GoingAway(time_left_s=time_left_s):
+                self.note("model going away", time_left_s=time_left_s)
+            case Reconnected() as news:
+                self._reconnected(news)
+            case Usage() as usage:
+                self.costs.count(usage)
+            case ResumptionHandle():
+                pass
 
     def _agent_says(self, pcm: bytes, turn: int, received_at: float) -> None:
         self._settle()

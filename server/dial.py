@@ -55,7 +55,7 @@ class WireSocket:
     def send_nowait(self, message: bytes) -> None:
         """The same, for whoever cannot wait anyway."""
         if not self.wire.websocket.is_open:
-            raise self._closed()
+            raise self.closing()
         self.wire.send_text(message)
 
     async def recv(self, *, decode: Literal[False]) -> bytes:
@@ -65,7 +65,7 @@ class WireSocket:
             ConnectionClosed: The connection is closed, and everything before has been given out.
         """
         if (message := await self.wire.receive()) is None:
-            raise self._closed()
+            raise self.closing()
         return message[0]
 
     async def aclose(self, code: int, reason: str) -> None:
@@ -74,7 +74,8 @@ class WireSocket:
         await self.wire.wait_ended(timeout_s=self._close_timeout_s)
         self.wire.close()
 
-    def _closed(self) -> ConnectionClosed:
+    def closing(self) -> ConnectionClosed:
+        """How the connection was closed, as ``websockets`` would raise it."""
         websocket = self.wire.websocket
         received = sent = None
         if websocket.close_code not in (None, CloseCode.ABNORMAL_CLOSURE):

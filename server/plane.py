@@ -1,4 +1,4 @@
-"""The media plane: every media socket of the process in one epoll, served by one task.
+"""The media plane: every media socket of the process in one epoll, served while trio sleeps.
 
 On the ordinary path a 20 ms frame crosses a reader task, two protocol layers and two queues before
 a call sees it. Here the socket is ours, not blocking, and its WebSocket is the codec's: a frame is
@@ -23,11 +23,13 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 
 import structlog
 import trio
 
 from codec.path import WebSocket
+from server.trio_hook import serving_while_trio_sleeps
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -40,8 +42,6 @@ READ_BYTES = 64 * 1024
 """Read at most at once from one socket, so that one busy call cannot hold up the others."""
 READS_PER_PASS = 4
 """TLS hands out a record (16 KiB) at a time; what is left is read in the next pass."""
-ROUNDS_PER_PASS = 4
-"""What has come meanwhile is served in the same pass: asking costs a tenth of another pass."""
 MAX_INBOX = 256
 """Messages nobody has taken yet; then the socket is no longer read, and TCP holds the peer back."""
 MAX_BACKLOG_BYTES = 4 * 1024 * 1024
@@ -49,7 +49,7 @@ MAX_BACKLOG_BYTES = 4 * 1024 * 1024
 
 
 class Plane:
-    """One epoll, drained by one task."""
+    """One epoll, served while trio sleeps, or by a task where that cannot be."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -58,8 +58,11 @@ class Plane:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve every wire until cancelled."""
-        task_status.started()
-        with self._epoll:
+        with self._epoll, serving_while_trio_sleeps(self) as trios:
+            task_status.started()
+            if trios is not None:
+                self._epoll.register(trios, select.EPOLLIN)
+                await trio.sleep_forever()
             while True:
                 if self._again:
                     await trio.lowlevel.checkpoint()
@@ -67,19 +70,38 @@ class Plane:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
                 self._serve()
 
-    def _serve(self) -> None:
-        """One fair pass: every socket that has something gets one bounded turn."""
-        again, self._again = self._again, set()
-        for wire in again:
-            wire.serve(select.EPOLLIN)
-        for _ in range(ROUNDS_PER_PASS):
-            ready = self._epoll.poll(0)
-            for number, events in ready:
-                wire_or_none = self._wires.get(number)
-                if wire_or_none is not None and wire_or_none not in again:
-                    wire_or_none.serve(events)
-            if not ready or self._again:
-                return
+    def serve_until(self, timeout_s: float, wakes_at: int, has_work: Callable[[], bool]) -> bool:
+        """See :class:`server.trio_hook.SleepsWell`."""
+        until = monotonic() + timeout_s
+        left_s = timeout_s
+        while True:
+            if (ready := self._serve(0.0 if self._again else left_s)) is not None:
+                for number, _ in ready:
+                    if number == wakes_at:
+                        return True
+                if has_work():
+                    return True
+            if (left_s := until - monotonic()) <= 0.0:
+                return False
+
+    def _serve(self, timeout_s: float = 0.0) -> list[tuple[int, int]] | None:
+        """One fair pass: every socket that has something gets one bounded turn.
+
+        Returns:
+            What was ready; None if nothing was.
+        """
+        again = self._again
+        if again:
+            self._again = set()
+            for wire in again:
+                wire.serve(select.EPOLLIN)
+        wires = self._wires
+        ready = self._epoll.poll(timeout_s)
+        for number, events in ready:
+            wire_or_none = wires.get(number)
+            if wire_or_none is not None and not (again and wire_or_none in again):
+                wire_or_none.serve(events)
+        return ready if ready or again else None
 
     def add(self, wire: Wire) -> None:
         """Watch a wire's socket."""
@@ -195,10 +217,10 @@ class Wire:
                 messages = list(inbox)
                 inbox.clear()
                 self._listener(messages, websocket.ended)
-        elif inbox or websocket.ended:
+        elif len(inbox) >= MAX_INBOX:
+            self._pause(True)
+        if inbox or websocket.ended:
             self._news.set()
-            if len(inbox) >= MAX_INBOX:
-                self._pause(True)
 
     def _has_pending(self) -> bool:
         """Whether TLS has decrypted more than we have read, which epoll cannot know."""

@@ -29,7 +29,7 @@ from server.carrier import (
     TransferUpdate,
 )
 from server.errors import CarrierError, ModelError, StreamEnded
-from server.model import Conversation, SessionEvent, ToolResult, Way
+from server.model import Conversation, EventListener, SessionEvent, ToolResult, Way
 from server.relay import Relay
 
 
@@ -137,6 +137,9 @@ class MemorySession:
     is_drained = False
 
     def join(self, relay: Relay) -> bool:
+        return False
+
+    def listen(self, on_event: EventListener) -> bool:
         return False
 
     def note_passed(self) -> None:

@@ -24,6 +24,7 @@ from server.agent import Agent
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
     AgentAudio,
+    EventListener,
     Interrupted,
     PastTurn,
     Reconnected,
@@ -848,6 +849,9 @@ class UnreliableSession:
         raise self._life.ends
 
     def send_audio_nowait(self, pcm: bytes) -> bool:
+        return False
+
+    def listen(self, on_event: EventListener) -> bool:
         return False
 
     async def send_audio(self, pcm: bytes) -> None:

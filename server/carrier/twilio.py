@@ -443,6 +443,7 @@ class TwilioMediaStream:
 
     def __init__(self, transport: TextTransport) -> None:
         self._transport = transport
+        self._push_transport = transport if isinstance(transport, PushTransport) else None
         self._protocol = TwilioProtocol()
         self._relay: Relay | None = None
         self._counted = (0, 0, 0, 0)
@@ -499,8 +500,8 @@ class TwilioMediaStream:
 
     def listen(self, on_events: Listener, relay: Relay | None = None) -> bool:
         """See :meth:`server.carrier.MediaStream.listen`; it takes a transport that pushes."""
-        transport = self._transport
-        if not isinstance(transport, PushTransport):
+        transport = self._push_transport
+        if transport is None:
             return False
 
         def on_messages(messages: Sequence[str | bytes], ended: bool) -> None:
@@ -527,8 +528,8 @@ class TwilioMediaStream:
 
     def send_nowait(self, command: CarrierCommand) -> None:
         """See :meth:`server.carrier.MediaStream.send_nowait`."""
-        assert isinstance(self._transport, PushTransport)
-        self._transport.send_nowait(self._protocol.send(command))
+        assert self._push_transport is not None
+        self._push_transport.send_nowait(self._protocol.send(command))
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the socket; Twilio then goes on with the TwiML, and ours has nothing more."""
@@ -555,8 +556,8 @@ class TwilioMediaStream:
         self._over = True
         if self._relay is not None:
             self._count_passed()
-            assert isinstance(self._transport, PushTransport)
-            self._transport.leave(self._relay)
+            assert self._push_transport is not None
+            self._push_transport.leave(self._relay)
             self._relay = None
 
     def _hand_over(self) -> None:

@@ -11,13 +11,14 @@ number, so that audio which arrives after the turn was cut can be told from the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from server.agent import Agent
+from server.errors import ModelError
 from server.relay import Relay
 
 CALLER_RATE_HZ = 16_000
@@ -186,6 +187,10 @@ SessionEvent = (
 )
 
 
+EventListener = Callable[[SessionEvent | ModelError], None]
+"""Called with each event; an error comes last, and :meth:`Session.receive` raises it, too."""
+
+
 @dataclass(frozen=True, slots=True)
 class PastTurn:
     """Something that has been said in this call, to tell a fresh session."""
@@ -219,6 +224,19 @@ class Session(Protocol):
 
         Raises:
             ModelError: The service closed or lost the session.
+        """
+        ...
+
+    def listen(self, on_event: EventListener) -> bool:
+        """From now on, be called with events the moment they have come, as far as that can be.
+
+        A switch of tasks costs more than everything else that is done with an event. The listener
+        must not wait for anything. Whatever has come already, and what does not come on a wire of
+        the media plane, is still received: go on with :meth:`receive`, which gives the rest, in
+        order, and raises what there is to raise.
+
+        Returns:
+            False, with nothing changed, if this session has only :meth:`receive`.
         """
         ...
 

@@ -45,6 +45,7 @@ from server.model import (
     AgentTranscript,
     CallerTranscript,
     Conversation,
+    EventListener,
     GenerationComplete,
     GoingAway,
     Interrupted,
@@ -59,7 +60,7 @@ from server.model import (
     Usage,
     Way,
 )
-from server.plane import Plane
+from server.plane import Messages, Plane
 from server.relay import Relay
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -936,6 +937,27 @@ class GeminiSession:
             with self._model.translated_closing():
                 await self._read_message()
         return self._events.popleft()
+
+    def listen(self, on_event: EventListener) -> bool:
+        """See :meth:`Session.listen`; it takes a wire of the media plane."""
+        if not isinstance(self._socket, WireSocket):
+            return False
+        socket, events = self._socket, self._events
+
+        def on_messages(messages: Messages, ended: bool) -> None:
+            try:
+                for data, _ in messages:
+                    events.extend(self._protocol.receive(data, trio.current_time()))
+                while events:  # the rest of a message's events are to be seen by is_drained
+                    on_event(events.popleft())
+                if ended:
+                    with self._model.translated_closing():
+                        raise socket.closing()
+            except ModelError as error:
+                on_event(error)
+
+        socket.wire.listen(on_messages)
+        return True
 
     async def _read_message(self) -> None:
         data = await self._socket.recv(decode=False)

@@ -35,6 +35,7 @@ from server.model import (
     AgentTranscript,
     CallerTranscript,
     Conversation,
+    EventListener,
     GenerationComplete,
     GoingAway,
     Interrupted,
@@ -602,6 +603,8 @@ class LastingSession:
         self._receiving = trio.CancelScope()
         self._changed = trio.Event()
         self._news: deque[SessionEvent] = deque()
+        self._listener: EventListener | None = None
+        self._pushes = False  # the connection calls us with its events
 
         self._input = UnansweredInput()
         self._lost_bytes_told = 0
@@ -669,6 +672,7 @@ class LastingSession:
         self._is_resumable = attempt.way is Way.RESUME
         self._noises = 0
         self._connection = connection
+        self._push_from(connection)
         self._wake()
         try:
             async with trio.open_nursery() as nursery:
@@ -677,6 +681,7 @@ class LastingSession:
                 nursery.cancel_scope.cancel()
         finally:
             self._connection = None
+            self._pushes = False
             self._let_pass()
             self._receiving.cancel()
             self._sending_since = None
@@ -809,7 +814,7 @@ class LastingSession:
                 return self._news.popleft()
             self._check()
             connection = self._connection
-            if connection is None or not self._plan.is_open:
+            if connection is None or self._pushes or not self._plan.is_open:
                 await self._changed.wait()
                 continue
             event: SessionEvent | None = None
@@ -821,6 +826,33 @@ class LastingSession:
             if event is not None and connection is self._connection:
                 self._note(event)
                 return event
+
+    def listen(self, on_event: EventListener) -> bool:
+        """See :meth:`Session.listen`; every connection is listened to in its turn."""
+        self._listener = on_event
+        if self._connection is not None:
+            self._push_from(self._connection)
+        return self._pushes
+
+    def _push_from(self, connection: JoinableSession) -> None:
+        listener = self._listener
+        if listener is None or self._pushes:
+            return
+
+        def on_event(event: SessionEvent | ModelError) -> None:
+            if connection is not self._connection:
+                return
+            if isinstance(event, ModelError):
+                self._lost(connection, event)
+                return
+            while self._news:
+                listener(self._news.popleft())
+            self._note(event)
+            listener(event)
+
+        self._pushes = connection.listen(on_event)
+        if self._pushes:
+            self._receiving.cancel()
 
     def _note(self, event: SessionEvent) -> None:
         """Keep the books: what is answered, what can be resumed, which turn it is."""

@@ -1,0 +1,143 @@
+"""The hook into trio: sockets are served while it sleeps, and it wakes for everything of its own."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from server import plane as plane_module
+from server.plane import Plane
+from server.trio_hook import serving_while_trio_sleeps
+
+pytestmark = pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
+
+
+class Bell:
+    """Serves one socket: what comes is counted, and given to whoever asked."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.setblocking(False)
+        self.rung = 0
+        self.waits = 0
+        self.on_ring: Callable[[], None] | None = None
+        self._epoll = select.epoll()
+        self._epoll.register(self.ours, select.EPOLLIN)
+
+    def watch(self, number: int) -> None:
+        self._epoll.register(number, select.EPOLLIN)
+
+    def serve_until(self, timeout_s: float, wakes_at: int, has_work: Callable[[], bool]) -> bool:
+        while ready := self._epoll.poll(timeout_s):
+            self.waits += 1
+            for number, _ in ready:
+                if number == self.ours.fileno():
+                    self.rung += len(self.ours.recv(100))
+                    if self.on_ring is not None:
+                        self.on_ring()
+            if has_work() or any(number == wakes_at for number, _ in ready):
+                return True
+        return False
+
+    def close(self) -> None:
+        self._epoll.close()
+        self.ours.close()
+        self.theirs.close()
+
+
+@contextmanager
+def hooked() -> Generator[Bell]:
+    bell = Bell()
+    try:
+        with serving_while_trio_sleeps(bell) as number:
+            assert number is not None, "this trio is not what server/trio_hook.py was written for"
+            bell.watch(number)
+            yield bell
+    finally:
+        bell.close()
+
+
+async def test_this_trio_can_be_hooked_and_a_plane_is():
+    plane = Plane()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(plane.run)
+        with closing(Bell()) as bell, serving_while_trio_sleeps(bell) as number:
+            assert number is None, "only one at a time: the second is an ordinary task"
+        nursery.cancel_scope.cancel()
+
+    with hooked():
+        pass
+
+
+async def test_a_second_plane_is_an_ordinary_task_and_works(nursery):
+    first, second = Plane(), Plane()
+    await nursery.start(first.run)
+    await nursery.start(second.run)
+
+    with trio.fail_after(5):
+        await wait_all_tasks_blocked()
+
+
+async def test_sockets_are_served_without_any_task():
+    with hooked() as bell:
+        bell.theirs.send(b"x")
+        with trio.move_on_after(0.05):
+            await trio.sleep_forever()
+
+        assert bell.rung == 1
+
+
+async def test_what_is_served_can_wake_a_task():
+    with hooked() as bell:
+        rung = trio.Event()
+        bell.on_ring = rung.set
+        bell.theirs.send(b"x")
+        with trio.fail_after(5):
+            await rung.wait()
+
+
+async def test_an_earlier_deadline_set_by_what_is_served_counts():
+    with hooked() as bell, trio.fail_after(60), trio.CancelScope() as scope:
+
+        def hurry() -> None:
+            scope.deadline = trio.current_time()
+
+        bell.on_ring = hurry
+        bell.theirs.send(b"x")
+        await trio.sleep_forever()
+
+    assert scope.cancelled_caught
+
+
+async def test_trios_own_sockets_threads_and_timers_go_on():
+    with hooked() as bell, trio.fail_after(5):
+        here, there = trio.socket.socketpair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(here.send, b"hello")
+            assert await there.recv(10) == b"hello"
+        here.close()
+        there.close()
+        assert await trio.to_thread.run_sync(threading.get_ident) != threading.get_ident()
+        await trio.sleep(0.001)
+        await wait_all_tasks_blocked()
+
+        assert bell.waits > 0
+
+
+async def test_the_mock_clock_goes_on(autojump_clock):
+    with hooked(), trio.fail_after(7200):
+        await trio.sleep(3600)
+
+
+async def test_afterwards_trio_is_as_it_was():
+    with hooked():
+        pass
+    await trio.sleep(0.001)
+    assert await trio.to_thread.run_sync(lambda: 1) == 1
