@@ -3,13 +3,14 @@
     python -m tests.fuzz_path --inputs 1000000
     .ci/fuzz-path --inputs 1000000              the same in a sanitized build
 
-Three kinds of input, each from its own number, so that a failure is repeated by ``--only NUMBER``:
+Four kinds of input, each from its own number, so that a failure is repeated by ``--only NUMBER``:
 
 * frames: a stream of WebSocket frames, mostly nearly right, cut anywhere; everything accepted,
   answered or refused must be what the ``websockets`` library makes of it;
 * messages: JSON for either side, with bytes changed; what the path takes for audio must be the
   audio that ``TwilioProtocol`` and ``GeminiProtocol`` read;
-* calls: both sides and every control in any order; no byte of audio may be lost or made up.
+* calls: both sides and every control in any order; no byte of audio may be lost or made up;
+* ears: a caller and an agent making any noise; the ear must find what the readable one finds.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from server.carrier import CallerAudio
 from server.carrier.twilio import TwilioProtocol
 from server.model import AgentAudio
 from server.model.gemini import GeminiProtocol
+from tests.ear_reference import random_scene, same_in_both
 from tests.websocket_oracle import compare, ours
 
 SID = "MZ0123456789abcdef"
@@ -220,6 +222,9 @@ def fuzz_messages(rng: random.Random) -> str:
 # --- Calls ----------------------------------------------------------------------------------------
 
 
+SET_GATES = [gate for gate in Gate if gate is not Gate.FOLLOW]
+
+
 def fuzz_calls(rng: random.Random) -> str:
     """A call's worth of everything at once; the books must balance after every step."""
     path = MediaPath(
@@ -304,10 +309,18 @@ def fuzz_calls(rng: random.Random) -> str:
     return "calls"
 
 
+# --- Ears -----------------------------------------------------------------------------------------
+
+
+def fuzz_ears(rng: random.Random) -> str:
+    """The ear, held to the readable one."""
+    found = same_in_both(random_scene(rng))
+    return f"ears: {'something' if found else 'nothing'} found"
+
+
 # --- The driver -----------------------------------------------------------------------------------
 
-SET_GATES = [gate for gate in Gate if gate is not Gate.FOLLOW]
-KINDS = (fuzz_frames,) * 8 + (fuzz_messages,) * 2 + (fuzz_calls,)
+KINDS = ((fuzz_frames,) * 8 + (fuzz_messages,) * 2 + (fuzz_calls,)) * 8 + (fuzz_ears,)
 
 
 def fuzz(inputs: int, *, seed: int) -> Counter[str]:

@@ -9,6 +9,6 @@ def test_hostile_input_of_every_kind_ends_as_the_oracles_say() -> None:
     tally = fuzz(4400, seed=1)
 
     kinds = {ending.partition(":")[0] for ending in tally}
-    assert kinds == {"frames", "messages", "calls"}
+    assert kinds == {"frames", "messages", "calls", "ears"}
     assert tally["messages: caller audio"] > 50
     assert tally["messages: agent audio"] > 20

@@ -1,4 +1,4 @@
-"""The hook into trio: sockets are served while it sleeps, and it wakes for everything of its own."""
+"""The hook into trio: sockets are served while it sleeps, and it wakes for what is its own."""
 
 from __future__ import annotations
 
