@@ -2,7 +2,8 @@
 
 Every caller frame of every call goes through the ear: loudness, and where there is sound WebRTC's
 detector; while the agent is heard also the echo's correlation. The first table says what a frame
-costs in each of these cases; the second how long after the first sound of a recorded sentence the
+costs in each of these cases, through the whole ear and, of it, in the judging alone, which is what
+the media path pays; the second how long after the first sound of a recorded sentence the
 agent is held and cut, and how often coughs, clicks, noise and echoes are taken for speech.
 """
 
@@ -75,6 +76,7 @@ def _cost_us(case: Case, rounds: int) -> dict[str, float]:
     """Microseconds a frame: median and worst per cent of all frames, and the mean of a call."""
     costs: list[float] = []
     means: list[float] = []
+    judged: list[float] = []
     frames = _frames(case.caller)
     for _ in range(rounds):
         ear = _ear(case.mode, case.agent)
@@ -84,12 +86,18 @@ def _cost_us(case: Case, rounds: int) -> dict[str, float]:
             ear.hear(frame, number * FRAME_S)
             costs.append((time.perf_counter_ns() - before) / 1000)
         means.append((time.process_time_ns() - began) / 1000 / len(frames))
+        judge = _ear(case.mode, case.agent).judge
+        began = time.process_time_ns()
+        for number, frame in enumerate(frames, 1):
+            judge.hear(frame, number * FRAME_S)
+        judged.append((time.process_time_ns() - began) / 1000 / len(frames))
     costs.sort()
     return {
         "median": statistics.median(costs),
         # Of processor time, which other processes cannot spend; with the clock's own 0.1.
         "mean": statistics.median(means),
         "p99": costs[int(0.99 * len(costs))],
+        "judged": statistics.median(judged),
     }
 
 
@@ -105,10 +113,11 @@ def _ear(mode: BargeInMode, agent: bytes = b"") -> Ear:
 
 def _print_costs(options: Options, costs: dict[str, dict[str, float]], rounds: int) -> None:
     title = f"One caller frame (20 ms) through the ear, {rounds} rounds, in microseconds"
-    table = Table("case", "median", "mean", "p99", "of a core at 100 calls", title=title)
+    columns = ("case", "median", "mean", "p99", "judged alone", "of a core at 100 calls")
+    table = Table(*columns, title=title)
     for name, cost in costs.items():
         share = cost["mean"] * 1e-6 * FRAMES_PER_S * 100
-        figures = (f"{cost[key]:.2f}" for key in ("median", "mean", "p99"))
+        figures = (f"{cost[key]:.2f}" for key in ("median", "mean", "p99", "judged"))
         table.add_row(name, *figures, f"{share:.2%}")
     options.console.print(table)
 
