@@ -173,6 +173,7 @@ cdef class MediaPath:
         repeated_chunks: Chunk numbers that were late or not new; their audio is used all the same.
         timestamp_jumps: Chunks that began somewhere else than where the one before ended.
         timestamp_ms: The carrier's clock at the end of the last chunk.
+        recorded_ms: The same at the end of what was recorded of the caller.
 
     No sockets, no clock, and one thread at a time.
     """
@@ -219,6 +220,7 @@ cdef class MediaPath:
     cdef readonly int64_t repeated_chunks
     cdef readonly int64_t timestamp_jumps
     cdef readonly int64_t timestamp_ms
+    cdef readonly int64_t recorded_ms
     cdef readonly int64_t last_chunk
     cdef bint _timed  # timestamp_ms is known
 
@@ -294,6 +296,8 @@ cdef class MediaPath:
             return False
         if self._stream_sid is None or not same(chunk.stream_sid, self._stream_sid):
             return False
+        if self.recording and self._timed and chunk.timestamp_ms != self.timestamp_ms:
+            return False  # what is recorded here is one stretch
         if not decoded_size(chunk.payload.data, chunk.payload.size, &size) or size == 0:
             return False
         if not decode_base64(
@@ -325,11 +329,12 @@ cdef class MediaPath:
         cdef uint8_t* payload = self._caller.data + self._caller.end - size
         cdef int64_t excess
         measure(&self._caller_meter, payload, size)
+        if self.recording:
+            append(&self._caller_recording, payload, size)
+            self.recorded_ms = self.timestamp_ms
         if self.ear is not None:
             self.ear.hear_c(payload, size, self._now)
         self.caller_bytes += size
-        if self.recording:
-            append(&self._caller_recording, payload, size)
         if self._caller_gate == GATE_DROP:
             self._caller.end -= size
             self.caller_dropped_bytes += size
@@ -742,7 +747,8 @@ cdef class MediaPath:
         """What was said since this was last asked, while ``recording`` is true.
 
         Returns:
-            Mu-law bytes of the caller, as heard, and of the agent, as sent to the phone. The
+            Mu-law bytes of the caller, as they came (a chunk that begins anywhere but at the end
+            of the one before is handed up meanwhile), and of the agent, as sent to the phone. The
             caller's are a clock; the agent's come ahead of it and some may be cleared, so who
             records both must note the counts when they are taken.
         """

@@ -205,14 +205,16 @@ class Call:
         )
         self.session: Session | None = None
         self._unsent = bytearray()
+        self._caller_latency = metrics.chunk_latency.labels("caller")
+        self._agent_latency = metrics.chunk_latency.labels("agent")
         self._path = MediaPath()
         self._path.agent_gate = Gate.HAND_UP  # but for turns that are followed
         self._relay = Relay(
             self._path,
             on_caller=self._attend_caller,
             on_agent=self._attend_agent,
-            caller_passed=self._caller_passed,
-            agent_passed=self._agent_passed,
+            caller_passed=(self.timings.caller_chunks.record, self._caller_latency.observe),
+            agent_passed=(self.timings.agent_chunks.record, self._agent_latency.observe),
         )
         self._counted_bytes = 0  # of what the path has passed on
         # What does not go by the path goes through the same filters.
@@ -224,8 +226,6 @@ class Call:
             remember=options.barge_in is not BargeInMode.MODEL,
         )
         self._playout_changed = trio.Event()
-        self._caller_latency = metrics.chunk_latency.labels("caller")
-        self._agent_latency = metrics.chunk_latency.labels("agent")
         self._opening = Opening(
             greets=bool(agent.greeting or agent.greeting_text or agent.greeting_audio),
             when=options.greeting_when,
@@ -493,6 +493,7 @@ class Call:
         self.metrics.lost_frames.labels("server").inc(lost_frames)
         self._count_costs()
         if self._recorder is not None and self._recordings is not None:
+            self._record_passed()
             self._recordings.end(self._recorder, now)
         self.note("ended", reason=reason.value)
         logger.info(
@@ -610,7 +611,6 @@ class Call:
         return (
             self.session is not None
             and self._opening.is_over
-            and self._recorder is None
             and (self._machine is None or self._machine.is_over)
             and not self._unsent
         )
@@ -649,6 +649,8 @@ class Call:
         except Exception as error:
             # It is the call's, not the socket's: the call's own task raises it.
             line.failure = error
+        if self._unsent:
+            self._path.caller_gate = Gate.HOLD  # what comes next is to wait behind it
         if line.failure is not None or line.end is not None or self._unsent:
             line.news.set()
 
@@ -690,10 +692,12 @@ class Call:
         Args:
             payload: One chunk, or several that came together.
             first: The event of the first of them.
-            judged: The ear has heard it already.
+            judged: It came by the path: ear and recorder have heard it already.
         """
         if self._recorder is not None:
-            self._recorder.caller(payload, first.timestamp_ms, first.received_at)
+            self._record_passed()
+            if not judged:
+                self._recorder.caller(payload, first.timestamp_ms, first.received_at)
         now = trio.current_time()
         self.timings.caller_audio_s += len(payload) / 8_000
         if self._machine is not None:
@@ -842,7 +846,6 @@ class Call:
         if (
             turn == self.agent_turn
             and self._relay.has_phone
-            and self._recorder is None
             and not self.is_away
             and session.is_drained
             and self._turns.is_content_with(turn)
@@ -1028,6 +1031,7 @@ class Call:
     def _note_sent(self, command: CarrierCommand, now: float) -> None:
         assert self._answered_at is not None
         if self._recorder is not None:
+            self._record_passed()
             self._recorder.sent(command, now)
         match command:
             case SendAudio(received_at=received_at, turn=turn):
@@ -1139,7 +1143,25 @@ class Call:
             return
         self._recorder = self._recordings.begin(self.call_sid, now)
         if self._recorder is not None:
-            self._recorder.on_stop = lambda reason: self.note("recording stopped", reason=reason)
+            self._recorder.on_stop = self._recording_stopped
+            self._recorder.on_take = self._record_passed
+            self._path.recording = True
+
+    def _recording_stopped(self, reason: str) -> None:
+        self._path.recording = False
+        self.note("recording stopped", reason=reason)
+
+    def _record_passed(self) -> None:
+        """Give the recorder what the path has passed on meanwhile."""
+        if self._recorder is None or not self._path.recording:
+            return
+        caller, agent = self._path.take_recording()
+        if caller:
+            began_ms = self._path.recorded_ms - len(caller) // 8
+            self._recorder.caller(caller, began_ms, self._relay.heard_at)
+        if agent:
+            # Each chunk of it came before the caller had heard the one before.
+            self._recorder.sent(SendAudio(agent), self.began_at)
 
     def _known_usd(self, ahead_s: float) -> float:
         """What the call costs at least if it goes on for this long."""

@@ -34,6 +34,7 @@ from server.trio_hook import serving_while_trio_sleeps
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 AVAILABLE = hasattr(select, "epoll")
+_READABLE = select.EPOLLIN if AVAILABLE else 1
 
 Messages = list[tuple[bytes, bool]]
 """Complete messages, and whether each is text."""
@@ -75,33 +76,29 @@ class Plane:
         until = monotonic() + timeout_s
         left_s = timeout_s
         while True:
-            if (ready := self._serve(0.0 if self._again else left_s)) is not None:
-                for number, _ in ready:
-                    if number == wakes_at:
-                        return True
-                if has_work():
-                    return True
+            ready = self._serve(0.0 if self._again else left_s)
+            if ready and (wakes_at in ready or has_work()):
+                return True
             if (left_s := until - monotonic()) <= 0.0:
                 return False
 
-    def _serve(self, timeout_s: float = 0.0) -> list[tuple[int, int]] | None:
+    def _serve(self, timeout_s: float = 0.0) -> list[int]:
         """One fair pass: every socket that has something gets one bounded turn.
 
         Returns:
-            What was ready; None if nothing was.
+            File numbers that were ready.
         """
         again = self._again
         if again:
             self._again = set()
             for wire in again:
                 wire.serve(select.EPOLLIN)
-        wires = self._wires
-        ready = self._epoll.poll(timeout_s)
-        for number, events in ready:
-            wire_or_none = wires.get(number)
-            if wire_or_none is not None and not (again and wire_or_none in again):
-                wire_or_none.serve(events)
-        return ready if ready or again else None
+        served = [wire.fileno() for wire in again]
+        for number, events in self._epoll.poll(timeout_s):
+            if (ready := self._wires.get(number)) is not None and ready not in again:
+                ready.serve(events)
+            served.append(number)
+        return served
 
     def add(self, wire: Wire) -> None:
         """Watch a wire's socket."""
@@ -154,6 +151,7 @@ class Wire:
         self._next_message = websocket.next_message
         self._plane = plane
         self._sock = sock
+        self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
         self._inbox: deque[tuple[bytes, bool]] = deque()
         self._news = trio.Event()
         self._backlog = bytearray()
@@ -174,6 +172,9 @@ class Wire:
     def serve(self, events: int) -> None:
         """Do what the socket is ready for; a failure here is this call's and nobody else's."""
         try:
+            if events == _READABLE:
+                self._read()
+                return
             if events & select.EPOLLOUT:
                 self.flush()
             if events & ~select.EPOLLOUT:
@@ -183,29 +184,31 @@ class Wire:
             self.fail()
 
     def _read(self) -> None:
+        websocket, recv = self.websocket, self._sock.recv
         for _ in range(READS_PER_PASS):
             try:
-                data = self._sock.recv(READ_BYTES)
+                data = recv(READ_BYTES)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 break
             except OSError:  # reset, or broken TLS: the peer is gone either way
                 data = b""
             if not data:
-                self.websocket.receive_eof()
+                websocket.receive_eof()
                 break
-            self.websocket.receive(data)
-            if len(data) < READ_BYTES and not self._has_pending():
+            websocket.receive(data)
+            # TLS may have decrypted more than we have read, which epoll cannot know.
+            if len(data) < READ_BYTES and (self._tls is None or not self._tls.pending()):
                 break
         else:
             self._plane.read_again(self)
         self._deliver()
-        if self.websocket.ended:
+        if websocket.ended:
             self._pause(True)  # an ended socket stays readable for ever
 
     def _deliver(self) -> None:
         """Give what has come to the listener, or put it into the inbox."""
-        websocket, inbox, next_message = self.websocket, self._inbox, self._next_message
-        while (message := next_message()) is not None:
+        websocket, inbox = self.websocket, self._inbox
+        while (message := self._next_message()) is not None:
             inbox.append((message, websocket.is_text))
             if self._listener is not None:
                 # One by one: what it does about one may decide how the next is read.
@@ -221,10 +224,6 @@ class Wire:
             self._pause(True)
         if inbox or websocket.ended:
             self._news.set()
-
-    def _has_pending(self) -> bool:
-        """Whether TLS has decrypted more than we have read, which epoll cannot know."""
-        return isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
 
     # -- for the call ----------------------------------------------------------------------
 
@@ -288,7 +287,8 @@ class Wire:
             self._backlog += data
             data = bytes(self._backlog)
             self._backlog.clear()
-        while data:
+        size = len(data)
+        while size:
             try:
                 sent = self._sock.send(data)
             except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
@@ -296,15 +296,17 @@ class Wire:
             except OSError:
                 self.fail()
                 return
-            data = data[sent:]
-        if data:
+            size -= sent
+            if size:
+                data = data[sent:]
+        if size:
             self._backlog += data
-            if len(self._backlog) > MAX_BACKLOG_BYTES:
+            if size > MAX_BACKLOG_BYTES:
                 logger.warning("media socket given up: its peer has stopped reading")
                 self.fail()
                 return
-        if bool(data) != self._writing:
-            self._writing = bool(data)
+        if (size > 0) is not self._writing:
+            self._writing = size > 0
             self._watch()
 
     def fail(self) -> None:

@@ -64,6 +64,8 @@ class Recorder:
         self.ended_at: float | None = None
         self.on_stop: Callable[[str], None] | None = None
         """Told the reason when the recording stops before its call."""
+        self.on_take: Callable[[], None] | None = None
+        """Asked for what the call still has before anything is taken."""
         self._began_at = began_at
         self._taken = 0  # samples that have left for the file
         self._caller = bytearray()  # from there on
@@ -125,6 +127,8 @@ class Recorder:
 
     def take(self, now: float) -> tuple[bytes, bytes]:
         """What has become certain since the last time: caller and agent, equally long."""
+        if self.on_take is not None:
+            self.on_take()
         upto = self._sample(now if self.ended_at is None else self.ended_at)
         behind = upto - self._taken - len(self._caller)
         if self.ended_at is not None or behind > STALL_S * SAMPLES_PER_S:

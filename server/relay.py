@@ -13,7 +13,8 @@ something to decide, and for every other message, in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from time import perf_counter
 
 from trio import current_time
 
@@ -28,7 +29,7 @@ class Relay:
         path: The call's media path.
         on_caller: Called when ``path.caller_news``.
         on_agent: Called when ``path.run_is_over``.
-        caller_passed: Told how long a piece of caller audio took from socket to socket, in seconds.
+        caller_passed: Each is told how long caller audio took from socket to socket, in seconds.
         agent_passed: The same of agent audio.
 
     Attributes:
@@ -42,15 +43,15 @@ class Relay:
         *,
         on_caller: Callable[[], None],
         on_agent: Callable[[], None],
-        caller_passed: Callable[[float], None],
-        agent_passed: Callable[[float], None],
+        caller_passed: Iterable[Callable[[float], object]],
+        agent_passed: Iterable[Callable[[float], object]],
     ) -> None:
         self.path = path
         self.heard_at = 0.0
         self._on_caller = on_caller
         self._on_agent = on_agent
-        self._caller_passed = caller_passed
-        self._agent_passed = agent_passed
+        self._caller_passed = tuple(caller_passed)
+        self._agent_passed = tuple(agent_passed)
         self._phone: Wire | None = None
         self._model: Wire | None = None
 
@@ -86,23 +87,26 @@ class Relay:
             wire.read_through(wire.websocket.next_message)
 
     def _next_from_phone(self) -> bytes | None:
-        path, model = self.path, self._model
+        path, model, began = self.path, self._model, perf_counter()
         self.heard_at = now = current_time()
         message = path.next_from_phone(now)
         if model is not None and model.websocket.output_bytes:
             model.flush()
-            self._caller_passed(current_time() - now)
+            took_s = perf_counter() - began
+            for passed in self._caller_passed:
+                passed(took_s)
         if path.caller_news:
             self._on_caller()
         return message
 
     def _next_from_model(self) -> bytes | None:
-        path, phone = self.path, self._phone
-        now = current_time()
-        message = path.next_from_model(now)
+        path, phone, began = self.path, self._phone, perf_counter()
+        message = path.next_from_model(current_time())
         if phone is not None and phone.websocket.output_bytes:
             phone.flush()
-            self._agent_passed(current_time() - now)
+            took_s = perf_counter() - began
+            for passed in self._agent_passed:
+                passed(took_s)
         if path.run_is_over:
             self._on_agent()
         return message

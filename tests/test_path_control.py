@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import random
 import tracemalloc
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 import codec
-from codec.ear import Played
+from codec.ear import Ear, Played
 from codec.path import Gate, MediaPath
 from tests.path_reference import texts
 from tests.test_path_audio import SID, audio, media
@@ -33,9 +34,9 @@ def path() -> MediaPath:
     return path
 
 
-def hear(path: MediaPath, *chunks: bytes) -> list[bytes]:
+def hear(path: MediaPath, *chunks: bytes, first: int = 1) -> list[bytes]:
     """The phone sends these chunks; returns what Python is given."""
-    messages = [Frame(Opcode.TEXT, media(chunk, n)) for n, chunk in enumerate(chunks, start=1)]
+    messages = [Frame(Opcode.TEXT, media(chunk, n)) for n, chunk in enumerate(chunks, start=first)]
     path.phone.receive(write_frames(messages, masked=True))
     return list(iter(path.next_from_phone, None))
 
@@ -455,15 +456,43 @@ def test_levels_are_of_what_was_said_even_when_it_is_dropped(path: MediaPath) ->
 def test_records_both_sides_while_told_to(path: MediaPath) -> None:
     hear(path, CHUNK)
     path.recording = True
-    hear(path, CHUNK[::-1])
+    hear(path, CHUNK[::-1], first=2)
     path.agent_allowance_bytes = 100
     say(path, SPEECH)
 
     caller, agent = path.take_recording()
 
-    assert caller == CHUNK[::-1]
+    assert (caller, path.recorded_ms) == (CHUNK[::-1], 40)
     assert agent == codec.MulawEncoder(24_000).encode(SPEECH)[:100]
     assert path.take_recording() == (b"", b"")
+
+
+def test_a_recording_is_one_stretch_and_what_begins_elsewhere_is_handed_up(path: MediaPath) -> None:
+    path.recording = True
+    handed_up = hear(path, CHUNK) + hear(path, CHUNK, first=9) + hear(path, CHUNK, first=2)
+
+    assert handed_up == [media(CHUNK, 9)]
+    assert (path.take_recording()[0], path.recorded_ms) == (CHUNK * 2, 40)
+
+
+def test_an_echo_is_recorded_although_the_model_does_not_hear_it(path: MediaPath) -> None:
+    played = Played(remember=True)
+    path.ear = Ear(played, barge_in=True)
+    path.recording = True
+    said = random.Random(1)
+    played.open = True
+    heard = b""
+    for number in range(200):
+        frame = bytes([0x80 | said.randrange(0, 128)] * 160 if number % 7 else [0xFF] * 160)
+        played.sent(frame, 0.02 * number)
+        messages = [Frame(Opcode.TEXT, media(frame, number + 1))]
+        path.phone.receive(write_frames(messages, masked=True))
+        assert path.next_from_phone(0.02 * (number + 1)) is None
+        heard += frame
+
+    assert path.ear.echo_frames > 0
+    assert path.take_recording()[0] == heard
+    assert to_model(path) != codec.MulawDecoder(16_000).decode(heard)
 
 
 # --- What a call asks of it besides --------------------------------------------------------------

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import wave
+from array import array
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -388,6 +389,32 @@ async def test_a_call_is_recorded_as_the_callee_heard_it(autojump_clock, tmp_pat
     assert np.array_equal(left[: len(said)], said[: len(left)])
     assert abs(len(left) - len(said)) < 0.1 * SECOND
     assert max(likeness(delay) for delay in (-2, -1, 0, 1, 2)) > 0.98
+
+
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+async def test_a_call_over_sockets_is_recorded_whole_on_either_path(tmp_path, media_path):
+    async with serving(
+        recordings_dir=tmp_path, media_path=media_path, greeting_protect_s=0
+    ) as server:
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        with trio.fail_after(30):
+            record = await server.finished(call_sid)
+            call = server.app.calls.get(call_sid)
+            while server.app.recordings._files:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        phone = server.app.simulated_twilio.calls[call_sid]
+        passed = call._path.agent_sent_bytes, call._path.caller_sent_bytes
+    samples = array("h", (tmp_path / f"{call_sid}.wav").read_bytes()[44:])
+    caller, agent = samples[0::2], samples[1::2]
+    said = array("h", decode_mulaw(phone.said))
+    heard = array("h", decode_mulaw(phone.heard))
+    audible_s = [sum(abs(one) > 500 for one in side) / SECOND for side in (agent, heard)]
+
+    assert [size > 0 for size in passed] == [media_path == "fast"] * 2
+    assert caller[: len(said)] == said[: len(caller)]
+    assert abs(len(caller) - len(said)) < 0.2 * SECOND
+    assert audible_s[0] == pytest.approx(audible_s[1], rel=0.1)
+    assert record["recording"]["duration_s"] == pytest.approx(len(caller) / SECOND, abs=0.2)
 
 
 async def test_a_full_disk_does_not_end_the_call(tmp_path, monkeypatch):

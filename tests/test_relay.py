@@ -91,8 +91,8 @@ async def joined(plane: Plane) -> AsyncGenerator[Joined]:
         MediaPath(),
         on_caller=on_caller,
         on_agent=lambda: told.append(relay.path.take_run()[0]),
-        caller_passed=lambda took_s: None,
-        agent_passed=lambda took_s: None,
+        caller_passed=(),
+        agent_passed=(),
     )
     wires[0].listen(lambda messages, ended: told.extend([*(m for m, _ in messages), ended]))
     relay.join_phone(wires[0])

@@ -533,6 +533,7 @@ class TwilioMediaStream:
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the socket; Twilio then goes on with the TwiML, and ours has nothing more."""
+        self._leave_relay()
         fitting = reason.encode()[:_MAX_CLOSE_REASON_BYTES].decode(errors="ignore")
         await self._transport.aclose(code, fitting)
 
@@ -545,15 +546,16 @@ class TwilioMediaStream:
             event = self._protocol.receive_text(text, trio.current_time())
             self._hand_over()
         if isinstance(event, StreamStopped):
-            self._leave()
+            self._over = True
+            self._leave_relay()
         return event
 
     def _socket_ended(self) -> StreamStopped:
-        self._leave()
+        self._over = True
+        self._leave_relay()
         return StreamStopped(said=False)
 
-    def _leave(self) -> None:
-        self._over = True
+    def _leave_relay(self) -> None:
         if self._relay is not None:
             self._count_passed()
             assert self._push_transport is not None
