@@ -6,9 +6,9 @@ import gc
 import math
 import secrets
 import sys
-from collections.abc import AsyncGenerator, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
+from collections.abc import Generator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
@@ -21,12 +21,11 @@ from server import detach, plane
 from server.admission import Admission, Limits
 from server.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
 from server.call_options import CallOptions
-from server.calls import Calls
-from server.carrier import MediaStream
+from server.calls import Calls, Claim
 from server.carrier.phone import find_script
 from server.carrier.simulator import FAULTS as CARRIER_FAULTS
 from server.carrier.simulator import TwilioSimulator
-from server.carrier.twilio import TwilioCarrier, TwilioMediaStream, WebhookVerifier
+from server.carrier.twilio import StreamCounts, TwilioCarrier, TwilioMediaStream, WebhookVerifier
 from server.costs import Prices
 from server.destinations import Destinations
 from server.detach import detachable
@@ -79,6 +78,15 @@ SIMULATED_NUMBER = "+15005550006"
 """Twilio's own magic number that is always a valid caller (test credentials)."""
 
 
+@dataclass(frozen=True, slots=True)
+class _ClaimedWire:
+    """A media socket on the plane, with the call it belongs to."""
+
+    wire: Wire
+    media: TwilioMediaStream
+    claim: Claim
+
+
 class OffhookApp(QuartTrio):
     """The server. Everything that lives as long as it does hangs here."""
 
@@ -118,6 +126,8 @@ class OffhookApp(QuartTrio):
         self.plane = Plane() if settings.media_path == "fast" and plane.AVAILABLE else None
         if self.plane is not None:
             detach.install()
+        # Of any size: what comes is taken at once, and each was claimed by a call of its own.
+        self._claimed_in, self._claimed_out = trio.open_memory_channel[_ClaimedWire](math.inf)
         self.keys = Keys(self._key_hashes())
         self.traces = open_traces(wanted=settings.traces)
         self.idempotency = Idempotency(ttl_s=settings.idempotency_ttl_s)
@@ -187,9 +197,16 @@ class OffhookApp(QuartTrio):
         self.calls.draining = True  # the next request already sees it
         self.nursery.start_soon(self.drain)
 
-    @asynccontextmanager
-    async def accept_media(self, websocket: MediaWebsocket) -> AsyncGenerator[MediaStream]:
-        """Accept a media socket, on the media plane where that can be."""
+    async def serve_media(self, websocket: MediaWebsocket, address: str = "") -> None:
+        """Accept a media socket and serve its call; on the media plane where that can be.
+
+        There, this returns as soon as the socket has shown its ticket: the request has done its
+        part, and a call is not to hold what belongs to it (a quarter of its memory) for minutes.
+
+        Args:
+            websocket: Not accepted yet.
+            address: Where it comes from if nothing has vouched for it yet.
+        """
         connection = None if self.plane is None else detachable(websocket.scope)
         path = "ordinary" if connection is None else "fast"
         self.metrics.media_streams.labels(path).inc()
@@ -197,19 +214,43 @@ class OffhookApp(QuartTrio):
         if self.plane is None or connection is None:
             await websocket.accept()
             with self._counted(TwilioMediaStream(SocketTransport(websocket))) as media:
-                yield media
+                await self.calls.serve_stream(media, address)
             return
         async with connection.detach() as socket:
             protocol = WebSocket(is_client=False, max_message_bytes=MAX_BODY_BYTES)
             wire = Wire(self.plane, socket, protocol)
+            media = TwilioMediaStream(WireTransport(wire))
+            handed_over = False
             try:
                 await websocket.accept()
-                with self._counted(TwilioMediaStream(WireTransport(wire))) as media:
-                    yield media
-                # The call has gone; only its socket waits here for the carrier's goodbye.
-                await wire.wait_ended(timeout_s=self.settings.close_timeout_s)
+                claim = await self.calls.claim(media, address)
+                if claim is not None and not claim.call.is_over:
+                    # Without a wait, in which the call could end and its socket be nobody's.
+                    self._claimed_in.send_nowait(_ClaimedWire(wire, media, claim))
+                    handed_over = True
+                else:
+                    await wire.wait_ended(timeout_s=self.settings.close_timeout_s)
             finally:
-                wire.close()
+                if not handed_over:
+                    self._count(media.counts)
+                    wire.close()
+
+    async def _serve_claimed(self) -> None:
+        """Serve the calls' sockets that are on the plane, until the last of them is closed."""
+        async with trio.open_nursery() as nursery:
+            async for claimed in self._claimed_out:
+                nursery.start_soon(self._serve_wire, claimed)
+
+    async def _serve_wire(self, claimed: _ClaimedWire) -> None:
+        try:
+            with self._counted(claimed.media) as media:
+                await claimed.claim.call.serve(media, claimed.claim.started)
+            # The call has gone; only its socket waits here for the carrier's goodbye.
+            await claimed.wire.wait_ended(timeout_s=self.settings.close_timeout_s)
+        except Exception:
+            logger.exception("media stream failed by a bug of ours")  # of one call, not of others
+        finally:
+            claimed.wire.close()
 
     @contextmanager
     def _counted(self, media: TwilioMediaStream) -> Generator[TwilioMediaStream]:
@@ -217,20 +258,22 @@ class OffhookApp(QuartTrio):
         try:
             yield media
         finally:
-            counts = media.counts
-            self.metrics.lost_frames.labels("carrier").inc(counts.missing_chunks)
-            odd = {
-                "malformed": counts.malformed,
-                "unknown": counts.unknown,
-                "misplaced": counts.misplaced,
-                "foreign": counts.foreign,
-                "binary": counts.binary,
-                "repeated-chunk": counts.repeated_chunks,
-                "timestamp-jump": counts.timestamp_jumps,
-            }
-            for what, count in odd.items():
-                if count:
-                    self.metrics.odd_messages.labels(what).inc(count)
+            self._count(media.counts)
+
+    def _count(self, counts: StreamCounts) -> None:
+        self.metrics.lost_frames.labels("carrier").inc(counts.missing_chunks)
+        odd = {
+            "malformed": counts.malformed,
+            "unknown": counts.unknown,
+            "misplaced": counts.misplaced,
+            "foreign": counts.foreign,
+            "binary": counts.binary,
+            "repeated-chunk": counts.repeated_chunks,
+            "timestamp-jump": counts.timestamp_jumps,
+        }
+        for what, count in odd.items():
+            if count:
+                self.metrics.odd_messages.labels(what).inc(count)
 
     def _key_hashes(self) -> dict[str, str]:
         settings = self.settings
@@ -332,7 +375,10 @@ class OffhookApp(QuartTrio):
             # second at a time, would hold up every call at once.
             gc.collect()
             gc.freeze()
-            await self.calls.run(task_status)
+            async with trio.open_nursery() as streams:
+                streams.start_soon(self._serve_claimed)
+                await self.calls.run(task_status)
+                await self._claimed_in.aclose()
             with trio.move_on_after(settings.close_timeout_s):
                 await trio.to_thread.run_sync(self.traces.close, abandon_on_cancel=True)
             helpers.cancel_scope.cancel()

@@ -61,6 +61,14 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A media socket has shown the ticket of a call."""
+
+    call: Call
+    started: StreamStarted
+
+
+@dataclass(frozen=True, slots=True)
 class _Ticket:
     call: Call
     expires_at: float
@@ -322,6 +330,16 @@ class Calls:
             media: The socket, accepted.
             address: Where it comes from if nothing has vouched for it yet; see :class:`Strangers`.
         """
+        if (claim := await self.claim(media, address)) is not None:
+            await claim.call.serve(media, claim.started)
+
+    async def claim(self, media: MediaStream, address: str = "") -> Claim | None:
+        """Find the call that a new media socket belongs to; whoever has no ticket is sent away.
+
+        Args:
+            media: The socket, accepted.
+            address: Where it comes from if nothing has vouched for it yet; see :class:`Strangers`.
+        """
         kind, refusal = "no-start", "no start message in time"
         call = started = None
         with trio.move_on_after(self._start_timeout_s) as waiting:
@@ -329,7 +347,7 @@ class Calls:
                 with self.strangers.among(address, waiting):
                     started = await self._wait_started(media)
                 if started is None:
-                    return  # it closed without ever starting: nobody is there to be told
+                    return None  # it closed without ever starting: nobody is there to be told
                 kind, refusal = "ticket", "unknown, used or expired ticket"
                 call = await self._claim(started)
             except CarrierProtocolError as error:
@@ -342,8 +360,8 @@ class Calls:
                 )
             with trio.move_on_after(self._options.close_timeout_s), suppress(StreamEnded):
                 await media.aclose(POLICY_VIOLATION, refusal)
-            return
-        await call.serve(media, started)
+            return None
+        return Claim(call, started)
 
     async def _wait_started(self, media: MediaStream) -> StreamStarted | None:
         while True:

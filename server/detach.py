@@ -1,9 +1,10 @@
 """The hook into hypercorn that gives a media socket to the plane, before it is accepted.
 
 A handler that is about to accept a WebSocket asks for its connection's socket. hypercorn then no
-longer reads it, but still writes the 101 and still owns the connection's life. A client may not
-send frames before the 101 (RFC 6455 section 4.1), so at that moment no byte of a frame can be in
-any buffer of hypercorn's: nothing is raced and nothing has to be moved over.
+longer reads it, but still writes the 101. A client may not send frames before that (RFC 6455
+section 4.1), so at that moment no byte of a frame can be in any buffer of hypercorn's: nothing is
+raced and nothing has to be moved over. When it is known whose socket it is, hypercorn is told that
+the connection is over, and the request ends: what it holds is not kept for the length of a call.
 
 hypercorn offers no public way to do this. :func:`install` puts a subclass of its ``TCPServer`` into
 its trio worker; pyproject.toml pins hypercorn to 0.18, and tests/test_detach.py fails loudly when
@@ -36,7 +37,6 @@ class _LendableStream:
         self._stream = stream
         self.socket = stream.socket
         self.send_all = stream.send_all
-        self.send_eof = stream.send_eof
         self.aclose = stream.aclose
         self.is_lent = False
         self.returned = trio.Event()
@@ -48,6 +48,11 @@ class _LendableStream:
                 return await self._stream.receive_some(max_bytes)
         await self.returned.wait()
         return b""
+
+    async def send_eof(self) -> None:
+        # The lent socket is a duplicate: to shut one of them down would shut down both.
+        if not self.is_lent:
+            await self._stream.send_eof()
 
     def lend(self) -> socket.socket:
         self.is_lent = True
@@ -88,9 +93,9 @@ class DetachableServer(TCPServer):
     async def detach(self) -> AsyncGenerator[socket.socket]:
         """Stop reading, and lend the socket out; accept the WebSocket inside the block.
 
-        The socket is a duplicate of hypercorn's, not blocking, for the block to close: hypercorn
-        closing its own does not pull it from under anybody. At the block's end hypercorn is told
-        that the connection is over.
+        The socket is a duplicate of hypercorn's, not blocking, for the caller to close, which may
+        be long after the block: hypercorn closing its own does not pull it from under anybody. At
+        the block's end hypercorn is told that the connection is over.
         """
         assert isinstance(self.stream, _LendableStream)
         own = self.stream.lend()

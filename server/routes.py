@@ -405,8 +405,7 @@ def _add_webhooks(app: OffhookApp) -> None:
             peer = (websocket.scope.get("client") or ("",))[0]
             address = client_address(peer, headers, app.settings.trusted_proxies)
         socket = cast(Any, websocket)._get_current_object()
-        async with app.accept_media(socket) as media:
-            await app.calls.serve_stream(media, address)
+        await app.serve_media(socket, address)
 
 
 # ------------------------------------------------------------------------------------------

@@ -62,6 +62,38 @@ async def test_a_call_has_its_sockets_on_the_plane_and_leaves_none_behind(media_
                 await trio.lowlevel.checkpoint()
 
 
+def requests_being_served() -> int:
+    """How many tasks of hypercorn's wait for the app's answer to a request."""
+    tasks, count = [trio.lowlevel.current_root_task()], 0
+    while tasks:
+        task = tasks.pop()
+        assert task is not None
+        count += task.name.startswith("hypercorn.trio.task_group._handle")
+        for nursery in task.child_nurseries:
+            tasks += nursery.child_tasks
+    return count
+
+
+@pytest.mark.parametrize(("media_path", "requests"), [("fast", 0), ("ordinary", 1)])
+async def test_a_call_on_the_plane_outlives_its_request(media_path, requests):
+    async with (
+        serving(simulated_ring_s=None, media_path=media_path) as server,
+        ringing_call(server) as (call_sid, ticket),
+        open_socket(server) as socket,
+    ):
+        await socket.send(start_message(ticket, call_sid))
+        call = server.app.calls.get(call_sid)
+        with trio.fail_after(10):
+            while requests_being_served() != requests:
+                await socket.recv()
+            assert json.loads(await socket.recv())["event"] in ("media", "mark")
+            heard_s = call.timings.caller_audio_s
+            await socket.send(media_message(b"\xff" * 160))
+            while call.timings.caller_audio_s == heard_s:
+                await trio.lowlevel.checkpoint()
+        assert not call.is_over
+
+
 async def test_the_servers_close_frame_is_the_only_one():
     async with (
         serving(simulated_ring_s=None) as server,
