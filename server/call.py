@@ -44,6 +44,7 @@ from server.carrier import (
 from server.costs import CostMeter, Prices
 from server.ear import BargeInMode, Ear
 from server.endings import EndReason
+from server.errands import Errands
 from server.errors import (
     CarrierError,
     CarrierProtocolError,
@@ -249,6 +250,7 @@ class Call:
         self._interrupted_at: float | None = None
 
         # Its parts that wait, each in a file of its own.
+        self.errands = Errands()
         self._watch = Watch(self)
         self._farewell = Farewell(self)
         self._handover = Handover(self)
@@ -389,20 +391,18 @@ class Call:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_when_told, nursery.cancel_scope)
-                    nursery.start_soon(self._farewell.run)
+                    nursery.start_soon(self.errands.run)
                     if self.options.max_cost_usd is not None:
                         nursery.start_soon(self._keep_to_budget, self.options.max_cost_usd)
                     nursery.start_soon(self._hear)
                     nursery.start_soon(self._play)
-                    nursery.start_soon(self._handover.run)
                     if not self.options.prewarm:
                         await self._connected.wait()
                     async with self._model.open_session(briefed(self.agent), self) as session:
                         self.note("model ready")
                         self.session = session
                         session.join(self._relay)
-                        nursery.start_soon(self._toolbox.run, self._answer_tools)
-                        nursery.start_soon(self._pressed_keys.run, self._tell_keys)
+                        self._see_to_keys()
                         nursery.start_soon(self._watch.run, session)
                         if self._machine is not None:
                             nursery.start_soon(self._machine.run, session)
@@ -410,7 +410,7 @@ class Call:
             except* ServerError as failures:
                 self._failed(failures)
             except* Exception as failures:
-                self.end(EndReason.ERROR, type(failures.exceptions[0]).__name__)
+                self.end(EndReason.ERROR, type(_first(failures)).__name__)
                 logger.exception("call failed by a bug of ours", exc_info=failures)
             finally:
                 self.end(EndReason.CANCELED, "the server stopped")
@@ -446,9 +446,7 @@ class Call:
 
     def _failed(self, failures: ExceptionGroup[ServerError]) -> None:
         """Name the end of a call after the first thing that went wrong on somebody's side."""
-        error: BaseException = failures
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = _first(failures)
         assert isinstance(error, ServerError)
         reason = EndReason.of_failure(error, had_session=self.session is not None)
         self.end(reason, str(error))
@@ -549,6 +547,7 @@ class Call:
                 self.note("digit")
                 self.turns.caller_active(trio.current_time())
                 self._pressed_keys.press(digit)
+                self._see_to_keys()
             case StreamStopped(said=said):
                 line.end = (EndReason.CALLER_HUNG_UP if said else EndReason.CALLER_GONE), ""
             case None:
@@ -809,6 +808,7 @@ class Call:
                 self.transcript.caller_said(text, self._since_answer(trio.current_time()))
             case ToolCallsRequested(calls=calls):
                 self.turns.tools_called(call.id for call in calls)
+                self.errands.begin(self._toolbox.run, self._answer_tools)
                 self._toolbox.request(calls)
             case ToolCallsCancelled(ids=ids):
                 self._toolbox.cancel(ids)
@@ -958,6 +958,10 @@ class Call:
     @property
     def _speaks_to_machine(self) -> bool:
         return self._machine is not None and self._machine.is_spoken_to
+
+    def _see_to_keys(self) -> None:
+        if self.session is not None and self._pressed_keys.are_waiting:
+            self.errands.begin(self._pressed_keys.run, self._tell_keys)
 
     async def _tell_keys(self, pressed: str) -> None:
         """Tell the model which keys the caller has pressed; it answers every message."""
@@ -1236,3 +1240,11 @@ class Call:
                 for at_s, what, facts in self.timeline
             ]
         return record
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first thing that went wrong, however many nurseries it has come through."""
+    error: BaseException = failures
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -26,7 +26,7 @@ class Farewell:
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._wanted = trio.Event()
+        self._is_wanted = False
         self._reason = EndReason.ERROR
         self._detail = ""
         self._agents_own = False  # nobody has to nudge it
@@ -36,7 +36,7 @@ class Farewell:
     @property
     def has_begun(self) -> bool:
         """Whether the call is being brought to its end."""
-        return self._wanted.is_set()
+        return self._is_wanted
 
     def begin(self, reason: EndReason, detail: str = "") -> None:
         """Have the agent say goodbye, then end the call.
@@ -48,7 +48,8 @@ class Farewell:
             return
         self._reason, self._detail = reason, detail
         self._call.note("wrapping up", reason=reason.value)
-        self._wanted.set()
+        self._is_wanted = True
+        self._call.errands.begin(self.run)
 
     def leave_it_to_the_agent(self, reason: EndReason) -> bool:
         """End the call when the agent's own farewell was heard; False if it ends already."""
@@ -64,8 +65,7 @@ class Farewell:
             self._heard.set()
 
     async def run(self) -> None:
-        """Wait until it is wanted, and end the call when the goodbye has been heard."""
-        await self._wanted.wait()
+        """End the call when the goodbye has been heard; begun when it is wanted."""
         call = self._call
         timeout = trio.move_on_after(call.options.farewell_timeout_s)
         if self._agents_own:

@@ -59,6 +59,7 @@ class Handover:
             raise ValueError("the caller cannot be transferred now")
         transfer = self._transfer = _Transfer(destination, number)
         self._wanted.set()
+        self._call.errands.begin(self.run)
         try:
             await transfer.settled.wait()
         finally:

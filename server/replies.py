@@ -9,7 +9,6 @@ comes back from the carrier.
 from __future__ import annotations
 
 import re
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +54,7 @@ class Replies:
     """The replies of a call, in order; fed by its loops."""
 
     def __init__(self) -> None:
-        self.all: deque[Reply] = deque(maxlen=MAX_REPLIES)
+        self.all: list[Reply] = []
         self._ended_at: float | None = None
         self._noticed_at = 0.0
         self._newest_turn = -1
@@ -79,6 +78,7 @@ class Replies:
         self._newest_turn = turn
         if self._ended_at is not None:
             self.all.append(Reply(turn, self._ended_at, self._noticed_at, at))
+            del self.all[:-MAX_REPLIES]
             self._ended_at = None
 
     def audio_sent(self, turn: int, at: float) -> Reply | None:

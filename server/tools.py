@@ -28,11 +28,10 @@ import importlib
 import inspect
 import re
 import traceback
-from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, Literal, NotRequired, Protocol, overload
+from functools import cached_property, partial
+from typing import Annotated, Any, Literal, NotRequired, Protocol, TypeAlias, overload
 
 import msgspec
 import structlog
@@ -401,14 +400,13 @@ class LoopBreaker:
     """How long a refusal is held back: it is what the loop turns on."""
 
     def __init__(self) -> None:
-        self._calls: deque[tuple[float, str, bytes]] = deque(maxlen=self.MAX_CALLS + 1)
+        self._calls: list[tuple[float, str, bytes]] = []
 
     def allows(self, call: ToolCall, now: float) -> bool:
         """Whether this call may be run; those that are refused count, too."""
-        while self._calls and self._calls[0][0] <= now - self.WINDOW_S:
-            self._calls.popleft()
+        recent = [one for one in self._calls if one[0] > now - self.WINDOW_S]
         arguments = msgspec.json.encode(call.arguments, order="deterministic")
-        self._calls.append((now, call.name, arguments))
+        self._calls = [*recent[-self.MAX_CALLS :], (now, call.name, arguments)]
         same = sum(one[1:] == (call.name, arguments) for one in self._calls)
         return same <= self.MAX_SAME and len(self._calls) <= self.MAX_CALLS
 
@@ -418,6 +416,10 @@ class _Answered:
     name: str
     arguments: Mapping[str, Any]
     response: Mapping[str, Any]
+
+
+_Batch: TypeAlias = tuple[tuple[ToolCall, trio.CancelScope], ...]
+_Requests: TypeAlias = tuple[trio.MemorySendChannel[_Batch], trio.MemoryReceiveChannel[_Batch]]
 
 
 class Toolbox:
@@ -442,14 +444,20 @@ class Toolbox:
         self._call = call
         self._metrics = metrics
         self._timeout_s = timeout_s
-        self._threads = trio.CapacityLimiter(MAX_THREADS)
         self._loop_breaker = LoopBreaker()
         self._open: dict[str, trio.CancelScope] = {}
-        self._answered: OrderedDict[str, _Answered] = OrderedDict()
+        self._answered: dict[str, _Answered] = {}
+
+    # These are made when they are first wanted: most calls never do, and they cost 4 KiB.
+
+    @cached_property
+    def _threads(self) -> trio.CapacityLimiter:
+        return trio.CapacityLimiter(MAX_THREADS)
+
+    @cached_property
+    def _requests(self) -> _Requests:
         # Unbounded: whatever is asked for is begun at once, and the loop breaker is the bound.
-        self._requests_in, self._requests_out = trio.open_memory_channel[
-            tuple[tuple[ToolCall, trio.CancelScope], ...]
-        ](float("inf"))
+        return trio.open_memory_channel[_Batch](float("inf"))
 
     @property
     def is_busy(self) -> bool:
@@ -464,7 +472,7 @@ class Toolbox:
                 scope = self._open[call.id] = trio.CancelScope()
                 fresh.append((call, scope))
         if fresh:
-            self._requests_in.send_nowait(tuple(fresh))
+            self._requests[0].send_nowait(tuple(fresh))
 
     def cancel(self, ids: Iterable[str]) -> None:
         """The model has taken these back: they are cancelled, and must not be answered."""
@@ -475,12 +483,12 @@ class Toolbox:
     async def run(self, answer: Callable[[tuple[ToolResult, ...]], Awaitable[None]]) -> None:
         """Run what is requested until cancelled; ``answer`` sends results to the model."""
         async with trio.open_nursery() as nursery:
-            async for batch in self._requests_out:
+            async for batch in self._requests[1]:
                 nursery.start_soon(self._run_batch, batch, answer)
 
     async def _run_batch(
         self,
-        batch: tuple[tuple[ToolCall, trio.CancelScope], ...],
+        batch: _Batch,
         answer: Callable[[tuple[ToolResult, ...]], Awaitable[None]],
     ) -> None:
         responses: dict[str, Mapping[str, Any]] = {}
@@ -551,7 +559,7 @@ class Toolbox:
     def _remember(self, call: ToolCall, response: Mapping[str, Any]) -> None:
         self._answered[call.id] = _Answered(call.name, call.arguments, response)
         while len(self._answered) > self.MAX_ANSWERED:
-            self._answered.popitem(last=False)
+            del self._answered[next(iter(self._answered))]
 
 
 def _error(message: str) -> Mapping[str, Any]:

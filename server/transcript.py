@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,7 +58,7 @@ class Transcript:
     """The turns of a call, in the order in which they began."""
 
     def __init__(self) -> None:
-        self.turns: deque[SpokenTurn] = deque(maxlen=MAX_TURNS)
+        self.turns: list[SpokenTurn] = []
         self._repeated: SpokenTurn | None = None  # is being recognised once more
         self._is_fresh = False  # and nothing of it has come again yet
 
@@ -74,7 +73,7 @@ class Transcript:
         turn = self._repeated
         if turn is None:
             if not self.turns or self.turns[-1].speaker != "caller":
-                self.turns.append(SpokenTurn("caller", at_s))
+                self._begin(SpokenTurn("caller", at_s))
             turn = self.turns[-1]
         elif self._is_fresh:
             turn.text = ""
@@ -125,8 +124,12 @@ class Transcript:
             if spoken.number == turn:
                 return spoken
         spoken = SpokenTurn("agent", at_s, number=turn)
-        self.turns.append(spoken)
+        self._begin(spoken)
         return spoken
+
+    def _begin(self, turn: SpokenTurn) -> None:
+        self.turns.append(turn)
+        del self.turns[:-MAX_TURNS]
 
     def as_list(self, *, words: bool = True) -> list[dict[str, object]]:
         """The turns as the API shows them; without words, who spoke and when."""

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from server.errands import Errands
+
+
+async def test_what_was_wanted_before_and_while_it_ran_is_begun(nursery):
+    done: list[str] = []
+    errands = Errands()
+
+    async def errand(name: str) -> None:
+        done.append(name)
+        if name == "early":
+            errands.begin(another, "from another")
+
+    async def another(name: str) -> None:
+        done.append(name)
+
+    async def third() -> None:
+        done.append("late")
+
+    errands.begin(errand, "early")
+    nursery.start_soon(errands.run)
+    await wait_all_tasks_blocked()
+    errands.begin(third)
+    await wait_all_tasks_blocked()
+
+    assert done == ["early", "from another", "late"]
+
+
+async def test_an_errand_is_begun_once(nursery):
+    class Part:
+        runs = 0
+
+        async def run(self) -> None:
+            self.runs += 1
+
+    one, other = Part(), Part()
+    errands = Errands()
+    nursery.start_soon(errands.run)
+    for _ in range(3):
+        errands.begin(one.run)
+        await wait_all_tasks_blocked()
+    errands.begin(other.run)
+    await wait_all_tasks_blocked()
+
+    assert (one.runs, other.runs) == (1, 1)
+
+
+async def test_what_an_errand_raises_is_the_call_s():
+    async def fails() -> None:
+        raise ValueError("a bug")
+
+    errands = Errands()
+    errands.begin(fails)
+
+    with pytest.raises(ExceptionGroup) as failures, trio.fail_after(5):
+        await errands.run()
+    assert failures.group_contains(ValueError, match="a bug")
