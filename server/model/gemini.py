@@ -1143,6 +1143,8 @@ class GeminiModel:
                 session = GeminiSession(socket, self._dialect, self, first_turn)
                 with trio.fail_after(self._setup_timeout_s):
                     await session.set_up(message, history if config.history_config else ())
+            # The session lasts as long as its call; what it was set up with need not.
+            del config, message, history, headers, conversation
             # Nothing is translated past this point: an error raised by the caller's block is
             # the caller's, whatever its type.
             yield session
