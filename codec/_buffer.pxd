@@ -12,8 +12,8 @@ cdef extern from "fence.h" nogil:
     void fence(const void* data, size_t usable, size_t capacity)
 
 cdef enum:
-    FIRST_BYTES = 1024
-    KEEP_BYTES = 16384  # what an empty buffer may keep; a rare huge message gives its memory back
+    FIRST_BYTES = 512
+    KEEP_BYTES = 4096  # what an empty buffer may keep; a rare huge message gives its memory back
 
 
 cdef struct Buffer:
@@ -44,11 +44,11 @@ cdef inline uint8_t* reserve(Buffer* buffer, size_t size) except NULL:
         return buffer.data + buffer.end
     if used + size < used:
         raise MemoryError
-    if buffer.data != NULL and used + size <= buffer.capacity // 2:
-        # Half of it is free again: moving is cheap, and happens once per half.
+    if buffer.data != NULL and used + size <= buffer.capacity - buffer.capacity // 4:
+        # A quarter of it is free again: moving is cheap, and happens once per quarter.
         memmove(buffer.data, buffer.data + buffer.start, used)
     else:
-        capacity = max(<size_t>FIRST_BYTES, 2 * buffer.capacity, used + size)
+        capacity = max(<size_t>FIRST_BYTES, used + size + (used + size) // 2)
         data = <uint8_t*>PyMem_RawMalloc(capacity)
         if data == NULL:
             raise MemoryError

@@ -4,6 +4,10 @@ from libc.stdint cimport uint8_t
 from codec._buffer cimport Buffer
 
 
+cdef enum:
+    MASK_KEYS_BYTES = 256  # fetched at once: the system call is paid once per 64 frames
+
+
 cdef struct Span:
     # Bytes that belong to someone else; good until their owner changes.
     const uint8_t* data
@@ -14,7 +18,8 @@ cdef class WebSocket:
     cdef Buffer _incoming  # read from the socket, not yet taken as frames
     cdef Buffer _message  # the fragments of a message so far
     cdef Buffer _outgoing  # frames for the socket
-    cdef Buffer _mask_keys
+    cdef uint8_t _mask_keys[MASK_KEYS_BYTES]
+    cdef int _mask_keys_left
     cdef object _random
     cdef uint8_t _fragmented  # opcode of the message in fragments, 0 between messages
     cdef readonly bint is_client

@@ -41,7 +41,6 @@ cdef enum:
     MAX_CONTROL_BYTES = 125
     MAX_HEADER_BYTES = 14
     MASK_BYTES = 4
-    MASK_KEYS_BYTES = 256  # fetched at once: the system call is paid once per 64 frames
 
 # Close codes a peer may send (RFC 6455 7.4.1 and the IANA registry), besides 3000-4999.
 cdef frozenset SENDABLE_CODES = frozenset(
@@ -85,7 +84,6 @@ cdef class WebSocket:
         release(&self._incoming)
         release(&self._message)
         release(&self._outgoing)
-        release(&self._mask_keys)
 
     # -- receiving -------------------------------------------------------------------------
 
@@ -321,12 +319,12 @@ cdef class WebSocket:
         cdef uint8_t* at
         cdef bytes keys
         cdef int shift
-        if self.is_client and held(&self._mask_keys) == 0:
+        if self.is_client and self._mask_keys_left == 0:
             keys = self._random(MASK_KEYS_BYTES)
             if len(keys) != MASK_KEYS_BYTES:
                 raise ValueError("random gave the wrong number of bytes")
-            clear(&self._mask_keys)
-            append(&self._mask_keys, <const uint8_t*>keys, MASK_KEYS_BYTES)
+            memcpy(self._mask_keys, <const uint8_t*>keys, MASK_KEYS_BYTES)
+            self._mask_keys_left = MASK_KEYS_BYTES
         at = header = reserve(&self._outgoing, MAX_HEADER_BYTES + size)
         at[0] = FINAL | opcode
         if size <= 125:
@@ -343,8 +341,8 @@ cdef class WebSocket:
                 at[2 + shift] = <uint8_t>(<uint64_t>size >> (56 - 8 * shift))
             at += 10
         if self.is_client:
-            memcpy(at, head(&self._mask_keys), MASK_BYTES)
-            consume(&self._mask_keys, MASK_BYTES)
+            memcpy(at, self._mask_keys + MASK_KEYS_BYTES - self._mask_keys_left, MASK_BYTES)
+            self._mask_keys_left -= MASK_BYTES
             at += MASK_BYTES
         grow(&self._outgoing, at - header)
         return at
