@@ -9,16 +9,9 @@ import pytest
 from rich.console import Console
 
 from server.app import create_app
-from server.clock import PatientClock
 from server.demo import _run_all, _run_one, run_demo
 from server.demo_scripts import SCRIPTS, ended
 from server.settings import Settings
-
-
-@pytest.fixture
-def fast_clock():
-    """As fast as the machine can: nobody is late by it."""
-    return PatientClock(speed=10.0)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
