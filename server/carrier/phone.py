@@ -459,6 +459,7 @@ SCRIPTS: dict[str, Script] = {
                 HangUp(),
             ),
         ),
+        Script("types-digits", (*_LISTEN, Press("12#"), HearSpeech(60.0), HearPause(), HangUp())),
         Script("oversized", (SendRaw(("x" * 2**20,)), *_LISTEN, HangUp())),
         Script(
             "never-hangs-up",
