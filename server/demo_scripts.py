@@ -474,6 +474,22 @@ SCRIPTS: dict[str, DemoScript] = {
         ),
         {"simulated_callee": "asks-and-waits", "simulated_model": "deaf-model", **_IMPATIENT},
     ),
+    "deaf-main-model": DemoScript(
+        (
+            ended("caller-hung-up"),
+            climbed("fresh", "no-reply"),
+            climbed("fallback", "no-reply"),
+            TOLD_THE_STORY,
+            ANSWERED,
+            NOTHING_LOST,
+        ),
+        {
+            "simulated_callee": "asks-and-waits",
+            "simulated_model": "deaf-main-model",
+            "fallback_gemini_model": "gemini-3.1-flash-live-preview",
+            **_IMPATIENT,
+        },
+    ),
     "empty-turn": DemoScript(
         (ended("caller-hung-up"), climbed("nudge", "empty-turn"), ONE_CONNECTION, ANSWERED),
         {"simulated_callee": "asks-and-waits", "simulated_model": "empty-turn"},

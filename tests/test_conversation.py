@@ -83,6 +83,28 @@ async def test_a_session_that_stays_silent_is_replaced_by_a_fresh_one(autojump_c
     assert len(agent_turns(rig)) >= 2
 
 
+async def test_another_model_takes_over_from_one_that_stays_silent(autojump_clock):
+    def make(gemini: GeminiModel) -> LastingModel:
+        other = GeminiModel(
+            api_key="simulated",
+            url="ws://memory.invalid",
+            model="gemini-3.1-flash-live-preview",
+            connect=gemini._connect,
+        )
+        return LastingModel(gemini, fallback=other)
+
+    async with calling(
+        callee="asks-and-waits", script="deaf-main-model", make_model=make, patience=QUICK
+    ) as rig:
+        await rig.over()
+
+    assert rungs(rig) == ["nudge", "resume", "fresh", "fallback"]
+    assert rig.call.end_reason == "caller-hung-up"
+    assert rig.sessions[-1].setup["model"].endswith("gemini-3.1-flash-live-preview")
+    assert agent_turns(rig)[0]["text"] in rig.sessions[-1].texts
+    assert len(agent_turns(rig)) == 2
+
+
 async def test_when_nothing_helps_the_carrier_says_sorry_in_the_agents_language(autojump_clock):
     async with calling(
         callee="asks-and-waits",
