@@ -14,5 +14,8 @@ os.environ.setdefault("DATABASE_URL", "sqlite://")
 
 @pytest.fixture
 def fast_clock():
-    """For calls over real sockets: as fast as the machine can, and nobody is late by it."""
+    """For calls over real sockets, as fast as the machine can: nobody is late by it.
+
+    Not where something waits for another process, whose time passes no faster than it does.
+    """
     return PatientClock(speed=10.0)
