@@ -1,10 +1,11 @@
 """What is left behind by ten thousand calls with everything going wrong?
 
 One server process over real loopback sockets, with the embedded Twilio and Gemini Live, takes one
-short call after the other. Who answers, how the model behaves, what the carrier does and who ends
-the call are drawn at random (with a seed, so that a run can be had again): lines that drop, that
-fall silent, that send garbage; connections to the model that break, that are refused, that stay
-silent; callbacks that come late or three times; Twilio answering 503. Timers are shortened.
+short call after the other, on a clock that is faster than real time and waits for the machine: it
+is as busy as can be. Who answers, how the model behaves, what the carrier does and who ends the
+call are drawn at random (with a seed, so that a run can be had again): lines that drop, that fall
+silent, that send garbage; connections to the model that break, that are refused, that stay silent;
+callbacks that come late or three times; Twilio answering 503. Timers are shortened.
 
 Counted while it goes on, after a garbage collection: memory (RSS), file descriptors, tasks,
 threads. Counted at its end: calls without a reason, or without a record in the database.
@@ -50,11 +51,15 @@ from server.carrier.phone import (
 )
 from server.carrier.phone import Script as Callee
 from server.carrier.simulator import Faults, SimulatedCall
+from server.clock import PatientClock
 from server.endings import EndReason
 from server.model import simulator as models
 from server.serving import listen, serve
 from server.settings import Settings
 
+SPEED = 20.0
+"""Seconds of a call in one of real time. There is more work in a call than would let it go so fast,
+so no time is spent waiting."""
 CALLS = 10_000
 QUICK_CALLS = 300
 WARM_UP = 1_000
@@ -72,6 +77,8 @@ PACKAGES = ("trio", "hypercorn", "quart-trio", "websockets", "sqlalchemy")
 # ------------------------------------------------------------------------------------------
 # What can happen
 
+NOT_PLACED = "503 to the dial"
+"""The one trouble in which there is no call at all, and whoever asked for it is told so."""
 _MODEL = models.Script(setup_delay_s=0.0, reply_delay_s=0.02, speed=20.0)
 _PICKS_UP = Callee("picks up", (HearSpeech(0.3), Wait(0.06), HangUp()), ring_s=0.02)
 
@@ -148,7 +155,7 @@ def _troubles() -> tuple[Trouble, ...]:
             hang_up_after_s=0.1,
             ends=hung_up,
         ),
-        Trouble("503 to the dial", faults=Faults(failed_dials=1), ends=frozenset()),
+        Trouble(NOT_PLACED, faults=Faults(failed_dials=1), ends=frozenset()),
     )
 
 
@@ -175,7 +182,7 @@ class Result:
 
     accepted: int = 0
     refused: int = 0
-    """Not placed, because the carrier failed the dial."""
+    """Not placed, because the carrier answered 503 to the dial."""
     reasons: Counter[str] = field(default_factory=Counter)
     troubles: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -192,18 +199,22 @@ class Result:
         return float(last / first - 1.0)
 
     def judge(self, warm_up: int) -> Mapping[str, bool]:
-        """Whether each promise was kept."""
+        """Whether each promise was kept; that about memory takes a thousand calls to warm up."""
         after = [look for look in self.looks if look.calls >= warm_up]
-        return {
+        promises = {
             "every call ended with a reason that its trouble explains": not self.wrong,
+            "no call was refused but those whose dial the carrier failed": (
+                self.refused == self.troubles[NOT_PLACED]
+            ),
             "every call has its record": self.recorded == self.accepted,
             "no task is left": after[-1].tasks <= after[0].tasks,
             "no file descriptor or socket is left": after[-1].descriptors <= after[0].descriptors,
             "no thread is left": after[-1].threads <= after[0].threads + 2,
-            f"memory grew by less than {MAX_GROWTH:.0%}": (
-                self.growth("rss_bytes", warm_up) < MAX_GROWTH
-            ),
         }
+        if warm_up >= WARM_UP:
+            growth = self.growth("rss_bytes", warm_up)
+            promises[f"memory grew by less than {MAX_GROWTH:.0%}"] = growth < MAX_GROWTH
+        return promises
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,7 +232,10 @@ def run(options: Options) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="offhook-soak-") as directory:
         dice = random.Random(options.arguments.seed)
         troubles = [dice.choice(TROUBLES) for _ in range(count)]
-        result = trio.run(soak, troubles, warm_up, Path(directory), options.console.print)
+        result = trio.run(
+            *(soak, troubles, warm_up, Path(directory), options.console.print),
+            clock=PatientClock(speed=SPEED),
+        )
     _print(options, result, warm_up)
     return {
         "calls": result.accepted,
@@ -400,7 +414,7 @@ def _print(options: Options, result: Result, warm_up: int) -> None:
     calls = Table("ended", "calls", box=box.SIMPLE, title="How they ended", title_justify="left")
     for reason, count in result.reasons.most_common():
         calls.add_row(reason, str(count))
-    calls.add_row("not placed (503)", str(result.refused))
+    calls.add_row("not placed: the carrier answers 503", str(result.refused))
     console.print(calls)
     held = Table(
         *("calls", "RSS, MB", "descriptors", "tasks", "threads"),
@@ -419,6 +433,7 @@ def _print(options: Options, result: Result, warm_up: int) -> None:
     console.print(held)
     console.print(
         f"RSS after {warm_up} calls to the end: {result.growth('rss_bytes', warm_up):+.1%}; "
+        f"{result.took_s / 60:.1f} minutes, "
         f"{result.took_s / max(1, sum(result.troubles.values())):.3f} s a call"
     )
     for wrong in result.wrong[:20]:

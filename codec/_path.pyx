@@ -704,7 +704,7 @@ cdef class MediaPath:
 
     @property
     def caller_news(self):
-        """Whether the caller's side wants looking at: audio is held, found or to be written down."""
+        """Whether somebody has to look: audio is held, or to be written down, or tells something."""
         return (
             held(&self._caller) > 0
             or held(&self._sent) >= SENT_NEWS_BYTES

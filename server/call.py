@@ -911,7 +911,7 @@ class Call:
         if self._machine is not None and self._machine.is_spoken_to:
             self._machine.interrupted(turn, received_at)
             return
-        self.turns.agent_cut(turn)
+        self.turns.agent_cut(turn, starved_s=self.playout.starved_s(turn))
         self.reconsider()
         mode, spoke = self.options.barge_in, self._ear.spoke_since(received_at - EVIDENCE_S)
         doubtful = mode is BargeInMode.LOCAL or (mode is BargeInMode.BOTH and self._ear.has_echo)
@@ -923,7 +923,7 @@ class Call:
     def cut(self, turn: int, at: float, *, by: str) -> bool:
         """Barge-in: stop the agent before anything else is sent; False if there was nothing."""
         cut = self.playout.interrupt(turn, at)
-        self.turns.agent_cut(turn)
+        self.turns.agent_cut(turn, starved_s=self.playout.starved_s(turn))
         self._ear.agent_cut()
         if cut is None:
             return False

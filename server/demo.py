@@ -26,6 +26,7 @@ from server import logs
 from server.app import OffhookApp, create_app
 from server.call import Call
 from server.carrier.simulator import SimulatedCall
+from server.clock import PatientClock
 from server.demo_scripts import SCRIPTS, DemoScript, Outcome
 from server.serving import listen, serve
 from server.settings import Settings
@@ -34,11 +35,7 @@ DESTINATION = "+15005550006"
 TIME_LIMIT_S = 30.0
 POLL_S = 0.05
 ALL = "all"
-SIDE_BY_SIDE = 12
-"""Scripts of ``--script all`` at once: as many phones, servers and models share one thread, and a
-phone that is late sounds like a fault of the server's."""
-STAGGER_S = 0.25
-"""Between two starts of ``--script all``: a server's start is the costliest moment of its life."""
+WORTH_TELLING_S = 1.0
 
 
 def run_demo(script: str) -> int:
@@ -51,22 +48,28 @@ def run_demo(script: str) -> int:
     # The display is the log here; only what goes wrong is shown beside it.
     logs.configure(level="ERROR")
     directory = Path(tempfile.mkdtemp(prefix="offhook-demo-"))
+    # Every end of these calls is in this process: what is late is late at all of them.
+    clock = PatientClock()
     if script == ALL:
-        return 0 if trio.run(_run_all, console, directory) else 1
-    return 0 if trio.run(_run_one, console, SCRIPTS[script], directory) else 1
+        passed = trio.run(_run_all, console, directory, clock=clock)
+    else:
+        passed = trio.run(_run_one, console, SCRIPTS[script], directory, clock=clock)
+    if clock.withheld_s > WORTH_TELLING_S:
+        console.print(f"the machine was busy: {clock.withheld_s:.1f} s were not counted")
+    return 0 if passed else 1
 
 
 async def _run_all(console: Console, directory: Path) -> bool:
     """Run every script side by side; each timeline is shown as its call ends."""
     passed: dict[str, bool] = {}
-    places = trio.CapacityLimiter(SIDE_BY_SIDE)
 
     async def run(name: str) -> None:
         page = Console(file=io.StringIO(), width=console.width, force_terminal=console.is_terminal)
         page.rule(name)
         try:
-            async with places:
-                passed[name] = await _run_one(page, SCRIPTS[name], directory / name)
+            passed[name] = await _run_one(
+                page, SCRIPTS[name], directory / name, shows_figures=False
+            )
         finally:
             console.file.write(page.file.getvalue())  # type: ignore[attr-defined]
             console.file.flush()
@@ -74,15 +77,24 @@ async def _run_all(console: Console, directory: Path) -> bool:
     async with trio.open_nursery() as nursery:
         for name in SCRIPTS:
             nursery.start_soon(run, name)
-            await trio.sleep(STAGGER_S)
     console.rule(ALL)
     for name in SCRIPTS:
         console.print(f"[green]yes[/] {name}" if passed[name] else f"[red]NO [/] {name}")
     return all(passed.values())
 
 
-async def _run_one(console: Console, script: DemoScript, directory: Path) -> bool:
-    """Serve, place one call, show it, judge it."""
+async def _run_one(
+    console: Console, script: DemoScript, directory: Path, *, shows_figures: bool = True
+) -> bool:
+    """Serve, place one call, show it, judge it.
+
+    Args:
+        console: Where it is shown.
+        script: What happens, and what has to come of it.
+        directory: For the recording.
+        shows_figures: Whether to show how long things took, which says something about this
+            server only if nothing else has its thread.
+    """
     began = time.perf_counter()
     listener = listen("127.0.0.1", 0)
     public_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -118,7 +130,8 @@ async def _run_one(console: Console, script: DemoScript, directory: Path) -> boo
     if outcome is None:
         console.print(f"the call did not end within {TIME_LIMIT_S:.0f} s", style="red")
         return False
-    _print_figures(console, outcome)
+    if shows_figures:
+        _print_figures(console, outcome)
     passed = _print_checks(console, script, outcome)
     if outcome.phone.recording_path is not None:
         where = f"[bold]{outcome.phone.recording_path}[/] (left: caller, right: agent)"
@@ -128,7 +141,8 @@ async def _run_one(console: Console, script: DemoScript, directory: Path) -> boo
 
 
 async def _place_and_watch(console: Console, app: OffhookApp, public_url: str) -> Outcome | None:
-    async with httpx2.AsyncClient(base_url=public_url, trust_env=False) as client:
+    # Plain HTTP, to ourselves: no certificates to read.
+    async with httpx2.AsyncClient(base_url=public_url, trust_env=False, verify=False) as client:
         console.print(f"POST /make-call {{'destination_number': '{DESTINATION}'}}", style="dim")
         answer = await client.post("/make-call", json={"destination_number": DESTINATION})
         if answer.status_code != 201:

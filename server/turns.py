@@ -156,6 +156,10 @@ class _AgentTurn:
     over: bool = False
 
 
+def _was_slow(turn: _AgentTurn, starved_s: float) -> bool:
+    return starved_s > SLOW_S and starved_s > SLOW_SHARE * turn.audio_s
+
+
 @dataclass(slots=True)
 class Turns:
     """The state of the conversation. One owner: the call that tells it what happens."""
@@ -324,15 +328,24 @@ class Turns:
                 quiet = agent_turn.audio_s >= QUIET_TURN_S
                 self._fault = Fault.QUIET_TURN if quiet else Fault.EMPTY_TURN
             return
-        slow = starved_s > SLOW_S and starved_s > SLOW_SHARE * agent_turn.audio_s
+        slow = _was_slow(agent_turn, starved_s)
         self._slow_turns = self._slow_turns + 1 if slow else 0
         if self._broken_off(agent_turn) and not self.caller_speaking:
             self._expect(Awaited.CONTINUATION, now, self.patience.reply_timeout_s)
             self._fault = Fault.BROKEN_OFF
 
-    def agent_cut(self, turn: int) -> None:
-        """The caller has interrupted this turn."""
+    def agent_cut(self, turn: int, *, starved_s: float = 0.0) -> None:
+        """The caller has interrupted this turn.
+
+        Args:
+            turn: The turn.
+            starved_s: How long it had left the caller in silence, because it came too slowly.
+                Whoever hears nothing in the middle of a sentence takes it for the end and speaks,
+                so slow turns are those that are not heard to their ends.
+        """
         self._cut_up_to = max(self._cut_up_to, turn)
+        if self._turn.number == turn and not self._turn.over and _was_slow(self._turn, starved_s):
+            self._slow_turns += 1
         if self._turn.number <= turn:
             self._turn.over = True
             if self._awaited is Awaited.CONTINUATION:
@@ -415,7 +428,7 @@ class Turns:
         if not self.tools_open and not self.caller_speaking:
             dues.append(self._deadline)
             dues.append(self._stall_due(agent_until))
-        if self._slow_turns >= SLOW_TURNS and self._turn.over and not self.caller_speaking:
+        if self._slow_turns >= SLOW_TURNS and self._turn.over and not self.is_busy:
             dues.append(agent_until)
         return min(dues)
 
@@ -483,7 +496,7 @@ class Turns:
         return not turn.ends_well or turn.text_chars > FASTEST_CHARS_PER_S * turn.audio_s
 
     def _is_silent(self, now: float, agent_until: float) -> bool:
-        return now >= agent_until and self._turn.over and not self.caller_speaking
+        return now >= agent_until and self._turn.over and not self.is_busy
 
     def _wrap_up_due(self, agent_until: float) -> float:
         """In a silence after its time; at the latest when two thirds of what is left are left."""

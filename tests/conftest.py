@@ -4,5 +4,18 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
+from server.clock import PatientClock
+
 # No test leaves a database where it is run: those that want a file name one.
 os.environ.setdefault("DATABASE_URL", "sqlite://")
+
+
+@pytest.fixture
+def fast_clock():
+    """For calls over real sockets, as fast as the machine can: nobody is late by it.
+
+    Not where something waits for another process, whose time passes no faster than it does.
+    """
+    return PatientClock(speed=10.0)

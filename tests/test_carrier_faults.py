@@ -10,7 +10,7 @@ from server.carrier.simulator import Faults
 from tests.test_serve import serving
 
 
-async def test_late_callbacks_do_not_hold_a_call_and_still_reach_its_record():
+async def test_late_callbacks_do_not_hold_a_call_and_still_reach_its_record(fast_clock):
     async with serving(simulated_carrier="late-callbacks") as server:
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
         call = server.app.calls.get(call_sid)
@@ -25,7 +25,7 @@ async def test_late_callbacks_do_not_hold_a_call_and_still_reach_its_record():
     assert record["cost"]["billed_minutes"] == 1
 
 
-async def test_callbacks_that_come_again_change_nothing():
+async def test_callbacks_that_come_again_change_nothing(fast_clock):
     async with serving(simulated_carrier="duplicate-callbacks") as server:
         call_sid = (await server.make_call("5550104")).json()["call_sid"]
         with trio.fail_after(30):
@@ -39,7 +39,7 @@ async def test_callbacks_that_come_again_change_nothing():
     assert {answer for _, answer in reports} == {204}
 
 
-async def test_a_dial_that_twilio_fails_is_told_and_never_made_again_by_us():
+async def test_a_dial_that_twilio_fails_is_told_and_never_made_again_by_us(fast_clock):
     async with serving(simulated_carrier="twilio-5xx-dial") as server:
         failed = await server.make_call("5550104")
         placed = len(server.app.simulated_twilio.calls)
@@ -53,7 +53,7 @@ async def test_a_dial_that_twilio_fails_is_told_and_never_made_again_by_us():
 
 
 @pytest.mark.parametrize("failures", [2, 1_000])
-async def test_a_hang_up_that_twilio_fails_still_ends_the_call(failures):
+async def test_a_hang_up_that_twilio_fails_still_ends_the_call(failures, fast_clock):
     async with serving() as server:
         twilio = server.app.simulated_twilio
         call_sid = (await server.make_call("5550108")).json()["call_sid"]

@@ -167,7 +167,7 @@ async def place(simulator, carrier, number="+15005550123", **limits):
     return simulator.calls[placed.call_sid]
 
 
-async def test_a_call_from_dialling_to_its_end(world, tmp_path):
+async def test_a_call_from_dialling_to_its_end(world, tmp_path, fast_clock):
     world.greeting = LOUD_S[:160]
 
     async with twilio(world, script=QUICK, recordings_dir=tmp_path) as (simulator, carrier):
@@ -187,7 +187,7 @@ async def test_a_call_from_dialling_to_its_end(world, tmp_path):
         assert recording.getparams()[:4] == (2, 2, 8000, len(call.said))
 
 
-async def test_status_callbacks_are_signed_ordered_and_complete(world):
+async def test_status_callbacks_are_signed_ordered_and_complete(world, fast_clock):
     async with twilio(world, script=QUICK) as (simulator, carrier):
         call = await place(simulator, carrier)
         await call.wait_ended()
@@ -220,7 +220,9 @@ async def test_status_callbacks_are_signed_ordered_and_complete(world):
         ),
     ],
 )
-async def test_the_verdict_of_machine_detection_is_posted_once_and_signed(world, person, verdict):
+async def test_the_verdict_of_machine_detection_is_posted_once_and_signed(
+    world, person, verdict, fast_clock
+):
     async with twilio(world, script=person) as (simulator, carrier):
         call = await place(simulator, carrier, detect_machine=True)
         await call.wait_ended()
@@ -232,7 +234,7 @@ async def test_the_verdict_of_machine_detection_is_posted_once_and_signed(world,
     assert world.forged == 0
 
 
-async def test_who_answers_a_transfer_is_reported_with_the_callers_own_call(world):
+async def test_who_answers_a_transfer_is_reported_with_the_callers_own_call(world, fast_clock):
     world.document = "<Response><Hangup/></Response>"
     async with twilio(world, script=STAYS, dial_s=0.1, ring_s=0.02) as (simulator, carrier):
         call = await place(simulator, carrier)
@@ -246,7 +248,7 @@ async def test_who_answers_a_transfer_is_reported_with_the_callers_own_call(worl
     assert world.forged == 0
 
 
-async def test_only_the_status_callbacks_asked_for_are_posted(world):
+async def test_only_the_status_callbacks_asked_for_are_posted(world, fast_clock):
     form = {
         "To": "+15005550123",
         "From": NUMBER,
@@ -264,7 +266,7 @@ async def test_only_the_status_callbacks_asked_for_are_posted(world):
     assert world.forged == 0  # The fragment is not signed.
 
 
-async def test_the_upgrade_is_signed_plain_and_without_compression(world):
+async def test_the_upgrade_is_signed_plain_and_without_compression(world, fast_clock):
     async with twilio(world, script=QUICK) as (simulator, carrier):
         await (await place(simulator, carrier)).wait_ended()
 
@@ -285,7 +287,7 @@ async def test_the_upgrade_is_signed_plain_and_without_compression(world):
         ("+12025550109", CallStatus.FAILED),
     ],
 )
-async def test_a_call_that_is_not_answered_has_no_stream(world, number, status):
+async def test_a_call_that_is_not_answered_has_no_stream(world, number, status, fast_clock):
     async with twilio(world, ring_s=0.02) as (simulator, carrier):
         call = await place(simulator, carrier, number)
         await call.wait_ended()
@@ -298,7 +300,7 @@ async def test_a_call_that_is_not_answered_has_no_stream(world, number, status):
         call.said  # noqa: B018
 
 
-async def test_a_phone_that_rings_too_long_is_given_up(world):
+async def test_a_phone_that_rings_too_long_is_given_up(world, fast_clock):
     async with twilio(world, ring_s=2.0) as (simulator, carrier):
         carrier._ring_timeout_s = 0.5  # Rounded up to a second.
         call = await place(simulator, carrier)
@@ -307,7 +309,7 @@ async def test_a_phone_that_rings_too_long_is_given_up(world):
     assert call.status is CallStatus.NO_ANSWER
 
 
-async def test_hanging_up_stops_the_stream_and_may_be_repeated(world):
+async def test_hanging_up_stops_the_stream_and_may_be_repeated(world, fast_clock):
     async with twilio(world, script=STAYS) as (simulator, carrier):
         call = await place(simulator, carrier)
         await call.wait_stream()
@@ -321,7 +323,7 @@ async def test_hanging_up_stops_the_stream_and_may_be_repeated(world):
     assert (call.phone.end, call.status) == (StreamEnd.STOPPED, CallStatus.COMPLETED)
 
 
-async def test_hanging_up_while_it_rings_cancels(world):
+async def test_hanging_up_while_it_rings_cancels(world, fast_clock):
     async with twilio(world, ring_s=60.0) as (simulator, carrier):
         call = await place(simulator, carrier)
         await call.wait_status(CallStatus.RINGING)
@@ -332,7 +334,7 @@ async def test_hanging_up_while_it_rings_cancels(world):
     assert world.statuses[-1]["CallStatus"] == "canceled"
 
 
-async def test_updating_a_call_that_is_over_is_refused(world):
+async def test_updating_a_call_that_is_over_is_refused(world, fast_clock):
     async with twilio(world, script=QUICK) as (simulator, carrier):
         call = await place(simulator, carrier)
         await call.wait_ended()
@@ -342,7 +344,7 @@ async def test_updating_a_call_that_is_over_is_refused(world):
     assert (failure.value.status, failure.value.code) == (400, 21220)
 
 
-async def test_the_server_closing_the_stream_ends_the_call(world):
+async def test_the_server_closing_the_stream_ends_the_call(world, fast_clock):
     world.close_with = (1008, "bad ticket")
 
     async with twilio(world, script=STAYS) as (simulator, carrier):
@@ -355,7 +357,7 @@ async def test_the_server_closing_the_stream_ends_the_call(world):
     assert "stream closed by the server (1008, 'bad ticket')" in what
 
 
-async def test_a_dropped_line_is_seen_without_a_stop(world):
+async def test_a_dropped_line_is_seen_without_a_stop(world, fast_clock):
     script = replace(SCRIPTS["drops"], ring_s=0.02)
     world.greeting = LOUD_S
 
@@ -368,7 +370,7 @@ async def test_a_dropped_line_is_seen_without_a_stop(world):
     assert stream.counts.media * 160 == len(call.said)
 
 
-async def test_the_time_limit_ends_the_call(world):
+async def test_the_time_limit_ends_the_call(world, fast_clock):
     async with twilio(world, script=STAYS) as (simulator, carrier):
         call = await place(simulator, carrier, max_duration_s=0.5)  # Rounded up to a second.
         await call.wait_ended()
@@ -378,7 +380,7 @@ async def test_the_time_limit_ends_the_call(world):
     assert call.duration_s == pytest.approx(1.0, abs=0.5)
 
 
-async def test_a_live_call_goes_on_with_another_document(world):
+async def test_a_live_call_goes_on_with_another_document(world, fast_clock):
     world.documents["after"] = "<Response><Say>Bye</Say></Response>"
     twiml = (
         "<Response><Say>Hold</Say>"
@@ -409,7 +411,7 @@ async def test_a_live_call_goes_on_with_another_document(world):
     assert world.forged == 0
 
 
-async def test_a_call_that_comes_in_is_answered_by_the_voice_webhook(world):
+async def test_a_call_that_comes_in_is_answered_by_the_voice_webhook(world, fast_clock):
     async with twilio(world) as (simulator, carrier):
         world.document = carrier.answer_twiml("t2")
         call = simulator.dial_in(
@@ -439,7 +441,9 @@ async def test_a_call_that_comes_in_is_answered_by_the_voice_webhook(world):
         ("", 403, CallStatus.FAILED),
     ],
 )
-async def test_a_call_that_comes_in_may_not_get_a_stream(world, document, voice_status, status):
+async def test_a_call_that_comes_in_may_not_get_a_stream(
+    world, document, voice_status, status, fast_clock
+):
     world.document, world.voice_status = document, voice_status
 
     async with twilio(world) as (simulator, _):
@@ -450,7 +454,7 @@ async def test_a_call_that_comes_in_may_not_get_a_stream(world, document, voice_
     assert world.streams == []
 
 
-async def test_a_call_may_be_created_with_a_url(world):
+async def test_a_call_may_be_created_with_a_url(world, fast_clock):
     world.documents["first"] = "<Response><Redirect>second</Redirect><Say>Never</Say></Response>"
     world.documents["second"] = '<Response><Pause length="0.01"/><Hangup/></Response>'
     form = {"To": "+15005550123", "From": NUMBER, "Url": f"{world.public_url}/first"}
@@ -466,7 +470,7 @@ async def test_a_call_may_be_created_with_a_url(world):
     assert world.forged == 0
 
 
-async def test_webhooks_that_nobody_answers_do_not_stop_a_call(world):
+async def test_webhooks_that_nobody_answers_do_not_stop_a_call(world, fast_clock):
     async with twilio(world, script=QUICK) as (simulator, carrier):
         carrier._status_url = "http://127.0.0.1:1/call-status"
         call = await place(simulator, carrier)
@@ -476,7 +480,7 @@ async def test_webhooks_that_nobody_answers_do_not_stop_a_call(world):
     assert [answered for _, answered in call.reports] == [None] * 4
 
 
-async def test_a_stream_that_cannot_be_opened_ends_the_call(world):
+async def test_a_stream_that_cannot_be_opened_ends_the_call(world, fast_clock):
     async with twilio(world, script=QUICK) as (simulator, carrier):
         for url, error in [
             ("ws://127.0.0.1:1/stream", "error 31901"),
@@ -503,7 +507,7 @@ async def test_a_stream_that_cannot_be_opened_ends_the_call(world):
         ("", 21201),
     ],
 )
-async def test_numbers_twilio_refuses_are_refused(world, number, code):
+async def test_numbers_twilio_refuses_are_refused(world, number, code, fast_clock):
     async with twilio(world) as (simulator, carrier):
         with pytest.raises(CarrierError) as failure:
             await place(simulator, carrier, number)
@@ -535,7 +539,7 @@ async def test_numbers_twilio_refuses_are_refused(world, number, code):
         ),
     ],
 )
-async def test_requests_twilio_refuses_are_refused(world, changes, status, code):
+async def test_requests_twilio_refuses_are_refused(world, changes, status, code, fast_clock):
     form = {"To": "+15005550123", "From": NUMBER, "Twiml": "<Response/>", **changes}
 
     async with (
@@ -557,7 +561,7 @@ async def test_requests_twilio_refuses_are_refused(world, changes, status, code)
         ((ACCOUNT, TOKEN), "AC" + "0" * 32, 404, 20404),
     ],
 )
-async def test_strangers_are_turned_away(world, auth, account, status, code):
+async def test_strangers_are_turned_away(world, auth, account, status, code, fast_clock):
     async with (
         twilio(world) as (simulator, _),
         httpx2.AsyncClient(trust_env=False, auth=auth) as client,
@@ -567,7 +571,7 @@ async def test_strangers_are_turned_away(world, auth, account, status, code):
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
-async def test_a_call_can_be_fetched(world):
+async def test_a_call_can_be_fetched(world, fast_clock):
     async with twilio(world, script=QUICK) as (simulator, carrier):
         call = await place(simulator, carrier)
         await call.wait_ended()
@@ -581,7 +585,7 @@ async def test_a_call_can_be_fetched(world):
 
 
 @pytest.mark.parametrize("body", [{"Status": "busy"}, {}, {"Twiml": "<a/>", "Url": "http://h/x"}])
-async def test_updates_that_make_no_sense_are_refused(world, body):
+async def test_updates_that_make_no_sense_are_refused(world, body, fast_clock):
     async with (
         twilio(world, ring_s=60.0) as (simulator, carrier),
         httpx2.AsyncClient(trust_env=False, auth=(ACCOUNT, TOKEN)) as client,
@@ -593,7 +597,7 @@ async def test_updates_that_make_no_sense_are_refused(world, body):
     assert (answer.status_code, answer.json()["code"]) == (400, 20001)
 
 
-async def test_ten_calls_at_once_do_not_mix(world):
+async def test_ten_calls_at_once_do_not_mix(world, fast_clock):
     async with twilio(world, script=QUICK) as (simulator, carrier):
         calls = [await place(simulator, carrier, f"+1202556{n:04}") for n in range(10)]
         for call in calls:
@@ -605,7 +609,7 @@ async def test_ten_calls_at_once_do_not_mix(world):
     assert all(call.said == load_speech("hello")[:800] for call in calls)
 
 
-async def test_agent_audio_is_heard_where_it_was_sent(world):
+async def test_agent_audio_is_heard_where_it_was_sent(world, fast_clock):
     world.greeting = LOUD_S
     script = Script("listens", (HearSpeech(), Wait(0.3), HangUp()), ring_s=0.02)
 

@@ -425,12 +425,12 @@ async def test_script_garbage(nursery, autojump_clock):
 async def test_script_never_hangs_up(nursery, autojump_clock):
     phone, stream, _ = await call(nursery, script=SCRIPTS["never-hangs-up"])
 
-    with trio.move_on_after(600):
+    with trio.move_on_after(150):
         await agent(stream)
     await wait_all_tasks_blocked()
 
     assert phone.end is StreamEnd.CLOSED
-    assert len(phone.utterances) > 50
+    assert len(phone.utterances) > 12
 
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)

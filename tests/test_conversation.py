@@ -83,6 +83,28 @@ async def test_a_session_that_stays_silent_is_replaced_by_a_fresh_one(autojump_c
     assert len(agent_turns(rig)) >= 2
 
 
+async def test_another_model_takes_over_from_one_that_stays_silent(autojump_clock):
+    def make(gemini: GeminiModel) -> LastingModel:
+        other = GeminiModel(
+            api_key="simulated",
+            url="ws://memory.invalid",
+            model="gemini-3.1-flash-live-preview",
+            connect=gemini._connect,
+        )
+        return LastingModel(gemini, fallback=other)
+
+    async with calling(
+        callee="asks-and-waits", script="deaf-main-model", make_model=make, patience=QUICK
+    ) as rig:
+        await rig.over()
+
+    assert rungs(rig) == ["nudge", "resume", "fresh", "fallback"]
+    assert rig.call.end_reason == "caller-hung-up"
+    assert rig.sessions[-1].setup["model"].endswith("gemini-3.1-flash-live-preview")
+    assert agent_turns(rig)[0]["text"] in rig.sessions[-1].texts
+    assert len(agent_turns(rig)) == 2
+
+
 async def test_when_nothing_helps_the_carrier_says_sorry_in_the_agents_language(autojump_clock):
     async with calling(
         callee="asks-and-waits",
@@ -142,9 +164,13 @@ async def test_a_model_that_interrupts_itself_for_no_reason_is_asked_to_go_on(au
     assert rig.call.end_reason == "caller-hung-up"
 
 
-async def test_a_model_that_is_slower_than_speech_gets_another_connection(autojump_clock):
-    asks = (*LISTEN, Say("question"))
-    callee = Script("talker", (*asks * 4, *LISTEN, HangUp()))
+@pytest.mark.parametrize("patience_s", [0.9, 2.0])
+async def test_a_model_that_is_slower_than_speech_gets_another_connection(
+    autojump_clock, patience_s
+):
+    # Who is impatient takes its gaps for the end, and does not hear the greeting to its own.
+    asks = (HearSpeech(), HearPause(quiet_s=patience_s), Say("question"))
+    callee = Script("talker", (*asks, HearSpeech(), HearPause(quiet_s=2.0), HangUp()))
     async with calling(callee=callee, script="slow-model") as rig:
         await rig.over()
 

@@ -177,7 +177,7 @@ async def test_a_stopped_server_says_goodbye_and_hangs_up(tmp_path):
             )
 
 
-async def test_an_idle_connection_does_not_hold_up_a_server_that_stops():
+async def test_an_idle_connection_does_not_hold_up_a_server_that_stops(fast_clock):
     async with serving(close_timeout_s=20.0) as server:
         connection = await trio.open_tcp_stream("127.0.0.1", int(server.url.rpartition(":")[2]))
         for _ in range(2):
@@ -191,7 +191,7 @@ async def test_an_idle_connection_does_not_hold_up_a_server_that_stops():
     await connection.aclose()
 
 
-async def test_a_drain_is_asked_for_over_the_api():
+async def test_a_drain_is_asked_for_over_the_api(fast_clock):
     async with serving(api_key="sesame", drain_timeout_s=60.0) as server:
         refused = await server.http.post("/drain")
         server.http.headers["Authorization"] = "Bearer sesame"

@@ -417,7 +417,7 @@ async def test_a_call_over_sockets_is_recorded_whole_on_either_path(tmp_path, me
     assert record["recording"]["duration_s"] == pytest.approx(len(caller) / SECOND, abs=0.2)
 
 
-async def test_a_full_disk_does_not_end_the_call(tmp_path, monkeypatch):
+async def test_a_full_disk_does_not_end_the_call(tmp_path, monkeypatch, fast_clock):
     def fail(self, caller, agent):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -437,7 +437,7 @@ async def test_a_full_disk_does_not_end_the_call(tmp_path, monkeypatch):
     assert (tmp_path / f"{call_sid}.wav").read_bytes()[40:44] == bytes(4)
 
 
-async def test_a_recording_is_fetched_whole_or_in_part_with_the_key(tmp_path):
+async def test_a_recording_is_fetched_whole_or_in_part_with_the_key(tmp_path, fast_clock):
     async with serving(recordings_dir=tmp_path, api_key="sesame") as server:
         unknown = await server.http.get(f"/calls/{SID}/recording")
         server.http.headers["Authorization"] = "Bearer sesame"
@@ -467,7 +467,7 @@ async def test_a_recording_is_fetched_whole_or_in_part_with_the_key(tmp_path):
     assert none.status_code == 404
 
 
-async def test_without_a_directory_nothing_is_recorded():
+async def test_without_a_directory_nothing_is_recorded(fast_clock):
     async with serving() as server:
         call_sid = (await server.make_call("5550104")).json()["call_sid"]
         with trio.fail_after(20):

@@ -280,7 +280,7 @@ def test_a_place_in_the_list_is_checked(text):
 # Over the API
 
 
-async def test_a_call_is_found_after_the_server_was_restarted(tmp_path):
+async def test_a_call_is_found_after_the_server_was_restarted(tmp_path, fast_clock):
     address = f"sqlite:///{tmp_path}/offhook.db"
     async with serving(database_url=address) as server:
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
@@ -303,7 +303,7 @@ async def test_a_call_is_found_after_the_server_was_restarted(tmp_path):
     assert unknown.status_code == 404
 
 
-async def test_the_list_of_calls_comes_in_pages_with_the_live_ones_first(tmp_path):
+async def test_the_list_of_calls_comes_in_pages_with_the_live_ones_first(tmp_path, fast_clock):
     async with serving(database_url=f"sqlite:///{tmp_path}/x.db", recent_calls=0) as server:
         ended = [(await server.make_call("5550104")).json()["call_sid"] for _ in range(3)]
         for call_sid in ended:
@@ -327,7 +327,7 @@ async def test_the_list_of_calls_comes_in_pages_with_the_live_ones_first(tmp_pat
     assert wrong == [422, 422, 422]
 
 
-async def test_calls_go_on_and_are_shown_while_the_database_is_gone(tmp_path):
+async def test_calls_go_on_and_are_shown_while_the_database_is_gone(tmp_path, fast_clock):
     (tmp_path / "gone").write_text("not a directory")
     async with serving(database_url=f"sqlite:///{tmp_path}/gone/x.db") as server:
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
@@ -346,7 +346,7 @@ async def test_calls_go_on_and_are_shown_while_the_database_is_gone(tmp_path):
         assert database.execute("SELECT call_sid FROM offhook_calls").fetchall() == [(call_sid,)]
 
 
-async def test_without_transcripts_a_record_says_who_spoke_and_not_what():
+async def test_without_transcripts_a_record_says_who_spoke_and_not_what(fast_clock):
     async with serving(transcripts=False, record_numbers="full") as server:
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
         with trio.fail_after(20):

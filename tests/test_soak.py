@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.soak import TROUBLES, soak
 
 
-async def test_calls_in_all_kinds_of_trouble_end_with_a_record_and_leave_nothing(tmp_path):
+async def test_calls_in_any_trouble_end_with_a_record_and_leave_nothing(tmp_path, fast_clock):
     told: list[str] = []
     warm_up = TROUBLES[:3]
     result = await soak(warm_up + TROUBLES, len(warm_up), tmp_path, told.append)
@@ -14,6 +14,4 @@ async def test_calls_in_all_kinds_of_trouble_end_with_a_record_and_leave_nothing
     assert result.wrong == []
     assert result.refused == 1
     assert result.accepted == len(warm_up) + len(TROUBLES) - 1
-    # How much memory it takes can only be told after thousands: python -m benchmarks soak.
-    promises.pop(next(promise for promise in promises if promise.startswith("memory")))
     assert promises == dict.fromkeys(promises, True)

@@ -111,7 +111,7 @@ async def test_a_caller_who_interrupts_a_function_has_it_cancelled(autojump_cloc
 # Over real sockets
 
 
-async def test_the_agent_says_goodbye_and_hangs_up_over_real_sockets():
+async def test_the_agent_says_goodbye_and_hangs_up_over_real_sockets(fast_clock):
     async with serving() as server:
         server.app.simulated_twilio._scripts_by_ending["5550190"] = BRIEF
         server.app.simulated_gemini.script = replace(QUICK, functions=(FunctionCall("hang_up"),))
@@ -131,7 +131,7 @@ async def test_the_agent_says_goodbye_and_hangs_up_over_real_sockets():
     [("+15005550104", "caller-hung-up", 2), ("+15005550101", "transferred", 1)],
     ids=["nobody-answers", "somebody-answers"],
 )
-async def test_a_transfer_over_real_sockets(sales, reason, streams):
+async def test_a_transfer_over_real_sockets(sales, reason, streams, fast_clock):
     async with serving(transfer_targets={"sales": sales}) as server:
         twilio, gemini = server.app.simulated_twilio, server.app.simulated_gemini
         twilio._scripts_by_ending["5550190"] = BRIEF
@@ -150,7 +150,7 @@ async def test_a_transfer_over_real_sockets(sales, reason, streams):
     assert "15005550" not in str(record).replace("+15*******", "")
 
 
-async def test_a_forged_report_on_a_transfer_is_refused_and_a_stray_one_hangs_up():
+async def test_a_forged_report_on_a_transfer_is_refused_and_a_stray_one_hangs_up(fast_clock):
     form = {"CallSid": "CA1", "DialCallStatus": "busy"}
     async with serving() as server:
         unsigned = await server.http.post("/transfer-status", data=form)

@@ -316,6 +316,42 @@ def test_turns_that_come_slower_than_they_are_spoken_change_the_connection_in_a_
     assert conversation.now >= conversation.agent_until
 
 
+def test_a_caller_who_speaks_into_a_gap_does_not_hide_that_the_turn_was_slow():
+    conversation = talk()
+    for _ in range(2):
+        conversation.caller_says()
+        conversation.turn += 1
+        for _ in range(10):
+            conversation.hear(0.2)
+            conversation.now += 0.3
+        conversation.turns.caller_started(conversation.now)
+        # Both our own ear and the model may say so.
+        conversation.turns.agent_cut(conversation.turn, starved_s=0.9)
+        conversation.turns.agent_cut(conversation.turn, starved_s=0.9)
+        conversation.turns.agent_completed(conversation.turn, None, conversation.now, starved_s=0.9)
+    conversation.caller_says()
+    assert conversation.decide() is None  # not while they are owed an answer
+    conversation.turn += 1
+    conversation.hear(0.5)
+    conversation.turns.agent_completed(conversation.turn, None, conversation.now, starved_s=0.9)
+
+    assert conversation.wait() == Recover(Rung.RESUME, Fault.SLOW, Awaited.ANSWER)
+
+
+def test_a_turn_that_is_interrupted_at_its_usual_speed_was_not_slow():
+    conversation = talk()
+    for _ in range(3):
+        conversation.caller_says()
+        conversation.turn += 1
+        conversation.hear(2.0)
+        conversation.turns.caller_started(conversation.now)
+        conversation.turns.agent_cut(conversation.turn, starved_s=0.1)
+    conversation.caller_says()
+    conversation.agent_says()
+
+    assert conversation.wait(until=15.0) is None
+
+
 def test_one_slow_turn_is_forgiven():
     conversation = talk()
     conversation.caller_says()

@@ -462,7 +462,7 @@ MACHINE = Script(
 )
 
 
-async def test_a_message_is_left_over_real_sockets():
+async def test_a_message_is_left_over_real_sockets(fast_clock):
     async with serving(voicemail="leave-message", voicemail_message="Call me back.") as server:
         server.app.simulated_twilio._scripts_by_ending["5550190"] = MACHINE
         call_sid = (await server.make_call("5550190")).json()["call_sid"]
@@ -477,7 +477,7 @@ async def test_a_message_is_left_over_real_sockets():
     assert not last.cleared
 
 
-async def test_forged_verdicts_are_refused_and_stray_ones_are_nothing():
+async def test_forged_verdicts_are_refused_and_stray_ones_are_nothing(fast_clock):
     form = {"CallSid": "CA1", "AnsweredBy": "machine_end_beep", "MachineDetectionDuration": "1"}
     async with serving(voicemail="hang-up") as server:
         unsigned = await server.http.post("/amd-status", data=form)

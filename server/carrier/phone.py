@@ -450,8 +450,16 @@ SCRIPTS: dict[str, Script] = {
         # Somebody who does not take the first pause for the end.
         Script(
             "asks-patiently",
-            (*_LISTEN, Say("question"), HearSpeech(60.0), HearPause(quiet_s=3.0), HangUp()),
+            (
+                HearSpeech(),
+                HearPause(quiet_s=2.0),
+                Say("question"),
+                HearSpeech(60.0),
+                HearPause(quiet_s=3.0),
+                HangUp(),
+            ),
         ),
+        Script("types-digits", (*_LISTEN, Press("12#"), HearSpeech(60.0), HearPause(), HangUp())),
         Script("oversized", (SendRaw(("x" * 2**20,)), *_LISTEN, HangUp())),
         Script(
             "never-hangs-up",

@@ -11,12 +11,13 @@ import base64
 import hmac
 import math
 import re
+import ssl
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -320,6 +321,12 @@ class WebSocketTransport:
         await trio.aclose_forcefully(self._websocket.stream)
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """What webhooks are verified by; to read all those certificates takes as long as a call."""
+    return httpx2.create_ssl_context(trust_env=False)
+
+
 @asynccontextmanager
 async def open_websocket(url: str, signature: str) -> AsyncGenerator[WebSocketTransport]:
     """Connect to a media stream server as Twilio does.
@@ -430,6 +437,7 @@ class TwilioSimulator:
             httpx2.AsyncClient(
                 timeout=WEBHOOK_TIMEOUT_S,
                 trust_env=False,
+                verify=_tls(),
                 limits=httpx2.Limits(max_keepalive_connections=0),
             ) as self._http,
             trio.open_nursery() as nursery,

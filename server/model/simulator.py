@@ -95,6 +95,8 @@ class Script:
     """Loud audio that it takes for the beginning of a caller's turn."""
     heals: bool = True
     """Whether a new connection in mid-call finds a healthy service; if not, the same faults."""
+    only_model: str = ""
+    """The model that behaves so, if all others are well."""
     tool_calls: int = 0
     """Functions called, all at once, before each answer to speech, if the set-up declares any."""
     functions: tuple[FunctionCall, ...] = ()
@@ -113,6 +115,9 @@ SCRIPTS: Mapping[str, Script] = {
     "drop-1011": Script(drop=Drop(2, 0.5, 1011, "Internal error encountered.")),
     "silent-model": Script(silent_turns=frozenset(range(2, 100))),
     "deaf-model": Script(silent_turns=frozenset(range(2, 1_000)), heals=False),
+    "deaf-main-model": Script(
+        silent_turns=frozenset(range(2, 1_000)), heals=False, only_model="gemini-3.8-live"
+    ),
     "hard-of-hearing": Script(start_speech_s=0.4),
     "empty-turn": Script(empty_turns=frozenset({2})),
     "slow-model": Script(speed=0.8, reply_delay_s=1.2),
@@ -763,6 +768,8 @@ class SimulatedSession:
             raise ServiceClosesError(1007, "setup must be the first message and only the first")
         setup = message["setup"]
         self._family = check_setup(setup)
+        if self._script.only_model not in setup["model"]:
+            self._script = self._simulator.script_after_resume
         handle = setup.get("sessionResumption", {}).get("handle")
         if handle:
             if self._script.refuse_handles is not None:
