@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
-import secrets
+import socket
 import sys
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import structlog
 import trio
@@ -35,7 +37,7 @@ from server.errors import ConfigurationError
 from server.greeting import read_greeting
 from server.http_connection import HttpConnection
 from server.idempotency import Idempotency
-from server.keys import UNNAMED, Keys, hash_key, new_key
+from server.keys import UNNAMED, Keys, hash_key, made_key
 from server.mcp_servers import McpServers, read_servers
 from server.media_socket import (
     MediaWebsocket,
@@ -53,6 +55,7 @@ from server.opening import GreetingWhen
 from server.plane import Plane, Wire
 from server.recording import Recordings
 from server.records import Records
+from server.relay import relay_media
 from server.routes import add_routes
 from server.settings import Account, Settings
 from server.strangers import Strangers
@@ -68,6 +71,7 @@ from server.tools import (
 from server.traces import open_traces
 from server.turns import Patience
 from server.voicemail import VoicemailPolicy
+from server.workers import Workers, hand_over, shared_secret
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -96,6 +100,7 @@ class OffhookApp(QuartTrio):
         super().__init__("server", static_folder=None)
         _check_scripts(settings)
         self.settings = settings
+        self.workers = Workers()
         self.metrics = Metrics(CollectorRegistry())
         self._agent = Agent(
             prompt=settings.agent_prompt or DEFAULT_PROMPT,
@@ -118,6 +123,7 @@ class OffhookApp(QuartTrio):
         self.plane = Plane() if settings.media_path == "fast" and plane.AVAILABLE else None
         if self.plane is not None:
             detach.install()
+        self._made_key: str | None = None
         self.keys = Keys(self._key_hashes())
         self.traces = open_traces(wanted=settings.traces)
         self.idempotency = Idempotency(ttl_s=settings.idempotency_ttl_s)
@@ -185,31 +191,77 @@ class OffhookApp(QuartTrio):
     def begin_drain(self) -> None:
         """Drain without waiting for it."""
         self.calls.draining = True  # the next request already sees it
+        self.workers.publish()
         self.nursery.start_soon(self.drain)
 
     @asynccontextmanager
     async def accept_media(self, websocket: MediaWebsocket) -> AsyncGenerator[MediaStream]:
         """Accept a media socket, on the media plane where that can be."""
         connection = None if self.plane is None else detachable(websocket.scope)
-        path = "ordinary" if connection is None else "fast"
-        self.metrics.media_streams.labels(path).inc()
-        logger.debug("media stream accepted", path=path)
         if self.plane is None or connection is None:
+            self._note_path("ordinary")
             await websocket.accept()
             with self._counted(TwilioMediaStream(SocketTransport(websocket))) as media:
                 yield media
             return
-        async with connection.detach() as socket:
-            protocol = WebSocket(is_client=False, max_message_bytes=MAX_BODY_BYTES)
-            wire = Wire(self.plane, socket, protocol)
-            try:
+        async with connection.detach() as lent, self._on_plane(self.plane, lent) as media:
+            await websocket.accept()
+            yield media
+
+    async def hand_media_over(
+        self, websocket: MediaWebsocket, number: int, facts: Mapping[str, Any]
+    ) -> None:
+        """Give a media socket to the process whose call it belongs to.
+
+        Where there is a media plane, the connection itself goes there as soon as it is accepted:
+        what the carrier sends meanwhile waits in it. Elsewhere its messages are relayed.
+
+        Raises:
+            WorkerLost: That process is gone.
+        """
+        self.metrics.passed_on.labels("stream").inc()
+        connection = None if self.plane is None else detachable(websocket.scope)
+        if connection is None:
+            stream = await self.workers.connect(number, "http")
+            headers = self.workers.passed_on_headers(websocket.scope)
+            await relay_media(
+                websocket,
+                stream,
+                headers,
+                number=number,
+                max_message_bytes=MAX_BODY_BYTES,
+                timeout_s=self.settings.close_timeout_s,
+            )
+            return
+        stream = await self.workers.connect(number, "media")
+        async with stream, connection.detach() as lent:
+            with lent:
                 await websocket.accept()
-                with self._counted(TwilioMediaStream(WireTransport(wire))) as media:
-                    yield media
-                # The call has gone; only its socket waits here for the carrier's goodbye.
-                await wire.wait_ended(timeout_s=self.settings.close_timeout_s)
-            finally:
-                wire.close()
+                await hand_over(stream, lent, facts)
+                connection.give_away()
+
+    async def _take_media(self, sock: socket.socket, facts: Mapping[str, Any]) -> None:
+        """Serve a media socket that another process has accepted."""
+        assert self.plane is not None
+        async with self._on_plane(self.plane, sock) as media:
+            await self.calls.serve_stream(media, facts["address"])
+
+    @asynccontextmanager
+    async def _on_plane(self, plane: Plane, sock: socket.socket) -> AsyncGenerator[MediaStream]:
+        """A media socket on the plane; closed at the end."""
+        self._note_path("fast")
+        wire = Wire(plane, sock, WebSocket(is_client=False, max_message_bytes=MAX_BODY_BYTES))
+        try:
+            with self._counted(TwilioMediaStream(WireTransport(wire))) as media:
+                yield media
+            # The call has gone; only its socket waits here for the carrier's goodbye.
+            await wire.wait_ended(timeout_s=self.settings.close_timeout_s)
+        finally:
+            wire.close()
+
+    def _note_path(self, path: str) -> None:
+        self.metrics.media_streams.labels(path).inc()
+        logger.debug("media stream accepted", path=path)
 
     @contextmanager
     def _counted(self, media: TwilioMediaStream) -> Generator[TwilioMediaStream]:
@@ -238,11 +290,16 @@ class OffhookApp(QuartTrio):
         if settings.api_key is not None:
             hashes[UNNAMED] = hash_key(settings.api_key.get_secret_value())
         if not hashes and not self.is_simulated:
-            key = new_key()
-            hashes[UNNAMED] = hash_key(key)
-            # Not through the log: a key is never in a log line.
-            print(f"offhook: no API_KEY is set; for this run it is {key}", file=sys.stderr)  # noqa: T201
+            self._made_key = made_key(shared_secret("API key"))
+            hashes[UNNAMED] = hash_key(self._made_key)
         return hashes
+
+    def _tell_made_key(self) -> None:
+        """Say it once, and not through the log: a key is never in a log line."""
+        if self._made_key is not None and self.workers.number == 0:
+            print(  # noqa: T201
+                f"offhook: no API_KEY is set; for this run it is {self._made_key}", file=sys.stderr
+            )
 
     async def _start(self) -> None:
         await self.nursery.start(self._run)
@@ -293,6 +350,8 @@ class OffhookApp(QuartTrio):
         async with AsyncExitStack() as stack, trio.open_nursery() as helpers:
             if self.plane is not None:
                 await helpers.start(self.plane.run)
+            stack.callback(self.workers.leave)
+            self._tell_made_key()
             if settings.account is None:
                 model = await self._simulate(helpers)
             else:
@@ -302,6 +361,8 @@ class OffhookApp(QuartTrio):
             if self.recordings is not None:
                 await helpers.start(self.recordings.run)
             await stack.enter_async_context(self.carrier)
+            if self.workers.are_several:
+                self.carrier.stream_path = f"/stream/{self.workers.number}"
             admission = Admission(self._limits(), self.metrics)
             helpers.start_soon(admission.watch_lag)
             self.calls = Calls(
@@ -318,7 +379,18 @@ class OffhookApp(QuartTrio):
                 recent_calls=settings.recent_calls,
                 traces=self.traces,
                 strangers=Strangers(per_address=settings.max_strangers_per_address),
+                workers=self.workers,
             )
+            if self.workers.are_several:
+                self.workers.report = self.calls.load
+                await helpers.start(
+                    partial(
+                        self.workers.serve,
+                        self,
+                        self._take_media,
+                        max_message_bytes=MAX_BODY_BYTES,
+                    )
+                )
             if settings.max_call_cost_usd is not None and Prices().of_model(model.name) is None:
                 logger.warning("MAX_CALL_COST_USD caps the carrier's part only", model=model.name)
             logger.info(
@@ -327,6 +399,7 @@ class OffhookApp(QuartTrio):
                 model=model.name,
                 public_url=self.public_url,
                 simulated=self.is_simulated,
+                worker=self.workers.number if self.workers.are_several else None,
             )
             # What start-up has made stays for good. To go through it again and again, a tenth of a
             # second at a time, would hold up every call at once.
@@ -342,12 +415,14 @@ class OffhookApp(QuartTrio):
         calls_per_s = settings.calls_per_s
         if calls_per_s is None:
             calls_per_s = math.inf if self.is_simulated else TWILIO_CALLS_PER_S
+        # Lines and sessions are counted over all processes; of the carrier's rate each has a share.
+        processes = self.workers.count
         return Limits(
             max_calls=settings.max_calls,
             max_model_sessions=settings.max_model_sessions,
-            calls_per_s=calls_per_s,
+            calls_per_s=calls_per_s / processes,
             max_dial_wait_s=settings.max_dial_wait_s,
-            max_waiting_calls=settings.max_waiting_calls,
+            max_waiting_calls=math.ceil(settings.max_waiting_calls / processes),
             max_loop_lag_s=settings.max_loop_lag_s,
             quota_pause_s=settings.quota_pause_s,
         )
@@ -355,8 +430,10 @@ class OffhookApp(QuartTrio):
     async def _simulate(self, nursery: trio.Nursery) -> LastingModel:
         """Start a small Twilio and a small Gemini Live on loopback, and use those."""
         settings = self.settings
-        account_sid, auth_token = f"AC{secrets.token_hex(16)}", secrets.token_hex(16)
-        api_key = secrets.token_urlsafe(16)
+        # Another process may be asked to look at a webhook's signature.
+        account_sid = f"AC{shared_secret('simulated account')}"
+        auth_token = shared_secret("simulated token")
+        api_key = shared_secret("simulated key")
         twilio = self.simulated_twilio = TwilioSimulator(
             account_sid=account_sid,
             auth_token=auth_token,

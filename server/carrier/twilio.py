@@ -720,6 +720,8 @@ class TwilioCarrier:
     ) -> None:
         self._name = name
         self._phone_number = phone_number
+        self.stream_path = "/stream"
+        """Where media streams of this process's calls go, as it is known at the next call."""
         self.reach_at(public_url)
         self._ring_timeout_s = ring_timeout_s
         self._request_timeout_s = request_timeout_s
@@ -758,12 +760,12 @@ class TwilioCarrier:
         self._status_url = f"{public_url.rstrip('/')}/call-status"
         self._amd_url = f"{public_url.rstrip('/')}/amd-status"
         self._transfer_url = f"{public_url.rstrip('/')}/transfer-status"
-        self._stream_url = f"{_stream_origin(public_url)}/stream"
+        self._stream_origin = _stream_origin(public_url)
 
     @property
     def stream_url(self) -> str:
         """Where Twilio opens a call's media stream."""
-        return self._stream_url
+        return f"{self._stream_origin}{self.stream_path}"
 
     async def place_call(
         self,
@@ -887,7 +889,7 @@ class TwilioCarrier:
 
     def answer_twiml(self, ticket: str) -> str:
         """The document that answers a call with a media stream that shows the ticket."""
-        return stream_twiml(self._stream_url, {"ticket": ticket})
+        return stream_twiml(self.stream_url, {"ticket": ticket})
 
     def refuse_twiml(self) -> str:
         """The document that refuses an inbound call as busy; Twilio does not bill it."""
