@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 import trio
 from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
 from quart_schema import APIKeySecurityScheme, HttpSecurityScheme, Info, QuartSchema
 from quart_trio import QuartTrio
 
@@ -466,10 +467,15 @@ class OffhookApp(QuartTrio):
             public_url=account.public_url,
             api_url=self.settings.twilio_api_url,
             name="twilio",
+            proxy=_text(self.settings.twilio_proxy),
         )
-        return self._gemini(account.gemini_api_key, self.settings.gemini_url or DEFAULT_URL)
+        return self._gemini(
+            account.gemini_api_key,
+            self.settings.gemini_url or DEFAULT_URL,
+            proxy=_text(self.settings.gemini_proxy),
+        )
 
-    def _gemini(self, api_key: str, url: str) -> LastingModel:
+    def _gemini(self, api_key: str, url: str, proxy: str | None = None) -> LastingModel:
         settings = self.settings
         timeout_s = settings.model_connect_timeout_s
         model = GeminiModel(
@@ -478,6 +484,7 @@ class OffhookApp(QuartTrio):
             url=url,
             connect_timeout_s=timeout_s,
             plane=self.plane,
+            proxy=proxy,
         )
         other_key = settings.fallback_gemini_api_key
         fallback = None
@@ -488,6 +495,7 @@ class OffhookApp(QuartTrio):
                 url=settings.fallback_gemini_url or url,
                 connect_timeout_s=timeout_s,
                 plane=self.plane,
+                proxy=proxy,
             )
         return LastingModel(
             model,
@@ -505,6 +513,7 @@ class OffhookApp(QuartTrio):
         public_url: str,
         api_url: str | None,
         name: str,
+        proxy: str | None = None,
     ) -> None:
         self.public_url = public_url
         self.own_number = phone_number
@@ -519,6 +528,7 @@ class OffhookApp(QuartTrio):
             name=name,
             ring_timeout_s=self.settings.ring_timeout_s,
             request_timeout_s=self.settings.carrier_timeout_s,
+            proxy=proxy,
         )
 
 
@@ -532,6 +542,10 @@ def _tools(settings: Settings) -> tuple[Tool, ...]:
     if settings.voicemail != "ignore":
         ours.append(voicemail_reached)
     return check_names((*ours, *load_tools(settings.tools)))
+
+
+def _text(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 def _check_scripts(settings: Settings) -> None:

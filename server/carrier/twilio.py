@@ -673,6 +673,7 @@ def _carrier_errors(timeout_s: float) -> Generator[None]:
 _NEVER_SENT = (
     httpx2.ConnectError,
     httpx2.ConnectTimeout,
+    httpx2.ProxyError,
     httpx2.PoolTimeout,
     httpx2.UnsupportedProtocol,
     httpx2.InvalidURL,
@@ -704,6 +705,7 @@ class TwilioCarrier:
         name: What answers and banners call this carrier.
         ring_timeout_s: How long a phone rings before the call is given up as no-answer.
         request_timeout_s: How long any one REST request may take.
+        proxy: An HTTP proxy on the way to the REST API; the environment's are not used.
     """
 
     def __init__(
@@ -717,6 +719,7 @@ class TwilioCarrier:
         name: str = "twilio",
         ring_timeout_s: float = 30.0,
         request_timeout_s: float = 10.0,
+        proxy: str | None = None,
     ) -> None:
         self._name = name
         self._phone_number = phone_number
@@ -725,9 +728,13 @@ class TwilioCarrier:
         self.reach_at(public_url)
         self._ring_timeout_s = ring_timeout_s
         self._request_timeout_s = request_timeout_s
-        # A proxy of the environment is meant for the outside world, not for a simulator here.
-        proxies_apply = api_url is None or not _is_loopback(api_url)
-        self._http = httpx2.AsyncClient(timeout=request_timeout_s, trust_env=proxies_apply)
+        # Of the environment only what is trusted (SSL_CERT_FILE): no hop that nobody asked for.
+        self._http = httpx2.AsyncClient(
+            timeout=request_timeout_s,
+            trust_env=False,
+            verify=httpx2.create_ssl_context(),
+            proxy=proxy,
+        )
         self._client = Client(
             account_sid,
             auth_token,
