@@ -11,6 +11,7 @@ from server import logs
 from server.app import OffhookApp, create_app
 from server.errors import ConfigurationError
 from server.keys import KEY_NAME, hash_key, new_key
+from server.master import Master
 from server.serving import listen, serve, stop_on_signal
 from server.settings import Settings
 from server.sockets import raise_file_limit
@@ -30,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     key.add_argument("name", help="whom it is for: lower-case letters, digits, - and _")
     parser.add_argument("--host", help="address to listen on (HOST)")
     parser.add_argument("--port", type=int, help="port to listen on (PORT)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="how many processes (default: 1)"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.command == "demo":
         # The demo brings its own dependencies (a terminal display) that serving does without.
@@ -43,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         settings = Settings.load(**overrides)
         logs.configure(level=settings.log_level, json=settings.log_json)
         raise_file_limit()
+        if chosen.workers > 1:
+            return trio.run(Master(settings, overrides, chosen.workers).run)
         trio.run(_serve, create_app(settings))
     except ConfigurationError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201

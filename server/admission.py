@@ -66,6 +66,15 @@ class DialQueue:
     def __len__(self) -> int:
         return len(self._order)
 
+    @property
+    def interval_s(self) -> float:
+        """From one dial to the next."""
+        return self._interval_s
+
+    def free_in_s(self, now: float) -> float:
+        """When the next dial may be, if nobody waited."""
+        return max(self._free_at - now, 0.0)
+
     def join(self, client: str, now: float) -> Place:
         """Take a place.
 
@@ -186,6 +195,15 @@ class Admission:
     def waiting_count(self) -> int:
         """Calls that wait for their turn to be dialled."""
         return len(self._queue)
+
+    @property
+    def dial_every_s(self) -> float:
+        """From one dial to the next."""
+        return self._queue.interval_s
+
+    def dials_in_s(self, now: float) -> float:
+        """When the next dial may be, if nobody waited."""
+        return self._queue.free_in_s(now)
 
     @property
     def loop_lag_s(self) -> float:

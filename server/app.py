@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gc
 import math
-import secrets
+import socket
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import structlog
 import trio
 from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
 from quart_schema import APIKeySecurityScheme, HttpSecurityScheme, Info, QuartSchema
 from quart_trio import QuartTrio
 
@@ -34,7 +37,7 @@ from server.errors import ConfigurationError
 from server.greeting import read_greeting
 from server.http_connection import HttpConnection
 from server.idempotency import Idempotency
-from server.keys import UNNAMED, Keys, hash_key, new_key
+from server.keys import UNNAMED, Keys, hash_key, made_key
 from server.mcp_servers import McpServers, read_servers
 from server.media_socket import (
     MediaWebsocket,
@@ -49,6 +52,7 @@ from server.model.lasting import LastingModel
 from server.model.simulator import SCRIPTS as MODEL_SCRIPTS
 from server.model.simulator import GeminiSimulator
 from server.opening import GreetingWhen
+from server.pass_on import relay_media
 from server.plane import Plane, Wire
 from server.recording import Recordings
 from server.records import Records
@@ -67,6 +71,7 @@ from server.tools import (
 from server.traces import open_traces
 from server.turns import Patience
 from server.voicemail import VoicemailPolicy
+from server.workers import Workers, hand_over, shared_secret
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -104,6 +109,7 @@ class OffhookApp(QuartTrio):
         super().__init__("server", static_folder=None)
         _check_scripts(settings)
         self.settings = settings
+        self.workers = Workers()
         self.metrics = Metrics(CollectorRegistry())
         self._agent = Agent(
             prompt=settings.agent_prompt or DEFAULT_PROMPT,
@@ -128,6 +134,7 @@ class OffhookApp(QuartTrio):
             detach.install()
         # Of any size: what comes is taken at once, and each was claimed by a call of its own.
         self._claimed_in, self._claimed_out = trio.open_memory_channel[_ClaimedWire](math.inf)
+        self._made_key: str | None = None
         self.keys = Keys(self._key_hashes())
         self.traces = open_traces(wanted=settings.traces)
         self.idempotency = Idempotency(ttl_s=settings.idempotency_ttl_s)
@@ -195,6 +202,7 @@ class OffhookApp(QuartTrio):
     def begin_drain(self) -> None:
         """Drain without waiting for it."""
         self.calls.draining = True  # the next request already sees it
+        self.workers.publish()
         self.nursery.start_soon(self.drain)
 
     async def serve_media(self, websocket: MediaWebsocket, address: str = "") -> None:
@@ -208,32 +216,85 @@ class OffhookApp(QuartTrio):
             address: Where it comes from if nothing has vouched for it yet.
         """
         connection = None if self.plane is None else detachable(websocket.scope)
-        path = "ordinary" if connection is None else "fast"
-        self.metrics.media_streams.labels(path).inc()
-        logger.debug("media stream accepted", path=path)
         if self.plane is None or connection is None:
+            self._note_path("ordinary")
             await websocket.accept()
             with self._counted(TwilioMediaStream(SocketTransport(websocket))) as media:
                 await self.calls.serve_stream(media, address)
             return
-        async with connection.detach() as socket:
-            protocol = WebSocket(is_client=False, max_message_bytes=MAX_BODY_BYTES)
-            wire = Wire(self.plane, socket, protocol)
-            media = TwilioMediaStream(WireTransport(wire))
-            handed_over = False
+        async with connection.detach() as lent:
+            wire = self._wire(self.plane, lent)
             try:
                 await websocket.accept()
-                claim = await self.calls.claim(media, address)
-                if claim is not None and not claim.call.is_over:
-                    # Without a wait, in which the call could end and its socket be nobody's.
-                    self._claimed_in.send_nowait(_ClaimedWire(wire, media, claim))
-                    handed_over = True
-                else:
-                    await wire.wait_ended(timeout_s=self.settings.close_timeout_s)
-            finally:
-                if not handed_over:
-                    self._count(media.counts)
-                    wire.close()
+                claimed = await self._claim(wire, address)
+            except BaseException:
+                wire.close()
+                raise
+            if claimed is not None:
+                self._claimed_in.send_nowait(claimed)
+
+    async def hand_media_over(
+        self, websocket: MediaWebsocket, number: int, facts: Mapping[str, Any]
+    ) -> None:
+        """Give a media socket to the process whose call it belongs to.
+
+        Where there is a media plane, the connection itself goes there as soon as it is accepted:
+        what the carrier sends meanwhile waits in it. Elsewhere its messages are relayed.
+
+        Raises:
+            WorkerLost: That process is gone.
+        """
+        self.metrics.passed_on.labels("stream").inc()
+        connection = None if self.plane is None else detachable(websocket.scope)
+        if connection is None:
+            stream = await self.workers.connect(number, "http")
+            headers = self.workers.passed_on_headers(websocket.scope)
+            await relay_media(
+                websocket,
+                stream,
+                headers,
+                number=number,
+                max_message_bytes=MAX_BODY_BYTES,
+                timeout_s=self.settings.close_timeout_s,
+            )
+            return
+        stream = await self.workers.connect(number, "media")
+        async with stream, connection.detach() as lent:
+            with lent:
+                await websocket.accept()
+                await hand_over(stream, lent, facts)
+                connection.give_away()
+
+    async def _take_media(self, sock: socket.socket, facts: Mapping[str, Any]) -> None:
+        """Serve a media socket that another process has accepted."""
+        assert self.plane is not None
+        wire = self._wire(self.plane, sock)
+        try:
+            claimed = await self._claim(wire, facts["address"])
+        except BaseException:
+            wire.close()
+            raise
+        if claimed is not None:
+            self._claimed_in.send_nowait(claimed)
+
+    def _wire(self, plane: Plane, sock: socket.socket) -> Wire:
+        self._note_path("fast")
+        return Wire(plane, sock, WebSocket(is_client=False, max_message_bytes=MAX_BODY_BYTES))
+
+    async def _claim(self, wire: Wire, address: str) -> _ClaimedWire | None:
+        """Wait until a wire has shown its ticket; one that has none is closed, and None.
+
+        What comes back is to be served without a wait in between, in which the call could end and
+        its socket be nobody's.
+        """
+        media = TwilioMediaStream(WireTransport(wire))
+        claim = await self.calls.claim(media, address)
+        if claim is not None and not claim.call.is_over:
+            return _ClaimedWire(wire, media, claim)
+        await wire.wait_ended(timeout_s=self.settings.close_timeout_s)
+        self._count(media.counts)
+        wire.close()
+        return None
 
     async def _serve_claimed(self) -> None:
         """Serve the calls' sockets that are on the plane, until the last of them is closed."""
@@ -251,6 +312,10 @@ class OffhookApp(QuartTrio):
             logger.exception("media stream failed by a bug of ours")  # of one call, not of others
         finally:
             claimed.wire.close()
+
+    def _note_path(self, path: str) -> None:
+        self.metrics.media_streams.labels(path).inc()
+        logger.debug("media stream accepted", path=path)
 
     @contextmanager
     def _counted(self, media: TwilioMediaStream) -> Generator[TwilioMediaStream]:
@@ -281,11 +346,16 @@ class OffhookApp(QuartTrio):
         if settings.api_key is not None:
             hashes[UNNAMED] = hash_key(settings.api_key.get_secret_value())
         if not hashes and not self.is_simulated:
-            key = new_key()
-            hashes[UNNAMED] = hash_key(key)
-            # Not through the log: a key is never in a log line.
-            print(f"offhook: no API_KEY is set; for this run it is {key}", file=sys.stderr)  # noqa: T201
+            self._made_key = made_key(shared_secret("API key"))
+            hashes[UNNAMED] = hash_key(self._made_key)
         return hashes
+
+    def _tell_made_key(self) -> None:
+        """Say it once, and not through the log: a key is never in a log line."""
+        if self._made_key is not None and self.workers.number == 0:
+            print(  # noqa: T201
+                f"offhook: no API_KEY is set; for this run it is {self._made_key}", file=sys.stderr
+            )
 
     async def _start(self) -> None:
         await self.nursery.start(self._run)
@@ -336,6 +406,8 @@ class OffhookApp(QuartTrio):
         async with AsyncExitStack() as stack, trio.open_nursery() as helpers:
             if self.plane is not None:
                 await helpers.start(self.plane.run)
+            stack.callback(self.workers.leave)
+            self._tell_made_key()
             if settings.account is None:
                 model = await self._simulate(helpers)
             else:
@@ -345,6 +417,8 @@ class OffhookApp(QuartTrio):
             if self.recordings is not None:
                 await helpers.start(self.recordings.run)
             await stack.enter_async_context(self.carrier)
+            if self.workers.are_several:
+                self.carrier.stream_path = f"/stream/{self.workers.number}"
             admission = Admission(self._limits(), self.metrics)
             helpers.start_soon(admission.watch_lag)
             self.calls = Calls(
@@ -361,7 +435,18 @@ class OffhookApp(QuartTrio):
                 recent_calls=settings.recent_calls,
                 traces=self.traces,
                 strangers=Strangers(per_address=settings.max_strangers_per_address),
+                workers=self.workers,
             )
+            if self.workers.are_several:
+                self.workers.report = self.calls.load
+                await helpers.start(
+                    partial(
+                        self.workers.serve,
+                        self,
+                        self._take_media,
+                        max_message_bytes=MAX_BODY_BYTES,
+                    )
+                )
             if settings.max_call_cost_usd is not None and Prices().of_model(model.name) is None:
                 logger.warning("MAX_CALL_COST_USD caps the carrier's part only", model=model.name)
             logger.info(
@@ -370,6 +455,7 @@ class OffhookApp(QuartTrio):
                 model=model.name,
                 public_url=self.public_url,
                 simulated=self.is_simulated,
+                worker=self.workers.number if self.workers.are_several else None,
             )
             # What start-up has made stays for good. To go through it again and again, a tenth of a
             # second at a time, would hold up every call at once.
@@ -388,12 +474,14 @@ class OffhookApp(QuartTrio):
         calls_per_s = settings.calls_per_s
         if calls_per_s is None:
             calls_per_s = math.inf if self.is_simulated else TWILIO_CALLS_PER_S
+        # Lines and sessions are counted over all processes; of the carrier's rate each has a share.
+        processes = self.workers.count
         return Limits(
             max_calls=settings.max_calls,
             max_model_sessions=settings.max_model_sessions,
-            calls_per_s=calls_per_s,
+            calls_per_s=calls_per_s / processes,
             max_dial_wait_s=settings.max_dial_wait_s,
-            max_waiting_calls=settings.max_waiting_calls,
+            max_waiting_calls=math.ceil(settings.max_waiting_calls / processes),
             max_loop_lag_s=settings.max_loop_lag_s,
             quota_pause_s=settings.quota_pause_s,
         )
@@ -401,8 +489,10 @@ class OffhookApp(QuartTrio):
     async def _simulate(self, nursery: trio.Nursery) -> LastingModel:
         """Start a small Twilio and a small Gemini Live on loopback, and use those."""
         settings = self.settings
-        account_sid, auth_token = f"AC{secrets.token_hex(16)}", secrets.token_hex(16)
-        api_key = secrets.token_urlsafe(16)
+        # Another process may be asked to look at a webhook's signature.
+        account_sid = f"AC{shared_secret('simulated account')}"
+        auth_token = shared_secret("simulated token")
+        api_key = shared_secret("simulated key")
         twilio = self.simulated_twilio = TwilioSimulator(
             account_sid=account_sid,
             auth_token=auth_token,
@@ -435,10 +525,15 @@ class OffhookApp(QuartTrio):
             public_url=account.public_url,
             api_url=self.settings.twilio_api_url,
             name="twilio",
+            proxy=_text(self.settings.twilio_proxy),
         )
-        return self._gemini(account.gemini_api_key, self.settings.gemini_url or DEFAULT_URL)
+        return self._gemini(
+            account.gemini_api_key,
+            self.settings.gemini_url or DEFAULT_URL,
+            proxy=_text(self.settings.gemini_proxy),
+        )
 
-    def _gemini(self, api_key: str, url: str) -> LastingModel:
+    def _gemini(self, api_key: str, url: str, proxy: str | None = None) -> LastingModel:
         settings = self.settings
         timeout_s = settings.model_connect_timeout_s
         model = GeminiModel(
@@ -447,6 +542,7 @@ class OffhookApp(QuartTrio):
             url=url,
             connect_timeout_s=timeout_s,
             plane=self.plane,
+            proxy=proxy,
         )
         other_key = settings.fallback_gemini_api_key
         fallback = None
@@ -457,6 +553,7 @@ class OffhookApp(QuartTrio):
                 url=settings.fallback_gemini_url or url,
                 connect_timeout_s=timeout_s,
                 plane=self.plane,
+                proxy=proxy,
             )
         return LastingModel(
             model,
@@ -474,6 +571,7 @@ class OffhookApp(QuartTrio):
         public_url: str,
         api_url: str | None,
         name: str,
+        proxy: str | None = None,
     ) -> None:
         self.public_url = public_url
         self.own_number = phone_number
@@ -488,6 +586,7 @@ class OffhookApp(QuartTrio):
             name=name,
             ring_timeout_s=self.settings.ring_timeout_s,
             request_timeout_s=self.settings.carrier_timeout_s,
+            proxy=proxy,
         )
 
 
@@ -501,6 +600,10 @@ def _tools(settings: Settings) -> tuple[Tool, ...]:
     if settings.voicemail != "ignore":
         ours.append(voicemail_reached)
     return check_names((*ours, *load_tools(settings.tools)))
+
+
+def _text(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 def _check_scripts(settings: Settings) -> None:

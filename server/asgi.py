@@ -7,7 +7,7 @@ import sys
 from server import logs
 from server.app import create_app
 from server.errors import ConfigurationError
-from server.hypercorn_hook import drain_before_stopping
+from server.hypercorn_hook import drain_before_stopping, tell_worker_count
 from server.settings import Settings
 from server.sockets import raise_file_limit
 
@@ -18,4 +18,14 @@ try:
     app = create_app(settings)
 except ConfigurationError as error:
     sys.exit(f"offhook: {error}")
+
+
+def _join(count: int) -> None:
+    try:
+        app.workers.join(count)
+    except ConfigurationError as error:
+        sys.exit(f"offhook: {error}")
+
+
+tell_worker_count(_join)
 asked_to_stop = drain_before_stopping(app.drain)

@@ -1,7 +1,8 @@
 """Every call of this process: who may be placed, which stream belongs to which, what is kept.
 
 Each call runs in a nursery of its own inside :meth:`Calls.run`; a call that fails takes nothing
-with it. A media socket proves its call by a single-use ticket that we put into the TwiML.
+with it. A media socket proves its call by a single-use ticket that we put into the TwiML. Where a
+server has several processes, limits are for all of them, and each says which calls are its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import trio
 
 from server.admission import Admission, Limits
 from server.agent import Agent
+from server.board import Load
 from server.call import Call
 from server.call_options import CallOptions
 from server.carrier import (
@@ -41,6 +43,7 @@ from server.records import Cursor, Records, RecordsUnavailable
 from server.strangers import Strangers
 from server.traces import NoTraces, Traces
 from server.voicemail import VoicemailPolicy
+from server.workers import Workers
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -54,10 +57,26 @@ class Page:
     """Part of the list of calls."""
 
     rows: list[dict[str, Any]]
-    next: Cursor | None
-    """Where the next page begins; None when this was the last."""
+    more: bool
+    """Whether there are calls after these."""
     is_complete: bool
     """False when the database could not be asked, and only what is in memory is shown."""
+
+    def joined(self, other: Page, limit: int) -> Page:
+        """What two processes know together; of a call that both know, the other's word counts."""
+        rows = {row["call_sid"]: row for row in self.rows}
+        rows |= {row["call_sid"]: row for row in other.rows}
+        newest = sorted(rows.values(), key=Cursor.of, reverse=True)
+        return Page(
+            newest[:limit],
+            self.more or other.more or len(newest) > limit,
+            self.is_complete and other.is_complete,
+        )
+
+    @property
+    def next(self) -> Cursor | None:
+        """Where the next page begins; None when this was the last."""
+        return Cursor.of(self.rows[-1]) if self.rows and self.more else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +114,7 @@ class Calls:
         recent_calls: How many ended calls stay in memory, for the carrier's late callbacks.
         traces: Where traces of ended calls go.
         strangers: The media sockets that have not shown a ticket yet.
+        workers: The other processes of this server.
     """
 
     def __init__(
@@ -113,6 +133,7 @@ class Calls:
         recent_calls: int = 1_000,
         strangers: Strangers | None = None,
         traces: Traces | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.carrier = carrier
         self.model = model
@@ -131,6 +152,7 @@ class Calls:
         self.strangers = Strangers() if strangers is None else strangers
         self._refusals = Sparing()
         self._traces = traces or NoTraces()
+        self._workers = workers or Workers()
         self._ticket_ttl_s = ticket_ttl_s
         self._start_timeout_s = start_timeout_s
         self._recent_calls = recent_calls
@@ -160,10 +182,12 @@ class Calls:
             self._live.pop(call.call_sid, None)
             self._recent[call.call_sid] = call
             while len(self._recent) > self._recent_calls:
-                self._recent.popitem(last=False)
+                forgotten, _ = self._recent.popitem(last=False)
+                self._workers.release(forgotten)
             for ticket in [name for name, held in self._tickets.items() if held.call is call]:
                 del self._tickets[ticket]
             self._tell_if_empty()
+            self._workers.publish()
 
     def _keep(self, call: Call) -> None:
         if self._records is not None:
@@ -179,6 +203,7 @@ class Calls:
     async def aclose(self) -> None:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""
         self.draining = True
+        self._workers.publish()
         await self._accepted_in.aclose()
 
     # -- placing and answering -------------------------------------------------------------
@@ -248,7 +273,11 @@ class Calls:
         """
         call = self._live.get(call_sid)
         if call is None:
-            self.check_admission()
+            try:
+                self.check_admission()
+            except CallRefused:
+                self._workers.release(call_sid)  # another process has chosen this one for it
+                raise
             call = self._new_call("inbound", number, agent, None, None)
             await self._begin(call, call_sid)
         return self.carrier.answer_twiml(self._issue(call))
@@ -261,7 +290,8 @@ class Calls:
         """
         if self.draining:
             raise _draining()
-        self.admission.check(self.live_count, trio.current_time())
+        calls = self.live_count + self._workers.live_elsewhere
+        self.admission.check(calls, trio.current_time())
 
     def _new_call(
         self,
@@ -291,6 +321,7 @@ class Calls:
     async def _begin(self, call: Call, call_sid: str) -> None:
         call.accept(call_sid)
         self._live[call_sid] = call
+        self._workers.claim(call_sid)
         for update in sorted(self._early.pop(call_sid, []), key=lambda u: u.sequence_number):
             call.update_status(update)
         await self._accepted_in.send(call)
@@ -432,12 +463,30 @@ class Calls:
         after.sort(key=Cursor.of, reverse=True)
         rows = after[:limit]
         more = more or len(after) > limit
-        return Page(rows, Cursor.of(rows[-1]) if rows and more else None, is_complete)
+        return Page(rows, more, is_complete)
 
     @property
     def live_count(self) -> int:
         """Calls that wait to be dialled, ring or talk."""
         return len(self._live) + self._dialling
+
+    def load(self) -> Load:
+        """How this process is doing, for the others of its server."""
+        try:
+            self.check_admission()
+        except CallRefused:
+            accepts = False
+        else:
+            accepts = True
+        return Load(
+            live=self.live_count,
+            running=len(self._live),
+            waiting=self.admission.waiting_count,
+            accepts=accepts,
+            draining=self.draining,
+            dials_in_s=self.admission.dials_in_s(trio.current_time()),
+            dial_every_s=self.admission.dial_every_s,
+        )
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new calls, let live ones finish; at the deadline the rest say goodbye and end.
@@ -449,6 +498,7 @@ class Calls:
             return
         self._drained = trio.Event()
         self.draining = True
+        self._workers.publish()
         last = list(self._live.values())
         logger.info("draining", live=self.live_count)
         with trio.move_on_after(timeout_s):

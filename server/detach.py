@@ -36,9 +36,9 @@ class _LendableStream:
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self.socket = stream.socket
-        self.send_all = stream.send_all
         self.aclose = stream.aclose
         self.is_lent = False
+        self.is_given_away = False
         self.returned = trio.Event()
         self._reading = trio.CancelScope()
 
@@ -48,6 +48,10 @@ class _LendableStream:
                 return await self._stream.receive_some(max_bytes)
         await self.returned.wait()
         return b""
+
+    async def send_all(self, data: bytes) -> None:
+        if not self.is_given_away:
+            await self._stream.send_all(data)
 
     async def send_eof(self) -> None:
         # The lent socket is a duplicate: to shut one of them down would shut down both.
@@ -88,6 +92,11 @@ class DetachableServer(TCPServer):
             and isinstance(self.protocol.protocol, H11Protocol)
             and isinstance(self.protocol.protocol.connection, H11WSConnection)
         )
+
+    def give_away(self) -> None:
+        """Inside :meth:`detach`: another process has the socket now, and we leave it alone."""
+        assert isinstance(self.stream, _LendableStream)
+        self.stream.is_given_away = True
 
     @asynccontextmanager
     async def detach(self) -> AsyncGenerator[socket.socket]:

@@ -2,7 +2,8 @@
 
 The handshake is the ``websockets`` library's own, without its I/O; frames are the codec's from then
 on. TLS is the standard library's, on a socket that does not block: certificate and host name are
-verified by the context that the caller gives.
+verified by the context that the caller gives. A proxy on the way sees neither: it is asked for a
+connection to the host (CONNECT), and what goes through that is between the two ends.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from websockets.exceptions import (
     InvalidHandshake,
 )
 from websockets.frames import Close, CloseCode
+from websockets.proxy import parse_proxy
+from websockets.trio.client import connect_http_proxy
 from websockets.uri import parse_uri
 
 from codec.path import WebSocket
@@ -98,16 +101,18 @@ async def open_wire(
     max_message_bytes: int,
     connect_timeout_s: float,
     close_timeout_s: float,
+    proxy: str | None = None,
 ) -> AsyncGenerator[WireSocket]:
     """Connect, shake hands, and put the socket on the plane; it is closed when the block ends.
 
     Raises:
         OSError: Nobody is there, or TLS failed.
-        InvalidHandshake: The other side refused or answered wrongly; redirects are not followed.
+        InvalidHandshake: The other side, or the proxy, refused or answered wrongly; redirects are
+            not followed.
         trio.TooSlowError: It took longer than ``connect_timeout_s``.
     """
     with trio.fail_after(connect_timeout_s):
-        sock = await _connect(url, tls)
+        sock = await _connect(url, tls, proxy)
         try:
             early = await _shake_hands(sock, url, headers)
         except BaseException:
@@ -121,11 +126,16 @@ async def open_wire(
         wire.close()
 
 
-async def _connect(url: str, tls: ssl.SSLContext | None) -> socket.socket:
+async def _connect(url: str, tls: ssl.SSLContext | None, proxy: str | None) -> socket.socket:
     parts = urlsplit(url)
     assert parts.hostname is not None
-    port = parts.port or (443 if tls else 80)
-    stream = await trio.open_tcp_stream(parts.hostname, port)  # addresses in parallel, RFC 8305
+    if proxy is None:
+        port = parts.port or (443 if tls else 80)
+        stream = await trio.open_tcp_stream(parts.hostname, port)  # addresses in parallel, RFC 8305
+    else:
+        tunnel = await connect_http_proxy(parse_proxy(proxy), parse_uri(url))
+        assert isinstance(tunnel, trio.SocketStream)  # the proxy's own scheme is http://
+        stream = tunnel
     plain = socket.socket(fileno=stream.socket.detach())
     plain.setblocking(False)
     if tls is None:

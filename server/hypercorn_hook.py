@@ -1,4 +1,4 @@
-"""The one place that reaches into hypercorn: a worker drains before it stops listening.
+"""A hook into hypercorn: a worker drains before it stops listening, and knows how many there are.
 
 Under the ``hypercorn`` command the app runs in a spawned worker process. When that is to stop, the
 master sets an event, and the worker closes its listeners at once and its connections after a grace
@@ -23,6 +23,21 @@ import hypercorn.trio.run
 import trio
 
 _worker: Any = hypercorn.trio.run  # to mypy, what it imports is not its to give away
+
+
+def tell_worker_count(tell: Callable[[int], None]) -> None:
+    """Have this process's hypercorn worker say how many there are, before it starts the app.
+
+    Called while the application module is imported. The number is in the configuration, of which
+    an app is told nothing.
+    """
+    worker_serve = _worker.worker_serve
+
+    async def worker_serve_telling(app: Any, config: Any, **options: Any) -> None:
+        tell(config.workers)
+        await worker_serve(app, config, **options)
+
+    _worker.worker_serve = worker_serve_telling
 
 
 def drain_before_stopping(drain: Callable[[], Awaitable[None]]) -> trio.Event:

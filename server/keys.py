@@ -23,6 +23,11 @@ def new_key() -> str:
     return _PREFIX + secrets.token_urlsafe(32)
 
 
+def made_key(secret: str) -> str:
+    """A key that is made of a secret, and says nothing about it."""
+    return _PREFIX + hashlib.sha256(secret.encode()).hexdigest()
+
+
 def hash_key(key: str) -> str:
     """The form in which settings keep a key: SHA-256 in hex."""
     return hashlib.sha256(key.encode()).hexdigest()

@@ -11,7 +11,10 @@ import time
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import generate_latest as prometheus_text
 from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 
 from codec import latency
@@ -192,6 +195,11 @@ class Metrics:
             "Media streams by the path they took: the media plane, or through hypercorn.",
             ["path"], registry=registry,
         )  # fmt: skip
+        self.passed_on = Counter(
+            "offhook_passed_on",
+            "What came to another process of this server than the one it was about.",
+            ["what"], registry=registry,
+        )  # fmt: skip
         self.lost_frames = Counter(
             "offhook_lost_frames",
             "20 ms frames of caller audio that were lost, at the carrier or in this server.",
@@ -208,3 +216,38 @@ class Metrics:
             self.strangers_refused.labels(kind)
         for where in ("carrier", "server"):
             self.lost_frames.labels(where)
+
+
+def merged(registry: CollectorRegistry, others: Iterable[str], **labels: str) -> bytes:
+    """This process's samples with labels of their own, and those of other processes, as one text.
+
+    They are not added up: a counter that begins anew, because its process did, would take the sum
+    with it, which Prometheus would read as everything having happened again.
+
+    Args:
+        registry: This process's.
+        others: What other processes say, labels included.
+        labels: What tells this one from them.
+    """
+    families: dict[str, Metric] = {}
+    for family in text_string_to_metric_families(prometheus_text(registry).decode()):
+        families[family.name] = family
+        family.samples = [
+            sample._replace(labels={**sample.labels, **labels}) for sample in family.samples
+        ]
+    for text in others:
+        for family in text_string_to_metric_families(text):
+            families.setdefault(family.name, family)
+            if families[family.name] is not family:
+                families[family.name].samples += family.samples
+    return prometheus_text(_Merged(families.values()))
+
+
+class _Merged:
+    """What :func:`merged` has put together, as Prometheus's own writer takes it."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import sqlite3
 import threading
 import time
 from collections import OrderedDict
@@ -87,6 +88,9 @@ _calls = sql.Table(
     sql.Column("details", sql.JSON, nullable=False),
     sql.Index("offhook_calls_newest", "created_at", "call_sid"),
 )
+
+_ALONE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(6334785)"}
+"""What makes other processes wait until the transaction is over; any number that is ours."""
 
 _MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {}
 """From this version to the next one, in one transaction; version 1 is the first."""
@@ -179,6 +183,9 @@ class _Database:
         if self._url.get_backend_name() == "sqlite" and self._url.database:
             _make_private(self._url.database)
         with self._engine.begin() as connection:
+            # All processes of a server begin at the same moment: one makes the tables.
+            if lock := _ALONE.get(self._url.get_backend_name()):
+                connection.exec_driver_sql(lock)
             _tables.create_all(connection)
             version = connection.scalar(sql.select(_schema.c.version))
             if version is None:
@@ -254,8 +261,23 @@ class _Database:
 def _set_up_sqlite(connection: Any, _: object) -> None:
     # Readers and the writer do not wait for each other; a crash of the machine (not of this
     # process) may cost the last records, never the file; what is deleted is overwritten.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
+    _use_wal(connection)
+    for pragma in ("synchronous=NORMAL", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _use_wal(connection: Any) -> None:
+    # SQLite waits for any lock but this one, which processes that begin together all want.
+    give_up_at = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError:
+            if time.monotonic() >= give_up_at:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _make_private(path: str) -> None:

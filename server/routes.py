@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import httpx2
 import structlog
 import trio
 from prometheus_client import generate_latest
@@ -35,13 +37,16 @@ from server.api import (
     error_body,
     field_errors,
 )
+from server.calls import Page
 from server.endings import EndReason
 from server.errors import CallRefused, CarrierError, CarrierProtocolError
 from server.idempotency import MAX_KEY_CHARS, Answer
 from server.keys import UNNAMED
 from server.logs import Sparing
+from server.metrics import merged
 from server.records import RecordsUnavailable
 from server.strangers import client_address
+from server.workers import GIVEN, PASSED_ON, WorkerLost
 
 if TYPE_CHECKING:
     from server.app import OffhookApp
@@ -56,23 +61,35 @@ METRICS = frozenset({"/metrics"})
 DOCS = frozenset({"/docs", "/openapi.json"})
 RECORDING_PIECE_BYTES = 64 * 1024
 IDEMPOTENCY_KEY = "Idempotency-Key"
+FINAL = "X-Offhook-Final"
+"""Between processes: to ask for this call again could ring a phone twice."""
+PASSED_BACK = (
+    "Content-Type",
+    "Location",
+    "Retry-After",
+    "WWW-Authenticate",
+    "Idempotent-Replayed",
+)
 RECORDS_PAUSE_S = 5
 """When to come back after the database did not answer."""
+WORKER_PAUSE_S = 2
+"""When another process will be in the place of one that is gone."""
 CARRIER_PAUSE_S = 5.0
 """When to come back after the carrier has said, several times, that it has too many requests."""
 
 
 def add_routes(app: OffhookApp) -> None:
     """Give the app every route of the contract, and JSON for every error."""
-    _add_api(app)
+    others = Others(app)
+    _add_api(app, others)
     earlier = _paths(app)
-    _add_webhooks(app)
+    _add_webhooks(app, others)
     signed_paths = _paths(app) - earlier
     _log_requests(app, quiet_paths=HEALTH | METRICS | signed_paths)
     _guard(app, signed_paths=signed_paths)
     _check_bodies(app)  # after the guard: strangers are told nothing about bodies
     _learn_address(app)
-    _add_health(app)
+    _add_health(app, others)
     _add_errors(app)
 
 
@@ -133,7 +150,8 @@ def _log_requests(app: OffhookApp, *, quiet_paths: frozenset[str]) -> None:
     async def log(response: Response) -> Response:
         rule = request.url_rule
         route = "none" if rule is None else rule.rule
-        (logger.debug if route in quiet_paths else logger.info)(
+        is_told_elsewhere = PASSED_ON in request.scope
+        (logger.debug if route in quiet_paths or is_told_elsewhere else logger.info)(
             "request",
             method=request.method,
             route=route,
@@ -163,6 +181,139 @@ def _respond(answer: Answer, **headers: str) -> Any:
 
 
 # ------------------------------------------------------------------------------------------
+# What another process of this server has to answer
+
+
+class Others:
+    """The request at hand, and the other processes; a request that one of them has passed on stays.
+
+    Whole requests are passed on, and checked again where they are answered.
+    """
+
+    def __init__(self, app: OffhookApp) -> None:
+        self._app = app
+        # The longest is a dial: its turn, and the carrier asked several times.
+        self._timeout_s = app.settings.max_dial_wait_s + 5 * app.settings.carrier_timeout_s
+
+    @property
+    def may_be_asked(self) -> bool:
+        """Whether there are others, and this request is not from one of them."""
+        return self._app.workers.are_several and PASSED_ON not in request.scope
+
+    async def owner(self, call_sid: str) -> Response | None:
+        """The answer of the process that has this call; None if that is this one, or nobody."""
+        if not self.may_be_asked:
+            return None
+        number = self._app.workers.owner(call_sid)
+        if number is None or number == self._app.workers.number:
+            return None
+        try:
+            return _response(await self._ask(number))
+        except WorkerLost:
+            logger.warning("a process is gone, and its calls with it", worker=number)
+            return None
+
+    async def everyone(self) -> list[httpx2.Response]:
+        """The answers of all others that are there."""
+        answers: list[httpx2.Response] = []
+
+        async def ask(number: int) -> None:
+            with suppress(WorkerLost):
+                answers.append(await self._ask(number))
+
+        if self.may_be_asked:
+            async with trio.open_nursery() as nursery:
+                for number in self._app.workers.others():
+                    nursery.start_soon(ask, number)
+        return answers
+
+    async def keeper(self, client: str, key: str) -> Response | None:
+        """The answer of the process that knows this idempotency key; None if it is this one.
+
+        Raises:
+            WorkerLost: It is gone; what it knew may not be known to the next in its place.
+        """
+        number = self._app.workers.of_key(client, key)
+        if not self.may_be_asked or number == self._app.workers.number:
+            return None
+        return _response(await self._ask(number))
+
+    async def taker(self) -> httpx2.Response | None:
+        """The answer of the process that is to have a new call; None if that is this one.
+
+        Raises:
+            WorkerLost: It may have placed the call before it was gone.
+        """
+        workers, gone = self._app.workers, frozenset[int]()
+        if not workers.are_several or self.is_given:
+            return None
+        body = await self._body()
+        while (number := workers.choose(gone)) != workers.number:
+            try:
+                return await self._give(number, body)
+            except WorkerLost as lost:
+                if lost.reached:
+                    raise
+                gone |= {number}
+        return None
+
+    async def taker_of(self, call_sid: str) -> Response | None:
+        """The same for a call that the carrier has named, once and for all."""
+        workers = self._app.workers
+        if not self.may_be_asked:
+            return None
+        body = await self._body()
+        number = workers.owner(call_sid)
+        if number is None or number not in {workers.number, *workers.others()}:
+            workers.release(call_sid)
+            number = workers.claim(call_sid, workers.choose())
+        if number == workers.number:
+            return None
+        try:
+            return _response(await self._give(number, body))
+        except WorkerLost:
+            workers.release(call_sid)
+            workers.claim(call_sid)
+            return None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether another process has chosen this one for a new call."""
+        return bool(request.scope.get(GIVEN))
+
+    async def _ask(self, number: int) -> httpx2.Response:
+        self._app.metrics.passed_on.labels("request").inc()
+        body = await self._body()
+        return await self._app.workers.pass_on(
+            number, request.scope, body, timeout_s=self._timeout_s
+        )
+
+    async def _give(self, number: int, body: bytes) -> httpx2.Response:
+        # Nothing may wait between the choice of a process and this: it is counted from here on.
+        self._app.metrics.passed_on.labels("new-call").inc()
+        return await self._app.workers.give_call(
+            number, request.scope, body, timeout_s=self._timeout_s
+        )
+
+    async def _body(self) -> bytes:
+        return cast(bytes, await request.get_data())
+
+
+def _passed_back(answer: httpx2.Response) -> dict[str, str]:
+    return {name: answer.headers[name] for name in PASSED_BACK if name in answer.headers}
+
+
+def _response(answer: httpx2.Response) -> Response:
+    return Response(answer.content, answer.status_code, _passed_back(answer))
+
+
+def _worker_lost(lost: WorkerLost) -> Answer:
+    if lost.reached:  # to ask again might ring a phone twice
+        return Answer(error_body("worker-lost", f"{lost}; what it did is not known"), 502)
+    return Answer(error_body("worker-lost", str(lost)), 503, _retry_after(WORKER_PAUSE_S))
+
+
+# ------------------------------------------------------------------------------------------
 # For clients of ours
 
 
@@ -177,7 +328,7 @@ def may_fail(*statuses: int) -> Callable[[_Handler], _Handler]:
     return documented
 
 
-def _add_api(app: OffhookApp) -> None:
+def _add_api(app: OffhookApp, others: Others) -> None:
     @app.post("/make-call")
     @validate_request(MakeCall)
     @document_headers(MakeCallHeaders)
@@ -191,11 +342,17 @@ def _add_api(app: OffhookApp) -> None:
             message = "this number may not be called from here"
             return error_body("destination-not-allowed", message, fields=fields), 403
         if (key := request.headers.get(IDEMPOTENCY_KEY)) is None:
-            answer, _ = await place(data)
-            return _respond(answer)
+            answer, is_final = await place(data)
+            between_us = {FINAL: "yes"} if is_final and others.is_given else {}
+            return _respond(answer, **between_us)
         if not 1 <= len(key) <= MAX_KEY_CHARS:
             fields = {IDEMPOTENCY_KEY: f"must have 1 to {MAX_KEY_CHARS} characters"}
             return error_body("invalid", "the request is not valid", fields=fields), 422
+        try:
+            if (theirs := await others.keeper(g.client, key)) is not None:
+                return theirs
+        except WorkerLost as lost:
+            return _respond(_worker_lost(lost))
         try:
             content = data.model_dump_json().encode()
             earlier = app.idempotency.begin(g.client, key, content, trio.current_time())
@@ -212,7 +369,24 @@ def _add_api(app: OffhookApp) -> None:
         return _respond(answer)
 
     async def place(data: MakeCall) -> tuple[Answer, bool]:
-        """Place a call; with the answer, whether asking again could ring a phone twice."""
+        """Place a call, here or in another process.
+
+        With the answer, whether asking again could ring a phone twice.
+        """
+        try:
+            theirs = await others.taker()
+        except WorkerLost as lost:
+            return _worker_lost(lost), True
+        if theirs is not None:
+            kept = _passed_back(theirs)
+            return Answer(theirs.json(), theirs.status_code, kept), FINAL in theirs.headers
+        app.workers.take_call(request.scope)
+        try:
+            return await place_here(data)
+        finally:
+            app.workers.answered()
+
+    async def place_here(data: MakeCall) -> tuple[Answer, bool]:
         try:
             call = await app.calls.place(
                 data.destination_number,
@@ -249,6 +423,10 @@ def _add_api(app: OffhookApp) -> None:
     async def list_calls(query_args: ListCalls) -> Any:
         """Calls, live and ended, newest first; ``next`` is the next page's ``before``."""
         page = await app.calls.page(query_args.limit, query_args.cursor)
+        for answer in await others.everyone():
+            theirs = answer.json()
+            known = Page(theirs["calls"], theirs["next"] is not None, theirs["complete"])
+            page = page.joined(known, query_args.limit)
         return {
             "calls": page.rows,
             "next": None if page.next is None else str(page.next),
@@ -260,6 +438,8 @@ def _add_api(app: OffhookApp) -> None:
     @may_fail(401, 404, 503)
     async def get_call(call_sid: str) -> Any:
         """One call: state, reason, timings, transcript, tokens, cost, timeline."""
+        if (theirs := await others.owner(call_sid)) is not None:
+            return theirs
         return await app.calls.record(call_sid) or _unknown_call()
 
     @app.get("/calls/<call_sid>/recording")
@@ -286,6 +466,8 @@ def _add_api(app: OffhookApp) -> None:
     @may_fail(401, 404, 503)
     async def hang_up(call_sid: str) -> Any:
         """End a call; one that is already over stays as it ended."""
+        if (theirs := await others.owner(call_sid)) is not None:
+            return theirs
         call = app.calls.get(call_sid)
         if call is None:  # long over, or never heard of
             return await app.calls.record(call_sid) or _unknown_call()
@@ -300,7 +482,9 @@ def _add_api(app: OffhookApp) -> None:
     async def drain() -> Any:
         """Refuse new calls, let live ones finish, end what is left at the deadline; then stay."""
         app.begin_drain()
-        return {"draining": True, "live_calls": app.calls.live_count}, 202
+        live = app.calls.live_count
+        live += sum(answer.json()["live_calls"] for answer in await others.everyone())
+        return {"draining": True, "live_calls": live}, 202
 
     def _unknown_call() -> tuple[dict[str, Any], int]:
         return error_body("not-found", "no call has this call_sid"), 404
@@ -317,11 +501,12 @@ def _target(scope: Mapping[str, Any]) -> str:
     return (path + b"?" + query if query else path).decode("latin-1")
 
 
-def _add_webhooks(app: OffhookApp) -> None:
+def _add_webhooks(app: OffhookApp, others: Others) -> None:
     refusals = Sparing()
 
     async def _signed_form() -> dict[str, str] | None:
         """The form of a webhook, or None if the carrier has not signed it."""
+        await request.get_data()  # kept, for another process may have to read it, too
         form = await request.form
         if not app.verifier.verify_signature(_target(request.scope), dict(request.headers), form):
             app.metrics.strangers_refused.labels("webhook-signature").inc()
@@ -345,12 +530,17 @@ def _add_webhooks(app: OffhookApp) -> None:
             return _forbidden()
         if not (call_sid := form.get("CallSid")):
             return error_body("bad-request", "a voice webhook must have a CallSid"), 400
+        if (theirs := await others.taker_of(call_sid)) is not None:
+            return theirs
+        app.workers.take_call(request.scope)
         try:
             twiml = await app.calls.answer(call_sid, form.get("From", ""), app.agent)
         except CallRefused as refusal:
             app.metrics.calls_refused.labels(refusal.reason).inc()
             logger.warning("inbound call refused", reason=refusal.reason)
             twiml = app.carrier.refuse_twiml()
+        finally:
+            app.workers.answered()
         return Response(twiml, content_type="text/xml")
 
     @app.post("/call-status")
@@ -360,9 +550,15 @@ def _add_webhooks(app: OffhookApp) -> None:
         if (form := await _signed_form()) is None:
             return _forbidden()
         try:
-            app.calls.update_status(app.carrier.read_status(form))
+            update = app.carrier.read_status(form)
         except CarrierProtocolError as error:
             return error_body("bad-request", error.reason), 400
+        if app.workers.owner(update.call_sid) is None:
+            # It can overtake the answer to a dial request, and any process may have made that.
+            await others.everyone()
+        elif (theirs := await others.owner(update.call_sid)) is not None:
+            return theirs
+        app.calls.update_status(update)
         return "", 204
 
     @app.post("/amd-status")
@@ -372,9 +568,12 @@ def _add_webhooks(app: OffhookApp) -> None:
         if (form := await _signed_form()) is None:
             return _forbidden()
         try:
-            app.calls.update_machine(app.carrier.read_machine_verdict(form))
+            verdict = app.carrier.read_machine_verdict(form)
         except CarrierProtocolError as error:
             return error_body("bad-request", error.reason), 400
+        if (theirs := await others.owner(verdict.call_sid)) is not None:
+            return theirs
+        app.calls.update_machine(verdict)
         return "", 204
 
     @app.post("/transfer-status")
@@ -387,14 +586,17 @@ def _add_webhooks(app: OffhookApp) -> None:
             update = app.carrier.read_transfer(form)
         except CarrierProtocolError as error:
             return error_body("bad-request", error.reason), 400
+        if (theirs := await others.owner(update.call_sid)) is not None:
+            return theirs
         twiml = app.calls.update_transfer(update)
         if not update.wants_document:
             return "", 204
         return Response(twiml, content_type="text/xml")
 
     @app.websocket("/stream")
-    async def stream() -> Any:
-        """Twilio Media Streams: one call's audio, both ways."""
+    @app.websocket("/stream/<int:worker>")
+    async def stream(worker: int | None = None) -> Any:
+        """Twilio Media Streams: one call's audio, both ways; the path says whose call it is."""
         headers = dict(websocket.headers)
         address = ""
         if not app.verifier.verify_upgrade(_target(websocket.scope), headers):
@@ -405,6 +607,13 @@ def _add_webhooks(app: OffhookApp) -> None:
             peer = (websocket.scope.get("client") or ("",))[0]
             address = client_address(peer, headers, app.settings.trusted_proxies)
         socket = cast(Any, websocket)._get_current_object()
+        if worker not in (None, app.workers.number) and PASSED_ON not in websocket.scope:
+            try:
+                await app.hand_media_over(socket, worker, {"address": address})
+            except WorkerLost as lost:
+                logger.warning("media stream refused: its process is gone", worker=worker)
+                return None if lost.reached else (_worker_lost(lost).body, 503)
+            return None
         await app.serve_media(socket, address)
 
 
@@ -412,7 +621,7 @@ def _add_webhooks(app: OffhookApp) -> None:
 # For whoever runs it
 
 
-def _add_health(app: OffhookApp) -> None:
+def _add_health(app: OffhookApp, others: Others) -> None:
     @app.get("/healthz")
     async def healthz() -> Any:
         """The process serves requests."""
@@ -427,15 +636,16 @@ def _add_health(app: OffhookApp) -> None:
         try:
             app.calls.check_admission()
         except CallRefused as refused:
-            refusal = refused.reason
+            if not app.workers.accepts_elsewhere:
+                refusal = refused.reason
         body = {
             "ready": refusal is None,
             "reason": refusal,
             "carrier": app.carrier.name,
             "model": app.calls.model.name,
             "simulated": app.is_simulated,
-            "live_calls": app.calls.live_count,
-            "waiting_calls": app.calls.admission.waiting_count,
+            "live_calls": app.calls.live_count + app.workers.live_elsewhere,
+            "waiting_calls": app.calls.admission.waiting_count + app.workers.waiting_elsewhere,
             "draining": app.calls.draining,
         }
         return body, 200 if refusal is None else 503
@@ -443,8 +653,13 @@ def _add_health(app: OffhookApp) -> None:
     @app.get("/metrics")
     @hide
     async def metrics() -> Any:
-        """Prometheus text."""
-        return Response(generate_latest(app.metrics.registry), content_type=CONTENT_TYPE_LATEST)
+        """Prometheus text; where there are several processes, each has its own samples."""
+        if not app.workers.are_several:
+            text = generate_latest(app.metrics.registry)
+        else:
+            theirs = [answer.text for answer in await others.everyone()]
+            text = merged(app.metrics.registry, theirs, worker=str(app.workers.number))
+        return Response(text, content_type=CONTENT_TYPE_LATEST)
 
 
 def _add_errors(app: OffhookApp) -> None:

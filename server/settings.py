@@ -49,6 +49,20 @@ def _origin(url: str) -> str:
     return url.rstrip("/")
 
 
+def _http_proxy(secret: SecretStr) -> SecretStr:
+    parts = urlsplit(secret.get_secret_value())
+    wanted = "must be http://host:port or http://user:password@host:port"
+    if parts.scheme != "http" or not parts.hostname or (parts.username and not parts.password):
+        raise ValueError(wanted)
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(wanted)
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError(wanted) from None
+    return secret
+
+
 def _words(given: Any) -> Any:
     """A list as environment variables write it: separated by commas."""
     return [word.strip() for word in given.split(",") if word.strip()] if _is_text(given) else given
@@ -70,6 +84,7 @@ def _is_text(given: Any) -> bool:
     return isinstance(given, str)
 
 
+_Proxy = Annotated[SecretStr, AfterValidator(_http_proxy)]
 _KeyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
 _TargetName = Annotated[str, Field(pattern=r"^[\w .-]{1,64}$")]
@@ -110,6 +125,10 @@ class Settings(BaseSettings):
     fallback_gemini_url: str | None = None
     twilio_api_url: str | None = None
     """Base address of Twilio's REST API, for a regional edge or a local double."""
+    gemini_proxy: _Proxy | None = None
+    twilio_proxy: _Proxy | None = None
+    """HTTP proxies on the way to the model and to Twilio's REST API; those that the environment
+    names (``HTTPS_PROXY``) are not used."""
 
     agent_prompt: str | None = None
     agent_greeting: str | None = None

@@ -32,6 +32,6 @@ def limit_unread(connection: socket.socket | trio.socket.SocketType) -> None:
     hypercorn shields its writes, so no deadline of ours ends one that waits for such a peer. A
     listening socket passes the option on to the connections it accepts.
     """
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
+    if hasattr(socket, "TCP_USER_TIMEOUT") and connection.family != socket.AF_UNIX:
         timeout_ms = round(UNREAD_TIMEOUT_S * 1000)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)

@@ -7,8 +7,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,14 @@ COMMANDS = {
     ],
     "hypercorn in one process": [
         *("-m", "hypercorn", "-c", str(ROOT / "server" / "hypercorn.toml"), "--workers", "0"),
+        *("--bind", "127.0.0.1:{port}", "server.asgi:app"),
+    ],
+}
+
+TWO_PROCESSES = {
+    "python -m server --workers": ["-m", "server", "--workers", "2"],
+    "hypercorn -w": [
+        *("-m", "hypercorn", "-c", str(ROOT / "server" / "hypercorn.toml"), "-w", "2"),
         *("--bind", "127.0.0.1:{port}", "server.asgi:app"),
     ],
 }
@@ -86,7 +95,9 @@ async def server_process(
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    async with trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        # Unix sockets are made in it, so its name is short; who is killed leaves them there.
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="offhook-"))
         await nursery.start(twilio.run)
         await nursery.start(gemini.run)
         named = {
@@ -105,13 +116,13 @@ async def server_process(
         kept = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "HOME", "LD_LIBRARY_PATH")
         environment = {name: os.environ[name] for name in kept if name in os.environ}
         environment |= {name.upper(): str(value) for name, value in named.items()}
-        arguments = [word.format(port=port) for word in COMMANDS[command]]
+        arguments = [word.format(port=port) for word in (COMMANDS | TWO_PROCESSES)[command]]
         process = await nursery.start(
             partial(
                 trio.run_process,
                 [sys.executable, *arguments],
                 cwd=directory,
-                env=environment | {"PYTHONPATH": str(ROOT)},
+                env=environment | {"PYTHONPATH": str(ROOT), "TMPDIR": temporary},
                 check=False,
                 start_new_session=True,
                 stderr=subprocess.STDOUT,

@@ -13,7 +13,7 @@ import trio.testing
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 
-from server.hypercorn_hook import drain_before_stopping
+from server.hypercorn_hook import drain_before_stopping, tell_worker_count
 from server.serving import listen
 
 
@@ -38,6 +38,31 @@ def test_this_is_the_hypercorn_that_the_hook_was_written_for():
     source = inspect.getsource(hypercorn.trio.run.worker_serve)
     assert source.count("start_soon(raise_shutdown, ") == 2
     assert "context.terminate.wait" in source
+    # A worker looks up what serves only when it has imported the app, and with it the hook.
+    source = inspect.getsource(hypercorn.trio.run.trio_worker)
+    assert source.index("load_application(") < source.index("worker_serve, app, config")
+
+
+async def test_a_worker_says_how_many_there_are_before_it_starts_the_app(monkeypatch):
+    monkeypatch.setattr(hypercorn.trio.run, "worker_serve", hypercorn.trio.run.worker_serve)
+    happened: list[object] = []
+    tell_worker_count(happened.append)
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    config.workers = 3
+    config.errorlog = None
+
+    async def app(scope, receive, send) -> None:
+        happened.append(scope["type"])
+        await _app(scope, receive, send)
+
+    async def at_once() -> None:
+        pass
+
+    with trio.fail_after(5):
+        await hypercorn.trio.run.worker_serve(ASGIWrapper(app), config, shutdown_trigger=at_once)
+
+    assert happened == [3, "lifespan"]
 
 
 @pytest.mark.parametrize("told_by", ["the master", "max_requests"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 
 import pytest
@@ -138,6 +140,24 @@ async def test_records_are_there_after_a_restart(file_url):
         # Cancelled at once: what is left is written on the way out.
     async with running(file_url) as records:
         assert len(await records.page(1_000, None)) == 300
+
+
+def test_processes_that_begin_together_make_one_database(file_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(records_module, "LOCK_TIMEOUT_S", 5.0)
+    together = threading.Barrier(8)
+
+    def begin(number: int) -> None:
+        database = records_module._Database(records_module._database_url(file_url))
+        together.wait()
+        database.write([record(number)])
+        database.close()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(begin, range(8)))
+
+    with closing(sqlite3.connect(tmp_path / "offhook.db")) as other:
+        assert other.execute("SELECT version FROM offhook_schema").fetchall() == [(1,)]
+        assert other.execute("SELECT count(*) FROM offhook_calls").fetchall() == [(8,)]
 
 
 async def test_a_locked_database_delays_records_and_loses_none(file_url, tmp_path):

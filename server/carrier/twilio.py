@@ -743,6 +743,7 @@ def _carrier_errors(timeout_s: float) -> Generator[None]:
 _NEVER_SENT = (
     httpx2.ConnectError,
     httpx2.ConnectTimeout,
+    httpx2.ProxyError,
     httpx2.PoolTimeout,
     httpx2.UnsupportedProtocol,
     httpx2.InvalidURL,
@@ -774,6 +775,7 @@ class TwilioCarrier:
         name: What answers and banners call this carrier.
         ring_timeout_s: How long a phone rings before the call is given up as no-answer.
         request_timeout_s: How long any one REST request may take.
+        proxy: An HTTP proxy on the way to the REST API; the environment's are not used.
     """
 
     def __init__(
@@ -787,15 +789,22 @@ class TwilioCarrier:
         name: str = "twilio",
         ring_timeout_s: float = 30.0,
         request_timeout_s: float = 10.0,
+        proxy: str | None = None,
     ) -> None:
         self._name = name
         self._phone_number = phone_number
+        self.stream_path = "/stream"
+        """Where media streams of this process's calls go, as it is known at the next call."""
         self.reach_at(public_url)
         self._ring_timeout_s = ring_timeout_s
         self._request_timeout_s = request_timeout_s
-        # A proxy of the environment is meant for the outside world, not for a simulator here.
-        proxies_apply = api_url is None or not _is_loopback(api_url)
-        self._http = httpx2.AsyncClient(timeout=request_timeout_s, trust_env=proxies_apply)
+        # Of the environment only what is trusted (SSL_CERT_FILE): no hop that nobody asked for.
+        self._http = httpx2.AsyncClient(
+            timeout=request_timeout_s,
+            trust_env=False,
+            verify=httpx2.create_ssl_context(),
+            proxy=proxy,
+        )
         self._client = Client(
             account_sid,
             auth_token,
@@ -828,12 +837,12 @@ class TwilioCarrier:
         self._status_url = f"{public_url.rstrip('/')}/call-status"
         self._amd_url = f"{public_url.rstrip('/')}/amd-status"
         self._transfer_url = f"{public_url.rstrip('/')}/transfer-status"
-        self._stream_url = f"{_stream_origin(public_url)}/stream"
+        self._stream_origin = _stream_origin(public_url)
 
     @property
     def stream_url(self) -> str:
         """Where Twilio opens a call's media stream."""
-        return self._stream_url
+        return f"{self._stream_origin}{self.stream_path}"
 
     async def place_call(
         self,
@@ -957,7 +966,7 @@ class TwilioCarrier:
 
     def answer_twiml(self, ticket: str) -> str:
         """The document that answers a call with a media stream that shows the ticket."""
-        return stream_twiml(self._stream_url, {"ticket": ticket})
+        return stream_twiml(self.stream_url, {"ticket": ticket})
 
     def refuse_twiml(self) -> str:
         """The document that refuses an inbound call as busy; Twilio does not bill it."""
