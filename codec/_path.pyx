@@ -584,7 +584,6 @@ cdef class MediaPath:
         """Whether :meth:`take_run` has anything to tell, or to stop."""
         return self._run.bytes > 0 or self._agent_gate == GATE_FOLLOW
 
-    @property
     def run_is_over(self):
         """Whether somebody has to look, though no message has come."""
         return self._run.bytes >= self._run.limit_bytes and self._run.bytes > 0
@@ -702,9 +701,8 @@ cdef class MediaPath:
 
     # -- what Python wants to know -----------------------------------------------------------
 
-    @property
-    def caller_news(self):
-        """Whether somebody has to look: audio is held, or to be written down, or tells something."""
+    def has_caller_news(self):
+        """Whether somebody has to look: audio is held, to be written down, or tells something."""
         return (
             held(&self._caller) > 0
             or held(&self._sent) >= SENT_NEWS_BYTES

@@ -214,8 +214,8 @@ class Call:
             self._path,
             on_caller=self._attend_caller,
             on_agent=self._attend_agent,
-            caller_passed=(self.timings.caller_chunks.record, self._caller_latency.observe),
-            agent_passed=(self.timings.agent_chunks.record, self._agent_latency.observe),
+            caller_latencies=(self.timings.caller_chunks, self._caller_latency),
+            agent_latencies=(self.timings.agent_chunks, self._agent_latency),
         )
         self._counted_bytes = 0  # of what the path has passed on
         # What does not go by the path goes through the same filters.

@@ -29,6 +29,7 @@ import structlog
 import trio
 
 from codec.path import WebSocket
+from codec.pump import Descriptor, Left, Pump
 from server.trio_hook import serving_while_trio_sleeps
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -91,12 +92,15 @@ class Plane:
         again = self._again
         if again:
             self._again = set()
+            now = trio.current_time()
             for wire in again:
-                wire.serve(select.EPOLLIN)
+                wire.serve(_READABLE, now)
         served = [wire.fileno() for wire in again]
-        for number, events in self._epoll.poll(timeout_s):
-            if (ready := self._wires.get(number)) is not None and ready not in again:
-                ready.serve(events)
+        wires, events_ready = self._wires, self._epoll.poll(timeout_s)
+        now = trio.current_time()
+        for number, events in events_ready:
+            if (ready := wires.get(number)) is not None and ready not in again:
+                ready.serve(events, now)
             served.append(number)
         return served
 
@@ -149,9 +153,11 @@ class Wire:
         self.websocket = websocket
         self._listener: Callable[[Messages, bool], None] | None = None
         self._next_message = websocket.next_message
+        self._pump: Pump | None = None
         self._plane = plane
         self._sock = sock
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
+        self.descriptor = Descriptor(sock.fileno(), takes_output=self._tls is None)
         self._inbox: deque[tuple[bytes, bool]] = deque()
         self._news = trio.Event()
         self._backlog = bytearray()
@@ -169,11 +175,14 @@ class Wire:
 
     # -- called by the plane ---------------------------------------------------------------
 
-    def serve(self, events: int) -> None:
+    def serve(self, events: int, now: float) -> None:
         """Do what the socket is ready for; a failure here is this call's and nobody else's."""
         try:
             if events == _READABLE:
-                self._read()
+                if self._pump is None:
+                    self._read()
+                elif left := self._pump.run(now):
+                    self._do(left)
                 return
             if events & select.EPOLLOUT:
                 self.flush()
@@ -182,6 +191,15 @@ class Wire:
         except Exception:
             logger.exception("media socket failed by a bug of ours")
             self.fail()
+
+    def _do(self, left: int) -> None:
+        """Go on where the pump has stopped."""
+        if left == Left.READING:
+            self._read()
+            return
+        self._deliver()
+        if self.websocket.ended:
+            self._pause(True)
 
     def _read(self) -> None:
         websocket, recv = self.websocket, self._sock.recv
@@ -248,9 +266,17 @@ class Wire:
         if self._paused and not self.websocket.ended:
             self._pause(False)
 
-    def read_through(self, next_message: Callable[[], bytes | None]) -> None:
-        """Ask this for the next message from now on; it sees all that the WebSocket has."""
+    def read_through(
+        self, next_message: Callable[[], bytes | None], pump: Pump | None = None
+    ) -> None:
+        """Ask this for the next message from now on; it sees all that the WebSocket has.
+
+        Args:
+            next_message: Gives it, or None.
+            pump: Is asked before, whenever the socket is readable; what it leaves goes that way.
+        """
         self._next_message = next_message
+        self._pump = pump if self._tls is None else None
 
     @property
     def has_inbox(self) -> bool:
@@ -307,6 +333,7 @@ class Wire:
                 return
         if (size > 0) is not self._writing:
             self._writing = size > 0
+            self.descriptor.takes_output = not self._writing and self._tls is None
             self._watch()
 
     def fail(self) -> None:
@@ -340,6 +367,7 @@ class Wire:
         if not self._closed:
             self._plane.forget(self)
             self._closed = True
+            self.descriptor.number = -1
             self._sock.close()
             self._news.set()
 

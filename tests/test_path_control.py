@@ -501,12 +501,12 @@ def test_an_echo_is_recorded_although_the_model_does_not_hear_it(path: MediaPath
 def test_a_connection_that_is_not_ready_holds_what_may_pass(path: MediaPath) -> None:
     path.model_ready = False
     hear(path, CHUNK)
-    held = to_model(path), path.caller_held_bytes, path.caller_news
+    held = to_model(path), path.caller_held_bytes, path.has_caller_news()
     path.model_ready = True
 
     assert held == (b"", 160, True)
     assert to_model(path) == codec.MulawDecoder(16_000).decode(CHUNK)
-    assert not path.caller_news
+    assert not path.has_caller_news()
 
 
 def test_held_audio_can_be_taken_and_goes_through_the_same_filter(path: MediaPath) -> None:
@@ -526,12 +526,12 @@ def test_held_audio_can_be_taken_and_goes_through_the_same_filter(path: MediaPat
 def test_what_was_sent_can_be_written_down_and_asks_for_it_every_second(path: MediaPath) -> None:
     path.keep_sent = True
     hear(path, *[CHUNK] * 49)
-    quiet = path.caller_news
+    quiet = path.has_caller_news()
     hear(path, CHUNK)
 
-    assert (quiet, path.caller_news) == (False, True)
+    assert (quiet, path.has_caller_news()) == (False, True)
     assert path.take_sent() == CHUNK * 50
-    assert (path.take_sent(), path.caller_news) == (b"", False)
+    assert (path.take_sent(), path.has_caller_news()) == (b"", False)
 
 
 def test_counting_goes_on_where_somebody_else_has_got_to(path: MediaPath) -> None:
@@ -569,7 +569,7 @@ def test_a_turn_is_followed_and_its_books_are_told_when_asked_for(followed: Medi
     assert to_phone(path) == [160, 160, 160]
     assert path.played.play_end == pytest.approx(1.06)
     assert path.has_run
-    assert not path.run_is_over
+    assert not path.run_is_over()
     assert path.take_run() == (480, 320, 0.0)
     assert path.agent_gate is Gate.HAND_UP
     assert not path.has_run
@@ -592,7 +592,7 @@ def test_following_ends_at_its_limit_and_says_so(followed: MediaPath) -> None:
     path.follow(limit_bytes=200)
 
     assert say(path, SPEECH, SPEECH, SPEECH) == [audio(SPEECH)]
-    assert path.run_is_over
+    assert path.run_is_over()
     assert to_phone(path) == [160, 160]
 
 

@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import codec
 from codec.ear import Ear, Played, SpeechStarted
+from codec.latency import Histogram, Latencies
 from codec.path import Gate, MediaPath, WebSocket
 from server import plane as plane_module
 from server.plane import Plane, Wire
@@ -91,8 +92,8 @@ async def joined(plane: Plane) -> AsyncGenerator[Joined]:
         MediaPath(),
         on_caller=on_caller,
         on_agent=lambda: told.append(relay.path.take_run()[0]),
-        caller_passed=(),
-        agent_passed=(),
+        caller_latencies=(Latencies(), Histogram([1.0])),
+        agent_latencies=(Latencies(), Histogram([1.0])),
     )
     wires[0].listen(lambda messages, ended: told.extend([*(m for m, _ in messages), ended]))
     relay.join_phone(wires[0])

@@ -1,0 +1,34 @@
+from collections.abc import Callable
+from enum import IntEnum
+
+from codec._latency import Histogram, Latencies
+from codec._websocket import WebSocket
+
+class Left(IntEnum):
+    NOTHING = 0
+    OUTPUT = 1
+    NEWS = 2
+    READING = 3
+
+class Descriptor:
+    number: int
+    takes_output: bool
+    def __init__(self, number: int, *, takes_output: bool = True) -> None: ...
+
+class Pump:
+    @property
+    def read_at(self) -> float: ...
+    def __init__(
+        self,
+        source: Descriptor,
+        source_websocket: WebSocket,
+        next_message: Callable[[float], bytes | None],
+        has_news: Callable[[], bool],
+        sink: Descriptor,
+        sink_websocket: WebSocket,
+        summary: Latencies,
+        histogram: Histogram,
+    ) -> None: ...
+    def run(self, now: float) -> int: ...
+    def passed(self, took_s: float) -> None: ...
+    def take_message(self) -> bytes | None: ...

@@ -1,0 +1,152 @@
+"""From one socket of a call to the other without Python; ``pump.py`` says when and why."""
+
+import enum
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t
+
+from codec._buffer cimport append, clear, consume, head, held
+from codec._latency cimport Histogram, Latencies
+from codec._websocket cimport WebSocket
+
+
+cdef extern from "sockets.h" nogil:
+    Py_ssize_t recv_now(int number, void* data, size_t size)
+    Py_ssize_t send_now(int number, const void* data, size_t size)
+    double seconds()
+
+
+cdef enum:
+    LEFT_NOTHING = 0
+    LEFT_OUTPUT = 1
+    LEFT_NEWS = 2
+    LEFT_READING = 3
+
+cdef enum:
+    READ_BYTES = 16384  # on the stack; more is left to Python
+
+
+class Left(enum.IntEnum):
+    """What a pass has left to Python."""
+
+    NOTHING = LEFT_NOTHING
+    """All that was read has passed."""
+    OUTPUT = LEFT_OUTPUT
+    """The same, but the other socket has still to be given what it was to get."""
+    NEWS = LEFT_NEWS
+    """A message that is not audio, audio that may not pass, a connection's end."""
+    READING = LEFT_READING
+    """There is more to read, or nothing could be read: ask the socket itself."""
+
+
+cdef class Descriptor:
+    """A socket as the pump knows it.
+
+    Attributes:
+        number: Its file number; -1 as soon as it is closed, as the number is used again.
+        takes_output: Whether it may be written to here: not while Python holds something for it,
+            and never where TLS stands between.
+    """
+
+    cdef public int number
+    cdef public bint takes_output
+
+    def __init__(self, int number, *, bint takes_output=True):
+        self.number = number
+        self.takes_output = takes_output
+
+
+cdef class Pump:
+    """One direction of a call: reads a socket, and writes what became of it to another.
+
+    Args:
+        source: Where to read.
+        source_websocket: Its protocol.
+        next_message: The path's method that takes audio as far as it goes; see ``path.py``.
+        has_news: The path's word on whether somebody has to look though no message has come.
+        sink: Where to write.
+        sink_websocket: Its protocol.
+        summary: Takes how long each piece took from socket to socket.
+        histogram: The same.
+
+    Attributes:
+        read_at: When something was last read, as given to :meth:`run`.
+    """
+
+    cdef Descriptor _source
+    cdef Descriptor _sink
+    cdef WebSocket _source_websocket
+    cdef WebSocket _sink_websocket
+    cdef object _next_message
+    cdef object _has_news
+    cdef Latencies _summary
+    cdef Histogram _histogram
+    cdef object _message
+    cdef readonly double read_at
+
+    def __init__(
+        self,
+        Descriptor source not None,
+        WebSocket source_websocket not None,
+        next_message,
+        has_news,
+        Descriptor sink not None,
+        WebSocket sink_websocket not None,
+        Latencies summary not None,
+        Histogram histogram not None,
+    ):
+        self._source = source
+        self._source_websocket = source_websocket
+        self._next_message = next_message
+        self._has_news = has_news
+        self._sink = sink
+        self._sink_websocket = sink_websocket
+        self._summary = summary
+        self._histogram = histogram
+
+    def run(self, double now):
+        """The source is readable: pass on what is there; returns a :class:`Left` as an int."""
+        cdef uint8_t data[READ_BYTES]
+        cdef WebSocket source = self._source_websocket
+        cdef WebSocket sink = self._sink_websocket
+        cdef double began = seconds()
+        cdef Py_ssize_t size = -1
+        if self._source.number >= 0 and not source.ended and self._message is None:
+            size = recv_now(self._source.number, data, READ_BYTES)
+        if size <= 0:
+            return LEFT_READING
+        self.read_at = now
+        append(&source._incoming, data, size)
+        self._message = self._next_message(now)
+        if held(&sink._outgoing) and self._sink.takes_output and self._sink.number >= 0:
+            if self._send(sink):
+                self.passed(seconds() - began)
+        if size == READ_BYTES:
+            return LEFT_READING
+        if self._message is not None or source.ended or held(&source._outgoing):
+            return LEFT_NEWS
+        if self._has_news():
+            return LEFT_NEWS
+        return LEFT_OUTPUT if held(&sink._outgoing) else LEFT_NOTHING
+
+    cdef bint _send(self, WebSocket sink):
+        """Whether the socket has taken all that there was for it."""
+        cdef size_t size = held(&sink._outgoing)
+        cdef Py_ssize_t sent = send_now(self._sink.number, head(&sink._outgoing), size)
+        if sent == <Py_ssize_t>size:
+            clear(&sink._outgoing)
+            return True
+        if sent > 0:
+            consume(&sink._outgoing, sent)
+        return False
+
+    cpdef passed(self, double took_s):
+        """A piece took so long from socket to socket, in seconds."""
+        self._summary.record_c(took_s)
+        self._histogram.record_c(took_s)
+
+    def take_message(self):
+        """The message at which :meth:`run` has stopped, if it has; others may be behind it."""
+        message = self._message
+        self._message = None
+        return message
