@@ -123,7 +123,12 @@ def _learn_address(app: OffhookApp) -> None:
 
 
 def _log_requests(app: OffhookApp, *, quiet_paths: frozenset[str]) -> None:
-    """One line for each request: by its route, as a path may have anything in it."""
+    """One line for each request: by its route, as a path may have anything in it.
+
+    Requests without a key are counted (``offhook_strangers_refused_total``), and one of them is
+    logged now and then: a stranger must not be able to fill a disk.
+    """
+    strangers = Sparing()
 
     @app.before_request
     async def begin() -> None:
@@ -133,6 +138,11 @@ def _log_requests(app: OffhookApp, *, quiet_paths: frozenset[str]) -> None:
     async def log(response: Response) -> Response:
         rule = request.url_rule
         route = "none" if rule is None else rule.rule
+        facts = {}
+        if response.status_code == 401:
+            if not strangers.may_log(trio.current_time()):
+                return response
+            facts["unlogged"] = strangers.take_unlogged()
         (logger.debug if route in quiet_paths else logger.info)(
             "request",
             method=request.method,
@@ -140,6 +150,7 @@ def _log_requests(app: OffhookApp, *, quiet_paths: frozenset[str]) -> None:
             status=response.status_code,
             client=g.get("client"),
             took_ms=round((trio.current_time() - g.began_at) * 1000, 1),
+            **facts,
         )
         return response
 

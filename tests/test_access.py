@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog.testing
 import trio
 import trio.lowlevel
 
@@ -84,6 +85,23 @@ async def test_any_of_several_keys_opens():
         ]
 
     assert answers == [200, 200, 200, 401, 401]
+
+
+async def test_strangers_cannot_fill_the_log():
+    with structlog.testing.capture_logs() as logged:
+        async with running(**ACCOUNT, api_key="sesame") as app:
+            client = app.test_client()
+            for number in range(50):
+                answer = await client.get("/calls", headers={"X-API-Key": f"guess {number}"})
+                assert answer.status_code == 401
+            assert (await client.get("/calls", headers=SHOWN)).status_code == 200
+            refused = app.metrics.registry.get_sample_value(
+                "offhook_strangers_refused_total", {"kind": "key"}
+            )
+
+    assert refused >= 50
+    lines = [line["status"] for line in logged if line["event"] == "request"]
+    assert lines == [401, 200]
 
 
 @pytest.mark.parametrize(
