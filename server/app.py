@@ -17,7 +17,7 @@ from quart_schema import APIKeySecurityScheme, HttpSecurityScheme, Info, QuartSc
 from quart_trio import QuartTrio
 
 from codec.path import WebSocket
-from server import detach, plane
+from server import detach, garbage, plane
 from server.admission import Admission, Limits
 from server.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
 from server.call_options import CallOptions
@@ -332,6 +332,7 @@ class OffhookApp(QuartTrio):
             # second at a time, would hold up every call at once.
             gc.collect()
             gc.freeze()
+            helpers.start_soon(garbage.collect, lambda: self.calls.live_count)
             await self.calls.run(task_status)
             with trio.move_on_after(settings.close_timeout_s):
                 await trio.to_thread.run_sync(self.traces.close, abandon_on_cancel=True)
