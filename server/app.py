@@ -128,6 +128,7 @@ class OffhookApp(QuartTrio):
             settings.database_url.get_secret_value(),
             metrics=self.metrics,
             retention_days=settings.retention_days or None,
+            requests_ttl_s=settings.idempotency_ttl_s,
         )
         self.recordings: Recordings | None = None
         if settings.recordings_dir is not None:

@@ -37,10 +37,10 @@ from server.api import (
 )
 from server.endings import EndReason
 from server.errors import CallRefused, CarrierError, CarrierProtocolError
-from server.idempotency import MAX_KEY_CHARS, Answer
+from server.idempotency import MAX_KEY_CHARS, Answer, fingerprint_of, key_reused
 from server.keys import UNNAMED
 from server.logs import Sparing
-from server.records import RecordsUnavailable
+from server.records import RecordsUnavailable, StoredRequest
 from server.strangers import client_address
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ METRICS = frozenset({"/metrics"})
 DOCS = frozenset({"/docs", "/openapi.json"})
 RECORDING_PIECE_BYTES = 64 * 1024
 IDEMPOTENCY_KEY = "Idempotency-Key"
+REPLAYED = {"Idempotent-Replayed": "true"}
 RECORDS_PAUSE_S = 5
 """When to come back after the database did not answer."""
 CARRIER_PAUSE_S = 5.0
@@ -213,14 +214,56 @@ def _add_api(app: OffhookApp) -> None:
         except CallRefused as refusal:
             return _respond(_refused(app, refusal))
         if earlier is not None:
-            return _respond(earlier, **{"Idempotent-Replayed": "true"})
+            return _respond(earlier, **REPLAYED)
         kept: Answer | None = None
         try:
-            answer, is_final = await place(data)
-            kept = answer if is_final else None
+            fingerprint = fingerprint_of(content).hex()
+            if (kept := await recall(key, fingerprint)) is not None:
+                return _respond(kept, **REPLAYED)
+            answer, kept = await place_once(key, fingerprint, data)
+            return _respond(answer)
+        except CallRefused as refusal:
+            return _respond(_refused(app, refusal))
         finally:
             app.idempotency.end(g.client, key, kept)
-        return _respond(answer)
+
+    async def place_once(
+        key: str, fingerprint: str, data: MakeCall
+    ) -> tuple[Answer, Answer | None]:
+        """Place a call, and keep the answer: it, and what of it is to be given again."""
+        await app.records.write_request(g.client, key, StoredRequest(fingerprint))
+        kept: StoredRequest | None = None
+        try:
+            answer, is_final = await place(data)
+            if is_final:
+                kept = StoredRequest(fingerprint, answer.as_dict())
+            return answer, answer if is_final else None
+        finally:
+            # Whoever went away before it was dialled may ask again.
+            await app.records.write_request(g.client, key, kept)
+
+    async def recall(key: str, fingerprint: str) -> Answer | None:
+        """The answer that an earlier process has given to this request, if the database knows.
+
+        Raises:
+            CallRefused: It was another request, or that process ended while it worked on it.
+        """
+        try:
+            stored = await app.records.find_request(g.client, key)
+        except RecordsUnavailable:
+            return None  # a call does not wait for the database; this process's own are known
+        if stored is None:
+            return None
+        if stored.fingerprint != fingerprint:
+            raise key_reused()
+        if stored.answer is None:
+            raise CallRefused(
+                "the server ended while it worked on the first request with this Idempotency-Key: "
+                "a phone may have rung; see GET /calls, and ask again with another key",
+                reason="outcome-unknown",
+                status=409,
+            )
+        return Answer(**stored.answer)
 
     async def place(data: MakeCall) -> tuple[Answer, bool]:
         """Place a call; with the answer, whether asking again could ring a phone twice."""
