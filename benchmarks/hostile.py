@@ -416,6 +416,8 @@ def measure(
             "MAX_CALLS": str(calls + 100),
             "RECORDINGS_DIR": "recordings",
             "TICKET_TTL_S": f"{TICKET_TTL_S:g}",
+            # A connection that is replaced in time would look like one that was lost.
+            "MODEL_CONNECTION_AGE_S": f"{2 * TIMEOUT_S:g}",
         },
     )
     return outcomes, memory
