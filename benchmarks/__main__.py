@@ -22,6 +22,7 @@ BENCHMARKS = {
     "chunk": "how long a chunk stays in the server, through a whole simulated call",
     "calls": "how many calls one core carries",
     "soak": "what ten thousand calls leave behind, with everything going wrong",
+    "hostile": "what an attacker gets, and what the calls that are going on notice of it",
     "recovery": "what a call notices when its model connection is replaced, or breaks",
 }
 

@@ -30,7 +30,7 @@ from server.settings import Settings
 
 READY_TIMEOUT_S = 30.0
 RUN_TIMEOUT_S = 300.0
-"""No point may take longer, whatever happens: set-up, warm-up and window together."""
+"""Set-up, warm-up and window together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,24 @@ CLASSIC = ServerKind(
 KINDS = {kind.name: kind for kind in (OFFHOOK, ORDINARY, CLASSIC)}
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A server whose calls talk, for somebody to do something to."""
+
+    url: str
+    pid: int
+    keys: Keys
+    directory: Path
+    """Where the server runs."""
+    cores: list[int]
+    """The generator's."""
+    client: httpx2.Client
+    """Of the server's API, with its key."""
+    call_sids: list[str]
+    measure: Callable[[float], dict[str, Any]]
+    """Watch the calls for so many seconds: the outcome without what setting them up cost."""
+
+
 class PointFailed(Exception):
     """There is no figure: the server or the generator did not come through."""
 
@@ -94,6 +112,8 @@ def run_point(
     workers: int = 1,
     realtime: bool = False,
     look: Callable[[httpx2.Client, Mapping[str, Any]], Any] | None = None,
+    hold: Callable[[Held], Any] | None = None,
+    timeout_s: float = RUN_TIMEOUT_S,
 ) -> dict[str, Any]:
     """Start a server, load it, and stop it.
 
@@ -110,6 +130,9 @@ def run_point(
         realtime: See :func:`benchmarks.processes.running`.
         look: Called with a client of the server's API and the outcome, while the server still
             runs; its value is the outcome's ``"looked"``.
+        hold: Called in place of the window, while the calls talk; its value is the outcome's
+            ``"held"``, and there are no other figures.
+        timeout_s: No point may take longer, whatever happens.
 
     Returns:
         The figures of :mod:`benchmarks.load.__main__`, with ``"media_paths"``, the paths that the
@@ -134,8 +157,9 @@ def run_point(
             auth_token=keys.auth_token,
             gemini_api_key=keys.gemini_api_key,
             directory=name,
+            others=hold is not None,
         )
-        with _generator(generator_cores, realtime=realtime) as generator:
+        with _generator(generator_cores, timeout_s, realtime=realtime) as generator:
             doubles = _ask(generator, asdict(plan))
             port = _free_port()
             url = f"http://127.0.0.1:{port}"
@@ -159,7 +183,8 @@ def run_point(
             ):
                 try:
                     _wait_ready(url, server)
-                    outcome = _ask(generator, {"server_url": url, "pid": server.pid})
+                    told = {"server_url": url, "pid": server.pid, "stay": hold is not None}
+                    outcome = _ask(generator, told)
                     if "failed" in outcome:
                         raise PointFailed(outcome["failed"])
                     with httpx2.Client(
@@ -169,6 +194,18 @@ def run_point(
                     ) as client:
                         outcome["media_paths"] = _media_paths(client)
                         outcome["looked"] = look(client, outcome) if look else None
+                        if hold is not None:
+                            held = Held(
+                                url,
+                                server.pid,
+                                keys,
+                                directory,
+                                generator_cores,
+                                client,
+                                outcome["call_sids"],
+                                lambda window_s: _ask(generator, {"window_s": window_s}),
+                            )
+                            outcome["held"] = hold(held)
                 except PointFailed as failure:
                     words = log.read_text(errors="replace").strip().splitlines()[-8:]
                     raise PointFailed("\n".join([str(failure), *words])) from None
@@ -176,7 +213,9 @@ def run_point(
 
 
 @contextlib.contextmanager
-def _generator(cores: list[int], *, realtime: bool) -> Generator[subprocess.Popen[bytes]]:
+def _generator(
+    cores: list[int], timeout_s: float, *, realtime: bool
+) -> Generator[subprocess.Popen[bytes]]:
     """The load generator's process, which is not waited for forever."""
     with processes.running(
         "benchmarks.load",
@@ -185,7 +224,7 @@ def _generator(cores: list[int], *, realtime: bool) -> Generator[subprocess.Pope
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as generator:
-        give_up = threading.Timer(RUN_TIMEOUT_S, generator.kill)
+        give_up = threading.Timer(timeout_s, generator.kill)
         give_up.start()
         try:
             yield generator

@@ -20,7 +20,7 @@ from quart_schema import APIKeySecurityScheme, HttpSecurityScheme, Info, QuartSc
 from quart_trio import QuartTrio
 
 from codec.path import WebSocket
-from server import detach, plane
+from server import detach, garbage, plane
 from server.admission import Admission, Limits
 from server.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
 from server.call_options import CallOptions
@@ -145,6 +145,7 @@ class OffhookApp(QuartTrio):
             settings.database_url.get_secret_value(),
             metrics=self.metrics,
             retention_days=settings.retention_days or None,
+            requests_ttl_s=settings.idempotency_ttl_s,
         )
         self.recordings: Recordings | None = None
         if settings.recordings_dir is not None:
@@ -461,6 +462,7 @@ class OffhookApp(QuartTrio):
             # second at a time, would hold up every call at once.
             gc.collect()
             gc.freeze()
+            helpers.start_soon(garbage.collect, lambda: self.calls.live_count)
             async with trio.open_nursery() as streams:
                 streams.start_soon(self._serve_claimed)
                 await self.calls.run(task_status)

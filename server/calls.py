@@ -49,6 +49,10 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MAX_EARLY_UPDATES = 1_000
 """Status callbacks that overtook the answer to the dial request wait here."""
+MAX_ENDED = 10_000
+"""CallSids of ended calls that are remembered: a webhook that comes again begins no call again."""
+MAX_TICKETS = 5
+"""Unused tickets of one call: more than a carrier whose webhook is repeated ever needs."""
 POLICY_VIOLATION = 1008
 
 
@@ -159,6 +163,7 @@ class Calls:
         self._dialling = 0
         self._live: dict[str, Call] = {}
         self._recent: OrderedDict[str, Call] = OrderedDict()
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._tickets: dict[str, _Ticket] = {}
         self._early: OrderedDict[str, list[StatusUpdate]] = OrderedDict()
         self._empty = trio.Event()
@@ -184,8 +189,10 @@ class Calls:
             while len(self._recent) > self._recent_calls:
                 forgotten, _ = self._recent.popitem(last=False)
                 self._workers.release(forgotten)
-            for ticket in [name for name, held in self._tickets.items() if held.call is call]:
-                del self._tickets[ticket]
+            self._ended[call.call_sid] = None
+            while len(self._ended) > MAX_ENDED:
+                self._ended.popitem(last=False)
+            self._drop_tickets(call)
             self._tell_if_empty()
             self._workers.publish()
 
@@ -268,10 +275,15 @@ class Calls:
     async def answer(self, call_sid: str, number: str, agent: Agent) -> str:
         """The document that answers this call; it is idempotent, as webhooks are repeated.
 
+        A call that has its stream, or is over, needs no answer: whoever asks for one has kept a
+        request of the carrier's, and gets neither a ticket nor a model session for it.
+
         Raises:
             CallRefused: Full, draining or overloaded.
         """
         call = self._live.get(call_sid)
+        if call_sid in self._ended or (call is not None and call.line is not None):
+            return self.carrier.hang_up_twiml()
         if call is None:
             try:
                 self.check_admission()
@@ -410,12 +422,25 @@ class Calls:
             return None
         # The phone may be answered before our own dial request is.
         await held.call.accepted.wait()
-        return held.call if held.call.call_sid == started.call_sid else None
+        if held.call.call_sid != started.call_sid:
+            return None
+        self._drop_tickets(held.call)  # those of repeated webhooks
+        return held.call
+
+    def _drop_tickets(self, call: Call) -> None:
+        for name in self._unused_tickets(call):
+            del self._tickets[name]
+
+    def _unused_tickets(self, call: Call) -> list[str]:
+        return [name for name, held in self._tickets.items() if held.call is call]
 
     def _issue(self, call: Call) -> str:
         now = trio.current_time()
         for name in [name for name, held in self._tickets.items() if held.expires_at <= now]:
             del self._tickets[name]
+        unused = self._unused_tickets(call)
+        if len(unused) >= MAX_TICKETS:
+            return unused[-1]
         ticket = secrets.token_urlsafe(16)  # 128 bits
         self._tickets[ticket] = _Ticket(call, now + self._ticket_ttl_s)
         return ticket

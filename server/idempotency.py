@@ -3,6 +3,9 @@
 A client that has lost its connection cannot know whether a phone rings. With an
 ``Idempotency-Key`` it may ask again: the draft of the IETF's HTTP API group, "The Idempotency-Key
 HTTP Header Field".
+
+What is being worked on is known here only; answers are also kept with the records, so that a
+request finds the answer that was given before a restart.
 """
 
 from __future__ import annotations
@@ -25,6 +28,24 @@ class Answer:
     body: Mapping[str, Any]
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {"body": dict(self.body), "status": self.status, "headers": dict(self.headers)}
+
+
+def fingerprint_of(content: bytes) -> bytes:
+    """What two requests for the same have in common."""
+    return hashlib.sha256(content).digest()
+
+
+def key_reused() -> CallRefused:
+    """Another request has had this key."""
+    return CallRefused(
+        "this Idempotency-Key was used for another request",
+        reason="idempotency-key-reused",
+        status=422,
+    )
 
 
 @dataclass(slots=True)
@@ -65,17 +86,13 @@ class Idempotency:
         """
         requests = self._requests.setdefault(client, OrderedDict())
         self._drop_old(requests, now)
-        fingerprint = hashlib.sha256(content).digest()
+        fingerprint = fingerprint_of(content)
         known = requests.get(key)
         if known is None:
             requests[key] = _Request(fingerprint, now + self._ttl_s)
             return None
         if known.fingerprint != fingerprint:
-            raise CallRefused(
-                "this Idempotency-Key was used for another request",
-                reason="idempotency-key-reused",
-                status=422,
-            )
+            raise key_reused()
         if known.answer is None:
             raise CallRefused(
                 "the first request with this Idempotency-Key is still being worked on",

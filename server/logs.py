@@ -66,6 +66,16 @@ def censored(text: str) -> str:
     return _SECRET.sub(r"\1=***", text)
 
 
+class _Lines(logging.StreamHandler[Any]):
+    """Lines on stderr; where a disk is full, they are lost in silence."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        # Python's own way is a traceback of the failure, to the same full disk: milliseconds of
+        # every call's time for each line.
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def configure(*, level: str = "INFO", json: bool | None = None) -> None:
     """Set the process's logs up: ours and those of every package, as one kind of line on stderr.
 
@@ -87,7 +97,7 @@ def configure(*, level: str = "INFO", json: bool | None = None) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines(sys.stderr)
     handler.setFormatter(_formatter(shared, json=json))
     root = logging.getLogger()
     root.handlers = [handler]

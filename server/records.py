@@ -44,6 +44,8 @@ FLUSH_TIMEOUT_S = 10.0
 """How long a server that stops may take to write what is left."""
 RETRY_S = (0.5, 30.0)
 """The first and the longest pause before trying again."""
+REQUEST_TIMEOUT_S = 1.0
+"""How long a request with an ``Idempotency-Key`` may wait for the database, each time."""
 SWEEP_EVERY_S = 3_600.0
 DAY_S = 86_400.0
 
@@ -65,7 +67,7 @@ SUMMARY = (
 # ------------------------------------------------------------------------------------------
 # The schema
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Goes up with every change of the tables; ``_MIGRATIONS`` says how to get there."""
 
 _tables = sql.MetaData()
@@ -89,10 +91,27 @@ _calls = sql.Table(
     sql.Index("offhook_calls_newest", "created_at", "call_sid"),
 )
 
+_requests = sql.Table(
+    "offhook_requests",
+    _tables,
+    sql.Column("client", sql.String(64), primary_key=True),
+    sql.Column("key", sql.String(255), primary_key=True),
+    sql.Column("fingerprint", sql.String(64), nullable=False),
+    sql.Column("created_at", sql.Double, nullable=False, index=True),
+    # SQL's NULL until there is one.
+    sql.Column("answer", sql.JSON(none_as_null=True)),
+)
+
+
 _ALONE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(6334785)"}
 """What makes other processes wait until the transaction is over; any number that is ours."""
 
-_MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {}
+
+def _nothing_to_change(connection: sql.Connection) -> None:
+    """New tables are made anyway."""
+
+
+_MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {1: _nothing_to_change}
 """From this version to the next one, in one transaction; version 1 is the first."""
 
 
@@ -134,6 +153,15 @@ class Cursor:
 
     def __str__(self) -> str:
         return f"{self.created_at:.3f}-{self.call_sid}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRequest:
+    """A request with an ``Idempotency-Key``, as it outlives the process."""
+
+    fingerprint: str
+    answer: dict[str, Any] | None = None
+    """None while it is being worked on."""
 
 
 # ------------------------------------------------------------------------------------------
@@ -254,6 +282,36 @@ class _Database:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
         return done.rowcount
 
+    def find_request(self, client: str, key: str, since: float) -> StoredRequest | None:
+        self.open()
+        query = sql.select(_requests.c.fingerprint, _requests.c.answer).where(
+            _requests.c.client == client, _requests.c.key == key, _requests.c.created_at > since
+        )
+        with self._engine.connect() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else StoredRequest(row.fingerprint, row.answer)
+
+    def write_request(self, client: str, key: str, request: StoredRequest | None) -> None:
+        self.open()
+        one = (_requests.c.client == client, _requests.c.key == key)
+        with self._engine.begin() as connection:
+            connection.execute(sql.delete(_requests).where(*one))
+            if request is not None:
+                connection.execute(
+                    sql.insert(_requests).values(
+                        client=client,
+                        key=key,
+                        fingerprint=request.fingerprint,
+                        created_at=time.time(),
+                        answer=request.answer,
+                    )
+                )
+
+    def delete_requests_before(self, created_at: float) -> None:
+        self.open()
+        with self._engine.begin() as connection:
+            connection.execute(sql.delete(_requests).where(_requests.c.created_at < created_at))
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -314,12 +372,21 @@ class Records:
         url: SQLAlchemy's, such as ``sqlite:///offhook.db`` or ``postgresql://user@host/name``.
         metrics: The process's metrics.
         retention_days: Older records are deleted; None keeps them for ever.
+        requests_ttl_s: How long requests are found again.
 
     Raises:
         ConfigurationError: The URL is none, or its driver is not installed.
     """
 
-    def __init__(self, url: str, *, metrics: Metrics, retention_days: float | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        metrics: Metrics,
+        retention_days: float | None = None,
+        requests_ttl_s: float = DAY_S,
+    ) -> None:
+        self._requests_ttl_s = requests_ttl_s
         self._database = _Database(_database_url(url))
         self._metrics = metrics
         self._retention_days = retention_days
@@ -388,6 +455,32 @@ class Records:
         for record in self._unsaved.values():
             yield {name: record[name] for name in SUMMARY}
 
+    async def find_request(self, client: str, key: str) -> StoredRequest | None:
+        """A request that came before, to this process or an earlier one.
+
+        Raises:
+            RecordsUnavailable: The database cannot be asked, or not soon enough.
+        """
+        since = time.time() - self._requests_ttl_s
+        with trio.move_on_after(REQUEST_TIMEOUT_S):
+            return await self._read(lambda: self._database.find_request(client, key, since))
+        raise RecordsUnavailable("the database does not answer")
+
+    async def write_request(self, client: str, key: str, request: StoredRequest | None) -> None:
+        """Keep a request, or with None forget it; a database that does not take it is told of.
+
+        It is seen through, whoever goes away: within :data:`REQUEST_TIMEOUT_S`.
+        """
+        try:
+            with trio.move_on_after(REQUEST_TIMEOUT_S, shield=True) as waiting:
+                await self._in_thread(
+                    lambda: self._database.write_request(client, key, request), self._writing
+                )
+            if waiting.cancelled_caught:
+                self._metrics.record_failures.labels("request").inc()
+        except (SQLAlchemyError, SchemaTooNew) as error:
+            self._failed("request", error)
+
     async def wait_saved(self) -> None:
         """Wait until everything that was kept is in the database."""
         while self._unsaved:
@@ -439,6 +532,8 @@ class Records:
         self._written = trio.Event()
 
     async def _sweep(self) -> None:
+        since = time.time() - self._requests_ttl_s
+        await self._in_thread(lambda: self._database.delete_requests_before(since), self._writing)
         if self._retention_days is None:
             return
         oldest_kept = time.time() - self._retention_days * DAY_S

@@ -40,11 +40,11 @@ from server.api import (
 from server.calls import Page
 from server.endings import EndReason
 from server.errors import CallRefused, CarrierError, CarrierProtocolError
-from server.idempotency import MAX_KEY_CHARS, Answer
+from server.idempotency import MAX_KEY_CHARS, Answer, fingerprint_of, key_reused
 from server.keys import UNNAMED
 from server.logs import Sparing
 from server.metrics import merged
-from server.records import RecordsUnavailable
+from server.records import RecordsUnavailable, StoredRequest
 from server.strangers import client_address
 from server.workers import GIVEN, PASSED_ON, WorkerLost
 
@@ -70,6 +70,7 @@ PASSED_BACK = (
     "WWW-Authenticate",
     "Idempotent-Replayed",
 )
+REPLAYED = {"Idempotent-Replayed": "true"}
 RECORDS_PAUSE_S = 5
 """When to come back after the database did not answer."""
 WORKER_PAUSE_S = 2
@@ -140,7 +141,12 @@ def _learn_address(app: OffhookApp) -> None:
 
 
 def _log_requests(app: OffhookApp, *, quiet_paths: frozenset[str]) -> None:
-    """One line for each request: by its route, as a path may have anything in it."""
+    """One line for each request: by its route, as a path may have anything in it.
+
+    Requests without a key are counted (``offhook_strangers_refused_total``), and one of them is
+    logged now and then: a stranger must not be able to fill a disk.
+    """
+    strangers = Sparing()
 
     @app.before_request
     async def begin() -> None:
@@ -150,6 +156,11 @@ def _log_requests(app: OffhookApp, *, quiet_paths: frozenset[str]) -> None:
     async def log(response: Response) -> Response:
         rule = request.url_rule
         route = "none" if rule is None else rule.rule
+        facts = {}
+        if response.status_code == 401:
+            if not strangers.may_log(trio.current_time()):
+                return response
+            facts["unlogged"] = strangers.take_unlogged()
         is_told_elsewhere = PASSED_ON in request.scope
         (logger.debug if route in quiet_paths or is_told_elsewhere else logger.info)(
             "request",
@@ -158,6 +169,7 @@ def _log_requests(app: OffhookApp, *, quiet_paths: frozenset[str]) -> None:
             status=response.status_code,
             client=g.get("client"),
             took_ms=round((trio.current_time() - g.began_at) * 1000, 1),
+            **facts,
         )
         return response
 
@@ -359,14 +371,56 @@ def _add_api(app: OffhookApp, others: Others) -> None:
         except CallRefused as refusal:
             return _respond(_refused(app, refusal))
         if earlier is not None:
-            return _respond(earlier, **{"Idempotent-Replayed": "true"})
+            return _respond(earlier, **REPLAYED)
         kept: Answer | None = None
         try:
-            answer, is_final = await place(data)
-            kept = answer if is_final else None
+            fingerprint = fingerprint_of(content).hex()
+            if (kept := await recall(key, fingerprint)) is not None:
+                return _respond(kept, **REPLAYED)
+            answer, kept = await place_once(key, fingerprint, data)
+            return _respond(answer)
+        except CallRefused as refusal:
+            return _respond(_refused(app, refusal))
         finally:
             app.idempotency.end(g.client, key, kept)
-        return _respond(answer)
+
+    async def place_once(
+        key: str, fingerprint: str, data: MakeCall
+    ) -> tuple[Answer, Answer | None]:
+        """Place a call, and keep the answer: it, and what of it is to be given again."""
+        await app.records.write_request(g.client, key, StoredRequest(fingerprint))
+        kept: StoredRequest | None = None
+        try:
+            answer, is_final = await place(data)
+            if is_final:
+                kept = StoredRequest(fingerprint, answer.as_dict())
+            return answer, answer if is_final else None
+        finally:
+            # Whoever went away before it was dialled may ask again.
+            await app.records.write_request(g.client, key, kept)
+
+    async def recall(key: str, fingerprint: str) -> Answer | None:
+        """The answer that an earlier process has given to this request, if the database knows.
+
+        Raises:
+            CallRefused: It was another request, or that process ended while it worked on it.
+        """
+        try:
+            stored = await app.records.find_request(g.client, key)
+        except RecordsUnavailable:
+            return None  # a call does not wait for the database; this process's own are known
+        if stored is None:
+            return None
+        if stored.fingerprint != fingerprint:
+            raise key_reused()
+        if stored.answer is None:
+            raise CallRefused(
+                "the server ended while it worked on the first request with this Idempotency-Key: "
+                "a phone may have rung; see GET /calls, and ask again with another key",
+                reason="outcome-unknown",
+                status=409,
+            )
+        return Answer(**stored.answer)
 
     async def place(data: MakeCall) -> tuple[Answer, bool]:
         """Place a call, here or in another process.

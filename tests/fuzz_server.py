@@ -2,10 +2,12 @@
 
     python -m tests.fuzz_server                         every target, a minute each
     python -m tests.fuzz_server --inputs 1000000 twilio one target, so many inputs
-    python -m tests.fuzz_server --coverage twilio       guided by atheris (pip install atheris)
+    python -m tests.fuzz_server --coverage              guided by atheris (pip install atheris)
 
-A target takes bytes and says how they ended; any exception it lets out is a crash, and growing
-memory is a leak. Each input has a number, so that a failure is repeated by ``--only NUMBER``.
+A target takes bytes and says how they ended. Any exception it lets out is a crash; Python memory
+or objects that grow with the inputs are a leak, and so is a process that does. Each input has a
+number, so that a failure is repeated by ``--only NUMBER``. ``openapi`` is another process: a
+server, asked by schemathesis what its own description says, and what it does not.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ import functools
 import gc
 import json
 import logging
+import os
 import random
 import re
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
@@ -34,7 +38,12 @@ from urllib.parse import parse_qsl, unquote
 import structlog
 import trio
 import trio.testing
+from mcp.types import CallToolResult
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 
@@ -42,17 +51,29 @@ from server.api import MakeCall, field_errors
 from server.app import OffhookApp, create_app
 from server.carrier import CallerAudio, CarrierEvent
 from server.carrier.phone import HangUp, HearSpeech, Script, SendRaw, Wait
-from server.carrier.twilio import TwilioProtocol, WebhookVerifier, parse_status
+from server.carrier.twilio import (
+    TwilioProtocol,
+    WebhookVerifier,
+    parse_machine_verdict,
+    parse_status,
+    parse_transfer,
+)
 from server.destinations import Destinations
 from server.endings import EndReason
 from server.errors import CarrierProtocolError, ModelError
 from server.keys import Keys, hash_key
-from server.model import AgentAudio
+from server.mcp_servers import _told
+from server.metrics import Metrics
+from server.model import AgentAudio, ToolCallsRequested, ToolResult
 from server.model.gemini import GeminiProtocol
 from server.settings import Settings
 from server.strangers import client_address
+from server.tools import Toolbox, ToolError, _response, load_tools, tool, transfer_tool
+from tests import fuzz_path
+from tests.fuzz_codec import Fuzz as CodecFuzz
 from tests.fuzz_path import mutate
 from tests.rig import calling
+from tests.test_tools import FakeCall
 
 SID = "MZ" + "0" * 32
 NUMBER = re.compile(r"^\+[1-9]\d{4,16}$")
@@ -60,6 +81,10 @@ LEAK_INPUTS = 4_000
 """Memory is watched over so many inputs of a long run."""
 LEAK_BYTES = 256 * 1024
 """More than this kept after the second half of the inputs, beyond the first's, is a leak."""
+LEAK_OBJECTS = 1_000
+"""The same, in objects that the garbage collector knows."""
+LEAK_KIB = 8 * 1024
+"""The same, in memory of the process: C's is in it, and what the allocators have not given back."""
 
 # ------------------------------------------------------------------------------------------
 # Inputs: nearly right, so that they get past the first check
@@ -172,6 +197,36 @@ def fuzz_status(data: bytes) -> str:
     return "read"
 
 
+MACHINE = [b"CallSid=CA0&AnsweredBy=machine_end_beep&MachineDetectionDuration=4200"]
+
+
+def fuzz_machine(data: bytes) -> str:
+    """Verdicts of machine detection."""
+    form = dict(parse_qsl(data.decode("latin-1"), keep_blank_values=True))
+    try:
+        verdict = parse_machine_verdict(form)
+    except CarrierProtocolError:
+        return "refused"
+    return str(verdict.answered_by)
+
+
+TRANSFER = [
+    b"CallSid=CA0&DialCallStatus=no-answer&DialCallSid=CA1",
+    b"ParentCallSid=CA0&CallSid=CA1&CallStatus=in-progress",
+]
+
+
+def fuzz_transfer(data: bytes) -> str:
+    """What is posted about a transfer."""
+    form = dict(parse_qsl(data.decode("latin-1"), keep_blank_values=True))
+    try:
+        update = parse_transfer(form)
+    except CarrierProtocolError:
+        return "refused"
+    assert update.call_sid
+    return "read"
+
+
 VERIFIER = WebhookVerifier("token", "https://example.com", shared_keys={"KY1": "secret"})
 SIGNED = RequestValidator("token").compute_signature(
     "https://example.com/twiml", {"CallSid": "CA0"}
@@ -225,6 +280,91 @@ def fuzz_gemini(data: bytes) -> str:
         if isinstance(event, AgentAudio):
             assert len(event.pcm) % 2 == 0, "half a sample"
     return f"{len(events)} events" if len(events) < 3 else "3 or more events"
+
+
+@tool
+def look_up(order: int, when: str = "", items: list[str] | None = None) -> str:
+    """Look an order up.
+
+    Args:
+        order: Its number.
+        when: A date.
+        items: Names.
+    """
+    return f"{order + 1} {when.upper()} {len(items or [])}"
+
+
+TOOLS = (
+    *load_tools(["server.tools"]),
+    transfer_tool({"sales": "+15005550123"}),
+    look_up,
+)
+TOOL_CALLS = [
+    b'{"toolCall":{"functionCalls":[{"id":"1","name":"look_up","args":{"order":5,"when":"x","items":["a"]}}]}}',
+    b'{"toolCall":{"functionCalls":[{"id":"2","name":"transfer","args":{"destination":"sales"}}]}}',
+    b'{"toolCall":{"functionCalls":[{"id":"3","name":"send_dtmf","args":{"keys":"12#"}},{"id":"4","name":"hang_up","args":{}}]}}',
+    b'{"toolCallCancellation":{"ids":["1","2"]}}',
+]
+
+
+@asynccontextmanager
+async def toolbox() -> AsyncGenerator[Check]:
+    """Functions that a model calls with arguments of its own invention."""
+    yield _call_tools
+
+
+async def _call_tools(data: bytes) -> str:
+    protocol = GeminiProtocol()
+    try:
+        events = [event for line in data.split(b"\n") for event in protocol.receive(line, 1.0)]
+    except ModelError:
+        return "given up"
+    calls = [
+        call for event in events if isinstance(event, ToolCallsRequested) for call in event.calls
+    ]
+    fake = FakeCall()
+    box = Toolbox(TOOLS, fake, metrics=Metrics(CollectorRegistry()), timeout_s=1.0)
+    answered: list[str] = []
+    done = trio.Event()
+
+    async def answer(results: tuple[ToolResult, ...]) -> None:
+        for result in results:
+            json.dumps(result.response)
+            answered.append(result.id)
+        if not box.is_busy:
+            done.set()
+        await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(box.run, answer)
+        for call in calls:
+            box.request([call])
+        with trio.fail_after(120):
+            if calls:
+                await done.wait()
+        nursery.cancel_scope.cancel()
+    assert set(answered) == {call.id for call in calls}, "a call without an answer"
+    assert not fake.transferred or set(fake.transferred) == {("sales", "+15005550123")}
+    return f"{len(answered)} answered" if len(answered) < 3 else "3 or more answered"
+
+
+MCP_RESULTS = [
+    b'{"content":[{"type":"text","text":"Seven."}],"isError":false}',
+    b'{"content":[],"structuredContent":{"a":[1,{"b":null}]}}',
+    b'{"content":[{"type":"image","data":"AAAA","mimeType":"image/png"},{"type":"text","text":""}],"isError":true}',
+]
+
+
+def fuzz_mcp(data: bytes) -> str:
+    """Results of functions on MCP servers."""
+    try:
+        told = _response(_told(CallToolResult.model_validate_json(data)))
+    except ValidationError:
+        return "refused"
+    except ToolError:
+        return "an error"
+    json.dumps(told)
+    return "told"
 
 
 MAKE_CALL = [
@@ -358,6 +498,41 @@ async def _call(data: bytes) -> str:
     return str(reason)
 
 
+# What the fuzzers of the compiled parts make of a number of their own. -----------------------
+
+SEEDS = [bytes(8)]
+
+
+def any_number(rng: random.Random, seeds: list[bytes]) -> bytes:
+    """A seed for a fuzzer that makes its inputs itself."""
+    return rng.randbytes(8)
+
+
+def fuzz_frames(data: bytes) -> str:
+    """WebSocket frames, held to what the websockets library makes of them."""
+    return fuzz_path.fuzz_frames(random.Random(data))
+
+
+def fuzz_messages(data: bytes) -> str:
+    """Messages of either side, held to what the readable parsers make of them."""
+    return fuzz_path.fuzz_messages(random.Random(data))
+
+
+def fuzz_media_path(data: bytes) -> str:
+    """Both sides of a call and every control; the books must balance."""
+    return fuzz_path.fuzz_calls(random.Random(data))
+
+
+CODEC = CodecFuzz(1)
+
+
+def fuzz_codec(data: bytes) -> str:
+    """A stream of audio in chunks of any size, held to the same stream in one."""
+    CODEC.random.seed(data)
+    CODEC.episode()
+    return "episode of some 30 chunks"
+
+
 # ------------------------------------------------------------------------------------------
 # The targets, and how they are run
 
@@ -394,14 +569,26 @@ class Target:
 
 TARGETS = {
     "twilio": Target(TWILIO, lines_from, fuzz_twilio),
-    "status": Target(STATUS, one_line, fuzz_status),
-    "signature": Target(SIGNATURES, one_line, fuzz_signature),
     "gemini": Target(GEMINI, lines_from, fuzz_gemini),
+    "frames": Target(SEEDS, any_number, fuzz_frames),
+    "messages": Target(SEEDS, any_number, fuzz_messages),
+    "media-path": Target(SEEDS, any_number, fuzz_media_path, quick_inputs=500),
+    "codec": Target(SEEDS, any_number, fuzz_codec, quick_inputs=100),
+    "status": Target(STATUS, one_line, fuzz_status),
+    "machine": Target(MACHINE, one_line, fuzz_machine),
+    "transfer": Target(TRANSFER, one_line, fuzz_transfer),
+    "signature": Target(SIGNATURES, one_line, fuzz_signature),
     "make-call": Target(MAKE_CALL, one_line, fuzz_make_call),
     "headers": Target(HEADERS, one_line, fuzz_headers),
+    "mcp": Target(MCP_RESULTS, one_line, fuzz_mcp),
+    "tools": Target(TOOL_CALLS, lines_from, open=toolbox, mock_clock=True, quick_inputs=300),
     "http": Target(HTTP, one_request, open=http_app, quick_inputs=300),
     "call": Target(TWILIO[2:], lines_from, open=whole_call, mock_clock=True, quick_inputs=25),
 }
+OPENAPI = "openapi"
+"""The one target that is another process."""
+WHAT = {name: (target.check or target.open).__doc__ for name, target in TARGETS.items()}
+WHAT[OPENAPI] = "The API of a server, by its own description."
 
 
 def fuzz(name: str, *, inputs: int, seed: int, longest_s: float = float("inf")) -> Tally:
@@ -423,7 +610,24 @@ class Tally:
     took_s: float = 0.0
     endings: Counter[str] = field(default_factory=Counter)
     kept_bytes: int = 0
-    """Memory kept after the second half of the inputs beyond the first half's."""
+    """Python memory kept after the second half of the inputs watched, beyond the first half's."""
+    kept_objects: int = 0
+    """Objects kept after the last half of all inputs."""
+    kept_kib: int = 0
+    """The same, in memory of the process."""
+    crashes: int = 0
+
+    @property
+    def leaks(self) -> list[str]:
+        """What was kept that should not have been."""
+        found = []
+        if self.kept_bytes >= LEAK_BYTES:
+            found.append(f"{self.kept_bytes:,} bytes")
+        if self.kept_objects >= LEAK_OBJECTS:
+            found.append(f"{self.kept_objects:,} objects")
+        if self.kept_kib >= LEAK_KIB:
+            found.append(f"{self.kept_kib:,} KiB")
+        return found
 
 
 async def _fuzz(name: str, numbers: range, seed: int, longest_s: float) -> Tally:
@@ -434,6 +638,7 @@ async def _fuzz(name: str, numbers: range, seed: int, longest_s: float) -> Tally
         watched = min(len(numbers), LEAK_INPUTS)
         tracemalloc.start()
         half_kept = 0
+        half: tuple[int, int] | None = None
         for number in numbers:
             data = target.make(random.Random(f"{seed}:{name}:{number}"), target.seeds)
             try:
@@ -449,9 +654,16 @@ async def _fuzz(name: str, numbers: range, seed: int, longest_s: float) -> Tally
             elif tally.inputs == watched:
                 tally.kept_bytes = _kept() - half_kept
                 tracemalloc.stop()  # it takes most of the time
+            if half is None and (
+                tally.inputs * 2 >= len(numbers) or time.monotonic() - began >= longest_s / 2
+            ):
+                half = _alive()
             if time.monotonic() - began >= longest_s:
                 break
         tracemalloc.stop()
+        if half is not None and tally.inputs > watched:
+            objects, kib = _alive()
+            tally.kept_objects, tally.kept_kib = objects - half[0], kib - half[1]
     tally.took_s = time.monotonic() - began
     return tally
 
@@ -470,13 +682,105 @@ def _kept() -> int:
     return tracemalloc.get_traced_memory()[0]
 
 
+def _alive(pid: int | None = None) -> tuple[int, int]:
+    """Objects there are, and KiB of memory in use by this process or another."""
+    gc.collect()
+    statm = Path(f"/proc/{pid or 'self'}/statm")
+    pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+    return len(gc.get_objects()), pages * 4
+
+
+# ------------------------------------------------------------------------------------------
+# The API, by its own description
+
+
+@contextmanager
+def api_server(log: Path) -> Generator[tuple[str, int]]:
+    """A server in a process of its own, where no phone is ever answered: its URL and id."""
+    with log.open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.one_server"],
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "API_KEY": "sesame", "SIMULATED_CALLEE": "no-answer"}
+            | {"DATABASE_URL": "sqlite://"},
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        )
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip(), process.pid
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def fuzz_openapi(*, inputs: int, longest_s: float) -> Tally:
+    """Ask every operation, as described and as not, in turns.
+
+    Raises:
+        AssertionError: The server has failed, or answered as it does not say.
+    """
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+    from schemathesis.specs.openapi import checks
+
+    tally, began = Tally(), time.monotonic()
+    shown = {"X-API-Key": "sesame"}
+    conforms = [checks.content_type_conformance, checks.response_schema_conformance]
+    half: tuple[int, int] | None = None
+    with tempfile.TemporaryDirectory(prefix="offhook-fuzz-") as directory:
+        log = Path(directory) / "log"
+        with api_server(log) as (url, pid):
+
+            def ask(case: Any) -> None:
+                answer = case.call(headers=shown)
+                tally.inputs += 1
+                tally.endings[f"{answer.status_code // 100}xx"] += 1
+                assert answer.status_code not in (500, 501), answer.text
+                described = case.operation.definition.raw["responses"]
+                assert not described or str(answer.status_code) in described, answer.text
+                case.validate_response(answer, checks=conforms)
+
+            schema = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=shown)
+            operations = schema.exclude(path="/drain").get_all_operations()  # for good
+            asked = [
+                (found.ok(), mode) for found in operations for mode in schemathesis.GenerationMode
+            ]
+            is_over = False
+            while not is_over:
+                for operation, mode in asked:
+                    is_over = tally.inputs >= inputs or time.monotonic() - began >= longest_s
+                    if is_over:
+                        break
+                    hold = given(operation.as_strategy(generation_mode=mode))(ask)
+                    settings(
+                        max_examples=50,
+                        deadline=None,
+                        database=None,
+                        phases=[Phase.generate],
+                        suppress_health_check=list(HealthCheck),
+                    )(hold)()
+                    if half is None and (
+                        tally.inputs * 2 >= inputs or time.monotonic() - began >= longest_s / 2
+                    ):
+                        half = _alive(pid)
+            if half is not None:
+                tally.kept_kib = _alive(pid)[1] - half[1]
+        assert "by a bug of ours" not in log.read_text(), log.read_text()[-2000:]
+    tally.took_s = time.monotonic() - began
+    return tally
+
+
 WATCHED = (
     "server.api",
     "server.carrier.twilio",
     "server.destinations",
     "server.keys",
+    "server.mcp_servers",
     "server.model.gemini",
     "server.strangers",
+    "server.tools",
 )
 WATCH = """
 import sys, atheris
@@ -487,12 +791,24 @@ fuzz_with_coverage({name!r}, longest_s={longest_s})
 """
 
 
-def watch_coverage(name: str, *, longest_s: float) -> int:
-    """Run a target under atheris, in a process that has it instrument our modules first."""
+def watch_coverage(name: str, *, longest_s: float) -> Tally:
+    """Run a target under atheris, in a process that has it instrument our modules first.
+
+    libFuzzer counts what it runs, and looks for leaks of C's by itself.
+    """
     code = WATCH.format(
         watched=list(WATCHED), modules=", ".join(WATCHED), name=name, longest_s=longest_s
     )
-    return subprocess.run([sys.executable, "-c", code], check=False).returncode
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    tally = Tally(took_s=time.monotonic() - began)
+    found = dict(re.findall(r"stat::(\w+): +(\d+)", done.stderr))
+    tally.inputs = int(found.get("number_of_executed_units", 0))
+    tally.endings["kept for reaching new code"] = int(found.get("new_units_added", 0))
+    if done.returncode or not tally.inputs:
+        sys.stderr.write(done.stderr[-4_000:])
+        tally.crashes = 1
+    return tally
 
 
 def fuzz_with_coverage(name: str, *, longest_s: float) -> None:
@@ -522,38 +838,63 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(WHAT))
     parser.add_argument("--inputs", type=int, default=10**9)
     parser.add_argument("--longest-s", type=float, default=60.0, help="for each target")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--only", type=int, help="run just the input with this number")
-    parser.add_argument("--coverage", action="store_true", help="let atheris guide one target")
+    parser.add_argument("--coverage", action="store_true", help="let atheris guide them")
     arguments = parser.parse_args()
-    names = arguments.targets or list(TARGETS)
-    if unknown := set(names) - set(TARGETS):
+    at_once = [name for name, target in TARGETS.items() if target.check and target.seeds != SEEDS]
+    names = arguments.targets or (at_once if arguments.coverage else list(WHAT))
+    if unknown := set(names) - set(WHAT):
         parser.error(f"no such target: {', '.join(unknown)}")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     logging.disable()
-    if arguments.coverage:
-        return watch_coverage(names[0], longest_s=arguments.longest_s)
     if arguments.only is not None:
         return _repeat(names[0], arguments.seed, arguments.only)
-    total = 0
-    sys.stdout.write(f"seed {arguments.seed}\n")
+    tallies: dict[str, Tally] = {}
     for name in names:
-        tally = fuzz(
-            name, inputs=arguments.inputs, seed=arguments.seed, longest_s=arguments.longest_s
-        )
-        total += tally.inputs
-        leak = "no leak" if tally.kept_bytes < LEAK_BYTES else f"KEPT {tally.kept_bytes:,} bytes"
-        endings = ", ".join(f"{ending} {count:,}" for ending, count in tally.endings.most_common(5))
-        sys.stdout.write(
-            f"{name:<10}{tally.inputs:>12,} inputs, 0 crashes, {leak:<8} {tally.took_s:>5.0f} s"
-            f"   {endings}\n"
-        )
+        bounds = {"inputs": arguments.inputs, "longest_s": arguments.longest_s}
+        try:
+            if arguments.coverage:
+                tallies[name] = watch_coverage(name, longest_s=arguments.longest_s)
+            elif name == OPENAPI:
+                tallies[name] = fuzz_openapi(**bounds)
+            else:
+                tallies[name] = fuzz(name, seed=arguments.seed, **bounds)
+        except Exception:
+            traceback.print_exc()
+            tallies[name] = Tally(crashes=1)
+        done = tallies[name]
+        sys.stdout.write(f"{name}: {done.inputs:,} inputs in {done.took_s:.0f} s\n")
         sys.stdout.flush()
-    sys.stdout.write(f"{total:,} inputs, nothing wrong\n")
-    return 0
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table(tallies, arguments.seed))
+    return 1 if any(tally.crashes or tally.leaks for tally in tallies.values()) else 0
+
+
+def table(tallies: dict[str, Tally], seed: int) -> Table:
+    """What was tried, and what came of it."""
+    total = sum(tally.inputs for tally in tallies.values())
+    shown = Table(title=f"{total:,} inputs, seed {seed}", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    shown.add_column("target", no_wrap=True)
+    shown.add_column("what is read", max_width=30)
+    for heading in ("inputs", "crashes", "leaks", "kept: bytes,\nobjects, KiB", "s"):
+        shown.add_column(heading, justify="right")
+    shown.add_column("how they ended")
+    for name, tally in tallies.items():
+        shown.add_row(
+            name,
+            (WHAT[name] or "").partition("\n")[0],
+            f"{tally.inputs:,}",
+            str(tally.crashes),
+            ", ".join(tally.leaks) or "0",
+            f"{tally.kept_bytes:,}, {tally.kept_objects:,}, {tally.kept_kib:,}",
+            f"{tally.took_s:.0f}",
+            ", ".join(f"{ending} {count:,}" for ending, count in tally.endings.most_common(3)),
+        )
+    return shown
 
 
 def _repeat(name: str, seed: int, number: int) -> int:

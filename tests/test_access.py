@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog.testing
 import trio
 import trio.lowlevel
 
+from server.api import MakeCall
 from server.app import OffhookApp, create_app
 from server.endings import EndReason
-from server.keys import hash_key
+from server.idempotency import fingerprint_of
+from server.keys import UNNAMED, hash_key
+from server.records import StoredRequest
 from server.settings import Settings
 
 ACCOUNT = {
@@ -84,6 +89,23 @@ async def test_any_of_several_keys_opens():
         ]
 
     assert answers == [200, 200, 200, 401, 401]
+
+
+async def test_strangers_cannot_fill_the_log():
+    with structlog.testing.capture_logs() as logged:
+        async with running(**ACCOUNT, api_key="sesame") as app:
+            client = app.test_client()
+            for number in range(50):
+                answer = await client.get("/calls", headers={"X-API-Key": f"guess {number}"})
+                assert answer.status_code == 401
+            assert (await client.get("/calls", headers=SHOWN)).status_code == 200
+            refused = app.metrics.registry.get_sample_value(
+                "offhook_strangers_refused_total", {"kind": "key"}
+            )
+
+    assert refused >= 50
+    lines = [line["status"] for line in logged if line["event"] == "request"]
+    assert lines == [401, 200]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +191,64 @@ async def test_a_request_that_is_being_worked_on_is_a_conflict(nursery):
 
     assert conflict.status_code == 409
     assert int(conflict.headers["Retry-After"]) > 0
+
+
+async def test_a_request_that_was_answered_before_a_restart_rings_no_second_phone(tmp_path):
+    stored = SIMULATED | {"database_url": f"sqlite:///{tmp_path}/offhook.db"}
+    headers = {"Idempotency-Key": "a"}
+    async with running(**stored) as app:
+        first = await app.test_client().post("/make-call", json=NUMBER, headers=headers)
+    async with running(**stored) as app:
+        client = app.test_client()
+        again = await client.post("/make-call", json=NUMBER, headers=headers)
+        wrong = await client.post(
+            "/make-call", json=NUMBER | {"prompt": "Say something else."}, headers=headers
+        )
+        rung = len(app.simulated_twilio.calls)
+        bodies = [await answer.get_json() for answer in (first, again)]
+
+    assert [first.status_code, again.status_code, wrong.status_code] == [201, 201, 422]
+    assert bodies[0] == bodies[1]
+    assert again.headers["Location"] == first.headers["Location"]
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert rung == 0
+
+
+async def test_a_request_whose_end_nobody_knows_is_not_made_again(tmp_path):
+    stored = SIMULATED | {"database_url": f"sqlite:///{tmp_path}/offhook.db"}
+    headers = {"Idempotency-Key": "a"}
+    content = MakeCall.model_validate(NUMBER).model_dump_json().encode()
+    async with running(**stored) as app:  # the process before was killed while it dialled
+        working = StoredRequest(fingerprint_of(content).hex())
+        await app.records.write_request(UNNAMED, "a", working)
+        again = await app.test_client().post("/make-call", json=NUMBER, headers=headers)
+        body = await again.get_json()
+        rung = len(app.simulated_twilio.calls)
+
+    assert (again.status_code, body["error"]) == (409, "outcome-unknown")
+    assert rung == 0
+
+
+async def test_who_went_away_before_it_was_dialled_may_ask_again():
+    async with running(**SIMULATED, calls_per_s=0.5, database_url="sqlite://") as app:
+        client = app.test_client()
+        headers = {"Idempotency-Key": "a"}
+        await client.post("/make-call", json=NUMBER)
+        with trio.CancelScope() as leaving:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    functools.partial(client.post, "/make-call", json=NUMBER, headers=headers)
+                )
+                while not app.calls.admission.waiting_count:
+                    await trio.lowlevel.checkpoint()
+                leaving.cancel()
+        assert len(app.simulated_twilio.calls) == 1
+        again = await client.post("/make-call", json=NUMBER, headers=headers)
+        rung = len(app.simulated_twilio.calls)
+
+    assert again.status_code == 201
+    assert "Idempotent-Replayed" not in again.headers
+    assert rung == 2
 
 
 async def test_a_refused_request_may_come_again_with_its_key():

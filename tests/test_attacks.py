@@ -13,6 +13,7 @@ from twilio.request_validator import RequestValidator
 from websockets.exceptions import InvalidStatus
 from websockets.trio.client import connect
 
+from benchmarks.load.attacker import MALFORMED
 from server import serving as serving_module
 from server import sockets
 from tests.test_serve import (
@@ -205,6 +206,60 @@ async def test_a_socket_that_stops_reading_ends_with_its_own_call(quick_deadline
             await call.finished.wait()
 
     assert call.end_reason == "caller-gone"
+
+
+UPGRADE = (
+    b"GET /stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+async def close_code_after(server: Server, data: bytes) -> int | None:
+    """Open a media socket, send these bytes and nothing more; how the server closes it.
+
+    None without a word: hypercorn's way with frames that are none.
+    """
+    async with await connection(server) as raw:
+        await raw.send_all(UPGRADE)
+        assert b" 101 " in await raw.receive_some(1000)
+        await raw.send_all(data)
+        with trio.fail_after(10):
+            frame = await raw.receive_some(1000)
+    assert frame[:1] in (b"", b"\x88")
+    return int.from_bytes(frame[2:4], "big") if frame else None
+
+
+@both_media_paths
+@pytest.mark.parametrize("sent", [1, 3, 150], ids=lambda size: f"{size} bytes")
+async def test_the_rest_of_half_a_frame_is_not_waited_for(media_path, sent):
+    whole = b"\x81\xfe\x01\x2c\0\0\0\0" + b"x" * 300
+    async with (
+        serving(simulated_ring_s=None, start_timeout_s=0.5, media_path=media_path) as server,
+        good_call(server),
+    ):
+        assert await close_code_after(server, whole[:sent]) == 1008
+
+
+async def test_the_rest_of_half_a_handshake_is_not_waited_for(quick_deadlines):
+    async with (
+        serving(simulated_ring_s=None) as server,
+        good_call(server),
+        await connection(server) as half,
+    ):
+        await half.send_all(UPGRADE[:60])
+        assert await rest_of(half) == b""
+
+
+@both_media_paths
+async def test_a_frame_that_is_none_ends_its_own_socket_only(media_path):
+    async with (
+        serving(simulated_ring_s=None, start_timeout_s=0.5, media_path=media_path) as server,
+        good_call(server),
+    ):
+        codes = [await close_code_after(server, data) for data in MALFORMED]
+
+    silent = set() if media_path == "fast" else {None}
+    assert set(codes) <= {1002, 1007, 1008, 1009} | silent
 
 
 @both_media_paths

@@ -45,6 +45,10 @@ def started(calls: Calls, media: MemoryMedia, call_sid: str = "CA1") -> None:
     media.event(media.start(call_sid, calls.carrier.ticket))
 
 
+def ticket_in(document: str) -> str:
+    return document.removeprefix("<ticket>").removesuffix("</ticket>")
+
+
 async def test_the_model_is_opened_when_the_carrier_has_accepted(autojump_clock, calls):
     call = await calls.place(NUMBER, Agent(prompt="p"))
     await wait_all_tasks_blocked()
@@ -202,6 +206,52 @@ async def test_an_inbound_call_gets_a_ticket_and_its_repeat_another(autojump_clo
 
     assert first != second
     assert len(calls.model.sessions) == 1
+
+
+async def test_a_repeat_after_the_stream_has_begun_gets_no_ticket(autojump_clock, calls, nursery):
+    first, second = [await calls.answer("CA7", NUMBER, Agent()) for _ in range(2)]
+    media, other = MemoryMedia(), MemoryMedia()
+    media.event(media.start("CA7", ticket_in(first)))
+    nursery.start_soon(calls.serve_stream, media)
+    await wait_all_tasks_blocked()
+
+    assert await calls.answer("CA7", NUMBER, Agent()) == "<hangup/>"
+    other.event(other.start("CA7", ticket_in(second)))
+    await calls.serve_stream(other)
+    assert other.closed is not None
+    assert other.closed[0] == 1008
+
+    call = calls.get("CA7")
+    media.hang_up()
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+    assert await calls.answer("CA7", NUMBER, Agent()) == "<hangup/>"
+    assert calls.live_count == 0
+    assert len(calls.model.sessions) == 1
+
+
+async def test_a_call_that_is_over_does_not_begin_again_when_it_is_long_forgotten(
+    autojump_clock, nursery
+):
+    calls = make_calls(recent_calls=0)
+    await nursery.start(calls.run)
+    await calls.answer("CA7", NUMBER, Agent())
+    calls.get("CA7").end(EndReason.HUNG_UP)
+    await wait_all_tasks_blocked()
+    await trio.sleep(60)
+    assert calls.get("CA7") is None
+
+    await calls.answer("CA7", NUMBER, Agent())
+
+    assert calls.live_count == 0
+    assert len(calls.model.sessions) == 1
+
+
+async def test_however_often_it_is_asked_a_call_has_few_tickets(autojump_clock, calls):
+    documents = [await calls.answer("CA7", NUMBER, Agent()) for _ in range(50)]
+
+    assert len(set(documents)) == 5
+    assert len(calls._tickets) == 5
 
 
 async def test_a_failing_call_leaves_the_others_alone(autojump_clock, nursery):

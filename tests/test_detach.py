@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
+import socket
 
 import hypercorn.trio.run
 import hypercorn.trio.tcp_server
@@ -12,7 +14,7 @@ import trio
 from hypercorn.protocol.h11 import H11WSConnection
 
 from server import plane
-from server.detach import DetachableServer, detachable, install
+from server.detach import DetachableServer, _LendableStream, detachable, install
 from tests.test_serve import (
     closing_of,
     media_message,
@@ -112,3 +114,31 @@ async def test_requests_and_refused_upgrades_go_the_ordinary_way():
         for _ in range(3):  # one connection, kept alive
             assert (await server.http.get("/healthz")).status_code == 200
         assert (await server.http.get("/stream")).status_code in (400, 404, 405)
+
+
+async def test_what_comes_at_once_is_handed_on_one_connection_a_pass():
+    pairs = [socket.socketpair() for _ in range(20)]
+    with contextlib.ExitStack() as sockets:
+        for ours, theirs in pairs:
+            sockets.enter_context(ours)
+            sockets.enter_context(theirs)
+            theirs.send(b"x")
+        turns = trio.Lock()
+        handed_on: list[int] = []
+        passes = 0
+
+        async def read(ours: socket.socket) -> None:
+            own = trio.socket.from_stdlib_socket(ours.dup())
+            async with trio.SocketStream(own) as stream:
+                assert await _LendableStream(stream, turns).receive_some(10) == b"x"
+                handed_on.append(passes)
+
+        async with trio.open_nursery() as nursery:
+            for ours, _ in pairs:
+                nursery.start_soon(read, ours)
+            with trio.fail_after(10):
+                while len(handed_on) < len(pairs):
+                    passes += 1
+                    await trio.lowlevel.checkpoint()
+
+    assert len(set(handed_on)) == len(pairs)

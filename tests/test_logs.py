@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -12,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from server.logs import Sparing, censored, masked
+from server.logs import Sparing, _Lines, censored, masked
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,23 @@ def test_a_number_is_shown_without_its_middle(number, shown):
 )
 def test_what_others_write_is_censored(line, shown):
     assert censored(line) == shown
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("message", "shown"), [("fine", False), ("not %d", True)])
+def test_a_full_disk_costs_lines_and_nothing_else(message, shown, capsys):
+    handler = _Lines(FullDisk())
+    record = logging.LogRecord("x", logging.INFO, __file__, 1, message, ("a number",), None)
+    if not shown:
+        record.args = ()
+
+    handler.handle(record)
+
+    assert ("Traceback" in capsys.readouterr().err) is shown
 
 
 def test_a_warning_that_comes_all_the_time_is_counted():

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import Phase, given, settings
 
+from tests.fuzz_server import api_server
+
 schemathesis = pytest.importorskip("schemathesis")
 checks = pytest.importorskip("schemathesis.specs.openapi.checks")
 
-KEY = "sesame"
-SHOWN = {"X-API-Key": KEY}
+SHOWN = {"X-API-Key": "sesame"}
 
 
 @pytest.fixture(scope="module")
 def server_url(tmp_path_factory) -> Generator[str]:
     """A server in a process of its own, where no phone is ever answered."""
-    said = tmp_path_factory.mktemp("server") / "log"
-    with said.open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.one_server"],
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, "API_KEY": KEY, "SIMULATED_CALLEE": "no-answer"},
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
-    assert "by a bug of ours" not in said.read_text()
+    log = tmp_path_factory.mktemp("server") / "log"
+    with api_server(log) as (url, _):
+        yield url
+    assert "by a bug of ours" not in log.read_text()
 
 
 def test_every_route_answers_as_described_whatever_it_is_sent(server_url):

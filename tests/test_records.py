@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from server import records as records_module
 from server.errors import ConfigurationError
 from server.metrics import Metrics
-from server.records import Cursor, Records, RecordsUnavailable, SchemaTooNew
+from server.records import Cursor, Records, RecordsUnavailable, SchemaTooNew, StoredRequest
 from tests.databases import postgresql
 from tests.test_serve import serving
 
@@ -63,7 +63,9 @@ def url(request, tmp_path):
         found = request.getfixturevalue("postgresql_url")
         engine = sql.create_engine(found.replace("postgresql:", "postgresql+psycopg:"))
         with engine.begin() as connection:
-            connection.execute(sql.text("DROP TABLE IF EXISTS offhook_calls, offhook_schema"))
+            connection.execute(
+                sql.text("DROP TABLE IF EXISTS offhook_calls, offhook_requests, offhook_schema")
+            )
         engine.dispose()
         return found
     return "sqlite://" if request.param == "memory" else f"sqlite:///{tmp_path}/offhook.db"
@@ -270,16 +272,66 @@ async def test_an_older_database_is_brought_up_to_date(url, monkeypatch):
         def add_column(connection: sql.Connection) -> None:
             connection.execute(sql.text("ALTER TABLE offhook_calls ADD COLUMN mood VARCHAR(8)"))
 
-        monkeypatch.setattr(records_module, "SCHEMA_VERSION", 2)
-        monkeypatch.setattr(records_module, "_MIGRATIONS", {1: add_column})
+        newer = records_module.SCHEMA_VERSION + 1
+        monkeypatch.setattr(records_module, "SCHEMA_VERSION", newer)
+        monkeypatch.setattr(records_module, "_MIGRATIONS", {newer - 1: add_column})
         records._database._ready = False
         assert await records.get(record(1)["call_sid"]) == record(1)
         with records._database._engine.connect() as connection:
             version = connection.scalar(sql.text("SELECT version FROM offhook_schema"))
             moods = connection.execute(sql.text("SELECT mood FROM offhook_calls")).fetchall()
 
-    assert version == 2
+    assert version == newer
     assert moods == [(None,)]
+
+
+async def test_the_first_versions_database_gets_the_table_of_requests(file_url):
+    async with running(file_url) as records:
+        with records._database._engine.begin() as connection:
+            connection.execute(sql.text("DROP TABLE offhook_requests"))
+            connection.execute(sql.text("UPDATE offhook_schema SET version = 1"))
+    async with running(file_url) as records:
+        await records.write_request("shop", "a", StoredRequest("f"))
+        assert await records.find_request("shop", "a") == StoredRequest("f")
+
+
+# ------------------------------------------------------------------------------------------
+# Requests
+
+
+async def test_a_request_is_found_with_its_answer_by_its_own_client(url):
+    answered = StoredRequest("f" * 64, {"body": {"call_sid": "CA1"}, "status": 201, "headers": {}})
+    async with running(url) as records:
+        await records.write_request("shop", "a", StoredRequest("f" * 64))
+        assert await records.find_request("shop", "a") == StoredRequest("f" * 64)
+        await records.write_request("shop", "a", answered)
+        assert await records.find_request("shop", "a") == answered
+        assert await records.find_request("crm", "a") is None
+        await records.write_request("shop", "a", None)
+        assert await records.find_request("shop", "a") is None
+
+
+async def test_a_request_is_forgotten_after_its_time(file_url):
+    async with running(file_url, requests_ttl_s=0.0) as records:
+        await records.write_request("shop", "a", StoredRequest("f"))
+        assert await records.find_request("shop", "a") is None
+        await records._sweep()
+        with records._database._engine.connect() as connection:
+            left = connection.execute(sql.text("SELECT * FROM offhook_requests")).fetchall()
+
+    assert left == []
+
+
+async def test_a_database_that_hangs_holds_no_request_up(file_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(records_module, "REQUEST_TIMEOUT_S", 0.05)
+    async with running(file_url) as records:
+        other = sqlite3.connect(tmp_path / "offhook.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with trio.fail_after(5):
+            await records.write_request("shop", "a", StoredRequest("f"))
+        assert failures(records, "request") == 1
+        other.execute("ROLLBACK")
+        other.close()
 
 
 @pytest.mark.parametrize(

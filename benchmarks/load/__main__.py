@@ -2,7 +2,8 @@
 
 The first line in is a :class:`Plan`; the first line out says where the doubles listen. When the
 server has been started with that, its address and process come in, and the :class:`Outcome` of the
-calls goes out. Every line is JSON. It ends when stdin does.
+calls goes out; or, with ``"stay"``, a window's figures for each line that asks for one, while the
+calls go on. Every line is JSON. It ends when stdin does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import os
 import sys
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,8 @@ class Plan:
     """Whether the outcome has every latency, not only percentiles."""
     tls: bool = False
     """Whether the model is reached by TLS."""
+    others: bool = False
+    """Whether the model also takes sessions of calls that are not the generator's."""
 
     @classmethod
     def from_json(cls, line: str) -> Plan:
@@ -81,7 +85,9 @@ class Generator:
         self.wheel = Wheel()
         self.heard = Heard()
         self.words = Words(self.backend)
-        self.model = ModelDouble(self.backend, self.words, plan.gemini_api_key)
+        self.model = ModelDouble(
+            self.backend, self.words, plan.gemini_api_key, takes_others=plan.others
+        )
         self.carrier = CarrierDouble()
         self.validator = RequestValidator(plan.auth_token)
         self.calls: list[LoadCall] = []
@@ -101,6 +107,16 @@ class Generator:
 
     async def run(self, server_url: str, pid: int) -> dict[str, Any]:
         """Place the calls, let them talk, and count."""
+        plan = self.plan
+        async with self.talking(server_url, pid) as facts:
+            outcome = await self.measure(pid, plan.window_s)
+            base_kib = facts.pop("base_kib")
+            outcome["rss_kib_per_call"] = (outcome.pop("rss_kib") - base_kib) / plan.calls
+            return outcome | facts
+
+    @asynccontextmanager
+    async def talking(self, server_url: str, pid: int) -> AsyncGenerator[dict[str, Any]]:
+        """Place the calls, and hang up at the block's end; the value is what that took."""
         plan = self.plan
         self.wheel.start()
         async with httpx2.AsyncClient(trust_env=False, timeout=SETUP_TIMEOUT_S) as self.http:
@@ -124,12 +140,9 @@ class Generator:
             gc.collect()
             gc.freeze()
             gc.disable()
-            outcome = await self.measure(pid)
-            outcome |= {"ramp_s": ramp_s, "answer_ms": percentiles(answers)}
-            outcome["rss_kib_per_call"] = (outcome.pop("rss_kib") - base_kib) / plan.calls
+            yield {"ramp_s": ramp_s, "answer_ms": percentiles(answers), "base_kib": base_kib}
             await self.finish(self.calls)
         self.wheel.stop()
-        return outcome
 
     async def ramp(self, server_url: str) -> None:
         """Begin every call, one after the other, each talking at once.
@@ -223,15 +236,15 @@ class Generator:
         except TimeoutError:
             pass  # the point is measured; a server that does not hang up will be killed
 
-    async def measure(self, pid: int) -> dict[str, Any]:
-        """Watch all calls talk for the window."""
+    async def measure(self, pid: int, window_s: float) -> dict[str, Any]:
+        """Watch all calls talk for so long; audio is counted from the beginning of the calls."""
         plan, heard = self.plan, self.heard
         pinned_to = sorted(os.sched_getaffinity(pid)) if hasattr(os, "sched_getaffinity") else []
         heard.forget()
         del self.wheel.lags[:]
         began, cores_before = clock(), CoreTimes.read()
         cpu_before, own_before = cpu_s(pid), time.process_time()
-        await asyncio.sleep(plan.window_s)
+        await asyncio.sleep(window_s)
         took_s = clock() - began
         own_s = time.process_time() - own_before
         by_process = {member: now - cpu_before.get(member, 0) for member, now in cpu_s(pid).items()}
@@ -305,8 +318,15 @@ async def main() -> None:
     line = await read(None, sys.stdin.readline)
     if line:
         told = json.loads(line)
+        server_url, pid = told["server_url"], told["pid"]
         try:
-            _say(await generator.run(told["server_url"], told["pid"]))
+            if not told["stay"]:
+                _say(await generator.run(server_url, pid))
+                return
+            async with generator.talking(server_url, pid):
+                _say({"call_sids": [call.call_sid for call in generator.calls]})
+                while line := await read(None, sys.stdin.readline):
+                    _say(await generator.measure(pid, json.loads(line)["window_s"]))
         except Failed as failure:
             _say({"failed": str(failure)})
 

@@ -25,12 +25,15 @@ class ModelDouble:
             other, so this needs no word from the server about which call it means.
     """
 
-    def __init__(self, backend: Backend, words: Words, api_key: str) -> None:
+    def __init__(
+        self, backend: Backend, words: Words, api_key: str, *, takes_others: bool = False
+    ) -> None:
         self.expecting: LoadCall | None = None
         self.words = words
         self.refused = 0
         self._backend = backend
         self._api_key = api_key
+        self._takes_others = takes_others
 
     async def serve(self, tls: ssl.SSLContext | None) -> str:
         """Listen; returns the base URL."""
@@ -45,10 +48,12 @@ class ModelDouble:
             self.refused += 1
             return None
         call, self.expecting = self.expecting, None
-        if call is None:
-            self.refused += 1
-            return None
-        return _Session(call, self.words)
+        if call is not None:
+            return _Session(call, self.words)
+        if self._takes_others:
+            return _OtherSession(self.words)
+        self.refused += 1
+        return None
 
 
 class _Session:
@@ -72,6 +77,27 @@ class _Session:
 
     def closed(self) -> None:
         self._call.session_lost()
+
+
+class _OtherSession:
+    """A session of nobody's: two seconds of greeting, and not a word after that."""
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+        self._socket: Socket
+
+    def opened(self, socket: Socket) -> None:
+        self._socket = socket
+
+    def received(self, message: bytes) -> None:
+        if b'"setup"' in message:
+            self._socket.send_prepared(self._words.setup_complete)
+            for chunk in (self._words.chunks * 2)[:50]:
+                self._socket.send_prepared(chunk)
+            self._socket.send_prepared(self._words.generation_complete)
+
+    def closed(self) -> None:
+        pass
 
 
 class CarrierDouble:
