@@ -155,7 +155,7 @@ async def twilio(world, **settings):
             api_url=api_url,
         ) as carrier:
             # The test's streams have a port of their own.
-            carrier._stream_url = world.stream_url
+            carrier._stream_origin, carrier.stream_path = world.stream_url, ""
             with trio.fail_after(10):
                 yield simulator, carrier
         nursery.cancel_scope.cancel()

@@ -158,7 +158,9 @@ def test_processes_that_begin_together_make_one_database(file_url, tmp_path, mon
         list(threads.map(begin, range(8)))
 
     with closing(sqlite3.connect(tmp_path / "offhook.db")) as other:
-        assert other.execute("SELECT version FROM offhook_schema").fetchall() == [(1,)]
+        assert other.execute("SELECT version FROM offhook_schema").fetchall() == [
+            (records_module.SCHEMA_VERSION,)
+        ]
         assert other.execute("SELECT count(*) FROM offhook_calls").fetchall() == [(8,)]
 
 
