@@ -64,7 +64,8 @@ async def good_call(server: Server) -> AsyncGenerator[None]:
                 async def speak() -> None:
                     nonlocal sent
                     while True:
-                        await socket.send(media_message(b"\xff" * 160))
+                        with trio.CancelScope(shield=True):  # sent is sent
+                            await socket.send(media_message(b"\xff" * 160))
                         sent += 1
                         await trio.sleep(0.02)
 

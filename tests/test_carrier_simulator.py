@@ -488,7 +488,7 @@ async def test_a_stream_that_cannot_be_opened_ends_the_call(world, fast_clock):
             (f"{world.stream_url}?x=1", "error 31920"),
             ("https://127.0.0.1/stream", "error 31920"),
         ]:
-            carrier._stream_url = url
+            carrier._stream_origin = url
             call = await place(simulator, carrier)
             await call.wait_ended()
             assert call.status is CallStatus.COMPLETED
