@@ -274,7 +274,6 @@ def tables(points: Sequence[Point]) -> list[Table]:
         others = outcome["others_on_server_core"]
         return [
             f"{outcome['cpu_ms_per_call_s']:.2f}",
-            f"{outcome['kernel_ms_per_call_s']:.2f}",
             f"{outcome['server_core']:.0%}",
             f"{outcome['rss_kib_per_call']:.0f}",
             f"{outcome['generator_core']:.0%}",
@@ -296,8 +295,8 @@ def tables(points: Sequence[Point]) -> list[Table]:
     return [
         _table(
             "cost",
-            "CPU ms per\ncall-second", "of it in\nthe kernel", "core\nbusy", "KiB per\ncall",
-            "generator\ncore", "others on\nthe core",
+            "CPU ms per\ncall-second", "core\nbusy", "KiB per\ncall", "generator\ncore",
+            "others on\nthe core",
             points=points, cells=cost,
         ),
         _table(

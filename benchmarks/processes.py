@@ -106,15 +106,6 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS_HZ
 
 
-def kernel_s(pid: int) -> float:
-    """Of the CPU time so far of a process and its children, what the kernel has used for them."""
-    ticks = 0
-    for member in family(pid):
-        fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[12])
-    return ticks / _CLOCK_TICKS_HZ
-
-
 def resident_kib(pid: int) -> int:
     """Memory in use by a process and its children, pages they share counted for each."""
     pages = sum(int(Path(f"/proc/{member}/statm").read_text().split()[1]) for member in family(pid))

@@ -858,6 +858,8 @@ class Call:
         """A mark is due, or the lead is used up. Called by the plane."""
         self._settle()
         self._let_out()
+        if self.session is not None:
+            self._follow(self.session, self.agent_turn)
 
     def _settle(self) -> None:
         """Put down in the books what the path has passed on of the agent's turn."""

@@ -36,6 +36,7 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 AVAILABLE = hasattr(select, "epoll")
 _READABLE = select.EPOLLIN if AVAILABLE else 1
+_NOTHING, _READING = int(Left.NOTHING), int(Left.READING)  # an enumeration is slow to look into
 
 Messages = list[tuple[bytes, bool]]
 """Complete messages, and whether each is text."""
@@ -57,6 +58,8 @@ class Plane:
         self._epoll = select.epoll()
         self._wires: dict[int, Wire] = {}
         self._again: set[Wire] = set()
+        self._pumps: dict[int, Pump] = {}
+        self._called_back = False  # Python has been called, and may have given trio work
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve every wire until cancelled."""
@@ -77,32 +80,42 @@ class Plane:
         until = monotonic() + timeout_s
         left_s = timeout_s
         while True:
-            ready = self._serve(0.0 if self._again else left_s)
-            if ready and (wakes_at in ready or has_work()):
-                return True
+            for number, _ in self._serve(0.0 if self._again else left_s):
+                if number == wakes_at:
+                    return True
+            if self._called_back:
+                self._called_back = False
+                if has_work():
+                    return True
             if (left_s := until - monotonic()) <= 0.0:
                 return False
 
-    def _serve(self, timeout_s: float = 0.0) -> list[int]:
+    def _serve(self, timeout_s: float = 0.0) -> list[tuple[int, int]]:
         """One fair pass: every socket that has something gets one bounded turn.
 
         Returns:
-            File numbers that were ready.
+            What was ready.
         """
         again = self._again
         if again:
-            self._again = set()
-            now = trio.current_time()
+            self._again, self._called_back = set(), True
             for wire in again:
-                wire.serve(_READABLE, now)
-        served = [wire.fileno() for wire in again]
-        wires, events_ready = self._wires, self._epoll.poll(timeout_s)
-        now = trio.current_time()
-        for number, events in events_ready:
-            if (ready := wires.get(number)) is not None and ready not in again:
-                ready.serve(events, now)
-            served.append(number)
-        return served
+                wire.serve(_READABLE)
+        ready = self._epoll.poll(timeout_s)
+        now, pumps, wires = trio.current_time(), self._pumps, self._wires
+        for number, events in ready:
+            left = _READING
+            if events == _READABLE and (pump := pumps.get(number)) is not None:
+                try:
+                    if (left := pump.run(now)) == _NOTHING:
+                        continue
+                except Exception:
+                    wires[number].fail_by_a_bug()  # nobody can have closed it since it was asked
+                    continue
+            if (wire_or_none := wires.get(number)) is not None and wire_or_none not in again:
+                self._called_back = True
+                wire_or_none.serve(events, left)
+        return ready
 
     def add(self, wire: Wire) -> None:
         """Watch a wire's socket."""
@@ -119,9 +132,16 @@ class Plane:
         """There is more in the wire's TLS buffer, which epoll cannot know."""
         self._again.add(wire)
 
+    def pump(self, wire: Wire, pump: Pump | None) -> None:
+        """Let this read the wire's socket first, or nobody."""
+        self._pumps.pop(wire.fileno(), None)
+        if pump is not None and wire.fileno() in self._wires:
+            self._pumps[wire.fileno()] = pump
+
     def forget(self, wire: Wire) -> None:
         """Stop watching; done before the socket is closed, as its number will be used again."""
         self._again.discard(wire)
+        self._pumps.pop(wire.fileno(), None)
         if self._wires.pop(wire.fileno(), None) is not None:
             self._epoll.unregister(wire.fileno())
 
@@ -153,7 +173,6 @@ class Wire:
         self.websocket = websocket
         self._listener: Callable[[Messages, bool], None] | None = None
         self._next_message = websocket.next_message
-        self._pump: Pump | None = None
         self._plane = plane
         self._sock = sock
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
@@ -175,31 +194,32 @@ class Wire:
 
     # -- called by the plane ---------------------------------------------------------------
 
-    def serve(self, events: int, now: float) -> None:
-        """Do what the socket is ready for; a failure here is this call's and nobody else's."""
+    def serve(self, events: int, left: int = _READING) -> None:
+        """Do what the socket is ready for; a failure here is this call's and nobody else's.
+
+        Args:
+            events: What epoll says.
+            left: What a pump that has read already has left.
+        """
         try:
-            if events == _READABLE:
-                if self._pump is None:
-                    self._read()
-                elif left := self._pump.run(now):
-                    self._do(left)
-                return
             if events & select.EPOLLOUT:
                 self.flush()
-            if events & ~select.EPOLLOUT:
+            if left != _READING:
+                self._deliver()
+                self._stop_at_end()
+            elif events & ~select.EPOLLOUT:
                 self._read()
         except Exception:
-            logger.exception("media socket failed by a bug of ours")
-            self.fail()
+            self.fail_by_a_bug()
 
-    def _do(self, left: int) -> None:
-        """Go on where the pump has stopped."""
-        if left == Left.READING:
-            self._read()
-            return
-        self._deliver()
+    def fail_by_a_bug(self) -> None:
+        """Say what has just been raised, and treat the connection as lost."""
+        logger.exception("media socket failed by a bug of ours")
+        self.fail()
+
+    def _stop_at_end(self) -> None:
         if self.websocket.ended:
-            self._pause(True)
+            self._pause(True)  # an ended socket stays readable for ever
 
     def _read(self) -> None:
         websocket, recv = self.websocket, self._sock.recv
@@ -220,8 +240,7 @@ class Wire:
         else:
             self._plane.read_again(self)
         self._deliver()
-        if websocket.ended:
-            self._pause(True)  # an ended socket stays readable for ever
+        self._stop_at_end()
 
     def _deliver(self) -> None:
         """Give what has come to the listener, or put it into the inbox."""
@@ -276,7 +295,7 @@ class Wire:
             pump: Is asked before, whenever the socket is readable; what it leaves goes that way.
         """
         self._next_message = next_message
-        self._pump = pump if self._tls is None else None
+        self._plane.pump(self, pump if self._tls is None else None)
 
     @property
     def has_inbox(self) -> bool:

@@ -64,7 +64,6 @@ def figures(cpu_ms: float) -> dict[str, object]:
     percentiles = {"p50": 0.1, "p95": 0.2, "p99": 0.3, "p999": 0.4}
     return {
         "cpu_ms_per_call_s": cpu_ms,
-        "kernel_ms_per_call_s": cpu_ms / 2,
         "server_core": cpu_ms / 10,
         "generator_core": 0.3,
         "others_on_server_core": None,

@@ -30,7 +30,7 @@ from benchmarks.load.doubles import CarrierDouble, ModelDouble, self_signed
 from benchmarks.load.sockets import backend
 from benchmarks.load.trail import Trail
 from benchmarks.load.wheel import Wheel, clock
-from benchmarks.processes import CoreTimes, cpu_s, kernel_s, resident_kib
+from benchmarks.processes import CoreTimes, cpu_s, resident_kib
 
 SETUP_TIMEOUT_S = 10.0
 RAMP_TIMEOUT_S = 60.0
@@ -244,13 +244,11 @@ class Generator:
         del self.wheel.lags[:]
         began, cores_before = clock(), CoreTimes.read()
         cpu_before, own_before = cpu_s(pid), time.process_time()
-        kernel_before = kernel_s(pid)
         await asyncio.sleep(window_s)
         took_s = clock() - began
         own_s = time.process_time() - own_before
         by_process = {member: now - cpu_before.get(member, 0) for member, now in cpu_s(pid).items()}
         server_s = sum(by_process.values())
-        in_kernel_s = kernel_s(pid) - kernel_before
         cores_now = CoreTimes.read()
         rss_kib = resident_kib(pid)
         sent = [(call.caller.sent, call.agent.sent) for call in self.calls]
@@ -269,7 +267,6 @@ class Generator:
             },
             "window_s": took_s,
             "cpu_ms_per_call_s": server_s / plan.calls / took_s * 1000,
-            "kernel_ms_per_call_s": in_kernel_s / plan.calls / took_s * 1000,
             "rss_kib": rss_kib,
             "caller_to_model_ms": percentiles(caller),
             "agent_to_caller_ms": percentiles(agent),
