@@ -82,6 +82,7 @@ cdef class Pump:
     cdef Latencies _summary
     cdef Histogram _histogram
     cdef object _message
+    cdef double _began
     cdef readonly double read_at
 
     def __init__(
@@ -109,8 +110,8 @@ cdef class Pump:
         cdef uint8_t data[READ_BYTES]
         cdef WebSocket source = self._source_websocket
         cdef WebSocket sink = self._sink_websocket
-        cdef double began = seconds()
         cdef Py_ssize_t size = -1
+        self._began = seconds()
         if self._source.number >= 0 and not source.ended and self._message is None:
             size = recv_now(self._source.number, data, READ_BYTES)
         if size <= 0:
@@ -120,7 +121,7 @@ cdef class Pump:
         self._message = self._next_message(now)
         if held(&sink._outgoing) and self._sink.takes_output and self._sink.number >= 0:
             if self._send(sink):
-                self.passed(seconds() - began)
+                self.passed(seconds() - self._began)
         if size == READ_BYTES:
             return LEFT_READING
         if self._message is not None or source.ended or held(&source._outgoing):
@@ -139,6 +140,10 @@ cdef class Pump:
         if sent > 0:
             consume(&sink._outgoing, sent)
         return False
+
+    def written(self):
+        """What the last :meth:`run` has left as output has been written only now."""
+        self.passed(seconds() - self._began)
 
     cpdef passed(self, double took_s):
         """A piece took so long from socket to socket, in seconds."""

@@ -36,7 +36,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 AVAILABLE = hasattr(select, "epoll")
 _READABLE = select.EPOLLIN if AVAILABLE else 1
-_NOTHING, _READING = int(Left.NOTHING), int(Left.READING)  # an enumeration is slow to look into
+# An enumeration is slow to look into.
+_NOTHING, _OUTPUT, _READING = int(Left.NOTHING), int(Left.OUTPUT), int(Left.READING)
 
 Messages = list[tuple[bytes, bool]]
 """Complete messages, and whether each is text."""
@@ -109,6 +110,10 @@ class Plane:
                 try:
                     if (left := pump.run(now)) == _NOTHING:
                         continue
+                    if left == _OUTPUT:
+                        wires[number].flush_sink()
+                        pump.written()
+                        continue
                 except Exception:
                     wires[number].fail_by_a_bug()  # nobody can have closed it since it was asked
                     continue
@@ -173,6 +178,7 @@ class Wire:
         self.websocket = websocket
         self._listener: Callable[[Messages, bool], None] | None = None
         self._next_message = websocket.next_message
+        self._sink: Wire | None = None
         self._plane = plane
         self._sock = sock
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
@@ -286,16 +292,26 @@ class Wire:
             self._pause(False)
 
     def read_through(
-        self, next_message: Callable[[], bytes | None], pump: Pump | None = None
+        self,
+        next_message: Callable[[], bytes | None],
+        pump: Pump | None = None,
+        sink: Wire | None = None,
     ) -> None:
         """Ask this for the next message from now on; it sees all that the WebSocket has.
 
         Args:
             next_message: Gives it, or None.
             pump: Is asked before, whenever the socket is readable; what it leaves goes that way.
+            sink: The wire that the pump writes to.
         """
         self._next_message = next_message
+        self._sink = sink
         self._plane.pump(self, pump if self._tls is None else None)
+
+    def flush_sink(self) -> None:
+        """Write what the pump has made and could not write itself: TLS, or a full socket."""
+        if self._sink is not None:
+            self._sink.flush()
 
     @property
     def has_inbox(self) -> bool:

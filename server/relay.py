@@ -117,9 +117,9 @@ class Relay:
                 *self._agent_latencies,
             )
         if phone is not None:
-            phone.read_through(self._next_from_phone, self._from_phone)
+            phone.read_through(self._next_from_phone, self._from_phone, model)
         if model is not None:
-            model.read_through(self._next_from_model, self._from_model)
+            model.read_through(self._next_from_model, self._from_model, phone)
 
     def _next_from_phone(self) -> bytes | None:
         path, model, pump, began = self.path, self._model, self._from_phone, perf_counter()

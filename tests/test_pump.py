@@ -162,7 +162,9 @@ def test_a_socket_that_may_not_be_written_to_is_not(pumped, why):
     pumped.say(media(CHUNK, 1))
 
     assert pumped.pump.run(0.0) == Left.OUTPUT
-    assert pumped.heard() == b""
+    assert (pumped.heard(), pumped.latencies.count) == (b"", 0)
+    pumped.pump.written()
+    assert pumped.latencies.count == 1
     assert pcm_of(pumped.path.model.take_output()) == codec.MulawDecoder(16_000).decode(CHUNK)
 
 
