@@ -11,7 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.calls import Point, bounds_table, tables
 from benchmarks.load.call import Talk
 from benchmarks.load.sockets import Backend, Picows, Socket, Websockets, picows, port_of
-from benchmarks.point import CLASSIC, KINDS, ServerKind, run_point
+from benchmarks.point import CLASSIC, KINDS, OFFHOOK, ServerKind, run_point
 
 QUICK_TALK = Talk(turn_s=0.8, cycle_s=0.5, cut_every=2, cut_delays_s=(0.0, 0.02))
 PERCENTILES = {"p50", "p95", "p99", "p999"}
@@ -58,6 +58,23 @@ def test_two_calls_arrive_whole(kind: ServerKind):
     assert set(figures["agent_to_caller_ms"]) == PERCENTILES
     assert set(figures["interrupt_to_clear_ms"]) == PERCENTILES
     assert figures["cpu_ms_per_call_s"] > 0
+
+
+def test_calls_arrive_whole_over_tls_to_the_model():
+    outcome = run_point(
+        OFFHOOK,
+        2,
+        window_s=1.0,
+        warm_s=0.6,
+        talk=QUICK_TALK,
+        tls=True,
+        settings={"GREETING_PROTECT_S": "0"},
+    )
+
+    assert outcome["calls_lost"] == outcome["lost_ms"] == outcome["doubled_ms"] == 0
+    assert outcome["stale_ms"] == outcome["missed_clears"] == 0
+    assert outcome["frames"] > 0
+    assert outcome["chunks"] > 0
 
 
 def figures(cpu_ms: float) -> dict[str, object]:
