@@ -5,7 +5,8 @@ call hears 50 frames a second from its phone, and 2 s turns from its model (40 m
 times real time, a turn every 4 s, every second one interrupted). Every frame and chunk is
 recognised by its sound where it arrives, so what is lost, doubled, late or stale is counted, and
 its way is timed by one clock. Servers take turns point by point, and one whose p99 caller to model
-passes 20 ms is out; the way to that verdict is measured twice.
+passes 20 ms is out. The way to that verdict is measured twice, and a point again if other programs
+had more than a tenth of the server's core meanwhile.
 
 ``offhook`` is the media path, ``offhook-ordinary`` the same server without it, ``classic`` is
 ``benchmarks/peers/classic.py``.
@@ -35,6 +36,8 @@ LIMIT_MS = 20.0
 """A frame's own length: p99 caller to model beyond it is the end of a server's range."""
 IDLE = 0.1
 """A core busier than this before we begin is somebody else's."""
+TRIES = 3
+"""Looks at a point that somebody else has disturbed; then it is taken as it is, and said."""
 TLS_CALLS = 100
 COLOURS = {OFFHOOK.name: plots.OURS, ORDINARY.name: "#f59e0b", CLASSIC.name: plots.OTHERS[0]}
 PACKAGES = (
@@ -92,6 +95,20 @@ class Point:
     def p99_ms(self) -> float:
         p99: float | None = self.outcome["caller_to_model_ms"]["p99"]
         return float("inf") if p99 is None else p99
+
+    @property
+    def others(self) -> float:
+        """How much of the server's core other programs had, the machine's own included."""
+        return self.outcome["others_on_server_core"] or 0.0
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether that is too much to speak of the server alone."""
+        return self.others > IDLE
+
+    def is_better_than(self, other: Point) -> bool:
+        """Whether this says more about the server than another look at the same."""
+        return (self.is_disturbed, self.p99_ms) < (other.is_disturbed, other.p99_ms)
 
     def as_dict(self) -> dict[str, Any]:
         """The figures other tools read."""
@@ -189,14 +206,22 @@ class Measure:
     ) -> Point | None:
         """One point; None if the server did not get that far."""
         best = None
-        for _ in range(2):
+        for attempt in range(1, TRIES + 1):
             with self._console.status(f"{calls} calls, {kind.name}{', TLS' if tls else ''}"):
                 point = self._once(kind, calls, tls, workers)
-            if point is not None and (best is None or point.p99_ms < best.p99_ms):
+            if point is not None and (best is None or point.is_better_than(best)):
                 best = point
-            # A pause of the machine is no verdict on a server: the end is looked at twice.
-            if best is not None and best.p99_ms <= LIMIT_MS:
-                break
+            # A pause of the machine is no verdict on a server: the end is looked at twice, and so
+            # is a point in which somebody else had the core.
+            if best is not None and not best.is_disturbed:
+                if best.p99_ms <= LIMIT_MS or attempt >= 2:
+                    break
+                continue
+            if best is not None and attempt < TRIES:
+                self._console.print(
+                    f"{kind.name}, {calls} calls: measured again, as other programs had "
+                    f"{best.others:.0%} of the server's core"
+                )
         return best
 
     def _once(self, kind: ServerKind, calls: int, tls: bool, workers: int) -> Point | None:

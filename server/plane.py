@@ -22,7 +22,7 @@ import select
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import monotonic
 
 import structlog
@@ -46,6 +46,8 @@ READ_BYTES = 64 * 1024
 """Read at most at once from one socket, so that one busy call cannot hold up the others."""
 READS_PER_PASS = 4
 """TLS hands out a record (16 KiB) at a time; what is left is read in the next pass."""
+READY_PER_PASS = 128
+"""Sockets that are served before trio is asked again; those that are left come first then."""
 MAX_INBOX = 256
 """Messages nobody has taken yet; then the socket is no longer read, and TCP holds the peer back."""
 MAX_BACKLOG_BYTES = 4 * 1024 * 1024
@@ -81,9 +83,8 @@ class Plane:
         until = monotonic() + timeout_s
         left_s = timeout_s
         while True:
-            for number, _ in self._serve(0.0 if self._again else left_s):
-                if number == wakes_at:
-                    return True
+            if wakes_at in self._serve(0.0 if self._again else left_s):
+                return True
             if self._called_back:
                 self._called_back = False
                 if has_work():
@@ -91,18 +92,19 @@ class Plane:
             if (left_s := until - monotonic()) <= 0.0:
                 return False
 
-    def _serve(self, timeout_s: float = 0.0) -> list[tuple[int, int]]:
+    def _serve(self, timeout_s: float = 0.0) -> Collection[int]:
         """One fair pass: every socket that has something gets one bounded turn.
 
         Returns:
-            What was ready.
+            File numbers that were ready and are no wire's.
         """
+        others: Collection[int] = ()
         again = self._again
         if again:
             self._again, self._called_back = set(), True
             for wire in again:
                 wire.serve(_READABLE)
-        ready = self._epoll.poll(timeout_s)
+        ready = self._epoll.poll(timeout_s, READY_PER_PASS)
         now, pumps, wires = trio.current_time(), self._pumps, self._wires
         for number, events in ready:
             left = _READING
@@ -117,10 +119,12 @@ class Plane:
                 except Exception:
                     wires[number].fail_by_a_bug()  # nobody can have closed it since it was asked
                     continue
-            if (wire_or_none := wires.get(number)) is not None and wire_or_none not in again:
+            if (wire_or_none := wires.get(number)) is None:
+                others = (*others, number)
+            elif wire_or_none not in again:
                 self._called_back = True
                 wire_or_none.serve(events, left)
-        return ready
+        return others
 
     def add(self, wire: Wire) -> None:
         """Watch a wire's socket."""
