@@ -112,11 +112,13 @@ class Plane:
                 try:
                     if (left := pump.run(now)) == _NOTHING:
                         continue
+                    self._called_back = True  # a sink that fails tells its own session
                     if left == _OUTPUT:
                         wires[number].flush_sink()
                         pump.written()
                         continue
                 except Exception:
+                    self._called_back = True
                     wires[number].fail_by_a_bug()  # nobody can have closed it since it was asked
                     continue
             if (wire_or_none := wires.get(number)) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -10,7 +11,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from codec.path import WebSocket
+from codec.latency import Histogram, Latencies
+from codec.path import MediaPath, WebSocket
+from codec.pump import Descriptor, Pump
 from server import plane as plane_module
 from server.plane import MAX_BACKLOG_BYTES, MAX_INBOX, Plane, Wire
 
@@ -232,3 +235,33 @@ async def test_a_cancelled_receive_loses_nothing(plane):
         await peer.send(b"later")
 
         assert await wire.receive() == (b"later", True)
+
+
+async def test_whoever_is_woken_by_what_a_pump_could_not_write_runs_at_once(plane):
+    failed = trio.Event()
+
+    class Sink:
+        """A wire whose socket turns out to be gone; it tells its session."""
+
+        def flush(self) -> None:
+            failed.set()
+
+    async with connected(plane) as (source, peer):
+        websocket = WebSocket(is_client=True, max_message_bytes=65536)
+        pump = Pump(
+            *(source.descriptor, source.websocket, lambda now: None, MediaPath().has_caller_news),
+            *(Descriptor(-1), websocket, Latencies(), Histogram([1.0])),
+        )
+        source.read_through(source.websocket.next_message, pump, Sink())
+        websocket.send_text(b"for somebody who has gone")
+        # Without a checkpoint: nothing else is to wake trio once it sleeps.
+        peer_socket = socket.socket(fileno=os.dup(peer.sock.fileno()))
+        peer.websocket.send_text(b"anything")
+        peer_socket.send(peer.websocket.take_output())
+        peer_socket.close()
+
+        began = trio.current_time()
+        with trio.move_on_after(5):
+            await failed.wait()
+
+        assert trio.current_time() - began < 4
