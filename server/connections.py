@@ -21,6 +21,7 @@ import errno
 import math
 import os
 import socket
+import string
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -64,6 +65,8 @@ THEIR_FAULT = (
     wsproto.utilities.ProtocolError,
 )
 """A client has gone, or talks nonsense."""
+AUTHORITY = (string.ascii_letters + string.digits + "-._~%!$&'()*+,;=:@[]").encode()
+"""What may stand between the scheme and the path of an absolute target (RFC 3986 section 3.2)."""
 ABOUT_WEBSOCKET = b"sec-websocket-"
 
 
@@ -240,6 +243,8 @@ class Http11(H11Protocol):
             raise _Refused(505)
 
     async def _create_stream(self, request: h11.Request) -> None:
+        if (target := origin_form(request)) != request.target:
+            request = replace(request, target=target)
         connection = cast(h11.Connection, self.connection)
         if (refused := check_upgrade(request, bool(connection.trailing_data[0]))) is not None:
             raise refused
@@ -250,6 +255,24 @@ class Http11(H11Protocol):
         if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
             event = replace(event, headers=[*event.headers, (b"connection", b"close")])
         await super().stream_send(event)
+
+
+def origin_form(request: h11.Request) -> bytes:
+    """A request's path and query, with no authority in front (RFC 9112 section 3.2).
+
+    Raises:
+        _Refused: It asks for something else: a tunnel, the server as a whole, or nonsense.
+    """
+    if request.target.startswith(b"/"):
+        return request.target
+    scheme, _, rest = request.target.partition(b"://")
+    if scheme.lower() not in (b"http", b"https"):
+        raise _Refused(400)
+    authority_chars = len(rest) - len(rest.lstrip(AUTHORITY))
+    path = rest[authority_chars:]
+    if not authority_chars or path[:1] not in (b"", b"/", b"?"):
+        raise _Refused(400)
+    return path if path.startswith(b"/") else b"/" + path
 
 
 def check_upgrade(request: h11.Request, more_has_come: bool) -> _Refused | None:
@@ -317,6 +340,11 @@ class _Inbox:
         except trio.EndOfChannel:
             return self._last
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the client has gone, or its request is answered."""
+        return self._last is not None
+
     def close(self) -> None:
         """Take no more events: the app has ended."""
         self._out.close()
@@ -346,7 +374,13 @@ class _Requests(TaskGroup):
             self._doors.note_bug(failures)
         finally:
             inbox.close()
-            await send(None)
+            try:
+                await send(None)
+            except h11.LocalProtocolError:
+                if not inbox.has_ended:
+                    raise
+                # The client went while its answer was being sent, and the app with it: hypercorn
+                # does not know that half of the answer is out, and wants to send another.
 
 
 class Connection(TCPServer):
