@@ -210,8 +210,19 @@ class _Refused(Exception):
 class Http11(H11Protocol):
     """HTTP/1.1 as hypercorn speaks it, with no way from it to HTTP/2."""
 
+    has_ended = False
+    """The client has gone, or has had our last word: an app that still answers says it to nobody.
+
+    hypercorn would answer a second time where a first answer was cut in the middle.
+    """
+
+    async def _send_h11_event(self, event: Any) -> None:
+        if not self.has_ended:
+            await super()._send_h11_event(event)
+
     async def handle(self, event: Event) -> None:
         """Read what has come."""
+        self.has_ended |= isinstance(event, Closed)
         stream = self.stream
         is_early = isinstance(stream, WSStream) and not stream.handshake.accepted
         if not isinstance(event, RawData) or not is_early:
@@ -340,11 +351,6 @@ class _Inbox:
         except trio.EndOfChannel:
             return self._last
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether the client has gone, or its request is answered."""
-        return self._last is not None
-
     def close(self) -> None:
         """Take no more events: the app has ended."""
         self._out.close()
@@ -374,13 +380,7 @@ class _Requests(TaskGroup):
             self._doors.note_bug(failures)
         finally:
             inbox.close()
-            try:
-                await send(None)
-            except h11.LocalProtocolError:
-                if not inbox.has_ended:
-                    raise
-                # The client went while its answer was being sent, and the app with it: hypercorn
-                # does not know that half of the answer is out, and wants to send another.
+            await send(None)
 
 
 class Connection(TCPServer):
@@ -502,13 +502,10 @@ class Connection(TCPServer):
 
     async def _end(self) -> None:
         """Say no more, and read no more requests."""
-        self._has_closed = True
-        try:
-            await cast(Any, self.stream).send_eof()
-        except (AttributeError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # TLS has no half of an end; the client may have gone
-        except trio.BusyResourceError:
-            pass  # a write that is stuck has its own bound
+        self._has_closed = self.protocol.has_ended = True
+        with suppress(AttributeError, trio.BrokenResourceError, trio.ClosedResourceError):
+            async with self.send_lock:  # a write that is stuck has a bound of its own
+                await cast(Any, self.stream).send_eof()  # TLS has no half of an end
         self._reading.cancel("the last answer has been given")
         await self.protocol.handle(Closed())
 
