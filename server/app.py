@@ -20,7 +20,7 @@ from quart_schema import APIKeySecurityScheme, HttpSecurityScheme, Info, QuartSc
 from quart_trio import QuartTrio
 
 from codec.path import WebSocket
-from server import detach, garbage, plane
+from server import garbage, plane
 from server.admission import Admission, Limits
 from server.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
 from server.call_options import CallOptions
@@ -36,6 +36,7 @@ from server.ear import BargeInMode
 from server.errors import ConfigurationError
 from server.greeting import read_greeting
 from server.http_connection import HttpConnection
+from server.hypercorn_hook import refuse_other_servers
 from server.idempotency import Idempotency
 from server.keys import UNNAMED, Keys, hash_key, made_key
 from server.mcp_servers import McpServers, read_servers
@@ -109,6 +110,8 @@ class OffhookApp(QuartTrio):
         super().__init__("server", static_folder=None)
         _check_scripts(settings)
         self.settings = settings
+        self.failed = trio.Event()
+        """Set when the inside has ended by a fault of ours: nothing more can be served."""
         self.workers = Workers()
         self.metrics = Metrics(CollectorRegistry())
         self._agent = Agent(
@@ -130,8 +133,6 @@ class OffhookApp(QuartTrio):
             connect_timeout_s=settings.mcp_connect_timeout_s,
         )
         self.plane = Plane() if settings.media_path == "fast" and plane.AVAILABLE else None
-        if self.plane is not None:
-            detach.install()
         # Of any size: what comes is taken at once, and each was claimed by a call of its own.
         self._claimed_in, self._claimed_out = trio.open_memory_channel[_ClaimedWire](math.inf)
         self._made_key: str | None = None
@@ -173,7 +174,7 @@ class OffhookApp(QuartTrio):
         """Whether no account is set, so that the embedded helpers run."""
         return self.settings.account is None
 
-    def note_address(self, server: tuple[str, int | None] | None) -> None:
+    def note_address(self, scheme: str, server: tuple[str, int | None] | None) -> None:
         """Learn from a request where this server listens, if only helpers need to know.
 
         hypercorn does not tell an app its address, and ``-b`` on its command line changes it. A
@@ -182,7 +183,7 @@ class OffhookApp(QuartTrio):
         if self.settings.public_url is not None or not self.is_simulated or server is None:
             return
         host, port = server
-        url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+        url = f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
         if port and url != self.public_url:
             self._reach_at(url)
 
@@ -623,6 +624,7 @@ def _check_scripts(settings: Settings) -> None:
 
 def create_app(settings: Settings) -> OffhookApp:
     """The ASGI app for these settings; nothing is opened before the server starts it."""
+    refuse_other_servers()
     refuse_compression()
     app = OffhookApp(settings)
     QuartSchema(

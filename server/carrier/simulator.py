@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -26,7 +26,7 @@ from xml.etree import ElementTree
 import httpx2
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
+from hypercorn.utils import wrap_app
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
@@ -43,6 +43,7 @@ from server.carrier.phone import (
     two_channel_wav,
 )
 from server.errors import StreamEnded
+from server.hypercorn_hook import serve_worker
 
 SCRIPT_NUMBERS = {
     "5550101": "talks",
@@ -322,9 +323,36 @@ class WebSocketTransport:
 
 
 @cache
-def _tls() -> ssl.SSLContext:
-    """What webhooks are verified by; to read all those certificates takes as long as a call."""
-    return httpx2.create_ssl_context(trust_env=False)
+def _tls(*, is_here: bool) -> ssl.SSLContext:
+    """What a server's certificate is verified by.
+
+    A server on this machine need not have one that anybody vouches for: it is our own. To read
+    all the certificates there are takes as long as a call.
+    """
+    if not is_here:
+        return httpx2.create_ssl_context(trust_env=False)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _webhook_client(*, is_here: bool) -> httpx2.AsyncClient:
+    """A client that makes a connection for each webhook.
+
+    An idle one may be closed just as it is used again.
+    """
+    return httpx2.AsyncClient(
+        timeout=WEBHOOK_TIMEOUT_S,
+        trust_env=False,
+        verify=_tls(is_here=is_here),
+        limits=httpx2.Limits(max_keepalive_connections=0),
+    )
 
 
 @asynccontextmanager
@@ -336,6 +364,7 @@ async def open_websocket(url: str, signature: str) -> AsyncGenerator[WebSocketTr
     """
     async with connect(
         url,
+        ssl=_tls(is_here=_is_here(url)) if urlsplit(url).scheme == "wss" else None,
         additional_headers={"X-Twilio-Signature": signature},
         user_agent_header="Twilio.TmeWs/1.0",
         compression=None,
@@ -432,19 +461,13 @@ class TwilioSimulator:
         config.bind = [f"127.0.0.1:{port}"]
         config.errorlog = None
         config.graceful_timeout = 0.1
+        api = wrap_app(_make_api(self), config.wsgi_max_body_size, "asgi")
         async with (
-            # A connection for each webhook: an idle one may be closed just as it is used again.
-            httpx2.AsyncClient(
-                timeout=WEBHOOK_TIMEOUT_S,
-                trust_env=False,
-                verify=_tls(),
-                limits=httpx2.Limits(max_keepalive_connections=0),
-            ) as self._http,
+            _webhook_client(is_here=False) as self._http,
+            _webhook_client(is_here=True) as self._http_here,
             trio.open_nursery() as nursery,
         ):
-            (self.api_url,) = await nursery.start(
-                partial(serve, _make_api(self), config, shutdown_trigger=trio.sleep_forever)
-            )
+            (self.api_url,) = await nursery.start(serve_worker, api, config)
             task_status.started(self.api_url)
             async for call in self._new_calls:
                 nursery.start_soon(self._live, call)
@@ -873,10 +896,11 @@ class TwilioSimulator:
         """Post a signed form; once more if the connection failed, as Twilio does by default."""
         signature = sign(url, self._auth_token, {name: [fields[name]] for name in fields})
         headers = {"X-Twilio-Signature": signature, "User-Agent": "TwilioProxy/1.1"}
+        http = self._http_here if _is_here(url) else self._http
         with trio.move_on_after(WEBHOOK_TIMEOUT_S):
             for _ in range(2):
                 try:
-                    return await self._http.post(
+                    return await http.post(
                         url.partition("#")[0], data=dict(fields), headers=headers
                     )
                 except httpx2.ConnectError:
