@@ -204,6 +204,7 @@ class Call:
         self._over = trio.Event()
         self._time_limit = trio.CancelScope()
         self._has_apologised = False
+        self._apology_was_fetched = False
 
         self.line: Line | None = None
         self._connected = trio.Event()  # set while there is a line
@@ -495,6 +496,23 @@ class Call:
         )
         return unexplained and is_there
 
+    @property
+    def may_fetch_apology(self) -> bool:
+        """Whether a document that the carrier asks for would have to be the apology."""
+        return self._apology_was_fetched or (self.line is None and self.owes_apology)
+
+    def fetch_apology(self) -> bool:
+        """The carrier asks how the call goes on: whether the answer is to be the apology.
+
+        It is the same for whoever asks again: they have not got the answer.
+        """
+        if not self.may_fetch_apology:
+            return False
+        if not self._apology_was_fetched:
+            self._has_apologised = self._apology_was_fetched = True
+            self.note("apology")
+        return True
+
     async def _apologise(self) -> bool:
         """Let the carrier say sorry and hang up, if somebody has to be told; False if it has not.
 
@@ -503,7 +521,7 @@ class Call:
         text, language = phrases.apology_of(self.agent)
         for wait_s in (*APOLOGY_AGAIN_S, None):
             if not self.owes_apology:
-                return False
+                return self._has_apologised
             try:
                 await self.carrier.say_and_hang_up(self.call_sid, text, language)
             except CarrierError as error:

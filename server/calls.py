@@ -25,6 +25,7 @@ from server.board import Load
 from server.call import Call
 from server.call_options import CallOptions
 from server.carrier import (
+    NOT_REACHED,
     Carrier,
     MachineVerdict,
     MediaStream,
@@ -212,7 +213,7 @@ class Calls:
             while len(self._recent) > self._recent_calls:
                 forgotten, _ = self._recent.popitem(last=False)
                 self._workers.release(forgotten)
-            self._ended[call.call_sid] = call.owes_apology
+            self._ended[call.call_sid] = call.may_fetch_apology
             while len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
             self._drop_tickets(call)
@@ -369,10 +370,9 @@ class Calls:
             CallRefused: Full, draining or overloaded.
         """
         call = self._live.get(call_sid)
-        if self._ended.get(call_sid) or (call is not None and call.owes_apology):
-            return self._apology(agent)
         if call_sid in self._ended or (call is not None and call.line is not None):
-            return self.carrier.hang_up_twiml()
+            owes_apology = self._ended.get(call_sid, False)
+            return self._apology(agent) if owes_apology else self.carrier.hang_up_twiml()
         if call is None:
             try:
                 self.check_admission()
@@ -381,6 +381,8 @@ class Calls:
                 raise
             call = self._new_call("inbound", number, agent, None, None)
             await self._begin(call, call_sid)
+        if call.fetch_apology():
+            return self._apology(call.agent)
         return self.carrier.answer_twiml(self._issue(call))
 
     def refuse(self, refusal: CallRefused, agent: Agent) -> str:
@@ -462,11 +464,13 @@ class Calls:
     def update_transfer(self, update: TransferUpdate) -> str:
         """The document with which the caller's call goes on, as far as the carrier asks for one."""
         call = self._live.get(update.call_sid)
-        if call is not None and call.report_transfer(update.status):
+        is_on = call is not None and call.end_reason is None
+        if call is not None and is_on and call.report_transfer(update.status):
             return self.carrier.answer_twiml(self._issue(call))
         over = self.get(update.call_sid)
-        if over is not None and over.owes_apology:  # it was lost while the caller was away
-            return self._apology(over.agent)
+        comes_back = update.wants_document and update.status in NOT_REACHED
+        if over is not None and comes_back and over.fetch_apology():
+            return self._apology(over.agent)  # the model was lost while the caller was away
         return self.carrier.hang_up_twiml()
 
     async def serve_stream(self, media: MediaStream, address: str = "") -> None:
