@@ -393,7 +393,7 @@ async def test_every_frame_before_stop_is_heard_even_when_the_socket_closes_at_o
 
 async def _until(condition) -> None:
     with trio.fail_after(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 
