@@ -163,6 +163,7 @@ async def test_after_a_refusal_of_the_account_no_phone_is_rung(
         with pytest.raises(CallRefused) as refused:
             await calls.place(NUMBER, Agent())
     assert call.end_reason is reason
+    assert not calls.load().accepts  # other processes of the server give their calls elsewhere
     assert refused.value.reason == failure.refusal
     assert len(calls.carrier.placed) == 1
     assert paused(calls)

@@ -81,7 +81,8 @@ _ADVICE = {
         "or raise its spending cap in Google AI Studio"
     ),
     Kind.KEY: (
-        "the model's service refuses the API key: set GEMINI_API_KEY to a valid one and restart"
+        "the model's service refuses the API key: set GEMINI_API_KEY (FALLBACK_GEMINI_API_KEY, if "
+        "there is one) to a valid key and restart"
     ),
     Kind.PERMISSION: (
         "the model's service refuses this project: enable the Gemini API (Generative Language API) "
