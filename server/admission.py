@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
+from server.account_pause import AccountPause
 from server.errors import CallRefused
 from server.metrics import Metrics
 
@@ -33,7 +34,7 @@ class Limits:
     max_loop_lag_s: float = 0.05
     """Above this, calls in progress suffer already: no more are taken."""
     quota_pause_s: float = 60.0
-    """After the model has said that its quota is used up, no call is placed for so long."""
+    """After the model has refused the account, no call is taken for so long; then it is tried."""
 
 
 # ------------------------------------------------------------------------------------------
@@ -189,7 +190,8 @@ class Admission:
         )
         self._changed = trio.Event()
         self._lag = LagMeter()
-        self._quota_back_at = -math.inf
+        self.account_pause = AccountPause(limits.quota_pause_s)
+        """No call is taken while the model's service refuses the account."""
 
     @property
     def waiting_count(self) -> int:
@@ -242,17 +244,7 @@ class Admission:
                 status=503,
                 retry_after_s=5,
             )
-        if now < self._quota_back_at:
-            raise CallRefused(
-                "the model's quota is used up",
-                reason="model-quota",
-                status=503,
-                retry_after_s=self._quota_back_at - now,
-            )
-
-    def quota_exceeded(self, now: float) -> None:
-        """The model has refused a session for its quota: to ring a phone would be in vain."""
-        self._quota_back_at = now + self._limits.quota_pause_s
+        self.account_pause.check(now)
 
     async def wait_turn(self, client: str) -> None:
         """Wait for the turn to dial, and use it.

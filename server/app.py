@@ -439,6 +439,7 @@ class OffhookApp(QuartTrio):
                 strangers=Strangers(per_address=settings.max_strangers_per_address),
                 workers=self.workers,
             )
+            helpers.start_soon(self.calls.try_model)
             if self.workers.are_several:
                 self.workers.report = self.calls.load
                 await helpers.start(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,12 +18,14 @@ from typing import Any, Literal
 import structlog
 import trio
 
+from server import phrases
 from server.admission import Admission, Limits
 from server.agent import Agent
 from server.board import Load
 from server.call import Call
 from server.call_options import CallOptions
 from server.carrier import (
+    NOT_REACHED,
     Carrier,
     MachineVerdict,
     MediaStream,
@@ -34,10 +36,17 @@ from server.carrier import (
 )
 from server.costs import Prices
 from server.endings import EndReason
-from server.errors import CallRefused, CarrierError, CarrierProtocolError, StreamEnded
+from server.errors import (
+    CallRefused,
+    CarrierError,
+    CarrierProtocolError,
+    ModelError,
+    StreamEnded,
+)
 from server.logs import Sparing
 from server.metrics import Metrics
-from server.model import Model
+from server.model import Model, PastTurn
+from server.model.refusals import Kind
 from server.recording import Recordings
 from server.records import Cursor, Records, RecordsUnavailable
 from server.strangers import Strangers
@@ -54,6 +63,8 @@ MAX_ENDED = 10_000
 MAX_TICKETS = 5
 """Unused tickets of one call: more than a carrier whose webhook is repeated ever needs."""
 POLICY_VIOLATION = 1008
+TRY_MODEL_S = 15.0
+"""How long the model is tried without a call: a connection and a set-up, with air."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,16 @@ class Claim:
 class _Ticket:
     call: Call
     expires_at: float
+
+
+class _Nobody:
+    """The conversation of a session that is opened only to see whether it can be."""
+
+    def is_quiet(self) -> bool:
+        return True
+
+    def history(self) -> Sequence[PastTurn]:
+        return ()
 
 
 def _draining() -> CallRefused:
@@ -163,10 +184,14 @@ class Calls:
         self._dialling = 0
         self._live: dict[str, Call] = {}
         self._recent: OrderedDict[str, Call] = OrderedDict()
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, bool] = OrderedDict()  # whether an apology is still owed
         self._tickets: dict[str, _Ticket] = {}
         self._early: OrderedDict[str, list[StatusUpdate]] = OrderedDict()
         self._empty = trio.Event()
+        self._refused_agent = Agent()
+        self._paused = trio.Event()
+        for kind in Kind:
+            metrics.model_refusals.labels(kind.value)
         self._accepted_in, self._accepted_out = trio.open_memory_channel[Call](0)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -180,8 +205,7 @@ class Calls:
         try:
             await call.run()
         finally:
-            if call.end_reason is EndReason.MODEL_QUOTA:
-                self.admission.quota_exceeded(trio.current_time())
+            self._learn_of_model(call)
             self._keep(call)
             self._trace(call)
             self._live.pop(call.call_sid, None)
@@ -189,12 +213,75 @@ class Calls:
             while len(self._recent) > self._recent_calls:
                 forgotten, _ = self._recent.popitem(last=False)
                 self._workers.release(forgotten)
-            self._ended[call.call_sid] = None
+            self._ended[call.call_sid] = call.may_fetch_apology
             while len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
             self._drop_tickets(call)
             self._tell_if_empty()
             self._workers.publish()
+
+    # -- the model's account -----------------------------------------------------------------
+
+    def _learn_of_model(self, call: Call) -> None:
+        """A call has ended: what it says about the account that all calls share."""
+        if call.refusal is not None:
+            self._refused_agent = call.agent
+            self._pause_calls(call.refusal, call.end_detail)
+        elif call.agent_turn:
+            self.admission.account_pause.worked()
+
+    def _pause_calls(self, kind: Kind, said: str) -> None:
+        pause, now = self.admission.account_pause, trio.current_time()
+        self.metrics.model_refusals.labels(kind.value).inc()
+        if pause.refused(kind, now):
+            logger.error(
+                "calls pause: the model's service refuses the account",
+                kind=kind.value,
+                what_to_do=kind.advice,
+                said=said,
+                tried_in_s=round(pause.try_at - now, 1),
+            )
+        if pause.kind is not None:
+            self.metrics.calls_paused.set(1)
+            self._paused.set()
+        self._workers.publish()
+
+    async def try_model(self) -> None:
+        """While calls pause, try the model without one now and then; runs until cancelled.
+
+        Nobody's phone has to ring for it, and a pause ends whether or not anybody asks for calls.
+        """
+        pause = self.admission.account_pause
+        while True:
+            await self._paused.wait()
+            while pause.kind is not None:
+                await trio.sleep_until(pause.try_at)
+                await self._try_model_once()
+            self._paused = trio.Event()
+
+    async def _try_model_once(self) -> None:
+        pause = self.admission.account_pause
+        with trio.move_on_after(TRY_MODEL_S):
+            try:
+                async with self.model.open_session(self._refused_agent, _Nobody()):
+                    pass
+            except ModelError as error:
+                if error.refusal is not None:
+                    self._pause_calls(error.refusal, str(error))
+            except Exception:
+                # Not the calls' fault, nor their end: it is tried again like any other failure.
+                logger.exception("the model could not be tried by a bug of ours")
+            else:
+                now = trio.current_time()
+                paused_s = round(now - pause.since, 1)
+                if pause.accepted(now):
+                    self.metrics.calls_paused.set(0)
+                    logger.info(
+                        "calls go on: the model's service takes sessions", paused_s=paused_s
+                    )
+                    self._workers.publish()
+        if trio.current_time() >= pause.try_at:
+            pause.not_known(trio.current_time())
 
     def _keep(self, call: Call) -> None:
         if self._records is not None:
@@ -243,6 +330,7 @@ class Calls:
             await self.admission.wait_turn(client)
             if self.draining:
                 raise _draining()
+            self.admission.account_pause.check(trio.current_time())  # it may have begun meanwhile
             call = self._new_call("outbound", destination_number, agent, max_duration_s, metadata)
             longest_s = min(max_duration_s or math.inf, self._options.max_duration_s)
             # Once it is sent, a dial request is seen through, whoever goes away: otherwise a
@@ -283,7 +371,8 @@ class Calls:
         """
         call = self._live.get(call_sid)
         if call_sid in self._ended or (call is not None and call.line is not None):
-            return self.carrier.hang_up_twiml()
+            owes_apology = self._ended.get(call_sid, False)
+            return self._apology(agent) if owes_apology else self.carrier.hang_up_twiml()
         if call is None:
             try:
                 self.check_admission()
@@ -292,7 +381,20 @@ class Calls:
                 raise
             call = self._new_call("inbound", number, agent, None, None)
             await self._begin(call, call_sid)
+        if call.fetch_apology():
+            return self._apology(call.agent)
         return self.carrier.answer_twiml(self._issue(call))
+
+    def refuse(self, refusal: CallRefused, agent: Agent) -> str:
+        """The document that refuses an inbound call: a busy tone, or words.
+
+        A busy tone costs nothing and says what it should when another try may do better. While the
+        model's account is refused it would not, so the caller is told.
+        """
+        return self._apology(agent) if refusal.in_words else self.carrier.refuse_twiml()
+
+    def _apology(self, agent: Agent) -> str:
+        return self.carrier.say_and_hang_up_twiml(*phrases.apology_of(agent))
 
     def check_admission(self) -> None:
         """Whether the next call would be taken.
@@ -362,8 +464,13 @@ class Calls:
     def update_transfer(self, update: TransferUpdate) -> str:
         """The document with which the caller's call goes on, as far as the carrier asks for one."""
         call = self._live.get(update.call_sid)
-        if call is not None and call.report_transfer(update.status):
+        is_on = call is not None and call.end_reason is None
+        if call is not None and is_on and call.report_transfer(update.status):
             return self.carrier.answer_twiml(self._issue(call))
+        over = self.get(update.call_sid)
+        comes_back = update.wants_document and update.status in NOT_REACHED
+        if over is not None and comes_back and over.fetch_apology():
+            return self._apology(over.agent)  # the model was lost while the caller was away
         return self.carrier.hang_up_twiml()
 
     async def serve_stream(self, media: MediaStream, address: str = "") -> None:

@@ -433,6 +433,9 @@ SCRIPTS: dict[str, DemoScript] = {
         {"simulated_callee": "talks", "simulated_model": "lost-handle"},
     ),
     "quota": DemoScript((ended("model-quota"), ONE_CONNECTION), {"simulated_model": "quota"}),
+    "no-credits": DemoScript(
+        (ended("model-refused"), ONE_CONNECTION), {"simulated_model": "no-credits"}
+    ),
     "fallback": DemoScript(
         (
             ended("caller-hung-up"),

@@ -597,7 +597,7 @@ def _add_webhooks(app: OffhookApp, others: Others) -> None:
         except CallRefused as refusal:
             app.metrics.calls_refused.labels(refusal.reason).inc()
             logger.warning("inbound call refused", reason=refusal.reason)
-            twiml = app.carrier.refuse_twiml()
+            twiml = app.calls.refuse(refusal, app.agent)
         finally:
             app.workers.answered()
         return Response(twiml, content_type="text/xml")

@@ -159,7 +159,9 @@ class Settings(BaseSettings):
     max_loop_lag_s: Annotated[float, Field(gt=0)] = 0.05
     """An event loop that is later than this (median of two seconds) takes no more calls."""
     quota_pause_s: Annotated[float, Field(ge=0)] = 60.0
-    """No call is placed for so long after the model has said that its quota is used up."""
+    """After the model's service has refused the account (quota, credits, key …) no call is taken
+    until it takes a session again: it is tried after so long, then less and less often; 0 for no
+    pauses."""
     idempotency_ttl_s: Annotated[float, Field(gt=0)] = 86_400.0
     """How long the answer to an Idempotency-Key is given again."""
     max_call_duration_s: Annotated[float, Field(gt=0, le=14_400)] = 3_600.0

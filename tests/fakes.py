@@ -249,6 +249,9 @@ class MemoryCarrier:
     def hang_up_twiml(self) -> str:
         return "<hangup/>"
 
+    def say_and_hang_up_twiml(self, text: str, language: str) -> str:
+        return f"<say>{language}: {text}</say>"
+
     def answer_twiml(self, ticket: str) -> str:
         return f"<ticket>{ticket}</ticket>"
 

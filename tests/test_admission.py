@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from server.admission import Admission, DialQueue, LagMeter, Limits
 from server.errors import CallRefused
 from server.metrics import Metrics
+from server.model.refusals import Kind
 
 
 def make_queue(*, per_s: float = 1.0, max_wait_s: float = 100.0, max_waiting: int = 100):
@@ -206,9 +207,10 @@ async def test_the_lag_is_measured(autojump_clock, nursery):
     assert admission.loop_lag_s == pytest.approx(0.0, abs=1e-6)
 
 
-def test_after_a_used_up_quota_nothing_is_placed_for_a_while():
+def test_after_a_used_up_quota_nothing_is_placed_until_the_model_takes_a_session():
     admission = make_admission(quota_pause_s=60.0)
-    admission.quota_exceeded(now=100.0)
+    admission.account_pause.refused(Kind.QUOTA, now=100.0)
 
     assert refusal(admission, now=159.0) == "model-quota"
+    admission.account_pause.accepted(now=161.0)
     assert refusal(admission, now=161.0) is None

@@ -311,6 +311,7 @@ class Carrier(Protocol):
             language: A BCP 47 tag; a carrier without it takes the nearest it has.
 
         Raises:
+            CallNotInProgress: The call is over, or the carrier has not answered it yet.
             CarrierError: Refused or not reached.
         """
         ...
@@ -333,6 +334,15 @@ class Carrier(Protocol):
 
     def hang_up_twiml(self) -> str:
         """The document that ends a call."""
+        ...
+
+    def say_and_hang_up_twiml(self, text: str, language: str) -> str:
+        """The document in which the carrier itself says something, and then ends the call.
+
+        Args:
+            text: What it says.
+            language: A BCP 47 tag; a carrier without it takes the nearest it has.
+        """
         ...
 
     def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:

@@ -573,12 +573,14 @@ class TwilioSimulator:
                 call._tell(_EndCall())
         elif status is not None:
             raise ApiRefusal(400, 20001, "Status must be completed or canceled.")
-        elif twiml is not None and url is None:
-            call._tell(_GoOn(twiml, ""))
-        elif url is not None and twiml is None and _is_http_url(url):
-            call._tell(_GoOn(_redirect_to(url), url))
-        else:
+        elif (twiml is None) == (url is None) or not (twiml or _is_http_url(url)):
             raise ApiRefusal(400, 20001, "Give one of Status, Twiml and Url.")
+        elif call.answered_at is None:
+            raise ApiRefusal(400, 21220, "Call is not in-progress. Cannot redirect.")
+        elif twiml is not None:
+            call._tell(_GoOn(twiml, ""))
+        elif url is not None:
+            call._tell(_GoOn(_redirect_to(url), url))
         return call
 
     def find_call(self, call_sid: str) -> SimulatedCall:

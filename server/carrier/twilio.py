@@ -54,7 +54,7 @@ from server.carrier import (
     StreamStopped,
     TransferUpdate,
 )
-from server.errors import CarrierError, CarrierProtocolError, StreamEnded
+from server.errors import CallNotInProgress, CarrierError, CarrierProtocolError, StreamEnded
 from server.relay import Relay
 
 logger = structlog.get_logger(__name__)
@@ -957,12 +957,15 @@ class TwilioCarrier:
         """Say something in Twilio's own voice and end the call; its stream stops at once.
 
         Raises:
-            CarrierError: Refused (21220 when the call is over) or not reached.
+            CallNotInProgress: The call is over, or Twilio has not answered it yet (21220).
+            CarrierError: Refused or not reached.
         """
-        response = VoiceResponse()
-        response.say(text, language=say_language(language))
-        response.hangup()
-        await self.update_call(call_sid, twiml=str(response))
+        try:
+            await self.update_call(call_sid, twiml=self.say_and_hang_up_twiml(text, language))
+        except CarrierError as error:
+            if error.code != _NOT_IN_PROGRESS:
+                raise
+            raise CallNotInProgress(error.message, status=error.status, code=error.code) from error
 
     def answer_twiml(self, ticket: str) -> str:
         """The document that answers a call with a media stream that shows the ticket."""
@@ -977,6 +980,13 @@ class TwilioCarrier:
     def hang_up_twiml(self) -> str:
         """The document that ends a call."""
         response = VoiceResponse()
+        response.hangup()
+        return str(response)
+
+    def say_and_hang_up_twiml(self, text: str, language: str) -> str:
+        """The document in which Twilio's own voice says something, and then ends the call."""
+        response = VoiceResponse()
+        response.say(text, language=say_language(language))
         response.hangup()
         return str(response)
 
