@@ -76,6 +76,7 @@ from tests.rig import calling
 from tests.test_tools import FakeCall
 
 SID = "MZ" + "0" * 32
+CALL_SID = "CA" + "0" * 32
 NUMBER = re.compile(r"^\+[1-9]\d{4,16}$")
 LEAK_INPUTS = 4_000
 """Memory is watched over so many inputs of a long run."""
@@ -148,7 +149,7 @@ TWILIO = [
         start={
             "accountSid": "AC0",
             "streamSid": SID,
-            "callSid": "CA0",
+            "callSid": CALL_SID,
             "tracks": ["inbound"],
             "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
             "customParameters": {"ticket": "t"},
@@ -158,7 +159,7 @@ TWILIO = [
     _twilio("media", media={"track": "inbound", "chunk": "2", "timestamp": "5", "payload": "//8="}),
     _twilio("mark", mark={"name": "1:1000"}),
     _twilio("dtmf", dtmf={"track": "inbound_track", "digit": "1"}),
-    _twilio("stop", stop={"accountSid": "AC0", "callSid": "CA0"}),
+    _twilio("stop", stop={"accountSid": "AC0", "callSid": CALL_SID}),
 ]
 
 
@@ -180,8 +181,10 @@ def fuzz_twilio(data: bytes) -> str:
 
 
 STATUS = [
-    b"CallSid=CA0&CallStatus=ringing&SequenceNumber=1&From=%2B15005550006",
-    b"CallSid=CA0&CallStatus=completed&CallDuration=12&SipResponseCode=200&SequenceNumber=3",
+    b"CallSid=" + CALL_SID.encode() + b"&CallStatus=ringing&SequenceNumber=1&From=%2B15005550006",
+    b"CallSid="
+    + CALL_SID.encode()
+    + b"&CallStatus=completed&CallDuration=12&SipResponseCode=200&SequenceNumber=3",
 ]
 
 
@@ -197,7 +200,9 @@ def fuzz_status(data: bytes) -> str:
     return "read"
 
 
-MACHINE = [b"CallSid=CA0&AnsweredBy=machine_end_beep&MachineDetectionDuration=4200"]
+MACHINE = [
+    b"CallSid=" + CALL_SID.encode() + b"&AnsweredBy=machine_end_beep&MachineDetectionDuration=4200"
+]
 
 
 def fuzz_machine(data: bytes) -> str:
@@ -211,8 +216,8 @@ def fuzz_machine(data: bytes) -> str:
 
 
 TRANSFER = [
-    b"CallSid=CA0&DialCallStatus=no-answer&DialCallSid=CA1",
-    b"ParentCallSid=CA0&CallSid=CA1&CallStatus=in-progress",
+    b"CallSid=" + CALL_SID.encode() + b"&DialCallStatus=no-answer&DialCallSid=CA1",
+    b"ParentCallSid=" + CALL_SID.encode() + b"&CallSid=CA1&CallStatus=in-progress",
 ]
 
 
