@@ -27,8 +27,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 SIGNATURE_HEADER = "X-Twilio-Signature"
 MAX_ASTRAY_BYTES = 8 * 1024
-"""A longer body is not read where there is no webhook; the carrier's have one kilobyte or two."""
-MAX_LOOKS_PER_S = 20
+"""Nobody looks where a longer one was meant to go; the carrier's have one kilobyte or two."""
+MAX_LOOKS_PER_S = 10
 """To find out what a wrong signature was made for takes many tries, and anybody may ask for it."""
 ADVICE = "make PUBLIC_URL and the address in the carrier's settings the same"
 
@@ -100,7 +100,7 @@ class Webhooks:
         target = target_of(request.scope)
         if not app.verifier.verify_signature(target, request.headers, form):
             app.metrics.strangers_refused.labels("webhook-signature").inc()
-            self._tell_unsigned(target, form)
+            self._tell_unsigned(target, form, len(await request.get_data()))
             raise WebhookRefused("not signed by the carrier", status=403, kind="forbidden")
         app.carrier.check_fields(fields.items(multi=True))
         if not app.carrier.is_ours(fields):
@@ -124,7 +124,10 @@ class Webhooks:
         if request.url_rule is not None or request.method not in ("GET", "POST"):
             return None
         length = request.content_length or 0
-        if single(request.headers, SIGNATURE_HEADER) is None or length > MAX_ASTRAY_BYTES:
+        target = target_of(request.scope)
+        if single(request.headers, SIGNATURE_HEADER) is None:
+            return None
+        if length + len(target) > MAX_ASTRAY_BYTES:
             return None
         if "chunked" in request.headers.get("Transfer-Encoding", "").lower():
             return None
@@ -133,7 +136,7 @@ class Webhooks:
         is_post = request.method == "POST"
         fields: MultiDict[str, str] = await request.form if is_post else request.args
         form = fields if is_post else None
-        signed_for = self._app.verifier.signed_for(target_of(request.scope), request.headers, form)
+        signed_for = self._app.verifier.signed_for(target, request.headers, form)
         if signed_for is None:
             return None
         expected = self._app.public_url.rstrip("/") + _path_for(fields)
@@ -148,10 +151,11 @@ class Webhooks:
             )
         return error_body("not-found", "there is no webhook at this path"), 404
 
-    def _tell_unsigned(self, target: str, form: Mapping[str, str] | None) -> None:
+    def _tell_unsigned(self, target: str, form: Mapping[str, str] | None, body_bytes: int) -> None:
         """Log a webhook whose signature is wrong, and whether it is right for another address."""
         now, signed_for = trio.current_time(), None
-        if self._looks.may_look(now):
+        is_short = body_bytes + len(target) <= MAX_ASTRAY_BYTES
+        if is_short and self._looks.may_look(now):
             signed_for = self._app.verifier.signed_for(target, request.headers, form)
         if signed_for is None:
             if self._forged.may_log(now):

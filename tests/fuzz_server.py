@@ -58,6 +58,7 @@ from server.carrier.twilio import (
     parse_status,
     parse_transfer,
 )
+from server.carrier.twilio_webhooks import check_fields, parse_voice
 from server.destinations import Destinations
 from server.endings import EndReason
 from server.errors import CarrierProtocolError, ModelError
@@ -230,6 +231,27 @@ def fuzz_transfer(data: bytes) -> str:
         return "refused"
     assert update.call_sid
     return "read"
+
+
+VOICE = [
+    b"CallSid=" + CALL_SID.encode() + b"&CallStatus=ringing&Direction=inbound&From=%2B15005550006",
+    b"CallSid="
+    + CALL_SID.encode()
+    + b"&CallStatus=completed&Direction=outbound-api&CallDuration=7",
+]
+
+
+def fuzz_voice(data: bytes) -> str:
+    """Voice webhooks, whatever their fields were cut into."""
+    fields = parse_qsl(data.decode("latin-1"), keep_blank_values=True)
+    try:
+        check_fields(fields)
+        request = parse_voice(dict(fields))
+    except CarrierProtocolError:
+        return "refused"
+    assert len(request.call_sid) == 34
+    assert not (request.begins and request.report)
+    return "begins" if request.begins else "report" if request.report else "asks"
 
 
 VERIFIER = WebhookVerifier("token", "https://example.com", shared_keys={"KY1": "secret"})
@@ -582,6 +604,7 @@ TARGETS = {
     "status": Target(STATUS, one_line, fuzz_status),
     "machine": Target(MACHINE, one_line, fuzz_machine),
     "transfer": Target(TRANSFER, one_line, fuzz_transfer),
+    "voice": Target(VOICE, one_line, fuzz_voice),
     "signature": Target(SIGNATURES, one_line, fuzz_signature),
     "make-call": Target(MAKE_CALL, one_line, fuzz_make_call),
     "headers": Target(HEADERS, one_line, fuzz_headers),
