@@ -76,6 +76,10 @@ class DialQueue:
         """When the next dial may be, if nobody waited."""
         return max(self._free_at - now, 0.0)
 
+    def pause_until(self, at: float) -> None:
+        """Nobody is dialled before this; a shorter pause does not end a longer one."""
+        self._free_at = max(self._free_at, at)
+
     def join(self, client: str, now: float) -> Place:
         """Take a place.
 
@@ -192,6 +196,7 @@ class Admission:
         self._lag = LagMeter()
         self.account_pause = AccountPause(limits.quota_pause_s)
         """No call is taken while the model's service refuses the account."""
+        self._carrier_back_at = -math.inf
 
     @property
     def waiting_count(self) -> int:
@@ -246,6 +251,29 @@ class Admission:
             )
         self.account_pause.check(now)
 
+    def pause_dialling(self, until: float) -> None:
+        """The carrier has asked to be left alone until then: calls wait, or are told when to come.
+
+        It is about dialling only: calls that come in are answered meanwhile.
+        """
+        self._carrier_back_at = max(self._carrier_back_at, until)
+        self._queue.pause_until(until)
+        self._pulse()
+
+    def _check_carrier(self, give_up_at: float, now: float) -> None:
+        """Whether the carrier will take calls again before this one has to give up.
+
+        Raises:
+            CallRefused: It will not; the time to come back is the carrier's own.
+        """
+        if self._carrier_back_at > max(give_up_at, now):
+            raise CallRefused(
+                "the carrier has asked us to place no calls for a while",
+                reason="carrier-busy",
+                status=503,
+                retry_after_s=self._carrier_back_at - now,
+            )
+
     async def wait_turn(self, client: str) -> None:
         """Wait for the turn to dial, and use it.
 
@@ -253,6 +281,7 @@ class Admission:
             CallRefused: The wait is, or has become, too long.
         """
         joined_at = trio.current_time()
+        self._check_carrier(joined_at + self._limits.max_dial_wait_s, joined_at)
         place = self._queue.join(client, joined_at)
         self._metrics.admission_queue.set(len(self._queue))
         try:
@@ -266,8 +295,12 @@ class Admission:
             self._metrics.dial_wait.observe(now - joined_at)
         finally:
             self._metrics.admission_queue.set(len(self._queue))
-            changed, self._changed = self._changed, trio.Event()
-            changed.set()
+            self._pulse()
+
+    def _pulse(self) -> None:
+        """Whoever waits looks again."""
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
 
     async def _wait(self, place: Place, give_up_at: float) -> None:
         while True:
@@ -276,6 +309,7 @@ class Admission:
             due_at = self._queue.due_at(place, now) if first else math.inf
             if due_at <= now:
                 return
+            self._check_carrier(give_up_at, now)
             if now >= give_up_at:
                 raise CallRefused(
                     "other clients' calls came in between, and the wait became too long",

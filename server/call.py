@@ -201,6 +201,8 @@ class Call:
         self._answered_at: float | None = None
         self._ended_at: float | None = None
         self._status_number = -1
+        self.told_at: float | None = None
+        """When the last status callback came."""
         self._over = trio.Event()
         self._time_limit = trio.CancelScope()
         self._has_apologised = False
@@ -275,11 +277,20 @@ class Call:
         self.accepted.set()
 
     def update_status(self, update: StatusUpdate) -> None:
-        """A status callback: idempotent, and an older one never undoes a newer one."""
-        stale = update.sequence_number <= self._status_number and not update.status.is_final
-        if stale or self.status.is_final:
+        """The carrier says how the call stands: idempotent, and it never goes back.
+
+        It has said so by a status callback, or because it was asked.
+        """
+        number, is_back = update.sequence_number, update.status.progress < self.status.progress
+        if number is None:  # asked for, so it is news only if it is further on
+            stale = is_back or update.status is self.status
+        else:
+            self.told_at = trio.current_time()
+            stale = is_back or number <= self._status_number
+        if (stale and not update.status.is_final) or self.status.is_final:
             return
-        self._status_number = update.sequence_number
+        if number is not None:
+            self._status_number = number
         self.status = update.status
         self.note(update.status.value, **update.facts)
         if update.status.is_final:
@@ -435,8 +446,12 @@ class Call:
         with self._time_limit:
             await self._over.wait()
         if self._time_limit.cancelled_caught:
-            answered = self._answered_at is not None
-            self.end(EndReason.MAX_DURATION if answered else EndReason.NO_ANSWER)
+            if self._answered_at is not None:
+                self.end(EndReason.MAX_DURATION)
+            elif self.status is CallStatus.IN_PROGRESS:
+                self.end(EndReason.CARRIER_FAILED, "it was answered, but its stream never came")
+            else:
+                self.end(EndReason.NO_ANSWER)
         if self.end_reason is EndReason.CALLER_HUNG_UP and self.line is not None:
             # The status callback may overtake the last audio and the stop message.
             with trio.move_on_after(self.options.close_timeout_s):
@@ -465,9 +480,11 @@ class Call:
     async def _close(self) -> None:
         """Hang up if it is we who end the call, and close the stream."""
         reason = self.end_reason or EndReason.ERROR
+        # What the carrier has never reported on may still ring, or wait to be dialled.
+        may_ring = reason is EndReason.NO_ANSWER and not self.status.is_final
         if self.owes_apology and self._handover.is_elsewhere:
             self.note("left to the transfer")  # if nobody answers there, the carrier asks for words
-        elif self.call_sid and not reason.is_carriers:
+        elif self.call_sid and (may_ring or not reason.is_carriers):
             try:
                 # Before the socket: a stream that is closed by us counts as an error (31921).
                 if not await self._apologise():

@@ -33,8 +33,10 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
     TransferUpdate,
+    VoiceRequest,
 )
 from server.costs import Prices
+from server.early import EarlyUpdates
 from server.endings import EndReason
 from server.errors import (
     CallRefused,
@@ -43,6 +45,7 @@ from server.errors import (
     ModelError,
     StreamEnded,
 )
+from server.inquiry import Inquiry, Patience
 from server.logs import Sparing
 from server.metrics import Metrics
 from server.model import Model, PastTurn
@@ -56,8 +59,6 @@ from server.workers import Workers
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-MAX_EARLY_UPDATES = 1_000
-"""Status callbacks that overtook the answer to the dial request wait here."""
 MAX_ENDED = 10_000
 """CallSids of ended calls that are remembered: a webhook that comes again begins no call again."""
 MAX_TICKETS = 5
@@ -140,6 +141,8 @@ class Calls:
         traces: Where traces of ended calls go.
         strangers: The media sockets that have not shown a ticket yet.
         workers: The other processes of this server.
+        callback_wait_s: How long the carrier may say nothing about a call that it has placed until
+            it is asked; infinite for as long as it likes.
     """
 
     def __init__(
@@ -159,6 +162,7 @@ class Calls:
         strangers: Strangers | None = None,
         traces: Traces | None = None,
         workers: Workers | None = None,
+        callback_wait_s: float = 10.0,
     ) -> None:
         self.carrier = carrier
         self.model = model
@@ -176,6 +180,7 @@ class Calls:
                 metrics.calls_ended.labels(direction, reason.value)
         self.strangers = Strangers() if strangers is None else strangers
         self._refusals = Sparing()
+        self._strays = Sparing()
         self._traces = traces or NoTraces()
         self._workers = workers or Workers()
         self._ticket_ttl_s = ticket_ttl_s
@@ -186,7 +191,8 @@ class Calls:
         self._recent: OrderedDict[str, Call] = OrderedDict()
         self._ended: OrderedDict[str, bool] = OrderedDict()  # whether an apology is still owed
         self._tickets: dict[str, _Ticket] = {}
-        self._early: OrderedDict[str, list[StatusUpdate]] = OrderedDict()
+        self._early = EarlyUpdates()
+        self._inquiry = Inquiry(carrier, self.update_status, Patience(callback_wait_s))
         self._empty = trio.Event()
         self._refused_agent = Agent()
         self._paused = trio.Event()
@@ -196,10 +202,14 @@ class Calls:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run every call, each in its own nursery, until closed and empty, or cancelled."""
-        async with trio.open_nursery() as nursery:
-            task_status.started()
-            async for call in self._accepted_out:
-                nursery.start_soon(self._run, call)
+        async with trio.open_nursery() as questions:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                async for call in self._accepted_out:
+                    nursery.start_soon(self._run, call)
+                    if call.direction == "outbound":
+                        questions.start_soon(self._follow, call)
+            questions.cancel_scope.cancel("the last call has ended")
 
     async def _run(self, call: Call) -> None:
         try:
@@ -211,11 +221,12 @@ class Calls:
             self._live.pop(call.call_sid, None)
             self._recent[call.call_sid] = call
             while len(self._recent) > self._recent_calls:
-                forgotten, _ = self._recent.popitem(last=False)
-                self._workers.release(forgotten)
+                self._recent.popitem(last=False)
             self._ended[call.call_sid] = call.may_fetch_apology
             while len(self._ended) > MAX_ENDED:
-                self._ended.popitem(last=False)
+                # Until then it stays this process's: another one would begin it again.
+                forgotten, _ = self._ended.popitem(last=False)
+                self._workers.release(forgotten)
             self._drop_tickets(call)
             self._tell_if_empty()
             self._workers.publish()
@@ -282,6 +293,13 @@ class Calls:
                     self._workers.publish()
         if trio.current_time() >= pause.try_at:
             pause.not_known(trio.current_time())
+
+    async def _follow(self, call: Call) -> None:
+        try:
+            await self._inquiry.follow(call)
+        except Exception:
+            # Of one call, not of the others; it goes on as if the carrier could not be asked.
+            logger.exception("question to the carrier failed by a bug of ours")
 
     def _keep(self, call: Call) -> None:
         if self._records is not None:
@@ -353,6 +371,8 @@ class Calls:
             )
         except BaseException as error:
             del self._tickets[ticket]
+            if isinstance(error, CarrierError) and error.retry_after_s is not None:
+                self.admission.pause_dialling(trio.current_time() + error.retry_after_s)
             known = isinstance(error, CarrierError) and not error.outcome_unknown
             self.metrics.dials.labels("refused" if known else "unknown").inc()
             raise
@@ -396,6 +416,28 @@ class Calls:
     def _apology(self, agent: Agent) -> str:
         return self.carrier.say_and_hang_up_twiml(*phrases.apology_of(agent))
 
+    async def go_on(self, request: VoiceRequest, agent: Agent) -> str:
+        """The document for a voice webhook that begins no call: a call of ours, or nobody's.
+
+        A call that we have placed is answered, if it has not been. What only reports how a call
+        stands is taken for a status callback, and nobody reads the answer. Anything else, as a call
+        that somebody else has placed, is ended there, and costs nothing here.
+
+        Raises:
+            CallRefused: Never for a call of ours.
+        """
+        if request.report is not None:
+            stray = "status callback came to /twiml: the carrier should post it to /call-status"
+            if self.get(request.call_sid) is not None:
+                self.update_status(request.report)
+        elif request.call_sid in self._live:
+            return await self.answer(request.call_sid, request.number, agent)
+        else:
+            stray = "voice webhook of a call that was not placed here: it is hung up"
+        if self._strays.may_log(trio.current_time()):
+            logger.warning(stray, unlogged=self._strays.take_unlogged())
+        return self.carrier.hang_up_twiml()
+
     def check_admission(self) -> None:
         """Whether the next call would be taken.
 
@@ -436,24 +478,22 @@ class Calls:
         call.accept(call_sid)
         self._live[call_sid] = call
         self._workers.claim(call_sid)
-        for update in sorted(self._early.pop(call_sid, []), key=lambda u: u.sequence_number):
+        for update in self._early.take(call_sid):
             call.update_status(update)
         await self._accepted_in.send(call)
 
     # -- what the carrier tells ------------------------------------------------------------
 
     def update_status(self, update: StatusUpdate) -> None:
-        """A status callback, in any order and any number of times."""
+        """What the carrier says about a call, in any order and any number of times."""
         call = self.get(update.call_sid)
         if call is not None:
             call.update_status(update)
             if call.is_over:  # the carrier's last word may come after the end
                 self._keep(call)
-        else:
+        elif update.sequence_number is not None and update.call_sid not in self._ended:
             # It can overtake the answer to our own dial request.
-            self._early.setdefault(update.call_sid, []).append(update)
-            while len(self._early) > MAX_EARLY_UPDATES:
-                self._early.popitem(last=False)
+            self._early.add(update)
 
     def update_machine(self, verdict: MachineVerdict) -> None:
         """Machine detection's verdict, any number of times; about a call that is over, nothing."""

@@ -62,6 +62,7 @@ class CarrierError(ServerError):
         code: The carrier's own error code (Twilio: 21211 and so on), or None.
         outcome_unknown: Whether the carrier may have done it all the same: no answer came, or
             one that says nothing about the request. Such a request is never simply repeated.
+        retry_after_s: How long the carrier has asked to be left alone, or None if it has not.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class CarrierError(ServerError):
         status: int | None = None,
         code: int | None = None,
         outcome_unknown: bool = False,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.status = status
         self.code = code
         self.outcome_unknown = outcome_unknown
+        self.retry_after_s = retry_after_s
 
 
 class CallNotInProgress(CarrierError):

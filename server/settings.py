@@ -264,6 +264,9 @@ class Settings(BaseSettings):
     model_reconnect_budget_s: Annotated[float, Field(gt=0)] = 30.0
     """How long a call goes on trying to reach its model."""
     carrier_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    callback_wait_s: Annotated[float, Field(ge=0)] = 10.0
+    """The carrier is asked how a dialled call stands if it has said nothing for so long, and then
+    ever more seldom; 0: never."""
     close_timeout_s: Annotated[float, Field(gt=0)] = 3.0
     """How long the clean-up of a call may take."""
     farewell_timeout_s: Annotated[float, Field(ge=0)] = 10.0

@@ -20,6 +20,8 @@ from server.serving import listen, serve
 from server.settings import Settings
 
 TOKEN = "the-account-token"
+CALL_SID = "CA" + "1" * 32
+"""A call that nobody has heard of."""
 
 
 @dataclass
@@ -236,7 +238,7 @@ async def test_the_api_describes_itself():
 
 @pytest.mark.parametrize("path", ["/twiml", "/call-status"])
 async def test_unsigned_and_forged_webhooks_are_refused(path):
-    form = {"CallSid": "CA1", "From": "+15005550199", "CallStatus": "ringing"}
+    form = {"CallSid": CALL_SID, "From": "+15005550199", "CallStatus": "ringing"}
     async with serving() as server:
         unsigned = await server.http.post(path, data=form)
         forged = await server.signed_post(path, form, token="a guess")
@@ -247,7 +249,7 @@ async def test_unsigned_and_forged_webhooks_are_refused(path):
 
 async def test_status_callbacks_are_idempotent_and_may_come_in_any_order():
     async with serving() as server:
-        form = {"CallSid": "CA1", "CallStatus": "ringing", "SequenceNumber": "1"}
+        form = {"CallSid": CALL_SID, "CallStatus": "ringing", "SequenceNumber": "1"}
         answers = [await server.signed_post("/call-status", form) for _ in range(3)]
         unknown = await server.signed_post("/call-status", form | {"CallStatus": "dancing"})
 
@@ -259,7 +261,7 @@ async def test_status_callbacks_are_idempotent_and_may_come_in_any_order():
 # The media socket, by a client that does not keep to the rules
 
 
-def start_message(ticket: str, call_sid: str = "CA1", **media_format) -> str:
+def start_message(ticket: str, call_sid: str = CALL_SID, **media_format) -> str:
     form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1} | media_format
     start = {
         "accountSid": "AC1",

@@ -185,6 +185,11 @@ class CallStatus(StrEnum):
         """Whether the call is over and nothing more will be reported."""
         return self in _FINAL
 
+    @property
+    def progress(self) -> int:
+        """How far a call has come with it; a call never goes back."""
+        return _PROGRESS.index(self) if self in _PROGRESS else len(_PROGRESS)
+
 
 _FINAL = frozenset(
     {
@@ -194,6 +199,14 @@ _FINAL = frozenset(
         CallStatus.NO_ANSWER,
         CallStatus.CANCELED,
     }
+)
+
+
+_PROGRESS = (
+    CallStatus.QUEUED,
+    CallStatus.INITIATED,
+    CallStatus.RINGING,
+    CallStatus.IN_PROGRESS,
 )
 
 
@@ -213,13 +226,30 @@ class PlacedCall:
 
 @dataclass(frozen=True, slots=True)
 class StatusUpdate:
-    """One status callback. They may come twice and in any order; the number orders them."""
+    """How a call stands, as the carrier has reported it, or said when it was asked.
+
+    Reports may come twice and in any order; the number orders them. What was asked for has none,
+    and counts if it is further on than what is known.
+    """
 
     call_sid: str
     status: CallStatus
-    sequence_number: int
+    sequence_number: int | None
     facts: Mapping[str, str] = field(default_factory=dict)
     """What else it said that is worth keeping: ``duration_s``, ``sip_response_code`` …"""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceRequest:
+    """The carrier asks how a call is to go on."""
+
+    call_sid: str
+    number: str
+    """Who calls; empty if that is not told."""
+    begins: bool
+    """An inbound call that may be new here. Any other must be one of ours, or it is nobody's."""
+    report: StatusUpdate | None = None
+    """It is no question: the carrier reports how the call stands, and reads no answer."""
 
 
 class AnsweredBy(StrEnum):
@@ -324,6 +354,14 @@ class Carrier(Protocol):
         """
         ...
 
+    async def fetch_status(self, call_sid: str) -> StatusUpdate:
+        """Ask how a call stands.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        ...
+
     def answer_twiml(self, ticket: str) -> str:
         """The document that answers a call with a media stream that shows the ticket."""
         ...
@@ -358,6 +396,14 @@ class Carrier(Protocol):
 
         Raises:
             CarrierProtocolError: It is nothing about that.
+        """
+        ...
+
+    def read_voice(self, form: Mapping[str, str]) -> VoiceRequest:
+        """What a voice webhook asks.
+
+        Raises:
+            CarrierProtocolError: It is none.
         """
         ...
 
