@@ -6,6 +6,8 @@ that is asked in English likes to answer in English.
 
 from __future__ import annotations
 
+import re
+
 from server.turns import Awaited
 
 _ASIDE = "(Not said by the caller; go on in the language of the call. {})"
@@ -91,5 +93,5 @@ def apology(language: str | None) -> tuple[str, str]:
         The text, and the tag of the language it is in: English if there is none in this language.
     """
     tag = language or "en-US"
-    text = _APOLOGIES.get(tag.partition("-")[0].lower())
+    text = _APOLOGIES.get(re.split("[-_]", tag)[0].lower())
     return (text, tag) if text is not None else (_APOLOGIES["en"], "en-US")
