@@ -77,6 +77,7 @@ from server.model import (
     ToolResult,
     TurnComplete,
     Usage,
+    Working,
 )
 from server.opening import SILENCE, Opening
 from server.playout import HeardTurn, Playout
@@ -171,6 +172,7 @@ class Call:
         self.status = CallStatus.QUEUED
         self.end_reason: EndReason | None = None
         self.end_detail = ""
+        self._logged_detail: str | None = None  # if it is another than the record's
         self.transcript = Transcript()
         self.timings = Timings()
         self.costs = CostMeter(
@@ -449,8 +451,10 @@ class Call:
         error = _first(failures)
         assert isinstance(error, ServerError)
         reason = EndReason.of_failure(error, had_session=self.session is not None)
+        told = error.loggable if isinstance(error, ModelError) else str(error)
         self.end(reason, str(error))
-        logger.warning("call failed", reason=reason.value, error=str(error))
+        self._logged_detail = told
+        logger.warning("call failed", reason=reason.value, error=told)
 
     async def _close(self) -> None:
         """Hang up if it is we who end the call, and close the stream."""
@@ -471,8 +475,10 @@ class Call:
         if self.end_reason is None or not self.end_reason.is_our_failure or self.line is None:
             return False
         text, language = phrases.apology(self.agent.language)
+        if self.agent.apology:
+            text, language = self.agent.apology, self.agent.language or language
         try:
-            await self.carrier.say_and_hang_up(self.call_sid, self.agent.apology or text, language)
+            await self.carrier.say_and_hang_up(self.call_sid, text, language)
         except CarrierError as error:
             logger.warning("apology failed", error=str(error))
             return False
@@ -497,7 +503,7 @@ class Call:
         logger.info(
             "call ended",
             reason=reason.value,
-            detail=self.end_detail,
+            detail=self.end_detail if self._logged_detail is None else self._logged_detail,
             duration_s=round(self.duration_s, 1),
             heard_s=round(self.playout.heard_s(now), 1),
         )
@@ -796,10 +802,13 @@ class Call:
                 self.turns.agent_generated(turn)
                 self.transcript.agent_complete(turn)
                 self._finish_turn(turn)
-            case TurnComplete(turn=turn, reason=reason):
+            case TurnComplete(turn=turn, reason=reason, more=more):
                 now, starved_s = trio.current_time(), self.playout.starved_s(turn)
-                self.turns.agent_completed(turn, reason, now, starved_s=starved_s)
+                self.turns.agent_completed(turn, reason, now, starved_s=starved_s, more=more)
                 self._finish_turn(turn)
+            case Working(is_on=is_on):
+                (self.turns.agent_working if is_on else self.turns.agent_idle)(trio.current_time())
+                self.reconsider()
             case AgentTranscript(text=text, turn=turn):
                 self.turns.agent_text(turn, text)
                 self.transcript.agent_said(text, turn, self._since_answer(trio.current_time()))
