@@ -33,6 +33,7 @@ from server.model.gemini import (
     MAX_CALLS_AT_ONCE,
     MAX_HANDLE,
     MAX_ID,
+    MAX_MESSAGE_BYTES,
     MAX_MESSAGES_AT_ONCE,
     MAX_PARTS,
     MESSAGES_PER_S,
@@ -274,6 +275,26 @@ async def test_a_flood_of_tiny_messages_gives_the_session_up(autojump_clock):
         await session_over(flood).receive()
 
     assert flood.received == MAX_MESSAGES_AT_ONCE + 1
+
+
+async def test_a_flood_of_long_messages_gives_the_session_up_sooner(autojump_clock):
+    flood = Flood(json.dumps({"x": "y" * 40_000}).encode(), gap_s=0.001)
+
+    with pytest.raises(ModelError, match="more messages"):
+        await session_over(flood).receive()
+
+    assert flood.received < MAX_MESSAGES_AT_ONCE / 9
+
+
+async def test_the_longest_message_there_may_be_is_no_flood(autojump_clock):
+    pcm = bytes(3 * (MAX_MESSAGE_BYTES - 1_000) // 4 // 2 * 2)
+    blob = {"mimeType": "audio/pcm", "data": base64.b64encode(pcm).decode()}
+    content = {"modelTurn": {"parts": [{"inlineData": blob}]}}
+    longest = Flood(json.dumps({"serverContent": content}).encode(), gap_s=0.0)
+
+    event = await session_over(longest).receive()
+
+    assert event == AgentAudio(pcm, 1, trio.current_time())
 
 
 async def test_messages_that_keep_a_brisk_pace_may_go_on_for_ever(autojump_clock):

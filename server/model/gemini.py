@@ -88,6 +88,8 @@ MAX_MESSAGE_BYTES = 16 * 2**20
 MESSAGES_PER_S, MAX_MESSAGES_AT_ONCE = 500, 5_000
 """More than these from one session are a flood, and it is given up. In the field some 110 a second
 come, in the quickest bursts; audio that goes by the media path is not counted."""
+MESSAGE_BYTES = 4 * 1024
+"""A longer message counts as so many: the longest one is within what may come at once."""
 MAX_HISTORY_CHARACTERS = 16_000
 """What a fresh session is told of the conversation so far: about 4,000 tokens of text, half of
 what the service keeps when it compresses the context."""
@@ -1076,7 +1078,7 @@ class GeminiSession:
 
     def _read(self, data: bytes) -> list[SessionEvent]:
         now = trio.current_time()
-        if not self._pace.allows(now):
+        if not self._pace.allows(now, 1 + len(data) // MESSAGE_BYTES):
             raise ModelError(
                 "Gemini sends more messages than a call can take",
                 code=None,
