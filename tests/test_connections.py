@@ -137,7 +137,8 @@ async def test_who_leaves_in_the_middle_of_a_handshake_is_no_error(media_path):
 
 async def _leave_in_the_middle(server) -> None:
     address = ("127.0.0.1", server.http.base_url.port)
-    for data in (STREAM, STREAM + b"\r\n", STREAM + b"\r\n\x81"):
+    asked = b"GET /twiml HTTP/1.1\r\n" + HOST + b"\r\n"
+    for data in (STREAM, STREAM + b"\r\n", STREAM + b"\r\n\x81", asked):
         for reset in (False, True):
             client = await trio.open_tcp_stream(*address)
             await client.send_all(data)
