@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 import trio
@@ -15,6 +16,9 @@ from server.master import Master
 from server.serving import listen, serve, stop_on_signal
 from server.settings import Settings
 from server.sockets import raise_file_limit
+
+MAX_WORKERS = 1_000
+"""More processes than any machine has cores are a slip of the finger."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", help="address to listen on (HOST)")
     parser.add_argument("--port", type=int, help="port to listen on (PORT)")
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="how many processes (default: 1)"
+        "--workers",
+        type=_worker_count,
+        default=1,
+        metavar="N",
+        help="how many processes (default: 1)",
     )
     chosen = parser.parse_args(arguments)
     if chosen.command == "demo":
@@ -57,6 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"offhook: cannot listen: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _worker_count(text: str) -> int:
+    if re.fullmatch("[0-9]{1,9}", text) is None or not 1 <= int(text) <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MAX_WORKERS}")
+    return int(text)
 
 
 def _new_key(name: str) -> int:

@@ -5,39 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-import phonenumbers
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from server.agent import Agent
+from server.numbers import e164
 from server.records import Cursor
-
-_TOO_WRONG = {
-    phonenumbers.ValidationResult.INVALID_COUNTRY_CODE: "the country code does not exist",
-    phonenumbers.ValidationResult.TOO_SHORT: "too short for its country",
-    phonenumbers.ValidationResult.TOO_LONG: "too long for its country",
-    phonenumbers.ValidationResult.INVALID_LENGTH: "the wrong length for its country",
-    phonenumbers.ValidationResult.IS_POSSIBLE_LOCAL_ONLY: "the area code is missing",
-}
-
-
-def e164(number: str) -> str:
-    """Check a phone number and write it in E.164 form, ``+`` and digits.
-
-    Raises:
-        ValueError: What is wrong with it.
-    """
-    if not number.strip().startswith("+"):
-        raise ValueError("must be in E.164 form: + and country code first, as in +584125551234")
-    try:
-        parsed = phonenumbers.parse(number)
-    except phonenumbers.NumberParseException as error:
-        raise ValueError(f"not a phone number: {str(error).rstrip('.').lower()}") from None
-    verdict = phonenumbers.is_possible_number_with_reason(parsed)
-    if verdict in _TOO_WRONG:
-        raise ValueError(f"not a possible phone number: {_TOO_WRONG[verdict]}")
-    if parsed.extension:
-        raise ValueError("must not have an extension")
-    return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
 
 
 def _cursor(text: str | None) -> str | None:

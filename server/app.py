@@ -54,8 +54,8 @@ from server.model.simulator import GeminiSimulator
 from server.opening import GreetingWhen
 from server.pass_on import relay_media
 from server.plane import Plane, Wire
-from server.recording import Recordings
-from server.records import Records
+from server.recording import Recordings, check_directory
+from server.records import Records, check_database
 from server.routes import add_routes
 from server.settings import Account, Settings
 from server.strangers import Strangers
@@ -141,6 +141,7 @@ class OffhookApp(QuartTrio):
         self.destinations = Destinations(
             settings.allowed_prefixes, refuse_costly=not self.is_simulated
         )
+        check_database(settings.database_url.get_secret_value())
         self.records = Records(
             settings.database_url.get_secret_value(),
             metrics=self.metrics,
@@ -149,6 +150,7 @@ class OffhookApp(QuartTrio):
         )
         self.recordings: Recordings | None = None
         if settings.recordings_dir is not None:
+            check_directory(settings.recordings_dir)
             self.recordings = Recordings(
                 settings.recordings_dir,
                 metrics=self.metrics,
@@ -182,7 +184,7 @@ class OffhookApp(QuartTrio):
         if self.settings.public_url is not None or not self.is_simulated or server is None:
             return
         host, port = server
-        url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+        url = _local_url("127.0.0.1" if host in ("0.0.0.0", "::") else host, port)
         if port and url != self.public_url:
             self._reach_at(url)
 
@@ -450,6 +452,9 @@ class OffhookApp(QuartTrio):
                 )
             if settings.max_call_cost_usd is not None and Prices().of_model(model.name) is None:
                 logger.warning("MAX_CALL_COST_USD caps the carrier's part only", model=model.name)
+            if self.workers.number == 0:
+                for warning in settings.warnings:
+                    logger.warning("a setting may be a mistake", what=warning)
             logger.info(
                 "offhook ready",
                 carrier=self.carrier.name,
@@ -513,7 +518,7 @@ class OffhookApp(QuartTrio):
             account_sid,
             auth_token,
             SIMULATED_NUMBER,
-            public_url=settings.public_url or f"http://{settings.host}:{settings.port}",
+            public_url=settings.public_url or _local_url(settings.host, settings.port),
             api_url=twilio.api_url,
             name="simulator",
         )
@@ -528,6 +533,7 @@ class OffhookApp(QuartTrio):
             api_url=self.settings.twilio_api_url,
             name="twilio",
             proxy=_text(self.settings.twilio_proxy),
+            api_key=account.twilio_api_key,
         )
         return self._gemini(
             account.gemini_api_key,
@@ -574,6 +580,7 @@ class OffhookApp(QuartTrio):
         api_url: str | None,
         name: str,
         proxy: str | None = None,
+        api_key: tuple[str, str] | None = None,
     ) -> None:
         self.public_url = public_url
         self.own_number = phone_number
@@ -589,6 +596,7 @@ class OffhookApp(QuartTrio):
             ring_timeout_s=self.settings.ring_timeout_s,
             request_timeout_s=self.settings.carrier_timeout_s,
             proxy=proxy,
+            api_key=api_key,
         )
 
 
@@ -602,6 +610,10 @@ def _tools(settings: Settings) -> tuple[Tool, ...]:
     if settings.voicemail != "ignore":
         ours.append(voicemail_reached)
     return check_names((*ours, *load_tools(settings.tools)))
+
+
+def _local_url(host: str, port: int | None) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _text(secret: SecretStr | None) -> str | None:

@@ -361,6 +361,35 @@ def _database_url(text: str) -> URL:
     return url
 
 
+def check_database(text: str) -> None:
+    """Find out before the first call whether records can be kept where a setting says.
+
+    A database server that does not answer is waited for; a file that cannot be one never comes.
+
+    Raises:
+        ConfigurationError: The file is none, or cannot be made.
+    """
+    url = _database_url(text)
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return
+    path = str(url.database)
+    if url.query.get("uri"):
+        return  # SQLite's own way of writing it; what it says is known when it is opened
+    try:
+        _make_private(path)
+        with Path(path).open("rb") as file:
+            start = file.read(len(_SQLITE_START))
+    except (OSError, SQLAlchemyError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigurationError(f"DATABASE_URL: {path} cannot be used: {reason}") from None
+    if start and start != _SQLITE_START:
+        raise ConfigurationError(f"DATABASE_URL: {path} is a file of something else than SQLite")
+
+
+_SQLITE_START = b"SQLite format 3\0"
+"""How every such file begins that is not empty (SQLite's "Database File Format", 1.3)."""
+
+
 # ------------------------------------------------------------------------------------------
 # The records
 
