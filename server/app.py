@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from quart_schema import APIKeySecurityScheme, HttpSecurityScheme, Info, QuartSchema
@@ -36,6 +37,7 @@ from server.ear import BargeInMode
 from server.errors import ConfigurationError
 from server.greeting import read_greeting
 from server.http_connection import HttpConnection
+from server.http_request import MAX_BODY_BYTES, HttpRequest
 from server.idempotency import Idempotency
 from server.keys import UNNAMED, Keys, hash_key, made_key
 from server.mcp_servers import McpServers, read_servers
@@ -53,6 +55,7 @@ from server.model.simulator import SCRIPTS as MODEL_SCRIPTS
 from server.model.simulator import GeminiSimulator
 from server.opening import GreetingWhen
 from server.pass_on import relay_media
+from server.path_prefix import prefix_of, without_prefix
 from server.plane import Plane, Wire
 from server.recording import Recordings, check_directory
 from server.records import Records, check_database
@@ -75,8 +78,6 @@ from server.workers import Workers, hand_over, shared_secret
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-MAX_BODY_BYTES = 64 * 1024
-"""Twilio's webhooks and our requests are a few kilobytes."""
 TWILIO_CALLS_PER_S = 1.0
 """What Twilio dials for an account that has not asked for more."""
 SIMULATED_NUMBER = "+15005550006"
@@ -97,6 +98,7 @@ class OffhookApp(QuartTrio):
 
     asgi_http_class = HttpConnection
     asgi_websocket_class = MediaWebsocketConnection
+    request_class = HttpRequest
     websocket_class = MediaWebsocket
 
     calls: Calls
@@ -110,6 +112,7 @@ class OffhookApp(QuartTrio):
         _check_scripts(settings)
         self.settings = settings
         self.workers = Workers()
+        self._path_prefix = prefix_of(settings.public_url)
         self.metrics = Metrics(CollectorRegistry())
         self._agent = Agent(
             prompt=settings.agent_prompt or DEFAULT_PROMPT,
@@ -162,6 +165,12 @@ class OffhookApp(QuartTrio):
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = settings.close_timeout_s + 2.0
         self.before_serving(self._start)
         self.after_serving(self._stop)
+
+    async def asgi_app(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """Serve a request at its path below the public address."""
+        await super().asgi_app(without_prefix(scope, self._path_prefix), receive, send)
 
     @property
     def agent(self) -> Agent:

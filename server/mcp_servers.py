@@ -30,7 +30,7 @@ import trio
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from server.errors import ConfigurationError
-from server.settings_file import decode
+from server.settings_file import read_text
 from server.tools import LiveCall, Tool, ToolError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def read_servers(setting: str | None) -> Mapping[str, _Entry]:
     try:
         text = setting
         if not setting.lstrip().startswith("{"):
-            text = decode(Path(setting).read_bytes(), f"MCP_SERVERS: {setting}")
+            text = read_text(Path(setting).read_bytes(), f"MCP_SERVERS: {setting}")
         given = json.loads(text)
     except OSError as error:
         raise ConfigurationError(f"MCP_SERVERS: cannot be read: {error}") from None

@@ -19,6 +19,10 @@ WEBHOOK_PATHS = (
     "/stream",
     "/make-call",
 )
+_OWN_PATHS = frozenset(
+    ("calls", "docs", "drain", "healthz", "make-call", "metrics", "openapi.json", "readyz")
+)
+"""As a proxy's prefix these could be either."""
 # Names that the Live API no longer serves, and what came after them (Google's deprecations page).
 RETIRED_MODELS = {
     "gemini-2.5-flash-native-audio-preview-12-2025": "gemini-3.8-live",
@@ -169,6 +173,8 @@ def public_url(url: str) -> str:
     for ending in WEBHOOK_PATHS:
         if path.endswith(ending):
             raise ValueError(f"must not end in {ending}: what comes before that is wanted here")
+    if path.split("/")[1:2] and path.split("/")[1] in _OWN_PATHS:
+        raise ValueError(f"has a path that begins like one of this server: /{path.split('/')[1]}")
     if not _PATH.fullmatch(path) or "/." in path:
         raise ValueError("has a path with characters that no path has")
     netloc = f"[{host}]" if ":" in host else host

@@ -7,7 +7,6 @@ somebody meant.
 
 from __future__ import annotations
 
-import codecs
 import io
 import os
 import re
@@ -20,16 +19,9 @@ from dotenv.main import resolve_variables
 from dotenv.parser import Binding, parse_stream
 
 from server.errors import ConfigurationError
+from server.text import NotText, count_lines, decode
 
 MAX_BYTES = 1024 * 1024
-# The longest first: the mark of UTF-16 LE is the beginning of that of UTF-32 LE.
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 _CLOSE = 0.8
 """How alike two names are, of 1, if one of them is likely to be the other misspelt."""
 _VARIABLE = re.compile(r"\$\{([^}:]*)\}")
@@ -66,7 +58,7 @@ def read_settings_file(path: Path, known: Iterable[str]) -> SettingsFile:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from None
     if len(content) > MAX_BYTES:
         raise ConfigurationError(f"{path} has more than {MAX_BYTES} bytes, so it has no settings")
-    text = decode(content, str(path))
+    text = read_text(content, str(path))
     bindings = list(parse_stream(io.StringIO(text)))
     values = resolve_variables(
         [(each.key, each.value) for each in bindings if each.key is not None], override=True
@@ -74,7 +66,7 @@ def read_settings_file(path: Path, known: Iterable[str]) -> SettingsFile:
     return SettingsFile(values, tuple(_warnings(path, bindings, frozenset(known))))
 
 
-def decode(content: bytes, name: str) -> str:
+def read_text(content: bytes, name: str) -> str:
     """The text of a file: UTF-8, or UTF-16 and UTF-32 of either order, with their mark or without.
 
     Args:
@@ -84,42 +76,10 @@ def decode(content: bytes, name: str) -> str:
     Raises:
         ConfigurationError: It is none of these; the message names the first line that is not.
     """
-    encoding, mark = "utf-8", b""
-    for each, its_encoding in _MARKS:
-        if content.startswith(each):
-            encoding, mark = its_encoding, each
-            break
-    else:
-        encoding = _without_mark(content)
     try:
-        text = content[len(mark) :].decode(encoding)
-    except UnicodeDecodeError as error:
-        line = _lines(content[len(mark) :][: error.start].decode(encoding, "replace"))
-        raise ConfigurationError(
-            f"{name}, line {line}: this is not {encoding.upper()} text; save the file as UTF-8"
-        ) from None
-    if "\0" in text:
-        line = _lines(text[: text.index("\0")])
-        raise ConfigurationError(f"{name}, line {line}: a NUL character; save the file as UTF-8")
-    return text
-
-
-def _lines(before: str) -> int:
-    return len(re.findall(r"\r\n|\n|\r", before)) + 1
-
-
-def _without_mark(content: bytes) -> str:
-    """Guess: a file of settings begins with ASCII, so of its first bytes others are zero."""
-    match [byte != 0 for byte in content[:4]]:
-        case [True, False, False, False]:
-            return "utf-32-le"
-        case [False, False, False, True]:
-            return "utf-32-be"
-        case [True, False, True, False] | [True, False]:
-            return "utf-16-le"
-        case [False, True, False, True] | [False, True]:
-            return "utf-16-be"
-    return "utf-8"
+        return decode(content)
+    except NotText as error:
+        raise ConfigurationError(f"{name}, {error}; save the file as UTF-8") from None
 
 
 def _warnings(path: Path, bindings: list[Binding], known: frozenset[str]) -> Iterable[str]:
@@ -127,7 +87,7 @@ def _warnings(path: Path, bindings: list[Binding], known: frozenset[str]) -> Ite
     for binding in bindings:
         text = binding.original.string
         # Blank lines in front belong to what they precede.
-        line = binding.original.line + _lines(text[: len(text) - len(text.lstrip())]) - 1
+        line = binding.original.line + count_lines(text[: len(text) - len(text.lstrip())]) - 1
         where = f"{path}, line {line}"
         if binding.error:
             yield f"{where} is ignored, for it cannot be read: is a quote not closed?"
