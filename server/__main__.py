@@ -47,7 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
         # The demo brings its own dependencies (a terminal display) that serving does without.
         from server.demo import run_demo
 
-        return run_demo(chosen.script)
+        try:
+            return run_demo(chosen.script)
+        except ConfigurationError as error:
+            print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
+            return 2
     if chosen.command == "new-key":
         return _new_key(chosen.name)
     overrides = {k: v for k, v in (("host", chosen.host), ("port", chosen.port)) if v is not None}

@@ -362,26 +362,27 @@ def _database_url(text: str) -> URL:
 
 
 def check_database(text: str) -> None:
-    """Find out before the first call whether records can be kept where a setting says.
+    """Find out before the first call whether records can ever be kept where a setting says.
 
-    A database server that does not answer is waited for; a file that cannot be one never comes.
+    A database that is not there just now is waited for, a file as well as a server; something else
+    in its place stays what it is.
 
     Raises:
-        ConfigurationError: The file is none, or cannot be made.
+        ConfigurationError: It is a folder, or a file of another program.
     """
     url = _database_url(text)
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+    if url.get_backend_name() != "sqlite" or not url.database or url.query.get("uri"):
         return
-    path = str(url.database)
-    if url.query.get("uri"):
-        return  # SQLite's own way of writing it; what it says is known when it is opened
+    path = Path(url.database)
+    if path.is_dir():
+        raise ConfigurationError(f"DATABASE_URL: {path} is a folder; name a file in it")
     try:
-        _make_private(path)
-        with Path(path).open("rb") as file:
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
             start = file.read(len(_SQLITE_START))
-    except (OSError, SQLAlchemyError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigurationError(f"DATABASE_URL: {path} cannot be used: {reason}") from None
+    except OSError:
+        return
     if start and start != _SQLITE_START:
         raise ConfigurationError(f"DATABASE_URL: {path} is a file of something else than SQLite")
 

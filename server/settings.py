@@ -154,7 +154,7 @@ class Settings(BaseSettings):
     twilio_phone_number: _OwnNumber | None = None
     gemini_api_key: _Secret | None = None
     twilio_api_key_sid: Annotated[str, AfterValidator(values.api_key_sid)] | None = None
-    twilio_api_key_secret: _Secret | None = None
+    twilio_api_key_secret: Annotated[_Secret | None, Field(repr=False)] = None
     """An API key for the REST API in the token's place; webhooks are signed with the token even so.
     """
 

@@ -352,26 +352,23 @@ def test_a_folder_for_recordings_is_made_with_those_above_it(tmp_path):
 @pytest.mark.parametrize(
     "url",
     [
-        "sqlite:///there/below.db",
         "sqlite:///folder",
-        "sqlite:////proc/nothing.db",
         "sqlite:///text",
         "nonsense",
         "mysterious://x",
     ],
 )
 def test_an_unusable_database_is_refused(tmp_path, url):
-    (tmp_path / "there").write_text("a file")
     (tmp_path / "folder").mkdir()
     (tmp_path / "text").write_text("This is a list of calls.")
 
     assert "DATABASE_URL" in unusable(database_url=url)
 
 
-def test_the_folder_of_a_database_is_made(tmp_path):
+def test_a_database_whose_folder_is_not_there_yet_is_waited_for(tmp_path):
     create_app(Settings.load(_env_file=None, database_url="sqlite:///new/calls.db"))
 
-    assert (tmp_path / "new" / "calls.db").exists()
+    assert not (tmp_path / "new").exists()
 
 
 # ------------------------------------------------------------------------------------------
@@ -552,6 +549,18 @@ def test_a_file_that_is_missing_ends_the_command_with_status_2_and_one_line(tmp_
     assert ended.returncode == 2
     assert ended.stderr == (
         "offhook: GREETING_WAV cannot be read: nothing.wav: No such file or directory\n"
+    )
+
+
+@pytest.mark.parametrize("script", ["hangs-up", "all"])
+def test_a_demonstration_with_a_wrong_setting_ends_in_the_same_way(capsys, monkeypatch, script):
+    monkeypatch.setenv("MAX_CALLS", "none")
+    monkeypatch.setattr("server.demo.logs.configure", lambda **_: None)
+
+    assert main(["demo", "--script", script]) == 2
+
+    assert capsys.readouterr().err == (
+        "offhook: wrong settings: MAX_CALLS: must be a whole number, and is 'none'\n"
     )
 
 
