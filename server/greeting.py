@@ -265,9 +265,8 @@ def _with_libsndfile(path: Path, file: BinaryIO, tag: int | None = None, bits: i
         wanted = "reading that needs pip install 'offhook[audio]'"
         known = tag is not None or any(what == name for _, _, name in _SIGNATURES)
         raise _Unreadable(f"{what}; {wanted if known else _ADVICE}") from error
-    file.seek(0)
     try:
-        with soundfile.SoundFile(file) as opened:
+        with soundfile.SoundFile(os.fspath(path)) as opened:
             _check_shape(opened.channels, opened.samplerate)
             if opened.frames < _UNKNOWN_FRAMES:
                 _check_length(opened.frames / opened.samplerate)
