@@ -37,8 +37,6 @@ _SIGNATURES = (
     (0, b"fLaC", "FLAC"),
     (0, b"OggS", "Ogg"),
     (0, b"ID3", "MP3"),
-    (0, b"\xff\xfb", "MP3"),
-    (0, b"\xff\xf3", "MP3"),
     (0, b"FORM", "AIFF"),
     (0, b"caff", "Core Audio"),
     (0, b".snd", "AU"),
@@ -259,20 +257,21 @@ def _mixed_down(sound: _Sound) -> bytes:
 def _with_libsndfile(path: Path, file: BinaryIO, tag: int | None = None, bits: int = 0) -> bytes:
     file.seek(0)
     what = _content(file.read(64), tag, bits)
+    if what is None:  # libsndfile would look for MP3 in anything
+        raise _Unreadable(f"not a WAV file; {_ADVICE}")
     try:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: the package is there, the library is not
-        wanted = "reading that needs pip install 'offhook[audio]'"
-        known = tag is not None or any(what == name for _, _, name in _SIGNATURES)
-        raise _Unreadable(f"{what}; {wanted if known else _ADVICE}") from error
+        raise _Unreadable(f"{what}; reading that needs pip install 'offhook[audio]'") from error
     try:
         with soundfile.SoundFile(os.fspath(path)) as opened:
             _check_shape(opened.channels, opened.samplerate)
             if opened.frames < _UNKNOWN_FRAMES:
                 _check_length(opened.frames / opened.samplerate)
             return _mixed_down(_Decoded(opened))
-    except (RuntimeError, TypeError) as error:  # the library's, and those of the package itself
-        reason = getattr(error, "error_string", "it has no head")
+    except (RuntimeError, TypeError, AssertionError) as error:
+        # The library's errors, and the package's own: it asserts that a file has what it says.
+        reason = getattr(error, "error_string", "it is not whole")
         raise _Unreadable(f"{what}: libsndfile cannot read it ({reason}); {_ADVICE}") from error
 
 
@@ -293,12 +292,15 @@ class _Decoded:
             yield block
 
 
-def _content(start: bytes, tag: int | None, bits: int) -> str:
-    """What a file is, in words."""
+def _content(start: bytes, tag: int | None, bits: int) -> str | None:
+    """What a file is, in words; None if nobody knows."""
     if tag is not None:
         name = wav.TAG_NAMES.get(tag, f"format {tag}")
         return f"a WAV file with {name} of {bits} bits is not supported"
     for at, signature, name in _SIGNATURES:
         if start[at : at + len(signature)] == signature:
             return name
-    return "not a WAV file"
+    # A frame of MPEG audio begins with eleven ones, and layer III is 01 after its version.
+    if len(start) > 1 and start[0] == 0xFF and start[1] & 0xE6 == 0xE2:
+        return "MP3"
+    return None
