@@ -179,6 +179,89 @@ async def test_a_locked_database_delays_records_and_loses_none(file_url, tmp_pat
         assert len(await records.page(10, None)) == 1
 
 
+SLOW = {
+    "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT max(i) FROM n",
+    "postgresql": "SELECT pg_sleep(60)",
+}
+
+
+@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+async def test_a_query_that_is_still_going_on_leaves_no_thread_and_no_connection_behind(url):
+    began, ended = threading.Event(), threading.Event()
+
+    def ask_for_long() -> None:
+        database = records._database
+        with database._engine.connect() as connection:
+            began.set()
+            try:
+                connection.exec_driver_sql(SLOW[url.partition(":")[0]])
+            finally:
+                ended.set()
+
+    async def abandon() -> None:
+        with trio.CancelScope() as scope:
+            nursery.start_soon(cancel_when_begun, scope)
+            await records._in_thread(ask_for_long, records._reading)
+
+    async def cancel_when_begun(scope: trio.CancelScope) -> None:
+        await trio.to_thread.run_sync(began.wait)
+        scope.cancel()
+
+    async with running(url) as records, trio.open_nursery() as nursery:
+        await abandon()
+        told_at = trio.current_time()
+    took_s = trio.current_time() - told_at
+
+    assert ended.is_set()
+    assert took_s < records_module.CLOSE_TIMEOUT_S
+    assert records._database._checked_out == set()
+    assert records._database._engine.pool.checkedin() == 0
+
+
+async def test_a_thread_that_outlives_its_server_closes_its_connection_itself(file_url):
+    began, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        with database._engine.connect():
+            began.set()
+            go_on.wait(10)
+
+    async with running(file_url) as records:
+        await records.page(1, None)
+        database = records._database
+        thread = threading.Thread(target=database.use, args=(hang,))
+        thread.start()
+        await trio.to_thread.run_sync(began.wait)
+    left_open = len(database._checked_out)
+    go_on.set()
+    await trio.to_thread.run_sync(thread.join)
+
+    assert left_open == 1
+    assert database._checked_out == set()
+    assert database._engine.pool.checkedin() == 0
+
+
+async def test_a_database_that_was_closed_is_not_opened_again(file_url):
+    async with running(file_url) as records:
+        pass
+
+    with pytest.raises(RecordsUnavailable):
+        await records.page(1, None)
+    assert records._database._engine.pool.checkedin() == 0
+
+
+async def test_a_connection_that_cannot_be_set_up_is_closed(file_url, tmp_path):
+    records = Records(file_url, metrics=Metrics(CollectorRegistry()))
+    connection = sqlite3.connect(tmp_path / "offhook.db", timeout=0.0)
+    with closing(sqlite3.connect(tmp_path / "offhook.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            records._database._set_up_sqlite(connection, None)
+
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
+
+
 async def test_a_database_that_is_gone_is_written_when_it_comes_back(tmp_path):
     place = tmp_path / "gone"
     place.write_text("not a directory")
@@ -211,6 +294,47 @@ async def test_too_many_waiting_records_cost_the_oldest_and_are_counted(tmp_path
     assert kept == {record(number)["call_sid"] for number in (2, 3, 4)}
     assert given_up == 2
     assert [entry for entry in logged if entry["event"].startswith("record lost")]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"number": "sip:" + "9" * 400},
+        {"number": "+1\0555"},
+        {"detail": "half a pair: \ud800", "reason": "x" * 100},
+        {"timings": {"billed_s": float("inf"), "tokens": [10**5000, -(10**30)]}},
+        {"transcript": [{"text": "\0\udfff"}]},
+        {"metadata": {"order": b"no JSON"}},
+        {"transcript": object()},
+    ],
+    ids=lambda odd: next(iter(odd)),
+)
+async def test_as_much_of_an_odd_record_is_kept_as_the_database_takes(url, odd):
+    with structlog.testing.capture_logs():
+        async with running(url) as records:
+            records.keep(record(1) | odd)
+            with trio.fail_after(10):
+                await records.wait_saved()
+            kept = await records.get(record(1)["call_sid"])
+
+    assert kept["created_at"] == record(1)["created_at"]
+    assert kept["state"] == "ended"
+
+
+@pytest.mark.parametrize("odd", [{"duration_s": "long"}, {"created_at": None}, {"status": None}])
+async def test_a_record_that_no_database_takes_holds_no_other_up(url, odd):
+    with structlog.testing.capture_logs() as logged:
+        async with running(url) as records:
+            for number in range(3):
+                records.keep(record(number) | (odd if number == 1 else {}))
+            with trio.fail_after(10):
+                await records.wait_saved()
+            kept = [await records.get(record(number)["call_sid"]) for number in (0, 2)]
+
+    assert kept == [record(0), record(2)]
+    assert any(entry.get("call_sid") == record(1)["call_sid"] for entry in logged) or odd == {
+        "duration_s": "long"  # SQLite takes a word for a number
+    }
 
 
 async def test_what_people_said_is_not_in_the_log_of_a_failure(file_url, tmp_path):
