@@ -76,14 +76,21 @@ _MAX_CLOSE_REASON_BYTES = 123  # RFC 6455, 5.5: a control frame carries 125, two
 # Twilio writes every number as a string except inside mediaFormat; the decoder is lax about
 # that, and strict about base64 (standard alphabet, padded), which it decodes itself.
 
-_Count = Annotated[int, Meta(ge=0)]
+# A stream's numbers are bounded here: Python's integers are not, and a float, a counter or a column
+# that is given one of 400 digits fails far from whoever sent it.
+
+MAX_COUNT = 999_999_999_999_999
+"""Of 15 digits: as many as the compiled path reads, and exact in a float."""
+MAX_GAP_CHUNKS = 3_000
+"""A minute: chunk numbers that are further apart are another count, not audio that was lost."""
+_Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 _Sid = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 class _MediaFormat(Struct, rename="camel"):
     encoding: str
-    sample_rate: int
-    channels: int
+    sample_rate: _Count
+    channels: _Count
 
 
 class _StartFacts(Struct, rename="camel"):
@@ -338,7 +345,7 @@ class TwilioProtocol:
             return None
         if media.chunk > self._last_chunk:
             if self._last_chunk:
-                counts.missing_chunks += media.chunk - self._last_chunk - 1
+                counts.missing_chunks += min(media.chunk - self._last_chunk - 1, MAX_GAP_CHUNKS)
             self._last_chunk = media.chunk
         elif media.chunk:
             counts.repeated_chunks += 1
@@ -1090,6 +1097,8 @@ def _header(headers: Mapping[str, str], name: str) -> str | None:
     return next((value for key, value in headers.items() if key.lower() == wanted), None)
 
 
+MAX_FACT_CHARS = 500
+"""Of what a status callback adds: the carrier's longest error messages are some 200."""
 # What a status callback may add, and what we call it. Numbers and places are left where they are.
 _STATUS_FACTS = {
     "CallDuration": "duration_s",
@@ -1119,12 +1128,23 @@ def parse_status(form: Mapping[str, str]) -> StatusUpdate:
         status = CallStatus(word)
     except ValueError:
         raise CarrierProtocolError(f"status callback with CallStatus {word[:40]!r}") from None
-    if not (number.isascii() and number.isdecimal() and len(number) < 10):
+    if not _is_count(number):
         raise CarrierProtocolError(f"status callback with SequenceNumber {number[:40]!r}")
     facts = {
-        name: form[field_name] for field_name, name in _STATUS_FACTS.items() if form.get(field_name)
+        name: form[field_name][:MAX_FACT_CHARS]
+        for field_name, name in _STATUS_FACTS.items()
+        if form.get(field_name)
     }
+    if not _is_count(facts.get("duration_s", "0"), digits=6):  # a call lasts 24 h at most
+        # The status counts all the same: without it the call would never end.
+        logger.warning("call duration from the carrier ignored", given=facts["duration_s"][:40])
+        del facts["duration_s"]
     return StatusUpdate(call_sid, status, int(number), facts)
+
+
+def _is_count(text: str, *, digits: int = 9) -> bool:
+    """Whether this is a whole number, and of no more digits than it can have."""
+    return text.isascii() and text.isdecimal() and len(text) <= digits
 
 
 def parse_transfer(form: Mapping[str, str]) -> TransferUpdate:
@@ -1162,5 +1182,5 @@ def parse_machine_verdict(form: Mapping[str, str]) -> MachineVerdict:
     except ValueError:
         answered_by = AnsweredBy.UNKNOWN
     took_ms = form.get("MachineDetectionDuration", "")
-    is_count = took_ms.isascii() and took_ms.isdecimal() and len(took_ms) < 10
-    return MachineVerdict(call_sid, answered_by, int(took_ms) / 1000 if is_count else 0.0)
+    took_s = int(took_ms) / 1000 if _is_count(took_ms) else 0.0
+    return MachineVerdict(call_sid, answered_by, took_s)
