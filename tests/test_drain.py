@@ -133,7 +133,9 @@ async def server_process(
             )
         )
         headers = {"Authorization": f"Bearer {API_KEY}"}
-        async with httpx2.AsyncClient(base_url=url, trust_env=False, headers=headers) as http:
+        async with httpx2.AsyncClient(
+            base_url=url, trust_env=False, headers=headers, timeout=PATIENCE_S
+        ) as http:
             server = ServerProcess(process, http, twilio, gemini, directory)
             try:
                 with trio.fail_after(PATIENCE_S):

@@ -59,7 +59,7 @@ async def test_a_worker_says_how_many_there_are_before_it_starts_the_app(monkeyp
     async def at_once() -> None:
         pass
 
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await hypercorn.trio.run.worker_serve(ASGIWrapper(app), config, shutdown_trigger=at_once)
 
     assert happened == [3, "lifespan"]
@@ -91,7 +91,7 @@ async def test_a_worker_listens_until_its_calls_are_drained(nursery, worker, mon
     result = told.set()
     if result is not None:
         await result
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await asked.wait()
         await trio.testing.wait_all_tasks_blocked()
         async with await trio.open_tcp_stream(*address):  # it still listens

@@ -102,7 +102,7 @@ async def talking(calls: Calls, nursery: trio.Nursery, media: MemoryMedia | None
 
 
 async def assert_only_this_call_is_over(calls: Calls, call, nursery: trio.Nursery) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         await call.finished.wait()
     await wait_all_tasks_blocked()
     assert calls.live_count == 0
@@ -218,7 +218,7 @@ async def test_a_last_step_that_fails_keeps_no_other_from_being_done(
     await wait_all_tasks_blocked()
 
     call.end(EndReason.HUNG_UP)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         await call.finished.wait()
     await wait_all_tasks_blocked()
 
@@ -326,7 +326,7 @@ async def test_a_server_whose_inside_has_ended_is_not_ready_and_says_so(tmp_path
         await server.app.calls.get(phone.call_sid).accepted.wait()
         ready = (await server.http.get("/readyz")).status_code
 
-        with structlog.testing.capture_logs() as logged, trio.fail_after(20):
+        with structlog.testing.capture_logs() as logged, trio.fail_after(60):
             server.app.calls._accepted_in.send_nowait(NoCall())
             await server.app.failed.wait()
             not_ready = await server.http.get("/readyz")
@@ -387,7 +387,7 @@ async def test_a_helper_that_fails_ends_no_call_and_goes_on(
     monkeypatch.setattr("server.records.RETRY_S", (0.01, 0.01))
     monkeypatch.setattr(step, fail_first)
     async with serving(recordings_dir=tmp_path) as server:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             record = await server.finished((await server.make_call("5550103")).json()["call_sid"])
             await again.wait()
         ready = await server.http.get("/readyz")

@@ -24,6 +24,7 @@ from server.metrics import Metrics, merged
 from server.workers import AVAILABLE, Workers
 from tests.test_drain import (
     NEVER_HANGS_UP,
+    PATIENCE_S,
     TWO_PROCESSES,
     ServerProcess,
     server_process,
@@ -209,7 +210,10 @@ def samples(text: str, name: str) -> dict[str, float]:
 async def new_connection(server: ServerProcess, method: str, path: str, **request):
     """A request on a connection of its own, which any process may accept."""
     async with httpx2.AsyncClient(
-        base_url=server.http.base_url, headers=server.http.headers, trust_env=False, timeout=20
+        base_url=server.http.base_url,
+        headers=server.http.headers,
+        trust_env=False,
+        timeout=PATIENCE_S,
     ) as http:
         return await http.request(method, path, **request)
 
