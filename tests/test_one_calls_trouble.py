@@ -263,7 +263,6 @@ async def test_a_part_of_a_record_that_cannot_be_made_leaves_the_rest(autojump_c
     [record] = records.kept
 
     assert record["reason"] == "caller-hung-up"
-    assert record["agent_heard_s"] == 0.0 or record["agent_heard_s"] > 0.0
     assert record["transcript"] is None
     assert record["timings"] is None
     assert record["timeline"][-1]["what"] == "ended"

@@ -392,7 +392,9 @@ async def test_a_call_is_recorded_as_the_callee_heard_it(autojump_clock, tmp_pat
 
 
 @pytest.mark.parametrize("media_path", ["fast", "ordinary"])
-async def test_a_call_over_sockets_is_recorded_whole_on_either_path(tmp_path, media_path):
+async def test_a_call_over_sockets_is_recorded_whole_on_either_path(
+    tmp_path, media_path, patient_clock
+):
     async with serving(
         recordings_dir=tmp_path, media_path=media_path, greeting_protect_s=0
     ) as server:

