@@ -7,7 +7,7 @@ import math
 import socket
 import sys
 from collections.abc import Generator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -309,15 +309,14 @@ class OffhookApp(QuartTrio):
 
     async def _serve_wire(self, claimed: _ClaimedWire) -> None:
         try:
-            with self._counted(claimed.media) as media:
-                await claimed.claim.call.serve(media, claimed.claim.started)
-            # The call has gone; only its socket waits here for the carrier's goodbye.
-            await claimed.wire.wait_ended(timeout_s=self.settings.close_timeout_s)
+            with closing(claimed.wire):
+                with self._counted(claimed.media) as media:
+                    await claimed.claim.call.serve(media, claimed.claim.started)
+                # The call has gone; only its socket waits here for the carrier's goodbye.
+                await claimed.wire.wait_ended(timeout_s=self.settings.close_timeout_s)
         except* Exception as failures:
             # Of one call, not of others.
             logger.exception("media stream failed by a bug of ours", exc_info=failures)
-        finally:
-            claimed.wire.close()
 
     def _note_path(self, path: str) -> None:
         self.metrics.media_streams.labels(path).inc()
