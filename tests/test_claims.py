@@ -284,16 +284,22 @@ def test_calls_that_are_given_back_and_died_with_have_one_owner_at_a_time(tmp_pa
     assert sum(each["deaths"] for each in told.values()) > 100
 
 
-@pytest.mark.parametrize("killed", [None, 2], ids=["all leave", "one was killed"])
-def test_processes_that_leave_together_leave_nothing_behind(short_path, killed):
-    for _ in range(5):
-        with claimants(4, short_path) as processes:
-            processes.tell("claim", 200)
-            if killed is not None:
-                processes.kill(killed)
-            left = processes.tell("leave")
-        assert set(left.values()) == {"left"}
-        assert list(Path(short_path).iterdir()) == []
+def test_processes_that_leave_together_leave_nothing_behind(short_path):
+    with claimants(4, short_path) as processes:
+        for _ in range(20):
+            processes.tell("claim", 100)
+            assert set(processes.tell("leave").values()) == {"left"}
+            assert list(Path(short_path).iterdir()) == []
+            assert set(processes.tell("join").values()) == {0, 1, 2, 3}
+
+
+def test_the_last_to_leave_clears_away_what_one_that_was_killed_has_left(short_path):
+    with claimants(3, short_path) as processes:
+        processes.tell("claim", 100)
+        processes.kill(2)
+        processes.tell("leave")
+
+    assert list(Path(short_path).iterdir()) == []
 
 
 def test_processes_come_and_go_at_once(short_path):
