@@ -28,7 +28,7 @@ from benchmarks.load.__main__ import Plan
 from benchmarks.load.call import Talk
 from server.settings import Settings
 
-READY_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 120.0
 RUN_TIMEOUT_S = 300.0
 """Set-up, warm-up and window together."""
 

@@ -78,6 +78,7 @@ class Gate(enum.IntEnum):
 
 
 cdef int64_t UNLIMITED = 1 << 62
+cdef int64_t MAX_GAP_CHUNKS = 3_000  # numbers further apart are another count, not lost audio
 cdef int64_t MAX_TIMESTAMP_MS = 1 << 53  # beyond what JSON numbers are exact for it is nonsense
 
 cdef bytes _REALTIME_HEAD = (
@@ -314,7 +315,7 @@ cdef class MediaPath:
     ) noexcept:
         if number > self.last_chunk:
             if self.last_chunk:
-                self.missing_chunks += number - self.last_chunk - 1
+                self.missing_chunks += min(number - self.last_chunk - 1, MAX_GAP_CHUNKS)
             self.last_chunk = number
         elif number:
             self.repeated_chunks += 1

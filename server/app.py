@@ -7,7 +7,7 @@ import math
 import socket
 import sys
 from collections.abc import Generator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -55,7 +55,7 @@ from server.media_socket import (
     WireTransport,
     refuse_compression,
 )
-from server.metrics import Metrics
+from server.metrics import Metrics, add
 from server.model.gemini import DEFAULT_URL, GeminiModel
 from server.model.lasting import LastingModel
 from server.model.simulator import SCRIPTS as MODEL_SCRIPTS
@@ -69,6 +69,7 @@ from server.records import Records, check_database
 from server.routes import add_routes
 from server.settings import Account, Settings
 from server.strangers import Strangers
+from server.supervision import Start, keep_going, without_start
 from server.tools import (
     Tool,
     check_names,
@@ -121,7 +122,8 @@ class OffhookApp(QuartTrio):
             check_sayable(settings.apology, "APOLOGY")
         self.settings = settings
         self.failed = trio.Event()
-        """Set when the inside has ended by a fault of ours: nothing more can be served."""
+        """Set when the inside has ended by a fault: whoever serves this is to end the process."""
+        self._stopping = False
         self.workers = Workers()
         self._path_prefix = prefix_of(settings.public_url)
         self.metrics = Metrics(CollectorRegistry())
@@ -224,7 +226,7 @@ class OffhookApp(QuartTrio):
         """Drain without waiting for it."""
         self.calls.draining = True  # the next request already sees it
         self.workers.publish()
-        self.nursery.start_soon(self.drain)
+        self.add_background_task(self.drain)
 
     async def serve_media(self, websocket: MediaWebsocket, address: str = "") -> None:
         """Accept a media socket and serve its call; on the media plane where that can be.
@@ -325,14 +327,14 @@ class OffhookApp(QuartTrio):
 
     async def _serve_wire(self, claimed: _ClaimedWire) -> None:
         try:
-            with self._counted(claimed.media) as media:
-                await claimed.claim.call.serve(media, claimed.claim.started)
-            # The call has gone; only its socket waits here for the carrier's goodbye.
-            await claimed.wire.wait_ended(timeout_s=self.settings.close_timeout_s)
-        except Exception:
-            logger.exception("media stream failed by a bug of ours")  # of one call, not of others
-        finally:
-            claimed.wire.close()
+            with closing(claimed.wire):
+                with self._counted(claimed.media) as media:
+                    await claimed.claim.call.serve(media, claimed.claim.started)
+                # The call has gone; only its socket waits here for the carrier's goodbye.
+                await claimed.wire.wait_ended(timeout_s=self.settings.close_timeout_s)
+        except* Exception as failures:
+            # Of one call, not of others.
+            logger.exception("media stream failed by a bug of ours", exc_info=failures)
 
     def _note_path(self, path: str) -> None:
         self.metrics.media_streams.labels(path).inc()
@@ -347,7 +349,7 @@ class OffhookApp(QuartTrio):
             self._count(media.counts)
 
     def _count(self, counts: StreamCounts) -> None:
-        self.metrics.lost_frames.labels("carrier").inc(counts.missing_chunks)
+        add(self.metrics.lost_frames.labels("carrier"), counts.missing_chunks)
         odd = {
             "malformed": counts.malformed,
             "unknown": counts.unknown,
@@ -382,11 +384,28 @@ class OffhookApp(QuartTrio):
         await self.nursery.start(self._run)
 
     async def _stop(self) -> None:
+        self._stopping = True
         # What still lives when BACKGROUND_TASK_SHUTDOWN_TIMEOUT has passed is cancelled.
         await self.calls.aclose()
 
     async def _run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the carrier, the model and the calls, from start-up to shutdown."""
+        """Own what is inside, from start-up to shutdown, and say so if it ends in between.
+
+        HTTP would go on without it, ready and of no use. What is raised before the start is over is
+        left to whoever starts the app.
+        """
+        start = Start(task_status)
+        try:
+            await self._run_inside(start)
+        except* Exception as failures:
+            if not start.is_over:
+                raise
+            logger.critical("the inside of the server has failed", exc_info=failures)
+        finally:
+            if start.is_over and not self._stopping:
+                self.failed.set()
+
+    async def _run_inside(self, start: Start) -> None:
         settings = self.settings
         options = CallOptions(
             prewarm=settings.prewarm,
@@ -425,27 +444,31 @@ class OffhookApp(QuartTrio):
             transcripts=settings.transcripts,
             full_numbers=settings.record_numbers == "full",
         )
-        async with AsyncExitStack() as stack, trio.open_nursery() as helpers:
+        async with (
+            AsyncExitStack() as stack,
+            trio.open_nursery() as keepers,  # what calls need to the very end, even of a fault
+            trio.open_nursery() as helpers,
+        ):
             if self.plane is not None:
-                await helpers.start(self.plane.run)
+                await keepers.start(self.plane.run)
             stack.callback(self.workers.leave)
             self._tell_made_key()
             if settings.account is None:
-                model = await self._simulate(helpers)
+                model = await self._simulate(keepers)
             else:
                 model = self._use_accounts(settings.account)
-            await helpers.start(self.records.run)
-            await helpers.start(self.mcp_servers.run)
+            await keepers.start(self.records.run)
+            await helpers.start(keep_going, "mcp servers", self.mcp_servers.run)
             if self.recordings is not None:
-                await helpers.start(self.recordings.run)
+                await keepers.start(keep_going, "recordings", self.recordings.run)
             await stack.enter_async_context(self.carrier)
             if self.workers.are_several:
                 self.carrier.stream_path = f"/stream/{self.workers.number}"
             admission = Admission(self._limits(), self.metrics)
-            helpers.start_soon(admission.watch_lag)
             self.carrier.on_wait = lambda wait_s: admission.pause_dialling(
                 trio.current_time() + wait_s
             )
+            helpers.start_soon(keep_going, "loop lag", without_start(admission.watch_lag))
             self.calls = Calls(
                 carrier=self.carrier,
                 model=model,
@@ -463,17 +486,13 @@ class OffhookApp(QuartTrio):
                 workers=self.workers,
                 callback_wait_s=settings.callback_wait_s or math.inf,
             )
-            helpers.start_soon(self.calls.try_model)
+            helpers.start_soon(keep_going, "model tries", without_start(self.calls.try_model))
             if self.workers.are_several:
                 self.workers.report = self.calls.load
-                await helpers.start(
-                    partial(
-                        self.workers.serve,
-                        self,
-                        self._take_media,
-                        max_message_bytes=MAX_BODY_BYTES,
-                    )
+                serve = partial(
+                    self.workers.serve, self, self._take_media, max_message_bytes=MAX_BODY_BYTES
                 )
+                await helpers.start(keep_going, "workers", serve)
             if settings.max_call_cost_usd is not None and Prices().of_model(model.name) is None:
                 logger.warning("MAX_CALL_COST_USD caps the carrier's part only", model=model.name)
             if self.workers.number == 0:
@@ -491,14 +510,22 @@ class OffhookApp(QuartTrio):
             # second at a time, would hold up every call at once.
             gc.collect()
             gc.freeze()
-            helpers.start_soon(garbage.collect, lambda: self.calls.live_count)
+            collect = partial(garbage.collect, lambda: self.calls.live_count)
+            helpers.start_soon(keep_going, "garbage", without_start(collect))
             async with trio.open_nursery() as streams:
                 streams.start_soon(self._serve_claimed)
-                await self.calls.run(task_status)
+                await self.calls.run(start)
                 await self._claimed_in.aclose()
-            with trio.move_on_after(settings.close_timeout_s):
-                await trio.to_thread.run_sync(self.traces.close, abandon_on_cancel=True)
+            await self._close_traces()
             helpers.cancel_scope.cancel()
+            keepers.cancel_scope.cancel()
+
+    async def _close_traces(self) -> None:
+        with trio.move_on_after(self.settings.close_timeout_s):
+            try:
+                await trio.to_thread.run_sync(self.traces.close, abandon_on_cancel=True)
+            except Exception:
+                logger.exception("traces not sent")  # somebody else's package, and all is over
 
     def _limits(self) -> Limits:
         settings = self.settings

@@ -8,9 +8,11 @@ for nothing.
 from __future__ import annotations
 
 import mmap
+import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Self
 
 MAX_WORKERS = 64
 BEAT_S = 0.1
@@ -20,10 +22,31 @@ SILENT_S = 3.0
 
 # A row: a few facts, then for each process how many new calls were given to it, and taken from it.
 _BEAT, _LIVE, _REQUESTS, _WAITING, _ACCEPTS, _DRAINING, _DIALS_AT, _DIAL_EVERY_S = range(8)
-_GIVEN = 8
+_BORN = 8
+_GIVEN = 9
 _TAKEN = _GIVEN + MAX_WORKERS
 _ROW = _TAKEN + MAX_WORKERS
 _NUMBER_BYTES = 8
+
+
+class Member(NamedTuple):
+    """One process of a server. Another may have its number after it, but is born anew."""
+
+    number: int
+    born: int
+
+    def __str__(self) -> str:
+        return f"{self.number}.{self.born}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what :meth:`__str__` has written.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        number, _, born = text.partition(".")
+        return cls(int(number), int(born))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +89,8 @@ class Board:
         self._requests = 0
         for name in range(_GIVEN):
             self._numbers[self._own + name] = 0.0
+        # What tells us from who had our number before; as many bits as a float keeps.
+        self._numbers[self._own + _BORN] = 1 + secrets.randbits(52)
         for other in range(count):
             # What a process in our place had on its way, or in hand, died with it.
             theirs = other * _ROW
@@ -89,6 +114,10 @@ class Board:
         self._numbers[self._own + _BEAT] = 0.0
         self._numbers.release()
         self._memory.close()
+
+    def born(self, number: int) -> int:
+        """What tells the process that has this number from others that had it, or will."""
+        return round(self._numbers[number * _ROW + _BORN])
 
     # -- the others ------------------------------------------------------------------------
 

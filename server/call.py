@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -58,7 +58,7 @@ from server.handover import Handover
 from server.keypad import PressedKeys, tones
 from server.logs import masked
 from server.machine import Machine
-from server.metrics import Metrics
+from server.metrics import Metrics, add
 from server.model import (
     CALLER_RATE_HZ,
     AgentAudio,
@@ -206,6 +206,8 @@ class Call:
         self.told_at: float | None = None
         """When the last status callback came."""
         self._over = trio.Event()
+        self._failed_steps: set[str] = set()
+        self._stopped_by_server = False
         self._time_limit = trio.CancelScope()
         self._has_apologised = False
         self._apology_was_fetched = False
@@ -308,18 +310,18 @@ class Call:
         if self.is_over:
             return
         line = self.line = Line(media)
-        if self._answered_at is None:
-            self._answer(started.received_at)
-        else:
-            self.note("caller back")
-            self.turns.caller_active(started.received_at)
-        if self._recorder is not None:
-            self._recorder.line(started.received_at)
-        if started.received_at >= self._opening.plays_at:
-            self.playout.open(started.received_at)
-        self._connected.set()
-        self.pulse()
         try:
+            if self._answered_at is None:
+                self._answer(started.received_at)
+            else:
+                self.note("caller back")
+                self.turns.caller_active(started.received_at)
+            if self._recorder is not None:
+                self._recorder.line(started.received_at)
+            if started.received_at >= self._opening.plays_at:
+                self.playout.open(started.received_at)
+            self._connected.set()
+            self.pulse()
             await line.released.wait()
         finally:
             if self.line is line:
@@ -407,9 +409,9 @@ class Call:
     async def run(self) -> None:
         """Bridge both sides until one ends; never raises for what one call can do wrong."""
         with structlog.contextvars.bound_contextvars(call_sid=self.call_sid):
-            logger.info("call started", direction=self.direction, number=masked(self.number))
             self.metrics.calls_active.inc()
             try:
+                logger.info("call started", direction=self.direction, number=masked(self.number))
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_when_told, nursery.cancel_scope)
                     nursery.start_soon(self.errands.run)
@@ -429,17 +431,39 @@ class Call:
                             nursery.start_soon(self._machine.run, session)
                         await self._speak(session)
             except* ServerError as failures:
-                self._failed(failures)
+                with self._guarded("failure"):
+                    self._failed(failures)
             except* Exception as failures:
                 self.end(EndReason.ERROR, type(_first(failures)).__name__)
                 logger.exception("call failed by a bug of ours", exc_info=failures)
             finally:
+                self._stopped_by_server = self.end_reason is None
                 self.end(EndReason.CANCELED, "the server stopped")
                 # A hang-up or a shutdown reaches us as Cancelled: without the shield the clean-up
                 # would be cancelled too, and the record lost.
-                with trio.move_on_after(self.options.close_timeout_s, shield=True):
+                with (
+                    self._guarded("close"),
+                    trio.move_on_after(self.options.close_timeout_s, shield=True),
+                ):
                     await self._close()
                 self._keep_record()
+
+    @contextlib.contextmanager
+    def _guarded(self, step: str) -> Generator[None]:
+        """Do one of the call's last steps; one that fails is told of, and the others are done."""
+        try:
+            yield
+        except Exception:
+            self.end(EndReason.ERROR, step)
+            self._tell_bug(step)
+
+    def _tell_bug(self, step: str) -> None:
+        """Log the exception at hand, once for each step: a record is looked at again and again."""
+        if step not in self._failed_steps:
+            self._failed_steps.add(step)
+            logger.exception(
+                "end of a call failed by a bug of ours", step=step, call_sid=self.call_sid
+            )
 
     async def _end_when_told(self, scope: trio.CancelScope) -> None:
         """End of the call: somebody said so, nobody answered, or its time is up."""
@@ -486,9 +510,10 @@ class Call:
         reason = self.end_reason or EndReason.ERROR
         # What the carrier has never reported on may still ring, or wait to be dialled.
         may_ring = reason is EndReason.NO_ANSWER and not self.status.is_final
+        is_ours = self._stopped_by_server or may_ring or not reason.is_carriers
         if self.owes_apology and self._handover.is_elsewhere:
             self.note("left to the transfer")  # if nobody answers there, the carrier asks for words
-        elif self.call_sid and (may_ring or not reason.is_carriers):
+        elif self.call_sid and is_ours:
             try:
                 # Before the socket: a stream that is closed by us counts as an error (31921).
                 if not await self._apologise():
@@ -563,19 +588,41 @@ class Call:
         raise AssertionError("unreachable")
 
     def _keep_record(self) -> None:
-        now = trio.current_time()
-        self._ended_at = now
-        self._count_passed()
-        self._note_all_heard(now)
-        reason = self.end_reason or EndReason.ERROR
+        """Leave the books as they are to stay; whatever fails in one of them, the call is over."""
+        now = self._ended_at = trio.current_time()
+        try:
+            with self._guarded("books"):
+                self._count_passed()
+                self._note_all_heard(now)
+            with self._guarded("recording"):
+                self._end_recording(now)
+            with self._guarded("costs"):
+                self._count_costs()
+            with self._guarded("metrics"):
+                self._count_end()
+            with self._guarded("log"):
+                self._tell_end(now)
+        finally:
+            self.finished.set()
+            if self.line is not None:
+                self.line.released.set()
+
+    def _end_recording(self, now: float) -> None:
+        if self._recorder is not None and self._recordings is not None:
+            try:
+                self._record_passed()
+            finally:
+                self._recordings.end(self._recorder, now)
+
+    def _count_end(self) -> None:
         self.metrics.calls_active.dec()
+        reason = self.end_reason or EndReason.ERROR
         self.metrics.calls_ended.labels(self.direction, reason.value).inc()
         lost_frames = self.timings.caller_audio_lost_s * FRAMES_PER_S
-        self.metrics.lost_frames.labels("server").inc(lost_frames)
-        self._count_costs()
-        if self._recorder is not None and self._recordings is not None:
-            self._record_passed()
-            self._recordings.end(self._recorder, now)
+        add(self.metrics.lost_frames.labels("server"), lost_frames)
+
+    def _tell_end(self, now: float) -> None:
+        reason = self.end_reason or EndReason.ERROR
         self.note("ended", reason=reason.value)
         logger.info(
             "call ended",
@@ -584,9 +631,6 @@ class Call:
             duration_s=round(self.duration_s, 1),
             heard_s=round(self.playout.heard_s(now), 1),
         )
-        self.finished.set()
-        if self.line is not None:
-            self.line.released.set()
 
     # -- caller to model -------------------------------------------------------------------
 
@@ -1270,10 +1314,10 @@ class Call:
         for direction in ("prompt", "response"):
             for modality, count in tokens[direction].items():
                 known = modality if modality in ("AUDIO", "TEXT", "IMAGE", "VIDEO") else "other"
-                self.metrics.tokens.labels(direction, known.lower()).inc(count)
+                add(self.metrics.tokens.labels(direction, known.lower()), count)
         carrier_usd = self.costs.carrier_usd(self.duration_s) or 0.0
-        self.metrics.cost.labels("carrier").inc(carrier_usd)
-        self.metrics.cost.labels("model").inc(max(0.0, self._known_usd(0.0) - carrier_usd))
+        add(self.metrics.cost.labels("carrier"), carrier_usd)
+        add(self.metrics.cost.labels("model"), max(0.0, self._known_usd(0.0) - carrier_usd))
 
     @property
     def replies(self) -> Iterable[Reply]:
@@ -1293,9 +1337,8 @@ class Call:
         return (self._ended_at or trio.current_time()) - self._answered_at
 
     def as_dict(self, *, full: bool = True) -> dict[str, Any]:
-        """The record as the API shows it."""
+        """The record as the API shows it; a part of it that cannot be made is left out."""
         now = self._ended_at or trio.current_time()
-        self._count_passed()
         record: dict[str, Any] = {
             "call_sid": self.call_sid,
             "direction": self.direction,
@@ -1307,27 +1350,53 @@ class Call:
             "created_at": round(self.created_at, 3),
             "duration_s": round(self.duration_s, 3),
             "answered_by": self._machine.answered_by if self._machine is not None else None,
-            "agent_heard_s": round(self.playout.heard_s(now), 3),
+            "agent_heard_s": 0.0,
             "metadata": self.metadata,
         }
+        self._put(record, "agent_heard_s", lambda: round(self.playout.heard_s(now), 3))
         if full:
-            if not self.is_over:
-                self._note_all_heard(now)
-            record["timings"] = self.timings.as_dict()
-            record["tokens"] = self.costs.tokens()
-            record["cost"] = self.costs.as_dict(
+            for name, make in self._details(now).items():
+                self._put(record, name, make)
+        return record
+
+    def _details(self, now: float) -> dict[str, Callable[[], Any]]:
+        """The parts of a record that lists do not show."""
+
+        def timings() -> dict[str, Any]:
+            self._count_passed()
+            return self.timings.as_dict()
+
+        def cost() -> dict[str, Any]:
+            return self.costs.as_dict(
                 on_line_s=self.duration_s,
                 caller_audio_s=self.timings.caller_audio_s,
                 agent_audio_s=self.playout.heard_s(now),
             )
-            record["replies"] = [reply.as_dict() for reply in self._replies.all]
-            record["recording"] = None if self._recorder is None else self._recorder.as_dict()
-            record["transcript"] = self.transcript.as_list(words=self.options.transcripts)
-            record["timeline"] = [
+
+        def transcript() -> list[dict[str, Any]]:
+            if not self.is_over:
+                self._note_all_heard(now)
+            return self.transcript.as_list(words=self.options.transcripts)
+
+        return {
+            "timings": timings,
+            "tokens": self.costs.tokens,
+            "cost": cost,
+            "replies": lambda: [reply.as_dict() for reply in self._replies.all],
+            "recording": lambda: None if self._recorder is None else self._recorder.as_dict(),
+            "transcript": transcript,
+            "timeline": lambda: [
                 {"at_s": round(at_s, 3), "what": what, **facts}
                 for at_s, what, facts in self.timeline
-            ]
-        return record
+            ],
+        }
+
+    def _put(self, record: dict[str, Any], name: str, make: Callable[[], Any]) -> None:
+        record.setdefault(name, None)
+        try:
+            record[name] = make()
+        except Exception:
+            self._tell_bug(name)
 
 
 def _is_not_done(error: CarrierError) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -119,6 +119,21 @@ class _Nobody:
         return ()
 
 
+def _failed() -> CallRefused:
+    return CallRefused(
+        "the server has failed and is about to end", reason="failed", status=503, retry_after_s=10
+    )
+
+
+@contextmanager
+def _one_calls_trouble(call: Call) -> Generator[None]:
+    """Do something on the way out of a call, which is not worth the other calls if it fails."""
+    try:
+        yield
+    except Exception:
+        logger.exception("call not put away whole by a bug of ours", call_sid=call.call_sid)
+
+
 def _draining() -> CallRefused:
     return CallRefused("the server is draining", reason="draining", status=503, retry_after_s=60)
 
@@ -198,37 +213,61 @@ class Calls:
         self._paused = trio.Event()
         for kind in Kind:
             metrics.model_refusals.labels(kind.value)
-        self._accepted_in, self._accepted_out = trio.open_memory_channel[Call](0)
+        # Of any size: a call that the carrier has accepted is run, whoever goes away meanwhile.
+        self._accepted_in, self._accepted_out = trio.open_memory_channel[Call](math.inf)
+        self._has_failed = False
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run every call, each in its own nursery, until closed and empty, or cancelled."""
         async with trio.open_nursery() as questions:
             async with trio.open_nursery() as nursery:
                 task_status.started()
-                async for call in self._accepted_out:
-                    nursery.start_soon(self._run, call)
-                    if call.direction == "outbound":
-                        questions.start_soon(self._follow, call)
+                try:
+                    async for call in self._accepted_out:
+                        nursery.start_soon(self._run, call)
+                        if call.direction == "outbound":
+                            questions.start_soon(self._follow, call)
+                finally:
+                    # Nobody would run another call: it is refused, before anybody's phone rings.
+                    self._has_failed = not self.draining
+                    while self._accepted_out.statistics().current_buffer_used:
+                        nursery.start_soon(self._run, self._accepted_out.receive_nowait())
+                    self._accepted_out.close()
             questions.cancel_scope.cancel("the last call has ended")
 
     async def _run(self, call: Call) -> None:
         try:
             await call.run()
+        except* Exception as failures:
+            logger.exception(
+                "call failed by a bug of ours", call_sid=call.call_sid, exc_info=failures
+            )
         finally:
+            self._put_away(call)
+
+    def _put_away(self, call: Call) -> None:
+        """The call is over: give back what it held, and keep what is left of it."""
+        call.finished.set()
+        self._live.pop(call.call_sid, None)
+        self._recent[call.call_sid] = call
+        while len(self._recent) > self._recent_calls:
+            self._recent.popitem(last=False)
+        self._ended[call.call_sid] = call.may_fetch_apology
+        # Until then it stays this process's: another one would begin it again.
+        forgotten = [
+            self._ended.popitem(last=False)[0] for _ in range(len(self._ended) - MAX_ENDED)
+        ]
+        self._drop_tickets(call)
+        with _one_calls_trouble(call):
             self._learn_of_model(call)
-            self._keep(call)
-            self._trace(call)
-            self._live.pop(call.call_sid, None)
-            self._recent[call.call_sid] = call
-            while len(self._recent) > self._recent_calls:
-                self._recent.popitem(last=False)
-            self._ended[call.call_sid] = call.may_fetch_apology
-            while len(self._ended) > MAX_ENDED:
-                # Until then it stays this process's: another one would begin it again.
-                forgotten, _ = self._ended.popitem(last=False)
-                self._workers.release(forgotten)
-            self._drop_tickets(call)
-            self._tell_if_empty()
+        self._keep(call)
+        with _one_calls_trouble(call):
+            self._traces.call_ended(call)
+        for call_sid in forgotten:
+            with _one_calls_trouble(call):
+                self._workers.release(call_sid)
+        self._tell_if_empty()
+        with _one_calls_trouble(call):
             self._workers.publish()
 
     # -- the model's account -----------------------------------------------------------------
@@ -302,14 +341,8 @@ class Calls:
 
     def _keep(self, call: Call) -> None:
         if self._records is not None:
-            self._records.keep(call.as_dict())
-
-    def _trace(self, call: Call) -> None:
-        try:
-            self._traces.call_ended(call)
-        except Exception:
-            # Somebody else's package, on the way out of a call: not worth the other calls.
-            logger.exception("call not traced", call_sid=call.call_sid)
+            with _one_calls_trouble(call):
+                self._records.keep(call.as_dict())
 
     async def aclose(self) -> None:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""
@@ -348,6 +381,8 @@ class Calls:
             if self.draining:
                 raise _draining()
             self.admission.account_pause.check(trio.current_time())  # it may have begun meanwhile
+            if self._has_failed:
+                raise _failed()
             call = self._new_call("outbound", destination_number, agent, max_duration_s, metadata)
             longest_s = min(max_duration_s or math.inf, self._options.max_duration_s)
             # Once it is sent, a dial request is seen through, whoever goes away: otherwise a
@@ -377,7 +412,11 @@ class Calls:
             raise
         self.metrics.dials.labels("accepted").inc()
         call.status = placed.status
-        await self._begin(call, placed.call_sid)
+        try:
+            self._begin(call, placed.call_sid)
+        except CallRefused:
+            await self.carrier.hang_up(placed.call_sid)
+            raise
 
     async def answer(self, call_sid: str, number: str, agent: Agent) -> str:
         """The document that answers this call; it is idempotent, as webhooks are repeated.
@@ -399,7 +438,7 @@ class Calls:
                 self._workers.release(call_sid)  # another process has chosen this one for it
                 raise
             call = self._new_call("inbound", number, agent, None, None)
-            await self._begin(call, call_sid)
+            self._begin(call, call_sid)
         if call.fetch_apology():
             return self._apology(call.agent)
         return self.carrier.answer_twiml(self._issue(call))
@@ -445,6 +484,8 @@ class Calls:
         """
         if self.draining:
             raise _draining()
+        if self._has_failed:
+            raise _failed()
         calls = self.live_count + self._workers.live_elsewhere
         self.admission.check(calls, trio.current_time())
 
@@ -473,13 +514,23 @@ class Calls:
             metadata=metadata,
         )
 
-    async def _begin(self, call: Call, call_sid: str) -> None:
+    def _begin(self, call: Call, call_sid: str) -> None:
+        """Have a call run that the carrier has named; nothing in here waits, or loses it.
+
+        Raises:
+            CallRefused: Nobody runs calls any more.
+        """
         call.accept(call_sid)
+        try:
+            self._accepted_in.send_nowait(call)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._drop_tickets(call)
+            raise (_failed() if self._has_failed else _draining()) from None
         self._live[call_sid] = call
-        self._workers.claim(call_sid)
+        with _one_calls_trouble(call):
+            self._workers.claim(call_sid)
         for update in self._early.take(call_sid):
             call.update_status(update)
-        await self._accepted_in.send(call)
 
     # -- what the carrier tells ------------------------------------------------------------
 
@@ -675,7 +726,8 @@ class Calls:
         with trio.move_on_after(timeout_s):
             await self._wait_empty()
         for call in list(self._live.values()):
-            call.wrap_up(EndReason.DRAINED)
+            with _one_calls_trouble(call):
+                call.wrap_up(EndReason.DRAINED)
         with trio.move_on_after(
             self._options.farewell_timeout_s + 2 * self._options.close_timeout_s
         ):

@@ -103,6 +103,20 @@ KINDS_OF_STRANGERS = (
 )
 
 
+MAX_ADDED = 1e9
+"""No call comes to so many tokens, dollars or frames."""
+
+
+def add(counter: Counter, amount: float) -> None:
+    """Add what one call has come to; what none can come to is left out.
+
+    A counter never forgets: infinity, or a number of a stranger's invention, would stay in it until
+    the process ends.
+    """
+    if 0 <= amount <= MAX_ADDED:  # not a number is neither
+        counter.inc(amount)
+
+
 class Metrics:
     """The process's Prometheus metrics; labels are few and never name a call or a person."""
 

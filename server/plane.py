@@ -402,7 +402,10 @@ class Wire:
         self._news.set()
         if self._listener is not None:
             listener, self._listener = self._listener, None
-            listener([], True)
+            try:
+                listener([], True)
+            except Exception:  # raised here, it would end the plane
+                logger.exception("media socket failed by a bug of ours")
 
     def send_close(self, code: int = 1000, reason: str = "") -> None:
         """Say goodbye; the peer is to answer, and the socket stays open for that."""

@@ -16,7 +16,8 @@ import tempfile
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -241,8 +242,8 @@ class _WavFile:
         self._samples += len(caller)
 
     def close(self) -> None:
-        self._file.truncate(_HEADER.size + self._samples * _FRAME_BYTES)
-        self._file.close()
+        with self._file:
+            self._file.truncate(_HEADER.size + self._samples * _FRAME_BYTES)
 
 
 # ------------------------------------------------------------------------------------------
@@ -319,43 +320,56 @@ class Recordings:
                 await self._write()
                 with trio.move_on_after(WRITE_EVERY_S):
                     await ended.wait()
-        finally:
+        except trio.Cancelled:
             with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
                 now = trio.current_time()
                 for recorder in self._recorders.values():
                     if recorder.ended_at is None:
                         recorder.end(now)
                 await self._write()
+            raise
 
     async def _write(self) -> None:
         """Take what there is from every recorder, write it, and see what became of it."""
-        now = trio.current_time()
-        work = [
-            (recorder, *recorder.take(now), recorder.ended_at is not None)
-            for recorder in list(self._recorders.values())
-        ]
+        work = list(self._take(trio.current_time()))
         if not work:
             return
-        failures: dict[str, OSError] = {}
+        failures: dict[str, Exception] = {}
 
         def write_all() -> None:
             for recorder, caller, agent, is_last in work:
                 try:
                     self._append(recorder, caller, agent, is_last)
-                except OSError as error:
-                    failures[recorder.call_sid] = error
+                except Exception as raised:
+                    failures[recorder.call_sid] = raised
 
         with trio.move_on_after(MAX_BUFFER_S) as patience:
-            await self._in_thread(write_all)
+            try:
+                await self._in_thread(write_all)
+            except RuntimeError as no_thread:  # the system has none left for us
+                failures = dict.fromkeys((recorder.call_sid for recorder, *_ in work), no_thread)
         for recorder, caller, _, is_last in work:
             error = failures.get(recorder.call_sid)
-            if error is not None:
+            if error is not None and not isinstance(error, OSError):
+                self._stop(recorder, "error", len(caller), exc_info=error)
+            elif isinstance(error, OSError):
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
                 self._stop(recorder, "disk-full" if full else "disk-error", len(caller))
             elif patience.cancelled_caught:
                 self._stop(recorder, "disk-too-slow", len(caller))
             if is_last or recorder.stopped is not None:
                 self._recorders.pop(recorder.call_sid, None)
+
+    def _take(self, now: float) -> Generator[tuple[Recorder, bytes, bytes, bool]]:
+        """What has become certain of each call, and whether that is all."""
+        for recorder in list(self._recorders.values()):
+            is_last = recorder.ended_at is not None
+            try:
+                caller, agent = recorder.take(now)
+            except Exception as error:  # of one call, whose recording ends here
+                self._stop(recorder, "error", 0, exc_info=error)
+                caller, agent = b"", b""
+            yield recorder, caller, agent, is_last
 
     def _append(self, recorder: Recorder, caller: bytes, agent: bytes, is_last: bool) -> None:
         file = self._files.get(recorder.call_sid)
@@ -366,7 +380,7 @@ class Recordings:
                 )
             if file is not None and caller and recorder.stopped is None:
                 file.append(caller, agent)
-        except OSError:
+        except Exception:
             is_last = True
             raise
         finally:
@@ -375,20 +389,37 @@ class Recordings:
                 del self._files[recorder.call_sid]
                 file.close()
 
-    def _stop(self, recorder: Recorder, reason: str, unwritten: int) -> None:
-        recorder.stop(reason, unwritten=unwritten)
-        self._metrics.recordings_stopped.labels(reason).inc()
-        logger.warning("recording stopped", reason=reason, call_sid=recorder.call_sid)
+    def _stop(
+        self,
+        recorder: Recorder,
+        reason: str,
+        unwritten: int,
+        exc_info: BaseException | None = None,
+    ) -> None:
+        try:
+            recorder.stop(reason, unwritten=unwritten)
+        finally:
+            self._metrics.recordings_stopped.labels(reason).inc()
+            logger.warning(
+                "recording stopped", reason=reason, call_sid=recorder.call_sid, exc_info=exc_info
+            )
 
     def _delete_old(self) -> None:
-        if self._retention_days is None or not self._directory.is_dir():
+        if self._retention_days is None:
             return
         oldest_kept = time.time() - self._retention_days * DAY_S
         deleted = 0
-        for path in self._directory.iterdir():
-            if _OURS.fullmatch(path.name) and path.stat().st_mtime < oldest_kept:
-                path.unlink(missing_ok=True)
-                deleted += 1
+        try:
+            for path in self._directory.iterdir():
+                # Another process of this server may have deleted it at this moment.
+                with suppress(FileNotFoundError):
+                    if _OURS.fullmatch(path.name) and path.stat().st_mtime < oldest_kept:
+                        path.unlink()
+                        deleted += 1
+        except FileNotFoundError:
+            pass  # there has been none yet
+        except OSError as error:
+            logger.warning("old recordings not deleted", error=error.strerror)
         if deleted:
             logger.info("old recordings deleted", recordings=deleted)
 

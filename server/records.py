@@ -8,14 +8,18 @@ and PostgreSQL is tested.
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import socket
 import sqlite3
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +28,15 @@ import sqlalchemy as sql
 import structlog
 import trio
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+    StatementError,
+)
 from sqlalchemy.pool import StaticPool
 
 from server.errors import ConfigurationError, ServerError
@@ -37,11 +49,19 @@ T = TypeVar("T")
 MAX_UNSAVED = 10_000
 """About 100 MB of long calls; then the oldest are given up, counted and logged."""
 BATCH = 100
+MAX_NUMBER = 2.0**63
+"""No number in a record is anywhere near it."""
 LOCK_TIMEOUT_S = 5.0
 """How long SQLite may wait for another process's lock, and PostgreSQL for a connection."""
+STEPS_UNASKED = 100_000
+"""Of SQLite's own machine, after which a query stops if the database was closed meanwhile."""
 OPEN_TIMEOUT_S = 10.0
 FLUSH_TIMEOUT_S = 10.0
 """How long a server that stops may take to write what is left."""
+CLOSE_TIMEOUT_S = 5.0
+"""How long it then waits for threads that are still at it."""
+UNHEARD_TIMEOUT_S = 10.0
+"""How long a database on the network may leave us without a sign of life."""
 RETRY_S = (0.5, 30.0)
 """The first and the longest pause before trying again."""
 REQUEST_TIMEOUT_S = 1.0
@@ -123,6 +143,18 @@ class SchemaTooNew(ServerError):
     """The database was written by a later version of this program."""
 
 
+_THEIRS = (SQLAlchemyError, SchemaTooNew)
+"""What a database that is locked, gone, full or of another version raises; all else is a bug."""
+
+
+def _is_about_data(error: Exception) -> bool:
+    """Whether a database, or its driver, will never take what it was given."""
+    if isinstance(error, StatementError):
+        # What is no driver's error was raised on the way to it, by one of the values.
+        return isinstance(error, DataError | IntegrityError) or not isinstance(error, DBAPIError)
+    return isinstance(error, ValueError | TypeError | OverflowError)
+
+
 # ------------------------------------------------------------------------------------------
 # Pages of a list
 
@@ -169,7 +201,11 @@ class StoredRequest:
 
 
 class _Database:
-    """What is done in threads: everything here may block, and raise ``SQLAlchemyError``."""
+    """What is done in threads: everything here may block, and raise ``SQLAlchemyError``.
+
+    A thread may be abandoned, and the database closed while it is still at it: it goes through
+    :meth:`use`, so that whoever is the last to leave closes the connections.
+    """
 
     def __init__(self, url: URL) -> None:
         self.is_shared = True
@@ -186,15 +222,75 @@ class _Database:
         elif url.get_backend_name() == "postgresql":
             arguments["connect_timeout"] = int(LOCK_TIMEOUT_S)
             arguments["options"] = f"-c statement_timeout={int(1000 * OPEN_TIMEOUT_S)}"
+            # A server that has gone without a word does not keep a thread for hours (libpq,
+            # "Connection Parameters").
+            arguments |= {"tcp_user_timeout": int(1000 * UNHEARD_TIMEOUT_S)}
+            arguments |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
             options["pool_pre_ping"] = True
         self._url = url
         self._engine = sql.create_engine(
-            url, connect_args=arguments, hide_parameters=True, **options
+            url, connect_args=arguments, hide_parameters=True, json_serializer=_to_json, **options
         )
         self._ready = False
         self._opening = threading.Lock()
+        self._counting = threading.Lock()
+        self._users = 0
+        self._closed = False
+        self._checked_out: set[Any] = set()  # the drivers' own connections
+        sql.event.listen(self._engine, "checkout", self._checked_out_one)
+        for event in ("checkin", "close"):
+            sql.event.listen(self._engine, event, self._checked_in_one)
         if url.get_backend_name() == "sqlite":
-            sql.event.listen(self._engine, "connect", _set_up_sqlite)
+            sql.event.listen(self._engine, "connect", self._set_up_sqlite)
+
+    def use(self, function: Callable[[], T]) -> T:
+        """Do this with the database.
+
+        Raises:
+            SQLAlchemyError: It was closed before this began.
+        """
+        with self._counting:
+            if self._closed:
+                raise SQLAlchemyError("the database is closed")
+            self._users += 1
+        try:
+            return function()
+        finally:
+            with self._counting:
+                self._users -= 1
+                is_last = self._closed and not self._users
+            if is_last:
+                self._engine.dispose()
+
+    def close(self) -> None:
+        """Close every connection. One that a thread uses is closed by that thread, soon."""
+        with self._counting:
+            was_closed, self._closed = self._closed, True
+            is_last = not was_closed and not self._users
+            for connection in self._checked_out:
+                _hang_up(connection)
+        if is_last:
+            self._engine.dispose()
+
+    def _checked_out_one(self, connection: Any, *_: object) -> None:
+        with self._counting:
+            self._checked_out.add(connection)
+
+    def _checked_in_one(self, connection: Any, *_: object) -> None:
+        with self._counting:
+            self._checked_out.discard(connection)
+
+    def _set_up_sqlite(self, connection: Any, _: object) -> None:
+        # Readers and the writer do not wait for each other; a crash of the machine (not of this
+        # process) may cost the last records, never the file; what is deleted is overwritten.
+        try:
+            connection.set_progress_handler(lambda: self._closed, STEPS_UNASKED)
+            _use_wal(connection)
+            for pragma in ("synchronous=NORMAL", "secure_delete=ON"):
+                connection.execute(f"PRAGMA {pragma}").close()
+        except BaseException:
+            connection.close()  # nobody has it yet who would
+            raise
 
     def open(self) -> None:
         """Make the tables, or bring those that are there up to date.
@@ -229,18 +325,16 @@ class _Database:
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         self.open()
-        rows = [
-            {name: record[name] for name in SUMMARY}
-            | {"details": {name: record[name] for name in record if name not in SUMMARY}}
-            for record in records
-        ]
-        names = [record["call_sid"] for record in records]
+        rows = [_row(record) for record in records]
+        names = [row["call_sid"] for row in rows]
         with self._engine.begin() as connection:
             # Not an upsert: that is spelt differently in every database.
             connection.execute(sql.delete(_calls).where(_calls.c.call_sid.in_(names)))
             connection.execute(sql.insert(_calls), rows)
 
     def get(self, call_sid: str) -> dict[str, Any] | None:
+        if _storable(call_sid) != call_sid:
+            return None  # no call is called that, and not every database may be asked for it
         self.open()
         with self._engine.connect() as connection:
             row = connection.execute(
@@ -312,16 +406,46 @@ class _Database:
         with self._engine.begin() as connection:
             connection.execute(sql.delete(_requests).where(_requests.c.created_at < created_at))
 
-    def close(self) -> None:
-        self._engine.dispose()
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as its table takes it: whatever a stranger's text was, it fits its column."""
+    row: dict[str, Any] = {name: record[name] for name in SUMMARY}
+    for name, value in row.items():
+        if isinstance(value, str):
+            row[name] = _storable(value)[: getattr(_calls.c[name].type, "length", None)]
+    return row | {"details": {name: record[name] for name in record if name not in SUMMARY}}
 
 
-def _set_up_sqlite(connection: Any, _: object) -> None:
-    # Readers and the writer do not wait for each other; a crash of the machine (not of this
-    # process) may cost the last records, never the file; what is deleted is overwritten.
-    _use_wal(connection)
-    for pragma in ("synchronous=NORMAL", "secure_delete=ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
+def _storable(text: str) -> str:
+    """Text without what some database does not take: NUL, and half of a surrogate pair."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _to_json(value: Any) -> str:
+    """JSON as every database reads it, which is without ``Infinity`` and ``NaN``."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _finite(each) for name, each in value.items()}
+        case list() | tuple() | deque():
+            return [_finite(each) for each in value]
+        case int() | float() if not -MAX_NUMBER < value < MAX_NUMBER:
+            return None
+        case _:
+            return value
+
+
+def _hang_up(connection: Any) -> None:
+    """Let a thread that waits for a server fail at once, as far as its driver can do that."""
+    # It may be over at this moment, and its driver any.
+    with suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as ours:
+        ours.shutdown(socket.SHUT_RDWR)
 
 
 def _use_wal(connection: Any) -> None:
@@ -446,7 +570,8 @@ class Records:
         finally:
             with trio.move_on_after(FLUSH_TIMEOUT_S, shield=True):
                 await self._flush()
-            self._database.close()
+            with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                await self._close()
 
     # -- what calls and the API do ---------------------------------------------------------
 
@@ -508,7 +633,7 @@ class Records:
                 )
             if waiting.cancelled_caught:
                 self._metrics.record_failures.labels("request").inc()
-        except (SQLAlchemyError, SchemaTooNew) as error:
+        except Exception as error:
             self._failed("request", error)
 
     async def wait_saved(self) -> None:
@@ -522,7 +647,9 @@ class Records:
         try:
             with trio.move_on_after(OPEN_TIMEOUT_S):
                 await self._in_thread(self._database.open, self._writing)
-        except SQLAlchemyError as error:
+        except SchemaTooNew:
+            raise
+        except Exception as error:
             self._failed("open", error)
 
     async def _work(self) -> None:
@@ -540,7 +667,8 @@ class Records:
                 else:
                     with trio.move_on_at(sweep_at):
                         await changed.wait()
-            except (SQLAlchemyError, SchemaTooNew) as error:
+            except Exception as error:
+                # Whatever it was, calls go on, and what they leave waits for the next attempt.
                 self._failed("write", error)
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, longest_s)
@@ -549,7 +677,13 @@ class Records:
 
     async def _write(self) -> None:
         batch = list(islice(self._unsaved.values(), BATCH))
-        await self._in_thread(lambda: self._database.write(batch), self._writing)
+        try:
+            await self._in_thread(lambda: self._database.write(batch), self._writing)
+        except Exception as error:
+            if not _is_about_data(error):
+                raise
+            for record in batch:  # one of them is not to hold the others up
+                await self._write_alone(record)
         for record in batch:
             # A newer version may have come while this one was written.
             if self._unsaved.get(record["call_sid"]) is record:
@@ -560,6 +694,26 @@ class Records:
         self._metrics.records_unsaved.set(len(self._unsaved))
         self._written.set()
         self._written = trio.Event()
+
+    async def _write_alone(self, record: dict[str, Any]) -> None:
+        """Write a record, or as much of it as the database takes."""
+        bare = {name: record[name] for name in SUMMARY} | {"metadata": {}}
+        for part in (record, bare):
+            try:
+                await self._in_thread(partial(self._database.write, [part]), self._writing)
+            except Exception as error:
+                if not _is_about_data(error):
+                    raise
+                self._metrics.record_failures.labels("record").inc()
+                logger.error(  # noqa: TRY400 - a database's own words quote what people said
+                    "record not taken by the database",
+                    call_sid=record["call_sid"],
+                    error=_first_line(error),
+                    given_up=part is bare,
+                    exc_info=not isinstance(error, SQLAlchemyError),
+                )
+            else:
+                return
 
     async def _sweep(self) -> None:
         since = time.time() - self._requests_ttl_s
@@ -577,19 +731,29 @@ class Records:
         try:
             while self._unsaved:
                 await self._write()
-        except (SQLAlchemyError, SchemaTooNew) as error:
+        except Exception as error:
             self._failed("write", error)
         finally:
             for call_sid in self._unsaved:
                 self._metrics.record_failures.labels("given-up").inc()
                 logger.error("record lost: the database did not take it", call_sid=call_sid)
 
+    async def _close(self) -> None:
+        """Close the database, and wait until no thread is left that uses it."""
+        await trio.to_thread.run_sync(self._database.close, abandon_on_cancel=True)
+        with ExitStack() as places:
+            for limiter in {self._writing, self._reading}:
+                for _ in range(int(limiter.total_tokens)):  # an abandoned thread still has its own
+                    place = object()
+                    await limiter.acquire_on_behalf_of(place)
+                    places.callback(limiter.release_on_behalf_of, place)
+
     # -- threads ---------------------------------------------------------------------------
 
     async def _read(self, function: Callable[[], T]) -> T:
         try:
             return await self._in_thread(function, self._reading)
-        except (SQLAlchemyError, SchemaTooNew) as error:
+        except _THEIRS as error:
             self._failed("read", error)
             raise RecordsUnavailable("the database does not answer") from error
 
@@ -597,13 +761,24 @@ class Records:
         # Abandoned on a cancellation: a server that stops does not wait for a hanging database.
         # One in memory cannot hang, and its only connection must not be closed under a thread.
         return await trio.to_thread.run_sync(
-            function, abandon_on_cancel=self._database.is_shared, limiter=limiter
+            self._database.use,
+            function,
+            abandon_on_cancel=self._database.is_shared,
+            limiter=limiter,
         )
 
     def _failed(self, what: str, error: Exception) -> None:
         self._metrics.record_failures.labels(what).inc()
         if self._works:
             self._works = False
-            # The first line only: what follows quotes the rows, and they say what people said.
-            reason = str(error).partition("\n")[0]
-            logger.warning("database fails; records wait in memory", what=what, error=reason[:200])
+            logger.warning(
+                "database fails; records wait in memory",
+                what=what,
+                error=_first_line(error),
+                exc_info=not isinstance(error, _THEIRS),
+            )
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong; what follows quotes the rows, and they say what people said."""
+    return str(error).partition("\n")[0][:200]

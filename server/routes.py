@@ -36,6 +36,7 @@ from server.api import (
     error_body,
     field_errors,
 )
+from server.board import Member
 from server.calls import Page
 from server.cross_origin import allow_origins
 from server.endings import EndReason
@@ -283,22 +284,22 @@ class Others:
 
     async def taker_of(self, call_sid: str) -> Response | None:
         """The same for a call that the carrier has named, once and for all."""
-        workers = self._app.workers
+        workers, gone = self._app.workers, frozenset[Member]()
         if not self.may_be_asked:
             return None
         body = await self._body()
-        number = workers.owner(call_sid)
-        if number is None or number not in {workers.number, *workers.others()}:
-            workers.release(call_sid)
-            number = workers.claim(call_sid, workers.choose())
-        if number == workers.number:
-            return None
-        try:
-            return _response(await self._give(number, body))
-        except WorkerLost:
-            workers.release(call_sid)
-            workers.claim(call_sid)
-            return None
+        for _ in range(workers.count):
+            chosen = workers.choose(frozenset(member.number for member in gone))
+            number = workers.claim(call_sid, chosen, gone=gone)
+            if number == workers.number:
+                return None
+            asked = workers.member(number)
+            try:
+                return _response(await self._give(number, body))
+            except WorkerLost:
+                gone |= {asked}
+        workers.claim(call_sid, gone=gone)
+        return None
 
     @property
     def is_given(self) -> bool:
@@ -669,7 +670,7 @@ def _add_health(app: OffhookApp, others: Others) -> None:
         try:
             app.calls.check_admission()
         except CallRefused as refused:
-            if not app.workers.accepts_elsewhere:
+            if app.failed.is_set() or not app.workers.accepts_elsewhere:
                 refusal = refused.reason
         body = {
             "ready": refusal is None,

@@ -10,8 +10,9 @@ has it. They meet in a private directory (made from a secret that only they shar
     N.http    its Unix socket for requests that another process passes on, whole and unchanged
     N.media   its Unix socket for connected media sockets (SCM_RIGHTS): no byte of audio goes
               through two processes
-    calls/    CallSid -> N, a symbolic link each: whoever makes it first, atomically, has decided
+    calls/    whose each call is, see :mod:`server.claims`
     board     how many calls each has, see :mod:`server.board`
+    gate      locked by whoever comes, leaves, or takes a call over
 
 Who gets a new call is decided by the one that is asked for it (:meth:`Workers.choose`), which is
 even where the kernel's own choice among processes that accept is not.
@@ -26,11 +27,13 @@ import logging
 import multiprocessing
 import os
 import secrets
+import shutil
 import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -41,12 +44,15 @@ import trio
 from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
-from server.board import BEAT_S, MAX_WORKERS, Board, Load
+from server.board import BEAT_S, MAX_WORKERS, Board, Load, Member
 from server.errors import ConfigurationError, ServerError
 from server.hypercorn_hook import serve_worker
+from server.logs import Sparing
 
 try:
     import fcntl
+
+    from server.claims import Claims, Gate
 except ImportError:  # Windows
     AVAILABLE = False
 else:
@@ -62,6 +68,8 @@ MAX_FACTS_BYTES = 4096
 HANDOVER_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
 JOIN_TRIES = 10
+GATE_TIMEOUT_S = 10.0
+"""How long a process that comes or goes may wait for others that do."""
 MAX_PATH_BYTES = 90
 """Of the directory: a Unix socket's whole path may have 103 on macOS, 107 on Linux."""
 PASSED_ON = "offhook.passed_on"
@@ -113,6 +121,9 @@ class Workers:
         self._board: Board | None = None
         self._directory = Path()
         self._lock = -1
+        self._gate: Gate | None = None
+        self._claims: Claims | None = None
+        self._refusals = Sparing()
         self._clients: dict[int, httpx2.AsyncClient] = {}
 
     @property
@@ -144,33 +155,75 @@ class Workers:
             # The last one to leave, at this moment, clears away what we are about to use.
             with suppress(FileNotFoundError):
                 self._directory = _private_directory(where or f"offhook-{shared_secret('place')}")
-                (self._directory / "calls").mkdir(mode=0o700, exist_ok=True)
-                self.number, self._lock = self._take_place(count)
-                self._release_all()
-                self._board = Board(self._directory / "board", number=self.number, count=count)
-                return
+                gate = Gate(self._directory / "gate")
+                try:
+                    with gate.held(GATE_TIMEOUT_S) as alone:
+                        if alone and gate.is_the_one:
+                            self._enter(gate, count)
+                            return
+                finally:
+                    if self._board is None:
+                        gate.close()
         raise ConfigurationError(f"{self._directory} is cleared away again and again")
+
+    def _enter(self, gate: Gate, count: int) -> None:
+        """Take a place; nobody else comes or leaves meanwhile."""
+        self.number, self._lock = self._take_place(count)
+        try:
+            calls = self._directory / "calls"
+            calls.mkdir(mode=0o700, exist_ok=True)
+            self._gate, self._claims = gate, Claims(calls, gate)
+            self._claims.release_all(self.number)  # of one in our place that has died
+            self._board = Board(self._directory / "board", number=self.number, count=count)
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     def leave(self) -> None:
         """Give the place back; the last one to leave clears the directory away."""
-        if self._board is None:
+        board, self._board = self._board, None
+        if board is None:
             return
-        self._release_all()
-        self._board.close()
-        self._board = None
-        for name in ("http", "media"):
-            (self._directory / f"{self.number}.{name}").unlink(missing_ok=True)
-        os.close(self._lock)
-        places = [_try_lock(self._directory / f"{n}.lock") for n in range(self.count)]
-        if None not in places:
-            for path in [*self._directory.glob("*.lock"), self._directory / "board"]:
-                path.unlink(missing_ok=True)
-            with suppress(OSError):  # somebody joins at this moment
-                (self._directory / "calls").rmdir()
-                self._directory.rmdir()
-        for place in places:
-            if place is not None:
-                os.close(place)
+        assert self._gate is not None
+        try:
+            with self._gate.held(GATE_TIMEOUT_S) as alone:
+                self._go(board, alone=alone)
+        except OSError as error:
+            # Nothing is left to do it for, and what is left lying about is found by the next one.
+            logger.warning("place among the processes not given back", error=str(error))
+        finally:
+            self._gate.close()
+
+    def _go(self, board: Board, *, alone: bool) -> None:
+        try:
+            board.close()
+            assert self._claims is not None
+            self._claims.release_all(self.number)
+            for name in ("http", "media"):
+                (self._directory / f"{self.number}.{name}").unlink(missing_ok=True)
+        finally:
+            os.close(self._lock)
+        if alone:
+            self._clear_away()
+
+    def _clear_away(self) -> None:
+        """Remove the directory if nobody is left in it; nobody comes or leaves meanwhile."""
+        places = [_try_lock(self._directory / f"{number}.lock") for number in range(self.count)]
+        try:
+            if None not in places:
+                # What those have left who were killed, too; and the gate last, for whoever has got
+                # one of that name may come in.
+                shutil.rmtree(self._directory / "calls")
+                for path in self._directory.iterdir():
+                    if path.name != "gate":
+                        path.unlink()
+                (self._directory / "gate").unlink()
+                with suppress(OSError):  # somebody joins at this moment
+                    self._directory.rmdir()
+        finally:
+            for place in places:
+                if place is not None:
+                    os.close(place)
 
     def _take_place(self, count: int) -> tuple[int, int]:
         for number in range(count):
@@ -218,45 +271,69 @@ class Workers:
         digest = hashlib.sha256(f"{client}\0{key}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % self.count
 
-    def claim(self, call_sid: str, number: int | None = None) -> int:
-        """Say that a call is ours, or another's: the first claim counts.
+    def member(self, number: int | None = None) -> Member:
+        """The process that has this number now; ours if None."""
+        number = self.number if number is None else number
+        return Member(number, 0 if self._board is None else self._board.born(number))
+
+    def claim(
+        self, call_sid: str, number: int | None = None, *, gone: Container[Member] = ()
+    ) -> int:
+        """Say that a call is ours, or another's: the first claim counts, while its owner is there.
+
+        Args:
+            call_sid: The call.
+            number: Whose it is to be; None for ours.
+            gone: Processes that have just turned out not to be there, whatever the board says.
 
         Returns:
-            Whose it is.
+            Whose it is. Who claims it at the same time gets the same answer.
         """
-        if self._board is None:
+        if self._board is None or self._claims is None:
             return self.number
-        number = self.number if number is None else number
+        board, ours = self._board, self.member()
+
+        def is_there(owner: Member) -> bool:
+            if owner == ours:
+                return True
+            return (
+                owner not in gone
+                and owner == self.member(owner.number)
+                and board.is_there(owner.number)
+            )
+
         try:
-            self._link(call_sid).symlink_to(str(number))
-        except FileExistsError:
-            owner = self.owner(call_sid)
-            return number if owner is None else owner
-        return number
+            return self._claims.make(call_sid, self.member(number), is_there=is_there).number
+        except OSError as error:
+            self._tell_unusable(error)
+            return self.number  # a call that is here is served here, at least
 
     def owner(self, call_sid: str) -> int | None:
-        """Whose a call is; None for one that nobody has."""
-        if self._board is None:
+        """Whose a call is; None for one that nobody has, or had and is gone."""
+        if self._board is None or self._claims is None:
             return self.number
         try:
-            return int(self._link(call_sid).readlink().name)
-        except FileNotFoundError:
+            owner = self._claims.owner(call_sid)
+        except OSError as error:
+            self._tell_unusable(error)
             return None
+        return None if owner is None or owner != self.member(owner.number) else owner.number
 
     def release(self, call_sid: str) -> None:
-        """The call is forgotten; what comes about it now is about nothing."""
-        if self._board is not None:
-            self._link(call_sid).unlink(missing_ok=True)
+        """The call is forgotten here; what comes about it now is about nothing."""
+        if self._board is not None and self._claims is not None:
+            try:
+                self._claims.release(call_sid, self.member())
+            except OSError as error:
+                self._tell_unusable(error)
 
-    def _link(self, call_sid: str) -> Path:
-        # Whoever may ask for a call may write any name; a digest is never a path.
-        name = hashlib.sha256(call_sid.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        return self._directory / "calls" / name
-
-    def _release_all(self) -> None:
-        for link in (self._directory / "calls").iterdir():
-            if link.readlink().name == str(self.number):
-                link.unlink(missing_ok=True)
+    def _tell_unusable(self, error: OSError) -> None:
+        if self._refusals.may_log(time.monotonic()):
+            logger.error(
+                "directory of the processes cannot be used; calls stay where they come",
+                error=str(error),
+                unlogged=self._refusals.take_unlogged(),
+            )
 
     # -- passing requests on ---------------------------------------------------------------
 
@@ -413,7 +490,8 @@ class Workers:
                 task_status.started()
         finally:
             with trio.CancelScope(shield=True):  # nothing to wait for: nobody answers any more
-                for client in self._clients.values():
+                clients, self._clients = self._clients, {}
+                for client in clients.values():
                     await client.aclose()
 
     async def _beat(self) -> None:

@@ -13,6 +13,12 @@ os.environ.setdefault("DATABASE_URL", "sqlite://")
 
 
 @pytest.fixture
+def patient_clock():
+    """For what takes its time over real sockets within one process: a busy machine adds none."""
+    return PatientClock()
+
+
+@pytest.fixture
 def fast_clock():
     """For calls over real sockets, as fast as the machine can: nobody is late by it.
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -18,19 +19,21 @@ DEBIAN = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """Start a cluster that is reached by a Unix socket only; gives its URL."""
+    """Start a cluster that is reached by a Unix socket only; gives its URL.
+
+    Where it cannot be, the tests that want it are skipped; with ``REQUIRE_POSTGRESQL`` set they
+    fail.
+    """
     initdb = shutil.which("initdb", path=os.pathsep.join([*map(str, DEBIAN), os.environ["PATH"]]))
-    if initdb is None or importlib.util.find_spec("psycopg") is None or os.name != "posix":
-        pytest.skip("PostgreSQL or psycopg is not installed")
-    # PostgreSQL refuses to be run by root.
-    user = "postgres" if os.geteuid() == 0 else None
+    if initdb is None:
+        _do_without("PostgreSQL is not installed")
+    if importlib.util.find_spec("psycopg") is None:
+        _do_without("psycopg is not installed")
+    user = _unprivileged_user()
     # Not one of pytest's directories: those are closed to other users.
     with tempfile.TemporaryDirectory(prefix="offhook-") as directory:
         if user is not None:
-            try:
-                shutil.chown(directory, user)
-            except LookupError:
-                pytest.skip("there is no user to run PostgreSQL as")
+            shutil.chown(directory, user)
 
         def run(program: str, *arguments: str) -> None:
             subprocess.run(
@@ -50,3 +53,25 @@ def postgresql() -> Iterator[str]:
             yield f"postgresql://offhook@/postgres?host={directory}"
         finally:
             run("pg_ctl", "-D", data, "-m", "immediate", "-w", "-t", "120", "stop")
+
+
+def _unprivileged_user() -> str | None:
+    """Whom PostgreSQL is run as: it refuses to be by root. None for whoever runs the tests."""
+    if os.name != "posix":
+        _do_without("PostgreSQL is started on Unix only")
+    if os.geteuid() != 0:
+        return None
+    import pwd
+
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name).pw_name
+        except KeyError:
+            continue
+    _do_without("there is no user to run PostgreSQL as")
+
+
+def _do_without(reason: str) -> NoReturn:
+    if os.environ.get("REQUIRE_POSTGRESQL"):
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -44,7 +44,7 @@ async def connection(server: Server) -> trio.SocketStream:
 async def rest_of(stream: trio.SocketStream) -> bytes:
     """Everything until the server closes."""
     received = b""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         try:
             while some := await stream.receive_some():
                 received += some
@@ -76,7 +76,7 @@ async def good_call(server: Server) -> AsyncGenerator[None]:
         await socket.send(json.dumps({"event": "stop", "streamSid": "MZ1", "stop": {}}))
         call = server.app.calls.get(call_sid)
         assert call is not None
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await call.finished.wait()
         record = (await server.http.get(f"/calls/{call_sid}")).json()
         assert record["reason"] == "caller-hung-up"
@@ -146,7 +146,7 @@ async def test_a_client_that_does_not_read_is_cut_off(quick_deadlines):
     # Far more answers than the system keeps for somebody who does not read them.
     requests = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20_000
     async with serving() as server, await connection(server) as deaf:
-        with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
+        with trio.fail_after(60), pytest.raises(trio.BrokenResourceError):
             await deaf.send_all(requests)
 
 
@@ -204,7 +204,7 @@ async def test_a_socket_that_stops_reading_ends_with_its_own_call(quick_deadline
         head = b"\x81\xfe" + len(text).to_bytes(2, "big") + b"\0\0\0\0"  # a mask of zeros
         await deaf.send_all(head + text)
         call = server.app.calls.get(call_sid)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await call.finished.wait()
 
     assert call.end_reason == "caller-gone"
@@ -225,7 +225,7 @@ async def close_code_after(server: Server, data: bytes) -> int | None:
         await raw.send_all(UPGRADE)
         assert b" 101 " in await raw.receive_some(1000)
         await raw.send_all(data)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             frame = await raw.receive_some(1000)
     assert frame[:1] in (b"", b"\x88")
     return int.from_bytes(frame[2:4], "big") if frame else None

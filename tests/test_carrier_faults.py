@@ -14,7 +14,7 @@ async def test_late_callbacks_do_not_hold_a_call_and_still_reach_its_record(fast
     async with serving(simulated_carrier="late-callbacks") as server:
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
         call = server.app.calls.get(call_sid)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await call.finished.wait()
             at_the_end = call.status
             record = await server.finished(call_sid)
@@ -28,7 +28,7 @@ async def test_late_callbacks_do_not_hold_a_call_and_still_reach_its_record(fast
 async def test_callbacks_that_come_again_change_nothing(fast_clock):
     async with serving(simulated_carrier="duplicate-callbacks") as server:
         call_sid = (await server.make_call("5550104")).json()["call_sid"]
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             record = await server.finished(call_sid)
         reports = server.app.simulated_twilio.calls[call_sid].reports
 
@@ -96,7 +96,7 @@ async def test_a_hang_up_that_twilio_fails_still_ends_the_call(failures, fast_cl
         call_sid = (await server.make_call("5550108")).json()["call_sid"]
         twilio._faults = Faults(failed_updates=failures)
         phone = twilio.calls[call_sid]
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await phone.wait_stream()
             await server.http.post(f"/calls/{call_sid}/hang-up")
             await phone.wait_ended()

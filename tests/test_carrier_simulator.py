@@ -156,7 +156,7 @@ async def twilio(world, **settings):
         ) as carrier:
             # The test's streams have a port of their own.
             carrier._stream_origin, carrier.stream_path = world.stream_url, ""
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 yield simulator, carrier
         nursery.cancel_scope.cancel()
 

@@ -88,7 +88,7 @@ async def test_tls_carries_messages_larger_than_a_record(plane, authority):
     ):
         for _ in range(3):
             await socket.send(text.encode(), text=True)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             for _ in range(3):
                 assert await socket.recv(decode=False) == f"secret:{text}".encode()
 

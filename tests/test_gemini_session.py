@@ -661,7 +661,7 @@ async def serving(**options: Any) -> AsyncIterator[GeminiSimulator]:
 
 async def test_a_conversation_over_a_socket(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with serving() as simulator:
             model = GeminiModel(api_key=KEY, url=simulator.url)
             async with model.open_session(Agent()) as session:
@@ -684,7 +684,7 @@ async def test_a_conversation_over_a_socket(caplog: pytest.LogCaptureFixture) ->
 
 
 async def test_a_dropped_socket_is_1006() -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         script = Script(setup_delay_s=0, reply_delay_s=0, speed=100, drop=Drop(1, 0.1, 1006))
         async with serving(script=script) as simulator:
             model = GeminiModel(api_key=KEY, url=simulator.url)
@@ -698,7 +698,7 @@ async def test_a_dropped_socket_is_1006() -> None:
 
 
 async def test_a_cancelled_call_still_closes_cleanly() -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with serving() as simulator:
             model = GeminiModel(api_key=KEY, url=simulator.url)
             for _ in range(10):
@@ -731,7 +731,7 @@ async def test_a_service_that_no_longer_reads_cannot_hold_up_a_hang_up(
     url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
     model = GeminiModel(api_key=KEY, url=url, close_timeout_s=0.05)
 
-    with trio.fail_after(5), trio.move_on_after(0.1) as call:
+    with trio.fail_after(60), trio.move_on_after(0.1) as call:
         async with model.open_session(Agent()) as session:
             while True:  # until the kernel takes no more, and the last one hangs half sent
                 await session.send_audio(silence(20))
@@ -742,7 +742,7 @@ async def test_a_service_that_no_longer_reads_cannot_hold_up_a_hang_up(
 
 async def test_what_the_block_raises_comes_out_as_it_was() -> None:
     group = ExceptionGroup("of the call", [ValueError("one"), KeyError("two")])
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with serving() as simulator:
             model = GeminiModel(api_key=KEY, url=simulator.url)
             with pytest.raises(ExceptionGroup) as caught:
@@ -758,7 +758,7 @@ async def test_nobody_listening_is_an_unreachable_model() -> None:
     port = listener.socket.getsockname()[1]
     await listener.aclose()
 
-    with pytest.raises(ModelError, match="cannot be reached") as caught, trio.fail_after(5):
+    with pytest.raises(ModelError, match="cannot be reached") as caught, trio.fail_after(60):
         async with GeminiModel(api_key=KEY, url=f"ws://127.0.0.1:{port}").open_session(Agent()):
             pass
 
@@ -766,7 +766,7 @@ async def test_nobody_listening_is_an_unreachable_model() -> None:
 
 
 async def test_a_path_that_is_not_there_is_refused() -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with serving() as simulator:
             model = GeminiModel(api_key=KEY, url=f"{simulator.url}/elsewhere")
             with pytest.raises(ModelSetupRefused, match="HTTP 404"):
@@ -793,7 +793,7 @@ async def test_an_http_answer_instead_of_a_websocket(
     (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
     port = listener.socket.getsockname()[1]
 
-    with pytest.raises(ModelError) as caught, trio.fail_after(5):
+    with pytest.raises(ModelError) as caught, trio.fail_after(60):
         async with GeminiModel(api_key=KEY, url=f"ws://127.0.0.1:{port}").open_session(Agent()):
             pass
 

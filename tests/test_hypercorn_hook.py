@@ -83,7 +83,7 @@ async def test_a_worker_says_how_many_there_are_before_it_starts_the_app(install
         await _app(scope, receive, send)
 
     install_hook(nothing_to_drain, tell_worker_count=happened.append)
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await hypercorn.trio.run.worker_serve(
             ASGIWrapper(app), _config(workers=3), shutdown_trigger=told.wait
         )
@@ -112,7 +112,7 @@ async def test_a_worker_listens_until_its_calls_are_drained(nursery, install_hoo
         over.set()
 
     await nursery.start(serve)
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         match told_by:
             case "the master":
                 told.set()
@@ -140,7 +140,7 @@ async def test_a_worker_whose_app_has_failed_ends_with_a_status_that_is_restarte
     failed.set()
     install_hook(trio.sleep_forever, tell_worker_count=lambda count: None, failed=failed)
 
-    with trio.fail_after(5), pytest.raises(SystemExit) as ended:
+    with trio.fail_after(60), pytest.raises(SystemExit) as ended:
         await hypercorn.trio.run.worker_serve(
             ASGIWrapper(_app), _config(), shutdown_trigger=trio.sleep_forever
         )
@@ -156,7 +156,7 @@ async def test_an_app_that_fails_while_it_drains_is_not_waited_for():
         await trio.sleep_forever()
 
     told.set()
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await serve_worker(
             ASGIWrapper(_app),
             _config(),

@@ -21,6 +21,7 @@ from websockets.frames import Close
 from websockets.trio.client import connect
 
 from server.agent import Agent
+from server.clock import PatientClock
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
     AgentAudio,
@@ -719,7 +720,7 @@ async def test_nothing_that_hangs_on_a_dead_connection_keeps_the_next_from_its_w
 async def talking_over_sockets(
     gemini: GeminiSimulator, *, on_plane: bool, **options: Any
 ) -> AsyncIterator[Talk]:
-    """The same over TCP, in the time of the world."""
+    """The same over TCP."""
     gemini.greeting = replace(gemini.greeting, pcm=gemini.greeting.pcm[:24_000])
     gemini.still_here = replace(gemini.still_here, pcm=gemini.still_here.pcm[:12_000])
     conversation = Conversation()
@@ -731,7 +732,7 @@ async def talking_over_sockets(
             await nursery.start(plane.run)
         service = GeminiModel(api_key=KEY, url=gemini.url, plane=plane)
         model = LastingModel(service, **options)
-        with trio.fail_after(10.0):
+        with trio.fail_after(120.0):
             async with model.open_session(Agent(), conversation) as session:
                 talk = Talk(session, gemini, conversation)
                 async with trio.open_nursery() as listening:
@@ -750,7 +751,9 @@ PATHS = pytest.mark.parametrize(
 
 
 @PATHS
-async def test_over_sockets_a_dropped_connection_is_replaced_and_the_call_goes_on(on_plane: bool):
+async def test_over_sockets_a_dropped_connection_is_replaced_and_the_call_goes_on(
+    patient_clock: PatientClock, on_plane: bool
+):
     dropping = replace(QUICK, drop=Drop(1, 0.1, 1006))
     gemini = GeminiSimulator(api_key=KEY, script=dropping, script_after_resume=QUICK)
     async with talking_over_sockets(gemini, on_plane=on_plane) as talk:
@@ -764,7 +767,9 @@ async def test_over_sockets_a_dropped_connection_is_replaced_and_the_call_goes_o
 
 
 @PATHS
-async def test_over_sockets_a_connection_is_rotated_and_nothing_is_lost(on_plane: bool):
+async def test_over_sockets_a_connection_is_rotated_and_nothing_is_lost(
+    patient_clock: PatientClock, on_plane: bool
+):
     gemini = GeminiSimulator(api_key=KEY, script=QUICK, script_after_resume=QUICK)
     async with talking_over_sockets(gemini, on_plane=on_plane, connection_age_s=0.1) as talk:
         await talk.session.send_text("Greet.")
@@ -776,7 +781,9 @@ async def test_over_sockets_a_connection_is_rotated_and_nothing_is_lost(on_plane
     assert {service.closed_by_client for service in talk.services} == {1000}
 
 
-async def test_a_service_whose_pongs_are_late_is_well_and_only_pinging_it_does_harm():
+async def test_a_service_whose_pongs_are_late_is_well_and_only_pinging_it_does_harm(
+    patient_clock: PatientClock,
+):
     gemini = GeminiSimulator(api_key=KEY, script=replace(QUICK, pong_delay_s=30.0))
     path = "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
     options = {"ping_interval": 0.05, "ping_timeout": 0.1, "close_timeout": 0.1}

@@ -317,6 +317,7 @@ def test_audio_pretty_printed_as_google_does_it_is_ordinary() -> None:
         [1, 2, 2, 3, 1],  # late, and twice
         [7, 8],  # a stream that does not begin with 1
         [1, 0, 2],
+        [1, 9_000, 10**12],  # another count, not audio that was lost
     ],
 )
 def test_counts_chunks_as_the_readable_protocol_does(numbers: list[int]) -> None:

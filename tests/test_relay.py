@@ -115,7 +115,7 @@ async def joined(plane: Plane) -> AsyncGenerator[Joined]:
 
 async def until(condition: Callable[[], object]) -> None:
     """Let the plane run until this is so."""
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while not condition():
             await trio.lowlevel.checkpoint()
 
@@ -167,7 +167,7 @@ async def test_a_followed_turn_goes_through_until_something_else_comes(plane):
         await call.model.send(audio(SPEECH), audio(SPEECH), COMPLETE, audio(SPEECH))
 
         payload = await call.phone_hears() + await call.phone_hears()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             first = await call.model_wire.receive()
             second = await call.model_wire.receive()
 

@@ -116,7 +116,7 @@ async def test_the_agent_says_goodbye_and_hangs_up_over_real_sockets(fast_clock)
         server.app.simulated_twilio._scripts_by_ending["5550190"] = BRIEF
         server.app.simulated_gemini.script = replace(QUICK, functions=(FunctionCall("hang_up"),))
         call_sid = (await server.make_call("5550190")).json()["call_sid"]
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             record = await server.finished(call_sid)
         phone = server.app.simulated_twilio.calls[call_sid]
 
@@ -137,7 +137,7 @@ async def test_a_transfer_over_real_sockets(sales, reason, streams, fast_clock):
         twilio._scripts_by_ending["5550190"] = BRIEF
         gemini.script = replace(SCRIPTS["transfers"], setup_delay_s=0.0, reply_delay_s=0.05)
         call_sid = (await server.make_call("5550190")).json()["call_sid"]
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             record = await server.finished(call_sid)
         phone = twilio.calls[call_sid]
         (session,) = gemini.sessions

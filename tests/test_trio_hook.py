@@ -81,7 +81,7 @@ async def test_a_second_plane_is_an_ordinary_task_and_works(nursery):
     await nursery.start(first.run)
     await nursery.start(second.run)
 
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await wait_all_tasks_blocked()
 
 
@@ -99,7 +99,7 @@ async def test_what_is_served_can_wake_a_task():
         rung = trio.Event()
         bell.on_ring = rung.set
         bell.theirs.send(b"x")
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await rung.wait()
 
 
@@ -117,7 +117,7 @@ async def test_an_earlier_deadline_set_by_what_is_served_counts():
 
 
 async def test_trios_own_sockets_threads_and_timers_go_on():
-    with hooked() as bell, trio.fail_after(5):
+    with hooked() as bell, trio.fail_after(60):
         here, there = trio.socket.socketpair()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(here.send, b"hello")

@@ -277,6 +277,39 @@ def test_gaps_and_repeats_are_counted_and_their_audio_is_delivered_as_it_came():
     assert protocol.counts.timestamp_jumps == 2
 
 
+@pytest.mark.parametrize("digits", [16, 19, 20, 400, 4_299, 4_301])
+@pytest.mark.parametrize("quoted", [True, False])
+def test_a_number_that_no_stream_has_makes_its_message_malformed(digits, quoted):
+    protocol = streaming()
+    written = f'"{"9" * digits}"' if quoted else "9" * digits
+
+    for message in (media(timestamp=7_777), media(7_777, timestamp=0)):
+        assert protocol.receive_text(message.replace('"7777"', written), 0.0) is None
+
+    assert protocol.counts.malformed == 2
+    assert protocol.receive_text(media(1, 0), 0.0) == CallerAudio(FRAME, 0, 0.0)
+
+
+def test_chunk_numbers_a_minute_apart_are_no_hour_of_lost_audio():
+    protocol = streaming()
+
+    protocol.receive_text(media(1, 0), 0.0)
+    protocol.receive_text(media(10**14, 20), 0.0)
+
+    assert protocol.counts.missing_chunks == 3_000
+
+
+@pytest.mark.parametrize("field", ["sampleRate", "channels"])
+def test_an_endless_number_in_a_media_format_is_no_format(field):
+    media_format = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
+    endless = start(mediaFormat=media_format | {field: int("9" * 400)})
+
+    with pytest.raises(CarrierProtocolError) as refused:
+        TwilioProtocol().receive_text(endless, 0.0)
+
+    assert len(str(refused.value)) < 300
+
+
 def test_a_chunk_without_samples_says_nothing():
     protocol = streaming()
 

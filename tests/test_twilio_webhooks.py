@@ -237,6 +237,24 @@ def test_a_status_callback_keeps_no_phone_number():
     assert "+1555" not in repr(parse_status(STATUS))
 
 
+@pytest.mark.parametrize(
+    "given",
+    ["9" * 400, "9" * 5_000, "9999999", "-1", "1e9", "\N{ARABIC-INDIC DIGIT THREE}", "inf", "1.5"],
+    ids=lambda given: given[:9],
+)
+def test_a_duration_that_is_none_is_left_out_and_the_status_counts(given):
+    update = parse_status({**STATUS, "CallDuration": given})
+
+    assert update.status is CallStatus(STATUS["CallStatus"])
+    assert "duration_s" not in update.facts
+
+
+def test_what_a_status_callback_adds_is_no_longer_than_it_may_be():
+    update = parse_status({**STATUS, "ErrorMessage": "x" * 60_000})
+
+    assert len(update.facts["error_message"]) == 500
+
+
 def test_a_status_callback_without_a_number_is_the_only_one():
     assert parse_status({"CallSid": CALL, "CallStatus": "completed"}).sequence_number == 0
 

@@ -470,7 +470,7 @@ async def test_a_message_is_left_over_real_sockets(fast_clock):
     async with serving(voicemail="leave-message", voicemail_message="Call me back.") as server:
         server.app.simulated_twilio._scripts_by_ending["5550190"] = MACHINE
         call_sid = (await server.make_call("5550190")).json()["call_sid"]
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             record = await server.finished(call_sid)
         phone = server.app.simulated_twilio.calls[call_sid]
 

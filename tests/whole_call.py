@@ -31,7 +31,7 @@ async def main() -> None:
     async with serving(api_key=KEY, simulated_ring_s=0.1) as server:
         server.http.headers["X-API-Key"] = KEY
         forbidden = await odd_requests(server)
-        with trio.fail_after(40):
+        with trio.fail_after(120):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(outbound, server, forbidden)
                 nursery.start_soon(inbound, server, forbidden)

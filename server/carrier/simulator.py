@@ -387,8 +387,8 @@ async def open_websocket(url: str, signature: str) -> AsyncGenerator[WebSocketTr
 
         async def read() -> None:
             with to_inbox, suppress(ConnectionClosed):
-                async for message in websocket:
-                    await to_inbox.send(message)
+                while True:  # no generator, which a cancelled task would leave behind
+                    await to_inbox.send(await websocket.recv())
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)

@@ -98,14 +98,21 @@ _MAX_CLOSE_REASON_BYTES = 123  # RFC 6455, 5.5: a control frame carries 125, two
 # Twilio writes every number as a string except inside mediaFormat; the decoder is lax about
 # that, and strict about base64 (standard alphabet, padded), which it decodes itself.
 
-_Count = Annotated[int, Meta(ge=0)]
+# A stream's numbers are bounded here: Python's integers are not, and a float, a counter or a column
+# that is given one of 400 digits fails far from whoever sent it.
+
+MAX_COUNT = 999_999_999_999_999
+"""Of 15 digits: as many as the compiled path reads, and exact in a float."""
+MAX_GAP_CHUNKS = 3_000
+"""A minute: chunk numbers that are further apart are another count, not audio that was lost."""
+_Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 _Sid = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 class _MediaFormat(Struct, rename="camel"):
     encoding: str
-    sample_rate: int
-    channels: int
+    sample_rate: _Count
+    channels: _Count
 
 
 class _StartFacts(Struct, rename="camel"):
@@ -361,7 +368,7 @@ class TwilioProtocol:
             return None
         if media.chunk > self._last_chunk:
             if self._last_chunk:
-                counts.missing_chunks += media.chunk - self._last_chunk - 1
+                counts.missing_chunks += min(media.chunk - self._last_chunk - 1, MAX_GAP_CHUNKS)
             self._last_chunk = media.chunk
         elif media.chunk:
             counts.repeated_chunks += 1
