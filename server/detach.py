@@ -21,11 +21,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import hypercorn.trio.run
+import structlog
 import trio
 from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.trio.tcp_server import TCPServer
 
+from server.errors import StreamEnded
+from server.logs import log_stranger
 from server.sockets import limit_unread
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _STATE_KEY = "offhook.connection"
 
@@ -73,10 +78,24 @@ class _LendableStream:
             await self._stream.send_eof()
 
     def lend(self) -> socket.socket:
+        """A duplicate of the socket, and from now on nobody else reads it.
+
+        Raises:
+            StreamEnded: There is none: the client has left meanwhile, or descriptors have run out.
+        """
+        ours = self.socket
+        if ours.fileno() < 0:  # a client may leave at any moment, before it is served as well
+            raise StreamEnded("the client has left")
+        try:
+            number = os.dup(ours.fileno())
+        except OSError as error:
+            why = f"media stream refused: {error.strerror}"
+            log_stranger(logger.warning, why, kind="media stream without a descriptor")
+            raise StreamEnded(why) from error
+        own = socket.socket(ours.family, ours.type, ours.proto, fileno=number)
+        own.setblocking(False)
         self.is_lent = True
         self._reading.cancel("the media plane reads now")
-        own = socket.socket(fileno=os.dup(self.socket.fileno()))
-        own.setblocking(False)
         return own
 
 
@@ -131,6 +150,9 @@ class DetachableServer(TCPServer):
         The socket is a duplicate of hypercorn's, not blocking, for the caller to close, which may
         be long after the block: hypercorn closing its own does not pull it from under anybody. At
         the block's end hypercorn is told that the connection is over.
+
+        Raises:
+            StreamEnded: The client has left, or there is no descriptor for a duplicate.
         """
         assert isinstance(self.stream, _LendableStream)
         own = self.stream.lend()
