@@ -249,6 +249,8 @@ ATTACKS = {
     "half-sent": Attack("half handshakes and frames, 20/s"),
     "malformed": Attack("malformed frames and messages, 20/s"),
     "wrong-keys": Attack("wrong API keys, 50/s"),
+    "pings": Attack("80 media sockets that ping and do not read, 45 Mbit/s"),
+    "ignored": Attack("8 media sockets whose messages are ignored, 45 Mbit/s"),
     "deaf-phones": Attack("5 phones that talk and do not read", prepare=_ringing, rounds=1),
     "locked-database": Attack(
         "the database is locked, calls end", "short-calls", _ringing, _locked_database

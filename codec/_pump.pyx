@@ -124,7 +124,9 @@ cdef class Pump:
                 self.passed(seconds() - self._began)
         if size == READ_BYTES:
             return LEFT_READING
-        if self._message is not None or source.ended or held(&source._outgoing):
+        if self._message is not None or source.ended:
+            return LEFT_NEWS
+        if self._source.takes_output and source.has_output():
             return LEFT_NEWS
         if self._has_news():
             return LEFT_NEWS

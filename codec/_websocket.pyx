@@ -3,12 +3,16 @@
 ::
 
     socket -> receive() -> [incoming] -> next_message() -> complete messages
-    socket <- take_output() <- [outgoing] <- send_text(), send_close(), pongs
+    socket <- take_output() <- [outgoing] <- send_text(), send_close()
+                                   '-- the pong that is owed, when all before it has gone
 
 A frame is looked at when all of it is here and unmasked where it lies, so a message in one frame
 (every one but a hostile one's) is copied once. What the RFC forbids is refused at the frame's
 header, before its payload is buffered. permessage-deflate is not understood: reserved bits are an
 error, so the handshake must not agree to any extension.
+
+A peer that pings and does not read is owed one pong and no more: RFC 6455 5.5.3 has only the latest
+ping answered where several wait.
 """
 
 import os
@@ -38,7 +42,6 @@ cdef enum:
     CONTROL = 0x08  # in the opcode
 
 cdef enum:
-    MAX_CONTROL_BYTES = 125
     MAX_HEADER_BYTES = 14
     MASK_BYTES = 4
 
@@ -67,6 +70,7 @@ cdef class WebSocket:
         close_reason: The peer's own words, often empty.
         close_code_sent: Our close code, or None.
         failure: Which rule the peer broke, or None.
+        frames: How many have been received: fragments and control frames count, too.
 
     Not for two threads at once. Every bytes-like object is copied.
     """
@@ -77,6 +81,7 @@ cdef class WebSocket:
         self.is_client = is_client
         self.max_message_bytes = max_message_bytes
         self._random = random
+        self._pong_size = -1
         self.is_open = True
         self.close_reason = ""
 
@@ -109,6 +114,7 @@ cdef class WebSocket:
             self.ended = True
             self.close_code = 1006
         self.is_open = False
+        self._pong_size = -1
 
     def next_message(self):
         """The next complete message as bytes, or None until more is received.
@@ -198,12 +204,14 @@ cdef class WebSocket:
         if not self.is_client:
             apply_mask(<uint8_t*>payload.data, payload.size, payload.data - MASK_BYTES)
         consume(&self._incoming, header_bytes + payload.size)
+        self.frames += 1
         return True
 
     cdef int _control(self, uint8_t opcode, Span payload) except -1:
         if opcode == PING:
             # RFC 6455 5.5.2: answered unless a close frame has been received.
-            self._send(PONG, payload.data, payload.size)
+            memcpy(self._pong, payload.data, payload.size)
+            self._pong_size = <int>payload.size
         elif opcode == CLOSE:
             self._closed_by_peer(payload)
         return 0
@@ -225,6 +233,7 @@ cdef class WebSocket:
             self._fail(1002, "closed within a fragmented message")
         elif self.is_open:
             # RFC 6455 5.5.1: the answer echoes the code.
+            self._write_pong()
             self._send(CLOSE, payload.data, payload.size)
             self.close_code_sent = code
             self.is_open = False
@@ -276,13 +285,25 @@ cdef class WebSocket:
         if len(payload) > MAX_CONTROL_BYTES:
             raise ValueError("a close reason has at most 123 bytes")
         if self.is_open:
+            self._write_pong()
             self._send(CLOSE, payload, len(payload))
             self.close_code_sent = code
             self.is_open = False
 
+    def refuse(self, int code, str reason):
+        """Send a close frame, and look at nothing more of what the peer sends.
+
+        Raises:
+            ValueError: As for :meth:`send_close`.
+        """
+        if not self.ended:
+            self.send_close(code, reason)
+            self._fail(code, reason)
+
     def take_output(self):
         """What to write to the socket now; empty when there is nothing."""
         cdef bytes output
+        self._write_pong()
         if held(&self._outgoing) == 0:
             return b""
         output = PyBytes_FromStringAndSize(
@@ -291,10 +312,54 @@ cdef class WebSocket:
         clear(&self._outgoing)
         return output
 
+    def next_output(self, size_t max_bytes):
+        """The first of what is to be written; say what of it was with :meth:`output_written`."""
+        cdef size_t size = held(&self._outgoing)
+        if size == 0:
+            if self._pong_size < 0:
+                return b""
+            self._write_pong()
+            size = held(&self._outgoing)
+        return PyBytes_FromStringAndSize(
+            <const char*>head(&self._outgoing), min(size, max_bytes)
+        )
+
+    def output_written(self, size_t size):
+        """The socket has taken so many bytes; returns whether there is more to be written.
+
+        Raises:
+            ValueError: There were not so many.
+        """
+        if size > held(&self._outgoing):
+            raise ValueError("more was written than there is")
+        consume(&self._outgoing, size)
+        if held(&self._outgoing) == 0:
+            clear(&self._outgoing)
+        return self.has_output()
+
+    def drop_output(self):
+        """Nothing more is written: the socket is broken."""
+        clear(&self._outgoing)
+        self._pong_size = -1
+
     @property
     def output_bytes(self):
-        """How much :meth:`take_output` would give."""
-        return held(&self._outgoing)
+        """How much there is to be written, a pong that is owed included."""
+        cdef size_t size = held(&self._outgoing)
+        if self._pong_size >= 0:
+            size += 2 + self._pong_size + (MASK_BYTES if self.is_client else 0)
+        return size
+
+    cdef bint has_output(self) noexcept:
+        return held(&self._outgoing) != 0 or self._pong_size >= 0
+
+    cdef int _write_pong(self) except -1:
+        """Put the pong that is owed, if one is, behind all other output."""
+        cdef int size = self._pong_size
+        if size >= 0:
+            self._pong_size = -1
+            self._send(PONG, self._pong, size)
+        return 0
 
     cdef uint8_t* begin_text(self, size_t size) except NULL:
         """Where to write a text message of exactly this size; then call :meth:`end_text`."""

@@ -24,6 +24,7 @@ from codec.path import WebSocket
 from server import garbage, plane
 from server.admission import Admission, Limits
 from server.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
+from server.bounded_frames import bound_frames
 from server.call_options import CallOptions
 from server.calls import Calls, Claim
 from server.carrier.phone import find_script
@@ -63,7 +64,7 @@ from server.model.simulator import GeminiSimulator
 from server.opening import GreetingWhen
 from server.pass_on import relay_media
 from server.path_prefix import prefix_of, without_prefix
-from server.plane import Plane, Wire
+from server.plane import STRANGER, Plane, Wire
 from server.recording import Recordings, check_directory
 from server.records import Records, check_database
 from server.routes import add_routes
@@ -302,7 +303,12 @@ class OffhookApp(QuartTrio):
 
     def _wire(self, plane: Plane, sock: socket.socket) -> Wire:
         self._note_path("fast")
-        return Wire(plane, sock, WebSocket(is_client=False, max_message_bytes=MAX_BODY_BYTES))
+        websocket = WebSocket(is_client=False, max_message_bytes=MAX_BODY_BYTES)
+        try:
+            return Wire(plane, sock, websocket, bounds=STRANGER)
+        except BaseException:
+            sock.close()
+            raise
 
     async def _claim(self, wire: Wire, address: str) -> _ClaimedWire | None:
         """Wait until a wire has shown its ticket; one that has none is closed, and None.
@@ -313,6 +319,7 @@ class OffhookApp(QuartTrio):
         media = TwilioMediaStream(WireTransport(wire))
         claim = await self.calls.claim(media, address)
         if claim is not None and not claim.call.is_over:
+            wire.trust()
             return _ClaimedWire(wire, media, claim)
         await wire.wait_ended(timeout_s=self.settings.close_timeout_s)
         self._count(media.counts)
@@ -688,6 +695,7 @@ def create_app(settings: Settings) -> OffhookApp:
     """The ASGI app for these settings; nothing is opened before the server starts it."""
     refuse_other_servers()
     refuse_compression()
+    bound_frames()
     app = OffhookApp(settings)
     QuartSchema(
         app,

@@ -46,7 +46,7 @@ from server.errors import (
     StreamEnded,
 )
 from server.inquiry import Inquiry, Patience
-from server.logs import Sparing
+from server.logs import Sparing, log_stranger
 from server.metrics import Metrics
 from server.model import Model, PastTurn
 from server.model.refusals import Kind
@@ -194,7 +194,6 @@ class Calls:
                 # From the start, so that the first one is seen as an increase and not as news.
                 metrics.calls_ended.labels(direction, reason.value)
         self.strangers = Strangers() if strangers is None else strangers
-        self._refusals = Sparing()
         self._strays = Sparing()
         self._traces = traces or NoTraces()
         self._workers = workers or Workers()
@@ -594,10 +593,7 @@ class Calls:
                 kind, refusal = "protocol", error.reason
         if started is None or call is None:
             self.metrics.strangers_refused.labels(f"stream-{kind}").inc()
-            if self._refusals.may_log(trio.current_time()):
-                logger.warning(
-                    "media stream refused", reason=refusal, unlogged=self._refusals.take_unlogged()
-                )
+            log_stranger(logger.warning, "media stream refused", reason=refusal)
             with trio.move_on_after(self._options.close_timeout_s), suppress(StreamEnded):
                 await media.aclose(POLICY_VIOLATION, refusal)
             return None

@@ -19,10 +19,15 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import structlog
 import trio
 
 from server.connections import Connection, Doors
+from server.errors import StreamEnded
+from server.logs import log_stranger
 from server.sockets import limit_unread
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _STATE_KEY = "offhook.connection"
 
@@ -70,10 +75,24 @@ class _LendableStream:
             await self._stream.send_eof()
 
     def lend(self) -> socket.socket:
+        """A duplicate of the socket, and from now on nobody else reads it.
+
+        Raises:
+            StreamEnded: There is none: the client has left meanwhile, or descriptors have run out.
+        """
+        ours = self.socket
+        if ours.fileno() < 0:  # a client may leave at any moment, before it is served as well
+            raise StreamEnded("the client has left")
+        try:
+            number = os.dup(ours.fileno())
+        except OSError as error:
+            why = f"media stream refused: {error.strerror}"
+            log_stranger(logger.warning, why, kind="media stream without a descriptor")
+            raise StreamEnded(why) from error
+        own = socket.socket(ours.family, ours.type, ours.proto, fileno=number)
+        own.setblocking(False)
         self.is_lent = True
         self._reading.cancel("the media plane reads now")
-        own = socket.socket(fileno=os.dup(self.socket.fileno()))
-        own.setblocking(False)
         return own
 
 
@@ -124,6 +143,9 @@ class DetachableServer(Connection):
         The socket is a duplicate of hypercorn's, not blocking, for the caller to close, which may
         be long after the block: hypercorn closing its own does not pull it from under anybody. At
         the block's end hypercorn is told that the connection is over.
+
+        Raises:
+            StreamEnded: The client has left, or there is no descriptor for a duplicate.
         """
         assert isinstance(self.stream, _LendableStream)
         own = self.stream.lend()

@@ -10,9 +10,12 @@ import logging
 import math
 import re
 import sys
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import structlog
+import trio
 
 
 def masked(number: str) -> str:
@@ -27,29 +30,63 @@ def masked(number: str) -> str:
 
 
 class Sparing:
-    """How often the same warning is logged, so that strangers cannot fill a disk with it.
+    """How often warnings are logged, so that strangers cannot fill a disk with them.
 
     Args:
-        every_s: One line in this time; the others are counted.
+        every_s: In this time there is one line of a kind; the others are counted.
+        lines: How many lines there are in it of all kinds together.
     """
 
-    def __init__(self, every_s: float = 10.0) -> None:
+    def __init__(self, every_s: float = 10.0, *, lines: int = 1) -> None:
         self._every_s = every_s
+        self._lines = lines
         self._next_at = -math.inf
-        self._unlogged = 0
+        self._logged: set[str] = set()
+        self._unlogged: Counter[str] = Counter()
 
-    def may_log(self, now: float) -> bool:
+    def may_log(self, now: float, kind: str = "") -> bool:
         """Whether to log this one."""
-        if now < self._next_at:
-            self._unlogged += 1
-            return False
-        self._next_at = now + self._every_s
-        return True
+        if now >= self._next_at:
+            self._next_at = now + self._every_s
+            self._logged.clear()
+        if kind not in self._logged and len(self._logged) < self._lines:
+            self._logged.add(kind)
+            return True
+        if kind in self._unlogged or len(self._unlogged) < MAX_KINDS:
+            self._unlogged[kind] += 1
+        return False
 
-    def take_unlogged(self) -> int:
-        """How many were not logged since the last time."""
-        unlogged, self._unlogged = self._unlogged, 0
-        return unlogged
+    def take_unlogged(self, kind: str = "") -> int:
+        """How many of this kind were not logged since the last time."""
+        return self._unlogged.pop(kind, 0)
+
+
+MAX_KINDS = 100
+"""Kinds of lines of which it is known how many were not logged."""
+STRANGERS_LINES = 10
+"""Lines in ten seconds of all that strangers can cause."""
+_strangers_lines: trio.lowlevel.RunVar[Sparing] = trio.lowlevel.RunVar("strangers' lines")
+
+
+def log_stranger(log: Callable[..., Any], event: str, *, kind: str = "", **facts: Any) -> None:
+    """Log what anybody can cause as often as they like; of all that, a few lines in ten seconds.
+
+    Args:
+        log: A logger's method for the level wanted, such as ``logger.warning``.
+        event: The message, a fixed text.
+        kind: Of each kind there is one line in ten seconds; the message itself if empty. Nothing
+            that comes from outside, or there is no end to kinds.
+        facts: The line's fields, ``exc_info`` among them. ``unlogged`` is added: how many lines of
+            this kind there would have been since the last one.
+    """
+    try:
+        lines = _strangers_lines.get()
+    except LookupError:
+        lines = Sparing(lines=STRANGERS_LINES)
+        _strangers_lines.set(lines)
+    kind = kind or event
+    if lines.may_log(trio.current_time(), kind):
+        log(event, unlogged=lines.take_unlogged(kind), **facts)
 
 
 _NUMBER = re.compile(r"(?:\+|%2[bB])\d{7,15}\b")

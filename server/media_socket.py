@@ -16,7 +16,7 @@ from hypercorn.protocol import ws_stream
 from quart_trio.asgi import TrioASGIWebsocketConnection
 from quart_trio.wrappers import TrioWebsocket
 
-from server.errors import StreamEnded
+from server.errors import CarrierProtocolError, StreamEnded
 from server.plane import Wire
 from server.relay import Relay
 
@@ -131,8 +131,11 @@ class WireTransport:
 
         Raises:
             StreamEnded: The socket is closed and everything it sent has been received.
+            CarrierProtocolError: It was given up; see :attr:`server.plane.Wire.refusal`.
         """
         if (message := await self.wire.receive()) is None:
+            if self.wire.refusal:
+                raise CarrierProtocolError(self.wire.refusal)
             raise StreamEnded("the media socket is closed")
         return self._read(*message)
 

@@ -100,6 +100,7 @@ KINDS_OF_STRANGERS = (
     "stream-no-start",
     "stream-protocol",
     "stream-ticket",
+    "stream-worker",
 )
 
 

@@ -40,11 +40,11 @@ from server.board import Member
 from server.calls import Page
 from server.cross_origin import allow_origins
 from server.endings import EndReason
-from server.errors import CallRefused, CarrierError
+from server.errors import CallRefused, CarrierError, StreamEnded
 from server.headers import lines_of, single
 from server.idempotency import MAX_KEY_CHARS, Answer, fingerprint_of, key_reused
 from server.keys import UNNAMED
-from server.logs import Sparing
+from server.logs import Sparing, log_stranger
 from server.metrics import merged
 from server.records import RecordsUnavailable, StoredRequest
 from server.strangers import client_address
@@ -631,6 +631,9 @@ def _add_webhooks(app: OffhookApp, others: Others, webhooks: Webhooks) -> None:
     @app.websocket("/stream/<int:worker>")
     async def stream(worker: int | None = None) -> Any:
         """Twilio Media Streams: one call's audio, both ways; the path says whose call it is."""
+        if worker is not None and worker >= app.workers.count:
+            app.metrics.strangers_refused.labels("stream-worker").inc()
+            return error_body("not-found", "there is no such process"), 404
         headers = websocket.headers
         address = ""
         if not app.verifier.verify_upgrade(target_of(websocket.scope), headers):
@@ -641,14 +644,17 @@ def _add_webhooks(app: OffhookApp, others: Others, webhooks: Webhooks) -> None:
             peer = (websocket.scope.get("client") or ("",))[0]
             address = client_address(peer, headers, app.settings.trusted_proxies)
         socket = cast(Any, websocket)._get_current_object()
-        if worker not in (None, app.workers.number) and PASSED_ON not in websocket.scope:
-            try:
+        try:
+            if worker in (None, app.workers.number) or PASSED_ON in websocket.scope:
+                await app.serve_media(socket, address)
+            else:
                 await app.hand_media_over(socket, worker, {"address": address})
-            except WorkerLost as lost:
-                logger.warning("media stream refused: its process is gone", worker=worker)
-                return None if lost.reached else (_worker_lost(lost).body, 503)
-            return None
-        await app.serve_media(socket, address)
+        except WorkerLost as lost:
+            log_stranger(logger.warning, "media stream refused: its process is gone", worker=worker)
+            return None if lost.reached else (_worker_lost(lost).body, 503)
+        except StreamEnded as error:  # as a rule nobody is there any more to be told
+            return error_body("unavailable", str(error)), 503
+        return None
 
 
 # ------------------------------------------------------------------------------------------

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import tomllib
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from twilio.request_validator import RequestValidator
 from websockets.exceptions import InvalidStatus
 from websockets.trio.client import connect
 
-from benchmarks.load.attacker import MALFORMED
+from benchmarks.load.attacker import CONNECTED, IGNORED, MALFORMED, PINGS, frame
 from server import serving as serving_module
 from server import sockets
 from tests.test_serve import (
@@ -34,6 +37,16 @@ both_media_paths = pytest.mark.parametrize("media_path", ["fast", "ordinary"])
 def quick_deadlines(monkeypatch):
     monkeypatch.setattr(serving_module, "IDLE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(sockets, "UNREAD_TIMEOUT_S", 0.5)
+
+
+@pytest.fixture
+def lines(caplog):
+    """What is logged at the ordinary level, by us and by hypercorn."""
+    with capture_logs() as ours:
+        yield lambda: [
+            *(line["event"] for line in ours if line["log_level"] != "debug"),
+            *(record.message for record in caplog.records),
+        ]
 
 
 async def connection(server: Server) -> trio.SocketStream:
@@ -271,6 +284,143 @@ async def test_compression_is_never_negotiated(media_path):
         connect(server.stream_url, compression="deflate", proxy=None) as socket,
     ):
         assert socket.response.headers.get("Sec-WebSocket-Extensions") is None
+
+
+async def flood(stream: trio.SocketStream, data: bytes, times: int) -> None:
+    """Send the same again and again, until the server has had enough of it."""
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        for _ in range(times):
+            await stream.send_all(data)
+
+
+async def opened(server: Server, upgrade: bytes = UPGRADE) -> trio.SocketStream:
+    raw = await connection(server)
+    await raw.send_all(upgrade)
+    assert b" 101 " in await raw.receive_some(1000)
+    return raw
+
+
+@both_media_paths
+@pytest.mark.parametrize("number", range(len(IGNORED)))
+async def test_messages_that_are_ignored_are_not_read_for_long(media_path, number):
+    async with (
+        serving(simulated_ring_s=None, media_path=media_path) as server,
+        good_call(server),
+        await opened(server) as raw,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(flood, raw, IGNORED[number], 50)
+        with trio.fail_after(8):  # long before START_TIMEOUT_S
+            answer = await raw.receive_some(1000)
+        nursery.cancel_scope.cancel()
+
+    assert answer[:1] == b"\x88"
+    assert int.from_bytes(answer[2:4], "big") == 1008
+
+
+@both_media_paths
+async def test_80_sockets_that_ping_and_do_not_read_hold_nothing_and_are_closed(media_path):
+    async with (
+        serving(simulated_ring_s=None, media_path=media_path) as server,
+        good_call(server),
+        AsyncExitStack() as sockets,
+    ):
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                for _ in range(80):
+                    raw = await sockets.enter_async_context(await opened(server))
+                    nursery.start_soon(flood, raw, PINGS, 1000)
+
+
+@both_media_paths
+@pytest.mark.parametrize("talks", [False, True])
+async def test_a_socket_that_was_refused_and_stays_is_closed_at_its_bound(media_path, talks):
+    async with (
+        serving(simulated_ring_s=None, close_timeout_s=0.5, media_path=media_path) as server,
+        await opened(server) as raw,
+        trio.open_nursery() as nursery,
+    ):
+        await raw.send_all(frame(start_message("a guess", "CA" + "0" * 32).encode()))
+        if talks:  # one message after the other, and never a close
+            nursery.start_soon(flood, raw, frame(CONNECTED), 100_000)
+        answer = await rest_of(raw)
+        nursery.cancel_scope.cancel()
+
+    assert b"\x03\xf0" in answer[:4]
+
+
+@both_media_paths
+async def test_a_process_that_does_not_exist_is_refused_and_no_line_is_written(media_path, lines):
+    async with serving(media_path=media_path) as server:
+        before = lines()
+        for path in (b"/stream/7", b"/stream/1", b"/stream/" + b"9" * 40):
+            async with await connection(server) as raw:
+                await raw.send_all(UPGRADE.replace(b"/stream", path, 1))
+                assert (await raw.receive_some(1000)).startswith(b"HTTP/1.1 404")
+        refused = server.app.metrics.registry.get_sample_value(
+            "offhook_strangers_refused_total", {"kind": "stream-worker"}
+        )
+        after = lines()
+
+    assert refused == 3
+    assert after == before
+
+
+def reset(stream: trio.SocketStream) -> None:
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
+
+
+WAYS_TO_LEAVE = {
+    "reset": reset,
+    "close": lambda stream: stream.socket.close(),
+    "half-close": lambda stream: stream.socket.shutdown(socket.SHUT_WR),
+}
+
+
+@both_media_paths
+@pytest.mark.parametrize("step", ["before the 101", "after it", "after a word", "in a frame"])
+@pytest.mark.parametrize("way", WAYS_TO_LEAVE)
+async def test_whoever_leaves_early_is_no_error(media_path, step, way, lines):
+    async with serving(media_path=media_path) as server, AsyncExitStack() as sockets:
+        before = lines()
+        for at in range(30):
+            raw = await sockets.enter_async_context(await connection(server))
+            await raw.send_all(UPGRADE)
+            if step != "before the 101":
+                assert b" 101 " in await raw.receive_some(1000)
+            else:
+                for _ in range(at):  # at any moment between request and answer
+                    await trio.lowlevel.checkpoint()
+            if step == "after a word":
+                await raw.send_all(frame(CONNECTED))
+            elif step == "in a frame":
+                await raw.send_all(frame(CONNECTED)[:20])
+            WAYS_TO_LEAVE[way](raw)
+        with trio.fail_after(10):
+            while len(server.app.calls.strangers) or (server.app.plane and server.app.plane.wires):
+                await trio.lowlevel.checkpoint()
+        after = lines()
+
+    assert after == before
+
+
+@both_media_paths
+async def test_strangers_media_sockets_write_a_few_lines_whatever_they_say(media_path, lines):
+    odd = [b"x", b"{", b'{"event":"start"}', b"[]", b"\xff"]
+    odd += [b'{"event":"kind %d"}' % number for number in range(20)]
+    async with serving(media_path=media_path, start_timeout_s=0.3) as server:
+        before = len(lines())
+        for text in odd * 2:
+            async with await opened(server) as raw:
+                await raw.send_all(
+                    frame(text) + frame(b'{"event":"%s"}' % text[-6:].hex().encode())
+                )
+                if text == b"x":
+                    await rest_of(raw)
+        written = lines()[before:]
+
+    assert len(written) <= 10
 
 
 def stream_signature(server: Server, token: str | None = None) -> dict[str, str]:

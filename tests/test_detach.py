@@ -11,6 +11,7 @@ import trio
 
 from server import plane
 from server.detach import _LendableStream, detachable
+from server.errors import StreamEnded
 from tests.test_serve import (
     closing_of,
     media_message,
@@ -99,6 +100,20 @@ async def test_requests_and_refused_upgrades_go_the_ordinary_way():
         for _ in range(3):  # one connection, kept alive
             assert (await server.http.get("/healthz")).status_code == 200
         assert (await server.http.get("/stream")).status_code in (400, 404, 405)
+
+
+async def test_a_socket_that_is_closed_already_cannot_be_lent_which_is_nobodys_fault(caplog):
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    stream = await trio.testing.open_stream_to_socket_listener(listeners[0])
+    lendable = _LendableStream(stream, trio.Lock())
+    await lendable.aclose()
+
+    with pytest.raises(StreamEnded, match="has left"):
+        lendable.lend()
+
+    assert not lendable.is_lent
+    assert not caplog.records
+    await listeners[0].aclose()
 
 
 async def test_what_comes_at_once_is_handed_on_one_connection_a_pass():

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
-from server.logs import Sparing, _Lines, censored, masked
+from server.logs import MAX_KINDS, STRANGERS_LINES, Sparing, _Lines, censored, log_stranger, masked
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,44 @@ def test_a_warning_that_comes_all_the_time_is_counted():
     assert [sparing.may_log(now) for now in (0.0, 1.0, 9.9, 10.0)] == [True, False, False, True]
     assert sparing.take_unlogged() == 2
     assert sparing.take_unlogged() == 0
+
+
+def test_each_kind_has_its_line_and_all_together_have_a_bound():
+    sparing = Sparing(every_s=10.0, lines=3)
+    kinds = ["a", "a", "b", "c", "d", "a", "d"]
+
+    assert [sparing.may_log(0.0, kind) for kind in kinds] == [
+        *(True, False, True, True),
+        *(False, False, False),
+    ]
+    assert [sparing.take_unlogged(kind) for kind in "abcd"] == [2, 0, 0, 2]
+    assert sparing.may_log(10.0, "d")
+
+
+def test_kinds_without_end_take_no_memory_without_end():
+    sparing = Sparing(lines=1)
+    for number in range(10 * MAX_KINDS):
+        sparing.may_log(0.0, str(number))
+
+    assert len(sparing._unlogged) <= MAX_KINDS
+
+
+async def test_strangers_write_a_few_lines_whatever_they_do(autojump_clock):
+    lines: list[tuple[str, dict[str, Any]]] = []
+
+    def log(event: str, **facts: Any) -> None:
+        lines.append((event, facts))
+
+    for _ in range(1000):
+        for number in range(2 * STRANGERS_LINES):
+            log_stranger(log, f"attack {number}", path="/x")
+    assert len(lines) == STRANGERS_LINES
+    assert lines[0] == ("attack 0", {"unlogged": 0, "path": "/x"})
+
+    await trio.sleep(10.0)
+    log_stranger(log, "attack 0")
+    log_stranger(log, "attack 19", kind="another")
+    assert lines[-2:] == [("attack 0", {"unlogged": 999}), ("attack 19", {"unlogged": 0})]
 
 
 # ------------------------------------------------------------------------------------------

@@ -107,9 +107,10 @@ def test_every_split_gives_the_same(stream: tuple[bytes, bool], data: st.DataObj
 
     whole = ours([content], is_client=is_client, max_message_bytes=LIMIT)
 
-    assert ours(pieces, is_client=is_client, max_message_bytes=LIMIT) == whole
+    in_pieces = ours(pieces, is_client=is_client, max_message_bytes=LIMIT)
+    assert in_pieces.with_the_latest_pong == whole
     singly = [content[at : at + 1] for at in range(len(content))]
-    assert ours(singly, is_client=is_client, max_message_bytes=LIMIT) == whole
+    assert ours(singly, is_client=is_client, max_message_bytes=LIMIT).with_the_latest_pong == whole
 
 
 # --- Receiving ------------------------------------------------------------------------------------
@@ -329,6 +330,107 @@ def test_takes_any_kind_of_bytes() -> None:
 
 
 # --- Sending --------------------------------------------------------------------------------------
+
+
+def pings(*payloads: bytes, masked: bool) -> bytes:
+    return write_frames([Frame(Opcode.PING, payload) for payload in payloads], masked=masked)
+
+
+@pytest.mark.parametrize("is_client", [False, True])
+def test_of_pings_that_come_together_the_latest_is_answered(is_client: bool) -> None:
+    websocket = client() if is_client else server()
+    many = [b"%d" % number for number in range(1000)]
+
+    websocket.receive(pings(*many, masked=not is_client))
+    assert websocket.next_message() is None
+
+    assert websocket.output_bytes == (9 if is_client else 5)
+    [pong] = read_frames(websocket.take_output(), masked=is_client)
+    assert (pong.opcode, bytes(pong.data)) == (Opcode.PONG, b"999")
+    assert websocket.take_output() == b""
+
+
+def test_while_output_waits_one_pong_is_owed_and_comes_after_it() -> None:
+    websocket = server()
+    websocket.send_text(b"abc")
+    for number in range(1000):
+        websocket.receive(pings(b"%03d" % number, masked=True))
+        websocket.next_message()
+
+    assert websocket.output_bytes == 10
+    assert websocket.next_output(100) == b"\x81\x03abc"
+    websocket.output_written(5)
+    assert websocket.next_output(100) == b"\x8a\x03999"
+    websocket.output_written(5)
+    assert websocket.output_bytes == 0
+
+
+def test_a_pong_that_is_owed_goes_before_a_close_and_is_not_owed_twice() -> None:
+    websocket = server()
+    parts = [Frame(Opcode.PING, b"x"), Frame(Opcode.CLOSE, b"\x03\xe8")]
+
+    websocket.receive(write_frames(parts, masked=True))
+    websocket.next_message()
+
+    assert websocket.take_output() == b"\x8a\x01x\x88\x02\x03\xe8"
+
+
+def test_output_is_given_piece_by_piece_until_it_is_written() -> None:
+    websocket = server()
+    websocket.send_text(b"abcdef")
+
+    assert websocket.next_output(4) == websocket.next_output(4) == b"\x81\x06ab"
+    websocket.output_written(3)
+    websocket.send_text(b"g")
+    assert websocket.next_output(100) == b"bcdef\x81\x01g"
+    with pytest.raises(ValueError, match="more was written"):
+        websocket.output_written(9)
+    websocket.output_written(8)
+    assert websocket.next_output(100) == b""
+
+
+def test_what_cannot_be_written_can_be_dropped() -> None:
+    websocket = server()
+    websocket.send_text(b"abc")
+    websocket.receive(pings(b"x", masked=True))
+    websocket.next_message()
+
+    websocket.drop_output()
+
+    assert websocket.output_bytes == 0
+    assert websocket.take_output() == b""
+
+
+def test_whoever_is_refused_is_told_and_no_longer_heard() -> None:
+    websocket = server()
+    websocket.receive(write_frames([Frame(Opcode.TEXT, b"unread")], masked=True))
+
+    websocket.refuse(1008, "too much")
+    websocket.refuse(1011, "again")
+    websocket.receive(write_frames([Frame(Opcode.TEXT, b"more")], masked=True))
+
+    assert websocket.next_message() is None
+    assert websocket.ended
+    assert (websocket.failure, websocket.close_code_sent) == ("too much", 1008)
+    assert websocket.take_output() == b"\x88\x0a\x03\xf0too much"
+
+
+def test_every_frame_is_counted_whatever_it_is() -> None:
+    websocket = server()
+    parts = [
+        Frame(Opcode.PING, b""),
+        Frame(Opcode.PONG, b""),
+        Frame(Opcode.TEXT, b"", fin=False),
+        Frame(Opcode.CONT, b"", fin=False),
+        Frame(Opcode.CONT, b""),
+    ]
+    data = write_frames(parts, masked=True)
+
+    websocket.receive(data + data[:-1])
+    while websocket.next_message() is not None:
+        pass
+
+    assert websocket.frames == 9
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 200_001])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from server.carrier import (
     CallerAudio,
@@ -19,7 +20,14 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
 )
-from server.carrier.twilio import MAX_MALFORMED, MAX_MESSAGE_CHARS, StreamState, TwilioProtocol
+from server.carrier.twilio import (
+    MAX_BEFORE_START,
+    MAX_CHARS_BEFORE_START,
+    MAX_MALFORMED,
+    MAX_MESSAGE_CHARS,
+    StreamState,
+    TwilioProtocol,
+)
 from server.errors import CarrierProtocolError, StreamEnded
 
 STREAM = "MZ0123456789abcdef0123456789abcdef"
@@ -223,6 +231,50 @@ def test_a_malformed_message_is_ignored_and_counted(text):
     assert protocol.receive_text(text, 0.0) is None
     assert protocol.counts.malformed == 1
     assert protocol.receive_text(media(), 1.0) == CallerAudio(FRAME, 0, 1.0)
+
+
+BEFORE_START = {
+    "connected": CONNECTED,
+    "empty": "",
+    "media": media(1),
+    "stop": STOP,
+    "binary": b"\0",
+    "unknown kind": '{"event":"never-heard-of"}',
+    "no JSON": "{",
+}
+
+
+@pytest.mark.parametrize("text", BEFORE_START.values(), ids=BEFORE_START)
+def test_not_much_may_come_before_a_start_whatever_it_is(text):
+    protocol = TwilioProtocol()
+    with capture_logs() as lines:
+        for _ in range(MAX_BEFORE_START):
+            assert protocol.receive_text(text, 0.0) is None
+
+        with pytest.raises(CarrierProtocolError, match="before a start"):
+            protocol.receive_text(text, 0.0)
+
+    assert lines == []  # it may be anybody
+
+
+@pytest.mark.parametrize("text", ['{"event":"x"}', "{"])
+def test_few_long_messages_before_a_start_are_too_much_as_well(text):
+    protocol = TwilioProtocol()
+    protocol.receive_text(text.ljust(MAX_CHARS_BEFORE_START), 0.0)
+
+    with pytest.raises(CarrierProtocolError, match="before a start"):
+        protocol.receive_text(text, 0.0)
+
+
+def test_a_call_whose_messages_are_odd_says_so_and_goes_on():
+    protocol = streaming()
+    with capture_logs() as lines:
+        for _ in range(2 * MAX_BEFORE_START):
+            protocol.receive_text('{"event":"never-heard-of"}', 0.0)
+            protocol.receive_text("x" * (MAX_MESSAGE_CHARS + 1), 0.0)
+
+    assert protocol.receive_text(media(1), 0.0) is not None
+    assert len(lines) == 2
 
 
 def test_a_stream_of_malformed_messages_is_given_up():

@@ -32,6 +32,13 @@ LOOPS = 8
 AFTER_S = 40.0
 """How long a socket is watched after the attack, until the server has closed it."""
 WAIT_S = 30.0
+PINGERS = 80
+BURST_BYTES = 2**16
+"""Sent at once, where an attack is a flood."""
+FLOOD_BYTES_PER_S = 45e6 / 8
+"""Of one flood, over all its sockets."""
+STUCK_S = 5.0
+"""A flood that the server has not read for so long is over."""
 MIB = b"x" * 2**20
 UPGRADE = (
     b"GET /stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -452,6 +459,26 @@ MALFORMED = [
 ]
 
 
+def _burst(*messages: bytes) -> bytes:
+    """So many of these frames in turn as one read takes."""
+    together = b"".join(messages)
+    return together * (BURST_BYTES // len(together))
+
+
+PINGS = _burst(frame(b"x" * 125, opcode=9))
+IGNORED = [
+    _burst(frame(CONNECTED)),
+    _burst(frame(b'{"event":"media","streamSid":"MZ0","media":{"payload":"","timestamp":"0"}}')),
+    _burst(frame(b'{"event":"never-heard-of"}')),
+    _burst(frame(b"")),
+    _burst(frame(b"x", opcode=2)),
+    _burst(frame(b"", first=0x01), frame(b"", first=0x00), frame(b"", first=0x80)),
+    _burst(frame(b"x", first=0x01), *[frame(b"x", first=0x00)] * 1000, frame(b"x", first=0x80)),
+    _burst(frame(b"", opcode=10)),
+]
+"""Messages, fragments and pongs that say nothing."""
+
+
 async def malformed(attacker: Attacker) -> None:
     """Frames that break RFC 6455, and messages that are no Media Streams."""
     pace = Pace(20)
@@ -526,6 +553,70 @@ async def short_calls(attacker: Attacker) -> None:
         group.create_task(client())
 
 
+async def pings(attacker: Attacker) -> None:
+    """Media sockets that ask for pongs all the time, and read none of them."""
+    opening, asking = Pace(50, at_once=PINGERS), Pace(FLOOD_BYTES_PER_S / len(PINGS))
+
+    async def ping(connection: Connection) -> str:
+        if (status := await connection.upgrade()) != "101":
+            return status
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        return await _flood(attacker, connection, PINGS, asking)
+
+    async def again() -> None:
+        while attacker.goes_on:
+            await opening.turn()
+            await attacker.once(ping, unread_bytes=2048)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(PINGERS):
+            group.create_task(again())
+
+
+async def ignored(attacker: Attacker) -> None:
+    """Media sockets that say what is ignored before a start, and never start."""
+    opening = Pace(50, at_once=LOOPS)
+    said, saying = itertools.cycle(IGNORED), Pace(FLOOD_BYTES_PER_S / len(IGNORED[0]))
+
+    async def talk(connection: Connection) -> str:
+        if (status := await connection.upgrade()) != "101":
+            return status
+        told = asyncio.ensure_future(connection.farewell())
+        try:
+            return await _flood(attacker, connection, next(said), saying, told)
+        finally:
+            told.cancel()
+            await asyncio.wait([told])
+            if not told.cancelled():
+                told.exception()
+
+    await attacker.many(LOOPS, talk, opening)
+
+
+async def _flood(
+    attacker: Attacker,
+    connection: Connection,
+    burst: bytes,
+    pace: Pace,
+    farewell: asyncio.Future[str] | None = None,
+) -> str:
+    """Send the same again and again; the server's close code if it has said goodbye."""
+    while attacker.goes_on:
+        await pace.turn()
+        if farewell is not None and farewell.done():
+            return farewell.result()
+        try:
+            async with asyncio.timeout(STUCK_S):
+                await connection.send(burst)
+        except TimeoutError:
+            return "held back"
+        except ConnectionError:
+            if farewell is None:
+                raise
+            return await farewell
+    return "left"
+
+
 ATTACKS: dict[str, Callable[[Attacker], Awaitable[None]]] = {
     "never-start": never_start,
     "slow-heads": slow_heads,
@@ -539,6 +630,8 @@ ATTACKS: dict[str, Callable[[Attacker], Awaitable[None]]] = {
     "wrong-keys": wrong_keys,
     "deaf-phones": deaf_phones,
     "short-calls": short_calls,
+    "pings": pings,
+    "ignored": ignored,
 }
 
 

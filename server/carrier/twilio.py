@@ -89,6 +89,11 @@ MAX_MESSAGE_CHARS = 64 * 1024
 MAX_MALFORMED = 50
 """So many unreadable messages on one stream, a second's worth, and it is not Twilio's stream."""
 
+MAX_BEFORE_START = 16
+"""Messages until ``start`` has come, itself included. Twilio sends ``connected``, and then it."""
+MAX_CHARS_BEFORE_START = 16 * 1024
+"""What they may have together. Twilio's are about 1,500; a parameter has less than 500."""
+
 _MAX_UNKNOWN_KINDS_LOGGED = 10
 _MAX_CLOSE_REASON_BYTES = 123  # RFC 6455, 5.5: a control frame carries 125, two are the code.
 
@@ -247,6 +252,8 @@ class TwilioProtocol:
         self.stream_sid = ""
         self.counts = StreamCounts()
         self._unknown_kinds: set[str] = set()
+        self._malformed_told = False
+        self._messages_before_start = self._chars_before_start = 0
         self._last_chunk = 0
         self._next_timestamp_ms: int | None = None
         self._media_head = ""
@@ -265,8 +272,11 @@ class TwilioProtocol:
 
         Raises:
             CarrierProtocolError: The stream is of no use: its audio is not mu-law at 8 kHz, its
-                ``start`` cannot be read, or it has carried ``MAX_MALFORMED`` unreadable messages.
+                ``start`` cannot be read, too much comes before it, or it has carried
+                ``MAX_MALFORMED`` unreadable messages.
         """
+        if self.state is StreamState.CONNECTING:
+            self._count_before_start(len(text))
         if isinstance(text, bytes):
             self.counts.binary += 1
             return None
@@ -346,6 +356,20 @@ class TwilioProtocol:
         counts.timestamp_jumps += jumps
         self._last_chunk, self._next_timestamp_ms = position
 
+    def _count_before_start(self, chars: int) -> None:
+        self._messages_before_start += 1
+        self._chars_before_start += chars
+        if (
+            self._messages_before_start > MAX_BEFORE_START
+            or self._chars_before_start > MAX_CHARS_BEFORE_START
+        ):
+            raise CarrierProtocolError("too much came before a start message")
+
+    @property
+    def _may_log(self) -> bool:
+        """Whether this is a call's stream: before its ``start`` it may be anybody's."""
+        return self.state is not StreamState.CONNECTING
+
     def _start(self, message: _Start) -> None:
         media_format = message.start.media_format
         got = (media_format.encoding[:40], media_format.sample_rate, media_format.channels)
@@ -392,13 +416,15 @@ class TwilioProtocol:
             self._ignore_malformed(f"unreadable {kind} message: {error}")
             return
         self.counts.unknown += 1
-        if kind not in self._unknown_kinds and len(self._unknown_kinds) < _MAX_UNKNOWN_KINDS_LOGGED:
-            self._unknown_kinds.add(kind)
+        known = self._unknown_kinds
+        if self._may_log and kind not in known and len(known) < _MAX_UNKNOWN_KINDS_LOGGED:
+            known.add(kind)
             logger.info("carrier message of an unknown kind ignored", kind=kind[:40])
 
     def _ignore_malformed(self, cause: str) -> None:
         self.counts.malformed += 1
-        if self.counts.malformed == 1:
+        if self._may_log and not self._malformed_told:
+            self._malformed_told = True
             logger.warning("malformed carrier message ignored", cause=cause)
         if self.counts.malformed >= MAX_MALFORMED:
             raise CarrierProtocolError(
