@@ -20,7 +20,7 @@ from quart_schema import APIKeySecurityScheme, HttpSecurityScheme, Info, QuartSc
 from quart_trio import QuartTrio
 
 from codec.path import WebSocket
-from server import detach, garbage, plane
+from server import garbage, plane
 from server.admission import Admission, Limits
 from server.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
 from server.call_options import CallOptions
@@ -130,8 +130,6 @@ class OffhookApp(QuartTrio):
             connect_timeout_s=settings.mcp_connect_timeout_s,
         )
         self.plane = Plane() if settings.media_path == "fast" and plane.AVAILABLE else None
-        if self.plane is not None:
-            detach.install()
         # Of any size: what comes is taken at once, and each was claimed by a call of its own.
         self._claimed_in, self._claimed_out = trio.open_memory_channel[_ClaimedWire](math.inf)
         self._made_key: str | None = None

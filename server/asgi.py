@@ -7,7 +7,7 @@ import sys
 from server import logs
 from server.app import create_app
 from server.errors import ConfigurationError
-from server.hypercorn_hook import drain_before_stopping, tell_worker_count
+from server.hypercorn_hook import install
 from server.settings import Settings
 from server.sockets import raise_file_limit
 
@@ -27,5 +27,4 @@ def _join(count: int) -> None:
         sys.exit(f"offhook: {error}")
 
 
-tell_worker_count(_join)
-asked_to_stop = drain_before_stopping(app.drain)
+install(app.drain, tell_worker_count=_join)

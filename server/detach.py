@@ -6,10 +6,9 @@ section 4.1), so at that moment no byte of a frame can be in any buffer of hyper
 raced and nothing has to be moved over. When it is known whose socket it is, hypercorn is told that
 the connection is over, and the request ends: what it holds is not kept for the length of a call.
 
-hypercorn offers no public way to do this. :func:`install` puts a subclass of its ``TCPServer`` into
-its trio worker; pyproject.toml pins hypercorn to 0.18, and tests/test_detach.py fails loudly when
-another version goes another way. Where it cannot work (TLS ended by hypercorn, HTTP/2, another
-server, the test client) :func:`detachable` is None and the ordinary path serves the call.
+hypercorn offers no public way to do this: :class:`DetachableServer` is the class of connections
+that ``hypercorn_hook.py`` serves. Where it cannot work (TLS ended by hypercorn, another server, the
+test client) :func:`detachable` is None and the ordinary path serves the call.
 """
 
 from __future__ import annotations
@@ -20,11 +19,9 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import hypercorn.trio.run
 import trio
-from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
-from hypercorn.trio.tcp_server import TCPServer
 
+from server.connections import Connection, Doors
 from server.sockets import limit_unread
 
 _STATE_KEY = "offhook.connection"
@@ -92,32 +89,28 @@ def _shared_turns() -> trio.Lock:
         return turns
 
 
-class DetachableServer(TCPServer):
+class DetachableServer(Connection):
     """One connection of hypercorn's whose socket can be taken over."""
 
-    def __init__(self, app: Any, config: Any, context: Any, state: Any, stream: Any) -> None:
+    def __init__(
+        self, doors: Doors, app: Any, config: Any, context: Any, state: Any, stream: Any
+    ) -> None:
         if isinstance(stream, trio.SocketStream):
             limit_unread(stream.socket)
             stream = _LendableStream(stream, _shared_turns())
         # Each request's scope gets a copy of this; hypercorn itself shares one among connections.
-        super().__init__(app, config, context, {**state, _STATE_KEY: self}, stream)
+        super().__init__(doors, app, config, context, {**state, _STATE_KEY: self}, stream)
         self._knows_the_end = trio.Event()
 
-    async def _read_data(self) -> None:
-        try:
-            await super()._read_data()
-        finally:
-            self._knows_the_end.set()
+    def requests_are_over(self) -> None:
+        """Nothing more is read, and the app knows it."""
+        self._knows_the_end.set()
 
     @property
     def can_detach(self) -> bool:
-        """Whether this is a plain HTTP/1.1 connection that asks for a WebSocket."""
-        return (
-            isinstance(self.stream, _LendableStream)
-            and not self.stream.is_lent
-            and isinstance(self.protocol.protocol, H11Protocol)
-            and isinstance(self.protocol.protocol.connection, H11WSConnection)
-        )
+        """Whether this is a connection without TLS that asks for a WebSocket."""
+        is_free = isinstance(self.stream, _LendableStream) and not self.stream.is_lent
+        return is_free and self.asks_for_websocket
 
     def give_away(self) -> None:
         """Inside :meth:`detach`: another process has the socket now, and we leave it alone."""
@@ -149,9 +142,3 @@ def detachable(scope: Mapping[str, Any]) -> DetachableServer | None:
     if isinstance(connection, DetachableServer) and connection.can_detach:
         return connection
     return None
-
-
-def install() -> None:
-    """Have hypercorn's trio worker serve detachable connections; doing it again does nothing."""
-    worker: Any = hypercorn.trio.run
-    worker.TCPServer = DetachableServer

@@ -1,96 +1,225 @@
-"""A hook into hypercorn: a worker drains before it stops listening, and knows how many there are.
+"""hypercorn's trio worker as this server needs it, under its own command and in our program.
 
-Under the ``hypercorn`` command the app runs in a spawned worker process. When that is to stop, the
-master sets an event, and the worker closes its listeners at once and its connections after a grace
-period, and tells nobody: calls would be cut without a goodbye, and the carrier's callbacks refused
-meanwhile. A worker that gets a SIGTERM of its own (systemd sends one to every process of a
-service, and the master one to each worker still running when the first has ended) just dies.
+:func:`serve_worker` is what ``hypercorn.trio.run.worker_serve`` does, with four differences. The
+calls are drained before the listeners are closed: hypercorn closes connections after a grace period
+and tells nobody, so calls would be cut without a goodbye and the carrier's callbacks refused
+meanwhile. Connections are islands that speak HTTP/1.1 (``connections.py``). A listener outlives a
+shortage of descriptors. And an app whose inside has failed ends the process, with a status that a
+supervisor restarts, where hypercorn would go on serving what nobody answers.
 
-Every way in which hypercorn's trio worker stops goes through ``raise_shutdown``, which waits for a
-trigger and then raises what ends the listeners. :func:`drain_before_stopping` puts a wait for the
-drain between the two. That is no public interface: pyproject.toml pins hypercorn to 0.18, and
+That is no public interface: pyproject.toml pins hypercorn to 0.18, and
 tests/test_hypercorn_hook.py fails when another version goes another way.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from random import randint
 from typing import Any
 
 import hypercorn.trio.run
 import trio
+from hypercorn.config import Config, Sockets
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
+from hypercorn.utils import repr_socket_addr
 
-_worker: Any = hypercorn.trio.run  # to mypy, what it imports is not its to give away
+from server.connections import Doors, Listener
+from server.detach import DetachableServer
+
+FAILED_STATUS = 70
+"""The exit status of a process whose inside has failed: EX_SOFTWARE of sysexits.h."""
+BACKLOG = 512
+"""Connections that may wait to be accepted: a second of a burst."""
 
 
-def tell_worker_count(tell: Callable[[int], None]) -> None:
-    """Have this process's hypercorn worker say how many there are, before it starts the app.
+async def _at_once() -> None:
+    pass
 
-    Called while the application module is imported. The number is in the configuration, of which
-    an app is told nothing.
+
+async def serve_worker(
+    app: AppWrapper,
+    config: Config,
+    *,
+    sockets: Sockets | None = None,
+    shutdown_trigger: Callable[..., Awaitable[None]] | None = None,
+    drain: Callable[[], Awaitable[None]] = _at_once,
+    failed: trio.Event | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve an app until it is to stop, and then until its calls are drained.
+
+    Args:
+        app: hypercorn's wrapper of it.
+        config: hypercorn's; of its protocols HTTP/1.1 is spoken.
+        sockets: Where to listen; None opens what the configuration says.
+        shutdown_trigger: Returns when the worker is to stop; None: it never is.
+        drain: Ends the calls; awaited once, before the listeners are closed.
+        failed: Set when the app can serve nobody any more: nothing is waited for then.
+        task_status: Told the addresses.
     """
-    worker_serve = _worker.worker_serve
+    config.alpn_protocols = ["http/1.1"]
+    state: LifespanState = {}
+    lifespan = Lifespan(app, config, state)
+    most = config.max_requests and config.max_requests + randint(0, config.max_requests_jitter)
+    context = WorkerContext(most)
+    failed = trio.Event() if failed is None else failed
+    doors = Doors()
+    doors.keep_spare()
+    try:
+        async with trio.open_nursery() as lifespan_nursery:
+            await lifespan_nursery.start(lifespan.handle_lifespan)
+            await lifespan.wait_for_startup()
+            async with trio.open_nursery() as connections:
 
-    async def worker_serve_telling(app: Any, config: Any, **options: Any) -> None:
-        tell(config.workers)
-        await worker_serve(app, config, **options)
+                async def serve_one(stream: Any) -> None:
+                    plain = (
+                        stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+                    )
+                    if doors.admit(plain.socket.fileno()):
+                        each = ConnectionState(state.copy())
+                        await DetachableServer(doors, app, config, context, each, stream).run()
 
-    _worker.worker_serve = worker_serve_telling
+                listeners, addresses = _listen(config, sockets or config.create_sockets(), doors)
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(
+                        partial(
+                            trio.serve_listeners, serve_one, listeners, handler_nursery=connections
+                        )
+                    )
+                    task_status.started(addresses)
+                    reasons = [context.terminate.wait, failed.wait]
+                    await _first_of(*reasons, *([shutdown_trigger] if shutdown_trigger else []))
+                    if not failed.is_set():
+                        await _first_of(drain, failed.wait)
+                    accepting.cancel_scope.cancel("the server stops")
+                await context.terminated.set()
+                doors.dismiss()
+                grace_s = 0.0 if failed.is_set() else config.graceful_timeout
+                connections.cancel_scope.deadline = trio.current_time() + grace_s
+            if not failed.is_set():
+                await lifespan.wait_for_shutdown()
+            lifespan_nursery.cancel_scope.cancel("the server has stopped")
+    finally:
+        doors.close()
 
 
-def drain_before_stopping(drain: Callable[[], Awaitable[None]]) -> trio.Event:
-    """Have this process's hypercorn worker wait for ``drain`` before it closes its listeners.
+def _listen(
+    config: Config, sockets: Sockets, doors: Doors
+) -> tuple[list[trio.SSLListener[Any] | Listener], list[str]]:
+    context = config.create_ssl_context()
+    listeners: list[trio.SSLListener[Any] | Listener] = []
+    addresses = []
+    for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
+        sock.listen(max(config.backlog, BACKLOG))
+        listener: trio.SSLListener[Any] | Listener = Listener(sock, doors)
+        scheme = "http"
+        if sock in sockets.secure_sockets:
+            assert context is not None
+            scheme = "https"
+            listener = trio.SSLListener(listener, context, https_compatible=True)
+        listeners.append(listener)
+        addresses.append(f"{scheme}://{repr_socket_addr(sock.family, sock.getsockname())}")
+    return listeners, addresses
+
+
+async def _first_of(*waits: Callable[[], Awaitable[Any]]) -> None:
+    """Wait until one of these returns, and leave the others."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(until: Callable[[], Awaitable[Any]]) -> None:
+            await until()
+            nursery.cancel_scope.cancel("another has come first")
+
+        for each in waits:
+            nursery.start_soon(wait, each)
+
+
+# ------------------------------------------------------------------------------------------
+# Under the hypercorn command
+
+
+def install(
+    drain: Callable[[], Awaitable[None]],
+    *,
+    tell_worker_count: Callable[[int], None],
+    failed: trio.Event | None = None,
+) -> trio.Event:
+    """Have this process's hypercorn worker serve by :func:`serve_worker`.
 
     Called while the application module is imported, which is before the worker serves. SIGTERM
-    becomes a request to stop, and further ones are ignored: the drain has a deadline of its own.
+    becomes a request to stop, and further ones are ignored (systemd sends one to every process of
+    a service, and the master one to each worker still running when the first has ended): the
+    drain has a deadline of its own. A second Ctrl+C ends the process at once.
 
     Args:
         drain: Ends the calls; awaited once, in the worker's event loop.
+        tell_worker_count: Told how many workers there are, before the app is started. The number
+            is in the configuration, of which an app is told nothing.
+        failed: Set when the app can serve nobody any more.
 
     Returns:
         An event that is set when the worker has been asked to stop.
     """
     asked = trio.Event()
-    drain_began = trio.Event()
-    drained = trio.Event()
-    raise_shutdown = _worker.raise_shutdown
 
-    async def raise_shutdown_when_drained(trigger: Callable[..., Awaitable[None]]) -> None:
-        # hypercorn runs this twice side by side: for the master's word and for max_requests.
+    async def worker_serve(
+        app: AppWrapper,
+        config: Config,
+        *,
+        shutdown_trigger: Callable[..., Awaitable[None]] | None = None,
+        **options: Any,
+    ) -> None:
+        tell_worker_count(config.workers)
+
+        async def wait_asked() -> None:
+            # The task that receives signals stays until the end, for they come more than once.
+            if shutdown_trigger is None:
+                await asked.wait()
+            else:
+                await _first_of(shutdown_trigger, asked.wait)
+            asked.set()
+
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_wait_triggered, trigger, asked)
-            nursery.start_soon(_wait_signalled, asked)
-            await asked.wait()
-            nursery.cancel_scope.cancel("the worker was asked to stop")
-        if not drain_began.is_set():
-            drain_began.set()
-            await drain()
-            drained.set()
-        await drained.wait()
-        await raise_shutdown(trio.lowlevel.checkpoint)
+            if threading.current_thread() is threading.main_thread():
+                nursery.start_soon(_receive_signals, asked)
+            await serve_worker(
+                app, config, shutdown_trigger=wait_asked, drain=drain, failed=failed, **options
+            )
+            nursery.cancel_scope.cancel("the worker has stopped")
+        if failed is not None and failed.is_set():
+            sys.exit(FAILED_STATUS)
 
-    _worker.raise_shutdown = raise_shutdown_when_drained
+    worker: Any = hypercorn.trio.run  # to mypy, what it imports is not its to give away
+    worker.worker_serve = worker_serve
     return asked
 
 
-async def _wait_triggered(trigger: Callable[..., Awaitable[None]], asked: trio.Event) -> None:
-    await trigger()
-    asked.set()
+async def _receive_signals(asked: trio.Event) -> None:
+    # What arrives while the receiver is put away is delivered again to what stood here before.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    await stop_on_signals(asked, {signal.SIGTERM: False, signal.SIGINT: True})
 
 
-async def _wait_signalled(asked: trio.Event) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        return  # only the main thread may receive signals
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        return  # whoever set this knows better, and the second of our two waiters must not
-    signals = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signals.append(signal.SIGINT)  # a worker ignores Ctrl+C unless it is the only process
-    try:
-        with trio.open_signal_receiver(*signals) as received:
-            async for _ in received:
-                asked.set()
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+async def stop_on_signals(stop: trio.Event, signals: Mapping[signal.Signals, bool]) -> None:
+    """Set the event at the first of these signals, and see to those that follow, until cancelled.
+
+    Args:
+        stop: Set.
+        signals: Which, and whether a second one of the kind ends the process at once.
+    """
+    seen = set()
+    with trio.open_signal_receiver(*signals) as received:
+        async for number in received:
+            if number in seen and signals[signal.Signals(number)]:
+                sys.stderr.flush()
+                os._exit(128 + number)  # as a process that dies of it
+            seen.add(number)
+            stop.set()

@@ -11,11 +11,12 @@ import signal
 import socket
 import sys
 
-import hypercorn.trio
 import trio
 from hypercorn.config import Config
+from hypercorn.utils import wrap_app
 
 from server.app import OffhookApp
+from server.hypercorn_hook import BACKLOG, serve_worker, stop_on_signals
 from server.sockets import limit_unread
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -38,7 +39,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         limit_unread(listener)
         listener.bind((host, port))
-        listener.listen(512)
+        listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise
@@ -64,25 +65,24 @@ async def serve(
     config.errorlog = logging.getLogger("hypercorn.error")
     config.loglevel = "WARNING"  # where it listens is said by our own log
 
-    async def drained() -> None:
-        await stop.wait()
-        await app.drain()
-
     async with trio.open_nursery() as nursery:
-        await nursery.start(_serve_hypercorn, app, config, drained)
+        await nursery.start(_serve_hypercorn, app, config, stop)
         task_status.started()
 
 
-async def _serve_hypercorn(app, config, drained, task_status) -> None:  # type: ignore[no-untyped-def]
-    await hypercorn.trio.serve(app, config, shutdown_trigger=drained, task_status=task_status)
+async def _serve_hypercorn(app, config, stop, task_status) -> None:  # type: ignore[no-untyped-def]
+    await serve_worker(
+        wrap_app(app, config.wsgi_max_body_size, "asgi"),
+        config,
+        shutdown_trigger=stop.wait,
+        drain=app.drain,
+        task_status=task_status,
+    )
 
 
 async def stop_on_signal(stop: trio.Event) -> None:
-    """Set the event at the first SIGTERM or Ctrl+C; a second one ends the process as usual."""
+    """Set the event at the first SIGTERM or Ctrl+C; a second one ends the process at once."""
     wanted = [signal.SIGTERM, signal.SIGINT]
     if sys.platform == "win32":
         wanted.append(signal.SIGBREAK)  # the only one that a parent can send there
-    with trio.open_signal_receiver(*wanted) as signals:
-        async for _ in signals:
-            stop.set()
-            return
+    await stop_on_signals(stop, dict.fromkeys(wanted, True))

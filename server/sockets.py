@@ -26,6 +26,14 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def file_limit() -> int | None:
+    """How many files and sockets this process may have open; None where the system does not say."""
+    if sys.platform == "win32":
+        return None
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if most == resource.RLIM_INFINITY else most
+
+
 def limit_unread(connection: socket.socket | trio.socket.SocketType) -> None:
     """Let the system end connections whose peer has stopped reading; where it can, which is Linux.
 

@@ -36,13 +36,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
-import hypercorn.trio
 import structlog
 import trio
 from hypercorn.config import Config
+from hypercorn.utils import wrap_app
 
 from server.board import BEAT_S, MAX_WORKERS, Board, Load
 from server.errors import ConfigurationError, ServerError
+from server.hypercorn_hook import serve_worker
 
 try:
     import fcntl
@@ -511,8 +512,8 @@ def _listen(path: Path) -> socket.socket:
 async def _serve_http(  # type: ignore[no-untyped-def]
     app: Framework, config: Config, task_status
 ) -> None:
-    await hypercorn.trio.serve(
-        app, config, mode="asgi", shutdown_trigger=trio.sleep_forever, task_status=task_status
+    await serve_worker(
+        wrap_app(app, config.wsgi_max_body_size, "asgi"), config, task_status=task_status
     )
 
 

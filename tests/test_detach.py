@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import socket
 
-import hypercorn.trio.run
-import hypercorn.trio.tcp_server
 import pytest
 import trio
-from hypercorn.protocol.h11 import H11WSConnection
 
 from server import plane
-from server.detach import DetachableServer, _LendableStream, detachable, install
+from server.detach import _LendableStream, detachable
 from tests.test_serve import (
     closing_of,
     media_message,
@@ -25,17 +21,6 @@ from tests.test_serve import (
 )
 
 pytestmark = pytest.mark.skipif(not plane.AVAILABLE, reason="needs epoll")
-
-
-def test_hypercorn_is_what_the_hook_was_written_for():
-    assert importlib.metadata.version("hypercorn").startswith("0.18.")
-    assert "TCPServer" in vars(hypercorn.trio.run)
-    for name in ("__init__", "run", "_read_data", "_close", "protocol_send"):
-        assert name in vars(hypercorn.trio.tcp_server.TCPServer), name
-    assert callable(H11WSConnection)
-
-    install()
-    assert vars(hypercorn.trio.run)["TCPServer"] is DetachableServer
 
 
 def test_another_server_has_nothing_to_detach():
@@ -65,12 +50,12 @@ async def test_a_call_has_its_sockets_on_the_plane_and_leaves_none_behind(media_
 
 
 def requests_being_served() -> int:
-    """How many tasks of hypercorn's wait for the app's answer to a request."""
+    """How many connections' tasks wait for the app's answer to a request."""
     tasks, count = [trio.lowlevel.current_root_task()], 0
     while tasks:
         task = tasks.pop()
         assert task is not None
-        count += task.name.startswith("hypercorn.trio.task_group._handle")
+        count += task.name.startswith("server.connections._Requests._ask")
         for nursery in task.child_nurseries:
             tasks += nursery.child_tasks
     return count

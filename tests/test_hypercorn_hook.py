@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import signal
+from contextlib import suppress
 
 import hypercorn.trio.run
 import pytest
@@ -13,17 +14,18 @@ import trio.testing
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 
-from server.hypercorn_hook import drain_before_stopping, tell_worker_count
+from server.hypercorn_hook import FAILED_STATUS, install, serve_worker
 from server.serving import listen
 
 
 @pytest.fixture
-def worker(monkeypatch):
+def install_hook(monkeypatch):
     # Whatever the hook replaces is put back after the test.
-    monkeypatch.setattr(hypercorn.trio.run, "raise_shutdown", hypercorn.trio.run.raise_shutdown)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    yield hypercorn.trio.run.worker_serve
-    signal.signal(signal.SIGTERM, on_sigterm)
+    monkeypatch.setattr(hypercorn.trio.run, "worker_serve", hypercorn.trio.run.worker_serve)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield install
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 async def _app(scope, receive, send) -> None:
@@ -33,71 +35,122 @@ async def _app(scope, receive, send) -> None:
         await send({"type": f"lifespan.{stage}.complete"})
 
 
+def _config(**settings: object) -> Config:
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    config.errorlog = None
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
+
+
 def test_this_is_the_hypercorn_that_the_hook_was_written_for():
     assert importlib.metadata.version("hypercorn").startswith("0.18.")
-    source = inspect.getsource(hypercorn.trio.run.worker_serve)
-    assert source.count("start_soon(raise_shutdown, ") == 2
-    assert "context.terminate.wait" in source
     # A worker looks up what serves only when it has imported the app, and with it the hook.
     source = inspect.getsource(hypercorn.trio.run.trio_worker)
     assert source.index("load_application(") < source.index("worker_serve, app, config")
+    # What is done there beside what serve_worker does would be lost.
+    source = inspect.getsource(hypercorn.trio.run.worker_serve)
+    assert [line.strip() for line in source.splitlines() if "lifespan." in line] == [
+        "await lifespan_nursery.start(lifespan.handle_lifespan)",
+        "await lifespan.wait_for_startup()",
+        "await lifespan.wait_for_shutdown()",
+    ]
 
 
-async def test_a_worker_says_how_many_there_are_before_it_starts_the_app(monkeypatch):
-    monkeypatch.setattr(hypercorn.trio.run, "worker_serve", hypercorn.trio.run.worker_serve)
+async def test_a_worker_says_how_many_there_are_before_it_starts_the_app(install_hook):
     happened: list[object] = []
-    tell_worker_count(happened.append)
-    config = Config()
-    config.bind = ["127.0.0.1:0"]
-    config.workers = 3
-    config.errorlog = None
+    told = trio.Event()
+    told.set()
+
+    async def nothing_to_drain() -> None:
+        pass
 
     async def app(scope, receive, send) -> None:
         happened.append(scope["type"])
         await _app(scope, receive, send)
 
-    async def at_once() -> None:
-        pass
-
+    install_hook(nothing_to_drain, tell_worker_count=happened.append)
     with trio.fail_after(5):
-        await hypercorn.trio.run.worker_serve(ASGIWrapper(app), config, shutdown_trigger=at_once)
+        await hypercorn.trio.run.worker_serve(
+            ASGIWrapper(app), _config(workers=3), shutdown_trigger=told.wait
+        )
 
     assert happened == [3, "lifespan"]
 
 
-@pytest.mark.parametrize("told_by", ["the master", "max_requests"])
-async def test_a_worker_listens_until_its_calls_are_drained(nursery, worker, monkeypatch, told_by):
-    drained = trio.Event()
-    asked = drain_before_stopping(drained.wait)
-    told = trio.Event()
-    if told_by == "max_requests":
-        context = hypercorn.trio.run.WorkerContext(1)
-        monkeypatch.setattr(hypercorn.trio.run, "WorkerContext", lambda _: context)
-        told = context.terminate
+@pytest.mark.parametrize("told_by", ["the master", "max_requests", "a signal"])
+async def test_a_worker_listens_until_its_calls_are_drained(nursery, install_hook, told_by):
+    drained, told, over = trio.Event(), trio.Event(), trio.Event()
+    draining = trio.Event()
+
+    async def drain() -> None:
+        draining.set()
+        await drained.wait()
+
+    install_hook(drain, tell_worker_count=lambda count: None)
     listener = listen("127.0.0.1", 0)
     address = listener.getsockname()
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.errorlog = None
-    over = trio.Event()
+    config = _config(bind=[f"fd://{listener.detach()}"], max_requests=0)
 
     async def serve(task_status) -> None:
-        trigger = told.wait if told_by == "the master" else trio.sleep_forever
-        await worker(ASGIWrapper(_app), config, shutdown_trigger=trigger, task_status=task_status)
+        await hypercorn.trio.run.worker_serve(
+            ASGIWrapper(_app), config, shutdown_trigger=told.wait, task_status=task_status
+        )
         over.set()
 
     await nursery.start(serve)
-    assert not asked.is_set()
-    result = told.set()
-    if result is not None:
-        await result
     with trio.fail_after(5):
-        await asked.wait()
+        match told_by:
+            case "the master":
+                told.set()
+            case "a signal":
+                signal.raise_signal(signal.SIGTERM)
+            case _:
+                async with await trio.open_tcp_stream(*address) as client:
+                    await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    with suppress(trio.BrokenResourceError):
+                        await client.receive_some()
+        await draining.wait()
         await trio.testing.wait_all_tasks_blocked()
         async with await trio.open_tcp_stream(*address):  # it still listens
             pass
+        signal.raise_signal(signal.SIGTERM)  # another says nothing new
         assert not over.is_set()
         drained.set()
         await over.wait()
         with pytest.raises(OSError, match="all attempts to connect"):
             await trio.open_tcp_stream(*address)
+
+
+async def test_a_worker_whose_app_has_failed_ends_with_a_status_that_is_restarted(install_hook):
+    failed = trio.Event()
+    failed.set()
+    install_hook(trio.sleep_forever, tell_worker_count=lambda count: None, failed=failed)
+
+    with trio.fail_after(5), pytest.raises(SystemExit) as ended:
+        await hypercorn.trio.run.worker_serve(
+            ASGIWrapper(_app), _config(), shutdown_trigger=trio.sleep_forever
+        )
+
+    assert ended.value.code == FAILED_STATUS
+
+
+async def test_an_app_that_fails_while_it_drains_is_not_waited_for():
+    told, failed = trio.Event(), trio.Event()
+
+    async def never_drained() -> None:
+        failed.set()
+        await trio.sleep_forever()
+
+    told.set()
+    with trio.fail_after(5):
+        await serve_worker(
+            ASGIWrapper(_app),
+            _config(),
+            shutdown_trigger=told.wait,
+            drain=never_drained,
+            failed=failed,
+        )
+
+    assert failed.is_set()

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -26,7 +26,7 @@ from xml.etree import ElementTree
 import httpx2
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
+from hypercorn.utils import wrap_app
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
@@ -43,6 +43,7 @@ from server.carrier.phone import (
     two_channel_wav,
 )
 from server.errors import StreamEnded
+from server.hypercorn_hook import serve_worker
 
 SCRIPT_NUMBERS = {
     "5550101": "talks",
@@ -432,6 +433,7 @@ class TwilioSimulator:
         config.bind = [f"127.0.0.1:{port}"]
         config.errorlog = None
         config.graceful_timeout = 0.1
+        api = wrap_app(_make_api(self), config.wsgi_max_body_size, "asgi")
         async with (
             # A connection for each webhook: an idle one may be closed just as it is used again.
             httpx2.AsyncClient(
@@ -442,9 +444,7 @@ class TwilioSimulator:
             ) as self._http,
             trio.open_nursery() as nursery,
         ):
-            (self.api_url,) = await nursery.start(
-                partial(serve, _make_api(self), config, shutdown_trigger=trio.sleep_forever)
-            )
+            (self.api_url,) = await nursery.start(serve_worker, api, config)
             task_status.started(self.api_url)
             async for call in self._new_calls:
                 nursery.start_soon(self._live, call)

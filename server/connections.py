@@ -1,0 +1,489 @@
+"""One client's connection to hypercorn: HTTP/1.1 alone, with an end to every wait, and an island.
+
+hypercorn lets whatever goes wrong in a connection out into the nursery of all connections, takes
+everybody to HTTP/2 who asks for it, and keeps a connection open for as long as its client likes
+once it has refused it something. :class:`Connection` is hypercorn's own class without that:
+
+::
+
+    head ──▶ request ──▶ answer ──▶ head …            each arrow has a bound; see the constants
+      └──────── refused ──┴──▶ lingering ──▶ closed
+
+No interface of hypercorn's is public here: pyproject.toml pins it to 0.18, and
+tests/test_connections.py fails when another version goes another way.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import math
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
+from typing import Any, cast
+
+import h11
+import structlog
+import trio
+import wsproto.utilities
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
+from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from server.logs import Sparing
+from server.sockets import UNREAD_TIMEOUT_S, file_limit
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+LINGER_S = 2.0
+"""After our last word the client's unread bytes are dropped for so long: to close over them would
+reset the connection, and our last word with it (RFC 9112 section 9.6)."""
+LINGER_BYTES = 256 * 1024
+CLOSE_TIMEOUT_S = 1.0
+"""For TLS to say goodbye."""
+SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+SHED_AT_ONCE = 64
+SHED_PAUSE_S = 0.05
+MOST_RESERVED = 256
+"""Descriptors kept for calls, which need some two each; an eighth of all where there are few."""
+THEIR_FAULT = (
+    OSError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    wsproto.utilities.ProtocolError,
+)
+"""A client has gone, or talks nonsense."""
+ABOUT_WEBSOCKET = b"sec-websocket-"
+
+
+class Doors:
+    """What the connections of one server have in common: who may be sent away, and for whom.
+
+    A connection that brings no request at the moment can be closed without harm: when descriptors
+    are short, the one that has waited longest goes, and a client that has something to ask is let
+    in instead. When nobody waits, nobody more is let in; calls keep what they have.
+    """
+
+    def __init__(self) -> None:
+        limit = file_limit()
+        self._most = math.inf if limit is None else limit - min(MOST_RESERVED, limit // 8)
+        self._waiting: dict[trio.CancelScope, None] = {}  # longest first
+        self._spare: int | None = None
+        self._shed = Sparing(1.0)
+        self._bugs = Sparing()
+
+    def wait(self, scope: trio.CancelScope) -> None:
+        """A connection waits for a request from now on; the scope ends it."""
+        self._waiting[scope] = None
+
+    def wait_no_more(self, scope: trio.CancelScope) -> None:
+        """The connection has brought a request, or is over."""
+        self._waiting.pop(scope, None)
+
+    def dismiss(self) -> None:
+        """Close every connection that waits for a request: the server stops."""
+        while self._send_one_away("the server stops"):
+            pass
+
+    def admit(self, descriptor: int) -> bool:
+        """Whether a new connection is let in.
+
+        Args:
+            descriptor: Its number: the system gives out the lowest one that is free.
+        """
+        if descriptor < self._most or self._send_one_away("a younger connection needs the place"):
+            return True
+        self._note_shed()
+        return False
+
+    def _send_one_away(self, reason: str) -> bool:
+        for scope in self._waiting:
+            del self._waiting[scope]
+            scope.cancel(reason)
+            return True
+        return False
+
+    def make_room(self, listener: socket.socket) -> None:
+        """There is no descriptor left to accept a connection with: see that there will be.
+
+        Where nobody can be sent away, what waits to be accepted is closed. Left where it is, each
+        client would wait until it gives up by itself.
+        """
+        self._note_shed()
+        sent_away = [self._send_one_away("descriptors are short") for _ in range(SHED_AT_ONCE)]
+        if any(sent_away):
+            return
+        for _ in range(SHED_AT_ONCE):
+            if self._spare is not None:
+                os.close(self._spare)
+                self._spare = None
+            try:
+                listener.accept()[0].close()
+            except OSError:  # nobody waits, or somebody else has taken what we gave back
+                break
+            finally:
+                self.keep_spare()
+
+    def keep_spare(self) -> None:
+        """Hold a descriptor that can be given back when there is no other."""
+        if self._spare is None:
+            try:
+                self._spare = os.open(os.devnull, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except OSError:
+                self._spare = None
+
+    def close(self) -> None:
+        """Give the spare descriptor back."""
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+
+    def _note_shed(self) -> None:
+        if self._shed.may_log(trio.current_time()):
+            logger.warning(
+                "connections closed: descriptors are short (raise ulimit -n)",
+                unlogged=self._shed.take_unlogged(),
+            )
+
+    def note_bug(self, error: BaseException) -> None:
+        """Something went wrong in a connection that should not: it ends, and nothing else."""
+        if self._bugs.may_log(trio.current_time()):
+            logger.error(
+                "connection ended by a bug of ours",
+                exc_info=error,
+                unlogged=self._bugs.take_unlogged(),
+            )
+
+
+class Listener(trio.abc.Listener[trio.SocketStream]):
+    """A listening socket that goes on listening when descriptors have run out."""
+
+    def __init__(self, sock: socket.socket, doors: Doors) -> None:
+        self._sock = sock
+        self._doors = doors
+        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+    async def accept(self) -> trio.SocketStream:
+        """Wait for a client."""
+        while True:
+            try:
+                return await self._listener.accept()
+            except OSError as error:
+                if error.errno not in SHORT_OF_DESCRIPTORS:
+                    raise
+                self._doors.make_room(self._sock)
+                await trio.sleep(SHED_PAUSE_S)
+
+    async def aclose(self) -> None:
+        """Listen no more."""
+        await self._listener.aclose()
+
+
+class _Refused(Exception):
+    """A request that gets no further than its head.
+
+    Args:
+        status: The answer.
+        headers: More of it.
+    """
+
+    def __init__(self, status: int, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(status)
+        self.status = status
+        self.headers = headers
+
+
+class Http11(H11Protocol):
+    """HTTP/1.1 as hypercorn speaks it, with no way from it to HTTP/2."""
+
+    async def handle(self, event: Event) -> None:
+        """Read what has come."""
+        stream = self.stream
+        is_early = isinstance(stream, WSStream) and not stream.handshake.accepted
+        if not isinstance(event, RawData) or not is_early:
+            await super().handle(event)
+        elif cast(WSStream, stream).state is ASGIWebsocketState.HANDSHAKE:
+            # "MUST wait for a response from the server before sending any further data": RFC 6455
+            # section 4.1. hypercorn answers 400, leaves the connection open and the app untold.
+            await self._refuse(_Refused(400))
+
+    async def _handle_events(self) -> None:
+        try:
+            await super()._handle_events()
+        except _Refused as refused:
+            await self._refuse(refused)
+
+    async def _refuse(self, refused: _Refused) -> None:
+        no_body = [(b"content-length", b"0"), (b"connection", b"close"), *refused.headers]
+        headers = list(chain(no_body, self.config.response_headers("h11")))
+        await self._send_h11_event(h11.Response(status_code=refused.status, headers=headers))
+        await self._send_h11_event(h11.EndOfMessage())
+        await self.send(Closed())
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Refuse what is not HTTP/1, an HTTP/2 preface among it; an upgrade to h2c is ignored.
+
+        A server need not upgrade (RFC 9110 section 7.8), and no carrier asks for it.
+        """
+        if not event.http_version.startswith(b"1."):
+            raise _Refused(505)
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        connection = cast(h11.Connection, self.connection)
+        if (refused := check_upgrade(request, bool(connection.trailing_data[0]))) is not None:
+            raise refused
+        await super()._create_stream(request)
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send part of an answer; one that does not wait for the whole request is the last."""
+        if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        await super().stream_send(event)
+
+
+def check_upgrade(request: h11.Request, more_has_come: bool) -> _Refused | None:
+    """Why a request's opening handshake gets no further (RFC 6455 section 4.2.1); None: it may.
+
+    Args:
+        request: Any; one that asks for no WebSocket may always.
+        more_has_come: Whether its client has sent more already.
+    """
+    headers: dict[bytes, list[bytes]] = {}
+    for name, value in request.headers:
+        headers.setdefault(name.strip().lower(), []).append(value.strip())
+    if b"websocket" not in (value.lower() for value in headers.get(b"upgrade", [])):
+        return None
+    texts = (v for n in headers if n.startswith(ABOUT_WEBSOCKET) for v in headers[n])
+    if not all(value.isascii() for value in chain(texts, headers.get(b"connection", []))):
+        return _Refused(400)
+    if request.http_version != b"1.1" or request.method != b"GET" or more_has_come:
+        return _Refused(400)
+    if b"transfer-encoding" in headers or headers.get(b"content-length", [b"0"]) != [b"0"]:
+        return _Refused(400)  # a body would be taken for frames
+    if not all(_is_key(key) for key in headers.get(b"sec-websocket-key", [b""])):
+        return _Refused(400)
+    if headers.get(b"sec-websocket-version") != [b"13"]:
+        return _Refused(426, (b"sec-websocket-version", b"13"), (b"upgrade", b"websocket"))
+    return None
+
+
+def _is_key(value: bytes) -> bool:
+    try:
+        return len(base64.b64decode(value, validate=True)) == 16
+    except binascii.Error:
+        return False
+
+
+class _Inbox:
+    """What an app is yet to hear of its request; the end of it always fits."""
+
+    def __init__(self, size: int) -> None:
+        self._in, self._out = trio.open_memory_channel[Any](size)
+        self._last: Any = None
+
+    async def put(self, event: Any) -> None:
+        """Add an event; waits while there are too many, unless nobody reads them any more.
+
+        Without a wait where there is room: a body that has come with its head is then whole
+        before the app is asked, and whoever answers without reading it need not close.
+        """
+        if event["type"].endswith(".disconnect"):
+            self._last = event
+            self._in.close()
+            return
+        try:
+            self._in.send_nowait(event)
+        except trio.WouldBlock:
+            with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+                await self._in.send(event)
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            pass
+
+    async def receive(self) -> Any:
+        """Wait for an event; the end comes as often as it is asked for."""
+        try:
+            return await self._out.receive()
+        except trio.EndOfChannel:
+            return self._last
+
+    def close(self) -> None:
+        """Take no more events: the app has ended."""
+        self._out.close()
+
+
+class _Requests(TaskGroup):
+    """hypercorn's tasks that ask the app, with a bounded log."""
+
+    def __init__(self, doors: Doors) -> None:
+        super().__init__()
+        self._doors = doors
+
+    async def spawn_app(
+        self, app: Any, config: Any, scope: Any, send: Callable[[Any], Awaitable[None]]
+    ) -> Callable[[Any], Awaitable[None]]:
+        """Ask the app; the value is what gives it its events."""
+        inbox = _Inbox(config.max_app_queue_size)
+        self.spawn(self._ask, app, scope, inbox, send)
+        return inbox.put
+
+    async def _ask(
+        self, app: Any, scope: Any, inbox: _Inbox, send: Callable[[Any], Awaitable[None]]
+    ) -> None:
+        try:
+            await app(scope, inbox.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+        except* Exception as failures:
+            self._doors.note_bug(failures)
+        finally:
+            inbox.close()
+            await send(None)
+
+
+class Connection(TCPServer):
+    """One connection, from the client's first byte to the last of ours.
+
+    Args:
+        doors: What it shares with the others.
+        app: hypercorn's wrapper of the app.
+        config: hypercorn's; its ``keep_alive_timeout`` bounds the wait for a whole head.
+        context: hypercorn's.
+        state: hypercorn's; every request's scope gets a copy.
+        stream: The accepted connection.
+    """
+
+    protocol: Http11  # type: ignore[assignment]  # hypercorn has one for HTTP/2 around it
+
+    def __init__(
+        self, doors: Doors, app: Any, config: Any, context: Any, state: Any, stream: Any
+    ) -> None:
+        super().__init__(app, config, context, state, stream)
+        self._doors = doors
+        self._reading = trio.CancelScope()  # ends when there is nothing more to be read
+        self._has_closed = False
+
+    async def run(self) -> None:
+        """Serve it to its end; never raises for anything that a connection can do wrong."""
+        try:
+            await self._serve()
+        except* (
+            OSError,
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+            wsproto.utilities.ProtocolError,
+        ):
+            pass  # the client has gone, or talks nonsense
+        except* Exception as failures:
+            self._doors.note_bug(failures)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._close()
+
+    @property
+    def asks_for_websocket(self) -> bool:
+        """Whether its request is for a WebSocket, and may still be accepted."""
+        protocol = self.protocol
+        return isinstance(protocol.connection, H11WSConnection) and protocol.stream is not None
+
+    async def _serve(self) -> None:
+        is_tls = isinstance(self.stream, trio.SSLStream)
+        if is_tls:
+            with trio.move_on_after(self.config.keep_alive_timeout) as handshake:
+                await self.stream.do_handshake()
+            if handshake.cancelled_caught:
+                return
+        sock = self.stream.transport_stream.socket if is_tls else cast(Any, self.stream).socket
+        async with _Requests(self._doors) as requests:
+            self.protocol = Http11(
+                self.app,
+                self.config,
+                self.context,
+                requests,
+                ConnectionState(cast(Any, self.state)),
+                is_tls,
+                parse_socket_addr(sock.family, sock.getpeername()),
+                parse_socket_addr(sock.family, sock.getsockname()),
+                self.protocol_send,
+            )
+            try:
+                self._wait_for_request()
+                with self._reading:
+                    await self._read_data()
+                await self.protocol.handle(Closed())
+            finally:
+                self._doors.wait_no_more(self._reading)
+                self.requests_are_over()
+            if self._has_closed:
+                await self._linger()
+            await self._close()
+
+    def requests_are_over(self) -> None:
+        """Nothing more is read, and the app knows it."""
+
+    def _wait_for_request(self) -> None:
+        self._reading.deadline = trio.current_time() + self.config.keep_alive_timeout
+        self._doors.wait(self._reading)
+
+    async def _read_data(self) -> None:
+        while data := await self.stream.receive_some(MAX_RECV):
+            await self.protocol.handle(RawData(bytes(data)))
+
+    async def protocol_send(self, event: Event) -> None:
+        """Do what the protocol asks for."""
+        if isinstance(event, RawData):
+            await self._send(event.data)
+        elif isinstance(event, Closed):
+            await self._end()
+        elif isinstance(event, Updated):
+            if event.idle:
+                self._wait_for_request()
+            else:
+                self._reading.deadline = math.inf
+                self._doors.wait_no_more(self._reading)
+
+    async def _close(self) -> None:
+        with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(CLOSE_TIMEOUT_S):
+            await self.stream.aclose()
+        await trio.aclose_forcefully(self.stream)
+
+    async def _send(self, data: bytes) -> None:
+        # To leave off in the middle would leave half a message there, hence the shield; a client
+        # that takes nothing is gone, and nothing of ours waits for it.
+        try:
+            async with self.send_lock:
+                with trio.fail_after(UNREAD_TIMEOUT_S, shield=True):
+                    await self.stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            self._reading.cancel("the client takes nothing")
+            await self.protocol.handle(Closed())
+
+    async def _end(self) -> None:
+        """Say no more, and read no more requests."""
+        self._has_closed = True
+        try:
+            await cast(Any, self.stream).send_eof()
+        except (AttributeError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # TLS has no half of an end; the client may have gone
+        except trio.BusyResourceError:
+            pass  # a write that is stuck has its own bound
+        self._reading.cancel("the last answer has been given")
+        await self.protocol.handle(Closed())
+
+    async def _linger(self) -> None:
+        left = LINGER_BYTES
+        with trio.move_on_after(LINGER_S) as scope:
+            self._doors.wait(scope)
+            try:
+                while left > 0 and (data := await self.stream.receive_some(MAX_RECV)):
+                    left -= len(data)
+            finally:
+                self._doors.wait_no_more(scope)
