@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 import trio
 
 from server import logs
 from server.app import OffhookApp, create_app
-from server.errors import ConfigurationError
+from server.errors import CannotListen, ConfigurationError
+from server.hypercorn_hook import FAILED_STATUS
 from server.keys import KEY_NAME, hash_key, new_key
 from server.master import Master
 from server.serving import listen, serve, stop_on_signal
@@ -49,14 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
         raise_file_limit()
         if chosen.workers > 1:
             return trio.run(Master(settings, overrides, chosen.workers).run)
-        trio.run(_serve, create_app(settings))
+        return trio.run(_serve, create_app(settings))
     except ConfigurationError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    except OSError as error:
-        print(f"offhook: cannot listen: {error}", file=sys.stderr)  # noqa: T201
+    except CannotListen as error:
+        print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    return 0
+    except KeyboardInterrupt:  # before there was anything to stop, or when all has stopped
+        return 128 + signal.SIGINT
 
 
 def _new_key(name: str) -> int:
@@ -69,13 +72,14 @@ def _new_key(name: str) -> int:
     return 0
 
 
-async def _serve(app: OffhookApp) -> None:
+async def _serve(app: OffhookApp) -> int:
     stop = trio.Event()
     listener = listen(app.settings.host, app.settings.port)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, stop)
         await serve(app, listener, stop=stop)
         nursery.cancel_scope.cancel()
+    return FAILED_STATUS if app.failed.is_set() else 0
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from server.ear import BargeInMode
 from server.errors import ConfigurationError
 from server.greeting import read_greeting
 from server.http_connection import HttpConnection
+from server.hypercorn_hook import refuse_other_servers
 from server.idempotency import Idempotency
 from server.keys import UNNAMED, Keys, hash_key, made_key
 from server.mcp_servers import McpServers, read_servers
@@ -109,6 +110,8 @@ class OffhookApp(QuartTrio):
         super().__init__("server", static_folder=None)
         _check_scripts(settings)
         self.settings = settings
+        self.failed = trio.Event()
+        """Set when the inside has ended by a fault of ours: nothing more can be served."""
         self.workers = Workers()
         self.metrics = Metrics(CollectorRegistry())
         self._agent = Agent(
@@ -171,7 +174,7 @@ class OffhookApp(QuartTrio):
         """Whether no account is set, so that the embedded helpers run."""
         return self.settings.account is None
 
-    def note_address(self, server: tuple[str, int | None] | None) -> None:
+    def note_address(self, scheme: str, server: tuple[str, int | None] | None) -> None:
         """Learn from a request where this server listens, if only helpers need to know.
 
         hypercorn does not tell an app its address, and ``-b`` on its command line changes it. A
@@ -180,7 +183,7 @@ class OffhookApp(QuartTrio):
         if self.settings.public_url is not None or not self.is_simulated or server is None:
             return
         host, port = server
-        url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+        url = f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
         if port and url != self.public_url:
             self._reach_at(url)
 
@@ -621,6 +624,7 @@ def _check_scripts(settings: Settings) -> None:
 
 def create_app(settings: Settings) -> OffhookApp:
     """The ASGI app for these settings; nothing is opened before the server starts it."""
+    refuse_other_servers()
     refuse_compression()
     app = OffhookApp(settings)
     QuartSchema(

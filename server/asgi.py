@@ -27,4 +27,4 @@ def _join(count: int) -> None:
         sys.exit(f"offhook: {error}")
 
 
-install(app.drain, tell_worker_count=_join)
+install(app.drain, tell_worker_count=_join, failed=app.failed)

@@ -21,6 +21,7 @@ import errno
 import math
 import os
 import socket
+import string
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -64,6 +65,8 @@ THEIR_FAULT = (
     wsproto.utilities.ProtocolError,
 )
 """A client has gone, or talks nonsense."""
+AUTHORITY = (string.ascii_letters + string.digits + "-._~%!$&'()*+,;=:@[]").encode()
+"""What may stand between the scheme and the path of an absolute target (RFC 3986 section 3.2)."""
 ABOUT_WEBSOCKET = b"sec-websocket-"
 
 
@@ -207,8 +210,19 @@ class _Refused(Exception):
 class Http11(H11Protocol):
     """HTTP/1.1 as hypercorn speaks it, with no way from it to HTTP/2."""
 
+    has_ended = False
+    """The client has gone, or has had our last word: an app that still answers says it to nobody.
+
+    hypercorn would answer a second time where a first answer was cut in the middle.
+    """
+
+    async def _send_h11_event(self, event: Any) -> None:
+        if not self.has_ended:
+            await super()._send_h11_event(event)
+
     async def handle(self, event: Event) -> None:
         """Read what has come."""
+        self.has_ended |= isinstance(event, Closed)
         stream = self.stream
         is_early = isinstance(stream, WSStream) and not stream.handshake.accepted
         if not isinstance(event, RawData) or not is_early:
@@ -240,6 +254,8 @@ class Http11(H11Protocol):
             raise _Refused(505)
 
     async def _create_stream(self, request: h11.Request) -> None:
+        if (target := origin_form(request)) != request.target:
+            request = replace(request, target=target)
         connection = cast(h11.Connection, self.connection)
         if (refused := check_upgrade(request, bool(connection.trailing_data[0]))) is not None:
             raise refused
@@ -250,6 +266,24 @@ class Http11(H11Protocol):
         if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
             event = replace(event, headers=[*event.headers, (b"connection", b"close")])
         await super().stream_send(event)
+
+
+def origin_form(request: h11.Request) -> bytes:
+    """A request's path and query, with no authority in front (RFC 9112 section 3.2).
+
+    Raises:
+        _Refused: It asks for something else: a tunnel, the server as a whole, or nonsense.
+    """
+    if request.target.startswith(b"/"):
+        return request.target
+    scheme, _, rest = request.target.partition(b"://")
+    if scheme.lower() not in (b"http", b"https"):
+        raise _Refused(400)
+    authority_chars = len(rest) - len(rest.lstrip(AUTHORITY))
+    path = rest[authority_chars:]
+    if not authority_chars or path[:1] not in (b"", b"/", b"?"):
+        raise _Refused(400)
+    return path if path.startswith(b"/") else b"/" + path
 
 
 def check_upgrade(request: h11.Request, more_has_come: bool) -> _Refused | None:
@@ -468,13 +502,10 @@ class Connection(TCPServer):
 
     async def _end(self) -> None:
         """Say no more, and read no more requests."""
-        self._has_closed = True
-        try:
-            await cast(Any, self.stream).send_eof()
-        except (AttributeError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # TLS has no half of an end; the client may have gone
-        except trio.BusyResourceError:
-            pass  # a write that is stuck has its own bound
+        self._has_closed = self.protocol.has_ended = True
+        with suppress(AttributeError, trio.BrokenResourceError, trio.ClosedResourceError):
+            async with self.send_lock:  # a write that is stuck has a bound of its own
+                await cast(Any, self.stream).send_eof()  # TLS has no half of an end
         self._reading.cancel("the last answer has been given")
         await self.protocol.handle(Closed())
 

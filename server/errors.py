@@ -16,6 +16,10 @@ class ConfigurationError(ServerError):
     """The settings contradict each other or miss something; the message names the variables."""
 
 
+class CannotListen(ServerError):
+    """The address to listen on is taken, not ours or not allowed; the message says what to do."""
+
+
 class CallRefused(ServerError):
     """This call is not placed, before anybody's phone has rung.
 

@@ -13,6 +13,7 @@ tests/test_hypercorn_hook.py fails when another version goes another way.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from random import randint
+from types import FrameType
 from typing import Any
 
 import hypercorn.trio.run
@@ -143,6 +145,43 @@ async def _first_of(*waits: Callable[[], Awaitable[Any]]) -> None:
 
 # ------------------------------------------------------------------------------------------
 # Under the hypercorn command
+
+
+NOT_LOADED = 3
+"""gunicorn ends when a worker does so with this status, and starts another after any other."""
+OTHER_SERVERS = ("uvicorn", "gunicorn", "daphne", "granian", "waitress", "hypercorn.asyncio")
+HOW_TO_SERVE = (
+    "serve it with hypercorn's trio worker: hypercorn -c server/hypercorn.toml server.asgi:app "
+    "(or -k trio), or with python -m server"
+)
+
+
+def refuse_other_servers() -> None:
+    """End this process if another server is about to serve us: every request would fail.
+
+    Called when the app is made, which is while that server imports the application's module.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        name = frame.f_globals.get("__name__") or ""
+        for other in OTHER_SERVERS:
+            if name == other or name.startswith(f"{other}."):
+                print(f"offhook: {other} cannot serve it: {HOW_TO_SERVE}", file=sys.stderr)  # noqa: T201
+                _end_master()
+                sys.exit(NOT_LOADED)
+        frame = frame.f_back
+
+
+def _end_master() -> None:
+    """End the process that has spawned this one to serve, if one has.
+
+    uvicorn's would start another, again and again, and hypercorn's ends with status 0 if its only
+    worker does not start; neither asks what a worker has to say, nor lets a signal it can catch
+    become its status.
+    """
+    if multiprocessing.parent_process() is not None and sys.platform != "win32":
+        sys.stderr.flush()
+        os.kill(os.getppid(), signal.SIGKILL)
 
 
 def install(

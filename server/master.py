@@ -23,6 +23,7 @@ import trio
 from server import logs
 from server.app import create_app
 from server.errors import ConfigurationError
+from server.hypercorn_hook import FAILED_STATUS
 from server.serving import listen, serve
 from server.settings import Settings
 from server.sockets import raise_file_limit
@@ -69,7 +70,7 @@ class Master:
         """Keep the processes running until a signal says stop; the value is the exit status.
 
         Raises:
-            OSError: The address is taken or not ours.
+            CannotListen: The address is taken, or not ours to listen on.
         """
         listener = listen(self._settings.host, self._settings.port)
         status = 0
@@ -165,15 +166,16 @@ def work(
         settings = Settings.load(**overrides)
         logs.configure(level=settings.log_level, json=settings.log_json)
         raise_file_limit()
-        trio.run(_serve, settings, listener, count, master)
+        status = trio.run(_serve, settings, listener, count, master)
     except ConfigurationError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+        status = 2
+    sys.exit(status)
 
 
 async def _serve(
     settings: Settings, listener: socket.socket, count: int, master: Connection
-) -> None:
+) -> int:
     app = create_app(settings)
     app.workers.join(count)
     stop = trio.Event()
@@ -188,6 +190,7 @@ async def _serve(
         await nursery.start(serve_until_stopped)
         with suppress(OSError):  # the parent has gone already
             master.send_bytes(READY)
+    return FAILED_STATUS if app.failed.is_set() else 0
 
 
 async def _stop_when_told(stop: trio.Event) -> None:

@@ -59,6 +59,9 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 HEALTH = frozenset({"/healthz", "/readyz"})
 METRICS = frozenset({"/metrics"})
 DOCS = frozenset({"/docs", "/openapi.json"})
+NOTHING_THERE = frozenset({404, 405})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""In the log; others are of a client's own invention."""
 RECORDING_PIECE_BYTES = 64 * 1024
 IDEMPOTENCY_KEY = "Idempotency-Key"
 FINAL = "X-Offhook-Final"
@@ -109,12 +112,12 @@ def _guard(app: OffhookApp, *, signed_paths: frozenset[str]) -> None:
     @app.before_request
     async def check_key() -> Any:
         # What is not open needs a key, so that a new route is never open by oversight.
-        g.client = UNNAMED
+        g.client, g.is_stranger = UNNAMED, app.keys.any_wanted
         if not app.keys.any_wanted or request.path in open_paths:
             return None
         client = app.keys.identify(dict(request.headers))
         if client is not None:
-            g.client = client
+            g.client, g.is_stranger = client, False
             return None
         app.metrics.strangers_refused.labels("key").inc()
         body = error_body("unauthorized", "show the API key as Authorization: Bearer or X-API-Key")
@@ -137,13 +140,13 @@ def _check_bodies(app: OffhookApp) -> None:
 def _learn_address(app: OffhookApp) -> None:
     @app.before_request
     async def learn_address() -> None:
-        app.note_address(request.scope.get("server"))
+        app.note_address(request.scope["scheme"], request.scope.get("server"))
 
 
 def _log_requests(app: OffhookApp, *, quiet_paths: frozenset[str]) -> None:
     """One line for each request: by its route, as a path may have anything in it.
 
-    Requests without a key are counted (``offhook_strangers_refused_total``), and one of them is
+    Of what nobody has vouched for, be it without a key or for nothing that there is, one line is
     logged now and then: a stranger must not be able to fill a disk.
     """
     strangers = Sparing()
@@ -156,19 +159,21 @@ def _log_requests(app: OffhookApp, *, quiet_paths: frozenset[str]) -> None:
     async def log(response: Response) -> Response:
         rule = request.url_rule
         route = "none" if rule is None else rule.rule
+        is_told_elsewhere = PASSED_ON in request.scope
+        is_quiet = route in quiet_paths or is_told_elsewhere
         facts = {}
-        if response.status_code == 401:
+        # A request that failed early has not come to the guard.
+        if not is_quiet and (g.get("is_stranger", True) or response.status_code in NOTHING_THERE):
             if not strangers.may_log(trio.current_time()):
                 return response
             facts["unlogged"] = strangers.take_unlogged()
-        is_told_elsewhere = PASSED_ON in request.scope
-        (logger.debug if route in quiet_paths or is_told_elsewhere else logger.info)(
+        (logger.debug if is_quiet else logger.info)(
             "request",
-            method=request.method,
+            method=request.method if request.method in METHODS else "other",
             route=route,
             status=response.status_code,
             client=g.get("client"),
-            took_ms=round((trio.current_time() - g.began_at) * 1000, 1),
+            took_ms=round((trio.current_time() - g.get("began_at", trio.current_time())) * 1000, 1),
             **facts,
         )
         return response
@@ -732,7 +737,11 @@ def _add_errors(app: OffhookApp) -> None:
         name = (error.name or "error").lower().replace(" ", "-")
         return error_body(name, error.description or ""), error.code or 500
 
+    bugs = Sparing()
+
     @app.errorhandler(Exception)
     async def bug(error: Exception) -> Any:
-        logger.exception("request failed by a bug of ours", exc_info=error)
+        if bugs.may_log(trio.current_time()):
+            unlogged = bugs.take_unlogged()
+            logger.exception("request failed by a bug of ours", exc_info=error, unlogged=unlogged)
         return error_body("internal", "something failed on our side"), 500

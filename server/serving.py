@@ -6,6 +6,7 @@ the calls are drained first and hypercorn is asked to stop only when the last on
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import socket
@@ -16,8 +17,9 @@ from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
 from server.app import OffhookApp
+from server.errors import CannotListen
 from server.hypercorn_hook import BACKLOG, serve_worker, stop_on_signals
-from server.sockets import limit_unread
+from server.sockets import holder_of, limit_unread
 
 MAX_MESSAGE_BYTES = 64 * 1024
 """A Media Streams message is about 350 bytes; nothing of Twilio's comes near this."""
@@ -31,7 +33,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one.
 
     Raises:
-        OSError: The address is taken or not ours.
+        CannotListen: The address is taken, or not ours to listen on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -40,10 +42,23 @@ def listen(host: str, port: int) -> socket.socket:
         limit_unread(listener)
         listener.bind((host, port))
         listener.listen(BACKLOG)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise CannotListen(f"cannot listen on {host}:{port}: {_remedy(error, port)}") from error
     return listener
+
+
+def _remedy(error: OSError, port: int) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            holder = holder_of(port) or "another process"
+            return f"{holder} has it; stop that, or choose another port (--port or PORT)"
+        case errno.EACCES:
+            return "ports below 1024 are for the system's administrator; choose another (PORT)"
+        case errno.EADDRNOTAVAIL:
+            return "no network interface of this machine has that address (--host or HOST)"
+        case _:
+            return f"{error.strerror or error} (--host or HOST, --port or PORT)"
 
 
 async def serve(
@@ -53,7 +68,10 @@ async def serve(
     stop: trio.Event,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve on a listening socket, and close it, until ``stop`` is set and the calls have ended."""
+    """Serve on a listening socket, and close it, until ``stop`` is set and the calls have ended.
+
+    It returns at once when ``app.failed`` is set.
+    """
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
     config.websocket_max_message_size = MAX_MESSAGE_BYTES
@@ -76,6 +94,7 @@ async def _serve_hypercorn(app, config, stop, task_status) -> None:  # type: ign
         config,
         shutdown_trigger=stop.wait,
         drain=app.drain,
+        failed=app.failed,
         task_status=task_status,
     )
 

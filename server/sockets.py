@@ -1,16 +1,19 @@
-"""What the system is asked for about sockets: how many, and how long for a peer that is deaf."""
+"""What the system is asked for about sockets: how many, whose, and how long for a deaf peer."""
 
 from __future__ import annotations
 
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import trio
 
 if sys.platform != "win32":
     import resource
 
+LISTENING = "0A"
+"""The state of a listening socket in Linux' tables."""
 UNREAD_TIMEOUT_S = 20.0
 """A peer that takes nothing of what it was sent for so long is gone."""
 
@@ -43,3 +46,23 @@ def limit_unread(connection: socket.socket | trio.socket.SocketType) -> None:
     if hasattr(socket, "TCP_USER_TIMEOUT") and connection.family != socket.AF_UNIX:
         timeout_ms = round(UNREAD_TIMEOUT_S * 1000)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+
+
+def holder_of(port: int) -> str | None:
+    """The process that listens on a TCP port of this machine, in words; None: it cannot be told.
+
+    Linux only, and only of processes that this user may look into.
+    """
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{fields[9]}]")
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if any(str(link.readlink()) in inodes for link in (process / "fd").iterdir()):
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+                return f"process {process.name} ({command.decode(errors='replace').strip()[:80]})"
+    return None

@@ -286,3 +286,47 @@ async def test_an_overloaded_server_is_not_ready_and_takes_no_calls():
 
     assert (ready.status_code, (await ready.get_json())["reason"]) == (503, "overloaded")
     assert refused.status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "/healthz"),
+        ("GET", "/twiml"),
+        ("BREW", "/"),
+        ("GET", "/nowhere"),
+        ("GET", "/docs"),
+    ],
+)
+async def test_strangers_write_one_log_line_in_ten_seconds(method, path):
+    with structlog.testing.capture_logs() as logged:
+        async with running(**SIMULATED, api_key="sesame", public_docs=True) as app:
+            for _ in range(50):
+                await app.test_client().open(path, method=method)
+
+    lines = [line for line in logged if line["event"] == "request" and line["log_level"] == "info"]
+    assert len(lines) == 1
+
+
+async def test_every_request_with_a_key_is_logged():
+    with structlog.testing.capture_logs() as logged:
+        async with running(**SIMULATED, api_key="sesame") as app:
+            for _ in range(5):
+                headers = {"X-API-Key": "sesame"}
+                await app.test_client().get("/calls", headers=headers)
+
+    assert len([line for line in logged if line["event"] == "request"]) == 5
+
+
+async def test_a_bug_that_strangers_meet_is_logged_once():
+    with structlog.testing.capture_logs() as logged:
+        async with running(**SIMULATED) as app:
+
+            @app.get("/broken")
+            async def broken() -> str:
+                raise RuntimeError("a bug")
+
+            statuses = {(await app.test_client().get("/broken")).status_code for _ in range(20)}
+
+    assert statuses == {500}
+    assert len([line for line in logged if "bug of ours" in line["event"]]) == 1

@@ -84,6 +84,14 @@ STRANGE: dict[str, tuple[bytes, bytes]] = {
     "TLS": (b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + bytes(100) + b"\r\n\r\n", b"400"),
     "a path above 0x7f": (b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
     "a path of escapes": (b"GET /%ff%00%0d%0aX HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
+    "no path at all": (b"GET ? HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "a path without a slash": (b"GET healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "half an address": (b"GET http://[::1/healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
+    "an address": (b"GET http://x:80/healthz?a HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
+    "an address of nobody": (b"GET http:///healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "the server as a whole": (b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "a tunnel": (b"CONNECT x:80 HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "two slashes": (b"GET //healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
     "a proxy's line": (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n", b"400"),
 }
 

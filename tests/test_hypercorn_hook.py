@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import os
 import signal
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 
 import hypercorn.trio.run
 import pytest
@@ -14,8 +18,16 @@ import trio.testing
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 
-from server.hypercorn_hook import FAILED_STATUS, install, serve_worker
+from server.hypercorn_hook import (
+    FAILED_STATUS,
+    NOT_LOADED,
+    install,
+    refuse_other_servers,
+    serve_worker,
+)
 from server.serving import listen
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -154,3 +166,29 @@ async def test_an_app_that_fails_while_it_drains_is_not_waited_for():
         )
 
     assert failed.is_set()
+
+
+@pytest.mark.parametrize("server", ["uvicorn.importer", "gunicorn.util", "hypercorn.asyncio.run"])
+def test_another_server_that_makes_the_app_is_refused_in_one_line(server, capsys):
+    caller = {"__name__": server, "refuse": refuse_other_servers}
+
+    with pytest.raises(SystemExit) as ended:
+        exec("refuse()", caller)
+
+    assert ended.value.code == NOT_LOADED
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "hypercorn -c server/hypercorn.toml server.asgi:app" in said
+
+
+def test_the_hypercorn_command_without_the_trio_worker_refuses_to_start():
+    command = [sys.executable, "-m", "hypercorn", "--bind", "127.0.0.1:0", "server.asgi:app"]
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+
+    ended = subprocess.run(
+        command, cwd=ROOT, env=kept, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert ended.returncode != 0
+    assert "offhook: hypercorn.asyncio cannot serve it" in ended.stderr
+    assert "Traceback" not in ended.stderr
