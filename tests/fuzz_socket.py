@@ -77,7 +77,7 @@ LOOK_EVERY_S = 0.1
 LIFE_S = 30.0
 """No socket lives longer without a ticket, whatever it says: 10 s for a body or a ``start``, 5 s
 for a head before that and 5 s of idling after it; and a server needs no longer for the last one."""
-LINES_PER_S = 20.0
+LINES_PER_S = 10.0
 """Log lines a second and process that strangers may cause, over the whole run."""
 LINES_AT_ONCE = 60
 """The same at the beginning, when each kind of line is logged for the first time."""
@@ -703,9 +703,16 @@ def _p99(window: dict[str, Any], way: str) -> float:
 
 
 def fuzz_beside_calls(
-    kind: ServerKind, *, calls: int, warm_s: float = 5.0, **bounds: Any
+    kind: ServerKind, *, calls: int, warm_s: float = 5.0, realtime: bool = False, **bounds: Any
 ) -> Report:
     """Start a server whose calls talk, fuzz it, and judge it and them.
+
+    Args:
+        kind: How it serves.
+        calls: How many talk.
+        warm_s: For how long they have talked before.
+        realtime: See :func:`benchmarks.processes.running`.
+        bounds: See :func:`fuzz`.
 
     Raises:
         PointFailed: The server or the calls did not begin.
@@ -726,6 +733,7 @@ def fuzz_beside_calls(
             window_s=WINDOW_S,
             warm_s=warm_s,
             hold=attack,
+            realtime=realtime,
             timeout_s=TIMEOUT_S,
             # A connection that is replaced in time would look like one that was lost.
             settings={"MODEL_CONNECTION_AGE_S": f"{2 * TIMEOUT_S:g}", "DRAIN_TIMEOUT_S": "0"},
@@ -770,6 +778,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--tls", action="store_true", help="the server itself ends TLS")
     own.add_argument("--calls", type=int, default=5, help="that talk beside it (default: 5)")
     own.add_argument("--per-s", type=float, default=0.0, help="connections a second at most")
+    own.add_argument(
+        "--realtime",
+        action="store_true",
+        help="prefer server and calls to other programs (SCHED_RR), for a machine that is not idle",
+    )
 
 
 def kind_of(chosen: argparse.Namespace) -> ServerKind:
@@ -788,12 +801,13 @@ def run(
     calls: int,
     per_s: float,
     first: int = 0,
+    realtime: bool = False,
 ) -> Report:
     """Fuzz a server of this kind; one that dies of it is told from its suspects."""
     bounds = {"seed": seed, "inputs": inputs, "longest_s": longest_s, "first": first}
     bounds["per_s"] = per_s
     if calls:
-        report = fuzz_beside_calls(kind, calls=calls, **bounds)
+        report = fuzz_beside_calls(kind, calls=calls, realtime=realtime, **bounds)
     else:
         with serving(kind) as victim:
             report = fuzz(victim, **bounds)
@@ -817,6 +831,7 @@ def run_asked(chosen: argparse.Namespace, *, first: int = 0) -> Report:
         calls=chosen.calls,
         per_s=chosen.per_s,
         first=first,
+        realtime=chosen.realtime,
     )
 
 
