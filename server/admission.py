@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
+from server.account_pause import AccountPause
 from server.errors import CallRefused
 from server.metrics import Metrics
 
@@ -33,7 +34,7 @@ class Limits:
     max_loop_lag_s: float = 0.05
     """Above this, calls in progress suffer already: no more are taken."""
     quota_pause_s: float = 60.0
-    """After the model has said that its quota is used up, no call is placed for so long."""
+    """After the model has refused the account, no call is taken for so long; then it is tried."""
 
 
 # ------------------------------------------------------------------------------------------
@@ -74,6 +75,10 @@ class DialQueue:
     def free_in_s(self, now: float) -> float:
         """When the next dial may be, if nobody waited."""
         return max(self._free_at - now, 0.0)
+
+    def pause_until(self, at: float) -> None:
+        """Nobody is dialled before this; a shorter pause does not end a longer one."""
+        self._free_at = max(self._free_at, at)
 
     def join(self, client: str, now: float) -> Place:
         """Take a place.
@@ -189,7 +194,9 @@ class Admission:
         )
         self._changed = trio.Event()
         self._lag = LagMeter()
-        self._quota_back_at = -math.inf
+        self.account_pause = AccountPause(limits.quota_pause_s)
+        """No call is taken while the model's service refuses the account."""
+        self._carrier_back_at = -math.inf
 
     @property
     def waiting_count(self) -> int:
@@ -242,17 +249,30 @@ class Admission:
                 status=503,
                 retry_after_s=5,
             )
-        if now < self._quota_back_at:
-            raise CallRefused(
-                "the model's quota is used up",
-                reason="model-quota",
-                status=503,
-                retry_after_s=self._quota_back_at - now,
-            )
+        self.account_pause.check(now)
 
-    def quota_exceeded(self, now: float) -> None:
-        """The model has refused a session for its quota: to ring a phone would be in vain."""
-        self._quota_back_at = now + self._limits.quota_pause_s
+    def pause_dialling(self, until: float) -> None:
+        """The carrier has asked to be left alone until then: calls wait, or are told when to come.
+
+        It is about dialling only: calls that come in are answered meanwhile.
+        """
+        self._carrier_back_at = max(self._carrier_back_at, until)
+        self._queue.pause_until(until)
+        self._pulse()
+
+    def _check_carrier(self, give_up_at: float, now: float) -> None:
+        """Whether the carrier will take calls again before this one has to give up.
+
+        Raises:
+            CallRefused: It will not; the time to come back is the carrier's own.
+        """
+        if self._carrier_back_at > max(give_up_at, now):
+            raise CallRefused(
+                "the carrier has asked us to place no calls for a while",
+                reason="carrier-busy",
+                status=503,
+                retry_after_s=self._carrier_back_at - now,
+            )
 
     async def wait_turn(self, client: str) -> None:
         """Wait for the turn to dial, and use it.
@@ -261,6 +281,7 @@ class Admission:
             CallRefused: The wait is, or has become, too long.
         """
         joined_at = trio.current_time()
+        self._check_carrier(joined_at + self._limits.max_dial_wait_s, joined_at)
         place = self._queue.join(client, joined_at)
         self._metrics.admission_queue.set(len(self._queue))
         try:
@@ -274,8 +295,12 @@ class Admission:
             self._metrics.dial_wait.observe(now - joined_at)
         finally:
             self._metrics.admission_queue.set(len(self._queue))
-            changed, self._changed = self._changed, trio.Event()
-            changed.set()
+            self._pulse()
+
+    def _pulse(self) -> None:
+        """Whoever waits looks again."""
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
 
     async def _wait(self, place: Place, give_up_at: float) -> None:
         while True:
@@ -284,6 +309,7 @@ class Admission:
             due_at = self._queue.due_at(place, now) if first else math.inf
             if due_at <= now:
                 return
+            self._check_carrier(give_up_at, now)
             if now >= give_up_at:
                 raise CallRefused(
                     "other clients' calls came in between, and the wait became too long",

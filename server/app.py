@@ -423,6 +423,9 @@ class OffhookApp(QuartTrio):
                 self.carrier.stream_path = f"/stream/{self.workers.number}"
             admission = Admission(self._limits(), self.metrics)
             helpers.start_soon(admission.watch_lag)
+            self.carrier.on_wait = lambda wait_s: admission.pause_dialling(
+                trio.current_time() + wait_s
+            )
             self.calls = Calls(
                 carrier=self.carrier,
                 model=model,
@@ -438,7 +441,9 @@ class OffhookApp(QuartTrio):
                 traces=self.traces,
                 strangers=Strangers(per_address=settings.max_strangers_per_address),
                 workers=self.workers,
+                callback_wait_s=settings.callback_wait_s or math.inf,
             )
+            helpers.start_soon(self.calls.try_model)
             if self.workers.are_several:
                 self.workers.report = self.calls.load
                 await helpers.start(

@@ -46,6 +46,7 @@ from server.ear import BargeInMode, Ear
 from server.endings import EndReason
 from server.errands import Errands
 from server.errors import (
+    CallNotInProgress,
     CarrierError,
     CarrierProtocolError,
     ModelError,
@@ -78,6 +79,7 @@ from server.model import (
     TurnComplete,
     Usage,
 )
+from server.model.refusals import Kind
 from server.opening import SILENCE, Opening
 from server.playout import HeardTurn, Playout
 from server.recording import Recorder, Recordings
@@ -108,6 +110,8 @@ AUDIBLE_DBFS = -50.0
 """Agent audio below this cannot be heard on a telephone; the model speaks at about -20."""
 EVIDENCE_S = 2.0
 """How long before the model says that it was interrupted the caller must have been heard."""
+APOLOGY_AGAIN_S = (0.25, 0.5, 1.0)
+"""How long to wait before each further try to have the carrier say sorry."""
 RECORDED_TURN = 0
 """The turn of a recorded greeting: the model counts its own from 1."""
 
@@ -171,6 +175,8 @@ class Call:
         self.status = CallStatus.QUEUED
         self.end_reason: EndReason | None = None
         self.end_detail = ""
+        self.refusal: Kind | None = None
+        """What about the account the model's service has refused, if that has ended the call."""
         self.transcript = Transcript()
         self.timings = Timings()
         self.costs = CostMeter(
@@ -195,8 +201,12 @@ class Call:
         self._answered_at: float | None = None
         self._ended_at: float | None = None
         self._status_number = -1
+        self.told_at: float | None = None
+        """When the last status callback came."""
         self._over = trio.Event()
         self._time_limit = trio.CancelScope()
+        self._has_apologised = False
+        self._apology_was_fetched = False
 
         self.line: Line | None = None
         self._connected = trio.Event()  # set while there is a line
@@ -267,11 +277,20 @@ class Call:
         self.accepted.set()
 
     def update_status(self, update: StatusUpdate) -> None:
-        """A status callback: idempotent, and an older one never undoes a newer one."""
-        stale = update.sequence_number <= self._status_number and not update.status.is_final
-        if stale or self.status.is_final:
+        """The carrier says how the call stands: idempotent, and it never goes back.
+
+        It has said so by a status callback, or because it was asked.
+        """
+        number, is_back = update.sequence_number, update.status.progress < self.status.progress
+        if number is None:  # asked for, so it is news only if it is further on
+            stale = is_back or update.status is self.status
+        else:
+            self.told_at = trio.current_time()
+            stale = is_back or number <= self._status_number
+        if (stale and not update.status.is_final) or self.status.is_final:
             return
-        self._status_number = update.sequence_number
+        if number is not None:
+            self._status_number = number
         self.status = update.status
         self.note(update.status.value, **update.facts)
         if update.status.is_final:
@@ -427,8 +446,12 @@ class Call:
         with self._time_limit:
             await self._over.wait()
         if self._time_limit.cancelled_caught:
-            answered = self._answered_at is not None
-            self.end(EndReason.MAX_DURATION if answered else EndReason.NO_ANSWER)
+            if self._answered_at is not None:
+                self.end(EndReason.MAX_DURATION)
+            elif self.status is CallStatus.IN_PROGRESS:
+                self.end(EndReason.CARRIER_FAILED, "it was answered, but its stream never came")
+            else:
+                self.end(EndReason.NO_ANSWER)
         if self.end_reason is EndReason.CALLER_HUNG_UP and self.line is not None:
             # The status callback may overtake the last audio and the stop message.
             with trio.move_on_after(self.options.close_timeout_s):
@@ -449,13 +472,19 @@ class Call:
         error = _first(failures)
         assert isinstance(error, ServerError)
         reason = EndReason.of_failure(error, had_session=self.session is not None)
+        if isinstance(error, ModelError):
+            self.refusal = error.refusal
         self.end(reason, str(error))
         logger.warning("call failed", reason=reason.value, error=str(error))
 
     async def _close(self) -> None:
         """Hang up if it is we who end the call, and close the stream."""
         reason = self.end_reason or EndReason.ERROR
-        if self.call_sid and not reason.is_carriers:
+        # What the carrier has never reported on may still ring, or wait to be dialled.
+        may_ring = reason is EndReason.NO_ANSWER and not self.status.is_final
+        if self.owes_apology and self._handover.is_elsewhere:
+            self.note("left to the transfer")  # if nobody answers there, the carrier asks for words
+        elif self.call_sid and (may_ring or not reason.is_carriers):
             try:
                 # Before the socket: a stream that is closed by us counts as an error (31921).
                 if not await self._apologise():
@@ -466,18 +495,68 @@ class Call:
             with contextlib.suppress(StreamEnded):
                 await self.line.media.aclose(reason.close_code, reason)
 
-    async def _apologise(self) -> bool:
-        """Let the carrier say sorry and hang up, if the model has failed a caller on the line."""
-        if self.end_reason is None or not self.end_reason.is_our_failure or self.line is None:
+    @property
+    def owes_apology(self) -> bool:
+        """Whether somebody is there who would be hung up on without having heard a word why."""
+        if self.end_reason is None or self._has_apologised or self.status.is_final:
             return False
-        text, language = phrases.apology(self.agent.language)
-        try:
-            await self.carrier.say_and_hang_up(self.call_sid, self.agent.apology or text, language)
-        except CarrierError as error:
-            logger.warning("apology failed", error=str(error))
+        # A call that is drained says goodbye by itself, if there is a model and a line for it.
+        unexplained = self.end_reason.is_our_failure or (
+            self.end_reason is EndReason.DRAINED
+            and (self.session is None or self._answered_at is None)
+        )
+        # Who has called us is there before any stream is. Whom we call may still be ringing.
+        is_there = (
+            self.direction == "inbound"
+            or self._answered_at is not None
+            or self.status is CallStatus.IN_PROGRESS
+        )
+        return unexplained and is_there
+
+    @property
+    def may_fetch_apology(self) -> bool:
+        """Whether a document that the carrier asks for would have to be the apology."""
+        return self._apology_was_fetched or (self.line is None and self.owes_apology)
+
+    def fetch_apology(self) -> bool:
+        """The carrier asks how the call goes on: whether the answer is to be the apology.
+
+        It is the same for whoever asks again: they have not got the answer.
+        """
+        if not self.may_fetch_apology:
             return False
-        self.note("apology")
+        if not self._apology_was_fetched:
+            self._has_apologised = self._apology_was_fetched = True
+            self.note("apology")
         return True
+
+    async def _apologise(self) -> bool:
+        """Let the carrier say sorry and hang up, if somebody has to be told; False if it has not.
+
+        It is tried again where the carrier has surely not begun to say it.
+        """
+        text, language = phrases.apology_of(self.agent)
+        for wait_s in (*APOLOGY_AGAIN_S, None):
+            if not self.owes_apology:
+                return self._has_apologised
+            try:
+                await self.carrier.say_and_hang_up(self.call_sid, text, language)
+            except CarrierError as error:
+                # An inbound call is in progress when the carrier has read how we answer it.
+                is_early = isinstance(error, CallNotInProgress) and self._answered_at is None
+                if wait_s is None or not (is_early or _is_not_done(error)):
+                    logger.warning("apology failed", error=str(error))
+                    return False
+                if is_early:
+                    with trio.move_on_after(wait_s):
+                        await self._connected.wait()
+                else:
+                    await trio.sleep(wait_s)
+            else:
+                self._has_apologised = True
+                self.note("apology")
+                return True
+        raise AssertionError("unreachable")
 
     def _keep_record(self) -> None:
         now = trio.current_time()
@@ -1242,6 +1321,13 @@ class Call:
                 for at_s, what, facts in self.timeline
             ]
         return record
+
+
+def _is_not_done(error: CarrierError) -> bool:
+    """Whether the carrier has done nothing of what it was asked: it was not reached, or said so."""
+    if error.status is None:
+        return not error.outcome_unknown
+    return error.status == 429 or error.status >= 500
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,12 +18,14 @@ from typing import Any, Literal
 import structlog
 import trio
 
+from server import phrases
 from server.admission import Admission, Limits
 from server.agent import Agent
 from server.board import Load
 from server.call import Call
 from server.call_options import CallOptions
 from server.carrier import (
+    NOT_REACHED,
     Carrier,
     MachineVerdict,
     MediaStream,
@@ -31,13 +33,23 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
     TransferUpdate,
+    VoiceRequest,
 )
 from server.costs import Prices
+from server.early import EarlyUpdates
 from server.endings import EndReason
-from server.errors import CallRefused, CarrierError, CarrierProtocolError, StreamEnded
+from server.errors import (
+    CallRefused,
+    CarrierError,
+    CarrierProtocolError,
+    ModelError,
+    StreamEnded,
+)
+from server.inquiry import Inquiry, Patience
 from server.logs import Sparing
 from server.metrics import Metrics
-from server.model import Model
+from server.model import Model, PastTurn
+from server.model.refusals import Kind
 from server.recording import Recordings
 from server.records import Cursor, Records, RecordsUnavailable
 from server.strangers import Strangers
@@ -47,13 +59,13 @@ from server.workers import Workers
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-MAX_EARLY_UPDATES = 1_000
-"""Status callbacks that overtook the answer to the dial request wait here."""
 MAX_ENDED = 10_000
 """CallSids of ended calls that are remembered: a webhook that comes again begins no call again."""
 MAX_TICKETS = 5
 """Unused tickets of one call: more than a carrier whose webhook is repeated ever needs."""
 POLICY_VIOLATION = 1008
+TRY_MODEL_S = 15.0
+"""How long the model is tried without a call: a connection and a set-up, with air."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +109,16 @@ class _Ticket:
     expires_at: float
 
 
+class _Nobody:
+    """The conversation of a session that is opened only to see whether it can be."""
+
+    def is_quiet(self) -> bool:
+        return True
+
+    def history(self) -> Sequence[PastTurn]:
+        return ()
+
+
 def _draining() -> CallRefused:
     return CallRefused("the server is draining", reason="draining", status=503, retry_after_s=60)
 
@@ -119,6 +141,8 @@ class Calls:
         traces: Where traces of ended calls go.
         strangers: The media sockets that have not shown a ticket yet.
         workers: The other processes of this server.
+        callback_wait_s: How long the carrier may say nothing about a call that it has placed until
+            it is asked; infinite for as long as it likes.
     """
 
     def __init__(
@@ -138,6 +162,7 @@ class Calls:
         strangers: Strangers | None = None,
         traces: Traces | None = None,
         workers: Workers | None = None,
+        callback_wait_s: float = 10.0,
     ) -> None:
         self.carrier = carrier
         self.model = model
@@ -155,6 +180,7 @@ class Calls:
                 metrics.calls_ended.labels(direction, reason.value)
         self.strangers = Strangers() if strangers is None else strangers
         self._refusals = Sparing()
+        self._strays = Sparing()
         self._traces = traces or NoTraces()
         self._workers = workers or Workers()
         self._ticket_ttl_s = ticket_ttl_s
@@ -163,38 +189,117 @@ class Calls:
         self._dialling = 0
         self._live: dict[str, Call] = {}
         self._recent: OrderedDict[str, Call] = OrderedDict()
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, bool] = OrderedDict()  # whether an apology is still owed
         self._tickets: dict[str, _Ticket] = {}
-        self._early: OrderedDict[str, list[StatusUpdate]] = OrderedDict()
+        self._early = EarlyUpdates()
+        self._inquiry = Inquiry(carrier, self.update_status, Patience(callback_wait_s))
         self._empty = trio.Event()
+        self._refused_agent = Agent()
+        self._paused = trio.Event()
+        for kind in Kind:
+            metrics.model_refusals.labels(kind.value)
         self._accepted_in, self._accepted_out = trio.open_memory_channel[Call](0)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run every call, each in its own nursery, until closed and empty, or cancelled."""
-        async with trio.open_nursery() as nursery:
-            task_status.started()
-            async for call in self._accepted_out:
-                nursery.start_soon(self._run, call)
+        async with trio.open_nursery() as questions:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                async for call in self._accepted_out:
+                    nursery.start_soon(self._run, call)
+                    if call.direction == "outbound":
+                        questions.start_soon(self._follow, call)
+            questions.cancel_scope.cancel("the last call has ended")
 
     async def _run(self, call: Call) -> None:
         try:
             await call.run()
         finally:
-            if call.end_reason is EndReason.MODEL_QUOTA:
-                self.admission.quota_exceeded(trio.current_time())
+            self._learn_of_model(call)
             self._keep(call)
             self._trace(call)
             self._live.pop(call.call_sid, None)
             self._recent[call.call_sid] = call
             while len(self._recent) > self._recent_calls:
-                forgotten, _ = self._recent.popitem(last=False)
-                self._workers.release(forgotten)
-            self._ended[call.call_sid] = None
+                self._recent.popitem(last=False)
+            self._ended[call.call_sid] = call.may_fetch_apology
             while len(self._ended) > MAX_ENDED:
-                self._ended.popitem(last=False)
+                # Until then it stays this process's: another one would begin it again.
+                forgotten, _ = self._ended.popitem(last=False)
+                self._workers.release(forgotten)
             self._drop_tickets(call)
             self._tell_if_empty()
             self._workers.publish()
+
+    # -- the model's account -----------------------------------------------------------------
+
+    def _learn_of_model(self, call: Call) -> None:
+        """A call has ended: what it says about the account that all calls share."""
+        if call.refusal is not None:
+            self._refused_agent = call.agent
+            self._pause_calls(call.refusal, call.end_detail)
+        elif call.agent_turn:
+            self.admission.account_pause.worked()
+
+    def _pause_calls(self, kind: Kind, said: str) -> None:
+        pause, now = self.admission.account_pause, trio.current_time()
+        self.metrics.model_refusals.labels(kind.value).inc()
+        if pause.refused(kind, now):
+            logger.error(
+                "calls pause: the model's service refuses the account",
+                kind=kind.value,
+                what_to_do=kind.advice,
+                said=said,
+                tried_in_s=round(pause.try_at - now, 1),
+            )
+        if pause.kind is not None:
+            self.metrics.calls_paused.set(1)
+            self._paused.set()
+        self._workers.publish()
+
+    async def try_model(self) -> None:
+        """While calls pause, try the model without one now and then; runs until cancelled.
+
+        Nobody's phone has to ring for it, and a pause ends whether or not anybody asks for calls.
+        """
+        pause = self.admission.account_pause
+        while True:
+            await self._paused.wait()
+            while pause.kind is not None:
+                await trio.sleep_until(pause.try_at)
+                await self._try_model_once()
+            self._paused = trio.Event()
+
+    async def _try_model_once(self) -> None:
+        pause = self.admission.account_pause
+        with trio.move_on_after(TRY_MODEL_S):
+            try:
+                async with self.model.open_session(self._refused_agent, _Nobody()):
+                    pass
+            except ModelError as error:
+                if error.refusal is not None:
+                    self._pause_calls(error.refusal, str(error))
+            except Exception:
+                # Not the calls' fault, nor their end: it is tried again like any other failure.
+                logger.exception("the model could not be tried by a bug of ours")
+            else:
+                now = trio.current_time()
+                paused_s = round(now - pause.since, 1)
+                if pause.accepted(now):
+                    self.metrics.calls_paused.set(0)
+                    logger.info(
+                        "calls go on: the model's service takes sessions", paused_s=paused_s
+                    )
+                    self._workers.publish()
+        if trio.current_time() >= pause.try_at:
+            pause.not_known(trio.current_time())
+
+    async def _follow(self, call: Call) -> None:
+        try:
+            await self._inquiry.follow(call)
+        except Exception:
+            # Of one call, not of the others; it goes on as if the carrier could not be asked.
+            logger.exception("question to the carrier failed by a bug of ours")
 
     def _keep(self, call: Call) -> None:
         if self._records is not None:
@@ -243,6 +348,7 @@ class Calls:
             await self.admission.wait_turn(client)
             if self.draining:
                 raise _draining()
+            self.admission.account_pause.check(trio.current_time())  # it may have begun meanwhile
             call = self._new_call("outbound", destination_number, agent, max_duration_s, metadata)
             longest_s = min(max_duration_s or math.inf, self._options.max_duration_s)
             # Once it is sent, a dial request is seen through, whoever goes away: otherwise a
@@ -265,6 +371,8 @@ class Calls:
             )
         except BaseException as error:
             del self._tickets[ticket]
+            if isinstance(error, CarrierError) and error.retry_after_s is not None:
+                self.admission.pause_dialling(trio.current_time() + error.retry_after_s)
             known = isinstance(error, CarrierError) and not error.outcome_unknown
             self.metrics.dials.labels("refused" if known else "unknown").inc()
             raise
@@ -283,7 +391,8 @@ class Calls:
         """
         call = self._live.get(call_sid)
         if call_sid in self._ended or (call is not None and call.line is not None):
-            return self.carrier.hang_up_twiml()
+            owes_apology = self._ended.get(call_sid, False)
+            return self._apology(agent) if owes_apology else self.carrier.hang_up_twiml()
         if call is None:
             try:
                 self.check_admission()
@@ -292,7 +401,42 @@ class Calls:
                 raise
             call = self._new_call("inbound", number, agent, None, None)
             await self._begin(call, call_sid)
+        if call.fetch_apology():
+            return self._apology(call.agent)
         return self.carrier.answer_twiml(self._issue(call))
+
+    def refuse(self, refusal: CallRefused, agent: Agent) -> str:
+        """The document that refuses an inbound call: a busy tone, or words.
+
+        A busy tone costs nothing and says what it should when another try may do better. While the
+        model's account is refused it would not, so the caller is told.
+        """
+        return self._apology(agent) if refusal.in_words else self.carrier.refuse_twiml()
+
+    def _apology(self, agent: Agent) -> str:
+        return self.carrier.say_and_hang_up_twiml(*phrases.apology_of(agent))
+
+    async def go_on(self, request: VoiceRequest, agent: Agent) -> str:
+        """The document for a voice webhook that begins no call: a call of ours, or nobody's.
+
+        A call that we have placed is answered, if it has not been. What only reports how a call
+        stands is taken for a status callback, and nobody reads the answer. Anything else, as a call
+        that somebody else has placed, is ended there, and costs nothing here.
+
+        Raises:
+            CallRefused: Never for a call of ours.
+        """
+        if request.report is not None:
+            stray = "status callback came to /twiml: the carrier should post it to /call-status"
+            if self.get(request.call_sid) is not None:
+                self.update_status(request.report)
+        elif request.call_sid in self._live:
+            return await self.answer(request.call_sid, request.number, agent)
+        else:
+            stray = "voice webhook of a call that was not placed here: it is hung up"
+        if self._strays.may_log(trio.current_time()):
+            logger.warning(stray, unlogged=self._strays.take_unlogged())
+        return self.carrier.hang_up_twiml()
 
     def check_admission(self) -> None:
         """Whether the next call would be taken.
@@ -334,24 +478,22 @@ class Calls:
         call.accept(call_sid)
         self._live[call_sid] = call
         self._workers.claim(call_sid)
-        for update in sorted(self._early.pop(call_sid, []), key=lambda u: u.sequence_number):
+        for update in self._early.take(call_sid):
             call.update_status(update)
         await self._accepted_in.send(call)
 
     # -- what the carrier tells ------------------------------------------------------------
 
     def update_status(self, update: StatusUpdate) -> None:
-        """A status callback, in any order and any number of times."""
+        """What the carrier says about a call, in any order and any number of times."""
         call = self.get(update.call_sid)
         if call is not None:
             call.update_status(update)
             if call.is_over:  # the carrier's last word may come after the end
                 self._keep(call)
-        else:
+        elif update.sequence_number is not None and update.call_sid not in self._ended:
             # It can overtake the answer to our own dial request.
-            self._early.setdefault(update.call_sid, []).append(update)
-            while len(self._early) > MAX_EARLY_UPDATES:
-                self._early.popitem(last=False)
+            self._early.add(update)
 
     def update_machine(self, verdict: MachineVerdict) -> None:
         """Machine detection's verdict, any number of times; about a call that is over, nothing."""
@@ -362,8 +504,13 @@ class Calls:
     def update_transfer(self, update: TransferUpdate) -> str:
         """The document with which the caller's call goes on, as far as the carrier asks for one."""
         call = self._live.get(update.call_sid)
-        if call is not None and call.report_transfer(update.status):
+        is_on = call is not None and call.end_reason is None
+        if call is not None and is_on and call.report_transfer(update.status):
             return self.carrier.answer_twiml(self._issue(call))
+        over = self.get(update.call_sid)
+        comes_back = update.wants_document and update.status in NOT_REACHED
+        if over is not None and comes_back and over.fetch_apology():
+            return self._apology(over.agent)  # the model was lost while the caller was away
         return self.carrier.hang_up_twiml()
 
     async def serve_stream(self, media: MediaStream, address: str = "") -> None:

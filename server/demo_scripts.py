@@ -211,6 +211,17 @@ LAST_WORD_AFTER_THE_END: Check = (
         and outcome.happened.index("ended") < outcome.happened.index("completed")
     ),
 )
+ASKED_FOR: Check = (
+    "the carrier was asked, and nothing was reported by itself",
+    lambda outcome: (
+        not outcome.phone.reports
+        and any(what == "status asked for over REST" for _, what in outcome.phone.timeline)
+    ),
+)
+WAITED_AS_TOLD: Check = (
+    "the call was asked for again when the carrier wanted, and not sooner",
+    lambda outcome: any(what == "placed at request 2" for _, what in outcome.phone.timeline),
+)
 EACH_STATUS_ONCE: Check = (
     "every status counted once, however often it was told",
     lambda outcome: all(
@@ -390,6 +401,18 @@ SCRIPTS: dict[str, DemoScript] = {
         (ended("caller-hung-up"), GREETED, EACH_STATUS_ONCE, REPORTS_TAKEN, NOTHING_LOST),
         {"simulated_callee": "hangs-up", "simulated_carrier": "duplicate-callbacks"},
     ),
+    "no-callbacks": DemoScript(
+        (ended("busy"), ASKED_FOR),
+        {
+            "simulated_callee": "busy",
+            "simulated_carrier": "no-callbacks",
+            "callback_wait_s": 1.0,
+        },
+    ),
+    "too-many-requests": DemoScript(
+        (ended("caller-hung-up"), WAITED_AS_TOLD, GREETED, NOTHING_LOST),
+        {"simulated_callee": "hangs-up", "simulated_carrier": "too-many-requests"},
+    ),
     "twilio-5xx": DemoScript(
         (ended("agent-hung-up"), GREETED, UPDATES_FAILED, HUNG_UP_AT_LAST, FAREWELL_HEARD),
         {
@@ -433,6 +456,9 @@ SCRIPTS: dict[str, DemoScript] = {
         {"simulated_callee": "talks", "simulated_model": "lost-handle"},
     ),
     "quota": DemoScript((ended("model-quota"), ONE_CONNECTION), {"simulated_model": "quota"}),
+    "no-credits": DemoScript(
+        (ended("model-refused"), ONE_CONNECTION), {"simulated_model": "no-credits"}
+    ),
     "fallback": DemoScript(
         (
             ended("caller-hung-up"),

@@ -12,6 +12,7 @@ from server.errors import (
     ServerError,
     StreamEnded,
 )
+from server.model.refusals import Cure, Kind
 
 
 class EndReason(StrEnum):
@@ -40,6 +41,8 @@ class EndReason(StrEnum):
     MODEL_SILENT = "model-silent"
     """It did not answer the caller, whatever was tried."""
     MODEL_QUOTA = "model-quota"
+    MODEL_REFUSED = "model-refused"
+    """Its service refuses our account (key, credits, permission …): somebody has to see to it."""
     CARRIER_PROTOCOL = "carrier-protocol-error"
     CARRIER_FAILED = "carrier-failed"
     COST_CAP = "cost-cap"
@@ -74,6 +77,8 @@ class EndReason(StrEnum):
         match error:
             case ModelQuotaExceeded():
                 return cls.MODEL_QUOTA
+            case ModelError(refusal=Kind() as kind) if kind.cure is Cure.PERSON:
+                return cls.MODEL_REFUSED
             case ModelError():
                 return cls.MODEL_LOST if had_session else cls.MODEL_UNAVAILABLE
             case CarrierProtocolError():
@@ -101,6 +106,7 @@ _APOLOGISED = frozenset(
         EndReason.MODEL_LOST,
         EndReason.MODEL_SILENT,
         EndReason.MODEL_QUOTA,
+        EndReason.MODEL_REFUSED,
         EndReason.ERROR,
     }
 )

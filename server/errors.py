@@ -7,6 +7,11 @@ the carrier, the model, a client of the API). A bug of ours is a ``ValueError``,
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.model.refusals import Kind
+
 
 class ServerError(Exception):
     """Anything the server can report without a traceback."""
@@ -28,6 +33,7 @@ class CallRefused(ServerError):
         status: The HTTP status the API answers with.
         retry_after_s: When it may be worth asking again, or None if it never is.
         position: Its place in the queue of calls to be dialled, if it was refused there.
+        in_words: Whether somebody who calls us is told so, rather than that the line is busy.
     """
 
     def __init__(
@@ -38,12 +44,14 @@ class CallRefused(ServerError):
         status: int,
         retry_after_s: float | None = None,
         position: int | None = None,
+        in_words: bool = False,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.status = status
         self.retry_after_s = retry_after_s
         self.position = position
+        self.in_words = in_words
 
 
 class CarrierError(ServerError):
@@ -54,6 +62,7 @@ class CarrierError(ServerError):
         code: The carrier's own error code (Twilio: 21211 and so on), or None.
         outcome_unknown: Whether the carrier may have done it all the same: no answer came, or
             one that says nothing about the request. Such a request is never simply repeated.
+        retry_after_s: How long the carrier has asked to be left alone, or None if it has not.
     """
 
     def __init__(
@@ -63,12 +72,18 @@ class CarrierError(ServerError):
         status: int | None = None,
         code: int | None = None,
         outcome_unknown: bool = False,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.status = status
         self.code = code
         self.outcome_unknown = outcome_unknown
+        self.retry_after_s = retry_after_s
+
+
+class CallNotInProgress(CarrierError):
+    """The carrier does nothing to a call that is over, or that it has not answered yet."""
 
 
 class CarrierProtocolError(ServerError):
@@ -95,13 +110,23 @@ class ModelError(ServerError):
         code: WebSocket close code (1006 when there was none), or None when it never opened.
         reason: The service's own words; the only diagnosis there is.
         retryable: Whether a new connection may help (1006, 1011 without "quota").
+        refusal: What about the account is refused; None for trouble with this one session.
     """
 
-    def __init__(self, message: str, *, code: int | None, reason: str, retryable: bool) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: int | None,
+        reason: str,
+        retryable: bool,
+        refusal: Kind | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.reason = reason
         self.retryable = retryable
+        self.refusal = refusal
 
 
 class ModelSetupRefused(ModelError):
@@ -109,4 +134,4 @@ class ModelSetupRefused(ModelError):
 
 
 class ModelQuotaExceeded(ModelError):
-    """The account's quota is used up; trying again only makes it worse."""
+    """The account's quota, or what it may ask for at once, is used up."""

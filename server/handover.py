@@ -53,6 +53,14 @@ class Handover:
         """Whether the caller is with somebody else, or ringing there: nothing can be said."""
         return self._transfer is not None and self._transfer.told
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the carrier still rings or connects somebody else, and will ask us what is next.
+
+        To change anything about the caller's call would take them away from there.
+        """
+        return self.is_away and self._transfer is not None and self._transfer.outcome is None
+
     async def transfer(self, destination: str, number: str) -> CallStatus:
         """Ask for it, and wait for the outcome; see :meth:`Call.transfer`."""
         if self._transfer is not None or self._call.line is None:

@@ -12,6 +12,8 @@ import re
 import secrets
 from collections.abc import Mapping
 
+from server.headers import Headers, lines_of, single
+
 UNNAMED = "default"
 """What the key in ``API_KEY`` is called in metrics and in the queue for a line."""
 KEY_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,31}$")
@@ -48,11 +50,12 @@ class Keys:
         """Whether there is any key to show; with none, everybody is let in."""
         return bool(self._digests)
 
-    def identify(self, headers: Mapping[str, str]) -> str | None:
+    def identify(self, headers: Headers) -> str | None:
         """The name of the key that a request shows, or None if it shows none of ours.
 
-        ``Authorization: Bearer`` counts before ``X-API-Key``. Every key is compared, and each in
-        constant time, so the answer's delay does not say which one was nearly right.
+        ``Authorization: Bearer`` counts before ``X-API-Key``; a header that is there twice shows no
+        key, as a proxy may have checked the other one. Every key is compared, and each in constant
+        time, so the answer's delay does not say which one was nearly right.
         """
         shown = hashlib.sha256(_shown_key(headers).encode("utf-8", "surrogatepass")).digest()
         found = None
@@ -62,9 +65,10 @@ class Keys:
         return found
 
 
-def _shown_key(headers: Mapping[str, str]) -> str:
-    given = {name.lower(): value for name, value in headers.items()}
-    scheme, _, credentials = given.get("authorization", "").partition(" ")
+def _shown_key(headers: Headers) -> str:
+    if len(lines_of(headers, "Authorization")) > 1:
+        return ""
+    scheme, _, credentials = (single(headers, "Authorization") or "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()
-    return given.get("x-api-key", "")
+    return single(headers, "X-API-Key") or ""

@@ -150,6 +150,16 @@ class Metrics:
             "offhook_calls_refused", "Calls not placed or not answered, by reason.", ["reason"],
             registry=registry,
         )  # fmt: skip
+        self.model_refusals = Counter(
+            "offhook_model_refusals",
+            "Times that the model's service has refused the account, by what it refused.",
+            ["kind"], registry=registry,
+        )  # fmt: skip
+        self.calls_paused = Gauge(
+            "offhook_calls_paused",
+            "1 while no calls are taken because the model's service refuses the account.",
+            registry=registry,
+        )
         self.admission_queue = Gauge(
             "offhook_admission_queue", "Calls that wait for their turn to be dialled.",
             registry=registry,

@@ -6,6 +6,7 @@ that is asked in English likes to answer in English.
 
 from __future__ import annotations
 
+from server.agent import Agent
 from server.turns import Awaited
 
 _ASIDE = "(Not said by the caller; go on in the language of the call. {})"
@@ -79,6 +80,12 @@ _APOLOGIES = {
     "it": "Mi dispiace, c'è un problema tecnico. La preghiamo di richiamare più tardi. A presto.",
     "nl": "Het spijt me, er is een technische storing. Belt u later nog eens. Tot ziens.",
 }
+
+
+def apology_of(agent: Agent) -> tuple[str, str]:
+    """What the carrier says in place of this agent, and the tag of the language it is in."""
+    text, language = apology(agent.language)
+    return agent.apology or text, language
 
 
 def apology(language: str | None) -> tuple[str, str]:

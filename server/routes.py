@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -39,13 +39,15 @@ from server.api import (
 )
 from server.calls import Page
 from server.endings import EndReason
-from server.errors import CallRefused, CarrierError, CarrierProtocolError
+from server.errors import CallRefused, CarrierError
+from server.headers import lines_of, single
 from server.idempotency import MAX_KEY_CHARS, Answer, fingerprint_of, key_reused
 from server.keys import UNNAMED
 from server.logs import Sparing
 from server.metrics import merged
 from server.records import RecordsUnavailable, StoredRequest
 from server.strangers import client_address
+from server.webhooks import Webhooks, target_of
 from server.workers import GIVEN, PASSED_ON, WorkerLost
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ RECORDS_PAUSE_S = 5
 WORKER_PAUSE_S = 2
 """When another process will be in the place of one that is gone."""
 CARRIER_PAUSE_S = 5.0
-"""When to come back after the carrier has said, several times, that it has too many requests."""
+"""When to come back after the carrier had too many requests, if it has not said for how long."""
 
 
 def add_routes(app: OffhookApp) -> None:
@@ -87,9 +89,11 @@ def add_routes(app: OffhookApp) -> None:
     others = Others(app)
     _add_api(app, others)
     earlier = _paths(app)
-    _add_webhooks(app, others)
+    webhooks = Webhooks(app)
+    _add_webhooks(app, others, webhooks)
     signed_paths = _paths(app) - earlier
     _log_requests(app, quiet_paths=HEALTH | METRICS | signed_paths)
+    app.before_request(webhooks.find_astray)
     _guard(app, signed_paths=signed_paths)
     _check_bodies(app)  # after the guard: strangers are told nothing about bodies
     _learn_address(app)
@@ -115,7 +119,7 @@ def _guard(app: OffhookApp, *, signed_paths: frozenset[str]) -> None:
         g.client, g.is_stranger = UNNAMED, app.keys.any_wanted
         if not app.keys.any_wanted or request.path in open_paths:
             return None
-        client = app.keys.identify(dict(request.headers))
+        client = app.keys.identify(request.headers)
         if client is not None:
             g.client, g.is_stranger = client, False
             return None
@@ -358,12 +362,14 @@ def _add_api(app: OffhookApp, others: Others) -> None:
             fields = {"destination_number": forbidden}
             message = "this number may not be called from here"
             return error_body("destination-not-allowed", message, fields=fields), 403
-        if (key := request.headers.get(IDEMPOTENCY_KEY)) is None:
+        keys = lines_of(request.headers, IDEMPOTENCY_KEY)
+        if not keys:
             answer, is_final = await place(data)
             between_us = {FINAL: "yes"} if is_final and others.is_given else {}
             return _respond(answer, **between_us)
-        if not 1 <= len(key) <= MAX_KEY_CHARS:
-            fields = {IDEMPOTENCY_KEY: f"must have 1 to {MAX_KEY_CHARS} characters"}
+        key = keys[0]
+        if len(keys) > 1 or not 1 <= len(key) <= MAX_KEY_CHARS:
+            fields = {IDEMPOTENCY_KEY: f"must be there once, with 1 to {MAX_KEY_CHARS} characters"}
             return error_body("invalid", "the request is not valid", fields=fields), 422
         try:
             if (theirs := await others.keeper(g.client, key)) is not None:
@@ -454,7 +460,7 @@ def _add_api(app: OffhookApp, others: Others) -> None:
                 max_duration_s=data.max_duration_s,
                 metadata=data.metadata,
             )
-            call.traceparent = request.headers.get("traceparent", "")
+            call.traceparent = single(request.headers, "traceparent") or ""
         except CallRefused as refusal:
             return _refused(app, refusal), False
         except CarrierError as error:
@@ -466,7 +472,10 @@ def _add_api(app: OffhookApp, others: Others) -> None:
                 carrier_code=error.code,
                 carrier_status=error.status,
             )
-            headers = _retry_after(CARRIER_PAUSE_S if error.status == 429 else None)
+            wait_s = error.retry_after_s
+            if wait_s is None and error.status == 429:
+                wait_s = CARRIER_PAUSE_S
+            headers = _retry_after(wait_s)
             return Answer(body, 502, headers), error.outcome_unknown
         made = {
             "call_sid": call.call_sid,
@@ -553,65 +562,37 @@ def _add_api(app: OffhookApp, others: Others) -> None:
 # For the carrier
 
 
-def _target(scope: Mapping[str, Any]) -> str:
-    """Path and query exactly as requested: what the carrier has signed."""
-    path: bytes = scope.get("raw_path") or scope["path"].encode()
-    query: bytes = scope["query_string"]
-    return (path + b"?" + query if query else path).decode("latin-1")
-
-
-def _add_webhooks(app: OffhookApp, others: Others) -> None:
-    refusals = Sparing()
-
-    async def _signed_form() -> dict[str, str] | None:
-        """The form of a webhook, or None if the carrier has not signed it."""
-        await request.get_data()  # kept, for another process may have to read it, too
-        form = await request.form
-        if not app.verifier.verify_signature(_target(request.scope), dict(request.headers), form):
-            app.metrics.strangers_refused.labels("webhook-signature").inc()
-            if refusals.may_log(trio.current_time()):
-                logger.warning(
-                    "webhook refused: wrong or missing signature",
-                    path=request.path,
-                    unlogged=refusals.take_unlogged(),
-                )
-            return None
-        return dict(form)
-
+def _add_webhooks(app: OffhookApp, others: Others, webhooks: Webhooks) -> None:
     def _forbidden() -> tuple[dict[str, Any], int]:
         return error_body("forbidden", "not signed by the carrier"), 403
 
-    @app.post("/twiml")
+    @app.route("/twiml", methods=["GET", "POST"])
     @hide
     async def answer() -> Any:
         """Twilio's voice webhook: answer the call with a media stream."""
-        if (form := await _signed_form()) is None:
-            return _forbidden()
-        if not (call_sid := form.get("CallSid")):
-            return error_body("bad-request", "a voice webhook must have a CallSid"), 400
-        if (theirs := await others.taker_of(call_sid)) is not None:
+        asked = app.carrier.read_voice(await webhooks.read())
+        if not asked.begins:
+            if (theirs := await others.owner(asked.call_sid)) is not None:
+                return theirs
+            return Response(await app.calls.go_on(asked, app.agent), content_type="text/xml")
+        if (theirs := await others.taker_of(asked.call_sid)) is not None:
             return theirs
         app.workers.take_call(request.scope)
         try:
-            twiml = await app.calls.answer(call_sid, form.get("From", ""), app.agent)
+            twiml = await app.calls.answer(asked.call_sid, asked.number, app.agent)
         except CallRefused as refusal:
             app.metrics.calls_refused.labels(refusal.reason).inc()
             logger.warning("inbound call refused", reason=refusal.reason)
-            twiml = app.carrier.refuse_twiml()
+            twiml = app.calls.refuse(refusal, app.agent)
         finally:
             app.workers.answered()
         return Response(twiml, content_type="text/xml")
 
-    @app.post("/call-status")
+    @app.route("/call-status", methods=["GET", "POST"])
     @hide
     async def call_status() -> Any:
         """Twilio's status callback."""
-        if (form := await _signed_form()) is None:
-            return _forbidden()
-        try:
-            update = app.carrier.read_status(form)
-        except CarrierProtocolError as error:
-            return error_body("bad-request", error.reason), 400
+        update = app.carrier.read_status(await webhooks.read())
         if app.workers.owner(update.call_sid) is None:
             # It can overtake the answer to a dial request, and any process may have made that.
             await others.everyone()
@@ -620,31 +601,21 @@ def _add_webhooks(app: OffhookApp, others: Others) -> None:
         app.calls.update_status(update)
         return "", 204
 
-    @app.post("/amd-status")
+    @app.route("/amd-status", methods=["GET", "POST"])
     @hide
     async def amd_status() -> Any:
         """Twilio's verdict on who or what has answered an outbound call."""
-        if (form := await _signed_form()) is None:
-            return _forbidden()
-        try:
-            verdict = app.carrier.read_machine_verdict(form)
-        except CarrierProtocolError as error:
-            return error_body("bad-request", error.reason), 400
+        verdict = app.carrier.read_machine_verdict(await webhooks.read())
         if (theirs := await others.owner(verdict.call_sid)) is not None:
             return theirs
         app.calls.update_machine(verdict)
         return "", 204
 
-    @app.post("/transfer-status")
+    @app.route("/transfer-status", methods=["GET", "POST"])
     @hide
     async def transfer_status() -> Any:
         """What became of a transfer; if nobody answered, the caller comes back to the agent."""
-        if (form := await _signed_form()) is None:
-            return _forbidden()
-        try:
-            update = app.carrier.read_transfer(form)
-        except CarrierProtocolError as error:
-            return error_body("bad-request", error.reason), 400
+        update = app.carrier.read_transfer(await webhooks.read())
         if (theirs := await others.owner(update.call_sid)) is not None:
             return theirs
         twiml = app.calls.update_transfer(update)
@@ -656,9 +627,9 @@ def _add_webhooks(app: OffhookApp, others: Others) -> None:
     @app.websocket("/stream/<int:worker>")
     async def stream(worker: int | None = None) -> Any:
         """Twilio Media Streams: one call's audio, both ways; the path says whose call it is."""
-        headers = dict(websocket.headers)
+        headers = websocket.headers
         address = ""
-        if not app.verifier.verify_upgrade(_target(websocket.scope), headers):
+        if not app.verifier.verify_upgrade(target_of(websocket.scope), headers):
             if app.settings.strict_stream_signature:
                 app.metrics.strangers_refused.labels("stream-signature").inc()
                 return _forbidden()

@@ -159,7 +159,9 @@ class Settings(BaseSettings):
     max_loop_lag_s: Annotated[float, Field(gt=0)] = 0.05
     """An event loop that is later than this (median of two seconds) takes no more calls."""
     quota_pause_s: Annotated[float, Field(ge=0)] = 60.0
-    """No call is placed for so long after the model has said that its quota is used up."""
+    """After the model's service has refused the account (quota, credits, key …) no call is taken
+    until it takes a session again: it is tried after so long, then less and less often; 0 for no
+    pauses."""
     idempotency_ttl_s: Annotated[float, Field(gt=0)] = 86_400.0
     """How long the answer to an Idempotency-Key is given again."""
     max_call_duration_s: Annotated[float, Field(gt=0, le=14_400)] = 3_600.0
@@ -262,6 +264,9 @@ class Settings(BaseSettings):
     model_reconnect_budget_s: Annotated[float, Field(gt=0)] = 30.0
     """How long a call goes on trying to reach its model."""
     carrier_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    callback_wait_s: Annotated[float, Field(ge=0)] = 10.0
+    """The carrier is asked how a dialled call stands if it has said nothing for so long, and then
+    ever more seldom; 0: never."""
     close_timeout_s: Annotated[float, Field(gt=0)] = 3.0
     """How long the clean-up of a call may take."""
     farewell_timeout_s: Annotated[float, Field(ge=0)] = 10.0

@@ -9,32 +9,36 @@ wait for them.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Generator, Iterable, Mapping
+import re
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 import trio
 
+from server.headers import Headers, listed
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_BRACKETED = re.compile(r"\[([^\[\]]*)\](?::\d+)?")
 
 
-def client_address(peer: str, headers: Mapping[str, str], trusted: Iterable[Network]) -> str:
+def client_address(peer: str, headers: Headers, trusted: Iterable[Network]) -> str:
     """Where a request comes from.
 
     Args:
         peer: The other end of the connection.
-        headers: ``X-Forwarded-For`` counts if the peer is a trusted proxy, read from its end:
-            every proxy appends whom it was asked by, and what stands before the last untrusted
-            address is that client's own invention.
+        headers: ``X-Forwarded-For`` counts if the peer is a trusted proxy, read from the end of
+            its last line: every proxy appends whom it was asked by, on the same line or on one of
+            its own, and what stands before the last untrusted address is that client's invention.
         trusted: The proxies in front of this server.
 
     Returns:
         An address; of IPv6 only the network of 64 bits, of which one client may have all.
     """
-    forwarded = next((v for k, v in headers.items() if k.lower() == "x-forwarded-for"), "")
-    hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
+    hops = listed(headers, "X-Forwarded-For")
+    networks = tuple(trusted)
     address = _parse(peer)
-    while hops and address is not None and any(address in network for network in trusted):
-        before = _parse(hops.pop())
+    while hops and address is not None and any(address in network for network in networks):
+        before = _parse(_without_port(hops.pop()))
         if before is None:
             break  # no address: whoever wrote that is as far as we can see
         address = before
@@ -43,6 +47,14 @@ def client_address(peer: str, headers: Mapping[str, str], trusted: Iterable[Netw
     if address.version == 6:
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address)
+
+
+def _without_port(hop: str) -> str:
+    """A hop's address: some proxies write the port, too, and brackets around an IPv6 address."""
+    if match := _BRACKETED.fullmatch(hop):
+        return match[1]
+    host, colon, port = hop.partition(":")
+    return host if colon and port.isdecimal() and "." in host else hop
 
 
 def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -27,6 +27,7 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
     TransferUpdate,
+    VoiceRequest,
 )
 from server.errors import CarrierError, ModelError, StreamEnded
 from server.model import Conversation, EventListener, SessionEvent, ToolResult, Way
@@ -209,6 +210,10 @@ class MemoryCarrier:
     """Whether the last call was placed with answering machine detection."""
     answer_s: float = 0.0
     """How long the answer to the dial request takes."""
+    status: CallStatus = CallStatus.QUEUED
+    """What it says when it is asked how a call stands."""
+    asked: list[tuple[float, str]] = field(default_factory=list)
+    fetch_failures: list[CarrierError] = field(default_factory=list)
 
     async def place_call(
         self,
@@ -240,6 +245,16 @@ class MemoryCarrier:
             raise self.transfer_failure
         self.transferred.append((call_sid, number))
 
+    async def fetch_status(self, call_sid: str) -> StatusUpdate:
+        await trio.lowlevel.checkpoint()
+        self.asked.append((trio.current_time(), call_sid))
+        if self.fetch_failures:
+            raise self.fetch_failures.pop(0)
+        return StatusUpdate(call_sid, self.status, None, {"asked": "yes"})
+
+    def read_voice(self, form: Mapping[str, str]) -> VoiceRequest:
+        return VoiceRequest(form["CallSid"], form.get("From", ""), begins=True)
+
     def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:
         return TransferUpdate(form["CallSid"], CallStatus(form["DialCallStatus"]), True)
 
@@ -248,6 +263,9 @@ class MemoryCarrier:
 
     def hang_up_twiml(self) -> str:
         return "<hangup/>"
+
+    def say_and_hang_up_twiml(self, text: str, language: str) -> str:
+        return f"<say>{language}: {text}</say>"
 
     def answer_twiml(self, ticket: str) -> str:
         return f"<ticket>{ticket}</ticket>"

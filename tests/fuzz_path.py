@@ -44,7 +44,7 @@ START = json.dumps(
         "event": "start",
         "streamSid": SID,
         "start": {
-            "callSid": "CA0",
+            "callSid": "CA" + "0" * 32,
             "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
         },
     }

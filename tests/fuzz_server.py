@@ -60,6 +60,7 @@ from server.carrier.twilio import (
     parse_status,
     parse_transfer,
 )
+from server.carrier.twilio_webhooks import check_fields, parse_voice
 from server.destinations import Destinations
 from server.endings import EndReason
 from server.errors import CarrierProtocolError, ModelError
@@ -78,6 +79,7 @@ from tests.rig import calling
 from tests.test_tools import FakeCall
 
 SID = "MZ" + "0" * 32
+CALL_SID = "CA" + "0" * 32
 NUMBER = re.compile(r"^\+[1-9]\d{4,16}$")
 LEAK_INPUTS = 4_000
 """Memory is watched over so many inputs of a long run."""
@@ -150,7 +152,7 @@ TWILIO = [
         start={
             "accountSid": "AC0",
             "streamSid": SID,
-            "callSid": "CA0",
+            "callSid": CALL_SID,
             "tracks": ["inbound"],
             "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
             "customParameters": {"ticket": "t"},
@@ -160,7 +162,7 @@ TWILIO = [
     _twilio("media", media={"track": "inbound", "chunk": "2", "timestamp": "5", "payload": "//8="}),
     _twilio("mark", mark={"name": "1:1000"}),
     _twilio("dtmf", dtmf={"track": "inbound_track", "digit": "1"}),
-    _twilio("stop", stop={"accountSid": "AC0", "callSid": "CA0"}),
+    _twilio("stop", stop={"accountSid": "AC0", "callSid": CALL_SID}),
 ]
 
 
@@ -182,8 +184,10 @@ def fuzz_twilio(data: bytes) -> str:
 
 
 STATUS = [
-    b"CallSid=CA0&CallStatus=ringing&SequenceNumber=1&From=%2B15005550006",
-    b"CallSid=CA0&CallStatus=completed&CallDuration=12&SipResponseCode=200&SequenceNumber=3",
+    b"CallSid=" + CALL_SID.encode() + b"&CallStatus=ringing&SequenceNumber=1&From=%2B15005550006",
+    b"CallSid="
+    + CALL_SID.encode()
+    + b"&CallStatus=completed&CallDuration=12&SipResponseCode=200&SequenceNumber=3",
 ]
 
 
@@ -199,7 +203,9 @@ def fuzz_status(data: bytes) -> str:
     return "read"
 
 
-MACHINE = [b"CallSid=CA0&AnsweredBy=machine_end_beep&MachineDetectionDuration=4200"]
+MACHINE = [
+    b"CallSid=" + CALL_SID.encode() + b"&AnsweredBy=machine_end_beep&MachineDetectionDuration=4200"
+]
 
 
 def fuzz_machine(data: bytes) -> str:
@@ -213,8 +219,8 @@ def fuzz_machine(data: bytes) -> str:
 
 
 TRANSFER = [
-    b"CallSid=CA0&DialCallStatus=no-answer&DialCallSid=CA1",
-    b"ParentCallSid=CA0&CallSid=CA1&CallStatus=in-progress",
+    b"CallSid=" + CALL_SID.encode() + b"&DialCallStatus=no-answer&DialCallSid=CA1",
+    b"ParentCallSid=" + CALL_SID.encode() + b"&CallSid=CA1&CallStatus=in-progress",
 ]
 
 
@@ -227,6 +233,27 @@ def fuzz_transfer(data: bytes) -> str:
         return "refused"
     assert update.call_sid
     return "read"
+
+
+VOICE = [
+    b"CallSid=" + CALL_SID.encode() + b"&CallStatus=ringing&Direction=inbound&From=%2B15005550006",
+    b"CallSid="
+    + CALL_SID.encode()
+    + b"&CallStatus=completed&Direction=outbound-api&CallDuration=7",
+]
+
+
+def fuzz_voice(data: bytes) -> str:
+    """Voice webhooks, whatever their fields were cut into."""
+    fields = parse_qsl(data.decode("latin-1"), keep_blank_values=True)
+    try:
+        check_fields(fields)
+        request = parse_voice(dict(fields))
+    except CarrierProtocolError:
+        return "refused"
+    assert len(request.call_sid) == 34
+    assert not (request.begins and request.report)
+    return "begins" if request.begins else "report" if request.report else "asks"
 
 
 VERIFIER = WebhookVerifier("token", "https://example.com", shared_keys={"KY1": "secret"})
@@ -579,6 +606,7 @@ TARGETS = {
     "status": Target(STATUS, one_line, fuzz_status),
     "machine": Target(MACHINE, one_line, fuzz_machine),
     "transfer": Target(TRANSFER, one_line, fuzz_transfer),
+    "voice": Target(VOICE, one_line, fuzz_voice),
     "signature": Target(SIGNATURES, one_line, fuzz_signature),
     "make-call": Target(MAKE_CALL, one_line, fuzz_make_call),
     "headers": Target(HEADERS, one_line, fuzz_headers),

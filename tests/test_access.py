@@ -292,7 +292,7 @@ async def test_an_overloaded_server_is_not_ready_and_takes_no_calls():
     ("method", "path"),
     [
         ("DELETE", "/healthz"),
-        ("GET", "/twiml"),
+        ("PUT", "/twiml"),
         ("BREW", "/"),
         ("GET", "/nowhere"),
         ("GET", "/docs"),

@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from server.admission import Admission, DialQueue, LagMeter, Limits
 from server.errors import CallRefused
 from server.metrics import Metrics
+from server.model.refusals import Kind
 
 
 def make_queue(*, per_s: float = 1.0, max_wait_s: float = 100.0, max_waiting: int = 100):
@@ -206,9 +207,70 @@ async def test_the_lag_is_measured(autojump_clock, nursery):
     assert admission.loop_lag_s == pytest.approx(0.0, abs=1e-6)
 
 
-def test_after_a_used_up_quota_nothing_is_placed_for_a_while():
+def test_after_a_used_up_quota_nothing_is_placed_until_the_model_takes_a_session():
     admission = make_admission(quota_pause_s=60.0)
-    admission.quota_exceeded(now=100.0)
+    admission.account_pause.refused(Kind.QUOTA, now=100.0)
 
     assert refusal(admission, now=159.0) == "model-quota"
+    admission.account_pause.accepted(now=161.0)
     assert refusal(admission, now=161.0) is None
+
+
+# ------------------------------------------------------------------------------------------
+# A carrier that asks to be left alone
+
+
+async def test_calls_wait_until_the_carrier_takes_them_again(autojump_clock, nursery):
+    clients = Clients(make_admission(calls_per_s=1.0))
+    clients.admission.pause_dialling(trio.current_time() + 7.0)
+    for client in ("a", "b"):
+        nursery.start_soon(clients.call, client)
+        await wait_all_tasks_blocked()
+    await trio.sleep(20.0)
+
+    assert clients.turns == [("a", 7.0), ("b", 8.0)]
+
+
+async def test_calls_that_wait_already_wait_on(autojump_clock, nursery):
+    clients = Clients(make_admission(calls_per_s=1.0))
+    await clients.call("first")
+    nursery.start_soon(clients.call, "next")
+    await trio.sleep(0.5)
+    clients.admission.pause_dialling(trio.current_time() + 5.0)
+    await trio.sleep(20.0)
+
+    assert clients.turns == [("first", 0.0), ("next", 5.5)]
+
+
+async def test_calls_that_would_wait_too_long_for_the_carrier_are_told_when_to_come(
+    autojump_clock, nursery
+):
+    admission = make_admission(max_dial_wait_s=3.0, calls_per_s=1.0)
+    clients = Clients(admission)
+    await clients.call("first")
+    nursery.start_soon(clients.call, "next")
+    await wait_all_tasks_blocked()
+    admission.pause_dialling(trio.current_time() + 60.0)
+    with pytest.raises(CallRefused) as refused:
+        await admission.wait_turn("another")
+    await wait_all_tasks_blocked()
+
+    assert (refused.value.reason, refused.value.status) == ("carrier-busy", 503)
+    assert refused.value.retry_after_s == pytest.approx(60.0)
+    assert clients.refused == [("next", 0.0)]
+    assert admission.waiting_count == 0
+
+
+async def test_calls_that_come_in_are_taken_meanwhile(autojump_clock):
+    admission = make_admission()
+    admission.pause_dialling(trio.current_time() + 60.0)
+
+    assert refusal(admission, now=trio.current_time()) is None
+
+
+async def test_a_shorter_pause_does_not_end_a_longer_one(autojump_clock):
+    admission = make_admission(calls_per_s=1.0)
+    admission.pause_dialling(trio.current_time() + 10.0)
+    admission.pause_dialling(trio.current_time() + 1.0)
+
+    assert admission.dials_in_s(trio.current_time()) == pytest.approx(10.0)

@@ -17,6 +17,7 @@ from benchmarks.load.attacker import MALFORMED
 from server import serving as serving_module
 from server import sockets
 from tests.test_serve import (
+    CALL_SID,
     Server,
     closing_of,
     media_message,
@@ -311,7 +312,7 @@ async def test_a_ticket_that_was_stolen_opens_nothing_for_another_call():
 
 
 async def test_a_signature_is_good_for_its_own_request_only():
-    form = {"CallSid": "CA1", "CallStatus": "ringing", "SequenceNumber": "1"}
+    form = {"CallSid": CALL_SID, "CallStatus": "ringing", "SequenceNumber": "1"}
     async with serving() as server:
         validator = RequestValidator(server.app.simulated_twilio._auth_token)
         signature = validator.compute_signature(server.url + "/call-status", form)
@@ -339,7 +340,7 @@ async def test_a_replayed_webhook_changes_nothing():
 
 
 async def test_webhooks_signed_with_a_shared_key_are_known():
-    form = {"CallSid": "CA1", "CallStatus": "ringing", "SequenceNumber": "1"}
+    form = {"CallSid": CALL_SID, "CallStatus": "ringing", "SequenceNumber": "1"}
     async with serving(twilio_shared_keys="KY1:the-secret") as server:
         answers = []
         for key, secret in (("KY1", "the-secret"), ("KY2", "the-secret"), ("KY1", "guess")):

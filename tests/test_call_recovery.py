@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
+import trio
+from structlog.testing import capture_logs
+from websockets.frames import Close
 
 from server.app import create_app
+from server.model.gemini import GeminiModel
 from server.model.lasting import LastingModel
-from server.model.simulator import SCRIPTS, Script
+from server.model.simulator import SCRIPTS, Drop, GeminiSimulator, Script
 from server.settings import Settings
 from tests.rig import calling
 
@@ -64,6 +69,73 @@ async def test_a_fresh_session_is_told_what_the_caller_has_heard(autojump_clock)
 
     greeting = rig.gemini.greeting.text
     assert rig.sessions[-1].texts[0] == greeting
+
+
+EXPIRED = "API key expired. Please renew the API key."
+BUSY = "Rate limit exceeded. Too many requests."
+
+
+def dropped(reason: str, *, then: Close | None = None) -> Script:
+    return Script(drop=Drop(2, 0.5, 1007, reason), refuse_setup=None, refuse_handles=then)
+
+
+async def test_a_refused_key_in_mid_call_ends_it_at_once_with_an_apology(autojump_clock):
+    async with calling(callee="talks", script=dropped(EXPIRED)) as rig:
+        await rig.over()
+
+    assert rig.call.end_reason == "model-refused"
+    assert rig.call.refusal == "model-key"
+    assert len(rig.sessions) == 1
+    assert len(rig.carrier.said) == 1
+
+
+async def test_a_rate_limit_in_mid_call_is_waited_for(autojump_clock):
+    async with calling(callee="talks", script=dropped(BUSY)) as rig:
+        await rig.over()
+
+    assert rig.call.end_reason == "caller-hung-up"
+    assert reconnects(rig) == [("closed-1007", "resume")]
+
+
+async def test_a_rate_limit_that_does_not_pass_ends_the_call_when_the_budget_is_used_up(
+    autojump_clock,
+):
+    script = dropped(BUSY, then=Close(1011, BUSY))
+    async with calling(callee="never-hangs-up", script=script) as rig:
+        await rig.over()
+
+    assert rig.call.end_reason == "model-quota"
+    assert len(rig.sessions) > 5
+    assert len(rig.carrier.said) == 1
+
+
+@pytest.mark.parametrize("refusal", ["no-credits", "bad-key", "no-permission"])
+async def test_the_fallback_answers_where_the_account_is_refused_and_nothing_is_refused(
+    autojump_clock, refusal
+):
+    refusing = replace(SCRIPTS[refusal], only_model="gemini-3.8-live")
+
+    def with_fallback(gemini):
+        other = GeminiModel(
+            api_key="simulated",
+            model="gemini-3.1-flash-live-preview",
+            url="ws://memory.invalid",
+            connect=healthy.connect,
+        )
+        return LastingModel(gemini, fallback=other)
+
+    async with trio.open_nursery() as nursery:
+        healthy = GeminiSimulator()
+        await nursery.start(partial(healthy.run, port=None))
+        with capture_logs() as lines:
+            async with calling(callee="talks", script=refusing, make_model=with_fallback) as rig:
+                await rig.over()
+        nursery.cancel_scope.cancel()
+
+    told = [line for line in lines if line["event"].startswith("calls go to the fallback")]
+    assert rig.call.end_reason == "caller-hung-up"
+    assert rig.call.refusal is None
+    assert len(told) == 1
 
 
 async def test_quota_ends_a_call_that_has_no_fallback(autojump_clock):

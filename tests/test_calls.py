@@ -11,7 +11,7 @@ from server.admission import Admission, Limits
 from server.agent import Agent
 from server.call_options import CallOptions
 from server.calls import Calls
-from server.carrier import CallStatus, StatusUpdate, StreamStopped
+from server.carrier import CallStatus, StatusUpdate, StreamStopped, VoiceRequest
 from server.endings import EndReason
 from server.errors import CallRefused, CarrierError, ModelSetupRefused
 from server.metrics import Metrics
@@ -183,8 +183,81 @@ async def test_callbacks_that_overtake_the_dial_request_are_kept_in_order(autoju
 async def test_callbacks_for_strangers_are_bounded(autojump_clock, calls):
     for number in range(5_000):
         calls.update_status(StatusUpdate(f"CAx{number}", CallStatus.RINGING, 1))
+        calls.update_status(StatusUpdate("CAx", CallStatus.RINGING, number))
 
     assert len(calls._early) <= 1_000
+
+
+async def test_a_call_that_is_over_gets_no_early_callbacks(autojump_clock, nursery):
+    calls = make_calls(recent_calls=0)
+    await nursery.start(calls.run)
+    call = await calls.place(NUMBER, Agent())
+    call.end(EndReason.HUNG_UP)
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+    calls.update_status(StatusUpdate(call.call_sid, CallStatus.COMPLETED, 3))
+
+    assert len(calls._early) == 0
+
+
+async def test_a_dial_that_the_carrier_wants_later_pauses_all_dialling(autojump_clock, nursery):
+    busy = CarrierError("too many", status=429, code=20429, retry_after_s=90.0)
+    calls = make_calls(carrier=MemoryCarrier(failure=busy))
+    await nursery.start(calls.run)
+    with pytest.raises(CarrierError):
+        await calls.place(NUMBER, Agent(), client="one")
+    calls.carrier.failure = None
+
+    with pytest.raises(CallRefused) as refused:
+        await calls.place(NUMBER, Agent(), client="another")
+    assert refused.value.retry_after_s == pytest.approx(90.0)
+    assert await calls.answer("CA7", NUMBER, Agent())  # whoever calls us is answered
+    await trio.sleep(90.0)
+    assert await calls.place(NUMBER, Agent(), client="another")
+
+
+# ------------------------------------------------------------------------------------------
+# Voice webhooks that begin no call
+
+
+def asking(call_sid: str, report: StatusUpdate | None = None) -> VoiceRequest:
+    return VoiceRequest(call_sid, NUMBER, begins=False, report=report)
+
+
+async def test_a_voice_webhook_of_nobodys_call_begins_none(autojump_clock, calls):
+    assert await calls.go_on(asking("CA8"), Agent()) == "<hangup/>"
+    assert calls.live_count == 0
+    assert calls.model.sessions == []
+
+
+async def test_a_call_of_ours_that_asks_for_its_document_gets_a_ticket(autojump_clock, calls):
+    call = await calls.place(NUMBER, Agent())
+    document = await calls.go_on(asking(call.call_sid), Agent())
+    media = MemoryMedia()
+    media.event(media.start(call.call_sid, ticket_in(document)))
+    claim = await calls.claim(media)
+
+    assert claim is not None
+    assert claim.call is call
+
+
+async def test_a_report_in_the_place_of_a_question_counts_for_a_call_that_is_known(
+    autojump_clock, calls
+):
+    call = await calls.place(NUMBER, Agent())
+    report = StatusUpdate(call.call_sid, CallStatus.BUSY, 1)
+    assert await calls.go_on(asking(call.call_sid, report), Agent()) == "<hangup/>"
+    await call.finished.wait()
+
+    assert call.end_reason is EndReason.BUSY
+
+
+async def test_a_report_on_nobodys_call_is_nothing(autojump_clock, calls):
+    report = StatusUpdate("CA8", CallStatus.COMPLETED, 1)
+    assert await calls.go_on(asking("CA8", report), Agent()) == "<hangup/>"
+
+    assert calls.live_count == 0
+    assert len(calls._early) == 0
 
 
 async def test_no_more_calls_than_lines(autojump_clock, nursery):

@@ -39,6 +39,43 @@ async def test_callbacks_that_come_again_change_nothing(fast_clock):
     assert {answer for _, answer in reports} == {204}
 
 
+@pytest.mark.parametrize(
+    ("number", "reason"), [("5550104", "busy"), ("5550109", "failed"), ("5550105", "no-answer")]
+)
+async def test_a_call_whose_callbacks_never_come_ends_as_it_ended(number, reason, fast_clock):
+    settings = {"simulated_carrier": "no-callbacks", "callback_wait_s": 0.5, "ring_timeout_s": 5}
+    async with serving(**settings) as server:
+        call_sid = (await server.make_call(number)).json()["call_sid"]
+        with trio.fail_after(60):
+            record = await server.finished(call_sid)
+        phone = server.app.simulated_twilio.calls[call_sid]
+
+    assert (record["reason"], record["status"]) == (reason, reason)
+    assert record["duration_s"] == 0
+    assert phone.reports == []
+
+
+async def test_a_talk_whose_callbacks_never_come_has_its_minutes_all_the_same(fast_clock):
+    async with serving(simulated_carrier="no-callbacks", callback_wait_s=0.5) as server:
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        call = server.app.calls.get(call_sid)
+        with trio.fail_after(60):
+            await call.settled.wait()
+            record = await server.finished(call_sid)
+
+    assert (record["reason"], record["status"]) == ("caller-hung-up", "completed")
+    assert record["cost"]["billed_minutes"] == 1
+
+
+async def test_a_dial_that_was_too_much_is_made_when_twilio_wants(fast_clock):
+    async with serving(simulated_carrier="too-many-requests") as server:
+        made = await server.make_call("5550104")
+        asked = server.app.simulated_twilio._dial_requests
+
+    assert made.status_code == 201
+    assert asked == 2
+
+
 async def test_a_dial_that_twilio_fails_is_told_and_never_made_again_by_us(fast_clock):
     async with serving(simulated_carrier="twilio-5xx-dial") as server:
         failed = await server.make_call("5550104")

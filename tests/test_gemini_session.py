@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import traceback
@@ -35,6 +36,7 @@ from server.model import (
     Usage,
 )
 from server.model.gemini import GeminiModel, GeminiSession
+from server.model.refusals import Kind
 from server.model.simulator import (
     SCRIPTS,
     Drop,
@@ -43,7 +45,9 @@ from server.model.simulator import (
     Script,
     Speech,
     memory_sockets,
+    refused,
 )
+from server.plane import Plane
 
 KEY = "a-secret-key"
 MODELS = (
@@ -404,6 +408,69 @@ async def test_a_close_before_the_service_is_ready(
     assert type(error) is kind
     assert isinstance(error, ModelError)
     assert (error.code, error.reason, error.retryable) == (close.code, close.reason, retryable)
+
+
+@pytest.mark.parametrize(
+    ("close", "refusal", "retryable"),
+    [
+        (Close(1007, "API key expired. Please renew the API key."), Kind.KEY, False),
+        (Close(1011, "Your prepayment credits are depleted."), Kind.CREDITS, False),
+        (Close(1011, "Rate limit exceeded. Too many requests."), Kind.RATE, True),
+        (Close(1007, "Request contains an invalid argument."), None, False),
+        (Close(1011, "Internal error encountered."), None, True),
+    ],
+)
+async def test_a_close_says_whether_it_is_about_the_account(
+    close: Close, refusal: Kind | None, retryable: bool, autojump_clock: trio.abc.Clock
+) -> None:
+    simulator = GeminiSimulator(api_key=KEY, script=Script(refuse_setup=close))
+
+    error = await opened(simulator)
+
+    assert isinstance(error, ModelError)
+    assert (error.refusal, error.retryable) == (refusal, retryable)
+
+
+@pytest.mark.parametrize("kept", [len(KEY), 10])
+async def test_a_key_in_a_close_reason_that_was_cut_is_in_no_error(
+    kept: int, autojump_clock: trio.abc.Clock
+) -> None:
+    reason = f"Consumer suspended: api_key:{KEY[:kept]}"
+    simulator = GeminiSimulator(api_key=KEY, script=Script(refuse_setup=Close(1008, reason)))
+
+    error = await opened(simulator)
+
+    assert KEY[:10] not in str(error)
+    assert isinstance(error, ModelError)
+    assert error.refusal is Kind.PERMISSION
+
+
+@pytest.mark.parametrize("plane", [True, False])
+@pytest.mark.parametrize(
+    ("status", "message", "refusal"),
+    [
+        (400, "API key not valid. Please pass a valid API key.", Kind.KEY),
+        (403, "Your project has been denied access.", Kind.PERMISSION),
+        (429, "Your prepayment credits are depleted.", Kind.CREDITS),
+        (503, "The model is overloaded.", Kind.BUSY),
+    ],
+)
+async def test_the_json_of_a_refused_handshake_is_read(
+    status: int, message: str, refusal: Kind, plane: bool, nursery: trio.Nursery
+) -> None:
+    details = [{"@type": "the long name of a type"}] * 20
+    body = json.dumps({"error": {"code": status, "details": details, "message": message}})
+    simulator = GeminiSimulator(api_key=KEY, script=refused(status, body))
+    await nursery.start(simulator.run)
+    media = Plane() if plane else None
+    if media is not None:
+        await nursery.start(media.run)
+    with pytest.raises(ModelError) as caught, trio.fail_after(5):
+        async with GeminiModel(api_key=KEY, url=simulator.url, plane=media).open_session(Agent()):
+            pass
+
+    nursery.cancel_scope.cancel()
+    assert caught.value.refusal is refusal
 
 
 async def test_a_service_that_never_gets_ready(autojump_clock: trio.abc.Clock) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from werkzeug.datastructures import Headers
 
 from server.__main__ import main
 from server.keys import Keys, hash_key, new_key
@@ -25,6 +26,19 @@ KEYS = Keys({"shop": hash_key("secret"), "crm": hash_key("other")})
 )
 def test_a_key_is_known_by_name_in_either_header(headers, name):
     assert KEYS.identify(headers) == name
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [("Authorization", "Bearer secret"), ("authorization", "Bearer other")],
+        [("Authorization", "Bearer nobody's"), ("Authorization", "Bearer secret")],
+        [("X-API-Key", "secret"), ("x-api-key", "other")],
+        [("Authorization", "Basic x"), ("Authorization", "Basic y"), ("X-API-Key", "secret")],
+    ],
+)
+def test_a_header_that_is_there_twice_shows_no_key(lines):
+    assert KEYS.identify(Headers(lines)) is None
 
 
 def test_no_key_is_ever_the_same():

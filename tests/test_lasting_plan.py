@@ -19,8 +19,10 @@ from hypothesis.stateful import (
 
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import ToolResult, Way
+from server.model.gemini import account_refused
 from server.model.lasting import (
     BYTES_PER_S,
+    FIRST_PATIENCE_S,
     MAX_DELAY_S,
     MAX_KEPT_S,
     MAX_MESSAGE_BYTES,
@@ -28,6 +30,7 @@ from server.model.lasting import (
     State,
     UnansweredInput,
 )
+from server.model.refusals import Kind
 
 CHUNK_BYTES = 640
 CHUNK_S = CHUNK_BYTES / BYTES_PER_S
@@ -309,10 +312,68 @@ def test_quota_is_never_retried(during: str) -> None:
     assert (plan.state, plan.error) == (State.ENDED, QUOTA)
 
 
+EXPIRED = account_refused(Kind.KEY, "no", code=1007, reason="API key expired.")
+BUSY = account_refused(Kind.BUSY, "no", code=1011, reason="overloaded")
+RATE = account_refused(Kind.RATE, "no", code=1011, reason="Too many requests.")
+
+
+@pytest.mark.parametrize("during", ["call", "reconnect"])
+def test_a_refusal_that_needs_a_person_is_never_retried(during: str) -> None:
+    plan = opened_plan()
+    if during == "call":
+        plan.lost(EXPIRED, 20.0)
+        plan.closed(20.0)
+    else:
+        plan.lost(DROPPED, 20.0)
+        plan.closed(20.0)
+        plan.begin()
+        plan.failed(EXPIRED, 20.3)
+
+    assert (plan.state, plan.error) == (State.ENDED, EXPIRED)
+
+
+@pytest.mark.parametrize("refusal", [BUSY, RATE])
+def test_a_refusal_that_passes_by_itself_is_retried_in_mid_call_within_the_budget(
+    refusal: ModelError,
+) -> None:
+    plan = opened_plan(budget_s=30.0)
+    plan.lost(refusal, 20.0)
+    plan.closed(20.0)
+    attempts = []
+    while plan.error is None:
+        attempts.append(plan.begin())
+        plan.failed(refusal, plan.open_at)
+
+    assert len(attempts) > 5
+    assert plan.open_at == pytest.approx(50.0, abs=MAX_DELAY_S)
+    assert {attempt.handle for attempt in attempts} == {"h1"}  # it is not the handle's fault
+
+
+def test_a_call_that_has_not_begun_is_told_of_a_rate_limit_at_once() -> None:
+    plan = ConnectionPlan(0.0)
+    plan.begin()
+    plan.failed(RATE, 0.3)
+
+    assert plan.error is RATE
+
+
+def test_a_call_that_has_not_begun_waits_a_little_for_a_service_that_is_overloaded() -> None:
+    plan = ConnectionPlan(0.0, jitter=lambda: 0.5)
+    attempts = 0
+    while plan.error is None:
+        attempts += 1
+        plan.begin()
+        plan.failed(BUSY, plan.open_at)
+
+    assert attempts >= 4
+    assert plan.error is BUSY
+    assert plan.open_at < FIRST_PATIENCE_S + MAX_DELAY_S
+
+
 # --- Turning to another model
 
 
-@pytest.mark.parametrize("failure", [QUOTA, REFUSED])
+@pytest.mark.parametrize("failure", [QUOTA, REFUSED, EXPIRED, RATE])
 def test_what_cannot_be_retried_is_left_for_the_fallback(failure: ModelError) -> None:
     plan = ConnectionPlan(0.0, has_fallback=True)
     plan.begin()

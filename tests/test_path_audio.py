@@ -30,7 +30,7 @@ START = json.dumps(
         "start": {
             "accountSid": "AC00",
             "streamSid": SID,
-            "callSid": "CA00",
+            "callSid": "CA" + "0" * 32,
             "tracks": ["inbound"],
             "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
             "customParameters": {"ticket": "é"},

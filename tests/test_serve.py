@@ -20,6 +20,8 @@ from server.serving import listen, serve
 from server.settings import Settings
 
 TOKEN = "the-account-token"
+CALL_SID = "CA" + "1" * 32
+"""A call that nobody has heard of."""
 
 
 @dataclass
@@ -236,7 +238,7 @@ async def test_the_api_describes_itself():
 
 @pytest.mark.parametrize("path", ["/twiml", "/call-status"])
 async def test_unsigned_and_forged_webhooks_are_refused(path):
-    form = {"CallSid": "CA1", "From": "+15005550199", "CallStatus": "ringing"}
+    form = {"CallSid": CALL_SID, "From": "+15005550199", "CallStatus": "ringing"}
     async with serving() as server:
         unsigned = await server.http.post(path, data=form)
         forged = await server.signed_post(path, form, token="a guess")
@@ -247,7 +249,7 @@ async def test_unsigned_and_forged_webhooks_are_refused(path):
 
 async def test_status_callbacks_are_idempotent_and_may_come_in_any_order():
     async with serving() as server:
-        form = {"CallSid": "CA1", "CallStatus": "ringing", "SequenceNumber": "1"}
+        form = {"CallSid": CALL_SID, "CallStatus": "ringing", "SequenceNumber": "1"}
         answers = [await server.signed_post("/call-status", form) for _ in range(3)]
         unknown = await server.signed_post("/call-status", form | {"CallStatus": "dancing"})
 
@@ -259,7 +261,7 @@ async def test_status_callbacks_are_idempotent_and_may_come_in_any_order():
 # The media socket, by a client that does not keep to the rules
 
 
-def start_message(ticket: str, call_sid: str = "CA1", **media_format) -> str:
+def start_message(ticket: str, call_sid: str = CALL_SID, **media_format) -> str:
     form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1} | media_format
     start = {
         "accountSid": "AC1",
@@ -389,3 +391,52 @@ async def test_every_frame_before_stop_is_heard_even_when_the_socket_closes_at_o
     assert record["reason"] == "caller-hung-up"
     assert record["timings"]["caller_audio_s"] == 2.0
     assert session.heard_samples == 100 * 320
+
+
+async def _until(condition) -> None:
+    with trio.fail_after(20):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+async def test_a_refused_account_is_told_to_callers_and_rings_no_phone_until_it_is_taken(
+    media_path, fast_clock
+):
+    async with serving(
+        simulated_model="no-credits", quota_pause_s=0.3, media_path=media_path
+    ) as server:
+        twilio, gemini = server.app.simulated_twilio, server.app.simulated_gemini
+        callers = []
+        for _ in range(2):  # the first finds out, the second is told at once
+            caller = twilio.dial_in(
+                f"{server.url}/twiml", from_number="+15005550199", script="never-hangs-up"
+            )
+            with trio.fail_after(20):
+                await caller.wait_ended()
+            callers.append(caller)
+            await _until(lambda: not server.app.calls.live_count)
+        refused = [await server.make_call() for _ in range(3)]
+        ready = await server.http.get("/readyz")
+        metrics = (await server.http.get("/metrics")).text
+        calls = len(twilio.calls)
+
+        gemini.script = gemini.script_after_resume  # somebody has topped the credits up
+        pause = server.app.calls.admission.account_pause
+        await _until(lambda: pause.kind is None)
+        ready_again = await server.http.get("/readyz")
+        placed = await server.make_call("5550103")
+        record = await server.finished(placed.json()["call_sid"])
+
+    heard = [[what for _, what in caller.timeline if "says: " in what] for caller in callers]
+    assert all(len(said) == 1 for said in heard), heard
+    assert [answer.status_code for answer in refused] == [503] * 3
+    body = refused[0].json()
+    assert body["error"] == "model-credits"
+    assert "top up" in body["message"]
+    assert int(refused[0].headers["Retry-After"]) > 0
+    assert calls == 2
+    assert (ready.status_code, ready.json()["reason"]) == (503, "model-credits")
+    assert "offhook_calls_paused 1.0" in metrics
+    assert ready_again.status_code == 200
+    assert record["reason"] == "caller-hung-up"

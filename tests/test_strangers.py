@@ -5,6 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 import trio
+from werkzeug.datastructures import Headers
 
 from server.strangers import Strangers, client_address
 
@@ -32,6 +33,37 @@ def test_where_a_request_comes_from(peer, forwarded, address):
     headers = {} if forwarded is None else {"x-forwarded-for": forwarded}
 
     assert client_address(peer, headers, PROXIES) == address
+
+
+@pytest.mark.parametrize(
+    ("lines", "address"),
+    [
+        (["1.1.1.1", "198.51.100.1"], "198.51.100.1"),  # the proxy's own line comes last
+        (["1.1.1.1, 2.2.2.2", "198.51.100.1"], "198.51.100.1"),
+        (["1.1.1.1", "198.51.100.1, 10.0.0.2"], "198.51.100.1"),
+        (["198.51.100.1", "10.0.0.2"], "198.51.100.1"),
+        (["198.51.100.1", "", " , "], "198.51.100.1"),
+        (["198.51.100.1", "not-an-address"], "10.0.0.1"),
+    ],
+)
+def test_of_several_lines_the_last_hop_that_a_proxy_has_written_counts(lines, address):
+    headers = Headers([("X-Forwarded-For", line) for line in lines])
+
+    assert client_address("10.0.0.1", headers, iter(PROXIES)) == address
+
+
+@pytest.mark.parametrize(
+    ("hop", "address"),
+    [
+        ("198.51.100.1:4711", "198.51.100.1"),
+        ("[2001:db8:1:2::5]:4711", "2001:db8:1:2::/64"),
+        ("[2001:db8:1:2::5]", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::5", "2001:db8:1:2::/64"),
+        ("198.51.100.1:port", "10.0.0.1"),
+    ],
+)
+def test_a_hop_may_have_a_port(hop, address):
+    assert client_address("10.0.0.1", {"X-Forwarded-For": hop}, PROXIES) == address
 
 
 async def test_the_oldest_socket_of_a_full_address_makes_room_and_others_stay():

@@ -151,11 +151,11 @@ async def test_a_transfer_over_real_sockets(sales, reason, streams, fast_clock):
 
 
 async def test_a_forged_report_on_a_transfer_is_refused_and_a_stray_one_hangs_up(fast_clock):
-    form = {"CallSid": "CA1", "DialCallStatus": "busy"}
+    form = {"CallSid": "CA" + "1" * 32, "DialCallStatus": "busy"}
     async with serving() as server:
         unsigned = await server.http.post("/transfer-status", data=form)
         stray = await server.signed_post("/transfer-status", form)
-        nonsense = await server.signed_post("/transfer-status", {"CallSid": "CA1"})
+        nonsense = await server.signed_post("/transfer-status", {"CallSid": "CA" + "1" * 32})
 
     assert unsigned.status_code == 403
     assert stray.status_code == 200

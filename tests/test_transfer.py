@@ -274,20 +274,22 @@ def test_the_document_dials_with_our_number_and_asks_what_came_of_it():
 
 
 def test_both_kinds_of_report_name_the_callers_own_call():
-    action = parse_transfer({"CallSid": "CA1", "DialCallStatus": "answered", "DialCallSid": "CA2"})
-    leg = parse_transfer({"CallSid": "CA2", "ParentCallSid": "CA1", "CallStatus": "in-progress"})
+    caller, other = "CA" + "1" * 32, "CA" + "2" * 32
+    action = parse_transfer({"CallSid": caller, "DialCallStatus": "answered", "DialCallSid": other})
+    leg = parse_transfer({"CallSid": other, "ParentCallSid": caller, "CallStatus": "in-progress"})
 
-    assert (action.call_sid, action.status, action.wants_document) == ("CA1", "completed", True)
-    assert (leg.call_sid, leg.status, leg.wants_document) == ("CA1", "in-progress", False)
+    assert (action.call_sid, action.status, action.wants_document) == (caller, "completed", True)
+    assert (leg.call_sid, leg.status, leg.wants_document) == (caller, "in-progress", False)
 
 
 @pytest.mark.parametrize(
     "form",
     [
         {},
-        {"CallSid": "CA1"},
-        {"CallSid": "CA1", "DialCallStatus": "dancing"},
-        {"CallSid": "CA2", "CallStatus": "in-progress"},
+        {"CallSid": "CA" + "1" * 32},
+        {"CallSid": "CA" + "1" * 32, "DialCallStatus": "dancing"},
+        {"CallSid": "CA" + "2" * 32, "CallStatus": "in-progress"},
+        {"CallSid": "CA1", "DialCallStatus": "busy"},
         {"CallSid": "C" * 100, "DialCallStatus": "busy"},
     ],
 )

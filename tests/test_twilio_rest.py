@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from functools import partial
 
 import hypercorn.trio
@@ -12,7 +14,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.datastructures import MultiDict
 
-from server.carrier import CallStatus, PlacedCall
+from server.carrier import CallStatus, PlacedCall, StatusUpdate
 from server.carrier.twilio import TwilioCarrier
 from server.errors import CarrierError
 
@@ -31,6 +33,9 @@ class FakeApi:
     body: str = json.dumps(PLACED)
     refusals: list[tuple[int, str]] = field(default_factory=list)
     """Answers given first, one for each request."""
+    retry_after: str | None = None
+    """What refusals say about when to come back."""
+    asked_at: list[float] = field(default_factory=list)
     never: bool = False
     asked: list[tuple[str, str, MultiDict]] = field(default_factory=list)
     credentials: object = None
@@ -38,11 +43,16 @@ class FakeApi:
 
     async def answer(self, path: str) -> Response:
         self.asked.append((request.method, request.path, await request.form))
+        self.asked_at.append(trio.current_time())
         self.credentials = request.authorization
         if self.never:
             await trio.sleep_forever()
-        status, body = self.refusals.pop(0) if self.refusals else (self.status, self.body)
-        return Response(body, status=status, content_type="application/json")
+        refused = bool(self.refusals)
+        status, body = self.refusals.pop(0) if refused else (self.status, self.body)
+        response = Response(body, status=status, content_type="application/json")
+        if refused and self.retry_after is not None:
+            response.headers["Retry-After"] = self.retry_after
+        return response
 
 
 @pytest.fixture
@@ -336,3 +346,103 @@ async def test_a_hang_up_is_made_again_after_any_failure(api, no_waits):
         await twilio.hang_up(CALL)
 
     assert len(api.asked) == 3
+
+
+@pytest.mark.parametrize("refusal", [TOO_MANY, (429, "{}"), (429, "slow down")])
+async def test_a_dial_is_not_made_again_sooner_than_twilio_wants(api, no_waits, refusal):
+    api.refusals, api.retry_after = [refusal], "1"
+    pauses: list[float] = []
+
+    async with carrier(api.url) as twilio:
+        twilio.on_wait = pauses.append
+        placed = await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert placed.call_sid == CALL
+    assert api.asked_at[1] - api.asked_at[0] >= 1.0
+    assert pauses == [1.0]
+
+
+async def test_a_pause_in_the_form_of_a_date_is_obeyed(api, no_waits):
+    later = datetime.now(UTC) + timedelta(seconds=2)
+    api.refusals, api.retry_after = [TOO_MANY], format_datetime(later, usegmt=True)
+
+    async with carrier(api.url) as twilio:
+        await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert 0.9 < api.asked_at[1] - api.asked_at[0] < 4.0
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_pause_that_is_too_long_to_wait_is_told_at_once(api, no_waits, status):
+    api.refusals, api.retry_after = [(status, TOO_MANY[1])] * 9, "120"
+    pauses: list[float] = []
+
+    async with carrier(api.url) as twilio:
+        twilio.on_wait = pauses.append
+        with pytest.raises(CarrierError) as failure:
+            await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert (failure.value.status, failure.value.retry_after_s) == (status, 120.0)
+    assert len(api.asked) == 1
+    assert pauses == [120.0]
+
+
+async def test_a_pause_of_one_request_is_not_taken_for_anothers(api, no_waits):
+    api.refusals, api.retry_after = [TOO_MANY], "120"
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CarrierError):
+            await twilio.hang_up(CALL)
+        api.refusals, api.retry_after = [(400, "{}")], None
+        with pytest.raises(CarrierError) as failure:
+            await twilio.hang_up(CALL)
+
+    assert failure.value.retry_after_s is None
+
+
+async def test_a_pause_that_nobody_has_the_time_for_is_told_instead_of_waited_for(api, no_waits):
+    api.refusals, api.retry_after = [BROKEN] * 9, "5"
+
+    async with carrier(api.url) as twilio:
+        with trio.fail_after(3), pytest.raises(CarrierError):  # as the end of a call is bounded
+            await twilio.hang_up(CALL)
+
+    assert len(api.asked) == 1
+
+
+async def test_twilio_is_asked_how_a_call_stands(api):
+    api.status = 200
+    api.body = json.dumps({"sid": CALL, "status": "completed", "duration": "61"})
+
+    async with carrier(api.url) as twilio:
+        update = await twilio.fetch_status(CALL)
+
+    ((method, path, _),) = api.asked
+    assert (method, path) == ("GET", CALL_PATH)
+    facts = {"asked": "yes", "duration_s": "61"}
+    assert update == StatusUpdate(CALL, CallStatus.COMPLETED, None, facts)
+
+
+@pytest.mark.parametrize("duration", [None, "", "-1", "9" * 400, 61.5])
+async def test_a_duration_that_is_none_is_left_out(api, duration):
+    api.status = 200
+    api.body = json.dumps({"sid": CALL, "status": "completed", "duration": duration})
+
+    async with carrier(api.url) as twilio:
+        update = await twilio.fetch_status(CALL)
+
+    assert "duration_s" not in update.facts
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, {"status": "dancing"}), (200, {}), (404, {"code": 20404}), (401, {}), (503, {})],
+)
+async def test_an_answer_that_says_nothing_about_a_call_is_the_carriers_error(api, status, body):
+    api.status, api.body = status, json.dumps(body)
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CarrierError):
+            await twilio.fetch_status(CALL)
+
+    assert len(api.asked) == 1

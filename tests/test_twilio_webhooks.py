@@ -76,6 +76,27 @@ def test_the_headers_case_does_not_matter(name, kind):
     assert WebhookVerifier(TOKEN, ORIGIN).verify_signature("/myapp?foo=1&bar=2", headers, FORM)
 
 
+@pytest.mark.parametrize("other", ["a forgery", SIGNATURE])
+@pytest.mark.parametrize("first", [True, False])
+def test_two_signatures_are_none(other, first):
+    values = [SIGNATURE, other] if first else [other, SIGNATURE]
+    headers = Headers([("X-Twilio-Signature", value) for value in values])
+
+    assert not WebhookVerifier(TOKEN, ORIGIN).verify_signature("/myapp?foo=1&bar=2", headers, FORM)
+
+
+def test_two_settings_of_a_signature_are_none():
+    settings = [
+        ("X-Twilio-Webhooks-Signature-Settings", f"key={key},algorithm=HMAC_SHA256")
+        for key in ("webhooks_sharedkey_1", "webhooks_sharedkey_2")
+    ]
+    signature = shared_headers()["X-Twilio-Signature"]
+    headers = Headers([("X-Twilio-Signature", signature), *settings])
+    verifier = WebhookVerifier(TOKEN, ORIGIN, shared_keys=SHARED)
+
+    assert not verifier.verify_signature("/call-status", headers, FORM)
+
+
 @given(
     form=st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), max_size=6),
     path=st.text(alphabet="abc/%20-_.~", max_size=20),
@@ -180,9 +201,10 @@ def test_a_simulation_on_this_machine_is_signed_without_tls():
     )
 
 
+CALL = "CA0123456789abcdef0123456789abcdef"
 STATUS = {
-    "CallSid": "CA1",
-    "AccountSid": "AC1",
+    "CallSid": CALL,
+    "AccountSid": "AC0123456789abcdef0123456789abcdef",
     "From": "+15550001111",
     "To": "+15550002222",
     "CallStatus": "completed",
@@ -200,7 +222,7 @@ def test_a_status_callback_is_read():
     update = parse_status(STATUS)
 
     assert update == StatusUpdate(
-        "CA1",
+        CALL,
         CallStatus.COMPLETED,
         3,
         {
@@ -216,7 +238,7 @@ def test_a_status_callback_keeps_no_phone_number():
 
 
 def test_a_status_callback_without_a_number_is_the_only_one():
-    assert parse_status({"CallSid": "CA1", "CallStatus": "completed"}).sequence_number == 0
+    assert parse_status({"CallSid": CALL, "CallStatus": "completed"}).sequence_number == 0
 
 
 @pytest.mark.parametrize("status", list(CallStatus))
@@ -229,6 +251,13 @@ def test_every_status_is_understood(status):
     [
         {"CallSid": ""},
         {"CallSid": "C" * 65},
+        {"CallSid": "CA1"},
+        {"CallSid": CALL + "\n"},
+        {"CallSid": CALL + "0"},
+        {"CallSid": CALL[:-1] + "g"},
+        {"CallSid": CALL[:-1] + "\u0661"},
+        {"CallSid": "ca" + CALL[2:]},
+        {"CallSid": CALL + "CallStatusringing"},
         {"CallStatus": ""},
         {"CallStatus": "answered"},
         {"SequenceNumber": ""},
@@ -240,6 +269,13 @@ def test_every_status_is_understood(status):
 def test_a_status_callback_that_cannot_be_read_is_refused(changes):
     with pytest.raises(CarrierProtocolError, match="status callback"):
         parse_status({**STATUS, **changes})
+
+
+def test_what_a_status_callback_adds_is_small_and_its_duration_a_number():
+    update = parse_status({**STATUS, "ErrorMessage": "x" * 60_000, "CallDuration": "9" * 400})
+
+    assert len(update.facts["error_message"]) <= 200
+    assert "duration_s" not in update.facts
 
 
 @given(st.dictionaries(st.sampled_from(sorted(STATUS)) | st.text(), st.text()))

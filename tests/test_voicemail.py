@@ -40,7 +40,7 @@ from server.voicemail import (
     tone_hz,
 )
 from tests.rig import Rig, calling
-from tests.test_serve import serving
+from tests.test_serve import CALL_SID, serving
 
 CLIPS = ("question", "goodbye", "hello", "interrupt", "followup", "voicemail")
 BEEP = AnsweredBy.MACHINE_END_BEEP
@@ -276,18 +276,22 @@ def test_listening_ends_with_the_decision_and_after_a_while():
 
 
 def test_a_verdict_is_read():
-    form = {"CallSid": "CA1", "AnsweredBy": "machine_end_beep", "MachineDetectionDuration": "5250"}
+    form = {
+        "CallSid": CALL_SID,
+        "AnsweredBy": "machine_end_beep",
+        "MachineDetectionDuration": "5250",
+    }
 
-    assert parse_machine_verdict(form) == MachineVerdict("CA1", BEEP, 5.25)
+    assert parse_machine_verdict(form) == MachineVerdict(CALL_SID, BEEP, 5.25)
 
 
 def test_a_new_word_is_unknown_and_a_missing_duration_nothing():
-    form = {"CallSid": "CA1", "AnsweredBy": "robot", "MachineDetectionDuration": "soon"}
+    form = {"CallSid": CALL_SID, "AnsweredBy": "robot", "MachineDetectionDuration": "soon"}
 
-    assert parse_machine_verdict(form) == MachineVerdict("CA1", AnsweredBy.UNKNOWN, 0.0)
+    assert parse_machine_verdict(form) == MachineVerdict(CALL_SID, AnsweredBy.UNKNOWN, 0.0)
 
 
-@pytest.mark.parametrize("form", [{}, {"CallSid": "CA1"}, {"AnsweredBy": "human"}])
+@pytest.mark.parametrize("form", [{}, {"CallSid": CALL_SID}, {"AnsweredBy": "human"}])
 def test_what_is_no_verdict_is_refused(form):
     with pytest.raises(CarrierProtocolError):
         parse_machine_verdict(form)
@@ -478,11 +482,11 @@ async def test_a_message_is_left_over_real_sockets(fast_clock):
 
 
 async def test_forged_verdicts_are_refused_and_stray_ones_are_nothing(fast_clock):
-    form = {"CallSid": "CA1", "AnsweredBy": "machine_end_beep", "MachineDetectionDuration": "1"}
+    form = {"CallSid": CALL_SID, "AnsweredBy": "machine_end_beep", "MachineDetectionDuration": "1"}
     async with serving(voicemail="hang-up") as server:
         unsigned = await server.http.post("/amd-status", data=form)
         stray = [await server.signed_post("/amd-status", form) for _ in range(2)]
-        nonsense = await server.signed_post("/amd-status", {"CallSid": "CA1"})
+        nonsense = await server.signed_post("/amd-status", {"CallSid": CALL_SID})
 
     assert unsigned.status_code == 403
     assert [answer.status_code for answer in stray] == [204, 204]

@@ -15,13 +15,17 @@ import httpx2
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
+from trio.testing import wait_all_tasks_blocked
 
 from benchmarks.processes import family
+from server.agent import Agent
 from server.board import Load
 from server.carrier import CallStatus
+from server.endings import EndReason
 from server.errors import ConfigurationError
 from server.metrics import Metrics, merged
 from server.workers import AVAILABLE, Workers
+from tests.test_calls import make_calls
 from tests.test_drain import (
     NEVER_HANGS_UP,
     TWO_PROCESSES,
@@ -106,6 +110,23 @@ def test_the_first_claim_decides_whose_a_call_is(three):
     third.release("CA1")
     assert first.owner("CA1") is None
     assert second.claim("../../etc/passwd\0" + "x" * 1000) == 1
+
+
+async def test_a_call_that_is_over_stays_with_its_process_while_that_one_remembers_it(
+    autojump_clock, nursery, three
+):
+    first, second, _ = three
+    calls = make_calls(recent_calls=0, workers=second)
+    await nursery.start(calls.run)
+    await calls.answer("CA7", "+15005550006", Agent())
+    call = calls.get("CA7")
+    call.end(EndReason.HUNG_UP)
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+
+    # Another process would take a captured webhook for a new call.
+    assert calls.get("CA7") is None
+    assert first.owner("CA7") == second.number
 
 
 def test_what_a_process_had_is_nobodys_when_another_takes_its_place(three, meeting):

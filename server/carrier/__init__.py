@@ -185,6 +185,11 @@ class CallStatus(StrEnum):
         """Whether the call is over and nothing more will be reported."""
         return self in _FINAL
 
+    @property
+    def progress(self) -> int:
+        """How far a call has come with it; a call never goes back."""
+        return _PROGRESS.index(self) if self in _PROGRESS else len(_PROGRESS)
+
 
 _FINAL = frozenset(
     {
@@ -194,6 +199,14 @@ _FINAL = frozenset(
         CallStatus.NO_ANSWER,
         CallStatus.CANCELED,
     }
+)
+
+
+_PROGRESS = (
+    CallStatus.QUEUED,
+    CallStatus.INITIATED,
+    CallStatus.RINGING,
+    CallStatus.IN_PROGRESS,
 )
 
 
@@ -213,13 +226,30 @@ class PlacedCall:
 
 @dataclass(frozen=True, slots=True)
 class StatusUpdate:
-    """One status callback. They may come twice and in any order; the number orders them."""
+    """How a call stands, as the carrier has reported it, or said when it was asked.
+
+    Reports may come twice and in any order; the number orders them. What was asked for has none,
+    and counts if it is further on than what is known.
+    """
 
     call_sid: str
     status: CallStatus
-    sequence_number: int
+    sequence_number: int | None
     facts: Mapping[str, str] = field(default_factory=dict)
     """What else it said that is worth keeping: ``duration_s``, ``sip_response_code`` …"""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceRequest:
+    """The carrier asks how a call is to go on."""
+
+    call_sid: str
+    number: str
+    """Who calls; empty if that is not told."""
+    begins: bool
+    """An inbound call that may be new here. Any other must be one of ours, or it is nobody's."""
+    report: StatusUpdate | None = None
+    """It is no question: the carrier reports how the call stands, and reads no answer."""
 
 
 class AnsweredBy(StrEnum):
@@ -311,6 +341,7 @@ class Carrier(Protocol):
             language: A BCP 47 tag; a carrier without it takes the nearest it has.
 
         Raises:
+            CallNotInProgress: The call is over, or the carrier has not answered it yet.
             CarrierError: Refused or not reached.
         """
         ...
@@ -320,6 +351,14 @@ class Carrier(Protocol):
 
         Raises:
             CarrierError: Refused or not reached; the stream goes on.
+        """
+        ...
+
+    async def fetch_status(self, call_sid: str) -> StatusUpdate:
+        """Ask how a call stands.
+
+        Raises:
+            CarrierError: Refused or not reached.
         """
         ...
 
@@ -335,6 +374,15 @@ class Carrier(Protocol):
         """The document that ends a call."""
         ...
 
+    def say_and_hang_up_twiml(self, text: str, language: str) -> str:
+        """The document in which the carrier itself says something, and then ends the call.
+
+        Args:
+            text: What it says.
+            language: A BCP 47 tag; a carrier without it takes the nearest it has.
+        """
+        ...
+
     def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:
         """What the carrier says about a transfer.
 
@@ -348,6 +396,14 @@ class Carrier(Protocol):
 
         Raises:
             CarrierProtocolError: It is nothing about that.
+        """
+        ...
+
+    def read_voice(self, form: Mapping[str, str]) -> VoiceRequest:
+        """What a voice webhook asks.
+
+        Raises:
+            CarrierProtocolError: It is none.
         """
         ...
 

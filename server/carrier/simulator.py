@@ -78,6 +78,11 @@ class Faults:
     """How much later than what they tell status callbacks come."""
     callback_copies: int = 1
     """How often each is posted; with more than one, all come once more at the end, last first."""
+    callbacks: bool = True
+    """Whether status callbacks are posted at all."""
+    busy_for_s: float | None = None
+    """From the first request to place a call on, all are answered 429 for so long, with the rest of
+    it in ``Retry-After``."""
     failed_dials: int = 0
     """Requests to place a call that are answered 503 before one is taken."""
     failed_updates: int = 0
@@ -88,6 +93,8 @@ FAULTS: Mapping[str, Faults] = {
     "healthy": Faults(),
     "late-callbacks": Faults(callback_delay_s=3.0),
     "duplicate-callbacks": Faults(callback_copies=3),
+    "no-callbacks": Faults(callbacks=False),
+    "too-many-requests": Faults(busy_for_s=2.0),
     "twilio-5xx": Faults(failed_updates=2),
     "twilio-5xx-dial": Faults(failed_dials=1),
 }
@@ -443,6 +450,8 @@ class TwilioSimulator:
         self._dial_s = dial_s
         self._faults = faults
         self._failed_dials = self._failed_updates = 0
+        self._dial_requests = 0
+        self._busy_until: float | None = None
         # Unbounded: a REST request hands its call over and is answered at once.
         self._to_new_calls, self._new_calls = trio.open_memory_channel[SimulatedCall](math.inf)
 
@@ -515,6 +524,14 @@ class TwilioSimulator:
         if self._failed_dials < self._faults.failed_dials:
             self._failed_dials += 1
             raise ApiRefusal(503, 20503, "Service unavailable")
+        self._dial_requests += 1
+        if self._faults.busy_for_s is not None:
+            now = trio.current_time()
+            if self._busy_until is None:
+                self._busy_until = now + self._faults.busy_for_s
+            if now < self._busy_until:
+                wait_s = math.ceil(self._busy_until - now)
+                raise ApiRefusal(429, 20429, "Too many requests", retry_after_s=wait_s)
         to, from_number = form.get("To", ""), form.get("From", "")
         self._check_numbers(to, from_number)
         twiml, url = form.get("Twiml"), form.get("Url")
@@ -549,6 +566,8 @@ class TwilioSimulator:
             _ring_timeout_s=_seconds(form, "Timeout", 60.0, maximum=600.0),
             _time_limit_s=_seconds(form, "TimeLimit", MAX_CALL_S, maximum=MAX_CALL_S),
         )
+        if self._busy_until is not None:
+            call.note(f"placed at request {self._dial_requests}")
         self._begin(call)
         return call
 
@@ -573,12 +592,14 @@ class TwilioSimulator:
                 call._tell(_EndCall())
         elif status is not None:
             raise ApiRefusal(400, 20001, "Status must be completed or canceled.")
-        elif twiml is not None and url is None:
-            call._tell(_GoOn(twiml, ""))
-        elif url is not None and twiml is None and _is_http_url(url):
-            call._tell(_GoOn(_redirect_to(url), url))
-        else:
+        elif (twiml is None) == (url is None) or not (twiml or _is_http_url(url)):
             raise ApiRefusal(400, 20001, "Give one of Status, Twiml and Url.")
+        elif call.answered_at is None:
+            raise ApiRefusal(400, 21220, "Call is not in-progress. Cannot redirect.")
+        elif twiml is not None:
+            call._tell(_GoOn(twiml, ""))
+        elif url is not None:
+            call._tell(_GoOn(_redirect_to(url), url))
         return call
 
     def find_call(self, call_sid: str) -> SimulatedCall:
@@ -863,6 +884,8 @@ class TwilioSimulator:
         """Post status callbacks one after the other, in order."""
         posted: list[tuple[CallStatus, dict[str, str]]] = []
         async for report in reports:
+            if not self._faults.callbacks:
+                continue
             await trio.sleep_until(report.happened_at + self._faults.callback_delay_s)
             fields = {
                 **_call_fields(call),
@@ -989,11 +1012,14 @@ def _redirect_to(url: str) -> str:
 class ApiRefusal(Exception):
     """An error answer in the form of the 2010 API."""
 
-    def __init__(self, status: int, code: int, message: str) -> None:
+    def __init__(
+        self, status: int, code: int, message: str, *, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
+        self.retry_after_s = retry_after_s
 
 
 # "Test credentials": numbers that are refused, and how.
@@ -1082,16 +1108,20 @@ def _make_api(simulator: TwilioSimulator) -> QuartTrio:
     @app.get(f"{calls_path}/<call_sid>.json")
     async def fetch(account_sid: str, call_sid: str) -> Response:
         check_credentials(account_sid)
-        return jsonify(_resource(simulator.find_call(call_sid)))
+        call = simulator.find_call(call_sid)
+        call.note("status asked for over REST")
+        return jsonify(_resource(call))
 
     @app.errorhandler(ApiRefusal)
-    async def refuse(refusal: ApiRefusal) -> tuple[Response, int]:
+    async def refuse(refusal: ApiRefusal) -> tuple[Response, int, dict[str, str]]:
         body = {
             "code": refusal.code,
             "message": refusal.message,
             "more_info": f"https://www.twilio.com/docs/errors/{refusal.code}",
             "status": refusal.status,
         }
-        return jsonify(body), refusal.status
+        wait_s = refusal.retry_after_s
+        headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
+        return jsonify(body), refusal.status, headers
 
     return app

@@ -7,12 +7,15 @@ The rules followed here are Twilio's "Media Streams - WebSocket Messages", "TwiM
 from __future__ import annotations
 
 import base64
+import hmac
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum, auto
 from types import TracebackType
 from typing import Annotated, Protocol, Self, TypeVar, runtime_checkable
@@ -53,8 +56,20 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
     TransferUpdate,
+    VoiceRequest,
 )
-from server.errors import CarrierError, CarrierProtocolError, StreamEnded
+from server.carrier.retry_after import read_retry_after
+from server.carrier.twilio_webhooks import (
+    check_call_sid,
+    check_fields,
+    is_count,
+    is_of_account,
+    other_addresses,
+    parse_status,
+    parse_voice,
+)
+from server.errors import CallNotInProgress, CarrierError, CarrierProtocolError, StreamEnded
+from server.headers import Headers, lines_of, single
 from server.relay import Relay
 
 logger = structlog.get_logger(__name__)
@@ -325,6 +340,7 @@ class TwilioProtocol:
                 "media format is {}/{}/{}, only audio/x-mulaw/8000/1 is spoken here".format(*got),
                 stream_sid=message.stream_sid,
             )
+        check_call_sid(message.start.call_sid, "start message")
         self.stream_sid = message.stream_sid
         sid = _json_string(message.stream_sid)
         self._media_head = f'{{"event":"media","streamSid":{sid},"media":{{"payload":"'
@@ -667,9 +683,10 @@ def _is_loopback(url: str) -> bool:
 class _TrioHttp(AsyncHttpClient):
     """The HTTP client the twilio package asks for, on trio. (Its own one needs asyncio.)"""
 
-    def __init__(self, client: httpx2.AsyncClient) -> None:
+    def __init__(self, client: httpx2.AsyncClient, on_wait: Callable[[float], None]) -> None:
         super().__init__(logging.getLogger(__name__), is_async=True)
         self._client = client
+        self._on_wait = on_wait
 
     async def request(  # type: ignore[override]  # as the package's own async client does
         self,
@@ -692,6 +709,12 @@ class _TrioHttp(AsyncHttpClient):
             auth=auth,
             follow_redirects=allow_redirects,
         )
+        if answer.status_code in (429, 503):
+            wait_s = read_retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
+            if wait_s is not None:
+                # The package's errors have no place for it.
+                _asked_to_wait_s.set(wait_s)
+                self._on_wait(wait_s)
         if answer.is_success and not _is_json_object(answer.content):
             raise CarrierError(
                 "the answer is not Twilio's: is the API's address right?",
@@ -699,6 +722,10 @@ class _TrioHttp(AsyncHttpClient):
                 outcome_unknown=True,
             )
         return Response(answer.status_code, answer.text, answer.headers)
+
+
+_asked_to_wait_s: ContextVar[float | None] = ContextVar("_asked_to_wait_s", default=None)
+"""What the answer to the request that this task makes has said about when to come back."""
 
 
 def _is_json_object(content: bytes) -> bool:
@@ -711,6 +738,7 @@ def _is_json_object(content: bytes) -> bool:
 @contextmanager
 def _carrier_errors(timeout_s: float) -> Generator[None]:
     """Bound the wait and say every failure of the REST API as a :class:`CarrierError`."""
+    _asked_to_wait_s.set(None)
     try:
         with trio.fail_after(timeout_s):
             yield
@@ -718,7 +746,11 @@ def _carrier_errors(timeout_s: float) -> Generator[None]:
         # Without a code of Twilio's, the package puts the HTTP status there.
         code = error.code if error.code != error.status else None
         raise CarrierError(
-            error.msg, status=error.status, code=code, outcome_unknown=error.status >= 500
+            error.msg,
+            status=error.status,
+            code=code,
+            outcome_unknown=error.status >= 500,
+            retry_after_s=_asked_to_wait_s.get(),
         ) from error
     except TwilioServiceException as error:
         raise CarrierError(
@@ -726,6 +758,7 @@ def _carrier_errors(timeout_s: float) -> Generator[None]:
             status=error.status,
             code=error.code,
             outcome_unknown=error.status >= 500,
+            retry_after_s=_asked_to_wait_s.get(),
         ) from error
     except TwilioException as error:
         raise CarrierError(str(error), outcome_unknown=True) from error
@@ -751,6 +784,8 @@ _NEVER_SENT = (
 
 _TRY_AGAIN_WITHIN_S = (0.5, 1.0, 2.0)
 """The longest wait before each further try; Twilio asks for back-off with jitter after a 429."""
+_MAX_WAITS_S = 10.0
+"""All waits of one request together: a client of ours waits, too; better to say when to ask."""
 
 
 # The call is over, or never was (another Region's calls look like that too): there is nothing
@@ -792,7 +827,10 @@ class TwilioCarrier:
         proxy: str | None = None,
     ) -> None:
         self._name = name
+        self._account_sid = account_sid
         self._phone_number = phone_number
+        self.on_wait: Callable[[float], None] = lambda wait_s: None
+        """Called when Twilio asks to be left alone for so many seconds."""
         self.stream_path = "/stream"
         """Where media streams of this process's calls go, as it is known at the next call."""
         self.reach_at(public_url)
@@ -808,7 +846,7 @@ class TwilioCarrier:
         self._client = Client(
             account_sid,
             auth_token,
-            http_client=_TrioHttp(self._http),
+            http_client=_TrioHttp(self._http, lambda wait_s: self.on_wait(wait_s)),
             # Otherwise TWILIO_EDGE and TWILIO_REGION of the environment change the address.
             environment={"TWILIO_ACCOUNT_SID": account_sid},
         )
@@ -939,7 +977,11 @@ class TwilioCarrier:
             request: Makes it once.
             repeatable: Whether doing it twice does no harm. If it would, it is made again only
                 when Twilio has said that it did nothing (429) or was never reached.
+
+        When Twilio says how long to wait, it is not made again sooner; where there is not that
+        much time, not at all.
         """
+        left_s = _MAX_WAITS_S
         for wait_s in (*_TRY_AGAIN_WITHIN_S, None):
             try:
                 with _carrier_errors(self._request_timeout_s):
@@ -949,20 +991,46 @@ class TwilioCarrier:
                 again = not_done or (repeatable and error.outcome_unknown)
                 if wait_s is None or not again:
                     raise
+                pause_s = random.uniform(wait_s / 2, wait_s) + (error.retry_after_s or 0.0)
+                left_s -= pause_s
+                in_vain = trio.current_time() + pause_s >= trio.current_effective_deadline()
+                if left_s < 0 or in_vain:
+                    raise
                 logger.debug("carrier request is made again", status=error.status, code=error.code)
-            await trio.sleep(random.uniform(wait_s / 2, wait_s))
+            await trio.sleep(pause_s)
         raise AssertionError("unreachable")
+
+    async def fetch_status(self, call_sid: str) -> StatusUpdate:
+        """Ask how a call stands; one request, which is not made again.
+
+        Raises:
+            CarrierError: Refused, not reached, or answered with a status that is none.
+        """
+        with _carrier_errors(self._request_timeout_s):
+            call = await self._client.calls(call_sid).fetch_async()
+        try:
+            status = CallStatus(str(call.status))
+        except ValueError:
+            word = str(call.status)[:40]
+            raise CarrierError(f"Twilio says that the call is {word!r}") from None
+        facts = {"asked": "yes"}
+        if status.is_final and is_count(duration := str(call.duration or "")):
+            facts["duration_s"] = duration
+        return StatusUpdate(call_sid, status, None, facts)
 
     async def say_and_hang_up(self, call_sid: str, text: str, language: str) -> None:
         """Say something in Twilio's own voice and end the call; its stream stops at once.
 
         Raises:
-            CarrierError: Refused (21220 when the call is over) or not reached.
+            CallNotInProgress: The call is over, or Twilio has not answered it yet (21220).
+            CarrierError: Refused or not reached.
         """
-        response = VoiceResponse()
-        response.say(text, language=say_language(language))
-        response.hangup()
-        await self.update_call(call_sid, twiml=str(response))
+        try:
+            await self.update_call(call_sid, twiml=self.say_and_hang_up_twiml(text, language))
+        except CarrierError as error:
+            if error.code != _NOT_IN_PROGRESS:
+                raise
+            raise CallNotInProgress(error.message, status=error.status, code=error.code) from error
 
     def answer_twiml(self, ticket: str) -> str:
         """The document that answers a call with a media stream that shows the ticket."""
@@ -980,6 +1048,25 @@ class TwilioCarrier:
         response.hangup()
         return str(response)
 
+    def say_and_hang_up_twiml(self, text: str, language: str) -> str:
+        """The document in which Twilio's own voice says something, and then ends the call."""
+        response = VoiceResponse()
+        response.say(text, language=say_language(language))
+        response.hangup()
+        return str(response)
+
+    def check_fields(self, fields: Iterable[tuple[str, str]]) -> None:
+        """See :func:`server.carrier.twilio_webhooks.check_fields`."""
+        check_fields(fields)
+
+    def is_ours(self, form: Mapping[str, str]) -> bool:
+        """Whether a webhook is about our account, as far as it says."""
+        return is_of_account(form, self._account_sid)
+
+    def read_voice(self, form: Mapping[str, str]) -> VoiceRequest:
+        """See :func:`server.carrier.twilio_webhooks.parse_voice`."""
+        return parse_voice(form)
+
     def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:
         """See :func:`parse_transfer`."""
         return parse_transfer(form)
@@ -989,7 +1076,7 @@ class TwilioCarrier:
         return parse_machine_verdict(form)
 
     def read_status(self, form: Mapping[str, str]) -> StatusUpdate:
-        """See :func:`parse_status`."""
+        """See :func:`server.carrier.twilio_webhooks.parse_status`."""
         return parse_status(form)
 
 
@@ -1028,9 +1115,9 @@ class WebhookVerifier:
         }
 
     def verify_signature(
-        self, target: str, headers: Mapping[str, str], form: Mapping[str, str] | None = None
+        self, target: str, headers: Headers, form: Mapping[str, str] | None = None
     ) -> bool:
-        """Whether a webhook's ``X-Twilio-Signature`` is right; without one it is not.
+        """Whether a webhook's ``X-Twilio-Signature`` is right; without one, or with two, it is not.
 
         Args:
             target: Path and query exactly as requested, with their escapes.
@@ -1039,7 +1126,7 @@ class WebhookVerifier:
         """
         return self._is_signed([self._origin + target], target, headers, form)
 
-    def verify_upgrade(self, target: str, headers: Mapping[str, str]) -> bool:
+    def verify_upgrade(self, target: str, headers: Headers) -> bool:
         """Whether the WebSocket upgrade of a media stream is signed.
 
         Whether Twilio signs the ``wss`` or the ``https`` form, and with a slash added at the end,
@@ -1054,25 +1141,65 @@ class WebhookVerifier:
         ]
         return self._is_signed(urls, target, headers, None)
 
+    def signed_for(
+        self, target: str, headers: Headers, form: Mapping[str, str] | None = None
+    ) -> str | None:
+        """The address, without its query, that a webhook which is not ours was signed for.
+
+        Whoever can sign has the account's secret, so a right signature for another address is no
+        stranger's: ``PUBLIC_URL``, or the address that Twilio was told, is wrong. It opens nothing.
+
+        Args:
+            target: Path and query exactly as requested, with their escapes.
+            headers: The request's headers, of which ``Host`` and ``X-Forwarded-Host`` may say more.
+            form: The body's fields, a multi-dict if names repeat; None for a GET.
+
+        Returns:
+            None if it was signed for no address that can be thought of.
+        """
+        if (secret := self._secret(headers)) is None or not target.startswith("/"):
+            return None
+        signature, validator, algorithm = secret
+        try:
+            # What is signed is the address and then the fields, whose part is always the same.
+            fields = "".join(
+                f"{name}{value}"
+                for name in sorted(set(form or {}))
+                for value in sorted(set(validator.get_values(form, name)))
+            )
+            for url in other_addresses(self._origin, target, headers, ("https", "http")):
+                computed = validator.compute_signature(url + fields, {}, algorithm)
+                if hmac.compare_digest(computed.encode(), signature.encode()):
+                    return url.partition("?")[0]
+        except ValueError:  # Text that cannot be encoded, an algorithm that there is not.
+            pass
+        return None
+
     def _is_signed(
         self,
         urls: list[str],
         target: str,
-        headers: Mapping[str, str],
+        headers: Headers,
         form: Mapping[str, str] | None,
     ) -> bool:
-        signature = _header(headers, SIGNATURE_HEADER)
-        settings = _header(headers, SIGNATURE_SETTINGS_HEADER)
-        if not signature or not target.startswith("/"):
+        if (secret := self._secret(headers)) is None or not target.startswith("/"):
             return False
-        validator = self._validator if settings is None else self._shared_validator(settings)
-        if validator is None:
-            return False
-        algorithm = get_signature_algorithm(settings)
+        signature, validator, algorithm = secret
         try:
             return any(validator.validate(url, form, signature, algorithm) for url in urls)
         except ValueError:  # A URL that cannot be parsed, text that cannot be encoded.
             return False
+
+    def _secret(self, headers: Headers) -> tuple[str, RequestValidator, str] | None:
+        """A request's signature, and what to look at it with; None without exactly one."""
+        signature = single(headers, SIGNATURE_HEADER)
+        settings = lines_of(headers, SIGNATURE_SETTINGS_HEADER)
+        if not signature or len(settings) > 1:
+            return None
+        validator = self._shared_validator(settings[0]) if settings else self._validator
+        if validator is None:
+            return None
+        return signature, validator, get_signature_algorithm(settings[0] if settings else None)
 
     def _shared_validator(self, settings: str) -> RequestValidator | None:
         for part in settings.split(","):
@@ -1080,51 +1207,6 @@ class WebhookVerifier:
             if name.strip() == "key":
                 return self._shared_validators.get(value.strip())
         return None
-
-
-def _header(headers: Mapping[str, str], name: str) -> str | None:
-    """Look a header up whatever its case: proxies and WebSocket upgrades write it in lower case."""
-    if (value := headers.get(name)) is not None:
-        return value
-    wanted = name.lower()
-    return next((value for key, value in headers.items() if key.lower() == wanted), None)
-
-
-# What a status callback may add, and what we call it. Numbers and places are left where they are.
-_STATUS_FACTS = {
-    "CallDuration": "duration_s",
-    "SipResponseCode": "sip_response_code",
-    "AnsweredBy": "answered_by",
-    "Timestamp": "timestamp",
-    "ErrorCode": "error_code",
-    "ErrorMessage": "error_message",
-}
-
-
-def parse_status(form: Mapping[str, str]) -> StatusUpdate:
-    """Read a status callback; fields it does not know are left alone.
-
-    A callback without a ``SequenceNumber`` has the number 0: Twilio leaves it out where it
-    reports a call's end only, and one report needs no order.
-
-    Raises:
-        CarrierProtocolError: No call sid, or a status or a number that is none.
-    """
-    call_sid = form.get("CallSid", "")
-    word = form.get("CallStatus", "")
-    number = form.get("SequenceNumber", "0")
-    if not call_sid or len(call_sid) > 64:
-        raise CarrierProtocolError("status callback without a CallSid")
-    try:
-        status = CallStatus(word)
-    except ValueError:
-        raise CarrierProtocolError(f"status callback with CallStatus {word[:40]!r}") from None
-    if not (number.isascii() and number.isdecimal() and len(number) < 10):
-        raise CarrierProtocolError(f"status callback with SequenceNumber {number[:40]!r}")
-    facts = {
-        name: form[field_name] for field_name, name in _STATUS_FACTS.items() if form.get(field_name)
-    }
-    return StatusUpdate(call_sid, status, int(number), facts)
 
 
 def parse_transfer(form: Mapping[str, str]) -> TransferUpdate:
@@ -1136,8 +1218,7 @@ def parse_transfer(form: Mapping[str, str]) -> TransferUpdate:
     wants_document = "DialCallStatus" in form
     call_sid = form.get("CallSid" if wants_document else "ParentCallSid", "")
     word = form.get("DialCallStatus" if wants_document else "CallStatus", "")
-    if not call_sid or len(call_sid) > 64:
-        raise CarrierProtocolError("transfer callback without the caller's call sid")
+    check_call_sid(call_sid, "transfer callback")
     if word == "answered":  # of an action: its own word for a call that was connected
         word = "completed"
     try:
@@ -1153,14 +1234,14 @@ def parse_machine_verdict(form: Mapping[str, str]) -> MachineVerdict:
     Raises:
         CarrierProtocolError: No call sid, or no verdict.
     """
-    call_sid = form.get("CallSid", "")
+    call_sid = check_call_sid(form.get("CallSid", ""), "machine detection callback")
     word = form.get("AnsweredBy", "")
-    if not call_sid or len(call_sid) > 64 or not word:
-        raise CarrierProtocolError("machine detection callback without CallSid or AnsweredBy")
+    if not word:
+        raise CarrierProtocolError("machine detection callback without AnsweredBy")
     try:
         answered_by = AnsweredBy(word)
     except ValueError:
         answered_by = AnsweredBy.UNKNOWN
     took_ms = form.get("MachineDetectionDuration", "")
-    is_count = took_ms.isascii() and took_ms.isdecimal() and len(took_ms) < 10
-    return MachineVerdict(call_sid, answered_by, int(took_ms) / 1000 if is_count else 0.0)
+    took_s = int(took_ms) / 1000 if is_count(took_ms) else 0.0
+    return MachineVerdict(call_sid, answered_by, took_s)

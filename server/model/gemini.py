@@ -60,6 +60,7 @@ from server.model import (
     Usage,
     Way,
 )
+from server.model.refusals import Cure, Kind, classify
 from server.plane import Messages, Plane
 from server.relay import Relay
 
@@ -1222,8 +1223,8 @@ class GeminiModel:
         code = closed.rcvd.code if closed.rcvd is not None else 1006
         reason = self._without_key(closed.rcvd.reason if closed.rcvd is not None else "")
         message = f"Gemini closed the session with {code}: {reason or 'no reason given'}"
-        if _is_quota(reason):
-            return ModelQuotaExceeded(message, code=code, reason=reason, retryable=False)
+        if (kind := classify(reason, close_code=code)) is not None:
+            return account_refused(kind, message, code=code, reason=reason)
         if during_setup and code in (1007, 1008):
             return ModelSetupRefused(message, code=code, reason=reason, retryable=False)
         # In mid-call 1008 comes after tool results and goes away; 1007 is a used-up context.
@@ -1232,10 +1233,11 @@ class GeminiModel:
     def _refused_error(self, refused: InvalidStatus) -> ModelError:
         status = refused.response.status_code
         body = bytes(refused.response.body or b"").decode("utf-8", "replace")
-        reason = self._without_key(f"HTTP {status} {body[:200]}".strip())
+        # The key goes before the text is cut: half of one is too much, too.
+        reason = f"HTTP {status} {self._without_key(body)[:200]}".strip()
         message = f"Gemini refused the connection: {reason}"
-        if status == 429 or _is_quota(reason):
-            return ModelQuotaExceeded(message, code=None, reason=reason, retryable=False)
+        if (kind := classify(body, status=status, at_handshake=True)) is not None:
+            return account_refused(kind, message, code=None, reason=reason)
         if status < 500:
             return ModelSetupRefused(message, code=None, reason=reason, retryable=False)
         return ModelError(message, code=None, reason=reason, retryable=True)
@@ -1250,9 +1252,33 @@ class GeminiModel:
         return None if self._api_key in str(closed) else closed
 
     def _without_key(self, text: str) -> str:
-        # Google quotes the key in some refusals ("Consumer 'api_key:…' has been suspended").
-        return text.replace(self._api_key, "[the API key]")
+        # Google quotes the key in some refusals ("Consumer 'api_key:…' has been suspended"), and
+        # cuts a close reason wherever its bytes are full.
+        text = text.replace(self._api_key, _NO_KEY)
+        for length in range(len(self._api_key) - 1, _MIN_PART_OF_KEY - 1, -1):
+            if text.endswith(self._api_key[:length]):
+                return text[:-length] + _NO_KEY
+        return text
 
 
-def _is_quota(reason: str) -> bool:
-    return "quota" in reason.lower() or "RESOURCE_EXHAUSTED" in reason
+_NO_KEY = "[the API key]"
+_MIN_PART_OF_KEY = 8
+"""Fewer characters of a key may be part of any word."""
+
+
+def account_refused(kind: Kind, message: str, *, code: int | None, reason: str) -> ModelError:
+    """Make the error for a refusal that is about the account.
+
+    Args:
+        kind: What is refused.
+        message: What has happened, without a key.
+        code: The WebSocket close code, if it was one.
+        reason: The service's own words, without a key.
+    """
+    error = ModelError
+    if kind in (Kind.RATE, Kind.QUOTA):
+        error = ModelQuotaExceeded
+    elif kind.cure is Cure.PERSON:
+        error = ModelSetupRefused
+    retryable = kind.cure is Cure.RETRY
+    return error(message, code=code, reason=reason, retryable=retryable, refusal=kind)

@@ -29,6 +29,7 @@ import trio
 from codec import MulawDecoder, decode_mulaw
 from server.agent import Agent
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
+from server.logs import Sparing
 from server.model import (
     CALLER_RATE_HZ,
     AgentAudio,
@@ -50,6 +51,7 @@ from server.model import (
     TurnComplete,
     Way,
 )
+from server.model.refusals import Kind
 from server.relay import Relay
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -94,12 +96,16 @@ FIRST_DELAY_S = 0.25
 MAX_DELAY_S = 4.0
 RESUME_TRIES = 3
 """Attempts to resume before a fresh session is tried instead."""
+FIRST_PATIENCE_S = 5.0
+"""For so long a service that is overloaded may keep a call waiting for its first connection: there
+is somebody on the line who hears nothing."""
 SETTLED_S = 10.0
 """A connection that has lasted this long, or on which the agent has finished a turn, works."""
 CUT_OFF_TEXT = (
     "The connection failed while you were answering the caller. Take up your answer again, or ask "
     "for the question if you do not know it."
 )
+REFUSAL_TOLD_EVERY_S = 600.0
 STALL_S = 5.0
 """A message that cannot be sent for this long was sent into a dead connection."""
 
@@ -247,7 +253,8 @@ class ConnectionPlan:
         """The connection has failed."""
         if not self.is_open:
             return
-        used_up = error.code == 1007  # the context: a resumed session would fail again
+        # The context: a resumed session would fail again.
+        used_up = error.code == 1007 and error.refusal is None
         worked = self._worked or now - self._opened_at >= SETTLED_S
         final = not error.retryable and not used_up
         if used_up and not worked and self.way is not Way.RESUME:
@@ -293,7 +300,13 @@ class ConnectionPlan:
         """The connection could not be made or set up."""
         final = not error.retryable
         self.open_at = now + self._delay_s()
-        if self.way is Way.RESUME and not isinstance(error, ModelQuotaExceeded):
+        if self.opens == 0 and error.refusal is not None:
+            # A call that has not begun has nothing to lose, and there are others to spare the
+            # service: only one that is overloaded is asked again, and not for long.
+            patient_until = self._outage_began_at + FIRST_PATIENCE_S
+            final = error.refusal is not Kind.BUSY or self.open_at >= patient_until
+        is_accounts = error.refusal is not None or isinstance(error, ModelQuotaExceeded)
+        if self.way is Way.RESUME and not is_accounts:
             final = False
             if isinstance(error, ModelSetupRefused):
                 # The same set-up was accepted before: it is the handle that is refused.
@@ -591,7 +604,9 @@ class LastingSession:
         agent: Agent,
         conversation: Conversation,
         plan: ConnectionPlan,
+        refusals_told: Sparing | None = None,
     ) -> None:
+        self._refusals_told = refusals_told or Sparing()
         self._services = services
         self._agent = agent
         self._conversation = conversation
@@ -638,6 +653,8 @@ class LastingSession:
             except ModelError as error:
                 plan.failed(error, trio.current_time())
                 logger.warning("model connection failed", error=str(error))
+                if attempt.way is not Way.FALLBACK:
+                    self._tell_refusal(error)
             else:
                 if opening.cancelled_caught:
                     plan.failed(_late(), trio.current_time())
@@ -747,10 +764,25 @@ class LastingSession:
 
     def _lost(self, connection: Session, error: ModelError) -> None:
         if connection is self._connection and self._plan.is_open:
+            way = self._plan.way
             self._plan.lost(error, trio.current_time())
             self._let_pass()
             logger.warning("model connection lost", error=str(error))
+            if way is not Way.FALLBACK:
+                self._tell_refusal(error)
             self._wake()
+
+    def _tell_refusal(self, error: ModelError) -> None:
+        """Somebody should know why the fallback is needed, but not from every call."""
+        if error.refusal is None or self._plan.way is not Way.FALLBACK or self._plan.error:
+            return
+        if self._refusals_told.may_log(trio.current_time()):
+            logger.error(
+                "calls go to the fallback: the model's service refuses the account",
+                kind=error.refusal.value,
+                what_to_do=error.refusal.advice,
+                unlogged=self._refusals_told.take_unlogged(),
+            )
 
     # The media path, which sends caller audio itself while nothing stands in its way.
 
@@ -1100,6 +1132,7 @@ class LastingModel:
     ) -> None:
         self.name = service.name
         self._services = (service, fallback)
+        self._refusals_told = Sparing(REFUSAL_TOLD_EVERY_S)
         self._connection_age_s = connection_age_s
         self._reconnect_budget_s = reconnect_budget_s
 
@@ -1120,7 +1153,7 @@ class LastingModel:
             budget_s=self._reconnect_budget_s,
             has_fallback=self._services[1] is not None,
         )
-        session = LastingSession(self._services, agent, conversation, plan)
+        session = LastingSession(self._services, agent, conversation, plan, self._refusals_told)
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(session.run)

@@ -28,7 +28,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import trio
-from websockets.exceptions import ConnectionClosed, ConnectionClosedError, ConnectionClosedOK
+from websockets.datastructures import Headers
+from websockets.exceptions import (
+    ConnectionClosed,
+    ConnectionClosedError,
+    ConnectionClosedOK,
+    InvalidStatus,
+)
 from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.trio.server import ServerConnection, serve
@@ -72,6 +78,8 @@ class Script:
     """How much faster than real time the audio comes, as measured on 3.8."""
     refuse_setup: Close | None = None
     """Close instead of ``setupComplete``, whatever the set-up."""
+    refuse_handshake: tuple[int, str] | None = None
+    """Answer the WebSocket handshake with this HTTP status and body."""
     refuse_handles: Close | None = None
     """Close when a session is to be resumed: its handle is lost."""
     pong_delay_s: float = 0.0
@@ -107,6 +115,13 @@ class Script:
     """Whether every other one of those calls is taken back at once."""
 
 
+def refused(code: int, reason: str) -> Script:
+    """A service that refuses every session: with a close code, or an HTTP status below 1000."""
+    if code < 1000:
+        return Script(refuse_handshake=(code, reason))
+    return Script(refuse_setup=Close(code, reason))
+
+
 ANSWERS = Script()
 SCRIPTS: Mapping[str, Script] = {
     "answers": ANSWERS,
@@ -129,6 +144,11 @@ SCRIPTS: Mapping[str, Script] = {
     ),
     "quota-in-call": Script(
         drop=Drop(2, 0.5, 1011, "You exceeded your current quota, please check your plan.")
+    ),
+    "no-credits": refused(1011, "Your prepayment credits are depleted."),
+    "bad-key": refused(1007, "API key expired. Please renew the API key."),
+    "no-permission": refused(
+        403, '{"error":{"code":403,"status":"PERMISSION_DENIED","message":"Permission denied."}}'
     ),
     "bad-setup": Script(refuse_setup=Close(1007, "Request contains an invalid argument.")),
     "late-pong": Script(pong_delay_s=30.0),
@@ -1219,7 +1239,7 @@ class GeminiSimulator:
                         self._welcome,
                         port,
                         host="127.0.0.1",
-                        process_request=_check_path,
+                        process_request=self._check_request,
                         compression=None,
                         ping_interval=None,
                         max_size=16 * 2**20,
@@ -1235,6 +1255,9 @@ class GeminiSimulator:
     @asynccontextmanager
     async def connect(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[MemorySocket]:
         """Connect without a socket, while :meth:`run` runs: for calls on a mock clock."""
+        if self.script.refuse_handshake is not None:
+            status, body = self.script.refuse_handshake
+            raise InvalidStatus(Response(status, "Refused", Headers(), body.encode()))
         client, server = memory_sockets()
         refusal = self._refusal(url, headers)
         await self._arrivals.send(_Arrival(server, refusal, server.hang_up))
@@ -1265,6 +1288,13 @@ class GeminiSimulator:
                     raise ServiceClosesError(1011, "The session is still in use.")
                 return session
         raise ServiceClosesError(1008, "Requested entity was not found.")
+
+    def _check_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        if self.script.refuse_handshake is not None:
+            return connection.respond(*self.script.refuse_handshake)
+        if _PATH.fullmatch(urlsplit(request.path).path):
+            return None
+        return connection.respond(404, "Not Found\n")
 
     async def _welcome(self, connection: ServerConnection) -> None:
         """Hand a connection to ``run``, where a bug of ours is not just a line in a log."""
@@ -1313,12 +1343,6 @@ class _Arrival:
     refusal: Close | None
     release: Callable[[], None]
     """To be called when the session is over."""
-
-
-def _check_path(connection: ServerConnection, request: Request) -> Response | None:
-    if _PATH.fullmatch(urlsplit(request.path).path):
-        return None
-    return connection.respond(404, "Not Found\n")
 
 
 def _answer_pings_late(connection: ServerConnection, delay_s: float) -> None:

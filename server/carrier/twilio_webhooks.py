@@ -1,0 +1,244 @@
+"""Twilio's webhooks, read: whose call, what is asked or reported, and whether it is said just once.
+
+The signature is of the address and then of every name and value, sorted, with nothing in between
+("Webhooks Security"). So a request may be cut into other fields than Twilio's and is rightly signed
+all the same: a call's sid goes on with the fields that followed, a status that Twilio has sent is
+hidden at the end of a name. What can be told by its form is therefore held to it, and what has such
+a form must be a field's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
+
+from server.carrier import CallStatus, StatusUpdate, VoiceRequest
+from server.errors import CarrierProtocolError
+from server.headers import Headers, lines_of, listed, single
+
+_HEX = "[0-9a-fA-F]{32}"
+_CALL_SID = re.compile(f"CA{_HEX}")
+_ACCOUNT_SID = re.compile(f"AC{_HEX}")
+MAX_FACT_CHARS = 200
+"""What else a status callback says is cut here; Twilio's error messages are shorter."""
+
+# ------------------------------------------------------------------------------------------
+# Fields
+
+
+def check_call_sid(call_sid: str, of: str) -> str:
+    """The sid of a call, if it is one.
+
+    Args:
+        call_sid: What was given for it.
+        of: What it was given in, for the message.
+
+    Raises:
+        CarrierProtocolError: It is not ``CA`` and 32 hexadecimal digits, exactly.
+    """
+    if _CALL_SID.fullmatch(call_sid):
+        return call_sid
+    got = f"{call_sid[:40]!r}, of {len(call_sid)} characters" if call_sid else "nothing"
+    raise CarrierProtocolError(
+        f"{of} without a call's sid: it must be CA and 32 hexadecimal digits, and was {got}"
+    )
+
+
+# What Twilio says in fields that decide, by its form: nobody's name or city looks like that.
+_TELLING = re.compile(
+    f"(CallSid)(CA{_HEX})|(AccountSid)(AC{_HEX})|(CallStatus)({'|'.join(CallStatus)})"
+    "|(Direction)(inbound|outbound)"
+)
+_NAME = re.compile(r"[A-Za-z_]{1,64}|SipHeader_[\x21-\x7e]{1,200}")
+_DECIDING = frozenset(
+    {
+        *("AccountSid", "CallSid", "ParentCallSid", "CallStatus", "DialCallStatus", "Direction"),
+        *("From", "SequenceNumber", "CallbackSource", "CallDuration", "AnsweredBy"),
+    }
+)
+
+
+def check_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """Whether a webhook's fields can only be the ones that Twilio has signed.
+
+    Args:
+        fields: All of them, repeated ones too.
+
+    Raises:
+        CarrierProtocolError: A field that decides has two values, or stands in the middle of
+            another one.
+    """
+    values: dict[str, set[str]] = {}
+    for name, value in fields:
+        values.setdefault(name, set()).add(value)
+    for name in _DECIDING & values.keys():
+        if len(values[name]) > 1:
+            raise CarrierProtocolError(f"webhook with {len(values[name])} values of {name}")
+    text, begins = "", {}
+    for name in sorted(values):
+        for value in sorted(values[name]):
+            text += name
+            begins[len(text)] = name, value
+            text += value
+    for match in _TELLING.finditer(text):
+        label, told = (part for part in match.groups() if part is not None)
+        name, value = begins.get(match.start() + len(label), ("", ""))
+        is_whole = value == told or not label.endswith("Sid")
+        if not (_NAME.fullmatch(name) and name.endswith(label) and is_whole):
+            raise CarrierProtocolError(
+                f"webhook whose fields were cut apart elsewhere than where they begin: {label} "
+                "stands in the middle of another one"
+            )
+
+
+def is_of_account(fields: Mapping[str, str], account_sid: str) -> bool:
+    """Whether a webhook is about our account, as far as it says.
+
+    A subaccount signs with a token of its own, so what our token has signed names our account; and
+    about another one's calls our requests would be refused.
+    """
+    given = fields.get("AccountSid", "")
+    if not given or not _ACCOUNT_SID.fullmatch(account_sid):
+        return True
+    return given.lower() == account_sid.lower()
+
+
+# ------------------------------------------------------------------------------------------
+# The voice webhook
+
+_UNANSWERED_OR_TALKING = frozenset(
+    {CallStatus.QUEUED, CallStatus.INITIATED, CallStatus.RINGING, CallStatus.IN_PROGRESS}
+)
+_ENDS = frozenset(status.value for status in CallStatus if status.is_final)
+# An E.164 number, a short code, a SIP address, a client's name, or a word such as "anonymous".
+_PARTY = re.compile(
+    r"\+?[0-9*#]{1,20}|sips?:[\x21-\x7e]{1,250}|client:[\x20-\x7e]{1,250}|[A-Za-z]{1,20}"
+)
+
+
+def parse_voice(form: Mapping[str, str]) -> VoiceRequest:
+    """Read what is posted to the voice webhook: a question how a call goes on, or only a report.
+
+    Where "A call comes in" and "Call status changes" were given one address, status callbacks come
+    there, too: those have an end, a ``SequenceNumber`` or a ``CallbackSource`` in them, and a
+    question has none of these.
+
+    Raises:
+        CarrierProtocolError: No call's sid, or a report that cannot be read.
+    """
+    call_sid = check_call_sid(form.get("CallSid", ""), "voice webhook")
+    word = form.get("CallStatus", CallStatus.RINGING.value)
+    report = None
+    if word in _ENDS or "SequenceNumber" in form or "CallbackSource" in form:
+        report = parse_status(form)
+    number = form.get("From", "")
+    return VoiceRequest(
+        call_sid,
+        number if _PARTY.fullmatch(number) else "",
+        begins=(
+            report is None
+            and form.get("Direction", "inbound") == "inbound"
+            and word in _UNANSWERED_OR_TALKING
+        ),
+        report=report,
+    )
+
+
+# ------------------------------------------------------------------------------------------
+# Status callbacks
+
+# What a status callback may add, and what we call it. Numbers and places are left where they are.
+_STATUS_FACTS = {
+    "CallDuration": "duration_s",
+    "SipResponseCode": "sip_response_code",
+    "AnsweredBy": "answered_by",
+    "Timestamp": "timestamp",
+    "ErrorCode": "error_code",
+    "ErrorMessage": "error_message",
+}
+
+
+def parse_status(form: Mapping[str, str]) -> StatusUpdate:
+    """Read a status callback; fields it does not know are left alone, long ones are cut.
+
+    A callback without a ``SequenceNumber`` has the number 0: Twilio leaves it out where it
+    reports a call's end only, and one report needs no order.
+
+    Raises:
+        CarrierProtocolError: No call sid, or a status or a number that is none.
+    """
+    call_sid = check_call_sid(form.get("CallSid", ""), "status callback")
+    word = form.get("CallStatus", "")
+    number = form.get("SequenceNumber", "0")
+    try:
+        status = CallStatus(word)
+    except ValueError:
+        raise CarrierProtocolError(f"status callback with CallStatus {word[:40]!r}") from None
+    if not (number.isascii() and number.isdecimal() and len(number) < 10):
+        raise CarrierProtocolError(f"status callback with SequenceNumber {number[:40]!r}")
+    facts = {
+        name: form[field_name][:MAX_FACT_CHARS]
+        for field_name, name in _STATUS_FACTS.items()
+        if form.get(field_name)
+    }
+    if not is_count(facts.get("duration_s", "")):
+        facts.pop("duration_s", None)
+    return StatusUpdate(call_sid, status, int(number), facts)
+
+
+def is_count(text: str) -> bool:
+    """Whether a text is a whole number that is no longer than a number of seconds can be."""
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+# ------------------------------------------------------------------------------------------
+# Another address than the one we know
+
+_NETLOC = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){1,8}")
+_MAX_GIVEN = 4
+_PORTS = {"https": ":443", "wss": ":443", "http": ":80", "ws": ":80"}
+
+
+def other_addresses(
+    public_url: str, target: str, headers: Headers, schemes: tuple[str, ...]
+) -> list[str]:
+    """Addresses that this request may have been sent to, besides the one that is expected.
+
+    They are for the log only: what a stranger writes into ``Host`` opens nothing.
+
+    Args:
+        public_url: Where we believe that Twilio reaches us.
+        target: Path and query as requested.
+        headers: The request's.
+        schemes: Which ones to think of.
+    """
+    public = urlsplit(public_url)
+    given = [public.netloc, *lines_of(headers, "Host"), *listed(headers, "X-Forwarded-Host")]
+    path, mark, query = target.partition("?")
+    prefix = public.path.rstrip("/")
+    stripped = (single(headers, "X-Forwarded-Prefix") or "").rstrip("/")
+    paths = (
+        *(path, prefix + path, path.removeprefix(prefix), path.rstrip("/"), f"{path}/"),
+        *((stripped + path,) if _PREFIX.fullmatch(stripped) else ()),
+    )
+    return list(
+        dict.fromkeys(
+            f"{scheme}://{netloc}{each}{mark}{query}"
+            for scheme in schemes
+            for one in given[:_MAX_GIVEN]
+            for netloc in _like(one, _PORTS[scheme])
+            for each in paths
+        )
+    )
+
+
+def _like(netloc: str, usual_port: str) -> tuple[str, ...]:
+    """A host with and without its port, and its namesake with or without ``www``."""
+    match = _NETLOC.fullmatch(netloc)
+    if match is None:
+        return ()
+    host, port = match[1], match[2] or ""
+    namesake = host.removeprefix("www.") if host.startswith("www.") else f"www.{host}"
+    return (netloc, host, host + usual_port, namesake, namesake + port)
