@@ -239,10 +239,17 @@ class Http11(H11Protocol):
             await self._refuse(refused)
 
     async def _refuse(self, refused: _Refused) -> None:
+        connection = self.connection
+        if isinstance(connection, H11WSConnection):
+            connection = connection.h11_connection
+        if self.has_ended or connection.our_state is not h11.SEND_RESPONSE:
+            return  # the app has begun to answer, and that is the last answer here, too
         no_body = [(b"content-length", b"0"), (b"connection", b"close"), *refused.headers]
         headers = list(chain(no_body, self.config.response_headers("h11")))
-        await self._send_h11_event(h11.Response(status_code=refused.status, headers=headers))
-        await self._send_h11_event(h11.EndOfMessage())
+        answer = connection.send(h11.Response(status_code=refused.status, headers=headers)) or b""
+        answer += connection.send(h11.EndOfMessage()) or b""
+        self.has_ended = True  # at once: the app may be about to accept while this is sent
+        await self.send(RawData(data=answer))
         await self.send(Closed())
 
     async def _check_protocol(self, event: h11.Request) -> None:
@@ -454,6 +461,9 @@ class Connection(TCPServer):
                     await self._read_data()
                 await self.protocol.handle(Closed())
             finally:
+                # Also where the client has reset the connection: the app is cancelled, and
+                # hypercorn would answer for it.
+                self.protocol.has_ended = True
                 self._doors.wait_no_more(self._reading)
                 self.requests_are_over()
             if self._has_closed:

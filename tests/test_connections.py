@@ -23,10 +23,13 @@ import trio
 import trio.testing
 import trustme
 from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 from structlog.testing import capture_logs
 
-from server.connections import Connection, Doors, Listener, check_upgrade
+from server.connections import Connection, Doors, Http11, Listener, check_upgrade
 from server.hypercorn_hook import serve_worker
 from server.serving import listen
 from tests.test_serve import serving
@@ -246,6 +249,55 @@ async def test_an_app_that_fails_ends_its_own_connection_and_is_logged_once(app)
                 await _ask(address, b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
 
     assert [line["event"] for line in lines] == ["connection ended by a bug of ours"]
+
+
+async def _answers_when_cancelled(scope, receive, send) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        await _answer(send)
+
+
+async def test_a_client_that_resets_its_connection_is_answered_by_nobody():
+    with capture_logs() as lines:
+        async with _served(_answers_when_cancelled) as address:
+            client = await trio.open_tcp_stream(*address)
+            await client.send_all(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await client.aclose()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+    assert lines == []
+
+
+async def test_a_handshake_that_is_being_refused_is_not_accepted_meanwhile():
+    sent: list[Event] = []
+
+    async def send(event: Event) -> None:
+        sent.append(event)
+        if isinstance(event, RawData):
+            await protocol.stream.app_send({"type": "websocket.accept"})
+
+    protocol = Http11(
+        None, Config(), WorkerContext(None), _Asked(), ConnectionState({}), False, None, None, send
+    )
+    await protocol.handle(RawData(data=STREAM + b"\r\n"))
+    await protocol.handle(RawData(data=b"\x81\x80abcd"))
+
+    (answer,) = (event.data for event in sent if isinstance(event, RawData))
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert isinstance(sent[-1], Closed)
+
+
+class _Asked:
+    """hypercorn's task group, whose app takes all that it is told."""
+
+    async def spawn_app(self, app, config, scope, send):
+        async def told(event) -> None:
+            pass
+
+        return told
 
 
 @pytest.mark.parametrize(
