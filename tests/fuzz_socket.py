@@ -399,7 +399,7 @@ class Fuzzer:
                     if report.kept_kib > GROWN_KIB:
                         report.find(f"{report.kept_kib:,} KiB kept after the second half")
         except* Died as group:
-            self.report.find(str(group.exceptions[0]))
+            self.report.find(str(next(_leaves(group))))
             self.report.suspects = list(dict.fromkeys(reversed(self._recent)))
         self.report.took_s = trio.current_time() - began
 
@@ -552,6 +552,14 @@ class Fuzzer:
             took_s = trio.current_time() - asked_at
             self.report.slowest_health_s = max(self.report.slowest_health_s, took_s)
             await trio.sleep(HEALTH_EVERY_S)
+
+
+def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 async def _hear(stream: trio.abc.Stream, longest_s: float) -> bytes | None:
