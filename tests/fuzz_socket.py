@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,6 @@ LINES_AT_ONCE = 60
 """The same at the beginning, when each kind of line is logged for the first time."""
 GROWN_KIB = 32 * 1024
 """More memory than this kept after the second half of the inputs is a leak."""
-QUIET_S = 5.0
 WINDOW_S = 5.0
 TIMEOUT_S = 24 * 3_600.0
 SUSPECTS = 4 * CONNECTIONS
@@ -652,8 +651,17 @@ def fuzz(
     first: int = 0,
     per_s: float = 0.0,
     life_s: float = LIFE_S,
+    window_s: float = WINDOW_S,
 ) -> Report:
-    """Fuzz a server that runs, from the connection with this number on, and judge it."""
+    """Fuzz a server that runs, from the connection with this number on, and judge it.
+
+    Args:
+        victim: The server.
+        seed, first: Decide what the connections say.
+        inputs, longest_s, connections: When to end, whichever comes first.
+        per_s, life_s: See :class:`Fuzzer`.
+        window_s: Its calls are measured for so long before, and then again and again.
+    """
     report = Report(victim.kind, seed)
     numbers = range(first, first + connections if connections is not None else sys.maxsize)
     fuzzer = Fuzzer(
@@ -669,19 +677,19 @@ def fuzz(
         if victim.held is None:
             trio.run(fuzzer.run)
         else:
-            trio.run(_fuzz_beside_calls, fuzzer, victim.held, report)
+            trio.run(_fuzz_beside_calls, fuzzer, victim.held, report, window_s)
     return report
 
 
-async def _fuzz_beside_calls(fuzzer: Fuzzer, held: Held, report: Report) -> None:
+async def _fuzz_beside_calls(fuzzer: Fuzzer, held: Held, report: Report, window_s: float) -> None:
     """Fuzz while the calls are watched, window by window."""
-    quiet = await trio.to_thread.run_sync(watched_window, held, QUIET_S)
+    quiet = await trio.to_thread.run_sync(watched_window, held, window_s)
     is_over = False
     windows: list[dict[str, Any]] = []
 
     async def watch_calls() -> None:
         while not is_over:
-            windows.append(await trio.to_thread.run_sync(watched_window, held, WINDOW_S))
+            windows.append(await trio.to_thread.run_sync(watched_window, held, window_s))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch_calls)
@@ -711,7 +719,14 @@ def _p99(window: dict[str, Any], way: str) -> float:
 
 
 def fuzz_beside_calls(
-    kind: ServerKind, *, calls: int, warm_s: float = 5.0, realtime: bool = False, **bounds: Any
+    kind: ServerKind,
+    *,
+    calls: int,
+    warm_s: float = 5.0,
+    realtime: bool = False,
+    gives_way: bool = False,
+    settings: Mapping[str, str] | None = None,
+    **bounds: Any,
 ) -> Report:
     """Start a server whose calls talk, fuzz it, and judge it and them.
 
@@ -720,6 +735,9 @@ def fuzz_beside_calls(
         calls: How many talk.
         warm_s: For how long they have talked before.
         realtime: See :func:`benchmarks.processes.running`.
+        gives_way: Have this process give way to others from then on: to the one whose clock the
+            calls are measured with, above all.
+        settings: Environment variables of the server that shall not have their defaults.
         bounds: See :func:`fuzz`.
 
     Raises:
@@ -729,6 +747,8 @@ def fuzz_beside_calls(
 
     def attack(held: Held) -> None:
         wait_all_workers(kind, held.pid)
+        if gives_way and hasattr(os, "nice"):
+            os.nice(19)
         port = int(held.url.rpartition(":")[2])
         log = held.directory / LOG
         victim = Victim(kind, port, held.pid, log, held.trust, held)
@@ -744,7 +764,11 @@ def fuzz_beside_calls(
             realtime=realtime,
             timeout_s=TIMEOUT_S,
             # A connection that is replaced in time would look like one that was lost.
-            settings={"MODEL_CONNECTION_AGE_S": f"{2 * TIMEOUT_S:g}", "DRAIN_TIMEOUT_S": "0"},
+            settings={
+                "MODEL_CONNECTION_AGE_S": f"{2 * TIMEOUT_S:g}",
+                "DRAIN_TIMEOUT_S": "0",
+                **(settings or {}),
+            },
         )
     except PointFailed:
         if not reports:
@@ -815,7 +839,7 @@ def run(
     bounds = {"seed": seed, "inputs": inputs, "longest_s": longest_s, "first": first}
     bounds["per_s"] = per_s
     if calls:
-        report = fuzz_beside_calls(kind, calls=calls, realtime=realtime, **bounds)
+        report = fuzz_beside_calls(kind, calls=calls, realtime=realtime, gives_way=True, **bounds)
     else:
         with serving(kind) as victim:
             report = fuzz(victim, **bounds)
@@ -904,6 +928,4 @@ def _try_killers(kind: ServerKind) -> int:
 
 
 if __name__ == "__main__":
-    if hasattr(os, "nice"):
-        os.nice(19)  # the calls' clock is on the same core
     sys.exit(main())
