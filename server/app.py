@@ -28,7 +28,13 @@ from server.calls import Calls, Claim
 from server.carrier.phone import find_script
 from server.carrier.simulator import FAULTS as CARRIER_FAULTS
 from server.carrier.simulator import TwilioSimulator
-from server.carrier.twilio import StreamCounts, TwilioCarrier, TwilioMediaStream, WebhookVerifier
+from server.carrier.twilio import (
+    StreamCounts,
+    TwilioCarrier,
+    TwilioMediaStream,
+    WebhookVerifier,
+    check_sayable,
+)
 from server.costs import Prices
 from server.destinations import Destinations
 from server.detach import detachable
@@ -109,6 +115,8 @@ class OffhookApp(QuartTrio):
     def __init__(self, settings: Settings) -> None:
         super().__init__("server", static_folder=None)
         _check_scripts(settings)
+        if settings.apology is not None:
+            check_sayable(settings.apology, "APOLOGY")
         self.settings = settings
         self.failed = trio.Event()
         """Set when the inside has ended by a fault of ours: nothing more can be served."""
@@ -385,6 +393,7 @@ class OffhookApp(QuartTrio):
                 reply_timeout_s=settings.reply_timeout_s,
                 rung_timeout_s=settings.rung_timeout_s,
                 greeting_retry_s=settings.greeting_retry_s,
+                thinking_timeout_s=settings.thinking_timeout_s,
                 stall_timeout_s=settings.stall_timeout_s,
                 silence_timeout_s=settings.silence_timeout_s,
                 silence_prompts=settings.silence_prompts,

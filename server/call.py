@@ -78,6 +78,7 @@ from server.model import (
     ToolResult,
     TurnComplete,
     Usage,
+    Working,
 )
 from server.model.refusals import Kind
 from server.opening import SILENCE, Opening
@@ -177,6 +178,7 @@ class Call:
         self.end_detail = ""
         self.refusal: Kind | None = None
         """What about the account the model's service has refused, if that has ended the call."""
+        self._logged_detail: str | None = None  # if it is another than the record's
         self.transcript = Transcript()
         self.timings = Timings()
         self.costs = CostMeter(
@@ -472,10 +474,12 @@ class Call:
         error = _first(failures)
         assert isinstance(error, ServerError)
         reason = EndReason.of_failure(error, had_session=self.session is not None)
+        told = str(error)
         if isinstance(error, ModelError):
-            self.refusal = error.refusal
+            told, self.refusal = error.loggable, error.refusal
         self.end(reason, str(error))
-        logger.warning("call failed", reason=reason.value, error=str(error))
+        self._logged_detail = told
+        logger.warning("call failed", reason=reason.value, error=told)
 
     async def _close(self) -> None:
         """Hang up if it is we who end the call, and close the stream."""
@@ -576,7 +580,7 @@ class Call:
         logger.info(
             "call ended",
             reason=reason.value,
-            detail=self.end_detail,
+            detail=self.end_detail if self._logged_detail is None else self._logged_detail,
             duration_s=round(self.duration_s, 1),
             heard_s=round(self.playout.heard_s(now), 1),
         )
@@ -875,10 +879,13 @@ class Call:
                 self.turns.agent_generated(turn)
                 self.transcript.agent_complete(turn)
                 self._finish_turn(turn)
-            case TurnComplete(turn=turn, reason=reason):
+            case TurnComplete(turn=turn, reason=reason, more=more):
                 now, starved_s = trio.current_time(), self.playout.starved_s(turn)
-                self.turns.agent_completed(turn, reason, now, starved_s=starved_s)
+                self.turns.agent_completed(turn, reason, now, starved_s=starved_s, more=more)
                 self._finish_turn(turn)
+            case Working(is_on=is_on):
+                (self.turns.agent_working if is_on else self.turns.agent_idle)(trio.current_time())
+                self.reconsider()
             case AgentTranscript(text=text, turn=turn):
                 self.turns.agent_text(turn, text)
                 self.transcript.agent_said(text, turn, self._since_answer(trio.current_time()))

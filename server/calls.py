@@ -237,11 +237,11 @@ class Calls:
         """A call has ended: what it says about the account that all calls share."""
         if call.refusal is not None:
             self._refused_agent = call.agent
-            self._pause_calls(call.refusal, call.end_detail)
+            self._pause_calls(call.refusal)
         elif call.agent_turn:
             self.admission.account_pause.worked()
 
-    def _pause_calls(self, kind: Kind, said: str) -> None:
+    def _pause_calls(self, kind: Kind) -> None:
         pause, now = self.admission.account_pause, trio.current_time()
         self.metrics.model_refusals.labels(kind.value).inc()
         if pause.refused(kind, now):
@@ -249,7 +249,6 @@ class Calls:
                 "calls pause: the model's service refuses the account",
                 kind=kind.value,
                 what_to_do=kind.advice,
-                said=said,
                 tried_in_s=round(pause.try_at - now, 1),
             )
         if pause.kind is not None:
@@ -278,7 +277,7 @@ class Calls:
                     pass
             except ModelError as error:
                 if error.refusal is not None:
-                    self._pause_calls(error.refusal, str(error))
+                    self._pause_calls(error.refusal)
             except Exception:
                 # Not the calls' fault, nor their end: it is tried again like any other failure.
                 logger.exception("the model could not be tried by a bug of ours")

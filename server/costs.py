@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import phonenumbers
@@ -103,26 +103,94 @@ def _region(number: str) -> str:
     return phonenumbers.region_code_for_number(parsed) or ""
 
 
+UNSPECIFIED = "MODALITY_UNSPECIFIED"
+MAX_OPEN_TURNS = 16
+"""Turns whose counts may still grow; older ones are summed up, however many there are."""
+
+
+@dataclass(slots=True)
+class _Direction:
+    """One turn's tokens in one direction, as far as they have been told."""
+
+    most: int = 0
+    specified: dict[str, int] = field(default_factory=dict)
+
+    def tell(self, tokens: Mapping[str, int]) -> None:
+        self.most = max(self.most, sum(tokens.values()))
+        for modality, count in tokens.items():
+            if modality != UNSPECIFIED:
+                self.specified[modality] = max(self.specified.get(modality, 0), count)
+
+    def by_modality(self) -> dict[str, int]:
+        """What was told without a modality at first and with one later is counted once."""
+        rest = self.most - sum(self.specified.values())
+        return self.specified | ({UNSPECIFIED: rest} if rest > 0 else {})
+
+
 @dataclass(slots=True)
 class _Turn:
     """One turn's tokens, as last told."""
 
     model: str
-    prompt: dict[str, int] = field(default_factory=dict)
-    response: dict[str, int] = field(default_factory=dict)
+    prompt: _Direction = field(default_factory=_Direction)
+    response: _Direction = field(default_factory=_Direction)
     total: int = 0
+    thoughts: int = 0
+    complete: bool = True
+
+    def tell(self, usage: Usage) -> None:
+        self.prompt.tell(usage.prompt_tokens)
+        self.response.tell(usage.response_tokens)
+        self.total = max(self.total, usage.total_tokens)
+        self.thoughts = max(self.thoughts, usage.thoughts_tokens)
+        self.complete = self.complete and usage.complete
 
     @property
     def unpriced(self) -> int:
-        """Tokens that are in the total only: thoughts, and what tools read."""
-        return max(0, self.total - sum(self.prompt.values()) - sum(self.response.values()))
+        """Tokens beside those by modality: thoughts, whether or not the total has them in it."""
+        counted = sum(self.prompt.by_modality().values())
+        counted += sum(self.response.by_modality().values())
+        return max(self.thoughts, self.total - counted)
+
+
+@dataclass(slots=True)
+class _Sum:
+    """What turns come to, together."""
+
+    usd: float = 0.0
+    complete: bool = True
+    prompt: dict[str, int] = field(default_factory=dict)
+    response: dict[str, int] = field(default_factory=dict)
+    other: int = 0
+
+    def copy(self) -> _Sum:
+        return replace(self, prompt=dict(self.prompt), response=dict(self.response))
+
+    def add(self, turn: _Turn, price: ModelPrice | None) -> None:
+        """Add a turn's tokens, and their price as far as it is known."""
+        self.complete = self.complete and turn.complete
+        if price is None:
+            self.complete = self.complete and not turn.total
+        self.complete = self.complete and not turn.unpriced
+        self.other += turn.unpriced
+        for summed, table, counted in (
+            (self.prompt, price.prompt if price else {}, turn.prompt.by_modality()),
+            (self.response, price.response if price else {}, turn.response.by_modality()),
+        ):
+            for modality, tokens in counted.items():
+                summed[modality] = summed.get(modality, 0) + tokens
+                if (per_million := table.get(modality)) is None:
+                    self.complete = self.complete and not tokens
+                else:
+                    self.usd += tokens * per_million / _MILLION
 
 
 class CostMeter:
     """One call's tokens and minutes. No I/O and no clock.
 
-    A turn's counts may be told several times while they grow; the largest of each kind is the
-    turn's. Turns are added up, because each is billed for the whole history again.
+    A turn's counts may be told several times while they grow, with modalities and without; the
+    largest of each kind is the turn's. Turns are added up, because each is billed for the whole
+    history again.
 
     Args:
         prices: What is known about prices.
@@ -145,18 +213,22 @@ class CostMeter:
         self._prices = prices
         self._minute_usd = prices.of_minute(direction, number)
         self._turns: dict[int, _Turn] = {}
+        self._settled = _Sum()
 
     def count(self, usage: Usage) -> None:
         """Take a turn's counts, for the first time or again."""
         turn = self._turns.setdefault(usage.turn, _Turn(self.model))
         turn.model = self.model
-        for known, told in (
-            (turn.prompt, usage.prompt_tokens),
-            (turn.response, usage.response_tokens),
-        ):
-            for modality, tokens in told.items():
-                known[modality] = max(known.get(modality, 0), tokens)
-        turn.total = max(turn.total, usage.total_tokens)
+        turn.tell(usage)
+        while len(self._turns) > MAX_OPEN_TURNS:
+            oldest = self._turns.pop(next(iter(self._turns)))
+            self._settled.add(oldest, self._prices.of_model(oldest.model))
+
+    def _sum(self) -> _Sum:
+        summed = self._settled.copy()
+        for turn in self._turns.values():
+            summed.add(turn, self._prices.of_model(turn.model))
+        return summed
 
     def minutes(self, on_line_s: float) -> int:
         """Minutes as the carrier bills them: every one begun."""
@@ -176,19 +248,8 @@ class CostMeter:
         Audio that no count has mentioned yet is priced by its length, so that a service which is
         late with its counts, or forgets them, does not make the call look free.
         """
-        usd, complete = 0.0, True
-        for turn in self._turns.values():
-            price = self._prices.of_model(turn.model)
-            if price is None:
-                complete = complete and not turn.total
-                continue
-            complete = complete and not turn.unpriced
-            for table, counted in ((price.prompt, turn.prompt), (price.response, turn.response)):
-                for modality, tokens in counted.items():
-                    if (per_million := table.get(modality)) is None:
-                        complete = complete and not tokens
-                    else:
-                        usd += tokens * per_million / _MILLION
+        summed = self._sum()
+        usd, complete = summed.usd, summed.complete
         price = self._prices.of_model(self.model)
         if price is None:
             return usd, complete and not caller_audio_s and not agent_audio_s
@@ -205,14 +266,8 @@ class CostMeter:
 
     def tokens(self) -> dict[str, Any]:
         """Tokens as billed, by direction and modality; ``other`` has no price here."""
-        prompt: dict[str, int] = {}
-        response: dict[str, int] = {}
-        for turn in self._turns.values():
-            for summed, counted in ((prompt, turn.prompt), (response, turn.response)):
-                for modality, tokens in counted.items():
-                    summed[modality] = summed.get(modality, 0) + tokens
-        other = sum(turn.unpriced for turn in self._turns.values())
-        return {"prompt": prompt, "response": response, "other": other}
+        summed = self._sum()
+        return {"prompt": summed.prompt, "response": summed.response, "other": summed.other}
 
     def as_dict(
         self, *, on_line_s: float, caller_audio_s: float, agent_audio_s: float

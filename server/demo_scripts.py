@@ -292,6 +292,15 @@ NOTICED_IN_TIME: Check = (
     "it was noticed within five seconds that the line was dead",
     lambda outcome: _gone_for_s(outcome) <= 5.2,  # the record is rounded, and clocks differ
 )
+LEFT_TO_THINK: Check = (
+    "while the model was thinking it was left alone, and so was the caller",
+    lambda outcome: (
+        any(moment.what == "thinks on" for moment in outcome.sessions[0].timeline)
+        and not any(
+            what == "caller silent" or what.startswith("watchdog") for what in outcome.happened
+        )
+    ),
+)
 APOLOGISED: Check = (
     "the carrier said sorry to the caller and hung up",
     lambda outcome: any("says: I am sorry" in what for _, what in outcome.phone.timeline),
@@ -531,6 +540,32 @@ SCRIPTS: dict[str, DemoScript] = {
             "simulated_model": "stalled-turn",
             "stall_timeout_s": 1.0,
         },
+    ),
+    "thinks": DemoScript(
+        (ended("caller-hung-up"), GREETED, LEFT_TO_THINK, ONE_CONNECTION, ANSWERED, NOTHING_LOST),
+        # The callee is silent for all the time it thinks, and so is the model.
+        {
+            "simulated_callee": "asks-and-is-told-to-wait",
+            "simulated_model": "thinks",
+            "silence_timeout_s": 3.0,
+            **_IMPATIENT,
+        },
+    ),
+    "forgets": DemoScript(
+        (ended("caller-hung-up"), climbed("nudge", "no-reply"), ONE_CONNECTION, ANSWERED),
+        {
+            "simulated_callee": "asks-and-is-told-to-wait",
+            "simulated_model": "forgets",
+            "thinking_timeout_s": 5.0,
+            **_IMPATIENT,
+        },
+    ),
+    "told-error": DemoScript(
+        (ended("model-unavailable"), ONE_CONNECTION), {"simulated_model": "told-error"}
+    ),
+    "other-rate": DemoScript(
+        (ended("caller-hung-up"), GREETED, GREETING_HEARD, ANSWERED, NOTHING_LOST),
+        {"simulated_callee": "says-hello", "simulated_model": "other-rate"},
     ),
     "early-turn-complete": DemoScript(
         (ended("caller-hung-up"), climbed("nudge", "broken-off"), ONE_CONNECTION, ANSWERED),

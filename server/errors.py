@@ -108,7 +108,9 @@ class ModelError(ServerError):
 
     Attributes:
         code: WebSocket close code (1006 when there was none), or None when it never opened.
-        reason: The service's own words; the only diagnosis there is.
+        reason: The service's own words; the only diagnosis there is. Like the message, which has
+            them in it, for the call's record and not for logs.
+        loggable: The message without words of the service's choosing.
         retryable: Whether a new connection may help (1006, 1011 without "quota").
         refusal: What about the account is refused; None for trouble with this one session.
     """
@@ -121,10 +123,12 @@ class ModelError(ServerError):
         reason: str,
         retryable: bool,
         refusal: Kind | None = None,
+        loggable: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.reason = reason
+        self.loggable = message if loggable is None else loggable
         self.retryable = retryable
         self.refusal = refusal
 

@@ -61,7 +61,8 @@ class Farewell:
 
     def turn_heard(self, heard: HeardTurn) -> None:
         """A turn was heard to its end, or to where it was cut."""
-        if self.has_begun and heard.turn > self._after_turn and not heard.cut:
+        goes_on = self._call.turns.is_working(trio.current_time())
+        if self.has_begun and heard.turn > self._after_turn and not heard.cut and not goes_on:
             self._heard.set()
 
     async def run(self) -> None:

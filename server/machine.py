@@ -137,6 +137,11 @@ class Machine:
                 await call.until(lambda: call.agent_turn > self._after_turn)
             if call.agent_turn <= self._after_turn:
                 return False
-            await call.until(lambda: call.playout.all_heard or call.agent_turn <= self._after_turn)
+            await call.until(lambda: self._is_said() or call.agent_turn <= self._after_turn)
             if call.agent_turn > self._after_turn:
                 return True
+
+    def _is_said(self) -> bool:
+        """Whether all that the agent had to say has been played; "one moment" is not all."""
+        call = self._call
+        return call.playout.all_heard and not call.turns.is_working(trio.current_time())

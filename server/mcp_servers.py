@@ -30,7 +30,14 @@ import trio
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from server.errors import ConfigurationError
-from server.tools import LiveCall, Tool, ToolError
+from server.tools import (
+    MAX_ERROR,
+    MAX_RESULT_BYTES,
+    LiveCall,
+    Tool,
+    ToolError,
+    without_extra,
+)
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -45,6 +52,14 @@ LONGEST_PAUSE_S = 60.0
 """Between two attempts to reach a server that is not there."""
 MAX_NAME = 128
 """Of a function, in the Live API."""
+MAX_TOOLS = 128
+"""Tools of one server that are offered: every call's set-up describes all of them."""
+MAX_DESCRIPTION = 4_000
+"""Characters of a tool's description; the rest is left out."""
+MAX_SCHEMA_BYTES = 32 * 1024
+"""Of a tool's parameters; one with more is not offered."""
+MAX_PARTS = 100
+"""Parts of a result that are told."""
 
 
 class _Entry(BaseModel):
@@ -202,15 +217,18 @@ class _Connection:
         for _ in range(100):  # a server that never ends its list is not waited for
             page = await client.list_tools(cursor=cursor)
             found += page.tools
-            if not (cursor := page.next_cursor):
+            if not (cursor := page.next_cursor) or len(found) > MAX_TOOLS:
                 break
         return found
 
     def _offer(self, client: Client, found: list[McpTool]) -> None:
         self._client = client
-        tools = tuple(self._tool(one) for one in found)
+        offered = [one for one in found if not is_too_big(one.input_schema, MAX_SCHEMA_BYTES)]
+        tools = tuple(self._tool(one) for one in offered[:MAX_TOOLS])
         if [tool.name for tool in tools] != [tool.name for tool in self.tools]:
             logger.info("mcp server offers tools", server=self.name, tools=len(tools))
+            if left_out := len(found) - len(tools):
+                logger.warning("mcp tools are not offered", server=self.name, tools=left_out)
         self.tools = tools
 
     async def _watch(self, client: Client) -> None:
@@ -227,7 +245,7 @@ class _Connection:
         async def run(
             arguments: Mapping[str, Any], call: LiveCall, threads: trio.CapacityLimiter
         ) -> object:
-            return await self._call(found.name, dict(arguments))
+            return await self._call(found.name, arguments_for(schema, arguments))
 
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{self.name}__{found.name}")[:MAX_NAME]
         schema = {
@@ -236,7 +254,8 @@ class _Connection:
             if key[0] != "$" or key == "$defs"
         }
         schema.setdefault("properties", {})
-        return Tool(name, found.description or found.title or found.name, schema, run)
+        description = found.description or found.title or found.name
+        return Tool(name, description[:MAX_DESCRIPTION], schema, run)
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> object:
         from mcp.shared.exceptions import MCPError
@@ -264,14 +283,47 @@ def _told(result: CallToolResult) -> object:
     Raises:
         ToolError: The server says that it is an error.
     """
-    texts = [part.text for part in result.content if part.type == "text"]
-    others = [part.type for part in result.content if part.type != "text"]
+    texts: list[str] = []
+    others: list[str] = []
+    for part in result.content[:MAX_PARTS]:
+        if part.type == "text":
+            # A character more than may be told: that there was more is noticed where it is told.
+            texts.append(part.text[: MAX_RESULT_BYTES + 1])
+        else:
+            others.append(part.type)
     if result.is_error:
-        raise ToolError("\n".join(texts) or "the function failed")
+        raise ToolError("\n".join(texts)[:MAX_ERROR] or "the function failed")
     if result.structured_content is not None:
+        if is_too_big(result.structured_content, MAX_RESULT_BYTES):
+            raise ToolError("the function was run, but what it returned is too long to be read")
         return result.structured_content
+    if len(result.content) > MAX_PARTS:
+        others.append(f"{len(result.content) - MAX_PARTS} more parts")
     # A telephone has no use for pictures; but that there was one should be known.
     return "\n".join((*texts, *(f"({kind}, not shown)" for kind in others)))
+
+
+def arguments_for(schema: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's arguments as a server may be given them: see :func:`without_extra`."""
+    known = schema["properties"]
+    if not isinstance(known, Mapping) or schema.get("additionalProperties"):
+        return dict(given)  # it wants others, too
+    return without_extra(given, known)
+
+
+def is_too_big(value: object, most_bytes: int) -> bool:
+    """Whether a value takes more than so many bytes as JSON, found out without writing it."""
+    left, rest = most_bytes, [value]
+    while rest and left >= 0:
+        one = rest.pop()
+        left -= 2  # a digit or a bracket, and the comma
+        if isinstance(one, str):
+            left -= len(one)
+        elif isinstance(one, dict | list | tuple):
+            if len(one) > left:
+                return True
+            rest += [*one.keys(), *one.values()] if isinstance(one, dict) else one
+    return left < 0
 
 
 def _reason(error: BaseException) -> str:

@@ -6,6 +6,8 @@ that is asked in English likes to answer in English.
 
 from __future__ import annotations
 
+import re
+
 from server.agent import Agent
 from server.turns import Awaited
 
@@ -85,7 +87,9 @@ _APOLOGIES = {
 def apology_of(agent: Agent) -> tuple[str, str]:
     """What the carrier says in place of this agent, and the tag of the language it is in."""
     text, language = apology(agent.language)
-    return agent.apology or text, language
+    if agent.apology:
+        return agent.apology, agent.language or language
+    return text, language
 
 
 def apology(language: str | None) -> tuple[str, str]:
@@ -98,5 +102,5 @@ def apology(language: str | None) -> tuple[str, str]:
         The text, and the tag of the language it is in: English if there is none in this language.
     """
     tag = language or "en-US"
-    text = _APOLOGIES.get(tag.partition("-")[0].lower())
+    text = _APOLOGIES.get(re.split("[-_]", tag)[0].lower())
     return (text, tag) if text is not None else (_APOLOGIES["en"], "en-US")

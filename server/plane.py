@@ -46,6 +46,9 @@ READ_BYTES = 64 * 1024
 """Read at most at once from one socket, so that one busy call cannot hold up the others."""
 READS_PER_PASS = 4
 """TLS hands out a record (16 KiB) at a time; what is left is read in the next pass."""
+MESSAGES_PER_PASS = 128
+"""Messages of one socket that Python sees before the others have their turn; meanwhile it is not
+read. The smallest has two bytes, so what one read brings may hold tens of thousands."""
 READY_PER_PASS = 128
 """Sockets that are served before trio is asked again; those that are left come first then."""
 MAX_INBOX = 256
@@ -140,7 +143,7 @@ class Plane:
         self._epoll.modify(wire.fileno(), events)
 
     def read_again(self, wire: Wire) -> None:
-        """There is more in the wire's TLS buffer, which epoll cannot know."""
+        """There is more in the wire's TLS buffer, or in ours, which epoll cannot know."""
         self._again.add(wire)
 
     def pump(self, wire: Wire, pump: Pump | None) -> None:
@@ -193,6 +196,7 @@ class Wire:
         self._news = trio.Event()
         self._backlog = bytearray()
         self._paused = False
+        self._behind = False  # messages are here that have not been looked at
         self._writing = False
         self._closed = False
         plane.add(self)
@@ -216,7 +220,7 @@ class Wire:
         try:
             if events & select.EPOLLOUT:
                 self.flush()
-            if left != _READING:
+            if self._behind or left != _READING:
                 self._deliver()
                 self._stop_at_end()
             elif events & ~select.EPOLLOUT:
@@ -256,22 +260,33 @@ class Wire:
 
     def _deliver(self) -> None:
         """Give what has come to the listener, or put it into the inbox."""
-        websocket, inbox = self.websocket, self._inbox
+        websocket, inbox, left = self.websocket, self._inbox, MESSAGES_PER_PASS
+        was_behind, self._behind = self._behind, False
         while (message := self._next_message()) is not None:
             inbox.append((message, websocket.is_text))
             if self._listener is not None:
                 # One by one: what it does about one may decide how the next is read.
                 self._listener([inbox.popleft()], False)
+            left -= 1
+            if not left and not self._closed:
+                self._behind = True
+                self._pause(True)
+                self._plane.read_again(self)
+                break
+        if was_behind and not self._behind and not websocket.ended:
+            self._pause(False)
         if websocket.output_bytes:
             self.flush()
-        if self._listener is not None:
+        if self._behind:
+            pass  # the end comes after them
+        elif self._listener is not None:
             if inbox or websocket.ended:
                 messages = list(inbox)
                 inbox.clear()
                 self._listener(messages, websocket.ended)
         elif len(inbox) >= MAX_INBOX:
             self._pause(True)
-        if inbox or websocket.ended:
+        if inbox or (websocket.ended and not self._behind):
             self._news.set()
 
     # -- for the call ----------------------------------------------------------------------
@@ -279,7 +294,7 @@ class Wire:
     async def receive(self) -> tuple[bytes, bool] | None:
         """Wait for a message and whether it is text; None when the connection has ended."""
         while not self._inbox:
-            if self.websocket.ended or self._closed:
+            if self.is_over:
                 return None
             if self._news.is_set():  # else somebody waits for it: the one who closes waits, too
                 self._news = trio.Event()
@@ -294,7 +309,7 @@ class Wire:
         """
         self._listener = listener
         self._deliver()
-        if self._paused and not self.websocket.ended:
+        if self._paused and not (self.websocket.ended or self._behind):
             self._pause(False)
 
     def read_through(
@@ -330,14 +345,16 @@ class Wire:
 
     def _take(self) -> tuple[bytes, bool]:
         message = self._inbox.popleft()
-        if self._paused and len(self._inbox) < MAX_INBOX // 2 and not self.websocket.ended:
+        may_read = not (self.websocket.ended or self._behind)
+        if self._paused and len(self._inbox) < MAX_INBOX // 2 and may_read:
             self._pause(False)
         return message
 
     @property
     def is_over(self) -> bool:
         """Whether nothing more will be received."""
-        return not self._inbox and (self.websocket.ended or self._closed)
+        ended = self.websocket.ended and not self._behind
+        return not self._inbox and (ended or self._closed)
 
     def send_text(self, data: bytes) -> None:
         """Send a text message; dropped when the connection is closing."""

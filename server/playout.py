@@ -26,6 +26,10 @@ MAX_MESSAGE_BYTES = 8_000
 """One second a message; the carrier documents no limit, so we keep well below any."""
 CUSHION_S, MAX_CUSHION_S = 0.1, 0.8
 """How long a turn that has run dry gathers; twice as long each time that it does so again."""
+MAX_QUEUED_BYTES = 600 * BYTES_PER_S
+"""Ten minutes that wait to be sent: longer than any answer, and as much as the carrier buffers."""
+MAX_QUEUED = 50_000
+"""Pieces of it, for a model whose chunks are tiny."""
 MAX_TURNS = 64
 """Turns whose books are kept: those before were heard long ago."""
 
@@ -124,8 +128,11 @@ class Playout:
     # -- from the model's side -------------------------------------------------------------
 
     def push(self, payload: bytes, turn: int, received_at: float = 0.0) -> bool:
-        """Queue what the agent says; False if the turn was cut and the payload dropped."""
-        if turn <= self._cut_up_to:
+        """Queue what the agent says; False if it was dropped: a turn that was cut, or too much."""
+        is_full = (
+            self._queued_bytes + len(payload) > MAX_QUEUED_BYTES or len(self._queue) > MAX_QUEUED
+        )
+        if turn <= self._cut_up_to or is_full:
             self.dropped_bytes += len(payload)
             return False
         if received_at > self.timeline.play_end and not self._queue and self._is_under_way(turn):

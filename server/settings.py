@@ -233,10 +233,14 @@ class Settings(BaseSettings):
     and the call ended."""
     rung_timeout_s: Annotated[float, Field(gt=0)] = 4.0
     """How long each of these may take to bring audible audio."""
+    thinking_timeout_s: Annotated[float, Field(gt=0, le=300)] = 30.0
+    """How long a model that says it is still at work on its answer may leave the caller in
+    silence; then it counts as one that does not answer."""
     stall_timeout_s: Annotated[float, Field(gt=0)] = 2.0
     """How long the caller may hear nothing in the middle of an agent turn."""
     apology: str | None = None
-    """What the carrier says at last; None for our own words in the agent's language."""
+    """What the carrier says at last; None for our own words in the agent's language. It must fit
+    into a document of 4,000 characters."""
     silence_timeout_s: Annotated[float, Field(ge=0)] = 15.0
     """How long a caller may say nothing until the agent asks whether they are there; 0 for ever."""
     silence_prompts: Annotated[int, Field(ge=0)] = 2

@@ -28,9 +28,10 @@ import importlib
 import inspect
 import re
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from hashlib import sha256
 from typing import Annotated, Any, Literal, NotRequired, Protocol, TypeAlias, overload
 
 import msgspec
@@ -52,6 +53,10 @@ MAX_THREADS = 8
 """Plain functions one call may have running; one that never ends cannot starve other calls."""
 MAX_RESULT_BYTES = 32 * 1024
 """The whole context is billed again with every turn, and nobody listens to more than this."""
+MAX_ERROR = 2_000
+"""Characters of what the model is told about a failure."""
+MAX_PROBLEMS = 10
+"""Arguments that are told apart in it; whoever gets more wrong has misread the whole function."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}")  # as the Live API wants it
 
 
@@ -204,7 +209,7 @@ def _tool_of(function: Callable[..., Any], name: str | None, timeout_s: float | 
         given: Mapping[str, Any], call: LiveCall, threads: trio.CapacityLimiter
     ) -> object:
         try:
-            checked = adapter.validate_python(dict(given))
+            checked = adapter.validate_python(without_extra(given, fields))
         except ValidationError as error:
             raise ToolError(f"wrong arguments: {_problems(error)}") from None
         if wants_call:
@@ -216,6 +221,23 @@ def _tool_of(function: Callable[..., Any], name: str | None, timeout_s: float | 
         )
 
     return Tool(name, description, parameters, run, timeout_s, function)
+
+
+_REMARKS = frozenset({"reason", "explanation", "rationale", "thought", "thoughts", "comment"})
+"""What models like to add to the arguments of whatever function they call."""
+
+
+def without_extra(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Arguments without those that do no harm to a function that does not have them.
+
+    For a function without parameters that is all of them; for one with parameters, remarks. Any
+    other may be one of its own misspelt, and stays to be complained about.
+    """
+    return {
+        name: value
+        for name, value in given.items()
+        if name in known or (known and name not in _REMARKS)
+    }
 
 
 _SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns|Yields|Raises|Examples?|Notes?):\s*$")
@@ -259,6 +281,8 @@ def _plain(schema: Any) -> Any:
 
 
 def _problems(error: ValidationError) -> str:
+    if error.error_count() > MAX_PROBLEMS:
+        return f"{error.error_count()} of them"
     return "; ".join(
         f"{'.'.join(str(part) for part in issue['loc'])}: {issue['msg']}"
         for issue in error.errors(include_url=False, include_context=False, include_input=False)
@@ -400,12 +424,12 @@ class LoopBreaker:
     """How long a refusal is held back: it is what the loop turns on."""
 
     def __init__(self) -> None:
-        self._calls: list[tuple[float, str, bytes]] = []
+        self._calls: list[tuple[float, str, bytes]] = []  # when, what, digest of the arguments
 
     def allows(self, call: ToolCall, now: float) -> bool:
         """Whether this call may be run; those that are refused count, too."""
         recent = [one for one in self._calls if one[0] > now - self.WINDOW_S]
-        arguments = msgspec.json.encode(call.arguments, order="deterministic")
+        arguments = sha256(msgspec.json.encode(call.arguments, order="deterministic")).digest()
         self._calls = [*recent[-self.MAX_CALLS :], (now, call.name, arguments)]
         same = sum(one[1:] == (call.name, arguments) for one in self._calls)
         return same <= self.MAX_SAME and len(self._calls) <= self.MAX_CALLS
@@ -416,9 +440,11 @@ class _Answered:
     name: str
     arguments: Mapping[str, Any]
     response: Mapping[str, Any]
+    size_bytes: int
 
 
 _Batch: TypeAlias = tuple[tuple[ToolCall, trio.CancelScope], ...]
+"""Calls that came in one message; whatever of it has a refusal is answered with that."""
 _Requests: TypeAlias = tuple[trio.MemorySendChannel[_Batch], trio.MemoryReceiveChannel[_Batch]]
 
 
@@ -426,7 +452,8 @@ class Toolbox:
     """Runs the functions that one call's model asks for, and answers every id exactly once.
 
     Calls that come together run in parallel and are answered together: the model waits for all of
-    them. One that the model takes back is cancelled and not answered.
+    them. One that the model takes back is cancelled and not answered. One beyond the bounds is not
+    run, and is answered with a refusal.
 
     Args:
         tools: What there is to call.
@@ -436,6 +463,13 @@ class Toolbox:
     """
 
     MAX_ANSWERED = 64
+    """Answers that are remembered, for a model that lost its connection and asks again."""
+    MAX_ANSWERED_BYTES = 256 * 1024
+    """The same in bytes of JSON, arguments included; also of what is answered in one message."""
+    MAX_AT_ONCE = 32
+    """Functions run of those that one message has called."""
+    MAX_OPEN = 64
+    """Functions running or waiting to be answered, whenever they were called."""
 
     def __init__(
         self, tools: Iterable[Tool], call: LiveCall, *, metrics: Metrics, timeout_s: float
@@ -447,6 +481,8 @@ class Toolbox:
         self._loop_breaker = LoopBreaker()
         self._open: dict[str, trio.CancelScope] = {}
         self._answered: dict[str, _Answered] = {}
+        self._answered_bytes = 0
+        self._refusal_logged = False  # one line is enough for a call
 
     # These are made when they are first wanted: most calls never do, and they cost 4 KiB.
 
@@ -467,10 +503,22 @@ class Toolbox:
     def request(self, calls: Iterable[ToolCall]) -> None:
         """The model wants these run; an id that is being run already is left at that."""
         fresh: list[tuple[ToolCall, trio.CancelScope]] = []
+        room, running, refused = self.MAX_OPEN - len(self._open), 0, 0
         for call in calls:
-            if call.id not in self._open:
-                scope = self._open[call.id] = trio.CancelScope()
-                fresh.append((call, scope))
+            if call.id in self._open:
+                continue
+            if not call.refusal and running >= min(room, self.MAX_AT_ONCE):
+                call = replace(call, refusal=_TOO_MANY)
+            running += not call.refusal
+            refused += bool(call.refusal)
+            scope = self._open[call.id] = trio.CancelScope()
+            fresh.append((call, scope))
+        if refused:
+            self._metrics.tool_calls.labels("unknown", "refused").inc(refused)
+            self._call.note("tools refused", count=refused)
+            if not self._refusal_logged:
+                self._refusal_logged = True
+                logger.warning("functions were not run", refused=refused, called=len(fresh))
         if fresh:
             self._requests[0].send_nowait(tuple(fresh))
 
@@ -494,14 +542,23 @@ class Toolbox:
         responses: dict[str, Mapping[str, Any]] = {}
         async with trio.open_nursery() as nursery:
             for call, scope in batch:
-                nursery.start_soon(self._run_call, call, scope, responses)
+                if not call.refusal:
+                    nursery.start_soon(self._run_call, call, scope, responses)
+            if any(call.refusal for call, _ in batch):
+                await trio.sleep(LoopBreaker.REFUSAL_DELAY_S)
         results = []
+        size_bytes = 0
         for call, scope in batch:
             if self._open.get(call.id) is not scope:
                 continue  # taken back, perhaps while it waited for the others
             del self._open[call.id]
+            if call.refusal:
+                results.append(ToolResult(call.id, call.name, _error(call.refusal)))
+                continue
             response = responses[call.id]
-            self._remember(call, response)
+            size_bytes += self._remember(call, response)
+            if size_bytes > self.MAX_ANSWERED_BYTES:
+                response = _error("it was run, but all answers together are too long to be read")
             results.append(ToolResult(call.id, call.name, response))
         if results:
             await answer(tuple(results))
@@ -556,14 +613,32 @@ class Toolbox:
             f"no answer within {timeout_s:g} seconds. Tell the caller that it did not work."
         )
 
-    def _remember(self, call: ToolCall, response: Mapping[str, Any]) -> None:
-        self._answered[call.id] = _Answered(call.name, call.arguments, response)
-        while len(self._answered) > self.MAX_ANSWERED:
-            del self._answered[next(iter(self._answered))]
+    def _remember(self, call: ToolCall, response: Mapping[str, Any]) -> int:
+        """Keep an answer, and let go of the oldest ones; returns its size in bytes."""
+        size_bytes = len(msgspec.json.encode((call.arguments, response)))
+        self._forget(call.id)
+        self._answered[call.id] = _Answered(call.name, call.arguments, response, size_bytes)
+        self._answered_bytes += size_bytes
+        while (
+            len(self._answered) > self.MAX_ANSWERED
+            or self._answered_bytes > self.MAX_ANSWERED_BYTES
+        ):
+            self._forget(next(iter(self._answered)))
+        return size_bytes
+
+    def _forget(self, identity: str) -> None:
+        if (known := self._answered.pop(identity, None)) is not None:
+            self._answered_bytes -= known.size_bytes
+
+
+_TOO_MANY = (
+    "too many functions were called at once, and this one was not run. Call one at a time, and "
+    "only what you need."
+)
 
 
 def _error(message: str) -> Mapping[str, Any]:
-    return {"error": message}
+    return {"error": message[:MAX_ERROR]}
 
 
 def _response(value: object) -> Mapping[str, Any]:

@@ -9,6 +9,10 @@ Speaker = Literal["caller", "agent"]
 
 MAX_TURNS = 1_000
 """A bound for a call that never ends; the oldest turns go first."""
+MAX_TURN_CHARACTERS = 20_000
+"""Of one turn: some twenty minutes of speech without a pause. What would go beyond is left out."""
+MAX_CHARACTERS = 500_000
+"""Of all turns together: nine hours of speech. The oldest turns go first."""
 SAME_S = 0.05
 """Marks are not more exact than that, and no word is shorter."""
 USUAL_CHARS_PER_S = 15.0
@@ -59,6 +63,8 @@ class Transcript:
 
     def __init__(self) -> None:
         self.turns: list[SpokenTurn] = []
+        self._by_number: dict[int, SpokenTurn] = {}
+        self._characters = 0
         self._repeated: SpokenTurn | None = None  # is being recognised once more
         self._is_fresh = False  # and nothing of it has come again yet
 
@@ -66,7 +72,7 @@ class Transcript:
         """Add a piece of the agent's words to its turn."""
         if not self._is_fresh:
             self._repeated = None
-        self._agent_turn(turn, at_s).text += text
+        self._add(self._agent_turn(turn, at_s), text)
 
     def caller_said(self, text: str, at_s: float) -> None:
         """Add a piece of the caller's words to the turn that is open, or begin one."""
@@ -76,9 +82,10 @@ class Transcript:
                 self._begin(SpokenTurn("caller", at_s))
             turn = self.turns[-1]
         elif self._is_fresh:
+            self._characters -= len(turn.text)
             turn.text = ""
             self._is_fresh = False
-        turn.text += text
+        self._add(turn, text)
 
     def caller_repeats(self) -> None:
         """What the caller said last is being recognised once more: it takes its own place."""
@@ -88,16 +95,13 @@ class Transcript:
 
     def agent_heard(self, turn: int, *, heard_s: float, made_s: float, cut: bool) -> None:
         """Say how much of an agent turn the caller has heard, and how much there was."""
-        for spoken in self.turns:
-            if spoken.number == turn:
-                spoken.heard_s, spoken.made_s, spoken.cut = heard_s, made_s, cut
+        if (spoken := self._by_number.get(turn)) is not None:
+            spoken.heard_s, spoken.made_s, spoken.cut = heard_s, made_s, cut
 
     def agent_complete(self, turn: int) -> None:
         """No more of this agent turn will come."""
-        for spoken in reversed(self.turns):
-            if spoken.number == turn:
-                spoken.complete = True
-                return
+        if (spoken := self._by_number.get(turn)) is not None:
+            spoken.complete = True
 
     def heard_text(self, turn: SpokenTurn) -> str:
         """What the caller has heard of it; all that was said, if it is the caller's own."""
@@ -105,10 +109,8 @@ class Transcript:
 
     def agent_heard_text(self, number: int) -> str:
         """What the caller has heard of an agent turn, "" if there is no such turn."""
-        for turn in reversed(self.turns):
-            if turn.number == number:
-                return self.heard_text(turn)
-        return ""
+        turn = self._by_number.get(number)
+        return "" if turn is None else self.heard_text(turn)
 
     def _chars_per_s(self) -> float:
         """How fast this agent speaks, by the turns that were generated to their ends."""
@@ -120,23 +122,39 @@ class Transcript:
         return chars / seconds if seconds > ENOUGH_S else USUAL_CHARS_PER_S
 
     def _agent_turn(self, turn: int, at_s: float) -> SpokenTurn:
-        for spoken in reversed(self.turns):
-            if spoken.number == turn:
-                return spoken
-        spoken = SpokenTurn("agent", at_s, number=turn)
-        self._begin(spoken)
+        spoken = self._by_number.get(turn)
+        if spoken is None:
+            spoken = self._by_number[turn] = SpokenTurn("agent", at_s, number=turn)
+            self._begin(spoken)
         return spoken
+
+    def _add(self, turn: SpokenTurn, text: str) -> None:
+        text = text[: MAX_TURN_CHARACTERS - len(turn.text)]
+        turn.text += text
+        self._characters += len(text)
+        while self._characters > MAX_CHARACTERS and len(self.turns) > 1:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        oldest = self.turns.pop(0)
+        self._characters -= len(oldest.text)
+        if oldest.number is not None:
+            del self._by_number[oldest.number]
+        if oldest is self._repeated:
+            self._repeated, self._is_fresh = None, False
 
     def _begin(self, turn: SpokenTurn) -> None:
         self.turns.append(turn)
-        del self.turns[:-MAX_TURNS]
+        while len(self.turns) > MAX_TURNS:
+            self._drop_oldest()
 
     def as_list(self, *, words: bool = True) -> list[dict[str, object]]:
         """The turns as the API shows them; without words, who spoke and when."""
-        return [self._as_dict(turn, words) for turn in self.turns]
+        chars_per_s = self._chars_per_s()
+        return [self._as_dict(turn, words, chars_per_s) for turn in self.turns]
 
-    def _as_dict(self, turn: SpokenTurn, words: bool) -> dict[str, object]:
-        heard = self.heard_text(turn)
+    def _as_dict(self, turn: SpokenTurn, words: bool, chars_per_s: float) -> dict[str, object]:
+        heard = turn.heard_text(chars_per_s).strip()
         shown: dict[str, object] = {
             "speaker": turn.speaker,
             "at_s": round(turn.started_s, 3),

@@ -128,6 +128,9 @@ class Patience:
     """After each rung of the ladder, for the same."""
     greeting_retry_s: float = 3.0
     """For the first word of all."""
+    thinking_timeout_s: float = 30.0
+    """For a model that says it is at work on more, from when the caller last heard anything; then
+    it counts as one that says nothing."""
     stall_timeout_s: float = 2.0
     """In the middle of an agent turn, from when the caller hears nothing more."""
     silence_timeout_s: float = 15.0
@@ -182,6 +185,8 @@ class Turns:
     """The rung to try next."""
     _aided: bool = False
     """Whether what is awaited now has needed a rung."""
+    _working_until: float = -NEVER
+    """Until when a model that says it is at work on more is believed."""
     _turn: _AgentTurn = field(default_factory=lambda: _AgentTurn(0, over=True))
     _cut_up_to: int = 0
     _slow_turns: int = 0
@@ -196,6 +201,10 @@ class Turns:
     def is_busy(self) -> bool:
         """Whether the caller speaks or is owed a word, or the model waits for a function."""
         return self.caller_speaking or self._awaited is not None or bool(self.tools_open)
+
+    def is_working(self, now: float) -> bool:
+        """Whether the model has said that it is at work on more, and may still be believed."""
+        return now < self._working_until
 
     def is_content_with(self, turn: int) -> bool:
         """Whether this turn can be heard, and nothing is awaited: more of it changes nothing."""
@@ -231,7 +240,7 @@ class Turns:
         """The caller has begun to speak: what they were owed is settled by what they say now."""
         self.caller_speaking = True
         self._prompts = 0
-        if self._awaited is not Awaited.GREETING:
+        if self._awaited is not Awaited.GREETING and now >= self._working_until:
             self._settle()
 
     def caller_ended(
@@ -280,6 +289,8 @@ class Turns:
         agent_turn.last_audio_at = now
         agent_turn.audio_s += seconds
         agent_turn.audible_s += seconds if audible else 0.0
+        if audible and self._working_until > -NEVER:
+            self._working_until = now + self.patience.thinking_timeout_s
         if self._awaited is None or agent_turn.audible_s < AUDIBLE_S:
             return False
         if not self._aided:
@@ -300,7 +311,13 @@ class Turns:
             self._turn.generated = True
 
     def agent_completed(
-        self, turn: int, reason: str | None, now: float, *, starved_s: float = 0.0
+        self,
+        turn: int,
+        reason: str | None,
+        now: float,
+        *,
+        starved_s: float = 0.0,
+        more: bool = False,
     ) -> None:
         """The model takes this turn for over.
 
@@ -309,7 +326,14 @@ class Turns:
             reason: The service's word for an unusual end.
             now: The time.
             starved_s: How long it left the caller in silence, because it came too slowly.
+            more: It is still at work on its answer, which comes by itself.
         """
+        if more and reason != CONNECTION_LOST:
+            if turn > self._cut_up_to:
+                self._begin(turn).over = True
+            self.agent_working(now)
+            return
+        self._working_until = -NEVER
         if turn <= self._cut_up_to:
             return
         agent_turn = self._begin(turn)
@@ -333,6 +357,27 @@ class Turns:
         if self._broken_off(agent_turn) and not self.caller_speaking:
             self._expect(Awaited.CONTINUATION, now, self.patience.reply_timeout_s)
             self._fault = Fault.BROKEN_OFF
+
+    def agent_working(self, now: float) -> None:
+        """The model says that it is at work on more: it owes that, and has its own time for it.
+
+        Saying so again does not make the time any longer; being heard does.
+        """
+        if self._working_until == -NEVER:
+            self._working_until = now + self.patience.thinking_timeout_s
+        if self._awaited is None:
+            self._expect(Awaited.ANSWER, now, self.patience.reply_timeout_s)
+        elif now < self._working_until:
+            self._deadline = max(self._deadline, self._working_until)
+            self._fault = None
+
+    def agent_idle(self, now: float) -> None:
+        """The model says that it is at work on nothing; what it still owes, it owes at once."""
+        if self._working_until == -NEVER:
+            return
+        self._working_until = -NEVER
+        if self._awaited is not None and self._fault is None:
+            self._expect(self._awaited, now, self.patience.reply_timeout_s)
 
     def agent_cut(self, turn: int, *, starved_s: float = 0.0) -> None:
         """The caller has interrupted this turn.
@@ -378,6 +423,7 @@ class Turns:
     def recovered(self, now: float) -> None:
         """A rung has been carried out: it has its own time to bear fruit."""
         self.recovering = False
+        self._working_until = -NEVER  # what a connection was at work on has gone with it
         self._turn.over = True
         self._slow_turns = 0
         if self._awaited is not None:
@@ -437,7 +483,7 @@ class Turns:
     def _expect(self, awaited: Awaited, now: float, timeout_s: float) -> None:
         self._awaited = awaited
         self._timeout_s = timeout_s
-        self._deadline = now + timeout_s
+        self._deadline = max(now + timeout_s, self._working_until)
         self._fault = None
 
     def _settle(self) -> None:
@@ -466,7 +512,8 @@ class Turns:
         turn = self._turn
         if turn.over or turn.generated or turn.audio_s == 0 or self._quiet_since == NEVER:
             return NEVER
-        return max(turn.last_audio_at, agent_until) + self.patience.stall_timeout_s
+        stalled_at = max(turn.last_audio_at, agent_until) + self.patience.stall_timeout_s
+        return max(stalled_at, self._working_until)
 
     def _climb(self, fault: Fault, now: float) -> Recover:
         awaited = self._awaited or Awaited.ANSWER

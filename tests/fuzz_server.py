@@ -295,6 +295,10 @@ GEMINI = [
     b'{"goAway":{"timeLeft":"9.5s"}}',
     b'{"sessionResumptionUpdate":{"newHandle":"h","resumable":true}}',
     b'{"usageMetadata":{"promptTokenCount":3,"totalTokenCount":3}}',
+    b'{"usageMetadata":{"toolUsePromptTokenCount":3,"candidatesTokensDetails":[{"modality":"AUDIO","tokenCount":"7"}]}}',
+    b'{"serverContent":{"turnComplete":true,"interactionStatus":"IN_PROGRESS"},"interactionStatus":"IDLE"}',
+    b'{"error":{"code":400,"message":"no","status":"INVALID_ARGUMENT"}}',
+    b'{"serverContent":{"modelTurn":{"parts":[{"inlineData":{"mimeType":"audio/L16;codec=pcm;rate=16000","data":"AAAA"}}]}}}',
 ]
 
 

@@ -473,6 +473,71 @@ async def test_the_json_of_a_refused_handshake_is_read(
     assert caught.value.refusal is refusal
 
 
+INVALID = {"code": 400, "message": "A secret value.", "status": "INVALID_ARGUMENT"}
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "retryable"),
+    [
+        (INVALID, ModelSetupRefused, False),
+        ({"code": 403, "message": "no", "status": "PERMISSION_DENIED"}, ModelSetupRefused, False),
+        ({"code": 429, "message": "slow down"}, ModelQuotaExceeded, True),
+        ({"status": "RESOURCE_EXHAUSTED"}, ModelQuotaExceeded, False),
+        ({"code": 503, "status": "UNAVAILABLE"}, ModelError, True),
+        ({"message": "nothing else"}, ModelSetupRefused, False),
+        ({}, ModelSetupRefused, False),
+        ({"code": 10**400, "status": 7, "message": []}, ModelSetupRefused, False),
+    ],
+)
+async def test_an_error_that_is_told_in_a_message_ends_the_set_up_at_once(
+    told: dict[str, Any],
+    kind: type[ModelError],
+    retryable: bool,
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    simulator = GeminiSimulator(api_key=KEY, script=Script(tells_error=told))
+    started = trio.current_time()
+
+    error = await opened(simulator)
+
+    assert type(error) is kind
+    assert isinstance(error, ModelError)
+    assert error.retryable is retryable
+    assert trio.current_time() - started < 1.0
+
+
+async def test_what_is_told_is_in_the_error_and_not_in_what_is_logged(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    simulator = GeminiSimulator(api_key=KEY, script=Script(tells_error=INVALID))
+
+    error = await opened(simulator)
+
+    assert isinstance(error, ModelError)
+    assert "A secret value." in str(error)
+    assert error.loggable == "Gemini says 400 INVALID_ARGUMENT: a reason unknown here"
+
+
+@pytest.mark.parametrize(
+    ("reason", "logged"),
+    [
+        ("API key expired. Please renew the API key.", "the API key has expired"),
+        ("A caller's secret.", "a reason unknown here"),
+        ("", "no reason given"),
+    ],
+)
+async def test_a_close_reason_is_logged_in_words_of_ours(
+    reason: str, logged: str, autojump_clock: trio.abc.Clock
+) -> None:
+    simulator = GeminiSimulator(api_key=KEY, script=Script(refuse_setup=Close(1007, reason)))
+
+    error = await opened(simulator)
+
+    assert isinstance(error, ModelError)
+    assert error.reason == reason
+    assert error.loggable == f"Gemini closed the session with 1007: {logged}"
+
+
 async def test_a_service_that_never_gets_ready(autojump_clock: trio.abc.Clock) -> None:
     simulator = GeminiSimulator(api_key=KEY, script=Script(setup_delay_s=60))
     started = trio.current_time()

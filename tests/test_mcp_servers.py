@@ -13,15 +13,28 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from server.errors import ConfigurationError
-from server.mcp_servers import McpServers, read_servers
+from server.mcp_servers import (
+    MAX_DESCRIPTION,
+    MAX_TOOLS,
+    McpServers,
+    _Connection,
+    _Entry,
+    _told,
+    arguments_for,
+    is_too_big,
+    read_servers,
+)
 from server.metrics import Metrics
 from server.model import ToolCall
 from server.settings import Settings
-from server.tools import Toolbox, ToolError
+from server.tools import MAX_ERROR, Toolbox, ToolError
 from tests.test_serve import serving
 from tests.test_tools import FakeCall
 
 pytest.importorskip("mcp")
+
+from mcp.types import CallToolResult, TextContent
+from mcp.types import Tool as McpTool
 
 SERVER = Path(__file__).parent / "mcp_server.py"
 
@@ -207,3 +220,82 @@ def test_keys_in_the_setting_are_not_shown():
     settings = Settings.load(_env_file=None, mcp_servers='{"a": {"url": "http://sesame"}}')
 
     assert "sesame" not in repr(settings)
+
+
+# --- What a server may ask of us
+
+
+NO_PARAMETERS = {"type": "object", "properties": {}}
+ITEM = {"type": "object", "properties": {"item": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "passed"),
+    [
+        (NO_PARAMETERS, {"reason": "why not"}, {}),
+        (NO_PARAMETERS, {"colour": "red"}, {}),
+        (ITEM, {"item": "pear", "reason": "asked"}, {"item": "pear"}),
+        (ITEM, {"item": "pear", "colour": "red"}, {"item": "pear", "colour": "red"}),
+        (NO_PARAMETERS | {"additionalProperties": True}, {"a": 1}, {"a": 1}),
+        ({"properties": None}, {"a": 1}, {"a": 1}),
+    ],
+)
+def test_arguments_that_a_function_does_not_have_are_left_out(schema, given, passed):
+    assert arguments_for(schema, given) == passed
+
+
+@pytest.mark.parametrize(
+    ("value", "big"),
+    [
+        ("x" * 900, False),
+        ("x" * 1_100, True),
+        ([1] * 400, False),
+        ([1] * 1_000_000, True),
+        ({str(key): {} for key in range(1_000_000)}, True),
+        ({"a": [["x" * 600], {"b": "y" * 600}]}, True),
+        (None, False),
+    ],
+)
+def test_the_size_of_an_answer_is_known_without_writing_it(value, big):
+    assert is_too_big(value, 1_000) is big
+
+
+def test_an_answer_of_many_parts_is_told_as_far_as_it_fits():
+    parts = [TextContent(type="text", text=f"{index}") for index in range(10_000)]
+
+    told = _told(CallToolResult(content=parts))
+
+    assert str(told).endswith("(9900 more parts, not shown)")
+    assert len(str(told)) < 1_000
+
+
+def test_an_error_of_a_servers_is_told_as_far_as_it_fits():
+    parts = [TextContent(type="text", text="x" * 1_000_000)]
+
+    with pytest.raises(ToolError) as caught:
+        _told(CallToolResult(content=parts, is_error=True))
+
+    assert len(str(caught.value)) == MAX_ERROR
+
+
+def test_structure_that_is_too_long_is_refused_before_it_is_gone_through():
+    result = CallToolResult(content=[], structured_content={"rows": [0] * 1_000_000})
+
+    with pytest.raises(ToolError, match="too long"):
+        _told(result)
+
+
+def test_of_a_servers_tools_so_many_are_offered_and_none_with_an_endless_schema():
+    huge = ITEM | {"description": "x" * 100_000}
+    found = [McpTool(name="huge", input_schema=huge)]
+    found += [
+        McpTool(name=f"t{index}", description="y" * 100_000, input_schema=ITEM)
+        for index in range(1_000)
+    ]
+    connection = _Connection("shop", _Entry(url="http://127.0.0.1:1/mcp"), 1.0)
+
+    connection._offer(None, found)  # type: ignore[arg-type]
+
+    assert len(connection.tools) == MAX_TOOLS
+    assert connection.tools[0].name == "shop__t0"
+    assert len(connection.tools[0].description) == MAX_DESCRIPTION

@@ -9,15 +9,18 @@ import math
 from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, get_args, get_origin
 
+import msgspec
 import pytest
 import trio
 from google import genai
 from google.genai import live, types
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from websockets.asyncio.client import connect as asyncio_connect
 from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import ClientConnection, connect
@@ -814,3 +817,100 @@ async def test_the_official_client_answers_tools(
     assert session.mistakes == []
     assert session.tool_results == {"call-1": {"output": "yes"}, "call-2": {"output": "yes"}}
     assert speech(0.5) in answer
+
+
+# --- What a client may send
+
+
+def full(model: Any, depth: int = 0) -> Any:
+    """Something of a type of the SDK's with every field set."""
+    fields = {}
+    for name, field in model.model_fields.items():
+        value = value_of(field.annotation, depth)
+        if value is not None:
+            fields[name] = value
+    return model(**fields)
+
+
+def value_of(annotation: Any, depth: int) -> Any:
+    arguments = [one for one in get_args(annotation) if one is not type(None)]
+    origin = get_origin(annotation)
+    if origin is list:
+        inner = value_of(arguments[0], depth)
+        return [] if inner is None else [inner]
+    if origin is dict:
+        return {}
+    if arguments:
+        return value_of(arguments[0], depth)
+    if isinstance(annotation, type):
+        if issubclass(annotation, BaseModel):
+            return full(annotation, depth + 1) if depth < 4 else None
+        if issubclass(annotation, Enum):
+            return list(annotation)[-1]
+    return {str: "x", int: 1, float: 0.5, bool: True, bytes: b"x"}.get(annotation)
+
+
+def everything_our_client_may_send() -> types.LiveConnectConfig:
+    skipped = {
+        "http_options",
+        "generation_config",
+        "system_instruction",
+        "tools",
+        "session_resumption",
+    }
+    fields = {
+        name: value_of(field.annotation, 0)
+        for name, field in types.LiveConnectConfig.model_fields.items()
+        if name not in skipped
+    }
+    function = types.FunctionDeclaration(
+        name="x", description="y", parameters_json_schema={"type": "object"}
+    )
+    tools = [
+        types.Tool(function_declarations=[function]),
+        *(
+            types.Tool(**{name: value_of(field.annotation, 3)})
+            for name, field in types.Tool.model_fields.items()
+            if name != "function_declarations" and value_of(field.annotation, 3) is not None
+        ),
+    ]
+    return types.LiveConnectConfig(
+        **{name: value for name, value in fields.items() if value is not None},
+        system_instruction=types.Content(parts=[types.Part(text="Be brief.")]),
+        session_resumption=types.SessionResumptionConfig(handle="h"),
+        tools=tools,
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "gemini-3.8-live",
+        "gemini-3.8-live-extended-thinking",
+        "gemini-2.5-flash-native-audio-latest",
+    ],
+)
+def test_every_set_up_field_that_our_client_may_send_is_known(model: str) -> None:
+    message, _ = setup_message(model, everything_our_client_may_send())
+
+    checked = read_client_message(msgspec.json.encode(message))
+
+    assert set(checked["setup"]) == set(message["setup"])
+    assert {"avatarConfig", "labels", "safetySettings", "tools"} <= set(checked["setup"])
+    assert "translationConfig" in checked["setup"]["generationConfig"]
+
+
+@pytest.mark.parametrize("slashes", ["/", "//"])
+async def test_the_address_may_have_two_slashes_as_the_official_javascript_client_asks_for_it(
+    slashes: str,
+) -> None:
+    simulator = GeminiSimulator(api_key=KEY, script=QUICK)
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(simulator.run)
+        with trio.fail_after(10):
+            async with connect(f"{url}{slashes}{PATH[1:]}?key={KEY}") as client:
+                await client.send('{"setup":{"model":"models/gemini-3.8-live"}}')
+                ready = await client.recv()
+        nursery.cancel_scope.cancel()
+
+    assert "setupComplete" in str(ready)

@@ -15,7 +15,14 @@ from codec.latency import Histogram, Latencies
 from codec.path import MediaPath, WebSocket
 from codec.pump import Descriptor, Pump
 from server import plane as plane_module
-from server.plane import MAX_BACKLOG_BYTES, MAX_INBOX, Plane, Wire
+from server.plane import (
+    MAX_BACKLOG_BYTES,
+    MAX_INBOX,
+    MESSAGES_PER_PASS,
+    Messages,
+    Plane,
+    Wire,
+)
 
 pytestmark = pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
 
@@ -140,6 +147,63 @@ async def test_a_listener_is_called_with_what_was_there_what_comes_and_the_end(p
         b"that",
     ]
     assert heard[-1][1] is True
+
+
+async def test_a_flood_of_tiny_messages_leaves_the_others_their_turn(plane):
+    async with connected(plane) as (wire, flooding), connected(plane) as (other, peer):
+        heard: list[bytes] = []
+        over = trio.Event()
+
+        def hear(messages: Messages, ended: bool) -> None:
+            heard.extend(message for message, _ in messages)
+            if ended:
+                over.set()
+
+        wire.listen(hear)
+        other.listen(hear)
+        count = 20 * MESSAGES_PER_PASS
+        await flooding.send(*(b"%d" % number for number in range(count)))
+        await peer.send(b"a frame of somebody's")
+        flooding.sock.close()
+        with trio.fail_after(10):
+            await over.wait()
+
+    assert heard.index(b"a frame of somebody's") < 3 * MESSAGES_PER_PASS
+    heard.remove(b"a frame of somebody's")
+    assert heard == [b"%d" % number for number in range(count)]
+
+
+async def test_a_flood_that_is_received_one_by_one_is_whole_and_then_over(plane):
+    async with connected(plane) as (wire, peer):
+        count = 5 * MESSAGES_PER_PASS + 7
+        await peer.send(*(b"%d" % number for number in range(count)))
+        peer.sock.close()
+        with trio.fail_after(10):
+            received = [message async for message in messages(wire)]
+
+    assert received == [b"%d" % number for number in range(count)]
+
+
+async def test_a_wire_may_be_closed_in_the_middle_of_a_flood(plane):
+    async with connected(plane) as (wire, peer):
+        heard = []
+        closed = trio.Event()
+
+        def hear(messages: Messages, ended: bool) -> None:
+            heard.extend(messages)
+            if len(heard) == MESSAGES_PER_PASS + 5:
+                wire.close()
+                closed.set()
+
+        wire.listen(hear)
+        await peer.send(*(b"%d" % number for number in range(10 * MESSAGES_PER_PASS)))
+        with trio.fail_after(10):
+            await closed.wait()
+            await wait_all_tasks_blocked(0.01)
+        watched = plane.wires
+
+    assert wire.is_over
+    assert watched == 0
 
 
 async def test_a_peer_that_is_not_heard_is_held_back_and_nothing_is_lost(plane, nursery):

@@ -416,6 +416,39 @@ async def test_wrong_arguments_are_answered_with_what_is_wrong(autojump_clock, b
     assert "seconds" in error or "colour" in error
 
 
+@pytest.mark.parametrize("arguments", [{"reason": "done"}, {"colour": "red", "x": [1]}])
+async def test_a_function_without_parameters_takes_no_offence_at_any(
+    autojump_clock, bench, arguments
+):
+    at_work = bench(hang_up)
+    at_work.ask("hang_up", **arguments)
+    await wait_all_tasks_blocked()
+
+    assert "output" in at_work.responses[0]
+    assert at_work.call.hang_ups == 1
+
+
+async def test_a_remark_beside_the_arguments_is_left_out(autojump_clock, bench):
+    at_work = bench(slowly)
+    at_work.ask("slowly", seconds=1, reason="the caller asked for it")
+    await trio.sleep(2)
+
+    assert at_work.responses == [{"output": "after 1"}]
+
+
+async def test_a_remark_is_an_argument_where_there_is_one_of_that_name(autojump_clock, bench):
+    @tool
+    async def complain(reason: str) -> str:
+        """Complain."""
+        return reason
+
+    at_work = bench(complain)
+    at_work.ask("complain", reason="noise")
+    await wait_all_tasks_blocked()
+
+    assert at_work.responses == [{"output": "noise"}]
+
+
 async def test_a_number_sent_as_text_is_taken_for_a_number(autojump_clock, bench):
     at_work = bench(slowly)
     at_work.ask("slowly", seconds="2")

@@ -459,6 +459,19 @@ SCRIPTS: dict[str, Script] = {
                 HangUp(),
             ),
         ),
+        Script(
+            # Who is told to wait hears something before the answer.
+            "asks-and-is-told-to-wait",
+            (
+                *_LISTEN,
+                Say("question"),
+                HearSpeech(60.0),
+                HearPause(),
+                HearSpeech(60.0),
+                HearPause(),
+                HangUp(),
+            ),
+        ),
         Script("types-digits", (*_LISTEN, Press("12#"), HearSpeech(60.0), HearPause(), HangUp())),
         Script("oversized", (SendRaw(("x" * 2**20,)), *_LISTEN, HangUp())),
         Script(

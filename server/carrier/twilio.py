@@ -11,6 +11,7 @@ import hmac
 import logging
 import math
 import random
+import re
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -68,7 +69,13 @@ from server.carrier.twilio_webhooks import (
     parse_status,
     parse_voice,
 )
-from server.errors import CallNotInProgress, CarrierError, CarrierProtocolError, StreamEnded
+from server.errors import (
+    CallNotInProgress,
+    CarrierError,
+    CarrierProtocolError,
+    ConfigurationError,
+    StreamEnded,
+)
 from server.headers import Headers, lines_of, single
 from server.relay import Relay
 
@@ -611,15 +618,76 @@ _SAY_LANGUAGES = (
 )
 
 
+_SAME_LANGUAGE = {
+    **{"no": "nb", "nn": "nb", "nor": "nb", "nob": "nb", "nno": "nb"},
+    **{"zho": "zh", "chi": "zh", "cmn": "zh", "wuu": "zh", "hsn": "zh", "gan": "zh"},
+    **{"eng": "en", "spa": "es", "por": "pt", "fra": "fr", "fre": "fr", "deu": "de", "ger": "de"},
+    **{"ita": "it", "nld": "nl", "dut": "nl", "cat": "ca", "dan": "da", "fin": "fi", "jpn": "ja"},
+    **{"kor": "ko", "pol": "pl", "rus": "ru", "swe": "sv"},
+}
+"""Macro-languages, their members, and codes of three letters, by the code that Twilio uses."""
+_CHINESE_REGIONS = {"hk": "HK", "mo": "HK", "tw": "TW"}
+MAX_TWIML_CHARACTERS = 4_000
+"""Of a document in a request of ours ("Call resource": Twiml)."""
+
+
 def say_language(tag: str) -> str:
     """The language of ``<Say>`` that is nearest to a BCP 47 tag; US English if none is near."""
-    wanted = tag.lower()
-    for language in _SAY_LANGUAGES:
-        if language.lower() == wanted:
-            return language
-    primary = wanted.partition("-")[0]
-    near = (language for language in _SAY_LANGUAGES if language.startswith(f"{primary}-"))
+    given, *subtags = re.split("[-_]", tag.strip().partition(".")[0].lower())
+    if given == "zh" and subtags and len(subtags[0]) == 3 and subtags[0].isalpha():
+        given = subtags.pop(0)  # zh-yue and its like, the older spelling
+    if given == "yue":
+        return "zh-HK"
+    language = _SAME_LANGUAGE.get(given, given)
+    region = next((one for one in subtags if len(one) == 2 and one.isalpha()), "")
+    if language == "zh":
+        if not region and "hant" in subtags:
+            region = "tw"
+        if given == "cmn" and region in ("hk", "mo"):
+            region = "cn"  # Mandarin, wherever it is spoken; zh-HK is a Cantonese voice
+        region = _CHINESE_REGIONS.get(region, "CN")
+    if (exact := f"{language}-{region.upper()}") in _SAY_LANGUAGES:
+        return exact
+    near = (one for one in _SAY_LANGUAGES if one.startswith(f"{language}-"))
     return next(near, "en-US")
+
+
+def say_twiml(text: str, language: str) -> str:
+    """Write the document that says something and hangs up.
+
+    Args:
+        text: Anything; it is escaped.
+        language: A BCP 47 tag.
+    """
+    response = VoiceResponse()
+    response.say(text, language=say_language(language))
+    response.hangup()
+    return str(response)
+
+
+def check_sayable(text: str, name: str) -> None:
+    """Refuse what could not be said when it is wanted.
+
+    Args:
+        text: What is to be said by :func:`say_twiml`.
+        name: Of the setting it comes from.
+
+    Raises:
+        ConfigurationError: It is too long, or has characters that XML cannot have.
+    """
+    if found := _NOT_XML.search(text):
+        raise ConfigurationError(
+            f"{name} has a character at place {found.start() + 1} that cannot be said: "
+            f"U+{ord(found[0]):04X}"
+        )
+    if (over := len(say_twiml(text, "en-US")) - MAX_TWIML_CHARACTERS) > 0:
+        raise ConfigurationError(
+            f"{name} is too long by {over} characters: the carrier takes a document of "
+            f"{MAX_TWIML_CHARACTERS} with all that is around the text, and & < > count for more"
+        )
+
+
+_NOT_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 
 
 def stream_twiml(stream_url: str, parameters: Mapping[str, str]) -> str:
@@ -1049,11 +1117,8 @@ class TwilioCarrier:
         return str(response)
 
     def say_and_hang_up_twiml(self, text: str, language: str) -> str:
-        """The document in which Twilio's own voice says something, and then ends the call."""
-        response = VoiceResponse()
-        response.say(text, language=say_language(language))
-        response.hangup()
-        return str(response)
+        """See :func:`say_twiml`."""
+        return say_twiml(text, language)
 
     def check_fields(self, fields: Iterable[tuple[str, str]]) -> None:
         """See :func:`server.carrier.twilio_webhooks.check_fields`."""

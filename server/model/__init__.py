@@ -61,6 +61,15 @@ class TurnComplete:
     reason: str | None
     """The service's word for an unusual end (``"RESPONSE_REJECTED"`` …), else None; our own is
     ``"CONNECTION_LOST"``: no more of this turn will come."""
+    more: bool = False
+    """The model is still at work on its answer: another turn comes by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """The model says, apart from a turn's end, whether it is at work on more to say."""
+
+    is_on: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,8 @@ class ToolCall:
     id: str
     name: str
     arguments: Mapping[str, Any]
+    refusal: str = ""
+    """Why it must not be run, to be told to the model; "" if it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +130,16 @@ class Usage:
     """
 
     prompt_tokens: Mapping[str, int]
-    """Input and the whole history: billed again in every turn."""
+    """Input, what tools have read, and the whole history: billed again in every turn."""
     response_tokens: Mapping[str, int]
     total_tokens: int
-    """May be more than the sum of the others: thoughts, and what tools read."""
+    """May be more than the sum of the others, and may leave thoughts out."""
     turn: int = 0
     """The agent turn these are the counts of."""
+    thoughts_tokens: int = 0
+    """What the model thought before it spoke."""
+    complete: bool = True
+    """False if a count was there that cannot be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +191,7 @@ SessionEvent = (
     | Interrupted
     | GenerationComplete
     | TurnComplete
+    | Working
     | CallerTranscript
     | AgentTranscript
     | ToolCallsRequested

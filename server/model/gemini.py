@@ -22,7 +22,7 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -57,10 +57,15 @@ from server.model import (
     ToolCallsRequested,
     ToolResult,
     TurnComplete,
-    Usage,
     Way,
+    Working,
 )
+from server.model.audio_label import MAX_LABEL, RateChange, described, is_file, rate_of
+from server.model.counts import CountedTurn, read_usage
+from server.model.fields import MAX_NAME, MAX_TEXT, UNREADABLE, Fields, has_too_much
+from server.model.pace import Pace
 from server.model.refusals import Cure, Kind, classify
+from server.model.service_words import MAX_REASON, fingerprint, known_status, known_words
 from server.plane import Messages, Plane
 from server.relay import Relay
 
@@ -81,6 +86,11 @@ END_SILENCE_S = 0.6
 """Silence that ends the caller's turn where ``audioStreamEnd`` does not (3.8, as measured)."""
 MAX_MESSAGE_BYTES = 16 * 2**20
 """Largest message accepted; the library's 1 MiB is only about 16 s of base64 audio."""
+MESSAGES_PER_S, MAX_MESSAGES_AT_ONCE = 500, 5_000
+"""More than these from one session are a flood, and it is given up. In the field some 110 a second
+come, in the quickest bursts; audio that goes by the media path is not counted."""
+MESSAGE_BYTES = 4 * 1024
+"""A longer message counts as so many: the longest one is within what may come at once."""
 MAX_HISTORY_CHARACTERS = 16_000
 """What a fresh session is told of the conversation so far: about 4,000 tokens of text, half of
 what the service keeps when it compresses the context."""
@@ -521,8 +531,8 @@ class _Wire(msgspec.Struct, rename="camel", forbid_unknown_fields=True, gc=False
 
 
 class _Blob(_Wire):
-    mime_type: str
     data: bytes  # msgspec decodes the base64, and refuses what is not plain and padded
+    mime_type: str = ""
 
 
 class _AudioPart(_Wire):
@@ -550,7 +560,6 @@ class _AudioMessage(_Wire):
 
 
 _decode_audio_message = msgspec.json.Decoder(_AudioMessage).decode
-_decode_any = msgspec.json.Decoder().decode
 
 _KNOWN_MESSAGE_FIELDS = frozenset(
     {
@@ -561,8 +570,9 @@ _KNOWN_MESSAGE_FIELDS = frozenset(
         "goAway",
         "sessionResumptionUpdate",
         "usageMetadata",
-        # Understood, and of no use to a call: these must not be reported as news.
         "interactionStatus",
+        "error",
+        # Understood, and of no use to a call: these must not be reported as news.
         "voiceActivity",
         "voiceActivityDetectionSignal",
     }
@@ -584,7 +594,44 @@ _KNOWN_CONTENT_FIELDS = frozenset(
     }
 )
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s")  # a protobuf Duration as JSON
-_PCM_RATE = re.compile(r"rate=(\d{1,9})")
+
+MAX_CALLS = 256
+"""Functions called in one message, or in one turn. Each is owed an answer, and so many can have
+nothing to do with what was said: the session is given up. The toolbox runs fewer, and refuses."""
+CALLS_PER_S, MAX_CALLS_AT_ONCE = 8, 512
+"""The same over all turns."""
+MAX_CALLS_BYTES = 2**20
+"""Of a message that calls functions, and of one that takes calls back."""
+MAX_ARGUMENTS_BYTES = 32 * 1024
+"""Of one call: as much as a result may have."""
+MAX_ID = 256
+"""Characters of a call's id. It has to be sent back whole, so a longer one ends the session."""
+MAX_FUNCTION_NAME = 128
+"""Characters of a function's name in this API."""
+MAX_HANDLE = 8 * 1024
+"""Characters of a resumption handle, which every new connection begins with."""
+MAX_PARTS = 1_000
+"""Parts of one message that are looked at."""
+JOINED_PARTS = 8
+"""With more audio parts than this in one message, they are one piece of audio."""
+
+
+class TooMuchError(Exception):
+    """A message, or what has come of a turn, is more than a call can take: nothing helps."""
+
+
+class ToldError(ModelError):
+    """The service says that something is wrong, in a message instead of a close frame.
+
+    Attributes:
+        http_status: As HTTP has it; None if there is none.
+        status: The name of the RPC status, "" if there is none that is known.
+    """
+
+    def __init__(self, http_status: int | None, status: str, reason: str) -> None:
+        super().__init__(f"{http_status} {status}", code=None, reason=reason, retryable=False)
+        self.http_status = http_status
+        self.status = status
 
 
 class GeminiProtocol:
@@ -605,9 +652,12 @@ class GeminiProtocol:
         self.malformed = 0
         self._malformed_in_a_row = 0
         self._cut_at: float | None = None  # when the turn under way was interrupted
-        self._counted_turn = 1  # the last that did something: whose tokens come next
+        self._counted = CountedTurn()
+        self._calls_in_turn = 0
+        self._call_pace = Pace(CALLS_PER_S, MAX_CALLS_AT_ONCE)
         self._ids_made = 0
-        self._names_logged: set[str] = set()
+        self._rate_change: RateChange | None = None
+        self._logged: set[str] = set()
 
     @property
     def is_cutting(self) -> bool:
@@ -626,27 +676,44 @@ class GeminiProtocol:
             or cannot be read (``malformed`` counts those).
 
         Raises:
-            ModelError: Nothing but unreadable messages has come for a while.
+            ModelError: Nothing but unreadable messages has come for a while, or one that no call
+                can take.
+            ToldError: The service says that something is wrong.
         """
+        if isinstance(data, str):
+            data = data.encode("utf-8", "surrogatepass")
+        try:
+            if has_too_much(data):
+                raise TooMuchError("bytes, or parts")
+            return self._receive(data, now)
+        except TooMuchError as error:
+            raise ModelError(
+                f"Gemini has sent more at once than a call can take: {error}",
+                code=None,
+                reason="too much at once",
+                retryable=True,
+            ) from None
+
+    def _receive(self, data: bytes, now: float) -> list[SessionEvent]:
         try:
             content = _decode_audio_message(data).server_content
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+        except UNREADABLE:
             return self._receive_any(data, now)
         self._malformed_in_a_row = 0
         events: list[SessionEvent] = []
-        for part in content.model_turn.parts:
-            self._play(part.inline_data.mime_type, part.inline_data.data, now, events)
+        self._play(
+            [(one.inline_data.mime_type, one.inline_data.data) for one in content.model_turn.parts],
+            now,
+            events,
+        )
         if content.output_transcription is not None:
             self._say(content.output_transcription.text, now, events)
         return events
 
-    def _receive_any(self, data: bytes | str, now: float) -> list[SessionEvent]:
+    def _receive_any(self, data: bytes, now: float) -> list[SessionEvent]:
         """Read a message of any kind; a field of the wrong type counts as absent."""
-        try:
-            message = _decode_any(data)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            message = None
-        if not isinstance(message, dict):
+        fields = Fields.read(data) if _is_utf8(data) else None
+        if fields is None:
             self._count_malformed("message")
             self._malformed_in_a_row += 1
             if self._malformed_in_a_row >= MAX_MALFORMED_IN_A_ROW:
@@ -659,198 +726,244 @@ class GeminiProtocol:
             return []
         self._malformed_in_a_row = 0
 
-        fields = _Fields(message)
-        self._report_unknown(fields, _KNOWN_MESSAGE_FIELDS)
+        self._report_unknown("message", fields, _KNOWN_MESSAGE_FIELDS)
+        if "error" in fields:
+            raise self._told_error(fields)
         events: list[SessionEvent] = []
         if "setupComplete" in fields:
             self.ready = True
-        if (content := fields.object("serverContent")) is not None:
-            self._read_content(content, now, events)
+        # Google's documents have the status in the one place and in the other.
+        status = fields.text("interactionStatus", MAX_NAME)
+        content, completed = fields.object("serverContent"), False
+        if content is not None:
+            status = content.text("interactionStatus", MAX_NAME) or status
+            completed = self._read_content(content, status, now, events)
+        if status and not completed:
+            events.append(Working(_is_at_work(status)))
         if (tool_call := fields.object("toolCall")) is not None:
-            self._read_tool_call(tool_call, events)
+            if fields.size("toolCall") > MAX_CALLS_BYTES:
+                raise TooMuchError("bytes of function calls")
+            self._read_tool_call(tool_call, now, events)
         if (cancellation := fields.object("toolCallCancellation")) is not None:
-            ids = tuple(one for one in cancellation.list("ids") if isinstance(one, str))
-            if ids:
+            if fields.size("toolCallCancellation") > MAX_CALLS_BYTES:
+                raise TooMuchError("bytes of cancellations")
+            if ids := tuple(cancellation.texts("ids", MAX_ID)):
                 events.append(ToolCallsCancelled(ids))
         if (update := fields.object("sessionResumptionUpdate")) is not None:
-            resumable = update.flag("resumable") and update.text("newHandle")
-            events.append(ResumptionHandle(resumable or None))
-        if (usage := fields.object("usageMetadata")) is not None:
-            events.append(_usage(usage, self._counted_turn))
+            handle = update.flag("resumable") and update.text("newHandle", MAX_HANDLE)
+            events.append(ResumptionHandle(handle or None))
+        if (counts := fields.object("usageMetadata")) is not None:
+            self._count(counts, content is not None, completed, events)
         if (go_away := fields.object("goAway")) is not None:
-            duration = _DURATION.fullmatch(go_away.text("timeLeft"))
+            duration = _DURATION.fullmatch(go_away.text("timeLeft", MAX_NAME))
             events.append(GoingAway(float(duration[1]) if duration else 0.0))
         return events
 
-    def _read_content(self, content: _Fields, now: float, events: list[SessionEvent]) -> None:
-        """Read every field: newer models bundle audio, transcripts and flags in one message."""
-        self._report_unknown(content, _KNOWN_CONTENT_FIELDS)
-        if (heard := content.object("inputTranscription")) is not None and heard.text("text"):
-            events.append(CallerTranscript(heard.text("text")))
+    def _told_error(self, fields: Fields) -> ToldError:
+        told = fields.object("error")
+        if told is None:
+            return ToldError(None, "", fields.text("error", MAX_REASON))
+        code = told.count("code", 1_000)
+        status = known_status(told.text("status", MAX_NAME))
+        reason = told.text("message")[:MAX_REASON] or told.text("status", MAX_NAME)
+        return ToldError(code if isinstance(code, int) and code else None, status, reason)
+
+    def _read_content(
+        self, content: Fields, status: str, now: float, events: list[SessionEvent]
+    ) -> bool:
+        """Read every field: newer models bundle audio, transcripts and flags in one message.
+
+        Returns:
+            Whether that completes the turn.
+        """
+        self._report_unknown("serverContent", content, _KNOWN_CONTENT_FIELDS)
+        heard = content.object("inputTranscription")
+        if heard is not None and (text := self._text_of(heard)):
+            events.append(CallerTranscript(text))
         if (model_turn := content.object("modelTurn")) is not None:
-            for part in model_turn.objects("parts"):
-                if (blob := part.object("inlineData")) is None:
-                    continue  # text, a thought, code: nothing a caller could hear
-                pcm = _decode_base64(blob.text("data"))
-                if pcm is None:
-                    self._count_malformed("base64")
-                else:
-                    self._play(blob.text("mimeType"), pcm, now, events)
+            self._play(self._audio_in(model_turn), now, events)
         if (said := content.object("outputTranscription")) is not None:
-            self._say(said.text("text"), now, events)
+            self._say(self._text_of(said), now, events)
         if content.flag("generationComplete"):
+            self._end_audio(now, events)
             events.append(GenerationComplete(self.turn))
         if content.flag("interrupted"):
             self._cut_at = now
+            self._rate_change = None
             events.append(Interrupted(self.turn, now))
-        if content.flag("turnComplete"):
-            reason = content.text("turnCompleteReason")
-            if reason in ("", "TURN_COMPLETE_REASON_UNSPECIFIED"):
-                # The same thing said in an older field: the silence is on purpose.
-                reason = "NEED_MORE_INPUT" if content.flag("waitingForInput") else ""
-            events.append(TurnComplete(self.turn, reason or None))
-            self._counted_turn = self.turn
-            self.turn += 1
-            self._cut_at = None
+        if not content.flag("turnComplete"):
+            return False
+        self._end_audio(now, events)
+        reason = content.text("turnCompleteReason", MAX_NAME)
+        if reason in ("", "TURN_COMPLETE_REASON_UNSPECIFIED"):
+            # The same thing said in an older field: the silence is on purpose.
+            reason = "NEED_MORE_INPUT" if content.flag("waitingForInput") else ""
+        events.append(TurnComplete(self.turn, reason or None, _is_at_work(status)))
+        self._counted.completed()
+        self._begin_turn()
+        return True
 
-    def _play(self, mime_type: str, pcm: bytes, now: float, events: list[SessionEvent]) -> None:
-        """Take agent audio, if it is of the only kind there is."""
-        if not mime_type.startswith("audio/pcm"):
-            self._log_once("unplayable agent audio ignored", mime_type)
-            return
-        rate = _PCM_RATE.search(mime_type)
-        if rate is not None and int(rate[1]) != AGENT_RATE_HZ:
-            self._log_once("unplayable agent audio ignored", mime_type)
-            return
-        if len(pcm) % 2:  # half a sample would turn all that follows into noise
+    def _begin_turn(self) -> None:
+        self.turn += 1
+        self._cut_at = None
+        self._calls_in_turn = 0
+
+    def _text_of(self, transcription: Fields) -> str:
+        text = transcription.text("text")
+        if not text and transcription.size("text") > MAX_TEXT:
+            self._count_malformed("text too long")
+        return text
+
+    def _audio_in(self, model_turn: Fields) -> list[tuple[str, bytes]]:
+        """The labels and bytes of whatever a turn's parts hold besides text."""
+        found = []
+        if len(model_turn.items("parts")) > MAX_PARTS:
+            self._count_malformed("parts")
+        for part in model_turn.objects("parts", MAX_PARTS):
+            if (blob := part.object("inlineData")) is None:
+                continue  # text, a thought, code: nothing a caller could hear
+            data = _decode_base64(blob.data("data"))
+            if data is None:
+                self._count_malformed("base64")
+            else:
+                label = blob.text("mimeType", MAX_LABEL)
+                # A label that is no text, or too long for one, is not the same as none at all.
+                found.append((label if label or blob.is_unset("mimeType") else "?", data))
+        return found
+
+    def _play(
+        self, audio: Sequence[tuple[str, bytes]], now: float, events: list[SessionEvent]
+    ) -> None:
+        """Take agent audio, whatever it is called, if it can only be one thing."""
+        pieces = [pcm for label, data in audio if (pcm := self._agent_pcm(label, data))]
+        if len(pieces) > JOINED_PARTS:
+            pieces = [b"".join(pieces)]
+        if pieces:
+            turn = self._speaking_turn(now)
+            events += [AgentAudio(pcm, turn, now) for pcm in pieces]
+
+    def _agent_pcm(self, label: str, data: bytes) -> bytes:
+        """Samples as the rest of us expect them; none if this is something else."""
+        rate_hz = None if not label and is_file(data) else rate_of(label)
+        if rate_hz is None:
+            self._log_once("unplayable agent audio ignored", kind=described(label))
+            return b""
+        if len(data) % 2:  # half a sample would turn all that follows into noise
             self._count_malformed("odd pcm length")
-            pcm = pcm[:-1]
-        if pcm:
+            data = data[:-1]
+        if self._rate_change is not None and self._rate_change.rate_hz != rate_hz:
+            self._rate_change = None
+        if rate_hz == AGENT_RATE_HZ:
+            return data
+        if self._rate_change is None:
+            self._log_once("agent audio of another rate is resampled", rate_hz=rate_hz)
+            self._rate_change = RateChange(rate_hz)
+        return self._rate_change.convert(data)
+
+    def _end_audio(self, now: float, events: list[SessionEvent]) -> None:
+        """Give out what is still in the filter of a turn that has been resampled."""
+        rate_change, self._rate_change = self._rate_change, None
+        if rate_change is not None and (pcm := rate_change.flush()):
             events.append(AgentAudio(pcm, self._speaking_turn(now), now))
 
     def _say(self, text: str, now: float, events: list[SessionEvent]) -> None:
         if text:
-            events.append(AgentTranscript(text, self._speaking_turn(now)))
+            events.append(AgentTranscript(text[:MAX_TEXT], self._speaking_turn(now)))
 
     def _speaking_turn(self, now: float) -> int:
         """Decide which turn something the agent says belongs to."""
         if self._cut_at is not None and now - self._cut_at > LATE_AUDIO_S:
             # The turnComplete of the cut turn never came. Were its number kept, playout would
             # drop everything the agent says from here on.
-            self.turn += 1
-            self._cut_at = None
-        self._counted_turn = self.turn
+            self._begin_turn()
+        self._counted.begun = True
         return self.turn
 
-    def _read_tool_call(self, tool_call: _Fields, events: list[SessionEvent]) -> None:
+    def _read_tool_call(self, tool_call: Fields, now: float, events: list[SessionEvent]) -> None:
+        count = len(tool_call.items("functionCalls"))
+        self._calls_in_turn += count
+        if self._calls_in_turn > MAX_CALLS or not self._call_pace.allows(now, count):
+            raise TooMuchError("function calls")
         calls = []
-        self._counted_turn = self.turn
-        for call in tool_call.objects("functionCalls"):
-            if not call.text("name"):
+        self._counted.begun = True
+        for call in tool_call.objects("functionCalls", MAX_CALLS):
+            identity = call.text("id", MAX_ID)
+            if not identity and call.size("id") > MAX_ID:
+                raise TooMuchError("characters in the id of a function call")
+            name = call.text("name", MAX_FUNCTION_NAME)
+            refusal = ""
+            if not name:
                 self._count_malformed("function call")
-                continue
-            identity = call.text("id")
+                if not identity:
+                    continue  # nothing that could be answered
+                refusal = "a call needs a function's name, of at most 128 characters"
             if not identity:  # Vertex may leave it out; an answer must carry one
                 self._ids_made += 1
                 identity = f"offhook-{self._ids_made}"
-            arguments = call.raw("args")
-            if not isinstance(arguments, dict):  # left out when there are none
-                arguments = {}
-            calls.append(ToolCall(identity, call.text("name"), arguments))
+            arguments = call.plain_object("args", MAX_ARGUMENTS_BYTES)
+            if arguments is None:
+                self._count_malformed("function arguments")
+                refusal = refusal or "the arguments are too long, too deep, or not plain JSON"
+            calls.append(ToolCall(identity, name or "unnamed", arguments or {}, refusal))
         if calls:
             events.append(ToolCallsRequested(tuple(calls)))
 
-    def _report_unknown(self, fields: _Fields, known: frozenset[str]) -> None:
+    def _count(
+        self, counts: Fields, beside_content: bool, completed: bool, events: list[SessionEvent]
+    ) -> None:
+        if (usage := read_usage(counts)) is None:
+            return
+        late = self._counted.is_of_completed(
+            usage, beside_content=beside_content, at_completion=completed
+        )
+        events.append(replace(usage, turn=self.turn - 1 if late else self.turn))
+
+    def _report_unknown(self, place: str, fields: Fields, known: frozenset[str]) -> None:
         for name in fields.names() - known:
-            self._log_once("unknown field from the model ignored", name)
+            if len(self._logged) >= MAX_NAMES_LOGGED:
+                return
+            # The name is the service's: its length and a fingerprint tell one from another.
+            self._log_once(
+                "unknown field from the model ignored",
+                place=place,
+                characters=len(name),
+                fingerprint=fingerprint(name),
+            )
 
     def _count_malformed(self, what: str) -> None:
         self.malformed += 1
-        self._log_once("unreadable data from the model ignored", what)
+        self._log_once("unreadable data from the model ignored", what=what)
 
-    def _log_once(self, event: str, name: str) -> None:
-        if name not in self._names_logged and len(self._names_logged) < MAX_NAMES_LOGGED:
-            self._names_logged.add(name)
-            logger.warning(event, name=name[:64])
-
-
-class _Fields:
-    """An object from the wire: a field by its camelCase name, absent if its type is wrong."""
-
-    __slots__ = ("_given",)
-
-    def __init__(self, given: dict[str, Any]) -> None:
-        # Proto JSON may come in either spelling; nothing an object is asked for holds user keys.
-        self._given = {_camel(name) if "_" in name else name: given[name] for name in given}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._given
-
-    def names(self) -> set[str]:
-        return set(self._given)
-
-    def raw(self, name: str) -> Any:
-        return self._given.get(name)
-
-    def text(self, name: str) -> str:
-        value = self._given.get(name)
-        return value if isinstance(value, str) else ""
-
-    def flag(self, name: str) -> bool:
-        return self._given.get(name) is True
-
-    def number(self, name: str) -> int:
-        """Read a count: an int64 may be a string in JSON."""
-        value = self._given.get(name)
-        if isinstance(value, str) and len(value) < 20 and value.isascii() and value.isdigit():
-            return int(value)
-        return value if isinstance(value, int) and not isinstance(value, bool) else 0
-
-    def object(self, name: str) -> _Fields | None:
-        value = self._given.get(name)
-        return _Fields(value) if isinstance(value, dict) else None
-
-    def list(self, name: str) -> Sequence[Any]:
-        value = self._given.get(name)
-        return value if isinstance(value, list) else ()
-
-    def objects(self, name: str) -> Sequence[_Fields]:
-        return [_Fields(one) for one in self.list(name) if isinstance(one, dict)]
+    def _log_once(self, event: str, **facts: object) -> None:
+        """Log something for the first time; every fact is a number or a word of ours."""
+        said = f"{event} {facts}"
+        if said not in self._logged and len(self._logged) < MAX_NAMES_LOGGED:
+            self._logged.add(said)
+            logger.warning(event, **facts)
 
 
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+def _is_at_work(status: str) -> bool:
+    """Whether more comes by itself: the SDK goes by "anything but IDLE, if there is a status"."""
+    return status not in ("", "IDLE", "INTERACTION_STATUS_UNSPECIFIED")
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        return data.isascii() or bool(data.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _decode_base64(text: str) -> bytes | None:
     """Decode base64 of either alphabet, padded or not; None if it is neither."""
     try:
-        encoded = text.translate({0x2D: "+", 0x5F: "/"}).rstrip("=").encode("ascii")
+        encoded = text.encode("ascii").translate(_STANDARD_BASE64).rstrip(b"=")
         return binascii.a2b_base64(encoded + b"=" * (-len(encoded) % 4), strict_mode=True)
     except ValueError:  # binascii.Error and UnicodeEncodeError are both one
         return None
 
 
-def _usage(fields: _Fields, turn: int) -> Usage:
-    """Read token counts: the Developer API says response, Vertex says candidates."""
-
-    def by_modality(*names: str) -> dict[str, int]:
-        tokens: dict[str, int] = {}
-        for name in names:
-            for detail in fields.objects(f"{name}TokensDetails"):
-                modality = detail.text("modality") or "MODALITY_UNSPECIFIED"
-                tokens[modality] = tokens.get(modality, 0) + detail.number("tokenCount")
-            if not tokens and fields.number(f"{name}TokenCount"):
-                tokens["MODALITY_UNSPECIFIED"] = fields.number(f"{name}TokenCount")
-        return tokens
-
-    return Usage(
-        prompt_tokens=by_modality("prompt"),
-        response_tokens=by_modality("response", "candidates"),
-        total_tokens=fields.number("totalTokenCount"),
-        turn=turn,
-    )
+_STANDARD_BASE64 = bytes.maketrans(b"-_", b"+/")
 
 
 # --- The socket -----------------------------------------------------------------------------------
@@ -909,6 +1022,7 @@ class GeminiSession:
         self._dialect = dialect
         self._model = model
         self._protocol = GeminiProtocol(first_turn)
+        self._pace = Pace(MESSAGES_PER_S, MAX_MESSAGES_AT_ONCE)
         self._events: deque[SessionEvent] = deque()
 
     async def set_up(self, message: Mapping[str, Any], history: Sequence[PastTurn] = ()) -> None:
@@ -948,7 +1062,7 @@ class GeminiSession:
         def on_messages(messages: Messages, ended: bool) -> None:
             try:
                 for data, _ in messages:
-                    events.extend(self._protocol.receive(data, trio.current_time()))
+                    events.extend(self._read(data))
                 while events:  # the rest of a message's events are to be seen by is_drained
                     on_event(events.popleft())
                 if ended:
@@ -961,8 +1075,22 @@ class GeminiSession:
         return True
 
     async def _read_message(self) -> None:
-        data = await self._socket.recv(decode=False)
-        self._events += self._protocol.receive(data, trio.current_time())
+        self._events += self._read(await self._socket.recv(decode=False))
+
+    def _read(self, data: bytes) -> list[SessionEvent]:
+        now = trio.current_time()
+        if not self._pace.allows(now, 1 + len(data) // MESSAGE_BYTES):
+            raise ModelError(
+                "Gemini sends more messages than a call can take",
+                code=None,
+                reason="too many messages",
+                retryable=True,
+            )
+        try:
+            return self._protocol.receive(data, now)
+        except ToldError as told:
+            error = self._model.told_error(told, during_setup=not self._protocol.ready)
+            raise error from None
 
     async def send_audio(self, pcm: bytes) -> None:
         """Send caller audio: signed 16-bit little-endian mono at 16 kHz, 20 to 100 ms of it.
@@ -1214,21 +1342,45 @@ class GeminiModel:
             raise self._refused_error(refused) from refused
         except trio.TooSlowError as late:
             raise self._unreachable_error("no answer to the set-up in time") from late
-        except (OSError, InvalidHandshake) as failure:
+        except OSError as failure:
             raise self._unreachable_error(str(failure) or type(failure).__name__) from failure
+        except InvalidHandshake as failure:  # its text may hold headers of the other end's choosing
+            kind = type(failure).__name__
+            raise self._unreachable_error(str(failure) or kind, logged=kind) from failure
         except trio.BrokenResourceError as failure:  # TLS, on the library's own path
             raise self._unreachable_error(str(failure.__cause__ or "TLS failed")) from failure
 
     def _closed_error(self, closed: ConnectionClosed, *, during_setup: bool) -> ModelError:
         code = closed.rcvd.code if closed.rcvd is not None else 1006
         reason = self._without_key(closed.rcvd.reason if closed.rcvd is not None else "")
-        message = f"Gemini closed the session with {code}: {reason or 'no reason given'}"
+        told = f"Gemini closed the session with {code}"
+        message = f"{told}: {reason or 'no reason given'}"
+        loggable = f"{told}: {known_words(reason)}"
         if (kind := classify(reason, close_code=code)) is not None:
-            return account_refused(kind, message, code=code, reason=reason)
+            return account_refused(kind, message, code=code, reason=reason, loggable=loggable)
         if during_setup and code in (1007, 1008):
-            return ModelSetupRefused(message, code=code, reason=reason, retryable=False)
+            return ModelSetupRefused(
+                message, code=code, reason=reason, retryable=False, loggable=loggable
+            )
         # In mid-call 1008 comes after tool results and goes away; 1007 is a used-up context.
-        return ModelError(message, code=code, reason=reason, retryable=code != 1007)
+        return ModelError(
+            message, code=code, reason=reason, retryable=code != 1007, loggable=loggable
+        )
+
+    def told_error(self, told: ToldError, *, during_setup: bool) -> ModelError:
+        """Make an error of one that the service has told in a message."""
+        code, reason = told.http_status, self._without_key(f"{told.status} {told.reason}".strip())
+        named = " ".join(str(one) for one in (code, told.status) if one) or "an error"
+        message = f"Gemini says {named}: {reason or 'no reason given'}"
+        loggable = f"Gemini says {named}: {known_words(reason)}"
+        if (kind := classify(reason, status=code)) is not None:
+            return account_refused(kind, message, code=None, reason=reason, loggable=loggable)
+        passes = (code or 0) >= 500 or told.status in ("INTERNAL", "UNAVAILABLE", "ABORTED")
+        if during_setup and not passes:
+            return ModelSetupRefused(
+                message, code=None, reason=reason, retryable=False, loggable=loggable
+            )
+        return ModelError(message, code=None, reason=reason, retryable=True, loggable=loggable)
 
     def _refused_error(self, refused: InvalidStatus) -> ModelError:
         status = refused.response.status_code
@@ -1236,16 +1388,25 @@ class GeminiModel:
         # The key goes before the text is cut: half of one is too much, too.
         reason = f"HTTP {status} {self._without_key(body)[:200]}".strip()
         message = f"Gemini refused the connection: {reason}"
+        loggable = f"Gemini refused the connection: HTTP {status}, {known_words(reason)}"
         if (kind := classify(body, status=status, at_handshake=True)) is not None:
-            return account_refused(kind, message, code=None, reason=reason)
+            return account_refused(kind, message, code=None, reason=reason, loggable=loggable)
         if status < 500:
-            return ModelSetupRefused(message, code=None, reason=reason, retryable=False)
-        return ModelError(message, code=None, reason=reason, retryable=True)
+            return ModelSetupRefused(
+                message, code=None, reason=reason, retryable=False, loggable=loggable
+            )
+        return ModelError(message, code=None, reason=reason, retryable=True, loggable=loggable)
 
-    def _unreachable_error(self, reason: str) -> ModelError:
+    def _unreachable_error(self, reason: str, *, logged: str | None = None) -> ModelError:
         reason = self._without_key(reason)
-        message = f"Gemini at {self._host} cannot be reached: {reason}"
-        return ModelError(message, code=None, reason=reason, retryable=True)
+        told = f"Gemini at {self._host} cannot be reached"
+        return ModelError(
+            f"{told}: {reason}",
+            code=None,
+            reason=reason,
+            retryable=True,
+            loggable=f"{told}: {logged or reason}",
+        )
 
     def _cause(self, closed: ConnectionClosed) -> ConnectionClosed | None:
         # A traceback prints its causes, and the close reason with them.
@@ -1266,7 +1427,9 @@ _MIN_PART_OF_KEY = 8
 """Fewer characters of a key may be part of any word."""
 
 
-def account_refused(kind: Kind, message: str, *, code: int | None, reason: str) -> ModelError:
+def account_refused(
+    kind: Kind, message: str, *, code: int | None, reason: str, loggable: str | None = None
+) -> ModelError:
     """Make the error for a refusal that is about the account.
 
     Args:
@@ -1274,6 +1437,7 @@ def account_refused(kind: Kind, message: str, *, code: int | None, reason: str) 
         message: What has happened, without a key.
         code: The WebSocket close code, if it was one.
         reason: The service's own words, without a key.
+        loggable: The message without those; None if it has none.
     """
     error = ModelError
     if kind in (Kind.RATE, Kind.QUOTA):
@@ -1281,4 +1445,11 @@ def account_refused(kind: Kind, message: str, *, code: int | None, reason: str) 
     elif kind.cure is Cure.PERSON:
         error = ModelSetupRefused
     retryable = kind.cure is Cure.RETRY
-    return error(message, code=code, reason=reason, retryable=retryable, refusal=kind)
+    return error(
+        message,
+        code=code,
+        reason=reason,
+        retryable=retryable,
+        loggable=loggable,
+        refusal=kind,
+    )

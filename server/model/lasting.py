@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Protocol
 
 import msgspec
@@ -50,6 +50,7 @@ from server.model import (
     ToolResult,
     TurnComplete,
     Way,
+    Working,
 )
 from server.model.refusals import Kind
 from server.relay import Relay
@@ -106,6 +107,13 @@ CUT_OFF_TEXT = (
     "for the question if you do not know it."
 )
 REFUSAL_TOLD_EVERY_S = 600.0
+MAX_CALLS_KEPT = 64
+"""Tool calls that are remembered after their answers, to tell a new connection of them in words."""
+MIN_CONNECTION_S = 1.0
+"""A connection is not left sooner than that because it is going away: one that says so at once, and
+the next one, too, would have us do nothing but connect."""
+MAX_KEPT_WORDS = 256 * 1024
+"""Characters and bytes, about, of texts and tool answers that are kept once they have been sent."""
 STALL_S = 5.0
 """A message that cannot be sent for this long was sent into a dead connection."""
 
@@ -222,7 +230,7 @@ class ConnectionPlan:
         if not self.is_open:
             return
         margin_s = min(GO_AWAY_MARGIN_S, time_left_s / 2)
-        self._leave_by = now + time_left_s - margin_s
+        self._leave_by = max(now + time_left_s - margin_s, self._opened_at + MIN_CONNECTION_S)
         self._seek_quiet_at = max(now, self._leave_by - GO_AWAY_WINDOW_S)
         self._rotate_because = "go-away"
 
@@ -365,8 +373,10 @@ class ConnectionPlan:
 
 
 def reason_of(error: ModelError) -> str:
-    """Name a failure in a short stable word."""
-    return "broken" if error.code is None else f"closed-{error.code}"
+    """Name a failure in a short stable word, of which there are few: metrics count them."""
+    if error.code is None:
+        return "broken"
+    return f"closed-{error.code}" if 1000 <= error.code <= 1015 else "closed-other"
 
 
 # --- What may have to be said again ---------------------------------------------------------------
@@ -382,6 +392,15 @@ class Passed:
 
 Input = bytes | Passed | str | tuple[ToolResult, ...]
 """Caller audio (pcm, or the payload it was made from), text, answers to tool calls."""
+
+
+def word_bytes(content: Input) -> int:
+    """About how much whatever is not audio takes."""
+    if isinstance(content, str):
+        return len(content)
+    if isinstance(content, tuple):
+        return sum(len(msgspec.json.encode(result.response)) for result in content)
+    return 0
 
 
 def audio_bytes(content: Input) -> int:
@@ -412,6 +431,7 @@ class UnansweredInput:
         self._being_sent: list[tuple[int, Input]] = []
         self._waiting: deque[tuple[int, Input]] = deque()
         self._audio_bytes = 0  # in all three
+        self._word_bytes = 0  # of what has been sent
         self._answered = 0
         self._remembered = 0  # by the session that the handle stands for
 
@@ -462,7 +482,10 @@ class UnansweredInput:
         if self._being_sent:
             self._newest_sent = max(self._newest_sent, self._being_sent[-1][0])
         self._sent.extend(self._being_sent)
+        self._word_bytes += sum(word_bytes(content) for _, content in self._being_sent)
         self._being_sent.clear()
+        while self._word_bytes > MAX_KEPT_WORDS:
+            self._drop(self._sent)
 
     def sent_up_to(self, lag_s: float = 0.0) -> int:
         """The position of what was sent last, or of what was sent so much audio before."""
@@ -497,6 +520,7 @@ class UnansweredInput:
         again: deque[tuple[int, Input]] = deque()
         while self._sent and self._sent[-1][0] > start:
             again.appendleft(self._sent.pop())
+            self._word_bytes -= word_bytes(again[0][1])
         before_bytes = 0
         while again and audio_bytes(again[0][1]) and not is_loud(again[0][1]):
             self._sent.append(again.popleft())
@@ -545,7 +569,9 @@ class UnansweredInput:
                 index += 1  # words and tool answers are few, and worth more than old audio
 
     def _drop(self, items: deque[tuple[int, Input]]) -> None:
-        self._audio_bytes -= audio_bytes(items.popleft()[1])
+        content = items.popleft()[1]
+        self._audio_bytes -= audio_bytes(content)
+        self._word_bytes -= word_bytes(content)
 
 
 def is_loud(content: Input) -> bool:
@@ -632,6 +658,7 @@ class LastingSession:
         self._speaking = False  # audio of the newest turn has come
         self._is_generated = False  # all of it
         self._was_cut_off = False
+        self._is_working = False  # the model has said that it is at work on more
         self._answers_up_to = 0
         self._words_reported = False  # of what the agent has not answered yet
         self._is_resumable = False
@@ -652,7 +679,7 @@ class LastingSession:
                         await self._use(connection, attempt)
             except ModelError as error:
                 plan.failed(error, trio.current_time())
-                logger.warning("model connection failed", error=str(error))
+                logger.warning("model connection failed", error=error.loggable)
                 if attempt.way is not Way.FALLBACK:
                     self._tell_refusal(error)
             else:
@@ -707,6 +734,8 @@ class LastingSession:
                 self._news.append(TurnComplete(self._turn, CONNECTION_LOST))
                 self._was_cut_off = not (self._is_generated or self._turn_is_cut)
                 self._turn_is_open = self._speaking = False
+            if self._is_working:  # it has said that the rest is to come
+                self._is_working, self._was_cut_off = False, True
             self._wake()
 
     async def _stay(self, connection: Session) -> None:
@@ -767,7 +796,7 @@ class LastingSession:
             way = self._plan.way
             self._plan.lost(error, trio.current_time())
             self._let_pass()
-            logger.warning("model connection lost", error=str(error))
+            logger.warning("model connection lost", error=error.loggable)
             if way is not Way.FALLBACK:
                 self._tell_refusal(error)
             self._wake()
@@ -823,6 +852,7 @@ class LastingSession:
         self.note_passed()
         if (
             self._turn_is_open
+            or self._is_working
             or self._calls_open
             or not (self._is_resumable or self._plan.handle is None)
             or not self._conversation.is_quiet()
@@ -908,16 +938,20 @@ class LastingSession:
                 self._turn_is_cut = True
                 if self._speaking:
                     self._note_answered(self._answers_up_to)
-            case TurnComplete(turn=turn):
+            case TurnComplete(turn=turn, more=more):
                 if self._speaking and not self._turn_is_cut:
                     self._note_answered(self._input.sent_up_to(CERTAIN_AFTER_S))
+                self._is_working = more
                 self._turn = turn
                 self._turn_is_open = self._turn_is_cut = self._speaking = False
+            case Working(is_on=is_on):
+                self._is_working = is_on
             case ToolCallsRequested(calls=calls):
                 # To say it again would have the functions called twice.
                 self._note_answered(self._input.sent_up_to())
                 self._calls |= {call.id: _MadeCall(call, self._plan.opens) for call in calls}
                 self._calls_open |= {call.id for call in calls}
+                self._forget_calls()
             case ToolCallsCancelled(ids=ids):
                 self._calls_open.difference_update(ids)
                 for identity in ids:
@@ -934,6 +968,14 @@ class LastingSession:
                 self._words_reported = True
             case _:
                 pass
+
+    def _forget_calls(self) -> None:
+        """Let go of the oldest calls whose answers have been sent."""
+        over = len(self._calls) - MAX_CALLS_KEPT
+        if over > 0:
+            answered = (one for one in self._calls if one not in self._calls_open)
+            for identity in list(islice(answered, over)):
+                del self._calls[identity]
 
     def _note_answered(self, position: int) -> None:
         self._input.answered(position)

@@ -113,6 +113,18 @@ class Script:
     """Agent turns in which functions are called; empty for every answer to speech."""
     cancel_tool_calls: bool = False
     """Whether every other one of those calls is taken back at once."""
+    thinking_turns: frozenset[int] = frozenset()
+    """Agent turns that only say that an answer is on its way: they complete as ``IN_PROGRESS``, and
+    the answer is the next turn."""
+    thinking_s: float = 6.0
+    """How long that takes."""
+    forgets: bool = False
+    """Whether it never comes."""
+    tells_error: Mapping[str, Any] | None = None
+    """Sent as ``error`` instead of ``setupComplete``; the socket stays open."""
+    audio_label: str = f"audio/pcm;rate={AGENT_RATE_HZ}"
+    audio_rate_hz: int = AGENT_RATE_HZ
+    """What its audio is called, and what it is."""
 
 
 def refused(code: int, reason: str) -> Script:
@@ -157,6 +169,12 @@ SCRIPTS: Mapping[str, Script] = {
         refuse_handles=Close(1008, "Requested entity was not found."),
     ),
     "tool-storm": Script(tool_calls=8, cancel_tool_calls=True),
+    "thinks": Script(thinking_turns=frozenset({2})),
+    "forgets": Script(thinking_turns=frozenset({2}), forgets=True),
+    "told-error": Script(
+        tells_error={"code": 400, "message": "Invalid value.", "status": "INVALID_ARGUMENT"}
+    ),
+    "other-rate": Script(audio_label="audio/PCM; rate=16000", audio_rate_hz=16_000),
     "hangs-up": Script(functions=(FunctionCall("hang_up"),)),
     "transfers": Script(
         functions=(FunctionCall("transfer", {"destination": "sales"}),),
@@ -217,15 +235,37 @@ _SCHEMA: dict[str, Any] = {
     "minimum": _NUMBER,
     "maximum": _NUMBER,
 }
+_SCHEMA |= {"ref": str, "defs": _Map(_SCHEMA)}
 _SCHEMA |= {"items": _SCHEMA, "anyOf": [_SCHEMA], "properties": _Map(_SCHEMA)}
-_CONTENT = {"role": str, "parts": [{"text": str, "inlineData": {"mimeType": str, "data": str}}]}
+_OTHER_PARTS = (
+    *("audioMetadata", "audioTranscription", "codeExecutionResult", "documentMetadata"),
+    *("executableCode", "fileData", "functionCall", "functionResponse", "mediaProcessing"),
+    *("mediaResolution", "partMetadata", "speechMetadata", "spreadsheetMetadata", "thought"),
+    *("thoughtSignature", "toolCall", "toolResponse", "videoMetadata"),
+)
+_PART = {"text": str, "inlineData": {"mimeType": str, "data": str, "displayName": str}}
+_CONTENT = {"role": str, "parts": [_PART | dict.fromkeys(_OTHER_PARTS, _ANY)]}
 _TRANSCRIPTION = {
     "languageCodes": [str],
     "languageHints": {"languageCodes": [str]},
     "languageAuto": {},
     "customVocabulary": [str],
     "adaptationPhrases": [str],
+    "wordTimestamp": bool,
+    "diarization": bool,
+    "mode": _ENUM,
+    "sourceText": str,
 }
+_OTHER_TOOLS = (
+    *("retrieval", "computerUse", "fileSearch", "googleMaps", "enterpriseWebSearch"),
+    *("googleSearchRetrieval", "parallelAiSearch", "mcpServers", "exaAiSearch"),
+)
+_OTHER_GENERATION = (
+    "responseJsonSchema",
+    "responseFormat",
+    "routingConfig",
+    "modelSelectionConfig",
+)
 _BLOB = {"mimeType": str, "data": str}
 _SETUP: dict[str, Any] = {
     "model": str,
@@ -241,12 +281,26 @@ _SETUP: dict[str, Any] = {
         "presencePenalty": _NUMBER,
         "frequencyPenalty": _NUMBER,
         "speechConfig": {
-            "voiceConfig": {"prebuiltVoiceConfig": {"voiceName": str}},
+            "voiceConfig": {
+                "prebuiltVoiceConfig": {"voiceName": str},
+                "replicatedVoiceConfig": _ANY,
+                "voice": str,
+            },
             "languageCode": str,
         },
         "thinkingConfig": {"thinkingLevel": _ENUM, "thinkingBudget": int, "includeThoughts": bool},
         "enableAffectiveDialog": bool,
-    },
+        "translationConfig": {"echoTargetLanguage": bool, "targetLanguageCode": str},
+        "audioTranscriptionConfig": _TRANSCRIPTION,
+        "stopSequences": [str],
+        "responseMimeType": str,
+        "responseSchema": _SCHEMA,
+        "responseLogprobs": bool,
+        "logprobs": int,
+        "audioTimestamp": bool,
+        "enableEnhancedCivicAnswers": bool,
+    }
+    | dict.fromkeys(_OTHER_GENERATION, _ANY),
     "systemInstruction": _CONTENT,
     "tools": [
         {
@@ -265,6 +319,7 @@ _SETUP: dict[str, Any] = {
             "urlContext": {},
             "codeExecution": {},
         }
+        | dict.fromkeys(_OTHER_TOOLS, _ANY)
     ],
     "realtimeInputConfig": {
         "automaticActivityDetection": {
@@ -276,6 +331,7 @@ _SETUP: dict[str, Any] = {
         },
         "activityHandling": _ENUM,
         "turnCoverage": _ENUM,
+        "interimTranscriptTimestampEnabled": bool,
     },
     "sessionResumption": {"handle": str},
     "contextWindowCompression": {
@@ -284,9 +340,15 @@ _SETUP: dict[str, Any] = {
     },
     "inputAudioTranscription": _TRANSCRIPTION,
     "outputAudioTranscription": _TRANSCRIPTION,
-    "proactivity": {"proactiveAudio": bool},
+    "proactivity": {"proactiveAudio": bool, "proactiveVideo": bool},
     "historyConfig": {"initialHistoryInClientContent": bool},
-    "safetySettings": [{"category": _ENUM, "threshold": _ENUM}],
+    "safetySettings": [{"category": _ENUM, "threshold": _ENUM, "method": _ENUM}],
+    "avatarConfig": {
+        "avatarName": str,
+        "customizedAvatar": _ANY,
+        "audioBitrateBps": int,
+        "videoBitrateBps": int,
+    },
     "labels": _Map(str),
 }
 _CLIENT_MESSAGE: dict[str, Any] = {
@@ -748,6 +810,10 @@ class SimulatedSession:
             if self._script.refuse_setup is not None:
                 await self._close(self._script.refuse_setup)
                 return
+            if self._script.tells_error is not None:
+                await self._send({"error": self._script.tells_error})
+                while True:
+                    await self._socket.recv(decode=False)
             await self._send({"setupComplete": {"sessionId": f"session-{id(self):x}"}})
             self.note("set up")
             async with trio.open_nursery() as nursery:
@@ -1002,6 +1068,8 @@ class SimulatedSession:
             calls = self._functions_to_call()
             if calls and not await self._call_functions(calls, reply):
                 return False
+            if self.turn in script.thinking_turns and not await self._think(reply):
+                return False
         if self.turn in script.empty_turns:
             self.note("says nothing")
             return True
@@ -1028,7 +1096,7 @@ class SimulatedSession:
             self._said_bytes = sent_bytes
             if sent_bytes == len(pcm) and self.turn % 2 == 0:
                 bundled["generationComplete"] = True
-            await self._send_content(modelTurn={"parts": _audio_parts(chunk)}, **bundled)
+            await self._send_content(modelTurn={"parts": self._audio_parts(chunk)}, **bundled)
             bundled.clear()
             self.said_samples += len(chunk) // 2
             self.unsaid_samples -= len(chunk) // 2
@@ -1052,6 +1120,44 @@ class SimulatedSession:
         self.note("generated")
         # The service takes it that audio is played as it comes, and lets the turn last as long.
         return not await self._cut_by(reply, started_at + reply.speech.seconds)
+
+    def _audio_parts(self, chunk: bytes) -> list[dict[str, Any]]:
+        """Put a chunk into one part, a long one into two: the newer models send several."""
+        script = self._script
+        half = len(chunk) // 4 * 2 if len(chunk) > _AGENT_BYTES_PER_S // 6 else len(chunk)
+        parts = [part for part in (chunk[:half], chunk[half:]) if part]
+        if script.audio_rate_hz != AGENT_RATE_HZ:
+            parts = [
+                codec.Resampler(AGENT_RATE_HZ, script.audio_rate_hz).resample(part)
+                for part in parts
+            ]
+        return [
+            {
+                "inlineData": {
+                    "mimeType": script.audio_label,
+                    "data": binascii.b2a_base64(part, newline=False).decode("ascii"),
+                }
+            }
+            for part in parts
+        ]
+
+    async def _think(self, reply: _Reply) -> bool:
+        """Say that an answer is on its way, and be silent; False as soon as it is interrupted."""
+        aside: Speech = next(self._lead_ins)
+        self.note("thinks")
+        await self._send_content(
+            modelTurn={"parts": self._audio_parts(aside.pcm)},
+            outputTranscription={"text": aside.text},
+            generationComplete=True,
+        )
+        self._said_bytes = len(aside.pcm)
+        if await self._cut_by(reply, trio.current_time() + aside.seconds):
+            return False
+        await self._complete("thinks on", status="IN_PROGRESS")
+        self.turn += 1
+        if self._script.forgets:
+            await reply.cut.wait()
+        return not await self._cut_by(reply, trio.current_time() + self._script.thinking_s)
 
     def _functions_to_call(self) -> list[FunctionCall]:
         script = self._script
@@ -1095,7 +1201,7 @@ class SimulatedSession:
             self._calls_open.difference_update(ids)
             await self._send({"toolCallCancellation": {"ids": ids}})
 
-    async def _complete(self, what: str, **bundled: bool) -> None:
+    async def _complete(self, what: str, status: str = "IDLE", **bundled: bool) -> None:
         """End the turn: turnComplete with the tokens used, then a handle if no tool is open."""
         said = _TOKENS_PER_S * self._said_bytes // _AGENT_BYTES_PER_S
         heard = _TOKENS_PER_S * self.heard_samples // CALLER_RATE_HZ
@@ -1108,8 +1214,12 @@ class SimulatedSession:
         }
         self._said_bytes = 0
         self.note(what)
-        content = {"turnComplete": True} | bundled
-        await self._send({"serverContent": content, "usageMetadata": usage})
+        content: dict[str, Any] = {"turnComplete": True} | bundled
+        message: dict[str, Any] = {"serverContent": content, "usageMetadata": usage}
+        if self._family == "3.8-thinking" or self._script.thinking_turns:
+            # Google's documents have it in the one place and in the other.
+            (content if self.turn % 2 else message)["interactionStatus"] = status
+        await self._send(message)
         if not self._calls_open:
             handle = self._simulator.new_handle()
             self.handles.append(handle)
@@ -1130,21 +1240,6 @@ class SimulatedSession:
         await self._send({"goAway": {"timeLeft": f"{self._script.go_away_left_s:g}s"}})
         await trio.sleep(self._script.go_away_left_s)
         raise ServiceClosesError(1008, "The operation was aborted.")
-
-
-def _audio_parts(chunk: bytes) -> list[dict[str, Any]]:
-    """Put a chunk into one part, a long one into two: the newer models send several."""
-    half = len(chunk) // 4 * 2 if len(chunk) > _AGENT_BYTES_PER_S // 6 else len(chunk)
-    return [
-        {
-            "inlineData": {
-                "mimeType": f"audio/pcm;rate={AGENT_RATE_HZ}",
-                "data": binascii.b2a_base64(part, newline=False).decode("ascii"),
-            }
-        }
-        for part in (chunk[:half], chunk[half:])
-        if part
-    ]
 
 
 _Leaf = TypeVar("_Leaf", bound=Exception)
@@ -1177,7 +1272,8 @@ def _sample(schema: Any) -> dict[str, Any]:
 # --- The server -----------------------------------------------------------------------------------
 
 _PATH = re.compile(
-    r"/ws/google\.ai\.generativelanguage\.(v1|v1beta|v1alpha)\.GenerativeService\."
+    # The official JavaScript client asks for two slashes.
+    r"/{1,2}ws/google\.ai\.generativelanguage\.(v1|v1beta|v1alpha)\.GenerativeService\."
     "BidiGenerateContent"
 )
 
@@ -1292,7 +1388,8 @@ class GeminiSimulator:
     def _check_request(self, connection: ServerConnection, request: Request) -> Response | None:
         if self.script.refuse_handshake is not None:
             return connection.respond(*self.script.refuse_handshake)
-        if _PATH.fullmatch(urlsplit(request.path).path):
+        # urlsplit() would take what follows two slashes for a host.
+        if _PATH.fullmatch(request.path.partition("?")[0]):
             return None
         return connection.respond(404, "Not Found\n")
 
