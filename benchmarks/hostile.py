@@ -311,6 +311,8 @@ ATTACKS = {
     "upgrades": Attack("200 upgrades answered 400, left open"),
     "prefaces": Attack("200 HTTP/2 prefaces and halves, left open; 400 resets/s"),
     "descriptors": Attack("320 silent sockets, 250 descriptors", fault=_few_descriptors),
+    "pings": Attack("80 media sockets that ping and do not read, 45 Mbit/s"),
+    "ignored": Attack("8 media sockets whose messages are ignored, 45 Mbit/s"),
     "killers": Attack("what has once ended a server, 20/s"),
     "webhooks-merged": Attack(
         "a captured webhook, its fields merged, 50/s", prepare=_merged, fault=_counting_calls

@@ -18,12 +18,15 @@ from benchmarks.load.killers import (
     h2_request,
 )
 from benchmarks.load.stranger import (
+    CONNECTED,
+    LOOPS,
     SOCKETS,
     UPGRADE,
     Attack,
     Attacker,
     Connection,
     Pace,
+    frame,
     request,
 )
 
@@ -31,8 +34,35 @@ RESETS_PER_S = 400
 """Of requests that are taken back at once: 0.2 Mbit/s."""
 FEWER = 320
 """Sockets against a server that may open 300."""
+PINGERS = 80
+BURST_BYTES = 2**16
+"""Sent at once, where an attack is a flood."""
+FLOOD_BYTES_PER_S = 45e6 / 8
+"""Of one flood, over all its sockets."""
+STUCK_S = 5.0
+"""A flood that the server has not read for so long is over."""
 BURSTS_PER_S = 10.0
 LISTEN_S = 0.2
+
+
+def _burst(*messages: bytes) -> bytes:
+    """So many of these frames in turn as one read takes."""
+    together = b"".join(messages)
+    return together * (BURST_BYTES // len(together))
+
+
+PINGS = _burst(frame(b"x" * 125, opcode=9))
+IGNORED = [
+    _burst(frame(CONNECTED)),
+    _burst(frame(b'{"event":"media","streamSid":"MZ0","media":{"payload":"","timestamp":"0"}}')),
+    _burst(frame(b'{"event":"never-heard-of"}')),
+    _burst(frame(b"")),
+    _burst(frame(b"x", opcode=2)),
+    _burst(frame(b"", first=0x01), frame(b"", first=0x00), frame(b"", first=0x80)),
+    _burst(frame(b"x", first=0x01), *[frame(b"x", first=0x00)] * 1000, frame(b"x", first=0x80)),
+    _burst(frame(b"", opcode=10)),
+]
+"""Messages, fragments and pongs that say nothing."""
 
 
 async def upgrades(attacker: Attacker) -> None:
@@ -125,6 +155,70 @@ async def descriptors(attacker: Attacker) -> None:
         group.create_task(attacker.many(1, asks, Pace(4)))
 
 
+async def pings(attacker: Attacker) -> None:
+    """Media sockets that ask for pongs all the time, and read none of them."""
+    opening, asking = Pace(50, at_once=PINGERS), Pace(FLOOD_BYTES_PER_S / len(PINGS))
+
+    async def ping(connection: Connection) -> str:
+        if (status := await connection.upgrade()) != "101":
+            return status
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        return await _flood(attacker, connection, PINGS, asking)
+
+    async def again() -> None:
+        while attacker.goes_on:
+            await opening.turn()
+            await attacker.once(ping, unread_bytes=2048)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(PINGERS):
+            group.create_task(again())
+
+
+async def ignored(attacker: Attacker) -> None:
+    """Media sockets that say what is ignored before a start, and never start."""
+    opening = Pace(50, at_once=LOOPS)
+    said, saying = itertools.cycle(IGNORED), Pace(FLOOD_BYTES_PER_S / len(IGNORED[0]))
+
+    async def talk(connection: Connection) -> str:
+        if (status := await connection.upgrade()) != "101":
+            return status
+        told = asyncio.ensure_future(connection.farewell())
+        try:
+            return await _flood(attacker, connection, next(said), saying, told)
+        finally:
+            told.cancel()
+            await asyncio.wait([told])
+            if not told.cancelled():
+                told.exception()
+
+    await attacker.many(LOOPS, talk, opening)
+
+
+async def _flood(
+    attacker: Attacker,
+    connection: Connection,
+    burst: bytes,
+    pace: Pace,
+    farewell: asyncio.Future[str] | None = None,
+) -> str:
+    """Send the same again and again; the server's close code if it has said goodbye."""
+    while attacker.goes_on:
+        await pace.turn()
+        if farewell is not None and farewell.done():
+            return farewell.result()
+        try:
+            async with asyncio.timeout(STUCK_S):
+                await connection.send(burst)
+        except TimeoutError:
+            return "held back"
+        except ConnectionError:
+            if farewell is None:
+                raise
+            return await farewell
+    return "left"
+
+
 async def killers(attacker: Attacker) -> None:
     """What has once ended a whole server, in turn."""
     known = itertools.cycle(KILLERS.values())
@@ -159,6 +253,8 @@ ATTACKS: dict[str, Attack] = {
     "upgrades": upgrades,
     "prefaces": prefaces,
     "descriptors": descriptors,
+    "pings": pings,
+    "ignored": ignored,
     "killers": killers,
     "webhooks-merged": merged_webhooks,
 }
