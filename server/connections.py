@@ -246,10 +246,9 @@ class Http11(H11Protocol):
             return  # the app has begun to answer, and that is the last answer here, too
         no_body = [(b"content-length", b"0"), (b"connection", b"close"), *refused.headers]
         headers = list(chain(no_body, self.config.response_headers("h11")))
-        answer = connection.send(h11.Response(status_code=refused.status, headers=headers)) or b""
-        answer += connection.send(h11.EndOfMessage()) or b""
-        self.has_ended = True  # at once: the app may be about to accept while this is sent
-        await self.send(RawData(data=answer))
+        self.has_ended = True  # an app that is about to accept the WebSocket says it to nobody
+        await super()._send_h11_event(h11.Response(status_code=refused.status, headers=headers))
+        await super()._send_h11_event(h11.EndOfMessage())
         await self.send(Closed())
 
     async def _check_protocol(self, event: h11.Request) -> None:
@@ -461,9 +460,7 @@ class Connection(TCPServer):
                     await self._read_data()
                 await self.protocol.handle(Closed())
             finally:
-                # Also where the client has reset the connection: the app is cancelled, and
-                # hypercorn would answer for it.
-                self.protocol.has_ended = True
+                self.protocol.has_ended = True  # however it ended: hypercorn answers for no app now
                 self._doors.wait_no_more(self._reading)
                 self.requests_are_over()
             if self._has_closed:
@@ -478,8 +475,14 @@ class Connection(TCPServer):
         self._doors.wait(self._reading)
 
     async def _read_data(self) -> None:
-        while data := await self.stream.receive_some(MAX_RECV):
+        while data := await self._receive():
             await self.protocol.handle(RawData(bytes(data)))
+
+    async def _receive(self) -> bytes | bytearray:
+        try:
+            return await self.stream.receive_some(MAX_RECV)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return b""  # a reset is an end like any other, and the app is told of it
 
     async def protocol_send(self, event: Event) -> None:
         """Do what the protocol asks for."""
@@ -524,7 +527,7 @@ class Connection(TCPServer):
         with trio.move_on_after(LINGER_S) as scope:
             self._doors.wait(scope)
             try:
-                while left > 0 and (data := await self.stream.receive_some(MAX_RECV)):
+                while left > 0 and (data := await self._receive()):
                     left -= len(data)
             finally:
                 self._doors.wait_no_more(scope)

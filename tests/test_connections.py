@@ -140,7 +140,8 @@ async def test_who_leaves_in_the_middle_of_a_handshake_is_no_error(media_path):
 
 async def _leave_in_the_middle(server) -> None:
     address = ("127.0.0.1", server.http.base_url.port)
-    for data in (STREAM, STREAM + b"\r\n", STREAM + b"\r\n\x81"):
+    asked = b"GET /twiml HTTP/1.1\r\n" + HOST + b"\r\n"
+    for data in (STREAM, STREAM + b"\r\n", STREAM + b"\r\n\x81", asked):
         for reset in (False, True):
             client = await trio.open_tcp_stream(*address)
             await client.send_all(data)
@@ -271,23 +272,55 @@ async def test_a_client_that_resets_its_connection_is_answered_by_nobody():
     assert lines == []
 
 
+EARLY_FRAME = b"\x81\x80abcd"
+
+
 async def test_a_handshake_that_is_being_refused_is_not_accepted_meanwhile():
+    async def accept(protocol: Http11) -> None:
+        await protocol.stream.app_send({"type": "websocket.accept"})
+
+    protocol, sent = _asked_for_websocket(accept)
+    await protocol.handle(RawData(data=STREAM + b"\r\n"))
+    await protocol.handle(RawData(data=EARLY_FRAME))
+
+    assert _said(sent).startswith(b"HTTP/1.1 400")
+    assert _said(sent).count(b"HTTP/1.1") == 1
+    assert isinstance(sent[-1], Closed)
+
+
+async def test_a_handshake_that_its_app_is_refusing_is_not_refused_twice():
+    async def send_early(protocol: Http11) -> None:
+        await protocol.handle(RawData(data=EARLY_FRAME))
+
+    protocol, sent = _asked_for_websocket(send_early)
+    await protocol.handle(RawData(data=STREAM + b"\r\n"))
+    start = {"type": "websocket.http.response.start", "status": 403, "headers": []}
+    await protocol.stream.app_send(start)
+    await protocol.stream.app_send({"type": "websocket.http.response.body", "body": b"no"})
+
+    assert _said(sent).startswith(b"HTTP/1.1 403")
+    assert _said(sent).count(b"HTTP/1.1") == 1
+
+
+def _asked_for_websocket(
+    meanwhile: Callable[[Http11], Awaitable[None]],
+) -> tuple[Http11, list[Event]]:
+    """A protocol without a socket, and what it sends; while it sends the first of that, this."""
     sent: list[Event] = []
 
     async def send(event: Event) -> None:
         sent.append(event)
-        if isinstance(event, RawData):
-            await protocol.stream.app_send({"type": "websocket.accept"})
+        if len(sent) == 2:  # the first tells that the connection is not idle
+            await meanwhile(protocol)
 
     protocol = Http11(
         None, Config(), WorkerContext(None), _Asked(), ConnectionState({}), False, None, None, send
     )
-    await protocol.handle(RawData(data=STREAM + b"\r\n"))
-    await protocol.handle(RawData(data=b"\x81\x80abcd"))
+    return protocol, sent
 
-    (answer,) = (event.data for event in sent if isinstance(event, RawData))
-    assert answer.startswith(b"HTTP/1.1 400")
-    assert isinstance(sent[-1], Closed)
+
+def _said(sent: list[Event]) -> bytes:
+    return b"".join(event.data for event in sent if isinstance(event, RawData))
 
 
 class _Asked:
