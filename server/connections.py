@@ -20,6 +20,7 @@ import binascii
 import errno
 import math
 import os
+import re
 import socket
 import string
 from collections.abc import Awaitable, Callable
@@ -68,6 +69,10 @@ THEIR_FAULT = (
 AUTHORITY = (string.ascii_letters + string.digits + "-._~%!$&'()*+,;=:@[]").encode()
 """What may stand between the scheme and the path of an absolute target (RFC 3986 section 3.2)."""
 ABOUT_WEBSOCKET = b"sec-websocket-"
+HOST = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[\w~!$&'()*+,;=%-]{1,63}\.)*[\w~!$&'()*+,;=%-]{0,63})(?::\d{0,5})?"
+)
+"""A name in labels that DNS could have, or an IPv6 address; and a port."""
 
 
 class Doors:
@@ -262,6 +267,8 @@ class Http11(H11Protocol):
     async def _create_stream(self, request: h11.Request) -> None:
         if (target := origin_form(request)) != request.target:
             request = replace(request, target=target)
+        if not all(HOST.fullmatch(value) for name, value in request.headers if name == b"host"):
+            raise _Refused(400)  # RFC 9112 section 3.2; the router cannot take it either
         connection = cast(h11.Connection, self.connection)
         if (refused := check_upgrade(request, bool(connection.trailing_data[0]))) is not None:
             raise refused

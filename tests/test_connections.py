@@ -94,6 +94,19 @@ STRANGE: dict[str, tuple[bytes, bytes]] = {
     "an address of nobody": (b"GET http:///healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
     "the server as a whole": (b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
     "a tunnel": (b"CONNECT x:80 HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "a host too long for a name": (
+        b"GET /healthz HTTP/1.1\r\nHost: " + b"a" * 64 + b"\r\n\r\n",
+        b"400",
+    ),
+    "a host with nothing between dots": (b"GET /healthz HTTP/1.1\r\nHost: a..b\r\n\r\n", b"400"),
+    "a host above 0x7f": (b"GET /healthz HTTP/1.1\r\nHost: \xff\r\n\r\n", b"400"),
+    "a host of spaces": (b"GET /healthz HTTP/1.1\r\nHost: a b\r\n\r\n", b"400"),
+    "an IPv6 host": (b"GET /healthz HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", b"200"),
+    "a host with a last dot and a port": (
+        b"GET /healthz HTTP/1.1\r\nHost: a-b.c.:80\r\n\r\n",
+        b"200",
+    ),
+    "no host": (b"GET /healthz HTTP/1.1\r\nHost:\r\n\r\n", b"200"),
     "two slashes": (b"GET //healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
     "a proxy's line": (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n", b"400"),
 }
