@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import itertools
 import os
 import re
 import secrets
@@ -42,6 +43,7 @@ from benchmarks.hostile import FLOOR_MS, WAYS, watched_window
 from benchmarks.load.killers import KILLERS
 from benchmarks.point import (
     LOG,
+    READY_TIMEOUT_S,
     Held,
     PointFailed,
     ServerKind,
@@ -87,6 +89,7 @@ WINDOW_S = 5.0
 TIMEOUT_S = 24 * 3_600.0
 SUSPECTS = 4 * CONNECTIONS
 """So many of the last connections are tried one by one when the server has died."""
+READY = '"event": "offhook ready"'
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)|by a bug of ours")
 
 
@@ -220,27 +223,31 @@ def serving(kind: ServerKind, *, limit: int = 0, **settings: str) -> Generator[V
         ):
             try:
                 wait_ready(url, server, trust)
-                wait_all_workers(kind, server.pid)
+                wait_all_ready(kind, log)
             except PointFailed as failure:
                 words = log.read_text(errors="replace").strip().splitlines()[-8:]
                 raise PointFailed("\n".join([str(failure), *words])) from None
             yield Victim(kind, port, server.pid, log, trust)
 
 
-def wait_all_workers(kind: ServerKind, pid: int) -> None:
-    """Wait until no more of a server's processes begin: one may answer before the other is there.
+def wait_all_ready(kind: ServerKind, log: Path) -> None:
+    """Wait until each of a server's processes has said that it is ready: one may answer sooner.
 
     Raises:
-        PointFailed: They do not come to an end.
+        PointFailed: One of them is not.
     """
-    deadline, seen, same = time.monotonic() + 20.0, processes.family(pid), 0
-    while same < (1 if "worker" not in kind.name else 10):
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while (ready := log.read_text(errors="replace").count(READY)) < _workers_of(kind):
         if time.monotonic() > deadline:
-            raise PointFailed(f"its processes change all the time: {seen}")
+            raise PointFailed(f"{ready} of {_workers_of(kind)} processes are ready")
         time.sleep(0.1)
-        now = processes.family(pid)
-        same = same + 1 if now == seen else 0
-        seen = now
+
+
+def _workers_of(kind: ServerKind) -> int:
+    for name, value in itertools.pairwise(kind.arguments):
+        if name in ("-w", "--workers"):
+            return int(value)
+    return 1
 
 
 # ------------------------------------------------------------------------------------------
@@ -746,7 +753,7 @@ def fuzz_beside_calls(
     reports: list[Report] = []
 
     def attack(held: Held) -> None:
-        wait_all_workers(kind, held.pid)
+        wait_all_ready(kind, held.directory / LOG)
         if gives_way and hasattr(os, "nice"):
             os.nice(19)
         port = int(held.url.rpartition(":")[2])
