@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 
@@ -17,6 +18,9 @@ from server.master import Master
 from server.serving import listen, serve, stop_on_signal
 from server.settings import Settings
 from server.sockets import raise_file_limit
+
+MAX_WORKERS = 1_000
+"""More processes than any machine has cores are a slip of the finger."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,14 +38,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", help="address to listen on (HOST)")
     parser.add_argument("--port", type=int, help="port to listen on (PORT)")
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="how many processes (default: 1)"
+        "--workers",
+        type=_worker_count,
+        default=1,
+        metavar="N",
+        help="how many processes (default: 1)",
     )
     chosen = parser.parse_args(arguments)
     if chosen.command == "demo":
         # The demo brings its own dependencies (a terminal display) that serving does without.
         from server.demo import run_demo
 
-        return run_demo(chosen.script)
+        try:
+            return run_demo(chosen.script)
+        except ConfigurationError as error:
+            print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
+            return 2
     if chosen.command == "new-key":
         return _new_key(chosen.name)
     overrides = {k: v for k, v in (("host", chosen.host), ("port", chosen.port)) if v is not None}
@@ -60,6 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:  # before there was anything to stop, or when all has stopped
         return 128 + signal.SIGINT
+
+
+def _worker_count(text: str) -> int:
+    if re.fullmatch("[0-9]{1,9}", text) is None or not 1 <= int(text) <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MAX_WORKERS}")
+    return int(text)
 
 
 def _new_key(name: str) -> int:

@@ -5,45 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-import phonenumbers
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from server.agent import Agent
+from server.numbers import e164
 from server.records import Cursor
-
-_TOO_WRONG = {
-    phonenumbers.ValidationResult.INVALID_COUNTRY_CODE: "the country code does not exist",
-    phonenumbers.ValidationResult.TOO_SHORT: "too short for its country",
-    phonenumbers.ValidationResult.TOO_LONG: "too long for its country",
-    phonenumbers.ValidationResult.INVALID_LENGTH: "the wrong length for its country",
-    phonenumbers.ValidationResult.IS_POSSIBLE_LOCAL_ONLY: "the area code is missing",
-}
-
-
-def e164(number: str) -> str:
-    """Check a phone number and write it in E.164 form, ``+`` and digits.
-
-    Raises:
-        ValueError: What is wrong with it.
-    """
-    if not number.strip().startswith("+"):
-        raise ValueError("must be in E.164 form: + and country code first, as in +584125551234")
-    try:
-        parsed = phonenumbers.parse(number)
-    except phonenumbers.NumberParseException as error:
-        raise ValueError(f"not a phone number: {str(error).rstrip('.').lower()}") from None
-    verdict = phonenumbers.is_possible_number_with_reason(parsed)
-    if verdict in _TOO_WRONG:
-        raise ValueError(f"not a possible phone number: {_TOO_WRONG[verdict]}")
-    if parsed.extension:
-        raise ValueError("must not have an extension")
-    return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
 
 
 def _cursor(text: str | None) -> str | None:
     if text is not None:
         Cursor.parse(text)
     return text
+
+
+MAX_PROMPT_CHARS = 32_000
+MAX_GREETING_CHARS = 4_000
+MAX_METADATA = 32
+MAX_METADATA_CHARS = 1_000
+"""Of a name, and of what it stands for."""
+_Fact = Annotated[str, Field(max_length=MAX_METADATA_CHARS)]
 
 
 class MakeCall(BaseModel):
@@ -56,13 +36,11 @@ class MakeCall(BaseModel):
         AfterValidator(e164),
         Field(description="E.164, such as +584125551234", max_length=40, examples=["+15005550006"]),
     ]
-    prompt: Annotated[str | None, Field(max_length=32_000)] = None
-    greeting: Annotated[str | None, Field(max_length=4_000)] = None
+    prompt: Annotated[str | None, Field(max_length=MAX_PROMPT_CHARS)] = None
+    greeting: Annotated[str | None, Field(max_length=MAX_GREETING_CHARS)] = None
     voice: Annotated[str | None, Field(max_length=64)] = None
     language: Annotated[str | None, Field(max_length=35, pattern=r"^[A-Za-z]{2,3}(-\w+)*$")] = None
-    metadata: Annotated[
-        dict[str, Annotated[str, Field(max_length=1_000)]] | None, Field(max_length=32)
-    ] = None
+    metadata: Annotated[dict[_Fact, _Fact] | None, Field(max_length=MAX_METADATA)] = None
     max_duration_s: Annotated[float | None, Field(gt=0, le=14_400)] = None
 
     def agent(self, default: Agent) -> Agent:
@@ -162,11 +140,21 @@ def error_body(error: str, message: str, **facts: Any) -> dict[str, Any]:
     return {"error": error, "message": message, **facts}
 
 
+_NO_TEXT = "has half of a surrogate pair in it, which is no character"
+
+
+def _text(part: object) -> str:
+    """A part of a field's path; a name that is no text is shown as far as it is."""
+    return str(part).encode("utf-8", "replace").decode()
+
+
 def field_errors(error: Exception | None) -> dict[str, str]:
     """Field path to what is wrong with it; the whole body is ``""``."""
     if not isinstance(error, ValidationError):
         return {"": "must be a JSON object sent as application/json"}
     return {
-        ".".join(str(part) for part in issue["loc"]): issue["msg"].removeprefix("Value error, ")
+        ".".join(_text(part) for part in issue["loc"]): _NO_TEXT
+        if issue["type"] == "string_unicode"
+        else issue["msg"].removeprefix("Value error, ")
         for issue in error.errors(include_url=False, include_context=False, include_input=False)
     }

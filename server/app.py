@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from quart_schema import APIKeySecurityScheme, HttpSecurityScheme, Info, QuartSchema
@@ -42,6 +43,7 @@ from server.ear import BargeInMode
 from server.errors import ConfigurationError
 from server.greeting import read_greeting
 from server.http_connection import HttpConnection
+from server.http_request import MAX_BODY_BYTES, HttpRequest
 from server.hypercorn_hook import refuse_other_servers
 from server.idempotency import Idempotency
 from server.keys import UNNAMED, Keys, hash_key, made_key
@@ -60,9 +62,10 @@ from server.model.simulator import SCRIPTS as MODEL_SCRIPTS
 from server.model.simulator import GeminiSimulator
 from server.opening import GreetingWhen
 from server.pass_on import relay_media
+from server.path_prefix import prefix_of, without_prefix
 from server.plane import Plane, Wire
-from server.recording import Recordings
-from server.records import Records
+from server.recording import Recordings, check_directory
+from server.records import Records, check_database
 from server.routes import add_routes
 from server.settings import Account, Settings
 from server.strangers import Strangers
@@ -82,8 +85,6 @@ from server.workers import Workers, hand_over, shared_secret
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-MAX_BODY_BYTES = 64 * 1024
-"""Twilio's webhooks and our requests are a few kilobytes."""
 TWILIO_CALLS_PER_S = 1.0
 """What Twilio dials for an account that has not asked for more."""
 SIMULATED_NUMBER = "+15005550006"
@@ -104,6 +105,7 @@ class OffhookApp(QuartTrio):
 
     asgi_http_class = HttpConnection
     asgi_websocket_class = MediaWebsocketConnection
+    request_class = HttpRequest
     websocket_class = MediaWebsocket
 
     calls: Calls
@@ -121,6 +123,7 @@ class OffhookApp(QuartTrio):
         self.failed = trio.Event()
         """Set when the inside has ended by a fault of ours: nothing more can be served."""
         self.workers = Workers()
+        self._path_prefix = prefix_of(settings.public_url)
         self.metrics = Metrics(CollectorRegistry())
         self._agent = Agent(
             prompt=settings.agent_prompt or DEFAULT_PROMPT,
@@ -150,6 +153,7 @@ class OffhookApp(QuartTrio):
         self.destinations = Destinations(
             settings.allowed_prefixes, refuse_costly=not self.is_simulated
         )
+        check_database(settings.database_url.get_secret_value())
         self.records = Records(
             settings.database_url.get_secret_value(),
             metrics=self.metrics,
@@ -158,6 +162,7 @@ class OffhookApp(QuartTrio):
         )
         self.recordings: Recordings | None = None
         if settings.recordings_dir is not None:
+            check_directory(settings.recordings_dir)
             self.recordings = Recordings(
                 settings.recordings_dir,
                 metrics=self.metrics,
@@ -169,6 +174,12 @@ class OffhookApp(QuartTrio):
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = settings.close_timeout_s + 2.0
         self.before_serving(self._start)
         self.after_serving(self._stop)
+
+    async def asgi_app(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """Serve a request at its path below the public address."""
+        await super().asgi_app(without_prefix(scope, self._path_prefix), receive, send)
 
     @property
     def agent(self) -> Agent:
@@ -191,7 +202,7 @@ class OffhookApp(QuartTrio):
         if self.settings.public_url is not None or not self.is_simulated or server is None:
             return
         host, port = server
-        url = f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+        url = _local_url("127.0.0.1" if host in ("0.0.0.0", "::") else host, port, scheme)
         if port and url != self.public_url:
             self._reach_at(url)
 
@@ -465,6 +476,9 @@ class OffhookApp(QuartTrio):
                 )
             if settings.max_call_cost_usd is not None and Prices().of_model(model.name) is None:
                 logger.warning("MAX_CALL_COST_USD caps the carrier's part only", model=model.name)
+            if self.workers.number == 0:
+                for warning in settings.warnings:
+                    logger.warning("a setting may be a mistake", what=warning)
             logger.info(
                 "offhook ready",
                 carrier=self.carrier.name,
@@ -528,7 +542,7 @@ class OffhookApp(QuartTrio):
             account_sid,
             auth_token,
             SIMULATED_NUMBER,
-            public_url=settings.public_url or f"http://{settings.host}:{settings.port}",
+            public_url=settings.public_url or _local_url(settings.host, settings.port),
             api_url=twilio.api_url,
             name="simulator",
         )
@@ -543,6 +557,7 @@ class OffhookApp(QuartTrio):
             api_url=self.settings.twilio_api_url,
             name="twilio",
             proxy=_text(self.settings.twilio_proxy),
+            api_key=account.twilio_api_key,
         )
         return self._gemini(
             account.gemini_api_key,
@@ -589,6 +604,7 @@ class OffhookApp(QuartTrio):
         api_url: str | None,
         name: str,
         proxy: str | None = None,
+        api_key: tuple[str, str] | None = None,
     ) -> None:
         self.public_url = public_url
         self.own_number = phone_number
@@ -604,6 +620,7 @@ class OffhookApp(QuartTrio):
             ring_timeout_s=self.settings.ring_timeout_s,
             request_timeout_s=self.settings.carrier_timeout_s,
             proxy=proxy,
+            api_key=api_key,
         )
 
 
@@ -617,6 +634,10 @@ def _tools(settings: Settings) -> tuple[Tool, ...]:
     if settings.voicemail != "ignore":
         ours.append(voicemail_reached)
     return check_names((*ours, *load_tools(settings.tools)))
+
+
+def _local_url(host: str, port: int | None, scheme: str = "http") -> str:
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _text(secret: SecretStr | None) -> str | None:

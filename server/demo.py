@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from server.call import Call
 from server.carrier.simulator import SimulatedCall
 from server.clock import PatientClock
 from server.demo_scripts import SCRIPTS, DemoScript, Outcome
+from server.errors import ConfigurationError
 from server.serving import listen, serve
 from server.settings import Settings
 
@@ -50,13 +52,24 @@ def run_demo(script: str) -> int:
     directory = Path(tempfile.mkdtemp(prefix="offhook-demo-"))
     # Every end of these calls is in this process: what is late is late at all of them.
     clock = PatientClock()
-    if script == ALL:
-        passed = trio.run(_run_all, console, directory, clock=clock)
-    else:
-        passed = trio.run(_run_one, console, SCRIPTS[script], directory, clock=clock)
+    wrong: list[BaseException] = []
+    try:
+        if script == ALL:
+            passed = trio.run(_run_all, console, directory, clock=clock)
+        else:
+            passed = trio.run(_run_one, console, SCRIPTS[script], directory, clock=clock)
+    except* ConfigurationError as errors:
+        wrong += errors.exceptions
+    if wrong:
+        # Every script has the same settings beside its own, so each has the same to say.
+        raise ConfigurationError(str(_first(wrong[0])))
     if clock.withheld_s > WORTH_TELLING_S:
         console.print(f"the machine was busy: {clock.withheld_s:.1f} s were not counted")
     return 0 if passed else 1
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _run_all(console: Console, directory: Path) -> bool:
@@ -98,24 +111,29 @@ async def _run_one(
     began = time.perf_counter()
     listener = listen("127.0.0.1", 0)
     public_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    settings = Settings.load(
-        **{
-            "_env_file": None,
-            "twilio_account_sid": None,
-            "twilio_auth_token": None,
-            "twilio_phone_number": None,
-            "gemini_api_key": None,
-            "api_key": None,
-            "api_keys": {},
-            "allowed_prefixes": (),
-            "public_url": public_url,
-            "recordings_dir": directory,
-            "database_url": "sqlite://",  # in memory
-            "drain_timeout_s": 0.0,
-            **script.settings,
-        }
-    )
-    app = create_app(settings)
+    with ExitStack() as stack:
+        stack.callback(listener.close)
+        settings = Settings.load(
+            **{
+                "_env_file": None,
+                "twilio_account_sid": None,
+                "twilio_auth_token": None,
+                "twilio_api_key_sid": None,
+                "twilio_api_key_secret": None,
+                "twilio_phone_number": None,
+                "gemini_api_key": None,
+                "api_key": None,
+                "api_keys": {},
+                "allowed_prefixes": (),
+                "public_url": public_url,
+                "recordings_dir": directory,
+                "database_url": "sqlite://",  # in memory
+                "drain_timeout_s": 0.0,
+                **script.settings,
+            }
+        )
+        app = create_app(settings)
+        stack.pop_all()  # from here on whoever serves closes it
     stop = trio.Event()
     outcome: Outcome | None = None
     async with trio.open_nursery() as nursery:

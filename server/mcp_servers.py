@@ -30,6 +30,7 @@ import trio
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from server.errors import ConfigurationError
+from server.settings_file import read_text
 from server.tools import (
     MAX_ERROR,
     MAX_RESULT_BYTES,
@@ -96,11 +97,13 @@ def read_servers(setting: str | None) -> Mapping[str, _Entry]:
     if not setting:
         return {}
     try:
-        text = setting if setting.lstrip().startswith("{") else Path(setting).read_text()
+        text = setting
+        if not setting.lstrip().startswith("{"):
+            text = read_text(Path(setting).read_bytes(), f"MCP_SERVERS: {setting}")
         given = json.loads(text)
     except OSError as error:
         raise ConfigurationError(f"MCP_SERVERS: cannot be read: {error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"MCP_SERVERS: not JSON: {error}") from None
     if isinstance(given, dict) and isinstance(given.get("mcpServers"), dict):
         given = given["mcpServers"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import re
 import struct
+import tempfile
 import time
 from array import array
 from collections import deque
@@ -24,6 +25,7 @@ import trio
 
 from codec import decode_mulaw
 from server.carrier import CarrierCommand, Clear, SendAudio
+from server.errors import ConfigurationError
 from server.metrics import Metrics
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -245,6 +247,24 @@ class _WavFile:
 
 # ------------------------------------------------------------------------------------------
 # All calls
+
+
+def check_directory(directory: Path) -> None:
+    """Make the folder for recordings, and find out whether files can be made in it.
+
+    Raises:
+        ConfigurationError: They cannot; ``RECORDINGS_DIR`` is named.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        reason = "is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise ConfigurationError(
+            f"RECORDINGS_DIR: {directory} cannot be used: {reason}; it must be a folder in which "
+            "this user may make files"
+        ) from None
 
 
 class Recordings:

@@ -361,6 +361,36 @@ def _database_url(text: str) -> URL:
     return url
 
 
+def check_database(text: str) -> None:
+    """Find out before the first call whether records can ever be kept where a setting says.
+
+    A database that is not there just now is waited for, a file as well as a server; something else
+    in its place stays what it is.
+
+    Raises:
+        ConfigurationError: It is a folder, or a file of another program.
+    """
+    url = _database_url(text)
+    if url.get_backend_name() != "sqlite" or not url.database or url.query.get("uri"):
+        return
+    path = Path(url.database)
+    if path.is_dir():
+        raise ConfigurationError(f"DATABASE_URL: {path} is a folder; name a file in it")
+    try:
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            start = file.read(len(_SQLITE_START))
+    except OSError:
+        return
+    if start and start != _SQLITE_START:
+        raise ConfigurationError(f"DATABASE_URL: {path} is a file of something else than SQLite")
+
+
+_SQLITE_START = b"SQLite format 3\0"
+"""How every such file begins that is not empty (SQLite's "Database File Format", 1.3)."""
+
+
 # ------------------------------------------------------------------------------------------
 # The records
 

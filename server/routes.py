@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +21,7 @@ from quart_schema import (
     validate_querystring,
     validate_request,
 )
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException
 
 from server.api import (
     CallList,
@@ -38,6 +37,7 @@ from server.api import (
     field_errors,
 )
 from server.calls import Page
+from server.cross_origin import allow_origins
 from server.endings import EndReason
 from server.errors import CallRefused, CarrierError
 from server.headers import lines_of, single
@@ -87,6 +87,7 @@ CARRIER_PAUSE_S = 5.0
 def add_routes(app: OffhookApp) -> None:
     """Give the app every route of the contract, and JSON for every error."""
     others = Others(app)
+    before = _paths(app)
     _add_api(app, others)
     earlier = _paths(app)
     webhooks = Webhooks(app)
@@ -94,6 +95,7 @@ def add_routes(app: OffhookApp) -> None:
     signed_paths = _paths(app) - earlier
     _log_requests(app, quiet_paths=HEALTH | METRICS | signed_paths)
     app.before_request(webhooks.find_astray)
+    allow_origins(app, app.settings.allowed_origins, earlier - before)
     _guard(app, signed_paths=signed_paths)
     _check_bodies(app)  # after the guard: strangers are told nothing about bodies
     _learn_address(app)
@@ -133,12 +135,13 @@ def _check_bodies(app: OffhookApp) -> None:
     async def check_body() -> Any:
         if request.path != "/make-call" or request.method != "POST":
             return None
+        fields = field_errors(None)
         try:
-            if isinstance(json.loads(await request.get_data()), dict) and request.is_json:
+            if isinstance(await request.get_json(), dict):
                 return None
-        except (ValueError, RecursionError):  # not JSON, not even text, or nested too deep
-            pass
-        return error_body("invalid", "the request is not valid", fields=field_errors(None)), 400
+        except BadRequest as error:
+            fields = {"": f"the body {error.description}"}
+        return error_body("invalid", "the request is not valid", fields=fields), 400
 
 
 def _learn_address(app: OffhookApp) -> None:

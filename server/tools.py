@@ -24,9 +24,12 @@ user's own; and the :class:`Toolbox` in which one call's model has its functions
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
+import sys
+import textwrap
 import traceback
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -172,7 +175,7 @@ def _tool_of(function: Callable[..., Any], name: str | None, timeout_s: float | 
     name = name or function.__name__
     if not _NAME.fullmatch(name):
         raise TypeError(f"tool {name!r}: letters, digits and _ only, and at most 128 of them")
-    description, described = _read_docstring(function.__doc__ or "")
+    description, described = _read_docstring(_docstring(function))
     if not description:
         raise TypeError(f"tool {name}: the docstring is what the model is told, and there is none")
     wants_call = False
@@ -242,6 +245,20 @@ def without_extra(given: Mapping[str, Any], known: Collection[str]) -> dict[str,
 
 _SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns|Yields|Raises|Examples?|Notes?):\s*$")
 _ARGUMENT = re.compile(r"^\s+\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s+(.*)$")
+
+
+def _docstring(function: Callable[..., Any]) -> str:
+    """What is written below a function's head, also where ``python -OO`` has thrown it away."""
+    if function.__doc__ is not None or sys.flags.optimize < 2:
+        return function.__doc__ or ""
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+        definition = ast.parse(source).body[0]
+    except (OSError, SyntaxError, IndexError):
+        return ""
+    if isinstance(definition, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return ast.get_docstring(definition) or ""
+    return ""
 
 
 def _read_docstring(docstring: str) -> tuple[str, dict[str, str]]:

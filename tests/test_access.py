@@ -20,7 +20,7 @@ from server.records import StoredRequest
 from server.settings import Settings
 
 ACCOUNT = {
-    "twilio_account_sid": "AC0",
+    "twilio_account_sid": "AC" + "0" * 32,
     "twilio_auth_token": "token",
     "twilio_phone_number": "+15005550006",
     "gemini_api_key": "key",

@@ -12,6 +12,8 @@ FILES = sorted([*ROOT.glob("server/**/*.py"), *ROOT.glob("codec/*.py"), *ROOT.gl
 
 LEAVES = {"server.errors", "server.settings", "server.metrics", "server.logs", "server.transcript"}
 LEAVES_MAY_USE = {"server.errors", "codec", "codec.latency"}
+SETTINGS = {"server.setting_values", "server.settings_file", "server.numbers", "server.text"}
+"""What settings are made of, and nothing else of ours."""
 CONCRETE = {
     "server.carrier.twilio",
     "server.carrier.simulator",
@@ -60,9 +62,13 @@ def test_arrows_point_the_right_way(path):
     if name.startswith("codec"):
         assert not any(module.startswith("server") for module in used), "codec imports server"
     if name in LEAVES:
+        parts = SETTINGS if name == "server.settings" else set()
+        used = {module for module in used if not any(module.startswith(part) for part in parts)}
         assert used - LEAVES_MAY_USE <= {"server"} | {
             f"server.errors.{n}" for n in ("ConfigurationError", "ServerError")
         }, f"{name} must import nothing of ours"
+    if name in SETTINGS:
+        assert all(module.startswith(("server.errors", "server.text")) for module in used)
     if name in ("server.carrier", "server.model"):
         assert not used & CONCRETE, "an interface imports an implementation"
     if name.startswith("server.carrier"):

@@ -6,7 +6,7 @@ from server.errors import ConfigurationError
 from server.settings import Settings
 
 ACCOUNT = {
-    "twilio_account_sid": "AC1",
+    "twilio_account_sid": "AC" + "1" * 32,
     "twilio_auth_token": "t",
     "twilio_phone_number": "+15005550006",
     "gemini_api_key": "g",

@@ -112,6 +112,15 @@ async def test_a_call_is_placed_as_the_documentation_asks(api):
     }
 
 
+async def test_an_api_key_asks_in_the_tokens_place(api):
+    async with carrier(api.url, api_key=("SK" + "1" * 32, "the key's")) as twilio:
+        await twilio.place_call("+584121234567", ticket="t1", max_duration_s=600)
+
+    assert (api.credentials.username, api.credentials.password) == ("SK" + "1" * 32, "the key's")
+    ((method, path, _),) = api.asked
+    assert (method, path) == ("POST", CALLS_PATH)
+
+
 async def test_machine_detection_is_asked_for_beside_the_call_and_not_before_it(api):
     async with carrier(api.url) as twilio:
         await twilio.place_call(

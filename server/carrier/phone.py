@@ -29,6 +29,7 @@ import codec
 from server.carrier import CallStatus
 from server.carrier.twilio import TextTransport
 from server.errors import StreamEnded
+from server.wav import data_of
 
 FRAME_BYTES = 160
 FRAME_S = 0.02
@@ -67,13 +68,7 @@ def is_loud(frame: bytes) -> bool:
 def load_speech(clip: str) -> bytes:
     """Mu-law of a recorded sentence: ``server/speech/caller-<clip>.wav``."""
     wav = resources.files("server").joinpath("speech", f"caller-{clip}.wav").read_bytes()
-    position = 12  # After "RIFF", its size, "WAVE".
-    while position < len(wav):
-        size = int.from_bytes(wav[position + 4 : position + 8], "little")
-        if wav[position : position + 4] == b"data":
-            return wav[position + 8 : position + 8 + size]
-        position += 8 + size + size % 2
-    raise ValueError(f"caller-{clip}.wav has no data")
+    return data_of(wav)
 
 
 def two_channel_wav(left: bytes, right: bytes) -> bytes:

@@ -879,6 +879,8 @@ class TwilioCarrier:
         ring_timeout_s: How long a phone rings before the call is given up as no-answer.
         request_timeout_s: How long any one REST request may take.
         proxy: An HTTP proxy on the way to the REST API; the environment's are not used.
+        api_key: SID (``SK…``) and secret of the API key to ask the REST API with, in the token's
+            place.
     """
 
     def __init__(
@@ -893,6 +895,7 @@ class TwilioCarrier:
         ring_timeout_s: float = 30.0,
         request_timeout_s: float = 10.0,
         proxy: str | None = None,
+        api_key: tuple[str, str] | None = None,
     ) -> None:
         self._name = name
         self._account_sid = account_sid
@@ -912,8 +915,8 @@ class TwilioCarrier:
             proxy=proxy,
         )
         self._client = Client(
-            account_sid,
-            auth_token,
+            *(api_key or (account_sid, auth_token)),
+            account_sid=account_sid,
             http_client=_TrioHttp(self._http, lambda wait_s: self.on_wait(wait_s)),
             # Otherwise TWILIO_EDGE and TWILIO_REGION of the environment change the address.
             environment={"TWILIO_ACCOUNT_SID": account_sid},

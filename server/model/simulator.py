@@ -41,6 +41,7 @@ from websockets.trio.server import ServerConnection, serve
 
 import codec
 from server.model import AGENT_RATE_HZ, CALLER_RATE_HZ
+from server.wav import data_of
 
 # --- Scripts --------------------------------------------------------------------------------------
 
@@ -589,16 +590,8 @@ _LEAD_INS = (
 def load_speech(name: str, text: str) -> Speech:
     """Read a recording of ``server/speech`` (mu-law at 8 kHz) as the model would send it."""
     wav = files("server").joinpath("speech", f"{name}.wav").read_bytes()
-    payload = b""
-    position = 12  # after "RIFF", the size and "WAVE"; the standard library reads no mu-law
-    while position < len(wav):
-        kind = wav[position : position + 4]
-        length = int.from_bytes(wav[position + 4 : position + 8], "little")
-        if kind == b"data":
-            payload = wav[position + 8 : position + 8 + length]
-        position += 8 + length + length % 2
     decoder = codec.MulawDecoder(output_rate_hz=AGENT_RATE_HZ)
-    return Speech(text, decoder.decode(payload) + decoder.flush())
+    return Speech(text, decoder.decode(data_of(wav)) + decoder.flush())
 
 
 # --- Hearing the caller ---------------------------------------------------------------------------

@@ -1,0 +1,40 @@
+"""The path that a proxy puts before ours: a request is the same with it and without it.
+
+With ``PUBLIC_URL=https://example.com/phone`` the carrier asks for ``/phone/twiml``. Some proxies
+take the prefix off again and others do not; here it is taken off where it is left, so that routes
+and signatures see one path. What the carrier has signed is then the public address and that path.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from hypercorn.typing import Scope
+
+
+def prefix_of(public_url: str | None) -> str:
+    """The path in a public address, ``/phone``; empty if there is none."""
+    return urlsplit(public_url or "").path.rstrip("/")
+
+
+def without_prefix(scope: Scope, prefix: str) -> Scope:
+    """The same request as if it had been made without a prefix.
+
+    Args:
+        scope: Of ASGI; it is not changed.
+        prefix: As it stands in the public address, with its escapes.
+    """
+    if not prefix or scope["type"] not in ("http", "websocket"):
+        return scope
+    path, plain = str(scope["path"]), unquote(prefix)
+    raw_path: bytes = scope.get("raw_path") or b""
+    if path != plain and not path.startswith(f"{plain}/"):
+        return scope
+    changed: dict[str, Any] = {"path": path[len(plain) :] or "/", "root_path": ""}
+    start = prefix.encode()
+    if raw_path.startswith(start):
+        changed["raw_path"] = raw_path[len(start) :] or b"/"
+    else:  # another way to write the same; what was signed is not known then
+        changed["raw_path"] = b""
+    return {**scope, **changed}  # type: ignore[return-value]

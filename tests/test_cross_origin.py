@@ -1,0 +1,164 @@
+"""Browsers on other origins: off by default, exact origins, no credentials, the API alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.app import create_app
+from server.errors import ConfigurationError
+from server.settings import Settings
+
+ORIGIN = "https://app.example.com"
+PREFLIGHT = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+
+
+def client(**settings):
+    given = {"api_key": "secret", "database_url": "sqlite://"} | settings
+    return create_app(Settings.load(_env_file=None, **given)).test_client()
+
+
+def cross_origin(response) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in response.headers.items()
+        if name.lower().startswith("access-control-")
+    }
+
+
+@pytest.mark.parametrize("path", ["/make-call", "/calls", "/twiml", "/healthz", "/nothing"])
+async def test_without_the_setting_nothing_is_allowed(path):
+    browser = client()
+
+    preflight = await browser.options(path, headers=PREFLIGHT)
+    plain = await browser.get(path, headers={"Origin": ORIGIN})
+
+    assert cross_origin(preflight) == cross_origin(plain) == {}
+    assert "Origin" not in preflight.headers.get("Vary", "")
+
+
+async def test_a_preflight_needs_no_key():
+    response = await client(allowed_origins=ORIGIN).options("/make-call", headers=PREFLIGHT)
+
+    assert response.status_code == 204
+    assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+    assert response.headers["Access-Control-Allow-Methods"] == "POST"
+    allowed = response.headers["Access-Control-Allow-Headers"]
+    assert {"Authorization", "Content-Type", "Idempotency-Key", "X-API-Key"} <= set(
+        allowed.split(", ")
+    )
+    assert response.headers["Vary"] == "Origin"
+    assert "Access-Control-Allow-Credentials" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/calls", "GET"), ("/calls/CA1", "GET"), ("/calls/CA1/hang-up", "POST"), ("/drain", "POST")],
+)
+async def test_a_preflight_names_what_the_route_takes(path, methods):
+    response = await client(allowed_origins=ORIGIN).options(path, headers=PREFLIGHT)
+
+    assert response.headers["Access-Control-Allow-Methods"] == methods
+
+
+async def test_an_answer_may_be_read_by_the_origin_whatever_it_is():
+    browser = client(allowed_origins=f"https://other.example,{ORIGIN}")
+
+    for key, status in (("wrong", 401), ("secret", 400)):
+        headers = {"Origin": ORIGIN, "X-API-Key": key}
+        response = await browser.post("/make-call", headers=headers, data=b"{")
+
+        assert response.status_code == status
+        assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert "Retry-After" in response.headers["Access-Control-Expose-Headers"]
+        assert response.headers["Vary"] == "Origin"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://app.example.com.evil.example",
+        "https://evil-app.example.com",
+        "https://sub.app.example.com",
+        "http://app.example.com",
+        "https://app.example.com:8443",
+        "https://app.example.com/",
+        "HTTPS://APP.EXAMPLE.COM",
+        "null",
+        "",
+        "*",
+    ],
+)
+async def test_an_origin_that_is_not_exactly_named_is_told_nothing(origin):
+    browser = client(allowed_origins=ORIGIN)
+
+    preflight = await browser.options("/make-call", headers=PREFLIGHT | {"Origin": origin})
+    plain = await browser.post("/make-call", headers={"Origin": origin})
+
+    assert preflight.status_code == 403
+    assert cross_origin(preflight) == cross_origin(plain) == {}
+    assert plain.headers["Vary"] == preflight.headers["Vary"] == "Origin"
+
+
+async def test_a_star_is_for_all_and_says_so():
+    browser = client(allowed_origins="*")
+
+    preflight = await browser.options("/make-call", headers=PREFLIGHT | {"Origin": "null"})
+    without = await browser.post("/make-call")
+
+    assert preflight.status_code == 204
+    assert preflight.headers["Access-Control-Allow-Origin"] == "*"
+    assert "Access-Control-Allow-Credentials" not in preflight.headers
+    assert "Vary" not in preflight.headers
+    assert cross_origin(without) == {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/twiml", "/call-status", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/x"],
+)
+async def test_what_is_not_the_api_is_no_pages_business(path):
+    browser = client(allowed_origins="*")
+
+    preflight = await browser.options(path, headers=PREFLIGHT)
+    plain = await browser.get(path, headers={"Origin": ORIGIN})
+
+    assert cross_origin(preflight) == cross_origin(plain) == {}
+
+
+async def test_options_that_are_no_preflight_need_a_key():
+    response = await client(allowed_origins=ORIGIN).options(
+        "/make-call", headers={"Origin": ORIGIN}
+    )
+
+    assert response.status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("HTTPS://App.Example.com/", ("https://app.example.com",)),
+        ("https://a.example:443, http://b.example:80", ("https://a.example", "http://b.example")),
+        ("http://localhost:3000", ("http://localhost:3000",)),
+        ("http://[::1]:3000", ("http://[::1]:3000",)),
+        ("*", ("*",)),
+        ("", ()),
+    ],
+)
+def test_origins_are_written_as_browsers_do(given, wanted):
+    assert Settings.load(_env_file=None, allowed_origins=given).allowed_origins == wanted
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "app.example.com",
+        "https://*.example.com",
+        "https://a.example/x",
+        "null",
+        "https://a:b",
+        "**",
+    ],
+)
+def test_what_is_no_origin_is_refused(given):
+    with pytest.raises(ConfigurationError, match="ALLOWED_ORIGINS"):
+        Settings.load(_env_file=None, allowed_origins=given)
