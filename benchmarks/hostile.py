@@ -63,6 +63,8 @@ IDLE = 0.1
 """A core busier than this before we begin is somebody else's."""
 TIMEOUT_S = 1_800.0
 TICKET_TTL_S = 20.0
+MORE_DESCRIPTORS = 250
+"""What the server may open beyond what it has open, while more sockets than that come."""
 RECOVERY_S = 30.0
 """How long records may take to be written when the database is back."""
 SHORT_CALLS = 5
@@ -164,6 +166,38 @@ def _tickets(scene: Scene) -> dict[str, Any]:
     return {"tickets": [*scene.expired, *used, *stolen, *guessed]}
 
 
+def _merged(scene: Scene) -> dict[str, Any]:
+    """One webhook of a call that is over, with ever more of its fields put into ``CallSid``.
+
+    What the carrier signs is every name and value in their order, with nothing between them.
+    """
+    call_sid = scene.used_ticket()[1]
+    form = {
+        "CallSid": call_sid,
+        "CallStatus": "ringing",
+        "Called": "+15005550006",
+        "Caller": "+12025550199",
+        "CallerCity": "WASHINGTON",
+        "CallerCountry": "US",
+        "Direction": "inbound",
+        "From": "+12025550199",
+        "FromCountry": "US",
+        "To": "+15005550006",
+        "ToCountry": "US",
+    }
+    names = sorted(form)
+    merged = []
+    for path in ("/twiml", "/call-status", "/amd-status", "/transfer-status"):
+        _, signature, _ = scene.webhook(path, **form)
+        for upto in range(2, len(names) + 1):
+            swallowed = "".join(name + form[name] for name in names[1:upto])
+            rest = {name: form[name] for name in names[upto:]}
+            changed = {"CallSid": call_sid + swallowed, **rest}
+            assert scene.webhook(path, **changed)[1] == signature, "it was to sign alike"
+            merged.append((path, signature, urlencode(changed)))
+    return {"webhooks": merged}
+
+
 def _ringing(scene: Scene) -> dict[str, Any]:
     return {"tickets": [scene.ring() for _ in range(SHORT_CALLS)], "key": scene.held.keys.api_key}
 
@@ -222,6 +256,31 @@ def _wait_written(scene: Scene, came_of_it: dict[str, Any]) -> None:
     came_of_it["lost"] = int(numbers["records_unsaved"])
 
 
+@contextmanager
+def _few_descriptors(scene: Scene, came_of_it: dict[str, Any]) -> Generator[None]:
+    """The server may open fewer descriptors than the attacker has sockets."""
+    pid, limit = scene.held.pid, resource.RLIMIT_NOFILE
+    was = resource.prlimit(pid, limit)
+    now_open = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    resource.prlimit(pid, limit, (now_open + MORE_DESCRIPTORS, was[1]))
+    try:
+        yield
+        answer = scene.held.client.get("/healthz", timeout=RECOVERY_S)
+        came_of_it["afterwards"] = answer.status_code
+    finally:
+        resource.prlimit(pid, limit, was)
+
+
+@contextmanager
+def _counting_calls(scene: Scene, came_of_it: dict[str, Any]) -> Generator[None]:
+    """How many calls there are that were not there before."""
+    before = scene.held.client.get("/readyz").json()
+    yield
+    after = scene.held.client.get("/readyz").json()
+    more = sum(after[name] - before[name] for name in ("live_calls", "waiting_calls"))
+    came_of_it["calls opened"] = came_of_it.get("calls opened", 0) + more
+
+
 Fault = Callable[[Scene, dict[str, Any]], contextlib.AbstractContextManager[None]]
 
 
@@ -249,8 +308,15 @@ ATTACKS = {
     "half-sent": Attack("half handshakes and frames, 20/s"),
     "malformed": Attack("malformed frames and messages, 20/s"),
     "wrong-keys": Attack("wrong API keys, 50/s"),
+    "upgrades": Attack("200 upgrades answered 400, left open"),
+    "prefaces": Attack("200 HTTP/2 prefaces and halves, left open; 400 resets/s"),
+    "descriptors": Attack("320 silent sockets, 250 descriptors", fault=_few_descriptors),
     "pings": Attack("80 media sockets that ping and do not read, 45 Mbit/s"),
     "ignored": Attack("8 media sockets whose messages are ignored, 45 Mbit/s"),
+    "killers": Attack("what has once ended a server, 20/s"),
+    "webhooks-merged": Attack(
+        "a captured webhook, its fields merged, 50/s", prepare=_merged, fault=_counting_calls
+    ),
     "deaf-phones": Attack("5 phones that talk and do not read", prepare=_ringing, rounds=1),
     "locked-database": Attack(
         "the database is locked, calls end", "short-calls", _ringing, _locked_database
@@ -455,11 +521,11 @@ def _attack(
 
         say(asdict(means))
         told()
-        before = _window(held, window_s)
+        before = watched_window(held, window_s)
         with _memory(held.pid) as memory, attack.fault(scene, outcome.came_of_it):
             say("go")
             time.sleep(SETTLE_S)
-            during = _window(held, window_s)
+            during = watched_window(held, window_s)
             got = told()
     # The audio of the whole attack, its last sockets included.
     after = held.measure(0.1)
@@ -481,7 +547,7 @@ def _attack(
     outcome.calls_lost += after["calls_lost"] - before["calls_lost"]
 
 
-def _window(held: Held, window_s: float) -> dict[str, Any]:
+def watched_window(held: Held, window_s: float) -> dict[str, Any]:
     """The calls for so long, and the share of it that others kept the server from its core."""
     began, waited_s = time.monotonic(), _waited_s(held.pid)
     window = held.measure(window_s)

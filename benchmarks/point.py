@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 import socket
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -29,6 +30,8 @@ from benchmarks.load.call import Talk
 from server.settings import Settings
 
 READY_TIMEOUT_S = 120.0
+LOG = "server.log"
+"""What the server writes, in the directory where it runs."""
 RUN_TIMEOUT_S = 300.0
 """Set-up, warm-up and window together."""
 
@@ -52,6 +55,10 @@ class ServerKind:
     environment: Mapping[str, str]
     needs: tuple[str, ...] = ()
     """Python modules that must be there."""
+    arguments: tuple[str, ...] = ()
+    """Its command line, where ``{port}`` and ``{directory}`` are filled in."""
+    ends_tls: bool = False
+    """Whether it is reached by TLS, with the certificate at ``{directory}/server.pem``."""
 
     @property
     def missing(self) -> list[str]:
@@ -60,6 +67,10 @@ class ServerKind:
         if "MEDIA_PATH" in self.environment and not _has_media_path():
             missing.append("the setting MEDIA_PATH")
         return missing
+
+    def command_line(self, port: int, directory: Path) -> list[str]:
+        """What follows the module's name."""
+        return [one.format(port=port, directory=directory) for one in self.arguments]
 
 
 def _has_media_path() -> bool:
@@ -89,6 +100,8 @@ class Held:
     """The generator's."""
     client: httpx2.Client
     """Of the server's API, with its key."""
+    trust: ssl.SSLContext | None
+    """To reach the server with, where it ends TLS."""
     call_sids: list[str]
     measure: Callable[[float], dict[str, Any]]
     """Watch the calls for so many seconds: the outcome without what setting them up cost."""
@@ -161,13 +174,16 @@ def run_point(
         )
         with _generator(generator_cores, timeout_s, realtime=realtime) as generator:
             doubles = _ask(generator, asdict(plan))
-            port = _free_port()
-            url = f"http://127.0.0.1:{port}"
-            log = directory / "server.log"
+            port = free_port()
+            trusted = certified(directory) if kind.ends_tls else None
+            trust = ssl.create_default_context(cafile=trusted) if trusted else None
+            url = f"{'https' if trusted else 'http'}://127.0.0.1:{port}"
+            log = directory / LOG
             with (
                 log.open("wb") as output,
                 processes.running(
                     kind.module,
+                    *kind.command_line(port, directory),
                     *(["--workers", str(workers)] if workers > 1 else []),
                     cores=server_cores,
                     realtime=realtime,
@@ -182,8 +198,9 @@ def run_point(
                 ) as server,
             ):
                 try:
-                    _wait_ready(url, server)
+                    wait_ready(url, server, trust)
                     told = {"server_url": url, "pid": server.pid, "stay": hold is not None}
+                    told["trusted"] = str(trusted or "")
                     outcome = _ask(generator, told)
                     if "failed" in outcome:
                         raise PointFailed(outcome["failed"])
@@ -191,6 +208,7 @@ def run_point(
                         base_url=url,
                         headers={"Authorization": f"Bearer {keys.api_key}"},
                         trust_env=False,
+                        verify=trust or True,
                     ) as client:
                         outcome["media_paths"] = _media_paths(client)
                         outcome["looked"] = look(client, outcome) if look else None
@@ -202,6 +220,7 @@ def run_point(
                                 directory,
                                 generator_cores,
                                 client,
+                                trust,
                                 outcome["call_sids"],
                                 lambda window_s: _ask(generator, {"window_s": window_s}),
                             )
@@ -263,7 +282,24 @@ def _environment(
     return environment
 
 
-def _free_port() -> int:
+def certified(directory: Path) -> Path:
+    """Make a certificate for a server at 127.0.0.1; the value is what to trust.
+
+    Raises:
+        ImportError: trustme is not installed.
+    """
+    import trustme
+
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1", "localhost")
+    certificate.private_key_and_cert_chain_pem.write_to_path(directory / "server.pem")
+    trusted = directory / "server-authority.pem"
+    authority.cert_pem.write_to_path(trusted)
+    return trusted
+
+
+def free_port() -> int:
+    """A port that nobody has just now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -281,13 +317,22 @@ def _ask(generator: subprocess.Popen[bytes], told: Mapping[str, Any]) -> dict[st
     return answer
 
 
-def _wait_ready(url: str, server: subprocess.Popen[bytes]) -> None:
+def wait_ready(
+    url: str, server: subprocess.Popen[bytes], trust: ssl.SSLContext | None = None
+) -> None:
+    """Wait until a server answers, whatever it says.
+
+    Raises:
+        PointFailed: It has ended, or takes too long.
+    """
+    # Where nothing is verified, there are no certificates to be read, every time anew.
+    verify = trust or False
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise PointFailed(f"the server ended with status {server.returncode}")
         try:
-            httpx2.get(f"{url}/healthz", trust_env=False, timeout=5.0)
+            httpx2.get(f"{url}/healthz", trust_env=False, timeout=5.0, verify=verify)
         except httpx2.TransportError:
             time.sleep(0.1)
         else:

@@ -20,6 +20,7 @@ import binascii
 import errno
 import math
 import os
+import re
 import socket
 import string
 from collections.abc import Awaitable, Callable
@@ -68,6 +69,10 @@ THEIR_FAULT = (
 AUTHORITY = (string.ascii_letters + string.digits + "-._~%!$&'()*+,;=:@[]").encode()
 """What may stand between the scheme and the path of an absolute target (RFC 3986 section 3.2)."""
 ABOUT_WEBSOCKET = b"sec-websocket-"
+HOST = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[\w~!$&'()*+,;=%-]{1,63}\.)*[\w~!$&'()*+,;=%-]{0,63})(?::\d{0,5})?"
+)
+"""A name in labels that DNS could have, or an IPv6 address; and a port."""
 
 
 class Doors:
@@ -239,6 +244,11 @@ class Http11(H11Protocol):
             await self._refuse(refused)
 
     async def _refuse(self, refused: _Refused) -> None:
+        connection = self.connection
+        if isinstance(connection, H11WSConnection):
+            connection = connection.h11_connection
+        if self.has_ended or connection.our_state is not h11.SEND_RESPONSE:
+            return  # the app has begun to answer, and that is the last answer here, too
         no_body = [(b"content-length", b"0"), (b"connection", b"close"), *refused.headers]
         headers = list(chain(no_body, self.config.response_headers("h11")))
         self.has_ended = True  # an app that is about to accept the WebSocket says it to nobody
@@ -257,6 +267,8 @@ class Http11(H11Protocol):
     async def _create_stream(self, request: h11.Request) -> None:
         if (target := origin_form(request)) != request.target:
             request = replace(request, target=target)
+        if not all(HOST.fullmatch(value) for name, value in request.headers if name == b"host"):
+            raise _Refused(400)  # RFC 9112 section 3.2; the router cannot take it either
         connection = cast(h11.Connection, self.connection)
         if (refused := check_upgrade(request, bool(connection.trailing_data[0]))) is not None:
             raise refused
@@ -455,6 +467,7 @@ class Connection(TCPServer):
                     await self._read_data()
                 await self.protocol.handle(Closed())
             finally:
+                self.protocol.has_ended = True  # however it ended: hypercorn answers for no app now
                 self._doors.wait_no_more(self._reading)
                 self.requests_are_over()
             if self._has_closed:

@@ -3,11 +3,13 @@
     python -m tests.fuzz_server                         every target, a minute each
     python -m tests.fuzz_server --inputs 1000000 twilio one target, so many inputs
     python -m tests.fuzz_server --coverage              guided by atheris (pip install atheris)
+    python -m tests.fuzz_server --target socket         raw bytes at a server, calls beside it
 
 A target takes bytes and says how they ended. Any exception it lets out is a crash; Python memory
 or objects that grow with the inputs are a leak, and so is a process that does. Each input has a
-number, so that a failure is repeated by ``--only NUMBER``. ``openapi`` is another process: a
-server, asked by schemathesis what its own description says, and what it does not.
+number, so that a failure is repeated by ``--only NUMBER``. Two are another process, a server:
+``openapi`` is asked by schemathesis what its own description says, and what it does not;
+``socket`` is what :mod:`tests.fuzz_socket` says, and how it may be served.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ from server.model.gemini import GeminiProtocol
 from server.settings import Settings
 from server.strangers import client_address
 from server.tools import Toolbox, ToolError, _response, load_tools, tool, transfer_tool
-from tests import fuzz_path
+from tests import fuzz_path, fuzz_socket
 from tests.fuzz_codec import Fuzz as CodecFuzz
 from tests.fuzz_path import mutate
 from tests.rig import calling
@@ -618,9 +620,11 @@ TARGETS = {
     "call": Target(TWILIO[2:], lines_from, open=whole_call, mock_clock=True, quick_inputs=25),
 }
 OPENAPI = "openapi"
-"""The one target that is another process."""
+SOCKET = "socket"
+"""The two targets that are another process."""
 WHAT = {name: (target.check or target.open).__doc__ for name, target in TARGETS.items()}
 WHAT[OPENAPI] = "The API of a server, by its own description."
+WHAT[SOCKET] = "Raw bytes over TCP at a server, beside its calls."
 
 
 def fuzz(name: str, *, inputs: int, seed: int, longest_s: float = float("inf")) -> Tally:
@@ -804,6 +808,19 @@ def fuzz_openapi(*, inputs: int, longest_s: float) -> Tally:
     return tally
 
 
+def fuzz_sockets(arguments: argparse.Namespace) -> Tally:
+    """Raw bytes at a server; what is found is printed, and each is a crash."""
+    report = fuzz_socket.run_asked(arguments)
+    sys.stdout.write(report.words() + "\n")
+    return Tally(
+        inputs=report.inputs,
+        took_s=report.took_s,
+        endings=report.endings,
+        kept_kib=report.kept_kib,
+        crashes=len(report.findings),
+    )
+
+
 WATCHED = (
     "server.api",
     "server.carrier.twilio",
@@ -871,19 +888,27 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(WHAT))
+    parser.add_argument(
+        "--target", action="append", default=[], metavar="TARGET", help="another way to say it"
+    )
     parser.add_argument("--inputs", type=int, default=10**9)
     parser.add_argument("--longest-s", type=float, default=60.0, help="for each target")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--only", type=int, help="run just the input with this number")
     parser.add_argument("--coverage", action="store_true", help="let atheris guide them")
+    fuzz_socket.add_arguments(parser)
     arguments = parser.parse_args()
     at_once = [name for name, target in TARGETS.items() if target.check and target.seeds != SEEDS]
-    names = arguments.targets or (at_once if arguments.coverage else list(WHAT))
+    wanted = arguments.targets + arguments.target
+    names = wanted or (at_once if arguments.coverage else list(WHAT))
     if unknown := set(names) - set(WHAT):
         parser.error(f"no such target: {', '.join(unknown)}")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     logging.disable()
     if arguments.only is not None:
+        if names[0] == SOCKET:
+            kind = fuzz_socket.kind_of(arguments)
+            return fuzz_socket.repeat(kind, arguments.seed, arguments.only)
         return _repeat(names[0], arguments.seed, arguments.only)
     tallies: dict[str, Tally] = {}
     for name in names:
@@ -893,6 +918,8 @@ def main() -> int:
                 tallies[name] = watch_coverage(name, longest_s=arguments.longest_s)
             elif name == OPENAPI:
                 tallies[name] = fuzz_openapi(**bounds)
+            elif name == SOCKET:
+                tallies[name] = fuzz_sockets(arguments)
             else:
                 tallies[name] = fuzz(name, seed=arguments.seed, **bounds)
         except Exception:

@@ -23,10 +23,13 @@ import trio
 import trio.testing
 import trustme
 from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 from structlog.testing import capture_logs
 
-from server.connections import Connection, Doors, Listener, check_upgrade
+from server.connections import Connection, Doors, Http11, Listener, check_upgrade
 from server.hypercorn_hook import serve_worker
 from server.serving import listen
 from tests.test_serve import serving
@@ -91,6 +94,19 @@ STRANGE: dict[str, tuple[bytes, bytes]] = {
     "an address of nobody": (b"GET http:///healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
     "the server as a whole": (b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
     "a tunnel": (b"CONNECT x:80 HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "a host too long for a name": (
+        b"GET /healthz HTTP/1.1\r\nHost: " + b"a" * 64 + b"\r\n\r\n",
+        b"400",
+    ),
+    "a host with nothing between dots": (b"GET /healthz HTTP/1.1\r\nHost: a..b\r\n\r\n", b"400"),
+    "a host above 0x7f": (b"GET /healthz HTTP/1.1\r\nHost: \xff\r\n\r\n", b"400"),
+    "a host of spaces": (b"GET /healthz HTTP/1.1\r\nHost: a b\r\n\r\n", b"400"),
+    "an IPv6 host": (b"GET /healthz HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", b"200"),
+    "a host with a last dot and a port": (
+        b"GET /healthz HTTP/1.1\r\nHost: a-b.c.:80\r\n\r\n",
+        b"200",
+    ),
+    "no host": (b"GET /healthz HTTP/1.1\r\nHost:\r\n\r\n", b"200"),
     "two slashes": (b"GET //healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
     "a proxy's line": (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n", b"400"),
 }
@@ -247,6 +263,87 @@ async def test_an_app_that_fails_ends_its_own_connection_and_is_logged_once(app)
                 await _ask(address, b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
 
     assert [line["event"] for line in lines] == ["connection ended by a bug of ours"]
+
+
+async def _answers_when_cancelled(scope, receive, send) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        await _answer(send)
+
+
+async def test_a_client_that_resets_its_connection_is_answered_by_nobody():
+    with capture_logs() as lines:
+        async with _served(_answers_when_cancelled) as address:
+            client = await trio.open_tcp_stream(*address)
+            await client.send_all(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await client.aclose()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+    assert lines == []
+
+
+EARLY_FRAME = b"\x81\x80abcd"
+
+
+async def test_a_handshake_that_is_being_refused_is_not_accepted_meanwhile():
+    async def accept(protocol: Http11) -> None:
+        await protocol.stream.app_send({"type": "websocket.accept"})
+
+    protocol, sent = _asked_for_websocket(accept)
+    await protocol.handle(RawData(data=STREAM + b"\r\n"))
+    await protocol.handle(RawData(data=EARLY_FRAME))
+
+    assert _said(sent).startswith(b"HTTP/1.1 400")
+    assert _said(sent).count(b"HTTP/1.1") == 1
+    assert isinstance(sent[-1], Closed)
+
+
+async def test_a_handshake_that_its_app_is_refusing_is_not_refused_twice():
+    async def send_early(protocol: Http11) -> None:
+        await protocol.handle(RawData(data=EARLY_FRAME))
+
+    protocol, sent = _asked_for_websocket(send_early)
+    await protocol.handle(RawData(data=STREAM + b"\r\n"))
+    start = {"type": "websocket.http.response.start", "status": 403, "headers": []}
+    await protocol.stream.app_send(start)
+    await protocol.stream.app_send({"type": "websocket.http.response.body", "body": b"no"})
+
+    assert _said(sent).startswith(b"HTTP/1.1 403")
+    assert _said(sent).count(b"HTTP/1.1") == 1
+
+
+def _asked_for_websocket(
+    meanwhile: Callable[[Http11], Awaitable[None]],
+) -> tuple[Http11, list[Event]]:
+    """A protocol without a socket, and what it sends; while it sends the first of that, this."""
+    sent: list[Event] = []
+
+    async def send(event: Event) -> None:
+        sent.append(event)
+        if len(sent) == 2:  # the first tells that the connection is not idle
+            await meanwhile(protocol)
+
+    protocol = Http11(
+        None, Config(), WorkerContext(None), _Asked(), ConnectionState({}), False, None, None, send
+    )
+    return protocol, sent
+
+
+def _said(sent: list[Event]) -> bytes:
+    return b"".join(event.data for event in sent if isinstance(event, RawData))
+
+
+class _Asked:
+    """hypercorn's task group, whose app takes all that it is told."""
+
+    async def spawn_app(self, app, config, scope, send):
+        async def told(event) -> None:
+            pass
+
+        return told
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import asyncio
 import gc
 import json
 import os
+import ssl
 import sys
 import time
 from array import array
@@ -92,6 +93,8 @@ class Generator:
         self.validator = RequestValidator(plan.auth_token)
         self.calls: list[LoadCall] = []
         self.begun = 0
+        self.trust: ssl.SSLContext | None = None
+        """To reach the server with, where it ends TLS."""
 
     async def open(self) -> dict[str, str]:
         """Start the doubles; the value is where they are."""
@@ -119,7 +122,9 @@ class Generator:
         """Place the calls, and hang up at the block's end; the value is what that took."""
         plan = self.plan
         self.wheel.start()
-        async with httpx2.AsyncClient(trust_env=False, timeout=SETUP_TIMEOUT_S) as self.http:
+        async with httpx2.AsyncClient(
+            trust_env=False, timeout=SETUP_TIMEOUT_S, verify=self.trust or True
+        ) as self.http:
             # A call that does not count: whatever a server loads or makes once is there then.
             call = await self.begin(server_url)
             call.speak()
@@ -185,7 +190,9 @@ class Generator:
                     call.say_all()
                     await asyncio.sleep(PREPARE_S)
                 signature = self.validator.compute_signature(stream_url, {})
-                await self.backend.connect(stream_url, {"X-Twilio-Signature": signature}, call)
+                await self.backend.connect(
+                    stream_url, {"X-Twilio-Signature": signature}, call, self.trust
+                )
                 call.start(parameters)
                 await call.session_ready.wait()
         except TimeoutError:
@@ -319,6 +326,8 @@ async def main() -> None:
     if line:
         told = json.loads(line)
         server_url, pid = told["server_url"], told["pid"]
+        if told.get("trusted"):
+            generator.trust = ssl.create_default_context(cafile=told["trusted"])
         try:
             if not told["stay"]:
                 _say(await generator.run(server_url, pid))

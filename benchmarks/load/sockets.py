@@ -59,7 +59,13 @@ class Backend(Protocol):
     def prepare(self, text: bytes) -> Any:
         """Make a message that servers here can send again and again."""
 
-    async def connect(self, url: str, headers: Mapping[str, str], peer: Peer) -> None: ...
+    async def connect(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        peer: Peer,
+        tls: ssl.SSLContext | None = None,
+    ) -> None: ...
 
     async def serve(self, welcome: Welcome, tls: ssl.SSLContext | None) -> asyncio.Server:
         """Listen on loopback, on a free port."""
@@ -122,9 +128,19 @@ class Picows:
     def prepare(self, text: bytes) -> bytearray:
         return bytearray(self.HEADER_BYTES) + text
 
-    async def connect(self, url: str, headers: Mapping[str, str], peer: Peer) -> None:
+    async def connect(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        peer: Peer,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         await picows.ws_connect(
-            lambda: _Listener(peer), url, extra_headers=headers, max_frame_size=MAX_BYTES
+            lambda: _Listener(peer),
+            url,
+            extra_headers=headers,
+            max_frame_size=MAX_BYTES,
+            ssl_context=tls,
         )
 
     async def serve(self, welcome: Welcome, tls: ssl.SSLContext | None) -> asyncio.Server:
@@ -244,10 +260,16 @@ class Websockets:
     def prepare(self, text: bytes) -> bytes:
         return text
 
-    async def connect(self, url: str, headers: Mapping[str, str], peer: Peer) -> None:
+    async def connect(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        peer: Peer,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         address = parse_uri(url)
         _, client = await asyncio.get_running_loop().create_connection(
-            lambda: _Client(url, headers, peer), address.host, address.port
+            lambda: _Client(url, headers, peer), address.host, address.port, ssl=tls
         )
         await client.done
 
