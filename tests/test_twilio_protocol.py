@@ -269,7 +269,7 @@ def test_few_long_messages_before_a_start_are_too_much_as_well(text):
 def test_a_call_whose_messages_are_odd_says_so_and_goes_on():
     protocol = streaming()
     with capture_logs() as lines:
-        for _ in range(2 * MAX_BEFORE_START):
+        for _ in range(MAX_BEFORE_START + 1):
             protocol.receive_text('{"event":"never-heard-of"}', 0.0)
             protocol.receive_text("x" * (MAX_MESSAGE_CHARS + 1), 0.0)
 

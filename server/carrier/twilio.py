@@ -89,7 +89,7 @@ MAX_MESSAGE_CHARS = 64 * 1024
 MAX_MALFORMED = 50
 """So many unreadable messages on one stream, a second's worth, and it is not Twilio's stream."""
 
-MAX_BEFORE_START = 16
+MAX_BEFORE_START = 32
 """Messages until ``start`` has come, itself included. Twilio sends ``connected``, and then it."""
 MAX_CHARS_BEFORE_START = 16 * 1024
 """What they may have together. Twilio's are about 1,500; a parameter has less than 500."""
