@@ -296,7 +296,10 @@ class Others:
             asked = workers.member(number)
             try:
                 return _response(await self._give(number, body))
-            except WorkerLost:
+            except WorkerLost as lost:
+                if lost.reached and workers.is_alive(asked):
+                    error = json.dumps(_worker_lost(lost).body)  # it may have the call by now
+                    return Response(error, 502, content_type="application/json")
                 gone |= {asked}
         workers.claim(call_sid, gone=gone)
         return None

@@ -276,6 +276,15 @@ class Workers:
         number = self.number if number is None else number
         return Member(number, 0 if self._board is None else self._board.born(number))
 
+    def is_alive(self, member: Member) -> bool:
+        """Whether a process lives. One that is slow does: its calls are its own all the same."""
+        if self._board is None or self._gate is None or member != self.member(member.number):
+            return False
+        if self._board.is_there(member.number):
+            return True
+        with self._gate.held() as alone:  # whoever comes is not to find a place taken by this look
+            return not alone or _is_locked(self._directory / f"{member.number}.lock")
+
     def claim(
         self, call_sid: str, number: int | None = None, *, gone: Container[Member] = ()
     ) -> int:
@@ -291,16 +300,10 @@ class Workers:
         """
         if self._board is None or self._claims is None:
             return self.number
-        board, ours = self._board, self.member()
+        ours = self.member()
 
         def is_there(owner: Member) -> bool:
-            if owner == ours:
-                return True
-            return (
-                owner not in gone
-                and owner == self.member(owner.number)
-                and board.is_there(owner.number)
-            )
+            return owner == ours or (owner not in gone and self.is_alive(owner))
 
         try:
             return self._claims.make(call_sid, self.member(number), is_there=is_there).number
@@ -577,6 +580,14 @@ def _try_lock(path: Path) -> int | None:
         os.close(number)
         return None
     return number
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether somebody has locked a file."""
+    if (number := _try_lock(path)) is None:
+        return True
+    os.close(number)
+    return False
 
 
 def _listen(path: Path) -> socket.socket:

@@ -123,9 +123,10 @@ class Asking(Others):
 
     may_be_asked = True
 
-    def __init__(self, workers: Workers, gone: set[int]) -> None:
+    def __init__(self, workers: Workers, gone: set[int], *, reached: bool = False) -> None:
         self._app = SimpleNamespace(workers=workers)
         self._gone = gone
+        self._reached = reached
         self.given: list[int] = []
 
     async def _body(self) -> bytes:
@@ -135,7 +136,7 @@ class Asking(Others):
         await trio.lowlevel.checkpoint()
         self.given.append(number)
         if number in self._gone:
-            raise WorkerLost(number, reached=False)
+            raise WorkerLost(number, reached=self._reached)
         return httpx2.Response(200, content=b"theirs")
 
 
@@ -197,6 +198,28 @@ async def test_of_many_who_are_asked_for_the_same_call_one_takes_it(three):
                 nursery.start_soon(ask, workers, f"CA{number}", taken)
         assert len(taken) <= 1
         assert three[0].owner(f"CA{number}") in (taken or [0, 1, 2])
+
+
+async def test_a_process_that_is_only_slow_keeps_its_calls(three, monkeypatch):
+    first, second, third = three
+    third.claim("CA1")
+    monkeypatch.setattr("server.board.SILENT_S", 0.0)  # nobody has said anything for so long
+
+    assert first.claim("CA1") == second.claim("CA1") == 2
+    third.leave()
+    assert first.claim("CA1") == second.claim("CA1") == 0
+
+
+async def test_a_call_that_a_slow_process_was_given_is_not_taken_by_another(three):
+    first, _, _ = three
+    first.claim("CA1", 2)
+    asking = Asking(first, {2}, reached=True)
+
+    answer = await asking.taker_of("CA1")
+
+    assert answer.status_code == 502
+    assert asking.given == [2]
+    assert first.owner("CA1") == 2
 
 
 # -- real processes --------------------------------------------------------------------------

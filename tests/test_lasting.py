@@ -771,7 +771,7 @@ async def test_over_sockets_a_connection_is_rotated_and_nothing_is_lost(
     patient_clock: PatientClock, on_plane: bool
 ):
     gemini = GeminiSimulator(api_key=KEY, script=QUICK, script_after_resume=QUICK)
-    async with talking_over_sockets(gemini, on_plane=on_plane, connection_age_s=0.1) as talk:
+    async with talking_over_sockets(gemini, on_plane=on_plane, connection_age_s=0.5) as talk:
         await talk.session.send_text("Greet.")
         await talk.say_until(lambda: len(talk.reconnects) >= 3, silence(0.02))
 
