@@ -16,7 +16,9 @@ from twilio.request_validator import RequestValidator
 from websockets.exceptions import InvalidStatus
 from websockets.trio.client import connect
 
-from benchmarks.load.attacker import CONNECTED, IGNORED, MALFORMED, PINGS, frame
+from benchmarks.load.attacker import MALFORMED
+from benchmarks.load.doors import IGNORED, PINGS
+from benchmarks.load.stranger import CONNECTED, frame
 from server import serving as serving_module
 from server import sockets
 from tests.test_serve import (
