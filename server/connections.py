@@ -273,6 +273,8 @@ class Http11(H11Protocol):
         if (refused := check_upgrade(request, bool(connection.trailing_data[0]))) is not None:
             raise refused
         await super()._create_stream(request)
+        if isinstance(self.stream, WSStream) and self.stream.closed:
+            await self.send(Closed())  # hypercorn has refused the handshake, and leaves it at that
 
     async def stream_send(self, event: StreamEvent) -> None:
         """Send part of an answer; one that does not wait for the whole request is the last."""
@@ -309,9 +311,13 @@ def check_upgrade(request: h11.Request, more_has_come: bool) -> _Refused | None:
     headers: dict[bytes, list[bytes]] = {}
     for name, value in request.headers:
         headers.setdefault(name.strip().lower(), []).append(value.strip())
-    if b"websocket" not in (value.lower() for value in headers.get(b"upgrade", [])):
+    upgrades = headers.get(b"upgrade", [])
+    # hypercorn takes away what is blank in latin-1, too, and has a WebSocket then.
+    if "websocket" not in (value.decode("latin-1").strip().lower() for value in upgrades):
         return None
     texts = (v for n in headers if n.startswith(ABOUT_WEBSOCKET) for v in headers[n])
+    if upgrades[0].lower() != b"websocket" or len(upgrades) > 1:
+        return _Refused(400)
     if not all(value.isascii() for value in chain(texts, headers.get(b"connection", []))):
         return _Refused(400)
     if request.http_version != b"1.1" or request.method != b"GET" or more_has_come:
@@ -445,7 +451,11 @@ class Connection(TCPServer):
         is_tls = isinstance(self.stream, trio.SSLStream)
         if is_tls:
             with trio.move_on_after(self.config.keep_alive_timeout) as handshake:
-                await self.stream.do_handshake()
+                self._doors.wait(handshake)
+                try:
+                    await self.stream.do_handshake()
+                finally:
+                    self._doors.wait_no_more(handshake)
             if handshake.cancelled_caught:
                 return
         sock = self.stream.transport_stream.socket if is_tls else cast(Any, self.stream).socket

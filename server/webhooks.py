@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 SIGNATURE_HEADER = "X-Twilio-Signature"
+FORM_TYPE = "application/x-www-form-urlencoded"
 MAX_ASTRAY_BYTES = 8 * 1024
 """Nobody looks where a longer one was meant to go; the carrier's have one kilobyte or two."""
 MAX_LOOKS_PER_S = 10
@@ -52,6 +53,19 @@ def target_of(scope: Mapping[str, Any]) -> str:
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     query: bytes = scope["query_string"]
     return (path + b"?" + query if query else path).decode("latin-1")
+
+
+async def _fields() -> MultiDict[str, str]:
+    """The fields of the request at hand: of its form, or of its query if it is a GET.
+
+    The carrier posts ``application/x-www-form-urlencoded``. A form of another kind has none: its
+    fields need not even have names.
+    """
+    if request.method != "POST":
+        return request.args
+    if request.mimetype != FORM_TYPE:
+        return MultiDict()
+    return await request.form
 
 
 class Webhooks:
@@ -95,7 +109,7 @@ class Webhooks:
         app = self._app
         await request.get_data()  # kept, for another process may have to read it, too
         is_post = request.method == "POST"
-        fields: MultiDict[str, str] = await request.form if is_post else request.args
+        fields = await _fields()
         form = fields if is_post else None
         target = target_of(request.scope)
         if not app.verifier.verify_signature(target, request.headers, form):
@@ -134,7 +148,7 @@ class Webhooks:
         if not self._looks.may_look(trio.current_time()):
             return None
         is_post = request.method == "POST"
-        fields: MultiDict[str, str] = await request.form if is_post else request.args
+        fields = await _fields()
         form = fields if is_post else None
         signed_for = self._app.verifier.signed_for(target, request.headers, form)
         if signed_for is None:

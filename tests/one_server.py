@@ -20,12 +20,13 @@ async def main() -> None:
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
         await serve(app, listener, stop=stop, task_status=task_status)
+        nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(stop_on_signal, stop)
         await nursery.start(run)
         sys.stdout.write(f"{url}\n")
         sys.stdout.flush()
-        await stop_on_signal(stop)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,20 @@ STRANGE: dict[str, tuple[bytes, bytes]] = {
     ),
     "a websocket key above 0x7f": (STREAM.replace(b"AAAA==", b"AA\xe4\xb8==") + b"\r\n", b"400"),
     "a version above 0x7f": (STREAM.replace(b": 13", b": \xb3") + b"\r\n", b"400"),
+    "a blank of latin-1 behind the upgrade": (
+        STREAM.replace(b"websocket\r\n", b"websocket\xa0\r\n") + b"\r\n",
+        b"400",
+    ),
+    "a separator behind the upgrade": (
+        STREAM.replace(b"websocket\r\n", b"websocket\x1f\r\n") + b"\r\n",
+        b"400",
+    ),
+    "a blank before it and a strange subprotocol": (
+        STREAM.replace(b": websocket", b": \x85websocket")
+        + b"Sec-WebSocket-Protocol: \xff\r\n\r\n",
+        b"400",
+    ),
+    "two upgrades": (STREAM + b"Upgrade: websocket\r\n\r\n", b"400"),
     "another version": (STREAM.replace(b": 13", b": 12") + b"\r\n", b"426"),
     "no key": (STREAM.replace(b"Sec-WebSocket-Key", b"X-Key") + b"\r\n", b"400"),
     "a short key": (STREAM.replace(b"AAAAAAAAAAAAAAAAAAAAAA==", b"AAAA") + b"\r\n", b"400"),

@@ -7,22 +7,28 @@ from __future__ import annotations
 import pkgutil
 import sqlite3
 from contextlib import closing, suppress
+from dataclasses import replace
 
+import httpx2
 import pytest
 import structlog.testing
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent import Agent
+from server.app import create_app
 from server.calls import Calls
 from server.carrier import CallStatus, StatusUpdate
+from server.carrier.simulator import sign
 from server.carrier.twilio import parse_status
 from server.endings import EndReason
 from server.errors import CallRefused
 from server.model import AgentAudio, AgentTranscript, Usage
+from server.settings import Settings
 from tests.fakes import MemoryCarrier, MemoryMedia, MemoryModel
+from tests.test_access import SIMULATED
 from tests.test_calls import make_calls, started
-from tests.test_serve import serving
+from tests.test_serve import CALL_SID, serving
 
 ENDLESS = 10**400 - 1
 NUMBER = "+15005550006"
@@ -149,9 +155,10 @@ async def test_a_call_duration_of_400_digits_ends_the_call_and_nothing_else(
     calls = make_calls(records=records)
     await nursery.start(calls.run)
     call, _ = await talking(calls, nursery)
-    form = {"CallSid": call.call_sid, "CallStatus": "completed", "CallDuration": billed}
+    form = {"CallSid": CALL_SID, "CallStatus": "completed", "CallDuration": billed}
+    update = parse_status(form | {"SequenceNumber": "9"})
 
-    calls.update_status(parse_status(form | {"SequenceNumber": "9"}))
+    calls.update_status(replace(update, call_sid=call.call_sid))
     await assert_only_this_call_is_over(calls, call, nursery)
 
     assert call.status is CallStatus.COMPLETED
@@ -317,28 +324,33 @@ class NoCall:
     call_sid = "CA0"
 
 
-async def test_a_server_whose_inside_has_ended_is_not_ready_and_says_so(tmp_path, fast_clock):
+async def test_a_server_whose_inside_has_ended_is_not_ready_and_says_so(tmp_path):
     database = f"sqlite:///{tmp_path}/offhook.db"
-    async with serving(database_url=database) as server:
-        answer = await server.make_call("5550108")
-        phone = server.app.simulated_twilio.calls[answer.json()["call_sid"]]
-        await server.app.calls.get(phone.call_sid).accepted.wait()
-        ready = (await server.http.get("/readyz")).status_code
+    app = create_app(Settings.load(_env_file=None, **SIMULATED, database_url=database))
+    async with app.test_app():
+        client = app.test_client()
+        answer = await client.post("/make-call", json={"destination_number": "+15005550108"})
+        phone = app.simulated_twilio.calls[(await answer.get_json())["call_sid"]]
+        ready = (await client.get("/readyz")).status_code
 
         with structlog.testing.capture_logs() as logged, trio.fail_after(60):
-            server.app.calls._accepted_in.send_nowait(NoCall())
-            await server.app.failed.wait()
-            not_ready = await server.http.get("/readyz")
-            refused = await server.make_call("5550103")
+            app.calls._accepted_in.send_nowait(NoCall())
+            await app.failed.wait()
+            not_ready = await client.get("/readyz")
+            refused = await client.post("/make-call", json={"destination_number": "+15005550103"})
             form = {"CallSid": "CA" + "2" * 32, "From": "+15005550199", "CallStatus": "ringing"}
-            document = await server.signed_post("/twiml", form | {"Direction": "inbound"})
-            alive = await server.http.get("/healthz")
+            form["Direction"] = "inbound"
+            fields = {name: [value] for name, value in form.items()}
+            signature = sign(f"{app.public_url}/twiml", app._auth_token, fields)
+            headers = {"X-Twilio-Signature": signature}
+            document = await client.post("/twiml", form=form, headers=headers)
+            alive = await client.get("/healthz")
 
     assert ready == 200
-    assert (not_ready.status_code, not_ready.json()["reason"]) == (503, "failed")
-    assert (refused.status_code, refused.json()["error"]) == (503, "failed")
+    assert (not_ready.status_code, (await not_ready.get_json())["reason"]) == (503, "failed")
+    assert (refused.status_code, (await refused.get_json())["error"]) == (503, "failed")
     assert document.status_code == 200
-    assert "<Stream" not in document.text
+    assert "<Stream" not in await document.get_data(as_text=True)
     assert alive.status_code == 200
     told = [entry for entry in logged if entry["log_level"] == "critical"]
     assert [entry["event"] for entry in told] == ["the inside of the server has failed"]
@@ -349,6 +361,16 @@ async def test_a_server_whose_inside_has_ended_is_not_ready_and_says_so(tmp_path
         assert kept.execute("SELECT call_sid, state FROM offhook_calls").fetchall() == [
             (phone.call_sid, "ended")
         ]
+
+
+async def test_a_server_whose_inside_has_ended_is_served_no_longer():
+    with trio.fail_after(60):
+        async with serving() as server:
+            server.app.calls._accepted_in.send_nowait(NoCall())
+            await server.app.failed.wait()
+            with suppress(httpx2.TransportError):
+                while True:  # until it has stopped listening, though nobody has told it to
+                    await server.http.get("/healthz")
 
 
 async def test_a_server_that_is_shut_down_has_not_failed(fast_clock):

@@ -16,6 +16,7 @@ from werkzeug.datastructures import Headers, MultiDict
 
 from server.carrier import CallStatus, StatusUpdate
 from server.carrier.twilio import WebhookVerifier, parse_status
+from server.carrier.twilio_webhooks import MAX_FACT_CHARS
 from server.errors import CarrierProtocolError
 
 TOKEN = "12345"
@@ -252,7 +253,7 @@ def test_a_duration_that_is_none_is_left_out_and_the_status_counts(given):
 def test_what_a_status_callback_adds_is_no_longer_than_it_may_be():
     update = parse_status({**STATUS, "ErrorMessage": "x" * 60_000})
 
-    assert len(update.facts["error_message"]) == 500
+    assert len(update.facts["error_message"]) == MAX_FACT_CHARS
 
 
 def test_a_status_callback_without_a_number_is_the_only_one():

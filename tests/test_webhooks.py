@@ -65,6 +65,17 @@ def warnings(logs: list[dict]) -> list[dict]:
     return [line for line in logs if line["log_level"] == "warning"]
 
 
+@pytest.mark.parametrize("path", [*FORMS, "/voice"])
+@pytest.mark.parametrize("name", ["", '; name="CallSid"', '; name="a"; filename="b"'])
+async def test_a_form_of_another_kind_than_the_carriers_has_no_fields(path, name):
+    body = f"--a\r\nContent-Disposition: form-data{name}\r\n\r\nq\r\n--a--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=a", "X-Twilio-Signature": "x"}
+    async with serving() as server:
+        answer = await server.http.post(path, content=body, headers=headers)
+
+    assert answer.status_code == (404 if path == "/voice" else 403)
+
+
 # ------------------------------------------------------------------------------------------
 # GET
 

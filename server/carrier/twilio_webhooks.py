@@ -188,8 +188,11 @@ def parse_status(form: Mapping[str, str]) -> StatusUpdate:
 
 
 def is_count(text: str) -> bool:
-    """Whether a text is a whole number that is no longer than a number of seconds can be."""
-    return text.isascii() and text.isdecimal() and len(text) < 10
+    """Whether a text is a whole number of no more digits than a call's seconds can have.
+
+    A call lasts at most a day; machine detection, in milliseconds, at most a minute.
+    """
+    return text.isascii() and text.isdecimal() and len(text) <= 6
 
 
 # ------------------------------------------------------------------------------------------
