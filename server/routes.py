@@ -680,7 +680,7 @@ def _add_health(app: OffhookApp, others: Others) -> None:
         try:
             app.calls.check_admission()
         except CallRefused as refused:
-            if app.failed.is_set() or not app.workers.accepts_elsewhere:
+            if app.calls.has_failed or not app.workers.accepts_elsewhere:
                 refusal = refused.reason
         body = {
             "ready": refusal is None,
