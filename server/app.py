@@ -69,7 +69,8 @@ from server.recording import Recordings, check_directory
 from server.records import Records, check_database
 from server.routes import add_routes
 from server.settings import Account, Settings
-from server.strangers import Strangers
+from server.sockets import file_limit
+from server.strangers import Strangers, most_strangers
 from server.supervision import Start, keep_going, without_start
 from server.tools import (
     Tool,
@@ -500,7 +501,10 @@ class OffhookApp(QuartTrio):
                 start_timeout_s=settings.start_timeout_s,
                 recent_calls=settings.recent_calls,
                 traces=self.traces,
-                strangers=Strangers(per_address=settings.max_strangers_per_address),
+                strangers=Strangers(
+                    per_address=settings.max_strangers_per_address,
+                    in_all=most_strangers(file_limit()),
+                ),
                 workers=self.workers,
                 callback_wait_s=settings.callback_wait_s or math.inf,
             )
