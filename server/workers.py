@@ -422,6 +422,7 @@ class Workers:
             "given": given,
             "client": scope.get("client"),
             "server": scope.get("server"),
+            "scheme": scope.get("scheme"),
         }
         return json.dumps(facts).encode()
 
@@ -629,5 +630,6 @@ class _PassedOn:
             GIVEN: facts["given"],
             "client": facts["client"] and tuple(facts["client"]),
             "server": facts["server"] and tuple(facts["server"]),
+            "scheme": facts["scheme"],
         }
         await self._app({**scope, **changed}, receive, send)

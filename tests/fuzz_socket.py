@@ -75,6 +75,7 @@ LEAVE_S = 0.05
 HEALTH_EVERY_S = 0.5
 HEALTH_TIMEOUT_S = 5.0
 LOOK_EVERY_S = 0.1
+DYING_S = 5.0
 """Between two looks at the server's processes."""
 LIFE_S = 30.0
 """No socket lives longer without a ticket, whatever it says: 10 s for a body or a ``start``, 5 s
@@ -553,7 +554,10 @@ class Fuzzer:
         while True:
             asked_at = trio.current_time()
             if not await trio.to_thread.run_sync(self.victim.answers):
-                self._look()
+                with trio.move_on_after(DYING_S):  # who is dying is there for a moment longer
+                    while True:
+                        self._look()
+                        await trio.sleep(LOOK_EVERY_S / 10)
                 raise Died(f"/healthz was not answered in {HEALTH_TIMEOUT_S:g} s")
             took_s = trio.current_time() - asked_at
             self.report.slowest_health_s = max(self.report.slowest_health_s, took_s)

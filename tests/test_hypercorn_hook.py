@@ -68,7 +68,7 @@ def test_this_is_the_hypercorn_that_the_hook_was_written_for():
     source = inspect.getsource(hypercorn.trio.run.trio_worker)
     assert source.index("load_application(") < source.index("worker_serve, app, config")
     # What is done there beside what serve_worker does would be lost.
-    source = inspect.getsource(hypercorn.trio.run.worker_serve)
+    source = inspect.getsource(hypercorn.trio.run)
     assert [line.strip() for line in source.splitlines() if "lifespan." in line] == [
         "await lifespan_nursery.start(lifespan.handle_lifespan)",
         "await lifespan.wait_for_startup()",
