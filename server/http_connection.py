@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
+from quart.wrappers import base
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 if TYPE_CHECKING:
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
         ASGISendCallable,
         ASGISendEvent,
     )
+
+
+class _Never(Exception):
+    pass
+
+
+GONE: type[Exception] = getattr(base, "ClientDisconnectedError", _Never)
+"""How Quart, from 0.23 on, tells itself that nobody is there any more to be answered."""
 
 
 class HttpConnection(TrioASGIHTTPConnection):
@@ -43,4 +52,7 @@ class HttpConnection(TrioASGIHTTPConnection):
                 await trio.sleep_forever()  # the request ends by itself, and this with it
             return event
 
-        await super().__call__(needed_receive, noting_send)
+        try:
+            await super().__call__(needed_receive, noting_send)
+        except* GONE:
+            pass
