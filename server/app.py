@@ -45,7 +45,7 @@ from server.errors import ConfigurationError
 from server.greeting import read_greeting
 from server.http_connection import HttpConnection
 from server.http_request import MAX_BODY_BYTES, HttpRequest
-from server.hypercorn_hook import refuse_other_servers
+from server.hypercorn_hook import HOW_TO_SERVE, Served, install, refuse_other_servers
 from server.idempotency import Idempotency
 from server.keys import UNNAMED, Keys, hash_key, made_key
 from server.mcp_servers import McpServers, read_servers
@@ -69,7 +69,8 @@ from server.recording import Recordings, check_directory
 from server.records import Records, check_database
 from server.routes import add_routes
 from server.settings import Account, Settings
-from server.strangers import Strangers
+from server.sockets import file_limit
+from server.strangers import Strangers, most_strangers
 from server.supervision import Start, keep_going, without_start
 from server.tools import (
     Tool,
@@ -177,6 +178,17 @@ class OffhookApp(QuartTrio):
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = settings.close_timeout_s + 2.0
         self.before_serving(self._start)
         self.after_serving(self._stop)
+
+    async def __call__(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """Serve a request, or the server's start and end; under trio only."""
+        if scope["type"] == "lifespan" and not trio.lowlevel.in_trio_run():
+            await receive()
+            message = f"offhook needs trio: {HOW_TO_SERVE}"
+            await send({"type": "lifespan.startup.failed", "message": message})
+            return
+        await super().__call__(scope, receive, send)
 
     async def asgi_app(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
@@ -489,7 +501,10 @@ class OffhookApp(QuartTrio):
                 start_timeout_s=settings.start_timeout_s,
                 recent_calls=settings.recent_calls,
                 traces=self.traces,
-                strangers=Strangers(per_address=settings.max_strangers_per_address),
+                strangers=Strangers(
+                    per_address=settings.max_strangers_per_address,
+                    in_all=most_strangers(file_limit()),
+                ),
                 workers=self.workers,
                 callback_wait_s=settings.callback_wait_s or math.inf,
             )
@@ -710,4 +725,5 @@ def create_app(settings: Settings) -> OffhookApp:
         security=[{"bearer": []}, {"key": []}] if app.keys.any_wanted else [],
     )
     add_routes(app)
+    install(app, Served(app.drain, app.workers.join, app.failed))
     return app

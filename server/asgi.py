@@ -7,7 +7,6 @@ import sys
 from server import logs
 from server.app import create_app
 from server.errors import ConfigurationError
-from server.hypercorn_hook import install
 from server.settings import Settings
 from server.sockets import raise_file_limit
 
@@ -18,13 +17,3 @@ try:
     app = create_app(settings)
 except ConfigurationError as error:
     sys.exit(f"offhook: {error}")
-
-
-def _join(count: int) -> None:
-    try:
-        app.workers.join(count)
-    except ConfigurationError as error:
-        sys.exit(f"offhook: {error}")
-
-
-install(app.drain, tell_worker_count=_join, failed=app.failed)

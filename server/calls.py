@@ -214,7 +214,8 @@ class Calls:
             metrics.model_refusals.labels(kind.value)
         # Of any size: a call that the carrier has accepted is run, whoever goes away meanwhile.
         self._accepted_in, self._accepted_out = trio.open_memory_channel[Call](math.inf)
-        self._has_failed = False
+        self.has_failed = False
+        """Nobody runs calls any more, though nobody has asked for that."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run every call, each in its own nursery, until closed and empty, or cancelled."""
@@ -228,7 +229,7 @@ class Calls:
                             questions.start_soon(self._follow, call)
                 finally:
                     # Nobody would run another call: it is refused, before anybody's phone rings.
-                    self._has_failed = not self.draining
+                    self.has_failed = not self.draining
                     while self._accepted_out.statistics().current_buffer_used:
                         nursery.start_soon(self._run, self._accepted_out.receive_nowait())
                     self._accepted_out.close()
@@ -380,7 +381,7 @@ class Calls:
             if self.draining:
                 raise _draining()
             self.admission.account_pause.check(trio.current_time())  # it may have begun meanwhile
-            if self._has_failed:
+            if self.has_failed:
                 raise _failed()
             call = self._new_call("outbound", destination_number, agent, max_duration_s, metadata)
             longest_s = min(max_duration_s or math.inf, self._options.max_duration_s)
@@ -483,7 +484,7 @@ class Calls:
         """
         if self.draining:
             raise _draining()
-        if self._has_failed:
+        if self.has_failed:
             raise _failed()
         calls = self.live_count + self._workers.live_elsewhere
         self.admission.check(calls, trio.current_time())
@@ -524,7 +525,7 @@ class Calls:
             self._accepted_in.send_nowait(call)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._drop_tickets(call)
-            raise (_failed() if self._has_failed else _draining()) from None
+            raise (_failed() if self.has_failed else _draining()) from None
         self._live[call_sid] = call
         with _one_calls_trouble(call):
             self._workers.claim(call_sid)

@@ -57,8 +57,9 @@ CLOSE_TIMEOUT_S = 1.0
 SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 SHED_AT_ONCE = 64
 SHED_PAUSE_S = 0.05
-MOST_RESERVED = 256
-"""Descriptors kept for calls, which need some two each; an eighth of all where there are few."""
+MOST_RESERVED = 2048
+"""Descriptors kept for calls, which need some two each, and for media sockets that show their
+tickets, which have a second one meanwhile; a quarter of all where there are few."""
 THEIR_FAULT = (
     OSError,
     trio.BrokenResourceError,
@@ -85,7 +86,7 @@ class Doors:
 
     def __init__(self) -> None:
         limit = file_limit()
-        self._most = math.inf if limit is None else limit - min(MOST_RESERVED, limit // 8)
+        self._most = math.inf if limit is None else limit - min(MOST_RESERVED, limit // 4)
         self._waiting: dict[trio.CancelScope, None] = {}  # longest first
         self._spare: int | None = None
         self._shed = Sparing(1.0)

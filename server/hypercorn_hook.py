@@ -19,11 +19,14 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from random import randint
 from types import FrameType
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import hypercorn.trio
 import hypercorn.trio.run
 import trio
 from hypercorn.config import Config, Sockets
@@ -34,6 +37,7 @@ from hypercorn.utils import repr_socket_addr
 
 from server.connections import Doors, Listener
 from server.detach import DetachableServer
+from server.errors import ConfigurationError
 
 FAILED_STATUS = 70
 """The exit status of a process whose inside has failed: EX_SOFTWARE of sysexits.h."""
@@ -144,8 +148,116 @@ async def _first_of(*waits: Callable[[], Awaitable[Any]]) -> None:
 
 
 # ------------------------------------------------------------------------------------------
-# Under the hypercorn command
+# In hypercorn's own place
 
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What whoever serves an app has to know of it.
+
+    Attributes:
+        drain: Ends the calls; awaited once, in the worker's event loop.
+        join: Told how many workers there are, before the app is started. The number is in the
+            configuration, of which an app is told nothing.
+        failed: Set when the app can serve nobody any more.
+    """
+
+    drain: Callable[[], Awaitable[None]] = _at_once
+    join: Callable[[int], None] = lambda count: None
+    failed: trio.Event | None = None
+
+
+_served: WeakKeyDictionary[Any, Served] = WeakKeyDictionary()
+
+
+def install(app: Any, served: Served) -> None:
+    """Have hypercorn serve by :func:`serve_worker` in this process, under its command or not.
+
+    Called when an app is made. Other apps of the process are served like that, too.
+    """
+    _served[app] = served
+    worker: Any = hypercorn.trio.run  # to mypy, what it imports is not its to give away
+    worker.worker_serve = _serve_under_command
+    program: Any = hypercorn.trio
+    program.worker_serve = _serve_in_program
+
+
+def _what_is_served(app: AppWrapper) -> Served:
+    return _served.get(getattr(app, "app", app), Served())
+
+
+async def _serve_in_program(app: AppWrapper, config: Config, **options: Any) -> None:
+    """Stand in for ``worker_serve`` in ``hypercorn.trio.serve``: signals are the program's."""
+    served = _what_is_served(app)
+    await serve_worker(app, config, drain=served.drain, failed=served.failed, **options)
+
+
+async def _serve_under_command(
+    app: AppWrapper,
+    config: Config,
+    *,
+    shutdown_trigger: Callable[..., Awaitable[None]] | None = None,
+    **options: Any,
+) -> None:
+    """Stand in for ``worker_serve`` in a worker of the ``hypercorn`` command.
+
+    SIGTERM becomes a request to stop, and further ones are ignored (systemd sends one to every
+    process of a service, and the master one to each worker still running when the first has
+    ended): the drain has a deadline of its own. A second Ctrl+C ends the process at once.
+    """
+    served, asked = _what_is_served(app), trio.Event()
+    try:
+        served.join(config.workers)
+    except ConfigurationError as error:
+        sys.exit(f"offhook: {error}")
+
+    async def wait_asked() -> None:
+        # The task that receives signals stays until the end, for they come more than once.
+        waits = [asked.wait, *([shutdown_trigger] if shutdown_trigger else [])]
+        await _first_of(*waits)
+
+    async with trio.open_nursery() as nursery:
+        if threading.current_thread() is threading.main_thread():
+            nursery.start_soon(_receive_signals, asked)
+        await serve_worker(
+            app,
+            config,
+            shutdown_trigger=wait_asked,
+            drain=served.drain,
+            failed=served.failed,
+            **options,
+        )
+        nursery.cancel_scope.cancel("the worker has stopped")
+    if served.failed is not None and served.failed.is_set():
+        sys.exit(FAILED_STATUS)
+
+
+async def _receive_signals(asked: trio.Event) -> None:
+    # What arrives while the receiver is put away is delivered again to what stood here before.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    await stop_on_signals(asked, {signal.SIGTERM: False, signal.SIGINT: True})
+
+
+async def stop_on_signals(stop: trio.Event, signals: Mapping[signal.Signals, bool]) -> None:
+    """Set the event at the first of these signals, and see to those that follow, until cancelled.
+
+    Args:
+        stop: Set.
+        signals: Which, and whether a second one of the kind ends the process at once.
+    """
+    seen = set()
+    with trio.open_signal_receiver(*signals) as received:
+        async for number in received:
+            if number in seen and signals[signal.Signals(number)]:
+                sys.stderr.flush()
+                os._exit(128 + number)  # as a process that dies of it
+            seen.add(number)
+            stop.set()
+
+
+# ------------------------------------------------------------------------------------------
+# Other servers
 
 NOT_LOADED = 3
 """gunicorn ends when a worker does so with this status, and starts another after any other."""
@@ -182,83 +294,3 @@ def _end_master() -> None:
     if multiprocessing.parent_process() is not None and sys.platform != "win32":
         sys.stderr.flush()
         os.kill(os.getppid(), signal.SIGKILL)
-
-
-def install(
-    drain: Callable[[], Awaitable[None]],
-    *,
-    tell_worker_count: Callable[[int], None],
-    failed: trio.Event | None = None,
-) -> trio.Event:
-    """Have this process's hypercorn worker serve by :func:`serve_worker`.
-
-    Called while the application module is imported, which is before the worker serves. SIGTERM
-    becomes a request to stop, and further ones are ignored (systemd sends one to every process of
-    a service, and the master one to each worker still running when the first has ended): the
-    drain has a deadline of its own. A second Ctrl+C ends the process at once.
-
-    Args:
-        drain: Ends the calls; awaited once, in the worker's event loop.
-        tell_worker_count: Told how many workers there are, before the app is started. The number
-            is in the configuration, of which an app is told nothing.
-        failed: Set when the app can serve nobody any more.
-
-    Returns:
-        An event that is set when the worker has been asked to stop.
-    """
-    asked = trio.Event()
-
-    async def worker_serve(
-        app: AppWrapper,
-        config: Config,
-        *,
-        shutdown_trigger: Callable[..., Awaitable[None]] | None = None,
-        **options: Any,
-    ) -> None:
-        tell_worker_count(config.workers)
-
-        async def wait_asked() -> None:
-            # The task that receives signals stays until the end, for they come more than once.
-            if shutdown_trigger is None:
-                await asked.wait()
-            else:
-                await _first_of(shutdown_trigger, asked.wait)
-            asked.set()
-
-        async with trio.open_nursery() as nursery:
-            if threading.current_thread() is threading.main_thread():
-                nursery.start_soon(_receive_signals, asked)
-            await serve_worker(
-                app, config, shutdown_trigger=wait_asked, drain=drain, failed=failed, **options
-            )
-            nursery.cancel_scope.cancel("the worker has stopped")
-        if failed is not None and failed.is_set():
-            sys.exit(FAILED_STATUS)
-
-    worker: Any = hypercorn.trio.run  # to mypy, what it imports is not its to give away
-    worker.worker_serve = worker_serve
-    return asked
-
-
-async def _receive_signals(asked: trio.Event) -> None:
-    # What arrives while the receiver is put away is delivered again to what stood here before.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    await stop_on_signals(asked, {signal.SIGTERM: False, signal.SIGINT: True})
-
-
-async def stop_on_signals(stop: trio.Event, signals: Mapping[signal.Signals, bool]) -> None:
-    """Set the event at the first of these signals, and see to those that follow, until cancelled.
-
-    Args:
-        stop: Set.
-        signals: Which, and whether a second one of the kind ends the process at once.
-    """
-    seen = set()
-    with trio.open_signal_receiver(*signals) as received:
-        async for number in received:
-            if number in seen and signals[signal.Signals(number)]:
-                sys.stderr.flush()
-                os._exit(128 + number)  # as a process that dies of it
-            seen.add(number)
-            stop.set()

@@ -476,13 +476,24 @@ def _database_url(text: str) -> URL:
         url = make_url(text)
         if url.drivername in ("postgres", "postgresql"):
             url = url.set(drivername="postgresql+psycopg")
-        url.get_dialect().import_dbapi()
+        dialect = url.get_dialect()
+        dialect.import_dbapi()
+        dialect().create_connect_args(url)
     except (ArgumentError, NoSuchModuleError) as error:
-        raise ConfigurationError(f"DATABASE_URL: {error}") from None
+        raise ConfigurationError(f"DATABASE_URL: {_first_sentence(error)}") from None
+    except (TypeError, ValueError):  # whose text may have the password in it
+        raise ConfigurationError(
+            "DATABASE_URL: a part of it is not what it has to be, as a port or a number behind "
+            "the question mark; like sqlite:///offhook.db or postgresql://user:password@host/name"
+        ) from None
     except ModuleNotFoundError as error:
         hint = "; pip install 'offhook[postgres]'" if error.name == "psycopg" else ""
         raise ConfigurationError(f"DATABASE_URL: {error.name} is not installed{hint}") from None
     return url
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def check_database(text: str) -> None:
@@ -498,7 +509,11 @@ def check_database(text: str) -> None:
     if url.get_backend_name() != "sqlite" or not url.database or url.query.get("uri"):
         return
     path = Path(url.database)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise ConfigurationError(f"DATABASE_URL: {error.strerror}: {str(path)[:80]}") from None
+    if is_folder:
         raise ConfigurationError(f"DATABASE_URL: {path} is a folder; name a file in it")
     try:
         if not path.is_file():

@@ -590,7 +590,7 @@ def _add_webhooks(app: OffhookApp, others: Others, webhooks: Webhooks) -> None:
             twiml = await app.calls.answer(asked.call_sid, asked.number, app.agent)
         except CallRefused as refusal:
             app.metrics.calls_refused.labels(refusal.reason).inc()
-            logger.warning("inbound call refused", reason=refusal.reason)
+            log_stranger(logger.warning, "inbound call refused", reason=refusal.reason)
             twiml = app.calls.refuse(refusal, app.agent)
         finally:
             app.workers.answered()
@@ -680,7 +680,7 @@ def _add_health(app: OffhookApp, others: Others) -> None:
         try:
             app.calls.check_admission()
         except CallRefused as refused:
-            if app.failed.is_set() or not app.workers.accepts_elsewhere:
+            if app.calls.has_failed or not app.workers.accepts_elsewhere:
                 refusal = refused.reason
         body = {
             "ready": refusal is None,

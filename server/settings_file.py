@@ -52,6 +52,8 @@ def read_settings_file(path: Path, known: Iterable[str]) -> SettingsFile:
                 f"{path} is a folder (Docker makes one where a file to mount is missing): remove "
                 "it, and put a file of settings in its place"
             )
+        if path.exists() and not path.is_file():
+            raise ConfigurationError(f"{path} is no file: put a file of settings in its place")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:

@@ -17,6 +17,9 @@ import trio
 
 from server.headers import Headers, listed
 
+IN_ALL = 1_000
+"""Media sockets that may wait to show a ticket, over all addresses."""
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::\d+)?")
 
@@ -65,6 +68,14 @@ def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+def most_strangers(descriptors: int | None) -> int:
+    """How many media sockets may wait for a ticket, where there are so many descriptors.
+
+    Each has two of them meanwhile; None: nobody knows how many there are.
+    """
+    return IN_ALL if descriptors is None else max(1, min(IN_ALL, descriptors // 8))
+
+
 class Strangers:
     """The sockets that wait to show a ticket.
 
@@ -73,7 +84,7 @@ class Strangers:
         in_all: How many there may be.
     """
 
-    def __init__(self, *, per_address: int = 100, in_all: int = 1_000) -> None:
+    def __init__(self, *, per_address: int = 100, in_all: int = IN_ALL) -> None:
         self._per_address = per_address
         self._in_all = in_all
         self._waiting: dict[trio.CancelScope, str] = {}  # oldest first

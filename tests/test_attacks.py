@@ -179,7 +179,9 @@ def test_both_commands_serve_with_the_same_limits(request):
 
 
 @both_media_paths
-async def test_200_sockets_that_never_start_are_closed_and_a_call_is_not_disturbed(media_path):
+async def test_200_sockets_that_never_start_are_closed_and_a_call_is_not_disturbed(
+    media_path, patient_clock
+):
     settings = {"simulated_ring_s": None, "start_timeout_s": 1.0, "max_strangers_per_address": 50}
     settings["media_path"] = media_path
     codes: list[int | None] = []

@@ -454,7 +454,7 @@ async def test_a_tls_handshake_that_does_not_come_is_closed_in_time(certificates
 
 @pytest.fixture
 def doors(monkeypatch):
-    monkeypatch.setattr("server.connections.file_limit", lambda: 80)  # ten of them for calls
+    monkeypatch.setattr("server.connections.file_limit", lambda: 80)  # twenty of them for calls
     return Doors()
 
 
@@ -464,12 +464,12 @@ async def test_where_descriptors_are_short_the_longest_idle_connection_goes(door
         doors.wait(scope)
     doors.wait_no_more(scopes[0])  # it has brought a request
 
-    assert doors.admit(69)
+    assert doors.admit(59)
     assert [scope.cancel_called for scope in scopes] == [False, False, False]
-    assert doors.admit(70)
+    assert doors.admit(60)
     assert [scope.cancel_called for scope in scopes] == [False, True, False]
-    assert doors.admit(70)
-    assert not doors.admit(70)  # nobody is left who could go
+    assert doors.admit(60)
+    assert not doors.admit(60)  # nobody is left who could go
 
 
 class _Exhausted:

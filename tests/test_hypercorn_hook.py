@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import inspect
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import hypercorn.trio.run
@@ -18,14 +20,17 @@ import trio.testing
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 
+from server.app import create_app
 from server.hypercorn_hook import (
     FAILED_STATUS,
     NOT_LOADED,
+    Served,
     install,
     refuse_other_servers,
     serve_worker,
 )
 from server.serving import listen
+from server.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,6 +39,7 @@ ROOT = Path(__file__).parent.parent
 def install_hook(monkeypatch):
     # Whatever the hook replaces is put back after the test.
     monkeypatch.setattr(hypercorn.trio.run, "worker_serve", hypercorn.trio.run.worker_serve)
+    monkeypatch.setattr(hypercorn.trio, "worker_serve", hypercorn.trio.worker_serve)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield install
     for number, handler in before.items():
@@ -75,14 +81,11 @@ async def test_a_worker_says_how_many_there_are_before_it_starts_the_app(install
     told = trio.Event()
     told.set()
 
-    async def nothing_to_drain() -> None:
-        pass
-
     async def app(scope, receive, send) -> None:
         happened.append(scope["type"])
         await _app(scope, receive, send)
 
-    install_hook(nothing_to_drain, tell_worker_count=happened.append)
+    install_hook(app, Served(join=happened.append))
     with trio.fail_after(60):
         await hypercorn.trio.run.worker_serve(
             ASGIWrapper(app), _config(workers=3), shutdown_trigger=told.wait
@@ -100,7 +103,7 @@ async def test_a_worker_listens_until_its_calls_are_drained(nursery, install_hoo
         draining.set()
         await drained.wait()
 
-    install_hook(drain, tell_worker_count=lambda count: None)
+    install_hook(_app, Served(drain))
     listener = listen("127.0.0.1", 0)
     address = listener.getsockname()
     config = _config(bind=[f"fd://{listener.detach()}"], max_requests=0)
@@ -138,7 +141,7 @@ async def test_a_worker_listens_until_its_calls_are_drained(nursery, install_hoo
 async def test_a_worker_whose_app_has_failed_ends_with_a_status_that_is_restarted(install_hook):
     failed = trio.Event()
     failed.set()
-    install_hook(trio.sleep_forever, tell_worker_count=lambda count: None, failed=failed)
+    install_hook(_app, Served(trio.sleep_forever, failed=failed))
 
     with trio.fail_after(60), pytest.raises(SystemExit) as ended:
         await hypercorn.trio.run.worker_serve(
@@ -146,6 +149,23 @@ async def test_a_worker_whose_app_has_failed_ends_with_a_status_that_is_restarte
         )
 
     assert ended.value.code == FAILED_STATUS
+
+
+async def test_an_app_that_a_program_serves_with_hypercorn_is_drained_too(install_hook, nursery):
+    drained, told = trio.Event(), trio.Event()
+
+    async def drain() -> None:
+        drained.set()
+
+    install_hook(_app, Served(drain))
+    with trio.fail_after(60):
+        async with trio.open_nursery() as serving:
+            serving.start_soon(
+                partial(hypercorn.trio.serve, _app, _config(), shutdown_trigger=told.wait)
+            )
+            told.set()
+
+    assert drained.is_set()
 
 
 async def test_an_app_that_fails_while_it_drains_is_not_waited_for():
@@ -192,3 +212,22 @@ def test_the_hypercorn_command_without_the_trio_worker_refuses_to_start():
     assert ended.returncode != 0
     assert "offhook: hypercorn.asyncio cannot serve it" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_an_app_that_asyncio_serves_does_not_start():
+    app = create_app(Settings.load(_env_file=None, database_url="sqlite://"))
+    sent = []
+
+    async def start() -> None:
+        async def receive():
+            return {"type": "lifespan.startup"}
+
+        async def send(event) -> None:
+            sent.append(event)
+
+        await app({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
+
+    asyncio.run(start())
+
+    assert [event["type"] for event in sent] == ["lifespan.startup.failed"]
+    assert "hypercorn -c server/hypercorn.toml server.asgi:app" in sent[0]["message"]

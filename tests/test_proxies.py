@@ -171,7 +171,7 @@ async def api(nursery, authority, tmp_path):
     @app.post("/2010-04-01/Accounts/AC1/Calls.json")
     async def calls():
         assert request.authorization.password == "token"
-        return {"sid": "CA1", "status": "queued"}, 201
+        return {"sid": "CA" + "1" * 32, "status": "queued"}, 201
 
     identity = authority.issue_cert("api.example")
     identity.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "api.pem"))
@@ -205,7 +205,7 @@ async def test_a_call_is_placed_through_a_proxy(api):
             with pytest.raises(CarrierError) as refused:
                 await twilio.place_call("+15005550101", ticket="t", max_duration_s=60)
 
-    assert placed.call_sid == "CA1"
+    assert placed.call_sid == "CA" + "1" * 32
     assert proxy.asked[0] == "CONNECT api.example:443 HTTP/1.1"
     assert b"token" not in proxy.seen
     assert not refused.value.outcome_unknown  # it never came as far as Twilio

@@ -14,7 +14,9 @@ from server.__main__ import main
 from server.app import create_app
 from server.errors import ConfigurationError
 from server.numbers import own_number
+from server.records import check_database
 from server.settings import Settings
+from server.settings_file import read_settings_file
 
 SID = "AC" + "0123456789abcdef" * 2
 ACCOUNT = {
@@ -578,3 +580,29 @@ def test_tools_keep_their_descriptions_without_docstrings(tmp_path):
     )
 
     assert ended.stdout.startswith("End the telephone call."), ended.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://offhook.db",
+        "sqlite:///x.db?timeout=abc",
+        "sqlite:///" + "x" * 400,
+        "postgresql://user:sesame@host:port/name",
+        "nonsense",
+    ],
+)
+def test_a_database_that_no_url_names_is_refused_in_words(url):
+    with pytest.raises(ConfigurationError, match="DATABASE_URL") as refused:
+        check_database(url)
+
+    assert "sesame" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_a_pipe_in_place_of_the_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".env")
+
+    with pytest.raises(ConfigurationError, match="is no file"):
+        read_settings_file(tmp_path / ".env", [])

@@ -7,7 +7,7 @@ import pytest
 import trio
 from werkzeug.datastructures import Headers
 
-from server.strangers import Strangers, client_address
+from server.strangers import Strangers, client_address, most_strangers
 
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("::1/128"))
 
@@ -93,3 +93,10 @@ def test_who_was_vouched_for_needs_no_place():
     strangers = Strangers(per_address=1, in_all=1)
     with strangers.among("", trio.CancelScope()), strangers.among("", trio.CancelScope()):
         assert len(strangers) == 0
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "places"), [(None, 1_000), (300, 37), (4_096, 512), (2**20, 1_000), (4, 1)]
+)
+def test_places_for_media_sockets_leave_descriptors_for_calls(descriptors, places):
+    assert most_strangers(descriptors) == places

@@ -455,3 +455,37 @@ async def test_an_answer_that_says_nothing_about_a_call_is_the_carriers_error(ap
             await twilio.fetch_status(CALL)
 
     assert len(api.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {**PLACED, "date_created": 5},
+        {**PLACED, "sid": ["a"]},
+        {**PLACED, "sid": 5},
+        {**PLACED, "sid": "CA1"},
+        {**PLACED, "sid": "x" * 100_000},
+        {"status": "queued"},
+        [],
+        "CA",
+    ],
+)
+async def test_an_answer_that_is_none_leaves_the_outcome_of_a_dial_unknown(api, answer):
+    api.body = json.dumps(answer)
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CarrierError) as failed:
+            await twilio.place_call("+15005550101", ticket="t", max_duration_s=60)
+
+    assert failed.value.outcome_unknown
+    assert len(api.asked) == 1
+    assert len(str(failed.value)) < 300
+
+
+async def test_an_answer_about_a_call_that_is_none_is_an_error_of_the_carriers(api):
+    api.status = 200
+    api.body = json.dumps({**PLACED, "date_created": 5})
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CarrierError):
+            await twilio.fetch_status(CALL)

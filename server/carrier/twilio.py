@@ -871,6 +871,9 @@ def _carrier_errors(timeout_s: float) -> Generator[None]:
     except httpx2.HTTPError as error:
         message = f"Twilio was lost: {error or type(error).__name__}"
         raise CarrierError(message, outcome_unknown=True) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The package takes it for granted that every field is what it should be.
+        raise CarrierError("Twilio's answer cannot be read", outcome_unknown=True) from error
 
 
 # The request has not left this machine.
@@ -1029,10 +1032,12 @@ class TwilioCarrier:
             ),
             repeatable=False,
         )
-        if not call.sid:
+        try:
+            call_sid = check_call_sid(str(call.sid or ""), "call that was placed")
+        except CarrierProtocolError as error:
             message = "Twilio accepted the call but did not name it"
-            raise CarrierError(message, outcome_unknown=True)
-        return PlacedCall(call.sid, _placed_status(call.status))
+            raise CarrierError(message, outcome_unknown=True) from error
+        return PlacedCall(call_sid, _placed_status(call.status))
 
     async def hang_up(self, call_sid: str) -> None:
         """End a call in any state; a call that is already over is success.
