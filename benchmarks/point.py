@@ -32,6 +32,8 @@ from server.settings import Settings
 READY_TIMEOUT_S = 120.0
 LOG = "server.log"
 """What the server writes, in the directory where it runs."""
+PUBLIC_NAME = "voice.example.com"
+"""What a server that ends TLS is called by the carrier; nobody is asked where that is."""
 RUN_TIMEOUT_S = 300.0
 """Set-up, warm-up and window together."""
 
@@ -178,6 +180,8 @@ def run_point(
             trusted = certified(directory) if kind.ends_tls else None
             trust = ssl.create_default_context(cafile=trusted) if trusted else None
             url = f"{'https' if trusted else 'http'}://127.0.0.1:{port}"
+            # No carrier can reach this machine's own address by TLS, so the server refuses it.
+            public_url = f"https://{PUBLIC_NAME}:{port}" if trusted else url
             log = directory / LOG
             with (
                 log.open("wb") as output,
@@ -188,7 +192,7 @@ def run_point(
                     cores=server_cores,
                     realtime=realtime,
                     environment={
-                        **_environment(keys, port, url, doubles, calls),
+                        **_environment(keys, port, public_url, doubles, calls),
                         **kind.environment,
                         **(settings or {}),
                     },
@@ -200,7 +204,7 @@ def run_point(
                 try:
                     wait_ready(url, server, trust)
                     told = {"server_url": url, "pid": server.pid, "stay": hold is not None}
-                    told["trusted"] = str(trusted or "")
+                    told |= {"trusted": str(trusted or ""), "public_url": public_url}
                     outcome = _ask(generator, told)
                     if "failed" in outcome:
                         raise PointFailed(outcome["failed"])

@@ -213,6 +213,19 @@ class _Refused(Exception):
         self.headers = headers
 
 
+class _Reader(h11.Connection):
+    """h11's own, whose errors do not lead back to themselves by the frames that raised them."""
+
+    def next_event(self) -> Any:
+        """What has come."""
+        try:
+            return super().next_event()
+        except h11.RemoteProtocolError as error:
+            text, status = str(error), error.error_status_hint
+            error.__traceback__ = None
+        raise h11.RemoteProtocolError(text, status)
+
+
 class Http11(H11Protocol):
     """HTTP/1.1 as hypercorn speaks it, with no way from it to HTTP/2."""
 
@@ -221,6 +234,11 @@ class Http11(H11Protocol):
 
     hypercorn would answer a second time where a first answer was cut in the middle.
     """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        longest = self.config.h11_max_incomplete_size
+        self.connection = _Reader(h11.SERVER, max_incomplete_event_size=longest)
 
     async def _send_h11_event(self, event: Any) -> None:
         if not self.has_ended:
@@ -242,7 +260,7 @@ class Http11(H11Protocol):
         try:
             await super()._handle_events()
         except _Refused as refused:
-            await self._refuse(refused)
+            await self._refuse(refused.with_traceback(None))
 
     async def _refuse(self, refused: _Refused) -> None:
         connection = self.connection
@@ -441,6 +459,9 @@ class Connection(TCPServer):
         finally:
             with trio.CancelScope(shield=True):
                 await self._close()
+            # What it holds leads back to it, and would wait for the garbage collector, which has
+            # little time while there are calls: 10 KiB a connection, and more with TLS.
+            vars(self).clear()
 
     @property
     def asks_for_websocket(self) -> bool:

@@ -695,6 +695,8 @@ def fuzz(
 async def _fuzz_beside_calls(fuzzer: Fuzzer, held: Held, report: Report, window_s: float) -> None:
     """Fuzz while the calls are watched, window by window."""
     quiet = await trio.to_thread.run_sync(watched_window, held, window_s)
+    if quiet["calls_lost"]:
+        raise PointFailed(f"calls ended before anything was said: {quiet['why_lost']}")
     is_over = False
     windows: list[dict[str, Any]] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import gc
 import importlib.metadata
 import inspect
 import os
@@ -297,6 +298,35 @@ async def test_a_client_that_resets_its_connection_is_answered_by_nobody():
             await trio.testing.wait_all_tasks_blocked(0.01)
 
     assert lines == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n",
+        b"GET ? HTTP/1.1\r\n" + HOST + b"\r\n",
+        STREAM.replace(b"13", b"8") + b"\r\n",
+        b"\0\r\n\r\n",
+        PREFACE,
+    ],
+    ids=["answered", "no path", "a refused upgrade", "no HTTP", "HTTP/2"],
+)
+async def test_a_connection_that_has_ended_leaves_nothing_to_the_garbage_collector(data):
+    # While there are calls, that looks through everything every two minutes only.
+    async with _served(_reads_all) as address:
+        await _ask(address, data)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await _ask(address, data)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            left = gc.collect()
+        finally:
+            gc.enable()
+
+    assert left < 20
 
 
 EARLY_FRAME = b"\x81\x80abcd"

@@ -95,6 +95,8 @@ class Generator:
         self.begun = 0
         self.trust: ssl.SSLContext | None = None
         """To reach the server with, where it ends TLS."""
+        self.public_url = ""
+        """What the carrier calls the server, if that is another address than it is reached at."""
 
     async def open(self) -> dict[str, str]:
         """Start the doubles; the value is where they are."""
@@ -190,6 +192,11 @@ class Generator:
                     call.say_all()
                     await asyncio.sleep(PREPARE_S)
                 signature = self.validator.compute_signature(stream_url, {})
+                if self.public_url:
+                    stream_url = stream_url.replace(
+                        self.public_url.replace("http", "ws", 1),
+                        server_url.replace("http", "ws", 1),
+                    )
                 await self.backend.connect(
                     stream_url, {"X-Twilio-Signature": signature}, call, self.trust
                 )
@@ -212,9 +219,9 @@ class Generator:
             "Direction": "inbound",
             "ApiVersion": "2010-04-01",
         }
-        url = f"{server_url}/twiml"
-        signature = self.validator.compute_signature(url, form)
-        answer = await self.http.post(url, data=form, headers={"X-Twilio-Signature": signature})
+        url = f"{self.public_url or server_url}/twiml"
+        headers = {"X-Twilio-Signature": self.validator.compute_signature(url, form)}
+        answer = await self.http.post(f"{server_url}/twiml", data=form, headers=headers)
         if answer.status_code != 200:
             raise Failed(f"/twiml answered {answer.status_code}: {answer.text[:200]}")
         stream = ElementTree.fromstring(answer.text).find("Connect/Stream")
@@ -328,6 +335,7 @@ async def main() -> None:
         server_url, pid = told["server_url"], told["pid"]
         if told.get("trusted"):
             generator.trust = ssl.create_default_context(cafile=told["trusted"])
+            generator.public_url = told["public_url"]
         try:
             if not told["stay"]:
                 _say(await generator.run(server_url, pid))
