@@ -211,6 +211,8 @@ def run_point(
                     with httpx2.Client(
                         base_url=url,
                         headers={"Authorization": f"Bearer {keys.api_key}"},
+                        # An idle connection may be closed just as it is used again.
+                        limits=httpx2.Limits(max_keepalive_connections=0),
                         trust_env=False,
                         verify=trust or True,
                     ) as client:
