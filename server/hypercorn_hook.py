@@ -24,7 +24,6 @@ from functools import partial
 from random import randint
 from types import FrameType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import hypercorn.trio
 import hypercorn.trio.run
@@ -167,7 +166,8 @@ class Served:
     failed: trio.Event | None = None
 
 
-_served: WeakKeyDictionary[Any, Served] = WeakKeyDictionary()
+_SERVED = "_served_by_hypercorn"
+"""An app's own attribute: a table of ours would keep it for good, as what is in it leads back."""
 
 
 def install(app: Any, served: Served) -> None:
@@ -175,7 +175,7 @@ def install(app: Any, served: Served) -> None:
 
     Called when an app is made. Other apps of the process are served like that, too.
     """
-    _served[app] = served
+    setattr(app, _SERVED, served)
     worker: Any = hypercorn.trio.run  # to mypy, what it imports is not its to give away
     worker.worker_serve = _serve_under_command
     program: Any = hypercorn.trio
@@ -183,7 +183,7 @@ def install(app: Any, served: Served) -> None:
 
 
 def _what_is_served(app: AppWrapper) -> Served:
-    return _served.get(getattr(app, "app", app), Served())
+    return getattr(getattr(app, "app", app), _SERVED, Served())
 
 
 async def _serve_in_program(app: AppWrapper, config: Config, **options: Any) -> None:
