@@ -196,7 +196,7 @@ cdef class Played:
             self._audio.end -= newest.size
             self._pieces.end -= sizeof(Piece)
             count -= 1
-        if self._playing > count:
+        if self._playing >= count:  # the piece that was cut may count as played, by a later clock
             self._playing = count
             self._playing_byte = held(&self._audio)
         self.play_end = now

@@ -141,12 +141,23 @@ def test_what_is_played_is_what_the_readable_one_plays(steps):
                     one.passed(now)
             case "forget":
                 for one in (played, reference):
-                    one.forget(now)
+                    one.forget(now - turn * 0.1)  # by a clock that has read less than the last
             case "tail":
                 assert played.tail(number) == reference.tail(number)
                 assert played.tail(number, turn) == reference.tail(number, turn)
         assert played.play_end == reference.play_end
         assert played.kept_bytes == sum(len(piece.payload) for piece in reference.pieces)
+
+
+def test_a_clear_by_an_earlier_clock_leaves_what_comes_next_in_its_place():
+    played = Played(remember=True)
+    played.sent(b"a" * 800, 0.0)
+    assert played.played(0.2, 160) == b"\xff" * 160  # by this clock all of it has been heard
+
+    played.forget(0.05)
+    played.sent(b"b" * 160, 0.05)
+
+    assert played.played(0.07, 160) == b"b" * 160
 
 
 def test_two_seconds_are_remembered_and_in_silence_nothing():
