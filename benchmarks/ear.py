@@ -21,12 +21,12 @@ from rich.table import Table
 import codec
 from benchmarks.options import Options, machine, machine_line
 from codec.ear import LOUD, Stop, loudness
-from server.carrier.phone import load_speech
-from server.ear import BargeInMode, Ear
-from server.model.simulator import _GREETING
-from server.model.simulator import load_speech as load_agent
-from server.opening import Opening
-from server.playout import Playout
+from server.dialogue.ear import BargeInMode, Ear
+from server.dialogue.opening import Opening
+from server.dialogue.playout import Playout
+from server.simulators.gemini import _GREETING
+from server.simulators.gemini import load_speech as load_agent
+from server.simulators.phone import load_speech
 
 FRAME_BYTES = 160
 FRAME_S = 0.02

@@ -27,7 +27,7 @@ import httpx2
 from benchmarks import processes
 from benchmarks.load.__main__ import Plan
 from benchmarks.load.call import Talk
-from server.settings import Settings
+from server.settings.settings import Settings
 
 READY_TIMEOUT_S = 120.0
 LOG = "server.log"

@@ -28,17 +28,17 @@ from websockets.frames import Close
 import codec
 from benchmarks.options import Options, machine, machine_line
 from server import logs
-from server.agent import Agent
-from server.call import Call
-from server.call_options import CallOptions
+from server.agent.agent import Agent
+from server.call.call import Call
+from server.call.options import CallOptions
 from server.carrier import Carrier, StreamStarted
-from server.carrier.phone import SimulatedPhone, find_script, memory_transports
-from server.carrier.twilio import TwilioMediaStream
+from server.carrier.twilio.twilio import TwilioMediaStream
 from server.metrics import Metrics
 from server.model import AgentAudio, PastTurn, Reconnected, SessionEvent, TurnComplete
-from server.model.gemini import GeminiModel
-from server.model.lasting import LastingModel, LastingSession
-from server.model.simulator import Drop, GeminiSimulator, Script
+from server.model.gemini.gemini import GeminiModel
+from server.model.lasting.lasting import LastingModel, LastingSession
+from server.simulators.gemini import Drop, GeminiSimulator, Script
+from server.simulators.phone import SimulatedPhone, find_script, memory_transports
 
 CALL_S = 3_600.0
 QUICK_CALL_S = 600.0

@@ -38,7 +38,12 @@ from benchmarks.options import Options, machine, machine_line
 from server import logs
 from server.app import OffhookApp, create_app
 from server.carrier import CallStatus
-from server.carrier.phone import (
+from server.dialogue.endings import EndReason
+from server.model import simulator as models
+from server.serving.single import listen, serve
+from server.settings.settings import Settings
+from server.simulators.clock import PatientClock
+from server.simulators.phone import (
     GARBAGE,
     Drop,
     FallSilent,
@@ -49,13 +54,8 @@ from server.carrier.phone import (
     SendRaw,
     Wait,
 )
-from server.carrier.phone import Script as Callee
-from server.carrier.simulator import Faults, SimulatedCall
-from server.clock import PatientClock
-from server.endings import EndReason
-from server.model import simulator as models
-from server.serving import listen, serve
-from server.settings import Settings
+from server.simulators.phone import Script as Callee
+from server.simulators.twilio import Faults, SimulatedCall
 
 SPEED = 20.0
 """Seconds of a call in one of real time. There is more work in a call than would let it go so fast,

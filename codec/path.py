@@ -28,8 +28,8 @@ side is not there yet, or the agent's allowance is used up. Messages come out in
 audio around them: when :meth:`MediaPath.next_from_model` returns one, all audio before it has been
 taken and none after it, so a mark or a clear goes out at the right place.
 
-The readable reference is ``server/carrier/twilio.py`` and ``server/model/gemini.py``: tests hold
-both to the same output. A message that is unusual in any way (an escape in a string, a key twice,
+The readable reference is ``server/carrier/twilio`` and ``server/model/gemini``: tests hold both to
+the same output. A message that is unusual in any way (an escape in a string, a key twice,
 audio together with a transcript) is not understood here on purpose, and comes out whole for those.
 
 One pass over what has been read from the phone, and the same the other way::

@@ -12,12 +12,12 @@ import trio
 from server import logs
 from server.app import OffhookApp, create_app
 from server.errors import CannotListen, ConfigurationError
-from server.hypercorn_hook import FAILED_STATUS
-from server.keys import KEY_NAME, hash_key, new_key
-from server.master import Master
-from server.serving import listen, serve, stop_on_signal
-from server.settings import Settings
+from server.hooks.hypercorn_worker import FAILED_STATUS
+from server.serving.master import Master
+from server.serving.single import listen, serve, stop_on_signal
+from server.settings.settings import Settings
 from server.sockets import raise_file_limit
+from server.web.keys import KEY_NAME, hash_key, new_key
 
 MAX_WORKERS = 1_000
 """More processes than any machine has cores are a slip of the finger."""
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.command == "demo":
         # The demo brings its own dependencies (a terminal display) that serving does without.
-        from server.demo import run_demo
+        from server.demo.command import run_demo
 
         try:
             return run_demo(chosen.script)

@@ -21,58 +21,11 @@ from quart_schema import APIKeySecurityScheme, HttpSecurityScheme, Info, QuartSc
 from quart_trio import QuartTrio
 
 from codec.path import WebSocket
-from server import garbage, plane
-from server.admission import Admission, Limits
-from server.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
-from server.bounded_frames import bound_frames
-from server.call_options import CallOptions
-from server.calls import Calls, Claim
-from server.carrier.phone import find_script
-from server.carrier.simulator import FAULTS as CARRIER_FAULTS
-from server.carrier.simulator import TwilioSimulator
-from server.carrier.twilio import (
-    StreamCounts,
-    TwilioCarrier,
-    TwilioMediaStream,
-    WebhookVerifier,
-    check_sayable,
-)
-from server.costs import Prices
-from server.destinations import Destinations
-from server.detach import detachable
-from server.ear import BargeInMode
-from server.errors import ConfigurationError
-from server.greeting import read_greeting
-from server.http_connection import HttpConnection
-from server.http_request import MAX_BODY_BYTES, HttpRequest
-from server.hypercorn_hook import HOW_TO_SERVE, Served, install, refuse_other_servers
-from server.idempotency import Idempotency
-from server.keys import UNNAMED, Keys, hash_key, made_key
-from server.mcp_servers import McpServers, read_servers
-from server.media_socket import (
-    MediaWebsocket,
-    MediaWebsocketConnection,
-    SocketTransport,
-    WireTransport,
-    refuse_compression,
-)
-from server.metrics import Metrics, add
-from server.model.gemini import DEFAULT_URL, GeminiModel
-from server.model.lasting import LastingModel
-from server.model.simulator import SCRIPTS as MODEL_SCRIPTS
-from server.model.simulator import GeminiSimulator
-from server.opening import GreetingWhen
-from server.pass_on import relay_media
-from server.path_prefix import prefix_of, without_prefix
-from server.plane import STRANGER, Plane, Wire
-from server.recording import Recordings, check_directory
-from server.records import Records, check_database
-from server.routes import add_routes
-from server.settings import Account, Settings
-from server.sockets import file_limit
-from server.strangers import Strangers, most_strangers
-from server.supervision import Start, keep_going, without_start
-from server.tools import (
+from server import garbage
+from server.agent.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
+from server.agent.greeting import read_greeting
+from server.agent.mcp_servers import McpServers, read_servers
+from server.agent.tools import (
     Tool,
     check_names,
     hang_up,
@@ -81,10 +34,58 @@ from server.tools import (
     transfer_tool,
     voicemail_reached,
 )
-from server.traces import open_traces
-from server.turns import Patience
-from server.voicemail import VoicemailPolicy
-from server.workers import Workers, hand_over, shared_secret
+from server.call.costs import Prices
+from server.call.options import CallOptions
+from server.carrier.twilio.twilio import (
+    StreamCounts,
+    TwilioCarrier,
+    TwilioMediaStream,
+    WebhookVerifier,
+    check_sayable,
+)
+from server.cluster.workers import Workers, hand_over, shared_secret
+from server.dialogue.ear import BargeInMode
+from server.dialogue.opening import GreetingWhen
+from server.dialogue.turns import Patience
+from server.dialogue.voicemail import VoicemailPolicy
+from server.errors import ConfigurationError
+from server.hooks.bounded_frames import bound_frames
+from server.hooks.detach import detachable
+from server.hooks.http_connection import HttpConnection
+from server.hooks.hypercorn_worker import HOW_TO_SERVE, Served, install, refuse_other_servers
+from server.hooks.media_socket import (
+    MediaWebsocket,
+    MediaWebsocketConnection,
+    SocketTransport,
+    WireTransport,
+    refuse_compression,
+)
+from server.media import plane
+from server.media.plane import STRANGER, Plane, Wire
+from server.metrics import Metrics, add
+from server.model.gemini.gemini import DEFAULT_URL, GeminiModel
+from server.model.lasting.lasting import LastingModel
+from server.records.recording import Recordings, check_directory
+from server.records.records import Records, check_database
+from server.records.traces import open_traces
+from server.settings.settings import Account, Settings
+from server.simulators.gemini import SCRIPTS as MODEL_SCRIPTS
+from server.simulators.gemini import GeminiSimulator
+from server.simulators.phone import find_script
+from server.simulators.twilio import FAULTS as CARRIER_FAULTS
+from server.simulators.twilio import TwilioSimulator
+from server.sockets import file_limit
+from server.supervision import Start, keep_going, without_start
+from server.switchboard.admission import Admission, Limits
+from server.switchboard.calls import Calls, Claim
+from server.switchboard.destinations import Destinations
+from server.switchboard.strangers import Strangers, most_strangers
+from server.web.http_request import MAX_BODY_BYTES, HttpRequest
+from server.web.idempotency import Idempotency
+from server.web.keys import UNNAMED, Keys, hash_key, made_key
+from server.web.pass_on import relay_media
+from server.web.path_prefix import prefix_of, without_prefix
+from server.web.routes import add_routes
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -677,7 +678,7 @@ def _tools(settings: Settings) -> tuple[Tool, ...]:
     """What the agent may call: ours, as far as they are wanted, and the user's."""
     unwanted = {hang_up.name, send_dtmf.name} - set(settings.built_in_tools)
     unwanted.add(voicemail_reached.name)
-    ours = [tool for tool in load_tools(["server.tools"]) if tool.name not in unwanted]
+    ours = [tool for tool in load_tools(["server.agent.tools"]) if tool.name not in unwanted]
     if settings.transfer_targets and "transfer" in settings.built_in_tools:
         ours.append(transfer_tool(settings.transfer_targets))
     if settings.voicemail != "ignore":

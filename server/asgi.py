@@ -7,7 +7,7 @@ import sys
 from server import logs
 from server.app import create_app
 from server.errors import ConfigurationError
-from server.settings import Settings
+from server.settings.settings import Settings
 from server.sockets import raise_file_limit
 
 try:

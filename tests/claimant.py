@@ -11,9 +11,9 @@ import random
 import sys
 from pathlib import Path
 
-from server.board import Load, Member
-from server.claims import Claims, Gate
-from server.workers import Workers
+from server.cluster.board import Load, Member
+from server.cluster.claims import Claims, Gate
+from server.cluster.workers import Workers
 
 
 def main(where: str, count: int) -> None:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from server.clock import PatientClock
+from server.simulators.clock import PatientClock
 
 # No test leaves a database where it is run: those that want a file name one.
 os.environ.setdefault("DATABASE_URL", "sqlite://")

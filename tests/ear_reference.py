@@ -16,9 +16,9 @@ import webrtcvad
 
 import codec
 from codec.ear import Ear, EchoFound, Played, SpeechEnded, SpeechStarted, Stop
-from server.carrier.phone import load_speech
-from server.model.simulator import _GREETING
-from server.model.simulator import load_speech as load_agent
+from server.simulators.gemini import _GREETING
+from server.simulators.gemini import load_speech as load_agent
+from server.simulators.phone import load_speech
 
 FRAME, FRAME_S, RATE = 160, 0.02, 8_000
 LOUD, START_FRAMES = 14.0, 3

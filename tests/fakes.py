@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from server.agent import Agent
+from server.agent.agent import Agent
 from server.carrier import (
     AnsweredBy,
     CallerAudio,
@@ -30,8 +30,8 @@ from server.carrier import (
     VoiceRequest,
 )
 from server.errors import CarrierError, ModelError, StreamEnded
+from server.media.relay import Relay
 from server.model import Conversation, EventListener, SessionEvent, ToolResult, Way
-from server.relay import Relay
 
 
 class MemoryMedia:

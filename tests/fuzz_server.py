@@ -49,29 +49,29 @@ from rich.table import Table
 from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 
-from server.api import MakeCall, field_errors
+from server.agent.mcp_servers import _told
+from server.agent.tools import Toolbox, ToolError, _response, load_tools, tool, transfer_tool
 from server.app import OffhookApp, create_app
 from server.carrier import CallerAudio, CarrierEvent
-from server.carrier.phone import HangUp, HearSpeech, Script, SendRaw, Wait
-from server.carrier.twilio import (
+from server.carrier.twilio.twilio import (
     TwilioProtocol,
     WebhookVerifier,
     parse_machine_verdict,
     parse_status,
     parse_transfer,
 )
-from server.carrier.twilio_webhooks import check_fields, parse_voice
-from server.destinations import Destinations
-from server.endings import EndReason
+from server.carrier.twilio.webhooks import check_fields, parse_voice
+from server.dialogue.endings import EndReason
 from server.errors import CarrierProtocolError, ModelError
-from server.keys import Keys, hash_key
-from server.mcp_servers import _told
 from server.metrics import Metrics
 from server.model import AgentAudio, ToolCallsRequested, ToolResult
-from server.model.gemini import GeminiProtocol
-from server.settings import Settings
-from server.strangers import client_address
-from server.tools import Toolbox, ToolError, _response, load_tools, tool, transfer_tool
+from server.model.gemini.gemini import GeminiProtocol
+from server.settings.settings import Settings
+from server.simulators.phone import HangUp, HearSpeech, Script, SendRaw, Wait
+from server.switchboard.destinations import Destinations
+from server.switchboard.strangers import client_address
+from server.web.api import MakeCall, field_errors
+from server.web.keys import Keys, hash_key
 from tests import fuzz_path, fuzz_socket
 from tests.fuzz_codec import Fuzz as CodecFuzz
 from tests.fuzz_path import mutate
@@ -328,7 +328,7 @@ def look_up(order: int, when: str = "", items: list[str] | None = None) -> str:
 
 
 TOOLS = (
-    *load_tools(["server.tools"]),
+    *load_tools(["server.agent.tools"]),
     transfer_tool({"sales": "+15005550123"}),
     look_up,
 )
@@ -822,14 +822,14 @@ def fuzz_sockets(arguments: argparse.Namespace) -> Tally:
 
 
 WATCHED = (
-    "server.api",
-    "server.carrier.twilio",
-    "server.destinations",
-    "server.keys",
-    "server.mcp_servers",
-    "server.model.gemini",
-    "server.strangers",
-    "server.tools",
+    "server.web.api",
+    "server.carrier.twilio.twilio",
+    "server.switchboard.destinations",
+    "server.web.keys",
+    "server.agent.mcp_servers",
+    "server.model.gemini.gemini",
+    "server.switchboard.strangers",
+    "server.agent.tools",
 )
 WATCH = """
 import sys, atheris

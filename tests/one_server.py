@@ -8,8 +8,8 @@ import trio
 
 from server import logs
 from server.app import create_app
-from server.serving import listen, serve, stop_on_signal
-from server.settings import Settings
+from server.serving.single import listen, serve, stop_on_signal
+from server.settings.settings import Settings
 
 
 async def main() -> None:

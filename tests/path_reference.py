@@ -21,10 +21,10 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
 )
-from server.carrier.twilio import TwilioProtocol
+from server.carrier.twilio.twilio import TwilioProtocol
+from server.dialogue.playout import MAX_MESSAGE_BYTES
 from server.model import AGENT_RATE_HZ, CALLER_RATE_HZ, AgentAudio, SessionEvent
-from server.model.gemini import GeminiProtocol, audio_message
-from server.playout import MAX_MESSAGE_BYTES
+from server.model.gemini.gemini import GeminiProtocol, audio_message
 from tests.websocket_oracle import read_frames
 
 CALLER_MESSAGE_BYTES = 800

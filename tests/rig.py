@@ -20,20 +20,20 @@ from typing import Any
 import trio
 from prometheus_client import CollectorRegistry
 
-from server.agent import Agent
-from server.call import Call
-from server.call_options import CallOptions
+from server.agent.agent import Agent
+from server.call.call import Call
+from server.call.options import CallOptions
 from server.carrier import CallStatus, StatusUpdate, StreamStarted
 from server.carrier import phone as people
-from server.carrier.phone import SimulatedPhone, find_script, memory_transports
-from server.carrier.twilio import TwilioMediaStream
-from server.endings import EndReason
+from server.carrier.twilio.twilio import TwilioMediaStream
+from server.dialogue.endings import EndReason
 from server.metrics import Metrics
 from server.model import Model
 from server.model import simulator as models
-from server.model.gemini import GeminiModel
-from server.model.lasting import LastingModel
-from server.model.simulator import GeminiSimulator, SimulatedSession
+from server.model.gemini.gemini import GeminiModel
+from server.model.lasting.lasting import LastingModel
+from server.simulators.gemini import GeminiSimulator, SimulatedSession
+from server.simulators.phone import SimulatedPhone, find_script, memory_transports
 from tests.fakes import MemoryCarrier
 
 CALL_SID = "CA" + "1" * 32
@@ -112,8 +112,8 @@ async def calling(
     """Dial the callee; the call is hung up when the block is left before its end.
 
     Args:
-        callee: Who answers: a script of ``server/carrier/phone.py`` or its name.
-        script: How the model behaves: a script of ``server/model/simulator.py`` or its name.
+        callee: Who answers: a script of ``server/simulators/phone.py`` or its name.
+        script: How the model behaves: a script of ``server/simulators/gemini.py`` or its name.
         script_after_resume: How it behaves in sessions that resume another.
         agent: Who calls.
         ring_s: How long it rings, instead of what the callee's script says.

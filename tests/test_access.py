@@ -11,13 +11,13 @@ import structlog.testing
 import trio
 import trio.lowlevel
 
-from server.api import MakeCall
 from server.app import OffhookApp, create_app
-from server.endings import EndReason
-from server.idempotency import fingerprint_of
-from server.keys import UNNAMED, hash_key
-from server.records import StoredRequest
-from server.settings import Settings
+from server.dialogue.endings import EndReason
+from server.records.records import StoredRequest
+from server.settings.settings import Settings
+from server.web.api import MakeCall
+from server.web.idempotency import fingerprint_of
+from server.web.keys import UNNAMED, hash_key
 
 ACCOUNT = {
     "twilio_account_sid": "AC" + "0" * 32,
@@ -277,7 +277,7 @@ async def test_too_many_at_once_are_told_their_position_and_when_to_come_back():
 
 
 async def test_an_overloaded_server_is_not_ready_and_takes_no_calls(monkeypatch):
-    monkeypatch.setattr("server.admission.LagMeter.lag_s", 1.0)
+    monkeypatch.setattr("server.switchboard.admission.LagMeter.lag_s", 1.0)
     async with running(**SIMULATED) as app:
         client = app.test_client()
         ready = await client.get("/readyz")

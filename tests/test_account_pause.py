@@ -8,17 +8,17 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
-from server.account_pause import LONGEST_PAUSE_S, AccountPause
-from server.admission import Admission, Limits
-from server.agent import Agent
-from server.call_options import CallOptions
-from server.calls import Calls
-from server.endings import EndReason
+from server.agent.agent import Agent
+from server.call.options import CallOptions
+from server.dialogue.endings import EndReason
 from server.errors import CallRefused, ModelError
 from server.metrics import Metrics
 from server.model import AgentAudio
-from server.model.gemini import account_refused
+from server.model.gemini.gemini import account_refused
 from server.model.refusals import Kind
+from server.switchboard.account_pause import LONGEST_PAUSE_S, AccountPause
+from server.switchboard.admission import Admission, Limits
+from server.switchboard.calls import Calls
 from tests.fakes import MemoryCarrier, MemoryModel
 
 NUMBER = "+15005550006"

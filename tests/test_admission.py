@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
-from server.admission import Admission, DialQueue, LagMeter, Limits
 from server.errors import CallRefused
 from server.metrics import Metrics
 from server.model.refusals import Kind
+from server.switchboard.admission import Admission, DialQueue, LagMeter, Limits
 
 
 def make_queue(*, per_s: float = 1.0, max_wait_s: float = 100.0, max_waiting: int = 100):

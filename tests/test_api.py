@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from server.agent import Agent
-from server.api import MakeCall, e164, field_errors
+from server.agent.agent import Agent
+from server.web.api import MakeCall, e164, field_errors
 
 
 @pytest.mark.parametrize(

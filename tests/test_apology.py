@@ -9,17 +9,17 @@ import trio
 from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
-from server.admission import Admission, Limits
-from server.agent import Agent
-from server.call import Call
-from server.call_options import CallOptions
-from server.calls import Calls
+from server.agent.agent import Agent
+from server.call.call import Call
+from server.call.options import CallOptions
 from server.carrier import CallStatus, StatusUpdate, TransferUpdate
-from server.endings import EndReason
+from server.dialogue.endings import EndReason
 from server.errors import CallNotInProgress, CarrierError, ModelError
 from server.metrics import Metrics
-from server.model.gemini import account_refused
+from server.model.gemini.gemini import account_refused
 from server.model.refusals import Kind
+from server.switchboard.admission import Admission, Limits
+from server.switchboard.calls import Calls
 from tests.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 
 NUMBER = "+15005550006"

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from server.agent import Agent
+from server.agent.agent import Agent
+from server.agent.phrases import apology
 from server.app import create_app
-from server.carrier.twilio import MAX_TWIML_CHARACTERS, check_sayable, say_language, say_twiml
+from server.carrier.twilio.twilio import (
+    MAX_TWIML_CHARACTERS,
+    check_sayable,
+    say_language,
+    say_twiml,
+)
 from server.errors import ConfigurationError
-from server.model.simulator import Script
-from server.phrases import apology
-from server.settings import Settings
+from server.settings.settings import Settings
+from server.simulators.gemini import Script
 from tests.rig import calling
 
 ROOM = MAX_TWIML_CHARACTERS - len(say_twiml("x", "en-US")) + 1

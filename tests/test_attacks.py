@@ -19,8 +19,8 @@ from websockets.trio.client import connect
 from benchmarks.load.attacker import MALFORMED
 from benchmarks.load.doors import IGNORED, PINGS
 from benchmarks.load.stranger import CONNECTED, frame
-from server import serving as serving_module
 from server import sockets
+from server.serving import single as serving_module
 from tests.test_serve import (
     CALL_SID,
     Server,

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from server.api import MAX_GREETING_CHARS, MAX_PROMPT_CHARS, e164
-from server.http_request import LONGEST_BODIES, read_json
+from server.web.api import MAX_GREETING_CHARS, MAX_PROMPT_CHARS, e164
+from server.web.http_request import LONGEST_BODIES, read_json
 from tests.test_serve import serving
 
 CALL = {"destination_number": "+15005550104", "prompt": "Habla español 你好 😀"}

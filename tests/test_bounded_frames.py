@@ -8,7 +8,7 @@ from websockets.frames import Frame, Opcode
 from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.events import CloseConnection, Event, Ping, TextMessage
 
-from server.bounded_frames import (
+from server.hooks.bounded_frames import (
     MAX_BYTES_AFTER_CLOSE,
     MAX_IDLE_FRAMES,
     BoundedConnection,

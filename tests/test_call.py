@@ -8,12 +8,13 @@ from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
 import codec
-from server.agent import Agent
-from server.call import Call
-from server.call_options import CallOptions
+from server.agent.agent import Agent
+from server.call.call import Call
+from server.call.costs import Prices
+from server.call.options import CallOptions
 from server.carrier import CallStatus, Clear, DigitPressed, SendAudio, StatusUpdate, StreamStopped
-from server.costs import Prices
-from server.endings import EndReason
+from server.dialogue.endings import EndReason
+from server.dialogue.turns import Patience
 from server.errors import CarrierProtocolError, ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.metrics import Metrics
 from server.model import (
@@ -27,7 +28,6 @@ from server.model import (
     TurnComplete,
     Usage,
 )
-from server.turns import Patience
 from tests.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 
 FRAME = bytes(range(160))

@@ -11,10 +11,10 @@ from structlog.testing import capture_logs
 from websockets.frames import Close
 
 from server.app import create_app
-from server.model.gemini import GeminiModel
-from server.model.lasting import LastingModel
-from server.model.simulator import SCRIPTS, Drop, GeminiSimulator, Script
-from server.settings import Settings
+from server.model.gemini.gemini import GeminiModel
+from server.model.lasting.lasting import LastingModel
+from server.settings.settings import Settings
+from server.simulators.gemini import SCRIPTS, Drop, GeminiSimulator, Script
 from tests.rig import calling
 
 

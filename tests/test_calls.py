@@ -7,15 +7,15 @@ import trio
 from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
-from server.admission import Admission, Limits
-from server.agent import Agent
-from server.call_options import CallOptions
-from server.calls import Calls
+from server.agent.agent import Agent
+from server.call.options import CallOptions
 from server.carrier import CallStatus, StatusUpdate, StreamStopped, VoiceRequest
-from server.endings import EndReason
+from server.dialogue.endings import EndReason
+from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CallRefused, CarrierError, ModelSetupRefused
 from server.metrics import Metrics
-from server.voicemail import VoicemailPolicy
+from server.switchboard.admission import Admission, Limits
+from server.switchboard.calls import Calls
 from tests.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 
 NUMBER = "+15005550006"

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from server.carrier import CallStatus
-from server.carrier.simulator import Faults
+from server.simulators.twilio import Faults
 from tests.test_serve import serving
 
 

@@ -17,7 +17,16 @@ from websockets.exceptions import ConnectionClosed
 from websockets.trio.server import serve
 
 from server.carrier import CallerAudio, CallStatus, SendAudio, StreamStopped
-from server.carrier.phone import (
+from server.carrier.twilio.twilio import (
+    TwilioCarrier,
+    TwilioMediaStream,
+    WebhookVerifier,
+    parse_machine_verdict,
+    parse_status,
+    parse_transfer,
+)
+from server.errors import CarrierError, StreamEnded
+from server.simulators.phone import (
     SCRIPTS,
     SILENCE,
     Beep,
@@ -29,16 +38,7 @@ from server.carrier.phone import (
     Wait,
     load_speech,
 )
-from server.carrier.simulator import TwilioSimulator
-from server.carrier.twilio import (
-    TwilioCarrier,
-    TwilioMediaStream,
-    WebhookVerifier,
-    parse_machine_verdict,
-    parse_status,
-    parse_transfer,
-)
-from server.errors import CarrierError, StreamEnded
+from server.simulators.twilio import TwilioSimulator
 
 ACCOUNT = "AC0123456789abcdef0123456789abcdef"
 TOKEN = "0123456789abcdef0123456789abcdef"

@@ -19,7 +19,8 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
 )
-from server.carrier.phone import (
+from server.carrier.twilio.twilio import TwilioMediaStream
+from server.simulators.phone import (
     BUFFER_BYTES,
     BYTES_PER_S,
     FRAME_BYTES,
@@ -42,7 +43,6 @@ from server.carrier.phone import (
     memory_transports,
     two_channel_wav,
 )
-from server.carrier.twilio import TwilioMediaStream
 
 LOUD = bytes([0x00, 0x80]) * (FRAME_BYTES // 2)  # Full scale, both signs.
 LOUD_S = LOUD * 50

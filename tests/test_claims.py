@@ -18,14 +18,14 @@ import httpx2
 import pytest
 import trio
 
-from server.board import Load, Member
-from server.routes import Others
-from server.workers import AVAILABLE, WorkerLost, Workers
+from server.cluster.board import Load, Member
+from server.cluster.workers import AVAILABLE, WorkerLost, Workers
+from server.web.routes import Others
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
 
 if AVAILABLE:
-    from server.claims import Claims, Gate
+    from server.cluster.claims import Claims, Gate
 
 ROOT = Path(__file__).parent.parent
 OURS, THEIRS, GONE = Member(0, 7), Member(1, 8), Member(2, 9)
@@ -104,7 +104,7 @@ def test_a_gate_that_another_process_holds_is_given_up_in_time(tmp_path):
 
 def test_a_directory_that_somebody_has_removed_ends_no_call(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.workers.MAX_PATH_BYTES", 190)
+    monkeypatch.setattr("server.cluster.workers.MAX_PATH_BYTES", 190)
     workers = Workers()
     workers.join(2, where="offhook-here")
     (tmp_path / "offhook-here" / "calls").rename(tmp_path / "elsewhere")
@@ -143,7 +143,7 @@ class Asking(Others):
 @pytest.fixture
 def three(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.workers.MAX_PATH_BYTES", 190)  # no socket is made here
+    monkeypatch.setattr("server.cluster.workers.MAX_PATH_BYTES", 190)  # no socket is made here
     with ExitStack() as stack:
         three = [Workers() for _ in range(3)]
         for each in three:
@@ -203,7 +203,9 @@ async def test_of_many_who_are_asked_for_the_same_call_one_takes_it(three):
 async def test_a_process_that_is_only_slow_keeps_its_calls(three, monkeypatch):
     first, second, third = three
     third.claim("CA1")
-    monkeypatch.setattr("server.board.SILENT_S", 0.0)  # nobody has said anything for so long
+    monkeypatch.setattr(
+        "server.cluster.board.SILENT_S", 0.0
+    )  # nobody has said anything for so long
 
     assert first.claim("CA1") == second.claim("CA1") == 2
     third.leave()

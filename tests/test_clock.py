@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
-from server.clock import PatientClock
+from server.simulators.clock import PatientClock
 
 
 @dataclass

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from codec.ear import Ear, EchoFound, Played, SpeechEnded, SpeechStarted, Stop
 from codec.ear import loudness as loudness_in_c
-from server.carrier.phone import load_speech
+from server.simulators.phone import load_speech
 from tests.ear_reference import (
     AGENT_KINDS,
     CALLER_KINDS,

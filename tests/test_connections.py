@@ -30,9 +30,9 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 from structlog.testing import capture_logs
 
-from server.connections import Connection, Doors, Http11, Listener, check_upgrade
-from server.hypercorn_hook import serve_worker
-from server.serving import listen
+from server.hooks.connections import Connection, Doors, Http11, Listener, check_upgrade
+from server.hooks.hypercorn_worker import serve_worker
+from server.serving.single import listen
 from tests.test_serve import serving
 
 HOST = b"Host: x\r\n"
@@ -426,7 +426,7 @@ async def test_a_head_that_comes_byte_by_byte_has_no_longer_than_another():
 
 
 async def test_a_refused_client_that_does_not_close_is_closed(monkeypatch):
-    monkeypatch.setattr("server.connections.LINGER_S", 0.05)
+    monkeypatch.setattr("server.hooks.connections.LINGER_S", 0.05)
     with trio.fail_after(20):
         async with (
             _served(_reads_all) as address,
@@ -484,7 +484,9 @@ async def test_a_tls_handshake_that_does_not_come_is_closed_in_time(certificates
 
 @pytest.fixture
 def doors(monkeypatch):
-    monkeypatch.setattr("server.connections.file_limit", lambda: 80)  # twenty of them for calls
+    monkeypatch.setattr(
+        "server.hooks.connections.file_limit", lambda: 80
+    )  # twenty of them for calls
     return Doors()
 
 

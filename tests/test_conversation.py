@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 import trio
 
-from server.agent import Agent
-from server.carrier.phone import (
+from server.agent.agent import Agent
+from server.dialogue.ear import BargeInMode
+from server.dialogue.opening import GreetingWhen
+from server.dialogue.turns import Patience
+from server.model import simulator as models
+from server.model.gemini.gemini import GeminiModel
+from server.model.lasting.lasting import LastingModel
+from server.simulators.phone import (
     SCRIPTS,
     HangUp,
     HearPause,
@@ -21,12 +27,6 @@ from server.carrier.phone import (
     Wait,
     load_speech,
 )
-from server.ear import BargeInMode
-from server.model import simulator as models
-from server.model.gemini import GeminiModel
-from server.model.lasting import LastingModel
-from server.opening import GreetingWhen
-from server.turns import Patience
 from tests.rig import Rig, calling
 
 QUICK = Patience(reply_timeout_s=3.0, rung_timeout_s=2.0)

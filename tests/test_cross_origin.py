@@ -6,7 +6,7 @@ import pytest
 
 from server.app import create_app
 from server.errors import ConfigurationError
-from server.settings import Settings
+from server.settings.settings import Settings
 
 ORIGIN = "https://app.example.com"
 PREFLIGHT = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from server.app import create_app
-from server.demo import _run_all, _run_one, run_demo
-from server.demo_scripts import SCRIPTS, ended
-from server.settings import Settings
+from server.demo.command import _run_all, _run_one, run_demo
+from server.demo.scripts import SCRIPTS, ended
+from server.settings.settings import Settings
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.destinations import Destinations
+from server.switchboard.destinations import Destinations
 
 COSTLY = {
     "+19005551234": "premium",

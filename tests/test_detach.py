@@ -9,9 +9,9 @@ import socket
 import pytest
 import trio
 
-from server import plane
-from server.detach import _LendableStream, detachable
 from server.errors import StreamEnded
+from server.hooks.detach import _LendableStream, detachable
+from server.media import plane
 from tests.test_serve import (
     closing_of,
     media_message,
@@ -56,7 +56,7 @@ def requests_being_served() -> int:
     while tasks:
         task = tasks.pop()
         assert task is not None
-        count += task.name.startswith("server.connections._Requests._ask")
+        count += task.name.startswith("server.hooks.connections._Requests._ask")
         for nursery in task.child_nurseries:
             tasks += nursery.child_tasks
     return count

@@ -12,9 +12,9 @@ import trustme
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.trio.server import serve
 
-from server import plane as plane_module
-from server.dial import open_wire
-from server.plane import Plane
+from server.media import plane as plane_module
+from server.media.dial import open_wire
+from server.media.plane import Plane
 
 pytestmark = pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
 

@@ -18,10 +18,10 @@ import httpx2
 import trio
 
 from server.carrier import CallStatus
-from server.carrier.phone import StreamEnd
-from server.carrier.simulator import TwilioSimulator
-from server.model.simulator import GeminiSimulator
-from server.serving import listen
+from server.serving.single import listen
+from server.simulators.gemini import GeminiSimulator
+from server.simulators.phone import StreamEnd
+from server.simulators.twilio import TwilioSimulator
 from tests.test_serve import serving
 
 ROOT = Path(__file__).parent.parent

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
-from server.carrier.phone import load_speech
-from server.ear import BargeInMode, Ear
-from server.opening import Opening
-from server.playout import Playout
+from server.dialogue.ear import BargeInMode, Ear
+from server.dialogue.opening import Opening
+from server.dialogue.playout import Playout
+from server.simulators.phone import load_speech
 from tests.test_voice_activity import agent_speech, echo_of, frames_of, quiet
 
 
@@ -102,7 +102,7 @@ def test_a_known_echo_is_silence_to_the_model():
 
 
 def _peak(frame: bytes) -> int:
-    from server.carrier.phone import _LINEAR
+    from server.simulators.phone import _LINEAR
 
     return max(abs(_LINEAR[code]) for code in frame)
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from server.carrier import CallStatus, StatusUpdate
-from server.early import EarlyUpdates
+from server.switchboard.early import EarlyUpdates
 
 
 def update(call: int, status: CallStatus = CallStatus.RINGING, number: int = 1) -> StatusUpdate:

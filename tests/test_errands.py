@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from server.errands import Errands
+from server.call.errands import Errands
 
 
 async def test_what_was_wanted_before_and_while_it_ran_is_begun(nursery):

@@ -14,7 +14,8 @@ from google.genai import _common, _live_converters, types
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.agent import Agent
+from server.agent.agent import Agent
+from server.agent.tools import hang_up, transfer_tool
 from server.errors import ModelError
 from server.model import (
     AgentAudio,
@@ -32,7 +33,7 @@ from server.model import (
     Usage,
     gemini,
 )
-from server.model.gemini import (
+from server.model.gemini.gemini import (
     DIALECTS,
     LATE_AUDIO_S,
     MAX_MALFORMED_IN_A_ROW,
@@ -46,7 +47,6 @@ from server.model.gemini import (
     text_message,
     tool_results_message,
 )
-from server.tools import hang_up, transfer_tool
 
 PCM = bytes(range(256)) * 15  # 80 ms at 24 kHz; its base64 has both + and /
 MODELS = (

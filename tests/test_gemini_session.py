@@ -19,8 +19,9 @@ from websockets.frames import Close
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from server.agent import Agent
+from server.agent.agent import Agent
 from server.errors import ConfigurationError, ModelError, ModelQuotaExceeded, ModelSetupRefused
+from server.media.plane import Plane
 from server.model import (
     AgentAudio,
     AgentTranscript,
@@ -35,9 +36,9 @@ from server.model import (
     TurnComplete,
     Usage,
 )
-from server.model.gemini import GeminiModel, GeminiSession
+from server.model.gemini.gemini import GeminiModel, GeminiSession
 from server.model.refusals import Kind
-from server.model.simulator import (
+from server.simulators.gemini import (
     SCRIPTS,
     Drop,
     GeminiSimulator,
@@ -47,7 +48,6 @@ from server.model.simulator import (
     memory_sockets,
     refused,
 )
-from server.plane import Plane
 
 KEY = "a-secret-key"
 MODELS = (

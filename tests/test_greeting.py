@@ -9,10 +9,10 @@ from array import array
 import pytest
 
 import codec
-from server import phrases
-from server.carrier.phone import load_speech
+from server.agent import phrases
+from server.agent.greeting import read_greeting
 from server.errors import ConfigurationError
-from server.greeting import read_greeting
+from server.simulators.phone import load_speech
 
 SECONDS = 0.5
 
@@ -123,6 +123,6 @@ def test_an_apology_is_in_the_agents_language_if_there_is_one(language, says, ta
 
 
 def test_every_thing_awaited_has_a_nudge_but_the_greeting():
-    from server.turns import Awaited
+    from server.dialogue.turns import Awaited
 
     assert set(phrases.NUDGES) == set(Awaited) - {Awaited.GREETING}

@@ -13,8 +13,8 @@ from array import array
 import pytest
 
 import codec
+from server.agent.greeting import mixing_weights, read_greeting
 from server.errors import ConfigurationError
-from server.greeting import mixing_weights, read_greeting
 
 RATE_HZ = 16_000
 SECONDS = 0.5

@@ -21,7 +21,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 
 from server.app import create_app
-from server.hypercorn_hook import (
+from server.hooks.hypercorn_worker import (
     FAILED_STATUS,
     NOT_LOADED,
     Served,
@@ -29,8 +29,8 @@ from server.hypercorn_hook import (
     refuse_other_servers,
     serve_worker,
 )
-from server.serving import listen
-from server.settings import Settings
+from server.serving.single import listen
+from server.settings.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 

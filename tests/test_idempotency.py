@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from server.errors import CallRefused
-from server.idempotency import Answer, Idempotency
+from server.web.idempotency import Answer, Idempotency
 
 MADE = Answer({"call_sid": "CA1"}, 201)
 

@@ -8,12 +8,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from server.agent import Agent
-from server.calls import Calls
+from server.agent.agent import Agent
 from server.carrier import CallStatus, StatusUpdate
-from server.endings import EndReason
+from server.dialogue.endings import EndReason
 from server.errors import CarrierError
-from server.inquiry import MAX_PAUSE_S, Patience
+from server.switchboard.calls import Calls
+from server.switchboard.inquiry import MAX_PAUSE_S, Patience
 from tests.fakes import MemoryCarrier, MemoryMedia
 from tests.test_calls import NUMBER, make_calls, started
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 import codec
-from server.keypad import frequencies_hz, key_tone, tones
+from server.carrier.keypad import frequencies_hz, key_tone, tones
 
 ALL_HZ = (697, 770, 852, 941, 1209, 1336, 1477, 1633)
 KEYS = "123A456B789C*0#D"

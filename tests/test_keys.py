@@ -4,7 +4,7 @@ import pytest
 from werkzeug.datastructures import Headers
 
 from server.__main__ import main
-from server.keys import Keys, hash_key, new_key
+from server.web.keys import Keys, hash_key, new_key
 
 KEYS = Keys({"shop": hash_key("secret"), "crm": hash_key("other")})
 

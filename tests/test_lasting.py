@@ -20,9 +20,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close
 from websockets.trio.client import connect
 
-from server.agent import Agent
-from server.clock import PatientClock
+from server.agent.agent import Agent
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
+from server.media.plane import AVAILABLE, Plane
 from server.model import (
     AgentAudio,
     EventListener,
@@ -36,15 +36,16 @@ from server.model import (
     TurnComplete,
     Way,
 )
-from server.model.gemini import GeminiModel
-from server.model.lasting import (
+from server.model.gemini.gemini import GeminiModel
+from server.model.lasting.lasting import (
     BYTES_PER_S,
     CUT_OFF_TEXT,
     LastingModel,
     LastingSession,
     is_loud,
 )
-from server.model.simulator import (
+from server.simulators.clock import PatientClock
+from server.simulators.gemini import (
     ANSWERS,
     SCRIPTS,
     Drop,
@@ -53,7 +54,6 @@ from server.model.simulator import (
     Script,
     SimulatedSession,
 )
-from server.plane import AVAILABLE, Plane
 
 KEY = "a-secret-key"
 QUOTA = Close(1011, "You exceeded your current quota.")

@@ -19,8 +19,8 @@ from hypothesis.stateful import (
 
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import ToolResult, Way
-from server.model.gemini import account_refused
-from server.model.lasting import (
+from server.model.gemini.gemini import account_refused
+from server.model.lasting.lasting import (
     BYTES_PER_S,
     FIRST_PATIENCE_S,
     MAX_DELAY_S,

@@ -12,8 +12,7 @@ import pytest
 import trio
 from prometheus_client import CollectorRegistry
 
-from server.errors import ConfigurationError
-from server.mcp_servers import (
+from server.agent.mcp_servers import (
     MAX_DESCRIPTION,
     MAX_TOOLS,
     McpServers,
@@ -24,10 +23,11 @@ from server.mcp_servers import (
     is_too_big,
     read_servers,
 )
+from server.agent.tools import MAX_ERROR, Toolbox, ToolError
+from server.errors import ConfigurationError
 from server.metrics import Metrics
 from server.model import ToolCall
-from server.settings import Settings
-from server.tools import MAX_ERROR, Toolbox, ToolError
+from server.settings.settings import Settings
 from tests.test_serve import serving
 from tests.test_tools import FakeCall
 
@@ -79,7 +79,7 @@ async def test_the_tools_of_a_server_are_offered_and_run():
 
 
 async def test_a_server_that_dies_is_started_again_and_the_call_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("server.mcp_servers.random.uniform", lambda a, b: 0.01)
+    monkeypatch.setattr("server.agent.mcp_servers.random.uniform", lambda a, b: 0.01)
     started = tmp_path / "started"
     async with connected({"shop": stdio(STARTED=str(started))}) as mcp:
         with pytest.raises(ToolError, match="cannot be reached"):

@@ -12,7 +12,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Close
 
-from server.costs import MAX_OPEN_TURNS, CostMeter, Prices
+from server.agent.tools import MAX_ERROR, LoopBreaker, Toolbox, ToolError, tool
+from server.call.costs import MAX_OPEN_TURNS, CostMeter, Prices
+from server.dialogue.playout import MAX_QUEUED_BYTES, Playout
+from server.dialogue.transcript import MAX_CHARACTERS, MAX_TURN_CHARACTERS, MAX_TURNS, Transcript
 from server.errors import ModelError
 from server.model import (
     AgentAudio,
@@ -24,8 +27,8 @@ from server.model import (
     ToolResult,
     Usage,
 )
-from server.model.fields import MAX_BARE_BYTES, MAX_ITEMS, MAX_TEXT, Fields, is_plain
-from server.model.gemini import (
+from server.model.gemini.fields import MAX_BARE_BYTES, MAX_ITEMS, MAX_TEXT, Fields, is_plain
+from server.model.gemini.gemini import (
     CALLS_PER_S,
     JOINED_PARTS,
     MAX_ARGUMENTS_BYTES,
@@ -42,12 +45,9 @@ from server.model.gemini import (
     GeminiSession,
     dialect_of,
 )
-from server.model.lasting import MAX_KEPT_WORDS, UnansweredInput, reason_of
-from server.model.pace import Pace
-from server.model.simulator import Drop, FunctionCall, Script
-from server.playout import MAX_QUEUED_BYTES, Playout
-from server.tools import MAX_ERROR, LoopBreaker, Toolbox, ToolError, tool
-from server.transcript import MAX_CHARACTERS, MAX_TURN_CHARACTERS, MAX_TURNS, Transcript
+from server.model.gemini.pace import Pace
+from server.model.lasting.lasting import MAX_KEPT_WORDS, UnansweredInput, reason_of
+from server.simulators.gemini import Drop, FunctionCall, Script
 from tests.rig import calling
 from tests.test_tools import bench, echo, slowly
 

@@ -25,9 +25,9 @@ from websockets.asyncio.client import connect as asyncio_connect
 from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import ClientConnection, connect
 
-from server.agent import Agent
-from server.model.gemini import agent_config, setup_message
-from server.model.simulator import (
+from server.agent.agent import Agent
+from server.model.gemini.gemini import agent_config, setup_message
+from server.simulators.gemini import (
     SCRIPTS,
     GeminiSimulator,
     Hearing,

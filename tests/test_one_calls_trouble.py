@@ -15,16 +15,16 @@ import structlog.testing
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from server.agent import Agent
+from server.agent.agent import Agent
 from server.app import create_app
-from server.calls import Calls
 from server.carrier import CallStatus, StatusUpdate
-from server.carrier.simulator import sign
-from server.carrier.twilio import parse_status
-from server.endings import EndReason
+from server.carrier.twilio.twilio import parse_status
+from server.dialogue.endings import EndReason
 from server.errors import CallRefused
 from server.model import AgentAudio, AgentTranscript, Usage
-from server.settings import Settings
+from server.settings.settings import Settings
+from server.simulators.twilio import sign
+from server.switchboard.calls import Calls
 from tests.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 from tests.test_access import SIMULATED
 from tests.test_calls import make_calls, started
@@ -383,9 +383,9 @@ async def test_a_server_that_is_shut_down_has_not_failed(fast_clock):
 @pytest.mark.parametrize(
     "step",
     [
-        "server.recording.Recordings._delete_old",
-        "server.records._Database.write",
-        "server.admission.LagMeter.record",
+        "server.records.recording.Recordings._delete_old",
+        "server.records.records._Database.write",
+        "server.switchboard.admission.LagMeter.record",
         "server.garbage.gc.get_count",
     ],
     ids=lambda step: step.split(".")[1],
@@ -405,7 +405,7 @@ async def test_a_helper_that_fails_ends_no_call_and_goes_on(
 
     token = trio.lowlevel.current_trio_token()
     monkeypatch.setattr("server.supervision.PAUSE_S", (0.01, 0.01))
-    monkeypatch.setattr("server.records.RETRY_S", (0.01, 0.01))
+    monkeypatch.setattr("server.records.records.RETRY_S", (0.01, 0.01))
     monkeypatch.setattr(step, fail_first)
     async with serving(recordings_dir=tmp_path) as server:
         with trio.fail_after(60):

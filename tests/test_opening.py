@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.opening import GreetingWhen, Opening
+from server.dialogue.opening import GreetingWhen, Opening
 
 FRAME = bytes(range(160))
 SILENT = b"\xff" * 160

@@ -6,11 +6,11 @@ import pytest
 from twilio.request_validator import RequestValidator
 
 from server.app import create_app
-from server.carrier.twilio import WebhookVerifier
+from server.carrier.twilio.twilio import WebhookVerifier
 from server.errors import ConfigurationError
-from server.path_prefix import prefix_of, without_prefix
-from server.serving import listen
-from server.settings import Settings
+from server.serving.single import listen
+from server.settings.settings import Settings
+from server.web.path_prefix import prefix_of, without_prefix
 from tests.test_serve import serving
 
 PREFIX = "/voice/phone%20line"

@@ -16,8 +16,8 @@ from websockets.frames import Frame, Opcode
 from codec.latency import Histogram, Latencies
 from codec.path import MediaPath, WebSocket
 from codec.pump import Descriptor, Pump
-from server import plane as plane_module
-from server.plane import (
+from server.media import plane as plane_module
+from server.media.plane import (
     KNOWN,
     LINGER_BYTES,
     MAX_BACKLOG_BYTES,

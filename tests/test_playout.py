@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
-from server.carrier.phone import Earpiece
-from server.playout import Playout
+from server.dialogue.playout import Playout
+from server.simulators.phone import Earpiece
 
 SECOND = b"\x00" * 8_000
 

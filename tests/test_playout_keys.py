@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.carrier import Clear, SendAudio, SendMark
-from server.playout import LOST_MARK_S, Playout
+from server.dialogue.playout import LOST_MARK_S, Playout
 from tests.test_playout import SECOND, drain, opened
 
 KEYS = b"\x55" * 3_200

@@ -14,15 +14,15 @@ from hypercorn.config import Config
 from quart import request
 from quart_trio import QuartTrio
 
-from server import plane as plane_module
-from server.agent import Agent
-from server.carrier.twilio import TwilioCarrier
+from server.agent.agent import Agent
+from server.carrier.twilio.twilio import TwilioCarrier
 from server.errors import CarrierError, ConfigurationError, ModelError
+from server.media import plane as plane_module
+from server.media.plane import Plane
 from server.model import AgentAudio
-from server.model.gemini import GeminiModel
-from server.model.simulator import GeminiSimulator
-from server.plane import Plane
-from server.settings import Settings
+from server.model.gemini.gemini import GeminiModel
+from server.settings.settings import Settings
+from server.simulators.gemini import GeminiSimulator
 from tests.connect_proxy import connect_proxy
 
 KEY = "model-key"

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from codec import decode_mulaw
-from server import recording
 from server.carrier import Clear, SendAudio, SendMark
 from server.metrics import Metrics
-from server.recording import Recorder, Recordings
+from server.records import recording
+from server.records.recording import Recorder, Recordings
 from tests.rig import calling
 from tests.test_serve import serving
 
@@ -234,7 +234,7 @@ async def test_a_name_that_is_no_call_sid_names_no_file(tmp_path, call_sid):
 KILLED = """
 import sys, time
 from pathlib import Path
-from server.recording import _WavFile
+from server.records.recording import _WavFile
 file = _WavFile(Path(sys.argv[1]))
 print("writing", flush=True)
 while True:

@@ -15,10 +15,10 @@ import structlog.testing
 import trio
 from prometheus_client import CollectorRegistry
 
-from server import records as records_module
 from server.errors import ConfigurationError
 from server.metrics import Metrics
-from server.records import Cursor, Records, RecordsUnavailable, SchemaTooNew, StoredRequest
+from server.records import records as records_module
+from server.records.records import Cursor, Records, RecordsUnavailable, SchemaTooNew, StoredRequest
 from tests.databases import postgresql
 from tests.test_serve import serving
 

@@ -17,9 +17,9 @@ import codec
 from codec.ear import Ear, Played, SpeechStarted
 from codec.latency import Histogram, Latencies
 from codec.path import Gate, MediaPath, WebSocket
-from server import plane as plane_module
-from server.plane import Plane, Wire
-from server.relay import Relay
+from server.media import plane as plane_module
+from server.media.plane import Plane, Wire
+from server.media.relay import Relay
 from tests.test_path_audio import SID, audio, media
 from tests.test_plane import Peer
 

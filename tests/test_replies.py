@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.replies import Replies
+from server.dialogue.replies import Replies
 
 
 def test_the_stages_add_up_from_the_callers_last_sound_to_the_agents_first():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.carrier.retry_after import MAX_RETRY_AFTER_S, read_retry_after
+from server.carrier.twilio.retry_after import MAX_RETRY_AFTER_S, read_retry_after
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 

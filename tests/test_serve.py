@@ -16,8 +16,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import connect
 
 from server.app import OffhookApp, create_app
-from server.serving import listen, serve
-from server.settings import Settings
+from server.serving.single import listen, serve
+from server.settings.settings import Settings
 
 TOKEN = "the-account-token"
 CALL_SID = "CA" + "1" * 32

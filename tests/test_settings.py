@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from server.errors import ConfigurationError
-from server.settings import Settings
+from server.settings.settings import Settings
 
 ACCOUNT = {
     "twilio_account_sid": "AC" + "1" * 32,

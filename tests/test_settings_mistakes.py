@@ -14,9 +14,9 @@ from server.__main__ import main
 from server.app import create_app
 from server.errors import ConfigurationError
 from server.numbers import own_number
-from server.records import check_database
-from server.settings import Settings
-from server.settings_file import read_settings_file
+from server.records.records import check_database
+from server.settings.file import read_settings_file
+from server.settings.settings import Settings
 
 SID = "AC" + "0123456789abcdef" * 2
 ACCOUNT = {
@@ -557,7 +557,7 @@ def test_a_file_that_is_missing_ends_the_command_with_status_2_and_one_line(tmp_
 @pytest.mark.parametrize("script", ["hangs-up", "all"])
 def test_a_demonstration_with_a_wrong_setting_ends_in_the_same_way(capsys, monkeypatch, script):
     monkeypatch.setenv("MAX_CALLS", "none")
-    monkeypatch.setattr("server.demo.logs.configure", lambda **_: None)
+    monkeypatch.setattr("server.demo.command.logs.configure", lambda **_: None)
 
     assert main(["demo", "--script", script]) == 2
 
@@ -567,7 +567,9 @@ def test_a_demonstration_with_a_wrong_setting_ends_in_the_same_way(capsys, monke
 
 
 def test_tools_keep_their_descriptions_without_docstrings(tmp_path):
-    program = "import server.tools as t; print(t.hang_up.description); t.transfer_tool({'a': 'b'})"
+    program = (
+        "import server.agent.tools as t; print(t.hang_up.description); t.transfer_tool({'a': 'b'})"
+    )
 
     ended = subprocess.run(
         [sys.executable, "-OO", "-c", program],

@@ -17,7 +17,7 @@ import trio
 import trustme
 
 from server.errors import CannotListen
-from server.serving import listen
+from server.serving.single import listen
 from server.sockets import holder_of
 from tests.test_drain import COMMANDS, server_process
 

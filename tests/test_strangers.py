@@ -7,7 +7,7 @@ import pytest
 import trio
 from werkzeug.datastructures import Headers
 
-from server.strangers import Strangers, client_address, most_strangers
+from server.switchboard.strangers import Strangers, client_address, most_strangers
 
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("::1/128"))
 

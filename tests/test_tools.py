@@ -16,11 +16,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, Field
 from trio.testing import wait_all_tasks_blocked
 
-from server.carrier import CallStatus
-from server.errors import CarrierError, ConfigurationError
-from server.metrics import Metrics
-from server.model import ToolCall, ToolResult
-from server.tools import (
+from server.agent.tools import (
     MAX_RESULT_BYTES,
     LiveCall,
     LoopBreaker,
@@ -34,6 +30,10 @@ from server.tools import (
     tool,
     transfer_tool,
 )
+from server.carrier import CallStatus
+from server.errors import CarrierError, ConfigurationError
+from server.metrics import Metrics
+from server.model import ToolCall, ToolResult
 
 
 @dataclass
@@ -743,7 +743,7 @@ async def test_keys_there_are_not_are_not_pressed(autojump_clock, bench, digits)
 def test_the_tools_of_a_module_are_found(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "users_tools.py").write_text(
-        "from server.tools import tool\n\n"
+        "from server.agent.tools import tool\n\n"
         "@tool\ndef one() -> int:\n    '''Give one.'''\n    return 1\n\n"
         "@tool\nasync def two() -> int:\n    '''Give two.'''\n    return 2\n"
     )
@@ -758,7 +758,7 @@ def test_the_tools_of_a_module_are_found(tmp_path, monkeypatch):
         ("import there_is_no_such_module", "cannot be imported"),
         ("1 / 0", "ZeroDivisionError"),
         ("x = 1", "no function with @tool"),
-        ("from server.tools import tool\n@tool\ndef f():\n    pass", "docstring"),
+        ("from server.agent.tools import tool\n@tool\ndef f():\n    pass", "docstring"),
     ],
 )
 def test_a_module_that_is_of_no_use_is_named(tmp_path, monkeypatch, source, problem):

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import trio
 
-from server.agent import Agent
-from server.carrier.phone import HangUp, HearPause, HearSpeech, Say, Script, Wait
-from server.demo_tools import ask_the_warehouse, look_up_order, opening_hours, read_meter
-from server.keypad import key_tone
-from server.model.simulator import SCRIPTS, FunctionCall
-from server.tools import hang_up, send_dtmf
+from server.agent.agent import Agent
+from server.agent.tools import hang_up, send_dtmf
+from server.carrier.keypad import key_tone
+from server.demo.tools import ask_the_warehouse, look_up_order, opening_hours, read_meter
+from server.simulators.gemini import SCRIPTS, FunctionCall
+from server.simulators.phone import HangUp, HearPause, HearSpeech, Say, Script, Wait
 from tests.rig import calling
 from tests.test_serve import serving
 

@@ -9,8 +9,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from server.errors import ConfigurationError
-from server.model.simulator import SCRIPTS
-from server.traces import CallTraces, NoTraces, open_traces
+from server.records.traces import CallTraces, NoTraces, open_traces
+from server.simulators.gemini import SCRIPTS
 from tests.rig import calling
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

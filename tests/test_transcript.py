@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.transcript import SpokenTurn, Transcript
+from server.dialogue.transcript import SpokenTurn, Transcript
 
 
 def test_pieces_of_one_turn_are_joined():

@@ -7,12 +7,12 @@ import trio
 from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
-from server.agent import Agent
-from server.call import Call
-from server.call_options import CallOptions
+from server.agent.agent import Agent
+from server.call.call import Call
+from server.call.options import CallOptions
 from server.carrier import CallStatus, SendAudio, StatusUpdate
-from server.carrier.twilio import dial_twiml, parse_transfer
-from server.endings import EndReason
+from server.carrier.twilio.twilio import dial_twiml, parse_transfer
+from server.dialogue.endings import EndReason
 from server.errors import CarrierError, CarrierProtocolError
 from server.metrics import Metrics
 from server.model import AgentAudio, GenerationComplete, TurnComplete

@@ -12,9 +12,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from server import plane as plane_module
-from server.plane import Plane
-from server.trio_hook import serving_while_trio_sleeps
+from server.hooks.trio_loop import serving_while_trio_sleeps
+from server.media import plane as plane_module
+from server.media.plane import Plane
 
 pytestmark = pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
 
@@ -57,7 +57,7 @@ def hooked() -> Generator[Bell]:
     bell = Bell()
     try:
         with serving_while_trio_sleeps(bell) as number:
-            assert number is not None, "this trio is not what server/trio_hook.py was written for"
+            assert number is not None, "not the trio that trio_loop.py was written for"
             bell.watch(number)
             yield bell
     finally:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.turns import (
+from server.dialogue.turns import (
     LADDER,
     AskIfThere,
     Awaited,

@@ -11,9 +11,9 @@ import pytest
 
 import codec
 from codec.ear import FRAME_S, LOUD, Ear, Played, SpeechEnded, SpeechStarted, Stop, loudness
-from server.carrier.phone import SILENCE, load_speech
-from server.model.simulator import _GREETING
-from server.model.simulator import load_speech as load_agent
+from server.simulators.gemini import _GREETING
+from server.simulators.gemini import load_speech as load_agent
+from server.simulators.phone import SILENCE, load_speech
 
 CLIPS = ("hello", "question", "interrupt", "followup", "goodbye")
 

@@ -11,9 +11,24 @@ import pytest
 import trio
 
 import codec
-from server.agent import Agent
+from server.agent.agent import Agent
+from server.agent.tools import voicemail_reached
 from server.carrier import AnsweredBy, MachineVerdict
-from server.carrier.phone import (
+from server.carrier.keypad import key_tone
+from server.carrier.twilio.twilio import parse_machine_verdict
+from server.dialogue.voicemail import (
+    FRAME_BYTES,
+    NEVER,
+    AnsweringMachine,
+    BeepDetector,
+    Finding,
+    VoicemailPolicy,
+    tone_hz,
+)
+from server.errors import CarrierProtocolError
+from server.simulators.gemini import SCRIPTS as MODELS
+from server.simulators.gemini import FunctionCall
+from server.simulators.phone import (
     SCRIPTS,
     SILENCE,
     Beep,
@@ -23,21 +38,6 @@ from server.carrier.phone import (
     Wait,
     act,
     load_speech,
-)
-from server.carrier.twilio import parse_machine_verdict
-from server.errors import CarrierProtocolError
-from server.keypad import key_tone
-from server.model.simulator import SCRIPTS as MODELS
-from server.model.simulator import FunctionCall
-from server.tools import voicemail_reached
-from server.voicemail import (
-    FRAME_BYTES,
-    NEVER,
-    AnsweringMachine,
-    BeepDetector,
-    Finding,
-    VoicemailPolicy,
-    tone_hz,
 )
 from tests.rig import Rig, calling
 from tests.test_serve import CALL_SID, serving

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 
-from server.carrier.simulator import Faults
+from server.simulators.twilio import Faults
 from tests.test_attacks import UPGRADE, connection
 from tests.test_serve import (
     CALL_SID,

@@ -18,13 +18,13 @@ from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
 from benchmarks.processes import family
-from server.agent import Agent
-from server.board import Load
+from server.agent.agent import Agent
 from server.carrier import CallStatus
-from server.endings import EndReason
+from server.cluster.board import Load
+from server.cluster.workers import AVAILABLE, Workers
+from server.dialogue.endings import EndReason
 from server.errors import ConfigurationError
 from server.metrics import Metrics, merged
-from server.workers import AVAILABLE, Workers
 from tests.test_calls import make_calls
 from tests.test_drain import (
     NEVER_HANGS_UP,
@@ -43,7 +43,7 @@ HANGS_UP = "+15005550103"
 @pytest.fixture
 def meeting(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.workers.MAX_PATH_BYTES", 190)  # no socket is made here
+    monkeypatch.setattr("server.cluster.workers.MAX_PATH_BYTES", 190)  # no socket is made here
     return "offhook-here"
 
 

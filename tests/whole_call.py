@@ -14,7 +14,7 @@ import trio
 from twilio.base.exceptions import TwilioRestException
 
 from server import logs
-from server.carrier.phone import HangUp, HearSpeech, Say, Script, Wait
+from server.simulators.phone import HangUp, HearSpeech, Say, Script, Wait
 from tests.test_serve import Server, serving
 
 DESTINATION = "+15005550103"  # the simulated callee there hangs up soon

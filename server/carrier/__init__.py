@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from server.errors import CarrierProtocolError
-from server.relay import Relay
+from server.media.relay import Relay
 
 # ------------------------------------------------------------------------------------------
 # What a media stream tells us

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
-from server.agent import Agent
+from server.agent.agent import Agent
 from server.errors import ModelError
-from server.relay import Relay
+from server.media.relay import Relay
 
 CALLER_RATE_HZ = 16_000
 """Rate of the pcm given to :meth:`Session.send_audio` (gemini-live: native input rate)."""

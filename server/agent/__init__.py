@@ -1,0 +1,1 @@
+"""Who speaks: what the model is told, and the functions that it may call."""

@@ -1,0 +1,338 @@
+"""Tools from MCP servers (Model Context Protocol), over stdio or streamable HTTP.
+
+``MCP_SERVERS`` is JSON, or the path of a file with it, in the form other MCP clients use::
+
+    {"mcpServers": {
+        "shop": {"command": "python", "args": ["shop_server.py"], "env": {"SHOP": "north"}},
+        "crm": {"url": "https://crm.example.com/mcp", "headers": {"Authorization": "Bearer …"}}
+    }}
+
+One connection to each server is kept for all calls. One that is lost is opened again; meanwhile
+its tools are not offered to new calls, and tell the calls that know them so. Needs ``pip install
+'offhook[mcp]'``; the package is imported only if there are servers to connect to.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import httpx2
+import structlog
+import trio
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+
+from server.agent.tools import (
+    MAX_ERROR,
+    MAX_RESULT_BYTES,
+    LiveCall,
+    Tool,
+    ToolError,
+    without_extra,
+)
+from server.errors import ConfigurationError
+from server.settings.file import read_text
+
+if TYPE_CHECKING:
+    from mcp import Client
+    from mcp.types import CallToolResult
+    from mcp.types import Tool as McpTool
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+CHECK_S = 60.0
+"""Between two looks at what a server offers, which also shows whether it is still there."""
+LONGEST_PAUSE_S = 60.0
+"""Between two attempts to reach a server that is not there."""
+MAX_NAME = 128
+"""Of a function, in the Live API."""
+MAX_TOOLS = 128
+"""Tools of one server that are offered: every call's set-up describes all of them."""
+MAX_DESCRIPTION = 4_000
+"""Characters of a tool's description; the rest is left out."""
+MAX_SCHEMA_BYTES = 32 * 1024
+"""Of a tool's parameters; one with more is not offered."""
+MAX_PARTS = 100
+"""Parts of a result that are told."""
+
+
+class _Entry(BaseModel):
+    """One server as the setting writes it; keys of other clients are left alone."""
+
+    command: str = ""
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
+    cwd: str | None = None
+    url: str = ""
+    headers: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_way_to_reach_it(self) -> _Entry:
+        if bool(self.command) == bool(self.url):
+            raise ValueError("must have either a command or a url")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError("its url must begin with http:// or https://")
+        return self
+
+
+_read_entries = TypeAdapter(
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")], _Entry]
+).validate_python
+
+
+def read_servers(setting: str | None) -> Mapping[str, _Entry]:
+    """Read ``MCP_SERVERS``: JSON, or a file with JSON.
+
+    Raises:
+        ConfigurationError: It cannot be read, or the mcp package is not there; the variable is
+            named.
+    """
+    if not setting:
+        return {}
+    try:
+        text = setting
+        if not setting.lstrip().startswith("{"):
+            text = read_text(Path(setting).read_bytes(), f"MCP_SERVERS: {setting}")
+        given = json.loads(text)
+    except OSError as error:
+        raise ConfigurationError(f"MCP_SERVERS: cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"MCP_SERVERS: not JSON: {error}") from None
+    if isinstance(given, dict) and isinstance(given.get("mcpServers"), dict):
+        given = given["mcpServers"]
+    try:
+        entries = _read_entries(given)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in issue['loc'])}: {issue['msg']}"
+            for issue in error.errors(include_input=False)
+        )
+        raise ConfigurationError(f"MCP_SERVERS: {problems}") from None
+    try:
+        import mcp  # noqa: F401
+    except ImportError:
+        raise ConfigurationError(
+            "MCP_SERVERS needs the mcp package: pip install 'offhook[mcp]'"
+        ) from None
+    return entries
+
+
+class McpServers:
+    """Keeps a connection to each server, and offers what they offer.
+
+    Args:
+        servers: As :func:`read_servers` gives them.
+        connect_timeout_s: How long one may take to be reached and to say what it offers.
+    """
+
+    def __init__(self, servers: Mapping[str, _Entry], *, connect_timeout_s: float = 10.0) -> None:
+        self._connections = [
+            _Connection(name, entry, connect_timeout_s) for name, entry in servers.items()
+        ]
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """What the servers that can be reached offer now, each tool as ``server__tool``."""
+        return tuple(tool for one in self._connections for tool in one.tools)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the connections until cancelled; started when each has been tried once."""
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as first_attempts:
+                for connection in self._connections:
+                    first_attempts.start_soon(nursery.start, connection.run)
+            task_status.started()
+
+
+@dataclass(slots=True)
+class _Connection:
+    """One server, reached or not."""
+
+    name: str
+    entry: _Entry
+    connect_timeout_s: float
+    tools: tuple[Tool, ...] = ()
+    _client: Client | None = None
+    _lost: trio.Event = field(default_factory=trio.Event)
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Connect, and connect again, for ever."""
+        pause_s, tried = 1.0, False
+        while True:
+            try:
+                with trio.CancelScope() as scope:
+                    scope.deadline = trio.current_time() + self.connect_timeout_s
+                    async with self._open() as client:
+                        self._lost = trio.Event()
+                        self._offer(client, await self._list_tools(client))
+                        # What is open by now would not survive a scope of its own being left.
+                        scope.deadline = float("inf")
+                        pause_s = 1.0
+                        if not tried:
+                            tried = True
+                            task_status.started()
+                        await self._watch(client)
+                reason = "not reached in time"
+            except Exception as error:
+                reason = _reason(error)
+            finally:
+                self._client, self.tools = None, ()
+            logger.warning("mcp server not available", server=self.name, reason=reason)
+            if not tried:
+                tried = True
+                task_status.started()
+            await trio.sleep(pause_s * random.uniform(0.8, 1.2))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncGenerator[Client]:
+        from mcp import Client, StdioServerParameters
+        from mcp.client.stdio import stdio_client
+        from mcp.client.streamable_http import streamable_http_client
+
+        entry = self.entry
+        async with AsyncExitStack() as stack:
+            if entry.url:
+                http = await stack.enter_async_context(
+                    # An answer may be long in coming; the tool's own deadline is what counts.
+                    httpx2.AsyncClient(
+                        headers=entry.headers, timeout=httpx2.Timeout(30.0, read=300.0)
+                    )
+                )
+                transport = streamable_http_client(entry.url, http_client=http)
+            else:
+                command = StdioServerParameters(
+                    command=entry.command, args=list(entry.args), env=entry.env, cwd=entry.cwd
+                )
+                transport = stdio_client(command, errlog=sys.__stderr__ or sys.stderr)
+            yield await stack.enter_async_context(Client(transport, cache=None))
+
+    async def _list_tools(self, client: Client) -> list[McpTool]:
+        found: list[McpTool] = []
+        cursor: str | None = None
+        for _ in range(100):  # a server that never ends its list is not waited for
+            page = await client.list_tools(cursor=cursor)
+            found += page.tools
+            if not (cursor := page.next_cursor) or len(found) > MAX_TOOLS:
+                break
+        return found
+
+    def _offer(self, client: Client, found: list[McpTool]) -> None:
+        self._client = client
+        offered = [one for one in found if not is_too_big(one.input_schema, MAX_SCHEMA_BYTES)]
+        tools = tuple(self._tool(one) for one in offered[:MAX_TOOLS])
+        if [tool.name for tool in tools] != [tool.name for tool in self.tools]:
+            logger.info("mcp server offers tools", server=self.name, tools=len(tools))
+            if left_out := len(found) - len(tools):
+                logger.warning("mcp tools are not offered", server=self.name, tools=left_out)
+        self.tools = tools
+
+    async def _watch(self, client: Client) -> None:
+        """Look from time to time what is offered; returns or raises when the server is lost."""
+        while True:
+            with trio.move_on_after(CHECK_S):
+                await self._lost.wait()
+                raise ConnectionError("connection closed")
+            with trio.fail_after(self.connect_timeout_s):
+                found = await self._list_tools(client)
+            self._offer(client, found)
+
+    def _tool(self, found: McpTool) -> Tool:
+        async def run(
+            arguments: Mapping[str, Any], call: LiveCall, threads: trio.CapacityLimiter
+        ) -> object:
+            return await self._call(found.name, arguments_for(schema, arguments))
+
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{self.name}__{found.name}")[:MAX_NAME]
+        schema = {
+            key: value
+            for key, value in found.input_schema.items()
+            if key[0] != "$" or key == "$defs"
+        }
+        schema.setdefault("properties", {})
+        description = found.description or found.title or found.name
+        return Tool(name, description[:MAX_DESCRIPTION], schema, run)
+
+    async def _call(self, name: str, arguments: dict[str, Any]) -> object:
+        from mcp.shared.exceptions import MCPError
+        from mcp.types import CONNECTION_CLOSED
+
+        client, lost = self._client, self._lost
+        if client is None:
+            raise ToolError("this function cannot be reached now")
+        try:
+            result = await client.call_tool(name, arguments)
+        except MCPError as error:
+            if error.code != CONNECTION_CLOSED:
+                raise ToolError(error.message) from None
+            lost.set()
+            raise ToolError("this function cannot be reached now") from None
+        except Exception:
+            lost.set()  # whatever it was, a new connection is the better bet
+            raise
+        return _told(result)
+
+
+def _told(result: CallToolResult) -> object:
+    """What the model is told of a result: its structure if it has one, else its text.
+
+    Raises:
+        ToolError: The server says that it is an error.
+    """
+    texts: list[str] = []
+    others: list[str] = []
+    for part in result.content[:MAX_PARTS]:
+        if part.type == "text":
+            # A character more than may be told: that there was more is noticed where it is told.
+            texts.append(part.text[: MAX_RESULT_BYTES + 1])
+        else:
+            others.append(part.type)
+    if result.is_error:
+        raise ToolError("\n".join(texts)[:MAX_ERROR] or "the function failed")
+    if result.structured_content is not None:
+        if is_too_big(result.structured_content, MAX_RESULT_BYTES):
+            raise ToolError("the function was run, but what it returned is too long to be read")
+        return result.structured_content
+    if len(result.content) > MAX_PARTS:
+        others.append(f"{len(result.content) - MAX_PARTS} more parts")
+    # A telephone has no use for pictures; but that there was one should be known.
+    return "\n".join((*texts, *(f"({kind}, not shown)" for kind in others)))
+
+
+def arguments_for(schema: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's arguments as a server may be given them: see :func:`without_extra`."""
+    known = schema["properties"]
+    if not isinstance(known, Mapping) or schema.get("additionalProperties"):
+        return dict(given)  # it wants others, too
+    return without_extra(given, known)
+
+
+def is_too_big(value: object, most_bytes: int) -> bool:
+    """Whether a value takes more than so many bytes as JSON, found out without writing it."""
+    left, rest = most_bytes, [value]
+    while rest and left >= 0:
+        one = rest.pop()
+        left -= 2  # a digit or a bracket, and the comma
+        if isinstance(one, str):
+            left -= len(one)
+        elif isinstance(one, dict | list | tuple):
+            if len(one) > left:
+                return True
+            rest += [*one.keys(), *one.values()] if isinstance(one, dict) else one
+    return left < 0
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, from the depth of an exception group; nothing that may hold a secret."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, OSError) and error.strerror:
+        return f"{type(error).__name__}: {error.strerror}"
+    return type(error).__name__

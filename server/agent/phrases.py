@@ -1,0 +1,106 @@
+"""What the model is told between the lines, and what the caller is told when there is no model.
+
+Instructions to the model are in English, whatever language the call is in, and say so: a model
+that is asked in English likes to answer in English.
+"""
+
+from __future__ import annotations
+
+import re
+
+from server.agent.agent import Agent
+from server.dialogue.turns import Awaited
+
+_ASIDE = "(Not said by the caller; go on in the language of the call. {})"
+
+
+def aside(instruction: str) -> str:
+    """An instruction to the model in the middle of a call."""
+    return _ASIDE.format(instruction)
+
+
+NUDGES = {
+    Awaited.ANSWER: aside("The caller has finished speaking and waits for you. Answer now."),
+    Awaited.CONTINUATION: aside(
+        "The caller heard you break off in the middle of what you were saying. Finish it."
+    ),
+    Awaited.QUESTION: aside("Ask the caller in a few words whether they are still there."),
+}
+"""What a model that has not answered is asked; for the greeting, that is the greeting once more."""
+
+STILL_THERE = aside(
+    "The caller has not said anything for a while. Ask in a few words whether they are still there."
+)
+WRAP_UP = aside(
+    "This call ends in {seconds:.0f} seconds. Tell the caller so, and bring it to an end."
+)
+
+
+def barge_in_hint(heard: str) -> str:
+    """Tell the model how much of its turn was heard before the caller interrupted it."""
+    if not heard:
+        return aside("The caller interrupted before hearing anything of what you just said.")
+    return aside(f'The caller interrupted you, and of what you said heard only this: "{heard}"')
+
+
+def verbatim(text: str) -> str:
+    """Make the model say exactly this."""
+    return f'Say exactly the following words, and nothing else: "{text}"'
+
+
+def leave_message(text: str) -> str:
+    """Make the model speak to a machine that records."""
+    recorded = "A voicemail system is recording you now: nobody hears you, and nobody answers."
+    if text:
+        return f"({recorded}) {verbatim(text)}"
+    return aside(
+        f"{recorded} Leave a message of one to three sentences: who you are and why you called."
+    )
+
+
+NOT_A_MACHINE = aside(
+    "It was a person after all, and they have heard your message. Go on with the conversation."
+)
+
+
+def already_greeted(text: str) -> str:
+    """Part of the system instruction: the greeting was a recording."""
+    if not text:
+        return "You have already greeted the caller. Do not greet them again."
+    return (
+        "You have already opened the call: the caller has heard you say the following words. "
+        f'Do not greet them again, go on from there. "{text}"'
+    )
+
+
+_APOLOGIES = {
+    "en": "I am sorry, there is a technical problem. Please call again later. Goodbye.",
+    "es": "Lo siento, hay un problema técnico. Por favor, llame más tarde. Adiós.",
+    "pt": "Desculpe, há um problema técnico. Por favor, ligue mais tarde. Até logo.",
+    "fr": "Je suis désolé, il y a un problème technique. Veuillez rappeler plus tard. Au revoir.",
+    "de": "Es tut mir leid, es gibt eine technische Störung. Bitte rufen Sie später wieder an.",
+    "it": "Mi dispiace, c'è un problema tecnico. La preghiamo di richiamare più tardi. A presto.",
+    "nl": "Het spijt me, er is een technische storing. Belt u later nog eens. Tot ziens.",
+}
+
+
+def apology_of(agent: Agent) -> tuple[str, str]:
+    """What the carrier says in place of this agent, and the tag of the language it is in."""
+    text, language = apology(agent.language)
+    if agent.apology:
+        return agent.apology, agent.language or language
+    return text, language
+
+
+def apology(language: str | None) -> tuple[str, str]:
+    """What the carrier says when no model does.
+
+    Args:
+        language: A BCP 47 tag, or None.
+
+    Returns:
+        The text, and the tag of the language it is in: English if there is none in this language.
+    """
+    tag = language or "en-US"
+    text = _APOLOGIES.get(re.split("[-_]", tag)[0].lower())
+    return (text, tag) if text is not None else (_APOLOGIES["en"], "en-US")

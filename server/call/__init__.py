@@ -1,0 +1,1 @@
+"""One call: its life, its loops, and its parts that wait."""

@@ -1,0 +1,41 @@
+"""What a call seldom has to do besides talking: a task for it is begun when it is first wanted.
+
+Keys are pressed, functions are called, callers are transferred in few calls, and a task that only
+waits for that costs every call about 3 KiB. Part of a :class:`~server.call.call.Call`, in whose
+nursery :meth:`Errands.run` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import trio
+
+
+class Errands:
+    """Tasks of one call that are begun on demand, each once."""
+
+    def __init__(self) -> None:
+        self._begun: list[Callable[..., Awaitable[Any]]] = []
+        self._wanted: list[Callable[[], Awaitable[Any]]] = []
+        self._news = trio.Event()
+
+    def begin(self, errand: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        """Have this run as a task of the call's; when it has been begun before, nothing happens."""
+        if errand not in self._begun:
+            self._begun.append(errand)
+            self._wanted.append(partial(errand, *args))
+            self._news.set()
+
+    async def run(self) -> None:
+        """Begin what is wanted until cancelled; what an errand raises is raised here."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                # The event is made before asking, so that what is wanted meanwhile is seen.
+                news = self._news = trio.Event()
+                wanted, self._wanted = self._wanted, []
+                for errand in wanted:
+                    nursery.start_soon(errand)
+                await news.wait()

@@ -1,0 +1,1 @@
+"""Twilio: its messages, its REST API, its webhooks."""

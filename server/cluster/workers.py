@@ -1,0 +1,635 @@
+"""The processes of one server, as one of them sees the others.
+
+A call lives in the memory of one process: its nursery, its model session, its greeting. But any
+process may accept any connection, so each has to bring what is about a call to the process that
+has it. They meet in a private directory (made from a secret that only they share):
+
+::
+
+    N.lock    held by process N as long as it lives; whoever gets the lock is N
+    N.http    its Unix socket for requests that another process passes on, whole and unchanged
+    N.media   its Unix socket for connected media sockets (SCM_RIGHTS): no byte of audio goes
+              through two processes
+    calls/    whose each call is, see :mod:`server.cluster.claims`
+    board     how many calls each has, see :mod:`server.cluster.board`
+    gate      locked by whoever comes, leaves, or takes a call over
+
+Who gets a new call is decided by the one that is asked for it (:meth:`Workers.choose`), which is
+even where the kernel's own choice among processes that accept is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import multiprocessing
+import os
+import secrets
+import shutil
+import socket
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Container, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx2
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.utils import wrap_app
+
+from server.cluster.board import BEAT_S, MAX_WORKERS, Board, Load, Member
+from server.errors import ConfigurationError, ServerError
+from server.hooks.hypercorn_worker import serve_worker
+from server.logs import Sparing
+
+try:
+    import fcntl
+
+    from server.cluster.claims import Claims, Gate
+except ImportError:  # Windows
+    AVAILABLE = False
+else:
+    AVAILABLE = hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds")
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Framework, Scope
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MAX_FACTS_BYTES = 4096
+"""Of what goes along with a media socket."""
+HANDOVER_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 2.0
+JOIN_TRIES = 10
+GATE_TIMEOUT_S = 10.0
+"""How long a process that comes or goes may wait for others that do."""
+MAX_PATH_BYTES = 90
+"""Of the directory: a Unix socket's whole path may have 103 on macOS, 107 on Linux."""
+PASSED_ON = "offhook.passed_on"
+"""In an ASGI scope: which process has passed this request on."""
+GIVEN = "offhook.given"
+"""In an ASGI scope: whether it has chosen this process for a new call."""
+_FACTS = b"x-offhook-facts"
+_NOT_PASSED_ON = frozenset(
+    {
+        *(b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"upgrade", b"te"),
+        *(b"expect", b"trailer"),
+        _FACTS,  # nobody else may write this
+    }
+)
+
+
+class WorkerLost(ServerError):
+    """The process that has this call, or shall have it, is gone.
+
+    Attributes:
+        reached: Whether it may have done what it was asked for.
+    """
+
+    def __init__(self, number: int, *, reached: bool) -> None:
+        super().__init__(f"process {number} of this server is gone")
+        self.reached = reached
+
+
+def shared_secret(purpose: str) -> str:
+    """A secret of 128 bits that all processes of this server have, and nobody else.
+
+    A process that was spawned has its parent's ``authkey``: random, and never on any disk. In one
+    that was not, there are no others.
+    """
+    if multiprocessing.parent_process() is None:
+        return secrets.token_hex(16)
+    key = bytes(multiprocessing.current_process().authkey)
+    return hmac.digest(key, f"offhook {purpose}".encode(), "sha256").hex()[:32]
+
+
+class Workers:
+    """Ourselves among them: alone until :meth:`join` has said that there are others."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.count = 1
+        self.report: Callable[[], Load] = Load
+        """How this process is doing."""
+        self._board: Board | None = None
+        self._directory = Path()
+        self._lock = -1
+        self._gate: Gate | None = None
+        self._claims: Claims | None = None
+        self._refusals = Sparing()
+        self._clients: dict[int, httpx2.AsyncClient] = {}
+
+    @property
+    def are_several(self) -> bool:
+        """Whether there are others."""
+        return self._board is not None
+
+    def join(self, count: int, *, where: str | None = None) -> None:
+        """Take a place among so many; called before the app starts.
+
+        Args:
+            count: How many processes there shall be.
+            where: The name of their directory; None for the one that only they can know.
+
+        Raises:
+            ConfigurationError: This system has no way to do it, or there are too many.
+        """
+        if count < 2:
+            return
+        if not AVAILABLE:
+            raise ConfigurationError(
+                "several processes need Unix sockets, which this system does not have: "
+                "serve with one"
+            )
+        if count > MAX_WORKERS:
+            raise ConfigurationError(f"{count} processes; there can be {MAX_WORKERS} at most")
+        self.count = count
+        for _ in range(JOIN_TRIES):
+            # The last one to leave, at this moment, clears away what we are about to use.
+            with suppress(FileNotFoundError):
+                self._directory = _private_directory(where or f"offhook-{shared_secret('place')}")
+                gate = Gate(self._directory / "gate")
+                try:
+                    with gate.held(GATE_TIMEOUT_S) as alone:
+                        if alone and gate.is_the_one:
+                            self._enter(gate, count)
+                            return
+                finally:
+                    if self._board is None:
+                        gate.close()
+        raise ConfigurationError(f"{self._directory} is cleared away again and again")
+
+    def _enter(self, gate: Gate, count: int) -> None:
+        """Take a place; nobody else comes or leaves meanwhile."""
+        self.number, self._lock = self._take_place(count)
+        try:
+            calls = self._directory / "calls"
+            calls.mkdir(mode=0o700, exist_ok=True)
+            self._gate, self._claims = gate, Claims(calls, gate)
+            self._claims.release_all(self.number)  # of one in our place that has died
+            self._board = Board(self._directory / "board", number=self.number, count=count)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def leave(self) -> None:
+        """Give the place back; the last one to leave clears the directory away."""
+        board, self._board = self._board, None
+        if board is None:
+            return
+        assert self._gate is not None
+        try:
+            with self._gate.held(GATE_TIMEOUT_S) as alone:
+                self._go(board, alone=alone)
+        except OSError as error:
+            # Nothing is left to do it for, and what is left lying about is found by the next one.
+            logger.warning("place among the processes not given back", error=str(error))
+        finally:
+            self._gate.close()
+
+    def _go(self, board: Board, *, alone: bool) -> None:
+        try:
+            board.close()
+            assert self._claims is not None
+            self._claims.release_all(self.number)
+            for name in ("http", "media"):
+                (self._directory / f"{self.number}.{name}").unlink(missing_ok=True)
+        finally:
+            os.close(self._lock)
+        if alone:
+            self._clear_away()
+
+    def _clear_away(self) -> None:
+        """Remove the directory if nobody is left in it; nobody comes or leaves meanwhile."""
+        places = [_try_lock(self._directory / f"{number}.lock") for number in range(self.count)]
+        try:
+            if None not in places:
+                # What those have left who were killed, too; and the gate last, for whoever has got
+                # one of that name may come in.
+                shutil.rmtree(self._directory / "calls")
+                for path in self._directory.iterdir():
+                    if path.name != "gate":
+                        path.unlink()
+                (self._directory / "gate").unlink()
+                with suppress(OSError):  # somebody joins at this moment
+                    self._directory.rmdir()
+        finally:
+            for place in places:
+                if place is not None:
+                    os.close(place)
+
+    def _take_place(self, count: int) -> tuple[int, int]:
+        for number in range(count):
+            if (lock := _try_lock(self._directory / f"{number}.lock")) is not None:
+                return number, lock
+        raise ConfigurationError(f"there are {count} processes of this server already")
+
+    # -- how they are doing ----------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Say how this process is doing, now that it has changed."""
+        if self._board is not None:
+            self._board.write(self.report())
+
+    @property
+    def live_elsewhere(self) -> int:
+        """How many calls the others have."""
+        return 0 if self._board is None else self._board.live_elsewhere()
+
+    @property
+    def waiting_elsewhere(self) -> int:
+        """How many calls wait there to be dialled."""
+        return 0 if self._board is None else self._board.waiting_elsewhere()
+
+    @property
+    def accepts_elsewhere(self) -> bool:
+        """Whether any of the others would take the next call."""
+        return self._board is not None and self._board.accepts_elsewhere()
+
+    def others(self) -> list[int]:
+        """The processes that are there beside this one."""
+        return [] if self._board is None else self._board.others()
+
+    # -- whose call is it ------------------------------------------------------------------
+
+    def choose(self, but: frozenset[int] = frozenset()) -> int:
+        """Which process is to have the next call."""
+        if self._board is None:
+            return self.number
+        self.publish()
+        return self._board.choose(but)
+
+    def of_key(self, client: str, key: str) -> int:
+        """The process that remembers what was answered to an ``Idempotency-Key``."""
+        digest = hashlib.sha256(f"{client}\0{key}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") % self.count
+
+    def member(self, number: int | None = None) -> Member:
+        """The process that has this number now; ours if None."""
+        number = self.number if number is None else number
+        return Member(number, 0 if self._board is None else self._board.born(number))
+
+    def is_alive(self, member: Member) -> bool:
+        """Whether a process lives. One that is slow does: its calls are its own all the same."""
+        if self._board is None or self._gate is None or member != self.member(member.number):
+            return False
+        if self._board.is_there(member.number):
+            return True
+        with self._gate.held() as alone:  # whoever comes is not to find a place taken by this look
+            return not alone or _is_locked(self._directory / f"{member.number}.lock")
+
+    def claim(
+        self, call_sid: str, number: int | None = None, *, gone: Container[Member] = ()
+    ) -> int:
+        """Say that a call is ours, or another's: the first claim counts, while its owner is there.
+
+        Args:
+            call_sid: The call.
+            number: Whose it is to be; None for ours.
+            gone: Processes that have just turned out not to be there, whatever the board says.
+
+        Returns:
+            Whose it is. Who claims it at the same time gets the same answer.
+        """
+        if self._board is None or self._claims is None:
+            return self.number
+        ours = self.member()
+
+        def is_there(owner: Member) -> bool:
+            return owner == ours or (owner not in gone and self.is_alive(owner))
+
+        try:
+            return self._claims.make(call_sid, self.member(number), is_there=is_there).number
+        except OSError as error:
+            self._tell_unusable(error)
+            return self.number  # a call that is here is served here, at least
+
+    def owner(self, call_sid: str) -> int | None:
+        """Whose a call is; None for one that nobody has, or had and is gone."""
+        if self._board is None or self._claims is None:
+            return self.number
+        try:
+            owner = self._claims.owner(call_sid)
+        except OSError as error:
+            self._tell_unusable(error)
+            return None
+        return None if owner is None or owner != self.member(owner.number) else owner.number
+
+    def release(self, call_sid: str) -> None:
+        """The call is forgotten here; what comes about it now is about nothing."""
+        if self._board is not None and self._claims is not None:
+            try:
+                self._claims.release(call_sid, self.member())
+            except OSError as error:
+                self._tell_unusable(error)
+
+    def _tell_unusable(self, error: OSError) -> None:
+        if self._refusals.may_log(time.monotonic()):
+            logger.error(
+                "directory of the processes cannot be used; calls stay where they come",
+                error=str(error),
+                unlogged=self._refusals.take_unlogged(),
+            )
+
+    # -- passing requests on ---------------------------------------------------------------
+
+    async def pass_on(
+        self,
+        number: int,
+        scope: Mapping[str, Any],
+        body: bytes,
+        *,
+        timeout_s: float,
+    ) -> httpx2.Response:
+        """Have another process answer a request, as if it had come there.
+
+        Args:
+            number: Which one.
+            scope: The request's own.
+            body: The request's own.
+            timeout_s: How long it may take.
+
+        Raises:
+            WorkerLost: It is gone.
+        """
+        return await self._pass_on(number, scope, body, timeout_s, given=False)
+
+    async def _pass_on(
+        self, number: int, scope: Mapping[str, Any], body: bytes, timeout_s: float, *, given: bool
+    ) -> httpx2.Response:
+        left_out = _NOT_PASSED_ON | {b"idempotency-key"} if given else _NOT_PASSED_ON
+        headers = [
+            (name, value) for name, value in scope["headers"] if name.lower() not in left_out
+        ]
+        target: bytes = scope.get("raw_path") or scope["path"].encode()
+        if query := scope.get("query_string"):
+            target += b"?" + query
+        headers.append((_FACTS, self._facts(scope, given=given)))
+        request = httpx2.Request(
+            scope["method"],
+            httpx2.URL("http://worker").copy_with(raw_path=target),
+            headers=headers,
+            content=body,
+        )
+        try:
+            with trio.fail_after(timeout_s):
+                return await self._client(number).send(request)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise WorkerLost(number, reached=False) from error
+        except (httpx2.TransportError, trio.TooSlowError) as error:
+            raise WorkerLost(number, reached=True) from error
+
+    async def give_call(
+        self, number: int, scope: Mapping[str, Any], body: bytes, *, timeout_s: float
+    ) -> httpx2.Response:
+        """Pass on a request for a new call, which counts there from this moment.
+
+        An ``Idempotency-Key`` has been looked at already, and stays here.
+
+        Raises:
+            WorkerLost: It is gone.
+        """
+        assert self._board is not None
+        self._board.give(number)
+        try:
+            return await self._pass_on(number, scope, body, timeout_s, given=True)
+        except WorkerLost as lost:
+            if not lost.reached:
+                self._board.take_back(number)
+            raise
+
+    def take_call(self, scope: Mapping[str, Any]) -> None:
+        """A request for a new call is answered here; :meth:`answered` must follow."""
+        if self._board is not None:
+            self._board.take(scope[PASSED_ON] if scope.get(GIVEN) else None)
+
+    def answered(self) -> None:
+        """The request for a new call has been answered."""
+        if self._board is not None:
+            self._board.answered()
+            self.publish()
+
+    def _facts(self, scope: Mapping[str, Any], *, given: bool = False) -> bytes:
+        facts = {
+            "by": self.number,
+            "given": given,
+            "client": scope.get("client"),
+            "server": scope.get("server"),
+            "scheme": scope.get("scheme"),
+        }
+        return json.dumps(facts).encode()
+
+    def _client(self, number: int) -> httpx2.AsyncClient:
+        if number not in self._clients:
+            self._clients[number] = httpx2.AsyncClient(
+                transport=httpx2.AsyncHTTPTransport(uds=str(self._directory / f"{number}.http")),
+                timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
+                # An idle connection may be closed just as it is used again.
+                limits=httpx2.Limits(max_keepalive_connections=0),
+                trust_env=False,
+            )
+        return self._clients[number]
+
+    # -- passing media sockets on ----------------------------------------------------------
+
+    async def connect(self, number: int, name: str) -> trio.SocketStream:
+        """Connect to one of another process's Unix sockets.
+
+        Raises:
+            WorkerLost: It is gone.
+        """
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT_S):
+                return await trio.open_unix_socket(self._directory / f"{number}.{name}")
+        except (OSError, trio.TooSlowError) as error:
+            raise WorkerLost(number, reached=False) from error
+
+    def passed_on_headers(self, scope: Mapping[str, Any]) -> dict[str, str]:
+        """What says to another process, on its HTTP socket, where a media stream comes from."""
+        return {_FACTS.decode(): self._facts(scope).decode()}
+
+    # -- what the others pass on -----------------------------------------------------------
+
+    async def serve(
+        self,
+        app: Framework,
+        take_media: Callable[[socket.socket, Mapping[str, Any]], Awaitable[None]],
+        *,
+        max_message_bytes: int,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Take what the other processes pass on, until cancelled.
+
+        Args:
+            app: Answers requests.
+            take_media: Serves a media socket, which is its own from then on.
+            max_message_bytes: The longest head of a request, and WebSocket message.
+        """
+        config = Config()
+        config.bind = [f"fd://{_listen(self._directory / f'{self.number}.http').detach()}"]
+        config.websocket_max_message_size = max_message_bytes
+        config.h11_max_incomplete_size = max_message_bytes
+        config.include_server_header = False
+        config.accesslog = None
+        config.errorlog = logging.getLogger("hypercorn.error")
+        config.loglevel = "WARNING"
+        media = _listen(self._directory / f"{self.number}.media")
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(media))
+
+        async def take(stream: trio.SocketStream) -> None:
+            await self._take_media(stream, take_media)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(_serve_http, _PassedOn(app), config)
+                await nursery.start(trio.serve_listeners, take, [listener])
+                nursery.start_soon(self._beat)
+                task_status.started()
+        finally:
+            with trio.CancelScope(shield=True):  # nothing to wait for: nobody answers any more
+                clients, self._clients = self._clients, {}
+                for client in clients.values():
+                    await client.aclose()
+
+    async def _beat(self) -> None:
+        while True:
+            self.publish()
+            await trio.sleep(BEAT_S)
+
+    async def _take_media(
+        self,
+        stream: trio.SocketStream,
+        take_media: Callable[[socket.socket, Mapping[str, Any]], Awaitable[None]],
+    ) -> None:
+        facts, connection = b"", None
+        async with stream:
+            with (
+                suppress(OSError, trio.BrokenResourceError),
+                trio.move_on_after(HANDOVER_TIMEOUT_S),
+            ):
+                facts, rights, _, _ = await stream.socket.recvmsg(
+                    MAX_FACTS_BYTES, socket.CMSG_SPACE(4)
+                )
+                if rights:
+                    connection = socket.socket(
+                        fileno=int.from_bytes(rights[0][2][:4], sys.byteorder)
+                    )
+                    connection.set_inheritable(False)
+                    connection.setblocking(False)
+                    await stream.send_all(b"\n")
+        if connection is None:
+            return  # whoever was about to give it has gone
+        try:
+            await take_media(connection, json.loads(facts))
+        except Exception:
+            logger.exception("media stream failed by a bug of ours")
+
+
+async def hand_over(
+    stream: trio.SocketStream, connection: socket.socket, facts: Mapping[str, Any]
+) -> None:
+    """Give a connected socket to the process at the other end, and wait until it has it.
+
+    Raises:
+        WorkerLost: It has gone meanwhile.
+    """
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, connection.fileno().to_bytes(4, sys.byteorder))
+    try:
+        with trio.fail_after(HANDOVER_TIMEOUT_S):
+            await stream.socket.sendmsg([json.dumps(facts).encode()], [rights])
+            if await stream.receive_some(1) == b"\n":
+                return
+    except (OSError, trio.BrokenResourceError, trio.TooSlowError):
+        pass
+    raise WorkerLost(-1, reached=True)
+
+
+# ------------------------------------------------------------------------------------------
+# What they meet in
+
+
+def _private_directory(name: str) -> Path:
+    """A directory that only this user may look into.
+
+    Raises:
+        ConfigurationError: Somebody else has made it, or its path is too long.
+    """
+    directory = Path(tempfile.gettempdir()) / name
+    if len(os.fsencode(directory)) > MAX_PATH_BYTES:
+        raise ConfigurationError(f"{directory} is too long for Unix sockets: set TMPDIR")
+    with suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    facts = directory.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise ConfigurationError(f"{directory} is not this user's own, private directory")
+    return directory
+
+
+def _try_lock(path: Path) -> int | None:
+    """Lock a file for as long as the number that is returned stays open; None: somebody has it."""
+    number = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(number)
+        return None
+    return number
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether somebody has locked a file."""
+    if (number := _try_lock(path)) is None:
+        return True
+    os.close(number)
+    return False
+
+
+def _listen(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)  # of a process in our place that has died
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(512)
+    return listener
+
+
+async def _serve_http(  # type: ignore[no-untyped-def]
+    app: Framework, config: Config, task_status
+) -> None:
+    await serve_worker(
+        wrap_app(app, config.wsgi_max_body_size, "asgi"), config, task_status=task_status
+    )
+
+
+class _PassedOn:
+    """The app, asked by another process: what that one knows of the connection counts here."""
+
+    def __init__(self, app: Framework) -> None:
+        self._app: Any = app
+
+    async def __call__(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """Answer a request; the app's own start and end are none of these."""
+        if scope["type"] == "lifespan":
+            for stage in ("startup", "shutdown"):
+                await receive()
+                await send(cast(Any, {"type": f"lifespan.{stage}.complete"}))
+            return
+        headers = [(name, value) for name, value in scope["headers"] if name != _FACTS]
+        facts = json.loads(next(value for name, value in scope["headers"] if name == _FACTS))
+        changed = {
+            "headers": headers,
+            PASSED_ON: facts["by"],
+            GIVEN: facts["given"],
+            "client": facts["client"] and tuple(facts["client"]),
+            "server": facts["server"] and tuple(facts["server"]),
+            "scheme": facts["scheme"],
+        }
+        await self._app({**scope, **changed}, receive, send)

@@ -1,0 +1,1 @@
+"""Calls to watch: every demonstration script, and the command that plays one."""

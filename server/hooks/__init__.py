@@ -1,0 +1,1 @@
+"""Everything that reaches into trio, hypercorn, Quart or quart-trio; each has its contract test."""

@@ -1,0 +1,1 @@
+"""Sound from socket to socket: the plane of wires, and the relay between two of them."""

@@ -1,0 +1,580 @@
+"""The media plane: every media socket of the process in one epoll, served while trio sleeps.
+
+On the ordinary path a 20 ms frame crosses a reader task, two protocol layers and two queues before
+a call sees it. Here the socket is ours, not blocking, and its WebSocket is the codec's: a frame is
+one ``recv`` and a few microseconds of C. The nursery of a call still owns everything of its call;
+the plane is a service that calls back when bytes have come, and forgets a socket when told.
+
+::
+
+    epoll says "readable" ── Wire ── WebSocket (C) ── messages ──▶ inbox ──▶ the task that receives
+    epoll says "writable" ────┘         │                     └─▶ a listener
+         the socket  ◀── bytes ─────────┘   pongs, closes, whatever is sent
+
+Everybody has a turn in each pass, and each turn is bounded: in bytes read, in messages that Python
+looks at, in bytes written. A socket that has not shown a ticket is a stranger's: it has less of
+each, and a small allowance in all (:data:`STRANGER`), as the carrier sends next to nothing then.
+
+A call's two wires can be joined (``relay.py``): then audio does not become a message at all.
+
+Linux only, because of epoll: elsewhere :data:`AVAILABLE` is False and the ordinary path serves.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+
+import structlog
+import trio
+
+from codec.path import WebSocket
+from codec.pump import Descriptor, Left, Pump
+from server.hooks.trio_loop import serving_while_trio_sleeps
+from server.logs import log_stranger
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+AVAILABLE = hasattr(select, "epoll")
+_READABLE = select.EPOLLIN if AVAILABLE else 1
+# An enumeration is slow to look into.
+_NOTHING, _OUTPUT, _READING = int(Left.NOTHING), int(Left.OUTPUT), int(Left.READING)
+
+Messages = list[tuple[bytes, bool]]
+"""Complete messages, and whether each is text."""
+
+READ_BYTES = 64 * 1024
+"""Read at most in a pass from one socket, so that one busy call cannot hold up the others."""
+READS_PER_PASS = 4
+"""TLS hands out a record (16 KiB) at a time; what is left is read in the next pass."""
+MESSAGES_PER_PASS = 64
+"""Messages of one socket that Python looks at in a pass: more than a second of audio, and far less
+than the ten thousand small ones that fit into what is read."""
+WRITE_BYTES = 64 * 1024
+"""Copied at most for one write."""
+MAX_WRITTEN_BYTES = 256 * 1024
+"""Written at most in a pass to one socket."""
+READY_PER_PASS = 128
+"""Sockets that are served before trio is asked again; those that are left come first then."""
+MAX_INBOX = 256
+"""Messages nobody has taken yet; then the socket is no longer read, and TCP holds the peer back."""
+MAX_BACKLOG_BYTES = 4 * 1024 * 1024
+"""Bytes a peer has not read; beyond it has stalled, and its connection is given up."""
+LINGER_BYTES = 64 * 1024
+"""Dropped unread after a peer has broken the rules, so that it gets our goodbye; see
+:meth:`Wire.wait_ended`."""
+POLICY_VIOLATION = 1008
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one peer may have.
+
+    Attributes:
+        read_bytes: Read at once.
+        inbox: Messages that wait; see :data:`MAX_INBOX`.
+        backlog_bytes: What it has not read; see :data:`MAX_BACKLOG_BYTES`.
+        total_bytes: What it may send in all.
+        frames: How many frames that may be, control frames and fragments included.
+    """
+
+    read_bytes: int
+    inbox: int
+    backlog_bytes: int
+    total_bytes: float = math.inf
+    frames: float = math.inf
+
+
+KNOWN = Bounds(READ_BYTES, MAX_INBOX, MAX_BACKLOG_BYTES)
+"""A peer that we have chosen, or that has shown the ticket of a call."""
+STRANGER = Bounds(4 * 1024, 1, 4 * 1024, total_bytes=16 * 1024, frames=64)
+"""Anybody. Twilio sends ``connected`` and ``start``, some 1.5 KiB; what one read brings with them,
+and one more before the ticket has been looked at, is the first of a call's audio."""
+
+
+class Plane:
+    """One epoll, served while trio sleeps, or by a task where that cannot be."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._wires: dict[int, Wire] = {}
+        self._again: set[Wire] = set()
+        self._pumps: dict[int, Pump] = {}
+        self._resting: set[int] = set()  # of no interest at the moment
+        self._called_back = False  # Python has been called, and may have given trio work
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve every wire until cancelled."""
+        with self._epoll, serving_while_trio_sleeps(self) as trios:
+            task_status.started()
+            if trios is not None:
+                self._epoll.register(trios, select.EPOLLIN)
+                await trio.sleep_forever()
+            while True:
+                if self._again:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                self._serve()
+
+    def serve_until(self, timeout_s: float, wakes_at: int, has_work: Callable[[], bool]) -> bool:
+        """See :class:`server.hooks.trio_loop.SleepsWell`."""
+        until = monotonic() + timeout_s
+        left_s = timeout_s
+        while True:
+            if wakes_at in self._serve(0.0 if self._again else left_s):
+                return True
+            if self._called_back:
+                self._called_back = False
+                if has_work():
+                    return True
+            if (left_s := until - monotonic()) <= 0.0:
+                return False
+
+    def _serve(self, timeout_s: float = 0.0) -> Collection[int]:
+        """One fair pass: every socket that has something gets one bounded turn.
+
+        Returns:
+            File numbers that were ready and are no wire's.
+        """
+        others: Collection[int] = ()
+        again = self._again
+        if again:
+            self._again, self._called_back = set(), True
+            for wire in again:
+                wire.serve(_READABLE)
+        ready = self._epoll.poll(timeout_s, READY_PER_PASS)
+        now, pumps, wires = trio.current_time(), self._pumps, self._wires
+        for number, events in ready:
+            left = _READING
+            if events == _READABLE and (pump := pumps.get(number)) is not None:
+                try:
+                    if (left := pump.run(now)) == _NOTHING:
+                        continue
+                    self._called_back = True  # a sink that fails tells its own session
+                    if left == _OUTPUT:
+                        wires[number].flush_sink()
+                        pump.written()
+                        continue
+                except Exception:
+                    self._called_back = True
+                    wires[number].fail_by_a_bug()  # nobody can have closed it since it was asked
+                    continue
+            if (wire_or_none := wires.get(number)) is None:
+                others = (*others, number)
+            elif wire_or_none not in again:
+                self._called_back = True
+                wire_or_none.serve(events, left)
+        return others
+
+    def add(self, wire: Wire) -> None:
+        """Watch a wire's socket."""
+        number = wire.fileno()
+        self._wires[number] = wire
+        self._epoll.register(number, select.EPOLLIN)
+
+    def watch(self, wire: Wire, *, reading: bool, writing: bool) -> None:
+        """Change what is waited for; if that is nothing, epoll is silent about its end, too."""
+        events = (select.EPOLLIN if reading else 0) | (select.EPOLLOUT if writing else 0)
+        number = wire.fileno()
+        if not events:
+            self._epoll.unregister(number)
+            self._resting.add(number)
+        elif number in self._resting:
+            self._resting.discard(number)
+            self._epoll.register(number, events)
+        else:
+            self._epoll.modify(number, events)
+
+    def read_again(self, wire: Wire) -> None:
+        """There is more in the wire's TLS buffer, which epoll cannot know."""
+        self._again.add(wire)
+
+    def pump(self, wire: Wire, pump: Pump | None) -> None:
+        """Let this read the wire's socket first, or nobody."""
+        self._pumps.pop(wire.fileno(), None)
+        if pump is not None and wire.fileno() in self._wires:
+            self._pumps[wire.fileno()] = pump
+
+    def forget(self, wire: Wire) -> None:
+        """Stop watching; done before the socket is closed, as its number will be used again."""
+        self._again.discard(wire)
+        self._pumps.pop(wire.fileno(), None)
+        if self._wires.pop(wire.fileno(), None) is None:
+            return
+        if wire.fileno() in self._resting:
+            self._resting.discard(wire.fileno())
+        else:
+            self._epoll.unregister(wire.fileno())
+
+    @property
+    def wires(self) -> int:
+        """How many sockets are watched."""
+        return len(self._wires)
+
+
+class Wire:
+    """One media WebSocket on the plane.
+
+    One task receives; sending never waits, so any task may send.
+
+    Args:
+        plane: Serves it.
+        sock: A connected socket whose opening handshake is done; not blocking. Owned from now on.
+        websocket: Its protocol.
+        early: What was already read beyond the handshake.
+        bounds: What its peer may have until it is :meth:`trust`-ed.
+
+    Attributes:
+        refusal: Why a stranger's socket was given up, or empty.
+    """
+
+    def __init__(
+        self,
+        plane: Plane,
+        sock: socket.socket,
+        websocket: WebSocket,
+        early: bytes = b"",
+        *,
+        bounds: Bounds = KNOWN,
+    ) -> None:
+        self.websocket = websocket
+        self.refusal = ""
+        self._bounds = bounds
+        self._received_bytes = 0  # counted while there is a bound on them
+        self._listener: Callable[[Messages, bool], None] | None = None
+        self._next_message = websocket.next_message
+        self._sink: Wire | None = None
+        self._plane = plane
+        self._sock = sock
+        self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
+        self.descriptor = Descriptor(sock.fileno(), takes_output=self._tls is None)
+        self._inbox: deque[tuple[bytes, bool]] = deque()
+        self._news = trio.Event()
+        self._is_full = False  # the inbox is, and nobody listens
+        self._has_more = False  # read, but not looked at for want of turns
+        self._at_eof = False
+        self._lingers = False
+        self._paused = False
+        self._writing = False
+        self._closed = False
+        plane.add(self)
+        if early:
+            websocket.receive(early)
+            self._deliver_all()
+
+    def fileno(self) -> int:
+        """The socket's number, as long as it is open."""
+        return self._sock.fileno()
+
+    # -- called by the plane ---------------------------------------------------------------
+
+    def serve(self, events: int, left: int = _READING) -> None:
+        """Do what the socket is ready for; a failure here is this call's and nobody else's.
+
+        Args:
+            events: What epoll says.
+            left: What a pump that has read already has left.
+        """
+        if self._closed:
+            return  # by somebody who was served in the same pass
+        try:
+            if events & select.EPOLLOUT:
+                self._write()
+            if left != _READING:
+                self._deliver()
+            elif events & ~select.EPOLLOUT:
+                self._read()
+        except Exception:
+            self.fail_by_a_bug()
+
+    def fail_by_a_bug(self) -> None:
+        """Say what has just been raised, and treat the connection as lost."""
+        message = "media socket failed by a bug of ours"
+        if self._bounds is STRANGER:
+            log_stranger(logger.error, message, exc_info=True)
+        else:
+            logger.exception(message)
+        self.fail()
+
+    def _read(self) -> None:
+        websocket, bounds, tls = self.websocket, self._bounds, self._tls
+        if self._has_more:  # comes first
+            self._deliver()
+            return
+        recv = self._sock.recv
+        if self._lingers:
+            self._drop(recv)
+            return
+        left = READS_PER_PASS
+        while True:
+            try:
+                data = recv(bounds.read_bytes)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                break
+            except OSError:  # reset, or broken TLS: the peer is gone either way
+                data = b""
+            if not data:
+                self._at_eof = True
+                break
+            websocket.receive(data)
+            if bounds is not KNOWN:
+                self._count(len(data))
+            # TLS may have decrypted more than we have read, which epoll cannot know.
+            if tls is None or not tls.pending():
+                break
+            left -= 1
+            if not left:
+                self._plane.read_again(self)
+                break
+        self._deliver()
+
+    def _count(self, size: int) -> None:
+        self._received_bytes += size
+        if self._received_bytes > self._bounds.total_bytes:
+            self._refuse("more was sent than may be before a start")
+
+    def _drop(self, recv: Callable[[int], bytes]) -> None:
+        try:
+            data = recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._received_bytes += len(data)
+        if not data or self._received_bytes > LINGER_BYTES:
+            self._lingers, self._at_eof = False, True
+            self._settle()
+            self._news.set()
+
+    def _deliver(self) -> None:
+        """Give what has come to the listener, or put it into the inbox; a bounded number."""
+        websocket, inbox, left = self.websocket, self._inbox, MESSAGES_PER_PASS
+        self._has_more = False
+        while (message := self._next_message()) is not None:
+            inbox.append((message, websocket.is_text))
+            if self._listener is not None:
+                # One by one: what it does about one may decide how the next is read.
+                self._listener([inbox.popleft()], False)
+            left -= 1
+            if not left:
+                self._has_more = True
+                self._plane.read_again(self)
+                break
+        if self._at_eof and not self._has_more:
+            websocket.receive_eof()
+        if self._bounds is not KNOWN and websocket.frames > self._bounds.frames:
+            self._refuse("more frames were sent than may be before a start")
+        if websocket.output_bytes:
+            self.flush()
+        ended = websocket.ended
+        if self._listener is not None:
+            if inbox or ended:
+                messages = list(inbox)
+                inbox.clear()
+                self._listener(messages, ended)
+        elif len(inbox) >= self._bounds.inbox:
+            self._is_full = True
+        if self._paused or self._is_full or self._has_more or ended:
+            self._settle()
+        if inbox or ended:
+            self._news.set()
+
+    def _deliver_all(self) -> None:
+        """Give what has come, where no pass of the plane's need follow: one read's worth."""
+        self._deliver()
+        while self._has_more:
+            self._deliver()
+
+    def _refuse(self, reason: str) -> None:
+        """Send a stranger away, and forget what it has said."""
+        if not self.websocket.ended:
+            self.refusal = reason
+            self.websocket.refuse(POLICY_VIOLATION, reason)
+            self._inbox.clear()
+
+    # -- for the call ----------------------------------------------------------------------
+
+    async def receive(self) -> tuple[bytes, bool] | None:
+        """Wait for a message and whether it is text; None when the connection has ended."""
+        while not self._inbox:
+            if self.websocket.ended or self._closed:
+                return None
+            if self._news.is_set():  # else somebody waits for it: the one who closes waits, too
+                self._news = trio.Event()
+            await self._news.wait()
+        return self._take()
+
+    def listen(self, listener: Callable[[Messages, bool], None]) -> None:
+        """Call back with what each read brought, and whether that was the end, instead.
+
+        What is in the inbox is given to it at once. It is called by the plane, for whose other
+        sockets' sake it must be quick.
+        """
+        self._listener = listener
+        self._is_full = False
+        self._deliver_all()
+
+    def read_through(
+        self,
+        next_message: Callable[[], bytes | None],
+        pump: Pump | None = None,
+        sink: Wire | None = None,
+    ) -> None:
+        """Ask this for the next message from now on; it sees all that the WebSocket has.
+
+        Args:
+            next_message: Gives it, or None.
+            pump: Is asked before, whenever the socket is readable; what it leaves goes that way.
+            sink: The wire that the pump writes to.
+        """
+        self._next_message = next_message
+        self._sink = sink
+        self._plane.pump(self, pump if self._tls is None else None)
+
+    def flush_sink(self) -> None:
+        """Write what the pump has made and could not write itself: TLS, or a full socket."""
+        if self._sink is not None:
+            self._sink.flush()
+
+    @property
+    def has_inbox(self) -> bool:
+        """Whether something has come that nobody has taken."""
+        return bool(self._inbox)
+
+    def receive_nowait(self) -> tuple[bytes, bool] | None:
+        """A message that is already here, or None."""
+        return self._take() if self._inbox else None
+
+    def _take(self) -> tuple[bytes, bool]:
+        message = self._inbox.popleft()
+        if self._is_full and len(self._inbox) <= self._bounds.inbox // 2:
+            self._is_full = False
+            self._settle()
+        return message
+
+    def trust(self) -> None:
+        """The peer has shown the ticket of a call: from now on it has the bounds of one."""
+        self._bounds = KNOWN
+        self._is_full = len(self._inbox) >= KNOWN.inbox
+        self._settle()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will be received."""
+        return not self._inbox and (self.websocket.ended or self._closed)
+
+    def send_text(self, data: bytes) -> None:
+        """Send a text message; dropped when the connection is closing."""
+        if self.websocket.is_open and not self._closed:
+            self.websocket.send_text(data)
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what the WebSocket has for the socket; what does not go stays with it."""
+        if self._closed:
+            self.websocket.drop_output()
+        elif not self._writing:
+            self._write()
+        elif self.websocket.output_bytes > self._bounds.backlog_bytes:
+            self._give_up()
+
+    def _write(self) -> None:
+        """Write as much as the socket takes, with a bound."""
+        websocket, send, waits, written = self.websocket, self._sock.send, False, 0
+        while data := websocket.next_output(WRITE_BYTES):
+            waits = True
+            try:
+                sent = send(data)
+            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                break
+            except OSError:
+                self.fail()
+                return
+            if not websocket.output_written(sent):
+                waits = False
+                break
+            written += sent
+            # TLS takes a record (16 KiB) at a time; any other socket that leaves some is full.
+            if written >= MAX_WRITTEN_BYTES or (sent < len(data) and self._tls is None):
+                break
+        if waits and websocket.output_bytes > self._bounds.backlog_bytes:
+            self._give_up()
+            return
+        if waits is not self._writing:
+            self._writing = waits
+            self.descriptor.takes_output = not waits and self._tls is None
+            self._watch()
+
+    def _give_up(self) -> None:
+        if self._bounds is STRANGER:
+            self.refusal = "it does not read what it asks for"
+        else:
+            logger.warning("media socket given up: its peer has stopped reading")
+        self.fail()
+
+    def fail(self) -> None:
+        """Treat the connection as lost."""
+        self.websocket.drop_output()
+        self.websocket.receive_eof()
+        self._settle()
+        self._news.set()
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            listener([], True)
+
+    def send_close(self, code: int = 1000, reason: str = "") -> None:
+        """Say goodbye; the peer is to answer, and the socket stays open for that."""
+        if self.websocket.is_open and not self._closed:
+            self.websocket.send_close(code, reason)
+            self.flush()
+
+    async def wait_ended(self, *, timeout_s: float) -> None:
+        """Wait until the peer has said goodbye, too, or is gone; for a bounded time.
+
+        A socket that is closed with something unread in it is reset, and our goodbye with it. So
+        where the peer has broken the rules, and nothing is looked at any more, it is told that we
+        have ended, and what it still sends is dropped: a bounded number of bytes.
+        """
+        self._listener = None
+        with trio.move_on_after(timeout_s):
+            while await self.receive() is not None:
+                pass
+            if self.websocket.failure is None or self._tls is not None or self._at_eof:
+                return
+            if not self._writing:
+                with suppress(OSError):  # it has gone
+                    self._sock.shutdown(socket.SHUT_WR)
+            self._lingers, self._received_bytes = True, 0
+            self._settle()
+            while not self._at_eof and not self._closed:
+                self._news = trio.Event()
+                await self._news.wait()
+
+    def close(self) -> None:
+        """Close the socket now; closing again does nothing."""
+        if not self._closed:
+            self._plane.forget(self)
+            self._closed = True
+            self.descriptor.number = -1
+            self._sock.close()
+            self._news.set()
+
+    def _settle(self) -> None:
+        """Read on, or not: an ended socket stays readable for ever."""
+        paused = self._is_full or self._has_more or self.websocket.ended
+        paused = paused and not self._lingers
+        if paused is not self._paused:
+            self._paused = paused
+            self._watch()
+
+    def _watch(self) -> None:
+        if not self._closed:
+            self._plane.watch(self, reading=not self._paused, writing=self._writing)

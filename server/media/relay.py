@@ -1,0 +1,149 @@
+"""The two wires of a call and the media path between them: the way of nearly every chunk.
+
+::
+
+    phone's wire ── pump ── path.next_from_phone() ── pump ──▶ model's wire      audio, in C
+         │                      │
+         │                      '──▶ on_caller: something was found, held, or is to be written down
+         '──▶ messages that are not audio: to whoever listens to the wire, or receives from it
+
+Audio goes from socket to socket within the read that brought it. Python is called when there is
+something to decide, and for every other message, in order; and for audio, too, where a pump cannot
+be (TLS, one of the wires alone).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+from trio import current_time
+
+from codec.latency import Histogram, Latencies
+from codec.path import MediaPath
+from codec.pump import Pump
+from server.media.plane import Wire
+
+
+class Relay:
+    """Joins what is there: a wire of the phone's, a wire of the model's, either or both.
+
+    Args:
+        path: The call's media path.
+        on_caller: Called when ``path.has_caller_news()``.
+        on_agent: Called when ``path.run_is_over()``.
+        caller_latencies: Take how long caller audio took from socket to socket, in seconds.
+        agent_latencies: The same of agent audio.
+
+    Attributes:
+        path: The call's media path.
+    """
+
+    def __init__(
+        self,
+        path: MediaPath,
+        *,
+        on_caller: Callable[[], None],
+        on_agent: Callable[[], None],
+        caller_latencies: tuple[Latencies, Histogram],
+        agent_latencies: tuple[Latencies, Histogram],
+    ) -> None:
+        self.path = path
+        self._on_caller = on_caller
+        self._on_agent = on_agent
+        self._caller_latencies = caller_latencies
+        self._agent_latencies = agent_latencies
+        self._phone: Wire | None = None
+        self._model: Wire | None = None
+        self._heard_at = 0.0
+        self._from_phone: Pump | None = None
+        self._from_model: Pump | None = None
+
+    @property
+    def has_phone(self) -> bool:
+        """Whether there is a wire of the phone's."""
+        return self._phone is not None
+
+    @property
+    def heard_at(self) -> float:
+        """When the phone's wire was last read."""
+        if self._from_phone is None:
+            return self._heard_at
+        return max(self._heard_at, self._from_phone.read_at)
+
+    def join_phone(self, wire: Wire) -> None:
+        """From now on caller audio goes through the path; the wire's inbox must be empty."""
+        self.path.phone = wire.websocket
+        self._phone = wire
+        self._heard_at = current_time()
+        self._connect()
+
+    def leave_phone(self, wire: Wire) -> None:
+        """The stream is over: what else comes is read by whoever listens."""
+        if wire is self._phone:
+            self._heard_at = self.heard_at
+            self._phone = None
+            self.path.stop()
+            self._connect()
+            wire.read_through(wire.websocket.next_message)
+
+    def join_model(self, wire: Wire) -> None:
+        """From now on caller audio goes out on this wire, and agent audio comes in by it."""
+        self.path.model = wire.websocket
+        self._model = wire
+        self._connect()
+
+    def leave_model(self, wire: Wire) -> None:
+        """The connection is of no use any more."""
+        if wire is self._model:
+            self._heard_at = self.heard_at
+            self._model = None
+            self._connect()
+            wire.read_through(wire.websocket.next_message)
+
+    def _connect(self) -> None:
+        """Have both wires read through the path, by pumps if there are both."""
+        path, phone, model = self.path, self._phone, self._model
+        self._from_phone = self._from_model = None
+        if phone is not None and model is not None:
+            self._from_phone = Pump(
+                *(phone.descriptor, phone.websocket, path.next_from_phone, path.has_caller_news),
+                *(model.descriptor, model.websocket),
+                *self._caller_latencies,
+            )
+            self._from_model = Pump(
+                *(model.descriptor, model.websocket, path.next_from_model, path.run_is_over),
+                *(phone.descriptor, phone.websocket),
+                *self._agent_latencies,
+            )
+        if phone is not None:
+            phone.read_through(self._next_from_phone, self._from_phone, model)
+        if model is not None:
+            model.read_through(self._next_from_model, self._from_model, phone)
+
+    def _next_from_phone(self) -> bytes | None:
+        path, model, pump, began = self.path, self._model, self._from_phone, perf_counter()
+        message = None if pump is None else pump.take_message()
+        if message is None:
+            self._heard_at = now = current_time()
+            message = path.next_from_phone(now)
+        if model is not None and model.websocket.output_bytes:
+            model.flush()
+            if pump is not None:
+                pump.passed(perf_counter() - began)
+        if path.has_caller_news():
+            self._on_caller()
+        return message
+
+    def _next_from_model(self) -> bytes | None:
+        path, phone, pump, began = self.path, self._phone, self._from_model, perf_counter()
+        message = None if pump is None else pump.take_message()
+        if message is None:
+            message = path.next_from_model(current_time())
+        if phone is not None and phone.websocket.output_bytes:
+            phone.flush()
+            if pump is not None:
+                pump.passed(perf_counter() - began)
+        if path.run_is_over():
+            self._on_agent()
+        return message

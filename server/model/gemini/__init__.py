@@ -1,0 +1,1 @@
+"""Gemini Live: its protocol and its connections."""

@@ -1,0 +1,1 @@
+"""One session of as many connections as a call needs."""

@@ -1,0 +1,107 @@
+"""Run the app under hypercorn inside our own trio program, with a drain before the shutdown.
+
+hypercorn cuts open connections after its grace period and tells nobody; so on SIGTERM or SIGINT
+the calls are drained first and hypercorn is asked to stop only when the last one has ended.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import socket
+import sys
+
+import trio
+from hypercorn.config import Config
+from hypercorn.utils import wrap_app
+
+from server.app import OffhookApp
+from server.errors import CannotListen
+from server.hooks.hypercorn_worker import BACKLOG, serve_worker, stop_on_signals
+from server.sockets import holder_of, limit_unread
+
+MAX_MESSAGE_BYTES = 64 * 1024
+"""A Media Streams message is about 350 bytes; nothing of Twilio's comes near this."""
+
+
+IDLE_TIMEOUT_S = 5
+"""A connection that is new, or between requests, must bring a whole request head within this."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        CannotListen: The address is taken, or not ours to listen on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        limit_unread(listener)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise CannotListen(f"cannot listen on {host}:{port}: {_remedy(error, port)}") from error
+    return listener
+
+
+def _remedy(error: OSError, port: int) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            holder = holder_of(port) or "another process"
+            return f"{holder} has it; stop that, or choose another port (--port or PORT)"
+        case errno.EACCES:
+            return "ports below 1024 are for the system's administrator; choose another (PORT)"
+        case errno.EADDRNOTAVAIL:
+            return "no network interface of this machine has that address (--host or HOST)"
+        case _:
+            return f"{error.strerror or error} (--host or HOST, --port or PORT)"
+
+
+async def serve(
+    app: OffhookApp,
+    listener: socket.socket,
+    *,
+    stop: trio.Event,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve on a listening socket, and close it, until ``stop`` is set and the calls have ended.
+
+    It returns at once when ``app.failed`` is set.
+    """
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.websocket_max_message_size = MAX_MESSAGE_BYTES
+    config.h11_max_incomplete_size = MAX_MESSAGE_BYTES
+    config.keep_alive_timeout = IDLE_TIMEOUT_S
+    config.include_server_header = False
+    config.graceful_timeout = app.settings.close_timeout_s
+    config.accesslog = None  # requests are in our own log, without what a path may have in it
+    config.errorlog = logging.getLogger("hypercorn.error")
+    config.loglevel = "WARNING"  # where it listens is said by our own log
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_serve_hypercorn, app, config, stop)
+        task_status.started()
+
+
+async def _serve_hypercorn(app, config, stop, task_status) -> None:  # type: ignore[no-untyped-def]
+    await serve_worker(
+        wrap_app(app, config.wsgi_max_body_size, "asgi"),
+        config,
+        shutdown_trigger=stop.wait,
+        drain=app.drain,
+        failed=app.failed,
+        task_status=task_status,
+    )
+
+
+async def stop_on_signal(stop: trio.Event) -> None:
+    """Set the event at the first SIGTERM or Ctrl+C; a second one ends the process at once."""
+    wanted = [signal.SIGTERM, signal.SIGINT]
+    if sys.platform == "win32":
+        wanted.append(signal.SIGBREAK)  # the only one that a parent can send there
+    await stop_on_signals(stop, dict.fromkeys(wanted, True))

@@ -1,0 +1,1 @@
+"""The settings: what they are, where they are read from, how their values are checked."""

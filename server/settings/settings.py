@@ -1,0 +1,499 @@
+"""Settings: typed, with the unit in each name, from the environment and ``.env``.
+
+None of the Twilio and Gemini keys set: the embedded simulators run. Some but not all: the server
+refuses to start and names what is missing. Never a silent mixture.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    IPvAnyNetwork,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticUseDefault
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    SettingsConfigDict,
+)
+
+from server.errors import ConfigurationError
+from server.numbers import e164, own_number
+from server.settings import values as values
+from server.settings.file import misspelt, read_settings_file
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The real accounts, complete."""
+
+    twilio_account_sid: str
+    twilio_auth_token: str
+    twilio_phone_number: str
+    gemini_api_key: str
+    public_url: str
+    twilio_api_key: tuple[str, str] | None = None
+    """SID and secret of the key that the REST API is asked with, if it is not the token."""
+
+
+_ACCOUNT = ("twilio_account_sid", "twilio_auth_token", "twilio_phone_number", "gemini_api_key")
+_API_KEY = ("twilio_api_key_sid", "twilio_api_key_secret")
+
+MOST = 1_000_000_000
+"""No number of seconds or things is larger: 31 years, and more than any machine has."""
+
+
+def _http_proxy(secret: SecretStr) -> SecretStr:
+    parts = urlsplit(secret.get_secret_value())
+    wanted = "must be http://host:port or http://user:password@host:port"
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError(wanted) from None
+    if parts.scheme != "http" or not parts.hostname or (parts.username and not parts.password):
+        raise ValueError(wanted)
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(wanted)
+    return secret
+
+
+def _secret(secret: SecretStr) -> SecretStr:
+    values.secret(secret.get_secret_value())
+    return secret
+
+
+def _words(given: Any) -> Any:
+    """A list as environment variables write it: separated by commas."""
+    return [word.strip() for word in given.split(",") if word.strip()] if _is_text(given) else given
+
+
+def _pairs(given: Any) -> Any:
+    """``name:value,name:value`` (or with ``=``) as a mapping."""
+    if not _is_text(given):
+        return given
+    pairs = [re.split("[:=]", word, maxsplit=1) for word in _words(given)]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise ValueError("must be name:value pairs separated by commas")
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name is there twice")
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def _is_text(given: Any) -> bool:
+    return isinstance(given, str)
+
+
+def _matching(pattern: str, wanted: str) -> AfterValidator:
+    """A pattern that is explained in words."""
+
+    def check(given: str) -> str:
+        if re.fullmatch(pattern, given) is None:
+            raise ValueError(f"{wanted}, and one has {values.found(given)}")
+        return given
+
+    return AfterValidator(check)
+
+
+def _prefix(given: str) -> str:
+    prefix = re.sub(r"[\s().-]", "", given)
+    if re.fullmatch(r"\+[1-9]\d{0,14}", prefix, re.ASCII) is None:
+        raise ValueError("must be beginnings of numbers with their +, such as +58 or +1305")
+    return prefix
+
+
+def _log_level(given: Any) -> Any:
+    return "WARNING" if _is_text(given) and given.upper() == "WARN" else given
+
+
+_Proxy = Annotated[SecretStr, AfterValidator(_http_proxy)]
+_Secret = Annotated[SecretStr, AfterValidator(_secret)]
+_Model = Annotated[str, AfterValidator(values.model_name)]
+_SocketUrl = Annotated[str, AfterValidator(values.socket_url)]
+_KeyName = Annotated[
+    str,
+    _matching("[a-z0-9][a-z0-9_-]{0,31}", "names must be up to 32 of a-z, 0-9, - and _"),
+]
+_Sha256 = Annotated[
+    str, _matching("[0-9a-fA-F]{64}", "each must be the SHA-256 of a key, 64 digits of 0-9 and a-f")
+]
+_TargetName = Annotated[
+    str, _matching(r"[\w .-]{1,64}", "names must be up to 64 letters, digits, spaces, _ . and -")
+]
+_Number = Annotated[str, AfterValidator(e164)]
+_OwnNumber = Annotated[str, AfterValidator(values.phone_number_text), AfterValidator(own_number)]
+_BuiltIn = Literal["hang_up", "transfer", "send_dtmf", "none"]
+_Prefix = Annotated[str, AfterValidator(_prefix)]
+_Origin = Annotated[str, AfterValidator(values.origin)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; each has a default that works."""
+
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True, extra="ignore", frozen=True, allow_inf_nan=False
+    )
+    _warnings: tuple[str, ...] = PrivateAttr(())
+
+    # The accounts: all four or none.
+    twilio_account_sid: Annotated[str, AfterValidator(values.account_sid)] | None = None
+    twilio_auth_token: _Secret | None = None
+    twilio_phone_number: _OwnNumber | None = None
+    gemini_api_key: _Secret | None = None
+    twilio_api_key_sid: Annotated[str, AfterValidator(values.api_key_sid)] | None = None
+    twilio_api_key_secret: Annotated[_Secret | None, Field(repr=False)] = None
+    """An API key for the REST API in the token's place; webhooks are signed with the token even so.
+    """
+
+    twilio_shared_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_pairs)] = {}
+    """Secrets by key id of Twilio's newer webhook signatures, for accounts that use them."""
+
+    public_url: Annotated[str, AfterValidator(values.public_url)] | None = None
+    """Where the carrier reaches this server, with the path that a proxy puts before ours if there
+    is one; its signatures are checked against it."""
+    host: Annotated[str, AfterValidator(values.listening_host)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Where ``python -m server`` listens; under hypercorn its own ``bind`` counts."""
+
+    gemini_model: _Model = "gemini-3.8-live"
+    gemini_voice: str | None = None
+    gemini_url: _SocketUrl | None = None
+    """Base address of the Live API, ``ws://127.0.0.1:…`` for a local double."""
+    fallback_gemini_model: _Model | None = None
+    """Where a call goes on when the model fails for good; what is left out is as above."""
+    fallback_gemini_api_key: _Secret | None = None
+    fallback_gemini_url: _SocketUrl | None = None
+    twilio_api_url: Annotated[str, AfterValidator(values.web_url)] | None = None
+    """Base address of Twilio's REST API, for a regional edge or a local double."""
+    gemini_proxy: _Proxy | None = None
+    twilio_proxy: _Proxy | None = None
+    """HTTP proxies on the way to the model and to Twilio's REST API; those that the environment
+    names (``HTTPS_PROXY``) are not used."""
+
+    agent_prompt: str | None = None
+    agent_greeting: str | None = None
+    agent_language: str | None = None
+
+    api_key: _Secret | None = None
+    """What clients of the API show; with a real account and none set, one is made at start."""
+    api_keys: Annotated[dict[_KeyName, _Sha256], NoDecode, BeforeValidator(_pairs)] = {}
+    """More keys, each with the name of whom it was given to and its SHA-256 in hex:
+    ``python -m server new-key NAME`` makes one."""
+    public_metrics: bool = False
+    """``/metrics`` without a key, where the API needs one."""
+    public_docs: bool = False
+    """``/docs`` and ``/openapi.json`` without a key, where the API needs one."""
+    allowed_origins: Annotated[tuple[_Origin, ...], NoDecode, BeforeValidator(_words)] = ()
+    """Web pages of these origins may use the API from a browser; ``*`` for all. None by default."""
+    allowed_prefixes: Annotated[tuple[_Prefix, ...], NoDecode, BeforeValidator(_words)] = ()
+    """Only numbers that begin so may be dialled; empty for all. With a real account, costly ranges
+    (premium-rate, satellite …) are refused unless a prefix names the range itself."""
+    max_calls: Annotated[int, Field(ge=1, le=MOST)] = 100
+    max_model_sessions: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    """Sessions the Gemini account may have open at once; None for no limit beside the calls'."""
+    calls_per_s: Annotated[float, Field(ge=0.001, le=MOST)] | None = None
+    """Dials a second towards the carrier; None for 1, Twilio's own default, and without a limit in
+    a simulation."""
+    max_dial_wait_s: Annotated[float, Field(ge=0, le=55)] = 20.0
+    """How long a request may wait for its turn to be dialled; beyond that it is refused at once.
+    A request has to be answered within a minute."""
+    max_waiting_calls: Annotated[int, Field(ge=1, le=MOST)] = 100
+    max_loop_lag_s: Annotated[float, Field(gt=0, le=MOST)] = 0.05
+    """An event loop that is later than this (median of two seconds) takes no more calls."""
+    quota_pause_s: Annotated[float, Field(ge=0, le=MOST)] = 60.0
+    """After the model's service has refused the account (quota, credits, key …) no call is taken
+    until it takes a session again: it is tried after so long, then less and less often; 0 for no
+    pauses."""
+    idempotency_ttl_s: Annotated[float, Field(gt=0, le=MOST)] = 86_400.0
+    """How long the answer to an Idempotency-Key is given again."""
+    max_call_duration_s: Annotated[float, Field(gt=0, le=14_400)] = 3_600.0
+    """Twilio's own limit is four hours."""
+    ring_timeout_s: Annotated[int, Field(ge=5, le=600)] = 60
+    prewarm: bool = True
+    """Open the model session and make the greeting while the phone rings."""
+
+    media_path: Literal["fast", "ordinary"] = "fast"
+    """The media plane where the machine has one (Linux), or every socket through hypercorn."""
+    tools: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
+    """Modules whose functions with ``@tool`` above them the agent may call."""
+    built_in_tools: Annotated[tuple[_BuiltIn, ...], NoDecode, BeforeValidator(_words)] = (
+        "hang_up",
+        "transfer",
+        "send_dtmf",
+    )
+    """Which of our own it may call; ``transfer`` needs ``transfer_targets``; ``none`` for none."""
+    mcp_servers: SecretStr | None = None
+    """MCP servers whose tools the agent may call: JSON, or the path of a file with it."""
+    mcp_connect_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 10.0
+    tool_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 10.0
+    """The caller hears nothing while the model waits for a function."""
+    transfer_targets: Annotated[dict[_TargetName, _Number], NoDecode, BeforeValidator(_pairs)] = {}
+    """Where callers may be transferred to, by the name the agent knows: ``sales=+15005550123``."""
+    transfer_ring_timeout_s: Annotated[float, Field(ge=5, le=600)] = 30.0
+    dtmf_pause_s: Annotated[float, Field(ge=0, le=MOST)] = 1.5
+    """Keys the caller presses with no longer pause between them are told to the agent in one."""
+
+    voicemail: Literal["ignore", "hang-up", "leave-message"] = "ignore"
+    """What to do when an answering machine picks up; other than ``ignore``, the carrier charges
+    for listening to every outbound call."""
+    voicemail_message: str | None = None
+    """What the agent leaves there, word for word; empty for words of its own."""
+    voicemail_timeout_s: Annotated[float, Field(gt=0, le=300)] = 60.0
+
+    lead_s: Annotated[float, Field(gt=0, le=300)] = 30.0
+    """How far ahead of the caller's ear agent audio is sent; the carrier buffers ten minutes."""
+    mark_every_s: Annotated[float, Field(gt=0, le=MOST)] = 1.0
+
+    greeting_when: Literal["at-once", "after-caller"] = "at-once"
+    """The agent is talking when the phone leaves the hook, or lets the caller say a first word."""
+    greeting_text: str | None = None
+    """What the agent says first, word for word; with a recording, the words that are in it."""
+    greeting_wav: Path | None = None
+    """A recorded greeting in place of the model's."""
+    greeting_deadline_s: Annotated[float, Field(ge=0, le=MOST)] = 3.0
+    """How long an agent that speaks after the caller waits for their first word."""
+    greeting_protect_s: Annotated[float, Field(ge=0, le=MOST)] = 2.0
+    """For so long after its first sound a "hello?" does not interrupt the greeting; 0: it does."""
+    greeting_hello_s: Annotated[float, Field(gt=0, le=MOST)] = 1.5
+    """Speech that goes on for longer is no mere hello, and interrupts."""
+    greeting_retry_s: Annotated[float, Field(gt=0, le=MOST)] = 3.0
+    """Silence after which the greeting is asked for once more."""
+
+    barge_in: Literal["model", "local", "both"] = "both"
+    """Whose word counts when the caller speaks over the agent: the model's, our own ear's, or both:
+    our ear holds the agent at once, and it goes on if the model does not call it an interruption.
+    """
+    barge_in_confirm_s: Annotated[float, Field(gt=0, le=MOST)] = 0.2
+    """Voice that makes an interruption certain, if only our own ear decides."""
+    barge_in_hint: bool = False
+    """Tell the model how much of its turn was heard before it was interrupted."""
+    speech_end_s: Annotated[float, Field(ge=0.1, le=MOST)] = 0.5
+    """Silence after which we take a caller's turn for over (the model has its own opinion)."""
+    reply_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 6.0
+    """A caller's turn without audible agent audio for this long is a fault of the model's: it is
+    nudged by text, then reconnected, given a fresh session, replaced; at last an apology is spoken
+    and the call ended."""
+    rung_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 4.0
+    """How long each of these may take to bring audible audio."""
+    thinking_timeout_s: Annotated[float, Field(gt=0, le=300)] = 30.0
+    """How long a model that says it is still at work on its answer may leave the caller in
+    silence; then it counts as one that does not answer."""
+    stall_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 2.0
+    """How long the caller may hear nothing in the middle of an agent turn."""
+    apology: str | None = None
+    """What the carrier says at last; None for our own words in the agent's language. It must fit
+    into a document of 4,000 characters."""
+    silence_timeout_s: Annotated[float, Field(ge=0, le=MOST)] = 15.0
+    """How long a caller may say nothing until the agent asks whether they are there; 0 for ever."""
+    silence_prompts: Annotated[int, Field(ge=0, le=MOST)] = 2
+    """How often it asks before it says goodbye and hangs up."""
+    wrap_up_s: Annotated[float, Field(ge=0, le=MOST)] = 30.0
+    """How long before a call's longest duration the agent is told to bring it to an end."""
+    media_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 4.0
+    """The carrier sends a frame every 20 ms; without any for this long the caller has gone."""
+    max_strangers_per_address: Annotated[int, Field(ge=1, le=MOST)] = 100
+    """Media sockets without the carrier's signature that may wait to show a ticket; the oldest one
+    of an address makes room."""
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_words)] = ()
+    """Addresses or networks of the proxies in front, whose ``X-Forwarded-For`` is believed."""
+    strict_stream_signature: bool = False
+    """Refuse media sockets whose upgrade Twilio has not signed; whether it always does is not
+    documented, so the ticket alone decides by default."""
+    body_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 10.0
+    """A request's body must be complete within this time."""
+    start_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 10.0
+    """A media socket must say which call it belongs to within this time."""
+    ticket_ttl_s: Annotated[float, Field(gt=0, le=MOST)] = 900.0
+    model_connect_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 10.0
+    model_connection_age_s: Annotated[float, Field(gt=0, le=MOST)] = 540.0
+    """A connection this old is replaced in the next silence; Google ends them after 10 minutes."""
+    model_reconnect_budget_s: Annotated[float, Field(gt=0, le=MOST)] = 30.0
+    """How long a call goes on trying to reach its model."""
+    carrier_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 10.0
+    callback_wait_s: Annotated[float, Field(ge=0, le=MOST)] = 10.0
+    """The carrier is asked how a dialled call stands if it has said nothing for so long, and then
+    ever more seldom; 0: never."""
+    close_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 3.0
+    """How long the clean-up of a call may take."""
+    farewell_timeout_s: Annotated[float, Field(ge=0, le=MOST)] = 10.0
+    """How long a call that has to end may take to say goodbye."""
+    drain_timeout_s: Annotated[float, Field(ge=0, le=MOST)] = 600.0
+    recent_calls: Annotated[int, Field(ge=0, le=MOST)] = 200
+    """Ended calls that stay in memory, where the carrier's late callbacks still find them."""
+
+    database_url: SecretStr = SecretStr("sqlite:///offhook.db")
+    """Where records are kept: SQLAlchemy's URL. ``sqlite://`` keeps them in memory only."""
+    retention_days: Annotated[float, Field(ge=0, le=36_500)] = 30.0
+    """Older records and recordings are deleted; 0 keeps them for ever."""
+    transcripts: bool = True
+    """Whether records say what was said, or only who spoke and when."""
+    record_numbers: Literal["masked", "full"] = "masked"
+    """How much of the other party's number a record has. Logs never have all of it."""
+    max_call_cost_usd: Annotated[float, Field(gt=0, le=MOST)] | None = None
+    """A call that comes to cost this much is wrapped up, as far as its cost is known."""
+    carrier_minute_usd: Annotated[float, Field(ge=0, le=MOST)] | None = None
+    """Your price of a minute, media stream included; None for the table in ``costs.py``."""
+    recordings_dir: Path | None = None
+
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_log_level)
+    ] = "INFO"
+    log_json: bool | None = None
+    traces: bool = False
+    """Send a trace of every call (``pip install offhook[otel]``); where to, OpenTelemetry's own
+    variables say: ``OTEL_EXPORTER_OTLP_ENDPOINT`` and so on, in the environment itself."""
+
+    # What the embedded simulators do; without meaning on a real account.
+    simulated_callee: str = "talks"
+    simulated_model: str = "answers"
+    simulated_carrier: str = "healthy"
+    simulated_ring_s: Annotated[float, Field(ge=0, le=MOST)] | None = None
+    """How long simulated phones ring; None for what their script says."""
+
+    def __init__(self, _env_file: str | os.PathLike[str] | None = ".env", **given: Any) -> None:
+        """Read the environment, and what it does not say from a file.
+
+        Raises:
+            ValidationError: A value is wrong.
+            ConfigurationError: The file cannot be read.
+        """
+        names = frozenset(type(self).model_fields)
+        said = {name.lower() for name, value in os.environ.items() if value}
+        doubts: list[str] = []
+        if _env_file is not None and os.path.lexists(path := Path(_env_file).expanduser()):
+            file = read_settings_file(path, names)
+            given = {
+                name.lower(): value
+                for name, value in file.values.items()
+                if value and name.lower() in names - said
+            } | given
+            doubts += file.warnings
+        for name in os.environ:  # of many programs: only what can hardly be anything else
+            if (meant := misspelt(name, names, closeness=0.92)) is not None:
+                doubts.append(f"there is no setting {name}; is {meant} meant?")
+        super().__init__(_env_file=None, **given)
+        self._warnings = (*doubts, *self._doubts())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _clean(cls, given: Any, info: ValidationInfo) -> Any:
+        """Text without what copying puts around it; words of a list in any case."""
+        if not isinstance(given, str):
+            return given
+        if given and not (given := given.strip().strip("\ufeff\u200b\u200e\u200f\u2060").strip()):
+            raise PydanticUseDefault
+        if any("\ud800" <= character <= "\udfff" for character in given):
+            raise ValueError("has bytes in it that are not UTF-8")
+        if "\0" in given:
+            raise ValueError("has a NUL character in it")
+        field = cls.model_fields[info.field_name or ""]
+        if get_origin(field.annotation) is Literal:
+            known = {word.casefold(): word for word in get_args(field.annotation)}
+            return known.get(given.casefold().replace("_", "-"), given)
+        return given
+
+    @property
+    def account(self) -> Account | None:
+        """The real accounts, or None: then the embedded simulators run."""
+        if (
+            self.twilio_account_sid is None
+            or self.twilio_auth_token is None
+            or self.twilio_phone_number is None
+            or self.gemini_api_key is None
+            or self.public_url is None
+        ):
+            return None
+        return Account(
+            self.twilio_account_sid,
+            self.twilio_auth_token.get_secret_value(),
+            self.twilio_phone_number,
+            self.gemini_api_key.get_secret_value(),
+            self.public_url,
+            (self.twilio_api_key_sid, self.twilio_api_key_secret.get_secret_value())
+            if self.twilio_api_key_sid is not None and self.twilio_api_key_secret is not None
+            else None,
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What looks like a mistake, in sentences without a value in them."""
+        return self._warnings
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Read the environment and ``.env``.
+
+        Raises:
+            ConfigurationError: Something is missing or wrong; the message names every variable.
+        """
+        try:
+            settings = cls(**overrides)
+        except ValidationError as error:
+            problems = {
+                str(issue["loc"][0]).upper(): values.in_words(issue) for issue in error.errors()
+            }
+            said = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+            raise ConfigurationError(f"wrong settings: {said}") from None
+        settings._check_accounts()
+        return settings
+
+    def _check_accounts(self) -> None:
+        wanted = (*_ACCOUNT, "public_url")
+        missing = [name.upper() for name in wanted if getattr(self, name) is None]
+        given = [name.upper() for name in _ACCOUNT if getattr(self, name) is not None]
+        if given and missing:
+            raise ConfigurationError(
+                f"{', '.join(given)} set, but not {', '.join(missing)}: set all of them to use "
+                "real accounts, or none of the keys to run on the embedded simulators"
+            )
+        key = [name.upper() for name in _API_KEY if getattr(self, name) is not None]
+        if len(key) == 1 or (key and not given):
+            raise ConfigurationError(
+                f"{key[0]} set, but not all that belongs to it: an API key is a SID and a secret, "
+                "and needs the account's own SID and token beside it, for webhooks are signed "
+                "with the token"
+            )
+        if given and self.public_url is not None:
+            self._check_public_url(self.public_url)
+
+    def _check_public_url(self, url: str) -> None:
+        is_double = values.is_loopback(self.twilio_api_url)
+        if not is_double and not url.startswith("https://"):
+            raise ConfigurationError(
+                "PUBLIC_URL must be an https:// address that Twilio can reach: Media Streams "
+                "connect by wss:// only"
+            )
+        # Twilio's double on this machine reaches its names, but has no certificate for them.
+        if not is_double or (url.startswith("https://") and values.is_loopback(url)):
+            problem = values.unreachable(url)
+            if problem is not None:
+                raise ConfigurationError(
+                    f"PUBLIC_URL {problem}: name the https:// address of your tunnel or proxy, "
+                    "where Twilio can reach it"
+                )
+
+    def _doubts(self) -> list[str]:
+        """What may not work; a model of another name than Google's is at an address of its own."""
+        return [
+            f"{name.upper()} {doubt}"
+            for name, url in (
+                ("gemini_model", self.gemini_url),
+                ("fallback_gemini_model", self.fallback_gemini_url),
+            )
+            if (model := getattr(self, name)) is not None
+            and url is None
+            and (doubt := values.doubts_of_model(model)) is not None
+        ]

@@ -1,0 +1,1 @@
+"""A small Twilio, a small Gemini Live and a telephone, for demonstrations and tests."""

@@ -1,0 +1,1 @@
+"""Which calls there are, and whether another may begin."""

@@ -1,0 +1,331 @@
+"""Whether and when a call may be placed, decided before anybody's phone rings.
+
+Lines, model sessions and the event loop are gates: a call passes or is refused. The carrier's
+rate is a queue: a call waits for its turn, and clients take turns with each other.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+import trio
+
+from server.errors import CallRefused
+from server.metrics import Metrics
+from server.switchboard.account_pause import AccountPause
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The settings of admission."""
+
+    max_calls: int = 100
+    """Calls at once, inbound and outbound, ringing ones and those that wait to be dialled too."""
+    max_model_sessions: int | None = None
+    """Sessions that the model's account may have open at once; None for no limit of its own."""
+    calls_per_s: float = math.inf
+    """How many calls a second the carrier dials; more would only wait there, unseen."""
+    max_dial_wait_s: float = 20.0
+    """A call that would wait longer for its turn is refused, with the time to come back."""
+    max_waiting_calls: int = 100
+    max_loop_lag_s: float = 0.05
+    """Above this, calls in progress suffer already: no more are taken."""
+    quota_pause_s: float = 60.0
+    """After the model has refused the account, no call is taken for so long; then it is tried."""
+
+
+# ------------------------------------------------------------------------------------------
+# The carrier's rate
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """One call's place in the queue."""
+
+    client: str
+    joined_at: float
+
+
+class DialQueue:
+    """Calls waiting to be dialled: so many a second, and the clients take turns.
+
+    A client that asks for a hundred calls waits for its own hundred; another one's first call is
+    dialled next but one.
+    """
+
+    def __init__(self, *, per_s: float, max_wait_s: float, max_waiting: int) -> None:
+        self._interval_s = 1.0 / per_s
+        self._max_wait_s = max_wait_s
+        self._max_waiting = max_waiting
+        self._waiting: OrderedDict[str, deque[Place]] = OrderedDict()
+        self._order: list[Place] = []
+        self._free_at = -math.inf
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def interval_s(self) -> float:
+        """From one dial to the next."""
+        return self._interval_s
+
+    def free_in_s(self, now: float) -> float:
+        """When the next dial may be, if nobody waited."""
+        return max(self._free_at - now, 0.0)
+
+    def pause_until(self, at: float) -> None:
+        """Nobody is dialled before this; a shorter pause does not end a longer one."""
+        self._free_at = max(self._free_at, at)
+
+    def join(self, client: str, now: float) -> Place:
+        """Take a place.
+
+        Raises:
+            CallRefused: The wait would be too long; it says for how long, and behind how many.
+        """
+        place = Place(client, now)
+        self._waiting.setdefault(client, deque()).append(place)
+        self._sort()
+        position = self.position(place)
+        wait_s = self._due_at(position, now) - now
+        if wait_s > self._max_wait_s or len(self) > self._max_waiting:
+            self.leave(place)
+            raise CallRefused(
+                f"{len(self)} calls wait to be dialled; this one would be number {position} "
+                f"and wait {wait_s:.0f} s",
+                reason="rate",
+                status=429,
+                retry_after_s=max(wait_s - self._max_wait_s, 1.0),
+                position=position,
+            )
+        return place
+
+    def position(self, place: Place) -> int:
+        """1 for the next one to be dialled."""
+        return self._order.index(place) + 1
+
+    def due_at(self, place: Place, now: float) -> float:
+        """When a place's turn comes if nobody leaves and no other client joins."""
+        return self._due_at(self.position(place), now)
+
+    def take(self, place: Place, now: float) -> None:
+        """It is this place's turn, and it is used."""
+        self.leave(place)
+        self._free_at = now + self._interval_s
+        if place.client in self._waiting:
+            self._waiting.move_to_end(place.client)
+            self._sort()
+
+    def leave(self, place: Place) -> None:
+        """Give a place up."""
+        queue = self._waiting[place.client]
+        queue.remove(place)
+        if not queue:
+            del self._waiting[place.client]
+        self._sort()
+
+    def _due_at(self, position: int, now: float) -> float:
+        return max(self._free_at, now) + (position - 1) * self._interval_s
+
+    def _sort(self) -> None:
+        """Write down who comes when: one of each client in turn."""
+        order = []
+        queues = [iter(queue) for queue in self._waiting.values()]
+        while queues:
+            still = []
+            for queue in queues:
+                if (place := next(queue, None)) is not None:
+                    order.append(place)
+                    still.append(queue)
+            queues = still
+        self._order = order
+
+
+# ------------------------------------------------------------------------------------------
+# The event loop
+
+
+class LagMeter:
+    """How late the event loop is, as a median: one slow step is a hiccup, half of them is a load.
+
+    Args:
+        samples: How many of the last measurements count; odd.
+    """
+
+    def __init__(self, samples: int = 21) -> None:
+        self._lags_s: deque[float] = deque([0.0] * samples, maxlen=samples)
+
+    def record(self, lag_s: float) -> None:
+        """Add how much later than asked for a sleep has ended."""
+        self._lags_s.append(max(0.0, lag_s))
+
+    @property
+    def lag_s(self) -> float:
+        """The median of the last measurements."""
+        return statistics.median(self._lags_s)
+
+
+LAG_INTERVAL_S = 0.1
+"""With 21 samples the median speaks of the last two seconds."""
+
+
+# ------------------------------------------------------------------------------------------
+# All gates together
+
+
+class Admission:
+    """The gates and the queue. It counts nothing itself: who asks says how many calls there are.
+
+    Args:
+        limits: The settings.
+        metrics: The process's metrics.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self._limits = limits
+        self._metrics = metrics
+        self._queue = DialQueue(
+            per_s=limits.calls_per_s,
+            max_wait_s=limits.max_dial_wait_s,
+            max_waiting=limits.max_waiting_calls,
+        )
+        self._changed = trio.Event()
+        self._lag = LagMeter()
+        self.account_pause = AccountPause(limits.quota_pause_s)
+        """No call is taken while the model's service refuses the account."""
+        self._carrier_back_at = -math.inf
+
+    @property
+    def waiting_count(self) -> int:
+        """Calls that wait for their turn to be dialled."""
+        return len(self._queue)
+
+    @property
+    def dial_every_s(self) -> float:
+        """From one dial to the next."""
+        return self._queue.interval_s
+
+    def dials_in_s(self, now: float) -> float:
+        """When the next dial may be, if nobody waited."""
+        return self._queue.free_in_s(now)
+
+    @property
+    def loop_lag_s(self) -> float:
+        """How late the event loop is."""
+        return self._lag.lag_s
+
+    def check(self, calls: int, now: float) -> None:
+        """Whether one more call may come.
+
+        Args:
+            calls: How many there are, ringing and waiting ones included.
+            now: ``trio.current_time()``.
+
+        Raises:
+            CallRefused: No, with the reason and when it may be worth asking again.
+        """
+        limits = self._limits
+        if calls >= limits.max_calls:
+            raise CallRefused(
+                f"all {limits.max_calls} lines are busy",
+                reason="full",
+                status=503,
+                retry_after_s=10,
+            )
+        if limits.max_model_sessions is not None and calls >= limits.max_model_sessions:
+            raise CallRefused(
+                f"all {limits.max_model_sessions} model sessions are in use",
+                reason="model-sessions",
+                status=503,
+                retry_after_s=10,
+            )
+        if self._lag.lag_s > limits.max_loop_lag_s:
+            raise CallRefused(
+                f"the server is overloaded: {self._lag.lag_s * 1000:.0f} ms late",
+                reason="overloaded",
+                status=503,
+                retry_after_s=5,
+            )
+        self.account_pause.check(now)
+
+    def pause_dialling(self, until: float) -> None:
+        """The carrier has asked to be left alone until then: calls wait, or are told when to come.
+
+        It is about dialling only: calls that come in are answered meanwhile.
+        """
+        self._carrier_back_at = max(self._carrier_back_at, until)
+        self._queue.pause_until(until)
+        self._pulse()
+
+    def _check_carrier(self, give_up_at: float, now: float) -> None:
+        """Whether the carrier will take calls again before this one has to give up.
+
+        Raises:
+            CallRefused: It will not; the time to come back is the carrier's own.
+        """
+        if self._carrier_back_at > max(give_up_at, now):
+            raise CallRefused(
+                "the carrier has asked us to place no calls for a while",
+                reason="carrier-busy",
+                status=503,
+                retry_after_s=self._carrier_back_at - now,
+            )
+
+    async def wait_turn(self, client: str) -> None:
+        """Wait for the turn to dial, and use it.
+
+        Raises:
+            CallRefused: The wait is, or has become, too long.
+        """
+        joined_at = trio.current_time()
+        self._check_carrier(joined_at + self._limits.max_dial_wait_s, joined_at)
+        place = self._queue.join(client, joined_at)
+        self._metrics.admission_queue.set(len(self._queue))
+        try:
+            await self._wait(place, joined_at + self._limits.max_dial_wait_s)
+        except BaseException:
+            self._queue.leave(place)
+            raise
+        else:
+            now = trio.current_time()
+            self._queue.take(place, now)
+            self._metrics.dial_wait.observe(now - joined_at)
+        finally:
+            self._metrics.admission_queue.set(len(self._queue))
+            self._pulse()
+
+    def _pulse(self) -> None:
+        """Whoever waits looks again."""
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def _wait(self, place: Place, give_up_at: float) -> None:
+        while True:
+            changed, now = self._changed, trio.current_time()
+            first = self._queue.position(place) == 1
+            due_at = self._queue.due_at(place, now) if first else math.inf
+            if due_at <= now:
+                return
+            self._check_carrier(give_up_at, now)
+            if now >= give_up_at:
+                raise CallRefused(
+                    "other clients' calls came in between, and the wait became too long",
+                    reason="rate",
+                    status=429,
+                    retry_after_s=self._limits.max_dial_wait_s,
+                    position=self._queue.position(place),
+                )
+            with trio.move_on_at(min(due_at, give_up_at)):
+                await changed.wait()
+
+    async def watch_lag(self) -> None:
+        """Measure the event loop until cancelled."""
+        while True:
+            asked_for = trio.current_time() + LAG_INTERVAL_S
+            await trio.sleep_until(asked_for)
+            lag_s = trio.current_time() - asked_for
+            self._lag.record(lag_s)
+            self._metrics.loop_lag.observe(lag_s)

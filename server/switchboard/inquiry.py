@@ -1,0 +1,139 @@
+"""Asking the carrier how a call stands, where it does not say so by itself.
+
+Status callbacks can fail to come: the carrier reports to an address that is wrong, or gives up
+where a callback was answered with an error. Without them a call that nobody picked up would ring on
+here until its time is over, and end as something else than it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from server.call.call import Call
+from server.carrier import Carrier, StatusUpdate
+from server.errors import CarrierError
+from server.logs import Sparing
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MAX_PAUSE_S = 60.0
+"""From one question about a call to the next, at most."""
+MAX_QUESTIONS_AT_ONCE = 2
+"""The carrier bounds requests at once (20429), and dialling and hanging up come first."""
+MAX_LAST_QUESTIONS = 3
+"""How often a call that is over here is asked about: its minutes are worth no more than that."""
+MAX_REFUSALS = 3
+"""A carrier that refuses the question so often, about one call, is not asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for a report before asking.
+
+    Attributes:
+        first_s: From the dial to the first question; infinite for never.
+    """
+
+    first_s: float
+
+    def pause_s(self, asked: int, *, was_told: bool) -> float:
+        """From the last question, or report, to the next question.
+
+        Args:
+            asked: How often the carrier has been asked about this call.
+            was_told: Whether any report has come by itself: then they do come, and the next one
+                may take as long as a phone rings.
+        """
+        if was_told:
+            return max(self.first_s, MAX_PAUSE_S)
+        return min(self.first_s * 2.0 ** min(asked, 16), max(self.first_s, MAX_PAUSE_S))
+
+
+class Inquiry:
+    """Follows outbound calls until the carrier has said its last word about them.
+
+    Args:
+        carrier: Is asked.
+        on_update: Told what it says.
+        patience: When to ask.
+    """
+
+    def __init__(
+        self, carrier: Carrier, on_update: Callable[[StatusUpdate], None], patience: Patience
+    ) -> None:
+        self._carrier = carrier
+        self._on_update = on_update
+        self._patience = patience
+        self._turns = trio.Semaphore(MAX_QUESTIONS_AT_ONCE)
+        self._resume_at = -math.inf
+        self._warnings = Sparing()
+
+    async def follow(self, call: Call) -> None:
+        """Ask about a call whenever nothing has been heard of it for too long.
+
+        A call with a media stream needs no asking: its stream says when it is over. Then the
+        carrier's last word, with the minutes it bills, is waited for and asked for again.
+        """
+        if math.isinf(self._patience.first_s):
+            return
+        dialled_at = trio.current_time()
+        asked_at, asked, refused = dialled_at, 0, 0
+        while not (call.settled.is_set() or call.is_over) and refused < MAX_REFUSALS:
+            told_at = call.told_at
+            heard_at = asked_at if told_at is None else max(asked_at, told_at)
+            due_at = heard_at + self._patience.pause_s(asked, was_told=told_at is not None)
+            if call.line is not None:
+                await call.finished.wait()
+            elif trio.current_time() < due_at:
+                with trio.move_on_at(due_at):
+                    await _until_over(call)
+            else:
+                refused = 0 if await self._ask(call) else refused + 1
+                asked_at, asked = trio.current_time(), asked + 1
+        await call.finished.wait()
+        for number in range(MAX_LAST_QUESTIONS):
+            with trio.move_on_after(self._patience.pause_s(number, was_told=False)):
+                await call.settled.wait()
+            if call.settled.is_set() or refused >= MAX_REFUSALS:
+                return
+            refused = 0 if await self._ask(call) else refused + 1
+
+    async def _ask(self, call: Call) -> bool:
+        """Ask once; False if the carrier does not want to be asked about this call."""
+        async with self._turns:
+            await trio.sleep_until(self._resume_at)
+            if call.settled.is_set():
+                return True  # it was told while this waited for its turn
+            if call.told_at is None and self._warnings.may_log(trio.current_time()):
+                logger.warning(
+                    "no status callback has come: asking the carrier; "
+                    "does PUBLIC_URL reach this server, and is /call-status let through?",
+                    call_sid=call.call_sid,
+                    unlogged=self._warnings.take_unlogged(),
+                )
+            try:
+                update = await self._carrier.fetch_status(call.call_sid)
+            except CarrierError as error:
+                if error.retry_after_s is not None:
+                    self._resume_at = trio.current_time() + error.retry_after_s
+                logger.debug("question to the carrier failed", status=error.status, code=error.code)
+                return error.status is None or error.status in (408, 429) or error.status >= 500
+        self._on_update(update)
+        return True
+
+
+async def _until_over(call: Call) -> None:
+    """Wait until the carrier has said its last word, or the call is over here."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel("it is over")
+
+        nursery.start_soon(wait, call.settled)
+        nursery.start_soon(wait, call.finished)

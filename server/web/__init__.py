@@ -1,0 +1,1 @@
+"""What HTTP clients and the carrier may ask, one file for each kind of visitor."""

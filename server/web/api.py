@@ -1,0 +1,160 @@
+"""What clients of the HTTP API send and get: models and field-level errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from server.agent.agent import Agent
+from server.numbers import e164
+from server.records.records import Cursor
+
+
+def _cursor(text: str | None) -> str | None:
+    if text is not None:
+        Cursor.parse(text)
+    return text
+
+
+MAX_PROMPT_CHARS = 32_000
+MAX_GREETING_CHARS = 4_000
+MAX_METADATA = 32
+MAX_METADATA_CHARS = 1_000
+"""Of a name, and of what it stands for."""
+_Fact = Annotated[str, Field(max_length=MAX_METADATA_CHARS)]
+
+
+class MakeCall(BaseModel):
+    """What ``POST /make-call`` takes: a number, and what is different about this call's agent."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    destination_number: Annotated[
+        str,
+        AfterValidator(e164),
+        Field(description="E.164, such as +584125551234", max_length=40, examples=["+15005550006"]),
+    ]
+    prompt: Annotated[str | None, Field(max_length=MAX_PROMPT_CHARS)] = None
+    greeting: Annotated[str | None, Field(max_length=MAX_GREETING_CHARS)] = None
+    voice: Annotated[str | None, Field(max_length=64)] = None
+    language: Annotated[str | None, Field(max_length=35, pattern=r"^[A-Za-z]{2,3}(-\w+)*$")] = None
+    metadata: Annotated[dict[_Fact, _Fact] | None, Field(max_length=MAX_METADATA)] = None
+    max_duration_s: Annotated[float | None, Field(gt=0, le=14_400)] = None
+
+    def agent(self, default: Agent) -> Agent:
+        """The default agent with this call's differences."""
+
+        own = {name: getattr(self, name) for name in ("prompt", "greeting", "voice", "language")}
+        if self.greeting is not None:
+            own |= {"greeting_text": "", "greeting_audio": b""}
+        return replace(default, **{name: value for name, value in own.items() if value is not None})
+
+
+class CallMade(BaseModel):
+    """The answer to an accepted ``POST /make-call``."""
+
+    call_sid: str
+    status: str
+    carrier: str
+
+
+class ListCalls(BaseModel):
+    """What ``GET /calls`` takes."""
+
+    limit: Annotated[int, Field(ge=1, le=1_000)] = 100
+    before: Annotated[str | None, AfterValidator(_cursor), Field(max_length=100)] = None
+    """``next`` of the page before."""
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """Where the page begins."""
+        return None if self.before is None else Cursor.parse(self.before)
+
+
+class ErrorBody(BaseModel):
+    """Every error of the API has this shape; some have more facts."""
+
+    model_config = ConfigDict(extra="allow")
+
+    error: str
+    """A stable word for programs."""
+    message: str
+    """A sentence for people."""
+    fields: dict[str, str] | None = None
+    """What is wrong, by the path of the field."""
+
+
+class CallRecord(BaseModel):
+    """One call, live or ended; ``GET /calls/{call_sid}`` shows more of it than a list does."""
+
+    model_config = ConfigDict(extra="allow")
+
+    call_sid: str
+    direction: Literal["inbound", "outbound"]
+    state: str
+    status: str
+    reason: str | None
+    duration_s: float
+
+
+class CallList(BaseModel):
+    """A page of calls, newest first."""
+
+    calls: list[CallRecord]
+    next: str | None
+    complete: bool
+
+
+class Drain(BaseModel):
+    """The answer to ``POST /drain``."""
+
+    draining: bool
+    live_calls: int
+
+
+class Ready(BaseModel):
+    """Whether the next call would be taken, and why not."""
+
+    model_config = ConfigDict(extra="allow")
+
+    ready: bool
+    reason: str | None
+    simulated: bool
+    live_calls: int
+    waiting_calls: int
+
+
+class MakeCallHeaders(BaseModel):
+    """What a request for a call may say beside its body."""
+
+    idempotency_key: Annotated[str | None, Field(max_length=255)] = None
+    """The same key and body again are answered as the first time, and ring no second phone."""
+    traceparent: str | None = None
+    """W3C Trace Context: the call's trace belongs to it."""
+
+
+def error_body(error: str, message: str, **facts: Any) -> dict[str, Any]:
+    """Every error of the API has this shape."""
+    return {"error": error, "message": message, **facts}
+
+
+_NO_TEXT = "has half of a surrogate pair in it, which is no character"
+
+
+def _text(part: object) -> str:
+    """A part of a field's path; a name that is no text is shown as far as it is."""
+    return str(part).encode("utf-8", "replace").decode()
+
+
+def field_errors(error: Exception | None) -> dict[str, str]:
+    """Field path to what is wrong with it; the whole body is ``""``."""
+    if not isinstance(error, ValidationError):
+        return {"": "must be a JSON object sent as application/json"}
+    return {
+        ".".join(_text(part) for part in issue["loc"]): _NO_TEXT
+        if issue["type"] == "string_unicode"
+        else issue["msg"].removeprefix("Value error, ")
+        for issue in error.errors(include_url=False, include_context=False, include_input=False)
+    }

@@ -1,0 +1,72 @@
+"""Cross-origin requests: which web pages may use the API from a browser (Fetch's CORS).
+
+Off unless ``ALLOWED_ORIGINS`` names some, and for the API's routes only: webhooks, media streams,
+health and documentation are no page's business. Credentials are never allowed: a page has to have
+a key of its own, and cookies there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from quart import Quart, Response, request
+
+from server.web.api import error_body
+
+ALL = "*"
+_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, Traceparent, X-API-Key"
+_RESPONSE_HEADERS = "Idempotent-Replayed, Location, Retry-After, WWW-Authenticate"
+_PREFLIGHT_LASTS_S = 600
+
+
+def allow_origins(app: Quart, origins: Collection[str], paths: Collection[str]) -> None:
+    """Answer browsers for these origins; call it before what asks for a key.
+
+    Args:
+        app: Gets a step before each request and one after it.
+        origins: As browsers write them, or ``*`` for all; with none, nothing is done.
+        paths: The rules of the routes that may be used from other origins.
+    """
+    if not origins:
+        return
+
+    def is_ours() -> bool:
+        return request.url_rule is not None and request.url_rule.rule in paths
+
+    def allowed() -> str | None:
+        if ALL in origins:
+            return ALL
+        given = request.headers.getlist("Origin")
+        return given[0] if len(given) == 1 and given[0] in origins else None
+
+    @app.before_request
+    async def answer_preflight() -> Any:
+        # It has no key, and cannot have one.
+        if (
+            request.method != "OPTIONS"
+            or "Access-Control-Request-Method" not in request.headers
+            or not is_ours()
+        ):
+            return None
+        if allowed() is None:
+            return error_body("forbidden", "ALLOWED_ORIGINS does not name this origin"), 403
+        rule = request.url_rule
+        methods = sorted(((rule and rule.methods) or set()) - {"HEAD", "OPTIONS"})
+        headers = {
+            "Access-Control-Allow-Methods": ", ".join(methods),
+            "Access-Control-Allow-Headers": _REQUEST_HEADERS,
+            "Access-Control-Max-Age": str(_PREFLIGHT_LASTS_S),
+        }
+        return "", 204, headers
+
+    @app.after_request
+    async def tell_origin(response: Response) -> Response:
+        if not is_ours():
+            return response
+        if ALL not in origins:
+            response.vary.add("Origin")
+        if "Origin" in request.headers and (origin := allowed()) is not None:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = _RESPONSE_HEADERS
+        return response

@@ -1,0 +1,71 @@
+"""An HTTP request as the API takes it: JSON in any Unicode, bodies as long as what is documented.
+
+``request_class`` is Quart's documented seam for this.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from quart_trio.wrappers import TrioRequest
+from werkzeug.exceptions import BadRequest
+
+from server.text import NotText, decode
+from server.web.api import MAX_GREETING_CHARS, MAX_PROMPT_CHARS
+
+MAX_BODY_BYTES = 64 * 1024
+"""Twilio's webhooks are a few kilobytes, and so are the other requests."""
+_ESCAPED_BYTES = 12
+"""What JSON needs at most for a character: two halves of a surrogate pair, ``\\ud83d\\ude00``."""
+LONGEST_BODIES = {"/make-call": _ESCAPED_BYTES * (MAX_PROMPT_CHARS + MAX_GREETING_CHARS) + 48_000}
+"""Where a body may be longer: the prompt and the greeting as they need most, and all else in it."""
+
+
+class HttpRequest(TrioRequest):
+    """A request whose JSON is parsed once, whoever asks for it."""
+
+    def __init__(self, method: str, scheme: str, path: str, *args: Any, **options: Any) -> None:
+        longest = LONGEST_BODIES.get(path)
+        if longest is not None:
+            options["max_content_length"] = longest
+        super().__init__(method, scheme, path, *args, **options)
+        self._json: tuple[Any] | None = None
+
+    async def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
+        """The body as JSON says it; None if it is not said to be JSON.
+
+        Raises:
+            BadRequest: It is not JSON; the description says why.
+        """
+        if not (force or self.is_json):
+            return None
+        if self._json is None:
+            content = await self.get_data()
+            assert isinstance(content, bytes)
+            try:
+                self._json = (read_json(content),)
+            except ValueError as error:
+                if silent:
+                    return None
+                raise BadRequest(str(error)) from None
+        return self._json[0]
+
+
+def read_json(content: bytes) -> Any:
+    """JSON in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
+
+    Raises:
+        ValueError: It is not JSON, in words.
+    """
+    try:
+        return json.loads(decode(content))
+    except NotText as error:
+        raise ValueError(f"is not text: {error}; send UTF-8") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"is not JSON: {error.msg.lower()} in {where}") from None
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+    except ValueError:  # Python's limit of digits
+        raise ValueError("has a number with too many digits") from None

@@ -1,0 +1,105 @@
+"""A media stream that has come to another process than its call's, message by message.
+
+On the media plane a connection itself is handed over (:class:`server.cluster.workers.Workers`);
+this is for where there is none, or where TLS or HTTP/2 ends in this process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import trio
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.trio.client import ClientConnection, connect
+
+from server.cluster.workers import WorkerLost
+from server.errors import StreamEnded
+from server.hooks.media_socket import MediaWebsocket, SocketTransport
+
+# At DEBUG the library logs every header and message.
+_logger = logging.getLogger(f"{__name__}.websocket")
+_logger.setLevel(logging.WARNING)
+
+_PASSED_ON = (
+    b"x-twilio-signature",
+    b"x-twilio-webhooks-signature-settings",
+    b"x-forwarded-for",
+)
+"""What says whose stream it is."""
+
+
+async def relay_media(
+    websocket: MediaWebsocket,
+    stream: trio.abc.Stream,
+    facts: Mapping[str, str],
+    *,
+    number: int,
+    max_message_bytes: int,
+    timeout_s: float,
+) -> None:
+    """Accept a media socket, and be its other end towards the process whose call it is.
+
+    Args:
+        websocket: Not accepted yet.
+        stream: Connected to that process.
+        facts: What that process is told of the connection.
+        number: Which process it is.
+        max_message_bytes: The longest message.
+        timeout_s: How long each handshake may take.
+
+    Raises:
+        WorkerLost: It did not take the stream.
+    """
+    scope: Mapping[str, Any] = websocket.scope
+    headers = [
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in scope["headers"]
+        if name.lower() in _PASSED_ON
+    ]
+    connection = connect(
+        f"ws://worker{scope['path']}",
+        stream=stream,
+        additional_headers=[*headers, *facts.items()],
+        proxy=None,
+        compression=None,
+        ping_interval=None,
+        max_size=max_message_bytes,
+        open_timeout=timeout_s,
+        close_timeout=timeout_s,
+        logger=_logger,
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            owner = await stack.enter_async_context(connection)
+        except (OSError, InvalidHandshake, trio.TooSlowError) as error:
+            raise WorkerLost(number, reached=False) from error
+        await websocket.accept()
+        transport = SocketTransport(websocket)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_to_owner, transport, owner)
+            await _from_owner(owner, transport)
+            nursery.cancel_scope.cancel("its call is over")
+
+
+async def _to_owner(transport: SocketTransport, owner: ClientConnection) -> None:
+    try:
+        while True:
+            await owner.send(await transport.receive())
+    except StreamEnded:
+        await owner.aclose()
+    except ConnectionClosed:
+        pass
+
+
+async def _from_owner(owner: ClientConnection, transport: SocketTransport) -> None:
+    try:
+        while True:
+            message = await owner.recv()
+            assert isinstance(message, str)  # all that a media stream is told
+            await transport.send(message)
+    except ConnectionClosed as closed:
+        said = closed.rcvd
+        await transport.aclose(*((said.code, said.reason) if said is not None else (1011, "")))
