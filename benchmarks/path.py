@@ -27,9 +27,10 @@ from benchmarks.options import Options, machine, machine_line
 from codec.ear import Ear, Played
 from codec.path import Gate, MediaPath, WebSocket
 from server.carrier import CallerAudio, SendAudio
-from server.carrier.twilio.twilio import TwilioProtocol
+from server.carrier.twilio.messages import TwilioProtocol
 from server.model import AGENT_RATE_HZ, CALLER_RATE_HZ, AgentAudio
-from server.model.gemini.gemini import GeminiProtocol, audio_message
+from server.model.gemini.messages import audio_message
+from server.model.gemini.protocol import GeminiProtocol
 
 SID = "MZ0123456789abcdef0123456789abcdef"
 START = json.dumps(

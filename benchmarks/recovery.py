@@ -32,11 +32,12 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
 from server.carrier import Carrier, StreamStarted
-from server.carrier.twilio.twilio import TwilioMediaStream
+from server.carrier.twilio.stream import TwilioMediaStream
 from server.metrics import Metrics
 from server.model import AgentAudio, PastTurn, Reconnected, SessionEvent, TurnComplete
-from server.model.gemini.gemini import GeminiModel
-from server.model.lasting.lasting import LastingModel, LastingSession
+from server.model.gemini.model import GeminiModel
+from server.model.lasting.model import LastingModel
+from server.model.lasting.session import LastingSession
 from server.simulators.gemini import Drop, GeminiSimulator, Script
 from server.simulators.phone import SimulatedPhone, find_script, memory_transports
 

@@ -39,9 +39,9 @@ from server import logs
 from server.app import OffhookApp, create_app
 from server.carrier import CallStatus
 from server.dialogue.endings import EndReason
-from server.model import simulator as models
 from server.serving.single import listen, serve
 from server.settings.settings import Settings
+from server.simulators import gemini as models
 from server.simulators.clock import PatientClock
 from server.simulators.phone import (
     GARBAGE,

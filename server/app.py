@@ -23,26 +23,18 @@ from quart_trio import QuartTrio
 from codec.path import WebSocket
 from server import garbage
 from server.agent.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
+from server.agent.builtin import hang_up, send_dtmf, transfer_tool, voicemail_reached
 from server.agent.greeting import read_greeting
+from server.agent.loading import check_names, load_tools
 from server.agent.mcp_servers import McpServers, read_servers
-from server.agent.tools import (
-    Tool,
-    check_names,
-    hang_up,
-    load_tools,
-    send_dtmf,
-    transfer_tool,
-    voicemail_reached,
-)
+from server.agent.tool import Tool
 from server.call.costs import Prices
 from server.call.options import CallOptions
-from server.carrier.twilio.twilio import (
-    StreamCounts,
-    TwilioCarrier,
-    TwilioMediaStream,
-    WebhookVerifier,
-    check_sayable,
-)
+from server.carrier.twilio.documents import check_sayable
+from server.carrier.twilio.messages import StreamCounts
+from server.carrier.twilio.rest import TwilioCarrier
+from server.carrier.twilio.signature import WebhookVerifier
+from server.carrier.twilio.stream import TwilioMediaStream
 from server.cluster.workers import Workers, hand_over, shared_secret
 from server.dialogue.ear import BargeInMode
 from server.dialogue.opening import GreetingWhen
@@ -63,10 +55,11 @@ from server.hooks.media_socket import (
 from server.media import plane
 from server.media.plane import STRANGER, Plane, Wire
 from server.metrics import Metrics, add
-from server.model.gemini.gemini import DEFAULT_URL, GeminiModel
-from server.model.lasting.lasting import LastingModel
+from server.model.gemini.model import DEFAULT_URL, GeminiModel
+from server.model.lasting.model import LastingModel
+from server.records.database import check_database
 from server.records.recording import Recordings, check_directory
-from server.records.records import Records, check_database
+from server.records.store import Records
 from server.records.traces import open_traces
 from server.settings.settings import Account, Settings
 from server.simulators.gemini import SCRIPTS as MODEL_SCRIPTS
@@ -678,7 +671,7 @@ def _tools(settings: Settings) -> tuple[Tool, ...]:
     """What the agent may call: ours, as far as they are wanted, and the user's."""
     unwanted = {hang_up.name, send_dtmf.name} - set(settings.built_in_tools)
     unwanted.add(voicemail_reached.name)
-    ours = [tool for tool in load_tools(["server.agent.tools"]) if tool.name not in unwanted]
+    ours = [tool for tool in load_tools(["server.agent.builtin"]) if tool.name not in unwanted]
     if settings.transfer_targets and "transfer" in settings.built_in_tools:
         ours.append(transfer_tool(settings.transfer_targets))
     if settings.voicemail != "ignore":

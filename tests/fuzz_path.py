@@ -32,9 +32,9 @@ import codec
 from codec.ear import Ear, Played
 from codec.path import Gate, MediaPath
 from server.carrier import CallerAudio
-from server.carrier.twilio.twilio import TwilioProtocol
+from server.carrier.twilio.messages import TwilioProtocol
 from server.model import AgentAudio
-from server.model.gemini.gemini import GeminiProtocol
+from server.model.gemini.protocol import GeminiProtocol
 from tests.ear_reference import random_scene, same_in_both
 from tests.websocket_oracle import compare, ours
 

@@ -49,23 +49,27 @@ from rich.table import Table
 from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 
+from server.agent.builtin import transfer_tool
+from server.agent.loading import load_tools
 from server.agent.mcp_servers import _told
-from server.agent.tools import Toolbox, ToolError, _response, load_tools, tool, transfer_tool
+from server.agent.tool import ToolError, tool
 from server.app import OffhookApp, create_app
+from server.call.toolbox import Toolbox, _response
 from server.carrier import CallerAudio, CarrierEvent
-from server.carrier.twilio.twilio import (
-    TwilioProtocol,
-    WebhookVerifier,
+from server.carrier.twilio.messages import TwilioProtocol
+from server.carrier.twilio.signature import WebhookVerifier
+from server.carrier.twilio.webhooks import (
+    check_fields,
     parse_machine_verdict,
     parse_status,
     parse_transfer,
+    parse_voice,
 )
-from server.carrier.twilio.webhooks import check_fields, parse_voice
 from server.dialogue.endings import EndReason
 from server.errors import CarrierProtocolError, ModelError
 from server.metrics import Metrics
 from server.model import AgentAudio, ToolCallsRequested, ToolResult
-from server.model.gemini.gemini import GeminiProtocol
+from server.model.gemini.protocol import GeminiProtocol
 from server.settings.settings import Settings
 from server.simulators.phone import HangUp, HearSpeech, Script, SendRaw, Wait
 from server.switchboard.destinations import Destinations
@@ -328,7 +332,7 @@ def look_up(order: int, when: str = "", items: list[str] | None = None) -> str:
 
 
 TOOLS = (
-    *load_tools(["server.agent.tools"]),
+    *load_tools(["server.agent.builtin"]),
     transfer_tool({"sales": "+15005550123"}),
     look_up,
 )
@@ -823,13 +827,16 @@ def fuzz_sockets(arguments: argparse.Namespace) -> Tally:
 
 WATCHED = (
     "server.web.api",
-    "server.carrier.twilio.twilio",
+    "server.carrier.twilio.messages",
     "server.switchboard.destinations",
     "server.web.keys",
     "server.agent.mcp_servers",
-    "server.model.gemini.gemini",
+    "server.model.gemini.protocol",
+    "server.model.gemini.session",
     "server.switchboard.strangers",
-    "server.agent.tools",
+    "server.agent.tool",
+    "server.agent.builtin",
+    "server.call.toolbox",
 )
 WATCH = """
 import sys, atheris

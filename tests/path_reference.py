@@ -21,10 +21,11 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
 )
-from server.carrier.twilio.twilio import TwilioProtocol
+from server.carrier.twilio.messages import TwilioProtocol
 from server.dialogue.playout import MAX_MESSAGE_BYTES
 from server.model import AGENT_RATE_HZ, CALLER_RATE_HZ, AgentAudio, SessionEvent
-from server.model.gemini.gemini import GeminiProtocol, audio_message
+from server.model.gemini.messages import audio_message
+from server.model.gemini.protocol import GeminiProtocol
 from tests.websocket_oracle import read_frames
 
 CALLER_MESSAGE_BYTES = 800

@@ -24,14 +24,14 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
 from server.carrier import CallStatus, StatusUpdate, StreamStarted
-from server.carrier import phone as people
-from server.carrier.twilio.twilio import TwilioMediaStream
+from server.carrier.twilio.stream import TwilioMediaStream
 from server.dialogue.endings import EndReason
 from server.metrics import Metrics
 from server.model import Model
-from server.model import simulator as models
-from server.model.gemini.gemini import GeminiModel
-from server.model.lasting.lasting import LastingModel
+from server.model.gemini.model import GeminiModel
+from server.model.lasting.model import LastingModel
+from server.simulators import gemini as models
+from server.simulators import phone as people
 from server.simulators.gemini import GeminiSimulator, SimulatedSession
 from server.simulators.phone import SimulatedPhone, find_script, memory_transports
 from tests.fakes import MemoryCarrier

@@ -13,7 +13,7 @@ import trio.lowlevel
 
 from server.app import OffhookApp, create_app
 from server.dialogue.endings import EndReason
-from server.records.records import StoredRequest
+from server.records.words import StoredRequest
 from server.settings.settings import Settings
 from server.web.api import MakeCall
 from server.web.idempotency import fingerprint_of

@@ -16,7 +16,7 @@ from server.carrier import CallStatus, StatusUpdate, TransferUpdate
 from server.dialogue.endings import EndReason
 from server.errors import CallNotInProgress, CarrierError, ModelError
 from server.metrics import Metrics
-from server.model.gemini.gemini import account_refused
+from server.model.gemini.faults import account_refused
 from server.model.refusals import Kind
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls

@@ -7,7 +7,7 @@ import pytest
 from server.agent.agent import Agent
 from server.agent.phrases import apology
 from server.app import create_app
-from server.carrier.twilio.twilio import (
+from server.carrier.twilio.documents import (
     MAX_TWIML_CHARACTERS,
     check_sayable,
     say_language,

@@ -15,7 +15,7 @@ from codec.path import Gate, MediaPath
 from codec.stretch import Stretcher
 from server.model import AgentAudio, GenerationComplete
 from server.model.gemini.audio_label import MAX_LABEL, rate_of
-from server.model.gemini.gemini import GeminiProtocol
+from server.model.gemini.protocol import GeminiProtocol
 from server.simulators.gemini import SCRIPTS
 from tests.rig import calling
 from tests.test_gemini import PCM

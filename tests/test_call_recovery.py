@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 from websockets.frames import Close
 
 from server.app import create_app
-from server.model.gemini.gemini import GeminiModel
-from server.model.lasting.lasting import LastingModel
+from server.model.gemini.model import GeminiModel
+from server.model.lasting.model import LastingModel
 from server.settings.settings import Settings
 from server.simulators.gemini import SCRIPTS, Drop, GeminiSimulator, Script
 from tests.rig import calling

@@ -19,7 +19,7 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
 )
-from server.carrier.twilio.twilio import TwilioMediaStream
+from server.carrier.twilio.stream import TwilioMediaStream
 from server.simulators.phone import (
     BUFFER_BYTES,
     BYTES_PER_S,

@@ -12,9 +12,9 @@ from server.agent.agent import Agent
 from server.dialogue.ear import BargeInMode
 from server.dialogue.opening import GreetingWhen
 from server.dialogue.turns import Patience
-from server.model import simulator as models
-from server.model.gemini.gemini import GeminiModel
-from server.model.lasting.lasting import LastingModel
+from server.model.gemini.model import GeminiModel
+from server.model.lasting.model import LastingModel
+from server.simulators import gemini as models
 from server.simulators.phone import (
     SCRIPTS,
     HangUp,

@@ -11,7 +11,7 @@ from server.call.costs import CostMeter, Prices
 from server.model import Usage
 from server.model.gemini.counts import MAX_DETAILS, MAX_TOKENS, read_usage
 from server.model.gemini.fields import Fields
-from server.model.gemini.gemini import GeminiProtocol
+from server.model.gemini.protocol import GeminiProtocol
 from tests.test_gemini import audio
 
 UNSPECIFIED = "MODALITY_UNSPECIFIED"

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.agent.agent import Agent
-from server.agent.tools import hang_up, transfer_tool
+from server.agent.builtin import hang_up, transfer_tool
 from server.errors import ModelError
 from server.model import (
     AgentAudio,
@@ -31,22 +31,18 @@ from server.model import (
     ToolResult,
     TurnComplete,
     Usage,
-    gemini,
 )
-from server.model.gemini.gemini import (
-    DIALECTS,
-    LATE_AUDIO_S,
-    MAX_MALFORMED_IN_A_ROW,
-    GeminiProtocol,
-    agent_config,
+from server.model.gemini import protocol as wire
+from server.model.gemini.dialects import DIALECTS, dialect_of
+from server.model.gemini.messages import (
     audio_message,
     client_content_message,
-    dialect_of,
     end_of_audio_message,
-    setup_message,
     text_message,
     tool_results_message,
 )
+from server.model.gemini.protocol import LATE_AUDIO_S, MAX_MALFORMED_IN_A_ROW, GeminiProtocol
+from server.model.gemini.setup import agent_config, setup_message
 
 PCM = bytes(range(256)) * 15  # 80 ms at 24 kHz; its base64 has both + and /
 MODELS = (
@@ -798,8 +794,8 @@ def test_a_readable_message_forgives_the_malformed_ones_before_it() -> None:
 # Every name the reader looks for, from its own tables, and some that are hard to respell.
 NAMES = st.sampled_from(
     sorted(
-        gemini._KNOWN_MESSAGE_FIELDS
-        | gemini._KNOWN_CONTENT_FIELDS
+        wire._KNOWN_MESSAGE_FIELDS
+        | wire._KNOWN_CONTENT_FIELDS
         | {"server_content", "model_turn", "turn_complete", "parts", "inlineData", "inline_data"}
         | {"mimeType", "data", "text", "ids", "functionCalls", "id", "name", "args", "timeLeft"}
         | {"newHandle", "resumable", "promptTokensDetails", "modality", "tokenCount", "_", "__a"}

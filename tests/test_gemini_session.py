@@ -36,7 +36,8 @@ from server.model import (
     TurnComplete,
     Usage,
 )
-from server.model.gemini.gemini import GeminiModel, GeminiSession
+from server.model.gemini.model import GeminiModel
+from server.model.gemini.session import GeminiSession
 from server.model.refusals import Kind
 from server.simulators.gemini import (
     SCRIPTS,

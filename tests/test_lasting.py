@@ -36,14 +36,10 @@ from server.model import (
     TurnComplete,
     Way,
 )
-from server.model.gemini.gemini import GeminiModel
-from server.model.lasting.lasting import (
-    BYTES_PER_S,
-    CUT_OFF_TEXT,
-    LastingModel,
-    LastingSession,
-    is_loud,
-)
+from server.model.gemini.model import GeminiModel
+from server.model.lasting.model import LastingModel
+from server.model.lasting.session import CUT_OFF_TEXT, LastingSession
+from server.model.lasting.unanswered import BYTES_PER_S, is_loud
 from server.simulators.clock import PatientClock
 from server.simulators.gemini import (
     ANSWERS,

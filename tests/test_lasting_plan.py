@@ -19,15 +19,12 @@ from hypothesis.stateful import (
 
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import ToolResult, Way
-from server.model.gemini.gemini import account_refused
-from server.model.lasting.lasting import (
+from server.model.gemini.faults import account_refused
+from server.model.lasting.plan import FIRST_PATIENCE_S, MAX_DELAY_S, ConnectionPlan, State
+from server.model.lasting.unanswered import (
     BYTES_PER_S,
-    FIRST_PATIENCE_S,
-    MAX_DELAY_S,
     MAX_KEPT_S,
     MAX_MESSAGE_BYTES,
-    ConnectionPlan,
-    State,
     UnansweredInput,
 )
 from server.model.refusals import Kind

@@ -23,7 +23,8 @@ from server.agent.mcp_servers import (
     is_too_big,
     read_servers,
 )
-from server.agent.tools import MAX_ERROR, Toolbox, ToolError
+from server.agent.tool import ToolError
+from server.call.toolbox import MAX_ERROR, Toolbox
 from server.errors import ConfigurationError
 from server.metrics import Metrics
 from server.model import ToolCall

@@ -12,8 +12,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Close
 
-from server.agent.tools import MAX_ERROR, LoopBreaker, Toolbox, ToolError, tool
+from server.agent.tool import ToolError, tool
 from server.call.costs import MAX_OPEN_TURNS, CostMeter, Prices
+from server.call.toolbox import MAX_ERROR, LoopBreaker, Toolbox
 from server.dialogue.playout import MAX_QUEUED_BYTES, Playout
 from server.dialogue.transcript import MAX_CHARACTERS, MAX_TURN_CHARACTERS, MAX_TURNS, Transcript
 from server.errors import ModelError
@@ -27,8 +28,11 @@ from server.model import (
     ToolResult,
     Usage,
 )
+from server.model.gemini.dialects import dialect_of
 from server.model.gemini.fields import MAX_BARE_BYTES, MAX_ITEMS, MAX_TEXT, Fields, is_plain
-from server.model.gemini.gemini import (
+from server.model.gemini.model import MAX_MESSAGE_BYTES, GeminiModel
+from server.model.gemini.pace import Pace
+from server.model.gemini.protocol import (
     CALLS_PER_S,
     JOINED_PARTS,
     MAX_ARGUMENTS_BYTES,
@@ -36,17 +40,12 @@ from server.model.gemini.gemini import (
     MAX_CALLS_AT_ONCE,
     MAX_HANDLE,
     MAX_ID,
-    MAX_MESSAGE_BYTES,
-    MAX_MESSAGES_AT_ONCE,
     MAX_PARTS,
-    MESSAGES_PER_S,
-    GeminiModel,
     GeminiProtocol,
-    GeminiSession,
-    dialect_of,
 )
-from server.model.gemini.pace import Pace
-from server.model.lasting.lasting import MAX_KEPT_WORDS, UnansweredInput, reason_of
+from server.model.gemini.session import MAX_MESSAGES_AT_ONCE, MESSAGES_PER_S, GeminiSession
+from server.model.lasting.plan import reason_of
+from server.model.lasting.unanswered import MAX_KEPT_WORDS, UnansweredInput
 from server.simulators.gemini import Drop, FunctionCall, Script
 from tests.rig import calling
 from tests.test_tools import bench, echo, slowly

@@ -26,7 +26,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import ClientConnection, connect
 
 from server.agent.agent import Agent
-from server.model.gemini.gemini import agent_config, setup_message
+from server.model.gemini.setup import agent_config, setup_message
 from server.simulators.gemini import (
     SCRIPTS,
     GeminiSimulator,

@@ -18,7 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 from server.agent.agent import Agent
 from server.app import create_app
 from server.carrier import CallStatus, StatusUpdate
-from server.carrier.twilio.twilio import parse_status
+from server.carrier.twilio.webhooks import parse_status
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused
 from server.model import AgentAudio, AgentTranscript, Usage
@@ -384,7 +384,7 @@ async def test_a_server_that_is_shut_down_has_not_failed(fast_clock):
     "step",
     [
         "server.records.recording.Recordings._delete_old",
-        "server.records.records._Database.write",
+        "server.records.database.Database.write",
         "server.switchboard.admission.LagMeter.record",
         "server.garbage.gc.get_count",
     ],
@@ -405,7 +405,7 @@ async def test_a_helper_that_fails_ends_no_call_and_goes_on(
 
     token = trio.lowlevel.current_trio_token()
     monkeypatch.setattr("server.supervision.PAUSE_S", (0.01, 0.01))
-    monkeypatch.setattr("server.records.records.RETRY_S", (0.01, 0.01))
+    monkeypatch.setattr("server.records.store.RETRY_S", (0.01, 0.01))
     monkeypatch.setattr(step, fail_first)
     async with serving(recordings_dir=tmp_path) as server:
         with trio.fail_after(60):

@@ -6,7 +6,7 @@ import pytest
 from twilio.request_validator import RequestValidator
 
 from server.app import create_app
-from server.carrier.twilio.twilio import WebhookVerifier
+from server.carrier.twilio.signature import WebhookVerifier
 from server.errors import ConfigurationError
 from server.serving.single import listen
 from server.settings.settings import Settings

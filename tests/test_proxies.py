@@ -15,12 +15,12 @@ from quart import request
 from quart_trio import QuartTrio
 
 from server.agent.agent import Agent
-from server.carrier.twilio.twilio import TwilioCarrier
+from server.carrier.twilio.rest import TwilioCarrier
 from server.errors import CarrierError, ConfigurationError, ModelError
 from server.media import plane as plane_module
 from server.media.plane import Plane
 from server.model import AgentAudio
-from server.model.gemini.gemini import GeminiModel
+from server.model.gemini.model import GeminiModel
 from server.settings.settings import Settings
 from server.simulators.gemini import GeminiSimulator
 from tests.connect_proxy import connect_proxy

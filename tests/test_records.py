@@ -17,8 +17,11 @@ from prometheus_client import CollectorRegistry
 
 from server.errors import ConfigurationError
 from server.metrics import Metrics
-from server.records import records as records_module
-from server.records.records import Cursor, Records, RecordsUnavailable, SchemaTooNew, StoredRequest
+from server.records import database as database_module
+from server.records import store as store_module
+from server.records.database import SchemaTooNew
+from server.records.store import Records
+from server.records.words import Cursor, RecordsUnavailable, StoredRequest
 from tests.databases import postgresql
 from tests.test_serve import serving
 
@@ -47,8 +50,8 @@ def record(number: int, *, created_at: float | None = None, **differences) -> di
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(records_module, "LOCK_TIMEOUT_S", 0.02)
-    monkeypatch.setattr(records_module, "RETRY_S", (0.01, 0.05))
+    monkeypatch.setattr(database_module, "LOCK_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(store_module, "RETRY_S", (0.01, 0.05))
 
 
 @pytest.fixture(scope="module")
@@ -145,11 +148,11 @@ async def test_records_are_there_after_a_restart(file_url):
 
 
 def test_processes_that_begin_together_make_one_database(file_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(records_module, "LOCK_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(database_module, "LOCK_TIMEOUT_S", 5.0)
     together = threading.Barrier(8)
 
     def begin(number: int) -> None:
-        database = records_module._Database(records_module._database_url(file_url))
+        database = database_module.Database(database_module.database_url(file_url))
         together.wait()
         database.write([record(number)])
         database.close()
@@ -159,7 +162,7 @@ def test_processes_that_begin_together_make_one_database(file_url, tmp_path, mon
 
     with closing(sqlite3.connect(tmp_path / "offhook.db")) as other:
         assert other.execute("SELECT version FROM offhook_schema").fetchall() == [
-            (records_module.SCHEMA_VERSION,)
+            (database_module.SCHEMA_VERSION,)
         ]
         assert other.execute("SELECT count(*) FROM offhook_calls").fetchall() == [(8,)]
 
@@ -209,7 +212,7 @@ async def test_a_query_that_is_still_going_on_leaves_no_thread_and_no_connection
         await trio.to_thread.run_sync(began.wait)
         scope.cancel()
 
-    monkeypatch.setattr(records_module, "CLOSE_TIMEOUT_S", 30.0)
+    monkeypatch.setattr(store_module, "CLOSE_TIMEOUT_S", 30.0)
     async with running(url) as records, trio.open_nursery() as nursery:
         await abandon()
 
@@ -282,7 +285,7 @@ async def test_a_database_that_is_gone_is_written_when_it_comes_back(tmp_path):
 
 
 async def test_too_many_waiting_records_cost_the_oldest_and_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(records_module, "MAX_UNSAVED", 3)
+    monkeypatch.setattr(store_module, "MAX_UNSAVED", 3)
     (tmp_path / "gone").write_text("not a directory")
     with structlog.testing.capture_logs() as logged:
         async with running(f"sqlite:///{tmp_path}/gone/offhook.db") as records:
@@ -398,9 +401,9 @@ async def test_an_older_database_is_brought_up_to_date(url, monkeypatch):
         def add_column(connection: sql.Connection) -> None:
             connection.execute(sql.text("ALTER TABLE offhook_calls ADD COLUMN mood VARCHAR(8)"))
 
-        newer = records_module.SCHEMA_VERSION + 1
-        monkeypatch.setattr(records_module, "SCHEMA_VERSION", newer)
-        monkeypatch.setattr(records_module, "_MIGRATIONS", {newer - 1: add_column})
+        newer = database_module.SCHEMA_VERSION + 1
+        monkeypatch.setattr(database_module, "SCHEMA_VERSION", newer)
+        monkeypatch.setattr(database_module, "_MIGRATIONS", {newer - 1: add_column})
         records._database._ready = False
         assert await records.get(record(1)["call_sid"]) == record(1)
         with records._database._engine.connect() as connection:
@@ -449,7 +452,7 @@ async def test_a_request_is_forgotten_after_its_time(file_url):
 
 
 async def test_a_database_that_hangs_holds_no_request_up(file_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(records_module, "REQUEST_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(store_module, "REQUEST_TIMEOUT_S", 0.05)
     async with running(file_url) as records:
         other = sqlite3.connect(tmp_path / "offhook.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")

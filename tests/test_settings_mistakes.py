@@ -14,7 +14,7 @@ from server.__main__ import main
 from server.app import create_app
 from server.errors import ConfigurationError
 from server.numbers import own_number
-from server.records.records import check_database
+from server.records.database import check_database
 from server.settings.file import read_settings_file
 from server.settings.settings import Settings
 
@@ -568,7 +568,8 @@ def test_a_demonstration_with_a_wrong_setting_ends_in_the_same_way(capsys, monke
 
 def test_tools_keep_their_descriptions_without_docstrings(tmp_path):
     program = (
-        "import server.agent.tools as t; print(t.hang_up.description); t.transfer_tool({'a': 'b'})"
+        "from server.agent.builtin import hang_up, transfer_tool; "
+        "print(hang_up.description); transfer_tool({'a': 'b'})"
     )
 
     ended = subprocess.run(

@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 from server.dialogue.endings import EndReason
 from server.dialogue.turns import AskIfThere, Awaited, Fault, Recover, Rung, Turns
 from server.model import AgentAudio, TurnComplete, Working
-from server.model.gemini.gemini import GeminiProtocol
+from server.model.gemini.protocol import GeminiProtocol
 from server.simulators.gemini import Script
 from tests.rig import calling
 from tests.test_call import SECOND_PCM, Rig
@@ -223,7 +223,7 @@ async def test_a_call_waits_for_a_model_that_thinks(autojump_clock):
 
 async def test_a_connection_is_not_replaced_while_its_model_thinks(autojump_clock):
     def make_model(gemini):
-        from server.model.lasting.lasting import LastingModel
+        from server.model.lasting.model import LastingModel
 
         return LastingModel(gemini, connection_age_s=12.0)
 

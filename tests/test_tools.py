@@ -16,20 +16,10 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, Field
 from trio.testing import wait_all_tasks_blocked
 
-from server.agent.tools import (
-    MAX_RESULT_BYTES,
-    LiveCall,
-    LoopBreaker,
-    Tool,
-    Toolbox,
-    ToolError,
-    check_names,
-    hang_up,
-    load_tools,
-    send_dtmf,
-    tool,
-    transfer_tool,
-)
+from server.agent.builtin import hang_up, send_dtmf, transfer_tool
+from server.agent.loading import check_names, load_tools
+from server.agent.tool import LiveCall, Tool, ToolError, tool
+from server.call.toolbox import MAX_RESULT_BYTES, LoopBreaker, Toolbox
 from server.carrier import CallStatus
 from server.errors import CarrierError, ConfigurationError
 from server.metrics import Metrics
@@ -743,7 +733,7 @@ async def test_keys_there_are_not_are_not_pressed(autojump_clock, bench, digits)
 def test_the_tools_of_a_module_are_found(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "users_tools.py").write_text(
-        "from server.agent.tools import tool\n\n"
+        "from server.agent.tool import tool\n\n"
         "@tool\ndef one() -> int:\n    '''Give one.'''\n    return 1\n\n"
         "@tool\nasync def two() -> int:\n    '''Give two.'''\n    return 2\n"
     )
@@ -758,7 +748,7 @@ def test_the_tools_of_a_module_are_found(tmp_path, monkeypatch):
         ("import there_is_no_such_module", "cannot be imported"),
         ("1 / 0", "ZeroDivisionError"),
         ("x = 1", "no function with @tool"),
-        ("from server.agent.tools import tool\n@tool\ndef f():\n    pass", "docstring"),
+        ("from server.agent.tool import tool\n@tool\ndef f():\n    pass", "docstring"),
     ],
 )
 def test_a_module_that_is_of_no_use_is_named(tmp_path, monkeypatch, source, problem):

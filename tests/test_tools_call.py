@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from server.agent.agent import Agent
-from server.agent.tools import hang_up, send_dtmf
+from server.agent.builtin import hang_up, send_dtmf
 from server.carrier.keypad import key_tone
 from server.demo.tools import ask_the_warehouse, look_up_order, opening_hours, read_meter
 from server.simulators.gemini import SCRIPTS, FunctionCall

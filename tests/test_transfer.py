@@ -11,7 +11,8 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
 from server.carrier import CallStatus, SendAudio, StatusUpdate
-from server.carrier.twilio.twilio import dial_twiml, parse_transfer
+from server.carrier.twilio.documents import dial_twiml
+from server.carrier.twilio.webhooks import parse_transfer
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError, CarrierProtocolError
 from server.metrics import Metrics

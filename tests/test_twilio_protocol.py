@@ -20,7 +20,7 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
 )
-from server.carrier.twilio.twilio import (
+from server.carrier.twilio.messages import (
     MAX_BEFORE_START,
     MAX_CHARS_BEFORE_START,
     MAX_MALFORMED,

@@ -15,7 +15,7 @@ from quart_trio import QuartTrio
 from werkzeug.datastructures import MultiDict
 
 from server.carrier import CallStatus, PlacedCall, StatusUpdate
-from server.carrier.twilio.twilio import TwilioCarrier
+from server.carrier.twilio.rest import TwilioCarrier
 from server.errors import CarrierError
 
 ACCOUNT = "AC0123456789abcdef0123456789abcdef"
@@ -73,7 +73,7 @@ async def api(nursery):
 
 @pytest.fixture
 def no_waits(monkeypatch):
-    monkeypatch.setattr("server.carrier.twilio.twilio._TRY_AGAIN_WITHIN_S", (0.002, 0.002))
+    monkeypatch.setattr("server.carrier.twilio.rest._TRY_AGAIN_WITHIN_S", (0.002, 0.002))
 
 
 def carrier(api_url: str, **changes: object) -> TwilioCarrier:

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from server.carrier import CallerAudio, Clear, StreamStarted, StreamStopped
-from server.carrier.twilio.twilio import TwilioMediaStream
+from server.carrier.twilio.stream import TwilioMediaStream
 from server.errors import CarrierProtocolError, StreamEnded
 from tests.test_twilio_protocol import CALL, CONNECTED, FRAME, STOP, STREAM, media, start
 

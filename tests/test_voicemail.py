@@ -12,10 +12,10 @@ import trio
 
 import codec
 from server.agent.agent import Agent
-from server.agent.tools import voicemail_reached
+from server.agent.builtin import voicemail_reached
 from server.carrier import AnsweredBy, MachineVerdict
 from server.carrier.keypad import key_tone
-from server.carrier.twilio.twilio import parse_machine_verdict
+from server.carrier.twilio.webhooks import parse_machine_verdict
 from server.dialogue.voicemail import (
     FRAME_BYTES,
     NEVER,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from server.agent.tools import Tool
+    from server.agent.tool import Tool
 
 DEFAULT_PROMPT = (
     "You are a friendly assistant on a telephone call. You hear the caller through a telephone, "

@@ -29,14 +29,8 @@ import structlog
 import trio
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from server.agent.tools import (
-    MAX_ERROR,
-    MAX_RESULT_BYTES,
-    LiveCall,
-    Tool,
-    ToolError,
-    without_extra,
-)
+from server.agent.tool import LiveCall, Tool, ToolError, without_extra
+from server.call.toolbox import MAX_ERROR, MAX_RESULT_BYTES
 from server.errors import ConfigurationError
 from server.settings.file import read_text
 

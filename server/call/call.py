@@ -24,13 +24,13 @@ from codec.ear import SpeechEnded, SpeechStarted, Stop
 from codec.path import Gate, MediaPath
 from server.agent import phrases
 from server.agent.agent import Agent
-from server.agent.tools import Toolbox
 from server.call.costs import CostMeter, Prices
 from server.call.errands import Errands
 from server.call.farewell import Farewell
 from server.call.handover import Handover
 from server.call.machine import Machine
 from server.call.options import CallOptions
+from server.call.toolbox import Toolbox
 from server.call.watch import Watch, briefed
 from server.carrier import (
     CallerAudio,

@@ -9,7 +9,7 @@ from typing import Literal
 
 import trio
 
-from server.agent.tools import LiveCall, tool
+from server.agent.tool import LiveCall, tool
 
 
 @tool

@@ -50,8 +50,9 @@ from server.metrics import Metrics
 from server.model import Model, PastTurn
 from server.model.refusals import Kind
 from server.records.recording import Recordings
-from server.records.records import Cursor, Records, RecordsUnavailable
+from server.records.store import Records
 from server.records.traces import NoTraces, Traces
+from server.records.words import Cursor, RecordsUnavailable
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.early import EarlyUpdates
 from server.switchboard.inquiry import Inquiry, Patience

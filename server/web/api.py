@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from server.agent.agent import Agent
 from server.numbers import e164
-from server.records.records import Cursor
+from server.records.words import Cursor
 
 
 def _cursor(text: str | None) -> str | None:

@@ -31,7 +31,7 @@ from server.errors import CallRefused, CarrierError, StreamEnded
 from server.headers import lines_of, single
 from server.logs import Sparing, log_stranger
 from server.metrics import merged
-from server.records.records import RecordsUnavailable, StoredRequest
+from server.records.words import RecordsUnavailable, StoredRequest
 from server.switchboard.calls import Page
 from server.switchboard.strangers import client_address
 from server.web.api import (

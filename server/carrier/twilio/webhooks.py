@@ -13,8 +13,17 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
-from server.carrier import CallStatus, StatusUpdate, VoiceRequest
-from server.errors import CarrierProtocolError
+from server.carrier import (
+    AnsweredBy,
+    CallStatus,
+    MachineVerdict,
+    StatusUpdate,
+    TransferUpdate,
+    VoiceRequest,
+)
+from server.errors import (
+    CarrierProtocolError,
+)
 from server.headers import Headers, lines_of, listed, single
 
 _HEX = "[0-9a-fA-F]{32}"
@@ -245,3 +254,41 @@ def _like(netloc: str, usual_port: str) -> tuple[str, ...]:
     host, port = match[1], match[2] or ""
     namesake = host.removeprefix("www.") if host.startswith("www.") else f"www.{host}"
     return (netloc, host, host + usual_port, namesake, namesake + port)
+
+
+def parse_transfer(form: Mapping[str, str]) -> TransferUpdate:
+    """Read what is posted about a ``<Dial>``: its action, or the other number's own status.
+
+    Raises:
+        CarrierProtocolError: No call sid, or a status that is none.
+    """
+    wants_document = "DialCallStatus" in form
+    call_sid = form.get("CallSid" if wants_document else "ParentCallSid", "")
+    word = form.get("DialCallStatus" if wants_document else "CallStatus", "")
+    check_call_sid(call_sid, "transfer callback")
+    if word == "answered":  # of an action: its own word for a call that was connected
+        word = "completed"
+    try:
+        status = CallStatus(word)
+    except ValueError:
+        raise CarrierProtocolError(f"transfer callback with status {word[:40]!r}") from None
+    return TransferUpdate(call_sid, status, wants_document)
+
+
+def parse_machine_verdict(form: Mapping[str, str]) -> MachineVerdict:
+    """Read what asynchronous answering machine detection posts; a new word of it is "unknown".
+
+    Raises:
+        CarrierProtocolError: No call sid, or no verdict.
+    """
+    call_sid = check_call_sid(form.get("CallSid", ""), "machine detection callback")
+    word = form.get("AnsweredBy", "")
+    if not word:
+        raise CarrierProtocolError("machine detection callback without AnsweredBy")
+    try:
+        answered_by = AnsweredBy(word)
+    except ValueError:
+        answered_by = AnsweredBy.UNKNOWN
+    took_ms = form.get("MachineDetectionDuration", "")
+    took_s = int(took_ms) / 1000 if is_count(took_ms) else 0.0
+    return MachineVerdict(call_sid, answered_by, took_s)

@@ -1,32 +1,20 @@
-"""The records of ended calls, kept in a database that no call ever waits for.
-
-A record is handed over in an instant and written by one task through a thread. While the database
-is locked or gone, records stay in memory, are shown from there, and are written when it is back; a
-call neither notices nor fails. SQLite is the default; any database that SQLAlchemy knows will do,
-and PostgreSQL is tested.
-"""
+"""The database of records: its tables, its migrations, and every statement."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
 import sqlite3
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sql
-import structlog
-import trio
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -40,15 +28,9 @@ from sqlalchemy.exc import (
 from sqlalchemy.pool import StaticPool
 
 from server.errors import ConfigurationError, ServerError
-from server.metrics import Metrics
-
-logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+from server.records.words import SUMMARY, Cursor, StoredRequest
 
 T = TypeVar("T")
-
-MAX_UNSAVED = 10_000
-"""About 100 MB of long calls; then the oldest are given up, counted and logged."""
-BATCH = 100
 MAX_NUMBER = 2.0**63
 """No number in a record is anywhere near it."""
 LOCK_TIMEOUT_S = 5.0
@@ -56,40 +38,12 @@ LOCK_TIMEOUT_S = 5.0
 STEPS_UNASKED = 100_000
 """Of SQLite's own machine, after which a query stops if the database was closed meanwhile."""
 OPEN_TIMEOUT_S = 10.0
-FLUSH_TIMEOUT_S = 10.0
-"""How long a server that stops may take to write what is left."""
-CLOSE_TIMEOUT_S = 5.0
-"""How long it then waits for threads that are still at it."""
 UNHEARD_TIMEOUT_S = 10.0
 """How long a database on the network may leave us without a sign of life."""
-RETRY_S = (0.5, 30.0)
-"""The first and the longest pause before trying again."""
-REQUEST_TIMEOUT_S = 1.0
-"""How long a request with an ``Idempotency-Key`` may wait for the database, each time."""
-SWEEP_EVERY_S = 3_600.0
 DAY_S = 86_400.0
-
-SUMMARY = (
-    "call_sid",
-    "direction",
-    "number",
-    "state",
-    "status",
-    "reason",
-    "detail",
-    "created_at",
-    "duration_s",
-    "agent_heard_s",
-    "metadata",
-)
-"""The fields of a record that lists show; the rest is one column of details."""
-
-# ------------------------------------------------------------------------------------------
-# The schema
 
 SCHEMA_VERSION = 2
 """Goes up with every change of the tables; ``_MIGRATIONS`` says how to get there."""
-
 _tables = sql.MetaData()
 _schema = sql.Table("offhook_schema", _tables, sql.Column("version", sql.Integer, nullable=False))
 _calls = sql.Table(
@@ -110,7 +64,6 @@ _calls = sql.Table(
     sql.Column("details", sql.JSON, nullable=False),
     sql.Index("offhook_calls_newest", "created_at", "call_sid"),
 )
-
 _requests = sql.Table(
     "offhook_requests",
     _tables,
@@ -121,7 +74,6 @@ _requests = sql.Table(
     # SQL's NULL until there is one.
     sql.Column("answer", sql.JSON(none_as_null=True)),
 )
-
 
 _ALONE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(6334785)"}
 """What makes other processes wait until the transaction is over; any number that is ours."""
@@ -135,19 +87,15 @@ _MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {1: _nothing_to_ch
 """From this version to the next one, in one transaction; version 1 is the first."""
 
 
-class RecordsUnavailable(ServerError):
-    """The database cannot be read just now."""
-
-
 class SchemaTooNew(ServerError):
     """The database was written by a later version of this program."""
 
 
-_THEIRS = (SQLAlchemyError, SchemaTooNew)
+THEIRS = (SQLAlchemyError, SchemaTooNew)
 """What a database that is locked, gone, full or of another version raises; all else is a bug."""
 
 
-def _is_about_data(error: Exception) -> bool:
+def is_about_data(error: Exception) -> bool:
     """Whether a database, or its driver, will never take what it was given."""
     if isinstance(error, StatementError):
         # What is no driver's error was raised on the way to it, by one of the values.
@@ -155,52 +103,7 @@ def _is_about_data(error: Exception) -> bool:
     return isinstance(error, ValueError | TypeError | OverflowError)
 
 
-# ------------------------------------------------------------------------------------------
-# Pages of a list
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Cursor:
-    """A place in the list of calls, newest first: just after this call."""
-
-    created_at: float
-    call_sid: str
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Cursor:
-        """The place of a record."""
-        return cls(record["created_at"], record["call_sid"])
-
-    @classmethod
-    def parse(cls, text: str) -> Cursor:
-        """Read what :meth:`__str__` has written.
-
-        Raises:
-            ValueError: It is something else.
-        """
-        created_at, _, call_sid = text.partition("-")
-        if not call_sid or not math.isfinite(float(created_at)):
-            raise ValueError(f"not a place in the list: {text!r}")
-        return cls(float(created_at), call_sid)
-
-    def __str__(self) -> str:
-        return f"{self.created_at:.3f}-{self.call_sid}"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRequest:
-    """A request with an ``Idempotency-Key``, as it outlives the process."""
-
-    fingerprint: str
-    answer: dict[str, Any] | None = None
-    """None while it is being worked on."""
-
-
-# ------------------------------------------------------------------------------------------
-# The database, from a thread
-
-
-class _Database:
+class Database:
     """What is done in threads: everything here may block, and raise ``SQLAlchemyError``.
 
     A thread may be abandoned, and the database closed while it is still at it: it goes through
@@ -324,6 +227,7 @@ class _Database:
                 connection.execute(sql.update(_schema).values(version=step + 1))
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write records, in the place of any with the same CallSid."""
         self.open()
         rows = [_row(record) for record in records]
         names = [row["call_sid"] for row in rows]
@@ -333,6 +237,7 @@ class _Database:
             connection.execute(sql.insert(_calls), rows)
 
     def get(self, call_sid: str) -> dict[str, Any] | None:
+        """Read one record; None if there is none."""
         if _storable(call_sid) != call_sid:
             return None  # no call is called that, and not every database may be asked for it
         self.open()
@@ -347,6 +252,7 @@ class _Database:
         return record | details
 
     def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
+        """Read the newest summaries that are older than the cursor."""
         self.open()
         query = (
             sql.select(*(_calls.c[name] for name in SUMMARY))
@@ -367,6 +273,7 @@ class _Database:
             return [dict(row._mapping) for row in connection.execute(query)]
 
     def delete_before(self, created_at: float) -> int:
+        """Delete records older than this; returns how many there were."""
         self.open()
         with self._engine.begin() as connection:
             done = connection.execute(sql.delete(_calls).where(_calls.c.created_at < created_at))
@@ -377,6 +284,7 @@ class _Database:
         return done.rowcount
 
     def find_request(self, client: str, key: str, since: float) -> StoredRequest | None:
+        """Read what a client was answered to an idempotency key since then."""
         self.open()
         query = sql.select(_requests.c.fingerprint, _requests.c.answer).where(
             _requests.c.client == client, _requests.c.key == key, _requests.c.created_at > since
@@ -386,6 +294,7 @@ class _Database:
         return None if row is None else StoredRequest(row.fingerprint, row.answer)
 
     def write_request(self, client: str, key: str, request: StoredRequest | None) -> None:
+        """Keep what a client was answered to an idempotency key, or forget it."""
         self.open()
         one = (_requests.c.client == client, _requests.c.key == key)
         with self._engine.begin() as connection:
@@ -402,6 +311,7 @@ class _Database:
                 )
 
     def delete_requests_before(self, created_at: float) -> None:
+        """Delete answers to idempotency keys older than this."""
         self.open()
         with self._engine.begin() as connection:
             connection.execute(sql.delete(_requests).where(_requests.c.created_at < created_at))
@@ -471,7 +381,8 @@ def _make_private(path: str) -> None:
         raise SQLAlchemyError(f"cannot open {path}: {error.strerror}") from error
 
 
-def _database_url(text: str) -> URL:
+def database_url(text: str) -> URL:
+    """Read ``DATABASE_URL``."""
     try:
         url = make_url(text)
         if url.drivername in ("postgres", "postgresql"):
@@ -505,7 +416,7 @@ def check_database(text: str) -> None:
     Raises:
         ConfigurationError: It is a folder, or a file of another program.
     """
-    url = _database_url(text)
+    url = database_url(text)
     if url.get_backend_name() != "sqlite" or not url.database or url.query.get("uri"):
         return
     path = Path(url.database)
@@ -528,272 +439,3 @@ def check_database(text: str) -> None:
 
 _SQLITE_START = b"SQLite format 3\0"
 """How every such file begins that is not empty (SQLite's "Database File Format", 1.3)."""
-
-
-# ------------------------------------------------------------------------------------------
-# The records
-
-
-class Records:
-    """Ended calls: kept at once, written soon, read from memory or the database.
-
-    Args:
-        url: SQLAlchemy's, such as ``sqlite:///offhook.db`` or ``postgresql://user@host/name``.
-        metrics: The process's metrics.
-        retention_days: Older records are deleted; None keeps them for ever.
-        requests_ttl_s: How long requests are found again.
-
-    Raises:
-        ConfigurationError: The URL is none, or its driver is not installed.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        metrics: Metrics,
-        retention_days: float | None = None,
-        requests_ttl_s: float = DAY_S,
-    ) -> None:
-        self._requests_ttl_s = requests_ttl_s
-        self._database = _Database(_database_url(url))
-        self._metrics = metrics
-        self._retention_days = retention_days
-        self._unsaved: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._changed = trio.Event()
-        self._written = trio.Event()
-        self._works = True
-        # Threads of our own: a database that hangs takes no other work's.
-        self._writing = trio.CapacityLimiter(1)
-        self._reading = trio.CapacityLimiter(4) if self._database.is_shared else self._writing
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write and delete until cancelled, and then write what is left.
-
-        Raises:
-            SchemaTooNew: The database is not for this version; only while starting.
-        """
-        try:
-            try:
-                await self._open()
-            except SchemaTooNew as error:
-                # What starts us only says that the start has failed.
-                logger.critical("database refused", reason=str(error))
-                raise
-            task_status.started()
-            await self._work()
-        finally:
-            with trio.move_on_after(FLUSH_TIMEOUT_S, shield=True):
-                await self._flush()
-            with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-                await self._close()
-
-    # -- what calls and the API do ---------------------------------------------------------
-
-    def keep(self, record: dict[str, Any]) -> None:
-        """Take a finished record, or a newer version of one; returns at once, never fails."""
-        call_sid = record["call_sid"]
-        self._unsaved[call_sid] = record
-        self._unsaved.move_to_end(call_sid)
-        if len(self._unsaved) > MAX_UNSAVED:
-            lost, _ = self._unsaved.popitem(last=False)
-            self._metrics.record_failures.labels("given-up").inc()
-            logger.error("record given up: too many wait for the database", call_sid=lost)
-        self._metrics.records_unsaved.set(len(self._unsaved))
-        self._changed.set()
-
-    async def get(self, call_sid: str) -> dict[str, Any] | None:
-        """One call's record, or None if there is none.
-
-        Raises:
-            RecordsUnavailable: It is not in memory, and the database cannot be asked.
-        """
-        if call_sid in self._unsaved:
-            return self._unsaved[call_sid]
-        return await self._read(lambda: self._database.get(call_sid))
-
-    async def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
-        """The newest records after a place in the list, summaries only, newest first.
-
-        Raises:
-            RecordsUnavailable: The database cannot be asked; :meth:`unsaved` still answers.
-        """
-        return await self._read(lambda: self._database.page(limit, before))
-
-    def unsaved(self) -> Iterator[dict[str, Any]]:
-        """Summaries of what waits for the database."""
-        for record in self._unsaved.values():
-            yield {name: record[name] for name in SUMMARY}
-
-    async def find_request(self, client: str, key: str) -> StoredRequest | None:
-        """A request that came before, to this process or an earlier one.
-
-        Raises:
-            RecordsUnavailable: The database cannot be asked, or not soon enough.
-        """
-        since = time.time() - self._requests_ttl_s
-        with trio.move_on_after(REQUEST_TIMEOUT_S):
-            return await self._read(lambda: self._database.find_request(client, key, since))
-        raise RecordsUnavailable("the database does not answer")
-
-    async def write_request(self, client: str, key: str, request: StoredRequest | None) -> None:
-        """Keep a request, or with None forget it; a database that does not take it is told of.
-
-        It is seen through, whoever goes away: within :data:`REQUEST_TIMEOUT_S`.
-        """
-        try:
-            with trio.move_on_after(REQUEST_TIMEOUT_S, shield=True) as waiting:
-                await self._in_thread(
-                    lambda: self._database.write_request(client, key, request), self._writing
-                )
-            if waiting.cancelled_caught:
-                self._metrics.record_failures.labels("request").inc()
-        except Exception as error:
-            self._failed("request", error)
-
-    async def wait_saved(self) -> None:
-        """Wait until everything that was kept is in the database."""
-        while self._unsaved:
-            await self._written.wait()
-
-    # -- the one task that writes ----------------------------------------------------------
-
-    async def _open(self) -> None:
-        try:
-            with trio.move_on_after(OPEN_TIMEOUT_S):
-                await self._in_thread(self._database.open, self._writing)
-        except SchemaTooNew:
-            raise
-        except Exception as error:
-            self._failed("open", error)
-
-    async def _work(self) -> None:
-        retry_s, longest_s = RETRY_S
-        pause_s = retry_s
-        sweep_at = trio.current_time()
-        while True:
-            changed = self._changed = trio.Event()
-            try:
-                if self._unsaved:
-                    await self._write()
-                elif trio.current_time() >= sweep_at:
-                    await self._sweep()
-                    sweep_at = trio.current_time() + SWEEP_EVERY_S
-                else:
-                    with trio.move_on_at(sweep_at):
-                        await changed.wait()
-            except Exception as error:
-                # Whatever it was, calls go on, and what they leave waits for the next attempt.
-                self._failed("write", error)
-                await trio.sleep(pause_s)
-                pause_s = min(2 * pause_s, longest_s)
-            else:
-                pause_s = retry_s
-
-    async def _write(self) -> None:
-        batch = list(islice(self._unsaved.values(), BATCH))
-        try:
-            await self._in_thread(lambda: self._database.write(batch), self._writing)
-        except Exception as error:
-            if not _is_about_data(error):
-                raise
-            for record in batch:  # one of them is not to hold the others up
-                await self._write_alone(record)
-        for record in batch:
-            # A newer version may have come while this one was written.
-            if self._unsaved.get(record["call_sid"]) is record:
-                del self._unsaved[record["call_sid"]]
-        if not self._works:
-            self._works = True
-            logger.info("database works again", unsaved=len(self._unsaved))
-        self._metrics.records_unsaved.set(len(self._unsaved))
-        self._written.set()
-        self._written = trio.Event()
-
-    async def _write_alone(self, record: dict[str, Any]) -> None:
-        """Write a record, or as much of it as the database takes."""
-        bare = {name: record[name] for name in SUMMARY} | {"metadata": {}}
-        for part in (record, bare):
-            try:
-                await self._in_thread(partial(self._database.write, [part]), self._writing)
-            except Exception as error:
-                if not _is_about_data(error):
-                    raise
-                self._metrics.record_failures.labels("record").inc()
-                logger.error(  # noqa: TRY400 - a database's own words quote what people said
-                    "record not taken by the database",
-                    call_sid=record["call_sid"],
-                    error=_first_line(error),
-                    given_up=part is bare,
-                    exc_info=not isinstance(error, SQLAlchemyError),
-                )
-            else:
-                return
-
-    async def _sweep(self) -> None:
-        since = time.time() - self._requests_ttl_s
-        await self._in_thread(lambda: self._database.delete_requests_before(since), self._writing)
-        if self._retention_days is None:
-            return
-        oldest_kept = time.time() - self._retention_days * DAY_S
-        deleted = await self._in_thread(
-            lambda: self._database.delete_before(oldest_kept), self._writing
-        )
-        if deleted:
-            logger.info("old records deleted", records=deleted)
-
-    async def _flush(self) -> None:
-        try:
-            while self._unsaved:
-                await self._write()
-        except Exception as error:
-            self._failed("write", error)
-        finally:
-            for call_sid in self._unsaved:
-                self._metrics.record_failures.labels("given-up").inc()
-                logger.error("record lost: the database did not take it", call_sid=call_sid)
-
-    async def _close(self) -> None:
-        """Close the database, and wait until no thread is left that uses it."""
-        await trio.to_thread.run_sync(self._database.close, abandon_on_cancel=True)
-        with ExitStack() as places:
-            for limiter in {self._writing, self._reading}:
-                for _ in range(int(limiter.total_tokens)):  # an abandoned thread still has its own
-                    place = object()
-                    await limiter.acquire_on_behalf_of(place)
-                    places.callback(limiter.release_on_behalf_of, place)
-
-    # -- threads ---------------------------------------------------------------------------
-
-    async def _read(self, function: Callable[[], T]) -> T:
-        try:
-            return await self._in_thread(function, self._reading)
-        except _THEIRS as error:
-            self._failed("read", error)
-            raise RecordsUnavailable("the database does not answer") from error
-
-    async def _in_thread(self, function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
-        # Abandoned on a cancellation: a server that stops does not wait for a hanging database.
-        # One in memory cannot hang, and its only connection must not be closed under a thread.
-        return await trio.to_thread.run_sync(
-            self._database.use,
-            function,
-            abandon_on_cancel=self._database.is_shared,
-            limiter=limiter,
-        )
-
-    def _failed(self, what: str, error: Exception) -> None:
-        self._metrics.record_failures.labels(what).inc()
-        if self._works:
-            self._works = False
-            logger.warning(
-                "database fails; records wait in memory",
-                what=what,
-                error=_first_line(error),
-                exc_info=not isinstance(error, _THEIRS),
-            )
-
-
-def _first_line(error: Exception) -> str:
-    """What went wrong; what follows quotes the rows, and they say what people said."""
-    return str(error).partition("\n")[0][:200]

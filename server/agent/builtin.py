@@ -1,0 +1,87 @@
+"""The tools that every agent may have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from server.agent.tool import LiveCall, Tool, ToolError, tool, tool_of
+from server.carrier import CallStatus
+from server.carrier.keypad import KEYS, MAX_KEYS
+from server.errors import CarrierError
+
+
+@tool
+async def hang_up(call: LiveCall) -> str:
+    """End the telephone call.
+
+    Use it when the conversation is over: when both sides have said goodbye, or when the caller asks
+    you to hang up. Say goodbye in the same breath; the line is cut when the caller has heard it.
+    """
+    if call.hang_up_when_heard():
+        return "If you have not said goodbye yet, do it now, in one short sentence."
+    return "The call is already being ended. Say no more than goodbye."
+
+
+@tool(timeout_s=60.0)
+async def send_dtmf(
+    digits: Annotated[str, Field(pattern=f"^[{KEYS}w]{{1,{MAX_KEYS}}}$")], call: LiveCall
+) -> str:
+    """Press keys of the telephone, for instance to choose from an automatic menu.
+
+    Args:
+        digits: The keys in order: digits, * and #; a w waits for half a second.
+    """
+    await call.press_keys(digits)
+    return "The keys have been pressed."
+
+
+@tool
+async def voicemail_reached(call: LiveCall) -> str:
+    """Report that voicemail or an answering machine has picked up, and not a person.
+
+    Use it as soon as you hear a recorded announcement that asks to leave a message, then say
+    nothing more: what happens next is taken care of.
+    """
+    if call.report_voicemail():
+        return "Understood. Say nothing now."
+    raise ToolError("Nothing can be left here. If nobody is there, hang up.")
+
+
+def transfer_tool(targets: Mapping[str, str]) -> Tool:
+    """Make the tool that hands the caller over to one of these.
+
+    Args:
+        targets: Numbers by the name the model knows them under. No other number is ever dialled,
+            whatever anybody on the line makes the model ask for.
+    """
+
+    async def transfer(destination: str, call: LiveCall) -> str:
+        """Connect the caller with somebody else, and leave the call.
+
+        Tell the caller first, in one short sentence, whom you connect them with. If nobody answers
+        there, the caller comes back to you.
+
+        Args:
+            destination: With whom.
+        """
+        try:
+            status = await call.transfer(destination, targets[destination])
+        except CarrierError:
+            raise ToolError(
+                "The transfer was not possible. The caller is still here: tell them."
+            ) from None
+        except ValueError as error:
+            raise ToolError(str(error)) from None
+        if status is CallStatus.COMPLETED:
+            return "The caller has been connected."
+        raise ToolError(
+            f"Nobody took the call ({status.value}). The caller is back on the line with you: "
+            "tell them, and ask how to go on."
+        )
+
+    transfer.__annotations__["destination"] = Literal[tuple(targets)]
+    # It rings for as long as it rings; the call itself sees to it that this ends.
+    return tool_of(transfer, None, float("inf"))

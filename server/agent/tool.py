@@ -1,0 +1,286 @@
+"""What the agent can do besides talk: functions the model may call.
+
+Write a function, put ``@tool`` above it, and it is offered to the model: in a module of your own
+named in ``TOOLS``, or in ``builtin.py``. The model is told what the docstring says; the signature
+becomes the JSON schema that its arguments are checked against::
+
+    @tool
+    async def opening_hours(branch: Literal["north", "south"], call: LiveCall) -> str:
+        \"\"\"Say when a branch is open.
+
+        Args:
+            branch: Which of the two.
+        \"\"\"
+        return HOURS[branch]
+
+An ``async`` function runs on the event loop, a plain one in a worker thread. A parameter named
+``call`` is given the call itself and is not the model's business. What is returned is told to the
+model, if it can be written as JSON; a :class:`ToolError` is told as its message, any other
+exception only as "failed".
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, NotRequired, Protocol, overload
+
+import trio
+from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from server.carrier import CallStatus
+
+MAX_PROBLEMS = 10
+"""Arguments that are told apart in it; whoever gets more wrong has misread the whole function."""
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}")  # as the Live API wants it
+
+
+class ToolError(Exception):
+    """Something the model should know about: the message is told to it, and to nobody else."""
+
+
+class LiveCall(Protocol):
+    """What a tool may know about its call, and do to it; only from the event loop."""
+
+    @property
+    def call_sid(self) -> str:
+        """The carrier's name for the call."""
+        ...
+
+    @property
+    def direction(self) -> Literal["inbound", "outbound"]:
+        """Who dialled."""
+        ...
+
+    @property
+    def number(self) -> str:
+        """The other party's number, in full: not for logs."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The labels that ``POST /make-call`` was given."""
+        ...
+
+    def note(self, what: str, **facts: Any) -> None:
+        """Add a line to the call's timeline; nothing anybody said, and no argument."""
+        ...
+
+    def hang_up_when_heard(self) -> bool:
+        """End the call when the agent's farewell has been heard; False if it ends already."""
+        ...
+
+    async def transfer(self, destination: str, number: str) -> CallStatus:
+        """Connect the caller with somebody else; returns when they are back, and why."""
+        ...
+
+    def report_voicemail(self) -> bool:
+        """A machine has picked up; False if nothing is done about that on this call."""
+        ...
+
+    async def press_keys(self, keys: str) -> None:
+        """Play the tones of telephone keys to the other party, to their end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the model may call."""
+
+    name: str
+    description: str
+    """What it does and when to use it: all that the model knows about it."""
+    parameters: Mapping[str, Any]
+    """JSON schema of its arguments, an object."""
+    run: Callable[[Mapping[str, Any], LiveCall, trio.CapacityLimiter], Awaitable[object]]
+    """Checks the arguments and runs it; a function that blocks, in a thread of the limiter.
+
+    Raises:
+        ToolError: The arguments are wrong, or whatever else the model should be told.
+    """
+    timeout_s: float | None = None
+    """How long it may take; None for the setting."""
+    function: Callable[..., Any] | None = None
+    """What ``@tool`` was put above."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function as if nothing had been put above it, in a test for instance."""
+        if self.function is None:
+            raise TypeError(f"{self.name} is not a function of this program")
+        return self.function(*args, **kwargs)
+
+
+@overload
+def tool(function: Callable[..., Any], /) -> Tool: ...
+
+
+@overload
+def tool(
+    *, name: str | None = None, timeout_s: float | None = None
+) -> Callable[[Callable[..., Any]], Tool]: ...
+
+
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    timeout_s: float | None = None,
+) -> Tool | Callable[[Callable[..., Any]], Tool]:
+    """Make a function callable by the model: ``@tool``, or ``@tool(timeout_s=30)``.
+
+    Args:
+        function: A typed function with a docstring; parameters are described by its ``Args:``
+            section, or by ``Annotated[…, Field(description=…)]``.
+        name: What the model calls it; its own name by default.
+        timeout_s: How long it may take; ``TOOL_TIMEOUT_S`` by default.
+
+    Raises:
+        TypeError: The model could not be told what it is, or how to call it.
+    """
+    if function is None:
+        return lambda function: tool_of(function, name, timeout_s)
+    return tool_of(function, None, None)
+
+
+def tool_of(function: Callable[..., Any], name: str | None, timeout_s: float | None) -> Tool:
+    """Make a tool of a function; see :func:`tool`."""
+    name = name or function.__name__
+    if not _NAME.fullmatch(name):
+        raise TypeError(f"tool {name!r}: letters, digits and _ only, and at most 128 of them")
+    description, described = _read_docstring(_docstring(function))
+    if not description:
+        raise TypeError(f"tool {name}: the docstring is what the model is told, and there is none")
+    wants_call = False
+    fields: dict[str, Any] = {}
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except (NameError, SyntaxError, AttributeError) as error:
+        raise TypeError(f"tool {name}: {error}") from error
+    for parameter in signature.parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise TypeError(f"tool {name}: {parameter} cannot be passed by name")
+        if parameter.name == "call":
+            wants_call = True
+            continue
+        if parameter.annotation is parameter.empty:
+            raise TypeError(f"tool {name}: {parameter.name} has no type")
+        hint: Any = parameter.annotation
+        if parameter.name in described:
+            hint = Annotated[hint, Field(description=described[parameter.name])]
+        fields[parameter.name] = hint if parameter.default is parameter.empty else NotRequired[hint]
+    # A typed dictionary, not a model: its keys may be any name, and the function's own defaults
+    # are left to the function.
+    make_dictionary: Any = TypedDict
+    arguments = make_dictionary("arguments", fields)
+    arguments.__pydantic_config__ = ConfigDict(extra="forbid")
+    try:
+        adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(arguments)
+        parameters = _plain(adapter.json_schema())
+    except PydanticUserError as error:
+        raise TypeError(f"tool {name}: {error.message}") from error
+    parameters.pop("additionalProperties", None)  # said in vain, and refused in older fields
+
+    async def run(
+        given: Mapping[str, Any], call: LiveCall, threads: trio.CapacityLimiter
+    ) -> object:
+        try:
+            checked = adapter.validate_python(without_extra(given, fields))
+        except ValidationError as error:
+            raise ToolError(f"wrong arguments: {_problems(error)}") from None
+        if wants_call:
+            checked = checked | {"call": call}
+        if inspect.iscoroutinefunction(function):
+            return await function(**checked)
+        return await trio.to_thread.run_sync(
+            partial(function, **checked), abandon_on_cancel=True, limiter=threads
+        )
+
+    return Tool(name, description, parameters, run, timeout_s, function)
+
+
+_REMARKS = frozenset({"reason", "explanation", "rationale", "thought", "thoughts", "comment"})
+"""What models like to add to the arguments of whatever function they call."""
+
+
+def without_extra(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Arguments without those that do no harm to a function that does not have them.
+
+    For a function without parameters that is all of them; for one with parameters, remarks. Any
+    other may be one of its own misspelt, and stays to be complained about.
+    """
+    return {
+        name: value
+        for name, value in given.items()
+        if name in known or (known and name not in _REMARKS)
+    }
+
+
+_SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns|Yields|Raises|Examples?|Notes?):\s*$")
+_ARGUMENT = re.compile(r"^\s+\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s+(.*)$")
+
+
+def _docstring(function: Callable[..., Any]) -> str:
+    """What is written below a function's head, also where ``python -OO`` has thrown it away."""
+    if function.__doc__ is not None or sys.flags.optimize < 2:
+        return function.__doc__ or ""
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+        definition = ast.parse(source).body[0]
+    except (OSError, SyntaxError, IndexError):
+        return ""
+    if isinstance(definition, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return ast.get_docstring(definition) or ""
+    return ""
+
+
+def _read_docstring(docstring: str) -> tuple[str, dict[str, str]]:
+    """What a docstring says about the function, and about each argument in ``Args:``."""
+    told: list[str] = []
+    described: dict[str, str] = {}
+    section, argument = "", ""
+    for line in inspect.cleandoc(docstring).splitlines():
+        if heading := _SECTION.match(line):
+            section = heading[1]
+        elif not section:
+            told.append(line)
+        elif section in ("Args", "Arguments", "Parameters"):
+            if found := _ARGUMENT.match(line):
+                argument = found[1]
+                described[argument] = found[2].strip()
+            elif line.strip() and argument:
+                described[argument] += " " + line.strip()
+    return "\n".join(told).strip(), described
+
+
+def _plain(schema: Any) -> Any:
+    """A schema without the titles that pydantic makes of names, and with ``enum`` for ``const``."""
+    if isinstance(schema, list):
+        return [_plain(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain: dict[str, Any] = {}
+    for name, value in schema.items():
+        if name in ("properties", "$defs"):  # their keys are names: a property may be called title
+            plain[name] = {key: _plain(one) for key, one in value.items()}
+        elif name == "const":
+            plain["enum"] = [value]
+        elif name != "title":
+            plain[name] = _plain(value)
+    return plain
+
+
+def _problems(error: ValidationError) -> str:
+    if error.error_count() > MAX_PROBLEMS:
+        return f"{error.error_count()} of them"
+    return "; ".join(
+        f"{'.'.join(str(part) for part in issue['loc'])}: {issue['msg']}"
+        for issue in error.errors(include_url=False, include_context=False, include_input=False)
+    )

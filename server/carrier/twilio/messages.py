@@ -1,0 +1,371 @@
+"""Twilio's media stream messages, without a socket: text in, events out, commands in, text out."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Annotated, TypeVar
+
+import msgspec
+import structlog
+from msgspec import Meta, Struct
+
+from server.carrier import (
+    CallerAudio,
+    CarrierCommand,
+    CarrierEvent,
+    Clear,
+    DigitPressed,
+    MarkReached,
+    SendAudio,
+    SendMark,
+    StreamStarted,
+    StreamStopped,
+)
+from server.carrier.twilio.webhooks import (
+    check_call_sid,
+)
+from server.errors import (
+    CarrierProtocolError,
+    StreamEnded,
+)
+
+logger = structlog.get_logger(__name__)
+T = TypeVar("T")
+MAX_MESSAGE_CHARS = 64 * 1024
+"""A longer message is not read. Twilio's own are about 400 characters."""
+MAX_MALFORMED = 50
+"""So many unreadable messages on one stream, a second's worth, and it is not Twilio's stream."""
+MAX_BEFORE_START = 32
+"""Messages until ``start`` has come, itself included. Twilio sends ``connected``, and then it."""
+MAX_CHARS_BEFORE_START = 16 * 1024
+"""What they may have together. Twilio's are about 1,500; a parameter has less than 500."""
+_MAX_UNKNOWN_KINDS_LOGGED = 10
+# A stream's numbers are bounded here: Python's integers are not, and a float, a counter or a column
+# that is given one of 400 digits fails far from whoever sent it.
+MAX_COUNT = 999_999_999_999_999
+"""Of 15 digits: as many as the compiled path reads, and exact in a float."""
+MAX_GAP_CHUNKS = 3_000
+"""A minute: chunk numbers that are further apart are another count, not audio that was lost."""
+_Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+_Sid = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class _MediaFormat(Struct, rename="camel"):
+    encoding: str
+    sample_rate: _Count
+    channels: _Count
+
+
+class _StartFacts(Struct, rename="camel"):
+    call_sid: _Sid
+    media_format: _MediaFormat
+    custom_parameters: dict[str, str] | None = None
+
+
+class _MediaFacts(Struct, gc=False):
+    payload: bytes
+    timestamp: _Count
+    chunk: _Count = 0
+    track: str = "inbound"
+
+
+class _DtmfFacts(Struct, gc=False):
+    digit: Annotated[str, Meta(pattern="^[0-9*#A-D]$")]
+
+
+class _MarkFacts(Struct, gc=False):
+    name: str
+
+
+class _Connected(Struct, tag_field="event", tag="connected"):
+    pass
+
+
+class _Start(Struct, tag_field="event", tag="start", rename="camel"):
+    stream_sid: _Sid
+    start: _StartFacts
+
+
+class _Media(Struct, gc=False, tag_field="event", tag="media", rename="camel"):
+    stream_sid: str
+    media: _MediaFacts
+
+
+class _Dtmf(Struct, tag_field="event", tag="dtmf", rename="camel"):
+    stream_sid: str
+    dtmf: _DtmfFacts
+
+
+class _Mark(Struct, tag_field="event", tag="mark", rename="camel"):
+    stream_sid: str
+    mark: _MarkFacts
+
+
+class _Stop(Struct, tag_field="event", tag="stop", rename="camel"):
+    stream_sid: str
+
+
+_Message = _Connected | _Start | _Media | _Dtmf | _Mark | _Stop
+_KNOWN_KINDS = frozenset({"connected", "start", "media", "dtmf", "mark", "stop"})
+
+
+class _AnyKind(Struct):
+    event: str
+
+
+_decode_message = msgspec.json.Decoder(_Message, strict=False).decode
+_decode_kind = msgspec.json.Decoder(_AnyKind).decode
+# What msgspec raises for text that is no such message: not JSON or not the fields wanted, lone
+# surrogates, nested too deep.
+UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+
+@dataclass(slots=True)
+class StreamCounts:
+    """What one stream has carried and what was wrong with it, for metrics and the call's record."""
+
+    media: int = 0
+    """Chunks of caller audio delivered."""
+    malformed: int = 0
+    """Not JSON, too long, or without the fields its kind must have; ignored."""
+    unknown: int = 0
+    """Kinds of message this program has never heard of; ignored."""
+    misplaced: int = 0
+    """Known kinds at the wrong time, such as media before start or after stop; ignored."""
+    foreign: int = 0
+    """Another stream's sid, or the track of our own audio; ignored."""
+    binary: int = 0
+    """Binary frames, which Twilio never sends; ignored."""
+    missing_chunks: int = 0
+    """Chunk numbers that were skipped: audio the carrier dropped before we saw it."""
+    repeated_chunks: int = 0
+    """Chunk numbers that were late or not new; their audio is delivered all the same."""
+    timestamp_jumps: int = 0
+    """Chunks that began somewhere else than where the one before ended."""
+
+
+class StreamState(Enum):
+    """Where a media stream stands in its life."""
+
+    CONNECTING = auto()
+    """The WebSocket is open, ``start`` has not come yet."""
+    STREAMING = auto()
+    STOPPED = auto()
+
+
+TRANSITIONS: dict[StreamState, dict[type[_Message], StreamState]] = {
+    StreamState.CONNECTING: {
+        _Connected: StreamState.CONNECTING,
+        _Start: StreamState.STREAMING,
+    },
+    StreamState.STREAMING: {
+        _Media: StreamState.STREAMING,
+        _Dtmf: StreamState.STREAMING,
+        _Mark: StreamState.STREAMING,
+        _Stop: StreamState.STOPPED,
+    },
+    StreamState.STOPPED: {},
+}
+
+
+class TwilioProtocol:
+    """Twilio Media Streams without a socket: text in, events out; commands in, text out.
+
+    What can be ignored is ignored and counted, so that one bad message never ends a call.
+
+    Attributes:
+        state: Where the stream stands.
+        stream_sid: Twilio's name for the stream; empty before ``start``.
+        counts: What has been seen so far.
+    """
+
+    def __init__(self) -> None:
+        self.state = StreamState.CONNECTING
+        self.stream_sid = ""
+        self.counts = StreamCounts()
+        self._unknown_kinds: set[str] = set()
+        self._malformed_told = False
+        self._messages_before_start = self._chars_before_start = 0
+        self._last_chunk = 0
+        self._next_timestamp_ms: int | None = None
+        self._media_head = ""
+        self._mark_head = ""
+        self._clear_text = ""
+
+    def receive_text(self, text: str | bytes, now: float) -> CarrierEvent | None:
+        """Read one WebSocket message.
+
+        Args:
+            text: A text frame's content; ``bytes`` is a binary frame and is ignored.
+            now: ``trio.current_time()`` when it was read.
+
+        Returns:
+            What it says, or None if it says nothing or was ignored.
+
+        Raises:
+            CarrierProtocolError: The stream is of no use: its audio is not mu-law at 8 kHz, its
+                ``start`` cannot be read, too much comes before it, or it has carried
+                ``MAX_MALFORMED`` unreadable messages.
+        """
+        if self.state is StreamState.CONNECTING:
+            self._count_before_start(len(text))
+        if isinstance(text, bytes):
+            self.counts.binary += 1
+            return None
+        if len(text) > MAX_MESSAGE_CHARS:
+            self._ignore_malformed(f"{len(text)} characters long")
+            return None
+        try:
+            message: _Message = _decode_message(text)
+        except UNREADABLE as error:
+            self._ignore_unreadable(text, error)
+            return None
+
+        state = TRANSITIONS[self.state].get(type(message))
+        if state is None:
+            self.counts.misplaced += 1
+            return None
+        if isinstance(message, _Connected):
+            return None
+        if isinstance(message, _Start):
+            self._start(message)
+        elif message.stream_sid != self.stream_sid:
+            self.counts.foreign += 1
+            return None
+        self.state = state
+
+        match message:
+            case _Media(media=media):
+                return self._hear(media, now)
+            case _Mark(mark=mark):
+                return MarkReached(mark.name, now)
+            case _Dtmf(dtmf=dtmf):
+                return DigitPressed(dtmf.digit)
+            case _Start(start=start):
+                return StreamStarted(
+                    stream_sid=self.stream_sid,
+                    call_sid=start.call_sid,
+                    parameters=start.custom_parameters or {},
+                    received_at=now,
+                )
+            case _Stop():
+                return StreamStopped(said=True)
+
+    def send(self, command: CarrierCommand) -> str:
+        """Write one command as the text of a WebSocket message.
+
+        Raises:
+            ValueError: Nothing may be sent before ``start``: the stream has no name yet.
+            StreamEnded: The carrier has said ``stop``.
+        """
+        if self.state is StreamState.STOPPED:
+            raise StreamEnded("the carrier has stopped the stream")
+        if self.state is StreamState.CONNECTING:
+            raise ValueError("nothing can be sent before the stream has started")
+        match command:
+            case SendAudio(payload):
+                return f'{self._media_head}{base64.b64encode(payload).decode("ascii")}"}}}}'
+            case SendMark(name):
+                return f"{self._mark_head}{_json_string(name)}}}}}"
+            case Clear():
+                return self._clear_text
+
+    @property
+    def position(self) -> tuple[int, int | None]:
+        """Number of the last chunk, 0 if there was none, and the carrier's clock at its end."""
+        return self._last_chunk, self._next_timestamp_ms
+
+    def count_elsewhere(
+        self, media: int, missing: int, repeated: int, jumps: int, *, position: tuple[int, int]
+    ) -> None:
+        """Chunks have been read by somebody else: add what they counted, and go on from there."""
+        if not media:
+            return
+        counts = self.counts
+        counts.media += media
+        counts.missing_chunks += missing
+        counts.repeated_chunks += repeated
+        counts.timestamp_jumps += jumps
+        self._last_chunk, self._next_timestamp_ms = position
+
+    def _count_before_start(self, chars: int) -> None:
+        self._messages_before_start += 1
+        self._chars_before_start += chars
+        if (
+            self._messages_before_start > MAX_BEFORE_START
+            or self._chars_before_start > MAX_CHARS_BEFORE_START
+        ):
+            raise CarrierProtocolError("too much came before a start message")
+
+    @property
+    def _may_log(self) -> bool:
+        """Whether this is a call's stream: before its ``start`` it may be anybody's."""
+        return self.state is not StreamState.CONNECTING
+
+    def _start(self, message: _Start) -> None:
+        media_format = message.start.media_format
+        got = (media_format.encoding[:40], media_format.sample_rate, media_format.channels)
+        if got != ("audio/x-mulaw", 8000, 1):
+            raise CarrierProtocolError(
+                "media format is {}/{}/{}, only audio/x-mulaw/8000/1 is spoken here".format(*got),
+                stream_sid=message.stream_sid,
+            )
+        check_call_sid(message.start.call_sid, "start message")
+        self.stream_sid = message.stream_sid
+        sid = _json_string(message.stream_sid)
+        self._media_head = f'{{"event":"media","streamSid":{sid},"media":{{"payload":"'
+        self._mark_head = f'{{"event":"mark","streamSid":{sid},"mark":{{"name":'
+        self._clear_text = f'{{"event":"clear","streamSid":{sid}}}'
+
+    def _hear(self, media: _MediaFacts, now: float) -> CallerAudio | None:
+        counts = self.counts
+        if media.track.startswith("outbound"):
+            counts.foreign += 1
+            return None
+        if media.chunk > self._last_chunk:
+            if self._last_chunk:
+                counts.missing_chunks += min(media.chunk - self._last_chunk - 1, MAX_GAP_CHUNKS)
+            self._last_chunk = media.chunk
+        elif media.chunk:
+            counts.repeated_chunks += 1
+        if self._next_timestamp_ms is not None and media.timestamp != self._next_timestamp_ms:
+            counts.timestamp_jumps += 1
+        self._next_timestamp_ms = media.timestamp + len(media.payload) // 8
+        if not media.payload:
+            return None
+        counts.media += 1
+        return CallerAudio(media.payload, media.timestamp, now)
+
+    def _ignore_unreadable(self, text: str, error: Exception) -> None:
+        try:
+            kind = _decode_kind(text).event
+        except UNREADABLE:
+            self._ignore_malformed("not a JSON object with an event")
+            return
+        if kind in _KNOWN_KINDS:
+            if kind == "start" and self.state is StreamState.CONNECTING:
+                raise CarrierProtocolError(f"unreadable start message: {error}") from error
+            self._ignore_malformed(f"unreadable {kind} message: {error}")
+            return
+        self.counts.unknown += 1
+        known = self._unknown_kinds
+        if self._may_log and kind not in known and len(known) < _MAX_UNKNOWN_KINDS_LOGGED:
+            known.add(kind)
+            logger.info("carrier message of an unknown kind ignored", kind=kind[:40])
+
+    def _ignore_malformed(self, cause: str) -> None:
+        self.counts.malformed += 1
+        if self._may_log and not self._malformed_told:
+            self._malformed_told = True
+            logger.warning("malformed carrier message ignored", cause=cause)
+        if self.counts.malformed >= MAX_MALFORMED:
+            raise CarrierProtocolError(
+                f"{self.counts.malformed} malformed messages, the last one {cause}",
+                stream_sid=self.stream_sid or None,
+            )
+
+
+def _json_string(text: str) -> str:
+    return msgspec.json.encode(text).decode()

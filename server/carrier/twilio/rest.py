@@ -1,0 +1,462 @@
+"""Twilio's REST API: placing calls and steering live ones."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+import httpx2
+import msgspec
+import structlog
+import trio
+from twilio.base.exceptions import TwilioException, TwilioRestException, TwilioServiceException
+from twilio.http import AsyncHttpClient
+from twilio.http.response import Response
+from twilio.rest import Client
+from twilio.twiml.voice_response import VoiceResponse
+
+from server.carrier import (
+    CallStatus,
+    MachineVerdict,
+    PlacedCall,
+    StatusUpdate,
+    TransferUpdate,
+    VoiceRequest,
+)
+from server.carrier.twilio.documents import dial_twiml, say_twiml, stream_origin, stream_twiml
+from server.carrier.twilio.messages import UNREADABLE, T
+from server.carrier.twilio.retry_after import read_retry_after
+from server.carrier.twilio.webhooks import (
+    check_call_sid,
+    check_fields,
+    is_count,
+    is_of_account,
+    parse_machine_verdict,
+    parse_status,
+    parse_transfer,
+    parse_voice,
+)
+from server.errors import (
+    CallNotInProgress,
+    CarrierError,
+    CarrierProtocolError,
+)
+
+logger = structlog.get_logger(__name__)
+
+
+class _TrioHttp(AsyncHttpClient):
+    """The HTTP client the twilio package asks for, on trio. (Its own one needs asyncio.)"""
+
+    def __init__(self, client: httpx2.AsyncClient, on_wait: Callable[[float], None]) -> None:
+        super().__init__(logging.getLogger(__name__), is_async=True)
+        self._client = client
+        self._on_wait = on_wait
+
+    async def request(  # type: ignore[override]  # as the package's own async client does
+        self,
+        method: str,
+        uri: str,
+        params: Mapping[str, object] | None = None,
+        data: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+        auth: tuple[str, str] | None = None,
+        timeout: float | None = None,
+        allow_redirects: bool = False,
+    ) -> Response:
+        """Make one request; the carrier's deadline stands around it."""
+        answer = await self._client.request(
+            method,
+            uri,
+            params=dict(params) if params else None,  # type: ignore[arg-type]
+            data=dict(data) if data else None,
+            headers=dict(headers) if headers else None,
+            auth=auth,
+            follow_redirects=allow_redirects,
+        )
+        if answer.status_code in (429, 503):
+            wait_s = read_retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
+            if wait_s is not None:
+                # The package's errors have no place for it.
+                _asked_to_wait_s.set(wait_s)
+                self._on_wait(wait_s)
+        if answer.is_success and not _is_json_object(answer.content):
+            raise CarrierError(
+                "the answer is not Twilio's: is the API's address right?",
+                status=answer.status_code,
+                outcome_unknown=True,
+            )
+        return Response(answer.status_code, answer.text, answer.headers)
+
+
+_asked_to_wait_s: ContextVar[float | None] = ContextVar("_asked_to_wait_s", default=None)
+"""What the answer to the request that this task makes has said about when to come back."""
+
+
+def _is_json_object(content: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(content), dict)
+    except UNREADABLE:
+        return False
+
+
+@contextmanager
+def _carrier_errors(timeout_s: float) -> Generator[None]:
+    """Bound the wait and say every failure of the REST API as a :class:`CarrierError`."""
+    _asked_to_wait_s.set(None)
+    try:
+        with trio.fail_after(timeout_s):
+            yield
+    except TwilioRestException as error:
+        # Without a code of Twilio's, the package puts the HTTP status there.
+        code = error.code if error.code != error.status else None
+        raise CarrierError(
+            error.msg,
+            status=error.status,
+            code=code,
+            outcome_unknown=error.status >= 500,
+            retry_after_s=_asked_to_wait_s.get(),
+        ) from error
+    except TwilioServiceException as error:
+        raise CarrierError(
+            error.detail or error.title,
+            status=error.status,
+            code=error.code,
+            outcome_unknown=error.status >= 500,
+            retry_after_s=_asked_to_wait_s.get(),
+        ) from error
+    except TwilioException as error:
+        raise CarrierError(str(error), outcome_unknown=True) from error
+    except trio.TooSlowError as error:
+        message = f"Twilio did not answer within {timeout_s:g} s"
+        raise CarrierError(message, outcome_unknown=True) from error
+    except _NEVER_SENT as error:
+        raise CarrierError(f"Twilio was not reached: {error or type(error).__name__}") from error
+    except httpx2.HTTPError as error:
+        message = f"Twilio was lost: {error or type(error).__name__}"
+        raise CarrierError(message, outcome_unknown=True) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The package takes it for granted that every field is what it should be.
+        raise CarrierError("Twilio's answer cannot be read", outcome_unknown=True) from error
+
+
+# The request has not left this machine.
+_NEVER_SENT = (
+    httpx2.ConnectError,
+    httpx2.ConnectTimeout,
+    httpx2.ProxyError,
+    httpx2.PoolTimeout,
+    httpx2.UnsupportedProtocol,
+    httpx2.InvalidURL,
+)
+_TRY_AGAIN_WITHIN_S = (0.5, 1.0, 2.0)
+"""The longest wait before each further try; Twilio asks for back-off with jitter after a 429."""
+_MAX_WAITS_S = 10.0
+"""All waits of one request together: a client of ours waits, too; better to say when to ask."""
+# The call is over, or never was (another Region's calls look like that too): there is nothing
+# left to hang up. Codes from Twilio's error dictionary.
+_NOT_IN_PROGRESS = 21220
+_NOT_FOUND = 20404
+
+
+class TwilioCarrier:
+    """Twilio's REST API, and the TwiML that brings a call's audio to ``/stream``.
+
+    An async context manager: it owns the HTTP connections.
+
+    Args:
+        account_sid: ``AC…``.
+        auth_token: The account's secret.
+        phone_number: The number calls come from, E.164.
+        public_url: Where Twilio reaches this server, ``https://host``. With ``http://127.0.0.1…``,
+            for a simulation, media streams come over ``ws://`` instead of ``wss://``.
+        api_url: Base URL of the REST API; None is Twilio's default. For another Region, such as
+            ``https://api.dublin.ie1.twilio.com``, or a simulator.
+        name: What answers and banners call this carrier.
+        ring_timeout_s: How long a phone rings before the call is given up as no-answer.
+        request_timeout_s: How long any one REST request may take.
+        proxy: An HTTP proxy on the way to the REST API; the environment's are not used.
+        api_key: SID (``SK…``) and secret of the API key to ask the REST API with, in the token's
+            place.
+    """
+
+    def __init__(
+        self,
+        *,
+        account_sid: str,
+        auth_token: str,
+        phone_number: str,
+        public_url: str,
+        api_url: str | None = None,
+        name: str = "twilio",
+        ring_timeout_s: float = 30.0,
+        request_timeout_s: float = 10.0,
+        proxy: str | None = None,
+        api_key: tuple[str, str] | None = None,
+    ) -> None:
+        self._name = name
+        self._account_sid = account_sid
+        self._phone_number = phone_number
+        self.on_wait: Callable[[float], None] = lambda wait_s: None
+        """Called when Twilio asks to be left alone for so many seconds."""
+        self.stream_path = "/stream"
+        """Where media streams of this process's calls go, as it is known at the next call."""
+        self.reach_at(public_url)
+        self._ring_timeout_s = ring_timeout_s
+        self._request_timeout_s = request_timeout_s
+        # Of the environment only what is trusted (SSL_CERT_FILE): no hop that nobody asked for.
+        self._http = httpx2.AsyncClient(
+            timeout=request_timeout_s,
+            trust_env=False,
+            verify=httpx2.create_ssl_context(),
+            proxy=proxy,
+        )
+        self._client = Client(
+            *(api_key or (account_sid, auth_token)),
+            account_sid=account_sid,
+            http_client=_TrioHttp(self._http, lambda wait_s: self.on_wait(wait_s)),
+            # Otherwise TWILIO_EDGE and TWILIO_REGION of the environment change the address.
+            environment={"TWILIO_ACCOUNT_SID": account_sid},
+        )
+        if api_url is not None:
+            self._client.api.base_url = api_url.rstrip("/")
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._http.__aexit__(exc_type, exc_value, traceback)
+
+    @property
+    def name(self) -> str:
+        """What answers and banners call this carrier."""
+        return self._name
+
+    def reach_at(self, public_url: str) -> None:
+        """From the next call on, Twilio is told to reach this server there."""
+        self._status_url = f"{public_url.rstrip('/')}/call-status"
+        self._amd_url = f"{public_url.rstrip('/')}/amd-status"
+        self._transfer_url = f"{public_url.rstrip('/')}/transfer-status"
+        self._stream_origin = stream_origin(public_url)
+
+    @property
+    def stream_url(self) -> str:
+        """Where Twilio opens a call's media stream."""
+        return f"{self._stream_origin}{self.stream_path}"
+
+    async def place_call(
+        self,
+        destination_number: str,
+        *,
+        ticket: str,
+        max_duration_s: float,
+        detect_machine: bool = False,
+    ) -> PlacedCall:
+        """Dial a number; when it is answered, Twilio opens a stream that shows the ticket.
+
+        The TwiML goes with the request, which saves Twilio a webhook between the answer and the
+        stream. Every change of the call's status is posted to ``/call-status``.
+
+        Machine detection runs beside the call, not before it: the verdict goes to ``/amd-status``,
+        for a machine when its announcement is over.
+
+        Raises:
+            CarrierError: Refused, not reached or not answered. In the last case its outcome is
+                unknown: Twilio may have placed the call all the same; its stream will show a
+                ticket nobody holds, and is refused.
+        """
+        detection = {}
+        if detect_machine:
+            detection = {
+                "machine_detection": "DetectMessageEnd",
+                "async_amd": "true",
+                "async_amd_status_callback": self._amd_url,
+                "async_amd_status_callback_method": "POST",
+            }
+        call = await self._request(
+            lambda: self._client.calls.create_async(
+                to=destination_number,
+                from_=self._phone_number,
+                twiml=self.answer_twiml(ticket),
+                status_callback=self._status_url,
+                status_callback_event=["initiated", "ringing", "answered", "completed"],
+                status_callback_method="POST",
+                timeout=math.ceil(self._ring_timeout_s),
+                time_limit=math.ceil(max_duration_s),
+                **detection,
+            ),
+            repeatable=False,
+        )
+        try:
+            call_sid = check_call_sid(str(call.sid or ""), "call that was placed")
+        except CarrierProtocolError as error:
+            message = "Twilio accepted the call but did not name it"
+            raise CarrierError(message, outcome_unknown=True) from error
+        return PlacedCall(call_sid, _placed_status(call.status))
+
+    async def hang_up(self, call_sid: str) -> None:
+        """End a call in any state; a call that is already over is success.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        try:
+            await self._request(
+                lambda: self._client.calls(call_sid).update_async(status="completed"),
+                repeatable=True,
+            )
+        except CarrierError as error:
+            if error.code not in (_NOT_IN_PROGRESS, _NOT_FOUND) and error.status != 404:
+                raise
+
+    async def update_call(self, call_sid: str, *, twiml: str) -> None:
+        """Let a live call go on with another document: its stream stops and is closed.
+
+        Raises:
+            CarrierError: Refused (21220 when the call is over) or not reached.
+        """
+        with _carrier_errors(self._request_timeout_s):
+            await self._client.calls(call_sid).update_async(twiml=twiml)
+
+    async def transfer(self, call_sid: str, number: str, *, ring_timeout_s: float) -> None:
+        """Let a live call ring another number, which ends its stream; see :func:`dial_twiml`.
+
+        The number shown is ours: the caller's own one may not be allowed from this account.
+
+        Raises:
+            CarrierError: Refused (21220 when the call is over) or not reached.
+        """
+        document = dial_twiml(
+            number,
+            caller_id=self._phone_number,
+            ring_timeout_s=ring_timeout_s,
+            status_url=self._transfer_url,
+        )
+        await self.update_call(call_sid, twiml=document)
+
+    async def _request(self, request: Callable[[], Awaitable[T]], *, repeatable: bool) -> T:
+        """Make a request, and make it again where that cannot do anything twice.
+
+        Args:
+            request: Makes it once.
+            repeatable: Whether doing it twice does no harm. If it would, it is made again only
+                when Twilio has said that it did nothing (429) or was never reached.
+
+        When Twilio says how long to wait, it is not made again sooner; where there is not that
+        much time, not at all.
+        """
+        left_s = _MAX_WAITS_S
+        for wait_s in (*_TRY_AGAIN_WITHIN_S, None):
+            try:
+                with _carrier_errors(self._request_timeout_s):
+                    return await request()
+            except CarrierError as error:
+                not_done = error.status in (None, 429) and not error.outcome_unknown
+                again = not_done or (repeatable and error.outcome_unknown)
+                if wait_s is None or not again:
+                    raise
+                pause_s = random.uniform(wait_s / 2, wait_s) + (error.retry_after_s or 0.0)
+                left_s -= pause_s
+                in_vain = trio.current_time() + pause_s >= trio.current_effective_deadline()
+                if left_s < 0 or in_vain:
+                    raise
+                logger.debug("carrier request is made again", status=error.status, code=error.code)
+            await trio.sleep(pause_s)
+        raise AssertionError("unreachable")
+
+    async def fetch_status(self, call_sid: str) -> StatusUpdate:
+        """Ask how a call stands; one request, which is not made again.
+
+        Raises:
+            CarrierError: Refused, not reached, or answered with a status that is none.
+        """
+        with _carrier_errors(self._request_timeout_s):
+            call = await self._client.calls(call_sid).fetch_async()
+        try:
+            status = CallStatus(str(call.status))
+        except ValueError:
+            word = str(call.status)[:40]
+            raise CarrierError(f"Twilio says that the call is {word!r}") from None
+        facts = {"asked": "yes"}
+        if status.is_final and is_count(duration := str(call.duration or "")):
+            facts["duration_s"] = duration
+        return StatusUpdate(call_sid, status, None, facts)
+
+    async def say_and_hang_up(self, call_sid: str, text: str, language: str) -> None:
+        """Say something in Twilio's own voice and end the call; its stream stops at once.
+
+        Raises:
+            CallNotInProgress: The call is over, or Twilio has not answered it yet (21220).
+            CarrierError: Refused or not reached.
+        """
+        try:
+            await self.update_call(call_sid, twiml=self.say_and_hang_up_twiml(text, language))
+        except CarrierError as error:
+            if error.code != _NOT_IN_PROGRESS:
+                raise
+            raise CallNotInProgress(error.message, status=error.status, code=error.code) from error
+
+    def answer_twiml(self, ticket: str) -> str:
+        """The document that answers a call with a media stream that shows the ticket."""
+        return stream_twiml(self.stream_url, {"ticket": ticket})
+
+    def refuse_twiml(self) -> str:
+        """The document that refuses an inbound call as busy; Twilio does not bill it."""
+        response = VoiceResponse()
+        response.reject(reason="busy")
+        return str(response)
+
+    def hang_up_twiml(self) -> str:
+        """The document that ends a call."""
+        response = VoiceResponse()
+        response.hangup()
+        return str(response)
+
+    def say_and_hang_up_twiml(self, text: str, language: str) -> str:
+        """See :func:`say_twiml`."""
+        return say_twiml(text, language)
+
+    def check_fields(self, fields: Iterable[tuple[str, str]]) -> None:
+        """See :func:`server.carrier.twilio.webhooks.check_fields`."""
+        check_fields(fields)
+
+    def is_ours(self, form: Mapping[str, str]) -> bool:
+        """Whether a webhook is about our account, as far as it says."""
+        return is_of_account(form, self._account_sid)
+
+    def read_voice(self, form: Mapping[str, str]) -> VoiceRequest:
+        """See :func:`server.carrier.twilio.webhooks.parse_voice`."""
+        return parse_voice(form)
+
+    def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:
+        """See :func:`parse_transfer`."""
+        return parse_transfer(form)
+
+    def read_machine_verdict(self, form: Mapping[str, str]) -> MachineVerdict:
+        """See :func:`parse_machine_verdict`."""
+        return parse_machine_verdict(form)
+
+    def read_status(self, form: Mapping[str, str]) -> StatusUpdate:
+        """See :func:`server.carrier.twilio.webhooks.parse_status`."""
+        return parse_status(form)
+
+
+def _placed_status(word: object) -> CallStatus:
+    try:
+        return CallStatus(str(word))
+    except ValueError:
+        # A new word of Twilio's is no reason to disown a call that it has accepted.
+        return CallStatus.QUEUED

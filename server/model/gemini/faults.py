@@ -1,0 +1,159 @@
+"""What goes wrong with Gemini Live, as errors of ours that hide the API key."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import (
+    contextmanager,
+)
+
+import trio
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
+from server.model.gemini.protocol import ToldError
+from server.model.gemini.service_words import known_words
+from server.model.refusals import Cure, Kind, classify
+
+_NO_KEY = "[the API key]"
+_MIN_PART_OF_KEY = 8
+"""Fewer characters of a key may be part of any word."""
+
+
+class Faults:
+    """Makes errors of what the service and the network say.
+
+    Args:
+        api_key: Never in an error.
+        host: Who is connected to.
+    """
+
+    def __init__(self, api_key: str, host: str) -> None:
+        self._api_key = api_key
+        self._host = host
+
+    @contextmanager
+    def translated_closing(self) -> Generator[None]:
+        """Turn the socket's closing, in the middle of a session, into a ModelError."""
+        try:
+            yield
+        except ConnectionClosed as closed:
+            raise self._closed_error(closed, during_setup=False) from self._cause(closed)
+
+    @contextmanager
+    def translated_opening(self) -> Generator[None]:
+        """Turn whatever can go wrong before the service is ready into a ModelError."""
+        try:
+            yield
+        except ConnectionClosed as closed:
+            raise self._closed_error(closed, during_setup=True) from self._cause(closed)
+        except InvalidStatus as refused:
+            raise self._refused_error(refused) from refused
+        except trio.TooSlowError as late:
+            raise self._unreachable_error("no answer to the set-up in time") from late
+        except OSError as failure:
+            raise self._unreachable_error(str(failure) or type(failure).__name__) from failure
+        except InvalidHandshake as failure:  # its text may hold headers of the other end's choosing
+            kind = type(failure).__name__
+            raise self._unreachable_error(str(failure) or kind, logged=kind) from failure
+        except trio.BrokenResourceError as failure:  # TLS, on the library's own path
+            raise self._unreachable_error(str(failure.__cause__ or "TLS failed")) from failure
+
+    def _closed_error(self, closed: ConnectionClosed, *, during_setup: bool) -> ModelError:
+        code = closed.rcvd.code if closed.rcvd is not None else 1006
+        reason = self._without_key(closed.rcvd.reason if closed.rcvd is not None else "")
+        told = f"Gemini closed the session with {code}"
+        message = f"{told}: {reason or 'no reason given'}"
+        loggable = f"{told}: {known_words(reason)}"
+        if (kind := classify(reason, close_code=code)) is not None:
+            return account_refused(kind, message, code=code, reason=reason, loggable=loggable)
+        if during_setup and code in (1007, 1008):
+            return ModelSetupRefused(
+                message, code=code, reason=reason, retryable=False, loggable=loggable
+            )
+        # In mid-call 1008 comes after tool results and goes away; 1007 is a used-up context.
+        return ModelError(
+            message, code=code, reason=reason, retryable=code != 1007, loggable=loggable
+        )
+
+    def told_error(self, told: ToldError, *, during_setup: bool) -> ModelError:
+        """Make an error of one that the service has told in a message."""
+        code, reason = told.http_status, self._without_key(f"{told.status} {told.reason}".strip())
+        named = " ".join(str(one) for one in (code, told.status) if one) or "an error"
+        message = f"Gemini says {named}: {reason or 'no reason given'}"
+        loggable = f"Gemini says {named}: {known_words(reason)}"
+        if (kind := classify(reason, status=code)) is not None:
+            return account_refused(kind, message, code=None, reason=reason, loggable=loggable)
+        passes = (code or 0) >= 500 or told.status in ("INTERNAL", "UNAVAILABLE", "ABORTED")
+        if during_setup and not passes:
+            return ModelSetupRefused(
+                message, code=None, reason=reason, retryable=False, loggable=loggable
+            )
+        return ModelError(message, code=None, reason=reason, retryable=True, loggable=loggable)
+
+    def _refused_error(self, refused: InvalidStatus) -> ModelError:
+        status = refused.response.status_code
+        body = bytes(refused.response.body or b"").decode("utf-8", "replace")
+        # The key goes before the text is cut: half of one is too much, too.
+        reason = f"HTTP {status} {self._without_key(body)[:200]}".strip()
+        message = f"Gemini refused the connection: {reason}"
+        loggable = f"Gemini refused the connection: HTTP {status}, {known_words(reason)}"
+        if (kind := classify(body, status=status, at_handshake=True)) is not None:
+            return account_refused(kind, message, code=None, reason=reason, loggable=loggable)
+        if status < 500:
+            return ModelSetupRefused(
+                message, code=None, reason=reason, retryable=False, loggable=loggable
+            )
+        return ModelError(message, code=None, reason=reason, retryable=True, loggable=loggable)
+
+    def _unreachable_error(self, reason: str, *, logged: str | None = None) -> ModelError:
+        reason = self._without_key(reason)
+        told = f"Gemini at {self._host} cannot be reached"
+        return ModelError(
+            f"{told}: {reason}",
+            code=None,
+            reason=reason,
+            retryable=True,
+            loggable=f"{told}: {logged or reason}",
+        )
+
+    def _cause(self, closed: ConnectionClosed) -> ConnectionClosed | None:
+        # A traceback prints its causes, and the close reason with them.
+        return None if self._api_key in str(closed) else closed
+
+    def _without_key(self, text: str) -> str:
+        # Google quotes the key in some refusals ("Consumer 'api_key:…' has been suspended"), and
+        # cuts a close reason wherever its bytes are full.
+        text = text.replace(self._api_key, _NO_KEY)
+        for length in range(len(self._api_key) - 1, _MIN_PART_OF_KEY - 1, -1):
+            if text.endswith(self._api_key[:length]):
+                return text[:-length] + _NO_KEY
+        return text
+
+
+def account_refused(
+    kind: Kind, message: str, *, code: int | None, reason: str, loggable: str | None = None
+) -> ModelError:
+    """Make the error for a refusal that is about the account.
+
+    Args:
+        kind: What is refused.
+        message: What has happened, without a key.
+        code: The WebSocket close code, if it was one.
+        reason: The service's own words, without a key.
+        loggable: The message without those; None if it has none.
+    """
+    error = ModelError
+    if kind in (Kind.RATE, Kind.QUOTA):
+        error = ModelQuotaExceeded
+    elif kind.cure is Cure.PERSON:
+        error = ModelSetupRefused
+    retryable = kind.cure is Cure.RETRY
+    return error(
+        message,
+        code=code,
+        reason=reason,
+        retryable=retryable,
+        loggable=loggable,
+        refusal=kind,
+    )

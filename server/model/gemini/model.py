@@ -1,0 +1,212 @@
+"""Opening connections to Gemini Live."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+)
+from urllib.parse import urlsplit
+
+import structlog
+import trio
+from google.genai import types
+from websockets.trio.client import ClientConnection
+from websockets.trio.client import connect as websocket_connect
+
+from server.agent.agent import Agent
+from server.errors import ConfigurationError
+from server.media.dial import open_wire
+from server.media.plane import Plane
+from server.model import (
+    Conversation,
+    PastTurn,
+)
+from server.model.gemini.dialects import dialect_of
+from server.model.gemini.faults import Faults
+from server.model.gemini.session import Connect, GeminiSession, MessageSocket
+from server.model.gemini.setup import agent_config, recent_history, resumed_config, setup_message
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+DEFAULT_MODEL = "gemini-3.8-live"
+DEFAULT_URL = "wss://generativelanguage.googleapis.com"
+API_VERSION = "v1beta"
+"""The documented version of the Live API (the SDK's default, v1, is not documented for Live)."""
+MAX_MESSAGE_BYTES = 16 * 2**20
+"""Largest message accepted; the library's 1 MiB is only about 16 s of base64 audio."""
+# At DEBUG the library logs every header, the API key among them; at INFO every connection.
+_websocket_logger = logging.getLogger(f"{__name__}.websocket")
+_websocket_logger.setLevel(logging.WARNING)
+
+
+class _Connection(ClientConnection):
+    """A connection whose reader outlives cancellation, until the socket is closed.
+
+    A hang-up cancels the whole call. The library's reader would close the socket at that moment,
+    before our close frame is out, and the service would see every call end as 1006.
+    """
+
+    async def recv_events(self) -> None:
+        with trio.CancelScope(shield=True):
+            await super().recv_events()  # ends as soon as the stream is closed
+
+
+class _connect(websocket_connect):  # noqa: N801 - named as the class it specialises
+    """Never follows a redirect: the library would take our key along to another host."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+class GeminiModel:
+    """Opens sessions with one model of the Gemini Developer API.
+
+    Args:
+        api_key: Sent in a header, and found in no log, no error and no ``repr``.
+        model: The model's name.
+        url: Base URL, ``wss://…``; ``ws://…`` for a local double.
+        config: Settings for every session (tools, temperature …) under each agent's own.
+        connect_timeout_s: Longest wait for the connection.
+        setup_timeout_s: Longest wait for the service to be ready after that.
+        close_timeout_s: Longest wait for a clean close; then the socket is dropped.
+        connect: Opens the socket; None for a real one.
+        plane: Where real sockets are put; None leaves them to the ``websockets`` library.
+        proxy: An HTTP proxy that real sockets go through, ``http://user:password@host:port``.
+
+    Raises:
+        ConfigurationError: The URL is not a WebSocket URL, or the key cannot be a header.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        model: str = DEFAULT_MODEL,
+        url: str = DEFAULT_URL,
+        config: types.LiveConnectConfig | None = None,
+        connect_timeout_s: float = 10.0,
+        setup_timeout_s: float = 10.0,
+        close_timeout_s: float = 2.0,
+        connect: Connect | None = None,
+        plane: Plane | None = None,
+        proxy: str | None = None,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise ConfigurationError("GEMINI_URL must be a ws:// or wss:// base URL")
+        if not api_key or not api_key.isascii() or not api_key.isprintable():
+            raise ConfigurationError("GEMINI_API_KEY is empty or has characters no key has")
+        self.name = model
+        self._api_key = api_key
+        self._host = parts.hostname
+        self._faults = Faults(api_key, parts.hostname)
+        self._url = (
+            f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+            f"/ws/google.ai.generativelanguage.{API_VERSION}.GenerativeService.BidiGenerateContent"
+        )
+        self._config = config
+        self._connect_timeout_s = connect_timeout_s
+        self._setup_timeout_s = setup_timeout_s
+        self._close_timeout_s = close_timeout_s
+        self._plane = plane
+        self._proxy = proxy
+        self._connect = connect if connect is not None else self._connect_websocket
+        # Made once: loading the certificate store takes milliseconds, which a call would feel.
+        self._tls = ssl.create_default_context() if parts.scheme == "wss" else None
+        self._dialect = dialect_of(model)
+        self._dropped_logged: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<GeminiModel {self.name!r} at {self._host!r}>"
+
+    @asynccontextmanager
+    async def open_session(
+        self,
+        agent: Agent,
+        conversation: Conversation | None = None,
+        *,
+        handle: str | None = None,
+        first_turn: int = 1,
+    ) -> AsyncGenerator[GeminiSession]:
+        """Connect, set the agent up, wait until the service is ready; close when the block ends.
+
+        Closing is clean and bounded by ``close_timeout_s`` even when the block was cancelled.
+
+        Args:
+            agent: Who answers the phone.
+            conversation: Asked what has been said so far, which a new session is then told.
+            handle: Go on with the session that the service has kept under this handle.
+            first_turn: Number of the first agent turn.
+
+        Raises:
+            ModelSetupRefused: The service refused the set-up, or the handle; trying the same again
+                will not help.
+            ModelQuotaExceeded: The account's quota is used up.
+            ModelError: It could not be reached, or closed before it was ready.
+        """
+        history: tuple[PastTurn, ...] = ()
+        if conversation is not None and handle is None:
+            history = recent_history(conversation.history())
+        config = agent_config(agent, self._config)
+        config = resumed_config(config, self._dialect, handle=handle, history=history)
+        message, dropped = setup_message(self.name, config)
+        self._log_dropped(dropped)
+        async with AsyncExitStack() as stack:
+            with self._faults.translated_opening():
+                headers = {"x-goog-api-key": self._api_key}
+                socket = await stack.enter_async_context(self._connect(self._url, headers))
+                stack.push_async_callback(self._close, socket)
+                session = GeminiSession(socket, self._dialect, self._faults, first_turn)
+                with trio.fail_after(self._setup_timeout_s):
+                    await session.set_up(message, history if config.history_config else ())
+            # The session lasts as long as its call; what it was set up with need not.
+            del config, message, history, headers, conversation
+            # Nothing is translated past this point: an error raised by the caller's block is
+            # the caller's, whatever its type.
+            yield session
+
+    def _connect_websocket(
+        self, url: str, headers: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[MessageSocket]:
+        if self._plane is not None:
+            return open_wire(
+                self._plane,
+                url,
+                headers,
+                tls=self._tls,
+                max_message_bytes=MAX_MESSAGE_BYTES,
+                connect_timeout_s=self._connect_timeout_s,
+                close_timeout_s=self._close_timeout_s,
+                proxy=self._proxy,
+            )
+        return _connect(
+            url,
+            ssl=self._tls,
+            additional_headers=headers,
+            # None is none: one from the environment would be a hop nobody asked for.
+            proxy=self._proxy,
+            # 52 us a chunk to save 28 % of a base64 text.
+            compression=None,
+            # Pongs come up to 30 s late from a healthy service; speech is the sign of life.
+            ping_interval=None,
+            open_timeout=self._connect_timeout_s,
+            close_timeout=self._close_timeout_s,
+            max_size=MAX_MESSAGE_BYTES,
+            logger=_websocket_logger,
+            create_connection=_Connection,
+        )
+
+    async def _close(self, socket: MessageSocket) -> None:
+        # A call that is hung up is cancelled: without the shield no close frame would be sent.
+        with trio.move_on_after(self._close_timeout_s, shield=True):
+            await socket.aclose(1000, "")
+
+    def _log_dropped(self, dropped: Sequence[str]) -> None:
+        news = [name for name in dropped if name not in self._dropped_logged]
+        if news:
+            self._dropped_logged.update(news)
+            logger.warning("settings left out that this model refuses", model=self.name, names=news)

@@ -1,0 +1,76 @@
+"""Opening lasting sessions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import trio
+
+from server.agent.agent import Agent
+from server.logs import Sparing
+from server.model import (
+    Conversation,
+)
+from server.model.lasting.plan import ConnectionPlan
+from server.model.lasting.session import LastingSession, Service
+
+REFUSAL_TOLD_EVERY_S = 600.0
+
+
+class LastingModel:
+    """Opens sessions that outlive their connections.
+
+    Args:
+        service: The model.
+        fallback: Where to turn when the model fails for good or is out of quota: another model,
+            key or region.
+        connection_age_s: Age at which a connection is replaced in the next silence; the service
+            ends them after about ten minutes.
+        reconnect_budget_s: How long one outage may last before the session is given up.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        fallback: Service | None = None,
+        connection_age_s: float = 540.0,
+        reconnect_budget_s: float = 30.0,
+    ) -> None:
+        self.name = service.name
+        self._services = (service, fallback)
+        self._refusals_told = Sparing(REFUSAL_TOLD_EVERY_S)
+        self._connection_age_s = connection_age_s
+        self._reconnect_budget_s = reconnect_budget_s
+
+    @asynccontextmanager
+    async def open_session(
+        self, agent: Agent, conversation: Conversation
+    ) -> AsyncGenerator[LastingSession]:
+        """Connect, set the agent up, wait until the service is ready; close when the block ends.
+
+        Raises:
+            ModelSetupRefused: The service refused the set-up; trying again will not help.
+            ModelQuotaExceeded: The account's quota is used up.
+            ModelError: It could not be reached within the budget.
+        """
+        plan = ConnectionPlan(
+            trio.current_time(),
+            connection_age_s=self._connection_age_s,
+            budget_s=self._reconnect_budget_s,
+            has_fallback=self._services[1] is not None,
+        )
+        session = LastingSession(self._services, agent, conversation, plan, self._refusals_told)
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.run)
+            try:
+                await session.wait_open()
+                yield session
+            except Exception as error:
+                # Kept out of the nursery, which would put it into a group.
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
