@@ -35,8 +35,8 @@ from server.carrier import CallerAudio
 from server.carrier.twilio.messages import TwilioProtocol
 from server.model import AgentAudio
 from server.model.gemini.protocol import GeminiProtocol
-from tests.ear_reference import random_scene, same_in_both
-from tests.websocket_oracle import compare, ours
+from tests.support.ear_reference import random_scene, same_in_both
+from tests.support.websocket_oracle import compare, ours
 
 SID = "MZ0123456789abcdef"
 START = json.dumps(

@@ -77,10 +77,10 @@ from server.switchboard.strangers import client_address
 from server.web.api import MakeCall, field_errors
 from server.web.keys import Keys, hash_key
 from tests import fuzz_path, fuzz_socket
+from tests.agent.test_tools import FakeCall
 from tests.fuzz_codec import Fuzz as CodecFuzz
 from tests.fuzz_path import mutate
-from tests.rig import calling
-from tests.test_tools import FakeCall
+from tests.support.rig import calling
 
 SID = "MZ" + "0" * 32
 CALL_SID = "CA" + "0" * 32
@@ -739,7 +739,7 @@ def api_server(log: Path) -> Generator[tuple[str, int]]:
     """A server in a process of its own, where no phone is ever answered: its URL and id."""
     with log.open("w") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.one_server"],
+            [sys.executable, "-m", "tests.support.one_server"],
             cwd=Path(__file__).parent.parent,
             env={**os.environ, "API_KEY": "sesame", "SIMULATED_CALLEE": "no-answer"}
             | {"DATABASE_URL": "sqlite://"},

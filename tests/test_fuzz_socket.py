@@ -24,7 +24,15 @@ from tests.fuzz_socket import (
     server_kind,
     serving,
 )
-from tests.socket_inputs import KINDS, MAKERS, MAX_BYTES, Conversation, Part, named, numbered
+from tests.support.socket_inputs import (
+    KINDS,
+    MAKERS,
+    MAX_BYTES,
+    Conversation,
+    Part,
+    named,
+    numbered,
+)
 
 reads_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 has_trustme = importlib.util.find_spec("trustme") is not None

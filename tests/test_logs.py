@@ -120,7 +120,7 @@ def processes(tmp_path_factory):
         for way in WAYS:
             lines = tmp_path_factory.mktemp("logs") / "lines"
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.whole_call", way],
+                [sys.executable, "-m", "tests.support.whole_call", way],
                 cwd=Path(__file__).parent.parent,
                 env={**os.environ, "PYTHONUTF8": "1"},
                 stdout=subprocess.PIPE,

@@ -6,7 +6,7 @@ fragments of a byte each held every call up for a tenth of a second that way, an
 goes on with such a message has it kept. On the media plane the bounds are in ``plane.py``.
 
 hypercorn has no setting for this. :func:`bound_frames` puts a subclass of wsproto's connection in
-the place where hypercorn makes one; tests/test_bounded_frames.py fails when that is elsewhere.
+the place where hypercorn makes one; its test fails when that is elsewhere.
 """
 
 from __future__ import annotations

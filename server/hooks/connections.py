@@ -10,7 +10,7 @@ once it has refused it something. :class:`Connection` is hypercorn's own class w
       └──────── refused ──┴──▶ lingering ──▶ closed
 
 No interface of hypercorn's is public here: pyproject.toml pins it to 0.18, and
-tests/test_connections.py fails when another version goes another way.
+tests/hooks/test_connections.py fails when another version goes another way.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ shortage of descriptors. And an app whose inside has failed ends the process, wi
 supervisor restarts, where hypercorn would go on serving what nobody answers.
 
 That is no public interface: pyproject.toml pins hypercorn to 0.18, and
-tests/test_hypercorn_hook.py fails when another version goes another way.
+tests/hooks/test_hypercorn_hook.py fails when another version goes another way.
 """
 
 from __future__ import annotations

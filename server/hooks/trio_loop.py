@@ -12,7 +12,7 @@ audio is served where trio sleeps, and trio wakes when it has something to do it
                                          '─▶ trio's epoll is ready, a task can run, or it is t
 
 trio has no public way for this. What is used of it are the two methods of its Linux I/O manager
-that stand between "nothing to run" and "run", and tests/test_trio_hook.py fails loudly when a
+that stand between "nothing to run" and "run", and tests/hooks/test_trio_hook.py fails loudly when a
 version of trio goes another way. Where it does not fit, :func:`serving_while_trio_sleeps` says so
 and the plane is an ordinary task.
 """

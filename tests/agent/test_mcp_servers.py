@@ -1,0 +1,302 @@
+"""Tools from MCP servers: a real one over stdio, and the same over HTTP."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+
+from server.agent.mcp_servers import (
+    MAX_DESCRIPTION,
+    MAX_TOOLS,
+    McpServers,
+    _Connection,
+    _Entry,
+    _told,
+    arguments_for,
+    is_too_big,
+    read_servers,
+)
+from server.agent.tool import ToolError
+from server.call.toolbox import MAX_ERROR, Toolbox
+from server.errors import ConfigurationError
+from server.metrics import Metrics
+from server.model import ToolCall
+from server.settings.settings import Settings
+from tests.agent.test_tools import FakeCall
+from tests.web.test_serve import serving
+
+pytest.importorskip("mcp")
+
+from mcp.types import CallToolResult, TextContent
+from mcp.types import Tool as McpTool
+
+SERVER = Path(__file__).parents[1] / "support" / "mcp_server.py"
+
+
+def stdio(**env: str) -> dict:
+    return {"command": sys.executable, "args": [str(SERVER)], "env": env}
+
+
+@asynccontextmanager
+async def connected(servers: dict, **options):
+    mcp = McpServers(read_servers(json.dumps(servers)), **options)
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(60):
+            await nursery.start(mcp.run)
+        yield mcp
+        nursery.cancel_scope.cancel()
+
+
+async def run(mcp: McpServers, name: str, **arguments):
+    (tool,) = (one for one in mcp.tools if one.name == name)
+    with trio.fail_after(60):
+        return await tool.run(arguments, FakeCall(), trio.CapacityLimiter(1))
+
+
+async def test_the_tools_of_a_server_are_offered_and_run():
+    async with connected({"shop": stdio(SHOP="north")}) as mcp:
+        tools = {tool.name: tool for tool in mcp.tools}
+        told = await run(mcp, "shop__stock", item="pear")
+        described = await run(mcp, "shop__picture")
+        with pytest.raises(ToolError, match="fail"):
+            await run(mcp, "shop__fail")
+        with pytest.raises(ToolError, match="item"):
+            await run(mcp, "shop__stock", colour="red")
+
+    assert set(tools) == {f"shop__{name}" for name in ("stock", "picture", "fail", "wait", "die")}
+    stock = tools["shop__stock"]
+    assert stock.description == "Say how many of an item are left."
+    assert stock.parameters["properties"]["item"]["type"] == "string"
+    assert stock.parameters["required"] == ["item"]
+    assert told == {"item": "pear", "shelf": 1, "left": 7, "shop": "north"}
+    assert described == "a pear\n(image, not shown)"
+
+
+async def test_a_server_that_dies_is_started_again_and_the_call_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("server.agent.mcp_servers.random.uniform", lambda a, b: 0.01)
+    started = tmp_path / "started"
+    async with connected({"shop": stdio(STARTED=str(started))}) as mcp:
+        with pytest.raises(ToolError, match="cannot be reached"):
+            await run(mcp, "shop__die")
+        with trio.fail_after(60):
+            while started.read_text() != "xx" or not mcp.tools:  # noqa: ASYNC110 - another process
+                await trio.sleep(0.02)
+        told = await run(mcp, "shop__stock", item="plum")
+
+    assert told["item"] == "plum"
+
+
+async def test_a_tool_that_takes_too_long_is_given_up_and_the_connection_stays():
+    async with connected({"shop": stdio()}) as mcp, trio.open_nursery() as nursery:
+        answers: list = []
+        news = trio.Event()
+
+        async def answer(results):
+            answers.extend(result.response for result in results)
+            news.set()
+
+        box = Toolbox(mcp.tools, FakeCall(), metrics=Metrics(CollectorRegistry()), timeout_s=0.3)
+        nursery.start_soon(box.run, answer)
+        box.request([ToolCall("a", "shop__wait", {})])
+        with trio.fail_after(60):
+            await news.wait()
+        told = await run(mcp, "shop__stock", item="fig")
+        nursery.cancel_scope.cancel()
+
+    assert "0.3 seconds" in answers[0]["error"]
+    assert told["item"] == "fig"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"command": "/no/such/program"},
+        {"command": sys.executable, "args": ["-c", "raise SystemExit(1)"]},
+        {"command": sys.executable, "args": ["-c", "import time; time.sleep(60)"]},
+        {"url": "http://127.0.0.1:9/mcp"},
+    ],
+    ids=["missing", "ends", "silent", "refused"],
+)
+async def test_a_server_that_is_not_there_keeps_nobody_waiting(entry):
+    async with connected({"gone": entry}, connect_timeout_s=1.0) as mcp:
+        assert mcp.tools == ()
+
+
+async def test_two_servers_may_have_tools_of_the_same_name():
+    async with connected({"north": stdio(SHOP="north"), "south": stdio(SHOP="south")}) as mcp:
+        told = [await run(mcp, f"{name}__stock", item="kiwi") for name in ("north", "south")]
+
+    assert [one["shop"] for one in told] == ["north", "south"]
+
+
+async def test_a_server_may_be_reached_over_http(nursery):
+    import hypercorn.trio
+    from hypercorn.config import Config
+
+    from tests.support.mcp_server import server
+
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    config.errorlog = None
+    config.graceful_timeout = 0.1
+    config.shutdown_timeout = 1.0
+    stop = trio.Event()
+    app = server.streamable_http_app()
+    (origin,) = await nursery.start(
+        partial(hypercorn.trio.serve, app, config, shutdown_trigger=stop.wait)
+    )
+    async with connected({"crm": {"url": f"{origin}/mcp", "headers": {"X-Key": "1"}}}) as mcp:
+        told = await run(mcp, "crm__stock", item="lime")
+    stop.set()
+
+    assert told["item"] == "lime"
+
+
+async def test_the_agent_of_the_next_call_has_them(tmp_path):
+    config = tmp_path / "servers.json"
+    config.write_text(json.dumps({"mcpServers": {"shop": stdio()}}))
+    async with serving(mcp_servers=str(config)) as server:
+        names = [tool.name for tool in server.app.agent.tools]
+        made = await server.make_call("5550108")
+        call_sid = made.json()["call_sid"]
+        with trio.fail_after(60):
+            await server.app.simulated_twilio.calls[call_sid].wait_status("in-progress")
+            await server.http.post(f"/calls/{call_sid}/hang-up")
+        (session,) = server.app.simulated_gemini.sessions
+
+    declared = [
+        function["name"]
+        for tool in session.setup["tools"]
+        for function in tool["functionDeclarations"]
+    ]
+    assert "shop__stock" in names
+    assert declared == names
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("/no/such/file.json", "cannot be read"),
+        ("{", "not JSON"),
+        ('{"shop": {}}', "either a command or a url"),
+        ('{"shop": {"command": "x", "url": "http://y"}}', "either a command or a url"),
+        ('{"shop": {"url": "ftp://y"}}', "http"),
+        ('{"1 shop": {"command": "x"}}', "pattern"),
+        ('{"shop": "python server.py"}', "shop"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_at_the_start(setting, problem):
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        read_servers(setting)
+
+    assert "MCP_SERVERS" in str(caught.value)
+
+
+def test_no_setting_is_no_server():
+    assert read_servers(None) == {}
+    assert McpServers({}).tools == ()
+
+
+def test_what_other_clients_write_there_too_is_left_alone():
+    servers = read_servers('{"shop": {"type": "stdio", "command": "x", "disabled": false}}')
+
+    assert servers["shop"].command == "x"
+
+
+def test_without_the_package_the_start_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mcp", None)
+
+    with pytest.raises(ConfigurationError, match=r"pip install 'offhook\[mcp\]'"):
+        read_servers('{"shop": {"command": "x"}}')
+
+
+def test_keys_in_the_setting_are_not_shown():
+    settings = Settings.load(_env_file=None, mcp_servers='{"a": {"url": "http://sesame"}}')
+
+    assert "sesame" not in repr(settings)
+
+
+# --- What a server may ask of us
+
+
+NO_PARAMETERS = {"type": "object", "properties": {}}
+ITEM = {"type": "object", "properties": {"item": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "passed"),
+    [
+        (NO_PARAMETERS, {"reason": "why not"}, {}),
+        (NO_PARAMETERS, {"colour": "red"}, {}),
+        (ITEM, {"item": "pear", "reason": "asked"}, {"item": "pear"}),
+        (ITEM, {"item": "pear", "colour": "red"}, {"item": "pear", "colour": "red"}),
+        (NO_PARAMETERS | {"additionalProperties": True}, {"a": 1}, {"a": 1}),
+        ({"properties": None}, {"a": 1}, {"a": 1}),
+    ],
+)
+def test_arguments_that_a_function_does_not_have_are_left_out(schema, given, passed):
+    assert arguments_for(schema, given) == passed
+
+
+@pytest.mark.parametrize(
+    ("value", "big"),
+    [
+        ("x" * 900, False),
+        ("x" * 1_100, True),
+        ([1] * 400, False),
+        ([1] * 1_000_000, True),
+        ({str(key): {} for key in range(1_000_000)}, True),
+        ({"a": [["x" * 600], {"b": "y" * 600}]}, True),
+        (None, False),
+    ],
+)
+def test_the_size_of_an_answer_is_known_without_writing_it(value, big):
+    assert is_too_big(value, 1_000) is big
+
+
+def test_an_answer_of_many_parts_is_told_as_far_as_it_fits():
+    parts = [TextContent(type="text", text=f"{index}") for index in range(10_000)]
+
+    told = _told(CallToolResult(content=parts))
+
+    assert str(told).endswith("(9900 more parts, not shown)")
+    assert len(str(told)) < 1_000
+
+
+def test_an_error_of_a_servers_is_told_as_far_as_it_fits():
+    parts = [TextContent(type="text", text="x" * 1_000_000)]
+
+    with pytest.raises(ToolError) as caught:
+        _told(CallToolResult(content=parts, is_error=True))
+
+    assert len(str(caught.value)) == MAX_ERROR
+
+
+def test_structure_that_is_too_long_is_refused_before_it_is_gone_through():
+    result = CallToolResult(content=[], structured_content={"rows": [0] * 1_000_000})
+
+    with pytest.raises(ToolError, match="too long"):
+        _told(result)
+
+
+def test_of_a_servers_tools_so_many_are_offered_and_none_with_an_endless_schema():
+    huge = ITEM | {"description": "x" * 100_000}
+    found = [McpTool(name="huge", input_schema=huge)]
+    found += [
+        McpTool(name=f"t{index}", description="y" * 100_000, input_schema=ITEM)
+        for index in range(1_000)
+    ]
+    connection = _Connection("shop", _Entry(url="http://127.0.0.1:1/mcp"), 1.0)
+
+    connection._offer(None, found)  # type: ignore[arg-type]
+
+    assert len(connection.tools) == MAX_TOOLS
+    assert connection.tools[0].name == "shop__t0"
+    assert len(connection.tools[0].description) == MAX_DESCRIPTION

@@ -1,0 +1,204 @@
+"""Whole calls whose model connection is replaced, or breaks: in memory, on the mock clock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from websockets.frames import Close
+
+from server.app import create_app
+from server.model.gemini.model import GeminiModel
+from server.model.lasting.model import LastingModel
+from server.settings.settings import Settings
+from server.simulators.gemini import SCRIPTS, Drop, GeminiSimulator, Script
+from tests.support.rig import calling
+
+
+def reconnects(rig) -> list[tuple[str, str]]:
+    return [
+        (facts["reason"], facts["way"])
+        for _, what, facts in rig.call.timeline
+        if what == "model reconnected"
+    ]
+
+
+async def test_a_service_that_goes_away_is_left_while_nobody_speaks(autojump_clock):
+    async with calling(callee="talks", script="go-away") as rig:
+        await rig.over()
+
+    assert rig.call.end_reason == "caller-hung-up"
+    assert reconnects(rig) == [("go-away", "resume")]
+    (at_s,) = [at for at, what, _ in rig.call.timeline if what == "model reconnected"]
+    for utterance in rig.phone.utterances:
+        began_s = utterance.began_s + rig.phone.started_at - rig.call.began_at
+        assert not began_s <= at_s <= began_s + utterance.ended_s - utterance.began_s
+    assert rig.phone.clears == []
+    assert sum(session.unsaid_samples for session in rig.sessions) == 0
+    assert rig.call.timings.caller_audio_lost_s == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "reconnect"),
+    [
+        ("drop-1006", ("closed-1006", "resume")),
+        ("drop-1011", ("closed-1011", "resume")),
+        ("lost-handle", ("closed-1006", "fresh")),
+    ],
+)
+async def test_a_broken_answer_is_given_again_and_written_down_once(
+    autojump_clock, script, reconnect
+):
+    async with calling(callee="talks", script=script) as rig:
+        await rig.over()
+
+    assert rig.call.end_reason == "caller-hung-up"
+    assert reconnects(rig) == [reconnect]
+    callers = [turn for turn in rig.record["transcript"] if turn["speaker"] == "caller"]
+    assert len(callers) == 2
+    assert rig.call.timings.caller_audio_lost_s == 0
+    assert not any(what.startswith("watchdog") for what in rig.noted)
+
+
+async def test_a_fresh_session_is_told_what_the_caller_has_heard(autojump_clock):
+    async with calling(callee="talks", script="lost-handle") as rig:
+        await rig.over()
+
+    greeting = rig.gemini.greeting.text
+    assert rig.sessions[-1].texts[0] == greeting
+
+
+EXPIRED = "API key expired. Please renew the API key."
+BUSY = "Rate limit exceeded. Too many requests."
+
+
+def dropped(reason: str, *, then: Close | None = None) -> Script:
+    return Script(drop=Drop(2, 0.5, 1007, reason), refuse_setup=None, refuse_handles=then)
+
+
+async def test_a_refused_key_in_mid_call_ends_it_at_once_with_an_apology(autojump_clock):
+    async with calling(callee="talks", script=dropped(EXPIRED)) as rig:
+        await rig.over()
+
+    assert rig.call.end_reason == "model-refused"
+    assert rig.call.refusal == "model-key"
+    assert len(rig.sessions) == 1
+    assert len(rig.carrier.said) == 1
+
+
+async def test_a_rate_limit_in_mid_call_is_waited_for(autojump_clock):
+    async with calling(callee="talks", script=dropped(BUSY)) as rig:
+        await rig.over()
+
+    assert rig.call.end_reason == "caller-hung-up"
+    assert reconnects(rig) == [("closed-1007", "resume")]
+
+
+async def test_a_rate_limit_that_does_not_pass_ends_the_call_when_the_budget_is_used_up(
+    autojump_clock,
+):
+    script = dropped(BUSY, then=Close(1011, BUSY))
+    async with calling(callee="never-hangs-up", script=script) as rig:
+        await rig.over()
+
+    assert rig.call.end_reason == "model-quota"
+    assert len(rig.sessions) > 5
+    assert len(rig.carrier.said) == 1
+
+
+@pytest.mark.parametrize("refusal", ["no-credits", "bad-key", "no-permission"])
+async def test_the_fallback_answers_where_the_account_is_refused_and_nothing_is_refused(
+    autojump_clock, refusal
+):
+    refusing = replace(SCRIPTS[refusal], only_model="gemini-3.8-live")
+
+    def with_fallback(gemini):
+        other = GeminiModel(
+            api_key="simulated",
+            model="gemini-3.1-flash-live-preview",
+            url="ws://memory.invalid",
+            connect=healthy.connect,
+        )
+        return LastingModel(gemini, fallback=other)
+
+    async with trio.open_nursery() as nursery:
+        healthy = GeminiSimulator()
+        await nursery.start(partial(healthy.run, port=None))
+        with capture_logs() as lines:
+            async with calling(callee="talks", script=refusing, make_model=with_fallback) as rig:
+                await rig.over()
+        nursery.cancel_scope.cancel()
+
+    told = [line for line in lines if line["event"].startswith("calls go to the fallback")]
+    assert rig.call.end_reason == "caller-hung-up"
+    assert rig.call.refusal is None
+    assert len(told) == 1
+
+
+async def test_quota_ends_a_call_that_has_no_fallback(autojump_clock):
+    async with calling(callee="talks", script="quota-in-call") as rig:
+        await rig.over()
+
+    assert rig.call.end_reason == "model-quota"
+    assert len(rig.sessions) == 1
+
+
+async def test_a_call_that_nobody_answers_for_long_keeps_its_greeting(autojump_clock):
+    rotating = partial(LastingModel, connection_age_s=20.0)
+    async with calling(callee="talks", ring_s=50.0, make_model=rotating) as rig:
+        await rig.over()
+
+    assert rig.phone.first_sound_s < 0.2
+    assert rig.call.end_reason == "caller-hung-up"
+
+
+async def test_a_service_that_closes_without_a_word_of_warning_takes_no_speech_along(
+    autojump_clock,
+):
+    # Closed at 8.5 s, in the middle of the question.
+    abrupt = Script(go_away_at_s=8.4, go_away_left_s=0.1)
+    async with calling(callee="talks", script=abrupt) as rig:
+        await rig.over()
+
+    said = rig.phone.utterances[0]
+    recognised = next(t["text"] for t in rig.record["transcript"] if t["speaker"] == "caller")
+    assert recognised.endswith("seconds of speech)")
+    assert float(recognised[1:4]) > said.ended_s - said.began_s
+    assert rig.call.timings.caller_audio_lost_s == 0
+
+
+def test_the_scripts_of_the_models_faults_can_be_set():
+    for name in SCRIPTS:
+        create_app(Settings.load(_env_file=None, simulated_model=name))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"fallback_gemini_model": "gemini-3.1-flash-live-preview"},
+        {"fallback_gemini_api_key": "another-key"},
+        {"fallback_gemini_url": "wss://europe-west4-aiplatform.googleapis.com"},
+    ],
+)
+def test_one_setting_makes_a_fallback_and_the_rest_is_as_for_the_model(given):
+    app = create_app(Settings.load(_env_file=None, **given))
+
+    service, fallback = app._gemini("a-key", "ws://127.0.0.1:9")._services
+
+    assert fallback is not None
+    expected = {
+        "name": given.get("fallback_gemini_model", service.name),
+        "_api_key": given.get("fallback_gemini_api_key", "a-key"),
+    }
+    assert {name: getattr(fallback, name) for name in expected} == expected
+    url = given.get("fallback_gemini_url", "ws://127.0.0.1:9")
+    assert fallback._url.startswith(url)
+
+
+def test_without_a_setting_there_is_no_fallback():
+    app = create_app(Settings.load(_env_file=None))
+
+    assert app._gemini("a-key", "ws://127.0.0.1:9")._services[1] is None

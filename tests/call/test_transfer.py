@@ -1,0 +1,299 @@
+"""Handing a caller over to somebody else, and having them back."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+from trio.testing import wait_all_tasks_blocked
+
+from server.agent.agent import Agent
+from server.call.call import Call
+from server.call.options import CallOptions
+from server.carrier import CallStatus, SendAudio, StatusUpdate
+from server.carrier.twilio.documents import dial_twiml
+from server.carrier.twilio.webhooks import parse_transfer
+from server.dialogue.endings import EndReason
+from server.errors import CarrierError, CarrierProtocolError
+from server.metrics import Metrics
+from server.model import AgentAudio, GenerationComplete, TurnComplete
+from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
+
+SECOND_PCM = b"\x10\x00" * 24_000
+SALES = "+15005550123"
+
+
+class Talking:
+    """A call on the line, with a hand on everything around it."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
+        self.carrier = MemoryCarrier()
+        self.model = MemoryModel()
+        self.media = MemoryMedia()
+        self.call = Call(
+            direction="inbound",
+            number="+15005550006",
+            agent=Agent(greeting=""),
+            carrier=self.carrier,
+            model=self.model,
+            metrics=Metrics(CollectorRegistry()),
+            options=CallOptions(media_timeout_s=600.0),
+        )
+        self.call.accept("CA1")
+        self.outcome: CallStatus | Exception | None = None
+
+    async def start(self) -> None:
+        self.nursery.start_soon(self.call.run)
+        self.connect(self.media)
+        await wait_all_tasks_blocked()
+
+    def connect(self, media: MemoryMedia) -> None:
+        self.media = media
+        self.nursery.start_soon(self.call.serve, media, media.start())
+
+    def says(self, seconds: int, turn: int) -> None:
+        session = self.model.session
+        session.event(AgentAudio(SECOND_PCM * seconds, turn, trio.current_time()))
+        session.event(GenerationComplete(turn))
+        session.event(TurnComplete(turn, None))
+
+    async def ask_for_transfer(self) -> None:
+        try:
+            self.outcome = await self.call.transfer("sales", SALES)
+        except CarrierError as error:
+            self.outcome = error
+
+    async def transfer(self) -> None:
+        """Ask for it, and have the carrier take the stream away."""
+        self.nursery.start_soon(self.ask_for_transfer)
+        await wait_all_tasks_blocked()
+        self.media.hang_up()
+        await wait_all_tasks_blocked()
+
+
+@pytest.fixture
+async def talking(nursery):
+    talking = Talking(nursery)
+    await talking.start()
+    yield talking
+    talking.call.end(EndReason.HUNG_UP)
+
+
+async def test_the_caller_is_connected_after_they_have_heard_the_agent(autojump_clock, talking):
+    talking.says(2, turn=1)
+    await wait_all_tasks_blocked()
+    talking.nursery.start_soon(talking.ask_for_transfer)
+    await trio.sleep(1.9)
+    assert talking.carrier.transferred == []
+
+    talking.media.echo_marks()
+    await wait_all_tasks_blocked()
+    assert talking.carrier.transferred == [("CA1", SALES)]
+
+
+async def test_somebody_who_takes_the_caller_over_ends_the_call_and_not_the_line(
+    autojump_clock, talking
+):
+    await talking.transfer()
+    assert not talking.call.is_over
+
+    assert talking.call.report_transfer(CallStatus.IN_PROGRESS) is False
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason == "transferred"
+    assert talking.call.end_detail == "sales"
+    assert talking.carrier.hung_up == []
+    assert talking.model.session.closed
+
+
+@pytest.mark.parametrize("status", ["busy", "no-answer", "failed", "canceled"])
+async def test_a_caller_whom_nobody_took_over_comes_back_to_the_same_agent(
+    autojump_clock, talking, status
+):
+    talking.says(1, turn=1)
+    await wait_all_tasks_blocked()
+    talking.media.echo_marks()
+    await talking.transfer()
+    await trio.sleep(20.0)
+    assert talking.call.is_away
+
+    assert talking.call.report_transfer(CallStatus(status)) is True
+    again = MemoryMedia()
+    talking.connect(again)
+    await wait_all_tasks_blocked()
+    assert talking.outcome is CallStatus(status)
+    assert not talking.call.is_away
+
+    talking.says(1, turn=2)
+    again.say(b"\x7f" * 160)
+    await wait_all_tasks_blocked()
+    assert len(talking.model.sessions) == 1
+    assert len(talking.model.session.heard) == 640
+    assert sum(isinstance(command, SendAudio) for command in again.commands) >= 1
+    assert talking.call.timings.answer_to_first_audio_s is not None
+
+    again.hang_up()
+    await talking.call.finished.wait()
+    assert talking.call.end_reason == "caller-hung-up"
+
+
+async def test_nothing_said_while_the_caller_is_away_is_played_when_they_are_back(
+    autojump_clock, talking
+):
+    await talking.transfer()
+    talking.says(5, turn=1)
+    await wait_all_tasks_blocked()
+    talking.call.report_transfer(CallStatus.BUSY)
+    again = MemoryMedia()
+    talking.connect(again)
+    await wait_all_tasks_blocked()
+
+    assert again.commands == []
+
+
+async def test_what_a_transfer_cut_off_counts_as_unheard(autojump_clock, talking):
+    talking.says(60, turn=1)  # longer than the farewell may take
+    await wait_all_tasks_blocked()
+    talking.nursery.start_soon(talking.ask_for_transfer)
+    await trio.sleep(20.0)
+    talking.media.hang_up()
+    await wait_all_tasks_blocked()
+
+    assert talking.call.as_dict()["agent_heard_s"] == pytest.approx(20.0, abs=0.1)
+
+
+async def test_a_transfer_the_carrier_refuses_leaves_the_caller_where_they_are(
+    autojump_clock, talking
+):
+    talking.carrier.transfer_failure = CarrierError("no", status=400, code=21211)
+    await talking.ask_for_transfer()
+
+    assert isinstance(talking.outcome, CarrierError)
+    assert not talking.call.is_away
+    talking.media.say(b"\x7f" * 160)
+    await wait_all_tasks_blocked()
+    assert len(talking.model.session.heard) == 640
+
+
+async def test_a_caller_who_hangs_up_just_then_has_hung_up(autojump_clock, talking):
+    talking.carrier.transfer_failure = CarrierError("over", status=400, code=21220)
+    refused = talking.carrier.transfer
+
+    async def slowly_refused(call_sid, number, *, ring_timeout_s):
+        await trio.sleep(1.0)
+        await refused(call_sid, number, ring_timeout_s=ring_timeout_s)
+
+    talking.carrier.transfer = slowly_refused
+    await talking.transfer()
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason == "caller-hung-up"
+
+
+async def test_a_caller_who_hangs_up_while_it_rings_ends_the_call(autojump_clock, talking):
+    await talking.transfer()
+    talking.call.update_status(StatusUpdate("CA1", CallStatus.COMPLETED, 9))
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason == "caller-hung-up"
+
+
+async def test_without_any_report_the_caller_counts_as_taken_over(autojump_clock, talking):
+    await talking.transfer()
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason == "transferred"
+
+
+async def test_a_caller_who_does_not_come_back_is_gone(autojump_clock, talking):
+    await talking.transfer()
+    talking.call.report_transfer(CallStatus.NO_ANSWER)
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason == "caller-gone"
+
+
+async def test_a_transfer_nobody_waits_for_any_more_is_told_to_the_model(autojump_clock, talking):
+    with trio.move_on_after(1.0):
+        await talking.ask_for_transfer()
+    talking.media.hang_up()
+    await wait_all_tasks_blocked()
+    talking.call.report_transfer(CallStatus.NO_ANSWER)
+    talking.connect(MemoryMedia())
+    await wait_all_tasks_blocked()
+
+    assert "sales has failed" in talking.model.session.texts[-1][1]
+
+
+async def test_a_transfer_that_is_withdrawn_in_time_never_happens(autojump_clock, talking):
+    talking.says(2, turn=1)
+    await wait_all_tasks_blocked()
+    with trio.move_on_after(1.0):
+        await talking.ask_for_transfer()
+    talking.media.echo_marks()
+    await trio.sleep(1.0)
+
+    assert talking.carrier.transferred == []
+    assert not talking.call.is_away
+
+
+async def test_only_one_transfer_at_a_time(autojump_clock, talking):
+    await talking.transfer()
+
+    with pytest.raises(ValueError, match="cannot be transferred"):
+        await talking.call.transfer("support", SALES)
+
+
+async def test_a_report_that_comes_twice_changes_nothing(autojump_clock, talking):
+    await talking.transfer()
+    assert talking.call.report_transfer(CallStatus.BUSY) is True
+    talking.connect(MemoryMedia())
+    await wait_all_tasks_blocked()
+
+    assert talking.call.report_transfer(CallStatus.BUSY) is True
+    assert talking.call.report_transfer(CallStatus.COMPLETED) is False
+    assert talking.call.end_reason is None
+
+
+def test_the_document_dials_with_our_number_and_asks_what_came_of_it():
+    document = dial_twiml(
+        SALES,
+        caller_id="+15005550006",
+        ring_timeout_s=19.5,
+        status_url="https://phone.example/transfer-status",
+    )
+
+    assert document == (
+        '<?xml version="1.0" encoding="UTF-8"?><Response>'
+        '<Dial action="https://phone.example/transfer-status" callerId="+15005550006" '
+        'method="POST" timeout="20">'
+        '<Number statusCallback="https://phone.example/transfer-status" '
+        'statusCallbackEvent="answered" statusCallbackMethod="POST">+15005550123</Number>'
+        "</Dial></Response>"
+    )
+
+
+def test_both_kinds_of_report_name_the_callers_own_call():
+    caller, other = "CA" + "1" * 32, "CA" + "2" * 32
+    action = parse_transfer({"CallSid": caller, "DialCallStatus": "answered", "DialCallSid": other})
+    leg = parse_transfer({"CallSid": other, "ParentCallSid": caller, "CallStatus": "in-progress"})
+
+    assert (action.call_sid, action.status, action.wants_document) == (caller, "completed", True)
+    assert (leg.call_sid, leg.status, leg.wants_document) == (caller, "in-progress", False)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"CallSid": "CA" + "1" * 32},
+        {"CallSid": "CA" + "1" * 32, "DialCallStatus": "dancing"},
+        {"CallSid": "CA" + "2" * 32, "CallStatus": "in-progress"},
+        {"CallSid": "CA1", "DialCallStatus": "busy"},
+        {"CallSid": "C" * 100, "DialCallStatus": "busy"},
+    ],
+)
+def test_what_is_no_report_on_a_transfer_is_refused(form):
+    with pytest.raises(CarrierProtocolError):
+        parse_transfer(form)

@@ -1,0 +1,412 @@
+"""Several processes of one server: what they agree on, and calls that come to the wrong one."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import stat
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import httpx2
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+from trio.testing import wait_all_tasks_blocked
+
+from benchmarks.processes import family
+from server.agent.agent import Agent
+from server.carrier import CallStatus
+from server.cluster.board import Load
+from server.cluster.workers import AVAILABLE, Workers
+from server.dialogue.endings import EndReason
+from server.errors import ConfigurationError
+from server.metrics import Metrics, merged
+from tests.serving.test_drain import (
+    NEVER_HANGS_UP,
+    PATIENCE_S,
+    TWO_PROCESSES,
+    ServerProcess,
+    server_process,
+    stopped_in_mid_call,
+)
+from tests.switchboard.test_calls import make_calls
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
+
+HANGS_UP = "+15005550103"
+
+
+@pytest.fixture
+def meeting(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("server.cluster.workers.MAX_PATH_BYTES", 190)  # no socket is made here
+    return "offhook-here"
+
+
+@pytest.fixture
+def three(meeting):
+    workers = [Workers() for _ in range(3)]
+    with ExitStack() as stack:
+        for each in workers:
+            each.join(3, where=meeting)
+            stack.callback(each.leave)
+            each.report = lambda: Load(accepts=True)
+            each.publish()
+        yield workers
+
+
+# -- what they agree on --------------------------------------------------------------------
+
+
+def test_each_takes_a_place_and_gives_it_back(meeting, tmp_path):
+    first, second, late = Workers(), Workers(), Workers()
+    first.join(2, where=meeting)
+    second.join(2, where=meeting)
+    with pytest.raises(ConfigurationError, match="2 processes"):
+        late.join(2, where=meeting)
+    first.leave()
+    late.join(2, where=meeting)
+
+    assert (first.number, second.number, late.number) == (0, 1, 0)
+    assert stat.S_IMODE((tmp_path / meeting).stat().st_mode) == 0o700
+    second.leave()
+    late.leave()
+    assert not (tmp_path / meeting).exists()
+
+
+def test_a_directory_that_others_can_look_into_is_refused(meeting, tmp_path):
+    (tmp_path / meeting).mkdir(mode=0o755)
+
+    with pytest.raises(ConfigurationError, match="private"):
+        Workers().join(2, where=meeting)
+
+
+def test_a_directory_too_deep_for_unix_sockets_is_a_wrong_setting(meeting, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("deep" * 60)))
+
+    with pytest.raises(ConfigurationError, match="TMPDIR"):
+        Workers().join(2, where=meeting)
+
+
+def test_one_process_alone_shares_nothing(meeting, tmp_path):
+    alone = Workers()
+    alone.join(1, where=meeting)
+
+    assert not alone.are_several
+    assert alone.claim("CA1") == alone.owner("CA1") == alone.choose() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_claim_decides_whose_a_call_is(three):
+    first, second, third = three
+
+    assert first.owner("CA1") is None
+    assert first.claim("CA1", 2) == 2
+    assert second.claim("CA1") == 2
+    assert third.owner("CA1") == 2
+    third.release("CA1")
+    assert first.owner("CA1") is None
+    assert second.claim("../../etc/passwd\0" + "x" * 1000) == 1
+
+
+async def test_a_call_that_is_over_stays_with_its_process_while_that_one_remembers_it(
+    autojump_clock, nursery, three
+):
+    first, second, _ = three
+    calls = make_calls(recent_calls=0, workers=second)
+    await nursery.start(calls.run)
+    await calls.answer("CA7", "+15005550006", Agent())
+    call = calls.get("CA7")
+    call.end(EndReason.HUNG_UP)
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+
+    # Another process would take a captured webhook for a new call.
+    assert calls.get("CA7") is None
+    assert first.owner("CA7") == second.number
+
+
+def test_what_a_process_had_is_nobodys_when_another_takes_its_place(three, meeting):
+    first, second, _ = three
+    second.claim("CA1")
+    first.claim("CA2")
+    second.leave()
+    second.join(3, where=meeting)
+
+    assert second.number == 1
+    assert first.owner("CA1") is None
+    assert first.owner("CA2") == 0
+
+
+def test_a_burst_of_new_calls_is_spread_evenly_before_any_of_them_has_begun(three):
+    chosen = []
+    for asked in [*three] * 10:
+        number = asked.choose()
+        chosen.append(number)
+        if number == asked.number:
+            asked.take_call({})
+        else:
+            asked._board.give(number)
+
+    assert [chosen.count(number) for number in range(3)] == [10, 10, 10]
+
+
+def test_a_call_counts_once_on_its_way_in_hand_and_running(three):
+    first, second, third = three
+
+    def burdens():
+        return [third._board._burden(number, 0.0)[1] for number in range(3)]
+
+    first._board.give(1)
+    assert burdens() == [0, 1, 0]
+    second.take_call({"offhook.passed_on": 0, "offhook.given": True})
+    assert burdens() == [0, 1, 0]
+    second.report = lambda: Load(accepts=True, live=1, running=1)
+    second.answered()
+    assert burdens() == [0, 1, 0]
+    first._board.give(2)
+    first._board.take_back(2)
+    assert burdens() == [0, 1, 0]
+
+
+def test_a_new_call_goes_where_it_is_dialled_soonest_and_where_calls_are_taken(three):
+    first, second, third = three
+    first.report = lambda: Load(accepts=True, dials_in_s=5.0, dial_every_s=10.0)
+    second.report = lambda: Load(accepts=True, running=7)
+    third.report = lambda: Load(accepts=False, draining=True)
+    for each in three:
+        each.publish()
+
+    assert [each.choose() for each in three] == [1, 1, 1]
+    assert first.choose(frozenset({1})) == 0
+    second.leave()
+    assert first.choose() == 0
+    first.report = Load  # takes none either, and is asked: its own refusal says why
+    assert first.choose() == 0
+
+
+def test_a_dial_that_is_hardly_later_does_not_outweigh_the_calls(three):
+    first, second, third = three
+    for each, running in [(first, 3), (second, 2), (third, 4)]:
+        each.report = partial(Load, accepts=True, running=running, dial_every_s=0.003)
+        each.publish()
+    third._board.give(1)
+    second.report = partial(Load, accepts=True, running=1, dials_in_s=0.02, dial_every_s=0.003)
+    second.publish()
+
+    assert [each.choose() for each in three] == [1, 1, 1]
+
+
+def test_metrics_of_several_processes_stand_side_by_side():
+    registries = [Metrics(CollectorRegistry()) for _ in range(2)]
+    for number, metrics in enumerate(registries):
+        metrics.dials.labels("accepted").inc(number + 1)
+    theirs = merged(registries[1].registry, [], worker="1").decode()
+
+    text = merged(registries[0].registry, [theirs], worker="0").decode()
+
+    assert re.findall(r'offhook_dials_total{outcome="accepted",worker="(.)"} (.*)', text) == [
+        ("0", "1.0"),
+        ("1", "2.0"),
+    ]
+    assert text.count("# TYPE offhook_dials_total counter") == 1
+
+
+# -- whole servers -------------------------------------------------------------------------
+
+
+def samples(text: str, name: str) -> dict[str, float]:
+    """Of each process."""
+    found: dict[str, float] = {}
+    for labels, value in re.findall(rf"^{name}{{(.*)}} (\S+)$", text, re.M):
+        worker = re.search(r'worker="(\d+)"', labels)[1]
+        found[worker] = found.get(worker, 0.0) + float(value)
+    return found
+
+
+async def new_connection(server: ServerProcess, method: str, path: str, **request):
+    """A request on a connection of its own, which any process may accept."""
+    async with httpx2.AsyncClient(
+        base_url=server.http.base_url,
+        headers=server.http.headers,
+        trust_env=False,
+        timeout=PATIENCE_S,
+    ) as http:
+        return await http.request(method, path, **request)
+
+
+async def both_ready(server: ServerProcess) -> None:
+    while True:
+        text = (await server.http.get("/metrics")).text
+        if len(samples(text, "offhook_calls_active")) == 2:
+            return
+        await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("command", "media_path"),
+    [
+        ("python -m server --workers", "fast"),
+        ("hypercorn -w", "fast"),
+        ("python -m server --workers", "ordinary"),
+    ],
+)
+async def test_calls_are_spread_and_meet_their_streams_and_webhooks(tmp_path, command, media_path):
+    outbound, inbound, records = [], [], []
+    async with server_process(
+        tmp_path, command, media_path=media_path, calls_per_s=1000, max_loop_lag_s=60
+    ) as server:
+        await both_ready(server)
+        url = str(server.http.base_url).rstrip("/")
+
+        async def call() -> None:
+            answer = await new_connection(
+                server, "POST", "/make-call", json={"destination_number": HANGS_UP}
+            )
+            assert answer.status_code == 201, answer.text
+            outbound.append(server.twilio.calls[answer.json()["call_sid"]])
+
+        async with trio.open_nursery() as callers:
+            for _ in range(6):
+                callers.start_soon(call)
+        for _ in range(6):
+            inbound.append(
+                server.twilio.dial_in(
+                    f"{url}/twiml",
+                    from_number="+15005550199",
+                    script="hangs-up",
+                    status_url=f"{url}/call-status",
+                )
+            )
+        for phone in (*outbound, *inbound):
+            await phone.wait_ended()
+            answer = await new_connection(server, "GET", f"/calls/{phone.call_sid}")
+            records.append(answer.json())
+        metrics = (await server.http.get("/metrics")).text
+        listed = (await server.http.get("/calls")).json()
+
+    assert {record["reason"] for record in records} == {"caller-hung-up"}
+    assert {record["status"] for record in records} == {"completed"}  # the last webhook came, too
+    # How much depends on how busy the machine is, for the time of several processes is the world's.
+    assert all(record["agent_heard_s"] > 0 for record in records)
+    assert all(record["timings"]["caller_audio_s"] > 0 for record in records)
+    assert sum(record["timings"]["caller_audio_lost_s"] for record in records) == 0
+    assert samples(metrics, "offhook_record_failures_total") == {}  # both write one database
+    streams = samples(metrics, "offhook_media_path_streams_total")
+    assert sum(streams.values()) == 12
+    assert min(streams.values()) >= 5  # two processes may look at the same moment
+    passed_on = re.findall(r'offhook_passed_on_total{what="(.*?)".*} (.*)', metrics)
+    assert {"stream", "request", "new-call"} <= {what for what, count in passed_on if float(count)}
+    assert {row["call_sid"] for row in listed["calls"]} == {each["call_sid"] for each in records}
+
+
+async def test_the_api_is_one_whichever_process_answers(tmp_path):
+    async with server_process(
+        tmp_path, "python -m server --workers", max_calls=3, calls_per_s=1000, max_loop_lag_s=60
+    ) as server:
+        await both_ready(server)
+        body = {"destination_number": NEVER_HANGS_UP}
+        answers = []
+
+        async def call(key: str) -> None:
+            answers.append(
+                await new_connection(
+                    server, "POST", "/make-call", json=body, headers={"Idempotency-Key": key}
+                )
+            )
+
+        # Each of three keys four times at once, and four times again.
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                for number in range(12):
+                    nursery.start_soon(call, f"key {number % 3}")
+        placed = {answer.json()["call_sid"] for answer in answers if answer.status_code == 201}
+        others = {answer.status_code for answer in answers} - {201}
+        full = await new_connection(server, "POST", "/make-call", json=body)
+        ready = [await new_connection(server, "GET", "/readyz") for _ in range(4)]
+        states = [
+            (await new_connection(server, "GET", f"/calls/{call_sid}")).json()["state"]
+            for call_sid in [*placed] * 4
+        ]
+        pages = []
+        for _ in range(4):
+            first = (await new_connection(server, "GET", "/calls?limit=2")).json()
+            rest = (
+                await new_connection(server, "GET", "/calls", params={"before": first["next"]})
+            ).json()
+            pages.append({row["call_sid"] for row in first["calls"] + rest["calls"]})
+        hung_up = await new_connection(server, "POST", f"/calls/{sorted(placed)[0]}/hang-up")
+        unknown = [
+            await new_connection(server, method, f"/calls/{path}")
+            for method, path in [("GET", "CA0"), ("POST", "CA0/hang-up"), ("GET", "..%2fboard")]
+        ]
+        drained = await new_connection(server, "POST", "/drain")
+        refused = [await new_connection(server, "POST", "/make-call", json=body) for _ in range(4)]
+
+    assert len(placed) == len(server.twilio.calls) == 3
+    assert others <= {409}  # the first one with this key was still being worked on
+    assert (full.status_code, full.json()["error"]) == (503, "full")
+    assert {(each.status_code, each.json()["live_calls"]) for each in ready} == {(503, 3)}
+    assert states == ["live"] * 12
+    assert pages == [placed] * 4
+    assert hung_up.json()["reason"] == "hung-up"
+    assert [each.status_code for each in unknown] == [404, 404, 404]
+    assert drained.json() == {"draining": True, "live_calls": 2}
+    assert {each.json()["error"] for each in refused} == {"draining"}
+
+
+@pytest.mark.parametrize("command", list(TWO_PROCESSES))
+async def test_stopped_processes_say_goodbye_and_hang_up(tmp_path, command):
+    async with trio.open_nursery() as nursery:
+        for name, whole_group in [("master", False), ("group", True)]:
+            (tmp_path / name).mkdir()
+            nursery.start_soon(
+                partial(stopped_in_mid_call, tmp_path / name, command, whole_group=whole_group)
+            )
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+async def test_a_process_that_is_killed_takes_its_own_calls_with_it_and_is_replaced(tmp_path):
+    async with server_process(
+        tmp_path, "python -m server --workers", calls_per_s=1000, max_loop_lag_s=60
+    ) as server:
+        await both_ready(server)
+        phones = [await server.talking_call() for _ in range(2)]
+        served = samples(
+            (await server.http.get("/metrics")).text, "offhook_media_path_streams_total"
+        )
+        victim = max(family(server.process.pid))
+        os.kill(victim, signal.SIGKILL)
+        ended = trio.Event()
+
+        async def wait_one_ended(phone) -> None:
+            await phone.wait_ended()
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            for phone in phones:
+                nursery.start_soon(wait_one_ended, phone)
+            await ended.wait()
+            nursery.cancel_scope.cancel()
+        (left,) = [phone for phone in phones if phone.status is CallStatus.IN_PROGRESS]
+        (lost,) = [phone for phone in phones if phone is not left]
+        heard = len(left.heard)
+        await both_ready(server)  # another is in its place, and takes the next call
+        phone = await server.talking_call()
+        again = samples(
+            (await server.http.get("/metrics")).text, "offhook_media_path_streams_total"
+        )
+        record = (await new_connection(server, "GET", f"/calls/{left.call_sid}")).json()
+        gone = await new_connection(server, "GET", f"/calls/{lost.call_sid}")
+
+    assert served == {"0": 1, "1": 1}
+    assert again == {"0": 1, "1": 1}  # one of them the new one's
+    assert victim not in family(server.process.pid) or sys.platform != "linux"
+    assert record["state"] == "live"
+    assert gone.status_code == 404
+    assert phone.status is not CallStatus.FAILED
+    assert heard

@@ -1,0 +1,204 @@
+"""The pump between two sockets: what it passes on, and what it leaves to Python."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from websockets.frames import Frame, Opcode
+
+import codec
+from codec.latency import Histogram, Latencies
+from codec.path import Gate, MediaPath
+from codec.pump import Descriptor, Left, Pump
+from tests.codec.test_path_audio import SID, media
+from tests.support.path_reference import texts
+from tests.support.websocket_oracle import write_frames
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is no media plane")
+
+CHUNK = bytes(range(160))
+MARK = b'{"event":"mark","streamSid":"%b","mark":{"name":"1:20"}}' % SID.encode()
+CLOSE = Frame(Opcode.CLOSE, b"\x03\xe8")
+
+
+@dataclass
+class Pumped:
+    """A caller's pump, and the far ends of its two sockets."""
+
+    pump: Pump
+    path: MediaPath
+    phone: socket.socket
+    model: socket.socket
+    source: Descriptor
+    sink: Descriptor
+    latencies: Latencies
+
+    def say(self, *messages: bytes) -> None:
+        frames = [Frame(Opcode.TEXT, message) for message in messages]
+        self.phone.sendall(write_frames(frames, masked=True))
+
+    def heard(self) -> bytes:
+        """The pcm that has come out at the model's end."""
+        data = b""
+        try:
+            while some := self.model.recv(65536):
+                data += some
+        except BlockingIOError:
+            pass
+        return pcm_of(data)
+
+
+def pcm_of(data: bytes) -> bytes:
+    messages = [json.loads(text) for text in texts(data, masked=True)]
+    return b"".join(base64.b64decode(m["realtimeInput"]["audio"]["data"]) for m in messages)
+
+
+@pytest.fixture
+def pumped() -> Iterator[Pumped]:
+    phone, ours = socket.socketpair()
+    model, theirs = socket.socketpair()
+    for sock in (ours, theirs, model):
+        sock.setblocking(False)
+    path = MediaPath()
+    path.start(SID)
+    path.caller_gate = Gate.PASS
+    source, sink, latencies = Descriptor(ours.fileno()), Descriptor(theirs.fileno()), Latencies()
+    pump = Pump(
+        *(source, path.phone, path.next_from_phone, path.has_caller_news),
+        *(sink, path.model),
+        *(latencies, Histogram([1.0])),
+    )
+    yield Pumped(pump, path, phone, model, source, sink, latencies)
+    for sock in (phone, ours, model, theirs):
+        sock.close()
+
+
+def test_passes_audio_from_one_socket_to_the_other(pumped):
+    pumped.say(media(CHUNK, 1), media(CHUNK, 2))
+
+    assert pumped.pump.run(1.5) == Left.NOTHING
+    assert pumped.heard() == codec.MulawDecoder(16_000).decode(CHUNK * 2)
+    assert (pumped.pump.read_at, pumped.latencies.count) == (1.5, 1)
+
+
+def test_stops_at_a_message_that_is_not_audio_and_goes_on_behind_it(pumped):
+    pumped.say(media(CHUNK, 1), MARK, media(CHUNK, 2))
+
+    assert pumped.pump.run(0.0) == Left.NEWS
+    assert pumped.pump.take_message() == MARK
+    assert pumped.pump.take_message() is None
+    assert pumped.path.next_from_phone() is None  # Python goes on
+    data = pumped.path.model.take_output()
+    assert pumped.heard() + pcm_of(data) == codec.MulawDecoder(16_000).decode(CHUNK * 2)
+
+
+def test_reads_nothing_more_while_a_message_waits_to_be_taken(pumped):
+    pumped.say(MARK)
+    pumped.pump.run(0.0)
+    pumped.say(media(CHUNK, 1))
+
+    assert pumped.pump.run(0.0) == Left.READING
+    assert pumped.pump.take_message() == MARK
+    assert pumped.pump.run(0.0) == Left.NOTHING
+
+
+def test_audio_that_may_not_pass_is_news(pumped):
+    pumped.path.caller_gate = Gate.HOLD
+    pumped.say(media(CHUNK, 1))
+
+    assert pumped.pump.run(0.0) == Left.NEWS
+    assert pumped.path.take_caller() == CHUNK
+
+
+def test_half_a_frame_waits_for_its_other_half(pumped):
+    data = write_frames([Frame(Opcode.TEXT, media(CHUNK, 1))], masked=True)
+    pumped.phone.sendall(data[:100])
+    first = pumped.pump.run(0.0)
+    pumped.phone.sendall(data[100:])
+
+    assert (first, pumped.pump.run(0.0)) == (Left.NOTHING, Left.NOTHING)
+    assert pumped.heard() == codec.MulawDecoder(16_000).decode(CHUNK)
+
+
+@pytest.mark.parametrize("end", ["nothing came", "the end", "a closed number"])
+def test_what_cannot_be_read_is_left_to_the_socket_itself(pumped, end):
+    if end == "the end":
+        pumped.phone.close()
+    elif end == "a closed number":
+        pumped.say(media(CHUNK, 1))
+        pumped.source.number = -1
+
+    assert pumped.pump.run(0.0) == Left.READING
+    assert pumped.heard() == b""
+
+
+def test_the_peers_goodbye_is_news(pumped):
+    pumped.phone.sendall(write_frames([CLOSE], masked=True))
+
+    assert pumped.pump.run(0.0) == Left.NEWS
+    assert pumped.path.phone.ended
+    assert pumped.path.phone.output_bytes > 0
+
+
+def test_a_ping_has_to_be_answered_by_somebody(pumped):
+    pumped.phone.sendall(write_frames([Frame(Opcode.PING, b"x")], masked=True))
+
+    assert pumped.pump.run(0.0) == Left.NEWS
+    assert pumped.path.phone.output_bytes > 0
+
+
+@pytest.mark.parametrize("why", ["Python holds something for it", "it is closed"])
+def test_a_socket_that_may_not_be_written_to_is_not(pumped, why):
+    if why == "it is closed":
+        pumped.sink.number = -1
+    else:
+        pumped.sink.takes_output = False
+    pumped.say(media(CHUNK, 1))
+
+    assert pumped.pump.run(0.0) == Left.OUTPUT
+    assert (pumped.heard(), pumped.latencies.count) == (b"", 0)
+    pumped.pump.written()
+    assert pumped.latencies.count == 1
+    assert pcm_of(pumped.path.model.take_output()) == codec.MulawDecoder(16_000).decode(CHUNK)
+
+
+def test_a_socket_that_takes_no_more_loses_nothing(pumped):
+    decoder, sent, left = codec.MulawDecoder(16_000), b"", Left.NOTHING
+    for number in range(1, 2_000):
+        pumped.say(media(CHUNK, number))
+        sent += decoder.decode(CHUNK)
+        left = Left(pumped.pump.run(0.0))
+        if left is not Left.NOTHING:
+            break
+
+    data = b""
+    while len(data) < 10_000_000:
+        try:
+            data += pumped.model.recv(65536)
+        except BlockingIOError:
+            break
+    data += pumped.path.model.take_output()
+    assert left is Left.OUTPUT
+    assert pcm_of(data) == sent
+
+
+def test_more_than_one_pass_reads_is_left_to_the_socket_itself(pumped):
+    messages = [media(CHUNK, number) for number in range(1, 101)]
+    pumped.say(*messages)
+
+    assert pumped.pump.run(0.0) == Left.READING
+    before = pumped.heard()
+    assert 0 < len(before) < 100 * 640
+    assert codec.MulawDecoder(16_000).decode(CHUNK * 100).startswith(before)
+
+
+def test_needs_both_its_sockets():
+    path = MediaPath()
+    with pytest.raises(TypeError):
+        Pump(None, path.phone, path.next_from_phone, path.has_caller_news, None, path.model)

@@ -1,0 +1,135 @@
+"""The caller's side of a call, judged from audio: what the model hears, what the agent must do."""
+
+from __future__ import annotations
+
+import pytest
+
+from codec.ear import SpeechEnded, SpeechStarted, Stop
+from server.dialogue.ear import BargeInMode, Ear
+from server.dialogue.opening import Opening
+from server.dialogue.playout import Playout
+from server.simulators.phone import load_speech
+from tests.codec.test_voice_activity import agent_speech, echo_of, frames_of, quiet
+
+
+def ear_of(mode: BargeInMode, **settings) -> tuple[Ear, Playout]:
+    playout = Playout(remember=True)
+    playout.open(0.0)
+    return Ear(playout, Opening(greets=False), mode=mode, **settings), playout
+
+
+def play(playout: Playout, payload: bytes, now: float = 0.0) -> None:
+    playout.push(payload, turn=1)
+    while playout.next_command(now) is not None:
+        pass
+
+
+def listen(ear: Ear, payload: bytes, arrivals: list[float] | None = None):
+    """Give it caller audio, frame by frame; what the model hears, and what was found and when."""
+    passed, found = [], []
+    for n, frame in enumerate(frames_of(payload)):
+        at = (n + 1) * 0.02
+        heard = ear.hear(frame, arrivals[n] if arrivals else at)
+        passed.append(heard.payload)
+        found += [(round(at, 2), event) for event in heard.found]
+    return b"".join(passed), found
+
+
+@pytest.mark.parametrize("mode", BargeInMode)
+def test_what_the_caller_says_passes_untouched(mode):
+    ear, _ = ear_of(mode)
+    speech = quiet(0.2) + load_speech("question") + quiet(1.0)
+
+    passed, found = listen(ear, speech)
+
+    assert passed == b"".join(frames_of(speech))
+    assert [type(event) for _, event in found] == [SpeechStarted, SpeechEnded] * (len(found) // 2)
+
+
+def test_in_mode_model_the_agent_is_left_alone():
+    ear, playout = ear_of(BargeInMode.MODEL)
+    play(playout, agent_speech())
+
+    _, found = listen(ear, quiet(1.0) + load_speech("interrupt"))
+
+    assert not [event for _, event in found if isinstance(event, Stop)]
+
+
+def test_in_mode_local_it_is_held_and_cut():
+    ear, playout = ear_of(BargeInMode.LOCAL)
+    play(playout, agent_speech())
+
+    _, found = listen(ear, quiet(1.0) + load_speech("interrupt"))
+
+    stops = [(at, event) for at, event in found if isinstance(event, Stop)]
+    assert [event for _, event in stops][:2] == [Stop.HOLD, Stop.CUT]
+    assert stops[0][0] <= 1.14
+    assert stops[1][0] <= 1.5
+
+
+def test_in_mode_both_a_word_is_left_to_the_model():
+    ear, playout = ear_of(BargeInMode.BOTH)
+    play(playout, agent_speech())
+    word = load_speech("goodbye")[: 160 * 12]
+
+    _, found = listen(ear, quiet(1.0) + word + quiet(2.0))
+
+    stops = [event for _, event in found if isinstance(event, Stop)]
+    assert stops == [Stop.HOLD, Stop.RESUME]
+
+
+def test_nothing_is_held_while_the_agent_is_silent():
+    ear, _ = ear_of(BargeInMode.LOCAL)
+
+    _, found = listen(ear, quiet(1.0) + load_speech("interrupt"))
+
+    assert not [event for _, event in found if isinstance(event, Stop)]
+
+
+def test_a_known_echo_is_silence_to_the_model():
+    ear, playout = ear_of(BargeInMode.BOTH)
+    played = agent_speech() + quiet(0.4) + agent_speech()
+    play(playout, played)
+    playout.hold = lambda now: False  # type: ignore[method-assign]
+
+    passed, _ = listen(ear, echo_of(played, 0.2, -12))
+
+    assert ear.has_echo
+    assert ear.echo_frames > 100
+    second = passed[len(agent_speech()) + 8_000 : len(played)]
+    loud = [frame for frame in frames_of(second) if frame != b"\xff" * 160]
+    assert max(map(_peak, loud), default=0) < 1_500
+
+
+def _peak(frame: bytes) -> int:
+    from server.simulators.phone import _LINEAR
+
+    return max(abs(_LINEAR[code]) for code in frame)
+
+
+def test_jitter_does_not_hide_an_echo():
+    ear, playout = ear_of(BargeInMode.BOTH)
+    played = agent_speech()
+    play(playout, played)
+    heard = echo_of(played, 0.2, -12)
+    # Every half second the network stops for 200 ms, and then everything comes at once.
+    arrivals = []
+    for n in range(len(heard) // 160 + 1):
+        at = (n + 1) * 0.02
+        late = at % 0.5
+        arrivals.append(at - late + 0.2 if late < 0.2 else at)
+    listen(ear, heard, arrivals)
+
+    assert ear.has_echo
+
+
+def test_a_gap_in_the_stream_is_not_taken_for_jitter():
+    ear, _ = ear_of(BargeInMode.BOTH)
+    speech = load_speech("question")
+    listen(ear, speech)
+
+    heard = ear.hear(quiet(0.6), 60.0)
+
+    (ended,) = [event for event in heard.found if isinstance(event, SpeechEnded)]
+    assert ended.at <= 60.0
+    assert ear.judge.heard_at == 60.0

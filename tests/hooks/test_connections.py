@@ -1,0 +1,615 @@
+"""Connections of strangers: what they cannot do to the server, and how long each of them lives."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import gc
+import importlib.metadata
+import inspect
+import os
+import socket
+import ssl
+import struct
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import h11
+import hypercorn.protocol.h11
+import hypercorn.trio.tcp_server
+import pytest
+import trio
+import trio.testing
+import trustme
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+from structlog.testing import capture_logs
+
+from server.hooks.connections import Connection, Doors, Http11, Listener, check_upgrade
+from server.hooks.hypercorn_worker import serve_worker
+from server.serving.single import listen
+from tests.web.test_serve import serving
+
+HOST = b"Host: x\r\n"
+UPGRADE = (
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
+STREAM = b"GET /stream HTTP/1.1\r\n" + HOST + UPGRADE
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+H2C = (
+    b"GET /healthz HTTP/1.1\r\n" + HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+)
+
+
+def _http2_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    head = struct.pack(">I", len(payload))[1:] + bytes([kind, flags])
+    return head + struct.pack(">I", stream) + payload
+
+
+def _bad_window() -> bytes:
+    return base64.urlsafe_b64encode(struct.pack(">HI", 2, 7)).rstrip(b"=")
+
+
+STRANGE: dict[str, tuple[bytes, bytes]] = {
+    "a subprotocol above 0x7f": (STREAM + b"Sec-WebSocket-Protocol: \xff\r\n\r\n", b"400"),
+    "an extension above 0x7f": (STREAM + b"Sec-WebSocket-Extensions: \xff\r\n\r\n", b"400"),
+    "a connection token above 0x7f": (
+        STREAM.replace(b"Connection: Upgrade", b"Connection: Upgrade,\xff") + b"\r\n",
+        b"400",
+    ),
+    "a websocket key above 0x7f": (STREAM.replace(b"AAAA==", b"AA\xe4\xb8==") + b"\r\n", b"400"),
+    "a version above 0x7f": (STREAM.replace(b": 13", b": \xb3") + b"\r\n", b"400"),
+    "a blank of latin-1 behind the upgrade": (
+        STREAM.replace(b"websocket\r\n", b"websocket\xa0\r\n") + b"\r\n",
+        b"400",
+    ),
+    "a separator behind the upgrade": (
+        STREAM.replace(b"websocket\r\n", b"websocket\x1f\r\n") + b"\r\n",
+        b"400",
+    ),
+    "a blank before it and a strange subprotocol": (
+        STREAM.replace(b": websocket", b": \x85websocket")
+        + b"Sec-WebSocket-Protocol: \xff\r\n\r\n",
+        b"400",
+    ),
+    "two upgrades": (STREAM + b"Upgrade: websocket\r\n\r\n", b"400"),
+    "another version": (STREAM.replace(b": 13", b": 12") + b"\r\n", b"426"),
+    "no key": (STREAM.replace(b"Sec-WebSocket-Key", b"X-Key") + b"\r\n", b"400"),
+    "a short key": (STREAM.replace(b"AAAAAAAAAAAAAAAAAAAAAA==", b"AAAA") + b"\r\n", b"400"),
+    "an upgrade of HTTP/1.0": (STREAM.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n", b"400"),
+    "an upgrade by POST": (STREAM.replace(b"GET", b"POST") + b"\r\n", b"400"),
+    "an upgrade with a body": (STREAM + b"Content-Length: 3\r\n\r\nabc", b"400"),
+    "an upgrade in chunks": (STREAM + b"Transfer-Encoding: chunked\r\n\r\n", b"400"),
+    "a frame with the upgrade": (STREAM + b"\r\n\x81\x80abcd", b"400"),
+    "h2c with settings of bad base64": (H2C + b"HTTP2-Settings: A\r\n\r\n", b"200"),
+    "h2c with short settings": (H2C + b"HTTP2-Settings: AAAA\r\n\r\n", b"200"),
+    "h2c with a wrong value": (H2C + b"HTTP2-Settings: " + _bad_window() + b"\r\n\r\n", b"200"),
+    "h2c with settings above 0x7f": (H2C + b"HTTP2-Settings: \xff\r\n\r\n", b"200"),
+    "an HTTP/2 preface": (PREFACE + _http2_frame(4, 0, 0, b""), b"505"),
+    "HTTP/2 with a flood of priorities": (
+        PREFACE + b"".join(_http2_frame(2, 0, n, bytes(5)) for n in range(1, 4001, 2)),
+        b"505",
+    ),
+    "HTTP/2 with late data": (PREFACE + _http2_frame(0, 0, 1, b"x" * 10), b"505"),
+    "HTTP/2 in words": (b"GET / HTTP/2.0\r\n" + HOST + b"\r\n", b"505"),
+    "HTTP/0.9 in words": (b"GET / HTTP/0.9\r\n" + HOST + b"\r\n", b"505"),
+    "TLS": (b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + bytes(100) + b"\r\n\r\n", b"400"),
+    "a path above 0x7f": (b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "a path of escapes": (b"GET /%ff%00%0d%0aX HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
+    "no path at all": (b"GET ? HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "a path without a slash": (b"GET healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "half an address": (b"GET http://[::1/healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
+    "an address": (b"GET http://x:80/healthz?a HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
+    "an address of nobody": (b"GET http:///healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "the server as a whole": (b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "a tunnel": (b"CONNECT x:80 HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "a host too long for a name": (
+        b"GET /healthz HTTP/1.1\r\nHost: " + b"a" * 64 + b"\r\n\r\n",
+        b"400",
+    ),
+    "a host with nothing between dots": (b"GET /healthz HTTP/1.1\r\nHost: a..b\r\n\r\n", b"400"),
+    "a host above 0x7f": (b"GET /healthz HTTP/1.1\r\nHost: \xff\r\n\r\n", b"400"),
+    "a host of spaces": (b"GET /healthz HTTP/1.1\r\nHost: a b\r\n\r\n", b"400"),
+    "an IPv6 host": (b"GET /healthz HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", b"200"),
+    "a host with a last dot and a port": (
+        b"GET /healthz HTTP/1.1\r\nHost: a-b.c.:80\r\n\r\n",
+        b"200",
+    ),
+    "no host": (b"GET /healthz HTTP/1.1\r\nHost:\r\n\r\n", b"200"),
+    "two slashes": (b"GET //healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
+    "a proxy's line": (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n", b"400"),
+}
+
+
+async def _ask(address: tuple[str, int], *segments: bytes) -> bytes:
+    """Send this and read until the connection is closed."""
+    answer = b""
+    with trio.fail_after(20):
+        async with await trio.open_tcp_stream(*address) as client:
+            with suppress(trio.BrokenResourceError):
+                for segment in segments:
+                    await client.send_all(segment)
+                while received := await client.receive_some():
+                    answer += received
+                    is_whole = answer.rstrip().endswith(b"}")
+                    if is_whole and b"connection: close" not in answer.lower():
+                        break  # it would wait for the next request
+    return answer
+
+
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+async def test_strange_connections_are_answered_and_end_and_others_are_served(media_path):
+    answers: dict[str, bytes] = {}
+    async with serving(media_path=media_path) as server:
+        address = ("127.0.0.1", server.http.base_url.port)
+        for name, (data, _) in STRANGE.items():
+            answers[name] = await _ask(address, data)
+            assert (await server.http.get("/healthz")).status_code == 200, name
+
+    assert {name: answer[9:12] for name, answer in answers.items()} == {
+        name: status for name, (_, status) in STRANGE.items()
+    }
+
+
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+async def test_who_leaves_in_the_middle_of_a_handshake_is_no_error(media_path):
+    with capture_logs() as lines:
+        async with serving(media_path=media_path) as server:
+            await _leave_in_the_middle(server)
+
+    assert [line for line in lines if line["log_level"] == "error"] == []
+
+
+async def _leave_in_the_middle(server) -> None:
+    address = ("127.0.0.1", server.http.base_url.port)
+    asked = b"GET /twiml HTTP/1.1\r\n" + HOST + b"\r\n"
+    for data in (STREAM, STREAM + b"\r\n", STREAM + b"\r\n\x81", asked):
+        for reset in (False, True):
+            client = await trio.open_tcp_stream(*address)
+            await client.send_all(data)
+            if reset:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await client.aclose()
+    assert (await server.http.get("/healthz")).status_code == 200
+
+
+# ------------------------------------------------------------------------------------------
+# With an app of a few lines
+
+
+def test_this_is_the_hypercorn_that_connections_were_written_for():
+    assert importlib.metadata.version("hypercorn").startswith("0.18.")
+    protocol = inspect.getsource(hypercorn.protocol.h11.H11Protocol)
+    for called in ("_check_protocol(event)", "_create_stream(event)", "self.send(Closed())"):
+        assert called in protocol, called
+    for name in ("run", "_read_data", "_close", "protocol_send"):
+        assert name in vars(hypercorn.trio.tcp_server.TCPServer), name
+        assert name in vars(Connection), name
+
+
+@asynccontextmanager
+async def _served(
+    app: Callable[..., Awaitable[None]], **settings: object
+) -> AsyncGenerator[tuple[str, int]]:
+    async def whole_app(scope, receive, send) -> None:
+        if scope["type"] == "lifespan":
+            for stage in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{stage}.complete"})
+        else:
+            await app(scope, receive, send)
+
+    listener = listen("127.0.0.1", 0)
+    address = listener.getsockname()
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.errorlog = None
+    config.graceful_timeout = 0.1
+    for name, value in settings.items():
+        setattr(config, name, value)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_worker, wrap_app(whole_app, 2**16, "asgi"), config)
+        yield address
+        nursery.cancel_scope.cancel()
+
+
+async def _answer(send, status: int = 200, body: bytes = b"{}") -> None:
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _reads_nothing(scope, receive, send) -> None:
+    await _answer(send, 413)
+
+
+async def _reads_all(scope, receive, send) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    await _answer(send)
+
+
+async def _fails(scope, receive, send) -> None:
+    raise RuntimeError("a bug")
+
+
+async def _answers_twice(scope, receive, send) -> None:
+    await _answer(send)
+    await _answer(send)
+
+
+async def test_an_answer_before_the_body_has_come_is_announced_as_the_last():
+    head = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 500000\r\n\r\n"
+    async with _served(_reads_nothing) as address:
+        answer = await _ask(address, head + b"x" * 400_000)
+
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"connection: close" in answer.lower()
+    assert answer.endswith(b"{}")  # no reset has taken it away
+
+
+async def test_a_body_that_came_with_its_head_keeps_the_connection():
+    request = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc"
+    async with _served(_reads_nothing) as address:
+        answer = await _ask(address, request)
+
+    assert b"connection: close" not in answer.lower()
+
+
+async def test_a_body_in_more_pieces_than_an_app_takes_does_not_keep_the_connection_open():
+    head = b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+    async with _served(_reads_nothing) as address:
+        answer = await _ask(address, head, *[b"1\r\nx\r\n" * 1000] * 5)
+
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("app", [_fails, _answers_twice])
+async def test_an_app_that_fails_ends_its_own_connection_and_is_logged_once(app):
+    with capture_logs() as lines:
+        async with _served(app) as address:
+            for _ in range(20):
+                await _ask(address, b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+
+    assert [line["event"] for line in lines] == ["connection ended by a bug of ours"]
+
+
+async def _answers_when_cancelled(scope, receive, send) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        await _answer(send)
+
+
+async def test_a_client_that_resets_its_connection_is_answered_by_nobody():
+    with capture_logs() as lines:
+        async with _served(_answers_when_cancelled) as address:
+            client = await trio.open_tcp_stream(*address)
+            await client.send_all(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await client.aclose()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n",
+        b"GET ? HTTP/1.1\r\n" + HOST + b"\r\n",
+        STREAM.replace(b"13", b"8") + b"\r\n",
+        b"\0\r\n\r\n",
+        PREFACE,
+    ],
+    ids=["answered", "no path", "a refused upgrade", "no HTTP", "HTTP/2"],
+)
+async def test_a_connection_that_has_ended_leaves_nothing_to_the_garbage_collector(data):
+    # While there are calls, that looks through everything every two minutes only.
+    async with _served(_reads_all) as address:
+        await _ask(address, data)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await _ask(address, data)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            left = gc.collect()
+        finally:
+            gc.enable()
+
+    assert left < 20
+
+
+EARLY_FRAME = b"\x81\x80abcd"
+
+
+async def test_a_handshake_that_is_being_refused_is_not_accepted_meanwhile():
+    async def accept(protocol: Http11) -> None:
+        await protocol.stream.app_send({"type": "websocket.accept"})
+
+    protocol, sent = _asked_for_websocket(accept)
+    await protocol.handle(RawData(data=STREAM + b"\r\n"))
+    await protocol.handle(RawData(data=EARLY_FRAME))
+
+    assert _said(sent).startswith(b"HTTP/1.1 400")
+    assert _said(sent).count(b"HTTP/1.1") == 1
+    assert isinstance(sent[-1], Closed)
+
+
+async def test_a_handshake_that_its_app_is_refusing_is_not_refused_twice():
+    async def send_early(protocol: Http11) -> None:
+        await protocol.handle(RawData(data=EARLY_FRAME))
+
+    protocol, sent = _asked_for_websocket(send_early)
+    await protocol.handle(RawData(data=STREAM + b"\r\n"))
+    start = {"type": "websocket.http.response.start", "status": 403, "headers": []}
+    await protocol.stream.app_send(start)
+    await protocol.stream.app_send({"type": "websocket.http.response.body", "body": b"no"})
+
+    assert _said(sent).startswith(b"HTTP/1.1 403")
+    assert _said(sent).count(b"HTTP/1.1") == 1
+
+
+def _asked_for_websocket(
+    meanwhile: Callable[[Http11], Awaitable[None]],
+) -> tuple[Http11, list[Event]]:
+    """A protocol without a socket, and what it sends; while it sends the first of that, this."""
+    sent: list[Event] = []
+
+    async def send(event: Event) -> None:
+        sent.append(event)
+        if len(sent) == 2:  # the first tells that the connection is not idle
+            await meanwhile(protocol)
+
+    protocol = Http11(
+        None, Config(), WorkerContext(None), _Asked(), ConnectionState({}), False, None, None, send
+    )
+    return protocol, sent
+
+
+def _said(sent: list[Event]) -> bytes:
+    return b"".join(event.data for event in sent if isinstance(event, RawData))
+
+
+class _Asked:
+    """hypercorn's task group, whose app takes all that it is told."""
+
+    async def spawn_app(self, app, config, scope, send):
+        async def told(event) -> None:
+            pass
+
+        return told
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"GET",
+        PREFACE[:10],
+        b"GET / HTTP/1.1\r\n" + HOST,
+        b"GET / HTTP/1.1\r\n" + HOST + b"\r\n",  # and then nothing
+    ],
+)
+async def test_a_connection_that_brings_no_request_is_closed_in_time(data):
+    async with _served(_reads_all, keep_alive_timeout=0.05) as address, trio.open_nursery():
+        with trio.fail_after(20):
+            async with await trio.open_tcp_stream(*address) as client:
+                if data:
+                    await client.send_all(data)
+                while await client.receive_some():
+                    pass
+
+
+async def _send_bytes(client: trio.SocketStream) -> None:
+    """Send a byte now and then, until the connection is reset."""
+    for _ in range(1_000):
+        await client.send_all(b"x")
+        await trio.sleep(0.01)
+
+
+async def test_a_head_that_comes_byte_by_byte_has_no_longer_than_another():
+    async with _served(_reads_all, keep_alive_timeout=0.2) as address:
+        with trio.fail_after(20):
+            async with await trio.open_tcp_stream(*address) as client:
+                with pytest.raises(trio.BrokenResourceError):
+                    await _send_bytes(client)
+
+
+async def test_a_refused_client_that_does_not_close_is_closed(monkeypatch):
+    monkeypatch.setattr("server.hooks.connections.LINGER_S", 0.05)
+    with trio.fail_after(20):
+        async with (
+            _served(_reads_all) as address,
+            await trio.open_tcp_stream(*address) as client,
+        ):
+            await client.send_all(b"nonsense\r\n\r\n")
+            while await client.receive_some():
+                pass
+            with pytest.raises(trio.BrokenResourceError):
+                await _send_bytes(client)
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    authority = trustme.CA()
+    made = authority.issue_cert("127.0.0.1")
+    made.private_key_pem.write_to_path(tmp_path / "key.pem")
+    made.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    files = {"certfile": str(tmp_path / "cert.pem"), "keyfile": str(tmp_path / "key.pem")}
+    return files, context
+
+
+async def test_over_tls_only_http_1_1_is_offered(certificates):
+    files, context = certificates
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    async with _served(_reads_all, **files) as address:
+        client = await trio.open_ssl_over_tcp_stream(
+            *address, ssl_context=context, https_compatible=True
+        )
+        async with client:
+            with trio.fail_after(20):
+                await client.send_all(b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+                answer = await client.receive_some()
+            chosen = client.selected_alpn_protocol()
+
+    assert chosen == "http/1.1"
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\xff" + b"\xff" * 255]
+)
+async def test_a_tls_handshake_that_does_not_come_is_closed_in_time(certificates, data):
+    files, _ = certificates
+    async with _served(_reads_all, keep_alive_timeout=0.05, **files) as address:
+        await _ask(address, data)
+        await _ask(address, data)
+
+
+# ------------------------------------------------------------------------------------------
+# When descriptors are short
+
+
+@pytest.fixture
+def doors(monkeypatch):
+    monkeypatch.setattr(
+        "server.hooks.connections.file_limit", lambda: 80
+    )  # twenty of them for calls
+    return Doors()
+
+
+async def test_where_descriptors_are_short_the_longest_idle_connection_goes(doors):
+    scopes = [trio.CancelScope() for _ in range(3)]
+    for scope in scopes:
+        doors.wait(scope)
+    doors.wait_no_more(scopes[0])  # it has brought a request
+
+    assert doors.admit(59)
+    assert [scope.cancel_called for scope in scopes] == [False, False, False]
+    assert doors.admit(60)
+    assert [scope.cancel_called for scope in scopes] == [False, True, False]
+    assert doors.admit(60)
+    assert not doors.admit(60)  # nobody is left who could go
+
+
+class _Exhausted:
+    """A listener for which there is no descriptor the first time somebody comes."""
+
+    def __init__(self, sock) -> None:
+        self._listener = trio.SocketListener(sock)
+        self._is_short = True
+
+    async def accept(self) -> trio.SocketStream:
+        if self._is_short:
+            self._is_short = False
+            await trio.lowlevel.wait_readable(self._listener.socket)
+            raise OSError(errno.EMFILE, "too many open files")
+        return await self._listener.accept()
+
+
+async def test_a_listener_without_descriptors_closes_who_waits_and_goes_on(nursery, doors):
+    accepted: list[trio.SocketStream] = []
+    came = trio.Event()
+    doors.keep_spare()
+    with listen("127.0.0.1", 0) as sock:
+        sock.setblocking(False)
+        listener = Listener(sock, doors)
+        listener._listener = _Exhausted(listener._listener.socket)
+
+        async def accept() -> None:
+            accepted.append(await listener.accept())
+            came.set()
+
+        nursery.start_soon(accept)
+        with trio.fail_after(20):
+            async with await trio.open_tcp_stream(*sock.getsockname()) as first:
+                with suppress(trio.BrokenResourceError):
+                    assert await first.receive_some() == b""
+            async with await trio.open_tcp_stream(*sock.getsockname()):
+                await came.wait()
+        await accepted[0].aclose()
+    doors.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs ulimit")
+async def test_more_idle_sockets_than_descriptors_do_not_end_the_service(nursery):
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment = kept | {"PORT": str(port), "DATABASE_URL": "sqlite://", "LOG_LEVEL": "ERROR"}
+    command = f'ulimit -n 128; exec "{sys.executable}" -m server'
+    run = partial(trio.run_process, ["sh", "-c", command], env=environment, check=False)
+    process = await nursery.start(run)
+    idle: list[trio.SocketStream] = []
+    answers = []
+    with trio.fail_after(60):
+        while not idle:
+            with suppress(OSError):
+                idle.append(await trio.open_tcp_stream("127.0.0.1", port))
+            await trio.sleep(0.05)
+        for _ in range(200):
+            idle.append(await trio.open_tcp_stream("127.0.0.1", port))
+        for _ in range(10):
+            answers.append(
+                await _ask(("127.0.0.1", port), b"GET /readyz HTTP/1.1\r\n" + HOST + b"\r\n")
+            )
+    for client in idle:
+        await trio.aclose_forcefully(client)
+    process.terminate()
+
+    assert [answer[9:12] for answer in answers] == [b"200"] * 10
+
+
+# ------------------------------------------------------------------------------------------
+# Opening handshakes, without a socket
+
+
+def _request(**changed: bytes | None) -> h11.Request:
+    headers = {
+        b"host": b"x",
+        b"connection": b"keep-alive, Upgrade",
+        b"upgrade": b"WebSocket",
+        b"sec-websocket-version": b"13",
+        b"sec-websocket-key": b"dGhlIHNhbXBsZSBub25jZQ==",
+    } | {name.replace("_", "-").encode(): value for name, value in changed.items()}
+    kept = [(name, value) for name, value in headers.items() if value is not None]
+    return h11.Request(method=b"GET", target=b"/stream", headers=kept)
+
+
+def test_a_handshake_as_the_standard_has_it_may_go_on():
+    assert check_upgrade(_request(), False) is None
+    assert check_upgrade(_request(sec_websocket_protocol=b"audio.twilio"), False) is None
+    assert check_upgrade(_request(upgrade=None), True) is None  # an ordinary request
+
+
+@pytest.mark.parametrize(
+    ("changed", "status"),
+    [
+        ({"sec_websocket_key": b""}, 400),
+        ({"sec_websocket_key": b"dGhlIHNhbXBsZSBub25jZQ"}, 400),
+        ({"sec_websocket_key": b"dGhl IHNhbXBsZSBub25jZQ=="}, 400),
+        ({"sec_websocket_key": None}, 400),
+        ({"sec_websocket_version": None}, 426),
+        ({"sec_websocket_version": b"8"}, 426),
+        ({"sec_websocket_protocol": b"\xc3\xa4"}, 400),
+        ({"connection": b"Upgrade, \xfe"}, 400),
+        ({"content_length": b"1"}, 400),
+    ],
+)
+def test_a_handshake_that_is_not_is_refused(changed, status):
+    refused = check_upgrade(_request(**changed), False)
+
+    assert refused is not None
+    assert refused.status == status

@@ -1,0 +1,480 @@
+"""Recordings: both sides where they were heard, whole at any moment, never in a call's way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+import wave
+from array import array
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from codec import decode_mulaw
+from server.carrier import Clear, SendAudio, SendMark
+from server.metrics import Metrics
+from server.records import recording
+from server.records.recording import Recorder, Recordings
+from tests.support.rig import calling
+from tests.web.test_serve import serving
+
+SECOND = 8_000
+QUIET = b"\xff"
+SID = "CA" + "0" * 32
+
+
+def seconds(code: int, count: float) -> bytes:
+    return bytes([code]) * round(count * SECOND)
+
+
+def make_recorder(began_at: float = 100.0) -> Recorder:
+    return Recorder(SID, began_at)
+
+
+def all_of(recorder: Recorder, ended_at: float) -> tuple[bytes, bytes]:
+    recorder.end(ended_at)
+    return recorder.take(ended_at)
+
+
+# ------------------------------------------------------------------------------------------
+# Where it is heard
+
+
+def test_agent_audio_stands_where_it_is_played_not_where_it_was_sent():
+    recorder = make_recorder()
+    recorder.sent(SendAudio(seconds(1, 2.0)), 100.5)
+    recorder.sent(SendMark("1:2000"), 100.5)
+    recorder.sent(SendAudio(seconds(2, 1.0)), 101.0)  # the carrier still plays the first
+    recorder.sent(SendAudio(seconds(3, 0.5)), 105.0)
+    _, agent = all_of(recorder, 106.0)
+
+    silence = seconds(0xFF, 0.5)
+    assert agent == (
+        silence + seconds(1, 2.0) + seconds(2, 1.0) + 3 * silence + seconds(3, 0.5) + silence
+    )
+
+
+def test_what_a_barge_in_cut_is_not_in_the_recording():
+    recorder = make_recorder()
+    recorder.sent(SendAudio(seconds(1, 2.0)), 100.0)
+    recorder.sent(SendAudio(seconds(2, 2.0)), 100.0)
+    recorder.sent(Clear(), 101.0)
+    recorder.sent(SendAudio(seconds(3, 1.0)), 101.5)
+    _, agent = all_of(recorder, 103.0)
+
+    assert agent == (seconds(1, 1.0) + seconds(0xFF, 0.5) + seconds(3, 1.0) + seconds(0xFF, 0.5))
+
+
+def test_what_was_not_played_when_the_call_ended_was_not_heard():
+    recorder = make_recorder()
+    recorder.sent(SendAudio(seconds(1, 30.0)), 100.0)
+
+    assert all_of(recorder, 101.0) == (seconds(0xFF, 1.0), seconds(1, 1.0))
+
+
+def test_a_gap_in_the_carriers_clock_is_silence():
+    recorder = make_recorder()
+    recorder.caller(seconds(1, 1.0), 0, 101.0)
+    recorder.caller(seconds(2, 1.0), 1_500, 102.5)
+    caller, _ = all_of(recorder, 102.5)
+
+    assert caller == seconds(1, 1.0) + seconds(0xFF, 0.5) + seconds(2, 1.0)
+
+
+def test_a_burst_after_a_stall_stays_where_the_carriers_clock_says():
+    recorder = make_recorder()
+    taken = b""
+    recorder.caller(seconds(1, 1.0), 0, 101.0)
+    for now in (101.0, 102.0, 103.0):
+        taken += recorder.take(now)[0]
+    for number in range(100):
+        recorder.caller(seconds(2, 0.02), 1_000 + 20 * number, 103.0)
+    taken += all_of(recorder, 103.0)[0]
+
+    assert taken == seconds(1, 1.0) + seconds(2, 2.0)
+
+
+def test_a_carrier_whose_clock_is_nonsense_cannot_make_the_recording_longer_than_the_call():
+    recorder = make_recorder()
+    recorder.caller(seconds(1, 0.02), 10**12, 100.5)
+    caller, agent = all_of(recorder, 101.0)
+
+    assert len(caller) == len(agent) <= 1.02 * SECOND
+
+
+def test_a_caller_who_comes_back_on_another_stream_goes_on_where_the_call_is():
+    recorder = make_recorder()
+    recorder.line(100.0)
+    recorder.caller(seconds(1, 1.0), 0, 101.0)
+    recorder.line(105.0)
+    recorder.caller(seconds(2, 1.0), 0, 106.0)
+    caller, _ = all_of(recorder, 106.0)
+
+    assert caller == seconds(1, 1.0) + seconds(0xFF, 4.0) + seconds(2, 1.0)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("caller"), st.integers(1, 800)),
+            st.tuples(st.just("agent"), st.integers(1, 40_000)),
+            st.tuples(st.just("clear"), st.just(0)),
+            st.tuples(st.just("wait"), st.integers(1, 20_000)),
+        ),
+        max_size=60,
+    )
+)
+def test_taking_it_in_pieces_or_at_once_gives_the_same(events):
+    at_once, in_pieces = make_recorder(0.0), make_recorder(0.0)
+    pieces: list[tuple[bytes, bytes]] = []
+    now, said = 0.0, 0
+    for number, (what, amount) in enumerate(events):
+        payload = bytes([number % 250]) * amount
+        for recorder in (at_once, in_pieces):
+            if what == "caller":
+                recorder.caller(payload, said // 8, now)
+            elif what == "agent":
+                recorder.sent(SendAudio(payload), now)
+            elif what == "clear":
+                recorder.sent(Clear(), now)
+        if what == "caller":
+            said += amount
+        elif what == "wait":
+            # The caller's frames keep up with the clock, as the carrier's do.
+            now += amount / SECOND
+            missing = round(now * SECOND) - said
+            if missing > 0:
+                for recorder in (at_once, in_pieces):
+                    recorder.caller(bytes(missing), said // 8, now)
+                said += missing
+            pieces.append(in_pieces.take(now))
+    pieces.append(all_of(in_pieces, now))
+
+    together = tuple(b"".join(side) for side in zip(*pieces, strict=True))
+    assert together == all_of(at_once, now)
+    assert len(together[0]) == len(together[1])
+
+
+def test_an_hour_is_recorded_in_constant_memory():
+    recorder = make_recorder(0.0)
+    most_s = 0.0
+    for second in range(3_600):
+        recorder.sent(SendAudio(seconds(1, 0.9)), float(second))
+        recorder.caller(seconds(2, 1.0), 1_000 * second, second + 1.0)
+        most_s = max(most_s, recorder.held_s)
+        recorder.take(second + 1.0)
+
+    assert most_s < 3.0
+    assert recorder.duration_s == 3_600.0
+
+
+# ------------------------------------------------------------------------------------------
+# The file
+
+
+@asynccontextmanager
+async def running(directory: Path, **options):
+    recordings = Recordings(directory, metrics=Metrics(CollectorRegistry()), **options)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(recordings.run)
+        yield recordings
+        nursery.cancel_scope.cancel()
+
+
+def read(path: Path) -> tuple[bytes, bytes]:
+    """Both channels of a WAV, as samples."""
+    with wave.open(str(path)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (2, 2, 8_000)
+        frames = file.readframes(file.getnframes())
+        assert len(frames) == 4 * file.getnframes()
+    samples = memoryview(frames).cast("h")
+    return samples[0::2].tobytes(), samples[1::2].tobytes()
+
+
+async def test_the_file_has_the_caller_on_the_left_and_the_agent_on_the_right(tmp_path):
+    everything = bytes(range(256)) * 32
+    async with running(tmp_path / "new" / "directory") as recordings:
+        now = trio.current_time()
+        recorder = recordings.begin(SID, now)
+        recorder.sent(SendAudio(everything), now)
+        recorder.caller(everything, 0, now + len(everything) / SECOND)
+        recordings.end(recorder, now + len(everything) / SECOND)
+    path = tmp_path / "new" / "directory" / f"{SID}.wav"
+
+    assert read(path) == (decode_mulaw(everything), decode_mulaw(everything))
+    assert recorder.as_dict()["state"] == "complete"
+    assert recorder.as_dict()["duration_s"] == pytest.approx(1.024)
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_server_that_stops_writes_what_it_has(tmp_path):
+    async with running(tmp_path) as recordings:
+        recorder = recordings.begin(SID, trio.current_time() - 1.0)
+        recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+
+    assert len(read(tmp_path / f"{SID}.wav")[0]) >= 2 * SECOND
+
+
+@pytest.mark.parametrize("call_sid", ["", "../CA1", "CA/1", "CA1.wav", "x" * 65])
+async def test_a_name_that_is_no_call_sid_names_no_file(tmp_path, call_sid):
+    async with running(tmp_path) as recordings:
+        assert recordings.begin(call_sid, 0.0) is None
+        assert recordings.path(call_sid) is None
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from server.records.recording import _WavFile
+file = _WavFile(Path(sys.argv[1]))
+print("writing", flush=True)
+while True:
+    file.append(bytes(range(256)) * 32, bytes(range(256)) * 32)
+"""
+
+
+def test_the_file_is_whole_whenever_its_writer_is_killed(tmp_path):
+    writers = []
+    for number in range(5):
+        path = tmp_path / f"{number}.wav"
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(path)],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        )
+        writers.append((path, process))
+    for number, (_, process) in enumerate(writers):
+        with process:
+            assert process.stdout.readline() == b"writing\n" or os.name == "nt"
+            time.sleep(0.003 * number)
+            process.kill()
+
+    block = decode_mulaw(bytes(range(256)) * 32)
+    for path, _ in writers:
+        left, right = read(path)
+        assert left == right == block * (len(left) // len(block))
+        # The header may be behind the file by what was being written, never ahead of it.
+        assert path.stat().st_size >= 44 + 2 * len(left)
+    assert any(len(read(path)[0]) for path, _ in writers)
+
+
+@contextmanager
+def largest_file(size_bytes: int):
+    """No file may grow beyond this: to the program, a disk that is full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_full_disk_ends_the_recording_which_stays_whole(tmp_path):
+    told = []
+    async with running(tmp_path) as recordings:
+        full = recordings.begin(SID, trio.current_time() - 6.0)
+        full.on_stop = told.append
+        short = recordings.begin("CA1", trio.current_time() - 1.0)
+        with largest_file(100_000):
+            full.caller(seconds(1, 2.0), 0, trio.current_time())
+            await recordings._write()
+            full.caller(seconds(1, 2.0), 2_000, trio.current_time())
+            short.caller(seconds(2, 1.0), 0, trio.current_time())
+            await recordings._write()
+        full.caller(seconds(1, 2.0), 4_000, trio.current_time())
+
+    assert told == ["disk-full"]
+    assert full.as_dict() == {
+        "state": "stopped",
+        "reason": "disk-full",
+        "duration_s": 2.0,
+        "url": f"/calls/{SID}/recording",
+    }
+    assert full.held_s == 0.0
+    assert read(tmp_path / f"{SID}.wav")[0] == decode_mulaw(seconds(1, 2.0))
+    assert short.as_dict()["state"] == "complete"
+    assert recordings._metrics.recordings_stopped.labels("disk-full")._value.get() == 1
+
+
+async def test_a_directory_that_cannot_be_made_ends_the_recording(tmp_path):
+    (tmp_path / "file").write_text("not a directory")
+    async with running(tmp_path / "file" / "recordings") as recordings:
+        recorder = recordings.begin(SID, trio.current_time() - 1.0)
+        recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+        await recordings._write()
+
+    assert recorder.stopped == "disk-error"
+
+
+async def test_a_disk_that_hangs_ends_the_recordings_and_nobody_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "MAX_BUFFER_S", 0.05)
+    hangs = trio.Event()
+    answers = []
+
+    def hang(self, caller, agent):
+        trio.from_thread.run_sync(hangs.set)
+        answers.append(trio.from_thread.run(released.wait))
+
+    released = trio.Event()
+    monkeypatch.setattr(recording._WavFile, "append", hang)
+    with trio.fail_after(60):
+        async with running(tmp_path) as recordings:
+            recorder = recordings.begin(SID, trio.current_time() - 1.0)
+            recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+            await hangs.wait()
+            while recorder.stopped is None:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            released.set()
+            while recordings._files:  # noqa: ASYNC110
+                await trio.sleep(0.01)  # the thread sees that it was given up, and closes
+
+    assert recorder.stopped == "disk-too-slow"
+
+
+async def test_old_recordings_of_ours_are_deleted_and_nothing_else(tmp_path):
+    ours = [tmp_path / f"{SID}.wav", tmp_path / f"{SID}-phone.wav"]
+    young = tmp_path / f"CA{'1' * 32}.wav"
+    not_ours = [tmp_path / "holiday.wav", tmp_path / "CA1.wav", tmp_path / f"{SID}.txt"]
+    for path in (*ours, young, *not_ours):
+        path.write_bytes(b"x")
+        if path is not young:
+            os.utime(path, (time.time() - 8 * 86_400.0,) * 2)
+    async with running(tmp_path, retention_days=7.0):
+        with trio.fail_after(60):
+            while any(path.exists() for path in ours):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+    assert sorted(tmp_path.iterdir()) == sorted([young, *not_ours])
+
+
+# ------------------------------------------------------------------------------------------
+# In a call
+
+
+async def test_a_call_is_recorded_as_the_callee_heard_it(autojump_clock, tmp_path):
+    np = pytest.importorskip("numpy")
+    recordings = Recordings(tmp_path, metrics=Metrics(CollectorRegistry()))
+    async with calling(callee="interrupts") as rig:
+        rig.call._recordings = recordings
+        await rig.over()
+    recorder = rig.call._recorder
+    sides = recorder.take(trio.current_time())
+    left, right, said, heard = (
+        np.frombuffer(decode_mulaw(side), "<i2").astype(float)
+        for side in (*sides, rig.phone.said, rig.phone.heard)
+    )
+
+    def envelope(samples):
+        frames = samples[: len(samples) // 160 * 160].reshape(-1, 160)
+        return np.sqrt((frames**2).mean(axis=1))
+
+    def likeness(delay: int) -> float:
+        """Of what was recorded and what was heard, so many frames apart."""
+        ours, theirs = envelope(right)[max(0, delay) :], envelope(heard)[max(0, -delay) :]
+        size = min(len(ours), len(theirs))
+        return float(np.corrcoef(ours[:size], theirs[:size])[0, 1])
+
+    assert rig.call.as_dict()["recording"]["duration_s"] == pytest.approx(rig.call.duration_s)
+    # The caller is there to the sample, the agent to the frame: the phone plays whole ones.
+    assert np.array_equal(left[: len(said)], said[: len(left)])
+    assert abs(len(left) - len(said)) < 0.1 * SECOND
+    assert max(likeness(delay) for delay in (-2, -1, 0, 1, 2)) > 0.98
+
+
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+async def test_a_call_over_sockets_is_recorded_whole_on_either_path(
+    tmp_path, media_path, patient_clock
+):
+    async with serving(
+        recordings_dir=tmp_path, media_path=media_path, greeting_protect_s=0
+    ) as server:
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        with trio.fail_after(60):
+            record = await server.finished(call_sid)
+            call = server.app.calls.get(call_sid)
+            while server.app.recordings._files:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        phone = server.app.simulated_twilio.calls[call_sid]
+        passed = call._path.agent_sent_bytes, call._path.caller_sent_bytes
+    samples = array("h", (tmp_path / f"{call_sid}.wav").read_bytes()[44:])
+    caller, agent = samples[0::2], samples[1::2]
+    said = array("h", decode_mulaw(phone.said))
+    heard = array("h", decode_mulaw(phone.heard))
+    audible_s = [sum(abs(one) > 500 for one in side) / SECOND for side in (agent, heard)]
+
+    assert [size > 0 for size in passed] == [media_path == "fast"] * 2
+    assert caller[: len(said)] == said[: len(caller)]
+    assert abs(len(caller) - len(said)) < 0.2 * SECOND
+    assert audible_s[0] == pytest.approx(audible_s[1], rel=0.1)
+    assert record["recording"]["duration_s"] == pytest.approx(len(caller) / SECOND, abs=0.2)
+
+
+async def test_a_full_disk_does_not_end_the_call(tmp_path, monkeypatch, fast_clock):
+    def fail(self, caller, agent):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(recording._WavFile, "append", fail)
+    async with serving(recordings_dir=tmp_path) as server:
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        call = server.app.calls.get(call_sid)
+        with trio.fail_after(60):
+            await call.finished.wait()
+            while call._recorder.stopped is None:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        record = (await server.http.get(f"/calls/{call_sid}")).json()
+
+    assert record["reason"] == "caller-hung-up"
+    assert record["recording"]["reason"] == "disk-full"
+    assert "recording stopped" in [moment["what"] for moment in record["timeline"]]
+    assert (tmp_path / f"{call_sid}.wav").read_bytes()[40:44] == bytes(4)
+
+
+async def test_a_recording_is_fetched_whole_or_in_part_with_the_key(tmp_path, fast_clock):
+    async with serving(recordings_dir=tmp_path, api_key="sesame") as server:
+        unknown = await server.http.get(f"/calls/{SID}/recording")
+        server.http.headers["Authorization"] = "Bearer sesame"
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        with trio.fail_after(60):
+            await server.finished(call_sid)
+            content = b""
+            while content[40:44] in (b"", bytes(4)):
+                await trio.sleep(0.05)
+                content = (tmp_path / f"{call_sid}.wav").read_bytes()
+        where = f"/calls/{call_sid}/recording"
+        whole = await server.http.get(where)
+        part = await server.http.get(where, headers={"Range": "bytes=44-1043"})
+        beyond = await server.http.get(where, headers={"Range": "bytes=999999999-"})
+        none = await server.http.get("/calls/CAunknown/recording")
+
+    assert unknown.status_code == 401
+    assert whole.status_code == 200
+    assert whole.headers["Content-Type"] == "audio/wav"
+    assert whole.headers["Accept-Ranges"] == "bytes"
+    assert "no-store" in whole.headers["Cache-Control"]
+    assert whole.content == content
+    assert part.status_code == 206
+    assert part.headers["Content-Range"] == f"bytes 44-1043/{len(content)}"
+    assert part.content == content[44:1044]
+    assert beyond.status_code == 416
+    assert none.status_code == 404
+
+
+async def test_without_a_directory_nothing_is_recorded(fast_clock):
+    async with serving() as server:
+        call_sid = (await server.make_call("5550104")).json()["call_sid"]
+        with trio.fail_after(60):
+            record = await server.finished(call_sid)
+        answer = await server.http.get(f"/calls/{call_sid}/recording")
+
+    assert record["recording"] is None
+    assert answer.status_code == 404

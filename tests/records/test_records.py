@@ -1,0 +1,558 @@
+"""Records: kept at once, written when the database lets us, never lost while it does not."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing
+
+import pytest
+import sqlalchemy as sql
+import structlog.testing
+import trio
+from prometheus_client import CollectorRegistry
+
+from server.errors import ConfigurationError
+from server.metrics import Metrics
+from server.records import database as database_module
+from server.records import store as store_module
+from server.records.database import SchemaTooNew
+from server.records.store import Records
+from server.records.words import Cursor, RecordsUnavailable, StoredRequest
+from tests.support.databases import postgresql
+from tests.web.test_serve import serving
+
+DAY_S = 86_400.0
+BEGAN = 1_790_000_000.0
+
+
+def record(number: int, *, created_at: float | None = None, **differences) -> dict:
+    return {
+        "call_sid": f"CA{number:032x}",
+        "direction": "outbound",
+        "number": "+1500*****01",
+        "state": "ended",
+        "status": "completed",
+        "reason": "caller-hung-up",
+        "detail": "",
+        "created_at": BEGAN + number if created_at is None else created_at,
+        "duration_s": 12.5,
+        "agent_heard_s": 3.25,
+        "metadata": {"order": "17 · ñandú"},
+        "timings": {"answer_to_first_audio_ms": None},
+        "transcript": [{"speaker": "agent", "at_s": 0.0, "text": "¿Qué tal? \U0001f4de"}],
+        **differences,
+    }
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(database_module, "LOCK_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(store_module, "RETRY_S", (0.01, 0.05))
+
+
+@pytest.fixture(scope="module")
+def postgresql_url():
+    with postgresql() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "memory", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "postgresql":
+        found = request.getfixturevalue("postgresql_url")
+        engine = sql.create_engine(found.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.begin() as connection:
+            connection.execute(
+                sql.text("DROP TABLE IF EXISTS offhook_calls, offhook_requests, offhook_schema")
+            )
+        engine.dispose()
+        return found
+    return "sqlite://" if request.param == "memory" else f"sqlite:///{tmp_path}/offhook.db"
+
+
+@pytest.fixture
+def file_url(tmp_path):
+    return f"sqlite:///{tmp_path}/offhook.db"
+
+
+@asynccontextmanager
+async def running(url: str, **options):
+    registry = CollectorRegistry()
+    records = Records(url, metrics=Metrics(registry), **options)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(records.run)
+        yield records
+        nursery.cancel_scope.cancel()
+
+
+async def until(condition) -> None:
+    """Poll: what is waited for happens in a thread, or in another process's file."""
+    with trio.fail_after(60):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+def failures(records: Records, what: str) -> float:
+    return records._metrics.record_failures.labels(what)._value.get()
+
+
+async def test_a_record_is_read_back_as_it_was_kept(url):
+    kept = record(1)
+    async with running(url) as records:
+        records.keep(kept)
+        assert await records.get(kept["call_sid"]) is kept
+        with trio.fail_after(60):
+            await records.wait_saved()
+        assert await records.get(kept["call_sid"]) == kept
+        assert await records.get("CAunknown") is None
+
+
+async def test_a_newer_version_of_a_record_replaces_the_older_one(url):
+    async with running(url) as records:
+        records.keep(record(1, status="in-progress"))
+        await records.wait_saved()
+        records.keep(record(1, status="completed"))
+        await records.wait_saved()
+
+        assert (await records.get(record(1)["call_sid"]))["status"] == "completed"
+        assert len(await records.page(10, None)) == 1
+
+
+async def test_pages_show_every_call_once_and_the_newest_first(url):
+    # Some of them begin in the same millisecond.
+    everything = [record(number, created_at=BEGAN + number // 3) for number in range(25)]
+    async with running(url) as records:
+        for each in everything:
+            records.keep(each)
+        await records.wait_saved()
+        seen, before = [], None
+        while page := await records.page(10, before):
+            seen += page
+            before = Cursor.parse(str(Cursor.of(page[-1])))
+
+    assert [each["call_sid"] for each in seen] == [each["call_sid"] for each in everything[::-1]]
+    assert "transcript" not in seen[0]
+
+
+async def test_records_are_there_after_a_restart(file_url):
+    async with running(file_url) as records:
+        for number in range(300):
+            records.keep(record(number))
+        # Cancelled at once: what is left is written on the way out.
+    async with running(file_url) as records:
+        assert len(await records.page(1_000, None)) == 300
+
+
+def test_processes_that_begin_together_make_one_database(file_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(database_module, "LOCK_TIMEOUT_S", 5.0)
+    together = threading.Barrier(8)
+
+    def begin(number: int) -> None:
+        database = database_module.Database(database_module.database_url(file_url))
+        together.wait()
+        database.write([record(number)])
+        database.close()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(begin, range(8)))
+
+    with closing(sqlite3.connect(tmp_path / "offhook.db")) as other:
+        assert other.execute("SELECT version FROM offhook_schema").fetchall() == [
+            (database_module.SCHEMA_VERSION,)
+        ]
+        assert other.execute("SELECT count(*) FROM offhook_calls").fetchall() == [(8,)]
+
+
+async def test_a_locked_database_delays_records_and_loses_none(file_url, tmp_path):
+    async with running(file_url) as records:
+        with closing(sqlite3.connect(tmp_path / "offhook.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            records.keep(record(1))
+            await until(lambda: failures(records, "write"))
+            assert await records.get(record(1)["call_sid"]) == record(1)
+            assert [each["call_sid"] for each in records.unsaved()] == [record(1)["call_sid"]]
+            other.execute("ROLLBACK")
+        with trio.fail_after(60):
+            await records.wait_saved()
+
+        assert len(await records.page(10, None)) == 1
+
+
+SLOW = {
+    "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT max(i) FROM n",
+    "postgresql": "SELECT pg_sleep(60)",
+}
+
+
+@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+async def test_a_query_that_is_still_going_on_leaves_no_thread_and_no_connection_behind(
+    url, monkeypatch
+):
+    began, ended = threading.Event(), threading.Event()
+
+    def ask_for_long() -> None:
+        database = records._database
+        with database._engine.connect() as connection:
+            began.set()
+            try:
+                connection.exec_driver_sql(SLOW[url.partition(":")[0]])
+            finally:
+                ended.set()
+
+    async def abandon() -> None:
+        with trio.CancelScope() as scope:
+            nursery.start_soon(cancel_when_begun, scope)
+            await records._in_thread(ask_for_long, records._reading)
+
+    async def cancel_when_begun(scope: trio.CancelScope) -> None:
+        await trio.to_thread.run_sync(began.wait)
+        scope.cancel()
+
+    monkeypatch.setattr(store_module, "CLOSE_TIMEOUT_S", 30.0)
+    async with running(url) as records, trio.open_nursery() as nursery:
+        await abandon()
+
+    assert ended.is_set()
+    assert records._database._checked_out == set()
+    assert records._database._engine.pool.checkedin() == 0
+
+
+async def test_a_thread_that_outlives_its_server_closes_its_connection_itself(file_url):
+    began, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        with database._engine.connect():
+            began.set()
+            go_on.wait(10)
+
+    async with running(file_url) as records:
+        await records.page(1, None)
+        database = records._database
+        thread = threading.Thread(target=database.use, args=(hang,))
+        thread.start()
+        await trio.to_thread.run_sync(began.wait)
+    left_open = len(database._checked_out)
+    go_on.set()
+    await trio.to_thread.run_sync(thread.join)
+
+    assert left_open == 1
+    assert database._checked_out == set()
+    assert database._engine.pool.checkedin() == 0
+
+
+async def test_a_database_that_was_closed_is_not_opened_again(file_url):
+    async with running(file_url) as records:
+        pass
+
+    with pytest.raises(RecordsUnavailable):
+        await records.page(1, None)
+    assert records._database._engine.pool.checkedin() == 0
+
+
+async def test_a_connection_that_cannot_be_set_up_is_closed(file_url, tmp_path):
+    records = Records(file_url, metrics=Metrics(CollectorRegistry()))
+    connection = sqlite3.connect(tmp_path / "offhook.db", timeout=0.0)
+    with closing(sqlite3.connect(tmp_path / "offhook.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            records._database._set_up_sqlite(connection, None)
+
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
+
+
+async def test_a_database_that_is_gone_is_written_when_it_comes_back(tmp_path):
+    place = tmp_path / "gone"
+    place.write_text("not a directory")
+    with structlog.testing.capture_logs() as logged:
+        async with running(f"sqlite:///{place}/offhook.db") as records:
+            records.keep(record(1))
+            with pytest.raises(RecordsUnavailable):
+                await records.get("CAunknown")
+            with pytest.raises(RecordsUnavailable):
+                await records.page(10, None)
+            place.unlink()
+            with trio.fail_after(60):
+                await records.wait_saved()
+            assert len(await records.page(10, None)) == 1
+
+    told = [entry["event"] for entry in logged]
+    assert told == ["database fails; records wait in memory", "database works again"]
+
+
+async def test_too_many_waiting_records_cost_the_oldest_and_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "MAX_UNSAVED", 3)
+    (tmp_path / "gone").write_text("not a directory")
+    with structlog.testing.capture_logs() as logged:
+        async with running(f"sqlite:///{tmp_path}/gone/offhook.db") as records:
+            for number in range(5):
+                records.keep(record(number))
+            kept = {each["call_sid"] for each in records.unsaved()}
+            given_up = failures(records, "given-up")
+
+    assert kept == {record(number)["call_sid"] for number in (2, 3, 4)}
+    assert given_up == 2
+    assert [entry for entry in logged if entry["event"].startswith("record lost")]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"number": "sip:" + "9" * 400},
+        {"number": "+1\0555"},
+        {"detail": "half a pair: \ud800", "reason": "x" * 100},
+        {"timings": {"billed_s": float("inf"), "tokens": [10**5000, -(10**30)]}},
+        {"transcript": [{"text": "\0\udfff"}]},
+        {"metadata": {"order": b"no JSON"}},
+        {"transcript": object()},
+    ],
+    ids=lambda odd: next(iter(odd)),
+)
+async def test_as_much_of_an_odd_record_is_kept_as_the_database_takes(url, odd):
+    with structlog.testing.capture_logs():
+        async with running(url) as records:
+            records.keep(record(1) | odd)
+            with trio.fail_after(60):
+                await records.wait_saved()
+            kept = await records.get(record(1)["call_sid"])
+
+    assert kept["created_at"] == record(1)["created_at"]
+    assert kept["state"] == "ended"
+
+
+@pytest.mark.parametrize("odd", [{"duration_s": "long"}, {"created_at": None}, {"status": None}])
+async def test_a_record_that_no_database_takes_holds_no_other_up(url, odd):
+    with structlog.testing.capture_logs() as logged:
+        async with running(url) as records:
+            for number in range(3):
+                records.keep(record(number) | (odd if number == 1 else {}))
+            with trio.fail_after(60):
+                await records.wait_saved()
+            kept = [await records.get(record(number)["call_sid"]) for number in (0, 2)]
+
+    assert kept == [record(0), record(2)]
+    assert any(entry.get("call_sid") == record(1)["call_sid"] for entry in logged) or odd == {
+        "duration_s": "long"  # SQLite takes a word for a number
+    }
+
+
+async def test_what_people_said_is_not_in_the_log_of_a_failure(file_url, tmp_path):
+    with structlog.testing.capture_logs() as logged:
+        async with running(file_url) as records:
+            with closing(sqlite3.connect(tmp_path / "offhook.db")) as other:
+                other.execute("DROP TABLE offhook_calls")
+            records.keep(record(1, detail="the secret"))
+            await until(lambda: failures(records, "write"))
+
+    assert "no such table" in str(logged)
+    assert "secret" not in str(logged)
+    assert "Qu" not in str(logged)
+
+
+async def test_old_records_are_deleted_and_overwritten(file_url, tmp_path):
+    now = time.time()
+    async with running(file_url) as records:
+        records.keep(record(1, created_at=now - 8 * DAY_S, detail="long-forgotten-words"))
+        records.keep(record(2, created_at=now - 6 * DAY_S))
+        await records.wait_saved()
+    async with running(file_url, retention_days=7.0) as records:
+        with trio.fail_after(60):
+            while len(left := await records.page(10, None)) > 1:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        # Not in the file any more, and not in the log beside it.
+        await until(
+            lambda: all(b"long-forgotten" not in file.read_bytes() for file in tmp_path.iterdir())
+        )
+
+    assert left[0]["call_sid"] == record(2)["call_sid"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+async def test_only_the_owner_may_read_the_file(file_url, tmp_path):
+    async with running(file_url) as records:
+        records.keep(record(1))
+        await records.wait_saved()
+        modes = {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+
+    assert modes == {0o600}
+
+
+async def test_a_database_of_a_later_version_is_left_alone(url):
+    async with running(url) as records:
+        with records._database._engine.begin() as connection:
+            connection.execute(sql.text("UPDATE offhook_schema SET version = 99"))
+        engine = records._database._engine
+        records._database._ready = False
+        with pytest.raises(SchemaTooNew, match="99"):
+            records._database.open()
+        records._database._ready = True
+        assert sql.inspect(engine).has_table("offhook_calls")
+
+
+async def test_an_older_database_is_brought_up_to_date(url, monkeypatch):
+    async with running(url) as records:
+        records.keep(record(1))
+        await records.wait_saved()
+
+        def add_column(connection: sql.Connection) -> None:
+            connection.execute(sql.text("ALTER TABLE offhook_calls ADD COLUMN mood VARCHAR(8)"))
+
+        newer = database_module.SCHEMA_VERSION + 1
+        monkeypatch.setattr(database_module, "SCHEMA_VERSION", newer)
+        monkeypatch.setattr(database_module, "_MIGRATIONS", {newer - 1: add_column})
+        records._database._ready = False
+        assert await records.get(record(1)["call_sid"]) == record(1)
+        with records._database._engine.connect() as connection:
+            version = connection.scalar(sql.text("SELECT version FROM offhook_schema"))
+            moods = connection.execute(sql.text("SELECT mood FROM offhook_calls")).fetchall()
+
+    assert version == newer
+    assert moods == [(None,)]
+
+
+async def test_the_first_versions_database_gets_the_table_of_requests(file_url):
+    async with running(file_url) as records:
+        with records._database._engine.begin() as connection:
+            connection.execute(sql.text("DROP TABLE offhook_requests"))
+            connection.execute(sql.text("UPDATE offhook_schema SET version = 1"))
+    async with running(file_url) as records:
+        await records.write_request("shop", "a", StoredRequest("f"))
+        assert await records.find_request("shop", "a") == StoredRequest("f")
+
+
+# ------------------------------------------------------------------------------------------
+# Requests
+
+
+async def test_a_request_is_found_with_its_answer_by_its_own_client(url):
+    answered = StoredRequest("f" * 64, {"body": {"call_sid": "CA1"}, "status": 201, "headers": {}})
+    async with running(url) as records:
+        await records.write_request("shop", "a", StoredRequest("f" * 64))
+        assert await records.find_request("shop", "a") == StoredRequest("f" * 64)
+        await records.write_request("shop", "a", answered)
+        assert await records.find_request("shop", "a") == answered
+        assert await records.find_request("crm", "a") is None
+        await records.write_request("shop", "a", None)
+        assert await records.find_request("shop", "a") is None
+
+
+async def test_a_request_is_forgotten_after_its_time(file_url):
+    async with running(file_url, requests_ttl_s=0.0) as records:
+        await records.write_request("shop", "a", StoredRequest("f"))
+        assert await records.find_request("shop", "a") is None
+        await records._sweep()
+        with records._database._engine.connect() as connection:
+            left = connection.execute(sql.text("SELECT * FROM offhook_requests")).fetchall()
+
+    assert left == []
+
+
+async def test_a_database_that_hangs_holds_no_request_up(file_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "REQUEST_TIMEOUT_S", 0.05)
+    async with running(file_url) as records:
+        other = sqlite3.connect(tmp_path / "offhook.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with trio.fail_after(60):
+            await records.write_request("shop", "a", StoredRequest("f"))
+        assert failures(records, "request") == 1
+        other.execute("ROLLBACK")
+        other.close()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["offhook.db", "sqlte:///offhook.db", "mysql+nodriver://x", "oracle://scott@db"]
+)
+def test_a_wrong_address_is_a_wrong_setting(wrong):
+    with pytest.raises(ConfigurationError, match="DATABASE_URL"):
+        Records(wrong, metrics=Metrics(CollectorRegistry()))
+
+
+@pytest.mark.parametrize("text", ["", "x", "12", "12-", "nan-CA1", "x-CA1"])
+def test_a_place_in_the_list_is_checked(text):
+    with pytest.raises(ValueError, match=r"."):
+        Cursor.parse(text)
+
+
+# ------------------------------------------------------------------------------------------
+# Over the API
+
+
+async def test_a_call_is_found_after_the_server_was_restarted(tmp_path, fast_clock):
+    address = f"sqlite:///{tmp_path}/offhook.db"
+    async with serving(database_url=address) as server:
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        with trio.fail_after(60):
+            before = await server.finished(call_sid)
+    async with serving(database_url=address) as server:
+        after = (await server.http.get(f"/calls/{call_sid}")).json()
+        listed = (await server.http.get("/calls")).json()
+        ended = await server.http.post(f"/calls/{call_sid}/hang-up")
+        unknown = await server.http.get("/calls/CAunknown")
+
+    assert after == before
+    assert after["cost"]["billed_minutes"] == 1
+    assert set(after["tokens"]) == {"prompt", "response", "other"}
+    assert [row["call_sid"] for row in listed["calls"]] == [call_sid]
+    assert listed["next"] is None
+    assert listed["complete"] is True
+    assert "transcript" not in listed["calls"][0]
+    assert ended.json()["reason"] == "caller-hung-up"
+    assert unknown.status_code == 404
+
+
+async def test_the_list_of_calls_comes_in_pages_with_the_live_ones_first(tmp_path, fast_clock):
+    async with serving(database_url=f"sqlite:///{tmp_path}/x.db", recent_calls=0) as server:
+        ended = [(await server.make_call("5550104")).json()["call_sid"] for _ in range(3)]
+        for call_sid in ended:
+            await server.app.simulated_twilio.calls[call_sid].wait_ended()
+        live = (await server.make_call("5550105")).json()["call_sid"]
+        await until(lambda: len(server.app.calls._live) == 1)
+        seen, query = [], {"limit": "2"}
+        while True:
+            page = (await server.http.get("/calls", params=query)).json()
+            seen += [(row["call_sid"], row["state"]) for row in page["calls"]]
+            if page["next"] is None:
+                break
+            query["before"] = page["next"]
+        wrong = [
+            (await server.http.get("/calls", params=query)).status_code
+            for query in ({"limit": "0"}, {"limit": "many"}, {"before": "yesterday"})
+        ]
+        await server.http.post(f"/calls/{live}/hang-up")
+
+    assert seen == [(live, "live"), *((call_sid, "ended") for call_sid in reversed(ended))]
+    assert wrong == [422, 422, 422]
+
+
+async def test_calls_go_on_and_are_shown_while_the_database_is_gone(tmp_path, fast_clock):
+    (tmp_path / "gone").write_text("not a directory")
+    async with serving(database_url=f"sqlite:///{tmp_path}/gone/x.db") as server:
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        with trio.fail_after(60):
+            record = await server.finished(call_sid)
+        listed = (await server.http.get("/calls")).json()
+        unknown = await server.http.get("/calls/CAunknown")
+        (tmp_path / "gone").unlink()
+
+    assert record["reason"] == "caller-hung-up"
+    assert [row["call_sid"] for row in listed["calls"]] == [call_sid]
+    assert listed["complete"] is False
+    assert unknown.status_code == 503
+    assert unknown.json()["error"] == "records-unavailable"
+    with closing(sqlite3.connect(tmp_path / "gone" / "x.db")) as database:
+        assert database.execute("SELECT call_sid FROM offhook_calls").fetchall() == [(call_sid,)]
+
+
+async def test_without_transcripts_a_record_says_who_spoke_and_not_what(fast_clock):
+    async with serving(transcripts=False, record_numbers="full") as server:
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        with trio.fail_after(60):
+            record = await server.finished(call_sid)
+
+    assert record["transcript"]
+    assert {turn["text"] for turn in record["transcript"]} == {None}
+    assert record["number"] == "+15005550103"

@@ -1,0 +1,153 @@
+"""The dashboard and the alert rules speak of metrics and labels that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
+
+from server.metrics import CountedInC, Metrics
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+PROMTOOL = shutil.which("promtool")
+SELECTOR = re.compile(r"(offhook_\w+)(?:\{([^}]*)\})?")
+GROUPING = re.compile(r"\bby \(([^)]*)\)")
+FROM_PROMETHEUS = {"job", "instance"}
+
+
+def known_metrics() -> dict[str, set[str]]:
+    """Every name that a scrape can show, with the labels it has."""
+    metrics = Metrics(CollectorRegistry())
+    known: dict[str, set[str]] = {}
+    for metric in vars(metrics).values():
+        if isinstance(metric, MetricWrapperBase | CountedInC):
+            labels = set(metric._labelnames)
+            name = metric._name
+            match "histogram" if isinstance(metric, CountedInC) else metric._type:
+                case "counter":
+                    known[f"{name}_total"] = labels
+                case "histogram":
+                    known[f"{name}_bucket"] = labels | {"le"}
+                    known[f"{name}_sum"] = known[f"{name}_count"] = labels
+                case _:
+                    known[name] = labels
+    return known
+
+
+def dashboard() -> dict:
+    return json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+
+
+def panels() -> list[dict]:
+    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+
+
+def rules() -> list[dict]:
+    groups = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def assert_known(expression: str) -> None:
+    known = known_metrics()
+    labels: set[str] = set()
+    for name, selector in SELECTOR.findall(expression):
+        assert name in known, f"no such metric: {name}"
+        asked = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector))
+        assert asked <= known[name] | FROM_PROMETHEUS, f"{name} has no label {asked - known[name]}"
+        labels |= known[name]
+    for group in GROUPING.findall(expression):
+        assert set(group.replace(" ", "").split(",")) <= labels | FROM_PROMETHEUS, group
+
+
+@pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
+def test_a_panel_asks_for_metrics_that_exist(panel):
+    assert panel["targets"]
+    for target in panel["targets"]:
+        assert_known(target["expr"])
+        legend = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+        grouped = {name for group in GROUPING.findall(target["expr"]) for name in group.split(", ")}
+        assert legend <= grouped
+
+
+def test_the_dashboard_has_the_shape_that_grafana_loads():
+    board = dashboard()
+    ids = [panel["id"] for panel in board["panels"]]
+    boxes = [panel["gridPos"] for panel in board["panels"]]
+
+    assert {"title", "uid", "schemaVersion", "templating", "time", "panels"} <= set(board)
+    assert len(ids) == len(set(ids))
+    assert all(box["x"] + box["w"] <= 24 for box in boxes)
+    cells = [
+        (x, y)
+        for box in boxes
+        for x in range(box["x"], box["x"] + box["w"])
+        for y in range(box["y"], box["y"] + box["h"])
+    ]
+    assert len(cells) == len(set(cells)), "panels overlap"
+    variables = {variable["name"] for variable in board["templating"]["list"]}
+    assert set(re.findall(r"\$\{?([a-z]\w*)", json.dumps(board))) <= variables
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_an_alert_asks_for_metrics_that_exist_and_says_what_to_do(rule):
+    assert_known(rule["expr"])
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    assert rule["annotations"]["summary"]
+    assert rule["annotations"]["description"]
+
+
+def promtool(*arguments: str) -> None:
+    assert PROMTOOL is not None
+    done = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian's prometheus package) is not here")
+def test_prometheus_accepts_the_alert_rules():
+    promtool("check", "rules", str(DEPLOY / "alerts.yml"))
+
+
+SERIES = [
+    ('offhook_calls_ended_total{instance="a",reason="caller-hung-up"}', "0+9x30"),
+    ('offhook_calls_ended_total{instance="a",reason="model-lost"}', "0+1x30"),
+    ('offhook_calls_ended_total{instance="b",reason="caller-hung-up"}', "0+99x30"),
+    ('offhook_calls_ended_total{instance="b",reason="model-lost"}', "0+1x30"),
+]
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian's prometheus package) is not here")
+def test_the_alert_for_failing_calls_fires_where_they_fail(tmp_path):
+    test = {
+        "rule_files": [str(DEPLOY / "alerts.yml")],
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": s, "values": values} for s, values in SERIES],
+                "alert_rule_test": [
+                    {
+                        "eval_time": "25m",
+                        "alertname": "OffhookCallsFail",
+                        "exp_alerts": [
+                            {
+                                "exp_labels": {"severity": "page", "instance": "a"},
+                                "exp_annotations": {
+                                    "summary": "10% of the calls on a fail",
+                                    "description": rules()[1]["annotations"]["description"],
+                                },
+                            }
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(test))
+
+    promtool("test", "rules", str(tmp_path / "test.yml"))

@@ -1,0 +1,115 @@
+"""Server processes as people start and stop them: taken ports, certificates, impatience."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import httpx2
+import pytest
+import trio
+import trustme
+
+from server.errors import CannotListen
+from server.serving.single import listen
+from server.sockets import holder_of
+from tests.serving.test_drain import COMMANDS, server_process
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+
+
+def test_a_taken_port_says_what_holds_it_and_what_to_do():
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CannotListen) as refused:
+            listen("127.0.0.1", port)
+
+    assert f"127.0.0.1:{port}" in str(refused.value)
+    assert "--port" in str(refused.value)
+    if sys.platform == "linux":
+        assert f"process {os.getpid()} (" in str(refused.value)
+
+
+def test_nobody_holds_a_free_port():
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+
+    assert holder_of(port) is None
+
+
+@pytest.mark.parametrize("more", [[], ["--workers", "2"]])
+def test_a_start_on_a_taken_port_is_one_line_and_a_status(more):
+    with listen("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "server", "--port", port, *more]
+        ended = subprocess.run(
+            command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        )
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("offhook: cannot listen on 127.0.0.1:")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_a_second_ctrl_c_ends_the_server_at_once(tmp_path, capfd, command):
+    async with server_process(tmp_path, command, drain_timeout_s=300) as server:
+        await server.talking_call()
+        os.killpg(server.process.pid, signal.SIGINT)
+        await server.wait_ready(False)
+        os.killpg(server.process.pid, signal.SIGINT)
+        await server.process.wait()  # within what server_process allows, and not the drain's time
+
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@asynccontextmanager
+async def _served_over_tls(directory: Path) -> AsyncGenerator[str]:
+    authority = trustme.CA()
+    made = authority.issue_cert("127.0.0.1")
+    made.private_key_pem.write_to_path(directory / "key.pem")
+    made.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    arguments = [
+        *("-m", "hypercorn", "-c", str(ROOT / "server" / "hypercorn.toml"), "--workers", "0"),
+        *("--certfile", str(directory / "cert.pem"), "--keyfile", str(directory / "key.pem")),
+        *("--bind", f"127.0.0.1:{port}", "server.asgi:app"),
+    ]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT), "SIMULATED_RING_S": "0.1"}
+    async with trio.open_nursery() as nursery:
+        run = partial(trio.run_process, [sys.executable, *arguments], cwd=directory, check=False)
+        process = await nursery.start(partial(run, env=environment))
+        yield f"https://127.0.0.1:{port}"
+        process.terminate()
+
+
+async def test_with_tls_ended_by_hypercorn_a_simulated_call_is_answered_and_talks(tmp_path):
+    async with (
+        _served_over_tls(tmp_path) as url,
+        httpx2.AsyncClient(base_url=url, trust_env=False, verify=False) as http,
+    ):
+        with trio.fail_after(60):
+            while True:
+                try:
+                    await http.get("/healthz")
+                    break
+                except httpx2.TransportError:
+                    await trio.sleep(0.05)
+            made = await http.post("/make-call", json={"destination_number": "+15005550103"})
+            call_sid = made.json()["call_sid"]
+            call = {"state": "live"}
+            while call["state"] == "live":
+                await trio.sleep(0.1)
+                call = (await http.get(f"/calls/{call_sid}")).json()
+
+    assert call["reason"] == "caller-hung-up"
+    assert call["agent_heard_s"] > 0.2

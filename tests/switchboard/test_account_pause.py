@@ -1,0 +1,285 @@
+"""When calls pause because the model's account is refused: decisions alone, then calls."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
+from trio.testing import wait_all_tasks_blocked
+
+from server.agent.agent import Agent
+from server.call.options import CallOptions
+from server.dialogue.endings import EndReason
+from server.errors import CallRefused, ModelError
+from server.metrics import Metrics
+from server.model import AgentAudio
+from server.model.gemini.faults import account_refused
+from server.model.refusals import Kind
+from server.switchboard.account_pause import LONGEST_PAUSE_S, AccountPause
+from server.switchboard.admission import Admission, Limits
+from server.switchboard.calls import Calls
+from tests.support.fakes import MemoryCarrier, MemoryModel
+
+NUMBER = "+15005550006"
+BAD_KEY = account_refused(Kind.KEY, "no", code=1007, reason="API key expired.")
+NO_QUOTA = account_refused(Kind.QUOTA, "no", code=1011, reason="quota")
+BROKEN = ModelError("lost", code=1006, reason="", retryable=True)
+
+
+# ------------------------------------------------------------------------------------------
+# Decisions
+
+
+def refusal(pause: AccountPause, now: float) -> CallRefused | None:
+    try:
+        pause.check(now)
+    except CallRefused as refused:
+        return refused
+    return None
+
+
+def test_a_pause_says_why_in_words_and_when_to_ask_again():
+    pause = AccountPause(60.0)
+    pause.refused(Kind.KEY, 100.0)
+
+    refused = refusal(pause, 130.0)
+
+    assert refused is not None
+    assert (refused.reason, refused.status, refused.in_words) == ("model-key", 503, True)
+    assert refused.retry_after_s == 32.0  # and two for the try itself
+    assert "GEMINI_API_KEY" in str(refused)
+
+
+def test_each_try_that_is_refused_doubles_the_pause_up_to_a_bound():
+    pause = AccountPause(60.0)
+    pause.refused(Kind.QUOTA, 0.0)
+    waits = []
+    for _ in range(6):
+        now = pause.try_at
+        pause.refused(Kind.QUOTA, now)
+        waits.append(pause.try_at - now)
+
+    assert waits == [120.0, 240.0, 480.0, LONGEST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
+
+
+def test_calls_of_before_that_are_refused_too_do_not_lengthen_it():
+    pause = AccountPause(60.0)
+    pause.refused(Kind.QUOTA, 0.0)
+    news = [pause.refused(Kind.QUOTA, 1.0) for _ in range(10)]
+
+    assert news == [False] * 10
+    assert pause.try_at == 60.0
+
+
+def test_another_reason_is_news():
+    pause = AccountPause(60.0)
+
+    assert pause.refused(Kind.QUOTA, 0.0)
+    assert pause.refused(Kind.KEY, 1.0)
+    assert not pause.refused(Kind.KEY, 2.0)
+
+
+def test_a_try_without_an_answer_is_repeated_after_the_same_pause():
+    pause = AccountPause(60.0)
+    pause.refused(Kind.QUOTA, 0.0)
+    pause.not_known(75.0)
+
+    assert pause.try_at == 135.0
+    assert refusal(pause, 76.0) is not None
+
+
+def test_it_ends_when_a_session_is_taken():
+    pause = AccountPause(60.0)
+    pause.refused(Kind.QUOTA, 0.0)
+
+    assert pause.accepted(60.0)
+    assert refusal(pause, 60.0) is None
+    assert not pause.accepted(61.0)
+
+
+def test_a_service_that_takes_sessions_and_refuses_what_is_said_is_tried_less_and_less_often():
+    pause = AccountPause(60.0)
+    pause.refused(Kind.CREDITS, 0.0)
+    pause.accepted(60.0)
+    pause.refused(Kind.CREDITS, 65.0)
+    assert pause.try_at == 65.0 + 120.0
+
+    pause.accepted(185.0)
+    pause.worked()
+    pause.refused(Kind.CREDITS, 190.0)
+    assert pause.try_at == 190.0 + 60.0
+
+
+def test_a_pause_of_no_length_is_none():
+    pause = AccountPause(0.0)
+    pause.refused(Kind.QUOTA, 0.0)
+
+    assert refusal(pause, 0.0) is None
+
+
+# ------------------------------------------------------------------------------------------
+# Calls
+
+
+@pytest.fixture
+async def calls(nursery):
+    metrics = Metrics(CollectorRegistry())
+    calls = Calls(
+        carrier=MemoryCarrier(),
+        model=MemoryModel(),
+        metrics=metrics,
+        admission=Admission(Limits(quota_pause_s=60.0), metrics),
+        options=CallOptions(),
+    )
+    await nursery.start(calls.run)
+    nursery.start_soon(calls.try_model)
+    return calls
+
+
+async def refused_call(calls: Calls, failure: ModelError = BAD_KEY):
+    calls.model.failure = failure
+    call = await calls.place(NUMBER, Agent())
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+    return call
+
+
+def paused(calls: Calls) -> bool:
+    value = calls.metrics.registry.get_sample_value("offhook_calls_paused")
+    return bool(value)
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [(BAD_KEY, EndReason.MODEL_REFUSED), (NO_QUOTA, EndReason.MODEL_QUOTA)],
+)
+async def test_after_a_refusal_of_the_account_no_phone_is_rung(
+    autojump_clock, calls, failure, reason
+):
+    call = await refused_call(calls, failure)
+
+    for _ in range(3):
+        with pytest.raises(CallRefused) as refused:
+            await calls.place(NUMBER, Agent())
+    assert call.end_reason is reason
+    assert not calls.load().accepts  # other processes of the server give their calls elsewhere
+    assert refused.value.reason == failure.refusal
+    assert len(calls.carrier.placed) == 1
+    assert paused(calls)
+
+
+async def test_a_broken_connection_pauses_nothing(autojump_clock, calls):
+    await refused_call(calls, BROKEN)
+
+    await calls.place(NUMBER, Agent())
+    assert len(calls.carrier.placed) == 2
+    assert not paused(calls)
+
+
+async def test_the_model_is_tried_without_ringing_anybody_until_it_takes_a_session(
+    autojump_clock, calls
+):
+    await refused_call(calls)
+    await trio.sleep(60.0 + 120.0 + 1.0)
+    assert paused(calls)
+    assert len(calls.carrier.placed) == 1
+
+    calls.model.failure = None
+    await trio.sleep(240.0)
+
+    assert not paused(calls)
+    assert calls.model.session.closed
+    assert calls.live_count == 0
+    await calls.place(NUMBER, Agent())
+    assert len(calls.carrier.placed) == 2
+
+
+async def test_a_try_that_hangs_or_breaks_does_not_end_the_pause_nor_the_trying(
+    autojump_clock, calls
+):
+    await refused_call(calls)
+    calls.model.failure, calls.model.connect_s = None, 1_000.0
+    await trio.sleep(100.0)
+    assert paused(calls)
+
+    calls.model.failure, calls.model.connect_s = BROKEN, 0.0
+    await trio.sleep(100.0)
+    assert paused(calls)
+
+    calls.model.failure = None
+    await trio.sleep(100.0)
+    assert not paused(calls)
+
+
+async def test_one_line_says_what_to_do_and_one_that_it_is_over(autojump_clock, calls):
+    with capture_logs() as lines:
+        calls.model.failure, calls.model.connect_s = BAD_KEY, 0.1
+        both = [await calls.place(NUMBER, Agent()) for _ in range(2)]
+        for call in both:
+            await call.finished.wait()
+        calls.model.failure = None
+        await trio.sleep(70.0)
+
+    said = [line for line in lines if line["event"].startswith("calls ")]
+    assert [line["event"].partition(":")[0] for line in said] == ["calls pause", "calls go on"]
+    assert said[0]["log_level"] == "error"
+    assert said[0]["kind"] == "model-key"
+    assert "GEMINI_API_KEY" in said[0]["what_to_do"]
+
+
+async def test_refusals_are_counted_by_kind(autojump_clock, calls):
+    await refused_call(calls)
+
+    def count(kind: Kind) -> float | None:
+        return calls.metrics.registry.get_sample_value(
+            "offhook_model_refusals_total", {"kind": kind.value}
+        )
+
+    assert [count(kind) for kind in (Kind.KEY, Kind.QUOTA)] == [1.0, 0.0]
+
+
+async def test_a_call_whose_turn_to_be_dialled_comes_in_a_pause_is_not_dialled(
+    autojump_clock, nursery
+):
+    metrics = Metrics(CollectorRegistry())
+    calls = Calls(
+        carrier=MemoryCarrier(),
+        model=MemoryModel(failure=BAD_KEY),
+        metrics=metrics,
+        admission=Admission(Limits(calls_per_s=0.5), metrics),
+        options=CallOptions(),
+    )
+    await nursery.start(calls.run)
+    await calls.place(NUMBER, Agent())
+
+    with pytest.raises(CallRefused):
+        await calls.place(NUMBER, Agent())
+    assert len(calls.carrier.placed) == 1
+
+
+async def test_a_caller_hears_words_in_a_pause_and_a_busy_tone_when_all_lines_are(
+    autojump_clock, calls
+):
+    await refused_call(calls)
+
+    with pytest.raises(CallRefused) as refused:
+        await calls.answer("CA7", NUMBER, Agent())
+    full = CallRefused("full", reason="full", status=503)
+
+    assert "I am sorry" in calls.refuse(refused.value, Agent(language="en-GB"))
+    assert calls.refuse(full, Agent()) == "<busy/>"
+    assert calls.get("CA7") is None
+
+
+async def test_a_call_that_is_refused_in_the_middle_pauses_the_next_ones(autojump_clock, calls):
+    call = await calls.place(NUMBER, Agent())
+    await wait_all_tasks_blocked()
+    calls.model.session.event(AgentAudio(bytes(4800), 1, trio.current_time()))
+    calls.model.session.event(BAD_KEY)
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+
+    assert call.end_reason is EndReason.MODEL_REFUSED
+    with pytest.raises(CallRefused):
+        await calls.place(NUMBER, Agent())

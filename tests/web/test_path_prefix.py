@@ -1,0 +1,133 @@
+"""A server behind a proxy with a path of its own in front: taken off again, or left."""
+
+from __future__ import annotations
+
+import pytest
+from twilio.request_validator import RequestValidator
+
+from server.app import create_app
+from server.carrier.twilio.signature import WebhookVerifier
+from server.errors import ConfigurationError
+from server.serving.single import listen
+from server.settings.settings import Settings
+from server.web.path_prefix import prefix_of, without_prefix
+from tests.web.test_serve import serving
+
+PREFIX = "/voice/phone%20line"
+WITH = PREFIX
+WITHOUT = ""
+
+
+def scope(path: str, raw_path: bytes | None = None, **more):
+    given = {"type": "http", "path": path, "root_path": "", **more}
+    return given if raw_path is None else given | {"raw_path": raw_path}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path", "raw_path", "wanted"),
+    [
+        ("", "/twiml", b"/twiml", ("/twiml", b"/twiml")),
+        ("/p", "/p/twiml", b"/p/twiml", ("/twiml", b"/twiml")),
+        ("/p", "/twiml", b"/twiml", ("/twiml", b"/twiml")),
+        ("/p", "/p", b"/p", ("/", b"/")),
+        ("/p", "/p/", b"/p/", ("/", b"/")),
+        ("/p", "/pother/twiml", b"/pother/twiml", ("/pother/twiml", b"/pother/twiml")),
+        ("/p", "/p/p/twiml", b"/p/p/twiml", ("/p/twiml", b"/p/twiml")),
+        ("/p/q", "/p/twiml", b"/p/twiml", ("/p/twiml", b"/p/twiml")),
+        ("/p%20q", "/p q/twiml", b"/p%20q/twiml", ("/twiml", b"/twiml")),
+        ("/p", "/p/a b", b"/p/a%20b", ("/a b", b"/a%20b")),
+        ("/~p", "/~p/twiml", b"/%7Ep/twiml", ("/twiml", b"")),
+    ],
+)
+def test_a_prefix_is_taken_off_once(prefix, path, raw_path, wanted):
+    given = scope(path, raw_path)
+
+    found = without_prefix(given, prefix)
+
+    assert (found["path"], found["raw_path"]) == wanted
+    assert given == scope(path, raw_path)
+
+
+def test_a_server_without_a_raw_path_is_no_fault():
+    assert without_prefix(scope("/p/twiml"), "/p")["path"] == "/twiml"
+
+
+def test_the_servers_own_life_has_no_path():
+    lifespan = {"type": "lifespan"}
+
+    assert without_prefix(lifespan, "/p") is lifespan
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [(None, ""), ("https://a.example", ""), ("https://a.example/", ""), ("https://a/b/c", "/b/c")],
+)
+def test_the_prefix_is_the_path_of_the_public_address(url, wanted):
+    assert prefix_of(url) == wanted
+
+
+@pytest.mark.parametrize("path", ["/calls", "/docs/x", "/metrics"])
+def test_a_prefix_that_could_be_a_path_of_ours_is_refused(path):
+    with pytest.raises(ConfigurationError, match=r"PUBLIC_URL.*begins like one of this server"):
+        Settings.load(_env_file=None, public_url=f"https://a.example{path}")
+
+
+@pytest.mark.parametrize("arrives", [WITH, WITHOUT], ids=["left", "taken off"])
+async def test_webhooks_are_signed_over_the_public_address(arrives):
+    settings = {
+        "twilio_account_sid": "AC" + "0" * 32,
+        "twilio_auth_token": "the-token",
+        "twilio_phone_number": "+15005550006",
+        "gemini_api_key": "k",
+        "twilio_api_url": "http://127.0.0.1:9",  # nobody listens there
+        "gemini_url": "ws://127.0.0.1:9",
+        "public_url": f"https://phone.example.com{PREFIX}",
+        "api_key": "secret",
+        "database_url": "sqlite://",
+    }
+    form = {"CallSid": "CA" + "1" * 32}
+    validator = RequestValidator("the-token")
+
+    answers = []
+    app = create_app(Settings.load(_env_file=None, **settings))
+    async with app.test_app():
+        for signed in (f"https://phone.example.com{PREFIX}", "https://phone.example.com"):
+            signature = validator.compute_signature(f"{signed}/call-status", form)
+            answers.append(
+                await app.test_client().post(
+                    f"{arrives}/call-status", form=form, headers={"X-Twilio-Signature": signature}
+                )
+            )
+
+    # The first one is Twilio's, and has no status in it.
+    assert [answer.status_code for answer in answers] == [400, 403]
+
+
+def test_an_upgrade_is_signed_over_the_public_address():
+    verifier = WebhookVerifier("the-token", f"https://phone.example.com{PREFIX}")
+    signature = RequestValidator("the-token").compute_signature(
+        f"wss://phone.example.com{PREFIX}/stream", {}
+    )
+
+    assert verifier.verify_upgrade("/stream", {"x-twilio-signature": signature})
+    assert not verifier.verify_upgrade("/stream/1", {"x-twilio-signature": signature})
+
+
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+async def test_a_call_goes_through_a_proxy_that_leaves_the_prefix(media_path, monkeypatch):
+    listener = listen("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/voice/line"
+    monkeypatch.setattr("tests.web.test_serve.listen", lambda host, port: listener)
+
+    async with serving(simulated_ring_s=0.1, media_path=media_path, public_url=url) as server:
+        answers = [
+            await server.http.post(
+                f"{prefix}/make-call", json={"destination_number": "+15005550103"}
+            )
+            for prefix in ("/voice/line", "")
+        ]
+        records = [await server.finished(answer.json()["call_sid"]) for answer in answers]
+        assert server.app.carrier.stream_url.endswith("/voice/line/stream")
+
+    assert [record["reason"] for record in records] == ["caller-hung-up"] * 2
+    assert all(record["status"] == "completed" for record in records)
