@@ -77,10 +77,10 @@ from server.switchboard.strangers import client_address
 from server.web.api import MakeCall, field_errors
 from server.web.keys import Keys, hash_key
 from tests import fuzz_path, fuzz_socket
-from tests.agent.test_tools import FakeCall
 from tests.fuzz_codec import Fuzz as CodecFuzz
 from tests.fuzz_path import mutate
 from tests.support.rig import calling
+from tests.support.toolboxes import FakeCall
 
 SID = "MZ" + "0" * 32
 CALL_SID = "CA" + "0" * 32

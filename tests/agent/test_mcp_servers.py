@@ -29,8 +29,8 @@ from server.errors import ConfigurationError
 from server.metrics import Metrics
 from server.model import ToolCall
 from server.settings.settings import Settings
-from tests.agent.test_tools import FakeCall
-from tests.web.test_serve import serving
+from tests.support.serving import serving
+from tests.support.toolboxes import FakeCall
 
 pytest.importorskip("mcp")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -12,119 +10,17 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, Field
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent.builtin import hang_up, send_dtmf, transfer_tool
 from server.agent.loading import check_names, load_tools
-from server.agent.tool import LiveCall, Tool, ToolError, tool
-from server.call.toolbox import MAX_RESULT_BYTES, LoopBreaker, Toolbox
+from server.agent.tool import LiveCall, ToolError, tool
+from server.call.toolbox import MAX_RESULT_BYTES, LoopBreaker
 from server.carrier import CallStatus
 from server.errors import CarrierError, ConfigurationError
-from server.metrics import Metrics
 from server.model import ToolCall, ToolResult
-
-
-@dataclass
-class FakeCall:
-    """A call as far as a tool can see it."""
-
-    call_sid: str = "CA1"
-    direction: Literal["inbound", "outbound"] = "outbound"
-    number: str = "+15005550006"
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    notes: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    hang_ups: int = 0
-    transferred: list[tuple[str, str]] = field(default_factory=list)
-    transfer_outcome: CallStatus | Exception = CallStatus.COMPLETED
-    keys: str = ""
-
-    def note(self, what: str, **facts: Any) -> None:
-        self.notes.append((what, facts))
-
-    def hang_up_when_heard(self) -> bool:
-        self.hang_ups += 1
-        return self.hang_ups == 1
-
-    async def transfer(self, destination: str, number: str) -> CallStatus:
-        self.transferred.append((destination, number))
-        await trio.sleep(20.0)
-        if isinstance(self.transfer_outcome, Exception):
-            raise self.transfer_outcome
-        return self.transfer_outcome
-
-    def report_voicemail(self) -> bool:
-        return self.direction == "outbound"
-
-    async def press_keys(self, keys: str) -> None:
-        await trio.sleep(0.2 * len(keys))
-        self.keys += keys
-
-
-class Bench:
-    """A toolbox at work, and everything it has answered."""
-
-    def __init__(self, tools: list[Tool], timeout_s: float) -> None:
-        self.call = FakeCall()
-        self.metrics = Metrics(CollectorRegistry())
-        self.box = Toolbox(tools, self.call, metrics=self.metrics, timeout_s=timeout_s)
-        self.answers: list[tuple[float, tuple[ToolResult, ...]]] = []
-        self._ids = 0
-        self._news = trio.Event()
-
-    async def answer(self, results: tuple[ToolResult, ...]) -> None:
-        await trio.lowlevel.checkpoint()
-        self.answers.append((trio.current_time(), results))
-        self._news.set()
-
-    async def wait_answers(self, count: int) -> None:
-        with trio.fail_after(30):
-            while len(self.answers) < count:
-                self._news = trio.Event()
-                await self._news.wait()
-
-    def ask(self, name: str, **arguments: Any) -> str:
-        self._ids += 1
-        identity = f"id-{self._ids}"
-        self.box.request((ToolCall(identity, name, arguments),))
-        return identity
-
-    @property
-    def responses(self) -> list[Mapping[str, Any]]:
-        return [result.response for _, results in self.answers for result in results]
-
-    @property
-    def ids(self) -> list[str]:
-        return [result.id for _, results in self.answers for result in results]
-
-    def count(self, name: str, outcome: str) -> float:
-        labels = {"tool": name, "outcome": outcome}
-        return self.metrics.registry.get_sample_value("offhook_tool_calls_total", labels) or 0
-
-
-@pytest.fixture
-async def bench(nursery):
-    def make(*tools: Tool, timeout_s: float = 10.0) -> Bench:
-        bench = Bench(list(tools), timeout_s)
-        nursery.start_soon(bench.box.run, bench.answer)
-        return bench
-
-    yield make
-    nursery.cancel_scope.cancel()
-
-
-@tool
-async def echo(value: Any) -> Any:
-    """Say it back."""
-    return value
-
-
-@tool
-async def slowly(seconds: float) -> str:
-    """Take a while."""
-    await trio.sleep(seconds)
-    return f"after {seconds:g}"
+from tests.support.toolboxes import Bench, echo, slowly
 
 
 @tool
@@ -132,10 +28,6 @@ async def broken() -> str:
     """Fail."""
     said = str(41 * 100 + 11)
     raise RuntimeError(said)
-
-
-# ------------------------------------------------------------------------------------------
-# What the model is told
 
 
 class Address(BaseModel):
@@ -243,10 +135,6 @@ def test_what_the_model_could_not_be_told_is_refused_where_it_is_written(functio
 def test_a_name_the_service_would_refuse_is_refused():
     with pytest.raises(TypeError, match="letters"):
         tool(name="1st")(lambda: None)
-
-
-# ------------------------------------------------------------------------------------------
-# Running them
 
 
 async def test_an_async_function_is_run_and_its_value_told(autojump_clock, bench):
@@ -509,10 +397,6 @@ async def test_a_tools_own_timeout_error_is_a_failure_of_the_tool(autojump_clock
     assert at_work.count("late", "failed") == 1
 
 
-# ------------------------------------------------------------------------------------------
-# Every id exactly once
-
-
 async def test_a_call_that_is_taken_back_is_cancelled_and_not_answered(autojump_clock, bench):
     at_work = bench(slowly)
     at_work.box.request(
@@ -606,10 +490,6 @@ async def test_a_storm_is_answered_to_the_last_id(autojump_clock, bench):
     assert not at_work.box.is_busy
 
 
-# ------------------------------------------------------------------------------------------
-# A model that does not stop
-
-
 async def test_the_same_call_over_and_over_is_refused_slowly(autojump_clock, bench):
     at_work = bench(echo)
     began = trio.current_time()
@@ -644,10 +524,6 @@ def test_a_loop_is_refused_for_as_long_as_it_goes_on_and_forgiven_when_it_has_st
 
     assert sum(allowed) == LoopBreaker.MAX_SAME
     assert breaker.allows(call, now=300.0)
-
-
-# ------------------------------------------------------------------------------------------
-# Built in
 
 
 async def test_hanging_up_may_be_asked_for_many_times(autojump_clock, bench):
@@ -726,10 +602,6 @@ async def test_keys_there_are_not_are_not_pressed(autojump_clock, bench, digits)
     assert "wrong arguments" in at_work.responses[0]["error"]
 
 
-# ------------------------------------------------------------------------------------------
-# The user's own
-
-
 def test_the_tools_of_a_module_are_found(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "users_tools.py").write_text(
@@ -767,10 +639,6 @@ def test_two_tools_of_one_name_are_refused_but_one_may_be_found_twice():
     assert check_names([echo, hang_up, echo]) == (echo, hang_up)
     with pytest.raises(ConfigurationError, match="hang_up"):
         check_names([hang_up, tool(name="hang_up")(echo.function)])
-
-
-# ------------------------------------------------------------------------------------------
-# Whatever the order
 
 
 @st.composite

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import pytest
 import trio
-from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
 import codec
 from server.agent.agent import Agent
-from server.call.call import Call
 from server.call.costs import Prices
-from server.call.options import CallOptions
 from server.carrier import CallStatus, Clear, DigitPressed, SendAudio, StatusUpdate, StreamStopped
 from server.dialogue.endings import EndReason
 from server.dialogue.turns import Patience
 from server.errors import CarrierProtocolError, ModelError, ModelQuotaExceeded, ModelSetupRefused
-from server.metrics import Metrics
 from server.model import (
-    AgentAudio,
     AgentTranscript,
     CallerTranscript,
     GenerationComplete,
@@ -28,52 +23,10 @@ from server.model import (
     TurnComplete,
     Usage,
 )
-from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
+from tests.support.calls_on_a_rig import SECOND_PCM, Rig
+from tests.support.fakes import MemoryModel
 
 FRAME = bytes(range(160))
-SECOND_PCM = b"\x00\x10" * 24_000
-
-
-class Rig:
-    """A call with its peers at hand."""
-
-    def __init__(
-        self,
-        *,
-        agent: Agent | None = None,
-        model: MemoryModel | None = None,
-        prices: Prices | None = None,
-        **options,
-    ):
-        self.carrier = MemoryCarrier()
-        self.model = model or MemoryModel()
-        self.media = MemoryMedia()
-        self.call = Call(
-            direction="outbound",
-            number="+15005550006",
-            agent=agent or Agent(),
-            carrier=self.carrier,
-            model=self.model,
-            metrics=Metrics(CollectorRegistry()),
-            prices=prices,
-            # Without the beginning's hold the model hears what the caller says, as it is said.
-            options=CallOptions(**({"greeting_protect_s": 0.0, "media_timeout_s": 5.0} | options)),
-        )
-        self.call.accept("CA1")
-
-    @property
-    def session(self):
-        return self.model.session
-
-    def audio(self, pcm: bytes, turn: int) -> None:
-        self.session.event(AgentAudio(pcm, turn, trio.current_time()))
-
-    def status(self, status: CallStatus, number: int = 1) -> None:
-        self.call.update_status(StatusUpdate("CA1", status, number))
-
-    @property
-    def noted(self) -> list[str]:
-        return [what for _, what, _ in self.call.timeline]
 
 
 @pytest.fixture

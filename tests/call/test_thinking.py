@@ -13,10 +13,10 @@ from server.dialogue.turns import AskIfThere, Awaited, Fault, Recover, Rung, Tur
 from server.model import AgentAudio, TurnComplete, Working
 from server.model.gemini.protocol import GeminiProtocol
 from server.simulators.gemini import Script
-from tests.call.test_call import SECOND_PCM, Rig
-from tests.dialogue.test_turns import PATIENCE, Talk, talk
-from tests.model.test_gemini import PCM, audio
+from tests.support.calls_on_a_rig import SECOND_PCM, Rig
+from tests.support.gemini_messages import PCM, audio
 from tests.support.rig import calling
+from tests.support.talks import PATIENCE, Talk, talk
 
 THINKING_S = PATIENCE.thinking_timeout_s
 

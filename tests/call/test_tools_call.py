@@ -14,7 +14,7 @@ from server.demo.tools import ask_the_warehouse, look_up_order, opening_hours, r
 from server.simulators.gemini import SCRIPTS, FunctionCall
 from server.simulators.phone import HangUp, HearPause, HearSpeech, Say, Script, Wait
 from tests.support.rig import calling
-from tests.web.test_serve import serving
+from tests.support.serving import serving
 
 QUICK = replace(SCRIPTS["answers"], setup_delay_s=0.0, reply_delay_s=0.05)
 BRIEF = Script(

@@ -40,7 +40,7 @@ from server.simulators.phone import (
     load_speech,
 )
 from tests.support.rig import Rig, calling
-from tests.web.test_serve import CALL_SID, serving
+from tests.support.serving import CALL_SID, serving
 
 CLIPS = ("question", "goodbye", "hello", "interrupt", "followup", "voicemail")
 BEEP = AnsweredBy.MACHINE_END_BEEP

@@ -9,7 +9,7 @@ import trio
 from server.carrier import CallerAudio, Clear, StreamStarted, StreamStopped
 from server.carrier.twilio.stream import TwilioMediaStream
 from server.errors import CarrierProtocolError, StreamEnded
-from tests.carrier.test_twilio_protocol import CALL, CONNECTED, FRAME, STOP, STREAM, media, start
+from tests.support.twilio_messages import CALL, CONNECTED, FRAME, STOP, STREAM, media, start
 
 ENDED = None
 

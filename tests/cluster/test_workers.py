@@ -25,7 +25,7 @@ from server.cluster.workers import AVAILABLE, Workers
 from server.dialogue.endings import EndReason
 from server.errors import ConfigurationError
 from server.metrics import Metrics, merged
-from tests.serving.test_drain import (
+from tests.support.processes import (
     NEVER_HANGS_UP,
     PATIENCE_S,
     TWO_PROCESSES,
@@ -33,7 +33,7 @@ from tests.serving.test_drain import (
     server_process,
     stopped_in_mid_call,
 )
-from tests.switchboard.test_calls import make_calls
+from tests.support.switchboards import make_calls
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
 

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from codec.ear import Ear, EchoFound, Played, SpeechEnded, SpeechStarted, Stop
 from codec.ear import loudness as loudness_in_c
 from server.simulators.phone import load_speech
-from tests.codec.test_voice_activity import CLIPS, cough, echo_of, mixed, quiet
-from tests.codec.test_voice_activity import noise as line_noise
 from tests.support.ear_reference import (
     AGENT_KINDS,
     CALLER_KINDS,
@@ -25,6 +23,8 @@ from tests.support.ear_reference import (
     same_in_both,
     sound,
 )
+from tests.support.sounds import CLIPS, cough, echo_of, mixed, quiet
+from tests.support.sounds import noise as line_noise
 
 
 def stretches(kinds: tuple[str, ...]):

@@ -18,10 +18,10 @@ from websockets.frames import Frame, Opcode
 
 from codec import _base64
 from codec.path import MediaPath
+from tests.support.path_messages import SID, audio, media, pcm
 from tests.support.path_reference import DrivenPath, ReferencePath, pieces
 from tests.support.websocket_oracle import write_frames
 
-SID = "MZ0123456789abcdef0123456789abcdef"
 START = json.dumps(
     {
         "event": "start",
@@ -38,34 +38,6 @@ START = json.dumps(
     },
     ensure_ascii=False,
 ).encode()
-
-
-def media(payload: bytes, number: int = 1, **other: Any) -> bytes:
-    """One chunk as Twilio writes it; ``other`` replaces fields, None removes them."""
-    fields = {
-        "track": "inbound",
-        "chunk": str(number),
-        "timestamp": str(20 * (number - 1)),
-        "payload": base64.b64encode(payload).decode(),
-    }
-    fields |= {name: value for name, value in other.items() if name in fields}
-    message = {
-        "event": "media",
-        "sequenceNumber": str(number + 1),
-        "streamSid": other.get("streamSid", SID),
-        "media": {name: value for name, value in fields.items() if value is not None},
-    }
-    return json.dumps(message, separators=(",", ":")).encode()
-
-
-def audio(pcm: bytes, **other: Any) -> bytes:
-    """One message of agent audio; ``other`` goes beside ``modelTurn``."""
-    blob = {"mimeType": "audio/pcm;rate=24000", "data": base64.b64encode(pcm).decode()}
-    content = {"modelTurn": {"parts": [{"inlineData": blob}]}} | other
-    return json.dumps({"serverContent": content}, separators=(",", ":")).encode()
-
-
-# --- Messages, ordinary and odd -------------------------------------------------------------------
 
 mulaw = st.one_of(
     st.just(bytes(range(160))),
@@ -169,11 +141,6 @@ carrier_messages = st.one_of(
     st.just(b'{"event":"news","media":{"payload":"AAAA"}}'),
     st.text(max_size=10).map(str.encode),
 )
-
-pcm = st.one_of(
-    st.integers(0, 3000).map(lambda size: random.Random(size).randbytes(size)),
-    st.sampled_from([b"", b"\0", b"\0\0", bytes(960), bytes(50_000)]),
-)
 mime_types = st.sampled_from(
     ["audio/pcm;rate=24000"] * 5
     + ["audio/pcm", "audio/pcm;rate=16000", "audio/pcm; rate=24000", "audio/opus", "", None, 5]
@@ -216,9 +183,6 @@ model_messages = st.one_of(
         ]
     ),
 )
-
-
-# --- Held against the readable path ---------------------------------------------------------------
 
 
 @st.composite
@@ -348,9 +312,6 @@ def test_an_unusual_chunk_given_back_is_counted_in_its_place() -> None:
     assert (driven.path.missing_chunks, driven.path.timestamp_jumps) == (0, 0)
 
 
-# --- Base64 ---------------------------------------------------------------------------------------
-
-
 @given(st.binary(max_size=200))
 def test_base64_both_ways_is_the_standard_librarys(data: bytes) -> None:
     text = base64.b64encode(data)
@@ -389,9 +350,6 @@ def test_every_byte_outside_the_alphabet_is_refused_in_every_place() -> None:
                 text[4 * group + place] = character
                 padding = (group, place, character) == (1, 3, ord("="))
                 assert (_base64.decode(text) is None) is not padding
-
-
-# --- Recorded calls -------------------------------------------------------------------------------
 
 
 def test_sixteen_mebibytes_of_agent_audio_pass_in_messages_of_a_second() -> None:

@@ -15,7 +15,7 @@ from websockets.frames import Frame, Opcode
 import codec
 from codec.ear import Ear, Played
 from codec.path import Gate, MediaPath
-from tests.codec.test_path_audio import SID, audio, media
+from tests.support.path_messages import SID, audio, media
 from tests.support.path_reference import texts
 from tests.support.websocket_oracle import write_frames
 

@@ -16,7 +16,7 @@ import codec
 from codec.latency import Histogram, Latencies
 from codec.path import Gate, MediaPath
 from codec.pump import Descriptor, Left, Pump
-from tests.codec.test_path_audio import SID, media
+from tests.support.path_messages import SID, media
 from tests.support.path_reference import texts
 from tests.support.websocket_oracle import write_frames
 

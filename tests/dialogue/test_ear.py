@@ -9,7 +9,7 @@ from server.dialogue.ear import BargeInMode, Ear
 from server.dialogue.opening import Opening
 from server.dialogue.playout import Playout
 from server.simulators.phone import load_speech
-from tests.codec.test_voice_activity import agent_speech, echo_of, frames_of, quiet
+from tests.support.sounds import agent_speech, echo_of, frames_of, quiet
 
 
 def ear_of(mode: BargeInMode, **settings) -> tuple[Ear, Playout]:

@@ -9,21 +9,7 @@ from hypothesis import strategies as st
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
 from server.dialogue.playout import Playout
 from server.simulators.phone import Earpiece
-
-SECOND = b"\x00" * 8_000
-
-
-def drain(playout: Playout, now: float) -> list[CarrierCommand]:
-    commands = []
-    while (command := playout.next_command(now)) is not None:
-        commands.append(command)
-    return commands
-
-
-def opened(**settings: float) -> Playout:
-    playout = Playout(**settings)
-    playout.open(0.0)
-    return playout
+from tests.support.playouts import SECOND, drain, opened
 
 
 def audio_bytes(commands: list[CarrierCommand]) -> int:
@@ -253,8 +239,6 @@ def test_nothing_of_a_cut_turn_is_sent_after_its_clear_and_heard_never_exceeds_s
 
 
 # --- A model that is slower than speech
-
-
 def test_a_turn_that_ran_dry_goes_on_with_a_cushion():
     playout = opened()
     playout.push(b"\x01" * 800, 1, received_at=0.0)
@@ -294,8 +278,6 @@ def test_a_turn_that_does_not_run_dry_and_a_new_one_go_straight_through():
 
 
 # --- Held, and going on
-
-
 def remembering(**settings: float) -> Playout:
     playout = Playout(remember=True, **settings)
     playout.open(0.0)

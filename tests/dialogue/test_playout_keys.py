@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from server.carrier import Clear, SendAudio, SendMark
 from server.dialogue.playout import LOST_MARK_S, Playout
-from tests.dialogue.test_playout import SECOND, drain, opened
+from tests.support.playouts import SECOND, drain, opened
 
 KEYS = b"\x55" * 3_200
 

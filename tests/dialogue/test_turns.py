@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +10,6 @@ from server.dialogue.turns import (
     LADDER,
     AskIfThere,
     Awaited,
-    Decision,
     Fault,
     GiveUpCaller,
     Patience,
@@ -22,68 +19,10 @@ from server.dialogue.turns import (
     Turns,
     WrapUp,
 )
-
-PATIENCE = Patience(
-    reply_timeout_s=6.0,
-    rung_timeout_s=4.0,
-    stall_timeout_s=2.0,
-    silence_timeout_s=15.0,
-    silence_prompts=2,
-    wrap_up_s=30.0,
-    farewell_timeout_s=10.0,
-)
-
-
-@dataclass
-class Talk:
-    """A conversation in which every agent turn is heard as fast as it comes."""
-
-    turns: Turns
-    now: float = 0.0
-    agent_until: float = 0.0
-    turn: int = 0
-
-    def caller_says(self, seconds: float = 1.0) -> None:
-        self.turns.caller_started(self.now)
-        self.now += seconds
-        self.turns.caller_ended(self.now, self.now, speech_s=seconds, agent_until=self.agent_until)
-
-    def agent_says(self, seconds: float = 2.0, *, audible: bool = True, text: str = "") -> None:
-        self.turn += 1
-        self.turns.agent_text(self.turn, text)
-        self.hear(seconds, audible=audible)
-        self.turns.agent_generated(self.turn)
-        self.turns.agent_completed(self.turn, None, self.now)
-
-    def hear(self, seconds: float, *, audible: bool = True) -> None:
-        self.turns.agent_audio(self.turn, seconds, audible=audible, now=self.now)
-        self.agent_until = max(self.agent_until, self.now) + seconds
-
-    def decide(self) -> Decision | None:
-        return self.turns.decide(self.now, agent_until=self.agent_until)
-
-    def wait(self, until: float = 1_000.0) -> Decision | None:
-        """Let time pass to the next decision; None if there is none before that time."""
-        while True:
-            if (decision := self.decide()) is not None:
-                return decision
-            due = max(self.now, self.turns.next_due(self.agent_until))
-            if due > until:
-                self.now = until
-                return None
-            assert due > self.now, "due, and nothing to do"
-            self.now = due
-
-
-def talk(**answered: float) -> Talk:
-    turns = Turns(PATIENCE)
-    turns.answered(0.0, **answered)
-    return Talk(turns)
+from tests.support.talks import PATIENCE, Talk, talk
 
 
 # --- Every turn of the caller's gets an answer
-
-
 def test_an_answer_in_time_needs_no_help():
     conversation = talk()
     conversation.caller_says()
@@ -254,8 +193,6 @@ def test_short_words_over_the_agent_demand_no_answer(speech_s, owed):
 
 
 # --- Turns that go wrong in the middle
-
-
 def test_a_turn_that_stalls_is_asked_to_go_on():
     conversation = talk()
     conversation.caller_says()
@@ -367,8 +304,6 @@ def test_one_slow_turn_is_forgiven():
 
 
 # --- The greeting
-
-
 def test_a_greeting_that_does_not_come_is_asked_for_again_even_while_it_rings():
     turns = Turns(PATIENCE)
     turns.ask(Awaited.GREETING, 0.0)
@@ -389,8 +324,6 @@ def test_the_callees_hello_does_not_make_the_greeting_unnecessary():
 
 
 # --- A caller who says nothing
-
-
 def test_a_silent_caller_is_asked_twice_and_then_given_up():
     conversation = talk()
     conversation.caller_says()
@@ -431,8 +364,6 @@ def test_silence_can_be_allowed_for_ever():
 
 
 # --- The longest duration
-
-
 def test_the_call_is_brought_to_an_end_before_its_time_is_up():
     conversation = talk(ends_at=100.0)
     found = []
@@ -461,8 +392,6 @@ def test_a_very_short_call_just_ends():
 
 
 # --- Whatever happens
-
-
 EVENTS = (
     *("caller", "answer", "empty", "quiet", "cut", "tool", "result", "key", "wait"),
     *("recovered", "unavailable"),

@@ -33,7 +33,7 @@ from structlog.testing import capture_logs
 from server.hooks.connections import Connection, Doors, Http11, Listener, check_upgrade
 from server.hooks.hypercorn_worker import serve_worker
 from server.serving.single import listen
-from tests.web.test_serve import serving
+from tests.support.serving import serving
 
 HOST = b"Host: x\r\n"
 UPGRADE = (

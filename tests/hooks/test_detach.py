@@ -12,7 +12,7 @@ import trio
 from server.errors import StreamEnded
 from server.hooks.detach import _LendableStream, detachable
 from server.media import plane
-from tests.web.test_serve import (
+from tests.support.serving import (
     closing_of,
     media_message,
     open_socket,

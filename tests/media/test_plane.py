@@ -29,37 +29,10 @@ from server.media.plane import (
     Plane,
     Wire,
 )
+from tests.support.peers import Peer, messages
 from tests.support.websocket_oracle import write_frames
 
 pytestmark = pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
-
-
-class Peer:
-    """The other end of a wire: a blocking-free socket with a WebSocket of its own."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = trio.socket.from_stdlib_socket(sock)
-        self.websocket = WebSocket(is_client=True, max_message_bytes=1 << 24)
-
-    async def send(self, *messages: bytes) -> None:
-        for message in messages:
-            self.websocket.send_text(message)
-        await self.send_raw(self.websocket.take_output())
-
-    async def send_raw(self, data: bytes) -> None:
-        while data:
-            data = data[await self.sock.send(data) :]
-
-    async def receive(self) -> bytes | None:
-        with trio.fail_after(60):
-            while (message := self.websocket.next_message()) is None:
-                if self.websocket.ended:
-                    return None
-                data = await self.sock.recv(65536)
-                if not data:
-                    self.websocket.receive_eof()
-                self.websocket.receive(data)
-        return message
 
 
 @pytest.fixture
@@ -129,11 +102,6 @@ async def test_everything_sent_before_a_close_is_delivered_and_then_the_end(plan
 
     assert received == [b"%d" % number for number in range(50)]
     assert wire.is_over
-
-
-async def messages(wire: Wire) -> AsyncGenerator[bytes]:
-    while (message := await wire.receive()) is not None:
-        yield message[0]
 
 
 async def test_a_listener_is_called_with_what_was_there_what_comes_and_the_end(plane):
@@ -337,8 +305,6 @@ async def test_whoever_is_woken_by_what_a_pump_could_not_write_runs_at_once(plan
 
         assert trio.current_time() - began < 4
 
-
-# --- Peers that want more than their share --------------------------------------------------------
 
 PING = Frame(Opcode.PING, b"x" * 125)
 CONNECTED = Frame(Opcode.TEXT, b'{"event":"connected","protocol":"Call","version":"1.0.0"}')

@@ -20,8 +20,8 @@ from codec.path import Gate, MediaPath, WebSocket
 from server.media import plane as plane_module
 from server.media.plane import Plane, Wire
 from server.media.relay import Relay
-from tests.codec.test_path_audio import SID, audio, media
-from tests.media.test_plane import Peer
+from tests.support.path_messages import SID, audio, media
+from tests.support.peers import Peer
 
 pytestmark = pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
 

@@ -17,7 +17,7 @@ from server.model import AgentAudio, GenerationComplete
 from server.model.gemini.audio_label import MAX_LABEL, rate_of
 from server.model.gemini.protocol import GeminiProtocol
 from server.simulators.gemini import SCRIPTS
-from tests.model.test_gemini import PCM
+from tests.support.gemini_messages import PCM
 from tests.support.rig import calling
 
 SOUND_HZ = 440

@@ -12,7 +12,7 @@ from server.model import Usage
 from server.model.gemini.counts import MAX_DETAILS, MAX_TOKENS, read_usage
 from server.model.gemini.fields import Fields
 from server.model.gemini.protocol import GeminiProtocol
-from tests.model.test_gemini import audio
+from tests.support.gemini_messages import audio
 
 UNSPECIFIED = "MODALITY_UNSPECIFIED"
 OVER = {"serverContent": {"turnComplete": True}}

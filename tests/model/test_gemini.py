@@ -43,8 +43,8 @@ from server.model.gemini.messages import (
 )
 from server.model.gemini.protocol import LATE_AUDIO_S, MAX_MALFORMED_IN_A_ROW, GeminiProtocol
 from server.model.gemini.setup import agent_config, setup_message
+from tests.support.gemini_messages import PCM, audio, content
 
-PCM = bytes(range(256)) * 15  # 80 ms at 24 kHz; its base64 has both + and /
 MODELS = (
     "gemini-3.8-live",
     "gemini-3.8-live-extended-thinking",
@@ -53,19 +53,7 @@ MODELS = (
 )
 
 
-def audio(pcm: bytes = PCM, **content: Any) -> bytes:
-    blob = {"mimeType": "audio/pcm;rate=24000", "data": base64.b64encode(pcm).decode()}
-    turn = {"modelTurn": {"parts": [{"inlineData": blob}]}}
-    return json.dumps({"serverContent": turn | content}).encode()
-
-
-def content(**fields: Any) -> bytes:
-    return json.dumps({"serverContent": fields}).encode()
-
-
 # --- Dialects
-
-
 @pytest.mark.parametrize(
     ("model", "family"),
     [
@@ -106,8 +94,6 @@ def test_an_unknown_model_gets_the_nearest_family_and_one_warning(
 
 
 # --- Set-up
-
-
 def full_config() -> types.LiveConnectConfig:
     """Ask for everything that some model refuses."""
     return types.LiveConnectConfig(
@@ -381,8 +367,6 @@ def test_the_set_up_is_the_official_sdks_own_where_nothing_is_refused(model: str
 
 
 # --- To the service
-
-
 def test_audio_is_one_plain_message() -> None:
     assert json.loads(audio_message(PCM)) == {
         "realtimeInput": {
@@ -458,8 +442,6 @@ def test_what_we_send_is_understood_by_the_official_types() -> None:
 
 
 # --- From the service
-
-
 def test_audio_and_its_transcript_in_one_message() -> None:
     message = audio(outputTranscription={"text": "Hello"})
 

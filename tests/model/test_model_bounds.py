@@ -47,8 +47,8 @@ from server.model.gemini.session import MAX_MESSAGES_AT_ONCE, MESSAGES_PER_S, Ge
 from server.model.lasting.plan import reason_of
 from server.model.lasting.unanswered import MAX_KEPT_WORDS, UnansweredInput
 from server.simulators.gemini import Drop, FunctionCall, Script
-from tests.agent.test_tools import bench, echo, slowly
 from tests.support.rig import calling
+from tests.support.toolboxes import bench, echo, slowly
 
 __all__ = ["bench"]
 

@@ -24,7 +24,7 @@ from server.metrics import Metrics
 from server.records import recording
 from server.records.recording import Recorder, Recordings
 from tests.support.rig import calling
-from tests.web.test_serve import serving
+from tests.support.serving import serving
 
 SECOND = 8_000
 QUIET = b"\xff"

@@ -23,7 +23,7 @@ from server.records.database import SchemaTooNew
 from server.records.store import Records
 from server.records.words import Cursor, RecordsUnavailable, StoredRequest
 from tests.support.databases import postgresql
-from tests.web.test_serve import serving
+from tests.support.serving import serving
 
 DAY_S = 86_400.0
 BEGAN = 1_790_000_000.0

@@ -19,7 +19,7 @@ import trustme
 from server.errors import CannotListen
 from server.serving.single import listen
 from server.sockets import holder_of
-from tests.serving.test_drain import COMMANDS, server_process
+from tests.support.processes import COMMANDS, server_process
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}

@@ -7,7 +7,7 @@ import trio
 
 from server.carrier import CallStatus
 from server.simulators.twilio import Faults
-from tests.web.test_serve import serving
+from tests.support.serving import serving
 
 
 async def test_late_callbacks_do_not_hold_a_call_and_still_reach_its_record(fast_clock):

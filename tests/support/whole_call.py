@@ -15,7 +15,7 @@ from twilio.base.exceptions import TwilioRestException
 
 from server import logs
 from server.simulators.phone import HangUp, HearSpeech, Say, Script, Wait
-from tests.web.test_serve import Server, serving
+from tests.support.serving import Server, serving
 
 DESTINATION = "+15005550103"  # the simulated callee there hangs up soon
 CALLER = "+15005550199"

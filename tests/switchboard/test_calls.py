@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import trio
-from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
@@ -13,36 +12,8 @@ from server.carrier import CallStatus, StatusUpdate, StreamStopped, VoiceRequest
 from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CallRefused, CarrierError, ModelSetupRefused
-from server.metrics import Metrics
-from server.switchboard.admission import Admission, Limits
-from server.switchboard.calls import Calls
-from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
-
-NUMBER = "+15005550006"
-
-
-def make_calls(**settings) -> Calls:
-    metrics = Metrics(CollectorRegistry())
-    limits = Limits(**settings.pop("limits", {}))
-    return Calls(
-        carrier=settings.pop("carrier", None) or MemoryCarrier(),
-        model=settings.pop("model", None) or MemoryModel(),
-        metrics=metrics,
-        admission=Admission(limits, metrics),
-        options=settings.pop("options", CallOptions()),
-        **settings,
-    )
-
-
-@pytest.fixture
-async def calls(nursery):
-    calls = make_calls()
-    await nursery.start(calls.run)
-    return calls
-
-
-def started(calls: Calls, media: MemoryMedia, call_sid: str = "CA1") -> None:
-    media.event(media.start(call_sid, calls.carrier.ticket))
+from tests.support.fakes import MemoryCarrier, MemoryMedia
+from tests.support.switchboards import NUMBER, make_calls, started
 
 
 def ticket_in(document: str) -> str:
@@ -214,10 +185,6 @@ async def test_a_dial_that_the_carrier_wants_later_pauses_all_dialling(autojump_
     assert await calls.answer("CA7", NUMBER, Agent())  # whoever calls us is answered
     await trio.sleep(90.0)
     assert await calls.place(NUMBER, Agent(), client="another")
-
-
-# ------------------------------------------------------------------------------------------
-# Voice webhooks that begin no call
 
 
 def asking(call_sid: str, report: StatusUpdate | None = None) -> VoiceRequest:

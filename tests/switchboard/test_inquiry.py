@@ -15,7 +15,7 @@ from server.errors import CarrierError
 from server.switchboard.calls import Calls
 from server.switchboard.inquiry import MAX_PAUSE_S, Patience
 from tests.support.fakes import MemoryCarrier, MemoryMedia
-from tests.switchboard.test_calls import NUMBER, make_calls, started
+from tests.support.switchboards import NUMBER, make_calls, started
 
 SILENT = Agent(greeting="")  # nobody minds that the model says nothing
 

@@ -25,10 +25,10 @@ from server.model import AgentAudio, AgentTranscript, Usage
 from server.settings.settings import Settings
 from server.simulators.twilio import sign
 from server.switchboard.calls import Calls
+from tests.support.access import SIMULATED
 from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
-from tests.switchboard.test_calls import make_calls, started
-from tests.web.test_access import SIMULATED
-from tests.web.test_serve import CALL_SID, serving
+from tests.support.serving import CALL_SID, serving
+from tests.support.switchboards import make_calls, started
 
 ENDLESS = 10**400 - 1
 NUMBER = "+15005550006"

@@ -18,17 +18,8 @@ from server.settings.settings import Settings
 from server.web.api import MakeCall
 from server.web.idempotency import fingerprint_of
 from server.web.keys import UNNAMED, hash_key
+from tests.support.access import ACCOUNT, SIMULATED
 
-ACCOUNT = {
-    "twilio_account_sid": "AC" + "0" * 32,
-    "twilio_auth_token": "token",
-    "twilio_phone_number": "+15005550006",
-    "gemini_api_key": "key",
-    "public_url": "https://phone.example.com",
-    "twilio_api_url": "http://127.0.0.1:9",  # nobody listens there
-    "gemini_url": "ws://127.0.0.1:9",
-}
-SIMULATED = dict.fromkeys(ACCOUNT)
 SHOWN = {"X-API-Key": "sesame"}
 
 
@@ -144,9 +135,6 @@ async def test_a_number_outside_the_prefixes_is_refused_in_a_simulation_too():
 
     assert answer.status_code == 403
 
-
-# ------------------------------------------------------------------------------------------
-# One request, one call
 
 NUMBER = {"destination_number": "+15005550105"}  # rings for long
 

@@ -21,7 +21,8 @@ from benchmarks.load.doors import IGNORED, PINGS
 from benchmarks.load.stranger import CONNECTED, frame
 from server import sockets
 from server.serving import single as serving_module
-from tests.web.test_serve import (
+from tests.support.raw_connections import UPGRADE, connection
+from tests.support.serving import (
     CALL_SID,
     Server,
     closing_of,
@@ -49,11 +50,6 @@ def lines(caplog):
             *(line["event"] for line in ours if line["log_level"] != "debug"),
             *(record.message for record in caplog.records),
         ]
-
-
-async def connection(server: Server) -> trio.SocketStream:
-    host, port = server.url.removeprefix("http://").split(":")
-    return await trio.open_tcp_stream(host, int(port))
 
 
 async def rest_of(stream: trio.SocketStream) -> bytes:
@@ -97,10 +93,6 @@ async def good_call(server: Server) -> AsyncGenerator[None]:
         assert record["reason"] == "caller-hung-up"
         assert record["timings"]["caller_audio_s"] == pytest.approx(sent / 50)
         assert record["timings"]["caller_audio_lost_s"] == 0
-
-
-# ------------------------------------------------------------------------------------------
-# Connections
 
 
 async def test_a_request_head_that_trickles_in_is_cut_off(quick_deadlines):
@@ -174,10 +166,6 @@ def test_both_commands_serve_with_the_same_limits(request):
     assert config["h11_max_incomplete_size"] == serving_module.MAX_MESSAGE_BYTES
 
 
-# ------------------------------------------------------------------------------------------
-# Media sockets
-
-
 @both_media_paths
 async def test_200_sockets_that_never_start_are_closed_and_a_call_is_not_disturbed(
     media_path, patient_clock
@@ -225,12 +213,6 @@ async def test_a_socket_that_stops_reading_ends_with_its_own_call(quick_deadline
             await call.finished.wait()
 
     assert call.end_reason == "caller-gone"
-
-
-UPGRADE = (
-    b"GET /stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
 
 
 async def close_code_after(server: Server, data: bytes) -> int | None:

@@ -11,7 +11,7 @@ from server.errors import ConfigurationError
 from server.serving.single import listen
 from server.settings.settings import Settings
 from server.web.path_prefix import prefix_of, without_prefix
-from tests.web.test_serve import serving
+from tests.support.serving import serving
 
 PREFIX = "/voice/phone%20line"
 WITH = PREFIX

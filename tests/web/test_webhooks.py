@@ -12,8 +12,8 @@ from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 
 from server.simulators.twilio import Faults
-from tests.web.test_attacks import UPGRADE, connection
-from tests.web.test_serve import (
+from tests.support.raw_connections import UPGRADE, connection
+from tests.support.serving import (
     CALL_SID,
     Server,
     closing_of,

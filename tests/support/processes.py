@@ -1,0 +1,174 @@
+"""The server as a process, as it is started in production."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx2
+import trio
+
+from server.carrier import CallStatus
+from server.serving.single import listen
+from server.simulators.gemini import GeminiSimulator
+from server.simulators.phone import StreamEnd
+from server.simulators.twilio import TwilioSimulator
+
+ROOT = Path(__file__).parents[2]
+NUMBER = "+15005550006"
+NEVER_HANGS_UP, RINGS_FOR_LONG = "+15005550108", "+15005550105"
+API_KEY = "sesame"
+PATIENCE_S = 120.0
+"""For a whole test: processes that start on a busy machine take their time, and only one that hangs
+is to fail for it."""
+COMMANDS = {
+    "python -m server": ["-m", "server"],
+    "hypercorn": [
+        *("-m", "hypercorn", "-c", str(ROOT / "server" / "hypercorn.toml")),
+        *("--bind", "127.0.0.1:{port}", "server.asgi:app"),
+    ],
+    "hypercorn in one process": [
+        *("-m", "hypercorn", "-c", str(ROOT / "server" / "hypercorn.toml"), "--workers", "0"),
+        *("--bind", "127.0.0.1:{port}", "server.asgi:app"),
+    ],
+}
+TWO_PROCESSES = {
+    "python -m server --workers": ["-m", "server", "--workers", "2"],
+    "hypercorn -w": [
+        *("-m", "hypercorn", "-c", str(ROOT / "server" / "hypercorn.toml"), "-w", "2"),
+        *("--bind", "127.0.0.1:{port}", "server.asgi:app"),
+    ],
+}
+
+
+@dataclass
+class ServerProcess:
+    process: trio.Process
+    http: httpx2.AsyncClient
+    twilio: TwilioSimulator
+    gemini: GeminiSimulator
+    directory: Path
+
+    async def make_call(self, number: str) -> httpx2.Response:
+        return await self.http.post("/make-call", json={"destination_number": number})
+
+    async def talking_call(self):
+        """A call whose agent has said its greeting to the end."""
+        call_sid = (await self.make_call(NEVER_HANGS_UP)).json()["call_sid"]
+        while True:
+            turns = (await self.http.get(f"/calls/{call_sid}")).json()["transcript"]
+            if turns and turns[0]["heard_s"]:
+                return self.twilio.calls[call_sid]
+            await trio.sleep(0.05)
+
+    async def wait_ready(self, ready: bool = True) -> None:
+        while True:
+            try:
+                if (await self.http.get("/readyz")).is_success is ready:
+                    return
+            except httpx2.TransportError:
+                pass
+            await trio.sleep(0.05)
+
+    def tell_to_stop(self, *, whole_group: bool = False) -> None:
+        if whole_group:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        else:
+            self.process.send_signal(signal.SIGTERM)
+
+
+@asynccontextmanager
+async def server_process(
+    directory: Path, command: str, **settings: object
+) -> AsyncGenerator[ServerProcess]:
+    twilio = TwilioSimulator(account_sid="AC" + "1" * 32, auth_token="t" * 32, phone_number=NUMBER)
+    gemini = GeminiSimulator(api_key="model-key")
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        # Unix sockets are made in it, so its name is short; who is killed leaves them there.
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="offhook-"))
+        await nursery.start(twilio.run)
+        await nursery.start(gemini.run)
+        named = {
+            "twilio_account_sid": twilio.account_sid,
+            "twilio_auth_token": "t" * 32,
+            "twilio_phone_number": NUMBER,
+            "twilio_api_url": twilio.api_url,
+            "gemini_api_key": "model-key",
+            "gemini_url": gemini.url,
+            "public_url": url,
+            "port": port,
+            "api_key": API_KEY,
+            "drain_timeout_s": 0.2,
+            **settings,
+        }
+        kept = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "HOME", "LD_LIBRARY_PATH")
+        environment = {name: os.environ[name] for name in kept if name in os.environ}
+        environment |= {name.upper(): str(value) for name, value in named.items()}
+        arguments = [word.format(port=port) for word in (COMMANDS | TWO_PROCESSES)[command]]
+        process = await nursery.start(
+            partial(
+                trio.run_process,
+                [sys.executable, *arguments],
+                cwd=directory,
+                env=environment | {"PYTHONPATH": str(ROOT), "TMPDIR": temporary},
+                check=False,
+                start_new_session=True,
+                stderr=subprocess.STDOUT,
+                capture_stdout=False,
+            )
+        )
+        headers = {"Authorization": f"Bearer {API_KEY}"}
+        async with httpx2.AsyncClient(
+            base_url=url, trust_env=False, headers=headers, timeout=PATIENCE_S
+        ) as http:
+            server = ServerProcess(process, http, twilio, gemini, directory)
+            try:
+                with trio.fail_after(PATIENCE_S):
+                    await server.wait_ready()
+                    yield server
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+        nursery.cancel_scope.cancel()
+
+
+async def stopped_in_mid_call(directory: Path, command: str, *, whole_group: bool = False) -> None:
+    """A talking call and a ringing one when the server is told to stop; asserts what must come."""
+    async with server_process(directory, command) as server:
+        phone = await server.talking_call()
+        ringing = (await server.make_call(RINGS_FOR_LONG)).json()["call_sid"]
+        server.tell_to_stop(whole_group=whole_group)
+        await server.wait_ready(False)
+        refused = await server.make_call(NUMBER)
+        await phone.wait_ended()
+        status = await server.process.wait()
+        sessions = list(server.gemini.sessions)
+
+    assert refused.status_code == 503
+    assert refused.json()["error"] == "draining"
+    assert status == 0
+    assert phone.status is CallStatus.COMPLETED
+    # We hung up, and the socket was closed as it should be, by whichever side came first.
+    end = phone.phone.end
+    our_close = "stream closed by the server (1000, 'drained')"
+    assert end is StreamEnd.STOPPED or our_close in [what for _, what in phone.timeline]
+    # The last status callback came while the server was still there to take it.
+    assert phone.reports[-1] == (CallStatus.COMPLETED, 204)
+    assert server.twilio.calls[ringing].status is CallStatus.CANCELED
+    assert [session.closed_by_client for session in sessions] == [1000] * len(sessions)
+    assert [text for text in sessions[0].texts if "goodbye" in text]
+    with closing(sqlite3.connect(directory / "offhook.db")) as database:
+        saved = dict(database.execute("SELECT call_sid, reason FROM offhook_calls"))
+    assert saved == {phone.call_sid: "drained", ringing: "drained"}

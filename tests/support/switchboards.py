@@ -1,0 +1,38 @@
+"""The calls of a server without its HTTP."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from server.call.options import CallOptions
+from server.metrics import Metrics
+from server.switchboard.admission import Admission, Limits
+from server.switchboard.calls import Calls
+from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
+
+NUMBER = "+15005550006"
+
+
+def make_calls(**settings) -> Calls:
+    metrics = Metrics(CollectorRegistry())
+    limits = Limits(**settings.pop("limits", {}))
+    return Calls(
+        carrier=settings.pop("carrier", None) or MemoryCarrier(),
+        model=settings.pop("model", None) or MemoryModel(),
+        metrics=metrics,
+        admission=Admission(limits, metrics),
+        options=settings.pop("options", CallOptions()),
+        **settings,
+    )
+
+
+@pytest.fixture
+async def calls(nursery):
+    calls = make_calls()
+    await nursery.start(calls.run)
+    return calls
+
+
+def started(calls: Calls, media: MemoryMedia, call_sid: str = "CA1") -> None:
+    media.event(media.start(call_sid, calls.carrier.ticket))

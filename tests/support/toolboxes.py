@@ -1,0 +1,119 @@
+"""A toolbox, and a call for it to be in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+import trio
+import trio.testing
+from prometheus_client import CollectorRegistry
+
+from server.agent.tool import Tool, tool
+from server.call.toolbox import Toolbox
+from server.carrier import CallStatus
+from server.metrics import Metrics
+from server.model import ToolCall, ToolResult
+
+
+@dataclass
+class FakeCall:
+    """A call as far as a tool can see it."""
+
+    call_sid: str = "CA1"
+    direction: Literal["inbound", "outbound"] = "outbound"
+    number: str = "+15005550006"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    hang_ups: int = 0
+    transferred: list[tuple[str, str]] = field(default_factory=list)
+    transfer_outcome: CallStatus | Exception = CallStatus.COMPLETED
+    keys: str = ""
+
+    def note(self, what: str, **facts: Any) -> None:
+        self.notes.append((what, facts))
+
+    def hang_up_when_heard(self) -> bool:
+        self.hang_ups += 1
+        return self.hang_ups == 1
+
+    async def transfer(self, destination: str, number: str) -> CallStatus:
+        self.transferred.append((destination, number))
+        await trio.sleep(20.0)
+        if isinstance(self.transfer_outcome, Exception):
+            raise self.transfer_outcome
+        return self.transfer_outcome
+
+    def report_voicemail(self) -> bool:
+        return self.direction == "outbound"
+
+    async def press_keys(self, keys: str) -> None:
+        await trio.sleep(0.2 * len(keys))
+        self.keys += keys
+
+
+class Bench:
+    """A toolbox at work, and everything it has answered."""
+
+    def __init__(self, tools: list[Tool], timeout_s: float) -> None:
+        self.call = FakeCall()
+        self.metrics = Metrics(CollectorRegistry())
+        self.box = Toolbox(tools, self.call, metrics=self.metrics, timeout_s=timeout_s)
+        self.answers: list[tuple[float, tuple[ToolResult, ...]]] = []
+        self._ids = 0
+        self._news = trio.Event()
+
+    async def answer(self, results: tuple[ToolResult, ...]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.answers.append((trio.current_time(), results))
+        self._news.set()
+
+    async def wait_answers(self, count: int) -> None:
+        with trio.fail_after(30):
+            while len(self.answers) < count:
+                self._news = trio.Event()
+                await self._news.wait()
+
+    def ask(self, name: str, **arguments: Any) -> str:
+        self._ids += 1
+        identity = f"id-{self._ids}"
+        self.box.request((ToolCall(identity, name, arguments),))
+        return identity
+
+    @property
+    def responses(self) -> list[Mapping[str, Any]]:
+        return [result.response for _, results in self.answers for result in results]
+
+    @property
+    def ids(self) -> list[str]:
+        return [result.id for _, results in self.answers for result in results]
+
+    def count(self, name: str, outcome: str) -> float:
+        labels = {"tool": name, "outcome": outcome}
+        return self.metrics.registry.get_sample_value("offhook_tool_calls_total", labels) or 0
+
+
+@pytest.fixture
+async def bench(nursery):
+    def make(*tools: Tool, timeout_s: float = 10.0) -> Bench:
+        bench = Bench(list(tools), timeout_s)
+        nursery.start_soon(bench.box.run, bench.answer)
+        return bench
+
+    yield make
+    nursery.cancel_scope.cancel()
+
+
+@tool
+async def echo(value: Any) -> Any:
+    """Say it back."""
+    return value
+
+
+@tool
+async def slowly(seconds: float) -> str:
+    """Take a while."""
+    await trio.sleep(seconds)
+    return f"after {seconds:g}"
