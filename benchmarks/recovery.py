@@ -130,7 +130,7 @@ async def long_call(call_s: float, life_s: float) -> dict[str, Any]:
         "end": str(call.end_reason),
         "rotations": [
             {"at_s": round(at_s, 2), **facts}
-            for at_s, what, facts in call.timeline
+            for at_s, what, facts in call.conversation.notes.timeline
             if what == "model reconnected"
         ],
         "caller_samples": 2 * len(phone.said),
@@ -143,7 +143,7 @@ async def long_call(call_s: float, life_s: float) -> dict[str, Any]:
             + 1000 * cleared_s,
             3,
         ),
-        "agent_turns": sum(1 for turn in call.transcript.turns if turn.speaker == "agent"),
+        "agent_turns": sum(1 for turn in call.conversation.notes.transcript.turns if turn.speaker == "agent"),
         "still_open": sum(session.is_open for session in gemini.sessions),
     }
 

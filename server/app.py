@@ -30,6 +30,7 @@ from server.agent.mcp_servers import McpServers, read_servers
 from server.agent.tool import Tool
 from server.call.costs import Prices
 from server.call.options import CallOptions
+from server.carrier.transport import QueuedTransport, WireTransport
 from server.carrier.twilio.documents import check_sayable
 from server.carrier.twilio.messages import StreamCounts
 from server.carrier.twilio.rest import TwilioCarrier
@@ -46,10 +47,9 @@ from server.hooks.detach import detachable
 from server.hooks.http_connection import HttpConnection
 from server.hooks.hypercorn_worker import HOW_TO_SERVE, Served, install, refuse_other_servers
 from server.hooks.media_socket import (
+    AcceptedSocket,
     MediaWebsocket,
     MediaWebsocketConnection,
-    SocketTransport,
-    WireTransport,
     refuse_compression,
 )
 from server.media import plane
@@ -249,8 +249,7 @@ class OffhookApp(QuartTrio):
         if self.plane is None or connection is None:
             self._note_path("ordinary")
             await websocket.accept()
-            with self._counted(TwilioMediaStream(SocketTransport(websocket))) as media:
-                await self.calls.serve_stream(media, address)
+            await self._serve_queued(QueuedTransport(AcceptedSocket(websocket)), address)
             return
         async with connection.detach() as lent:
             wire = self._wire(self.plane, lent)
@@ -262,6 +261,17 @@ class OffhookApp(QuartTrio):
                 raise
             if claimed is not None:
                 self._claimed_in.send_nowait(claimed)
+
+    async def _serve_queued(self, transport: QueuedTransport, address: str) -> None:
+        """Serve a media socket that is no wire; its tasks live here for as long as its call."""
+        with self._counted(TwilioMediaStream(transport)) as media:
+            claim = await self.calls.claim(media, address)
+            if claim is None:
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(transport.run)
+                await claim.call.serve(media, claim.started)
+                nursery.cancel_scope.cancel("its call is over")
 
     async def hand_media_over(
         self, websocket: MediaWebsocket, number: int, facts: Mapping[str, Any]

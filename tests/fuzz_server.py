@@ -531,7 +531,7 @@ async def _call(data: bytes) -> str:
     async with calling(callee=callee) as rig:
         await rig.over()
         reason = rig.call.end_reason
-    assert reason is not EndReason.ERROR, rig.call.end_detail
+    assert reason is not EndReason.ERROR, rig.call.conversation.end_detail
     return str(reason)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 
 from server.agent.agent import Agent
-from server.dialogue.turns import Awaited
 
 _ASIDE = "(Not said by the caller; go on in the language of the call. {})"
 
@@ -19,14 +18,11 @@ def aside(instruction: str) -> str:
     return _ASIDE.format(instruction)
 
 
-NUDGES = {
-    Awaited.ANSWER: aside("The caller has finished speaking and waits for you. Answer now."),
-    Awaited.CONTINUATION: aside(
-        "The caller heard you break off in the middle of what you were saying. Finish it."
-    ),
-    Awaited.QUESTION: aside("Ask the caller in a few words whether they are still there."),
-}
-"""What a model that has not answered is asked; for the greeting, that is the greeting once more."""
+NUDGE_TO_ANSWER = aside("The caller has finished speaking and waits for you. Answer now.")
+NUDGE_TO_CONTINUE = aside(
+    "The caller heard you break off in the middle of what you were saying. Finish it."
+)
+NUDGE_TO_ASK = aside("Ask the caller in a few words whether they are still there.")
 
 STILL_THERE = aside(
     "The caller has not said anything for a while. Ask in a few words whether they are still there."

@@ -1,26 +1,21 @@
 """What a call does about an answering machine: hang up, or leave a message that is confirmed.
 
-Whether there is one, :mod:`server.dialogue.voicemail` finds out. Part of a
-:class:`~server.call.call.Call`, which starts :meth:`Machine.run` when the model is there, if the
-settings say anything about machines.
+Whether there is one, :mod:`server.dialogue.voicemail` finds out. The call
+starts :meth:`Machine.run` when the model is there, if the settings say anything about machines.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import trio
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from server.agent import phrases
+from server.call.conversation import Conversation
+from server.call.playing import Playing
 from server.carrier import AnsweredBy, MachineVerdict
 from server.dialogue.endings import EndReason
 from server.dialogue.turns import Awaited
 from server.dialogue.voicemail import AnsweringMachine, Finding, VoicemailPolicy
-from server.model import Session
-
-if TYPE_CHECKING:
-    from server.call.call import Call
 
 START_S = 4.0
 """How long a message may be in coming; then it is asked for once more."""
@@ -30,15 +25,14 @@ class Machine:
     """The machine that may have taken a call.
 
     Attributes:
-        is_spoken_to: The message is being left: nobody is heard, and nothing interrupts.
         is_over: It is clear who has answered, and nothing is to be found out any more.
     """
 
-    def __init__(self, call: Call) -> None:
-        self._call = call
+    def __init__(self, conversation: Conversation, playing: Playing) -> None:
+        self._conversation = conversation
+        self._playing = playing
         self._signs = AnsweringMachine()
         self._after_turn = 0  # the message is in a later turn than this
-        self.is_spoken_to = False
         self.is_over = False
 
     @property
@@ -53,19 +47,21 @@ class Machine:
         if self._signs.answered_by is not None:
             return
         self._signs.verdict(verdict.answered_by, trio.current_time())
-        self._call.note("answered by", who=verdict.answered_by.value, took_s=verdict.took_s)
-        self._call.pulse()
+        self._conversation.notes.note(
+            "answered by", who=verdict.answered_by.value, took_s=verdict.took_s
+        )
+        self._conversation.changed.set()
 
     def told(self) -> None:
         """The model says that it is one."""
         self._signs.told(trio.current_time())
-        self._call.pulse()
+        self._conversation.changed.set()
 
     def hear(self, payload: bytes, now: float) -> None:
         """Take caller audio, for the beep."""
         if self._signs.hear(payload, now):
-            self._call.note("beep")
-            self._call.pulse()
+            self._conversation.notes.note("beep")
+            self._conversation.changed.set()
 
     def heard(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
         """Take what the ear has made of caller audio."""
@@ -76,73 +72,74 @@ class Machine:
                 self._signs.speech_ended(now, speech_s)
             case _:
                 return
-        self._call.pulse()
+        self._conversation.changed.set()
 
     def interrupted(self, turn: int, at: float) -> None:
         """Our own word has stopped the model; nobody is there, and the message comes yet."""
         self._after_turn = max(self._after_turn, turn)
-        self._call.cut(turn, at, by="model")
-        self._call.pulse()
+        self._playing.cut(turn, at, by="model")
+        self._conversation.changed.set()
 
     # -- what follows ----------------------------------------------------------------------
 
-    async def run(self, session: Session) -> None:
+    async def run(self) -> None:
         """Find out whether a machine has answered, and do what the settings say about that."""
-        call = self._call
+        c = self._conversation
         while True:
+            changed = c.changed.next()
+            c.passing.collect()
             now = trio.current_time()
-            agent_until = call.playout.audible_until(now)
+            agent_until = c.playout.audible_until(now)
             if (finding := self._signs.decide(now, agent_until=agent_until)) is not None:
                 break
             with trio.move_on_at(self._signs.next_due(agent_until)):
-                await call.wait_news()
+                await changed.wait()
         if finding is Finding.PERSON:
-            call.note("a person after all")
+            c.notes.note("a person after all")
             self.is_over = True
-        elif finding is Finding.FAX or call.options.voicemail is VoicemailPolicy.HANG_UP:
-            call.end(EndReason.VOICEMAIL, "hung up")
-        else:
-            await self._leave_message(session)
+        elif finding is Finding.FAX or c.options.voicemail is VoicemailPolicy.HANG_UP:
+            c.end(EndReason.VOICEMAIL, "hung up")
+        elif c.may("machine"):
+            await self._leave_message()
 
-    async def _leave_message(self, session: Session) -> None:
+    async def _leave_message(self) -> None:
         """Leave the message: nothing interrupts it, and its last mark confirms it."""
-        call = self._call
-        self.is_spoken_to = True
-        call.reconsider()
-        call.cut(call.agent_turn, trio.current_time(), by="machine")
-        self._after_turn = call.agent_turn
+        c, note = self._conversation, self._conversation.notes.note
+        c.move("machine")
+        self._playing.cut(c.agent_turn, trio.current_time(), by="machine")
+        self._after_turn = c.agent_turn
         left = False
-        with trio.move_on_after(call.options.voicemail_timeout_s):
+        with trio.move_on_after(c.options.voicemail_timeout_s):
             for _ in range(2):
-                call.note("leaving message")
-                await session.send_text(phrases.leave_message(call.agent.voicemail))
+                note("leaving message")
+                c.session.send_text(phrases.leave_message(c.party.agent.voicemail))
                 if left := await self._message_heard():
                     break
-        call.note("message left" if left else "no message left")
+        note("message left" if left else "no message left")
         if not self._signs.somebody_spoke:
-            call.end(EndReason.VOICEMAIL, "message left" if left else "no message left")
+            c.end(EndReason.VOICEMAIL, "message left" if left else "no message left")
             return
         # Whoever answers a message is not a machine.
-        call.note("a person after all")
-        self.is_spoken_to = False
+        note("a person after all")
         self.is_over = True
-        call.turns.ask(Awaited.ANSWER, trio.current_time())
-        call.reconsider()
-        await session.send_text(phrases.NOT_A_MACHINE)
+        if c.may("person"):
+            c.move("person")
+            c.turns.ask(Awaited.ANSWER, trio.current_time())
+            c.session.send_text(phrases.NOT_A_MACHINE)
 
     async def _message_heard(self) -> bool:
         """Wait until the message has been played to its end; False if it is not even begun."""
-        call = self._call
+        c = self._conversation
         while True:
             with trio.move_on_after(START_S):
-                await call.until(lambda: call.agent_turn > self._after_turn)
-            if call.agent_turn <= self._after_turn:
+                await c.changed.until(lambda: c.agent_turn > self._after_turn)
+            if c.agent_turn <= self._after_turn:
                 return False
-            await call.until(lambda: self._is_said() or call.agent_turn <= self._after_turn)
-            if call.agent_turn > self._after_turn:
+            await c.changed.until(lambda: self._is_said() or c.agent_turn <= self._after_turn)
+            if c.agent_turn > self._after_turn:
                 return True
 
     def _is_said(self) -> bool:
         """Whether all that the agent had to say has been played; "one moment" is not all."""
-        call = self._call
-        return call.playout.all_heard and not call.turns.is_working(trio.current_time())
+        c = self._conversation
+        return c.playout.all_heard and not c.turns.is_working(trio.current_time())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -146,7 +146,7 @@ class Toolbox:
             if (scope := self._open.pop(identity, None)) is not None:
                 scope.cancel("taken back by the model")
 
-    async def run(self, answer: Callable[[tuple[ToolResult, ...]], Awaitable[None]]) -> None:
+    async def run(self, answer: Callable[[tuple[ToolResult, ...]], None]) -> None:
         """Run what is requested until cancelled; ``answer`` sends results to the model."""
         async with trio.open_nursery() as nursery:
             async for batch in self._requests[1]:
@@ -155,7 +155,7 @@ class Toolbox:
     async def _run_batch(
         self,
         batch: _Batch,
-        answer: Callable[[tuple[ToolResult, ...]], Awaitable[None]],
+        answer: Callable[[tuple[ToolResult, ...]], None],
     ) -> None:
         responses: dict[str, Mapping[str, Any]] = {}
         async with trio.open_nursery() as nursery:
@@ -179,7 +179,7 @@ class Toolbox:
                 response = _error("it was run, but all answers together are too long to be read")
             results.append(ToolResult(call.id, call.name, response))
         if results:
-            await answer(tuple(results))
+            answer(tuple(results))
 
     async def _run_call(
         self, call: ToolCall, scope: trio.CancelScope, responses: dict[str, Mapping[str, Any]]

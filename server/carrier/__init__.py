@@ -1,8 +1,7 @@
 """The carrier's side of a call: its words, and what a carrier has to offer.
 
 A carrier places calls and gives, for each, one :class:`MediaStream`: the caller's audio, key
-presses and marks come out of it, the agent's audio goes in. ``twilio.py`` is the real one;
-``simulator.py`` is a small Twilio that speaks the same protocols over loopback sockets.
+presses and marks come out of it, the agent's audio goes in. ``twilio/`` is the first of them.
 """
 
 from __future__ import annotations
@@ -106,27 +105,36 @@ Listener = Callable[[Sequence[CarrierEvent | CarrierProtocolError]], None]
 
 
 class MediaStream(Protocol):
-    """One call's audio, both ways. One task receives, one task sends."""
+    """One call's audio, both ways: events are pushed, and sending waits for nothing."""
 
     @property
     def stream_sid(self) -> str:
         """The carrier's name for this stream."""
         ...
 
-    async def receive(self) -> CarrierEvent:
-        """Wait for the next event; after :class:`StreamStopped` it must not be called again.
+    async def receive_start(self) -> StreamStarted | None:
+        """Wait until the stream says which call it is; None if it ends without that.
 
         Raises:
             CarrierProtocolError: The carrier broke its own protocol beyond what can be ignored.
         """
         ...
 
-    def receive_nowait(self) -> CarrierEvent | None:
-        """The next event if it is already here, else None; errors as for :meth:`receive`."""
+    def listen(self, on_events: Listener, relay: Relay) -> None:
+        """Push events from now on, those first that have come already; once, after the start.
+
+        The listener must not wait for anything. An error of the carrier's comes in the place of an
+        event, as the last of all; so does :class:`StreamStopped`.
+
+        Args:
+            on_events: The listener.
+            relay: If the stream is a wire of the media plane, it is joined to this: its path then
+                takes caller audio, and the listener hears of it from there.
+        """
         ...
 
-    async def send(self, command: CarrierCommand) -> None:
-        """Send one command.
+    def send(self, command: CarrierCommand) -> None:
+        """Send one command; what the peer does not read is kept, with a bound.
 
         Raises:
             StreamEnded: The socket is closed; there is nobody to send to.
@@ -134,32 +142,7 @@ class MediaStream(Protocol):
         ...
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
-        """Close the stream with a WebSocket close code; the carrier then ends the call."""
-        ...
-
-    def listen(self, on_events: Listener, relay: Relay | None = None) -> bool:
-        """From now on, be called with events the moment they have come, instead of receiving them.
-
-        A switch of tasks costs more than everything else that is done with a frame. The listener
-        must not wait for anything. What has come already is given to it at once; an error that
-        :meth:`receive` would raise is given to it in its place, as the last of all.
-
-        Args:
-            on_events: The listener.
-            relay: If the stream is a wire of the media plane, it is joined to this: its path then
-                takes caller audio, and the listener hears of it from there.
-
-        Returns:
-            False, with nothing changed, if this stream has only :meth:`receive`.
-        """
-        ...
-
-    def send_nowait(self, command: CarrierCommand) -> None:
-        """Send one command without waiting; only for a stream that can :meth:`listen`.
-
-        Raises:
-            StreamEnded: The socket is closed; there is nobody to send to.
-        """
+        """Send what waits and close with a WebSocket close code; the carrier then ends the call."""
         ...
 
 

@@ -1,14 +1,34 @@
-"""What carries a media stream's messages: the socket as a carrier's protocol wants to see it."""
+"""What carries a media stream's messages: the socket as a carrier's protocol wants to see it.
+
+A stream is pushed what comes, and sends without waiting. A wire of the media plane can do that
+(:class:`WireTransport`); any other socket is read and written by :meth:`QueuedTransport.run`.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
+import structlog
+import trio
+
+from server.errors import CarrierProtocolError, StreamEnded
+from server.media.plane import Wire
 from server.media.relay import Relay
 
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-class TextTransport(Protocol):
+MESSAGES_AT_ONCE = 64
+"""Given to the listener together, if so many wait: more than a second of audio."""
+MAX_UNSENT_CHARS = 4 * 1024 * 1024
+"""Text that a peer has not read; beyond it has stalled, and its connection is given up."""
+
+OnMessages = Callable[[Sequence[str | bytes], bool], None]
+"""Called with messages, ``str`` for text frames, and whether that was the end."""
+
+
+class TextSocket(Protocol):
     """One WebSocket, as little of it as a media stream needs."""
 
     async def receive(self) -> str | bytes:
@@ -36,26 +56,204 @@ class TextTransport(Protocol):
         ...
 
 
-@runtime_checkable
-class PushTransport(Protocol):
-    """A transport that can also call back, and send without waiting."""
+class Transport(Protocol):
+    """A socket that pushes what comes, once somebody listens, and takes text without waiting."""
 
-    def listen(self, on_messages: Callable[[Sequence[str | bytes], bool], None]) -> None:
-        """Call back with what each read brought, and whether that was the end, from now on."""
+    async def receive(self) -> str | bytes:
+        """Wait for the next message; only until somebody listens.
+
+        Raises:
+            StreamEnded: The socket is over and every message that came before has been given.
+            CarrierProtocolError: The socket was given up, as its peer broke a rule.
+        """
+        ...
+
+    def listen(self, on_messages: OnMessages) -> None:
+        """Call back with what has come already, and with all that comes from now on."""
         ...
 
     def join(self, relay: Relay) -> bool:
-        """Have the relay's path take the audio; False if it cannot."""
+        """Have the relay's path take the audio; False, with nothing changed, if it cannot."""
         ...
 
     def leave(self, relay: Relay) -> None:
-        """Undo that."""
+        """Take the socket off the relay."""
         ...
 
-    def send_nowait(self, text: str) -> None:
+    def send(self, text: str) -> None:
         """Send a text frame.
 
         Raises:
             StreamEnded: The socket is over.
         """
         ...
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Send what waits, then close with a WebSocket close code; again does nothing."""
+        ...
+
+
+class QueuedTransport:
+    """A :class:`Transport` over a socket that has to be waited for.
+
+    Whoever opened the socket runs :meth:`run` while there is a listener.
+    """
+
+    def __init__(self, socket: TextSocket) -> None:
+        self._socket = socket
+        self._listener: OnMessages | None = None
+        self._unsent: deque[str] = deque()
+        self._unsent_chars = 0
+        self._is_over = False
+        self._runs = False
+        self._changed = trio.Event()  # there is something to send, or all is sent
+
+    async def receive(self) -> str | bytes:
+        """Wait for the next message; only until somebody listens."""
+        return await self._socket.receive()
+
+    def listen(self, on_messages: OnMessages) -> None:
+        """Call back with what :meth:`run` receives."""
+        self._listener = on_messages
+        self._tell_changed()
+
+    def join(self, relay: Relay) -> bool:
+        """There is no wire here that a relay could use."""
+        return False
+
+    def leave(self, relay: Relay) -> None:
+        """It was never joined."""
+
+    def send(self, text: str) -> None:
+        """Queue a text frame.
+
+        Raises:
+            StreamEnded: The socket is over.
+        """
+        if self._is_over:
+            raise StreamEnded("the media socket is closed")
+        self._unsent.append(text)
+        self._unsent_chars += len(text)
+        if self._unsent_chars > MAX_UNSENT_CHARS:
+            logger.warning("media socket given up: its peer has stopped reading")
+            self._end()
+        self._tell_changed()
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Send what is queued, then close; the caller bounds how long that may take."""
+        while self._unsent and self._runs and not self._is_over:
+            await self._changed.wait()
+        self._is_over = True
+        await self._socket.aclose(code, reason)
+
+    async def run(self) -> None:
+        """Read and write the socket, until it is over or this is cancelled."""
+        self._runs = True
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read)
+                await self._write()
+                nursery.cancel_scope.cancel("the socket is over")
+        finally:
+            self._runs = False
+            self._tell_changed()
+
+    async def _read(self) -> None:
+        while self._listener is None:
+            await self._changed.wait()
+        try:
+            while True:
+                messages = [await self._socket.receive()]
+                while len(messages) < MESSAGES_AT_ONCE:
+                    if (message := self._next_nowait()) is None:
+                        break
+                    messages.append(message)
+                self._listener(messages, False)
+        except StreamEnded:
+            self._end()
+
+    def _next_nowait(self) -> str | bytes | None:
+        try:
+            return self._socket.receive_nowait()
+        except StreamEnded:
+            return None  # it is said again when it is waited for
+
+    async def _write(self) -> None:
+        while not self._is_over:
+            # The event is made before looking, so that what comes while we send is seen.
+            changed = self._changed
+            while self._unsent:
+                try:
+                    await self._socket.send(self._unsent[0])
+                except StreamEnded:
+                    self._is_over = True
+                    return
+                self._unsent_chars -= len(self._unsent.popleft())
+            self._tell_changed()
+            await changed.wait()
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._unsent.clear()
+        self._tell_changed()
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            listener([], True)
+
+    def _tell_changed(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+class WireTransport:
+    """A :class:`Transport` over a wire of the media plane."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    async def receive(self) -> str | bytes:
+        """Wait for the next message; only until somebody listens.
+
+        Raises:
+            StreamEnded: The socket is closed and everything it sent has been received.
+            CarrierProtocolError: It was given up; see :attr:`server.media.plane.Wire.refusal`.
+        """
+        if (message := await self._wire.receive()) is None:
+            if self._wire.refusal:
+                raise CarrierProtocolError(self._wire.refusal)
+            raise StreamEnded("the media socket is closed")
+        return _read(*message)
+
+    def listen(self, on_messages: OnMessages) -> None:
+        """Call back with what each read brings, and whether that was the end."""
+        self._wire.listen(
+            lambda messages, ended: on_messages([_read(*each) for each in messages], ended)
+        )
+
+    def join(self, relay: Relay) -> bool:
+        """Have the relay's path take caller audio, and send agent audio."""
+        relay.join_phone(self._wire)
+        return True
+
+    def leave(self, relay: Relay) -> None:
+        """Take the wire off the relay."""
+        relay.leave_phone(self._wire)
+
+    def send(self, text: str) -> None:
+        """Send a text frame; what the peer does not read is kept, with a bound.
+
+        Raises:
+            StreamEnded: The socket is closed.
+        """
+        if not self._wire.websocket.is_open:
+            raise StreamEnded("the media socket is closed")
+        self._wire.send_text(text.encode())
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Send a WebSocket close; whoever accepted the socket waits for the answer."""
+        self._wire.send_close(code, reason)
+
+
+def _read(message: bytes, is_text: bool) -> str | bytes:
+    # The WebSocket has checked that text is UTF-8 (RFC 6455 section 8.1).
+    return message.decode() if is_text else message

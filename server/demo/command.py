@@ -190,7 +190,9 @@ async def _show_live(console: Console, call: Call, phone: SimulatedCall) -> None
             if at > settled:
                 break
             colour = "cyan" if who == "phone" else "green"
-            console.print(f"{at - call.began_at:7.2f} s  [{colour}]{who:8}[/] {escape(what)}")
+            console.print(
+                f"{at - notes.began_at:7.2f} s  [{colour}]{who:8}[/] {escape(what)}"
+            )
             shown += 1
         if over:
             return
@@ -198,9 +200,13 @@ async def _show_live(console: Console, call: Call, phone: SimulatedCall) -> None
 
 
 def _events(call: Call, phone: SimulatedCall) -> Iterator[tuple[float, str, str]]:
-    for at_s, what, facts in call.timeline:
+    for at_s, what, facts in notes.timeline:
         details = ", ".join(f"{name} {value}" for name, value in facts.items())
-        yield call.began_at + at_s, "offhook", f"{what} ({details})" if details else what
+        yield (
+            notes.began_at + at_s,
+            "offhook",
+            f"{what} ({details})" if details else what,
+        )
     for at_s, what in phone.timeline:
         yield phone.created_at + at_s, "phone", what
     for stream in phone.phones:

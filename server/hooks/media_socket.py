@@ -8,7 +8,7 @@ disconnect is an event like any other, and it does without a signal per message.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
@@ -16,9 +16,7 @@ from hypercorn.protocol import ws_stream
 from quart_trio.asgi import TrioASGIWebsocketConnection
 from quart_trio.wrappers import TrioWebsocket
 
-from server.errors import CarrierProtocolError, StreamEnded
-from server.media.plane import Wire
-from server.media.relay import Relay
+from server.errors import StreamEnded
 
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
@@ -76,8 +74,8 @@ class MediaWebsocketConnection(TrioASGIWebsocketConnection):
                     return
 
 
-class SocketTransport:
-    """One accepted media WebSocket as the carrier's protocol wants to see it."""
+class AcceptedSocket:
+    """One accepted media WebSocket, without Quart."""
 
     def __init__(self, websocket: MediaWebsocket) -> None:
         self._websocket = websocket
@@ -118,69 +116,3 @@ class SocketTransport:
         if not self._closed:
             self._closed = True
             await self._websocket.close(code, reason)
-
-
-class WireTransport:
-    """A media WebSocket on the plane as the carrier's protocol wants to see it."""
-
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
-
-    async def receive(self) -> str | bytes:
-        """Wait for the next message.
-
-        Raises:
-            StreamEnded: The socket is closed and everything it sent has been received.
-            CarrierProtocolError: It was given up; see :attr:`server.media.plane.Wire.refusal`.
-        """
-        if (message := await self.wire.receive()) is None:
-            if self.wire.refusal:
-                raise CarrierProtocolError(self.wire.refusal)
-            raise StreamEnded("the media socket is closed")
-        return self._read(*message)
-
-    def receive_nowait(self) -> str | bytes | None:
-        """The next message if it is already here, else None; raises as :meth:`receive` does."""
-        if (message := self.wire.receive_nowait()) is not None:
-            return self._read(*message)
-        if self.wire.is_over:
-            raise StreamEnded("the media socket is closed")
-        return None
-
-    async def send(self, text: str) -> None:
-        """Send a text frame, without waiting: what the peer does not read is kept, with a bound.
-
-        Raises:
-            StreamEnded: The socket is closed.
-        """
-        self.send_nowait(text)
-
-    def send_nowait(self, text: str) -> None:
-        """The same, for whoever cannot wait anyway."""
-        if not self.wire.websocket.is_open:
-            raise StreamEnded("the media socket is closed")
-        self.wire.send_text(text.encode())
-
-    def listen(self, on_messages: Callable[[Sequence[str | bytes], bool], None]) -> None:
-        """Be called with what each read brought, and whether that was the end, from now on."""
-        self.wire.listen(
-            lambda messages, ended: on_messages([self._read(*each) for each in messages], ended)
-        )
-
-    def join(self, relay: Relay) -> bool:
-        """Have the relay's path take caller audio, and send agent audio; True: that is possible."""
-        relay.join_phone(self.wire)
-        return True
-
-    def leave(self, relay: Relay) -> None:
-        """The relay's path is to have nothing to do with it any more."""
-        relay.leave_phone(self.wire)
-
-    async def aclose(self, code: int = 1000, reason: str = "") -> None:
-        """Send a WebSocket close; whoever accepted the socket waits for the answer."""
-        self.wire.send_close(code, reason)
-
-    @staticmethod
-    def _read(message: bytes, is_text: bool) -> str | bytes:
-        # The WebSocket has checked that text is UTF-8 (RFC 6455 section 8.1).
-        return message.decode() if is_text else message

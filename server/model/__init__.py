@@ -1,9 +1,8 @@
 """The model's side of a call: its words, and what a model has to offer.
 
-A model opens one :class:`Session` per call: caller audio goes in, agent audio and the rest of the
-conversation's events come out. ``gemini.py`` is the real one; ``simulator.py`` is a small Gemini
-Live server that speaks the same protocol over loopback sockets; ``lasting.py`` makes one session
-of as many connections as a call needs.
+A model makes one :class:`Session` per call: caller audio goes in, agent audio and the rest of the
+conversation's events come out. ``gemini/`` has connections to Gemini Live; ``lasting/`` makes one
+session of as many connections as a call needs.
 
 Turns are numbered by the session, from 1: every event that belongs to an agent turn carries its
 number, so that audio which arrives after the turn was cut can be told from the next turn's.
@@ -12,13 +11,11 @@ number, so that audio which arrives after the turn was cut can be told from the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from server.agent.agent import Agent
-from server.errors import ModelError
 from server.media.relay import Relay
 
 CALLER_RATE_HZ = 16_000
@@ -203,8 +200,8 @@ SessionEvent = (
 )
 
 
-EventListener = Callable[[SessionEvent | ModelError], None]
-"""Called with each event; an error comes last, and :meth:`Session.receive` raises it, too."""
+EventListener = Callable[[SessionEvent], None]
+"""Called with each event the moment it has come; must not wait for anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,72 +230,66 @@ class Conversation(Protocol):
 
 
 class Session(Protocol):
-    """One conversation with the model. One task receives; sending is safe from any task."""
+    """One conversation with the model, over as many connections as it takes.
 
-    async def receive(self) -> SessionEvent:
-        """Wait for the next event; a message with several fields gives several events in order.
+    It exists before it is connected: what it is told meanwhile waits, caller audio for as long as a
+    bound allows. No sending waits for anything; events are pushed to the listener it was made with.
+    """
 
-        Raises:
-            ModelError: The service closed or lost the session.
-        """
-        ...
-
-    def listen(self, on_event: EventListener) -> bool:
-        """From now on, be called with events the moment they have come, as far as that can be.
-
-        A switch of tasks costs more than everything else that is done with an event. The listener
-        must not wait for anything. Whatever has come already, and what does not come on a wire of
-        the media plane, is still received: go on with :meth:`receive`, which gives the rest, in
-        order, and raises what there is to raise.
-
-        Returns:
-            False, with nothing changed, if this session has only :meth:`receive`.
-        """
-        ...
-
-    async def send_audio(self, pcm: bytes) -> None:
-        """Send caller audio: signed 16-bit little-endian mono at 16 kHz.
+    async def run(self) -> None:
+        """Connect, and keep connected, until cancelled.
 
         Raises:
-            ModelError: The session is closed.
+            ModelSetupRefused: The service refused the set-up; trying again will not help.
+            ModelQuotaExceeded: The account's quota is used up.
+            ModelError: The service could not be reached, or the session is lost for good.
         """
         ...
 
-    def send_audio_nowait(self, pcm: bytes) -> bool:
-        """Send caller audio if that takes no waiting at all; at most 100 ms of it.
-
-        Returns:
-            False, with nothing done, if it would: then :meth:`send_audio` is the way.
-
-        Raises:
-            ModelError: The session is closed.
-        """
+    async def wait_ready(self) -> None:
+        """Wait until the service has taken the first connection and its set-up."""
         ...
 
-    def join(self, relay: Relay) -> bool:
+    @property
+    def is_ready(self) -> bool:
+        """Whether the service has ever been there: what is told to it was not told to nobody."""
+        ...
+
+    @property
+    def lost_s(self) -> float:
+        """Seconds of caller audio that had to make room for newer before it was ever sent."""
+        ...
+
+    def join(self, relay: Relay) -> None:
         """Let the relay's path send caller audio, and take agent audio while it is followed.
 
-        Done once, by the call; what the path needs to know of connections is seen to here.
-
-        Returns:
-            False, with nothing changed, if this session's connections are no wires.
+        Done once, by the call; what the path needs to know of connections is seen to here, and
+        whether there can be any such thing.
         """
         ...
 
     @property
     def is_drained(self) -> bool:
-        """Whether everything that has come has been received, so that audio may be followed."""
+        """Whether all that has come has been told, so that audio may be followed."""
         ...
 
     def note_passed(self) -> None:
         """Write down what the path has sent meanwhile."""
         ...
 
-    async def send_text(self, text: str) -> None:
+    def send_audio(self, pcm: bytes) -> bool:
+        """Send caller audio: signed 16-bit little-endian mono at 16 kHz.
+
+        Returns:
+            Whether it is on its way; if not it waits, behind what waits already.
+        """
+        ...
+
+    def send_text(self, text: str) -> None:
         """Say something to the model out of band, as the caller's side (a nudge, a key press)."""
         ...
 
-    async def send_note(self, text: str) -> bool:
+    def send_note(self, text: str) -> bool:
         """Tell the model something that it is not to answer; what it is saying is cut off.
 
         Returns:
@@ -307,7 +298,7 @@ class Session(Protocol):
         """
         ...
 
-    async def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
+    def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
         """Answer tool calls; each id exactly once."""
         ...
 
@@ -325,28 +316,26 @@ class Session(Protocol):
         Returns:
             False if there is no such way, and nothing was done: the session cannot be resumed, or
             no fallback is set or it is in use already.
-
-        Raises:
-            ModelError: The session is lost; every later call says the same.
         """
         ...
 
 
 class Model(Protocol):
-    """Opens sessions."""
+    """Makes sessions."""
 
     @property
     def name(self) -> str:
         """The model's name, such as ``"gemini-3.8-live"``."""
         ...
 
-    def open_session(
-        self, agent: Agent, conversation: Conversation
-    ) -> AbstractAsyncContextManager[Session]:
-        """Connect, set the agent up, wait until the service is ready; close when the block ends.
+    def new_session(
+        self, agent: Agent, conversation: Conversation, on_event: EventListener
+    ) -> Session:
+        """Make the session of one call; it connects when it is run.
 
-        Raises:
-            ModelSetupRefused: The service refused the set-up; trying again will not help.
-            ModelError: It could not be reached, or closed before it was ready.
+        Args:
+            agent: Who answers the phone.
+            conversation: The call it serves.
+            on_event: Told of every event.
         """
         ...

@@ -6,15 +6,15 @@ call in progress nothing. Nothing anyone said is in it, and no number.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from server.errors import ConfigurationError
+from server.records.words import CallRecord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
-
-    from server.call.call import Call
 
 STAGES = ("vad", "model", "codec", "playout")
 _OURS_OR_THEIRS = ("model-", "carrier-", "error")
@@ -23,7 +23,7 @@ _OURS_OR_THEIRS = ("model-", "carrier-", "error")
 class Traces(Protocol):
     """Where ended calls go."""
 
-    def call_ended(self, call: Call) -> None:
+    def call_ended(self, record: CallRecord) -> None:
         """Write the trace of a call that is over."""
         ...
 
@@ -35,7 +35,7 @@ class Traces(Protocol):
 class NoTraces:
     """Tracing is off."""
 
-    def call_ended(self, call: Call) -> None:
+    def call_ended(self, record: CallRecord) -> None:
         """Do nothing."""
 
     def close(self) -> None:
@@ -73,49 +73,50 @@ class CallTraces:
         self._provider = provider
         self._tracer = provider.get_tracer("offhook")
 
-    def call_ended(self, call: Call) -> None:
+    def call_ended(self, record: CallRecord) -> None:
         """Write the trace of a call that is over."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        timeline = [(call.began_at + at_s, what, facts) for at_s, what, facts in call.timeline]
-        ended_at = timeline[-1][0] if timeline else call.began_at
-        clock = _Clock(call.began_at, call.created_at)
-        parent = TraceContextTextMapPropagator().extract({"traceparent": call.traceparent})
-        inbound = call.direction == "inbound"
+        details = record.details
+        assert details is not None
+        timeline = details.timeline or ()
+        ended_s = timeline[-1][0] if timeline else 0.0
+        clock = _Clock(record.created_at)
+        parent = TraceContextTextMapPropagator().extract({"traceparent": details.traceparent})
+        inbound = record.direction == "inbound"
         root = self._tracer.start_span(
             "call",
             parent,
             kind=SpanKind.SERVER if inbound else SpanKind.CLIENT,
-            start_time=clock.ns(call.began_at),
-            attributes=_attributes(call),
+            start_time=clock.ns(0.0),
+            attributes=_attributes(record),
         )
-        reason = call.end_reason.value if call.end_reason else ""
-        if reason.startswith(_OURS_OR_THEIRS):
-            root.set_status(Status(StatusCode.ERROR, reason))
-        for at, what, facts in timeline:
-            root.add_event(what, _plain(facts), clock.ns(at))
+        if (record.reason or "").startswith(_OURS_OR_THEIRS):
+            root.set_status(Status(StatusCode.ERROR, record.reason))
+        for at_s, what, facts in timeline:
+            root.add_event(what, _plain(facts), clock.ns(at_s))
 
-        answered_at = next((at for at, what, _ in timeline if what == "answered"), None)
-        self._span(root, "ringing", clock, call.began_at, answered_at or ended_at)
-        if answered_at is not None:
-            for turn in call.transcript.turns:
-                started_at = answered_at + turn.started_s
-                facts = {"offhook.speaker": turn.speaker, "offhook.cut": turn.cut}
-                if turn.heard_s is not None:
-                    facts["offhook.heard_s"] = round(turn.heard_s, 3)
-                ends_at = started_at + (turn.heard_s or 0.0)
-                self._span(root, f"{turn.speaker} turn", clock, started_at, ends_at, facts)
-        for reply in call.replies:
-            stages_s = reply.stages_s()
-            whole_s = sum(stages_s.get(stage, 0.0) for stage in STAGES)
-            span = self._span(root, "reply", clock, reply.ended_at, reply.ended_at + whole_s)
-            at = reply.ended_at
+        answered_s = next((at_s for at_s, what, _ in timeline if what == "answered"), None)
+        self._span(root, "ringing", clock, 0.0, answered_s or ended_s)
+        if answered_s is not None:
+            for turn in details.transcript or ():
+                started_s = answered_s + turn["at_s"]
+                facts = {"offhook.speaker": turn["speaker"], "offhook.cut": turn["cut"]}
+                heard_s = turn["heard_s"]
+                if heard_s is not None:
+                    facts["offhook.heard_s"] = heard_s
+                ends_s = started_s + (heard_s or 0.0)
+                self._span(root, f"{turn['speaker']} turn", clock, started_s, ends_s, facts)
+        for reply in details.replies or ():
+            whole_s = sum(reply.stages_s.get(stage, 0.0) for stage in STAGES)
+            at_s = reply.at_s
+            span = self._span(root, "reply", clock, at_s, at_s + whole_s)
             for stage in STAGES:
-                if stage in stages_s:
-                    self._span(span, stage, clock, at, at + stages_s[stage])
-                    at += stages_s[stage]
-        root.end(clock.ns(ended_at))
+                if stage in reply.stages_s:
+                    self._span(span, stage, clock, at_s, at_s + reply.stages_s[stage])
+                    at_s += reply.stages_s[stage]
+        root.end(clock.ns(ended_s))
 
     def close(self) -> None:
         """Send what has not been sent."""
@@ -143,32 +144,44 @@ class CallTraces:
 
 
 class _Clock:
-    """trio's clock as the world's, in nanoseconds."""
+    """A call's clock as the world's, in nanoseconds."""
 
-    def __init__(self, began_at: float, created_at: float) -> None:
-        self._offset_s = created_at - began_at
+    def __init__(self, created_at: float) -> None:
+        self._created_at = created_at
 
-    def ns(self, at: float) -> int:
-        return round((at + self._offset_s) * 1e9)
+    def ns(self, at_s: float) -> int:
+        return round((self._created_at + at_s) * 1e9)
 
 
-def _attributes(call: Call) -> dict[str, Any]:
-    timings = call.timings
+def _attributes(record: CallRecord) -> dict[str, Any]:
+    details = record.details
+    assert details is not None
+    timings = details.timings or {}
+    p99_s = {
+        f"offhook.{name}_p99_s": _in_s((timings.get(shown) or {}).get("p99_ms"))
+        for name, shown in (
+            ("caller_chunk", "caller_to_model"),
+            ("agent_chunk", "model_to_caller"),
+            ("interrupt_to_clear", "interrupt_to_clear"),
+        )
+    }
     facts = {
-        "offhook.call_sid": call.call_sid,
-        "offhook.direction": call.direction,
-        "offhook.end_reason": call.end_reason.value if call.end_reason else None,
-        "offhook.duration_s": round(call.duration_s, 3),
-        "offhook.answer_to_first_audio_s": timings.answer_to_first_audio_s,
-        "offhook.caller_chunk_p99_s": timings.caller_chunks.percentile(99),
-        "offhook.agent_chunk_p99_s": timings.agent_chunks.percentile(99),
-        "offhook.interrupt_to_clear_p99_s": timings.interrupt_to_clear.percentile(99),
-        "offhook.caller_audio_lost_s": timings.caller_audio_lost_s,
+        "offhook.call_sid": record.call_sid,
+        "offhook.direction": record.direction,
+        "offhook.end_reason": record.reason,
+        "offhook.duration_s": record.duration_s,
+        "offhook.answer_to_first_audio_s": _in_s(timings.get("answer_to_first_audio_ms")),
+        **p99_s,
+        "offhook.caller_audio_lost_s": timings.get("caller_audio_lost_s"),
     }
     return _plain(facts)
 
 
-def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+def _in_s(ms: float | None) -> float | None:
+    return None if ms is None else ms / 1000
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What OpenTelemetry takes as attributes; None is left out."""
     return {
         name: value if isinstance(value, bool | int | float | str) else str(value)

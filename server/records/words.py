@@ -1,10 +1,10 @@
-"""What a record is asked for, and asked with."""
+"""The record of a call, and what records are asked for with."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from server.errors import ServerError
@@ -23,6 +23,82 @@ SUMMARY = (
     "metadata",
 )
 """The fields of a record that lists show; the rest is one column of details."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyRecord:
+    """How long the caller waited for one answer, stage by stage."""
+
+    turn: int
+    at_s: float
+    """The caller's last sound, in seconds since the call began."""
+    stages_s: Mapping[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the API shows it, in milliseconds."""
+        return {"turn": self.turn} | {
+            f"{name}_ms": round(s * 1000, 1) for name, s in self.stages_s.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CallDetails:
+    """What a list does not show of a call; None for what could not be made."""
+
+    timings: Mapping[str, Any] | None
+    tokens: Mapping[str, Any] | None
+    cost: Mapping[str, Any] | None
+    replies: tuple[ReplyRecord, ...] | None
+    recording: Mapping[str, Any] | None
+    transcript: tuple[Mapping[str, Any], ...] | None
+    timeline: tuple[tuple[float, str, Mapping[str, Any]], ...] | None
+    """Seconds since the call began, what happened, and facts."""
+    traceparent: str = field(default="", metadata={"hidden": True})
+    """Whose trace the call belongs to: W3C Trace Context."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the API shows it."""
+        shown = {one.name: getattr(self, one.name) for one in fields(self) if not one.metadata}
+        if self.replies is not None:
+            shown["replies"] = [reply.as_dict() for reply in self.replies]
+        if self.transcript is not None:
+            shown["transcript"] = list(self.transcript)
+        if self.timeline is not None:
+            shown["timeline"] = [
+                {"at_s": round(at_s, 3), "what": what, **facts}
+                for at_s, what, facts in self.timeline
+            ]
+        return shown
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """What is known of a call: what the API shows, the database keeps and a trace is made of."""
+
+    call_sid: str
+    direction: str
+    number: str
+    state: str
+    status: str
+    reason: str | None
+    detail: str
+    created_at: float
+    duration_s: float
+    answered_by: str | None
+    agent_heard_s: float | None
+    metadata: Mapping[str, str]
+    details: CallDetails | None = None
+    """Left out in lists."""
+
+    def with_details(self, details: CallDetails) -> CallRecord:
+        """The whole record."""
+        return replace(self, details=details)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the API shows it."""
+        shown = {one.name: getattr(self, one.name) for one in fields(self)}
+        details: CallDetails | None = shown.pop("details")
+        return shown if details is None else shown | details.as_dict()
 
 
 class RecordsUnavailable(ServerError):

@@ -1,6 +1,6 @@
 """A simulated telephone: Twilio's end of one media stream, and the scripted person who holds it.
 
-It speaks through a :class:`server.carrier.transport.TextTransport`: over a socket when
+It speaks through a :class:`server.carrier.transport.TextSocket`: over a socket when
 ``simulator.py`` connects it, over memory in a test on the mock clock. The person is a generator
 of 20 ms frames, so that a script reads like a script and costs nothing while it runs.
 """
@@ -27,7 +27,7 @@ from msgspec import Struct
 
 import codec
 from server.carrier import CallStatus
-from server.carrier.transport import TextTransport
+from server.carrier.transport import TextSocket
 from server.errors import StreamEnded
 from server.media.wav import data_of
 
@@ -564,11 +564,11 @@ class Earpiece:
 # The phone
 
 
-class PhoneTransport(TextTransport, Protocol):
+class PhoneTransport(TextSocket, Protocol):
     """A text transport that can also misbehave, and knows how the other side closed it."""
 
     async def send(self, text: str | bytes) -> None:
-        """Send a text frame, or a binary one; raises as :class:`TextTransport` does."""
+        """Send a text frame, or a binary one; raises as :class:`TextSocket` does."""
         ...
 
     async def abort(self) -> None:

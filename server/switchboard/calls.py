@@ -30,7 +30,6 @@ from server.carrier import (
     MediaStream,
     StatusUpdate,
     StreamStarted,
-    StreamStopped,
     TransferUpdate,
     VoiceRequest,
 )
@@ -44,10 +43,11 @@ from server.errors import (
     CarrierProtocolError,
     ModelError,
     StreamEnded,
+    first_of,
 )
 from server.logs import Sparing, log_stranger
 from server.metrics import Metrics
-from server.model import Model, PastTurn
+from server.model import Model, PastTurn, Session, SessionEvent
 from server.model.refusals import Kind
 from server.records.recording import Recordings
 from server.records.store import Records
@@ -118,6 +118,28 @@ class _Nobody:
 
     def history(self) -> Sequence[PastTurn]:
         return ()
+
+
+def _to_nobody(event: SessionEvent) -> None:
+    """Nobody listens."""
+
+
+async def _connect_once(session: Session) -> None:
+    """Connect a session, and leave it as soon as the service has taken it.
+
+    Raises:
+        ModelError: It could not be connected.
+    """
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.run)
+            await session.wait_ready()
+            nursery.cancel_scope.cancel("that is all")
+    except* ModelError as failures:
+        failure = first_of(failures)
+    if failure is not None:
+        raise failure
 
 
 def _failed() -> CallRefused:
@@ -253,7 +275,7 @@ class Calls:
         self._recent[call.call_sid] = call
         while len(self._recent) > self._recent_calls:
             self._recent.popitem(last=False)
-        self._ended[call.call_sid] = call.may_fetch_apology
+        self._ended[call.call_sid] = call.apology.may_be_fetched
         # Until then it stays this process's: another one would begin it again.
         forgotten = [
             self._ended.popitem(last=False)[0] for _ in range(len(self._ended) - MAX_ENDED)
@@ -263,7 +285,7 @@ class Calls:
             self._learn_of_model(call)
         self._keep(call)
         with _one_calls_trouble(call):
-            self._traces.call_ended(call)
+            self._traces.call_ended(call.record())
         for call_sid in forgotten:
             with _one_calls_trouble(call):
                 self._workers.release(call_sid)
@@ -276,9 +298,9 @@ class Calls:
     def _learn_of_model(self, call: Call) -> None:
         """A call has ended: what it says about the account that all calls share."""
         if call.refusal is not None:
-            self._refused_agent = call.agent
+            self._refused_agent = call.conversation.party.agent
             self._pause_calls(call.refusal)
-        elif call.agent_turn:
+        elif call.conversation.agent_turn:
             self.admission.account_pause.worked()
 
     def _pause_calls(self, kind: Kind) -> None:
@@ -313,8 +335,8 @@ class Calls:
         pause = self.admission.account_pause
         with trio.move_on_after(TRY_MODEL_S):
             try:
-                async with self.model.open_session(self._refused_agent, _Nobody()):
-                    pass
+                session = self.model.new_session(self._refused_agent, _Nobody(), _to_nobody)
+                await _connect_once(session)
             except ModelError as error:
                 if error.refusal is not None:
                     self._pause_calls(error.refusal)
@@ -343,7 +365,7 @@ class Calls:
     def _keep(self, call: Call) -> None:
         if self._records is not None:
             with _one_calls_trouble(call):
-                self._records.keep(call.as_dict())
+                self._records.keep(call.record().as_dict())
 
     async def aclose(self) -> None:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""
@@ -412,7 +434,7 @@ class Calls:
             self.metrics.dials.labels("refused" if known else "unknown").inc()
             raise
         self.metrics.dials.labels("accepted").inc()
-        call.status = placed.status
+        call.progress.status = placed.status
         try:
             self._begin(call, placed.call_sid)
         except CallRefused:
@@ -429,7 +451,7 @@ class Calls:
             CallRefused: Full, draining or overloaded.
         """
         call = self._live.get(call_sid)
-        if call_sid in self._ended or (call is not None and call.line is not None):
+        if call_sid in self._ended or (call is not None and call.conversation.line is not None):
             owes_apology = self._ended.get(call_sid, False)
             return self._apology(agent) if owes_apology else self.carrier.hang_up_twiml()
         if call is None:
@@ -440,8 +462,8 @@ class Calls:
                 raise
             call = self._new_call("inbound", number, agent, None, None)
             self._begin(call, call_sid)
-        if call.fetch_apology():
-            return self._apology(call.agent)
+        if call.apology.fetch():
+            return self._apology(call.conversation.party.agent)
         return self.carrier.answer_twiml(self._issue(call))
 
     def refuse(self, refusal: CallRefused, agent: Agent) -> str:
@@ -556,12 +578,14 @@ class Calls:
         """The document with which the caller's call goes on, as far as the carrier asks for one."""
         call = self._live.get(update.call_sid)
         is_on = call is not None and call.end_reason is None
-        if call is not None and is_on and call.report_transfer(update.status):
+        if call is not None and is_on and call.handover.report(update.status):
             return self.carrier.answer_twiml(self._issue(call))
         over = self.get(update.call_sid)
         comes_back = update.wants_document and update.status in NOT_REACHED
-        if over is not None and comes_back and over.fetch_apology():
-            return self._apology(over.agent)  # the model was lost while the caller was away
+        if over is not None and comes_back and over.apology.fetch():
+            return self._apology(
+                over.conversation.party.agent
+            )  # the model was lost while the caller was away
         return self.carrier.hang_up_twiml()
 
     async def serve_stream(self, media: MediaStream, address: str = "") -> None:
@@ -586,7 +610,7 @@ class Calls:
         with trio.move_on_after(self._start_timeout_s) as waiting:
             try:
                 with self.strangers.among(address, waiting):
-                    started = await self._wait_started(media)
+                    started = await media.receive_start()
                 if started is None:
                     return None  # it closed without ever starting: nobody is there to be told
                 kind, refusal = "ticket", "unknown, used or expired ticket"
@@ -600,16 +624,6 @@ class Calls:
                 await media.aclose(POLICY_VIOLATION, refusal)
             return None
         return Claim(call, started)
-
-    async def _wait_started(self, media: MediaStream) -> StreamStarted | None:
-        while True:
-            match await media.receive():
-                case StreamStarted() as started:
-                    return started
-                case StreamStopped():
-                    return None
-                case _:
-                    pass  # audio before the start belongs to nobody
 
     async def _claim(self, started: StreamStarted) -> Call | None:
         held = self._tickets.pop(started.parameters.get("ticket", ""), None)
@@ -658,7 +672,7 @@ class Calls:
             RecordsUnavailable: It is not in memory, and the database cannot be asked.
         """
         if (call := self.get(call_sid)) is not None:
-            return call.as_dict()
+            return call.record().as_dict()
         return None if self._records is None else await self._records.get(call_sid)
 
     async def page(self, limit: int, before: Cursor | None = None) -> Page:
@@ -669,7 +683,7 @@ class Calls:
             before: Where the page before this one ended; None for the first.
         """
         # Memory first: what is written to the database meanwhile is then seen at least once.
-        found = {call.call_sid: call.as_dict(full=False) for call in self.all()}
+        found = {call.call_sid: call.record(full=False).as_dict() for call in self.all()}
         is_complete, more = True, False
         if self._records is not None:
             found = {record["call_sid"]: record for record in self._records.unsaved()} | found
@@ -725,7 +739,7 @@ class Calls:
             await self._wait_empty()
         for call in list(self._live.values()):
             with _one_calls_trouble(call):
-                call.wrap_up(EndReason.DRAINED)
+                call.farewell.begin(EndReason.DRAINED)
         with trio.move_on_after(
             self._options.farewell_timeout_s + 2 * self._options.close_timeout_s
         ):
@@ -738,7 +752,7 @@ class Calls:
         # A listener that is closed now would miss the carrier's last word: the minutes it bills.
         with trio.move_on_after(self._options.close_timeout_s):
             for call in last:
-                await call.settled.wait()
+                await call.progress.settled.wait()
         logger.info("drained", live=self.live_count)
         self._drained.set()
 

@@ -83,11 +83,11 @@ class Inquiry:
             return
         dialled_at = trio.current_time()
         asked_at, asked, refused = dialled_at, 0, 0
-        while not (call.settled.is_set() or call.is_over) and refused < MAX_REFUSALS:
-            told_at = call.told_at
+        while not (call.progress.settled.is_set() or call.is_over) and refused < MAX_REFUSALS:
+            told_at = call.progress.told_at
             heard_at = asked_at if told_at is None else max(asked_at, told_at)
             due_at = heard_at + self._patience.pause_s(asked, was_told=told_at is not None)
-            if call.line is not None:
+            if call.conversation.line is not None:
                 await call.finished.wait()
             elif trio.current_time() < due_at:
                 with trio.move_on_at(due_at):
@@ -98,8 +98,8 @@ class Inquiry:
         await call.finished.wait()
         for number in range(MAX_LAST_QUESTIONS):
             with trio.move_on_after(self._patience.pause_s(number, was_told=False)):
-                await call.settled.wait()
-            if call.settled.is_set() or refused >= MAX_REFUSALS:
+                await call.progress.settled.wait()
+            if call.progress.settled.is_set() or refused >= MAX_REFUSALS:
                 return
             refused = 0 if await self._ask(call) else refused + 1
 
@@ -107,9 +107,9 @@ class Inquiry:
         """Ask once; False if the carrier does not want to be asked about this call."""
         async with self._turns:
             await trio.sleep_until(self._resume_at)
-            if call.settled.is_set():
+            if call.progress.settled.is_set():
                 return True  # it was told while this waited for its turn
-            if call.told_at is None and self._warnings.may_log(trio.current_time()):
+            if call.progress.told_at is None and self._warnings.may_log(trio.current_time()):
                 logger.warning(
                     "no status callback has come: asking the carrier; "
                     "does PUBLIC_URL reach this server, and is /call-status let through?",
@@ -135,5 +135,5 @@ async def _until_over(call: Call) -> None:
             await event.wait()
             nursery.cancel_scope.cancel("it is over")
 
-        nursery.start_soon(wait, call.settled)
+        nursery.start_soon(wait, call.progress.settled)
         nursery.start_soon(wait, call.finished)

@@ -17,7 +17,7 @@ from websockets.trio.client import ClientConnection, connect
 
 from server.cluster.workers import WorkerLost
 from server.errors import StreamEnded
-from server.hooks.media_socket import MediaWebsocket, SocketTransport
+from server.hooks.media_socket import AcceptedSocket, MediaWebsocket
 
 # At DEBUG the library logs every header and message.
 _logger = logging.getLogger(f"{__name__}.websocket")
@@ -77,14 +77,14 @@ async def relay_media(
         except (OSError, InvalidHandshake, trio.TooSlowError) as error:
             raise WorkerLost(number, reached=False) from error
         await websocket.accept()
-        transport = SocketTransport(websocket)
+        transport = AcceptedSocket(websocket)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_to_owner, transport, owner)
             await _from_owner(owner, transport)
             nursery.cancel_scope.cancel("its call is over")
 
 
-async def _to_owner(transport: SocketTransport, owner: ClientConnection) -> None:
+async def _to_owner(transport: AcceptedSocket, owner: ClientConnection) -> None:
     try:
         while True:
             await owner.send(await transport.receive())
@@ -94,7 +94,7 @@ async def _to_owner(transport: SocketTransport, owner: ClientConnection) -> None
         pass
 
 
-async def _from_owner(owner: ClientConnection, transport: SocketTransport) -> None:
+async def _from_owner(owner: ClientConnection, transport: AcceptedSocket) -> None:
     try:
         while True:
             message = await owner.recv()

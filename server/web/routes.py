@@ -468,7 +468,7 @@ def _add_api(app: OffhookApp, others: Others) -> None:
                 max_duration_s=data.max_duration_s,
                 metadata=data.metadata,
             )
-            call.traceparent = single(request.headers, "traceparent") or ""
+            call.report.traceparent = single(request.headers, "traceparent") or ""
         except CallRefused as refusal:
             return _refused(app, refusal), False
         except CarrierError as error:
@@ -487,7 +487,7 @@ def _add_api(app: OffhookApp, others: Others) -> None:
             return Answer(body, 502, headers), error.outcome_unknown
         made = {
             "call_sid": call.call_sid,
-            "status": call.status.value,
+            "status": call.progress.status.value,
             "carrier": app.carrier.name,
         }
         return Answer(made, 201, {"Location": f"/calls/{call.call_sid}"}), True
@@ -550,7 +550,7 @@ def _add_api(app: OffhookApp, others: Others) -> None:
         call.end(EndReason.HUNG_UP)
         with trio.move_on_after(2 * app.settings.close_timeout_s):
             await call.finished.wait()
-        return call.as_dict(full=False)
+        return call.record(full=False).as_dict()
 
     @app.post("/drain")
     @document_response(Drain, 202)

@@ -61,7 +61,7 @@ async def test_the_greeting_is_made_while_it_rings_and_sent_at_the_answer(
     sent_at, first = ringing.media.sent[0]
     assert isinstance(first, SendAudio)
     assert sent_at == answered_at
-    assert ringing.call.timings.answer_to_first_audio_s == 0.0
+    assert ringing.call.conversation.notes.timings.answer_to_first_audio_s == 0.0
 
 
 async def test_without_prewarm_the_session_waits_for_the_answer(nursery, autojump_clock):
@@ -113,7 +113,7 @@ async def test_caller_audio_waits_for_a_session_that_is_still_opening(nursery, a
         await trio.sleep(0.02)
 
     assert len(rig.session.heard) == 250 * 640
-    assert rig.call.timings.caller_audio_lost_s == 0
+    assert rig.call.conversation.notes.timings.caller_audio_lost_s == 0
     rig.call.end(EndReason.HUNG_UP)
 
 
@@ -125,7 +125,7 @@ async def test_caller_audio_that_waits_too_long_is_bounded_and_counted(nursery, 
         rig.media.say(FRAME)
         await trio.sleep(0.02)
 
-    assert rig.call.timings.caller_audio_lost_s == pytest.approx(4.0, abs=0.1)
+    assert rig.call.conversation.notes.timings.caller_audio_lost_s == pytest.approx(4.0, abs=0.1)
     rig.call.end(EndReason.HUNG_UP)
 
 
@@ -147,7 +147,7 @@ async def test_barge_in_stops_the_agent_dead(autojump_clock, talking):
 
     assert talking.media.audio_after_clear() == b""
     assert talking.media.commands.count(Clear()) == 1
-    assert talking.call.as_dict()["agent_heard_s"] == pytest.approx(1.5, abs=0.01)
+    assert talking.call.record().as_dict()["agent_heard_s"] == pytest.approx(1.5, abs=0.01)
 
     talking.session.event(TurnComplete(1, None))
     talking.audio(SECOND_PCM, turn=2)
@@ -163,7 +163,7 @@ async def test_the_transcript_is_cut_where_the_caller_barged_in(autojump_clock, 
     talking.session.event(CallerTranscript("wait"))
     await wait_all_tasks_blocked()
 
-    agent, caller = talking.call.as_dict()["transcript"]
+    agent, caller = talking.call.record().as_dict()["transcript"]
     assert agent["cut"]
     assert agent["heard_s"] == pytest.approx(4.0, abs=0.01)
     assert agent["text"] == "one two three four"
@@ -217,7 +217,7 @@ async def test_older_and_repeated_status_callbacks_change_nothing(autojump_clock
     ringing.status(CallStatus.RINGING, 1)
     ringing.status(CallStatus.IN_PROGRESS, 2)
 
-    assert ringing.call.status is CallStatus.IN_PROGRESS
+    assert ringing.call.progress.status is CallStatus.IN_PROGRESS
     assert ringing.noted.count("in-progress") == 1
     assert "ringing" not in ringing.noted
 
@@ -226,7 +226,7 @@ async def test_a_final_status_without_a_number_still_counts(autojump_clock, ring
     ringing.status(CallStatus.IN_PROGRESS, 2)
     ringing.status(CallStatus.BUSY, 0)
 
-    assert ringing.call.status is CallStatus.BUSY
+    assert ringing.call.progress.status is CallStatus.BUSY
 
 
 async def test_a_completed_callback_that_overtakes_the_stream_loses_no_audio(
@@ -448,7 +448,7 @@ async def test_a_call_that_has_to_end_says_goodbye_and_ends_when_that_was_heard(
 ):
     talking.audio(SECOND_PCM, turn=1)
     await wait_all_tasks_blocked()
-    talking.call.wrap_up(EndReason.DRAINED)
+    talking.call.farewell.begin(EndReason.DRAINED)
     await wait_all_tasks_blocked()
     talking.session.event(GenerationComplete(1))  # what it was saying is not the goodbye
     await wait_all_tasks_blocked()
@@ -474,8 +474,8 @@ async def test_a_goodbye_that_never_comes_is_waited_for_only_so_long(nursery, au
     nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
     await wait_all_tasks_blocked()
     began = trio.current_time()
-    rig.call.wrap_up(EndReason.DRAINED)
-    rig.call.wrap_up(EndReason.HUNG_UP)
+    rig.call.farewell.begin(EndReason.DRAINED)
+    rig.call.farewell.begin(EndReason.HUNG_UP)
     await rig.call.finished.wait()
 
     assert trio.current_time() - began == pytest.approx(2.0)
@@ -484,7 +484,7 @@ async def test_a_goodbye_that_never_comes_is_waited_for_only_so_long(nursery, au
 
 async def test_a_call_that_still_rings_has_nobody_to_say_goodbye_to(autojump_clock, ringing):
     began = trio.current_time()
-    ringing.call.wrap_up(EndReason.DRAINED)
+    ringing.call.farewell.begin(EndReason.DRAINED)
     await ringing.call.finished.wait()
 
     assert trio.current_time() == began
@@ -504,7 +504,7 @@ async def test_a_call_says_goodbye_before_it_costs_more_than_it_may(nursery, aut
     await trio.sleep(100.0)  # ringing costs nothing
     nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
     await rig.call.finished.wait()
-    record = rig.call.as_dict()
+    record = rig.call.record().as_dict()
 
     assert record["reason"] == "cost-cap"
     assert rig.session.texts[-1][1] == Agent().farewell
@@ -521,9 +521,9 @@ async def test_tokens_are_in_the_record_and_the_carriers_last_word_counts(autoju
     talking.media.hang_up()
     await talking.call.finished.wait()
     talking.call.update_status(StatusUpdate("CA1", CallStatus.COMPLETED, 3, {"duration_s": "61"}))
-    record = talking.call.as_dict()
+    record = talking.call.record().as_dict()
 
     assert record["tokens"] == {"prompt": {"AUDIO": 1_000}, "response": {"AUDIO": 250}, "other": 0}
     assert record["cost"]["billed_minutes"] == 2
     assert record["status"] == "completed"
-    assert talking.call.settled.is_set()
+    assert talking.call.progress.settled.is_set()

@@ -12,7 +12,7 @@ async def test_a_person_is_greeted_answered_and_hangs_up(autojump_clock):
         await rig.over()
 
     assert rig.call.end_reason == "caller-hung-up"
-    assert rig.call.timings.caller_audio_lost_s == 0
+    assert rig.call.conversation.notes.timings.caller_audio_lost_s == 0
     first = rig.phone.first_sound_s
     assert first is not None
     assert first < 0.2

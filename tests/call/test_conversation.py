@@ -37,7 +37,7 @@ MUTE_AFTER_GREETING = models.Script(silent_turns=frozenset(range(2, 1_000)))
 
 
 def facts_of(rig: Rig, what: str) -> list[dict[str, Any]]:
-    return [facts for _, noted, facts in rig.call.timeline if noted == what]
+    return [facts for _, noted, facts in rig.call.conversation.notes.timeline if noted == what]
 
 
 def rungs(rig: Rig) -> list[str]:
@@ -209,11 +209,11 @@ async def test_a_hello_does_not_kill_the_greeting_and_is_heard_after_it(autojump
     greeting = agent_turns(rig)[0]
     assert not greeting["cut"]
     assert greeting["heard_s"] == pytest.approx(rig.gemini.greeting.seconds, abs=0.05)
-    assert rig.call.timings.caller_audio_lost_s == 0
+    assert rig.call.conversation.notes.timings.caller_audio_lost_s == 0
     # The model has heard all that was said, and silence while it was being kept.
     assert rig.sessions[0].heard_samples >= 2 * len(rig.phone.said) - 2 * 160
     starts = [m.at_s for m in rig.sessions[0].timeline if m.what == "caller starts"]
-    answered_s = rig.phone.started_at - rig.call.began_at
+    answered_s = rig.phone.started_at - rig.call.conversation.notes.began_at
     assert starts[0] - answered_s > rig.gemini.greeting.seconds - 0.5
 
 
@@ -262,7 +262,7 @@ async def test_a_recorded_greeting_is_played_and_the_model_knows(autojump_clock)
         await rig.over()
 
     assert rig.phone.heard[: len(recording) + 320].find(recording[400:800]) > 0
-    assert rig.call.timings.answer_to_first_audio_s == pytest.approx(0.0, abs=0.001)
+    assert rig.call.conversation.notes.timings.answer_to_first_audio_s == pytest.approx(0.0, abs=0.001)
     greeting = agent_turns(rig)[0]
     assert greeting["text"] == "Good evening, this is the bank."
     assert greeting["heard_s"] == pytest.approx(len(recording) / 8_000, abs=0.01)
@@ -458,8 +458,8 @@ async def test_a_key_press_is_a_sign_of_life(autojump_clock):
     async with calling(callee=callee, patience=Patience(silence_timeout_s=10.0)) as rig:
         await rig.noted_s("caller silent")
 
-    (pressed,) = (at for at, what, _ in rig.call.timeline if what == "digit")
-    silent = next(at for at, what, _ in rig.call.timeline if what == "caller silent")
+    (pressed,) = (at for at, what, _ in rig.call.conversation.notes.timeline if what == "digit")
+    silent = next(at for at, what, _ in rig.call.conversation.notes.timeline if what == "caller silent")
     assert silent > pressed + 10.0
 
 
@@ -469,8 +469,8 @@ async def test_the_longest_duration_is_announced_and_ends_with_a_goodbye(autojum
 
     assert rig.call.end_reason == "max-duration"
     assert 105.0 < rig.call.duration_s <= 120.0
-    announced = next(at for at, what, _ in rig.call.timeline if what == "time running out")
-    answered = next(at for at, what, _ in rig.call.timeline if what == "answered")
+    announced = next(at for at, what, _ in rig.call.conversation.notes.timeline if what == "time running out")
+    answered = next(at for at, what, _ in rig.call.conversation.notes.timeline if what == "answered")
     assert 88.0 < announced - answered < 101.0
     assert any("Say goodbye" in text for session in rig.sessions for text in session.texts)
 
@@ -481,15 +481,15 @@ async def test_a_line_that_goes_dead_without_a_word_is_noticed_within_five_secon
 
     dead_s = next(at for at, what in rig.phone.events if what == "the line is dead")
     assert rig.call.end_reason == "caller-gone"
-    ended = next(at for at, what, _ in rig.call.timeline if what == "ended")
-    assert ended - (rig.phone.started_at - rig.call.began_at + dead_s) <= 5.0
+    ended = next(at for at, what, _ in rig.call.conversation.notes.timeline if what == "ended")
+    assert ended - (rig.phone.started_at - rig.call.conversation.notes.began_at + dead_s) <= 5.0
     assert rig.carrier.hung_up == []
 
 
 async def test_many_minutes_of_talk_need_no_help_and_lose_nothing(autojump_clock):
     async with calling(callee="never-hangs-up", max_duration_s=600.0) as rig:
         await trio.sleep(300.0)
-        lost_s = rig.call.timings.caller_audio_lost_s
+        lost_s = rig.call.conversation.notes.timings.caller_audio_lost_s
 
     assert rungs(rig) == []
     assert lost_s == 0

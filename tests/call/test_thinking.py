@@ -259,7 +259,7 @@ async def test_one_moment_is_no_goodbye(autojump_clock, nursery, more):
     nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
     await wait_all_tasks_blocked()
 
-    rig.call.wrap_up(EndReason.DRAINED)
+    rig.call.farewell.begin(EndReason.DRAINED)
     await wait_all_tasks_blocked()
     rig.audio(SECOND_PCM, turn=1)
     rig.session.event(TurnComplete(1, None, more=more))

@@ -98,11 +98,11 @@ async def test_somebody_who_takes_the_caller_over_ends_the_call_and_not_the_line
     await talking.transfer()
     assert not talking.call.is_over
 
-    assert talking.call.report_transfer(CallStatus.IN_PROGRESS) is False
+    assert talking.call.handover.report(CallStatus.IN_PROGRESS) is False
     await talking.call.finished.wait()
 
     assert talking.call.end_reason == "transferred"
-    assert talking.call.end_detail == "sales"
+    assert talking.call.conversation.end_detail == "sales"
     assert talking.carrier.hung_up == []
     assert talking.model.session.closed
 
@@ -116,14 +116,14 @@ async def test_a_caller_whom_nobody_took_over_comes_back_to_the_same_agent(
     talking.media.echo_marks()
     await talking.transfer()
     await trio.sleep(20.0)
-    assert talking.call.is_away
+    assert talking.call.conversation.stage is Stage.AWAY
 
-    assert talking.call.report_transfer(CallStatus(status)) is True
+    assert talking.call.handover.report(CallStatus(status)) is True
     again = MemoryMedia()
     talking.connect(again)
     await wait_all_tasks_blocked()
     assert talking.outcome is CallStatus(status)
-    assert not talking.call.is_away
+    assert not talking.call.conversation.stage is Stage.AWAY
 
     talking.says(1, turn=2)
     again.say(b"\x7f" * 160)
@@ -131,7 +131,7 @@ async def test_a_caller_whom_nobody_took_over_comes_back_to_the_same_agent(
     assert len(talking.model.sessions) == 1
     assert len(talking.model.session.heard) == 640
     assert sum(isinstance(command, SendAudio) for command in again.commands) >= 1
-    assert talking.call.timings.answer_to_first_audio_s is not None
+    assert talking.call.conversation.notes.timings.answer_to_first_audio_s is not None
 
     again.hang_up()
     await talking.call.finished.wait()
@@ -144,7 +144,7 @@ async def test_nothing_said_while_the_caller_is_away_is_played_when_they_are_bac
     await talking.transfer()
     talking.says(5, turn=1)
     await wait_all_tasks_blocked()
-    talking.call.report_transfer(CallStatus.BUSY)
+    talking.call.handover.report(CallStatus.BUSY)
     again = MemoryMedia()
     talking.connect(again)
     await wait_all_tasks_blocked()
@@ -160,7 +160,7 @@ async def test_what_a_transfer_cut_off_counts_as_unheard(autojump_clock, talking
     talking.media.hang_up()
     await wait_all_tasks_blocked()
 
-    assert talking.call.as_dict()["agent_heard_s"] == pytest.approx(20.0, abs=0.1)
+    assert talking.call.record().as_dict()["agent_heard_s"] == pytest.approx(20.0, abs=0.1)
 
 
 async def test_a_transfer_the_carrier_refuses_leaves_the_caller_where_they_are(
@@ -170,7 +170,7 @@ async def test_a_transfer_the_carrier_refuses_leaves_the_caller_where_they_are(
     await talking.ask_for_transfer()
 
     assert isinstance(talking.outcome, CarrierError)
-    assert not talking.call.is_away
+    assert not talking.call.conversation.stage is Stage.AWAY
     talking.media.say(b"\x7f" * 160)
     await wait_all_tasks_blocked()
     assert len(talking.model.session.heard) == 640
@@ -208,7 +208,7 @@ async def test_without_any_report_the_caller_counts_as_taken_over(autojump_clock
 
 async def test_a_caller_who_does_not_come_back_is_gone(autojump_clock, talking):
     await talking.transfer()
-    talking.call.report_transfer(CallStatus.NO_ANSWER)
+    talking.call.handover.report(CallStatus.NO_ANSWER)
     await talking.call.finished.wait()
 
     assert talking.call.end_reason == "caller-gone"
@@ -219,7 +219,7 @@ async def test_a_transfer_nobody_waits_for_any_more_is_told_to_the_model(autojum
         await talking.ask_for_transfer()
     talking.media.hang_up()
     await wait_all_tasks_blocked()
-    talking.call.report_transfer(CallStatus.NO_ANSWER)
+    talking.call.handover.report(CallStatus.NO_ANSWER)
     talking.connect(MemoryMedia())
     await wait_all_tasks_blocked()
 
@@ -235,7 +235,7 @@ async def test_a_transfer_that_is_withdrawn_in_time_never_happens(autojump_clock
     await trio.sleep(1.0)
 
     assert talking.carrier.transferred == []
-    assert not talking.call.is_away
+    assert not talking.call.conversation.stage is Stage.AWAY
 
 
 async def test_only_one_transfer_at_a_time(autojump_clock, talking):
@@ -247,12 +247,12 @@ async def test_only_one_transfer_at_a_time(autojump_clock, talking):
 
 async def test_a_report_that_comes_twice_changes_nothing(autojump_clock, talking):
     await talking.transfer()
-    assert talking.call.report_transfer(CallStatus.BUSY) is True
+    assert talking.call.handover.report(CallStatus.BUSY) is True
     talking.connect(MemoryMedia())
     await wait_all_tasks_blocked()
 
-    assert talking.call.report_transfer(CallStatus.BUSY) is True
-    assert talking.call.report_transfer(CallStatus.COMPLETED) is False
+    assert talking.call.handover.report(CallStatus.BUSY) is True
+    assert talking.call.handover.report(CallStatus.COMPLETED) is False
     assert talking.call.end_reason is None
 
 

@@ -325,7 +325,7 @@ async def test_the_message_is_left_whole_after_the_beep(autojump_clock, nursery)
         nursery.start_soon(report_beep, rig)
         await rig.over()
 
-    assert (rig.call.end_reason, rig.call.end_detail) == ("voicemail", "message left")
+    assert (rig.call.end_reason, rig.call.conversation.end_detail) == ("voicemail", "message left")
     assert rig.record["answered_by"] == "machine_end_beep"
     assert rig.phone.beeped_s is not None
     began_s = await rig.noted_s("leaving message") - await rig.noted_s("answered")
@@ -349,7 +349,7 @@ async def test_nothing_the_machine_hears_of_us_is_cut_once_the_message_has_begun
 
     begun_s = await rig.noted_s("leaving message") - await rig.noted_s("answered")
     assert all(clear.at_s <= begun_s + 0.05 for clear in rig.phone.clears)
-    assert rig.call.end_detail == "message left"
+    assert rig.call.conversation.end_detail == "message left"
 
 
 async def test_the_model_hears_nothing_of_the_machine_during_the_message(autojump_clock, nursery):
@@ -399,7 +399,7 @@ async def test_hanging_up_needs_no_message(autojump_clock, nursery):
         nursery.start_soon(report_beep, rig)
         await rig.over()
 
-    assert (rig.call.end_reason, rig.call.end_detail) == ("voicemail", "hung up")
+    assert (rig.call.end_reason, rig.call.conversation.end_detail) == ("voicemail", "hung up")
     assert "leaving message" not in rig.noted
 
 
@@ -427,7 +427,7 @@ async def test_the_model_that_understands_the_announcement_has_the_message_left(
     ) as rig:
         await rig.over()
 
-    assert (rig.call.end_reason, rig.call.end_detail) == ("voicemail", "message left")
+    assert (rig.call.end_reason, rig.call.conversation.end_detail) == ("voicemail", "message left")
     assert rig.record["answered_by"] is None  # the carrier has said nothing at all
 
 
@@ -438,7 +438,7 @@ async def test_a_model_that_does_not_speak_leaves_no_message(autojump_clock, nur
         nursery.start_soon(report_beep, rig)
         await rig.over()
 
-    assert (rig.call.end_reason, rig.call.end_detail) == ("voicemail", "no message left")
+    assert (rig.call.end_reason, rig.call.conversation.end_detail) == ("voicemail", "no message left")
     assert rig.noted.count("leaving message") == 2
 
 

@@ -75,9 +75,9 @@ async def test_a_call_on_the_plane_outlives_its_request(media_path, requests):
             while requests_being_served() != requests:
                 await socket.recv()
             assert json.loads(await socket.recv())["event"] in ("media", "mark")
-            heard_s = call.timings.caller_audio_s
+            heard_s = call.conversation.notes.timings.caller_audio_s
             await socket.send(media_message(b"\xff" * 160))
-            while call.timings.caller_audio_s == heard_s:
+            while call.conversation.notes.timings.caller_audio_s == heard_s:
                 await trio.lowlevel.checkpoint()
         assert not call.is_over
 

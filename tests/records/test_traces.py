@@ -37,7 +37,7 @@ async def test_a_call_is_one_trace_with_its_turns_and_where_each_replys_time_wen
     autojump_clock, traces, exporter
 ):
     async with calling(callee="interrupts") as rig:
-        rig.call.traceparent = PARENT
+        rig.call.report.traceparent = PARENT
         await rig.over()
     traces.call_ended(rig.call)
     spans = exporter.get_finished_spans()
@@ -48,7 +48,7 @@ async def test_a_call_is_one_trace_with_its_turns_and_where_each_replys_time_wen
     assert {span.context.trace_id for span in spans} == {0x0AF7651916CD43DD8448EB211C80319C}
     assert call.parent.span_id == 0xB7AD6B7169203331
     assert call.attributes["offhook.end_reason"] == "caller-hung-up"
-    assert call.status.is_ok or call.status.is_unset
+    assert call.progress.status.is_ok or call.progress.status.is_unset
     assert "barge-in" in [event.name for event in call.events]
     for reply in [span for span in spans if span.name == "reply"]:
         stages = [s for s in spans if s.parent and s.parent.span_id == reply.context.span_id]
@@ -62,7 +62,7 @@ async def test_nothing_anyone_said_and_no_number_is_in_a_trace(autojump_clock, t
     written = json.dumps([json.loads(span.to_json()) for span in exporter.get_finished_spans()])
 
     assert rig.call.number not in written
-    spoken = [turn.text for turn in rig.call.transcript.turns]
+    spoken = [turn.text for turn in rig.call.conversation.notes.transcript.turns]
     assert len(spoken) > 3
     assert [text for text in spoken if text in written] == []
 
@@ -73,8 +73,8 @@ async def test_a_call_that_failed_is_an_error_in_its_trace(autojump_clock, trace
     traces.call_ended(rig.call)
 
     (call,) = [span for span in exporter.get_finished_spans() if span.name == "call"]
-    assert not call.status.is_ok
-    assert call.status.description.startswith("model-")
+    assert not call.progress.status.is_ok
+    assert call.progress.status.description.startswith("model-")
 
 
 def test_without_the_package_tracing_says_what_to_install(monkeypatch):

@@ -58,4 +58,4 @@ class Rig:
 
     @property
     def noted(self) -> list[str]:
-        return [what for _, what, _ in self.call.timeline]
+        return [what for _, what, _ in self.call.conversation.notes.timeline]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -29,7 +27,7 @@ from server.carrier import (
     TransferUpdate,
     VoiceRequest,
 )
-from server.errors import CarrierError, ModelError, StreamEnded
+from server.errors import CarrierError, CarrierProtocolError, ModelError, StreamEnded
 from server.media.relay import Relay
 from server.model import Conversation, EventListener, SessionEvent, ToolResult, Way
 
@@ -40,7 +38,9 @@ class MemoryMedia:
     stream_sid = "MZ1"
 
     def __init__(self) -> None:
-        self._to_call, self._from_test = trio.open_memory_channel[CarrierEvent](math.inf)
+        self._listener: Listener | None = None
+        self._early: list[CarrierEvent | CarrierProtocolError] = []
+        self._news = trio.Event()
         self.sent: list[tuple[float, CarrierCommand]] = []
         self.closed: tuple[int, str] | None = None
 
@@ -52,8 +52,12 @@ class MemoryMedia:
     def say(self, payload: bytes) -> None:
         self.event(CallerAudio(payload, 0, trio.current_time()))
 
-    def event(self, event: CarrierEvent) -> None:
-        self._to_call.send_nowait(event)
+    def event(self, event: CarrierEvent | CarrierProtocolError) -> None:
+        if self._listener is None:
+            self._early.append(event)
+            self._news.set()
+        else:
+            self._listener([event])
 
     def echo_marks(self) -> None:
         for command in self.commands:
@@ -77,26 +81,29 @@ class MemoryMedia:
 
     # The call's end.
 
-    async def receive(self) -> CarrierEvent:
-        return await self._from_test.receive()
+    async def receive_start(self) -> StreamStarted | None:
+        while True:
+            while not self._early:
+                self._news = trio.Event()
+                await self._news.wait()
+            event = self._early.pop(0)
+            if isinstance(event, CarrierProtocolError):
+                raise event
+            if isinstance(event, StreamStarted):
+                return event
+            if isinstance(event, StreamStopped):
+                return None
 
-    def receive_nowait(self) -> CarrierEvent | None:
-        try:
-            return self._from_test.receive_nowait()
-        except trio.WouldBlock:
-            return None
+    def listen(self, on_events: Listener, relay: Relay) -> None:
+        self._listener = on_events
+        early, self._early = self._early, []
+        if early:
+            on_events(early)
 
-    async def send(self, command: CarrierCommand) -> None:
+    def send(self, command: CarrierCommand) -> None:
         if self.closed:
             raise StreamEnded("closed")
-        await trio.lowlevel.checkpoint()
         self.sent.append((trio.current_time(), command))
-
-    def listen(self, on_events: Listener, relay: Relay | None = None) -> bool:
-        return False
-
-    def send_nowait(self, command: CarrierCommand) -> None:
-        raise AssertionError("this stream does not push")
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         await trio.lowlevel.checkpoint()
@@ -106,10 +113,17 @@ class MemoryMedia:
 class MemorySession:
     """A model session; the test says what the model sends and sees what it is sent."""
 
-    def __init__(self) -> None:
-        self._to_call, self._from_test = trio.open_memory_channel[SessionEvent | ModelError](
-            math.inf
-        )
+    lost_s = 0.0
+    is_drained = False
+
+    def __init__(
+        self, on_event: EventListener, connect_s: float, failure: ModelError | None
+    ) -> None:
+        self._on_event = on_event
+        self._connect_s = connect_s
+        self._failure = failure
+        self._failed = trio.Event()
+        self._opened = trio.Event()
         self.heard = bytearray()
         self.texts: list[tuple[float, str]] = []
         self.hints: list[str] = []
@@ -120,43 +134,48 @@ class MemorySession:
         self.closed = False
 
     def event(self, event: SessionEvent | ModelError) -> None:
-        self._to_call.send_nowait(event)
-
-    async def receive(self) -> SessionEvent:
-        event = await self._from_test.receive()
         if isinstance(event, ModelError):
-            raise event
-        return event
+            self._failure = event
+            self._failed.set()
+        else:
+            self._on_event(event)
 
-    def send_audio_nowait(self, pcm: bytes) -> bool:
-        return False
+    async def run(self) -> None:
+        try:
+            await trio.sleep(self._connect_s)
+            if self._failure is None:
+                self._opened.set()
+                await self._failed.wait()
+            assert self._failure is not None
+            raise self._failure
+        finally:
+            self.closed = True
 
-    async def send_audio(self, pcm: bytes) -> None:
-        await trio.lowlevel.checkpoint()
-        self.heard += pcm
+    async def wait_ready(self) -> None:
+        await self._opened.wait()
 
-    is_drained = False
+    @property
+    def is_ready(self) -> bool:
+        return self._opened.is_set()
 
-    def join(self, relay: Relay) -> bool:
-        return False
-
-    def listen(self, on_event: EventListener) -> bool:
-        return False
+    def join(self, relay: Relay) -> None:
+        pass
 
     def note_passed(self) -> None:
         pass
 
-    async def send_text(self, text: str) -> None:
-        await trio.lowlevel.checkpoint()
+    def send_audio(self, pcm: bytes) -> bool:
+        self.heard += pcm
+        return self.is_ready
+
+    def send_text(self, text: str) -> None:
         self.texts.append((trio.current_time(), text))
 
-    async def send_note(self, text: str) -> bool:
-        await trio.lowlevel.checkpoint()
+    def send_note(self, text: str) -> bool:
         self.hints.append(text)
         return True
 
-    async def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
-        await trio.lowlevel.checkpoint()
+    def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
         self.results.extend(results)
 
     async def reconnect(self, way: Way, reason: str) -> bool:
@@ -167,7 +186,7 @@ class MemorySession:
 
 @dataclass
 class MemoryModel:
-    """Opens memory sessions, after a delay or with a failure."""
+    """Makes memory sessions, which connect after a delay or fail."""
 
     connect_s: float = 0.0
     failure: ModelError | None = None
@@ -175,20 +194,13 @@ class MemoryModel:
     sessions: list[MemorySession] = field(default_factory=list)
     agents: list[Agent] = field(default_factory=list)
 
-    @asynccontextmanager
-    async def open_session(
-        self, agent: Agent, conversation: Conversation
-    ) -> AsyncGenerator[MemorySession]:
-        await trio.sleep(self.connect_s)
-        if self.failure is not None:
-            raise self.failure
-        session = MemorySession()
+    def new_session(
+        self, agent: Agent, conversation: Conversation, on_event: EventListener
+    ) -> MemorySession:
+        session = MemorySession(on_event, self.connect_s, self.failure)
         self.sessions.append(session)
         self.agents.append(agent)
-        try:
-            yield session
-        finally:
-            session.closed = True
+        return session
 
     @property
     def session(self) -> MemorySession:

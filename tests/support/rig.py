@@ -23,7 +23,8 @@ from prometheus_client import CollectorRegistry
 from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
-from server.carrier import CallStatus, StatusUpdate, StreamStarted
+from server.carrier import CallStatus, StatusUpdate
+from server.carrier.transport import QueuedTransport
 from server.carrier.twilio.stream import TwilioMediaStream
 from server.dialogue.endings import EndReason
 from server.metrics import Metrics
@@ -76,11 +77,11 @@ class Rig:
     @property
     def noted(self) -> list[str]:
         """The call's timeline without times and facts."""
-        return [what for _, what, _ in self.call.timeline]
+        return [what for _, what, _ in self.call.conversation.notes.timeline]
 
     @property
     def record(self) -> dict[str, Any]:
-        return self.call.as_dict()
+        return self.call.record().as_dict()
 
     async def over(self, within_s: float = 7_200.0) -> None:
         """Wait until the call and the phone have ended; fails after this much virtual time."""
@@ -92,7 +93,7 @@ class Rig:
         """Wait for a line of the timeline; when it was, in seconds since the call began."""
         with trio.fail_after(within_s):
             while True:
-                for at_s, noted, _ in self.call.timeline:
+                for at_s, noted, _ in self.call.conversation.notes.timeline:
                     if noted == what:
                         return at_s
                 await trio.sleep(0.02)
@@ -182,14 +183,18 @@ async def _ring_and_talk(rig: Rig, person: people.Script) -> None:
         return
     ours, carriers = memory_transports()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_serve, rig.call, TwilioMediaStream(ours))
+        nursery.start_soon(_serve, rig.call, QueuedTransport(ours))
         end = await rig.phone.run(carriers)
         if end is not people.StreamEnd.DROPPED:
             report(CallStatus.COMPLETED)
         rig._phone_over.set()
 
 
-async def _serve(call: Call, media: TwilioMediaStream) -> None:
-    started = await media.receive()
-    assert isinstance(started, StreamStarted)
-    await call.serve(media, started)
+async def _serve(call: Call, transport: QueuedTransport) -> None:
+    media = TwilioMediaStream(transport)
+    started = await media.receive_start()
+    assert started is not None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport.run)
+        await call.serve(media, started)
+        nursery.cancel_scope.cancel()

@@ -50,7 +50,7 @@ async def test_the_stream_with_the_ticket_gets_its_call(autojump_clock, calls, n
     nursery.start_soon(calls.serve_stream, media)
     await wait_all_tasks_blocked()
 
-    assert [what for _, what, _ in call.timeline].count("answered") == 1
+    assert [what for _, what, _ in call.conversation.notes.timeline].count("answered") == 1
     media.hang_up()
     await call.finished.wait()
     assert calls.get("CA1") is call
@@ -134,7 +134,7 @@ async def test_a_phone_that_is_answered_before_the_dial_request_is(autojump_cloc
     assert media.closed is None
     call = calls.get("CA1")
     assert call is not None
-    assert "answered" in [what for _, what, _ in call.timeline]
+    assert "answered" in [what for _, what, _ in call.conversation.notes.timeline]
 
 
 async def test_callbacks_that_overtake_the_dial_request_are_kept_in_order(autojump_clock, nursery):
@@ -148,7 +148,7 @@ async def test_callbacks_that_overtake_the_dial_request_are_kept_in_order(autoju
 
     call = calls.get("CA1")
     assert call is not None
-    assert call.status is CallStatus.RINGING
+    assert call.progress.status is CallStatus.RINGING
 
 
 async def test_callbacks_for_strangers_are_bounded(autojump_clock, calls):

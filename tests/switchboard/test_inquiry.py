@@ -98,7 +98,7 @@ async def test_a_call_with_a_stream_is_asked_about_when_it_is_over(autojump_cloc
     await trio.sleep(600.0)
 
     assert asked_s(calls, began_at) == [5.0]
-    assert call.status is CallStatus.COMPLETED
+    assert call.progress.status is CallStatus.COMPLETED
     assert call.end_reason is EndReason.CALLER_HUNG_UP
 
 
@@ -145,7 +145,7 @@ async def test_a_call_that_is_over_ends_as_the_carrier_says(autojump_clock, call
     calls.carrier.status = CallStatus(status)
     await call.finished.wait()
 
-    assert (call.end_reason, call.status) == (reason, status)
+    assert (call.end_reason, call.progress.status) == (reason, status)
     assert trio.current_time() - began_at == pytest.approx(5.0)
     assert calls.carrier.hung_up == []
 
@@ -160,7 +160,7 @@ async def test_a_call_that_was_answered_goes_on_waiting_for_its_stream_and_then_
     await call.finished.wait()
 
     assert call.end_reason is EndReason.CARRIER_FAILED
-    assert "stream never came" in call.end_detail
+    assert "stream never came" in call.conversation.end_detail
     assert trio.current_time() - began_at <= 125.0
     assert calls.carrier.hung_up == [call.call_sid]
 
@@ -181,7 +181,7 @@ async def test_what_was_asked_for_never_takes_a_call_back(autojump_clock, calls)
     calls.carrier.status = CallStatus.QUEUED
     await trio.sleep(70.0)
 
-    assert call.status is CallStatus.IN_PROGRESS
+    assert call.progress.status is CallStatus.IN_PROGRESS
     assert len(calls.carrier.asked) == 2
 
 
@@ -190,7 +190,7 @@ async def test_what_is_asked_for_again_is_noted_once(autojump_clock, calls):
     calls.carrier.status = CallStatus.RINGING
     await trio.sleep(80.0)
 
-    assert [what for _, what, _ in call.timeline].count("ringing") == 1
+    assert [what for _, what, _ in call.conversation.notes.timeline].count("ringing") == 1
 
 
 # ------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ async def test_a_token_count_of_400_digits_ends_no_other_call(autojump_clock, nu
         await call.finished.wait()
         await wait_all_tasks_blocked()
         [record] = records.kept
-        call.as_dict()
+        call.record().as_dict()
 
     assert call.end_reason is EndReason.CALLER_HUNG_UP
     assert [turn["speaker"] for turn in record["transcript"]] == ["agent"]
@@ -161,7 +161,7 @@ async def test_a_call_duration_of_400_digits_ends_the_call_and_nothing_else(
     calls.update_status(replace(update, call_sid=call.call_sid))
     await assert_only_this_call_is_over(calls, call, nursery)
 
-    assert call.status is CallStatus.COMPLETED
+    assert call.progress.status is CallStatus.COMPLETED
     assert records.kept[0]["cost"]["billed_minutes"] == 1
 
 
@@ -190,7 +190,7 @@ async def test_a_counter_takes_nothing_that_it_would_never_forget(autojump_clock
     calls = make_calls(records=KeptRecords())
     await nursery.start(calls.run)
     call, media = await talking(calls, nursery)
-    call.timings.caller_audio_lost_s = amount
+    call.conversation.notes.timings.caller_audio_lost_s = amount
     calls.model.session.event(usage(amount))
     await trio.sleep(1.0)
 
@@ -262,8 +262,8 @@ async def test_a_part_of_a_record_that_cannot_be_made_leaves_the_rest(autojump_c
     def fail(**_: object) -> None:
         raise ValueError("transcript")
 
-    call.transcript.as_list = fail
-    call.timings = None  # and whatever is counted there
+    call.conversation.notes.transcript.as_list = fail
+    call.conversation.notes.timings = None  # and whatever is counted there
     media.hang_up()
     await call.finished.wait()
     await wait_all_tasks_blocked()

@@ -10,9 +10,10 @@ from server.carrier import (
     CarrierCommand,
     CarrierEvent,
     Listener,
+    StreamStarted,
     StreamStopped,
 )
-from server.carrier.transport import PushTransport, TextTransport
+from server.carrier.transport import Transport
 from server.carrier.twilio.messages import StreamCounts, TwilioProtocol
 from server.errors import (
     CarrierProtocolError,
@@ -26,9 +27,8 @@ _MAX_CLOSE_REASON_BYTES = 123  # RFC 6455, 5.5: a control frame carries 125, two
 class TwilioMediaStream:
     """A :class:`server.carrier.MediaStream` over one WebSocket that Twilio opened."""
 
-    def __init__(self, transport: TextTransport) -> None:
+    def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._push_transport = transport if isinstance(transport, PushTransport) else None
         self._protocol = TwilioProtocol()
         self._relay: Relay | None = None
         self._counted = (0, 0, 0, 0)
@@ -36,7 +36,7 @@ class TwilioMediaStream:
 
     @property
     def stream_sid(self) -> str:
-        """Twilio's name for this stream; empty until :class:`StreamStarted` was received."""
+        """Twilio's name for this stream; empty until it has started."""
         return self._protocol.stream_sid
 
     @property
@@ -45,49 +45,33 @@ class TwilioMediaStream:
         self._count_passed()
         return self._protocol.counts
 
-    async def receive(self) -> CarrierEvent:
-        """Wait for the next event; :class:`StreamStopped` is always the last and comes once.
+    async def receive_start(self) -> StreamStarted | None:
+        """Wait until the stream says which call it is; None if it ends without that.
 
         Raises:
             CarrierProtocolError: See :meth:`TwilioProtocol.receive_text`; close with 1008.
-            StreamEnded: Called again after :class:`StreamStopped`.
         """
-        while True:
-            self._check_not_over()
+        while not self._over:
             try:
                 text = await self._transport.receive()
             except StreamEnded:
-                return self._socket_ended()
-            if (event := self._read(text)) is not None:
-                return event
-
-    def receive_nowait(self) -> CarrierEvent | None:
-        """The next event if it is already here, else None; raises as :meth:`receive` does."""
-        while True:
-            self._check_not_over()
-            try:
-                text = self._transport.receive_nowait()
-            except StreamEnded:
-                return self._socket_ended()
-            if text is None:
+                self._over = True
                 return None
-            if (event := self._read(text)) is not None:
+            if isinstance(event := self._read(text), StreamStarted):
                 return event
+        return None
 
-    async def send(self, command: CarrierCommand) -> None:
+    def send(self, command: CarrierCommand) -> None:
         """Send one command.
 
         Raises:
             StreamEnded: The stream has stopped or the socket is closed.
             ValueError: The stream has not started.
         """
-        await self._transport.send(self._protocol.send(command))
+        self._transport.send(self._protocol.send(command))
 
-    def listen(self, on_events: Listener, relay: Relay | None = None) -> bool:
-        """See :meth:`server.carrier.MediaStream.listen`; it takes a transport that pushes."""
-        transport = self._push_transport
-        if transport is None:
-            return False
+    def listen(self, on_events: Listener, relay: Relay) -> None:
+        """See :meth:`server.carrier.MediaStream.listen`."""
 
         def on_messages(messages: Sequence[str | bytes], ended: bool) -> None:
             events: list[CarrierEvent | CarrierProtocolError] = []
@@ -103,18 +87,12 @@ class TwilioMediaStream:
             if events:
                 on_events(events)
 
-        transport.listen(on_messages)
-        if relay is not None and not self._over and transport.join(relay):
+        self._transport.listen(on_messages)
+        if not self._over and self._transport.join(relay):
             self._relay = relay
             relay.path.start(self.stream_sid)
             self._counted = relay.path.counts()
             self._hand_over()
-        return True
-
-    def send_nowait(self, command: CarrierCommand) -> None:
-        """See :meth:`server.carrier.MediaStream.send_nowait`."""
-        assert self._push_transport is not None
-        self._push_transport.send_nowait(self._protocol.send(command))
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the socket; Twilio then goes on with the TwiML, and ours has nothing more."""
@@ -143,8 +121,7 @@ class TwilioMediaStream:
     def _leave_relay(self) -> None:
         if self._relay is not None:
             self._count_passed()
-            assert self._push_transport is not None
-            self._push_transport.leave(self._relay)
+            self._transport.leave(self._relay)
             self._relay = None
 
     def _hand_over(self) -> None:
@@ -162,7 +139,3 @@ class TwilioMediaStream:
                 *(now - then for now, then in zip(self._counted, before, strict=True)),
                 position=(path.last_chunk, path.timestamp_ms),
             )
-
-    def _check_not_over(self) -> None:
-        if self._over:
-            raise StreamEnded("the stream has already stopped")

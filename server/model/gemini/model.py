@@ -26,9 +26,9 @@ from server.model import (
     Conversation,
     PastTurn,
 )
+from server.model.gemini.connection import Connect, GeminiConnection, MessageSocket
 from server.model.gemini.dialects import dialect_of
 from server.model.gemini.faults import Faults
-from server.model.gemini.session import Connect, GeminiSession, MessageSocket
 from server.model.gemini.setup import agent_config, recent_history, resumed_config, setup_message
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -63,7 +63,7 @@ class _connect(websocket_connect):  # noqa: N801 - named as the class it special
 
 
 class GeminiModel:
-    """Opens sessions with one model of the Gemini Developer API.
+    """Opens connections to one model of the Gemini Developer API.
 
     Args:
         api_key: Sent in a header, and found in no log, no error and no ``repr``.
@@ -124,14 +124,14 @@ class GeminiModel:
         return f"<GeminiModel {self.name!r} at {self._host!r}>"
 
     @asynccontextmanager
-    async def open_session(
+    async def open_connection(
         self,
         agent: Agent,
         conversation: Conversation | None = None,
         *,
         handle: str | None = None,
         first_turn: int = 1,
-    ) -> AsyncGenerator[GeminiSession]:
+    ) -> AsyncGenerator[GeminiConnection]:
         """Connect, set the agent up, wait until the service is ready; close when the block ends.
 
         Closing is clean and bounded by ``close_timeout_s`` even when the block was cancelled.
@@ -160,14 +160,14 @@ class GeminiModel:
                 headers = {"x-goog-api-key": self._api_key}
                 socket = await stack.enter_async_context(self._connect(self._url, headers))
                 stack.push_async_callback(self._close, socket)
-                session = GeminiSession(socket, self._dialect, self._faults, first_turn)
+                connection = GeminiConnection(socket, self._dialect, self._faults, first_turn)
                 with trio.fail_after(self._setup_timeout_s):
-                    await session.set_up(message, history if config.history_config else ())
+                    await connection.set_up(message, history if config.history_config else ())
             # The session lasts as long as its call; what it was set up with need not.
             del config, message, history, headers, conversation
             # Nothing is translated past this point: an error raised by the caller's block is
             # the caller's, whatever its type.
-            yield session
+            yield connection
 
     def _connect_websocket(
         self, url: str, headers: Mapping[str, str]

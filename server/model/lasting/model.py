@@ -1,9 +1,6 @@
-"""Opening lasting sessions."""
+"""Making lasting sessions."""
 
 from __future__ import annotations
-
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 
 import trio
 
@@ -11,6 +8,7 @@ from server.agent.agent import Agent
 from server.logs import Sparing
 from server.model import (
     Conversation,
+    EventListener,
 )
 from server.model.lasting.plan import ConnectionPlan
 from server.model.lasting.session import LastingSession, Service
@@ -19,7 +17,7 @@ REFUSAL_TOLD_EVERY_S = 600.0
 
 
 class LastingModel:
-    """Opens sessions that outlive their connections.
+    """Makes sessions that outlive their connections.
 
     Args:
         service: The model.
@@ -44,33 +42,16 @@ class LastingModel:
         self._connection_age_s = connection_age_s
         self._reconnect_budget_s = reconnect_budget_s
 
-    @asynccontextmanager
-    async def open_session(
-        self, agent: Agent, conversation: Conversation
-    ) -> AsyncGenerator[LastingSession]:
-        """Connect, set the agent up, wait until the service is ready; close when the block ends.
-
-        Raises:
-            ModelSetupRefused: The service refused the set-up; trying again will not help.
-            ModelQuotaExceeded: The account's quota is used up.
-            ModelError: It could not be reached within the budget.
-        """
+    def new_session(
+        self, agent: Agent, conversation: Conversation, on_event: EventListener
+    ) -> LastingSession:
+        """Make the session of one call; it connects when it is run."""
         plan = ConnectionPlan(
             trio.current_time(),
             connection_age_s=self._connection_age_s,
             budget_s=self._reconnect_budget_s,
             has_fallback=self._services[1] is not None,
         )
-        session = LastingSession(self._services, agent, conversation, plan, self._refusals_told)
-        failure: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(session.run)
-            try:
-                await session.wait_open()
-                yield session
-            except Exception as error:
-                # Kept out of the nursery, which would put it into a group.
-                failure = error
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        return LastingSession(
+            self._services, agent, conversation, on_event, plan, self._refusals_told
+        )

@@ -122,6 +122,10 @@ class ConnectionPlan:
         self._leave_by = math.inf
         self._rotate_because = "age"
 
+    def start(self, now: float) -> None:
+        """The first connection is wanted now, and not when this was made."""
+        self.open_at = self.left_at = self._outage_began_at = now
+
     @property
     def is_open(self) -> bool:
         """Whether input can be sent."""

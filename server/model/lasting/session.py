@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Protocol
 
-import msgspec
 import structlog
 import trio
 
@@ -21,7 +19,6 @@ from server.media.relay import Relay
 from server.model import (
     CALLER_RATE_HZ,
     AgentAudio,
-    AgentTranscript,
     CallerTranscript,
     Conversation,
     EventListener,
@@ -30,28 +27,26 @@ from server.model import (
     Interrupted,
     Reconnected,
     ResumptionHandle,
-    Session,
     SessionEvent,
-    ToolCall,
     ToolCallsCancelled,
     ToolCallsRequested,
     ToolResult,
     TurnComplete,
     Way,
-    Working,
 )
+from server.model.lasting.heard import AgentSide, ToolCallsMade
 from server.model.lasting.plan import Attempt, ConnectionPlan, State
 from server.model.lasting.unanswered import (
     BYTES_PER_S,
     CERTAIN_AFTER_S,
+    MAX_MESSAGE_BYTES,
     Input,
     Passed,
     UnansweredInput,
 )
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-CONNECTION_LOST = "CONNECTION_LOST"
-"""Reason of a :class:`TurnComplete` that the service did not send."""
+
 ONSET_S = 0.3
 """What the caller has begun to say may not be known for speech yet: a sound is enough to wait …"""
 NOISE_POLLS = 50
@@ -60,46 +55,102 @@ CUT_OFF_TEXT = (
     "The connection failed while you were answering the caller. Take up your answer again, or ask "
     "for the question if you do not know it."
 )
-MAX_CALLS_KEPT = 64
-"""Tool calls that are remembered after their answers, to tell a new connection of them in words."""
 STALL_S = 5.0
 """A message that cannot be sent for this long was sent into a dead connection."""
 
 
+class Connection(Protocol):
+    """A conversation for as long as one socket lasts.
+
+    On a wire it pushes and sends without waiting; on any other socket one task receives and one
+    task sends.
+    """
+
+    @property
+    def is_wire(self) -> bool:
+        """Whether its socket is on the media plane."""
+        ...
+
+    async def receive(self) -> SessionEvent:
+        """Wait for the next event.
+
+        Raises:
+            ModelError: The service closed or lost the connection.
+        """
+        ...
+
+    def listen(self, on_event: Callable[[SessionEvent | ModelError], None]) -> None:
+        """Call back with events the moment they have come; an error is the last of them."""
+        ...
+
+    def join(self, relay: Relay) -> bool:
+        """Let the relay's path use the socket; False if that cannot be."""
+        ...
+
+    def leave(self, relay: Relay) -> None:
+        """Take the socket off the relay."""
+        ...
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether all that has come has been told."""
+        ...
+
+    def audio_message(self, pcm: bytes) -> bytes:
+        """The message for up to 100 ms of caller audio."""
+        ...
+
+    def text_message(self, text: str) -> bytes:
+        """The message for something that the caller's side says."""
+        ...
+
+    def note_message(self, text: str) -> bytes | None:
+        """The message for something that the model is not to answer; None if there is none."""
+        ...
+
+    def tool_results_message(self, results: tuple[ToolResult, ...]) -> bytes:
+        """The message for answers to tool calls."""
+        ...
+
+    async def send(self, message: bytes) -> None:
+        """Send a message.
+
+        Raises:
+            ModelError: The connection is closed.
+        """
+        ...
+
+    def send_nowait(self, message: bytes) -> None:
+        """Send a message over a wire; raises as :meth:`send` does."""
+        ...
+
+
 class Service(Protocol):
-    """Opens sessions that live as long as their connection: :class:`GeminiModel`."""
+    """Opens connections: :class:`server.model.gemini.model.GeminiModel`."""
 
     @property
     def name(self) -> str:
         """The model's name."""
         ...
 
-    def open_session(
+    def open_connection(
         self,
         agent: Agent,
         conversation: Conversation,
         *,
         handle: str | None = None,
         first_turn: int = 1,
-    ) -> AbstractAsyncContextManager[JoinableSession]:
+    ) -> AbstractAsyncContextManager[Connection]:
         """Connect and set the agent up; with a handle, go on with the session it stands for."""
         ...
 
 
-class JoinableSession(Session, Protocol):
-    """What a service opens: a session whose one connection can be joined to a relay and left."""
-
-    def leave(self, relay: Relay) -> None:
-        """Undo :meth:`join`."""
-        ...
-
-
 class LastingSession:
-    """A conversation over as many connections as it needs; made by :class:`LastingModel`.
+    """A :class:`server.model.Session`; made by :class:`~server.model.lasting.model.LastingModel`.
 
-    The task that receives reads the current connection itself, and whoever sends writes to it, so
-    that in ordinary times nothing stands between. A task of the session's own makes and leaves the
-    connections.
+    Its one task, :meth:`run`, makes and leaves the connections. On a wire nothing else stands
+    between whoever sends and the socket; any other connection has a task that reads it and one
+    that writes to it.
     """
 
     def __init__(
@@ -107,6 +158,7 @@ class LastingSession:
         services: tuple[Service, Service | None],
         agent: Agent,
         conversation: Conversation,
+        on_event: EventListener,
         plan: ConnectionPlan,
         refusals_told: Sparing | None = None,
     ) -> None:
@@ -114,39 +166,30 @@ class LastingSession:
         self._services = services
         self._agent = agent
         self._conversation = conversation
+        self._tell = on_event
         self._plan = plan
-        self._connection: JoinableSession | None = None
+        self._connection: Connection | None = None
         self._relay: Relay | None = None
-        self._joined: JoinableSession | None = None  # whose connection the relay's path uses
-        self._repeating: MulawDecoder | None = None
-        self._receiving = trio.CancelScope()
+        self._joined: Connection | None = None  # whose socket the relay's path uses
         self._changed = trio.Event()
-        self._news: deque[SessionEvent] = deque()
-        self._listener: EventListener | None = None
-        self._pushes = False  # the connection calls us with its events
 
         self._input = UnansweredInput()
+        self._repeating: MulawDecoder | None = None
         self._lost_bytes_told = 0
-        self._sending_over: Session | None = None
+        self._wanted = trio.Event()  # there is something to write, if a task has to do that
+        self._note_waiting = ""  # for that task
         self._sending_since: float | None = None
 
-        self._turn = 0  # the newest agent turn
-        self._turn_is_open = False
-        self._turn_is_cut = False
-        self._speaking = False  # audio of the newest turn has come
-        self._is_generated = False  # all of it
-        self._was_cut_off = False
-        self._is_working = False  # the model has said that it is at work on more
-        self._answers_up_to = 0
+        self._agent_side = AgentSide()
         self._words_reported = False  # of what the agent has not answered yet
         self._is_resumable = False
         self._noises = 0  # times when a sound alone was in the way of a rotation
-        self._calls: dict[str, _MadeCall] = {}
-        self._calls_open: set[str] = set()
+        self._calls = ToolCallsMade()
 
     async def run(self) -> None:
-        """Make and leave connections until the session is given up; its owner then cancels."""
+        """Make and leave connections until cancelled; see :meth:`server.model.Session.run`."""
         plan = self._plan
+        plan.start(trio.current_time())
         while plan.state is not State.ENDED:
             await trio.sleep_until(plan.open_at)
             attempt = plan.begin()
@@ -165,58 +208,59 @@ class LastingSession:
                     plan.failed(_late(), trio.current_time())
                 else:
                     plan.closed(trio.current_time())
-        self._wake()
+        assert plan.error is not None
+        raise plan.error
 
-    def _open(self, attempt: Attempt) -> AbstractAsyncContextManager[JoinableSession]:
+    def _open(self, attempt: Attempt) -> AbstractAsyncContextManager[Connection]:
         service, fallback = self._services
         if attempt.on_fallback:
             assert fallback is not None
             service = fallback
-        return service.open_session(
+        return service.open_connection(
             self._agent,
             self._conversation,
             handle=attempt.handle,
-            first_turn=self._turn + 1,
+            first_turn=self._agent_side.turn + 1,
         )
 
-    async def _use(self, connection: JoinableSession, attempt: Attempt) -> None:
+    async def _use(self, connection: Connection, attempt: Attempt) -> None:
         """Stay on a connection for as long as the plan says."""
         plan = self._plan
         now = trio.current_time()
         plan.opened(now)
         repeated_bytes = self._input.rewind(resumed=attempt.way is Way.RESUME)
         self._repeating = None
+        self._connection = connection
+        lost_bytes = self._input.lost_bytes - self._lost_bytes_told
+        self._lost_bytes_told += lost_bytes
         if plan.opens > 1:
-            self._tell_reconnected(attempt, repeated_bytes, now)
-        if self._was_cut_off and not self._input.has_sound():
+            self._tell_reconnected(attempt, lost_bytes, repeated_bytes, now)
+        if self._agent_side.was_cut_off and not self._input.has_sound():
             self._input.put(CUT_OFF_TEXT)  # what it was answering is no longer here
-        self._was_cut_off = False
+        self._agent_side.was_cut_off = False
         self._is_resumable = attempt.way is Way.RESUME
         self._noises = 0
-        self._connection = connection
-        self._push_from(connection)
         self._wake()
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._flush)
+            if connection.is_wire:
+                connection.listen(partial(self._take, connection))
+                self._flush()
                 await self._stay(connection)
-                nursery.cancel_scope.cancel()
+            else:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._read, connection)
+                    nursery.start_soon(self._write, connection)
+                    await self._stay(connection)
+                    nursery.cancel_scope.cancel()
         finally:
             self._connection = None
-            self._pushes = False
             self._let_pass()
-            self._receiving.cancel()
             self._sending_since = None
-            if self._turn_is_open:
-                # What has come of this turn is all that will.
-                self._news.append(TurnComplete(self._turn, CONNECTION_LOST))
-                self._was_cut_off = not (self._is_generated or self._turn_is_cut)
-                self._turn_is_open = self._speaking = False
-            if self._is_working:  # it has said that the rest is to come
-                self._is_working, self._was_cut_off = False, True
-            self._wake()
+            self._note_waiting = ""
+        if (ended := self._agent_side.connection_lost()) is not None:
+            self._tell(ended)
 
-    async def _stay(self, connection: Session) -> None:
+    async def _stay(self, connection: Connection) -> None:
         plan = self._plan
         while True:
             changed = self._changed
@@ -230,11 +274,11 @@ class LastingSession:
             with trio.move_on_at(min(plan.wakes_at(now), now + STALL_S)):
                 await changed.wait()
 
-    def _tell_reconnected(self, attempt: Attempt, repeated_bytes: int, now: float) -> None:
+    def _tell_reconnected(
+        self, attempt: Attempt, lost_bytes: int, repeated_bytes: int, now: float
+    ) -> None:
         service = self._services[attempt.on_fallback]
         assert service is not None
-        lost_bytes = self._input.lost_bytes - self._lost_bytes_told
-        self._lost_bytes_told += lost_bytes
         news = Reconnected(
             reason=self._plan.reason,
             way=attempt.way,
@@ -244,32 +288,33 @@ class LastingSession:
             repeated_s=repeated_bytes / BYTES_PER_S,
             words_repeated=repeated_bytes > 0 and self._words_reported,
         )
-        self._news.append(news)
         logger.info("model reconnected", reason=news.reason, way=news.way, gap_s=news.gap_s)
+        self._tell(news)
 
     def _wake(self) -> None:
         """Something has changed that others wait for."""
         self._changed.set()
         self._changed = trio.Event()
 
-    async def wait_open(self) -> None:
-        """Wait for the first connection.
-
-        Raises:
-            ModelError: There will be none.
-        """
+    async def wait_ready(self) -> None:
+        """Wait until the service has taken the first connection and its set-up."""
         await self._wait_opened(after=0)
+
+    @property
+    def is_ready(self) -> bool:
+        """See :meth:`server.model.Session.is_ready`."""
+        return self._plan.opens > 0
+
+    @property
+    def lost_s(self) -> float:
+        """See :meth:`server.model.Session.lost_s`."""
+        return self._input.lost_bytes / BYTES_PER_S
 
     async def _wait_opened(self, after: int) -> None:
         while self._plan.opens <= after:
-            self._check()
             await self._changed.wait()
 
-    def _check(self) -> None:
-        if self._plan.error is not None and self._plan.state is State.ENDED:
-            raise self._plan.error
-
-    def _lost(self, connection: Session, error: ModelError) -> None:
+    def _lost(self, connection: Connection, error: ModelError) -> None:
         if connection is self._connection and self._plan.is_open:
             way = self._plan.way
             self._plan.lost(error, trio.current_time())
@@ -293,13 +338,12 @@ class LastingSession:
 
     # The media path, which sends caller audio itself while nothing stands in its way.
 
-    def join(self, relay: Relay) -> bool:
-        """See :meth:`Session.join`; every connection is joined in its turn."""
+    def join(self, relay: Relay) -> None:
+        """Let the relay's path use every connection in its turn."""
         self._relay = relay
         relay.path.keep_sent = True
         relay.path.model_ready = False
         self._let_pass()
-        return self._joined is not None
 
     def _let_pass(self) -> None:
         """Let the path use the connection, or not, as things stand now."""
@@ -322,16 +366,15 @@ class LastingSession:
 
     @property
     def is_drained(self) -> bool:
-        """See :meth:`Session.is_drained`."""
-        return not self._news and self._joined is not None and self._joined.is_drained
+        """Whether all that has come has been told, so that audio may be followed."""
+        return self._joined is not None and self._joined.is_drained
 
     def _is_quiet(self) -> bool:
         """Whether nobody would notice if the connection were changed now."""
         self.note_passed()
         if (
-            self._turn_is_open
-            or self._is_working
-            or self._calls_open
+            self._agent_side.is_busy
+            or self._calls.are_open
             or not (self._is_resumable or self._plan.handle is None)
             or not self._conversation.is_quiet()
         ):
@@ -343,102 +386,49 @@ class LastingSession:
 
     # Receiving.
 
-    async def receive(self) -> SessionEvent:
-        """Wait for the next event, over all turns and connections; one task at a time.
+    async def _read(self, connection: Connection) -> None:
+        """Receive what a connection that is no wire brings, until it is lost or left."""
+        try:
+            while True:
+                self._take(connection, await connection.receive())
+        except ModelError as error:
+            self._lost(connection, error)
 
-        Raises:
-            ModelError: The session is given up; every later call says the same.
-        """
-        while True:
-            if self._news:
-                return self._news.popleft()
-            self._check()
-            connection = self._connection
-            if connection is None or self._pushes or not self._plan.is_open:
-                await self._changed.wait()
-                continue
-            event: SessionEvent | None = None
-            with trio.CancelScope() as self._receiving:  # until the connection is left
-                try:
-                    event = await connection.receive()
-                except ModelError as error:
-                    self._lost(connection, error)
-            if event is not None and connection is self._connection:
-                self._note(event)
-                return event
-
-    def listen(self, on_event: EventListener) -> bool:
-        """See :meth:`Session.listen`; every connection is listened to in its turn."""
-        self._listener = on_event
-        if self._connection is not None:
-            self._push_from(self._connection)
-        return self._pushes
-
-    def _push_from(self, connection: JoinableSession) -> None:
-        listener = self._listener
-        if listener is None or self._pushes:
-            return
-
-        def on_event(event: SessionEvent | ModelError) -> None:
-            if connection is not self._connection:
-                return
-            if isinstance(event, ModelError):
-                self._lost(connection, event)
-                return
-            while self._news:
-                listener(self._news.popleft())
+    def _take(self, connection: Connection, event: SessionEvent | ModelError) -> None:
+        """An event has come, or the end of the connection."""
+        if isinstance(event, ModelError):
+            self._lost(connection, event)
+        elif connection is self._connection:
             self._note(event)
-            listener(event)
-
-        self._pushes = connection.listen(on_event)
-        if self._pushes:
-            self._receiving.cancel()
+            self._tell(event)
 
     def _note(self, event: SessionEvent) -> None:
-        """Keep the books: what is answered, what can be resumed, which turn it is."""
+        """Keep account of what is answered, what can be resumed, and which turn it is."""
         self.note_passed()
+        side, unanswered = self._agent_side, self._input
+        turn, spoke, cut = side.turn, side.is_speaking, side.is_cut
+        side.note(event)
         match event:
-            case AgentAudio(turn=turn):
-                if not self._speaking or turn != self._turn:
-                    self._begin_turn(turn)
-                    self._speaking = True
-                    self._answers_up_to = self._input.sent_up_to()
-            case AgentTranscript(turn=turn):
-                if not self._turn_is_open or turn != self._turn:
-                    self._begin_turn(turn)
-            case GenerationComplete():
-                self._is_generated = True
-                if self._speaking:
-                    self._plan.note_answer()
-                    self._note_answered(self._answers_up_to)
-            case Interrupted(turn=turn):
-                self._turn = turn
-                self._turn_is_cut = True
-                if self._speaking:
-                    self._note_answered(self._answers_up_to)
-            case TurnComplete(turn=turn, more=more):
-                if self._speaking and not self._turn_is_cut:
-                    self._note_answered(self._input.sent_up_to(CERTAIN_AFTER_S))
-                self._is_working = more
-                self._turn = turn
-                self._turn_is_open = self._turn_is_cut = self._speaking = False
-            case Working(is_on=is_on):
-                self._is_working = is_on
+            case AgentAudio() if not spoke or side.turn != turn:
+                side.answers_up_to = unanswered.sent_up_to()
+            case GenerationComplete() if spoke:
+                self._plan.note_answer()
+                self._note_answered(side.answers_up_to)
+            case Interrupted() if spoke:
+                self._note_answered(side.answers_up_to)
+            case TurnComplete() if spoke and not cut:
+                self._note_answered(unanswered.sent_up_to(CERTAIN_AFTER_S))
             case ToolCallsRequested(calls=calls):
                 # To say it again would have the functions called twice.
-                self._note_answered(self._input.sent_up_to())
-                self._calls |= {call.id: _MadeCall(call, self._plan.opens) for call in calls}
-                self._calls_open |= {call.id for call in calls}
-                self._forget_calls()
+                self._note_answered(unanswered.sent_up_to())
+                self._calls.requested(calls, self._plan.opens)
             case ToolCallsCancelled(ids=ids):
-                self._calls_open.difference_update(ids)
-                for identity in ids:
-                    self._calls.pop(identity, None)
+                self._calls.cancelled(ids)
             case ResumptionHandle(handle=handle):
                 self._plan.note_handle(handle)
                 self._is_resumable = handle is not None
                 if handle is not None:
-                    self._input.remembered(self._input.sent_up_to(CERTAIN_AFTER_S))
+                    unanswered.remembered(unanswered.sent_up_to(CERTAIN_AFTER_S))
             case GoingAway(time_left_s=time_left_s):
                 self._plan.going_away(time_left_s, trio.current_time())
                 self._wake()
@@ -447,154 +437,108 @@ class LastingSession:
             case _:
                 pass
 
-    def _forget_calls(self) -> None:
-        """Let go of the oldest calls whose answers have been sent."""
-        over = len(self._calls) - MAX_CALLS_KEPT
-        if over > 0:
-            answered = (one for one in self._calls if one not in self._calls_open)
-            for identity in list(islice(answered, over)):
-                del self._calls[identity]
-
     def _note_answered(self, position: int) -> None:
         self._input.answered(position)
         self._words_reported = False
 
-    def _begin_turn(self, turn: int) -> None:
-        self._turn = turn
-        self._turn_is_open = True
-        self._turn_is_cut = self._speaking = self._is_generated = False
-
     # Sending. Everything goes through the same queue, so it arrives in the order it was said.
 
-    async def send_audio(self, pcm: bytes) -> None:
-        """Send caller audio; while there is no connection it is kept, ten seconds of it.
-
-        Raises:
-            ModelError: The session is given up.
-        """
-        await self._send(pcm)
-
-    def send_audio_nowait(self, pcm: bytes) -> bool:
-        """Send caller audio if the connection takes it at once and nothing is before it.
-
-        Raises:
-            ModelError: The session is given up.
-        """
-        self._check()
-        connection = self._connection
-        if connection is None or connection is self._sending_over:
-            return False
-        if not self._plan.is_open or self._input.is_waiting:
-            return False
-        try:
-            if not connection.send_audio_nowait(pcm):
-                return False
-        except ModelError as error:
-            self._lost(connection, error)
-            return False
+    def send_audio(self, pcm: bytes) -> bool:
+        """Send caller audio; what cannot be sent yet is kept, ten seconds of it."""
         self.note_passed()
-        self._input.put(pcm)
-        self._input.take()
-        self._input.taken_is_sent()
-        return True
+        for start in range(0, len(pcm), MAX_MESSAGE_BYTES):
+            self._input.put(pcm[start : start + MAX_MESSAGE_BYTES])
+        return self._flush()
 
-    async def send_text(self, text: str) -> None:
-        """Say something as the caller's side, as soon as there is a connection.
+    def send_text(self, text: str) -> None:
+        """Say something as the caller's side, as soon as there is a connection."""
+        self.note_passed()
+        self._input.put(text)
+        self._flush()
 
-        Raises:
-            ModelError: The session is given up.
-        """
-        await self._send(text)
+    def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
+        """Answer tool calls; a new connection that knows nothing of them is told in words."""
+        self.note_passed()
+        self._input.put(results)
+        self._flush()
 
-    async def send_note(self, text: str) -> bool:
-        """Tell the model something about this moment; it is not kept for another connection.
-
-        Raises:
-            ModelError: The session is given up.
-        """
-        self._check()
+    def send_note(self, text: str) -> bool:
+        """Tell the model something about this moment; it is not kept for another connection."""
         connection = self._connection
         if connection is None or not self._plan.is_open:
             return False
+        if (message := connection.note_message(text)) is None:
+            return False
+        if not connection.is_wire:
+            self._note_waiting = text
+            self._wanted.set()
+            return True
         try:
-            return await connection.send_note(text)
+            connection.send_nowait(message)
         except ModelError as error:
             self._lost(connection, error)
             return False
+        return True
 
-    async def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
-        """Answer tool calls; a new connection that knows nothing of them is told in words.
-
-        Raises:
-            ModelError: The session is given up.
-        """
-        await self._send(results)
-
-    async def _send(self, content: Input) -> None:
-        self._check()
-        self.note_passed()
-        self._input.put(content)
-        await self._flush()
-
-    async def _flush(self) -> None:
-        """Send what waits, in order; if another task is at it, that one takes ours along."""
+    def _flush(self) -> bool:
+        """Send what waits, in order; returns whether all of it is on its way."""
         connection = self._connection
-        if connection is None or connection is self._sending_over:
-            return
-        self._sending_over = connection
+        if connection is None or not self._plan.is_open:
+            return False
+        if not connection.is_wire:
+            is_idle = self._sending_since is None
+            self._wanted.set()
+            return is_idle
         try:
-            while connection is self._connection and self._plan.is_open:
-                if (content := self._input.take()) is None:
-                    break
-                self._sending_since = trio.current_time()
-                try:
-                    await self._send_over(connection, content)
-                except ModelError as error:
-                    self._lost(connection, error)
-                    break
-                if connection is self._connection:
-                    self._input.taken_is_sent()
-        finally:
-            # A message may hang on a connection that was left long ago.
-            if self._sending_over is connection:
-                self._sending_over = None
-                self._sending_since = None
-            self._let_pass()
+            while (content := self._input.take()) is not None:
+                for message in self._messages(connection, content):
+                    connection.send_nowait(message)
+                self._input.taken_is_sent()
+        except ModelError as error:
+            self._lost(connection, error)
+            return False
+        self._let_pass()
+        return True
 
-    async def _send_over(self, connection: Session, content: Input) -> None:
+    async def _write(self, connection: Connection) -> None:
+        """Send what waits over a connection that is no wire, until it is lost or left."""
+        try:
+            while True:
+                # The event is made before looking, so that what comes meanwhile is seen.
+                wanted = self._wanted = trio.Event()
+                note, self._note_waiting = self._note_waiting, ""
+                if note and (message := connection.note_message(note)) is not None:
+                    await connection.send(message)
+                while (content := self._input.take()) is not None:
+                    self._sending_since = trio.current_time()
+                    for message in self._messages(connection, content):
+                        await connection.send(message)
+                    self._input.taken_is_sent()
+                self._sending_since = None
+                await wanted.wait()
+        except ModelError as error:
+            self._lost(connection, error)
+
+    def _messages(self, connection: Connection, content: Input) -> Iterator[bytes]:
+        """The messages by which a connection is told something."""
         if isinstance(content, bytes):
-            await connection.send_audio(content)
+            yield connection.audio_message(content)
         elif isinstance(content, Passed):
             self._repeating = self._repeating or MulawDecoder(CALLER_RATE_HZ)
-            await connection.send_audio(self._repeating.decode(content.payload))
+            yield connection.audio_message(self._repeating.decode(content.payload))
         elif isinstance(content, str):
-            await connection.send_text(content)
+            yield connection.text_message(content)
         else:
-            await self._answer_calls(connection, content)
-
-    async def _answer_calls(self, connection: Session, results: tuple[ToolResult, ...]) -> None:
-        known = []
-        for result in results:
-            call = self._calls.get(result.id)
-            if call is None:
-                continue  # taken back meanwhile
-            if call.opens != self._plan.opens:
-                await connection.send_text(call.in_words(result))
-            elif result.id in self._calls_open:
-                known.append(result)
-            self._calls_open.discard(result.id)
-        if known:
-            await connection.send_tool_results(tuple(known))
+            known, in_words = self._calls.answered(content, self._plan.opens)
+            for text in in_words:
+                yield connection.text_message(text)
+            if known:
+                yield connection.tool_results_message(known)
 
     # Going on elsewhere.
 
     async def reconnect(self, way: Way, reason: str) -> bool:
-        """Go on over a new connection; see :meth:`Session.reconnect`.
-
-        Raises:
-            ModelError: The session is given up.
-        """
-        self._check()
+        """Go on over a new connection; see :meth:`server.model.Session.reconnect`."""
         opens = self._plan.opens
         if not self._plan.ask(way, reason, trio.current_time()):
             return False
@@ -602,23 +546,6 @@ class LastingSession:
         self._wake()
         await self._wait_opened(after=opens)
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class _MadeCall:
-    """A tool call, and the connection over which it came."""
-
-    call: ToolCall
-    opens: int
-
-    def in_words(self, result: ToolResult) -> str:
-        """Tell a model that does not remember having called what has come of it."""
-        arguments = msgspec.json.encode(self.call.arguments).decode()
-        response = msgspec.json.encode(result.response).decode()
-        return (
-            f"For the caller's last request you called {self.call.name}({arguments}) a moment "
-            f"ago. It has returned {response}. Go on from there, and do not call it again."
-        )
 
 
 def _late() -> ModelError:

@@ -17,11 +17,9 @@ from server.media.dial import WireSocket
 from server.media.plane import Messages
 from server.media.relay import Relay
 from server.model import (
-    EventListener,
     PastTurn,
     SessionEvent,
     ToolResult,
-    Way,
 )
 from server.model.gemini.dialects import Dialect
 from server.model.gemini.faults import Faults
@@ -64,8 +62,12 @@ Connect = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[Message
 """Opens a socket: URL and headers in. A model simulator offers one that needs no network."""
 
 
-class GeminiSession:
-    """A conversation over one connection; opened by a ``GeminiModel``."""
+class GeminiConnection:
+    """A conversation for as long as one socket lasts; opened by a ``GeminiModel``.
+
+    On a wire of the media plane it can push its events and send without waiting; on any other
+    socket, one task receives and one sends.
+    """
 
     def __init__(
         self, socket: MessageSocket, dialect: Dialect, faults: Faults, first_turn: int = 1
@@ -105,11 +107,18 @@ class GeminiSession:
                 await self._read_message()
         return self._events.popleft()
 
-    def listen(self, on_event: EventListener) -> bool:
-        """See :meth:`Session.listen`; it takes a wire of the media plane."""
-        if not isinstance(self._socket, WireSocket):
-            return False
+    @property
+    def is_wire(self) -> bool:
+        """Whether its socket is on the media plane."""
+        return isinstance(self._socket, WireSocket)
+
+    def listen(self, on_event: Callable[[SessionEvent | ModelError], None]) -> None:
+        """Call back with events the moment they have come; an error is the last of them.
+
+        Only for a wire. What has come already is told at once.
+        """
         socket, events = self._socket, self._events
+        assert isinstance(socket, WireSocket)
 
         def on_messages(messages: Messages, ended: bool) -> None:
             try:
@@ -123,8 +132,8 @@ class GeminiSession:
             except ModelError as error:
                 on_event(error)
 
+        on_messages([], False)
         socket.wire.listen(on_messages)
-        return True
 
     async def _read_message(self) -> None:
         self._events += self._read(await self._socket.recv(decode=False))
@@ -144,84 +153,60 @@ class GeminiSession:
             error = self._faults.told_error(told, during_setup=not self._protocol.ready)
             raise error from None
 
-    async def send_audio(self, pcm: bytes) -> None:
-        """Send caller audio: signed 16-bit little-endian mono at 16 kHz, 20 to 100 ms of it.
-
-        Like every send, safe from several tasks, and not to be used again after one was
-        cancelled (half a message may be out).
-
-        Raises:
-            ModelError: The connection is closed.
-        """
-        await self._send(audio_message(pcm))
-
-    def send_audio_nowait(self, pcm: bytes) -> bool:
-        """Send caller audio if the socket takes it without waiting; False if it cannot.
-
-        Raises:
-            ModelError: The connection is closed.
-        """
-        if not isinstance(self._socket, WireSocket):
-            return False
-        with self._faults.translated_closing():
-            self._socket.send_nowait(audio_message(pcm))
-        return True
-
     def join(self, relay: Relay) -> bool:
-        """See :meth:`Session.join`; for as long as this connection lives."""
+        """Let the relay's path use the socket; False if that cannot be."""
         if not isinstance(self._socket, WireSocket):
             return False
         relay.join_model(self._socket.wire)
         return True
 
     def leave(self, relay: Relay) -> None:
-        """Undo that: another connection will take its place."""
+        """Take the socket off the relay: another connection will take its place."""
         if isinstance(self._socket, WireSocket):
             relay.leave_model(self._socket.wire)
 
     @property
     def is_drained(self) -> bool:
-        """See :meth:`Session.is_drained`."""
+        """Whether all that has come has been told."""
         return not (
             self._events
             or self._protocol.is_cutting
             or (isinstance(self._socket, WireSocket) and self._socket.wire.has_inbox)
         )
 
-    def note_passed(self) -> None:
-        """Nothing is kept for another connection here."""
+    def audio_message(self, pcm: bytes) -> bytes:
+        """The message for caller audio: 16-bit little-endian mono at 16 kHz, up to 100 ms of it."""
+        return audio_message(pcm)
 
-    async def send_text(self, text: str) -> None:
-        """Say something as the caller's side; the model answers, so this makes it speak first.
+    def text_message(self, text: str) -> bytes:
+        """The message for something that the caller's side says; the model answers it."""
+        return text_message(self._dialect, text)
 
-        Raises:
-            ModelError: The connection is closed.
-        """
-        await self._send(text_message(self._dialect, text))
-
-    async def send_note(self, text: str) -> bool:
-        """Add to the conversation without a turn's end, so that the model goes on listening.
-
-        Raises:
-            ModelError: The connection is closed.
-        """
+    def note_message(self, text: str) -> bytes | None:
+        """The message for something that the model is told without a turn's end, or None."""
         if not self._dialect.takes_notes:
-            return False
-        await self._send(client_content_message([("user", text)], turn_complete=False))
-        return True
+            return None
+        return client_content_message([("user", text)], turn_complete=False)
 
-    async def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
-        """Answer tool calls, in one message.
+    def tool_results_message(self, results: tuple[ToolResult, ...]) -> bytes:
+        """The message for answers to tool calls."""
+        return tool_results_message(results)
+
+    async def send(self, message: bytes) -> None:
+        """Send a message; not to be used again after it was cancelled (half of it may be out).
 
         Raises:
             ModelError: The connection is closed.
         """
-        await self._send(tool_results_message(results))
-
-    async def reconnect(self, way: Way, reason: str) -> bool:
-        """One connection is all this session has."""
-        return False
-
-    async def _send(self, message: bytes) -> None:
         with self._faults.translated_closing():
             await self._socket.send(message, text=True)
+
+    def send_nowait(self, message: bytes) -> None:
+        """Send a message without waiting. Only for a wire.
+
+        Raises:
+            ModelError: The connection is closed.
+        """
+        assert isinstance(self._socket, WireSocket)
+        with self._faults.translated_closing():
+            self._socket.send_nowait(message)

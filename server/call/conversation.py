@@ -1,0 +1,232 @@
+"""The state of one call that all its parts share. Nothing here waits.
+
+What the caller hears and whose turn it is are objects of :mod:`server.dialogue`; the stage says
+what kind of conversation it is at the moment, and so what may happen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Literal
+
+import trio
+
+from server.agent.agent import Agent
+from server.call.errands import Errands
+from server.call.notes import Notes
+from server.call.options import CallOptions
+from server.call.passing import Passing
+from server.call.signal import Signal
+from server.carrier import Carrier, MediaStream
+from server.dialogue.ear import BargeInMode, Ear
+from server.dialogue.endings import EndReason
+from server.dialogue.opening import Opening
+from server.dialogue.playout import Playout
+from server.dialogue.turns import Turns
+from server.metrics import Metrics
+from server.model import PastTurn, Session
+
+
+class Stage(Enum):
+    """What kind of conversation a call is at the moment."""
+
+    OPENING = auto()
+    """Nobody is on the line yet."""
+    TALK = auto()
+    """Two are talking."""
+    AWAY = auto()
+    """The caller is with somebody else, or it rings there: nothing can be said."""
+    TO_MACHINE = auto()
+    """A message is being left: nobody is heard, and nothing interrupts."""
+    FAREWELL = auto()
+    """The agent says goodbye; then the call ends."""
+
+
+TRANSITIONS: Mapping[Stage, Mapping[str, Stage]] = {
+    Stage.OPENING: {
+        "answered": Stage.TALK,
+        "machine": Stage.TO_MACHINE,
+        "goodbye": Stage.FAREWELL,
+    },
+    Stage.TALK: {
+        "sent away": Stage.AWAY,
+        "machine": Stage.TO_MACHINE,
+        "goodbye": Stage.FAREWELL,
+    },
+    Stage.AWAY: {"back": Stage.TALK},
+    Stage.TO_MACHINE: {
+        "answered": Stage.TO_MACHINE,
+        "person": Stage.TALK,
+        "goodbye": Stage.FAREWELL,
+    },
+    Stage.FAREWELL: {"answered": Stage.FAREWELL},
+}
+"""What may happen in each stage; whoever makes it happen asks :meth:`Conversation.may` before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """Who talks with whom."""
+
+    direction: Literal["inbound", "outbound"]
+    number: str
+    """The other party's number, in full."""
+    agent: Agent
+    metadata: Mapping[str, str]
+    """The API client's own labels."""
+
+
+@dataclass(slots=True)
+class Line:
+    """One media stream of the call. A caller whom nobody took over comes back on another."""
+
+    media: MediaStream
+    heard_at: float = 0.0
+    """When it last brought anything."""
+    is_closed: bool = False
+    """It takes nothing more."""
+    end: tuple[EndReason, str] | None = None
+    """What its last event means for the call."""
+    failure: Exception | None = None
+    """What went wrong when it pushed: raised by the task that waits for the line's end."""
+    news: Signal = field(default_factory=Signal)
+    """Something that task has to see to."""
+    over: trio.Event = field(default_factory=trio.Event)
+    """Its last event has been read."""
+    released: trio.Event = field(default_factory=trio.Event)
+    """The call has no more use for it."""
+
+
+class Conversation:
+    """A call, as far as its parts have to know of each other.
+
+    Attributes:
+        call_sid: The carrier's name for the call, once it has accepted it.
+        line: The media stream, while there is one.
+        connected: Set while there is a line.
+        stage: See :class:`Stage`.
+        answered_at: When the phone left the hook.
+        agent_turn: The newest turn of the agent's.
+        finished_turn: The newest turn of which all audio has come.
+        heard_out: The newest turn that was heard to its end, with no more to come of it.
+        hint: What the model is to be told now or never.
+        changed: Something was said, heard or decided.
+        turn_changed: It may be another's turn now.
+        unsent: There may be something to send to the caller.
+        end_reason: Why the call ends; None while it goes on.
+    """
+
+    def __init__(
+        self,
+        party: Party,
+        *,
+        carrier: Carrier,
+        metrics: Metrics,
+        options: CallOptions,
+        notes: Notes,
+    ) -> None:
+        self.party = party
+        self.carrier = carrier
+        self.metrics = metrics
+        self.options = options
+        self.notes = notes
+        self.call_sid = ""
+        self.line: Line | None = None
+        self.connected = trio.Event()
+        self.stage = Stage.OPENING
+        self.answered_at: float | None = None
+        self.agent_turn = self.finished_turn = self.heard_out = 0
+        self.hint = ""
+        self.changed, self.turn_changed, self.unsent = Signal(), Signal(), Signal()
+        self.end_reason: EndReason | None = None
+        self.end_detail = ""
+        self.over = trio.Event()
+        self.errands = Errands()
+
+        agent = party.agent
+        self.playout = Playout(
+            lead_s=options.lead_s,
+            mark_every_s=options.mark_every_s,
+            remember=options.barge_in is not BargeInMode.MODEL,
+        )
+        self.turns = Turns(options.patience)
+        self.opening = Opening(
+            greets=bool(agent.greeting or agent.greeting_text or agent.greeting_audio),
+            when=options.greeting_when,
+            deadline_s=options.greeting_deadline_s,
+            protect_s=options.greeting_protect_s,
+            hello_s=options.greeting_hello_s,
+        )
+        self.ear = Ear(
+            self.playout,
+            self.opening,
+            mode=options.barge_in,
+            end_silence_s=options.speech_end_s,
+            confirm_s=options.barge_in_confirm_s,
+        )
+        self.passing = Passing(self.playout, self.turns, self.ear, notes)
+        self.session: Session
+
+    # -- the stage -------------------------------------------------------------------------
+
+    def may(self, event: str) -> bool:
+        """Whether this may happen now; nothing more happens to a call that ends."""
+        return self.end_reason is None and event in TRANSITIONS[self.stage]
+
+    def move(self, event: str) -> None:
+        """This has happened.
+
+        Raises:
+            KeyError: It cannot have: a bug of ours.
+        """
+        self.stage = TRANSITIONS[self.stage][event]
+        self.changed.set()
+        self.turn_changed.set()
+
+    @property
+    def is_talk(self) -> bool:
+        """Whether the model and the caller talk, or will as soon as it is answered."""
+        return self.stage in (Stage.OPENING, Stage.TALK)
+
+    def end(self, reason: EndReason, detail: str = "") -> None:
+        """Ask the call to end; the first reason counts, later ones are ignored."""
+        if self.end_reason is None:
+            self.end_reason = reason
+            self.end_detail = detail
+            self.over.set()
+
+    # -- what the session asks of its call ---------------------------------------------------
+
+    def is_quiet(self) -> bool:
+        """Whether neither side can be heard, and neither waits for a word of the other's."""
+        self.passing.collect()
+        heard = self.playout.queued_s or self.playout.is_playing(trio.current_time())
+        return not heard and not self.turns.is_busy
+
+    def history(self) -> list[PastTurn]:
+        """What has been said so far, as the caller heard it, oldest first."""
+        self.passing.collect()
+        self.write_heard(trio.current_time())
+        transcript = self.notes.transcript
+        return [
+            PastTurn(turn.speaker, text)
+            for turn in transcript.turns
+            if (text := transcript.heard_text(turn))
+        ]
+
+    # -- the transcript ----------------------------------------------------------------------
+
+    def write_heard(self, now: float) -> None:
+        """Write down how much has been heard of every turn up to now."""
+        transcript = self.notes.transcript
+        for turn in transcript.turns:
+            if turn.number is not None and (heard := self.playout.turn_heard(turn.number, now)):
+                transcript.agent_heard(
+                    heard.turn, heard_s=heard.heard_s, made_s=heard.made_s, cut=heard.cut
+                )
+
+    def since_answer(self, now: float) -> float:
+        """Seconds since the phone left the hook; 0 before."""
+        return now - (self.answered_at if self.answered_at is not None else now)

@@ -1,0 +1,212 @@
+"""Caller to model: what the media stream brings, judged and passed on.
+
+On the media plane nearly all audio goes by the compiled path, which says when something was found
+in it, or is to be looked at. Everything else comes as events, one way for every stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import groupby
+
+import trio
+
+from codec.ear import SpeechEnded, SpeechStarted, Stop
+from codec.path import Gate
+from server.call.conversation import Conversation, Line, Stage
+from server.call.machine import Machine
+from server.call.playing import Playing
+from server.carrier import (
+    CallerAudio,
+    CarrierEvent,
+    DigitPressed,
+    MarkReached,
+    StreamStopped,
+)
+from server.carrier.keypad import PressedKeys
+from server.dialogue.endings import EndReason
+from server.dialogue.opening import SILENCE
+from server.dialogue.turns import Awaited
+from server.errors import CarrierProtocolError
+
+
+class Hearing:
+    """Hears the caller, and has the model hear them.
+
+    Args:
+        conversation: The call.
+        playing: Stops the agent when the caller interrupts it.
+        machine: Listens for an answering machine; None if none is to be found.
+    """
+
+    def __init__(
+        self, conversation: Conversation, playing: Playing, machine: Machine | None
+    ) -> None:
+        self._conversation = conversation
+        self._playing = playing
+        self._machine = machine
+        self._keys = PressedKeys(conversation.options.dtmf_pause_s)
+        conversation.passing.on_caller = self._take_passed
+
+    async def run(self) -> None:
+        """Hear every line of the call, until one ends that is the end of the call."""
+        c = self._conversation
+        while True:
+            await c.connected.wait()
+            assert c.line is not None
+            line = c.line
+            line.heard_at = trio.current_time()
+            line.media.listen(partial(self._take_events, line), c.passing.relay)
+            reason, detail = await self._wait_over(line)
+            line.over.set()
+            if c.stage is not Stage.AWAY:
+                c.end(reason, detail)
+                return
+            self._playing.leave(line)
+
+    async def _wait_over(self, line: Line) -> tuple[EndReason, str]:
+        """Wait until a line is over; says what that means for a call."""
+        while True:
+            # The event is made before looking, so that news that come while we act are seen.
+            news = line.news.next()
+            if line.failure is not None:
+                raise line.failure
+            if line.end is not None:
+                return line.end
+            with trio.move_on_at(self._gone_at(line)):
+                await news.wait()
+            if line.end is None and trio.current_time() >= self._gone_at(line):
+                return EndReason.CALLER_GONE, "no audio from the carrier"
+
+    def _gone_at(self, line: Line) -> float:
+        """When a carrier that says nothing more is taken for gone."""
+        relay = self._conversation.passing.relay
+        heard_at = max(line.heard_at, relay.heard_at) if relay.has_phone else line.heard_at
+        return heard_at + self._conversation.options.media_timeout_s
+
+    # -- what comes --------------------------------------------------------------------------
+
+    def _take_events(
+        self, line: Line, events: Sequence[CarrierEvent | CarrierProtocolError]
+    ) -> None:
+        """A read of the socket has brought this: nothing in here waits."""
+        line.heard_at = trio.current_time()
+        self._conversation.passing.collect()
+        try:
+            for is_audio, group in groupby(events, lambda event: isinstance(event, CallerAudio)):
+                if is_audio:
+                    self._take_audio([one for one in group if isinstance(one, CallerAudio)])
+                    continue
+                for event in group:
+                    self._take_event(event, line)
+        except Exception as error:
+            # It is the call's, not the socket's: the call's own task raises it.
+            line.failure = error
+        if line.failure is not None or line.end is not None:
+            line.news.set()
+
+    def _take_event(self, event: CarrierEvent | CarrierProtocolError, line: Line) -> None:
+        c = self._conversation
+        match event:
+            case MarkReached(name=name, received_at=received_at):
+                self._playing.mark_reached(name, received_at)
+            case DigitPressed(digit=digit):
+                c.notes.note("digit")
+                c.turns.caller_active(trio.current_time())
+                self._keys.press(digit)
+                c.errands.begin(self._keys.run, self._tell_keys)
+            case StreamStopped(said=said):
+                line.end = (EndReason.CALLER_HUNG_UP if said else EndReason.CALLER_GONE), ""
+            case CarrierProtocolError():
+                raise event
+            case _:
+                pass
+
+    def _take_audio(self, chunks: Sequence[CallerAudio]) -> None:
+        """Audio has come that is no business of the path's: chunks that came together."""
+        c, now = self._conversation, trio.current_time()
+        payload = b"".join(chunk.payload for chunk in chunks)
+        if (recorder := c.passing.recorder) is not None:
+            c.passing.collect_recording()
+            recorder.caller(payload, chunks[0].timestamp_ms, chunks[0].received_at)
+        c.notes.timings.caller_audio_s += len(payload) / 8_000
+        if self._machine is not None:
+            self._machine.hear(payload, now)
+        heard = c.ear.hear(payload, now)
+        self._take_found(heard.found, now)
+        self._pass_on(heard.payload, chunks[0].received_at)
+
+    def _take_passed(self) -> None:
+        """The path has held caller audio, or found something in it: nothing in here waits."""
+        c, line = self._conversation, self._conversation.line
+        passing, path, now = c.passing, c.passing.path, trio.current_time()
+        assert line is not None
+        passing.collect()
+        try:
+            payload = path.take_caller()
+            if payload:
+                # Ear and recorder have heard it already.
+                c.notes.timings.caller_audio_s += len(payload) / 8_000
+                if self._machine is not None:
+                    self._machine.hear(payload, now)
+                found = c.ear.take()
+                to_model = c.opening.hear(payload, now)
+                self._take_found(found, now)
+                self._pass_on(to_model, passing.relay.heard_at)
+            else:
+                self._take_found(c.ear.take(), passing.relay.heard_at)
+            c.session.note_passed()
+            is_open = c.opening.is_over and (self._machine is None or self._machine.is_over)
+            path.caller_gate = Gate.PASS if is_open else Gate.HOLD
+            c.ear.follow_opening()
+        except Exception as error:
+            # It is the call's, not the socket's: the call's own task raises it.
+            line.failure = error
+            line.news.set()
+
+    def _pass_on(self, payload: bytes, received_at: float) -> None:
+        c = self._conversation
+        if c.stage is Stage.TO_MACHINE:
+            payload = SILENCE * len(payload)
+        if c.session.send_audio(c.passing.path.decoder.decode(payload)):
+            c.notes.caller_passed(trio.current_time() - received_at)
+
+    # -- what is found in it -------------------------------------------------------------------
+
+    def _take_found(self, found: Iterable[SpeechStarted | SpeechEnded | Stop], now: float) -> None:
+        for one in found:
+            if self._machine is not None:
+                self._machine.heard(one, now)
+            if self._conversation.stage is not Stage.TO_MACHINE:
+                self._caller_found(one, now)
+
+    def _caller_found(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
+        c, replies = self._conversation, self._conversation.notes.replies
+        match found:
+            case SpeechStarted():
+                c.turns.caller_started(now)
+                replies.caller_started()
+            case SpeechEnded(at=at, speech_s=speech_s):
+                agent_until = c.playout.audible_until(now)
+                c.turns.caller_ended(at, now, speech_s=speech_s, agent_until=agent_until)
+                replies.caller_ended(at, now)
+                self._playing.let_out()  # the greeting may have waited for this
+            case Stop.HOLD:
+                self._playing.hold(now)
+            case Stop.RESUME:
+                self._playing.resume()
+            case Stop.CUT:
+                self._playing.cut(c.agent_turn, now, by="local")
+        c.turn_changed.set()
+
+    async def _tell_keys(self, pressed: str) -> None:
+        """Tell the model which keys the caller has pressed; it answers every message."""
+        c = self._conversation
+        await c.session.wait_ready()
+        c.turns.ask(Awaited.ANSWER, trio.current_time())
+        c.turn_changed.set()
+        keys = "keys" if len(pressed) > 1 else "key"
+        c.session.send_text(
+            f"(The caller pressed the {keys} {' '.join(pressed)} on the telephone keypad.)"
+        )

@@ -1,0 +1,111 @@
+"""What the compiled path passes on by itself, and the account that is kept of it.
+
+Nearly every chunk goes from socket to socket without Python. Before anything is decided that
+depends on it, :meth:`Passing.collect` writes down what has gone by meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from codec.path import Gate, MediaPath
+from server.call.notes import Notes
+from server.carrier import SendAudio
+from server.dialogue.ear import Ear
+from server.dialogue.playout import Playout
+from server.dialogue.turns import Turns
+from server.media.relay import Relay
+from server.records.recording import Recorder
+
+AUDIBLE_DBFS = -50.0
+"""Agent audio below this cannot be heard on a telephone; the model speaks at about -20."""
+
+
+class Passing:
+    """The path of one call, and what has gone by it.
+
+    Attributes:
+        relay: Where streams and sessions join the path.
+        path: The path; what does not go by it goes through the same filters.
+        recorder: Writes the call down; None if nobody does.
+        on_caller: Called when the path has held caller audio, or found something in it.
+        on_agent: Called when the path may pass on no more of the agent's turn by itself.
+    """
+
+    def __init__(self, playout: Playout, turns: Turns, ear: Ear, notes: Notes) -> None:
+        self.path = MediaPath()
+        self.path.agent_gate = Gate.HAND_UP  # but for turns that are followed
+        self.path.played = playout.timeline
+        self.path.ear = ear.judge
+        self.on_caller: Callable[[], None] = _nobody
+        self.on_agent: Callable[[], None] = _nobody
+        timings = notes.timings
+        self.relay = Relay(
+            self.path,
+            on_caller=lambda: self.on_caller(),
+            on_agent=lambda: self.on_agent(),
+            caller_latencies=(timings.caller_chunks, notes.caller_latency),
+            agent_latencies=(timings.agent_chunks, notes.agent_latency),
+        )
+        self.recorder: Recorder | None = None
+        self._playout = playout
+        self._turns = turns
+        self._timings = timings
+        self._began_at = notes.began_at
+        self._turn = 0  # that is followed
+        self._counted_bytes = 0  # of the caller's
+
+    def follow(self, turn: int, now: float) -> None:
+        """Let the path pass on what else comes of this turn, as far as may be."""
+        limit_bytes = self._playout.passable_bytes(turn, now)
+        if limit_bytes > 0:
+            self._turn = turn
+            self.path.follow(limit_bytes=limit_bytes, audible_dbfs=AUDIBLE_DBFS)
+
+    def collect(self) -> None:
+        """Write down what the path has passed on meanwhile, either way."""
+        path = self.path
+        sent_bytes = path.caller_sent_bytes
+        if sent_bytes != self._counted_bytes:
+            self._timings.caller_audio_s += (sent_bytes - self._counted_bytes) / 8_000
+            self._counted_bytes = sent_bytes
+        if path.has_run:
+            self._collect_run()
+
+    def _collect_run(self) -> None:
+        passed_bytes, audible_bytes, last_at = self.path.take_run()
+        if passed_bytes:
+            self._playout.passed(self._turn, passed_bytes)
+            for audible, size in (
+                (False, passed_bytes - audible_bytes),
+                (True, audible_bytes),
+            ):
+                if size:
+                    self._turns.agent_audio(self._turn, size / 8_000, audible=audible, now=last_at)
+
+    def record(self, recorder: Recorder, on_stop: Callable[[str], None]) -> None:
+        """Have everything written down from now on."""
+
+        def stopped(reason: str) -> None:
+            self.path.recording = False
+            on_stop(reason)
+
+        self.recorder = recorder
+        recorder.on_stop, recorder.on_take = stopped, self.collect_recording
+        self.path.recording = True
+
+    def collect_recording(self) -> None:
+        """Give the recorder what the path has passed on meanwhile."""
+        if self.recorder is None or not self.path.recording:
+            return
+        caller, agent = self.path.take_recording()
+        if caller:
+            began_ms = self.path.recorded_ms - len(caller) // 8
+            self.recorder.caller(caller, began_ms, self.relay.heard_at)
+        if agent:
+            # Each chunk of it came before the caller had heard the one before.
+            self.recorder.sent(SendAudio(agent), self._began_at)
+
+
+def _nobody() -> None:
+    """Nobody listens yet."""

@@ -1,0 +1,170 @@
+"""Playout to caller: the one writer of the media stream."""
+
+from __future__ import annotations
+
+from math import inf
+
+import trio
+
+from server.agent import phrases
+from server.call.conversation import Conversation, Line, Stage
+from server.carrier import CarrierCommand, Clear, SendAudio
+from server.carrier.keypad import tones
+from server.dialogue.playout import HeardTurn
+from server.errors import StreamEnded
+
+
+class Playing:
+    """Sends the caller what the playout says, and writes down what they have heard."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._interrupted_at: float | None = None
+
+    async def run(self) -> None:
+        """Send what is due, whenever something is; what comes in between is let out at once."""
+        c = self._conversation
+        while True:
+            await c.connected.wait()
+            # The event is made before looking, so that what comes while we send is seen.
+            unsent = c.unsent.next()
+            self._send_due()
+            with trio.move_on_at(self._next_due()):
+                await unsent.wait()
+
+    def let_out(self) -> None:
+        """Send what may be sent now; whoever has changed what is to be played calls this."""
+        self._send_due()
+        if self._next_due() != inf:
+            self._conversation.unsent.set()
+
+    def _next_due(self) -> float:
+        c = self._conversation
+        if c.line is None or c.line.is_closed:
+            return inf
+        opens_at = inf if c.playout.is_open else c.opening.plays_at
+        return min(c.playout.next_due(), opens_at)
+
+    def _send_due(self) -> None:
+        c, line = self._conversation, self._conversation.line
+        if line is not None and not line.is_closed:
+            c.passing.collect()
+            if not c.playout.is_open and trio.current_time() >= c.opening.plays_at:
+                c.playout.open(trio.current_time())
+            try:
+                while (command := c.playout.next_command(trio.current_time())) is not None:
+                    line.media.send(command)
+                    self._note_sent(command, trio.current_time())
+            except StreamEnded:
+                # Whoever hears the line sees the same end, and says whether it is the call's.
+                line.is_closed = True
+        c.changed.set()
+
+    def _note_sent(self, command: CarrierCommand, now: float) -> None:
+        c, notes = self._conversation, self._conversation.notes
+        assert c.answered_at is not None
+        if (recorder := c.passing.recorder) is not None:
+            c.passing.collect_recording()
+            recorder.sent(command, now)
+        match command:
+            case SendAudio(received_at=received_at, turn=turn):
+                if (reply := notes.replies.audio_sent(turn, now)) is not None:
+                    notes.measured(reply, "vad", "model", "codec")
+                if notes.timings.answer_to_first_audio_s is None:
+                    c.opening.greeting_began(now)
+                    first_s = now - c.answered_at
+                    notes.timings.answer_to_first_audio_s = first_s
+                    c.metrics.answer_to_audio.observe(first_s)
+                    notes.note("first audio", after_ms=round(first_s * 1000, 3))
+                if received_at > c.answered_at:
+                    notes.agent_passed(now - received_at)
+            case Clear() if self._interrupted_at is not None:
+                notes.timings.interrupt_to_clear.record(now - self._interrupted_at)
+                c.metrics.interrupt_to_clear.observe(now - self._interrupted_at)
+                self._interrupted_at = None
+
+    # -- what the caller does not hear -------------------------------------------------------
+
+    def hold(self, now: float) -> None:
+        """Stop the agent in the middle of a word: the caller may mean to interrupt it."""
+        c = self._conversation
+        if c.playout.hold(now):
+            self._interrupted_at = now
+            self.let_out()
+            c.notes.note("agent held")
+
+    def resume(self) -> None:
+        """Let the agent go on: the caller did not mean to interrupt it."""
+        c = self._conversation
+        if c.playout.is_held:
+            c.playout.resume()
+            self.let_out()
+            c.notes.note("false alarm")
+
+    def cut(self, turn: int, at: float, *, by: str) -> bool:
+        """Barge-in: stop the agent before anything else is sent; False if there was nothing."""
+        c = self._conversation
+        cut = c.playout.interrupt(turn, at)
+        c.turns.agent_cut(turn, starved_s=c.playout.starved_s(turn))
+        c.ear.agent_cut()
+        if cut is None:
+            return False
+        if self._interrupted_at is None:
+            self._interrupted_at = at
+        self.let_out()
+        c.notes.note("barge-in", turn=cut.turn, by=by, heard_s=round(cut.heard_s, 3))
+        self.note_heard(cut)
+        if c.options.barge_in_hint and c.stage is not Stage.TO_MACHINE:
+            heard = c.notes.transcript.agent_heard_text(cut.turn)
+            c.hint = phrases.barge_in_hint(heard)
+            c.turn_changed.set()
+        return True
+
+    def leave(self, line: Line) -> None:
+        """The stream is over and the call goes on: nothing sent on it will be heard any more."""
+        c = self._conversation
+        c.line = None
+        c.connected = trio.Event()
+        if (cut := c.playout.leave(trio.current_time())) is not None:
+            self.note_heard(cut)
+        c.changed.set()
+        c.unsent.set()
+        line.released.set()
+
+    # -- what the caller has heard -----------------------------------------------------------
+
+    def mark_reached(self, name: str, now: float) -> None:
+        """The carrier has played what was sent up to a mark."""
+        c, notes = self._conversation, self._conversation.notes
+        if (reply := notes.replies.mark_reached(name, now)) is not None:
+            notes.measured(reply, "playout", "total")
+        if heard := c.playout.mark_reached(name, now):
+            self.note_heard(heard)
+        self.let_out()  # and whoever waits for silence is told there
+
+    def note_heard(self, heard: HeardTurn) -> None:
+        """A turn was heard to its end, or to where it was cut."""
+        c = self._conversation
+        c.opening.greeting_over()
+        if not heard.cut and not c.turns.is_working(trio.current_time()):
+            c.heard_out = max(c.heard_out, heard.turn)
+        c.notes.transcript.agent_heard(
+            heard.turn, heard_s=heard.heard_s, made_s=heard.made_s, cut=heard.cut
+        )
+
+    # -- keys --------------------------------------------------------------------------------
+
+    async def press_keys(self, keys: str) -> None:
+        """Play the tones of telephone keys to the other party; returns when they were heard.
+
+        Raises:
+            ValueError: There is no such key.
+        """
+        c = self._conversation
+        name = c.playout.push_keys(tones(keys))
+        c.notes.note("keys", count=len(keys))  # which ones may be nobody's business
+        self.let_out()
+        try:
+            await c.changed.until(lambda: not c.playout.is_pending(name))
+        finally:
+            c.playout.withdraw_keys(name)

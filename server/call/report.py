@@ -1,0 +1,135 @@
+"""The record of a call, made of what is written down while it lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import structlog
+
+from server.call.conversation import Conversation
+from server.carrier import AnsweredBy, CallStatus
+from server.logs import masked
+from server.metrics import add
+from server.records.words import CallDetails, CallRecord, ReplyRecord
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+MODALITIES = frozenset({"AUDIO", "TEXT", "IMAGE", "VIDEO"})
+"""Counted by their names; others are of the service's own invention."""
+
+
+class Report:
+    """Makes the record of one call, at any time of its life."""
+
+    def __init__(self, conversation: Conversation, created_at: float) -> None:
+        self._conversation = conversation
+        self._created_at = created_at
+        self._failed: set[str] = set()
+        self.traceparent = ""
+        """Whose trace this call belongs to: W3C Trace Context, from whoever asked for the call."""
+
+    def duration_s(self, now: float) -> float:
+        """Seconds on the line: from the answer to now."""
+        answered_at = self._conversation.answered_at
+        return 0.0 if answered_at is None else now - answered_at
+
+    def summary(
+        self, now: float, *, status: CallStatus, answered_by: AnsweredBy | None, is_over: bool
+    ) -> CallRecord:
+        """What a list shows of the call."""
+        c = self._conversation
+        c.passing.collect()
+        return CallRecord(
+            call_sid=c.call_sid,
+            direction=c.party.direction,
+            number=c.party.number if c.options.full_numbers else masked(c.party.number),
+            state="ended" if is_over else "live",
+            status=status.value,
+            reason=c.end_reason.value if c.end_reason else None,
+            detail=c.end_detail,
+            created_at=round(self._created_at, 3),
+            duration_s=round(self.duration_s(now), 3),
+            answered_by=answered_by,
+            agent_heard_s=self._made(
+                "agent_heard_s", lambda: round(c.playout.heard_s(now), 3), 0.0
+            ),
+            metadata=c.party.metadata,
+        )
+
+    def details(self, now: float, *, is_over: bool) -> CallDetails:
+        """What a list does not show; a part of it that cannot be made is left out."""
+        c, notes = self._conversation, self._conversation.notes
+        recorder = c.passing.recorder
+
+        def transcript() -> tuple[dict[str, Any], ...]:
+            if not is_over:
+                c.write_heard(now)
+            return tuple(notes.transcript.as_list(words=c.options.transcripts))
+
+        def replies() -> tuple[ReplyRecord, ...]:
+            return tuple(
+                ReplyRecord(one.turn, one.ended_at - notes.began_at, one.stages_s())
+                for one in notes.replies.all
+            )
+
+        return CallDetails(
+            timings=self._made("timings", notes.timings.as_dict, None),
+            tokens=self._made("tokens", notes.costs.tokens, None),
+            cost=self._made("cost", lambda: notes.costs.as_dict(**self._billed(now)), None),
+            replies=self._made("replies", replies, None),
+            recording=self._made(
+                "recording", lambda: None if recorder is None else recorder.as_dict(), None
+            ),
+            transcript=self._made("transcript", transcript, None),
+            timeline=self._made("timeline", lambda: tuple(notes.timeline), None),
+            traceparent=self.traceparent,
+        )
+
+    def known_usd(self, now: float, *, ahead_s: float = 0.0) -> float:
+        """What the call costs at least if it goes on for this long."""
+        c = self._conversation
+        c.passing.collect()
+        billed = self._billed(now)
+        if c.answered_at is not None:
+            billed["on_line_s"] += ahead_s
+        return c.notes.costs.known_usd(**billed)
+
+    def count_costs(self, now: float) -> None:
+        """Add what the call has cost to the metrics."""
+        costs, metrics = self._conversation.notes.costs, self._conversation.metrics
+        tokens = costs.tokens()
+        for direction in ("prompt", "response"):
+            for modality, count in tokens[direction].items():
+                known = modality if modality in MODALITIES else "other"
+                add(metrics.tokens.labels(direction, known.lower()), count)
+        carrier_usd = costs.carrier_usd(self.duration_s(now)) or 0.0
+        add(metrics.cost.labels("carrier"), carrier_usd)
+        add(metrics.cost.labels("model"), max(0.0, self.known_usd(now) - carrier_usd))
+
+    def tell_bug(self, step: str) -> None:
+        """Log the exception at hand, once for each step: a record is looked at again and again."""
+        if step not in self._failed:
+            self._failed.add(step)
+            logger.exception(
+                "end of a call failed by a bug of ours",
+                step=step,
+                call_sid=self._conversation.call_sid,
+            )
+
+    def _billed(self, now: float) -> dict[str, float]:
+        c = self._conversation
+        return {
+            "on_line_s": self.duration_s(now),
+            "caller_audio_s": c.notes.timings.caller_audio_s,
+            "agent_audio_s": c.playout.heard_s(now),
+        }
+
+    def _made(self, name: str, make: Callable[[], T], otherwise: T) -> T:
+        try:
+            return make()
+        except Exception:
+            self.tell_bug(name)
+            return otherwise

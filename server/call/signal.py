@@ -1,0 +1,33 @@
+"""Waking whoever waits for something to happen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+
+class Signal:
+    """Something that happens again and again.
+
+    Whoever waits for it asks :meth:`next` for an event before looking at what may have changed, so
+    that what happens while they act is seen.
+    """
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def set(self) -> None:
+        """Wake everybody who waits."""
+        self._event.set()
+
+    def next(self) -> trio.Event:
+        """The event of the next time."""
+        if self._event.is_set():
+            self._event = trio.Event()
+        return self._event
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds; it is asked now, and whenever this happens."""
+        while not condition():
+            await self.next().wait()
