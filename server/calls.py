@@ -472,8 +472,7 @@ class Calls:
             return await self.answer(request.call_sid, request.number, agent)
         else:
             stray = "voice webhook of a call that was not placed here: it is hung up"
-        if self._strays.may_log(trio.current_time()):
-            logger.warning(stray, unlogged=self._strays.take_unlogged())
+        self._strays.log(trio.current_time(), logger.warning, stray)
         return self.carrier.hang_up_twiml()
 
     def check_admission(self) -> None:

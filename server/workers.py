@@ -331,12 +331,12 @@ class Workers:
                 self._tell_unusable(error)
 
     def _tell_unusable(self, error: OSError) -> None:
-        if self._refusals.may_log(time.monotonic()):
-            logger.error(
-                "directory of the processes cannot be used; calls stay where they come",
-                error=str(error),
-                unlogged=self._refusals.take_unlogged(),
-            )
+        self._refusals.log(
+            time.monotonic(),
+            logger.error,
+            "directory of the processes cannot be used; calls stay where they come",
+            error=str(error),
+        )
 
     # -- passing requests on ---------------------------------------------------------------
 

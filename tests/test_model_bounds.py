@@ -43,8 +43,8 @@ from server.model.gemini import (
     dialect_of,
 )
 from server.model.lasting import MAX_KEPT_WORDS, UnansweredInput, reason_of
-from server.model.pace import Pace
 from server.model.simulator import Drop, FunctionCall, Script
+from server.pace import Pace
 from server.playout import MAX_QUEUED_BYTES, Playout
 from server.tools import MAX_ERROR, LoopBreaker, Toolbox, ToolError, tool
 from server.transcript import MAX_CHARACTERS, MAX_TURN_CHARACTERS, MAX_TURNS, Transcript

@@ -63,9 +63,9 @@ from server.model import (
 from server.model.audio_label import MAX_LABEL, RateChange, described, is_file, rate_of
 from server.model.counts import CountedTurn, read_usage
 from server.model.fields import MAX_NAME, MAX_TEXT, UNREADABLE, Fields, has_too_much
-from server.model.pace import Pace
 from server.model.refusals import Cure, Kind, classify
 from server.model.service_words import MAX_REASON, fingerprint, known_status, known_words
+from server.pace import Pace
 from server.plane import Messages, Plane
 from server.relay import Relay
 
