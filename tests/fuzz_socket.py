@@ -47,9 +47,9 @@ from benchmarks.point import (
     Held,
     PointFailed,
     ServerKind,
-    certified,
     free_port,
     run_point,
+    started,
     wait_ready,
 )
 from tests.socket_inputs import (
@@ -184,12 +184,11 @@ def _is_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def serving(kind: ServerKind, *, limit: int = 0, **settings: str) -> Generator[Victim]:
+def serving(kind: ServerKind, **settings: str) -> Generator[Victim]:
     """A server without calls, in a process of its own, with the simulators.
 
     Args:
         kind: How it serves.
-        limit: How many descriptors it may open; 0 for as many as the system allows.
         settings: Environment variables in lower case.
 
     Raises:
@@ -197,9 +196,7 @@ def serving(kind: ServerKind, *, limit: int = 0, **settings: str) -> Generator[V
     """
     with tempfile.TemporaryDirectory(prefix="offhook-fuzz-") as name:
         directory, port = Path(name), free_port()
-        trusted = certified(directory) if kind.ends_tls else None
-        trust = ssl.create_default_context(cafile=trusted) if trusted else None
-        url = f"{'https' if trusted else 'http'}://{HOST}:{port}"
+        url = kind.url(port)
         environment = {
             "HOST": HOST,
             "PORT": str(port),
@@ -210,25 +207,10 @@ def serving(kind: ServerKind, *, limit: int = 0, **settings: str) -> Generator[V
             **kind.environment,
             **{setting.upper(): value for setting, value in settings.items()},
         }
-        log = directory / LOG
-        with (
-            log.open("wb") as output,
-            processes.running(
-                kind.module,
-                *kind.command_line(port, directory),
-                environment=environment,
-                directory=directory,
-                stdout=output,
-                stderr=output,
-            ) as server,
-        ):
-            try:
-                wait_ready(url, server, trust)
-                wait_all_ready(kind, log)
-            except PointFailed as failure:
-                words = log.read_text(errors="replace").strip().splitlines()[-8:]
-                raise PointFailed("\n".join([str(failure), *words])) from None
-            yield Victim(kind, port, server.pid, log, trust)
+        with started(kind, directory, port, environment) as server:
+            wait_ready(url, server.process, server.trust)
+            wait_all_ready(kind, server.log)
+            yield Victim(kind, port, server.process.pid, server.log, server.trust)
 
 
 def wait_all_ready(kind: ServerKind, log: Path) -> None:
