@@ -78,6 +78,7 @@ from server.errors import (
 )
 from server.headers import Headers, lines_of, single
 from server.relay import Relay
+from server.setting_values import is_loopback
 
 logger = structlog.get_logger(__name__)
 
@@ -768,13 +769,8 @@ def dial_twiml(number: str, *, caller_id: str, ring_timeout_s: float, status_url
 def _stream_origin(public_url: str) -> str:
     """``wss://host`` for the world, ``ws://127.0.0.1:port`` for a simulation on this machine."""
     parts = urlsplit(public_url)
-    scheme = "ws" if parts.scheme == "http" and _is_loopback(public_url) else "wss"
+    scheme = "ws" if parts.scheme == "http" and is_loopback(public_url) else "wss"
     return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 # ------------------------------------------------------------------------------------------

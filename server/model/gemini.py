@@ -763,10 +763,9 @@ class GeminiProtocol:
         told = fields.object("error")
         if told is None:
             return ToldError(None, "", fields.text("error", MAX_REASON))
-        code = told.count("code", 1_000)
         status = known_status(told.text("status", MAX_NAME))
         reason = told.text("message")[:MAX_REASON] or told.text("status", MAX_NAME)
-        return ToldError(code if isinstance(code, int) and code else None, status, reason)
+        return ToldError(told.count("code", 1_000) or None, status, reason)
 
     def _read_content(
         self, content: Fields, status: str, now: float, events: list[SessionEvent]
@@ -1356,15 +1355,15 @@ class GeminiModel:
         told = f"Gemini closed the session with {code}"
         message = f"{told}: {reason or 'no reason given'}"
         loggable = f"{told}: {known_words(reason)}"
-        if (kind := classify(reason, close_code=code)) is not None:
-            return account_refused(kind, message, code=code, reason=reason, loggable=loggable)
-        if during_setup and code in (1007, 1008):
-            return ModelSetupRefused(
-                message, code=code, reason=reason, retryable=False, loggable=loggable
-            )
-        # In mid-call 1008 comes after tool results and goes away; 1007 is a used-up context.
-        return ModelError(
-            message, code=code, reason=reason, retryable=code != 1007, loggable=loggable
+        return _error_of(
+            classify(reason, close_code=code),
+            message,
+            code=code,
+            reason=reason,
+            loggable=loggable,
+            # In mid-call 1008 comes after tool results and goes away; 1007 is a used-up context.
+            of_setup=during_setup and code in (1007, 1008),
+            retryable=code != 1007,
         )
 
     def told_error(self, told: ToldError, *, during_setup: bool) -> ModelError:
@@ -1373,14 +1372,12 @@ class GeminiModel:
         named = " ".join(str(one) for one in (code, told.status) if one) or "an error"
         message = f"Gemini says {named}: {reason or 'no reason given'}"
         loggable = f"Gemini says {named}: {known_words(reason)}"
-        if (kind := classify(reason, status=code)) is not None:
-            return account_refused(kind, message, code=None, reason=reason, loggable=loggable)
+        kind = classify(reason, status=code)
         passes = (code or 0) >= 500 or told.status in ("INTERNAL", "UNAVAILABLE", "ABORTED")
-        if during_setup and not passes:
-            return ModelSetupRefused(
-                message, code=None, reason=reason, retryable=False, loggable=loggable
-            )
-        return ModelError(message, code=None, reason=reason, retryable=True, loggable=loggable)
+        of_setup = during_setup and not passes
+        return _error_of(
+            kind, message, code=None, reason=reason, loggable=loggable, of_setup=of_setup
+        )
 
     def _refused_error(self, refused: InvalidStatus) -> ModelError:
         status = refused.response.status_code
@@ -1389,13 +1386,10 @@ class GeminiModel:
         reason = f"HTTP {status} {self._without_key(body)[:200]}".strip()
         message = f"Gemini refused the connection: {reason}"
         loggable = f"Gemini refused the connection: HTTP {status}, {known_words(reason)}"
-        if (kind := classify(body, status=status, at_handshake=True)) is not None:
-            return account_refused(kind, message, code=None, reason=reason, loggable=loggable)
-        if status < 500:
-            return ModelSetupRefused(
-                message, code=None, reason=reason, retryable=False, loggable=loggable
-            )
-        return ModelError(message, code=None, reason=reason, retryable=True, loggable=loggable)
+        kind = classify(body, status=status, at_handshake=True)
+        return _error_of(
+            kind, message, code=None, reason=reason, loggable=loggable, of_setup=status < 500
+        )
 
     def _unreachable_error(self, reason: str, *, logged: str | None = None) -> ModelError:
         reason = self._without_key(reason)
@@ -1425,6 +1419,24 @@ class GeminiModel:
 _NO_KEY = "[the API key]"
 _MIN_PART_OF_KEY = 8
 """Fewer characters of a key may be part of any word."""
+
+
+def _error_of(
+    kind: Kind | None,
+    message: str,
+    *,
+    code: int | None,
+    reason: str,
+    loggable: str,
+    of_setup: bool,
+    retryable: bool = True,
+) -> ModelError:
+    """Make the error for what is about the account, about this set-up, or about neither."""
+    if kind is not None:
+        return account_refused(kind, message, code=code, reason=reason, loggable=loggable)
+    error = ModelSetupRefused if of_setup else ModelError
+    retryable = retryable and not of_setup
+    return error(message, code=code, reason=reason, retryable=retryable, loggable=loggable)
 
 
 def account_refused(
