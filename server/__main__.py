@@ -11,16 +11,15 @@ import trio
 
 from server import logs
 from server.app import OffhookApp, create_app
+from server.board import MAX_WORKERS
 from server.errors import CannotListen, ConfigurationError
 from server.hypercorn_hook import FAILED_STATUS
-from server.keys import KEY_NAME, hash_key, new_key
+from server.keys import hash_key, new_key
 from server.master import Master
 from server.serving import listen, serve, stop_on_signal
+from server.setting_values import KEY_NAME
 from server.settings import Settings
 from server.sockets import raise_file_limit
-
-MAX_WORKERS = 1_000
-"""More processes than any machine has cores are a slip of the finger."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,7 +80,7 @@ def _worker_count(text: str) -> int:
 
 
 def _new_key(name: str) -> int:
-    if not KEY_NAME.match(name):
+    if re.fullmatch(KEY_NAME, name) is None:
         print(f"offhook: {name!r} must be lower-case letters, digits, - and _", file=sys.stderr)  # noqa: T201
         return 2
     key = new_key()

@@ -52,6 +52,7 @@ from server.errors import (
     ModelError,
     ServerError,
     StreamEnded,
+    innermost,
 )
 from server.farewell import Farewell
 from server.handover import Handover
@@ -434,7 +435,7 @@ class Call:
                 with self._guarded("failure"):
                     self._failed(failures)
             except* Exception as failures:
-                self.end(EndReason.ERROR, type(_first(failures)).__name__)
+                self.end(EndReason.ERROR, type(innermost(failures)).__name__)
                 logger.exception("call failed by a bug of ours", exc_info=failures)
             finally:
                 self._stopped_by_server = self.end_reason is None
@@ -495,7 +496,7 @@ class Call:
 
     def _failed(self, failures: ExceptionGroup[ServerError]) -> None:
         """Name the end of a call after the first thing that went wrong on somebody's side."""
-        error = _first(failures)
+        error = innermost(failures)
         assert isinstance(error, ServerError)
         reason = EndReason.of_failure(error, had_session=self.session is not None)
         told = str(error)
@@ -1404,11 +1405,3 @@ def _is_not_done(error: CarrierError) -> bool:
     if error.status is None:
         return not error.outcome_unknown
     return error.status == 429 or error.status >= 500
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first thing that went wrong, however many nurseries it has come through."""
-    error: BaseException = failures
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

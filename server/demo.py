@@ -29,7 +29,7 @@ from server.call import Call
 from server.carrier.simulator import SimulatedCall
 from server.clock import PatientClock
 from server.demo_scripts import SCRIPTS, DemoScript, Outcome
-from server.errors import ConfigurationError
+from server.errors import ConfigurationError, innermost
 from server.serving import listen, serve
 from server.settings import Settings
 
@@ -62,14 +62,10 @@ def run_demo(script: str) -> int:
         wrong += errors.exceptions
     if wrong:
         # Every script has the same settings beside its own, so each has the same to say.
-        raise ConfigurationError(str(_first(wrong[0])))
+        raise ConfigurationError(str(innermost(wrong[0])))
     if clock.withheld_s > WORTH_TELLING_S:
         console.print(f"the machine was busy: {clock.withheld_s:.1f} s were not counted")
     return 0 if passed else 1
-
-
-def _first(error: BaseException) -> BaseException:
-    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _run_all(console: Console, directory: Path) -> bool:

@@ -139,3 +139,10 @@ class ModelSetupRefused(ModelError):
 
 class ModelQuotaExceeded(ModelError):
     """The account's quota, or what it may ask for at once, is used up."""
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The first thing that went wrong, however many nurseries it has come through."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -29,7 +29,7 @@ import structlog
 import trio
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from server.errors import ConfigurationError
+from server.errors import ConfigurationError, innermost
 from server.settings_file import read_text
 from server.tools import (
     MAX_ERROR,
@@ -331,8 +331,7 @@ def is_too_big(value: object, most_bytes: int) -> bool:
 
 def _reason(error: BaseException) -> str:
     """What went wrong, from the depth of an exception group; nothing that may hold a secret."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    error = innermost(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{type(error).__name__}: {error.strerror}"
     return type(error).__name__
