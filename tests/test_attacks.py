@@ -18,7 +18,7 @@ from websockets.trio.client import connect
 
 from benchmarks.load.attacker import MALFORMED
 from benchmarks.load.doors import IGNORED, PINGS
-from benchmarks.load.stranger import CONNECTED, frame
+from benchmarks.load.stranger import CONNECTED, UPGRADE, frame
 from server import serving as serving_module
 from server import sockets
 from tests.test_serve import (
@@ -225,12 +225,6 @@ async def test_a_socket_that_stops_reading_ends_with_its_own_call(quick_deadline
             await call.finished.wait()
 
     assert call.end_reason == "caller-gone"
-
-
-UPGRADE = (
-    b"GET /stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
 
 
 async def close_code_after(server: Server, data: bytes) -> int | None:
