@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", help="address to listen on (HOST)")
     parser.add_argument("--port", type=int, help="port to listen on (PORT)")
     parser.add_argument(
+        "-w",
         "--workers",
         type=_worker_count,
         default=1,
