@@ -32,10 +32,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="benchmarks:\n" + "\n".join(f"  {name:8}{BENCHMARKS[name]}" for name in present),
+        epilog="benchmarks:\n" + "\n".join(f"  {name:10}{BENCHMARKS[name]}" for name in present),
     )
     parser.add_argument("name", choices=present, metavar="NAME", help="which benchmark to run")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: under two minutes")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer rounds: about two minutes, more on a busy machine",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write plots as PNG files")
     if not arguments:

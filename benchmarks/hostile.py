@@ -315,7 +315,7 @@ ATTACKS = {
     "ignored": Attack("8 media sockets whose messages are ignored, 45 Mbit/s"),
     "killers": Attack("what has once ended a server, 20/s"),
     "webhooks-merged": Attack(
-        "a captured webhook, its fields merged, 50/s", prepare=_merged, fault=_counting_calls
+        "a captured webhook, its fields merged, 50/s", "replayed-webhooks", _merged, _counting_calls
     ),
     "deaf-phones": Attack("5 phones that talk and do not read", prepare=_ringing, rounds=1),
     "locked-database": Attack(
@@ -351,7 +351,8 @@ class Outcome:
     is_disturbed: bool = False
     """Rounds that do count were, too."""
 
-    def p99_ms(self, windows: Sequence[dict[str, Any]], way: str) -> float:
+    @staticmethod
+    def p99_ms(windows: Sequence[dict[str, Any]], way: str) -> float:
         """Median of the rounds' 99th percentiles."""
         found = [window[way]["p99"] for window in windows]
         return statistics.median(float("inf") if p99 is None else p99 for p99 in found)

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,10 @@ class ServerKind:
     def command_line(self, port: int, directory: Path) -> list[str]:
         """What follows the module's name."""
         return [one.format(port=port, directory=directory) for one in self.arguments]
+
+    def url(self, port: int) -> str:
+        """Where it is reached from this machine."""
+        return f"{'https' if self.ends_tls else 'http'}://127.0.0.1:{port}"
 
 
 def _has_media_path() -> bool:
@@ -177,64 +181,113 @@ def run_point(
         with _generator(generator_cores, timeout_s, realtime=realtime) as generator:
             doubles = _ask(generator, asdict(plan))
             port = free_port()
-            trusted = certified(directory) if kind.ends_tls else None
-            trust = ssl.create_default_context(cafile=trusted) if trusted else None
-            url = f"{'https' if trusted else 'http'}://127.0.0.1:{port}"
+            url = kind.url(port)
             # No carrier can reach this machine's own address by TLS, so the server refuses it.
-            public_url = f"https://{PUBLIC_NAME}:{port}" if trusted else url
-            log = directory / LOG
-            with (
-                log.open("wb") as output,
-                processes.running(
-                    kind.module,
-                    *kind.command_line(port, directory),
-                    *(["--workers", str(workers)] if workers > 1 else []),
-                    cores=server_cores,
-                    realtime=realtime,
-                    environment={
-                        **_environment(keys, port, public_url, doubles, calls),
-                        **kind.environment,
-                        **(settings or {}),
-                    },
-                    directory=directory,
-                    stdout=output,
-                    stderr=output,
-                ) as server,
-            ):
-                try:
-                    wait_ready(url, server, trust)
-                    told = {"server_url": url, "pid": server.pid, "stay": hold is not None}
-                    told |= {"trusted": str(trusted or ""), "public_url": public_url}
-                    outcome = _ask(generator, told)
-                    if "failed" in outcome:
-                        raise PointFailed(outcome["failed"])
-                    with httpx2.Client(
-                        base_url=url,
-                        headers={"Authorization": f"Bearer {keys.api_key}"},
-                        # An idle connection may be closed just as it is used again.
-                        limits=httpx2.Limits(max_keepalive_connections=0),
-                        trust_env=False,
-                        verify=trust or True,
-                    ) as client:
-                        outcome["media_paths"] = _media_paths(client)
-                        outcome["looked"] = look(client, outcome) if look else None
-                        if hold is not None:
-                            held = Held(
-                                url,
-                                server.pid,
-                                keys,
-                                directory,
-                                generator_cores,
-                                client,
-                                trust,
-                                outcome["call_sids"],
-                                lambda window_s: _ask(generator, {"window_s": window_s}),
-                            )
-                            outcome["held"] = hold(held)
-                except PointFailed as failure:
-                    words = log.read_text(errors="replace").strip().splitlines()[-8:]
-                    raise PointFailed("\n".join([str(failure), *words])) from None
+            public_url = f"https://{PUBLIC_NAME}:{port}" if kind.ends_tls else url
+            with started(
+                kind,
+                directory,
+                port,
+                {
+                    **_environment(keys, port, public_url, doubles, calls),
+                    **kind.environment,
+                    **(settings or {}),
+                },
+                more=["--workers", str(workers)] if workers > 1 else [],
+                cores=server_cores,
+                realtime=realtime,
+            ) as server:
+                wait_ready(url, server.process, server.trust)
+                told = {"server_url": url, "pid": server.process.pid, "stay": hold is not None}
+                told |= {"trusted": str(server.trusted or ""), "public_url": public_url}
+                outcome = _ask(generator, told)
+                if "failed" in outcome:
+                    raise PointFailed(outcome["failed"])
+                with httpx2.Client(
+                    base_url=url,
+                    headers={"Authorization": f"Bearer {keys.api_key}"},
+                    # An idle connection may be closed just as it is used again.
+                    limits=httpx2.Limits(max_keepalive_connections=0),
+                    trust_env=False,
+                    verify=server.trust or True,
+                ) as client:
+                    outcome["media_paths"] = _media_paths(client)
+                    outcome["looked"] = look(client, outcome) if look else None
+                    if hold is not None:
+                        held = Held(
+                            url,
+                            server.process.pid,
+                            keys,
+                            directory,
+                            generator_cores,
+                            client,
+                            server.trust,
+                            outcome["call_sids"],
+                            lambda window_s: _ask(generator, {"window_s": window_s}),
+                        )
+                        outcome["held"] = hold(held)
     return outcome | {"backend": doubles["backend"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A server in a process of its own, which need not be ready yet."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    """What it writes."""
+    trusted: Path | None
+    """What to trust, where it ends TLS."""
+    trust: ssl.SSLContext | None
+
+
+@contextlib.contextmanager
+def started(
+    kind: ServerKind,
+    directory: Path,
+    port: int,
+    environment: Mapping[str, str],
+    *,
+    more: Sequence[str] = (),
+    cores: Sequence[int] = (),
+    realtime: bool = False,
+) -> Generator[Started]:
+    """Start a server, and stop it at the end.
+
+    Args:
+        kind: Which one.
+        directory: Where it runs.
+        port: Where it listens.
+        environment: Its settings.
+        more: What follows its command line.
+        cores: See :func:`benchmarks.processes.running`.
+        realtime: See there.
+
+    Raises:
+        PointFailed: As the block has raised it, with what the server has said last.
+    """
+    trusted = certified(directory) if kind.ends_tls else None
+    trust = ssl.create_default_context(cafile=trusted) if trusted else None
+    log = directory / LOG
+    with (
+        log.open("wb") as output,
+        processes.running(
+            kind.module,
+            *kind.command_line(port, directory),
+            *more,
+            cores=cores,
+            realtime=realtime,
+            environment=environment,
+            directory=directory,
+            stdout=output,
+            stderr=output,
+        ) as process,
+    ):
+        try:
+            yield Started(process, log, trusted, trust)
+        except PointFailed as failure:
+            words = log.read_text(errors="replace").strip().splitlines()[-8:]
+            raise PointFailed("\n".join([str(failure), *words])) from None
 
 
 @contextlib.contextmanager

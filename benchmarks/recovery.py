@@ -143,7 +143,9 @@ async def long_call(call_s: float, life_s: float) -> dict[str, Any]:
             + 1000 * cleared_s,
             3,
         ),
-        "agent_turns": sum(1 for turn in call.conversation.notes.transcript.turns if turn.speaker == "agent"),
+        "agent_turns": sum(
+            1 for turn in call.conversation.notes.transcript.turns if turn.speaker == "agent"
+        ),
         "still_open": sum(session.is_open for session in gemini.sessions),
     }
 

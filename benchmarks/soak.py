@@ -348,7 +348,9 @@ async def _one_call(
     reason = call.end_reason
     result.reasons[reason.value if reason else "none"] += 1
     if reason not in trouble.ends:
-        result.wrong.append(f"{trouble.name}: it ended with {reason}: {call.conversation.end_detail}")
+        result.wrong.append(
+            f"{trouble.name}: it ended with {reason}: {call.conversation.end_detail}"
+        )
     # What the simulators keep for a look afterwards, and the recording, would fill the disk.
     del twilio.calls[phone.call_sid]
     gemini.sessions.clear()

@@ -11,16 +11,15 @@ import trio
 
 from server import logs
 from server.app import OffhookApp, create_app
+from server.cluster.board import MAX_WORKERS
 from server.errors import CannotListen, ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS
 from server.serving.master import Master
 from server.serving.single import listen, serve, stop_on_signal
 from server.settings.settings import Settings
+from server.settings.values import KEY_NAME
 from server.sockets import raise_file_limit
-from server.web.keys import KEY_NAME, hash_key, new_key
-
-MAX_WORKERS = 1_000
-"""More processes than any machine has cores are a slip of the finger."""
+from server.web.keys import hash_key, new_key
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", help="address to listen on (HOST)")
     parser.add_argument("--port", type=int, help="port to listen on (PORT)")
     parser.add_argument(
+        "-w",
         "--workers",
         type=_worker_count,
         default=1,
@@ -81,7 +81,7 @@ def _worker_count(text: str) -> int:
 
 
 def _new_key(name: str) -> int:
-    if not KEY_NAME.match(name):
+    if re.fullmatch(KEY_NAME, name) is None:
         print(f"offhook: {name!r} must be lower-case letters, digits, - and _", file=sys.stderr)  # noqa: T201
         return 2
     key = new_key()

@@ -141,9 +141,8 @@ class ModelQuotaExceeded(ModelError):
     """The account's quota, or what it may ask for at once, is used up."""
 
 
-def first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+def innermost(error: BaseException) -> BaseException:
     """The first thing that went wrong, however many nurseries it has come through."""
-    error: BaseException = failures
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -60,6 +60,21 @@ class Sparing:
         """How many of this kind were not logged since the last time."""
         return self._unlogged.pop(kind, 0)
 
+    def log(
+        self, now: float, log: Callable[..., Any], event: str, *, kind: str = "", **facts: Any
+    ) -> None:
+        """Log this one or count it; its line says how many of its kind were not logged.
+
+        Args:
+            now: The time.
+            log: A logger's method for the level wanted, such as ``logger.warning``.
+            event: The message, a fixed text.
+            kind: See :class:`Sparing`.
+            facts: The line's fields, ``exc_info`` among them; ``unlogged`` is added.
+        """
+        if self.may_log(now, kind):
+            log(event, unlogged=self.take_unlogged(kind), **facts)
+
 
 MAX_KINDS = 100
 """Kinds of lines of which it is known how many were not logged."""
@@ -84,9 +99,7 @@ def log_stranger(log: Callable[..., Any], event: str, *, kind: str = "", **facts
     except LookupError:
         lines = Sparing(lines=STRANGERS_LINES)
         _strangers_lines.set(lines)
-    kind = kind or event
-    if lines.may_log(trio.current_time(), kind):
-        log(event, unlogged=lines.take_unlogged(kind), **facts)
+    lines.log(trio.current_time(), log, event, kind=kind or event, **facts)
 
 
 _NUMBER = re.compile(r"(?:\+|%2[bB])\d{7,15}\b")

@@ -86,3 +86,15 @@ def without_start(run: Callable[[], Awaitable[None]]) -> Helper:
         await run()
 
     return helper
+
+
+async def first_of(*waits: Callable[[], Awaitable[Any]]) -> None:
+    """Wait until one of these returns, and leave the others."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(until: Callable[[], Awaitable[Any]]) -> None:
+            await until()
+            nursery.cancel_scope.cancel("another has come first")
+
+        for each in waits:
+            nursery.start_soon(wait, each)

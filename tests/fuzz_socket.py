@@ -8,8 +8,8 @@
 
 The server is a process of its own, started as in production. Some connections at a time say what
 :mod:`tests.support.socket_inputs` makes of their numbers: requests, bodies, upgrades, frames,
-HTTP/2, TLS and other look-alikes, cut anywhere, and torn down in every way. Meanwhile the server must answer
-``/healthz``, and its calls are recognised frame by frame (``benchmarks/load``). Afterwards it and
+HTTP/2, TLS and other look-alikes, cut anywhere, and torn down in every way. Meanwhile the server
+must answer ``/healthz``, and its calls are recognised frame by frame (``benchmarks/load``). Afterwards it and
 its workers are the same processes, have as many descriptors open as before, and have written
 neither a traceback nor more lines a second than strangers are allowed.
 """
@@ -25,7 +25,6 @@ import re
 import secrets
 import socket
 import ssl
-import statistics
 import struct
 import sys
 import tempfile
@@ -39,7 +38,7 @@ from typing import Any
 import trio
 
 from benchmarks import processes
-from benchmarks.hostile import FLOOR_MS, WAYS, watched_window
+from benchmarks.hostile import FLOOR_MS, WAYS, Outcome, watched_window
 from benchmarks.load.killers import KILLERS
 from benchmarks.point import (
     LOG,
@@ -47,9 +46,9 @@ from benchmarks.point import (
     Held,
     PointFailed,
     ServerKind,
-    certified,
     free_port,
     run_point,
+    started,
     wait_ready,
 )
 from tests.support.socket_inputs import (
@@ -184,12 +183,11 @@ def _is_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def serving(kind: ServerKind, *, limit: int = 0, **settings: str) -> Generator[Victim]:
+def serving(kind: ServerKind, **settings: str) -> Generator[Victim]:
     """A server without calls, in a process of its own, with the simulators.
 
     Args:
         kind: How it serves.
-        limit: How many descriptors it may open; 0 for as many as the system allows.
         settings: Environment variables in lower case.
 
     Raises:
@@ -197,9 +195,7 @@ def serving(kind: ServerKind, *, limit: int = 0, **settings: str) -> Generator[V
     """
     with tempfile.TemporaryDirectory(prefix="offhook-fuzz-") as name:
         directory, port = Path(name), free_port()
-        trusted = certified(directory) if kind.ends_tls else None
-        trust = ssl.create_default_context(cafile=trusted) if trusted else None
-        url = f"{'https' if trusted else 'http'}://{HOST}:{port}"
+        url = kind.url(port)
         environment = {
             "HOST": HOST,
             "PORT": str(port),
@@ -210,25 +206,10 @@ def serving(kind: ServerKind, *, limit: int = 0, **settings: str) -> Generator[V
             **kind.environment,
             **{setting.upper(): value for setting, value in settings.items()},
         }
-        log = directory / LOG
-        with (
-            log.open("wb") as output,
-            processes.running(
-                kind.module,
-                *kind.command_line(port, directory),
-                environment=environment,
-                directory=directory,
-                stdout=output,
-                stderr=output,
-            ) as server,
-        ):
-            try:
-                wait_ready(url, server, trust)
-                wait_all_ready(kind, log)
-            except PointFailed as failure:
-                words = log.read_text(errors="replace").strip().splitlines()[-8:]
-                raise PointFailed("\n".join([str(failure), *words])) from None
-            yield Victim(kind, port, server.pid, log, trust)
+        with started(kind, directory, port, environment) as server:
+            wait_ready(url, server.process, server.trust)
+            wait_all_ready(kind, server.log)
+            yield Victim(kind, port, server.process.pid, server.log, server.trust)
 
 
 def wait_all_ready(kind: ServerKind, log: Path) -> None:
@@ -352,7 +333,6 @@ class Fuzzer:
         longest_s: No more are begun after that.
         inputs: The same after so many inputs.
         per_s: Connections a second at most; 0 for as many as there can be.
-        life_s: How long a connection may be left open until the server has closed it.
     """
 
     def __init__(
@@ -364,7 +344,6 @@ class Fuzzer:
         longest_s: float = float("inf"),
         inputs: float = float("inf"),
         per_s: float = 0.0,
-        life_s: float = LIFE_S,
     ) -> None:
         self.victim = victim
         self.report = report
@@ -372,7 +351,6 @@ class Fuzzer:
         self._longest_s = longest_s
         self._inputs = inputs
         self._interval_s = 1.0 / per_s if per_s else 0.0
-        self._life_s = life_s
         self._recent: deque[int] = deque(maxlen=SUSPECTS)
         self._staying = 0
         self._next_at = 0.0
@@ -520,13 +498,13 @@ class Fuzzer:
         """Leave a connection open, and read what comes, until the server closes it."""
         began = trio.current_time()
         try:
-            with trio.move_on_after(self._life_s) as patience:
-                while await _hear(secured, self._life_s) is not None:
+            with trio.move_on_after(LIFE_S) as patience:
+                while await _hear(secured, LIFE_S) is not None:
                     pass
             life_s = trio.current_time() - began
             self.report.longest_life_s = max(self.report.longest_life_s, life_s)
             if patience.cancelled_caught:
-                self.report.find(f"connection {number} is still open after {self._life_s:g} s")
+                self.report.find(f"connection {number} is still open after {LIFE_S:g} s")
         finally:
             self._staying -= 1
             stream.socket.close()
@@ -604,9 +582,7 @@ def _ending(answer: bytes, *, closed: bool) -> str:
 
 
 @contextlib.contextmanager
-def judged(
-    victim: Victim, report: Report, *, life_s: float = LIFE_S, strict_log: bool = True
-) -> Generator[None]:
+def judged(victim: Victim, report: Report) -> Generator[None]:
     """Look at a server before and after the block; what is wrong then goes into the report."""
     members, descriptors = victim.members(), _settled_descriptors(victim)
     log_bytes, began = victim.log.stat().st_size, time.monotonic()
@@ -614,18 +590,18 @@ def judged(
     yield
     if victim.members() != members:
         report.find(f"processes were {members} and are {victim.members()}")
-        _judge_log(victim, report, log_bytes, began, len(members), strict=strict_log)
+        _judge_log(victim, report, log_bytes, began, len(members))
         return
     if not victim.answers():
         report.find("/healthz is not answered afterwards")
-    deadline = time.monotonic() + life_s + 5.0
+    deadline = time.monotonic() + LIFE_S + 5.0
     while any(count > descriptors[member] for member, count in victim.descriptors().items()):
         if time.monotonic() > deadline:
             report.find(f"descriptors were {descriptors} and are {victim.descriptors()}")
             break
         time.sleep(0.05)
     report.grown_kib = processes.resident_kib(victim.pid) - before_kib
-    _judge_log(victim, report, log_bytes, began, len(members), strict=strict_log)
+    _judge_log(victim, report, log_bytes, began, len(members))
 
 
 def _settled_descriptors(victim: Victim) -> dict[int, int]:
@@ -638,7 +614,7 @@ def _settled_descriptors(victim: Victim) -> dict[int, int]:
 
 
 def _judge_log(
-    victim: Victim, report: Report, offset: int, began: float, processes_count: int, *, strict: bool
+    victim: Victim, report: Report, offset: int, began: float, processes_count: int
 ) -> None:
     with victim.log.open("rb") as log:
         log.seek(offset)
@@ -648,7 +624,7 @@ def _judge_log(
     allowed = (LINES_AT_ONCE + LINES_PER_S * (time.monotonic() - began)) * processes_count
     if len(lines) > allowed:
         report.find(f"{len(lines)} log lines, {allowed:.0f} may be")
-    if strict and (found := [line for line in lines if TRACEBACK.search(line)]):
+    if found := [line for line in lines if TRACEBACK.search(line)]:
         report.find(f"{len(found)} tracebacks, the first: {found[0][:4_000]}")
 
 
@@ -661,7 +637,6 @@ def fuzz(
     connections: int | None = None,
     first: int = 0,
     per_s: float = 0.0,
-    life_s: float = LIFE_S,
     window_s: float = WINDOW_S,
 ) -> Report:
     """Fuzz a server that runs, from the connection with this number on, and judge it.
@@ -670,7 +645,7 @@ def fuzz(
         victim: The server.
         seed, first: Decide what the connections say.
         inputs, longest_s, connections: When to end, whichever comes first.
-        per_s, life_s: See :class:`Fuzzer`.
+        per_s: See :class:`Fuzzer`.
         window_s: Its calls are measured for so long before, and then again and again.
     """
     report = Report(victim.kind, seed)
@@ -682,9 +657,8 @@ def fuzz(
         longest_s=longest_s,
         inputs=inputs,
         per_s=per_s,
-        life_s=life_s,
     )
-    with judged(victim, report, life_s=life_s):
+    with judged(victim, report):
         if victim.held is None:
             trio.run(fuzzer.run)
         else:
@@ -710,11 +684,8 @@ async def _fuzz_beside_calls(fuzzer: Fuzzer, held: Held, report: Report, window_
         is_over = True
     last = await trio.to_thread.run_sync(watched_window, held, 0.1)
     report.calls, report.windows = len(held.call_sids), len(windows)
-    report.quiet_ms = {name: _p99(quiet, way) for name, way in WAYS.items()}
-    report.fuzzed_ms = {
-        name: statistics.median(_p99(window, way) for window in windows)
-        for name, way in WAYS.items()
-    }
+    report.quiet_ms = {name: Outcome.p99_ms([quiet], way) for name, way in WAYS.items()}
+    report.fuzzed_ms = {name: Outcome.p99_ms(windows, way) for name, way in WAYS.items()}
     report.frames = sum(window["frames"] for window in windows)
     report.lost_ms = last["lost_ms"] - quiet["lost_ms"]
     report.doubled_ms = last["doubled_ms"] - quiet["doubled_ms"]
@@ -724,11 +695,6 @@ async def _fuzz_beside_calls(fuzzer: Fuzzer, held: Held, report: Report, window_
             f"calls were harmed: {report.calls_lost} ended, {report.lost_ms:.0f} ms lost, "
             f"{report.doubled_ms:.0f} ms doubled"
         )
-
-
-def _p99(window: dict[str, Any], way: str) -> float:
-    found = window[way]["p99"]
-    return float("inf") if found is None else float(found)
 
 
 def fuzz_beside_calls(

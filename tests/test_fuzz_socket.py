@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import signal
@@ -35,7 +34,6 @@ from tests.support.socket_inputs import (
 )
 
 reads_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-has_trustme = importlib.util.find_spec("trustme") is not None
 
 WAYS_TO_SERVE = {
     "python": {},
@@ -91,8 +89,6 @@ def test_frames_of_http_2_are_what_its_own_rfc_has():
 @pytest.fixture(scope="module", params=WAYS_TO_SERVE)
 def victim(request):
     ways = WAYS_TO_SERVE[request.param]
-    if ways.get("tls") and not has_trustme:
-        pytest.skip("needs trustme")
     if sys.platform != "linux":
         pytest.skip("reads /proc")
     with serving(server_kind(**ways), **QUICK) as running:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections.abc import Iterator
 
 from benchmarks.load.killers import (
     KILLERS,
@@ -74,8 +75,14 @@ async def upgrades(attacker: Attacker) -> None:
         ]
     )
 
+    await _leave_open(attacker, broken)
+
+
+async def _leave_open(attacker: Attacker, said: Iterator[bytes]) -> None:
+    """Each connection says the next of these, takes the answer, and stays until it is closed."""
+
     async def leave_open(connection: Connection) -> str:
-        await connection.send(next(broken))
+        await connection.send(next(said))
         status = await connection.answer()
         await connection.end()
         return status
@@ -99,12 +106,6 @@ async def prefaces(attacker: Attacker) -> None:
         ]
     )
 
-    async def leave_open(connection: Connection) -> str:
-        await connection.send(next(halves))
-        status = await connection.answer()
-        await connection.end()
-        return status
-
     async def reset(connection: Connection) -> str:
         pace = Pace(BURSTS_PER_S)
         await connection.send(begin_h2())
@@ -127,7 +128,7 @@ async def prefaces(attacker: Attacker) -> None:
             closed.cancel()
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(attacker.many(SOCKETS, leave_open, Pace(50, at_once=SOCKETS)))
+        group.create_task(_leave_open(attacker, halves))
         group.create_task(attacker.many(1, reset, Pace(5)))
 
 
@@ -165,14 +166,7 @@ async def pings(attacker: Attacker) -> None:
         connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
         return await _flood(attacker, connection, PINGS, asking)
 
-    async def again() -> None:
-        while attacker.goes_on:
-            await opening.turn()
-            await attacker.once(ping, unread_bytes=2048)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(PINGERS):
-            group.create_task(again())
+    await attacker.many(PINGERS, ping, opening, unread_bytes=2048)
 
 
 async def ignored(attacker: Attacker) -> None:
@@ -236,19 +230,6 @@ async def killers(attacker: Attacker) -> None:
     await attacker.many(SOCKETS, kill, Pace(20))
 
 
-async def merged_webhooks(attacker: Attacker) -> None:
-    """Webhooks of the carrier's whose fields are put into each other, which signs alike."""
-    await attacker.ask(
-        itertools.cycle(
-            [
-                request(path, form=form, X_Twilio_Signature=signature)
-                for path, signature, form in attacker.means.webhooks
-            ]
-        ),
-        50,
-    )
-
-
 ATTACKS: dict[str, Attack] = {
     "upgrades": upgrades,
     "prefaces": prefaces,
@@ -256,5 +237,4 @@ ATTACKS: dict[str, Attack] = {
     "pings": pings,
     "ignored": ignored,
     "killers": killers,
-    "webhooks-merged": merged_webhooks,
 }

@@ -128,16 +128,28 @@ class Attacker:
         return time.monotonic() < self.until
 
     async def many(
-        self, count: int, act: Callable[[Connection], Awaitable[str]], pace: Pace | None = None
+        self,
+        count: int,
+        act: Callable[[Connection], Awaitable[str]],
+        pace: Pace | None = None,
+        *,
+        unread_bytes: int = 0,
     ) -> None:
-        """So many connections at once; for each that has ended another is opened."""
+        """So many connections at once; for each that has ended another is opened.
+
+        Args:
+            count: How many.
+            act: What is done with each.
+            pace: How fast they are opened.
+            unread_bytes: See :meth:`connect`.
+        """
 
         async def again() -> None:
             while self.goes_on:
                 if pace is not None:
                     await pace.turn()
                 if self.goes_on:
-                    await self.once(act)
+                    await self.once(act, unread_bytes=unread_bytes)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(count):

@@ -18,7 +18,7 @@ import codec
 from codec.mixdown import MAX_CHANNELS, RATES_HZ, Layout, Mixdown, Survey, to_pcm
 from server.errors import ConfigurationError
 from server.media import wav
-from server.media.wav import NotWav, WavHead, read_head
+from server.media.wav import NotWav, OtherFile, WavHead, read_head
 
 LINE_RATE_HZ = 8_000
 MAX_SECONDS = 60.0
@@ -100,10 +100,10 @@ def _greeting(path: Path, file: BinaryIO) -> bytes:
         raise _Unreadable("the file is empty")
     try:
         head = read_head(file, file_bytes)
-    except NotWav as error:
-        if str(error) != "not a WAV file":
-            raise _Unreadable(f"{error}; {_ADVICE}") from error
+    except OtherFile:
         return _with_libsndfile(path, file)
+    except NotWav as error:
+        raise _Unreadable(f"{error}; {_ADVICE}") from error
     encoding = _encoding(head)
     if encoding is None:
         return _with_libsndfile(path, file, tag=head.tag, bits=head.bits)

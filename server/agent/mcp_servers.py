@@ -31,7 +31,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 
 from server.agent.tool import LiveCall, Tool, ToolError, without_extra
 from server.call.toolbox import MAX_ERROR, MAX_RESULT_BYTES
-from server.errors import ConfigurationError
+from server.errors import ConfigurationError, innermost
 from server.settings.file import read_text
 
 if TYPE_CHECKING:
@@ -325,8 +325,7 @@ def is_too_big(value: object, most_bytes: int) -> bool:
 
 def _reason(error: BaseException) -> str:
     """What went wrong, from the depth of an exception group; nothing that may hold a secret."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    error = innermost(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{type(error).__name__}: {error.strerror}"
     return type(error).__name__

@@ -49,7 +49,7 @@ from server.carrier import (
 )
 from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import VoicemailPolicy
-from server.errors import CarrierError, ModelError, ServerError, StreamEnded, first_of
+from server.errors import CarrierError, ModelError, ServerError, StreamEnded, innermost
 from server.logs import masked
 from server.metrics import Metrics, add
 from server.model import Model
@@ -285,7 +285,7 @@ class Call:
                 with self._guarded("failure"):
                     self._failed(failures)
             except* Exception as failures:
-                self.end(EndReason.ERROR, type(first_of(failures)).__name__)
+                self.end(EndReason.ERROR, type(innermost(failures)).__name__)
                 logger.exception("call failed by a bug of ours", exc_info=failures)
             finally:
                 self._stopped_by_server = c.end_reason is None
@@ -340,7 +340,7 @@ class Call:
 
     def _failed(self, failures: ExceptionGroup[ServerError]) -> None:
         """Name the end of a call after the first thing that went wrong on somebody's side."""
-        error = first_of(failures)
+        error = innermost(failures)
         assert isinstance(error, ServerError)
         c = self.conversation
         reason = EndReason.of_failure(error, had_session=c.session.is_ready)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import phonenumbers
 
 from server.model import Usage
+from server.model.gemini.counts import UNSPECIFIED
 
 TOKENS_PER_S = 25
 """Of audio, in and out ("Live API: token counts")."""
@@ -103,7 +104,6 @@ def _region(number: str) -> str:
     return phonenumbers.region_code_for_number(parsed) or ""
 
 
-UNSPECIFIED = "MODALITY_UNSPECIFIED"
 MAX_OPEN_TURNS = 16
 """Turns whose counts may still grow; older ones are summed up, however many there are."""
 
@@ -168,11 +168,9 @@ class _Sum:
 
     def add(self, turn: _Turn, price: ModelPrice | None) -> None:
         """Add a turn's tokens, and their price as far as it is known."""
-        self.complete = self.complete and turn.complete
-        if price is None:
-            self.complete = self.complete and not turn.total
-        self.complete = self.complete and not turn.unpriced
-        self.other += turn.unpriced
+        unpriced = turn.unpriced
+        self.complete = self.complete and turn.complete and not unpriced
+        self.other += unpriced
         for summed, table, counted in (
             (self.prompt, price.prompt if price else {}, turn.prompt.by_modality()),
             (self.response, price.response if price else {}, turn.response.by_modality()),

@@ -331,12 +331,12 @@ class Workers:
                 self._tell_unusable(error)
 
     def _tell_unusable(self, error: OSError) -> None:
-        if self._refusals.may_log(time.monotonic()):
-            logger.error(
-                "directory of the processes cannot be used; calls stay where they come",
-                error=str(error),
-                unlogged=self._refusals.take_unlogged(),
-            )
+        self._refusals.log(
+            time.monotonic(),
+            logger.error,
+            "directory of the processes cannot be used; calls stay where they come",
+            error=str(error),
+        )
 
     # -- passing requests on ---------------------------------------------------------------
 
@@ -488,7 +488,8 @@ class Workers:
 
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(_serve_http, _PassedOn(app), config)
+                passed_on = wrap_app(_PassedOn(app), config.wsgi_max_body_size, "asgi")
+                await nursery.start(serve_worker, passed_on, config)
                 await nursery.start(trio.serve_listeners, take, [listener])
                 nursery.start_soon(self._beat)
                 task_status.started()
@@ -597,14 +598,6 @@ def _listen(path: Path) -> socket.socket:
     listener.bind(str(path))
     listener.listen(512)
     return listener
-
-
-async def _serve_http(  # type: ignore[no-untyped-def]
-    app: Framework, config: Config, task_status
-) -> None:
-    await serve_worker(
-        wrap_app(app, config.wsgi_max_body_size, "asgi"), config, task_status=task_status
-    )
 
 
 class _PassedOn:

@@ -27,7 +27,7 @@ from server import logs
 from server.app import OffhookApp, create_app
 from server.call.call import Call
 from server.demo.scripts import SCRIPTS, DemoScript, Outcome
-from server.errors import ConfigurationError
+from server.errors import ConfigurationError, innermost
 from server.serving.single import listen, serve
 from server.settings.settings import Settings
 from server.simulators.clock import PatientClock
@@ -62,14 +62,10 @@ def run_demo(script: str) -> int:
         wrong += errors.exceptions
     if wrong:
         # Every script has the same settings beside its own, so each has the same to say.
-        raise ConfigurationError(str(_first(wrong[0])))
+        raise ConfigurationError(str(innermost(wrong[0])))
     if clock.withheld_s > WORTH_TELLING_S:
         console.print(f"the machine was busy: {clock.withheld_s:.1f} s were not counted")
     return 0 if passed else 1
-
-
-def _first(error: BaseException) -> BaseException:
-    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _run_all(console: Console, directory: Path) -> bool:
@@ -189,10 +185,9 @@ async def _show_live(console: Console, call: Call, phone: SimulatedCall) -> None
         for at, who, what in events[shown:]:
             if at > settled:
                 break
+            began_at = call.conversation.notes.began_at
             colour = "cyan" if who == "phone" else "green"
-            console.print(
-                f"{at - notes.began_at:7.2f} s  [{colour}]{who:8}[/] {escape(what)}"
-            )
+            console.print(f"{at - began_at:7.2f} s  [{colour}]{who:8}[/] {escape(what)}")
             shown += 1
         if over:
             return
@@ -200,13 +195,10 @@ async def _show_live(console: Console, call: Call, phone: SimulatedCall) -> None
 
 
 def _events(call: Call, phone: SimulatedCall) -> Iterator[tuple[float, str, str]]:
+    notes = call.conversation.notes
     for at_s, what, facts in notes.timeline:
         details = ", ".join(f"{name} {value}" for name, value in facts.items())
-        yield (
-            notes.began_at + at_s,
-            "offhook",
-            f"{what} ({details})" if details else what,
-        )
+        yield notes.began_at + at_s, "offhook", f"{what} ({details})" if details else what
     for at_s, what in phone.timeline:
         yield phone.created_at + at_s, "phone", what
     for stream in phone.phones:

@@ -159,20 +159,13 @@ class Doors:
             self._spare = None
 
     def _note_shed(self) -> None:
-        if self._shed.may_log(trio.current_time()):
-            logger.warning(
-                "connections closed: descriptors are short (raise ulimit -n)",
-                unlogged=self._shed.take_unlogged(),
-            )
+        message = "connections closed: descriptors are short (raise ulimit -n)"
+        self._shed.log(trio.current_time(), logger.warning, message)
 
     def note_bug(self, error: BaseException) -> None:
         """Something went wrong in a connection that should not: it ends, and nothing else."""
-        if self._bugs.may_log(trio.current_time()):
-            logger.error(
-                "connection ended by a bug of ours",
-                exc_info=error,
-                unlogged=self._bugs.take_unlogged(),
-            )
+        message = "connection ended by a bug of ours"
+        self._bugs.log(trio.current_time(), logger.error, message, exc_info=error)
 
 
 class Listener(trio.abc.Listener[trio.SocketStream]):
@@ -447,13 +440,8 @@ class Connection(TCPServer):
         """Serve it to its end; never raises for anything that a connection can do wrong."""
         try:
             await self._serve()
-        except* (
-            OSError,
-            trio.BrokenResourceError,
-            trio.ClosedResourceError,
-            wsproto.utilities.ProtocolError,
-        ):
-            pass  # the client has gone, or talks nonsense
+        except* THEIR_FAULT:
+            pass
         except* Exception as failures:
             self._doors.note_bug(failures)
         finally:

@@ -37,6 +37,7 @@ from hypercorn.utils import repr_socket_addr
 from server.errors import ConfigurationError
 from server.hooks.connections import Doors, Listener
 from server.hooks.detach import DetachableServer
+from server.supervision import first_of
 
 FAILED_STATUS = 70
 """The exit status of a process whose inside has failed: EX_SOFTWARE of sysexits.h."""
@@ -100,9 +101,9 @@ async def serve_worker(
                     )
                     task_status.started(addresses)
                     reasons = [context.terminate.wait, failed.wait]
-                    await _first_of(*reasons, *([shutdown_trigger] if shutdown_trigger else []))
+                    await first_of(*reasons, *([shutdown_trigger] if shutdown_trigger else []))
                     if not failed.is_set():
-                        await _first_of(drain, failed.wait)
+                        await first_of(drain, failed.wait)
                     accepting.cancel_scope.cancel("the server stops")
                 await context.terminated.set()
                 doors.dismiss()
@@ -132,18 +133,6 @@ def _listen(
         listeners.append(listener)
         addresses.append(f"{scheme}://{repr_socket_addr(sock.family, sock.getsockname())}")
     return listeners, addresses
-
-
-async def _first_of(*waits: Callable[[], Awaitable[Any]]) -> None:
-    """Wait until one of these returns, and leave the others."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(until: Callable[[], Awaitable[Any]]) -> None:
-            await until()
-            nursery.cancel_scope.cancel("another has come first")
-
-        for each in waits:
-            nursery.start_soon(wait, each)
 
 
 # ------------------------------------------------------------------------------------------
@@ -214,7 +203,7 @@ async def _serve_under_command(
     async def wait_asked() -> None:
         # The task that receives signals stays until the end, for they come more than once.
         waits = [asked.wait, *([shutdown_trigger] if shutdown_trigger else [])]
-        await _first_of(*waits)
+        await first_of(*waits)
 
     async with trio.open_nursery() as nursery:
         if threading.current_thread() is threading.main_thread():

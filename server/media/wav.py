@@ -36,6 +36,10 @@ class NotWav(ValueError):
     """The file is no WAV file, or one whose head says nothing; the message says what is missing."""
 
 
+class OtherFile(NotWav):
+    """It does not even begin like a WAV file."""
+
+
 @dataclass(frozen=True, slots=True)
 class WavHead:
     """What the head of a WAV file says, and where its samples are."""
@@ -77,7 +81,7 @@ def read_head(file: BinaryIO, file_bytes: int) -> WavHead:
     """
     start = file.read(12)
     if start[:4] not in (b"RIFF", b"RIFX", b"RF64", b"BW64") or start[8:12] != b"WAVE":
-        raise NotWav("not a WAV file")
+        raise OtherFile("not a WAV file")
     order = ">" if start[:4] == b"RIFX" else "<"
     layout, data = b"", (0, 0)
     long_data_bytes = 0

@@ -323,17 +323,6 @@ def classify(
     return Kind.BUSY if status == 503 or (at_handshake and 500 <= status < 600) else None
 
 
-def classify_error(error: Mapping[str, Any]) -> Kind | None:
-    """Say what about the account an error refuses that came as a message of a session.
-
-    Args:
-        error: Its ``code``, ``status``, ``message`` and ``details``, as far as there are any.
-    """
-    code = error.get("code")
-    status = code if isinstance(code, int) and 100 <= code < 600 else None
-    return classify(" ".join(_told_by(error)), status=status)
-
-
 def _words(text: str) -> str:
     """Bring a service's words into the form that the rules are written for."""
     if text.lstrip()[:1] in ("{", "["):

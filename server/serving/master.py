@@ -24,7 +24,7 @@ from server import logs
 from server.app import create_app
 from server.cluster.workers import AVAILABLE
 from server.errors import ConfigurationError
-from server.hooks.hypercorn_worker import FAILED_STATUS
+from server.hooks.hypercorn_worker import FAILED_STATUS, stop_on_signals
 from server.serving.single import listen, serve
 from server.settings.settings import Settings
 from server.sockets import raise_file_limit
@@ -185,19 +185,13 @@ async def _serve(
         nursery.cancel_scope.cancel("the calls have ended")
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_when_told, stop)
+        # A service manager tells every process, and the parent tells them again: once is enough.
+        nursery.start_soon(stop_on_signals, stop, {signal.SIGTERM: False})
         nursery.start_soon(_stop_with_parent, stop)
         await nursery.start(serve_until_stopped)
         with suppress(OSError):  # the parent has gone already
             master.send_bytes(READY)
     return FAILED_STATUS if app.failed.is_set() else 0
-
-
-async def _stop_when_told(stop: trio.Event) -> None:
-    # A service manager tells every process, and the parent tells them again: once is enough.
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        async for _ in signals:
-            stop.set()
 
 
 async def _stop_with_parent(stop: trio.Event) -> None:

@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 import sys
+from functools import partial
 
 import trio
 from hypercorn.config import Config
@@ -84,19 +85,17 @@ async def serve(
     config.loglevel = "WARNING"  # where it listens is said by our own log
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(_serve_hypercorn, app, config, stop)
+        await nursery.start(
+            partial(
+                serve_worker,
+                wrap_app(app, config.wsgi_max_body_size, "asgi"),
+                config,
+                shutdown_trigger=stop.wait,
+                drain=app.drain,
+                failed=app.failed,
+            )
+        )
         task_status.started()
-
-
-async def _serve_hypercorn(app, config, stop, task_status) -> None:  # type: ignore[no-untyped-def]
-    await serve_worker(
-        wrap_app(app, config.wsgi_max_body_size, "asgi"),
-        config,
-        shutdown_trigger=stop.wait,
-        drain=app.drain,
-        failed=app.failed,
-        task_status=task_status,
-    )
 
 
 async def stop_on_signal(stop: trio.Event) -> None:

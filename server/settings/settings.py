@@ -125,7 +125,7 @@ _Model = Annotated[str, AfterValidator(values.model_name)]
 _SocketUrl = Annotated[str, AfterValidator(values.socket_url)]
 _KeyName = Annotated[
     str,
-    _matching("[a-z0-9][a-z0-9_-]{0,31}", "names must be up to 32 of a-z, 0-9, - and _"),
+    _matching(values.KEY_NAME, "names must be up to 32 of a-z, 0-9, - and _"),
 ]
 _Sha256 = Annotated[
     str, _matching("[0-9a-fA-F]{64}", "each must be the SHA-256 of a key, 64 digits of 0-9 and a-f")

@@ -97,6 +97,10 @@ def api_key_sid(value: str) -> str:
     return value
 
 
+KEY_NAME = "[a-z0-9][a-z0-9_-]{0,31}"
+"""What a client's key may be called: a pattern for the whole name."""
+
+
 def secret(value: str) -> str:
     """A secret that can be sent in a header, and is not the name of something.
 
@@ -173,15 +177,20 @@ def public_url(url: str) -> str:
     for ending in WEBHOOK_PATHS:
         if path.endswith(ending):
             raise ValueError(f"must not end in {ending}: what comes before that is wanted here")
-    if path.split("/")[1:2] and path.split("/")[1] in _OWN_PATHS:
-        raise ValueError(f"has a path that begins like one of this server: /{path.split('/')[1]}")
+    first = path.removeprefix("/").partition("/")[0]
+    if first in _OWN_PATHS:
+        raise ValueError(f"has a path that begins like one of this server: /{first}")
     if not _PATH.fullmatch(path) or "/." in path:
         raise ValueError("has a path with characters that no path has")
-    netloc = f"[{host}]" if ":" in host else host
-    port = parts.port
-    if port is not None and port != {"http": 80, "https": 443}[parts.scheme.lower()]:
-        netloc += f":{port}"
-    return f"{parts.scheme.lower()}://{netloc}{path}"
+    return f"{_origin_of(parts)}{path}"
+
+
+def _origin_of(parts: SplitResult) -> str:
+    """Scheme, host and port of a web address, as browsers write them."""
+    scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
+    host = f"[{host}]" if ":" in host else host
+    default = {"http": 80, "https": 443}[scheme]
+    return f"{scheme}://{host}" + ("" if port in (None, default) else f":{port}")
 
 
 def unreachable(url: str) -> str | None:
@@ -258,12 +267,10 @@ def origin(value: str) -> str:
     parts = _split(value.rstrip("/"), ("http", "https"))
     if parts.path or parts.query or parts.fragment:
         raise ValueError("must be an origin alone, such as https://app.example.com")
-    scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
+    host = parts.hostname or ""
     if not host.isascii() or (":" not in host and not _HOST_NAME.fullmatch(host)):
         raise ValueError("has a host name that is none: * stands only alone, for every origin")
-    host = f"[{host}]" if ":" in host else host
-    default = {"http": 80, "https": 443}[scheme]
-    return f"{scheme}://{host}" + ("" if port in (None, default) else f":{port}")
+    return _origin_of(parts)
 
 
 # ------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from werkzeug.datastructures import MultiDict
 from server.carrier import CallStatus
 from server.errors import StreamEnded
 from server.hooks.hypercorn_worker import serve_worker
+from server.settings.values import is_loopback
 from server.simulators.phone import (
     Script,
     SimulatedPhone,
@@ -344,11 +345,6 @@ def _tls(*, is_here: bool) -> ssl.SSLContext:
     return context
 
 
-def _is_here(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
 def _webhook_client(*, is_here: bool) -> httpx2.AsyncClient:
     """A client that makes a connection for each webhook.
 
@@ -371,7 +367,7 @@ async def open_websocket(url: str, signature: str) -> AsyncGenerator[WebSocketTr
     """
     async with connect(
         url,
-        ssl=_tls(is_here=_is_here(url)) if urlsplit(url).scheme == "wss" else None,
+        ssl=_tls(is_here=is_loopback(url)) if urlsplit(url).scheme == "wss" else None,
         additional_headers={"X-Twilio-Signature": signature},
         user_agent_header="Twilio.TmeWs/1.0",
         compression=None,
@@ -919,7 +915,7 @@ class TwilioSimulator:
         """Post a signed form; once more if the connection failed, as Twilio does by default."""
         signature = sign(url, self._auth_token, {name: [fields[name]] for name in fields})
         headers = {"X-Twilio-Signature": signature, "User-Agent": "TwilioProxy/1.1"}
-        http = self._http_here if _is_here(url) else self._http
+        http = self._http_here if is_loopback(url) else self._http
         with trio.move_on_after(WEBHOOK_TIMEOUT_S):
             for _ in range(2):
                 try:

@@ -43,7 +43,7 @@ from server.errors import (
     CarrierProtocolError,
     ModelError,
     StreamEnded,
-    first_of,
+    innermost,
 )
 from server.logs import Sparing, log_stranger
 from server.metrics import Metrics
@@ -137,7 +137,7 @@ async def _connect_once(session: Session) -> None:
             await session.wait_ready()
             nursery.cancel_scope.cancel("that is all")
     except* ModelError as failures:
-        failure = first_of(failures)
+        failure = innermost(failures)
     if failure is not None:
         raise failure
 
@@ -495,8 +495,7 @@ class Calls:
             return await self.answer(request.call_sid, request.number, agent)
         else:
             stray = "voice webhook of a call that was not placed here: it is hung up"
-        if self._strays.may_log(trio.current_time()):
-            logger.warning(stray, unlogged=self._strays.take_unlogged())
+        self._strays.log(trio.current_time(), logger.warning, stray)
         return self.carrier.hang_up_twiml()
 
     def check_admission(self) -> None:

@@ -18,6 +18,7 @@ from server.call.call import Call
 from server.carrier import Carrier, StatusUpdate
 from server.errors import CarrierError
 from server.logs import Sparing
+from server.supervision import first_of
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -91,7 +92,7 @@ class Inquiry:
                 await call.finished.wait()
             elif trio.current_time() < due_at:
                 with trio.move_on_at(due_at):
-                    await _until_over(call)
+                    await first_of(call.progress.settled.wait, call.finished.wait)
             else:
                 refused = 0 if await self._ask(call) else refused + 1
                 asked_at, asked = trio.current_time(), asked + 1
@@ -109,12 +110,13 @@ class Inquiry:
             await trio.sleep_until(self._resume_at)
             if call.progress.settled.is_set():
                 return True  # it was told while this waited for its turn
-            if call.progress.told_at is None and self._warnings.may_log(trio.current_time()):
-                logger.warning(
+            if call.progress.told_at is None:
+                self._warnings.log(
+                    trio.current_time(),
+                    logger.warning,
                     "no status callback has come: asking the carrier; "
                     "does PUBLIC_URL reach this server, and is /call-status let through?",
                     call_sid=call.call_sid,
-                    unlogged=self._warnings.take_unlogged(),
                 )
             try:
                 update = await self._carrier.fetch_status(call.call_sid)
@@ -125,15 +127,3 @@ class Inquiry:
                 return error.status is None or error.status in (408, 429) or error.status >= 500
         self._on_update(update)
         return True
-
-
-async def _until_over(call: Call) -> None:
-    """Wait until the carrier has said its last word, or the call is over here."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel("it is over")
-
-        nursery.start_soon(wait, call.progress.settled)
-        nursery.start_soon(wait, call.finished)

@@ -12,6 +12,7 @@ from typing import Any
 
 from quart import Quart, Response, request
 
+from server.headers import single
 from server.web.api import error_body
 
 ALL = "*"
@@ -37,8 +38,8 @@ def allow_origins(app: Quart, origins: Collection[str], paths: Collection[str]) 
     def allowed() -> str | None:
         if ALL in origins:
             return ALL
-        given = request.headers.getlist("Origin")
-        return given[0] if len(given) == 1 and given[0] in origins else None
+        given = single(request.headers, "Origin")
+        return given if given in origins else None
 
     @app.before_request
     async def answer_preflight() -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import secrets
 from collections.abc import Mapping
 
@@ -16,7 +15,6 @@ from server.headers import Headers, lines_of, single
 
 UNNAMED = "default"
 """What the key in ``API_KEY`` is called in metrics and in the queue for a line."""
-KEY_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,31}$")
 _PREFIX = "offhook_"  # lets a secret scanner recognise one that was published by accident
 
 

@@ -726,7 +726,6 @@ def _add_errors(app: OffhookApp) -> None:
 
     @app.errorhandler(Exception)
     async def bug(error: Exception) -> Any:
-        if bugs.may_log(trio.current_time()):
-            unlogged = bugs.take_unlogged()
-            logger.exception("request failed by a bug of ours", exc_info=error, unlogged=unlogged)
+        now, message = trio.current_time(), "request failed by a bug of ours"
+        bugs.log(now, logger.exception, message, exc_info=error)
         return error_body("internal", "something failed on our side"), 500

@@ -18,6 +18,7 @@ from werkzeug.datastructures import MultiDict
 from server.errors import CarrierProtocolError, ServerError
 from server.headers import single
 from server.logs import Sparing
+from server.pace import Pace
 from server.web.api import error_body
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Webhooks:
         self._astray = Sparing()
         self._foreign = Sparing()
         self._nonsense = Sparing()
-        self._looks = _Looks()
+        self._looks = Pace(MAX_LOOKS_PER_S, MAX_LOOKS_PER_S)
 
         @app.errorhandler(WebhookRefused)
         async def refuse(refusal: WebhookRefused) -> Any:
@@ -90,13 +91,13 @@ class Webhooks:
 
         @app.errorhandler(CarrierProtocolError)
         async def refuse_nonsense(error: CarrierProtocolError) -> Any:
-            if self._nonsense.may_log(trio.current_time()):
-                # What it says stays out of the log; the carrier's debugger shows our answer.
-                logger.warning(
-                    "webhook refused: it is signed by the carrier, but cannot be read",
-                    path=request.path,
-                    unlogged=self._nonsense.take_unlogged(),
-                )
+            # What it says stays out of the log; the carrier's debugger shows our answer.
+            self._nonsense.log(
+                trio.current_time(),
+                logger.warning,
+                "webhook refused: it is signed by the carrier, but cannot be read",
+                path=request.path,
+            )
             return error_body("bad-request", error.reason), 400
 
     async def read(self) -> dict[str, str]:
@@ -118,13 +119,13 @@ class Webhooks:
             raise WebhookRefused("not signed by the carrier", status=403, kind="forbidden")
         app.carrier.check_fields(fields.items(multi=True))
         if not app.carrier.is_ours(fields):
-            if self._foreign.may_log(trio.current_time()):
-                logger.warning(
-                    "webhook refused: it is about a call of another account, and TWILIO_ACCOUNT_SID"
-                    " is this one's",
-                    path=request.path,
-                    unlogged=self._foreign.take_unlogged(),
-                )
+            self._foreign.log(
+                trio.current_time(),
+                logger.warning,
+                "webhook refused: it is about a call of another account, and TWILIO_ACCOUNT_SID"
+                " is this one's",
+                path=request.path,
+            )
             message = "this server answers for another account"
             raise WebhookRefused(message, status=403, kind="forbidden")
         return fields.to_dict()
@@ -145,7 +146,7 @@ class Webhooks:
             return None
         if "chunked" in request.headers.get("Transfer-Encoding", "").lower():
             return None
-        if not self._looks.may_look(trio.current_time()):
+        if not self._looks.allows(trio.current_time()):
             return None
         is_post = request.method == "POST"
         fields = await _fields()
@@ -155,36 +156,33 @@ class Webhooks:
             return None
         expected = self._app.public_url.rstrip("/") + _path_for(fields)
         self._app.metrics.strangers_refused.labels("webhook-path").inc()
-        if self._astray.may_log(trio.current_time()):
-            logger.warning(
-                "webhook refused: it is signed by the carrier, but there is none at this path",
-                signed_for=signed_for[:300],
-                expected=expected,
-                advice=ADVICE,
-                unlogged=self._astray.take_unlogged(),
-            )
+        self._astray.log(
+            trio.current_time(),
+            logger.warning,
+            "webhook refused: it is signed by the carrier, but there is none at this path",
+            signed_for=signed_for[:300],
+            expected=expected,
+            advice=ADVICE,
+        )
         return error_body("not-found", "there is no webhook at this path"), 404
 
     def _tell_unsigned(self, target: str, form: Mapping[str, str] | None, body_bytes: int) -> None:
         """Log a webhook whose signature is wrong, and whether it is right for another address."""
         now, signed_for = trio.current_time(), None
         is_short = body_bytes + len(target) <= MAX_ASTRAY_BYTES
-        if is_short and self._looks.may_look(now):
+        if is_short and self._looks.allows(now):
             signed_for = self._app.verifier.signed_for(target, request.headers, form)
         if signed_for is None:
-            if self._forged.may_log(now):
-                logger.warning(
-                    "webhook refused: wrong or missing signature",
-                    path=request.path,
-                    unlogged=self._forged.take_unlogged(),
-                )
-        elif self._elsewhere.may_log(now):
-            logger.warning(
+            message = "webhook refused: wrong or missing signature"
+            self._forged.log(now, logger.warning, message, path=request.path)
+        else:
+            self._elsewhere.log(
+                now,
+                logger.warning,
                 "webhook refused: it is signed by the carrier, but for another address",
                 signed_for=signed_for[:300],
                 expected=self._app.public_url.rstrip("/") + request.path,
                 advice=ADVICE,
-                unlogged=self._elsewhere.take_unlogged(),
             )
 
 
@@ -197,17 +195,3 @@ def _path_for(fields: Mapping[str, str]) -> str:
     if "CallbackSource" in fields or "SequenceNumber" in fields or "CallDuration" in fields:
         return "/call-status"
     return "/twiml"
-
-
-class _Looks:
-    """So many looks a second, and no more."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._left = 0
-
-    def may_look(self, now: float) -> bool:
-        if int(now) != self._second:
-            self._second, self._left = int(now), MAX_LOOKS_PER_S
-        self._left -= 1
-        return self._left >= 0

@@ -32,7 +32,9 @@ async def test_a_service_that_goes_away_is_left_while_nobody_speaks(autojump_clo
 
     assert rig.call.end_reason == "caller-hung-up"
     assert reconnects(rig) == [("go-away", "resume")]
-    (at_s,) = [at for at, what, _ in rig.call.conversation.notes.timeline if what == "model reconnected"]
+    (at_s,) = [
+        at for at, what, _ in rig.call.conversation.notes.timeline if what == "model reconnected"
+    ]
     for utterance in rig.phone.utterances:
         began_s = utterance.began_s + rig.phone.started_at - rig.call.conversation.notes.began_at
         assert not began_s <= at_s <= began_s + utterance.ended_s - utterance.began_s

@@ -262,7 +262,9 @@ async def test_a_recorded_greeting_is_played_and_the_model_knows(autojump_clock)
         await rig.over()
 
     assert rig.phone.heard[: len(recording) + 320].find(recording[400:800]) > 0
-    assert rig.call.conversation.notes.timings.answer_to_first_audio_s == pytest.approx(0.0, abs=0.001)
+    assert rig.call.conversation.notes.timings.answer_to_first_audio_s == pytest.approx(
+        0.0, abs=0.001
+    )
     greeting = agent_turns(rig)[0]
     assert greeting["text"] == "Good evening, this is the bank."
     assert greeting["heard_s"] == pytest.approx(len(recording) / 8_000, abs=0.01)
@@ -459,7 +461,9 @@ async def test_a_key_press_is_a_sign_of_life(autojump_clock):
         await rig.noted_s("caller silent")
 
     (pressed,) = (at for at, what, _ in rig.call.conversation.notes.timeline if what == "digit")
-    silent = next(at for at, what, _ in rig.call.conversation.notes.timeline if what == "caller silent")
+    silent = next(
+        at for at, what, _ in rig.call.conversation.notes.timeline if what == "caller silent"
+    )
     assert silent > pressed + 10.0
 
 
@@ -469,8 +473,12 @@ async def test_the_longest_duration_is_announced_and_ends_with_a_goodbye(autojum
 
     assert rig.call.end_reason == "max-duration"
     assert 105.0 < rig.call.duration_s <= 120.0
-    announced = next(at for at, what, _ in rig.call.conversation.notes.timeline if what == "time running out")
-    answered = next(at for at, what, _ in rig.call.conversation.notes.timeline if what == "answered")
+    announced = next(
+        at for at, what, _ in rig.call.conversation.notes.timeline if what == "time running out"
+    )
+    answered = next(
+        at for at, what, _ in rig.call.conversation.notes.timeline if what == "answered"
+    )
     assert 88.0 < announced - answered < 101.0
     assert any("Say goodbye" in text for session in rig.sessions for text in session.texts)
 

@@ -9,6 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
 from server.call.call import Call
+from server.call.conversation import Stage
 from server.call.options import CallOptions
 from server.carrier import CallStatus, SendAudio, StatusUpdate
 from server.carrier.twilio.documents import dial_twiml
@@ -123,7 +124,7 @@ async def test_a_caller_whom_nobody_took_over_comes_back_to_the_same_agent(
     talking.connect(again)
     await wait_all_tasks_blocked()
     assert talking.outcome is CallStatus(status)
-    assert not talking.call.conversation.stage is Stage.AWAY
+    assert talking.call.conversation.stage is not Stage.AWAY
 
     talking.says(1, turn=2)
     again.say(b"\x7f" * 160)
@@ -170,7 +171,7 @@ async def test_a_transfer_the_carrier_refuses_leaves_the_caller_where_they_are(
     await talking.ask_for_transfer()
 
     assert isinstance(talking.outcome, CarrierError)
-    assert not talking.call.conversation.stage is Stage.AWAY
+    assert talking.call.conversation.stage is not Stage.AWAY
     talking.media.say(b"\x7f" * 160)
     await wait_all_tasks_blocked()
     assert len(talking.model.session.heard) == 640
@@ -235,7 +236,7 @@ async def test_a_transfer_that_is_withdrawn_in_time_never_happens(autojump_clock
     await trio.sleep(1.0)
 
     assert talking.carrier.transferred == []
-    assert not talking.call.conversation.stage is Stage.AWAY
+    assert talking.call.conversation.stage is not Stage.AWAY
 
 
 async def test_only_one_transfer_at_a_time(autojump_clock, talking):

@@ -438,7 +438,10 @@ async def test_a_model_that_does_not_speak_leaves_no_message(autojump_clock, nur
         nursery.start_soon(report_beep, rig)
         await rig.over()
 
-    assert (rig.call.end_reason, rig.call.conversation.end_detail) == ("voicemail", "no message left")
+    assert (rig.call.end_reason, rig.call.conversation.end_detail) == (
+        "voicemail",
+        "no message left",
+    )
     assert rig.noted.count("leaving message") == 2
 
 

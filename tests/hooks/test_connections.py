@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import errno
 import gc
 import importlib.metadata
@@ -30,31 +29,26 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 from structlog.testing import capture_logs
 
+from benchmarks.load.killers import (
+    DATA,
+    HOST,
+    PREFACE,
+    SETTINGS,
+    h2_frame,
+    h2c,
+    priorities,
+    settings_of,
+)
 from server.hooks.connections import Connection, Doors, Http11, Listener, check_upgrade
 from server.hooks.hypercorn_worker import serve_worker
 from server.serving.single import listen
 from tests.support.serving import serving
 
-HOST = b"Host: x\r\n"
 UPGRADE = (
     b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
 )
 STREAM = b"GET /stream HTTP/1.1\r\n" + HOST + UPGRADE
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-H2C = (
-    b"GET /healthz HTTP/1.1\r\n" + HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
-)
-
-
-def _http2_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    head = struct.pack(">I", len(payload))[1:] + bytes([kind, flags])
-    return head + struct.pack(">I", stream) + payload
-
-
-def _bad_window() -> bytes:
-    return base64.urlsafe_b64encode(struct.pack(">HI", 2, 7)).rstrip(b"=")
-
 
 STRANGE: dict[str, tuple[bytes, bytes]] = {
     "a subprotocol above 0x7f": (STREAM + b"Sec-WebSocket-Protocol: \xff\r\n\r\n", b"400"),
@@ -87,16 +81,16 @@ STRANGE: dict[str, tuple[bytes, bytes]] = {
     "an upgrade with a body": (STREAM + b"Content-Length: 3\r\n\r\nabc", b"400"),
     "an upgrade in chunks": (STREAM + b"Transfer-Encoding: chunked\r\n\r\n", b"400"),
     "a frame with the upgrade": (STREAM + b"\r\n\x81\x80abcd", b"400"),
-    "h2c with settings of bad base64": (H2C + b"HTTP2-Settings: A\r\n\r\n", b"200"),
-    "h2c with short settings": (H2C + b"HTTP2-Settings: AAAA\r\n\r\n", b"200"),
-    "h2c with a wrong value": (H2C + b"HTTP2-Settings: " + _bad_window() + b"\r\n\r\n", b"200"),
-    "h2c with settings above 0x7f": (H2C + b"HTTP2-Settings: \xff\r\n\r\n", b"200"),
-    "an HTTP/2 preface": (PREFACE + _http2_frame(4, 0, 0, b""), b"505"),
+    "h2c with settings of bad base64": (h2c(b"A"), b"200"),
+    "h2c with short settings": (h2c(b"AAAA"), b"200"),
+    "h2c with a wrong value": (h2c(settings_of((2, 7))), b"200"),
+    "h2c with settings above 0x7f": (h2c(b"\xff"), b"200"),
+    "an HTTP/2 preface": (PREFACE + h2_frame(SETTINGS), b"505"),
     "HTTP/2 with a flood of priorities": (
-        PREFACE + b"".join(_http2_frame(2, 0, n, bytes(5)) for n in range(1, 4001, 2)),
+        PREFACE + priorities(2_000),
         b"505",
     ),
-    "HTTP/2 with late data": (PREFACE + _http2_frame(0, 0, 1, b"x" * 10), b"505"),
+    "HTTP/2 with late data": (PREFACE + h2_frame(DATA, b"x" * 10, stream=1), b"505"),
     "HTTP/2 in words": (b"GET / HTTP/2.0\r\n" + HOST + b"\r\n", b"505"),
     "HTTP/0.9 in words": (b"GET / HTTP/0.9\r\n" + HOST + b"\r\n", b"505"),
     "TLS": (b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + bytes(100) + b"\r\n\r\n", b"400"),

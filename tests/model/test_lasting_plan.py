@@ -294,39 +294,27 @@ def test_a_used_up_context_gets_one_fresh_session() -> None:
     assert (plan.state, plan.error) == (State.ENDED, USED_UP)
 
 
-@pytest.mark.parametrize("during", ["call", "reconnect"])
-def test_quota_is_never_retried(during: str) -> None:
-    plan = opened_plan()
-    if during == "call":
-        plan.lost(QUOTA, 20.0)
-        plan.closed(20.0)
-    else:
-        plan.lost(DROPPED, 20.0)
-        plan.closed(20.0)
-        plan.begin()
-        plan.failed(QUOTA, 20.3)
-
-    assert (plan.state, plan.error) == (State.ENDED, QUOTA)
-
-
 EXPIRED = account_refused(Kind.KEY, "no", code=1007, reason="API key expired.")
 BUSY = account_refused(Kind.BUSY, "no", code=1011, reason="overloaded")
 RATE = account_refused(Kind.RATE, "no", code=1011, reason="Too many requests.")
 
 
+@pytest.mark.parametrize("refusal", [QUOTA, EXPIRED])
 @pytest.mark.parametrize("during", ["call", "reconnect"])
-def test_a_refusal_that_needs_a_person_is_never_retried(during: str) -> None:
+def test_neither_quota_nor_a_refusal_that_needs_a_person_is_retried(
+    during: str, refusal: ModelError
+) -> None:
     plan = opened_plan()
     if during == "call":
-        plan.lost(EXPIRED, 20.0)
+        plan.lost(refusal, 20.0)
         plan.closed(20.0)
     else:
         plan.lost(DROPPED, 20.0)
         plan.closed(20.0)
         plan.begin()
-        plan.failed(EXPIRED, 20.3)
+        plan.failed(refusal, 20.3)
 
-    assert (plan.state, plan.error) == (State.ENDED, EXPIRED)
+    assert (plan.state, plan.error) == (State.ENDED, refusal)
 
 
 @pytest.mark.parametrize("refusal", [BUSY, RATE])

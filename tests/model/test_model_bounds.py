@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from server.model.gemini.session import MAX_MESSAGES_AT_ONCE, MESSAGES_PER_S, GeminiSession
 from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Close
 
@@ -31,7 +32,6 @@ from server.model import (
 from server.model.gemini.dialects import dialect_of
 from server.model.gemini.fields import MAX_BARE_BYTES, MAX_ITEMS, MAX_TEXT, Fields, is_plain
 from server.model.gemini.model import MAX_MESSAGE_BYTES, GeminiModel
-from server.model.gemini.pace import Pace
 from server.model.gemini.protocol import (
     CALLS_PER_S,
     JOINED_PARTS,
@@ -43,9 +43,9 @@ from server.model.gemini.protocol import (
     MAX_PARTS,
     GeminiProtocol,
 )
-from server.model.gemini.session import MAX_MESSAGES_AT_ONCE, MESSAGES_PER_S, GeminiSession
 from server.model.lasting.plan import reason_of
 from server.model.lasting.unanswered import MAX_KEPT_WORDS, UnansweredInput
+from server.pace import Pace
 from server.simulators.gemini import Drop, FunctionCall, Script
 from tests.support.rig import calling
 from tests.support.toolboxes import bench, echo, slowly

@@ -384,7 +384,9 @@ async def test_a_call_is_recorded_as_the_callee_heard_it(autojump_clock, tmp_pat
         size = min(len(ours), len(theirs))
         return float(np.corrcoef(ours[:size], theirs[:size])[0, 1])
 
-    assert rig.call.record().as_dict()["recording"]["duration_s"] == pytest.approx(rig.call.duration_s)
+    assert rig.call.record().as_dict()["recording"]["duration_s"] == pytest.approx(
+        rig.call.duration_s
+    )
     # The caller is there to the sample, the agent to the frame: the phone plays whole ones.
     assert np.array_equal(left[: len(said)], said[: len(left)])
     assert abs(len(left) - len(said)) < 0.1 * SECOND
@@ -405,7 +407,10 @@ async def test_a_call_over_sockets_is_recorded_whole_on_either_path(
             while server.app.recordings._files:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         phone = server.app.simulated_twilio.calls[call_sid]
-        passed = call.conversation.passing.path.agent_sent_bytes, call.conversation.passing.path.caller_sent_bytes
+        passed = (
+            call.conversation.passing.path.agent_sent_bytes,
+            call.conversation.passing.path.caller_sent_bytes,
+        )
     samples = array("h", (tmp_path / f"{call_sid}.wav").read_bytes()[44:])
     caller, agent = samples[0::2], samples[1::2]
     said = array("h", decode_mulaw(phone.said))

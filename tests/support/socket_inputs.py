@@ -39,6 +39,7 @@ from benchmarks.load.killers import (
     settings_of,
     upgrade,
 )
+from benchmarks.load.stranger import frame
 from tests.fuzz_path import cut, many_frames, mutate, one_frame
 
 LEAVE, HALF_CLOSE, RESET, STAY = "leave", "half-close", "reset", "stay"
@@ -372,7 +373,7 @@ def frames(rng: random.Random) -> list[bytes]:
         match rng.randrange(6):
             case 0:
                 message = json.dumps(rng.choice(MESSAGES)).encode()
-                said.append(text_frame(mutate(rng, message) if rng.random() < 0.3 else message))
+                said.append(frame(mutate(rng, message) if rng.random() < 0.3 else message))
             case 1:
                 ping = one_frame(rng, 9, masked=True, limit=300)
                 said.append(ping * rng.choice([1, 50, 400]))
@@ -383,20 +384,13 @@ def frames(rng: random.Random) -> list[bytes]:
             case 4:
                 code = rng.choice([0, 999, 1000, 1004, 1005, 1006, 1015, 2999, 5000, 65535])
                 reason = rng.choice([b"", b"bye", b"\xff\xfe", b"x" * 123, b"y" * 130])
-                said.append(text_frame(struct.pack("!H", code) + reason, first=0x88))
+                said.append(frame(struct.pack("!H", code) + reason, first=0x88))
             case 5:
                 size = rng.choice([0, 5, 125, 126, 65_535, 65_536, 2**31, 2**63 - 1, 2**64 - 1])
                 wide = struct.pack("!BBQ", rng.choice([0x81, 0x82, 0x80, 0x89, 1]), 0xFF, size)
                 narrow = struct.pack("!BBH", 0x81, 0xFE, size % 65_536)
                 said.append(rng.choice([wide, narrow]) + b"\0\0\0\0" + b"x" * min(size, 300))
     return said
-
-
-def text_frame(payload: bytes, *, first: int = 0x81) -> bytes:
-    """A masked frame with any first byte; its mask is nothing but zeros."""
-    length = len(payload)
-    size = bytes([0x80 | length]) if length < 126 else struct.pack("!BH", 0xFE, length)
-    return bytes([first]) + size + b"\0\0\0\0" + payload
 
 
 def media_socket(rng: random.Random) -> list[bytes]:

@@ -66,7 +66,7 @@ async def test_every_encoding_of_a_request_places_its_call():
 
 
 @pytest.mark.parametrize("character", ["漢", "я", "😀", '"', "\x01"])
-async def test_the_longest_prompt_of_any_characters_reaches_the_model(character):
+async def test_the_longest_prompt_of_any_characters_reaches_the_model(character, fast_clock):
     prompt = character * MAX_PROMPT_CHARS
     greeting = character * MAX_GREETING_CHARS
     body = {"destination_number": "+15005550103", "prompt": prompt, "greeting": greeting}

@@ -55,5 +55,6 @@ def test_the_command_prints_a_key_and_the_hash_that_knows_it(capsys):
     assert Keys({name: digest}).identify({"X-API-Key": first.split()[-1]}) == "shop"
 
 
-def test_a_name_that_settings_would_not_take_is_refused(capsys):
-    assert main(["new-key", "a b:c"]) == 2
+@pytest.mark.parametrize("name", ["a b:c", "abc\n"])
+def test_a_name_that_settings_would_not_take_is_refused(capsys, name):
+    assert main(["new-key", name]) == 2

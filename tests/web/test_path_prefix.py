@@ -114,7 +114,9 @@ def test_an_upgrade_is_signed_over_the_public_address():
 
 
 @pytest.mark.parametrize("media_path", ["fast", "ordinary"])
-async def test_a_call_goes_through_a_proxy_that_leaves_the_prefix(media_path, monkeypatch):
+async def test_a_call_goes_through_a_proxy_that_leaves_the_prefix(
+    media_path, monkeypatch, fast_clock
+):
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/voice/line"
     monkeypatch.setattr("tests.web.test_serve.listen", lambda host, port: listener)

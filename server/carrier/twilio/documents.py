@@ -12,6 +12,7 @@ from twilio.twiml.voice_response import Connect, Dial, VoiceResponse
 from server.errors import (
     ConfigurationError,
 )
+from server.settings.values import is_loopback
 
 # Twilio's <Say> documents these for its basic voices; any other tag is refused with an error and
 # the caller hears nothing. The first of each language speaks for its other regions.
@@ -138,10 +139,5 @@ def dial_twiml(number: str, *, caller_id: str, ring_timeout_s: float, status_url
 def stream_origin(public_url: str) -> str:
     """``wss://host`` for the world, ``ws://127.0.0.1:port`` for a simulation on this machine."""
     parts = urlsplit(public_url)
-    scheme = "ws" if parts.scheme == "http" and _is_loopback(public_url) else "wss"
+    scheme = "ws" if parts.scheme == "http" and is_loopback(public_url) else "wss"
     return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host == "localhost" or host == "::1" or host.startswith("127.")

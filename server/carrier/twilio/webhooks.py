@@ -116,10 +116,8 @@ def is_of_account(fields: Mapping[str, str], account_sid: str) -> bool:
 # ------------------------------------------------------------------------------------------
 # The voice webhook
 
-_UNANSWERED_OR_TALKING = frozenset(
-    {CallStatus.QUEUED, CallStatus.INITIATED, CallStatus.RINGING, CallStatus.IN_PROGRESS}
-)
-_ENDS = frozenset(status.value for status in CallStatus if status.is_final)
+_ENDS = frozenset(status for status in CallStatus if status.is_final)
+_UNANSWERED_OR_TALKING = frozenset(CallStatus) - _ENDS
 # An E.164 number, a short code, a SIP address, a client's name, or a word such as "anonymous".
 _PARTY = re.compile(
     r"\+?[0-9*#]{1,20}|sips?:[\x21-\x7e]{1,250}|client:[\x20-\x7e]{1,250}|[A-Za-z]{1,20}"

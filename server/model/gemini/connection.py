@@ -29,11 +29,11 @@ from server.model.gemini.messages import (
     text_message,
     tool_results_message,
 )
-from server.model.gemini.pace import Pace
 from server.model.gemini.protocol import (
     GeminiProtocol,
     ToldError,
 )
+from server.pace import Pace
 
 MESSAGES_PER_S, MAX_MESSAGES_AT_ONCE = 500, 5_000
 """More than these from one session are a flood, and it is given up. In the field some 110 a second

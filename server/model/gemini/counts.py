@@ -8,7 +8,7 @@ come with or without the parts by modality.
 from __future__ import annotations
 
 from server.model import Usage
-from server.model.gemini.fields import Fields, Missing
+from server.model.gemini.fields import Fields
 
 MAX_TOKENS = 10_000_000
 """Of one turn, in one direction: eighty times the largest context there is. More is no count."""
@@ -28,7 +28,7 @@ class _Reading:
 
     def number(self, fields: Fields, name: str) -> int:
         count = fields.count(name, MAX_TOKENS)
-        if isinstance(count, Missing):
+        if count is None:
             self.complete = False
             return 0
         return count

@@ -65,15 +65,15 @@ class Faults:
         told = f"Gemini closed the session with {code}"
         message = f"{told}: {reason or 'no reason given'}"
         loggable = f"{told}: {known_words(reason)}"
-        if (kind := classify(reason, close_code=code)) is not None:
-            return account_refused(kind, message, code=code, reason=reason, loggable=loggable)
-        if during_setup and code in (1007, 1008):
-            return ModelSetupRefused(
-                message, code=code, reason=reason, retryable=False, loggable=loggable
-            )
-        # In mid-call 1008 comes after tool results and goes away; 1007 is a used-up context.
-        return ModelError(
-            message, code=code, reason=reason, retryable=code != 1007, loggable=loggable
+        return _error_of(
+            classify(reason, close_code=code),
+            message,
+            code=code,
+            reason=reason,
+            loggable=loggable,
+            # In mid-call 1008 comes after tool results and goes away; 1007 is a used-up context.
+            of_setup=during_setup and code in (1007, 1008),
+            retryable=code != 1007,
         )
 
     def told_error(self, told: ToldError, *, during_setup: bool) -> ModelError:
@@ -82,14 +82,12 @@ class Faults:
         named = " ".join(str(one) for one in (code, told.status) if one) or "an error"
         message = f"Gemini says {named}: {reason or 'no reason given'}"
         loggable = f"Gemini says {named}: {known_words(reason)}"
-        if (kind := classify(reason, status=code)) is not None:
-            return account_refused(kind, message, code=None, reason=reason, loggable=loggable)
+        kind = classify(reason, status=code)
         passes = (code or 0) >= 500 or told.status in ("INTERNAL", "UNAVAILABLE", "ABORTED")
-        if during_setup and not passes:
-            return ModelSetupRefused(
-                message, code=None, reason=reason, retryable=False, loggable=loggable
-            )
-        return ModelError(message, code=None, reason=reason, retryable=True, loggable=loggable)
+        of_setup = during_setup and not passes
+        return _error_of(
+            kind, message, code=None, reason=reason, loggable=loggable, of_setup=of_setup
+        )
 
     def _refused_error(self, refused: InvalidStatus) -> ModelError:
         status = refused.response.status_code
@@ -98,13 +96,10 @@ class Faults:
         reason = f"HTTP {status} {self._without_key(body)[:200]}".strip()
         message = f"Gemini refused the connection: {reason}"
         loggable = f"Gemini refused the connection: HTTP {status}, {known_words(reason)}"
-        if (kind := classify(body, status=status, at_handshake=True)) is not None:
-            return account_refused(kind, message, code=None, reason=reason, loggable=loggable)
-        if status < 500:
-            return ModelSetupRefused(
-                message, code=None, reason=reason, retryable=False, loggable=loggable
-            )
-        return ModelError(message, code=None, reason=reason, retryable=True, loggable=loggable)
+        kind = classify(body, status=status, at_handshake=True)
+        return _error_of(
+            kind, message, code=None, reason=reason, loggable=loggable, of_setup=status < 500
+        )
 
     def _unreachable_error(self, reason: str, *, logged: str | None = None) -> ModelError:
         reason = self._without_key(reason)
@@ -129,6 +124,24 @@ class Faults:
             if text.endswith(self._api_key[:length]):
                 return text[:-length] + _NO_KEY
         return text
+
+
+def _error_of(
+    kind: Kind | None,
+    message: str,
+    *,
+    code: int | None,
+    reason: str,
+    loggable: str,
+    of_setup: bool,
+    retryable: bool = True,
+) -> ModelError:
+    """Make the error for what is about the account, about this set-up, or about neither."""
+    if kind is not None:
+        return account_refused(kind, message, code=code, reason=reason, loggable=loggable)
+    error = ModelSetupRefused if of_setup else ModelError
+    retryable = retryable and not of_setup
+    return error(message, code=code, reason=reason, retryable=retryable, loggable=loggable)
 
 
 def account_refused(

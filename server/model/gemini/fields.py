@@ -37,13 +37,6 @@ UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 """What decoding raises for whatever is no JSON, or none that Python can hold."""
 
 
-class Missing:
-    """A value that is there and cannot be read, where that differs from its not being there."""
-
-
-UNREAD = Missing()
-
-
 def has_too_much(data: bytes) -> bool:
     """Whether a message holds more than can be read without holding everybody else up."""
     if len(data) <= MAX_SMALL_BYTES:
@@ -110,11 +103,11 @@ class Fields:
         """Whether the field is true."""
         return self.size(name) == 4 and bytes(memoryview(self._given[name])) == b"true"
 
-    def count(self, name: str, most: int) -> int | Missing:
+    def count(self, name: str, most: int) -> int | None:
         """A count from 0 to ``most``, as a number or as text; 0 if it is not there.
 
         Returns:
-            ``UNREAD`` for whatever else is there.
+            None for whatever else is there.
         """
         size = self.size(name)
         if not size:
@@ -127,7 +120,7 @@ class Fields:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-            return UNREAD
+            return None
         return value
 
     def object(self, name: str) -> Fields | None:

@@ -30,9 +30,9 @@ from server.model import (
 from server.model.gemini.audio_label import MAX_LABEL, RateChange, described, is_file, rate_of
 from server.model.gemini.counts import CountedTurn, read_usage
 from server.model.gemini.fields import MAX_NAME, MAX_TEXT, UNREADABLE, Fields, has_too_much
-from server.model.gemini.pace import Pace
 from server.model.gemini.service_words import MAX_REASON, fingerprint, known_status
 from server.model.gemini.setup import MAX_NAMES_LOGGED
+from server.pace import Pace
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 LATE_AUDIO_S = 1.0
@@ -280,10 +280,9 @@ class GeminiProtocol:
         told = fields.object("error")
         if told is None:
             return ToldError(None, "", fields.text("error", MAX_REASON))
-        code = told.count("code", 1_000)
         status = known_status(told.text("status", MAX_NAME))
         reason = told.text("message")[:MAX_REASON] or told.text("status", MAX_NAME)
-        return ToldError(code if isinstance(code, int) and code else None, status, reason)
+        return ToldError(told.count("code", 1_000) or None, status, reason)
 
     def _read_content(
         self, content: Fields, status: str, now: float, events: list[SessionEvent]
