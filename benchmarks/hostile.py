@@ -314,6 +314,7 @@ ATTACKS = {
     "pings": Attack("80 media sockets that ping and do not read, 45 Mbit/s"),
     "ignored": Attack("8 media sockets whose messages are ignored, 45 Mbit/s"),
     "killers": Attack("what has once ended a server, 20/s"),
+    "costly": Attack("64 KiB that are dear to read, 20/s"),
     "webhooks-merged": Attack(
         "a captured webhook, its fields merged, 50/s", "replayed-webhooks", _merged, _counting_calls
     ),

@@ -120,6 +120,7 @@ class OffhookApp(QuartTrio):
         self.failed = trio.Event()
         """Set when the inside has ended by a fault: whoever serves this is to end the process."""
         self._stopping = False
+        self._knows_address = settings.public_url is not None or settings.account is not None
         self.workers = Workers()
         self._path_prefix = prefix_of(settings.public_url)
         self.metrics = Metrics(CollectorRegistry())
@@ -208,11 +209,14 @@ class OffhookApp(QuartTrio):
         hypercorn does not tell an app its address, and ``-b`` on its command line changes it. A
         real carrier is only ever told ``PUBLIC_URL``.
         """
-        if self.settings.public_url is not None or not self.is_simulated or server is None:
+        if self._knows_address or server is None or not server[1]:
             return
+        # Once: whoever reaches the server by another of its addresses is not to change what the
+        # streams of calls are signed for.
+        self._knows_address = True
         host, port = server
         url = _local_url("127.0.0.1" if host in ("0.0.0.0", "::") else host, port, scheme)
-        if port and url != self.public_url:
+        if url != self.public_url:
             self._reach_at(url)
 
     def _reach_at(self, url: str) -> None:

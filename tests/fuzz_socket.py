@@ -9,7 +9,8 @@
 The server is a process of its own, started as in production. Some connections at a time say what
 :mod:`tests.support.socket_inputs` makes of their numbers: requests, bodies, upgrades, frames,
 HTTP/2, TLS and other look-alikes, cut anywhere, and torn down in every way. Meanwhile the server
-must answer ``/healthz``, and its calls are recognised frame by frame (``benchmarks/load``). Afterwards it and
+must answer ``/healthz``, and its calls are recognised frame by frame (``benchmarks/load``).
+Afterwards it and
 its workers are the same processes, have as many descriptors open as before, and have written
 neither a traceback nor more lines a second than strangers are allowed.
 """

@@ -78,7 +78,7 @@ async def upgrades(attacker: Attacker) -> None:
     await _leave_open(attacker, broken)
 
 
-async def _leave_open(attacker: Attacker, said: Iterator[bytes]) -> None:
+async def _leave_open(attacker: Attacker, said: Iterator[bytes], pace: Pace | None = None) -> None:
     """Each connection says the next of these, takes the answer, and stays until it is closed."""
 
     async def leave_open(connection: Connection) -> str:
@@ -87,7 +87,25 @@ async def _leave_open(attacker: Attacker, said: Iterator[bytes]) -> None:
         await connection.end()
         return status
 
-    await attacker.many(SOCKETS, leave_open, Pace(50, at_once=SOCKETS))
+    await attacker.many(SOCKETS, leave_open, pace or Pace(50, at_once=SOCKETS))
+
+
+async def costly(attacker: Attacker) -> None:
+    """Requests of 64 KiB and less that are cheap to say and dear to read."""
+    fields = "&".join(f"{number:x}" for number in range(13_000))
+    chunked = b"POST /twiml HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    said = [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"a:\n" * 20_000 + b"\r\n",
+        UPGRADE[:-2] + b"a:\n" * 20_000 + b"\r\n",
+        request("/twiml", form=fields, X_Twilio_Signature="A" * 27 + "="),
+        request("/twiml", form="a&" * 32_000),
+        request("/twiml?" + "a&" * 32_000, X_Twilio_Signature="A" * 27 + "="),
+        UPGRADE.replace(b"/stream", b"/stream?" + b"a&" * 32_000),
+        chunked + b"1\r\na\r\n" * 60_000 + b"0\r\n\r\n",
+        chunked + b"0\r\n" + b"a:\r\n" * 15_000 + b"\r\n",
+        b"POST /twiml HTTP/1.1\r\nHost: x\r\nContent-Type: a/b" + b";a=b" * 15_000 + b"\r\n\r\n",
+    ]
+    await _leave_open(attacker, itertools.cycle(said), Pace(20))
 
 
 async def prefaces(attacker: Attacker) -> None:
@@ -237,4 +255,5 @@ ATTACKS: dict[str, Attack] = {
     "pings": pings,
     "ignored": ignored,
     "killers": killers,
+    "costly": costly,
 }

@@ -33,6 +33,7 @@ import h11
 import structlog
 import trio
 import wsproto.utilities
+from h11._readers import ChunkedReader
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import Response
@@ -67,6 +68,13 @@ THEIR_FAULT = (
     wsproto.utilities.ProtocolError,
 )
 """A client has gone, or talks nonsense."""
+MAX_HEAD_LINES = 100
+"""The request line and its fields: a carrier's have some twenty, and every proxy adds a few. What a
+line costs does not depend on its length, and 64 KiB are twenty thousand lines."""
+MAX_LINE_BYTES = 8 * 1024
+MAX_CHUNKS = 256
+"""Pieces of a chunked body: more than four for each KiB that a body may have."""
+HEAD_END = re.compile(rb"\n\r?\n")
 AUTHORITY = (string.ascii_letters + string.digits + "-._~%!$&'()*+,;=:@[]").encode()
 """What may stand between the scheme and the path of an absolute target (RFC 3986 section 3.2)."""
 ABOUT_WEBSOCKET = b"sec-websocket-"
@@ -79,8 +87,8 @@ HOST = re.compile(
 class Doors:
     """What the connections of one server have in common: who may be sent away, and for whom.
 
-    A connection that brings no request at the moment can be closed without harm: when descriptors
-    are short, the one that has waited longest goes, and a client that has something to ask is let
+    A connection that brings no whole request can be closed without harm: when descriptors are
+    short, the one that has waited longest goes, and a client that has something to ask is let
     in instead. When nobody waits, nobody more is let in; calls keep what they have.
     """
 
@@ -89,15 +97,15 @@ class Doors:
         self._most = math.inf if limit is None else limit - min(MOST_RESERVED, limit // 4)
         self._waiting: dict[trio.CancelScope, None] = {}  # longest first
         self._spare: int | None = None
-        self._shed = Sparing(1.0)
+        self._shed = Sparing()
         self._bugs = Sparing()
 
     def wait(self, scope: trio.CancelScope) -> None:
-        """A connection waits for a request from now on; the scope ends it."""
+        """A connection waits for a request, or the rest of one, from now on; the scope ends it."""
         self._waiting[scope] = None
 
     def wait_no_more(self, scope: trio.CancelScope) -> None:
-        """The connection has brought a request, or is over."""
+        """The connection has brought a whole request, or is over."""
         self._waiting.pop(scope, None)
 
     def dismiss(self) -> None:
@@ -206,8 +214,52 @@ class _Refused(Exception):
         self.headers = headers
 
 
+def check_lines(received: bytes) -> None:
+    """Look at the head of a request, or what may follow a chunked body, before it is parsed.
+
+    Raises:
+        RemoteProtocolError: It has more or longer lines than there can be.
+    """
+    end = HEAD_END.search(received)
+    lines = (received if end is None else received[: end.start()]).split(b"\n")
+    if len(lines) > MAX_HEAD_LINES or max(map(len, lines)) > MAX_LINE_BYTES:
+        status = 414 if len(lines[0]) > MAX_LINE_BYTES else 431
+        raise h11.RemoteProtocolError("too many lines, or too long ones", error_status_hint=status)
+
+
+class _Chunks(ChunkedReader):
+    """A body in chunks: no more of them than it may have, and no more behind it than a head has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+
+    def __call__(self, buf: Any) -> Any:
+        """Read what comes next."""
+        if self._reading_trailer:
+            check_lines(bytes(buf))
+        event = super().__call__(buf)
+        if isinstance(event, h11.Data) and event.chunk_start:
+            self._count += 1
+            if self._count > MAX_CHUNKS:
+                raise h11.RemoteProtocolError("too many chunks", error_status_hint=413)
+        return event
+
+
 class _Reader(h11.Connection):
-    """h11's own, whose errors do not lead back to themselves by the frames that raised them."""
+    """h11's own, with a bound for what is cheap to say and dear to read.
+
+    Its errors do not lead back to themselves by the frames that raised them.
+    """
+
+    def _extract_next_receive_event(self) -> Any:
+        if self.their_state is h11.IDLE:
+            check_lines(self.trailing_data[0])
+        return super()._extract_next_receive_event()
+
+    def _get_io_object(self, role: Any, event: Any, io_dict: Any) -> Any:
+        found = super()._get_io_object(role, event, io_dict)
+        return _Chunks() if isinstance(found, ChunkedReader) else found
 
     def next_event(self) -> Any:
         """What has come."""
@@ -504,6 +556,17 @@ class Connection(TCPServer):
     async def _read_data(self) -> None:
         while data := await self._receive():
             await self.protocol.handle(RawData(bytes(data)))
+            self._note_half_said()
+
+    def _note_half_said(self) -> None:
+        """Whoever leaves a request half said can be sent away, as whoever says nothing can."""
+        connection = self.protocol.connection
+        if isinstance(connection, H11WSConnection) or connection.their_state is h11.IDLE:
+            return
+        if connection.their_state is h11.SEND_BODY:
+            self._doors.wait(self._reading)
+        else:
+            self._doors.wait_no_more(self._reading)
 
     async def _receive(self) -> bytes | bytearray:
         try:

@@ -22,6 +22,8 @@ from server.errors import ConfigurationError
 from server.text import NotText, count_lines, decode
 
 MAX_BYTES = 1024 * 1024
+MAX_ENTRIES = 2_000
+"""Lines that set something; there are some hundred settings."""
 _CLOSE = 0.8
 """How alike two names are, of 1, if one of them is likely to be the other misspelt."""
 _VARIABLE = re.compile(r"\$\{([^}:]*)\}")
@@ -62,6 +64,8 @@ def read_settings_file(path: Path, known: Iterable[str]) -> SettingsFile:
         raise ConfigurationError(f"{path} has more than {MAX_BYTES} bytes, so it has no settings")
     text = read_text(content, str(path))
     bindings = list(parse_stream(io.StringIO(text)))
+    if len(bindings) > MAX_ENTRIES:
+        raise ConfigurationError(f"{path} has more than {MAX_ENTRIES} entries: is it another file?")
     values = resolve_variables(
         [(each.key, each.value) for each in bindings if each.key is not None], override=True
     )

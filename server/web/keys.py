@@ -55,7 +55,10 @@ class Keys:
         key, as a proxy may have checked the other one. Every key is compared, and each in constant
         time, so the answer's delay does not say which one was nearly right.
         """
-        shown = hashlib.sha256(_shown_key(headers).encode("utf-8", "surrogatepass")).digest()
+        key = _shown_key(headers)
+        if not key:
+            return None  # whatever hash the settings have, it is not that of no key at all
+        shown = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
         found = None
         for name, digest in self._digests.items():
             if hmac.compare_digest(shown, digest):

@@ -70,6 +70,7 @@ def test_attackers_get_nothing_and_calls_arrive_whole():
         "wrong-keys": {"401", "left"},
         "upgrades": {"400", "426"},
         "killers": {"200", "400", "505"},
+        "costly": {"403", "413", "414", "431"},
         "webhooks-merged": {"400", "left"},
         "locked-database": {"200", "call served", "left"},
         "full-disk": {"200", "call served", "left"},

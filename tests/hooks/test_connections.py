@@ -39,7 +39,15 @@ from benchmarks.load.killers import (
     priorities,
     settings_of,
 )
-from server.hooks.connections import Connection, Doors, Http11, Listener, check_upgrade
+from server.hooks.connections import (
+    MAX_CHUNKS,
+    MAX_HEAD_LINES,
+    Connection,
+    Doors,
+    Http11,
+    Listener,
+    check_upgrade,
+)
 from server.hooks.hypercorn_worker import serve_worker
 from server.serving.single import listen
 from tests.support.serving import serving
@@ -50,6 +58,7 @@ UPGRADE = (
 )
 STREAM = b"GET /stream HTTP/1.1\r\n" + HOST + UPGRADE
 
+CHUNKED = b"POST /twiml HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
 STRANGE: dict[str, tuple[bytes, bytes]] = {
     "a subprotocol above 0x7f": (STREAM + b"Sec-WebSocket-Protocol: \xff\r\n\r\n", b"400"),
     "an extension above 0x7f": (STREAM + b"Sec-WebSocket-Extensions: \xff\r\n\r\n", b"400"),
@@ -116,6 +125,36 @@ STRANGE: dict[str, tuple[bytes, bytes]] = {
         b"200",
     ),
     "no host": (b"GET /healthz HTTP/1.1\r\nHost:\r\n\r\n", b"200"),
+    "as many lines as there may be": (
+        b"GET /healthz HTTP/1.1\r\n" + HOST + b"a:\r\n" * (MAX_HEAD_LINES - 2) + b"\r\n",
+        b"200",
+    ),
+    "a line more": (
+        b"GET /healthz HTTP/1.1\r\n" + HOST + b"a:\r\n" * (MAX_HEAD_LINES - 1) + b"\r\n",
+        b"431",
+    ),
+    "lines without their return": (b"GET / HTTP/1.1\n" + b"a:\n" * 20_000 + b"\n", b"431"),
+    "one line folded into many": (
+        b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n" + b" c\r\n" * 10_000 + b"\r\n",
+        b"431",
+    ),
+    "lines that do not end": (b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 200, b"431"),
+    "a long line": (b"GET / HTTP/1.1\r\nCookie: " + b"a=b;" * 2_500 + b"\r\n\r\n", b"431"),
+    "a long target": (b"GET /healthz?" + b"a&" * 5_000 + b" HTTP/1.1\r\n" + HOST, b"414"),
+    "many lines on a kept connection": (
+        b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\nGET / HTTP/1.1\r\n" + b"a:\r\n" * 200,
+        b"200",
+    ),
+    "many lines behind a body": (
+        CHUNKED + b"1\r\nx\r\n0\r\n" + b"a:\r\n" * 10_000 + b"\r\n",
+        b"431",
+    ),
+    "a body in as many chunks as there may be": (
+        CHUNKED + b"1\r\nx\r\n" * MAX_CHUNKS + b"0\r\na: b\r\n\r\n",
+        b"403",
+    ),
+    "a chunk more": (CHUNKED + b"1\r\nx\r\n" * (MAX_CHUNKS + 1) + b"0\r\n\r\n", b"413"),
+    "a body of nothing but small chunks": (CHUNKED + b"1\r\nx\r\n" * 60_000, b"413"),
     "two slashes": (b"GET //healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
     "a proxy's line": (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n", b"400"),
 }
@@ -498,6 +537,36 @@ async def test_where_descriptors_are_short_the_longest_idle_connection_goes(door
     assert not doors.admit(60)  # nobody is left who could go
 
 
+@pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"])
+async def test_whoever_leaves_a_body_half_said_is_sent_away_like_who_says_nothing(
+    monkeypatch, more
+):
+    made: list[Doors] = []
+    monkeypatch.setattr(
+        "server.hooks.hypercorn_worker.Doors", lambda: made.append(Doors()) or made[0]
+    )
+    head = b"POST / HTTP/1.1\r\n" + HOST + more + b"Content-Length: 3\r\n\r\n"
+    with trio.fail_after(20):
+        async with (
+            _served(_reads_all) as address,
+            await trio.open_tcp_stream(*address) as whole,
+            await trio.open_tcp_stream(*address) as half,
+        ):
+            await whole.send_all(head + b"abc")
+            while b"200" not in await whole.receive_some():
+                pass
+            await half.send_all(head)
+            while len(made[0]._waiting) < 2:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+            assert made[0].admit(1_000_000)  # the one that is idle
+            assert made[0].admit(1_000_000)  # the one that has said half
+
+            with suppress(trio.BrokenResourceError):
+                while await half.receive_some():
+                    pass
+
+
 class _Exhausted:
     """A listener for which there is no descriptor the first time somebody comes."""
 
@@ -538,7 +607,16 @@ async def test_a_listener_without_descriptors_closes_who_waits_and_goes_on(nurse
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs ulimit")
-async def test_more_idle_sockets_than_descriptors_do_not_end_the_service(nursery):
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"POST /twiml HTTP/1.1\r\n" + HOST + b"Content-Length: 100\r\n\r\na=",
+        b"POST /twiml HTTP/1.1\r\n" + HOST + b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n",
+    ],
+    ids=["nothing", "half a body", "no body yet"],
+)
+async def test_more_idle_sockets_than_descriptors_do_not_end_the_service(nursery, said):
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -555,6 +633,8 @@ async def test_more_idle_sockets_than_descriptors_do_not_end_the_service(nursery
             await trio.sleep(0.05)
         for _ in range(200):
             idle.append(await trio.open_tcp_stream("127.0.0.1", port))
+            with suppress(trio.BrokenResourceError):
+                await idle[-1].send_all(said)
         for _ in range(10):
             answers.append(
                 await _ask(("127.0.0.1", port), b"GET /readyz HTTP/1.1\r\n" + HOST + b"\r\n")

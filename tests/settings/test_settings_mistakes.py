@@ -445,6 +445,13 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path):
         Settings.load()
 
 
+def test_a_file_of_too_many_entries_is_refused_before_it_is_understood(tmp_path):
+    (tmp_path / ".env").write_text("a=b\n" * 60_000)
+
+    with pytest.raises(ConfigurationError, match=r"\.env has more than 2000 entries"):
+        Settings.load()
+
+
 def test_the_environment_counts_before_the_file(tmp_path, monkeypatch):
     (tmp_path / ".env").write_text("PORT=8123\nHOST=127.0.0.2\nMAX_CALLS=\n")
     monkeypatch.setenv("port", "8124")

@@ -58,3 +58,8 @@ def test_the_command_prints_a_key_and_the_hash_that_knows_it(capsys):
 @pytest.mark.parametrize("name", ["a b:c", "abc\n"])
 def test_a_name_that_settings_would_not_take_is_refused(capsys, name):
     assert main(["new-key", name]) == 2
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer "}, {"X-API-Key": ""}])
+def test_no_key_is_nobodys_key(headers):
+    assert Keys({"shop": hash_key("")}).identify(headers) is None

@@ -91,6 +91,17 @@ async def test_simulators_find_a_server_whose_address_nobody_set(fast_clock):
     assert record["agent_heard_s"] > 0.2
 
 
+async def test_who_comes_by_another_address_does_not_change_what_streams_are_signed_for():
+    async with serving(public_url=None) as server:
+        await server.http.get("/healthz")
+        known, verifier = server.app.public_url, server.app.verifier
+
+        server.app.note_address("http", ("127.0.0.2", 8000))
+
+        assert server.app.public_url == known
+        assert server.app.verifier is verifier
+
+
 async def test_hanging_up_through_the_api_ends_the_call_everywhere(fast_clock):
     async with serving() as server:
         call_sid = (await server.make_call("5550108")).json()["call_sid"]

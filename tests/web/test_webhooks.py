@@ -334,6 +334,15 @@ async def test_forged_webhooks_are_logged_sparingly_and_do_not_hide_the_other_ki
     assert "for another address" in events[1]
 
 
+@pytest.mark.parametrize(("more", "status"), [(0, 200), (300, 403)])
+async def test_a_webhook_of_more_fields_than_there_are_is_not_read(more, status):
+    async with serving(public_url=PUBLIC_URL) as server:
+        many = RINGING | {f"Field{number}": "x" for number in range(more)}
+        answer = await post(server, "/twiml", many)
+
+    assert answer.status_code == status
+
+
 async def test_no_address_in_the_log_has_a_query():
     async with serving(public_url=PUBLIC_URL) as server:
         with capture_logs() as logs:
