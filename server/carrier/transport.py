@@ -106,7 +106,8 @@ class QueuedTransport:
         self._unsent_chars = 0
         self._is_over = False
         self._runs = False
-        self._changed = trio.Event()  # there is something to send, or all is sent
+        self._changed = trio.Event()  # there is a listener, something to send, or an end
+        self._all_sent = trio.Event()
 
     async def receive(self) -> str | bytes:
         """Wait for the next message; only until somebody listens."""
@@ -132,6 +133,8 @@ class QueuedTransport:
         """
         if self._is_over:
             raise StreamEnded("the media socket is closed")
+        if not self._unsent:
+            self._all_sent = trio.Event()
         self._unsent.append(text)
         self._unsent_chars += len(text)
         if self._unsent_chars > MAX_UNSENT_CHARS:
@@ -141,8 +144,8 @@ class QueuedTransport:
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Send what is queued, then close; the caller bounds how long that may take."""
-        while self._unsent and self._runs and not self._is_over:
-            await self._changed.wait()
+        if self._unsent and self._runs and not self._is_over:
+            await self._all_sent.wait()
         self._is_over = True
         await self._socket.aclose(code, reason)
 
@@ -156,7 +159,7 @@ class QueuedTransport:
                 nursery.cancel_scope.cancel("the socket is over")
         finally:
             self._runs = False
-            self._tell_changed()
+            self._all_sent.set()
 
     async def _read(self) -> None:
         while self._listener is None:
@@ -186,15 +189,17 @@ class QueuedTransport:
                 try:
                     await self._socket.send(self._unsent[0])
                 except StreamEnded:
-                    self._is_over = True
+                    self._end()
                     return
-                self._unsent_chars -= len(self._unsent.popleft())
-            self._tell_changed()
+                if self._unsent:  # the end may have come meanwhile
+                    self._unsent_chars -= len(self._unsent.popleft())
+            self._all_sent.set()
             await changed.wait()
 
     def _end(self) -> None:
         self._is_over = True
         self._unsent.clear()
+        self._all_sent.set()
         self._tell_changed()
         if self._listener is not None:
             listener, self._listener = self._listener, None

@@ -124,6 +124,7 @@ class MemorySession:
         self._failure = failure
         self._failed = trio.Event()
         self._opened = trio.Event()
+        self.connects = False
         self.heard = bytearray()
         self.texts: list[tuple[float, str]] = []
         self.hints: list[str] = []
@@ -141,6 +142,7 @@ class MemorySession:
             self._on_event(event)
 
     async def run(self) -> None:
+        self.connects = True
         try:
             await trio.sleep(self._connect_s)
             if self._failure is None:
