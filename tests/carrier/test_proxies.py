@@ -99,8 +99,8 @@ def port_of(url: str) -> int:
 
 
 async def greeting(model: GeminiModel) -> AgentAudio:
-    async with model.open_session(Agent()) as session:
-        await session.send_text("Greet the caller.")
+    async with model.open_connection(Agent()) as session:
+        await session.send(session.text_message("Greet the caller."))
         while True:
             if isinstance(event := await session.receive(), AgentAudio):
                 return event

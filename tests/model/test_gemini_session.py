@@ -36,8 +36,8 @@ from server.model import (
     TurnComplete,
     Usage,
 )
+from server.model.gemini.connection import GeminiConnection
 from server.model.gemini.model import GeminiModel
-from server.model.gemini.session import GeminiSession
 from server.model.refusals import Kind
 from server.simulators.gemini import (
     SCRIPTS,
@@ -71,16 +71,16 @@ def speech(seconds: float) -> bytes:
     ).tobytes()
 
 
-async def say(session: GeminiSession, pcm: bytes) -> None:
+async def say(session: GeminiConnection, pcm: bytes) -> None:
     """Send caller audio as a telephone does, 20 ms at a time in real time."""
     due = trio.current_time()
     for start in range(0, len(pcm), 640):
-        await session.send_audio(pcm[start : start + 640])
+        await session.send(session.audio_message(pcm[start : start + 640]))
         due += 0.02
         await trio.sleep_until(due)
 
 
-async def receive_audio(session: GeminiSession) -> AsyncIterator[bytes]:
+async def receive_audio(session: GeminiConnection) -> AsyncIterator[bytes]:
     """Give out agent audio until the session fails."""
     while True:
         if isinstance(event := await session.receive(), AgentAudio):
@@ -94,7 +94,7 @@ class Heard:
         self.events: list[SessionEvent] = []
         self.times: list[float] = []
 
-    async def listen(self, session: GeminiSession) -> None:
+    async def listen(self, session: GeminiConnection) -> None:
         while True:
             self.events.append(await session.receive())
             self.times.append(trio.current_time())
@@ -118,14 +118,14 @@ class Heard:
 @asynccontextmanager
 async def simulated(
     simulator: GeminiSimulator, **options: Any
-) -> AsyncIterator[tuple[GeminiSession, Heard]]:
+) -> AsyncIterator[tuple[GeminiConnection, Heard]]:
     """Open a session in memory and listen to it."""
     options.setdefault("connect", simulator.connect)
     heard = Heard()
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(simulator.run, port=None))
         model = GeminiModel(api_key=KEY, **options)
-        async with model.open_session(Agent()) as session, trio.open_nursery() as listening:
+        async with model.open_connection(Agent()) as session, trio.open_nursery() as listening:
             listening.start_soon(heard.listen, session)
             yield session, heard
             listening.cancel_scope.cancel()
@@ -146,7 +146,7 @@ async def test_every_model_greets_when_told_to(
     model: str, simulator: GeminiSimulator, autojump_clock: trio.abc.Clock
 ) -> None:
     async with simulated(simulator, model=model) as (session, heard):
-        await session.send_text("Greet the caller.")
+        await session.send(session.text_message("Greet the caller."))
         await trio.sleep(10)
 
     greeting = simulator.greeting
@@ -165,7 +165,7 @@ async def test_audio_comes_ahead_of_time_and_the_turn_ends_with_its_playing(
     simulator: GeminiSimulator, autojump_clock: trio.abc.Clock
 ) -> None:
     async with simulated(simulator) as (session, heard):
-        await session.send_text("Greet the caller.")
+        await session.send(session.text_message("Greet the caller."))
         await trio.sleep(10)
 
     first = heard.all(AgentAudio)[0].received_at
@@ -206,7 +206,7 @@ async def test_barge_in_while_the_model_generates(
     simulator: GeminiSimulator, autojump_clock: trio.abc.Clock
 ) -> None:
     async with simulated(simulator) as (session, heard):
-        await session.send_text("Greet the caller.")
+        await session.send(session.text_message("Greet the caller."))
         await trio.sleep(0.5)
         cut_in_at = trio.current_time()
         await say(session, speech(0.5) + silence(3))
@@ -224,7 +224,7 @@ async def test_barge_in_while_the_finished_generation_plays(
     simulator: GeminiSimulator, autojump_clock: trio.abc.Clock
 ) -> None:
     async with simulated(simulator) as (session, heard):
-        await session.send_text("Greet the caller.")
+        await session.send(session.text_message("Greet the caller."))
         await trio.sleep(3)
         await say(session, speech(0.5) + silence(3))
 
@@ -237,7 +237,7 @@ async def test_a_handle_is_given_between_turns_only(
     simulator: GeminiSimulator, autojump_clock: trio.abc.Clock
 ) -> None:
     async with simulated(simulator) as (session, heard):
-        await session.send_text("Greet the caller.")
+        await session.send(session.text_message("Greet the caller."))
         await trio.sleep(10)
 
     assert heard.all(ResumptionHandle) == [ResumptionHandle(None), ResumptionHandle("handle-1")]
@@ -255,14 +255,14 @@ async def test_a_session_is_resumed_with_its_handle_once_its_socket_is_closed(
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(simulator.run, port=None))
         model = GeminiModel(api_key=KEY, connect=simulator.connect)
-        async with model.open_session(Agent()) as session:
-            await session.send_text("Greet the caller.")
+        async with model.open_connection(Agent()) as session:
+            await session.send(session.text_message("Greet the caller."))
             while await session.receive() != ResumptionHandle("handle-1"):
                 pass
             with pytest.raises(ModelError, match="1011: The session is still in use"):
-                async with again.open_session(Agent()):
+                async with again.open_connection(Agent()):
                     pass
-        async with again.open_session(Agent()):
+        async with again.open_connection(Agent()):
             pass
         nursery.cancel_scope.cancel()
 
@@ -277,18 +277,18 @@ async def test_a_session_lost_in_mid_word_is_resumed_with_the_handle_from_before
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(simulator.run, port=None))
         model = GeminiModel(api_key=KEY, connect=simulator.connect)
-        async with model.open_session(Agent()) as session:
-            await session.send_text("Greet the caller.")
+        async with model.open_connection(Agent()) as session:
+            await session.send(session.text_message("Greet the caller."))
             while await session.receive() != ResumptionHandle("handle-1"):
                 pass
-            await session.send_audio(speech(1) + silence(1))
+            await session.send(session.audio_message(speech(1) + silence(1)))
             with pytest.raises(ModelError):
                 async for _ in receive_audio(session):
                     pass
         config = types.LiveConnectConfig(session_resumption=resumption)
         again = GeminiModel(api_key=KEY, connect=simulator.connect, config=config)
-        async with again.open_session(Agent()) as session:
-            await session.send_audio(speech(1) + silence(1))
+        async with again.open_connection(Agent()) as session:
+            await session.send(session.audio_message(speech(1) + silence(1)))
             answer = b""
             while not isinstance(event := await session.receive(), GenerationComplete):
                 if isinstance(event, AgentAudio):
@@ -304,10 +304,10 @@ async def test_a_greeting_that_does_not_come_may_be_asked_for_again(
 ) -> None:
     simulator = GeminiSimulator(api_key=KEY, script=Script(silent_turns=frozenset({1})))
     async with simulated(simulator) as (session, heard):
-        await session.send_text("Greet the caller.")
+        await session.send(session.text_message("Greet the caller."))
         await trio.sleep(3)
         before = heard.all(AgentAudio)
-        await session.send_text("Greet the caller.")
+        await session.send(session.text_message("Greet the caller."))
         await trio.sleep(10)
 
     assert before == []
@@ -361,7 +361,7 @@ async def opened(simulator: GeminiSimulator, **options: Any) -> BaseException:
         model = GeminiModel(**{"api_key": KEY, "connect": simulator.connect} | options)
         try:
             with pytest.raises(ModelError) as caught:
-                async with model.open_session(Agent()):
+                async with model.open_connection(Agent()):
                     pytest.fail("the session was opened")
         finally:
             nursery.cancel_scope.cancel()
@@ -467,7 +467,9 @@ async def test_the_json_of_a_refused_handshake_is_read(
     if media is not None:
         await nursery.start(media.run)
     with pytest.raises(ModelError) as caught, trio.fail_after(5):
-        async with GeminiModel(api_key=KEY, url=simulator.url, plane=media).open_session(Agent()):
+        async with GeminiModel(api_key=KEY, url=simulator.url, plane=media).open_connection(
+            Agent()
+        ):
             pass
 
     nursery.cancel_scope.cancel()
@@ -567,13 +569,13 @@ async def test_a_session_that_is_lost_says_so_to_receiver_and_sender(
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(simulator.run, port=None))
         model = GeminiModel(api_key=KEY, connect=simulator.connect)
-        async with model.open_session(Agent()) as session:
-            await session.send_text("Greet the caller.")
+        async with model.open_connection(Agent()) as session:
+            await session.send(session.text_message("Greet the caller."))
             with pytest.raises(ModelError) as received:  # noqa: PT012
                 async for chunk in receive_audio(session):
                     pcm += chunk
             with pytest.raises(ModelError) as sent:
-                await session.send_audio(silence(0.02))
+                await session.send(session.audio_message(silence(0.02)))
         nursery.cancel_scope.cancel()
 
     assert len(pcm) >= 0.5 * 48_000  # nothing that came before is lost
@@ -587,7 +589,7 @@ async def test_going_away_is_announced_before_it_happens(autojump_clock: trio.ab
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(simulator.run, port=None))
         model = GeminiModel(api_key=KEY, connect=simulator.connect)
-        async with model.open_session(Agent()) as session:
+        async with model.open_connection(Agent()) as session:
             opened_at = trio.current_time()
             announced = await session.receive()
             announced_at = trio.current_time()
@@ -638,7 +640,7 @@ async def test_closing_is_bounded_when_the_service_does_not_agree(
         yield client
 
     model = GeminiModel(api_key=KEY, connect=connect, close_timeout_s=2)
-    async with model.open_session(Agent()):
+    async with model.open_connection(Agent()):
         left_at = trio.current_time()
 
     assert trio.current_time() - left_at == pytest.approx(2)
@@ -665,13 +667,13 @@ async def test_a_conversation_over_a_socket(caplog: pytest.LogCaptureFixture) ->
     with trio.fail_after(60):
         async with serving() as simulator:
             model = GeminiModel(api_key=KEY, url=simulator.url)
-            async with model.open_session(Agent()) as session:
-                await session.send_text("Greet the caller.")
+            async with model.open_connection(Agent()) as session:
+                await session.send(session.text_message("Greet the caller."))
                 greeting = b""
                 while not isinstance(event := await session.receive(), TurnComplete):
                     if isinstance(event, AgentAudio):
                         greeting += event.pcm
-                await session.send_audio(speech(0.3) + silence(0.6))
+                await session.send(session.audio_message(speech(0.3) + silence(0.6)))
                 answer = b""
                 while not isinstance(event := await session.receive(), GenerationComplete):
                     if isinstance(event, AgentAudio):
@@ -689,8 +691,8 @@ async def test_a_dropped_socket_is_1006() -> None:
         script = Script(setup_delay_s=0, reply_delay_s=0, speed=100, drop=Drop(1, 0.1, 1006))
         async with serving(script=script) as simulator:
             model = GeminiModel(api_key=KEY, url=simulator.url)
-            async with model.open_session(Agent()) as session:
-                await session.send_text("Greet the caller.")
+            async with model.open_connection(Agent()) as session:
+                await session.send(session.text_message("Greet the caller."))
                 with pytest.raises(ModelError) as caught:
                     async for _ in receive_audio(session):
                         pass
@@ -704,7 +706,7 @@ async def test_a_cancelled_call_still_closes_cleanly() -> None:
             model = GeminiModel(api_key=KEY, url=simulator.url)
             for _ in range(10):
                 with trio.CancelScope() as call:
-                    async with model.open_session(Agent()):
+                    async with model.open_connection(Agent()):
                         call.cancel()
                         await trio.sleep_forever()
                 await simulator.sessions[-1].ended.wait()
@@ -733,9 +735,9 @@ async def test_a_service_that_no_longer_reads_cannot_hold_up_a_hang_up(
     model = GeminiModel(api_key=KEY, url=url, close_timeout_s=0.05)
 
     with trio.fail_after(60), trio.move_on_after(0.1) as call:
-        async with model.open_session(Agent()) as session:
+        async with model.open_connection(Agent()) as session:
             while True:  # until the kernel takes no more, and the last one hangs half sent
-                await session.send_audio(silence(20))
+                await session.send(session.audio_message(silence(20)))
     nursery.cancel_scope.cancel()
 
     assert call.cancelled_caught
@@ -747,7 +749,7 @@ async def test_what_the_block_raises_comes_out_as_it_was() -> None:
         async with serving() as simulator:
             model = GeminiModel(api_key=KEY, url=simulator.url)
             with pytest.raises(ExceptionGroup) as caught:
-                async with model.open_session(Agent()):
+                async with model.open_connection(Agent()):
                     raise group
 
     assert caught.value.message == group.message
@@ -760,7 +762,7 @@ async def test_nobody_listening_is_an_unreachable_model() -> None:
     await listener.aclose()
 
     with pytest.raises(ModelError, match="cannot be reached") as caught, trio.fail_after(60):
-        async with GeminiModel(api_key=KEY, url=f"ws://127.0.0.1:{port}").open_session(Agent()):
+        async with GeminiModel(api_key=KEY, url=f"ws://127.0.0.1:{port}").open_connection(Agent()):
             pass
 
     assert (caught.value.code, caught.value.retryable) == (None, True)
@@ -771,7 +773,7 @@ async def test_a_path_that_is_not_there_is_refused() -> None:
         async with serving() as simulator:
             model = GeminiModel(api_key=KEY, url=f"{simulator.url}/elsewhere")
             with pytest.raises(ModelSetupRefused, match="HTTP 404"):
-                async with model.open_session(Agent()):
+                async with model.open_connection(Agent()):
                     pass
 
 
@@ -795,7 +797,7 @@ async def test_an_http_answer_instead_of_a_websocket(
     port = listener.socket.getsockname()[1]
 
     with pytest.raises(ModelError) as caught, trio.fail_after(60):
-        async with GeminiModel(api_key=KEY, url=f"ws://127.0.0.1:{port}").open_session(Agent()):
+        async with GeminiModel(api_key=KEY, url=f"ws://127.0.0.1:{port}").open_connection(Agent()):
             pass
 
     nursery.cancel_scope.cancel()

@@ -91,26 +91,36 @@ class Conversation:
 class Talk:
     """A session, the one who listens to it, and the caller."""
 
-    def __init__(
-        self, session: LastingSession, gemini: GeminiSimulator, conversation: Conversation
-    ) -> None:
-        self.session = session
+    session: LastingSession
+
+    def __init__(self, gemini: GeminiSimulator, conversation: Conversation) -> None:
         self.gemini = gemini
         self.conversation = conversation
         self.events: list[SessionEvent] = []
         self.failure: ModelError | None = None
+        self.failed = trio.Event()
         self.said = bytearray()
         self.is_noise = False
 
-    async def listen(self) -> None:
-        try:
-            while True:
-                event = await self.session.receive()
-                self.events.append(event)
-                if isinstance(event, AgentAudio):
-                    self.conversation.answer_awaited = False
-        except ModelError as error:
-            self.failure = error
+    def take(self, event: SessionEvent) -> None:
+        self.events.append(event)
+        if isinstance(event, AgentAudio):
+            self.conversation.answer_awaited = False
+
+    async def run(self, ready: trio.Event) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_ready, ready)
+            try:
+                await self.session.run()
+            except ModelError as error:
+                self.failure = error
+                self.failed.set()
+                ready.set()
+            nursery.cancel_scope.cancel()
+
+    async def _tell_ready(self, ready: trio.Event) -> None:
+        await self.session.wait_ready()
+        ready.set()
 
     async def say(self, pcm: bytes) -> None:
         """Send caller audio as a telephone does, 20 ms at a time in real time."""
@@ -119,7 +129,7 @@ class Talk:
             chunk = pcm[start : start + 640]
             self.conversation.caller_speaks = is_loud(chunk) and not self.is_noise
             self.conversation.answer_awaited |= self.conversation.caller_speaks
-            await self.session.send_audio(chunk)
+            self.session.send_audio(chunk)
             self.said += chunk
             due += 0.02
             await trio.sleep_until(due)
@@ -170,21 +180,20 @@ async def talking(
     make = partial(GeminiModel, api_key=KEY, connect=gemini.connect, config=config)
     other = make(model="gemini-3.1-flash-live-preview") if fallback else None
     lasting = LastingModel(make(model=model), fallback=other, **options)
-    refused: ModelError | None = None
+    talk = Talk(gemini, conversation)
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(gemini.run, port=None))
-        try:
-            async with lasting.open_session(Agent(), conversation) as session:
-                talk = Talk(session, gemini, conversation)
-                async with trio.open_nursery() as listening:
-                    listening.start_soon(talk.listen)
-                    yield talk
-                    listening.cancel_scope.cancel()
-        except ModelError as error:
-            refused = error
+        talk.session = lasting.new_session(Agent(), conversation, talk.take)
+        async with trio.open_nursery() as running:
+            ready = trio.Event()
+            running.start_soon(talk.run, ready)
+            await ready.wait()
+            if talk.failure is None:
+                yield talk
+            running.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
-    if refused is not None:
-        raise refused
+    if talk.failure is not None and not talk.session.is_ready:
+        raise talk.failure
 
 
 # --- Rotating
@@ -216,7 +225,7 @@ async def test_the_old_socket_is_closed_before_the_session_is_resumed(autojump_c
 
 async def test_the_agent_finishes_its_sentence_before_a_rotation(autojump_clock):
     async with talking(Script(go_away_at_s=2.0, go_away_left_s=40.0)) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         await talk.say(silence(10.0))
 
     assert talk.pcm(1) == talk.gemini.greeting.pcm
@@ -228,7 +237,7 @@ async def test_the_agent_finishes_its_sentence_before_a_rotation(autojump_clock)
 
 async def test_a_call_in_which_the_agent_can_still_be_heard_is_not_quiet(autojump_clock):
     async with talking(Script(go_away_at_s=2.0, go_away_left_s=40.0)) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         talk.conversation.quiet = False
         await talk.say(silence(20.0))
         assert talk.reconnects == []
@@ -251,7 +260,7 @@ async def test_without_any_silence_the_rotation_comes_before_the_service_closes(
 
 async def test_a_caller_who_speaks_or_waits_for_an_answer_is_not_rotated_away(autojump_clock):
     async with talking(Script(reply_delay_s=4.0), connection_age_s=5.0) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         await talk.say(silence(4.0) + speech(3.0) + silence(4.0))
         assert talk.reconnects == []
         await talk.say_until(lambda: bool(talk.reconnects), silence(0.5))
@@ -262,7 +271,7 @@ async def test_a_caller_who_speaks_or_waits_for_an_answer_is_not_rotated_away(au
 
 async def test_a_sound_that_may_be_speech_is_waited_for_but_a_noisy_line_is_rotated(autojump_clock):
     async with talking(Script(go_away_at_s=6.0, go_away_left_s=60.0)) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         await talk.say(silence(5.0))
         talk.is_noise = True
         await talk.say(speech(4.0))
@@ -280,7 +289,7 @@ async def test_no_rotation_while_a_tool_call_is_open(autojump_clock):
 
         (request,) = talk.all(ToolCallsRequested)
         (call,) = request.calls
-        await talk.session.send_tool_results((ToolResult(call.id, call.name, {"output": 1}),))
+        talk.session.send_tool_results((ToolResult(call.id, call.name, {"output": 1}),))
         await talk.say_until(lambda: bool(talk.reconnects), silence(0.5))
 
     assert talk.services[0].tool_results == {call.id: {"output": 1}}
@@ -298,7 +307,7 @@ async def test_a_question_whose_answer_broke_off_is_answered_again(
 ):
     question = speech(2.0)
     async with talking(script) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         await talk.say(silence(6.0) + question + silence(8.0))
 
     assert talk.reconnects == [(reason, Way.RESUME)]
@@ -317,7 +326,7 @@ async def test_a_question_whose_answer_broke_off_is_answered_again(
 
 async def test_a_greeting_that_broke_off_is_asked_for_again(autojump_clock):
     async with talking(Script(drop=Drop(turn=1, after_s=1.0, code=1006))) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         talk.conversation.turns = [PastTurn("agent", "Good")]
         await trio.sleep(10.0)
 
@@ -327,7 +336,7 @@ async def test_a_greeting_that_broke_off_is_asked_for_again(autojump_clock):
 
 async def test_a_service_that_always_breaks_off_is_given_up(autojump_clock):
     async with talking(Script(drop=Drop(turn=1, after_s=1.0, code=1006))) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         await trio.sleep(60.0)
 
         assert talk.failure is not None
@@ -336,7 +345,7 @@ async def test_a_service_that_always_breaks_off_is_given_up(autojump_clock):
 
 async def test_a_caller_who_is_cut_off_in_mid_sentence_is_heard_whole(autojump_clock):
     async with talking(Script(go_away_at_s=9.0, go_away_left_s=2.0)) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         question = speech(6.0)
         # The service closes in the middle of the question.
         await talk.say(silence(6.0) + question + silence(8.0))
@@ -347,7 +356,7 @@ async def test_a_caller_who_is_cut_off_in_mid_sentence_is_heard_whole(autojump_c
 
 async def test_a_turn_that_was_cut_stays_cut(autojump_clock):
     async with talking(Script(drop=Drop(turn=2, after_s=0.3, code=1006))) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         await talk.say(silence(1.0) + speech(1.0) + silence(8.0))
 
     assert [event.turn for event in talk.all(Interrupted)] == [1]
@@ -359,7 +368,7 @@ async def test_a_turn_that_was_cut_stays_cut(autojump_clock):
 async def test_caller_audio_waits_for_the_connection_and_overtakes_real_time(autojump_clock):
     async with talking(Script(drop=Drop(1, 0.3, 1006)), Script(setup_delay_s=4.0)) as talk:
         talk.conversation.turns = [PastTurn("caller", "Hello?")]
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         await trio.sleep(0.5)
         numbered = b"".join(n.to_bytes(2, "little") * 320 for n in range(1, 1 + 300))
         await talk.say(numbered)
@@ -383,7 +392,7 @@ async def test_only_ten_seconds_wait_and_what_has_to_go_is_counted(autojump_cloc
 
     gemini.connect = connect_if_up  # type: ignore[method-assign]
     async with talking(gemini=gemini) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         await trio.sleep(1.0)
         down_until = trio.current_time() + 16.0
         await talk.say_until(lambda: bool(talk.reconnects), speech(1.0))
@@ -441,7 +450,7 @@ async def test_quota_is_told_at_once_when_a_session_is_opened(autojump_clock):
 async def test_quota_in_mid_call_ends_the_session_for_everybody(autojump_clock):
     drop = Drop(1, 0.5, QUOTA.code, QUOTA.reason)
     async with talking(Script(drop=drop)) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         await trio.sleep(5.0)
 
         assert isinstance(talk.failure, ModelQuotaExceeded)
@@ -468,7 +477,7 @@ HISTORY = [
 async def test_a_used_up_context_is_replaced_by_a_session_that_is_told_the_story(autojump_clock):
     drop = Drop(2, 0.5, 1007, "The context is too long.")
     async with talking(Script(drop=drop)) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         talk.conversation.turns = list(HISTORY)
         await talk.say(silence(6.0) + speech(1.0) + silence(6.0))
 
@@ -484,7 +493,7 @@ async def test_a_used_up_context_is_replaced_by_a_session_that_is_told_the_story
 
 async def test_a_lost_handle_is_replaced_by_a_session_that_is_told_the_story(autojump_clock):
     async with talking("lost-handle") as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         talk.conversation.turns = list(HISTORY)
         await talk.say(silence(6.0) + speech(1.0) + silence(6.0))
 
@@ -518,7 +527,7 @@ async def test_an_answer_whose_question_is_gone_is_taken_up_in_words(autojump_cl
     long_answer = Script(speed=1.0, drop=Drop(1, 4.0, 1011))
     async with talking(long_answer) as talk:
         talk.session._input._max_bytes = BYTES_PER_S  # the question is soon forgotten
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         await talk.say(silence(10.0))
 
     assert talk.services[-1].texts[-1] == CUT_OFF_TEXT
@@ -530,7 +539,7 @@ async def test_an_answer_whose_question_is_gone_is_taken_up_in_words(autojump_cl
 @pytest.mark.parametrize("way", [Way.RESUME, Way.FRESH])
 async def test_a_silent_model_is_asked_again_over_a_new_connection(way: Way, autojump_clock):
     async with talking("silent-model") as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         talk.conversation.turns = list(HISTORY)
         question = speech(1.0)
         await talk.say(silence(6.0) + question + silence(3.0))
@@ -565,7 +574,7 @@ async def test_the_fallback_takes_over_when_asked_and_stays(autojump_clock):
 async def test_the_fallback_takes_over_when_the_quota_is_used_up(autojump_clock):
     drop = Drop(2, 0.5, QUOTA.code, QUOTA.reason)
     async with talking(Script(drop=drop), fallback=True) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         talk.conversation.turns = list(HISTORY)
         await talk.say(silence(6.0) + speech(1.0) + silence(5.0))
 
@@ -583,7 +592,7 @@ async def test_a_tool_answer_reaches_a_model_that_does_not_remember_the_call(aut
         (request,) = talk.all(ToolCallsRequested)
         assert await talk.session.reconnect(Way.FRESH, "no-reply")
         results = [ToolResult(call.id, call.name, {"output": "blue"}) for call in request.calls]
-        await talk.session.send_tool_results(tuple(results))
+        talk.session.send_tool_results(tuple(results))
         await trio.sleep(5.0)
 
     fresh = talk.services[-1]
@@ -601,7 +610,7 @@ async def test_an_answered_call_is_told_in_words_if_the_answer_may_be_forgotten(
         await talk.say(speech(1.0) + silence(2.5))
         (request,) = talk.all(ToolCallsRequested)
         (call,) = request.calls
-        await talk.session.send_tool_results((ToolResult(call.id, call.name, {"output": "red"}),))
+        talk.session.send_tool_results((ToolResult(call.id, call.name, {"output": "red"}),))
         await talk.say(silence(5.0))
 
     assert talk.services[0].tool_results == {call.id: {"output": "red"}}
@@ -754,7 +763,7 @@ async def test_over_sockets_a_dropped_connection_is_replaced_and_the_call_goes_o
     gemini = GeminiSimulator(api_key=KEY, script=dropping, script_after_resume=QUICK)
     async with talking_over_sockets(gemini, on_plane=on_plane) as talk:
         talk.conversation.turns = list(HISTORY)
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         await talk.say_until(lambda: TurnComplete(2, None) in talk.events, silence(0.02))
 
     assert talk.reconnects == [("closed-1006", Way.FRESH)]
@@ -768,7 +777,7 @@ async def test_over_sockets_a_connection_is_rotated_and_nothing_is_lost(
 ):
     gemini = GeminiSimulator(api_key=KEY, script=QUICK, script_after_resume=QUICK)
     async with talking_over_sockets(gemini, on_plane=on_plane, connection_age_s=0.5) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         await talk.say_until(lambda: len(talk.reconnects) >= 3, silence(0.02))
 
     assert set(talk.reconnects) == {("age", Way.RESUME)}
@@ -787,7 +796,7 @@ async def test_a_service_whose_pongs_are_late_is_well_and_only_pinging_it_does_h
     options = {"ping_interval": 0.05, "ping_timeout": 0.1, "close_timeout": 0.1}
 
     async with talking_over_sockets(gemini, on_plane=False) as talk:
-        await talk.session.send_text("Greet.")
+        talk.session.send_text("Greet.")
         async with connect(f"{gemini.url}{path}?key={KEY}", proxy=None, **options) as pinging:
             with pytest.raises(ConnectionClosed, match="keepalive ping timeout"):
                 await pinging.recv()

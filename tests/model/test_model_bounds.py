@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import trio
-from server.model.gemini.session import MAX_MESSAGES_AT_ONCE, MESSAGES_PER_S, GeminiSession
 from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Close
 
@@ -29,6 +28,7 @@ from server.model import (
     ToolResult,
     Usage,
 )
+from server.model.gemini.connection import MAX_MESSAGES_AT_ONCE, MESSAGES_PER_S, GeminiConnection
 from server.model.gemini.dialects import dialect_of
 from server.model.gemini.fields import MAX_BARE_BYTES, MAX_ITEMS, MAX_TEXT, Fields, is_plain
 from server.model.gemini.model import MAX_MESSAGE_BYTES, GeminiModel
@@ -262,9 +262,9 @@ class Flood:
         return self._message
 
 
-def session_over(socket: Any) -> GeminiSession:
+def session_over(socket: Any) -> GeminiConnection:
     model = GeminiModel(api_key="a-key")
-    return GeminiSession(socket, dialect_of(model.name), model)
+    return GeminiConnection(socket, dialect_of(model.name), model)
 
 
 async def test_a_flood_of_tiny_messages_gives_the_session_up(autojump_clock):
