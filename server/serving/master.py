@@ -1,7 +1,7 @@
 """``python -m server --workers N``: a parent that listens, starts N processes, and never serves.
 
 The processes are spawned, as the ``hypercorn`` command does it, so that they share a secret (see
-:func:`server.cluster.workers.shared_secret`). One that dies takes its own calls with it and nothing
+:func:`server.cluster.meeting.shared_secret`). One that dies takes its own calls with it and nothing
 else: another is started in its place. To stop is to have each of them drain.
 """
 
@@ -22,7 +22,7 @@ import trio
 
 from server import logs
 from server.app import create_app
-from server.cluster.workers import AVAILABLE
+from server.cluster.meeting import AVAILABLE
 from server.errors import ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS, stop_on_signals
 from server.serving.single import listen, serve

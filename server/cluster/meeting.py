@@ -1,0 +1,82 @@
+"""What the processes of one server meet in: a private directory, its locks, and a shared secret."""
+
+from __future__ import annotations
+
+import hmac
+import multiprocessing
+import os
+import secrets
+import socket
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from server.errors import ConfigurationError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    AVAILABLE = False
+else:
+    AVAILABLE = hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds")
+
+MAX_PATH_BYTES = 90
+"""Of the directory: a Unix socket's whole path may have 103 on macOS, 107 on Linux."""
+
+
+def shared_secret(purpose: str) -> str:
+    """A secret of 128 bits that all processes of this server have, and nobody else.
+
+    A process that was spawned has its parent's ``authkey``: random, and never on any disk. In one
+    that was not, there are no others.
+    """
+    if multiprocessing.parent_process() is None:
+        return secrets.token_hex(16)
+    key = bytes(multiprocessing.current_process().authkey)
+    return hmac.digest(key, f"offhook {purpose}".encode(), "sha256").hex()[:32]
+
+
+def private_directory(name: str) -> Path:
+    """A directory that only this user may look into.
+
+    Raises:
+        ConfigurationError: Somebody else has made it, or its path is too long.
+    """
+    directory = Path(tempfile.gettempdir()) / name
+    if len(os.fsencode(directory)) > MAX_PATH_BYTES:
+        raise ConfigurationError(f"{directory} is too long for Unix sockets: set TMPDIR")
+    with suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    facts = directory.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise ConfigurationError(f"{directory} is not this user's own, private directory")
+    return directory
+
+
+def try_lock(path: Path) -> int | None:
+    """Lock a file for as long as the number that is returned stays open; None: somebody has it."""
+    number = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(number)
+        return None
+    return number
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody has locked a file."""
+    if (number := try_lock(path)) is None:
+        return True
+    os.close(number)
+    return False
+
+
+def listen(path: Path) -> socket.socket:
+    """A Unix socket that listens at this path, which may be a dead process's."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(512)
+    return listener
