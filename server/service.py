@@ -21,6 +21,7 @@ from server.agent.mcp_servers import McpServers, read_servers
 from server.call.costs import Prices
 from server.call.options import CallOptions
 from server.cluster.workers import Workers
+from server.hooks.sockets import file_limit
 from server.media import plane
 from server.metrics import Metrics
 from server.records.database import check_database
@@ -28,7 +29,6 @@ from server.records.recording import Recordings, check_directory
 from server.records.store import Records
 from server.records.traces import open_traces
 from server.settings.settings import Settings
-from server.sockets import file_limit
 from server.supervision import Helper, Start, keep_going, without_start
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls

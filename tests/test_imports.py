@@ -30,7 +30,7 @@ ROOMS = (
     ("server.cluster",),
     ("server.hooks",),
     ("server.settings",),
-    ("server.metrics", "server.logs", "server.garbage", "server.supervision", "server.sockets"),
+    ("server.metrics", "server.logs", "server.garbage", "server.supervision"),
     ("server.errors",),
     ("server.headers", "server.numbers", "server.pace", "server.text"),
     ("codec",),

@@ -35,8 +35,8 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from server.hooks.http11 import Http11
+from server.hooks.sockets import UNREAD_TIMEOUT_S, file_limit
 from server.logs import Sparing
-from server.sockets import UNREAD_TIMEOUT_S, file_limit
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

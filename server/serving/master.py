@@ -25,9 +25,9 @@ from server.app import create_app
 from server.cluster.meeting import AVAILABLE
 from server.errors import ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS, stop_on_signals
+from server.hooks.sockets import raise_file_limit
 from server.serving.single import listen, serve
 from server.settings.settings import Settings
-from server.sockets import raise_file_limit
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
