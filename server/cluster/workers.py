@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import structlog
 import trio
-from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
 from server.cluster.board import BEAT_S, MAX_WORKERS, Board, Load, Member
@@ -57,7 +56,7 @@ from server.cluster.passing_on import (
     take_over,
 )
 from server.errors import ConfigurationError
-from server.hooks.hypercorn_worker import serve_worker
+from server.hooks.hypercorn_worker import make_config, serve_worker
 from server.logs import Sparing
 
 if AVAILABLE:
@@ -415,14 +414,11 @@ class Workers:
             take_media: Serves a media socket, which is its own from then on.
             max_message_bytes: The longest head of a request, and WebSocket message.
         """
-        config = Config()
-        config.bind = [f"fd://{listen(self._directory / f'{self.number}.http').detach()}"]
-        config.websocket_max_message_size = max_message_bytes
-        config.h11_max_incomplete_size = max_message_bytes
-        config.include_server_header = False
-        config.accesslog = None
-        config.errorlog = logging.getLogger("hypercorn.error")
-        config.loglevel = "WARNING"
+        config = make_config(
+            f"fd://{listen(self._directory / f'{self.number}.http').detach()}",
+            errorlog=logging.getLogger("hypercorn.error"),
+            max_message_bytes=max_message_bytes,
+        )
         media = listen(self._directory / f"{self.number}.media")
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(media))
 

@@ -13,6 +13,7 @@ tests/hooks/test_hypercorn_hook.py fails when another version goes another way.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -43,6 +44,35 @@ FAILED_STATUS = 70
 """The exit status of a process whose inside has failed: EX_SOFTWARE of sysexits.h."""
 BACKLOG = 512
 """Connections that may wait to be accepted: a second of a burst."""
+
+
+def make_config(
+    bind: str,
+    *,
+    errorlog: logging.Logger | None = None,
+    max_message_bytes: int | None = None,
+    **settings: Any,
+) -> Config:
+    """Configure hypercorn for one address.
+
+    Args:
+        bind: The address, or ``fd://`` with the number of a listening socket.
+        errorlog: Where warnings and errors go; None for nowhere.
+        max_message_bytes: The longest head of a request, and WebSocket message.
+        settings: More of hypercorn's own.
+    """
+    config = Config()
+    config.bind = [bind]
+    config.accesslog = None  # requests are in our own log, without what a path may have in it
+    config.errorlog = errorlog
+    config.loglevel = "WARNING"  # where it listens is said by our own log
+    config.include_server_header = False
+    if max_message_bytes is not None:
+        config.websocket_max_message_size = max_message_bytes
+        config.h11_max_incomplete_size = max_message_bytes
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
 
 
 async def _at_once() -> None:

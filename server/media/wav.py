@@ -1,4 +1,4 @@
-"""The head of a WAV file: how its samples lie, where, and how many there can be.
+"""WAV files: where the samples of one are and how they lie, and the head of one that we write.
 
 Every RIFF file of waves is read: RIFF and its big-endian twin RIFX, RF64 and BW64, whose sizes have
 64 bits (EBU Tech 3306, ITU-R BS.2088). Programs write sizes before they know them and leave padding
@@ -8,9 +8,12 @@ out, so what the head says is believed only as far as the file goes.
 from __future__ import annotations
 
 import struct
+from array import array
 from dataclasses import dataclass
 from io import BytesIO
 from typing import BinaryIO
+
+from codec import decode_mulaw
 
 # Format tags, from Microsoft's mmreg.h.
 PCM, FLOAT, ALAW, MULAW, EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
@@ -156,3 +159,30 @@ def data_of(content: bytes) -> bytes:
     """The samples of a whole WAV file in memory, as they stand in it."""
     head = read_head(BytesIO(content), len(content))
     return content[head.data_at : head.data_at + head.data_bytes]
+
+
+# ------------------------------------------------------------------------------------------
+# Writing: what recordings are
+
+STEREO_FRAME_BYTES = 4
+"""One 16-bit sample on either side."""
+_STEREO_HEAD = struct.Struct("<4sI8sIHHIIHH4sI")
+STEREO_HEAD_BYTES = _STEREO_HEAD.size
+
+
+def stereo_head(frames: int, rate_hz: int) -> bytes:
+    """The head of a WAV: two channels, 16 bits (Microsoft's "Multimedia ... RIFF", 1991)."""
+    data_bytes = frames * STEREO_FRAME_BYTES
+    return _STEREO_HEAD.pack(
+        *(b"RIFF", _STEREO_HEAD.size - 8 + data_bytes, b"WAVEfmt ", 16),
+        *(PCM, 2, rate_hz, rate_hz * STEREO_FRAME_BYTES, STEREO_FRAME_BYTES, 16),
+        *(b"data", data_bytes),
+    )
+
+
+def stereo_of_mulaw(left: bytes, right: bytes) -> bytes:
+    """Put two mu-law recordings of the same length side by side, as 16-bit samples."""
+    both = array("h", bytes(len(left) * STEREO_FRAME_BYTES))
+    both[0::2] = array("h", decode_mulaw(left))
+    both[1::2] = array("h", decode_mulaw(right))
+    return both.tobytes()

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import errno
 import re
-import struct
 import tempfile
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -24,9 +22,9 @@ from typing import Any, BinaryIO
 import structlog
 import trio
 
-from codec import decode_mulaw
 from server.carrier import CarrierCommand, Clear, SendAudio
 from server.errors import ConfigurationError
+from server.media.wav import STEREO_FRAME_BYTES, STEREO_HEAD_BYTES, stereo_head, stereo_of_mulaw
 from server.metrics import Metrics
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -193,20 +191,6 @@ class Recorder:
 # ------------------------------------------------------------------------------------------
 # The file, in a thread
 
-_HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
-_FRAME_BYTES = 4
-
-
-def _header(samples: int) -> bytes:
-    """The head of a WAV: two channels, 16 bits, 8 kHz (Microsoft's "Multimedia ... RIFF", 1991)."""
-    data_bytes = samples * _FRAME_BYTES
-    return _HEADER.pack(
-        *(b"RIFF", _HEADER.size - 8 + data_bytes, b"WAVEfmt ", 16),
-        *(1, 2, SAMPLES_PER_S, SAMPLES_PER_S * _FRAME_BYTES, _FRAME_BYTES, 16),
-        *(b"data", data_bytes),
-    )
-
-
 class _WavFile:
     """Appends, and says in the header how much there is. Everything here may block."""
 
@@ -221,7 +205,7 @@ class _WavFile:
     def _write_all_to(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        path.write_bytes(_header(0))
+        path.write_bytes(stereo_head(0, SAMPLES_PER_S))
 
     def append(self, caller: bytes, agent: bytes) -> None:
         """Add as many samples to both sides.
@@ -229,21 +213,18 @@ class _WavFile:
         Raises:
             OSError: The disk is full or gone; what was written before stays a whole WAV.
         """
-        both = array("h", bytes(len(caller) * _FRAME_BYTES))
-        both[0::2] = array("h", decode_mulaw(caller))
-        both[1::2] = array("h", decode_mulaw(agent))
-        frames = memoryview(both).cast("B")
-        self._file.seek(_HEADER.size + self._samples * _FRAME_BYTES)
+        frames = memoryview(stereo_of_mulaw(caller, agent))
+        self._file.seek(STEREO_HEAD_BYTES + self._samples * STEREO_FRAME_BYTES)
         while frames:
             frames = frames[self._file.write(frames) :]
         # Only now: a header never speaks of what is not there.
         self._file.seek(0)
-        self._file.write(_header(self._samples + len(caller)))
+        self._file.write(stereo_head(self._samples + len(caller), SAMPLES_PER_S))
         self._samples += len(caller)
 
     def close(self) -> None:
         with self._file:
-            self._file.truncate(_HEADER.size + self._samples * _FRAME_BYTES)
+            self._file.truncate(STEREO_HEAD_BYTES + self._samples * STEREO_FRAME_BYTES)
 
 
 # ------------------------------------------------------------------------------------------

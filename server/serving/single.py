@@ -14,12 +14,11 @@ import sys
 from functools import partial
 
 import trio
-from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
 from server.app import OffhookApp
 from server.errors import CannotListen
-from server.hooks.hypercorn_worker import BACKLOG, serve_worker, stop_on_signals
+from server.hooks.hypercorn_worker import BACKLOG, make_config, serve_worker, stop_on_signals
 from server.hooks.sockets import holder_of, limit_unread
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -73,17 +72,13 @@ async def serve(
 
     It returns at once when ``app.service.failed`` is set.
     """
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.websocket_max_message_size = MAX_MESSAGE_BYTES
-    config.h11_max_incomplete_size = MAX_MESSAGE_BYTES
-    config.keep_alive_timeout = IDLE_TIMEOUT_S
-    config.include_server_header = False
-    config.graceful_timeout = app.service.settings.close_timeout_s
-    config.accesslog = None  # requests are in our own log, without what a path may have in it
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.loglevel = "WARNING"  # where it listens is said by our own log
-
+    config = make_config(
+        f"fd://{listener.detach()}",
+        errorlog=logging.getLogger("hypercorn.error"),
+        max_message_bytes=MAX_MESSAGE_BYTES,
+        keep_alive_timeout=IDLE_TIMEOUT_S,
+        graceful_timeout=app.service.settings.close_timeout_s,
+    )
     async with trio.open_nursery() as nursery:
         await nursery.start(
             partial(

@@ -1,0 +1,173 @@
+"""A call's documents followed verb by verb, as long as the call lasts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from urllib.parse import urljoin, urlsplit
+from xml.etree import ElementTree
+
+from websockets.exceptions import InvalidHandshake, InvalidURI
+
+from server.carrier import CallStatus
+from server.simulators.phone import SimulatedPhone, StreamEnd, new_sid
+from server.simulators.twilio.call import SimulatedCall
+from server.simulators.twilio.people import People
+from server.simulators.twilio.socket import open_websocket
+from server.simulators.twilio.twiml import parse_twiml
+from server.simulators.twilio.webhooks import Webhooks, call_fields
+
+
+class _Leave(Exception):
+    """Leave the document: the call is over, or goes on with another one."""
+
+
+class DocumentFollower:
+    """Does what one call's documents say.
+
+    Args:
+        call: The call, which has been answered.
+        webhooks: Asked for further documents, and told how a ``<Dial>`` ends.
+        people: Whom a ``<Dial>`` may reach.
+        dial_s: How long the two sides of a ``<Dial>`` talk.
+    """
+
+    def __init__(
+        self, call: SimulatedCall, webhooks: Webhooks, people: People, dial_s: float
+    ) -> None:
+        self._call = call
+        self._webhooks = webhooks
+        self._people = people
+        self._dial_s = dial_s
+
+    async def follow(self, document: str, base_url: str) -> None:
+        """Follow a document and those that REST sends after it, until the call is over."""
+        call = self._call
+        while True:
+            with suppress(_Leave):
+                await self._follow_verbs(document, base_url)
+            order = call.take_document()
+            if order is None:
+                break
+            call.note("redirected over REST")
+            document, base_url = order.document, order.base_url
+
+    async def _follow_verbs(self, document: str, base_url: str) -> None:
+        """Do one document's verbs in order.
+
+        Raises:
+            _Leave: Something in it, or told over REST, ends it early.
+        """
+        call = self._call
+        verbs = parse_twiml(document)
+        if verbs is None:
+            call.note("error 12100: document parse failure")
+            return
+        for verb in verbs:
+            if call.is_ordered:
+                raise _Leave
+            match verb.tag:
+                case "Connect":
+                    await self._connect(verb)
+                case "Say":
+                    text = "".join(verb.itertext()).strip()
+                    call.note(f"says: {text}")
+                    await call.pause(0.06 * len(text))  # About 150 words a minute.
+                case "Play":
+                    call.note(f"plays: {(verb.text or '').strip()}")
+                    await call.pause(1.0)
+                case "Pause":
+                    await call.pause(float(verb.get("length") or 1))
+                case "Hangup" | "Reject":
+                    call.note("hangs up")
+                    raise _Leave
+                case "Redirect":
+                    url = urljoin(base_url, (verb.text or "").strip())
+                    await self._go_to(url, {})
+                case "Dial":
+                    await self._dial(verb, base_url)
+                case unknown:
+                    call.note(f"warning 12200: verb {unknown} is not simulated")
+
+    async def _go_to(self, url: str, more: Mapping[str, str]) -> None:
+        """Fetch another document and follow it instead of the rest of this one."""
+        document = await self._webhooks.fetch(self._call, url, more)
+        if document is not None:
+            await self._follow_verbs(document, url)
+        raise _Leave
+
+    async def _connect(self, verb: ElementTree.Element) -> None:
+        call = self._call
+        stream = verb.find("Stream")
+        url = stream.get("url", "") if stream is not None else ""
+        if stream is None or urlsplit(url).scheme not in ("ws", "wss") or urlsplit(url).query:
+            call.note("error 31920: no stream with a wss address without a query")
+            return
+        parameters = {
+            parameter.get("name", ""): parameter.get("value", "")
+            for parameter in stream.findall("Parameter")
+        }
+        phone = SimulatedPhone(
+            call.script,
+            call_sid=call.call_sid,
+            account_sid=call.account_sid,
+            parameters=parameters,
+        )
+        try:
+            async with open_websocket(url, self._webhooks.sign_upgrade(url)) as transport:
+                call.add_phone(phone)
+                end = await phone.run(transport)
+                closed = transport.closed_by_peer
+        except InvalidHandshake as error:
+            call.note(f"error 31920: the handshake failed: {error}")
+            return
+        except (OSError, InvalidURI, TimeoutError) as error:
+            call.note(f"error 31901: the server was not reached: {error}")
+            return
+        call.note(f"stream {end}" + (f" {closed}" if end is StreamEnd.CLOSED else ""))
+        if end is not StreamEnd.CLOSED:
+            raise _Leave
+
+    async def _dial(self, verb: ElementTree.Element, base_url: str) -> None:
+        """Call somebody else and let the two talk for a while."""
+        call = self._call
+        number = "".join(verb.itertext()).strip()
+        other = self._people.at(number)
+        call.note(f"dials {number}")
+        rings_s = self._people.ring_s(other)
+        ring_timeout_s = float(verb.get("timeout") or 30)
+        await call.pause(min(rings_s, ring_timeout_s))
+        outcome = other.outcome if rings_s <= ring_timeout_s else CallStatus.NO_ANSWER
+        duration_s = 0.0
+        if outcome is CallStatus.IN_PROGRESS and not call.is_ordered:
+            call.note("bridged")
+            await self._report_answer(verb)
+            outcome, duration_s = CallStatus.COMPLETED, self._dial_s
+            await call.pause(duration_s)
+        if call.is_ordered:
+            raise _Leave
+        call.note(f"dialled: {outcome}")
+        if action := verb.get("action"):
+            more = {
+                "DialCallStatus": outcome.value,
+                "DialCallSid": new_sid("CA"),
+                "DialCallDuration": str(math.ceil(duration_s)),
+            }
+            await self._go_to(urljoin(base_url, action), more)
+
+    async def _report_answer(self, dial: ElementTree.Element) -> None:
+        """Tell whoever asked to be told that the other number has answered."""
+        call = self._call
+        number = dial.find("Number")
+        if number is None or "answered" not in number.get("statusCallbackEvent", "").split():
+            return
+        if url := number.get("statusCallback"):
+            leg = {
+                "CallSid": new_sid("CA"),
+                "ParentCallSid": call.call_sid,
+                "To": "".join(number.itertext()).strip(),
+                "Direction": "outbound-dial",
+                "CallStatus": CallStatus.IN_PROGRESS.value,
+            }
+            await self._webhooks.post(call, url, call_fields(call) | leg)

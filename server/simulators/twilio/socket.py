@@ -1,0 +1,99 @@
+"""The media stream's socket, opened as Twilio opens it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit
+
+import trio
+from websockets.exceptions import ConnectionClosed
+from websockets.trio.client import ClientConnection, connect
+
+from server.errors import StreamEnded
+from server.settings.values import is_loopback
+from server.simulators.twilio.tls import client_context
+
+CONNECT_TIMEOUT_S = 5.0
+
+
+class WebSocketTransport:
+    """A :class:`server.simulators.phone.transport.PhoneTransport` over a WebSocket this side has opened."""
+
+    def __init__(
+        self, websocket: ClientConnection, inbox: trio.MemoryReceiveChannel[str | bytes]
+    ) -> None:
+        self._websocket = websocket
+        self._inbox = inbox
+
+    @property
+    def closed_by_peer(self) -> tuple[int, str] | None:
+        """Close code and reason of the other side, 1006 if it just went; None while open."""
+        if self._websocket.close_code is None:
+            return None
+        return self._websocket.close_code, self._websocket.close_reason or ""
+
+    async def receive(self) -> str | bytes:
+        """Wait for the next message; raises StreamEnded after the last one."""
+        try:
+            return await self._inbox.receive()
+        except trio.EndOfChannel:
+            raise StreamEnded("the socket is closed") from None
+
+    def receive_nowait(self) -> str | bytes | None:
+        """The next message if it is already here; raises StreamEnded after the last one."""
+        try:
+            return self._inbox.receive_nowait()
+        except trio.WouldBlock:
+            return None
+        except trio.EndOfChannel:
+            raise StreamEnded("the socket is closed") from None
+
+    async def send(self, text: str | bytes) -> None:
+        """Send a text or binary frame; raises StreamEnded when the socket is closed."""
+        try:
+            await self._websocket.send(text)
+        except ConnectionClosed as error:
+            raise StreamEnded("the socket is closed") from error
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close the socket; closing again does nothing."""
+        await self._websocket.aclose(code, reason)
+
+    async def abort(self) -> None:
+        """Let the TCP connection go without a close frame."""
+        await trio.aclose_forcefully(self._websocket.stream)
+
+
+@asynccontextmanager
+async def open_websocket(url: str, signature: str) -> AsyncGenerator[WebSocketTransport]:
+    """Connect to a media stream server as Twilio does.
+
+    Raises:
+        OSError, InvalidHandshake, InvalidURI, TimeoutError: It cannot be reached or says no.
+    """
+    async with connect(
+        url,
+        ssl=client_context(is_here=is_loopback(url)) if urlsplit(url).scheme == "wss" else None,
+        additional_headers={"X-Twilio-Signature": signature},
+        user_agent_header="Twilio.TmeWs/1.0",
+        compression=None,
+        proxy=None,
+        open_timeout=CONNECT_TIMEOUT_S,
+        close_timeout=1.0,
+        ping_interval=None,
+        max_size=16 * 2**20,
+    ) as websocket:
+        # A task of its own takes messages off the socket, because only then can one ask
+        # whether something has come. The bound is what a burst of the server's may be ahead.
+        to_inbox, inbox = trio.open_memory_channel[str | bytes](1024)
+
+        async def read() -> None:
+            with to_inbox, suppress(ConnectionClosed):
+                while True:  # no generator, which a cancelled task would leave behind
+                    await to_inbox.send(await websocket.recv())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            yield WebSocketTransport(websocket, inbox)
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,98 @@
+"""Signed webhooks: what Twilio asks of the server, and tells it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import httpx2
+import trio
+
+from server.settings.values import is_loopback
+from server.simulators.twilio.call import SimulatedCall
+from server.simulators.twilio.signature import sign
+from server.simulators.twilio.tls import client_context
+
+WEBHOOK_TIMEOUT_S = 15.0  # "Webhooks: connection overrides": what Twilio waits in total.
+
+
+class Webhooks:
+    """Asks webhooks and posts callbacks, with the account's signature."""
+
+    def __init__(
+        self, auth_token: str, http: httpx2.AsyncClient, http_here: httpx2.AsyncClient
+    ) -> None:
+        self._auth_token = auth_token
+        self._http = http
+        self._http_here = http_here
+
+    def sign_upgrade(self, url: str) -> str:
+        """Make the signature of a media stream's handshake."""
+        return sign(url, self._auth_token)
+
+    async def fetch(
+        self, call: SimulatedCall, url: str, more: Mapping[str, str] | None = None
+    ) -> str | None:
+        """Ask a voice webhook for its document; None if it has none to give."""
+        answer = await self.post(call, url, {**call_fields(call), **(more or {})})
+        if answer is None or not answer.is_success:
+            what = "did not answer" if answer is None else f"answered {answer.status_code}"
+            call.note(f"error 11200: {urlsplit(url).path} {what}")
+            return None
+        return answer.text
+
+    async def post(
+        self, call: SimulatedCall, url: str, fields: Mapping[str, str]
+    ) -> httpx2.Response | None:
+        """Post a signed form; once more if the connection failed, as Twilio does by default."""
+        signature = sign(url, self._auth_token, {name: [fields[name]] for name in fields})
+        headers = {"X-Twilio-Signature": signature, "User-Agent": "TwilioProxy/1.1"}
+        http = self._http_here if is_loopback(url) else self._http
+        with trio.move_on_after(WEBHOOK_TIMEOUT_S):
+            for _ in range(2):
+                try:
+                    return await http.post(
+                        url.partition("#")[0], data=dict(fields), headers=headers
+                    )
+                except httpx2.ConnectError:
+                    continue
+                except (httpx2.HTTPError, httpx2.InvalidURL):
+                    break
+        call.note(f"error 11205: {urlsplit(url).path} was not reached")
+        return None
+
+
+@asynccontextmanager
+async def open_webhooks(auth_token: str) -> AsyncGenerator[Webhooks]:
+    """Have what webhooks are asked with; closed when the block ends."""
+    async with _client(is_here=False) as http, _client(is_here=True) as http_here:
+        yield Webhooks(auth_token, http, http_here)
+
+
+def _client(*, is_here: bool) -> httpx2.AsyncClient:
+    """A client that makes a connection for each webhook.
+
+    An idle one may be closed just as it is used again.
+    """
+    return httpx2.AsyncClient(
+        timeout=WEBHOOK_TIMEOUT_S,
+        trust_env=False,
+        verify=client_context(is_here=is_here),
+        limits=httpx2.Limits(max_keepalive_connections=0),
+    )
+
+
+def call_fields(call: SimulatedCall) -> dict[str, str]:
+    """What every webhook says about its call."""
+    return {
+        "CallSid": call.call_sid,
+        "AccountSid": call.account_sid,
+        "From": call.from_number,
+        "Caller": call.from_number,
+        "To": call.to,
+        "Called": call.to,
+        "CallStatus": call.status.value,
+        "Direction": call.direction,
+        "ApiVersion": "2010-04-01",
+    }
