@@ -203,7 +203,7 @@ class Hearing:
     async def _tell_keys(self, pressed: str) -> None:
         """Tell the model which keys the caller has pressed; it answers every message."""
         c = self._conversation
-        await c.session.wait_ready()
+        await c.begun.wait()
         c.turns.ask(Awaited.ANSWER, trio.current_time())
         c.turn_changed.set()
         keys = "keys" if len(pressed) > 1 else "key"

@@ -19,7 +19,6 @@ from websockets.trio.server import serve
 from server.carrier import CallerAudio, CallStatus, SendAudio, StreamStopped
 from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.signature import WebhookVerifier
-from server.carrier.twilio.stream import TwilioMediaStream
 from server.carrier.twilio.webhooks import parse_machine_verdict, parse_status, parse_transfer
 from server.errors import CarrierError, StreamEnded
 from server.simulators.phone import (
@@ -35,6 +34,7 @@ from server.simulators.phone import (
     load_speech,
 )
 from server.simulators.twilio import TwilioSimulator
+from tests.support import streams
 
 ACCOUNT = "AC0123456789abcdef0123456789abcdef"
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -44,7 +44,7 @@ QUICK = Script("quick", (Say("hello", break_off_s=0.1), HangUp()), ring_s=0.02)
 STAYS = Script("stays", ring_s=0.02)
 
 
-class ServerTransport:
+class ServerSocket:
     """Our side of a media stream on a websockets server."""
 
     def __init__(self, websocket):
@@ -102,16 +102,15 @@ class World:
     async def stream(self, websocket):
         headers = dict(websocket.request.headers.raw_items())
         self.upgrades.append((websocket.request.path, headers))
-        stream = TwilioMediaStream(ServerTransport(websocket))
-        events = []
-        self.streams.append((stream, events))
-        while not events or not isinstance(events[-1], StreamStopped):
-            events.append(await stream.receive())
-            if len(events) == 1:
-                if self.greeting:
-                    await stream.send(SendAudio(self.greeting))
-                if self.close_with:
-                    await stream.aclose(*self.close_with)
+        async with streams.listening(ServerSocket(websocket)) as stream:
+            events = [stream.started]
+            self.streams.append((stream, events))
+            if self.greeting:
+                stream.send(SendAudio(self.greeting))
+            if self.close_with:
+                await stream.aclose(*self.close_with)
+            while not isinstance(events[-1], StreamStopped):
+                events.append(await stream.receive())
 
 
 @pytest.fixture

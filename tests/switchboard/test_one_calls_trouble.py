@@ -190,7 +190,7 @@ async def test_a_counter_takes_nothing_that_it_would_never_forget(autojump_clock
     calls = make_calls(records=KeptRecords())
     await nursery.start(calls.run)
     call, media = await talking(calls, nursery)
-    call.conversation.notes.timings.caller_audio_lost_s = amount
+    call.conversation.session.lost_s = amount
     calls.model.session.event(usage(amount))
     await trio.sleep(1.0)
 
