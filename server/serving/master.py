@@ -177,7 +177,7 @@ async def _serve(
     settings: Settings, listener: socket.socket, count: int, master: Connection
 ) -> int:
     app = create_app(settings)
-    app.workers.join(count)
+    app.service.workers.join(count)
     stop = trio.Event()
 
     async def serve_until_stopped(task_status: trio.TaskStatus[None]) -> None:
@@ -191,7 +191,7 @@ async def _serve(
         await nursery.start(serve_until_stopped)
         with suppress(OSError):  # the parent has gone already
             master.send_bytes(READY)
-    return FAILED_STATUS if app.failed.is_set() else 0
+    return FAILED_STATUS if app.service.failed.is_set() else 0
 
 
 async def _stop_with_parent(stop: trio.Event) -> None:

@@ -120,13 +120,13 @@ async def test_a_call_that_is_over_stays_with_its_process_while_that_one_remembe
     calls = make_calls(recent_calls=0, workers=second)
     await nursery.start(calls.run)
     await calls.answer("CA7", "+15005550006", Agent())
-    call = calls.get("CA7")
+    call = calls.register.get("CA7")
     call.end(EndReason.HUNG_UP)
     await call.finished.wait()
     await wait_all_tasks_blocked()
 
     # Another process would take a captured webhook for a new call.
-    assert calls.get("CA7") is None
+    assert calls.register.get("CA7") is None
     assert first.owner("CA7") == second.number
 
 

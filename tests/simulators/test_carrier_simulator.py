@@ -17,9 +17,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.trio.server import serve
 
 from server.carrier import CallerAudio, CallStatus, SendAudio, StreamStopped
+from server.carrier.twilio.reports import parse_machine_verdict, parse_status, parse_transfer
 from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.signature import WebhookVerifier
-from server.carrier.twilio.webhooks import parse_machine_verdict, parse_status, parse_transfer
+from server.carrier.twilio.webhooks import TwilioWebhooks
+from server.carrier.webhooks import ConnectStream
 from server.errors import CarrierError, StreamEnded
 from server.simulators.phone import (
     SCRIPTS,
@@ -133,6 +135,18 @@ async def world(nursery):
     return world
 
 
+class WebhooksOfTwoPorts(TwilioWebhooks):
+    """The test's streams have a port of their own."""
+
+    def __init__(self, world):
+        super().__init__(ACCOUNT, TOKEN, world.public_url)
+        self._world = world
+
+    @property
+    def stream_url(self):
+        return self._world.stream_url
+
+
 @asynccontextmanager
 async def twilio(world, **settings):
     """A simulator that runs and a carrier that talks to it."""
@@ -146,11 +160,9 @@ async def twilio(world, **settings):
             account_sid=ACCOUNT,
             auth_token=TOKEN,
             phone_number=NUMBER,
-            public_url=world.public_url,
+            webhooks=WebhooksOfTwoPorts(world),
             api_url=api_url,
         ) as carrier:
-            # The test's streams have a port of their own.
-            carrier._stream_origin, carrier.stream_path = world.stream_url, ""
             with trio.fail_after(60):
                 yield simulator, carrier
         nursery.cancel_scope.cancel()
@@ -408,7 +420,7 @@ async def test_a_live_call_goes_on_with_another_document(world, fast_clock):
 
 async def test_a_call_that_comes_in_is_answered_by_the_voice_webhook(world, fast_clock):
     async with twilio(world) as (simulator, carrier):
-        world.document = carrier.answer_twiml("t2")
+        world.document = carrier.webhooks.twiml(ConnectStream("t2"))
         call = simulator.dial_in(
             f"{world.public_url}/twiml",
             from_number="+12025550101",

@@ -10,6 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
 from server.call.options import CallOptions
+from server.carrier.webhooks import RefuseCall, SayAndEndCall
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused, ModelError
 from server.metrics import Metrics
@@ -133,7 +134,7 @@ async def calls(nursery):
         options=CallOptions(),
     )
     await nursery.start(calls.run)
-    nursery.start_soon(calls.try_model)
+    nursery.start_soon(calls.model_trial.run)
     return calls
 
 
@@ -267,9 +268,11 @@ async def test_a_caller_hears_words_in_a_pause_and_a_busy_tone_when_all_lines_ar
         await calls.answer("CA7", NUMBER, Agent())
     full = CallRefused("full", reason="full", status=503)
 
-    assert "I am sorry" in calls.refuse(refused.value, Agent(language="en-GB"))
-    assert calls.refuse(full, Agent()) == "<busy/>"
-    assert calls.get("CA7") is None
+    told = calls.refuse(refused.value, Agent(language="en-GB"))
+    assert isinstance(told, SayAndEndCall)
+    assert ("I am sorry" in told.text, told.language) == (True, "en-GB")
+    assert calls.refuse(full, Agent()) == RefuseCall()
+    assert calls.register.get("CA7") is None
 
 
 async def test_a_call_that_is_refused_in_the_middle_pauses_the_next_ones(autojump_clock, calls):

@@ -9,6 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 from server.agent.agent import Agent
 from server.call.options import CallOptions
 from server.carrier import CallStatus, StatusUpdate, StreamStopped, VoiceRequest
+from server.carrier.webhooks import ConnectStream, EndCall, Reply
 from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CallRefused, CarrierError, ModelSetupRefused
@@ -23,8 +24,9 @@ async def calls(nursery):
     return calls
 
 
-def ticket_in(document: str) -> str:
-    return document.removeprefix("<ticket>").removesuffix("</ticket>")
+def ticket_in(reply: Reply) -> str:
+    assert isinstance(reply, ConnectStream)
+    return reply.ticket
 
 
 async def test_the_model_is_opened_when_the_carrier_has_accepted(autojump_clock, calls):
@@ -60,7 +62,7 @@ async def test_the_stream_with_the_ticket_gets_its_call(autojump_clock, calls, n
     assert [what for _, what, _ in call.conversation.notes.timeline].count("answered") == 1
     media.hang_up()
     await call.finished.wait()
-    assert calls.get("CA1") is call
+    assert calls.register.get("CA1") is call
     assert calls.live_count == 0
 
 
@@ -139,7 +141,7 @@ async def test_a_phone_that_is_answered_before_the_dial_request_is(autojump_cloc
     await trio.sleep(2.0)
 
     assert media.closed is None
-    call = calls.get("CA1")
+    call = calls.register.get("CA1")
     assert call is not None
     assert "answered" in [what for _, what, _ in call.conversation.notes.timeline]
 
@@ -153,7 +155,7 @@ async def test_callbacks_that_overtake_the_dial_request_are_kept_in_order(autoju
     calls.update_status(StatusUpdate("CA1", CallStatus.INITIATED, 0))
     await trio.sleep(1.5)
 
-    call = calls.get("CA1")
+    call = calls.register.get("CA1")
     assert call is not None
     assert call.progress.status is CallStatus.RINGING
 
@@ -199,16 +201,16 @@ def asking(call_sid: str, report: StatusUpdate | None = None) -> VoiceRequest:
 
 
 async def test_a_voice_webhook_of_nobodys_call_begins_none(autojump_clock, calls):
-    assert await calls.go_on(asking("CA8"), Agent()) == "<hangup/>"
+    assert await calls.go_on(asking("CA8"), Agent()) == EndCall()
     assert calls.live_count == 0
     assert calls.model.sessions == []
 
 
 async def test_a_call_of_ours_that_asks_for_its_document_gets_a_ticket(autojump_clock, calls):
     call = await calls.place(NUMBER, Agent())
-    document = await calls.go_on(asking(call.call_sid), Agent())
+    reply = await calls.go_on(asking(call.call_sid), Agent())
     media = MemoryMedia()
-    media.event(media.start(call.call_sid, ticket_in(document)))
+    media.event(media.start(call.call_sid, ticket_in(reply)))
     claim = await calls.claim(media)
 
     assert claim is not None
@@ -220,7 +222,7 @@ async def test_a_report_in_the_place_of_a_question_counts_for_a_call_that_is_kno
 ):
     call = await calls.place(NUMBER, Agent())
     report = StatusUpdate(call.call_sid, CallStatus.BUSY, 1)
-    assert await calls.go_on(asking(call.call_sid, report), Agent()) == "<hangup/>"
+    assert await calls.go_on(asking(call.call_sid, report), Agent()) == EndCall()
     await call.finished.wait()
 
     assert call.end_reason is EndReason.BUSY
@@ -228,7 +230,7 @@ async def test_a_report_in_the_place_of_a_question_counts_for_a_call_that_is_kno
 
 async def test_a_report_on_nobodys_call_is_nothing(autojump_clock, calls):
     report = StatusUpdate("CA8", CallStatus.COMPLETED, 1)
-    assert await calls.go_on(asking("CA8", report), Agent()) == "<hangup/>"
+    assert await calls.go_on(asking("CA8", report), Agent()) == EndCall()
 
     assert calls.live_count == 0
     assert len(calls._early) == 0
@@ -262,17 +264,17 @@ async def test_a_repeat_after_the_stream_has_begun_gets_no_ticket(autojump_clock
     nursery.start_soon(calls.serve_stream, media)
     await wait_all_tasks_blocked()
 
-    assert await calls.answer("CA7", NUMBER, Agent()) == "<hangup/>"
+    assert await calls.answer("CA7", NUMBER, Agent()) == EndCall()
     other.event(other.start("CA7", ticket_in(second)))
     await calls.serve_stream(other)
     assert other.closed is not None
     assert other.closed[0] == 1008
 
-    call = calls.get("CA7")
+    call = calls.register.get("CA7")
     media.hang_up()
     await call.finished.wait()
     await wait_all_tasks_blocked()
-    assert await calls.answer("CA7", NUMBER, Agent()) == "<hangup/>"
+    assert await calls.answer("CA7", NUMBER, Agent()) == EndCall()
     assert calls.live_count == 0
     assert len(calls.model.sessions) == 1
 
@@ -283,10 +285,10 @@ async def test_a_call_that_is_over_does_not_begin_again_when_it_is_long_forgotte
     calls = make_calls(recent_calls=0)
     await nursery.start(calls.run)
     await calls.answer("CA7", NUMBER, Agent())
-    calls.get("CA7").end(EndReason.HUNG_UP)
+    calls.register.get("CA7").end(EndReason.HUNG_UP)
     await wait_all_tasks_blocked()
     await trio.sleep(60)
-    assert calls.get("CA7") is None
+    assert calls.register.get("CA7") is None
 
     await calls.answer("CA7", NUMBER, Agent())
 
@@ -295,10 +297,10 @@ async def test_a_call_that_is_over_does_not_begin_again_when_it_is_long_forgotte
 
 
 async def test_however_often_it_is_asked_a_call_has_few_tickets(autojump_clock, calls):
-    documents = [await calls.answer("CA7", NUMBER, Agent()) for _ in range(50)]
+    replies = [await calls.answer("CA7", NUMBER, Agent()) for _ in range(50)]
 
-    assert len(set(documents)) == 5
-    assert len(calls._tickets) == 5
+    assert len(set(replies)) == 5
+    assert len(calls.tickets._tickets) == 5
 
 
 async def test_a_failing_call_leaves_the_others_alone(autojump_clock, nursery):
@@ -323,7 +325,7 @@ async def test_only_so_many_records_are_kept(autojump_clock, nursery):
         await call.finished.wait()
     await wait_all_tasks_blocked()
 
-    assert [call.call_sid for call in calls.all()] == ["CA5", "CA4", "CA3"]
+    assert [call.call_sid for call in calls.register.all()] == ["CA5", "CA4", "CA3"]
 
 
 async def test_a_drain_refuses_new_calls_waits_for_live_ones_and_ends_the_rest(

@@ -129,7 +129,7 @@ async def test_a_call_goes_through_a_proxy_that_leaves_the_prefix(
             for prefix in ("/voice/line", "")
         ]
         records = [await server.finished(answer.json()["call_sid"]) for answer in answers]
-        assert server.app.carrier.stream_url.endswith("/voice/line/stream")
+        assert server.service.accounts.carrier.stream_url.endswith("/voice/line/stream")
 
     assert [record["reason"] for record in records] == ["caller-hung-up"] * 2
     assert all(record["status"] == "completed" for record in records)
