@@ -479,7 +479,7 @@ async def test_a_call_may_be_created_with_a_url(world, fast_clock):
 
 async def test_webhooks_that_nobody_answers_do_not_stop_a_call(world, fast_clock):
     async with twilio(world, script=QUICK) as (simulator, carrier):
-        carrier._status_url = "http://127.0.0.1:1/call-status"
+        carrier.webhooks.reach_at("http://127.0.0.1:1")  # the streams' address stays
         call = await place(simulator, carrier)
         await call.wait_ended()
 
@@ -495,7 +495,7 @@ async def test_a_stream_that_cannot_be_opened_ends_the_call(world, fast_clock):
             (f"{world.stream_url}?x=1", "error 31920"),
             ("https://127.0.0.1/stream", "error 31920"),
         ]:
-            carrier._stream_origin = url
+            world.stream_url = url
             call = await place(simulator, carrier)
             await call.wait_ended()
             assert call.status is CallStatus.COMPLETED
