@@ -166,6 +166,8 @@ async def test_hanging_up_a_call_that_is_over_is_success(api, status, code):
     async with carrier(api.url) as twilio:
         await twilio.hang_up(CALL)
 
+    assert [path for _, path, _ in api.asked] == [CALL_PATH]  # and not asked again
+
 
 async def test_a_hang_up_that_is_refused_says_so(api):
     api.status, api.body = 401, json.dumps({"code": 20003, "message": "Authenticate"})
