@@ -41,7 +41,7 @@ class Report:
     ) -> CallRecord:
         """What a list shows of the call."""
         c = self._conversation
-        c.passing.collect()
+        self._made("passed", c.passing.collect, None)
         return CallRecord(
             call_sid=c.call_sid,
             direction=c.party.direction,

@@ -276,6 +276,28 @@ async def test_a_part_of_a_record_that_cannot_be_made_leaves_the_rest(autojump_c
     assert calls.live_count == 0
 
 
+async def test_a_bug_in_what_is_heard_ends_its_call_and_not_whoever_reads_the_socket(
+    autojump_clock, nursery
+):
+    records = KeptRecords()
+    calls = make_calls(records=records)
+    await nursery.start(calls.run)
+    call, media = await talking(calls, nursery)
+
+    def fail() -> None:
+        raise ValueError("collect")
+
+    call.conversation.passing.collect = fail
+    media.say(bytes(160))
+    with trio.fail_after(60):
+        await call.finished.wait()
+    await wait_all_tasks_blocked()
+    [record] = records.kept
+
+    assert (record["reason"], record["state"]) == ("error", "ended")
+    assert calls.live_count == 0
+
+
 # -- calls that begin when nobody runs them any more -----------------------------------------
 
 
