@@ -364,13 +364,12 @@ async def _call_tools(data: bytes) -> str:
     answered: list[str] = []
     done = trio.Event()
 
-    async def answer(results: tuple[ToolResult, ...]) -> None:
+    def answer(results: tuple[ToolResult, ...]) -> None:
         for result in results:
             json.dumps(result.response)
             answered.append(result.id)
         if not box.is_busy:
             done.set()
-        await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(box.run, answer)
