@@ -24,8 +24,7 @@ from codec.ear import LOUD, Stop, loudness
 from server.dialogue.ear import BargeInMode, Ear
 from server.dialogue.opening import Opening
 from server.dialogue.playout import Playout
-from server.simulators.gemini import _GREETING
-from server.simulators.gemini import load_speech as load_agent
+from server.simulators.gemini import GREETING, load_agent_speech
 from server.simulators.phone import load_speech
 
 FRAME_BYTES = 160
@@ -215,7 +214,7 @@ def _frames(payload: bytes) -> list[bytes]:
 
 
 def _agent_speech() -> bytes:
-    return codec.MulawEncoder(24_000).encode(load_agent(*_GREETING).pcm)
+    return codec.MulawEncoder(24_000).encode(load_agent_speech(*GREETING).pcm)
 
 
 def _noise(seconds: float, amplitude: float, seed: int) -> bytes:

@@ -38,7 +38,7 @@ from server.metrics import Metrics
 from server.model import AgentAudio, PastTurn, Reconnected, SessionEvent, TurnComplete
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
-from server.simulators.gemini import Drop, GeminiSimulator, Script
+from server.simulators.gemini import Drop, GeminiSimulator, ModelScript
 from server.simulators.phone import SimulatedPhone, find_script, memory_transports
 
 CALL_S = 3_600.0
@@ -86,7 +86,7 @@ class NoCarrier:
 
 async def long_call(call_s: float, life_s: float) -> dict[str, Any]:
     """Talk for so long to a model whose connections live so long; count everything."""
-    lives = Script(go_away_at_s=life_s, go_away_left_s=50.0, setup_delay_s=CONNECT_S)
+    lives = ModelScript(go_away_at_s=life_s, go_away_left_s=50.0, setup_delay_s=CONNECT_S)
     gemini = GeminiSimulator(script=lives, script_after_resume=lives, keep_heard_s=call_s)
     service = GeminiModel(api_key="simulated", url="ws://memory.invalid", connect=gemini.connect)
     # Every other cause of a rotation is left to the service.
@@ -124,7 +124,7 @@ async def long_call(call_s: float, life_s: float) -> dict[str, Any]:
 
     said = digest(decoded(bytes(phone.said)))
     heard = digest(bytes(session.heard) for session in gemini.sessions)
-    agent_s = sum(session.said_samples for session in gemini.sessions) / 24_000
+    agent_s = sum(session.agent.said_samples for session in gemini.sessions) / 24_000
     played_s = sum(length for _, length in phone.received) / 8_000
     cleared_s = sum(clear.dropped_bytes for clear in phone.clears) / 8_000
     return {
@@ -140,7 +140,7 @@ async def long_call(call_s: float, life_s: float) -> dict[str, Any]:
         "caller_audio_identical": said == heard,
         "agent_s": round(agent_s, 3),
         "agent_cut_ms": round(
-            1000 * sum(session.unsaid_samples for session in gemini.sessions) / 24_000
+            1000 * sum(session.agent.unsaid_samples for session in gemini.sessions) / 24_000
             + 1000 * max(0.0, agent_s - played_s)
             + 1000 * cleared_s,
             3,
@@ -247,7 +247,7 @@ class OneTalk:
 
 async def break_connections(fault: Fault, count: int) -> dict[str, Any]:
     """Break so many sessions at once, in the middle of what the agent says."""
-    well = Script(setup_delay_s=CONNECT_S, reply_delay_s=0.2)
+    well = ModelScript(setup_delay_s=CONNECT_S, reply_delay_s=0.2)
     gone = Close(1008, "Requested entity was not found.") if fault.handle_is_lost else None
     faulty = replace(well, drop=Drop(fault.turn, 0.2, fault.code), refuse_handles=gone)
     gemini = GeminiSimulator(script=faulty, script_after_resume=well)

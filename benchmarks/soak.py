@@ -49,12 +49,12 @@ from server.simulators.phone import (
     FallSilent,
     HangUp,
     HearSpeech,
+    PhoneScript,
     Press,
     Say,
     SendRaw,
     Wait,
 )
-from server.simulators.phone import Script as Callee
 from server.simulators.twilio import Faults, SimulatedCall
 
 SPEED = 20.0
@@ -79,8 +79,8 @@ PACKAGES = ("trio", "hypercorn", "quart-trio", "websockets", "sqlalchemy")
 
 NOT_PLACED = "503 to the dial"
 """The one trouble in which there is no call at all, and whoever asked for it is told so."""
-_MODEL = models.Script(setup_delay_s=0.0, reply_delay_s=0.02, speed=20.0)
-_PICKS_UP = Callee("picks up", (HearSpeech(0.3), Wait(0.06), HangUp()), ring_s=0.02)
+_MODEL = models.ModelScript(setup_delay_s=0.0, reply_delay_s=0.02, speed=20.0)
+_PICKS_UP = PhoneScript("picks up", (HearSpeech(0.3), Wait(0.06), HangUp()), ring_s=0.02)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,8 @@ class Trouble:
 
     name: str
     ends: frozenset[EndReason] = frozenset({EndReason.CALLER_HUNG_UP})
-    callee: Callee = _PICKS_UP
-    model: models.Script = _MODEL
+    callee: PhoneScript = _PICKS_UP
+    model: models.ModelScript = _MODEL
     faults: Faults = field(default_factory=Faults)
     hang_up_after_s: float | None = None
     """When a client of the API ends the call."""
@@ -271,9 +271,8 @@ async def soak(
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(serve, app, listener, stop=stop))
         assert app.service.accounts.simulated_twilio is not None
-        app.service.accounts.simulated_twilio._recordings_dir = (
-            None  # the server's own recordings are enough
-        )
+        # The server's own recordings are enough.
+        app.service.accounts.simulated_twilio.recordings_dir = None
         async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60.0) as client:
             for number, trouble in enumerate(troubles, start=1):
                 await _one_call(app, client, trouble, result, directory)
@@ -325,8 +324,8 @@ async def _one_call(
     twilio, gemini = app.service.accounts.simulated_twilio, app.service.accounts.simulated_gemini
     assert twilio is not None
     assert gemini is not None
-    twilio._script, twilio._faults, gemini.script = trouble.callee, trouble.faults, trouble.model
-    twilio._failed_dials = twilio._failed_updates = 0
+    twilio.account.people.default, gemini.script = trouble.callee, trouble.model
+    twilio.account.misbehave(trouble.faults)
     result.troubles[trouble.name] += 1
     with trio.move_on_after(CALL_TIMEOUT_S) as patience:
         phone = await _ring(app, client, trouble)

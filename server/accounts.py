@@ -17,8 +17,7 @@ from server.media.plane import Plane
 from server.model.gemini.model import DEFAULT_URL, GeminiModel
 from server.model.lasting.model import LastingModel
 from server.settings.settings import Account, Settings
-from server.simulators.gemini import SCRIPTS as MODEL_SCRIPTS
-from server.simulators.gemini import GeminiSimulator
+from server.simulators.gemini import MODEL_SCRIPTS, GeminiSimulator
 from server.simulators.phone import find_script
 from server.simulators.twilio import FAULTS as CARRIER_FAULTS
 from server.simulators.twilio import TwilioSimulator

@@ -71,7 +71,7 @@ from server.metrics import Metrics
 from server.model import AgentAudio, ToolCallsRequested, ToolResult
 from server.model.gemini.protocol import GeminiProtocol
 from server.settings.settings import Settings
-from server.simulators.phone import HangUp, HearSpeech, Script, SendRaw, Wait
+from server.simulators.phone import HangUp, HearSpeech, PhoneScript, SendRaw, Wait
 from server.switchboard.destinations import Destinations
 from server.switchboard.strangers import client_address
 from server.web.api import MakeCall, field_errors
@@ -526,7 +526,7 @@ async def whole_call() -> AsyncGenerator[Check]:
 async def _call(data: bytes) -> str:
     text = data.decode("latin-1").replace(SID, "{sid}")  # what the phone puts its own sid for
     odd = tuple(text.split("\n"))
-    callee = Script("odd", (HearSpeech(timeout_s=1.0), SendRaw(odd), Wait(0.1), HangUp()))
+    callee = PhoneScript("odd", (HearSpeech(timeout_s=1.0), SendRaw(odd), Wait(0.1), HangUp()))
     async with calling(callee=callee) as rig:
         await rig.over()
         reason = rig.call.end_reason

@@ -11,21 +11,21 @@ from rich.console import Console
 from server.app import create_app
 from server.demo.checks import ended
 from server.demo.command import _run_all, _run_one, run_demo
-from server.demo.scripts import SCRIPTS
+from server.demo.scripts import DEMO_SCRIPTS
 from server.settings.settings import Settings
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", DEMO_SCRIPTS)
 def test_the_settings_of_every_script_are_accepted(name):
-    create_app(Settings.load(_env_file=None, **SCRIPTS[name].settings))
+    create_app(Settings.load(_env_file=None, **DEMO_SCRIPTS[name].settings))
 
-    assert SCRIPTS[name].checks
+    assert DEMO_SCRIPTS[name].checks
 
 
 async def test_a_script_passes_if_its_call_went_as_demanded(tmp_path, fast_clock):
     console = Console(file=io.StringIO())
 
-    assert await _run_one(console, SCRIPTS["busy"], tmp_path)
+    assert await _run_one(console, DEMO_SCRIPTS["busy"], tmp_path)
     assert "yes the call ended: busy" in console.file.getvalue()
 
 
@@ -36,7 +36,7 @@ async def test_every_call_goes_as_its_script_demands_over_real_sockets(tmp_path,
 
 
 async def test_a_script_fails_if_it_did_not(tmp_path, fast_clock):
-    demanding = replace(SCRIPTS["busy"], checks=(ended("caller-hung-up"),))
+    demanding = replace(DEMO_SCRIPTS["busy"], checks=(ended("caller-hung-up"),))
 
     assert not await _run_one(Console(file=io.StringIO()), demanding, tmp_path)
 

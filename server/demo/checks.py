@@ -138,11 +138,11 @@ EVERY_FUNCTION_ANSWERED: Check = (
     "every function the model called was answered once, and those it took back not at all",
     lambda outcome: (
         all(
-            session.calls_made - session.calls_taken_back == len(session.tool_results)
+            session.functions.made - session.functions.taken_back == len(session.tool_results)
             and not session.mistakes
             for session in outcome.sessions
         )
-        and sum(session.calls_made for session in outcome.sessions) > 0
+        and sum(session.functions.made for session in outcome.sessions) > 0
     ),
 )
 KEYS_HEARD: Check = (

@@ -27,7 +27,7 @@ from server import logs
 from server.app import OffhookApp, create_app
 from server.call.call import Call
 from server.demo.checks import Outcome
-from server.demo.scripts import SCRIPTS, DemoScript
+from server.demo.scripts import DEMO_SCRIPTS, DemoScript
 from server.errors import ConfigurationError, innermost
 from server.serving.single import listen, serve
 from server.settings.settings import Settings
@@ -44,8 +44,8 @@ WORTH_TELLING_S = 1.0
 def run_demo(script: str) -> int:
     """Run one script, or ``"all"`` of them; the value is the process's exit status."""
     console = Console()
-    if script != ALL and script not in SCRIPTS:
-        known = ", ".join((*SCRIPTS, ALL))
+    if script != ALL and script not in DEMO_SCRIPTS:
+        known = ", ".join((*DEMO_SCRIPTS, ALL))
         console.print(f"no such script: {script}; there are {known}", style="red")
         return 2
     # The display is the log here; only what goes wrong is shown beside it.
@@ -58,7 +58,7 @@ def run_demo(script: str) -> int:
         if script == ALL:
             passed = trio.run(_run_all, console, directory, clock=clock)
         else:
-            passed = trio.run(_run_one, console, SCRIPTS[script], directory, clock=clock)
+            passed = trio.run(_run_one, console, DEMO_SCRIPTS[script], directory, clock=clock)
     except* ConfigurationError as errors:
         wrong += errors.exceptions
     if wrong:
@@ -78,17 +78,17 @@ async def _run_all(console: Console, directory: Path) -> bool:
         page.rule(name)
         try:
             passed[name] = await _run_one(
-                page, SCRIPTS[name], directory / name, shows_figures=False
+                page, DEMO_SCRIPTS[name], directory / name, shows_figures=False
             )
         finally:
             console.file.write(page.file.getvalue())  # type: ignore[attr-defined]
             console.file.flush()
 
     async with trio.open_nursery() as nursery:
-        for name in SCRIPTS:
+        for name in DEMO_SCRIPTS:
             nursery.start_soon(run, name)
     console.rule(ALL)
-    for name in SCRIPTS:
+    for name in DEMO_SCRIPTS:
         console.print(f"[green]yes[/] {name}" if passed[name] else f"[red]NO [/] {name}")
     return all(passed.values())
 

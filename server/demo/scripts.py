@@ -1,8 +1,8 @@
 """What can be demonstrated: who answers, how the model behaves, and what must come of it.
 
-A script is a row of ``SCRIPTS``: settings laid over the demo's own (the simulated callee and model,
-timers made shorter) and checks, which are questions put to the finished call. To add a script, add
-a row, and a check to ``checks.py`` if none there asks the right question.
+A script is a row of ``DEMO_SCRIPTS``: settings laid over the demo's own (the simulated callee and
+model, timers made shorter) and checks, which are questions put to the finished call. To add a
+script, add a row, and a check to ``checks.py`` if none there asks the right question.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class DemoScript:
 
 _IMPATIENT = {"reply_timeout_s": 2.0, "rung_timeout_s": 1.5}
 
-SCRIPTS: dict[str, DemoScript] = {
+DEMO_SCRIPTS: dict[str, DemoScript] = {
     "talks": DemoScript(
         (ended("caller-hung-up"), GREETED, ANSWERED, NOTHING_LOST, STOPPED_DEAD),
         {"simulated_callee": "talks"},

@@ -191,6 +191,7 @@ class Recorder:
 # ------------------------------------------------------------------------------------------
 # The file, in a thread
 
+
 class _WavFile:
     """Appends, and says in the header how much there is. Everything here may block."""
 

@@ -14,7 +14,7 @@ from server.app import create_app
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
 from server.settings.settings import Settings
-from server.simulators.gemini import SCRIPTS, Drop, GeminiSimulator, Script
+from server.simulators.gemini import MODEL_SCRIPTS, Drop, GeminiSimulator, ModelScript
 from tests.support.rig import calling
 
 
@@ -39,7 +39,7 @@ async def test_a_service_that_goes_away_is_left_while_nobody_speaks(autojump_clo
         began_s = utterance.began_s + rig.phone.started_at - rig.call.conversation.notes.began_at
         assert not began_s <= at_s <= began_s + utterance.ended_s - utterance.began_s
     assert rig.phone.clears == []
-    assert sum(session.unsaid_samples for session in rig.sessions) == 0
+    assert sum(session.agent.unsaid_samples for session in rig.sessions) == 0
     assert rig.call.conversation.session.lost_s == 0
 
 
@@ -77,8 +77,8 @@ EXPIRED = "API key expired. Please renew the API key."
 BUSY = "Rate limit exceeded. Too many requests."
 
 
-def dropped(reason: str, *, then: Close | None = None) -> Script:
-    return Script(drop=Drop(2, 0.5, 1007, reason), refuse_setup=None, refuse_handles=then)
+def dropped(reason: str, *, then: Close | None = None) -> ModelScript:
+    return ModelScript(drop=Drop(2, 0.5, 1007, reason), refuse_setup=None, refuse_handles=then)
 
 
 async def test_a_refused_key_in_mid_call_ends_it_at_once_with_an_apology(autojump_clock):
@@ -115,7 +115,7 @@ async def test_a_rate_limit_that_does_not_pass_ends_the_call_when_the_budget_is_
 async def test_the_fallback_answers_where_the_account_is_refused_and_nothing_is_refused(
     autojump_clock, refusal
 ):
-    refusing = replace(SCRIPTS[refusal], only_model="gemini-3.8-live")
+    refusing = replace(MODEL_SCRIPTS[refusal], only_model="gemini-3.8-live")
 
     def with_fallback(gemini):
         other = GeminiModel(
@@ -161,7 +161,7 @@ async def test_a_service_that_closes_without_a_word_of_warning_takes_no_speech_a
     autojump_clock,
 ):
     # Closed at 8.5 s, in the middle of the question.
-    abrupt = Script(go_away_at_s=8.4, go_away_left_s=0.1)
+    abrupt = ModelScript(go_away_at_s=8.4, go_away_left_s=0.1)
     async with calling(callee="talks", script=abrupt) as rig:
         await rig.over()
 
@@ -173,7 +173,7 @@ async def test_a_service_that_closes_without_a_word_of_warning_takes_no_speech_a
 
 
 def test_the_scripts_of_the_models_faults_can_be_set():
-    for name in SCRIPTS:
+    for name in MODEL_SCRIPTS:
         create_app(Settings.load(_env_file=None, simulated_model=name))
 
 

@@ -16,13 +16,13 @@ from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
 from server.simulators import gemini as models
 from server.simulators.phone import (
-    SCRIPTS,
+    PHONE_SCRIPTS,
     HangUp,
     HearPause,
     HearSpeech,
+    PhoneScript,
     Press,
     Say,
-    Script,
     Speakerphone,
     Wait,
     load_speech,
@@ -31,9 +31,9 @@ from tests.support.rig import Rig, calling
 
 QUICK = Patience(reply_timeout_s=3.0, rung_timeout_s=2.0)
 LISTEN = (HearSpeech(), HearPause())
-DEAF = models.Script(silent_turns=frozenset(range(1, 1_000)))
+DEAF = models.ModelScript(silent_turns=frozenset(range(1, 1_000)))
 """A model that says nothing, ever."""
-MUTE_AFTER_GREETING = models.Script(silent_turns=frozenset(range(2, 1_000)))
+MUTE_AFTER_GREETING = models.ModelScript(silent_turns=frozenset(range(2, 1_000)))
 
 
 def facts_of(rig: Rig, what: str) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ async def test_a_session_that_stays_silent_is_replaced_by_a_fresh_one(autojump_c
         callee="asks-and-waits",
         script=MUTE_AFTER_GREETING,
         # A fresh session counts its turns from 1, one that is resumed goes on counting.
-        script_after_resume=models.Script(silent_turns=frozenset(range(3, 1_000))),
+        script_after_resume=models.ModelScript(silent_turns=frozenset(range(3, 1_000))),
         patience=QUICK,
     ) as rig:
         await rig.over()
@@ -152,7 +152,7 @@ async def test_a_turn_that_stops_in_the_middle_is_asked_to_go_on(autojump_clock)
 
 
 async def test_a_model_that_interrupts_itself_for_no_reason_is_asked_to_go_on(autojump_clock):
-    callee = Script("listens", (HearSpeech(), HearPause(quiet_s=4.0), HangUp()))
+    callee = PhoneScript("listens", (HearSpeech(), HearPause(quiet_s=4.0), HangUp()))
     async with calling(callee=callee, patience=QUICK) as rig:
         await rig.noted_s("first audio")
         await trio.sleep(1.0)
@@ -170,7 +170,7 @@ async def test_a_model_that_is_slower_than_speech_gets_another_connection(
 ):
     # Who is impatient takes its gaps for the end, and does not hear the greeting to its own.
     asks = (HearSpeech(), HearPause(quiet_s=patience_s), Say("question"))
-    callee = Script("talker", (*asks, HearSpeech(), HearPause(quiet_s=2.0), HangUp()))
+    callee = PhoneScript("talker", (*asks, HearSpeech(), HearPause(quiet_s=2.0), HangUp()))
     async with calling(callee=callee, script="slow-model") as rig:
         await rig.over()
 
@@ -227,7 +227,7 @@ async def test_without_protection_hello_kills_the_greeting(autojump_clock):
 
 
 async def test_more_than_a_hello_gets_through(autojump_clock):
-    callee = Script("urgent", (Wait(0.2), Say("question"), *LISTEN, HangUp()))
+    callee = PhoneScript("urgent", (Wait(0.2), Say("question"), *LISTEN, HangUp()))
     async with calling(callee=callee) as rig:
         await rig.over()
 
@@ -312,10 +312,10 @@ async def test_after_a_cough_the_agent_goes_on_where_it_was(autojump_clock, mode
     # The model's own detector is not to hear the cough: this is about ours.
     async with calling(callee="coughs", barge_in=mode) as rig:
         for session in rig.sessions or [await _first_session(rig)]:
-            session._hearing._start_speech_bytes = 10**6
+            session.caller.hearing.start_speech_bytes = 10**6
         await rig.noted_s("false alarm")
         for session in rig.sessions:
-            session._hearing._start_speech_bytes = 2_560
+            session.caller.hearing.start_speech_bytes = 2_560
         await rig.over()
 
     greeting = agent_turns(rig)[0]
@@ -345,7 +345,9 @@ async def test_a_model_that_never_says_interrupted_is_interrupted_all_the_same(a
 async def test_a_speakerphone_does_not_make_the_agent_interrupt_itself(
     autojump_clock, delay_s, gain
 ):
-    callee = replace(SCRIPTS["echoing-speakerphone"], speakerphone=Speakerphone(delay_s, gain))
+    callee = replace(
+        PHONE_SCRIPTS["echoing-speakerphone"], speakerphone=Speakerphone(delay_s, gain)
+    )
     async with calling(callee=callee) as rig:
         await rig.over()
 
@@ -365,7 +367,7 @@ async def test_somebody_at_a_speakerphone_can_still_interrupt(autojump_clock):
         Wait(0.3),
         *LISTEN,
     )
-    callee = Script("table", (*steps, HangUp()), speakerphone=Speakerphone())
+    callee = PhoneScript("table", (*steps, HangUp()), speakerphone=Speakerphone())
     async with calling(callee=callee) as rig:
         await rig.over()
 
@@ -456,7 +458,7 @@ async def test_a_caller_who_says_nothing_is_asked_and_then_hung_up_on(autojump_c
 
 
 async def test_a_key_press_is_a_sign_of_life(autojump_clock):
-    callee = Script("presser", (*LISTEN, Wait(8.0), Press("1"), Wait(60.0)))
+    callee = PhoneScript("presser", (*LISTEN, Wait(8.0), Press("1"), Wait(60.0)))
     async with calling(callee=callee, patience=Patience(silence_timeout_s=10.0)) as rig:
         await rig.noted_s("caller silent")
 

@@ -12,7 +12,7 @@ from server.dialogue.endings import EndReason
 from server.dialogue.turns import AskIfThere, Awaited, Fault, Recover, Rung, Turns
 from server.model import AgentAudio, TurnComplete, Working
 from server.model.gemini.protocol import GeminiProtocol
-from server.simulators.gemini import Script
+from server.simulators.gemini import ModelScript
 from tests.support.calls_on_a_rig import SECOND_PCM, Rig
 from tests.support.gemini_messages import PCM, audio
 from tests.support.rig import calling
@@ -205,7 +205,7 @@ def test_a_lost_connection_is_not_at_work():
 # --- Whole calls
 
 
-THINKS = Script(thinking_turns=frozenset({2}), thinking_s=25.0)
+THINKS = ModelScript(thinking_turns=frozenset({2}), thinking_s=25.0)
 CALLEE = "asks-and-is-told-to-wait"
 
 
@@ -241,7 +241,7 @@ async def test_a_connection_is_not_replaced_while_its_model_thinks(autojump_cloc
 async def test_a_call_notices_a_model_that_has_forgotten_what_it_was_thinking_about(
     autojump_clock,
 ):
-    forgets = Script(thinking_turns=frozenset({2}), forgets=True)
+    forgets = ModelScript(thinking_turns=frozenset({2}), forgets=True)
     async with calling(callee=CALLEE, script=forgets) as rig:
         nudged_s = await rig.noted_s("watchdog nudge")
         await rig.over()

@@ -11,13 +11,13 @@ from server.agent.agent import Agent
 from server.agent.builtin import hang_up, send_dtmf
 from server.carrier.keypad import key_tone
 from server.demo.tools import ask_the_warehouse, look_up_order, opening_hours, read_meter
-from server.simulators.gemini import SCRIPTS, FunctionCall
-from server.simulators.phone import HangUp, HearPause, HearSpeech, Say, Script, Wait
+from server.simulators.gemini import MODEL_SCRIPTS, FunctionCall
+from server.simulators.phone import HangUp, HearPause, HearSpeech, PhoneScript, Say, Wait
 from tests.support.rig import calling
 from tests.support.serving import serving
 
-QUICK = replace(SCRIPTS["answers"], setup_delay_s=0.0, reply_delay_s=0.05)
-BRIEF = Script(
+QUICK = replace(MODEL_SCRIPTS["answers"], setup_delay_s=0.0, reply_delay_s=0.05)
+BRIEF = PhoneScript(
     "brief", (HearSpeech(), Say("question", break_off_s=0.7), HearSpeech(), HearPause(), HangUp())
 )
 """Interrupts the greeting with half a sentence, hears the answer out and hangs up."""
@@ -35,7 +35,7 @@ async def test_a_storm_of_calls_is_weathered(autojump_clock):
     (session,) = rig.sessions
     assert rig.call.end_reason == "caller-hung-up"
     assert session.mistakes == []
-    assert session.calls_made - session.calls_taken_back == len(session.tool_results) > 0
+    assert session.functions.made - session.functions.taken_back == len(session.tool_results) > 0
     assert len([turn for turn in rig.record["transcript"] if turn["speaker"] == "agent"]) >= 3
 
 
@@ -75,7 +75,7 @@ async def test_the_tones_of_keys_reach_the_other_end_whole(autojump_clock):
 
 
 async def test_a_caller_who_interrupts_a_function_has_it_cancelled(autojump_clock):
-    person = Script(
+    person = PhoneScript(
         "impatient",
         (
             HearSpeech(),
@@ -113,7 +113,7 @@ async def test_a_caller_who_interrupts_a_function_has_it_cancelled(autojump_cloc
 
 async def test_the_agent_says_goodbye_and_hangs_up_over_real_sockets(fast_clock):
     async with serving() as server:
-        server.twilio._scripts_by_ending["5550190"] = BRIEF
+        server.twilio.account.people.by_ending["5550190"] = BRIEF
         server.gemini.script = replace(QUICK, functions=(FunctionCall("hang_up"),))
         call_sid = (await server.make_call("5550190")).json()["call_sid"]
         with trio.fail_after(60):
@@ -137,8 +137,8 @@ async def test_a_transfer_over_real_sockets(sales, reason, streams, fast_clock):
             server.twilio,
             server.gemini,
         )
-        twilio._scripts_by_ending["5550190"] = BRIEF
-        gemini.script = replace(SCRIPTS["transfers"], setup_delay_s=0.0, reply_delay_s=0.05)
+        twilio.account.people.by_ending["5550190"] = BRIEF
+        gemini.script = replace(MODEL_SCRIPTS["transfers"], setup_delay_s=0.0, reply_delay_s=0.05)
         call_sid = (await server.make_call("5550190")).json()["call_sid"]
         with trio.fail_after(60):
             record = await server.finished(call_sid)

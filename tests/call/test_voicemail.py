@@ -26,15 +26,14 @@ from server.dialogue.voicemail import (
     tone_hz,
 )
 from server.errors import CarrierProtocolError
-from server.simulators.gemini import SCRIPTS as MODELS
-from server.simulators.gemini import FunctionCall
+from server.simulators.gemini import MODEL_SCRIPTS, FunctionCall
 from server.simulators.phone import (
-    SCRIPTS,
+    PHONE_SCRIPTS,
     SILENCE,
     Beep,
     HangUp,
+    PhoneScript,
     Say,
-    Script,
     Wait,
     act,
     load_speech,
@@ -341,7 +340,7 @@ async def test_the_message_is_left_whole_after_the_beep(autojump_clock, nursery)
 async def test_nothing_the_machine_hears_of_us_is_cut_once_the_message_has_begun(
     autojump_clock, nursery
 ):
-    noisy = Script("noisy", (Say("voicemail"), Beep(), Wait(2.0), Beep(), Wait(30), HangUp()))
+    noisy = PhoneScript("noisy", (Say("voicemail"), Beep(), Wait(2.0), Beep(), Wait(30), HangUp()))
     policy = VoicemailPolicy.LEAVE_MESSAGE
     async with calling(callee=noisy, voicemail=policy) as rig:
         nursery.start_soon(report_beep, rig)
@@ -353,7 +352,7 @@ async def test_nothing_the_machine_hears_of_us_is_cut_once_the_message_has_begun
 
 
 async def test_the_model_hears_nothing_of_the_machine_during_the_message(autojump_clock, nursery):
-    chatty = Script("chatty", (Say("voicemail"), Beep(), Wait(1.5), Say("hello"), Wait(30)))
+    chatty = PhoneScript("chatty", (Say("voicemail"), Beep(), Wait(1.5), Say("hello"), Wait(30)))
     policy = VoicemailPolicy.LEAVE_MESSAGE
     async with calling(callee=chatty, voicemail=policy) as rig:
         nursery.start_soon(report_beep, rig)
@@ -380,7 +379,7 @@ async def test_a_person_taken_for_a_machine_is_never_hung_up_on(autojump_clock, 
 async def test_a_person_who_answers_the_message_gets_their_conversation_back(
     autojump_clock, nursery
 ):
-    puzzled = Script(
+    puzzled = PhoneScript(
         "puzzled",
         (Wait(1), Beep(), Wait(2.5), Say("hello"), Wait(8), Say("question"), Wait(9), HangUp()),
     )
@@ -416,9 +415,9 @@ async def test_the_model_that_understands_the_announcement_has_the_message_left(
     autojump_clock,
 ):
     script = replace(
-        MODELS["answers"], functions=(FunctionCall("voicemail_reached"),), reply_delay_s=0.05
+        MODEL_SCRIPTS["answers"], functions=(FunctionCall("voicemail_reached"),), reply_delay_s=0.05
     )
-    machine = Script("machine", (Say("voicemail"), Wait(1.4), Beep(), Wait(20), HangUp()))
+    machine = PhoneScript("machine", (Say("voicemail"), Wait(1.4), Beep(), Wait(20), HangUp()))
     async with calling(
         callee=machine,
         script=script,
@@ -432,7 +431,7 @@ async def test_the_model_that_understands_the_announcement_has_the_message_left(
 
 
 async def test_a_model_that_does_not_speak_leaves_no_message(autojump_clock, nursery):
-    mute = replace(MODELS["answers"], silent_turns=frozenset(range(2, 50)))
+    mute = replace(MODEL_SCRIPTS["answers"], silent_turns=frozenset(range(2, 50)))
     policy = VoicemailPolicy.LEAVE_MESSAGE
     async with calling(callee="voicemail", script=mute, voicemail=policy) as rig:
         nursery.start_soon(report_beep, rig)
@@ -461,7 +460,7 @@ async def test_verdicts_are_idempotent_and_only_asked_for_where_they_matter(
 # Over real sockets
 
 
-MACHINE = Script(
+MACHINE = PhoneScript(
     "machine",
     (Say("voicemail", break_off_s=0.8), Wait(0.2), Beep(duration_s=0.2), Wait(15), HangUp()),
     answered_by="machine_end_beep",
@@ -471,7 +470,7 @@ MACHINE = Script(
 
 async def test_a_message_is_left_over_real_sockets(fast_clock):
     async with serving(voicemail="leave-message", voicemail_message="Call me back.") as server:
-        server.twilio._scripts_by_ending["5550190"] = MACHINE
+        server.twilio.account.people.by_ending["5550190"] = MACHINE
         call_sid = (await server.make_call("5550190")).json()["call_sid"]
         with trio.fail_after(60):
             record = await server.finished(call_sid)
@@ -497,6 +496,8 @@ async def test_forged_verdicts_are_refused_and_stray_ones_are_nothing(fast_clock
 
 
 def test_the_simulated_machine_beeps_where_its_script_says():
-    said = b"".join(deed for deed in act(SCRIPTS["voicemail"].steps) if isinstance(deed, bytes))
+    said = b"".join(
+        deed for deed in act(PHONE_SCRIPTS["voicemail"].steps) if isinstance(deed, bytes)
+    )
 
     assert beeps(said) == 1

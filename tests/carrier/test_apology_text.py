@@ -15,7 +15,7 @@ from server.carrier.twilio.documents import (
 )
 from server.errors import ConfigurationError
 from server.settings.settings import Settings
-from server.simulators.gemini import Script
+from server.simulators.gemini import ModelScript
 from tests.support.rig import calling
 
 ROOM = MAX_TWIML_CHARACTERS - len(say_twiml("x", "en-US")) + 1
@@ -77,7 +77,7 @@ def test_an_apology_that_xml_cannot_have_is_refused_with_the_place(text):
 
 
 async def test_the_operators_own_apology_is_said_in_the_agents_language(autojump_clock):
-    deaf = Script(silent_turns=frozenset(range(1, 1_000)), heals=False)
+    deaf = ModelScript(silent_turns=frozenset(range(1, 1_000)), heals=False)
     agent = Agent(language="nb-NO", apology="Beklager.")
     async with calling(
         callee="never-hangs-up", script=deaf, script_after_resume=deaf, agent=agent

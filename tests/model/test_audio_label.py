@@ -16,7 +16,7 @@ from codec.stretch import Stretcher
 from server.model import AgentAudio, GenerationComplete
 from server.model.gemini.audio_label import MAX_LABEL, rate_of
 from server.model.gemini.protocol import GeminiProtocol
-from server.simulators.gemini import SCRIPTS
+from server.simulators.gemini import MODEL_SCRIPTS
 from tests.support.gemini_messages import PCM
 from tests.support.rig import calling
 
@@ -196,7 +196,7 @@ def test_the_compiled_path_leaves_every_label_but_two_to_the_parser(label):
 async def test_a_whole_call_with_another_rate_is_heard_at_the_right_speed(autojump_clock):
     heard_s = []
     for script in ("answers", "other-rate"):
-        async with calling(callee="says-hello", script=SCRIPTS[script]) as rig:
+        async with calling(callee="says-hello", script=MODEL_SCRIPTS[script]) as rig:
             await rig.over()
         heard_s.append(rig.record["transcript"][0]["heard_s"])
 

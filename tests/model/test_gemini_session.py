@@ -40,11 +40,11 @@ from server.model.gemini.connection import GeminiConnection
 from server.model.gemini.model import GeminiModel
 from server.model.refusals import Kind
 from server.simulators.gemini import (
-    SCRIPTS,
+    MODEL_SCRIPTS,
     Drop,
     GeminiSimulator,
     MemorySocket,
-    Script,
+    ModelScript,
     Speech,
     memory_sockets,
     refused,
@@ -272,7 +272,7 @@ async def test_a_session_is_resumed_with_its_handle_once_its_socket_is_closed(
 async def test_a_session_lost_in_mid_word_is_resumed_with_the_handle_from_before(
     autojump_clock: trio.abc.Clock,
 ) -> None:
-    simulator = GeminiSimulator(api_key=KEY, script=SCRIPTS["drop-1006"])
+    simulator = GeminiSimulator(api_key=KEY, script=MODEL_SCRIPTS["drop-1006"])
     resumption = types.SessionResumptionConfig(handle="handle-1")
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(simulator.run, port=None))
@@ -302,7 +302,7 @@ async def test_a_session_lost_in_mid_word_is_resumed_with_the_handle_from_before
 async def test_a_greeting_that_does_not_come_may_be_asked_for_again(
     autojump_clock: trio.abc.Clock,
 ) -> None:
-    simulator = GeminiSimulator(api_key=KEY, script=Script(silent_turns=frozenset({1})))
+    simulator = GeminiSimulator(api_key=KEY, script=ModelScript(silent_turns=frozenset({1})))
     async with simulated(simulator) as (session, heard):
         await session.send(session.text_message("Greet the caller."))
         await trio.sleep(3)
@@ -317,7 +317,7 @@ async def test_a_greeting_that_does_not_come_may_be_asked_for_again(
 async def test_tools_are_called_cancelled_and_answered(
     autojump_clock: trio.abc.Clock,
 ) -> None:
-    simulator = GeminiSimulator(api_key=KEY, script=SCRIPTS["tool-storm"])
+    simulator = GeminiSimulator(api_key=KEY, script=MODEL_SCRIPTS["tool-storm"])
     schema = {"type": "object", "properties": {"name": {"type": "string"}}}
     tool = types.Tool(
         function_declarations=[
@@ -402,7 +402,7 @@ async def test_an_unknown_model_is_refused(
 async def test_a_close_before_the_service_is_ready(
     close: Close, kind: type[ModelError], retryable: bool, autojump_clock: trio.abc.Clock
 ) -> None:
-    simulator = GeminiSimulator(api_key=KEY, script=Script(refuse_setup=close))
+    simulator = GeminiSimulator(api_key=KEY, script=ModelScript(refuse_setup=close))
 
     error = await opened(simulator)
 
@@ -424,7 +424,7 @@ async def test_a_close_before_the_service_is_ready(
 async def test_a_close_says_whether_it_is_about_the_account(
     close: Close, refusal: Kind | None, retryable: bool, autojump_clock: trio.abc.Clock
 ) -> None:
-    simulator = GeminiSimulator(api_key=KEY, script=Script(refuse_setup=close))
+    simulator = GeminiSimulator(api_key=KEY, script=ModelScript(refuse_setup=close))
 
     error = await opened(simulator)
 
@@ -437,7 +437,7 @@ async def test_a_key_in_a_close_reason_that_was_cut_is_in_no_error(
     kept: int, autojump_clock: trio.abc.Clock
 ) -> None:
     reason = f"Consumer suspended: api_key:{KEY[:kept]}"
-    simulator = GeminiSimulator(api_key=KEY, script=Script(refuse_setup=Close(1008, reason)))
+    simulator = GeminiSimulator(api_key=KEY, script=ModelScript(refuse_setup=Close(1008, reason)))
 
     error = await opened(simulator)
 
@@ -498,7 +498,7 @@ async def test_an_error_that_is_told_in_a_message_ends_the_set_up_at_once(
     retryable: bool,
     autojump_clock: trio.abc.Clock,
 ) -> None:
-    simulator = GeminiSimulator(api_key=KEY, script=Script(tells_error=told))
+    simulator = GeminiSimulator(api_key=KEY, script=ModelScript(tells_error=told))
     started = trio.current_time()
 
     error = await opened(simulator)
@@ -512,7 +512,7 @@ async def test_an_error_that_is_told_in_a_message_ends_the_set_up_at_once(
 async def test_what_is_told_is_in_the_error_and_not_in_what_is_logged(
     autojump_clock: trio.abc.Clock,
 ) -> None:
-    simulator = GeminiSimulator(api_key=KEY, script=Script(tells_error=INVALID))
+    simulator = GeminiSimulator(api_key=KEY, script=ModelScript(tells_error=INVALID))
 
     error = await opened(simulator)
 
@@ -532,7 +532,7 @@ async def test_what_is_told_is_in_the_error_and_not_in_what_is_logged(
 async def test_a_close_reason_is_logged_in_words_of_ours(
     reason: str, logged: str, autojump_clock: trio.abc.Clock
 ) -> None:
-    simulator = GeminiSimulator(api_key=KEY, script=Script(refuse_setup=Close(1007, reason)))
+    simulator = GeminiSimulator(api_key=KEY, script=ModelScript(refuse_setup=Close(1007, reason)))
 
     error = await opened(simulator)
 
@@ -542,7 +542,7 @@ async def test_a_close_reason_is_logged_in_words_of_ours(
 
 
 async def test_a_service_that_never_gets_ready(autojump_clock: trio.abc.Clock) -> None:
-    simulator = GeminiSimulator(api_key=KEY, script=Script(setup_delay_s=60))
+    simulator = GeminiSimulator(api_key=KEY, script=ModelScript(setup_delay_s=60))
     started = trio.current_time()
 
     error = await opened(simulator, setup_timeout_s=7)
@@ -564,7 +564,7 @@ async def test_a_service_that_never_gets_ready(autojump_clock: trio.abc.Clock) -
 async def test_a_session_that_is_lost_says_so_to_receiver_and_sender(
     drop: Drop, retryable: bool, autojump_clock: trio.abc.Clock
 ) -> None:
-    simulator = GeminiSimulator(api_key=KEY, script=Script(drop=drop))
+    simulator = GeminiSimulator(api_key=KEY, script=ModelScript(drop=drop))
     pcm = b""
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(simulator.run, port=None))
@@ -585,7 +585,7 @@ async def test_a_session_that_is_lost_says_so_to_receiver_and_sender(
 
 
 async def test_going_away_is_announced_before_it_happens(autojump_clock: trio.abc.Clock) -> None:
-    simulator = GeminiSimulator(api_key=KEY, script=Script(go_away_at_s=6, go_away_left_s=15))
+    simulator = GeminiSimulator(api_key=KEY, script=ModelScript(go_away_at_s=6, go_away_left_s=15))
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(simulator.run, port=None))
         model = GeminiModel(api_key=KEY, connect=simulator.connect)
@@ -604,7 +604,7 @@ async def test_going_away_is_announced_before_it_happens(autojump_clock: trio.ab
 
 async def test_the_key_is_in_no_error_and_no_repr(autojump_clock: trio.abc.Clock) -> None:
     suspended = Close(1008, f"Consumer 'api_key:{KEY}' has been suspended.")
-    simulator = GeminiSimulator(api_key=KEY, script=Script(refuse_setup=suspended))
+    simulator = GeminiSimulator(api_key=KEY, script=ModelScript(refuse_setup=suspended))
 
     error = await opened(simulator)
 
@@ -649,7 +649,7 @@ async def test_closing_is_bounded_when_the_service_does_not_agree(
 # --- Over real sockets
 
 
-QUICK = Script(setup_delay_s=0, reply_delay_s=0, speed=100)
+QUICK = ModelScript(setup_delay_s=0, reply_delay_s=0, speed=100)
 
 
 @asynccontextmanager
@@ -688,7 +688,7 @@ async def test_a_conversation_over_a_socket(caplog: pytest.LogCaptureFixture) ->
 
 async def test_a_dropped_socket_is_1006() -> None:
     with trio.fail_after(60):
-        script = Script(setup_delay_s=0, reply_delay_s=0, speed=100, drop=Drop(1, 0.1, 1006))
+        script = ModelScript(setup_delay_s=0, reply_delay_s=0, speed=100, drop=Drop(1, 0.1, 1006))
         async with serving(script=script) as simulator:
             model = GeminiModel(api_key=KEY, url=simulator.url)
             async with model.open_connection(Agent()) as session:

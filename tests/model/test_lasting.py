@@ -43,11 +43,11 @@ from server.model.lasting.unanswered import BYTES_PER_S, is_loud
 from server.simulators.clock import PatientClock
 from server.simulators.gemini import (
     ANSWERS,
-    SCRIPTS,
+    MODEL_SCRIPTS,
     Drop,
     GeminiSimulator,
     MemorySocket,
-    Script,
+    ModelScript,
     SimulatedSession,
 )
 
@@ -162,8 +162,8 @@ class Talk:
 
 @asynccontextmanager
 async def talking(
-    script: Script | str = ANSWERS,
-    after: Script = ANSWERS,
+    script: ModelScript | str = ANSWERS,
+    after: ModelScript = ANSWERS,
     *,
     fallback: bool = False,
     model: str = "gemini-3.8-live",
@@ -173,7 +173,7 @@ async def talking(
 ) -> AsyncIterator[Talk]:
     """Open a lasting session in memory and listen to it."""
     if isinstance(script, str):
-        script = SCRIPTS[script]
+        script = MODEL_SCRIPTS[script]
     gemini = gemini or GeminiSimulator(api_key=KEY, script=script, script_after_resume=after)
     gemini.keep_heard_s = 600.0
     conversation = Conversation()
@@ -224,7 +224,7 @@ async def test_the_old_socket_is_closed_before_the_session_is_resumed(autojump_c
 
 
 async def test_the_agent_finishes_its_sentence_before_a_rotation(autojump_clock):
-    async with talking(Script(go_away_at_s=2.0, go_away_left_s=40.0)) as talk:
+    async with talking(ModelScript(go_away_at_s=2.0, go_away_left_s=40.0)) as talk:
         talk.session.send_text("Greet.")
         await talk.say(silence(10.0))
 
@@ -236,7 +236,7 @@ async def test_the_agent_finishes_its_sentence_before_a_rotation(autojump_clock)
 
 
 async def test_a_call_in_which_the_agent_can_still_be_heard_is_not_quiet(autojump_clock):
-    async with talking(Script(go_away_at_s=2.0, go_away_left_s=40.0)) as talk:
+    async with talking(ModelScript(go_away_at_s=2.0, go_away_left_s=40.0)) as talk:
         talk.session.send_text("Greet.")
         talk.conversation.quiet = False
         await talk.say(silence(20.0))
@@ -248,7 +248,7 @@ async def test_a_call_in_which_the_agent_can_still_be_heard_is_not_quiet(autojum
 
 
 async def test_without_any_silence_the_rotation_comes_before_the_service_closes(autojump_clock):
-    async with talking(Script(go_away_at_s=2.0, go_away_left_s=40.0)) as talk:
+    async with talking(ModelScript(go_away_at_s=2.0, go_away_left_s=40.0)) as talk:
         talk.conversation.quiet = False
         await talk.say(silence(1.0) + speech(1.0) + silence(29.8))
         assert talk.reconnects == []
@@ -259,7 +259,7 @@ async def test_without_any_silence_the_rotation_comes_before_the_service_closes(
 
 
 async def test_a_caller_who_speaks_or_waits_for_an_answer_is_not_rotated_away(autojump_clock):
-    async with talking(Script(reply_delay_s=4.0), connection_age_s=5.0) as talk:
+    async with talking(ModelScript(reply_delay_s=4.0), connection_age_s=5.0) as talk:
         talk.session.send_text("Greet.")
         await talk.say(silence(4.0) + speech(3.0) + silence(4.0))
         assert talk.reconnects == []
@@ -270,7 +270,7 @@ async def test_a_caller_who_speaks_or_waits_for_an_answer_is_not_rotated_away(au
 
 
 async def test_a_sound_that_may_be_speech_is_waited_for_but_a_noisy_line_is_rotated(autojump_clock):
-    async with talking(Script(go_away_at_s=6.0, go_away_left_s=60.0)) as talk:
+    async with talking(ModelScript(go_away_at_s=6.0, go_away_left_s=60.0)) as talk:
         talk.session.send_text("Greet.")
         await talk.say(silence(5.0))
         talk.is_noise = True
@@ -282,7 +282,7 @@ async def test_a_sound_that_may_be_speech_is_waited_for_but_a_noisy_line_is_rota
 
 async def test_no_rotation_while_a_tool_call_is_open(autojump_clock):
     config = types.LiveConnectConfig(tools=[TOOL])
-    script = Script(tool_calls=1)
+    script = ModelScript(tool_calls=1)
     async with talking(script, connection_age_s=5.0, config=config) as talk:
         await talk.say(speech(1.0) + silence(12.0))
         assert talk.reconnects == []
@@ -325,7 +325,7 @@ async def test_a_question_whose_answer_broke_off_is_answered_again(
 
 
 async def test_a_greeting_that_broke_off_is_asked_for_again(autojump_clock):
-    async with talking(Script(drop=Drop(turn=1, after_s=1.0, code=1006))) as talk:
+    async with talking(ModelScript(drop=Drop(turn=1, after_s=1.0, code=1006))) as talk:
         talk.session.send_text("Greet.")
         talk.conversation.turns = [PastTurn("agent", "Good")]
         await trio.sleep(10.0)
@@ -335,7 +335,7 @@ async def test_a_greeting_that_broke_off_is_asked_for_again(autojump_clock):
 
 
 async def test_a_service_that_always_breaks_off_is_given_up(autojump_clock):
-    async with talking(Script(drop=Drop(turn=1, after_s=1.0, code=1006))) as talk:
+    async with talking(ModelScript(drop=Drop(turn=1, after_s=1.0, code=1006))) as talk:
         talk.session.send_text("Greet.")
         await trio.sleep(60.0)
 
@@ -344,7 +344,7 @@ async def test_a_service_that_always_breaks_off_is_given_up(autojump_clock):
 
 
 async def test_a_caller_who_is_cut_off_in_mid_sentence_is_heard_whole(autojump_clock):
-    async with talking(Script(go_away_at_s=9.0, go_away_left_s=2.0)) as talk:
+    async with talking(ModelScript(go_away_at_s=9.0, go_away_left_s=2.0)) as talk:
         talk.session.send_text("Greet.")
         question = speech(6.0)
         # The service closes in the middle of the question.
@@ -355,7 +355,7 @@ async def test_a_caller_who_is_cut_off_in_mid_sentence_is_heard_whole(autojump_c
 
 
 async def test_a_turn_that_was_cut_stays_cut(autojump_clock):
-    async with talking(Script(drop=Drop(turn=2, after_s=0.3, code=1006))) as talk:
+    async with talking(ModelScript(drop=Drop(turn=2, after_s=0.3, code=1006))) as talk:
         talk.session.send_text("Greet.")
         await talk.say(silence(1.0) + speech(1.0) + silence(8.0))
 
@@ -366,7 +366,9 @@ async def test_a_turn_that_was_cut_stays_cut(autojump_clock):
 
 
 async def test_caller_audio_waits_for_the_connection_and_overtakes_real_time(autojump_clock):
-    async with talking(Script(drop=Drop(1, 0.3, 1006)), Script(setup_delay_s=4.0)) as talk:
+    async with talking(
+        ModelScript(drop=Drop(1, 0.3, 1006)), ModelScript(setup_delay_s=4.0)
+    ) as talk:
         talk.conversation.turns = [PastTurn("caller", "Hello?")]
         talk.session.send_text("Greet.")
         await trio.sleep(0.5)
@@ -380,7 +382,7 @@ async def test_caller_audio_waits_for_the_connection_and_overtakes_real_time(aut
 
 
 async def test_only_ten_seconds_wait_and_what_has_to_go_is_counted(autojump_clock):
-    gemini = GeminiSimulator(api_key=KEY, script=Script(drop=Drop(1, 0.3, 1006)))
+    gemini = GeminiSimulator(api_key=KEY, script=ModelScript(drop=Drop(1, 0.3, 1006)))
     down_until = math.inf
 
     @asynccontextmanager
@@ -423,14 +425,14 @@ async def test_a_service_that_stays_away_is_given_up_after_the_budget(autojump_c
 async def test_an_attempt_that_hangs_ends_with_the_budget(autojump_clock):
     began = trio.current_time()
     with pytest.raises(ModelError):
-        async with talking(Script(setup_delay_s=1e6), reconnect_budget_s=12.0):
+        async with talking(ModelScript(setup_delay_s=1e6), reconnect_budget_s=12.0):
             pass
 
     assert trio.current_time() - began == pytest.approx(12.0, abs=0.1)
 
 
 async def test_a_wrong_set_up_is_tried_once(autojump_clock):
-    gemini = GeminiSimulator(api_key=KEY, script=SCRIPTS["bad-setup"])
+    gemini = GeminiSimulator(api_key=KEY, script=MODEL_SCRIPTS["bad-setup"])
     with pytest.raises(ModelSetupRefused):
         async with talking(gemini=gemini):
             pass
@@ -439,7 +441,7 @@ async def test_a_wrong_set_up_is_tried_once(autojump_clock):
 
 
 async def test_quota_is_told_at_once_when_a_session_is_opened(autojump_clock):
-    gemini = GeminiSimulator(api_key=KEY, script=SCRIPTS["quota"])
+    gemini = GeminiSimulator(api_key=KEY, script=MODEL_SCRIPTS["quota"])
     with pytest.raises(ModelQuotaExceeded):
         async with talking(gemini=gemini):
             pass
@@ -449,7 +451,7 @@ async def test_quota_is_told_at_once_when_a_session_is_opened(autojump_clock):
 
 async def test_quota_in_mid_call_ends_the_session_for_everybody(autojump_clock):
     drop = Drop(1, 0.5, QUOTA.code, QUOTA.reason)
-    async with talking(Script(drop=drop)) as talk:
+    async with talking(ModelScript(drop=drop)) as talk:
         talk.session.send_text("Greet.")
         await trio.sleep(5.0)
 
@@ -476,7 +478,7 @@ HISTORY = [
 
 async def test_a_used_up_context_is_replaced_by_a_session_that_is_told_the_story(autojump_clock):
     drop = Drop(2, 0.5, 1007, "The context is too long.")
-    async with talking(Script(drop=drop)) as talk:
+    async with talking(ModelScript(drop=drop)) as talk:
         talk.session.send_text("Greet.")
         talk.conversation.turns = list(HISTORY)
         await talk.say(silence(6.0) + speech(1.0) + silence(6.0))
@@ -524,7 +526,7 @@ async def test_a_very_long_story_is_told_from_its_end(autojump_clock):
 
 
 async def test_an_answer_whose_question_is_gone_is_taken_up_in_words(autojump_clock):
-    long_answer = Script(speed=1.0, drop=Drop(1, 4.0, 1011))
+    long_answer = ModelScript(speed=1.0, drop=Drop(1, 4.0, 1011))
     async with talking(long_answer) as talk:
         talk.session._input._max_bytes = BYTES_PER_S  # the question is soon forgotten
         talk.session.send_text("Greet.")
@@ -573,7 +575,7 @@ async def test_the_fallback_takes_over_when_asked_and_stays(autojump_clock):
 
 async def test_the_fallback_takes_over_when_the_quota_is_used_up(autojump_clock):
     drop = Drop(2, 0.5, QUOTA.code, QUOTA.reason)
-    async with talking(Script(drop=drop), fallback=True) as talk:
+    async with talking(ModelScript(drop=drop), fallback=True) as talk:
         talk.session.send_text("Greet.")
         talk.conversation.turns = list(HISTORY)
         await talk.say(silence(6.0) + speech(1.0) + silence(5.0))
@@ -587,7 +589,7 @@ async def test_the_fallback_takes_over_when_the_quota_is_used_up(autojump_clock)
 
 async def test_a_tool_answer_reaches_a_model_that_does_not_remember_the_call(autojump_clock):
     config = types.LiveConnectConfig(tools=[TOOL])
-    async with talking(Script(tool_calls=2, cancel_tool_calls=True), config=config) as talk:
+    async with talking(ModelScript(tool_calls=2, cancel_tool_calls=True), config=config) as talk:
         await talk.say(speech(1.0) + silence(3.0))
         (request,) = talk.all(ToolCallsRequested)
         assert await talk.session.reconnect(Way.FRESH, "no-reply")
@@ -605,7 +607,7 @@ async def test_a_tool_answer_reaches_a_model_that_does_not_remember_the_call(aut
 
 async def test_an_answered_call_is_told_in_words_if_the_answer_may_be_forgotten(autojump_clock):
     config = types.LiveConnectConfig(tools=[TOOL])
-    script = Script(tool_calls=1, reply_delay_s=1.0, drop=Drop(2, 0.2, 1008, "aborted"))
+    script = ModelScript(tool_calls=1, reply_delay_s=1.0, drop=Drop(2, 0.2, 1008, "aborted"))
     async with talking(script, config=config) as talk:
         await talk.say(speech(1.0) + silence(2.5))
         (request,) = talk.all(ToolCallsRequested)
@@ -748,7 +750,7 @@ async def talking_over_sockets(
         nursery.cancel_scope.cancel()
 
 
-QUICK = Script(setup_delay_s=0.01, reply_delay_s=0.05)
+QUICK = ModelScript(setup_delay_s=0.01, reply_delay_s=0.05)
 PATHS = pytest.mark.parametrize(
     "on_plane",
     [False, pytest.param(True, marks=pytest.mark.skipif(not AVAILABLE, reason="needs epoll"))],

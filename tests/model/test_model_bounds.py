@@ -46,7 +46,7 @@ from server.model.gemini.protocol import (
 from server.model.lasting.plan import reason_of
 from server.model.lasting.unanswered import MAX_KEPT_WORDS, UnansweredInput
 from server.pace import Pace
-from server.simulators.gemini import Drop, FunctionCall, Script
+from server.simulators.gemini import Drop, FunctionCall, ModelScript
 from tests.support.rig import calling
 from tests.support.toolboxes import bench, echo, slowly
 
@@ -425,7 +425,7 @@ async def test_thousands_of_wrong_arguments_are_counted_and_not_told_one_by_one(
 
 
 async def test_a_call_goes_on_in_another_session_after_a_storm_of_functions(autojump_clock):
-    storm = Script(
+    storm = ModelScript(
         functions=(FunctionCall("look_up"),) * 5_000,
         function_turns=frozenset({2}),
     )
@@ -440,13 +440,13 @@ async def test_a_call_goes_on_in_another_session_after_a_storm_of_functions(auto
 async def test_a_call_in_which_the_model_calls_a_hundred_functions_at_once_goes_on(
     autojump_clock,
 ):
-    storm = Script(functions=(FunctionCall("look_up"),) * 100, function_turns=frozenset({2}))
+    storm = ModelScript(functions=(FunctionCall("look_up"),) * 100, function_turns=frozenset({2}))
     async with calling(callee="asks-and-waits", script=storm) as rig:
         await rig.over()
 
     (session,) = rig.sessions
     assert rig.record["reason"] == "caller-hung-up"
-    assert session.calls_made == len(session.tool_results) == 100
+    assert session.functions.made == len(session.tool_results) == 100
     assert not session.mistakes
 
 
@@ -563,7 +563,7 @@ def test_unknown_names_are_told_apart_without_being_shown(capsys):
 
 async def test_a_refusal_of_the_models_is_in_the_record_and_not_in_the_log(autojump_clock, capsys):
     secret = "the caller said pomegranate"
-    script = Script(refuse_setup=Close(1007, secret))
+    script = ModelScript(refuse_setup=Close(1007, secret))
     async with calling(script=script, script_after_resume=script) as rig:
         await rig.over()
 
@@ -574,7 +574,7 @@ async def test_a_refusal_of_the_models_is_in_the_record_and_not_in_the_log(autoj
 
 
 async def test_a_reason_for_a_drop_in_mid_call_is_not_in_the_log(autojump_clock, capsys):
-    script = Script(drop=Drop(2, 0.5, 1011, "the caller said pomegranate"))
+    script = ModelScript(drop=Drop(2, 0.5, 1011, "the caller said pomegranate"))
     async with calling(callee="talks", script=script) as rig:
         await rig.over()
 
@@ -585,7 +585,7 @@ async def test_a_reason_for_a_drop_in_mid_call_is_not_in_the_log(autojump_clock,
 async def test_a_service_that_goes_away_as_soon_as_it_is_there_is_not_connected_to_in_a_loop(
     autojump_clock,
 ):
-    leaves = Script(go_away_at_s=0.0, go_away_left_s=0.0)
+    leaves = ModelScript(go_away_at_s=0.0, go_away_left_s=0.0)
     async with calling(
         callee="never-hangs-up", script=leaves, script_after_resume=leaves, max_duration_s=30.0
     ) as rig:

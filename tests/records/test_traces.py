@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from server.errors import ConfigurationError
 from server.records.traces import CallTraces, NoTraces, open_traces
-from server.simulators.gemini import SCRIPTS
+from server.simulators.gemini import MODEL_SCRIPTS
 from tests.support.rig import calling
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -68,7 +68,7 @@ async def test_nothing_anyone_said_and_no_number_is_in_a_trace(autojump_clock, t
 
 
 async def test_a_call_that_failed_is_an_error_in_its_trace(autojump_clock, traces, exporter):
-    async with calling(callee="talks", script=SCRIPTS["quota"]) as rig:
+    async with calling(callee="talks", script=MODEL_SCRIPTS["quota"]) as rig:
         await rig.over()
     traces.call_ended(rig.call.record())
 

@@ -70,7 +70,7 @@ async def test_a_talk_whose_callbacks_never_come_has_its_minutes_all_the_same(fa
 async def test_a_dial_that_was_too_much_is_made_when_twilio_wants(fast_clock):
     async with serving(simulated_carrier="too-many-requests") as server:
         made = await server.make_call("5550104")
-        asked = server.twilio._dial_requests
+        asked = server.twilio.account.dial_requests
 
     assert made.status_code == 201
     assert asked == 2
@@ -94,7 +94,7 @@ async def test_a_hang_up_that_twilio_fails_still_ends_the_call(failures, fast_cl
     async with serving() as server:
         twilio = server.twilio
         call_sid = (await server.make_call("5550108")).json()["call_sid"]
-        twilio._faults = Faults(failed_updates=failures)
+        twilio.account.misbehave(Faults(failed_updates=failures))
         phone = twilio.calls[call_sid]
         with trio.fail_after(60):
             await phone.wait_stream()

@@ -24,13 +24,13 @@ from server.carrier.twilio.webhooks import TwilioWebhooks
 from server.carrier.webhooks import ConnectStream
 from server.errors import CarrierError, StreamEnded
 from server.simulators.phone import (
-    SCRIPTS,
+    PHONE_SCRIPTS,
     SILENCE,
     Beep,
     HangUp,
     HearSpeech,
+    PhoneScript,
     Say,
-    Script,
     StreamEnd,
     Wait,
     load_speech,
@@ -42,8 +42,8 @@ ACCOUNT = "AC0123456789abcdef0123456789abcdef"
 TOKEN = "0123456789abcdef0123456789abcdef"
 NUMBER = "+15005550006"
 LOUD_S = bytes([0x00, 0x80]) * 4000
-QUICK = Script("quick", (Say("hello", break_off_s=0.1), HangUp()), ring_s=0.02)
-STAYS = Script("stays", ring_s=0.02)
+QUICK = PhoneScript("quick", (Say("hello", break_off_s=0.1), HangUp()), ring_s=0.02)
+STAYS = PhoneScript("stays", ring_s=0.02)
 
 
 class ServerSocket:
@@ -214,9 +214,9 @@ async def test_status_callbacks_are_signed_ordered_and_complete(world, fast_cloc
 @pytest.mark.parametrize(
     ("person", "verdict"),
     [
-        (Script("human", (Wait(1.0), HangUp()), ring_s=0.02, verdict_s=0.1), "human"),
+        (PhoneScript("human", (Wait(1.0), HangUp()), ring_s=0.02, verdict_s=0.1), "human"),
         (
-            Script(
+            PhoneScript(
                 "machine",
                 (Beep(duration_s=0.2), Wait(1.0), HangUp()),
                 ring_s=0.02,
@@ -365,7 +365,7 @@ async def test_the_server_closing_the_stream_ends_the_call(world, fast_clock):
 
 
 async def test_a_dropped_line_is_seen_without_a_stop(world, fast_clock):
-    script = replace(SCRIPTS["drops"], ring_s=0.02)
+    script = replace(PHONE_SCRIPTS["drops"], ring_s=0.02)
     world.greeting = LOUD_S
 
     async with twilio(world, script=script) as (simulator, carrier):
@@ -618,7 +618,7 @@ async def test_ten_calls_at_once_do_not_mix(world, fast_clock):
 
 async def test_agent_audio_is_heard_where_it_was_sent(world, fast_clock):
     world.greeting = LOUD_S
-    script = Script("listens", (HearSpeech(), Wait(0.3), HangUp()), ring_s=0.02)
+    script = PhoneScript("listens", (HearSpeech(), Wait(0.3), HangUp()), ring_s=0.02)
 
     async with twilio(world, script=script) as (simulator, carrier):
         call = await place(simulator, carrier)
@@ -636,8 +636,8 @@ def calls_url(simulator, account=ACCOUNT):
 def test_every_fictional_number_has_its_script():
     simulator = TwilioSimulator(account_sid=ACCOUNT, auth_token=TOKEN, phone_number=NUMBER)
 
-    assert simulator._script_of("+12025550102").name == "interrupts"
-    assert simulator._script_of("+584121234567").name == "talks"
+    assert simulator.account.people.at("+12025550102").name == "interrupts"
+    assert simulator.account.people.at("+584121234567").name == "talks"
 
 
 def test_an_unknown_script_is_refused_at_once():

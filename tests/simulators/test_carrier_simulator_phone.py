@@ -22,16 +22,16 @@ from server.simulators.phone import (
     BUFFER_BYTES,
     BYTES_PER_S,
     FRAME_BYTES,
-    SCRIPTS,
+    PHONE_SCRIPTS,
     SILENCE,
     Drop,
     Earpiece,
     HangUp,
     HearPause,
     HearSpeech,
+    PhoneScript,
     Press,
     Say,
-    Script,
     SimulatedPhone,
     StreamEnd,
     Wait,
@@ -49,7 +49,7 @@ LOUD_S = LOUD * 50
 
 async def call(nursery, *steps, script=None):
     """A phone that follows a script and the stream our side has with it."""
-    phone = SimulatedPhone(script or Script("test", steps), parameters={"ticket": "t1"})
+    phone = SimulatedPhone(script or PhoneScript("test", steps), parameters={"ticket": "t1"})
     ours, carriers = memory_transports()
     nursery.start_soon(phone.run, carriers)
     stream = await streams.start(nursery, ours)
@@ -76,7 +76,7 @@ async def test_a_stream_begins_and_ends_as_twilio_does(nursery, autojump_clock):
 
 
 async def test_every_message_is_written_as_twilio_documents_it(nursery, autojump_clock):
-    phone = SimulatedPhone(Script("test", (Press("5"), HangUp())), parameters={"ticket": "t1"})
+    phone = SimulatedPhone(PhoneScript("test", (Press("5"), HangUp())), parameters={"ticket": "t1"})
     ours, carriers = memory_transports()
     nursery.start_soon(phone.run, carriers)
 
@@ -279,7 +279,7 @@ async def test_the_carrier_may_stop_the_stream(nursery, autojump_clock):
 
 
 async def test_bad_messages_are_counted_and_the_call_goes_on(nursery, autojump_clock):
-    phone = SimulatedPhone(Script("test", (Wait(1.0), HangUp())))
+    phone = SimulatedPhone(PhoneScript("test", (Wait(1.0), HangUp())))
     ours, carriers = memory_transports()
     nursery.start_soon(phone.run, carriers)
     sid = phone.stream_sid
@@ -371,7 +371,7 @@ async def play_out(nursery, script):
 
 
 async def test_script_talks(nursery, autojump_clock):
-    phone, _, last = await play_out(nursery, SCRIPTS["talks"])
+    phone, _, last = await play_out(nursery, PHONE_SCRIPTS["talks"])
 
     assert [utterance.clip for utterance in phone.utterances] == ["question", "goodbye"]
     assert last == StreamStopped(said=True)
@@ -381,7 +381,7 @@ async def test_script_talks(nursery, autojump_clock):
 
 
 async def test_script_interrupts(nursery, autojump_clock):
-    phone, _, last = await play_out(nursery, SCRIPTS["interrupts"])
+    phone, _, last = await play_out(nursery, PHONE_SCRIPTS["interrupts"])
 
     assert [utterance.clip for utterance in phone.utterances] == ["interrupt", "goodbye"]
     assert last == StreamStopped(said=True)
@@ -392,7 +392,7 @@ async def test_script_interrupts(nursery, autojump_clock):
 
 
 async def test_script_hangs_up(nursery, autojump_clock):
-    phone, _, last = await play_out(nursery, SCRIPTS["hangs-up"])
+    phone, _, last = await play_out(nursery, PHONE_SCRIPTS["hangs-up"])
 
     assert last == StreamStopped(said=True)
     assert phone.end is StreamEnd.HUNG_UP
@@ -400,14 +400,14 @@ async def test_script_hangs_up(nursery, autojump_clock):
 
 
 async def test_script_drops(nursery, autojump_clock):
-    phone, _, last = await play_out(nursery, SCRIPTS["drops"])
+    phone, _, last = await play_out(nursery, PHONE_SCRIPTS["drops"])
 
     assert last == StreamStopped(said=False)
     assert phone.end is StreamEnd.DROPPED
 
 
 async def test_script_garbage(nursery, autojump_clock):
-    phone, stream, last = await play_out(nursery, SCRIPTS["garbage"])
+    phone, stream, last = await play_out(nursery, PHONE_SCRIPTS["garbage"])
 
     assert [utterance.clip for utterance in phone.utterances] == ["question"]
     assert last == StreamStopped(said=True)
@@ -418,7 +418,7 @@ async def test_script_garbage(nursery, autojump_clock):
 
 
 async def test_script_never_hangs_up(nursery, autojump_clock):
-    phone, stream, _ = await call(nursery, script=SCRIPTS["never-hangs-up"])
+    phone, stream, _ = await call(nursery, script=PHONE_SCRIPTS["never-hangs-up"])
 
     with trio.move_on_after(150):
         await agent(stream)
@@ -428,7 +428,7 @@ async def test_script_never_hangs_up(nursery, autojump_clock):
     assert len(phone.utterances) > 12
 
 
-@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+@pytest.mark.parametrize("script", PHONE_SCRIPTS.values(), ids=PHONE_SCRIPTS)
 def test_every_script_is_found_by_its_name(script):
     assert find_script(script.name) is script
     assert find_script(replace(script, ring_s=0.1)).ring_s == 0.1
@@ -496,7 +496,7 @@ def test_a_recording_has_the_callee_left_and_the_agent_right():
 
 
 async def test_a_phone_that_is_cancelled_closes_its_transport(nursery, autojump_clock):
-    phone = SimulatedPhone(Script("test"))
+    phone = SimulatedPhone(PhoneScript("test"))
     ours, carriers = memory_transports()
 
     with trio.move_on_after(1.0):

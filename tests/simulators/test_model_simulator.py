@@ -28,11 +28,11 @@ from websockets.trio.client import ClientConnection, connect
 from server.agent.agent import Agent
 from server.model.gemini.setup import agent_config, setup_message
 from server.simulators.gemini import (
-    SCRIPTS,
+    MODEL_SCRIPTS,
     GeminiSimulator,
     Hearing,
     MemorySocket,
-    Script,
+    ModelScript,
     ServiceClosesError,
     Speech,
     check_setup,
@@ -48,7 +48,7 @@ MODELS = (
     "gemini-3.1-flash-live-preview",
     "gemini-2.5-flash-native-audio-preview-12-2025",
 )
-QUICK = Script(setup_delay_s=0, reply_delay_s=0, speed=100)
+QUICK = ModelScript(setup_delay_s=0, reply_delay_s=0, speed=100)
 
 
 def speech(seconds: float, loudness: int = 9_000) -> bytes:
@@ -555,7 +555,7 @@ async def test_nobody_interrupts_where_interruption_is_off(
 async def test_an_interrupted_turn_has_no_generation_complete(
     simulator: GeminiSimulator, autojump_clock: trio.abc.Clock
 ) -> None:
-    simulator.script = Script(setup_delay_s=0)
+    simulator.script = ModelScript(setup_delay_s=0)
     async with connected(simulator, setup()) as socket:
         for _ in range(2):  # the first comes in two messages, the second bundled
             await send(socket, {"realtimeInput": {"text": "Speak."}})
@@ -570,9 +570,9 @@ async def test_an_interrupted_turn_has_no_generation_complete(
 
 
 async def test_every_script_has_a_name() -> None:
-    assert set(SCRIPTS) >= {"answers", "go-away", "drop-1006", "drop-1011", "silent-model"}
-    assert set(SCRIPTS) >= {"empty-turn", "slow-model", "early-turn-complete", "quota"}
-    assert set(SCRIPTS) >= {"bad-setup", "tool-storm"}
+    assert set(MODEL_SCRIPTS) >= {"answers", "go-away", "drop-1006", "drop-1011", "silent-model"}
+    assert set(MODEL_SCRIPTS) >= {"empty-turn", "slow-model", "early-turn-complete", "quota"}
+    assert set(MODEL_SCRIPTS) >= {"bad-setup", "tool-storm"}
 
 
 @pytest.mark.parametrize(
@@ -581,7 +581,7 @@ async def test_every_script_has_a_name() -> None:
 async def test_a_turn_may_complete_before_it_was_all_said(
     name: str, share: float, simulator: GeminiSimulator, autojump_clock: trio.abc.Clock
 ) -> None:
-    simulator.script = SCRIPTS[name]
+    simulator.script = MODEL_SCRIPTS[name]
     async with connected(simulator, setup()) as socket:
         await send(socket, {"realtimeInput": {"text": "Greet the caller."}})
         await until_turn_complete(socket)
@@ -596,7 +596,7 @@ async def test_a_turn_may_complete_before_it_was_all_said(
 async def test_a_silent_model_keeps_its_socket_open(
     simulator: GeminiSimulator, autojump_clock: trio.abc.Clock
 ) -> None:
-    simulator.script = SCRIPTS["silent-model"]
+    simulator.script = MODEL_SCRIPTS["silent-model"]
     async with connected(simulator, setup()) as socket:
         await send(socket, {"realtimeInput": {"text": "Greet the caller."}})
         await until_turn_complete(socket)
@@ -614,7 +614,7 @@ async def test_a_silent_model_keeps_its_socket_open(
 async def test_a_slow_model_is_slower_than_real_time(
     simulator: GeminiSimulator, autojump_clock: trio.abc.Clock
 ) -> None:
-    simulator.script = SCRIPTS["slow-model"]
+    simulator.script = MODEL_SCRIPTS["slow-model"]
     async with connected(simulator, setup()) as socket:
         await send(socket, {"realtimeInput": {"text": "Greet the caller."}})
         await until_turn_complete(socket)
@@ -781,7 +781,7 @@ async def test_the_official_client_is_refused_in_its_own_errors(
 async def test_the_official_client_answers_tools(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = Script(setup_delay_s=0, reply_delay_s=0, speed=100, tool_calls=2)
+    script = ModelScript(setup_delay_s=0, reply_delay_s=0, speed=100, tool_calls=2)
     simulator = GeminiSimulator(api_key=KEY, script=script)
     tool = types.Tool(function_declarations=[types.FunctionDeclaration(name="look_up")])
 

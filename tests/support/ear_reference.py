@@ -16,8 +16,7 @@ import webrtcvad
 
 import codec
 from codec.ear import Ear, EchoFound, Played, SpeechEnded, SpeechStarted, Stop
-from server.simulators.gemini import _GREETING
-from server.simulators.gemini import load_speech as load_agent
+from server.simulators.gemini import GREETING, load_agent_speech
 from server.simulators.phone import load_speech
 
 FRAME, FRAME_S, RATE = 160, 0.02, 8_000
@@ -344,7 +343,7 @@ def sound(kind: str, ticks: int, number: int) -> bytes:
             speech = load_speech(clip)
             return (speech * (size // len(speech) + 1))[:size]
         case "agent":
-            speech = codec.MulawEncoder(24_000).encode(load_agent(*_GREETING).pcm)
+            speech = codec.MulawEncoder(24_000).encode(load_agent_speech(*GREETING).pcm)
             return (speech * (size // len(speech) + 1))[:size]
         case "noise":
             spread = generator.randrange(1, 128)

@@ -102,9 +102,9 @@ class Rig:
 @asynccontextmanager
 async def calling(
     *,
-    callee: people.Script | str = "talks",
-    script: models.Script | str = "answers",
-    script_after_resume: models.Script | str = "answers",
+    callee: people.PhoneScript | str = "talks",
+    script: models.ModelScript | str = "answers",
+    script_after_resume: models.ModelScript | str = "answers",
     agent: Agent | None = None,
     ring_s: float | None = None,
     make_model: Callable[[GeminiModel], Model] | None = None,
@@ -113,8 +113,8 @@ async def calling(
     """Dial the callee; the call is hung up when the block is left before its end.
 
     Args:
-        callee: Who answers: a script of ``server/simulators/phone.py`` or its name.
-        script: How the model behaves: a script of ``server/simulators/gemini.py`` or its name.
+        callee: Who answers: a script of ``server/simulators/phone/scripts.py`` or its name.
+        script: How the model behaves: one of ``server/simulators/gemini/scripts.py`` or its name.
         script_after_resume: How it behaves in sessions that resume another.
         agent: Who calls.
         ring_s: How long it rings, instead of what the callee's script says.
@@ -158,15 +158,15 @@ async def calling(
         nursery.cancel_scope.cancel()
 
 
-def _model_script(script: models.Script | str) -> models.Script:
-    return models.SCRIPTS[script] if isinstance(script, str) else script
+def _model_script(script: models.ModelScript | str) -> models.ModelScript:
+    return models.MODEL_SCRIPTS[script] if isinstance(script, str) else script
 
 
 async def _run_gemini(gemini: GeminiSimulator, task_status: trio.TaskStatus[str]) -> None:
     await gemini.run(port=None, task_status=task_status)
 
 
-async def _ring_and_talk(rig: Rig, person: people.Script) -> None:
+async def _ring_and_talk(rig: Rig, person: people.PhoneScript) -> None:
     """What Twilio does between "dialled" and "completed"."""
     number = 0
 

@@ -61,7 +61,7 @@ class Server:
         return (await self.http.get(f"/calls/{call_sid}")).json()
 
     async def signed_post(self, path: str, form: dict[str, str], token: str | None = None):
-        validator = RequestValidator(token or self.twilio._auth_token)
+        validator = RequestValidator(token or self.twilio.account.auth_token)
         signature = validator.compute_signature(self.url + path, form)
         headers = {"X-Twilio-Signature": signature}
         return await self.http.post(path, data=form, headers=headers)

@@ -7,8 +7,7 @@ import random
 from array import array
 
 import codec
-from server.simulators.gemini import _GREETING
-from server.simulators.gemini import load_speech as load_agent
+from server.simulators.gemini import GREETING, load_agent_speech
 
 CLIPS = ("hello", "question", "interrupt", "followup", "goodbye")
 
@@ -45,7 +44,7 @@ def cough(seed: int) -> bytes:
 
 
 def agent_speech() -> bytes:
-    greeting = load_agent(*_GREETING)
+    greeting = load_agent_speech(*GREETING)
     return codec.MulawEncoder(24_000).encode(greeting.pcm)
 
 

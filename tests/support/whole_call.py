@@ -14,13 +14,13 @@ import trio
 from twilio.base.exceptions import TwilioRestException
 
 from server import logs
-from server.simulators.phone import HangUp, HearSpeech, Say, Script, Wait
+from server.simulators.phone import HangUp, HearSpeech, PhoneScript, Say, Wait
 from tests.support.serving import Server, serving
 
 DESTINATION = "+15005550103"  # the simulated callee there hangs up soon
 CALLER = "+15005550199"
 KEY = "offhook_" + secrets.token_urlsafe(32)
-TALKS = Script(
+TALKS = PhoneScript(
     "says something",
     (HearSpeech(), Wait(0.5), Say("interrupt"), Wait(0.5), HearSpeech(), Wait(0.5), HangUp()),
 )
@@ -41,7 +41,7 @@ async def main() -> None:
         )
         assert twilio is not None
         assert gemini is not None
-        forbidden["secrets"] += [twilio._auth_token, gemini._api_key, KEY]
+        forbidden["secrets"] += [twilio.account.auth_token, gemini._api_key, KEY]
     print(json.dumps(forbidden))  # noqa: T201
 
 

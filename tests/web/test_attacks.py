@@ -412,7 +412,7 @@ async def test_strangers_media_sockets_write_a_few_lines_whatever_they_say(media
 
 
 def stream_signature(server: Server, token: str | None = None) -> dict[str, str]:
-    validator = RequestValidator(token or server.twilio._auth_token)
+    validator = RequestValidator(token or server.twilio.account.auth_token)
     return {"X-Twilio-Signature": validator.compute_signature(server.stream_url, {})}
 
 
@@ -452,7 +452,7 @@ async def test_a_ticket_that_was_stolen_opens_nothing_for_another_call():
 async def test_a_signature_is_good_for_its_own_request_only():
     form = {"CallSid": CALL_SID, "CallStatus": "ringing", "SequenceNumber": "1"}
     async with serving() as server:
-        validator = RequestValidator(server.twilio._auth_token)
+        validator = RequestValidator(server.twilio.account.auth_token)
         signature = validator.compute_signature(server.url + "/call-status", form)
         headers = {"X-Twilio-Signature": signature}
         changed = await server.http.post(

@@ -42,7 +42,7 @@ FORMS = {
 
 
 def signature(server: Server, url: str, form=None) -> dict[str, str]:
-    validator = RequestValidator(server.twilio._auth_token)
+    validator = RequestValidator(server.twilio.account.auth_token)
     return {"X-Twilio-Signature": validator.compute_signature(url, form or {})}
 
 
@@ -133,7 +133,7 @@ async def test_a_webhook_without_a_calls_sid_is_refused_in_words(path, call_sid)
 
 async def test_a_captured_webhook_is_worth_the_call_it_was_captured_from_and_no_more():
     async with serving() as server:
-        token = server.twilio._auth_token
+        token = server.twilio.account.auth_token
         text = server.url + "/twiml" + "".join(n + v for n, v in sorted(RINGING.items()))
         signed = RequestValidator(token).compute_signature(text, {})
         names = ["CallStatus", "Direction", "From", "To"]
@@ -396,10 +396,10 @@ async def test_two_idempotency_keys_are_none():
 
 async def test_a_client_is_told_what_the_carrier_has_told_us_and_the_next_is_not_dialled():
     async with serving() as server:
-        server.twilio._faults = Faults(busy_for_s=100.0)
+        server.twilio.account.misbehave(Faults(busy_for_s=100.0))
         first = await server.make_call()
         second = await server.make_call()
-        asked = server.twilio._dial_requests
+        asked = server.twilio.account.dial_requests
         ready = await server.http.get("/readyz")
 
     assert first.status_code == 502

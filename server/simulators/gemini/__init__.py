@@ -7,7 +7,6 @@ costs it microseconds, so that an hour's call on a mock clock takes seconds.
 """
 
 from server.simulators.gemini.caller import Hearing
-from server.simulators.gemini.connection import Moment
 from server.simulators.gemini.schema import ServiceClosesError, read_client_message
 from server.simulators.gemini.scripts import (
     ANSWERS,
@@ -33,7 +32,6 @@ __all__ = [
     "Hearing",
     "MemorySocket",
     "ModelScript",
-    "Moment",
     "ServiceClosesError",
     "SimulatedSession",
     "Speech",

@@ -263,6 +263,7 @@ def _check(value: Any, expected: Any, path: str) -> Any:
 
 
 def unknown_name(name: str, path: str) -> ServiceClosesError:
+    """What the service says of a name that is not in the API, or not for the model."""
     where = f" at '{path}'" if path else ""
     return ServiceClosesError(
         1007, f'Invalid JSON payload received. Unknown name "{name}"{where}: Cannot find field.'

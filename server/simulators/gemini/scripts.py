@@ -1,4 +1,4 @@
-"""How a simulated model behaves: healthy, or at fault in one of the ways that were seen or feared."""
+"""How a simulated model behaves: healthy, or at fault in one of the ways that were seen."""
 
 from __future__ import annotations
 

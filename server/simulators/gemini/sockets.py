@@ -62,15 +62,19 @@ class WebSocket:
         self._connection = connection
 
     async def send(self, message: bytes, *, text: bool) -> None:
+        """Send a whole message, as a text or a binary frame."""
         await self._connection.send(message, text=text)
 
     async def recv(self, *, decode: Literal[False]) -> bytes:
+        """Wait for a whole message."""
         return await self._connection.recv(decode=decode)
 
     async def aclose(self, code: int, reason: str) -> None:
+        """Close with a close frame."""
         await self._connection.aclose(code, reason)
 
     async def drop(self) -> None:
+        """Cut the connection without a word: the client sees 1006."""
         await trio.aclose_forcefully(self._connection.stream)
 
 

@@ -9,12 +9,18 @@ from server.simulators.phone.acting import act
 from server.simulators.phone.earpiece import BUFFER_BYTES, Earpiece
 from server.simulators.phone.phone import SimulatedPhone, StreamEnd, new_sid
 from server.simulators.phone.scripts import PHONE_SCRIPTS, find_script
-from server.simulators.phone.sound import BYTES_PER_S, FRAME_BYTES, SILENCE, is_loud, load_speech, two_channel_wav
+from server.simulators.phone.sound import (
+    BYTES_PER_S,
+    FRAME_BYTES,
+    SILENCE,
+    is_loud,
+    load_speech,
+    two_channel_wav,
+)
 from server.simulators.phone.steps import (
     Beep,
     Drop,
     FallSilent,
-    Forever,
     HangUp,
     HearPause,
     HearSpeech,
@@ -23,10 +29,9 @@ from server.simulators.phone.steps import (
     Say,
     SendRaw,
     Speakerphone,
-    Step,
     Wait,
 )
-from server.simulators.phone.transport import MemoryTransport, PhoneTransport, memory_transports
+from server.simulators.phone.transport import memory_transports
 
 __all__ = [
     "BUFFER_BYTES",
@@ -38,19 +43,15 @@ __all__ = [
     "Drop",
     "Earpiece",
     "FallSilent",
-    "Forever",
     "HangUp",
     "HearPause",
     "HearSpeech",
-    "MemoryTransport",
     "PhoneScript",
-    "PhoneTransport",
     "Press",
     "Say",
     "SendRaw",
     "SimulatedPhone",
     "Speakerphone",
-    "Step",
     "StreamEnd",
     "Wait",
     "act",

@@ -154,7 +154,9 @@ PHONE_SCRIPTS: dict[str, PhoneScript] = {
                 HangUp(),
             ),
         ),
-        PhoneScript("types-digits", (*_LISTEN, Press("12#"), HearSpeech(60.0), HearPause(), HangUp())),
+        PhoneScript(
+            "types-digits", (*_LISTEN, Press("12#"), HearSpeech(60.0), HearPause(), HangUp())
+        ),
         PhoneScript("oversized", (SendRaw(("x" * 2**20,)), *_LISTEN, HangUp())),
         PhoneScript(
             "never-hangs-up",

@@ -94,7 +94,7 @@ Step = (
     | FallSilent
     | Forever
 )
-"""One line of a script. A new kind of step is a dataclass here and a case in :func:`server.simulators.phone.acting.act`."""
+"""One line of a script. A new kind of step is a dataclass here and a case in ``acting.act``."""
 
 
 @dataclass(frozen=True, slots=True)

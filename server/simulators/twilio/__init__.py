@@ -7,13 +7,11 @@ is a script of ``server.simulators.phone``.
 
 from server.simulators.twilio.call import SimulatedCall
 from server.simulators.twilio.faults import FAULTS, Faults
-from server.simulators.twilio.people import SCRIPT_NUMBERS
-from server.simulators.twilio.signature import sign
 from server.simulators.twilio.simulator import TwilioSimulator
+from server.simulators.twilio.webhooks import sign
 
 __all__ = [
     "FAULTS",
-    "SCRIPT_NUMBERS",
     "Faults",
     "SimulatedCall",
     "TwilioSimulator",

@@ -16,6 +16,7 @@ from server.simulators.twilio.call import (
     MachineDetection,
     SimulatedCall,
 )
+from server.simulators.twilio.documents import redirect_to
 from server.simulators.twilio.faults import Faults, RequestFaults
 from server.simulators.twilio.people import People
 from server.simulators.twilio.refusals import (
@@ -24,7 +25,6 @@ from server.simulators.twilio.refusals import (
     is_http_url,
     read_seconds,
 )
-from server.simulators.twilio.twiml import redirect_to
 
 MAX_TWIML_CHARS = 4000  # Of the Twiml parameter; "Call resource".
 

@@ -84,7 +84,6 @@ class SimulatedCall:
     _order: GoOn | EndCall | None = None
     _ordered: trio.Event = field(default_factory=trio.Event)
 
-
     @property
     def phone(self) -> SimulatedPhone:
         """The callee's phone on the latest stream.
@@ -137,11 +136,6 @@ class SimulatedCall:
         while not self.phones and not self.status.is_final:
             await self._changed.wait()
         return self.phone
-
-    def note(self, what: str) -> None:
-        """Add a line to the timeline."""
-        self.timeline.append((trio.current_time() - self.created_at, what))
-
 
     def note(self, what: str) -> None:
         """Add a line to the timeline."""

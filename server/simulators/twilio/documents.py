@@ -15,7 +15,6 @@ from server.simulators.phone import SimulatedPhone, StreamEnd, new_sid
 from server.simulators.twilio.call import SimulatedCall
 from server.simulators.twilio.people import People
 from server.simulators.twilio.socket import open_websocket
-from server.simulators.twilio.twiml import parse_twiml
 from server.simulators.twilio.webhooks import Webhooks, call_fields
 
 
@@ -171,3 +170,19 @@ class DocumentFollower:
                 "CallStatus": CallStatus.IN_PROGRESS.value,
             }
             await self._webhooks.post(call, url, call_fields(call) | leg)
+
+
+def parse_twiml(document: str) -> list[ElementTree.Element] | None:
+    """The verbs of a document, or None if it is none."""
+    try:
+        root = ElementTree.fromstring(document)
+    except ElementTree.ParseError:
+        return None
+    return list(root) if root.tag == "Response" else None
+
+
+def redirect_to(url: str) -> str:
+    """A document that only says where the real one is."""
+    response = ElementTree.Element("Response")
+    ElementTree.SubElement(response, "Redirect").text = url
+    return ElementTree.tostring(response, encoding="unicode")

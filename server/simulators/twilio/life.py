@@ -10,11 +10,10 @@ import trio
 from server.carrier import CallStatus
 from server.simulators.phone import two_channel_wav
 from server.simulators.twilio.call import EndCall, MachineDetection, SimulatedCall
-from server.simulators.twilio.documents import DocumentFollower
+from server.simulators.twilio.documents import DocumentFollower, parse_twiml, redirect_to
 from server.simulators.twilio.faults import Faults
 from server.simulators.twilio.people import People
 from server.simulators.twilio.reports import StatusReports
-from server.simulators.twilio.twiml import parse_twiml, redirect_to
 from server.simulators.twilio.webhooks import Webhooks
 
 AMD_AFTER_BEEP_S = 0.4

@@ -39,6 +39,9 @@ class People:
         by_ending: Who answers numbers with these last digits.
         ring_s: How long phones ring, instead of what their scripts say.
 
+    Attributes:
+        default: As above, and so is ``by_ending``; both may be changed between calls.
+
     Raises:
         ValueError: There is no such script.
     """
@@ -50,12 +53,12 @@ class People:
         ring_s: float | None,
     ) -> None:
         self.default = find_script(default)
-        self._by_ending = {ending: find_script(named) for ending, named in by_ending.items()}
+        self.by_ending = {ending: find_script(named) for ending, named in by_ending.items()}
         self._ring_s = ring_s
 
     def at(self, number: str) -> PhoneScript:
         """Who answers a number."""
-        for ending, script in self._by_ending.items():
+        for ending, script in self.by_ending.items():
             if number.endswith(ending):
                 return script
         return self.default

@@ -58,9 +58,7 @@ def is_http_url(url: str | None) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
-def read_seconds(
-    form: MultiDict[str, str], name: str, default: float, *, maximum: float
-) -> float:
+def read_seconds(form: MultiDict[str, str], name: str, default: float, *, maximum: float) -> float:
     """Read a whole number of seconds out of a form.
 
     Raises:

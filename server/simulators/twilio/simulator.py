@@ -12,7 +12,6 @@ from server.hooks.hypercorn_worker import make_config, serve_worker
 from server.simulators.phone import PhoneScript
 from server.simulators.twilio.account import SimulatedAccount
 from server.simulators.twilio.api import make_api
-from server.simulators.twilio.call import SimulatedCall
 from server.simulators.twilio.faults import FAULTS, Faults
 from server.simulators.twilio.life import CallLife
 from server.simulators.twilio.people import SCRIPT_NUMBERS, People

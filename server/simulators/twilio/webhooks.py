@@ -1,8 +1,10 @@
-"""Signed webhooks: what Twilio asks of the server, and tells it."""
+"""Signed webhooks: what Twilio asks of the server, and tells it ("Webhooks Security")."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+import base64
+import hmac
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -11,10 +13,26 @@ import trio
 
 from server.settings.values import is_loopback
 from server.simulators.twilio.call import SimulatedCall
-from server.simulators.twilio.signature import sign
-from server.simulators.twilio.tls import client_context
+from server.simulators.twilio.socket import client_context
 
 WEBHOOK_TIMEOUT_S = 15.0  # "Webhooks: connection overrides": what Twilio waits in total.
+
+
+def sign(url: str, auth_token: str, fields: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Make the ``X-Twilio-Signature`` of a request.
+
+    Args:
+        url: As it was configured; a fragment is not sent and not signed.
+        auth_token: The account's secret.
+        fields: The form of a POST, every value of every name; None for a GET or an upgrade.
+    """
+    text = url.partition("#")[0] + "".join(
+        name + value
+        for name, values in sorted((fields or {}).items())
+        for value in sorted(set(values))
+    )
+    digest = hmac.digest(auth_token.encode(), text.encode(), "sha1")
+    return base64.b64encode(digest).decode()
 
 
 class Webhooks:
