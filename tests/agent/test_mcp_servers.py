@@ -26,6 +26,7 @@ from server.agent.mcp_servers import (
 from server.agent.tool import ToolError
 from server.call.toolbox import MAX_ERROR, Toolbox
 from server.errors import ConfigurationError
+from server.hooks.hypercorn_worker import make_config
 from server.metrics import Metrics
 from server.model import ToolCall
 from server.settings.settings import Settings
@@ -138,15 +139,10 @@ async def test_two_servers_may_have_tools_of_the_same_name():
 
 async def test_a_server_may_be_reached_over_http(nursery):
     import hypercorn.trio
-    from hypercorn.config import Config
 
     from tests.support.mcp_server import server
 
-    config = Config()
-    config.bind = ["127.0.0.1:0"]
-    config.errorlog = None
-    config.graceful_timeout = 0.1
-    config.shutdown_timeout = 1.0
+    config = make_config("127.0.0.1:0", graceful_timeout=0.1, shutdown_timeout=1.0)
     stop = trio.Event()
     app = server.streamable_http_app()
     (origin,) = await nursery.start(

@@ -10,7 +10,6 @@ import hypercorn.trio
 import pytest
 import trio
 import trustme
-from hypercorn.config import Config
 from quart import request
 from quart_trio import QuartTrio
 
@@ -18,6 +17,7 @@ from server.agent.agent import Agent
 from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.webhooks import TwilioWebhooks
 from server.errors import CarrierError, ConfigurationError, ModelError
+from server.hooks.hypercorn_worker import make_config
 from server.media import plane as plane_module
 from server.media.plane import Plane
 from server.model import AgentAudio
@@ -176,10 +176,9 @@ async def api(nursery, authority, tmp_path):
 
     identity = authority.issue_cert("api.example")
     identity.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "api.pem"))
-    config = Config()
-    config.bind = ["127.0.0.1:0"]
-    config.certfile = config.keyfile = str(tmp_path / "api.pem")
-    config.errorlog = None
+    config = make_config(
+        "127.0.0.1:0", certfile=str(tmp_path / "api.pem"), keyfile=str(tmp_path / "api.pem")
+    )
     (url,) = await nursery.start(
         partial(hypercorn.trio.serve, app, config, shutdown_trigger=trio.sleep_forever)
     )

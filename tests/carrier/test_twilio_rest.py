@@ -9,7 +9,6 @@ from functools import partial
 import hypercorn.trio
 import pytest
 import trio
-from hypercorn.config import Config
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.datastructures import MultiDict
@@ -19,6 +18,7 @@ from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.webhooks import TwilioWebhooks
 from server.carrier.webhooks import ConnectStream
 from server.errors import CarrierError
+from server.hooks.hypercorn_worker import make_config
 
 ACCOUNT = "AC0123456789abcdef0123456789abcdef"
 CALL = "CA0123456789abcdef0123456789abcdef"
@@ -62,10 +62,7 @@ async def api(nursery):
     fake = FakeApi()
     app = QuartTrio(__name__)
     app.add_url_rule("/<path:path>", view_func=fake.answer, methods=["GET", "POST"])
-    config = Config()
-    config.bind = ["127.0.0.1:0"]
-    config.errorlog = None
-    config.graceful_timeout = 0.1
+    config = make_config("127.0.0.1:0", graceful_timeout=0.1)
     binds = await nursery.start(
         partial(hypercorn.trio.serve, app, config, shutdown_trigger=trio.sleep_forever)
     )

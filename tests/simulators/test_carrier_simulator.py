@@ -9,7 +9,6 @@ import httpx2
 import hypercorn.trio
 import pytest
 import trio
-from hypercorn.config import Config
 from quart import Response, request
 from quart_trio import QuartTrio
 from twilio.request_validator import RequestValidator
@@ -23,6 +22,7 @@ from server.carrier.twilio.signature import WebhookVerifier
 from server.carrier.twilio.webhooks import TwilioWebhooks
 from server.carrier.webhooks import ConnectStream
 from server.errors import CarrierError, StreamEnded
+from server.hooks.hypercorn_worker import make_config
 from server.simulators.phone import (
     PHONE_SCRIPTS,
     SILENCE,
@@ -120,10 +120,7 @@ async def world(nursery):
     world = World()
     app = QuartTrio(__name__)
     app.add_url_rule("/<path:path>", view_func=world.webhook, methods=["POST"])
-    config = Config()
-    config.bind = ["127.0.0.1:0"]
-    config.errorlog = None
-    config.graceful_timeout = 0.1
+    config = make_config("127.0.0.1:0", graceful_timeout=0.1)
     (world.public_url,) = await nursery.start(
         partial(hypercorn.trio.serve, app, config, shutdown_trigger=trio.sleep_forever)
     )
