@@ -156,7 +156,7 @@ async def test_a_model_that_interrupts_itself_for_no_reason_is_asked_to_go_on(au
     async with calling(callee=callee, patience=QUICK) as rig:
         await rig.noted_s("first audio")
         await trio.sleep(1.0)
-        rig.sessions[0]._cut()  # it believes to have heard somebody
+        rig.sessions[0].agent.cut()  # it believes to have heard somebody
         await rig.over()
 
     assert facts_of(rig, "barge-in")[0]["by"] == "model"

@@ -8,7 +8,7 @@ frames, so that a script reads like a script and costs nothing while it runs.
 from server.simulators.phone.acting import act
 from server.simulators.phone.earpiece import BUFFER_BYTES, Earpiece
 from server.simulators.phone.phone import SimulatedPhone, StreamEnd, new_sid
-from server.simulators.phone.scripts import PHONE_SCRIPTS, find_script
+from server.simulators.phone.scripts import GARBAGE, PHONE_SCRIPTS, find_script
 from server.simulators.phone.sound import (
     BYTES_PER_S,
     FRAME_BYTES,
@@ -37,6 +37,7 @@ __all__ = [
     "BUFFER_BYTES",
     "BYTES_PER_S",
     "FRAME_BYTES",
+    "GARBAGE",
     "PHONE_SCRIPTS",
     "SILENCE",
     "Beep",
