@@ -31,33 +31,18 @@ ROOMS = (
     ("server.settings",),
     ("server.metrics", "server.logs", "server.garbage", "server.supervision", "server.sockets"),
     ("server.errors",),
-    ("server.headers", "server.numbers", "server.text"),
+    ("server.headers", "server.numbers", "server.pace", "server.refusal", "server.text"),
     ("codec",),
 )
 """Top to bottom. A room uses what stands below it and what is in it, and nothing else."""
 
 NOT_YET = {
-    ("server.agent.phrases", "server.dialogue.turns"),
-    ("server.agent.tools", "server.model"),
-    ("server.dialogue.endings", "server.model.refusals"),
-    ("server.errors", "server.model.refusals"),
-    ("server.hooks.media_socket", "server.media.plane"),
-    ("server.hooks.media_socket", "server.media.relay"),
-    ("server.records.traces", "server.call.call"),
     ("server.web.routes", "server.app"),
     ("server.web.webhooks", "server.app"),
 }
 """Arrows that still point up."""
 CIRCLES_YET = [
-    ["server.agent.agent", "server.agent.tools", "server.model"],
     ["server.app", "server.web.routes", "server.web.webhooks"],
-    [
-        "server.call.call",
-        "server.call.farewell",
-        "server.call.handover",
-        "server.call.machine",
-        "server.call.watch",
-    ],
 ]
 """Modules that still import each other."""
 

@@ -53,9 +53,9 @@ from server.errors import CarrierError, ModelError, ServerError, StreamEnded, in
 from server.logs import masked
 from server.metrics import Metrics, add
 from server.model import Model
-from server.model.refusals import Kind
 from server.records.recording import Recordings
 from server.records.words import CallRecord
+from server.refusal import Kind
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -17,6 +17,7 @@ from sqlalchemy.exc import (
 )
 
 from server.metrics import Metrics
+from server.pace import Backoff
 from server.records.database import (
     DAY_S,
     OPEN_TIMEOUT_S,
@@ -178,8 +179,7 @@ class Records:
             self._failed("open", error)
 
     async def _work(self) -> None:
-        retry_s, longest_s = RETRY_S
-        pause_s = retry_s
+        backoff = Backoff(*RETRY_S)
         sweep_at = trio.current_time()
         while True:
             changed = self._changed = trio.Event()
@@ -195,10 +195,9 @@ class Records:
             except Exception as error:
                 # Whatever it was, calls go on, and what they leave waits for the next attempt.
                 self._failed("write", error)
-                await trio.sleep(pause_s)
-                pause_s = min(2 * pause_s, longest_s)
+                await trio.sleep(backoff.next_s())
             else:
-                pause_s = retry_s
+                backoff.reset()
 
     async def _write(self) -> None:
         batch = list(islice(self._unsaved.values(), BATCH))

@@ -48,11 +48,11 @@ from server.errors import (
 from server.logs import Sparing, log_stranger
 from server.metrics import Metrics
 from server.model import Model, PastTurn, Session, SessionEvent
-from server.model.refusals import Kind
 from server.records.recording import Recordings
 from server.records.store import Records
 from server.records.traces import NoTraces, Traces
 from server.records.words import Cursor, RecordsUnavailable
+from server.refusal import Kind
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.early import EarlyUpdates
 from server.switchboard.inquiry import Inquiry, Patience

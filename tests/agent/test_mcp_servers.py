@@ -23,8 +23,8 @@ from server.agent.mcp_servers import (
     is_too_big,
     read_servers,
 )
-from server.agent.tool import ToolError
-from server.call.toolbox import MAX_ERROR, Toolbox
+from server.agent.tool import MAX_ERROR, ToolError
+from server.call.toolbox import Toolbox
 from server.errors import ConfigurationError
 from server.metrics import Metrics
 from server.model import ToolCall
@@ -98,7 +98,7 @@ async def test_a_tool_that_takes_too_long_is_given_up_and_the_connection_stays()
         answers: list = []
         news = trio.Event()
 
-        async def answer(results):
+        def answer(results):
             answers.extend(result.response for result in results)
             news.set()
 

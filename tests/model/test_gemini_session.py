@@ -38,7 +38,7 @@ from server.model import (
 )
 from server.model.gemini.connection import GeminiConnection
 from server.model.gemini.model import GeminiModel
-from server.model.refusals import Kind
+from server.refusal import Kind
 from server.simulators.gemini import (
     SCRIPTS,
     Drop,
@@ -336,9 +336,8 @@ async def test_tools_are_called_cancelled_and_answered(
         open_calls = [call for call in asked.calls if call.id not in cancelled.ids]
         await trio.sleep(5)
         before = heard.all(AgentAudio)
-        await session.send_tool_results(
-            tuple(ToolResult(call.id, call.name, {"output": "found"}) for call in open_calls)
-        )
+        results = tuple(ToolResult(call.id, call.name, {"output": "found"}) for call in open_calls)
+        await session.send(session.tool_results_message(results))
         await trio.sleep(5)
 
     assert [call.name for call in asked.calls] == ["look_up", "hang_up"] * 4

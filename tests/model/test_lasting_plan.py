@@ -27,7 +27,7 @@ from server.model.lasting.unanswered import (
     MAX_MESSAGE_BYTES,
     UnansweredInput,
 )
-from server.model.refusals import Kind
+from server.refusal import Kind
 
 CHUNK_BYTES = 640
 CHUNK_S = CHUNK_BYTES / BYTES_PER_S
