@@ -38,8 +38,8 @@ from typing_extensions import TypedDict
 from server.carrier import CallStatus
 
 MAX_RESULT_BYTES = 32 * 1024
-"""Of JSON that the model is told of a result: the whole context is billed again with every turn, and
-nobody listens to more than this."""
+"""Of a result as JSON: the whole context is billed again with every turn, and nobody listens to
+more than this."""
 MAX_ERROR = 2_000
 """Characters of what the model is told about a failure."""
 MAX_PROBLEMS = 10

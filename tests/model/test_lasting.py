@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from google.genai import types
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,9 +24,9 @@ from websockets.trio.client import connect
 from server.agent.agent import Agent
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.media.plane import AVAILABLE, Plane
+from server.media.relay import Relay
 from server.model import (
     AgentAudio,
-    EventListener,
     Interrupted,
     PastTurn,
     Reconnected,
@@ -38,7 +39,7 @@ from server.model import (
 )
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
-from server.model.lasting.session import CUT_OFF_TEXT, LastingSession
+from server.model.lasting.session import CUT_OFF_TEXT, STALL_S, LastingSession
 from server.model.lasting.unanswered import BYTES_PER_S, is_loud
 from server.simulators.clock import PatientClock
 from server.simulators.gemini import (
@@ -414,8 +415,7 @@ async def test_a_service_that_stays_away_is_given_up_after_the_budget(autojump_c
     model = LastingModel(GeminiModel(api_key=KEY, connect=refuse))
     began = trio.current_time()
     with pytest.raises(ModelError, match="connection refused"):
-        async with model.open_session(Agent(), Conversation()):
-            pass
+        await model.new_session(Agent(), Conversation(), [].append).run()
 
     assert 20.0 < trio.current_time() - began <= 30.0
 
@@ -447,21 +447,16 @@ async def test_quota_is_told_at_once_when_a_session_is_opened(autojump_clock):
     assert len(gemini.sessions) == 1
 
 
-async def test_quota_in_mid_call_ends_the_session_for_everybody(autojump_clock):
+async def test_quota_in_mid_call_ends_the_session_for_good(autojump_clock):
     drop = Drop(1, 0.5, QUOTA.code, QUOTA.reason)
     async with talking(Script(drop=drop)) as talk:
         talk.session.send_text("Greet.")
         await trio.sleep(5.0)
 
         assert isinstance(talk.failure, ModelQuotaExceeded)
-        for refused in (
-            talk.session.receive(),
-            talk.session.send_audio(silence(0.02)),
-            talk.session.send_text("Hello?"),
-            talk.session.reconnect(Way.FRESH, "no-reply"),
-        ):
-            with pytest.raises(ModelQuotaExceeded):
-                await refused
+        assert not talk.session.send_audio(silence(0.02))
+        assert not talk.session.send_note("Hello?")
+        assert not await talk.session.reconnect(Way.FRESH, "no-reply")
     assert len(talk.services) == 1
 
 
@@ -665,25 +660,53 @@ async def test_a_connection_into_which_nothing_can_be_sent_is_replaced(autojump_
     assert talk.pcm(1)
 
 
-class DeafService:
-    """Its first connection takes nothing and says nothing, and does not notice when it is closed.
+class StandIn:
+    """A connection that is no wire, and whose messages are what was to be said."""
 
-    The message that was on its way fails only when the next connection is long open.
-    """
+    is_wire = False
+    is_drained = False
+
+    def listen(self, on_event: Callable[[SessionEvent | ModelError], None]) -> None:
+        raise AssertionError("it is no wire")
+
+    def join(self, relay: Relay) -> bool:
+        return False
+
+    def leave(self, relay: Relay) -> None:
+        raise AssertionError("it was not joined")
+
+    def audio_message(self, pcm: bytes) -> bytes:
+        return pcm
+
+    def text_message(self, text: str) -> bytes:
+        return text.encode()
+
+    def note_message(self, text: str) -> bytes | None:
+        return text.encode()
+
+    def tool_results_message(self, results: tuple[ToolResult, ...]) -> bytes:
+        raise AssertionError
+
+    def send_nowait(self, message: bytes) -> None:
+        raise AssertionError("it is no wire")
+
+
+class DeafService:
+    """Its first connection takes nothing and says nothing, until it is left."""
 
     name = "deaf"
 
     def __init__(self) -> None:
         self.opened = 0
-        self.heard: list[str] = []
+        self.heard: list[bytes] = []
 
     @asynccontextmanager
-    async def open_session(self, *_: Any, **options: Any) -> AsyncIterator[DeafSession]:
+    async def open_connection(self, *_: Any, **options: Any) -> AsyncIterator[DeafConnection]:
         self.opened += 1
-        yield DeafSession(self, deaf=self.opened == 1)
+        yield DeafConnection(self, deaf=self.opened == 1)
 
 
-class DeafSession:
+class DeafConnection(StandIn):
     def __init__(self, service: DeafService, *, deaf: bool) -> None:
         self._service = service
         self._deaf = deaf
@@ -692,40 +715,41 @@ class DeafSession:
         await trio.sleep_forever()
         raise AssertionError
 
-    async def send_text(self, text: str) -> None:
-        if self._deaf:
-            await trio.sleep(20.0)
-            raise lost(1006)
-        await trio.lowlevel.checkpoint()
-        self._service.heard.append(text)
+    async def send(self, message: bytes) -> None:
+        await (trio.sleep_forever if self._deaf else trio.lowlevel.checkpoint)()
+        self._service.heard.append(message)
 
 
+@pytest.mark.parametrize("is_note", [False, True])
 async def test_nothing_that_hangs_on_a_dead_connection_keeps_the_next_from_its_work(
-    autojump_clock,
+    autojump_clock, is_note: bool
 ):
     service = DeafService()
-    model = LastingModel(service)  # type: ignore[arg-type]
-    async with (
-        model.open_session(Agent(), Conversation()) as session,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(session.send_text, "Hello?")
-        with trio.fail_after(6.0):
-            news = await session.receive()
-        await trio.sleep(0.1)
-        assert service.heard == ["Hello?"]
+    news: list[SessionEvent] = []
+    session = LastingModel(service).new_session(Agent(), Conversation(), news.append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run)
+        await session.wait_ready()
+        began = trio.current_time()
+        if is_note:
+            session.send_note("by the way")
+            await trio.testing.wait_all_tasks_blocked()
+        session.send_text("Hello?")
         await trio.sleep(30.0)
+        nursery.cancel_scope.cancel()
 
-    assert isinstance(news, Reconnected)
-    assert (news.reason, service.opened) == ("broken", 2)
-    assert service.heard == ["Hello?"]
+    (reconnected,) = news
+    assert isinstance(reconnected, Reconnected)
+    assert (reconnected.reason, service.opened) == ("broken", 2)
+    assert session._plan.left_at - began == pytest.approx(STALL_S)
+    assert service.heard == [b"Hello?"]
 
 
 @asynccontextmanager
 async def talking_over_sockets(
     gemini: GeminiSimulator, *, on_plane: bool, **options: Any
 ) -> AsyncIterator[Talk]:
-    """The same over TCP."""
+    """Open a lasting session over TCP and listen to it."""
     gemini.greeting = replace(gemini.greeting, pcm=gemini.greeting.pcm[:24_000])
     gemini.still_here = replace(gemini.still_here, pcm=gemini.still_here.pcm[:12_000])
     conversation = Conversation()
@@ -736,14 +760,17 @@ async def talking_over_sockets(
             plane = Plane()
             await nursery.start(plane.run)
         service = GeminiModel(api_key=KEY, url=gemini.url, plane=plane)
+        talk = Talk(gemini, conversation)
         model = LastingModel(service, **options)
+        talk.session = model.new_session(Agent(), conversation, talk.take)
         with trio.fail_after(120.0):
-            async with model.open_session(Agent(), conversation) as session:
-                talk = Talk(session, gemini, conversation)
-                async with trio.open_nursery() as listening:
-                    listening.start_soon(talk.listen)
-                    yield talk
-                    listening.cancel_scope.cancel()
+            async with trio.open_nursery() as running:
+                ready = trio.Event()
+                running.start_soon(talk.run, ready)
+                await ready.wait()
+                yield talk
+                running.cancel_scope.cancel()
+        assert talk.failure is None
         await gemini.sessions[-1].ended.wait()
         nursery.cancel_scope.cancel()
 
@@ -830,9 +857,9 @@ class UnreliableService:
         self.open = 0
 
     @asynccontextmanager
-    async def open_session(
+    async def open_connection(
         self, agent: Agent, conversation: Any, *, handle: str | None = None, first_turn: int = 1
-    ) -> AsyncIterator[UnreliableSession]:
+    ) -> AsyncIterator[UnreliableConnection]:
         life = self.lives.pop(0) if self.lives else None
         if life is not None:
             await trio.sleep(life.opens_after_s)
@@ -842,12 +869,12 @@ class UnreliableService:
         self.open += 1
         self.heard.append([])
         try:
-            yield UnreliableSession(life, self.heard[-1])
+            yield UnreliableConnection(life, self.heard[-1])
         finally:
             self.open -= 1
 
 
-class UnreliableSession:
+class UnreliableConnection(StandIn):
     def __init__(self, life: Life | None, heard: list[bytes]) -> None:
         self._life = life
         self._heard = heard
@@ -862,27 +889,12 @@ class UnreliableSession:
         assert self._life is not None
         raise self._life.ends
 
-    def send_audio_nowait(self, pcm: bytes) -> bool:
-        return False
-
-    def listen(self, on_event: EventListener) -> bool:
-        return False
-
-    async def send_audio(self, pcm: bytes) -> None:
+    async def send(self, message: bytes) -> None:
         await trio.lowlevel.checkpoint()
         if trio.current_time() >= self._ends_at:
             assert self._life is not None
             raise self._life.ends
-        self._heard.append(pcm)
-
-    async def send_text(self, text: str) -> None:
-        raise AssertionError
-
-    async def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
-        raise AssertionError
-
-    async def reconnect(self, way: Way, reason: str) -> bool:
-        raise AssertionError
+        self._heard.append(message)
 
 
 def lost(code: int | None) -> ModelError:
@@ -909,30 +921,24 @@ LIVES = st.builds(
 def test_whatever_a_service_does_every_word_is_heard_in_order_or_counted(lives: list[Life]) -> None:
     async def call() -> None:
         service = UnreliableService(lives)
-        model = LastingModel(service)  # type: ignore[arg-type]
         spoken = 0
-        failure: ModelError | None = None
         news: list[SessionEvent] = []
+        session = LastingModel(service).new_session(Agent(), Conversation(), news.append)
         try:
-            async with (
-                model.open_session(Agent(), Conversation()) as session,
-                trio.open_nursery() as nursery,
-            ):
-
-                async def listen() -> None:
-                    while True:
-                        news.append(await session.receive())
-
-                nursery.start_soon(listen)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session.run)
+                await session.wait_ready()
                 for spoken in range(1, 751):  # 15 s
-                    await session.send_audio(spoken.to_bytes(2, "little") + b"\x00\x40" * 319)
+                    session.send_audio(spoken.to_bytes(2, "little") + b"\x00\x40" * 319)
                     await trio.sleep(0.02)
                 await trio.sleep(60.0)
                 nursery.cancel_scope.cancel()
-        except* ModelError as group:
-            failure = group.exceptions[0]  # type: ignore[assignment]
-        if failure is not None:
-            return  # told to everybody, which is not the same as silence
+        except* ModelError:
+            failed = True
+        else:
+            failed = False
+        if failed:
+            return  # told to whoever runs it, which is not the same as silence
 
         heard = [
             [
