@@ -31,13 +31,13 @@ from server import logs
 from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
-from server.carrier import Carrier, StreamStarted
+from server.carrier import Carrier
+from server.carrier.transport import QueuedTransport
 from server.carrier.twilio.stream import TwilioMediaStream
 from server.metrics import Metrics
 from server.model import AgentAudio, PastTurn, Reconnected, SessionEvent, TurnComplete
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
-from server.model.lasting.session import LastingSession
 from server.simulators.gemini import Drop, GeminiSimulator, Script
 from server.simulators.phone import SimulatedPhone, find_script, memory_transports
 
@@ -110,9 +110,11 @@ async def long_call(call_s: float, life_s: float) -> dict[str, Any]:
         await trio.sleep(3.0)  # it rings
         ours, carriers = memory_transports()
         nursery.start_soon(phone.run, carriers)
-        media = TwilioMediaStream(ours)
-        started = await media.receive()
-        assert isinstance(started, StreamStarted)
+        transport = QueuedTransport(ours)
+        media = TwilioMediaStream(transport)
+        started = await media.receive_start()
+        assert started is not None
+        nursery.start_soon(transport.run)
         nursery.start_soon(call.serve, media, started)
         await trio.sleep(call_s)
         phone.stop()
@@ -229,11 +231,8 @@ class OneTalk:
     def history(self) -> Sequence[PastTurn]:
         return self.turns
 
-    async def listen(self, session: LastingSession) -> None:
-        while True:
-            self.take(await session.receive(), trio.current_time())
-
-    def take(self, event: SessionEvent, now: float) -> None:
+    def take(self, event: SessionEvent) -> None:
+        now = trio.current_time()
         match event:
             case TurnComplete(reason="CONNECTION_LOST"):
                 self.broken_at = now
@@ -275,12 +274,14 @@ async def break_connections(fault: Fault, count: int) -> dict[str, Any]:
 async def hold_session(model: LastingModel, talk: OneTalk, fault: Fault, after_s: float) -> None:
     """Greet, ask something if the greeting is not to break, and wait for the answer."""
     await trio.sleep(after_s)
-    async with model.open_session(Agent(), talk) as session, trio.open_nursery() as nursery:
-        nursery.start_soon(talk.listen, session)
+    session = model.new_session(Agent(), talk, talk.take)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run)
+        await session.wait_ready()
         talk.turns.append(PastTurn("agent", "Good morning."))
         for _ in range(fault.turn):
             answered = talk.answered
-            await session.send_text("Say something.")
+            session.send_text("Say something.")
             with trio.fail_after(30.0):
                 await answered.wait()
         nursery.cancel_scope.cancel()

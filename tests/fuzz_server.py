@@ -364,13 +364,12 @@ async def _call_tools(data: bytes) -> str:
     answered: list[str] = []
     done = trio.Event()
 
-    async def answer(results: tuple[ToolResult, ...]) -> None:
+    def answer(results: tuple[ToolResult, ...]) -> None:
         for result in results:
             json.dumps(result.response)
             answered.append(result.id)
         if not box.is_busy:
             done.set()
-        await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(box.run, answer)
@@ -832,7 +831,7 @@ WATCHED = (
     "server.web.keys",
     "server.agent.mcp_servers",
     "server.model.gemini.protocol",
-    "server.model.gemini.session",
+    "server.model.gemini.fields",
     "server.switchboard.strangers",
     "server.agent.tool",
     "server.agent.builtin",
