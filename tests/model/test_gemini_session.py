@@ -7,7 +7,7 @@ import logging
 import math
 import traceback
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -21,7 +21,8 @@ from websockets.server import ServerProtocol
 
 from server.agent.agent import Agent
 from server.errors import ConfigurationError, ModelError, ModelQuotaExceeded, ModelSetupRefused
-from server.media.plane import Plane
+from server.media.dial import WireSocket
+from server.media.plane import Messages, Plane
 from server.model import (
     AgentAudio,
     AgentTranscript,
@@ -37,6 +38,8 @@ from server.model import (
     Usage,
 )
 from server.model.gemini.connection import GeminiConnection
+from server.model.gemini.dialects import dialect_of
+from server.model.gemini.faults import Faults
 from server.model.gemini.model import GeminiModel
 from server.refusal import Kind
 from server.simulators.gemini import (
@@ -351,6 +354,34 @@ async def test_tools_are_called_cancelled_and_answered(
 
 
 # --- What goes wrong
+
+
+class OneRead:
+    """A wire that has brought several messages with one read."""
+
+    has_inbox = False
+
+    def __init__(self, *messages: bytes) -> None:
+        self._messages = [(message, True) for message in messages]
+
+    def listen(self, on_messages: Callable[[Messages, bool], None]) -> None:
+        on_messages(self._messages, False)
+
+
+async def test_what_has_come_before_an_error_is_told_before_it() -> None:
+    handle = b'{"sessionResumptionUpdate":{"newHandle":"h","resumable":true}}'
+    wire: Any = OneRead(handle, b'{"error":{"code":400,"message":"no"}}')
+    faults = Faults(KEY, "a-host")
+    connection = GeminiConnection(
+        WireSocket(wire, close_timeout_s=1.0), dialect_of(MODELS[0]), faults
+    )
+    told: list[SessionEvent | ModelError] = []
+
+    connection.listen(told.append)
+
+    assert told[0] == ResumptionHandle("h")
+    assert [type(one) for one in told[1:]] == [ModelSetupRefused]
+    assert connection.is_drained
 
 
 async def opened(simulator: GeminiSimulator, **options: Any) -> BaseException:

@@ -121,16 +121,19 @@ class GeminiConnection:
         assert isinstance(socket, WireSocket)
 
         def on_messages(messages: Messages, ended: bool) -> None:
+            failure: ModelError | None = None
             try:
                 for data, _ in messages:
                     events.extend(self._read(data))
-                while events:  # the rest of a message's events are to be seen by is_drained
-                    on_event(events.popleft())
                 if ended:
                     with self._faults.translated_closing():
                         raise socket.closing()
             except ModelError as error:
-                on_event(error)
+                failure = error
+            while events:  # the rest of a message's events are to be seen by is_drained
+                on_event(events.popleft())
+            if failure is not None:
+                on_event(failure)
 
         on_messages([], False)
         socket.wire.listen(on_messages)
