@@ -37,9 +37,9 @@ from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.signature import WebhookVerifier
 from server.carrier.twilio.stream import TwilioMediaStream
 from server.cluster.workers import Workers, hand_over, shared_secret
+from server.dialogue.decisions import Patience
 from server.dialogue.ear import BargeInMode
 from server.dialogue.opening import GreetingWhen
-from server.dialogue.turns import Patience
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import ConfigurationError
 from server.hooks.bounded_frames import bound_frames

@@ -25,9 +25,9 @@ from server.carrier import (
     StreamStopped,
 )
 from server.carrier.keypad import PressedKeys
+from server.dialogue.decisions import Awaited
 from server.dialogue.endings import EndReason
 from server.dialogue.opening import SILENCE
-from server.dialogue.turns import Awaited
 from server.errors import CarrierProtocolError
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from server.dialogue.decisions import Patience
 from server.dialogue.ear import BargeInMode
 from server.dialogue.opening import GreetingWhen
-from server.dialogue.turns import Patience
 from server.dialogue.voicemail import VoicemailPolicy
 
 

@@ -14,8 +14,7 @@ from server.agent import phrases
 from server.agent.agent import Agent
 from server.call.conversation import Conversation
 from server.call.farewell import Farewell
-from server.dialogue.endings import EndReason
-from server.dialogue.turns import (
+from server.dialogue.decisions import (
     AskIfThere,
     Awaited,
     Decision,
@@ -25,6 +24,7 @@ from server.dialogue.turns import (
     TimeIsUp,
     WrapUp,
 )
+from server.dialogue.endings import EndReason
 from server.model import Way
 
 NUDGES = {

@@ -8,9 +8,9 @@ caller means to say more than hello.
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
-NEVER = float("inf")
 BYTES_PER_S = 8_000
 SILENCE = b"\xff"
 """Mu-law's positive zero."""
@@ -52,7 +52,7 @@ class Opening:
         self._deadline_s = deadline_s
         self._protect_s = protect_s
         self._hello_s = hello_s
-        self.open_until = NEVER
+        self.open_until = math.inf
         """Any speech that begins up to here is held."""
         self._held = bytearray()
         self._held_since = 0.0
@@ -60,12 +60,12 @@ class Opening:
         self._speech_held = False
         self._speaking_since: float | None = None
         self.holding = greets and protect_s > 0
-        self.plays_at = NEVER if greets else -NEVER
+        self.plays_at = math.inf if greets else -math.inf
         """From when on the agent may be heard."""
 
     def answered(self, now: float) -> None:
         """The caller is on the line."""
-        if self.plays_at == NEVER:
+        if self.plays_at == math.inf:
             waits = self._when is GreetingWhen.AFTER_CALLER
             self.plays_at = now + self._deadline_s if waits else now
         self._held_since = now

@@ -10,11 +10,24 @@ about to reach its longest duration.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-NEVER = float("inf")
+from server.dialogue.decisions import (
+    LADDER,
+    AskIfThere,
+    Awaited,
+    Decision,
+    Fault,
+    GiveUpCaller,
+    Patience,
+    Recover,
+    Rung,
+    TimeIsUp,
+    WrapUp,
+)
+
 CONNECTION_LOST = "CONNECTION_LOST"
 """Our own reason for the end of a turn of which no more will come."""
 
@@ -37,118 +50,12 @@ SENTENCE_ENDS = frozenset(".!?\u2026\u3002\uff01\uff1f\u061f\u0964\"'\u00bb\u201
 """Full stops and their kin, also of Chinese, Arabic and Hindi, and what may close after them."""
 
 
-class Rung(StrEnum):
-    """What to do about a model that does not answer, the gentlest first."""
-
-    NUDGE = "nudge"
-    """Ask it, by text."""
-    RESUME = "resume"
-    """Go on with the same session over a new connection."""
-    FRESH = "fresh"
-    """A new session that is told what has been said."""
-    FALLBACK = "fallback"
-    """The same with another model, key or region."""
-    APOLOGY = "apology"
-    """The carrier speaks to the caller in our stead, and hangs up."""
-
-
-LADDER = tuple(Rung)
-
-
-class Fault(StrEnum):
-    """What was wrong with the model's answer."""
-
-    NO_REPLY = "no-reply"
-    EMPTY_TURN = "empty-turn"
-    QUIET_TURN = "quiet-turn"
-    STALLED = "stalled"
-    """Nothing more came in the middle of a turn."""
-    BROKEN_OFF = "broken-off"
-    """The turn was said to be complete in the middle of a sentence."""
-    SLOW = "slow"
-    """Turn after turn came slower than it is spoken."""
-
-
-class Awaited(StrEnum):
-    """What the agent has been asked for."""
-
-    GREETING = "greeting"
-    ANSWER = "answer"
-    """To what the caller said, or to a key pressed."""
-    CONTINUATION = "continuation"
-    """The rest of a turn."""
-    QUESTION = "question"
-    """Whether the caller is still there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recover:
-    """Try this rung of the ladder."""
-
-    rung: Rung
-    fault: Fault
-    awaited: Awaited
-
-
-@dataclass(frozen=True, slots=True)
-class AskIfThere:
-    """The caller has been silent for long: have the agent ask whether they are still there."""
-
-    times: int
-    """How often it will have asked, with this."""
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUpCaller:
-    """The caller does not answer any more: say goodbye and hang up."""
-
-
-@dataclass(frozen=True, slots=True)
-class WrapUp:
-    """The call will reach its longest duration soon: have the agent bring it to an end."""
-
-    left_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class TimeIsUp:
-    """There is just time enough left to say goodbye and hang up."""
-
-
-Decision = Recover | AskIfThere | GiveUpCaller | WrapUp | TimeIsUp
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait for what, in seconds."""
-
-    reply_timeout_s: float = 6.0
-    """After the caller's turn, for audible agent audio."""
-    rung_timeout_s: float = 4.0
-    """After each rung of the ladder, for the same."""
-    greeting_retry_s: float = 3.0
-    """For the first word of all."""
-    thinking_timeout_s: float = 30.0
-    """For a model that says it is at work on more, from when the caller last heard anything; then
-    it counts as one that says nothing."""
-    stall_timeout_s: float = 2.0
-    """In the middle of an agent turn, from when the caller hears nothing more."""
-    silence_timeout_s: float = 15.0
-    """For a caller who says nothing; 0 waits for ever."""
-    silence_prompts: int = 2
-    """How often the agent asks whether they are still there before it gives up."""
-    wrap_up_s: float = 30.0
-    """Before the longest duration, to bring the call to an end; 0 leaves that out."""
-    farewell_timeout_s: float = 10.0
-    """Before the longest duration, to say goodbye; 0 ends the call without a word."""
-
-
 @dataclass(slots=True)
 class _AgentTurn:
     number: int
     audio_s: float = 0.0
     audible_s: float = 0.0
-    began_at: float = -NEVER
+    began_at: float = -math.inf
     """When its first audible audio came, if it began with that."""
     text_chars: int = 0
     ends_well: bool = True
@@ -176,7 +83,7 @@ class Turns:
     """A reconnect is under way: nothing can be expected meanwhile."""
 
     _awaited: Awaited | None = None
-    _deadline: float = NEVER
+    _deadline: float = math.inf
     """When what is awaited is too late."""
     _timeout_s: float = 0.0
     _fault: Fault | None = None
@@ -185,17 +92,17 @@ class Turns:
     """The rung to try next."""
     _aided: bool = False
     """Whether what is awaited now has needed a rung."""
-    _working_until: float = -NEVER
+    _working_until: float = -math.inf
     """Until when a model that says it is at work on more is believed."""
     _turn: _AgentTurn = field(default_factory=lambda: _AgentTurn(0, over=True))
     _cut_up_to: int = 0
     _slow_turns: int = 0
-    _quiet_since: float = NEVER
-    """Since when the caller has said nothing; NEVER before the call is answered."""
+    _quiet_since: float = math.inf
+    """Since when the caller has said nothing; infinite before the call is answered."""
     _prompts: int = 0
-    _wrap_up_at: float = NEVER
-    _farewell_at: float = NEVER
-    _ends_at: float = NEVER
+    _wrap_up_at: float = math.inf
+    _farewell_at: float = math.inf
+    _ends_at: float = math.inf
 
     @property
     def is_busy(self) -> bool:
@@ -216,7 +123,7 @@ class Turns:
 
     # -- what happens ----------------------------------------------------------------------
 
-    def answered(self, now: float, *, ends_at: float = NEVER) -> None:
+    def answered(self, now: float, *, ends_at: float = math.inf) -> None:
         """The caller is on the line, until ``ends_at`` at the longest."""
         self._quiet_since = now
         self._ends_at = ends_at
@@ -267,7 +174,9 @@ class Turns:
     def caller_active(self, now: float) -> None:
         """The caller has given a sign of life that was not speech: a key, a recognised word."""
         self._prompts = 0
-        self._quiet_since = max(self._quiet_since, now) if self._quiet_since < NEVER else NEVER
+        self._quiet_since = (
+            max(self._quiet_since, now) if self._quiet_since < math.inf else math.inf
+        )
 
     def agent_audio(self, turn: int, seconds: float, *, audible: bool, now: float) -> bool:
         """A piece of what the agent says has come.
@@ -289,7 +198,7 @@ class Turns:
         agent_turn.last_audio_at = now
         agent_turn.audio_s += seconds
         agent_turn.audible_s += seconds if audible else 0.0
-        if audible and self._working_until > -NEVER:
+        if audible and self._working_until > -math.inf:
             self._working_until = now + self.patience.thinking_timeout_s
         if self._awaited is None or agent_turn.audible_s < AUDIBLE_S:
             return False
@@ -333,7 +242,7 @@ class Turns:
                 self._begin(turn).over = True
             self.agent_working(now)
             return
-        self._working_until = -NEVER
+        self._working_until = -math.inf
         if turn <= self._cut_up_to:
             return
         agent_turn = self._begin(turn)
@@ -363,7 +272,7 @@ class Turns:
 
         Saying so again does not make the time any longer; being heard does.
         """
-        if self._working_until == -NEVER:
+        if self._working_until == -math.inf:
             self._working_until = now + self.patience.thinking_timeout_s
         if self._awaited is None:
             self._expect(Awaited.ANSWER, now, self.patience.reply_timeout_s)
@@ -373,9 +282,9 @@ class Turns:
 
     def agent_idle(self, now: float) -> None:
         """The model says that it is at work on nothing; what it still owes, it owes at once."""
-        if self._working_until == -NEVER:
+        if self._working_until == -math.inf:
             return
-        self._working_until = -NEVER
+        self._working_until = -math.inf
         if self._awaited is not None and self._fault is None:
             self._expect(self._awaited, now, self.patience.reply_timeout_s)
 
@@ -423,7 +332,7 @@ class Turns:
     def recovered(self, now: float) -> None:
         """A rung has been carried out: it has its own time to bear fruit."""
         self.recovering = False
-        self._working_until = -NEVER  # what a connection was at work on has gone with it
+        self._working_until = -math.inf  # what a connection was at work on has gone with it
         self._turn.over = True
         self._slow_turns = 0
         if self._awaited is not None:
@@ -447,10 +356,10 @@ class Turns:
         if self._slow_turns >= SLOW_TURNS and self._is_silent(now, agent_until):
             return self._climb(Fault.SLOW, now)
         if now >= self._farewell_at:
-            self._farewell_at = NEVER
+            self._farewell_at = math.inf
             return TimeIsUp()
         if now >= self._wrap_up_due(agent_until):
-            self._wrap_up_at = NEVER
+            self._wrap_up_at = math.inf
             return WrapUp(max(0.0, self._ends_at - now))
         if now >= self._silence_due(agent_until):
             self._quiet_since = now
@@ -463,7 +372,7 @@ class Turns:
     def next_due(self, agent_until: float) -> float:
         """When to ask :meth:`decide` again if nothing happens before."""
         if self.recovering:
-            return NEVER
+            return math.inf
         if self._fault is not None and not self.caller_speaking:
             return 0.0
         dues = [
@@ -488,7 +397,7 @@ class Turns:
 
     def _settle(self) -> None:
         self._awaited = None
-        self._deadline = NEVER
+        self._deadline = math.inf
         self._fault = None
         self._aided = False
 
@@ -510,8 +419,8 @@ class Turns:
 
     def _stall_due(self, agent_until: float) -> float:
         turn = self._turn
-        if turn.over or turn.generated or turn.audio_s == 0 or self._quiet_since == NEVER:
-            return NEVER
+        if turn.over or turn.generated or turn.audio_s == 0 or self._quiet_since == math.inf:
+            return math.inf
         stalled_at = max(turn.last_audio_at, agent_until) + self.patience.stall_timeout_s
         return max(stalled_at, self._working_until)
 
@@ -547,8 +456,8 @@ class Turns:
 
     def _wrap_up_due(self, agent_until: float) -> float:
         """In a silence after its time; at the latest when two thirds of what is left are left."""
-        if self._wrap_up_at == NEVER:
-            return NEVER
+        if self._wrap_up_at == math.inf:
+            return math.inf
         latest = self._wrap_up_at + (self._ends_at - self._wrap_up_at) / 3
         if self.caller_speaking or not self._turn.over:
             return latest
@@ -556,7 +465,7 @@ class Turns:
 
     def _silence_due(self, agent_until: float) -> float:
         generating = not self._turn.over and not self._turn.generated
-        never = not self.patience.silence_timeout_s or self._quiet_since == NEVER
+        never = not self.patience.silence_timeout_s or self._quiet_since == math.inf
         if never or self.is_busy or generating:
-            return NEVER
+            return math.inf
         return max(self._quiet_since, agent_until) + self.patience.silence_timeout_s

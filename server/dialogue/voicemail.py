@@ -18,7 +18,6 @@ from server.carrier import AnsweredBy
 FRAME_BYTES = 160
 FRAME_S = 0.02
 RATE_HZ = 8_000
-NEVER = float("inf")
 
 
 class VoicemailPolicy(StrEnum):
@@ -143,7 +142,7 @@ class AnsweringMachine:
         self._said_at: float | None = None  # when the carrier called it a machine
         self._told_at: float | None = None  # when the model did
         self._beep_at: float | None = None
-        self._heard_at = -NEVER  # when somebody was last heard to speak
+        self._heard_at = -math.inf  # when somebody was last heard to speak
         self._began_at: float | None = None  # what is being said there now
         self._spoke_over_us_s = 0.0
         self._is_person = False
@@ -221,7 +220,7 @@ class AnsweringMachine:
         """When silence alone will have decided, if it lasts."""
         sign_at = self._sign_at
         if self._settled or sign_at is None or self._began_at is not None:
-            return NEVER
+            return math.inf
         return max(sign_at, self._heard_at, agent_until) + self.QUIET_S
 
     @property

@@ -18,7 +18,6 @@ from server.carrier.keypad import key_tone
 from server.carrier.twilio.webhooks import parse_machine_verdict
 from server.dialogue.voicemail import (
     FRAME_BYTES,
-    NEVER,
     AnsweringMachine,
     BeepDetector,
     Finding,
@@ -166,7 +165,7 @@ def test_somebody_who_answers_is_a_person_whatever_the_carrier_says():
     machine = AnsweringMachine()
     machine.verdict(BEEP, 5.0)
     machine.speech_started(9.0)
-    assert machine.next_due(agent_until=8.0) == NEVER
+    assert machine.next_due(agent_until=8.0) == math.inf
     machine.speech_ended(10.0, speech_s=0.5)
 
     assert machine.decide(10.0, agent_until=8.0) is Finding.PERSON

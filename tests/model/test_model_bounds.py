@@ -382,7 +382,14 @@ def test_tool_answers_that_have_been_sent_are_kept_up_to_a_size():
 
 @pytest.mark.parametrize(
     ("code", "word"),
-    [(1006, "closed-1006"), (1011, "closed-1011"), (3999, "closed-other"), (None, "broken")],
+    [
+        (999, "closed-other"),
+        (1000, "closed-1000"),
+        (1006, "closed-1006"),
+        (1015, "closed-1015"),
+        (1016, "closed-other"),
+        (None, "broken"),
+    ],
 )
 def test_reasons_that_metrics_count_are_few(code, word):
     assert reason_of(ModelError("", code=code, reason="", retryable=True)) == word
