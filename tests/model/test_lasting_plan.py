@@ -23,6 +23,7 @@ from server.model.gemini.faults import account_refused
 from server.model.lasting.plan import FIRST_PATIENCE_S, MAX_DELAY_S, ConnectionPlan, State
 from server.model.lasting.unanswered import (
     BYTES_PER_S,
+    MAX_KEPT_INPUTS,
     MAX_KEPT_S,
     MAX_MESSAGE_BYTES,
     UnansweredInput,
@@ -516,6 +517,19 @@ def test_old_audio_makes_room_and_is_lost_only_if_it_was_never_sent() -> None:
 
     assert kept.lost_bytes == 10 * CHUNK_BYTES
     assert b"".join(take_all(kept)) == b"".join(loud(n) for n in range(60, 110))  # type: ignore[arg-type]
+
+
+def test_tiny_chunks_make_room_by_their_number_sent_and_waiting_together() -> None:
+    kept, tiny = UnansweredInput(), b"\x00\x40"
+    for _ in range(MAX_KEPT_INPUTS - 100):
+        kept.put(tiny)
+    take_all(kept)
+    for _ in range(200):
+        kept.put(tiny)
+
+    assert kept.lost_bytes == 0
+    kept.rewind(resumed=False)
+    assert b"".join(take_all(kept)) == tiny * MAX_KEPT_INPUTS  # type: ignore[arg-type]
 
 
 def test_words_and_tool_answers_outlast_old_audio() -> None:
