@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import trio
 from google.genai import types
+from websockets.exceptions import InvalidHandshake
 from websockets.frames import Close
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
@@ -354,6 +355,15 @@ async def test_tools_are_called_cancelled_and_answered(
 
 
 # --- What goes wrong
+
+
+def test_a_handshake_that_failed_is_told_by_its_words_and_logged_by_its_kind() -> None:
+    with pytest.raises(ModelError) as caught, Faults(KEY, "a-host").translated_opening():
+        raise InvalidHandshake("an odd header")
+
+    assert "an odd header" in str(caught.value)
+    assert "odd" not in caught.value.loggable
+    assert "InvalidHandshake" in caught.value.loggable
 
 
 class OneRead:

@@ -12,7 +12,6 @@ from server.model import (
     ToolResult,
 )
 from server.model.gemini.dialects import Dialect
-from server.model.gemini.setup import END_SILENCE_S
 
 _AUDIO_HEAD = b'{"realtimeInput":{"audio":{"mimeType":"audio/pcm;rate=%d","data":"' % CALLER_RATE_HZ
 _AUDIO_TAIL = b'"}}}'
@@ -50,10 +49,3 @@ def tool_results_message(results: Sequence[ToolResult]) -> bytes:
         {"id": result.id, "name": result.name, "response": result.response} for result in results
     ]
     return msgspec.json.encode({"toolResponse": {"functionResponses": responses}})
-
-
-def end_of_audio_message(dialect: Dialect) -> bytes:
-    """Write that no caller audio follows for now, so that the model answers what it has heard."""
-    if dialect.ends_audio_by == "audioStreamEnd":
-        return b'{"realtimeInput":{"audioStreamEnd":true}}'
-    return audio_message(bytes(2 * int(END_SILENCE_S * CALLER_RATE_HZ)))
