@@ -27,7 +27,7 @@ from server.carrier import (
 from server.carrier.keypad import PressedKeys
 from server.dialogue.endings import EndReason
 from server.dialogue.opening import SILENCE
-from server.dialogue.turns import Awaited
+from server.dialogue.remedies import Awaited
 from server.errors import CarrierProtocolError
 
 
