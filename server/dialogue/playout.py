@@ -224,7 +224,7 @@ class Playout:
         return True
 
     def resume(self) -> None:
-        """It was nothing: go on where the caller stopped hearing."""
+        """Go on where the caller stopped hearing: they did not mean to interrupt."""
         self._held = False
 
     @property

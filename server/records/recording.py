@@ -95,7 +95,7 @@ class Recorder:
         self._caller += payload
 
     def sent(self, command: CarrierCommand, now: float) -> None:
-        """This was sent to the carrier, which plays it after everything sent before."""
+        """Audio was sent to the carrier, which plays it after everything sent before."""
         if self.stopped is not None:
             return
         at = self._sample(now)
