@@ -16,11 +16,10 @@ from collections import deque
 from dataclasses import dataclass
 
 from codec.ear import Played
+from codec.line import BYTES_PER_S
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
 from server.dialogue.key_tones import KeyTones, in_pieces
 
-BYTES_PER_S = 8_000
-"""Mu-law at 8 kHz: one byte a sample."""
 CUSHION_S, MAX_CUSHION_S = 0.1, 0.8
 """How long a turn that has run dry gathers; twice as long each time that it does so again."""
 MAX_QUEUED_BYTES = 600 * BYTES_PER_S
