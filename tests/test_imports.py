@@ -35,7 +35,7 @@ ROOMS = (
     ("server.settings",),
     ("server.metrics", "server.logs", "server.garbage", "server.supervision"),
     ("server.errors",),
-    ("server.headers", "server.numbers", "server.pace", "server.text"),
+    ("server.headers", "server.pace"),
     ("codec",),
 )
 """Top to bottom. A room uses what stands below it and what is in it, and nothing else."""
