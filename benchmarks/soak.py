@@ -270,14 +270,16 @@ async def soak(
     every = max(1, len(troubles) // LOOKS)
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(serve, app, listener, stop=stop))
-        assert app.simulated_twilio is not None
-        app.simulated_twilio._recordings_dir = None  # the server's own recordings are enough
+        assert app.service.accounts.simulated_twilio is not None
+        app.service.accounts.simulated_twilio._recordings_dir = (
+            None  # the server's own recordings are enough
+        )
         async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60.0) as client:
             for number, trouble in enumerate(troubles, start=1):
                 await _one_call(app, client, trouble, result, directory)
                 is_judged = number in (warm_up, len(troubles))
                 if is_judged:
-                    await app.records.wait_saved()
+                    await app.service.records.wait_saved()
                     await _settle()
                 if number % every == 0 or is_judged:
                     result.looks.append(_look(number))
@@ -320,7 +322,7 @@ async def _one_call(
     directory: Path,
 ) -> None:
     """One call with its trouble, until both ends are done with it."""
-    twilio, gemini = app.simulated_twilio, app.simulated_gemini
+    twilio, gemini = app.service.accounts.simulated_twilio, app.service.accounts.simulated_gemini
     assert twilio is not None
     assert gemini is not None
     twilio._script, twilio._faults, gemini.script = trouble.callee, trouble.faults, trouble.model
@@ -331,13 +333,13 @@ async def _one_call(
         if phone is None:
             result.refused += 1
             return
-        call = app.calls.get(phone.call_sid)
+        call = app.service.calls.register.get(phone.call_sid)
         if trouble.hang_up_after_s is not None:
             await trio.sleep(trouble.hang_up_after_s)
             await client.post(f"/calls/{phone.call_sid}/hang-up")
         await phone.wait_ended()
         while call is None:  # an inbound call is ours when its webhook has come
-            call = app.calls.get(phone.call_sid)
+            call = app.service.calls.register.get(phone.call_sid)
             await trio.sleep(0.001)
         await call.finished.wait()
     if patience.cancelled_caught:
@@ -361,9 +363,9 @@ async def _ring(
     app: OffhookApp, client: httpx2.AsyncClient, trouble: Trouble
 ) -> SimulatedCall | None:
     """Have the call placed by one side or the other; None if it was not."""
-    assert app.simulated_twilio is not None
+    assert app.service.accounts.simulated_twilio is not None
     if trouble.is_inbound:
-        return app.simulated_twilio.dial_in(
+        return app.service.accounts.simulated_twilio.dial_in(
             f"{client.base_url.join('/twiml')}",
             from_number=CALLER,
             status_url=f"{client.base_url.join('/call-status')}",
@@ -372,7 +374,7 @@ async def _ring(
     if answer.status_code == 502 and trouble.faults.failed_dials:
         return None
     answer.raise_for_status()
-    return app.simulated_twilio.calls[answer.json()["call_sid"]]
+    return app.service.accounts.simulated_twilio.calls[answer.json()["call_sid"]]
 
 
 async def _settle() -> None:

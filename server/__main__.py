@@ -14,11 +14,11 @@ from server.app import OffhookApp, create_app
 from server.cluster.board import MAX_WORKERS
 from server.errors import CannotListen, ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS
+from server.hooks.sockets import raise_file_limit
 from server.serving.master import Master
 from server.serving.single import listen, serve, stop_on_signal
 from server.settings.settings import Settings
 from server.settings.values import KEY_NAME
-from server.sockets import raise_file_limit
 from server.web.keys import hash_key, new_key
 
 
@@ -92,12 +92,12 @@ def _new_key(name: str) -> int:
 
 async def _serve(app: OffhookApp) -> int:
     stop = trio.Event()
-    listener = listen(app.settings.host, app.settings.port)
+    listener = listen(app.service.settings.host, app.service.settings.port)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, stop)
         await serve(app, listener, stop=stop)
         nursery.cancel_scope.cancel()
-    return FAILED_STATUS if app.failed.is_set() else 0
+    return FAILED_STATUS if app.service.failed.is_set() else 0
 
 
 if __name__ == "__main__":

@@ -57,14 +57,14 @@ from server.app import OffhookApp, create_app
 from server.call.toolbox import Toolbox, _response
 from server.carrier import CallerAudio, CarrierEvent
 from server.carrier.twilio.messages import TwilioProtocol
-from server.carrier.twilio.signature import WebhookVerifier
-from server.carrier.twilio.webhooks import (
+from server.carrier.twilio.reports import (
     check_fields,
     parse_machine_verdict,
     parse_status,
     parse_transfer,
     parse_voice,
 )
+from server.carrier.twilio.signature import WebhookVerifier
 from server.dialogue.endings import EndReason
 from server.errors import CarrierProtocolError, ModelError
 from server.metrics import Metrics
@@ -471,7 +471,7 @@ async def http_app() -> AsyncGenerator[Check]:
     app = create_app(settings)
     async with app.test_app():
         yield functools.partial(_ask, app)
-        for call in app.calls.all():
+        for call in app.service.calls.register.all():
             call.end(EndReason.HUNG_UP)
 
 

@@ -1,12 +1,51 @@
-"""Finding the user's own tools."""
+"""The agent that the settings describe, and finding the user's own tools."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
 
+from server.agent.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
+from server.agent.builtin import hang_up, send_dtmf, transfer_tool, voicemail_reached
+from server.agent.greeting import read_greeting
 from server.agent.tool import Tool
 from server.errors import ConfigurationError
+from server.settings.settings import Settings
+
+
+def agent_of(settings: Settings) -> Agent:
+    """The agent of every call that does not ask for another.
+
+    Raises:
+        ConfigurationError: A tool or the greeting cannot be had.
+    """
+    return Agent(
+        prompt=settings.agent_prompt or DEFAULT_PROMPT,
+        greeting=DEFAULT_GREETING if settings.agent_greeting is None else settings.agent_greeting,
+        greeting_text=settings.greeting_text or "",
+        greeting_audio=read_greeting(settings.greeting_wav) if settings.greeting_wav else b"",
+        voicemail=settings.voicemail_message or "",
+        apology=settings.apology or "",
+        voice=settings.gemini_voice,
+        language=settings.agent_language,
+        tools=tools_of(settings),
+    )
+
+
+def tools_of(settings: Settings) -> tuple[Tool, ...]:
+    """What the agent may call: ours, as far as they are wanted, and the user's.
+
+    Raises:
+        ConfigurationError: See :func:`load_tools` and :func:`check_names`.
+    """
+    unwanted = {hang_up.name, send_dtmf.name} - set(settings.built_in_tools)
+    unwanted.add(voicemail_reached.name)
+    ours = [tool for tool in load_tools(["server.agent.builtin"]) if tool.name not in unwanted]
+    if settings.transfer_targets and "transfer" in settings.built_in_tools:
+        ours.append(transfer_tool(settings.transfer_targets))
+    if settings.voicemail != "ignore":
+        ours.append(voicemail_reached)
+    return check_names((*ours, *load_tools(settings.tools)))
 
 
 def load_tools(modules: Iterable[str]) -> tuple[Tool, ...]:
@@ -31,7 +70,7 @@ def load_tools(modules: Iterable[str]) -> tuple[Tool, ...]:
 
 
 def check_names(tools: Iterable[Tool]) -> tuple[Tool, ...]:
-    """The same tools, once each.
+    """Take each tool once, and make sure that no two have one name.
 
     Raises:
         ConfigurationError: Two different ones have the same name.

@@ -1,13 +1,14 @@
-"""The settings that one call needs, as ``app.py`` makes them of the environment's."""
+"""The settings that one call needs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from server.dialogue.decisions import Patience
 from server.dialogue.ear import BargeInMode
 from server.dialogue.opening import GreetingWhen
+from server.dialogue.remedies import Patience
 from server.dialogue.voicemail import VoicemailPolicy
+from server.settings.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +43,44 @@ class CallOptions:
     """Whether the record says what was said, or only when."""
     full_numbers: bool = False
     """Whether the record has the other party's whole number."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> CallOptions:
+        """What the process's settings say for each call."""
+        return cls(
+            prewarm=settings.prewarm,
+            lead_s=settings.lead_s,
+            mark_every_s=settings.mark_every_s,
+            greeting_when=GreetingWhen(settings.greeting_when),
+            greeting_deadline_s=settings.greeting_deadline_s,
+            greeting_protect_s=settings.greeting_protect_s,
+            greeting_hello_s=settings.greeting_hello_s,
+            barge_in=BargeInMode(settings.barge_in),
+            barge_in_confirm_s=settings.barge_in_confirm_s,
+            barge_in_hint=settings.barge_in_hint,
+            speech_end_s=settings.speech_end_s,
+            patience=Patience(
+                reply_timeout_s=settings.reply_timeout_s,
+                rung_timeout_s=settings.rung_timeout_s,
+                greeting_retry_s=settings.greeting_retry_s,
+                thinking_timeout_s=settings.thinking_timeout_s,
+                stall_timeout_s=settings.stall_timeout_s,
+                silence_timeout_s=settings.silence_timeout_s,
+                silence_prompts=settings.silence_prompts,
+                wrap_up_s=settings.wrap_up_s,
+                farewell_timeout_s=settings.farewell_timeout_s,
+            ),
+            media_timeout_s=settings.media_timeout_s,
+            answer_timeout_s=settings.ring_timeout_s + 60.0,
+            max_duration_s=settings.max_call_duration_s,
+            farewell_timeout_s=settings.farewell_timeout_s,
+            transfer_ring_timeout_s=settings.transfer_ring_timeout_s,
+            tool_timeout_s=settings.tool_timeout_s,
+            dtmf_pause_s=settings.dtmf_pause_s,
+            voicemail=VoicemailPolicy(settings.voicemail),
+            voicemail_timeout_s=settings.voicemail_timeout_s,
+            close_timeout_s=settings.close_timeout_s,
+            max_cost_usd=settings.max_call_cost_usd,
+            transcripts=settings.transcripts,
+            full_numbers=settings.record_numbers == "full",
+        )

@@ -14,7 +14,8 @@ from server.agent import phrases
 from server.agent.agent import Agent
 from server.call.conversation import Conversation
 from server.call.farewell import Farewell
-from server.dialogue.decisions import (
+from server.dialogue.endings import EndReason
+from server.dialogue.remedies import (
     AskIfThere,
     Awaited,
     Decision,
@@ -24,7 +25,6 @@ from server.dialogue.decisions import (
     TimeIsUp,
     WrapUp,
 )
-from server.dialogue.endings import EndReason
 from server.model import Way
 
 NUDGES = {

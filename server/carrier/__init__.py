@@ -104,12 +104,41 @@ Listener = Callable[[Sequence[CarrierEvent | CarrierProtocolError]], None]
 """Called with what one read of the socket brought, in order."""
 
 
+@dataclass(slots=True)
+class StreamCounts:
+    """What one stream has carried and what was wrong with it, for metrics and the call's record."""
+
+    media: int = 0
+    """Chunks of caller audio delivered."""
+    malformed: int = 0
+    """Not JSON, too long, or without the fields its kind must have; ignored."""
+    unknown: int = 0
+    """Kinds of message this program has never heard of; ignored."""
+    misplaced: int = 0
+    """Known kinds at the wrong time, such as media before start or after stop; ignored."""
+    foreign: int = 0
+    """Another stream's sid, or the track of our own audio; ignored."""
+    binary: int = 0
+    """Binary frames, which no carrier of text sends; ignored."""
+    missing_chunks: int = 0
+    """Chunk numbers that were skipped: audio the carrier dropped before we saw it."""
+    repeated_chunks: int = 0
+    """Chunk numbers that were late or not new; their audio is delivered all the same."""
+    timestamp_jumps: int = 0
+    """Chunks that began somewhere else than where the one before ended."""
+
+
 class MediaStream(Protocol):
     """One call's audio, both ways: events are pushed, and sending waits for nothing."""
 
     @property
     def stream_sid(self) -> str:
         """The carrier's name for this stream."""
+        ...
+
+    @property
+    def counts(self) -> StreamCounts:
+        """What the stream has carried and what was wrong with it."""
         ...
 
     async def receive_start(self) -> StreamStarted | None:
@@ -249,7 +278,7 @@ class AnsweredBy(StrEnum):
 
     @property
     def is_machine(self) -> bool:
-        """Whether nobody would be offended."""
+        """True if the carrier believes that a machine or a fax has answered."""
         return self not in (AnsweredBy.HUMAN, AnsweredBy.UNKNOWN)
 
     @property
@@ -281,7 +310,7 @@ class TransferUpdate:
 
 
 class Carrier(Protocol):
-    """Places calls, steers live ones, and proves that a webhook is the carrier's own."""
+    """Places calls and steers live ones."""
 
     @property
     def name(self) -> str:
@@ -342,58 +371,5 @@ class Carrier(Protocol):
 
         Raises:
             CarrierError: Refused or not reached.
-        """
-        ...
-
-    def answer_twiml(self, ticket: str) -> str:
-        """The document that answers a call with a media stream that shows the ticket."""
-        ...
-
-    def refuse_twiml(self) -> str:
-        """The document that refuses an inbound call: the caller hears a busy tone."""
-        ...
-
-    def hang_up_twiml(self) -> str:
-        """The document that ends a call."""
-        ...
-
-    def say_and_hang_up_twiml(self, text: str, language: str) -> str:
-        """The document in which the carrier itself says something, and then ends the call.
-
-        Args:
-            text: What it says.
-            language: A BCP 47 tag; a carrier without it takes the nearest it has.
-        """
-        ...
-
-    def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:
-        """What the carrier says about a transfer.
-
-        Raises:
-            CarrierProtocolError: It is nothing about one.
-        """
-        ...
-
-    def read_machine_verdict(self, form: Mapping[str, str]) -> MachineVerdict:
-        """What answering machine detection has found.
-
-        Raises:
-            CarrierProtocolError: It is nothing about that.
-        """
-        ...
-
-    def read_voice(self, form: Mapping[str, str]) -> VoiceRequest:
-        """What a voice webhook asks.
-
-        Raises:
-            CarrierProtocolError: It is none.
-        """
-        ...
-
-    def read_status(self, form: Mapping[str, str]) -> StatusUpdate:
-        """What a status callback says.
-
-        Raises:
-            CarrierProtocolError: It is not one.
         """
         ...

@@ -26,7 +26,8 @@ from rich.table import Table
 from server import logs
 from server.app import OffhookApp, create_app
 from server.call.call import Call
-from server.demo.scripts import SCRIPTS, DemoScript, Outcome
+from server.demo.checks import Outcome
+from server.demo.scripts import SCRIPTS, DemoScript
 from server.errors import ConfigurationError, innermost
 from server.serving.single import listen, serve
 from server.settings.settings import Settings
@@ -163,15 +164,17 @@ async def _place_and_watch(console: Console, app: OffhookApp, public_url: str) -
             console.print(f"/make-call answered {answer.status_code}: {answer.text}", style="red")
             return None
         call_sid = answer.json()["call_sid"]
-        call = app.calls.get(call_sid)
+        call = app.service.calls.register.get(call_sid)
         assert call is not None
-        assert app.simulated_twilio is not None
-        phone = app.simulated_twilio.calls[call_sid]
+        assert app.service.accounts.simulated_twilio is not None
+        phone = app.service.accounts.simulated_twilio.calls[call_sid]
         await _show_live(console, call, phone)
         await phone.wait_ended()
         record = (await client.get(f"/calls/{call_sid}")).json()
-    assert app.simulated_gemini is not None
-    return Outcome(record, phone, tuple(app.simulated_gemini.sessions), app.metrics)
+    assert app.service.accounts.simulated_gemini is not None
+    return Outcome(
+        record, phone, tuple(app.service.accounts.simulated_gemini.sessions), app.service.metrics
+    )
 
 
 async def _show_live(console: Console, call: Call, phone: SimulatedCall) -> None:

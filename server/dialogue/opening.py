@@ -8,11 +8,11 @@ caller means to say more than hello.
 
 from __future__ import annotations
 
-import math
 from enum import StrEnum
 
-SILENCE = b"\xff"
-"""Mu-law's positive zero."""
+from codec.line import SILENCE
+from server.dialogue.remedies import NEVER
+
 LONGEST_HOLD_S = 12.0
 """Whatever happens, the model is not kept deaf for longer."""
 
@@ -51,7 +51,7 @@ class Opening:
         self._deadline_s = deadline_s
         self._protect_s = protect_s
         self._hello_s = hello_s
-        self.open_until = math.inf
+        self.open_until = NEVER
         """Any speech that begins up to here is held."""
         self._held = bytearray()
         self._held_since = 0.0
@@ -59,12 +59,12 @@ class Opening:
         self._speech_held = False
         self._speaking_since: float | None = None
         self.holding = greets and protect_s > 0
-        self.plays_at = math.inf if greets else -math.inf
+        self.plays_at = NEVER if greets else -NEVER
         """From when on the agent may be heard."""
 
     def answered(self, now: float) -> None:
         """The caller is on the line."""
-        if self.plays_at == math.inf:
+        if self.plays_at == NEVER:
             waits = self._when is GreetingWhen.AFTER_CALLER
             self.plays_at = now + self._deadline_s if waits else now
         self._held_since = now

@@ -10,12 +10,12 @@ about to reach its longest duration.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from server.dialogue.decisions import (
+from server.dialogue.remedies import (
     LADDER,
+    NEVER,
     AskIfThere,
     Awaited,
     Decision,
@@ -24,9 +24,8 @@ from server.dialogue.decisions import (
     Patience,
     Recover,
     Rung,
-    TimeIsUp,
-    WrapUp,
 )
+from server.dialogue.time_left import TimeLeft
 
 CONNECTION_LOST = "CONNECTION_LOST"
 """Our own reason for the end of a turn of which no more will come."""
@@ -55,7 +54,7 @@ class _AgentTurn:
     number: int
     audio_s: float = 0.0
     audible_s: float = 0.0
-    began_at: float = -math.inf
+    began_at: float = -NEVER
     """When its first audible audio came, if it began with that."""
     text_chars: int = 0
     ends_well: bool = True
@@ -65,9 +64,20 @@ class _AgentTurn:
     generated: bool = False
     over: bool = False
 
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether a turn that is said to be complete is not.
 
-def _was_slow(turn: _AgentTurn, starved_s: float) -> bool:
-    return starved_s > SLOW_S and starved_s > SLOW_SHARE * turn.audio_s
+        The service sends ``generationComplete`` before the end of every turn that was not
+        interrupted. Its absence alone is not enough: the text must be unfinished, too.
+        """
+        if self.generated or self.text_chars == 0:
+            return False
+        return not self.ends_well or self.text_chars > FASTEST_CHARS_PER_S * self.audio_s
+
+    def was_slow(self, starved_s: float) -> bool:
+        """Whether it came slower than it is spoken, having left the caller so long in silence."""
+        return starved_s > SLOW_S and starved_s > SLOW_SHARE * self.audio_s
 
 
 @dataclass(slots=True)
@@ -83,7 +93,7 @@ class Turns:
     """A reconnect is under way: nothing can be expected meanwhile."""
 
     _awaited: Awaited | None = None
-    _deadline: float = math.inf
+    _deadline: float = NEVER
     """When what is awaited is too late."""
     _timeout_s: float = 0.0
     _fault: Fault | None = None
@@ -92,17 +102,15 @@ class Turns:
     """The rung to try next."""
     _aided: bool = False
     """Whether what is awaited now has needed a rung."""
-    _working_until: float = -math.inf
+    _working_until: float = -NEVER
     """Until when a model that says it is at work on more is believed."""
     _turn: _AgentTurn = field(default_factory=lambda: _AgentTurn(0, over=True))
     _cut_up_to: int = 0
     _slow_turns: int = 0
-    _quiet_since: float = math.inf
-    """Since when the caller has said nothing; infinite before the call is answered."""
+    _quiet_since: float = NEVER
+    """Since when the caller has said nothing; NEVER before the call is answered."""
     _prompts: int = 0
-    _wrap_up_at: float = math.inf
-    _farewell_at: float = math.inf
-    _ends_at: float = math.inf
+    _time_left: TimeLeft = field(default_factory=TimeLeft)
 
     @property
     def is_busy(self) -> bool:
@@ -123,16 +131,10 @@ class Turns:
 
     # -- what happens ----------------------------------------------------------------------
 
-    def answered(self, now: float, *, ends_at: float = math.inf) -> None:
+    def answered(self, now: float, *, ends_at: float = NEVER) -> None:
         """The caller is on the line, until ``ends_at`` at the longest."""
         self._quiet_since = now
-        self._ends_at = ends_at
-        # A short call has no time for either: the last third of it at most is for ending it.
-        farewell_s, wrap_up_s = self.patience.farewell_timeout_s, self.patience.wrap_up_s
-        if 0 < farewell_s <= (ends_at - now) / 3:
-            self._farewell_at = ends_at - farewell_s
-        if farewell_s < wrap_up_s <= (ends_at - now) / 3:
-            self._wrap_up_at = ends_at - wrap_up_s
+        self._time_left.answered(now, ends_at, self.patience)
         if self._awaited is not None:
             self._deadline = max(self._deadline, now + self._timeout_s)
 
@@ -174,9 +176,7 @@ class Turns:
     def caller_active(self, now: float) -> None:
         """The caller has given a sign of life that was not speech: a key, a recognised word."""
         self._prompts = 0
-        self._quiet_since = (
-            max(self._quiet_since, now) if self._quiet_since < math.inf else math.inf
-        )
+        self._quiet_since = max(self._quiet_since, now) if self._quiet_since < NEVER else NEVER
 
     def agent_audio(self, turn: int, seconds: float, *, audible: bool, now: float) -> bool:
         """A piece of what the agent says has come.
@@ -198,7 +198,7 @@ class Turns:
         agent_turn.last_audio_at = now
         agent_turn.audio_s += seconds
         agent_turn.audible_s += seconds if audible else 0.0
-        if audible and self._working_until > -math.inf:
+        if audible and self._working_until > -NEVER:
             self._working_until = now + self.patience.thinking_timeout_s
         if self._awaited is None or agent_turn.audible_s < AUDIBLE_S:
             return False
@@ -242,7 +242,7 @@ class Turns:
                 self._begin(turn).over = True
             self.agent_working(now)
             return
-        self._working_until = -math.inf
+        self._working_until = -NEVER
         if turn <= self._cut_up_to:
             return
         agent_turn = self._begin(turn)
@@ -261,9 +261,9 @@ class Turns:
                 quiet = agent_turn.audio_s >= QUIET_TURN_S
                 self._fault = Fault.QUIET_TURN if quiet else Fault.EMPTY_TURN
             return
-        slow = _was_slow(agent_turn, starved_s)
+        slow = agent_turn.was_slow(starved_s)
         self._slow_turns = self._slow_turns + 1 if slow else 0
-        if self._broken_off(agent_turn) and not self.caller_speaking:
+        if agent_turn.is_broken_off and not self.caller_speaking:
             self._expect(Awaited.CONTINUATION, now, self.patience.reply_timeout_s)
             self._fault = Fault.BROKEN_OFF
 
@@ -272,7 +272,7 @@ class Turns:
 
         Saying so again does not make the time any longer; being heard does.
         """
-        if self._working_until == -math.inf:
+        if self._working_until == -NEVER:
             self._working_until = now + self.patience.thinking_timeout_s
         if self._awaited is None:
             self._expect(Awaited.ANSWER, now, self.patience.reply_timeout_s)
@@ -282,9 +282,9 @@ class Turns:
 
     def agent_idle(self, now: float) -> None:
         """The model says that it is at work on nothing; what it still owes, it owes at once."""
-        if self._working_until == -math.inf:
+        if self._working_until == -NEVER:
             return
-        self._working_until = -math.inf
+        self._working_until = -NEVER
         if self._awaited is not None and self._fault is None:
             self._expect(self._awaited, now, self.patience.reply_timeout_s)
 
@@ -298,7 +298,7 @@ class Turns:
                 so slow turns are those that are not heard to their ends.
         """
         self._cut_up_to = max(self._cut_up_to, turn)
-        if self._turn.number == turn and not self._turn.over and _was_slow(self._turn, starved_s):
+        if self._turn.number == turn and not self._turn.over and self._turn.was_slow(starved_s):
             self._slow_turns += 1
         if self._turn.number <= turn:
             self._turn.over = True
@@ -332,7 +332,7 @@ class Turns:
     def recovered(self, now: float) -> None:
         """A rung has been carried out: it has its own time to bear fruit."""
         self.recovering = False
-        self._working_until = -math.inf  # what a connection was at work on has gone with it
+        self._working_until = -NEVER  # what a connection was at work on has gone with it
         self._turn.over = True
         self._slow_turns = 0
         if self._awaited is not None:
@@ -353,14 +353,11 @@ class Turns:
             self._fault = self._find_fault(now, agent_until)
         if self._fault is not None and not self.caller_speaking:
             return self._climb(self._fault, now)
-        if self._slow_turns >= SLOW_TURNS and self._is_silent(now, agent_until):
+        is_silent = now >= agent_until and self._turn.over and not self.is_busy
+        if self._slow_turns >= SLOW_TURNS and is_silent:
             return self._climb(Fault.SLOW, now)
-        if now >= self._farewell_at:
-            self._farewell_at = math.inf
-            return TimeIsUp()
-        if now >= self._wrap_up_due(agent_until):
-            self._wrap_up_at = math.inf
-            return WrapUp(max(0.0, self._ends_at - now))
+        if (ending := self._time_left.decide(now, self._wrap_up_due(agent_until))) is not None:
+            return ending
         if now >= self._silence_due(agent_until):
             self._quiet_since = now
             if self._prompts >= self.patience.silence_prompts:
@@ -372,12 +369,11 @@ class Turns:
     def next_due(self, agent_until: float) -> float:
         """When to ask :meth:`decide` again if nothing happens before."""
         if self.recovering:
-            return math.inf
+            return NEVER
         if self._fault is not None and not self.caller_speaking:
             return 0.0
         dues = [
-            self._farewell_at,
-            self._wrap_up_due(agent_until),
+            self._time_left.next_due(self._wrap_up_due(agent_until)),
             self._silence_due(agent_until),
         ]
         if not self.tools_open and not self.caller_speaking:
@@ -397,7 +393,7 @@ class Turns:
 
     def _settle(self) -> None:
         self._awaited = None
-        self._deadline = math.inf
+        self._deadline = NEVER
         self._fault = None
         self._aided = False
 
@@ -419,8 +415,8 @@ class Turns:
 
     def _stall_due(self, agent_until: float) -> float:
         turn = self._turn
-        if turn.over or turn.generated or turn.audio_s == 0 or self._quiet_since == math.inf:
-            return math.inf
+        if turn.over or turn.generated or turn.audio_s == 0 or self._quiet_since == NEVER:
+            return NEVER
         stalled_at = max(turn.last_audio_at, agent_until) + self.patience.stall_timeout_s
         return max(stalled_at, self._working_until)
 
@@ -441,31 +437,13 @@ class Turns:
         self.recovering = rung is not Rung.NUDGE
         return Recover(rung, fault, awaited)
 
-    def _broken_off(self, turn: _AgentTurn) -> bool:
-        """Whether a turn that is said to be complete is not.
-
-        The service sends ``generationComplete`` before the end of every turn that was not
-        interrupted. Its absence alone is not enough: the text must be unfinished, too.
-        """
-        if turn.generated or turn.text_chars == 0:
-            return False
-        return not turn.ends_well or turn.text_chars > FASTEST_CHARS_PER_S * turn.audio_s
-
-    def _is_silent(self, now: float, agent_until: float) -> bool:
-        return now >= agent_until and self._turn.over and not self.is_busy
-
     def _wrap_up_due(self, agent_until: float) -> float:
-        """In a silence after its time; at the latest when two thirds of what is left are left."""
-        if self._wrap_up_at == math.inf:
-            return math.inf
-        latest = self._wrap_up_at + (self._ends_at - self._wrap_up_at) / 3
-        if self.caller_speaking or not self._turn.over:
-            return latest
-        return min(latest, max(self._wrap_up_at, agent_until))
+        is_someones_turn = self.caller_speaking or not self._turn.over
+        return self._time_left.wrap_up_due(agent_until, is_someones_turn=is_someones_turn)
 
     def _silence_due(self, agent_until: float) -> float:
         generating = not self._turn.over and not self._turn.generated
-        never = not self.patience.silence_timeout_s or self._quiet_since == math.inf
+        never = not self.patience.silence_timeout_s or self._quiet_since == NEVER
         if never or self.is_busy or generating:
-            return math.inf
+            return NEVER
         return max(self._quiet_since, agent_until) + self.patience.silence_timeout_s

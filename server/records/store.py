@@ -24,6 +24,7 @@ from server.records.database import (
     THEIRS,
     Database,
     SchemaTooNew,
+    check_database,
     database_url,
     is_about_data,
 )
@@ -66,6 +67,7 @@ class Records:
         retention_days: float | None = None,
         requests_ttl_s: float = DAY_S,
     ) -> None:
+        check_database(url)
         self._requests_ttl_s = requests_ttl_s
         self._database = Database(database_url(url))
         self._metrics = metrics

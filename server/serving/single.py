@@ -20,7 +20,7 @@ from hypercorn.utils import wrap_app
 from server.app import OffhookApp
 from server.errors import CannotListen
 from server.hooks.hypercorn_worker import BACKLOG, serve_worker, stop_on_signals
-from server.sockets import holder_of, limit_unread
+from server.hooks.sockets import holder_of, limit_unread
 
 MAX_MESSAGE_BYTES = 64 * 1024
 """A Media Streams message is about 350 bytes; nothing of Twilio's comes near this."""
@@ -71,7 +71,7 @@ async def serve(
 ) -> None:
     """Serve on a listening socket, and close it, until ``stop`` is set and the calls have ended.
 
-    It returns at once when ``app.failed`` is set.
+    It returns at once when ``app.service.failed`` is set.
     """
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
@@ -79,7 +79,7 @@ async def serve(
     config.h11_max_incomplete_size = MAX_MESSAGE_BYTES
     config.keep_alive_timeout = IDLE_TIMEOUT_S
     config.include_server_header = False
-    config.graceful_timeout = app.settings.close_timeout_s
+    config.graceful_timeout = app.service.settings.close_timeout_s
     config.accesslog = None  # requests are in our own log, without what a path may have in it
     config.errorlog = logging.getLogger("hypercorn.error")
     config.loglevel = "WARNING"  # where it listens is said by our own log
@@ -91,8 +91,8 @@ async def serve(
                 wrap_app(app, config.wsgi_max_body_size, "asgi"),
                 config,
                 shutdown_trigger=stop.wait,
-                drain=app.drain,
-                failed=app.failed,
+                drain=app.service.drain,
+                failed=app.service.failed,
             )
         )
         task_status.started()

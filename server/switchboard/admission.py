@@ -15,7 +15,11 @@ import trio
 
 from server.errors import CallRefused
 from server.metrics import Metrics
+from server.settings.settings import Settings
 from server.switchboard.account_pause import AccountPause
+
+DEFAULT_CALLS_PER_S = 1.0
+"""What a carrier dials for an account that has not asked for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,25 @@ class Limits:
     """Above this, calls in progress suffer already: no more are taken."""
     quota_pause_s: float = 60.0
     """After the model has refused the account, no call is taken for so long; then it is tried."""
+
+    @classmethod
+    def of(cls, settings: Settings, *, is_simulated: bool, processes: int) -> Limits:
+        """What the settings say for one of so many processes.
+
+        Lines and sessions are counted over all of them; of the carrier's rate each has a share.
+        """
+        calls_per_s = settings.calls_per_s
+        if calls_per_s is None:
+            calls_per_s = math.inf if is_simulated else DEFAULT_CALLS_PER_S
+        return cls(
+            max_calls=settings.max_calls,
+            max_model_sessions=settings.max_model_sessions,
+            calls_per_s=calls_per_s / processes,
+            max_dial_wait_s=settings.max_dial_wait_s,
+            max_waiting_calls=math.ceil(settings.max_waiting_calls / processes),
+            max_loop_lag_s=settings.max_loop_lag_s,
+            quota_pause_s=settings.quota_pause_s,
+        )
 
 
 # ------------------------------------------------------------------------------------------
@@ -112,7 +135,7 @@ class DialQueue:
         return self._due_at(self.position(place), now)
 
     def take(self, place: Place, now: float) -> None:
-        """It is this place's turn, and it is used."""
+        """Use a place whose turn has come."""
         self.leave(place)
         self._free_at = now + self._interval_s
         if place.client in self._waiting:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from server.agent.agent import Agent
-from server.numbers import e164
+from server.errors import CallRefused
 from server.records.words import Cursor
+from server.settings.numbers import e164
 
 
 def _cursor(text: str | None) -> str | None:
@@ -133,6 +136,38 @@ class MakeCallHeaders(BaseModel):
     """The same key and body again are answered as the first time, and ring no second phone."""
     traceparent: str | None = None
     """W3C Trace Context: the call's trace belongs to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP answer of the API."""
+
+    body: Mapping[str, Any]
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {"body": dict(self.body), "status": self.status, "headers": dict(self.headers)}
+
+    def response(self, **headers: str) -> Any:
+        """As a route gives it back, with more headers."""
+        return dict(self.body), self.status, {**self.headers, **headers}
+
+
+def refusal(refused: CallRefused) -> Answer:
+    """The answer to whoever asked for a call that is not taken."""
+    facts = {} if refused.position is None else {"position": refused.position}
+    return Answer(
+        error_body(refused.reason, str(refused), **facts),
+        refused.status,
+        retry_after(refused.retry_after_s),
+    )
+
+
+def retry_after(wait_s: float | None) -> dict[str, str]:
+    """The header that says when to come back; none if that is not known."""
+    return {} if wait_s is None else {"Retry-After": str(max(1, math.ceil(wait_s)))}
 
 
 def error_body(error: str, message: str, **facts: Any) -> dict[str, Any]:

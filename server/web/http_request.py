@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import BadRequest
 
-from server.text import NotText, decode
+from server.settings.text import NotText, decode
 from server.web.api import MAX_GREETING_CHARS, MAX_PROMPT_CHARS
 
 MAX_BODY_BYTES = 64 * 1024
@@ -69,3 +70,10 @@ def read_json(content: bytes) -> Any:
         raise ValueError("is nested too deep") from None
     except ValueError:  # Python's limit of digits
         raise ValueError("has a number with too many digits") from None
+
+
+def target_of(scope: Mapping[str, Any]) -> str:
+    """Path and query exactly as requested: what the carrier has signed."""
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    query: bytes = scope["query_string"]
+    return (path + b"?" + query if query else path).decode("latin-1")

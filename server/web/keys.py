@@ -11,7 +11,9 @@ import hmac
 import secrets
 from collections.abc import Mapping
 
+from server.cluster.meeting import shared_secret
 from server.headers import Headers, lines_of, single
+from server.settings.settings import Settings
 
 UNNAMED = "default"
 """What the key in ``API_KEY`` is called in metrics and in the queue for a line."""
@@ -38,10 +40,23 @@ class Keys:
 
     Args:
         hashes: SHA-256 in hex of each key, by the name of whom it was given to.
+        made: The key among them that was made because none is set.
     """
 
-    def __init__(self, hashes: Mapping[str, str]) -> None:
+    def __init__(self, hashes: Mapping[str, str], *, made: str | None = None) -> None:
+        self.made = made
         self._digests = {name: bytes.fromhex(digest) for name, digest in hashes.items()}
+
+    @classmethod
+    def of(cls, settings: Settings) -> Keys:
+        """The keys that the settings name; with an account and no key, one is made for this run."""
+        hashes, made = dict(settings.api_keys), None
+        if settings.api_key is not None:
+            hashes[UNNAMED] = hash_key(settings.api_key.get_secret_value())
+        if not hashes and settings.account is not None:
+            made = made_key(shared_secret("API key"))
+            hashes[UNNAMED] = hash_key(made)
+        return cls(hashes, made=made)
 
     @property
     def any_wanted(self) -> bool:

@@ -8,30 +8,31 @@ mistake that callers notice, and can mend it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import structlog
 import trio
-from quart import request
+from quart import Quart, Response, request
+from quart_schema import hide
 from werkzeug.datastructures import MultiDict
 
-from server.errors import CarrierProtocolError, ServerError
-from server.headers import single
-from server.logs import Sparing
+from server.carrier import MachineVerdict, StatusUpdate, TransferUpdate, VoiceRequest
+from server.carrier.webhooks import Reply
+from server.errors import CallRefused, CarrierProtocolError, ServerError
+from server.logs import Sparing, log_stranger
 from server.pace import Pace
+from server.service import Service
 from server.web.api import error_body
-
-if TYPE_CHECKING:
-    from server.app import OffhookApp
+from server.web.elsewhere import Elsewhere
+from server.web.http_request import target_of
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-SIGNATURE_HEADER = "X-Twilio-Signature"
 FORM_TYPE = "application/x-www-form-urlencoded"
 MAX_ASTRAY_BYTES = 8 * 1024
 """Nobody looks where a longer one was meant to go; the carrier's have one kilobyte or two."""
 MAX_FIELDS = 200
-"""Twilio's have some forty; what each costs to read and to sort does not depend on its length."""
+"""A carrier's have some forty; what one costs to read and to sort is not told by its length."""
 MAX_LOOKS_PER_S = 10
 """To find out what a wrong signature was made for takes many tries, and anybody may ask for it."""
 ADVICE = "make PUBLIC_URL and the address in the carrier's settings the same"
@@ -51,13 +52,6 @@ class WebhookRefused(ServerError):
         self.kind = kind
 
 
-def target_of(scope: Mapping[str, Any]) -> str:
-    """Path and query exactly as requested: what the carrier has signed."""
-    path: bytes = scope.get("raw_path") or scope["path"].encode()
-    query: bytes = scope["query_string"]
-    return (path + b"?" + query if query else path).decode("latin-1")
-
-
 async def _fields() -> MultiDict[str, str]:
     """The fields of the request at hand: of its form, or of its query if it is a GET.
 
@@ -73,15 +67,16 @@ async def _fields() -> MultiDict[str, str]:
     return await request.form if is_post else request.args
 
 
-class Webhooks:
+class Reader:
     """Reads the requests at hand that say they are the carrier's.
 
     Args:
-        app: Whose webhooks they are; refusals are answered there from now on.
+        app: Where refusals are answered from now on.
+        service: Whose webhooks they are.
     """
 
-    def __init__(self, app: OffhookApp) -> None:
-        self._app = app
+    def __init__(self, app: Quart, service: Service) -> None:
+        self._service = service
         self._forged = Sparing()
         self._elsewhere = Sparing()
         self._astray = Sparing()
@@ -111,19 +106,19 @@ class Webhooks:
             WebhookRefused: The carrier has not signed it, or it is about another account.
             CarrierProtocolError: It is signed, but its fields are not those that were signed.
         """
-        app = self._app
+        webhooks = self._service.accounts.webhooks
         await request.get_data()  # kept, for another process may have to read it, too
         is_post = request.method == "POST"
-        is_signed = single(request.headers, SIGNATURE_HEADER) is not None
+        is_signed = webhooks.is_signed(request.headers)
         fields = await _fields() if is_signed else MultiDict()
         form = fields if is_post else None
         target = target_of(request.scope)
-        if not app.verifier.verify_signature(target, request.headers, form):
-            app.metrics.strangers_refused.labels("webhook-signature").inc()
+        if not webhooks.verify(target, request.headers, form):
+            self._service.metrics.strangers_refused.labels("webhook-signature").inc()
             self._tell_unsigned(target, form, len(await request.get_data()))
             raise WebhookRefused("not signed by the carrier", status=403, kind="forbidden")
-        app.carrier.check_fields(fields.items(multi=True))
-        if not app.carrier.is_ours(fields):
+        webhooks.check(fields)
+        if not webhooks.is_ours(fields):
             self._foreign.log(
                 trio.current_time(),
                 logger.warning,
@@ -145,7 +140,8 @@ class Webhooks:
             return None
         length = request.content_length or 0
         target = target_of(request.scope)
-        if single(request.headers, SIGNATURE_HEADER) is None:
+        webhooks = self._service.accounts.webhooks
+        if not webhooks.is_signed(request.headers):
             return None
         if length + len(target) > MAX_ASTRAY_BYTES:
             return None
@@ -156,11 +152,11 @@ class Webhooks:
         is_post = request.method == "POST"
         fields = await _fields()
         form = fields if is_post else None
-        signed_for = self._app.verifier.signed_for(target, request.headers, form)
+        signed_for = webhooks.signed_for(target, request.headers, form)
         if signed_for is None:
             return None
-        expected = self._app.public_url.rstrip("/") + _path_for(fields)
-        self._app.metrics.strangers_refused.labels("webhook-path").inc()
+        expected = self._service.accounts.public_url.rstrip("/") + webhooks.path_for(fields)
+        self._service.metrics.strangers_refused.labels("webhook-path").inc()
         self._astray.log(
             trio.current_time(),
             logger.warning,
@@ -176,7 +172,7 @@ class Webhooks:
         now, signed_for = trio.current_time(), None
         is_short = body_bytes + len(target) <= MAX_ASTRAY_BYTES
         if is_short and self._looks.allows(now):
-            signed_for = self._app.verifier.signed_for(target, request.headers, form)
+            signed_for = self._service.accounts.webhooks.signed_for(target, request.headers, form)
         if signed_for is None:
             message = "webhook refused: wrong or missing signature"
             self._forged.log(now, logger.warning, message, path=request.path)
@@ -186,17 +182,76 @@ class Webhooks:
                 logger.warning,
                 "webhook refused: it is signed by the carrier, but for another address",
                 signed_for=signed_for[:300],
-                expected=self._app.public_url.rstrip("/") + request.path,
+                expected=self._service.accounts.public_url.rstrip("/") + request.path,
                 advice=ADVICE,
             )
 
 
-def _path_for(fields: Mapping[str, str]) -> str:
-    """The webhook that was probably meant, by what it says."""
-    if "DialCallStatus" in fields or "ParentCallSid" in fields:
-        return "/transfer-status"
-    if "MachineDetectionDuration" in fields:
-        return "/amd-status"
-    if "CallbackSource" in fields or "SequenceNumber" in fields or "CallDuration" in fields:
-        return "/call-status"
-    return "/twiml"
+def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
+    """Add the carrier's webhooks at the paths that it brings, and tell of those that went astray.
+
+    Each is answered by the process that has the call it is about.
+    """
+    reader = Reader(app, service)
+    app.before_request(reader.find_astray)
+
+    @hide
+    async def answer() -> Any:
+        fields = await reader.read()
+        assert request.url_rule is not None
+        match service.accounts.webhooks.read(request.url_rule.rule, fields):
+            case VoiceRequest() as asked:
+                return await go_on(asked) if not asked.begins else await begin(asked)
+            case StatusUpdate() as update:
+                return await tell_status(update)
+            case MachineVerdict() as verdict:
+                return await tell_machine(verdict)
+            case TransferUpdate() as transfer:
+                return await tell_transfer(transfer)
+
+    for path in service.accounts.webhook_paths:
+        app.add_url_rule(path, path, answer, methods=["GET", "POST"])
+
+    def document(reply: Reply) -> Response:
+        written = service.accounts.webhooks.write(reply)
+        return Response(written.text, content_type=written.content_type)
+
+    async def go_on(asked: VoiceRequest) -> Any:
+        if (theirs := await elsewhere.owner(asked.call_sid)) is not None:
+            return theirs
+        return document(await service.calls.go_on(asked, service.agent))
+
+    async def begin(asked: VoiceRequest) -> Any:
+        if (theirs := await elsewhere.for_named_call(asked.call_sid)) is not None:
+            return theirs
+        service.workers.take_call(request.scope)
+        try:
+            reply = await service.calls.answer(asked.call_sid, asked.number, service.agent)
+        except CallRefused as refusal:
+            service.metrics.calls_refused.labels(refusal.reason).inc()
+            log_stranger(logger.warning, "inbound call refused", reason=refusal.reason)
+            reply = service.calls.refuse(refusal, service.agent)
+        finally:
+            service.workers.answered()
+        return document(reply)
+
+    async def tell_status(update: StatusUpdate) -> Any:
+        if service.workers.owner(update.call_sid) is None:
+            # It can overtake the answer to a dial request, and any process may have made that.
+            await elsewhere.everyone()
+        elif (theirs := await elsewhere.owner(update.call_sid)) is not None:
+            return theirs
+        service.calls.update_status(update)
+        return "", 204
+
+    async def tell_machine(verdict: MachineVerdict) -> Any:
+        if (theirs := await elsewhere.owner(verdict.call_sid)) is not None:
+            return theirs
+        service.calls.update_machine(verdict)
+        return "", 204
+
+    async def tell_transfer(update: TransferUpdate) -> Any:
+        if (theirs := await elsewhere.owner(update.call_sid)) is not None:
+            return theirs
+        reply = service.calls.update_transfer(update)
+        return document(reply) if update.wants_document else ("", 204)

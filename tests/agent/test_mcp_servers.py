@@ -163,13 +163,13 @@ async def test_the_agent_of_the_next_call_has_them(tmp_path):
     config = tmp_path / "servers.json"
     config.write_text(json.dumps({"mcpServers": {"shop": stdio()}}))
     async with serving(mcp_servers=str(config)) as server:
-        names = [tool.name for tool in server.app.agent.tools]
+        names = [tool.name for tool in server.service.agent.tools]
         made = await server.make_call("5550108")
         call_sid = made.json()["call_sid"]
         with trio.fail_after(60):
-            await server.app.simulated_twilio.calls[call_sid].wait_status("in-progress")
+            await server.twilio.calls[call_sid].wait_status("in-progress")
             await server.http.post(f"/calls/{call_sid}/hang-up")
-        (session,) = server.app.simulated_gemini.sessions
+        (session,) = server.gemini.sessions
 
     declared = [
         function["name"]

@@ -65,7 +65,7 @@ class Rig:
 
     async def answer(self, agent: Agent | None = None) -> tuple[Call, str]:
         document = await self.calls.answer("CA7", NUMBER, agent or Agent())
-        call = self.calls.get("CA7")
+        call = self.calls.register.get("CA7")
         assert call is not None
         return call, document
 

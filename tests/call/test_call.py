@@ -10,8 +10,8 @@ import codec
 from server.agent.agent import Agent
 from server.call.costs import Prices
 from server.carrier import CallStatus, Clear, DigitPressed, SendAudio, StatusUpdate, StreamStopped
-from server.dialogue.decisions import Patience
 from server.dialogue.endings import EndReason
+from server.dialogue.remedies import Patience
 from server.errors import CarrierProtocolError, ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
     AgentTranscript,

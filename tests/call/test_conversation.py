@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from server.agent.agent import Agent
-from server.dialogue.decisions import Patience
 from server.dialogue.ear import BargeInMode
 from server.dialogue.opening import GreetingWhen
+from server.dialogue.remedies import Patience
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
 from server.simulators import gemini as models

@@ -9,14 +9,14 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from server.dialogue.decisions import (
+from server.dialogue.endings import EndReason
+from server.dialogue.remedies import (
     AskIfThere,
     Awaited,
     Fault,
     Recover,
     Rung,
 )
-from server.dialogue.endings import EndReason
 from server.dialogue.turns import Turns
 from server.model import AgentAudio, TurnComplete, Working
 from server.model.gemini.protocol import GeminiProtocol

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent.builtin import hang_up
@@ -143,6 +143,22 @@ async def test_models_and_dataclasses_are_written_as_json(autojump_clock, bench)
     await wait_all_tasks_blocked()
 
     assert at_work.responses == [{"output": {"street": "Elm", "number": 1}}]
+
+
+async def test_a_field_with_another_name_on_the_wire_is_written_under_that(autojump_clock, bench):
+    class Room(BaseModel):
+        number: int = Field(serialization_alias="roomNumber")
+
+    @tool
+    async def book() -> Room:
+        """Book a room."""
+        return Room(number=7)
+
+    at_work = bench(book)
+    at_work.ask("book")
+    await wait_all_tasks_blocked()
+
+    assert at_work.responses == [{"output": {"roomNumber": 7}}]
 
 
 @pytest.mark.parametrize(

@@ -115,12 +115,12 @@ async def test_a_caller_who_interrupts_a_function_has_it_cancelled(autojump_cloc
 
 async def test_the_agent_says_goodbye_and_hangs_up_over_real_sockets(fast_clock):
     async with serving() as server:
-        server.app.simulated_twilio._scripts_by_ending["5550190"] = BRIEF
-        server.app.simulated_gemini.script = replace(QUICK, functions=(FunctionCall("hang_up"),))
+        server.twilio._scripts_by_ending["5550190"] = BRIEF
+        server.gemini.script = replace(QUICK, functions=(FunctionCall("hang_up"),))
         call_sid = (await server.make_call("5550190")).json()["call_sid"]
         with trio.fail_after(60):
             record = await server.finished(call_sid)
-        phone = server.app.simulated_twilio.calls[call_sid]
+        phone = server.twilio.calls[call_sid]
 
     assert record["reason"] == "agent-hung-up"
     assert phone.status == "completed"
@@ -135,7 +135,10 @@ async def test_the_agent_says_goodbye_and_hangs_up_over_real_sockets(fast_clock)
 )
 async def test_a_transfer_over_real_sockets(sales, reason, streams, fast_clock):
     async with serving(transfer_targets={"sales": sales}) as server:
-        twilio, gemini = server.app.simulated_twilio, server.app.simulated_gemini
+        twilio, gemini = (
+            server.twilio,
+            server.gemini,
+        )
         twilio._scripts_by_ending["5550190"] = BRIEF
         gemini.script = replace(SCRIPTS["transfers"], setup_delay_s=0.0, reply_delay_s=0.05)
         call_sid = (await server.make_call("5550190")).json()["call_sid"]

@@ -13,7 +13,7 @@ from server.call.conversation import Stage
 from server.call.options import CallOptions
 from server.carrier import CallStatus, SendAudio, StatusUpdate
 from server.carrier.twilio.documents import dial_twiml
-from server.carrier.twilio.webhooks import parse_transfer
+from server.carrier.twilio.reports import parse_transfer
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError, CarrierProtocolError
 from server.metrics import Metrics

@@ -15,7 +15,7 @@ from server.agent.agent import Agent
 from server.agent.builtin import voicemail_reached
 from server.carrier import AnsweredBy, MachineVerdict
 from server.carrier.keypad import key_tone
-from server.carrier.twilio.webhooks import parse_machine_verdict
+from server.carrier.twilio.reports import parse_machine_verdict
 from server.dialogue.voicemail import (
     FRAME_BYTES,
     AnsweringMachine,
@@ -470,11 +470,11 @@ MACHINE = Script(
 
 async def test_a_message_is_left_over_real_sockets(fast_clock):
     async with serving(voicemail="leave-message", voicemail_message="Call me back.") as server:
-        server.app.simulated_twilio._scripts_by_ending["5550190"] = MACHINE
+        server.twilio._scripts_by_ending["5550190"] = MACHINE
         call_sid = (await server.make_call("5550190")).json()["call_sid"]
         with trio.fail_after(60):
             record = await server.finished(call_sid)
-        phone = server.app.simulated_twilio.calls[call_sid]
+        phone = server.twilio.calls[call_sid]
 
     assert (record["reason"], record["detail"]) == ("voicemail", "message left")
     assert record["answered_by"] == phone.answered_by == "machine_end_beep"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.call.watch import NUDGES
-from server.dialogue.decisions import Awaited
+from server.dialogue.remedies import Awaited
 
 
 def test_every_thing_awaited_has_a_nudge_but_the_greeting():

@@ -15,8 +15,8 @@ from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import Headers, MultiDict
 
 from server.carrier import CallStatus, StatusUpdate
+from server.carrier.twilio.reports import MAX_FACT_CHARS, parse_status
 from server.carrier.twilio.signature import WebhookVerifier
-from server.carrier.twilio.webhooks import MAX_FACT_CHARS, parse_status
 from server.errors import CarrierProtocolError
 
 TOKEN = "12345"

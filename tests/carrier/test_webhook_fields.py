@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.carrier import CallStatus
-from server.carrier.twilio.webhooks import (
+from server.carrier.twilio.reports import (
     check_fields,
     is_of_account,
     other_addresses,

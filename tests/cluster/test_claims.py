@@ -19,8 +19,10 @@ import pytest
 import trio
 
 from server.cluster.board import Load, Member
-from server.cluster.workers import AVAILABLE, WorkerLost, Workers
-from server.web.routes import Others
+from server.cluster.meeting import AVAILABLE
+from server.cluster.passing_on import WorkerLost
+from server.cluster.workers import Workers
+from server.web.elsewhere import Elsewhere
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
 
@@ -104,7 +106,7 @@ def test_a_gate_that_another_process_holds_is_given_up_in_time(tmp_path):
 
 def test_a_directory_that_somebody_has_removed_ends_no_call(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.cluster.workers.MAX_PATH_BYTES", 190)
+    monkeypatch.setattr("server.cluster.meeting.MAX_PATH_BYTES", 190)
     workers = Workers()
     workers.join(2, where="offhook-here")
     (tmp_path / "offhook-here" / "calls").rename(tmp_path / "elsewhere")
@@ -118,13 +120,13 @@ def test_a_directory_that_somebody_has_removed_ends_no_call(tmp_path, monkeypatc
 # -- who takes an inbound call ---------------------------------------------------------------
 
 
-class Asking(Others):
+class Asking(Elsewhere):
     """Asks the other processes; those that are named here are not reached."""
 
     may_be_asked = True
 
     def __init__(self, workers: Workers, gone: set[int], *, reached: bool = False) -> None:
-        self._app = SimpleNamespace(workers=workers)
+        self._service = SimpleNamespace(workers=workers)
         self._gone = gone
         self._reached = reached
         self.given: list[int] = []
@@ -143,7 +145,7 @@ class Asking(Others):
 @pytest.fixture
 def three(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.cluster.workers.MAX_PATH_BYTES", 190)  # no socket is made here
+    monkeypatch.setattr("server.cluster.meeting.MAX_PATH_BYTES", 190)  # no socket is made here
     with ExitStack() as stack:
         three = [Workers() for _ in range(3)]
         for each in three:
@@ -158,10 +160,10 @@ async def test_a_call_goes_to_the_one_that_has_it(three):
     first, second, third = three
     first.claim("CA1", 2)
 
-    assert await Asking(third, set()).taker_of("CA1") is None
+    assert await Asking(third, set()).for_named_call("CA1") is None
     for asked in (first, second):
         asking = Asking(asked, set())
-        assert (await asking.taker_of("CA1")) is not None
+        assert (await asking.for_named_call("CA1")) is not None
         assert asking.given == [2]
 
 
@@ -170,7 +172,7 @@ async def test_a_call_whose_process_cannot_be_reached_is_taken_by_one_that_can(t
     first.claim("CA1", 2)
     asking = Asking(first, {2})
 
-    await asking.taker_of("CA1")
+    await asking.for_named_call("CA1")
 
     assert asking.given[0] == 2
     assert first.owner("CA1") == second.owner("CA1") in (0, 1)
@@ -180,7 +182,7 @@ async def test_a_call_that_all_others_cannot_take_stays(three):
     first, _, _ = three
     first.claim("CA1", 2)
 
-    assert await Asking(first, {1, 2}).taker_of("CA1") is None
+    assert await Asking(first, {1, 2}).for_named_call("CA1") is None
     assert first.owner("CA1") == 0
 
 
@@ -189,7 +191,7 @@ async def test_of_many_who_are_asked_for_the_same_call_one_takes_it(three):
         taken: list[int] = []
 
         async def ask(workers: Workers, call_sid: str, taken: list[int]) -> None:
-            if await Asking(workers, set()).taker_of(call_sid) is None:
+            if await Asking(workers, set()).for_named_call(call_sid) is None:
                 taken.append(workers.number)
 
         async with trio.open_nursery() as nursery:
@@ -217,7 +219,7 @@ async def test_a_call_that_a_slow_process_was_given_is_not_taken_by_another(thre
     first.claim("CA1", 2)
     asking = Asking(first, {2}, reached=True)
 
-    answer = await asking.taker_of("CA1")
+    answer = await asking.for_named_call("CA1")
 
     assert answer.status_code == 502
     assert asking.given == [2]

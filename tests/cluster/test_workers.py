@@ -21,7 +21,8 @@ from benchmarks.processes import family
 from server.agent.agent import Agent
 from server.carrier import CallStatus
 from server.cluster.board import Load
-from server.cluster.workers import AVAILABLE, Workers
+from server.cluster.meeting import AVAILABLE
+from server.cluster.workers import Workers
 from server.dialogue.endings import EndReason
 from server.errors import ConfigurationError
 from server.metrics import Metrics, merged
@@ -43,7 +44,7 @@ HANGS_UP = "+15005550103"
 @pytest.fixture
 def meeting(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.cluster.workers.MAX_PATH_BYTES", 190)  # no socket is made here
+    monkeypatch.setattr("server.cluster.meeting.MAX_PATH_BYTES", 190)  # no socket is made here
     return "offhook-here"
 
 
@@ -120,13 +121,13 @@ async def test_a_call_that_is_over_stays_with_its_process_while_that_one_remembe
     calls = make_calls(recent_calls=0, workers=second)
     await nursery.start(calls.run)
     await calls.answer("CA7", "+15005550006", Agent())
-    call = calls.get("CA7")
+    call = calls.register.get("CA7")
     call.end(EndReason.HUNG_UP)
     await call.finished.wait()
     await wait_all_tasks_blocked()
 
     # Another process would take a captured webhook for a new call.
-    assert calls.get("CA7") is None
+    assert calls.register.get("CA7") is None
     assert first.owner("CA7") == second.number
 
 

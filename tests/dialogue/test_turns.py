@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.dialogue.decisions import (
+from server.dialogue.remedies import (
     LADDER,
     AskIfThere,
     Awaited,

@@ -40,13 +40,13 @@ async def test_a_call_has_its_sockets_on_the_plane_and_leaves_none_behind(media_
             await socket.send(start_message(ticket, call_sid))
             with trio.fail_after(60):
                 assert json.loads(await socket.recv())["event"] == "media"
-            assert (server.app.plane.wires if server.app.plane else 0) == wires
+            assert (server.service.plane.wires if server.service.plane else 0) == wires
             await socket.send(media_message(b"\xff" * 160))
         with trio.fail_after(60):
-            await server.app.calls.get(call_sid).finished.wait()
+            await server.service.calls.register.get(call_sid).finished.wait()
         # The route's own clean-up follows the call's.
         with trio.fail_after(60):
-            while server.app.plane and server.app.plane.wires:
+            while server.service.plane and server.service.plane.wires:
                 await trio.lowlevel.checkpoint()
 
 
@@ -70,7 +70,7 @@ async def test_a_call_on_the_plane_outlives_its_request(media_path, requests):
         open_socket(server) as socket,
     ):
         await socket.send(start_message(ticket, call_sid))
-        call = server.app.calls.get(call_sid)
+        call = server.service.calls.register.get(call_sid)
         with trio.fail_after(60):
             while requests_being_served() != requests:
                 await socket.recv()

@@ -41,6 +41,7 @@ from tests.support.lasting_talks import (
     QUOTA,
     TOOL,
     Conversation,
+    Talk,
     silence,
     speech,
     talking,
@@ -253,6 +254,29 @@ async def test_only_ten_seconds_wait_and_what_has_to_go_is_counted(autojump_cloc
     assert news.lost_s + len(talk.services[-1].heard) / BYTES_PER_S == pytest.approx(
         len(talk.said) / BYTES_PER_S, abs=0.1
     )
+
+
+async def test_of_what_is_said_before_the_first_connection_ten_seconds_wait(autojump_clock):
+    gemini = GeminiSimulator(api_key=KEY)
+
+    @asynccontextmanager
+    async def connect_late(url: str, headers: Any) -> AsyncIterator[MemorySocket]:
+        await trio.sleep(14.0)
+        async with GeminiSimulator.connect(gemini, url, headers) as socket:
+            yield socket
+
+    service = GeminiModel(api_key=KEY, connect=connect_late)
+    talk = Talk(gemini, Conversation())
+    talk.session = LastingModel(service).new_session(Agent(), talk.conversation, talk.take)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(gemini.run, port=None))
+        nursery.start_soon(talk.session.run)
+        await talk.say(speech(15.0))
+        nursery.cancel_scope.cancel()
+
+    assert talk.session.lost_s == pytest.approx(4.0, abs=0.2)
+    assert len(talk.heard) / BYTES_PER_S == pytest.approx(15.0 - talk.session.lost_s, abs=0.1)
+    assert bytes(talk.said).endswith(talk.heard[-BYTES_PER_S:])
 
 
 async def test_a_service_that_stays_away_is_given_up_after_the_budget(autojump_clock):

@@ -403,10 +403,10 @@ async def test_a_call_over_sockets_is_recorded_whole_on_either_path(
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
         with trio.fail_after(60):
             record = await server.finished(call_sid)
-            call = server.app.calls.get(call_sid)
-            while server.app.recordings._files:  # noqa: ASYNC110
+            call = server.service.calls.register.get(call_sid)
+            while server.service.recordings._files:  # noqa: ASYNC110
                 await trio.sleep(0.01)
-        phone = server.app.simulated_twilio.calls[call_sid]
+        phone = server.twilio.calls[call_sid]
         passed = (
             call.conversation.passing.path.agent_sent_bytes,
             call.conversation.passing.path.caller_sent_bytes,
@@ -431,7 +431,7 @@ async def test_a_full_disk_does_not_end_the_call(tmp_path, monkeypatch, fast_clo
     monkeypatch.setattr(recording._WavFile, "append", fail)
     async with serving(recordings_dir=tmp_path) as server:
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
-        call = server.app.calls.get(call_sid)
+        call = server.service.calls.register.get(call_sid)
         with trio.fail_after(60):
             await call.finished.wait()
             while call.conversation.passing.recorder.stopped is None:  # noqa: ASYNC110

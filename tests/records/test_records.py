@@ -508,9 +508,9 @@ async def test_the_list_of_calls_comes_in_pages_with_the_live_ones_first(tmp_pat
     async with serving(database_url=f"sqlite:///{tmp_path}/x.db", recent_calls=0) as server:
         ended = [(await server.make_call("5550104")).json()["call_sid"] for _ in range(3)]
         for call_sid in ended:
-            await server.app.simulated_twilio.calls[call_sid].wait_ended()
+            await server.twilio.calls[call_sid].wait_ended()
         live = (await server.make_call("5550105")).json()["call_sid"]
-        await until(lambda: len(server.app.calls._live) == 1)
+        await until(lambda: len(server.service.calls.register.live) == 1)
         seen, query = [], {"limit": "2"}
         while True:
             page = (await server.http.get("/calls", params=query)).json()

@@ -45,9 +45,7 @@ async def test_a_drain_is_asked_for_over_the_api(fast_clock):
     async with serving(api_key="sesame", drain_timeout_s=60.0) as server:
         refused = await server.http.post("/drain")
         server.http.headers["Authorization"] = "Bearer sesame"
-        phone = server.app.simulated_twilio.calls[
-            (await server.make_call("5550103")).json()["call_sid"]
-        ]
+        phone = server.twilio.calls[(await server.make_call("5550103")).json()["call_sid"]]
         accepted = await server.http.post("/drain")
         again = await server.http.post("/drain")
         ready = await server.http.get("/readyz")

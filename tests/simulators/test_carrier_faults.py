@@ -13,7 +13,7 @@ from tests.support.serving import serving
 async def test_late_callbacks_do_not_hold_a_call_and_still_reach_its_record(fast_clock):
     async with serving(simulated_carrier="late-callbacks") as server:
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
-        call = server.app.calls.get(call_sid)
+        call = server.service.calls.register.get(call_sid)
         with trio.fail_after(60):
             await call.finished.wait()
             at_the_end = call.status
@@ -30,7 +30,7 @@ async def test_callbacks_that_come_again_change_nothing(fast_clock):
         call_sid = (await server.make_call("5550104")).json()["call_sid"]
         with trio.fail_after(60):
             record = await server.finished(call_sid)
-        reports = server.app.simulated_twilio.calls[call_sid].reports
+        reports = server.twilio.calls[call_sid].reports
 
     noted = [moment["what"] for moment in record["timeline"]]
     assert [noted.count(status) for status in ("initiated", "ringing", "busy")] == [1, 1, 1]
@@ -48,7 +48,7 @@ async def test_a_call_whose_callbacks_never_come_ends_as_it_ended(number, reason
         call_sid = (await server.make_call(number)).json()["call_sid"]
         with trio.fail_after(60):
             record = await server.finished(call_sid)
-        phone = server.app.simulated_twilio.calls[call_sid]
+        phone = server.twilio.calls[call_sid]
 
     assert (record["reason"], record["status"]) == (reason, reason)
     assert record["duration_s"] == 0
@@ -58,7 +58,7 @@ async def test_a_call_whose_callbacks_never_come_ends_as_it_ended(number, reason
 async def test_a_talk_whose_callbacks_never_come_has_its_minutes_all_the_same(fast_clock):
     async with serving(simulated_carrier="no-callbacks", callback_wait_s=0.5) as server:
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
-        call = server.app.calls.get(call_sid)
+        call = server.service.calls.register.get(call_sid)
         with trio.fail_after(60):
             await call.settled.wait()
             record = await server.finished(call_sid)
@@ -70,7 +70,7 @@ async def test_a_talk_whose_callbacks_never_come_has_its_minutes_all_the_same(fa
 async def test_a_dial_that_was_too_much_is_made_when_twilio_wants(fast_clock):
     async with serving(simulated_carrier="too-many-requests") as server:
         made = await server.make_call("5550104")
-        asked = server.app.simulated_twilio._dial_requests
+        asked = server.twilio._dial_requests
 
     assert made.status_code == 201
     assert asked == 2
@@ -79,8 +79,8 @@ async def test_a_dial_that_was_too_much_is_made_when_twilio_wants(fast_clock):
 async def test_a_dial_that_twilio_fails_is_told_and_never_made_again_by_us(fast_clock):
     async with serving(simulated_carrier="twilio-5xx-dial") as server:
         failed = await server.make_call("5550104")
-        placed = len(server.app.simulated_twilio.calls)
-        live = server.app.calls.live_count
+        placed = len(server.twilio.calls)
+        live = server.service.calls.live_count
         taken = await server.make_call("5550104")
 
     assert failed.status_code == 502
@@ -92,7 +92,7 @@ async def test_a_dial_that_twilio_fails_is_told_and_never_made_again_by_us(fast_
 @pytest.mark.parametrize("failures", [2, 1_000])
 async def test_a_hang_up_that_twilio_fails_still_ends_the_call(failures, fast_clock):
     async with serving() as server:
-        twilio = server.app.simulated_twilio
+        twilio = server.twilio
         call_sid = (await server.make_call("5550108")).json()["call_sid"]
         twilio._faults = Faults(failed_updates=failures)
         phone = twilio.calls[call_sid]

@@ -17,10 +17,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.trio.server import serve
 
 from server.carrier import CallerAudio, CallStatus, SendAudio, StreamStopped
+from server.carrier.twilio.reports import parse_machine_verdict, parse_status, parse_transfer
 from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.signature import WebhookVerifier
 from server.carrier.twilio.stream import TwilioMediaStream
-from server.carrier.twilio.webhooks import parse_machine_verdict, parse_status, parse_transfer
 from server.errors import CarrierError, StreamEnded
 from server.simulators.phone import (
     SCRIPTS,

@@ -15,8 +15,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import connect
 
 from server.app import OffhookApp, create_app
+from server.service import Service
 from server.serving.single import listen, serve
 from server.settings.settings import Settings
+from server.simulators.gemini import GeminiSimulator
+from server.simulators.twilio import TwilioSimulator
 
 CALL_SID = "CA" + "1" * 32
 """A call that nobody has heard of."""
@@ -29,6 +32,20 @@ class Server:
     url: str
 
     @property
+    def service(self) -> Service:
+        return self.app.service
+
+    @property
+    def twilio(self) -> TwilioSimulator:
+        assert self.service.accounts.simulated_twilio is not None
+        return self.service.accounts.simulated_twilio
+
+    @property
+    def gemini(self) -> GeminiSimulator:
+        assert self.service.accounts.simulated_gemini is not None
+        return self.service.accounts.simulated_gemini
+
+    @property
     def stream_url(self) -> str:
         return self.url.replace("http", "ws") + "/stream"
 
@@ -37,14 +54,14 @@ class Server:
         return await self.http.post("/make-call", json=body)
 
     async def finished(self, call_sid: str) -> dict:
-        call = self.app.calls.get(call_sid)
+        call = self.service.calls.register.get(call_sid)
         assert call is not None
         await call.finished.wait()
-        await self.app.simulated_twilio.calls[call_sid].wait_ended()
+        await self.twilio.calls[call_sid].wait_ended()
         return (await self.http.get(f"/calls/{call_sid}")).json()
 
     async def signed_post(self, path: str, form: dict[str, str], token: str | None = None):
-        validator = RequestValidator(token or self.app.simulated_twilio._auth_token)
+        validator = RequestValidator(token or self.twilio._auth_token)
         signature = validator.compute_signature(self.url + path, form)
         headers = {"X-Twilio-Signature": signature}
         return await self.http.post(path, data=form, headers=headers)
@@ -101,7 +118,9 @@ async def ringing_call(server: Server) -> AsyncGenerator[tuple[str, str]]:
     """A call that rings for long, and the ticket its stream would show."""
     call_sid = (await server.make_call("5550105")).json()["call_sid"]
     (ticket,) = (
-        name for name, held in server.app.calls._tickets.items() if held.call.call_sid == call_sid
+        name
+        for name, held in server.service.calls.tickets._tickets.items()
+        if held.call.call_sid == call_sid
     )
     yield call_sid, ticket
     await server.http.post(f"/calls/{call_sid}/hang-up")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.dialogue.decisions import Decision, Patience
+from server.dialogue.remedies import Decision, Patience
 from server.dialogue.turns import Turns
 
 PATIENCE = Patience(

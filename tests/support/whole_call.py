@@ -35,7 +35,10 @@ async def main() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(outbound, server, forbidden)
                 nursery.start_soon(inbound, server, forbidden)
-        twilio, gemini = server.app.simulated_twilio, server.app.simulated_gemini
+        twilio, gemini = (
+            server.twilio,
+            server.gemini,
+        )
         assert twilio is not None
         assert gemini is not None
         forbidden["secrets"] += [twilio._auth_token, gemini._api_key, KEY]
@@ -48,7 +51,7 @@ async def outbound(server: Server, forbidden: dict[str, Any]) -> None:
 
 
 async def inbound(server: Server, forbidden: dict[str, Any]) -> None:
-    twilio = server.app.simulated_twilio
+    twilio = server.twilio
     assert twilio is not None
     url = f"{server.url}/twiml"
     phone = twilio.dial_in(url, from_number=CALLER, script=TALKS)
@@ -75,9 +78,12 @@ async def odd_requests(server: Server) -> dict[str, Any]:
         async def place_call(self, *args: object, **kwargs: object) -> None:
             raise TwilioRestException(400, "/Calls?token=abc", f"cannot call {DESTINATION}")
 
-    carrier, server.app.calls.carrier = server.app.calls.carrier, Careless()  # a bug of ours
+    carrier, server.service.calls.carrier = (
+        server.service.calls.carrier,
+        Careless(),
+    )  # a bug of ours
     await server.make_call()
-    server.app.calls.carrier = carrier
+    server.service.calls.carrier = carrier
     return {
         "calls": [],
         "spoken": [PROMPT, "4711-secret"],

@@ -133,7 +133,7 @@ async def calls(nursery):
         options=CallOptions(),
     )
     await nursery.start(calls.run)
-    nursery.start_soon(calls.try_model)
+    nursery.start_soon(calls.model_trial.run)
     return calls
 
 
@@ -269,7 +269,7 @@ async def test_a_caller_hears_words_in_a_pause_and_a_busy_tone_when_all_lines_ar
 
     assert "I am sorry" in calls.refuse(refused.value, Agent(language="en-GB"))
     assert calls.refuse(full, Agent()) == "<busy/>"
-    assert calls.get("CA7") is None
+    assert calls.register.get("CA7") is None
 
 
 async def test_a_call_that_is_refused_in_the_middle_pauses_the_next_ones(autojump_clock, calls):

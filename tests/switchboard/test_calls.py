@@ -53,7 +53,7 @@ async def test_the_stream_with_the_ticket_gets_its_call(autojump_clock, calls, n
     assert [what for _, what, _ in call.conversation.notes.timeline].count("answered") == 1
     media.hang_up()
     await call.finished.wait()
-    assert calls.get("CA1") is call
+    assert calls.register.get("CA1") is call
     assert calls.live_count == 0
 
 
@@ -132,7 +132,7 @@ async def test_a_phone_that_is_answered_before_the_dial_request_is(autojump_cloc
     await trio.sleep(2.0)
 
     assert media.closed is None
-    call = calls.get("CA1")
+    call = calls.register.get("CA1")
     assert call is not None
     assert "answered" in [what for _, what, _ in call.conversation.notes.timeline]
 
@@ -146,7 +146,7 @@ async def test_callbacks_that_overtake_the_dial_request_are_kept_in_order(autoju
     calls.update_status(StatusUpdate("CA1", CallStatus.INITIATED, 0))
     await trio.sleep(1.5)
 
-    call = calls.get("CA1")
+    call = calls.register.get("CA1")
     assert call is not None
     assert call.progress.status is CallStatus.RINGING
 
@@ -261,7 +261,7 @@ async def test_a_repeat_after_the_stream_has_begun_gets_no_ticket(autojump_clock
     assert other.closed is not None
     assert other.closed[0] == 1008
 
-    call = calls.get("CA7")
+    call = calls.register.get("CA7")
     media.hang_up()
     await call.finished.wait()
     await wait_all_tasks_blocked()
@@ -276,10 +276,10 @@ async def test_a_call_that_is_over_does_not_begin_again_when_it_is_long_forgotte
     calls = make_calls(recent_calls=0)
     await nursery.start(calls.run)
     await calls.answer("CA7", NUMBER, Agent())
-    calls.get("CA7").end(EndReason.HUNG_UP)
+    calls.register.get("CA7").end(EndReason.HUNG_UP)
     await wait_all_tasks_blocked()
     await trio.sleep(60)
-    assert calls.get("CA7") is None
+    assert calls.register.get("CA7") is None
 
     await calls.answer("CA7", NUMBER, Agent())
 
@@ -291,7 +291,7 @@ async def test_however_often_it_is_asked_a_call_has_few_tickets(autojump_clock, 
     documents = [await calls.answer("CA7", NUMBER, Agent()) for _ in range(50)]
 
     assert len(set(documents)) == 5
-    assert len(calls._tickets) == 5
+    assert len(calls.tickets._tickets) == 5
 
 
 async def test_a_failing_call_leaves_the_others_alone(autojump_clock, nursery):
@@ -316,7 +316,7 @@ async def test_only_so_many_records_are_kept(autojump_clock, nursery):
         await call.finished.wait()
     await wait_all_tasks_blocked()
 
-    assert [call.call_sid for call in calls.all()] == ["CA5", "CA4", "CA3"]
+    assert [call.call_sid for call in calls.register.all()] == ["CA5", "CA4", "CA3"]
 
 
 async def test_a_drain_refuses_new_calls_waits_for_live_ones_and_ends_the_rest(

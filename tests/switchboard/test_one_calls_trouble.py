@@ -18,7 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 from server.agent.agent import Agent
 from server.app import create_app
 from server.carrier import CallStatus, StatusUpdate
-from server.carrier.twilio.webhooks import parse_status
+from server.carrier.twilio.reports import parse_status
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused
 from server.model import AgentAudio, AgentTranscript, Usage
@@ -112,8 +112,8 @@ async def assert_only_this_call_is_over(calls: Calls, call, nursery: trio.Nurser
         await call.finished.wait()
     await wait_all_tasks_blocked()
     assert calls.live_count == 0
-    assert calls.get(call.call_sid) is call
-    assert call not in [held.call for held in calls._tickets.values()]
+    assert calls.register.get(call.call_sid) is call
+    assert call not in [held.call for held in calls.tickets._tickets.values()]
     assert calls.metrics.calls_active._value.get() == 0
     following, media = await talking(calls, nursery)
     media.hang_up()
@@ -233,7 +233,7 @@ async def test_a_last_step_that_fails_keeps_no_other_from_being_done(
     assert [record["call_sid"] for record in records.kept] == [call.call_sid]
     assert records.kept[0]["state"] == "ended"
     assert calls.metrics.calls_active._value.get() == 0
-    assert calls._tickets == {}
+    assert calls.tickets._tickets == {}
 
 
 async def _serve(calls: Calls, media: MemoryMedia) -> None:
@@ -330,18 +330,18 @@ async def test_a_server_whose_inside_has_ended_is_not_ready_and_says_so(tmp_path
     async with app.test_app():
         client = app.test_client()
         answer = await client.post("/make-call", json={"destination_number": "+15005550108"})
-        phone = app.simulated_twilio.calls[(await answer.get_json())["call_sid"]]
+        phone = app.service.accounts.simulated_twilio.calls[(await answer.get_json())["call_sid"]]
         ready = (await client.get("/readyz")).status_code
 
         with structlog.testing.capture_logs() as logged, trio.fail_after(60):
-            app.calls._accepted_in.send_nowait(NoCall())
-            await app.failed.wait()
+            app.service.calls._accepted_in.send_nowait(NoCall())
+            await app.service.failed.wait()
             not_ready = await client.get("/readyz")
             refused = await client.post("/make-call", json={"destination_number": "+15005550103"})
             form = {"CallSid": "CA" + "2" * 32, "From": "+15005550199", "CallStatus": "ringing"}
             form["Direction"] = "inbound"
             fields = {name: [value] for name, value in form.items()}
-            signature = sign(f"{app.public_url}/twiml", app._auth_token, fields)
+            signature = sign(f"{app.service.accounts.public_url}/twiml", app._auth_token, fields)
             headers = {"X-Twilio-Signature": signature}
             document = await client.post("/twiml", form=form, headers=headers)
             alive = await client.get("/healthz")
@@ -366,8 +366,8 @@ async def test_a_server_whose_inside_has_ended_is_not_ready_and_says_so(tmp_path
 async def test_a_server_whose_inside_has_ended_is_served_no_longer():
     with trio.fail_after(60):
         async with serving() as server:
-            server.app.calls._accepted_in.send_nowait(NoCall())
-            await server.app.failed.wait()
+            server.service.calls._accepted_in.send_nowait(NoCall())
+            await server.service.failed.wait()
             with suppress(httpx2.TransportError):
                 while True:  # until it has stopped listening, though nobody has told it to
                     await server.http.get("/healthz")
@@ -377,7 +377,7 @@ async def test_a_server_that_is_shut_down_has_not_failed(fast_clock):
     async with serving() as server:
         await server.finished((await server.make_call("5550103")).json()["call_sid"])
 
-    assert not server.app.failed.is_set()
+    assert not server.service.failed.is_set()
 
 
 @pytest.mark.parametrize(
@@ -415,4 +415,4 @@ async def test_a_helper_that_fails_ends_no_call_and_goes_on(
 
     assert record["reason"] == "caller-hung-up"
     assert ready.status_code == 200
-    assert not server.app.failed.is_set()
+    assert not server.service.failed.is_set()

@@ -16,8 +16,8 @@ from server.dialogue.endings import EndReason
 from server.records.words import StoredRequest
 from server.settings.settings import Settings
 from server.web.api import MakeCall
-from server.web.idempotency import fingerprint_of
 from server.web.keys import UNNAMED, hash_key
+from server.web.once import fingerprint_of
 from tests.support.access import ACCOUNT, SIMULATED
 
 SHOWN = {"X-API-Key": "sesame"}
@@ -28,7 +28,7 @@ async def running(**settings) -> AsyncGenerator[OffhookApp]:
     app = create_app(Settings.load(_env_file=None, **settings))
     async with app.test_app():
         yield app
-        for call in app.calls.all():
+        for call in app.service.calls.register.all():
             call.end(EndReason.HUNG_UP)
 
 
@@ -90,7 +90,7 @@ async def test_strangers_cannot_fill_the_log():
                 answer = await client.get("/calls", headers={"X-API-Key": f"guess {number}"})
                 assert answer.status_code == 401
             assert (await client.get("/calls", headers=SHOWN)).status_code == 200
-            refused = app.metrics.registry.get_sample_value(
+            refused = app.service.metrics.registry.get_sample_value(
                 "offhook_strangers_refused_total", {"kind": "key"}
             )
 
@@ -151,7 +151,7 @@ async def test_the_same_request_with_its_key_rings_one_phone():
             headers={"Idempotency-Key": "a"},
         )
         bodies = [await answer.get_json() for answer in (first, again, other, wrong)]
-        rung = len(app.simulated_twilio.calls)
+        rung = len(app.service.accounts.simulated_twilio.calls)
 
     assert [first.status_code, again.status_code, other.status_code] == [201, 201, 201]
     assert bodies[0] == bodies[1] != bodies[2]
@@ -172,7 +172,7 @@ async def test_a_request_that_is_being_worked_on_is_a_conflict(nursery):
                 await client.post("/make-call", json=NUMBER, headers=headers)
 
         nursery.start_soon(waits)
-        while not app.calls.admission.waiting_count:
+        while not app.service.calls.admission.waiting_count:
             await trio.lowlevel.checkpoint()
         conflict = await client.post("/make-call", json=NUMBER, headers=headers)
         gone.cancel()
@@ -192,7 +192,7 @@ async def test_a_request_that_was_answered_before_a_restart_rings_no_second_phon
         wrong = await client.post(
             "/make-call", json=NUMBER | {"prompt": "Say something else."}, headers=headers
         )
-        rung = len(app.simulated_twilio.calls)
+        rung = len(app.service.accounts.simulated_twilio.calls)
         bodies = [await answer.get_json() for answer in (first, again)]
 
     assert [first.status_code, again.status_code, wrong.status_code] == [201, 201, 422]
@@ -208,10 +208,10 @@ async def test_a_request_whose_end_nobody_knows_is_not_made_again(tmp_path):
     content = MakeCall.model_validate(NUMBER).model_dump_json().encode()
     async with running(**stored) as app:  # the process before was killed while it dialled
         working = StoredRequest(fingerprint_of(content).hex())
-        await app.records.write_request(UNNAMED, "a", working)
+        await app.service.records.write_request(UNNAMED, "a", working)
         again = await app.test_client().post("/make-call", json=NUMBER, headers=headers)
         body = await again.get_json()
-        rung = len(app.simulated_twilio.calls)
+        rung = len(app.service.accounts.simulated_twilio.calls)
 
     assert (again.status_code, body["error"]) == (409, "outcome-unknown")
     assert rung == 0
@@ -227,12 +227,12 @@ async def test_who_went_away_before_it_was_dialled_may_ask_again():
                 nursery.start_soon(
                     functools.partial(client.post, "/make-call", json=NUMBER, headers=headers)
                 )
-                while not app.calls.admission.waiting_count:
+                while not app.service.calls.admission.waiting_count:
                     await trio.lowlevel.checkpoint()
                 leaving.cancel()
-        assert len(app.simulated_twilio.calls) == 1
+        assert len(app.service.accounts.simulated_twilio.calls) == 1
         again = await client.post("/make-call", json=NUMBER, headers=headers)
-        rung = len(app.simulated_twilio.calls)
+        rung = len(app.service.accounts.simulated_twilio.calls)
 
     assert again.status_code == 201
     assert "Idempotent-Replayed" not in again.headers

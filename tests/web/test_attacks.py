@@ -85,7 +85,7 @@ async def good_call(server: Server) -> AsyncGenerator[None]:
                 yield
                 speaking.cancel()
         await socket.send(json.dumps({"event": "stop", "streamSid": "MZ1", "stop": {}}))
-        call = server.app.calls.get(call_sid)
+        call = server.service.calls.register.get(call_sid)
         assert call is not None
         with trio.fail_after(60):
             await call.finished.wait()
@@ -175,7 +175,7 @@ async def test_200_sockets_that_never_start_are_closed_and_a_call_is_not_disturb
     codes: list[int | None] = []
     async with serving(**settings) as server, good_call(server), AsyncExitStack() as sockets:
         opened = [await sockets.enter_async_context(open_socket(server)) for _ in range(200)]
-        waiting = len(server.app.calls.strangers)
+        waiting = len(server.service.calls.strangers)
 
         async def closed(socket) -> None:
             codes.append((await closing_of(socket))[0])
@@ -183,7 +183,7 @@ async def test_200_sockets_that_never_start_are_closed_and_a_call_is_not_disturb
         async with trio.open_nursery() as nursery:
             for socket in opened:
                 nursery.start_soon(closed, socket)
-        refused = server.app.metrics.registry.get_sample_value(
+        refused = server.service.metrics.registry.get_sample_value(
             "offhook_strangers_refused_total", {"kind": "stream-no-start"}
         )
 
@@ -208,7 +208,7 @@ async def test_a_socket_that_stops_reading_ends_with_its_own_call(quick_deadline
         text = start_message(ticket, call_sid).encode()
         head = b"\x81\xfe" + len(text).to_bytes(2, "big") + b"\0\0\0\0"  # a mask of zeros
         await deaf.send_all(head + text)
-        call = server.app.calls.get(call_sid)
+        call = server.service.calls.register.get(call_sid)
         with trio.fail_after(60):
             await call.finished.wait()
 
@@ -343,7 +343,7 @@ async def test_a_process_that_does_not_exist_is_refused_and_no_line_is_written(m
             async with await connection(server) as raw:
                 await raw.send_all(UPGRADE.replace(b"/stream", path, 1))
                 assert (await raw.receive_some(1000)).startswith(b"HTTP/1.1 404")
-        refused = server.app.metrics.registry.get_sample_value(
+        refused = server.service.metrics.registry.get_sample_value(
             "offhook_strangers_refused_total", {"kind": "stream-worker"}
         )
         after = lines()
@@ -384,7 +384,9 @@ async def test_whoever_leaves_early_is_no_error(media_path, step, way, lines):
                 await raw.send_all(frame(CONNECTED)[:20])
             WAYS_TO_LEAVE[way](raw)
         with trio.fail_after(10):
-            while len(server.app.calls.strangers) or (server.app.plane and server.app.plane.wires):
+            while len(server.service.calls.strangers) or (
+                server.service.plane and server.service.plane.wires
+            ):
                 await trio.lowlevel.checkpoint()
         after = lines()
 
@@ -410,7 +412,7 @@ async def test_strangers_media_sockets_write_a_few_lines_whatever_they_say(media
 
 
 def stream_signature(server: Server, token: str | None = None) -> dict[str, str]:
-    validator = RequestValidator(token or server.app.simulated_twilio._auth_token)
+    validator = RequestValidator(token or server.twilio._auth_token)
     return {"X-Twilio-Signature": validator.compute_signature(server.stream_url, {})}
 
 
@@ -450,7 +452,7 @@ async def test_a_ticket_that_was_stolen_opens_nothing_for_another_call():
 async def test_a_signature_is_good_for_its_own_request_only():
     form = {"CallSid": CALL_SID, "CallStatus": "ringing", "SequenceNumber": "1"}
     async with serving() as server:
-        validator = RequestValidator(server.app.simulated_twilio._auth_token)
+        validator = RequestValidator(server.twilio._auth_token)
         signature = validator.compute_signature(server.url + "/call-status", form)
         headers = {"X-Twilio-Signature": signature}
         changed = await server.http.post(

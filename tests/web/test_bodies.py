@@ -76,7 +76,7 @@ async def test_the_longest_prompt_of_any_characters_reaches_the_model(character,
         )
         assert answer.status_code == 201, answer.text
         record = await server.finished(answer.json()["call_sid"])
-        (session,) = server.app.simulated_gemini.sessions
+        (session,) = server.gemini.sessions
 
     assert record["reason"] == "caller-hung-up"
     assert session.setup["systemInstruction"]["parts"][0]["text"].startswith(prompt)
@@ -130,7 +130,7 @@ async def test_half_characters_and_endless_numbers_are_refused_in_every_field():
             name: await server.http.post("/make-call", content=body, headers=JSON)
             for name, body in LONE_SURROGATES.items()
         }
-        live = server.app.calls.live_count
+        live = server.service.calls.live_count
 
     assert {name: answer.status_code for name, answer in answers.items()} == dict.fromkeys(
         LONE_SURROGATES, 422

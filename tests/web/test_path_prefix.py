@@ -119,7 +119,7 @@ async def test_a_call_goes_through_a_proxy_that_leaves_the_prefix(
 ):
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/voice/line"
-    monkeypatch.setattr("tests.web.test_serve.listen", lambda host, port: listener)
+    monkeypatch.setattr("tests.support.serving.listen", lambda host, port: listener)
 
     async with serving(simulated_ring_s=0.1, media_path=media_path, public_url=url) as server:
         answers = [
@@ -129,7 +129,7 @@ async def test_a_call_goes_through_a_proxy_that_leaves_the_prefix(
             for prefix in ("/voice/line", "")
         ]
         records = [await server.finished(answer.json()["call_sid"]) for answer in answers]
-        assert server.app.carrier.stream_url.endswith("/voice/line/stream")
+        assert server.service.accounts.webhooks.stream_url.endswith("/voice/line/stream")
 
     assert [record["reason"] for record in records] == ["caller-hung-up"] * 2
     assert all(record["status"] == "completed" for record in records)

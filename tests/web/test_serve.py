@@ -48,8 +48,8 @@ async def test_calls_of_every_kind_at_once_each_end_as_they_should(media_path, f
 
         with trio.fail_after(50):
             await _all_at_once(place, endings.items())
-        phones = list(server.app.simulated_twilio.calls.values())
-        sessions = list(server.app.simulated_gemini.sessions)
+        phones = list(server.twilio.calls.values())
+        sessions = list(server.gemini.sessions)
 
     assert {name: record["reason"] for name, record in records.items()} == {
         "interrupts": "caller-hung-up",
@@ -70,7 +70,7 @@ async def test_calls_of_every_kind_at_once_each_end_as_they_should(media_path, f
 
 async def test_an_inbound_call_is_answered_and_talks(fast_clock):
     async with serving() as server:
-        phone = server.app.simulated_twilio.dial_in(
+        phone = server.twilio.dial_in(
             f"{server.url}/twiml", from_number="+15005550199", script="hangs-up"
         )
         with trio.fail_after(60):
@@ -94,18 +94,18 @@ async def test_simulators_find_a_server_whose_address_nobody_set(fast_clock):
 async def test_who_comes_by_another_address_does_not_change_what_streams_are_signed_for():
     async with serving(public_url=None) as server:
         await server.http.get("/healthz")
-        known, verifier = server.app.public_url, server.app.verifier
+        accounts = server.service.accounts
+        known = accounts.public_url, accounts.webhooks.stream_url
 
-        server.app.note_address("http", ("127.0.0.2", 8000))
+        accounts.note_address("http", ("127.0.0.2", 8000))
 
-        assert server.app.public_url == known
-        assert server.app.verifier is verifier
+        assert (accounts.public_url, accounts.webhooks.stream_url) == known
 
 
 async def test_hanging_up_through_the_api_ends_the_call_everywhere(fast_clock):
     async with serving() as server:
         call_sid = (await server.make_call("5550108")).json()["call_sid"]
-        phone = server.app.simulated_twilio.calls[call_sid]
+        phone = server.twilio.calls[call_sid]
         with trio.fail_after(60):
             await phone.wait_status("in-progress")
             ended = await server.http.post(f"/calls/{call_sid}/hang-up")
@@ -292,11 +292,11 @@ async def test_every_frame_before_stop_is_heard_even_when_the_socket_closes_at_o
             await socket.send(media_message(b"\xff" * 160, stream_sid="MZother"))
             await socket.send('{"event":"stop","sequenceNumber":"9","streamSid":"MZ1","stop":{}}')
             await socket.send(media_message(b"\xff" * 160))  # after the stop: nobody's
-        call = server.app.calls.get(call_sid)
+        call = server.service.calls.register.get(call_sid)
         with trio.fail_after(60):
             await call.finished.wait()
         record = (await server.http.get(f"/calls/{call_sid}")).json()
-        (session,) = server.app.simulated_gemini.sessions
+        (session,) = server.gemini.sessions
 
     assert record["reason"] == "caller-hung-up"
     assert record["timings"]["caller_audio_s"] == 2.0
@@ -316,7 +316,10 @@ async def test_a_refused_account_is_told_to_callers_and_rings_no_phone_until_it_
     async with serving(
         simulated_model="no-credits", quota_pause_s=0.3, media_path=media_path
     ) as server:
-        twilio, gemini = server.app.simulated_twilio, server.app.simulated_gemini
+        twilio, gemini = (
+            server.twilio,
+            server.gemini,
+        )
         callers = []
         for _ in range(2):  # the first finds out, the second is told at once
             caller = twilio.dial_in(
@@ -325,14 +328,14 @@ async def test_a_refused_account_is_told_to_callers_and_rings_no_phone_until_it_
             with trio.fail_after(20):
                 await caller.wait_ended()
             callers.append(caller)
-            await _until(lambda: not server.app.calls.live_count)
+            await _until(lambda: not server.service.calls.live_count)
         refused = [await server.make_call() for _ in range(3)]
         ready = await server.http.get("/readyz")
         metrics = (await server.http.get("/metrics")).text
         calls = len(twilio.calls)
 
         gemini.script = gemini.script_after_resume  # somebody has topped the credits up
-        pause = server.app.calls.admission.account_pause
+        pause = server.service.calls.admission.account_pause
         await _until(lambda: pause.kind is None)
         ready_again = await server.http.get("/readyz")
         placed = await server.make_call("5550103")

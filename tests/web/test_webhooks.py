@@ -42,18 +42,18 @@ FORMS = {
 
 
 def signature(server: Server, url: str, form=None) -> dict[str, str]:
-    validator = RequestValidator(server.app.simulated_twilio._auth_token)
+    validator = RequestValidator(server.twilio._auth_token)
     return {"X-Twilio-Signature": validator.compute_signature(url, form or {})}
 
 
 async def get(server: Server, path: str, form: dict[str, str], **headers: str):
     target = f"{path}?{urlencode(form)}"
-    signed = signature(server, server.app.public_url + target)
+    signed = signature(server, server.service.accounts.public_url + target)
     return await server.http.get(server.url + target, headers=signed | headers)
 
 
 async def post(server: Server, path: str, form, *, signed_for: str | None = None, **headers: str):
-    url = signed_for or server.app.public_url + path
+    url = signed_for or server.service.accounts.public_url + path
     signed = signature(server, url, MultiDict(form))
     content = urlencode(list(MultiDict(form).items(multi=True)))
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -99,7 +99,7 @@ async def test_a_get_is_signed_with_its_query_as_it_came():
         changed = await server.http.get(target.replace(CALL_SID, OTHER_SID), headers=signed)
         longer = await server.http.get(f"{target}&A=1", headers=signed)
         as_post = await server.http.post(target, headers=signed)
-        live = server.app.calls.live_count
+        live = server.service.calls.live_count
 
     assert [changed.status_code, longer.status_code] == [403, 403]
     assert as_post.status_code == 400  # a form has the fields of a post, and this one has none
@@ -109,7 +109,7 @@ async def test_a_get_is_signed_with_its_query_as_it_came():
 async def test_a_post_may_have_a_query_and_its_fields_are_its_forms():
     async with serving() as server:
         answer = await post(server, f"/twiml?CallSid={OTHER_SID}&agent=sales", RINGING)
-        calls = [call.call_sid for call in server.app.calls.all()]
+        calls = [call.call_sid for call in server.service.calls.register.all()]
 
     assert "<Stream" in answer.text
     assert calls == [CALL_SID]
@@ -124,7 +124,7 @@ async def test_a_post_may_have_a_query_and_its_fields_are_its_forms():
 async def test_a_webhook_without_a_calls_sid_is_refused_in_words(path, call_sid):
     async with serving() as server:
         answer = await post(server, path, FORMS[path] | {"CallSid": call_sid})
-        live = server.app.calls.live_count
+        live = server.service.calls.live_count
 
     assert answer.status_code == 400
     assert "CallSid" in answer.text or "CA and 32 hexadecimal digits" in answer.text
@@ -133,7 +133,7 @@ async def test_a_webhook_without_a_calls_sid_is_refused_in_words(path, call_sid)
 
 async def test_a_captured_webhook_is_worth_the_call_it_was_captured_from_and_no_more():
     async with serving() as server:
-        token = server.app.simulated_twilio._auth_token
+        token = server.twilio._auth_token
         text = server.url + "/twiml" + "".join(n + v for n, v in sorted(RINGING.items()))
         signed = RequestValidator(token).compute_signature(text, {})
         names = ["CallStatus", "Direction", "From", "To"]
@@ -153,7 +153,7 @@ async def test_a_captured_webhook_is_worth_the_call_it_was_captured_from_and_no_
         whole = await server.http.post(
             "/twiml", data=RINGING, headers={"X-Twilio-Signature": signed}
         )
-        calls = [call.call_sid for call in server.app.calls.all()]
+        calls = [call.call_sid for call in server.service.calls.register.all()]
 
     assert 200 not in answers
     assert 400 in answers  # rightly signed, and no call for all that
@@ -172,7 +172,7 @@ async def test_a_field_that_is_there_twice_is_refused():
 
 async def test_a_webhook_of_another_account_is_refused_and_told_of():
     async with serving() as server:
-        ours = server.app.simulated_twilio.account_sid
+        ours = server.twilio.account_sid
         with capture_logs() as logs:
             other = await post(server, "/twiml", RINGING | {"AccountSid": "AC" + "0" * 32})
         own = await post(server, "/twiml", RINGING | {"AccountSid": ours})
@@ -214,8 +214,8 @@ async def test_a_stream_that_names_no_call_is_closed_with_1008():
 async def test_what_is_not_a_call_that_comes_in_opens_none(changes):
     async with serving() as server:
         answer = await post(server, "/twiml", RINGING | changes)
-        live = server.app.calls.live_count
-        sessions = len(server.app.simulated_gemini.sessions)
+        live = server.service.calls.live_count
+        sessions = len(server.gemini.sessions)
 
     assert answer.status_code == 200
     assert "<Stream" not in answer.text
@@ -227,7 +227,7 @@ async def test_a_status_callback_that_comes_to_the_voice_webhook_counts(fast_clo
         form = {"CallSid": call_sid, "CallStatus": "busy", "Direction": "outbound-api"}
         await post(server, "/twiml", form)
         record = (await server.http.get(f"/calls/{call_sid}")).json()
-        call = server.app.calls.get(call_sid)
+        call = server.service.calls.register.get(call_sid)
         with trio.fail_after(10):
             await call.finished.wait()
 
@@ -308,7 +308,7 @@ async def test_a_webhook_that_was_signed_for_another_address_is_told_apart(
     async with serving(public_url=public_url) as server:
         with capture_logs() as logs:
             answer = await post(server, "/twiml", RINGING, signed_for=signed_for, **headers)
-        live = server.app.calls.live_count
+        live = server.service.calls.live_count
 
     (line,) = warnings(logs)
     assert answer.status_code == 403
@@ -384,7 +384,7 @@ async def test_two_idempotency_keys_are_none():
             json={"destination_number": "+15005550101"},
             headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")],
         )
-        live = server.app.calls.live_count
+        live = server.service.calls.live_count
 
     assert answer.status_code == 422
     assert live == 0
@@ -396,10 +396,10 @@ async def test_two_idempotency_keys_are_none():
 
 async def test_a_client_is_told_what_the_carrier_has_told_us_and_the_next_is_not_dialled():
     async with serving() as server:
-        server.app.simulated_twilio._faults = Faults(busy_for_s=100.0)
+        server.twilio._faults = Faults(busy_for_s=100.0)
         first = await server.make_call()
         second = await server.make_call()
-        asked = server.app.simulated_twilio._dial_requests
+        asked = server.twilio._dial_requests
         ready = await server.http.get("/readyz")
 
     assert first.status_code == 502

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Annotated, TypeVar
 
@@ -20,12 +19,11 @@ from server.carrier import (
     MarkReached,
     SendAudio,
     SendMark,
+    StreamCounts,
     StreamStarted,
     StreamStopped,
 )
-from server.carrier.twilio.webhooks import (
-    check_call_sid,
-)
+from server.carrier.twilio.reports import check_call_sid
 from server.errors import (
     CarrierProtocolError,
     StreamEnded,
@@ -120,30 +118,6 @@ _decode_kind = msgspec.json.Decoder(_AnyKind).decode
 # What msgspec raises for text that is no such message: not JSON or not the fields wanted, lone
 # surrogates, nested too deep.
 UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
-
-
-@dataclass(slots=True)
-class StreamCounts:
-    """What one stream has carried and what was wrong with it, for metrics and the call's record."""
-
-    media: int = 0
-    """Chunks of caller audio delivered."""
-    malformed: int = 0
-    """Not JSON, too long, or without the fields its kind must have; ignored."""
-    unknown: int = 0
-    """Kinds of message this program has never heard of; ignored."""
-    misplaced: int = 0
-    """Known kinds at the wrong time, such as media before start or after stop; ignored."""
-    foreign: int = 0
-    """Another stream's sid, or the track of our own audio; ignored."""
-    binary: int = 0
-    """Binary frames, which Twilio never sends; ignored."""
-    missing_chunks: int = 0
-    """Chunk numbers that were skipped: audio the carrier dropped before we saw it."""
-    repeated_chunks: int = 0
-    """Chunk numbers that were late or not new; their audio is delivered all the same."""
-    timestamp_jumps: int = 0
-    """Chunks that began somewhere else than where the one before ended."""
 
 
 class StreamState(Enum):

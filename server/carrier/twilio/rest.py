@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -20,29 +20,14 @@ from twilio.base.exceptions import TwilioException, TwilioRestException, TwilioS
 from twilio.http import AsyncHttpClient
 from twilio.http.response import Response
 from twilio.rest import Client
-from twilio.twiml.voice_response import VoiceResponse
 
-from server.carrier import (
-    CallStatus,
-    MachineVerdict,
-    PlacedCall,
-    StatusUpdate,
-    TransferUpdate,
-    VoiceRequest,
-)
-from server.carrier.twilio.documents import dial_twiml, say_twiml, stream_origin, stream_twiml
+from server.carrier import CallStatus, PlacedCall, StatusUpdate
+from server.carrier.twilio.documents import dial_twiml, say_twiml
 from server.carrier.twilio.messages import UNREADABLE, T
+from server.carrier.twilio.reports import check_call_sid, is_count
 from server.carrier.twilio.retry_after import read_retry_after
-from server.carrier.twilio.webhooks import (
-    check_call_sid,
-    check_fields,
-    is_count,
-    is_of_account,
-    parse_machine_verdict,
-    parse_status,
-    parse_transfer,
-    parse_voice,
-)
+from server.carrier.twilio.webhooks import MACHINE, STATUS, TRANSFER, TwilioWebhooks
+from server.carrier.webhooks import ConnectStream
 from server.errors import (
     CallNotInProgress,
     CarrierError,
@@ -167,7 +152,7 @@ _NOT_FOUND = 20404
 
 
 class TwilioCarrier:
-    """Twilio's REST API, and the TwiML that brings a call's audio to ``/stream``.
+    """A :class:`server.carrier.Carrier` over Twilio's REST API.
 
     An async context manager: it owns the HTTP connections.
 
@@ -175,8 +160,7 @@ class TwilioCarrier:
         account_sid: ``AC…``.
         auth_token: The account's secret.
         phone_number: The number calls come from, E.164.
-        public_url: Where Twilio reaches this server, ``https://host``. With ``http://127.0.0.1…``,
-            for a simulation, media streams come over ``ws://`` instead of ``wss://``.
+        webhooks: The account's; its addresses are told to Twilio with every call.
         api_url: Base URL of the REST API; None is Twilio's default. For another Region, such as
             ``https://api.dublin.ie1.twilio.com``, or a simulator.
         name: What answers and banners call this carrier.
@@ -193,7 +177,7 @@ class TwilioCarrier:
         account_sid: str,
         auth_token: str,
         phone_number: str,
-        public_url: str,
+        webhooks: TwilioWebhooks,
         api_url: str | None = None,
         name: str = "twilio",
         ring_timeout_s: float = 30.0,
@@ -202,13 +186,10 @@ class TwilioCarrier:
         api_key: tuple[str, str] | None = None,
     ) -> None:
         self._name = name
-        self._account_sid = account_sid
         self._phone_number = phone_number
+        self.webhooks = webhooks
         self.on_wait: Callable[[float], None] = lambda wait_s: None
         """Called when Twilio asks to be left alone for so many seconds."""
-        self.stream_path = "/stream"
-        """Where media streams of this process's calls go, as it is known at the next call."""
-        self.reach_at(public_url)
         self._ring_timeout_s = ring_timeout_s
         self._request_timeout_s = request_timeout_s
         # Of the environment only what is trusted (SSL_CERT_FILE): no hop that nobody asked for.
@@ -245,18 +226,6 @@ class TwilioCarrier:
         """What answers and banners call this carrier."""
         return self._name
 
-    def reach_at(self, public_url: str) -> None:
-        """From the next call on, Twilio is told to reach this server there."""
-        self._status_url = f"{public_url.rstrip('/')}/call-status"
-        self._amd_url = f"{public_url.rstrip('/')}/amd-status"
-        self._transfer_url = f"{public_url.rstrip('/')}/transfer-status"
-        self._stream_origin = stream_origin(public_url)
-
-    @property
-    def stream_url(self) -> str:
-        """Where Twilio opens a call's media stream."""
-        return f"{self._stream_origin}{self.stream_path}"
-
     async def place_call(
         self,
         destination_number: str,
@@ -283,15 +252,15 @@ class TwilioCarrier:
             detection = {
                 "machine_detection": "DetectMessageEnd",
                 "async_amd": "true",
-                "async_amd_status_callback": self._amd_url,
+                "async_amd_status_callback": self.webhooks.url_of(MACHINE),
                 "async_amd_status_callback_method": "POST",
             }
         call = await self._request(
             lambda: self._client.calls.create_async(
                 to=destination_number,
                 from_=self._phone_number,
-                twiml=self.answer_twiml(ticket),
-                status_callback=self._status_url,
+                twiml=self.webhooks.twiml(ConnectStream(ticket)),
+                status_callback=self.webhooks.url_of(STATUS),
                 status_callback_event=["initiated", "ringing", "answered", "completed"],
                 status_callback_method="POST",
                 timeout=math.ceil(self._ring_timeout_s),
@@ -343,7 +312,7 @@ class TwilioCarrier:
             number,
             caller_id=self._phone_number,
             ring_timeout_s=ring_timeout_s,
-            status_url=self._transfer_url,
+            status_url=self.webhooks.url_of(TRANSFER),
         )
         await self.update_call(call_sid, twiml=document)
 
@@ -403,55 +372,11 @@ class TwilioCarrier:
             CarrierError: Refused or not reached.
         """
         try:
-            await self.update_call(call_sid, twiml=self.say_and_hang_up_twiml(text, language))
+            await self.update_call(call_sid, twiml=say_twiml(text, language))
         except CarrierError as error:
             if error.code != _NOT_IN_PROGRESS:
                 raise
             raise CallNotInProgress(error.message, status=error.status, code=error.code) from error
-
-    def answer_twiml(self, ticket: str) -> str:
-        """The document that answers a call with a media stream that shows the ticket."""
-        return stream_twiml(self.stream_url, {"ticket": ticket})
-
-    def refuse_twiml(self) -> str:
-        """The document that refuses an inbound call as busy; Twilio does not bill it."""
-        response = VoiceResponse()
-        response.reject(reason="busy")
-        return str(response)
-
-    def hang_up_twiml(self) -> str:
-        """The document that ends a call."""
-        response = VoiceResponse()
-        response.hangup()
-        return str(response)
-
-    def say_and_hang_up_twiml(self, text: str, language: str) -> str:
-        """See :func:`say_twiml`."""
-        return say_twiml(text, language)
-
-    def check_fields(self, fields: Iterable[tuple[str, str]]) -> None:
-        """See :func:`server.carrier.twilio.webhooks.check_fields`."""
-        check_fields(fields)
-
-    def is_ours(self, form: Mapping[str, str]) -> bool:
-        """Whether a webhook is about our account, as far as it says."""
-        return is_of_account(form, self._account_sid)
-
-    def read_voice(self, form: Mapping[str, str]) -> VoiceRequest:
-        """See :func:`server.carrier.twilio.webhooks.parse_voice`."""
-        return parse_voice(form)
-
-    def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:
-        """See :func:`parse_transfer`."""
-        return parse_transfer(form)
-
-    def read_machine_verdict(self, form: Mapping[str, str]) -> MachineVerdict:
-        """See :func:`parse_machine_verdict`."""
-        return parse_machine_verdict(form)
-
-    def read_status(self, form: Mapping[str, str]) -> StatusUpdate:
-        """See :func:`server.carrier.twilio.webhooks.parse_status`."""
-        return parse_status(form)
 
 
 def _placed_status(word: object) -> CallStatus:

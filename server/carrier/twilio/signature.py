@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from twilio.request_validator import (
     SIGNATURE_HEADER,
@@ -13,10 +15,7 @@ from twilio.request_validator import (
 )
 
 from server.carrier.twilio.documents import stream_origin
-from server.carrier.twilio.webhooks import (
-    other_addresses,
-)
-from server.headers import Headers, lines_of, single
+from server.headers import Headers, lines_of, listed, single
 
 
 class WebhookVerifier:
@@ -134,3 +133,55 @@ class WebhookVerifier:
             if name.strip() == "key":
                 return self._shared_validators.get(value.strip())
         return None
+
+
+# ------------------------------------------------------------------------------------------
+# Another address than the one we know
+
+_NETLOC = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){1,8}")
+_MAX_GIVEN = 4
+_PORTS = {"https": ":443", "wss": ":443", "http": ":80", "ws": ":80"}
+
+
+def other_addresses(
+    public_url: str, target: str, headers: Headers, schemes: tuple[str, ...]
+) -> list[str]:
+    """Addresses that this request may have been sent to, besides the one that is expected.
+
+    They are for the log only: what a stranger writes into ``Host`` opens nothing.
+
+    Args:
+        public_url: Where we believe that Twilio reaches us.
+        target: Path and query as requested.
+        headers: The request's.
+        schemes: Which ones to think of.
+    """
+    public = urlsplit(public_url)
+    given = [public.netloc, *lines_of(headers, "Host"), *listed(headers, "X-Forwarded-Host")]
+    path, mark, query = target.partition("?")
+    prefix = public.path.rstrip("/")
+    stripped = (single(headers, "X-Forwarded-Prefix") or "").rstrip("/")
+    paths = (
+        *(path, prefix + path, path.removeprefix(prefix), path.rstrip("/"), f"{path}/"),
+        *((stripped + path,) if _PREFIX.fullmatch(stripped) else ()),
+    )
+    return list(
+        dict.fromkeys(
+            f"{scheme}://{netloc}{each}{mark}{query}"
+            for scheme in schemes
+            for one in given[:_MAX_GIVEN]
+            for netloc in _like(one, _PORTS[scheme])
+            for each in paths
+        )
+    )
+
+
+def _like(netloc: str, usual_port: str) -> tuple[str, ...]:
+    """A host with and without its port, and its namesake with or without ``www``."""
+    match = _NETLOC.fullmatch(netloc)
+    if match is None:
+        return ()
+    host, port = match[1], match[2] or ""
+    namesake = host.removeprefix("www.") if host.startswith("www.") else f"www.{host}"
+    return (netloc, host, host + usual_port, namesake, namesake + port)

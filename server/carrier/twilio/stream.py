@@ -10,11 +10,12 @@ from server.carrier import (
     CarrierCommand,
     CarrierEvent,
     Listener,
+    StreamCounts,
     StreamStarted,
     StreamStopped,
 )
 from server.carrier.transport import Transport
-from server.carrier.twilio.messages import StreamCounts, TwilioProtocol
+from server.carrier.twilio.messages import TwilioProtocol
 from server.errors import (
     CarrierProtocolError,
     StreamEnded,

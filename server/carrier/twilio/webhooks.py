@@ -1,292 +1,159 @@
-"""Twilio's webhooks, read: whose call, what is asked or reported, and whether it is said just once.
-
-The signature is of the address and then of every name and value, sorted, with nothing in between
-("Webhooks Security"). So a request may be cut into other fields than Twilio's and is rightly signed
-all the same: a call's sid goes on with the fields that followed, a status that Twilio has sent is
-hidden at the end of a name. What can be told by its form is therefore held to it, and what has such
-a form must be a field's own.
-"""
+"""Twilio's webhooks: where they are, which are Twilio's own, what they say and are answered."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from urllib.parse import urlsplit
+from collections.abc import Callable, Mapping
 
-from server.carrier import (
-    AnsweredBy,
-    CallStatus,
-    MachineVerdict,
-    StatusUpdate,
-    TransferUpdate,
-    VoiceRequest,
+from twilio.request_validator import SIGNATURE_HEADER
+from twilio.twiml.voice_response import VoiceResponse
+from werkzeug.datastructures import MultiDict
+
+from server.carrier.twilio.documents import say_twiml, stream_origin, stream_twiml
+from server.carrier.twilio.reports import (
+    check_fields,
+    is_of_account,
+    parse_machine_verdict,
+    parse_status,
+    parse_transfer,
+    parse_voice,
 )
-from server.errors import (
-    CarrierProtocolError,
+from server.carrier.twilio.signature import WebhookVerifier
+from server.carrier.webhooks import (
+    ConnectStream,
+    Document,
+    EndCall,
+    RefuseCall,
+    Reply,
+    Report,
+    SayAndEndCall,
 )
-from server.headers import Headers, lines_of, listed, single
+from server.headers import Headers, single
 
-_HEX = "[0-9a-fA-F]{32}"
-_CALL_SID = re.compile(f"CA{_HEX}")
-_ACCOUNT_SID = re.compile(f"AC{_HEX}")
-MAX_FACT_CHARS = 200
-"""What else a status callback says is cut here; Twilio's error messages are shorter."""
-
-# ------------------------------------------------------------------------------------------
-# Fields
-
-
-def check_call_sid(call_sid: str, of: str) -> str:
-    """The sid of a call, if it is one.
-
-    Args:
-        call_sid: What was given for it.
-        of: What it was given in, for the message.
-
-    Raises:
-        CarrierProtocolError: It is not ``CA`` and 32 hexadecimal digits, exactly.
-    """
-    if _CALL_SID.fullmatch(call_sid):
-        return call_sid
-    got = f"{call_sid[:40]!r}, of {len(call_sid)} characters" if call_sid else "nothing"
-    raise CarrierProtocolError(
-        f"{of} without a call's sid: it must be CA and 32 hexadecimal digits, and was {got}"
-    )
-
-
-# What Twilio says in fields that decide, by its form: nobody's name or city looks like that.
-_TELLING = re.compile(
-    f"(CallSid)(CA{_HEX})|(AccountSid)(AC{_HEX})|(CallStatus)({'|'.join(CallStatus)})"
-    "|(Direction)(inbound|outbound)"
-)
-_NAME = re.compile(r"[A-Za-z_]{1,64}|SipHeader_[\x21-\x7e]{1,200}")
-_DECIDING = frozenset(
-    {
-        *("AccountSid", "CallSid", "ParentCallSid", "CallStatus", "DialCallStatus", "Direction"),
-        *("From", "SequenceNumber", "CallbackSource", "CallDuration", "AnsweredBy"),
-    }
-)
-
-
-def check_fields(fields: Iterable[tuple[str, str]]) -> None:
-    """Whether a webhook's fields can only be the ones that Twilio has signed.
-
-    Args:
-        fields: All of them, repeated ones too.
-
-    Raises:
-        CarrierProtocolError: A field that decides has two values, or stands in the middle of
-            another one.
-    """
-    values: dict[str, set[str]] = {}
-    for name, value in fields:
-        values.setdefault(name, set()).add(value)
-    for name in _DECIDING & values.keys():
-        if len(values[name]) > 1:
-            raise CarrierProtocolError(f"webhook with {len(values[name])} values of {name}")
-    text, begins = "", {}
-    for name in sorted(values):
-        for value in sorted(values[name]):
-            text += name
-            begins[len(text)] = name, value
-            text += value
-    for match in _TELLING.finditer(text):
-        label, told = (part for part in match.groups() if part is not None)
-        name, value = begins.get(match.start() + len(label), ("", ""))
-        is_whole = value == told or not label.endswith("Sid")
-        if not (_NAME.fullmatch(name) and name.endswith(label) and is_whole):
-            raise CarrierProtocolError(
-                f"webhook whose fields were cut apart elsewhere than where they begin: {label} "
-                "stands in the middle of another one"
-            )
-
-
-def is_of_account(fields: Mapping[str, str], account_sid: str) -> bool:
-    """Whether a webhook is about our account, as far as it says.
-
-    A subaccount signs with a token of its own, so what our token has signed names our account; and
-    about another one's calls our requests would be refused.
-    """
-    given = fields.get("AccountSid", "")
-    if not given or not _ACCOUNT_SID.fullmatch(account_sid):
-        return True
-    return given.lower() == account_sid.lower()
-
-
-# ------------------------------------------------------------------------------------------
-# The voice webhook
-
-_ENDS = frozenset(status for status in CallStatus if status.is_final)
-_UNANSWERED_OR_TALKING = frozenset(CallStatus) - _ENDS
-# An E.164 number, a short code, a SIP address, a client's name, or a word such as "anonymous".
-_PARTY = re.compile(
-    r"\+?[0-9*#]{1,20}|sips?:[\x21-\x7e]{1,250}|client:[\x20-\x7e]{1,250}|[A-Za-z]{1,20}"
-)
-
-
-def parse_voice(form: Mapping[str, str]) -> VoiceRequest:
-    """Read what is posted to the voice webhook: a question how a call goes on, or only a report.
-
-    Where "A call comes in" and "Call status changes" were given one address, status callbacks come
-    there, too: those have an end, a ``SequenceNumber`` or a ``CallbackSource`` in them, and a
-    question has none of these.
-
-    Raises:
-        CarrierProtocolError: No call's sid, or a report that cannot be read.
-    """
-    call_sid = check_call_sid(form.get("CallSid", ""), "voice webhook")
-    word = form.get("CallStatus", CallStatus.RINGING.value)
-    report = None
-    if word in _ENDS or "SequenceNumber" in form or "CallbackSource" in form:
-        report = parse_status(form)
-    number = form.get("From", "")
-    return VoiceRequest(
-        call_sid,
-        number if _PARTY.fullmatch(number) else "",
-        begins=(
-            report is None
-            and form.get("Direction", "inbound") == "inbound"
-            and word in _UNANSWERED_OR_TALKING
-        ),
-        report=report,
-    )
-
-
-# ------------------------------------------------------------------------------------------
-# Status callbacks
-
-# What a status callback may add, and what we call it. Numbers and places are left where they are.
-_STATUS_FACTS = {
-    "CallDuration": "duration_s",
-    "SipResponseCode": "sip_response_code",
-    "AnsweredBy": "answered_by",
-    "Timestamp": "timestamp",
-    "ErrorCode": "error_code",
-    "ErrorMessage": "error_message",
+VOICE = "/twiml"
+STATUS = "/call-status"
+MACHINE = "/amd-status"
+TRANSFER = "/transfer-status"
+_READERS: Mapping[str, Callable[[Mapping[str, str]], Report]] = {
+    VOICE: parse_voice,
+    STATUS: parse_status,
+    MACHINE: parse_machine_verdict,
+    TRANSFER: parse_transfer,
 }
 
 
-def parse_status(form: Mapping[str, str]) -> StatusUpdate:
-    """Read a status callback; fields it does not know are left alone, long ones are cut.
-
-    A callback without a ``SequenceNumber`` has the number 0: Twilio leaves it out where it
-    reports a call's end only, and one report needs no order.
-
-    Raises:
-        CarrierProtocolError: No call sid, or a status or a number that is none.
-    """
-    call_sid = check_call_sid(form.get("CallSid", ""), "status callback")
-    word = form.get("CallStatus", "")
-    number = form.get("SequenceNumber", "0")
-    try:
-        status = CallStatus(word)
-    except ValueError:
-        raise CarrierProtocolError(f"status callback with CallStatus {word[:40]!r}") from None
-    if not (number.isascii() and number.isdecimal() and len(number) < 10):
-        raise CarrierProtocolError(f"status callback with SequenceNumber {number[:40]!r}")
-    facts = {
-        name: form[field_name][:MAX_FACT_CHARS]
-        for field_name, name in _STATUS_FACTS.items()
-        if form.get(field_name)
-    }
-    if not is_count(facts.get("duration_s", "")):
-        facts.pop("duration_s", None)
-    return StatusUpdate(call_sid, status, int(number), facts)
-
-
-def is_count(text: str) -> bool:
-    """Whether a text is a whole number of no more digits than a call's seconds can have.
-
-    A call lasts at most a day; machine detection, in milliseconds, at most a minute.
-    """
-    return text.isascii() and text.isdecimal() and len(text) <= 6
-
-
-# ------------------------------------------------------------------------------------------
-# Another address than the one we know
-
-_NETLOC = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
-_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){1,8}")
-_MAX_GIVEN = 4
-_PORTS = {"https": ":443", "wss": ":443", "http": ":80", "ws": ":80"}
-
-
-def other_addresses(
-    public_url: str, target: str, headers: Headers, schemes: tuple[str, ...]
-) -> list[str]:
-    """Addresses that this request may have been sent to, besides the one that is expected.
-
-    They are for the log only: what a stranger writes into ``Host`` opens nothing.
+class TwilioWebhooks:
+    """A :class:`server.carrier.webhooks.Webhooks`: signed forms come, TwiML goes back.
 
     Args:
-        public_url: Where we believe that Twilio reaches us.
-        target: Path and query as requested.
-        headers: The request's.
-        schemes: Which ones to think of.
+        account_sid: ``AC…``.
+        auth_token: The account's secret, which Twilio signs with.
+        public_url: Where Twilio reaches this server, ``https://host``. With ``http://127.0.0.1…``,
+            for a simulation, media streams come over ``ws://`` instead of ``wss://``.
+        shared_keys: Secrets of Twilio's newer shared keys by key id, for accounts that use them.
+        stream_path: Where the media streams of this process's calls go.
     """
-    public = urlsplit(public_url)
-    given = [public.netloc, *lines_of(headers, "Host"), *listed(headers, "X-Forwarded-Host")]
-    path, mark, query = target.partition("?")
-    prefix = public.path.rstrip("/")
-    stripped = (single(headers, "X-Forwarded-Prefix") or "").rstrip("/")
-    paths = (
-        *(path, prefix + path, path.removeprefix(prefix), path.rstrip("/"), f"{path}/"),
-        *((stripped + path,) if _PREFIX.fullmatch(stripped) else ()),
-    )
-    return list(
-        dict.fromkeys(
-            f"{scheme}://{netloc}{each}{mark}{query}"
-            for scheme in schemes
-            for one in given[:_MAX_GIVEN]
-            for netloc in _like(one, _PORTS[scheme])
-            for each in paths
+
+    paths = tuple(_READERS)
+
+    def __init__(
+        self,
+        account_sid: str,
+        auth_token: str,
+        public_url: str,
+        *,
+        shared_keys: Mapping[str, str] | None = None,
+        stream_path: str = "/stream",
+    ) -> None:
+        self._account_sid = account_sid
+        self._auth_token = auth_token
+        self._shared_keys = shared_keys
+        self._stream_path = stream_path
+        self.reach_at(public_url)
+
+    def reach_at(self, public_url: str) -> None:
+        """From the next call on, Twilio is told to reach this server there."""
+        self._public_url = public_url.rstrip("/")
+        self._verifier = WebhookVerifier(
+            self._auth_token, public_url, shared_keys=self._shared_keys
         )
-    )
 
+    def url_of(self, path: str) -> str:
+        """The whole address of one of them."""
+        return self._public_url + path
 
-def _like(netloc: str, usual_port: str) -> tuple[str, ...]:
-    """A host with and without its port, and its namesake with or without ``www``."""
-    match = _NETLOC.fullmatch(netloc)
-    if match is None:
-        return ()
-    host, port = match[1], match[2] or ""
-    namesake = host.removeprefix("www.") if host.startswith("www.") else f"www.{host}"
-    return (netloc, host, host + usual_port, namesake, namesake + port)
+    @property
+    def stream_url(self) -> str:
+        """Where Twilio opens a call's media stream."""
+        return stream_origin(self._public_url) + self._stream_path
 
+    # -- what comes ------------------------------------------------------------------------
 
-def parse_transfer(form: Mapping[str, str]) -> TransferUpdate:
-    """Read what is posted about a ``<Dial>``: its action, or the other number's own status.
+    def is_signed(self, headers: Headers) -> bool:
+        """True if a request claims to be Twilio's own, with one signature."""
+        return single(headers, SIGNATURE_HEADER) is not None
 
-    Raises:
-        CarrierProtocolError: No call sid, or a status that is none.
-    """
-    wants_document = "DialCallStatus" in form
-    call_sid = form.get("CallSid" if wants_document else "ParentCallSid", "")
-    word = form.get("DialCallStatus" if wants_document else "CallStatus", "")
-    check_call_sid(call_sid, "transfer callback")
-    if word == "answered":  # of an action: its own word for a call that was connected
-        word = "completed"
-    try:
-        status = CallStatus(word)
-    except ValueError:
-        raise CarrierProtocolError(f"transfer callback with status {word[:40]!r}") from None
-    return TransferUpdate(call_sid, status, wants_document)
+    def verify(self, target: str, headers: Headers, form: Mapping[str, str] | None) -> bool:
+        """True if Twilio has signed this request; see :meth:`WebhookVerifier.verify_signature`."""
+        return self._verifier.verify_signature(target, headers, form)
 
+    def verify_upgrade(self, target: str, headers: Headers) -> bool:
+        """True if a stream's upgrade is signed; see :meth:`WebhookVerifier.verify_upgrade`."""
+        return self._verifier.verify_upgrade(target, headers)
 
-def parse_machine_verdict(form: Mapping[str, str]) -> MachineVerdict:
-    """Read what asynchronous answering machine detection posts; a new word of it is "unknown".
+    def signed_for(
+        self, target: str, headers: Headers, form: Mapping[str, str] | None
+    ) -> str | None:
+        """Which other address a webhook was signed for; see :meth:`WebhookVerifier.signed_for`."""
+        return self._verifier.signed_for(target, headers, form)
 
-    Raises:
-        CarrierProtocolError: No call sid, or no verdict.
-    """
-    call_sid = check_call_sid(form.get("CallSid", ""), "machine detection callback")
-    word = form.get("AnsweredBy", "")
-    if not word:
-        raise CarrierProtocolError("machine detection callback without AnsweredBy")
-    try:
-        answered_by = AnsweredBy(word)
-    except ValueError:
-        answered_by = AnsweredBy.UNKNOWN
-    took_ms = form.get("MachineDetectionDuration", "")
-    took_s = int(took_ms) / 1000 if is_count(took_ms) else 0.0
-    return MachineVerdict(call_sid, answered_by, took_s)
+    def check(self, fields: MultiDict[str, str]) -> None:
+        """Check that the fields are the ones that were signed.
+
+        Raises:
+            CarrierProtocolError: They are not; see :func:`check_fields`.
+        """
+        check_fields(fields.items(multi=True))
+
+    def is_ours(self, fields: Mapping[str, str]) -> bool:
+        """True if a webhook is about our account, as far as it says."""
+        return is_of_account(fields, self._account_sid)
+
+    def read(self, path: str, fields: Mapping[str, str]) -> Report:
+        """Read what was sent to one of the paths.
+
+        Raises:
+            CarrierProtocolError: It cannot be read.
+        """
+        return _READERS[path](fields)
+
+    def path_for(self, fields: Mapping[str, str]) -> str:
+        """The path that was probably meant, by what a request says."""
+        if "DialCallStatus" in fields or "ParentCallSid" in fields:
+            return TRANSFER
+        if "MachineDetectionDuration" in fields:
+            return MACHINE
+        if "CallbackSource" in fields or "SequenceNumber" in fields or "CallDuration" in fields:
+            return STATUS
+        return VOICE
+
+    # -- what goes back --------------------------------------------------------------------
+
+    def write(self, reply: Reply) -> Document:
+        """Write a reply as TwiML."""
+        return Document(self.twiml(reply), "text/xml")
+
+    def twiml(self, reply: Reply) -> str:
+        """The TwiML of a reply."""
+        match reply:
+            case ConnectStream(ticket):
+                return stream_twiml(self.stream_url, {"ticket": ticket})
+            case SayAndEndCall(text, language):
+                return say_twiml(text, language)
+            case RefuseCall():  # as busy, which Twilio does not bill
+                response = VoiceResponse()
+                response.reject(reason="busy")
+                return str(response)
+            case EndCall():
+                response = VoiceResponse()
+                response.hangup()
+                return str(response)

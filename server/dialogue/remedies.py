@@ -1,12 +1,12 @@
-"""What there is to decide about whose turn it is, and for how long that is waited with.
-
-:class:`server.dialogue.turns.Turns` decides; the call carries it out.
-"""
+"""What may go wrong with a conversation, how long to wait for it, and what is done about it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+
+NEVER = float("inf")
+"""When nothing is due."""
 
 
 class Rung(StrEnum):

@@ -3,13 +3,14 @@ from __future__ import annotations
 import pytest
 
 from server.errors import CallRefused
-from server.web.idempotency import Answer, Idempotency
+from server.web.api import Answer
+from server.web.once import Memory
 
 MADE = Answer({"call_sid": "CA1"}, 201)
 
 
 def test_the_same_request_gets_the_same_answer():
-    store = Idempotency()
+    store = Memory()
     assert store.begin("a", "k", b"body", 0.0) is None
     store.end("a", "k", MADE)
 
@@ -17,7 +18,7 @@ def test_the_same_request_gets_the_same_answer():
 
 
 def test_another_request_with_the_same_key_is_a_mistake():
-    store = Idempotency()
+    store = Memory()
     store.begin("a", "k", b"body", 0.0)
     store.end("a", "k", MADE)
 
@@ -27,7 +28,7 @@ def test_another_request_with_the_same_key_is_a_mistake():
 
 
 def test_a_request_that_is_being_worked_on_is_a_conflict():
-    store = Idempotency()
+    store = Memory()
     store.begin("a", "k", b"body", 0.0)
 
     with pytest.raises(CallRefused) as refused:
@@ -37,7 +38,7 @@ def test_a_request_that_is_being_worked_on_is_a_conflict():
 
 
 def test_a_request_that_did_nothing_may_come_again():
-    store = Idempotency()
+    store = Memory()
     store.begin("a", "k", b"body", 0.0)
     store.end("a", "k", None)
 
@@ -45,14 +46,14 @@ def test_a_request_that_did_nothing_may_come_again():
 
 
 def test_clients_do_not_share_their_keys():
-    store = Idempotency()
+    store = Memory()
     store.begin("a", "k", b"body", 0.0)
 
     assert store.begin("b", "k", b"other", 0.0) is None
 
 
 def test_an_answer_is_kept_for_its_time():
-    store = Idempotency(ttl_s=10.0)
+    store = Memory(ttl_s=10.0)
     store.begin("a", "k", b"body", 0.0)
     store.end("a", "k", MADE)
 
@@ -61,7 +62,7 @@ def test_an_answer_is_kept_for_its_time():
 
 
 def test_the_store_is_bounded_for_each_client_and_keeps_what_is_being_worked_on():
-    store = Idempotency(max_kept=10)
+    store = Memory(max_kept=10)
     store.begin("a", "working", b"", 0.0)
     for number in range(1_000):
         store.begin("a", str(number), b"", 0.0)

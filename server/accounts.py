@@ -1,0 +1,233 @@
+"""The accounts that calls are made with: the only module that names a carrier and a model."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+from pydantic import SecretStr
+
+from server.carrier.twilio.documents import check_sayable
+from server.carrier.twilio.rest import TwilioCarrier
+from server.carrier.twilio.stream import TwilioMediaStream
+from server.carrier.twilio.webhooks import TwilioWebhooks
+from server.cluster.meeting import shared_secret
+from server.cluster.workers import Workers
+from server.errors import ConfigurationError
+from server.media.plane import Plane
+from server.model.gemini.model import DEFAULT_URL, GeminiModel
+from server.model.lasting.model import LastingModel
+from server.settings.settings import Account, Settings
+from server.simulators.gemini import SCRIPTS as MODEL_SCRIPTS
+from server.simulators.gemini import GeminiSimulator
+from server.simulators.phone import find_script
+from server.simulators.twilio import FAULTS as CARRIER_FAULTS
+from server.simulators.twilio import TwilioSimulator
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+SIMULATED_NUMBER = "+15005550006"
+"""Twilio's own magic number that is always a valid caller (test credentials)."""
+
+
+class Accounts:
+    """The carrier and the model: those of the settings' account, or, without one, the simulators.
+
+    Args:
+        settings: The process's.
+        workers: The other processes of this server, which have the same simulated account.
+        plane: The media plane, which the model's connections are on; None if there is none.
+
+    Attributes:
+        carrier: Places calls; there once :meth:`open` has returned, like all of these.
+        webhooks: What the carrier asks and reports.
+        model: Opens sessions.
+        own_number: The number that calls come from.
+        public_url: Where the carrier reaches this server.
+        simulated_twilio: The simulator that stands for Twilio, if one does.
+        simulated_gemini: The one that stands for Gemini Live.
+    """
+
+    new_stream = TwilioMediaStream
+    """Makes a :class:`server.carrier.MediaStream` of a media socket's transport."""
+    carrier: TwilioCarrier
+    webhooks: TwilioWebhooks
+    model: LastingModel
+    webhook_paths = TwilioWebhooks.paths
+    """Where the webhooks are, which is known before they are there."""
+    own_number: str
+    public_url: str
+    simulated_twilio: TwilioSimulator | None = None
+    simulated_gemini: GeminiSimulator | None = None
+
+    def __init__(self, settings: Settings, workers: Workers, plane: Plane | None) -> None:
+        _check_scripts(settings)
+        if settings.apology is not None:
+            check_sayable(settings.apology, "APOLOGY")
+        self._settings = settings
+        self._workers = workers
+        self._plane = plane
+        self._knows_address = settings.public_url is not None or settings.account is not None
+
+    @property
+    def are_simulated(self) -> bool:
+        """True if no account is set, so that the simulators are used."""
+        return self._settings.account is None
+
+    async def open(self, nursery: trio.Nursery) -> None:
+        """Make the carrier and the model; simulators run in the nursery."""
+        if self._settings.account is None:
+            await self._simulate(nursery)
+        else:
+            self._use(self._settings.account)
+
+    def note_address(self, scheme: str, server: tuple[str, int | None] | None) -> None:
+        """Learn from a request where this server listens, if only simulators need to know.
+
+        hypercorn does not tell an app its address, and ``-b`` on its command line changes it. A
+        real carrier is only ever told ``PUBLIC_URL``.
+        """
+        if self._knows_address or server is None or not server[1]:
+            return
+        # Once: whoever reaches the server by another of its addresses is not to change what the
+        # streams of calls are signed for.
+        self._knows_address = True
+        host, port = server
+        url = _local_url("127.0.0.1" if host in ("0.0.0.0", "::") else host, port, scheme)
+        if url != self.public_url:
+            self.public_url = url
+            self.webhooks.reach_at(url)
+
+    # -- which -----------------------------------------------------------------------------
+
+    async def _simulate(self, nursery: trio.Nursery) -> None:
+        """Start a small Twilio and a small Gemini Live on loopback, and use those."""
+        settings = self._settings
+        # Another process may be asked to look at a webhook's signature.
+        account_sid = f"AC{shared_secret('simulated account')}"
+        auth_token = shared_secret("simulated token")
+        api_key = shared_secret("simulated key")
+        twilio = self.simulated_twilio = TwilioSimulator(
+            account_sid=account_sid,
+            auth_token=auth_token,
+            phone_number=SIMULATED_NUMBER,
+            script=settings.simulated_callee,
+            faults=CARRIER_FAULTS[settings.simulated_carrier],
+            ring_s=settings.simulated_ring_s,
+            recordings_dir=settings.recordings_dir,
+        )
+        gemini = self.simulated_gemini = GeminiSimulator(
+            api_key=api_key, script=MODEL_SCRIPTS[settings.simulated_model]
+        )
+        await nursery.start(twilio.run)
+        await nursery.start(gemini.run)
+        self._use_twilio(
+            account_sid,
+            auth_token,
+            SIMULATED_NUMBER,
+            public_url=settings.public_url or _local_url(settings.host, settings.port),
+            api_url=twilio.api_url,
+            name="simulator",
+        )
+        self._use_gemini(api_key, gemini.url)
+
+    def _use(self, account: Account) -> None:
+        self._use_twilio(
+            account.twilio_account_sid,
+            account.twilio_auth_token,
+            account.twilio_phone_number,
+            public_url=account.public_url,
+            api_url=self._settings.twilio_api_url,
+            name="twilio",
+            proxy=_text(self._settings.twilio_proxy),
+            api_key=account.twilio_api_key,
+        )
+        self._use_gemini(
+            account.gemini_api_key,
+            self._settings.gemini_url or DEFAULT_URL,
+            proxy=_text(self._settings.gemini_proxy),
+        )
+
+    def _use_twilio(
+        self,
+        account_sid: str,
+        auth_token: str,
+        phone_number: str,
+        *,
+        public_url: str,
+        api_url: str | None,
+        name: str,
+        proxy: str | None = None,
+        api_key: tuple[str, str] | None = None,
+    ) -> None:
+        settings, workers = self._settings, self._workers
+        shared_keys = settings.twilio_shared_keys
+        self.public_url = public_url
+        self.own_number = phone_number
+        self.webhooks = TwilioWebhooks(
+            account_sid,
+            auth_token,
+            public_url,
+            shared_keys={key: one.get_secret_value() for key, one in shared_keys.items()},
+            stream_path=f"/stream/{workers.number}" if workers.are_several else "/stream",
+        )
+        self.carrier = TwilioCarrier(
+            account_sid=account_sid,
+            auth_token=auth_token,
+            phone_number=phone_number,
+            webhooks=self.webhooks,
+            api_url=api_url,
+            name=name,
+            ring_timeout_s=settings.ring_timeout_s,
+            request_timeout_s=settings.carrier_timeout_s,
+            proxy=proxy,
+            api_key=api_key,
+        )
+
+    def _use_gemini(self, api_key: str, url: str, proxy: str | None = None) -> None:
+        settings = self._settings
+        other_key = _text(settings.fallback_gemini_api_key)
+        fallback = None
+        if settings.fallback_gemini_model or settings.fallback_gemini_url or other_key:
+            fallback = self._gemini(
+                other_key or api_key,
+                settings.fallback_gemini_model or settings.gemini_model,
+                settings.fallback_gemini_url or url,
+                proxy,
+            )
+        self.model = LastingModel(
+            self._gemini(api_key, settings.gemini_model, url, proxy),
+            fallback=fallback,
+            connection_age_s=settings.model_connection_age_s,
+            reconnect_budget_s=settings.model_reconnect_budget_s,
+        )
+
+    def _gemini(self, api_key: str, model: str, url: str, proxy: str | None) -> GeminiModel:
+        return GeminiModel(
+            api_key=api_key,
+            model=model,
+            url=url,
+            connect_timeout_s=self._settings.model_connect_timeout_s,
+            plane=self._plane,
+            proxy=proxy,
+        )
+
+
+def _local_url(host: str, port: int | None, scheme: str = "http") -> str:
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _text(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _check_scripts(settings: Settings) -> None:
+    try:
+        find_script(settings.simulated_callee)
+    except ValueError as error:
+        raise ConfigurationError(f"SIMULATED_CALLEE: {error}") from None
+    if settings.simulated_model not in MODEL_SCRIPTS:
+        known = ", ".join(MODEL_SCRIPTS)
+        raise ConfigurationError(f"SIMULATED_MODEL: there is no such script; there are {known}")
+    if settings.simulated_carrier not in CARRIER_FAULTS:
+        known = ", ".join(CARRIER_FAULTS)
+        raise ConfigurationError(f"SIMULATED_CARRIER: there is no such script; there are {known}")

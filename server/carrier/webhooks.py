@@ -1,0 +1,114 @@
+"""What a carrier asks and reports over HTTP, and what it is answered.
+
+Each carrier brings its own :class:`Webhooks`: where they are, who may have sent one, what it says,
+and how an answer is written. The server knows only these words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from werkzeug.datastructures import MultiDict
+
+from server.carrier import MachineVerdict, StatusUpdate, TransferUpdate, VoiceRequest
+from server.headers import Headers
+
+Report = VoiceRequest | StatusUpdate | MachineVerdict | TransferUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectStream:
+    """Give the call a media stream that shows this ticket."""
+
+    ticket: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseCall:
+    """Refuse an inbound call: the caller hears a busy tone."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndCall:
+    """End the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class SayAndEndCall:
+    """Let the carrier itself say something, and then end the call."""
+
+    text: str
+    language: str
+    """A BCP 47 tag; a carrier without it takes the nearest it has."""
+
+
+Reply = ConnectStream | RefuseCall | EndCall | SayAndEndCall
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A reply as the carrier reads it."""
+
+    text: str
+    content_type: str
+
+
+class Webhooks(Protocol):
+    """One carrier's webhooks: proof of who has sent one, and both directions of its words."""
+
+    paths: tuple[str, ...]
+    """Where they are, below the public address."""
+
+    def is_signed(self, headers: Headers) -> bool:
+        """True if a request claims to be the carrier's own, with one signature."""
+        ...
+
+    def verify(self, target: str, headers: Headers, form: Mapping[str, str] | None) -> bool:
+        """True if the carrier has signed this request, for this server.
+
+        Args:
+            target: Path and query exactly as requested, with their escapes.
+            headers: The request's headers.
+            form: The body's fields, all of them, a multi-dict if names repeat; None for a GET.
+        """
+        ...
+
+    def verify_upgrade(self, target: str, headers: Headers) -> bool:
+        """True if the upgrade of a media stream is signed; False is a reason to look twice."""
+        ...
+
+    def signed_for(
+        self, target: str, headers: Headers, form: Mapping[str, str] | None
+    ) -> str | None:
+        """The address, without its query, that a webhook which is not ours was signed for."""
+        ...
+
+    def check(self, fields: MultiDict[str, str]) -> None:
+        """Check that fields whose request is signed are the ones that were signed.
+
+        Raises:
+            CarrierProtocolError: They are not.
+        """
+        ...
+
+    def is_ours(self, fields: Mapping[str, str]) -> bool:
+        """True if a webhook is about our account, as far as it says."""
+        ...
+
+    def read(self, path: str, fields: Mapping[str, str]) -> Report:
+        """Read what was sent to one of the paths.
+
+        Raises:
+            CarrierProtocolError: It cannot be read.
+        """
+        ...
+
+    def path_for(self, fields: Mapping[str, str]) -> str:
+        """The path that was probably meant, by what a request says."""
+        ...
+
+    def write(self, reply: Reply) -> Document:
+        """Write a reply as the carrier reads it."""
+        ...

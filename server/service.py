@@ -1,0 +1,232 @@
+"""The service: what lives as long as the server does, and knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import gc
+import math
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+import structlog
+import trio
+from prometheus_client import CollectorRegistry
+
+from server import garbage
+from server.accounts import Accounts
+from server.agent.agent import Agent
+from server.agent.loading import agent_of
+from server.agent.mcp_servers import McpServers, read_servers
+from server.call.costs import Prices
+from server.call.options import CallOptions
+from server.cluster.workers import Workers
+from server.media import plane
+from server.metrics import Metrics
+from server.records.recording import Recordings, check_directory
+from server.records.store import Records
+from server.records.traces import open_traces
+from server.settings.settings import Settings
+from server.supervision import Helper, Start, keep_going, without_start
+from server.switchboard.admission import Admission, Limits
+from server.switchboard.calls import Calls
+from server.switchboard.destinations import Destinations
+from server.switchboard.strangers import Strangers
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Streams(Protocol):
+    """Whoever serves the media sockets that have no request any more."""
+
+    async def run(self) -> None:
+        """Serve them until closed and empty."""
+        ...
+
+    async def aclose(self) -> None:
+        """No more of them come."""
+        ...
+
+
+class Service:
+    """Everything that calls need, from the server's start to its end.
+
+    Attributes:
+        settings: The process's.
+        accounts: The carrier and the model.
+        calls: The live and recent calls; there once :meth:`run` has started.
+        workers: The other processes of this server.
+        metrics: What this process counts.
+        plane: The media plane; None if there is none here, or it is not wanted.
+        records: What is left of calls.
+        recordings: What was heard in them; None if it is not kept.
+        destinations: Which numbers may be called.
+        failed: Set when the inside has ended by a fault: whoever serves this is to end the process.
+    """
+
+    calls: Calls
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.failed = trio.Event()
+        self.workers = Workers()
+        self.metrics = Metrics(CollectorRegistry())
+        self.plane = plane.Plane() if settings.media_path == "fast" and plane.AVAILABLE else None
+        self.accounts = Accounts(settings, self.workers, self.plane)
+        self._agent = agent_of(settings)
+        secret = settings.mcp_servers
+        self._mcp_servers = McpServers(
+            read_servers(secret.get_secret_value() if secret is not None else None),
+            connect_timeout_s=settings.mcp_connect_timeout_s,
+        )
+        self._traces = open_traces(wanted=settings.traces)
+        self.destinations = Destinations(
+            settings.allowed_prefixes, refuse_costly=not self.accounts.are_simulated
+        )
+        self.records = Records(
+            settings.database_url.get_secret_value(),
+            metrics=self.metrics,
+            retention_days=settings.retention_days or None,
+            requests_ttl_s=settings.idempotency_ttl_s,
+        )
+        self.recordings: Recordings | None = None
+        if settings.recordings_dir is not None:
+            check_directory(settings.recordings_dir)
+            self.recordings = Recordings(
+                settings.recordings_dir,
+                metrics=self.metrics,
+                retention_days=settings.retention_days or None,
+            )
+        self._stopping = False
+
+    @property
+    def agent(self) -> Agent:
+        """Who answers, with the tools there are at this moment."""
+        if not (offered := self._mcp_servers.tools):
+            return self._agent
+        return replace(self._agent, tools=(*self._agent.tools, *offered))
+
+    # -- from start to end -----------------------------------------------------------------
+
+    async def run(
+        self,
+        streams: Streams,
+        passed_on: Helper,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Own what is inside, from start-up to shutdown, and say so if it ends in between.
+
+        HTTP would go on without it, ready and of no use. What is raised before the start is over is
+        left to whoever starts it.
+
+        Args:
+            streams: Serves the media sockets that outlive their requests.
+            passed_on: Takes what other processes pass on; runs if there are any.
+            task_status: Told when calls can be taken.
+        """
+        start = Start(task_status)
+        try:
+            await self._run(streams, passed_on, start)
+        except* Exception as failures:
+            if not start.is_over:
+                raise
+            logger.critical("the inside of the server has failed", exc_info=failures)
+        finally:
+            if start.is_over and not self._stopping:
+                self.failed.set()
+
+    async def aclose(self) -> None:
+        """Take no more calls; :meth:`run` returns when the live ones have ended."""
+        self._stopping = True
+        await self.calls.aclose()
+
+    async def drain(self) -> None:
+        """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""
+        await self.calls.drain(self.settings.drain_timeout_s)
+
+    async def _run(self, streams: Streams, passed_on: Helper, start: Start) -> None:
+        async with (
+            AsyncExitStack() as stack,
+            trio.open_nursery() as keepers,  # what calls need to the very end, even of a fault
+            trio.open_nursery() as helpers,
+        ):
+            if self.plane is not None:
+                await keepers.start(self.plane.run)
+            stack.callback(self.workers.leave)
+            await self.accounts.open(keepers)
+            await keepers.start(self.records.run)
+            await helpers.start(keep_going, "mcp servers", self._mcp_servers.run)
+            if self.recordings is not None:
+                await keepers.start(keep_going, "recordings", self.recordings.run)
+            await stack.enter_async_context(self.accounts.carrier)
+            calls = self.calls = self._make_calls()
+            admission = calls.admission
+            self.accounts.carrier.on_wait = lambda wait_s: admission.pause_dialling(
+                trio.current_time() + wait_s
+            )
+            helpers.start_soon(keep_going, "loop lag", without_start(admission.watch_lag))
+            helpers.start_soon(keep_going, "model tries", without_start(calls.model_trial.run))
+            if self.workers.are_several:
+                self.workers.report = calls.load
+                await helpers.start(keep_going, "workers", passed_on)
+            self._tell_ready()
+            # What start-up has made stays for good. To go through it again and again, a tenth of a
+            # second at a time, would hold up every call at once.
+            gc.collect()
+            gc.freeze()
+            collect = partial(garbage.collect, lambda: calls.live_count)
+            helpers.start_soon(keep_going, "garbage", without_start(collect))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(streams.run)
+                await calls.run(start)
+                await streams.aclose()
+            await self._close_traces()
+            helpers.cancel_scope.cancel()
+            keepers.cancel_scope.cancel()
+
+    def _make_calls(self) -> Calls:
+        settings, accounts = self.settings, self.accounts
+        limits = Limits.of(
+            settings, is_simulated=accounts.are_simulated, processes=self.workers.count
+        )
+        return Calls(
+            carrier=accounts.carrier,
+            model=accounts.model,
+            metrics=self.metrics,
+            options=CallOptions.of(settings),
+            admission=Admission(limits, self.metrics),
+            records=self.records,
+            recordings=self.recordings,
+            prices=Prices(settings.carrier_minute_usd, accounts.own_number),
+            ticket_ttl_s=settings.ticket_ttl_s,
+            start_timeout_s=settings.start_timeout_s,
+            recent_calls=settings.recent_calls,
+            traces=self._traces,
+            strangers=Strangers.of(settings),
+            workers=self.workers,
+            callback_wait_s=settings.callback_wait_s or math.inf,
+        )
+
+    def _tell_ready(self) -> None:
+        accounts, model = self.accounts, self.accounts.model.name
+        if self.settings.max_call_cost_usd is not None and Prices().of_model(model) is None:
+            logger.warning("MAX_CALL_COST_USD caps the carrier's part only", model=model)
+        if self.workers.number == 0:
+            for warning in self.settings.warnings:
+                logger.warning("a setting may be a mistake", what=warning)
+        logger.info(
+            "offhook ready",
+            carrier=accounts.carrier.name,
+            model=model,
+            public_url=accounts.public_url,
+            simulated=accounts.are_simulated,
+            worker=self.workers.number if self.workers.are_several else None,
+        )
+
+    async def _close_traces(self) -> None:
+        with trio.move_on_after(self.settings.close_timeout_s):
+            try:
+                await trio.to_thread.run_sync(self._traces.close, abandon_on_cancel=True)
+            except Exception:
+                logger.exception("traces not sent")  # somebody else's package, and all is over

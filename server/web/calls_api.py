@@ -1,0 +1,229 @@
+"""For clients: to place calls, look at them and end them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import structlog
+import trio
+from quart import Quart, g, request
+from quart_schema import (
+    document_headers,
+    document_response,
+    validate_querystring,
+    validate_request,
+)
+
+from server.cluster.passing_on import WorkerLost
+from server.dialogue.endings import EndReason
+from server.errors import CallRefused, CarrierError
+from server.headers import lines_of, single
+from server.service import Service
+from server.switchboard.register import Page
+from server.web.api import (
+    Answer,
+    CallList,
+    CallMade,
+    CallRecord,
+    Drain,
+    ErrorBody,
+    ListCalls,
+    MakeCall,
+    MakeCallHeaders,
+    error_body,
+    refusal,
+    retry_after,
+)
+from server.web.elsewhere import Elsewhere, passed_back, worker_lost
+from server.web.once import MAX_KEY_CHARS, Once
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+RECORDING_PIECE_BYTES = 64 * 1024
+IDEMPOTENCY_KEY = "Idempotency-Key"
+FINAL = "X-Offhook-Final"
+"""Between processes: to ask for this call again could ring a phone twice."""
+REPLAYED = {"Idempotent-Replayed": "true"}
+CARRIER_PAUSE_S = 5.0
+"""When to come back after the carrier had too many requests, if it has not said for how long."""
+
+
+def may_fail(*statuses: int) -> Callable[[_Handler], _Handler]:
+    """Say in the API's description which errors a route may answer with."""
+
+    def documented(handler: _Handler) -> _Handler:
+        for status in statuses:
+            handler = document_response(ErrorBody, status)(handler)
+        return handler
+
+    return documented
+
+
+def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once) -> None:
+    """Add the routes for clients: to place calls, look at them and end them."""
+
+    @app.post("/make-call")
+    @validate_request(MakeCall)
+    @document_headers(MakeCallHeaders)
+    @document_response(CallMade, 201)
+    @may_fail(400, 401, 403, 409, 413, 422, 429, 502, 503)
+    async def make_call(data: MakeCall) -> Any:
+        """Ring a phone; the agent is ready to speak by the time it is answered."""
+        if (forbidden := service.destinations.refusal(data.destination_number)) is not None:
+            service.metrics.calls_refused.labels("destination").inc()
+            fields = {"destination_number": forbidden}
+            message = "this number may not be called from here"
+            return error_body("destination-not-allowed", message, fields=fields), 403
+        keys = lines_of(request.headers, IDEMPOTENCY_KEY)
+        if not keys:
+            answer, is_final = await place(data)
+            between_us = {FINAL: "yes"} if is_final and elsewhere.is_given else {}
+            return answer.response(**between_us)
+        key = keys[0]
+        if len(keys) > 1 or not 1 <= len(key) <= MAX_KEY_CHARS:
+            fields = {IDEMPOTENCY_KEY: f"must be there once, with 1 to {MAX_KEY_CHARS} characters"}
+            return error_body("invalid", "the request is not valid", fields=fields), 422
+        try:
+            if (theirs := await elsewhere.of_key(g.client, key)) is not None:
+                return theirs
+        except WorkerLost as lost:
+            return worker_lost(lost).response()
+        content = data.model_dump_json().encode()
+        try:
+            answer, is_replayed = await once.answer(g.client, key, content, lambda: place(data))
+        except CallRefused as refused:
+            return refuse(refused).response()
+        return answer.response(**(REPLAYED if is_replayed else {}))
+
+    def refuse(refused: CallRefused) -> Answer:
+        service.metrics.calls_refused.labels(refused.reason).inc()
+        return refusal(refused)
+
+    async def place(data: MakeCall) -> tuple[Answer, bool]:
+        """Place a call, here or in another process.
+
+        With the answer, whether asking again could ring a phone twice.
+        """
+        try:
+            theirs = await elsewhere.for_new_call()
+        except WorkerLost as lost:
+            return worker_lost(lost), True
+        if theirs is not None:
+            kept = passed_back(theirs)
+            return Answer(theirs.json(), theirs.status_code, kept), FINAL in theirs.headers
+        service.workers.take_call(request.scope)
+        try:
+            return await place_here(data)
+        finally:
+            service.workers.answered()
+
+    async def place_here(data: MakeCall) -> tuple[Answer, bool]:
+        try:
+            call = await service.calls.place(
+                data.destination_number,
+                data.agent(service.agent),
+                client=g.client,
+                max_duration_s=data.max_duration_s,
+                metadata=data.metadata,
+            )
+            call.report.traceparent = single(request.headers, "traceparent") or ""
+        except CallRefused as refused:
+            return refuse(refused), False
+        except CarrierError as error:
+            logger.warning("dial refused by the carrier", code=error.code, status=error.status)
+            body = error_body(
+                "carrier",
+                error.message,
+                carrier=service.accounts.carrier.name,
+                carrier_code=error.code,
+                carrier_status=error.status,
+            )
+            wait_s = error.retry_after_s
+            if wait_s is None and error.status == 429:
+                wait_s = CARRIER_PAUSE_S
+            headers = retry_after(wait_s)
+            return Answer(body, 502, headers), error.outcome_unknown
+        made = {
+            "call_sid": call.call_sid,
+            "status": call.progress.status.value,
+            "carrier": service.accounts.carrier.name,
+        }
+        return Answer(made, 201, {"Location": f"/calls/{call.call_sid}"}), True
+
+    @app.get("/calls")
+    @validate_querystring(ListCalls)
+    @document_response(CallList)
+    @may_fail(401, 422, 503)
+    async def list_calls(query_args: ListCalls) -> Any:
+        """Calls, live and ended, newest first; ``next`` is the next page's ``before``."""
+        page = await service.calls.register.page(query_args.limit, query_args.cursor)
+        for answer in await elsewhere.everyone():
+            theirs = answer.json()
+            known = Page(theirs["calls"], theirs["next"] is not None, theirs["complete"])
+            page = page.joined(known, query_args.limit)
+        return {
+            "calls": page.rows,
+            "next": None if page.next is None else str(page.next),
+            "complete": page.is_complete,
+        }
+
+    @app.get("/calls/<call_sid>")
+    @document_response(CallRecord)
+    @may_fail(401, 404, 503)
+    async def get_call(call_sid: str) -> Any:
+        """One call: state, reason, timings, transcript, tokens, cost, timeline."""
+        if (theirs := await elsewhere.owner(call_sid)) is not None:
+            return theirs
+        return await service.calls.register.record(call_sid) or _unknown_call()
+
+    @app.get("/calls/<call_sid>/recording")
+    @may_fail(401, 404, 416)
+    async def get_recording(call_sid: str) -> Any:
+        """A call's recording, as far as it has come: WAV, left the caller, right the agent."""
+        path = None
+        if service.recordings is not None:
+            path = await trio.to_thread.run_sync(service.recordings.path, call_sid)
+        if path is None:
+            return error_body("not-found", "there is no recording of this call"), 404
+        body = app.response_class.file_body_class(path, buffer_size=RECORDING_PIECE_BYTES)
+        response = app.response_class(body, mimetype="audio/wav")
+        response.timeout = None  # it takes as long as the client's line does
+        response.content_length = body.size
+        response.accept_ranges = "bytes"
+        response.cache_control.no_store = True  # what people said is kept in one place only
+        return await response.make_conditional(
+            request, accept_ranges=True, complete_length=body.size
+        )
+
+    @app.post("/calls/<call_sid>/hang-up")
+    @document_response(CallRecord)
+    @may_fail(401, 404, 503)
+    async def hang_up(call_sid: str) -> Any:
+        """End a call; one that is already over stays as it ended."""
+        if (theirs := await elsewhere.owner(call_sid)) is not None:
+            return theirs
+        call = service.calls.register.get(call_sid)
+        if call is None:  # long over, or never heard of
+            return await service.calls.register.record(call_sid) or _unknown_call()
+        call.end(EndReason.HUNG_UP)
+        with trio.move_on_after(2 * service.settings.close_timeout_s):
+            await call.finished.wait()
+        return call.record(full=False).as_dict()
+
+    @app.post("/drain")
+    @document_response(Drain, 202)
+    @may_fail(401)
+    async def drain() -> Any:
+        """Refuse new calls, let live ones finish, end what is left at the deadline; then stay."""
+        service.calls.draining = True  # the next request already sees it
+        service.workers.publish()
+        app.add_background_task(service.drain)
+        live = service.calls.live_count
+        live += sum(answer.json()["live_calls"] for answer in await elsewhere.everyone())
+        return {"draining": True, "live_calls": live}, 202
+
+    def _unknown_call() -> tuple[dict[str, Any], int]:
+        return error_body("not-found", "no call has this call_sid"), 404

@@ -1,0 +1,108 @@
+"""What every request goes through: it is logged, asked for a key, and its body looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+import trio
+from quart import Quart, Response, g, request
+from werkzeug.exceptions import BadRequest
+
+from server.cluster.passing_on import PASSED_ON
+from server.logs import Sparing
+from server.service import Service
+from server.web.api import error_body, field_errors
+from server.web.keys import UNNAMED, Keys
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+HEALTH = frozenset({"/healthz", "/readyz"})
+METRICS = frozenset({"/metrics"})
+DOCS = frozenset({"/docs", "/openapi.json"})
+NOTHING_THERE = frozenset({404, 405})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""In the log; others are of a client's own invention."""
+
+
+def ask_for_keys(app: Quart, service: Service, keys: Keys, *, signed_paths: frozenset[str]) -> None:
+    """Ask for a key wherever neither a signature does that nor a setting says otherwise."""
+    open_paths = HEALTH | signed_paths
+    if service.settings.public_metrics:
+        open_paths |= METRICS
+    if service.settings.public_docs:
+        open_paths |= DOCS
+
+    @app.before_request
+    async def check_key() -> Any:
+        # What is not open needs a key, so that a new route is never open by oversight.
+        g.client, g.is_stranger = UNNAMED, keys.any_wanted
+        if not keys.any_wanted or request.path in open_paths:
+            return None
+        client = keys.identify(request.headers)
+        if client is not None:
+            g.client, g.is_stranger = client, False
+            return None
+        service.metrics.strangers_refused.labels("key").inc()
+        body = error_body("unauthorized", "show the API key as Authorization: Bearer or X-API-Key")
+        return body, 401, {"WWW-Authenticate": "Bearer"}
+
+
+def check_bodies(app: Quart) -> None:
+    """Refuse requests for a call whose body is no JSON object, with what is wrong."""
+
+    @app.before_request
+    async def check_body() -> Any:
+        if request.path != "/make-call" or request.method != "POST":
+            return None
+        fields = field_errors(None)
+        try:
+            if isinstance(await request.get_json(), dict):
+                return None
+        except BadRequest as error:
+            fields = {"": f"the body {error.description}"}
+        return error_body("invalid", "the request is not valid", fields=fields), 400
+
+
+def learn_address(app: Quart, service: Service) -> None:
+    """Have simulators reach this server where requests do."""
+
+    @app.before_request
+    async def learn() -> None:
+        service.accounts.note_address(request.scope["scheme"], request.scope.get("server"))
+
+
+def log_requests(app: Quart, *, quiet_paths: frozenset[str]) -> None:
+    """One line for each request: by its route, as a path may have anything in it.
+
+    Of what nobody has vouched for, be it without a key or for nothing that there is, one line is
+    logged now and then: a stranger must not be able to fill a disk.
+    """
+    strangers = Sparing()
+
+    @app.before_request
+    async def begin() -> None:
+        g.began_at = trio.current_time()
+
+    @app.after_request
+    async def log(response: Response) -> Response:
+        rule = request.url_rule
+        route = "none" if rule is None else rule.rule
+        is_told_elsewhere = PASSED_ON in request.scope
+        is_quiet = route in quiet_paths or is_told_elsewhere
+        facts = {}
+        # A request that failed early has not come to the guard.
+        if not is_quiet and (g.get("is_stranger", True) or response.status_code in NOTHING_THERE):
+            if not strangers.may_log(trio.current_time()):
+                return response
+            facts["unlogged"] = strangers.take_unlogged()
+        (logger.debug if is_quiet else logger.info)(
+            "request",
+            method=request.method if request.method in METHODS else "other",
+            route=route,
+            status=response.status_code,
+            client=g.get("client"),
+            took_ms=round((trio.current_time() - g.get("began_at", trio.current_time())) * 1000, 1),
+            **facts,
+        )
+        return response

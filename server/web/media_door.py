@@ -1,0 +1,256 @@
+"""The door for media sockets: accepted, claimed by a call, and served where that is cheapest.
+
+On the media plane a request returns as soon as its socket has shown its ticket: the request has
+done its part, and a call is not to hold what belongs to it (a quarter of its memory) for minutes.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Generator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import structlog
+import trio
+from quart import Quart, websocket
+
+from codec.path import WebSocket
+from server.carrier import MediaStream
+from server.carrier.transport import QueuedTransport, WireTransport
+from server.cluster.passing_on import PASSED_ON, WorkerLost, hand_over
+from server.errors import StreamEnded
+from server.hooks.detach import detachable
+from server.hooks.media_socket import AcceptedSocket, MediaWebsocket
+from server.logs import log_stranger
+from server.media.plane import STRANGER, Plane, Wire
+from server.metrics import add
+from server.service import Service
+from server.switchboard.calls import Claim
+from server.switchboard.strangers import client_address
+from server.web.api import error_body
+from server.web.elsewhere import worker_lost
+from server.web.http_request import MAX_BODY_BYTES, target_of
+from server.web.pass_on import relay_media
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _ClaimedWire:
+    """A media socket on the plane, with the call it belongs to."""
+
+    wire: Wire
+    media: MediaStream
+    claim: Claim
+
+
+class MediaDoor:
+    """Lets media sockets in; a :class:`server.service.Streams`.
+
+    Args:
+        service: Whose calls they are.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        # Of any size: what comes is taken at once, and each was claimed by a call of its own.
+        self._claimed_in, self._claimed_out = trio.open_memory_channel[_ClaimedWire](math.inf)
+
+    # -- a request of this process ---------------------------------------------------------
+
+    async def serve(self, websocket: MediaWebsocket, address: str = "") -> None:
+        """Accept a media socket and serve its call; on the media plane where that can be.
+
+        Args:
+            websocket: Not accepted yet.
+            address: Where it comes from if nothing has vouched for it yet.
+        """
+        plane = self._service.plane
+        connection = None if plane is None else detachable(websocket.scope)
+        if plane is None or connection is None:
+            self._note_path("ordinary")
+            await websocket.accept()
+            await self._serve_queued(QueuedTransport(AcceptedSocket(websocket)), address)
+            return
+        async with connection.detach() as lent:
+            wire = self._wire(plane, lent)
+            try:
+                await websocket.accept()
+                claimed = await self._claim(wire, address)
+            except BaseException:
+                wire.close()
+                raise
+            if claimed is not None:
+                self._claimed_in.send_nowait(claimed)
+
+    async def _serve_queued(self, transport: QueuedTransport, address: str) -> None:
+        """Serve a media socket that is no wire; its tasks live here for as long as its call."""
+        with self._counted(self._service.accounts.new_stream(transport)) as media:
+            claim = await self._service.calls.claim(media, address)
+            if claim is None:
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(transport.run)
+                await claim.call.serve(media, claim.started)
+                nursery.cancel_scope.cancel("its call is over")
+
+    # -- between processes -----------------------------------------------------------------
+
+    async def hand_over(
+        self, websocket: MediaWebsocket, number: int, facts: Mapping[str, Any]
+    ) -> None:
+        """Give a media socket to the process whose call it belongs to.
+
+        Where there is a media plane, the connection itself goes there as soon as it is accepted:
+        what the carrier sends meanwhile waits in it. Elsewhere its messages are relayed.
+
+        Raises:
+            WorkerLost: That process is gone.
+        """
+        service = self._service
+        service.metrics.passed_on.labels("stream").inc()
+        connection = None if service.plane is None else detachable(websocket.scope)
+        if connection is None:
+            stream = await service.workers.connect(number, "http")
+            headers = service.workers.passed_on_headers(websocket.scope)
+            await relay_media(
+                websocket,
+                stream,
+                headers,
+                number=number,
+                max_message_bytes=MAX_BODY_BYTES,
+                timeout_s=service.settings.close_timeout_s,
+            )
+            return
+        stream = await service.workers.connect(number, "media")
+        async with stream, connection.detach() as lent:
+            with lent:
+                await websocket.accept()
+                await hand_over(stream, lent, facts)
+                connection.give_away()
+
+    async def take(self, sock: socket.socket, facts: Mapping[str, Any]) -> None:
+        """Serve a media socket that another process has accepted."""
+        assert self._service.plane is not None
+        wire = self._wire(self._service.plane, sock)
+        try:
+            claimed = await self._claim(wire, facts["address"])
+        except BaseException:
+            wire.close()
+            raise
+        if claimed is not None:
+            self._claimed_in.send_nowait(claimed)
+
+    # -- wires -----------------------------------------------------------------------------
+
+    def _wire(self, plane: Plane, sock: socket.socket) -> Wire:
+        self._note_path("fast")
+        websocket = WebSocket(is_client=False, max_message_bytes=MAX_BODY_BYTES)
+        try:
+            return Wire(plane, sock, websocket, bounds=STRANGER)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _claim(self, wire: Wire, address: str) -> _ClaimedWire | None:
+        """Wait until a wire has shown its ticket; one that has none is closed, and None.
+
+        What comes back is to be served without a wait in between, in which the call could end and
+        its socket be nobody's.
+        """
+        media = self._service.accounts.new_stream(WireTransport(wire))
+        claim = await self._service.calls.claim(media, address)
+        if claim is not None and not claim.call.is_over:
+            wire.trust()
+            return _ClaimedWire(wire, media, claim)
+        await wire.wait_ended(timeout_s=self._service.settings.close_timeout_s)
+        self._count(media)
+        wire.close()
+        return None
+
+    async def run(self) -> None:
+        """Serve the calls' sockets that are on the plane, until the last of them is closed."""
+        async with trio.open_nursery() as nursery:
+            async for claimed in self._claimed_out:
+                nursery.start_soon(self._serve_wire, claimed)
+
+    async def aclose(self) -> None:
+        """No more of them come."""
+        await self._claimed_in.aclose()
+
+    async def _serve_wire(self, claimed: _ClaimedWire) -> None:
+        try:
+            with closing(claimed.wire):
+                with self._counted(claimed.media) as media:
+                    await claimed.claim.call.serve(media, claimed.claim.started)
+                # The call has gone; only its socket waits here for the carrier's goodbye.
+                await claimed.wire.wait_ended(timeout_s=self._service.settings.close_timeout_s)
+        except* Exception as failures:
+            # Of one call, not of others.
+            logger.exception("media stream failed by a bug of ours", exc_info=failures)
+
+    # -- counting --------------------------------------------------------------------------
+
+    def _note_path(self, path: str) -> None:
+        self._service.metrics.media_streams.labels(path).inc()
+        logger.debug("media stream accepted", path=path)
+
+    @contextmanager
+    def _counted(self, media: MediaStream) -> Generator[MediaStream]:
+        """Add what a stream has counted to the metrics when it is over."""
+        try:
+            yield media
+        finally:
+            self._count(media)
+
+    def _count(self, media: MediaStream) -> None:
+        counts, metrics = media.counts, self._service.metrics
+        add(metrics.lost_frames.labels("carrier"), counts.missing_chunks)
+        odd = {
+            "malformed": counts.malformed,
+            "unknown": counts.unknown,
+            "misplaced": counts.misplaced,
+            "foreign": counts.foreign,
+            "binary": counts.binary,
+            "repeated-chunk": counts.repeated_chunks,
+            "timestamp-jump": counts.timestamp_jumps,
+        }
+        for what, count in odd.items():
+            if count:
+                metrics.odd_messages.labels(what).inc(count)
+
+
+def add_stream(app: Quart, service: Service, door: MediaDoor) -> None:
+    """Add the route that a carrier opens media streams at."""
+
+    @app.websocket("/stream")
+    @app.websocket("/stream/<int:worker>")
+    async def stream(worker: int | None = None) -> Any:
+        """One call's audio, both ways; the path says whose call it is."""
+        if worker is not None and worker >= service.workers.count:
+            service.metrics.strangers_refused.labels("stream-worker").inc()
+            return error_body("not-found", "there is no such process"), 404
+        headers = websocket.headers
+        address = ""
+        if not service.accounts.webhooks.verify_upgrade(target_of(websocket.scope), headers):
+            if service.settings.strict_stream_signature:
+                service.metrics.strangers_refused.labels("stream-signature").inc()
+                return error_body("forbidden", "not signed by the carrier"), 403
+            # A reason to look twice, not to hang up: the ticket is what lets a stream in.
+            peer = (websocket.scope.get("client") or ("",))[0]
+            address = client_address(peer, headers, service.settings.trusted_proxies)
+        socket = cast(Any, websocket)._get_current_object()
+        try:
+            if worker in (None, service.workers.number) or PASSED_ON in websocket.scope:
+                await door.serve(socket, address)
+            else:
+                await door.hand_over(socket, worker, {"address": address})
+        except WorkerLost as lost:
+            log_stranger(logger.warning, "media stream refused: its process is gone", worker=worker)
+            return None if lost.reached else (worker_lost(lost).body, 503)
+        except StreamEnded as error:  # as a rule nobody is there any more to be told
+            return error_body("unavailable", str(error)), 503
+        return None

@@ -1,0 +1,204 @@
+"""One request, one call: what was answered to a request is answered again, not done again.
+
+A client that has lost its connection cannot know whether a phone rings. With an
+``Idempotency-Key`` it may ask again: the draft of the IETF's HTTP API group, "The Idempotency-Key
+HTTP Header Field".
+
+What is being worked on is known in memory only; answers are also kept with the records, so that
+a request finds the answer that was given before a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from server.errors import CallRefused
+from server.records.store import Records
+from server.records.words import RecordsUnavailable, StoredRequest
+from server.web.api import Answer
+
+MAX_KEY_CHARS = 255
+
+
+def fingerprint_of(content: bytes) -> bytes:
+    """What two requests for the same have in common."""
+    return hashlib.sha256(content).digest()
+
+
+def key_reused() -> CallRefused:
+    """Another request has had this key."""
+    return CallRefused(
+        "this Idempotency-Key was used for another request",
+        reason="idempotency-key-reused",
+        status=422,
+    )
+
+
+@dataclass(slots=True)
+class _Request:
+    fingerprint: bytes
+    expires_at: float
+    answer: Answer | None = None
+
+
+class Memory:
+    """Answers kept for as long as the same request may come again.
+
+    Args:
+        ttl_s: How long an answer is kept.
+        max_kept: How many answers are kept for one client; then its oldest goes first.
+    """
+
+    def __init__(self, *, ttl_s: float = 86_400.0, max_kept: int = 10_000) -> None:
+        self._ttl_s = ttl_s
+        self._max_kept = max_kept
+        self._requests: dict[str, OrderedDict[str, _Request]] = {}
+
+    def begin(self, client: str, key: str, content: bytes, now: float) -> Answer | None:
+        """A request has come.
+
+        Args:
+            client: Whose API key it showed; keys of different clients are different.
+            key: Its ``Idempotency-Key``.
+            content: What it asks for, in one agreed form.
+            now: ``trio.current_time()``.
+
+        Returns:
+            The answer it has had already; None when it is new and :meth:`end` must follow.
+
+        Raises:
+            CallRefused: The same request is still being worked on (409), or the key was used for
+                another one (422).
+        """
+        requests = self._requests.setdefault(client, OrderedDict())
+        self._drop_old(requests, now)
+        fingerprint = fingerprint_of(content)
+        known = requests.get(key)
+        if known is None:
+            requests[key] = _Request(fingerprint, now + self._ttl_s)
+            return None
+        if known.fingerprint != fingerprint:
+            raise key_reused()
+        if known.answer is None:
+            raise CallRefused(
+                "the first request with this Idempotency-Key is still being worked on",
+                reason="in-flight",
+                status=409,
+                retry_after_s=1,
+            )
+        return known.answer
+
+    def end(self, client: str, key: str, answer: Answer | None) -> None:
+        """The work is done: keep the answer, or with None forget that there was a request."""
+        requests = self._requests[client]
+        if answer is None:
+            del requests[key]
+        else:
+            requests[key].answer = answer
+
+    def _drop_old(self, requests: OrderedDict[str, _Request], now: float) -> None:
+        too_many = len(requests) - self._max_kept + 1
+        old: list[str] = []
+        for key, request in requests.items():
+            if request.answer is None:  # being worked on: its own request needs it
+                continue
+            if len(old) >= too_many and request.expires_at > now:
+                break  # the rest is younger
+            old.append(key)
+        for key in old:
+            del requests[key]
+
+
+class Once:
+    """Does what a request asks for once, and gives its answer again to the same request.
+
+    Args:
+        records: Where answers are kept beyond this process.
+        ttl_s: How long an answer is kept.
+    """
+
+    def __init__(self, records: Records, *, ttl_s: float) -> None:
+        self._records = records
+        self._memory = Memory(ttl_s=ttl_s)
+
+    async def answer(
+        self,
+        client: str,
+        key: str,
+        content: bytes,
+        do: Callable[[], Awaitable[tuple[Answer, bool]]],
+    ) -> tuple[Answer, bool]:
+        """Do what a request asks for, unless it was done.
+
+        Args:
+            client: Whose API key it showed; keys of different clients are different.
+            key: Its ``Idempotency-Key``.
+            content: What it asks for, in one agreed form.
+            do: Does it; with the answer, whether to do it again could ring a phone twice.
+
+        Returns:
+            The answer, and whether it is an earlier one.
+
+        Raises:
+            CallRefused: The same request is still being worked on, or what became of it is not
+                known (409); or the key was used for another one (422).
+        """
+        earlier = self._memory.begin(client, key, content, trio.current_time())
+        if earlier is not None:
+            return earlier, True
+        kept: Answer | None = None
+        try:
+            fingerprint = fingerprint_of(content).hex()
+            if (kept := await self._recall(client, key, fingerprint)) is not None:
+                return kept, True
+            answer, kept = await self._do(client, key, fingerprint, do)
+            return answer, False
+        finally:
+            self._memory.end(client, key, kept)
+
+    async def _do(
+        self,
+        client: str,
+        key: str,
+        fingerprint: str,
+        do: Callable[[], Awaitable[tuple[Answer, bool]]],
+    ) -> tuple[Answer, Answer | None]:
+        """Do what was asked and keep the answer: the answer, and what of it is given again."""
+        await self._records.write_request(client, key, StoredRequest(fingerprint))
+        kept: StoredRequest | None = None
+        try:
+            answer, is_final = await do()
+            if is_final:
+                kept = StoredRequest(fingerprint, answer.as_dict())
+            return answer, answer if is_final else None
+        finally:
+            # Whoever went away before it was dialled may ask again.
+            await self._records.write_request(client, key, kept)
+
+    async def _recall(self, client: str, key: str, fingerprint: str) -> Answer | None:
+        """The answer that an earlier process has given to this request, if the database knows.
+
+        Raises:
+            CallRefused: It was another request, or that process ended while it worked on it.
+        """
+        try:
+            stored = await self._records.find_request(client, key)
+        except RecordsUnavailable:
+            return None  # a call does not wait for the database; this process's own are known
+        if stored is None:
+            return None
+        if stored.fingerprint != fingerprint:
+            raise key_reused()
+        if stored.answer is None:
+            raise CallRefused(
+                "the server ended while it worked on the first request with this Idempotency-Key: "
+                "a phone may have rung; see GET /calls, and ask again with another key",
+                reason="outcome-unknown",
+                status=409,
+            )
+        return Answer(**stored.answer)

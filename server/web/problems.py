@@ -1,0 +1,47 @@
+"""What is answered where a request fails: JSON, and a traceback once if it was our fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+import trio
+from quart import Quart
+from quart_schema import RequestSchemaValidationError
+from werkzeug.exceptions import HTTPException
+
+from server.logs import Sparing
+from server.records.words import RecordsUnavailable
+from server.web.api import error_body, field_errors
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+RECORDS_PAUSE_S = 5
+"""When to come back after the database did not answer."""
+
+
+def answer_problems(app: Quart) -> None:
+    """Give the app JSON for every error."""
+
+    @app.errorhandler(RequestSchemaValidationError)
+    async def invalid(error: RequestSchemaValidationError) -> Any:
+        fields = field_errors(error.validation_error)
+        return error_body("invalid", "the request is not valid", fields=fields), 422
+
+    @app.errorhandler(RecordsUnavailable)
+    async def no_records(error: RecordsUnavailable) -> Any:
+        body = error_body("records-unavailable", str(error))
+        return body, 503, {"Retry-After": str(RECORDS_PAUSE_S)}
+
+    @app.errorhandler(HTTPException)
+    async def http_error(error: HTTPException) -> Any:
+        name = (error.name or "error").lower().replace(" ", "-")
+        return error_body(name, error.description or ""), error.code or 500
+
+    bugs = Sparing()
+
+    @app.errorhandler(Exception)
+    async def bug(error: Exception) -> Any:
+        now, message = trio.current_time(), "request failed by a bug of ours"
+        bugs.log(now, logger.exception, message, exc_info=error)
+        return error_body("internal", "something failed on our side"), 500
