@@ -211,9 +211,10 @@ async def test_the_simulated_model_follows_the_script_that_is_set(fast_clock):
     ],
 )
 def test_one_setting_makes_a_fallback_and_the_rest_is_as_for_the_model(given):
-    app = create_app(Settings.load(_env_file=None, **given))
+    accounts = create_app(Settings.load(_env_file=None, **given)).service.accounts
+    accounts._use_gemini("a-key", "ws://127.0.0.1:9")
 
-    service, fallback = app._gemini("a-key", "ws://127.0.0.1:9")._services
+    service, fallback = accounts.model._services
 
     assert fallback is not None
     expected = {
@@ -226,6 +227,7 @@ def test_one_setting_makes_a_fallback_and_the_rest_is_as_for_the_model(given):
 
 
 def test_without_a_setting_there_is_no_fallback():
-    app = create_app(Settings.load(_env_file=None))
+    accounts = create_app(Settings.load(_env_file=None)).service.accounts
+    accounts._use_gemini("a-key", "ws://127.0.0.1:9")
 
-    assert app._gemini("a-key", "ws://127.0.0.1:9")._services[1] is None
+    assert accounts.model._services[1] is None

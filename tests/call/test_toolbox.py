@@ -27,6 +27,10 @@ async def broken() -> str:
     raise RuntimeError(said)
 
 
+class Room(BaseModel):
+    number: int = Field(serialization_alias="roomNumber")
+
+
 class Address(BaseModel):
     street: str
     number: int = 1
@@ -146,9 +150,6 @@ async def test_models_and_dataclasses_are_written_as_json(autojump_clock, bench)
 
 
 async def test_a_field_with_another_name_on_the_wire_is_written_under_that(autojump_clock, bench):
-    class Room(BaseModel):
-        number: int = Field(serialization_alias="roomNumber")
-
     @tool
     async def book() -> Room:
         """Book a room."""
