@@ -119,6 +119,10 @@ class ToolResult:
     """``{"output": …}`` or ``{"error": …}``; never empty."""
 
 
+UNSPECIFIED = "MODALITY_UNSPECIFIED"
+"""The modality of tokens whose own was not told, in the service's own word."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens the service counted, by direction and modality (``"AUDIO"``, ``"TEXT"`` …).
