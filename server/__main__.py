@@ -14,11 +14,11 @@ from server.app import OffhookApp, create_app
 from server.cluster.board import MAX_WORKERS
 from server.errors import CannotListen, ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS
+from server.hooks.sockets import raise_file_limit
 from server.serving.master import Master
 from server.serving.single import listen, serve, stop_on_signal
 from server.settings.settings import Settings
 from server.settings.values import KEY_NAME
-from server.sockets import raise_file_limit
 from server.web.keys import hash_key, new_key
 
 

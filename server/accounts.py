@@ -10,7 +10,8 @@ from server.carrier.twilio.documents import check_sayable
 from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.stream import TwilioMediaStream
 from server.carrier.twilio.webhooks import TwilioWebhooks
-from server.cluster.workers import Workers, shared_secret
+from server.cluster.meeting import shared_secret
+from server.cluster.workers import Workers
 from server.errors import ConfigurationError
 from server.media.plane import Plane
 from server.model.gemini.model import DEFAULT_URL, GeminiModel

@@ -7,8 +7,8 @@ import sys
 from server import logs
 from server.app import create_app
 from server.errors import ConfigurationError
+from server.hooks.sockets import raise_file_limit
 from server.settings.settings import Settings
-from server.sockets import raise_file_limit
 
 try:
     settings = Settings.load()

@@ -26,7 +26,7 @@ class CannotListen(ServerError):
 
 
 class CallRefused(ServerError):
-    """This call is not placed, before anybody's phone has rung.
+    """A call is refused before anybody's phone has rung.
 
     Attributes:
         reason: A short stable word for logs and metrics (``"full"``, ``"draining"`` …).

@@ -25,7 +25,7 @@ class Helper(Protocol):
     """Goes on until it is cancelled; says when it has begun."""
 
     def __call__(self, *, task_status: trio.TaskStatus[Any]) -> Awaitable[None]:
-        """Do it."""
+        """Run the helper."""
         ...
 
 

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from server.app import create_app
+from server.demo.checks import ended
 from server.demo.command import _run_all, _run_one, run_demo
-from server.demo.scripts import SCRIPTS, ended
+from server.demo.scripts import SCRIPTS
 from server.settings.settings import Settings
 
 

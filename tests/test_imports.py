@@ -1,4 +1,7 @@
-"""The rooms of the house and the arrows between them, read from the imports themselves."""
+"""The rooms of the house and the arrows between them, read from the imports themselves.
+
+``python -m tests.test_imports`` prints the picture of them for docs/design.md.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +33,23 @@ ROOMS = (
     ("server.cluster",),
     ("server.hooks",),
     ("server.settings",),
-    ("server.metrics", "server.logs", "server.garbage", "server.supervision", "server.sockets"),
+    ("server.metrics", "server.logs", "server.garbage", "server.supervision"),
     ("server.errors",),
-    ("server.headers", "server.numbers", "server.pace", "server.text"),
+    ("server.headers", "server.pace"),
     ("codec",),
 )
 """Top to bottom. A room uses what stands below it and what is in it, and nothing else."""
+WITHOUT_SOCKETS = ("server.carrier", "server.model")
+CLOSED_TO_THEM = ("server.media.plane", "server.media.relay")
+"""Linux's epoll, which a carrier or a model that is another way connected does without."""
+MAX_FILES = 15
+"""In one room; one that has more has a second noun in it."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 NO_ROOM = {"server"}
 """No more than a version and a docstring."""
+PAGE = ROOT / "docs" / "design.md"
+PICTURE = "```rooms\n", "```\n"
 
 
 def module_name(path: Path) -> str:
@@ -83,16 +93,16 @@ def room_of(module: str) -> str:
 USED = {name: imports(path) for name, path in MODULES.items()}
 
 
-def upward(name: str) -> set[tuple[str, str]]:
-    """The arrows of a module that do not point down, nor stay in its room."""
-    room = room_of(name)
-    others = {used for used in USED[name] if used not in NO_ROOM and room_of(used) != room}
-    return {(name, used) for used in others if FLOOR[room_of(used)] <= FLOOR[room]}
+def others_of(name: str) -> set[str]:
+    """The modules of other rooms that a module uses."""
+    return {used for used in USED[name] if used not in NO_ROOM and room_of(used) != room_of(name)}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - NO_ROOM))
 def test_a_room_uses_what_stands_below_it(name):
-    assert upward(name) == set()
+    floor = FLOOR[room_of(name)]
+
+    assert {used for used in others_of(name) if FLOOR[room_of(used)] <= floor} == set()
 
 
 def circles() -> list[list[str]]:
@@ -113,6 +123,42 @@ def test_there_are_no_circles():
     assert circles() == []
 
 
+def test_carriers_and_models_do_without_the_media_plane():
+    users = {name for name in MODULES.keys() - NO_ROOM if room_of(name) in WITHOUT_SOCKETS}
+
+    assert {name for name in users if USED[name] & set(CLOSED_TO_THEM)} == set()
+    assert len(users) > 20
+
+
+def test_a_carrier_and_a_model_never_use_each_other():
+    def kin(name: str) -> str:
+        return ".".join(name.split(".")[:3])
+
+    theirs = {name for name in MODULES if room_of_or_none(name) in WITHOUT_SOCKETS}
+    concrete = {name for name in theirs if name.count(".") > 2}
+
+    for name in concrete:
+        strangers = {used for used in USED[name] & concrete if kin(used) != kin(name)}
+        assert strangers == set(), name
+    assert {kin(name) for name in concrete} >= {"server.carrier.twilio", "server.model.gemini"}
+
+
+def room_of_or_none(name: str) -> str | None:
+    return None if name in NO_ROOM else room_of(name)
+
+
+def test_only_the_accounts_name_a_carrier_and_a_model():
+    concrete = ("server.carrier.twilio", "server.model.gemini", "server.model.lasting")
+    namers = {
+        name
+        for name in MODULES
+        if any(used.startswith(concrete) for used in USED[name])
+        and not name.startswith(("server.carrier", "server.model", "server.simulators"))
+    }
+
+    assert namers == {"server.accounts"}
+
+
 def test_nothing_that_decides_can_wait():
     deciding = {name for name in MODULES.keys() - NO_ROOM if room_of(name) == "server.dialogue"}
 
@@ -122,3 +168,42 @@ def test_nothing_that_decides_can_wait():
                 assert not any(alias.name == "trio" for alias in node.names), f"{name} can wait"
             assert not isinstance(node, ast.AsyncFunctionDef), f"{name} waits"
     assert len(deciding) > 5
+
+
+def test_no_room_has_too_many_files():
+    folders = {path.parent for path in FILES if path.suffix == ".py"}
+    counts = {str(folder.relative_to(ROOT)): len(list(folder.glob("*.py"))) for folder in folders}
+
+    assert {name: count for name, count in counts.items() if count > MAX_FILES} == {}
+
+
+def picture() -> str:
+    """The rooms from top to bottom, and after each one's name the rooms that it uses."""
+    width = max(len(short(room)) for room in FLOOR)
+    lines = []
+    for room in FLOOR:
+        used = {
+            room_of(one)
+            for name in MODULES.keys() - NO_ROOM
+            if room_of(name) == room
+            for one in others_of(name)
+        }
+        below = sorted(map(short, used), key=[short(one) for one in FLOOR].index)
+        lines.append(f"{short(room):{width}} ──▶ {' '.join(below)}" if below else short(room))
+    return "\n".join(lines) + "\n"
+
+
+def short(room: str) -> str:
+    return room.removeprefix("server.")
+
+
+def test_the_picture_of_the_rooms_is_what_the_imports_are():
+    begin, end = PICTURE
+    _, _, rest = PAGE.read_text().partition(begin)
+    drawn, _, _ = rest.partition(end)
+
+    assert drawn == picture(), "python -m tests.test_imports prints it"
+
+
+if __name__ == "__main__":
+    print(picture(), end="")  # noqa: T201

@@ -23,6 +23,7 @@ from typing import Literal
 import structlog
 import trio
 
+from codec.line import FRAME_S
 from server.agent.agent import Agent
 from server.call.apology import Apology
 from server.call.conversation import Conversation, Line, Party
@@ -59,7 +60,6 @@ from server.records.words import CallRecord
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-FRAMES_PER_S = 50
 COST_CHECK_S = 1.0
 RECORDED_TURN = 0
 """The turn of a recorded greeting: the model counts its own from 1."""
@@ -408,7 +408,7 @@ class Call:
         c.metrics.calls_active.dec()
         reason = c.end_reason or EndReason.ERROR
         c.metrics.calls_ended.labels(self.direction, reason.value).inc()
-        add(c.metrics.lost_frames.labels("server"), c.session.lost_s * FRAMES_PER_S)
+        add(c.metrics.lost_frames.labels("server"), c.session.lost_s / FRAME_S)
 
     def _tell_end(self, now: float) -> None:
         c = self.conversation

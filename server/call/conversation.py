@@ -178,7 +178,7 @@ class Conversation:
         return self.end_reason is None and event in TRANSITIONS[self.stage]
 
     def move(self, event: str) -> None:
-        """This has happened.
+        """Go to the stage that this event leads to.
 
         Raises:
             KeyError: It cannot have: a bug of ours.

@@ -13,6 +13,7 @@ from itertools import groupby
 import trio
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
+from codec.line import SILENCE
 from codec.path import Gate
 from server.call.conversation import Conversation, Line, Stage
 from server.call.machine import Machine
@@ -26,8 +27,7 @@ from server.carrier import (
 )
 from server.carrier.keypad import PressedKeys
 from server.dialogue.endings import EndReason
-from server.dialogue.opening import SILENCE
-from server.dialogue.turns import Awaited
+from server.dialogue.remedies import Awaited
 from server.errors import CarrierProtocolError
 
 

@@ -42,14 +42,14 @@ class Playing:
         c = self._conversation
         if c.line is None or c.line.is_closed:
             return inf
-        opens_at = inf if c.playout.is_open else c.opening.plays_at
+        opens_at = inf if c.playout.timeline.open else c.opening.plays_at
         return min(c.playout.next_due(), opens_at)
 
     def _send_due(self) -> None:
         c, line = self._conversation, self._conversation.line
         if line is not None and not line.is_closed:
             c.passing.collect()
-            if not c.playout.is_open and trio.current_time() >= c.opening.plays_at:
+            if not c.playout.timeline.open and trio.current_time() >= c.opening.plays_at:
                 c.playout.open(trio.current_time())
             try:
                 while (command := c.playout.next_command(trio.current_time())) is not None:
@@ -161,10 +161,10 @@ class Playing:
             ValueError: There is no such key.
         """
         c = self._conversation
-        name = c.playout.push_keys(tones(keys))
+        name = c.playout.keys.push(tones(keys))
         c.notes.note("keys", count=len(keys))  # which ones may be nobody's business
         self.let_out()
         try:
-            await c.changed.until(lambda: not c.playout.is_pending(name))
+            await c.changed.until(lambda: not c.playout.keys.is_pending(name))
         finally:
-            c.playout.withdraw_keys(name)
+            c.playout.keys.withdraw(name)

@@ -278,7 +278,7 @@ class AnsweredBy(StrEnum):
 
     @property
     def is_machine(self) -> bool:
-        """Whether nobody would be offended."""
+        """True if the carrier believes that a machine or a fax has answered."""
         return self not in (AnsweredBy.HUMAN, AnsweredBy.UNKNOWN)
 
     @property

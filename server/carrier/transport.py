@@ -123,7 +123,7 @@ class QueuedTransport:
         return False
 
     def leave(self, relay: Relay) -> None:
-        """It was never joined."""
+        """Do nothing: this socket cannot be joined to a relay."""
 
     def send(self, text: str) -> None:
         """Queue a text frame.

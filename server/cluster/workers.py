@@ -21,22 +21,14 @@ even where the kernel's own choice among processes that accept is not.
 from __future__ import annotations
 
 import hashlib
-import hmac
-import json
 import logging
-import multiprocessing
 import os
-import secrets
-import shutil
 import socket
-import stat
-import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import structlog
@@ -45,69 +37,41 @@ from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
 from server.cluster.board import BEAT_S, MAX_WORKERS, Board, Load, Member
-from server.errors import ConfigurationError, ServerError
+from server.cluster.meeting import (
+    AVAILABLE,
+    clear_away,
+    is_locked,
+    listen,
+    private_directory,
+    shared_secret,
+    take_place,
+)
+from server.cluster.passing_on import (
+    FACTS,
+    GIVEN,
+    PASSED_ON,
+    PassedOn,
+    WorkerLost,
+    facts_of,
+    request_of,
+    take_over,
+)
+from server.errors import ConfigurationError
 from server.hooks.hypercorn_worker import serve_worker
 from server.logs import Sparing
 
-try:
-    import fcntl
-
+if AVAILABLE:
     from server.cluster.claims import Claims, Gate
-except ImportError:  # Windows
-    AVAILABLE = False
-else:
-    AVAILABLE = hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds")
 
 if TYPE_CHECKING:
-    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Framework, Scope
+    from hypercorn.typing import Framework
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-MAX_FACTS_BYTES = 4096
-"""Of what goes along with a media socket."""
-HANDOVER_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
 JOIN_TRIES = 10
 GATE_TIMEOUT_S = 10.0
 """How long a process that comes or goes may wait for others that do."""
-MAX_PATH_BYTES = 90
-"""Of the directory: a Unix socket's whole path may have 103 on macOS, 107 on Linux."""
-PASSED_ON = "offhook.passed_on"
-"""In an ASGI scope: which process has passed this request on."""
-GIVEN = "offhook.given"
-"""In an ASGI scope: whether it has chosen this process for a new call."""
-_FACTS = b"x-offhook-facts"
-_NOT_PASSED_ON = frozenset(
-    {
-        *(b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"upgrade", b"te"),
-        *(b"expect", b"trailer"),
-        _FACTS,  # nobody else may write this
-    }
-)
-
-
-class WorkerLost(ServerError):
-    """The process that has this call, or shall have it, is gone.
-
-    Attributes:
-        reached: Whether it may have done what it was asked for.
-    """
-
-    def __init__(self, number: int, *, reached: bool) -> None:
-        super().__init__(f"process {number} of this server is gone")
-        self.reached = reached
-
-
-def shared_secret(purpose: str) -> str:
-    """A secret of 128 bits that all processes of this server have, and nobody else.
-
-    A process that was spawned has its parent's ``authkey``: random, and never on any disk. In one
-    that was not, there are no others.
-    """
-    if multiprocessing.parent_process() is None:
-        return secrets.token_hex(16)
-    key = bytes(multiprocessing.current_process().authkey)
-    return hmac.digest(key, f"offhook {purpose}".encode(), "sha256").hex()[:32]
 
 
 class Workers:
@@ -154,7 +118,7 @@ class Workers:
         for _ in range(JOIN_TRIES):
             # The last one to leave, at this moment, clears away what we are about to use.
             with suppress(FileNotFoundError):
-                self._directory = _private_directory(where or f"offhook-{shared_secret('place')}")
+                self._directory = private_directory(where or f"offhook-{shared_secret('place')}")
                 gate = Gate(self._directory / "gate")
                 try:
                     with gate.held(GATE_TIMEOUT_S) as alone:
@@ -168,7 +132,7 @@ class Workers:
 
     def _enter(self, gate: Gate, count: int) -> None:
         """Take a place; nobody else comes or leaves meanwhile."""
-        self.number, self._lock = self._take_place(count)
+        self.number, self._lock = take_place(self._directory, count)
         try:
             calls = self._directory / "calls"
             calls.mkdir(mode=0o700, exist_ok=True)
@@ -204,32 +168,7 @@ class Workers:
         finally:
             os.close(self._lock)
         if alone:
-            self._clear_away()
-
-    def _clear_away(self) -> None:
-        """Remove the directory if nobody is left in it; nobody comes or leaves meanwhile."""
-        places = [_try_lock(self._directory / f"{number}.lock") for number in range(self.count)]
-        try:
-            if None not in places:
-                # What those have left who were killed, too; and the gate last, for whoever has got
-                # one of that name may come in.
-                shutil.rmtree(self._directory / "calls")
-                for path in self._directory.iterdir():
-                    if path.name != "gate":
-                        path.unlink()
-                (self._directory / "gate").unlink()
-                with suppress(OSError):  # somebody joins at this moment
-                    self._directory.rmdir()
-        finally:
-            for place in places:
-                if place is not None:
-                    os.close(place)
-
-    def _take_place(self, count: int) -> tuple[int, int]:
-        for number in range(count):
-            if (lock := _try_lock(self._directory / f"{number}.lock")) is not None:
-                return number, lock
-        raise ConfigurationError(f"there are {count} processes of this server already")
+            clear_away(self._directory, self.count)
 
     # -- how they are doing ----------------------------------------------------------------
 
@@ -283,7 +222,7 @@ class Workers:
         if self._board.is_there(member.number):
             return True
         with self._gate.held() as alone:  # whoever comes is not to find a place taken by this look
-            return not alone or _is_locked(self._directory / f"{member.number}.lock")
+            return not alone or is_locked(self._directory / f"{member.number}.lock")
 
     def claim(
         self, call_sid: str, number: int | None = None, *, gone: Container[Member] = ()
@@ -364,20 +303,9 @@ class Workers:
     async def _pass_on(
         self, number: int, scope: Mapping[str, Any], body: bytes, timeout_s: float, *, given: bool
     ) -> httpx2.Response:
-        left_out = _NOT_PASSED_ON | {b"idempotency-key"} if given else _NOT_PASSED_ON
-        headers = [
-            (name, value) for name, value in scope["headers"] if name.lower() not in left_out
-        ]
-        target: bytes = scope.get("raw_path") or scope["path"].encode()
-        if query := scope.get("query_string"):
-            target += b"?" + query
-        headers.append((_FACTS, self._facts(scope, given=given)))
-        request = httpx2.Request(
-            scope["method"],
-            httpx2.URL("http://worker").copy_with(raw_path=target),
-            headers=headers,
-            content=body,
-        )
+        # Only what has chosen a process has looked at the key, and keeps it.
+        but = b"idempotency-key" if given else b""
+        request = request_of(scope, body, facts_of(scope, by=self.number, given=given), but)
         try:
             with trio.fail_after(timeout_s):
                 return await self._client(number).send(request)
@@ -416,16 +344,6 @@ class Workers:
             self._board.answered()
             self.publish()
 
-    def _facts(self, scope: Mapping[str, Any], *, given: bool = False) -> bytes:
-        facts = {
-            "by": self.number,
-            "given": given,
-            "client": scope.get("client"),
-            "server": scope.get("server"),
-            "scheme": scope.get("scheme"),
-        }
-        return json.dumps(facts).encode()
-
     def _client(self, number: int) -> httpx2.AsyncClient:
         if number not in self._clients:
             self._clients[number] = httpx2.AsyncClient(
@@ -453,7 +371,7 @@ class Workers:
 
     def passed_on_headers(self, scope: Mapping[str, Any]) -> dict[str, str]:
         """What says to another process, on its HTTP socket, where a media stream comes from."""
-        return {_FACTS.decode(): self._facts(scope).decode()}
+        return {FACTS.decode(): facts_of(scope, by=self.number).decode()}
 
     # -- what the others pass on -----------------------------------------------------------
 
@@ -473,14 +391,14 @@ class Workers:
             max_message_bytes: The longest head of a request, and WebSocket message.
         """
         config = Config()
-        config.bind = [f"fd://{_listen(self._directory / f'{self.number}.http').detach()}"]
+        config.bind = [f"fd://{listen(self._directory / f'{self.number}.http').detach()}"]
         config.websocket_max_message_size = max_message_bytes
         config.h11_max_incomplete_size = max_message_bytes
         config.include_server_header = False
         config.accesslog = None
         config.errorlog = logging.getLogger("hypercorn.error")
         config.loglevel = "WARNING"
-        media = _listen(self._directory / f"{self.number}.media")
+        media = listen(self._directory / f"{self.number}.media")
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(media))
 
         async def take(stream: trio.SocketStream) -> None:
@@ -488,7 +406,7 @@ class Workers:
 
         try:
             async with trio.open_nursery() as nursery:
-                passed_on = wrap_app(_PassedOn(app), config.wsgi_max_body_size, "asgi")
+                passed_on = wrap_app(PassedOn(app), config.wsgi_max_body_size, "asgi")
                 await nursery.start(serve_worker, passed_on, config)
                 await nursery.start(trio.serve_listeners, take, [listener])
                 nursery.start_soon(self._beat)
@@ -509,120 +427,9 @@ class Workers:
         stream: trio.SocketStream,
         take_media: Callable[[socket.socket, Mapping[str, Any]], Awaitable[None]],
     ) -> None:
-        facts, connection = b"", None
-        async with stream:
-            with (
-                suppress(OSError, trio.BrokenResourceError),
-                trio.move_on_after(HANDOVER_TIMEOUT_S),
-            ):
-                facts, rights, _, _ = await stream.socket.recvmsg(
-                    MAX_FACTS_BYTES, socket.CMSG_SPACE(4)
-                )
-                if rights:
-                    connection = socket.socket(
-                        fileno=int.from_bytes(rights[0][2][:4], sys.byteorder)
-                    )
-                    connection.set_inheritable(False)
-                    connection.setblocking(False)
-                    await stream.send_all(b"\n")
-        if connection is None:
+        if (taken := await take_over(stream)) is None:
             return  # whoever was about to give it has gone
         try:
-            await take_media(connection, json.loads(facts))
+            await take_media(*taken)
         except Exception:
             logger.exception("media stream failed by a bug of ours")
-
-
-async def hand_over(
-    stream: trio.SocketStream, connection: socket.socket, facts: Mapping[str, Any]
-) -> None:
-    """Give a connected socket to the process at the other end, and wait until it has it.
-
-    Raises:
-        WorkerLost: It has gone meanwhile.
-    """
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, connection.fileno().to_bytes(4, sys.byteorder))
-    try:
-        with trio.fail_after(HANDOVER_TIMEOUT_S):
-            await stream.socket.sendmsg([json.dumps(facts).encode()], [rights])
-            if await stream.receive_some(1) == b"\n":
-                return
-    except (OSError, trio.BrokenResourceError, trio.TooSlowError):
-        pass
-    raise WorkerLost(-1, reached=True)
-
-
-# ------------------------------------------------------------------------------------------
-# What they meet in
-
-
-def _private_directory(name: str) -> Path:
-    """A directory that only this user may look into.
-
-    Raises:
-        ConfigurationError: Somebody else has made it, or its path is too long.
-    """
-    directory = Path(tempfile.gettempdir()) / name
-    if len(os.fsencode(directory)) > MAX_PATH_BYTES:
-        raise ConfigurationError(f"{directory} is too long for Unix sockets: set TMPDIR")
-    with suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
-    facts = directory.lstat()
-    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
-        raise ConfigurationError(f"{directory} is not this user's own, private directory")
-    return directory
-
-
-def _try_lock(path: Path) -> int | None:
-    """Lock a file for as long as the number that is returned stays open; None: somebody has it."""
-    number = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(number)
-        return None
-    return number
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether somebody has locked a file."""
-    if (number := _try_lock(path)) is None:
-        return True
-    os.close(number)
-    return False
-
-
-def _listen(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)  # of a process in our place that has died
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    listener.listen(512)
-    return listener
-
-
-class _PassedOn:
-    """The app, asked by another process: what that one knows of the connection counts here."""
-
-    def __init__(self, app: Framework) -> None:
-        self._app: Any = app
-
-    async def __call__(
-        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
-    ) -> None:
-        """Answer a request; the app's own start and end are none of these."""
-        if scope["type"] == "lifespan":
-            for stage in ("startup", "shutdown"):
-                await receive()
-                await send(cast(Any, {"type": f"lifespan.{stage}.complete"}))
-            return
-        headers = [(name, value) for name, value in scope["headers"] if name != _FACTS]
-        facts = json.loads(next(value for name, value in scope["headers"] if name == _FACTS))
-        changed = {
-            "headers": headers,
-            PASSED_ON: facts["by"],
-            GIVEN: facts["given"],
-            "client": facts["client"] and tuple(facts["client"]),
-            "server": facts["server"] and tuple(facts["server"]),
-            "scheme": facts["scheme"],
-        }
-        await self._app({**scope, **changed}, receive, send)

@@ -26,7 +26,8 @@ from rich.table import Table
 from server import logs
 from server.app import OffhookApp, create_app
 from server.call.call import Call
-from server.demo.scripts import SCRIPTS, DemoScript, Outcome
+from server.demo.checks import Outcome
+from server.demo.scripts import SCRIPTS, DemoScript
 from server.errors import ConfigurationError, innermost
 from server.serving.single import listen, serve
 from server.settings.settings import Settings

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-NEVER = float("inf")
-BYTES_PER_S = 8_000
-SILENCE = b"\xff"
+from codec.line import BYTES_PER_S, SILENCE
+from server.dialogue.remedies import NEVER
+
 """Mu-law's positive zero."""
 LONGEST_HOLD_S = 12.0
 """Whatever happens, the model is not kept deaf for longer."""

@@ -16,14 +16,10 @@ from collections import deque
 from dataclasses import dataclass
 
 from codec.ear import Played
+from codec.line import BYTES_PER_S
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
+from server.dialogue.key_tones import KeyTones, in_pieces
 
-BYTES_PER_S = 8_000
-"""Mu-law at 8 kHz: one byte a sample."""
-LOST_MARK_S = 3.0
-"""So long after the keys must have sounded, their mark is not waited for any more."""
-MAX_MESSAGE_BYTES = 8_000
-"""One second a message; the carrier documents no limit, so we keep well below any."""
 CUSHION_S, MAX_CUSHION_S = 0.1, 0.8
 """How long a turn that has run dry gathers; twice as long each time that it does so again."""
 MAX_QUEUED_BYTES = 600 * BYTES_PER_S
@@ -92,10 +88,11 @@ class Playout:
         lead_s: How far ahead of the caller's ear audio may be sent.
         mark_every_s: How much audio lies between two marks.
         remember: Whether to keep what the caller has not heard yet, and the last moments of what
-            they have: for :meth:`hold` and :meth:`played`.
+            they have: for :meth:`hold`, and for recordings.
 
     Attributes:
         timeline: What the caller is hearing, piece by piece, and until when.
+        keys: Tones of keys, which go before all that is queued.
     """
 
     def __init__(
@@ -104,6 +101,7 @@ class Playout:
         self._lead_s = lead_s
         self._mark_every_bytes = round(mark_every_s * BYTES_PER_S)
         self.timeline = Played(remember=remember)
+        self.keys = KeyTones()
         self._queue: deque[_Queued] = deque()
         self._queued_bytes = 0
         self._mark: SendMark | None = None
@@ -118,9 +116,6 @@ class Playout:
         self._made: dict[int, int] = {}  # bytes of each turn
         self._cut_up_to = -1  # turn 0 is what is played before the model has said anything
         self._marks_out: set[str] = set()
-        self._keys: deque[tuple[str, bytes]] = deque()
-        self._keys_out: str | None = None
-        self._keys_pushed = 0
         self._heard_before_bytes = 0  # of turns that have left the deque
         self.dropped_bytes = 0
         """Late or queued audio of cut turns that was not sent."""
@@ -137,7 +132,7 @@ class Playout:
             return False
         if received_at > self.timeline.play_end and not self._queue and self._is_under_way(turn):
             self._gather_cushion(received_at)
-        for piece in _messages(payload):
+        for piece in in_pieces(payload):
             self._queue.append(_Queued(turn, piece, received_at))
         self._queued_bytes += len(payload)
         if turn not in self._made and len(self._made) >= MAX_TURNS:
@@ -150,29 +145,6 @@ class Playout:
         if turn > self._cut_up_to:
             self._queue.append(_Queued(turn, None, 0.0))
             self._cushion_until = 0.0
-
-    def push_keys(self, payload: bytes) -> str:
-        """Play the tones of keys, alone and whole: before all that is queued, never cut.
-
-        They wait until the carrier's buffer is empty, and until they have been heard nothing else
-        is sent: so there is no clear that could take them away.
-
-        Returns:
-            A name for :meth:`is_pending` and :meth:`withdraw_keys`.
-        """
-        self._keys_pushed += 1
-        name = f"keys:{self._keys_pushed}"
-        for piece in _messages(payload):
-            self._keys.append((name, piece))
-        return name
-
-    def withdraw_keys(self, name: str) -> None:
-        """Do not play what has not been sent of these keys."""
-        self._keys = deque(item for item in self._keys if item[0] != name)
-
-    def is_pending(self, name: str) -> bool:
-        """Whether these keys have still to be heard."""
-        return self._keys_out == name or any(item[0] == name for item in self._keys)
 
     def interrupt(self, turn: int, now: float) -> HeardTurn | None:
         """Cut this turn and every one before it, at what the caller has heard by now.
@@ -192,7 +164,7 @@ class Playout:
         # Without an outstanding mark or unmarked audio the carrier's buffer is known to be empty.
         live = [t for t in self._turns if t.number <= turn and not t.is_over]
         at_carrier = bool(self._marks_out) or any(t.marked_bytes < t.sent_bytes for t in live)
-        at_carrier = at_carrier and self._keys_out is None  # nothing but keys is there then
+        at_carrier = at_carrier and not self.keys.are_sounding  # nothing but keys is there then
         cut: HeardTurn | None = None
         if at_carrier or unsent_bytes:
             self._clear = self._clear or at_carrier
@@ -214,7 +186,12 @@ class Playout:
         Returns:
             Whether there was anything to hold.
         """
-        if self._held or not self.timeline.remember or self._keys_out or not self.is_playing(now):
+        if (
+            self._held
+            or not self.timeline.remember
+            or self.keys.are_sounding
+            or not self.is_playing(now)
+        ):
             return False
         unheard: deque[_Queued] = deque()
         for turn in reversed(self._turns):
@@ -228,7 +205,7 @@ class Playout:
             kept = self.timeline.tail(max(0, missing), turn.number)
             turn.sent_bytes -= len(kept)
             unheard.extendleft(
-                _Queued(turn.number, piece, 0.0) for piece in reversed(_messages(kept))
+                _Queued(turn.number, piece, 0.0) for piece in reversed(in_pieces(kept))
             )
             self._queued_bytes += sent_bytes - turn.sent_bytes
             turn.anchor_bytes, turn.anchor_at = turn.sent_bytes, now
@@ -246,7 +223,7 @@ class Playout:
         return True
 
     def resume(self) -> None:
-        """It was nothing: go on where the caller stopped hearing."""
+        """Go on where the caller stopped hearing: they did not mean to interrupt."""
         self._held = False
 
     @property
@@ -272,8 +249,8 @@ class Playout:
         )
         cut = self.interrupt(newest, now)
         self.timeline.open = self._clear = False
-        self._mark = self._keys_out = None
-        self._keys.clear()
+        self._mark = None
+        self.keys.forget()
         return cut
 
     def next_command(self, now: float) -> CarrierCommand | None:
@@ -286,7 +263,8 @@ class Playout:
         if self._mark is not None:
             mark, self._mark = self._mark, None
             return mark
-        if self._keys or self._keys_out is not None:
+        self.keys.give_up_lost_mark(self.timeline.play_end, now)
+        if self.keys:
             return self._next_key_command(now)
         while self._queue and not self._held:
             if now < self.next_due():
@@ -304,28 +282,20 @@ class Playout:
         return None
 
     def _next_key_command(self, now: float) -> CarrierCommand | None:
-        if self._keys_out is not None and now >= self.timeline.play_end + LOST_MARK_S:
-            self._keys_out = None
-            return self.next_command(now)
-        if self._keys_out is None:
-            if self.is_playing(now):
-                return None
-            self._keys_out = self._keys[0][0]
-        if self._keys and self._keys[0][0] == self._keys_out:
-            _, payload = self._keys.popleft()
-            self._paused = True
-            self.timeline.play_end = max(now, self.timeline.play_end) + len(payload) / BYTES_PER_S
-            if not (self._keys and self._keys[0][0] == self._keys_out):
-                self._mark = SendMark(self._keys_out)
-            return SendAudio(payload)
-        return None
+        piece = self.keys.next_piece(is_playing=self.is_playing(now))
+        if piece is None:
+            return None
+        payload, mark = piece
+        self._paused = True
+        self.timeline.play_end = max(now, self.timeline.play_end) + len(payload) / BYTES_PER_S
+        if mark is not None:
+            self._mark = SendMark(mark)
+        return SendAudio(payload)
 
     def next_due(self) -> float:
         """When the lead allows the next piece to go out; infinity when nothing is queued."""
-        if self.timeline.open and self._keys_out is not None:
-            return self.timeline.play_end + LOST_MARK_S
-        if self.timeline.open and self._keys:
-            return float("inf") if self._marks_out else self.timeline.play_end
+        if self.timeline.open and self.keys:
+            return self.keys.next_due(self.timeline.play_end, marks_are_out=bool(self._marks_out))
         if not self._queue or not self.timeline.open or self._held:
             return float("inf")
         return max(self.timeline.play_end - self._lead_s, self._cushion_until)
@@ -343,7 +313,7 @@ class Playout:
             return 0
         if last.finished or self._paused or self._held or self._clear or self._mark is not None:
             return 0
-        if self._queue or self._keys or self._keys_out is not None or not timeline.open:
+        if self._queue or self.keys or not timeline.open:
             return 0
         if now >= timeline.play_end or now < self._cushion_until:
             return 0
@@ -367,8 +337,7 @@ class Playout:
             The turn, if this was the last mark of a finished one: the caller has heard it all.
             None for any other mark, one that a clear brought back, or one that is not ours.
         """
-        if name == self._keys_out:
-            self._keys_out = None
+        self.keys.mark_reached(name)
         if name not in self._marks_out:
             return None
         self._marks_out.discard(name)
@@ -408,13 +377,6 @@ class Playout:
         """Whether the caller is hearing the agent now, as far as can be known."""
         return self.timeline.is_playing(now)
 
-    def played(self, now: float, length_bytes: int) -> bytes:
-        """What the carrier has played up to now, silence where there was nothing.
-
-        To be asked for in the order of time.
-        """
-        return self.timeline.played(now, length_bytes)
-
     def audible_until(self, now: float) -> float:
         """Until when the caller will hear the agent, if nothing more comes."""
         if not self._queue:
@@ -424,18 +386,13 @@ class Playout:
     @property
     def all_heard(self) -> bool:
         """Whether every turn is finished and the caller has heard it to its end, or its cut."""
-        nothing_left = not (self._queue or self._keys or self._keys_out) and self._mark is None
+        nothing_left = not (self._queue or self.keys) and self._mark is None
         return nothing_left and all(turn.is_over for turn in self._turns)
 
     @property
     def queued_s(self) -> float:
         """Audio that has not been sent yet: the greeting while it rings, or beyond the lead."""
         return self._queued_bytes / BYTES_PER_S
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the stream has started."""
-        return self.timeline.open
 
     # -- the books -------------------------------------------------------------------------
 
@@ -511,10 +468,3 @@ class Playout:
         self._marks_out.add(name)
         self.timeline.marks_out = len(self._marks_out)
         return SendMark(name)
-
-
-def _messages(payload: bytes) -> list[bytes]:
-    return [
-        payload[start : start + MAX_MESSAGE_BYTES]
-        for start in range(0, len(payload), MAX_MESSAGE_BYTES)
-    ]

@@ -24,8 +24,8 @@ import trio
 
 from server.errors import StreamEnded
 from server.hooks.connections import Connection, Doors
+from server.hooks.sockets import limit_unread
 from server.logs import log_stranger
-from server.sockets import limit_unread
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -56,7 +56,7 @@ class WireSocket:
         self.send_nowait(message)
 
     def send_nowait(self, message: bytes) -> None:
-        """The same, for whoever cannot wait anyway."""
+        """Send a text frame without blocking; what cannot be written yet is kept."""
         if not self.wire.websocket.is_open:
             raise self.closing()
         self.wire.send_text(message)

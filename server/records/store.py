@@ -23,6 +23,7 @@ from server.records.database import (
     THEIRS,
     Database,
     SchemaTooNew,
+    check_database,
     database_url,
     is_about_data,
 )
@@ -65,6 +66,7 @@ class Records:
         retention_days: float | None = None,
         requests_ttl_s: float = DAY_S,
     ) -> None:
+        check_database(url)
         self._requests_ttl_s = requests_ttl_s
         self._database = Database(database_url(url))
         self._metrics = metrics

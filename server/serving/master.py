@@ -1,7 +1,7 @@
 """``python -m server --workers N``: a parent that listens, starts N processes, and never serves.
 
 The processes are spawned, as the ``hypercorn`` command does it, so that they share a secret (see
-:func:`server.cluster.workers.shared_secret`). One that dies takes its own calls with it and nothing
+:func:`server.cluster.meeting.shared_secret`). One that dies takes its own calls with it and nothing
 else: another is started in its place. To stop is to have each of them drain.
 """
 
@@ -22,12 +22,12 @@ import trio
 
 from server import logs
 from server.app import create_app
-from server.cluster.workers import AVAILABLE
+from server.cluster.meeting import AVAILABLE
 from server.errors import ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS, stop_on_signals
+from server.hooks.sockets import raise_file_limit
 from server.serving.single import listen, serve
 from server.settings.settings import Settings
-from server.sockets import raise_file_limit
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -20,7 +20,7 @@ from hypercorn.utils import wrap_app
 from server.app import OffhookApp
 from server.errors import CannotListen
 from server.hooks.hypercorn_worker import BACKLOG, serve_worker, stop_on_signals
-from server.sockets import holder_of, limit_unread
+from server.hooks.sockets import holder_of, limit_unread
 
 MAX_MESSAGE_BYTES = 64 * 1024
 """A Media Streams message is about 350 bytes; nothing of Twilio's comes near this."""

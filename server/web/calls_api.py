@@ -15,7 +15,7 @@ from quart_schema import (
     validate_request,
 )
 
-from server.cluster.workers import WorkerLost
+from server.cluster.passing_on import WorkerLost
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused, CarrierError
 from server.headers import lines_of, single

@@ -12,7 +12,7 @@ import trio
 from quart import Response, request
 
 from server.cluster.board import Member
-from server.cluster.workers import GIVEN, PASSED_ON, WorkerLost
+from server.cluster.passing_on import GIVEN, PASSED_ON, WorkerLost
 from server.service import Service
 from server.web.api import Answer, error_body, retry_after
 

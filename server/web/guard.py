@@ -9,7 +9,7 @@ import trio
 from quart import Quart, Response, g, request
 from werkzeug.exceptions import BadRequest
 
-from server.cluster.workers import PASSED_ON
+from server.cluster.passing_on import PASSED_ON
 from server.logs import Sparing
 from server.service import Service
 from server.web.api import error_body, field_errors

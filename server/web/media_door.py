@@ -20,7 +20,7 @@ from quart import Quart, websocket
 from codec.path import WebSocket
 from server.carrier import MediaStream
 from server.carrier.transport import QueuedTransport, WireTransport
-from server.cluster.workers import PASSED_ON, WorkerLost, hand_over
+from server.cluster.passing_on import PASSED_ON, WorkerLost, hand_over
 from server.errors import StreamEnded
 from server.hooks.detach import detachable
 from server.hooks.media_socket import AcceptedSocket, MediaWebsocket

@@ -15,7 +15,7 @@ import trio
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.trio.client import ClientConnection, connect
 
-from server.cluster.workers import WorkerLost
+from server.cluster.passing_on import WorkerLost
 from server.errors import StreamEnded
 from server.hooks.media_socket import AcceptedSocket, MediaWebsocket
 

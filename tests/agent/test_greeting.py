@@ -123,6 +123,6 @@ def test_an_apology_is_in_the_agents_language_if_there_is_one(language, says, ta
 
 
 def test_every_thing_awaited_has_a_nudge_but_the_greeting():
-    from server.dialogue.turns import Awaited
+    from server.dialogue.remedies import Awaited
 
     assert set(phrases.NUDGES) == set(Awaited) - {Awaited.GREETING}

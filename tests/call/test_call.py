@@ -11,7 +11,7 @@ from server.agent.agent import Agent
 from server.call.costs import Prices
 from server.carrier import CallStatus, Clear, DigitPressed, SendAudio, StatusUpdate, StreamStopped
 from server.dialogue.endings import EndReason
-from server.dialogue.turns import Patience
+from server.dialogue.remedies import Patience
 from server.errors import CarrierProtocolError, ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
     AgentTranscript,

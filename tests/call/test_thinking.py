@@ -9,7 +9,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from server.dialogue.endings import EndReason
-from server.dialogue.turns import AskIfThere, Awaited, Fault, Recover, Rung, Turns
+from server.dialogue.remedies import AskIfThere, Awaited, Fault, Recover, Rung
+from server.dialogue.turns import Turns
 from server.model import AgentAudio, TurnComplete, Working
 from server.model.gemini.protocol import GeminiProtocol
 from server.simulators.gemini import Script

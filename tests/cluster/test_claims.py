@@ -19,7 +19,9 @@ import pytest
 import trio
 
 from server.cluster.board import Load, Member
-from server.cluster.workers import AVAILABLE, WorkerLost, Workers
+from server.cluster.meeting import AVAILABLE
+from server.cluster.passing_on import WorkerLost
+from server.cluster.workers import Workers
 from server.web.elsewhere import Elsewhere
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
@@ -104,7 +106,7 @@ def test_a_gate_that_another_process_holds_is_given_up_in_time(tmp_path):
 
 def test_a_directory_that_somebody_has_removed_ends_no_call(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.cluster.workers.MAX_PATH_BYTES", 190)
+    monkeypatch.setattr("server.cluster.meeting.MAX_PATH_BYTES", 190)
     workers = Workers()
     workers.join(2, where="offhook-here")
     (tmp_path / "offhook-here" / "calls").rename(tmp_path / "elsewhere")
@@ -143,7 +145,7 @@ class Asking(Elsewhere):
 @pytest.fixture
 def three(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.cluster.workers.MAX_PATH_BYTES", 190)  # no socket is made here
+    monkeypatch.setattr("server.cluster.meeting.MAX_PATH_BYTES", 190)  # no socket is made here
     with ExitStack() as stack:
         three = [Workers() for _ in range(3)]
         for each in three:

@@ -21,7 +21,8 @@ from benchmarks.processes import family
 from server.agent.agent import Agent
 from server.carrier import CallStatus
 from server.cluster.board import Load
-from server.cluster.workers import AVAILABLE, Workers
+from server.cluster.meeting import AVAILABLE
+from server.cluster.workers import Workers
 from server.dialogue.endings import EndReason
 from server.errors import ConfigurationError
 from server.metrics import Metrics, merged
@@ -43,7 +44,7 @@ HANGS_UP = "+15005550103"
 @pytest.fixture
 def meeting(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.cluster.workers.MAX_PATH_BYTES", 190)  # no socket is made here
+    monkeypatch.setattr("server.cluster.meeting.MAX_PATH_BYTES", 190)  # no socket is made here
     return "offhook-here"
 
 

@@ -388,14 +388,14 @@ def test_what_was_played_can_be_asked_for():
         playout.push(speech[at : at + 700], turn=1)
     drain(playout, 1.0)
 
-    assert playout.played(1.0, 160) == b"\xff" * 160
-    assert playout.played(1.01, 160) == b"\xff" * 80 + speech[:80]
-    assert playout.played(1.5, 160) == speech[3_840:4_000]
-    assert playout.played(2.01, 160) == speech[7_920:] + b"\xff" * 80
+    assert playout.timeline.played(1.0, 160) == b"\xff" * 160
+    assert playout.timeline.played(1.01, 160) == b"\xff" * 80 + speech[:80]
+    assert playout.timeline.played(1.5, 160) == speech[3_840:4_000]
+    assert playout.timeline.played(2.01, 160) == speech[7_920:] + b"\xff" * 80
     playout.push(speech, turn=2)
     drain(playout, 2.02)
     playout.hold(2.52)
-    assert playout.played(2.53, 160) == speech[3_920:4_000] + b"\xff" * 80
+    assert playout.timeline.played(2.53, 160) == speech[3_920:4_000] + b"\xff" * 80
 
 
 @given(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from server.carrier import Clear, SendAudio, SendMark
-from server.dialogue.playout import LOST_MARK_S, Playout
+from server.dialogue.key_tones import LOST_MARK_S
+from server.dialogue.playout import Playout
 from tests.support.playouts import SECOND, drain, opened
 
 KEYS = b"\x55" * 3_200
@@ -11,12 +12,12 @@ KEYS = b"\x55" * 3_200
 
 def test_keys_are_sent_at_once_when_the_line_is_silent():
     playout = opened()
-    name = playout.push_keys(KEYS)
+    name = playout.keys.push(KEYS)
 
     assert drain(playout, 0.0) == [SendAudio(KEYS), SendMark(name)]
-    assert playout.is_pending(name)
+    assert playout.keys.is_pending(name)
     assert playout.mark_reached(name, 0.4) is None
-    assert not playout.is_pending(name)
+    assert not playout.keys.is_pending(name)
     assert playout.all_heard
 
 
@@ -24,7 +25,7 @@ def test_keys_wait_for_what_the_carrier_holds_and_go_before_what_is_queued():
     playout = opened(lead_s=1.0)
     playout.push(SECOND * 3, turn=1)
     drain(playout, 0.0)
-    name = playout.push_keys(KEYS)
+    name = playout.keys.push(KEYS)
     assert drain(playout, 0.5) == []
     for mark in list(playout._marks_out):
         playout.mark_reached(mark, 1.0)
@@ -41,7 +42,7 @@ def test_no_clear_takes_keys_away():
     playout = opened(mark_every_s=10.0)
     playout.push(SECOND[:4_000], turn=1)
     drain(playout, 0.0)
-    name = playout.push_keys(KEYS)
+    name = playout.keys.push(KEYS)
     assert len(drain(playout, 0.5)) == 2
     playout.push(SECOND, turn=1)
 
@@ -53,7 +54,7 @@ def test_no_clear_takes_keys_away():
 
 def test_keys_are_not_held():
     playout = opened(remember=True)
-    playout.push_keys(KEYS)
+    playout.keys.push(KEYS)
     drain(playout, 0.0)
 
     assert not playout.hold(0.1)
@@ -66,7 +67,7 @@ def test_what_was_held_goes_on_after_the_keys():
     drain(playout, 0.0)
     playout.hold(0.5)
     assert drain(playout, 0.5) == [Clear()]
-    name = playout.push_keys(KEYS)
+    name = playout.keys.push(KEYS)
     assert drain(playout, 0.5)[0] == SendAudio(KEYS)
     playout.mark_reached(name, 0.9)
     playout.resume()
@@ -76,7 +77,7 @@ def test_what_was_held_goes_on_after_the_keys():
 
 def test_long_keys_are_sent_in_pieces_with_one_mark():
     playout = opened()
-    name = playout.push_keys(KEYS * 4)
+    name = playout.keys.push(KEYS * 4)
 
     assert drain(playout, 0.0) == [
         SendAudio((KEYS * 4)[:8_000]),
@@ -87,7 +88,7 @@ def test_long_keys_are_sent_in_pieces_with_one_mark():
 
 def test_keys_pressed_twice_are_sent_one_after_the_other():
     playout = opened()
-    first, second = playout.push_keys(KEYS), playout.push_keys(KEYS)
+    first, second = playout.keys.push(KEYS), playout.keys.push(KEYS)
     assert drain(playout, 0.0) == [SendAudio(KEYS), SendMark(first)]
     playout.mark_reached(first, 0.4)
 
@@ -96,7 +97,7 @@ def test_keys_pressed_twice_are_sent_one_after_the_other():
 
 def test_keys_whose_mark_is_lost_do_not_silence_the_agent_for_ever():
     playout = opened()
-    name = playout.push_keys(KEYS)
+    name = playout.keys.push(KEYS)
     drain(playout, 0.0)
     playout.push(SECOND, turn=1)
     due = playout.next_due()
@@ -104,22 +105,22 @@ def test_keys_whose_mark_is_lost_do_not_silence_the_agent_for_ever():
     assert due == 0.4 + LOST_MARK_S
     assert drain(playout, due - 0.1) == []
     assert drain(playout, due)[0] == SendAudio(SECOND)
-    assert not playout.is_pending(name)
+    assert not playout.keys.is_pending(name)
 
 
 def test_keys_that_are_withdrawn_in_time_are_not_sent():
     playout = Playout()
-    name = playout.push_keys(KEYS)
-    playout.withdraw_keys(name)
+    name = playout.keys.push(KEYS)
+    playout.keys.withdraw(name)
     playout.open(1.0)
 
     assert drain(playout, 1.0) == []
-    assert not playout.is_pending(name)
+    assert not playout.keys.is_pending(name)
 
 
 def test_keys_do_not_count_as_something_the_agent_said():
     playout = opened()
-    playout.push_keys(KEYS)
+    playout.keys.push(KEYS)
     drain(playout, 0.0)
 
     assert playout.heard_s(1.0) == 0.0
@@ -127,8 +128,8 @@ def test_keys_do_not_count_as_something_the_agent_said():
 
 def test_keys_are_lost_with_their_stream():
     playout = opened()
-    name = playout.push_keys(KEYS)
+    name = playout.keys.push(KEYS)
     drain(playout, 0.0)
     playout.leave(0.1)
 
-    assert not playout.is_pending(name)
+    assert not playout.keys.is_pending(name)

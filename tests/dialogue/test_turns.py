@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.dialogue.turns import (
+from server.dialogue.remedies import (
     LADDER,
     AskIfThere,
     Awaited,
@@ -16,9 +16,9 @@ from server.dialogue.turns import (
     Recover,
     Rung,
     TimeIsUp,
-    Turns,
     WrapUp,
 )
+from server.dialogue.turns import Turns
 from tests.support.talks import PATIENCE, Talk, talk
 
 

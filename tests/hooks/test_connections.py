@@ -39,15 +39,8 @@ from benchmarks.load.killers import (
     priorities,
     settings_of,
 )
-from server.hooks.connections import (
-    MAX_CHUNKS,
-    MAX_HEAD_LINES,
-    Connection,
-    Doors,
-    Http11,
-    Listener,
-    check_upgrade,
-)
+from server.hooks.connections import Connection, Doors, Listener
+from server.hooks.http11 import MAX_CHUNKS, MAX_HEAD_LINES, Http11, check_upgrade
 from server.hooks.hypercorn_worker import serve_worker
 from server.serving.single import listen
 from tests.support.serving import serving

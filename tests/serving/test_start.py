@@ -17,8 +17,8 @@ import trio
 import trustme
 
 from server.errors import CannotListen
+from server.hooks.sockets import holder_of
 from server.serving.single import listen
-from server.sockets import holder_of
 from tests.support.processes import COMMANDS, server_process
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from server.carrier import (
     StreamStopped,
 )
 from server.carrier.twilio.messages import TwilioProtocol
-from server.dialogue.playout import MAX_MESSAGE_BYTES
+from server.dialogue.key_tones import MAX_PIECE_BYTES
 from server.model import AGENT_RATE_HZ, CALLER_RATE_HZ, AgentAudio, SessionEvent
 from server.model.gemini.messages import audio_message
 from server.model.gemini.protocol import GeminiProtocol
@@ -67,8 +67,8 @@ class ReferencePath:
         for event in self.gemini.receive(data, 0.0):
             if isinstance(event, AgentAudio):
                 payload = self.encoder.encode(event.pcm)
-                for start in range(0, len(payload), MAX_MESSAGE_BYTES):
-                    piece = payload[start : start + MAX_MESSAGE_BYTES]
+                for start in range(0, len(payload), MAX_PIECE_BYTES):
+                    piece = payload[start : start + MAX_PIECE_BYTES]
                     self.out.to_phone.append(self.twilio.send(SendAudio(piece)).encode())
             else:
                 self.out.session_events.append(event)

@@ -370,7 +370,7 @@ class LastingSession:
         return self._joined is not None and self._joined.is_drained
 
     def _is_quiet(self) -> bool:
-        """Whether nobody would notice if the connection were changed now."""
+        """True if the connection can be changed now without anybody's noticing."""
         self.note_passed()
         if (
             self._agent_side.is_busy

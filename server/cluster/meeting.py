@@ -1,0 +1,115 @@
+"""What the processes of one server meet in: a private directory, its locks, and a shared secret."""
+
+from __future__ import annotations
+
+import hmac
+import multiprocessing
+import os
+import secrets
+import shutil
+import socket
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from server.errors import ConfigurationError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    AVAILABLE = False
+else:
+    AVAILABLE = hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds")
+
+MAX_PATH_BYTES = 90
+"""Of the directory: a Unix socket's whole path may have 103 on macOS, 107 on Linux."""
+
+
+def shared_secret(purpose: str) -> str:
+    """A secret of 128 bits that all processes of this server have, and nobody else.
+
+    A process that was spawned has its parent's ``authkey``: random, and never on any disk. In one
+    that was not, there are no others.
+    """
+    if multiprocessing.parent_process() is None:
+        return secrets.token_hex(16)
+    key = bytes(multiprocessing.current_process().authkey)
+    return hmac.digest(key, f"offhook {purpose}".encode(), "sha256").hex()[:32]
+
+
+def private_directory(name: str) -> Path:
+    """A directory that only this user may look into.
+
+    Raises:
+        ConfigurationError: Somebody else has made it, or its path is too long.
+    """
+    directory = Path(tempfile.gettempdir()) / name
+    if len(os.fsencode(directory)) > MAX_PATH_BYTES:
+        raise ConfigurationError(f"{directory} is too long for Unix sockets: set TMPDIR")
+    with suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    facts = directory.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise ConfigurationError(f"{directory} is not this user's own, private directory")
+    return directory
+
+
+def try_lock(path: Path) -> int | None:
+    """Lock a file for as long as the number that is returned stays open; None: somebody has it."""
+    number = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(number)
+        return None
+    return number
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody has locked a file."""
+    if (number := try_lock(path)) is None:
+        return True
+    os.close(number)
+    return False
+
+
+def listen(path: Path) -> socket.socket:
+    """A Unix socket that listens at this path, which may be a dead process's."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(512)
+    return listener
+
+
+def take_place(directory: Path, count: int) -> tuple[int, int]:
+    """Take a place among so many processes: its number, and its lock; nobody else comes meanwhile.
+
+    Raises:
+        ConfigurationError: All of them are taken.
+    """
+    for number in range(count):
+        if (lock := try_lock(directory / f"{number}.lock")) is not None:
+            return number, lock
+    raise ConfigurationError(f"there are {count} processes of this server already")
+
+
+def clear_away(directory: Path, count: int) -> None:
+    """Remove the directory if nobody is left in it; nobody comes or leaves meanwhile."""
+    places = [try_lock(directory / f"{number}.lock") for number in range(count)]
+    try:
+        if None not in places:
+            # What those have left who were killed, too; and the gate last, for whoever has got
+            # one of that name may come in.
+            shutil.rmtree(directory / "calls")
+            for path in directory.iterdir():
+                if path.name != "gate":
+                    path.unlink()
+            (directory / "gate").unlink()
+            with suppress(OSError):  # somebody joins at this moment
+                directory.rmdir()
+    finally:
+        for place in places:
+            if place is not None:
+                os.close(place)

@@ -1,0 +1,239 @@
+"""HTTP/1.1 as we let hypercorn speak it: bounded heads and bodies, and no way to HTTP/2.
+
+No interface of hypercorn's or h11's is public here; see :mod:`server.hooks.connections`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import string
+from dataclasses import replace
+from itertools import chain
+from typing import Any, cast
+
+import h11
+from h11._readers import ChunkedReader
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
+from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+
+MAX_HEAD_LINES = 100
+"""The request line and its fields: a carrier's have some twenty, and every proxy adds a few. What a
+line costs does not depend on its length, and 64 KiB are twenty thousand lines."""
+MAX_LINE_BYTES = 8 * 1024
+MAX_CHUNKS = 256
+"""Pieces of a chunked body: more than four for each KiB that a body may have."""
+HEAD_END = re.compile(rb"\n\r?\n")
+AUTHORITY = (string.ascii_letters + string.digits + "-._~%!$&'()*+,;=:@[]").encode()
+"""What may stand between the scheme and the path of an absolute target (RFC 3986 section 3.2)."""
+ABOUT_WEBSOCKET = b"sec-websocket-"
+HOST = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[\w~!$&'()*+,;=%-]{1,63}\.)*[\w~!$&'()*+,;=%-]{0,63})(?::\d{0,5})?"
+)
+"""A name in labels that DNS could have, or an IPv6 address; and a port."""
+
+
+class _Refused(Exception):
+    """A request that gets no further than its head.
+
+    Args:
+        status: The answer.
+        headers: More of it.
+    """
+
+    def __init__(self, status: int, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(status)
+        self.status = status
+        self.headers = headers
+
+
+def check_lines(received: bytes) -> None:
+    """Look at the head of a request, or what may follow a chunked body, before it is parsed.
+
+    Raises:
+        RemoteProtocolError: It has more or longer lines than there can be.
+    """
+    end = HEAD_END.search(received)
+    lines = (received if end is None else received[: end.start()]).split(b"\n")
+    if len(lines) > MAX_HEAD_LINES or max(map(len, lines)) > MAX_LINE_BYTES:
+        status = 414 if len(lines[0]) > MAX_LINE_BYTES else 431
+        raise h11.RemoteProtocolError("too many lines, or too long ones", error_status_hint=status)
+
+
+class _Chunks(ChunkedReader):
+    """A body in chunks: no more of them than it may have, and no more behind it than a head has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+
+    def __call__(self, buf: Any) -> Any:
+        """Read what comes next."""
+        if self._reading_trailer:
+            check_lines(bytes(buf))
+        event = super().__call__(buf)
+        if isinstance(event, h11.Data) and event.chunk_start:
+            self._count += 1
+            if self._count > MAX_CHUNKS:
+                raise h11.RemoteProtocolError("too many chunks", error_status_hint=413)
+        return event
+
+
+class _Reader(h11.Connection):
+    """h11's own, with a bound for what is cheap to say and dear to read.
+
+    Its errors do not lead back to themselves by the frames that raised them.
+    """
+
+    def _extract_next_receive_event(self) -> Any:
+        if self.their_state is h11.IDLE:
+            check_lines(self.trailing_data[0])
+        return super()._extract_next_receive_event()
+
+    def _get_io_object(self, role: Any, event: Any, io_dict: Any) -> Any:
+        found = super()._get_io_object(role, event, io_dict)
+        return _Chunks() if isinstance(found, ChunkedReader) else found
+
+    def next_event(self) -> Any:
+        """What has come."""
+        try:
+            return super().next_event()
+        except h11.RemoteProtocolError as error:
+            text, status = str(error), error.error_status_hint
+            error.__traceback__ = None
+        raise h11.RemoteProtocolError(text, status)
+
+
+class Http11(H11Protocol):
+    """HTTP/1.1 as hypercorn speaks it, with no way from it to HTTP/2."""
+
+    has_ended = False
+    """The client has gone, or has had our last word: an app that still answers says it to nobody.
+
+    hypercorn would answer a second time where a first answer was cut in the middle.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        longest = self.config.h11_max_incomplete_size
+        self.connection = _Reader(h11.SERVER, max_incomplete_event_size=longest)
+
+    async def _send_h11_event(self, event: Any) -> None:
+        if not self.has_ended:
+            await super()._send_h11_event(event)
+
+    async def handle(self, event: Event) -> None:
+        """Read what has come."""
+        self.has_ended |= isinstance(event, Closed)
+        stream = self.stream
+        is_early = isinstance(stream, WSStream) and not stream.handshake.accepted
+        if not isinstance(event, RawData) or not is_early:
+            await super().handle(event)
+        elif cast(WSStream, stream).state is ASGIWebsocketState.HANDSHAKE:
+            # "MUST wait for a response from the server before sending any further data": RFC 6455
+            # section 4.1. hypercorn answers 400, leaves the connection open and the app untold.
+            await self._refuse(_Refused(400))
+
+    async def _handle_events(self) -> None:
+        try:
+            await super()._handle_events()
+        except _Refused as refused:
+            await self._refuse(refused.with_traceback(None))
+
+    async def _refuse(self, refused: _Refused) -> None:
+        connection = self.connection
+        if isinstance(connection, H11WSConnection):
+            connection = connection.h11_connection
+        if self.has_ended or connection.our_state is not h11.SEND_RESPONSE:
+            return  # the app has begun to answer, and that is the last answer here, too
+        no_body = [(b"content-length", b"0"), (b"connection", b"close"), *refused.headers]
+        headers = list(chain(no_body, self.config.response_headers("h11")))
+        self.has_ended = True  # an app that is about to accept the WebSocket says it to nobody
+        await super()._send_h11_event(h11.Response(status_code=refused.status, headers=headers))
+        await super()._send_h11_event(h11.EndOfMessage())
+        await self.send(Closed())
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Refuse what is not HTTP/1, an HTTP/2 preface among it; an upgrade to h2c is ignored.
+
+        A server need not upgrade (RFC 9110 section 7.8), and no carrier asks for it.
+        """
+        if not event.http_version.startswith(b"1."):
+            raise _Refused(505)
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if (target := origin_form(request)) != request.target:
+            request = replace(request, target=target)
+        if not all(HOST.fullmatch(value) for name, value in request.headers if name == b"host"):
+            raise _Refused(400)  # RFC 9112 section 3.2; the router cannot take it either
+        connection = cast(h11.Connection, self.connection)
+        if (refused := check_upgrade(request, bool(connection.trailing_data[0]))) is not None:
+            raise refused
+        await super()._create_stream(request)
+        if isinstance(self.stream, WSStream) and self.stream.closed:
+            await self.send(Closed())  # hypercorn has refused the handshake, and leaves it at that
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send part of an answer; one that does not wait for the whole request is the last."""
+        if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        await super().stream_send(event)
+
+
+def origin_form(request: h11.Request) -> bytes:
+    """A request's path and query, with no authority in front (RFC 9112 section 3.2).
+
+    Raises:
+        _Refused: It asks for something else: a tunnel, the server as a whole, or nonsense.
+    """
+    if request.target.startswith(b"/"):
+        return request.target
+    scheme, _, rest = request.target.partition(b"://")
+    if scheme.lower() not in (b"http", b"https"):
+        raise _Refused(400)
+    authority_chars = len(rest) - len(rest.lstrip(AUTHORITY))
+    path = rest[authority_chars:]
+    if not authority_chars or path[:1] not in (b"", b"/", b"?"):
+        raise _Refused(400)
+    return path if path.startswith(b"/") else b"/" + path
+
+
+def check_upgrade(request: h11.Request, more_has_come: bool) -> _Refused | None:
+    """Why a request's opening handshake gets no further (RFC 6455 section 4.2.1); None: it may.
+
+    Args:
+        request: Any; one that asks for no WebSocket may always.
+        more_has_come: Whether its client has sent more already.
+    """
+    headers: dict[bytes, list[bytes]] = {}
+    for name, value in request.headers:
+        headers.setdefault(name.strip().lower(), []).append(value.strip())
+    upgrades = headers.get(b"upgrade", [])
+    # hypercorn takes away what is blank in latin-1, too, and has a WebSocket then.
+    if "websocket" not in (value.decode("latin-1").strip().lower() for value in upgrades):
+        return None
+    texts = (v for n in headers if n.startswith(ABOUT_WEBSOCKET) for v in headers[n])
+    if upgrades[0].lower() != b"websocket" or len(upgrades) > 1:
+        return _Refused(400)
+    if not all(value.isascii() for value in chain(texts, headers.get(b"connection", []))):
+        return _Refused(400)
+    if request.http_version != b"1.1" or request.method != b"GET" or more_has_come:
+        return _Refused(400)
+    if b"transfer-encoding" in headers or headers.get(b"content-length", [b"0"]) != [b"0"]:
+        return _Refused(400)  # a body would be taken for frames
+    if not all(_is_key(key) for key in headers.get(b"sec-websocket-key", [b""])):
+        return _Refused(400)
+    if headers.get(b"sec-websocket-version") != [b"13"]:
+        return _Refused(426, (b"sec-websocket-version", b"13"), (b"upgrade", b"websocket"))
+    return None
+
+
+def _is_key(value: bytes) -> bool:
+    try:
+        return len(base64.b64decode(value, validate=True)) == 16
+    except binascii.Error:
+        return False
