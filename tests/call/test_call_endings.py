@@ -207,3 +207,18 @@ async def test_what_the_model_says_of_a_failure_is_in_the_record_and_not_in_the_
     assert [entry["event"] for entry in logged if entry["log_level"] == "warning"] == [
         "call failed"
     ]
+
+
+async def test_what_was_made_before_the_answer_is_not_measured_as_late(
+    autojump_clock, ringing, nursery
+):
+    ringing.audio(SECOND_PCM, turn=1)
+    await trio.sleep(7.0)
+    nursery.start_soon(ringing.call.serve, ringing.media, ringing.media.start())
+    await wait_all_tasks_blocked()
+    before = ringing.call.conversation.notes.timings.agent_chunks.count
+    ringing.audio(SECOND_PCM, turn=1)
+    await wait_all_tasks_blocked()
+
+    assert before == 0
+    assert ringing.call.conversation.notes.timings.agent_chunks.count > 0

@@ -222,6 +222,19 @@ async def test_a_caller_who_hangs_up_while_it_rings_ends_the_call(autojump_clock
     assert talking.call.end_reason == "caller-hung-up"
 
 
+async def test_a_call_whose_caller_is_elsewhere_has_nobody_to_say_goodbye_to(
+    autojump_clock, talking
+):
+    await talking.transfer()
+    began = trio.current_time()
+    talking.call.farewell.begin(EndReason.DRAINED, "restart")
+    await talking.call.finished.wait()
+
+    assert (talking.call.end_reason, talking.call.record().detail) == ("drained", "restart")
+    assert trio.current_time() == began
+    assert talking.model.session.texts == []
+
+
 async def test_without_any_report_the_caller_counts_as_taken_over(autojump_clock, talking):
     await talking.transfer()
     await talking.call.finished.wait()
