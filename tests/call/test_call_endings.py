@@ -217,6 +217,7 @@ async def test_what_was_made_before_the_answer_is_not_measured_as_late(
     nursery.start_soon(ringing.call.serve, ringing.media, ringing.media.start())
     await wait_all_tasks_blocked()
     before = ringing.call.conversation.notes.timings.agent_chunks.count
+    await trio.sleep(0.1)
     ringing.audio(SECOND_PCM, turn=1)
     await wait_all_tasks_blocked()
 
