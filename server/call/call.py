@@ -382,7 +382,6 @@ class Call:
             with self._guarded("books"):
                 c.passing.collect()
                 c.write_heard(now)
-                c.notes.timings.caller_audio_lost_s = c.session.lost_s
             with self._guarded("recording"):
                 self._end_recording(now)
             with self._guarded("costs"):
@@ -442,7 +441,6 @@ class Call:
         """The record as it stands: all of it, or what a list shows."""
         now = self._ended_at or trio.current_time()
         answered_by = None if self._machine is None else self._machine.answered_by
-        self.conversation.notes.timings.caller_audio_lost_s = self.conversation.session.lost_s
         record = self.report.summary(
             now, status=self.progress.status, answered_by=answered_by, is_over=self.is_over
         )

@@ -106,6 +106,7 @@ class Conversation:
         call_sid: The carrier's name for the call, once it has accepted it.
         line: The media stream, while there is one.
         connected: Set while there is a line.
+        begun: Set when the model is there, and has been asked for the greeting if it is to give it.
         stage: See :class:`Stage`.
         answered_at: When the phone left the hook.
         agent_turn: The newest turn of the agent's.
@@ -135,6 +136,7 @@ class Conversation:
         self.call_sid = ""
         self.line: Line | None = None
         self.connected = trio.Event()
+        self.begun = trio.Event()
         self.stage = Stage.OPENING
         self.answered_at: float | None = None
         self.agent_turn = self.finished_turn = self.heard_out = 0

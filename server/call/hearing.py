@@ -92,8 +92,8 @@ class Hearing:
     ) -> None:
         """A read of the socket has brought this: nothing in here waits."""
         line.heard_at = trio.current_time()
-        self._conversation.passing.collect()
         try:
+            self._conversation.passing.collect()
             for is_audio, group in groupby(events, lambda event: isinstance(event, CallerAudio)):
                 if is_audio:
                     self._take_audio([one for one in group if isinstance(one, CallerAudio)])
@@ -142,8 +142,8 @@ class Hearing:
         c, line = self._conversation, self._conversation.line
         passing, path, now = c.passing, c.passing.path, trio.current_time()
         assert line is not None
-        passing.collect()
         try:
+            passing.collect()
             payload = path.take_caller()
             if payload:
                 # Ear and recorder have heard it already.
@@ -203,7 +203,7 @@ class Hearing:
     async def _tell_keys(self, pressed: str) -> None:
         """Tell the model which keys the caller has pressed; it answers every message."""
         c = self._conversation
-        await c.session.wait_ready()
+        await c.begun.wait()
         c.turns.ask(Awaited.ANSWER, trio.current_time())
         c.turn_changed.set()
         keys = "keys" if len(pressed) > 1 else "key"

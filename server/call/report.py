@@ -41,7 +41,7 @@ class Report:
     ) -> CallRecord:
         """What a list shows of the call."""
         c = self._conversation
-        c.passing.collect()
+        self._made("passed", c.passing.collect, None)
         return CallRecord(
             call_sid=c.call_sid,
             direction=c.party.direction,
@@ -76,7 +76,11 @@ class Report:
             )
 
         return CallDetails(
-            timings=self._made("timings", notes.timings.as_dict, None),
+            timings=self._made(
+                "timings",
+                lambda: notes.timings.as_dict(caller_audio_lost_s=c.session.lost_s),
+                None,
+            ),
             tokens=self._made("tokens", notes.costs.tokens, None),
             cost=self._made("cost", lambda: notes.costs.as_dict(**self._billed(now)), None),
             replies=self._made("replies", replies, None),

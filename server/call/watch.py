@@ -65,6 +65,7 @@ class Watch:
         if greeting := greeting_of(c.party.agent):
             c.turns.ask(Awaited.GREETING, trio.current_time())
             c.session.send_text(greeting)
+        c.begun.set()
         while True:
             # The event is made before asking, so that news that come while we act are seen.
             changed = c.turn_changed.next()

@@ -171,6 +171,8 @@ class QueuedTransport:
                     if (message := self._next_nowait()) is None:
                         break
                     messages.append(message)
+                if self._listener is None:
+                    return  # it has been told of the end: the peer was given up
                 self._listener(messages, False)
         except StreamEnded:
             self._end()

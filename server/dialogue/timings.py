@@ -20,10 +20,9 @@ class Timings:
     """From the caller's last sound to the agent's first, as heard."""
     caller_audio_s: float = 0.0
     """Caller audio received, and passed on to the model."""
-    caller_audio_lost_s: float = 0.0
 
-    def as_dict(self) -> dict[str, Any]:
-        """As the API shows them, in milliseconds."""
+    def as_dict(self, *, caller_audio_lost_s: float) -> dict[str, Any]:
+        """What the API shows, in milliseconds; the session knows how much audio was lost."""
         first_s = self.answer_to_first_audio_s
         return {
             "answer_to_first_audio_ms": None if first_s is None else round(first_s * 1000, 3),
@@ -32,5 +31,5 @@ class Timings:
             "interrupt_to_clear": self.interrupt_to_clear.as_dict(),
             "caller_to_reply": self.replies.as_dict(),
             "caller_audio_s": round(self.caller_audio_s, 3),
-            "caller_audio_lost_s": round(self.caller_audio_lost_s, 3),
+            "caller_audio_lost_s": round(caller_audio_lost_s, 3),
         }

@@ -13,6 +13,7 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
 from server.carrier import CallStatus, StatusUpdate, TransferUpdate
+from server.carrier.webhooks import ConnectStream, EndCall, Reply, SayAndEndCall
 from server.dialogue.endings import EndReason
 from server.errors import CallNotInProgress, CarrierError, ModelError
 from server.metrics import Metrics
@@ -44,6 +45,10 @@ class FailingCarrier(MemoryCarrier):
         await super().say_and_hang_up(call_sid, text, language)
 
 
+def is_apology(reply: Reply) -> bool:
+    return isinstance(reply, SayAndEndCall) and "I am sorry" in reply.text
+
+
 class Rig:
     """Calls whose model refuses, with their peers at hand."""
 
@@ -63,16 +68,16 @@ class Rig:
     async def start(self) -> None:
         await self.nursery.start(self.calls.run)
 
-    async def answer(self, agent: Agent | None = None) -> tuple[Call, str]:
-        document = await self.calls.answer("CA7", NUMBER, agent or Agent())
+    async def answer(self, agent: Agent | None = None) -> tuple[Call, Reply]:
+        reply = await self.calls.answer("CA7", NUMBER, agent or Agent())
         call = self.calls.register.get("CA7")
         assert call is not None
-        return call, document
+        return call, reply
 
-    def connect(self, document: str, call_sid: str = "CA7") -> MemoryMedia:
-        ticket = document.removeprefix("<ticket>").removesuffix("</ticket>")
+    def connect(self, reply: Reply, call_sid: str = "CA7") -> MemoryMedia:
+        assert isinstance(reply, ConnectStream)
         media = MemoryMedia()
-        media.event(media.start(call_sid, ticket))
+        media.event(media.start(call_sid, reply.ticket))
         self.nursery.start_soon(self.calls.serve_stream, media)
         return media
 
@@ -136,9 +141,9 @@ async def test_an_update_that_overtakes_the_answer_is_made_again(autojump_clock,
 
 async def test_a_stream_that_comes_meanwhile_makes_it_again_at_once(autojump_clock, nursery):
     rig = await failing(nursery, EARLY)
-    call, document = await rig.answer()
+    call, reply = await rig.answer()
     await trio.sleep(0.15)  # the model has refused at 0.1, and the carrier was asked then
-    media = rig.connect(document)
+    media = rig.connect(reply)
     await call.finished.wait()
 
     assert rig.carrier.asked_at == pytest.approx([0.1, 0.15])
@@ -150,9 +155,9 @@ async def test_a_stream_that_comes_while_it_is_being_said_is_closed_and_nothing_
     autojump_clock, rig
 ):
     rig.carrier.takes_s = 0.3
-    call, document = await rig.answer()
+    call, reply = await rig.answer()
     await trio.sleep(0.2)
-    media = rig.connect(document)
+    media = rig.connect(reply)
     await call.finished.wait()
 
     assert rig.apologies == 1
@@ -220,12 +225,12 @@ async def test_a_webhook_that_comes_again_is_answered_with_the_apology(autojump_
     call, _ = await rig.answer()
     await trio.sleep(0.2)
 
-    documents = [await rig.calls.answer("CA7", NUMBER, Agent()) for _ in range(2)]
+    replies = [await rig.calls.answer("CA7", NUMBER, Agent()) for _ in range(2)]
     await call.finished.wait()
     await wait_all_tasks_blocked()
-    documents.append(await rig.calls.answer("CA7", NUMBER, Agent()))
+    replies.append(await rig.calls.answer("CA7", NUMBER, Agent()))
 
-    assert all("I am sorry" in document for document in documents)
+    assert all(is_apology(reply) for reply in replies)
     assert rig.carrier.hung_up == []  # it would be cut short
     assert len(rig.carrier.asked_at) == 1
 
@@ -238,7 +243,7 @@ async def test_one_that_comes_after_the_end_is_told_what_it_was_not_told_before(
     await call.finished.wait()
     await wait_all_tasks_blocked()
 
-    assert "I am sorry" in await rig.calls.answer("CA7", NUMBER, Agent())
+    assert is_apology(await rig.calls.answer("CA7", NUMBER, Agent()))
 
 
 async def test_who_was_told_is_not_told_again(autojump_clock, rig):
@@ -246,7 +251,7 @@ async def test_who_was_told_is_not_told_again(autojump_clock, rig):
     await call.finished.wait()
     await wait_all_tasks_blocked()
 
-    assert await rig.calls.answer("CA7", NUMBER, Agent()) == "<hangup/>"
+    assert await rig.calls.answer("CA7", NUMBER, Agent()) == EndCall()
 
 
 async def test_a_drain_tells_a_caller_who_has_heard_nothing_yet(autojump_clock, nursery):
@@ -299,8 +304,8 @@ async def test_who_has_just_answered_is_told_before_there_is_a_stream(autojump_c
 async def away(rig: Rig) -> Call:
     """A caller whom the carrier is connecting with somebody else when the model is lost."""
     rig.model.failure = None
-    call, document = await rig.answer(Agent(greeting=""))
-    media = rig.connect(document)
+    call, reply = await rig.answer(Agent(greeting=""))
+    media = rig.connect(reply)
     await trio.sleep(0.2)
     rig.nursery.start_soon(call.transfer, "sales", "+15005550123")
     await wait_all_tasks_blocked()
@@ -324,11 +329,11 @@ async def test_if_nobody_answers_there_the_caller_is_told(autojump_clock, rig):
     await away(rig)
 
     update = TransferUpdate("CA7", CallStatus.NO_ANSWER, wants_document=True)
-    assert "I am sorry" in rig.calls.update_transfer(update)
+    assert is_apology(rig.calls.update_transfer(update))
 
 
 async def test_if_they_have_talked_there_is_nothing_to_be_sorry_for(autojump_clock, rig):
     await away(rig)
 
     update = TransferUpdate("CA7", CallStatus.COMPLETED, wants_document=True)
-    assert rig.calls.update_transfer(update) == "<hangup/>"
+    assert rig.calls.update_transfer(update) == EndCall()

@@ -43,7 +43,7 @@ async def test_a_service_that_goes_away_is_left_while_nobody_speaks(autojump_clo
         assert not began_s <= at_s <= began_s + utterance.ended_s - utterance.began_s
     assert rig.phone.clears == []
     assert sum(session.unsaid_samples for session in rig.sessions) == 0
-    assert rig.call.conversation.notes.timings.caller_audio_lost_s == 0
+    assert rig.call.conversation.session.lost_s == 0
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ async def test_a_broken_answer_is_given_again_and_written_down_once(
     assert reconnects(rig) == [reconnect]
     callers = [turn for turn in rig.record["transcript"] if turn["speaker"] == "caller"]
     assert len(callers) == 2
-    assert rig.call.conversation.notes.timings.caller_audio_lost_s == 0
+    assert rig.call.conversation.session.lost_s == 0
     assert not any(what.startswith("watchdog") for what in rig.noted)
 
 
@@ -182,7 +182,7 @@ async def test_a_service_that_closes_without_a_word_of_warning_takes_no_speech_a
     recognised = next(t["text"] for t in rig.record["transcript"] if t["speaker"] == "caller")
     assert recognised.endswith("seconds of speech)")
     assert float(recognised[1:4]) > said.ended_s - said.began_s
-    assert rig.call.conversation.notes.timings.caller_audio_lost_s == 0
+    assert rig.call.conversation.session.lost_s == 0
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-import pytest
+from contextlib import asynccontextmanager
 
+import pytest
+import trio
+
+from server.model.lasting.model import LastingModel
+from server.model.lasting.unanswered import MAX_KEPT_S
 from tests.support.rig import calling
+
+
+class SlowToConnect:
+    """A service whose connections take so long to come about."""
+
+    def __init__(self, service, connect_s: float) -> None:
+        self._service = service
+        self._connect_s = connect_s
+        self.name = service.name
+
+    @asynccontextmanager
+    async def open_connection(self, *args, **kwargs):
+        await trio.sleep(self._connect_s)
+        async with self._service.open_connection(*args, **kwargs) as connection:
+            yield connection
 
 
 async def test_a_person_is_greeted_answered_and_hangs_up(autojump_clock):
@@ -12,7 +32,7 @@ async def test_a_person_is_greeted_answered_and_hangs_up(autojump_clock):
         await rig.over()
 
     assert rig.call.end_reason == "caller-hung-up"
-    assert rig.call.conversation.notes.timings.caller_audio_lost_s == 0
+    assert rig.call.conversation.session.lost_s == 0
     first = rig.phone.first_sound_s
     assert first is not None
     assert first < 0.2
@@ -44,3 +64,23 @@ async def test_leaving_early_hangs_up(autojump_clock):
 
     assert rig.call.end_reason == "hung-up"
     assert rig.carrier.hung_up == [rig.call.call_sid]
+
+
+async def test_caller_audio_that_waits_too_long_is_bounded_and_counted(autojump_clock):
+    async with calling(
+        callee="never-hangs-up",
+        ring_s=0.5,
+        make_model=lambda gemini: LastingModel(SlowToConnect(gemini, 14.0)),
+        greeting_protect_s=0.0,
+    ) as rig:
+        ready_s = await rig.noted_s("model ready")
+        await trio.sleep(1.0)
+        rig.phone.stop()
+        await rig.over()
+
+    kept_s = rig.sessions[0].heard_samples / 16_000
+    said_s = len(rig.phone.said) / 8_000
+    lost_s = rig.record["timings"]["caller_audio_lost_s"]
+    assert lost_s == pytest.approx(ready_s - 0.5 - MAX_KEPT_S, abs=0.05)
+    assert lost_s + kept_s == pytest.approx(said_s, abs=0.05)
+    assert rig.metrics.lost_frames.labels("server")._value.get() == pytest.approx(50 * lost_s)

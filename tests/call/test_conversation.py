@@ -209,7 +209,7 @@ async def test_a_hello_does_not_kill_the_greeting_and_is_heard_after_it(autojump
     greeting = agent_turns(rig)[0]
     assert not greeting["cut"]
     assert greeting["heard_s"] == pytest.approx(rig.gemini.greeting.seconds, abs=0.05)
-    assert rig.call.conversation.notes.timings.caller_audio_lost_s == 0
+    assert rig.call.conversation.session.lost_s == 0
     # The model has heard all that was said, and silence while it was being kept.
     assert rig.sessions[0].heard_samples >= 2 * len(rig.phone.said) - 2 * 160
     starts = [m.at_s for m in rig.sessions[0].timeline if m.what == "caller starts"]
@@ -497,7 +497,7 @@ async def test_a_line_that_goes_dead_without_a_word_is_noticed_within_five_secon
 async def test_many_minutes_of_talk_need_no_help_and_lose_nothing(autojump_clock):
     async with calling(callee="never-hangs-up", max_duration_s=600.0) as rig:
         await trio.sleep(300.0)
-        lost_s = rig.call.conversation.notes.timings.caller_audio_lost_s
+        lost_s = rig.call.conversation.session.lost_s
 
     assert rungs(rig) == []
     assert lost_s == 0

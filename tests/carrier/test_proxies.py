@@ -16,6 +16,7 @@ from quart_trio import QuartTrio
 
 from server.agent.agent import Agent
 from server.carrier.twilio.rest import TwilioCarrier
+from server.carrier.twilio.webhooks import TwilioWebhooks
 from server.errors import CarrierError, ConfigurationError, ModelError
 from server.media import plane as plane_module
 from server.media.plane import Plane
@@ -190,7 +191,7 @@ def carrier(proxy: str) -> TwilioCarrier:
         account_sid="AC1",
         auth_token="token",
         phone_number="+15005550006",
-        public_url="https://phone.example",
+        webhooks=TwilioWebhooks("AC1", "token", "https://phone.example"),
         api_url="https://api.example",
         request_timeout_s=5.0,
         proxy=proxy,

@@ -16,6 +16,8 @@ from werkzeug.datastructures import MultiDict
 
 from server.carrier import CallStatus, PlacedCall, StatusUpdate
 from server.carrier.twilio.rest import TwilioCarrier
+from server.carrier.twilio.webhooks import TwilioWebhooks
+from server.carrier.webhooks import ConnectStream
 from server.errors import CarrierError
 
 ACCOUNT = "AC0123456789abcdef0123456789abcdef"
@@ -76,12 +78,16 @@ def no_waits(monkeypatch):
     monkeypatch.setattr("server.carrier.twilio.rest._TRY_AGAIN_WITHIN_S", (0.002, 0.002))
 
 
+def webhooks(public_url: str = "https://example.com") -> TwilioWebhooks:
+    return TwilioWebhooks(ACCOUNT, "secret", public_url)
+
+
 def carrier(api_url: str, **changes: object) -> TwilioCarrier:
     settings = {
         "account_sid": ACCOUNT,
         "auth_token": "secret",
         "phone_number": "+15005550006",
-        "public_url": "https://example.com",
+        "webhooks": webhooks(),
         "api_url": api_url,
         **changes,
     }
@@ -159,6 +165,8 @@ async def test_hanging_up_a_call_that_is_over_is_success(api, status, code):
 
     async with carrier(api.url) as twilio:
         await twilio.hang_up(CALL)
+
+    assert [path for _, path, _ in api.asked] == [CALL_PATH]  # and not asked again
 
 
 async def test_a_hang_up_that_is_refused_says_so(api):
@@ -284,11 +292,11 @@ async def test_the_environment_does_not_redirect_requests(api, monkeypatch):
     ],
 )
 def test_the_streams_url_follows_the_public_one(public_url, stream_url):
-    assert carrier("http://127.0.0.1:1", public_url=public_url).stream_url == stream_url
+    assert webhooks(public_url).stream_url == stream_url
 
 
 def test_a_ticket_cannot_break_out_of_the_document():
-    twiml = carrier("http://127.0.0.1:1").answer_twiml('"/><Hangup/>')
+    twiml = webhooks().twiml(ConnectStream('"/><Hangup/>'))
 
     assert "<Hangup" not in twiml
 

@@ -12,9 +12,9 @@ from server.carrier import CallStatus
 from server.carrier.twilio.reports import (
     check_fields,
     is_of_account,
-    other_addresses,
     parse_voice,
 )
+from server.carrier.twilio.signature import other_addresses
 from server.errors import CarrierProtocolError
 
 ACCOUNT = "AC" + "a" * 32

@@ -39,7 +39,7 @@ async def test_a_call_is_one_trace_with_its_turns_and_where_each_replys_time_wen
     async with calling(callee="interrupts") as rig:
         rig.call.report.traceparent = PARENT
         await rig.over()
-    traces.call_ended(rig.call)
+    traces.call_ended(rig.call.record())
     spans = exporter.get_finished_spans()
 
     (call,) = [span for span in spans if span.name == "call"]
@@ -48,7 +48,7 @@ async def test_a_call_is_one_trace_with_its_turns_and_where_each_replys_time_wen
     assert {span.context.trace_id for span in spans} == {0x0AF7651916CD43DD8448EB211C80319C}
     assert call.parent.span_id == 0xB7AD6B7169203331
     assert call.attributes["offhook.end_reason"] == "caller-hung-up"
-    assert call.progress.status.is_ok or call.progress.status.is_unset
+    assert call.status.is_ok or call.status.is_unset
     assert "barge-in" in [event.name for event in call.events]
     for reply in [span for span in spans if span.name == "reply"]:
         stages = [s for s in spans if s.parent and s.parent.span_id == reply.context.span_id]
@@ -58,7 +58,7 @@ async def test_a_call_is_one_trace_with_its_turns_and_where_each_replys_time_wen
 async def test_nothing_anyone_said_and_no_number_is_in_a_trace(autojump_clock, traces, exporter):
     async with calling(callee="talks") as rig:
         await rig.over()
-    traces.call_ended(rig.call)
+    traces.call_ended(rig.call.record())
     written = json.dumps([json.loads(span.to_json()) for span in exporter.get_finished_spans()])
 
     assert rig.call.number not in written
@@ -70,11 +70,11 @@ async def test_nothing_anyone_said_and_no_number_is_in_a_trace(autojump_clock, t
 async def test_a_call_that_failed_is_an_error_in_its_trace(autojump_clock, traces, exporter):
     async with calling(callee="talks", script=SCRIPTS["quota"]) as rig:
         await rig.over()
-    traces.call_ended(rig.call)
+    traces.call_ended(rig.call.record())
 
     (call,) = [span for span in exporter.get_finished_spans() if span.name == "call"]
-    assert not call.progress.status.is_ok
-    assert call.progress.status.description.startswith("model-")
+    assert not call.status.is_ok
+    assert call.status.description.startswith("model-")
 
 
 def test_without_the_package_tracing_says_what_to_install(monkeypatch):

@@ -16,7 +16,7 @@ async def test_late_callbacks_do_not_hold_a_call_and_still_reach_its_record(fast
         call = server.service.calls.register.get(call_sid)
         with trio.fail_after(60):
             await call.finished.wait()
-            at_the_end = call.status
+            at_the_end = call.progress.status
             record = await server.finished(call_sid)
 
     assert at_the_end is not CallStatus.COMPLETED
@@ -60,7 +60,7 @@ async def test_a_talk_whose_callbacks_never_come_has_its_minutes_all_the_same(fa
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
         call = server.service.calls.register.get(call_sid)
         with trio.fail_after(60):
-            await call.settled.wait()
+            await call.progress.settled.wait()
             record = await server.finished(call_sid)
 
     assert (record["reason"], record["status"]) == ("caller-hung-up", "completed")

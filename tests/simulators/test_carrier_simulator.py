@@ -20,7 +20,8 @@ from server.carrier import CallerAudio, CallStatus, SendAudio, StreamStopped
 from server.carrier.twilio.reports import parse_machine_verdict, parse_status, parse_transfer
 from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.signature import WebhookVerifier
-from server.carrier.twilio.stream import TwilioMediaStream
+from server.carrier.twilio.webhooks import TwilioWebhooks
+from server.carrier.webhooks import ConnectStream
 from server.errors import CarrierError, StreamEnded
 from server.simulators.phone import (
     SCRIPTS,
@@ -35,6 +36,7 @@ from server.simulators.phone import (
     load_speech,
 )
 from server.simulators.twilio import TwilioSimulator
+from tests.support import streams
 
 ACCOUNT = "AC0123456789abcdef0123456789abcdef"
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -44,7 +46,7 @@ QUICK = Script("quick", (Say("hello", break_off_s=0.1), HangUp()), ring_s=0.02)
 STAYS = Script("stays", ring_s=0.02)
 
 
-class ServerTransport:
+class ServerSocket:
     """Our side of a media stream on a websockets server."""
 
     def __init__(self, websocket):
@@ -102,16 +104,15 @@ class World:
     async def stream(self, websocket):
         headers = dict(websocket.request.headers.raw_items())
         self.upgrades.append((websocket.request.path, headers))
-        stream = TwilioMediaStream(ServerTransport(websocket))
-        events = []
-        self.streams.append((stream, events))
-        while not events or not isinstance(events[-1], StreamStopped):
-            events.append(await stream.receive())
-            if len(events) == 1:
-                if self.greeting:
-                    await stream.send(SendAudio(self.greeting))
-                if self.close_with:
-                    await stream.aclose(*self.close_with)
+        async with streams.listening(ServerSocket(websocket)) as stream:
+            events = [stream.started]
+            self.streams.append((stream, events))
+            if self.greeting:
+                stream.send(SendAudio(self.greeting))
+            if self.close_with:
+                await stream.aclose(*self.close_with)
+            while not isinstance(events[-1], StreamStopped):
+                events.append(await stream.receive())
 
 
 @pytest.fixture
@@ -134,6 +135,18 @@ async def world(nursery):
     return world
 
 
+class WebhooksOfTwoPorts(TwilioWebhooks):
+    """The test's streams have a port of their own."""
+
+    def __init__(self, world):
+        super().__init__(ACCOUNT, TOKEN, world.public_url)
+        self._world = world
+
+    @property
+    def stream_url(self):
+        return self._world.stream_url
+
+
 @asynccontextmanager
 async def twilio(world, **settings):
     """A simulator that runs and a carrier that talks to it."""
@@ -147,11 +160,9 @@ async def twilio(world, **settings):
             account_sid=ACCOUNT,
             auth_token=TOKEN,
             phone_number=NUMBER,
-            public_url=world.public_url,
+            webhooks=WebhooksOfTwoPorts(world),
             api_url=api_url,
         ) as carrier:
-            # The test's streams have a port of their own.
-            carrier._stream_origin, carrier.stream_path = world.stream_url, ""
             with trio.fail_after(60):
                 yield simulator, carrier
         nursery.cancel_scope.cancel()
@@ -409,7 +420,7 @@ async def test_a_live_call_goes_on_with_another_document(world, fast_clock):
 
 async def test_a_call_that_comes_in_is_answered_by_the_voice_webhook(world, fast_clock):
     async with twilio(world) as (simulator, carrier):
-        world.document = carrier.answer_twiml("t2")
+        world.document = carrier.webhooks.twiml(ConnectStream("t2"))
         call = simulator.dial_in(
             f"{world.public_url}/twiml",
             from_number="+12025550101",
@@ -468,7 +479,7 @@ async def test_a_call_may_be_created_with_a_url(world, fast_clock):
 
 async def test_webhooks_that_nobody_answers_do_not_stop_a_call(world, fast_clock):
     async with twilio(world, script=QUICK) as (simulator, carrier):
-        carrier._status_url = "http://127.0.0.1:1/call-status"
+        carrier.webhooks.reach_at("http://127.0.0.1:1")  # the streams' address stays
         call = await place(simulator, carrier)
         await call.wait_ended()
 
@@ -484,7 +495,7 @@ async def test_a_stream_that_cannot_be_opened_ends_the_call(world, fast_clock):
             (f"{world.stream_url}?x=1", "error 31920"),
             ("https://127.0.0.1/stream", "error 31920"),
         ]:
-            carrier._stream_origin = url
+            world.stream_url = url
             call = await place(simulator, carrier)
             await call.wait_ended()
             assert call.status is CallStatus.COMPLETED

@@ -16,10 +16,8 @@ from server.carrier import (
     MarkReached,
     SendAudio,
     SendMark,
-    StreamStarted,
     StreamStopped,
 )
-from server.carrier.twilio.stream import TwilioMediaStream
 from server.simulators.phone import (
     BUFFER_BYTES,
     BYTES_PER_S,
@@ -43,6 +41,7 @@ from server.simulators.phone import (
     memory_transports,
     two_channel_wav,
 )
+from tests.support import streams
 
 LOUD = bytes([0x00, 0x80]) * (FRAME_BYTES // 2)  # Full scale, both signs.
 LOUD_S = LOUD * 50
@@ -53,16 +52,12 @@ async def call(nursery, *steps, script=None):
     phone = SimulatedPhone(script or Script("test", steps), parameters={"ticket": "t1"})
     ours, carriers = memory_transports()
     nursery.start_soon(phone.run, carriers)
-    stream = TwilioMediaStream(ours)
-    started = await stream.receive()
-    assert isinstance(started, StreamStarted)
-    return phone, stream, started
+    stream = await streams.start(nursery, ours)
+    return phone, stream, stream.started
 
 
 async def events_until_stop(stream):
-    events = []
-    while not events or not isinstance(events[-1], StreamStopped):
-        events.append(await stream.receive())
+    events = await stream.until_stop()
     await wait_all_tasks_blocked()
     return events
 
@@ -160,7 +155,7 @@ async def test_what_is_sent_is_heard_at_its_place_and_at_its_pace(nursery, autoj
     phone, stream, started = await call(nursery, Wait(3.0), HangUp())
 
     await trio.sleep_until(started.received_at + 0.99)
-    await stream.send(SendAudio(LOUD_S))
+    stream.send(SendAudio(LOUD_S))
     await events_until_stop(stream)
 
     # Sent within the 50th frame, so it is played from that frame on.
@@ -173,11 +168,11 @@ async def test_what_is_sent_is_heard_at_its_place_and_at_its_pace(nursery, autoj
 async def test_a_mark_returns_when_the_audio_before_it_was_played(nursery, autojump_clock):
     phone, stream, started = await call(nursery, Wait(3.0), HangUp())
 
-    await stream.send(SendMark("empty"))
-    await stream.send(SendAudio(LOUD_S))
-    await stream.send(SendMark("one"))
-    await stream.send(SendAudio(LOUD * 5 + LOUD[:40]))
-    await stream.send(SendMark("two"))
+    stream.send(SendMark("empty"))
+    stream.send(SendAudio(LOUD_S))
+    stream.send(SendMark("one"))
+    stream.send(SendAudio(LOUD * 5 + LOUD[:40]))
+    stream.send(SendMark("two"))
     events = await events_until_stop(stream)
 
     marks = [
@@ -199,10 +194,10 @@ async def test_clear_drops_what_was_not_played_and_returns_every_mark_at_once(
     phone, stream, started = await call(nursery, Wait(3.0), HangUp())
 
     for name in ("t1:1", "t1:2"):
-        await stream.send(SendAudio(LOUD_S))
-        await stream.send(SendMark(name))
+        stream.send(SendAudio(LOUD_S))
+        stream.send(SendMark(name))
     await trio.sleep_until(started.received_at + 0.51)
-    await stream.send(Clear())
+    stream.send(Clear())
     events = await events_until_stop(stream)
 
     marks = [
@@ -221,12 +216,12 @@ async def test_clear_drops_what_was_not_played_and_returns_every_mark_at_once(
 async def test_leftovers_of_a_cut_turn_are_told_from_the_next_turn(nursery, autojump_clock):
     phone, stream, started = await call(nursery, Wait(0.1), Say("hello"), Wait(3.0), HangUp())
 
-    await stream.send(SendAudio(LOUD_S))
+    stream.send(SendAudio(LOUD_S))
     await trio.sleep_until(started.received_at + 0.5)
-    await stream.send(Clear())
-    await stream.send(SendAudio(LOUD))
+    stream.send(Clear())
+    stream.send(SendAudio(LOUD))
     await trio.sleep_until(started.received_at + 3.0)
-    await stream.send(SendAudio(LOUD_S))
+    stream.send(SendAudio(LOUD_S))
     await events_until_stop(stream)
 
     assert phone.bytes_after_clear == len(LOUD)
@@ -236,7 +231,7 @@ async def test_a_person_waits_for_speech_and_for_its_end(nursery, autojump_clock
     _, stream, started = await call(nursery, HearSpeech(), HearPause(0.5), Press("1"), HangUp())
 
     await trio.sleep_until(started.received_at + 0.99)
-    await stream.send(SendAudio(LOUD_S))
+    stream.send(SendAudio(LOUD_S))
     events = await events_until_stop(stream)
 
     # One second silent, one of speech, half of pause: then the key, 200 ms later the end.
@@ -304,8 +299,7 @@ async def test_bad_messages_are_counted_and_the_call_goes_on(nursery, autojump_c
         await ours.send(bad)
     await ours.send(b"binary")
     await ours.send(json.dumps(good))
-    stream = TwilioMediaStream(ours)
-    await events_until_stop(stream)
+    await events_until_stop(await streams.start(nursery, ours))
 
     assert (phone.warnings.invalid_31951, phone.warnings.binary_31950) == (9, 1)
     assert [length for _, length in phone.received] == [3]
@@ -315,8 +309,9 @@ async def test_a_clock_that_stood_still_is_caught_up_with(nursery, autojump_cloc
     phone, stream, started = await call(nursery, Wait(2.0), HangUp())
 
     autojump_clock.autojump_threshold = float("inf")
-    await stream.send(SendAudio(LOUD_S))
-    await stream.send(Clear())
+    stream.send(SendAudio(LOUD_S))
+    stream.send(Clear())
+    await wait_all_tasks_blocked()
     autojump_clock.jump(1.0)  # Nobody ran for a second.
     autojump_clock.autojump_threshold = 0
     events = await events_until_stop(stream)
@@ -332,7 +327,7 @@ GREETING = LOUD_S * 3
 async def agent(stream):
     """Greets, answers whoever pauses, and stops when talked over: a model for these tests only."""
     greeting = SendAudio(GREETING)
-    await stream.send(greeting)
+    stream.send(greeting)
     busy_until = trio.current_time() + 3.0
     spoken = quiet = 0
     async with stream_closing(stream):
@@ -345,13 +340,13 @@ async def agent(stream):
             if is_loud(event.payload):
                 spoken, quiet = spoken + 1, 0
                 if spoken == 5 and event.received_at < busy_until:
-                    await stream.send(Clear())
+                    stream.send(Clear())
                     busy_until = event.received_at
             else:
                 quiet += 1
                 if quiet == 30:
                     if spoken >= 10:
-                        await stream.send(SendAudio(LOUD_S))
+                        stream.send(SendAudio(LOUD_S))
                         busy_until = event.received_at + 1.0
                     spoken = 0
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import trio
 
 from server.agent.agent import Agent
 from server.carrier import (
-    AnsweredBy,
     CallerAudio,
     CallStatus,
     CarrierCommand,
     CarrierEvent,
     Clear,
     Listener,
-    MachineVerdict,
     MarkReached,
     PlacedCall,
     SendAudio,
@@ -24,8 +21,6 @@ from server.carrier import (
     StatusUpdate,
     StreamStarted,
     StreamStopped,
-    TransferUpdate,
-    VoiceRequest,
 )
 from server.errors import CarrierError, CarrierProtocolError, ModelError, StreamEnded
 from server.media.relay import Relay
@@ -265,30 +260,6 @@ class MemoryCarrier:
         if self.fetch_failures:
             raise self.fetch_failures.pop(0)
         return StatusUpdate(call_sid, self.status, None, {"asked": "yes"})
-
-    def read_voice(self, form: Mapping[str, str]) -> VoiceRequest:
-        return VoiceRequest(form["CallSid"], form.get("From", ""), begins=True)
-
-    def read_transfer(self, form: Mapping[str, str]) -> TransferUpdate:
-        return TransferUpdate(form["CallSid"], CallStatus(form["DialCallStatus"]), True)
-
-    def read_machine_verdict(self, form: Mapping[str, str]) -> MachineVerdict:
-        return MachineVerdict(form["CallSid"], AnsweredBy(form["AnsweredBy"]), 0.0)
-
-    def hang_up_twiml(self) -> str:
-        return "<hangup/>"
-
-    def say_and_hang_up_twiml(self, text: str, language: str) -> str:
-        return f"<say>{language}: {text}</say>"
-
-    def answer_twiml(self, ticket: str) -> str:
-        return f"<ticket>{ticket}</ticket>"
-
-    def refuse_twiml(self) -> str:
-        return "<busy/>"
-
-    def read_status(self, form: Mapping[str, str]) -> StatusUpdate:
-        return StatusUpdate(form["CallSid"], CallStatus(form["CallStatus"]), 0)
 
     @property
     def ticket(self) -> str:

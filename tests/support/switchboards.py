@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from prometheus_client import CollectorRegistry
 
 from server.call.options import CallOptions
@@ -25,13 +24,6 @@ def make_calls(**settings) -> Calls:
         options=settings.pop("options", CallOptions()),
         **settings,
     )
-
-
-@pytest.fixture
-async def calls(nursery):
-    calls = make_calls()
-    await nursery.start(calls.run)
-    return calls
 
 
 def started(calls: Calls, media: MemoryMedia, call_sid: str = "CA1") -> None:

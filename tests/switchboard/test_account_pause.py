@@ -10,6 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
 from server.call.options import CallOptions
+from server.carrier.webhooks import RefuseCall, SayAndEndCall
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused, ModelError
 from server.metrics import Metrics
@@ -267,8 +268,10 @@ async def test_a_caller_hears_words_in_a_pause_and_a_busy_tone_when_all_lines_ar
         await calls.answer("CA7", NUMBER, Agent())
     full = CallRefused("full", reason="full", status=503)
 
-    assert "I am sorry" in calls.refuse(refused.value, Agent(language="en-GB"))
-    assert calls.refuse(full, Agent()) == "<busy/>"
+    told = calls.refuse(refused.value, Agent(language="en-GB"))
+    assert isinstance(told, SayAndEndCall)
+    assert ("I am sorry" in told.text, told.language) == (True, "en-GB")
+    assert calls.refuse(full, Agent()) == RefuseCall()
     assert calls.register.get("CA7") is None
 
 

@@ -9,6 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 from server.agent.agent import Agent
 from server.call.options import CallOptions
 from server.carrier import CallStatus, StatusUpdate, StreamStopped, VoiceRequest
+from server.carrier.webhooks import ConnectStream, EndCall, Reply
 from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CallRefused, CarrierError, ModelSetupRefused
@@ -16,8 +17,16 @@ from tests.support.fakes import MemoryCarrier, MemoryMedia
 from tests.support.switchboards import NUMBER, make_calls, started
 
 
-def ticket_in(document: str) -> str:
-    return document.removeprefix("<ticket>").removesuffix("</ticket>")
+@pytest.fixture
+async def calls(nursery):
+    calls = make_calls()
+    await nursery.start(calls.run)
+    return calls
+
+
+def ticket_in(reply: Reply) -> str:
+    assert isinstance(reply, ConnectStream)
+    return reply.ticket
 
 
 async def test_the_model_is_opened_when_the_carrier_has_accepted(autojump_clock, calls):
@@ -39,7 +48,7 @@ async def test_a_refused_dial_opens_nothing_and_keeps_no_line(autojump_clock, nu
             await calls.place(NUMBER, Agent())
     await wait_all_tasks_blocked()
 
-    assert calls.model.sessions == []
+    assert not any(session.connects for session in calls.model.sessions)
     assert calls.live_count == 0
 
 
@@ -192,16 +201,16 @@ def asking(call_sid: str, report: StatusUpdate | None = None) -> VoiceRequest:
 
 
 async def test_a_voice_webhook_of_nobodys_call_begins_none(autojump_clock, calls):
-    assert await calls.go_on(asking("CA8"), Agent()) == "<hangup/>"
+    assert await calls.go_on(asking("CA8"), Agent()) == EndCall()
     assert calls.live_count == 0
     assert calls.model.sessions == []
 
 
 async def test_a_call_of_ours_that_asks_for_its_document_gets_a_ticket(autojump_clock, calls):
     call = await calls.place(NUMBER, Agent())
-    document = await calls.go_on(asking(call.call_sid), Agent())
+    reply = await calls.go_on(asking(call.call_sid), Agent())
     media = MemoryMedia()
-    media.event(media.start(call.call_sid, ticket_in(document)))
+    media.event(media.start(call.call_sid, ticket_in(reply)))
     claim = await calls.claim(media)
 
     assert claim is not None
@@ -213,7 +222,7 @@ async def test_a_report_in_the_place_of_a_question_counts_for_a_call_that_is_kno
 ):
     call = await calls.place(NUMBER, Agent())
     report = StatusUpdate(call.call_sid, CallStatus.BUSY, 1)
-    assert await calls.go_on(asking(call.call_sid, report), Agent()) == "<hangup/>"
+    assert await calls.go_on(asking(call.call_sid, report), Agent()) == EndCall()
     await call.finished.wait()
 
     assert call.end_reason is EndReason.BUSY
@@ -221,7 +230,7 @@ async def test_a_report_in_the_place_of_a_question_counts_for_a_call_that_is_kno
 
 async def test_a_report_on_nobodys_call_is_nothing(autojump_clock, calls):
     report = StatusUpdate("CA8", CallStatus.COMPLETED, 1)
-    assert await calls.go_on(asking("CA8", report), Agent()) == "<hangup/>"
+    assert await calls.go_on(asking("CA8", report), Agent()) == EndCall()
 
     assert calls.live_count == 0
     assert len(calls._early) == 0
@@ -255,7 +264,7 @@ async def test_a_repeat_after_the_stream_has_begun_gets_no_ticket(autojump_clock
     nursery.start_soon(calls.serve_stream, media)
     await wait_all_tasks_blocked()
 
-    assert await calls.answer("CA7", NUMBER, Agent()) == "<hangup/>"
+    assert await calls.answer("CA7", NUMBER, Agent()) == EndCall()
     other.event(other.start("CA7", ticket_in(second)))
     await calls.serve_stream(other)
     assert other.closed is not None
@@ -265,7 +274,7 @@ async def test_a_repeat_after_the_stream_has_begun_gets_no_ticket(autojump_clock
     media.hang_up()
     await call.finished.wait()
     await wait_all_tasks_blocked()
-    assert await calls.answer("CA7", NUMBER, Agent()) == "<hangup/>"
+    assert await calls.answer("CA7", NUMBER, Agent()) == EndCall()
     assert calls.live_count == 0
     assert len(calls.model.sessions) == 1
 
@@ -288,9 +297,9 @@ async def test_a_call_that_is_over_does_not_begin_again_when_it_is_long_forgotte
 
 
 async def test_however_often_it_is_asked_a_call_has_few_tickets(autojump_clock, calls):
-    documents = [await calls.answer("CA7", NUMBER, Agent()) for _ in range(50)]
+    replies = [await calls.answer("CA7", NUMBER, Agent()) for _ in range(50)]
 
-    assert len(set(documents)) == 5
+    assert len(set(replies)) == 5
     assert len(calls.tickets._tickets) == 5
 
 

@@ -190,7 +190,7 @@ async def test_a_counter_takes_nothing_that_it_would_never_forget(autojump_clock
     calls = make_calls(records=KeptRecords())
     await nursery.start(calls.run)
     call, media = await talking(calls, nursery)
-    call.conversation.notes.timings.caller_audio_lost_s = amount
+    call.conversation.session.lost_s = amount
     calls.model.session.event(usage(amount))
     await trio.sleep(1.0)
 
@@ -276,6 +276,28 @@ async def test_a_part_of_a_record_that_cannot_be_made_leaves_the_rest(autojump_c
     assert calls.live_count == 0
 
 
+async def test_a_bug_in_what_is_heard_ends_its_call_and_not_whoever_reads_the_socket(
+    autojump_clock, nursery
+):
+    records = KeptRecords()
+    calls = make_calls(records=records)
+    await nursery.start(calls.run)
+    call, media = await talking(calls, nursery)
+
+    def fail() -> None:
+        raise ValueError("collect")
+
+    call.conversation.passing.collect = fail
+    media.say(bytes(160))
+    with trio.fail_after(60):
+        await call.finished.wait()
+    await wait_all_tasks_blocked()
+    [record] = records.kept
+
+    assert (record["reason"], record["state"]) == ("error", "ended")
+    assert calls.live_count == 0
+
+
 # -- calls that begin when nobody runs them any more -----------------------------------------
 
 
@@ -341,7 +363,11 @@ async def test_a_server_whose_inside_has_ended_is_not_ready_and_says_so(tmp_path
             form = {"CallSid": "CA" + "2" * 32, "From": "+15005550199", "CallStatus": "ringing"}
             form["Direction"] = "inbound"
             fields = {name: [value] for name, value in form.items()}
-            signature = sign(f"{app.service.accounts.public_url}/twiml", app._auth_token, fields)
+            signature = sign(
+                f"{app.service.accounts.public_url}/twiml",
+                app.service.accounts.webhooks._auth_token,
+                fields,
+            )
             headers = {"X-Twilio-Signature": signature}
             document = await client.post("/twiml", form=form, headers=headers)
             alive = await client.get("/healthz")
