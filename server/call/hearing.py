@@ -13,7 +13,6 @@ from itertools import groupby
 import trio
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
-from codec.path import Gate
 from server.call.conversation import Conversation, Line, Stage
 from server.call.machine import Machine
 from server.call.playing import Playing
@@ -158,7 +157,7 @@ class Hearing:
                 self._take_found(c.ear.take(), passing.relay.heard_at)
             c.session.note_passed()
             is_open = c.opening.is_over and (self._machine is None or self._machine.is_over)
-            path.caller_gate = Gate.PASS if is_open else Gate.HOLD
+            path.caller_passes = is_open
             c.ear.follow_opening()
         except Exception as error:
             # It is the call's, not the socket's: the call's own task raises it.

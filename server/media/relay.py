@@ -22,6 +22,7 @@ from trio import current_time
 from codec.latency import Histogram, Latencies
 from codec.path import MediaPath
 from codec.pump import Pump
+from codec.shapes import AudioMessages
 from server.media.plane import Wire
 
 
@@ -87,9 +88,14 @@ class Relay:
             self._connect()
             wire.read_through(wire.websocket.next_message)
 
-    def join_model(self, wire: Wire) -> None:
-        """From now on caller audio goes out on this wire, and agent audio comes in by it."""
-        self.path.model = wire.websocket
+    def join_model(self, wire: Wire, messages: AudioMessages) -> None:
+        """From now on caller audio goes out on this wire, and agent audio comes in by it.
+
+        Args:
+            wire: The model's connection.
+            messages: How the model writes audio.
+        """
+        self.path.join_model(wire.websocket, messages)
         self._model = wire
         self._connect()
 

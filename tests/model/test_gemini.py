@@ -37,7 +37,6 @@ from server.model.gemini.dialects import DIALECTS, dialect_of
 from server.model.gemini.messages import (
     audio_message,
     client_content_message,
-    end_of_audio_message,
     text_message,
     tool_results_message,
 )
@@ -421,22 +420,12 @@ def test_tool_results_are_answered_together() -> None:
     }
 
 
-def test_audio_ends_by_the_flag_where_it_works_and_else_by_silence() -> None:
-    flag = json.loads(end_of_audio_message(dialect_of("gemini-3.1-flash-live-preview")))
-    silence = json.loads(end_of_audio_message(dialect_of("gemini-3.8-live")))
-
-    assert flag == {"realtimeInput": {"audioStreamEnd": True}}
-    pcm = base64.b64decode(silence["realtimeInput"]["audio"]["data"])
-    assert pcm == bytes(2 * 9_600)  # 0.6 s at 16 kHz
-
-
 def test_what_we_send_is_understood_by_the_official_types() -> None:
     for dialect in DIALECTS:
         for message in (
             audio_message(PCM),
             text_message(dialect, "Hello"),
             tool_results_message([ToolResult("c1", "f", {"output": 1})]),
-            end_of_audio_message(dialect),
         ):
             types.LiveClientMessage.model_validate_json(message)
 

@@ -14,7 +14,7 @@ from server.carrier import (
     StreamStopped,
 )
 from server.carrier.transport import Transport
-from server.carrier.twilio.messages import StreamCounts, TwilioProtocol
+from server.carrier.twilio.messages import StreamCounts, TwilioProtocol, audio_messages
 from server.errors import (
     CarrierProtocolError,
     StreamEnded,
@@ -90,7 +90,7 @@ class TwilioMediaStream:
         self._transport.listen(on_messages)
         if not self._over and self._transport.join(relay):
             self._relay = relay
-            relay.path.start(self.stream_sid)
+            relay.path.start(self.stream_sid, audio_messages(self.stream_sid))
             self._counted = relay.path.counts()
             self._hand_over()
 

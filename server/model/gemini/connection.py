@@ -24,6 +24,7 @@ from server.model import (
 from server.model.gemini.dialects import Dialect
 from server.model.gemini.faults import Faults
 from server.model.gemini.messages import (
+    AUDIO_MESSAGES,
     audio_message,
     client_content_message,
     text_message,
@@ -157,7 +158,7 @@ class GeminiConnection:
         """Let the relay's path use the socket; False if that cannot be."""
         if not isinstance(self._socket, WireSocket):
             return False
-        relay.join_model(self._socket.wire)
+        relay.join_model(self._socket.wire, AUDIO_MESSAGES)
         return True
 
     def leave(self, relay: Relay) -> None:
