@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from server.errors import CarrierProtocolError
-from server.media.relay import Relay
+from server.media.words import SoundPath
 
 # ------------------------------------------------------------------------------------------
 # What a media stream tells us
@@ -120,7 +120,7 @@ class MediaStream(Protocol):
         """
         ...
 
-    def listen(self, on_events: Listener, relay: Relay) -> None:
+    def listen(self, on_events: Listener, relay: SoundPath) -> None:
         """Push events from now on, those first that have come already; once, after the start.
 
         The listener must not wait for anything. An error of the carrier's comes in the place of an

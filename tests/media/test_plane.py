@@ -277,13 +277,7 @@ async def test_a_cancelled_receive_loses_nothing(plane):
 
 
 async def test_whoever_is_woken_by_what_a_pump_could_not_write_runs_at_once(plane):
-    failed = trio.Event()
-
-    class Sink:
-        """A wire whose socket turns out to be gone; it tells its session."""
-
-        def flush(self) -> None:
-            failed.set()
+    failed = trio.Event()  # as by a wire whose socket turns out to be gone: it tells its session
 
     async with connected(plane) as (source, peer):
         websocket = WebSocket(is_client=True, max_message_bytes=65536)
@@ -291,7 +285,7 @@ async def test_whoever_is_woken_by_what_a_pump_could_not_write_runs_at_once(plan
             *(source.descriptor, source.websocket, lambda now: None, MediaPath().has_caller_news),
             *(Descriptor(-1), websocket, Latencies(), Histogram([1.0])),
         )
-        source.read_through(source.websocket.next_message, pump, Sink())
+        source.read_through(source.websocket.next_message, pump, failed.set)
         websocket.send_text(b"for somebody who has gone")
         # Without a checkpoint: nothing else is to wake trio once it sleeps.
         peer_socket = socket.socket(fileno=os.dup(peer.sock.fileno()))

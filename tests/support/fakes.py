@@ -28,7 +28,7 @@ from server.carrier import (
     VoiceRequest,
 )
 from server.errors import CarrierError, CarrierProtocolError, ModelError, StreamEnded
-from server.media.relay import Relay
+from server.media.words import SoundPath
 from server.model import Conversation, EventListener, SessionEvent, ToolResult, Way
 
 
@@ -94,7 +94,7 @@ class MemoryMedia:
             if isinstance(event, StreamStopped):
                 return None
 
-    def listen(self, on_events: Listener, relay: Relay) -> None:
+    def listen(self, on_events: Listener, relay: SoundPath) -> None:
         self._listener = on_events
         early, self._early = self._early, []
         if early:
@@ -160,7 +160,7 @@ class MemorySession:
     def is_ready(self) -> bool:
         return self._opened.is_set()
 
-    def join(self, relay: Relay) -> None:
+    def join(self, relay: SoundPath) -> None:
         pass
 
     def note_passed(self) -> None:

@@ -19,7 +19,7 @@ from server.errors import (
     CarrierProtocolError,
     StreamEnded,
 )
-from server.media.relay import Relay
+from server.media.words import SoundPath
 
 _MAX_CLOSE_REASON_BYTES = 123  # RFC 6455, 5.5: a control frame carries 125, two are the code.
 
@@ -30,7 +30,7 @@ class TwilioMediaStream:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._protocol = TwilioProtocol()
-        self._relay: Relay | None = None
+        self._relay: SoundPath | None = None
         self._counted = (0, 0, 0, 0)
         self._over = False
 
@@ -70,7 +70,7 @@ class TwilioMediaStream:
         """
         self._transport.send(self._protocol.send(command))
 
-    def listen(self, on_events: Listener, relay: Relay) -> None:
+    def listen(self, on_events: Listener, relay: SoundPath) -> None:
         """See :meth:`server.carrier.MediaStream.listen`."""
 
         def on_messages(messages: Sequence[str | bytes], ended: bool) -> None:

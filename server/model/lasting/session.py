@@ -15,7 +15,7 @@ from codec import MulawDecoder
 from server.agent.agent import Agent
 from server.errors import ModelError
 from server.logs import Sparing
-from server.media.relay import Relay
+from server.media.words import SoundPath
 from server.model import (
     CALLER_RATE_HZ,
     AgentAudio,
@@ -83,11 +83,11 @@ class Connection(Protocol):
         """Call back with events the moment they have come; an error is the last of them."""
         ...
 
-    def join(self, relay: Relay) -> bool:
+    def join(self, relay: SoundPath) -> bool:
         """Let the relay's path use the socket; False if that cannot be."""
         ...
 
-    def leave(self, relay: Relay) -> None:
+    def leave(self, relay: SoundPath) -> None:
         """Take the socket off the relay."""
         ...
 
@@ -169,7 +169,7 @@ class LastingSession:
         self._tell = on_event
         self._plan = plan
         self._connection: Connection | None = None
-        self._relay: Relay | None = None
+        self._relay: SoundPath | None = None
         self._joined: Connection | None = None  # whose socket the relay's path uses
         self._changed = trio.Event()
 
@@ -338,7 +338,7 @@ class LastingSession:
 
     # The media path, which sends caller audio itself while nothing stands in its way.
 
-    def join(self, relay: Relay) -> None:
+    def join(self, relay: SoundPath) -> None:
         """Let the relay's path use every connection in its turn."""
         self._relay = relay
         relay.path.keep_sent = True
