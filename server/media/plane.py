@@ -419,7 +419,11 @@ class Wire:
             if self._news.is_set():  # else somebody waits for it: the one who closes waits, too
                 self._news = trio.Event()
             await self._news.wait()
-        return self._take()
+        message = self._inbox.popleft()
+        if self._is_full and len(self._inbox) <= self._bounds.inbox // 2:
+            self._is_full = False
+            self._settle()
+        return message
 
     def listen(self, listener: Callable[[Messages, bool], None]) -> None:
         """Call back with what each read brought, and whether that was the end, instead.
@@ -458,27 +462,11 @@ class Wire:
         """Whether something has come that nobody has taken."""
         return bool(self._inbox)
 
-    def receive_nowait(self) -> tuple[bytes, bool] | None:
-        """A message that is already here, or None."""
-        return self._take() if self._inbox else None
-
-    def _take(self) -> tuple[bytes, bool]:
-        message = self._inbox.popleft()
-        if self._is_full and len(self._inbox) <= self._bounds.inbox // 2:
-            self._is_full = False
-            self._settle()
-        return message
-
     def trust(self) -> None:
         """The peer has shown the ticket of a call: from now on it has the bounds of one."""
         self._bounds = KNOWN
         self._is_full = len(self._inbox) >= KNOWN.inbox
         self._settle()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will be received."""
-        return not self._inbox and (self.websocket.ended or self._closed)
 
     def send_text(self, data: bytes) -> None:
         """Send a text message; dropped when the connection is closing."""
