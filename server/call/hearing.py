@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import groupby
+from math import inf
 
 import trio
 
@@ -79,7 +80,9 @@ class Hearing:
                 return EndReason.CALLER_GONE, "no audio from the carrier"
 
     def _gone_at(self, line: Line) -> float:
-        """When a carrier that says nothing more is taken for gone."""
+        """When a carrier that says nothing more is taken for gone; never where silence is usual."""
+        if not line.media.abilities.sends_silence:
+            return inf
         relay = self._conversation.passing.relay
         heard_at = max(line.heard_at, relay.heard_at) if relay.has_phone else line.heard_at
         return heard_at + self._conversation.options.media_timeout_s

@@ -104,8 +104,23 @@ Listener = Callable[[Sequence[CarrierEvent | CarrierProtocolError]], None]
 """Called with what one read of the socket brought, in order."""
 
 
+@dataclass(frozen=True, slots=True)
+class StreamAbilities:
+    """What a carrier's media streams can do, where carriers differ."""
+
+    buffer_s: float
+    """How much audio that has not been played the carrier keeps; what is sent beyond is lost."""
+    sends_silence: bool
+    """Whether chunks come while the caller says nothing, too: then a stream without any is dead."""
+
+
 class MediaStream(Protocol):
     """One call's audio, both ways: events are pushed, and sending waits for nothing."""
+
+    @property
+    def abilities(self) -> StreamAbilities:
+        """What can be expected of the carrier on this stream."""
+        ...
 
     @property
     def stream_sid(self) -> str:

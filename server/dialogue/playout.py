@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from math import inf
 
 from codec.ear import Played
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
@@ -101,7 +102,7 @@ class Playout:
     def __init__(
         self, *, lead_s: float = 30.0, mark_every_s: float = 1.0, remember: bool = False
     ) -> None:
-        self._lead_s = lead_s
+        self._lead_s = self._most_lead_s = lead_s
         self._mark_every_bytes = round(mark_every_s * BYTES_PER_S)
         self.timeline = Played(remember=remember)
         self._queue: deque[_Queued] = deque()
@@ -256,8 +257,15 @@ class Playout:
 
     # -- towards the carrier ---------------------------------------------------------------
 
-    def open(self, now: float) -> None:
-        """The stream has started: what was prepared while the phone rang may go out."""
+    def open(self, now: float, *, buffer_s: float = inf) -> None:
+        """The stream has started: what was prepared while the phone rang may go out.
+
+        Args:
+            now: When it started.
+            buffer_s: How much audio the carrier keeps: never so much is sent ahead, whatever the
+                lead.
+        """
+        self._lead_s = min(self._most_lead_s, max(0.0, buffer_s - MAX_MESSAGE_BYTES / BYTES_PER_S))
         self.timeline.open = True
         self.timeline.play_end = max(self.timeline.play_end, now)
 
@@ -325,9 +333,9 @@ class Playout:
         if self.timeline.open and self._keys_out is not None:
             return self.timeline.play_end + LOST_MARK_S
         if self.timeline.open and self._keys:
-            return float("inf") if self._marks_out else self.timeline.play_end
+            return inf if self._marks_out else self.timeline.play_end
         if not self._queue or not self.timeline.open or self._held:
-            return float("inf")
+            return inf
         return max(self.timeline.play_end - self._lead_s, self._cushion_until)
 
     # -- beside it -------------------------------------------------------------------------

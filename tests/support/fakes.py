@@ -27,6 +27,7 @@ from server.carrier import (
     TransferUpdate,
     VoiceRequest,
 )
+from server.carrier.twilio.stream import ABILITIES
 from server.errors import CarrierError, CarrierProtocolError, ModelError, StreamEnded
 from server.media.words import SoundPath
 from server.model import Conversation, EventListener, SessionEvent, ToolResult, Way
@@ -38,6 +39,7 @@ class MemoryMedia:
     stream_sid = "MZ1"
 
     def __init__(self) -> None:
+        self.abilities = ABILITIES
         self._listener: Listener | None = None
         self._early: list[CarrierEvent | CarrierProtocolError] = []
         self._news = trio.Event()

@@ -10,6 +10,7 @@ from server.carrier import (
     CarrierCommand,
     CarrierEvent,
     Listener,
+    StreamAbilities,
     StreamStarted,
     StreamStopped,
 )
@@ -21,11 +22,16 @@ from server.errors import (
 )
 from server.media.words import SoundPath
 
+ABILITIES = StreamAbilities(buffer_s=600.0, sends_silence=True)
+"""Ten minutes: beyond them Twilio drops audio with warning 31931. Frames come as long as the stream
+lasts, whoever speaks."""
 _MAX_CLOSE_REASON_BYTES = 123  # RFC 6455, 5.5: a control frame carries 125, two are the code.
 
 
 class TwilioMediaStream:
     """A :class:`server.carrier.MediaStream` over one WebSocket that Twilio opened."""
+
+    abilities = ABILITIES
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
