@@ -105,16 +105,21 @@ def test_a_room_uses_what_stands_below_it(name):
     assert {used for used in others_of(name) if FLOOR[room_of(used)] <= floor} == set()
 
 
-def circles() -> list[list[str]]:
-    """The modules that import each other, by however many steps."""
+def reached() -> dict[str, set[str]]:
+    """What each module imports, by however many steps."""
     reached = {name: set(used & MODULES.keys()) for name, used in USED.items()}
     for middle in MODULES:
         for name in MODULES:
             if middle in reached[name]:
                 reached[name] |= reached[middle]
+    return reached
+
+
+def circles() -> list[list[str]]:
+    """The modules that import each other, by however many steps."""
+    used = reached()
     rings = {
-        tuple(sorted(other for other in reached[name] if name in reached[other]))
-        for name in MODULES
+        tuple(sorted(other for other in used[name] if name in used[other])) for name in MODULES
     }
     return sorted(list(ring) for ring in rings if len(ring) > 1)
 
@@ -157,6 +162,14 @@ def test_only_the_accounts_name_a_carrier_and_a_model():
     }
 
     assert namers == {"server.accounts"}
+
+
+def test_no_carrier_and_no_model_needs_linux():
+    used = reached()
+
+    for name in MODULES:
+        if name.startswith(("server.carrier", "server.model")):
+            assert not used[name] & {"server.media.plane", "server.media.relay"}, name
 
 
 def test_nothing_that_decides_can_wait():

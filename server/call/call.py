@@ -173,7 +173,7 @@ class Call:
             if c.passing.recorder is not None:
                 c.passing.recorder.line(now)
             if now >= c.opening.plays_at:
-                c.playout.open(now)
+                c.playout.open(now, buffer_s=media.abilities.buffer_s)
             c.connected.set()
             c.changed.set()
             await line.released.wait()

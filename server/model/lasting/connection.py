@@ -8,7 +8,7 @@ from typing import Protocol
 
 from server.agent.agent import Agent
 from server.errors import ModelError
-from server.media.relay import Relay
+from server.media.words import SoundPath
 from server.model import Conversation, SessionEvent, ToolResult
 
 
@@ -36,11 +36,11 @@ class Connection(Protocol):
         """Call back with events the moment they have come; an error is the last of them."""
         ...
 
-    def join(self, relay: Relay) -> bool:
+    def join(self, relay: SoundPath) -> bool:
         """Let the relay's path use the socket; False if that cannot be."""
         ...
 
-    def leave(self, relay: Relay) -> None:
+    def leave(self, relay: SoundPath) -> None:
         """Take the socket off the relay."""
         ...
 

@@ -14,7 +14,7 @@ from codec import MulawDecoder
 from server.agent.agent import Agent
 from server.errors import ModelError
 from server.logs import Sparing
-from server.media.relay import Relay
+from server.media.words import SoundPath
 from server.model import (
     CALLER_RATE_HZ,
     AgentAudio,
@@ -83,7 +83,7 @@ class LastingSession:
         self._tell = on_event
         self._plan = plan
         self._connection: Connection | None = None
-        self._relay: Relay | None = None
+        self._relay: SoundPath | None = None
         self._joined: Connection | None = None  # whose socket the relay's path uses
         self._changed = trio.Event()
 
@@ -251,7 +251,7 @@ class LastingSession:
 
     # The media path, which sends caller audio itself while nothing stands in its way.
 
-    def join(self, relay: Relay) -> None:
+    def join(self, relay: SoundPath) -> None:
         """Let the relay's path use every connection in its turn."""
         self._relay = relay
         relay.path.keep_sent = True
