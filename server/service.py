@@ -18,8 +18,8 @@ from server.accounts import Accounts
 from server.agent.agent import Agent
 from server.agent.loading import agent_of
 from server.agent.mcp_servers import McpServers, read_servers
-from server.call.costs import Prices
 from server.call.options import CallOptions
+from server.call.report.costs import Prices
 from server.cluster.workers import Workers
 from server.media import plane
 from server.metrics import Metrics

@@ -27,16 +27,16 @@ from codec.line import FRAME_S
 from server.agent.agent import Agent
 from server.call.apology import Apology
 from server.call.conversation import Conversation, Line, Party
-from server.call.costs import CostMeter, Prices
 from server.call.farewell import Farewell
 from server.call.handover import Handover
 from server.call.hearing import Hearing
 from server.call.machine import Machine
-from server.call.notes import Notes
 from server.call.options import CallOptions
 from server.call.playing import Playing
-from server.call.progress import Progress
-from server.call.report import Report
+from server.call.report.costs import CostMeter, Prices
+from server.call.report.notes import Notes
+from server.call.report.progress import Progress
+from server.call.report.report import Report
 from server.call.speaking import Speaking
 from server.call.toolbox import Toolbox
 from server.call.watch import Watch, briefed

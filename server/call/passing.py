@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from codec.path import MediaPath
-from server.call.notes import Notes
+from server.call.report.notes import Notes
 from server.carrier import SendAudio
 from server.dialogue.ear import Ear
 from server.dialogue.playout import Playout

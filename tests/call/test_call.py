@@ -8,7 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import codec
 from server.agent.agent import Agent
-from server.call.costs import Prices
+from server.call.report.costs import Prices
 from server.carrier import CallStatus, Clear, DigitPressed, SendAudio, StatusUpdate, StreamStopped
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience

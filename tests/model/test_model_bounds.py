@@ -11,7 +11,7 @@ import pytest
 import trio
 from websockets.frames import Close
 
-from server.call.costs import MAX_OPEN_TURNS, CostMeter, Prices
+from server.call.report.costs import MAX_OPEN_TURNS, CostMeter, Prices
 from server.dialogue.playout import MAX_QUEUED_BYTES, Playout
 from server.dialogue.transcript import MAX_CHARACTERS, MAX_TURN_CHARACTERS, MAX_TURNS, Transcript
 from server.errors import ModelError

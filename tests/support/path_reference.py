@@ -21,6 +21,7 @@ from server.carrier import (
     StreamStopped,
 )
 from server.carrier.twilio.messages import TwilioProtocol, audio_messages
+from server.dialogue.key_tones import in_pieces
 from server.model import AGENT_RATE_HZ, CALLER_RATE_HZ, AgentAudio, SessionEvent
 from server.model.gemini.messages import audio_message
 from server.model.gemini.protocol import GeminiProtocol
@@ -149,9 +150,7 @@ def caller_messages(decoder: codec.MulawDecoder, payload: bytes) -> list[bytes]:
 def agent_messages(encoder: codec.MulawEncoder, pcm: bytes, twilio: TwilioProtocol) -> list[bytes]:
     """The messages that have the phone play what the agent said."""
     payload = encoder.encode(pcm)
-    starts = range(0, len(payload), MAX_PIECE_BYTES)
-    pieces = [payload[start : start + MAX_PIECE_BYTES] for start in starts]
-    return [twilio.send(SendAudio(piece)).encode() for piece in pieces]
+    return [twilio.send(SendAudio(piece)).encode() for piece in in_pieces(payload)]
 
 
 def texts(data: bytes, *, masked: bool) -> list[bytes]:
