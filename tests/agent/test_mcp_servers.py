@@ -37,6 +37,8 @@ pytest.importorskip("mcp")
 from mcp.types import CallToolResult, TextContent
 from mcp.types import Tool as McpTool
 
+pytestmark = pytest.mark.sockets
+
 SERVER = Path(__file__).parents[1] / "support" / "mcp_server.py"
 
 

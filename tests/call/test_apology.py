@@ -23,6 +23,8 @@ from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 
+pytestmark = pytest.mark.sockets
+
 NUMBER = "+15005550006"
 REFUSED = account_refused(Kind.CREDITS, "no", code=1011, reason="Credits are depleted.")
 LOST = ModelError("gone", code=1006, reason="", retryable=True)

@@ -20,6 +20,8 @@ from server.simulators.gemini import SCRIPTS, Drop, GeminiSimulator, Script
 from tests.support.rig import calling
 from tests.support.serving import serving
 
+pytestmark = pytest.mark.sockets
+
 
 def reconnects(rig) -> list[tuple[str, str]]:
     return [

@@ -16,6 +16,8 @@ from server.simulators.phone import HangUp, HearPause, HearSpeech, Say, Script, 
 from tests.support.rig import calling
 from tests.support.serving import serving
 
+pytestmark = pytest.mark.sockets
+
 QUICK = replace(SCRIPTS["answers"], setup_delay_s=0.0, reply_delay_s=0.05)
 BRIEF = Script(
     "brief", (HearSpeech(), Say("question", break_off_s=0.7), HearSpeech(), HearPause(), HangUp())

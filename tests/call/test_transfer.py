@@ -20,6 +20,8 @@ from server.metrics import Metrics
 from server.model import AgentAudio, GenerationComplete, TurnComplete
 from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 
+pytestmark = pytest.mark.sockets
+
 SECOND_PCM = b"\x10\x00" * 24_000
 SALES = "+15005550123"
 

@@ -41,6 +41,8 @@ from server.simulators.phone import (
 from tests.support.rig import Rig, calling
 from tests.support.serving import CALL_SID, serving
 
+pytestmark = pytest.mark.sockets
+
 CLIPS = ("question", "goodbye", "hello", "interrupt", "followup", "voicemail")
 BEEP = AnsweredBy.MACHINE_END_BEEP
 

@@ -20,6 +20,8 @@ from server.carrier.twilio.webhooks import TwilioWebhooks
 from server.carrier.webhooks import ConnectStream
 from server.errors import CarrierError
 
+pytestmark = pytest.mark.sockets
+
 ACCOUNT = "AC0123456789abcdef0123456789abcdef"
 CALL = "CA0123456789abcdef0123456789abcdef"
 CALLS_PATH = f"/2010-04-01/Accounts/{ACCOUNT}/Calls.json"

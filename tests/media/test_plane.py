@@ -32,7 +32,10 @@ from server.media.plane import (
 from tests.support.peers import Peer, messages
 from tests.support.websocket_oracle import write_frames
 
-pytestmark = pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
+pytestmark = [
+    pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll"),
+    pytest.mark.sockets,
+]
 
 
 @pytest.fixture

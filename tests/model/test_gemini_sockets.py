@@ -34,6 +34,8 @@ from tests.support.gemini_talks import (
     speech,
 )
 
+pytestmark = pytest.mark.sockets
+
 QUICK = Script(setup_delay_s=0, reply_delay_s=0, speed=100)
 
 

@@ -35,6 +35,8 @@ from tests.support.lasting_talks import (
     silence,
 )
 
+pytestmark = pytest.mark.sockets
+
 
 @asynccontextmanager
 async def talking_over_sockets(

@@ -33,6 +33,8 @@ from tests.support.serving import (
     start_message,
 )
 
+pytestmark = pytest.mark.sockets
+
 both_media_paths = pytest.mark.parametrize("media_path", ["fast", "ordinary"])
 
 
