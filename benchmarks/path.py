@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import math
 import random
 import statistics
 import time
@@ -25,11 +26,11 @@ from websockets.protocol import CLIENT, SERVER, Protocol
 import codec
 from benchmarks.options import Options, machine, machine_line
 from codec.ear import Ear, Played
-from codec.path import Gate, MediaPath, WebSocket
+from codec.path import MediaPath, WebSocket
 from server.carrier import CallerAudio, SendAudio
-from server.carrier.twilio.messages import TwilioProtocol
+from server.carrier.twilio.messages import TwilioProtocol, audio_messages
 from server.model import AGENT_RATE_HZ, CALLER_RATE_HZ, AgentAudio
-from server.model.gemini.messages import audio_message
+from server.model.gemini.messages import AUDIO_MESSAGES, audio_message
 from server.model.gemini.protocol import GeminiProtocol
 
 SID = "MZ0123456789abcdef0123456789abcdef"
@@ -130,9 +131,14 @@ def agent_messages(count: int) -> list[bytes]:
 
 
 def open_path() -> MediaPath:
+    """A path by which everything may pass."""
     path = MediaPath()
-    path.start(SID)
-    path.caller_gate = Gate.PASS
+    path.phone = WebSocket(is_client=False, max_message_bytes=64 * 1024)
+    path.join_model(WebSocket(is_client=True, max_message_bytes=16 * 2**20), AUDIO_MESSAGES)
+    path.start(SID, audio_messages(SID))
+    path.caller_passes = True
+    path.played = Played()
+    path.played.open, path.played.play_end = True, math.inf
     return path
 
 
@@ -146,12 +152,14 @@ def path_rows(caller: list[bytes], agent: list[bytes], *, calls: int) -> Any:
         return sum(path.caller_sent_bytes for path in paths)
 
     def from_model(frames: list[bytes]) -> int:
+        for path in paths:
+            path.follow(limit_bytes=1 << 40)
         for number, frame in enumerate(frames):
             path = paths[number % calls]
             path.model.receive(frame)
             assert path.next_from_model() is None
             path.phone.take_output()
-        return sum(path.agent_sent_bytes for path in paths)
+        return sum(path.take_run()[0] for path in paths)
 
     paths = [open_path() for _ in range(calls)]
     assert from_phone(caller) == 160 * len(caller)

@@ -130,11 +130,6 @@ cdef class Played:
         release(&self._audio)
         release(&self._pieces)
 
-    @property
-    def kept_bytes(self):
-        """How much audio is remembered."""
-        return held(&self._audio)
-
     def sent(self, payload, double plays_at):
         """The carrier has got this, and the caller begins to hear it then."""
         cdef Py_buffer view
@@ -213,10 +208,6 @@ cdef class Played:
         cdef bytes heard = PyBytes_FromStringAndSize(NULL, length_bytes)
         self._gather(now, <uint8_t*>PyBytes_AS_STRING(heard), length_bytes)
         return heard
-
-    def loudness(self, double now):
-        """How loud the last 20 ms were of what the carrier has played up to now."""
-        return self.loudness_c(now)
 
     cdef double loudness_c(self, double now) noexcept nogil:
         cdef uint8_t heard[FRAME]
@@ -835,10 +826,6 @@ cdef class Ear:
     def agent_cut(self):
         """Somebody else has cut the agent: it was an interruption; nothing is held any more."""
         settle(&self._barge_in)
-
-    def forget_speech(self):
-        """What was taken for speech was none: nobody is speaking."""
-        forget_speech(&self._speech)
 
 
 _process = _webrtcvad.process

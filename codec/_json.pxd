@@ -14,7 +14,7 @@ are their value. ::
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t
-from libc.string cimport memchr, memcmp, strlen
+from libc.string cimport memchr
 
 from codec._websocket cimport Span
 
@@ -33,10 +33,6 @@ cdef inline Walk walk_over(Span text) noexcept nogil:
     walk.fresh = False
     walk.broken = False
     return walk
-
-
-cdef inline bint same(Span text, const char* word) noexcept nogil:
-    return text.size == strlen(word) and memcmp(text.data, word, text.size) == 0
 
 
 cdef inline bint accept(Walk* walk, uint8_t character) noexcept nogil:
@@ -76,18 +72,6 @@ cdef inline bint next_member(Walk* walk, Span* name) noexcept nogil:
     plain_string(walk, name)
     expect(walk, c":")
     return not walk.broken
-
-
-cdef inline void enter_sole(Walk* walk, const char* word) noexcept nogil:
-    """Go into an object, to the value of its one and only member; then :func:`leave_sole`."""
-    cdef Span name
-    enter(walk)
-    if not next_member(walk, &name) or not same(name, word):
-        walk.broken = True
-
-
-cdef inline void leave_sole(Walk* walk) noexcept nogil:
-    expect(walk, c"}")
 
 
 cdef inline void plain_string(Walk* walk, Span* text) noexcept nogil:

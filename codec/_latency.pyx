@@ -77,14 +77,6 @@ cdef class Latencies:
                 return min(upper_s, self.max_s)
         return self.max_s
 
-    def at_most(self, double seconds):
-        """How many took so long or less, to the bucket: up to 4.4 % longer may be counted too."""
-        cdef uint64_t seen = 0
-        cdef int bucket
-        for bucket in range(bucket_of(seconds) + 1):
-            seen += held(self._counts, bucket)
-        return seen
-
 
 cdef class Histogram:
     """Durations counted exactly by given upper bounds, as Prometheus wants them.

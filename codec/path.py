@@ -8,14 +8,15 @@ read and come out as they are to be written, and Python sees a message only when
            v                                                                      |
     phone.receive                                                         model.take_output
            |                                                                      ^
-     frame, unmask --> JSON --> base64 --> [caller] --> 16 kHz pcm --> base64, JSON, mask, frame
-           |           |                       gate
+     frame, unmask --> JSON --> base64 --> ear --> 16 kHz pcm --> base64, JSON, mask, frame
+           |           |                    |
+           |           |                    '--> may not pass: take_caller() gives it to Python
            |           '--> not audio: next_from_phone() gives it to Python
            |
      pings, close: answered
-           |           .--> not audio: next_from_model() gives it to Python
-           |           |                       gate, allowance
-     frame, JSON <-- base64 <-- [agent] <-- mu-law <-- base64 <-- JSON <-- frame
+           |           .--> not audio, or not followed: next_from_model() gives it to Python
+           |           |
+     frame, JSON <-- base64 <-- mu-law <-- base64 <-- JSON <-- frame
            |                                                                      ^
            v                                                                      |
     phone.take_output                                                      model.receive
@@ -23,14 +24,13 @@ read and come out as they are to be written, and Python sees a message only when
            v                                                                      |
       phone's socket                                                        model's socket
 
-``[caller]`` and ``[agent]`` hold mu-law payload, and are empty unless a gate is shut, the other
-side is not there yet, or the agent's allowance is used up. Messages come out in order with the
-audio around them: when :meth:`MediaPath.next_from_model` returns one, all audio before it has been
-taken and none after it, so a mark or a clear goes out at the right place.
+Messages come out in order with the audio around them: when :meth:`MediaPath.next_from_phone`
+returns one, all audio before it has been taken and none after it.
 
-The readable reference is ``server/carrier/twilio`` and ``server/model/gemini``: tests hold both to
-the same output. A message that is unusual in any way (an escape in a string, a key twice,
-audio together with a transcript) is not understood here on purpose, and comes out whole for those.
+What a message with audio looks like is the carrier's and the model's business: they hand its shape
+over (``shapes.py``) when they join. A message that is unusual in any way (an escape in a string, a
+key twice, audio together with a transcript) is not understood here on purpose, and comes out whole
+for their parsers; tests hold both to the same output.
 
 One pass over what has been read from the phone, and the same the other way::
 
@@ -41,7 +41,7 @@ One pass over what has been read from the phone, and the same the other way::
     phone_socket.send(path.phone.take_output())  # a pong, a close
 """
 
-from codec._path import Gate, Level, MediaPath
+from codec._path import MediaPath
 from codec._websocket import WebSocket
 
-__all__ = ["Gate", "Level", "MediaPath", "WebSocket"]
+__all__ = ["MediaPath", "WebSocket"]

@@ -7,10 +7,7 @@ the carrier, the model, a client of the API). A bug of ours is a ``ValueError``,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from server.model.refusals import Kind
+from server.refusal import Kind
 
 
 class ServerError(Exception):
@@ -26,7 +23,7 @@ class CannotListen(ServerError):
 
 
 class CallRefused(ServerError):
-    """This call is not placed, before anybody's phone has rung.
+    """A call is refused before anybody's phone has rung.
 
     Attributes:
         reason: A short stable word for logs and metrics (``"full"``, ``"draining"`` …).

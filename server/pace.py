@@ -1,4 +1,4 @@
-"""How often something may happen: a bucket that fills with time."""
+"""How often something may happen, and how long to wait before it is tried again: no clock."""
 
 from __future__ import annotations
 
@@ -27,3 +27,39 @@ class Pace:
             return False
         self._left -= count
         return True
+
+
+def doubled_s(first_s: float, longest_s: float, times: int) -> float:
+    """A pause that has been doubled so many times, from the first one up to the longest."""
+    pause_s: float = first_s * 2.0 ** min(times, 64)  # beyond any longest one, and not infinite
+    return min(pause_s, longest_s)
+
+
+class Backoff:
+    """The pauses before further attempts: each is twice the one before, up to the longest.
+
+    Args:
+        first_s: The pause after the first failure.
+        longest_s: No pause is longer.
+
+    Attributes:
+        pause_s: The pause that is next.
+    """
+
+    def __init__(self, first_s: float, longest_s: float) -> None:
+        self.pause_s = self._first_s = first_s
+        self._longest_s = longest_s
+
+    def next_s(self) -> float:
+        """An attempt has failed: returns the pause before the next one, and doubles it."""
+        pause_s = self.pause_s
+        self.double()
+        return pause_s
+
+    def double(self) -> None:
+        """The next pause is twice as long, up to the longest."""
+        self.pause_s = doubled_s(self.pause_s, self._longest_s, 1)
+
+    def reset(self) -> None:
+        """An attempt has succeeded: the next pause is the first one again."""
+        self.pause_s = self._first_s

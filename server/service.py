@@ -18,13 +18,11 @@ from server.accounts import Accounts
 from server.agent.agent import Agent
 from server.agent.loading import agent_of
 from server.agent.mcp_servers import McpServers, read_servers
-from server.call.costs import Prices
 from server.call.options import CallOptions
+from server.call.report.costs import Prices
 from server.cluster.workers import Workers
-from server.hooks.sockets import file_limit
 from server.media import plane
 from server.metrics import Metrics
-from server.records.database import check_database
 from server.records.recording import Recordings, check_directory
 from server.records.store import Records
 from server.records.traces import open_traces
@@ -33,7 +31,7 @@ from server.supervision import Helper, Start, keep_going, without_start
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from server.switchboard.destinations import Destinations
-from server.switchboard.strangers import Strangers, most_strangers
+from server.switchboard.strangers import Strangers
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -85,7 +83,6 @@ class Service:
         self.destinations = Destinations(
             settings.allowed_prefixes, refuse_costly=not self.accounts.are_simulated
         )
-        check_database(settings.database_url.get_secret_value())
         self.records = Records(
             settings.database_url.get_secret_value(),
             metrics=self.metrics,
@@ -206,10 +203,7 @@ class Service:
             start_timeout_s=settings.start_timeout_s,
             recent_calls=settings.recent_calls,
             traces=self._traces,
-            strangers=Strangers(
-                per_address=settings.max_strangers_per_address,
-                in_all=most_strangers(file_limit()),
-            ),
+            strangers=Strangers.of(settings),
             workers=self.workers,
             callback_wait_s=settings.callback_wait_s or math.inf,
         )

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import structlog
 import trio
 
+from server.pace import Backoff
+
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 PAUSE_S = (0.5, 30.0)
@@ -25,7 +27,7 @@ class Helper(Protocol):
     """Goes on until it is cancelled; says when it has begun."""
 
     def __call__(self, *, task_status: trio.TaskStatus[Any]) -> Awaitable[None]:
-        """Do it."""
+        """Run the helper."""
         ...
 
 
@@ -60,8 +62,7 @@ async def keep_going(
         Exception: What the helper failed with before it had started.
     """
     start = Start(task_status)
-    first_s, longest_s = PAUSE_S
-    pause_s = first_s
+    backoff = Backoff(*PAUSE_S)
     while True:
         began_at = trio.current_time()
         try:
@@ -70,10 +71,10 @@ async def keep_going(
             if not start.is_over:
                 raise
             if trio.current_time() - began_at >= STEADY_S:
-                pause_s = first_s
+                backoff.reset()
+            pause_s = backoff.next_s()
             logger.exception("helper failed and is begun again", helper=name, pause_s=pause_s)
             await trio.sleep(pause_s)
-            pause_s = min(2 * pause_s, longest_s)
         else:
             return
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,27 @@ from server.simulators.clock import PatientClock
 
 # No test leaves a database where it is run: those that want a file name one.
 os.environ.setdefault("DATABASE_URL", "sqlite://")
+
+_OPENING = frozenset({"socket.bind", "socket.connect"})
+_opened: list[str] = []
+
+
+def _note_socket(event: str, args: tuple[Any, ...]) -> None:
+    if event in _OPENING:
+        _opened.append(event)
+
+
+sys.addaudithook(_note_socket)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Fail a test that has opened sockets without saying so by its mark."""
+    _opened.clear()
+    result = yield
+    if _opened and item.get_closest_marker("sockets") is None:
+        pytest.fail("it opens sockets: give it, or its module, pytest.mark.sockets", pytrace=False)
+    return result
 
 
 @pytest.fixture

@@ -30,15 +30,17 @@ import structlog
 
 import codec
 from codec.ear import Ear, Played
-from codec.path import Gate, MediaPath
+from codec.path import WebSocket
 from server.carrier import CallerAudio
-from server.carrier.twilio.messages import TwilioProtocol
+from server.carrier.twilio.messages import TwilioProtocol, audio_messages
 from server.model import AgentAudio
+from server.model.gemini.messages import AUDIO_MESSAGES
 from server.model.gemini.protocol import GeminiProtocol
 from tests.support.ear_reference import random_scene, same_in_both
+from tests.support.path_messages import SID, open_path
+from tests.support.path_reference import texts
 from tests.support.websocket_oracle import compare, ours
 
-SID = "MZ0123456789abcdef"
 START = json.dumps(
     {
         "event": "start",
@@ -176,9 +178,8 @@ def frame_of(text: bytes, *, masked: bool) -> bytes:
 
 def fuzz_messages(rng: random.Random) -> str:
     """One message, mutated; one that is taken must be the audio that the full parser reads."""
-    path = MediaPath()
+    path = open_path()
     path.recording = True
-    path.start(SID)
     payload = rng.randbytes(rng.choice([0, 1, 2, 3, 4, 160, 161, 481]))
     text = base64.b64encode(payload)
     if rng.random() < 0.5:
@@ -207,7 +208,7 @@ def fuzz_messages(rng: random.Random) -> str:
         assert isinstance(event, CallerAudio), (message, event)
         assert path.take_recording()[0] == event.payload, message
         assert path.timestamp_ms == event.timestamp_ms + len(event.payload) // 8, message
-        assert path.missing_chunks == twilio.counts.missing_chunks, message
+        assert path.counts()[1] == twilio.counts.missing_chunks, message
         return "messages: caller audio"
     path.model.receive(frame_of(message, masked=False))
     if path.next_from_model() is not None or path.model.ended:
@@ -222,26 +223,25 @@ def fuzz_messages(rng: random.Random) -> str:
 # --- Calls ----------------------------------------------------------------------------------------
 
 
-SET_GATES = [gate for gate in Gate if gate is not Gate.FOLLOW]
-
-
 def fuzz_calls(rng: random.Random) -> str:
     """A call's worth of everything at once; the books must balance after every step."""
-    path = MediaPath(
-        phone_max_message_bytes=rng.choice([125, 2000, 65536]),
-        caller_hold_limit_bytes=rng.choice([0, 100, 10_000]),
-    )
-    taken_bytes = 0
+    path = open_path(phone_limit=rng.choice([125, 2000, 65536]))
+    path.recording = True
+    heard_bytes = taken_bytes = said_bytes = passed_bytes = written_bytes = 0
     now = 0.0
+
     for _ in range(rng.randrange(1, 25)):
+        assert path.phone is not None
+        assert path.model is not None
         now += rng.choice([0.0, 0.02, 1.0])
-        match rng.randrange(21):
+        match rng.randrange(16):
             case 0 | 1 | 2:
                 chunk = base64.b64encode(rng.randbytes(rng.choice([1, 160, 160, 4000])))
                 text = (
-                    b'{"event":"media","streamSid":"%s","media":{"timestamp":"0","payload":"%s"}}'
+                    b'{"event":"media","streamSid":"%s","media":{"timestamp":"%d","payload":"%s"}}'
                 )
-                data = frame_of(text % (SID.encode(), chunk), masked=True)
+                at_ms = path.timestamp_ms if rng.random() < 0.9 else rng.randrange(2**40)
+                data = frame_of(text % (SID.encode(), at_ms, chunk), masked=True)
                 for piece in cut(rng, data if rng.random() < 0.95 else mutate(rng, data)):
                     path.phone.receive(piece)
                     while path.next_from_phone(now) is not None:
@@ -257,56 +257,50 @@ def fuzz_calls(rng: random.Random) -> str:
                 while path.next_from_model(now) is not None:
                     pass
             case 6:
-                path.start(SID)
+                path.stop()
+                if rng.random() < 0.8:
+                    path.start(SID, audio_messages(SID))
             case 7:
-                path.caller_gate = rng.choice(SET_GATES)
+                path.caller_passes = rng.random() < 0.7
             case 8:
-                path.agent_gate = rng.choice(SET_GATES)
+                path.model_ready, path.keep_sent = rng.random() < 0.8, rng.random() < 0.8
             case 9:
-                path.agent_allowance_bytes = rng.choice([0, 1, 159, 8000, 2**40])
-            case 10:
-                path.recording = not path.recording
-            case 11:
-                path.take_recording()
-            case 12:
-                path.hear(rng.randbytes(rng.randrange(2000)), timestamp_ms=rng.randrange(2**40))
-            case 13:
-                path.say(bytes(2 * rng.randrange(2000)))
-            case 14:
-                with contextlib.suppress(ValueError):
-                    path.clear() if rng.random() < 0.5 else path.mark("1:20")
-            case 15:
                 if rng.random() < 0.3:
-                    path.replace_model()
+                    websocket = WebSocket(is_client=True, max_message_bytes=2**24)
+                    path.join_model(websocket, AUDIO_MESSAGES)
                 elif rng.random() < 0.3:
                     path.phone.receive_eof()
-                path.phone.take_output()
+            case 10:
+                written_bytes += audio_bytes(path.phone.take_output())
                 path.model.take_output()
-            case 16:
+            case 11 | 12:
+                passed_bytes += path.take_run()[0]
                 with contextlib.suppress(ValueError):
                     path.follow(limit_bytes=rng.choice([0, 159, 8000]))
-            case 17:
-                path.take_run()
-            case 18:
+            case 13:
                 taken_bytes += len(path.take_caller())
                 path.take_sent()
-            case 19:
-                path.model_ready, path.keep_sent = rng.random() < 0.8, rng.random() < 0.8
+            case 14:
                 path.resume(last_chunk=rng.choice([-1, 0, 2**70]), timestamp_ms=None)
-            case 20:
+            case 15:
                 played = Played(remember=rng.random() < 0.5)
                 played.open, played.play_end = True, now + rng.choice([0.0, 5.0])
                 path.played = rng.choice([None, played])
                 path.ear = rng.choice([None, Ear(played, barge_in=rng.random() < 0.5)])
-        caller = path.caller_sent_bytes + path.caller_dropped_bytes + path.caller_held_bytes
-        caller += taken_bytes
-        agent = path.agent_sent_bytes + path.agent_dropped_bytes + path.agent_held_bytes
-        assert caller == path.caller_bytes
-        assert agent == path.agent_bytes
-        assert path.agent_held_bytes == 0 or path.agent_allowance_bytes >= 0
-    path.take_caller_level()
-    path.take_agent_level()
+        caller, agent = path.take_recording()
+        heard_bytes, said_bytes = heard_bytes + len(caller), said_bytes + len(agent)
+        assert heard_bytes >= path.caller_sent_bytes + taken_bytes
+    assert heard_bytes == path.caller_sent_bytes + taken_bytes + len(path.take_caller())
+    assert said_bytes == passed_bytes + path.take_run()[0]
+    assert path.phone is not None
+    assert said_bytes == written_bytes + audio_bytes(path.phone.take_output())
     return "calls"
+
+
+def audio_bytes(data: bytes) -> int:
+    """How much audio is in frames for the phone."""
+    messages = [json.loads(text) for text in texts(data, masked=False)]
+    return sum(len(base64.b64decode(each["media"]["payload"])) for each in messages)
 
 
 # --- Ears -----------------------------------------------------------------------------------------

@@ -831,7 +831,7 @@ WATCHED = (
     "server.web.keys",
     "server.agent.mcp_servers",
     "server.model.gemini.protocol",
-    "server.model.gemini.session",
+    "server.model.gemini.fields",
     "server.switchboard.strangers",
     "server.agent.tool",
     "server.agent.builtin",

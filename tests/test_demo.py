@@ -14,6 +14,8 @@ from server.demo.command import _run_all, _run_one, run_demo
 from server.demo.scripts import DEMO_SCRIPTS
 from server.settings.settings import Settings
 
+pytestmark = pytest.mark.sockets
+
 
 @pytest.mark.parametrize("name", DEMO_SCRIPTS)
 def test_the_settings_of_every_script_are_accepted(name):

@@ -33,6 +33,8 @@ from tests.support.socket_inputs import (
     numbered,
 )
 
+pytestmark = pytest.mark.sockets
+
 reads_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 WAYS_TO_SERVE = {

@@ -1,4 +1,7 @@
-"""The rooms of the house and the arrows between them, read from the imports themselves."""
+"""The rooms of the house and the arrows between them, read from the imports themselves.
+
+``python -m tests.test_imports`` prints the picture of them for docs/design.md.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +35,19 @@ ROOMS = (
     ("server.settings",),
     ("server.metrics", "server.logs", "server.garbage", "server.supervision"),
     ("server.errors",),
-    ("server.headers", "server.numbers", "server.pace", "server.text"),
+    ("server.headers", "server.pace", "server.refusal", "server.signal"),
     ("codec",),
 )
 """Top to bottom. A room uses what stands below it and what is in it, and nothing else."""
+OUTER_ROOMS = ("server.carrier", "server.model")
+MAX_FILES = 15
+"""In one room; one that has more has a second noun in it."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 NO_ROOM = {"server"}
 """No more than a version and a docstring."""
+PAGE = ROOT / "docs" / "design.md"
+PICTURE = "```rooms\n", "```\n"
 
 
 def module_name(path: Path) -> str:
@@ -83,34 +91,76 @@ def room_of(module: str) -> str:
 USED = {name: imports(path) for name, path in MODULES.items()}
 
 
-def upward(name: str) -> set[tuple[str, str]]:
-    """The arrows of a module that do not point down, nor stay in its room."""
-    room = room_of(name)
-    others = {used for used in USED[name] if used not in NO_ROOM and room_of(used) != room}
-    return {(name, used) for used in others if FLOOR[room_of(used)] <= FLOOR[room]}
+def others_of(name: str) -> set[str]:
+    """The modules of other rooms that a module uses."""
+    return {used for used in USED[name] if used not in NO_ROOM and room_of(used) != room_of(name)}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - NO_ROOM))
 def test_a_room_uses_what_stands_below_it(name):
-    assert upward(name) == set()
+    floor = FLOOR[room_of(name)]
+
+    assert {used for used in others_of(name) if FLOOR[room_of(used)] <= floor} == set()
 
 
-def circles() -> list[list[str]]:
-    """The modules that import each other, by however many steps."""
+def reached() -> dict[str, set[str]]:
+    """What each module imports, by however many steps."""
     reached = {name: set(used & MODULES.keys()) for name, used in USED.items()}
     for middle in MODULES:
         for name in MODULES:
             if middle in reached[name]:
                 reached[name] |= reached[middle]
+    return reached
+
+
+def circles() -> list[list[str]]:
+    """The modules that import each other, by however many steps."""
+    used = reached()
     rings = {
-        tuple(sorted(other for other in reached[name] if name in reached[other]))
-        for name in MODULES
+        tuple(sorted(other for other in used[name] if name in used[other])) for name in MODULES
     }
     return sorted(list(ring) for ring in rings if len(ring) > 1)
 
 
 def test_there_are_no_circles():
     assert circles() == []
+
+
+def test_a_carrier_and_a_model_never_use_each_other():
+    def kin(name: str) -> str:
+        return ".".join(name.split(".")[:3])
+
+    theirs = {name for name in MODULES if room_of_or_none(name) in OUTER_ROOMS}
+    concrete = {name for name in theirs if name.count(".") > 2}
+
+    for name in concrete:
+        strangers = {used for used in USED[name] & concrete if kin(used) != kin(name)}
+        assert strangers == set(), name
+    assert {kin(name) for name in concrete} >= {"server.carrier.twilio", "server.model.gemini"}
+
+
+def room_of_or_none(name: str) -> str | None:
+    return None if name in NO_ROOM else room_of(name)
+
+
+def test_only_the_accounts_name_a_carrier_and_a_model():
+    concrete = ("server.carrier.twilio", "server.model.gemini", "server.model.lasting")
+    namers = {
+        name
+        for name in MODULES
+        if any(used.startswith(concrete) for used in USED[name])
+        and not name.startswith(("server.carrier", "server.model", "server.simulators"))
+    }
+
+    assert namers == {"server.accounts"}
+
+
+def test_no_carrier_and_no_model_needs_linux():
+    used = reached()
+
+    for name in MODULES:
+        if name.startswith(("server.carrier", "server.model")):
+            assert not used[name] & {"server.media.plane", "server.media.relay"}, name
 
 
 def test_nothing_that_decides_can_wait():
@@ -122,3 +172,42 @@ def test_nothing_that_decides_can_wait():
                 assert not any(alias.name == "trio" for alias in node.names), f"{name} can wait"
             assert not isinstance(node, ast.AsyncFunctionDef), f"{name} waits"
     assert len(deciding) > 5
+
+
+def test_no_room_has_too_many_files():
+    folders = {path.parent for path in FILES if path.suffix == ".py"}
+    counts = {str(folder.relative_to(ROOT)): len(list(folder.glob("*.py"))) for folder in folders}
+
+    assert {name: count for name, count in counts.items() if count > MAX_FILES} == {}
+
+
+def picture() -> str:
+    """The rooms from top to bottom, and after each one's name the rooms that it uses."""
+    width = max(len(short(room)) for room in FLOOR)
+    lines = []
+    for room in FLOOR:
+        used = {
+            room_of(one)
+            for name in MODULES.keys() - NO_ROOM
+            if room_of(name) == room
+            for one in others_of(name)
+        }
+        below = sorted(map(short, used), key=[short(one) for one in FLOOR].index)
+        lines.append(f"{short(room):{width}} ──▶ {' '.join(below)}" if below else short(room))
+    return "\n".join(lines) + "\n"
+
+
+def short(room: str) -> str:
+    return room.removeprefix("server.")
+
+
+def test_the_picture_of_the_rooms_is_what_the_imports_are():
+    begin, end = PICTURE
+    _, _, rest = PAGE.read_text().partition(begin)
+    drawn, _, _ = rest.partition(end)
+
+    assert drawn == picture(), "python -m tests.test_imports prints it"
+
+
+if __name__ == "__main__":
+    print(picture(), end="")  # noqa: T201

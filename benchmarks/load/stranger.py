@@ -67,7 +67,7 @@ class Tally:
         return time.monotonic()
 
     def closed(self, ending: str, opened_at: float) -> None:
-        """It is gone, and this is how."""
+        """The stranger's socket is gone, and this is how."""
         self.open_now -= 1
         self.endings[ending] += 1
         self.lives_s.append(time.monotonic() - opened_at)

@@ -50,7 +50,7 @@ class Wheel:
         self._ring(ticks)[phase % ticks].append(action)
 
     def no_more(self, ticks: int, phase: int, action: _Action) -> None:
-        """Undo :meth:`every`."""
+        """Call this function no more."""
         self._ring(ticks)[phase % ticks].remove(action)
 
     def at(self, when: float, action: _Action) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 import codec
+from codec.line import LINE_RATE_HZ
 from codec.mixdown import MAX_CHANNELS, RATES_HZ, Layout, Mixdown, Survey, to_pcm
 from server.errors import ConfigurationError
 from server.media import wav
 from server.media.wav import NotWav, OtherFile, WavHead, read_head
 
-LINE_RATE_HZ = 8_000
 MAX_SECONDS = 60.0
 _BLOCK_BYTES = 64 * 1024
 _SURVEY_RATE_HZ = 16_000

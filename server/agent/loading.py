@@ -70,7 +70,7 @@ def load_tools(modules: Iterable[str]) -> tuple[Tool, ...]:
 
 
 def check_names(tools: Iterable[Tool]) -> tuple[Tool, ...]:
-    """The same tools, once each.
+    """Take each tool once, and make sure that no two have one name.
 
     Raises:
         ConfigurationError: Two different ones have the same name.

@@ -29,9 +29,16 @@ import structlog
 import trio
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from server.agent.tool import LiveCall, Tool, ToolError, without_extra
-from server.call.toolbox import MAX_ERROR, MAX_RESULT_BYTES
+from server.agent.tool import (
+    MAX_ERROR,
+    MAX_RESULT_BYTES,
+    LiveCall,
+    Tool,
+    ToolError,
+    without_extra,
+)
 from server.errors import ConfigurationError, innermost
+from server.pace import Backoff
 from server.settings.file import read_text
 
 if TYPE_CHECKING:
@@ -43,8 +50,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 CHECK_S = 60.0
 """Between two looks at what a server offers, which also shows whether it is still there."""
-LONGEST_PAUSE_S = 60.0
-"""Between two attempts to reach a server that is not there."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+"""Between two attempts to reach a server that is not there: at first, and at most."""
 MAX_NAME = 128
 """Of a function, in the Live API."""
 MAX_TOOLS = 128
@@ -158,7 +165,7 @@ class _Connection:
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Connect, and connect again, for ever."""
-        pause_s, tried = 1.0, False
+        backoff, tried = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S), False
         while True:
             try:
                 with trio.CancelScope() as scope:
@@ -168,7 +175,7 @@ class _Connection:
                         self._offer(client, await self._list_tools(client))
                         # What is open by now would not survive a scope of its own being left.
                         scope.deadline = float("inf")
-                        pause_s = 1.0
+                        backoff.reset()
                         if not tried:
                             tried = True
                             task_status.started()
@@ -182,8 +189,7 @@ class _Connection:
             if not tried:
                 tried = True
                 task_status.started()
-            await trio.sleep(pause_s * random.uniform(0.8, 1.2))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            await trio.sleep(backoff.next_s() * random.uniform(0.8, 1.2))
 
     @asynccontextmanager
     async def _open(self) -> AsyncGenerator[Client]:

@@ -37,8 +37,13 @@ from typing_extensions import TypedDict
 
 from server.carrier import CallStatus
 
+MAX_RESULT_BYTES = 32 * 1024
+"""Of a result as JSON: the whole context is billed again with every turn, and nobody listens to
+more than this."""
+MAX_ERROR = 2_000
+"""Characters of what the model is told about a failure."""
 MAX_PROBLEMS = 10
-"""Arguments that are told apart in it; whoever gets more wrong has misread the whole function."""
+"""Wrong arguments that are told one by one; whoever gets more wrong has misread the function."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}")  # as the Live API wants it
 
 

@@ -7,7 +7,7 @@ import trio
 
 from server.agent import phrases
 from server.call.conversation import Conversation
-from server.call.progress import Progress
+from server.call.report.progress import Progress
 from server.carrier import CallStatus
 from server.dialogue.endings import EndReason
 from server.errors import CallNotInProgress, CarrierError

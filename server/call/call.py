@@ -23,19 +23,20 @@ from typing import Literal
 import structlog
 import trio
 
+from codec.line import FRAME_S
 from server.agent.agent import Agent
 from server.call.apology import Apology
 from server.call.conversation import Conversation, Line, Party
-from server.call.costs import CostMeter, Prices
 from server.call.farewell import Farewell
 from server.call.handover import Handover
 from server.call.hearing import Hearing
 from server.call.machine import Machine
-from server.call.notes import Notes
 from server.call.options import CallOptions
 from server.call.playing import Playing
-from server.call.progress import Progress
-from server.call.report import Report
+from server.call.report.costs import CostMeter, Prices
+from server.call.report.notes import Notes
+from server.call.report.progress import Progress
+from server.call.report.report import Report
 from server.call.speaking import Speaking
 from server.call.toolbox import Toolbox
 from server.call.watch import Watch, briefed
@@ -53,13 +54,12 @@ from server.errors import CarrierError, ModelError, ServerError, StreamEnded, in
 from server.logs import masked
 from server.metrics import Metrics, add
 from server.model import Model
-from server.model.refusals import Kind
 from server.records.recording import Recordings
 from server.records.words import CallRecord
+from server.refusal import Kind
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-FRAMES_PER_S = 50
 COST_CHECK_S = 1.0
 RECORDED_TURN = 0
 """The turn of a recorded greeting: the model counts its own from 1."""
@@ -173,7 +173,7 @@ class Call:
             if c.passing.recorder is not None:
                 c.passing.recorder.line(now)
             if now >= c.opening.plays_at:
-                c.playout.open(now)
+                c.playout.open(now, buffer_s=media.abilities.buffer_s)
             c.connected.set()
             c.changed.set()
             await line.released.wait()
@@ -408,7 +408,7 @@ class Call:
         c.metrics.calls_active.dec()
         reason = c.end_reason or EndReason.ERROR
         c.metrics.calls_ended.labels(self.direction, reason.value).inc()
-        add(c.metrics.lost_frames.labels("server"), c.session.lost_s * FRAMES_PER_S)
+        add(c.metrics.lost_frames.labels("server"), c.session.lost_s / FRAME_S)
 
     def _tell_end(self, now: float) -> None:
         c = self.conversation

@@ -15,10 +15,9 @@ import trio
 
 from server.agent.agent import Agent
 from server.call.errands import Errands
-from server.call.notes import Notes
 from server.call.options import CallOptions
 from server.call.passing import Passing
-from server.call.signal import Signal
+from server.call.report.notes import Notes
 from server.carrier import Carrier, MediaStream
 from server.dialogue.ear import BargeInMode, Ear
 from server.dialogue.endings import EndReason
@@ -27,6 +26,7 @@ from server.dialogue.playout import Playout
 from server.dialogue.turns import Turns
 from server.metrics import Metrics
 from server.model import PastTurn, Session
+from server.signal import Signal
 
 
 class Stage(Enum):
@@ -178,7 +178,7 @@ class Conversation:
         return self.end_reason is None and event in TRANSITIONS[self.stage]
 
     def move(self, event: str) -> None:
-        """This has happened.
+        """Go to the stage that this event leads to.
 
         Raises:
             KeyError: It cannot have: a bug of ours.

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import trio
 
 from server.call.conversation import Conversation, Stage
-from server.call.signal import Signal
 from server.carrier import NOT_REACHED, CallStatus
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError
+from server.signal import Signal
 
 REPORT_S = 15.0
 """How much later than the ringing ends the carrier may tell us so: its longest webhook wait."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import groupby
+from math import inf
 
 import trio
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
-from codec.path import Gate
+from codec.line import SILENCE
 from server.call.conversation import Conversation, Line, Stage
 from server.call.machine import Machine
 from server.call.playing import Playing
@@ -26,8 +27,7 @@ from server.carrier import (
 )
 from server.carrier.keypad import PressedKeys
 from server.dialogue.endings import EndReason
-from server.dialogue.opening import SILENCE
-from server.dialogue.turns import Awaited
+from server.dialogue.remedies import Awaited
 from server.errors import CarrierProtocolError
 
 
@@ -80,7 +80,9 @@ class Hearing:
                 return EndReason.CALLER_GONE, "no audio from the carrier"
 
     def _gone_at(self, line: Line) -> float:
-        """When a carrier that says nothing more is taken for gone."""
+        """When a carrier that says nothing more is taken for gone; never where silence is usual."""
+        if not line.media.abilities.sends_silence:
+            return inf
         relay = self._conversation.passing.relay
         heard_at = max(line.heard_at, relay.heard_at) if relay.has_phone else line.heard_at
         return heard_at + self._conversation.options.media_timeout_s
@@ -158,7 +160,7 @@ class Hearing:
                 self._take_found(c.ear.take(), passing.relay.heard_at)
             c.session.note_passed()
             is_open = c.opening.is_over and (self._machine is None or self._machine.is_over)
-            path.caller_gate = Gate.PASS if is_open else Gate.HOLD
+            path.caller_passes = is_open
             c.ear.follow_opening()
         except Exception as error:
             # It is the call's, not the socket's: the call's own task raises it.

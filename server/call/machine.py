@@ -14,7 +14,7 @@ from server.call.conversation import Conversation
 from server.call.playing import Playing
 from server.carrier import AnsweredBy, MachineVerdict
 from server.dialogue.endings import EndReason
-from server.dialogue.turns import Awaited
+from server.dialogue.remedies import Awaited
 from server.dialogue.voicemail import AnsweringMachine, Finding, VoicemailPolicy
 
 START_S = 4.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from server.dialogue.ear import BargeInMode
 from server.dialogue.opening import GreetingWhen
-from server.dialogue.turns import Patience
+from server.dialogue.remedies import Patience
 from server.dialogue.voicemail import VoicemailPolicy
 from server.settings.settings import Settings
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from codec.path import Gate, MediaPath
-from server.call.notes import Notes
+from codec.path import MediaPath
+from server.call.report.notes import Notes
 from server.carrier import SendAudio
 from server.dialogue.ear import Ear
 from server.dialogue.playout import Playout
@@ -34,7 +34,6 @@ class Passing:
 
     def __init__(self, playout: Playout, turns: Turns, ear: Ear, notes: Notes) -> None:
         self.path = MediaPath()
-        self.path.agent_gate = Gate.HAND_UP  # but for turns that are followed
         self.path.played = playout.timeline
         self.path.ear = ear.judge
         self.on_caller: Callable[[], None] = _nobody

@@ -50,7 +50,8 @@ class Playing:
         if line is not None and not line.is_closed:
             c.passing.collect()
             if not c.playout.timeline.open and trio.current_time() >= c.opening.plays_at:
-                c.playout.open(trio.current_time())
+                buffer_s = line.media.abilities.buffer_s
+                c.playout.open(trio.current_time(), buffer_s=buffer_s)
             try:
                 while (command := c.playout.next_command(trio.current_time())) is not None:
                     line.media.send(command)

@@ -14,17 +14,13 @@ import structlog
 import trio
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from server.agent.tool import LiveCall, Tool, ToolError
+from server.agent.tool import MAX_ERROR, MAX_RESULT_BYTES, LiveCall, Tool, ToolError
 from server.metrics import Metrics
 from server.model import ToolCall, ToolResult
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 MAX_THREADS = 8
 """Plain functions one call may have running; one that never ends cannot starve other calls."""
-MAX_RESULT_BYTES = 32 * 1024
-"""The whole context is billed again with every turn, and nobody listens to more than this."""
-MAX_ERROR = 2_000
-"""Characters of what the model is told about a failure."""
 
 
 class LoopBreaker:

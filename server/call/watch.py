@@ -15,7 +15,7 @@ from server.agent.agent import Agent
 from server.call.conversation import Conversation
 from server.call.farewell import Farewell
 from server.dialogue.endings import EndReason
-from server.dialogue.turns import (
+from server.dialogue.remedies import (
     AskIfThere,
     Awaited,
     Decision,

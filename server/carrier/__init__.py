@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from server.errors import CarrierProtocolError
-from server.media.relay import Relay
+from server.media.words import SoundPath
 
 # ------------------------------------------------------------------------------------------
 # What a media stream tells us
@@ -128,8 +128,23 @@ class StreamCounts:
     """Chunks that began somewhere else than where the one before ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class StreamAbilities:
+    """What a carrier's media streams can do, where carriers differ."""
+
+    buffer_s: float
+    """How much audio that has not been played the carrier keeps; what is sent beyond is lost."""
+    sends_silence: bool
+    """Whether chunks come while the caller says nothing, too: then a stream without any is dead."""
+
+
 class MediaStream(Protocol):
     """One call's audio, both ways: events are pushed, and sending waits for nothing."""
+
+    @property
+    def abilities(self) -> StreamAbilities:
+        """What can be expected of the carrier on this stream."""
+        ...
 
     @property
     def stream_sid(self) -> str:
@@ -149,7 +164,7 @@ class MediaStream(Protocol):
         """
         ...
 
-    def listen(self, on_events: Listener, relay: Relay) -> None:
+    def listen(self, on_events: Listener, relay: SoundPath) -> None:
         """Push events from now on, those first that have come already; once, after the start.
 
         The listener must not wait for anything. An error of the carrier's comes in the place of an
@@ -278,7 +293,7 @@ class AnsweredBy(StrEnum):
 
     @property
     def is_machine(self) -> bool:
-        """Whether nobody would be offended."""
+        """True if the carrier believes that a machine or a fax has answered."""
         return self not in (AnsweredBy.HUMAN, AnsweredBy.UNKNOWN)
 
     @property

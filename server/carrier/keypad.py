@@ -14,6 +14,7 @@ from functools import cache
 import trio
 
 import codec
+from codec.line import LINE_RATE_HZ, SILENCE
 
 KEYS = "0-9A-D*#"
 """The keys there are, for a character class."""
@@ -30,13 +31,11 @@ PAUSE_S = 0.5
 LOW_DBM0, HIGH_DBM0 = -9.0, -7.0
 """Levels: the higher tone is the louder one, for lines weaken it more."""
 
-RATE_HZ = 8_000
 FULL_SCALE_DBM0 = 3.17
 """A sine at mu-law's largest code (ITU-T G.711)."""
 FULL_SCALE = 32_124
 """That code as a 16-bit sample."""
 
-_SILENCE = b"\xff"
 _LOW_HZ = {"1": 697, "4": 770, "7": 852, "*": 941}
 _ROWS = ("123A", "456B", "789C", "*0#D")
 _COLUMNS_HZ = (1209, 1336, 1477, 1633)
@@ -58,13 +57,13 @@ def frequencies_hz(key: str) -> tuple[int, int]:
 def key_tone(key: str) -> bytes:
     """Mu-law of one key: 100 ms of its tones, 100 ms of silence."""
     low_hz, high_hz = frequencies_hz(key)
-    samples = round(KEY_S * RATE_HZ)
+    samples = round(KEY_S * LINE_RATE_HZ)
     pcm = array("h", bytes(2 * samples))
     for hz, level_dbm0 in ((low_hz, LOW_DBM0), (high_hz, HIGH_DBM0)):
         peak = FULL_SCALE * 10 ** ((level_dbm0 - FULL_SCALE_DBM0) / 20)
         for n in range(samples):
-            pcm[n] += round(peak * math.sin(2 * math.pi * hz * n / RATE_HZ))
-    return codec.encode_mulaw(pcm.tobytes()) + _SILENCE * samples
+            pcm[n] += round(peak * math.sin(2 * math.pi * hz * n / LINE_RATE_HZ))
+    return codec.encode_mulaw(pcm.tobytes()) + SILENCE * samples
 
 
 def tones(keys: str) -> bytes:
@@ -74,7 +73,7 @@ def tones(keys: str) -> bytes:
         ValueError: There is no such key.
     """
     return b"".join(
-        _SILENCE * round(PAUSE_S * RATE_HZ) if key in "wW" else key_tone(key) for key in keys
+        SILENCE * round(PAUSE_S * LINE_RATE_HZ) if key in "wW" else key_tone(key) for key in keys
     )
 
 

@@ -14,8 +14,7 @@ import structlog
 import trio
 
 from server.errors import CarrierProtocolError, StreamEnded
-from server.media.plane import Wire
-from server.media.relay import Relay
+from server.media.words import SoundPath, Wire
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -72,11 +71,11 @@ class Transport(Protocol):
         """Call back with what has come already, and with all that comes from now on."""
         ...
 
-    def join(self, relay: Relay) -> bool:
+    def join(self, relay: SoundPath) -> bool:
         """Have the relay's path take the audio; False, with nothing changed, if it cannot."""
         ...
 
-    def leave(self, relay: Relay) -> None:
+    def leave(self, relay: SoundPath) -> None:
         """Take the socket off the relay."""
         ...
 
@@ -118,12 +117,12 @@ class QueuedTransport:
         self._listener = on_messages
         self._tell_changed()
 
-    def join(self, relay: Relay) -> bool:
+    def join(self, relay: SoundPath) -> bool:
         """There is no wire here that a relay could use."""
         return False
 
-    def leave(self, relay: Relay) -> None:
-        """It was never joined."""
+    def leave(self, relay: SoundPath) -> None:
+        """Do nothing: this socket cannot be joined to a relay."""
 
     def send(self, text: str) -> None:
         """Queue a text frame.
@@ -223,7 +222,7 @@ class WireTransport:
 
         Raises:
             StreamEnded: The socket is closed and everything it sent has been received.
-            CarrierProtocolError: It was given up; see :attr:`server.media.plane.Wire.refusal`.
+            CarrierProtocolError: It was given up; see :attr:`server.media.words.Wire.refusal`.
         """
         if (message := await self._wire.receive()) is None:
             if self._wire.refusal:
@@ -237,12 +236,12 @@ class WireTransport:
             lambda messages, ended: on_messages([_read(*each) for each in messages], ended)
         )
 
-    def join(self, relay: Relay) -> bool:
+    def join(self, relay: SoundPath) -> bool:
         """Have the relay's path take caller audio, and send agent audio."""
         relay.join_phone(self._wire)
         return True
 
-    def leave(self, relay: Relay) -> None:
+    def leave(self, relay: SoundPath) -> None:
         """Take the wire off the relay."""
         relay.leave_phone(self._wire)
 

@@ -172,7 +172,7 @@ class Board:
         self._numbers[self._own + _GIVEN + number] += 1
 
     def take_back(self, number: int) -> None:
-        """It was never reached, unless another process has its place and knows of nothing."""
+        """Count a call no more that was given to a process which was never reached."""
         given = self._own + _GIVEN + number
         if self._numbers[given] > self._numbers[number * _ROW + _TAKEN + self._number]:
             self._numbers[given] -= 1

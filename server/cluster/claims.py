@@ -37,7 +37,7 @@ class Gate:
 
     @contextmanager
     def held(self, timeout_s: float = GATE_TIMEOUT_S) -> Generator[bool]:
-        """Be the only process behind it, if that can be within this time: the value says whether.
+        """Hold the lock, if it can be had within this time: the value says whether.
 
         Whoever waits blocks the whole process, so nothing behind it may take long.
         """

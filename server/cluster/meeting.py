@@ -6,6 +6,7 @@ import hmac
 import multiprocessing
 import os
 import secrets
+import shutil
 import socket
 import stat
 import tempfile
@@ -80,3 +81,35 @@ def listen(path: Path) -> socket.socket:
     listener.bind(str(path))
     listener.listen(512)
     return listener
+
+
+def take_place(directory: Path, count: int) -> tuple[int, int]:
+    """Take a place among so many processes: its number, and its lock; nobody else comes meanwhile.
+
+    Raises:
+        ConfigurationError: All of them are taken.
+    """
+    for number in range(count):
+        if (lock := try_lock(directory / f"{number}.lock")) is not None:
+            return number, lock
+    raise ConfigurationError(f"there are {count} processes of this server already")
+
+
+def clear_away(directory: Path, count: int) -> None:
+    """Remove the directory if nobody is left in it; nobody comes or leaves meanwhile."""
+    places = [try_lock(directory / f"{number}.lock") for number in range(count)]
+    try:
+        if None not in places:
+            # What those have left who were killed, too; and the gate last, for whoever has got
+            # one of that name may come in.
+            shutil.rmtree(directory / "calls")
+            for path in directory.iterdir():
+                if path.name != "gate":
+                    path.unlink()
+            (directory / "gate").unlink()
+            with suppress(OSError):  # somebody joins at this moment
+                directory.rmdir()
+    finally:
+        for place in places:
+            if place is not None:
+                os.close(place)

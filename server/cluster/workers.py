@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 import socket
 import time
 from collections.abc import Awaitable, Callable, Container, Mapping
@@ -39,11 +38,12 @@ from hypercorn.utils import wrap_app
 from server.cluster.board import BEAT_S, MAX_WORKERS, Board, Load, Member
 from server.cluster.meeting import (
     AVAILABLE,
+    clear_away,
     is_locked,
     listen,
     private_directory,
     shared_secret,
-    try_lock,
+    take_place,
 )
 from server.cluster.passing_on import (
     FACTS,
@@ -131,7 +131,7 @@ class Workers:
 
     def _enter(self, gate: Gate, count: int) -> None:
         """Take a place; nobody else comes or leaves meanwhile."""
-        self.number, self._lock = self._take_place(count)
+        self.number, self._lock = take_place(self._directory, count)
         try:
             calls = self._directory / "calls"
             calls.mkdir(mode=0o700, exist_ok=True)
@@ -167,32 +167,7 @@ class Workers:
         finally:
             os.close(self._lock)
         if alone:
-            self._clear_away()
-
-    def _clear_away(self) -> None:
-        """Remove the directory if nobody is left in it; nobody comes or leaves meanwhile."""
-        places = [try_lock(self._directory / f"{number}.lock") for number in range(self.count)]
-        try:
-            if None not in places:
-                # What those have left who were killed, too; and the gate last, for whoever has got
-                # one of that name may come in.
-                shutil.rmtree(self._directory / "calls")
-                for path in self._directory.iterdir():
-                    if path.name != "gate":
-                        path.unlink()
-                (self._directory / "gate").unlink()
-                with suppress(OSError):  # somebody joins at this moment
-                    self._directory.rmdir()
-        finally:
-            for place in places:
-                if place is not None:
-                    os.close(place)
-
-    def _take_place(self, count: int) -> tuple[int, int]:
-        for number in range(count):
-            if (lock := try_lock(self._directory / f"{number}.lock")) is not None:
-                return number, lock
-        raise ConfigurationError(f"there are {count} processes of this server already")
+            clear_away(self._directory, self.count)
 
     # -- how they are doing ----------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from server.errors import (
     ServerError,
     StreamEnded,
 )
-from server.model.refusals import Cure, Kind
+from server.refusal import Cure, Kind
 
 
 class EndReason(StrEnum):

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-NEVER = float("inf")
-BYTES_PER_S = 8_000
-SILENCE = b"\xff"
-"""Mu-law's positive zero."""
+from codec.line import SILENCE
+from server.dialogue.remedies import NEVER
+
 LONGEST_HOLD_S = 12.0
 """Whatever happens, the model is not kept deaf for longer."""
 
@@ -119,11 +118,6 @@ class Opening:
     def is_over(self) -> bool:
         """Whether the model hears everything as it comes, from now on."""
         return not self.holding and not self._held
-
-    @property
-    def held_s(self) -> float:
-        """Caller audio that the model has not been given yet."""
-        return len(self._held) / BYTES_PER_S
 
     def _is_over(self, now: float) -> bool:
         speaking = self._speaking_since is not None

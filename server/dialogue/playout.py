@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from math import inf
 
 from codec.ear import Played
+from codec.line import BYTES_PER_S
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
-from server.dialogue.key_tones import KeyTones, in_pieces
+from server.dialogue.key_tones import MAX_PIECE_BYTES, KeyTones, in_pieces
 
-BYTES_PER_S = 8_000
-"""Mu-law at 8 kHz: one byte a sample."""
 CUSHION_S, MAX_CUSHION_S = 0.1, 0.8
 """How long a turn that has run dry gathers; twice as long each time that it does so again."""
 MAX_QUEUED_BYTES = 600 * BYTES_PER_S
@@ -99,7 +99,7 @@ class Playout:
     def __init__(
         self, *, lead_s: float = 30.0, mark_every_s: float = 1.0, remember: bool = False
     ) -> None:
-        self._lead_s = lead_s
+        self._lead_s = self._most_lead_s = lead_s
         self._mark_every_bytes = round(mark_every_s * BYTES_PER_S)
         self.timeline = Played(remember=remember)
         self.keys = KeyTones()
@@ -224,7 +224,7 @@ class Playout:
         return True
 
     def resume(self) -> None:
-        """It was nothing: go on where the caller stopped hearing."""
+        """Go on where the caller stopped hearing: they did not mean to interrupt."""
         self._held = False
 
     @property
@@ -234,8 +234,15 @@ class Playout:
 
     # -- towards the carrier ---------------------------------------------------------------
 
-    def open(self, now: float) -> None:
-        """The stream has started: what was prepared while the phone rang may go out."""
+    def open(self, now: float, *, buffer_s: float = inf) -> None:
+        """The stream has started: what was prepared while the phone rang may go out.
+
+        Args:
+            now: When it started.
+            buffer_s: How much audio the carrier keeps: never so much is sent ahead, whatever the
+                lead.
+        """
+        self._lead_s = min(self._most_lead_s, max(0.0, buffer_s - MAX_PIECE_BYTES / BYTES_PER_S))
         self.timeline.open = True
         self.timeline.play_end = max(self.timeline.play_end, now)
 
@@ -298,7 +305,7 @@ class Playout:
         if self.timeline.open and self.keys:
             return self.keys.next_due(self.timeline.play_end, marks_are_out=bool(self._marks_out))
         if not self._queue or not self.timeline.open or self._held:
-            return float("inf")
+            return inf
         return max(self.timeline.play_end - self._lead_s, self._cushion_until)
 
     # -- beside it -------------------------------------------------------------------------

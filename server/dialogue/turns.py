@@ -12,9 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-NEVER = float("inf")
+from server.dialogue.remedies import (
+    LADDER,
+    NEVER,
+    AskIfThere,
+    Awaited,
+    Decision,
+    Fault,
+    GiveUpCaller,
+    Patience,
+    Recover,
+    Rung,
+)
+from server.dialogue.time_left import TimeLeft
+
 CONNECTION_LOST = "CONNECTION_LOST"
 """Our own reason for the end of a turn of which no more will come."""
 
@@ -37,112 +49,6 @@ SENTENCE_ENDS = frozenset(".!?\u2026\u3002\uff01\uff1f\u061f\u0964\"'\u00bb\u201
 """Full stops and their kin, also of Chinese, Arabic and Hindi, and what may close after them."""
 
 
-class Rung(StrEnum):
-    """What to do about a model that does not answer, the gentlest first."""
-
-    NUDGE = "nudge"
-    """Ask it, by text."""
-    RESUME = "resume"
-    """Go on with the same session over a new connection."""
-    FRESH = "fresh"
-    """A new session that is told what has been said."""
-    FALLBACK = "fallback"
-    """The same with another model, key or region."""
-    APOLOGY = "apology"
-    """The carrier speaks to the caller in our stead, and hangs up."""
-
-
-LADDER = tuple(Rung)
-
-
-class Fault(StrEnum):
-    """What was wrong with the model's answer."""
-
-    NO_REPLY = "no-reply"
-    EMPTY_TURN = "empty-turn"
-    QUIET_TURN = "quiet-turn"
-    STALLED = "stalled"
-    """Nothing more came in the middle of a turn."""
-    BROKEN_OFF = "broken-off"
-    """The turn was said to be complete in the middle of a sentence."""
-    SLOW = "slow"
-    """Turn after turn came slower than it is spoken."""
-
-
-class Awaited(StrEnum):
-    """What the agent has been asked for."""
-
-    GREETING = "greeting"
-    ANSWER = "answer"
-    """To what the caller said, or to a key pressed."""
-    CONTINUATION = "continuation"
-    """The rest of a turn."""
-    QUESTION = "question"
-    """Whether the caller is still there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recover:
-    """Try this rung of the ladder."""
-
-    rung: Rung
-    fault: Fault
-    awaited: Awaited
-
-
-@dataclass(frozen=True, slots=True)
-class AskIfThere:
-    """The caller has been silent for long: have the agent ask whether they are still there."""
-
-    times: int
-    """How often it will have asked, with this."""
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUpCaller:
-    """The caller does not answer any more: say goodbye and hang up."""
-
-
-@dataclass(frozen=True, slots=True)
-class WrapUp:
-    """The call will reach its longest duration soon: have the agent bring it to an end."""
-
-    left_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class TimeIsUp:
-    """There is just time enough left to say goodbye and hang up."""
-
-
-Decision = Recover | AskIfThere | GiveUpCaller | WrapUp | TimeIsUp
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait for what, in seconds."""
-
-    reply_timeout_s: float = 6.0
-    """After the caller's turn, for audible agent audio."""
-    rung_timeout_s: float = 4.0
-    """After each rung of the ladder, for the same."""
-    greeting_retry_s: float = 3.0
-    """For the first word of all."""
-    thinking_timeout_s: float = 30.0
-    """For a model that says it is at work on more, from when the caller last heard anything; then
-    it counts as one that says nothing."""
-    stall_timeout_s: float = 2.0
-    """In the middle of an agent turn, from when the caller hears nothing more."""
-    silence_timeout_s: float = 15.0
-    """For a caller who says nothing; 0 waits for ever."""
-    silence_prompts: int = 2
-    """How often the agent asks whether they are still there before it gives up."""
-    wrap_up_s: float = 30.0
-    """Before the longest duration, to bring the call to an end; 0 leaves that out."""
-    farewell_timeout_s: float = 10.0
-    """Before the longest duration, to say goodbye; 0 ends the call without a word."""
-
-
 @dataclass(slots=True)
 class _AgentTurn:
     number: int
@@ -158,9 +64,20 @@ class _AgentTurn:
     generated: bool = False
     over: bool = False
 
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether a turn that is said to be complete is not.
 
-def _was_slow(turn: _AgentTurn, starved_s: float) -> bool:
-    return starved_s > SLOW_S and starved_s > SLOW_SHARE * turn.audio_s
+        The service sends ``generationComplete`` before the end of every turn that was not
+        interrupted. Its absence alone is not enough: the text must be unfinished, too.
+        """
+        if self.generated or self.text_chars == 0:
+            return False
+        return not self.ends_well or self.text_chars > FASTEST_CHARS_PER_S * self.audio_s
+
+    def was_slow(self, starved_s: float) -> bool:
+        """Whether it came slower than it is spoken, having left the caller so long in silence."""
+        return starved_s > SLOW_S and starved_s > SLOW_SHARE * self.audio_s
 
 
 @dataclass(slots=True)
@@ -193,9 +110,7 @@ class Turns:
     _quiet_since: float = NEVER
     """Since when the caller has said nothing; NEVER before the call is answered."""
     _prompts: int = 0
-    _wrap_up_at: float = NEVER
-    _farewell_at: float = NEVER
-    _ends_at: float = NEVER
+    _time_left: TimeLeft = field(default_factory=TimeLeft)
 
     @property
     def is_busy(self) -> bool:
@@ -219,13 +134,7 @@ class Turns:
     def answered(self, now: float, *, ends_at: float = NEVER) -> None:
         """The caller is on the line, until ``ends_at`` at the longest."""
         self._quiet_since = now
-        self._ends_at = ends_at
-        # A short call has no time for either: the last third of it at most is for ending it.
-        farewell_s, wrap_up_s = self.patience.farewell_timeout_s, self.patience.wrap_up_s
-        if 0 < farewell_s <= (ends_at - now) / 3:
-            self._farewell_at = ends_at - farewell_s
-        if farewell_s < wrap_up_s <= (ends_at - now) / 3:
-            self._wrap_up_at = ends_at - wrap_up_s
+        self._time_left.answered(now, ends_at, self.patience)
         if self._awaited is not None:
             self._deadline = max(self._deadline, now + self._timeout_s)
 
@@ -352,9 +261,9 @@ class Turns:
                 quiet = agent_turn.audio_s >= QUIET_TURN_S
                 self._fault = Fault.QUIET_TURN if quiet else Fault.EMPTY_TURN
             return
-        slow = _was_slow(agent_turn, starved_s)
+        slow = agent_turn.was_slow(starved_s)
         self._slow_turns = self._slow_turns + 1 if slow else 0
-        if self._broken_off(agent_turn) and not self.caller_speaking:
+        if agent_turn.is_broken_off and not self.caller_speaking:
             self._expect(Awaited.CONTINUATION, now, self.patience.reply_timeout_s)
             self._fault = Fault.BROKEN_OFF
 
@@ -389,7 +298,7 @@ class Turns:
                 so slow turns are those that are not heard to their ends.
         """
         self._cut_up_to = max(self._cut_up_to, turn)
-        if self._turn.number == turn and not self._turn.over and _was_slow(self._turn, starved_s):
+        if self._turn.number == turn and not self._turn.over and self._turn.was_slow(starved_s):
             self._slow_turns += 1
         if self._turn.number <= turn:
             self._turn.over = True
@@ -444,14 +353,11 @@ class Turns:
             self._fault = self._find_fault(now, agent_until)
         if self._fault is not None and not self.caller_speaking:
             return self._climb(self._fault, now)
-        if self._slow_turns >= SLOW_TURNS and self._is_silent(now, agent_until):
+        is_silent = now >= agent_until and self._turn.over and not self.is_busy
+        if self._slow_turns >= SLOW_TURNS and is_silent:
             return self._climb(Fault.SLOW, now)
-        if now >= self._farewell_at:
-            self._farewell_at = NEVER
-            return TimeIsUp()
-        if now >= self._wrap_up_due(agent_until):
-            self._wrap_up_at = NEVER
-            return WrapUp(max(0.0, self._ends_at - now))
+        if (ending := self._time_left.decide(now, self._wrap_up_due(agent_until))) is not None:
+            return ending
         if now >= self._silence_due(agent_until):
             self._quiet_since = now
             if self._prompts >= self.patience.silence_prompts:
@@ -467,8 +373,7 @@ class Turns:
         if self._fault is not None and not self.caller_speaking:
             return 0.0
         dues = [
-            self._farewell_at,
-            self._wrap_up_due(agent_until),
+            self._time_left.next_due(self._wrap_up_due(agent_until)),
             self._silence_due(agent_until),
         ]
         if not self.tools_open and not self.caller_speaking:
@@ -532,27 +437,9 @@ class Turns:
         self.recovering = rung is not Rung.NUDGE
         return Recover(rung, fault, awaited)
 
-    def _broken_off(self, turn: _AgentTurn) -> bool:
-        """Whether a turn that is said to be complete is not.
-
-        The service sends ``generationComplete`` before the end of every turn that was not
-        interrupted. Its absence alone is not enough: the text must be unfinished, too.
-        """
-        if turn.generated or turn.text_chars == 0:
-            return False
-        return not turn.ends_well or turn.text_chars > FASTEST_CHARS_PER_S * turn.audio_s
-
-    def _is_silent(self, now: float, agent_until: float) -> bool:
-        return now >= agent_until and self._turn.over and not self.is_busy
-
     def _wrap_up_due(self, agent_until: float) -> float:
-        """In a silence after its time; at the latest when two thirds of what is left are left."""
-        if self._wrap_up_at == NEVER:
-            return NEVER
-        latest = self._wrap_up_at + (self._ends_at - self._wrap_up_at) / 3
-        if self.caller_speaking or not self._turn.over:
-            return latest
-        return min(latest, max(self._wrap_up_at, agent_until))
+        is_someones_turn = self.caller_speaking or not self._turn.over
+        return self._time_left.wrap_up_due(agent_until, is_someones_turn=is_someones_turn)
 
     def _silence_due(self, agent_until: float) -> float:
         generating = not self._turn.over and not self._turn.generated

@@ -13,12 +13,9 @@ from enum import Enum, StrEnum, auto
 from operator import mul
 
 from codec import decode_mulaw
+from codec.line import FRAME_BYTES, LINE_RATE_HZ
 from server.carrier import AnsweredBy
-
-FRAME_BYTES = 160
-FRAME_S = 0.02
-RATE_HZ = 8_000
-NEVER = float("inf")
+from server.dialogue.remedies import NEVER
 
 
 class VoicemailPolicy(StrEnum):
@@ -63,7 +60,7 @@ def tone_hz(frame: bytes) -> float | None:
     power = before * before + last * last - 2 * cosine * before * last
     if 2 * power / count < BeepDetector.PUREST_SHARE * count * energy:
         return None
-    return math.acos(cosine) * RATE_HZ / (2 * math.pi)
+    return math.acos(cosine) * LINE_RATE_HZ / (2 * math.pi)
 
 
 class BeepDetector:
@@ -71,7 +68,10 @@ class BeepDetector:
 
     QUIETEST_RMS = 300.0
     """About -40 dBFS: a beep is as loud as the announcement before it."""
-    COSINES = math.cos(2 * math.pi * 2_400 / RATE_HZ), math.cos(2 * math.pi * 600 / RATE_HZ)
+    COSINES = (
+        math.cos(2 * math.pi * 2_400 / LINE_RATE_HZ),
+        math.cos(2 * math.pi * 600 / LINE_RATE_HZ),
+    )
     """Beeps are between 600 and 2400 Hz; a voice's own strongest tone is lower."""
     PUREST_SHARE = 0.85
     """Of a tone's energy, what is in one frequency; a vowel has several."""

@@ -30,7 +30,7 @@ from websockets.trio.client import connect_http_proxy
 from websockets.uri import parse_uri
 
 from codec.path import WebSocket
-from server.media.plane import Plane, Wire
+from server.media.words import Plane, Wire
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class WireSocket:
         self.send_nowait(message)
 
     def send_nowait(self, message: bytes) -> None:
-        """The same, for whoever cannot wait anyway."""
+        """Send a text frame without blocking; what cannot be written yet is kept."""
         if not self.wire.websocket.is_open:
             raise self.closing()
         self.wire.send_text(message)
@@ -119,7 +119,7 @@ async def open_wire(
             sock.close()
             raise
     websocket = WebSocket(is_client=True, max_message_bytes=max_message_bytes)
-    wire = Wire(plane, sock, websocket, early)
+    wire = plane.new_wire(sock, websocket, early)
     try:
         yield WireSocket(wire, close_timeout_s=close_timeout_s)
     finally:

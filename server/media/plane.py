@@ -39,6 +39,7 @@ from codec.path import WebSocket
 from codec.pump import Descriptor, Left, Pump
 from server.hooks.trio_loop import serving_while_trio_sleeps
 from server.logs import log_stranger
+from server.media.words import Messages
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -46,9 +47,6 @@ AVAILABLE = hasattr(select, "epoll")
 _READABLE = select.EPOLLIN if AVAILABLE else 1
 # An enumeration is slow to look into.
 _NOTHING, _OUTPUT, _READING = int(Left.NOTHING), int(Left.OUTPUT), int(Left.READING)
-
-Messages = list[tuple[bytes, bool]]
-"""Complete messages, and whether each is text."""
 
 READ_BYTES = 64 * 1024
 """Read at most in a pass from one socket, so that one busy call cannot hold up the others."""
@@ -174,6 +172,17 @@ class Plane:
                 wire_or_none.serve(events, left)
         return others
 
+    def new_wire(
+        self,
+        sock: socket.socket,
+        websocket: WebSocket,
+        early: bytes = b"",
+        *,
+        bounds: Bounds = KNOWN,
+    ) -> Wire:
+        """Serve this socket until the wire is closed; see :class:`Wire`."""
+        return Wire(self, sock, websocket, early, bounds=bounds)
+
     def add(self, wire: Wire) -> None:
         """Watch a wire's socket."""
         number = wire.fileno()
@@ -251,7 +260,7 @@ class Wire:
         self._received_bytes = 0  # counted while there is a bound on them
         self._listener: Callable[[Messages, bool], None] | None = None
         self._next_message = websocket.next_message
-        self._sink: Wire | None = None
+        self._flush_sink: Callable[[], None] | None = None
         self._plane = plane
         self._sock = sock
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
@@ -410,7 +419,11 @@ class Wire:
             if self._news.is_set():  # else somebody waits for it: the one who closes waits, too
                 self._news = trio.Event()
             await self._news.wait()
-        return self._take()
+        message = self._inbox.popleft()
+        if self._is_full and len(self._inbox) <= self._bounds.inbox // 2:
+            self._is_full = False
+            self._settle()
+        return message
 
     def listen(self, listener: Callable[[Messages, bool], None]) -> None:
         """Call back with what each read brought, and whether that was the end, instead.
@@ -426,50 +439,34 @@ class Wire:
         self,
         next_message: Callable[[], bytes | None],
         pump: Pump | None = None,
-        sink: Wire | None = None,
+        flush_sink: Callable[[], None] | None = None,
     ) -> None:
         """Ask this for the next message from now on; it sees all that the WebSocket has.
 
         Args:
             next_message: Gives it, or None.
             pump: Is asked before, whenever the socket is readable; what it leaves goes that way.
-            sink: The wire that the pump writes to.
+            flush_sink: Writes what the pump has made for its other socket and could not write.
         """
         self._next_message = next_message
-        self._sink = sink
+        self._flush_sink = flush_sink
         self._plane.pump(self, pump if self._tls is None else None)
 
     def flush_sink(self) -> None:
         """Write what the pump has made and could not write itself: TLS, or a full socket."""
-        if self._sink is not None:
-            self._sink.flush()
+        if self._flush_sink is not None:
+            self._flush_sink()
 
     @property
     def has_inbox(self) -> bool:
         """Whether something has come that nobody has taken."""
         return bool(self._inbox)
 
-    def receive_nowait(self) -> tuple[bytes, bool] | None:
-        """A message that is already here, or None."""
-        return self._take() if self._inbox else None
-
-    def _take(self) -> tuple[bytes, bool]:
-        message = self._inbox.popleft()
-        if self._is_full and len(self._inbox) <= self._bounds.inbox // 2:
-            self._is_full = False
-            self._settle()
-        return message
-
     def trust(self) -> None:
         """The peer has shown the ticket of a call: from now on it has the bounds of one."""
         self._bounds = KNOWN
         self._is_full = len(self._inbox) >= KNOWN.inbox
         self._settle()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will be received."""
-        return not self._inbox and (self.websocket.ended or self._closed)
 
     def send_text(self, data: bytes) -> None:
         """Send a text message; dropped when the connection is closing."""

@@ -22,7 +22,8 @@ from trio import current_time
 from codec.latency import Histogram, Latencies
 from codec.path import MediaPath
 from codec.pump import Pump
-from server.media.plane import Wire
+from codec.shapes import AudioMessages
+from server.media.words import Wire
 
 
 class Relay:
@@ -72,14 +73,14 @@ class Relay:
         return max(self._heard_at, self._from_phone.read_at)
 
     def join_phone(self, wire: Wire) -> None:
-        """From now on caller audio goes through the path; the wire's inbox must be empty."""
+        """Have caller audio go through the path from now on; the wire's inbox must be empty."""
         self.path.phone = wire.websocket
         self._phone = wire
         self._heard_at = current_time()
         self._connect()
 
     def leave_phone(self, wire: Wire) -> None:
-        """The stream is over: what else comes is read by whoever listens."""
+        """Have whoever listens to the wire read what else comes: the stream is over."""
         if wire is self._phone:
             self._heard_at = self.heard_at
             self._phone = None
@@ -87,14 +88,19 @@ class Relay:
             self._connect()
             wire.read_through(wire.websocket.next_message)
 
-    def join_model(self, wire: Wire) -> None:
-        """From now on caller audio goes out on this wire, and agent audio comes in by it."""
-        self.path.model = wire.websocket
+    def join_model(self, wire: Wire, messages: AudioMessages) -> None:
+        """Have caller audio go out on this wire from now on, and agent audio come in by it.
+
+        Args:
+            wire: The model's connection.
+            messages: How the model writes audio.
+        """
+        self.path.join_model(wire.websocket, messages)
         self._model = wire
         self._connect()
 
     def leave_model(self, wire: Wire) -> None:
-        """The connection is of no use any more."""
+        """Take a connection off the path that is of no use any more."""
         if wire is self._model:
             self._heard_at = self.heard_at
             self._model = None
@@ -117,9 +123,11 @@ class Relay:
                 *self._agent_latencies,
             )
         if phone is not None:
-            phone.read_through(self._next_from_phone, self._from_phone, model)
+            flush_model = None if model is None else model.flush
+            phone.read_through(self._next_from_phone, self._from_phone, flush_model)
         if model is not None:
-            model.read_through(self._next_from_model, self._from_model, phone)
+            flush_phone = None if phone is None else phone.flush
+            model.read_through(self._next_from_model, self._from_model, flush_phone)
 
     def _next_from_phone(self) -> bytes | None:
         path, model, pump, began = self.path, self._model, self._from_phone, perf_counter()

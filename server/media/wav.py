@@ -40,7 +40,7 @@ class NotWav(ValueError):
 
 
 class OtherFile(NotWav):
-    """It does not even begin like a WAV file."""
+    """A file does not begin like a WAV file."""
 
 
 @dataclass(frozen=True, slots=True)

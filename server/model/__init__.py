@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from server.agent.agent import Agent
-from server.media.relay import Relay
+from server.media.words import SoundPath
 
 CALLER_RATE_HZ = 16_000
 """Rate of the pcm given to :meth:`Session.send_audio` (gemini-live: native input rate)."""
@@ -117,6 +117,10 @@ class ToolResult:
     name: str
     response: Mapping[str, Any]
     """``{"output": …}`` or ``{"error": …}``; never empty."""
+
+
+UNSPECIFIED = "MODALITY_UNSPECIFIED"
+"""The modality of tokens whose own was not told, in the service's own word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +264,7 @@ class Session(Protocol):
         """Seconds of caller audio that had to make room for newer before it was ever sent."""
         ...
 
-    def join(self, relay: Relay) -> None:
+    def join(self, relay: SoundPath) -> None:
         """Let the relay's path send caller audio, and take agent audio while it is followed.
 
         Done once, by the call; what the path needs to know of connections is seen to here, and

@@ -1,12 +1,13 @@
-"""Which refusals of the model's service are about the account, and what can be done about each.
+"""Which refusals of the model's service are about the account, told by the service's words.
 
 A connection that breaks is ordinary trouble: another one may do better. A service that refuses the
 account refuses every call, so no phone should ring for the next one. Which of the two it was is
 told by an HTTP status while connecting, a close code, or most often by words alone: the reason of a
 close frame, or the JSON of an error.
 
-Top to bottom: the kinds of refusal, the words that each is known by (``WORDS``), and
-:func:`classify`, which is a pure function. What it does not know is nobody's refusal.
+The kinds are in :mod:`server.refusal`. Top to bottom here: the words that each is known by
+(``WORDS``), and :func:`classify`, which is a pure function. What it does not know is nobody's
+refusal.
 """
 
 from __future__ import annotations
@@ -14,93 +15,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from enum import StrEnum
 from typing import Any
 
 import msgspec
 
+from server.refusal import Kind
+
 MAX_CHARACTERS = 4_000
 """Of what a service says, so much is looked at: Google's longest errors have about 1,000."""
 MAX_DETAILS = 20
-
-
-class Cure(StrEnum):
-    """What makes a refusal end."""
-
-    RETRY = "retry"
-    """Seconds: a call that is going on may wait for it."""
-    WAIT = "wait"
-    """Minutes to a day: too long for a call."""
-    PERSON = "person"
-    """Nothing but somebody who sees to it."""
-
-
-class Kind(StrEnum):
-    """What about the account is refused; also the reason that calls are refused with."""
-
-    RATE = "model-rate-limit"
-    QUOTA = "model-quota"
-    BUSY = "model-overloaded"
-    CREDITS = "model-credits"
-    """Credits, billing, or a cap on what may be spent."""
-    KEY = "model-key"
-    PERMISSION = "model-permission"
-    """The project, the API in it, or the key's restrictions."""
-    MODEL = "model-not-found"
-    LOCATION = "model-location"
-    REFUSED = "model-refused"
-    """Every connection is refused before anything was asked for, and no reason is known to us."""
-
-    @property
-    def cure(self) -> Cure:
-        """What makes it end."""
-        return _CURES.get(self, Cure.PERSON)
-
-    @property
-    def advice(self) -> str:
-        """What has happened and what to do about it, in one sentence."""
-        return _ADVICE[self]
-
-
-_CURES = {Kind.RATE: Cure.RETRY, Kind.BUSY: Cure.RETRY, Kind.QUOTA: Cure.WAIT}
-_ADVICE = {
-    Kind.RATE: (
-        "the model's service says that too much is asked of it at once: allow fewer calls "
-        "(MAX_CALLS, MAX_MODEL_SESSIONS), or raise the project's rate limits"
-    ),
-    Kind.QUOTA: (
-        "the quota of the model's account is used up: wait until it is renewed, or raise it in "
-        "Google AI Studio"
-    ),
-    Kind.BUSY: (
-        "the model's service is overloaded or not available: this passes by itself; a fallback "
-        "(FALLBACK_GEMINI_MODEL, FALLBACK_GEMINI_URL) would take over meanwhile"
-    ),
-    Kind.CREDITS: (
-        "the model's account has no more money to spend: top up its credits, see to its billing, "
-        "or raise its spending cap in Google AI Studio"
-    ),
-    Kind.KEY: (
-        "the model's service refuses the API key: set GEMINI_API_KEY (FALLBACK_GEMINI_API_KEY, if "
-        "there is one) to a valid key and restart"
-    ),
-    Kind.PERMISSION: (
-        "the model's service refuses this project: enable the Gemini API (Generative Language API) "
-        "for the project of GEMINI_API_KEY, and see whether it or the key is restricted"
-    ),
-    Kind.MODEL: (
-        "the model's service does not offer this model: set GEMINI_MODEL to one that it offers "
-        "(and look whether GEMINI_URL is right), and restart"
-    ),
-    Kind.LOCATION: (
-        "the model's service is not offered where this server is: run it elsewhere, or reach the "
-        "service through GEMINI_PROXY"
-    ),
-    Kind.REFUSED: (
-        "the model's service refuses every connection: check GEMINI_API_KEY, GEMINI_MODEL and "
-        "GEMINI_URL"
-    ),
-}
 
 
 # ------------------------------------------------------------------------------------------

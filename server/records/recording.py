@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import structlog
 import trio
 
+from codec.line import SILENCE
 from server.carrier import CarrierCommand, Clear, SendAudio
 from server.errors import ConfigurationError
 from server.media.wav import STEREO_FRAME_BYTES, STEREO_HEAD_BYTES, stereo_head, stereo_of_mulaw
@@ -30,7 +31,6 @@ from server.metrics import Metrics
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 SAMPLES_PER_S = 8_000
-SILENCE = b"\xff"  # G.711 mu-law, zero
 WRITE_EVERY_S = 1.0
 STALL_S = 5.0
 """Without caller audio for so long, silence is written: less may still be made up for."""
@@ -93,7 +93,7 @@ class Recorder:
         self._caller += payload
 
     def sent(self, command: CarrierCommand, now: float) -> None:
-        """This was sent to the carrier, which plays it after everything sent before."""
+        """Audio was sent to the carrier, which plays it after everything sent before."""
         if self.stopped is not None:
             return
         at = self._sample(now)

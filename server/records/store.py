@@ -17,12 +17,14 @@ from sqlalchemy.exc import (
 )
 
 from server.metrics import Metrics
+from server.pace import Backoff
 from server.records.database import (
     DAY_S,
     OPEN_TIMEOUT_S,
     THEIRS,
     Database,
     SchemaTooNew,
+    check_database,
     database_url,
     is_about_data,
 )
@@ -65,6 +67,7 @@ class Records:
         retention_days: float | None = None,
         requests_ttl_s: float = DAY_S,
     ) -> None:
+        check_database(url)
         self._requests_ttl_s = requests_ttl_s
         self._database = Database(database_url(url))
         self._metrics = metrics
@@ -178,8 +181,7 @@ class Records:
             self._failed("open", error)
 
     async def _work(self) -> None:
-        retry_s, longest_s = RETRY_S
-        pause_s = retry_s
+        backoff = Backoff(*RETRY_S)
         sweep_at = trio.current_time()
         while True:
             changed = self._changed = trio.Event()
@@ -195,10 +197,9 @@ class Records:
             except Exception as error:
                 # Whatever it was, calls go on, and what they leave waits for the next attempt.
                 self._failed("write", error)
-                await trio.sleep(pause_s)
-                pause_s = min(2 * pause_s, longest_s)
+                await trio.sleep(backoff.next_s())
             else:
-                pause_s = retry_s
+                backoff.reset()
 
     async def _write(self) -> None:
         batch = list(islice(self._unsaved.values(), BATCH))

@@ -26,6 +26,7 @@ from server.cluster.meeting import AVAILABLE
 from server.errors import ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS, stop_on_signals
 from server.hooks.sockets import raise_file_limit
+from server.pace import Backoff
 from server.serving.single import listen, serve
 from server.settings.settings import Settings
 
@@ -95,8 +96,7 @@ class Master:
                 self._stopping.set()
 
     async def _keep_one(self, listener: socket.socket) -> None:
-        first_s, longest_s = RESTART_PAUSE_S
-        pause_s = first_s
+        backoff = Backoff(*RESTART_PAUSE_S)
         while not self._stopping.is_set():
             served, status = await self._run_one(listener)
             if self._stopping.is_set():
@@ -104,8 +104,11 @@ class Master:
             if not served and not self._has_served:
                 raise _NeverStarted(max(status, 1))
             logger.error("a process of this server ended, and its calls with it", status=status)
-            pause_s = first_s if served else min(2 * pause_s, longest_s)
-            with trio.move_on_after(pause_s):
+            if served:
+                backoff.reset()
+            else:
+                backoff.double()
+            with trio.move_on_after(backoff.pause_s):
                 await self._stopping.wait()
 
     async def _run_one(self, listener: socket.socket) -> tuple[bool, int]:

@@ -19,7 +19,7 @@ from dotenv.main import resolve_variables
 from dotenv.parser import Binding, parse_stream
 
 from server.errors import ConfigurationError
-from server.text import NotText, count_lines, decode
+from server.settings.text import NotText, count_lines, decode
 
 MAX_BYTES = 1024 * 1024
 MAX_ENTRIES = 2_000

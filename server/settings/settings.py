@@ -32,9 +32,9 @@ from pydantic_settings import (
 )
 
 from server.errors import ConfigurationError
-from server.numbers import e164, own_number
 from server.settings import values as values
 from server.settings.file import misspelt, read_settings_file
+from server.settings.numbers import e164, own_number
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 from server.errors import CallRefused
-from server.model.refusals import Kind
+from server.pace import Backoff
+from server.refusal import Kind
 
 LONGEST_PAUSE_S = 600.0
 """What somebody has seen to is noticed within this time."""
@@ -35,8 +36,7 @@ class AccountPause:
         self.since = -math.inf
         self.try_at = math.inf
         self._first_s = first_s
-        self._longest_s = max(first_s, longest_s)
-        self._pause_s = first_s
+        self._backoff = Backoff(first_s, max(first_s, longest_s))
         self._ended_at = -math.inf
 
     def refused(self, kind: Kind, now: float) -> bool:
@@ -45,23 +45,23 @@ class AccountPause:
             return False
         if self.kind is not None:
             if now >= self.try_at:
-                self._pause_s = min(2.0 * self._pause_s, self._longest_s)
-                self.try_at = now + self._pause_s
+                self._backoff.double()
+                self.try_at = now + self._backoff.pause_s
             # What calls of before say that end only now changes nothing.
             is_news, self.kind = kind is not self.kind, kind
             return is_news
-        if now < self._ended_at + self._pause_s:
+        if now < self._ended_at + self._backoff.pause_s:
             # A service may take every session and refuse what is said in it.
-            self._pause_s = min(2.0 * self._pause_s, self._longest_s)
+            self._backoff.double()
         else:
-            self._pause_s = self._first_s
-        self.kind, self.since, self.try_at = kind, now, now + self._pause_s
+            self._backoff.reset()
+        self.kind, self.since, self.try_at = kind, now, now + self._backoff.pause_s
         return True
 
     def not_known(self, now: float) -> None:
         """The model was tried, and has neither taken nor refused a session: it is tried again."""
         if self.kind is not None:
-            self.try_at = now + self._pause_s
+            self.try_at = now + self._backoff.pause_s
 
     def accepted(self, now: float) -> bool:
         """The model takes sessions; True if that ends a pause."""
@@ -73,7 +73,8 @@ class AccountPause:
     def worked(self) -> None:
         """The model has spoken in a call: the next pause begins with the shortest."""
         if self.kind is None:
-            self._pause_s, self._ended_at = self._first_s, -math.inf
+            self._backoff.reset()
+            self._ended_at = -math.inf
 
     def check(self, now: float) -> None:
         """Whether a call may come, as far as the model's account goes.

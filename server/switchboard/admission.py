@@ -135,7 +135,7 @@ class DialQueue:
         return self._due_at(self.position(place), now)
 
     def take(self, place: Place, now: float) -> None:
-        """It is this place's turn, and it is used."""
+        """Use a place whose turn has come."""
         self.leave(place)
         self._free_at = now + self._interval_s
         if place.client in self._waiting:

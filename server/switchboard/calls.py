@@ -19,8 +19,8 @@ import trio
 from server.agent import phrases
 from server.agent.agent import Agent
 from server.call.call import Call
-from server.call.costs import Prices
 from server.call.options import CallOptions
+from server.call.report.costs import Prices
 from server.carrier import (
     NOT_REACHED,
     Carrier,

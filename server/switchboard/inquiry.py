@@ -18,6 +18,7 @@ from server.call.call import Call
 from server.carrier import Carrier, StatusUpdate
 from server.errors import CarrierError
 from server.logs import Sparing
+from server.pace import doubled_s
 from server.supervision import first_of
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -52,7 +53,7 @@ class Patience:
         """
         if was_told:
             return max(self.first_s, MAX_PAUSE_S)
-        return min(self.first_s * 2.0 ** min(asked, 16), max(self.first_s, MAX_PAUSE_S))
+        return doubled_s(self.first_s, max(self.first_s, MAX_PAUSE_S), asked)
 
 
 class Inquiry:

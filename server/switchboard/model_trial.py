@@ -15,7 +15,7 @@ from server.call.call import Call
 from server.errors import ModelError, innermost
 from server.metrics import Metrics
 from server.model import Model, PastTurn, Session, SessionEvent
-from server.model.refusals import Kind
+from server.refusal import Kind
 from server.switchboard.account_pause import AccountPause
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

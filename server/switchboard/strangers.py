@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import trio
 
 from server.headers import Headers, listed
+from server.hooks.sockets import file_limit
+from server.settings.settings import Settings
 
 IN_ALL = 1_000
 """Media sockets that may wait to show a ticket, over all addresses."""
@@ -83,6 +85,13 @@ class Strangers:
         per_address: How many one address may have.
         in_all: How many there may be.
     """
+
+    @classmethod
+    def of(cls, settings: Settings) -> Strangers:
+        """What the settings, and this system's files, allow."""
+        return cls(
+            per_address=settings.max_strangers_per_address, in_all=most_strangers(file_limit())
+        )
 
     def __init__(self, *, per_address: int = 100, in_all: int = IN_ALL) -> None:
         self._per_address = per_address

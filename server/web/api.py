@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from server.agent.agent import Agent
 from server.errors import CallRefused
-from server.numbers import e164
 from server.records.words import Cursor
+from server.settings.numbers import e164
 
 
 def _cursor(text: str | None) -> str | None:

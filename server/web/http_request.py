@@ -12,7 +12,7 @@ from typing import Any
 from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import BadRequest
 
-from server.text import NotText, decode
+from server.settings.text import NotText, decode
 from server.web.api import MAX_GREETING_CHARS, MAX_PROMPT_CHARS
 
 MAX_BODY_BYTES = 64 * 1024

@@ -168,7 +168,7 @@ class Once:
         fingerprint: str,
         do: Callable[[], Awaitable[tuple[Answer, bool]]],
     ) -> tuple[Answer, Answer | None]:
-        """Do it, and keep the answer: it, and what of it is to be given again."""
+        """Do what was asked and keep the answer: the answer, and what of it is given again."""
         await self._records.write_request(client, key, StoredRequest(fingerprint))
         kept: StoredRequest | None = None
         try:

@@ -19,7 +19,7 @@ def prefix_of(public_url: str | None) -> str:
 
 
 def without_prefix(scope: Scope, prefix: str) -> Scope:
-    """The same request as if it had been made without a prefix.
+    """A request's scope as if it had been made without a prefix.
 
     Args:
         scope: Of ASGI; it is not changed.

@@ -120,9 +120,3 @@ def test_an_apology_is_in_the_agents_language_if_there_is_one(language, says, ta
 
     assert text.startswith(says)
     assert spoken == tag
-
-
-def test_every_thing_awaited_has_a_nudge_but_the_greeting():
-    from server.dialogue.turns import Awaited
-
-    assert set(phrases.NUDGES) == set(Awaited) - {Awaited.GREETING}

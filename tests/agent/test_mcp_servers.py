@@ -23,8 +23,8 @@ from server.agent.mcp_servers import (
     is_too_big,
     read_servers,
 )
-from server.agent.tool import ToolError
-from server.call.toolbox import MAX_ERROR, Toolbox
+from server.agent.tool import MAX_ERROR, ToolError
+from server.call.toolbox import Toolbox
 from server.errors import ConfigurationError
 from server.hooks.hypercorn_worker import make_config
 from server.metrics import Metrics
@@ -37,6 +37,8 @@ pytest.importorskip("mcp")
 
 from mcp.types import CallToolResult, TextContent
 from mcp.types import Tool as McpTool
+
+pytestmark = pytest.mark.sockets
 
 SERVER = Path(__file__).parents[1] / "support" / "mcp_server.py"
 
@@ -99,7 +101,7 @@ async def test_a_tool_that_takes_too_long_is_given_up_and_the_connection_stays()
         answers: list = []
         news = trio.Event()
 
-        async def answer(results):
+        def answer(results):
             answers.extend(result.response for result in results)
             news.set()
 

@@ -18,10 +18,12 @@ from server.dialogue.endings import EndReason
 from server.errors import CallNotInProgress, CarrierError, ModelError
 from server.metrics import Metrics
 from server.model.gemini.faults import account_refused
-from server.model.refusals import Kind
+from server.refusal import Kind
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
+
+pytestmark = pytest.mark.sockets
 
 NUMBER = "+15005550006"
 REFUSED = account_refused(Kind.CREDITS, "no", code=1011, reason="Credits are depleted.")

@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
-from server.call.costs import Prices
+from server.call.report.costs import Prices
 from server.dialogue.endings import EndReason
 from server.dialogue.turns import Patience
 from server.model import Reconnected, Usage, Way

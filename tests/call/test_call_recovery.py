@@ -11,11 +11,16 @@ from structlog.testing import capture_logs
 from websockets.frames import Close
 
 from server.app import create_app
+from server.errors import ConfigurationError
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
+from server.model.lasting.plan import MAX_DELAY_S
 from server.settings.settings import Settings
 from server.simulators.gemini import MODEL_SCRIPTS, Drop, GeminiSimulator, ModelScript
 from tests.support.rig import calling
+from tests.support.serving import serving
+
+pytestmark = pytest.mark.sockets
 
 
 def reconnects(rig) -> list[tuple[str, str]]:
@@ -99,15 +104,24 @@ async def test_a_rate_limit_in_mid_call_is_waited_for(autojump_clock):
     assert reconnects(rig) == [("closed-1007", "resume")]
 
 
+@pytest.mark.parametrize("budget_s", [10.0, 30.0])
 async def test_a_rate_limit_that_does_not_pass_ends_the_call_when_the_budget_is_used_up(
-    autojump_clock,
+    autojump_clock, budget_s
 ):
     script = dropped(BUSY, then=Close(1011, BUSY))
-    async with calling(callee="never-hangs-up", script=script) as rig:
+    patient = partial(LastingModel, reconnect_budget_s=budget_s)
+    async with calling(callee="never-hangs-up", script=script, make_model=patient) as rig:
+        await rig.noted_s("agent turn")
+        await rig.sessions[0].ended.wait()
+        lost_at = trio.current_time()
         await rig.over()
 
+    ended_at = rig.call.conversation.notes.began_at + rig.call.conversation.notes.timeline[-1][0]
     assert rig.call.end_reason == "model-quota"
-    assert len(rig.sessions) > 5
+    assert budget_s - 1.5 * MAX_DELAY_S < ended_at - lost_at <= budget_s + 1.0
+    # Asked again and again to the end, and never for a session that knows nothing of the call.
+    assert len(rig.sessions) > budget_s / (1.5 * MAX_DELAY_S)
+    assert all(session.setup == {} for session in rig.sessions[1:])
     assert len(rig.carrier.said) == 1
 
 
@@ -155,6 +169,7 @@ async def test_a_call_that_nobody_answers_for_long_keeps_its_greeting(autojump_c
 
     assert rig.phone.first_sound_s < 0.2
     assert rig.call.end_reason == "caller-hung-up"
+    assert reconnects(rig) == [("age", "resume")]  # due while it rang, and done once it was heard
 
 
 async def test_a_service_that_closes_without_a_word_of_warning_takes_no_speech_along(
@@ -172,9 +187,21 @@ async def test_a_service_that_closes_without_a_word_of_warning_takes_no_speech_a
     assert rig.call.conversation.session.lost_s == 0
 
 
-def test_the_scripts_of_the_models_faults_can_be_set():
-    for name in MODEL_SCRIPTS:
-        create_app(Settings.load(_env_file=None, simulated_model=name))
+@pytest.mark.parametrize("name", MODEL_SCRIPTS)
+def test_every_script_of_a_models_faults_can_be_set(name):
+    create_app(Settings.load(_env_file=None, simulated_model=name))
+
+
+def test_a_script_that_there_is_not_cannot_be_set():
+    with pytest.raises(ConfigurationError, match="SIMULATED_MODEL"):
+        create_app(Settings.load(_env_file=None, simulated_model="flawless"))
+
+
+async def test_the_simulated_model_follows_the_script_that_is_set(fast_clock):
+    async with serving(simulated_model="quota-in-call") as server:
+        record = await server.finished((await server.make_call("5550100")).json()["call_sid"])
+
+    assert record["reason"] == "model-quota"
 
 
 @pytest.mark.parametrize(
@@ -186,9 +213,10 @@ def test_the_scripts_of_the_models_faults_can_be_set():
     ],
 )
 def test_one_setting_makes_a_fallback_and_the_rest_is_as_for_the_model(given):
-    app = create_app(Settings.load(_env_file=None, **given))
+    accounts = create_app(Settings.load(_env_file=None, **given)).service.accounts
+    accounts._use_gemini("a-key", "ws://127.0.0.1:9")
 
-    service, fallback = app._gemini("a-key", "ws://127.0.0.1:9")._services
+    service, fallback = accounts.model._services
 
     assert fallback is not None
     expected = {
@@ -201,6 +229,7 @@ def test_one_setting_makes_a_fallback_and_the_rest_is_as_for_the_model(given):
 
 
 def test_without_a_setting_there_is_no_fallback():
-    app = create_app(Settings.load(_env_file=None))
+    accounts = create_app(Settings.load(_env_file=None)).service.accounts
+    accounts._use_gemini("a-key", "ws://127.0.0.1:9")
 
-    assert app._gemini("a-key", "ws://127.0.0.1:9")._services[1] is None
+    assert accounts.model._services[1] is None

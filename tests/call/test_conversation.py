@@ -11,7 +11,7 @@ import trio
 from server.agent.agent import Agent
 from server.dialogue.ear import BargeInMode
 from server.dialogue.opening import GreetingWhen
-from server.dialogue.turns import Patience
+from server.dialogue.remedies import Patience
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
 from server.simulators import gemini as models

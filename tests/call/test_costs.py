@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.call.costs import CostMeter, Prices
+from server.call.report.costs import CostMeter, Prices
 from server.model import Usage
 
 US, VENEZUELA, TOLL_FREE = "+12125550123", "+584125551234", "+18005550123"

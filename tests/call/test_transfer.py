@@ -20,6 +20,8 @@ from server.metrics import Metrics
 from server.model import AgentAudio, GenerationComplete, TurnComplete
 from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 
+pytestmark = pytest.mark.sockets
+
 SECOND_PCM = b"\x10\x00" * 24_000
 SALES = "+15005550123"
 
@@ -139,6 +141,28 @@ async def test_a_caller_whom_nobody_took_over_comes_back_to_the_same_agent(
     assert talking.call.end_reason == "caller-hung-up"
 
 
+async def test_a_caller_who_is_back_before_their_old_line_has_ended_is_served_after_it(
+    autojump_clock, talking
+):
+    talking.nursery.start_soon(talking.ask_for_transfer)
+    await wait_all_tasks_blocked()
+    talking.call.handover.report(CallStatus.BUSY)
+    left, again = talking.media, MemoryMedia()
+    talking.connect(again)
+    await wait_all_tasks_blocked()
+    assert talking.call.conversation.stage is Stage.AWAY
+
+    left.hang_up()
+    await wait_all_tasks_blocked()
+    talking.says(1, turn=1)
+    await wait_all_tasks_blocked()
+
+    assert talking.outcome is CallStatus.BUSY
+    assert left.commands == []
+    assert sum(isinstance(command, SendAudio) for command in again.commands) >= 1
+    assert "caller back" in [what for _, what, _ in talking.call.conversation.notes.timeline]
+
+
 async def test_nothing_said_while_the_caller_is_away_is_played_when_they_are_back(
     autojump_clock, talking
 ):
@@ -198,6 +222,19 @@ async def test_a_caller_who_hangs_up_while_it_rings_ends_the_call(autojump_clock
     await talking.call.finished.wait()
 
     assert talking.call.end_reason == "caller-hung-up"
+
+
+async def test_a_call_whose_caller_is_elsewhere_has_nobody_to_say_goodbye_to(
+    autojump_clock, talking
+):
+    await talking.transfer()
+    began = trio.current_time()
+    talking.call.farewell.begin(EndReason.DRAINED, "restart")
+    await talking.call.finished.wait()
+
+    assert (talking.call.end_reason, talking.call.record().detail) == ("drained", "restart")
+    assert trio.current_time() == began
+    assert talking.model.session.texts == []
 
 
 async def test_without_any_report_the_caller_counts_as_taken_over(autojump_clock, talking):

@@ -18,7 +18,6 @@ from server.carrier.keypad import key_tone
 from server.carrier.twilio.reports import parse_machine_verdict
 from server.dialogue.voicemail import (
     FRAME_BYTES,
-    NEVER,
     AnsweringMachine,
     BeepDetector,
     Finding,
@@ -40,6 +39,8 @@ from server.simulators.phone import (
 )
 from tests.support.rig import Rig, calling
 from tests.support.serving import CALL_SID, serving
+
+pytestmark = pytest.mark.sockets
 
 CLIPS = ("question", "goodbye", "hello", "interrupt", "followup", "voicemail")
 BEEP = AnsweredBy.MACHINE_END_BEEP
@@ -165,7 +166,7 @@ def test_somebody_who_answers_is_a_person_whatever_the_carrier_says():
     machine = AnsweringMachine()
     machine.verdict(BEEP, 5.0)
     machine.speech_started(9.0)
-    assert machine.next_due(agent_until=8.0) == NEVER
+    assert machine.next_due(agent_until=8.0) == math.inf
     machine.speech_ended(10.0, speech_s=0.5)
 
     assert machine.decide(10.0, agent_until=8.0) is Finding.PERSON

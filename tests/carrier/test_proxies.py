@@ -26,6 +26,8 @@ from server.settings.settings import Settings
 from server.simulators.gemini import GeminiSimulator
 from tests.support.connect_proxy import connect_proxy
 
+pytestmark = pytest.mark.sockets
+
 KEY = "model-key"
 HOST = "model.example"
 """Resolved by the proxy alone, so a connection past it would find nobody."""

@@ -20,6 +20,8 @@ from server.carrier.webhooks import ConnectStream
 from server.errors import CarrierError
 from server.hooks.hypercorn_worker import make_config
 
+pytestmark = pytest.mark.sockets
+
 ACCOUNT = "AC0123456789abcdef0123456789abcdef"
 CALL = "CA0123456789abcdef0123456789abcdef"
 CALLS_PATH = f"/2010-04-01/Accounts/{ACCOUNT}/Calls.json"

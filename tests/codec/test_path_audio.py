@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
 from codec import _base64
-from codec.path import MediaPath
-from tests.support.path_messages import SID, audio, media, pcm
-from tests.support.path_reference import DrivenPath, ReferencePath, pieces
+from tests.support.path_messages import SID, audio, media, open_path, pcm
+from tests.support.path_reference import DrivenPath, ReferencePath, pieces, texts
 from tests.support.websocket_oracle import write_frames
 
 START = json.dumps(
@@ -223,8 +222,10 @@ def test_the_callers_way_is_the_readable_one(
         reference.from_phone(message.decode())
     feed(driven.from_phone, stream, cuts)
 
+    driven.count()
     assert driven.out == reference.out
-    assert driven.path.caller_sent_bytes == driven.path.caller_bytes
+    assert driven.twilio.counts == reference.twilio.counts
+    assert not driven.path.has_caller_news()
 
 
 @settings(max_examples=150, deadline=None)
@@ -244,7 +245,6 @@ def test_the_agents_way_is_the_readable_one(
     feed(driven.from_model, stream, cuts)
 
     assert driven.out == reference.out
-    assert driven.path.agent_sent_bytes == driven.path.agent_bytes
 
 
 def test_ordinary_audio_never_reaches_python() -> None:
@@ -293,10 +293,9 @@ def test_counts_chunks_as_the_readable_protocol_does(numbers: list[int]) -> None
         driven.from_phone(write_frames([Frame(Opcode.TEXT, message)], masked=True))
 
     counts = reference.twilio.counts
-    assert driven.path.caller_chunks == counts.media
-    assert driven.path.missing_chunks == counts.missing_chunks
-    assert driven.path.repeated_chunks == counts.repeated_chunks
-    assert driven.path.timestamp_jumps == counts.timestamp_jumps
+    assert driven.path.counts() == (
+        *(counts.media, counts.missing_chunks, counts.repeated_chunks, counts.timestamp_jumps),
+    )
     assert driven.path.timestamp_ms == 20 * numbers[-1]
 
 
@@ -307,9 +306,10 @@ def test_an_unusual_chunk_given_back_is_counted_in_its_place() -> None:
     for message in (START, media(bytes(160), 1), escaped, media(bytes(160), 3)):
         driven.from_phone(write_frames([Frame(Opcode.TEXT, message)], masked=True))
 
-    assert driven.handed_up == 2
-    assert driven.path.caller_chunks == 3
-    assert (driven.path.missing_chunks, driven.path.timestamp_jumps) == (0, 0)
+    driven.count()
+    counts = driven.twilio.counts
+    assert (driven.handed_up, driven.path.counts()[0]) == (2, 2)
+    assert (counts.media, counts.missing_chunks, counts.timestamp_jumps) == (3, 0, 0)
 
 
 @given(st.binary(max_size=200))
@@ -353,14 +353,16 @@ def test_every_byte_outside_the_alphabet_is_refused_in_every_place() -> None:
 
 
 def test_sixteen_mebibytes_of_agent_audio_pass_in_messages_of_a_second() -> None:
-    path = MediaPath()
-    path.start(SID)
+    path = open_path()
     message = audio(os.urandom(3 * 2**20))
 
     path.model.receive(write_frames([Frame(Opcode.TEXT, message)], masked=False))
 
     assert path.next_from_model() is None
-    assert path.agent_sent_bytes == 2**20 // 2
+    assert path.take_run()[0] == 2**20 // 2
+    messages = [json.loads(text) for text in texts(path.phone.take_output(), masked=False)]
+    sizes = {len(base64.b64decode(each["media"]["payload"])) for each in messages[:-1]}
+    assert (sizes, len(messages)) == ({8_000}, 66)
 
 
 RECORDED_CALL = Path(__file__).parents[1] / "data" / "recorded_call.jsonl.gz"
@@ -390,8 +392,10 @@ def test_a_recorded_call_comes_out_the_same(segment_bytes: int) -> None:
             feed(driven.from_model, frame, range(0, len(frame), segment_bytes))
 
     assert driven.out == reference.out
-    counts = reference.twilio.counts
-    assert driven.path.caller_chunks == counts.media > 100
-    assert driven.path.missing_chunks == counts.missing_chunks > 0
-    assert driven.path.timestamp_jumps == counts.timestamp_jumps > 0
+    driven.count()
+    counts = driven.twilio.counts
+    assert counts == reference.twilio.counts
+    assert driven.path.counts()[0] > 100
+    assert counts.missing_chunks > 0
+    assert counts.timestamp_jumps > 0
     assert len(driven.out.session_events) > 10

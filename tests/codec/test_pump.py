@@ -14,9 +14,9 @@ from websockets.frames import Frame, Opcode
 
 import codec
 from codec.latency import Histogram, Latencies
-from codec.path import Gate, MediaPath
+from codec.path import MediaPath
 from codec.pump import Descriptor, Left, Pump
-from tests.support.path_messages import SID, media
+from tests.support.path_messages import SID, joined_path, media, open_path
 from tests.support.path_reference import texts
 from tests.support.websocket_oracle import write_frames
 
@@ -65,9 +65,7 @@ def pumped() -> Iterator[Pumped]:
     model, theirs = socket.socketpair()
     for sock in (ours, theirs, model):
         sock.setblocking(False)
-    path = MediaPath()
-    path.start(SID)
-    path.caller_gate = Gate.PASS
+    path = open_path()
     source, sink, latencies = Descriptor(ours.fileno()), Descriptor(theirs.fileno()), Latencies()
     pump = Pump(
         *(source, path.phone, path.next_from_phone, path.has_caller_news),
@@ -109,7 +107,7 @@ def test_reads_nothing_more_while_a_message_waits_to_be_taken(pumped):
 
 
 def test_audio_that_may_not_pass_is_news(pumped):
-    pumped.path.caller_gate = Gate.HOLD
+    pumped.path.caller_passes = False
     pumped.say(media(CHUNK, 1))
 
     assert pumped.pump.run(0.0) == Left.NEWS
@@ -199,6 +197,6 @@ def test_more_than_one_pass_reads_is_left_to_the_socket_itself(pumped):
 
 
 def test_needs_both_its_sockets():
-    path = MediaPath()
+    path = joined_path()
     with pytest.raises(TypeError):
         Pump(None, path.phone, path.next_from_phone, path.has_caller_news, None, path.model)

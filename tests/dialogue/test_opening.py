@@ -31,7 +31,7 @@ def test_a_hello_waits_until_the_greeting_has_been_heard():
     assert set(passed) == {SILENT}
     opening.greeting_over()
     assert opening.hear(FRAME, 13.9) == FRAME * (len(passed) + 1)
-    assert opening.held_s == 0
+    assert opening.is_over
     assert opening.hear(FRAME, 13.92) == FRAME
 
 

@@ -57,6 +57,20 @@ def test_sends_no_more_than_the_lead():
     assert audio_bytes(drain(playout, 1.0)) == 8_000
 
 
+def test_sends_no_more_than_the_streams_buffer_takes_and_all_of_the_lead_on_the_next():
+    playout = Playout(lead_s=5.0, mark_every_s=100)
+    playout.open(0.0, buffer_s=3.0)
+    playout.push(SECOND * 9, turn=1)
+
+    assert audio_bytes(drain(playout, 0.0)) == 24_000
+    assert playout.next_due() == pytest.approx(1.0)
+
+    playout.leave(1.0)
+    playout.open(1.0, buffer_s=600.0)
+    playout.push(SECOND * 9, turn=2)
+    assert audio_bytes(drain(playout, 1.0)) == 48_000
+
+
 def test_splits_a_long_payload_into_messages_of_a_second():
     playout = opened()
     playout.push(SECOND * 2 + b"\x02" * 10, turn=1)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.dialogue.turns import (
+from server.dialogue.remedies import (
     LADDER,
     AskIfThere,
     Awaited,
@@ -16,9 +16,9 @@ from server.dialogue.turns import (
     Recover,
     Rung,
     TimeIsUp,
-    Turns,
     WrapUp,
 )
+from server.dialogue.turns import Turns
 from tests.support.talks import PATIENCE, Talk, talk
 
 
@@ -449,3 +449,12 @@ def test_in_any_order_of_events_an_unanswered_caller_ends_in_an_apology(events):
         if decision.rung is not Rung.NUDGE:
             conversation.turns.recovered(conversation.now)
     assert len(rungs) <= len(LADDER) + 1
+
+
+def test_what_is_asked_for_while_it_rings_is_waited_for_from_the_answer():
+    turns = Turns(PATIENCE)
+    turns.ask(Awaited.GREETING, 0.0)
+    turns.answered(20.0)
+
+    assert turns.decide(20.0, agent_until=20.0) is None
+    assert turns.next_due(agent_until=20.0) == 20.0 + PATIENCE.greeting_retry_s

@@ -45,6 +45,8 @@ from server.hooks.hypercorn_worker import serve_worker
 from server.serving.single import listen
 from tests.support.serving import serving
 
+pytestmark = pytest.mark.sockets
+
 UPGRADE = (
     b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"

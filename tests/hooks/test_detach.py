@@ -21,7 +21,7 @@ from tests.support.serving import (
     start_message,
 )
 
-pytestmark = pytest.mark.skipif(not plane.AVAILABLE, reason="needs epoll")
+pytestmark = [pytest.mark.skipif(not plane.AVAILABLE, reason="needs epoll"), pytest.mark.sockets]
 
 
 def test_another_server_has_nothing_to_detach():

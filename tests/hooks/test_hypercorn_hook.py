@@ -32,6 +32,8 @@ from server.hooks.hypercorn_worker import (
 from server.serving.single import listen
 from server.settings.settings import Settings
 
+pytestmark = pytest.mark.sockets
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -12,9 +12,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from codec.path import WebSocket
 from server.hooks.trio_loop import serving_while_trio_sleeps
 from server.media import plane as plane_module
 from server.media.plane import Plane
+from tests.support.peers import Peer
 
 pytestmark = pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
 
@@ -76,13 +78,23 @@ async def test_this_trio_can_be_hooked_and_a_plane_is():
         pass
 
 
-async def test_a_second_plane_is_an_ordinary_task_and_works(nursery):
-    first, second = Plane(), Plane()
-    await nursery.start(first.run)
-    await nursery.start(second.run)
+async def test_a_second_plane_is_an_ordinary_task_and_serves_as_the_first_does(nursery):
+    planes = Plane(), Plane()
+    for plane in planes:
+        await nursery.start(plane.run)
 
-    with trio.fail_after(60):
-        await wait_all_tasks_blocked()
+    for plane in planes:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        wire = plane.new_wire(ours, WebSocket(is_client=False, max_message_bytes=1024))
+        peer = Peer(theirs)
+        with closing(wire), closing(peer.sock), trio.fail_after(60):
+            for _ in range(3):
+                await peer.send(b"asked")
+                assert await wire.receive() == (b"asked", True)
+                wire.send_text(b"answered")
+                assert await peer.receive() == b"answered"
 
 
 async def test_sockets_are_served_without_any_task():

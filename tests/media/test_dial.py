@@ -16,7 +16,10 @@ from server.media import plane as plane_module
 from server.media.dial import open_wire
 from server.media.plane import Plane
 
-pytestmark = pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
+pytestmark = [
+    pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll"),
+    pytest.mark.sockets,
+]
 
 
 @pytest.fixture

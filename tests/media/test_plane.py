@@ -32,7 +32,10 @@ from server.media.plane import (
 from tests.support.peers import Peer, messages
 from tests.support.websocket_oracle import write_frames
 
-pytestmark = pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
+pytestmark = [
+    pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll"),
+    pytest.mark.sockets,
+]
 
 
 @pytest.fixture
@@ -89,7 +92,7 @@ async def test_what_was_read_with_the_handshake_is_not_lost(plane):
     websocket = WebSocket(is_client=False, max_message_bytes=65536)
     wire = Wire(plane, ours, websocket, client.take_output())
 
-    assert wire.receive_nowait() == (b"early", True)
+    assert await wire.receive() == (b"early", True)
     wire.close()
     theirs.close()
 
@@ -101,7 +104,7 @@ async def test_everything_sent_before_a_close_is_delivered_and_then_the_end(plan
         received = [message async for message in messages(wire)]
 
     assert received == [b"%d" % number for number in range(50)]
-    assert wire.is_over
+    assert wire.websocket.ended
 
 
 async def test_a_listener_is_called_with_what_was_there_what_comes_and_the_end(plane):
@@ -113,7 +116,7 @@ async def test_a_listener_is_called_with_what_was_there_what_comes_and_the_end(p
         await peer.send(b"after", b"that")
         peer.sock.close()
         with trio.fail_after(60):
-            while not wire.is_over:
+            while not wire.websocket.ended:
                 await trio.lowlevel.checkpoint()
 
     assert [message for messages, _ in heard for message in messages] == [
@@ -177,7 +180,7 @@ async def test_a_wire_may_be_closed_in_the_middle_of_a_flood(plane):
             await wait_all_tasks_blocked(0.01)
         watched = plane.wires
 
-    assert wire.is_over
+    assert wire.fileno() == -1
     assert watched == 0
 
 
@@ -228,7 +231,7 @@ async def test_a_bug_in_one_wire_leaves_the_others_alone(plane):
         broken._listener = fail
         await its_peer.send(b"boom")
         with trio.fail_after(60):
-            while not broken.is_over:
+            while not broken.websocket.ended:
                 await trio.lowlevel.checkpoint()
         await peer.send(b"fine")
 
@@ -277,13 +280,7 @@ async def test_a_cancelled_receive_loses_nothing(plane):
 
 
 async def test_whoever_is_woken_by_what_a_pump_could_not_write_runs_at_once(plane):
-    failed = trio.Event()
-
-    class Sink:
-        """A wire whose socket turns out to be gone; it tells its session."""
-
-        def flush(self) -> None:
-            failed.set()
+    failed = trio.Event()  # as by a wire whose socket turns out to be gone: it tells its session
 
     async with connected(plane) as (source, peer):
         websocket = WebSocket(is_client=True, max_message_bytes=65536)
@@ -291,7 +288,7 @@ async def test_whoever_is_woken_by_what_a_pump_could_not_write_runs_at_once(plan
             *(source.descriptor, source.websocket, lambda now: None, MediaPath().has_caller_news),
             *(Descriptor(-1), websocket, Latencies(), Histogram([1.0])),
         )
-        source.read_through(source.websocket.next_message, pump, Sink())
+        source.read_through(source.websocket.next_message, pump, failed.set)
         websocket.send_text(b"for somebody who has gone")
         # Without a checkpoint: nothing else is to wake trio once it sleeps.
         peer_socket = socket.socket(fileno=os.dup(peer.sock.fileno()))
@@ -335,7 +332,7 @@ async def test_who_pings_and_does_not_read_is_owed_one_pong(plane):
         await other.receive()
 
         assert wire.websocket.output_bytes <= 2 * 127
-        assert not wire.is_over
+        assert not wire.websocket.ended
         with trio.fail_after(5):
             while wire.websocket.output_bytes:
                 await peer.sock.recv(1 << 20)

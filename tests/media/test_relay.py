@@ -16,10 +16,12 @@ from trio.testing import wait_all_tasks_blocked
 import codec
 from codec.ear import Ear, Played, SpeechStarted
 from codec.latency import Histogram, Latencies
-from codec.path import Gate, MediaPath, WebSocket
+from codec.path import MediaPath, WebSocket
+from server.carrier.twilio.messages import audio_messages
 from server.media import plane as plane_module
 from server.media.plane import Plane, Wire
 from server.media.relay import Relay
+from server.model.gemini.messages import AUDIO_MESSAGES
 from tests.support.path_messages import SID, audio, media
 from tests.support.peers import Peer
 
@@ -97,13 +99,12 @@ async def joined(plane: Plane) -> AsyncGenerator[Joined]:
     )
     wires[0].listen(lambda messages, ended: told.extend([*(m for m, _ in messages), ended]))
     relay.join_phone(wires[0])
-    relay.join_model(wires[1])
-    relay.path.start(SID)
-    relay.path.caller_gate = Gate.PASS
+    relay.join_model(wires[1], AUDIO_MESSAGES)
+    relay.path.start(SID, audio_messages(SID))
+    relay.path.caller_passes = True
     relay.path.played = Played()
     relay.path.played.open = True
     relay.path.played.play_end = trio.current_time() + 3600.0
-    relay.path.agent_gate = Gate.HAND_UP
     call = Joined(relay, *peers, *wires, told)
     try:
         yield call
@@ -141,7 +142,7 @@ async def test_what_is_not_audio_is_told_in_its_place(plane):
 
 async def test_audio_that_may_not_pass_is_told_before_what_comes_after_it(plane):
     async with joined(plane) as call:
-        call.path.caller_gate = Gate.HOLD
+        call.path.caller_passes = False
         await call.phone.send(media(CHUNK, 1), MARK, media(CHUNK, 2))
         await until(lambda: len(call.told) == 4)
 
@@ -209,7 +210,7 @@ async def test_a_stream_that_was_left_gives_whole_messages(plane):
 async def test_another_connection_takes_the_models_place(plane):
     async with joined(plane) as call, joined(plane) as other:
         call.relay.leave_model(call.model_wire)
-        call.relay.join_model(other.model_wire)
+        call.relay.join_model(other.model_wire, AUDIO_MESSAGES)
         await call.phone.send(media(CHUNK, 1))
 
         assert await other.model_hears(1) == codec.MulawDecoder(16_000).decode(CHUNK)

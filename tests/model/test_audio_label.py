@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from codec.path import Gate, MediaPath
 from codec.stretch import Stretcher
 from server.model import AgentAudio, GenerationComplete
 from server.model.gemini.audio_label import MAX_LABEL, rate_of
 from server.model.gemini.protocol import GeminiProtocol
 from server.simulators.gemini import MODEL_SCRIPTS
 from tests.support.gemini_messages import PCM
+from tests.support.path_messages import open_path
 from tests.support.rig import calling
 
 SOUND_HZ = 440
@@ -176,9 +176,7 @@ def test_a_label_is_read_in_bounded_time():
 
 @pytest.mark.parametrize("label", [*ORDINARY, *UNREADABLE, "audio/pcm;rate=16000"])
 def test_the_compiled_path_leaves_every_label_but_two_to_the_parser(label):
-    path = MediaPath()
-    path.start("MZ1")
-    path.agent_gate = Gate.PASS
+    path = open_path()
     given = message(PCM, label)
     frame = b"\x81\x7e" + len(given).to_bytes(2, "big") + given
     path.model.receive(frame)
@@ -187,10 +185,10 @@ def test_the_compiled_path_leaves_every_label_but_two_to_the_parser(label):
 
     if label in ("audio/pcm", "audio/pcm;rate=24000"):
         assert came is None
-        assert path.agent_sent_bytes == len(PCM) // 6
+        assert path.take_run()[0] == len(PCM) // 6
     else:
         assert came == given
-        assert path.agent_bytes == 0
+        assert path.take_run()[0] == 0
 
 
 async def test_a_whole_call_with_another_rate_is_heard_at_the_right_speed(autojump_clock):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.call.costs import CostMeter, Prices
+from server.call.report.costs import CostMeter, Prices
 from server.model import Usage
 from server.model.gemini.counts import MAX_DETAILS, MAX_TOKENS, read_usage
 from server.model.gemini.fields import Fields

@@ -1,36 +1,25 @@
-"""Sessions that outlive their connections: in memory on a mock clock, and over sockets."""
+"""Sessions that outlive their connections: in memory on a mock clock."""
 
 from __future__ import annotations
 
 import math
-from array import array
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from google.genai import types
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from trio.testing import MockClock
-from websockets.exceptions import ConnectionClosed
-from websockets.frames import Close
-from websockets.trio.client import connect
 
 from server.agent.agent import Agent
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
-from server.media.plane import AVAILABLE, Plane
 from server.model import (
     AgentAudio,
-    EventListener,
     Interrupted,
     PastTurn,
     Reconnected,
-    ResumptionHandle,
-    SessionEvent,
     ToolCallsRequested,
     ToolResult,
     TurnComplete,
@@ -38,163 +27,26 @@ from server.model import (
 )
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
-from server.model.lasting.session import CUT_OFF_TEXT, LastingSession
-from server.model.lasting.unanswered import BYTES_PER_S, is_loud
-from server.simulators.clock import PatientClock
+from server.model.lasting.session import CUT_OFF_TEXT
+from server.model.lasting.unanswered import BYTES_PER_S
 from server.simulators.gemini import (
-    ANSWERS,
     MODEL_SCRIPTS,
     Drop,
     GeminiSimulator,
     MemorySocket,
     ModelScript,
-    SimulatedSession,
 )
-
-KEY = "a-secret-key"
-QUOTA = Close(1011, "You exceeded your current quota.")
-TOOL = types.Tool(
-    function_declarations=[
-        types.FunctionDeclaration(name="look_up", parameters_json_schema={"type": "object"})
-    ]
+from tests.support.lasting_talks import (
+    HISTORY,
+    KEY,
+    QUOTA,
+    TOOL,
+    Conversation,
+    Talk,
+    silence,
+    speech,
+    talking,
 )
-
-
-def silence(seconds: float) -> bytes:
-    return bytes(2 * int(seconds * 16_000))
-
-
-def speech(seconds: float) -> bytes:
-    """A loud 220 Hz, which the simulator cannot tell from a voice."""
-    samples = range(int(seconds * 16_000))
-    return array(
-        "h", [int(9_000 * math.sin(2 * math.pi * 220 * n / 16_000)) for n in samples]
-    ).tobytes()
-
-
-@dataclass
-class Conversation:
-    """What a session asks of its call."""
-
-    quiet: bool = True
-    caller_speaks: bool = False
-    answer_awaited: bool = False
-    turns: list[PastTurn] = field(default_factory=list)
-
-    def is_quiet(self) -> bool:
-        return self.quiet and not self.caller_speaks and not self.answer_awaited
-
-    def history(self) -> list[PastTurn]:
-        return self.turns
-
-
-class Talk:
-    """A session, the one who listens to it, and the caller."""
-
-    session: LastingSession
-
-    def __init__(self, gemini: GeminiSimulator, conversation: Conversation) -> None:
-        self.gemini = gemini
-        self.conversation = conversation
-        self.events: list[SessionEvent] = []
-        self.failure: ModelError | None = None
-        self.failed = trio.Event()
-        self.said = bytearray()
-        self.is_noise = False
-
-    def take(self, event: SessionEvent) -> None:
-        self.events.append(event)
-        if isinstance(event, AgentAudio):
-            self.conversation.answer_awaited = False
-
-    async def run(self, ready: trio.Event) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._tell_ready, ready)
-            try:
-                await self.session.run()
-            except ModelError as error:
-                self.failure = error
-                self.failed.set()
-                ready.set()
-            nursery.cancel_scope.cancel()
-
-    async def _tell_ready(self, ready: trio.Event) -> None:
-        await self.session.wait_ready()
-        ready.set()
-
-    async def say(self, pcm: bytes) -> None:
-        """Send caller audio as a telephone does, 20 ms at a time in real time."""
-        due = trio.current_time()
-        for start in range(0, len(pcm), 640):
-            chunk = pcm[start : start + 640]
-            self.conversation.caller_speaks = is_loud(chunk) and not self.is_noise
-            self.conversation.answer_awaited |= self.conversation.caller_speaks
-            self.session.send_audio(chunk)
-            self.said += chunk
-            due += 0.02
-            await trio.sleep_until(due)
-
-    async def say_until(self, what: Callable[[], bool], pcm: bytes, within_s: float = 60) -> None:
-        """Go on saying the same until something is the case."""
-        with trio.fail_after(within_s):
-            while not what():
-                await self.say(pcm)
-
-    def all(self, kind: type[SessionEvent]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-    def pcm(self, turn: int) -> bytes:
-        return b"".join(event.pcm for event in self.all(AgentAudio) if event.turn == turn)
-
-    @property
-    def reconnects(self) -> list[tuple[str, Way]]:
-        return [(event.reason, event.way) for event in self.all(Reconnected)]
-
-    @property
-    def services(self) -> list[SimulatedSession]:
-        return list(self.gemini.sessions)
-
-    @property
-    def heard(self) -> bytes:
-        """What the service heard over all connections."""
-        return b"".join(bytes(service.heard) for service in self.services)
-
-
-@asynccontextmanager
-async def talking(
-    script: ModelScript | str = ANSWERS,
-    after: ModelScript = ANSWERS,
-    *,
-    fallback: bool = False,
-    model: str = "gemini-3.8-live",
-    config: types.LiveConnectConfig | None = None,
-    gemini: GeminiSimulator | None = None,
-    **options: Any,
-) -> AsyncIterator[Talk]:
-    """Open a lasting session in memory and listen to it."""
-    if isinstance(script, str):
-        script = MODEL_SCRIPTS[script]
-    gemini = gemini or GeminiSimulator(api_key=KEY, script=script, script_after_resume=after)
-    gemini.keep_heard_s = 600.0
-    conversation = Conversation()
-    make = partial(GeminiModel, api_key=KEY, connect=gemini.connect, config=config)
-    other = make(model="gemini-3.1-flash-live-preview") if fallback else None
-    lasting = LastingModel(make(model=model), fallback=other, **options)
-    talk = Talk(gemini, conversation)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(partial(gemini.run, port=None))
-        talk.session = lasting.new_session(Agent(), conversation, talk.take)
-        async with trio.open_nursery() as running:
-            ready = trio.Event()
-            running.start_soon(talk.run, ready)
-            await ready.wait()
-            if talk.failure is None:
-                yield talk
-            running.cancel_scope.cancel()
-        nursery.cancel_scope.cancel()
-    if talk.failure is not None and not talk.session.is_ready:
-        raise talk.failure
-
 
 # --- Rotating
 
@@ -407,6 +259,29 @@ async def test_only_ten_seconds_wait_and_what_has_to_go_is_counted(autojump_cloc
     )
 
 
+async def test_of_what_is_said_before_the_first_connection_ten_seconds_wait(autojump_clock):
+    gemini = GeminiSimulator(api_key=KEY)
+
+    @asynccontextmanager
+    async def connect_late(url: str, headers: Any) -> AsyncIterator[MemorySocket]:
+        await trio.sleep(14.0)
+        async with GeminiSimulator.connect(gemini, url, headers) as socket:
+            yield socket
+
+    service = GeminiModel(api_key=KEY, connect=connect_late)
+    talk = Talk(gemini, Conversation())
+    talk.session = LastingModel(service).new_session(Agent(), talk.conversation, talk.take)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(gemini.run, port=None))
+        nursery.start_soon(talk.session.run)
+        await talk.say(speech(15.0))
+        nursery.cancel_scope.cancel()
+
+    assert talk.session.lost_s == pytest.approx(4.0, abs=0.2)
+    assert len(talk.heard) / BYTES_PER_S == pytest.approx(15.0 - talk.session.lost_s, abs=0.1)
+    assert bytes(talk.said).endswith(talk.heard[-BYTES_PER_S:])
+
+
 async def test_a_service_that_stays_away_is_given_up_after_the_budget(autojump_clock):
     @asynccontextmanager
     async def refuse(url: str, headers: Any) -> AsyncIterator[MemorySocket]:
@@ -416,8 +291,7 @@ async def test_a_service_that_stays_away_is_given_up_after_the_budget(autojump_c
     model = LastingModel(GeminiModel(api_key=KEY, connect=refuse))
     began = trio.current_time()
     with pytest.raises(ModelError, match="connection refused"):
-        async with model.open_session(Agent(), Conversation()):
-            pass
+        await model.new_session(Agent(), Conversation(), [].append).run()
 
     assert 20.0 < trio.current_time() - began <= 30.0
 
@@ -449,31 +323,20 @@ async def test_quota_is_told_at_once_when_a_session_is_opened(autojump_clock):
     assert len(gemini.sessions) == 1
 
 
-async def test_quota_in_mid_call_ends_the_session_for_everybody(autojump_clock):
+async def test_quota_in_mid_call_ends_the_session_for_good(autojump_clock):
     drop = Drop(1, 0.5, QUOTA.code, QUOTA.reason)
     async with talking(ModelScript(drop=drop)) as talk:
         talk.session.send_text("Greet.")
         await trio.sleep(5.0)
 
         assert isinstance(talk.failure, ModelQuotaExceeded)
-        for refused in (
-            talk.session.receive(),
-            talk.session.send_audio(silence(0.02)),
-            talk.session.send_text("Hello?"),
-            talk.session.reconnect(Way.FRESH, "no-reply"),
-        ):
-            with pytest.raises(ModelQuotaExceeded):
-                await refused
+        assert not talk.session.send_audio(silence(0.02))
+        assert not talk.session.send_note("Hello?")
+        assert not await talk.session.reconnect(Way.FRESH, "no-reply")
     assert len(talk.services) == 1
 
 
 # --- A fresh session
-
-
-HISTORY = [
-    PastTurn("agent", "Good morning."),
-    PastTurn("caller", "I would like a table."),
-]
 
 
 async def test_a_used_up_context_is_replaced_by_a_session_that_is_told_the_story(autojump_clock):
@@ -619,7 +482,7 @@ async def test_an_answered_call_is_told_in_words_if_the_answer_may_be_forgotten(
     assert '{"output":"red"}' in talk.services[1].texts[-1]
 
 
-# --- Sockets
+# --- A dead connection
 
 
 class StalledSocket:
@@ -665,290 +528,3 @@ async def test_a_connection_into_which_nothing_can_be_sent_is_replaced(autojump_
     assert [reason for reason, _ in talk.reconnects] == ["broken"]
     assert recovered_s < 12.0
     assert talk.pcm(1)
-
-
-class DeafService:
-    """Its first connection takes nothing and says nothing, and does not notice when it is closed.
-
-    The message that was on its way fails only when the next connection is long open.
-    """
-
-    name = "deaf"
-
-    def __init__(self) -> None:
-        self.opened = 0
-        self.heard: list[str] = []
-
-    @asynccontextmanager
-    async def open_session(self, *_: Any, **options: Any) -> AsyncIterator[DeafSession]:
-        self.opened += 1
-        yield DeafSession(self, deaf=self.opened == 1)
-
-
-class DeafSession:
-    def __init__(self, service: DeafService, *, deaf: bool) -> None:
-        self._service = service
-        self._deaf = deaf
-
-    async def receive(self) -> SessionEvent:
-        await trio.sleep_forever()
-        raise AssertionError
-
-    async def send_text(self, text: str) -> None:
-        if self._deaf:
-            await trio.sleep(20.0)
-            raise lost(1006)
-        await trio.lowlevel.checkpoint()
-        self._service.heard.append(text)
-
-
-async def test_nothing_that_hangs_on_a_dead_connection_keeps_the_next_from_its_work(
-    autojump_clock,
-):
-    service = DeafService()
-    model = LastingModel(service)  # type: ignore[arg-type]
-    async with (
-        model.open_session(Agent(), Conversation()) as session,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(session.send_text, "Hello?")
-        with trio.fail_after(6.0):
-            news = await session.receive()
-        await trio.sleep(0.1)
-        assert service.heard == ["Hello?"]
-        await trio.sleep(30.0)
-
-    assert isinstance(news, Reconnected)
-    assert (news.reason, service.opened) == ("broken", 2)
-    assert service.heard == ["Hello?"]
-
-
-@asynccontextmanager
-async def talking_over_sockets(
-    gemini: GeminiSimulator, *, on_plane: bool, **options: Any
-) -> AsyncIterator[Talk]:
-    """The same over TCP."""
-    gemini.greeting = replace(gemini.greeting, pcm=gemini.greeting.pcm[:24_000])
-    gemini.still_here = replace(gemini.still_here, pcm=gemini.still_here.pcm[:12_000])
-    conversation = Conversation()
-    async with trio.open_nursery() as nursery:
-        await nursery.start(gemini.run)
-        plane = None
-        if on_plane:
-            plane = Plane()
-            await nursery.start(plane.run)
-        service = GeminiModel(api_key=KEY, url=gemini.url, plane=plane)
-        model = LastingModel(service, **options)
-        with trio.fail_after(120.0):
-            async with model.open_session(Agent(), conversation) as session:
-                talk = Talk(session, gemini, conversation)
-                async with trio.open_nursery() as listening:
-                    listening.start_soon(talk.listen)
-                    yield talk
-                    listening.cancel_scope.cancel()
-        await gemini.sessions[-1].ended.wait()
-        nursery.cancel_scope.cancel()
-
-
-QUICK = ModelScript(setup_delay_s=0.01, reply_delay_s=0.05)
-PATHS = pytest.mark.parametrize(
-    "on_plane",
-    [False, pytest.param(True, marks=pytest.mark.skipif(not AVAILABLE, reason="needs epoll"))],
-)
-
-
-@PATHS
-async def test_over_sockets_a_dropped_connection_is_replaced_and_the_call_goes_on(
-    patient_clock: PatientClock, on_plane: bool
-):
-    dropping = replace(QUICK, drop=Drop(1, 0.1, 1006))
-    gemini = GeminiSimulator(api_key=KEY, script=dropping, script_after_resume=QUICK)
-    async with talking_over_sockets(gemini, on_plane=on_plane) as talk:
-        talk.conversation.turns = list(HISTORY)
-        talk.session.send_text("Greet.")
-        await talk.say_until(lambda: TurnComplete(2, None) in talk.events, silence(0.02))
-
-    assert talk.reconnects == [("closed-1006", Way.FRESH)]
-    assert TurnComplete(1, "CONNECTION_LOST") in talk.events
-    assert [service.closed_by_client for service in talk.services] == [None, 1000]
-
-
-@PATHS
-async def test_over_sockets_a_connection_is_rotated_and_nothing_is_lost(
-    patient_clock: PatientClock, on_plane: bool
-):
-    gemini = GeminiSimulator(api_key=KEY, script=QUICK, script_after_resume=QUICK)
-    async with talking_over_sockets(gemini, on_plane=on_plane, connection_age_s=0.5) as talk:
-        talk.session.send_text("Greet.")
-        await talk.say_until(lambda: len(talk.reconnects) >= 3, silence(0.02))
-
-    assert set(talk.reconnects) == {("age", Way.RESUME)}
-    assert TurnComplete(1, None) in talk.events
-    # What was on its way when a connection was left is said again to the next.
-    twice = len(talk.heard) - len(talk.said)
-    assert twice in range(0, 640 * len(talk.reconnects) + 1, 640)
-    assert {service.closed_by_client for service in talk.services} == {1000}
-
-
-async def test_a_service_whose_pongs_are_late_is_well_and_only_pinging_it_does_harm(
-    patient_clock: PatientClock,
-):
-    gemini = GeminiSimulator(api_key=KEY, script=replace(QUICK, pong_delay_s=30.0))
-    path = "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
-    options = {"ping_interval": 0.05, "ping_timeout": 0.1, "close_timeout": 0.1}
-
-    async with talking_over_sockets(gemini, on_plane=False) as talk:
-        talk.session.send_text("Greet.")
-        async with connect(f"{gemini.url}{path}?key={KEY}", proxy=None, **options) as pinging:
-            with pytest.raises(ConnectionClosed, match="keepalive ping timeout"):
-                await pinging.recv()
-        await talk.say_until(lambda: TurnComplete(1, None) in talk.events, silence(0.02))
-
-    assert talk.reconnects == []
-
-
-# --- Whatever a service does
-
-
-@dataclass(frozen=True)
-class Life:
-    """One connection of a service that may do anything."""
-
-    opens_after_s: float
-    fails_to_open: ModelError | None
-    lasts_s: float
-    ends: ModelError
-    handle: bool
-
-
-class UnreliableService:
-    """Lives one life after the other, and then is well."""
-
-    name = "unreliable"
-
-    def __init__(self, lives: Iterable[Life]) -> None:
-        self.lives = list(lives)
-        self.heard: list[list[bytes]] = []
-        self.open = 0
-
-    @asynccontextmanager
-    async def open_session(
-        self, agent: Agent, conversation: Any, *, handle: str | None = None, first_turn: int = 1
-    ) -> AsyncIterator[UnreliableSession]:
-        life = self.lives.pop(0) if self.lives else None
-        if life is not None:
-            await trio.sleep(life.opens_after_s)
-            if life.fails_to_open is not None:
-                raise life.fails_to_open
-        assert self.open == 0, "the old connection must be closed before the next is opened"
-        self.open += 1
-        self.heard.append([])
-        try:
-            yield UnreliableSession(life, self.heard[-1])
-        finally:
-            self.open -= 1
-
-
-class UnreliableSession:
-    def __init__(self, life: Life | None, heard: list[bytes]) -> None:
-        self._life = life
-        self._heard = heard
-        self._ends_at = trio.current_time() + (life.lasts_s if life else math.inf)
-        self._handle_sent = life is None or not life.handle
-
-    async def receive(self) -> SessionEvent:
-        if not self._handle_sent:
-            self._handle_sent = True
-            return ResumptionHandle("h")
-        await trio.sleep_until(self._ends_at)
-        assert self._life is not None
-        raise self._life.ends
-
-    def send_audio_nowait(self, pcm: bytes) -> bool:
-        return False
-
-    def listen(self, on_event: EventListener) -> bool:
-        return False
-
-    async def send_audio(self, pcm: bytes) -> None:
-        await trio.lowlevel.checkpoint()
-        if trio.current_time() >= self._ends_at:
-            assert self._life is not None
-            raise self._life.ends
-        self._heard.append(pcm)
-
-    async def send_text(self, text: str) -> None:
-        raise AssertionError
-
-    async def send_tool_results(self, results: tuple[ToolResult, ...]) -> None:
-        raise AssertionError
-
-    async def reconnect(self, way: Way, reason: str) -> bool:
-        raise AssertionError
-
-
-def lost(code: int | None) -> ModelError:
-    return ModelError(f"lost: {code}", code=code, reason="", retryable=code != 1007)
-
-
-FAILURES = st.sampled_from([lost(1006), lost(1011), lost(1008), lost(None)])
-LIVES = st.builds(
-    Life,
-    opens_after_s=st.sampled_from([0.0, 0.1, 2.0]),
-    fails_to_open=st.one_of(
-        st.none(),
-        FAILURES,
-        st.just(ModelSetupRefused("no", code=1008, reason="not found", retryable=False)),
-    ),
-    lasts_s=st.sampled_from([0.0, 0.05, 1.0, 11.0]),
-    ends=st.one_of(FAILURES, st.just(lost(1007))),
-    handle=st.booleans(),
-)
-
-
-@settings(max_examples=40, deadline=None)
-@given(lives=st.lists(LIVES, max_size=6))
-def test_whatever_a_service_does_every_word_is_heard_in_order_or_counted(lives: list[Life]) -> None:
-    async def call() -> None:
-        service = UnreliableService(lives)
-        model = LastingModel(service)  # type: ignore[arg-type]
-        spoken = 0
-        failure: ModelError | None = None
-        news: list[SessionEvent] = []
-        try:
-            async with (
-                model.open_session(Agent(), Conversation()) as session,
-                trio.open_nursery() as nursery,
-            ):
-
-                async def listen() -> None:
-                    while True:
-                        news.append(await session.receive())
-
-                nursery.start_soon(listen)
-                for spoken in range(1, 751):  # 15 s
-                    await session.send_audio(spoken.to_bytes(2, "little") + b"\x00\x40" * 319)
-                    await trio.sleep(0.02)
-                await trio.sleep(60.0)
-                nursery.cancel_scope.cancel()
-        except* ModelError as group:
-            failure = group.exceptions[0]  # type: ignore[assignment]
-        if failure is not None:
-            return  # told to everybody, which is not the same as silence
-
-        heard = [
-            [
-                int.from_bytes(pcm[at : at + 2], "little")
-                for pcm in one
-                for at in range(0, len(pcm), 640)
-            ]
-            for one in service.heard
-        ]
-        for one in heard:
-            assert one == sorted(set(one))
-        missing = spoken - len(set().union(*heard))
-        counted_s = sum(event.lost_s for event in news if isinstance(event, Reconnected))
-        assert missing * 0.02 == pytest.approx(counted_s)
-        assert heard[-1][-1] == spoken
-
-    trio.run(call, clock=MockClock(autojump_threshold=0))

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.model.refusals import WORDS, Cure, Kind, classify
+from server.model.refusals import WORDS, classify
+from server.refusal import Cure, Kind
 
 
 def google(code: int, status: str, message: str, reason: str = "") -> str:

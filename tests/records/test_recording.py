@@ -26,6 +26,8 @@ from server.records.recording import Recorder, Recordings
 from tests.support.rig import calling
 from tests.support.serving import serving
 
+pytestmark = pytest.mark.sockets
+
 SECOND = 8_000
 QUIET = b"\xff"
 SID = "CA" + "0" * 32

@@ -25,6 +25,8 @@ from server.records.words import Cursor, RecordsUnavailable, StoredRequest
 from tests.support.databases import postgresql
 from tests.support.serving import serving
 
+pytestmark = pytest.mark.sockets
+
 DAY_S = 86_400.0
 BEGAN = 1_790_000_000.0
 

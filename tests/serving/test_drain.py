@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from functools import partial
 
+import pytest
 import trio
 
 from tests.support.processes import COMMANDS, stopped_in_mid_call
 from tests.support.serving import serving
+
+pytestmark = pytest.mark.sockets
 
 
 async def test_a_stopped_server_says_goodbye_and_hangs_up(tmp_path):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.soak import TROUBLES, soak
+
+pytestmark = pytest.mark.sockets
 
 
 async def test_calls_in_any_trouble_end_with_a_record_and_leave_nothing(tmp_path, fast_clock):

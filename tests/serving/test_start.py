@@ -21,6 +21,8 @@ from server.hooks.sockets import holder_of
 from server.serving.single import listen
 from tests.support.processes import COMMANDS, server_process
 
+pytestmark = pytest.mark.sockets
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
 

@@ -13,9 +13,9 @@ import pytest
 from server.__main__ import main
 from server.app import create_app
 from server.errors import ConfigurationError
-from server.numbers import own_number
 from server.records.database import check_database
 from server.settings.file import read_settings_file
+from server.settings.numbers import own_number
 from server.settings.settings import Settings
 
 SID = "AC" + "0123456789abcdef" * 2

@@ -9,6 +9,8 @@ from server.carrier import CallStatus
 from server.simulators.twilio import Faults
 from tests.support.serving import serving
 
+pytestmark = pytest.mark.sockets
+
 
 async def test_late_callbacks_do_not_hold_a_call_and_still_reach_its_record(fast_clock):
     async with serving(simulated_carrier="late-callbacks") as server:

@@ -38,6 +38,8 @@ from server.simulators.phone import (
 from server.simulators.twilio import TwilioSimulator
 from tests.support import streams
 
+pytestmark = pytest.mark.sockets
+
 ACCOUNT = "AC0123456789abcdef0123456789abcdef"
 TOKEN = "0123456789abcdef0123456789abcdef"
 NUMBER = "+15005550006"

@@ -39,6 +39,8 @@ from server.simulators.gemini import (
     read_client_message,
 )
 
+pytestmark = pytest.mark.sockets
+
 KEY = "a-key"
 PATH = "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
 HEADERS = {"x-goog-api-key": KEY}

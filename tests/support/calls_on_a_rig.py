@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry
 
 from server.agent.agent import Agent
 from server.call.call import Call
-from server.call.costs import Prices
 from server.call.options import CallOptions
+from server.call.report.costs import Prices
 from server.carrier import CallStatus, StatusUpdate
 from server.metrics import Metrics
 from server.model import (

@@ -22,8 +22,9 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
 )
+from server.carrier.twilio.stream import ABILITIES
 from server.errors import CarrierError, CarrierProtocolError, ModelError, StreamEnded
-from server.media.relay import Relay
+from server.media.words import SoundPath
 from server.model import Conversation, EventListener, SessionEvent, ToolResult, Way
 
 
@@ -33,6 +34,7 @@ class MemoryMedia:
     stream_sid = "MZ1"
 
     def __init__(self) -> None:
+        self.abilities = ABILITIES
         self._listener: Listener | None = None
         self._early: list[CarrierEvent | CarrierProtocolError] = []
         self._news = trio.Event()
@@ -89,7 +91,7 @@ class MemoryMedia:
             if isinstance(event, StreamStopped):
                 return None
 
-    def listen(self, on_events: Listener, relay: Relay) -> None:
+    def listen(self, on_events: Listener, relay: SoundPath) -> None:
         self._listener = on_events
         early, self._early = self._early, []
         if early:
@@ -155,7 +157,7 @@ class MemorySession:
     def is_ready(self) -> bool:
         return self._opened.is_set()
 
-    def join(self, relay: Relay) -> None:
+    def join(self, relay: SoundPath) -> None:
         pass
 
     def note_passed(self) -> None:

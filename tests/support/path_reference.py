@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from websockets.frames import Opcode
 
 import codec
-from codec.path import Gate, MediaPath
 from server.carrier import (
     CallerAudio,
     CarrierEvent,
@@ -21,11 +20,12 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
 )
-from server.carrier.twilio.messages import TwilioProtocol
-from server.dialogue.key_tones import MAX_PIECE_BYTES
+from server.carrier.twilio.messages import TwilioProtocol, audio_messages
+from server.dialogue.key_tones import in_pieces
 from server.model import AGENT_RATE_HZ, CALLER_RATE_HZ, AgentAudio, SessionEvent
 from server.model.gemini.messages import audio_message
 from server.model.gemini.protocol import GeminiProtocol
+from tests.support.path_messages import FOR_EVER, open_path
 from tests.support.websocket_oracle import read_frames
 
 CALLER_MESSAGE_BYTES = 800
@@ -55,9 +55,7 @@ class ReferencePath:
     def from_phone(self, text: str) -> None:
         event = self.twilio.receive_text(text, 0.0)
         if isinstance(event, CallerAudio):
-            for start in range(0, len(event.payload), CALLER_MESSAGE_BYTES):
-                piece = event.payload[start : start + CALLER_MESSAGE_BYTES]
-                self.out.to_model.append(audio_message(self.decoder.decode(piece)))
+            self.out.to_model += caller_messages(self.decoder, event.payload)
         elif event is not None:
             self.out.carrier_events.append(event)
             # So that the order of audio and everything else shows in the output.
@@ -66,10 +64,7 @@ class ReferencePath:
     def from_model(self, data: bytes) -> None:
         for event in self.gemini.receive(data, 0.0):
             if isinstance(event, AgentAudio):
-                payload = self.encoder.encode(event.pcm)
-                for start in range(0, len(payload), MAX_PIECE_BYTES):
-                    piece = payload[start : start + MAX_PIECE_BYTES]
-                    self.out.to_phone.append(self.twilio.send(SendAudio(piece)).encode())
+                self.out.to_phone += agent_messages(self.encoder, event.pcm, self.twilio)
             else:
                 self.out.session_events.append(event)
                 self.out.to_phone.append(self.twilio.send(SendMark("model event")).encode())
@@ -78,48 +73,84 @@ class ReferencePath:
 class DrivenPath:
     """The compiled path with Python around it, as a call has it: bytes in, frames out."""
 
-    def __init__(self, path: MediaPath | None = None) -> None:
-        self.path = path or MediaPath()
-        self.path.caller_gate = Gate.PASS
+    def __init__(self) -> None:
+        self.path = open_path()
+        self.path.stop()
         self.twilio = TwilioProtocol()
         self.gemini = GeminiProtocol()
         self.handed_up = 0
         self.out = Outputs()
+        self._counted = self.path.counts()
 
     def from_phone(self, data: bytes) -> None:
-        self.path.phone.receive(data)
-        while (message := self.path.next_from_phone()) is not None:
+        path = self.path
+        assert path.phone is not None
+        assert path.model is not None
+        path.phone.receive(data)
+        while (message := path.next_from_phone()) is not None:
             self.handed_up += 1
+            self.count()
             event = self.twilio.receive_text(message.decode(), 0.0)
+            last_chunk, timestamp_ms = self.twilio.position
+            path.resume(last_chunk=last_chunk, timestamp_ms=timestamp_ms)
             match event:
                 case None:
                     continue
-                case CallerAudio(payload, timestamp_ms):
-                    self.path.hear(payload, timestamp_ms=timestamp_ms)
+                case CallerAudio(payload):
+                    for text in caller_messages(path.decoder, payload):
+                        path.model.send_text(text)
                     continue
                 case StreamStarted(stream_sid):
-                    self.path.start(stream_sid)
+                    path.start(stream_sid, audio_messages(stream_sid))
                 case StreamStopped():
-                    self.path.stop()
+                    path.stop()
             self.out.carrier_events.append(event)
-            self.path.model.send_text(b"carrier event")
+            path.model.send_text(b"carrier event")
         self._collect()
 
     def from_model(self, data: bytes) -> None:
-        self.path.model.receive(data)
-        while (message := self.path.next_from_model()) is not None:
+        path = self.path
+        assert path.phone is not None
+        assert path.model is not None
+        path.model.receive(data)
+        while (message := path.next_from_model()) is not None:
             self.handed_up += 1
             for event in self.gemini.receive(message, 0.0):
                 if isinstance(event, AgentAudio):
-                    self.path.say(event.pcm)
+                    for text in agent_messages(path.encoder, event.pcm, self.twilio):
+                        path.phone.send_text(text)
                 else:
                     self.out.session_events.append(event)
-                    self.path.mark("model event")
+                    path.phone.send_text(self.twilio.send(SendMark("model event")).encode())
+            path.follow(limit_bytes=FOR_EVER)
         self._collect()
 
+    def count(self) -> None:
+        """Add what the path has counted to what the protocol has."""
+        before, self._counted = self._counted, self.path.counts()
+        self.twilio.count_elsewhere(
+            *(now - then for now, then in zip(self._counted, before, strict=True)),
+            position=(self.path.last_chunk, self.path.timestamp_ms),
+        )
+
     def _collect(self) -> None:
+        assert self.path.phone is not None
+        assert self.path.model is not None
         self.out.to_model += texts(self.path.model.take_output(), masked=True)
         self.out.to_phone += texts(self.path.phone.take_output(), masked=False)
+
+
+def caller_messages(decoder: codec.MulawDecoder, payload: bytes) -> list[bytes]:
+    """The messages that tell the model what the caller said."""
+    starts = range(0, len(payload), CALLER_MESSAGE_BYTES)
+    pieces = [payload[start : start + CALLER_MESSAGE_BYTES] for start in starts]
+    return [audio_message(decoder.decode(piece)) for piece in pieces]
+
+
+def agent_messages(encoder: codec.MulawEncoder, pcm: bytes, twilio: TwilioProtocol) -> list[bytes]:
+    """The messages that have the phone play what the agent said."""
+    payload = encoder.encode(pcm)
+    return [twilio.send(SendAudio(piece)).encode() for piece in in_pieces(payload)]
 
 
 def texts(data: bytes, *, masked: bool) -> list[bytes]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.dialogue.turns import (
-    Decision,
-    Patience,
-    Turns,
-)
+from server.dialogue.remedies import Decision, Patience
+from server.dialogue.turns import Turns
 
 PATIENCE = Patience(
     reply_timeout_s=6.0,

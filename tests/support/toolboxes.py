@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import pytest
 import trio
-import trio.testing
 from prometheus_client import CollectorRegistry
 
 from server.agent.tool import Tool, tool
@@ -65,8 +63,7 @@ class Bench:
         self._ids = 0
         self._news = trio.Event()
 
-    async def answer(self, results: tuple[ToolResult, ...]) -> None:
-        await trio.lowlevel.checkpoint()
+    def answer(self, results: tuple[ToolResult, ...]) -> None:
         self.answers.append((trio.current_time(), results))
         self._news.set()
 
@@ -93,17 +90,6 @@ class Bench:
     def count(self, name: str, outcome: str) -> float:
         labels = {"tool": name, "outcome": outcome}
         return self.metrics.registry.get_sample_value("offhook_tool_calls_total", labels) or 0
-
-
-@pytest.fixture
-async def bench(nursery):
-    def make(*tools: Tool, timeout_s: float = 10.0) -> Bench:
-        bench = Bench(list(tools), timeout_s)
-        nursery.start_soon(bench.box.run, bench.answer)
-        return bench
-
-    yield make
-    nursery.cancel_scope.cancel()
 
 
 @tool

@@ -16,7 +16,7 @@ from server.errors import CallRefused, ModelError
 from server.metrics import Metrics
 from server.model import AgentAudio
 from server.model.gemini.faults import account_refused
-from server.model.refusals import Kind
+from server.refusal import Kind
 from server.switchboard.account_pause import LONGEST_PAUSE_S, AccountPause
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls

@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from server.errors import CallRefused
 from server.metrics import Metrics
-from server.model.refusals import Kind
+from server.refusal import Kind
 from server.switchboard.admission import Admission, DialQueue, LagMeter, Limits
 
 

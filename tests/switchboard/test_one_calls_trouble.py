@@ -30,6 +30,8 @@ from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 from tests.support.serving import CALL_SID, serving
 from tests.support.switchboards import make_calls, started
 
+pytestmark = pytest.mark.sockets
+
 ENDLESS = 10**400 - 1
 NUMBER = "+15005550006"
 

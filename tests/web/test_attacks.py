@@ -19,7 +19,7 @@ from websockets.trio.client import connect
 from benchmarks.load.attacker import MALFORMED
 from benchmarks.load.doors import IGNORED, PINGS
 from benchmarks.load.stranger import CONNECTED, UPGRADE, frame
-from server import sockets
+from server.hooks import sockets
 from server.serving import single as serving_module
 from tests.support.raw_connections import connection
 from tests.support.serving import (
@@ -32,6 +32,8 @@ from tests.support.serving import (
     serving,
     start_message,
 )
+
+pytestmark = pytest.mark.sockets
 
 both_media_paths = pytest.mark.parametrize("media_path", ["fast", "ordinary"])
 

@@ -10,6 +10,8 @@ from server.web.api import MAX_GREETING_CHARS, MAX_PROMPT_CHARS, e164
 from server.web.http_request import LONGEST_BODIES, read_json
 from tests.support.serving import serving
 
+pytestmark = pytest.mark.sockets
+
 CALL = {"destination_number": "+15005550104", "prompt": "Habla español 你好 😀"}
 JSON = {"Content-Type": "application/json"}
 ENCODINGS = (

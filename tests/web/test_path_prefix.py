@@ -13,6 +13,8 @@ from server.settings.settings import Settings
 from server.web.path_prefix import prefix_of, without_prefix
 from tests.support.serving import serving
 
+pytestmark = pytest.mark.sockets
+
 PREFIX = "/voice/phone%20line"
 WITH = PREFIX
 WITHOUT = ""

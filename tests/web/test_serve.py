@@ -19,6 +19,8 @@ from tests.support.serving import (
     start_message,
 )
 
+pytestmark = pytest.mark.sockets
+
 TOKEN = "the-account-token"
 
 

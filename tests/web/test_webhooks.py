@@ -23,6 +23,8 @@ from tests.support.serving import (
     start_message,
 )
 
+pytestmark = pytest.mark.sockets
+
 PUBLIC_URL = "https://phone.example"
 OTHER_SID = "CA" + "2" * 32
 RINGING = {

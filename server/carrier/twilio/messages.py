@@ -10,6 +10,7 @@ import msgspec
 import structlog
 from msgspec import Meta, Struct
 
+from codec.shapes import AudioMessages, Maybe, Part, Shape
 from server.carrier import (
     CallerAudio,
     CarrierCommand,
@@ -120,6 +121,21 @@ _decode_kind = msgspec.json.Decoder(_AnyKind).decode
 UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
+_CALLER_AUDIO = Shape(
+    {
+        "event": "media",
+        "streamSid": Part.STREAM,
+        "media": {
+            "track": Maybe("inbound"),
+            "chunk": Maybe(Part.CHUNK_NUMBER),
+            "timestamp": Part.TIMESTAMP_MS,
+            "payload": Part.AUDIO,
+        },
+    },
+    ignores_others=True,
+)
+
+
 class StreamState(Enum):
     """Where a media stream stands in its life."""
 
@@ -164,7 +180,7 @@ class TwilioProtocol:
         self._messages_before_start = self._chars_before_start = 0
         self._last_chunk = 0
         self._next_timestamp_ms: int | None = None
-        self._media_head = ""
+        self._media_head = self._media_tail = ""
         self._mark_head = ""
         self._clear_text = ""
 
@@ -240,7 +256,8 @@ class TwilioProtocol:
             raise ValueError("nothing can be sent before the stream has started")
         match command:
             case SendAudio(payload):
-                return f'{self._media_head}{base64.b64encode(payload).decode("ascii")}"}}}}'
+                audio = base64.b64encode(payload).decode("ascii")
+                return f"{self._media_head}{audio}{self._media_tail}"
             case SendMark(name):
                 return f"{self._mark_head}{_json_string(name)}}}}}"
             case Clear():
@@ -289,7 +306,8 @@ class TwilioProtocol:
         check_call_sid(message.start.call_sid, "start message")
         self.stream_sid = message.stream_sid
         sid = _json_string(message.stream_sid)
-        self._media_head = f'{{"event":"media","streamSid":{sid},"media":{{"payload":"'
+        audio = audio_messages(message.stream_sid)
+        self._media_head, self._media_tail = audio.head.decode(), audio.tail.decode()
         self._mark_head = f'{{"event":"mark","streamSid":{sid},"mark":{{"name":'
         self._clear_text = f'{{"event":"clear","streamSid":{sid}}}'
 
@@ -339,6 +357,13 @@ class TwilioProtocol:
                 f"{self.counts.malformed} malformed messages, the last one {cause}",
                 stream_sid=self.stream_sid or None,
             )
+
+
+def audio_messages(stream_sid: str) -> AudioMessages:
+    """How Twilio's audio comes and goes on this stream, for the media path."""
+    sid = _json_string(stream_sid)
+    head = f'{{"event":"media","streamSid":{sid},"media":{{"payload":"'
+    return AudioMessages(_CALLER_AUDIO, head.encode(), b'"}}')
 
 
 def _json_string(text: str) -> str:

@@ -10,28 +10,34 @@ from server.carrier import (
     CarrierCommand,
     CarrierEvent,
     Listener,
+    StreamAbilities,
     StreamCounts,
     StreamStarted,
     StreamStopped,
 )
 from server.carrier.transport import Transport
-from server.carrier.twilio.messages import TwilioProtocol
+from server.carrier.twilio.messages import TwilioProtocol, audio_messages
 from server.errors import (
     CarrierProtocolError,
     StreamEnded,
 )
-from server.media.relay import Relay
+from server.media.words import SoundPath
 
+ABILITIES = StreamAbilities(buffer_s=600.0, sends_silence=True)
+"""Ten minutes: beyond them Twilio drops audio with warning 31931. Frames come as long as the stream
+lasts, whoever speaks."""
 _MAX_CLOSE_REASON_BYTES = 123  # RFC 6455, 5.5: a control frame carries 125, two are the code.
 
 
 class TwilioMediaStream:
     """A :class:`server.carrier.MediaStream` over one WebSocket that Twilio opened."""
 
+    abilities = ABILITIES
+
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._protocol = TwilioProtocol()
-        self._relay: Relay | None = None
+        self._relay: SoundPath | None = None
         self._counted = (0, 0, 0, 0)
         self._over = False
 
@@ -71,7 +77,7 @@ class TwilioMediaStream:
         """
         self._transport.send(self._protocol.send(command))
 
-    def listen(self, on_events: Listener, relay: Relay) -> None:
+    def listen(self, on_events: Listener, relay: SoundPath) -> None:
         """See :meth:`server.carrier.MediaStream.listen`."""
 
         def on_messages(messages: Sequence[str | bytes], ended: bool) -> None:
@@ -91,7 +97,7 @@ class TwilioMediaStream:
         self._transport.listen(on_messages)
         if not self._over and self._transport.join(relay):
             self._relay = relay
-            relay.path.start(self.stream_sid)
+            relay.path.start(self.stream_sid, audio_messages(self.stream_sid))
             self._counted = relay.path.counts()
             self._hand_over()
 

@@ -14,8 +14,7 @@ import trio
 
 from server.errors import ModelError
 from server.media.dial import WireSocket
-from server.media.plane import Messages
-from server.media.relay import Relay
+from server.media.words import Messages, SoundPath
 from server.model import (
     PastTurn,
     SessionEvent,
@@ -24,6 +23,7 @@ from server.model import (
 from server.model.gemini.dialects import Dialect
 from server.model.gemini.faults import Faults
 from server.model.gemini.messages import (
+    AUDIO_MESSAGES,
     audio_message,
     client_content_message,
     text_message,
@@ -121,16 +121,19 @@ class GeminiConnection:
         assert isinstance(socket, WireSocket)
 
         def on_messages(messages: Messages, ended: bool) -> None:
+            failure: ModelError | None = None
             try:
                 for data, _ in messages:
                     events.extend(self._read(data))
-                while events:  # the rest of a message's events are to be seen by is_drained
-                    on_event(events.popleft())
                 if ended:
                     with self._faults.translated_closing():
                         raise socket.closing()
             except ModelError as error:
-                on_event(error)
+                failure = error
+            while events:  # the rest of a message's events are to be seen by is_drained
+                on_event(events.popleft())
+            if failure is not None:
+                on_event(failure)
 
         on_messages([], False)
         socket.wire.listen(on_messages)
@@ -153,14 +156,14 @@ class GeminiConnection:
             error = self._faults.told_error(told, during_setup=not self._protocol.ready)
             raise error from None
 
-    def join(self, relay: Relay) -> bool:
+    def join(self, relay: SoundPath) -> bool:
         """Let the relay's path use the socket; False if that cannot be."""
         if not isinstance(self._socket, WireSocket):
             return False
-        relay.join_model(self._socket.wire)
+        relay.join_model(self._socket.wire, AUDIO_MESSAGES)
         return True
 
-    def leave(self, relay: Relay) -> None:
+    def leave(self, relay: SoundPath) -> None:
         """Take the socket off the relay: another connection will take its place."""
         if isinstance(self._socket, WireSocket):
             relay.leave_model(self._socket.wire)

@@ -7,14 +7,13 @@ come with or without the parts by modality.
 
 from __future__ import annotations
 
-from server.model import Usage
+from server.model import UNSPECIFIED, Usage
 from server.model.gemini.fields import Fields
 
 MAX_TOKENS = 10_000_000
 """Of one turn, in one direction: eighty times the largest context there is. More is no count."""
 MAX_DETAILS = 32
 """Modalities told apart in one message; there are five."""
-UNSPECIFIED = "MODALITY_UNSPECIFIED"
 MODALITIES = frozenset({"TEXT", "AUDIO", "IMAGE", "VIDEO", "DOCUMENT"})
 """Those there are; others would be names of the model's choosing."""
 

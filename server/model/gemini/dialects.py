@@ -20,7 +20,6 @@ class Dialect:
     """Every model whose name starts with this speaks the dialect."""
     text_by: Literal["realtimeInput", "clientContent"]
     """The message that carries text, which is also what makes the model speak first."""
-    ends_audio_by: Literal["audioStreamEnd", "silence"]
     takes_notes: bool = False
     """Whether ``clientContent`` without ``turnComplete`` adds to the conversation in mid-call."""
     thinking_fields: frozenset[str] = frozenset()
@@ -43,7 +42,6 @@ DIALECTS = (
     Dialect(
         name="gemini-3.8-live",
         text_by="realtimeInput",
-        ends_audio_by="silence",
         takes_notes=True,
         tool_behaviors=frozenset({"BLOCKING", "NON_BLOCKING"}),
         # Non-blocking is this model's default, and its results are spoken unreliably.
@@ -53,7 +51,6 @@ DIALECTS = (
     Dialect(
         name="gemini-3.8-live-extended-thinking",
         text_by="realtimeInput",
-        ends_audio_by="silence",
         takes_notes=True,
         thinking_fields=frozenset({"thinkingLevel", "includeThoughts"}),
         thinking_levels=frozenset({"LOW", "MEDIUM", "HIGH"}),
@@ -64,7 +61,6 @@ DIALECTS = (
     Dialect(
         name="gemini-3.1-flash-live",
         text_by="realtimeInput",
-        ends_audio_by="audioStreamEnd",
         # Its documents disagree about clientContent in mid-call: no notes.
         thinking_fields=frozenset({"thinkingLevel", "includeThoughts"}),
         # No default: an explicit level often gives empty generations on this model.
@@ -73,7 +69,6 @@ DIALECTS = (
     Dialect(
         name="gemini-2.5-flash-native-audio",
         text_by="clientContent",
-        ends_audio_by="audioStreamEnd",
         takes_notes=True,
         thinking_fields=frozenset({"thinkingBudget", "includeThoughts"}),
         default_thinking={"thinkingBudget": 0},

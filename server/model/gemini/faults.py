@@ -13,7 +13,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model.gemini.protocol import ToldError
 from server.model.gemini.service_words import known_words
-from server.model.refusals import Cure, Kind, classify
+from server.model.refusals import classify
+from server.refusal import Cure, Kind
 
 _NO_KEY = "[the API key]"
 _MIN_PART_OF_KEY = 8

@@ -1,4 +1,4 @@
-"""What Gemini Live is sent after the set-up."""
+"""What Gemini Live is sent after the set-up, and how its audio comes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,40 @@ from collections.abc import Sequence
 
 import msgspec
 
-from server.model import (
-    CALLER_RATE_HZ,
-    ToolResult,
-)
+from codec.shapes import AudioMessages, Maybe, Part, Shape
+from server.model import AGENT_RATE_HZ, CALLER_RATE_HZ, ToolResult
 from server.model.gemini.dialects import Dialect
-from server.model.gemini.setup import END_SILENCE_S
 
-_AUDIO_HEAD = b'{"realtimeInput":{"audio":{"mimeType":"audio/pcm;rate=%d","data":"' % CALLER_RATE_HZ
-_AUDIO_TAIL = b'"}}}'
+AUDIO_MESSAGES = AudioMessages(
+    received=Shape(
+        {
+            "serverContent": {
+                "modelTurn": {
+                    "parts": [
+                        {
+                            "inlineData": {
+                                # The model has one rate; when it does not say which, it is that.
+                                "mimeType": (f"audio/pcm;rate={AGENT_RATE_HZ}", "audio/pcm"),
+                                "data": Part.AUDIO,
+                            }
+                        }
+                    ],
+                    "role": Maybe(Part.TEXT),
+                }
+            }
+        },
+        ignores_others=False,
+    ),
+    head=b'{"realtimeInput":{"audio":{"mimeType":"audio/pcm;rate=%d","data":"' % CALLER_RATE_HZ,
+    tail=b'"}}}',
+)
+"""Messages that are audio and nothing else, for the media path."""
 
 
 def audio_message(pcm: bytes) -> bytes:
     """Write caller audio: signed 16-bit little-endian mono at 16 kHz."""
-    return _AUDIO_HEAD + binascii.b2a_base64(pcm, newline=False) + _AUDIO_TAIL
+    audio = binascii.b2a_base64(pcm, newline=False)
+    return AUDIO_MESSAGES.head + audio + AUDIO_MESSAGES.tail
 
 
 def text_message(dialect: Dialect, text: str) -> bytes:
@@ -50,10 +70,3 @@ def tool_results_message(results: Sequence[ToolResult]) -> bytes:
         {"id": result.id, "name": result.name, "response": result.response} for result in results
     ]
     return msgspec.json.encode({"toolResponse": {"functionResponses": responses}})
-
-
-def end_of_audio_message(dialect: Dialect) -> bytes:
-    """Write that no caller audio follows for now, so that the model answers what it has heard."""
-    if dialect.ends_audio_by == "audioStreamEnd":
-        return b'{"realtimeInput":{"audioStreamEnd":true}}'
-    return audio_message(bytes(2 * int(END_SILENCE_S * CALLER_RATE_HZ)))

@@ -21,7 +21,7 @@ from websockets.trio.client import connect as websocket_connect
 from server.agent.agent import Agent
 from server.errors import ConfigurationError
 from server.media.dial import open_wire
-from server.media.plane import Plane
+from server.media.words import Plane
 from server.model import (
     Conversation,
     PastTurn,

@@ -14,8 +14,6 @@ from server.model import (
 )
 from server.model.gemini.dialects import Dialect, dialect_of
 
-END_SILENCE_S = 0.6
-"""Silence that ends the caller's turn where ``audioStreamEnd`` does not (3.8, as measured)."""
 MAX_HISTORY_CHARACTERS = 16_000
 """What a fresh session is told of the conversation so far: about 4,000 tokens of text, half of
 what the service keeps when it compresses the context."""

@@ -8,6 +8,7 @@ from itertools import islice
 
 import msgspec
 
+from server.dialogue.turns import CONNECTION_LOST
 from server.model import (
     AgentAudio,
     AgentTranscript,
@@ -20,8 +21,6 @@ from server.model import (
     Working,
 )
 
-CONNECTION_LOST = "CONNECTION_LOST"
-"""Reason of a :class:`TurnComplete` that the service did not send."""
 MAX_CALLS_KEPT = 64
 """Tool calls that are remembered after their answers, to tell a new connection of them in words."""
 

@@ -10,8 +10,9 @@ from server.model import (
     Conversation,
     EventListener,
 )
+from server.model.lasting.connection import Service
 from server.model.lasting.plan import ConnectionPlan
-from server.model.lasting.session import LastingSession, Service
+from server.model.lasting.session import LastingSession
 
 REFUSAL_TOLD_EVERY_S = 600.0
 

@@ -12,7 +12,8 @@ from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
     Way,
 )
-from server.model.refusals import Kind
+from server.pace import doubled_s
+from server.refusal import Kind
 
 GO_AWAY_MARGIN_S = 10.0
 """A rotation waits for a silence until this long before the service closes, and no longer."""
@@ -282,8 +283,7 @@ class ConnectionPlan:
         """The first attempt is made at once; later ones wait longer and longer."""
         if self._attempts == 0:
             return 0.0
-        delay_s: float = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** (self._attempts - 1))
-        return delay_s * (0.5 + self._jitter())
+        return doubled_s(FIRST_DELAY_S, MAX_DELAY_S, self._attempts - 1) * (0.5 + self._jitter())
 
     def _move(self, what: str) -> None:
         self.state = TRANSITIONS[self.state][what]

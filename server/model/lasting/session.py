@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Protocol
 
 import structlog
 import trio
@@ -15,7 +14,7 @@ from codec import MulawDecoder
 from server.agent.agent import Agent
 from server.errors import ModelError
 from server.logs import Sparing
-from server.media.relay import Relay
+from server.media.words import SoundPath
 from server.model import (
     CALLER_RATE_HZ,
     AgentAudio,
@@ -34,6 +33,7 @@ from server.model import (
     TurnComplete,
     Way,
 )
+from server.model.lasting.connection import Connection, Service
 from server.model.lasting.heard import AgentSide, ToolCallsMade
 from server.model.lasting.plan import Attempt, ConnectionPlan, State
 from server.model.lasting.unanswered import (
@@ -57,92 +57,6 @@ CUT_OFF_TEXT = (
 )
 STALL_S = 5.0
 """A message that cannot be sent for this long was sent into a dead connection."""
-
-
-class Connection(Protocol):
-    """A conversation for as long as one socket lasts.
-
-    On a wire it pushes and sends without waiting; on any other socket one task receives and one
-    task sends.
-    """
-
-    @property
-    def is_wire(self) -> bool:
-        """Whether its socket is on the media plane."""
-        ...
-
-    async def receive(self) -> SessionEvent:
-        """Wait for the next event.
-
-        Raises:
-            ModelError: The service closed or lost the connection.
-        """
-        ...
-
-    def listen(self, on_event: Callable[[SessionEvent | ModelError], None]) -> None:
-        """Call back with events the moment they have come; an error is the last of them."""
-        ...
-
-    def join(self, relay: Relay) -> bool:
-        """Let the relay's path use the socket; False if that cannot be."""
-        ...
-
-    def leave(self, relay: Relay) -> None:
-        """Take the socket off the relay."""
-        ...
-
-    @property
-    def is_drained(self) -> bool:
-        """Whether all that has come has been told."""
-        ...
-
-    def audio_message(self, pcm: bytes) -> bytes:
-        """The message for up to 100 ms of caller audio."""
-        ...
-
-    def text_message(self, text: str) -> bytes:
-        """The message for something that the caller's side says."""
-        ...
-
-    def note_message(self, text: str) -> bytes | None:
-        """The message for something that the model is not to answer; None if there is none."""
-        ...
-
-    def tool_results_message(self, results: tuple[ToolResult, ...]) -> bytes:
-        """The message for answers to tool calls."""
-        ...
-
-    async def send(self, message: bytes) -> None:
-        """Send a message.
-
-        Raises:
-            ModelError: The connection is closed.
-        """
-        ...
-
-    def send_nowait(self, message: bytes) -> None:
-        """Send a message over a wire; raises as :meth:`send` does."""
-        ...
-
-
-class Service(Protocol):
-    """Opens connections: :class:`server.model.gemini.model.GeminiModel`."""
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        ...
-
-    def open_connection(
-        self,
-        agent: Agent,
-        conversation: Conversation,
-        *,
-        handle: str | None = None,
-        first_turn: int = 1,
-    ) -> AbstractAsyncContextManager[Connection]:
-        """Connect and set the agent up; with a handle, go on with the session it stands for."""
-        ...
 
 
 class LastingSession:
@@ -169,7 +83,7 @@ class LastingSession:
         self._tell = on_event
         self._plan = plan
         self._connection: Connection | None = None
-        self._relay: Relay | None = None
+        self._relay: SoundPath | None = None
         self._joined: Connection | None = None  # whose socket the relay's path uses
         self._changed = trio.Event()
 
@@ -178,7 +92,7 @@ class LastingSession:
         self._lost_bytes_told = 0
         self._wanted = trio.Event()  # there is something to write, if a task has to do that
         self._note_waiting = ""  # for that task
-        self._sending_since: float | None = None
+        self._is_sending = False  # that task is at it
 
         self._agent_side = AgentSide()
         self._words_reported = False  # of what the agent has not answered yet
@@ -245,33 +159,32 @@ class LastingSession:
             if connection.is_wire:
                 connection.listen(partial(self._take, connection))
                 self._flush()
-                await self._stay(connection)
+                await self._stay()
             else:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read, connection)
                     nursery.start_soon(self._write, connection)
-                    await self._stay(connection)
+                    await self._stay()
                     nursery.cancel_scope.cancel()
         finally:
             self._connection = None
             self._let_pass()
-            self._sending_since = None
+            self._is_sending = False
             self._note_waiting = ""
         if (ended := self._agent_side.connection_lost()) is not None:
             self._tell(ended)
 
-    async def _stay(self, connection: Connection) -> None:
+    async def _stay(self) -> None:
+        """Wait until the plan says that the connection is to be left."""
         plan = self._plan
         while True:
             changed = self._changed
             now = trio.current_time()
-            if self._sending_since is not None and now >= self._sending_since + STALL_S:
-                self._lost(connection, _stalled())
             plan.tick(now, self._is_quiet)
             if not plan.is_open:
                 self._let_pass()
                 return
-            with trio.move_on_at(min(plan.wakes_at(now), now + STALL_S)):
+            with trio.move_on_at(plan.wakes_at(now)):
                 await changed.wait()
 
     def _tell_reconnected(
@@ -338,7 +251,7 @@ class LastingSession:
 
     # The media path, which sends caller audio itself while nothing stands in its way.
 
-    def join(self, relay: Relay) -> None:
+    def join(self, relay: SoundPath) -> None:
         """Let the relay's path use every connection in its turn."""
         self._relay = relay
         relay.path.keep_sent = True
@@ -370,7 +283,7 @@ class LastingSession:
         return self._joined is not None and self._joined.is_drained
 
     def _is_quiet(self) -> bool:
-        """Whether nobody would notice if the connection were changed now."""
+        """True if the connection can be changed now without anybody's noticing."""
         self.note_passed()
         if (
             self._agent_side.is_busy
@@ -486,9 +399,8 @@ class LastingSession:
         if connection is None or not self._plan.is_open:
             return False
         if not connection.is_wire:
-            is_idle = self._sending_since is None
             self._wanted.set()
-            return is_idle
+            return not self._is_sending
         try:
             while (content := self._input.take()) is not None:
                 for message in self._messages(connection, content):
@@ -507,14 +419,14 @@ class LastingSession:
                 # The event is made before looking, so that what comes meanwhile is seen.
                 wanted = self._wanted = trio.Event()
                 note, self._note_waiting = self._note_waiting, ""
+                self._is_sending = True
                 if note and (message := connection.note_message(note)) is not None:
-                    await connection.send(message)
+                    await _send(connection, message)
                 while (content := self._input.take()) is not None:
-                    self._sending_since = trio.current_time()
                     for message in self._messages(connection, content):
-                        await connection.send(message)
+                        await _send(connection, message)
                     self._input.taken_is_sent()
-                self._sending_since = None
+                self._is_sending = False
                 await wanted.wait()
         except ModelError as error:
             self._lost(connection, error)
@@ -552,6 +464,14 @@ def _late() -> ModelError:
     return ModelError("no connection in time", code=None, reason="too late", retryable=True)
 
 
-def _stalled() -> ModelError:
+async def _send(connection: Connection, message: bytes) -> None:
+    """Send a message over a connection that is no wire.
+
+    Raises:
+        ModelError: The connection is closed, or nobody reads at its other end.
+    """
+    with trio.move_on_after(STALL_S):
+        await connection.send(message)
+        return
     reason = f"nothing can be sent for {STALL_S:g} s"
-    return ModelError(f"the connection is dead: {reason}", code=None, reason=reason, retryable=True)
+    raise ModelError(f"the connection is dead: {reason}", code=None, reason=reason, retryable=True)

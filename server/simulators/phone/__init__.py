@@ -5,13 +5,12 @@ Twilio connects it, over memory in a test on the mock clock. The person is a gen
 frames, so that a script reads like a script and costs nothing while it runs.
 """
 
+from codec.line import BYTES_PER_S, FRAME_BYTES
 from server.simulators.phone.acting import act
 from server.simulators.phone.earpiece import BUFFER_BYTES, Earpiece
 from server.simulators.phone.phone import SimulatedPhone, StreamEnd, new_sid
 from server.simulators.phone.scripts import GARBAGE, PHONE_SCRIPTS, find_script
 from server.simulators.phone.sound import (
-    BYTES_PER_S,
-    FRAME_BYTES,
     SILENCE,
     is_loud,
     load_speech,

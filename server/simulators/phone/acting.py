@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from server.simulators.phone.sound import FRAME_BYTES, SILENCE, frames, is_loud, load_speech, tone
+from codec.line import FRAME_BYTES
+from server.simulators.phone.sound import SILENCE, frames, is_loud, load_speech, tone
 from server.simulators.phone.steps import (
     Beep,
     Drop,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from server.simulators.phone.sound import BYTES_PER_S, FRAME_BYTES, SILENCE
+from codec.line import BYTES_PER_S, FRAME_BYTES
+from server.simulators.phone.sound import SILENCE
 
 BUFFER_BYTES = 600 * BYTES_PER_S
 """What Twilio holds for playing before it throws audio away: ten minutes (warning 31931)."""

@@ -16,6 +16,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
+from codec.line import BYTES_PER_S, FRAME_S
 from server.errors import StreamEnded
 from server.simulators.phone.acting import (
     Beeped,
@@ -27,7 +28,7 @@ from server.simulators.phone.acting import (
     act,
 )
 from server.simulators.phone.earpiece import Earpiece
-from server.simulators.phone.sound import BYTES_PER_S, FRAME_S, SILENCE, is_loud, mix
+from server.simulators.phone.sound import SILENCE, is_loud, mix
 from server.simulators.phone.steps import Drop, FallSilent, Forever, HangUp, PhoneScript, Wait
 from server.simulators.phone.transport import PhoneTransport
 

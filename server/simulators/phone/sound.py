@@ -7,13 +7,12 @@ from array import array
 from functools import cache
 from importlib import resources
 
-from codec import decode_mulaw, encode_mulaw
+from codec import decode_mulaw, encode_mulaw, line
+from codec.line import BYTES_PER_S, FRAME_BYTES, FRAME_S
 from server.media.wav import data_of, stereo_head, stereo_of_mulaw
 
-FRAME_BYTES = 160
-FRAME_S = 0.02
-BYTES_PER_S = 8000
-SILENCE = b"\xff" * FRAME_BYTES  # Mu-law's positive zero.
+SILENCE = line.SILENCE * FRAME_BYTES
+"""A frame of it."""
 
 _LINEAR = array("h", decode_mulaw(bytes(range(256))))
 _LOUD_SAMPLE = 500  # About -36 dBFS: over a line's noise, under the quietest vowel.
@@ -64,5 +63,5 @@ def two_channel_wav(left: bytes, right: bytes) -> bytes:
         A WAV file's content: 8 kHz, 16-bit, two channels.
     """
     length = max(len(left), len(right))
-    sides = (side.ljust(length, SILENCE[:1]) for side in (left, right))
+    sides = (side.ljust(length, line.SILENCE) for side in (left, right))
     return stereo_head(length, BYTES_PER_S) + stereo_of_mulaw(*sides)

@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 import phonenumbers
 
-from server.model import Usage
-from server.model.gemini.counts import UNSPECIFIED
+from server.model import UNSPECIFIED, Usage
 
 TOKENS_PER_S = 25
 """Of audio, in and out ("Live API: token counts")."""

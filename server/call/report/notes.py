@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 import trio
 
-from server.call.costs import CostMeter
+from server.call.report.costs import CostMeter
 from server.dialogue.replies import Replies, Reply
 from server.dialogue.timings import Timings
 from server.dialogue.transcript import Transcript

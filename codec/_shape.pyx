@@ -1,0 +1,245 @@
+"""The shape of an audio message as data, and the walk that reads messages of it, in C.
+
+A shape is written as the message looks, with a :class:`Part` where something is to be taken out::
+
+    Shape({"event": "media", "media": {"payload": Part.AUDIO}}, ignores_others=True)
+
+Members may come in any order; the walk is quickest when they come as they are written here.
+"""
+
+import enum
+from collections.abc import Mapping
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.stddef cimport size_t
+from libc.stdint cimport uint32_t
+from libc.string cimport memcmp
+
+from codec._json cimport (
+    Walk,
+    base64_string,
+    enter,
+    expect,
+    finished,
+    next_member,
+    plain_string,
+    skip_plain,
+    walk_over,
+    whole_number,
+)
+from codec._websocket cimport Span
+
+cdef enum:
+    PART_AUDIO = 0
+    PART_STREAM = 1
+    PART_TIMESTAMP_MS = 2
+    PART_CHUNK_NUMBER = 3
+    PART_TEXT = 4
+    IS_OBJECT = 5
+    IS_LIST = 6
+    IS_WORDS = 7
+
+cdef enum:
+    MAX_FIELDS = 32  # a bit for each
+    MAX_DEPTH = 8  # the walk goes into itself
+
+
+class Part(enum.IntEnum):
+    """What stands at a place of a message, where that is not always the same."""
+
+    AUDIO = PART_AUDIO
+    """The audio, in base64."""
+    STREAM = PART_STREAM
+    """The stream's name; a message of another stream is not of this shape."""
+    TIMESTAMP_MS = PART_TIMESTAMP_MS
+    """The sender's clock at the first sample: a whole number, bare or in quotes."""
+    CHUNK_NUMBER = PART_CHUNK_NUMBER
+    """Which chunk of the stream it is, counted from 1; written as the timestamp is."""
+    TEXT = PART_TEXT
+    """Any text, which is not looked at."""
+
+
+cdef class Maybe:
+    """A member that need not be there; if it is, it has this value.
+
+    Args:
+        value: A pattern, as :class:`Shape` takes it.
+    """
+
+    cdef readonly object value
+
+    def __init__(self, value):
+        self.value = value
+
+
+cdef class Shape:
+    """How messages look that are plainly audio and nothing else.
+
+    Args:
+        message: An object's members, each with the pattern of its value. A pattern is a
+            :class:`Part`; a string, for just that text; several strings in a tuple, for one of
+            them; another object's members; a list of one pattern, for a list with one item; or a
+            :class:`Maybe` of these.
+        ignores_others: True if objects may have other members, as long as these are text without
+            escapes or whole numbers; False if a message with one of them is not of this shape.
+
+    Raises:
+        TypeError: There is something else in it.
+        ValueError: The audio is nowhere or in two places, or it is larger than any message.
+    """
+
+    def __init__(self, message, *, bint ignores_others):
+        if self._names is not None:
+            raise TypeError("a shape is made once")
+        self._names = []
+        self._ignores_others = ignores_others
+        if not isinstance(message, Mapping):
+            raise TypeError("a message is an object")
+        parts = list(parts_of(message))
+        if parts.count(Part.AUDIO) != 1:
+            raise ValueError("the audio has to be in one place")
+        self._describe(&self._message, message, 0)
+
+    def __dealloc__(self):
+        free_nodes(self._message.inner)
+
+    cdef int _describe(self, Field* field, object pattern, int depth) except -1:
+        cdef int index = 0
+        if depth > MAX_DEPTH:
+            raise ValueError("too deep for a shape")
+        if isinstance(pattern, Part):
+            field.kind = pattern
+            return 0
+        if isinstance(pattern, str):
+            pattern = (pattern,)
+        if not isinstance(pattern, (Mapping, tuple, list)):
+            raise TypeError(f"{pattern!r} is no pattern")
+        if not 0 < len(pattern) <= MAX_FIELDS or (isinstance(pattern, list) and len(pattern) > 1):
+            raise ValueError(f"{len(pattern)} are too few or too many for a shape")
+        field.inner = new_node(len(pattern))
+        if isinstance(pattern, list):
+            field.kind = IS_LIST
+            return self._describe(&field.inner.fields[0], pattern[0], depth + 1)
+        field.kind = IS_WORDS if isinstance(pattern, tuple) else IS_OBJECT
+        for index, name in enumerate(pattern):
+            self._name(&field.inner.fields[index], name)
+            if field.kind == IS_OBJECT:
+                value = pattern[name]
+                if isinstance(value, Maybe):
+                    value = (<Maybe>value).value
+                else:
+                    field.inner.required |= <uint32_t>1 << index
+                self._describe(&field.inner.fields[index], value, depth + 1)
+        return 0
+
+    cdef int _name(self, Field* field, object name) except -1:
+        cdef bytes encoded = (<str?>name).encode()
+        self._names.append(encoded)
+        field.name = PyBytes_AS_STRING(encoded)
+        field.name_bytes = PyBytes_GET_SIZE(encoded)
+        return 0
+
+    cdef bint find(self, Span message, Span stream, Found* found) noexcept nogil:
+        cdef Walk walk = walk_over(message)
+        found.chunk_number = 0
+        found.timestamp_ms = -1
+        walk_value(&walk, &self._message, self._ignores_others, stream, found)
+        return finished(&walk)
+
+
+def parts_of(pattern):
+    """Every part in a pattern."""
+    if isinstance(pattern, Part):
+        yield pattern
+    elif isinstance(pattern, Maybe):
+        yield from parts_of(pattern.value)
+    elif isinstance(pattern, (Mapping, list)):
+        for inner in pattern.values() if isinstance(pattern, Mapping) else pattern:
+            yield from parts_of(inner)
+
+
+cdef Node* new_node(int count) except NULL:
+    cdef Node* node = <Node*>PyMem_RawCalloc(1, sizeof(Node))
+    cdef Field* fields = <Field*>PyMem_RawCalloc(count, sizeof(Field))
+    if node == NULL or fields == NULL:
+        PyMem_RawFree(node)
+        PyMem_RawFree(fields)
+        raise MemoryError
+    node.fields = fields
+    node.count = count
+    return node
+
+
+cdef void free_nodes(Node* node) noexcept:
+    cdef int index
+    if node != NULL:
+        for index in range(node.count):
+            free_nodes(node.fields[index].inner)
+        PyMem_RawFree(node.fields)
+        PyMem_RawFree(node)
+
+
+# -- the walk --------------------------------------------------------------------------------------
+
+cdef void walk_value(
+    Walk* walk, const Field* field, bint ignores_others, Span stream, Found* found
+) noexcept nogil:
+    cdef Span text
+    if field.kind == PART_AUDIO:
+        base64_string(walk, &found.audio)
+    elif field.kind == PART_TIMESTAMP_MS:
+        whole_number(walk, &found.timestamp_ms)
+    elif field.kind == PART_CHUNK_NUMBER:
+        whole_number(walk, &found.chunk_number)
+    elif field.kind == IS_OBJECT:
+        walk_object(walk, field.inner, ignores_others, stream, found)
+    elif field.kind == IS_LIST:
+        expect(walk, c"[")
+        walk_value(walk, field.inner.fields, ignores_others, stream, found)
+        expect(walk, c"]")
+    else:
+        plain_string(walk, &text)
+        if field.kind == PART_STREAM:
+            walk.broken |= not same(text, <const char*>stream.data, stream.size)
+        elif field.kind == IS_WORDS:
+            walk.broken |= place_of(field.inner, text, 0) < 0
+
+
+cdef void walk_object(
+    Walk* walk, const Node* node, bint ignores_others, Span stream, Found* found
+) noexcept nogil:
+    cdef Span name
+    cdef uint32_t seen = 0, bit
+    cdef int place = -1, known
+    enter(walk)
+    while next_member(walk, &name):
+        known = place_of(node, name, place + 1)
+        if known >= 0:
+            place = known
+            bit = <uint32_t>1 << place
+            # A name that comes twice: the full parser knows which of them counts.
+            walk.broken |= (seen & bit) != 0
+            seen |= bit
+            walk_value(walk, &node.fields[place], ignores_others, stream, found)
+        elif ignores_others:
+            skip_plain(walk)
+        else:
+            walk.broken = True
+    walk.broken |= (seen & node.required) != node.required
+
+
+cdef int place_of(const Node* node, Span name, int expected) noexcept nogil:
+    """Which field has this name, looked for from the expected one on; -1 if none has."""
+    cdef int index
+    for index in range(expected, node.count):
+        if same(name, node.fields[index].name, node.fields[index].name_bytes):
+            return index
+    for index in range(min(expected, node.count)):
+        if same(name, node.fields[index].name, node.fields[index].name_bytes):
+            return index
+    return -1
+
+
+cdef inline bint same(Span text, const char* word, size_t size) noexcept nogil:
+    return text.size == size and memcmp(text.data, word, size) == 0

@@ -1,0 +1,115 @@
+"""What may go wrong with a conversation, how long to wait for it, and what is done about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+NEVER = float("inf")
+"""When nothing is due."""
+
+
+class Rung(StrEnum):
+    """What to do about a model that does not answer, the gentlest first."""
+
+    NUDGE = "nudge"
+    """Ask it, by text."""
+    RESUME = "resume"
+    """Go on with the same session over a new connection."""
+    FRESH = "fresh"
+    """A new session that is told what has been said."""
+    FALLBACK = "fallback"
+    """The same with another model, key or region."""
+    APOLOGY = "apology"
+    """The carrier speaks to the caller in our stead, and hangs up."""
+
+
+LADDER = tuple(Rung)
+
+
+class Fault(StrEnum):
+    """What was wrong with the model's answer."""
+
+    NO_REPLY = "no-reply"
+    EMPTY_TURN = "empty-turn"
+    QUIET_TURN = "quiet-turn"
+    STALLED = "stalled"
+    """Nothing more came in the middle of a turn."""
+    BROKEN_OFF = "broken-off"
+    """The turn was said to be complete in the middle of a sentence."""
+    SLOW = "slow"
+    """Turn after turn came slower than it is spoken."""
+
+
+class Awaited(StrEnum):
+    """What the agent has been asked for."""
+
+    GREETING = "greeting"
+    ANSWER = "answer"
+    """To what the caller said, or to a key pressed."""
+    CONTINUATION = "continuation"
+    """The rest of a turn."""
+    QUESTION = "question"
+    """Whether the caller is still there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recover:
+    """Try this rung of the ladder."""
+
+    rung: Rung
+    fault: Fault
+    awaited: Awaited
+
+
+@dataclass(frozen=True, slots=True)
+class AskIfThere:
+    """The caller has been silent for long: have the agent ask whether they are still there."""
+
+    times: int
+    """How often it will have asked, with this."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUpCaller:
+    """The caller does not answer any more: say goodbye and hang up."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrapUp:
+    """The call will reach its longest duration soon: have the agent bring it to an end."""
+
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimeIsUp:
+    """There is just time enough left to say goodbye and hang up."""
+
+
+Decision = Recover | AskIfThere | GiveUpCaller | WrapUp | TimeIsUp
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for what, in seconds."""
+
+    reply_timeout_s: float = 6.0
+    """After the caller's turn, for audible agent audio."""
+    rung_timeout_s: float = 4.0
+    """After each rung of the ladder, for the same."""
+    greeting_retry_s: float = 3.0
+    """For the first word of all."""
+    thinking_timeout_s: float = 30.0
+    """For a model that says it is at work on more, from when the caller last heard anything; then
+    it counts as one that says nothing."""
+    stall_timeout_s: float = 2.0
+    """In the middle of an agent turn, from when the caller hears nothing more."""
+    silence_timeout_s: float = 15.0
+    """For a caller who says nothing; 0 waits for ever."""
+    silence_prompts: int = 2
+    """How often the agent asks whether they are still there before it gives up."""
+    wrap_up_s: float = 30.0
+    """Before the longest duration, to bring the call to an end; 0 leaves that out."""
+    farewell_timeout_s: float = 10.0
+    """Before the longest duration, to say goodbye; 0 ends the call without a word."""

@@ -1,0 +1,23 @@
+"""What the pages for people say of the files that there are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+NAMED = re.compile(r"`((?:server|codec|benchmarks|tests|deploy|docs)/[\w./-]*)`")
+LINKED = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_that_a_page_names_are_there(page):
+    text = page.read_text()
+    named = {ROOT / name for name in NAMED.findall(text)}
+    linked = {page.parent / name for name in LINKED.findall(text)}
+
+    assert {str(path.relative_to(ROOT)) for path in named if not path.exists()} == set()
+    assert {str(path) for path in linked if not path.exists()} == set()
