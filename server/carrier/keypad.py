@@ -89,11 +89,6 @@ class PressedKeys:
         self._keys = ""  # pressed, and not yet told to the model
         self._pressed = trio.Event()
 
-    @property
-    def are_waiting(self) -> bool:
-        """Whether there are any that the model has not been told."""
-        return bool(self._keys)
-
     def press(self, key: str) -> None:
         """The caller has pressed a key."""
         self._keys += key

@@ -146,12 +146,6 @@ class Recorder:
         return caller, agent
 
     @property
-    def held_s(self) -> float:
-        """How much waits in memory, in seconds of audio."""
-        held = len(self._caller) + sum(len(payload) for _, payload in self._agent)
-        return held / SAMPLES_PER_S
-
-    @property
     def duration_s(self) -> float:
         """How long the recording is, what still waits to be written included."""
         return (self._taken + len(self._caller)) / SAMPLES_PER_S

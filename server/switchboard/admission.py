@@ -235,11 +235,6 @@ class Admission:
         """When the next dial may be, if nobody waited."""
         return self._queue.free_in_s(now)
 
-    @property
-    def loop_lag_s(self) -> float:
-        """How late the event loop is."""
-        return self._lag.lag_s
-
     def check(self, calls: int, now: float) -> None:
         """Whether one more call may come.
 

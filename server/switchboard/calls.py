@@ -436,16 +436,6 @@ class Calls:
             return self._apology(over.conversation.party.agent)
         return EndCall()
 
-    async def serve_stream(self, media: MediaStream, address: str = "") -> None:
-        """Find the call that a new media socket belongs to, and serve it until it is over.
-
-        Args:
-            media: The socket, accepted.
-            address: Where it comes from if nothing has vouched for it yet; see :class:`Strangers`.
-        """
-        if (claim := await self.claim(media, address)) is not None:
-            await claim.call.serve(media, claim.started)
-
     async def claim(self, media: MediaStream, address: str = "") -> Claim | None:
         """Find the call that a new media socket belongs to; whoever has no ticket is sent away.
 

@@ -22,6 +22,7 @@ from server.refusal import Kind
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
+from tests.support.switchboards import serve_stream
 
 pytestmark = pytest.mark.sockets
 
@@ -80,7 +81,7 @@ class Rig:
         assert isinstance(reply, ConnectStream)
         media = MemoryMedia()
         media.event(media.start(call_sid, reply.ticket))
-        self.nursery.start_soon(self.calls.serve_stream, media)
+        self.nursery.start_soon(serve_stream, self.calls, media)
         return media
 
     @property

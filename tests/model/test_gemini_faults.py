@@ -43,6 +43,8 @@ from tests.support.gemini_talks import (
     silence,
 )
 
+pytestmark = pytest.mark.sockets
+
 
 def test_a_handshake_that_failed_is_told_by_its_words_and_logged_by_its_kind() -> None:
     with pytest.raises(ModelError) as caught, Faults(KEY, "a-host").translated_opening():

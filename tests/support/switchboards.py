@@ -28,3 +28,9 @@ def make_calls(**settings) -> Calls:
 
 def started(calls: Calls, media: MemoryMedia, call_sid: str = "CA1") -> None:
     media.event(media.start(call_sid, calls.carrier.ticket))
+
+
+async def serve_stream(calls: Calls, media: MemoryMedia, address: str = "") -> None:
+    """What the door does with a media socket: find its call, and serve it until it is over."""
+    if (claim := await calls.claim(media, address)) is not None:
+        await claim.call.serve(media, claim.started)

@@ -14,7 +14,7 @@ from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CallRefused, CarrierError, ModelSetupRefused
 from tests.support.fakes import MemoryCarrier, MemoryMedia
-from tests.support.switchboards import NUMBER, make_calls, started
+from tests.support.switchboards import NUMBER, make_calls, serve_stream, started
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def test_the_stream_with_the_ticket_gets_its_call(autojump_clock, calls, n
     call = await calls.place(NUMBER, Agent())
     media = MemoryMedia()
     started(calls, media)
-    nursery.start_soon(calls.serve_stream, media)
+    nursery.start_soon(serve_stream, calls, media)
     await wait_all_tasks_blocked()
 
     assert [what for _, what, _ in call.conversation.notes.timeline].count("answered") == 1
@@ -71,7 +71,7 @@ async def test_a_wrong_ticket_is_refused_with_1008(autojump_clock, calls, ticket
     await calls.place(NUMBER, Agent())
     media = MemoryMedia()
     media.event(media.start("CA1", ticket))
-    await calls.serve_stream(media)
+    await serve_stream(calls, media)
 
     assert media.closed is not None
     assert media.closed[0] == 1008
@@ -81,10 +81,10 @@ async def test_a_ticket_is_good_once_and_the_first_call_goes_on(autojump_clock, 
     call = await calls.place(NUMBER, Agent())
     first, second = MemoryMedia(), MemoryMedia()
     started(calls, first)
-    nursery.start_soon(calls.serve_stream, first)
+    nursery.start_soon(serve_stream, calls, first)
     await wait_all_tasks_blocked()
     started(calls, second)
-    await calls.serve_stream(second)
+    await serve_stream(calls, second)
 
     assert second.closed is not None
     assert second.closed[0] == 1008
@@ -96,7 +96,7 @@ async def test_a_ticket_belongs_to_its_call_sid(autojump_clock, calls):
     await calls.place(NUMBER, Agent())
     media = MemoryMedia()
     started(calls, media, call_sid="CA999")
-    await calls.serve_stream(media)
+    await serve_stream(calls, media)
 
     assert media.closed is not None
 
@@ -108,7 +108,7 @@ async def test_a_ticket_expires(autojump_clock, nursery):
     await trio.sleep(6.0)
     media = MemoryMedia()
     started(calls, media)
-    await calls.serve_stream(media)
+    await serve_stream(calls, media)
 
     assert media.closed is not None
 
@@ -116,7 +116,7 @@ async def test_a_ticket_expires(autojump_clock, nursery):
 async def test_a_socket_that_never_starts_is_closed_at_a_deadline(autojump_clock, calls):
     media = MemoryMedia()
     before = trio.current_time()
-    await calls.serve_stream(media)
+    await serve_stream(calls, media)
 
     assert trio.current_time() - before == pytest.approx(10.0)
     assert media.closed == (1008, "no start message in time")
@@ -125,7 +125,7 @@ async def test_a_socket_that_never_starts_is_closed_at_a_deadline(autojump_clock
 async def test_a_socket_that_closes_before_it_starts_is_forgotten(autojump_clock, calls):
     media = MemoryMedia()
     media.event(StreamStopped(said=False))
-    await calls.serve_stream(media)
+    await serve_stream(calls, media)
 
     assert media.closed is None
 
@@ -137,7 +137,7 @@ async def test_a_phone_that_is_answered_before_the_dial_request_is(autojump_cloc
     await trio.sleep(1.0)
     media = MemoryMedia()
     started(calls, media)
-    nursery.start_soon(calls.serve_stream, media)
+    nursery.start_soon(serve_stream, calls, media)
     await trio.sleep(2.0)
 
     assert media.closed is None
@@ -261,12 +261,12 @@ async def test_a_repeat_after_the_stream_has_begun_gets_no_ticket(autojump_clock
     first, second = [await calls.answer("CA7", NUMBER, Agent()) for _ in range(2)]
     media, other = MemoryMedia(), MemoryMedia()
     media.event(media.start("CA7", ticket_in(first)))
-    nursery.start_soon(calls.serve_stream, media)
+    nursery.start_soon(serve_stream, calls, media)
     await wait_all_tasks_blocked()
 
     assert await calls.answer("CA7", NUMBER, Agent()) == EndCall()
     other.event(other.start("CA7", ticket_in(second)))
-    await calls.serve_stream(other)
+    await serve_stream(calls, other)
     assert other.closed is not None
     assert other.closed[0] == 1008
 

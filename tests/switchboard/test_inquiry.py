@@ -15,7 +15,7 @@ from server.errors import CarrierError
 from server.switchboard.calls import Calls
 from server.switchboard.inquiry import MAX_PAUSE_S, Patience
 from tests.support.fakes import MemoryCarrier, MemoryMedia
-from tests.support.switchboards import NUMBER, make_calls, started
+from tests.support.switchboards import NUMBER, make_calls, serve_stream, started
 
 SILENT = Agent(greeting="")  # nobody minds that the model says nothing
 
@@ -89,7 +89,7 @@ async def test_a_call_with_a_stream_is_asked_about_when_it_is_over(autojump_cloc
     call, began_at = await dialled(calls)
     media = MemoryMedia()
     started(calls, media)
-    nursery.start_soon(calls.serve_stream, media)
+    nursery.start_soon(serve_stream, calls, media)
     await wait_all_tasks_blocked()
     media.hang_up()
     await call.finished.wait()

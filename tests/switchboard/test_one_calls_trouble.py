@@ -28,7 +28,7 @@ from server.switchboard.calls import Calls
 from tests.support.access import SIMULATED
 from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 from tests.support.serving import CALL_SID, serving
-from tests.support.switchboards import make_calls, started
+from tests.support.switchboards import make_calls, serve_stream, started
 
 pytestmark = pytest.mark.sockets
 
@@ -101,7 +101,7 @@ async def talking(calls: Calls, nursery: trio.Nursery, media: MemoryMedia | None
     call = await calls.place(NUMBER, Agent())
     media = media or MemoryMedia()
     started(calls, media, call.call_sid)
-    nursery.start_soon(calls.serve_stream, media)
+    nursery.start_soon(serve_stream, calls, media)
     await wait_all_tasks_blocked()
     calls.model.session.event(AgentAudio(b"\x00\x10" * 2_400, 1, trio.current_time()))
     calls.model.session.event(AgentTranscript("Hello.", 1))
@@ -240,7 +240,7 @@ async def test_a_last_step_that_fails_keeps_no_other_from_being_done(
 
 async def _serve(calls: Calls, media: MemoryMedia) -> None:
     with suppress(RuntimeError):  # whoever serves the stream is told, too
-        await calls.serve_stream(media)
+        await serve_stream(calls, media)
 
 
 async def test_records_that_cannot_be_kept_end_no_call(autojump_clock, nursery):
