@@ -56,10 +56,15 @@ class Document:
 
 
 class Webhooks(Protocol):
-    """One carrier's webhooks: proof of who has sent one, and both directions of its words."""
+    """One carrier's webhooks: proof of who has sent one, and both directions of its words.
+
+    Attributes:
+        paths: Where they are, below the public address.
+        signature_headers: The headers, in lower case, that prove who has sent a request.
+    """
 
     paths: tuple[str, ...]
-    """Where they are, below the public address."""
+    signature_headers: tuple[str, ...]
 
     def is_signed(self, headers: Headers) -> bool:
         """True if a request claims to be the carrier's own, with one signature."""

@@ -37,6 +37,9 @@ from server.web.pass_on import relay_media
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+FORWARDED = "x-forwarded-for"
+"""Where a stream comes from, as a proxy has written it: whoever relays a stream says so, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class _ClaimedWire:
@@ -120,6 +123,7 @@ class MediaDoor:
                 websocket,
                 stream,
                 headers,
+                passed_on={*service.accounts.webhooks.signature_headers, FORWARDED},
                 number=number,
                 max_message_bytes=MAX_BODY_BYTES,
                 timeout_s=service.settings.close_timeout_s,
