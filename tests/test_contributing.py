@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import trio
 from rich.console import Console
+from websockets.trio.client import ClientConnection
 
 from codec import MulawDecoder, MulawEncoder
-from server import carrier
+from server import carrier, service
+from server.accounts import Accounts
 from server.agent.agent import Agent
 from server.agent.loading import load_tools
 from server.carrier.transport import QueuedTransport
@@ -30,6 +32,7 @@ from server.model.gemini.setup import agent_config, setup_message
 from server.simulators.phone import MemoryTransport, memory_transports
 from server.switchboard.calls import Calls
 from tests.support.fakes import MemoryModel
+from tests.support.serving import open_socket, serving
 from tests.support.switchboards import NUMBER, make_calls
 from tests.support.toolboxes import Bench
 
@@ -142,16 +145,17 @@ async def calls(example, exchange, nursery) -> Calls:
     return calls
 
 
-async def receive(stream: MemoryTransport, kind: str) -> Any:
+async def receive(stream: MemoryTransport | ClientConnection, kind: str) -> Any:
     """Wait for the next message of a kind."""
     with trio.fail_after(10):
         while True:
-            message = json.loads(await stream.receive())
+            is_memory = isinstance(stream, MemoryTransport)
+            message = json.loads(await (stream.receive() if is_memory else stream.recv()))
             if kind in message:
                 return message[kind]
 
 
-async def talk(calls: Calls, stream: MemoryTransport) -> bytes:
+async def talk(calls: Calls, stream: MemoryTransport | ClientConnection) -> bytes:
     """Let both sides say something, and the caller hang up; returns what the caller heard."""
     model = calls.model.session
     await model.wait_ready()
@@ -249,3 +253,37 @@ def test_the_example_has_everything_that_a_carrier_has_to_offer(example, seam, m
     wanted = {name for name in {*vars(seam), *seam.__annotations__} if name[0] != "_"}
 
     assert wanted - {*vars(one), *vars(type(one))} == set()
+
+
+@of("pigeon")
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+async def test_a_whole_server_serves_the_carriers_calls_over_its_own_sockets(
+    example, exchange, media_path, monkeypatch
+):
+    class PigeonAccounts(Accounts):
+        new_stream = example.PigeonStream
+        webhook_paths = example.PigeonWebhooks.paths
+
+        async def open(self, nursery: trio.Nursery) -> None:
+            self.carrier = example.PigeonCarrier(exchange.request)
+            self.webhooks = example.PigeonWebhooks("secret")
+            self.model = MemoryModel()
+            self.own_number = NUMBER
+            self.public_url = "https://pigeon.example"
+
+    monkeypatch.setattr(service, "Accounts", PigeonAccounts)
+    form = {"event": "call", "call": "P7", "from": NUMBER}
+    headers = {"X-Pigeon": "secret"}
+    async with serving(media_path=media_path, agent_greeting="") as server:
+        forged = await server.http.post("/pigeon", data=form)
+        order = (await server.http.post("/pigeon", data=form, headers=headers)).json()
+        async with open_socket(server) as socket:
+            await socket.send(json.dumps({"call": "P7", "ticket": order["ticket"]}))
+            heard = await talk(server.service.calls, socket)
+            call = server.service.calls.register.get("P7")
+            await call.finished.wait()
+
+    assert forged.status_code == 403
+    assert heard == MulawEncoder(24_000).encode(AGENT_PCM)
+    assert bytes(server.service.calls.model.session.heard) == MulawDecoder(16_000).decode(VOICE)
+    assert call.end_reason == "caller-hung-up"
