@@ -277,7 +277,7 @@ class VoiceRequest:
     begins: bool
     """An inbound call that may be new here. Any other must be one of ours, or it is nobody's."""
     report: StatusUpdate | None = None
-    """It is no question: the carrier reports how the call stands, and reads no answer."""
+    """How the call stands, if the carrier only reports that and reads no answer."""
 
 
 class AnsweredBy(StrEnum):

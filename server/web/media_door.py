@@ -182,7 +182,7 @@ class MediaDoor:
                 nursery.start_soon(self._serve_wire, claimed)
 
     async def aclose(self) -> None:
-        """No more of them come."""
+        """Take no more media sockets; :meth:`run` returns when the last is closed."""
         await self._claimed_in.aclose()
 
     async def _serve_wire(self, claimed: _ClaimedWire) -> None:

@@ -97,7 +97,7 @@ class TwilioWebhooks:
         return single(headers, SIGNATURE_HEADER) is not None
 
     def verify(self, target: str, headers: Headers, form: Mapping[str, str] | None) -> bool:
-        """True if Twilio has signed this request; see :meth:`WebhookVerifier.verify_signature`."""
+        """True if Twilio has signed this request, for this server."""
         return self._verifier.verify_signature(target, headers, form)
 
     def verify_upgrade(self, target: str, headers: Headers) -> bool:
