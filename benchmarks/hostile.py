@@ -58,7 +58,7 @@ FLOOR_MS = 1.0
 MAX_WAIT = 0.005
 """Half of what moves a 99th percentile: the share of a window that others may keep the core."""
 MAX_LATE_MS = 0.3
-"""The same of the generator, whose 99th percentile it is."""
+"""The 99th percentile of how late the generator may be."""
 IDLE = 0.1
 """A core busier than this before we begin is somebody else's."""
 TIMEOUT_S = 1_800.0

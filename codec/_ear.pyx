@@ -155,7 +155,7 @@ cdef class Played:
         return 0
 
     def passed(self, double now):
-        """It is now so late: forget what was heard long ago."""
+        """Note the time, and forget what was heard long ago."""
         self.passed_c(now)
 
     cdef void passed_c(self, double now) noexcept nogil:

@@ -259,7 +259,7 @@ cdef class MediaPath:
         return True
 
     cdef bint _may_follow(self) noexcept:
-        """Whether nobody would want to look at the next chunk of this turn."""
+        """True if Python has no decision to take about the next chunk of this turn."""
         return (
             self._run.bytes < self._run.limit_bytes
             and self._now < self._played.play_end

@@ -32,7 +32,7 @@ class Left(enum.IntEnum):
     NOTHING = LEFT_NOTHING
     """All that was read has passed."""
     OUTPUT = LEFT_OUTPUT
-    """The same, but the other socket has still to be given what it was to get."""
+    """All that was read has passed, and the other socket has still to be given some of it."""
     NEWS = LEFT_NEWS
     """A message that is not audio, audio that may not pass, a connection's end."""
     READING = LEFT_READING

@@ -338,7 +338,7 @@ cdef class WebSocket:
         return self.has_output()
 
     def drop_output(self):
-        """Nothing more is written: the socket is broken."""
+        """The socket is broken: throw away what was to be written."""
         clear(&self._outgoing)
         self._pong_size = -1
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 import trio
 from pydantic import SecretStr
 
+from server.carrier import Carrier, MediaStream
+from server.carrier.transport import Transport
 from server.carrier.twilio.documents import check_sayable
 from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.stream import TwilioMediaStream
 from server.carrier.twilio.webhooks import TwilioWebhooks
+from server.carrier.webhooks import Webhooks
 from server.cluster.meeting import shared_secret
 from server.cluster.workers import Workers
 from server.errors import ConfigurationError
 from server.media.plane import Plane
+from server.model import Model
 from server.model.gemini.model import DEFAULT_URL, GeminiModel
 from server.model.lasting.model import LastingModel
 from server.settings.settings import Account, Settings
@@ -46,11 +52,11 @@ class Accounts:
         simulated_gemini: The one that stands for Gemini Live.
     """
 
-    new_stream = TwilioMediaStream
+    new_stream: Callable[[Transport], MediaStream] = TwilioMediaStream
     """Makes a :class:`server.carrier.MediaStream` of a media socket's transport."""
-    carrier: TwilioCarrier
-    webhooks: TwilioWebhooks
-    model: LastingModel
+    carrier: Carrier
+    webhooks: Webhooks
+    model: Model
     webhook_paths = TwilioWebhooks.paths
     """Where the webhooks are, which is known before they are there."""
     own_number: str
@@ -94,7 +100,7 @@ class Accounts:
         url = _local_url("127.0.0.1" if host in ("0.0.0.0", "::") else host, port, scheme)
         if url != self.public_url:
             self.public_url = url
-            self.webhooks.reach_at(url)
+            self._reach_at(url)
 
     # -- which -----------------------------------------------------------------------------
 
@@ -162,18 +168,19 @@ class Accounts:
         shared_keys = settings.twilio_shared_keys
         self.public_url = public_url
         self.own_number = phone_number
-        self.webhooks = TwilioWebhooks(
+        webhooks = TwilioWebhooks(
             account_sid,
             auth_token,
             public_url,
             shared_keys={key: one.get_secret_value() for key, one in shared_keys.items()},
             stream_path=f"/stream/{workers.number}" if workers.are_several else "/stream",
         )
+        self.webhooks, self._reach_at = webhooks, webhooks.reach_at
         self.carrier = TwilioCarrier(
             account_sid=account_sid,
             auth_token=auth_token,
             phone_number=phone_number,
-            webhooks=self.webhooks,
+            webhooks=webhooks,
             api_url=api_url,
             name=name,
             ring_timeout_s=settings.ring_timeout_s,

@@ -13,7 +13,7 @@ class Cure(StrEnum):
     WAIT = "wait"
     """Minutes to a day: too long for a call."""
     PERSON = "person"
-    """Nothing but somebody who sees to it."""
+    """Only somebody who sees to the account helps."""
 
 
 class Kind(StrEnum):

@@ -40,11 +40,11 @@ class Streams(Protocol):
     """Whoever serves the media sockets that have no request any more."""
 
     async def run(self) -> None:
-        """Serve them until closed and empty."""
+        """Serve media sockets until closed and empty."""
         ...
 
     async def aclose(self) -> None:
-        """No more of them come."""
+        """Take no more media sockets; :meth:`run` returns when the last is closed."""
         ...
 
 

@@ -21,3 +21,14 @@ def test_the_files_that_a_page_names_are_there(page):
 
     assert {str(path.relative_to(ROOT)) for path in named if not path.exists()} == set()
     assert {str(path) for path in linked if not path.exists()} == set()
+
+
+def test_the_files_of_rooms_that_the_design_names_are_there():
+    design = (ROOT / "docs" / "design.md").read_text()
+    named = set(re.findall(r"(?<![\w/.])(\w+(?:/\w+)+\.py)\b", design))
+
+    missing = {
+        name for name in named if not ((ROOT / "server" / name).exists() or (ROOT / name).exists())
+    }
+    assert len(named) > 10
+    assert missing == set()

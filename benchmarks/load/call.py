@@ -120,9 +120,9 @@ class LoadCall:
         self.answered = asyncio.Event()
         """The first agent audio has come."""
         self.ended = False
-        """It was we who ended it: from now on sockets may close."""
+        """We have ended the call: from now on its sockets may close."""
         self.lost = ""
-        """Why it was not we who ended it."""
+        """Why the call ended without us; empty if it did not."""
         self.missed_clears = 0
         self.unasked_clears = 0
 

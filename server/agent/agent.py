@@ -46,4 +46,4 @@ class Agent:
     language: str | None = None
     """A BCP 47 tag such as ``"es-VE"``; None lets the model follow the caller."""
     tools: tuple[Tool, ...] = ()
-    """Functions the model may call: see ``server/agent/tools.py``."""
+    """Functions the model may call: see ``server/agent/tool.py``."""

@@ -84,17 +84,17 @@ class Line:
 
     media: MediaStream
     heard_at: float = 0.0
-    """When it last brought anything."""
+    """When the stream last brought anything."""
     is_closed: bool = False
-    """It takes nothing more."""
+    """The stream takes nothing more."""
     end: tuple[EndReason, str] | None = None
-    """What its last event means for the call."""
+    """What the stream's last event means for the call."""
     failure: Exception | None = None
     """What went wrong when it pushed: raised by the task that waits for the line's end."""
     news: Signal = field(default_factory=Signal)
     """Something that task has to see to."""
     over: trio.Event = field(default_factory=trio.Event)
-    """Its last event has been read."""
+    """The stream's last event has been read."""
     released: trio.Event = field(default_factory=trio.Event)
     """The call has no more use for it."""
 

@@ -79,7 +79,7 @@ class Toolbox:
     MAX_ANSWERED = 64
     """Answers that are remembered, for a model that lost its connection and asks again."""
     MAX_ANSWERED_BYTES = 256 * 1024
-    """The same in bytes of JSON, arguments included; also of what is answered in one message."""
+    """Bytes of JSON of remembered answers, arguments included; also of one message's answers."""
     MAX_AT_ONCE = 32
     """Functions run of those that one message has called."""
     MAX_OPEN = 64

@@ -7,6 +7,7 @@ presses and marks come out of it, the agent's audio goes in. ``twilio/`` is the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -25,7 +26,7 @@ class StreamStarted:
     stream_sid: str
     call_sid: str
     parameters: Mapping[str, str]
-    """Custom parameters of the TwiML; ``ticket`` is ours."""
+    """What the carrier was told to show here; ``ticket`` proves whose call it is."""
     received_at: float
 
 
@@ -276,7 +277,7 @@ class VoiceRequest:
     begins: bool
     """An inbound call that may be new here. Any other must be one of ours, or it is nobody's."""
     report: StatusUpdate | None = None
-    """It is no question: the carrier reports how the call stands, and reads no answer."""
+    """How the call stands, if the carrier only reports that and reads no answer."""
 
 
 class AnsweredBy(StrEnum):
@@ -324,8 +325,14 @@ class TransferUpdate:
     """The carrier asks how the caller's call is to go on; otherwise it only reports."""
 
 
-class Carrier(Protocol):
-    """Places calls and steers live ones."""
+class Carrier(AbstractAsyncContextManager["Carrier"], Protocol):
+    """Places calls and steers live ones, while it is open.
+
+    Attributes:
+        on_wait: Called when the carrier asks to be left alone for so many seconds.
+    """
+
+    on_wait: Callable[[float], None]
 
     @property
     def name(self) -> str:

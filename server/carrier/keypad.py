@@ -34,7 +34,7 @@ LOW_DBM0, HIGH_DBM0 = -9.0, -7.0
 FULL_SCALE_DBM0 = 3.17
 """A sine at mu-law's largest code (ITU-T G.711)."""
 FULL_SCALE = 32_124
-"""That code as a 16-bit sample."""
+"""Mu-law's largest code as a 16-bit sample."""
 
 _LOW_HZ = {"1": 697, "4": 770, "7": 852, "*": 941}
 _ROWS = ("123A", "456B", "789C", "*0#D")

@@ -118,7 +118,7 @@ class QueuedTransport:
         self._tell_changed()
 
     def join(self, relay: SoundPath) -> bool:
-        """There is no wire here that a relay could use."""
+        """Refuse: a socket that has to be waited for is no wire that a relay could use."""
         return False
 
     def leave(self, relay: SoundPath) -> None:

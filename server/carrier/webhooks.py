@@ -56,10 +56,18 @@ class Document:
 
 
 class Webhooks(Protocol):
-    """One carrier's webhooks: proof of who has sent one, and both directions of its words."""
+    """One carrier's webhooks: proof of who has sent one, and both directions of its words.
+
+    A carrier that derives from this has the answers of one that says nothing about accounts and
+    signs no addresses, and writes the others.
+
+    Attributes:
+        paths: Where they are, below the public address.
+        signature_headers: The headers, in lower case, that prove who has sent a request.
+    """
 
     paths: tuple[str, ...]
-    """Where they are, below the public address."""
+    signature_headers: tuple[str, ...]
 
     def is_signed(self, headers: Headers) -> bool:
         """True if a request claims to be the carrier's own, with one signature."""
@@ -77,13 +85,13 @@ class Webhooks(Protocol):
 
     def verify_upgrade(self, target: str, headers: Headers) -> bool:
         """True if the upgrade of a media stream is signed; False is a reason to look twice."""
-        ...
+        return False
 
     def signed_for(
         self, target: str, headers: Headers, form: Mapping[str, str] | None
     ) -> str | None:
         """The address, without its query, that a webhook which is not ours was signed for."""
-        ...
+        return None
 
     def check(self, fields: MultiDict[str, str]) -> None:
         """Check that fields whose request is signed are the ones that were signed.
@@ -91,11 +99,10 @@ class Webhooks(Protocol):
         Raises:
             CarrierProtocolError: They are not.
         """
-        ...
 
     def is_ours(self, fields: Mapping[str, str]) -> bool:
         """True if a webhook is about our account, as far as it says."""
-        ...
+        return True
 
     def read(self, path: str, fields: Mapping[str, str]) -> Report:
         """Read what was sent to one of the paths.
@@ -107,7 +114,7 @@ class Webhooks(Protocol):
 
     def path_for(self, fields: Mapping[str, str]) -> str:
         """The path that was probably meant, by what a request says."""
-        ...
+        return self.paths[0]
 
     def write(self, reply: Reply) -> Document:
         """Write a reply as the carrier reads it."""

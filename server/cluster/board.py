@@ -185,5 +185,5 @@ class Board:
         self._numbers[self._own + _REQUESTS] += 1
 
     def answered(self) -> None:
-        """It is answered: from now on its call, if there is one, counts."""
+        """A request for a new call is answered: from now on its call, if there is one, counts."""
         self._requests -= 1

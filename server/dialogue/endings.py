@@ -39,10 +39,10 @@ class EndReason(StrEnum):
     MODEL_UNAVAILABLE = "model-unavailable"
     MODEL_LOST = "model-lost"
     MODEL_SILENT = "model-silent"
-    """It did not answer the caller, whatever was tried."""
+    """The model did not answer the caller, whatever was tried."""
     MODEL_QUOTA = "model-quota"
     MODEL_REFUSED = "model-refused"
-    """Its service refuses our account (key, credits, permission …): somebody has to see to it."""
+    """The model's service refuses our account (key, credits …): somebody has to see to it."""
     CARRIER_PROTOCOL = "carrier-protocol-error"
     CARRIER_FAILED = "carrier-failed"
     COST_CAP = "cost-cap"
@@ -73,7 +73,7 @@ class EndReason(StrEnum):
 
     @classmethod
     def of_failure(cls, error: ServerError, *, had_session: bool) -> EndReason:
-        """What it means that this went wrong, before or after the model was there."""
+        """The reason of a call that an error has ended, before or after the model was there."""
         match error:
             case ModelQuotaExceeded():
                 return cls.MODEL_QUOTA

@@ -21,9 +21,9 @@ class GreetingWhen(StrEnum):
     """When the agent speaks first."""
 
     AT_ONCE = "at-once"
-    """It is talking when the phone leaves the hook."""
+    """The agent is talking when the phone leaves the hook."""
     AFTER_CALLER = "after-caller"
-    """It lets the caller say a first word, and does not wait for ever."""
+    """The agent lets the caller say a first word, and does not wait for ever."""
 
 
 class Opening:

@@ -330,7 +330,7 @@ class Playout:
         return max(0, min(self._mark_every_bytes - unmarked_bytes, int(lead_s * BYTES_PER_S)))
 
     def passed(self, number: int, size: int) -> None:
-        """So much of a turn has gone to the carrier, which the timeline knows already."""
+        """The media path has sent so many bytes of a turn, which the timeline knows already."""
         turn = self._turn(number)
         self._made[number] = self._made.get(number, 0) + size
         turn.sent_bytes += size

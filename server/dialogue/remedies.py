@@ -19,7 +19,7 @@ class Rung(StrEnum):
     FRESH = "fresh"
     """A new session that is told what has been said."""
     FALLBACK = "fallback"
-    """The same with another model, key or region."""
+    """A new session with another model, key or region."""
     APOLOGY = "apology"
     """The carrier speaks to the caller in our stead, and hangs up."""
 
@@ -34,7 +34,7 @@ class Fault(StrEnum):
     EMPTY_TURN = "empty-turn"
     QUIET_TURN = "quiet-turn"
     STALLED = "stalled"
-    """Nothing more came in the middle of a turn."""
+    """The model sent nothing more in the middle of a turn."""
     BROKEN_OFF = "broken-off"
     """The turn was said to be complete in the middle of a sentence."""
     SLOW = "slow"

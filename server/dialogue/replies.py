@@ -45,7 +45,7 @@ class Reply:
         return stages
 
     def as_dict(self) -> dict[str, Any]:
-        """As the API shows it, in milliseconds."""
+        """The reply as the API shows it, in milliseconds."""
         stages = {f"{name}_ms": round(s * 1000, 1) for name, s in self.stages_s().items()}
         return {"turn": self.turn, **stages}
 

@@ -36,7 +36,7 @@ class SpokenTurn:
     made_s: float = 0.0
     """All audio of it that has come."""
     complete: bool = False
-    """No more of it will come."""
+    """All text of the turn has come."""
     cut: bool = False
 
     def heard_text(self, chars_per_s: float) -> str:
@@ -99,7 +99,7 @@ class Transcript:
             spoken.heard_s, spoken.made_s, spoken.cut = heard_s, made_s, cut
 
     def agent_complete(self, turn: int) -> None:
-        """No more of this agent turn will come."""
+        """The model has sent all of this agent turn."""
         if (spoken := self._by_number.get(turn)) is not None:
             spoken.complete = True
 

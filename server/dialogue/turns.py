@@ -42,7 +42,7 @@ SLOW_TURNS = 2
 SHORTEST_ANSWERABLE_S = 0.2
 """Speech of a caller's turn that demands an answer: "yes" has a quarter of a second."""
 SPOKEN_OVER_S = 1.0
-"""The same over the agent's own speech: less is "uh-huh", and the model does well to ignore it."""
+"""Speech over the agent's own that demands an answer: less is "uh-huh", which is well ignored."""
 FASTEST_CHARS_PER_S = 30.0
 """Twice as fast as anybody speaks: a text that is longer than its audio allows was broken off."""
 SENTENCE_ENDS = frozenset(".!?\u2026\u3002\uff01\uff1f\u061f\u0964\"'\u00bb\u201d)")
@@ -323,7 +323,7 @@ class Turns:
             self._deadline = max(self._deadline, now + self._timeout_s)
 
     def unavailable(self, fault: Fault, now: float) -> None:
-        """There is no such rung: on to the next."""
+        """The rung that was to be climbed does not exist for this session: go on to the next."""
         self.recovering = False
         if fault is not Fault.SLOW:
             self._deadline = now

@@ -183,7 +183,7 @@ class AnsweringMachine:
         self._heard_at = now
 
     def speech_ended(self, now: float, speech_s: float) -> None:
-        """They have stopped."""
+        """The other party has stopped speaking."""
         began_at, self._began_at = self._began_at, None
         self._heard_at = now
         if began_at is None or speech_s < self.PERSON_SPEECH_S:

@@ -109,7 +109,7 @@ class Doors:
         return False
 
     def make_room(self, listener: socket.socket) -> None:
-        """There is no descriptor left to accept a connection with: see that there will be.
+        """Free a descriptor, as there is none left to accept a connection with.
 
         Where nobody can be sent away, what waits to be accepted is closed. Left where it is, each
         client would wait until it gives up by itself.
@@ -322,7 +322,7 @@ class Connection(TCPServer):
             await self._close()
 
     def requests_are_over(self) -> None:
-        """Nothing more is read, and the app knows it."""
+        """The app knows that nothing more is read from this connection: no request comes after."""
 
     def _wait_for_request(self) -> None:
         self._reading.deadline = trio.current_time() + self.config.keep_alive_timeout

@@ -7,8 +7,8 @@ raced and nothing has to be moved over. When it is known whose socket it is, hyp
 the connection is over, and the request ends: what it holds is not kept for the length of a call.
 
 hypercorn offers no public way to do this: :class:`DetachableServer` is the class of connections
-that ``hypercorn_hook.py`` serves. Where it cannot work (TLS ended by hypercorn, another server, the
-test client) :func:`detachable` is None and the ordinary path serves the call.
+that ``hypercorn_worker.py`` serves. Where it cannot work (TLS ended by hypercorn, another server,
+the test client) :func:`detachable` is None and the ordinary path serves the call.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class DetachableServer(Connection):
         self._knows_the_end = trio.Event()
 
     def requests_are_over(self) -> None:
-        """Nothing more is read, and the app knows it."""
+        """The app knows that nothing more is read from this connection: no request comes after."""
         self._knows_the_end.set()
 
     @property

@@ -123,7 +123,7 @@ class Plane:
                 self._serve()
 
     def serve_until(self, timeout_s: float, wakes_at: int, has_work: Callable[[], bool]) -> bool:
-        """See :class:`server.hooks.trio_loop.SleepsWell`."""
+        """Serve until trio's own epoll is readable or a task can run; False if time is over."""
         until = monotonic() + timeout_s
         left_s = timeout_s
         while True:
@@ -203,7 +203,7 @@ class Plane:
             self._epoll.modify(number, events)
 
     def read_again(self, wire: Wire) -> None:
-        """There is more in the wire's TLS buffer, which epoll cannot know."""
+        """Read the wire in the next pass, too: its TLS buffer has more, which epoll cannot know."""
         self._again.add(wire)
 
     def pump(self, wire: Wire, pump: Pump | None) -> None:

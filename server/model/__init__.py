@@ -92,7 +92,7 @@ class ToolCall:
     name: str
     arguments: Mapping[str, Any]
     refusal: str = ""
-    """Why it must not be run, to be told to the model; "" if it may."""
+    """Why the function must not be run, to be told to the model; "" if it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Way(StrEnum):
     FRESH = "fresh"
     """A new session that is told what has been said so far."""
     FALLBACK = "fallback"
-    """The same with another model, key or region, for the rest of the call."""
+    """A new session with another model, key or region, for the rest of the call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class Recorder:
     def __init__(self, call_sid: str, began_at: float) -> None:
         self.call_sid = call_sid
         self.stopped: str | None = None
-        """Why it ended before its call did, or None."""
+        """Why the recording ended before its call did, or None."""
         self.ended_at: float | None = None
         self.on_stop: Callable[[str], None] | None = None
         """Told the reason when the recording stops before its call."""
@@ -151,7 +151,7 @@ class Recorder:
         return (self._taken + len(self._caller)) / SAMPLES_PER_S
 
     def as_dict(self) -> dict[str, Any]:
-        """As the record of the call shows it."""
+        """The recording as the record of its call shows it."""
         state = "stopped" if self.stopped else "live" if self.ended_at is None else "complete"
         return {
             "state": state,

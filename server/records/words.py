@@ -35,7 +35,7 @@ class ReplyRecord:
     stages_s: Mapping[str, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """As the API shows it, in milliseconds."""
+        """The reply as the API shows it, in milliseconds."""
         return {"turn": self.turn} | {
             f"{name}_ms": round(s * 1000, 1) for name, s in self.stages_s.items()
         }

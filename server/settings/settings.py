@@ -345,7 +345,7 @@ class Settings(BaseSettings):
     max_call_cost_usd: Annotated[float, Field(gt=0, le=MOST)] | None = None
     """A call that comes to cost this much is wrapped up, as far as its cost is known."""
     carrier_minute_usd: Annotated[float, Field(ge=0, le=MOST)] | None = None
-    """Your price of a minute, media stream included; None for the table in ``costs.py``."""
+    """Your price of a minute, media stream included; None for the tables of list prices."""
     recordings_dir: Path | None = None
 
     log_level: Annotated[

@@ -22,7 +22,7 @@ WEBHOOK_PATHS = (
 _OWN_PATHS = frozenset(
     ("calls", "docs", "drain", "healthz", "make-call", "metrics", "openapi.json", "readyz")
 )
-"""As a proxy's prefix these could be either."""
+"""First parts of our own paths: as a proxy's prefix, one of these could be either."""
 # Names that the Live API no longer serves, and what came after them (Google's deprecations page).
 RETIRED_MODELS = {
     "gemini-2.5-flash-native-audio-preview-12-2025": "gemini-3.8-live",

@@ -218,7 +218,7 @@ class Admission:
         self._changed = trio.Event()
         self._lag = LagMeter()
         self.account_pause = AccountPause(limits.quota_pause_s)
-        """No call is taken while the model's service refuses the account."""
+        """The pause of all calls while the model's service refuses the account."""
         self._carrier_back_at = -math.inf
 
     @property

@@ -1,7 +1,7 @@
 """Every call of this process: who may be placed, which stream belongs to which, what is kept.
 
 Each call runs in a nursery of its own inside :meth:`Calls.run`; a call that fails takes nothing
-with it. A media socket proves its call by a single-use ticket that we put into the TwiML. Where a
+with it. A media socket proves its call by a single-use ticket that the carrier was told. Where a
 server has several processes, limits are for all of them, and each says which calls are its own.
 """
 
@@ -337,7 +337,7 @@ class Calls:
             CallRefused: Never for a call of ours.
         """
         if request.report is not None:
-            stray = "status callback came to /twiml: the carrier should post it to /call-status"
+            stray = "status callback came to the voice webhook, for which it is not meant"
             if self.register.get(request.call_sid) is not None:
                 self.update_status(request.report)
         elif self.register.get_live(request.call_sid) is not None:

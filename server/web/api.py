@@ -147,11 +147,11 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """As it is stored."""
+        """The answer as it is stored for its ``Idempotency-Key``."""
         return {"body": dict(self.body), "status": self.status, "headers": dict(self.headers)}
 
     def response(self, **headers: str) -> Any:
-        """As a route gives it back, with more headers."""
+        """The answer as a route gives it back, with more headers."""
         return dict(self.body), self.status, {**self.headers, **headers}
 
 

@@ -37,6 +37,9 @@ from server.web.pass_on import relay_media
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+FORWARDED = "x-forwarded-for"
+"""Where a stream comes from, as a proxy has written it: whoever relays a stream says so, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class _ClaimedWire:
@@ -120,6 +123,7 @@ class MediaDoor:
                 websocket,
                 stream,
                 headers,
+                passed_on={*service.accounts.webhooks.signature_headers, FORWARDED},
                 number=number,
                 max_message_bytes=MAX_BODY_BYTES,
                 timeout_s=service.settings.close_timeout_s,
@@ -178,7 +182,7 @@ class MediaDoor:
                 nursery.start_soon(self._serve_wire, claimed)
 
     async def aclose(self) -> None:
-        """No more of them come."""
+        """Take no more media sockets; :meth:`run` returns when the last is closed."""
         await self._claimed_in.aclose()
 
     async def _serve_wire(self, claimed: _ClaimedWire) -> None:

@@ -7,7 +7,7 @@ this is for where there is none, or where TLS or HTTP/2 ends in this process.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -23,19 +23,13 @@ from server.hooks.media_socket import AcceptedSocket, MediaWebsocket
 _logger = logging.getLogger(f"{__name__}.websocket")
 _logger.setLevel(logging.WARNING)
 
-_PASSED_ON = (
-    b"x-twilio-signature",
-    b"x-twilio-webhooks-signature-settings",
-    b"x-forwarded-for",
-)
-"""What says whose stream it is."""
-
 
 async def relay_media(
     websocket: MediaWebsocket,
     stream: trio.abc.Stream,
     facts: Mapping[str, str],
     *,
+    passed_on: Collection[str],
     number: int,
     max_message_bytes: int,
     timeout_s: float,
@@ -46,6 +40,7 @@ async def relay_media(
         websocket: Not accepted yet.
         stream: Connected to that process.
         facts: What that process is told of the connection.
+        passed_on: The headers, in lower case, that say whose stream it is.
         number: Which process it is.
         max_message_bytes: The longest message.
         timeout_s: How long each handshake may take.
@@ -57,7 +52,7 @@ async def relay_media(
     headers = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in scope["headers"]
-        if name.lower() in _PASSED_ON
+        if name.decode("latin-1").lower() in passed_on
     ]
     connection = connect(
         f"ws://worker{scope['path']}",

@@ -122,8 +122,7 @@ class Reader:
             self._foreign.log(
                 trio.current_time(),
                 logger.warning,
-                "webhook refused: it is about a call of another account, and TWILIO_ACCOUNT_SID"
-                " is this one's",
+                "webhook refused: it is about a call of another account than the settings name",
                 path=request.path,
             )
             message = "this server answers for another account"

@@ -78,7 +78,7 @@ class TwilioMediaStream:
         self._transport.send(self._protocol.send(command))
 
     def listen(self, on_events: Listener, relay: SoundPath) -> None:
-        """See :meth:`server.carrier.MediaStream.listen`."""
+        """Push events from now on; if the socket is a wire, the relay's path takes the audio."""
 
         def on_messages(messages: Sequence[str | bytes], ended: bool) -> None:
             events: list[CarrierEvent | CarrierProtocolError] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from twilio.request_validator import SIGNATURE_HEADER
+from twilio.request_validator import SIGNATURE_HEADER, SIGNATURE_SETTINGS_HEADER
 from twilio.twiml.voice_response import VoiceResponse
 from werkzeug.datastructures import MultiDict
 
@@ -54,6 +54,10 @@ class TwilioWebhooks:
     """
 
     paths = tuple(_READERS)
+    signature_headers: tuple[str, ...] = (
+        SIGNATURE_HEADER.lower(),
+        SIGNATURE_SETTINGS_HEADER.lower(),
+    )
 
     def __init__(
         self,
@@ -93,7 +97,7 @@ class TwilioWebhooks:
         return single(headers, SIGNATURE_HEADER) is not None
 
     def verify(self, target: str, headers: Headers, form: Mapping[str, str] | None) -> bool:
-        """True if Twilio has signed this request; see :meth:`WebhookVerifier.verify_signature`."""
+        """True if Twilio has signed this request, for this server."""
         return self._verifier.verify_signature(target, headers, form)
 
     def verify_upgrade(self, target: str, headers: Headers) -> bool:

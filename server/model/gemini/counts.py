@@ -15,7 +15,7 @@ MAX_TOKENS = 10_000_000
 MAX_DETAILS = 32
 """Modalities told apart in one message; there are five."""
 MODALITIES = frozenset({"TEXT", "AUDIO", "IMAGE", "VIDEO", "DOCUMENT"})
-"""Those there are; others would be names of the model's choosing."""
+"""The modalities there are; others would be names of the model's choosing."""
 
 
 class _Reading:

@@ -116,7 +116,7 @@ MAX_CALLS = 256
 """Functions called in one message, or in one turn. Each is owed an answer, and so many can have
 nothing to do with what was said: the session is given up. The toolbox runs fewer, and refuses."""
 CALLS_PER_S, MAX_CALLS_AT_ONCE = 8, 512
-"""The same over all turns."""
+"""Functions called in all turns together, a second and at once, before the session is given up."""
 MAX_CALLS_BYTES = 2**20
 """Of a message that calls functions, and of one that takes calls back."""
 MAX_ARGUMENTS_BYTES = 32 * 1024

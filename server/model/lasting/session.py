@@ -215,12 +215,12 @@ class LastingSession:
 
     @property
     def is_ready(self) -> bool:
-        """See :meth:`server.model.Session.is_ready`."""
+        """True once the service has taken a first connection and its set-up."""
         return self._plan.opens > 0
 
     @property
     def lost_s(self) -> float:
-        """See :meth:`server.model.Session.lost_s`."""
+        """Seconds of caller audio that made room for newer before it was ever sent."""
         return self._input.lost_bytes / BYTES_PER_S
 
     async def _wait_opened(self, after: int) -> None:

@@ -18,7 +18,7 @@ BYTES_PER_S = 2 * CALLER_RATE_HZ
 MAX_KEPT_S = 10.0
 """Caller audio kept for a new connection; older audio makes room for newer."""
 MAX_KEPT_INPUTS = 2_000
-"""The same bound for a carrier that sends tiny chunks."""
+"""Inputs kept for a new connection, for a carrier may send its audio in tiny chunks."""
 MAX_MESSAGE_BYTES = BYTES_PER_S // 10
 """100 ms: the longest input chunk the model's guide recommends."""
 PRE_ROLL_S = 0.3
