@@ -15,7 +15,7 @@ from codec._base64 cimport encoded_size
 from codec._buffer cimport Buffer, append, clear, consume, grow, head, held, release, reserve
 from codec._ear cimport Ear, Played
 from codec._kernels cimport MulawDecoder, MulawEncoder
-from codec._shape cimport Found, Shape
+from codec._shape cimport Found, Shape, find_audio
 from codec._websocket cimport Span, WebSocket
 
 cdef enum:
@@ -148,7 +148,7 @@ cdef class MediaPath:
         if self._stream_sid is None or not self._phone.is_text:
             return False
         stream.data, stream.size = <const uint8_t*>self._stream_sid, len(self._stream_sid)
-        if not self._phone_shape.find(message, stream, &chunk):
+        if not find_audio(self._phone_shape, message, stream, &chunk):
             return False
         if chunk.timestamp_ms < 0:  # where there is none, chunks follow each other
             chunk.timestamp_ms = self.timestamp_ms
@@ -248,7 +248,7 @@ cdef class MediaPath:
         cdef Span no_stream
         cdef size_t size
         no_stream.data, no_stream.size = message.data, 0
-        if not self._may_follow() or not self._model_shape.find(message, no_stream, &said):
+        if not self._may_follow() or not find_audio(self._model_shape, message, no_stream, &said):
             return False
         if not decoded_size(said.audio.data, said.audio.size, &size) or size == 0 or size % 2:
             return False

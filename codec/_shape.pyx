@@ -12,33 +12,7 @@ from collections.abc import Mapping
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
-from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t
-from libc.string cimport memcmp
-
-from codec._json cimport (
-    Walk,
-    base64_string,
-    enter,
-    expect,
-    finished,
-    next_member,
-    plain_string,
-    skip_plain,
-    walk_over,
-    whole_number,
-)
-from codec._websocket cimport Span
-
-cdef enum:
-    PART_AUDIO = 0
-    PART_STREAM = 1
-    PART_TIMESTAMP_MS = 2
-    PART_CHUNK_NUMBER = 3
-    PART_TEXT = 4
-    IS_OBJECT = 5
-    IS_LIST = 6
-    IS_WORDS = 7
 
 cdef enum:
     MAX_FIELDS = 32  # a bit for each
@@ -140,13 +114,6 @@ cdef class Shape:
         field.name_bytes = PyBytes_GET_SIZE(encoded)
         return 0
 
-    cdef bint find(self, Span message, Span stream, Found* found) noexcept nogil:
-        cdef Walk walk = walk_over(message)
-        found.chunk_number = 0
-        found.timestamp_ms = -1
-        walk_value(&walk, &self._message, self._ignores_others, stream, found)
-        return finished(&walk)
-
 
 def parts_of(pattern):
     """Every part in a pattern."""
@@ -178,68 +145,3 @@ cdef void free_nodes(Node* node) noexcept:
             free_nodes(node.fields[index].inner)
         PyMem_RawFree(node.fields)
         PyMem_RawFree(node)
-
-
-# -- the walk --------------------------------------------------------------------------------------
-
-cdef void walk_value(
-    Walk* walk, const Field* field, bint ignores_others, Span stream, Found* found
-) noexcept nogil:
-    cdef Span text
-    if field.kind == PART_AUDIO:
-        base64_string(walk, &found.audio)
-    elif field.kind == PART_TIMESTAMP_MS:
-        whole_number(walk, &found.timestamp_ms)
-    elif field.kind == PART_CHUNK_NUMBER:
-        whole_number(walk, &found.chunk_number)
-    elif field.kind == IS_OBJECT:
-        walk_object(walk, field.inner, ignores_others, stream, found)
-    elif field.kind == IS_LIST:
-        expect(walk, c"[")
-        walk_value(walk, field.inner.fields, ignores_others, stream, found)
-        expect(walk, c"]")
-    else:
-        plain_string(walk, &text)
-        if field.kind == PART_STREAM:
-            walk.broken |= not same(text, <const char*>stream.data, stream.size)
-        elif field.kind == IS_WORDS:
-            walk.broken |= place_of(field.inner, text, 0) < 0
-
-
-cdef void walk_object(
-    Walk* walk, const Node* node, bint ignores_others, Span stream, Found* found
-) noexcept nogil:
-    cdef Span name
-    cdef uint32_t seen = 0, bit
-    cdef int place = -1, known
-    enter(walk)
-    while next_member(walk, &name):
-        known = place_of(node, name, place + 1)
-        if known >= 0:
-            place = known
-            bit = <uint32_t>1 << place
-            # A name that comes twice: the full parser knows which of them counts.
-            walk.broken |= (seen & bit) != 0
-            seen |= bit
-            walk_value(walk, &node.fields[place], ignores_others, stream, found)
-        elif ignores_others:
-            skip_plain(walk)
-        else:
-            walk.broken = True
-    walk.broken |= (seen & node.required) != node.required
-
-
-cdef int place_of(const Node* node, Span name, int expected) noexcept nogil:
-    """Which field has this name, looked for from the expected one on; -1 if none has."""
-    cdef int index
-    for index in range(expected, node.count):
-        if same(name, node.fields[index].name, node.fields[index].name_bytes):
-            return index
-    for index in range(min(expected, node.count)):
-        if same(name, node.fields[index].name, node.fields[index].name_bytes):
-            return index
-    return -1
-
-
-cdef inline bint same(Span text, const char* word, size_t size) noexcept nogil:
-    return text.size == size and memcmp(text.data, word, size) == 0
