@@ -29,11 +29,11 @@ from server.errors import CarrierProtocolError
 from server.model import AgentAudio
 from server.model.gemini import dialects
 from server.model.gemini.setup import agent_config, setup_message
-from server.simulators.phone import MemoryTransport, memory_transports
+from server.simulators.phone.transport import MemoryTransport, memory_transports
 from server.switchboard.calls import Calls
 from tests.support.fakes import MemoryModel
 from tests.support.serving import open_socket, serving
-from tests.support.switchboards import NUMBER, make_calls
+from tests.support.switchboards import NUMBER, make_calls, serve_stream
 from tests.support.toolboxes import Bench
 
 PAGE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
@@ -99,12 +99,13 @@ def test_a_model_of_the_dialect_is_set_up_in_it(example, monkeypatch):
     dialects.dialect_of.cache_clear()
 
 
+@pytest.mark.sockets
 # --- A demonstration
 @of("demonstration")
 async def test_the_demonstration_goes_as_its_checks_demand(example, tmp_path, fast_clock):
     page = Console(file=io.StringIO(), width=120)
 
-    passed = await _run_one(page, example.SCRIPTS["not-before"], tmp_path)
+    passed = await _run_one(page, example.DEMO_SCRIPTS["not-before"], tmp_path)
 
     assert passed, page.file.getvalue()
     assert "yes the model was opened when the phone was answered" in page.file.getvalue()
@@ -128,7 +129,7 @@ class Exchange:
         ours, theirs = memory_transports()
         transport = QueuedTransport(ours)
         self._nursery.start_soon(transport.run)
-        self._nursery.start_soon(calls.serve_stream, self._example.PigeonStream(transport))
+        self._nursery.start_soon(serve_stream, calls, self._example.PigeonStream(transport))
         await theirs.send(json.dumps({"call": call_sid, "ticket": ticket}))
         return theirs
 
@@ -255,6 +256,7 @@ def test_the_example_has_everything_that_a_carrier_has_to_offer(example, seam, m
     assert wanted - {*vars(one), *vars(type(one))} == set()
 
 
+@pytest.mark.sockets
 @of("pigeon")
 @pytest.mark.parametrize("media_path", ["fast", "ordinary"])
 async def test_a_whole_server_serves_the_carriers_calls_over_its_own_sockets(

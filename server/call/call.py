@@ -370,7 +370,7 @@ class Call:
                 logger.warning("hang-up failed", error=str(error))
         if c.line is not None:
             with contextlib.suppress(StreamEnded):
-                await c.line.media.aclose(reason.close_code, reason)
+                await c.line.media.aclose(reason.close_code, reason.value)
 
     # -- the record ------------------------------------------------------------------------
 
