@@ -118,11 +118,52 @@ def add(counter: Counter, amount: float) -> None:
         counter.inc(amount)
 
 
+class RecordMetrics:
+    """What became of records and recordings."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.unsaved = Gauge(
+            "offhook_records_unsaved", "Records that wait for the database.", registry=registry
+        )
+        self.failures = Counter(
+            "offhook_record_failures", "Work with the database that failed, or records given up.",
+            ["what"], registry=registry,
+        )  # fmt: skip
+        self.recordings_stopped = Counter(
+            "offhook_recordings_stopped", "Recordings that stopped before their call did.",
+            ["reason"], registry=registry,
+        )  # fmt: skip
+
+
+class StreamMetrics:
+    """What media streams have carried, and what was wrong with it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.accepted = Counter(
+            "offhook_media_path_streams",
+            "Media streams by the path they took: the media plane, or through hypercorn.",
+            ["path"], registry=registry,
+        )  # fmt: skip
+        self.lost_frames = Counter(
+            "offhook_lost_frames",
+            "20 ms frames of caller audio that were lost, at the carrier or in this server.",
+            ["where"], registry=registry,
+        )  # fmt: skip
+        self.odd_messages = Counter(
+            "offhook_odd_messages", "Carrier messages that were ignored, by what was odd.",
+            ["what"], registry=registry,
+        )  # fmt: skip
+        for where in ("carrier", "server"):
+            self.lost_frames.labels(where)
+
+
 class Metrics:
     """The process's Prometheus metrics; labels are few and never name a call or a person."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.registry = registry
+        self.records = RecordMetrics(registry)
+        self.streams = StreamMetrics(registry)
         self.calls_ended = Counter(
             "offhook_calls_ended", "Calls by direction and reason.", ["direction", "reason"],
             registry=registry,
@@ -199,39 +240,14 @@ class Metrics:
             "offhook_cost_usd", "Cost of ended calls, as far as it is known.", ["part"],
             registry=registry,
         )  # fmt: skip
-        self.records_unsaved = Gauge(
-            "offhook_records_unsaved", "Records that wait for the database.", registry=registry
-        )
-        self.record_failures = Counter(
-            "offhook_record_failures", "Work with the database that failed, or records given up.",
-            ["what"], registry=registry,
-        )  # fmt: skip
-        self.recordings_stopped = Counter(
-            "offhook_recordings_stopped", "Recordings that stopped before their call did.",
-            ["reason"], registry=registry,
-        )  # fmt: skip
         self.strangers_refused = Counter(
             "offhook_strangers_refused",
             "Requests and sockets without the key, signature or ticket they need, by kind.",
             ["kind"], registry=registry,
         )  # fmt: skip
-        self.media_streams = Counter(
-            "offhook_media_path_streams",
-            "Media streams by the path they took: the media plane, or through hypercorn.",
-            ["path"], registry=registry,
-        )  # fmt: skip
         self.passed_on = Counter(
             "offhook_passed_on",
             "What came to another process of this server than the one it was about.",
-            ["what"], registry=registry,
-        )  # fmt: skip
-        self.lost_frames = Counter(
-            "offhook_lost_frames",
-            "20 ms frames of caller audio that were lost, at the carrier or in this server.",
-            ["where"], registry=registry,
-        )  # fmt: skip
-        self.odd_messages = Counter(
-            "offhook_odd_messages", "Carrier messages that were ignored, by what was odd.",
             ["what"], registry=registry,
         )  # fmt: skip
         # From the start, so that the first of each is seen as an increase and not as news.
@@ -239,8 +255,6 @@ class Metrics:
             self.dials.labels(outcome)
         for kind in KINDS_OF_STRANGERS:
             self.strangers_refused.labels(kind)
-        for where in ("carrier", "server"):
-            self.lost_frames.labels(where)
 
 
 def merged(registry: CollectorRegistry, others: Iterable[str], **labels: str) -> bytes:

@@ -408,7 +408,7 @@ class Call:
         c.metrics.calls_active.dec()
         reason = c.end_reason or EndReason.ERROR
         c.metrics.calls_ended.labels(self.direction, reason.value).inc()
-        add(c.metrics.lost_frames.labels("server"), c.session.lost_s / FRAME_S)
+        add(c.metrics.streams.lost_frames.labels("server"), c.session.lost_s / FRAME_S)
 
     def _tell_end(self, now: float) -> None:
         c = self.conversation

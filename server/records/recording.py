@@ -375,7 +375,7 @@ class Recordings:
         try:
             recorder.stop(reason, unwritten=unwritten)
         finally:
-            self._metrics.recordings_stopped.labels(reason).inc()
+            self._metrics.records.recordings_stopped.labels(reason).inc()
             logger.warning(
                 "recording stopped", reason=reason, call_sid=recorder.call_sid, exc_info=exc_info
             )

@@ -110,9 +110,9 @@ class Records:
         self._unsaved.move_to_end(call_sid)
         if len(self._unsaved) > MAX_UNSAVED:
             lost, _ = self._unsaved.popitem(last=False)
-            self._metrics.record_failures.labels("given-up").inc()
+            self._metrics.records.failures.labels("given-up").inc()
             logger.error("record given up: too many wait for the database", call_sid=lost)
-        self._metrics.records_unsaved.set(len(self._unsaved))
+        self._metrics.records.unsaved.set(len(self._unsaved))
         self._changed.set()
 
     async def get(self, call_sid: str) -> dict[str, Any] | None:
@@ -160,7 +160,7 @@ class Records:
                     lambda: self._database.write_request(client, key, request), self._writing
                 )
             if waiting.cancelled_caught:
-                self._metrics.record_failures.labels("request").inc()
+                self._metrics.records.failures.labels("request").inc()
         except Exception as error:
             self._failed("request", error)
 
@@ -217,7 +217,7 @@ class Records:
         if not self._works:
             self._works = True
             logger.info("database works again", unsaved=len(self._unsaved))
-        self._metrics.records_unsaved.set(len(self._unsaved))
+        self._metrics.records.unsaved.set(len(self._unsaved))
         self._written.set()
         self._written = trio.Event()
 
@@ -230,7 +230,7 @@ class Records:
             except Exception as error:
                 if not is_about_data(error):
                     raise
-                self._metrics.record_failures.labels("record").inc()
+                self._metrics.records.failures.labels("record").inc()
                 logger.error(  # noqa: TRY400 - a database's own words quote what people said
                     "record not taken by the database",
                     call_sid=record["call_sid"],
@@ -261,7 +261,7 @@ class Records:
             self._failed("write", error)
         finally:
             for call_sid in self._unsaved:
-                self._metrics.record_failures.labels("given-up").inc()
+                self._metrics.records.failures.labels("given-up").inc()
                 logger.error("record lost: the database did not take it", call_sid=call_sid)
 
     async def _close(self) -> None:
@@ -294,7 +294,7 @@ class Records:
         )
 
     def _failed(self, what: str, error: Exception) -> None:
-        self._metrics.record_failures.labels(what).inc()
+        self._metrics.records.failures.labels(what).inc()
         if self._works:
             self._works = False
             logger.warning(

@@ -199,7 +199,7 @@ class MediaDoor:
     # -- counting --------------------------------------------------------------------------
 
     def _note_path(self, path: str) -> None:
-        self._service.metrics.media_streams.labels(path).inc()
+        self._service.metrics.streams.accepted.labels(path).inc()
         logger.debug("media stream accepted", path=path)
 
     @contextmanager
@@ -212,7 +212,7 @@ class MediaDoor:
 
     def _count(self, media: MediaStream) -> None:
         counts, metrics = media.counts, self._service.metrics
-        add(metrics.lost_frames.labels("carrier"), counts.missing_chunks)
+        add(metrics.streams.lost_frames.labels("carrier"), counts.missing_chunks)
         odd = {
             "malformed": counts.malformed,
             "unknown": counts.unknown,
@@ -224,7 +224,7 @@ class MediaDoor:
         }
         for what, count in odd.items():
             if count:
-                metrics.odd_messages.labels(what).inc(count)
+                metrics.streams.odd_messages.labels(what).inc(count)
 
 
 def add_stream(app: Quart, service: Service, door: MediaDoor) -> None:

@@ -83,4 +83,6 @@ async def test_caller_audio_that_waits_too_long_is_bounded_and_counted(autojump_
     lost_s = rig.record["timings"]["caller_audio_lost_s"]
     assert lost_s == pytest.approx(ready_s - 0.5 - MAX_KEPT_S, abs=0.05)
     assert lost_s + kept_s == pytest.approx(said_s, abs=0.05)
-    assert rig.metrics.lost_frames.labels("server")._value.get() == pytest.approx(50 * lost_s)
+    assert rig.metrics.streams.lost_frames.labels("server")._value.get() == pytest.approx(
+        50 * lost_s
+    )

@@ -305,7 +305,7 @@ async def test_a_full_disk_ends_the_recording_which_stays_whole(tmp_path):
     assert full.take(10.0) == (b"", b"")
     assert read(tmp_path / f"{SID}.wav")[0] == decode_mulaw(seconds(1, 2.0))
     assert short.as_dict()["state"] == "complete"
-    assert recordings._metrics.recordings_stopped.labels("disk-full")._value.get() == 1
+    assert recordings._metrics.records.recordings_stopped.labels("disk-full")._value.get() == 1
 
 
 async def test_a_directory_that_cannot_be_made_ends_the_recording(tmp_path):

@@ -99,7 +99,7 @@ async def until(condition) -> None:
 
 
 def failures(records: Records, what: str) -> float:
-    return records._metrics.record_failures.labels(what)._value.get()
+    return records._metrics.records.failures.labels(what)._value.get()
 
 
 async def test_a_record_is_read_back_as_it_was_kept(url):

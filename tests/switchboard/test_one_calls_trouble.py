@@ -199,7 +199,7 @@ async def test_a_counter_takes_nothing_that_it_would_never_forget(autojump_clock
     media.hang_up()
     await assert_only_this_call_is_over(calls, call, nursery)
 
-    assert calls.metrics.lost_frames.labels("server")._value.get() == 0
+    assert calls.metrics.streams.lost_frames.labels("server")._value.get() == 0
     assert calls.metrics.tokens.labels("prompt", "audio")._value.get() == 0
 
 
