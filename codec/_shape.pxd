@@ -5,7 +5,7 @@ library's is in the processor's caches any more.
 """
 
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp
 
 from codec._json cimport (
@@ -31,19 +31,17 @@ cdef enum:
     IS_OBJECT = 5
     IS_LIST = 6
     IS_WORDS = 7
+    MAX_FIELDS = 64
+    MAX_NAME_BYTES = 40
 
 
 cdef struct Field:
-    const char* name  # of an object's member, or one word of several
-    size_t name_bytes
-    int kind
-    Node* inner  # an object's members, a list's one item, the words that may stand there
-
-
-cdef struct Node:
-    Field* fields
-    int count
-    uint32_t required  # a bit for each field that must be there
+    char name[MAX_NAME_BYTES]  # of an object's member, or one word of several
+    uint8_t name_bytes
+    uint8_t kind
+    uint16_t first  # an object's members, a list's one item, the words that may stand there
+    uint16_t count
+    uint32_t required  # a bit for each of these that must be there
 
 
 cdef struct Found:
@@ -53,9 +51,10 @@ cdef struct Found:
 
 
 cdef class Shape:
-    cdef Field _message
+    # All in one place, and in the order in which it is read.
+    cdef Field _fields[MAX_FIELDS]
+    cdef int _used
     cdef bint _ignores_others
-    cdef list _names  # what the fields point to
 
     cdef int _describe(self, Field* field, object pattern, int depth) except -1
     cdef int _name(self, Field* field, object name) except -1
@@ -66,12 +65,17 @@ cdef inline bint find_audio(Shape shape, Span message, Span stream, Found* found
     cdef Walk walk = walk_over(message)
     found.chunk_number = 0
     found.timestamp_ms = -1
-    walk_value(&walk, &shape._message, shape._ignores_others, stream, found)
+    walk_value(&walk, shape._fields, shape._fields, shape._ignores_others, stream, found)
     return finished(&walk)
 
 
 cdef inline void walk_value(
-    Walk* walk, const Field* field, bint ignores_others, Span stream, Found* found
+    Walk* walk,
+    const Field* fields,
+    const Field* field,
+    bint ignores_others,
+    Span stream,
+    Found* found,
 ) noexcept nogil:
     cdef Span text
     if field.kind == PART_AUDIO:
@@ -81,53 +85,61 @@ cdef inline void walk_value(
     elif field.kind == PART_CHUNK_NUMBER:
         whole_number(walk, &found.chunk_number)
     elif field.kind == IS_OBJECT:
-        walk_object(walk, field.inner, ignores_others, stream, found)
+        walk_object(walk, fields, field, ignores_others, stream, found)
     elif field.kind == IS_LIST:
         expect(walk, c"[")
-        walk_value(walk, field.inner.fields, ignores_others, stream, found)
+        walk_value(walk, fields, fields + field.first, ignores_others, stream, found)
         expect(walk, c"]")
     else:
         plain_string(walk, &text)
         if field.kind == PART_STREAM:
-            walk.broken |= not same(text, <const char*>stream.data, stream.size)
+            walk.broken |= not same(text, stream.data, stream.size)
         elif field.kind == IS_WORDS:
-            walk.broken |= place_of(field.inner, text, 0) < 0
+            walk.broken |= place_of(fields + field.first, field.count, text, 0) < 0
 
 
 cdef inline void walk_object(
-    Walk* walk, const Node* node, bint ignores_others, Span stream, Found* found
+    Walk* walk,
+    const Field* fields,
+    const Field* field,
+    bint ignores_others,
+    Span stream,
+    Found* found,
 ) noexcept nogil:
     cdef Span name
+    cdef const Field* members = fields + field.first
     cdef uint32_t seen = 0, bit
     cdef int place = -1, known
     enter(walk)
     while next_member(walk, &name):
-        known = place_of(node, name, place + 1)
+        known = place_of(members, field.count, name, place + 1)
         if known >= 0:
             place = known
             bit = <uint32_t>1 << place
             # A name that comes twice: the full parser knows which of them counts.
             walk.broken |= (seen & bit) != 0
             seen |= bit
-            walk_value(walk, &node.fields[place], ignores_others, stream, found)
+            walk_value(walk, fields, members + place, ignores_others, stream, found)
         elif ignores_others:
             skip_plain(walk)
         else:
             walk.broken = True
-    walk.broken |= (seen & node.required) != node.required
+    walk.broken |= (seen & field.required) != field.required
 
 
-cdef inline int place_of(const Node* node, Span name, int expected) noexcept nogil:
+cdef inline int place_of(
+    const Field* fields, int count, Span name, int expected
+) noexcept nogil:
     """Which field has this name, looked for from the expected one on; -1 if none has."""
     cdef int index
-    for index in range(expected, node.count):
-        if same(name, node.fields[index].name, node.fields[index].name_bytes):
+    for index in range(expected, count):
+        if same(name, <const uint8_t*>fields[index].name, fields[index].name_bytes):
             return index
-    for index in range(min(expected, node.count)):
-        if same(name, node.fields[index].name, node.fields[index].name_bytes):
+    for index in range(min(expected, count)):
+        if same(name, <const uint8_t*>fields[index].name, fields[index].name_bytes):
             return index
     return -1
 
 
-cdef inline bint same(Span text, const char* word, size_t size) noexcept nogil:
+cdef inline bint same(Span text, const uint8_t* word, size_t size) noexcept nogil:
     return text.size == size and memcmp(text.data, word, size) == 0

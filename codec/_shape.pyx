@@ -10,12 +10,11 @@ Members may come in any order; the walk is quickest when they come as they are w
 import enum
 from collections.abc import Mapping
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
 
 cdef enum:
-    MAX_FIELDS = 32  # a bit for each
+    MAX_MEMBERS = 32  # a bit for each
     MAX_DEPTH = 8  # the walk goes into itself
 
 
@@ -64,22 +63,20 @@ cdef class Shape:
     """
 
     def __init__(self, message, *, bint ignores_others):
-        if self._names is not None:
+        if self._used:
             raise TypeError("a shape is made once")
-        self._names = []
+        self._used = 1
         self._ignores_others = ignores_others
         if not isinstance(message, Mapping):
             raise TypeError("a message is an object")
         parts = list(parts_of(message))
         if parts.count(Part.AUDIO) != 1:
             raise ValueError("the audio has to be in one place")
-        self._describe(&self._message, message, 0)
-
-    def __dealloc__(self):
-        free_nodes(self._message.inner)
+        self._describe(self._fields, message, 0)
 
     cdef int _describe(self, Field* field, object pattern, int depth) except -1:
         cdef int index = 0
+        cdef Field* inner
         if depth > MAX_DEPTH:
             raise ValueError("too deep for a shape")
         if isinstance(pattern, Part):
@@ -89,29 +86,34 @@ cdef class Shape:
             pattern = (pattern,)
         if not isinstance(pattern, (Mapping, tuple, list)):
             raise TypeError(f"{pattern!r} is no pattern")
-        if not 0 < len(pattern) <= MAX_FIELDS or (isinstance(pattern, list) and len(pattern) > 1):
+        if not 0 < len(pattern) <= (1 if isinstance(pattern, list) else MAX_MEMBERS):
             raise ValueError(f"{len(pattern)} are too few or too many for a shape")
-        field.inner = new_node(len(pattern))
+        if self._used + len(pattern) > MAX_FIELDS:
+            raise ValueError(f"a shape has at most {MAX_FIELDS} fields")
+        field.first, field.count = self._used, len(pattern)
+        inner = self._fields + field.first
+        self._used += field.count
         if isinstance(pattern, list):
             field.kind = IS_LIST
-            return self._describe(&field.inner.fields[0], pattern[0], depth + 1)
+            return self._describe(inner, pattern[0], depth + 1)
         field.kind = IS_WORDS if isinstance(pattern, tuple) else IS_OBJECT
         for index, name in enumerate(pattern):
-            self._name(&field.inner.fields[index], name)
+            self._name(inner + index, name)
             if field.kind == IS_OBJECT:
                 value = pattern[name]
                 if isinstance(value, Maybe):
                     value = (<Maybe>value).value
                 else:
-                    field.inner.required |= <uint32_t>1 << index
-                self._describe(&field.inner.fields[index], value, depth + 1)
+                    field.required |= <uint32_t>1 << index
+                self._describe(inner + index, value, depth + 1)
         return 0
 
     cdef int _name(self, Field* field, object name) except -1:
         cdef bytes encoded = (<str?>name).encode()
-        self._names.append(encoded)
-        field.name = PyBytes_AS_STRING(encoded)
-        field.name_bytes = PyBytes_GET_SIZE(encoded)
+        if len(encoded) > MAX_NAME_BYTES:
+            raise ValueError(f"{name!r} is longer than a shape's names can be")
+        memcpy(field.name, <const char*>encoded, len(encoded))
+        field.name_bytes = len(encoded)
         return 0
 
 
@@ -124,24 +126,3 @@ def parts_of(pattern):
     elif isinstance(pattern, (Mapping, list)):
         for inner in pattern.values() if isinstance(pattern, Mapping) else pattern:
             yield from parts_of(inner)
-
-
-cdef Node* new_node(int count) except NULL:
-    cdef Node* node = <Node*>PyMem_RawCalloc(1, sizeof(Node))
-    cdef Field* fields = <Field*>PyMem_RawCalloc(count, sizeof(Field))
-    if node == NULL or fields == NULL:
-        PyMem_RawFree(node)
-        PyMem_RawFree(fields)
-        raise MemoryError
-    node.fields = fields
-    node.count = count
-    return node
-
-
-cdef void free_nodes(Node* node) noexcept:
-    cdef int index
-    if node != NULL:
-        for index in range(node.count):
-            free_nodes(node.fields[index].inner)
-        PyMem_RawFree(node.fields)
-        PyMem_RawFree(node)
