@@ -31,6 +31,7 @@ async def test_a_script_passes_if_its_call_went_as_demanded(tmp_path, fast_clock
     assert "yes the call ended: busy" in console.file.getvalue()
 
 
+@pytest.mark.slow
 async def test_every_call_goes_as_its_script_demands_over_real_sockets(tmp_path, fast_clock):
     page = Console(file=io.StringIO(), width=120)
 

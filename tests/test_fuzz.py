@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from tests.fuzz_server import TARGETS, fuzz
 
+pytestmark = pytest.mark.slow
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),

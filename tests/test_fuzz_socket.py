@@ -33,7 +33,7 @@ from tests.support.socket_inputs import (
     numbered,
 )
 
-pytestmark = pytest.mark.sockets
+pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
 reads_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

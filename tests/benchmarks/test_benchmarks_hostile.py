@@ -19,6 +19,8 @@ from benchmarks.hostile import (
 from benchmarks.load.attacker import ATTACKS as DOINGS
 from benchmarks.point import OFFHOOK
 
+pytestmark = pytest.mark.slow
+
 
 def window(p99_ms: float) -> dict[str, object]:
     percentiles = {"p99": p99_ms}

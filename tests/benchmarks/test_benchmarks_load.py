@@ -13,7 +13,7 @@ from benchmarks.load.call import Talk
 from benchmarks.load.sockets import Backend, Picows, Socket, Websockets, picows, port_of
 from benchmarks.point import CLASSIC, KINDS, OFFHOOK, ServerKind, run_point
 
-pytestmark = pytest.mark.sockets
+pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
 QUICK_TALK = Talk(turn_s=0.8, cycle_s=0.5, cut_every=2, cut_delays_s=(0.0, 0.02))
 PERCENTILES = {"p50", "p95", "p99", "p999"}

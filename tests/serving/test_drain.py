@@ -11,7 +11,7 @@ import trio
 from tests.support.processes import COMMANDS, stopped_in_mid_call
 from tests.support.serving import serving
 
-pytestmark = pytest.mark.sockets
+pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
 
 async def test_a_stopped_server_says_goodbye_and_hangs_up(tmp_path):

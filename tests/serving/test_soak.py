@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.soak import TROUBLES, soak
 
-pytestmark = pytest.mark.sockets
+pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
 
 async def test_calls_in_any_trouble_end_with_a_record_and_leave_nothing(tmp_path, fast_clock):

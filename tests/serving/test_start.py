@@ -21,7 +21,7 @@ from server.hooks.sockets import holder_of
 from server.serving.single import listen
 from tests.support.processes import COMMANDS, server_process
 
-pytestmark = pytest.mark.sockets
+pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
