@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz_server import TARGETS, fuzz
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

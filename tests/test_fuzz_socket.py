@@ -108,11 +108,11 @@ def test_what_once_ended_a_server_ends_its_own_connection(victim, name):
     assert report.inputs
 
 
-def test_a_server_is_the_same_after_hundreds_of_hostile_connections(victim):
-    report = fuzz(victim, seed=1, connections=200)
+def test_a_server_is_the_same_after_a_hundred_hostile_connections(victim):
+    report = fuzz(victim, seed=1, connections=100)
 
     assert report.findings == []
-    assert report.connections >= 200
+    assert report.connections >= 100
     assert report.endings["101"]
     assert report.inputs > report.connections
 

@@ -19,7 +19,7 @@ from benchmarks.hostile import (
 from benchmarks.load.attacker import ATTACKS as DOINGS
 from benchmarks.point import OFFHOOK
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
 
 def window(p99_ms: float) -> dict[str, object]:
@@ -68,12 +68,7 @@ def test_attackers_get_nothing_and_calls_arrive_whole():
     expected = {
         "oversized": {"1009"},
         "forged-webhooks": {"403", "left"},
-        "replayed-webhooks": {"200", "204", "left"},
-        "wrong-keys": {"401", "left"},
-        "upgrades": {"400", "426"},
-        "killers": {"200", "400", "505"},
         "costly": {"403", "413", "414", "431"},
-        "webhooks-merged": {"400", "left"},
         "locked-database": {"200", "call served", "left"},
         "full-disk": {"200", "call served", "left"},
     }
@@ -90,7 +85,6 @@ def test_attackers_get_nothing_and_calls_arrive_whole():
         assert outcome.came_of_it.get("lost", 0) == 0
     by_name = {outcome.name: outcome for outcome in outcomes}
     assert by_name["locked-database"].came_of_it["waited"] >= 1
-    assert by_name["webhooks-merged"].came_of_it["calls opened"] == 0
     assert by_name["full-disk"].came_of_it["recordings stopped"] >= 2
     assert memory["after_kib"] > memory["before_kib"] // 2
     assert gains_table(outcomes).row_count == len(expected)

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.recovery import FAULTS, break_connections, long_call
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
 
 async def test_a_call_over_many_connections_loses_nothing_and_cuts_nothing(autojump_clock):

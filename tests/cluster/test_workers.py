@@ -36,7 +36,11 @@ from tests.support.processes import (
 )
 from tests.support.switchboards import make_calls
 
-pytestmark = [pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets"), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets"),
+    pytest.mark.sockets,
+    pytest.mark.slow,
+]
 
 HANGS_UP = "+15005550103"
 

@@ -561,6 +561,7 @@ def test_a_file_that_is_missing_ends_the_command_with_status_2_and_one_line(tmp_
     )
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("script", ["hangs-up", "all"])
 def test_a_demonstration_with_a_wrong_setting_ends_in_the_same_way(capsys, monkeypatch, script):
     monkeypatch.setenv("MAX_CALLS", "none")

@@ -75,6 +75,7 @@ async def serving(**overrides) -> AsyncGenerator[Server]:
         ("twilio_account_sid", "twilio_auth_token", "twilio_phone_number", "gemini_api_key")
     )
     settings = {"simulated_ring_s": 0.3, "drain_timeout_s": 0.0, "public_url": url}
+    settings["close_timeout_s"] = 1.0  # calls that are left behind at the end wait for it
     app = create_app(Settings.load(_env_file=None, **(account | settings | overrides)))
     stop = trio.Event()
 

@@ -20,6 +20,8 @@ from server.web.keys import UNNAMED, hash_key
 from server.web.once import fingerprint_of
 from tests.support.access import ACCOUNT, SIMULATED
 
+pytestmark = pytest.mark.sockets
+
 SHOWN = {"X-API-Key": "sesame"}
 
 

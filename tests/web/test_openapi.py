@@ -10,6 +10,8 @@ from hypothesis import Phase, given, settings
 
 from tests.fuzz_server import api_server
 
+pytestmark = pytest.mark.sockets
+
 schemathesis = pytest.importorskip("schemathesis")
 checks = pytest.importorskip("schemathesis.specs.openapi.checks")
 
