@@ -63,10 +63,12 @@ cdef class Shape:
 cdef inline bint find_audio(Shape shape, Span message, Span stream, Found* found) noexcept nogil:
     """Read a message of this shape and stream; False for any other, which is for a full parser."""
     cdef Walk walk = walk_over(message)
+    found.audio.data = NULL  # it may be where it need not be
+    found.audio.size = 0
     found.chunk_number = 0
     found.timestamp_ms = -1
     walk_value(&walk, shape._fields, shape._fields, shape._ignores_others, stream, found)
-    return finished(&walk)
+    return finished(&walk) and found.audio.data != NULL
 
 
 cdef inline void walk_value(

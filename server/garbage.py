@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import trio
 
-NEVER = 1_000_000_000
+NOT_BY_ITSELF = 1_000_000_000
 YOUNG_EVERY_S = 0.25
 FULL_EVERY_S = 120.0
 """How long cycles may stay that have outlived the young generations, while there are calls."""
@@ -36,7 +36,7 @@ async def collect(live_count: Callable[[], int]) -> None:
     """
     global _users
     _users += 1
-    gc.set_threshold(_thresholds[0], NEVER, NEVER)
+    gc.set_threshold(_thresholds[0], NOT_BY_ITSELF, NOT_BY_ITSELF)
     full_at = trio.current_time() + FULL_EVERY_S
     try:
         while True:

@@ -170,6 +170,8 @@ def test_nothing_that_decides_can_wait():
         for node in ast.walk(ast.parse(MODULES[name].read_text())):
             if isinstance(node, ast.Import):
                 assert not any(alias.name == "trio" for alias in node.names), f"{name} can wait"
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] != "trio", f"{name} can wait"
             assert not isinstance(node, ast.AsyncFunctionDef), f"{name} waits"
     assert len(deciding) > 5
 

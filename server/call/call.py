@@ -110,7 +110,6 @@ class Call:
         self.conversation = c = Conversation(
             Party(direction, number, agent, dict(metadata or {})),
             carrier=carrier,
-            metrics=metrics,
             options=options,
             notes=Notes(costs, metrics),
         )
@@ -143,7 +142,7 @@ class Call:
 
     def accept(self, call_sid: str) -> None:
         """The carrier has taken the call and named it."""
-        self.conversation.call_sid = self.conversation.notes.call_sid = call_sid
+        self.conversation.notes.call_sid = call_sid
         self.accepted.set()
 
     def update_status(self, update: StatusUpdate) -> None:
@@ -347,7 +346,6 @@ class Call:
         told = str(error)
         if isinstance(error, ModelError):
             told, self.refusal = error.loggable, error.refusal
-            self.farewell.give_up()
         self.end(reason, str(error))
         self._logged_detail = told
         logger.warning("call failed", reason=reason.value, error=told)
@@ -379,7 +377,7 @@ class Call:
         c = self.conversation
         now = self._ended_at = trio.current_time()
         try:
-            with self._guarded("books"):
+            with self._guarded("heard"):
                 c.passing.collect()
                 c.write_heard(now)
             with self._guarded("recording"):

@@ -42,6 +42,8 @@ class Stage(Enum):
     """A message is being left: nobody is heard, and nothing interrupts."""
     FAREWELL = auto()
     """The agent says goodbye; then the call ends."""
+    FAREWELL_TO_MACHINE = auto()
+    """It has to end while a message is being left: nobody is heard here either."""
 
 
 TRANSITIONS: Mapping[Stage, Mapping[str, Stage]] = {
@@ -59,9 +61,13 @@ TRANSITIONS: Mapping[Stage, Mapping[str, Stage]] = {
     Stage.TO_MACHINE: {
         "answered": Stage.TO_MACHINE,
         "person": Stage.TALK,
-        "goodbye": Stage.FAREWELL,
+        "goodbye": Stage.FAREWELL_TO_MACHINE,
     },
-    Stage.FAREWELL: {"answered": Stage.FAREWELL},
+    Stage.FAREWELL: {"answered": Stage.FAREWELL, "machine": Stage.FAREWELL_TO_MACHINE},
+    Stage.FAREWELL_TO_MACHINE: {
+        "answered": Stage.FAREWELL_TO_MACHINE,
+        "person": Stage.FAREWELL,
+    },
 }
 """What may happen in each stage; whoever makes it happen asks :meth:`Conversation.may` before."""
 
@@ -103,7 +109,17 @@ class Conversation:
     """A call, as far as its parts have to know of each other.
 
     Attributes:
-        call_sid: The carrier's name for the call, once it has accepted it.
+        party: Who talks with whom.
+        carrier: Steers the call.
+        options: The call's settings.
+        notes: What is written down of it.
+        session: The model's side; given once, right after this is made.
+        playout: What the caller is to hear, and has heard.
+        turns: Whose turn it is.
+        opening: How the call begins.
+        ear: What is found in the caller's audio.
+        passing: What the compiled path passes on by itself.
+        errands: Tasks that are begun when they are first wanted.
         line: The media stream, while there is one.
         connected: Set while there is a line.
         begun: Set when the model is there, and has been asked for the greeting if it is to give it.
@@ -116,7 +132,7 @@ class Conversation:
         changed: Something was said, heard or decided.
         turn_changed: It may be another's turn now.
         unsent: There may be something to send to the caller.
-        end_reason: Why the call ends; None while it goes on.
+        over: Set when the call is to end.
     """
 
     def __init__(
@@ -124,16 +140,13 @@ class Conversation:
         party: Party,
         *,
         carrier: Carrier,
-        metrics: Metrics,
         options: CallOptions,
         notes: Notes,
     ) -> None:
         self.party = party
         self.carrier = carrier
-        self.metrics = metrics
         self.options = options
         self.notes = notes
-        self.call_sid = ""
         self.line: Line | None = None
         self.connected = trio.Event()
         self.begun = trio.Event()
@@ -141,9 +154,10 @@ class Conversation:
         self.answered_at: float | None = None
         self.agent_turn = self.finished_turn = self.heard_out = 0
         self.hint = ""
-        self.changed, self.turn_changed, self.unsent = Signal(), Signal(), Signal()
-        self.end_reason: EndReason | None = None
-        self.end_detail = ""
+        self.changed = Signal()
+        self.turn_changed = Signal()
+        self.unsent = Signal()
+        self._ending: tuple[EndReason, str] | None = None
         self.over = trio.Event()
         self.errands = Errands()
 
@@ -192,12 +206,36 @@ class Conversation:
         """Whether the model and the caller talk, or will as soon as it is answered."""
         return self.stage in (Stage.OPENING, Stage.TALK)
 
+    @property
+    def speaks_to_machine(self) -> bool:
+        """Whether a message is being left: nobody is heard, and nothing interrupts."""
+        return self.stage in (Stage.TO_MACHINE, Stage.FAREWELL_TO_MACHINE)
+
+    @property
+    def metrics(self) -> Metrics:
+        """The process's metrics."""
+        return self.notes.metrics
+
+    @property
+    def call_sid(self) -> str:
+        """The carrier's name for the call; empty before it has accepted it."""
+        return self.notes.call_sid
+
     def end(self, reason: EndReason, detail: str = "") -> None:
         """Ask the call to end; the first reason counts, later ones are ignored."""
-        if self.end_reason is None:
-            self.end_reason = reason
-            self.end_detail = detail
+        if self._ending is None:
+            self._ending = reason, detail
             self.over.set()
+
+    @property
+    def end_reason(self) -> EndReason | None:
+        """Why the call ends; None while it goes on."""
+        return None if self._ending is None else self._ending[0]
+
+    @property
+    def end_detail(self) -> str:
+        """What more is known of why the call ends."""
+        return "" if self._ending is None else self._ending[1]
 
     # -- what the session asks of its call ---------------------------------------------------
 

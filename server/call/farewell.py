@@ -22,6 +22,7 @@ class Farewell:
         self._reason = EndReason.ERROR
         self._detail = ""
         self._agents_own = False  # nobody has to nudge it
+        self._is_wanted = False
 
     def begin(self, reason: EndReason, detail: str = "") -> None:
         """Have the agent say goodbye, then end the call.
@@ -30,35 +31,31 @@ class Farewell:
         ``farewell_timeout_s``; at once if there is nobody to say it, or to hear it.
         """
         c = self._conversation
-        if c.stage is Stage.FAREWELL or c.end_reason is not None:
+        if self._is_wanted or c.end_reason is not None:
             return
-        c.notes.note("wrapping up", reason=reason.value)
-        if not c.may("goodbye"):
-            c.end(reason, detail)  # the caller is elsewhere
-            return
+        self._is_wanted = True
         self._reason, self._detail = reason, detail
-        c.move("goodbye")
+        c.notes.note("wrapping up", reason=reason.value)
+        if c.may("goodbye"):
+            c.move("goodbye")
         c.errands.begin(self._run)
 
     def leave_it_to_the_agent(self, reason: EndReason) -> bool:
         """End the call when the agent's own farewell was heard; False if it ends already."""
         c = self._conversation
-        if c.stage is Stage.FAREWELL or c.end_reason is not None:
+        if self._is_wanted or c.end_reason is not None:
             return False
         self._agents_own = True
         self.begin(reason)
         return True
 
-    def give_up(self) -> None:
-        """The goodbye can no longer be said: the call ends at once, for the reason it had."""
-        if self._conversation.stage is Stage.FAREWELL:
-            self._conversation.end(self._reason, self._detail)
-
     async def _run(self) -> None:
         """End the call when the goodbye has been heard."""
         c = self._conversation
         with trio.move_on_after(c.options.farewell_timeout_s):
-            if self._agents_own:
+            if self._agents_own and c.stage is Stage.AWAY:
+                await trio.sleep_forever()  # if somebody answers there, the call ends with that
+            elif self._agents_own:
                 await self._hear_out()
             elif c.line is not None and c.session.is_ready and c.party.agent.farewell:
                 # What the agent is saying now is not the goodbye: that is a turn of its own.

@@ -15,6 +15,7 @@ from server.dialogue.endings import EndReason
 from server.errors import CarrierError
 from server.signal import Signal
 
+CANNOT = "the caller cannot be transferred now"
 REPORT_S = 15.0
 """How much later than the ringing ends the carrier may tell us so: its longest webhook wait."""
 
@@ -33,7 +34,7 @@ class _Transfer:
     """What became of it, if the caller is to come back."""
     settled: trio.Event = field(default_factory=trio.Event)
     """The caller is back, or could not be transferred at all (then without an outcome)."""
-    error: CarrierError | None = None
+    error: CarrierError | ValueError | None = None
 
 
 class Handover:
@@ -66,11 +67,12 @@ class Handover:
 
         Raises:
             CarrierError: The carrier would not do it; the caller has never left.
-            ValueError: The caller is already on the way to somebody, or not on the line.
+            ValueError: The caller is already on the way to somebody, or not on the line; or the
+                call is about to end, or a message is being left.
         """
         c = self._conversation
         if self._transfer is not None or c.line is None or not c.may("sent away"):
-            raise ValueError("the caller cannot be transferred now")
+            raise ValueError(CANNOT)
         transfer = self._transfer = _Transfer(destination, number)
         self._wanted.set()
         c.errands.begin(self._run)
@@ -123,7 +125,7 @@ class Handover:
         if transfer.withdrawn:
             return False
         if not c.may("sent away"):  # it has come to something else meanwhile
-            transfer.outcome = CallStatus.CANCELED
+            transfer.error = ValueError(CANNOT)
             return False
         ring_timeout_s = c.options.transfer_ring_timeout_s
         left = c.line

@@ -6,7 +6,7 @@ in it, or is to be looked at. Everything else comes as events, one way for every
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from math import inf
@@ -14,7 +14,7 @@ from math import inf
 import trio
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
-from codec.line import SILENCE
+from codec.line import BYTES_PER_S, SILENCE
 from server.call.conversation import Conversation, Line, Stage
 from server.call.machine import Machine
 from server.call.playing import Playing
@@ -29,6 +29,9 @@ from server.carrier.keypad import PressedKeys
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Awaited
 from server.errors import CarrierProtocolError
+
+MAX_TOGETHER_BYTES = 800
+"""The longest message to the model, as the compiled path writes them, too."""
 
 
 class Hearing:
@@ -98,7 +101,8 @@ class Hearing:
             self._conversation.passing.collect()
             for is_audio, group in groupby(events, lambda event: isinstance(event, CallerAudio)):
                 if is_audio:
-                    self._take_audio([one for one in group if isinstance(one, CallerAudio)])
+                    for stretch in stretches(one for one in group if isinstance(one, CallerAudio)):
+                        self._take_audio(stretch)
                     continue
                 for event in group:
                     self._take_event(event, line)
@@ -117,7 +121,7 @@ class Hearing:
                 c.notes.note("digit")
                 c.turns.caller_active(trio.current_time())
                 self._keys.press(digit)
-                c.errands.begin(self._keys.run, self._tell_keys)
+                c.errands.begin(self._hear_keys)
             case StreamStopped(said=said):
                 line.end = (EndReason.CALLER_HUNG_UP if said else EndReason.CALLER_GONE), ""
             case CarrierProtocolError():
@@ -132,7 +136,7 @@ class Hearing:
         if (recorder := c.passing.recorder) is not None:
             c.passing.collect_recording()
             recorder.caller(payload, chunks[0].timestamp_ms, chunks[0].received_at)
-        c.notes.timings.caller_audio_s += len(payload) / 8_000
+        c.notes.timings.caller_audio_s += len(payload) / BYTES_PER_S
         if self._machine is not None:
             self._machine.hear(payload, now)
         heard = c.ear.hear(payload, now)
@@ -149,7 +153,7 @@ class Hearing:
             payload = path.take_caller()
             if payload:
                 # Ear and recorder have heard it already.
-                c.notes.timings.caller_audio_s += len(payload) / 8_000
+                c.notes.timings.caller_audio_s += len(payload) / BYTES_PER_S
                 if self._machine is not None:
                     self._machine.hear(payload, now)
                 found = c.ear.take()
@@ -169,7 +173,7 @@ class Hearing:
 
     def _pass_on(self, payload: bytes, received_at: float) -> None:
         c = self._conversation
-        if c.stage is Stage.TO_MACHINE:
+        if c.speaks_to_machine:
             payload = SILENCE * len(payload)
         if c.session.send_audio(c.passing.path.decoder.decode(payload)):
             c.notes.caller_passed(trio.current_time() - received_at)
@@ -180,7 +184,7 @@ class Hearing:
         for one in found:
             if self._machine is not None:
                 self._machine.heard(one, now)
-            if self._conversation.stage is not Stage.TO_MACHINE:
+            if not self._conversation.speaks_to_machine:
                 self._caller_found(one, now)
 
     def _caller_found(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
@@ -202,13 +206,34 @@ class Hearing:
                 self._playing.cut(c.agent_turn, now, by="local")
         c.turn_changed.set()
 
+    async def _hear_keys(self) -> None:
+        """Tell the model what is pressed, once it has been asked for the greeting."""
+        await self._conversation.begun.wait()
+        await self._keys.run(self._tell_keys)
+
     async def _tell_keys(self, pressed: str) -> None:
         """Tell the model which keys the caller has pressed; it answers every message."""
         c = self._conversation
-        await c.begun.wait()
+        c.passing.collect()  # what has been said was no answer to this
         c.turns.ask(Awaited.ANSWER, trio.current_time())
         c.turn_changed.set()
         keys = "keys" if len(pressed) > 1 else "key"
         c.session.send_text(
             f"(The caller pressed the {keys} {' '.join(pressed)} on the telephone keypad.)"
         )
+
+
+def stretches(chunks: Iterable[CallerAudio]) -> Iterator[list[CallerAudio]]:
+    """Chunks that follow each other without a gap, up to 100 ms of them together."""
+    together: list[CallerAudio] = []
+    size, ends_ms = 0, 0
+    for chunk in chunks:
+        follows = chunk.timestamp_ms == ends_ms and size + len(chunk.payload) <= MAX_TOGETHER_BYTES
+        if together and not follows:
+            yield together
+            together, size = [], 0
+        together.append(chunk)
+        size += len(chunk.payload)
+        ends_ms = chunk.timestamp_ms + len(chunk.payload) * 1_000 // BYTES_PER_S
+    if together:
+        yield together

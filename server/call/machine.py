@@ -101,6 +101,8 @@ class Machine:
             c.end(EndReason.VOICEMAIL, "hung up")
         elif c.may("machine"):
             await self._leave_message()
+        else:  # the caller has been sent to somebody else meanwhile
+            self.is_over = True
 
     async def _leave_message(self) -> None:
         """Leave the message: nothing interrupts it, and its last mark confirms it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from codec.line import BYTES_PER_S
 from codec.path import MediaPath
 from server.call.report.notes import Notes
 from server.carrier import SendAudio
@@ -66,7 +67,7 @@ class Passing:
         path = self.path
         sent_bytes = path.caller_sent_bytes
         if sent_bytes != self._counted_bytes:
-            self._timings.caller_audio_s += (sent_bytes - self._counted_bytes) / 8_000
+            self._timings.caller_audio_s += (sent_bytes - self._counted_bytes) / BYTES_PER_S
             self._counted_bytes = sent_bytes
         if path.has_run:
             self._collect_run()
@@ -80,7 +81,9 @@ class Passing:
                 (True, audible_bytes),
             ):
                 if size:
-                    self._turns.agent_audio(self._turn, size / 8_000, audible=audible, now=last_at)
+                    self._turns.agent_audio(
+                        self._turn, size / BYTES_PER_S, audible=audible, now=last_at
+                    )
 
     def record(self, recorder: Recorder, on_stop: Callable[[str], None]) -> None:
         """Have everything written down from now on."""

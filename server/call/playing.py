@@ -7,7 +7,7 @@ from math import inf
 import trio
 
 from server.agent import phrases
-from server.call.conversation import Conversation, Line, Stage
+from server.call.conversation import Conversation, Line
 from server.carrier import CarrierCommand, Clear, SendAudio
 from server.carrier.keypad import tones
 from server.dialogue.playout import HeardTurn
@@ -115,7 +115,7 @@ class Playing:
         self.let_out()
         c.notes.note("barge-in", turn=cut.turn, by=by, heard_s=round(cut.heard_s, 3))
         self.note_heard(cut)
-        if c.options.barge_in_hint and c.stage is not Stage.TO_MACHINE:
+        if c.options.barge_in_hint and not c.speaks_to_machine:
             heard = c.notes.transcript.agent_heard_text(cut.turn)
             c.hint = phrases.barge_in_hint(heard)
             c.turn_changed.set()

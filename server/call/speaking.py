@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import structlog
 import trio
 
+from codec.line import BYTES_PER_S
 from server.call.conversation import Conversation, Stage
 from server.call.machine import Machine
 from server.call.passing import AUDIBLE_DBFS
@@ -62,14 +66,9 @@ class Speaking:
 
     def take_event(self, event: SessionEvent) -> None:
         """The session tells this: nothing in here waits."""
-        try:
+        with self._own_trouble():
             self._conversation.passing.collect()
             self._take_event(event)
-        except Exception as error:
-            # It is the call's, not the session's.
-            self._conversation.end(EndReason.ERROR, type(error).__name__)
-            call_sid = self._conversation.call_sid
-            logger.exception("call failed by a bug of ours", call_sid=call_sid)
 
     def _take_event(self, event: SessionEvent) -> None:
         c, turns = self._conversation, self._conversation.turns
@@ -130,7 +129,7 @@ class Speaking:
         audible = self._encoder.level_dbfs > AUDIBLE_DBFS
         if audible:
             c.notes.replies.audio_received(turn, received_at)
-        seconds = len(payload) / 8_000
+        seconds = len(payload) / BYTES_PER_S
         if c.turns.agent_audio(turn, seconds, audible=audible, now=received_at):
             c.turn_changed.set()
         if c.playout.push(payload, turn, received_at):
@@ -149,9 +148,20 @@ class Speaking:
             c.passing.follow(turn, trio.current_time())
 
     def _take_passed(self) -> None:
-        """A mark is due, or the lead is used up."""
-        self._playing.let_out()
-        self._follow(self._conversation.agent_turn)
+        """A mark is due, or the lead is used up: nothing in here waits."""
+        with self._own_trouble():
+            self._playing.let_out()
+            self._follow(self._conversation.agent_turn)
+
+    @contextmanager
+    def _own_trouble(self) -> Generator[None]:
+        """End the call for a bug of ours in here: it is not the socket's that told us."""
+        try:
+            yield
+        except Exception as error:
+            self._conversation.end(EndReason.ERROR, type(error).__name__)
+            call_sid = self._conversation.call_sid
+            logger.exception("call failed by a bug of ours", call_sid=call_sid)
 
     def _finish_turn(self, turn: int) -> None:
         c = self._conversation
@@ -167,7 +177,7 @@ class Speaking:
     def _interrupt(self, turn: int, received_at: float) -> None:
         """The model says that the caller has interrupted it; believe it, if that can be."""
         c = self._conversation
-        if c.stage is Stage.TO_MACHINE and self._machine is not None:
+        if c.speaks_to_machine and self._machine is not None:
             self._machine.interrupted(turn, received_at)
             return
         c.turns.agent_cut(turn, starved_s=c.playout.starved_s(turn))

@@ -87,6 +87,10 @@ class Transport(Protocol):
         """
         ...
 
+    def forget_unsent(self) -> None:
+        """Drop what has not been written, as far as that can be: it is to be cleared anyway."""
+        ...
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Send what waits, then close with a WebSocket close code; again does nothing."""
         ...
@@ -144,9 +148,17 @@ class QueuedTransport:
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Send what is queued, then close; the caller bounds how long that may take."""
         if self._unsent and self._runs and not self._is_over:
-            await self._all_sent.wait()
+            try:
+                await self._all_sent.wait()
+            finally:
+                self._is_over = True
         self._is_over = True
         await self._socket.aclose(code, reason)
+
+    def forget_unsent(self) -> None:
+        """Drop what waits behind the message that is being written."""
+        while len(self._unsent) > 1:
+            self._unsent_chars -= len(self._unsent.pop())
 
     async def run(self) -> None:
         """Read and write the socket, until it is over or this is cancelled."""
@@ -254,6 +266,9 @@ class WireTransport:
         if not self._wire.websocket.is_open:
             raise StreamEnded("the media socket is closed")
         self._wire.send_text(text.encode())
+
+    def forget_unsent(self) -> None:
+        """Do nothing: what was sent has been written, or is in the middle of it."""
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Send a WebSocket close; whoever accepted the socket waits for the answer."""

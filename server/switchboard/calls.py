@@ -197,9 +197,10 @@ class Calls:
         with _one_calls_trouble(call):
             self.model_trial.learn(call)
         with _one_calls_trouble(call):
-            self.register.keep(call)
-        with _one_calls_trouble(call):
-            self._traces.call_ended(call.record())
+            record = call.record()
+            with _one_calls_trouble(call):
+                self.register.keep(record)
+            self._traces.call_ended(record)
         for call_sid in forgotten:
             with _one_calls_trouble(call):
                 self._workers.release(call_sid)
@@ -337,7 +338,7 @@ class Calls:
             CallRefused: Never for a call of ours.
         """
         if request.report is not None:
-            stray = "status callback came to the voice webhook, for which it is not meant"
+            stray = "status callback came to the voice webhook: the carrier has the wrong address"
             if self.register.get(request.call_sid) is not None:
                 self.update_status(request.report)
         elif self.register.get_live(request.call_sid) is not None:
@@ -412,7 +413,7 @@ class Calls:
             call.update_status(update)
             if call.is_over:  # the carrier's last word may come after the end
                 with _one_calls_trouble(call):
-                    self.register.keep(call)
+                    self.register.keep(call.record())
         elif update.sequence_number is not None and not self.register.has_ended(update.call_sid):
             # It can overtake the answer to our own dial request.
             self._early.add(update)

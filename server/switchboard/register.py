@@ -9,7 +9,7 @@ from typing import Any
 
 from server.call.call import Call
 from server.records.store import Records
-from server.records.words import Cursor, RecordsUnavailable
+from server.records.words import CallRecord, Cursor, RecordsUnavailable
 
 MAX_ENDED = 10_000
 """CallSids of ended calls that are remembered: a webhook that comes again begins no call again."""
@@ -75,10 +75,10 @@ class Register:
         self._ended[call.call_sid] = call.apology.may_be_fetched
         return [self._ended.popitem(last=False)[0] for _ in range(len(self._ended) - MAX_ENDED)]
 
-    def keep(self, call: Call) -> None:
+    def keep(self, record: CallRecord) -> None:
         """Have the database keep what is left of a call, or what has become known since."""
         if self._records is not None:
-            self._records.keep(call.record().as_dict())
+            self._records.keep(record.as_dict())
 
     # -- one call --------------------------------------------------------------------------
 

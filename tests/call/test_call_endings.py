@@ -109,7 +109,7 @@ async def test_a_stream_that_is_silent_is_given_up_and_every_message_is_a_sign_o
     assert trio.current_time() - spoke_at == pytest.approx(5.0)
 
 
-async def test_a_model_that_is_lost_during_the_goodbye_does_not_change_why_the_call_ends(
+async def test_a_model_that_is_lost_during_the_goodbye_is_why_the_call_ends_and_the_caller_is_told(
     autojump_clock, talking
 ):
     talking.call.farewell.begin(EndReason.COST_CAP)
@@ -117,8 +117,8 @@ async def test_a_model_that_is_lost_during_the_goodbye_does_not_change_why_the_c
     talking.session.event(LOST)
     await talking.call.finished.wait()
 
-    assert talking.call.end_reason is EndReason.COST_CAP
-    assert talking.carrier.said == []
+    assert talking.call.end_reason is EndReason.MODEL_LOST
+    assert len(talking.carrier.said) == 1
 
 
 async def test_what_was_heard_of_the_last_turn_is_in_the_record(autojump_clock, talking):

@@ -237,6 +237,21 @@ async def test_a_call_whose_caller_is_elsewhere_has_nobody_to_say_goodbye_to(
     assert talking.model.session.texts == []
 
 
+async def test_an_agent_that_hangs_up_while_it_rings_leaves_time_for_an_answer(
+    autojump_clock, talking
+):
+    await talking.transfer()
+    talking.call.farewell.leave_it_to_the_agent(EndReason.AGENT_HUNG_UP)
+    await trio.sleep(1.0)
+    assert not talking.call.is_over
+
+    talking.call.handover.report(CallStatus.IN_PROGRESS)
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason is EndReason.TRANSFERRED
+    assert talking.carrier.hung_up == []
+
+
 async def test_without_any_report_the_caller_counts_as_taken_over(autojump_clock, talking):
     await talking.transfer()
     await talking.call.finished.wait()

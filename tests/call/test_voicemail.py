@@ -16,6 +16,7 @@ from server.agent.builtin import voicemail_reached
 from server.carrier import AnsweredBy, MachineVerdict
 from server.carrier.keypad import key_tone
 from server.carrier.twilio.reports import parse_machine_verdict
+from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import (
     FRAME_BYTES,
     AnsweringMachine,
@@ -364,6 +365,24 @@ async def test_the_model_hears_nothing_of_the_machine_during_the_message(autojum
         meanwhile = bytes(session.heard[2 * heard_before : 2 * session.heard_samples])
 
     assert begun_s > 0
+    assert max(memoryview(meanwhile).cast("h"), default=0) < 300
+
+
+async def test_a_machine_is_not_heard_when_the_call_has_to_end_during_the_message(
+    autojump_clock, nursery
+):
+    chatty = PhoneScript("chatty", (Say("voicemail"), Beep(), Wait(1.5), Say("hello"), Wait(30)))
+    policy = VoicemailPolicy.LEAVE_MESSAGE
+    async with calling(callee=chatty, voicemail=policy) as rig:
+        nursery.start_soon(report_beep, rig)
+        await rig.noted_s("leaving message")
+        heard_before = rig.sessions[0].heard_samples
+        rig.call.farewell.begin(EndReason.COST_CAP)
+        await rig.over()
+        (session,) = rig.sessions
+        meanwhile = bytes(session.heard[2 * heard_before :])
+
+    assert rig.call.end_reason in (EndReason.COST_CAP, EndReason.VOICEMAIL)
     assert max(memoryview(meanwhile).cast("h"), default=0) < 300
 
 

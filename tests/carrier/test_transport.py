@@ -181,3 +181,16 @@ async def test_a_socket_that_ends_while_it_is_written_to_ends_the_transport(ends
     await ends.has_run.wait()
 
     assert ends.pushed == [([], True)]
+
+
+async def test_what_is_cleared_is_not_sent_to_a_peer_that_reads_slowly(ends):
+    for word in ("being written", "speech", "a mark"):
+        ends.transport.send(word)
+    await wait_all_tasks_blocked()
+    ends.transport.forget_unsent()
+    ends.transport.send("clear")
+
+    ends.socket.reads.set()
+    await wait_all_tasks_blocked()
+
+    assert ends.socket.read == ["being written", "clear"]

@@ -211,6 +211,15 @@ def test_what_is_no_shape_is_refused(message, error):
         Shape(message, ignores_others=True)
 
 
+def test_a_message_without_audio_is_handed_up_though_its_shape_need_not_have_any():
+    shape = Shape({"event": "media", "media": Maybe({"payload": Part.AUDIO})}, ignores_others=True)
+    path = joined(AudioMessages(shape, b"", b""))
+
+    assert hear(path, {"event": "media"}) is not None
+    assert path.counts() == (0, 0, 0, 0)
+    assert hear(path, {"event": "media", "media": {"payload": "////"}}) is None
+
+
 @pytest.mark.parametrize(
     "messages",
     [

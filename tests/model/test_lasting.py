@@ -28,7 +28,7 @@ from server.model import (
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
 from server.model.lasting.session import CUT_OFF_TEXT
-from server.model.lasting.unanswered import BYTES_PER_S
+from server.model.lasting.unanswered import PCM_BYTES_PER_S
 from server.simulators.gemini import (
     MODEL_SCRIPTS,
     Drop,
@@ -254,8 +254,8 @@ async def test_only_ten_seconds_wait_and_what_has_to_go_is_counted(autojump_cloc
     (news,) = talk.all(Reconnected)
     assert news.gap_s > 10.0
     assert news.lost_s == pytest.approx(news.gap_s - 10.0, abs=1.2)
-    assert news.lost_s + len(talk.services[-1].heard) / BYTES_PER_S == pytest.approx(
-        len(talk.said) / BYTES_PER_S, abs=0.1
+    assert news.lost_s + len(talk.services[-1].heard) / PCM_BYTES_PER_S == pytest.approx(
+        len(talk.said) / PCM_BYTES_PER_S, abs=0.1
     )
 
 
@@ -278,8 +278,8 @@ async def test_of_what_is_said_before_the_first_connection_ten_seconds_wait(auto
         nursery.cancel_scope.cancel()
 
     assert talk.session.lost_s == pytest.approx(4.0, abs=0.2)
-    assert len(talk.heard) / BYTES_PER_S == pytest.approx(15.0 - talk.session.lost_s, abs=0.1)
-    assert bytes(talk.said).endswith(talk.heard[-BYTES_PER_S:])
+    assert len(talk.heard) / PCM_BYTES_PER_S == pytest.approx(15.0 - talk.session.lost_s, abs=0.1)
+    assert bytes(talk.said).endswith(talk.heard[-PCM_BYTES_PER_S:])
 
 
 async def test_a_service_that_stays_away_is_given_up_after_the_budget(autojump_clock):
@@ -391,7 +391,7 @@ async def test_a_very_long_story_is_told_from_its_end(autojump_clock):
 async def test_an_answer_whose_question_is_gone_is_taken_up_in_words(autojump_clock):
     long_answer = ModelScript(speed=1.0, drop=Drop(1, 4.0, 1011))
     async with talking(long_answer) as talk:
-        talk.session._input._max_bytes = BYTES_PER_S  # the question is soon forgotten
+        talk.session._input._max_bytes = PCM_BYTES_PER_S  # the question is soon forgotten
         talk.session.send_text("Greet.")
         await talk.say(silence(10.0))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from server.model import ToolResult
 from server.model.lasting.unanswered import (
+    MAX_INPUT_BYTES,
     MAX_KEPT_INPUTS,
-    MAX_MESSAGE_BYTES,
     UnansweredInput,
 )
 from tests.support.lasting_inputs import (
@@ -33,7 +33,7 @@ def test_input_is_given_out_in_order_and_in_messages_of_at_most_100_ms() -> None
         "a text",
         chunks[0],
     ]
-    assert max(len(m) for m in messages if isinstance(m, bytes)) == MAX_MESSAGE_BYTES
+    assert max(len(m) for m in messages if isinstance(m, bytes)) == MAX_INPUT_BYTES
 
 
 def test_an_unanswered_question_is_said_again_without_the_silence_before_it() -> None:

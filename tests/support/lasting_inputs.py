@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
-from server.model.lasting.unanswered import BYTES_PER_S, UnansweredInput
+from server.model.lasting.unanswered import PCM_BYTES_PER_S, UnansweredInput
 
 CHUNK_BYTES = 640
-CHUNK_S = CHUNK_BYTES / BYTES_PER_S
+CHUNK_S = CHUNK_BYTES / PCM_BYTES_PER_S
 
 
 def silent(number: int = 0) -> bytes:

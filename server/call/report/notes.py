@@ -25,6 +25,7 @@ class Notes:
     Attributes:
         began_at: When the call began.
         timeline: Seconds since then, what happened, and facts: numbers and words of ours.
+        metrics: The process's metrics.
         replies: The agent turns that answered the caller.
     """
 
@@ -36,7 +37,7 @@ class Notes:
         self.timings = Timings()
         self.replies = Replies()
         self.costs = costs
-        self._metrics = metrics
+        self.metrics = metrics
         self.caller_latency = metrics.chunk_latency.labels("caller")
         self.agent_latency = metrics.chunk_latency.labels("agent")
 
@@ -60,6 +61,6 @@ class Notes:
         """These stages of a reply are known now."""
         durations_s = reply.stages_s()
         for stage in stages:
-            self._metrics.replies.labels(stage).observe(durations_s[stage])
+            self.metrics.replies.labels(stage).observe(durations_s[stage])
         if "total" in stages:
             self.timings.replies.record(durations_s["total"])

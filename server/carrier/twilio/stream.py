@@ -9,6 +9,7 @@ import trio
 from server.carrier import (
     CarrierCommand,
     CarrierEvent,
+    Clear,
     Listener,
     StreamAbilities,
     StreamCounts,
@@ -75,7 +76,10 @@ class TwilioMediaStream:
             StreamEnded: The stream has stopped or the socket is closed.
             ValueError: The stream has not started.
         """
-        self._transport.send(self._protocol.send(command))
+        text = self._protocol.send(command)
+        if isinstance(command, Clear):
+            self._transport.forget_unsent()
+        self._transport.send(text)
 
     def listen(self, on_events: Listener, relay: SoundPath) -> None:
         """Push events from now on; if the socket is a wire, the relay's path takes the audio."""

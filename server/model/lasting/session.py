@@ -37,9 +37,9 @@ from server.model.lasting.connection import Connection, Service
 from server.model.lasting.heard import AgentSide, ToolCallsMade
 from server.model.lasting.plan import Attempt, ConnectionPlan, State
 from server.model.lasting.unanswered import (
-    BYTES_PER_S,
     CERTAIN_AFTER_S,
-    MAX_MESSAGE_BYTES,
+    MAX_INPUT_BYTES,
+    PCM_BYTES_PER_S,
     Input,
     Passed,
     UnansweredInput,
@@ -197,8 +197,8 @@ class LastingSession:
             way=attempt.way,
             model=service.name,
             gap_s=now - self._plan.left_at,
-            lost_s=lost_bytes / BYTES_PER_S,
-            repeated_s=repeated_bytes / BYTES_PER_S,
+            lost_s=lost_bytes / PCM_BYTES_PER_S,
+            repeated_s=repeated_bytes / PCM_BYTES_PER_S,
             words_repeated=repeated_bytes > 0 and self._words_reported,
         )
         logger.info("model reconnected", reason=news.reason, way=news.way, gap_s=news.gap_s)
@@ -221,7 +221,7 @@ class LastingSession:
     @property
     def lost_s(self) -> float:
         """Seconds of caller audio that made room for newer before it was ever sent."""
-        return self._input.lost_bytes / BYTES_PER_S
+        return self._input.lost_bytes / PCM_BYTES_PER_S
 
     async def _wait_opened(self, after: int) -> None:
         while self._plan.opens <= after:
@@ -359,8 +359,8 @@ class LastingSession:
     def send_audio(self, pcm: bytes) -> bool:
         """Send caller audio; what cannot be sent yet is kept, ten seconds of it."""
         self.note_passed()
-        for start in range(0, len(pcm), MAX_MESSAGE_BYTES):
-            self._input.put(pcm[start : start + MAX_MESSAGE_BYTES])
+        for start in range(0, len(pcm), MAX_INPUT_BYTES):
+            self._input.put(pcm[start : start + MAX_INPUT_BYTES])
         return self._flush()
 
     def send_text(self, text: str) -> None:

@@ -14,12 +14,12 @@ from server.model import (
     ToolResult,
 )
 
-BYTES_PER_S = 2 * CALLER_RATE_HZ
+PCM_BYTES_PER_S = 2 * CALLER_RATE_HZ
 MAX_KEPT_S = 10.0
 """Caller audio kept for a new connection; older audio makes room for newer."""
 MAX_KEPT_INPUTS = 2_000
 """Inputs kept for a new connection, for a carrier may send its audio in tiny chunks."""
-MAX_MESSAGE_BYTES = BYTES_PER_S // 10
+MAX_INPUT_BYTES = PCM_BYTES_PER_S // 10
 """100 ms: the longest input chunk the model's guide recommends."""
 PRE_ROLL_S = 0.3
 """Said again from before the first sound, or its beginning would be missing."""
@@ -29,7 +29,7 @@ CERTAIN_AFTER_S = 0.5
 """What was sent so shortly before a handle or the end of a turn may not have been noticed."""
 PCM_PER_PAYLOAD = 2 * CALLER_RATE_HZ // 8_000
 """Bytes of pcm that become of a byte of payload."""
-MAX_PASSED_BYTES = MAX_MESSAGE_BYTES // PCM_PER_PAYLOAD
+MAX_PASSED_BYTES = MAX_INPUT_BYTES // PCM_PER_PAYLOAD
 _LOUD_CODES = bytes(
     code
     for code, level in enumerate(memoryview(decode_mulaw(bytes(range(256)))).cast("h"))
@@ -81,7 +81,7 @@ class UnansweredInput:
 
     def __init__(self, max_kept_s: float = MAX_KEPT_S) -> None:
         self.lost_bytes = 0
-        self._max_bytes = int(max_kept_s * BYTES_PER_S)
+        self._max_bytes = int(max_kept_s * PCM_BYTES_PER_S)
         self._newest = 0
         self._newest_sent = 0
         self._sent: deque[tuple[int, Input]] = deque()
@@ -123,7 +123,7 @@ class UnansweredInput:
             following = self._waiting[0][1]
             if not isinstance(following, bytes):
                 break
-            if len(joined) + len(following) > MAX_MESSAGE_BYTES:
+            if len(joined) + len(following) > MAX_INPUT_BYTES:
                 break
             joined += following
             self._take_one()
@@ -146,7 +146,7 @@ class UnansweredInput:
 
     def sent_up_to(self, lag_s: float = 0.0) -> int:
         """The position of what was sent last, or of what was sent so much audio before."""
-        room = int(lag_s * BYTES_PER_S)
+        room = int(lag_s * PCM_BYTES_PER_S)
         for number, content in reversed(self._sent):
             room -= audio_bytes(content)
             if room < 0 or not lag_s:
@@ -181,7 +181,7 @@ class UnansweredInput:
         before_bytes = 0
         while again and audio_bytes(again[0][1]) and not is_loud(again[0][1]):
             self._sent.append(again.popleft())
-        while self._sent and again and before_bytes < PRE_ROLL_S * BYTES_PER_S:
+        while self._sent and again and before_bytes < PRE_ROLL_S * PCM_BYTES_PER_S:
             number, content = self._sent[-1]
             if number <= start or not audio_bytes(content):
                 break
