@@ -349,12 +349,12 @@ cdef class MediaPath:
 
     @property
     def decoder(self):
-        """Of the caller's audio; it goes on where the last chunk ended, whoever decodes."""
+        """The decoder of the caller's audio; it goes on where the last chunk ended."""
         return self._decoder
 
     @property
     def encoder(self):
-        """Of the agent's audio; the same."""
+        """The encoder of the agent's audio; it goes on where the last chunk ended."""
         return self._encoder
 
     @property

@@ -40,6 +40,8 @@ ROOMS = (
 )
 """Top to bottom. A room uses what stands below it and what is in it, and nothing else."""
 OUTER_ROOMS = ("server.carrier", "server.model")
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+MAX_LINES, MAX_METHODS, MAX_ATTRIBUTES = 600, 30, 25
 MAX_FILES = 15
 """In one room; one that has more has a second noun in it."""
 
@@ -181,6 +183,42 @@ def test_no_room_has_too_many_files():
     counts = {str(folder.relative_to(ROOT)): len(list(folder.glob("*.py"))) for folder in folders}
 
     assert {name: count for name, count in counts.items() if count > MAX_FILES} == {}
+
+
+def assigned(node: ast.ClassDef) -> set[str]:
+    """The attributes that a class's methods give themselves."""
+    targets: list[ast.expr] = []
+    for one in ast.walk(node):
+        if isinstance(one, ast.Assign):
+            targets += one.targets
+        elif isinstance(one, ast.AnnAssign):
+            targets.append(one.target)
+    flat = [part for target in targets for part in ast.walk(target)]
+    return {
+        part.attr
+        for part in flat
+        if isinstance(part, ast.Attribute)
+        and isinstance(part.ctx, ast.Store)
+        and isinstance(part.value, ast.Name)
+        and part.value.id == "self"
+    }
+
+
+def test_no_file_and_no_class_is_too_large_to_hold():
+    large = []
+    for path in FILES:
+        if path.suffix != ".py":
+            continue
+        text = path.read_text()
+        if text.count("\n") > MAX_LINES:
+            large.append(str(path.relative_to(ROOT)))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                methods = [one for one in node.body if isinstance(one, FUNCTIONS)]
+                if len(methods) > MAX_METHODS or len(assigned(node)) > MAX_ATTRIBUTES:
+                    large.append(node.name)
+
+    assert large == []
 
 
 def picture() -> str:

@@ -68,6 +68,8 @@ RECORDED_TURN = 0
 class Call:
     """One phone call. ``run`` is its whole life; everything else tells it something.
 
+    It is long because a life is: every stage of it, and everything that may end it, is here.
+
     Args:
         direction: Who dialled.
         number: The other party's number; masked in logs, and in the record unless set otherwise.

@@ -74,7 +74,10 @@ GATE_TIMEOUT_S = 10.0
 
 
 class Workers:
-    """Ourselves among them: alone until :meth:`join` has said that there are others."""
+    """This process among those of its server: alone until :meth:`join` says that there are others.
+
+    It is long because it is the only door to them: their loads, their calls, their requests.
+    """
 
     def __init__(self) -> None:
         self.number = 0

@@ -28,7 +28,7 @@ MAX_QUEUED_BYTES = 600 * BYTES_PER_S
 MAX_QUEUED = 50_000
 """Pieces of it, for a model whose chunks are tiny."""
 MAX_TURNS = 64
-"""Turns whose books are kept: those before were heard long ago."""
+"""Turns that are still accounted for: those before were heard long ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,8 @@ class Playout:
 
     One owner calls it: the call's loops. ``push``, ``finish_turn`` and ``interrupt`` come from the
     model's side, ``next_command`` from the one task that writes to the carrier, ``mark_reached``
-    from the carrier's events.
+    from the carrier's events. It is long because what is sent, cleared, held and heard is one
+    account: in two hands they would have to agree about every byte.
 
     Args:
         lead_s: How far ahead of the caller's ear audio may be sent.
@@ -402,7 +403,7 @@ class Playout:
         """Audio that has not been sent yet: the greeting while it rings, or beyond the lead."""
         return self._queued_bytes / BYTES_PER_S
 
-    # -- the books -------------------------------------------------------------------------
+    # -- the account -----------------------------------------------------------------------
 
     def _heard(self, turn: _Turn, now: float) -> HeardTurn:
         return HeardTurn(

@@ -82,7 +82,10 @@ class _AgentTurn:
 
 @dataclass(slots=True)
 class Turns:
-    """The state of the conversation. One owner: the call that tells it what happens."""
+    """The state of the conversation. One owner: the call that tells it what happens.
+
+    It is long because it has a method for everything that both sides can do.
+    """
 
     patience: Patience = field(default_factory=Patience)
 

@@ -232,7 +232,8 @@ class Plane:
 class Wire:
     """One media WebSocket on the plane.
 
-    One task receives; sending never waits, so any task may send.
+    One task receives; sending never waits, so any task may send. It is long because it is both a
+    socket and its protocol's state: what epoll is told depends on both.
 
     Args:
         plane: Serves it.

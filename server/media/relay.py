@@ -34,7 +34,7 @@ class Relay:
         on_caller: Called when ``path.has_caller_news()``.
         on_agent: Called when ``path.run_is_over()``.
         caller_latencies: Take how long caller audio took from socket to socket, in seconds.
-        agent_latencies: The same of agent audio.
+        agent_latencies: Take how long agent audio took, in seconds.
 
     Attributes:
         path: The call's media path.

@@ -256,7 +256,7 @@ class Session(Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the service has ever been there: what is told to it was not told to nobody."""
+        """Whether the service has ever been reached, so that somebody has heard what was sent."""
         ...
 
     @property

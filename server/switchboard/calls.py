@@ -349,10 +349,10 @@ class Calls:
         return EndCall()
 
     def check_admission(self) -> None:
-        """Whether the next call would be taken.
+        """Refuse the next call if it could not be taken now.
 
         Raises:
-            CallRefused: It would not, with the reason.
+            CallRefused: It could not, with the reason.
         """
         if self.draining:
             raise _draining()

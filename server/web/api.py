@@ -133,7 +133,7 @@ class MakeCallHeaders(BaseModel):
     """What a request for a call may say beside its body."""
 
     idempotency_key: Annotated[str | None, Field(max_length=255)] = None
-    """The same key and body again are answered as the first time, and ring no second phone."""
+    """A request with a key and body of before is answered as then, and rings no second phone."""
     traceparent: str | None = None
     """W3C Trace Context: the call's trace belongs to it."""
 

@@ -15,6 +15,7 @@ from server.carrier.webhooks import (
     SayAndEndCall,
 )
 from server.errors import CarrierProtocolError
+from server.settings.values import WEBHOOK_PATHS
 
 ACCOUNT = "AC" + "a" * 32
 CALL = "CA" + "1" * 32
@@ -134,3 +135,7 @@ def test_how_long_machine_detection_took_is_read_in_seconds(webhooks, took_ms, t
     fields = {"CallSid": CALL, "AnsweredBy": "machine_start", "MachineDetectionDuration": took_ms}
 
     assert webhooks.read(MACHINE, fields) == MachineVerdict(CALL, "machine_start", took_s)
+
+
+def test_a_public_address_that_ends_like_a_webhook_is_known_for_a_mistake():
+    assert {*TwilioWebhooks.paths} <= {*WEBHOOK_PATHS}

@@ -64,7 +64,8 @@ class LastingSession:
 
     Its one task, :meth:`run`, makes and leaves the connections. On a wire nothing else stands
     between whoever sends and the socket; any other connection has a task that reads it and one
-    that writes to it.
+    that writes to it. It is long because it is two connections' worth: the one that is used, and
+    the way to the next.
     """
 
     def __init__(
