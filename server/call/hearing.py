@@ -6,7 +6,8 @@ in it, or is to be looked at. Everything else comes as events, one way for every
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from math import inf
@@ -97,7 +98,7 @@ class Hearing:
     ) -> None:
         """A read of the socket has brought this: nothing in here waits."""
         line.heard_at = trio.current_time()
-        try:
+        with _own_trouble(line):
             self._conversation.passing.collect()
             for is_audio, group in groupby(events, lambda event: isinstance(event, CallerAudio)):
                 if is_audio:
@@ -106,10 +107,7 @@ class Hearing:
                     continue
                 for event in group:
                     self._take_event(event, line)
-        except Exception as error:
-            # It is the call's, not the socket's: the call's own task raises it.
-            line.failure = error
-        if line.failure is not None or line.end is not None:
+        if line.end is not None:
             line.news.set()
 
     def _take_event(self, event: CarrierEvent | CarrierProtocolError, line: Line) -> None:
@@ -148,7 +146,7 @@ class Hearing:
         c, line = self._conversation, self._conversation.line
         passing, path, now = c.passing, c.passing.path, trio.current_time()
         assert line is not None
-        try:
+        with _own_trouble(line):
             passing.collect()
             payload = path.take_caller()
             if payload:
@@ -166,10 +164,6 @@ class Hearing:
             is_open = c.opening.is_over and (self._machine is None or self._machine.is_over)
             path.caller_passes = is_open
             c.ear.follow_opening()
-        except Exception as error:
-            # It is the call's, not the socket's: the call's own task raises it.
-            line.failure = error
-            line.news.set()
 
     def _pass_on(self, payload: bytes, received_at: float) -> None:
         c = self._conversation
@@ -221,6 +215,16 @@ class Hearing:
         c.session.send_text(
             f"(The caller pressed the {keys} {' '.join(pressed)} on the telephone keypad.)"
         )
+
+
+@contextmanager
+def _own_trouble(line: Line) -> Generator[None]:
+    """Leave what goes wrong in here to the call's own task: it is not the socket's that told us."""
+    try:
+        yield
+    except Exception as error:
+        line.failure = error
+        line.news.set()
 
 
 def stretches(chunks: Iterable[CallerAudio]) -> Iterator[list[CallerAudio]]:

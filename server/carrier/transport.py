@@ -147,12 +147,11 @@ class QueuedTransport:
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Send what is queued, then close; the caller bounds how long that may take."""
-        if self._unsent and self._runs and not self._is_over:
-            try:
+        try:
+            if self._unsent and self._runs and not self._is_over:
                 await self._all_sent.wait()
-            finally:
-                self._is_over = True
-        self._is_over = True
+        finally:
+            self._is_over = True
         await self._socket.aclose(code, reason)
 
     def forget_unsent(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from trio.testing import wait_all_tasks_blocked
 
 from server.agent.tool import Tool
 from tests.support.toolboxes import Bench
@@ -17,3 +18,11 @@ async def bench(nursery):
 
     yield make
     nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def talking(ringing, nursery):
+    """The call that rings, answered: each module says how it rings."""
+    nursery.start_soon(ringing.call.serve, ringing.media, ringing.media.start())
+    await wait_all_tasks_blocked()
+    return ringing

@@ -38,13 +38,6 @@ async def ringing(nursery):
     rig.call.end(EndReason.HUNG_UP)
 
 
-@pytest.fixture
-async def talking(ringing, nursery):
-    nursery.start_soon(ringing.call.serve, ringing.media, ringing.media.start())
-    await wait_all_tasks_blocked()
-    return ringing
-
-
 async def test_the_greeting_is_made_while_it_rings_and_sent_at_the_answer(
     autojump_clock, ringing, nursery
 ):

@@ -27,13 +27,6 @@ async def ringing(nursery):
     rig.call.end(EndReason.HUNG_UP)
 
 
-@pytest.fixture
-async def talking(ringing, nursery):
-    nursery.start_soon(ringing.call.serve, ringing.media, ringing.media.start())
-    await wait_all_tasks_blocked()
-    return ringing
-
-
 async def test_a_phone_that_was_answered_without_a_stream_is_the_carriers_failure(
     autojump_clock, ringing
 ):
