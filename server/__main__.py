@@ -15,6 +15,7 @@ from server.cluster.board import MAX_WORKERS
 from server.errors import CannotListen, ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS
 from server.hooks.sockets import raise_file_limit
+from server.logs import output
 from server.serving.master import Master
 from server.serving.single import listen, serve, stop_on_signal
 from server.settings.settings import Settings
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
     if chosen.command == "new-key":
         return _new_key(chosen.name)
+    output.take_over()
     overrides = {k: v for k, v in (("host", chosen.host), ("port", chosen.port)) if v is not None}
     try:
         settings = Settings.load(**overrides)

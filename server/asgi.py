@@ -8,8 +8,10 @@ from server import logs
 from server.app import create_app
 from server.errors import ConfigurationError
 from server.hooks.sockets import raise_file_limit
+from server.logs import output
 from server.settings.settings import Settings
 
+output.take_over()
 try:
     settings = Settings.load()
     logs.configure(level=settings.log_level, json=settings.log_json)

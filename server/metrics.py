@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import generate_latest as prometheus_text
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 
 from codec import latency
+from server.logs import output
 
 
 class LatencySummary(latency.Latencies):
@@ -135,6 +136,14 @@ class RecordMetrics:
         )  # fmt: skip
 
 
+class _LinesDropped:
+    """What :mod:`server.output` counts, of which a process has one for all its registries."""
+
+    def collect(self) -> Iterable[Metric]:
+        text = "Lines of output that found no room, or that stdout or stderr did not take."
+        yield CounterMetricFamily("offhook_log_lines_dropped", text, value=output.dropped())
+
+
 class StreamMetrics:
     """What media streams have carried, and what was wrong with it."""
 
@@ -164,6 +173,7 @@ class Metrics:
         self.registry = registry
         self.records = RecordMetrics(registry)
         self.streams = StreamMetrics(registry)
+        registry.register(_LinesDropped())
         self.calls_ended = Counter(
             "offhook_calls_ended", "Calls by direction and reason.", ["direction", "reason"],
             registry=registry,

@@ -33,9 +33,9 @@ ROOMS = (
     ("server.cluster",),
     ("server.hooks",),
     ("server.settings",),
-    ("server.metrics", "server.logs", "server.garbage", "server.supervision"),
+    ("server.metrics", "server.garbage", "server.supervision"),
     ("server.errors",),
-    ("server.headers", "server.pace", "server.refusal", "server.signal"),
+    ("server.headers", "server.logs", "server.pace", "server.refusal", "server.signal"),
     ("codec",),
 )
 """Top to bottom. A room uses what stands below it and what is in it, and nothing else."""

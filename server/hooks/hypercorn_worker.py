@@ -38,6 +38,7 @@ from hypercorn.utils import repr_socket_addr
 from server.errors import ConfigurationError
 from server.hooks.connections import Doors, Listener
 from server.hooks.detach import DetachableServer
+from server.logs import output
 from server.supervision import first_of
 
 FAILED_STATUS = 70
@@ -269,7 +270,7 @@ async def stop_on_signals(stop: trio.Event, signals: Mapping[signal.Signals, boo
     with trio.open_signal_receiver(*signals) as received:
         async for number in received:
             if number in seen and signals[signal.Signals(number)]:
-                sys.stderr.flush()
+                output.drain()
                 os._exit(128 + number)  # as a process that dies of it
             seen.add(number)
             stop.set()
@@ -311,5 +312,6 @@ def _end_master() -> None:
     become its status.
     """
     if multiprocessing.parent_process() is not None and sys.platform != "win32":
-        sys.stderr.flush()
+        output.drain()
+        sys.stderr.flush()  # where it is not ours yet
         os.kill(os.getppid(), signal.SIGKILL)

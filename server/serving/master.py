@@ -26,6 +26,7 @@ from server.cluster.meeting import AVAILABLE
 from server.errors import ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS, stop_on_signals
 from server.hooks.sockets import raise_file_limit
+from server.logs import output
 from server.pace import Backoff
 from server.serving.single import listen, serve
 from server.settings.settings import Settings
@@ -165,6 +166,7 @@ def work(
 ) -> None:
     """What a process of several does: serve, until it or its parent is told to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the parent, which passes it on
+    output.take_over()
     try:
         settings = Settings.load(**overrides)
         logs.configure(level=settings.log_level, json=settings.log_json)

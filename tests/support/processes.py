@@ -88,8 +88,16 @@ class ServerProcess:
 
 @asynccontextmanager
 async def server_process(
-    directory: Path, command: str, **settings: object
+    directory: Path, command: str, *, output: int | None = None, **settings: object
 ) -> AsyncGenerator[ServerProcess]:
+    """Start a server with accounts of its own.
+
+    Args:
+        directory: Where it runs.
+        command: Of :data:`COMMANDS` or :data:`TWO_PROCESSES`.
+        output: The file number of its stdout and stderr; None for ours.
+        settings: More of them.
+    """
     twilio = TwilioSimulator(account_sid="AC" + "1" * 32, auth_token="t" * 32, phone_number=NUMBER)
     gemini = GeminiSimulator(api_key="model-key")
     with listen("127.0.0.1", 0) as free:
@@ -125,6 +133,7 @@ async def server_process(
                 env=environment | {"PYTHONPATH": str(ROOT), "TMPDIR": temporary},
                 check=False,
                 start_new_session=True,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 capture_stdout=False,
             )

@@ -17,6 +17,9 @@ from typing import Any
 import structlog
 import trio
 
+from server.logs import output
+from server.logs.output import QueuedStream
+
 
 def masked(number: str) -> str:
     """A phone number as logs may show it: country prefix and the last two digits.
@@ -117,13 +120,33 @@ def censored(text: str) -> str:
 
 
 class _Lines(logging.StreamHandler[Any]):
-    """Lines on stderr; where a disk is full, they are lost in silence."""
+    """Lines on stderr; where a disk is full, they are lost in silence.
+
+    They are formatted by whoever logs, though a thread writes them: formatted there, they would
+    hold up the event loop for as long, at moments that are nobody's choice.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not isinstance(stream := self.stream, QueuedStream):
+            super().emit(record)
+            return
+        try:
+            stream.write_line(self.format(record))
+        except Exception:  # as every handler of logging's: a line never costs what it tells of
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         # Python's own way is a traceback of the failure, to the same full disk: milliseconds of
         # every call's time for each line.
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
+
+    def say_dropped(self, lines: int) -> str:
+        """Make the line that stands in the place of lines that could not be written."""
+        level, text = logging.WARNING, "log lines dropped: whoever reads them is too slow"
+        record = logging.LogRecord(output.__name__, level, __file__, 0, text, (), None)
+        record.lines = lines
+        return f"{self.format(record)}\n"
 
 
 def configure(*, level: str = "INFO", json: bool | None = None) -> None:
@@ -149,9 +172,11 @@ def configure(*, level: str = "INFO", json: bool | None = None) -> None:
     )
     handler = _Lines(sys.stderr)
     handler.setFormatter(_formatter(shared, json=json))
+    output.say_dropped_by(handler.say_dropped)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    logging.captureWarnings(capture=True)  # they are lines like all others
     # Full URLs (with numbers and keys) are logged at INFO by the HTTP client.
     for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "websockets", "twilio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -168,8 +193,14 @@ def _formatter(shared: list[Any], *, json: bool) -> logging.Formatter:
         last = [structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]
     drop_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared, processors=[drop_meta, *last, _censor]
+        foreign_pre_chain=[*shared, _add_lines], processors=[drop_meta, *last, _censor]
     )
+
+
+def _add_lines(logger: Any, method: str, event: Any) -> Any:
+    if (lines := getattr(event["_record"], "lines", None)) is not None:
+        event["lines"] = lines
+    return event
 
 
 def _censor(logger: Any, method: str, rendered: Any) -> str:
