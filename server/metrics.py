@@ -130,6 +130,12 @@ class RecordMetrics:
             "offhook_record_failures", "Work with the database that failed, or records given up.",
             ["what"], registry=registry,
         )  # fmt: skip
+        self.aside = Counter(
+            "offhook_records_aside", "Records put into files beside, and taken up from them.",
+            ["what"], registry=registry,
+        )  # fmt: skip
+        for what in ("kept", "taken-up", "refused"):
+            self.aside.labels(what)
         self.recordings_stopped = Counter(
             "offhook_recordings_stopped", "Recordings that stopped before their call did.",
             ["reason"], registry=registry,

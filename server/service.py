@@ -83,11 +83,14 @@ class Service:
         self.destinations = Destinations(
             settings.allowed_prefixes, refuse_costly=not self.accounts.are_simulated
         )
+        if settings.unsaved_dir is not None:
+            check_directory(settings.unsaved_dir, "UNSAVED_DIR")
         self.records = Records(
             settings.database_url.get_secret_value(),
             metrics=self.metrics,
             retention_days=settings.retention_days or None,
             requests_ttl_s=settings.idempotency_ttl_s,
+            aside=settings.unsaved_dir,
         )
         self.recordings: Recordings | None = None
         if settings.recordings_dir is not None:

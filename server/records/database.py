@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,19 +19,30 @@ from sqlalchemy.exc import (
     ArgumentError,
     DataError,
     DBAPIError,
+    DisconnectionError,
     IntegrityError,
+    InterfaceError,
     NoSuchModuleError,
+    ProgrammingError,
     SQLAlchemyError,
     StatementError,
 )
 from sqlalchemy.pool import StaticPool
 
 from server.errors import ConfigurationError, ServerError
-from server.records.words import SUMMARY, Cursor, StoredRequest
+from server.records.tables import (
+    KEPT_AT,
+    SCHEMA_VERSION,
+    SUMMARY,
+    calls,
+    requests,
+    schema,
+    storable,
+    tables,
+)
+from server.records.words import Cursor, StoredRequest
 
 T = TypeVar("T")
-MAX_NUMBER = 2.0**63
-"""No number in a record is anywhere near it."""
 LOCK_TIMEOUT_S = 5.0
 """How long SQLite may wait for another process's lock, and PostgreSQL for a connection."""
 STEPS_UNASKED = 100_000
@@ -41,39 +51,6 @@ OPEN_TIMEOUT_S = 10.0
 UNHEARD_TIMEOUT_S = 10.0
 """How long a database on the network may leave us without a sign of life."""
 DAY_S = 86_400.0
-
-SCHEMA_VERSION = 2
-"""Goes up with every change of the tables; ``_MIGRATIONS`` says how to get there."""
-_tables = sql.MetaData()
-_schema = sql.Table("offhook_schema", _tables, sql.Column("version", sql.Integer, nullable=False))
-_calls = sql.Table(
-    "offhook_calls",
-    _tables,
-    sql.Column("call_sid", sql.String(64), primary_key=True),
-    sql.Column("direction", sql.String(16), nullable=False),
-    sql.Column("number", sql.String(32), nullable=False),
-    sql.Column("state", sql.String(16), nullable=False),
-    sql.Column("status", sql.String(16), nullable=False),
-    sql.Column("reason", sql.String(64)),
-    sql.Column("detail", sql.Text, nullable=False),
-    # Double precision wherever the database makes a difference: seconds since 1970.
-    sql.Column("created_at", sql.Double, nullable=False),
-    sql.Column("duration_s", sql.Double, nullable=False),
-    sql.Column("agent_heard_s", sql.Double, nullable=False),
-    sql.Column("metadata", sql.JSON, nullable=False),
-    sql.Column("details", sql.JSON, nullable=False),
-    sql.Index("offhook_calls_newest", "created_at", "call_sid"),
-)
-_requests = sql.Table(
-    "offhook_requests",
-    _tables,
-    sql.Column("client", sql.String(64), primary_key=True),
-    sql.Column("key", sql.String(255), primary_key=True),
-    sql.Column("fingerprint", sql.String(64), nullable=False),
-    sql.Column("created_at", sql.Double, nullable=False, index=True),
-    # SQL's NULL until there is one.
-    sql.Column("answer", sql.JSON(none_as_null=True)),
-)
 
 _ALONE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(6334785)"}
 """What makes other processes wait until the transaction is over; any number that is ours."""
@@ -97,10 +74,38 @@ THEIRS = (SQLAlchemyError, SchemaTooNew)
 
 def is_about_data(error: Exception) -> bool:
     """Whether a database, or its driver, will never take what it was given."""
-    if isinstance(error, StatementError):
-        # What is no driver's error was raised on the way to it, by one of the values.
-        return isinstance(error, DataError | IntegrityError) or not isinstance(error, DBAPIError)
-    return isinstance(error, ValueError | TypeError | OverflowError)
+    if isinstance(error, DBAPIError):
+        state = getattr(error.orig, "sqlstate", None)
+        return (
+            isinstance(error, DataError | IntegrityError)
+            # The driver itself does not know what to do with a value's type, or the row or its
+            # index entry is too large (PostgreSQL, "Appendix A. Error Codes", class 54).
+            or (isinstance(error, ProgrammingError | InterfaceError) and _is_binding(error))
+            or (state or "").startswith("54")
+        )
+    # What is no driver's error was raised on the way to it, by one of the values.
+    return isinstance(
+        error, StatementError | ValueError | TypeError | OverflowError | RecursionError
+    )
+
+
+def _is_binding(error: DBAPIError) -> bool:
+    words = str(error.orig)
+    return "cannot adapt" in words or "binding parameter" in words
+
+
+NOT_WHOLE = "not_whole"
+"""Among the details of a record of which only the summary could be kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A record that the database does not take as it is."""
+
+    record: Mapping[str, Any]
+    error: Exception
+    is_there: bool
+    """Whether its summary is."""
 
 
 class Database:
@@ -132,14 +137,18 @@ class Database:
             options["pool_pre_ping"] = True
         self._url = url
         self._engine = sql.create_engine(
-            url, connect_args=arguments, hide_parameters=True, json_serializer=_to_json, **options
+            url, connect_args=arguments, hide_parameters=True, **options
         )
+        self._generation = 0
         self._ready = False
         self._opening = threading.Lock()
         self._counting = threading.Lock()
         self._users = 0
         self._closed = False
         self._checked_out: set[Any] = set()  # the drivers' own connections
+        if url.get_backend_name() != "sqlite":
+            sql.event.listen(self._engine, "connect", self._note_generation)
+            sql.event.listen(self._engine, "checkout", self._replace_old)
         sql.event.listen(self._engine, "checkout", self._checked_out_one)
         for event in ("checkin", "close"):
             sql.event.listen(self._engine, event, self._checked_in_one)
@@ -158,6 +167,11 @@ class Database:
             self._users += 1
         try:
             return function()
+        except DBAPIError as error:
+            if not is_about_data(error):
+                # After a failover the connections that there are lead to what is a standby now.
+                self._generation += 1
+            raise
         finally:
             with self._counting:
                 self._users -= 1
@@ -174,6 +188,13 @@ class Database:
                 _hang_up(connection)
         if is_last:
             self._engine.dispose()
+
+    def _note_generation(self, connection: Any, record: Any) -> None:
+        record.info["generation"] = self._generation
+
+    def _replace_old(self, connection: Any, record: Any, *_: object) -> None:
+        if record.info.get("generation") != self._generation:
+            raise DisconnectionError("made before the last failure")  # the pool makes a new one
 
     def _checked_out_one(self, connection: Any, *_: object) -> None:
         with self._counting:
@@ -213,10 +234,10 @@ class Database:
             # All processes of a server begin at the same moment: one makes the tables.
             if lock := _ALONE.get(self._url.get_backend_name()):
                 connection.exec_driver_sql(lock)
-            _tables.create_all(connection)
-            version = connection.scalar(sql.select(_schema.c.version))
+            tables.create_all(connection)
+            version = connection.scalar(sql.select(schema.c.version))
             if version is None:
-                connection.execute(sql.insert(_schema).values(version=SCHEMA_VERSION))
+                connection.execute(sql.insert(schema).values(version=SCHEMA_VERSION))
                 version = SCHEMA_VERSION
             if version > SCHEMA_VERSION:
                 raise SchemaTooNew(
@@ -224,7 +245,7 @@ class Database:
                 )
             for step in range(version, SCHEMA_VERSION):
                 _MIGRATIONS[step](connection)
-                connection.execute(sql.update(_schema).values(version=step + 1))
+                connection.execute(sql.update(schema).values(version=step + 1))
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write records, in the place of any with the same CallSid."""
@@ -233,39 +254,80 @@ class Database:
         names = [row["call_sid"] for row in rows]
         with self._engine.begin() as connection:
             # Not an upsert: that is spelt differently in every database.
-            connection.execute(sql.delete(_calls).where(_calls.c.call_sid.in_(names)))
-            connection.execute(sql.insert(_calls), rows)
+            connection.execute(sql.delete(calls).where(calls.c.call_sid.in_(names)))
+            connection.execute(sql.insert(calls), rows)
+
+    def write_each(self, records: Sequence[Mapping[str, Any]]) -> list[Refused]:
+        """Write records; if one of them is never taken, all others and as much of it as is.
+
+        Returns:
+            Those that were not taken whole.
+        """
+        try:
+            self.write(records)
+        except Exception as error:
+            if not is_about_data(error):
+                raise
+            if len(records) == 1:
+                return [Refused(records[0], error, self._write_summary(records[0]))]
+            middle = len(records) // 2
+            return self.write_each(records[:middle]) + self.write_each(records[middle:])
+        return []
+
+    def write_newer(self, records: Sequence[Mapping[str, Any]]) -> list[Refused]:
+        """Write those of the records that are newer than what is there; see :meth:`write_each`."""
+        newest: dict[str, Mapping[str, Any]] = {}
+        for record in sorted(records, key=lambda record: float(record[KEPT_AT])):
+            newest[record["call_sid"]] = record
+        self.open()
+        query = sql.select(calls.c.call_sid, calls.c.details).where(calls.c.call_sid.in_(newest))
+        with self._engine.connect() as connection:
+            for call_sid, details in connection.execute(query):
+                if newest[call_sid][KEPT_AT] <= details.get(KEPT_AT, 0.0):
+                    del newest[call_sid]
+        return self.write_each(list(newest.values())) if newest else []
+
+    def _write_summary(self, record: Mapping[str, Any]) -> bool:
+        """Write what lists show of a record, if that is taken."""
+        part = {name: record[name] for name in SUMMARY} | {"metadata": {}}
+        part[KEPT_AT] = record.get(KEPT_AT, 0.0)
+        try:
+            self.write([part | {NOT_WHOLE: "the database did not take the rest of this record"}])
+        except Exception as error:
+            if not is_about_data(error):
+                raise
+            return False
+        return True
 
     def get(self, call_sid: str) -> dict[str, Any] | None:
         """Read one record; None if there is none."""
-        if _storable(call_sid) != call_sid:
+        if storable(call_sid) != call_sid:
             return None  # no call is called that, and not every database may be asked for it
         self.open()
         with self._engine.connect() as connection:
-            row = connection.execute(
-                sql.select(_calls).where(_calls.c.call_sid == call_sid)
-            ).first()
+            row = connection.execute(sql.select(calls).where(calls.c.call_sid == call_sid)).first()
         if row is None:
             return None
         record = dict(row._mapping)
         details: dict[str, Any] = record.pop("details")
+        details.pop(KEPT_AT, None)
         return record | details
 
     def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
         """Read the newest summaries that are older than the cursor."""
         self.open()
         query = (
-            sql.select(*(_calls.c[name] for name in SUMMARY))
-            .order_by(_calls.c.created_at.desc(), _calls.c.call_sid.desc())
+            sql.select(*(calls.c[name] for name in SUMMARY))
+            .order_by(calls.c.created_at.desc(), calls.c.call_sid.desc())
             .limit(limit)
         )
         if before is not None:
             query = query.where(
                 sql.or_(
-                    _calls.c.created_at < before.created_at,
+                    calls.c.created_at < before.created_at,
                     sql.and_(
-                        _calls.c.created_at == before.created_at,
-                        _calls.c.call_sid < before.call_sid,
+                        calls.c.created_at == before.created_at,
+                        calls.c.call_sid < storable(before.call_sid),
                     ),
                 )
             )
@@ -276,7 +338,7 @@ class Database:
         """Delete records older than this; returns how many there were."""
         self.open()
         with self._engine.begin() as connection:
-            done = connection.execute(sql.delete(_calls).where(_calls.c.created_at < created_at))
+            done = connection.execute(sql.delete(calls).where(calls.c.created_at < created_at))
         if done.rowcount and self._url.get_backend_name() == "sqlite":
             # What is deleted is overwritten in the file, but still stands in the log beside it.
             with self._engine.connect() as connection:
@@ -286,8 +348,8 @@ class Database:
     def find_request(self, client: str, key: str, since: float) -> StoredRequest | None:
         """Read what a client was answered to an idempotency key since then."""
         self.open()
-        query = sql.select(_requests.c.fingerprint, _requests.c.answer).where(
-            _requests.c.client == client, _requests.c.key == key, _requests.c.created_at > since
+        query = sql.select(requests.c.fingerprint, requests.c.answer).where(
+            requests.c.client == client, requests.c.key == key, requests.c.created_at > since
         )
         with self._engine.connect() as connection:
             row = connection.execute(query).first()
@@ -296,12 +358,12 @@ class Database:
     def write_request(self, client: str, key: str, request: StoredRequest | None) -> None:
         """Keep what a client was answered to an idempotency key, or forget it."""
         self.open()
-        one = (_requests.c.client == client, _requests.c.key == key)
+        one = (requests.c.client == client, requests.c.key == key)
         with self._engine.begin() as connection:
-            connection.execute(sql.delete(_requests).where(*one))
+            connection.execute(sql.delete(requests).where(*one))
             if request is not None:
                 connection.execute(
-                    sql.insert(_requests).values(
+                    sql.insert(requests).values(
                         client=client,
                         key=key,
                         fingerprint=request.fingerprint,
@@ -314,41 +376,12 @@ class Database:
         """Delete answers to idempotency keys older than this."""
         self.open()
         with self._engine.begin() as connection:
-            connection.execute(sql.delete(_requests).where(_requests.c.created_at < created_at))
+            connection.execute(sql.delete(requests).where(requests.c.created_at < created_at))
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as its table takes it: whatever a stranger's text was, it fits its column."""
     row: dict[str, Any] = {name: record[name] for name in SUMMARY}
-    for name, value in row.items():
-        if isinstance(value, str):
-            row[name] = _storable(value)[: getattr(_calls.c[name].type, "length", None)]
     return row | {"details": {name: record[name] for name in record if name not in SUMMARY}}
-
-
-def _storable(text: str) -> str:
-    """Text without what some database does not take: NUL, and half of a surrogate pair."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def _to_json(value: Any) -> str:
-    """JSON as every database reads it, which is without ``Infinity`` and ``NaN``."""
-    try:
-        return json.dumps(value, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(value), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case dict():
-            return {name: _finite(each) for name, each in value.items()}
-        case list() | tuple() | deque():
-            return [_finite(each) for each in value]
-        case int() | float() if not -MAX_NUMBER < value < MAX_NUMBER:
-            return None
-        case _:
-            return value
 
 
 def _hang_up(connection: Any) -> None:

@@ -226,11 +226,11 @@ class _WavFile:
 # All calls
 
 
-def check_directory(directory: Path) -> None:
-    """Make the folder for recordings, and find out whether files can be made in it.
+def check_directory(directory: Path, setting: str = "RECORDINGS_DIR") -> None:
+    """Make the folder of a setting, and find out whether files can be made in it.
 
     Raises:
-        ConfigurationError: They cannot; ``RECORDINGS_DIR`` is named.
+        ConfigurationError: They cannot; the setting is named.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -239,7 +239,7 @@ def check_directory(directory: Path) -> None:
     except OSError as error:
         reason = "is a file" if isinstance(error, FileExistsError) else error.strerror
         raise ConfigurationError(
-            f"RECORDINGS_DIR: {directory} cannot be used: {reason}; it must be a folder in which "
+            f"{setting}: {directory} cannot be used: {reason}; it must be a folder in which "
             "this user may make files"
         ) from None
 

@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 import trio
-from sqlalchemy.exc import (
-    SQLAlchemyError,
-)
+from sqlalchemy.exc import SQLAlchemyError
 
 from server.metrics import Metrics
 from server.pace import Backoff
+from server.records.aside import Aside, read_lines
 from server.records.database import (
     DAY_S,
     OPEN_TIMEOUT_S,
     THEIRS,
     Database,
+    Refused,
     SchemaTooNew,
     check_database,
     database_url,
-    is_about_data,
 )
-from server.records.words import SUMMARY, Cursor, RecordsUnavailable, StoredRequest
+from server.records.tables import KEPT_AT, SUMMARY, fitted
+from server.records.words import Cursor, RecordsUnavailable, StoredRequest
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 T = TypeVar("T")
 MAX_UNSAVED = 10_000
-"""About 100 MB of long calls; then the oldest are given up, counted and logged."""
+"""About 100 MB of long calls; then the oldest are given up, counted and logged. Before it comes to
+that, the older half is put aside."""
 BATCH = 100
 FLUSH_TIMEOUT_S = 10.0
 """How long a server that stops may take to write what is left."""
+ASIDE_TIMEOUT_S = 5.0
+"""How long it may then take to put aside what the database did not take."""
 CLOSE_TIMEOUT_S = 5.0
 """How long it then waits for threads that are still at it."""
 RETRY_S = (0.5, 30.0)
 """The first and the longest pause before trying again."""
+LAST_RETRY_S = (0.1, 1.0)
+"""The same while the server stops."""
 REQUEST_TIMEOUT_S = 1.0
 """How long a request with an ``Idempotency-Key`` may wait for the database, each time."""
 SWEEP_EVERY_S = 3_600.0
@@ -54,6 +60,8 @@ class Records:
         metrics: The process's metrics.
         retention_days: Older records are deleted; None keeps them for ever.
         requests_ttl_s: How long requests are found again.
+        aside: The directory of files with what the database does not take; None beside SQLite's
+            file, or where the server was started. For a database in memory there are none.
 
     Raises:
         ConfigurationError: The URL is none, or its driver is not installed.
@@ -66,19 +74,29 @@ class Records:
         metrics: Metrics,
         retention_days: float | None = None,
         requests_ttl_s: float = DAY_S,
+        aside: Path | None = None,
     ) -> None:
         check_database(url)
         self._requests_ttl_s = requests_ttl_s
-        self._database = Database(database_url(url))
+        address = database_url(url)
+        self._database = Database(address)
+        self._aside: Aside | None = None
+        if self._database.is_shared:
+            is_file = address.get_backend_name() == "sqlite"
+            beside = Path(str(address.database)).parent if is_file else Path()
+            self._aside = Aside(beside if aside is None else aside, address)
         self._metrics = metrics
         self._retention_days = retention_days
         self._unsaved: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._changed = trio.Event()
         self._written = trio.Event()
         self._works = True
+        self._last_kept_at = 0.0
+        self._sweep_at = -math.inf
         # Threads of our own: a database that hangs takes no other work's.
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(4) if self._database.is_shared else self._writing
+        self._setting_aside = trio.CapacityLimiter(1)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write and delete until cancelled, and then write what is left.
@@ -93,11 +111,15 @@ class Records:
                 # What starts us only says that the start has failed.
                 logger.critical("database refused", reason=str(error))
                 raise
+            if self._aside is not None and self._aside.is_closed_to_us():
+                logger.warning(
+                    "UNSAVED_DIR cannot be written: what the database does not take would be lost",
+                    directory=str(self._aside.directory),
+                )
             task_status.started()
             await self._work()
         finally:
-            with trio.move_on_after(FLUSH_TIMEOUT_S, shield=True):
-                await self._flush()
+            await self._save_rest()
             with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
                 await self._close()
 
@@ -105,6 +127,9 @@ class Records:
 
     def keep(self, record: dict[str, Any]) -> None:
         """Take a finished record, or a newer version of one; returns at once, never fails."""
+        # By this the newer version is known, whatever the clock does and wherever the two are.
+        self._last_kept_at = max(time.time(), self._last_kept_at + 1e-6)
+        record = fitted(record) | {KEPT_AT: self._last_kept_at}
         call_sid = record["call_sid"]
         self._unsaved[call_sid] = record
         self._unsaved.move_to_end(call_sid)
@@ -122,7 +147,7 @@ class Records:
             RecordsUnavailable: It is not in memory, and the database cannot be asked.
         """
         if call_sid in self._unsaved:
-            return self._unsaved[call_sid]
+            return {k: v for k, v in self._unsaved[call_sid].items() if k != KEPT_AT}
         return await self._read(lambda: self._database.get(call_sid))
 
     async def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
@@ -182,87 +207,159 @@ class Records:
 
     async def _work(self) -> None:
         backoff = Backoff(*RETRY_S)
-        sweep_at = trio.current_time()
         while True:
             changed = self._changed = trio.Event()
             try:
                 if self._unsaved:
                     await self._write()
-                elif trio.current_time() >= sweep_at:
+                elif trio.current_time() >= self._sweep_at:
+                    await self._take_up()
                     await self._sweep()
-                    sweep_at = trio.current_time() + SWEEP_EVERY_S
+                    self._sweep_at = trio.current_time() + SWEEP_EVERY_S
                 else:
-                    with trio.move_on_at(sweep_at):
+                    with trio.move_on_at(self._sweep_at):
                         await changed.wait()
             except Exception as error:
                 # Whatever it was, calls go on, and what they leave waits for the next attempt.
                 self._failed("write", error)
+                if len(self._unsaved) > MAX_UNSAVED // 2:
+                    await self._set_aside(list(islice(self._unsaved.values(), MAX_UNSAVED // 4)))
                 await trio.sleep(backoff.next_s())
             else:
                 backoff.reset()
 
     async def _write(self) -> None:
         batch = list(islice(self._unsaved.values(), BATCH))
-        try:
-            await self._in_thread(lambda: self._database.write(batch), self._writing)
-        except Exception as error:
-            if not is_about_data(error):
-                raise
-            for record in batch:  # one of them is not to hold the others up
-                await self._write_alone(record)
+        refused = await self._in_thread(lambda: self._database.write_each(batch), self._writing)
+        if refused:
+            await self._set_refused_aside(refused)
+        self._forget(batch)
+        if not self._works:
+            self._works = True
+            logger.info("database works again", unsaved=len(self._unsaved))
+            self._sweep_at = trio.current_time()  # something may have been put aside
+
+    def _forget(self, batch: list[dict[str, Any]]) -> None:
+        """These records are where they belong."""
         for record in batch:
             # A newer version may have come while this one was written.
             if self._unsaved.get(record["call_sid"]) is record:
                 del self._unsaved[record["call_sid"]]
-        if not self._works:
-            self._works = True
-            logger.info("database works again", unsaved=len(self._unsaved))
         self._metrics.records.unsaved.set(len(self._unsaved))
         self._written.set()
         self._written = trio.Event()
 
-    async def _write_alone(self, record: dict[str, Any]) -> None:
-        """Write a record, or as much of it as the database takes."""
-        bare = {name: record[name] for name in SUMMARY} | {"metadata": {}}
-        for part in (record, bare):
-            try:
-                await self._in_thread(partial(self._database.write, [part]), self._writing)
-            except Exception as error:
-                if not is_about_data(error):
-                    raise
-                self._metrics.records.failures.labels("record").inc()
-                logger.error(  # noqa: TRY400 - a database's own words quote what people said
-                    "record not taken by the database",
-                    call_sid=record["call_sid"],
-                    error=_first_line(error),
-                    given_up=part is bare,
-                    exc_info=not isinstance(error, SQLAlchemyError),
-                )
-            else:
-                return
-
     async def _sweep(self) -> None:
         since = time.time() - self._requests_ttl_s
         await self._in_thread(lambda: self._database.delete_requests_before(since), self._writing)
-        if self._retention_days is None:
+        if (oldest_kept := self._oldest_kept()) is None:
             return
-        oldest_kept = time.time() - self._retention_days * DAY_S
         deleted = await self._in_thread(
             lambda: self._database.delete_before(oldest_kept), self._writing
         )
         if deleted:
             logger.info("old records deleted", records=deleted)
 
-    async def _flush(self) -> None:
-        try:
+    def _oldest_kept(self) -> float | None:
+        days = self._retention_days
+        return None if days is None else time.time() - days * DAY_S
+
+    async def _save_rest(self) -> None:
+        """Have the database take what is left, or a file: no record is lost to a stop."""
+        backoff = Backoff(*LAST_RETRY_S)
+        with trio.move_on_after(FLUSH_TIMEOUT_S, shield=True):
             while self._unsaved:
-                await self._write()
-        except Exception as error:
-            self._failed("write", error)
-        finally:
-            for call_sid in self._unsaved:
-                self._metrics.records.failures.labels("given-up").inc()
-                logger.error("record lost: the database did not take it", call_sid=call_sid)
+                try:
+                    await self._write()
+                except Exception as error:
+                    self._failed("write", error)
+                    await trio.sleep(backoff.next_s())
+        if self._unsaved:
+            with trio.move_on_after(ASIDE_TIMEOUT_S, shield=True):
+                await self._set_aside(list(self._unsaved.values()))
+        for call_sid in self._unsaved:
+            self._metrics.records.failures.labels("given-up").inc()
+            logger.critical("record lost: neither database nor file took it", call_sid=call_sid)
+
+    # -- files beside the database ---------------------------------------------------------
+
+    async def _set_aside(self, records: list[dict[str, Any]]) -> None:
+        """Put records into a file until the database works; they stay here if that fails."""
+        if (aside := self._aside) is None:
+            return
+        if await self._in_file("kept", lambda: aside.write("unsaved", records), len(records)):
+            self._forget(records)
+
+    async def _set_refused_aside(self, refused: list[Refused]) -> None:
+        aside = self._aside
+        for each in refused:
+            self._metrics.records.failures.labels("record").inc()
+            logger.error(  # a database's own words quote what people said
+                "record not taken by the database",
+                call_sid=each.record["call_sid"],
+                error=_first_line(each.error),
+                given_up=not each.is_there,
+                exc_info=None if isinstance(each.error, SQLAlchemyError) else each.error,
+            )
+        if aside is not None:
+            records, reason = [each.record for each in refused], _first_line(refused[0].error)
+            await self._in_file(
+                "refused", lambda: aside.write("refused", records, reason), len(records)
+            )
+
+    async def _in_file(self, what: str, write: Callable[[], Path], records: int) -> bool:
+        try:
+            path = await trio.to_thread.run_sync(
+                write, abandon_on_cancel=True, limiter=self._setting_aside
+            )
+        except OSError as error:
+            self._metrics.records.failures.labels("aside").inc()
+            logger.critical("records cannot be put aside", records=records, error=error.strerror)
+            return False
+        self._metrics.records.aside.labels(what).inc(records)
+        logger.error("records put aside in a file", what=what, records=records, file=str(path))
+        return True
+
+    async def _take_up(self) -> None:
+        """Have the database take what an earlier process, or this one, has put aside."""
+        if (aside := self._aside) is None:
+            return
+        oldest_kept = self._oldest_kept()
+
+        def take_up_all() -> None:
+            for path in aside.unsaved():
+                self._take_up_one(aside, path, oldest_kept)
+            if oldest_kept is not None and (deleted := aside.delete_before(oldest_kept)):
+                logger.info("old files of records deleted", files=deleted)
+            if others := aside.of_others():
+                logger.warning("files of records for another DATABASE_URL wait", files=others)
+
+        try:
+            await self._in_thread(take_up_all, self._writing)
+        except OSError as error:
+            self._metrics.records.failures.labels("aside").inc()
+            logger.error("records put aside cannot be taken up", error=error.strerror)  # noqa: TRY400
+
+    def _take_up_one(self, aside: Aside, path: Path, oldest_kept: float | None) -> None:
+        """Take one file up, in a thread; it stays until all of it is in the database."""
+        taken = odd = 0
+        with aside.claimed(path) as file:
+            if file is None:
+                return
+            lines = read_lines(file)
+            while batch := list(islice(lines, BATCH)):
+                records = [record for record in batch if record is not None]
+                odd += len(batch) - len(records)
+                taken += len(records)
+                if oldest_kept is not None:
+                    records = [each for each in records if each["created_at"] >= oldest_kept]
+                odd += len(self._database.write_newer(records))
+            kept = aside.finish(path, file, is_whole=not odd)
+        self._metrics.records.aside.labels("taken-up").inc(taken)
+        logger.info("records taken up from a file", records=taken, file=path.name)
+        if kept is not None:
+            self._metrics.records.failures.labels("record").inc(odd)
+            logger.error("a file of records has lines of no use", lines=odd, file=str(kept))
 
     async def _close(self) -> None:
         """Close the database, and wait until no thread is left that uses it."""

@@ -8,21 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from server.errors import ServerError
-
-SUMMARY = (
-    "call_sid",
-    "direction",
-    "number",
-    "state",
-    "status",
-    "reason",
-    "detail",
-    "created_at",
-    "duration_s",
-    "agent_heard_s",
-    "metadata",
-)
-"""The fields of a record that lists show; the rest is one column of details."""
+from server.records.tables import fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +81,10 @@ class CallRecord:
         return replace(self, details=details)
 
     def as_dict(self) -> dict[str, Any]:
-        """As the API shows it."""
+        """As the API shows it, from memory and later from the database: the same."""
         shown = {one.name: getattr(self, one.name) for one in fields(self)}
         details: CallDetails | None = shown.pop("details")
-        return shown if details is None else shown | details.as_dict()
+        return fitted(shown if details is None else shown | details.as_dict())
 
 
 class RecordsUnavailable(ServerError):

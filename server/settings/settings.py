@@ -336,6 +336,9 @@ class Settings(BaseSettings):
 
     database_url: SecretStr = SecretStr("sqlite:///offhook.db")
     """Where records are kept: SQLAlchemy's URL. ``sqlite://`` keeps them in memory only."""
+    unsaved_dir: Path | None = None
+    """Where files are put with records that the database did not take until the server stopped;
+    None for SQLite's own folder, or where the server is started."""
     retention_days: Annotated[float, Field(ge=0, le=36_500)] = 30.0
     """Older records and recordings are deleted; 0 keeps them for ever."""
     transcripts: bool = True

@@ -54,6 +54,8 @@ def record(number: int, *, created_at: float | None = None, **differences) -> di
 def impatient(monkeypatch):
     monkeypatch.setattr(database_module, "LOCK_TIMEOUT_S", 0.02)
     monkeypatch.setattr(store_module, "RETRY_S", (0.01, 0.05))
+    monkeypatch.setattr(store_module, "LAST_RETRY_S", (0.01, 0.05))
+    monkeypatch.setattr(store_module, "FLUSH_TIMEOUT_S", 1.0)  # of all that is tried in vain
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ async def test_a_record_is_read_back_as_it_was_kept(url):
     kept = record(1)
     async with running(url) as records:
         records.keep(kept)
-        assert await records.get(kept["call_sid"]) is kept
+        assert await records.get(kept["call_sid"]) == kept
         with trio.fail_after(60):
             await records.wait_saved()
         assert await records.get(kept["call_sid"]) == kept

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from server.records.words import SUMMARY, CallDetails, CallRecord, Cursor, ReplyRecord
+from server.records.tables import SUMMARY
+from server.records.words import CallDetails, CallRecord, Cursor, ReplyRecord
 
 RECORD = CallRecord(
     call_sid="CA1",

@@ -343,6 +343,7 @@ def test_an_unusable_folder_for_recordings_is_refused(tmp_path, path):
     (tmp_path / "there").write_text("a file")
 
     assert "RECORDINGS_DIR" in unusable(recordings_dir=path)
+    assert "UNSAVED_DIR" in unusable(unsaved_dir=path)
 
 
 def test_a_folder_for_recordings_is_made_with_those_above_it(tmp_path):

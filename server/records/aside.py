@@ -1,0 +1,185 @@
+"""Files of records that the database did not take, until one takes them.
+
+A record a line, as JSON. There are two kinds: ``offhook-unsaved-…`` waits for the database and is
+taken up by the next process that finds it; ``offhook-refused-…`` has what no database will take,
+and waits for people. What is in them are transcripts, so only their owner may read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from sqlalchemy.engine import URL
+
+from server.records.tables import KEPT_AT, SUMMARY, fitted
+
+try:
+    import fcntl
+except ImportError:  # Windows: nobody there runs several processes of us
+    fcntl = None  # type: ignore[assignment]
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+"""Far beyond the record of a day."""
+UNFINISHED = ".part"
+Kind = Literal["unsaved", "refused"]
+
+
+class Aside:
+    """The files of one database in a directory; everything here may block, and raise ``OSError``.
+
+    Args:
+        directory: Where they are; made when it is first needed.
+        url: The database. What one did not take is not given to another.
+    """
+
+    def __init__(self, directory: Path, url: URL) -> None:
+        self.directory = directory
+        is_file = url.get_backend_name() == "sqlite"
+        name = Path(str(url.database)).absolute() if is_file else url.database
+        place = f"{url.get_backend_name()} {url.host} {url.port} {name}"
+        self._database = hashlib.sha256(place.encode()).hexdigest()[:8]
+        self._written = 0
+
+    def write(self, kind: Kind, records: Sequence[Mapping[str, Any]], reason: str = "") -> Path:
+        """Write records to a file of their own; when this returns they survive the machine."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._written += 1
+        name = f"{time.time_ns()}-{os.getpid()}-{self._written}.jsonl"
+        path = self.directory / f"{self._start_of(kind)}{name}"
+        unfinished = path.with_name(path.name + UNFINISHED)
+        with os.fdopen(
+            os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb"
+        ) as to:
+            try:
+                _lock(to)  # who looks for files meanwhile finds nothing unfinished
+                for record in records:
+                    # What is no JSON is the very reason why some are here.
+                    line = json.dumps({"reason": reason, "record": record}, default=repr)
+                    to.write(line.encode() + b"\n")
+                to.flush()
+                os.fsync(to.fileno())
+                if fcntl is None:
+                    to.close()
+                unfinished.rename(path)
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
+        self._sync()
+        return path
+
+    def is_closed_to_us(self) -> bool:
+        """Whether nothing could be written here as things are."""
+        return self.directory.exists() and not os.access(self.directory, os.W_OK)
+
+    def unsaved(self) -> list[Path]:
+        """What waits for the database, the oldest first, what a dying process began included."""
+        start = self._start_of("unsaved")
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(path for path in self.directory.iterdir() if path.name.startswith(start))
+        return []
+
+    def of_others(self) -> int:
+        """How many files there are of records that another database did not take."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            names = [path.name for path in self.directory.glob("offhook-unsaved-*")]
+            return sum(not name.startswith(self._start_of("unsaved")) for name in names)
+        return 0
+
+    @contextmanager
+    def claimed(self, path: Path) -> Iterator[IO[bytes] | None]:
+        """Have a file for oneself; None if it is another process's, gone, or none of ours.
+
+        A process that dies lets go of what it has claimed.
+        """
+        try:
+            fd = os.open(path, os.O_RDONLY | _flag("O_NOFOLLOW") | _flag("O_NONBLOCK"))
+        except OSError:
+            yield None
+            return
+        with os.fdopen(fd, "rb") as file:
+            status = os.fstat(fd)
+            is_ours = stat.S_ISREG(status.st_mode) and (
+                not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+            )
+            # Whoever had it before may have taken it up and deleted it, or finished it.
+            yield file if is_ours and _lock(file) and _is_at(path, status) else None
+
+    def finish(self, path: Path, file: IO[bytes], *, is_whole: bool) -> Path | None:
+        """Delete a claimed file, or keep it for people if not all its lines could be taken up."""
+        if fcntl is None:
+            file.close()
+        if is_whole:
+            path.unlink()
+            return None
+        name = path.name.removeprefix(self._start_of("unsaved")).removesuffix(UNFINISHED)
+        return path.rename(path.with_name(self._start_of("refused") + name))
+
+    def delete_before(self, written_at: float) -> int:
+        """Delete files older than this, of both kinds; returns how many there were."""
+        deleted = 0
+        for kind in ("unsaved", "refused"):
+            for path in self.directory.glob(f"{self._start_of(kind)}*"):
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    if path.lstat().st_mtime < written_at:
+                        path.unlink()
+                        deleted += 1
+        return deleted
+
+    def _start_of(self, kind: str) -> str:
+        return f"offhook-{kind}-{self._database}-"
+
+    def _sync(self) -> None:
+        """See to it that the file's name survives the machine, too."""
+        if hasattr(os, "O_DIRECTORY"):
+            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+
+def read_lines(file: IO[bytes]) -> Iterator[dict[str, Any] | None]:
+    """Read the records of a file, as their table takes them; None for each line that is none."""
+    while line := file.readline(MAX_LINE_BYTES):
+        try:
+            record = json.loads(line)["record"]
+            if not (isinstance(record["call_sid"], str) and record["call_sid"]):
+                raise ValueError("no call")
+            record.setdefault(KEPT_AT, 0.0)
+            numbers = (record[KEPT_AT], record["created_at"])
+            if not all(type(number) in (int, float) for number in numbers):
+                raise ValueError("no time")
+            if set(SUMMARY) - set(record):
+                raise ValueError("not whole")
+            yield fitted(record)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            yield None
+
+
+def _lock(file: IO[bytes]) -> bool:
+    if fcntl is None:
+        return not str(file.name).endswith(UNFINISHED)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(path: Path, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), status)
+    except OSError:
+        return False
+
+
+def _flag(name: str) -> int:
+    return getattr(os, name, 0)

@@ -1,0 +1,106 @@
+"""The tables of records, and records as these take them."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sql
+
+MAX_NUMBER = 2.0**63
+"""No number in a record is anywhere near it."""
+MAX_DEPTH = 100
+"""Nor is anything in it so deep; Python and databases give up somewhere beyond."""
+SCHEMA_VERSION = 2
+"""Goes up with every change of the tables; ``database.py`` says how to get there."""
+tables = sql.MetaData()
+schema = sql.Table("offhook_schema", tables, sql.Column("version", sql.Integer, nullable=False))
+calls = sql.Table(
+    "offhook_calls",
+    tables,
+    sql.Column("call_sid", sql.String(64), primary_key=True),
+    sql.Column("direction", sql.String(16), nullable=False),
+    sql.Column("number", sql.String(32), nullable=False),
+    sql.Column("state", sql.String(16), nullable=False),
+    sql.Column("status", sql.String(16), nullable=False),
+    sql.Column("reason", sql.String(64)),
+    sql.Column("detail", sql.Text, nullable=False),
+    # Double precision wherever the database makes a difference: seconds since 1970.
+    sql.Column("created_at", sql.Double, nullable=False),
+    sql.Column("duration_s", sql.Double, nullable=False),
+    sql.Column("agent_heard_s", sql.Double, nullable=False),
+    sql.Column("metadata", sql.JSON, nullable=False),
+    sql.Column("details", sql.JSON, nullable=False),
+    sql.Index("offhook_calls_newest", "created_at", "call_sid"),
+)
+requests = sql.Table(
+    "offhook_requests",
+    tables,
+    sql.Column("client", sql.String(64), primary_key=True),
+    sql.Column("key", sql.String(255), primary_key=True),
+    sql.Column("fingerprint", sql.String(64), nullable=False),
+    sql.Column("created_at", sql.Double, nullable=False, index=True),
+    # SQL's NULL until there is one.
+    sql.Column("answer", sql.JSON(none_as_null=True)),
+)
+
+SUMMARY = tuple(column.name for column in calls.c if column is not calls.c.details)
+"""The fields of a record that lists show; the rest is one column of details."""
+KEPT_AT = "_kept_at"
+"""Among the details: when this version of the record was made. It is not shown."""
+
+
+def fitted(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as its table takes it and gives it back, whatever came from outside.
+
+    Text is cut to its column's length and has no NUL and no half of a surrogate pair in it, for
+    some database takes neither; numbers that are none are null, or 0 where there has to be one;
+    what is in JSON is what JSON can say. What is no mistake of a stranger's but a bug of ours, such
+    as a column without a value, is left as it is. A record that is fitted stays the same.
+    """
+    return {
+        name: _fitted_column(calls.c[name], value) if name in SUMMARY else _fitted_json(value)
+        for name, value in record.items()
+    }
+
+
+def storable(text: str) -> str:
+    """Text without what some database does not take: NUL, and half of a surrogate pair."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _fitted_column(column: sql.Column[Any], value: Any) -> Any:
+    match column.type, value:
+        case sql.JSON(), _:
+            return _fitted_json(value)
+        case sql.String(), str():
+            return storable(value)[: column.type.length]
+        case sql.Double(), int() | float() if not -MAX_NUMBER < value < MAX_NUMBER:
+            return None if column.nullable else 0.0
+    return value
+
+
+def _fitted_json(value: Any, depth: int = 0) -> Any:
+    match value:
+        case str():
+            return storable(value)
+        case dict() | list() | tuple() | deque() if depth == MAX_DEPTH:
+            return None
+        case dict():
+            return {_fitted_name(name): _fitted_json(of, depth + 1) for name, of in value.items()}
+        case list() | tuple() | deque():
+            return [_fitted_json(each, depth + 1) for each in value]
+        case int() | float() if not -MAX_NUMBER < value < MAX_NUMBER:
+            return None
+    return value
+
+
+def _fitted_name(name: Any) -> Any:
+    """The name of a member as JSON has it."""
+    if isinstance(name, str):
+        return storable(name)
+    return json.dumps(name) if isinstance(name, int | float | None) else name

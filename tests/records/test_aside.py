@@ -1,0 +1,507 @@
+"""What the database does not take is kept in files, and taken up when it does."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import sqlite3
+import time
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sql
+import structlog.testing
+import trio
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
+
+from server.records import aside as aside_module
+from server.records import store as store_module
+from server.records.aside import Aside, read_lines
+from server.records.database import NOT_WHOLE, Database, database_url
+from server.records.tables import KEPT_AT, SUMMARY, calls, fitted
+from server.records.words import Cursor
+from tests.records.test_records import (
+    BEGAN,
+    DAY_S,
+    failures,
+    file_url,
+    impatient,
+    postgresql_url,
+    record,
+    running,
+    until,
+    url,
+)
+from tests.support.databases import postgresql
+from tests.support.processes import server_process
+
+__all__ = ["file_url", "impatient", "postgresql_url", "url"]  # fixtures
+pytestmark = pytest.mark.sockets
+SERVERS = ["sqlite", "postgresql"]
+
+
+def files(directory: Path, kind: str = "unsaved") -> list[Path]:
+    return sorted(directory.glob(f"offhook-{kind}-*"))
+
+
+def sid(number: int) -> str:
+    return str(record(number)["call_sid"])
+
+
+def put_aside(records, *entries: dict) -> Path:
+    assert records._aside is not None
+    return records._aside.write("unsaved", entries)
+
+
+@pytest.fixture
+def locked(tmp_path, file_url):
+    """A database that another program holds."""
+    database = Database(database_url(file_url))
+    database.open()
+    database.close()
+    with closing(sqlite3.connect(tmp_path / "offhook.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield other
+
+
+# ------------------------------------------------------------------------------------------
+# What fits
+
+
+_anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec=None, exclude_categories=()) | st.just("\0"), max_size=300),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5) | st.integers() | st.floats(), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+_text = st.text(st.characters(exclude_categories=()) | st.just("\0"), max_size=300)
+_odd = st.fixed_dictionaries(
+    {},
+    optional={
+        **{name: _text for name in SUMMARY if isinstance(record(1)[name], str)},
+        **dict.fromkeys(("created_at", "duration_s", "agent_heard_s"), st.floats()),
+        "reason": st.none() | _text,
+        "metadata": st.dictionaries(_text, _text, max_size=3),
+        "transcript": _anything,
+        "timings": _anything,
+    },
+)
+
+
+@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_odd)
+def test_what_is_fitted_fits_its_column_and_stays_the_same(odd):
+    once = fitted(record(1) | odd)
+
+    assert fitted(once) == once
+    for column in calls.c:
+        if column.name in SUMMARY and isinstance(value := once[column.name], str):
+            assert len(value) <= (column.type.length or math.inf)
+    assert json.loads(json.dumps(once, allow_nan=False)) == once
+    text = json.dumps(once, ensure_ascii=False)
+    assert "\\u0000" not in text
+    text.encode()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@hypothesis_settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(odd=st.lists(_odd, min_size=1, max_size=10))
+def test_a_database_gives_back_what_was_shown_from_memory(server, odd, request, tmp_path):
+    found = f"sqlite:///{tmp_path}/x.db"
+    database = Database(
+        database_url(request.getfixturevalue("postgresql_url") if server != "sqlite" else found)
+    )
+    records = [fitted(record(n) | one | {"call_sid": sid(n)}) for n, one in enumerate(odd)]
+
+    assert database.write_each([each | {KEPT_AT: 1.0} for each in records]) == []
+    back = [database.get(sid(number)) for number in range(len(odd))]
+    page = database.page(1, Cursor(0.0, "half \ud800 \0"))
+    database.close()
+
+    assert back == records
+    assert isinstance(page, list)
+
+
+def test_what_is_deeper_than_anything_is_cut():
+    deep: list = []
+    for _ in range(5_000):
+        deep = [deep]
+
+    assert len(json.dumps(fitted(record(1) | {"timings": deep}))) < 5_000
+
+
+# ------------------------------------------------------------------------------------------
+# What is poison
+
+
+@pytest.mark.parametrize("url", SERVERS, indirect=True)
+async def test_one_record_of_a_batch_is_put_aside_and_the_others_are_written(url, tmp_path):
+    poison = {"transcript": {1, 2}, "duration_s": {"a": "dictionary"}}
+    with structlog.testing.capture_logs() as logged:
+        async with running(url, aside=tmp_path) as records:
+            writes = count_writes(records)
+            for number in range(100):
+                records.keep(record(number) | (poison if number == 37 else {}))
+            with trio.fail_after(60):
+                await records.wait_saved()
+            kept = await records.page(200, None)
+            refused = failures(records, "record")
+
+    lines = [
+        json.loads(line)
+        for file in files(tmp_path, "refused")
+        for line in file.read_text().splitlines()
+    ]
+    assert {each["call_sid"] for each in kept} == {sid(n) for n in range(100) if n != 37}
+    assert [line["record"]["call_sid"] for line in lines] == [sid(37)]
+    assert lines[0]["reason"]
+    assert refused == 1
+    assert [each["call_sid"] for each in logged if each["event"].startswith("record not")] == [
+        sid(37)
+    ]
+    assert len(writes) < 2 * math.log2(100) + 4
+
+
+async def test_where_only_a_detail_is_poison_the_call_is_still_found(file_url, tmp_path):
+    async with running(file_url) as records:
+        records.keep(record(1) | {"transcript": {1, 2}})
+        with trio.fail_after(60):
+            await records.wait_saved()
+        kept = await records.get(sid(1))
+
+    assert kept["reason"] == "caller-hung-up"
+    assert NOT_WHOLE in kept
+    assert len(files(tmp_path, "refused")) == 1
+
+
+def count_writes(records) -> list[int]:
+    written: list[int] = []
+    write = records._database.write
+
+    def counting(batch) -> None:
+        written.append(len(batch))
+        write(batch)
+
+    records._database.write = counting
+    return written
+
+
+# ------------------------------------------------------------------------------------------
+# A stop while the database fails
+
+
+async def test_what_a_locked_database_does_not_take_at_a_stop_is_taken_up_at_the_next_start(
+    locked, file_url, tmp_path
+):
+    async with running(file_url) as records:
+        for number in range(250):
+            records.keep(record(number))
+    left = files(tmp_path)
+    locked.execute("ROLLBACK")
+    async with running(file_url) as records:
+        await until(lambda: not files(tmp_path))
+        page = await records.page(1_000, None)
+        first = await records.get(sid(0))
+
+    assert len(left) == 1
+    assert len(page) == 250
+    assert first == record(0)
+
+
+async def test_a_database_that_comes_back_in_time_takes_all_itself(
+    locked, file_url, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(store_module, "FLUSH_TIMEOUT_S", 60.0)
+    async with trio.open_nursery() as nursery, running(file_url) as records:
+        records.keep(record(1))
+
+        async def unlock() -> None:
+            await until(lambda: failures(records, "write") >= 3)
+            locked.execute("ROLLBACK")
+
+        nursery.start_soon(unlock)
+
+    async with running(file_url) as records:
+        assert await records.get(sid(1)) == record(1)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+async def test_only_the_owner_may_read_a_file(file_url, locked, tmp_path):
+    async with running(file_url) as records:
+        records.keep(record(1))
+
+    assert [path.stat().st_mode & 0o777 for path in files(tmp_path)] == [0o600]
+
+
+async def test_an_older_version_does_not_replace_a_newer_one(url, tmp_path):
+    if url == "sqlite://":
+        pytest.skip("has no files")
+    async with running(url, aside=tmp_path) as records:
+        records.keep(record(1, status="new"))
+        records.keep(record(2, status="old"))
+        await records.wait_saved()
+        put_aside(
+            records,
+            record(1, status="old") | {KEPT_AT: 1.0},
+            record(2, status="new") | {KEPT_AT: time.time() + 1},
+            record(2, status="older") | {KEPT_AT: 2.0},
+            record(3, status="unknown when"),
+        )
+    async with running(url, aside=tmp_path) as records:
+        await until(lambda: not files(tmp_path))
+        statuses = [(await records.get(sid(number)))["status"] for number in (1, 2, 3)]
+
+    assert statuses == ["new", "new", "unknown when"]
+
+
+async def test_a_torn_or_hostile_file_gives_its_good_lines_and_is_kept_for_people(
+    file_url, tmp_path
+):
+    async with running(file_url) as records:
+        await until(lambda: records._sweep_at > 0)
+        path = put_aside(records, record(1), record(2))
+    good = json.dumps({"record": record(3) | {"number": "9" * 100, "detail": "\0"}}).encode()
+    bad = [
+        b"{",
+        b"[]",
+        b'{"record": 1}',
+        b'{"record": {"call_sid": ""}}',
+        b'{"record": {"call_sid": "CA1"}}',
+        b"\xff\xfe",
+        b"[" * 200_000,
+        json.dumps({"record": record(4) | {"created_at": "soon"}}).encode(),
+        json.dumps({"record": record(4) | {"status": None}}).encode(),
+        b"",
+    ]
+    with path.open("ab") as file:
+        file.write(b"\n".join([*bad, good, json.dumps({"record": record(5)}).encode()[:-20]]))
+    async with running(file_url) as records:
+        await until(lambda: not files(tmp_path))
+        page = {each["call_sid"] for each in await records.page(100, None)}
+        odd = failures(records, "record")
+
+    assert page == {sid(1), sid(2), sid(3)}
+    assert odd == len(bad) + 1
+    assert len(files(tmp_path, "refused")) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes")
+async def test_what_is_no_file_of_ours_is_left_alone(file_url, tmp_path):
+    async with running(file_url) as records:
+        assert records._aside is not None
+        start = records._aside._start_of("unsaved")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / f"{start}link").symlink_to(tmp_path / "secret")
+    os.mkfifo(tmp_path / f"{start}pipe")
+    (tmp_path / f"{start}folder").mkdir()
+    async with running(file_url) as records:
+        await until(lambda: records._sweep_at > 0)
+
+    assert len(files(tmp_path)) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="flock")
+def test_a_file_is_one_process_s_at_a_time(tmp_path):
+    aside = Aside(tmp_path, database_url("sqlite:///x.db"))
+    path = aside.write("unsaved", [record(1)])
+    with aside.claimed(path) as first, aside.claimed(path) as second:
+        assert first is not None
+        assert second is None
+        aside.finish(path, first, is_whole=True)
+    with aside.claimed(path) as third:
+        assert third is None
+
+
+def test_what_a_dying_process_began_is_read_as_far_as_it_goes(tmp_path):
+    aside = Aside(tmp_path, database_url("sqlite:///x.db"))
+    path = aside.write("unsaved", [record(1), record(2)])
+    torn = path.with_name(path.name + aside_module.UNFINISHED)
+    torn.write_bytes(path.read_bytes()[:-5])
+    path.unlink()
+
+    assert aside.unsaved() == [torn]
+    with torn.open("rb") as file:
+        lines = [line and line["call_sid"] for line in read_lines(file)]
+    assert lines == [sid(1), None]
+
+
+async def test_records_of_another_database_are_not_taken_up_but_told_of(file_url, tmp_path):
+    other = Aside(tmp_path, database_url("postgresql://user@elsewhere/name"))
+    other.write("unsaved", [record(1)])
+    with structlog.testing.capture_logs() as logged:
+        async with running(file_url) as records:
+            await until(lambda: records._sweep_at > 0)
+            assert await records.get(sid(1)) is None
+
+    assert "files of records for another DATABASE_URL wait" in [each["event"] for each in logged]
+    same = Aside(tmp_path, database_url("postgresql://somebody:password@elsewhere/name"))
+    assert len(same.unsaved()) == 1
+
+
+async def test_old_files_and_old_records_in_files_go_as_retention_wants(file_url, tmp_path):
+    now = time.time()
+    async with running(file_url) as records:
+        await until(lambda: records._sweep_at > 0)
+        put_aside(records, record(1, created_at=now - 3 * DAY_S), record(2, created_at=now))
+        assert records._aside is not None
+        old = records._aside.write("refused", [record(3)])
+        os.utime(old, (now - 3 * DAY_S, now - 3 * DAY_S))
+    async with running(file_url, retention_days=1) as records:
+        await until(lambda: records._sweep_at > 0)
+        page = [each["call_sid"] for each in await records.page(100, None)]
+
+    assert page == [sid(2)]
+    assert list(tmp_path.glob("offhook-*-*")) == []
+
+
+async def test_a_full_disk_while_records_are_put_aside_is_said_loudly(
+    file_url, locked, tmp_path, monkeypatch
+):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(aside_module.os, "fsync", full)
+    with structlog.testing.capture_logs() as logged:
+        async with running(file_url) as records:
+            records.keep(record(1))
+
+    loud = [each for each in logged if each["log_level"] == "critical"]
+    assert [each["event"] for each in loud] == [
+        "records cannot be put aside",
+        "record lost: neither database nor file took it",
+    ]
+    assert loud[1]["call_sid"] == sid(1)
+    assert list(tmp_path.glob("offhook-*-*")) == []
+
+
+async def test_records_beyond_what_memory_holds_go_to_a_file_and_back(
+    file_url, locked, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(store_module, "MAX_UNSAVED", 40)
+    async with running(file_url) as records:
+        for round in range(4):
+            for number in range(15):
+                records.keep(record(100 * round + number))
+            await until(lambda: len(list(records.unsaved())) <= 20)
+        assert files(tmp_path)
+        given_up = failures(records, "given-up")
+        locked.execute("ROLLBACK")
+        with trio.fail_after(60):
+            await records.wait_saved()
+        await until(lambda: not files(tmp_path))
+        page = await records.page(1_000, None)
+
+    assert given_up == 0
+    assert len(page) == 60
+
+
+# ------------------------------------------------------------------------------------------
+# PostgreSQL
+
+
+async def test_a_failover_to_a_standby_is_waited_out(postgresql_url):
+    engine = sql.create_engine(postgresql_url.replace("postgresql:", "postgresql+psycopg:"))
+
+    def read_only(is_so: bool) -> None:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("SET default_transaction_read_only = off")
+            word = "on" if is_so else "off"
+            connection.exec_driver_sql(
+                f"ALTER DATABASE postgres SET default_transaction_read_only = {word}"
+            )
+            connection.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            )
+
+    async with running(postgresql_url) as records:
+        records.keep(record(1, created_at=BEGAN))
+        await records.wait_saved()
+        read_only(True)
+        records.keep(record(2))
+        await until(lambda: failures(records, "write") >= 2)
+        read_only(False)
+        with trio.fail_after(60):
+            await records.wait_saved()
+        assert await records.get(sid(2)) == record(2)
+    engine.dispose()
+
+
+def test_a_connection_that_is_lost_is_no_fault_of_the_record():
+    from server.records.database import is_about_data
+
+    assert not is_about_data(OperationalError("INSERT", {}, Exception("server closed")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_no_record_is_lost_when_postgresql_restarts_while_the_server_stops(
+    tmp_path, comes_back
+):
+    with postgresql() as database:
+        directory = Path(database.partition("host=")[2])
+        control = partial(control_postgresql, directory)
+        serve = partial(
+            server_process,
+            tmp_path,
+            "python -m server",
+            database_url=database,
+            unsaved_dir=tmp_path,
+        )
+        async with serve() as server:
+            calls = [await server.talking_call() for _ in range(3)]
+            await trio.to_thread.run_sync(control, "stop")
+            server.tell_to_stop()
+            for call in calls:
+                await call.wait_ended()
+            if comes_back:
+                await trio.to_thread.run_sync(control, "start")
+            status = await server.process.wait()
+        left = files(tmp_path)
+        if not comes_back:
+            await trio.to_thread.run_sync(control, "start")
+        async with serve() as server:
+            await until(lambda: not files(tmp_path))
+            kept = [(await server.http.get(f"/calls/{call.call_sid}")).json() for call in calls]
+
+    assert status == 0
+    assert [each["reason"] for each in kept] == ["drained"] * 3
+    assert all(each["transcript"] for each in kept)
+    assert bool(left) is not comes_back
+
+
+def control_postgresql(directory: Path, what: str) -> None:
+    import shutil
+    import subprocess
+
+    from tests.support.databases import DEBIAN, _unprivileged_user
+
+    path = os.pathsep.join([*map(str, DEBIAN), os.environ["PATH"]])
+    program = shutil.which("pg_ctl", path=path)
+    assert program is not None
+    options = ["-m", "fast"] if what == "stop" else [
+        *("-o", f"-c listen_addresses='' -c unix_socket_directories={directory} -c fsync=off"),
+        *("-l", str(directory / "log")),
+    ]  # fmt: skip
+    subprocess.run(
+        [program, "-D", str(directory / "data"), *options, "-w", "-t", "120", what],
+        user=_unprivileged_user(), cwd=directory, check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
