@@ -445,6 +445,27 @@ async def test_a_failover_to_a_standby_is_waited_out(postgresql_url):
     engine.dispose()
 
 
+async def test_what_a_hanging_database_does_not_take_at_a_stop_goes_to_a_file(
+    postgresql_url, tmp_path
+):
+    engine = sql.create_engine(postgresql_url.replace("postgresql:", "postgresql+psycopg:"))
+    database = Database(database_url(postgresql_url))
+    database.open()
+    database.close()
+    with engine.begin() as other:
+        other.exec_driver_sql("LOCK TABLE offhook_calls IN ACCESS EXCLUSIVE MODE")
+        async with running(postgresql_url, aside=tmp_path) as records:
+            records.keep(record(77))
+        left = files(tmp_path)
+    async with running(postgresql_url, aside=tmp_path) as records:
+        await until(lambda: not files(tmp_path))
+        found = await records.get(sid(77))
+    engine.dispose()
+
+    assert len(left) == 1
+    assert found == record(77)
+
+
 def test_a_connection_that_is_lost_is_no_fault_of_the_record():
     from server.records.database import is_about_data
 
