@@ -85,15 +85,26 @@ def _fitted_column(column: sql.Column[Any], value: Any) -> Any:
 
 
 def _fitted_json(value: Any, depth: int = 0) -> Any:
+    kind = type(value)  # a long call's record has some thousand values, and calls go on meanwhile
+    if kind is str:
+        return value if value.isascii() and "\0" not in value else storable(value)
+    if value is None or kind is bool:
+        return value
+    if kind is int or kind is float:
+        return value if -MAX_NUMBER < value < MAX_NUMBER else None
     match value:
-        case str():
-            return storable(value)
         case dict() | list() | tuple() | deque() if depth == MAX_DEPTH:
             return None
         case dict():
-            return {_fitted_name(name): _fitted_json(of, depth + 1) for name, of in value.items()}
+            return {
+                name if type(name) is str and name.isidentifier() and name.isascii()
+                else _fitted_name(name): _fitted_json(of, depth + 1)
+                for name, of in value.items()
+            }  # fmt: skip
         case list() | tuple() | deque():
             return [_fitted_json(each, depth + 1) for each in value]
+        case str():
+            return storable(value)
         case int() | float() if not -MAX_NUMBER < value < MAX_NUMBER:
             return None
     return value
