@@ -51,7 +51,8 @@ def record(number: int, *, created_at: float | None = None, **differences) -> di
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def impatient(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where files are put with what the database does not take
     monkeypatch.setattr(database_module, "LOCK_TIMEOUT_S", 0.02)
     monkeypatch.setattr(store_module, "RETRY_S", (0.01, 0.05))
     monkeypatch.setattr(store_module, "LAST_RETRY_S", (0.01, 0.05))
