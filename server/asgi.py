@@ -7,9 +7,11 @@ import sys
 from server import logs
 from server.app import create_app
 from server.errors import ConfigurationError
+from server.hooks.hypercorn_worker import begin_under_command
 from server.hooks.sockets import raise_file_limit
 from server.settings.settings import Settings
 
+begin_under_command()
 try:
     settings = Settings.load()
     logs.configure(level=settings.log_level, json=settings.log_json)
