@@ -2,7 +2,8 @@
 
 The processes are spawned, as the ``hypercorn`` command does it, so that they share a secret (see
 :func:`server.cluster.meeting.shared_secret`). One that dies takes its own calls with it and nothing
-else: another is started in its place. To stop is to have each of them drain.
+else: another is started in its place, unless one after another dies soon. To stop is to have each
+of them drain.
 """
 
 from __future__ import annotations

@@ -375,10 +375,11 @@ async def test_stopped_processes_say_goodbye_and_hang_up(tmp_path, command):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-async def test_a_process_that_is_killed_takes_its_own_calls_with_it_and_is_replaced(tmp_path):
-    async with server_process(
-        tmp_path, "python -m server --workers", calls_per_s=1000, max_loop_lag_s=60
-    ) as server:
+@pytest.mark.parametrize("command", list(TWO_PROCESSES))
+async def test_a_process_that_is_killed_takes_its_own_calls_with_it_and_is_replaced(
+    tmp_path, command
+):
+    async with server_process(tmp_path, command, calls_per_s=1000, max_loop_lag_s=60) as server:
         await both_ready(server)
         phones = [await server.talking_call() for _ in range(2)]
         served = samples(
