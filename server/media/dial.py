@@ -38,9 +38,9 @@ T = TypeVar("T")
 MAX_RESPONSE_BYTES = 64 * 1024
 """Of the handshake's answer, head and (when refused) body."""
 DEAD_PATH_TIMEOUT_S = 5.0
-"""What is sent and not acknowledged for so long went into a path that is dead. Audio is sent all the
-time, so that is noticed; to resume elsewhere takes half a second, TCP's own patience a quarter of an
-hour."""
+"""What is sent and not acknowledged for so long went into a path that is dead. Audio is sent all
+the time, so that is noticed; to resume elsewhere takes half a second, TCP's own patience a quarter
+of an hour."""
 END_OF_HEAD = b"\r\n\r\n"
 
 

@@ -25,8 +25,8 @@ AGE_JITTER = 0.1
 """A connection is rotated up to this part of its age sooner: calls that began together do not stay
 in step."""
 GO_AWAY_SPREAD_S = 2.0
-"""A silence is looked for up to so much later, and half of the time there is at most: a service that
-goes away tells all its sessions at once."""
+"""A silence is looked for up to so much later, and half of the time there is at most: a service
+that goes away tells all its sessions at once."""
 REDIALS_PER_S = 50.0
 REDIALS_AT_ONCE = 3
 LONGEST_SPREAD_S = 2.0
