@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-ROOMY = {"calls_per_s": 1000, "max_loop_lag_s": 60}
+ROOMY = {"calls_per_s": 1000, "max_loop_lag_s": 60, "media_timeout_s": 60}  # busy machines
 
 
 def _reasons(directory) -> list[str]:
@@ -35,6 +35,8 @@ async def test_a_stop_told_to_everybody_in_two_ways_while_all_are_late_is_one_dr
     tmp_path, command
 ):
     async with server_process(tmp_path, command, **ROOMY) as server:
+        if command in TWO_PROCESSES:
+            await server.both_ready()
         for _ in range(4):
             await server.talking_call()
         late = [each for each in family(server.process.pid) if each != server.process.pid]
@@ -53,6 +55,7 @@ async def test_a_stop_told_to_everybody_in_two_ways_while_all_are_late_is_one_dr
 
 async def test_a_kept_worker_goes_on_serving_when_its_keeper_is_killed(tmp_path):
     async with server_process(tmp_path, "hypercorn -w", **ROOMY) as server:
+        await server.both_ready()
         phones = [await server.talking_call() for _ in range(2)]
         children = _children(server.process.pid)
         keepers = [each for each in children if _children(each)]
