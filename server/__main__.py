@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import sys
 
 import trio
@@ -15,9 +14,10 @@ from server.cluster.board import MAX_WORKERS
 from server.errors import CannotListen, ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS
 from server.hooks.sockets import raise_file_limit
+from server.hooks.stopping import StopSignals
 from server.logs import output
-from server.serving.master import Master
-from server.serving.single import listen, serve, stop_on_signal
+from server.serving.master import Master, master_signals
+from server.serving.single import listen, serve, stop_signals
 from server.settings.settings import Settings
 from server.settings.values import KEY_NAME
 from server.web.keys import hash_key, new_key
@@ -59,21 +59,21 @@ def main(arguments: list[str] | None = None) -> int:
         return _new_key(chosen.name)
     output.take_over()
     overrides = {k: v for k, v in (("host", chosen.host), ("port", chosen.port)) if v is not None}
+    signals = stop_signals() if chosen.workers == 1 else master_signals()
+    signals.install()
     try:
         settings = Settings.load(**overrides)
         logs.configure(level=settings.log_level, json=settings.log_json)
         raise_file_limit()
         if chosen.workers > 1:
-            return trio.run(Master(settings, overrides, chosen.workers).run)
-        return trio.run(_serve, create_app(settings))
+            return trio.run(Master(settings, overrides, chosen.workers, signals).run)
+        return trio.run(_serve, create_app(settings), signals)
     except ConfigurationError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except CannotListen as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    except KeyboardInterrupt:  # before there was anything to stop, or when all has stopped
-        return 128 + signal.SIGINT
 
 
 def _worker_count(text: str) -> int:
@@ -92,13 +92,11 @@ def _new_key(name: str) -> int:
     return 0
 
 
-async def _serve(app: OffhookApp) -> int:
+async def _serve(app: OffhookApp, signals: StopSignals) -> int:
     stop = trio.Event()
     listener = listen(app.service.settings.host, app.service.settings.port)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(stop_on_signal, stop)
+    with signals.told(stop):
         await serve(app, listener, stop=stop)
-        nursery.cancel_scope.cancel()
     return FAILED_STATUS if app.service.failed.is_set() else 0
 
 

@@ -7,10 +7,12 @@ import sys
 from server import logs
 from server.app import create_app
 from server.errors import ConfigurationError
+from server.hooks.hypercorn_worker import begin_under_command
 from server.hooks.sockets import raise_file_limit
 from server.logs import output
 from server.settings.settings import Settings
 
+begin_under_command()
 output.take_over()
 try:
     settings = Settings.load()

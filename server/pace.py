@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Callable
+
 
 class Pace:
     """So many a second, and so many at once. No clock.
@@ -27,6 +31,44 @@ class Pace:
             return False
         self._left -= count
         return True
+
+
+class Spread:
+    """When each of those who want the same at once may have it: a few now, the others in turn.
+
+    Nobody waits longer than a bound: where there are more than fit into it, the others are spread
+    over the whole of it by chance. No clock.
+
+    Args:
+        per_s: In the long run.
+        at_once: After a pause, without waiting.
+        longest_s: The bound.
+        jitter: Gives numbers between 0 and 1: other processes take turns of their own.
+    """
+
+    def __init__(
+        self,
+        per_s: float,
+        at_once: int,
+        longest_s: float,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._every_s = 1.0 / per_s
+        self._at_once_s = at_once / per_s
+        self._longest_s = longest_s
+        self._jitter = jitter
+        self._next_at = -math.inf
+
+    def delay_s(self, now: float) -> float:
+        """Take a turn: returns how long from now it is until then."""
+        turn_at = max(self._next_at, now - self._at_once_s) + self._every_s
+        if turn_at <= now:
+            self._next_at = turn_at
+            return 0.0
+        if turn_at - now > self._longest_s:
+            return self._longest_s * self._jitter()
+        self._next_at = turn_at
+        return turn_at - now - self._every_s * self._jitter()
 
 
 def doubled_s(first_s: float, longest_s: float, times: int) -> float:

@@ -23,6 +23,35 @@ STEADY_S = 60.0
 """A helper that has gone on for so long works: what it failed with before is forgotten."""
 
 
+RESTART_PAUSE_S = (0.2, 30.0)
+"""Before a process that died is replaced: at first, and at most; doubled while they die soon."""
+MAX_SOON_DEATHS = 10
+"""So many processes in a row that died soon, which takes about two minutes, and no more."""
+
+
+class Restarts:
+    """Whether and when a process that ended by itself is replaced; no clock.
+
+    One that has lived for :data:`STEADY_S` works, and what became of those before it is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._backoff = Backoff(*RESTART_PAUSE_S)
+        self._soon_deaths = 0
+
+    def after(self, lived_s: float) -> float | None:
+        """A process has ended: returns the pause before another is started, None to give up.
+
+        Args:
+            lived_s: For how long it has served.
+        """
+        if lived_s >= STEADY_S:
+            self._soon_deaths = 0
+            self._backoff.reset()
+        self._soon_deaths += 1
+        return None if self._soon_deaths > MAX_SOON_DEATHS else self._backoff.next_s()
+
+
 class Helper(Protocol):
     """Goes on until it is cancelled; says when it has begun."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from server.pace import Backoff, Pace, doubled_s
+import pytest
+
+from server.pace import Backoff, Pace, Spread, doubled_s
 
 
 def test_a_pace_allows_so_many_at_once_and_so_many_a_second():
@@ -34,3 +36,31 @@ def test_a_pause_that_was_doubled_for_ever_is_the_longest():
     assert doubled_s(0.25, 4.0, 0) == 0.25
     assert doubled_s(0.25, 4.0, 3) == 2.0
     assert doubled_s(0.25, 4.0, 10**9) == 4.0
+
+
+def test_a_few_have_their_turn_at_once_and_the_others_one_after_the_other():
+    spread = Spread(per_s=10, at_once=2, longest_s=60, jitter=lambda: 0.0)
+
+    at_once = [spread.delay_s(5.0) for _ in range(5)]
+    later = spread.delay_s(5.25)
+    after_a_pause = [spread.delay_s(50.0) for _ in range(3)]
+
+    assert at_once == pytest.approx([0, 0, 0.1, 0.2, 0.3])
+    assert later == pytest.approx(0.15)
+    assert after_a_pause == pytest.approx([0, 0, 0.1])
+
+
+def test_nobody_waits_longer_than_the_bound_and_the_rest_is_spread_over_the_whole_of_it():
+    spread = Spread(per_s=10, at_once=1, longest_s=1, jitter=lambda: 0.25)
+
+    delays = [spread.delay_s(5.0) for _ in range(100)]
+
+    assert max(delays) <= 1.0
+    assert delays[11:] == pytest.approx([0.25] * 89)
+
+
+def test_turns_are_taken_a_little_sooner_by_chance():
+    chances = iter([0.0, 0.5, 0.9])
+    spread = Spread(per_s=10, at_once=1, longest_s=60, jitter=lambda: next(chances))
+
+    assert [spread.delay_s(5.0) for _ in range(4)] == pytest.approx([0, 0.1, 0.15, 0.21])

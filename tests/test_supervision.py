@@ -8,7 +8,15 @@ import pytest
 import structlog.testing
 import trio
 
-from server.supervision import PAUSE_S, STEADY_S, keep_going, without_start
+from server.supervision import (
+    MAX_SOON_DEATHS,
+    PAUSE_S,
+    RESTART_PAUSE_S,
+    STEADY_S,
+    Restarts,
+    keep_going,
+    without_start,
+)
 
 
 class Helper:
@@ -71,3 +79,23 @@ async def test_a_helper_that_is_cancelled_or_returns_is_over(autojump_clock):
         await nursery.start(keep_going, "stays", Helper())
         await keep_going("returns", without_start(return_at_once))
         nursery.cancel_scope.cancel()
+
+
+def test_processes_that_die_one_after_another_are_given_up_after_growing_pauses():
+    restarts = Restarts()
+
+    pauses = [restarts.after(lived_s=1.0) for _ in range(MAX_SOON_DEATHS + 1)]
+
+    assert pauses[:3] == pytest.approx([0.2, 0.4, 0.8])
+    assert pauses[-2] == RESTART_PAUSE_S[1]
+    assert pauses[-1] is None
+
+
+def test_a_process_that_has_served_for_long_is_replaced_soon_and_forgives_those_before():
+    restarts = Restarts()
+    for _ in range(MAX_SOON_DEATHS):
+        restarts.after(lived_s=0.0)
+
+    pauses = [restarts.after(lived_s) for lived_s in (STEADY_S, 0.0)]
+
+    assert pauses == pytest.approx([0.2, 0.4])

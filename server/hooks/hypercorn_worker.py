@@ -18,8 +18,7 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from random import randint
@@ -28,6 +27,7 @@ from typing import Any
 
 import hypercorn.trio
 import hypercorn.trio.run
+import structlog
 import trio
 from hypercorn.config import Config, Sockets
 from hypercorn.trio.lifespan import Lifespan
@@ -38,8 +38,12 @@ from hypercorn.utils import repr_socket_addr
 from server.errors import ConfigurationError
 from server.hooks.connections import Doors, Listener
 from server.hooks.detach import DetachableServer
+from server.hooks.keeper import keep_worker, kept, workers_under_command
+from server.hooks.stopping import StopSignals, in_main_thread
 from server.logs import output
 from server.supervision import first_of
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 FAILED_STATUS = 70
 """The exit status of a process whose inside has failed: EX_SOFTWARE of sysexits.h."""
@@ -212,68 +216,63 @@ async def _serve_in_program(app: AppWrapper, config: Config, **options: Any) -> 
     await serve_worker(app, config, drain=served.drain, failed=served.failed, **options)
 
 
+STOP_SIGNALS = StopSignals({signal.SIGTERM: False, signal.SIGINT: True})
+"""In a process of the ``hypercorn`` command. Its master sends SIGTERM to each worker still running
+when the first has ended, so a later one says nothing new: the drain has a deadline of its own. A
+second Ctrl+C ends the process at once."""
+
+
+def begin_under_command() -> None:
+    """Catch signals from now on, if this is the ``hypercorn`` command that imports us.
+
+    With several workers what returns from here is a worker that is kept: see ``keeper.py``.
+    """
+    if (count := workers_under_command()) is not None and in_main_thread():
+        keep_worker(count)
+        STOP_SIGNALS.install()
+
+
 async def _serve_under_command(
     app: AppWrapper,
     config: Config,
     *,
+    sockets: Sockets | None = None,
     shutdown_trigger: Callable[..., Awaitable[None]] | None = None,
-    **options: Any,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Stand in for ``worker_serve`` in a worker of the ``hypercorn`` command.
 
-    SIGTERM becomes a request to stop, and further ones are ignored (systemd sends one to every
-    process of a service, and the master one to each worker still running when the first has
-    ended): the drain has a deadline of its own. A second Ctrl+C ends the process at once.
+    It stops when its signals say so, or the master does, or when the master is gone.
     """
     served, asked = _what_is_served(app), trio.Event()
     try:
         served.join(config.workers)
     except ConfigurationError as error:
         sys.exit(f"offhook: {error}")
+    if in_main_thread():
+        STOP_SIGNALS.install()
+    waits = [asked.wait, *([shutdown_trigger] if shutdown_trigger else [])]
+    if (master := multiprocessing.parent_process()) is not None and sys.platform != "win32":
+        waits.append(partial(trio.lowlevel.wait_readable, master.sentinel))
+    if kept.replaces is not None:
+        logger.error("a process of this server ended, and its calls with it", status=kept.replaces)
 
-    async def wait_asked() -> None:
-        # The task that receives signals stays until the end, for they come more than once.
-        waits = [asked.wait, *([shutdown_trigger] if shutdown_trigger else [])]
-        await first_of(*waits)
-
-    async with trio.open_nursery() as nursery:
-        if threading.current_thread() is threading.main_thread():
-            nursery.start_soon(_receive_signals, asked)
-        await serve_worker(
-            app,
-            config,
-            shutdown_trigger=wait_asked,
-            drain=served.drain,
-            failed=served.failed,
-            **options,
-        )
-        nursery.cancel_scope.cancel("the worker has stopped")
+    serve = partial(
+        serve_worker,
+        app,
+        config,
+        sockets=sockets,
+        shutdown_trigger=partial(first_of, *waits),
+        drain=served.drain,
+        failed=served.failed,
+    )
+    with STOP_SIGNALS.told(asked):
+        async with trio.open_nursery() as nursery:
+            addresses = await nursery.start(serve)
+            kept.serves()
+            task_status.started(addresses)
     if served.failed is not None and served.failed.is_set():
         sys.exit(FAILED_STATUS)
-
-
-async def _receive_signals(asked: trio.Event) -> None:
-    # What arrives while the receiver is put away is delivered again to what stood here before.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    await stop_on_signals(asked, {signal.SIGTERM: False, signal.SIGINT: True})
-
-
-async def stop_on_signals(stop: trio.Event, signals: Mapping[signal.Signals, bool]) -> None:
-    """Set the event at the first of these signals, and see to those that follow, until cancelled.
-
-    Args:
-        stop: Set.
-        signals: Which, and whether a second one of the kind ends the process at once.
-    """
-    seen = set()
-    with trio.open_signal_receiver(*signals) as received:
-        async for number in received:
-            if number in seen and signals[signal.Signals(number)]:
-                output.drain()
-                os._exit(128 + number)  # as a process that dies of it
-            seen.add(number)
-            stop.set()
 
 
 # ------------------------------------------------------------------------------------------

@@ -17,6 +17,9 @@ LISTENING = "0A"
 UNREAD_TIMEOUT_S = 20.0
 """A peer that takes nothing of what it was sent for so long is gone."""
 
+KEEPALIVE_EVERY_S = 2
+"""Between the questions to a silent peer whether it is there."""
+
 
 def raise_file_limit() -> None:
     """Let the process open as many sockets as the system allows it at most.
@@ -37,15 +40,27 @@ def file_limit() -> int | None:
     return None if most == resource.RLIM_INFINITY else most
 
 
-def limit_unread(connection: socket.socket | trio.socket.SocketType) -> None:
-    """Let the system end connections whose peer has stopped reading; where it can, which is Linux.
+def limit_unread(
+    connection: socket.socket | trio.socket.SocketType, timeout_s: float = UNREAD_TIMEOUT_S
+) -> None:
+    """Let the system end connections whose peer is gone or reads no more; where it can: Linux.
 
-    hypercorn shields its writes, so no deadline of ours ends one that waits for such a peer. A
-    listening socket passes the option on to the connections it accepts.
+    A peer that acknowledges nothing of what it was sent is found without us, who may only write;
+    one that is sent nothing is asked for a sign of life. hypercorn shields its writes, so no
+    deadline of ours ends one that waits for such a peer. A listening socket passes the options on
+    to the connections it accepts.
+
+    Args:
+        connection: A TCP socket; a Unix socket is left alone.
+        timeout_s: How long nothing may be acknowledged, and when a silent peer is first asked. One
+            that is sent nothing is ended at the latest after twice as long and a probe's pause.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT") and connection.family != socket.AF_UNIX:
-        timeout_ms = round(UNREAD_TIMEOUT_S * 1000)
+        timeout_ms = round(timeout_s * 1000)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(timeout_s)))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_EVERY_S)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def holder_of(port: int) -> str | None:

@@ -30,12 +30,17 @@ from websockets.trio.client import connect_http_proxy
 from websockets.uri import parse_uri
 
 from codec.path import WebSocket
+from server.hooks.sockets import limit_unread
 from server.media.words import Plane, Wire
 
 T = TypeVar("T")
 
 MAX_RESPONSE_BYTES = 64 * 1024
 """Of the handshake's answer, head and (when refused) body."""
+DEAD_PATH_TIMEOUT_S = 5.0
+"""What is sent and not acknowledged for so long went into a path that is dead. Audio is sent all
+the time, so that is noticed; to resume elsewhere takes half a second, TCP's own patience a quarter
+of an hour."""
 END_OF_HEAD = b"\r\n\r\n"
 
 
@@ -126,6 +131,14 @@ async def open_wire(
         wire.close()
 
 
+def notice_dead_path(stream: trio.abc.Stream) -> None:
+    """Have a connection to the model end when nothing of what it is sent arrives any more."""
+    if isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    if isinstance(stream, trio.SocketStream):
+        limit_unread(stream.socket, DEAD_PATH_TIMEOUT_S)
+
+
 async def _connect(url: str, tls: ssl.SSLContext | None, proxy: str | None) -> socket.socket:
     parts = urlsplit(url)
     assert parts.hostname is not None
@@ -136,6 +149,7 @@ async def _connect(url: str, tls: ssl.SSLContext | None, proxy: str | None) -> s
         tunnel = await connect_http_proxy(parse_proxy(proxy), parse_uri(url))
         assert isinstance(tunnel, trio.SocketStream)  # the proxy's own scheme is http://
         stream = tunnel
+    notice_dead_path(stream)
     plain = socket.socket(fileno=stream.socket.detach())
     plain.setblocking(False)
     if tls is None:

@@ -18,8 +18,9 @@ from hypercorn.utils import wrap_app
 
 from server.app import OffhookApp
 from server.errors import CannotListen
-from server.hooks.hypercorn_worker import BACKLOG, make_config, serve_worker, stop_on_signals
+from server.hooks.hypercorn_worker import BACKLOG, make_config, serve_worker
 from server.hooks.sockets import holder_of, limit_unread
+from server.hooks.stopping import StopSignals
 
 MAX_MESSAGE_BYTES = 64 * 1024
 """A Media Streams message is about 350 bytes; nothing of Twilio's comes near this."""
@@ -93,9 +94,9 @@ async def serve(
         task_status.started()
 
 
-async def stop_on_signal(stop: trio.Event) -> None:
-    """Set the event at the first SIGTERM or Ctrl+C; a second one ends the process at once."""
-    wanted = [signal.SIGTERM, signal.SIGINT]
+def stop_signals() -> StopSignals:
+    """What stops a server in one process: a second Ctrl+C ends it at once."""
+    wanted = {signal.SIGTERM: False, signal.SIGINT: True}
     if sys.platform == "win32":
-        wanted.append(signal.SIGBREAK)  # the only one that a parent can send there
-    await stop_on_signals(stop, dict.fromkeys(wanted, True))
+        wanted[signal.SIGBREAK] = True  # the only one that a parent can send there
+    return StopSignals(wanted)

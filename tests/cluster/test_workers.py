@@ -244,14 +244,6 @@ async def new_connection(server: ServerProcess, method: str, path: str, **reques
         return await http.request(method, path, **request)
 
 
-async def both_ready(server: ServerProcess) -> None:
-    while True:
-        text = (await server.http.get("/metrics")).text
-        if len(samples(text, "offhook_calls_active")) == 2:
-            return
-        await trio.sleep(0.05)
-
-
 @pytest.mark.parametrize(
     ("command", "media_path"),
     [
@@ -265,7 +257,7 @@ async def test_calls_are_spread_and_meet_their_streams_and_webhooks(tmp_path, co
     async with server_process(
         tmp_path, command, media_path=media_path, calls_per_s=1000, max_loop_lag_s=60
     ) as server:
-        await both_ready(server)
+        await server.both_ready()
         url = str(server.http.base_url).rstrip("/")
 
         async def call() -> None:
@@ -313,7 +305,7 @@ async def test_the_api_is_one_whichever_process_answers(tmp_path):
     async with server_process(
         tmp_path, "python -m server --workers", max_calls=3, calls_per_s=1000, max_loop_lag_s=60
     ) as server:
-        await both_ready(server)
+        await server.both_ready()
         body = {"destination_number": NEVER_HANGS_UP}
         answers = []
 
@@ -375,11 +367,12 @@ async def test_stopped_processes_say_goodbye_and_hang_up(tmp_path, command):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-async def test_a_process_that_is_killed_takes_its_own_calls_with_it_and_is_replaced(tmp_path):
-    async with server_process(
-        tmp_path, "python -m server --workers", calls_per_s=1000, max_loop_lag_s=60
-    ) as server:
-        await both_ready(server)
+@pytest.mark.parametrize("command", list(TWO_PROCESSES))
+async def test_a_process_that_is_killed_takes_its_own_calls_with_it_and_is_replaced(
+    tmp_path, command
+):
+    async with server_process(tmp_path, command, calls_per_s=1000, max_loop_lag_s=60) as server:
+        await server.both_ready()
         phones = [await server.talking_call() for _ in range(2)]
         served = samples(
             (await server.http.get("/metrics")).text, "offhook_media_path_streams_total"
@@ -400,7 +393,7 @@ async def test_a_process_that_is_killed_takes_its_own_calls_with_it_and_is_repla
         (left,) = [phone for phone in phones if phone.status is CallStatus.IN_PROGRESS]
         (lost,) = [phone for phone in phones if phone is not left]
         heard = len(left.heard)
-        await both_ready(server)  # another is in its place, and takes the next call
+        await server.both_ready()  # another is in its place, and takes the next call
         phone = await server.talking_call()
         again = samples(
             (await server.http.get("/metrics")).text, "offhook_media_path_streams_total"

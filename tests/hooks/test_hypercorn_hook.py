@@ -21,6 +21,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 
 from server.app import create_app
+from server.hooks import hypercorn_worker
 from server.hooks.hypercorn_worker import (
     FAILED_STATUS,
     NOT_LOADED,
@@ -29,6 +30,7 @@ from server.hooks.hypercorn_worker import (
     refuse_other_servers,
     serve_worker,
 )
+from server.hooks.stopping import StopSignals
 from server.serving.single import listen
 from server.settings.settings import Settings
 
@@ -42,6 +44,9 @@ def install_hook(monkeypatch):
     # Whatever the hook replaces is put back after the test.
     monkeypatch.setattr(hypercorn.trio.run, "worker_serve", hypercorn.trio.run.worker_serve)
     monkeypatch.setattr(hypercorn.trio, "worker_serve", hypercorn.trio.worker_serve)
+    monkeypatch.setattr(
+        hypercorn_worker, "STOP_SIGNALS", StopSignals({signal.SIGTERM: False, signal.SIGINT: True})
+    )
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield install
     for number, handler in before.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,9 +14,11 @@ import trustme
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.trio.server import serve
 
+from server.hooks.sockets import UNREAD_TIMEOUT_S
 from server.media import plane as plane_module
-from server.media.dial import open_wire
+from server.media.dial import DEAD_PATH_TIMEOUT_S, open_wire
 from server.media.plane import Plane
+from server.serving.single import listen
 
 pytestmark = [
     pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll"),
@@ -64,6 +68,41 @@ async def test_a_plain_connection_carries_messages_both_ways(plane):
         await socket.aclose(1000, "")
 
     assert plane.wires == 0
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system cannot tell")
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_a_path_that_has_died_is_noticed_by_the_system(plane, authority, is_tls):
+    context = server_context(authority, "localhost") if is_tls else None
+    url = "wss://localhost" if is_tls else "ws://127.0.0.1"
+    ours = client_context(authority) if is_tls else None
+    async with serving(ssl=context) as port, dial(plane, f"{url}:{port}/x", ours) as opened:
+        options = _dead_path_options(socket.socket(fileno=os.dup(opened.wire.descriptor.number)))
+
+    assert options == [DEAD_PATH_TIMEOUT_S * 1000, DEAD_PATH_TIMEOUT_S, 1]
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system cannot tell")
+async def test_the_connections_that_a_listener_accepts_notice_a_dead_path_too():
+    with listen("127.0.0.1", 0) as listener:
+        client = await trio.open_tcp_stream(*listener.getsockname())
+        accepted, _ = listener.accept()
+        options = _dead_path_options(accepted)
+        await client.aclose()
+
+    assert options == [UNREAD_TIMEOUT_S * 1000, UNREAD_TIMEOUT_S, 1]
+
+
+def _dead_path_options(connection: socket.socket) -> list[int]:
+    with connection:
+        return [
+            connection.getsockopt(level, name)
+            for level, name in [
+                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            ]
+        ]
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ async def test_a_sound_that_may_be_speech_is_waited_for_but_a_noisy_line_is_rota
         talk.is_noise = True
         await talk.say(speech(4.0))
         assert talk.reconnects == []
-        await talk.say(speech(4.0))
+        await talk.say(speech(6.0))
         assert talk.reconnects == [("go-away", Way.RESUME)]
 
 

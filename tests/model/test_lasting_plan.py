@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,15 @@ import pytest
 from server.errors import ModelError
 from server.model import Way
 from server.model.gemini.faults import account_refused
-from server.model.lasting.plan import FIRST_PATIENCE_S, MAX_DELAY_S, ConnectionPlan, State
+from server.model.lasting.plan import (
+    FIRST_PATIENCE_S,
+    LONGEST_SPREAD_S,
+    MAX_DELAY_S,
+    REDIALS_AT_ONCE,
+    ConnectionPlan,
+    State,
+    new_redials,
+)
 from server.refusal import Kind
 from tests.support.lasting_inputs import (
     DROPPED,
@@ -33,7 +42,7 @@ def no() -> bool:
 
 def opened_plan(handle: str | None = "h1", **options: Any) -> ConnectionPlan:
     """A plan whose first connection is open since 0, and works."""
-    plan = ConnectionPlan(0.0, jitter=lambda: 0.5, **options)
+    plan = ConnectionPlan(0.0, **({"jitter": lambda: 0.5} | options))
     plan.begin()
     plan.opened(0.0)
     plan.note_answer()
@@ -44,13 +53,13 @@ def opened_plan(handle: str | None = "h1", **options: Any) -> ConnectionPlan:
 # --- Leaving
 
 
-def test_a_connection_is_left_at_its_age_and_in_a_silence() -> None:
+def test_a_connection_is_left_at_about_its_age_and_in_a_silence() -> None:
     plan = opened_plan(connection_age_s=540.0)
-    assert plan.wakes_at(0.0) == 540.0
+    assert plan.wakes_at(0.0) == pytest.approx(513.0)  # halfway between nine tenths of it and all
 
-    plan.tick(539.9, yes)
+    plan.tick(512.9, yes)
     assert plan.state is State.OPEN
-    plan.tick(540.0, no)
+    plan.tick(513.1, no)
     assert plan.state is State.DUE
     assert plan.wakes_at(540.0) == pytest.approx(540.1)
     plan.tick(900.0, no)
@@ -60,11 +69,27 @@ def test_a_connection_is_left_at_its_age_and_in_a_silence() -> None:
     assert (plan.state, plan.way, plan.reason) == (State.LEAVING, Way.RESUME, "age")
 
 
+def test_connections_that_began_together_are_not_left_together() -> None:
+    jitter = random.Random(1).random
+    aged = [opened_plan(connection_age_s=540.0, jitter=jitter) for _ in range(100)]
+    told = [opened_plan(jitter=jitter) for _ in range(100)]
+    for plan in told:
+        plan.going_away(60.0, 100.0)
+
+    ages = sorted(plan.wakes_at(0.0) for plan in aged)
+    looks = sorted(plan.wakes_at(100.0) for plan in told)
+
+    assert 486.0 <= ages[0] < 492.0
+    assert 534.0 < ages[-1] <= 540.0
+    assert 100.0 <= looks[0] < 100.1
+    assert 101.9 < looks[-1] <= 102.0
+
+
 def test_a_service_that_goes_away_is_left_in_the_next_silence() -> None:
     plan = opened_plan()
 
     plan.going_away(50.0, 100.0)
-    plan.tick(100.0, no)
+    plan.tick(101.0, no)
     plan.tick(107.3, yes)
 
     assert (plan.state, plan.reason) == (State.LEAVING, "go-away")
@@ -99,8 +124,8 @@ def test_a_long_notice_is_no_reason_to_leave_at_once() -> None:
     plan.going_away(300.0, 1.0)
     plan.tick(200.0, yes)
     assert plan.state is State.OPEN
-    assert plan.wakes_at(200.0) == 231.0
-    plan.tick(231.0, yes)
+    assert plan.wakes_at(200.0) == 232.0
+    plan.tick(232.0, yes)
 
     assert plan.state is State.LEAVING
 
@@ -121,10 +146,50 @@ def test_the_age_counts_from_each_connection() -> None:
     plan.begin()
     plan.opened(105.5)
 
-    assert plan.wakes_at(106.0) == 205.5
+    assert plan.wakes_at(106.0) == 200.5
 
 
 # --- Coming back
+
+
+def test_sessions_that_are_dropped_at_once_dial_one_after_the_other_within_a_bound() -> None:
+    redials = new_redials()
+    plans = [opened_plan(redials=redials) for _ in range(300)]
+
+    for plan in plans:
+        plan.lost(DROPPED, 20.0)
+        plan.closed(20.0)
+    delays = sorted(plan.open_at - 20.0 for plan in plans)
+
+    assert delays[:REDIALS_AT_ONCE] == [0.0] * REDIALS_AT_ONCE
+    assert 1.9 < delays[-1] <= LONGEST_SPREAD_S
+    for tenth in range(20):
+        assert sum(tenth <= delay * 10 < tenth + 1 for delay in delays) <= 35  # 15, evenly
+
+
+def test_who_is_dropped_alone_dials_at_once() -> None:
+    redials = new_redials()
+    plans = [opened_plan(redials=redials) for _ in range(10)]
+
+    for number, plan in enumerate(plans):
+        plan.lost(DROPPED, 20.0 + number)
+        plan.closed(20.0 + number)
+
+    assert [plan.open_at for plan in plans] == [20.0 + number for number in range(10)]
+
+
+def test_sessions_that_turn_to_the_fallback_at_once_do_so_one_after_the_other() -> None:
+    redials = new_redials()
+    plans = [opened_plan(has_fallback=True, redials=redials) for _ in range(100)]
+
+    for plan in plans:
+        plan.lost(QUOTA, 20.0)
+        plan.closed(20.0)
+    delays = sorted(plan.open_at - 20.0 for plan in plans)
+
+    assert {plan.way for plan in plans} == {Way.FALLBACK}
+    assert delays[0] == 0.0
+    assert 1.8 < delays[-1] <= LONGEST_SPREAD_S
 
 
 def test_a_drop_is_answered_at_once_by_resuming() -> None:

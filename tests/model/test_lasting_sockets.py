@@ -16,6 +16,8 @@ from websockets.trio.client import connect
 from server.agent.agent import Agent
 from server.media.plane import AVAILABLE, Plane
 from server.model import (
+    Reconnected,
+    SessionEvent,
     TurnComplete,
     Way,
 )
@@ -123,3 +125,33 @@ async def test_a_service_whose_pongs_are_late_is_well_and_only_pinging_it_does_h
         await talk.say_until(lambda: TurnComplete(1, None) in talk.events, silence(0.02))
 
     assert talk.reconnects == []
+
+
+async def test_a_hundred_sessions_that_are_cut_at_once_come_back_one_after_the_other() -> None:
+    gemini = GeminiSimulator(api_key=KEY, script=QUICK, script_after_resume=QUICK)
+    back_after_s: list[float] = []
+    cut_at = 0.0
+
+    def take(event: SessionEvent) -> None:
+        if isinstance(event, Reconnected):
+            back_after_s.append(trio.current_time() - cut_at)
+
+    with trio.fail_after(120.0):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(gemini.run)
+            model = LastingModel(GeminiModel(api_key=KEY, url=gemini.url))
+            for _ in range(100):
+                session = model.new_session(Agent(), Conversation(), take)
+                nursery.start_soon(session.run)
+                await session.wait_ready()
+            cut_at = trio.current_time()
+            for each in list(gemini.sessions):
+                nursery.start_soon(each.cut)
+            while len(back_after_s) < 100:
+                await trio.testing.wait_all_tasks_blocked(0.05)
+            nursery.cancel_scope.cancel()
+
+    # A busy machine makes it longer, and never shorter.
+    assert len(back_after_s) == 100
+    assert sum(after_s < 0.1 for after_s in back_after_s) <= 10
+    assert max(back_after_s) > 1.8

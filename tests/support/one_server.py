@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import trio
 
 from server import logs
 from server.app import create_app
-from server.serving.single import listen, serve, stop_on_signal
+from server.serving.single import listen, serve, stop_signals
 from server.settings.settings import Settings
 
 
@@ -16,17 +17,13 @@ async def main() -> None:
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     app = create_app(Settings.load(_env_file=None, public_url=url, drain_timeout_s=0.0))
-    stop = trio.Event()
-
-    async def run(task_status: trio.TaskStatus[None]) -> None:
-        await serve(app, listener, stop=stop, task_status=task_status)
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(stop_on_signal, stop)
-        await nursery.start(run)
-        sys.stdout.write(f"{url}\n")
-        sys.stdout.flush()
+    stop, signals = trio.Event(), stop_signals()
+    signals.install()
+    with signals.told(stop):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(serve, app, listener, stop=stop))
+            sys.stdout.write(f"{url}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -79,6 +79,13 @@ class ServerProcess:
                 pass
             await trio.sleep(0.05)
 
+    async def both_ready(self) -> None:
+        """Wait until both processes of two serve."""
+        while True:
+            if (await self.http.get("/metrics")).text.count("\noffhook_calls_active{") == 2:
+                return
+            await trio.sleep(0.05)
+
     def tell_to_stop(self, *, whole_group: bool = False) -> None:
         if whole_group:
             os.killpg(self.process.pid, signal.SIGTERM)

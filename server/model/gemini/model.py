@@ -10,17 +10,19 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
 )
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
 import trio
 from google.genai import types
+from websockets.client import ClientProtocol
 from websockets.trio.client import ClientConnection
 from websockets.trio.client import connect as websocket_connect
 
 from server.agent.agent import Agent
 from server.errors import ConfigurationError
-from server.media.dial import open_wire
+from server.media.dial import notice_dead_path, open_wire
 from server.media.words import Plane
 from server.model import (
     Conversation,
@@ -49,6 +51,16 @@ class _Connection(ClientConnection):
     A hang-up cancels the whole call. The library's reader would close the socket at that moment,
     before our close frame is out, and the service would see every call end as 1006.
     """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        stream: trio.abc.Stream,
+        protocol: ClientProtocol,
+        **options: Any,
+    ) -> None:
+        notice_dead_path(stream)
+        super().__init__(nursery, stream, protocol, **options)
 
     async def recv_events(self) -> None:
         with trio.CancelScope(shield=True):

@@ -11,7 +11,7 @@ from server.model import (
     EventListener,
 )
 from server.model.lasting.connection import Service
-from server.model.lasting.plan import ConnectionPlan
+from server.model.lasting.plan import ConnectionPlan, new_redials
 from server.model.lasting.session import LastingSession
 
 REFUSAL_TOLD_EVERY_S = 600.0
@@ -40,6 +40,7 @@ class LastingModel:
         self.name = service.name
         self._services = (service, fallback)
         self._refusals_told = Sparing(REFUSAL_TOLD_EVERY_S)
+        self._redials = new_redials()
         self._connection_age_s = connection_age_s
         self._reconnect_budget_s = reconnect_budget_s
 
@@ -52,6 +53,7 @@ class LastingModel:
             connection_age_s=self._connection_age_s,
             budget_s=self._reconnect_budget_s,
             has_fallback=self._services[1] is not None,
+            redials=self._redials,
         )
         return LastingSession(
             self._services, agent, conversation, on_event, plan, self._refusals_told

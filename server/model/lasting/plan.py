@@ -12,7 +12,7 @@ from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
     Way,
 )
-from server.pace import doubled_s
+from server.pace import Spread, doubled_s
 from server.refusal import Kind
 
 GO_AWAY_MARGIN_S = 10.0
@@ -21,6 +21,18 @@ GO_AWAY_WINDOW_S = 60.0
 """How long before that moment a silence is looked for: a service once said 300 s, at once."""
 QUIET_POLL_S = 0.1
 """How often a rotation that is due looks for its silence."""
+AGE_JITTER = 0.1
+"""A connection is rotated up to this part of its age sooner: calls that began together do not stay
+in step."""
+GO_AWAY_SPREAD_S = 2.0
+"""A silence is looked for up to so much later, and half of the time there is at most: a service
+that goes away tells all its sessions at once."""
+REDIALS_PER_S = 50.0
+REDIALS_AT_ONCE = 3
+LONGEST_SPREAD_S = 2.0
+"""Sessions of a process that lose their connections at once are not to call the service at once:
+to set one up costs both sides milliseconds, and services answer a storm with refusals. The first
+few dial at once, a hundred within two seconds, and of more nobody waits longer."""
 FIRST_DELAY_S = 0.25
 MAX_DELAY_S = 4.0
 RESUME_TRIES = 3
@@ -80,6 +92,7 @@ class ConnectionPlan:
         connection_age_s: Age at which a connection is rotated in the next silence.
         budget_s: How long one outage may last.
         has_fallback: Whether there is another model to turn to.
+        redials: Shared by the sessions of a process: when the first attempt after a loss is made.
         jitter: Gives numbers between 0 and 1, to keep calls from reconnecting in step.
 
     Attributes:
@@ -100,6 +113,7 @@ class ConnectionPlan:
         connection_age_s: float = 540.0,
         budget_s: float = 30.0,
         has_fallback: bool = False,
+        redials: Spread | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.state = State.WAITING
@@ -113,6 +127,7 @@ class ConnectionPlan:
         self._connection_age_s = connection_age_s
         self._budget_s = budget_s
         self._has_fallback = has_fallback
+        self._redials = redials or new_redials()
         self._on_fallback = False
         self._jitter = jitter
         self._attempts = 0
@@ -148,8 +163,11 @@ class ConnectionPlan:
         if not self.is_open:
             return
         margin_s = min(GO_AWAY_MARGIN_S, time_left_s / 2)
-        self._leave_by = max(now + time_left_s - margin_s, self._opened_at + MIN_CONNECTION_S)
-        self._seek_quiet_at = max(now, self._leave_by - GO_AWAY_WINDOW_S)
+        leave_by = max(now + time_left_s - margin_s, self._opened_at + MIN_CONNECTION_S)
+        seek_quiet_at = max(now, leave_by - GO_AWAY_WINDOW_S)
+        spread_s = min(GO_AWAY_SPREAD_S, (leave_by - seek_quiet_at) / 2)
+        self._leave_by = leave_by
+        self._seek_quiet_at = seek_quiet_at + spread_s * self._jitter()
         self._rotate_because = "go-away"
 
     def tick(self, now: float, is_quiet: Callable[[], bool]) -> None:
@@ -198,7 +216,7 @@ class ConnectionPlan:
     def closed(self, now: float) -> None:
         """The old socket is closed."""
         self._move("closed" if self.error is None else "given up")
-        self.open_at = now + self._delay_s()
+        self.open_at = now + (self._delay_s() if self._attempts else self._redials.delay_s(now))
 
     # What happens to an attempt.
 
@@ -217,7 +235,7 @@ class ConnectionPlan:
         self._opened_at = now
         self._worked = False
         self._leave_by = math.inf
-        self._seek_quiet_at = now + self._connection_age_s
+        self._seek_quiet_at = now + self._connection_age_s * (1.0 - AGE_JITTER * self._jitter())
         self._rotate_because = "age"
         if self.way is not Way.RESUME:
             self.handle = None
@@ -242,6 +260,7 @@ class ConnectionPlan:
             self.way = self._best_way()
         if final or self._is_out_of_time(self.open_at):
             self._turn_to_fallback(error, now)
+            self.open_at = now + self._redials.delay_s(now)
         self._move("failed" if self.error is None else "given up")
 
     # Decisions.
@@ -280,13 +299,18 @@ class ConnectionPlan:
         self.open_at = now
 
     def _delay_s(self) -> float:
-        """The first attempt is made at once; later ones wait longer and longer."""
+        """The first attempt is made in its turn; later ones wait longer and longer."""
         if self._attempts == 0:
             return 0.0
         return doubled_s(FIRST_DELAY_S, MAX_DELAY_S, self._attempts - 1) * (0.5 + self._jitter())
 
     def _move(self, what: str) -> None:
         self.state = TRANSITIONS[self.state][what]
+
+
+def new_redials() -> Spread:
+    """What the sessions of a process share, so that they do not dial all at once."""
+    return Spread(REDIALS_PER_S, REDIALS_AT_ONCE, LONGEST_SPREAD_S)
 
 
 def reason_of(error: ModelError) -> str:

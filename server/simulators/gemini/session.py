@@ -158,6 +158,10 @@ class SimulatedSession:
         finally:
             connection.is_open = False
 
+    async def cut(self) -> None:
+        """Cut the connection, without a word."""
+        await self._connection.close(Close(1006, ""))
+
     async def _go_away(self, at_s: float) -> None:
         await trio.sleep(at_s)
         self._connection.note("announces that it goes away")

@@ -1,0 +1,131 @@
+"""Under ``hypercorn -w N``: each worker's death is its own, for a keeper starts another.
+
+hypercorn takes the death of one worker for the end: all others are told to stop. So the process
+that hypercorn starts does not serve. When it has imported everything it forks, and waits:
+
+::
+
+    hypercorn ──▶ keeper ──▶ worker, which serves: killed? another is forked, in milliseconds
+              └─▶ keeper ──▶ worker …
+
+A worker hears from hypercorn itself when it is to stop, and what hypercorn sends to a keeper is
+passed on. hypercorn waits for the end of a pipe that both hold: a keeper that is killed leaves a
+worker that serves as before, unkept. A keeper has no thread, no event loop and no logger, so
+forking is safe; what it shares with its worker costs no memory. Linux only: elsewhere, and with
+one worker, hypercorn's own child serves.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import struct
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from types import FrameType
+
+from server.hooks.stopping import in_main_thread
+from server.supervision import Restarts
+
+SIGNALLED_STATUS = 128
+"""Plus its number: the status of a process that a signal has ended, as a shell has it."""
+_TIME = struct.Struct("d")
+
+
+@dataclass(slots=True)
+class Kept:
+    """What a worker knows of its keeper.
+
+    Attributes:
+        pipe: Where the keeper is told that the worker serves; None: nobody keeps this process.
+        replaces: The status of the worker before this one; None for the first.
+    """
+
+    pipe: int | None = None
+    replaces: int | None = None
+
+    def serves(self) -> None:
+        """Tell the keeper that this process serves: from now on it is worth replacing."""
+        if self.pipe is not None:
+            with suppress(OSError):  # the keeper has been killed
+                os.write(self.pipe, _TIME.pack(time.monotonic()))
+            os.close(self.pipe)
+            self.pipe = None
+
+
+kept = Kept()
+"""This process's own."""
+
+
+def workers_under_command() -> int | None:
+    """How many workers the ``hypercorn`` command was asked for; None: it does not import us now.
+
+    An app is told nothing of it, so it is read where hypercorn has it.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "hypercorn.trio.run":
+            config = frame.f_locals.get("config")
+            return None if config is None else int(config.workers)
+        frame = frame.f_back
+    return None
+
+
+def keep_worker(count: int) -> None:
+    """Return in a process that is to serve; the one that has called is its keeper to the end.
+
+    Called where everything is imported, and nothing has been started.
+
+    Args:
+        count: How many workers there are.
+    """
+    is_child = multiprocessing.parent_process() is not None
+    if sys.platform != "linux" or count < 2 or not is_child or not in_main_thread():
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
+    gc.collect()
+    gc.freeze()  # or the first collection in a worker would copy every page
+    restarts, has_served = Restarts(), False
+    while True:
+        ours, theirs = os.pipe()
+        if (worker := os.fork()) == 0:
+            os.close(ours)
+            kept.pipe = theirs
+            # The others wait until somebody is here to take them: StopSignals.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD,))
+            return
+        os.close(theirs)
+        status, is_told = _wait_end(worker)
+        served_from = os.read(ours, _TIME.size)
+        os.close(ours)
+        has_served |= bool(served_from)
+        if status == 0 or is_told or not has_served:
+            os._exit(status)
+        lived_s = time.monotonic() - _TIME.unpack(served_from)[0] if served_from else 0.0
+        pause_s = restarts.after(lived_s)
+        if pause_s is None:
+            message = "offhook: one worker after another died soon: the whole server is to stop\n"
+            os.write(sys.stderr.fileno(), message.encode())
+            os._exit(status)
+        if signal.sigtimedwait((signal.SIGTERM,), pause_s) is not None:
+            os._exit(0)
+        kept.replaces = status
+
+
+def _wait_end(worker: int) -> tuple[int, bool]:
+    """Wait until a worker has ended: its status, and whether it was told to stop."""
+    is_told = False
+    while True:
+        ended, how = os.waitpid(worker, os.WNOHANG)
+        if ended:
+            status = os.waitstatus_to_exitcode(how)
+            return (status if status >= 0 else SIGNALLED_STATUS - status), is_told
+        # One that is held back comes as soon as it is waited for: nothing is missed in between.
+        number = signal.sigwait((signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
+        is_told |= number != signal.SIGCHLD
+        if number == signal.SIGTERM:  # a Ctrl+C comes to everybody by itself
+            os.kill(worker, number)

@@ -1,0 +1,111 @@
+"""The signals that ask this process to stop, caught from the moment it can until it has ended.
+
+A stop is rarely one signal: a service manager tells every process of a service, a parent tells its
+children once more, a terminal and a wrapper both pass a Ctrl+C on, and any of them may come while
+the process is late, or before it serves, or when it is all but over. So a handler that was put in
+place is never taken away, there is no moment at which a signal does what it does by default, and
+however often the first wish is said, it is one. Only who asks again later means it otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import trio
+
+from server.logs import output
+
+AGAIN_AFTER_S = 1.0
+"""What comes sooner after the first signal is the same wish, told by somebody else, too."""
+
+
+class StopSignals:
+    """The wish to stop, of which an event loop is told when there is one.
+
+    Args:
+        signals: Which are caught, and whether one that comes later than :data:`AGAIN_AFTER_S`
+            after the first of all ends the process at once.
+
+    Attributes:
+        asked: Whether any of them has come.
+    """
+
+    def __init__(self, signals: Mapping[signal.Signals, bool]) -> None:
+        self._signals = dict(signals)
+        self._first_at = 0.0
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._on_first: Callable[[], object] = lambda: None
+        self._on_again: Callable[[], object] | None = None
+        self.asked = False
+
+    def install(self) -> None:
+        """Catch the signals from now on; only the main thread may do so."""
+        for number in self._signals:
+            signal.signal(number, self._handle)
+        if sys.platform != "win32":
+            # Whoever has started us may have held them back until somebody is here to take them.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+
+    @contextmanager
+    def told(
+        self, stop: trio.Event, on_again: Callable[[], object] | None = None
+    ) -> Generator[None]:
+        """Within the block, in an event loop, the event is set when the process is asked to stop.
+
+        Args:
+            stop: Set at once if it has been asked already.
+            on_again: Called in the event loop instead of ending the process at once.
+        """
+        self._on_first, self._on_again = stop.set, on_again
+        self._token = trio.lowlevel.current_trio_token()
+        if self.asked:
+            stop.set()
+        try:
+            yield
+        finally:
+            self._token, self._on_again = None, None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # Between any two instructions of the main thread: it must not log.
+        now = time.monotonic()
+        if not self.asked:
+            self.asked, self._first_at = True, now
+            self._tell(self._on_first)
+        elif self._signals[signal.Signals(number)] and now - self._first_at >= AGAIN_AFTER_S:
+            if self._on_again is None:
+                output.drain()
+                os._exit(128 + number)  # as a process that dies of it
+            self._tell(self._on_again)
+
+    def _tell(self, what: Callable[[], object]) -> None:
+        if self._token is not None:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(what)
+
+
+def in_main_thread() -> bool:
+    """Whether signals can be caught here."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def signals_held_back(*numbers: signal.Signals) -> Generator[None]:
+    """Within the block these signals wait; a process that is started there begins like that, too.
+
+    It takes them when it has called :meth:`StopSignals.install`.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,102 @@
+"""The wish to stop, however often and whenever it is told."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+import trio
+import trio.testing
+
+from server.hooks import stopping
+from server.hooks.stopping import StopSignals, signals_held_back
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+
+
+@pytest.fixture
+def signals():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield StopSignals({signal.SIGTERM: False, signal.SIGINT: True})
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+async def test_a_wish_from_before_there_was_a_loop_is_known_in_it(signals):
+    signals.install()
+    signal.raise_signal(signal.SIGTERM)
+    stop = trio.Event()
+
+    with signals.told(stop):
+        assert stop.is_set()
+
+
+async def test_the_first_of_any_kind_stops_and_the_same_wish_told_again_says_nothing_new(signals):
+    signals.install()
+    stop, again = trio.Event(), trio.Event()
+
+    with signals.told(stop, again.set):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+        await stop.wait()
+        await trio.testing.wait_all_tasks_blocked()
+
+    assert not again.is_set()
+
+
+async def test_who_asks_again_later_means_it_otherwise(signals, monkeypatch):
+    signals.install()
+    stop, again = trio.Event(), trio.Event()
+
+    with signals.told(stop, again.set):
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr(stopping, "AGAIN_AFTER_S", 0.0)
+        signal.raise_signal(signal.SIGTERM)  # of a kind that never does
+        await trio.testing.wait_all_tasks_blocked()
+        assert stop.is_set()
+        assert not again.is_set()
+        signal.raise_signal(signal.SIGINT)
+        await again.wait()
+
+
+async def test_a_signal_after_the_last_loop_does_nothing_by_default(signals):
+    signals.install()
+    with signals.told(trio.Event()):
+        pass
+
+    signal.raise_signal(signal.SIGTERM)  # this process is still here
+
+    assert signals.asked
+
+
+def test_a_second_ctrl_c_ends_a_process_that_has_no_loop_either():
+    script = """
+import os, signal, time
+from server.hooks import stopping
+stopping.StopSignals({signal.SIGINT: True}).install()
+signal.raise_signal(signal.SIGINT)
+stopping.AGAIN_AFTER_S = 0.0
+signal.raise_signal(signal.SIGINT)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=False)
+
+    assert ended.returncode == 128 + signal.SIGINT
+
+
+def test_what_comes_while_a_process_starts_waits_until_it_can_be_caught():
+    script = """
+import os, signal
+os.kill(os.getpid(), signal.SIGTERM)
+from server.hooks.stopping import StopSignals
+signals = StopSignals({signal.SIGTERM: False})
+assert not signals.asked
+signals.install()
+assert signals.asked
+"""
+    with signals_held_back(signal.SIGTERM):
+        process = subprocess.Popen([sys.executable, "-c", script])
+
+    assert process.wait() == 0
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
