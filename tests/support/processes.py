@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,9 @@ from pathlib import Path
 
 import httpx2
 import trio
+
+if sys.platform != "win32":
+    import resource
 
 from server.carrier import CallStatus
 from server.serving.single import listen
@@ -88,8 +91,25 @@ class ServerProcess:
 
 @asynccontextmanager
 async def server_process(
-    directory: Path, command: str, **settings: object
+    directory: Path,
+    command: str,
+    *,
+    limits: Mapping[int, tuple[int, int]] | None = None,
+    **settings: object,
 ) -> AsyncGenerator[ServerProcess]:
+    """A server that is ready.
+
+    Args:
+        directory: Where it runs.
+        command: One of those above.
+        limits: What the system allows it, as for ``resource.setrlimit``.
+        settings: Its settings.
+    """
+
+    def limit() -> None:
+        for kind, soft_and_hard in (limits or {}).items():
+            resource.setrlimit(kind, soft_and_hard)
+
     twilio = TwilioSimulator(account_sid="AC" + "1" * 32, auth_token="t" * 32, phone_number=NUMBER)
     gemini = GeminiSimulator(api_key="model-key")
     with listen("127.0.0.1", 0) as free:
@@ -125,6 +145,7 @@ async def server_process(
                 env=environment | {"PYTHONPATH": str(ROOT), "TMPDIR": temporary},
                 check=False,
                 start_new_session=True,
+                preexec_fn=limit if limits else None,
                 stderr=subprocess.STDOUT,
                 capture_stdout=False,
             )
