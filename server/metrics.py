@@ -172,6 +172,21 @@ class StreamMetrics:
             self.lost_frames.labels(where)
 
 
+class CapacityMetrics:
+    """What the process has room for."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.setups = Gauge(
+            "offhook_calls_in_setup", "Calls that were admitted and do not talk yet.",
+            registry=registry,
+        )  # fmt: skip
+        self.memory_left = Gauge(
+            "offhook_memory_left_bytes",
+            "Memory that the process may still have: its cgroup's, the system's, its own limit.",
+            registry=registry,
+        )
+
+
 class Metrics:
     """The process's Prometheus metrics; labels are few and never name a call or a person."""
 
@@ -180,6 +195,7 @@ class Metrics:
         self.records = RecordMetrics(registry)
         self.streams = StreamMetrics(registry)
         registry.register(_LinesDropped())
+        self.capacity = CapacityMetrics(registry)
         self.calls_ended = Counter(
             "offhook_calls_ended", "Calls by direction and reason.", ["direction", "reason"],
             registry=registry,

@@ -168,7 +168,8 @@ class Service:
             self.accounts.carrier.on_wait = lambda wait_s: admission.pause_dialling(
                 trio.current_time() + wait_s
             )
-            helpers.start_soon(keep_going, "loop lag", without_start(admission.watch_lag))
+            watch = partial(admission.watch_loop, lambda: calls.live_count)
+            helpers.start_soon(keep_going, "loop lag", without_start(watch))
             helpers.start_soon(keep_going, "model tries", without_start(calls.model_trial.run))
             if self.workers.are_several:
                 self.workers.report = calls.load
@@ -218,6 +219,13 @@ class Service:
         if self.workers.number == 0:
             for warning in self.settings.warnings:
                 logger.warning("a setting may be a mistake", what=warning)
+            if (taken := self.calls.admission.max_calls) < self.settings.max_calls:
+                logger.warning(
+                    "MAX_CALLS is more than there are descriptors for: raise the hard limit "
+                    "(ulimit -Hn, LimitNOFILE)",
+                    max_calls=self.settings.max_calls,
+                    taken=taken,
+                )
         logger.info(
             "offhook ready",
             carrier=accounts.carrier.name,

@@ -74,12 +74,17 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+BACKLOG = 4096
+"""Requests that other processes may have passed on and we have not taken: to connect to a Unix
+socket whose queue is full does not wait, it fails."""
+
+
 def listen(path: Path) -> socket.socket:
     """A Unix socket that listens at this path, which may be a dead process's."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
-    listener.listen(512)
+    listener.listen(BACKLOG)
     return listener
 
 

@@ -19,8 +19,8 @@ import errno
 import math
 import os
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import h11
@@ -35,7 +35,9 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from server.hooks.http11 import Http11
-from server.hooks.sockets import UNREAD_TIMEOUT_S, file_limit
+from server.hooks.machine import lowest_free_descriptor, memory_state
+from server.hooks.sockets import UNREAD_TIMEOUT_S, descriptors_for_all, is_readable
+from server.hooks.turns import MAX_TURN_S, Kind, Turns, shared_turns
 from server.logs import Sparing
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -46,12 +48,22 @@ reset the connection, and our last word with it (RFC 9112 section 9.6)."""
 LINGER_BYTES = 256 * 1024
 CLOSE_TIMEOUT_S = 1.0
 """For TLS to say goodbye."""
+LAST_READ_S = 0.5
+"""For reading what has come already when a wait is over."""
+ACCEPTED_PER_PASS = 32
+"""Connections that are accepted before trio's other tasks have a turn: in the system's queue
+everybody waits behind everybody, and here the kinds of requests take turns."""
+TOO_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: %d\r\n"
+    b"connection: close\r\n\r\n" % MAX_TURN_S
+)
 SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 SHED_AT_ONCE = 64
 SHED_PAUSE_S = 0.05
-MOST_RESERVED = 2048
-"""Descriptors kept for calls, which need some two each, and for media sockets that show their
-tickets, which have a second one meanwhile; a quarter of all where there are few."""
+CONNECTION_BYTES = 160 * 1024
+"""What one that waits may have brought: a head and a body of 64 KiB each. All of them together have
+a quarter of the memory that there is at start."""
+FEWEST = 64
 THEIR_FAULT = (
     OSError,
     trio.BrokenResourceError,
@@ -70,12 +82,18 @@ class Doors:
     """
 
     def __init__(self) -> None:
-        limit = file_limit()
-        self._most = math.inf if limit is None else limit - min(MOST_RESERVED, limit // 4)
+        limit = descriptors_for_all()
+        self._most = math.inf if limit is None else limit
+        memory = memory_state()
+        self._most_waiting = (
+            math.inf if memory is None else max(FEWEST, memory.left_bytes // 4 // CONNECTION_BYTES)
+        )
         self._waiting: dict[trio.CancelScope, None] = {}  # longest first
+        self._unheard: set[trio.CancelScope] = set()  # of them: what they said waits for its turn
         self._spare: int | None = None
         self._shed = Sparing()
         self._bugs = Sparing()
+        self._too_busy = Sparing()
 
     def wait(self, scope: trio.CancelScope) -> None:
         """A connection waits for a request, or the rest of one, from now on; the scope ends it."""
@@ -85,8 +103,18 @@ class Doors:
         """The connection has brought a whole request, or is over."""
         self._waiting.pop(scope, None)
 
+    @contextmanager
+    def hearing(self, scope: trio.CancelScope) -> Generator[None]:
+        """What a connection has brought waits for its turn in this block: it is not sent away."""
+        self._unheard.add(scope)
+        try:
+            yield
+        finally:
+            self._unheard.discard(scope)
+
     def dismiss(self) -> None:
         """Close every connection that waits for a request: the server stops."""
+        self._unheard.clear()
         while self._send_one_away("the server stops"):
             pass
 
@@ -96,16 +124,31 @@ class Doors:
         Args:
             descriptor: Its number: the system gives out the lowest one that is free.
         """
-        if descriptor < self._most or self._send_one_away("a younger connection needs the place"):
+        has_room = descriptor < self._most and len(self._waiting) < self._most_waiting
+        if has_room or self._send_one_away("a younger connection needs the place"):
             return True
         self._note_shed()
         return False
 
+    @property
+    def are_crowded(self) -> bool:
+        """Whether there is no place for one more until somebody who has one has had their turn.
+
+        That is soon: whoever waits to be accepted waits for it, and nobody is closed unheard.
+        """
+        if not self._unheard:
+            return False
+        free = lowest_free_descriptor()
+        if free is not None and free < self._most and len(self._waiting) < self._most_waiting:
+            return False
+        return self._waiting.keys() <= self._unheard
+
     def _send_one_away(self, reason: str) -> bool:
         for scope in self._waiting:
-            del self._waiting[scope]
-            scope.cancel(reason)
-            return True
+            if scope not in self._unheard:
+                del self._waiting[scope]
+                scope.cancel(reason)
+                return True
         return False
 
     def make_room(self, listener: socket.socket) -> None:
@@ -144,8 +187,13 @@ class Doors:
             self._spare = None
 
     def _note_shed(self) -> None:
-        message = "connections closed: descriptors are short (raise ulimit -n)"
+        message = "connections closed: descriptors are short (raise ulimit -n), or memory is"
         self._shed.log(trio.current_time(), logger.warning, message)
+
+    def note_too_busy(self) -> None:
+        """A request was refused unread."""
+        message = "requests refused unread: more come than can be served in time"
+        self._too_busy.log(trio.current_time(), logger.warning, message)
 
     def note_bug(self, error: BaseException) -> None:
         """Something went wrong in a connection that should not: it ends, and nothing else."""
@@ -160,17 +208,35 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
         self._sock = sock
         self._doors = doors
         self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        self._in_a_row = 0
 
     async def accept(self) -> trio.SocketStream:
-        """Wait for a client."""
+        """Wait for a client; of those that wait already, some are given without a wait."""
         while True:
+            while self._doors.are_crowded:  # noqa: ASYNC110  # turns are bounded: MAX_TURN_S
+                await trio.sleep(SHED_PAUSE_S)
             try:
+                if self._in_a_row < ACCEPTED_PER_PASS and (stream := self._accept_nowait()):
+                    self._in_a_row += 1
+                    return stream
+                self._in_a_row = 0
                 return await self._listener.accept()
             except OSError as error:
                 if error.errno not in SHORT_OF_DESCRIPTORS:
                     raise
                 self._doors.make_room(self._sock)
                 await trio.sleep(SHED_PAUSE_S)
+
+    def _accept_nowait(self) -> trio.SocketStream | None:
+        try:
+            accepted, _ = self._sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return None
+        try:
+            return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+        except OSError:  # it has gone already
+            accepted.close()
+            return None
 
     async def aclose(self) -> None:
         """Listen no more."""
@@ -261,6 +327,9 @@ class Connection(TCPServer):
         super().__init__(app, config, context, state, stream)
         self._doors = doors
         self._reading = trio.CancelScope()  # ends when there is nothing more to be read
+        self._idle = trio.CancelScope()  # one wait for more, which ends when that is due
+        self._due_at = math.inf
+        self._turns: Turns = shared_turns()
         self._has_closed = False
 
     async def run(self) -> None:
@@ -279,14 +348,17 @@ class Connection(TCPServer):
             vars(self).clear()
 
     @property
+    def _is_tls(self) -> bool:
+        return isinstance(self.stream, trio.SSLStream)
+
+    @property
     def asks_for_websocket(self) -> bool:
         """Whether its request is for a WebSocket, and may still be accepted."""
         protocol = self.protocol
         return isinstance(protocol.connection, H11WSConnection) and protocol.stream is not None
 
     async def _serve(self) -> None:
-        is_tls = isinstance(self.stream, trio.SSLStream)
-        if is_tls:
+        if is_tls := self._is_tls:
             with trio.move_on_after(self.config.keep_alive_timeout) as handshake:
                 self._doors.wait(handshake)
                 try:
@@ -325,13 +397,36 @@ class Connection(TCPServer):
         """The app knows that nothing more is read from this connection: no request comes after."""
 
     def _wait_for_request(self) -> None:
-        self._reading.deadline = trio.current_time() + self.config.keep_alive_timeout
+        self._due_at = self._idle.deadline = trio.current_time() + self.config.keep_alive_timeout
         self._doors.wait(self._reading)
 
     async def _read_data(self) -> None:
-        while data := await self._receive():
+        while data := await self._receive_in_time():
+            if not await self._wait_turn(Kind.of(data)):
+                self._has_closed = True
+                self._doors.note_too_busy()
+                await self._send(TOO_BUSY)
+                return
             await self.protocol.handle(RawData(bytes(data)))
             self._note_half_said()
+
+    async def _wait_turn(self, kind: Kind) -> bool:
+        """Wait for the turn of what has come; False if it is to be refused unread."""
+        if kind is Kind.ACT:
+            if not self._is_at_rest:
+                kind = Kind.REST
+            elif self._turns.wait_s(kind) > MAX_TURN_S:
+                return False
+        with self._doors.hearing(self._reading):
+            return await self._turns.take(kind)
+
+    @property
+    def _is_at_rest(self) -> bool:
+        """Whether the next byte begins a request."""
+        connection = self.protocol.connection
+        if isinstance(connection, H11WSConnection):
+            return False
+        return connection.their_state is h11.IDLE and not connection.trailing_data[0]
 
     def _note_half_said(self) -> None:
         """Whoever leaves a request half said can be sent away, as whoever says nothing can."""
@@ -342,6 +437,25 @@ class Connection(TCPServer):
             self._doors.wait(self._reading)
         else:
             self._doors.wait_no_more(self._reading)
+
+    async def _receive_in_time(self) -> bytes | bytearray:
+        """Wait for more until a request is due; empty when nothing has come by then.
+
+        What has come counts, however late we are to read it, and however long it then waits for
+        its turn: that is our own queue, and no fault of the client's.
+        """
+        self._idle = trio.CancelScope(deadline=self._due_at)
+        with self._idle:
+            return await self._receive()
+        if not self._has_unread():
+            return b""
+        with trio.move_on_after(LAST_READ_S):
+            return await self._receive()
+        return b""
+
+    def _has_unread(self) -> bool:
+        plain: Any = self.stream.transport_stream if self._is_tls else self.stream
+        return is_readable(plain.socket.fileno())
 
     async def _receive(self) -> bytes | bytearray:
         try:
@@ -359,7 +473,7 @@ class Connection(TCPServer):
             if event.idle:
                 self._wait_for_request()
             else:
-                self._reading.deadline = math.inf
+                self._due_at = self._idle.deadline = math.inf
                 self._doors.wait_no_more(self._reading)
 
     async def _close(self) -> None:

@@ -35,18 +35,12 @@ _STATE_KEY = "offhook.connection"
 class _LendableStream:
     """hypercorn's stream; once its socket is lent out, nothing is read from it but its end.
 
-    What connections bring is handed on one after the other, with a pass of the scheduler between.
-    Otherwise everybody whose bytes came at the same time is served in one pass, and the media
-    sockets after all of them: two hundred strangers who send a byte each in the same moment.
-
     Args:
         stream: hypercorn's.
-        turns: Shared by all connections.
     """
 
-    def __init__(self, stream: trio.SocketStream, turns: trio.Lock) -> None:
+    def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
-        self._turns = turns
         self.socket = stream.socket
         self.aclose = stream.aclose
         self.is_lent = False
@@ -57,11 +51,7 @@ class _LendableStream:
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if not self.is_lent:
             with trio.CancelScope() as self._reading:
-                received = await self._stream.receive_some(max_bytes)
-                if received:
-                    async with self._turns:
-                        await trio.lowlevel.checkpoint()
-                return received
+                return await self._stream.receive_some(max_bytes)
         await self.returned.wait()
         return b""
 
@@ -96,18 +86,6 @@ class _LendableStream:
         return own
 
 
-_turns: trio.lowlevel.RunVar[trio.Lock] = trio.lowlevel.RunVar("turns of connections")
-
-
-def _shared_turns() -> trio.Lock:
-    try:
-        return _turns.get()
-    except LookupError:
-        turns = trio.Lock()
-        _turns.set(turns)
-        return turns
-
-
 class DetachableServer(Connection):
     """One connection of hypercorn's whose socket can be taken over."""
 
@@ -116,7 +94,7 @@ class DetachableServer(Connection):
     ) -> None:
         if isinstance(stream, trio.SocketStream):
             limit_unread(stream.socket)
-            stream = _LendableStream(stream, _shared_turns())
+            stream = _LendableStream(stream)
         # Each request's scope gets a copy of this; hypercorn itself shares one among connections.
         super().__init__(doors, app, config, context, {**state, _STATE_KEY: self}, stream)
         self._knows_the_end = trio.Event()

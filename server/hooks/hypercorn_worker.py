@@ -47,8 +47,9 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 FAILED_STATUS = 70
 """The exit status of a process whose inside has failed: EX_SOFTWARE of sysexits.h."""
-BACKLOG = 512
-"""Connections that may wait to be accepted: a second of a burst."""
+BACKLOG = 4096
+"""Connections that may wait to be accepted: seconds of a burst of calls, each with a webhook and a
+media socket. Of more than net.core.somaxconn the system makes that (4096, or 128 of old)."""
 
 
 def make_config(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
 import trio
 
 if sys.platform != "win32":
     import resource
 
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MOST_RESERVED = 2048
+"""Descriptors kept back; a quarter of all where there are few."""
 LISTENING = "0A"
 """The state of a listening socket in Linux' tables."""
 UNREAD_TIMEOUT_S = 20.0
@@ -27,9 +33,11 @@ def raise_file_limit() -> None:
     Every call needs two, and systems give a process about a thousand if it does not ask.
     """
     if sys.platform != "win32":
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         with suppress(ValueError, OSError):  # macOS says "unlimited" and means less
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            if before != most:
+                logger.info("descriptor limit raised", before=before, now=most)
 
 
 def file_limit() -> int | None:
@@ -38,6 +46,41 @@ def file_limit() -> int | None:
         return None
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if most == resource.RLIM_INFINITY else most
+
+
+def descriptors_for_all() -> int | None:
+    """How many of them connections and calls may have; None where the system does not say.
+
+    The rest is kept for what calls open while connections take what they can: the model's sockets,
+    recordings, and the duplicates of media sockets that show their tickets.
+    """
+    most = file_limit()
+    return None if most is None else most - min(MOST_RESERVED, most // 4)
+
+
+def descriptors_for_calls() -> int | None:
+    """How many there may be when another call is taken; None where the system does not say.
+
+    More than connections may take by themselves: an idle one is closed for whoever has something
+    to ask, and is no reason to refuse a call.
+    """
+    most = file_limit()
+    return None if most is None else most - min(MOST_RESERVED, most // 4) // 2
+
+
+def is_readable(descriptor: int) -> bool:
+    """Whether a socket has something that has not been read, be it its end; False if it is closed.
+
+    Args:
+        descriptor: Its number.
+    """
+    if descriptor < 0:
+        return False
+    if not hasattr(select, "poll"):
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def limit_unread(

@@ -136,6 +136,13 @@ class Plane:
             if (left_s := until - monotonic()) <= 0.0:
                 return False
 
+    def serve_now(self) -> None:
+        """Serve what is ready: trio has been at work for a while, and goes on with it."""
+        try:
+            self._serve()
+        except Exception:  # trio would only stop asking, and audio wait for its next sleep again
+            logger.exception("media plane not served by a bug of ours")
+
     def _serve(self, timeout_s: float = 0.0) -> Collection[int]:
         """One fair pass: every socket that has something gets one bounded turn.
 

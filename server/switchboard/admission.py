@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
 from server.errors import CallRefused
+from server.hooks.machine import busy_s, lowest_free_descriptor, memory_state
+from server.hooks.sockets import descriptors_for_all, descriptors_for_calls
 from server.metrics import Metrics
 from server.settings.settings import Settings
 from server.switchboard.account_pause import AccountPause
+from server.switchboard.capacity import MAX_SETUP_WAIT_S, Room, SetUps, fitting_calls
 
 DEFAULT_CALLS_PER_S = 1.0
 """What a carrier dials for an account that has not asked for more."""
@@ -37,25 +41,35 @@ class Limits:
     max_waiting_calls: int = 100
     max_loop_lag_s: float = 0.05
     """Above this, calls in progress suffer already: no more are taken."""
+    max_setup_wait_s: float = MAX_SETUP_WAIT_S
+    """A call that would be set up later than this is refused."""
+    descriptors: int | None = None
+    """How many there may be when another call is taken; None for any number."""
     quota_pause_s: float = 60.0
     """After the model has refused the account, no call is taken for so long; then it is tried."""
 
     @classmethod
     def of(cls, settings: Settings, *, is_simulated: bool, processes: int) -> Limits:
-        """What the settings say for one of so many processes.
+        """What the settings say for one of so many processes, as far as its descriptors go.
 
         Lines and sessions are counted over all of them; of the carrier's rate each has a share.
         """
+        fitting = processes * fitting_calls(
+            descriptors_for_all(),
+            lowest_free_descriptor() or 0,
+            records_calls=settings.recordings_dir is not None,
+        )
         calls_per_s = settings.calls_per_s
         if calls_per_s is None:
             calls_per_s = math.inf if is_simulated else DEFAULT_CALLS_PER_S
         return cls(
-            max_calls=settings.max_calls,
+            max_calls=int(min(settings.max_calls, fitting)),
             max_model_sessions=settings.max_model_sessions,
             calls_per_s=calls_per_s / processes,
             max_dial_wait_s=settings.max_dial_wait_s,
             max_waiting_calls=math.ceil(settings.max_waiting_calls / processes),
             max_loop_lag_s=settings.max_loop_lag_s,
+            descriptors=descriptors_for_calls(),
             quota_pause_s=settings.quota_pause_s,
         )
 
@@ -193,6 +207,8 @@ class LagMeter:
 
 LAG_INTERVAL_S = 0.1
 """With 21 samples the median speaks of the last two seconds."""
+ROOM_INTERVAL_S = 1.0
+"""From one look at the system's memory to the next."""
 
 
 # ------------------------------------------------------------------------------------------
@@ -219,7 +235,15 @@ class Admission:
         self._lag = LagMeter()
         self.account_pause = AccountPause(limits.quota_pause_s)
         """The pause of all calls while the model's service refuses the account."""
+        self.setups = SetUps(limits.max_setup_wait_s)
+        """The calls that were admitted and do not talk yet."""
+        self._room = Room(limits.descriptors)
         self._carrier_back_at = -math.inf
+
+    @property
+    def max_calls(self) -> int:
+        """How many calls there may be at once."""
+        return self._limits.max_calls
 
     @property
     def waiting_count(self) -> int:
@@ -267,6 +291,8 @@ class Admission:
                 status=503,
                 retry_after_s=5,
             )
+        self.setups.check()
+        self._room.check(len(self.setups))
         self.account_pause.check(now)
 
     def pause_dialling(self, until: float) -> None:
@@ -339,11 +365,28 @@ class Admission:
             with trio.move_on_at(min(due_at, give_up_at)):
                 await changed.wait()
 
-    async def watch_lag(self) -> None:
-        """Measure the event loop until cancelled."""
+    async def watch_loop(self, calls: Callable[[], int]) -> None:
+        """Measure the event loop, and what it has room for, until cancelled.
+
+        Args:
+            calls: How many there are.
+        """
+        look_at = -math.inf
         while True:
             asked_for = trio.current_time() + LAG_INTERVAL_S
             await trio.sleep_until(asked_for)
-            lag_s = trio.current_time() - asked_for
-            self._lag.record(lag_s)
-            self._metrics.loop_lag.observe(lag_s)
+            now = trio.current_time()
+            self._lag.record(now - asked_for)
+            self._metrics.loop_lag.observe(now - asked_for)
+            self.setups.look(now, busy_s())
+            self._metrics.capacity.setups.set(len(self.setups))
+            if now >= look_at:
+                look_at = now + ROOM_INTERVAL_S
+                self.look_round(calls())
+            self._room.see_descriptors(lowest_free_descriptor())
+
+    def look_round(self, calls: int) -> None:
+        """Ask the system how much memory is left."""
+        if (memory := memory_state()) is not None:
+            self._room.see_memory(memory.left_bytes, memory.used_bytes, memory.limit, calls)
+            self._metrics.capacity.memory_left.set(memory.left_bytes)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -82,6 +83,16 @@ def _one_calls_trouble(call: Call) -> Generator[None]:
         yield
     except Exception:
         logger.exception("call not put away whole by a bug of ours", call_sid=call.call_sid)
+
+
+def _is_set_up(call: Call) -> bool:
+    """Whether a call waits for nothing of ours any more, or is over; its phone may still ring."""
+    c = call.conversation
+    if call.is_over or c.end_reason is not None:
+        return True
+    is_there = c.connected.is_set()
+    has_session = c.session.is_ready or not (is_there or c.options.prewarm)
+    return has_session and (is_there or call.direction == "outbound")
 
 
 def _draining() -> CallRefused:
@@ -399,6 +410,7 @@ class Calls:
             self.tickets.drop(call)
             raise (_failed() if self.has_failed else _draining()) from None
         self.register.add(call)
+        self.admission.setups.begin(partial(_is_set_up, call), trio.current_time())
         with _one_calls_trouble(call):
             self._workers.claim(call_sid)
         for update in self._early.take(call_sid):
@@ -468,8 +480,10 @@ class Calls:
         call = self.tickets.use(started.parameters.get("ticket", ""), started.received_at)
         if call is None:
             return None
-        # The phone may be answered before our own dial request is.
-        await call.accepted.wait()
+        if not call.accepted.is_set():
+            # The phone may be answered before our own dial request is. Where it was not, there is
+            # no wait: who has shown a ticket in time is not late for what we have still to do.
+            await call.accepted.wait()
         if call.call_sid != started.call_sid:
             return None
         self.tickets.drop(call)  # those of repeated webhooks

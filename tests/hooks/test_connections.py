@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import sys
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -39,9 +40,11 @@ from benchmarks.load.killers import (
     priorities,
     settings_of,
 )
-from server.hooks.connections import Connection, Doors, Listener
+from server.hooks.connections import FEWEST, Connection, Doors, Listener
 from server.hooks.http11 import MAX_CHUNKS, MAX_HEAD_LINES, Http11, check_upgrade
 from server.hooks.hypercorn_worker import serve_worker
+from server.hooks.machine import MemoryState
+from server.hooks.turns import Kind, Turns
 from server.serving.single import listen
 from tests.support.serving import serving
 
@@ -453,6 +456,70 @@ async def test_a_head_that_comes_byte_by_byte_has_no_longer_than_another():
                     await _send_bytes(client)
 
 
+async def test_a_request_that_waits_unread_is_no_idle_connection(monkeypatch):
+    """All turns are taken for longer than a connection may be idle."""
+    asked = b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
+    turns = trio.lowlevel.ParkingLot()
+    take = Turns.take
+
+    async def take_late(self: Turns, kind: Kind) -> bool:
+        await turns.park()
+        return await take(self, kind)
+
+    monkeypatch.setattr(Turns, "take", take_late)
+    async with _served(_reads_all, keep_alive_timeout=0.05) as address:
+        with trio.fail_after(20):
+            async with await trio.open_tcp_stream(*address) as client:
+                await client.send_all(asked)
+                while not turns:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                await trio.sleep(0.1)
+                turns.unpark_all()
+
+                assert (await client.receive_some()).startswith(b"HTTP/1.1 200")
+
+
+async def test_what_has_come_when_its_time_is_over_is_read_before_it_is_judged():
+    """The loop is held up for longer than a connection may be idle."""
+    asked = b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
+    async with _served(_reads_all, keep_alive_timeout=0.2) as address:
+        with trio.fail_after(20):
+            async with await trio.open_tcp_stream(*address) as client:
+                await client.send_all(asked[:9])
+                await trio.sleep(0.05)
+                client.socket._sock.send(asked[9:])
+                time.sleep(0.3)  # noqa: ASYNC251
+
+                assert (await client.receive_some()).startswith(b"HTTP/1.1 200")
+
+
+async def test_an_act_that_would_wait_too_long_for_its_turn_is_told_when_to_come_back(monkeypatch):
+    monkeypatch.setattr(Turns, "wait_s", lambda self, kind: 9.0 if kind is Kind.ACT else 0.0)
+    head = b" / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n"
+    with trio.fail_after(20):
+        async with _served(_reads_all) as address:
+            act = await _ask(address, b"POST" + head + b"Content-Length: 1\r\n\r\nx")
+            look = await _ask(address, b"GET" + head + b"\r\n")
+
+    assert act.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 8\r\n" in act
+    assert look.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_those_who_wait_to_be_accepted_are_accepted_together():
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    listener = Listener(listeners[0].socket._sock, Doors())
+    address = listeners[0].socket.getsockname()
+    clients = [await trio.open_tcp_stream(*address) for _ in range(3)]
+    with trio.fail_after(20):
+        accepted = [await listener.accept() for _ in range(3)]
+
+    for stream in (*clients, *accepted):
+        await stream.aclose()
+    await listeners[0].aclose()
+    assert len(accepted) == 3
+
+
 async def test_a_refused_client_that_does_not_close_is_closed(monkeypatch):
     monkeypatch.setattr("server.hooks.connections.LINGER_S", 0.05)
     with trio.fail_after(20):
@@ -512,9 +579,7 @@ async def test_a_tls_handshake_that_does_not_come_is_closed_in_time(certificates
 
 @pytest.fixture
 def doors(monkeypatch):
-    monkeypatch.setattr(
-        "server.hooks.connections.file_limit", lambda: 80
-    )  # twenty of them for calls
+    monkeypatch.setattr("server.hooks.connections.descriptors_for_all", lambda: 60)
     return Doors()
 
 
@@ -530,6 +595,52 @@ async def test_where_descriptors_are_short_the_longest_idle_connection_goes(door
     assert [scope.cancel_called for scope in scopes] == [False, True, False]
     assert doors.admit(60)
     assert not doors.admit(60)  # nobody is left who could go
+
+
+async def test_whoever_has_said_something_that_waits_for_its_turn_is_not_sent_away(doors):
+    heard, idle = trio.CancelScope(), trio.CancelScope()
+    doors.wait(heard)
+    doors.wait(idle)
+
+    with doors.hearing(heard):
+        assert doors.admit(60)
+        assert not doors.admit(60)
+
+    assert [heard.cancel_called, idle.cancel_called] == [False, True]
+    assert doors.admit(60)
+    assert heard.cancel_called
+
+
+async def test_nobody_is_accepted_into_a_crowd_that_only_waits_for_its_turns(doors, monkeypatch):
+    monkeypatch.setattr("server.hooks.connections.lowest_free_descriptor", lambda: 60)
+    heard, idle = trio.CancelScope(), trio.CancelScope()
+    doors.wait(heard)
+    assert not doors.are_crowded
+
+    with doors.hearing(heard):
+        assert doors.are_crowded
+        doors.wait(idle)
+        assert not doors.are_crowded  # somebody can be sent away
+        doors.wait_no_more(idle)
+        monkeypatch.setattr("server.hooks.connections.lowest_free_descriptor", lambda: 59)
+        assert not doors.are_crowded
+        monkeypatch.setattr("server.hooks.connections.lowest_free_descriptor", lambda: None)
+        assert doors.are_crowded
+    assert not doors.are_crowded
+
+
+async def test_where_memory_is_short_fewer_connections_may_wait(monkeypatch):
+    state = MemoryState(left_bytes=0, used_bytes=0, limit="cgroup")
+    monkeypatch.setattr("server.hooks.connections.memory_state", lambda: state)
+    doors = Doors()
+    scopes = [trio.CancelScope() for _ in range(FEWEST)]
+    for scope in scopes:
+        assert doors.admit(10)
+        doors.wait(scope)
+
+    assert doors.admit(10)
+
+    assert [scope.cancel_called for scope in scopes] == [True] + [False] * (FEWEST - 1)
 
 
 @pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"])

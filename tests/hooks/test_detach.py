@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
 
 import pytest
 import trio
@@ -105,7 +103,7 @@ async def test_requests_and_refused_upgrades_go_the_ordinary_way():
 async def test_a_socket_that_is_closed_already_cannot_be_lent_which_is_nobodys_fault(caplog):
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     stream = await trio.testing.open_stream_to_socket_listener(listeners[0])
-    lendable = _LendableStream(stream, trio.Lock())
+    lendable = _LendableStream(stream)
     await lendable.aclose()
 
     with pytest.raises(StreamEnded, match="has left"):
@@ -114,31 +112,3 @@ async def test_a_socket_that_is_closed_already_cannot_be_lent_which_is_nobodys_f
     assert not lendable.is_lent
     assert not caplog.records
     await listeners[0].aclose()
-
-
-async def test_what_comes_at_once_is_handed_on_one_connection_a_pass():
-    pairs = [socket.socketpair() for _ in range(20)]
-    with contextlib.ExitStack() as sockets:
-        for ours, theirs in pairs:
-            sockets.enter_context(ours)
-            sockets.enter_context(theirs)
-            theirs.send(b"x")
-        turns = trio.Lock()
-        handed_on: list[int] = []
-        passes = 0
-
-        async def read(ours: socket.socket) -> None:
-            own = trio.socket.from_stdlib_socket(ours.dup())
-            async with trio.SocketStream(own) as stream:
-                assert await _LendableStream(stream, turns).receive_some(10) == b"x"
-                handed_on.append(passes)
-
-        async with trio.open_nursery() as nursery:
-            for ours, _ in pairs:
-                nursery.start_soon(read, ours)
-            with trio.fail_after(60):
-                while len(handed_on) < len(pairs):
-                    passes += 1
-                    await trio.lowlevel.checkpoint()
-
-    assert len(set(handed_on)) == len(pairs)

@@ -29,6 +29,7 @@ class Bell:
         self.ours.setblocking(False)
         self.rung = 0
         self.waits = 0
+        self.between = 0
         self.on_ring: Callable[[], None] | None = None
         self._epoll = select.epoll()
         self._epoll.register(self.ours, select.EPOLLIN)
@@ -47,6 +48,9 @@ class Bell:
             if has_work() or any(number == wakes_at for number, _ in ready):
                 return True
         return False
+
+    def serve_now(self) -> None:
+        self.between += 1
 
     def close(self) -> None:
         self._epoll.close()
@@ -146,6 +150,21 @@ async def test_trios_own_sockets_threads_and_timers_go_on():
 async def test_the_mock_clock_goes_on(autojump_clock):
     with hooked(), trio.fail_after(7200):
         await trio.sleep(3600)
+
+
+async def test_between_the_tasks_of_a_long_pass_sockets_are_served(monkeypatch):
+    monkeypatch.setattr("server.hooks.trio_loop.BETWEEN_S", 0.0)
+    with hooked() as bell:
+        served: list[int] = []
+
+        async def work() -> None:
+            served.append(bell.between)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(work)
+
+    assert served == sorted(set(served))  # once at least between each two of them
 
 
 async def test_afterwards_trio_is_as_it_was():

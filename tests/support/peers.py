@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncGenerator
 
@@ -24,6 +25,13 @@ class Peer:
         for message in messages:
             self.websocket.send_text(message)
         await self.send_raw(self.websocket.take_output())
+
+    def send_nowait(self, *messages: bytes) -> None:
+        """Send what the socket's buffer takes whole."""
+        for message in messages:
+            self.websocket.send_text(message)
+        data = self.websocket.take_output()
+        assert os.write(self.sock.fileno(), data) == len(data)
 
     async def send_raw(self, data: bytes) -> None:
         while data:

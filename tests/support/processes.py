@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,9 @@ from pathlib import Path
 
 import httpx2
 import trio
+
+if sys.platform != "win32":
+    import resource
 
 from server.carrier import CallStatus
 from server.serving.single import listen
@@ -95,7 +98,12 @@ class ServerProcess:
 
 @asynccontextmanager
 async def server_process(
-    directory: Path, command: str, *, output: int | None = None, **settings: object
+    directory: Path,
+    command: str,
+    *,
+    output: int | None = None,
+    limits: Mapping[int, tuple[int, int]] | None = None,
+    **settings: object,
 ) -> AsyncGenerator[ServerProcess]:
     """Start a server with accounts of its own.
 
@@ -103,8 +111,14 @@ async def server_process(
         directory: Where it runs.
         command: Of :data:`COMMANDS` or :data:`TWO_PROCESSES`.
         output: The file number of its stdout and stderr; None for ours.
+        limits: What the system allows it, as for ``resource.setrlimit``.
         settings: More of them.
     """
+
+    def limit() -> None:
+        for kind, soft_and_hard in (limits or {}).items():
+            resource.setrlimit(kind, soft_and_hard)
+
     twilio = TwilioSimulator(account_sid="AC" + "1" * 32, auth_token="t" * 32, phone_number=NUMBER)
     gemini = GeminiSimulator(api_key="model-key")
     with listen("127.0.0.1", 0) as free:
@@ -141,6 +155,7 @@ async def server_process(
                 check=False,
                 start_new_session=True,
                 stdout=output,
+                preexec_fn=limit if limits else None,
                 stderr=subprocess.STDOUT,
                 capture_stdout=False,
             )

@@ -10,8 +10,10 @@ from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
 from server.errors import CallRefused
+from server.hooks.machine import MemoryState
 from server.metrics import Metrics
 from server.refusal import Kind
+from server.settings.settings import Settings
 from server.switchboard.admission import Admission, DialQueue, LagMeter, Limits
 
 
@@ -202,7 +204,7 @@ async def test_an_event_loop_that_is_late_takes_no_more_calls():
 async def test_the_lag_is_measured(autojump_clock, nursery):
     registry = CollectorRegistry()
     admission = Admission(Limits(), Metrics(registry))
-    nursery.start_soon(admission.watch_lag)
+    nursery.start_soon(admission.watch_loop, lambda: 0)
     await trio.sleep(5.0)
 
     assert registry.get_sample_value("offhook_loop_lag_seconds_count") > 10
@@ -276,3 +278,59 @@ async def test_a_shorter_pause_does_not_end_a_longer_one(autojump_clock):
     admission.pause_dialling(trio.current_time() + 1.0)
 
     assert admission.dials_in_s(trio.current_time()) == pytest.approx(10.0)
+
+
+# ------------------------------------------------------------------------------------------
+# What there is room for
+
+
+async def test_a_burst_is_refused_by_how_fast_calls_are_set_up(
+    nursery, autojump_clock, monkeypatch
+):
+    """The loop has no rest: it has worked, or waited for a core, all the time."""
+    monkeypatch.setattr("server.switchboard.admission.busy_s", trio.current_time)
+    admission = make_admission(max_setup_wait_s=1.0)
+    nursery.start_soon(admission.watch_loop, lambda: 0)
+    over = []
+    for _ in range(60):
+        admission.setups.begin(lambda: bool(over), trio.current_time())
+    await trio.sleep(0.5)
+
+    with pytest.raises(CallRefused) as refused:
+        admission.check(60, trio.current_time())
+    over.append(True)
+    await trio.sleep(0.2)
+    admission.check(0, trio.current_time())
+
+    assert refused.value.reason == "burst"
+    assert refused.value.retry_after_s > 0
+
+
+@pytest.mark.parametrize("short_of", ["descriptors", "memory"])
+async def test_what_the_system_has_not_left_is_a_reason_to_refuse(
+    nursery, autojump_clock, monkeypatch, short_of
+):
+    state = MemoryState(left_bytes=0, used_bytes=0, limit="cgroup")
+    if short_of == "memory":
+        monkeypatch.setattr("server.switchboard.admission.memory_state", lambda: state)
+    else:
+        monkeypatch.setattr("server.switchboard.admission.lowest_free_descriptor", lambda: None)
+    admission = make_admission(descriptors=192)
+    admission.check(0, trio.current_time())
+    nursery.start_soon(admission.watch_loop, lambda: 0)
+    await trio.sleep(0.5)
+
+    with pytest.raises(CallRefused) as refused:
+        admission.check(0, trio.current_time())
+
+    assert refused.value.reason == short_of
+
+
+def test_no_more_calls_are_taken_than_there_are_descriptors_for(monkeypatch):
+    monkeypatch.setattr("server.switchboard.admission.descriptors_for_all", lambda: 192)
+    monkeypatch.setattr("server.switchboard.admission.lowest_free_descriptor", lambda: 46)
+    few, many = Settings(None, max_calls=20), Settings(None, max_calls=100)
+
+    assert Limits.of(few, is_simulated=True, processes=1).max_calls == 20
+    assert Limits.of(many, is_simulated=True, processes=1).max_calls == 70
+    assert Limits.of(many, is_simulated=True, processes=2).max_calls == 100

@@ -390,3 +390,21 @@ async def test_machines_are_listened_for_only_where_something_is_done_about_them
     nursery.cancel_scope.cancel()
 
     assert detects == [False, True, True]
+
+
+async def test_a_call_is_being_set_up_until_its_stream_and_its_session_are_there(
+    nursery, autojump_clock, calls
+):
+    setups = calls.admission.setups
+    ticket = ticket_in(await calls.answer("CA1", NUMBER, Agent()))
+    await wait_all_tasks_blocked()
+    setups.look(trio.current_time(), 0.0)
+    before = len(setups)
+    media = MemoryMedia()
+    media.event(media.start("CA1", ticket))
+    nursery.start_soon(serve_stream, calls, media)
+    await wait_all_tasks_blocked()
+    setups.look(trio.current_time(), 0.0)
+
+    assert (before, len(setups)) == (1, 0)
+    nursery.cancel_scope.cancel()

@@ -278,8 +278,9 @@ async def test_a_part_of_a_record_that_cannot_be_made_leaves_the_rest(autojump_c
     assert calls.live_count == 0
 
 
-async def test_a_bug_in_what_is_heard_ends_its_call_and_not_whoever_reads_the_socket(
-    autojump_clock, nursery
+@pytest.mark.parametrize("error", [ValueError("collect"), MemoryError()], ids=["bug", "memory"])
+async def test_what_fails_in_what_is_heard_ends_its_call_and_not_whoever_reads_the_socket(
+    autojump_clock, nursery, error
 ):
     records = KeptRecords()
     calls = make_calls(records=records)
@@ -287,7 +288,7 @@ async def test_a_bug_in_what_is_heard_ends_its_call_and_not_whoever_reads_the_so
     call, media = await talking(calls, nursery)
 
     def fail() -> None:
-        raise ValueError("collect")
+        raise error
 
     call.conversation.passing.collect = fail
     media.say(bytes(160))

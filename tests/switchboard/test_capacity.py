@@ -1,0 +1,171 @@
+"""How many more calls a process can take: decisions, without a clock."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from server.errors import CallRefused
+from server.switchboard.capacity import (
+    CALL_BYTES,
+    DESCRIPTORS_PER_SETUP,
+    OURS_FOR_S,
+    RESERVED_BYTES,
+    USUAL_CALL_BYTES,
+    USUAL_PER_S,
+    Room,
+    SetUps,
+    fitting_calls,
+)
+
+MIB = 1024 * 1024
+
+
+class Loop:
+    """An event loop that is busy, and calls whose set-up ends when it is told to."""
+
+    def __init__(self, max_wait_s: float = 4.0) -> None:
+        self.setups = SetUps(max_wait_s)
+        self.now = self.busy_s = 100.0
+        self.setting_up: list[list[bool]] = []
+        self.setups.look(self.now, self.busy_s)
+
+    def begin(self, count: int) -> None:
+        for _ in range(count):
+            over = [False]
+            self.setting_up.append(over)
+            self.setups.begin(lambda over=over: over[0], self.now)
+
+    def goes_on(self, seconds: float, *, done: int = 0, share: float = 1.0) -> None:
+        for over in self.setting_up[:done]:
+            over[0] = True
+        del self.setting_up[:done]
+        self.now += seconds
+        self.busy_s += seconds * share
+        self.setups.look(self.now, self.busy_s)
+
+
+def test_calls_come_in_as_long_as_the_next_would_not_wait_long():
+    loop = Loop(max_wait_s=4.0)
+    loop.begin(199)
+    loop.goes_on(0.001)
+
+    assert loop.setups.per_s == pytest.approx(USUAL_PER_S, rel=0.01)
+    loop.setups.check()
+    loop.begin(2)
+    with pytest.raises(CallRefused, match="201 calls are being set up") as refused:
+        loop.setups.check()
+
+    assert refused.value.reason == "burst"
+    assert refused.value.status == 503
+    assert refused.value.retry_after_s >= 1.0
+
+
+def test_a_slow_machine_takes_fewer():
+    loop = Loop()
+    loop.begin(80)
+    for _ in range(50):
+        loop.goes_on(0.1, done=1)
+        loop.begin(1)
+
+    assert 8.0 < loop.setups.per_s < 20.0  # ten a second
+    with pytest.raises(CallRefused):
+        loop.setups.check()
+
+
+def test_a_fast_one_takes_more():
+    loop = Loop()
+    loop.begin(250)
+    for _ in range(50):
+        loop.goes_on(0.1, done=20)
+        loop.begin(20)
+
+    assert loop.setups.per_s > 130.0
+    loop.setups.check()
+
+
+def test_what_waits_for_somebody_else_is_no_reason_to_refuse():
+    loop = Loop()
+    loop.begin(1_000)
+    loop.goes_on(0.1, share=0.5)
+
+    loop.setups.check()
+    assert loop.setups.wait_s == 0.0
+    assert len(loop.setups) == 1_000
+
+
+def test_what_was_measured_is_forgotten_in_time():
+    loop = Loop()
+    loop.begin(500)
+    for _ in range(50):
+        loop.goes_on(0.1, done=1)
+    assert loop.setups.per_s < 20.0
+
+    loop.goes_on(60.0, share=0.1)
+
+    assert loop.setups.per_s == pytest.approx(USUAL_PER_S, rel=0.01)
+
+
+def test_a_call_whose_stream_never_comes_is_counted_no_longer():
+    loop = Loop()
+    loop.begin(1)
+    loop.goes_on(OURS_FOR_S - 0.1)
+    assert len(loop.setups) == 1
+
+    loop.goes_on(0.1)
+
+    assert len(loop.setups) == 0
+
+
+# ------------------------------------------------------------------------------------------
+# What calls need
+
+
+def test_calls_fit_into_the_descriptors_there_are():
+    assert fitting_calls(None, 40, records_calls=True) == math.inf
+    assert fitting_calls(192, 46, records_calls=False) == 70
+    assert fitting_calls(192, 46, records_calls=True) == 46
+    assert fitting_calls(10, 46, records_calls=True) == 1
+
+
+def test_a_call_is_refused_before_descriptors_run_out():
+    room = Room(100)
+    room.see_descriptors(100 - DESCRIPTORS_PER_SETUP)
+    room.check(0)
+
+    with pytest.raises(CallRefused, match="ulimit -n") as refused:
+        room.check(1)  # another one has not opened all that it needs
+    assert refused.value.reason == "descriptors"
+
+    room.see_descriptors(None)
+    with pytest.raises(CallRefused):
+        room.check(0)
+
+
+def test_a_call_is_refused_before_memory_runs_out():
+    room = Room()
+    room.see_memory(RESERVED_BYTES + 2 * USUAL_CALL_BYTES, 50 * MIB, "cgroup", 0)
+    room.check(0)
+    room.check(1)
+
+    with pytest.raises(CallRefused, match="the cgroup's limit") as refused:
+        room.check(2)
+    assert refused.value.reason == "memory"
+
+
+def test_what_a_call_needs_is_measured():
+    room = Room()
+    room.see_memory(1_000 * MIB, 50 * MIB, "system", 0)
+    room.see_memory(1_000 * MIB, 90 * MIB, "system", 10)
+    assert room.call_bytes == USUAL_CALL_BYTES  # too few to tell
+
+    room.see_memory(1_000 * MIB, 250 * MIB, "system", 100)
+    assert room.call_bytes == 2 * MIB
+
+    room.see_memory(1_000 * MIB, 51 * MIB, "system", 100)
+    assert room.call_bytes == CALL_BYTES[0]
+
+
+def test_where_nothing_is_known_nobody_is_refused():
+    Room().check(1_000)
