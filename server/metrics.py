@@ -232,6 +232,11 @@ class Metrics:
             "offhook_loop_lag_seconds", "How late the event loop wakes a sleeping task.",
             buckets=_FAST, registry=registry,
         )  # fmt: skip
+        self.paused = Counter(
+            "offhook_paused_seconds",
+            "Time for which the process was held up (stopped, frozen, starved); no deadline ran.",
+            registry=registry,
+        )
         self.tokens = Counter(
             "offhook_model_tokens", "Tokens of ended calls, as billed.", ["direction", "modality"],
             registry=registry,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from server.errors import CallRefused
+from server.hooks.trio_clock import missed_s
 from server.metrics import Metrics
 from server.settings.settings import Settings
 from server.switchboard.account_pause import AccountPause
@@ -342,8 +343,9 @@ class Admission:
     async def watch_lag(self) -> None:
         """Measure the event loop until cancelled."""
         while True:
-            asked_for = trio.current_time() + LAG_INTERVAL_S
+            # trio's time leaves out what of the lateness was a pause; here all of it counts.
+            asked_for, missed_before_s = trio.current_time() + LAG_INTERVAL_S, missed_s()
             await trio.sleep_until(asked_for)
-            lag_s = trio.current_time() - asked_for
+            lag_s = trio.current_time() - asked_for + missed_s() - missed_before_s
             self._lag.record(lag_s)
             self._metrics.loop_lag.observe(lag_s)
