@@ -84,12 +84,14 @@ class Hearing:
                 return EndReason.CALLER_GONE, "no audio from the carrier"
 
     def _gone_at(self, line: Line) -> float:
-        """When a carrier that says nothing more is taken for gone; never where silence is usual."""
+        """When a carrier that sends no more audio is taken for gone; never where silence is usual.
+
+        Nothing else is a sign of life where frames always come: marks are echoed by any socket.
+        """
         if not line.media.abilities.sends_silence:
             return inf
-        relay = self._conversation.passing.relay
-        heard_at = max(line.heard_at, relay.heard_at) if relay.has_phone else line.heard_at
-        return heard_at + self._conversation.options.media_timeout_s
+        c = self._conversation
+        return max(line.heard_at, c.passing.path.heard_at) + c.options.media_timeout_s
 
     # -- what comes --------------------------------------------------------------------------
 
@@ -97,11 +99,11 @@ class Hearing:
         self, line: Line, events: Sequence[CarrierEvent | CarrierProtocolError]
     ) -> None:
         """A read of the socket has brought this: nothing in here waits."""
-        line.heard_at = trio.current_time()
         with _own_trouble(line):
             self._conversation.passing.collect()
             for is_audio, group in groupby(events, lambda event: isinstance(event, CallerAudio)):
                 if is_audio:
+                    line.heard_at = trio.current_time()
                     for stretch in stretches(one for one in group if isinstance(one, CallerAudio)):
                         self._take_audio(stretch)
                     continue
@@ -157,9 +159,9 @@ class Hearing:
                 found = c.ear.take()
                 to_model = c.opening.hear(payload, now)
                 self._take_found(found, now)
-                self._pass_on(to_model, passing.relay.heard_at)
+                self._pass_on(to_model, path.heard_at)
             else:
-                self._take_found(c.ear.take(), passing.relay.heard_at)
+                self._take_found(c.ear.take(), path.heard_at)
             c.session.note_passed()
             is_open = c.opening.is_over and (self._machine is None or self._machine.is_over)
             path.caller_passes = is_open

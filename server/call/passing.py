@@ -103,7 +103,7 @@ class Passing:
         caller, agent = self.path.take_recording()
         if caller:
             began_ms = self.path.recorded_ms - len(caller) // 8
-            self.recorder.caller(caller, began_ms, self.relay.heard_at)
+            self.recorder.caller(caller, began_ms, self.path.heard_at)
         if agent:
             # Each chunk of it came before the caller had heard the one before.
             self.recorder.sent(SendAudio(agent), self._began_at)

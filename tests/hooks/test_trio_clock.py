@@ -133,7 +133,9 @@ def test_however_often_it_stops_time_is_never_faster_than_real_and_never_goes_ba
         told = now
 
     passed_s = loop.clock.current_time() - began
-    assert passed_s + loop.clock.missed_s == pytest.approx(loop.real_s - began, abs=2 * (stops_s + STEP_S))
+    assert passed_s + loop.clock.missed_s == pytest.approx(
+        loop.real_s - began, abs=2 * (stops_s + STEP_S)
+    )
 
 
 def test_a_deadline_set_for_the_past_meanwhile_is_judged_at_once(loop):
