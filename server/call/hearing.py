@@ -30,6 +30,7 @@ from server.carrier.keypad import PressedKeys
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Awaited
 from server.errors import CarrierProtocolError
+from server.hooks.trio_clock import missed_s
 
 MAX_TOGETHER_BYTES = 800
 """The longest message to the model, as the compiled path writes them, too."""
@@ -135,7 +136,7 @@ class Hearing:
         payload = b"".join(chunk.payload for chunk in chunks)
         if (recorder := c.passing.recorder) is not None:
             c.passing.collect_recording()
-            recorder.caller(payload, chunks[0].timestamp_ms, chunks[0].received_at)
+            recorder.caller(payload, chunks[0].timestamp_ms, chunks[0].received_at + missed_s())
         c.notes.timings.caller_audio_s += len(payload) / BYTES_PER_S
         if self._machine is not None:
             self._machine.hear(payload, now)

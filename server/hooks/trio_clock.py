@@ -57,17 +57,16 @@ class PausingClock(Clock, Instrument):
         read_real_s: Real time in seconds.
 
     Attributes:
-        missed_s: What has been left out so far.
         users: Who wants it; the last one takes it out again.
     """
 
     def __init__(
         self, offset_s: float = 0.0, *, read_real_s: Callable[[], float] = perf_counter
     ) -> None:
-        self.missed_s = 0.0
         self.users = 0
         self._offset_s = offset_s
         self._read_real_s = read_real_s
+        self._missed_s = 0.0
         self._told = -inf  # the latest time that anybody has been told
         self._ceiling = inf  # how far time may go in this pass
         self._just_before = -inf  # the end of the sleep that was planned
@@ -133,15 +132,30 @@ class PausingClock(Clock, Instrument):
         if self._passes < PASSES and self._worked_s < LONGEST_S:
             return
         self._told = self._just_before = max(self._told, self._ceiling)
-        self.missed_s += real - self._told
+        self._missed_s += real - self._told
         self._offset_s -= real - self._told
         self._stands = False
         self._ceiling = self._told + STEP_S
 
-    def as_it_would_be(self) -> float:
-        """What trio's clock lacks of the real one, to be put in its place; time does not jump."""
-        real = self._read_real_s() + self._offset_s
-        return self._offset_s - (real - self._told if self._stands else 0.0)
+    @property
+    def stands(self) -> bool:
+        """Whether time stands, so that what waits is read first."""
+        return self._stands
+
+    @property
+    def missed_s(self) -> float:
+        """What has been left out so far."""
+        return self._missed_s + self._standing_s()
+
+    @property
+    def offset_s(self) -> float:
+        """How far this time is from the real one."""
+        return self._offset_s - self._standing_s()
+
+    def _standing_s(self) -> float:
+        if not self._stands:
+            return 0.0
+        return self._read_real_s() + self._offset_s - self._told
 
 
 def _clock() -> PausingClock | None:
@@ -159,7 +173,7 @@ def pausing_clock() -> Generator[PausingClock | None]:
     """
     runner: Any = _run.GLOBAL_RUN_CONTEXT.runner
     system: Any = getattr(_run, "SystemClock", None)
-    ordinary = getattr(runner, "clock", None)
+    ordinary: Any = getattr(runner, "clock", None)
     clock = _clock()
     if clock is None:
         if system is not None and ordinary is not None and type(ordinary) is not system:
@@ -180,13 +194,23 @@ def pausing_clock() -> Generator[PausingClock | None]:
         if not clock.users:
             with suppress(KeyError):  # it has failed
                 trio.lowlevel.remove_instrument(clock)
-            runner.clock = system(offset=clock.as_it_would_be())
+            runner.clock = system(offset=clock.offset_s)
 
 
 def missed_s() -> float:
-    """How many seconds trio's time lacks of real time since its clock can stand."""
+    """How many seconds trio's time has left out: what it lacks of the time in the world.
+
+    ``trio.current_time() + missed_s()`` is for what goes on out there though we are held up: what
+    the carrier plays and bills.
+    """
     clock = _clock()
     return 0.0 if clock is None else clock.missed_s
+
+
+def is_standing() -> bool:
+    """Whether the process has been held up, and what waited meanwhile is being read."""
+    clock = _clock()
+    return clock is not None and clock.stands
 
 
 async def tell_of_pauses(count: Callable[[float], None]) -> None:
@@ -194,7 +218,8 @@ async def tell_of_pauses(count: Callable[[float], None]) -> None:
     told_s = missed_s()
     while True:
         await trio.sleep(TELL_EVERY_S)
-        paused_s, told_s = missed_s() - told_s, missed_s()
+        paused_s = missed_s() - told_s
+        told_s += paused_s
         if paused_s > 0.0:
             count(paused_s)
         if paused_s >= TOLD_FROM_S:

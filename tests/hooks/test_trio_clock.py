@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -10,8 +12,9 @@ import structlog
 import trio
 import trio.testing
 from trio.abc import Clock
-from trio.lowlevel import current_clock
+from trio.lowlevel import checkpoint, current_clock
 
+from codec.path import WebSocket
 from server.hooks import trio_clock
 from server.hooks.trio_clock import (
     PASSES,
@@ -21,8 +24,16 @@ from server.hooks.trio_clock import (
     pausing_clock,
     tell_of_pauses,
 )
+from server.media import plane as plane_module
+from server.media.plane import Plane
+from server.media.words import Messages
 
 LATE_S = STEP_S + 0.2
+
+
+def hold_up(seconds: float) -> None:
+    """Do what SIGSTOP does to the loop."""
+    time.sleep(seconds)
 
 
 class Loop:
@@ -152,9 +163,9 @@ async def test_this_trio_takes_the_clock_and_gets_its_own_back_without_a_jump():
     with pausing_clock() as clock:
         assert clock is not None, "not the trio that trio_clock.py was written for"
         assert current_clock() is clock
-        await trio.sleep(0)
-        time.sleep(LATE_S)
-        await trio.sleep(0)
+        await checkpoint()
+        hold_up(LATE_S)
+        await checkpoint()
         before = trio.current_time()
 
     assert type(current_clock()) is type(ordinary)
@@ -176,41 +187,74 @@ async def test_what_came_during_a_pause_is_read_before_any_deadline():
                 nursery.start_soon(read)
                 await trio.testing.wait_all_tasks_blocked()
                 await theirs.send(b"here")
-                time.sleep(LATE_S + 0.2)
+                hold_up(LATE_S + 0.2)
                 with trio.fail_after(STEP_S / 100):
                     # Its time had been over long before, by any other clock.
-                    time.sleep(LATE_S)
+                    hold_up(LATE_S)
                     assert await receive.receive() == b"here"
 
         await trio.sleep(STEP_S)
         assert missed_s() > 0.0
 
 
-async def test_three_hundred_tasks_hear_what_waited_before_their_deadlines():
+@pytest.fixture
+def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    made = [socket.socketpair() for _ in range(300)]
+    for ours, _ in made:
+        ours.setblocking(False)
+    yield made
+    for pair in made:
+        for sock in pair:
+            sock.close()
+
+
+async def test_three_hundred_tasks_hear_what_waited_before_their_deadlines(pairs):
     heard = 0
 
-    async def hear(sock: trio.socket.SocketType) -> None:
+    async def hear(sock: socket.socket) -> None:
         nonlocal heard
-        with trio.fail_after(STEP_S):
-            await sock.recv(10)
+        with trio.fail_after(1.0):
+            await trio.lowlevel.wait_readable(sock)
+            sock.recv(10)
+            await checkpoint()
         heard += 1
 
-    pairs = [trio.socket.socketpair() for _ in range(300)]
-    try:
-        with pausing_clock():
-            async with trio.open_nursery() as nursery:
-                for ours, _ in pairs:
-                    nursery.start_soon(hear, ours)
-                await trio.testing.wait_all_tasks_blocked()
-                for _, theirs in pairs:
-                    await theirs.send(b"x")
-                time.sleep(LATE_S)
-    finally:
-        for pair in pairs:
-            for sock in pair:
-                sock.close()
+    with pausing_clock():
+        async with trio.open_nursery() as nursery:
+            for ours, _ in pairs:
+                nursery.start_soon(hear, ours)
+            await trio.testing.wait_all_tasks_blocked()
+            for _, theirs in pairs:
+                theirs.send(b"x")
+            hold_up(1.2)
 
     assert heard == len(pairs)
+
+
+@pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
+async def test_more_sockets_than_a_pass_of_the_plane_serves_are_read_before_any_deadline(pairs):
+    heard = 0
+
+    def hear(messages: Messages, ended: bool) -> None:
+        nonlocal heard
+        heard += len(messages)
+
+    plane = Plane()
+    with pausing_clock():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(plane.run)
+            for ours, theirs in pairs:
+                wire = plane.new_wire(ours, WebSocket(is_client=False, max_message_bytes=1024))
+                wire.listen(hear)
+                theirs.send(b"\x81\x81\0\0\0\0x")
+            with trio.move_on_after(0.5):
+                hold_up(1.0)
+                await trio.sleep_forever()
+            heard_in_time = heard
+            nursery.cancel_scope.cancel()
+
+    assert len(pairs) > plane_module.READY_PER_PASS
+    assert heard_in_time == len(pairs)
 
 
 async def test_a_deadline_whose_time_was_slept_through_comes_as_ever():
@@ -276,7 +320,7 @@ async def test_pauses_are_counted_and_said_once_for_a_while(nursery, monkeypatch
     with structlog.testing.capture_logs() as logs, pausing_clock():
         nursery.start_soon(partial(tell_of_pauses, count))
         await trio.testing.wait_all_tasks_blocked()
-        time.sleep(STEP_S + 1.0)
+        hold_up(STEP_S + 1.0)
         with trio.fail_after(60):
             await told.wait()
         nursery.cancel_scope.cancel()
