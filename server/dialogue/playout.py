@@ -27,6 +27,8 @@ MAX_QUEUED_BYTES = 600 * BYTES_PER_S
 """Ten minutes that wait to be sent: longer than any answer, and as much as the carrier buffers."""
 MAX_QUEUED = 50_000
 """Pieces of it, for a model whose chunks are tiny."""
+EARLY_S = 0.5
+"""A carrier's clock and ours do not drift so far apart within what it buffers."""
 MAX_TURNS = 64
 """Turns that are still accounted for: those before were heard long ago."""
 
@@ -356,10 +358,23 @@ class Playout:
             if turn.number == number and not turn.cut:
                 turn.anchor_bytes = milliseconds * (BYTES_PER_S // 1000)
                 turn.anchor_at = now
+                self._catch_up(turn, now)
                 if turn.finished and turn.anchor_bytes >= turn.sent_bytes // 8 * 8:
                     turn.anchor_bytes = turn.sent_bytes
                     return self._heard(turn, now)
         return None
+
+    def _catch_up(self, marked: _Turn, now: float) -> None:
+        """Believe a mark that comes much too early: it is our clock that has stood for a while."""
+        if self.keys:
+            return  # what they take is in no turn
+        later = [turn for turn in self._turns if turn.number > marked.number and not turn.cut]
+        unplayed_bytes = sum(turn.sent_bytes - turn.anchor_bytes for turn in (marked, *later))
+        early_s = self.timeline.play_end - now - unplayed_bytes / BYTES_PER_S
+        if early_s >= EARLY_S:
+            self.timeline.hasten(early_s)
+            for turn in later:
+                turn.anchor_at -= early_s
 
     # -- what the caller hears -------------------------------------------------------------
 
