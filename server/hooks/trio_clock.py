@@ -60,6 +60,12 @@ class PausingClock(Clock, Instrument):
         users: Who wants it; the last one takes it out again.
     """
 
+    # Everybody asks for the time, and slots are found sooner.
+    __slots__ = (
+        *("users", "_offset_s", "_read_real_s", "_missed_s", "_told", "_ceiling", "_goes_on_at"),
+        *("_just_before", "_stands", "_passes", "_worked_s", "_passed_at_s"),
+    )
+
     def __init__(
         self, offset_s: float = 0.0, *, read_real_s: Callable[[], float] = perf_counter
     ) -> None:
@@ -68,7 +74,8 @@ class PausingClock(Clock, Instrument):
         self._read_real_s = read_real_s
         self._missed_s = 0.0
         self._told = -inf  # the latest time that anybody has been told
-        self._ceiling = inf  # how far time may go in this pass
+        self._ceiling = inf  # how far time may go in this pass; nowhere while it stands
+        self._goes_on_at = inf
         self._just_before = -inf  # the end of the sleep that was planned
         self._stands = False
         self._passes = 0
@@ -81,11 +88,16 @@ class PausingClock(Clock, Instrument):
     def current_time(self) -> float:
         """The time, which stands while what waits is read."""
         now = self._read_real_s() + self._offset_s
-        if now <= self._ceiling and not self._stands:
-            self._told = now
-            return now
+        if now > self._ceiling:
+            return self._stand(now)
+        self._told = now
+        return now
+
+    def _stand(self, now: float) -> float:
+        """The loop is late: time stands until what waits is read."""
         if not self._stands:
             self._stands = True
+            self._goes_on_at, self._ceiling = self._ceiling, -inf
             self._passes, self._worked_s = 0, 0.0
             self._passed_at_s = now
             self._told = max(self._told, self._just_before)
@@ -131,7 +143,7 @@ class PausingClock(Clock, Instrument):
         self._passed_at_s = real
         if self._passes < PASSES and self._worked_s < LONGEST_S:
             return
-        self._told = self._just_before = max(self._told, self._ceiling)
+        self._told = self._just_before = max(self._told, self._goes_on_at)
         self._missed_s += real - self._told
         self._offset_s -= real - self._told
         self._stands = False
