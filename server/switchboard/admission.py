@@ -194,6 +194,8 @@ class LagMeter:
 
 LAG_INTERVAL_S = 0.1
 """With 21 samples the median speaks of the last two seconds."""
+MAX_LATE_SAMPLES = 3
+"""A late one counts for those that could not be taken meanwhile; but one pause is no load."""
 
 
 # ------------------------------------------------------------------------------------------
@@ -347,5 +349,6 @@ class Admission:
             asked_for, missed_before_s = trio.current_time() + LAG_INTERVAL_S, missed_s()
             await trio.sleep_until(asked_for)
             lag_s = trio.current_time() - asked_for + missed_s() - missed_before_s
-            self._lag.record(lag_s)
+            for _ in range(min(1 + int(lag_s / LAG_INTERVAL_S), MAX_LATE_SAMPLES)):
+                self._lag.record(lag_s)
             self._metrics.loop_lag.observe(lag_s)
