@@ -196,6 +196,14 @@ cdef class Played:
             self._playing_byte = held(&self._audio)
         self.play_end = now
 
+    def hasten(self, double by_s):
+        """The carrier is further on than the owner's clock has said, by so much."""
+        cdef Piece* pieces = <Piece*>pieces_of(&self._pieces)
+        cdef size_t number
+        for number in range(count_of(&self._pieces)):
+            pieces[number].plays_at -= by_s
+        self.play_end -= by_s
+
     def is_playing(self, double now):
         """Whether the caller is hearing the agent now, as far as can be known."""
         return self.is_playing_c(now)

@@ -64,6 +64,7 @@ cdef class MediaPath:
         last_chunk: The carrier's number of the last chunk, 0 if there was none.
         timestamp_ms: The carrier's clock at the end of the last chunk.
         recorded_ms: The carrier's clock at the end of what was recorded of the caller.
+        heard_at: When the last chunk was read, as given to :meth:`next_from_phone`; 0 before.
 
     No sockets, no clock, and one thread at a time.
     """
@@ -106,6 +107,7 @@ cdef class MediaPath:
     cdef readonly int64_t timestamp_ms
     cdef readonly int64_t recorded_ms
     cdef readonly int64_t last_chunk
+    cdef readonly double heard_at
     cdef bint _timed  # timestamp_ms is known
 
     def __cinit__(self):
@@ -159,6 +161,7 @@ cdef class MediaPath:
         if not decode_base64(chunk.audio.data, chunk.audio.size, reserve(&self._caller, size)):
             return False
         grow(&self._caller, size)
+        self.heard_at = self._now
         self._count_chunk(chunk.chunk_number, chunk.timestamp_ms, size)
         self._hear(size)
         return True

@@ -16,8 +16,6 @@ class Descriptor:
     def __init__(self, number: int, *, takes_output: bool = True) -> None: ...
 
 class Pump:
-    @property
-    def read_at(self) -> float: ...
     def __init__(
         self,
         source: Descriptor,

@@ -68,9 +68,6 @@ cdef class Pump:
         sink_websocket: Its protocol.
         summary: Takes how long each piece took from socket to socket.
         histogram: The same.
-
-    Attributes:
-        read_at: When something was last read, as given to :meth:`run`.
     """
 
     cdef Descriptor _source
@@ -83,7 +80,6 @@ cdef class Pump:
     cdef Histogram _histogram
     cdef object _message
     cdef double _began
-    cdef readonly double read_at
 
     def __init__(
         self,
@@ -116,7 +112,6 @@ cdef class Pump:
             size = recv_now(self._source.number, data, READ_BYTES)
         if size <= 0:
             return LEFT_READING
-        self.read_at = now
         append(&source._incoming, data, size)
         self._message = self._next_message(now)
         if held(&sink._outgoing) and self._sink.takes_output and self._sink.number >= 0:

@@ -173,7 +173,7 @@ class StreamMetrics:
 
 
 class CapacityMetrics:
-    """What the process has room for."""
+    """What the process has room and time for."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.setups = Gauge(
@@ -183,6 +183,11 @@ class CapacityMetrics:
         self.memory_left = Gauge(
             "offhook_memory_left_bytes",
             "Memory that the process may still have: its cgroup's, the system's, its own limit.",
+            registry=registry,
+        )
+        self.paused = Counter(
+            "offhook_paused_seconds",
+            "Time for which the process was held up (stopped, frozen, starved); no deadline ran.",
             registry=registry,
         )
 

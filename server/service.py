@@ -21,6 +21,7 @@ from server.agent.mcp_servers import McpServers, read_servers
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
 from server.cluster.workers import Workers
+from server.hooks.trio_clock import pausing_clock, tell_of_pauses
 from server.media import plane
 from server.metrics import Metrics
 from server.records.recording import Recordings, check_directory
@@ -130,7 +131,8 @@ class Service:
         """
         start = Start(task_status)
         try:
-            await self._run(streams, passed_on, start)
+            with pausing_clock():
+                await self._run(streams, passed_on, start)
         except* Exception as failures:
             if not start.is_over:
                 raise
@@ -170,6 +172,8 @@ class Service:
             )
             watch = partial(admission.watch_loop, lambda: calls.live_count)
             helpers.start_soon(keep_going, "loop lag", without_start(watch))
+            tell = partial(tell_of_pauses, self.metrics.capacity.paused.inc)
+            helpers.start_soon(keep_going, "pauses", without_start(tell))
             helpers.start_soon(keep_going, "model tries", without_start(calls.model_trial.run))
             if self.workers.are_several:
                 self.workers.report = calls.load

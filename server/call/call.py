@@ -51,6 +51,7 @@ from server.carrier import (
 from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CarrierError, ModelError, ServerError, StreamEnded, innermost
+from server.hooks.trio_clock import missed_s
 from server.logs import masked
 from server.metrics import Metrics, add
 from server.model import Model
@@ -172,7 +173,7 @@ class Call:
                 self.note("caller back")
                 c.turns.caller_active(now)
             if c.passing.recorder is not None:
-                c.passing.recorder.line(now)
+                c.passing.recorder.line(now + missed_s())
             if now >= c.opening.plays_at:
                 c.playout.open(now, buffer_s=media.abilities.buffer_s)
             c.connected.set()
@@ -186,10 +187,11 @@ class Call:
         """The phone has left the hook."""
         c, agent = self.conversation, self.conversation.party.agent
         c.answered_at = now
+        self.report.answered()
         ends_at = self._time_limit.deadline = now + c.options.max_duration_s
         self.note("answered")
         if self._recordings is not None:
-            recorder = self._recordings.begin(c.call_sid, now)
+            recorder = self._recordings.begin(c.call_sid, now + missed_s())
             if recorder is not None:
                 c.passing.record(
                     recorder, lambda reason: self.note("recording stopped", reason=reason)
@@ -378,6 +380,7 @@ class Call:
         """Leave everything as it is to stay; whatever fails of that, the call is over."""
         c = self.conversation
         now = self._ended_at = trio.current_time()
+        self.report.ended()
         try:
             with self._guarded("heard"):
                 c.passing.collect()
@@ -401,7 +404,7 @@ class Call:
             try:
                 passing.collect_recording()
             finally:
-                self._recordings.end(passing.recorder, now)
+                self._recordings.end(passing.recorder, now + missed_s())
 
     def _count_end(self) -> None:
         c = self.conversation

@@ -90,7 +90,7 @@ class Line:
 
     media: MediaStream
     heard_at: float = 0.0
-    """When the stream last brought anything."""
+    """When audio last came by events, or the line began; the path knows of what it has taken."""
     is_closed: bool = False
     """The stream takes nothing more."""
     end: tuple[EndReason, str] | None = None

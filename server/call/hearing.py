@@ -30,6 +30,7 @@ from server.carrier.keypad import PressedKeys
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Awaited
 from server.errors import CarrierProtocolError
+from server.hooks.trio_clock import missed_s
 
 MAX_TOGETHER_BYTES = 800
 """The longest message to the model, as the compiled path writes them, too."""
@@ -84,12 +85,14 @@ class Hearing:
                 return EndReason.CALLER_GONE, "no audio from the carrier"
 
     def _gone_at(self, line: Line) -> float:
-        """When a carrier that says nothing more is taken for gone; never where silence is usual."""
+        """When a carrier that sends no more audio is taken for gone; never where silence is usual.
+
+        Nothing else is a sign of life where frames always come: marks are echoed by any socket.
+        """
         if not line.media.abilities.sends_silence:
             return inf
-        relay = self._conversation.passing.relay
-        heard_at = max(line.heard_at, relay.heard_at) if relay.has_phone else line.heard_at
-        return heard_at + self._conversation.options.media_timeout_s
+        c = self._conversation
+        return max(line.heard_at, c.passing.path.heard_at) + c.options.media_timeout_s
 
     # -- what comes --------------------------------------------------------------------------
 
@@ -97,11 +100,11 @@ class Hearing:
         self, line: Line, events: Sequence[CarrierEvent | CarrierProtocolError]
     ) -> None:
         """A read of the socket has brought this: nothing in here waits."""
-        line.heard_at = trio.current_time()
         with _own_trouble(line):
             self._conversation.passing.collect()
             for is_audio, group in groupby(events, lambda event: isinstance(event, CallerAudio)):
                 if is_audio:
+                    line.heard_at = trio.current_time()
                     for stretch in stretches(one for one in group if isinstance(one, CallerAudio)):
                         self._take_audio(stretch)
                     continue
@@ -133,7 +136,7 @@ class Hearing:
         payload = b"".join(chunk.payload for chunk in chunks)
         if (recorder := c.passing.recorder) is not None:
             c.passing.collect_recording()
-            recorder.caller(payload, chunks[0].timestamp_ms, chunks[0].received_at)
+            recorder.caller(payload, chunks[0].timestamp_ms, chunks[0].received_at + missed_s())
         c.notes.timings.caller_audio_s += len(payload) / BYTES_PER_S
         if self._machine is not None:
             self._machine.hear(payload, now)
@@ -157,9 +160,9 @@ class Hearing:
                 found = c.ear.take()
                 to_model = c.opening.hear(payload, now)
                 self._take_found(found, now)
-                self._pass_on(to_model, passing.relay.heard_at)
+                self._pass_on(to_model, path.heard_at)
             else:
-                self._take_found(c.ear.take(), passing.relay.heard_at)
+                self._take_found(c.ear.take(), path.heard_at)
             c.session.note_passed()
             is_open = c.opening.is_over and (self._machine is None or self._machine.is_over)
             path.caller_passes = is_open

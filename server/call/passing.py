@@ -15,6 +15,7 @@ from server.carrier import SendAudio
 from server.dialogue.ear import Ear
 from server.dialogue.playout import Playout
 from server.dialogue.turns import Turns
+from server.hooks.trio_clock import missed_s
 from server.media.relay import Relay
 from server.records.recording import Recorder
 
@@ -103,7 +104,7 @@ class Passing:
         caller, agent = self.path.take_recording()
         if caller:
             began_ms = self.path.recorded_ms - len(caller) // 8
-            self.recorder.caller(caller, began_ms, self.relay.heard_at)
+            self.recorder.caller(caller, began_ms, self.path.heard_at + missed_s())
         if agent:
             # Each chunk of it came before the caller had heard the one before.
             self.recorder.sent(SendAudio(agent), self._began_at)

@@ -12,6 +12,7 @@ from server.carrier import CarrierCommand, Clear, SendAudio
 from server.carrier.keypad import tones
 from server.dialogue.playout import HeardTurn
 from server.errors import StreamEnded
+from server.hooks.trio_clock import missed_s
 
 
 class Playing:
@@ -66,7 +67,7 @@ class Playing:
         assert c.answered_at is not None
         if (recorder := c.passing.recorder) is not None:
             c.passing.collect_recording()
-            recorder.sent(command, now)
+            recorder.sent(command, now + missed_s())
         match command:
             case SendAudio(received_at=received_at, turn=turn):
                 if (reply := notes.replies.audio_sent(turn, now)) is not None:

@@ -17,6 +17,8 @@ from typing import NamedTuple, Self
 MAX_WORKERS = 64
 BEAT_S = 0.1
 """How often each process writes its row, besides whenever its calls change."""
+AWAY_S = 1.0
+"""Who has not written for so long was held up, and has seen nothing of the others meanwhile."""
 SILENT_S = 3.0
 """A process that has not written for so long is gone, or no use for a new call."""
 
@@ -87,6 +89,7 @@ class Board:
         self._count = count
         self._own = number * _ROW
         self._requests = 0
+        self._away = 0.0, 0.0  # from when to when we were held up the last time
         for name in range(_GIVEN):
             self._numbers[self._own + name] = 0.0
         # What tells us from who had our number before; as many bits as a float keeps.
@@ -99,7 +102,7 @@ class Board:
 
     def write(self, load: Load) -> None:
         """Say how we are doing."""
-        numbers, own, now = self._numbers, self._own, time.monotonic()
+        numbers, own, now = self._numbers, self._own, self._now()
         numbers[own + _LIVE] = load.live
         numbers[own + _REQUESTS] = load.running + self._requests
         numbers[own + _WAITING] = load.waiting
@@ -123,7 +126,17 @@ class Board:
 
     def is_there(self, number: int) -> bool:
         """Whether a process writes its row."""
-        return time.monotonic() - self._numbers[number * _ROW + _BEAT] < SILENT_S
+        now, (left, back), beat = self._now(), self._away, self._numbers[number * _ROW + _BEAT]
+        # While we were held up, perhaps with all the others, nobody's silence counts.
+        return now - beat - max(0.0, back - max(left, beat)) < SILENT_S
+
+    def _now(self) -> float:
+        """The time; and if we have not written for long, we have just come back."""
+        now, written = time.monotonic(), self._numbers[self._own + _BEAT]
+        if written and now - written >= AWAY_S:
+            left = self._away[0] if self._away[1] >= written else written
+            self._away = left, now
+        return now
 
     def others(self) -> list[int]:
         """The processes that are there beside us."""

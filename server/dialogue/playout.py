@@ -13,6 +13,7 @@ is sent again if the caller did not mean to interrupt.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 
@@ -27,6 +28,8 @@ MAX_QUEUED_BYTES = 600 * BYTES_PER_S
 """Ten minutes that wait to be sent: longer than any answer, and as much as the carrier buffers."""
 MAX_QUEUED = 50_000
 """Pieces of it, for a model whose chunks are tiny."""
+EARLY_S = 0.5
+"""A carrier's clock and ours do not drift so far apart within what it buffers."""
 MAX_TURNS = 64
 """Turns that are still accounted for: those before were heard long ago."""
 
@@ -356,6 +359,8 @@ class Playout:
             if turn.number == number and not turn.cut:
                 turn.anchor_bytes = milliseconds * (BYTES_PER_S // 1000)
                 turn.anchor_at = now
+                if not self.keys:  # what they take is in no turn
+                    _catch_up(self.timeline, turn, self._turns, now)
                 if turn.finished and turn.anchor_bytes >= turn.sent_bytes // 8 * 8:
                     turn.anchor_bytes = turn.sent_bytes
                     return self._heard(turn, now)
@@ -477,3 +482,14 @@ class Playout:
         self._marks_out.add(name)
         self.timeline.marks_out = len(self._marks_out)
         return SendMark(name)
+
+
+def _catch_up(timeline: Played, marked: _Turn, turns: Iterable[_Turn], now: float) -> None:
+    """Believe a mark that comes much too early: it is our clock that has stood for a while."""
+    later = [turn for turn in turns if turn.number > marked.number and not turn.cut]
+    unplayed_bytes = sum(turn.sent_bytes - turn.anchor_bytes for turn in (marked, *later))
+    early_s = timeline.play_end - now - unplayed_bytes / BYTES_PER_S
+    if early_s >= EARLY_S:
+        timeline.hasten(early_s)
+        for turn in later:
+            turn.anchor_at -= early_s

@@ -56,7 +56,6 @@ class Relay:
         self._agent_latencies = agent_latencies
         self._phone: Wire | None = None
         self._model: Wire | None = None
-        self._heard_at = 0.0
         self._from_phone: Pump | None = None
         self._from_model: Pump | None = None
 
@@ -65,24 +64,15 @@ class Relay:
         """Whether there is a wire of the phone's."""
         return self._phone is not None
 
-    @property
-    def heard_at(self) -> float:
-        """When the phone's wire was last read."""
-        if self._from_phone is None:
-            return self._heard_at
-        return max(self._heard_at, self._from_phone.read_at)
-
     def join_phone(self, wire: Wire) -> None:
         """Have caller audio go through the path from now on; the wire's inbox must be empty."""
         self.path.phone = wire.websocket
         self._phone = wire
-        self._heard_at = current_time()
         self._connect()
 
     def leave_phone(self, wire: Wire) -> None:
         """Have whoever listens to the wire read what else comes: the stream is over."""
         if wire is self._phone:
-            self._heard_at = self.heard_at
             self._phone = None
             self.path.stop()
             self._connect()
@@ -102,7 +92,6 @@ class Relay:
     def leave_model(self, wire: Wire) -> None:
         """Take a connection off the path that is of no use any more."""
         if wire is self._model:
-            self._heard_at = self.heard_at
             self._model = None
             self._connect()
             wire.read_through(wire.websocket.next_message)
@@ -133,8 +122,7 @@ class Relay:
         path, model, pump, began = self.path, self._model, self._from_phone, perf_counter()
         message = None if pump is None else pump.take_message()
         if message is None:
-            self._heard_at = now = current_time()
-            message = path.next_from_phone(now)
+            message = path.next_from_phone(current_time())
         if model is not None and model.websocket.output_bytes:
             model.flush()
             if pump is not None:

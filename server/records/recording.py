@@ -25,6 +25,7 @@ import trio
 from codec.line import SILENCE
 from server.carrier import CarrierCommand, Clear, SendAudio
 from server.errors import ConfigurationError
+from server.hooks.trio_clock import is_standing, missed_s
 from server.media.wav import STEREO_FRAME_BYTES, STEREO_HEAD_BYTES, stereo_head, stereo_of_mulaw
 from server.metrics import Metrics
 
@@ -55,7 +56,7 @@ class Recorder:
 
     Args:
         call_sid: Names the file.
-        began_at: ``trio.current_time()`` at the first sample.
+        began_at: When the first sample is, in the world's time: what we miss, others say.
     """
 
     def __init__(self, call_sid: str, began_at: float) -> None:
@@ -293,12 +294,13 @@ class Recordings:
                 if trio.current_time() >= sweep_at:
                     await self._in_thread(self._delete_old)
                     sweep_at = trio.current_time() + SWEEP_EVERY_S
-                await self._write()
+                if not is_standing():  # else what callers said meanwhile is about to be read
+                    await self._write()
                 with trio.move_on_after(WRITE_EVERY_S):
                     await ended.wait()
         except trio.Cancelled:
             with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-                now = trio.current_time()
+                now = trio.current_time() + missed_s()
                 for recorder in self._recorders.values():
                     if recorder.ended_at is None:
                         recorder.end(now)
@@ -307,7 +309,7 @@ class Recordings:
 
     async def _write(self) -> None:
         """Take what there is from every recorder, write it, and see what became of it."""
-        work = list(self._take(trio.current_time()))
+        work = list(self._take(trio.current_time() + missed_s()))
         if not work:
             return
         failures: dict[str, Exception] = {}

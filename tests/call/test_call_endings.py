@@ -8,7 +8,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
-from server.carrier import CallStatus, SendMark, StatusUpdate
+from server.carrier import CallStatus, DigitPressed, MarkReached, SendMark, StatusUpdate
 from server.dialogue.endings import EndReason
 from server.errors import ModelError, StreamEnded
 from server.model import AgentTranscript, GenerationComplete
@@ -89,13 +89,21 @@ async def test_what_comes_after_the_carriers_last_word_is_waited_for_but_not_for
     assert trio.current_time() - began == pytest.approx(3.0)
 
 
-async def test_a_stream_that_is_silent_is_given_up_and_every_message_is_a_sign_of_life(
-    autojump_clock, talking
+@pytest.mark.parametrize(
+    "sign",
+    [None, MarkReached("0:1000", 0.0), DigitPressed("1"), MarkReached("nobody's", 0.0)],
+    ids=str,
+)
+async def test_a_stream_that_is_silent_is_given_up_and_only_audio_is_a_sign_of_life(
+    autojump_clock, talking, sign
 ):
     for _ in range(3):
         await trio.sleep(4.0)
         talking.media.say(FRAME)
     spoke_at = trio.current_time()
+    if sign is not None:
+        await trio.sleep(4.0)
+        talking.media.event(sign)
     await talking.call.finished.wait()
 
     assert talking.call.record().detail == "no audio from the carrier"

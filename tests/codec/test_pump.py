@@ -82,7 +82,7 @@ def test_passes_audio_from_one_socket_to_the_other(pumped):
 
     assert pumped.pump.run(1.5) == Left.NOTHING
     assert pumped.heard() == codec.MulawDecoder(16_000).decode(CHUNK * 2)
-    assert (pumped.pump.read_at, pumped.latencies.count) == (1.5, 1)
+    assert (pumped.path.heard_at, pumped.latencies.count) == (1.5, 1)
 
 
 def test_stops_at_a_message_that_is_not_audio_and_goes_on_behind_it(pumped):
@@ -94,6 +94,16 @@ def test_stops_at_a_message_that_is_not_audio_and_goes_on_behind_it(pumped):
     assert pumped.path.next_from_phone() is None  # Python goes on
     data = pumped.path.model.take_output()
     assert pumped.heard() + pcm_of(data) == codec.MulawDecoder(16_000).decode(CHUNK * 2)
+
+
+def test_only_audio_counts_as_heard(pumped):
+    pumped.say(media(CHUNK, 1))
+    pumped.pump.run(1.5)
+
+    pumped.say(MARK)
+    pumped.pump.run(7.5)
+
+    assert pumped.path.heard_at == 1.5
 
 
 def test_reads_nothing_more_while_a_message_waits_to_be_taken(pumped):

@@ -185,6 +185,52 @@ def test_a_mark_corrects_a_carrier_that_plays_later_than_we_think():
     assert heard.heard_s == pytest.approx(1.5)
 
 
+def test_marks_that_came_while_our_clock_stood_say_what_the_caller_hears_now_and_next():
+    playout = opened(remember=True)
+    playout.push(SECOND * 10, turn=1)
+    playout.finish_turn(1)
+    drain(playout, 0.0)
+    playout.push(SECOND, turn=2)
+    drain(playout, 0.0)
+
+    for second in range(1, 9):  # the carrier went on for eight seconds, and our clock for two
+        playout.mark_reached(f"1:{second}000", 2.0)
+
+    assert playout.heard_s(2.5) == pytest.approx(8.5)
+    assert playout.audible_until(2.5) == pytest.approx(5.0)
+    assert playout.heard_s(4.5) == pytest.approx(10.5)  # of the second turn, too
+    cut = playout.interrupt(1, 2.5)
+    assert cut is not None
+    assert cut.heard_s == pytest.approx(8.5)
+
+
+def test_a_hold_after_our_clock_stood_goes_on_where_the_caller_was():
+    playout = opened(remember=True)
+    playout.push(bytes(range(250)) * 320, turn=1)  # ten seconds
+    drain(playout, 0.0)
+    for second in range(1, 9):
+        playout.mark_reached(f"1:{second}000", 2.0)
+
+    assert playout.hold(2.0)
+    playout.resume()
+
+    assert audio_bytes(drain(playout, 3.0)) == 2 * len(SECOND)
+
+
+def test_an_agent_that_was_heard_to_the_end_while_our_clock_stood_plays_no_more():
+    playout = opened()
+    playout.push(SECOND * 3, turn=1)
+    playout.finish_turn(1)
+    drain(playout, 0.0)
+
+    for second in (1, 2, 3):
+        heard = playout.mark_reached(f"1:{second}000", 1.0)
+
+    assert heard is not None
+    assert heard.heard_s == 3.0
+    assert not playout.is_playing(1.0)
+
+
 def test_a_gap_in_the_models_delivery_is_not_counted_as_heard():
     playout = opened()
     playout.push(b"\x01" * 4_000, turn=1)

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from trio.lowlevel import checkpoint
 from trio.testing import wait_all_tasks_blocked
 
 from server.errors import CallRefused
 from server.hooks.machine import MemoryState
+from server.hooks.trio_clock import pausing_clock
 from server.metrics import Metrics
 from server.refusal import Kind
 from server.settings.settings import Settings
@@ -199,6 +202,42 @@ async def test_an_event_loop_that_is_late_takes_no_more_calls():
         admission._lag.record(0.2)
 
     assert refusal(admission) == "overloaded"
+
+
+async def test_a_pause_is_measured_but_only_lateness_that_stays_is_a_load(nursery):
+    registry = CollectorRegistry()
+    admission = Admission(Limits(max_loop_lag_s=0.25), Metrics(registry))
+    with pausing_clock():
+        nursery.start_soon(admission.watch_loop, lambda: 0)
+        await measured(registry, 0.0)
+        block(1.0)
+        await measured(registry, 0.9)
+        admission.check(0, trio.current_time())
+
+        with pytest.raises(CallRefused, match="ms late"):
+            await overload(admission)
+
+
+async def overload(admission: Admission) -> None:
+    """Be late in every pass until a call is refused for it, or for a minute."""
+    with trio.fail_after(60):
+        while True:
+            block(0.4)
+            await checkpoint()
+            admission.check(0, trio.current_time())
+
+
+async def measured(registry: CollectorRegistry, least_s: float) -> None:
+    """Wait until the loop was found to be so late in all."""
+    while not registry.get_sample_value("offhook_loop_lag_seconds_count") or (  # noqa: ASYNC110
+        registry.get_sample_value("offhook_loop_lag_seconds_sum") < least_s
+    ):
+        await trio.sleep(0.01)
+
+
+def block(seconds: float) -> None:
+    """Hold the loop up, as a task does that computes."""
+    time.sleep(seconds)
 
 
 async def test_the_lag_is_measured(autojump_clock, nursery):

@@ -217,6 +217,29 @@ async def test_a_socket_that_stops_reading_ends_with_its_own_call(quick_deadline
     assert call.end_reason == "caller-gone"
 
 
+@both_media_paths
+async def test_a_stream_that_brings_everything_but_audio_is_given_up(media_path):
+    mark = b'{"event":"mark","streamSid":"MZ1","mark":{"name":"0:1000"}}'
+    async with (
+        serving(simulated_ring_s=None, media_timeout_s=0.5, media_path=media_path) as server,
+        ringing_call(server) as (call_sid, ticket),
+        await connection(server) as silent,
+    ):
+        await silent.send_all(UPGRADE)
+        await silent.receive_some(1000)
+        text = start_message(ticket, call_sid).encode()
+        await silent.send_all(b"\x81\xfe" + len(text).to_bytes(2, "big") + b"\0\0\0\0" + text)
+        call = server.service.calls.register.get(call_sid)
+        frames = b"\x81" + bytes([0x80 | len(mark)]) + b"\0\0\0\0" + mark + b"\x8a\x80\0\0\0\0"
+        with trio.fail_after(60):
+            while not call.is_over:
+                with suppress(trio.BrokenResourceError):
+                    await silent.send_all(frames)
+                await trio.sleep(0.05)
+
+    assert call.record().detail == "no audio from the carrier"
+
+
 async def close_code_after(server: Server, data: bytes) -> int | None:
     """Open a media socket, send these bytes and nothing more; how the server closes it.
 

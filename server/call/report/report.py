@@ -9,6 +9,7 @@ import structlog
 
 from server.call.conversation import Conversation
 from server.carrier import AnsweredBy, CallStatus
+from server.hooks.trio_clock import missed_s
 from server.logs import masked
 from server.metrics import add
 from server.records.words import CallDetails, CallRecord, ReplyRecord
@@ -28,13 +29,26 @@ class Report:
         self._conversation = conversation
         self._created_at = created_at
         self._failed: set[str] = set()
+        self._missed_before_s = 0.0
+        self._missed_until_s: float | None = None
         self.traceparent = ""
         """Whose trace this call belongs to: W3C Trace Context, from whoever asked for the call."""
 
+    def answered(self) -> None:
+        """The phone has left the hook: what the process misses from now on is on the line, too."""
+        self._missed_before_s = missed_s()
+
+    def ended(self) -> None:
+        """The call is over: what the process misses from now on is no time of the call's."""
+        self._missed_until_s = missed_s()
+
     def duration_s(self, now: float) -> float:
-        """Seconds on the line: from the answer to now."""
+        """Seconds on the line, as the carrier counts them: from the answer to now."""
         answered_at = self._conversation.answered_at
-        return 0.0 if answered_at is None else now - answered_at
+        if answered_at is None:
+            return 0.0
+        until_s = missed_s() if self._missed_until_s is None else self._missed_until_s
+        return now - answered_at + until_s - self._missed_before_s
 
     def summary(
         self, now: float, *, status: CallStatus, answered_by: AnsweredBy | None, is_over: bool

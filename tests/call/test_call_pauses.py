@@ -1,0 +1,67 @@
+"""A call whose process was held up: the world has gone on, and its record says so."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from codec.line import BYTES_PER_S, SILENCE
+from server.call import call, playing
+from server.call.report import report
+from server.dialogue.endings import EndReason
+from server.records.recording import Recorder
+from tests.support.calls_on_a_rig import SECOND_PCM, Rig
+
+PAUSE_S = 6.0
+
+
+@pytest.fixture
+async def ringing(nursery):
+    rig = Rig()
+    nursery.start_soon(rig.call.run)
+    await wait_all_tasks_blocked()
+    yield rig
+    rig.call.end(EndReason.HUNG_UP)
+
+
+@pytest.fixture
+def pause(monkeypatch):
+    """Have the world go on for a while without us."""
+
+    def pause() -> None:
+        for module in (call, playing, report):
+            monkeypatch.setattr(module, "missed_s", lambda: PAUSE_S)
+
+    return pause
+
+
+async def test_the_time_on_the_line_is_the_worlds(autojump_clock, talking, pause):
+    await trio.sleep(1.0)
+    pause()
+    await trio.sleep(1.0)
+    live_s = talking.call.duration_s
+    talking.call.end(EndReason.HUNG_UP)
+    await talking.call.finished.wait()
+
+    assert live_s == pytest.approx(2.0 + PAUSE_S)
+    assert talking.call.record().duration_s == pytest.approx(2.0 + PAUSE_S)
+
+
+async def test_what_the_agent_says_after_a_pause_is_recorded_behind_it(
+    autojump_clock, talking, pause
+):
+    began_at = trio.current_time()
+    recorder = Recorder("CA1", began_at)
+    talking.call.conversation.passing.record(recorder, lambda reason: None)
+    await trio.sleep(1.0)
+    pause()
+
+    talking.audio(SECOND_PCM, turn=1)
+    await trio.sleep(1.0)
+    recorder.end(trio.current_time() + PAUSE_S)
+    _, agent = recorder.take(recorder.ended_at)
+
+    quiet = agent[: round((1.0 + PAUSE_S) * BYTES_PER_S)]
+    assert quiet == SILENCE * len(quiet)
+    assert agent[len(quiet) :] != SILENCE * (len(agent) - len(quiet))
