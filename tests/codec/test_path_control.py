@@ -363,7 +363,7 @@ def test_a_turn_is_followed_and_its_books_are_told_when_asked_for(followed: Medi
     assert path.played.play_end == pytest.approx(1.06)
     assert path.has_run
     assert not path.run_is_over()
-    assert path.take_run() == (480, 320, 0.0)
+    assert path.take_run() == (480, 320, 0.0, 0.0)
     assert not path.has_run
     assert say(path, loud) == [audio(loud)]
 
