@@ -28,16 +28,30 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from benchmarks import jitter_calls
 from benchmarks.options import Options, machine, machine_line
 from codec.ear import LOUD, loudness
 from codec.line import BYTES_PER_S, FRAME_BYTES
 from server.carrier import Clear, SendAudio, SendMark
-from server.dialogue.cushion import MAX_PAUSE_S, Cushion, Lateness
+from server.dialogue.cushion import MAX_PAUSE_S, MAX_START_S, Cushion, Lateness
 from server.dialogue.playout import Playout
 from server.media.wav import data_of
 
 CALLS, QUICK_CALLS = 60, 12
 TURNS = 12
+SOCKET_CALLS, SOCKET_TURNS, SPEEDS = 20, 6, (4.4, 1.0)
+LONG_S = MAX_PAUSE_S + 0.05
+"""A gap that is longer may be taken for the end of a turn."""
+LEAST_GAIN, MOST_LONG = 0.5, 0.15
+COLUMNS = {
+    "no gap": ("gapless_share", "{:.0%}"),
+    "gaps a turn": ("gaps_per_turn", "{:.1f}"),
+    "not the model's": ("unmade_ms_per_turn", "{:.0f} ms"),
+    "too long": ("long_per_turn", "{:.2f}"),
+    "waited": ("waited_p50_ms", "{:.0f} ms"),
+}
+"""What is shown of each row, and how; of these two ways to wait."""
+SHOWN = ("fixed", "measured")
 HEARD_S = 0.01
 """A gap that is shorter is not heard as one."""
 PACKET_BYTES = 1_400
@@ -123,7 +137,7 @@ def spoken() -> bytes:
     return b"".join(data_of((folder / f"{name}.wav").read_bytes()) for name in names)
 
 
-# --- Who waits how ----------------------------------------------------------------------------------
+# --- Who waits how --------------------------------------------------------------------------------
 
 
 class NoCushion(Cushion):
@@ -166,7 +180,7 @@ POLICIES: dict[str, Callable[[Lateness], Cushion]] = {
 }
 
 
-# --- One call -----------------------------------------------------------------------------------------
+# --- One call -------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -279,7 +293,58 @@ def call(model: Model, network: Network, cushion: Cushion, seed: str) -> list[Tu
     return turns
 
 
-# --- All of them ----------------------------------------------------------------------------------------
+# --- All of them ----------------------------------------------------------------------------------
+
+
+def run(options: Options) -> dict[str, object]:
+    """Have all the calls, print what they came to, and judge it."""
+    chosen = options.arguments
+    figures: dict[str, object] = {"versions": machine(("trio",))["versions"]}
+    options.console.print(machine_line(machine(("trio",))), highlight=False)
+    calls = QUICK_CALLS if options.quick else CALLS
+    with options.console.status(f"{calls} calls of {TURNS} turns for every row"):
+        compared = compare(calls)
+    options.console.print(table(compared, calls))
+    figures["compared"] = compared
+    broken = judge(compared)
+    if not options.quick or chosen.calls:
+        heard = {}
+        for (name, network), speed in itertools.product(jitter_calls.NETWORKS.items(), SPEEDS):
+            with options.console.status(
+                f"{chosen.calls or SOCKET_CALLS} calls over sockets: {name}"
+            ):
+                heard[f"{speed}x, {name}"] = jitter_calls.run_calls(
+                    network, calls=chosen.calls or SOCKET_CALLS, turns=SOCKET_TURNS, speed=speed
+                )
+        options.console.print(calls_table(heard))
+        figures["calls"] = heard
+    for fault in broken:
+        options.console.print(f"[red]broken:[/] {fault}")
+    if broken and chosen.check:
+        sys.exit(1)
+    return figures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What else can be said on the command line."""
+    parser.add_argument("--check", action="store_true", help="fail if a bound is broken")
+    parser.add_argument("--calls", type=int, default=0, metavar="N", help="calls over sockets")
+
+
+def compare(calls: int) -> dict[str, dict[str, float]]:
+    """Every model over every network with every cushion, in calls that follow each other."""
+    figures = {}
+    for model, network, policy in itertools.product(MODELS, NETWORKS, POLICIES):
+        usual = Lateness()
+        turns = [
+            turn
+            for n in range(calls)
+            for turn in call(
+                MODELS[model], NETWORKS[network], POLICIES[policy](usual), f"{model}/{network}/{n}"
+            )
+        ]
+        figures[f"{model}, {network}, {policy}"] = summary(turns)
+    return figures
 
 
 def summary(turns: list[Turn]) -> dict[str, float]:
@@ -293,30 +358,73 @@ def summary(turns: list[Turn]) -> dict[str, float]:
         "gap_ms_per_turn": 1000 * sum(gaps) / len(turns),
         "unmade_ms_per_turn": 1000 * sum(turn.unmade_s for turn in turns) / len(turns),
         "longest_ms": 1000 * max(gaps, default=0.0),
-        "long_share": sum(gap > MAX_PAUSE_S + 0.05 for gap in gaps) / len(turns),
+        "long_per_turn": sum(gap > LONG_S for gap in gaps) / len(turns),
         "quiet_share": sum(quiet for turn in turns for _, quiet in turn.gaps) / max(1, len(gaps)),
         "waited_p50_ms": statistics.median(waits_ms),
         "waited_p95_ms": waits_ms[int(0.95 * (len(waits_ms) - 1))],
     }
 
 
-def compare(calls: int) -> dict[str, dict[str, float]]:
-    """Every model over every network with every cushion."""
-    figures = {}
-    for model, network, policy in itertools.product(MODELS, NETWORKS, POLICIES):
-        usual = Lateness()
-        turns = [
-            turn
-            for n in range(calls)
-            for turn in call(
-                MODELS[model], NETWORKS[network], POLICIES[policy](usual), f"{model}/{network}/{n}"
-            )
-        ]
-        figures[f"{model} / {network} / {policy}"] = summary(turns)
-    return figures
+def judge(compared: dict[str, dict[str, float]]) -> list[str]:
+    """What must hold of every row, as far as it does not."""
+    broken = []
+    for model, network in itertools.product(MODELS, NETWORKS):
+        fixed, measured = (compared[f"{model}, {network}, {one}"] for one in ("fixed", "measured"))
+        row = f"{model}, {network}"
+        is_fast = MODELS[model].speed >= 1.0
+        if (
+            network == "clean"
+            and is_fast
+            and (measured["waited_p95_ms"] > 0 or measured["gaps_per_turn"] > 0)
+        ):
+            broken.append(f"{row}: a good path is waited for, or has gaps")
+        if measured["unmade_ms_per_turn"] > max(5.0, LEAST_GAIN * fixed["unmade_ms_per_turn"]):
+            broken.append(f"{row}: more silence that the model has not made than {LEAST_GAIN:.0%}")
+        if measured["long_per_turn"] > MOST_LONG:
+            broken.append(f"{row}: too many gaps that sound like the end of a turn")
+        if measured["waited_p95_ms"] > 1000 * MAX_START_S + 1:
+            broken.append(f"{row}: the first word waits longer than its bound")
+    return broken
 
 
-if __name__ == "__main__":
-    import sys
-    for k, v in compare(int(sys.argv[1]) if len(sys.argv)>1 else 12).items():
-        print(f"{k:52s} gapless {v['gapless_share']:.2f} n/turn {v['gaps_per_turn']:5.2f} ms {v['gap_ms_per_turn']:6.0f} unmade {v['unmade_ms_per_turn']:6.0f} longest {v['longest_ms']:5.0f} long/turn {v['long_share']:.2f} quiet {v['quiet_share']:.2f} wait p50 {v['waited_p50_ms']:4.0f} p95 {v['waited_p95_ms']:4.0f}")
+def table(compared: dict[str, dict[str, float]], calls: int) -> Table:
+    """Every row, with the three ways to wait beside each other."""
+    shown = Table(
+        title=f"{calls} calls of {TURNS} turns; cushion {' / '.join(SHOWN)}",
+        box=box.SIMPLE_HEAD,
+    )
+    shown.add_column("model, network")
+    for heading in COLUMNS:
+        shown.add_column(heading, justify="right")
+    for model, network in itertools.product(MODELS, NETWORKS):
+        rows = [compared[f"{model}, {network}, {policy}"] for policy in SHOWN]
+        shown.add_row(
+            f"{model}, {network}",
+            *(" / ".join(form.format(one[key]) for one in rows) for key, form in COLUMNS.values()),
+        )
+    return shown
+
+
+def calls_table(heard: dict[str, dict[str, Any]]) -> Table:
+    """What callers heard over sockets."""
+    shown = Table(title="calls over sockets, through relays", box=box.SIMPLE_HEAD)
+    headings = (
+        "",
+        "turns",
+        "gapless",
+        "gaps, ms a turn",
+        "longest, ms",
+        "first sound, ms p50, p95",
+    )
+    for heading in headings:
+        shown.add_column(heading, justify="left" if not heading else "right")
+    for name, one in heard.items():
+        shown.add_row(
+            name,
+            f"{one['turns']}",
+            f"{one['gapless_share']:.0%}",
+            f"{one['gap_ms_per_turn']:.0f}",
+            f"{one['longest_ms']:.0f}",
+            f"{one['first_p50_ms']:.0f}, {one['first_p95_ms']:.0f}",
+        )
+    return shown

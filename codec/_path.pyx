@@ -286,7 +286,8 @@ cdef class MediaPath:
     cdef int _note_followed(self, const uint8_t* payload, int64_t size) except -1:
         self._played.passed_c(self._now)
         self._played.sent_c(payload, size, self._played.play_end)
-        self._run.late_at = max(self._run.late_at, self._now - <double>self._run.bytes / BYTES_PER_S)
+        cdef double late_at = self._now - <double>self._run.bytes / BYTES_PER_S
+        self._run.late_at = max(self._run.late_at, late_at)
         self._run.bytes += size
         if self._encoder.chunk_level_dbfs() > self._run.audible_dbfs:
             self._run.audible_bytes += size
@@ -396,8 +397,8 @@ cdef class MediaPath:
         """Pass on what else comes of the agent's turn under way, as long as it is nothing special.
 
         That ends with the first message that is not audio, with a chunk that comes when the caller
-        has heard all before it but ``thin_s``, when ``limit_bytes`` have passed, and with :meth:`take_run`.
-        Then every message comes out whole, as before.
+        has heard all before it but ``thin_s``, when ``limit_bytes`` have passed, and with
+        :meth:`take_run`. Then every message comes out whole, as before.
 
         Args:
             limit_bytes: Payload after which somebody has to look: a mark is due, or the lead used.

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from math import ceil, inf
 
-from codec.ear import FRAME_BYTES, FRAME_S, LOUD, loudness
+from codec.ear import FRAME_BYTES, LOUD, loudness
 from codec.line import BYTES_PER_S
 
 MAX_START_S = 0.4
@@ -28,9 +28,11 @@ GATHER_S = 0.1
 """How long a turn that has run dry gathers, and twice as long each time that it does so again."""
 FEWEST_S = 0.01
 """Lateness that nobody hears."""
+FEWEST_AWAY_S = 0.04
+"""Lateness of marks that says nothing: a frame of the telephone's, and jitter on their way back."""
 MODEL_PAUSE_S = 1.0
 """No network is later than this: the model itself has paused, to think or to call a function."""
-THIN_S = 0.2
+THIN_S = 0.1
 """With less than this left to play, a turn that drips may pause where it is quiet."""
 SHORTEST_S = 0.5
 """Turns with less audio than this say nothing about how late it comes."""
@@ -85,7 +87,7 @@ class Cushion:
         self._turn: int | None = None
         self._on_time_at = 0.0  # when the turn's first sample came, or would have
         self._made_s = 0.0
-        self._late_s = self._forgiven_s = self._carrier_late_s = 0.0
+        self._late_s = self._silent_s = self._carrier_late_s = 0.0
         self._least_trip_s = inf
         self._wanted_s = 0.0
         self._longest_bytes = 0
@@ -123,8 +125,8 @@ class Cushion:
             self._run_dry(turn, made_s, now, play_end)
         else:
             self.came(turn, made_s, now)
-            left_s = play_end - now + len(payload) / BYTES_PER_S
-            if goes_on and left_s < self.thin_s(turn) and (place := quiet_place(payload)):
+            is_thin = goes_on and play_end - now < self.thin_s(turn)
+            if is_thin and (place := quiet_place(payload)):
                 self._pause(now, play_end + place / BYTES_PER_S)
                 return place
         return 0
@@ -146,7 +148,7 @@ class Cushion:
             self.until = 0.0
 
     def late_s(self, turn: int) -> float:
-        """How late the latest audio of a turn has come from the model; 0 if it is not the newest."""
+        """How late the latest audio of a turn has come from the model; 0 for an older turn."""
         return self._late_s if turn == self._turn else 0.0
 
     def thin_s(self, turn: int) -> float:
@@ -163,8 +165,9 @@ class Cushion:
         in which the carrier had nothing to play; or the mark itself was late.
         """
         self._least_trip_s = min(self._least_trip_s, seconds)
-        late_s = seconds - self._least_trip_s - FRAME_S
-        self._carrier_late_s = max(self._carrier_late_s, min(late_s, MODEL_PAUSE_S))
+        late_s = seconds - self._least_trip_s
+        if late_s > FEWEST_AWAY_S:
+            self._carrier_late_s = max(self._carrier_late_s, min(late_s, MODEL_PAUSE_S))
 
     # -- how long it waits -----------------------------------------------------------------
 
@@ -175,18 +178,19 @@ class Cushion:
             self._usual.note(late_s)
         self._drips_after = 1 if self._late_s <= MAX_START_S else -1
         self._turn, self._on_time_at = turn, now
-        self._late_s = self._forgiven_s = self._carrier_late_s = self._made_s = 0.0
+        self._late_s = self._silent_s = self._carrier_late_s = self._made_s = 0.0
         self._gathered = 0
         wanted_s = min(MAX_START_S, self._lately.expected_s)
         if play_end < now + wanted_s:
             self._gather(wanted_s, now + wanted_s)
 
     def _run_dry(self, turn: int, made_s: float, now: float, play_end: float) -> None:
-        if now - play_end > MODEL_PAUSE_S:
+        if turn == self._turn and now - play_end > MODEL_PAUSE_S:
             self._on_time_at = now - made_s - self._late_s
         self.came(turn, made_s, now)
-        if turn != self._turn or self._late_s - self._forgiven_s >= FEWEST_S:
-            self._forgiven_s = self._late_s
+        self._silent_s += now - play_end
+        if self._silent_s >= FEWEST_S:
+            self._silent_s = 0.0
             self._pause(now, play_end)
 
     def _pause(self, now: float, since: float) -> None:

@@ -194,6 +194,8 @@ class Playout:
         if at_carrier:
             self._forget_buffer(now)
         self._held = False
+        if turn >= self.timeline.turn:
+            self.timeline.goes_on = False
         return cut
 
     def hold(self, now: float) -> bool:
@@ -209,7 +211,7 @@ class Playout:
             self._held
             or not self.timeline.remember
             or self.keys.are_sounding
-            or not self.is_playing(now)
+            or not self.timeline.is_speaking(now)
         ):
             return False
         unheard: deque[_Queued] = deque()
@@ -301,6 +303,7 @@ class Playout:
             turn = self._turn(item.turn)
             if item.payload is None:
                 turn.finished = True
+                self.timeline.goes_on = False
                 if turn.marked_bytes < turn.sent_bytes:
                     return self._mark_of(turn)
                 continue
@@ -465,7 +468,7 @@ class Playout:
             turn.anchor_bytes = turn.sent_bytes
             turn.anchor_at = max(now, self.timeline.play_end)
         self.timeline.passed(now)
-        self.timeline.turn = turn.number
+        self.timeline.turn, self.timeline.goes_on = turn.number, True
         self.timeline.sent(payload, max(now, self.timeline.play_end))
         self._queued_bytes -= sent_bytes
         turn.sent_bytes += sent_bytes
