@@ -169,6 +169,10 @@ class Cushion:
         if late_s > FEWEST_AWAY_S:
             self._carrier_late_s = max(self._carrier_late_s, min(late_s, MODEL_PAUSE_S))
 
+    def another_line(self) -> None:
+        """Marks come from another stream from now on, which may be farther away."""
+        self._least_trip_s = inf
+
     # -- how long it waits -----------------------------------------------------------------
 
     def _begin(self, turn: int, now: float, play_end: float) -> None:

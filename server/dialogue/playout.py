@@ -263,6 +263,7 @@ class Playout:
                 lead.
         """
         self._lead_s = min(self._most_lead_s, max(0.0, buffer_s - MAX_PIECE_BYTES / BYTES_PER_S))
+        self.cushion.another_line()
         self.timeline.open = True
         self.timeline.play_end = max(self.timeline.play_end, now)
 

@@ -226,6 +226,18 @@ def test_marks_that_come_back_a_little_later_say_nothing():
     assert listener.hear(ON_TIME) == (0.0, [])
 
 
+def test_another_line_that_is_farther_away_is_not_late():
+    listener = Listener()
+    listener.hear(ON_TIME)
+
+    listener.playout.leave(listener.now)
+    listener.playout.open(listener.now)
+    listener.mark_delay_s = 0.3
+    listener.hear(ON_TIME)
+
+    assert listener.hear(ON_TIME) == (0.0, [])
+
+
 def test_a_quiet_place_is_where_a_whole_frame_of_silence_ends():
     assert quiet_place(VOICE * 320 + QUIET * 160 + VOICE * 320) == 480
     assert quiet_place(VOICE * 320 + QUIET * 100 + VOICE * 320) == 0
