@@ -138,25 +138,28 @@ class Playout:
         if turn <= self._cut_up_to or is_full:
             self.dropped_bytes += len(payload)
             return False
-        at_once = 0
+        size, made_bytes, cushion = len(payload), self._made.get(turn, 0), self.cushion
         if received_at > 0.0:
-            at_once = self.cushion.take(
+            at_once = cushion.take(
                 payload,
                 turn,
                 received_at,
-                made_s=self._made.get(turn, 0) / BYTES_PER_S,
+                made_s=made_bytes / BYTES_PER_S,
                 play_end=self.timeline.play_end,
                 goes_on=not self._queue and self._is_under_way(turn),
             )
-        for piece in in_pieces(payload[:at_once]):
-            self._queue.append(_Queued(turn, piece, received_at, gathers=False))
-        for piece in in_pieces(payload[at_once:]):
+            if at_once:
+                for piece in in_pieces(payload[:at_once]):
+                    self._queue.append(_Queued(turn, piece, received_at, gathers=False))
+                payload = payload[at_once:]
+        for piece in in_pieces(payload):
             self._queue.append(_Queued(turn, piece, received_at))
-        self._queued_bytes += len(payload)
-        self.cushion.hold(len(payload) - at_once, self._queued_bytes)
+        self._queued_bytes += size
+        if cushion.until:
+            cushion.hold(len(payload), self._queued_bytes)
         if turn not in self._made and len(self._made) >= MAX_TURNS:
             del self._made[next(iter(self._made))]
-        self._made[turn] = self._made.get(turn, 0) + len(payload)
+        self._made[turn] = made_bytes + size
         return True
 
     def finish_turn(self, turn: int) -> None:
