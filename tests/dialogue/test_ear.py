@@ -151,6 +151,24 @@ def test_jitter_does_not_hide_an_echo():
     assert ear.has_echo
 
 
+def test_a_burst_after_a_stall_is_judged_as_it_was_spoken():
+    speech = quiet(1.0) + load_speech("question") + quiet(2.0)
+    steady = [(n + 1) * 0.02 for n in range(len(frames_of(speech)))]
+    stalled = [1.7 if 0.8 <= at < 1.7 else at for at in steady]
+    found = {}
+    for name, arrivals in (("steady", steady), ("stalled", stalled)):
+        ear, playout = ear_of(BargeInMode.BOTH)
+        play(playout, agent_speech())
+        _, found[name] = listen(ear, speech, arrivals)
+
+    kinds = [[(at, type(event)) for at, event in found[name]] for name in ("steady", "stalled")]
+    assert kinds[0] == kinds[1]
+    began_at = [
+        event.at for name in found for _, event in found[name] if isinstance(event, SpeechStarted)
+    ]
+    assert began_at[0] == pytest.approx(began_at[1], abs=0.03)
+
+
 def test_a_gap_in_the_stream_is_not_taken_for_jitter():
     ear, _ = ear_of(BargeInMode.BOTH)
     speech = load_speech("question")
