@@ -24,6 +24,7 @@ BENCHMARKS = {
     "soak": "what ten thousand calls leave behind, with everything going wrong",
     "hostile": "what an attacker gets, and what the calls that are going on notice of it",
     "burst": "what becomes of hundreds of calls that come in within a second",
+    "jitter": "what a caller hears of a model that drips, over networks that stall",
     "recovery": "what a call notices when its model connection is replaced, or breaks",
 }
 

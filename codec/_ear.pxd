@@ -25,6 +25,7 @@ cdef enum:
 cdef class Played:
     cdef public bint open
     cdef public bint remember
+    cdef public bint goes_on
     cdef public int64_t marks_out
     cdef public int64_t turn
     cdef public double play_end
@@ -40,6 +41,7 @@ cdef class Played:
     # and then, or nothing is ever forgotten; an Ear that judges barge-ins does so with each frame.
     cdef void passed_c(self, double now) noexcept nogil
     cdef bint is_playing_c(self, double now) noexcept nogil
+    cdef bint is_speaking_c(self, double now) noexcept nogil
     # Mean magnitude of the 20 ms played up to now.
     cdef double loudness_c(self, double now) noexcept nogil
 

@@ -87,6 +87,9 @@ def loudness(payload):
 
 # How much of what was heard is remembered: longer than an echo takes.
 cdef double REMEMBERED_S = 2.0
+# How long a turn may pause for want of audio and still be the agent's: as long as callers wait
+# before they take the word, and longer than a playout lets it pause by itself.
+cdef double PAUSE_SECONDS = 0.5
 
 
 cdef struct Piece:
@@ -119,6 +122,7 @@ cdef class Played:
         marks_out: Marks that the carrier has not echoed: until it has, the agent is heard.
         play_end: When the carrier's buffer runs empty.
         turn: The turn of what is sent next.
+        goes_on: More is to come of that turn.
 
     No clock: times are the owner's, and are to be given in their order.
     """
@@ -210,6 +214,15 @@ cdef class Played:
 
     cdef bint is_playing_c(self, double now) noexcept nogil:
         return self.open and (self.marks_out > 0 or now < self.play_end)
+
+    def is_speaking(self, double now):
+        """Whether the caller hears the agent, or a pause that its turn makes for want of audio."""
+        return self.is_speaking_c(now)
+
+    cdef bint is_speaking_c(self, double now) noexcept nogil:
+        if self.is_playing_c(now):
+            return True
+        return self.open and self.goes_on and now < self.play_end + PAUSE_SECONDS
 
     def played(self, double now, size_t length_bytes):
         """What the carrier has played up to now, silence where there was nothing."""
@@ -751,7 +764,7 @@ cdef class Ear:
             self._note(SPEECH_ENDED, self._speech.last_at, at, frames)
         if self.barge_in and self.judges_barge_in:
             stop = hear_barge_in(
-                &self._barge_in, frame, at, speech, self.played.is_playing_c(at)
+                &self._barge_in, frame, at, speech, self.played.is_speaking_c(at)
             )
             if stop != GO_ON:
                 self._note(STOP + stop, at, at, 0)

@@ -30,6 +30,7 @@ cdef enum:
     # A second of sent audio: often enough to write it down, and seldom.
     SENT_NEWS_BYTES = 8000
 
+cdef double BYTES_PER_S = 8000.0
 cdef int64_t MAX_GAP_CHUNKS = 3_000  # numbers further apart are another count, not lost audio
 cdef int64_t MAX_TIMESTAMP_MS = 1 << 53  # beyond what JSON numbers are exact for it is nonsense
 
@@ -38,7 +39,9 @@ cdef struct Run:
     int64_t audible_bytes
     int64_t limit_bytes
     double audible_dbfs
+    double thin_s
     double last_at
+    double late_at
 
 
 cdef class MediaPath:
@@ -265,7 +268,7 @@ cdef class MediaPath:
         """True if Python has no decision to take about the next chunk of this turn."""
         return (
             self._run.bytes < self._run.limit_bytes
-            and self._now < self._played.play_end
+            and self._now < self._played.play_end - self._run.thin_s
             and self._stream_sid is not None
             and self._phone is not None
             and self._phone.is_open
@@ -286,6 +289,8 @@ cdef class MediaPath:
     cdef int _note_followed(self, const uint8_t* payload, int64_t size) except -1:
         self._played.passed_c(self._now)
         self._played.sent_c(payload, size, self._played.play_end)
+        cdef double late_at = self._now - <double>self._run.bytes / BYTES_PER_S
+        self._run.late_at = max(self._run.late_at, late_at)
         self._run.bytes += size
         if self._encoder.chunk_level_dbfs() > self._run.audible_dbfs:
             self._run.audible_bytes += size
@@ -391,16 +396,17 @@ cdef class MediaPath:
         self._timed = timestamp_ms is not None
         self.timestamp_ms = min(max(timestamp_ms or 0, 0), MAX_TIMESTAMP_MS)
 
-    def follow(self, *, int64_t limit_bytes, double audible_dbfs=-50.0):
+    def follow(self, *, int64_t limit_bytes, double audible_dbfs=-50.0, double thin_s=0.0):
         """Pass on what else comes of the agent's turn under way, as long as it is nothing special.
 
-        That ends with the first message that is not audio, with a chunk that comes after the
-        caller has heard all before it, when ``limit_bytes`` have passed, and with :meth:`take_run`.
-        Then every message comes out whole, as before.
+        That ends with the first message that is not audio, with a chunk that comes when the caller
+        has heard all before it but ``thin_s``, when ``limit_bytes`` have passed, and with
+        :meth:`take_run`. Then every message comes out whole, as before.
 
         Args:
             limit_bytes: Payload after which somebody has to look: a mark is due, or the lead used.
             audible_dbfs: How loud a chunk has to be to be heard.
+            thin_s: How much has to be left to play for a chunk to need no decision.
 
         Raises:
             ValueError: There is nobody who knows what has been played.
@@ -410,7 +416,8 @@ cdef class MediaPath:
         self._run.bytes = self._run.audible_bytes = 0
         self._run.limit_bytes = limit_bytes
         self._run.audible_dbfs = audible_dbfs
-        self._run.last_at = 0.0
+        self._run.thin_s = thin_s
+        self._run.last_at = self._run.late_at = 0.0
         self._follows = True
 
     @property
@@ -426,9 +433,11 @@ cdef class MediaPath:
         """Stop following, and say what has passed since :meth:`follow`.
 
         Returns:
-            Payload bytes, how many of them were audible, and when the last came.
+            Payload bytes, how many of them were audible, when the last came, and when the latest
+            came, which is the one whose time of arrival, less the playing time of what came before
+            it in this run, is greatest: that difference.
         """
-        run = (self._run.bytes, self._run.audible_bytes, self._run.last_at)
+        run = (self._run.bytes, self._run.audible_bytes, self._run.last_at, self._run.late_at)
         self._run.bytes = self._run.audible_bytes = self._run.limit_bytes = 0
         self._follows = False
         return run

@@ -48,6 +48,7 @@ from server.carrier import (
     StatusUpdate,
     StreamStarted,
 )
+from server.dialogue.cushion import Lateness
 from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CarrierError, ModelError, ServerError, StreamEnded, innermost
@@ -80,6 +81,7 @@ class Call:
         metrics: The process's metrics.
         options: Settings.
         prices: What its cost is estimated with.
+        lateness: How late agent audio has come to all calls of the process.
         recordings: Records it; None for a call that is not recorded.
         metadata: The API client's own labels, handed back in the record.
 
@@ -106,6 +108,7 @@ class Call:
         metrics: Metrics,
         options: CallOptions,
         prices: Prices | None = None,
+        lateness: Lateness | None = None,
         recordings: Recordings | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
@@ -115,6 +118,7 @@ class Call:
             carrier=carrier,
             options=options,
             notes=Notes(costs, metrics),
+            lateness=lateness,
         )
         self.progress = Progress()
         self.accepted = trio.Event()

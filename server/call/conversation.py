@@ -19,6 +19,7 @@ from server.call.options import CallOptions
 from server.call.passing import Passing
 from server.call.report.notes import Notes
 from server.carrier import Carrier, MediaStream
+from server.dialogue.cushion import Cushion, Lateness
 from server.dialogue.ear import BargeInMode, Ear
 from server.dialogue.endings import EndReason
 from server.dialogue.opening import Opening
@@ -142,6 +143,7 @@ class Conversation:
         carrier: Carrier,
         options: CallOptions,
         notes: Notes,
+        lateness: Lateness | None = None,
     ) -> None:
         self.party = party
         self.carrier = carrier
@@ -166,6 +168,7 @@ class Conversation:
             lead_s=options.lead_s,
             mark_every_s=options.mark_every_s,
             remember=options.barge_in is not BargeInMode.MODEL,
+            cushion=Cushion(lateness),
         )
         self.turns = Turns(options.patience)
         self.opening = Opening(

@@ -61,7 +61,11 @@ class Passing:
         limit_bytes = self._playout.passable_bytes(turn, now)
         if limit_bytes > 0:
             self._turn = turn
-            self.path.follow(limit_bytes=limit_bytes, audible_dbfs=AUDIBLE_DBFS)
+            self.path.follow(
+                limit_bytes=limit_bytes,
+                audible_dbfs=AUDIBLE_DBFS,
+                thin_s=self._playout.cushion.thin_s(turn),
+            )
 
     def collect(self) -> None:
         """Write down what the path has passed on meanwhile, either way."""
@@ -74,9 +78,9 @@ class Passing:
             self._collect_run()
 
     def _collect_run(self) -> None:
-        passed_bytes, audible_bytes, last_at = self.path.take_run()
+        passed_bytes, audible_bytes, last_at, late_at = self.path.take_run()
         if passed_bytes:
-            self._playout.passed(self._turn, passed_bytes)
+            self._playout.passed(self._turn, passed_bytes, late_at)
             for audible, size in (
                 (False, passed_bytes - audible_bytes),
                 (True, audible_bytes),

@@ -20,10 +20,9 @@ from math import inf
 from codec.ear import Played
 from codec.line import BYTES_PER_S
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
+from server.dialogue.cushion import Cushion
 from server.dialogue.key_tones import MAX_PIECE_BYTES, KeyTones, in_pieces
 
-CUSHION_S, MAX_CUSHION_S = 0.1, 0.8
-"""How long a turn that has run dry gathers; twice as long each time that it does so again."""
 MAX_QUEUED_BYTES = 600 * BYTES_PER_S
 """Ten minutes that wait to be sent: longer than any answer, and as much as the carrier buffers."""
 MAX_QUEUED = 50_000
@@ -40,6 +39,8 @@ class _Queued:
     payload: bytes | None
     """None where the turn ends."""
     received_at: float
+    gathers: bool = True
+    """Whether it waits for what comes after it, while there is a cushion to be made."""
 
 
 @dataclass(slots=True)
@@ -94,14 +95,21 @@ class Playout:
         mark_every_s: How much audio lies between two marks.
         remember: Whether to keep what the caller has not heard yet, and the last moments of what
             they have: for :meth:`hold`, and for recordings.
+        cushion: How long audio gathers that comes late.
 
     Attributes:
         timeline: What the caller is hearing, piece by piece, and until when.
+        cushion: How long audio gathers that comes late.
         keys: Tones of keys, which go before all that is queued.
     """
 
     def __init__(
-        self, *, lead_s: float = 30.0, mark_every_s: float = 1.0, remember: bool = False
+        self,
+        *,
+        lead_s: float = 30.0,
+        mark_every_s: float = 1.0,
+        remember: bool = False,
+        cushion: Cushion | None = None,
     ) -> None:
         self._lead_s = self._most_lead_s = lead_s
         self._mark_every_bytes = round(mark_every_s * BYTES_PER_S)
@@ -115,12 +123,10 @@ class Playout:
         self._paused = False  # something of ours stood between two pieces of a turn
         self._holds = 0
         self._turns: deque[_Turn] = deque(maxlen=MAX_TURNS)
-        self._dry_turn = -1
-        self._cushion_s = 0.0
-        self._cushion_until = 0.0
+        self.cushion = cushion or Cushion()
         self._made: dict[int, int] = {}  # bytes of each turn
         self._cut_up_to = -1  # turn 0 is what is played before the model has said anything
-        self._marks_out: set[str] = set()
+        self._marks_out: dict[str, float] = {}  # and when the caller has heard what is before it
         self._heard_before_bytes = 0  # of turns that have left the deque
         self.dropped_bytes = 0
         """Late or queued audio of cut turns that was not sent."""
@@ -135,21 +141,35 @@ class Playout:
         if turn <= self._cut_up_to or is_full:
             self.dropped_bytes += len(payload)
             return False
-        if received_at > self.timeline.play_end and not self._queue and self._is_under_way(turn):
-            self._gather_cushion(received_at)
+        size, made_bytes, cushion = len(payload), self._made.get(turn, 0), self.cushion
+        if received_at > 0.0:
+            at_once = cushion.take(
+                payload,
+                turn,
+                received_at,
+                made_s=made_bytes / BYTES_PER_S,
+                play_end=self.timeline.play_end,
+                goes_on=not self._queue and self._is_under_way(turn),
+            )
+            if at_once:
+                for piece in in_pieces(payload[:at_once]):
+                    self._queue.append(_Queued(turn, piece, received_at, gathers=False))
+                payload = payload[at_once:]
         for piece in in_pieces(payload):
             self._queue.append(_Queued(turn, piece, received_at))
-        self._queued_bytes += len(payload)
+        self._queued_bytes += size
+        if cushion.until:
+            cushion.hold(len(payload), self._queued_bytes)
         if turn not in self._made and len(self._made) >= MAX_TURNS:
             del self._made[next(iter(self._made))]
-        self._made[turn] = self._made.get(turn, 0) + len(payload)
+        self._made[turn] = made_bytes + size
         return True
 
     def finish_turn(self, turn: int) -> None:
         """All of this turn has been pushed: a last mark will say when it has been heard."""
         if turn > self._cut_up_to:
             self._queue.append(_Queued(turn, None, 0.0))
-            self._cushion_until = 0.0
+            self.cushion.until = 0.0
 
     def interrupt(self, turn: int, now: float) -> HeardTurn | None:
         """Cut this turn and every one before it, at what the caller has heard by now.
@@ -161,7 +181,7 @@ class Playout:
             The turn that was cut, or None when the caller had already heard all there was.
         """
         self._cut_up_to = max(self._cut_up_to, turn)
-        self._cushion_until = 0.0
+        self.cushion.until = 0.0
         unsent_bytes = sum(len(item.payload or b"") for item in self._queue if item.turn <= turn)
         self._queue = deque(item for item in self._queue if item.turn > turn)
         self._queued_bytes -= unsent_bytes
@@ -180,6 +200,8 @@ class Playout:
         if at_carrier:
             self._forget_buffer(now)
         self._held = False
+        if turn >= self.timeline.turn:
+            self.timeline.goes_on = False
         return cut
 
     def hold(self, now: float) -> bool:
@@ -195,7 +217,7 @@ class Playout:
             self._held
             or not self.timeline.remember
             or self.keys.are_sounding
-            or not self.is_playing(now)
+            or not self.timeline.is_speaking(now)
         ):
             return False
         unheard: deque[_Queued] = deque()
@@ -247,6 +269,7 @@ class Playout:
                 lead.
         """
         self._lead_s = min(self._most_lead_s, max(0.0, buffer_s - MAX_PIECE_BYTES / BYTES_PER_S))
+        self.cushion.another_line()
         self.timeline.open = True
         self.timeline.play_end = max(self.timeline.play_end, now)
 
@@ -281,11 +304,13 @@ class Playout:
         while self._queue and not self._held:
             if now < self.next_due():
                 return None
-            self._cushion_until = 0.0
             item = self._queue.popleft()
+            if item.gathers:
+                self.cushion.until = 0.0
             turn = self._turn(item.turn)
             if item.payload is None:
                 turn.finished = True
+                self.timeline.goes_on = False
                 if turn.marked_bytes < turn.sent_bytes:
                     return self._mark_of(turn)
                 continue
@@ -310,7 +335,8 @@ class Playout:
             return self.keys.next_due(self.timeline.play_end, marks_are_out=bool(self._marks_out))
         if not self._queue or not self.timeline.open or self._held:
             return inf
-        return max(self.timeline.play_end - self._lead_s, self._cushion_until)
+        gathers_until = self.cushion.until if self._queue[0].gathers else 0.0
+        return max(self.timeline.play_end - self._lead_s, gathers_until)
 
     # -- beside it -------------------------------------------------------------------------
 
@@ -327,16 +353,23 @@ class Playout:
             return 0
         if self._queue or self.keys or not timeline.open:
             return 0
-        if now >= timeline.play_end or now < self._cushion_until:
+        if now >= timeline.play_end - self.cushion.thin_s(number):
             return 0
         lead_s = self._lead_s - (timeline.play_end - now)
         unmarked_bytes = last.sent_bytes - last.marked_bytes
         return max(0, min(self._mark_every_bytes - unmarked_bytes, int(lead_s * BYTES_PER_S)))
 
-    def passed(self, number: int, size: int) -> None:
-        """The media path has sent so many bytes of a turn, which the timeline knows already."""
-        turn = self._turn(number)
-        self._made[number] = self._made.get(number, 0) + size
+    def passed(self, number: int, size: int, late_at: float) -> None:
+        """The media path has sent so many bytes of a turn, which the timeline knows already.
+
+        Args:
+            number: The turn.
+            size: How many.
+            late_at: When the latest of it came, less the playing time of what came before it here.
+        """
+        turn, made_bytes = self._turn(number), self._made.get(number, 0)
+        self.cushion.came(number, made_bytes / BYTES_PER_S, late_at)
+        self._made[number] = made_bytes + size
         turn.sent_bytes += size
         self._mark_if_due(turn)
 
@@ -352,7 +385,7 @@ class Playout:
         self.keys.mark_reached(name)
         if name not in self._marks_out:
             return None
-        self._marks_out.discard(name)
+        self.cushion.trip(now - self._marks_out.pop(name))
         self.timeline.marks_out = len(self._marks_out)
         number, milliseconds = (int(part) for part in name.split(":")[:2])
         for turn in self._turns:
@@ -384,8 +417,12 @@ class Playout:
         return HeardTurn(number, heard_s=0.0, sent_s=0.0, made_s=made_s, cut=cut)
 
     def starved_s(self, number: int) -> float:
-        """How long a turn has left the caller in silence so far, because it came too slowly."""
-        return sum(turn.starved_s for turn in self._turns if turn.number == number)
+        """How long a turn has left the caller in silence so far, because it came too slowly.
+
+        Or would have, without what the caller waited for it at its beginning.
+        """
+        silent_s = sum(turn.starved_s for turn in self._turns if turn.number == number)
+        return max(silent_s, self.cushion.late_s(number))
 
     def is_playing(self, now: float) -> bool:
         """Whether the caller is hearing the agent now, as far as can be known."""
@@ -440,7 +477,7 @@ class Playout:
             turn.anchor_bytes = turn.sent_bytes
             turn.anchor_at = max(now, self.timeline.play_end)
         self.timeline.passed(now)
-        self.timeline.turn = turn.number
+        self.timeline.turn, self.timeline.goes_on = turn.number, True
         self.timeline.sent(payload, max(now, self.timeline.play_end))
         self._queued_bytes -= sent_bytes
         turn.sent_bytes += sent_bytes
@@ -455,17 +492,6 @@ class Playout:
         last = self._turns[-1] if self._turns else None
         return last is not None and last.number == number and not last.is_over
 
-    def _gather_cushion(self, now: float) -> None:
-        """The turn has run dry: let some of it gather, or it runs dry again with every chunk.
-
-        Speech with a gap every now and then is understood, speech with a hole in every word is not.
-        """
-        number = self._turns[-1].number
-        first = number != self._dry_turn
-        self._dry_turn = number
-        self._cushion_s = CUSHION_S if first else min(MAX_CUSHION_S, 2 * self._cushion_s)
-        self._cushion_until = now + self._cushion_s
-
     def _forget_buffer(self, now: float) -> None:
         """A clear is on its way: nothing the carrier holds will be heard."""
         self._mark = None
@@ -479,7 +505,7 @@ class Playout:
         if self._holds:
             # The same place may have been marked before it was held, and that mark come back late.
             name += f":{self._holds}"
-        self._marks_out.add(name)
+        self._marks_out[name] = self.timeline.play_end
         self.timeline.marks_out = len(self._marks_out)
         return SendMark(name)
 

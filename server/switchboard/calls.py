@@ -35,6 +35,7 @@ from server.carrier import (
 from server.carrier.webhooks import ConnectStream, EndCall, RefuseCall, Reply, SayAndEndCall
 from server.cluster.board import Load
 from server.cluster.workers import Workers
+from server.dialogue.cushion import Lateness
 from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import (
@@ -148,6 +149,7 @@ class Calls:
         self._options = options
         self.admission = admission or Admission(Limits(), metrics)
         self._prices = prices
+        self._lateness = Lateness()
         self._recordings = recordings
         for direction in ("inbound", "outbound"):
             for reason in EndReason:
@@ -393,6 +395,7 @@ class Calls:
             metrics=self.metrics,
             options=options,
             prices=self._prices,
+            lateness=self._lateness,
             recordings=self._recordings,
             metadata=metadata,
         )

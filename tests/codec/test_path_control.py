@@ -363,7 +363,7 @@ def test_a_turn_is_followed_and_its_books_are_told_when_asked_for(followed: Medi
     assert path.played.play_end == pytest.approx(1.06)
     assert path.has_run
     assert not path.run_is_over()
-    assert path.take_run() == (480, 320, 0.0)
+    assert path.take_run() == (480, 320, 0.0, 0.0)
     assert not path.has_run
     assert say(path, loud) == [audio(loud)]
 
@@ -396,6 +396,30 @@ def test_a_chunk_that_comes_too_late_is_for_somebody_to_look_at(followed: MediaP
 
     assert path.next_from_model(1.5) == audio(SPEECH)
     assert to_phone(path) == []
+
+
+def test_a_chunk_that_comes_when_little_is_left_to_play_can_be_somebodys_to_look_at(
+    followed: MediaPath,
+) -> None:
+    path = followed
+    path.follow(limit_bytes=8_000, thin_s=0.2)
+    frames = [Frame(Opcode.TEXT, audio(SPEECH))]
+
+    path.model.receive(write_frames(frames, masked=False))
+    assert path.next_from_model(0.75) is None
+
+    path.model.receive(write_frames(frames, masked=False))
+    assert path.next_from_model(0.83) == audio(SPEECH)
+
+
+def test_how_late_the_latest_chunk_was_is_told_by_the_audio_before_it(followed: MediaPath) -> None:
+    path = followed
+    path.follow(limit_bytes=8_000)
+    for at in (0.1, 0.3, 0.31):
+        path.model.receive(write_frames([Frame(Opcode.TEXT, audio(SPEECH))], masked=False))
+        assert path.next_from_model(at) is None
+
+    assert path.take_run() == (480, 0, 0.31, pytest.approx(0.28))  # the second, after 20 ms
 
 
 def test_nothing_is_followed_without_a_stream_or_without_knowing_what_is_played() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from codec import decode_mulaw
 from codec.ear import SpeechEnded, SpeechStarted, Stop
+from server.carrier import SendMark
 from server.dialogue.ear import BargeInMode, Ear
 from server.dialogue.opening import Opening
 from server.dialogue.playout import Playout
@@ -70,6 +71,32 @@ def test_in_mode_local_it_is_held_and_cut():
     assert stops[1][0] <= 1.5
 
 
+def test_the_agent_is_held_in_a_pause_that_its_turn_makes_for_want_of_audio():
+    ear, playout = ear_of(BargeInMode.LOCAL)
+    play(playout, agent_speech()[:8_000])
+
+    _, found = listen(ear, quiet(1.1) + load_speech("interrupt")[:1_600])
+
+    assert [event for _, event in found if isinstance(event, Stop)] == [Stop.HOLD]
+    assert playout.hold(1.2)
+    play(playout, agent_speech()[8_000:], 1.2)
+    assert not playout.is_playing(1.21)  # what comes now waits until it is decided
+
+
+def test_nobody_is_held_after_the_end_of_a_turn():
+    ear, playout = ear_of(BargeInMode.LOCAL)
+    playout.push(agent_speech()[:8_000], turn=1)
+    playout.finish_turn(1)
+    for command in list(iter(lambda: playout.next_command(0.0), None)):
+        if isinstance(command, SendMark):
+            playout.mark_reached(command.name, 1.0)
+
+    _, found = listen(ear, quiet(1.1) + load_speech("interrupt")[:1_600])
+
+    assert not [event for _, event in found if isinstance(event, Stop)]
+    assert not playout.hold(1.2)
+
+
 def test_in_mode_both_a_word_is_left_to_the_model():
     ear, playout = ear_of(BargeInMode.BOTH)
     play(playout, agent_speech())
@@ -122,6 +149,24 @@ def test_jitter_does_not_hide_an_echo():
     listen(ear, heard, arrivals)
 
     assert ear.has_echo
+
+
+def test_a_burst_after_a_stall_is_judged_as_it_was_spoken():
+    speech = quiet(1.0) + load_speech("question") + quiet(2.0)
+    steady = [(n + 1) * 0.02 for n in range(len(frames_of(speech)))]
+    stalled = [1.7 if 0.8 <= at < 1.7 else at for at in steady]
+    found = {}
+    for name, arrivals in (("steady", steady), ("stalled", stalled)):
+        ear, playout = ear_of(BargeInMode.BOTH)
+        play(playout, agent_speech())
+        _, found[name] = listen(ear, speech, arrivals)
+
+    kinds = [[(at, type(event)) for at, event in found[name]] for name in ("steady", "stalled")]
+    assert kinds[0] == kinds[1]
+    began_at = [
+        event.at for name in found for _, event in found[name] if isinstance(event, SpeechStarted)
+    ]
+    assert began_at[0] == pytest.approx(began_at[1], abs=0.03)
 
 
 def test_a_gap_in_the_stream_is_not_taken_for_jitter():
