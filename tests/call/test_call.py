@@ -383,6 +383,7 @@ async def test_keys_pressed_in_one_go_are_told_to_the_model_in_one_go(autojump_c
     for digit in "123":
         talking.media.event(DigitPressed(digit))
         await trio.sleep(1.0)
+    talking.media.say(SILENCE * 160)
     await trio.sleep(3.0)
     talking.media.event(DigitPressed("9"))
     await trio.sleep(1.6)
