@@ -39,6 +39,25 @@ def barge_in_hint(heard: str) -> str:
     return aside(f'The caller interrupted you, and of what you said heard only this: "{heard}"')
 
 
+def line_back(heard: str) -> str:
+    """Make the model say what was lost with the line: how much of its turn was heard before."""
+    if not heard:
+        return aside(
+            "The line was interrupted for a moment, and the caller heard nothing of what you said "
+            "last. Say it again."
+        )
+    return aside(
+        "The line was interrupted for a moment, and of what you said last the caller heard only "
+        f'this: "{heard}" Go on from there, without greeting them again.'
+    )
+
+
+LINE_WAS_LOST = aside(
+    "The line was interrupted for {seconds:.0f} seconds, in which neither of you heard the other. "
+    "If something seems to be missing, ask for it again."
+)
+
+
 def verbatim(text: str) -> str:
     """Make the model say exactly this."""
     return f'Say exactly the following words, and nothing else: "{text}"'

@@ -26,7 +26,7 @@ import trio
 from codec.line import FRAME_S
 from server.agent.agent import Agent
 from server.call.apology import Apology
-from server.call.conversation import Conversation, Line, Party
+from server.call.conversation import Conversation, Line, Party, Stage
 from server.call.farewell import Farewell
 from server.call.handover import Handover
 from server.call.hearing import Hearing
@@ -61,6 +61,10 @@ from server.refusal import Kind
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 COST_CHECK_S = 1.0
+GOING_AWAY = 1001
+"""The WebSocket close code of an endpoint that leaves (RFC 6455 section 7.4.1)."""
+STREAM_OVER_S = 1.0
+"""How long the end of a stream may take to get here after the carrier has said so elsewhere."""
 RECORDED_TURN = 0
 """The turn of a recorded greeting: the model counts its own from 1."""
 
@@ -160,15 +164,18 @@ class Call:
     async def serve(self, media: MediaStream, started: StreamStarted) -> None:
         """Give the call a stream; returns when the call is over or has left the stream."""
         c, now = self.conversation, started.received_at
-        if c.line is not None:
+        while c.line is not None and not self.is_over:
+            if c.stage is not Stage.AWAY:  # there its stop is yet to come
+                c.line.lose("another stream took its place")
             await c.line.released.wait()
         if self.is_over:
             return
+        was_lost = c.is_lost
         line = c.line = Line(media)
         try:
             if c.answered_at is None:
                 self._answer(now)
-            else:
+            elif not was_lost:
                 self.note("caller back")
                 c.turns.caller_active(now)
             if c.passing.recorder is not None:
@@ -178,9 +185,15 @@ class Call:
             c.connected.set()
             c.changed.set()
             await line.released.wait()
+            if not self.is_over:
+                with (
+                    trio.move_on_after(c.options.close_timeout_s),
+                    contextlib.suppress(StreamEnded),
+                ):
+                    await media.aclose(GOING_AWAY, "the call has left this stream")
         finally:
             if c.line is line:
-                self.end(EndReason.CALLER_GONE, "the media socket was torn down")
+                line.lose("the media socket was torn down")
 
     def _answer(self, now: float) -> None:
         """The phone has left the hook."""
@@ -212,6 +225,19 @@ class Call:
         """The carrier says who has answered: a hint, which counts once."""
         if self._machine is not None:
             self._machine.report(verdict)
+
+    async def wait_line_over(self) -> bool:
+        """The carrier says that the call's stream is over: wait for that; False if it is not so.
+
+        A stream that is still heard is not over: somebody repeats what the carrier has said.
+        """
+        line = self.conversation.line
+        if line is None or not line.media.abilities.sends_silence:
+            return True
+        with trio.move_on_after(STREAM_OVER_S):
+            await line.over.wait()
+            return True
+        return trio.current_time() - self._hearing.heard_at(line) > STREAM_OVER_S / 2
 
     # -- what the agent's functions may do to it; see LiveCall -------------------------------
 

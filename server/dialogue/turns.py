@@ -181,6 +181,13 @@ class Turns:
         self._prompts = 0
         self._quiet_since = max(self._quiet_since, now) if self._quiet_since < NEVER else NEVER
 
+    def line_back(self, now: float) -> None:
+        """The caller is on the line again: for what was expected no time has passed meanwhile."""
+        self.caller_active(now)
+        self._turn.last_audio_at = max(self._turn.last_audio_at, now)
+        if self._awaited is not None:
+            self._deadline = max(self._deadline, now + self._timeout_s)
+
     def agent_audio(self, turn: int, seconds: float, *, audible: bool, now: float) -> bool:
         """A piece of what the agent says has come.
 

@@ -191,6 +191,10 @@ class SimulatedCall:
             return order
         return None
 
+    async def wait_ordered(self) -> None:
+        """Wait until it is told something that it has not done yet."""
+        await self._ordered.wait()
+
     async def pause(self, duration_s: float) -> None:
         """Let time pass unless told something over REST."""
         with trio.move_on_after(duration_s):
