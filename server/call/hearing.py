@@ -105,10 +105,13 @@ class Hearing:
         c.notes.note("line back", gap_s=round(gap_s, 3))
         c.metrics.streams.lines.labels("back").inc()
         c.turns.line_back(now)
+        if self._machine is not None:
+            self._machine.line_back(now)
         is_free = not (c.speaks_to_machine or c.turns.caller_speaking or c.turns.tools_open)
         if cut is not None and is_free and self._has_missed(cut):
             c.turns.ask(Awaited.CONTINUATION, now)
-            c.session.send_text(phrases.line_back(c.notes.transcript.agent_heard_text(cut.turn)))
+            heard = c.notes.transcript.agent_heard_text(cut.turn)
+            c.session.send_text(phrases.line_back(heard, heard_s=cut.heard_s))
         elif gap_s >= TOLD_GAP_S and not c.speaks_to_machine:
             c.hint = phrases.LINE_WAS_LOST.format(seconds=gap_s)
         c.turn_changed.set()

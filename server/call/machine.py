@@ -74,6 +74,10 @@ class Machine:
                 return
         self._conversation.changed.set()
 
+    def line_back(self, now: float) -> None:
+        """The line was lost, and is there again."""
+        self._signs.line_back(now)
+
     def interrupted(self, turn: int, at: float) -> None:
         """Our own word has stopped the model; nobody is there, and the message comes yet."""
         self._after_turn = max(self._after_turn, turn)
