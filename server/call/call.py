@@ -63,8 +63,6 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 COST_CHECK_S = 1.0
 GOING_AWAY = 1001
 """The WebSocket close code of an endpoint that leaves (RFC 6455 section 7.4.1)."""
-STREAM_OVER_S = 1.0
-"""How long the end of a stream may take to get here after the carrier has said so elsewhere."""
 RECORDED_TURN = 0
 """The turn of a recorded greeting: the model counts its own from 1."""
 
@@ -90,6 +88,7 @@ class Call:
         conversation: What the parts of the call share.
         progress: How far it has come, as the carrier reports it.
         apology: What the carrier says if the call fails.
+        hearing: Hears the caller, on one stream after the other.
         farewell: How it ends politely.
         handover: Connects the caller with somebody else.
         report: Makes its record.
@@ -137,7 +136,7 @@ class Call:
         self._machine: Machine | None = None
         if direction == "outbound" and options.voicemail is not VoicemailPolicy.IGNORE:
             self._machine = Machine(c, self._playing)
-        self._hearing = Hearing(c, self._playing, self._machine)
+        self.hearing = Hearing(c, self._playing, self._machine)
         toolbox = Toolbox(agent.tools, self, metrics=metrics, timeout_s=options.tool_timeout_s)
         speaking = Speaking(c, self._playing, self._machine, toolbox)
         self._watch = Watch(c, self.farewell)
@@ -226,19 +225,6 @@ class Call:
         if self._machine is not None:
             self._machine.report(verdict)
 
-    async def wait_line_over(self) -> bool:
-        """The carrier says that the call's stream is over: wait for that; False if it is not so.
-
-        A stream that is still heard is not over: somebody repeats what the carrier has said.
-        """
-        line = self.conversation.line
-        if line is None or not line.media.abilities.sends_silence:
-            return True
-        with trio.move_on_after(STREAM_OVER_S):
-            await line.over.wait()
-            return True
-        return trio.current_time() - self._hearing.heard_at(line) > STREAM_OVER_S / 2
-
     # -- what the agent's functions may do to it; see LiveCall -------------------------------
 
     @property
@@ -298,7 +284,7 @@ class Call:
                     nursery.start_soon(c.errands.run)
                     if c.options.max_cost_usd is not None:
                         nursery.start_soon(self._keep_to_budget, c.options.max_cost_usd)
-                    nursery.start_soon(self._hearing.run)
+                    nursery.start_soon(self.hearing.run)
                     nursery.start_soon(self._playing.run)
                     if not c.options.prewarm:
                         await c.connected.wait()

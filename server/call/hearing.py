@@ -33,6 +33,8 @@ from server.dialogue.playout import HeardTurn
 from server.dialogue.remedies import Awaited
 from server.errors import CarrierProtocolError
 
+STREAM_OVER_S = 1.0
+"""How long the end of a stream may take to get here after the carrier has said so elsewhere."""
 TOLD_GAP_S = 1.0
 """An interruption of the line that both have noticed: shorter ones are not worth a word."""
 MISSED_S = 0.2
@@ -104,7 +106,7 @@ class Hearing:
         gap_s = now - lost_at
         c.notes.note("line back", gap_s=round(gap_s, 3))
         c.metrics.streams.lines.labels("back").inc()
-        c.turns.line_back(now)
+        c.turns.answered(now, again=True)
         if self._machine is not None:
             self._machine.line_back(now)
         is_free = not (c.speaks_to_machine or c.turns.caller_speaking or c.turns.tools_open)
@@ -115,6 +117,19 @@ class Hearing:
         elif gap_s >= TOLD_GAP_S and not c.speaks_to_machine:
             c.hint = phrases.LINE_WAS_LOST.format(seconds=gap_s)
         c.turn_changed.set()
+
+    async def wait_line_over(self) -> bool:
+        """The carrier says that the call's stream is over: wait for that; False if it is not so.
+
+        A stream that is still heard is not over: somebody repeats what the carrier has said.
+        """
+        line = self._conversation.line
+        if line is None or not line.media.abilities.sends_silence:
+            return True
+        with trio.move_on_after(STREAM_OVER_S):
+            await line.over.wait()
+            return True
+        return trio.current_time() - self.heard_at(line) > STREAM_OVER_S / 2
 
     def _has_missed(self, cut: HeardTurn) -> bool:
         """Whether the caller has missed a word of it, what the model has not said yet included."""

@@ -46,7 +46,6 @@ from server.cluster.meeting import (
     take_place,
 )
 from server.cluster.passing_on import (
-    FACTS,
     GIVEN,
     PASSED_ON,
     PassedOn,
@@ -389,10 +388,6 @@ class Workers:
                 return await trio.open_unix_socket(self._directory / f"{number}.{name}")
         except (OSError, trio.TooSlowError) as error:
             raise WorkerLost(number, reached=False) from error
-
-    def passed_on_headers(self, scope: Mapping[str, Any]) -> dict[str, str]:
-        """What says to another process, on its HTTP socket, where a media stream comes from."""
-        return {FACTS.decode(): facts_of(scope, by=self.number).decode()}
 
     # -- what the others pass on -----------------------------------------------------------
 

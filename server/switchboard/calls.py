@@ -362,7 +362,7 @@ class Calls:
             return self._apology(agent) if owes_apology else EndCall()
         if call.apology.fetch():
             return self._apology(call.conversation.party.agent)
-        if not await call.wait_line_over() or call.end_reason is not None:
+        if not await call.hearing.wait_line_over() or call.end_reason is not None:
             return EndCall()
         ticket = self.tickets.issue_again(call, trio.current_time())
         if ticket is None:

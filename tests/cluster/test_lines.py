@@ -100,8 +100,7 @@ PATIENT = {"calls_per_s": 1000, "max_loop_lag_s": 60, "line_lost_timeout_s": 60}
 
 
 async def heard_again(phone) -> SimulatedPhone:
-    while len(phone.phones) < 2:
-        await phone._changed.wait()
+    await phone.wait_streams(2)
     await phone.phone.sounded.wait()
     return phone.phone
 

@@ -17,8 +17,7 @@ PATHS = ("fast", "ordinary")
 
 async def wait_streams(phone, count: int) -> None:
     with trio.fail_after(60):
-        while len(phone.phones) < count:
-            await phone._changed.wait()
+        await phone.wait_streams(count)
 
 
 async def until(condition) -> None:

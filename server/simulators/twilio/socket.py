@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +18,9 @@ from server.errors import StreamEnded
 from server.settings.values import is_loopback
 
 CONNECT_TIMEOUT_S = 5.0
+# What is still in a connection that is cut is a bug to the library.
+_logger = logging.getLogger(f"{__name__}.websocket")
+_logger.setLevel(logging.CRITICAL)
 
 
 @cache
@@ -100,6 +104,7 @@ async def open_websocket(url: str, signature: str) -> AsyncGenerator[WebSocketTr
         close_timeout=1.0,
         ping_interval=None,
         max_size=16 * 2**20,
+        logger=_logger,
     ) as websocket:
         # A task of its own takes messages off the socket, because only then can one ask
         # whether something has come. The bound is what a burst of the server's may be ahead.
