@@ -383,6 +383,7 @@ class Call:
         if c.line is not None:
             with contextlib.suppress(StreamEnded):
                 await c.line.media.aclose(reason.close_code, reason.value)
+            c.line.is_closed = True
 
     # -- the record ------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from server.carrier import CallStatus, StatusUpdate, StreamStopped
 from server.carrier.webhooks import ConnectStream, EndCall, SayAndEndCall
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
-from server.errors import ModelError
+from server.errors import CarrierError, ModelError
 from server.switchboard.tickets import MAX_STREAMS_PER_MIN
 from tests.support.fakes import MemoryMedia
 from tests.support.switchboards import NUMBER, make_calls, serve_stream, started
@@ -157,6 +157,24 @@ async def test_a_caller_who_asks_after_the_model_was_lost_is_told(autojump_clock
     reply = await calls.resume("CA1", AGENT)
 
     assert reply == SayAndEndCall(*phrases.apology_of(AGENT))
+
+
+async def test_an_apology_that_the_carrier_would_not_take_is_given_when_it_asks(
+    autojump_clock, calls, talking
+):
+    call, _ = talking
+
+    async def refuse(call_sid, text, language):
+        raise CarrierError("no", status=400, code=20001)
+
+    calls.carrier.say_and_hang_up = refuse
+    calls.model.session.event(LOST)
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+    reply = await calls.resume("CA1", AGENT)
+
+    assert call.end_reason is EndReason.MODEL_LOST
+    assert isinstance(reply, SayAndEndCall)
 
 
 async def test_a_stream_that_was_never_reached_is_tried_again(autojump_clock, calls, nursery):
