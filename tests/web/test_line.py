@@ -38,7 +38,7 @@ async def talking_phone(server: Server, ending: str = "5550108"):
 
 
 @pytest.mark.parametrize("media_path", PATHS)
-async def test_a_call_goes_on_when_its_media_socket_is_cut(media_path):
+async def test_a_call_goes_on_when_its_media_socket_is_cut(fast_clock, media_path):
     async with serving(media_path=media_path, line_lost_timeout_s=60.0) as server:
         phone = await talking_phone(server)
         call = server.service.calls.register.get(phone.call_sid)
@@ -63,8 +63,10 @@ async def test_a_call_goes_on_when_its_media_socket_is_cut(media_path):
 
 
 @pytest.mark.parametrize("media_path", PATHS)
-async def test_the_model_hears_what_the_caller_says_on_the_new_line(media_path):
-    async with serving(media_path=media_path, line_lost_timeout_s=60.0) as server:
+async def test_the_model_hears_what_the_caller_says_on_the_new_line(fast_clock, media_path):
+    # While the greeting is protected the model hears silence, and the caller after it.
+    settings = {"media_path": media_path, "greeting_protect_s": 0.0, "line_lost_timeout_s": 60.0}
+    async with serving(**settings) as server:
         phone = await talking_phone(server, "5550101")
         await phone.phone.cut()
         record = await server.finished(phone.call_sid)
@@ -77,7 +79,7 @@ async def test_the_model_hears_what_the_caller_says_on_the_new_line(media_path):
     assert session.heard_samples / 16_000 == pytest.approx(on_lines_s, abs=0.2)
 
 
-async def test_calls_whose_sockets_are_cut_at_once_all_go_on():
+async def test_calls_whose_sockets_are_cut_at_once_all_go_on(fast_clock):
     settings = {"calls_per_s": 1000, "simulated_ring_s": 0.1, "line_lost_timeout_s": 60.0}
     async with serving(**settings) as server:
         phones = []
@@ -102,7 +104,9 @@ async def test_calls_whose_sockets_are_cut_at_once_all_go_on():
     assert (live, ended) == (8, [])
 
 
-async def test_a_carrier_that_ends_the_call_with_a_broken_stream_says_so_and_nobody_waits():
+async def test_a_carrier_that_ends_the_call_with_a_broken_stream_says_so(
+    fast_clock,
+):
     async with serving(simulated_carrier="line-lost-ends-call") as server:
         answer = await server.make_call("5550108")
         record = await server.finished(answer.json()["call_sid"])
@@ -112,7 +116,7 @@ async def test_a_carrier_that_ends_the_call_with_a_broken_stream_says_so_and_nob
     assert record["reason"] == "caller-hung-up"
 
 
-async def test_a_call_whose_carrier_stays_away_is_hung_up_there():
+async def test_a_call_whose_carrier_stays_away_is_hung_up_there(fast_clock):
     async with serving(line_lost_timeout_s=0.5) as server:
         server.twilio.account.misbehave(FAULTS["line-lost-for-good"])
         answer = await server.make_call("5550108")
@@ -123,7 +127,7 @@ async def test_a_call_whose_carrier_stays_away_is_hung_up_there():
     assert phone.status is CallStatus.COMPLETED
 
 
-async def test_a_resume_that_the_carrier_has_not_signed_gets_nothing():
+async def test_a_resume_that_the_carrier_has_not_signed_gets_nothing(fast_clock):
     async with serving() as server:
         phone = await talking_phone(server)
         await phone.phone.cut()
@@ -136,7 +140,7 @@ async def test_a_resume_that_the_carrier_has_not_signed_gets_nothing():
     assert "Stream" not in unsigned.text + wrong.text
 
 
-async def test_a_resume_of_a_call_that_talks_is_over_or_is_nobodys_gets_no_stream():
+async def test_a_resume_of_a_call_that_talks_is_over_or_is_nobodys_gets_no_stream(fast_clock):
     async with serving() as server:
         phone = await talking_phone(server)
         form = {"CallSid": phone.call_sid, "CallStatus": "in-progress"}
