@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -82,8 +83,17 @@ class WebSocketTransport:
         await self._websocket.aclose(code, reason)
 
     async def abort(self) -> None:
-        """Let the TCP connection go without a close frame."""
-        await trio.aclose_forcefully(self._websocket.stream)
+        """Let the TCP connection go without a close frame.
+
+        To close the stream under the library may leave its reader waiting for ever; whoever reads
+        a connection that is shut down finds its end.
+        """
+        stream = self._websocket.stream
+        tcp = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        assert isinstance(tcp, trio.SocketStream)
+        await trio.lowlevel.checkpoint()
+        with suppress(OSError):  # it has gone already
+            tcp.socket.shutdown(socket.SHUT_RDWR)
 
 
 @asynccontextmanager
