@@ -114,6 +114,9 @@ async def open_websocket(url: str, signature: str) -> AsyncGenerator[WebSocketTr
         close_timeout=1.0,
         ping_interval=None,
         max_size=16 * 2**20,
+        # Unbounded: a reader that waits for room would not see that the connection was cut, and
+        # nobody would make room any more.
+        max_queue=None,
         logger=_logger,
     ) as websocket:
         # A task of its own takes messages off the socket, because only then can one ask
