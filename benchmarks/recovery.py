@@ -4,11 +4,13 @@ First an hour's call, in virtual time: a simulated person's phone, our call and 
 that sends its callers away after ten minutes, as the real one does. Every sample of both sides is
 counted, and the caller's are compared. Then connections that break in the middle of a sentence, in
 real time and over loopback sockets, on a model that takes 300 ms to connect and set up: how long
-until the conversation goes on, and until the agent speaks again.
+until the conversation goes on, and until the agent speaks again. With ``--line`` instead: the media
+sockets between the carrier and us are cut (``lines.py``).
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 import statistics
@@ -26,6 +28,7 @@ from trio.testing import MockClock
 from websockets.frames import Close
 
 import codec
+from benchmarks.lines import CALLS, QUICK_ROUNDS, ROUNDS, cut_lines, lines_table
 from benchmarks.options import Options, machine, machine_line
 from server import logs
 from server.agent.agent import Agent
@@ -38,6 +41,7 @@ from server.metrics import Metrics
 from server.model import AgentAudio, PastTurn, Reconnected, SessionEvent, TurnComplete
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
+from server.simulators.clock import PatientClock
 from server.simulators.gemini import Drop, GeminiSimulator, ModelScript
 from server.simulators.phone import SimulatedPhone, find_script, memory_transports
 
@@ -53,12 +57,36 @@ PACKAGES = ("trio", "websockets", "google-genai")
 CALL_SID = "CA" + "1" * 32
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark alone can be told."""
+    parser.add_argument(
+        "--line", action="store_true", help="cut the lines to the carrier, not those to the model"
+    )
+
+
+def run_lines(options: Options) -> dict[str, object]:
+    """Cut the lines on both media paths, and print what callers notice."""
+    rounds = QUICK_ROUNDS if options.quick else ROUNDS
+    outcomes: dict[str, dict[str, Any]] = {}
+    for path in ("fast", "ordinary"):
+        clock = PatientClock()  # every end of these calls is here, and late when one is
+        with options.console.status(f"{rounds} x {CALLS} lines, {path}"):
+            outcomes[path] = trio.run(
+                partial(cut_lines, rounds, CALLS, media_path=path), clock=clock
+            )
+        outcomes[path]["withheld_s"] = round(clock.withheld_s, 1)
+    options.console.print(lines_table(outcomes))
+    return {"lines": outcomes}
+
+
 def run(options: Options) -> dict[str, object]:
     """Have the long call and the outages, and print what they came to."""
     # The timelines are the log here; failures are what this is about.
     logs.configure(level="ERROR")
     facts = machine(PACKAGES)
     options.console.print(machine_line(facts), highlight=False)
+    if options.arguments.line:
+        return run_lines(options)
     life_s = QUICK_LIFE_S if options.quick else LIFE_S
     call_s = QUICK_CALL_S if options.quick else CALL_S
     began = time.perf_counter()

@@ -168,8 +168,14 @@ class StreamMetrics:
             "offhook_odd_messages", "Carrier messages that were ignored, by what was odd.",
             ["what"], registry=registry,
         )  # fmt: skip
+        self.lines = Counter(
+            "offhook_lines", "Calls that lost their stream, got another, or did not.", ["event"],
+            registry=registry,
+        )  # fmt: skip
         for where in ("carrier", "server"):
             self.lost_frames.labels(where)
+        for event in ("lost", "back", "not-back"):
+            self.lines.labels(event)
 
 
 class CapacityMetrics:

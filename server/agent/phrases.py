@@ -39,6 +39,33 @@ def barge_in_hint(heard: str) -> str:
     return aside(f'The caller interrupted you, and of what you said heard only this: "{heard}"')
 
 
+def line_back(heard: str, *, heard_s: float) -> str:
+    """Make the model say what was lost with the line.
+
+    Args:
+        heard: What the caller had heard of the turn, as far as its text is known.
+        heard_s: How much of it that was.
+    """
+    if heard:
+        missed = (
+            f'of what you said last the caller heard only this: "{heard}" '
+            "Go on from there, without greeting them again."
+        )
+    elif heard_s > WORD_S:
+        missed = "the caller has not heard the end of what you said last. Say that part again."
+    else:
+        missed = "the caller heard nothing of what you said last. Say it again."
+    return aside(f"The line was interrupted for a moment, and {missed}")
+
+
+WORD_S = 0.5
+"""Of what is shorter nobody has understood a word."""
+LINE_WAS_LOST = aside(
+    "The line was interrupted for {seconds:.0f} seconds, in which neither of you heard the other. "
+    "If something seems to be missing, ask for it again."
+)
+
+
 def verbatim(text: str) -> str:
     """Make the model say exactly this."""
     return f'Say exactly the following words, and nothing else: "{text}"'

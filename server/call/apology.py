@@ -51,7 +51,9 @@ class Apology:
     @property
     def may_be_fetched(self) -> bool:
         """Whether a document that the carrier asks for would have to be the apology."""
-        return self._was_fetched or (self._conversation.line is None and self.is_owed)
+        line = self._conversation.line
+        has_no_line = line is None or line.is_closed  # else the carrier would not ask
+        return self._was_fetched or (has_no_line and self.is_owed)
 
     def fetch(self) -> bool:
         """The carrier asks how the call goes on: whether the answer is to be the apology.

@@ -26,7 +26,7 @@ import trio
 from codec.line import FRAME_S
 from server.agent.agent import Agent
 from server.call.apology import Apology
-from server.call.conversation import Conversation, Line, Party
+from server.call.conversation import Conversation, Line, Party, Stage
 from server.call.farewell import Farewell
 from server.call.handover import Handover
 from server.call.hearing import Hearing
@@ -63,6 +63,8 @@ from server.refusal import Kind
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 COST_CHECK_S = 1.0
+GOING_AWAY = 1001
+"""The WebSocket close code of an endpoint that leaves (RFC 6455 section 7.4.1)."""
 RECORDED_TURN = 0
 """The turn of a recorded greeting: the model counts its own from 1."""
 
@@ -89,6 +91,7 @@ class Call:
         conversation: What the parts of the call share.
         progress: How far it has come, as the carrier reports it.
         apology: What the carrier says if the call fails.
+        hearing: Hears the caller, on one stream after the other.
         farewell: How it ends politely.
         handover: Connects the caller with somebody else.
         report: Makes its record.
@@ -138,7 +141,7 @@ class Call:
         self._machine: Machine | None = None
         if direction == "outbound" and options.voicemail is not VoicemailPolicy.IGNORE:
             self._machine = Machine(c, self._playing)
-        self._hearing = Hearing(c, self._playing, self._machine)
+        self.hearing = Hearing(c, self._playing, self._machine)
         toolbox = Toolbox(agent.tools, self, metrics=metrics, timeout_s=options.tool_timeout_s)
         speaking = Speaking(c, self._playing, self._machine, toolbox)
         self._watch = Watch(c, self.farewell)
@@ -165,15 +168,18 @@ class Call:
     async def serve(self, media: MediaStream, started: StreamStarted) -> None:
         """Give the call a stream; returns when the call is over or has left the stream."""
         c, now = self.conversation, started.received_at
-        if c.line is not None:
+        while c.line is not None and not self.is_over:
+            if c.stage is not Stage.AWAY:  # there its stop is yet to come
+                c.line.lose("another stream took its place")
             await c.line.released.wait()
         if self.is_over:
             return
+        was_lost = c.is_lost
         line = c.line = Line(media)
         try:
             if c.answered_at is None:
                 self._answer(now)
-            else:
+            elif not was_lost:
                 self.note("caller back")
                 c.turns.caller_active(now)
             if c.passing.recorder is not None:
@@ -183,9 +189,15 @@ class Call:
             c.connected.set()
             c.changed.set()
             await line.released.wait()
+            if not self.is_over:
+                with (
+                    trio.move_on_after(c.options.close_timeout_s),
+                    contextlib.suppress(StreamEnded),
+                ):
+                    await media.aclose(GOING_AWAY, "the call has left this stream")
         finally:
             if c.line is line:
-                self.end(EndReason.CALLER_GONE, "the media socket was torn down")
+                line.lose("the media socket was torn down")
 
     def _answer(self, now: float) -> None:
         """The phone has left the hook."""
@@ -278,7 +290,7 @@ class Call:
                     nursery.start_soon(c.errands.run)
                     if c.options.max_cost_usd is not None:
                         nursery.start_soon(self._keep_to_budget, c.options.max_cost_usd)
-                    nursery.start_soon(self._hearing.run)
+                    nursery.start_soon(self.hearing.run)
                     nursery.start_soon(self._playing.run)
                     if not c.options.prewarm:
                         await c.connected.wait()
@@ -377,6 +389,7 @@ class Call:
         if c.line is not None:
             with contextlib.suppress(StreamEnded):
                 await c.line.media.aclose(reason.close_code, reason.value)
+            c.line.is_closed = True
 
     # -- the record ------------------------------------------------------------------------
 

@@ -87,7 +87,10 @@ class Party:
 
 @dataclass(slots=True)
 class Line:
-    """One media stream of the call. A caller whom nobody took over comes back on another."""
+    """One media stream of the call.
+
+    A caller whom nobody took over comes back on another, and so does one whose stream was lost.
+    """
 
     media: MediaStream
     heard_at: float = 0.0
@@ -104,6 +107,12 @@ class Line:
     """The stream's last event has been read."""
     released: trio.Event = field(default_factory=trio.Event)
     """The call has no more use for it."""
+
+    def lose(self, detail: str) -> None:
+        """It is of no use any more, though the carrier has not said that it is over."""
+        if self.end is None:
+            self.end = EndReason.CALLER_GONE, detail
+        self.news.set()
 
 
 class Conversation:
@@ -215,6 +224,14 @@ class Conversation:
         return self.stage in (Stage.TO_MACHINE, Stage.FAREWELL_TO_MACHINE)
 
     @property
+    def is_lost(self) -> bool:
+        """Whether the caller's line is lost, and may come back: in any stage but that of a caller
+        who is elsewhere. Nothing that goes by what is heard, or not heard, is decided meanwhile.
+        """
+        away = self.stage is Stage.AWAY
+        return self.answered_at is not None and self.line is None and not away
+
+    @property
     def metrics(self) -> Metrics:
         """The process's metrics."""
         return self.notes.metrics
@@ -260,6 +277,11 @@ class Conversation:
         ]
 
     # -- the transcript ----------------------------------------------------------------------
+
+    def was_cut(self, turn: int) -> bool:
+        """Whether the caller has not heard this turn to its end, and will not."""
+        heard = self.playout.turn_heard(turn, trio.current_time())
+        return heard is not None and heard.cut
 
     def write_heard(self, now: float) -> None:
         """Write down how much has been heard of every turn up to now."""

@@ -55,7 +55,9 @@ class Farewell:
         with trio.move_on_after(c.options.farewell_timeout_s):
             if self._agents_own and c.stage is Stage.AWAY:
                 await trio.sleep_forever()  # if somebody answers there, the call ends with that
-            elif self._agents_own:
+            if c.is_lost:
+                await c.changed.until(lambda: not c.is_lost)
+            if self._agents_own:
                 await self._hear_out()
             elif c.line is not None and c.session.is_ready and c.party.agent.farewell:
                 # What the agent is saying now is not the goodbye: that is a turn of its own.
@@ -74,20 +76,16 @@ class Farewell:
             # It may have been no more than "one moment": leave it time for a goodbye.
             with trio.move_on_after(PAUSE_S):
                 await self._agent_speaks_after(turn)
-            if c.agent_turn == turn and not self._is_cut(turn):
+            if c.agent_turn == turn and not c.was_cut(turn):
                 return
         while True:
             await self._agent_speaks_after(turn)
             await c.changed.until(lambda: c.playout.all_heard)
             turn = c.agent_turn
-            if not self._is_cut(turn):
+            if not c.was_cut(turn):
                 return
             # The caller had something to say: the agent answers before it goes.
 
     async def _agent_speaks_after(self, turn: int) -> None:
         c = self._conversation
         await c.changed.until(lambda: c.agent_turn > turn)
-
-    def _is_cut(self, turn: int) -> bool:
-        heard = self._conversation.playout.turn_heard(turn, trio.current_time())
-        return heard is not None and heard.cut

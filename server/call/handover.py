@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from server.call.conversation import Conversation, Stage
+from server.call.conversation import Conversation, Line, Stage
 from server.carrier import NOT_REACHED, CallStatus
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError
@@ -71,7 +71,8 @@ class Handover:
                 call is about to end, or a message is being left.
         """
         c = self._conversation
-        if self._transfer is not None or c.line is None or not c.may("sent away"):
+        is_there = c.line is not None or c.is_lost
+        if self._transfer is not None or not is_there or not c.may("sent away"):
             raise ValueError(CANNOT)
         transfer = self._transfer = _Transfer(destination, number)
         self._wanted.set()
@@ -121,10 +122,12 @@ class Handover:
         """Have the carrier ring the other number; True when the caller has come back."""
         c = self._conversation
         with trio.move_on_after(c.options.farewell_timeout_s):
-            await c.changed.until(lambda: transfer.withdrawn or c.playout.all_heard)
+            await c.changed.until(
+                lambda: transfer.withdrawn or (c.playout.all_heard and not c.is_lost)
+            )
         if transfer.withdrawn:
             return False
-        if not c.may("sent away"):  # it has come to something else meanwhile
+        if c.is_lost or not c.may("sent away"):  # it has come to something else meanwhile
             transfer.error = ValueError(CANNOT)
             return False
         ring_timeout_s = c.options.transfer_ring_timeout_s
@@ -136,8 +139,8 @@ class Handover:
         except CarrierError as error:
             transfer.error = error
             c.notes.note("transfer refused", code=error.code)
-            if c.line is None:  # the caller hung up at the same moment
-                c.end(EndReason.CALLER_HUNG_UP)
+            if c.line is None and left is not None:
+                await self._miss(left)
             return False
         with trio.move_on_after(ring_timeout_s + REPORT_S):
             await c.changed.until(lambda: transfer.outcome is not None)
@@ -150,3 +153,13 @@ class Handover:
             return True
         c.end(EndReason.CALLER_GONE, "the caller did not come back from a transfer")
         return False
+
+    async def _miss(self, left: Line) -> None:
+        """The caller's line has ended, though they were not sent away: it may come back."""
+        c = self._conversation
+        if left.end is not None and left.end[0] is EndReason.CALLER_GONE:
+            with trio.move_on_after(c.options.line_lost_timeout_s):
+                await c.connected.wait()
+                return
+            c.end(*left.end)
+        c.end(EndReason.CALLER_HUNG_UP)

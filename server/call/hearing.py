@@ -16,6 +16,7 @@ import trio
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from codec.line import BYTES_PER_S, SILENCE
+from server.agent import phrases
 from server.call.conversation import Conversation, Line, Stage
 from server.call.machine import Machine
 from server.call.playing import Playing
@@ -28,10 +29,17 @@ from server.carrier import (
 )
 from server.carrier.keypad import PressedKeys
 from server.dialogue.endings import EndReason
+from server.dialogue.playout import HeardTurn
 from server.dialogue.remedies import Awaited
 from server.errors import CarrierProtocolError
 from server.hooks.trio_clock import missed_s
 
+STREAM_OVER_S = 1.0
+"""How long the end of a stream may take to get here after the carrier has said so elsewhere."""
+TOLD_GAP_S = 1.0
+"""An interruption of the line that both have noticed: shorter ones are not worth a word."""
+MISSED_S = 0.2
+"""So much at the end of what the agent said is no word that anybody would miss."""
 MAX_TOGETHER_BYTES = 800
 """The longest message to the model, as the compiled path writes them, too."""
 
@@ -65,10 +73,69 @@ class Hearing:
             line.media.listen(partial(self._take_events, line), c.passing.relay)
             reason, detail = await self._wait_over(line)
             line.over.set()
-            if c.stage is not Stage.AWAY:
+            may_come_back = reason is EndReason.CALLER_GONE and line.media.abilities.comes_back
+            if c.stage is Stage.AWAY:
+                self._playing.leave(line)
+            elif not (may_come_back and await self._wait_back(line, detail)):
                 c.end(reason, detail)
                 return
-            self._playing.leave(line)
+
+    async def _wait_back(self, line: Line, detail: str) -> bool:
+        """The line is lost: wait for another; False if none comes in time."""
+        c, timeout_s = self._conversation, self._conversation.options.line_lost_timeout_s
+        if c.end_reason is not None or timeout_s <= 0:
+            return False
+        lost_at = self.heard_at(line)
+        cut = self._playing.lose(line, lost_at)
+        c.notes.note("line lost", detail=detail or "the stream broke off")
+        c.metrics.streams.lines.labels("lost").inc()
+        with trio.move_on_after(timeout_s):
+            await c.connected.wait()
+            self._come_back(lost_at, cut)
+            return True
+        c.metrics.streams.lines.labels("not-back").inc()
+        return False
+
+    def _come_back(self, lost_at: float, cut: HeardTurn | None) -> None:
+        """The line is there again: nobody is taken for silent, and the model knows what was lost.
+
+        Args:
+            lost_at: Until when the line was heard.
+            cut: What the agent was saying then.
+        """
+        c, now = self._conversation, trio.current_time()
+        gap_s = now - lost_at
+        c.notes.note("line back", gap_s=round(gap_s, 3))
+        c.metrics.streams.lines.labels("back").inc()
+        c.turns.answered(now, again=True)
+        if self._machine is not None:
+            self._machine.line_back(now)
+        is_free = not (c.speaks_to_machine or c.turns.caller_speaking or c.turns.tools_open)
+        if cut is not None and is_free and self._has_missed(cut):
+            c.turns.ask(Awaited.CONTINUATION, now)
+            heard = c.notes.transcript.agent_heard_text(cut.turn)
+            c.session.send_text(phrases.line_back(heard, heard_s=cut.heard_s))
+        elif gap_s >= TOLD_GAP_S and not c.speaks_to_machine:
+            c.hint = phrases.LINE_WAS_LOST.format(seconds=gap_s)
+        c.turn_changed.set()
+
+    async def wait_line_over(self) -> bool:
+        """The carrier says that the call's stream is over: wait for that; False if it is not so.
+
+        A stream that is still heard is not over: somebody repeats what the carrier has said.
+        """
+        line = self._conversation.line
+        if line is None or not line.media.abilities.sends_silence:
+            return True
+        with trio.move_on_after(STREAM_OVER_S):
+            await line.over.wait()
+            return True
+        return trio.current_time() - self.heard_at(line) > STREAM_OVER_S / 2
+
+    def _has_missed(self, cut: HeardTurn) -> bool:
+        """Whether the caller has missed a word of it, what the model has not said yet included."""
+        is_whole = cut.turn <= self._conversation.finished_turn
+        return not is_whole or cut.made_s - cut.heard_s > MISSED_S
 
     async def _wait_over(self, line: Line) -> tuple[EndReason, str]:
         """Wait until a line is over; says what that means for a call."""
@@ -82,7 +149,7 @@ class Hearing:
             with trio.move_on_at(self._gone_at(line)):
                 await news.wait()
             if line.end is None and trio.current_time() >= self._gone_at(line):
-                return EndReason.CALLER_GONE, "no audio from the carrier"
+                line.lose("no audio from the carrier")
 
     def _gone_at(self, line: Line) -> float:
         """When a carrier that sends no more audio is taken for gone; never where silence is usual.
@@ -91,8 +158,11 @@ class Hearing:
         """
         if not line.media.abilities.sends_silence:
             return inf
-        c = self._conversation
-        return max(line.heard_at, c.passing.path.heard_at) + c.options.media_timeout_s
+        return self.heard_at(line) + self._conversation.options.media_timeout_s
+
+    def heard_at(self, line: Line) -> float:
+        """When audio of this line was last heard, or it began."""
+        return max(line.heard_at, self._conversation.passing.path.heard_at)
 
     # -- what comes --------------------------------------------------------------------------
 
@@ -100,6 +170,8 @@ class Hearing:
         self, line: Line, events: Sequence[CarrierEvent | CarrierProtocolError]
     ) -> None:
         """A read of the socket has brought this: nothing in here waits."""
+        if line.released.is_set():
+            return
         with _own_trouble(line):
             self._conversation.passing.collect()
             for is_audio, group in groupby(events, lambda event: isinstance(event, CallerAudio)):

@@ -74,6 +74,10 @@ class Machine:
                 return
         self._conversation.changed.set()
 
+    def line_back(self, now: float) -> None:
+        """The line was lost, and is there again."""
+        self._signs.line_back(now)
+
     def interrupted(self, turn: int, at: float) -> None:
         """Our own word has stopped the model; nobody is there, and the message comes yet."""
         self._after_turn = max(self._after_turn, turn)
@@ -87,6 +91,9 @@ class Machine:
         c = self._conversation
         while True:
             changed = c.changed.next()
+            if c.is_lost:  # that nobody is heard says nothing now
+                await changed.wait()
+                continue
             c.passing.collect()
             now = trio.current_time()
             agent_until = c.playout.audible_until(now)
@@ -113,6 +120,7 @@ class Machine:
         left = False
         with trio.move_on_after(c.options.voicemail_timeout_s):
             for _ in range(2):
+                await c.changed.until(lambda: not c.is_lost)
                 note("leaving message")
                 c.session.send_text(phrases.leave_message(c.party.agent.voicemail))
                 if left := await self._message_heard():
@@ -130,16 +138,26 @@ class Machine:
             c.session.send_text(phrases.NOT_A_MACHINE)
 
     async def _message_heard(self) -> bool:
-        """Wait until the message has been played to its end; False if it is not even begun."""
+        """Wait until the message has been played to its end.
+
+        Returns:
+            False if it is not even begun, or the line was lost in the middle of it.
+        """
         c = self._conversation
         while True:
             with trio.move_on_after(START_S):
                 await c.changed.until(lambda: c.agent_turn > self._after_turn)
-            if c.agent_turn <= self._after_turn:
+            if c.agent_turn <= self._after_turn and not c.is_lost:
                 return False
-            await c.changed.until(lambda: self._is_said() or c.agent_turn <= self._after_turn)
+            await c.changed.until(lambda: not c.is_lost and self._is_said_or_gone())
             if c.agent_turn > self._after_turn:
+                if c.was_cut(c.agent_turn):
+                    self._after_turn = c.agent_turn
+                    return False
                 return True
+
+    def _is_said_or_gone(self) -> bool:
+        return self._is_said() or self._conversation.agent_turn <= self._after_turn
 
     def _is_said(self) -> bool:
         """Whether all that the agent had to say has been played; "one moment" is not all."""

@@ -28,6 +28,7 @@ class CallOptions:
     speech_end_s: float = 0.5
     patience: Patience = field(default_factory=Patience)
     media_timeout_s: float = 4.0
+    line_lost_timeout_s: float = 5.0
     answer_timeout_s: float = 120.0
     max_duration_s: float = 3_600.0
     farewell_timeout_s: float = 10.0
@@ -71,6 +72,7 @@ class CallOptions:
                 farewell_timeout_s=settings.farewell_timeout_s,
             ),
             media_timeout_s=settings.media_timeout_s,
+            line_lost_timeout_s=settings.line_lost_timeout_s,
             answer_timeout_s=settings.ring_timeout_s + 60.0,
             max_duration_s=settings.max_call_duration_s,
             farewell_timeout_s=settings.farewell_timeout_s,

@@ -123,15 +123,37 @@ class Playing:
         return True
 
     def leave(self, line: Line) -> None:
-        """The stream is over and the call goes on: nothing sent on it will be heard any more."""
+        """The caller is elsewhere and the call goes on: what was sent is heard no more."""
+        self._leave(line, trio.current_time(), waits=False)
+
+    def lose(self, line: Line, heard_until: float) -> HeardTurn | None:
+        """The line is lost and may come back; a turn of which nothing was sent waits for that.
+
+        Returns:
+            The turn that was cut by it, if any.
+        """
         c = self._conversation
+        cut = self._leave(line, heard_until, waits=True)
+        if cut is not None:
+            c.turns.agent_cut(cut.turn, starved_s=c.playout.starved_s(cut.turn))
+            c.ear.agent_cut()
+        return cut
+
+    def _leave(self, line: Line, heard_until: float, *, waits: bool) -> HeardTurn | None:
+        c = self._conversation
+        line.media.leave()
+        c.passing.collect()
+        if (recorder := c.passing.recorder) is not None:
+            c.passing.collect_recording()
+            recorder.sent(Clear(), heard_until)
         c.line = None
         c.connected = trio.Event()
-        if (cut := c.playout.leave(trio.current_time())) is not None:
+        if (cut := c.playout.leave(heard_until, waits=waits)) is not None:
             self.note_heard(cut)
         c.changed.set()
         c.unsent.set()
         line.released.set()
+        return cut
 
     # -- what the caller has heard -----------------------------------------------------------
 

@@ -75,7 +75,7 @@ class Watch:
             if c.hint:
                 hint, c.hint = c.hint, ""
                 c.session.send_note(hint)
-            elif not c.is_talk:
+            elif not c.is_talk or c.is_lost:
                 await changed.wait()
             elif (decision := c.turns.decide(now, agent_until=agent_until)) is not None:
                 await self._carry_out(decision)

@@ -137,6 +137,9 @@ class StreamAbilities:
     """How much audio that has not been played the carrier keeps; what is sent beyond is lost."""
     sends_silence: bool
     """Whether chunks come while the caller says nothing, too: then a stream without any is dead."""
+    comes_back: bool = False
+    """Whether the carrier asks how a call goes on when its stream has ended before it: then it can
+    be given another stream. Elsewhere a call ends with its stream."""
 
 
 class MediaStream(Protocol):
@@ -186,8 +189,15 @@ class MediaStream(Protocol):
         """
         ...
 
+    def leave(self) -> None:
+        """Push nothing more and leave the relay: the call has no use for this stream any more."""
+        ...
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
-        """Send what waits and close with a WebSocket close code; the carrier then ends the call."""
+        """Send what waits and close with a WebSocket close code.
+
+        Whether the call ends with that is the carrier's to say: see ``abilities.comes_back``.
+        """
         ...
 
 
@@ -278,6 +288,13 @@ class VoiceRequest:
     """An inbound call that may be new here. Any other must be one of ours, or it is nobody's."""
     report: StatusUpdate | None = None
     """How the call stands, if the carrier only reports that and reads no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeRequest:
+    """The carrier asks how a call goes on whose stream has ended, as far as it can tell."""
+
+    call_sid: str
 
 
 class AnsweredBy(StrEnum):

@@ -12,10 +12,16 @@ from typing import Protocol
 
 from werkzeug.datastructures import MultiDict
 
-from server.carrier import MachineVerdict, StatusUpdate, TransferUpdate, VoiceRequest
+from server.carrier import (
+    MachineVerdict,
+    ResumeRequest,
+    StatusUpdate,
+    TransferUpdate,
+    VoiceRequest,
+)
 from server.headers import Headers
 
-Report = VoiceRequest | StatusUpdate | MachineVerdict | TransferUpdate
+Report = VoiceRequest | ResumeRequest | StatusUpdate | MachineVerdict | TransferUpdate
 
 
 @dataclass(frozen=True, slots=True)

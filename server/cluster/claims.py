@@ -147,15 +147,24 @@ class Claims:
             if alone and _read(link) == owner:
                 link.unlink(missing_ok=True)
 
-    def release_all(self, number: int) -> None:
-        """Give back what the process with this number had; called behind the gate.
+    def release_all(self, number: int, *, older_than_s: float = 0.0) -> None:
+        """Give back what the processes with this number had; called behind the gate.
+
+        Args:
+            number: Whose they are, or were.
+            older_than_s: Claims that were made later than so long ago are kept. They are of one
+                that is gone, and say so to whoever asks.
 
         Raises:
             OSError: The directory cannot be used.
         """
+        kept_since = time.time() - older_than_s
         for link in self._directory.iterdir():
-            if (owner := _read(link)) is not None and owner.number == number:
-                link.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                owner = _read(link)
+                is_old = older_than_s <= 0 or link.lstat().st_mtime < kept_since
+                if owner is not None and owner.number == number and is_old:
+                    link.unlink(missing_ok=True)
 
     def _link(self, call_sid: str) -> Path:
         # Whoever may ask for a call may write any name; a digest is never a path.

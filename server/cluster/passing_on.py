@@ -67,6 +67,11 @@ def facts_of(scope: Mapping[str, Any], *, by: int, given: bool = False) -> bytes
     return json.dumps(facts).encode()
 
 
+def headers_of(scope: Mapping[str, Any], *, by: int) -> dict[str, str]:
+    """What says to another process, on its HTTP socket, where a media stream comes from."""
+    return {FACTS.decode(): facts_of(scope, by=by).decode()}
+
+
 def request_of(
     scope: Mapping[str, Any], body: bytes, facts: bytes, but: bytes = b""
 ) -> httpx2.Request:

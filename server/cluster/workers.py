@@ -46,7 +46,6 @@ from server.cluster.meeting import (
     take_place,
 )
 from server.cluster.passing_on import (
-    FACTS,
     GIVEN,
     PASSED_ON,
     PassedOn,
@@ -69,6 +68,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 CONNECT_TIMEOUT_S = 2.0
 JOIN_TRIES = 10
+ORPHANED_S = 4 * 3600.0
+"""No call that began so long ago lasts: the carrier's own limit, unless it is told another."""
 GATE_TIMEOUT_S = 10.0
 """How long a process that comes or goes may wait for others that do."""
 
@@ -139,7 +140,8 @@ class Workers:
             calls = self._directory / "calls"
             calls.mkdir(mode=0o700, exist_ok=True)
             self._gate, self._claims = gate, Claims(calls, gate)
-            self._claims.release_all(self.number)  # of one in our place that has died
+            # Of one in our place that has died: its last calls' carrier may yet ask for them.
+            self._claims.release_all(self.number, older_than_s=ORPHANED_S)
             self._board = Board(self._directory / "board", number=self.number, count=count)
         except BaseException:
             os.close(self._lock)
@@ -263,6 +265,22 @@ class Workers:
             return None
         return None if owner is None or owner != self.member(owner.number) else owner.number
 
+    def is_orphan(self, call_sid: str) -> bool:
+        """Whether a call was another process's that is gone, with all that it knew of the call."""
+        if self._board is None or self._claims is None or self._gate is None:
+            return False
+        try:
+            owner = self._claims.owner(call_sid)
+        except OSError as error:
+            self._tell_unusable(error)
+            return False
+        if owner is None or owner == self.member():
+            return False
+        if owner != self.member(owner.number):
+            return True
+        with self._gate.held() as alone:  # whoever comes is not to find a place taken by this look
+            return alone and not is_locked(self._directory / f"{owner.number}.lock")
+
     def release(self, call_sid: str) -> None:
         """The call is forgotten here; what comes about it now is about nothing."""
         if self._board is not None and self._claims is not None:
@@ -370,10 +388,6 @@ class Workers:
                 return await trio.open_unix_socket(self._directory / f"{number}.{name}")
         except (OSError, trio.TooSlowError) as error:
             raise WorkerLost(number, reached=False) from error
-
-    def passed_on_headers(self, scope: Mapping[str, Any]) -> dict[str, str]:
-        """What says to another process, on its HTTP socket, where a media stream comes from."""
-        return {FACTS.decode(): facts_of(scope, by=self.number).decode()}
 
     # -- what the others pass on -----------------------------------------------------------
 

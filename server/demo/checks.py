@@ -189,6 +189,10 @@ CAME_BACK: Check = (
     "the caller came back on another stream, to the same session",
     lambda outcome: len(outcome.phone.phones) == 2 and len(outcome.sessions) == 1,
 )
+HEARD_AGAIN: Check = (
+    "the agent was heard again within a second and a half of the line's return",
+    lambda outcome: (outcome.phone.phones[-1].first_sound_s or 9.0) <= 1.5,
+)
 LAST_WORD_AFTER_THE_END: Check = (
     "the carrier's last word came after the end, and is in the record",
     lambda outcome: (
@@ -246,11 +250,11 @@ def climbed(rung: str, fault: str) -> Check:
 
 
 def _gone_for_s(outcome: Outcome) -> float:
-    """How long the line had been dead when the call ended."""
+    """How long the line had been dead when that was noticed."""
     phone = outcome.phone.phone
     dead_s = next(at_s for at_s, what in phone.events if what == "the line is dead")
     moments = {moment["what"]: moment["at_s"] for moment in outcome.record["timeline"]}
-    return float(moments["ended"] - moments["answered"] - dead_s)
+    return float(moments["line lost"] - moments["answered"] - dead_s)
 
 
 GREETING_HEARD: Check = (

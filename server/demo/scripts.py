@@ -27,6 +27,7 @@ from server.demo.checks import (
     GREETING_HEARD,
     GREETING_TEXT,
     GREETING_WAV,
+    HEARD_AGAIN,
     HUNG_UP_AT_LAST,
     KEYS_HEARD,
     KEYS_TOLD,
@@ -82,7 +83,8 @@ DEMO_SCRIPTS: dict[str, DemoScript] = {
         (ended("no-answer"),), {"simulated_callee": "no-answer", "ring_timeout_s": 5}
     ),
     "drops": DemoScript(
-        (ended("caller-gone"), GREETED, NOTHING_LOST), {"simulated_callee": "drops"}
+        (ended("caller-hung-up"), GREETED, happened("line lost"), NOTHING_LOST),
+        {"simulated_callee": "drops"},
     ),
     "tool-storm": DemoScript(
         (
@@ -331,7 +333,33 @@ DEMO_SCRIPTS: dict[str, DemoScript] = {
     ),
     "caller-drops": DemoScript(
         (ended("caller-gone"), GREETED, NOTICED_IN_TIME, NOTHING_LOST),
-        {"simulated_callee": "vanishes"},
+        # Nor do callbacks come through, nor answers to questions.
+        {
+            "simulated_callee": "vanishes",
+            "simulated_carrier": "no-callbacks",
+            "callback_wait_s": 60.0,
+        },
+    ),
+    "line-lost": DemoScript(
+        (
+            ended("caller-hung-up"),
+            GREETED,
+            happened("line lost"),
+            happened("line back"),
+            CAME_BACK,
+            HEARD_AGAIN,
+            ANSWERED,
+            NOTHING_LOST,
+        ),
+        {"simulated_callee": "talks", "simulated_carrier": "line-lost"},
+    ),
+    "line-lost-for-good": DemoScript(
+        (ended("caller-gone"), GREETED, happened("line lost"), HUNG_UP_AT_LAST, NOTHING_LOST),
+        {
+            "simulated_callee": "talks",
+            "simulated_carrier": "line-lost-for-good",
+            "line_lost_timeout_s": 2.0,
+        },
     ),
     "says-hello": DemoScript(
         (ended("caller-hung-up"), GREETED, GREETING_HEARD, ANSWERED, NOTHING_LOST),

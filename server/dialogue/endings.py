@@ -20,7 +20,7 @@ class EndReason(StrEnum):
 
     CALLER_HUNG_UP = "caller-hung-up"
     CALLER_GONE = "caller-gone"
-    """The stream closed or fell silent without the carrier's stop."""
+    """The stream closed or fell silent without the carrier's stop, and no other came."""
     BUSY = "busy"
     NO_ANSWER = "no-answer"
     FAILED = "failed"
@@ -92,7 +92,6 @@ class EndReason(StrEnum):
 _BY_CARRIER = frozenset(
     {
         EndReason.CALLER_HUNG_UP,
-        EndReason.CALLER_GONE,
         EndReason.BUSY,
         EndReason.NO_ANSWER,
         EndReason.FAILED,

@@ -273,16 +273,20 @@ class Playout:
         self.timeline.open = True
         self.timeline.play_end = max(self.timeline.play_end, now)
 
-    def leave(self, now: float) -> HeardTurn | None:
+    def leave(self, now: float, *, waits: bool = False) -> HeardTurn | None:
         """The stream is over, but the call is not: what is left of every turn is lost.
+
+        Args:
+            now: Until when the caller may have heard it.
+            waits: Whether turns of which nothing has been sent wait for the next stream.
 
         Returns:
             The turn that was cut by it, if any.
         """
-        newest = max(
-            [turn.number for turn in self._turns] + [item.turn for item in self._queue], default=0
-        )
-        cut = self.interrupt(newest, now)
+        numbers = [turn.number for turn in self._turns]
+        if not waits:
+            numbers += [item.turn for item in self._queue]
+        cut = self.interrupt(max(numbers), now) if numbers else None
         self.timeline.open = self._clear = False
         self._mark = None
         self.keys.forget()

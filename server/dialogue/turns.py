@@ -134,10 +134,20 @@ class Turns:
 
     # -- what happens ----------------------------------------------------------------------
 
-    def answered(self, now: float, *, ends_at: float = NEVER) -> None:
-        """The caller is on the line, until ``ends_at`` at the longest."""
+    def answered(self, now: float, *, ends_at: float = NEVER, again: bool = False) -> None:
+        """The caller is on the line: what was expected before has its whole time from now on.
+
+        Args:
+            now: The time.
+            ends_at: Until when they may stay, at the longest.
+            again: They were before, until their line was lost: that time stands.
+        """
         self._quiet_since = now
-        self._time_left.answered(now, ends_at, self.patience)
+        if again:
+            self._prompts = 0
+            self._turn.last_audio_at = max(self._turn.last_audio_at, now)
+        else:
+            self._time_left.answered(now, ends_at, self.patience)
         if self._awaited is not None:
             self._deadline = max(self._deadline, now + self._timeout_s)
 

@@ -182,6 +182,10 @@ class AnsweringMachine:
         self._began_at = None if self._beeps.sounding else now
         self._heard_at = now
 
+    def line_back(self, now: float) -> None:
+        """Nobody could be heard until now: the silence counts from here on."""
+        self._heard_at = now
+
     def speech_ended(self, now: float, speech_s: float) -> None:
         """The other party has stopped speaking."""
         began_at, self._began_at = self._began_at, None

@@ -303,7 +303,9 @@ class Settings(BaseSettings):
     wrap_up_s: Annotated[float, Field(ge=0, le=MOST)] = 30.0
     """How long before a call's longest duration the agent is told to bring it to an end."""
     media_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 4.0
-    """The carrier sends a frame every 20 ms; without any for this long the caller has gone."""
+    """The carrier sends a frame every 20 ms; without any for this long the line is lost."""
+    line_lost_timeout_s: Annotated[float, Field(ge=0, le=MOST)] = 5.0
+    """How long a call whose line is lost waits for another stream; 0 ends it at once."""
     max_strangers_per_address: Annotated[int, Field(ge=1, le=MOST)] = 100
     """Media sockets without the carrier's signature that may wait to show a ticket; the oldest one
     of an address makes room."""

@@ -16,6 +16,7 @@ WEBHOOK_PATHS = (
     "/call-status",
     "/amd-status",
     "/transfer-status",
+    "/resume",
     "/stream",
     "/make-call",
 )

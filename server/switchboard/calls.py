@@ -206,7 +206,7 @@ class Calls:
         """The call is over: give back what it held, and keep what is left of it."""
         call.finished.set()
         forgotten = self.register.end(call)
-        self.tickets.drop(call)
+        self.tickets.forget(call)
         with _one_calls_trouble(call):
             self.model_trial.learn(call)
         with _one_calls_trouble(call):
@@ -305,7 +305,7 @@ class Calls:
     async def answer(self, call_sid: str, number: str, agent: Agent) -> Reply:
         """What answers this call; it is idempotent, as webhooks are repeated.
 
-        A call that has its stream, or is over, needs no answer: whoever asks for one has kept a
+        A call that has had its stream, or is over, needs no answer: whoever asks for one has kept a
         request of the carrier's, and gets neither a ticket nor a model session for it.
 
         Raises:
@@ -313,7 +313,7 @@ class Calls:
         """
         call = self.register.get_live(call_sid)
         if self.register.has_ended(call_sid) or (
-            call is not None and call.conversation.line is not None
+            call is not None and call.conversation.answered_at is not None
         ):
             owes_apology = self.register.owes_apology(call_sid)
             return self._apology(agent) if owes_apology else EndCall()
@@ -360,6 +360,28 @@ class Calls:
             stray = "voice webhook of a call that was not placed here: it is hung up"
         self._strays.log(trio.current_time(), logger.warning, stray)
         return EndCall()
+
+    async def resume(self, call_sid: str, agent: Agent, *, is_orphan: bool = False) -> Reply:
+        """How a call goes on whose stream has ended, by the carrier's word: only a live one does.
+
+        Args:
+            call_sid: The call.
+            agent: Who apologises for a call that is not known here.
+            is_orphan: Whether another process had it, which is gone.
+        """
+        call = self.register.get_live(call_sid)
+        if call is None:
+            owes_apology = is_orphan or self.register.owes_apology(call_sid)
+            return self._apology(agent) if owes_apology else EndCall()
+        if call.apology.fetch():
+            return self._apology(call.conversation.party.agent)
+        if not await call.hearing.wait_line_over() or call.end_reason is not None:
+            return EndCall()
+        ticket = self.tickets.issue_again(call, trio.current_time())
+        if ticket is None:
+            call.end(EndReason.CALLER_GONE, "its stream was lost again and again")
+            return EndCall()
+        return ConnectStream(ticket)
 
     def check_admission(self) -> None:
         """Refuse the next call if it could not be taken now.

@@ -6,7 +6,10 @@ import secrets
 from dataclasses import dataclass
 
 from server.call.call import Call
+from server.pace import Pace
 
+MAX_STREAMS_PER_MIN = 5
+"""Of one call whose streams are lost: where none lasts, it is not to go on, and cost, for ever."""
 MAX_TICKETS = 5
 """Unused tickets of one call: more than a carrier whose webhook is repeated ever needs."""
 
@@ -27,6 +30,7 @@ class Tickets:
     def __init__(self, ttl_s: float) -> None:
         self._ttl_s = ttl_s
         self._tickets: dict[str, _Ticket] = {}
+        self._again: dict[Call, Pace] = {}
 
     def issue(self, call: Call, now: float) -> str:
         """A ticket for this call; one that it has already, if it has too many."""
@@ -39,6 +43,13 @@ class Tickets:
         self._tickets[ticket] = _Ticket(call, now + self._ttl_s)
         return ticket
 
+    def issue_again(self, call: Call, now: float) -> str | None:
+        """A ticket for a call whose stream has ended; None if too many of its have, lately."""
+        pace = Pace(MAX_STREAMS_PER_MIN / 60.0, MAX_STREAMS_PER_MIN)
+        if not self._again.setdefault(call, pace).allows(now):
+            return None
+        return self.issue(call, now)
+
     def use(self, ticket: str, now: float) -> Call | None:
         """The call whose ticket was shown, which is used up by it; None if it is nobody's."""
         held = self._tickets.pop(ticket, None)
@@ -48,6 +59,11 @@ class Tickets:
         """Forget this call's unused tickets."""
         for name in self.of(call):
             del self._tickets[name]
+
+    def forget(self, call: Call) -> None:
+        """The call is over: it has no ticket any more, and gets none."""
+        self.drop(call)
+        self._again.pop(call, None)
 
     def of(self, call: Call) -> list[str]:
         """This call's unused tickets, the oldest first."""

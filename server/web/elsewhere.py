@@ -46,15 +46,20 @@ class Elsewhere:
         """Whether there are others, and this request is not from one of them."""
         return self._service.workers.are_several and PASSED_ON not in request.scope
 
-    async def owner(self, call_sid: str) -> Response | None:
-        """The answer of the process that has this call; None if that is this one, or nobody."""
+    async def owner(self, call_sid: str, *, timeout_s: float | None = None) -> Response | None:
+        """The answer of the process that has this call; None if that is this one, or nobody.
+
+        Args:
+            call_sid: The call.
+            timeout_s: How long it may take, if less than the longest request.
+        """
         if not self.may_be_asked:
             return None
         number = self._service.workers.owner(call_sid)
         if number is None or number == self._service.workers.number:
             return None
         try:
-            return _response(await self._ask(number))
+            return _response(await self._ask(number, timeout_s))
         except WorkerLost:
             logger.warning("a process is gone, and its calls with it", worker=number)
             return None
@@ -133,11 +138,11 @@ class Elsewhere:
         """Whether another process has chosen this one for a new call."""
         return bool(request.scope.get(GIVEN))
 
-    async def _ask(self, number: int) -> httpx2.Response:
+    async def _ask(self, number: int, timeout_s: float | None = None) -> httpx2.Response:
         self._service.metrics.passed_on.labels("request").inc()
         body = await self._body()
         return await self._service.workers.pass_on(
-            number, request.scope, body, timeout_s=self._timeout_s
+            number, request.scope, body, timeout_s=timeout_s or self._timeout_s
         )
 
     async def _give(self, number: int, body: bytes) -> httpx2.Response:

@@ -20,7 +20,7 @@ from quart import Quart, websocket
 from codec.path import WebSocket
 from server.carrier import MediaStream
 from server.carrier.transport import QueuedTransport, WireTransport
-from server.cluster.passing_on import PASSED_ON, WorkerLost, hand_over
+from server.cluster.passing_on import PASSED_ON, WorkerLost, hand_over, headers_of
 from server.errors import StreamEnded
 from server.hooks.detach import detachable
 from server.hooks.media_socket import AcceptedSocket, MediaWebsocket
@@ -118,7 +118,7 @@ class MediaDoor:
         connection = None if service.plane is None else detachable(websocket.scope)
         if connection is None:
             stream = await service.workers.connect(number, "http")
-            headers = service.workers.passed_on_headers(websocket.scope)
+            headers = headers_of(websocket.scope, by=service.workers.number)
             await relay_media(
                 websocket,
                 stream,

@@ -16,7 +16,13 @@ from quart import Quart, Response, request
 from quart_schema import hide
 from werkzeug.datastructures import MultiDict
 
-from server.carrier import MachineVerdict, StatusUpdate, TransferUpdate, VoiceRequest
+from server.carrier import (
+    MachineVerdict,
+    ResumeRequest,
+    StatusUpdate,
+    TransferUpdate,
+    VoiceRequest,
+)
 from server.carrier.webhooks import Reply
 from server.errors import CallRefused, CarrierProtocolError, ServerError
 from server.logs import Sparing, log_stranger
@@ -33,6 +39,9 @@ MAX_ASTRAY_BYTES = 8 * 1024
 """Nobody looks where a longer one was meant to go; the carrier's have one kilobyte or two."""
 MAX_FIELDS = 200
 """A carrier's have some forty; what one costs to read and to sort is not told by its length."""
+RESUME_TIMEOUT_S = 2.0
+"""For another process of this server to say how a call goes on: meanwhile its caller hears nothing,
+and the carrier asks again after three seconds."""
 MAX_LOOKS_PER_S = 10
 """To find out what a wrong signature was made for takes many tries, and anybody may ask for it."""
 ADVICE = "make PUBLIC_URL and the address in the carrier's settings the same"
@@ -201,6 +210,8 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         match service.accounts.webhooks.read(request.url_rule.rule, fields):
             case VoiceRequest() as asked:
                 return await go_on(asked) if not asked.begins else await begin(asked)
+            case ResumeRequest() as asked:
+                return await resume(asked)
             case StatusUpdate() as update:
                 return await tell_status(update)
             case MachineVerdict() as verdict:
@@ -219,6 +230,18 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         if (theirs := await elsewhere.owner(asked.call_sid)) is not None:
             return theirs
         return document(await service.calls.go_on(asked, service.agent))
+
+    async def resume(asked: ResumeRequest) -> Any:
+        call_sid, workers = asked.call_sid, service.workers
+        theirs = await elsewhere.owner(call_sid, timeout_s=RESUME_TIMEOUT_S)
+        if theirs is not None:
+            return theirs
+        is_orphan = workers.is_orphan(call_sid)
+        if not is_orphan and workers.owner(call_sid) not in (None, workers.number):
+            # Its process lives, but does not answer: the carrier asks again.
+            message = "the process that has this call does not answer"
+            return error_body("unavailable", message), 503
+        return document(await service.calls.resume(call_sid, service.agent, is_orphan=is_orphan))
 
     async def begin(asked: VoiceRequest) -> Any:
         if (theirs := await elsewhere.for_named_call(asked.call_sid)) is not None:

@@ -7,6 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import codec
+from codec.line import SILENCE
 from server.agent.agent import Agent
 from server.call.report.costs import Prices
 from server.carrier import CallStatus, Clear, DigitPressed, SendAudio, StatusUpdate, StreamStopped
@@ -161,11 +162,16 @@ async def test_stop_ends_the_call_and_closes_both_sides(autojump_clock, talking)
     assert talking.carrier.hung_up == []
 
 
-async def test_a_socket_that_closes_without_stop_ends_the_call(autojump_clock, talking):
+async def test_a_socket_that_closes_without_stop_ends_the_call_if_no_other_comes(
+    autojump_clock, talking
+):
+    before = trio.current_time()
     talking.media.event(StreamStopped(said=False))
     await talking.call.finished.wait()
 
     assert talking.call.end_reason == "caller-gone"
+    assert talking.carrier.hung_up == ["CA1"]
+    assert trio.current_time() - before == pytest.approx(5.0)
 
 
 async def test_a_caller_who_left_is_noticed_by_the_silence_of_the_stream(autojump_clock, talking):
@@ -173,7 +179,7 @@ async def test_a_caller_who_left_is_noticed_by_the_silence_of_the_stream(autojum
     await talking.call.finished.wait()
 
     assert talking.call.end_reason == "caller-gone"
-    assert trio.current_time() - before <= 5.0
+    assert trio.current_time() - before == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize("status", ["busy", "no-answer", "failed", "canceled"])

@@ -66,14 +66,15 @@ async def test_whoever_serves_the_stream_is_let_go_when_the_call_has_ended(
     assert ringing.call.is_over
 
 
-async def test_a_socket_that_is_torn_down_ends_the_call_at_once(autojump_clock, ringing):
+async def test_a_socket_that_is_torn_down_is_a_lost_line(autojump_clock, ringing):
     began = trio.current_time()
     with trio.move_on_after(1.0):
         await ringing.call.serve(ringing.media, ringing.media.start())
     await ringing.call.finished.wait()
 
     assert ringing.call.end_reason is EndReason.CALLER_GONE
-    assert trio.current_time() - began == pytest.approx(1.0)
+    assert ringing.call.record().detail == "the media socket was torn down"
+    assert trio.current_time() - began == pytest.approx(1.0 + 5.0)
 
 
 async def test_what_comes_after_the_carriers_last_word_is_waited_for_but_not_for_ever(
@@ -106,8 +107,11 @@ async def test_a_stream_that_is_silent_is_given_up_and_only_audio_is_a_sign_of_l
         talking.media.event(sign)
     await talking.call.finished.wait()
 
+    lost_s = next(
+        at for at, what, _ in talking.call.conversation.notes.timeline if what == "line lost"
+    )
     assert talking.call.record().detail == "no audio from the carrier"
-    assert trio.current_time() - spoke_at == pytest.approx(5.0)
+    assert talking.call.conversation.notes.began_at + lost_s - spoke_at == pytest.approx(5.0)
 
 
 async def test_a_model_that_is_lost_during_the_goodbye_is_why_the_call_ends_and_the_caller_is_told(

@@ -33,7 +33,9 @@ def webhooks() -> TwilioWebhooks:
         (
             ConnectStream("t1"),
             '<Connect><Stream url="wss://phone.example/agents/stream">'
-            '<Parameter name="ticket" value="t1" /></Stream></Connect>',
+            '<Parameter name="ticket" value="t1" /></Stream></Connect>'
+            '<Redirect method="POST">https://phone.example/agents/resume'
+            "#rc=5&amp;rp=ct,rt,5xx&amp;ct=2000&amp;rt=3000</Redirect>",
         ),
         (RefuseCall(), '<Reject reason="busy" />'),
         (EndCall(), "<Hangup />"),

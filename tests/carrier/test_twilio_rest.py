@@ -107,7 +107,8 @@ async def test_a_call_is_placed_as_the_documentation_asks(api):
         "Twiml": [
             '<?xml version="1.0" encoding="UTF-8"?><Response><Connect>'
             '<Stream url="wss://example.com/stream"><Parameter name="ticket" value="t1" /></Stream>'
-            "</Connect></Response>"
+            '</Connect><Redirect method="POST">https://example.com/resume'
+            "#rc=5&amp;rp=ct,rt,5xx&amp;ct=2000&amp;rt=3000</Redirect></Response>"
         ],
         "StatusCallback": ["https://example.com/call-status"],
         "StatusCallbackEvent": ["initiated", "ringing", "answered", "completed"],

@@ -40,6 +40,7 @@ class MemoryMedia:
         self._news = trio.Event()
         self.sent: list[tuple[float, CarrierCommand]] = []
         self.closed: tuple[int, str] | None = None
+        self.left = False
 
     # The carrier's end, for the test.
 
@@ -96,6 +97,9 @@ class MemoryMedia:
         early, self._early = self._early, []
         if early:
             on_events(early)
+
+    def leave(self) -> None:
+        self.left = True
 
     def send(self, command: CarrierCommand) -> None:
         if self.closed:

@@ -40,6 +40,7 @@ FORMS = {
     "/call-status": {"CallSid": CALL_SID, "CallStatus": "ringing", "SequenceNumber": "1"},
     "/amd-status": {"CallSid": CALL_SID, "AnsweredBy": "human"},
     "/transfer-status": {"CallSid": CALL_SID, "DialCallStatus": "busy"},
+    "/resume": {"CallSid": CALL_SID, "CallStatus": "in-progress"},
 }
 
 

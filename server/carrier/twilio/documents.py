@@ -94,15 +94,22 @@ def check_sayable(text: str, name: str) -> None:
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 
 
-def stream_twiml(stream_url: str, parameters: Mapping[str, str]) -> str:
+RETRIES = "rc=5&rp=ct,rt,5xx&ct=2000&rt=3000"
+"""Twilio's connection overrides, as the fragment of an address: it tries as often again as it may
+when it did not reach us, got no answer in time, or one that says to try again; each try is short.
+Its default is once more, and only where the connection failed."""
+
+
+def stream_twiml(stream_url: str, parameters: Mapping[str, str], *, resume_url: str) -> str:
     """Write the document that gives a call to a bidirectional media stream.
 
-    Nothing follows ``<Connect>``: when the stream is closed, the call ends.
+    When the stream has ended, but the call has not, Twilio asks how it goes on.
 
     Args:
         stream_url: ``wss://…`` without a query, which Twilio refuses.
         parameters: Arrive with the stream's ``start``; each name and value together under 500
             characters.
+        resume_url: What it asks then.
     """
     connect = Connect()
     stream = connect.stream(url=stream_url)
@@ -110,6 +117,7 @@ def stream_twiml(stream_url: str, parameters: Mapping[str, str]) -> str:
         stream.parameter(name=name, value=value)
     response = VoiceResponse()
     response.append(connect)
+    response.redirect(f"{resume_url}#{RETRIES}", method="POST")
     return str(response)
 
 

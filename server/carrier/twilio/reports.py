@@ -16,6 +16,7 @@ from server.carrier import (
     AnsweredBy,
     CallStatus,
     MachineVerdict,
+    ResumeRequest,
     StatusUpdate,
     TransferUpdate,
     VoiceRequest,
@@ -146,6 +147,15 @@ def parse_voice(form: Mapping[str, str]) -> VoiceRequest:
         ),
         report=report,
     )
+
+
+def parse_resume(form: Mapping[str, str]) -> ResumeRequest:
+    """Read what is posted when the document has come to its end, and the stream with it.
+
+    Raises:
+        CarrierProtocolError: No call's sid.
+    """
+    return ResumeRequest(check_call_sid(form.get("CallSid", ""), "resume webhook"))
 
 
 # ------------------------------------------------------------------------------------------

@@ -24,9 +24,9 @@ from server.errors import (
 )
 from server.media.words import SoundPath
 
-ABILITIES = StreamAbilities(buffer_s=600.0, sends_silence=True)
+ABILITIES = StreamAbilities(buffer_s=600.0, sends_silence=True, comes_back=True)
 """Ten minutes: beyond them Twilio drops audio with warning 31931. Frames come as long as the stream
-lasts, whoever speaks."""
+lasts, whoever speaks. When it has ended, the verbs after ``<Connect>`` are run."""
 _MAX_CLOSE_REASON_BYTES = 123  # RFC 6455, 5.5: a control frame carries 125, two are the code.
 
 
@@ -105,8 +105,13 @@ class TwilioMediaStream:
             self._counted = relay.path.counts()
             self._hand_over()
 
+    def leave(self) -> None:
+        """Push nothing more and leave the relay."""
+        self._over = True
+        self._leave_relay()
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
-        """Close the socket; Twilio then goes on with the TwiML, and ours has nothing more."""
+        """Close the socket; Twilio then goes on with the TwiML, and asks us how the call does."""
         self._leave_relay()
         fitting = reason.encode()[:_MAX_CLOSE_REASON_BYTES].decode(errors="ignore")
         await self._transport.aclose(code, fitting)

@@ -13,6 +13,7 @@ from server.carrier.twilio.reports import (
     check_fields,
     is_of_account,
     parse_machine_verdict,
+    parse_resume,
     parse_status,
     parse_transfer,
     parse_voice,
@@ -33,11 +34,13 @@ VOICE = "/twiml"
 STATUS = "/call-status"
 MACHINE = "/amd-status"
 TRANSFER = "/transfer-status"
+RESUME = "/resume"
 _READERS: Mapping[str, Callable[[Mapping[str, str]], Report]] = {
     VOICE: parse_voice,
     STATUS: parse_status,
     MACHINE: parse_machine_verdict,
     TRANSFER: parse_transfer,
+    RESUME: parse_resume,
 }
 
 
@@ -150,7 +153,9 @@ class TwilioWebhooks:
         """The TwiML of a reply."""
         match reply:
             case ConnectStream(ticket):
-                return stream_twiml(self.stream_url, {"ticket": ticket})
+                return stream_twiml(
+                    self.stream_url, {"ticket": ticket}, resume_url=self.url_of(RESUME)
+                )
             case SayAndEndCall(text, language):
                 return say_twiml(text, language)
             case RefuseCall():  # as busy, which Twilio does not bill

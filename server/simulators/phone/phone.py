@@ -8,6 +8,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -19,6 +20,7 @@ from msgspec import Struct
 from codec.line import BYTES_PER_S, FRAME_S
 from server.errors import StreamEnded
 from server.simulators.phone.acting import (
+    Acting,
     Beeped,
     Deed,
     KeyPressed,
@@ -145,13 +147,19 @@ class SimulatedPhone:
     warnings: StreamWarnings = field(default_factory=StreamWarnings)
     first_sound_s: float | None = None
     """When the agent could first be heard."""
+    sounded: trio.Event = field(default_factory=trio.Event)
+    """Set then."""
     beeped_s: float | None = None
     """When the first beep was over."""
     beeped: trio.Event = field(default_factory=trio.Event)
 
+    _acting: Acting | None = field(default=None, repr=False)
+    _deed: Deed | None = field(default=None, repr=False)
+    """What is done next."""
     _transport: PhoneTransport = field(init=False, repr=False)
     _room: deque[bytes] = field(default_factory=deque, repr=False)
     """What a speakerphone has played and not heard again yet."""
+    _is_speaking: bool = False
     _sequence_number: int = 0
     _stop_wanted: bool = False
     _waiting_marks: dict[str, list[MarkSeen]] = field(default_factory=dict)
@@ -184,6 +192,32 @@ class SimulatedPhone:
                     )
         return total
 
+    def on_another_stream(self, parameters: Mapping[str, str]) -> SimulatedPhone:
+        """The same person on the call's next stream, who goes on where they were.
+
+        Args:
+            parameters: Custom parameters of that stream's TwiML.
+        """
+        phone = SimulatedPhone(
+            self.script,
+            call_sid=self.call_sid,
+            account_sid=self.account_sid,
+            parameters=parameters,
+            beeped_s=self.beeped_s,
+            beeped=self.beeped,
+            _acting=self._acting,
+            _deed=self._deed,
+        )
+        if self._is_speaking:
+            phone.utterances.append(Utterance(self.utterances[-1].clip, 0.0, math.inf))
+            phone._is_speaking = True
+        return phone
+
+    async def cut(self) -> None:
+        """Break the stream off: the connection goes without a word, and the person stays."""
+        self._note("the stream is cut")
+        await self._transport.abort()
+
     def stop(self) -> None:
         """End the stream from the carrier's side: ``stop`` is sent and the socket closed."""
         self._stop_wanted = True
@@ -210,8 +244,9 @@ class SimulatedPhone:
         await self._send('{"event":"connected","protocol":"Call","version":"1.0.0"}')
         began = self.started_at = trio.current_time()
         await self._send_start()
-        acting = act((*self.script.steps, Forever((Wait(1.0),))))
-        deed = next(acting)
+        if self._acting is None or self._deed is None:
+            self._acting = act((*self.script.steps, Forever((Wait(1.0),))))
+            self._deed = next(self._acting)
         frame_number = 0
         while True:
             frame_number += 1
@@ -219,13 +254,13 @@ class SimulatedPhone:
             if self._stop_wanted:
                 await self._send_stop()
                 return StreamEnd.STOPPED
-            while not isinstance(deed, bytes):
-                end = await self._do(deed)
+            while not isinstance(self._deed, bytes):
+                end = await self._do(self._deed)
                 if end is not None:
                     return end
-                deed = next(acting)
-            heard = await self._exchange_frames(deed, frame_number)
-            deed = acting.send(heard)
+                self._deed = next(self._acting)
+            heard = await self._exchange_frames(self._deed, frame_number)
+            self._deed = self._acting.send(heard)
 
     async def _listen_until(self, deadline: float) -> None:
         """Obey what comes until the next frame is due, and all that has come if it is overdue."""
@@ -274,9 +309,11 @@ class SimulatedPhone:
         match deed:
             case SpeechBegan(clip):
                 self.utterances.append(Utterance(clip, now_s, math.inf))
+                self._is_speaking = True
                 self._note(f"the callee says: {clip}")
             case SpeechEnded():
                 self.utterances[-1].ended_s = now_s
+                self._is_speaking = False
                 self._note("the callee is silent")
             case Beeped():
                 self._note("the callee beeps")
@@ -298,7 +335,9 @@ class SimulatedPhone:
                 return StreamEnd.DROPPED
             case FallSilent():
                 self._note("the line is dead")
-                await self._listen_until(math.inf)  # until the server gives up, or for ever
+                with suppress(StreamEnded):
+                    await self._listen_until(math.inf)  # until the server gives up, or for ever
+                return StreamEnd.DROPPED
         return None
 
     async def _obey(self, text: str | bytes) -> None:
@@ -382,6 +421,7 @@ class SimulatedPhone:
         if loud:
             if self.first_sound_s is None:
                 self.first_sound_s = self._now_s()
+                self.sounded.set()
             if self._quiet_frames >= _SPEECH_GAP_FRAMES:
                 self._note("the agent is heard")
             self._quiet_frames = 0

@@ -133,9 +133,13 @@ class SimulatedCall:
         Raises:
             LookupError: The call ended without one.
         """
-        while not self.phones and not self.status.is_final:
-            await self._changed.wait()
+        await self.wait_streams(1)
         return self.phone
+
+    async def wait_streams(self, count: int) -> None:
+        """Wait until it has had so many media streams, or is over."""
+        while len(self.phones) < count and not self.status.is_final:
+            await self._changed.wait()
 
     def note(self, what: str) -> None:
         """Add a line to the timeline."""
@@ -190,6 +194,10 @@ class SimulatedCall:
             order, self._order, self._ordered = self._order, None, trio.Event()
             return order
         return None
+
+    async def wait_ordered(self) -> None:
+        """Wait until it is told something that it has not done yet."""
+        await self._ordered.wait()
 
     async def pause(self, duration_s: float) -> None:
         """Let time pass unless told something over REST."""

@@ -8,14 +8,19 @@ from contextlib import suppress
 from urllib.parse import urljoin, urlsplit
 from xml.etree import ElementTree
 
+import trio
 from websockets.exceptions import InvalidHandshake, InvalidURI
 
 from server.carrier import CallStatus
 from server.simulators.phone import SimulatedPhone, StreamEnd, new_sid
 from server.simulators.twilio.call import SimulatedCall
+from server.simulators.twilio.faults import Faults
 from server.simulators.twilio.people import People
 from server.simulators.twilio.socket import open_websocket
 from server.simulators.twilio.webhooks import Webhooks, call_fields
+
+ABRUPT = 1006
+"""The close code of a connection that went without one (RFC 6455 section 7.1.5)."""
 
 
 class _Leave(Exception):
@@ -29,15 +34,22 @@ class DocumentFollower:
         call: The call, which has been answered.
         webhooks: Asked for further documents, and told how a ``<Dial>`` ends.
         people: Whom a ``<Dial>`` may reach.
+        faults: Whether streams break off, and what becomes of their calls.
         dial_s: How long the two sides of a ``<Dial>`` talk.
     """
 
     def __init__(
-        self, call: SimulatedCall, webhooks: Webhooks, people: People, dial_s: float
+        self,
+        call: SimulatedCall,
+        webhooks: Webhooks,
+        people: People,
+        faults: Faults,
+        dial_s: float,
     ) -> None:
         self._call = call
         self._webhooks = webhooks
         self._people = people
+        self._faults = faults
         self._dial_s = dial_s
 
     async def follow(self, document: str, base_url: str) -> None:
@@ -91,10 +103,18 @@ class DocumentFollower:
 
     async def _go_to(self, url: str, more: Mapping[str, str]) -> None:
         """Fetch another document and follow it instead of the rest of this one."""
-        document = await self._webhooks.fetch(self._call, url, more)
+        document: str | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when_ordered, nursery.cancel_scope)
+            document = await self._webhooks.fetch(self._call, url, more)
+            nursery.cancel_scope.cancel("it is here")
         if document is not None:
             await self._follow_verbs(document, url)
         raise _Leave
+
+    async def _cancel_when_ordered(self, scope: trio.CancelScope) -> None:
+        await self._call.wait_ordered()
+        scope.cancel("told over REST")
 
     async def _connect(self, verb: ElementTree.Element) -> None:
         call = self._call
@@ -107,16 +127,25 @@ class DocumentFollower:
             parameter.get("name", ""): parameter.get("value", "")
             for parameter in stream.findall("Parameter")
         }
-        phone = SimulatedPhone(
-            call.script,
-            call_sid=call.call_sid,
-            account_sid=call.account_sid,
-            parameters=parameters,
-        )
+        before = call.phones[-1] if call.phones else None
+        if before is not None and before.end is StreamEnd.CLOSED:
+            phone = before.on_another_stream(parameters)
+        else:
+            phone = SimulatedPhone(
+                call.script,
+                call_sid=call.call_sid,
+                account_sid=call.account_sid,
+                parameters=parameters,
+            )
+        is_cut = before is None and self._faults.cut_after_s is not None
         try:
             async with open_websocket(url, self._webhooks.sign_upgrade(url)) as transport:
                 call.add_phone(phone)
-                end = await phone.run(transport)
+                async with trio.open_nursery() as nursery:
+                    if is_cut:
+                        nursery.start_soon(self._cut, phone)
+                    end = await phone.run(transport)
+                    nursery.cancel_scope.cancel("the stream is over")
                 closed = transport.closed_by_peer
         except InvalidHandshake as error:
             call.note(f"error 31920: the handshake failed: {error}")
@@ -124,9 +153,23 @@ class DocumentFollower:
         except (OSError, InvalidURI, TimeoutError) as error:
             call.note(f"error 31901: the server was not reached: {error}")
             return
-        call.note(f"stream {end}" + (f" {closed}" if end is StreamEnd.CLOSED else ""))
-        if end is not StreamEnd.CLOSED:
+        is_abrupt = closed is None or closed[0] == ABRUPT
+        if end is StreamEnd.CLOSED and is_abrupt:
+            call.note("error 31903: the stream broke off")
+        else:
+            call.note(f"stream {end}" + (f" {closed}" if end is StreamEnd.CLOSED else ""))
+        if end is not StreamEnd.CLOSED or (is_abrupt and self._faults.abrupt_end_ends_call):
             raise _Leave
+        if is_cut and not self._faults.comes_back:
+            call.note("the server is not reached any more")
+            await call.pause(math.inf)
+
+    async def _cut(self, phone: SimulatedPhone) -> None:
+        """Break the stream off while the agent speaks."""
+        assert self._faults.cut_after_s is not None
+        await phone.sounded.wait()
+        await trio.sleep(self._faults.cut_after_s)
+        await phone.cut()
 
     async def _dial(self, verb: ElementTree.Element, base_url: str) -> None:
         """Call somebody else and let the two talk for a while."""

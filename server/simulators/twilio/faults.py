@@ -28,6 +28,13 @@ class Faults:
     """Requests to place a call that are answered 503 before one is taken."""
     failed_updates: int = 0
     """The same of requests to end a call or to send it another document."""
+    cut_after_s: float | None = None
+    """How long the agent has been heard when the first stream of a call breaks off."""
+    comes_back: bool = True
+    """Whether the server can be reached after that; if not, the call waits for a word over REST."""
+    abrupt_end_ends_call: bool = False
+    """Whether a stream that breaks off ends its call. Twilio runs the next verb when the server
+    *closes* the stream; what it does when the socket just goes is documented nowhere."""
 
 
 FAULTS: Mapping[str, Faults] = {
@@ -38,6 +45,9 @@ FAULTS: Mapping[str, Faults] = {
     "too-many-requests": Faults(busy_for_s=2.0),
     "twilio-5xx": Faults(failed_updates=2),
     "twilio-5xx-dial": Faults(failed_dials=1),
+    "line-lost": Faults(cut_after_s=2.0),
+    "line-lost-for-good": Faults(cut_after_s=2.0, comes_back=False),
+    "line-lost-ends-call": Faults(cut_after_s=2.0, abrupt_end_ends_call=True),
 }
 """By the name the settings know them under."""
 

@@ -94,7 +94,9 @@ class CallLife:
             nursery.start_soon(self._keep_time_limit)
             if self.call.request.detection is not None:
                 nursery.start_soon(self._detect_machine, self.call.request.detection)
-            follower = DocumentFollower(self.call, self.webhooks, self.people, self.dial_s)
+            follower = DocumentFollower(
+                self.call, self.webhooks, self.people, self.faults, self.dial_s
+            )
             await follower.follow(document, base_url)
             nursery.cancel_scope.cancel()
 

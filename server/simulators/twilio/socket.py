@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +19,9 @@ from server.errors import StreamEnded
 from server.settings.values import is_loopback
 
 CONNECT_TIMEOUT_S = 5.0
+# What is still in a connection that is cut is a bug to the library.
+_logger = logging.getLogger(f"{__name__}.websocket")
+_logger.setLevel(logging.CRITICAL)
 
 
 @cache
@@ -78,8 +83,17 @@ class WebSocketTransport:
         await self._websocket.aclose(code, reason)
 
     async def abort(self) -> None:
-        """Let the TCP connection go without a close frame."""
-        await trio.aclose_forcefully(self._websocket.stream)
+        """Let the TCP connection go without a close frame.
+
+        To close the stream under the library may leave its reader waiting for ever; whoever reads
+        a connection that is shut down finds its end.
+        """
+        stream = self._websocket.stream
+        tcp = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        assert isinstance(tcp, trio.SocketStream)
+        await trio.lowlevel.checkpoint()
+        with suppress(OSError):  # it has gone already
+            tcp.socket.shutdown(socket.SHUT_RDWR)
 
 
 @asynccontextmanager
@@ -100,6 +114,10 @@ async def open_websocket(url: str, signature: str) -> AsyncGenerator[WebSocketTr
         close_timeout=1.0,
         ping_interval=None,
         max_size=16 * 2**20,
+        # Unbounded: a reader that waits for room would not see that the connection was cut, and
+        # nobody would make room any more.
+        max_queue=None,
+        logger=_logger,
     ) as websocket:
         # A task of its own takes messages off the socket, because only then can one ask
         # whether something has come. The bound is what a burst of the server's may be ahead.

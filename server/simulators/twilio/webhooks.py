@@ -6,7 +6,8 @@ import base64
 import hmac
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx2
 import trio
@@ -16,6 +17,43 @@ from server.simulators.twilio.call import SimulatedCall
 from server.simulators.twilio.socket import client_context
 
 WEBHOOK_TIMEOUT_S = 15.0  # "Webhooks: connection overrides": what Twilio waits in total.
+
+
+RETRY_PAUSE_S = 0.1
+"""What Twilio waits before it asks again is documented nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """How often and how patiently a webhook is asked ("Webhooks: connection overrides")."""
+
+    retries: int = 1
+    reasons: frozenset[str] = frozenset({"ct"})
+    """What is tried again: ``ct rt 4xx 5xx``, or ``all`` of them."""
+    connect_s: float = 5.0
+    read_s: float = WEBHOOK_TIMEOUT_S
+    total_s: float = WEBHOOK_TIMEOUT_S
+
+    @classmethod
+    def of(cls, fragment: str) -> Overrides:
+        """Read the fragment of an address, which is never sent."""
+        words = dict(parse_qsl(fragment))
+        return cls(
+            retries=min(int(words.get("rc", "1")), 5),
+            reasons=frozenset(words.get("rp", "ct").split(",")),
+            connect_s=int(words.get("ct", "5000")) / 1000,
+            read_s=int(words.get("rt", "15000")) / 1000,
+            total_s=min(int(words.get("tt", "15000")) / 1000, WEBHOOK_TIMEOUT_S),
+        )
+
+    @property
+    def timeout(self) -> httpx2.Timeout:
+        """The bounds of one attempt."""
+        return httpx2.Timeout(self.read_s, connect=self.connect_s)
+
+    def retries_after(self, failure: str) -> bool:
+        """Whether it is tried again after this; "" when nothing was wrong."""
+        return failure != "" and bool(self.reasons & {failure, "all"})
 
 
 def sign(url: str, auth_token: str, fields: Mapping[str, Sequence[str]] | None = None) -> str:
@@ -63,22 +101,44 @@ class Webhooks:
     async def post(
         self, call: SimulatedCall, url: str, fields: Mapping[str, str]
     ) -> httpx2.Response | None:
-        """Post a signed form; once more if the connection failed, as Twilio does by default."""
+        """Post a signed form, and again as often as the address's overrides say."""
         signature = sign(url, self._auth_token, {name: [fields[name]] for name in fields})
         headers = {"X-Twilio-Signature": signature, "User-Agent": "TwilioProxy/1.1"}
         http = self._http_here if is_loopback(url) else self._http
-        with trio.move_on_after(WEBHOOK_TIMEOUT_S):
-            for _ in range(2):
-                try:
-                    return await http.post(
-                        url.partition("#")[0], data=dict(fields), headers=headers
-                    )
-                except httpx2.ConnectError:
-                    continue
-                except (httpx2.HTTPError, httpx2.InvalidURL):
+        target, _, fragment = url.partition("#")
+        overrides = Overrides.of(fragment)
+        answer: httpx2.Response | None = None
+        with trio.move_on_after(overrides.total_s):
+            for attempt in range(1 + overrides.retries):
+                if attempt:
+                    await trio.sleep(RETRY_PAUSE_S)
+                answer, failure = await self._try(
+                    http, target, dict(fields), headers, overrides.timeout
+                )
+                if not overrides.retries_after(failure):
                     break
-        call.note(f"error 11205: {urlsplit(url).path} was not reached")
-        return None
+        if answer is None:
+            call.note(f"error 11205: {urlsplit(url).path} was not reached")
+        return answer
+
+    async def _try(
+        self,
+        http: httpx2.AsyncClient,
+        target: str,
+        fields: dict[str, str],
+        headers: dict[str, str],
+        timeout: httpx2.Timeout,
+    ) -> tuple[httpx2.Response | None, str]:
+        """Post once: the answer, if there is one, and what was wrong, in the overrides' words."""
+        try:
+            answer = await http.post(target, data=fields, headers=headers, timeout=timeout)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
+            return None, "ct"
+        except httpx2.InvalidURL:
+            return None, ""
+        except httpx2.HTTPError:
+            return None, "rt"
+        return answer, f"{answer.status_code // 100}xx" if answer.status_code >= 400 else ""
 
 
 @asynccontextmanager

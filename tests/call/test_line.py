@@ -1,0 +1,575 @@
+"""A line that is lost in the middle of a call, and comes back, or does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from codec.line import BYTES_PER_S, FRAME_BYTES, FRAME_S, SILENCE
+from server.agent.agent import Agent
+from server.agent.tool import tool
+from server.call.conversation import Stage
+from server.carrier import AnsweredBy as By
+from server.carrier import (
+    CallStatus,
+    Clear,
+    DigitPressed,
+    MachineVerdict,
+    SendAudio,
+    StreamStopped,
+)
+from server.carrier.twilio.stream import ABILITIES
+from server.dialogue.endings import EndReason
+from server.dialogue.turns import Patience
+from server.dialogue.voicemail import VoicemailPolicy
+from server.errors import CarrierError
+from server.model import (
+    AgentAudio,
+    AgentTranscript,
+    GenerationComplete,
+    ToolCall,
+    ToolCallsRequested,
+    TurnComplete,
+)
+from server.records.recording import Recorder
+from server.simulators.phone import load_speech
+from tests.support.calls_on_a_rig import SECOND_PCM, Rig
+from tests.support.fakes import MemoryMedia
+
+QUIET = Patience(silence_timeout_s=0.0)
+SOUND = b"\x10" * FRAME_BYTES
+
+
+class Line(Rig):
+    """A call on the line, which can be lost and come back."""
+
+    def __init__(self, nursery: trio.Nursery, **options) -> None:
+        super().__init__(**{"agent": Agent(greeting=""), "media_timeout_s": 600.0} | options)
+        self.nursery = nursery
+
+    async def answer(self) -> None:
+        self.nursery.start_soon(self.call.run)
+        self.connect()
+        await wait_all_tasks_blocked()
+
+    def connect(self) -> None:
+        self.nursery.start_soon(self.call.serve, self.media, self.media.start())
+
+    async def lose(self) -> None:
+        self.media.event(StreamStopped(said=False))
+        await wait_all_tasks_blocked()
+
+    async def come_back(self) -> None:
+        self.media = MemoryMedia()
+        self.connect()
+        await wait_all_tasks_blocked()
+
+    def says(self, seconds: int, turn: int, text: str = "") -> None:
+        if text:
+            self.session.event(AgentTranscript(text, turn))
+        self.session.event(AgentAudio(SECOND_PCM * seconds, turn, trio.current_time()))
+        self.session.event(GenerationComplete(turn))
+        self.session.event(TurnComplete(turn, None))
+
+    async def hears(self, payload: bytes) -> None:
+        for at in range(0, len(payload), FRAME_BYTES):
+            self.media.say(payload[at : at + FRAME_BYTES])
+            await trio.sleep(FRAME_S)
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for _, text in self.session.texts]
+
+    def facts(self, what: str) -> list[dict]:
+        return [facts for _, noted, facts in self.call.conversation.notes.timeline if noted == what]
+
+    def counted(self, event: str) -> float | None:
+        registry = self.call.conversation.metrics.registry
+        return registry.get_sample_value("offhook_lines_total", {"event": event})
+
+
+@pytest.fixture
+async def line(nursery):
+    line = Line(nursery, patience=QUIET)
+    await line.answer()
+    yield line
+    line.call.end(EndReason.HUNG_UP)
+
+
+async def test_a_line_that_was_lost_in_silence_comes_back_without_a_word(autojump_clock, line):
+    await line.lose()
+    was_lost = line.call.conversation.is_lost
+    await trio.sleep(0.3)
+    await line.come_back()
+    line.media.say(SOUND)
+    await trio.sleep(1.0)
+    line.media.hang_up()
+    await line.call.finished.wait()
+
+    assert was_lost
+    assert not line.call.conversation.is_lost
+    assert line.facts("line back") == [{"gap_s": 0.3}]
+    assert line.noted.count("answered") == 1
+    assert (line.texts, line.session.hints) == ([], [])
+    assert len(line.model.sessions) == 1
+    assert len(line.session.heard) == 4 * FRAME_BYTES
+    assert line.call.end_reason is EndReason.CALLER_HUNG_UP
+    assert (line.counted("lost"), line.counted("back"), line.counted("not-back")) == (1, 1, 0)
+
+
+async def test_an_interruption_that_both_notice_is_told_to_the_model_as_a_note(
+    autojump_clock, line
+):
+    await line.lose()
+    await trio.sleep(3.0)
+    await line.come_back()
+
+    assert line.texts == []
+    (hint,) = line.session.hints
+    assert "interrupted for 3 seconds" in hint
+
+
+async def test_what_the_agent_had_said_into_a_lost_line_is_not_heard_and_it_goes_on(
+    autojump_clock, line
+):
+    line.says(10, turn=1, text="one two three four five six seven eight nine ten")
+    await trio.sleep(3.0)
+    await line.lose()
+    line.audio(SECOND_PCM, turn=1)
+    await trio.sleep(0.5)
+    await line.come_back()
+    (text,) = line.texts
+    (turn,) = line.call.record().as_dict()["transcript"]
+    resumed = list(line.media.commands)
+    line.says(2, turn=2)
+    await wait_all_tasks_blocked()
+
+    assert "one two" in text
+    assert "ten" not in text.partition('"')[2].partition('"')[0]
+    assert "without greeting" in text
+    assert (turn["cut"], turn["heard_s"]) == (True, pytest.approx(3.0, abs=0.05))
+    assert resumed == []
+    assert len(line.media.payload) == pytest.approx(2 * BYTES_PER_S, abs=FRAME_BYTES)
+
+
+async def test_a_greeting_of_which_nothing_was_heard_is_said_again(autojump_clock, nursery):
+    line = Line(nursery, patience=QUIET, agent=Agent(greeting="Greet them."))
+    await line.answer()
+    asked = len(line.texts)
+    line.says(3, turn=1, text="Hello, this is the pharmacy.")
+    await wait_all_tasks_blocked()
+    await line.lose()
+    await line.come_back()
+    line.call.end(EndReason.HUNG_UP)
+
+    assert asked == 1
+    assert len(line.texts) == 2
+    assert "Say it again" in line.texts[-1]
+
+
+async def test_a_greeting_that_had_not_begun_waits_for_the_line(autojump_clock, nursery):
+    line = Line(nursery, patience=QUIET, agent=Agent(greeting="Greet them."))
+    await line.answer()
+    await line.lose()
+    line.says(2, turn=1)
+    await trio.sleep(1.0)
+    before = line.call.record().as_dict()["agent_heard_s"]
+    await line.come_back()
+    await trio.sleep(3.0)
+    line.media.echo_marks()
+    heard_s = line.call.record().as_dict()["agent_heard_s"]
+    line.call.end(EndReason.HUNG_UP)
+
+    assert before == 0.0
+    assert len(line.texts) == 1
+    assert heard_s == pytest.approx(2.0, abs=0.01)
+
+
+async def test_the_last_moment_of_a_turn_is_nothing_to_be_said_again(autojump_clock, line):
+    line.says(2, turn=1)
+    await trio.sleep(1.9)
+    await line.lose()
+    await line.come_back()
+
+    assert line.texts == []
+
+
+async def test_a_caller_who_was_speaking_is_heard_out_and_then_answered(autojump_clock, nursery):
+    line = Line(nursery, patience=replace(QUIET, reply_timeout_s=3.0))
+    await line.answer()
+    speech = load_speech("question")
+    await line.hears(speech[: BYTES_PER_S // FRAME_BYTES * FRAME_BYTES])
+    speaking = line.call.conversation.turns.caller_speaking
+    await line.lose()
+    await trio.sleep(4.0)
+    in_gap = list(line.noted)
+    await line.come_back()
+    await line.hears(speech[BYTES_PER_S : 2 * BYTES_PER_S] + SILENCE * BYTES_PER_S)
+    answered_in_time = not any(what.startswith("watchdog") for what in line.noted)
+    await line.hears(SILENCE * 4 * BYTES_PER_S)
+    line.call.end(EndReason.HUNG_UP)
+
+    assert speaking
+    assert not any(what.startswith("watchdog") for what in in_gap)
+    assert answered_in_time
+    assert "watchdog nudge" in line.noted  # they were owed an answer all the same
+    assert len(line.session.hints) == 1
+
+
+@tool
+async def slow() -> str:
+    """Take half a minute."""
+    await trio.sleep(30.0)
+    return "done"
+
+
+async def test_a_model_that_waits_for_a_function_is_not_spoken_to(autojump_clock, nursery):
+    line = Line(nursery, patience=QUIET, agent=Agent(greeting="", tools=(slow,)), tool_timeout_s=60)
+    await line.answer()
+    line.session.event(ToolCallsRequested((ToolCall("1", "slow", {}),)))
+    line.says(3, turn=1)
+    await trio.sleep(1.0)
+    await line.lose()
+    await trio.sleep(2.0)
+    await line.come_back()
+
+    await trio.sleep(30.0)
+    line.call.end(EndReason.HUNG_UP)
+
+    assert line.texts == []
+    assert len(line.session.hints) == 1
+    assert [result.response for result in line.session.results] == [{"output": "done"}]
+
+
+async def test_nothing_is_expected_of_anybody_while_the_line_is_lost(autojump_clock, nursery):
+    patience = Patience(silence_timeout_s=4.0, silence_prompts=2)
+    line = Line(nursery, patience=patience, line_lost_timeout_s=60.0)
+    await line.answer()
+    await trio.sleep(3.0)
+    await line.lose()
+    await trio.sleep(50.0)
+    in_gap = list(line.noted)
+    await line.come_back()
+    await trio.sleep(3.9)
+    before = list(line.noted)
+    await trio.sleep(0.2)
+    line.call.end(EndReason.HUNG_UP)
+
+    assert "caller silent" not in in_gap
+    assert "caller silent" not in before
+    assert line.noted.count("caller silent") == 1
+
+
+async def test_keys_pressed_before_and_after_are_one_word(autojump_clock, line):
+    line.media.event(DigitPressed("1"))
+    await line.lose()
+    await trio.sleep(0.3)
+    await line.come_back()
+    line.media.event(DigitPressed("2"))
+    await trio.sleep(3.0)
+
+    (text,) = line.texts
+    assert "keys 1 2" in text
+
+
+# ------------------------------------------------------------------------------------------
+# The end of the waiting
+
+
+async def test_nobody_who_comes_back_is_hung_up_on_at_the_carrier_too(autojump_clock, line):
+    began = trio.current_time()
+    await line.lose()
+    await line.call.finished.wait()
+
+    assert line.call.end_reason is EndReason.CALLER_GONE
+    assert trio.current_time() - began == pytest.approx(5.0)
+    assert line.carrier.hung_up == ["CA1"]
+    assert line.counted("not-back") == 1
+
+
+async def test_the_carriers_last_word_ends_the_waiting_at_once(autojump_clock, line):
+    began = trio.current_time()
+    await line.lose()
+    line.status(CallStatus.COMPLETED, 9)
+    await line.call.finished.wait()
+
+    assert line.call.end_reason is EndReason.CALLER_HUNG_UP
+    assert trio.current_time() == began
+    assert line.carrier.hung_up == []
+
+
+async def test_a_stop_is_a_hang_up_and_nobody_waits(autojump_clock, line):
+    line.media.hang_up()
+    await line.call.finished.wait()
+
+    assert line.call.end_reason is EndReason.CALLER_HUNG_UP
+    assert "line lost" not in line.noted
+
+
+async def test_where_nobody_is_to_wait_the_call_ends_with_its_stream(autojump_clock, nursery):
+    line = Line(nursery, patience=QUIET, line_lost_timeout_s=0.0)
+    await line.answer()
+    began = trio.current_time()
+    await line.lose()
+    await line.call.finished.wait()
+
+    assert line.call.end_reason is EndReason.CALLER_GONE
+    assert trio.current_time() == began
+
+
+async def test_a_carrier_that_gives_no_other_stream_ends_the_call_with_the_one(
+    autojump_clock, nursery
+):
+    line = Line(nursery, patience=QUIET)
+    line.media.abilities = replace(ABILITIES, comes_back=False)
+    await line.answer()
+    began = trio.current_time()
+    await line.lose()
+    await line.call.finished.wait()
+
+    assert line.call.end_reason is EndReason.CALLER_GONE
+    assert trio.current_time() == began
+
+
+async def test_a_line_may_be_lost_again(autojump_clock, line):
+    for _ in range(3):
+        await line.lose()
+        await trio.sleep(4.0)
+        await line.come_back()
+    line.media.hang_up()
+    await line.call.finished.wait()
+
+    assert line.noted.count("line lost") == line.noted.count("line back") == 3
+    assert line.call.end_reason is EndReason.CALLER_HUNG_UP
+
+
+# ------------------------------------------------------------------------------------------
+# Old streams and new ones
+
+
+async def test_a_stream_that_fell_silent_is_closed_and_not_heard_if_it_comes_alive(
+    autojump_clock, nursery
+):
+    line = Line(nursery, patience=QUIET, media_timeout_s=4.0)
+    await line.answer()
+    old = line.media
+    line.says(10, turn=1, text="one two three four five six seven eight nine ten")
+    await trio.sleep(1.0)
+    old.say(SOUND)
+    await trio.sleep(4.5)
+    closed = old.closed
+    await line.come_back()
+    heard = len(line.session.heard)
+    old.say(SOUND)
+    old.hang_up()
+    await wait_all_tasks_blocked()
+    (turn,) = line.call.record().as_dict()["transcript"]
+    ended = line.call.end_reason
+    line.call.end(EndReason.HUNG_UP)
+
+    assert closed is not None
+    assert old.left
+    assert len(line.session.heard) == heard
+    assert ended is None
+    # Nothing says that what was sent after its last sign of life was heard.
+    assert turn["heard_s"] == pytest.approx(1.0, abs=0.05)
+
+
+async def test_the_newest_stream_wins_while_the_old_one_seems_to_be_there(autojump_clock, line):
+    old = line.media
+    line.says(10, turn=1)
+    await trio.sleep(2.0)
+    await line.come_back()
+    line.media.say(SOUND)
+    old.say(SOUND)
+    await wait_all_tasks_blocked()
+
+    assert old.closed is not None
+    assert line.media.closed is None
+    assert len(line.session.heard) == 4 * FRAME_BYTES
+    assert line.facts("line lost") == [{"detail": "another stream took its place"}]
+    assert len(line.texts) == 1
+
+
+async def test_of_many_streams_at_once_one_is_served(autojump_clock, line):
+    others = [MemoryMedia() for _ in range(4)]
+    for media in others:
+        line.media = media
+        line.connect()
+    await wait_all_tasks_blocked()
+    open_ones = [media for media in others if media.closed is None]
+    open_ones[0].say(SOUND)
+    await wait_all_tasks_blocked()
+
+    assert len(open_ones) == 1
+    assert len(line.session.heard) == 4 * FRAME_BYTES
+
+
+async def test_the_gap_is_silence_in_the_recording(autojump_clock, line):
+    recorder = Recorder("CA1", trio.current_time())
+    line.call.conversation.passing.record(recorder, lambda reason: None)
+    line.says(6, turn=1)
+    await line.hears(SOUND * 50)
+    await line.lose()
+    await trio.sleep(1.0)
+    await line.come_back()
+    await line.hears(SOUND * 50)
+    caller, agent = recorder.take(trio.current_time())
+
+    assert len(caller) == len(agent) == pytest.approx(3 * BYTES_PER_S, abs=2 * FRAME_BYTES)
+    assert set(caller[BYTES_PER_S + FRAME_BYTES : 2 * BYTES_PER_S - FRAME_BYTES]) == {SILENCE[0]}
+    assert set(caller[2 * BYTES_PER_S + FRAME_BYTES : 3 * BYTES_PER_S - FRAME_BYTES]) == {SOUND[0]}
+    assert set(agent[BYTES_PER_S + FRAME_BYTES :]) == {SILENCE[0]}
+
+
+# ------------------------------------------------------------------------------------------
+# In other stages
+
+
+async def test_a_goodbye_waits_for_the_line(autojump_clock, line):
+    await line.lose()
+    line.call.farewell.begin(EndReason.DRAINED)
+    await trio.sleep(1.0)
+    in_gap = line.call.end_reason
+    await line.come_back()
+    asked = len(line.texts)
+    line.says(1, turn=1)
+    await trio.sleep(1.2)
+    line.media.echo_marks()
+    await line.call.finished.wait()
+
+    assert in_gap is None
+    assert asked == 1
+    assert line.call.end_reason is EndReason.DRAINED
+
+
+async def test_a_goodbye_that_was_cut_off_is_said_to_its_end(autojump_clock, line):
+    line.call.farewell.begin(EndReason.DRAINED)
+    await wait_all_tasks_blocked()
+    line.says(4, turn=1, text="Goodbye and have a very pleasant day, dear caller.")
+    await trio.sleep(1.0)
+    await line.lose()
+    await line.come_back()
+    assert line.call.end_reason is None
+    line.says(1, turn=2)
+    await trio.sleep(1.2)
+    line.media.echo_marks()
+    await line.call.finished.wait()
+
+    assert "Go on from there" in line.texts[-1]
+    assert line.call.end_reason is EndReason.DRAINED
+
+
+async def test_nobody_can_be_taken_leave_of_on_a_line_that_stays_away(autojump_clock, line):
+    await line.lose()
+    line.call.farewell.begin(EndReason.DRAINED)
+    await line.call.finished.wait()
+
+    assert line.call.end_reason is EndReason.CALLER_GONE
+
+
+async def test_a_transfer_that_is_wanted_in_the_gap_waits_for_the_line(autojump_clock, line):
+    await line.lose()
+    line.nursery.start_soon(line.call.transfer, "sales", "+15005550123")
+    await trio.sleep(1.0)
+    in_gap = list(line.carrier.transferred)
+    await line.come_back()
+
+    assert in_gap == []
+    assert line.carrier.transferred == [("CA1", "+15005550123")]
+    assert line.call.conversation.stage is Stage.AWAY
+
+
+async def test_a_line_that_is_lost_while_the_carrier_refuses_a_transfer_is_waited_for(
+    autojump_clock, line
+):
+    async def slowly_refused(call_sid, number, *, ring_timeout_s):
+        await trio.sleep(1.0)
+        raise CarrierError("no", status=400, code=21211)
+
+    line.carrier.transfer = slowly_refused
+    outcome = []
+
+    async def transfer():
+        try:
+            await line.call.transfer("sales", "+15005550123")
+        except CarrierError as error:
+            outcome.append(error)
+
+    line.nursery.start_soon(transfer)
+    await wait_all_tasks_blocked()
+    await line.lose()
+    await trio.sleep(2.0)
+    in_gap = line.call.end_reason
+    await line.come_back()
+    line.media.say(SOUND)
+    await wait_all_tasks_blocked()
+
+    assert in_gap is None
+    assert len(outcome) == 1
+    assert line.call.conversation.stage is Stage.TALK
+    assert len(line.session.heard) == 4 * FRAME_BYTES
+
+
+async def test_a_caller_who_is_away_may_be_away_for_as_long_as_it_rings(autojump_clock, line):
+    line.nursery.start_soon(line.call.transfer, "sales", "+15005550123")
+    await wait_all_tasks_blocked()
+    await line.lose()
+    await trio.sleep(20.0)
+
+    assert line.call.end_reason is None
+    assert not line.call.conversation.is_lost
+    assert "line lost" not in line.noted
+
+
+async def test_a_message_to_a_machine_that_was_cut_off_is_left_again(autojump_clock, nursery):
+    line = Line(
+        nursery,
+        patience=QUIET,
+        voicemail=VoicemailPolicy.LEAVE_MESSAGE,
+        agent=Agent(greeting="", voicemail="Call me."),
+    )
+    await line.answer()
+    line.call.report_machine(MachineVerdict("CA1", By.MACHINE_END_BEEP, 3.0))
+    await trio.sleep(3.1)
+    asked = len(line.texts)
+    line.says(4, turn=1)
+    await trio.sleep(1.0)
+    await line.lose()
+    await trio.sleep(2.0)
+    stage, in_gap = line.call.conversation.stage, len(line.texts)
+    await line.come_back()
+    again = len(line.texts)
+    line.says(4, turn=2)
+    await trio.sleep(4.1)
+    line.media.echo_marks()
+    await line.call.finished.wait()
+
+    assert (asked, in_gap, again) == (1, 1, 2)
+    assert stage is Stage.TO_MACHINE
+    assert line.texts[0] == line.texts[1]
+    assert (line.call.end_reason, line.call.record().detail) == ("voicemail", "message left")
+
+
+async def test_a_phone_that_rings_has_no_line_to_lose(autojump_clock, nursery):
+    line = Line(nursery)
+    nursery.start_soon(line.call.run)
+    await trio.sleep(10.0)
+
+    assert not line.call.conversation.is_lost
+    line.call.end(EndReason.HUNG_UP)
+
+
+async def test_nothing_is_cleared_on_the_new_stream(autojump_clock, line):
+    line.says(10, turn=1)
+    await trio.sleep(1.0)
+    await line.lose()
+    await line.come_back()
+    line.says(1, turn=2)
+    await wait_all_tasks_blocked()
+
+    assert Clear() not in line.media.commands
+    assert isinstance(line.media.commands[0], SendAudio)

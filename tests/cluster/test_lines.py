@@ -1,0 +1,154 @@
+"""Lost lines among several processes: each comes back to its own, and a dead one's are told so."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import trio
+
+from benchmarks.processes import family
+from server.carrier import CallStatus
+from server.cluster.meeting import AVAILABLE
+from server.cluster.workers import Workers
+from server.simulators.phone import SimulatedPhone
+from server.simulators.twilio import SimulatedCall
+from tests.cluster.test_workers import both_ready
+from tests.support.processes import TWO_PROCESSES, server_process
+
+pytestmark = [
+    pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets"),
+    pytest.mark.sockets,
+]
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("server.cluster.meeting.MAX_PATH_BYTES", 190)  # no socket is made here
+    workers = [Workers() for _ in range(2)]
+    with ExitStack() as stack:
+        for each in workers:
+            each.join(2, where="offhook-lines")
+            stack.callback(each.leave)
+        yield workers
+
+
+def died(workers: Workers) -> None:
+    """What is left of a process that was killed: its lock is free, and nothing is put in order."""
+    os.close(workers._lock)
+    assert workers._gate is not None
+    workers._gate.close()
+    workers._board = None
+
+
+def test_a_call_of_a_process_that_has_died_is_an_orphan(two):
+    ours, theirs = two
+    theirs.claim("CA1")
+    before = ours.is_orphan("CA1")
+    died(theirs)
+
+    assert not before
+    assert ours.is_orphan("CA1")
+    assert not ours.is_orphan("CA2")
+
+
+def test_it_still_is_one_when_another_process_is_in_that_ones_place(two):
+    ours, theirs = two
+    theirs.claim("CA1")
+    died(theirs)
+    next_one = Workers()
+    next_one.join(2, where="offhook-lines")
+    known = (ours.is_orphan("CA1"), next_one.is_orphan("CA1"), ours.owner("CA1"))
+    next_one.claim("CA2")
+    own = ours.is_orphan("CA2")
+    next_one.leave()
+
+    assert next_one.number == theirs.number
+    assert known == (True, True, None)
+    assert not own
+
+
+def test_a_call_that_is_our_own_is_no_orphan_and_alone_there_are_none(two):
+    ours, _ = two
+    ours.claim("CA1")
+
+    assert not ours.is_orphan("CA1")
+    assert not Workers().is_orphan("CA1")
+
+
+def test_what_a_dead_process_had_long_ago_is_forgotten(two, monkeypatch):
+    ours, theirs = two
+    theirs.claim("CA1")
+    died(theirs)
+    monkeypatch.setattr("server.cluster.workers.ORPHANED_S", 0.0)
+    next_one = Workers()
+    next_one.join(2, where="offhook-lines")
+    orphan = ours.is_orphan("CA1")
+    next_one.leave()
+
+    assert not orphan
+
+
+# ------------------------------------------------------------------------------------------
+# Whole servers
+
+PATIENT = {"calls_per_s": 1000, "max_loop_lag_s": 60, "line_lost_timeout_s": 60}
+
+
+async def heard_again(phone) -> SimulatedPhone:
+    await phone.wait_streams(2)
+    await phone.phone.sounded.wait()
+    return phone.phone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", TWO_PROCESSES)
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+async def test_a_lost_line_comes_back_to_its_own_process(tmp_path, command, media_path):
+    async with server_process(tmp_path, command, **PATIENT, media_path=media_path) as server:
+        phones = [await server.talking_call() for _ in range(4)]
+        for phone in phones:
+            await phone.phone.cut()
+        for phone in phones:
+            await heard_again(phone)
+        records = [(await server.http.get(f"/calls/{phone.call_sid}")).json() for phone in phones]
+
+    for record in records:
+        noted = [moment["what"] for moment in record["timeline"]]
+        assert record["state"] == "live"
+        assert noted.count("line lost") == noted.count("line back") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+async def test_the_callers_of_a_process_that_is_killed_are_told_so_in_words(tmp_path):
+    async with server_process(tmp_path, "python -m server --workers", **PATIENT) as server:
+        await both_ready(server)
+        phones = [await server.talking_call() for _ in range(4)]
+        os.kill(max(family(server.process.pid)), signal.SIGKILL)
+        ended: list[SimulatedCall] = []
+        half = trio.Event()
+
+        async def wait_ended(phone: SimulatedCall) -> None:
+            await phone.wait_ended()
+            ended.append(phone)
+            if len(ended) == 2:
+                half.set()
+
+        async with trio.open_nursery() as nursery:
+            for phone in phones:
+                nursery.start_soon(wait_ended, phone)
+            await half.wait()
+            nursery.cancel_scope.cancel()
+        said = [[what for _, what in phone.timeline] for phone in ended]
+        left = [phone.status for phone in phones if phone not in ended]
+
+    assert left == [CallStatus.IN_PROGRESS] * 2
+    for timeline in said:
+        assert any(what.startswith("says: I am sorry") for what in timeline), timeline
+        assert "hangs up" in timeline
+        assert timeline.count("stream opened") == 1
