@@ -75,6 +75,37 @@ _requests = sql.Table(
     sql.Column("answer", sql.JSON(none_as_null=True)),
 )
 
+# Statements are made once: one that is made for each use costs as much as what it does, and what it
+# is made of leads back to itself.
+_DELETE = sql.delete(_calls).where(_calls.c.call_sid.in_(sql.bindparam("names", expanding=True)))
+_INSERT = sql.insert(_calls)
+_GET = sql.select(_calls).where(_calls.c.call_sid == sql.bindparam("name"))
+_DELETE_BEFORE = sql.delete(_calls).where(_calls.c.created_at < sql.bindparam("before"))
+_ONE_REQUEST = (
+    _requests.c.client == sql.bindparam("of_client"),
+    _requests.c.key == sql.bindparam("of_key"),
+)
+_FIND_REQUEST = sql.select(_requests.c.fingerprint, _requests.c.answer).where(
+    *_ONE_REQUEST, _requests.c.created_at > sql.bindparam("since")
+)
+_DELETE_REQUEST = sql.delete(_requests).where(*_ONE_REQUEST)
+_INSERT_REQUEST = sql.insert(_requests)
+_DELETE_REQUESTS = sql.delete(_requests).where(_requests.c.created_at < sql.bindparam("before"))
+_PAGE = (
+    sql.select(*(_calls.c[name] for name in SUMMARY))
+    .order_by(_calls.c.created_at.desc(), _calls.c.call_sid.desc())
+    .limit(sql.bindparam("most", type_=sql.Integer))
+)
+_PAGE_BEFORE = _PAGE.where(
+    sql.or_(
+        _calls.c.created_at < sql.bindparam("before"),
+        sql.and_(
+            _calls.c.created_at == sql.bindparam("before"),
+            _calls.c.call_sid < sql.bindparam("before_sid"),
+        ),
+    )
+)
+
 _ALONE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(6334785)"}
 """What makes other processes wait until the transaction is over; any number that is ours."""
 
@@ -233,8 +264,8 @@ class Database:
         names = [row["call_sid"] for row in rows]
         with self._engine.begin() as connection:
             # Not an upsert: that is spelt differently in every database.
-            connection.execute(sql.delete(_calls).where(_calls.c.call_sid.in_(names)))
-            connection.execute(sql.insert(_calls), rows)
+            connection.execute(_DELETE, {"names": names})
+            connection.execute(_INSERT, rows)
 
     def get(self, call_sid: str) -> dict[str, Any] | None:
         """Read one record; None if there is none."""
@@ -242,9 +273,7 @@ class Database:
             return None  # no call is called that, and not every database may be asked for it
         self.open()
         with self._engine.connect() as connection:
-            row = connection.execute(
-                sql.select(_calls).where(_calls.c.call_sid == call_sid)
-            ).first()
+            row = connection.execute(_GET, {"name": call_sid}).first()
         if row is None:
             return None
         record = dict(row._mapping)
@@ -254,29 +283,19 @@ class Database:
     def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
         """Read the newest summaries that are older than the cursor."""
         self.open()
-        query = (
-            sql.select(*(_calls.c[name] for name in SUMMARY))
-            .order_by(_calls.c.created_at.desc(), _calls.c.call_sid.desc())
-            .limit(limit)
-        )
+        query = _PAGE
+        facts: dict[str, Any] = {"most": limit}
         if before is not None:
-            query = query.where(
-                sql.or_(
-                    _calls.c.created_at < before.created_at,
-                    sql.and_(
-                        _calls.c.created_at == before.created_at,
-                        _calls.c.call_sid < before.call_sid,
-                    ),
-                )
-            )
+            query = _PAGE_BEFORE
+            facts |= {"before": before.created_at, "before_sid": before.call_sid}
         with self._engine.connect() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
+            return [dict(row._mapping) for row in connection.execute(query, facts)]
 
     def delete_before(self, created_at: float) -> int:
         """Delete records older than this; returns how many there were."""
         self.open()
         with self._engine.begin() as connection:
-            done = connection.execute(sql.delete(_calls).where(_calls.c.created_at < created_at))
+            done = connection.execute(_DELETE_BEFORE, {"before": created_at})
         if done.rowcount and self._url.get_backend_name() == "sqlite":
             # What is deleted is overwritten in the file, but still stands in the log beside it.
             with self._engine.connect() as connection:
@@ -286,35 +305,31 @@ class Database:
     def find_request(self, client: str, key: str, since: float) -> StoredRequest | None:
         """Read what a client was answered to an idempotency key since then."""
         self.open()
-        query = sql.select(_requests.c.fingerprint, _requests.c.answer).where(
-            _requests.c.client == client, _requests.c.key == key, _requests.c.created_at > since
-        )
+        facts = {"of_client": client, "of_key": key, "since": since}
         with self._engine.connect() as connection:
-            row = connection.execute(query).first()
+            row = connection.execute(_FIND_REQUEST, facts).first()
         return None if row is None else StoredRequest(row.fingerprint, row.answer)
 
     def write_request(self, client: str, key: str, request: StoredRequest | None) -> None:
         """Keep what a client was answered to an idempotency key, or forget it."""
         self.open()
-        one = (_requests.c.client == client, _requests.c.key == key)
         with self._engine.begin() as connection:
-            connection.execute(sql.delete(_requests).where(*one))
+            connection.execute(_DELETE_REQUEST, {"of_client": client, "of_key": key})
             if request is not None:
-                connection.execute(
-                    sql.insert(_requests).values(
-                        client=client,
-                        key=key,
-                        fingerprint=request.fingerprint,
-                        created_at=time.time(),
-                        answer=request.answer,
-                    )
-                )
+                kept = {
+                    "client": client,
+                    "key": key,
+                    "fingerprint": request.fingerprint,
+                    "created_at": time.time(),
+                    "answer": request.answer,
+                }
+                connection.execute(_INSERT_REQUEST, kept)
 
     def delete_requests_before(self, created_at: float) -> None:
         """Delete answers to idempotency keys older than this."""
         self.open()
         with self._engine.begin() as connection:
-            connection.execute(sql.delete(_requests).where(_requests.c.created_at < created_at))
+            connection.execute(_DELETE_REQUESTS, {"before": created_at})
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
