@@ -189,7 +189,7 @@ def run_point(
                 directory,
                 port,
                 {
-                    **_environment(keys, port, public_url, doubles, calls),
+                    **environment_of(keys, port, public_url, doubles, calls),
                     **kind.environment,
                     **(settings or {}),
                 },
@@ -318,9 +318,10 @@ def _share_cores(workers: int) -> tuple[list[int], list[int]]:
     return cores[:workers], cores[workers:] or cores[-1:]
 
 
-def _environment(
+def environment_of(
     keys: Keys, port: int, url: str, doubles: Mapping[str, str], calls: int
 ) -> dict[str, str]:
+    """The settings of a server whose carrier and model are doubles."""
     environment = {
         "HOST": "127.0.0.1",
         "PORT": str(port),

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from typing import Any
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
-from quart_schema import APIKeySecurityScheme, HttpSecurityScheme, Info, QuartSchema
+from quart_schema import (
+    APIKeySecurityScheme,
+    HttpSecurityScheme,
+    Info,
+    OpenAPIProvider,
+    QuartSchema,
+)
 from quart_trio import QuartTrio
 
 from server.hooks.bounded_frames import bound_frames
@@ -18,6 +25,7 @@ from server.hooks.media_socket import (
     MediaWebsocketConnection,
     refuse_compression,
 )
+from server.hooks.routes import Routes
 from server.service import Service
 from server.settings.settings import Settings
 from server.web.calls_api import add_calls_api
@@ -41,6 +49,18 @@ from server.web.problems import answer_problems
 from server.web.webhooks import add_webhooks
 
 
+class _Description(OpenAPIProvider):
+    """The description of the API, made once: routes do not change while they are served."""
+
+    _made: dict[str, Any] | None = None
+
+    def schema(self) -> dict[str, Any]:
+        """Describe every route."""
+        if self._made is None:
+            self._made = super().schema()
+        return self._made
+
+
 class OffhookApp(QuartTrio):
     """The server: an ASGI app whose start and end are the service's.
 
@@ -56,6 +76,7 @@ class OffhookApp(QuartTrio):
     asgi_websocket_class = MediaWebsocketConnection
     request_class = HttpRequest
     websocket_class = MediaWebsocket
+    url_map_class = Routes
 
     def __init__(self, settings: Settings) -> None:
         super().__init__("server", static_folder=None)
@@ -132,6 +153,7 @@ def create_app(settings: Settings) -> OffhookApp:
     app = OffhookApp(settings)
     QuartSchema(
         app,
+        openapi_provider_class=_Description,
         info=Info(title="Offhook", version="0.1.0"),
         redoc_ui_path=None,
         scalar_ui_path=None,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from server import garbage
@@ -23,88 +24,78 @@ class Ring:
 @pytest.fixture
 def pythons_own_way():
     gc.collect()
-    before = gc.get_threshold()
-    yield before
-    assert gc.get_threshold() == before
+    assert gc.isenabled()
+    yield
+    assert gc.isenabled()
 
 
-async def test_cycles_are_found_while_calls_go_on(pythons_own_way, autojump_clock, nursery):
-    nursery.start_soon(garbage.collect, lambda: 5)
-    await trio.sleep(0.01)
-    found = weakref.ref(Ring())
-    gc.collect(0)  # as Python does; it is so young that it may be found right here
-    kept = Ring()
-    gc.collect(0)
-    passed_on = weakref.ref(kept)
-    del kept
+async def test_nothing_is_looked_through_while_calls_go_on(
+    pythons_own_way, autojump_clock, nursery
+):
+    ran: list[str] = []
+    nursery.start_soon(garbage.collect, lambda: 5, lambda: 1_000)
+    await wait_all_tasks_blocked()
+    gc.callbacks.append(lambda phase, info: ran.append(phase))
+    try:
+        rings = [Ring() for _ in range(100_000)]
+        await trio.sleep(3_600.0)
+    finally:
+        gc.callbacks.pop()
 
-    await trio.sleep(2 * garbage.YOUNG_EVERY_S)
-
-    assert found() is None
-    assert passed_on() is None
+    assert len(rings) == 100_000
+    assert ran == []
     nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
-    ("live_count", "within_s"),
-    [
-        (lambda: 0, 4 * garbage.FULL_AFTER * garbage.YOUNG_EVERY_S),
-        (lambda: 5, garbage.FULL_EVERY_S + 1.0),
-    ],
-    ids=["no calls", "calls"],
+    ("rings", "within_s"),
+    [(1, garbage.QUIET_EVERY_S + 1.0), (garbage.QUIET_OBJECTS, 2 * garbage.EVERY_S)],
+    ids=["a few", "many"],
 )
-async def test_old_cycles_are_found_when_no_call_is_held_up_or_at_last(
-    pythons_own_way, autojump_clock, nursery, live_count: Callable[[], int], within_s: float
+async def test_everything_is_looked_through_when_no_call_is_live(
+    pythons_own_way, autojump_clock, nursery, rings, within_s
 ):
-    nursery.start_soon(garbage.collect, live_count)
+    calls = 5
+    nursery.start_soon(garbage.collect, lambda: calls, lambda: 1_000)
     await trio.sleep(0.01)
-    old = Ring()
-    gc.collect(0)
-    gc.collect(1)
-    found = weakref.ref(old)
-    del old
+    found = weakref.ref([Ring() for _ in range(rings)][-1])
+    await trio.sleep(10 * garbage.QUIET_EVERY_S)
+    assert found() is not None
 
-    async def work() -> None:  # something young is there to be looked through, all the time
-        while True:
-            gc.collect(0)
-            await trio.sleep(garbage.YOUNG_EVERY_S / 2)
-
-    nursery.start_soon(work)
-    if live_count():
-        await trio.sleep(within_s / 2)
-        assert found() is not None
+    calls = 0
     await trio.sleep(within_s)
 
     assert found() is None
     nursery.cancel_scope.cancel()
 
 
-async def test_python_never_goes_through_the_whole_heap_by_itself(pythons_own_way, nursery):
-    ran: list[int] = []
+async def test_memory_that_grows_beyond_what_calls_need_is_looked_through_and_that_is_said(
+    pythons_own_way, autojump_clock, nursery
+):
+    calls, blocks = 5, 1_000
+    nursery.start_soon(garbage.collect, lambda: calls, lambda: blocks)
+    await trio.sleep(0.01)
+    found = weakref.ref(Ring())
 
-    def note(phase: str, info: dict[str, int]) -> None:
-        if phase == "start":
-            ran.append(info["generation"])
+    blocks += garbage.GROWTH_BLOCKS + calls * garbage.CALL_BLOCKS
+    await trio.sleep(2 * garbage.GROWTH_EVERY_S)
+    assert found() is not None
+    with capture_logs() as lines:
+        blocks += 1
+        await trio.sleep(10 * garbage.GROWTH_EVERY_S)
 
-    nursery.start_soon(garbage.collect, lambda: 5)
-    await wait_all_tasks_blocked()
-    gc.callbacks.append(note)
-    try:
-        rings = [Ring() for _ in range(100_000)]
-    finally:
-        gc.callbacks.remove(note)
-
-    assert len(rings) == 100_000
-    assert set(ran) == {0}
+    assert found() is None
+    assert [line["event"] for line in lines] == ["memory has grown: garbage collected among calls"]
     nursery.cancel_scope.cancel()
 
 
 async def test_two_servers_of_one_process_do_not_take_it_from_each_other(pythons_own_way):
+    collect = partial(garbage.collect, lambda: 0)
     async with trio.open_nursery() as outer:
-        outer.start_soon(garbage.collect, lambda: 0)
+        outer.start_soon(collect)
         async with trio.open_nursery() as inner:
-            inner.start_soon(garbage.collect, lambda: 0)
+            inner.start_soon(collect)
             await wait_all_tasks_blocked()
             inner.cancel_scope.cancel()
-        assert gc.get_threshold()[1] == garbage.NOT_BY_ITSELF
+        assert not gc.isenabled()
         outer.cancel_scope.cancel()

@@ -41,6 +41,10 @@ class ModelDouble:
         port = port_of(self._server)
         return f"wss://localhost:{port}" if tls else f"ws://127.0.0.1:{port}"
 
+    def close(self) -> None:
+        """Listen no more."""
+        self._server.close()
+
     def _welcome(self, path: str, headers: Mapping[str, str]) -> Peer | None:
         parts = urlsplit(path)
         shown = headers.get("x-goog-api-key") or parts.query.removeprefix("key=")

@@ -83,7 +83,10 @@ class Handover:
             transfer.withdrawn, transfer.awaited = True, False
             c.changed.set()
         if transfer.error is not None:
-            raise transfer.error
+            try:
+                raise transfer.error
+            finally:
+                transfer.error = None  # it has passed this frame, which knows the transfer
         return transfer.outcome or CallStatus.COMPLETED
 
     def report(self, status: CallStatus) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
-from quart.wrappers import base
+from quart.wrappers import Request, base
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 if TYPE_CHECKING:
@@ -56,3 +56,13 @@ class HttpConnection(TrioASGIHTTPConnection):
             await super().__call__(needed_receive, noting_send)
         except* GONE:
             pass
+
+    async def handle_request(  # type: ignore[override]
+        self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
+    ) -> None:
+        """Have the app answer it."""
+        try:
+            await super().handle_request(nursery, request, send)
+        finally:
+            # Where there is no such route, its error leads back to it by the frames it has passed.
+            request.routing_exception = None

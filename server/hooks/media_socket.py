@@ -58,7 +58,11 @@ class MediaWebsocketConnection(TrioASGIWebsocketConnection):
         feed, websocket.inbox = trio.open_memory_channel[str | bytes](QUEUED_MESSAGES)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._feed, receive, feed)
-            await self.handle_websocket(nursery, websocket, send)
+            try:
+                await self.handle_websocket(nursery, websocket, send)
+            finally:
+                # Where there is no such route, its error leads back to it by the frames it passed.
+                websocket.routing_exception = None
 
     async def _feed(
         self, receive: ASGIReceiveCallable, feed: trio.MemorySendChannel[str | bytes]

@@ -30,12 +30,11 @@ from sqlalchemy.exc import (
 from sqlalchemy.pool import StaticPool
 
 from server.errors import ConfigurationError, ServerError
+from server.records import statements
 from server.records.tables import (
     KEPT_AT,
     SCHEMA_VERSION,
     SUMMARY,
-    calls,
-    requests,
     schema,
     storable,
     tables,
@@ -254,8 +253,8 @@ class Database:
         names = [row["call_sid"] for row in rows]
         with self._engine.begin() as connection:
             # Not an upsert: that is spelt differently in every database.
-            connection.execute(sql.delete(calls).where(calls.c.call_sid.in_(names)))
-            connection.execute(sql.insert(calls), rows)
+            connection.execute(statements.DELETE, {"names": names})
+            connection.execute(statements.INSERT, rows)
 
     def write_each(self, records: Sequence[Mapping[str, Any]]) -> list[Refused]:
         """Write records; if one of them is never taken, all others and as much of it as is.
@@ -280,9 +279,8 @@ class Database:
         for record in sorted(records, key=lambda record: float(record[KEPT_AT])):
             newest[record["call_sid"]] = record
         self.open()
-        query = sql.select(calls.c.call_sid, calls.c.details).where(calls.c.call_sid.in_(newest))
         with self._engine.connect() as connection:
-            for call_sid, details in connection.execute(query):
+            for call_sid, details in connection.execute(statements.NEWER, {"names": list(newest)}):
                 if newest[call_sid][KEPT_AT] <= details.get(KEPT_AT, 0.0):
                     del newest[call_sid]
         return self.write_each(list(newest.values())) if newest else []
@@ -305,7 +303,7 @@ class Database:
             return None  # no call is called that, and not every database may be asked for it
         self.open()
         with self._engine.connect() as connection:
-            row = connection.execute(sql.select(calls).where(calls.c.call_sid == call_sid)).first()
+            row = connection.execute(statements.GET, {"name": call_sid}).first()
         if row is None:
             return None
         record = dict(row._mapping)
@@ -316,29 +314,19 @@ class Database:
     def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
         """Read the newest summaries that are older than the cursor."""
         self.open()
-        query = (
-            sql.select(*(calls.c[name] for name in SUMMARY))
-            .order_by(calls.c.created_at.desc(), calls.c.call_sid.desc())
-            .limit(limit)
-        )
+        query = statements.PAGE
+        facts: dict[str, Any] = {"most": limit}
         if before is not None:
-            query = query.where(
-                sql.or_(
-                    calls.c.created_at < before.created_at,
-                    sql.and_(
-                        calls.c.created_at == before.created_at,
-                        calls.c.call_sid < storable(before.call_sid),
-                    ),
-                )
-            )
+            query = statements.PAGE_BEFORE
+            facts |= {"before": before.created_at, "before_sid": storable(before.call_sid)}
         with self._engine.connect() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
+            return [dict(row._mapping) for row in connection.execute(query, facts)]
 
     def delete_before(self, created_at: float) -> int:
         """Delete records older than this; returns how many there were."""
         self.open()
         with self._engine.begin() as connection:
-            done = connection.execute(sql.delete(calls).where(calls.c.created_at < created_at))
+            done = connection.execute(statements.DELETE_BEFORE, {"before": created_at})
         if done.rowcount and self._url.get_backend_name() == "sqlite":
             # What is deleted is overwritten in the file, but still stands in the log beside it.
             with self._engine.connect() as connection:
@@ -348,35 +336,31 @@ class Database:
     def find_request(self, client: str, key: str, since: float) -> StoredRequest | None:
         """Read what a client was answered to an idempotency key since then."""
         self.open()
-        query = sql.select(requests.c.fingerprint, requests.c.answer).where(
-            requests.c.client == client, requests.c.key == key, requests.c.created_at > since
-        )
+        facts = {"of_client": client, "of_key": key, "since": since}
         with self._engine.connect() as connection:
-            row = connection.execute(query).first()
+            row = connection.execute(statements.FIND_REQUEST, facts).first()
         return None if row is None else StoredRequest(row.fingerprint, row.answer)
 
     def write_request(self, client: str, key: str, request: StoredRequest | None) -> None:
         """Keep what a client was answered to an idempotency key, or forget it."""
         self.open()
-        one = (requests.c.client == client, requests.c.key == key)
         with self._engine.begin() as connection:
-            connection.execute(sql.delete(requests).where(*one))
+            connection.execute(statements.DELETE_REQUEST, {"of_client": client, "of_key": key})
             if request is not None:
-                connection.execute(
-                    sql.insert(requests).values(
-                        client=client,
-                        key=key,
-                        fingerprint=request.fingerprint,
-                        created_at=time.time(),
-                        answer=request.answer,
-                    )
-                )
+                kept = {
+                    "client": client,
+                    "key": key,
+                    "fingerprint": request.fingerprint,
+                    "created_at": time.time(),
+                    "answer": request.answer,
+                }
+                connection.execute(statements.INSERT_REQUEST, kept)
 
     def delete_requests_before(self, created_at: float) -> None:
         """Delete answers to idempotency keys older than this."""
         self.open()
         with self._engine.begin() as connection:
-            connection.execute(sql.delete(requests).where(requests.c.created_at < created_at))
+            connection.execute(statements.DELETE_REQUESTS, {"before": created_at})
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:

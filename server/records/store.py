@@ -37,6 +37,8 @@ MAX_UNSAVED = 10_000
 """About 100 MB of long calls; then the oldest are given up, counted and logged. Before it comes to
 that, the older half is put aside."""
 BATCH = 100
+GATHER_S = 0.2
+"""How long the first record waits for others: a thread and a transaction cost more than a row."""
 FLUSH_TIMEOUT_S = 10.0
 """How long a server that stops may take to write what is left."""
 ASIDE_TIMEOUT_S = 5.0
@@ -219,6 +221,7 @@ class Records:
                 else:
                     with trio.move_on_at(self._sweep_at):
                         await changed.wait()
+                        await trio.sleep(GATHER_S)
             except Exception as error:
                 # Whatever it was, calls go on, and what they leave waits for the next attempt.
                 self._failed("write", error)

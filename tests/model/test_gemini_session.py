@@ -246,3 +246,23 @@ async def test_tools_are_called_cancelled_and_answered(
     (service,) = simulator.sessions
     assert service.mistakes == []
     assert len(service.tool_results) == 4
+
+
+async def test_every_session_is_set_up_for_its_own_agent(
+    simulator: GeminiSimulator, autojump_clock: trio.abc.Clock
+) -> None:
+    first, second = Agent(prompt="You are Ann."), Agent(prompt="You are Bob.")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(simulator.run, port=None))
+        model = GeminiModel(api_key=KEY, connect=simulator.connect)
+        for agent in (first, first, second, first):
+            async with model.open_connection(agent):
+                pass
+        with pytest.raises(ModelError, match="not found"):
+            async with model.open_connection(first, handle="lost"):
+                pass
+        nursery.cancel_scope.cancel()
+
+    setups = [session.setup for session in simulator.sessions if session.setup]
+    said = [setup["systemInstruction"]["parts"][0]["text"] for setup in setups]
+    assert said == [agent.prompt for agent in (first, first, second, first)]

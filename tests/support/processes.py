@@ -51,6 +51,8 @@ TWO_PROCESSES = {
         *("--bind", "127.0.0.1:{port}", "server.asgi:app"),
     ],
 }
+KEEPS_GARBAGE = "keeps garbage"
+OF_TESTS = {KEEPS_GARBAGE: ["-m", "tests.support.kept_garbage"]}
 
 
 @dataclass
@@ -145,7 +147,9 @@ async def server_process(
         kept = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "HOME", "LD_LIBRARY_PATH")
         environment = {name: os.environ[name] for name in kept if name in os.environ}
         environment |= {name.upper(): str(value) for name, value in named.items()}
-        arguments = [word.format(port=port) for word in (COMMANDS | TWO_PROCESSES)[command]]
+        arguments = [
+            word.format(port=port) for word in (COMMANDS | TWO_PROCESSES | OF_TESTS)[command]
+        ]
         process = await nursery.start(
             partial(
                 trio.run_process,

@@ -134,6 +134,7 @@ class GeminiConnection:
                 on_event(events.popleft())
             if failure is not None:
                 on_event(failure)
+                failure = None  # or it would be kept by this frame, which it has passed, and so on
 
         on_messages([], False)
         socket.wire.listen(on_messages)

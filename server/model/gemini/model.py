@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import traceback
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -63,8 +64,12 @@ class _Connection(ClientConnection):
         super().__init__(nursery, stream, protocol, **options)
 
     async def recv_events(self) -> None:
-        with trio.CancelScope(shield=True):
-            await super().recv_events()  # ends as soon as the stream is closed
+        try:
+            with trio.CancelScope(shield=True):
+                await super().recv_events()  # ends as soon as the stream is closed
+        finally:
+            if (error := self.protocol.parser_exc) is not None:
+                error.__traceback__ = None  # by its frames it leads back to the protocol
 
 
 class _connect(websocket_connect):  # noqa: N801 - named as the class it specialises
@@ -131,6 +136,7 @@ class GeminiModel:
         self._tls = ssl.create_default_context() if parts.scheme == "wss" else None
         self._dialect = dialect_of(model)
         self._dropped_logged: set[str] = set()
+        self._last_setup: tuple[Agent, Mapping[str, Any]] | None = None
 
     def __repr__(self) -> str:
         return f"<GeminiModel {self.name!r} at {self._host!r}>"
@@ -163,23 +169,44 @@ class GeminiModel:
         history: tuple[PastTurn, ...] = ()
         if conversation is not None and handle is None:
             history = recent_history(conversation.history())
+        message, told = self._setup_message(agent, handle, history)
+        try:
+            async with AsyncExitStack() as stack:
+                with self._faults.translated_opening():
+                    headers = {"x-goog-api-key": self._api_key}
+                    socket = await stack.enter_async_context(self._connect(self._url, headers))
+                    stack.push_async_callback(self._close, socket)
+                    connection = GeminiConnection(socket, self._dialect, self._faults, first_turn)
+                    with trio.fail_after(self._setup_timeout_s):
+                        await connection.set_up(message, told)
+                # The session lasts as long as its call; what it was set up with need not.
+                del message, told, history, headers, conversation
+                # Nothing is translated past this point: an error raised by the caller's block is
+                # the caller's, whatever its type.
+                yield connection
+        except BaseException as error:
+            # What the library's frames, and contextlib's, know of it would lead back to it.
+            traceback.clear_frames(error.__traceback__)
+            raise
+
+    def _setup_message(
+        self, agent: Agent, handle: str | None, history: tuple[PastTurn, ...]
+    ) -> tuple[Mapping[str, Any], tuple[PastTurn, ...]]:
+        """The set-up of a session, and the turns that it announces.
+
+        Most calls have the same agent and begin a session, and to write its set-up costs more than
+        to send it: the last such one is kept.
+        """
+        begins = handle is None and not history
+        if begins and self._last_setup is not None and self._last_setup[0] == agent:
+            return self._last_setup[1], ()
         config = agent_config(agent, self._config)
         config = resumed_config(config, self._dialect, handle=handle, history=history)
         message, dropped = setup_message(self.name, config)
         self._log_dropped(dropped)
-        async with AsyncExitStack() as stack:
-            with self._faults.translated_opening():
-                headers = {"x-goog-api-key": self._api_key}
-                socket = await stack.enter_async_context(self._connect(self._url, headers))
-                stack.push_async_callback(self._close, socket)
-                connection = GeminiConnection(socket, self._dialect, self._faults, first_turn)
-                with trio.fail_after(self._setup_timeout_s):
-                    await connection.set_up(message, history if config.history_config else ())
-            # The session lasts as long as its call; what it was set up with need not.
-            del config, message, history, headers, conversation
-            # Nothing is translated past this point: an error raised by the caller's block is
-            # the caller's, whatever its type.
-            yield connection
+        if begins:
+            self._last_setup = (agent, message)
+        return message, history if config.history_config else ()
 
     def _connect_websocket(
         self, url: str, headers: Mapping[str, str]

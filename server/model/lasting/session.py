@@ -124,7 +124,10 @@ class LastingSession:
                 else:
                     plan.closed(trio.current_time())
         assert plan.error is not None
-        raise plan.error
+        try:
+            raise plan.error
+        finally:
+            plan.error = None  # it has passed this frame, which knows the plan
 
     def _open(self, attempt: Attempt) -> AbstractAsyncContextManager[Connection]:
         service, fallback = self._services

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.hooks.machine import (
+from server.switchboard.machine import (
     NO_LIMIT_BYTES,
     busy_s,
     lowest_free_descriptor,

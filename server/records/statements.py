@@ -1,0 +1,43 @@
+"""What is asked of the database, made once.
+
+A statement that is made for each use costs as much as what it does, and what it is made of leads
+back to itself, which only the garbage collector takes away.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sql
+
+from server.records.tables import SUMMARY, calls, requests
+
+DELETE = sql.delete(calls).where(calls.c.call_sid.in_(sql.bindparam("names", expanding=True)))
+INSERT = sql.insert(calls)
+GET = sql.select(calls).where(calls.c.call_sid == sql.bindparam("name"))
+DELETE_BEFORE = sql.delete(calls).where(calls.c.created_at < sql.bindparam("before"))
+_ONE_REQUEST = (
+    requests.c.client == sql.bindparam("of_client"),
+    requests.c.key == sql.bindparam("of_key"),
+)
+FIND_REQUEST = sql.select(requests.c.fingerprint, requests.c.answer).where(
+    *_ONE_REQUEST, requests.c.created_at > sql.bindparam("since")
+)
+DELETE_REQUEST = sql.delete(requests).where(*_ONE_REQUEST)
+INSERT_REQUEST = sql.insert(requests)
+DELETE_REQUESTS = sql.delete(requests).where(requests.c.created_at < sql.bindparam("before"))
+PAGE = (
+    sql.select(*(calls.c[name] for name in SUMMARY))
+    .order_by(calls.c.created_at.desc(), calls.c.call_sid.desc())
+    .limit(sql.bindparam("most", type_=sql.Integer))
+)
+PAGE_BEFORE = PAGE.where(
+    sql.or_(
+        calls.c.created_at < sql.bindparam("before"),
+        sql.and_(
+            calls.c.created_at == sql.bindparam("before"),
+            calls.c.call_sid < sql.bindparam("before_sid"),
+        ),
+    )
+)
+NEWER = sql.select(calls.c.call_sid, calls.c.details).where(
+    calls.c.call_sid.in_(sql.bindparam("names", expanding=True))
+)
