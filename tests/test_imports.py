@@ -35,7 +35,14 @@ ROOMS = (
     ("server.settings",),
     ("server.metrics", "server.garbage", "server.supervision"),
     ("server.errors",),
-    ("server.headers", "server.logs", "server.pace", "server.refusal", "server.signal"),
+    (
+        "server.headers",
+        "server.headroom",
+        "server.logs",
+        "server.pace",
+        "server.refusal",
+        "server.signal",
+    ),
     ("codec",),
 )
 """Top to bottom. A room uses what stands below it and what is in it, and nothing else."""

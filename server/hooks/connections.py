@@ -34,11 +34,11 @@ from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from server.headroom import lowest_free_descriptor, memory_state
 from server.hooks.http11 import Http11
 from server.hooks.sockets import UNREAD_TIMEOUT_S, descriptors_for_all, is_readable
 from server.hooks.turns import MAX_TURN_S, Kind, Turns, shared_turns
 from server.logs import Sparing
-from server.switchboard.machine import lowest_free_descriptor, memory_state
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

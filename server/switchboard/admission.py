@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import trio
 
 from server.errors import CallRefused
+from server.headroom import busy_s, lowest_free_descriptor, memory_state
 from server.hooks.sockets import descriptors_for_all, descriptors_for_calls
 from server.hooks.trio_clock import missed_s
 from server.metrics import Metrics
 from server.settings.settings import Settings
 from server.switchboard.account_pause import AccountPause
 from server.switchboard.capacity import MAX_SETUP_WAIT_S, Room, SetUps, fitting_calls
-from server.switchboard.machine import busy_s, lowest_free_descriptor, memory_state
 
 DEFAULT_CALLS_PER_S = 1.0
 """What a carrier dials for an account that has not asked for more."""

@@ -82,7 +82,7 @@ class SetUps:
 
         Args:
             now: ``trio.current_time()``.
-            busy_s: What :func:`server.switchboard.machine.busy_s` says.
+            busy_s: What :func:`server.headroom.busy_s` says.
         """
         passed_s, worked_s = now - self._looked_at, busy_s - self._busy_s
         self._looked_at, self._busy_s = now, busy_s

@@ -40,12 +40,12 @@ from benchmarks.load.killers import (
     priorities,
     settings_of,
 )
+from server.headroom import MemoryState
 from server.hooks.connections import FEWEST, Connection, Doors, Listener
 from server.hooks.http11 import MAX_CHUNKS, MAX_HEAD_LINES, Http11, check_upgrade
 from server.hooks.hypercorn_worker import serve_worker
 from server.hooks.turns import Kind, Turns
 from server.serving.single import listen
-from server.switchboard.machine import MemoryState
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.sockets

@@ -12,12 +12,12 @@ from trio.lowlevel import checkpoint
 from trio.testing import wait_all_tasks_blocked
 
 from server.errors import CallRefused
+from server.headroom import MemoryState
 from server.hooks.trio_clock import pausing_clock
 from server.metrics import Metrics
 from server.refusal import Kind
 from server.settings.settings import Settings
 from server.switchboard.admission import Admission, DialQueue, LagMeter, Limits
-from server.switchboard.machine import MemoryState
 
 
 def make_queue(*, per_s: float = 1.0, max_wait_s: float = 100.0, max_waiting: int = 100):

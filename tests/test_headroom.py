@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.switchboard.machine import (
+from server.headroom import (
     NO_LIMIT_BYTES,
     busy_s,
     lowest_free_descriptor,
