@@ -85,7 +85,8 @@ class Hearing:
         c, timeout_s = self._conversation, self._conversation.options.line_lost_timeout_s
         if c.end_reason is not None or timeout_s <= 0:
             return False
-        lost_at = self.heard_at(line)
+        always_comes = line.media.abilities.sends_silence
+        lost_at = self.heard_at(line) if always_comes else trio.current_time()
         cut = self._playing.lose(line, lost_at)
         c.notes.note("line lost", detail=detail or "the stream broke off")
         c.metrics.streams.lines.labels("lost").inc()

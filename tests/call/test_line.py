@@ -59,6 +59,8 @@ class Line(Rig):
         self.nursery.start_soon(self.call.serve, self.media, self.media.start())
 
     async def lose(self) -> None:
+        """Break the stream off, which has brought frames to its end."""
+        self.media.say(SILENCE * FRAME_BYTES)
         self.media.event(StreamStopped(said=False))
         await wait_all_tasks_blocked()
 
