@@ -23,6 +23,7 @@ BENCHMARKS = {
     "calls": "how many calls one core carries",
     "soak": "what ten thousand calls leave behind, with everything going wrong",
     "hostile": "what an attacker gets, and what the calls that are going on notice of it",
+    "chaos": "what holds when everything around a server goes wrong, for as long as one likes",
     "recovery": "what a call notices when its model connection is replaced, or breaks",
 }
 

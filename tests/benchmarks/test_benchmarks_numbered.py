@@ -1,0 +1,99 @@
+"""Audio that says whose it is, through the codec and through losses."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.chaos.numbered import (
+    GROUP,
+    agent_pcm,
+    caller_frames,
+    compare,
+    level_at,
+    levels_of,
+    numbers_in,
+    of_mulaw,
+    of_pcm,
+)
+from benchmarks.load.trail import AGENT_LEVELS, CALLER_LEVELS, NO_LEVEL, SILENCE
+from codec import MulawDecoder, MulawEncoder
+
+SENT = levels_of(1234, 500)
+
+
+def test_a_caller_is_recognised_behind_the_codec():
+    decoder = MulawDecoder(16_000)
+
+    heard = b"".join(of_pcm(decoder.decode(frame)) for frame in caller_frames(1234, 500))
+
+    assert heard == SENT
+
+
+def test_an_agent_is_recognised_behind_the_codec():
+    encoder = MulawEncoder(24_000)
+    pcm = agent_pcm(77, 350)
+
+    heard = b"".join(encoder.encode(pcm[at : at + 9_600]) for at in range(0, len(pcm), 9_600))
+
+    assert of_mulaw(heard, AGENT_LEVELS)[:348] == levels_of(77, 348)
+
+
+def test_what_a_telephone_says_is_what_it_was_to_say():
+    said = b"".join(caller_frames(5, 100))
+
+    assert of_mulaw(said, CALLER_LEVELS) == levels_of(5, 100)
+
+
+def test_neighbouring_frames_never_have_the_same_level():
+    assert all(level_at(1111, at) != level_at(1111, at + 1) for at in range(1000))
+
+
+def test_who_speaks_is_known_from_any_whole_group():
+    assert numbers_in(SENT[3 : 3 + 2 * GROUP]) == [1234]
+    assert numbers_in(SENT[:20] + levels_of(9, 20)) == [1234, 9]
+
+
+def test_what_arrived_whole_has_nothing_missing():
+    found = compare(SENT, SENT)
+
+    assert (found.matched, found.gaps, found.doubled, found.strange) == (500, [], 0, 0)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 13, 14, 26, 200])
+@pytest.mark.parametrize("at", [5, 100, 217])
+def test_a_gap_is_measured_however_long(at, frames):
+    found = compare(SENT, SENT[:at] + SENT[at + frames :])
+
+    (gap,) = found.gaps
+    assert gap.frames == frames
+    assert 0 <= gap.sent_at - at < GROUP
+    assert (found.matched, found.strange, found.doubled) == (500 - frames, 0, 0)
+
+
+def test_silence_in_between_is_a_pause_and_loses_nothing():
+    found = compare(SENT, SENT[:50] + bytes([SILENCE]) * 10 + SENT[50:])
+
+    assert found.pauses == [(50, 10)]
+    assert (found.gaps, found.matched) == ([], 500)
+
+
+def test_what_comes_again_is_doubled():
+    found = compare(SENT, SENT[:100] + SENT[60:])
+
+    assert (found.doubled, found.lost) == (40, 0)
+
+
+def test_what_is_somebody_else_s_is_strange():
+    found = compare(SENT, SENT[:100] + levels_of(99, 30) + SENT[100:])
+
+    assert found.strange >= 20
+
+
+def test_noise_is_strange():
+    found = compare(SENT, SENT[:10] + bytes([NO_LEVEL]) + SENT[10:])
+
+    assert (found.strange, found.matched) == (1, 500)
+
+
+def test_what_has_not_come_at_the_end_is_unheard():
+    assert compare(SENT, SENT[:450]).unheard == 50
