@@ -40,7 +40,7 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class SayFrames:
-    """Say these frames of 20 ms, until there are no more; the next stream of a call goes on."""
+    """Say these frames of 20 ms, until there are no more; a call's next stream goes on in them."""
 
     frames: Iterator[bytes]
 
