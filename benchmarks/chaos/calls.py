@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.chaos.numbered import (
@@ -16,6 +16,9 @@ from benchmarks.chaos.numbered import (
     times_of,
 )
 
+INTERRUPTED = "is interrupted"
+CUT_SLACK_S = 1.0
+"""How much later than it says a model may have interrupted: its clock is read after that."""
 SLACK_S = 4.0
 """How long after a turn was to be over it may still be on its way to the ear."""
 
@@ -110,7 +113,8 @@ def judge_call(
         seen.doubled += upward.doubled
         seen.strange += upward.strange
     utterances = [one for session in sessions for one in _utterances(session.moments, frames_of)]
-    _judge_agent(seen, utterances, *heard)
+    cuts = [at for session in sessions for at, what in session.moments if what == INTERRUPTED]
+    _judge_agent(seen, utterances, cuts, *heard)
     return seen
 
 
@@ -119,61 +123,56 @@ def _utterances(
 ) -> list[_Utterance]:
     """What a session said, and whether it was allowed to finish."""
     found: list[_Utterance] = []
-    pending: tuple[float, str] | None = None
-    whole = False
-    for at, what in (*moments, (0.0, "says nothing more")):
-        if what.startswith("says "):
-            if pending is not None:
-                text = pending[1]
-                found.append(_Utterance(text, frames_of[text], pending[0], whole))
-            text = what.removeprefix("says ")
-            pending, whole = ((at, text), False) if text in frames_of else (None, False)
-        elif what == "completes":
-            whole = True
-        elif what == "is interrupted":
-            text = pending[1] if pending else ""
-            if pending is not None:
-                found.append(_Utterance(text, frames_of[text], pending[0], is_whole=False))
-            pending = None
+    saying: _Utterance | None = None
+    for at, what in moments:
+        text = what.removeprefix("says ")
+        if text in frames_of:
+            saying = _Utterance(text, frames_of[text], at, is_whole=False)
+            found.append(saying)
+        elif what == INTERRUPTED:
+            saying = None
+        elif what == "completes" and saying is not None:
+            found[-1] = replace(saying, is_whole=True)
+            saying = None
     return found
 
 
 def _judge_agent(
-    seen: CallSeen, utterances: Sequence[_Utterance], heard: bytes, times: array[float]
+    seen: CallSeen,
+    utterances: Sequence[_Utterance],
+    cuts: Sequence[float],
+    heard: bytes,
+    times: array[float],
 ) -> None:
-    sent = b"".join(levels_of(int(one.text) % NUMBERS, one.frames) for one in utterances)
-    found = compare(sent, heard)
+    starts, sent = [], b""
+    for one in utterances:
+        starts.append(len(sent))
+        sent += levels_of(int(one.text) % NUMBERS, one.frames)
+    found = compare(sent, heard, starts)
     seen.agent_frames = found.matched
     seen.doubled += found.doubled
     seen.strange += found.strange
-    starts, at = [], 0
-    for one in utterances:
-        starts.append(at)
-        at += one.frames
-    for gap in found.gaps:
-        lost = _owed(utterances, starts, gap.sent_at, gap.sent_at + gap.frames)
-        if lost:
-            seen.losses.append(Loss("agent", lost, *times_of(gap, times)))
-    for position, frames in found.pauses:
-        if position not in starts and position < len(sent):
-            index = min(_index_at(heard, position, found), len(times) - 1)
-            seen.pauses.append((times[index] if times else 0.0, frames * FRAME_S))
-    # What is not heard at the end was not due yet, unless it was said long ago.
     position = len(sent) - found.unheard
     for one, start in zip(utterances, starts, strict=True):
+        end = start + one.frames
+        for gap in found.gaps:
+            lost = min(end, gap.sent_at + gap.frames) - max(start, gap.sent_at)
+            since, until = times_of(gap, times) if lost > 0 else (0.0, 0.0)
+            if lost > 0 and _is_owed(one, cuts, until):
+                seen.losses.append(Loss("agent", lost, since, until))
+        # What is not heard at the end was not due yet, unless it was said long ago.
         due = one.said_at + one.frames * FRAME_S + SLACK_S
-        missing = start + one.frames - max(position, start)
-        if one.is_whole and missing > 0 and due < seen.ended:
-            seen.losses.append(Loss("agent", missing, one.said_at, due))
+        if end > position and due < seen.ended and _is_owed(one, cuts, seen.ended):
+            seen.losses.append(Loss("agent", end - max(position, start), one.said_at, due))
+    for position, frames in found.pauses:
+        if position not in starts:
+            index = min(_index_at(heard, position, found), len(times) - 1)
+            seen.pauses.append((times[index] if times else 0.0, frames * FRAME_S))
 
 
-def _owed(utterances: Sequence[_Utterance], starts: Sequence[int], since: int, until: int) -> int:
-    """Of these positions, those that should have arrived: not what was cut."""
-    return sum(
-        max(0, min(until, start + one.frames) - max(since, start))
-        for one, start in zip(utterances, starts, strict=True)
-        if one.is_whole
-    )
+def _is_owed(one: _Utterance, cuts: Sequence[float], until: float) -> bool:
+    """Whether all of it should have been heard: an interruption takes all that is not yet."""
+    return one.is_whole and not any(one.said_at <= cut <= until + CUT_SLACK_S for cut in cuts)
 
 
 def _index_at(heard: bytes, position: int, found: Comparison) -> int:

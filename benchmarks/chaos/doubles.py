@@ -60,6 +60,7 @@ TURN_S = (1.0, 3.0)
 QUIET_S = (0.3, 1.5)
 CUT = 0.2
 """How many of the agent's turns are interrupted."""
+LATE_S = 0.25
 KEPT_CALLS = 300
 """Calls that the carrier still knows when they are over."""
 
@@ -147,7 +148,8 @@ class NumberedModel(GeminiSimulator):
         dice = random.Random(self._dice.random())
         while session.is_open:
             await trio.sleep(dice.uniform(*QUIET_S))
-            if not session.agent.greeted:
+            # Before the telephone is answered, a model is silent but for its greeting.
+            if not (session.agent.greeted and session.caller.heard_samples):
                 continue
             speech = self.new_speech()
             session.agent.say(speech)
@@ -177,6 +179,8 @@ class Crowd:
         self.judging = 0
         self.refused = 0
         self.ended: list[CallSeen] = []
+        self.late: list[tuple[float, float]] = []
+        """From when to when this process was late."""
         self._dice = random.Random(f"{seed}/crowd")
         self._people = 0
         self._goes_on = True
@@ -184,6 +188,8 @@ class Crowd:
         self._url = self._public_url = self._key = ""
         self._call_s = (20.0, 60.0)
         self._changed = trio.Event()
+        self._times: dict[int, array[float]] = {}
+        """When each frame of each person's was said, and another one heard."""
         self._old: list[str] = []
 
     def new_person(self) -> PhoneScript:
@@ -195,17 +201,30 @@ class Crowd:
         return PhoneScript(f"number {number}", steps)
 
     def _saying(self, number: int, frames: int) -> Iterator[bytes]:
+        times = self._times[number] = array("d")
         for frame in caller_frames(number, frames):
             if self._hung_up:
                 return
+            times.append(time.monotonic())
             yield frame
 
     async def keep_up(self, command: dict[str, Any], nursery: trio.Nursery) -> None:
         """Keep so many calls up until told to stop."""
         self._url, self._public_url = command["url"], command["public_url"]
         self._key, self._call_s = command["api_key"], tuple(command["call_s"])
+        nursery.start_soon(self._see_all, nursery)
         for place in range(command["calls"]):
             nursery.start_soon(self._fill, place)
+
+    async def _see_all(self, nursery: trio.Nursery) -> None:
+        """See every call through that the carrier has, whoever knows of it."""
+        known: set[str] = set()
+        while True:
+            for sid, call in list(self.twilio.calls.items()):
+                if sid not in known:
+                    known.add(sid)
+                    nursery.start_soon(self._see_through, call)
+            await trio.sleep(0.1)
 
     async def _fill(self, place: int) -> None:
         """One call after the other; every other place is dialled by us, the rest call in."""
@@ -223,7 +242,7 @@ class Crowd:
                 if call is None:
                     await trio.sleep(RETRY_S * (1 + dice.random()))
                     continue
-                await self.see_through(call)
+                await call.wait_ended()
                 if not call.phones:
                     await trio.sleep(RETRY_S * (1 + dice.random()))
 
@@ -245,7 +264,7 @@ class Crowd:
             status_url=f"{self._public_url}/call-status",
         )
 
-    async def see_through(self, call: SimulatedCall) -> None:
+    async def _see_through(self, call: SimulatedCall) -> None:
         """Wait until a call is over, and judge it."""
         self.live += 1
         try:
@@ -267,11 +286,9 @@ class Crowd:
     async def _judge(self, call: SimulatedCall) -> CallSeen:
         said = b"".join(of_mulaw(phone.said, CALLER_LEVELS) for phone in call.phones)
         heard = b"".join(of_mulaw(phone.heard, AGENT_LEVELS) for phone in call.phones)
-        times = array("d")
-        for phone in call.phones:
-            began = mono(phone.started_at or 0.0)
-            times.extend(began + FRAME_S * at for at in range(len(phone.heard) // 160))
         number = (numbers_in(said[:8]) or [-1])[0]
+        times = self._times.pop(number, array("d"))
+        times.extend([mono(call.ended_at or 0.0)] * max(1, len(heard) - len(times)))
         sessions = self._sessions_of(number) if number >= 0 else []
         with trio.move_on_after(SETTLE_S):
             for session in sessions:
@@ -317,6 +334,15 @@ class Crowd:
             while self.live:
                 await self._changed.wait()
 
+    async def watch_clock(self) -> None:
+        """Note when this process itself is late: what it says of the time is wrong then."""
+        while True:
+            due = trio.current_time() + LATE_S
+            await trio.sleep_until(due)
+            late_s = trio.current_time() - due
+            if late_s > LATE_S:
+                self.late.append((mono(due), mono(due) + late_s))
+
     def hang_up(self) -> None:
         """Everybody puts the phone down."""
         self._hung_up = True
@@ -355,6 +381,7 @@ async def serve(seed: int, out: trio.abc.SendStream) -> None:
                         model_url = await nursery.start(model.run)
                         api_url = await nursery.start(twilio.run)
                         nursery.start_soon(model.talk)
+                        nursery.start_soon(crowd.watch_clock)
                         await answer(gemini_url=model_url, twilio_url=api_url)
                     case "begin":
                         assert crowd is not None
@@ -363,7 +390,7 @@ async def serve(seed: int, out: trio.abc.SendStream) -> None:
                     case "ring":
                         assert crowd is not None
                         for _ in range(command["calls"]):
-                            nursery.start_soon(crowd.see_through, crowd.ring())
+                            crowd.ring()
                         await answer()
                     case "stop":
                         assert crowd is not None
@@ -376,7 +403,8 @@ async def serve(seed: int, out: trio.abc.SendStream) -> None:
                     case "ended":
                         assert crowd is not None
                         ended, crowd.ended = crowd.ended, []
-                        await answer(calls=[asdict(one) for one in ended])
+                        late, crowd.late = crowd.late, []
+                        await answer(calls=[asdict(one) for one in ended], late=late)
                     case "now":
                         assert crowd is not None
                         await answer(live=crowd.live, refused=crowd.refused, judging=crowd.judging)

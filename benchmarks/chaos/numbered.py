@@ -56,8 +56,18 @@ def agent_pcm(number: int, frames: int) -> bytes:
 
 
 def of_mulaw(audio: bytes | bytearray, levels: Levels) -> bytes:
-    """The level in the middle of each 20 ms of mu-law at 8 kHz."""
-    return bytes(audio[FRAME_BYTES // 2 :: FRAME_BYTES]).translate(levels.of_code)
+    """The level in the middle of each 20 ms of mu-law at 8 kHz.
+
+    Where one level goes over into the next just there, it is the next: whoever plays what has come
+    so far begins with what comes later in the middle of a frame.
+    """
+    middle = bytes(audio[FRAME_BYTES // 2 :: FRAME_BYTES]).translate(levels.of_code)
+    if NO_LEVEL not in middle:
+        return middle
+    later = bytes(audio[FRAME_BYTES * 3 // 4 :: FRAME_BYTES]).translate(levels.of_code)
+    return bytes(
+        other if level == NO_LEVEL else level for level, other in zip(middle, later, strict=False)
+    )
 
 
 def of_pcm(pcm: bytes) -> bytes:
@@ -100,6 +110,8 @@ class Comparison:
     doubled: int = 0
     strange: int = 0
     """No level of ours, or none that was sent."""
+    unclear: int = 0
+    """Ours, and too few together to say where they belong."""
     pauses: list[tuple[int, int]] = field(default_factory=list)
     """Silence between two frames that were sent without any: where it was in what was sent, and how
     long."""
@@ -116,8 +128,14 @@ WINDOW = 8
 """Frames that are nowhere else in what was sent: a group is among them, wherever they begin."""
 
 
-def compare(sent: bytes, arrived: bytes) -> Comparison:
-    """Find what arrived in what was sent; silence may have been put in anywhere."""
+def compare(sent: bytes, arrived: bytes, starts: Sequence[int] = ()) -> Comparison:
+    """Find what arrived in what was sent; silence may have been put in anywhere.
+
+    Args:
+        sent: Levels, in order.
+        arrived: The same, as far as they have come.
+        starts: Where something new begins in ``sent``; after a gap it most likely goes on there.
+    """
     found = Comparison()
     at = last = silence = 0
     for index, level in enumerate(arrived):
@@ -126,15 +144,18 @@ def compare(sent: bytes, arrived: bytes) -> Comparison:
             continue
         # Frames from behind a gap that fit by accident move it, by less than a group.
         if at >= len(sent) or level != sent[at]:
-            window = _window(arrived, index)
-            ahead = sent.find(window, at)
-            if ahead < 0 or len(window) < 3:
-                if level != NO_LEVEL and 0 <= sent.find(window) < at:
+            window = arrived[index : index + WINDOW].partition(bytes([SILENCE]))[0]
+            ahead = _find(sent, window, at, starts)
+            if ahead < 0:
+                if len(window) < WINDOW and level != NO_LEVEL:
+                    found.unclear += 1
+                elif level != NO_LEVEL and 0 <= sent.find(window) < at:
                     found.doubled += 1
                 else:
                     found.strange += 1
                 continue
-            found.gaps.append(Gap(at, ahead - at, index, last))
+            back = _back(sent, at, ahead, starts)
+            found.gaps.append(Gap(at - back, ahead - at, index, last))
             at = ahead
             silence = 0
         if silence and at:
@@ -147,8 +168,22 @@ def compare(sent: bytes, arrived: bytes) -> Comparison:
     return found
 
 
-def _window(arrived: bytes, index: int) -> bytes:
-    return arrived[index : index + WINDOW].partition(bytes([SILENCE]))[0]
+def _find(sent: bytes, window: bytes, at: int, starts: Sequence[int]) -> int:
+    """Where what has arrived is in what was sent, from a position on; -1 if that is not clear."""
+    if len(window) == WINDOW:
+        return sent.find(window, at)
+    return next(
+        (start for start in starts if start >= at and sent.startswith(window, start)),
+        -1,
+    )
+
+
+def _back(sent: bytes, at: int, ahead: int, starts: Sequence[int]) -> int:
+    """How far a gap begins and ends earlier than it seems, if that is where something new began."""
+    for back in range(1, min(GROUP, at + 1)):
+        if ahead - back in starts and sent[at - back : at] == sent[ahead - back : ahead]:
+            return back
+    return 0
 
 
 def times_of(gap: Gap, times: Sequence[float] | array[float]) -> tuple[float, float]:

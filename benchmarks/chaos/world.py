@@ -24,6 +24,8 @@ DISK_BYTES = 512 * 2**20
 PIPE_BYTES = 4096
 """As small as a pipe can be: one that nobody reads is full at once."""
 _F_SETPIPE_SZ = 1031
+PREFERRED = -15
+"""The server's niceness where it is to be preferred."""
 ROOM = 40
 """Calls that the server takes beyond those that are kept up."""
 LINE_LOST_TIMEOUT_S = 5.0
@@ -181,21 +183,29 @@ def _disk(directory: Path) -> Generator[bool]:
 
 
 @contextmanager
-def _lines(stack: ExitStack, name: str, seed: int) -> Generator[LineProcess]:
-    process = stack.enter_context(
-        processes.running(
-            f"benchmarks.chaos.{name}",
-            *("--seed", str(seed)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-    )
-    yield LineProcess(name, process)
+def _lines(name: str, seed: int, *, realtime: bool) -> Generator[LineProcess]:
+    with processes.running(
+        f"benchmarks.chaos.{name}",
+        *("--seed", str(seed)),
+        realtime=realtime,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        yield LineProcess(name, process)
 
 
 @contextmanager
-def open_world(seed: int, calls: int, workers: int, *, postgresql: bool) -> Generator[World]:
+def open_world(
+    seed: int, calls: int, workers: int, *, postgresql: bool, realtime: bool = False
+) -> Generator[World]:
     """Start everything, and end it with the block.
+
+    Args:
+        seed: For what is drawn in relay and doubles.
+        calls: Kept up at once.
+        workers: Server processes.
+        postgresql: Have records in one, where one can be started; else in SQLite.
+        realtime: Prefer all of it to other programs.
 
     Raises:
         PointFailed: The server did not come up.
@@ -206,8 +216,8 @@ def open_world(seed: int, calls: int, workers: int, *, postgresql: bool) -> Gene
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="offhook-chaos-")))
         directory.chmod(0o755)
         is_tmpfs = stack.enter_context(_disk(directory / "disk"))
-        relay = stack.enter_context(_lines(stack, "relay", seed))
-        doubles = stack.enter_context(_lines(stack, "doubles", seed))
+        relay = stack.enter_context(_lines("relay", seed, realtime=realtime))
+        doubles = stack.enter_context(_lines("doubles", seed, realtime=realtime))
         homes = doubles.ask(
             "keys",
             account_sid=keys.account_sid,
@@ -284,6 +294,9 @@ def open_world(seed: int, calls: int, workers: int, *, postgresql: bool) -> Gene
             )
         )
         output.close()
+        if realtime:  # no more than that: what is real time has no quota
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, world.server.pid, PREFERRED)
         wait_ready(world.url, world.server)
         yield world
 

@@ -95,5 +95,22 @@ def test_noise_is_strange():
     assert (found.strange, found.matched) == (1, 500)
 
 
+def test_what_is_new_has_arrived_from_its_first_frame_on_where_the_old_one_was_cut():
+    sent = levels_of(60, 100) + levels_of(63, 50)
+
+    found = compare(sent, sent[:28] + sent[100:], starts=(0, 100))
+
+    assert [(gap.sent_at, gap.frames) for gap in found.gaps] == [(28, 72)]
+
+
+def test_a_few_frames_after_a_gap_are_where_something_new_begins():
+    sent = levels_of(60, 100) + levels_of(63, 50)
+    arrived = sent[:30] + bytes([SILENCE]) * 9 + sent[100:103] + bytes([SILENCE]) * 9 + sent[103:]
+
+    found = compare(sent, arrived, starts=(0, 100))
+
+    assert (found.lost, found.unclear, found.strange) == (70, 0, 0)
+
+
 def test_what_has_not_come_at_the_end_is_unheard():
     assert compare(SENT, SENT[:450]).unheard == 50
