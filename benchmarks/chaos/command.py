@@ -34,6 +34,7 @@ from benchmarks.chaos.invariants import (
     fault_at,
     judge,
 )
+from benchmarks.chaos.lines import LineFailed
 from benchmarks.chaos.schedule import Planned, schedule
 from benchmarks.chaos.world import World, open_world
 from benchmarks.options import Options, machine, machine_line
@@ -291,7 +292,10 @@ class Conductor:
                         path.unlink()
 
     async def _watch_server(self) -> None:
-        while self._world.server.poll() is None:  # noqa: ASYNC110 -- it is another process
+        while self._world.server.poll() is None:
+            for other in (self._world.doubles, self._world.relay):
+                if other.process.poll() is not None:
+                    raise LineFailed(f"{other.name} has ended by itself; its last words are above")
             await trio.sleep(0.1)
         self._seen.died, self._seen.status = time.monotonic(), self._world.server.returncode
         self._over.set()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from urllib.parse import urljoin, urlsplit
 from xml.etree import ElementTree
 
-from websockets.exceptions import InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from server.carrier import CallStatus
 from server.simulators.phone import SimulatedPhone, StreamEnd, new_sid
@@ -121,7 +121,7 @@ class DocumentFollower:
         except InvalidHandshake as error:
             call.note(f"error 31920: the handshake failed: {error}")
             return
-        except (OSError, InvalidURI, TimeoutError) as error:
+        except (OSError, ConnectionClosed, InvalidURI, TimeoutError) as error:
             call.note(f"error 31901: the server was not reached: {error}")
             return
         call.note(f"stream {end}" + (f" {closed}" if end is StreamEnd.CLOSED else ""))
