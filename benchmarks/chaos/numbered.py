@@ -61,12 +61,13 @@ def of_mulaw(audio: bytes | bytearray, levels: Levels) -> bytes:
     Where one level goes over into the next just there, it is the next: whoever plays what has come
     so far begins with what comes later in the middle of a frame.
     """
-    middle = bytes(audio[FRAME_BYTES // 2 :: FRAME_BYTES]).translate(levels.of_code)
-    if NO_LEVEL not in middle:
-        return middle
-    later = bytes(audio[FRAME_BYTES * 3 // 4 :: FRAME_BYTES]).translate(levels.of_code)
+    early, middle, late = (
+        bytes(audio[FRAME_BYTES * quarter // 4 :: FRAME_BYTES]).translate(levels.of_code)
+        for quarter in (1, 2, 3)
+    )
     return bytes(
-        other if level == NO_LEVEL else level for level, other in zip(middle, later, strict=False)
+        level if level in (before, after) else after
+        for before, level, after in zip(early, middle, late, strict=False)
     )
 
 

@@ -280,7 +280,7 @@ def open_world(
             # A machine that other programs use, too, is late by more than a phone would bear.
             "MAX_LOOP_LAG_S": "1",
             "DRAIN_TIMEOUT_S": "5",
-            "TICKET_TTL_S": "60",
+            "TICKET_TTL_S": "20",
         }
         more = ["--workers", str(workers)] if workers > 1 else []
         output: IO[bytes] = stack.enter_context(os.fdopen(log.writing, "wb", buffering=0))

@@ -44,6 +44,18 @@ def test_what_a_telephone_says_is_what_it_was_to_say():
     assert of_mulaw(said, CALLER_LEVELS) == levels_of(5, 100)
 
 
+@pytest.mark.parametrize("late", [1, 40, 79, 80, 81, 120, 159])
+def test_an_agent_is_recognised_where_its_frames_begin_in_the_middle_of_the_ear_s(late):
+    pcm = agent_pcm(77, 350)
+    heard = MulawEncoder(24_000).encode(pcm)
+
+    found = of_mulaw(b"\xff" * late + heard, AGENT_LEVELS)
+
+    compared = compare(levels_of(77, 350), found)
+    assert compared.matched >= 348
+    assert (compared.strange, compared.doubled) == (0, 0)
+
+
 def test_neighbouring_frames_never_have_the_same_level():
     assert all(level_at(1111, at) != level_at(1111, at + 1) for at in range(1000))
 
