@@ -42,6 +42,7 @@ from benchmarks.chaos.numbered import (
     numbers_in,
     of_mulaw,
     of_pcm,
+    of_stream,
 )
 from benchmarks.load.trail import AGENT_LEVELS, CALLER_LEVELS
 from server.simulators.gemini import GeminiSimulator, ModelScript, SimulatedSession, Speech
@@ -285,10 +286,11 @@ class Crowd:
 
     async def _judge(self, call: SimulatedCall) -> CallSeen:
         said = b"".join(of_mulaw(phone.said, CALLER_LEVELS) for phone in call.phones)
-        heard = b"".join(of_mulaw(phone.heard, AGENT_LEVELS) for phone in call.phones)
+        heard, places = of_stream(b"".join(phone.heard for phone in call.phones), AGENT_LEVELS)
         number = (numbers_in(said[:8]) or [-1])[0]
-        times = self._times.pop(number, array("d"))
-        times.extend([mono(call.ended_at or 0.0)] * max(1, len(heard) - len(times)))
+        frame_times = self._times.pop(number, array("d"))
+        ended = mono(call.ended_at or trio.current_time())
+        times = array("d", (frame_times[at] if at < len(frame_times) else ended for at in places))
         sessions = self._sessions_of(number) if number >= 0 else []
         with trio.move_on_after(SETTLE_S):
             for session in sessions:
@@ -306,7 +308,7 @@ class Crowd:
             direction=call.direction,
             began=mono(call.created_at),
             answered=mono(call.answered_at) if call.answered_at else None,
-            ended=mono(call.ended_at or trio.current_time()),
+            ended=ended,
             hung_up=bool(call.phones) and call.phones[-1].end is StreamEnd.HUNG_UP,
             streams=[str(phone.end) for phone in call.phones],
             notes=[(round(at_s, 2), what) for at_s, what in call.timeline][-12:],

@@ -8,6 +8,7 @@ number of the group. Whatever was lost between two groups, and however much, is 
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,19 +57,30 @@ def agent_pcm(number: int, frames: int) -> bytes:
 
 
 def of_mulaw(audio: bytes | bytearray, levels: Levels) -> bytes:
-    """The level in the middle of each 20 ms of mu-law at 8 kHz.
+    """The level in the middle of each 20 ms of mu-law at 8 kHz."""
+    return bytes(audio[FRAME_BYTES // 2 :: FRAME_BYTES]).translate(levels.of_code)
 
-    Where one level goes over into the next just there, it is the next: whoever plays what has come
-    so far begins with what comes later in the middle of a frame.
+
+def of_stream(audio: bytes | bytearray, levels: Levels) -> tuple[bytes, list[int]]:
+    """The levels in mu-law at 8 kHz, wherever each begins, and in which of its 20 ms that is.
+
+    What an ear gets may have been filled up with silence in the middle of a frame, when the rest of
+    it had not come yet; such a frame is one all the same.
     """
-    early, middle, late = (
-        bytes(audio[FRAME_BYTES * quarter // 4 :: FRAME_BYTES]).translate(levels.of_code)
-        for quarter in (1, 2, 3)
-    )
-    return bytes(
-        level if level in (before, after) else after
-        for before, level, after in zip(early, middle, late, strict=False)
-    )
+    found, places = bytearray(), []
+    last, heard_bytes, told = SILENCE, 0, 0
+    for run in _RUN.finditer(bytes(audio).translate(levels.of_code)):
+        level, length = run[1][0], len(run[0])
+        if level == SILENCE:
+            frames = length // FRAME_BYTES
+        else:
+            heard_bytes, told = (heard_bytes + length, told) if level == last else (length, 0)
+            last = level
+            frames = round(heard_bytes / FRAME_BYTES) - told
+            told += frames
+        found += bytes([level]) * frames
+        places += [run.start() // FRAME_BYTES + frame for frame in range(frames)]
+    return bytes(found), places
 
 
 def of_pcm(pcm: bytes) -> bytes:
@@ -87,6 +99,10 @@ def numbers_in(levels: bytes) -> list[int]:
             if not found or found[-1] != number:
                 found.append(number)
     return found
+
+
+_RUN = re.compile(rb"(.)\1{39,}", re.DOTALL)
+"""One level for longer than a filter takes from one to the next."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from benchmarks.chaos.numbered import (
     numbers_in,
     of_mulaw,
     of_pcm,
+    of_stream,
 )
 from benchmarks.load.trail import AGENT_LEVELS, CALLER_LEVELS, NO_LEVEL, SILENCE
 from codec import MulawDecoder, MulawEncoder
@@ -44,16 +45,25 @@ def test_what_a_telephone_says_is_what_it_was_to_say():
     assert of_mulaw(said, CALLER_LEVELS) == levels_of(5, 100)
 
 
-@pytest.mark.parametrize("late", [1, 40, 79, 80, 81, 120, 159])
+@pytest.mark.parametrize("late", [0, 1, 40, 79, 80, 81, 120, 159])
 def test_an_agent_is_recognised_where_its_frames_begin_in_the_middle_of_the_ear_s(late):
-    pcm = agent_pcm(77, 350)
-    heard = MulawEncoder(24_000).encode(pcm)
+    heard = MulawEncoder(24_000).encode(agent_pcm(77, 350))
 
-    found = of_mulaw(b"\xff" * late + heard, AGENT_LEVELS)
+    found, places = of_stream(b"\xff" * late + heard, AGENT_LEVELS)
 
-    compared = compare(levels_of(77, 350), found)
-    assert compared.matched >= 348
-    assert (compared.strange, compared.doubled) == (0, 0)
+    assert found[:348] == levels_of(77, 348)
+    assert all(0 <= place - at <= 1 for at, place in enumerate(places))
+
+
+@pytest.mark.parametrize("at", [16_000, 16_030, 16_080, 16_130])
+def test_a_frame_that_silence_has_parted_is_one_frame(at):
+    heard = MulawEncoder(24_000).encode(agent_pcm(77, 350))
+
+    found, _ = of_stream(heard[:at] + b"\xff" * 490 + heard[at:], AGENT_LEVELS)
+
+    compared = compare(levels_of(77, 348), found)
+    assert (compared.matched, compared.lost, compared.doubled, compared.strange) == (348, 0, 0, 0)
+    assert [frames for _, frames in compared.pauses] == [3]
 
 
 def test_neighbouring_frames_never_have_the_same_level():
