@@ -13,7 +13,6 @@ from benchmarks.chaos.faults import Excuse
 from benchmarks.chaos.numbered import FRAME_S
 
 PROBE_TIMEOUT_S = 2.0
-LOST_FRAMES = 0
 TAIL_FRAMES = 25
 """Of the caller's last words, half a second may be under way when they hang up."""
 MORE_DESCRIPTORS = 12
@@ -21,7 +20,6 @@ MORE_THREADS = 8
 MORE_MEMORY = 0.5
 MORE_MEMORY_BYTES = 64 * 2**20
 """Memory may grow by half, or by so much: a short run has pools and caches to fill."""
-RETRY_AGAIN_S = 3.0
 
 INVARIANTS = {
     "calls live": "no call ended but by its own fault",
