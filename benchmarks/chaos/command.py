@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -83,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="prefer all of it to other programs, on a machine that is not idle",
     )
+    own.add_argument("--log", type=Path, metavar="FILE", help="keep what the server wrote")
     own.add_argument("--plan", action="store_true", help="print the schedule, and do nothing")
     own.add_argument(
         "--check",
@@ -153,6 +155,8 @@ def run(options: Options) -> dict[str, object]:
         plan.seed, plan.calls, plan.workers, postgresql=not plan.is_sqlite, realtime=chosen.realtime
     ) as world:
         seen = trio.run(Conductor(world, plan, say).conduct)
+        if chosen.log is not None:
+            shutil.copy(world.log.path, chosen.log)
     broken = judge(seen)
     _print(options, plan, seen, broken)
     if chosen.check and broken:
