@@ -37,7 +37,7 @@ from benchmarks.chaos.invariants import (
 )
 from benchmarks.chaos.lines import LineFailed
 from benchmarks.chaos.schedule import Planned, schedule
-from benchmarks.chaos.world import World, open_world
+from benchmarks.chaos.world import ROOM, World, open_world
 from benchmarks.options import Options, machine, machine_line
 
 MINUTES = 5.0
@@ -244,14 +244,15 @@ class Conductor:
         may_end = 0
         if fault.excuse.ends == "worker":
             may_end = await self._calls_of_first_worker()
-        elif fault.excuse.ends == "line":
-            may_end = self._plan.calls
         began = time.monotonic()
         # As long as it lasts its end is not known; everything is excused until then.
         done = Done(planned.name, began, began + 600.0, fault.excuse, planned.facts, may_end)
         seen.faults.append(done)
         try:
-            async with fault.act(self._world, planned):
+            async with fault.act(self._world, planned) as met:
+                if fault.excuse.ends == "line":
+                    index = seen.faults.index(done)
+                    done = seen.faults[index] = replace(done, may_end=met or 0)
                 await trio.sleep(planned.lasts_s)
         except (OSError, subprocess.SubprocessError, httpx2.HTTPError) as error:
             self._say(f"          {planned.name} could not be done: {error!r}")
@@ -259,17 +260,18 @@ class Conductor:
 
     async def _calls_of_first_worker(self) -> int:
         """How many calls are the victim's; all of them if it cannot be told."""
+        everybody = self._plan.calls + ROOM
         try:
             async with self._client() as client:
                 text = (await client.get("/metrics")).text
         except httpx2.HTTPError:
-            return self._plan.calls
+            return everybody
         counts: Counter[str] = Counter()
         for worker, count in re.findall(
             r'^offhook_calls_active\{[^}]*worker="(\d+)"[^}]*\} ([0-9.]+)', text, re.M
         ):
             counts[worker] += round(float(count))
-        return max(counts.values(), default=self._plan.calls)
+        return max(counts.values(), default=everybody)
 
     def _client(self) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
@@ -388,7 +390,7 @@ def _held(world: World) -> Held:
             threads += len(list(Path(f"/proc/{pid}/task").iterdir()))
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
             rss_bytes += pages * os.sysconf("SC_PAGE_SIZE")
-    return Held(descriptors, threads, rss_bytes)
+    return Held(descriptors, threads, rss_bytes, len(world.worker_pids))
 
 
 def _call(facts: dict[str, Any]) -> CallSeen:

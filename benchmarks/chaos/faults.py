@@ -22,7 +22,8 @@ from benchmarks.chaos.world import World, limited
 
 MEDIA = "GET /stream"
 """What the first bytes of a media socket have in them."""
-Act = Callable[[World, Planned], AbstractAsyncContextManager[None]]
+Act = Callable[[World, Planned], AbstractAsyncContextManager[int | None]]
+"""Does it; may tell how many connections it has met."""
 CALLER, AGENT = "caller", "agent"
 BOTH = frozenset({CALLER, AGENT})
 
@@ -82,13 +83,17 @@ def cut(*listeners: str, only: str = "", side: str = "both", welcome: bool = Tru
     """Connections are closed; new ones are taken, or reset as long as it lasts."""
 
     @asynccontextmanager
-    async def act(world: World, planned: Planned) -> AsyncGenerator[None]:
+    async def act(world: World, planned: Planned) -> AsyncGenerator[int]:
+        count = 0
         for listener in listeners:
             if not welcome:
                 await ask_relay(world, "welcome", listener=listener, how="reset")
-            await ask_relay(world, "cut", listener=listener, only=only, side=side, **planned.facts)
+            answer = await ask_relay(
+                world, "cut", listener=listener, only=only, side=side, **planned.facts
+            )
+            count += answer["connections"]
         try:
-            yield
+            yield count
         finally:
             with trio.CancelScope(shield=True):
                 for listener in listeners:

@@ -17,6 +17,7 @@ TAIL_FRAMES = 25
 """Of the caller's last words, half a second may be under way when they hang up."""
 MORE_DESCRIPTORS = 12
 MORE_THREADS = 8
+"""Of each worker: connections to the database and threads that are kept for a while."""
 MORE_MEMORY = 0.5
 MORE_MEMORY_BYTES = 64 * 2**20
 """Memory may grow by half, or by so much: a short run has pools and caches to fill."""
@@ -73,6 +74,7 @@ class Held:
     descriptors: int
     threads: int
     rss_bytes: int
+    workers: int = 1
 
 
 @dataclass(slots=True)
@@ -170,7 +172,10 @@ def _audio(seen: Seen) -> Iterator[Broken]:
         if (
             call.caller_tail > TAIL_FRAMES
             and _was_served(call)
-            and not any("caller" in fault.excuse.loses or fault.may_end for fault in near_end)
+            # Who hangs up on a server that is held up is not listened to any more.
+            and not any(
+                "caller" in fault.excuse.loses or fault.excuse.is_deaf for fault in near_end
+            )
         ):
             lost_ms = round(1000 * FRAME_S * call.caller_tail)
             what = f"the caller's last {lost_ms} ms did not arrive"
@@ -229,10 +234,10 @@ def _leaks(seen: Seen) -> Iterator[Broken]:
     before, after = seen.before, seen.after
     if before is None or after is None:
         return
-    if after.descriptors > before.descriptors + MORE_DESCRIPTORS:
+    if after.descriptors > before.descriptors + MORE_DESCRIPTORS * after.workers:
         what = f"{before.descriptors} descriptors before, {after.descriptors} after"
         yield Broken("no leak", seen.ended, what)
-    if after.threads > before.threads + MORE_THREADS:
+    if after.threads > before.threads + MORE_THREADS * after.workers:
         yield Broken("no leak", seen.ended, f"{before.threads} threads, then {after.threads}")
     grown = after.rss_bytes - before.rss_bytes
     if grown > max(MORE_MEMORY_BYTES, MORE_MEMORY * before.rss_bytes):

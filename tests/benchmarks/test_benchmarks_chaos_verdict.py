@@ -104,6 +104,13 @@ def test_audio_that_a_cut_took_is_excused_and_other_audio_is_not():
     assert broken(run(lost, faults=[fault("media-cut", 40.0, 40.0)])) == {"audio whole"}
 
 
+def test_the_last_words_of_a_caller_are_heard_unless_the_server_was_held_up():
+    hung_up = replace(GOOD, caller_tail=100)
+
+    assert broken(run(hung_up)) == {"audio whole"}
+    assert broken(run(hung_up, faults=[fault("pause", 35.0, 39.9)])) == set()
+
+
 def test_somebody_else_s_audio_is_never_excused():
     strange = replace(GOOD, strange=20)
 
