@@ -15,6 +15,9 @@ from benchmarks.chaos.numbered import FRAME_S
 PROBE_TIMEOUT_S = 2.0
 TAIL_FRAMES = 25
 """Of the caller's last words, half a second may be under way when they hang up."""
+WRITTEN_S = 5.0
+"""How long a record may be on its way: that of a call which ended so long before its process was
+killed may be gone with it."""
 MORE_DESCRIPTORS = 12
 MORE_THREADS = 8
 """Of each worker: connections to the database and threads that are kept for a while."""
@@ -193,7 +196,7 @@ def _records(seen: Seen) -> Iterator[Broken]:
     for call in seen.calls:
         record = seen.records.get(call.call_sid)
         if record is None:
-            near = _during(seen, call.began, call.ended)
+            near = _during(seen, call.began, call.ended + WRITTEN_S)
             if _was_served(call) and not (
                 killed and any(fault.excuse.ends == "worker" for fault in near)
             ):
