@@ -26,6 +26,7 @@ BENCHMARKS = {
     "hostile": "what an attacker gets, and what the calls that are going on notice of it",
     "burst": "what becomes of hundreds of calls that come in within a second",
     "jitter": "what a caller hears of a model that drips, over networks that stall",
+    "chaos": "what holds when everything around a server goes wrong, for as long as one likes",
     "recovery": "what a call notices when its model connection is replaced, or breaks",
 }
 

@@ -18,6 +18,8 @@ from benchmarks.chaos.relay import Relay
 
 pytestmark = pytest.mark.sockets
 PATIENCE_S = 20.0
+RESET = (OSError, trio.BrokenResourceError)
+"""A connection that is reset at once may not even be seen to have been made."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -262,10 +264,8 @@ async def test_new_connections_can_be_reset():
     async with network() as net:
         await net.relay.obey({"do": "welcome", "how": "reset"})
 
-        near = await net.connect()
-
-        with pytest.raises(trio.BrokenResourceError):
-            await near.receive_some()
+        with pytest.raises(RESET):
+            await (await net.connect()).receive_some()
 
 
 async def test_a_target_that_is_not_there_is_a_reset():
@@ -275,10 +275,8 @@ async def test_a_target_that_is_not_there_is_a_reset():
         target = f"127.0.0.1:{nobody.getsockname()[1]}"
         answer = await net.relay.obey({"do": "listen", "name": "nowhere", "target": target})
 
-        near = await net.connect_to(answer["port"])
-
-        with pytest.raises(trio.BrokenResourceError):
-            await near.receive_some()
+        with pytest.raises(RESET):
+            await (await net.connect_to(answer["port"])).receive_some()
         nobody.close()
 
 

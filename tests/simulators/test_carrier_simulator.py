@@ -1,5 +1,7 @@
 """The simulated Twilio over real sockets, used by the real client; the oracle is their package."""
 
+import socket
+import struct
 import wave
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -499,6 +501,24 @@ async def test_a_stream_that_cannot_be_opened_ends_the_call(world, fast_clock):
             await call.wait_ended()
             assert call.status is CallStatus.COMPLETED
             assert any(line.startswith(error) for _, line in call.timeline)
+
+
+async def test_a_connection_that_is_reset_before_it_is_a_stream_ends_its_call(
+    world, fast_clock, nursery
+):
+    async def reset(stream):
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await stream.aclose()
+
+    listeners = await nursery.start(partial(trio.serve_tcp, reset, 0, host="127.0.0.1"))
+    port = listeners[0].socket.getsockname()[1]
+    async with twilio(world, script=QUICK) as (simulator, carrier):
+        world.stream_url = f"ws://127.0.0.1:{port}/stream"
+        call = await place(simulator, carrier)
+        await call.wait_ended()
+
+    assert call.status is CallStatus.COMPLETED
+    assert any(line.startswith("error 319") for _, line in call.timeline)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from server.simulators.phone import (
     PhoneScript,
     Press,
     Say,
+    SayFrames,
     SimulatedPhone,
     StreamEnd,
     Wait,
@@ -243,6 +244,25 @@ async def test_a_person_does_not_wait_for_ever(nursery, autojump_clock):
     _, stream, _ = await call(nursery, HearSpeech(timeout_s=1.0), HangUp())
 
     assert len(await events_until_stop(stream)) == 51
+
+
+async def test_frames_go_on_in_the_next_stream_where_the_last_one_broke_off(
+    nursery, autojump_clock
+):
+    said = [bytes([code]) * FRAME_BYTES for code in range(6)]
+    frames = iter(said)
+    first, *_ = await call(nursery, SayFrames(frames))
+    await trio.sleep(0.07)
+    first.stop()
+    await trio.sleep(0.1)
+
+    second, stream, _ = await call(nursery, SayFrames(frames), HangUp())
+    await events_until_stop(stream)
+
+    # The frame that was to come when the line broke off is nobody's.
+    assert bytes(first.said) == b"".join(said[:3])
+    assert bytes(second.said) == b"".join(said[4:])
+    assert second.end is StreamEnd.HUNG_UP
 
 
 async def test_a_dropped_line_says_no_stop(nursery, autojump_clock):

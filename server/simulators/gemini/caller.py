@@ -131,7 +131,7 @@ class CallerSide:
         Raises:
             ServiceClosesError: It is no audio, or of a kind that the service does not take.
         """
-        pcm = _pcm_of(blob)
+        pcm = pcm_of(blob)
         self.heard_samples += len(pcm) // 2
         if len(self.heard) < self._keep_heard_bytes:
             self.heard += pcm
@@ -142,7 +142,8 @@ class CallerSide:
         return ()
 
 
-def _pcm_of(blob: Mapping[str, str]) -> bytes:
+def pcm_of(blob: Mapping[str, str]) -> bytes:
+    """The pcm at 16 kHz in an audio message of the client's; raises ServiceClosesError."""
     kind, _, rate = blob.get("mimeType", "").partition(";rate=")
     try:
         encoded = blob.get("data", "").translate({0x2D: "+", 0x5F: "/"}).rstrip("=")

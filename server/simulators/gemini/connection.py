@@ -29,17 +29,18 @@ class Connection:
     Attributes:
         timeline: What happened, oldest first; per turn, never per chunk.
         is_open: False as soon as either side has closed.
+        opened_at: ``trio.current_time()`` when it was opened.
     """
 
     def __init__(self, socket: ServerSocket) -> None:
         self.timeline: deque[Moment] = deque(maxlen=1_000)
         self.is_open = True
         self._socket = socket
-        self._opened_at = trio.current_time()
+        self.opened_at = trio.current_time()
 
     def note(self, what: str) -> None:
         """Add a moment to the timeline."""
-        self.timeline.append(Moment(trio.current_time() - self._opened_at, what))
+        self.timeline.append(Moment(trio.current_time() - self.opened_at, what))
 
     async def send(self, message: Mapping[str, Any]) -> None:
         """Send a message; raises ``ConnectionClosed``."""

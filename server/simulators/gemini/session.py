@@ -26,11 +26,14 @@ class Service(Protocol):
 
     script: ModelScript
     script_after_resume: ModelScript
-    keep_heard_s: float
     greeting: Speech
     still_here: Speech
     voicemail: Speech
     lead_ins: tuple[Speech, ...]
+
+    def new_caller(self) -> CallerSide:
+        """What a session's caller is heard by."""
+        ...
 
     def new_handle(self) -> str:
         """Make up a resumption handle."""
@@ -62,7 +65,7 @@ class SimulatedSession:
 
     def __init__(self, service: Service, socket: ServerSocket) -> None:
         self.setup: Mapping[str, Any] = {}
-        self.caller = CallerSide(service.keep_heard_s)
+        self.caller = service.new_caller()
         self.functions = FunctionCalls(service.new_call_id)
         self.texts: list[str] = []
         self.mistakes: list[str] = []
@@ -91,6 +94,11 @@ class SimulatedSession:
     def timeline(self) -> deque[Moment]:
         """What happened, oldest first; per turn, never per chunk."""
         return self._connection.timeline
+
+    @property
+    def opened_at(self) -> float:
+        """``trio.current_time()`` when the connection was opened."""
+        return self._connection.opened_at
 
     @property
     def is_open(self) -> bool:

@@ -20,6 +20,7 @@ from websockets.http11 import Request, Response
 from websockets.trio.server import ServerConnection, serve
 
 from server.simulators.gemini import speech
+from server.simulators.gemini.caller import CallerSide
 from server.simulators.gemini.schema import ServiceClosesError
 from server.simulators.gemini.scripts import ANSWERS, ModelScript
 from server.simulators.gemini.session import SimulatedSession
@@ -121,6 +122,10 @@ class GeminiSimulator:
             yield client
         finally:
             client.hang_up()
+
+    def new_caller(self) -> CallerSide:
+        """What a session's caller is heard by; a double that listens otherwise has its own."""
+        return CallerSide(self.keep_heard_s)
 
     def new_handle(self) -> str:
         """Make up a resumption handle."""

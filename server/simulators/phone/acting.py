@@ -17,6 +17,7 @@ from server.simulators.phone.steps import (
     HearSpeech,
     Press,
     Say,
+    SayFrames,
     SendRaw,
     Step,
     Wait,
@@ -96,6 +97,9 @@ def act(steps: tuple[Step, ...]) -> Acting:
                 for start in range(0, len(speech), FRAME_BYTES):
                     yield speech[start : start + FRAME_BYTES].ljust(FRAME_BYTES, SILENCE[:1])
                 yield SpeechEnded()
+            case SayFrames(source):
+                for frame in source:  # noqa: UP028 -- "from" would close it with this stream
+                    yield frame
             case Beep(hz, duration_s):
                 beep = tone(hz, duration_s)
                 for start in range(0, len(beep), FRAME_BYTES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from server.carrier import CallStatus
@@ -35,6 +36,13 @@ class Say:
 
     clip: str
     break_off_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SayFrames:
+    """Say these frames of 20 ms, until there are no more; a call's next stream goes on in them."""
+
+    frames: Iterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,7 @@ Step = (
     | HearSpeech
     | HearPause
     | Say
+    | SayFrames
     | Beep
     | Press
     | SendRaw

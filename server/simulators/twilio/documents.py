@@ -9,7 +9,7 @@ from urllib.parse import urljoin, urlsplit
 from xml.etree import ElementTree
 
 import trio
-from websockets.exceptions import InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from server.carrier import CallStatus
 from server.simulators.phone import SimulatedPhone, StreamEnd, new_sid
@@ -150,7 +150,7 @@ class DocumentFollower:
         except InvalidHandshake as error:
             call.note(f"error 31920: the handshake failed: {error}")
             return
-        except (OSError, InvalidURI, TimeoutError) as error:
+        except (OSError, ConnectionClosed, InvalidURI, TimeoutError) as error:
             call.note(f"error 31901: the server was not reached: {error}")
             return
         is_abrupt = closed is None or closed[0] == ABRUPT

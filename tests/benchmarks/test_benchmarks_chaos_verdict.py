@@ -1,0 +1,305 @@
+"""What a run of chaos is judged by, from what was seen of it."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.chaos.calls import CallSeen, Loss, SessionSeen, judge_call
+from benchmarks.chaos.command import tracebacks
+from benchmarks.chaos.faults import BY_NAME, FAULTS, Excuse
+from benchmarks.chaos.invariants import INVARIANTS, Done, Held, Look, Seen, judge
+from benchmarks.chaos.numbered import levels_of
+from benchmarks.load.trail import SILENCE
+
+SID = "CA" + "1" * 32
+OTHER = "CA" + "2" * 32
+GOOD = CallSeen(
+    call_sid=SID,
+    number=7,
+    direction="inbound",
+    began=10.0,
+    answered=10.5,
+    ended=40.0,
+    hung_up=True,
+    streams=["the callee hung up"],
+    notes=[],
+    unanswered=0,
+)
+
+
+def run(*calls: CallSeen, **facts) -> Seen:
+    """A run in which everything was well, but for these facts."""
+    seen = Seen(
+        began=0.0,
+        ended=60.0,
+        calls=list(calls),
+        looks=[Look(5.0, 0.01, 200)],
+        records={call.call_sid: ("ended", "caller-hung-up") for call in calls},
+        before=Held(50, 10, 100 * 2**20),
+        after=Held(50, 10, 110 * 2**20),
+        drained=Look(60.0, 0.01, 503, "draining"),
+        status=0,
+    )
+    for name, value in facts.items():
+        setattr(seen, name, value)
+    return seen
+
+
+def broken(seen: Seen) -> set[str]:
+    return {one.invariant for one in judge(seen)}
+
+
+def fault(name: str, began: float = 20.0, ended: float = 22.0, **facts) -> Done:
+    return Done(name, began, ended, BY_NAME[name].excuse, **facts)
+
+
+def test_a_run_in_which_everything_is_well_breaks_nothing():
+    assert broken(run(GOOD)) == set()
+
+
+def test_a_call_that_its_own_telephone_did_not_end_is_broken():
+    ended = replace(GOOD, hung_up=False, streams=["closed by the server"])
+
+    assert broken(run(ended)) == {"calls live"}
+
+
+def test_a_pause_is_no_excuse_for_a_call_to_end():
+    ended = replace(GOOD, hung_up=False, ended=21.0)
+
+    assert broken(run(ended, faults=[fault("pause")])) == {"calls live"}
+
+
+def test_a_killed_worker_may_end_its_own_calls_and_no_more():
+    ended = [replace(GOOD, call_sid=sid, hung_up=False, ended=21.0) for sid in (SID, OTHER)]
+
+    one = run(*ended, faults=[fault("kill-worker", may_end=1)])
+    both = run(*ended, faults=[fault("kill-worker", may_end=2)])
+
+    assert [what.invariant for what in judge(one)] == ["calls live"]
+    assert broken(both) == set()
+
+
+def test_a_line_that_the_carrier_never_misses_may_be_given_up():
+    ended = replace(GOOD, hung_up=False, ended=28.0)
+
+    assert broken(run(ended, faults=[fault("media-lost-by-us", may_end=5)])) == set()
+
+
+def test_a_call_that_never_begins_needs_a_reason():
+    refused = replace(GOOD, streams=[], hung_up=False, ended=12.0)
+
+    assert broken(run(refused, records={})) == {"calls begin"}
+    assert broken(run(refused, records={}, faults=[fault("burst", 11.0, 11.0)])) == set()
+
+
+def test_audio_that_a_cut_took_is_excused_and_other_audio_is_not():
+    lost = replace(GOOD, losses=[Loss("caller", 4, 20.5, 21.0)])
+
+    assert broken(run(lost)) == {"audio whole"}
+    assert broken(run(lost, faults=[fault("pause")])) == {"audio whole"}
+    assert broken(run(lost, faults=[fault("media-cut", 20.6, 20.6)])) == set()
+    assert broken(run(lost, faults=[fault("media-cut", 40.0, 40.0)])) == {"audio whole"}
+
+
+def test_the_last_words_of_a_caller_are_heard_unless_the_server_was_held_up():
+    hung_up = replace(GOOD, caller_tail=100)
+
+    assert broken(run(hung_up)) == {"audio whole"}
+    assert broken(run(hung_up, faults=[fault("pause", 35.0, 39.9)])) == set()
+
+
+def test_somebody_else_s_audio_is_never_excused():
+    strange = replace(GOOD, strange=20)
+
+    assert broken(run(strange, faults=[fault("media-cut")])) == {"audio own"}
+
+
+def test_every_call_that_was_served_has_a_record_that_says_how_it_ended():
+    assert broken(run(GOOD, records={})) == {"records"}
+    assert broken(run(GOOD, records={SID: ("in-progress", None)})) == {"records"}
+
+
+def test_a_record_of_a_call_that_never_was_is_one_too_many():
+    records = dict.fromkeys((SID, OTHER), ("ended", "caller-hung-up"))
+
+    assert broken(run(GOOD, records=records)) == {"records"}
+
+
+def test_a_webhook_that_nobody_answers_is_broken_unless_nobody_could():
+    unheard = replace(GOOD, unanswered=1, ended=21.0)
+
+    assert broken(run(unheard)) == {"webhooks"}
+    assert broken(run(unheard, faults=[fault("pause")])) == set()
+
+
+def test_a_server_that_is_paused_need_not_answer_its_probes():
+    looks = [Look(21.0, None, None)]
+
+    assert broken(run(GOOD, looks=looks)) == {"alive", "ready"}
+    assert broken(run(GOOD, looks=looks, faults=[fault("pause")])) == set()
+
+
+def test_a_log_that_nobody_reads_is_no_excuse_not_to_answer():
+    looks = [Look(21.0, None, None)]
+
+    assert "alive" in broken(run(GOOD, looks=looks, faults=[fault("unread-log")]))
+
+
+def test_a_full_server_says_so_and_is_alive():
+    looks = [Look(21.0, 0.01, 503, "full")]
+
+    assert broken(run(GOOD, looks=looks)) == {"ready"}
+    assert broken(run(GOOD, looks=looks, faults=[fault("burst")])) == set()
+
+
+def test_a_server_that_drains_is_not_ready():
+    assert broken(run(GOOD, drained=Look(60.0, 0.01, 200))) == {"not ready"}
+
+
+@pytest.mark.parametrize(
+    "after",
+    [Held(90, 10, 100 * 2**20), Held(50, 40, 100 * 2**20), Held(50, 10, 300 * 2**20)],
+    ids=["descriptors", "threads", "memory"],
+)
+def test_what_is_left_when_all_calls_are_over_is_a_leak(after):
+    assert broken(run(GOOD, after=after)) == {"no leak"}
+
+
+def test_a_call_that_nobody_has_any_more_is_a_leak():
+    assert broken(run(GOOD, left_calls=1)) == {"no leak"}
+
+
+def test_a_server_that_ends_by_itself_is_broken():
+    assert broken(run(GOOD, died=30.0, status=1)) == {"up"}
+    assert broken(run(GOOD, status=None)) == {"up"}
+
+
+def test_a_traceback_in_the_log_is_broken_and_counted_by_its_kind(tmp_path):
+    log = tmp_path / "server.log"
+    log.write_text(
+        '{"event": "hello"}\n'
+        '{"exception": "Traceback (most recent call last):\\n  x\\nValueError: 17 is odd"}\n'
+        '{"exception": "Traceback (most recent call last):\\n  x\\nValueError: 19 is odd"}\n'
+    )
+
+    found = tracebacks(log)
+
+    assert found == ["2 x ValueError: N is odd"]
+    assert broken(run(GOOD, tracebacks=found)) == {"log"}
+
+
+def test_every_broken_invariant_is_one_that_is_promised():
+    everything = run(
+        replace(GOOD, hung_up=False, losses=[Loss("agent", 1, 20.0, 20.0)], unanswered=1),
+        records={},
+        left_calls=1,
+        status=3,
+    )
+
+    assert broken(everything) <= set(INVARIANTS)
+
+
+def test_only_a_killed_worker_and_a_line_nobody_misses_may_end_calls():
+    assert {one.kind.name for one in FAULTS if one.excuse.ends == "worker"} == {"kill-worker"}
+    assert {one.kind.name for one in FAULTS if one.excuse.ends == "line"} == {
+        "media-lost-by-us",
+        "carrier-resets",
+    }
+
+
+def test_no_fault_but_of_the_network_or_a_worker_s_death_excuses_lost_audio():
+    excused = {one.kind.name for one in FAULTS if one.excuse != Excuse() and one.excuse.loses}
+
+    assert excused.isdisjoint(
+        {"pause", "freeze", "starve", "full-disk", "unread-log", "burst", "strangers"}
+    )
+
+
+# --- One call -------------------------------------------------------------------------------------
+
+
+def facts() -> dict:
+    return {
+        name: getattr(GOOD, name)
+        for name in (
+            *("call_sid", "number", "direction", "began", "answered", "ended"),
+            *("hung_up", "streams", "notes", "unanswered"),
+        )
+    }
+
+
+def times(count: int, began: float = 11.0) -> array[float]:
+    return array("d", (began + 0.02 * at for at in range(count)))
+
+
+def judged(said: bytes, got: bytes, heard: bytes, moments, frames_of) -> CallSeen:
+    session = SessionSeen(got, times(len(got)), moments)
+    return judge_call(
+        said=said,
+        heard=(heard, times(len(heard))),
+        sessions=[session],
+        frames_of=frames_of,
+        **facts(),
+    )
+
+
+def test_a_call_whose_audio_arrived_both_ways_is_whole():
+    said, spoken = levels_of(7, 500), levels_of(1, 100)
+    moments = [(11.0, "says 1"), (13.0, "completes")]
+
+    seen = judged(said, said, bytes([SILENCE]) * 30 + spoken, moments, {"1": 100})
+
+    assert (seen.caller_frames, seen.agent_frames) == (500, 100)
+    assert (seen.losses, seen.pauses, seen.doubled, seen.strange) == ([], [], 0, 0)
+
+
+def test_a_caller_s_frames_that_did_not_arrive_are_lost_when_they_were_due():
+    said = levels_of(7, 500)
+
+    seen = judged(said, said[:200] + said[250:], b"", [], {})
+
+    (loss,) = seen.losses
+    assert (loss.way, loss.frames) == ("caller", 50)
+    assert loss.since <= 15.02 <= loss.until + 0.02
+
+
+def test_what_was_not_heard_of_an_interrupted_turn_is_not_lost():
+    moments = [(11.0, "says 1"), (12.0, "is interrupted"), (14.0, "says 2"), (16.0, "completes")]
+    heard = levels_of(1, 40) + bytes([SILENCE]) * 50 + levels_of(2, 80)
+
+    seen = judged(levels_of(7, 10), levels_of(7, 10), heard, moments, {"1": 100, "2": 80})
+
+    assert seen.losses == []
+
+
+def test_what_was_not_heard_of_a_turn_that_was_finished_is_lost():
+    moments = [(11.0, "says 1"), (12.0, "completes"), (14.0, "says 2"), (16.0, "completes")]
+    heard = levels_of(1, 40) + levels_of(2, 80)
+
+    seen = judged(levels_of(7, 10), levels_of(7, 10), heard, moments, {"1": 100, "2": 80})
+
+    assert [(loss.way, loss.frames) for loss in seen.losses] == [("agent", 60)]
+
+
+def test_an_agent_that_is_never_heard_again_has_lost_what_it_said_long_ago():
+    moments = [(11.0, "says 1"), (12.0, "completes"), (14.0, "says 2"), (16.0, "completes")]
+
+    seen = judged(
+        levels_of(7, 10), levels_of(7, 10), levels_of(1, 100), moments, {"1": 100, "2": 80}
+    )
+
+    assert [(loss.way, loss.frames) for loss in seen.losses] == [("agent", 80)]
+
+
+def test_silence_in_the_middle_of_a_sentence_is_a_pause():
+    spoken = levels_of(1, 100)
+    moments = [(11.0, "says 1"), (13.0, "completes")]
+    heard = spoken[:60] + bytes([SILENCE]) * 5 + spoken[60:]
+
+    seen = judged(levels_of(7, 10), levels_of(7, 10), heard, moments, {"1": 100})
+
+    assert [length for _, length in seen.pauses] == [pytest.approx(0.1)]
+    assert seen.losses == []
