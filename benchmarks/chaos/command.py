@@ -117,6 +117,7 @@ class Plan:
         words += [f"--workers {self.workers}"] if self.workers > 1 else []
         words += [f"--faults {','.join(self.faults)}"] if self.faults else []
         words += ["--sqlite"] if self.is_sqlite else []
+        words += ["--check"] if self.call_s == CHECK_CALL_S else []
         return "python -m benchmarks chaos " + " ".join(words)
 
 
