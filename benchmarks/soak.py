@@ -100,7 +100,6 @@ class Trouble:
 def _troubles() -> tuple[Trouble, ...]:
     steps = partial(replace, _PICKS_UP)
     model = partial(replace, _MODEL)
-    gone = frozenset({EndReason.CALLER_GONE})
     hung_up = frozenset({EndReason.HUNG_UP})
     either = frozenset({EndReason.CALLER_HUNG_UP, EndReason.CALLER_GONE})
     no_model = frozenset({EndReason.MODEL_UNAVAILABLE, EndReason.CALLER_HUNG_UP})
@@ -114,9 +113,10 @@ def _troubles() -> tuple[Trouble, ...]:
         Trouble("talks", callee=steps(steps=talks)),
         Trouble("presses keys", callee=steps(steps=(Press("1#"), HangUp()))),
         Trouble("hangs up at once", callee=steps(steps=(HangUp(),)), ends=either),
-        Trouble("line drops", callee=steps(steps=(Wait(0.1), Drop())), ends=gone),
-        Trouble("line drops at once", callee=steps(steps=(Drop(),)), ends=gone),
-        Trouble("line falls silent", callee=steps(steps=(Wait(0.1), FallSilent())), ends=gone),
+        Trouble("line drops", callee=steps(steps=(Wait(0.1), Drop())), ends=either),
+        Trouble("line drops at once", callee=steps(steps=(Drop(),)), ends=either),
+        Trouble("line falls silent", callee=steps(steps=(Wait(0.1), FallSilent())), ends=either),
+        Trouble("line lost, and back", faults=Faults(cut_after_s=0.1)),
         Trouble("garbage", callee=steps(steps=(SendRaw(GARBAGE), Wait(0.05), HangUp()))),
         Trouble("busy", callee=steps(outcome=CallStatus.BUSY), ends=frozenset({EndReason.BUSY})),
         Trouble(
@@ -129,7 +129,7 @@ def _troubles() -> tuple[Trouble, ...]:
             "ended in mid-sentence", callee=steps(steps=()), hang_up_after_s=0.15, ends=hung_up
         ),
         Trouble("inbound", is_inbound=True),
-        Trouble("inbound, line drops", callee=steps(steps=(Drop(),)), is_inbound=True, ends=gone),
+        Trouble("inbound, line drops", callee=steps(steps=(Drop(),)), is_inbound=True, ends=either),
         Trouble("model connection is cut", model=model(drop=cut)),
         Trouble("model breaks", model=model(drop=broken)),
         Trouble("model never speaks", model=model(silent_turns=frozenset(range(1, 50)))),

@@ -169,6 +169,7 @@ class QueuedTransport:
                 nursery.cancel_scope.cancel("the socket is over")
         finally:
             self._runs = False
+            self._listener = None  # it knows the call, and the call knows this
             self._all_sent.set()
 
     async def _read(self) -> None:

@@ -16,7 +16,6 @@ from server.cluster.meeting import AVAILABLE
 from server.cluster.workers import Workers
 from server.simulators.phone import SimulatedPhone
 from server.simulators.twilio import SimulatedCall
-from tests.cluster.test_workers import both_ready
 from tests.support.processes import TWO_PROCESSES, server_process
 
 pytestmark = [
@@ -127,7 +126,7 @@ async def test_a_lost_line_comes_back_to_its_own_process(tmp_path, command, medi
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 async def test_the_callers_of_a_process_that_is_killed_are_told_so_in_words(tmp_path):
     async with server_process(tmp_path, "python -m server --workers", **PATIENT) as server:
-        await both_ready(server)
+        await server.both_ready()
         phones = [await server.talking_call() for _ in range(4)]
         os.kill(max(family(server.process.pid)), signal.SIGKILL)
         ended: list[SimulatedCall] = []

@@ -216,7 +216,9 @@ class ConnectionPlan:
     def closed(self, now: float) -> None:
         """The old socket is closed."""
         self._move("closed" if self.error is None else "given up")
-        self.open_at = now + (self._delay_s() if self._attempts else self._redials.delay_s(now))
+        self.open_at = now + self._redials.delay_s(now)
+        if self._attempts:  # it had not worked
+            self.open_at += self._delay_s()
 
     # What happens to an attempt.
 
