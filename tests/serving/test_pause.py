@@ -53,7 +53,7 @@ async def test_no_call_ends_because_the_process_was_stopped(tmp_path, media_path
         most_s = max(record["timings"]["caller_audio_s"] for record in before)
         with trio.fail_after(PATIENCE_S):
             after = await records_once(server, call_sids, most_s + PAUSE_S + MEDIA_TIMEOUT_S)
-            while await paused_s(server) < PAUSE_S / 2:  # it is counted every two seconds
+            while await paused_s(server) < PAUSE_S / 2:  # noqa: ASYNC110  # counted every 2 s
                 await trio.sleep(0.1)
 
     assert [record["reason"] for record in after] == [None] * CALLS
