@@ -95,7 +95,7 @@ async def test_with_little_memory_calls_are_refused_before_any_is_lost(tmp_path)
         first = (await server.make_call(NEVER_HANGS_UP)).json()["call_sid"]
         await wait_talking(server, [first])
         pid = server.process.pid
-        most = address_space_bytes(pid) + (64 + 8) * MIB  # 64 of it are kept back
+        most = address_space_bytes(pid) + (64 + 4) * MIB  # 64 of it are kept back
         resource.prlimit(pid, resource.RLIMIT_AS, (most, most))
         placed, refused = await place_until_refused(server, 200)
         await wait_talking(server, [first, *placed])
