@@ -28,6 +28,8 @@ class _Transfer:
     number: str
     withdrawn: bool = False
     """Nobody wants it any more; it is too late for that once the carrier has been told."""
+    accepted: bool = False
+    """The carrier has taken the caller away, and asks how the transfer went before all else."""
     awaited: bool = True
     """Whoever asked for it still waits for the outcome."""
     outcome: CallStatus | None = None
@@ -53,6 +55,12 @@ class Handover:
         """
         away = self._conversation.stage is Stage.AWAY
         return away and self._transfer is not None and self._transfer.outcome is None
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the carrier has taken the caller away, and not yet said how that went."""
+        transfer = self._transfer
+        return self.is_elsewhere and transfer is not None and transfer.accepted
 
     async def transfer(self, destination: str, number: str) -> CallStatus:
         """Connect the caller with somebody else; once they have answered, this call is over.
@@ -145,6 +153,7 @@ class Handover:
             if c.line is None and left is not None:
                 await self._miss(left)
             return False
+        transfer.accepted = True
         with trio.move_on_after(ring_timeout_s + REPORT_S):
             await c.changed.until(lambda: transfer.outcome is not None)
         if transfer.outcome is None:

@@ -375,6 +375,8 @@ class Calls:
             return self._apology(agent) if owes_apology else EndCall()
         if call.apology.fetch():
             return self._apology(call.conversation.party.agent)
+        if call.handover.has_left:  # then the carrier asks about the transfer, and not this
+            return EndCall()
         if not await call.hearing.wait_line_over() or call.end_reason is not None:
             return EndCall()
         ticket = self.tickets.issue_again(call, trio.current_time())

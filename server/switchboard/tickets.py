@@ -18,6 +18,8 @@ MAX_TICKETS = 5
 class _Ticket:
     call: Call
     expires_at: float
+    is_again: bool
+    """For another stream, after one that has ended."""
 
 
 class Tickets:
@@ -32,7 +34,7 @@ class Tickets:
         self._tickets: dict[str, _Ticket] = {}
         self._again: dict[Call, Pace] = {}
 
-    def issue(self, call: Call, now: float) -> str:
+    def issue(self, call: Call, now: float, *, is_again: bool = False) -> str:
         """A ticket for this call; one that it has already, if it has too many."""
         for name in [name for name, held in self._tickets.items() if held.expires_at <= now]:
             del self._tickets[name]
@@ -40,15 +42,21 @@ class Tickets:
         if len(unused) >= MAX_TICKETS:
             return unused[-1]
         ticket = secrets.token_urlsafe(16)
-        self._tickets[ticket] = _Ticket(call, now + self._ttl_s)
+        self._tickets[ticket] = _Ticket(call, now + self._ttl_s, is_again)
         return ticket
 
     def issue_again(self, call: Call, now: float) -> str | None:
-        """A ticket for a call whose stream has ended; None if too many of its have, lately."""
+        """A ticket for a call whose stream has ended; None if too many of its have, lately.
+
+        A question that is repeated gets the ticket that its stream has not come for yet.
+        """
+        unused = [name for name in self.of(call) if self._tickets[name].is_again]
+        if unused and self._tickets[unused[-1]].expires_at > now:
+            return unused[-1]
         pace = Pace(MAX_STREAMS_PER_MIN / 60.0, MAX_STREAMS_PER_MIN)
         if not self._again.setdefault(call, pace).allows(now):
             return None
-        return self.issue(call, now)
+        return self.issue(call, now, is_again=True)
 
     def use(self, ticket: str, now: float) -> Call | None:
         """The call whose ticket was shown, which is used up by it; None if it is nobody's."""

@@ -61,7 +61,7 @@ class Elsewhere:
         try:
             return _response(await self._ask(number, timeout_s))
         except WorkerLost:
-            logger.warning("a process is gone, and its calls with it", worker=number)
+            logger.warning("a process does not answer for its call", worker=number)
             return None
 
     async def everyone(self) -> list[httpx2.Response]:

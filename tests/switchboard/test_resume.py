@@ -8,8 +8,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from server.agent import phrases
 from server.agent.agent import Agent
+from server.call.conversation import Stage
 from server.call.options import CallOptions
-from server.carrier import CallStatus, StatusUpdate, StreamStopped
+from server.carrier import CallStatus, StatusUpdate, StreamStopped, TransferUpdate
 from server.carrier.webhooks import ConnectStream, EndCall, SayAndEndCall
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
@@ -201,6 +202,39 @@ async def test_the_streams_of_one_call_are_bounded_and_then_it_ends(
     assert call.end_reason is EndReason.CALLER_GONE
     assert call.record().detail == "its stream was lost again and again"
     assert calls.carrier.hung_up == ["CA1"]
+
+
+async def test_a_question_that_is_repeated_is_one_stream(autojump_clock, calls, talking, nursery):
+    call, media = talking
+    await lose(media)
+    replies = [await calls.resume("CA1", AGENT) for _ in range(2 * MAX_STREAMS_PER_MIN)]
+    await come_back(calls, nursery, replies[-1])
+
+    assert len(set(replies)) == 1
+    assert call.end_reason is None
+    assert not call.conversation.is_lost
+
+
+async def test_a_caller_whom_the_carrier_has_taken_away_gets_no_stream_before_it_says_how_that_went(
+    autojump_clock, calls, talking, nursery
+):
+    call, media = talking
+    outcomes = []
+
+    async def transfer():
+        outcomes.append(await call.transfer("sales", "+15005550123"))
+
+    nursery.start_soon(transfer)
+    await wait_all_tasks_blocked()
+    media.hang_up()
+    await wait_all_tasks_blocked()
+    reply = await calls.resume("CA1", AGENT)
+    back = calls.update_transfer(TransferUpdate("CA1", CallStatus.BUSY, wants_document=True))
+    await come_back(calls, nursery, back)
+
+    assert reply == EndCall()
+    assert outcomes == [CallStatus.BUSY]
+    assert call.conversation.stage is Stage.TALK
 
 
 async def test_now_and_then_a_call_may_lose_its_line_for_ever(

@@ -136,7 +136,6 @@ class GeminiModel:
         self._tls = ssl.create_default_context() if parts.scheme == "wss" else None
         self._dialect = dialect_of(model)
         self._dropped_logged: set[str] = set()
-        self._last_setup: tuple[Agent, Mapping[str, Any]] | None = None
 
     def __repr__(self) -> str:
         return f"<GeminiModel {self.name!r} at {self._host!r}>"
@@ -192,20 +191,11 @@ class GeminiModel:
     def _setup_message(
         self, agent: Agent, handle: str | None, history: tuple[PastTurn, ...]
     ) -> tuple[Mapping[str, Any], tuple[PastTurn, ...]]:
-        """The set-up of a session, and the turns that it announces.
-
-        Most calls have the same agent and begin a session, and to write its set-up costs more than
-        to send it: the last such one is kept.
-        """
-        begins = handle is None and not history
-        if begins and self._last_setup is not None and self._last_setup[0] == agent:
-            return self._last_setup[1], ()
+        """The set-up of a session, and the turns that it announces."""
         config = agent_config(agent, self._config)
         config = resumed_config(config, self._dialect, handle=handle, history=history)
         message, dropped = setup_message(self.name, config)
         self._log_dropped(dropped)
-        if begins:
-            self._last_setup = (agent, message)
         return message, history if config.history_config else ()
 
     def _connect_websocket(

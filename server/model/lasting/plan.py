@@ -216,9 +216,10 @@ class ConnectionPlan:
     def closed(self, now: float) -> None:
         """The old socket is closed."""
         self._move("closed" if self.error is None else "given up")
-        self.open_at = now + self._redials.delay_s(now)
+        wait_s = self._redials.delay_s(now)
         if self._attempts:  # it had not worked
-            self.open_at += self._delay_s()
+            wait_s += self._delay_s()
+        self.open_at = now + min(wait_s, self._budget_s / 2)
 
     # What happens to an attempt.
 
@@ -262,7 +263,6 @@ class ConnectionPlan:
             self.way = self._best_way()
         if final or self._is_out_of_time(self.open_at):
             self._turn_to_fallback(error, now)
-            self.open_at = now + self._redials.delay_s(now)
         self._move("failed" if self.error is None else "given up")
 
     # Decisions.
@@ -298,7 +298,7 @@ class ConnectionPlan:
         self.handle = None
         self._attempts = 0
         self._outage_began_at = now
-        self.open_at = now
+        self.open_at = now + min(self._redials.delay_s(now), self._budget_s / 2)
 
     def _delay_s(self) -> float:
         """The first attempt is made in its turn; later ones wait longer and longer."""
