@@ -145,7 +145,7 @@ class Playing:
         c.passing.collect()
         if (recorder := c.passing.recorder) is not None:
             c.passing.collect_recording()
-            recorder.sent(Clear(), heard_until)
+            recorder.sent(Clear(), heard_until + missed_s())
         c.line = None
         c.connected = trio.Event()
         if (cut := c.playout.leave(heard_until, waits=waits)) is not None:
