@@ -157,6 +157,20 @@ async def test_what_the_agent_had_said_into_a_lost_line_is_not_heard_and_it_goes
     assert len(line.media.payload) == pytest.approx(2 * BYTES_PER_S, abs=FRAME_BYTES)
 
 
+async def test_what_waits_for_the_line_is_said_however_the_loss_met_the_loops(autojump_clock, line):
+    said_s = []
+    for turn in range(1, 21):
+        line.call.conversation.unsent.set()  # playing looks for its line while hearing loses it
+        await line.lose()
+        line.says(1, turn)
+        await line.come_back()
+        said_s.append(round(len(line.media.payload) / BYTES_PER_S))
+        await trio.sleep(1.0)
+        line.media.echo_marks()
+
+    assert said_s == [1] * 20
+
+
 async def test_a_greeting_of_which_nothing_was_heard_is_said_again(autojump_clock, nursery):
     line = Line(nursery, patience=QUIET, agent=Agent(greeting="Greet them."))
     await line.answer()
