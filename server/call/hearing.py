@@ -73,10 +73,9 @@ class Hearing:
             line.media.listen(partial(self._take_events, line), c.passing.relay)
             reason, detail = await self._wait_over(line)
             line.over.set()
-            may_come_back = reason is EndReason.CALLER_GONE and line.media.abilities.comes_back
             if c.stage is Stage.AWAY:
                 self._playing.leave(line)
-            elif not (may_come_back and await self._wait_back(line, detail)):
+            elif not (line.may_come_back and await self._wait_back(line, detail)):
                 c.end(reason, detail)
                 return
 

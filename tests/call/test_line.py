@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -528,6 +529,32 @@ async def test_a_line_that_is_lost_while_the_carrier_refuses_a_transfer_is_waite
     assert len(outcome) == 1
     assert line.call.conversation.stage is Stage.TALK
     assert len(line.session.heard) == 2 * 4 * FRAME_BYTES  # the last before, the first after
+
+
+async def test_nobody_waits_for_another_line_after_a_refused_transfer_where_none_comes(
+    autojump_clock, nursery
+):
+    line = Line(nursery, patience=QUIET)
+    line.media.abilities = replace(ABILITIES, comes_back=False)
+    await line.answer()
+
+    async def slowly_refused(call_sid, number, *, ring_timeout_s):
+        await trio.sleep(1.0)
+        raise CarrierError("no", status=400, code=21211)
+
+    async def transfer():
+        with suppress(CarrierError):
+            await line.call.transfer("sales", "+15005550123")
+
+    line.carrier.transfer = slowly_refused
+    line.nursery.start_soon(transfer)
+    await wait_all_tasks_blocked()
+    began = trio.current_time()
+    await line.lose()
+    await line.call.finished.wait()
+
+    assert line.call.end_reason is EndReason.CALLER_GONE
+    assert trio.current_time() - began == pytest.approx(1.0)
 
 
 async def test_a_caller_who_is_away_may_be_away_for_as_long_as_it_rings(autojump_clock, line):
