@@ -31,6 +31,7 @@ from server.model import (
     AgentAudio,
     AgentTranscript,
     GenerationComplete,
+    Interrupted,
     ToolCall,
     ToolCallsRequested,
     TurnComplete,
@@ -156,6 +157,37 @@ async def test_what_the_agent_had_said_into_a_lost_line_is_not_heard_and_it_goes
     assert (turn["cut"], turn["heard_s"]) == (True, pytest.approx(3.0, abs=0.05))
     assert resumed == []
     assert len(line.media.payload) == pytest.approx(2 * BYTES_PER_S, abs=FRAME_BYTES)
+
+
+async def test_a_caller_who_interrupts_between_two_parts_of_an_answer_cuts_it(autojump_clock, line):
+    line.audio(SECOND_PCM * 3, turn=1)
+    await trio.sleep(3.0)
+    line.media.echo_marks()
+    await trio.sleep(0.3)
+    line.session.event(Interrupted(1, trio.current_time()))
+    line.says(5, turn=1)
+    await wait_all_tasks_blocked()
+
+    assert line.noted.count("barge-in") == 1
+    assert Clear() not in line.media.commands
+    assert len(line.media.payload) == pytest.approx(3 * BYTES_PER_S, abs=FRAME_BYTES)
+    assert line.call.conversation.playout.all_heard
+
+
+async def test_a_clear_is_timed_from_its_own_interruption(autojump_clock, line):
+    line.audio(SECOND_PCM, turn=1)
+    await trio.sleep(1.0)
+    line.media.echo_marks()
+    line.session.event(Interrupted(1, trio.current_time()))
+    await trio.sleep(5.0)
+    line.says(5, turn=2)
+    await trio.sleep(1.0)
+    line.session.event(Interrupted(2, trio.current_time()))
+    await wait_all_tasks_blocked()
+
+    timings = line.call.conversation.notes.timings.interrupt_to_clear
+    assert Clear() in line.media.commands
+    assert timings.as_dict()["max_ms"] == 0.0
 
 
 async def test_what_waits_for_the_line_is_said_however_the_loss_met_the_loops(autojump_clock, line):
