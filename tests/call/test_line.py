@@ -23,6 +23,7 @@ from server.carrier import (
     StreamStopped,
 )
 from server.carrier.twilio.stream import ABILITIES
+from server.dialogue.ear import BargeInMode
 from server.dialogue.endings import EndReason
 from server.dialogue.turns import Patience
 from server.dialogue.voicemail import VoicemailPolicy
@@ -159,6 +160,27 @@ async def test_what_the_agent_had_said_into_a_lost_line_is_not_heard_and_it_goes
     assert len(line.media.payload) == pytest.approx(2 * BYTES_PER_S, abs=FRAME_BYTES)
 
 
+async def test_an_answer_whose_rest_was_awaited_when_the_line_was_lost_is_gone_on_with(
+    autojump_clock, line
+):
+    line.session.event(AgentTranscript("one two three", 1))
+    line.audio(SECOND_PCM * 3, turn=1)
+    await trio.sleep(3.0)
+    line.media.echo_marks()
+    await trio.sleep(0.3)
+    await line.lose()
+    line.says(5, turn=1, text=" four five six seven eight")
+    await trio.sleep(0.5)
+    await line.come_back()
+
+    (text,) = line.texts
+    (turn,) = line.call.record().as_dict()["transcript"]
+    assert "one two three" in text
+    assert "five" not in text
+    assert (turn["cut"], turn["heard_s"]) == (True, pytest.approx(3.0, abs=0.05))
+    assert line.call.conversation.playout.all_heard
+
+
 async def test_a_caller_who_interrupts_between_two_parts_of_an_answer_cuts_it(autojump_clock, line):
     line.audio(SECOND_PCM * 3, turn=1)
     await trio.sleep(3.0)
@@ -266,6 +288,28 @@ async def test_a_caller_who_was_speaking_is_heard_out_and_then_answered(autojump
     assert answered_in_time
     assert "watchdog nudge" in line.noted  # they were owed an answer all the same
     assert len(line.session.hints) == 1
+
+
+async def test_a_model_that_is_not_to_speak_yet_knows_what_was_missed_in_a_short_gap(
+    autojump_clock, nursery
+):
+    line = Line(nursery, patience=QUIET, barge_in=BargeInMode.MODEL)
+    await line.answer()
+    line.says(20, turn=1, text=" ".join(f"word{number}" for number in range(20)))
+    await trio.sleep(1.0)
+    await line.hears(load_speech("question")[: BYTES_PER_S // FRAME_BYTES * FRAME_BYTES])
+    speaking = line.call.conversation.turns.caller_speaking
+    await line.lose()
+    await trio.sleep(0.3)
+    await line.come_back()
+
+    (hint,) = line.session.hints
+    assert speaking
+    assert line.texts == []
+    assert "interrupted for a moment" in hint
+    assert "word1" in hint
+    assert "word19" not in hint
+    line.call.end(EndReason.HUNG_UP)
 
 
 @tool
