@@ -58,12 +58,28 @@ def line_back(heard: str, *, heard_s: float) -> str:
     return aside(f"The line was interrupted for a moment, and {missed}")
 
 
+def line_was_lost(gap_s: float, *, heard: str | None = None) -> str:
+    """Tell the model that the line was lost, whoever is to speak next.
+
+    Args:
+        gap_s: For how long it was.
+        heard: What the caller had heard of the turn that was cut by it, as far as its text is
+            known; None if nothing was missed.
+    """
+    lasted = f"{gap_s:.0f} seconds" if gap_s > 1.5 else "a moment"
+    missed = ""
+    if heard:
+        missed = f'Of what you said last the caller heard only this: "{heard}" '
+    elif heard is not None:
+        missed = "The caller has not heard all of what you said last. "
+    return aside(
+        f"The line was interrupted for {lasted}, in which neither of you heard the other. "
+        f"{missed}If something seems to be missing, ask for it again."
+    )
+
+
 WORD_S = 0.5
 """Of what is shorter nobody has understood a word."""
-LINE_WAS_LOST = aside(
-    "The line was interrupted for {seconds:.0f} seconds, in which neither of you heard the other. "
-    "If something seems to be missing, ask for it again."
-)
 
 
 def verbatim(text: str) -> str:

@@ -187,6 +187,7 @@ class Call:
             if now >= c.opening.plays_at:
                 c.playout.open(now, buffer_s=media.abilities.buffer_s)
             c.connected.set()
+            c.unsent.set()  # what waited for the line
             c.changed.set()
             await line.released.wait()
             if not self.is_over:

@@ -108,6 +108,12 @@ class Line:
     released: trio.Event = field(default_factory=trio.Event)
     """The call has no more use for it."""
 
+    @property
+    def may_come_back(self) -> bool:
+        """Whether the stream broke off without the carrier's word, and another may come for it."""
+        is_gone = self.end is not None and self.end[0] is EndReason.CALLER_GONE
+        return is_gone and self.media.abilities.comes_back
+
     def lose(self, detail: str) -> None:
         """It is of no use any more, though the carrier has not said that it is over."""
         if self.end is None:
@@ -225,8 +231,9 @@ class Conversation:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the caller's line is lost, and may come back: in any stage but that of a caller
-        who is elsewhere. Nothing that goes by what is heard, or not heard, is decided meanwhile.
+        """Whether the caller's line is lost, and may come back; never while they are elsewhere.
+
+        Nothing that goes by what is heard, or not heard, is decided meanwhile.
         """
         away = self.stage is Stage.AWAY
         return self.answered_at is not None and self.line is None and not away

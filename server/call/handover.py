@@ -169,9 +169,8 @@ class Handover:
     async def _miss(self, left: Line) -> None:
         """The caller's line has ended, though they were not sent away: it may come back."""
         c = self._conversation
-        if left.end is not None and left.end[0] is EndReason.CALLER_GONE:
+        if left.may_come_back:
             with trio.move_on_after(c.options.line_lost_timeout_s):
                 await c.connected.wait()
                 return
-            c.end(*left.end)
-        c.end(EndReason.CALLER_HUNG_UP)
+        c.end(*(left.end or (EndReason.CALLER_HUNG_UP, "")))

@@ -73,10 +73,9 @@ class Hearing:
             line.media.listen(partial(self._take_events, line), c.passing.relay)
             reason, detail = await self._wait_over(line)
             line.over.set()
-            may_come_back = reason is EndReason.CALLER_GONE and line.media.abilities.comes_back
             if c.stage is Stage.AWAY:
                 self._playing.leave(line)
-            elif not (may_come_back and await self._wait_back(line, detail)):
+            elif not (line.may_come_back and await self._wait_back(line, detail)):
                 c.end(reason, detail)
                 return
 
@@ -111,14 +110,26 @@ class Hearing:
         c.turns.answered(now, again=True)
         if self._machine is not None:
             self._machine.line_back(now)
-        is_free = not (c.speaks_to_machine or c.turns.caller_speaking or c.turns.tools_open)
-        if cut is not None and is_free and self._has_missed(cut):
-            c.turns.ask(Awaited.CONTINUATION, now)
-            heard = c.notes.transcript.agent_heard_text(cut.turn)
-            c.session.send_text(phrases.line_back(heard, heard_s=cut.heard_s))
-        elif gap_s >= TOLD_GAP_S and not c.speaks_to_machine:
-            c.hint = phrases.LINE_WAS_LOST.format(seconds=gap_s)
+        if cut is not None:
+            cut = c.playout.turn_heard(cut.turn, now) or cut  # more of it may have come meanwhile
+            self._playing.note_heard(cut)
+        if not c.speaks_to_machine:
+            self._tell_of_gap(gap_s, cut if cut is not None and self._has_missed(cut) else None)
         c.turn_changed.set()
+
+    def _tell_of_gap(self, gap_s: float, missed: HeardTurn | None) -> None:
+        """Have the model say what the caller has missed, or know of it if others are to speak."""
+        c = self._conversation
+        if missed is None:
+            if gap_s >= TOLD_GAP_S:
+                c.hint = phrases.line_was_lost(gap_s)
+            return
+        heard = c.notes.transcript.agent_heard_text(missed.turn)
+        if c.turns.caller_speaking or c.turns.tools_open:
+            c.hint = phrases.line_was_lost(gap_s, heard=heard)
+        else:
+            c.turns.ask(Awaited.CONTINUATION, trio.current_time())
+            c.session.send_text(phrases.line_back(heard, heard_s=missed.heard_s))
 
     async def wait_line_over(self) -> bool:
         """The carrier says that the call's stream is over: wait for that; False if it is not so.

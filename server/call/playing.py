@@ -114,6 +114,7 @@ class Playing:
         if self._interrupted_at is None:
             self._interrupted_at = at
         self.let_out()
+        self._interrupted_at = None  # where nothing was left at the carrier, nothing was cleared
         c.notes.note("barge-in", turn=cut.turn, by=by, heard_s=round(cut.heard_s, 3))
         self.note_heard(cut)
         if c.options.barge_in_hint and not c.speaks_to_machine:
@@ -145,7 +146,7 @@ class Playing:
         c.passing.collect()
         if (recorder := c.passing.recorder) is not None:
             c.passing.collect_recording()
-            recorder.sent(Clear(), heard_until)
+            recorder.sent(Clear(), heard_until + missed_s())
         c.line = None
         c.connected = trio.Event()
         if (cut := c.playout.leave(heard_until, waits=waits)) is not None:

@@ -26,12 +26,13 @@ MAX_PAUSE_S = 0.35
 pauses within a sentence, and callers take up the word after about half a second."""
 GATHER_S = 0.1
 """How long a turn that has run dry gathers, and twice as long each time that it does so again."""
-FEWEST_S = 0.01
+LEAST_S = 0.01
 """Lateness that nobody hears."""
-FEWEST_AWAY_S = 0.04
+LEAST_AWAY_S = 0.04
 """Lateness of marks that says nothing: a frame of the telephone's, and jitter on their way back."""
 MODEL_PAUSE_S = 1.0
-"""No network is later than this: the model itself has paused, to think or to call a function."""
+"""No network is later than this: the model itself has paused, to think or to call a function; and
+no gap that the carrier's network has made counts for more."""
 THIN_S = 0.1
 """With less than this left to play, a turn that drips may pause where it is quiet."""
 SHORTEST_S = 0.5
@@ -65,7 +66,7 @@ class Lateness:
         if not self._turns:
             return 0.0
         late_s = sorted(self._turns)[ceil(self._share * len(self._turns)) - 1]
-        return late_s if late_s > FEWEST_S else 0.0
+        return late_s if late_s > LEAST_S else 0.0
 
 
 class Cushion:
@@ -162,11 +163,14 @@ class Cushion:
         """A mark came back so long after the caller should have heard what is before it.
 
         What is more than the shortest of the call is a gap that the carrier's network has made,
-        in which the carrier had nothing to play; or the mark itself was late.
+        in which the carrier had nothing to play; or the mark itself was late. One that comes before
+        the caller can have heard that says nothing: it is our own clock that has stood.
         """
+        if seconds < -LEAST_AWAY_S:
+            return
         self._least_trip_s = min(self._least_trip_s, seconds)
         late_s = seconds - self._least_trip_s
-        if late_s > FEWEST_AWAY_S:
+        if late_s > LEAST_AWAY_S:
             self._carrier_late_s = max(self._carrier_late_s, min(late_s, MODEL_PAUSE_S))
 
     def another_line(self) -> None:
@@ -193,7 +197,7 @@ class Cushion:
             self._on_time_at = now - made_s - self._late_s
         self.came(turn, made_s, now)
         self._silent_s += now - play_end
-        if self._silent_s >= FEWEST_S:
+        if self._silent_s >= LEAST_S:
             self._silent_s = 0.0
             self._pause(now, play_end)
 

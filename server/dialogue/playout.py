@@ -140,6 +140,8 @@ class Playout:
         )
         if turn <= self._cut_up_to or is_full:
             self.dropped_bytes += len(payload)
+            if turn in self._made:
+                self._made[turn] += len(payload)
             return False
         size, made_bytes, cushion = len(payload), self._made.get(turn, 0), self.cushion
         if received_at > 0.0:
@@ -178,7 +180,8 @@ class Playout:
         still arrives for these turns is dropped by :meth:`push`.
 
         Returns:
-            The turn that was cut, or None when the caller had already heard all there was.
+            The turn that was cut, one that only waits for more of it included; or None when the
+            caller had already heard all there was.
         """
         self._cut_up_to = max(self._cut_up_to, turn)
         self.cushion.until = 0.0
@@ -191,13 +194,12 @@ class Playout:
         at_carrier = bool(self._marks_out) or any(t.marked_bytes < t.sent_bytes for t in live)
         at_carrier = at_carrier and not self.keys.are_sounding  # nothing but keys is there then
         cut: HeardTurn | None = None
-        if at_carrier or unsent_bytes:
-            self._clear = self._clear or at_carrier
-            for played in live:
-                played.anchor_bytes = played.heard_bytes(now)
-                played.cut = True
-                cut = self._heard(played, now)
+        for played in live:
+            played.anchor_bytes = played.heard_bytes(now)
+            played.cut = True
+            cut = self._heard(played, now)
         if at_carrier:
+            self._clear = True
             self._forget_buffer(now)
         self._held = False
         if turn >= self.timeline.turn:

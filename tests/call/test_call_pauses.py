@@ -7,8 +7,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from codec.line import BYTES_PER_S, SILENCE
-from server.call import call, playing
+from server.call import call, hearing, passing, playing
 from server.call.report import report
+from server.carrier import StreamStopped
 from server.dialogue.endings import EndReason
 from server.records.recording import Recorder
 from tests.support.calls_on_a_rig import SECOND_PCM, Rig
@@ -30,7 +31,7 @@ def pause(monkeypatch):
     """Have the world go on for a while without us."""
 
     def pause() -> None:
-        for module in (call, playing, report):
+        for module in (call, hearing, passing, playing, report):
             monkeypatch.setattr(module, "missed_s", lambda: PAUSE_S)
 
     return pause
@@ -65,3 +66,25 @@ async def test_what_the_agent_says_after_a_pause_is_recorded_behind_it(
     quiet = agent[: round((1.0 + PAUSE_S) * BYTES_PER_S)]
     assert quiet == SILENCE * len(quiet)
     assert agent[len(quiet) :] != SILENCE * (len(agent) - len(quiet))
+
+
+async def test_what_was_heard_before_a_line_was_lost_stays_in_the_recording(
+    autojump_clock, talking, pause
+):
+    recorder = Recorder("CA1", trio.current_time())
+    talking.call.conversation.passing.record(recorder, lambda reason: None)
+    pause()
+    talking.audio(SECOND_PCM * 4, turn=1)
+    await trio.sleep(2.0)
+
+    talking.media.say(SILENCE)
+    talking.media.event(StreamStopped(said=False))
+    await wait_all_tasks_blocked()
+    await trio.sleep(1.0)
+    recorder.end(trio.current_time() + PAUSE_S)
+    _, agent = recorder.take(recorder.ended_at)
+
+    begins, ends = round(PAUSE_S * BYTES_PER_S), round((PAUSE_S + 2.0) * BYTES_PER_S)
+    assert agent[:begins] == SILENCE * begins
+    assert SILENCE not in agent[begins + 1_000 : ends]
+    assert agent[ends:] == SILENCE * (len(agent) - ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ from server.carrier import (
     StreamStopped,
 )
 from server.carrier.twilio.stream import ABILITIES
+from server.dialogue.ear import BargeInMode
 from server.dialogue.endings import EndReason
 from server.dialogue.turns import Patience
 from server.dialogue.voicemail import VoicemailPolicy
@@ -30,6 +32,7 @@ from server.model import (
     AgentAudio,
     AgentTranscript,
     GenerationComplete,
+    Interrupted,
     ToolCall,
     ToolCallsRequested,
     TurnComplete,
@@ -157,6 +160,72 @@ async def test_what_the_agent_had_said_into_a_lost_line_is_not_heard_and_it_goes
     assert len(line.media.payload) == pytest.approx(2 * BYTES_PER_S, abs=FRAME_BYTES)
 
 
+async def test_an_answer_whose_rest_was_awaited_when_the_line_was_lost_is_gone_on_with(
+    autojump_clock, line
+):
+    line.session.event(AgentTranscript("one two three", 1))
+    line.audio(SECOND_PCM * 3, turn=1)
+    await trio.sleep(3.0)
+    line.media.echo_marks()
+    await trio.sleep(0.3)
+    await line.lose()
+    line.says(5, turn=1, text=" four five six seven eight")
+    await trio.sleep(0.5)
+    await line.come_back()
+
+    (text,) = line.texts
+    (turn,) = line.call.record().as_dict()["transcript"]
+    assert "one two three" in text
+    assert "five" not in text
+    assert (turn["cut"], turn["heard_s"]) == (True, pytest.approx(3.0, abs=0.05))
+    assert line.call.conversation.playout.all_heard
+
+
+async def test_a_caller_who_interrupts_between_two_parts_of_an_answer_cuts_it(autojump_clock, line):
+    line.audio(SECOND_PCM * 3, turn=1)
+    await trio.sleep(3.0)
+    line.media.echo_marks()
+    await trio.sleep(0.3)
+    line.session.event(Interrupted(1, trio.current_time()))
+    line.says(5, turn=1)
+    await wait_all_tasks_blocked()
+
+    assert line.noted.count("barge-in") == 1
+    assert Clear() not in line.media.commands
+    assert len(line.media.payload) == pytest.approx(3 * BYTES_PER_S, abs=FRAME_BYTES)
+    assert line.call.conversation.playout.all_heard
+
+
+async def test_a_clear_is_timed_from_its_own_interruption(autojump_clock, line):
+    line.audio(SECOND_PCM, turn=1)
+    await trio.sleep(1.0)
+    line.media.echo_marks()
+    line.session.event(Interrupted(1, trio.current_time()))
+    await trio.sleep(5.0)
+    line.says(5, turn=2)
+    await trio.sleep(1.0)
+    line.session.event(Interrupted(2, trio.current_time()))
+    await wait_all_tasks_blocked()
+
+    timings = line.call.conversation.notes.timings.interrupt_to_clear
+    assert Clear() in line.media.commands
+    assert timings.as_dict()["max_ms"] == 0.0
+
+
+async def test_what_waits_for_the_line_is_said_however_the_loss_met_the_loops(autojump_clock, line):
+    said_s = []
+    for turn in range(1, 21):
+        line.call.conversation.unsent.set()  # playing looks for its line while hearing loses it
+        await line.lose()
+        line.says(1, turn)
+        await line.come_back()
+        said_s.append(round(len(line.media.payload) / BYTES_PER_S))
+        await trio.sleep(1.0)
+        line.media.echo_marks()
+
+    assert said_s == [1] * 20
+
+
 async def test_a_greeting_of_which_nothing_was_heard_is_said_again(autojump_clock, nursery):
     line = Line(nursery, patience=QUIET, agent=Agent(greeting="Greet them."))
     await line.answer()
@@ -219,6 +288,28 @@ async def test_a_caller_who_was_speaking_is_heard_out_and_then_answered(autojump
     assert answered_in_time
     assert "watchdog nudge" in line.noted  # they were owed an answer all the same
     assert len(line.session.hints) == 1
+
+
+async def test_a_model_that_is_not_to_speak_yet_knows_what_was_missed_in_a_short_gap(
+    autojump_clock, nursery
+):
+    line = Line(nursery, patience=QUIET, barge_in=BargeInMode.MODEL)
+    await line.answer()
+    line.says(20, turn=1, text=" ".join(f"word{number}" for number in range(20)))
+    await trio.sleep(1.0)
+    await line.hears(load_speech("question")[: BYTES_PER_S // FRAME_BYTES * FRAME_BYTES])
+    speaking = line.call.conversation.turns.caller_speaking
+    await line.lose()
+    await trio.sleep(0.3)
+    await line.come_back()
+
+    (hint,) = line.session.hints
+    assert speaking
+    assert line.texts == []
+    assert "interrupted for a moment" in hint
+    assert "word1" in hint
+    assert "word19" not in hint
+    line.call.end(EndReason.HUNG_UP)
 
 
 @tool
@@ -514,6 +605,32 @@ async def test_a_line_that_is_lost_while_the_carrier_refuses_a_transfer_is_waite
     assert len(outcome) == 1
     assert line.call.conversation.stage is Stage.TALK
     assert len(line.session.heard) == 2 * 4 * FRAME_BYTES  # the last before, the first after
+
+
+async def test_nobody_waits_for_another_line_after_a_refused_transfer_where_none_comes(
+    autojump_clock, nursery
+):
+    line = Line(nursery, patience=QUIET)
+    line.media.abilities = replace(ABILITIES, comes_back=False)
+    await line.answer()
+
+    async def slowly_refused(call_sid, number, *, ring_timeout_s):
+        await trio.sleep(1.0)
+        raise CarrierError("no", status=400, code=21211)
+
+    async def transfer():
+        with suppress(CarrierError):
+            await line.call.transfer("sales", "+15005550123")
+
+    line.carrier.transfer = slowly_refused
+    line.nursery.start_soon(transfer)
+    await wait_all_tasks_blocked()
+    began = trio.current_time()
+    await line.lose()
+    await line.call.finished.wait()
+
+    assert line.call.end_reason is EndReason.CALLER_GONE
+    assert trio.current_time() - began == pytest.approx(1.0)
 
 
 async def test_a_caller_who_is_away_may_be_away_for_as_long_as_it_rings(autojump_clock, line):

@@ -216,6 +216,18 @@ def test_marks_that_come_back_later_than_before_are_gaps_at_the_carrier():
     assert waited_s == pytest.approx(0.2)
 
 
+def test_marks_that_come_early_after_a_pause_of_our_own_delay_no_turn():
+    usual = Lateness()
+    listener = Listener(Cushion(usual))
+    listener.mark_delay_s = 0.1
+    listener.hear(ON_TIME)
+
+    listener.playout.cushion.trip(-3.0)
+
+    assert [listener.hear(ON_TIME) for _ in range(3)] == [(0.0, [])] * 3
+    assert usual.expected_s == 0.0
+
+
 def test_marks_that_come_back_a_little_later_say_nothing():
     listener = Listener()
     listener.mark_delay_s = 0.1

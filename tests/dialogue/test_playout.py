@@ -518,3 +518,48 @@ def test_holds_lose_nothing_and_repeat_nothing(steps):
     assert bytes(heard) == bytes(pushed)
     assert playout.heard_s(frames * 0.02) == pytest.approx(len(pushed) / 8_000, abs=0.001)
     assert playout.queued_s == 0
+
+
+def starved() -> Playout:
+    """A playout whose caller has heard all that came of a turn, and waits for more of it."""
+    playout = opened()
+    playout.push(SECOND * 2, turn=1)
+    for mark in [c for c in drain(playout, 0.0) if isinstance(c, SendMark)]:
+        playout.mark_reached(mark.name, 2.0)
+    return playout
+
+
+def test_a_turn_that_is_interrupted_while_more_of_it_is_awaited_is_cut_there():
+    playout = starved()
+
+    cut = playout.interrupt(1, 2.3)
+    playout.push(SECOND, turn=1)
+    playout.finish_turn(1)
+
+    assert cut is not None
+    assert (cut.heard_s, cut.cut) == (2.0, True)
+    assert drain(playout, 2.3) == []  # nothing is at the carrier that could be cleared
+    assert playout.all_heard
+
+
+def test_a_turn_whose_line_is_lost_while_more_of_it_is_awaited_is_cut_there():
+    playout = starved()
+
+    cut = playout.leave(2.3, waits=True)
+    playout.push(SECOND, turn=1)
+    playout.finish_turn(1)
+
+    assert cut is not None
+    assert (cut.heard_s, cut.cut) == (2.0, True)
+    assert playout.all_heard
+
+
+def test_what_still_comes_of_a_turn_that_was_cut_is_made_and_not_heard():
+    playout = starved()
+    playout.interrupt(1, 2.3)
+
+    playout.push(SECOND * 3, turn=1)
+    heard = playout.turn_heard(1, 9.0)
+
+    assert heard is not None
+    assert (heard.heard_s, heard.made_s) == (2.0, 5.0)
