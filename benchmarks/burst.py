@@ -25,6 +25,7 @@ from rich.table import Table
 from benchmarks import processes
 from benchmarks.load.burst import Burst
 from benchmarks.options import Options, machine, machine_line
+from benchmarks.percentiles import percentiles
 from benchmarks.point import LOG, OFFHOOK, Held, PointFailed, run_point
 
 RUNNING = 50
@@ -37,6 +38,7 @@ MOST_P99_MS = 20.0
 TIMEOUT_S = 300.0
 NICENESS = -19
 WAYS = {"caller to model": "caller_to_model_ms", "agent to caller": "agent_to_caller_ms"}
+SHOWN = ("p50", "p95", "max")
 UNREAD = "refused unread"
 FAULTS = ("bug of ours", "Traceback")
 
@@ -175,8 +177,8 @@ def _burst(
     return {
         "came_of_it": came["came_of_it"],
         "took_s": came["took_s"],
-        "webhook_s": _places(came["webhook_s"]),
-        "heard_s": _places(came["heard_s"]),
+        "webhook_s": percentiles(came["webhook_s"], SHOWN),
+        "heard_s": percentiles(came["heard_s"], SHOWN),
         "setup_cpu_ms": 1000 * cpu_s / max(1, len(came["heard_s"])),
         "quiet": {way: quiet[way] for way in WAYS.values()},
         "during": {way: during[way] for way in WAYS.values()},
@@ -199,15 +201,6 @@ def _prefer(pid: int) -> None:
             os.setpriority(os.PRIO_PROCESS, int(task.name), NICENESS)
         # Where the system schedules sessions as groups, niceness counts within ours alone.
         Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))
-
-
-def _places(ranked: list[float]) -> dict[str, float]:
-    if not ranked:
-        return {}
-    return {
-        name: round(ranked[min(len(ranked) - 1, int(len(ranked) * place))], 3)
-        for name, place in {"p50": 0.5, "p95": 0.95, "max": 1.0}.items()
-    }
 
 
 def _loud(words: list[str]) -> dict[str, int]:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 import codec
 from benchmarks.options import Options, machine, machine_line
+from benchmarks.percentiles import percentiles
 from codec.ear import LOUD, Stop, loudness
 from server.dialogue.ear import BargeInMode, Ear
 from server.dialogue.opening import Opening
@@ -143,7 +144,10 @@ def _latencies_ms(count: int) -> dict[str, dict[str, float]]:
             stops = dict(reversed(_stops(BargeInMode.LOCAL, caller, _agent_speech() * 2)))
             held.append(1000 * (stops[Stop.HOLD] - onset_s))
             cut.append(1000 * (stops[Stop.CUT] - onset_s))
-    return {"held": _percentiles(held), "cut": _percentiles(cut)}
+    return {
+        name: percentiles(found, ("p50", "p99")) | {"count": float(len(found))}
+        for name, found in {"held": held, "cut": cut}.items()
+    }
 
 
 def _false_alarms(count: int) -> dict[str, dict[str, int]]:
@@ -194,15 +198,6 @@ def _print_verdicts(
     for name, counts in alarms.items():
         table.add_row(name, *(str(counts[key]) for key in ("tries", "held", "cut")))
     options.console.print(table)
-
-
-def _percentiles(values: list[float]) -> dict[str, float]:
-    values = sorted(values)
-    return {
-        "p50": values[len(values) // 2],
-        "p99": values[int(0.99 * len(values))],
-        "count": float(len(values)),
-    }
 
 
 # ---- Sounds ----

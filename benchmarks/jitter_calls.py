@@ -22,6 +22,7 @@ from typing import Any
 import trio
 
 from benchmarks.chaos.relay import Relay
+from benchmarks.percentiles import percentiles
 from codec.line import BYTES_PER_S, FRAME_S
 from server import logs
 from server.app import create_app
@@ -210,13 +211,13 @@ async def _ring(
 def summary(turns: list[TurnHeard]) -> dict[str, Any]:
     """What all the turns came to."""
     gaps = [gap for turn in turns for gap in turn.gaps_s]
-    after_ms = sorted(1_000 * turn.after_s for turn in turns)
+    after = percentiles((turn.after_s for turn in turns), ("p50", "p95"), unit=1_000)
     return {
         "turns": len(turns),
         "gapless_share": sum(not turn.gaps_s for turn in turns) / len(turns),
         "gaps_per_turn": len(gaps) / len(turns),
         "gap_ms_per_turn": 1_000 * sum(gaps) / len(turns),
         "longest_ms": 1_000 * max(gaps, default=0.0),
-        "first_p50_ms": after_ms[len(after_ms) // 2],
-        "first_p95_ms": after_ms[int(0.95 * (len(after_ms) - 1))],
+        "first_p50_ms": after["p50"],
+        "first_p95_ms": after["p95"],
     }

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from websockets.frames import Close
 import codec
 from benchmarks.lines import CALLS, QUICK_ROUNDS, ROUNDS, cut_lines, lines_table
 from benchmarks.options import Options, machine, machine_line
+from benchmarks.percentiles import percentiles
 from server import logs
 from server.agent.agent import Agent
 from server.call.call import Call
@@ -53,6 +53,7 @@ QUICK_LIFE_S = 100.0
 CONNECT_S = 0.3
 OUTAGES = 60
 QUICK_OUTAGES = 20
+SHOWN = ("p50", "p95", "max")
 PACKAGES = ("trio", "websockets", "google-genai")
 CALL_SID = "CA" + "1" * 32
 
@@ -289,12 +290,15 @@ async def break_connections(fault: Fault, count: int) -> dict[str, Any]:
             for number, talk in enumerate(talks):
                 sessions.start_soon(hold_session, model, talk, fault, 0.05 * number)
         nursery.cancel_scope.cancel()
-    found = [talk.news for talk in talks if talk.news is not None]
+    resumed = [talk for talk in talks if talk.news is not None and talk.spoke_at >= talk.broken_at]
+    found = [talk.news for talk in resumed if talk.news is not None]
     return {
         "count": len(found),
         "ways": sorted({f"{news.reason}, {news.way}" for news in found}),
-        "gap_ms": percentiles([1000 * news.gap_s for news in found]),
-        "speaks_ms": percentiles([1000 * (talk.spoke_at - talk.broken_at) for talk in talks]),
+        "gap_ms": percentiles((news.gap_s for news in found), SHOWN, unit=1000, digits=1),
+        "speaks_ms": percentiles(
+            (talk.spoke_at - talk.broken_at for talk in resumed), SHOWN, unit=1000, digits=1
+        ),
         "lost_s": sum(news.lost_s for news in found),
     }
 
@@ -315,15 +319,6 @@ async def hold_session(model: LastingModel, talk: OneTalk, fault: Fault, after_s
         nursery.cancel_scope.cancel()
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    return {
-        "p50": round(statistics.median(ordered), 1),
-        "p95": round(ordered[math.ceil(0.95 * len(ordered)) - 1], 1),
-        "max": round(ordered[-1], 1),
-    }
-
-
 def outages_table(outages: dict[str, dict[str, Any]], count: int) -> Table:
     shown = Table(
         title=f"{count} connections broken in mid-sentence, {1000 * CONNECT_S:.0f} ms to connect "
@@ -334,11 +329,11 @@ def outages_table(outages: dict[str, dict[str, Any]], count: int) -> Table:
         shown.add_column(heading)
     for name, outcome in outages.items():
         gap, speaks = outcome["gap_ms"], outcome["speaks_ms"]
-        holds = gap["p50"] <= 1000 and outcome["count"] == count
+        holds = outcome["count"] == count and gap["p50"] <= 1000
         shown.add_row(
             name,
-            f"p50 {gap['p50']:.0f}  p95 {gap['p95']:.0f}  max {gap['max']:.0f}",
-            f"p50 {speaks['p50']:.0f}  p95 {speaks['p95']:.0f}  max {speaks['max']:.0f}",
+            "  ".join(f"{which} {value:.0f}" for which, value in gap.items()),
+            "  ".join(f"{which} {value:.0f}" for which, value in speaks.items()),
             "[green]yes[/]" if holds else "[red]no[/]",
         )
     return shown

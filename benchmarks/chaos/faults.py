@@ -37,7 +37,8 @@ class Excuse:
     """Directions in which audio may be lost: what was under way in a connection that is cut."""
     ends: str = ""
     """Whose calls may end: ``worker`` for those of a worker that is killed, ``line`` for those
-    whose carrier is never told that the line is lost."""
+    whose carrier is never told that the line is lost, ``unasked`` for those whose carrier asked how
+    they go on and has reached nobody, however often it tried."""
     is_deaf: bool = False
     """Whether nothing may answer: probes and webhooks."""
     is_unready: bool = False
@@ -121,7 +122,7 @@ def _sigstopped(pids: list[int]) -> Generator[None]:
 @asynccontextmanager
 async def pause(world: World, planned: Planned) -> AsyncGenerator[None]:
     """SIGSTOP to all of the server, or to one of its workers."""
-    pids = world.worker_pids[:1] if planned.facts["whom"] == "one" else world.pids
+    pids = [world.victim] if planned.facts["whom"] == "one" else world.pids
     with _sigstopped(pids):
         yield
 
@@ -174,7 +175,7 @@ async def little_memory(world: World, planned: Planned) -> AsyncGenerator[None]:
 @asynccontextmanager
 async def kill_worker(world: World, planned: Planned) -> AsyncGenerator[None]:
     """One worker is gone at once."""
-    os.kill(world.worker_pids[0], signal.SIGKILL)
+    os.kill(world.victim, signal.SIGKILL)
     yield
 
 
@@ -337,7 +338,7 @@ FAULTS: tuple[Fault, ...] = (
         Kind("carrier-resets", (0.5, 2.0)),
         "connections of the carrier's are reset, the new ones too",
         cut("carrier", welcome=False),
-        Excuse(loses=BOTH, is_unready=True, is_deaf=True, ends="line", grace_s=10.0),
+        Excuse(loses=BOTH, is_unready=True, is_deaf=True, ends="unasked", grace_s=10.0),
     ),
     Fault(
         Kind("carrier-reads-slowly", (1.0, 4.0)),

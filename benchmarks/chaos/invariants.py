@@ -5,12 +5,14 @@ Nothing here waits or asks anybody: everything is a function of what it is given
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.chaos.calls import CallSeen
 from benchmarks.chaos.faults import Excuse
 from benchmarks.chaos.numbered import FRAME_S
+from benchmarks.chaos.world import Record
 
 PROBE_TIMEOUT_S = 2.0
 TAIL_FRAMES = 25
@@ -24,6 +26,11 @@ MORE_THREADS = 8
 MORE_MEMORY = 0.5
 MORE_MEMORY_BYTES = 64 * 2**20
 """Memory may grow by half, or by so much: a short run has pools and caches to fill."""
+
+SURE_S = 1.0
+"""How long a call has to be there before a look that the server must know of it."""
+UNASKED = "error 11205: /resume"
+"""What the carrier notes of a call that it does not know how to go on with."""
 
 INVARIANTS = {
     "calls live": "no call ended but by its own fault",
@@ -89,9 +96,11 @@ class Seen:
     faults: list[Done] = field(default_factory=list)
     calls: list[CallSeen] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
-    records: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    records: Sequence[Record] = ()
     before: Held | None = None
     after: Held | None = None
+    max_calls: int | None = None
+    """How many the server was told to take at the most."""
     left_calls: int = 0
     """Calls that the server still counts when the carrier has none."""
     drained: Look | None = None
@@ -139,12 +148,19 @@ def _was_served(call: CallSeen) -> bool:
     return bool(call.streams)
 
 
+def _was_given_up(call: CallSeen) -> bool:
+    """Whether the carrier asked how the call goes on, and reached nobody."""
+    return any(UNASKED in note for _, note in call.notes)
+
+
 def _calls_live(seen: Seen) -> Iterator[Broken]:
     left = {id(fault): fault.may_end for fault in seen.faults}
     for call in seen.calls:
         if not _was_served(call) or call.hung_up:
             continue
         for fault in _during(seen, call.ended, call.ended):
+            if fault.excuse.ends == "unasked" and _was_given_up(call):
+                break
             if left[id(fault)] > 0:
                 left[id(fault)] -= 1
                 break
@@ -192,20 +208,22 @@ def _audio(seen: Seen) -> Iterator[Broken]:
 
 
 def _records(seen: Seen) -> Iterator[Broken]:
-    killed = any(fault.excuse.ends == "worker" for fault in seen.faults)
+    counts = Counter(record.call_sid for record in seen.records)
+    ended_at = {call.call_sid: call.ended for call in seen.calls}
     for call in seen.calls:
-        record = seen.records.get(call.call_sid)
-        if record is None:
-            near = _during(seen, call.began, call.ended + WRITTEN_S)
-            if _was_served(call) and not (
-                killed and any(fault.excuse.ends == "worker" for fault in near)
-            ):
-                yield Broken("records", call.ended, "there is none", call.call_sid)
-        elif record[0] != "ended" or not record[1]:
-            yield Broken("records", call.ended, f"it says {record}", call.call_sid)
-    known = {call.call_sid for call in seen.calls}
-    for sid in sorted(set(seen.records) - known):
-        yield Broken("records", seen.ended, "it is of a call that never was", sid)
+        near = _during(seen, call.began, call.ended + WRITTEN_S)
+        was_killed = any(fault.excuse.ends == "worker" for fault in near)
+        if not counts[call.call_sid] and _was_served(call) and not was_killed:
+            yield Broken("records", call.ended, "there is none", call.call_sid)
+    for sid, count in counts.items():
+        if sid not in ended_at:
+            yield Broken("records", seen.ended, "it is of a call that never was", sid)
+        elif count > 1:
+            yield Broken("records", ended_at[sid], f"there are {count}", sid)
+    for record in seen.records:
+        if record.call_sid in ended_at and (record.state != "ended" or not record.reason):
+            what = f"it says {record.state}, {record.reason}"
+            yield Broken("records", ended_at[record.call_sid], what, record.call_sid)
 
 
 def _webhooks(seen: Seen) -> Iterator[Broken]:
@@ -227,8 +245,23 @@ def _probes(seen: Seen) -> Iterator[Broken]:
         if look.ready != 200 and not any(fault.excuse.is_unready for fault in faults):
             said = "nothing" if look.ready is None else f"{look.ready} {look.reason}"
             yield Broken("ready", look.at, f"it said {said}")
+        if look.ready == 200 and seen.max_calls is not None:
+            count = _surely_live(seen, look)
+            if count >= seen.max_calls:
+                what = f"it said 200 with {count} calls of {seen.max_calls}"
+                yield Broken("not ready", look.at, what)
     if seen.drained is not None and seen.drained.ready != 503:
         yield Broken("not ready", seen.drained.at, f"draining, it said {seen.drained.ready}")
+
+
+def _surely_live(seen: Seen, look: Look) -> int:
+    """How many calls were served before, during and after a look."""
+    return sum(
+        _was_served(call)
+        and (call.answered or call.began) + SURE_S <= look.at
+        and look.at + 2 * PROBE_TIMEOUT_S <= call.ended
+        for call in seen.calls
+    )
 
 
 def _leaks(seen: Seen) -> Iterator[Broken]:

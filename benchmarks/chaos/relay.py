@@ -40,6 +40,7 @@ from typing import Any
 import trio
 
 from benchmarks.chaos.weather import CLEAR, Passage, Weather
+from server.signal import Signal
 
 HEAD_BYTES = 256
 BACKLOG = 4096
@@ -56,17 +57,20 @@ class _Way:
     def __init__(self, dice: random.Random, weather: Weather) -> None:
         self.weather = weather
         self.bytes = 0
+        self.came = 0
+        """Bytes that were taken in: on their way, let out, or dropped."""
+        self.changed = Signal()
+        """Something came or went, or the weather changed."""
         self.swallows = False
         """The other side is gone, and this one is not to know."""
         self._passage = Passage(dice)
         self._pieces: deque[tuple[float, bytes]] = deque()
         self._kept_bytes = 0
-        self._changed = trio.Event()
 
     def change(self, weather: Weather) -> None:
         """Have this weather from now on; what is on its way has the old one's delay."""
         self.weather = weather
-        self._tell()
+        self.changed.set()
 
     def swallow(self) -> None:
         """From now on what comes is dropped: there is nobody to give it to."""
@@ -75,21 +79,17 @@ class _Way:
 
     async def wait_passable(self) -> None:
         """Wait until it lets anything through."""
-        while self.weather.is_held:
-            await self._changed.wait()
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        await self.changed.until(lambda: not self.weather.is_held)
 
     async def read(
         self, source: trio.SocketStream, sink: trio.SocketStream, saw: Callable[[bytes], None]
     ) -> None:
         """Take in what comes, until the end of it; what is due at once goes out at once."""
         while True:
-            while not self.swallows and self._is_full:
-                await self._changed.wait()
+            await self.changed.until(lambda: self.swallows or not self._is_full)
             data = await source.receive_some(self.weather.read_bytes)
+            self.came += len(data)
+            self.changed.set()
             if self.swallows:
                 if not data:
                     raise trio.BrokenResourceError("the side that was left has gone, too")
@@ -102,7 +102,7 @@ class _Way:
                 continue
             self._pieces.append((due, data))
             self._kept_bytes += len(data)
-            self._tell()
+            self.changed.set()
             if not data:
                 return
 
@@ -117,13 +117,11 @@ class _Way:
     async def write(self, sink: trio.SocketStream) -> None:
         """Let out what is due, in its order, and at last its end."""
         while True:
-            if not self._pieces or self.weather.is_held:
-                await self._changed.wait()
-                continue
+            await self.changed.until(lambda: bool(self._pieces) and not self.weather.is_held)
             due, data = self._pieces[0]
             if due > trio.current_time():
                 with trio.move_on_at(due):
-                    await self._changed.wait()
+                    await self.changed.next().wait()
                 continue
             if not data:
                 await sink.send_eof()
@@ -131,7 +129,7 @@ class _Way:
             await self._send(sink, data)
             self._pieces.popleft()
             self._kept_bytes -= len(data)
-            self._tell()
+            self.changed.set()
 
 
 class Connection:
@@ -225,6 +223,8 @@ class Listener:
         self.dice = random.Random(f"{seed}/{name}")
         self.open: dict[int, Connection] = {}
         self.accepted = 0
+        self.changed = Signal()
+        """A connection has come."""
         self.bytes = {"up": 0, "down": 0}
         self._rules: dict[str, Any] = {}
 
@@ -258,6 +258,7 @@ class Listener:
                     connection = Connection(self, self.accepted, stream)
                     self.open[connection.number] = connection
                     self.apply_rule(connection)
+                    self.changed.set()
                     nursery.start_soon(self._run, connection)
 
     async def _run(self, connection: Connection) -> None:

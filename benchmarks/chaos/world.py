@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import sqlite3
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from benchmarks import processes
 from benchmarks.chaos.database import PostgreSql, why_no_postgresql
@@ -70,6 +71,14 @@ class LogPipe:
         self._reader.join(10.0)
 
 
+class Record(NamedTuple):
+    """What is kept of one call, wherever it is kept."""
+
+    call_sid: str
+    state: str
+    reason: str | None
+
+
 @dataclass
 class World:
     """Everything there is in a run."""
@@ -85,6 +94,7 @@ class World:
     port: int
     public_url: str
     workers: int
+    max_calls: int
     server: subprocess.Popen[bytes] = field(init=False)
 
     @property
@@ -124,15 +134,46 @@ class World:
         finally:
             _mount("-o", f"remount,size={DISK_BYTES}", str(self.disk))
 
-    def records(self) -> dict[str, tuple[str, str | None]]:
-        """State and reason of every call that the database knows."""
+    @property
+    def victim(self) -> int:
+        """The worker that is killed, or stopped alone."""
+        return self.worker_pids[0]
+
+    def records(self) -> list[Record]:
+        """Every record there is, in the database and in files of what it did not take."""
         query = "SELECT call_sid, state, reason FROM offhook_calls"
         if self.database is not None:
             rows = self.database.rows(query)
         else:
             with closing(sqlite3.connect(self.disk / "offhook.db")) as connection:
                 rows = connection.execute(query).fetchall()
-        return {sid: (state, reason) for sid, state, reason in rows}
+        beside = self.directory if self.database is not None else self.disk
+        return [Record(*row) for row in rows] + records_aside(beside)
+
+
+def records_aside(directory: Path) -> list[Record]:
+    """The records in a server's files of what its database did not take."""
+    found = []
+    for path in sorted(directory.glob("offhook-*.jsonl")):
+        for line in path.read_text(errors="replace").splitlines():
+            record = json.loads(line)["record"]
+            found.append(Record(record["call_sid"], record["state"], record["reason"]))
+    return found
+
+
+def number_of_worker(pid: int) -> str | None:
+    """Which number a worker has among those of its server; None if it cannot be told.
+
+    It holds the lock of its place for as long as it lives, and others' for a moment only.
+    """
+    found = set()
+    with suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                place = descriptor.readlink()
+                if place.suffix == ".lock" and place.stem.isdecimal():
+                    found.add(place.stem)
+    return found.pop() if len(found) == 1 else None
 
 
 @contextmanager
@@ -256,6 +297,7 @@ def open_world(
             port,
             public_url,
             workers,
+            calls + ROOM,
         )
         environment = {
             "HOST": "127.0.0.1",
@@ -270,7 +312,7 @@ def open_world(
             "API_KEY": keys.api_key,
             "DATABASE_URL": database_url,
             "RECORDINGS_DIR": str(directory / "disk"),
-            "MAX_CALLS": str(calls + ROOM),
+            "MAX_CALLS": str(world.max_calls),
             "CALLS_PER_S": "20",
             "LOG_JSON": "true",
             # What is numbered is never speech: nobody is asked whether they are there, and no

@@ -31,6 +31,7 @@ from benchmarks.load.doubles import CarrierDouble, ModelDouble, self_signed
 from benchmarks.load.sockets import backend
 from benchmarks.load.trail import Trail
 from benchmarks.load.wheel import Wheel, clock
+from benchmarks.percentiles import percentiles
 from benchmarks.processes import CoreTimes, cpu_s, resident_kib
 
 SETUP_TIMEOUT_S = 10.0
@@ -147,7 +148,7 @@ class Generator:
             gc.collect()
             gc.freeze()
             gc.disable()
-            yield {"ramp_s": ramp_s, "answer_ms": percentiles(answers), "base_kib": base_kib}
+            yield {"ramp_s": ramp_s, "answer_ms": in_ms(answers), "base_kib": base_kib}
             await self.finish(self.calls)
         self.wheel.stop()
 
@@ -282,9 +283,9 @@ class Generator:
             "window_s": took_s,
             "cpu_ms_per_call_s": server_s / plan.calls / took_s * 1000,
             "rss_kib": rss_kib,
-            "caller_to_model_ms": percentiles(caller),
-            "agent_to_caller_ms": percentiles(agent),
-            "interrupt_to_clear_ms": percentiles(heard.clears),
+            "caller_to_model_ms": in_ms(caller),
+            "agent_to_caller_ms": in_ms(agent),
+            "interrupt_to_clear_ms": in_ms(heard.clears),
             "lost_ms": sum(trail.in_ms(trail.lost + trail.missing(upto)) for trail, upto in trails),
             "doubled_ms": total_ms(trails, "doubled"),
             "stale_ms": total_ms(trails, "stale"),
@@ -303,7 +304,7 @@ class Generator:
             "server_processes": sorted((one / took_s for one in by_process.values()), reverse=True),
             "generator_core": own_s / took_s,
             "others_on_server_core": max(0.0, core_load - server_s / took_s) if pinned_to else None,
-            "generator_late_ms": percentiles(self.wheel.lags),
+            "generator_late_ms": in_ms(self.wheel.lags),
             "call_sids": [call.call_sid for call in self.calls],
         }
 
@@ -312,16 +313,10 @@ def total_ms(trails: list[tuple[Trail, int]], name: str) -> float:
     return sum(trail.in_ms(getattr(trail, name)) for trail, _ in trails)
 
 
-def percentiles(latencies_s: array[float]) -> dict[str, float | None]:
+def in_ms(latencies_s: array[float]) -> dict[str, float | None]:
     """The four percentiles of latencies given in seconds, in milliseconds; None without any."""
-    ranked = sorted(latencies_s)
-    places = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
-    if not ranked:
-        return dict.fromkeys(places)
-    return {
-        name: round(ranked[min(len(ranked) - 1, int(len(ranked) * place))] * 1000, 4)
-        for name, place in places.items()
-    }
+    names = ("p50", "p95", "p99", "p999")
+    return {**dict.fromkeys(names), **percentiles(latencies_s, names, unit=1000, digits=4)}
 
 
 async def main() -> None:

@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.percentiles import percentiles
+
 HOST = "127.0.0.1"
 SOCKETS = 200
 """Held at once, where an attack is about holding."""
@@ -24,6 +26,7 @@ LOOPS = 8
 AFTER_S = 40.0
 """How long a socket is watched after the attack, until the server has closed it."""
 WAIT_S = 30.0
+SHOWN = ("p50", "p99", "max")
 MIB = b"x" * 2**20
 UPGRADE = (
     b"GET /stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -76,21 +79,11 @@ class Tally:
         return {
             "tried": self.tried,
             "endings": dict(self.endings.most_common()),
-            "lives_s": _spread(self.lives_s),
-            "answers_s": _spread(self.answers_s),
+            "lives_s": percentiles(self.lives_s, SHOWN) or None,
+            "answers_s": percentiles(self.answers_s, SHOWN) or None,
             "still_open": self.still_open + self.open_now,
             "most_open": self.most_open,
         }
-
-
-def _spread(values: list[float]) -> dict[str, float] | None:
-    if not values:
-        return None
-    ranked = sorted(values)
-    places = {"p50": len(ranked) // 2, "p99": min(len(ranked) - 1, len(ranked) * 99 // 100)}
-    return {name: round(ranked[at], 3) for name, at in places.items()} | {
-        "max": round(ranked[-1], 3)
-    }
 
 
 class Pace:

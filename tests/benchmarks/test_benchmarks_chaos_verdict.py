@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from benchmarks.chaos.calls import CallSeen, Loss, SessionSeen, judge_call
-from benchmarks.chaos.command import tracebacks
+from benchmarks.chaos.command import calls_of_worker, tracebacks
 from benchmarks.chaos.faults import BY_NAME, FAULTS, Excuse
 from benchmarks.chaos.invariants import INVARIANTS, Done, Held, Look, Seen, judge
 from benchmarks.chaos.numbered import levels_of
+from benchmarks.chaos.world import Record, number_of_worker, records_aside
 from benchmarks.load.trail import SILENCE
+from server.cluster.meeting import take_place
+from server.records.aside import Aside
 
 SID = "CA" + "1" * 32
 OTHER = "CA" + "2" * 32
@@ -30,6 +36,10 @@ GOOD = CallSeen(
 )
 
 
+def ended(call_sid: str) -> Record:
+    return Record(call_sid, "ended", "caller-hung-up")
+
+
 def run(*calls: CallSeen, **facts) -> Seen:
     """A run in which everything was well, but for these facts."""
     seen = Seen(
@@ -37,7 +47,7 @@ def run(*calls: CallSeen, **facts) -> Seen:
         ended=60.0,
         calls=list(calls),
         looks=[Look(5.0, 0.01, 200)],
-        records={call.call_sid: ("ended", "caller-hung-up") for call in calls},
+        records=[ended(call.call_sid) for call in calls],
         before=Held(50, 10, 100 * 2**20),
         after=Held(50, 10, 110 * 2**20),
         drained=Look(60.0, 0.01, 503, "draining"),
@@ -82,6 +92,43 @@ def test_a_killed_worker_may_end_its_own_calls_and_no_more():
     assert broken(both) == set()
 
 
+def test_a_worker_that_is_killed_may_end_the_calls_that_its_own_label_counts():
+    metrics = (
+        "# TYPE offhook_calls_active gauge\n"
+        'offhook_calls_active{worker="0"} 3.0\n'
+        'offhook_calls_active{worker="1"} 17.0\n'
+    )
+
+    assert calls_of_worker(metrics, "0") == 3
+    assert calls_of_worker(metrics, "1") == 17
+    assert calls_of_worker(metrics, "2") is None
+    assert calls_of_worker(metrics, None) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux tells what is open")
+def test_a_worker_is_known_by_the_lock_of_its_place(tmp_path):
+    first = take_place(tmp_path, 2)
+    alone = number_of_worker(os.getpid())
+    second = take_place(tmp_path, 2)
+    two = number_of_worker(os.getpid())
+    for _, lock in (first, second):
+        os.close(lock)
+
+    assert (alone, two, number_of_worker(os.getpid())) == ("0", None, None)
+
+
+def test_a_carrier_that_is_reset_excuses_the_end_of_calls_it_could_not_ask_about_and_no_other():
+    ended = replace(GOOD, hung_up=False, ended=21.0, streams=["closed by the server"])
+    unasked = replace(ended, notes=[(10.9, "error 11205: /resume was not reached")])
+    refused = replace(ended, notes=[(10.9, "error 11200: /resume answered 500")])
+
+    assert broken(run(unasked, faults=[fault("carrier-resets")])) == set()
+    assert broken(run(unasked)) == {"calls live"}
+    assert broken(run(unasked, faults=[fault("media-cut")])) == {"calls live"}
+    assert broken(run(ended, faults=[fault("carrier-resets")])) == {"calls live"}
+    assert broken(run(refused, faults=[fault("carrier-resets")])) == {"calls live"}
+
+
 def test_a_line_that_the_carrier_never_misses_may_be_given_up():
     ended = replace(GOOD, hung_up=False, ended=28.0)
 
@@ -91,8 +138,8 @@ def test_a_line_that_the_carrier_never_misses_may_be_given_up():
 def test_a_call_that_never_begins_needs_a_reason():
     refused = replace(GOOD, streams=[], hung_up=False, ended=12.0)
 
-    assert broken(run(refused, records={})) == {"calls begin"}
-    assert broken(run(refused, records={}, faults=[fault("burst", 11.0, 11.0)])) == set()
+    assert broken(run(refused, records=[])) == {"calls begin"}
+    assert broken(run(refused, records=[], faults=[fault("burst", 11.0, 11.0)])) == set()
 
 
 def test_audio_that_a_cut_took_is_excused_and_other_audio_is_not():
@@ -118,14 +165,36 @@ def test_somebody_else_s_audio_is_never_excused():
 
 
 def test_every_call_that_was_served_has_a_record_that_says_how_it_ended():
-    assert broken(run(GOOD, records={})) == {"records"}
-    assert broken(run(GOOD, records={SID: ("in-progress", None)})) == {"records"}
+    assert broken(run(GOOD, records=[])) == {"records"}
+    assert broken(run(GOOD, records=[Record(SID, "in-progress", None)])) == {"records"}
 
 
 def test_a_record_of_a_call_that_never_was_is_one_too_many():
-    records = dict.fromkeys((SID, OTHER), ("ended", "caller-hung-up"))
+    assert broken(run(GOOD, records=[ended(SID), ended(OTHER)])) == {"records"}
 
-    assert broken(run(GOOD, records=records)) == {"records"}
+
+def test_a_record_that_was_written_twice_is_one_too_many():
+    found = judge(run(GOOD, records=[ended(SID), ended(SID)]))
+
+    assert [(one.invariant, one.what, one.call_sid) for one in found] == [
+        ("records", "there are 2", SID)
+    ]
+
+
+def test_the_record_of_a_call_may_be_gone_with_its_worker_only():
+    lost = replace(GOOD, ended=19.0)
+
+    assert broken(run(lost, records=[], faults=[fault("kill-worker")])) == set()
+    assert broken(run(lost, records=[], faults=[fault("media-lost-by-us")])) == {"records"}
+    assert broken(run(lost, records=[], faults=[fault("kill-worker", 50.0, 50.0)])) == {"records"}
+
+
+def test_records_that_the_database_did_not_take_are_read_where_they_are_kept(tmp_path):
+    aside = Aside(tmp_path, make_url("sqlite:///calls.db"))
+    kept = {"call_sid": SID, "state": "ended", "reason": "caller-hung-up", "number": "+1"}
+    aside.write("unsaved", [kept], "the database is away")
+
+    assert records_aside(tmp_path) == [ended(SID)]
 
 
 def test_a_webhook_that_nobody_answers_is_broken_unless_nobody_could():
@@ -153,6 +222,15 @@ def test_a_full_server_says_so_and_is_alive():
 
     assert broken(run(GOOD, looks=looks)) == {"ready"}
     assert broken(run(GOOD, looks=looks, faults=[fault("burst")])) == set()
+
+
+def test_a_server_that_is_full_is_not_ready():
+    calls = [GOOD, replace(GOOD, call_sid=OTHER)]
+
+    assert broken(run(*calls, max_calls=2, looks=[Look(21.0, 0.01, 200)])) == {"not ready"}
+    assert broken(run(*calls, max_calls=3, looks=[Look(21.0, 0.01, 200)])) == set()
+    assert broken(run(*calls, max_calls=2, looks=[Look(39.0, 0.01, 200)])) == set()
+    assert broken(run(*calls, max_calls=2, looks=[Look(11.0, 0.01, 200)])) == set()
 
 
 def test_a_server_that_drains_is_not_ready():
@@ -194,7 +272,7 @@ def test_a_traceback_in_the_log_is_broken_and_counted_by_its_kind(tmp_path):
 def test_every_broken_invariant_is_one_that_is_promised():
     everything = run(
         replace(GOOD, hung_up=False, losses=[Loss("agent", 1, 20.0, 20.0)], unanswered=1),
-        records={},
+        records=[],
         left_calls=1,
         status=3,
     )
@@ -202,12 +280,10 @@ def test_every_broken_invariant_is_one_that_is_promised():
     assert broken(everything) <= set(INVARIANTS)
 
 
-def test_only_a_killed_worker_and_a_line_nobody_misses_may_end_calls():
+def test_only_a_killed_worker_and_a_line_nobody_misses_or_asks_about_may_end_calls():
     assert {one.kind.name for one in FAULTS if one.excuse.ends == "worker"} == {"kill-worker"}
-    assert {one.kind.name for one in FAULTS if one.excuse.ends == "line"} == {
-        "media-lost-by-us",
-        "carrier-resets",
-    }
+    assert {one.kind.name for one in FAULTS if one.excuse.ends == "line"} == {"media-lost-by-us"}
+    assert {one.kind.name for one in FAULTS if one.excuse.ends == "unasked"} == {"carrier-resets"}
 
 
 def test_no_fault_but_of_the_network_or_a_worker_s_death_excuses_lost_audio():

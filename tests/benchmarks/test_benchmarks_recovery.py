@@ -4,11 +4,44 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.lines import holds
 from benchmarks.recovery import FAULTS, break_connections, long_call
 
-pytestmark = [pytest.mark.sockets, pytest.mark.slow]
+SOON = {"p50": 50.0, "p95": 90.0, "max": 100.0}
+LATE = {"p50": 50.0, "p95": 4_000.0, "max": 5_000.0}
+CUT = {
+    **{"cut": 40, "lived": 40, "heard": 40},
+    **{"stream_ms": SOON, "heard_ms": SOON, "stream_real_ms": SOON, "heard_real_ms": SOON},
+}
 
 
+@pytest.mark.parametrize(
+    ("outcome", "held"),
+    [
+        (CUT, True),
+        (CUT | {"heard": 39}, False),
+        (CUT | {"lived": 39}, False),
+        (CUT | {"heard": 0, "stream_ms": {}, "heard_ms": {}}, False),
+        (CUT | {"cut": 0, "lived": 0, "heard": 0, "stream_ms": {}, "heard_ms": {}}, False),
+        (CUT | {"stream_ms": LATE}, False),
+        (CUT | {"heard_ms": LATE}, False),
+        (CUT | {"heard_real_ms": LATE}, True),
+    ],
+    ids=[
+        *("all is well", "one was never heard again", "one did not live", "nobody was heard"),
+        *("nothing was cut", "a new stream was late", "the agent was late", "of another clock"),
+    ],
+)
+def test_cut_lines_hold_only_if_every_call_is_heard_again_in_time(outcome, held):
+    assert holds(outcome) is held
+
+
+def test_cut_lines_are_judged_by_the_clock_that_is_asked_for():
+    assert not holds(CUT | {"heard_real_ms": LATE}, "_real")
+
+
+@pytest.mark.sockets
+@pytest.mark.slow
 async def test_a_call_over_many_connections_loses_nothing_and_cuts_nothing(autojump_clock):
     outcome = await long_call(170.0, 30.0)
 
@@ -21,6 +54,8 @@ async def test_a_call_over_many_connections_loses_nothing_and_cuts_nothing(autoj
     assert outcome["still_open"] == 0
 
 
+@pytest.mark.sockets
+@pytest.mark.slow
 async def test_every_broken_connection_is_replaced_within_a_second(autojump_clock):
     for fault in FAULTS.values():
         outcome = await break_connections(fault, 3)
