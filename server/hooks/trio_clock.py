@@ -16,8 +16,9 @@ First what waits is read, then time goes on: :data:`PASSES` passes are as many t
 between a socket and whoever waits with a deadline, and for each 128 sockets of the media plane's.
 
 Where one late pass follows another there is no pause but a load, and time has to go on: what is too
-late for the carrier is too late, however much there is to do. While it lasts a pass may be
-:data:`LOADED_STEP_S` late before the clock stands, so that of passes of half a second all counts.
+late for the carrier is too late, however much there is to do. While it lasts a pass may be twice as
+late as the latest before it until the clock stands, so that of passes of half a second all counts,
+and a pause is still told from them.
 
 Real time is ``time.perf_counter()``; :func:`missed_s` is what trio's time lacks of it.
 """
@@ -46,8 +47,8 @@ LONGEST_S = 0.5
 """Or until so much work is done in fewer of them, each counted for no more than a step."""
 LOAD_S = 2.0
 """Two late passes within this time are a load, which is over so long after its last late one."""
-LOADED_STEP_S = 0.6
-"""Lateness of one pass that counts as time under a load."""
+LOADED_STEP_S = 1.0
+"""Under a load no more than this lateness of one pass counts as time, whatever came before."""
 JUST_BEFORE_S = 1e-6
 TELL_EVERY_S = 2.0
 TOLD_FROM_S = 0.5
@@ -87,7 +88,7 @@ class PausingClock(Clock, Instrument):
         self._passes = 0
         self._worked_s = 0.0
         self._passed_at_s = 0.0
-        self._step_s = STEP_S  # LOADED_STEP_S under a load
+        self._step_s = STEP_S  # more under a load
         self._late_at_s = -inf  # in real time
 
     def start_clock(self) -> None:
@@ -107,7 +108,6 @@ class PausingClock(Clock, Instrument):
             self._stands = True
             self._ceiling = -inf
             self._passes, self._worked_s = 0, 0.0
-            self._note_late(now)
             self._passed_at_s = now
             self._told = max(self._told, self._just_before)
         return self._told
@@ -146,19 +146,19 @@ class PausingClock(Clock, Instrument):
         """Run on as trio's own: it asks an instrument that has failed no more."""
         self._stands, self._ceiling = False, inf
 
-    def _note_late(self, now: float) -> None:
+    def _note_late(self, now: float, late_s: float) -> None:
         """A pass was late: with one that was so shortly before, this is a load."""
         real_s = now - self._offset_s
         if real_s - self._late_at_s < LOAD_S:
-            self._step_s = LOADED_STEP_S
+            self._step_s = min(max(self._step_s, 2 * late_s), LOADED_STEP_S)
         self._late_at_s = real_s
 
     def _see_load(self, now: float) -> None:
         """A pass, or its sleep, has ended in time; under a load, see whether that goes on."""
         if self._step_s == STEP_S:
             return
-        if now - self._just_before > STEP_S:
-            self._late_at_s = now - self._offset_s
+        if (late_s := now - self._just_before) > STEP_S:
+            self._note_late(now, late_s)
         elif now - self._offset_s - self._late_at_s > LOAD_S:
             self._step_s = STEP_S
 
@@ -168,8 +168,9 @@ class PausingClock(Clock, Instrument):
         worked_s, self._passed_at_s = real - self._passed_at_s, real
         self._passes += 1
         self._worked_s += min(worked_s, STEP_S)
-        if worked_s > STEP_S and self._passes > 1:  # the first is what was late already
-            self._note_late(real)
+        late_s = real - self._just_before if self._passes == 1 else worked_s
+        if late_s > STEP_S:
+            self._note_late(real, late_s)
         if self._passes < PASSES and self._worked_s < LONGEST_S:
             return
         self._told = max(self._told, min(self._just_before + self._step_s, real))
