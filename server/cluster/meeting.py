@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from server.errors import ConfigurationError
+from server.hooks.sockets import BACKLOG
 
 try:
     import fcntl
@@ -74,13 +75,11 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-BACKLOG = 4096
-"""Requests that other processes may have passed on and we have not taken: to connect to a Unix
-socket whose queue is full does not wait, it fails."""
-
-
 def listen(path: Path) -> socket.socket:
-    """A Unix socket that listens at this path, which may be a dead process's."""
+    """A Unix socket that listens at this path, which may be a dead process's.
+
+    To connect to one whose queue is full does not wait, it fails.
+    """
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))

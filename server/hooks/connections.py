@@ -230,8 +230,10 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
     def _accept_nowait(self) -> trio.SocketStream | None:
         try:
             accepted, _ = self._sock.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return None
+        except OSError as error:
+            if error.errno in SHORT_OF_DESCRIPTORS:
+                raise
+            return None  # nobody waits, or it is that client's own trouble
         try:
             return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
         except OSError:  # it has gone already
@@ -331,6 +333,7 @@ class Connection(TCPServer):
         self._due_at = math.inf
         self._turns: Turns = shared_turns()
         self._has_closed = False
+        self._is_from_us = False
 
     async def run(self) -> None:
         """Serve it to its end; never raises for anything that a connection can do wrong."""
@@ -368,6 +371,7 @@ class Connection(TCPServer):
             if handshake.cancelled_caught:
                 return
         sock = self.stream.transport_stream.socket if is_tls else cast(Any, self.stream).socket
+        self._is_from_us = sock.family == getattr(socket, "AF_UNIX", None)
         async with _Requests(self._doors) as requests:
             self.protocol = Http11(
                 self.app,
@@ -411,9 +415,12 @@ class Connection(TCPServer):
             self._note_half_said()
 
     async def _wait_turn(self, kind: Kind) -> bool:
-        """Wait for the turn of what has come; False if it is to be refused unread."""
+        """Wait for the turn of what has come; False if it is to be refused unread.
+
+        What another process of ours passes on has waited there already.
+        """
         if kind is Kind.ACT:
-            if not self._is_at_rest:
+            if self._is_from_us or not self._is_at_rest:
                 kind = Kind.REST
             elif self._turns.wait_s(kind) > MAX_TURN_S:
                 return False

@@ -39,6 +39,7 @@ from server.errors import ConfigurationError
 from server.hooks.connections import Doors, Listener
 from server.hooks.detach import DetachableServer
 from server.hooks.keeper import keep_worker, kept, workers_under_command
+from server.hooks.sockets import BACKLOG
 from server.hooks.stopping import StopSignals, in_main_thread
 from server.logs import output
 from server.supervision import first_of
@@ -47,9 +48,6 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 FAILED_STATUS = 70
 """The exit status of a process whose inside has failed: EX_SOFTWARE of sysexits.h."""
-BACKLOG = 4096
-"""Connections that may wait to be accepted: seconds of a burst of calls, each with a webhook and a
-media socket. Of more than net.core.somaxconn the system makes that (4096, or 128 of old)."""
 
 
 def make_config(

@@ -16,6 +16,9 @@ if sys.platform != "win32":
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+BACKLOG = 4096
+"""Connections that may wait to be accepted: seconds of a burst of calls, each with a webhook and a
+media socket. Of more than net.core.somaxconn the system makes that (4096, or 128 of old)."""
 MOST_RESERVED = 2048
 """Descriptors kept back; a quarter of all where there are few."""
 LISTENING = "0A"

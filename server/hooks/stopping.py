@@ -4,7 +4,8 @@ A stop is rarely one signal: a service manager tells every process of a service,
 children once more, a terminal and a wrapper both pass a Ctrl+C on, and any of them may come while
 the process is late, or before it serves, or when it is all but over. So a handler that was put in
 place is never taken away, there is no moment at which a signal does what it does by default, and
-however often the first wish is said, it is one. Only who asks again later means it otherwise.
+however often the first wish is said, it is one. Only who asks again later means it otherwise: later
+for the event loop, as what comes late because all of us were held up was said with the first.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class StopSignals:
         self._token: trio.lowlevel.TrioToken | None = None
         self._on_first: Callable[[], object] = lambda: None
         self._on_again: Callable[[], object] | None = None
+        self._was_long_ago = False  # as the event loop sees it
         self.asked = False
 
     def install(self) -> None:
@@ -66,7 +68,7 @@ class StopSignals:
         self._on_first, self._on_again = stop.set, on_again
         self._token = trio.lowlevel.current_trio_token()
         if self.asked:
-            stop.set()
+            self._begin()
         try:
             yield
         finally:
@@ -77,12 +79,28 @@ class StopSignals:
         now = time.monotonic()
         if not self.asked:
             self.asked, self._first_at = True, now
-            self._tell(self._on_first)
-        elif self._signals[signal.Signals(number)] and now - self._first_at >= AGAIN_AFTER_S:
+            self._tell(self._begin)
+        elif self._signals[signal.Signals(number)] and self._is_later(now):
             if self._on_again is None:
                 output.drain()
                 os._exit(128 + number)  # as a process that dies of it
             self._tell(self._on_again)
+
+    def _is_later(self, now: float) -> bool:
+        if self._token is None:
+            return now - self._first_at >= AGAIN_AFTER_S
+        return self._was_long_ago
+
+    def _begin(self) -> None:
+        self._on_first()
+        if self._token is not None:  # or the loop is at its end, and takes no more tasks
+            trio.lowlevel.spawn_system_task(self._wait_long)
+
+    async def _wait_long(self) -> None:
+        # A clock would not do: what was sent meanwhile to a process that stood is handled first
+        # when it goes on, and only then does the loop see that time has passed.
+        await trio.sleep(AGAIN_AFTER_S)
+        self._was_long_ago = True
 
     def _tell(self, what: Callable[[], object]) -> None:
         if self._token is not None:

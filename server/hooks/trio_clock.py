@@ -15,7 +15,12 @@ goes beyond is missed, for good, and no deadline has to know of it.
 First what waits is read, then time goes on: :data:`PASSES` passes are as many turns for each layer
 between a socket and whoever waits with a deadline, and for each 128 sockets of the media plane's.
 
-Real time is ``time.monotonic()``; :func:`missed_s` is what trio's time lacks of it.
+Where one late pass follows another there is no pause but a load, and time has to go on: what is too
+late for the carrier is too late, however much there is to do. While it lasts a pass may be twice as
+late as the latest before it until the clock stands, so that of passes of half a second all counts,
+and a pause is still told from them.
+
+Real time is ``time.perf_counter()``; :func:`missed_s` is what trio's time lacks of it.
 """
 
 from __future__ import annotations
@@ -39,8 +44,11 @@ PASSES = 16
 """Through which the clock stands after a pause: a few layers deep, and 2048 sockets of the plane's.
 Where nothing waits they take a third of a millisecond."""
 LONGEST_S = 0.5
-"""Or until so much work is done in fewer of them, each counted for no more than a step: where every
-pass is slow, that is a load and no pause, and time has to go on."""
+"""Or until so much work is done in fewer of them, each counted for no more than a step."""
+LOAD_S = 2.0
+"""Two late passes within this time are a load, which is over so long after its last late one."""
+LOADED_STEP_S = 1.0
+"""Under a load no more than this lateness of one pass counts as time, whatever came before."""
 JUST_BEFORE_S = 1e-6
 TELL_EVERY_S = 2.0
 TOLD_FROM_S = 0.5
@@ -62,8 +70,8 @@ class PausingClock(Clock, Instrument):
 
     # Everybody asks for the time, and slots are found sooner.
     __slots__ = (
-        *("users", "_offset_s", "_read_real_s", "_missed_s", "_told", "_ceiling", "_goes_on_at"),
-        *("_just_before", "_stands", "_passes", "_worked_s", "_passed_at_s"),
+        *("users", "_offset_s", "_read_real_s", "_missed_s", "_told", "_ceiling", "_just_before"),
+        *("_stands", "_passes", "_worked_s", "_passed_at_s", "_step_s", "_late_at_s"),
     )
 
     def __init__(
@@ -75,12 +83,13 @@ class PausingClock(Clock, Instrument):
         self._missed_s = 0.0
         self._told = -inf  # the latest time that anybody has been told
         self._ceiling = inf  # how far time may go in this pass; nowhere while it stands
-        self._goes_on_at = inf
         self._just_before = -inf  # the end of the sleep that was planned
         self._stands = False
         self._passes = 0
         self._worked_s = 0.0
         self._passed_at_s = 0.0
+        self._step_s = STEP_S  # more under a load
+        self._late_at_s = -inf  # in real time
 
     def start_clock(self) -> None:
         """Do nothing: the clock runs when it is put in."""
@@ -97,7 +106,7 @@ class PausingClock(Clock, Instrument):
         """The loop is late: time stands until what waits is read."""
         if not self._stands:
             self._stands = True
-            self._goes_on_at, self._ceiling = self._ceiling, -inf
+            self._ceiling = -inf
             self._passes, self._worked_s = 0, 0.0
             self._passed_at_s = now
             self._told = max(self._told, self._just_before)
@@ -113,8 +122,9 @@ class PausingClock(Clock, Instrument):
         try:
             now = self.current_time()
             if not self._stands:
+                self._see_load(now)
                 self._just_before = now + timeout - JUST_BEFORE_S
-                self._ceiling = now + timeout + STEP_S
+                self._ceiling = now + timeout + self._step_s
         except BaseException:
             self._let_go()
             raise
@@ -124,7 +134,8 @@ class PausingClock(Clock, Instrument):
         try:
             stood, now = self._stands, self.current_time()
             if not self._stands:
-                self._just_before, self._ceiling = now, now + STEP_S
+                self._see_load(now)
+                self._just_before, self._ceiling = now, now + self._step_s
             elif stood:
                 self._count_pass()
         except BaseException:
@@ -135,19 +146,39 @@ class PausingClock(Clock, Instrument):
         """Run on as trio's own: it asks an instrument that has failed no more."""
         self._stands, self._ceiling = False, inf
 
+    def _note_late(self, now: float, late_s: float) -> None:
+        """A pass was late: with one that was so shortly before, this is a load."""
+        real_s = now - self._offset_s
+        if real_s - self._late_at_s < LOAD_S:
+            self._step_s = min(max(self._step_s, 2 * late_s), LOADED_STEP_S)
+        self._late_at_s = real_s
+
+    def _see_load(self, now: float) -> None:
+        """A pass, or its sleep, has ended in time; under a load, see whether that goes on."""
+        if self._step_s == STEP_S:
+            return
+        if (late_s := now - self._just_before) > STEP_S:
+            self._note_late(now, late_s)
+        elif now - self._offset_s - self._late_at_s > LOAD_S:
+            self._step_s = STEP_S
+
     def _count_pass(self) -> None:
         """One more pass has read what waited; after the last one time goes on."""
         real = self._read_real_s() + self._offset_s
+        worked_s, self._passed_at_s = real - self._passed_at_s, real
         self._passes += 1
-        self._worked_s += min(real - self._passed_at_s, STEP_S)
-        self._passed_at_s = real
+        self._worked_s += min(worked_s, STEP_S)
+        late_s = real - self._just_before if self._passes == 1 else worked_s
+        if late_s > STEP_S:
+            self._note_late(real, late_s)
         if self._passes < PASSES and self._worked_s < LONGEST_S:
             return
-        self._told = self._just_before = max(self._told, self._goes_on_at)
+        self._told = max(self._told, min(self._just_before + self._step_s, real))
+        self._just_before = self._told
         self._missed_s += real - self._told
         self._offset_s -= real - self._told
         self._stands = False
-        self._ceiling = self._told + STEP_S
+        self._ceiling = self._told + self._step_s
 
     @property
     def stands(self) -> bool:

@@ -15,13 +15,15 @@ from enum import Enum, auto
 
 import trio
 
+from server.hooks.trio_clock import missed_s
+
 HEAD_BYTES = 4096
 """Looked through for an upgrade; the carrier's head has some 400."""
 
 
 MAX_TURN_S = 8.0
 """A request to do something that has waited longer is left: the carrier gives a webhook 15 s, and
-what is answered after that was done in vain."""
+what is answered after that was done in vain. It counts our own pauses: so does the carrier."""
 REMEMBERED = 16
 """Turns of a kind whose distance is what the next ones' will be."""
 
@@ -87,7 +89,7 @@ class Turns:
         return True
 
     async def _wait(self, kind: Kind) -> bool:
-        waiting, now = self._waiting[kind], trio.current_time()
+        waiting, now = self._waiting[kind], trio.current_time() + missed_s()
         if not waiting:
             self._given_at[kind] = now  # nobody has waited until now
         own = _Waiting(now)
@@ -103,7 +105,7 @@ class Turns:
         return not own.is_late
 
     def _give_on(self) -> None:
-        now = trio.current_time()
+        now = trio.current_time() + missed_s()
         late = self._waiting[Kind.ACT]
         while late and now - late[0].since > MAX_TURN_S:
             late[0].is_late = True

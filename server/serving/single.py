@@ -18,8 +18,8 @@ from hypercorn.utils import wrap_app
 
 from server.app import OffhookApp
 from server.errors import CannotListen
-from server.hooks.hypercorn_worker import BACKLOG, make_config, serve_worker
-from server.hooks.sockets import holder_of, limit_unread
+from server.hooks.hypercorn_worker import make_config, serve_worker
+from server.hooks.sockets import BACKLOG, holder_of, limit_unread
 from server.hooks.stopping import StopSignals
 
 MAX_MESSAGE_BYTES = 64 * 1024

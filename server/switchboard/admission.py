@@ -384,7 +384,7 @@ class Admission:
             for _ in range(min(1 + int(lag_s / LAG_INTERVAL_S), MAX_LATE_SAMPLES)):
                 self._lag.record(lag_s)
             self._metrics.loop_lag.observe(lag_s)
-            self.setups.look(now, busy_s())
+            self.setups.look(now + missed_s(), busy_s())
             self._metrics.capacity.setups.set(len(self.setups))
             if now >= look_at:
                 look_at = now + ROOM_INTERVAL_S

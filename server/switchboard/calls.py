@@ -44,6 +44,7 @@ from server.errors import (
     CarrierProtocolError,
     StreamEnded,
 )
+from server.hooks.trio_clock import missed_s
 from server.logs import Sparing, log_stranger
 from server.metrics import Metrics
 from server.model import Model
@@ -51,6 +52,7 @@ from server.records.recording import Recordings
 from server.records.store import Records
 from server.records.traces import NoTraces, Traces
 from server.switchboard.admission import Admission, Limits
+from server.switchboard.capacity import SetUp
 from server.switchboard.early import EarlyUpdates
 from server.switchboard.inquiry import Inquiry, Patience
 from server.switchboard.model_trial import ModelTrial
@@ -86,14 +88,16 @@ def _one_calls_trouble(call: Call) -> Generator[None]:
         logger.exception("call not put away whole by a bug of ours", call_sid=call.call_sid)
 
 
-def _is_set_up(call: Call) -> bool:
-    """Whether a call waits for nothing of ours any more, or is over; its phone may still ring."""
+def _setup_of(call: Call) -> SetUp:
+    """Whether a call waits for nothing of ours any more; its phone may still ring."""
     c = call.conversation
-    if call.is_over or c.end_reason is not None:
-        return True
     is_there = c.connected.is_set()
+    if call.is_over or c.end_reason is not None:
+        has_failed = c.end_reason is not None and c.end_reason.is_our_failure
+        return SetUp.DONE if is_there and not has_failed else SetUp.LEFT
     has_session = c.session.is_ready or not (is_there or c.options.prewarm)
-    return has_session and (is_there or call.direction == "outbound")
+    is_done = has_session and (is_there or call.direction == "outbound")
+    return SetUp.DONE if is_done else SetUp.GOES_ON
 
 
 def _draining() -> CallRefused:
@@ -437,7 +441,7 @@ class Calls:
             self.tickets.drop(call)
             raise (_failed() if self.has_failed else _draining()) from None
         self.register.add(call)
-        self.admission.setups.begin(partial(_is_set_up, call), trio.current_time())
+        self.admission.setups.begin(partial(_setup_of, call), trio.current_time() + missed_s())
         with _one_calls_trouble(call):
             self._workers.claim(call_sid)
         for update in self._early.take(call_sid):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from server.errors import CallRefused
 
@@ -42,9 +43,18 @@ DESCRIPTORS_PER_SETUP = 6
 two addresses of the model's, a recording."""
 
 
+class SetUp(Enum):
+    """What has become of one call's set-up."""
+
+    GOES_ON = auto()
+    DONE = auto()
+    LEFT = auto()
+    """The call ended before, or was no use: that says nothing of how fast we are."""
+
+
 @dataclass(slots=True)
-class _SetUp:
-    is_over: Callable[[], bool]
+class _Waiting:
+    state: Callable[[], SetUp]
     began_at: float
 
 
@@ -60,7 +70,7 @@ class SetUps:
 
     def __init__(self, max_wait_s: float = MAX_SETUP_WAIT_S) -> None:
         self._max_wait_s = max_wait_s
-        self._waiting: list[_SetUp] = []
+        self._waiting: list[_Waiting] = []
         self._done = self._busy_for_s = 0.0
         self._looked_at = self._busy_s = 0.0
         self._is_busy = False
@@ -68,30 +78,31 @@ class SetUps:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def begin(self, is_over: Callable[[], bool], now: float) -> None:
+    def begin(self, state: Callable[[], SetUp], now: float) -> None:
         """A call is admitted.
 
         Args:
-            is_over: Whether its set-up is, however it went.
-            now: ``trio.current_time()``.
+            state: What has become of its set-up until it is asked.
+            now: ``trio.current_time() + missed_s()``: our pauses make us no faster.
         """
-        self._waiting.append(_SetUp(is_over, now))
+        self._waiting.append(_Waiting(state, now))
 
     def look(self, now: float, busy_s: float) -> None:
         """See which are over, a few times a second.
 
         Args:
-            now: ``trio.current_time()``.
+            now: ``trio.current_time() + missed_s()``.
             busy_s: What :func:`server.headroom.busy_s` says.
         """
         passed_s, worked_s = now - self._looked_at, busy_s - self._busy_s
         self._looked_at, self._busy_s = now, busy_s
-        before = len(self._waiting)
-        self._waiting = [
-            each
-            for each in self._waiting
-            if now - each.began_at < OURS_FOR_S and not each.is_over()
-        ]
+        before, done, still = len(self._waiting), 0, []
+        for each in self._waiting:
+            state = each.state()
+            done += state is SetUp.DONE
+            if state is SetUp.GOES_ON and now - each.began_at < OURS_FOR_S:
+                still.append(each)
+        self._waiting = still
         if passed_s <= 0:
             return
         self._is_busy = worked_s >= BUSY_SHARE * passed_s
@@ -99,7 +110,7 @@ class SetUps:
         self._done *= fading
         self._busy_for_s *= fading
         if self._is_busy and before:
-            self._done += before - len(self._waiting)
+            self._done += done
             self._busy_for_s += passed_s
 
     @property
@@ -161,6 +172,7 @@ class Room:
         self._left_bytes: float = math.inf
         self._call_bytes = USUAL_CALL_BYTES
         self._before_bytes: int | None = None
+        self._most_calls = 0
         self._limit = ""
 
     @property
@@ -173,12 +185,19 @@ class Room:
         self._in_use = lowest_free
 
     def see_memory(self, left_bytes: int, used_bytes: int, limit: str, calls: int) -> None:
-        """How much is left of what allows the least, and how much so many calls have."""
+        """How much is left of what allows the least, and how much so many calls have.
+
+        What ended calls had is not always given back to the system: it is there for the next ones.
+        While there are fewer than there were, no more is known than what each has at least.
+        """
         self._left_bytes, self._limit = left_bytes, limit
         if self._before_bytes is None or calls == 0:
-            self._before_bytes = used_bytes
+            self._before_bytes, self._most_calls = used_bytes, 0
         elif calls >= ENOUGH_CALLS:
-            each = (used_bytes - self._before_bytes) // calls
+            self._most_calls = max(self._most_calls, calls)
+            each = (used_bytes - self._before_bytes) // self._most_calls
+            if calls < self._most_calls:
+                each = max(each, self._call_bytes)
             self._call_bytes = min(max(each, CALL_BYTES[0]), CALL_BYTES[1])
 
     def check(self, setups: int) -> None:

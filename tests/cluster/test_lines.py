@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from benchmarks.processes import family
 from server.carrier import CallStatus
 from server.cluster.meeting import AVAILABLE
 from server.cluster.workers import Workers
@@ -128,7 +127,7 @@ async def test_the_callers_of_a_process_that_is_killed_are_told_so_in_words(tmp_
     async with server_process(tmp_path, "python -m server --workers", **PATIENT) as server:
         await server.both_ready()
         phones = [await server.talking_call() for _ in range(4)]
-        os.kill(max(family(server.process.pid)), signal.SIGKILL)
+        os.kill(server.workers()[0], signal.SIGKILL)
         ended: list[SimulatedCall] = []
         half = trio.Event()
 

@@ -377,7 +377,7 @@ async def test_a_process_that_is_killed_takes_its_own_calls_with_it_and_is_repla
         served = samples(
             (await server.http.get("/metrics")).text, "offhook_media_path_streams_total"
         )
-        victim = max(family(server.process.pid))
+        victim = server.workers()[0]
         os.kill(victim, signal.SIGKILL)
         ended = trio.Event()
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import h11
 import hypercorn.protocol.h11
@@ -40,6 +41,8 @@ from benchmarks.load.killers import (
     priorities,
     settings_of,
 )
+from server.cluster.meeting import AVAILABLE
+from server.cluster.meeting import listen as listen_to_us
 from server.headroom import MemoryState
 from server.hooks.connections import FEWEST, Connection, Doors, Listener
 from server.hooks.http11 import MAX_CHUNKS, MAX_HEAD_LINES, Http11, check_upgrade
@@ -226,7 +229,7 @@ def test_this_is_the_hypercorn_that_connections_were_written_for():
 
 @asynccontextmanager
 async def _served(
-    app: Callable[..., Awaitable[None]], **settings: object
+    app: Callable[..., Awaitable[None]], listener: socket.socket | None = None, **settings: object
 ) -> AsyncGenerator[tuple[str, int]]:
     async def whole_app(scope, receive, send) -> None:
         if scope["type"] == "lifespan":
@@ -236,7 +239,7 @@ async def _served(
         else:
             await app(scope, receive, send)
 
-    listener = listen("127.0.0.1", 0)
+    listener = listener or listen("127.0.0.1", 0)
     address = listener.getsockname()
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
@@ -504,6 +507,52 @@ async def test_an_act_that_would_wait_too_long_for_its_turn_is_told_when_to_come
     assert act.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 8\r\n" in act
     assert look.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
+async def test_what_another_process_passes_on_has_had_its_wait_already(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # a Unix socket's path is short
+    monkeypatch.setattr(Turns, "wait_s", lambda self, kind: 9.0 if kind is Kind.ACT else 0.0)
+    act = b"POST / HTTP/1.1\r\n" + HOST + b"Connection: close\r\nContent-Length: 1\r\n\r\nx"
+    answer = b""
+    with trio.fail_after(20):
+        async with (
+            _served(_reads_all, listen_to_us(Path("1.http"))) as path,
+            await trio.open_unix_socket(path) as client,
+        ):
+            await client.send_all(act)
+            while received := await client.receive_some():
+                answer += received
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "odd", [errno.EPERM, errno.EPROTO, errno.ECONNRESET, errno.ETIMEDOUT, errno.ENETDOWN]
+)
+async def test_a_client_that_cannot_be_accepted_ends_nothing_but_itself(odd):
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    listener = Listener(listeners[0].socket._sock, Doors())
+    listener._sock = _Odd(listener._sock, odd)
+    with trio.fail_after(20):
+        async with await trio.open_tcp_stream(*listeners[0].socket.getsockname()):
+            accepted = await listener.accept()
+
+    await accepted.aclose()
+    await listeners[0].aclose()
+
+
+class _Odd:
+    """A socket whose first client cannot be accepted."""
+
+    def __init__(self, sock: socket.socket, error: int) -> None:
+        self._sock = sock
+        self._errors = [error]
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self._errors:
+            raise OSError(self._errors.pop(), "not this one")
+        return self._sock.accept()
 
 
 async def test_those_who_wait_to_be_accepted_are_accepted_together():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
+from math import inf
 
 import pytest
 import trio
@@ -33,7 +35,10 @@ async def test_a_wish_from_before_there_was_a_loop_is_known_in_it(signals):
         assert stop.is_set()
 
 
-async def test_the_first_of_any_kind_stops_and_the_same_wish_told_again_says_nothing_new(signals):
+async def test_the_first_of_any_kind_stops_and_the_same_wish_told_again_says_nothing_new(
+    signals, monkeypatch
+):
+    monkeypatch.setattr(stopping, "AGAIN_AFTER_S", inf)
     signals.install()
     stop, again = trio.Event(), trio.Event()
 
@@ -59,6 +64,39 @@ async def test_who_asks_again_later_means_it_otherwise(signals, monkeypatch):
         assert not again.is_set()
         signal.raise_signal(signal.SIGINT)
         await again.wait()
+
+
+def freeze(seconds: float) -> None:
+    """Do what SIGSTOP does to the loop."""
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize("has_turned", [False, True])
+async def test_what_was_said_with_the_first_is_no_second_wish_when_we_were_held_up_between(
+    signals, has_turned
+):
+    signals.install()
+    stop, again = trio.Event(), trio.Event()
+
+    with signals.told(stop, again.set):
+        signal.raise_signal(signal.SIGTERM)
+        if has_turned:
+            await stop.wait()
+        freeze(stopping.AGAIN_AFTER_S + 0.1)  # and what was sent meanwhile comes first
+        signal.raise_signal(signal.SIGINT)
+        await trio.testing.wait_all_tasks_blocked()
+
+    assert stop.is_set()
+    assert not again.is_set()
+
+
+async def test_a_first_wish_at_the_very_end_of_a_loop_ends_it_as_ever(signals):
+    signals.install()
+    stop = trio.Event()
+
+    with signals.told(stop):
+        signal.raise_signal(signal.SIGTERM)
+    await stop.wait()
 
 
 async def test_a_signal_after_the_last_loop_does_nothing_by_default(signals):

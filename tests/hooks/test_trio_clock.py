@@ -126,6 +126,69 @@ def test_time_goes_on_however_late_every_pass_is(loop):
     assert loop.clock.current_time() - before > 10.0
 
 
+@pytest.mark.parametrize("pass_s", [0.11, 0.15, 0.3, 0.5, 0.9])
+def test_under_a_lasting_load_time_goes_on_as_the_work_does(loop, pass_s):
+    began, real_began = loop.clock.current_time(), loop.real_s
+
+    while loop.real_s - real_began < 30.0:
+        loop.sleep(0.0, pass_s)
+
+    assert loop.clock.current_time() - began > 0.85 * (loop.real_s - real_began)
+
+
+def test_under_a_load_whose_passes_differ_it_does_too(loop):
+    began, real_began = loop.clock.current_time(), loop.real_s
+
+    for pass_s in (0.12, 0.2, 0.35, 0.5, 0.7, 0.3) * 20:
+        loop.sleep(0.0, pass_s)
+
+    assert loop.clock.current_time() - began > 0.85 * (loop.real_s - real_began)
+
+
+@pytest.mark.parametrize("quick", [1, PASSES - 1, PASSES + 1, 4 * PASSES])
+def test_a_load_that_is_in_some_of_the_passes_alone_is_one_too(loop, quick):
+    began, real_began = loop.clock.current_time(), loop.real_s
+
+    while loop.real_s - real_began < 30.0:
+        loop.sleep(0.0, 0.15)
+        for _ in range(quick):
+            loop.sleep(0.0, 0.01)
+
+    assert loop.clock.current_time() - began > 0.85 * (loop.real_s - real_began)
+
+
+def test_what_waits_after_a_pause_under_a_load_is_read_first_as_well(loop):
+    for _ in range(20):
+        loop.sleep(0.0, 0.15)
+    before = loop.clock.current_time()
+
+    assert loop.sleep(1.0, 7.0) < before + 1.0
+    assert loop.read_what_waits(4, each_s=0.15) < before + 1.0
+    assert loop.read_what_waits(1, each_s=0.15) < before + 1.5
+
+
+def test_a_pause_of_less_than_a_second_is_told_from_a_load_of_shorter_passes(loop):
+    for _ in range(20):
+        loop.sleep(0.0, 0.15)
+
+    loop.sleep(0.0, 0.5)
+
+    assert loop.clock.stands
+
+
+def test_a_load_that_is_over_is_forgotten(loop):
+    for _ in range(20):
+        loop.sleep(0.0, 0.15)
+    for _ in range(30):
+        loop.sleep(0.1, 0.1)
+    before = loop.clock.current_time()
+
+    loop.sleep(0.0, 0.3)
+
+    assert loop.clock.stands
+    assert loop.read_what_waits() == pytest.approx(before + STEP_S, abs=1e-5)
+
+
 @pytest.mark.parametrize(("runs_s", "stops_s"), [(0.3, 0.3), (0.01, 0.3), (0.1, 0.9), (0.2, 8.0)])
 def test_however_often_it_stops_time_is_never_faster_than_real_and_never_goes_back(
     loop, runs_s, stops_s

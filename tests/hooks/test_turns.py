@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
+
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.lowlevel import checkpoint
+from trio.testing import MockClock
 
+from server.hooks import turns as turns_module
+from server.hooks.trio_clock import pausing_clock
 from server.hooks.turns import MAX_TURN_S, REMEMBERED, Kind, Turns
 
 HEAD = b"Host: here\r\n"
@@ -38,7 +44,7 @@ async def in_turn(turns: Turns, *kinds: Kind) -> list[Kind]:
     async with trio.open_nursery() as nursery:
         for kind in kinds:
             nursery.start_soon(take, kind)
-            await trio.lowlevel.checkpoint()
+            await checkpoint()
     return order
 
 
@@ -50,7 +56,7 @@ async def test_one_after_the_other_and_a_kind_does_not_wait_behind_another():
     assert order.count(Kind.ACT) == 20
     assert order.index(Kind.UPGRADE) < 15  # not behind all that have come before it
     assert order.index(Kind.LOOK) < 17
-    assert not len(turns._waiting[Kind.ACT])
+    assert turns.wait_s(Kind.ACT) == 0.0  # nobody waits
 
 
 async def test_whoever_leaves_gives_the_turn_on():
@@ -58,46 +64,73 @@ async def test_whoever_leaves_gives_the_turn_on():
     async with trio.open_nursery() as nursery:
         nursery.start_soon(turns.take, Kind.ACT)
         nursery.start_soon(turns.take, Kind.ACT)
-        await trio.lowlevel.checkpoint()
+        await checkpoint()
         nursery.cancel_scope.cancel()
 
     with trio.fail_after(1):
         await turns.take(Kind.LOOK)
 
 
-async def test_what_has_waited_too_long_is_left_for_what_has_not(autojump_clock):
-    turns, came = Turns(), []
+def hold_up(seconds: float) -> None:
+    """Do what SIGSTOP does to the loop."""
+    time.sleep(seconds)
 
-    async def take(kind: Kind) -> None:
-        came.append((kind, await turns.take(kind)))
 
-    turns._is_taken = True
+class Crowd:
+    """Many that wait for a turn at once, and what became of each."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
+        self.turns = Turns()
+        self.had: Counter[tuple[str, bool]] = Counter()
+
+    async def come(self, name: str, kind: Kind, count: int = 1) -> None:
+        """Let some come, of whom the first few have had their turn when this returns."""
+        for _ in range(count):
+            self.nursery.start_soon(self._take, name, kind)
+        for _ in range(2):
+            await checkpoint()
+
+    async def _take(self, name: str, kind: Kind) -> None:
+        self.had[name, await self.turns.take(kind)] += 1
+
+
+async def test_what_has_waited_too_long_is_left_for_what_has_not(mock_clock: MockClock):
     async with trio.open_nursery() as nursery:
-        for kind in (Kind.ACT, Kind.UPGRADE):
-            nursery.start_soon(take, kind)
-        await trio.sleep(MAX_TURN_S + 0.1)
-        nursery.start_soon(take, Kind.ACT)
-        await wait_all_tasks_blocked()
-        turns._give_on()
+        crowd = Crowd(nursery)
+        await crowd.come("early", Kind.ACT, 40)
+        await crowd.come("stream", Kind.UPGRADE, 5)
+        mock_clock.jump(MAX_TURN_S + 0.1)
+        await crowd.come("late", Kind.ACT)
 
-    assert sorted(came, key=str) == [
-        (Kind.ACT, False),
-        (Kind.ACT, True),
-        (Kind.UPGRADE, True),
-    ]
+    assert crowd.had["early", False] > 20
+    assert crowd.had["late", True] == 1
+    assert crowd.had["stream", True] == 5
 
 
-async def test_the_wait_for_a_turn_is_what_the_last_ones_have_waited(nursery, autojump_clock):
-    turns = Turns()
-    turns._is_taken = True
-    for _ in range(2 * REMEMBERED):
-        nursery.start_soon(turns.take, Kind.ACT)
-    await wait_all_tasks_blocked()
+async def test_a_pause_of_ours_is_time_that_the_carrier_has_waited(monkeypatch):
+    monkeypatch.setattr(turns_module, "MAX_TURN_S", 0.5)
+    with pausing_clock():
+        async with trio.open_nursery() as nursery:
+            crowd = Crowd(nursery)
+            await crowd.come("early", Kind.ACT, 40)
+            hold_up(2.0)
 
-    for _ in range(REMEMBERED):
-        await trio.sleep(0.5)
-        turns._note(Kind.ACT, trio.current_time())
+    assert crowd.had["early", False] > 20
 
-    assert 5.0 < turns.wait_s(Kind.ACT) < 2 * REMEMBERED * 0.5
-    assert turns.wait_s(Kind.UPGRADE) == 0.0
-    nursery.cancel_scope.cancel()
+
+async def test_the_wait_for_a_turn_is_what_the_last_ones_have_waited(mock_clock: MockClock):
+    async with trio.open_nursery() as nursery:
+        crowd = Crowd(nursery)
+        await crowd.come("early", Kind.ACT, 4 * REMEMBERED)
+        began, had = trio.current_time(), crowd.had.total()
+        for _ in range(4 * REMEMBERED):
+            mock_clock.jump(0.1)
+            await checkpoint()
+        apart_s = (trio.current_time() - began) / (crowd.had.total() - had)
+        ahead = 4 * REMEMBERED - crowd.had.total()
+        wait_s, streams_wait_s = crowd.turns.wait_s(Kind.ACT), crowd.turns.wait_s(Kind.UPGRADE)
+
+    assert ahead > REMEMBERED
+    assert 0.5 * ahead * apart_s < wait_s < 1.5 * ahead * apart_s
+    assert streams_wait_s == 0.0

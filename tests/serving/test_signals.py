@@ -14,7 +14,7 @@ import trio
 
 from benchmarks.processes import family
 from server.carrier import CallStatus
-from tests.support.processes import COMMANDS, TWO_PROCESSES, server_process
+from tests.support.processes import TWO_PROCESSES, server_process
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs /proc"),
@@ -30,7 +30,7 @@ def _reasons(directory) -> list[str]:
         return [reason for (reason,) in database.execute("SELECT reason FROM offhook_calls")]
 
 
-@pytest.mark.parametrize("command", list(COMMANDS | TWO_PROCESSES))
+@pytest.mark.parametrize("command", ["python -m server", "hypercorn", *TWO_PROCESSES])
 async def test_a_stop_told_to_everybody_in_two_ways_while_all_are_late_is_one_drain(
     tmp_path, command
 ):

@@ -20,6 +20,7 @@ import trio
 if sys.platform != "win32":
     import resource
 
+from benchmarks.processes import family
 from server.carrier import CallStatus
 from server.serving.single import listen
 from server.simulators.gemini import GeminiSimulator
@@ -83,6 +84,18 @@ class ServerProcess:
             except httpx2.TransportError:
                 pass
             await trio.sleep(0.05)
+
+    def workers(self) -> list[int]:
+        """Its processes that serve, if it has several: those that others were started to be.
+
+        A keeper of a worker, which has the same command line, serves nothing itself.
+        """
+        spawned = [
+            each
+            for each in family(self.process.pid)
+            if b"multiprocessing.spawn" in Path(f"/proc/{each}/cmdline").read_bytes()
+        ]
+        return [each for each in spawned if not set(family(each)[1:]) & set(spawned)]
 
     async def both_ready(self) -> None:
         """Wait until both processes of two serve."""

@@ -17,7 +17,9 @@ from server.hooks.trio_clock import pausing_clock
 from server.metrics import Metrics
 from server.refusal import Kind
 from server.settings.settings import Settings
+from server.switchboard import admission as admission_module
 from server.switchboard.admission import Admission, DialQueue, LagMeter, Limits
+from server.switchboard.capacity import SetUp
 
 
 def make_queue(*, per_s: float = 1.0, max_wait_s: float = 100.0, max_waiting: int = 100):
@@ -332,7 +334,7 @@ async def test_a_burst_is_refused_by_how_fast_calls_are_set_up(
     nursery.start_soon(admission.watch_loop, lambda: 0)
     over = []
     for _ in range(60):
-        admission.setups.begin(lambda: bool(over), trio.current_time())
+        admission.setups.begin(lambda: SetUp.DONE if over else SetUp.GOES_ON, trio.current_time())
     await trio.sleep(0.5)
 
     with pytest.raises(CallRefused) as refused:
@@ -343,6 +345,27 @@ async def test_a_burst_is_refused_by_how_fast_calls_are_set_up(
 
     assert refused.value.reason == "burst"
     assert refused.value.retry_after_s > 0
+
+
+async def test_how_fast_calls_are_set_up_is_measured_by_the_time_in_the_world(
+    nursery, autojump_clock, monkeypatch
+):
+    """Of ten seconds nine are left out of trio's time, and the loop works all the while."""
+    monkeypatch.setattr(admission_module, "missed_s", lambda: 9 * trio.current_time())
+    monkeypatch.setattr(admission_module, "busy_s", lambda: 10 * trio.current_time())
+    admission = make_admission()
+    nursery.start_soon(admission.watch_loop, lambda: 0)
+    done: list[bool] = []
+    for place in range(500):
+        admission.setups.begin(
+            lambda place=place: SetUp.DONE if place < len(done) else SetUp.GOES_ON,
+            10 * trio.current_time(),
+        )
+    for _ in range(19):
+        await trio.sleep(0.1)
+        done += [True] * 20
+
+    assert 15.0 < admission.setups.per_s < 30.0  # twenty a second
 
 
 @pytest.mark.parametrize("short_of", ["descriptors", "memory"])

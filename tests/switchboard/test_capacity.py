@@ -15,6 +15,7 @@ from server.switchboard.capacity import (
     USUAL_CALL_BYTES,
     USUAL_PER_S,
     Room,
+    SetUp,
     SetUps,
     fitting_calls,
 )
@@ -28,18 +29,20 @@ class Loop:
     def __init__(self, max_wait_s: float = 4.0) -> None:
         self.setups = SetUps(max_wait_s)
         self.now = self.busy_s = 100.0
-        self.setting_up: list[list[bool]] = []
+        self.setting_up: list[list[SetUp]] = []
         self.setups.look(self.now, self.busy_s)
 
     def begin(self, count: int) -> None:
         for _ in range(count):
-            over = [False]
-            self.setting_up.append(over)
-            self.setups.begin(lambda over=over: over[0], self.now)
+            state = [SetUp.GOES_ON]
+            self.setting_up.append(state)
+            self.setups.begin(lambda state=state: state[0], self.now)
 
-    def goes_on(self, seconds: float, *, done: int = 0, share: float = 1.0) -> None:
-        for over in self.setting_up[:done]:
-            over[0] = True
+    def goes_on(
+        self, seconds: float, *, done: int = 0, share: float = 1.0, become: SetUp = SetUp.DONE
+    ) -> None:
+        for state in self.setting_up[:done]:
+            state[0] = become
         del self.setting_up[:done]
         self.now += seconds
         self.busy_s += seconds * share
@@ -107,6 +110,28 @@ def test_what_was_measured_is_forgotten_in_time():
     assert loop.setups.per_s == pytest.approx(USUAL_PER_S, rel=0.01)
 
 
+def test_calls_that_left_before_they_were_set_up_do_not_make_us_look_fast():
+    loop = Loop()
+    loop.begin(250)
+    for _ in range(50):
+        loop.goes_on(0.1, done=20, become=SetUp.LEFT)
+        loop.begin(20)
+
+    assert loop.setups.per_s < 10.0
+    with pytest.raises(CallRefused):
+        loop.setups.check()
+
+
+def test_calls_that_are_set_up_for_too_long_do_not_either():
+    loop = Loop()
+    loop.begin(1_000)
+    for _ in range(int(OURS_FOR_S / 0.1) + 1):
+        loop.goes_on(0.1)
+
+    assert len(loop.setups) == 0
+    assert loop.setups.per_s < USUAL_PER_S / 2
+
+
 def test_a_call_whose_stream_never_comes_is_counted_no_longer():
     loop = Loop()
     loop.begin(1)
@@ -165,6 +190,19 @@ def test_what_a_call_needs_is_measured():
 
     room.see_memory(1_000 * MIB, 51 * MIB, "system", 100)
     assert room.call_bytes == CALL_BYTES[0]
+
+
+def test_memory_that_ended_calls_have_left_behind_is_not_what_those_who_stay_need():
+    room = Room()
+    room.see_memory(1_000 * MIB, 50 * MIB, "system", 0)
+    room.see_memory(1_000 * MIB, 350 * MIB, "system", 300)
+    at_most = room.call_bytes
+
+    room.see_memory(1_000 * MIB, 350 * MIB, "system", 20)
+    assert room.call_bytes == at_most == MIB
+
+    room.see_memory(1_000 * MIB, 80 * MIB, "system", 20)
+    assert room.call_bytes == at_most
 
 
 def test_where_nothing_is_known_nobody_is_refused():
