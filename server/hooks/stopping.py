@@ -25,6 +25,9 @@ from server.logs import output
 
 AGAIN_AFTER_S = 1.0
 """What comes sooner after the first signal is the same wish, told by somebody else, too."""
+INSISTED = 6
+"""So often it is asked by somebody who means it, however late the loop is or whether it hangs; what
+comes while a process is stopped is one of each kind."""
 
 
 class StopSignals:
@@ -40,6 +43,7 @@ class StopSignals:
 
     def __init__(self, signals: Mapping[signal.Signals, bool]) -> None:
         self._signals = dict(signals)
+        self._times = 0
         self._first_at = 0.0
         self._token: trio.lowlevel.TrioToken | None = None
         self._on_first: Callable[[], object] = lambda: None
@@ -77,6 +81,7 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Between any two instructions of the main thread: it must not log.
         now = time.monotonic()
+        self._times += 1
         if not self.asked:
             self.asked, self._first_at = True, now
             self._tell(self._begin)
@@ -87,9 +92,10 @@ class StopSignals:
             self._tell(self._on_again)
 
     def _is_later(self, now: float) -> bool:
+        is_late = now - self._first_at >= AGAIN_AFTER_S
         if self._token is None:
-            return now - self._first_at >= AGAIN_AFTER_S
-        return self._was_long_ago
+            return is_late
+        return self._was_long_ago or (is_late and self._times >= INSISTED)
 
     def _begin(self) -> None:
         self._on_first()

@@ -90,6 +90,19 @@ async def test_what_was_said_with_the_first_is_no_second_wish_when_we_were_held_
     assert not again.is_set()
 
 
+async def test_who_insists_is_heard_though_the_loop_hangs(signals, monkeypatch):
+    signals.install()
+    monkeypatch.setattr(stopping, "AGAIN_AFTER_S", 0.0)
+    stop, again = trio.Event(), trio.Event()
+
+    with signals.told(stop, again.set):
+        for _ in range(stopping.INSISTED):  # the loop does not turn between them
+            signal.raise_signal(signal.SIGINT)
+        await trio.testing.wait_all_tasks_blocked()
+
+    assert again.is_set()
+
+
 async def test_a_first_wish_at_the_very_end_of_a_loop_ends_it_as_ever(signals):
     signals.install()
     stop = trio.Event()
