@@ -143,7 +143,7 @@ class RecordMetrics:
 
 
 class _LinesDropped:
-    """What :mod:`server.output` counts, of which a process has one for all its registries."""
+    """What :mod:`server.logs.output` counts, of which a process has one for all its registries."""
 
     def collect(self) -> Iterable[Metric]:
         text = "Lines of output that found no room, or that stdout or stderr did not take."

@@ -324,8 +324,8 @@ def say_dropped_by(say: Callable[[int], str]) -> None:
         queue.say_dropped = say
 
 
-def drain(timeout_s: float = EXIT_TIMEOUT_S) -> set[Queue]:
-    """Wait until what was written has left the process, for so long at most.
+def drain(timeout_s: float | None = None) -> set[Queue]:
+    """Wait until what was written has left the process, for :data:`EXIT_TIMEOUT_S` if not told.
 
     For whoever ends the process at once, past Python's own way out.
 
@@ -335,7 +335,7 @@ def drain(timeout_s: float = EXIT_TIMEOUT_S) -> set[Queue]:
     for stream in _taken_over:
         with suppress(OSError, ValueError):
             stream.flush()
-    give_up_at = time.monotonic() + timeout_s
+    give_up_at = time.monotonic() + (EXIT_TIMEOUT_S if timeout_s is None else timeout_s)
     marks = {queue: queue.mark() for queue in _queues()}
     return {
         queue

@@ -19,7 +19,7 @@ from typing import IO, Any, Literal
 
 from sqlalchemy.engine import URL
 
-from server.records.tables import KEPT_AT, SUMMARY, fitted
+from server.records.tables import KEPT_AT, SUMMARY, fitted, shown
 
 try:
     import fcntl
@@ -50,7 +50,7 @@ class Aside:
 
     def write(self, kind: Kind, records: Sequence[Mapping[str, Any]], reason: str = "") -> Path:
         """Write records to a file of their own; when this returns they survive the machine."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._written += 1
         name = f"{time.time_ns()}-{os.getpid()}-{self._written}.jsonl"
         path = self.directory / f"{self._start_of(kind)}{name}"
@@ -61,9 +61,7 @@ class Aside:
             try:
                 _lock(to)  # who looks for files meanwhile finds nothing unfinished
                 for record in records:
-                    # What is no JSON is the very reason why some are here.
-                    line = json.dumps({"reason": reason, "record": record}, default=repr)
-                    to.write(line.encode() + b"\n")
+                    to.write(_line(record, reason))
                 to.flush()
                 os.fsync(to.fileno())
                 if fcntl is None:
@@ -88,10 +86,16 @@ class Aside:
 
     def of_others(self) -> int:
         """How many files there are of records that another database did not take."""
-        with suppress(FileNotFoundError, NotADirectoryError):
-            names = [path.name for path in self.directory.glob("offhook-unsaved-*")]
-            return sum(not name.startswith(self._start_of("unsaved")) for name in names)
-        return 0
+        return len(set(self._files_of_all("unsaved")) - set(self.unsaved()))
+
+    def of_other_users(self) -> int:
+        """How many files wait for this database, and belong to another user of the machine."""
+        found = 0
+        for path in self.unsaved():
+            with suppress(FileNotFoundError, NotADirectoryError):
+                status = path.lstat()
+                found += stat.S_ISREG(status.st_mode) and not _is_ours(status)
+        return found
 
     @contextmanager
     def claimed(self, path: Path) -> Iterator[IO[bytes] | None]:
@@ -106,11 +110,8 @@ class Aside:
             return
         with os.fdopen(fd, "rb") as file:
             status = os.fstat(fd)
-            is_ours = stat.S_ISREG(status.st_mode) and (
-                not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
-            )
             # Whoever had it before may have taken it up and deleted it, or finished it.
-            yield file if is_ours and _lock(file) and _is_at(path, status) else None
+            yield file if _is_ours(status) and _lock(file) and _is_at(path, status) else None
 
     def finish(self, path: Path, file: IO[bytes], *, is_whole: bool) -> Path | None:
         """Delete a claimed file, or keep it for people if not all its lines could be taken up."""
@@ -123,15 +124,33 @@ class Aside:
         return path.rename(path.with_name(self._start_of("refused") + name))
 
     def delete_before(self, written_at: float) -> int:
-        """Delete files older than this, of both kinds; returns how many there were."""
+        """Delete our user's files older than this, of both kinds and whatever database.
+
+        What people said is not kept longer because DATABASE_URL was changed meanwhile.
+
+        Returns:
+            How many there were.
+        """
         deleted = 0
-        for kind in ("unsaved", "refused"):
-            for path in self.directory.glob(f"{self._start_of(kind)}*"):
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    if path.lstat().st_mtime < written_at:
-                        path.unlink()
-                        deleted += 1
+        failure: OSError | None = None
+        for path in (*self._files_of_all("unsaved"), *self._files_of_all("refused")):
+            try:
+                status = path.lstat()
+                if _is_ours(status) and status.st_mtime < written_at:
+                    path.unlink()
+                    deleted += 1
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:  # the others go all the same
+                failure = error
+        if failure is not None:
+            raise failure
         return deleted
+
+    def _files_of_all(self, kind: Kind) -> list[Path]:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return list(self.directory.glob(f"offhook-{kind}-*"))
+        return []
 
     def _start_of(self, kind: str) -> str:
         return f"offhook-{kind}-{self._database}-"
@@ -162,6 +181,30 @@ def read_lines(file: IO[bytes]) -> Iterator[dict[str, Any] | None]:
             yield fitted(record)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             yield None
+
+
+def _line(record: Mapping[str, Any], reason: str) -> bytes:
+    """One record as a line; what is no JSON is the very reason why some are here."""
+    try:
+        text = json.dumps({"reason": reason, "record": record}, default=shown)
+    except (ValueError, TypeError, RecursionError):
+        fields = {str(name): _writable(value) for name, value in record.items()}
+        text = json.dumps({"reason": reason, "record": fields})
+    return text.encode() + b"\n"
+
+
+def _writable(value: Any) -> Any:
+    try:
+        json.dumps(value)
+    except (ValueError, TypeError, RecursionError):
+        return shown(value)
+    return value
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    """Whether this is a file, not a link or a folder, and belongs to the user that we run as."""
+    is_file = stat.S_ISREG(status.st_mode)
+    return is_file and (not hasattr(os, "geteuid") or status.st_uid == os.geteuid())
 
 
 def _lock(file: IO[bytes]) -> bool:

@@ -76,7 +76,8 @@ def is_about_data(error: Exception) -> bool:
     if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None)
         return (
-            isinstance(error, DataError | IntegrityError)
+            isinstance(error, DataError)
+            or (isinstance(error, IntegrityError) and not _is_there_already(error))
             # The driver itself does not know what to do with a value's type, or the row or its
             # index entry is too large (PostgreSQL, "Appendix A. Error Codes", class 54).
             or (isinstance(error, ProgrammingError | InterfaceError) and _is_binding(error))
@@ -86,6 +87,11 @@ def is_about_data(error: Exception) -> bool:
     return isinstance(
         error, StatementError | ValueError | TypeError | OverflowError | RecursionError
     )
+
+
+def _is_there_already(error: DBAPIError) -> bool:
+    """Whether somebody else has written the same row meanwhile; a later attempt replaces it."""
+    return getattr(error.orig, "sqlstate", None) == "23505"
 
 
 def _is_binding(error: DBAPIError) -> bool:
@@ -250,11 +256,13 @@ class Database:
         """Write records, in the place of any with the same CallSid."""
         self.open()
         rows = [_row(record) for record in records]
-        names = [row["call_sid"] for row in rows]
-        with self._engine.begin() as connection:
+
+        def replace(connection: sql.Connection) -> None:
             # Not an upsert: that is spelt differently in every database.
-            connection.execute(statements.DELETE, {"names": names})
+            connection.execute(statements.DELETE, {"names": [row["call_sid"] for row in rows]})
             connection.execute(statements.INSERT, rows)
+
+        self._write_again(replace)
 
     def write_each(self, records: Sequence[Mapping[str, Any]]) -> list[Refused]:
         """Write records; if one of them is never taken, all others and as much of it as is.
@@ -262,16 +270,7 @@ class Database:
         Returns:
             Those that were not taken whole.
         """
-        try:
-            self.write(records)
-        except Exception as error:
-            if not is_about_data(error):
-                raise
-            if len(records) == 1:
-                return [Refused(records[0], error, self._write_summary(records[0]))]
-            middle = len(records) // 2
-            return self.write_each(records[:middle]) + self.write_each(records[middle:])
-        return []
+        return self._each(records, self.write)
 
     def write_newer(self, records: Sequence[Mapping[str, Any]]) -> list[Refused]:
         """Write those of the records that are newer than what is there; see :meth:`write_each`."""
@@ -279,18 +278,65 @@ class Database:
         for record in sorted(records, key=lambda record: float(record[KEPT_AT])):
             newest[record["call_sid"]] = record
         self.open()
-        with self._engine.connect() as connection:
-            for call_sid, details in connection.execute(statements.NEWER, {"names": list(newest)}):
-                if newest[call_sid][KEPT_AT] <= details.get(KEPT_AT, 0.0):
-                    del newest[call_sid]
-        return self.write_each(list(newest.values())) if newest else []
+        return self._each(list(newest.values()), self._write_newer) if newest else []
 
-    def _write_summary(self, record: Mapping[str, Any]) -> bool:
+    def _write_newer(self, records: Sequence[Mapping[str, Any]]) -> None:
+        def look_and_write(connection: sql.Connection) -> None:
+            if self._url.get_backend_name() == "sqlite":
+                connection.exec_driver_sql(_ALONE["sqlite"])  # it has no locks of rows
+            newer = {record["call_sid"]: record for record in records}
+            older: list[str] = []
+            for call_sid, details in connection.execute(statements.THERE, {"names": list(newer)}):
+                if newer[call_sid][KEPT_AT] <= details.get(KEPT_AT, 0.0):
+                    del newer[call_sid]
+                else:
+                    older.append(call_sid)
+            # Only what was seen is deleted: what has come since is in the way of ours, as it ought.
+            if older:
+                connection.execute(statements.DELETE, {"names": older})
+            if newer:
+                connection.execute(statements.INSERT, [_row(each) for each in newer.values()])
+
+        self._write_again(look_and_write)
+
+    def _write_again(self, write: Callable[[sql.Connection], None]) -> None:
+        """Write in one transaction, and in another if somebody wrote the same call meanwhile."""
+        for again in (True, False):
+            try:
+                with self._engine.begin() as connection:
+                    write(connection)
+            except IntegrityError as error:
+                if again and _is_there_already(error):
+                    continue
+                raise
+            return
+
+    def _each(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        write: Callable[[Sequence[Mapping[str, Any]]], None],
+    ) -> list[Refused]:
+        try:
+            write(records)
+        except Exception as error:
+            if not is_about_data(error):
+                raise
+            if len(records) == 1:
+                return [Refused(records[0], error, self._write_summary(records[0], write))]
+            middle = len(records) // 2
+            return self._each(records[:middle], write) + self._each(records[middle:], write)
+        return []
+
+    def _write_summary(
+        self,
+        record: Mapping[str, Any],
+        write: Callable[[Sequence[Mapping[str, Any]]], None],
+    ) -> bool:
         """Write what lists show of a record, if that is taken."""
         part = {name: record[name] for name in SUMMARY} | {"metadata": {}}
         part[KEPT_AT] = record.get(KEPT_AT, 0.0)
         try:
-            self.write([part | {NOT_WHOLE: "the database did not take the rest of this record"}])
+            write([part | {NOT_WHOLE: "the database did not take the rest of this record"}])
         except Exception as error:
             if not is_about_data(error):
                 raise

@@ -38,6 +38,10 @@ PAGE_BEFORE = PAGE.where(
         ),
     )
 )
-NEWER = sql.select(calls.c.call_sid, calls.c.details).where(
-    calls.c.call_sid.in_(sql.bindparam("names", expanding=True))
+THERE = (
+    sql.select(calls.c.call_sid, calls.c.details)
+    .where(calls.c.call_sid.in_(sql.bindparam("names", expanding=True)))
+    .order_by(calls.c.call_sid)
+    .with_for_update()
 )
+"""They stay as they are until the transaction is over, where a database knows how to do that."""

@@ -6,7 +6,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +42,9 @@ GATHER_S = 0.2
 FLUSH_TIMEOUT_S = 10.0
 """How long a server that stops may take to write what is left."""
 ASIDE_TIMEOUT_S = 5.0
-"""How long it may then take to put aside what the database did not take."""
+"""How long records may take to be put aside, of a server that stops as of one that works."""
+TAKE_UP_TIMEOUT_S = 10.0
+"""How long what is written now may wait for what was put aside; the rest is taken up meanwhile."""
 CLOSE_TIMEOUT_S = 5.0
 """How long it then waits for threads that are still at it."""
 RETRY_S = (0.5, 30.0)
@@ -98,7 +100,10 @@ class Records:
         # Threads of our own: a database that hangs takes no other work's.
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(4) if self._database.is_shared else self._writing
+        # Nor does a directory that hangs, as one on a network may.
         self._setting_aside = trio.CapacityLimiter(1)
+        self._taking_up = trio.CapacityLimiter(1)
+        self._told_of: tuple[int, int] = (0, 0)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write and delete until cancelled, and then write what is left.
@@ -113,11 +118,7 @@ class Records:
                 # What starts us only says that the start has failed.
                 logger.critical("database refused", reason=str(error))
                 raise
-            if self._aside is not None and self._aside.is_closed_to_us():
-                logger.warning(
-                    "UNSAVED_DIR cannot be written: what the database does not take would be lost",
-                    directory=str(self._aside.directory),
-                )
+            await self._check_aside()
             task_status.started()
             await self._work()
         finally:
@@ -278,13 +279,27 @@ class Records:
                     self._failed("write", error)
                     await trio.sleep(backoff.next_s())
         if self._unsaved:
-            with trio.move_on_after(ASIDE_TIMEOUT_S, shield=True):
+            with trio.CancelScope(shield=True):  # it is timed itself
                 await self._set_aside(list(self._unsaved.values()))
         for call_sid in self._unsaved:
             self._metrics.records.failures.labels("given-up").inc()
             logger.critical("record lost: neither database nor file took it", call_sid=call_sid)
 
     # -- files beside the database ---------------------------------------------------------
+
+    async def _check_aside(self) -> None:
+        if (aside := self._aside) is None:
+            return
+        is_closed = True
+        with trio.move_on_after(ASIDE_TIMEOUT_S):
+            is_closed = await trio.to_thread.run_sync(
+                aside.is_closed_to_us, abandon_on_cancel=True, limiter=self._setting_aside
+            )
+        if is_closed:
+            logger.warning(
+                "UNSAVED_DIR cannot be written: what the database does not take would be lost",
+                directory=str(aside.directory),
+            )
 
     async def _set_aside(self, records: list[dict[str, Any]]) -> None:
         """Put records into a file until the database works; they stay here if that fails."""
@@ -311,13 +326,22 @@ class Records:
             )
 
     async def _in_file(self, what: str, write: Callable[[], Path], records: int) -> bool:
+        path = None
+        reason, bug = "the directory does not answer", None
         try:
-            path = await trio.to_thread.run_sync(
-                write, abandon_on_cancel=True, limiter=self._setting_aside
-            )
-        except OSError as error:
+            with trio.move_on_after(ASIDE_TIMEOUT_S):
+                path = await trio.to_thread.run_sync(
+                    write, abandon_on_cancel=True, limiter=self._setting_aside
+                )
+        except Exception as error:
+            # Whatever it was, what is in the records must not hold up those that come after.
+            reason = str(error.strerror) if isinstance(error, OSError) else _first_line(error)
+            bug = None if isinstance(error, OSError) else error
+        if path is None:
             self._metrics.records.failures.labels("aside").inc()
-            logger.critical("records cannot be put aside", records=records, error=error.strerror)
+            logger.critical(
+                "records cannot be put aside", records=records, error=reason, exc_info=bug
+            )
             return False
         self._metrics.records.aside.labels(what).inc(records)
         logger.error("records put aside in a file", what=what, records=records, file=str(path))
@@ -328,17 +352,36 @@ class Records:
         if (aside := self._aside) is None:
             return
         oldest_kept = self._oldest_kept()
+        with trio.move_on_after(TAKE_UP_TIMEOUT_S) as waiting:
+            await self._in_thread(lambda: self._take_up_all(aside, oldest_kept), self._taking_up)
+        if waiting.cancelled_caught:
+            logger.warning("records put aside take long to be taken up")
 
-        def take_up_all() -> None:
-            for path in aside.unsaved():
+    def _take_up_all(self, aside: Aside, oldest_kept: float | None) -> None:
+        """Take up what there is, in a thread; a file with which something is wrong waits."""
+        of_others = of_other_users = 0
+        paths: list[Path] = []
+        with self._telling():
+            paths = aside.unsaved()
+        for path in paths:
+            with self._telling():
                 self._take_up_one(aside, path, oldest_kept)
+        with self._telling():
             if oldest_kept is not None and (deleted := aside.delete_before(oldest_kept)):
                 logger.info("old files of records deleted", files=deleted)
-            if others := aside.of_others():
-                logger.warning("files of records for another DATABASE_URL wait", files=others)
+        with self._telling():
+            of_others, of_other_users = aside.of_others(), aside.of_other_users()
+        if self._told_of != (of_others, of_other_users):
+            self._told_of = of_others, of_other_users
+            if of_others:
+                logger.warning("files of records for another DATABASE_URL wait", files=of_others)
+            if of_other_users:
+                logger.warning("files of records belong to another user", files=of_other_users)
 
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
         try:
-            await self._in_thread(take_up_all, self._writing)
+            yield
         except OSError as error:
             self._metrics.records.failures.labels("aside").inc()
             logger.error("records put aside cannot be taken up", error=error.strerror)  # noqa: TRY400
@@ -368,7 +411,7 @@ class Records:
         """Close the database, and wait until no thread is left that uses it."""
         await trio.to_thread.run_sync(self._database.close, abandon_on_cancel=True)
         with ExitStack() as places:
-            for limiter in {self._writing, self._reading}:
+            for limiter in {self._writing, self._reading, self._taking_up}:
                 for _ in range(int(limiter.total_tokens)):  # an abandoned thread still has its own
                     place = object()
                     await limiter.acquire_on_behalf_of(place)

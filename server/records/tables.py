@@ -110,8 +110,16 @@ def _fitted_json(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def _fitted_name(name: Any) -> Any:
-    """The name of a member as JSON has it."""
+def _fitted_name(name: Any) -> str:
+    """The name of a member as JSON has it; one of another type is named as Python shows it."""
     if isinstance(name, str):
         return storable(name)
-    return json.dumps(name) if isinstance(name, int | float | None) else name
+    return json.dumps(name) if isinstance(name, int | float | None) else storable(shown(name))
+
+
+def shown(value: object) -> str:
+    """What Python shows of a value; of one that cannot be shown, its type. Never fails."""
+    try:
+        return repr(value)
+    except Exception:  # of a value's own
+        return f"<{type(value).__name__}>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,6 +34,7 @@ from tests.support.gemini_talks import (
     silence,
     speech,
 )
+from tests.support.kept_garbage import name_of, rings
 
 pytestmark = pytest.mark.sockets
 
@@ -190,3 +192,37 @@ async def test_an_http_answer_instead_of_a_websocket(
     nursery.cancel_scope.cancel()
     assert type(caught.value) is kind
     assert f"HTTP {status[:3]}" in str(caught.value)
+
+
+async def test_a_hang_up_amid_the_handshake_leaves_nothing_to_the_garbage_collector() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    model = GeminiModel(api_key=KEY, url=f"ws://127.0.0.1:{port}")
+
+    async def open_and_hang_up() -> None:
+        async def connect() -> None:
+            async with model.open_connection(Agent()):
+                raise AssertionError("nobody has answered")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect)
+            async with await listener.accept() as stream:
+                await stream.receive_some()
+                nursery.cancel_scope.cancel()
+
+    with trio.fail_after(60):
+        await open_and_hang_up()  # what first uses make stays
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await open_and_hang_up()
+            gc.collect()
+            left = [sorted(map(name_of, ring)) for ring in rings(gc.garbage)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    await listener.aclose()
+
+    assert left == []

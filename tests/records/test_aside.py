@@ -7,10 +7,12 @@ import json
 import math
 import os
 import sqlite3
+import threading
 import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sql
@@ -40,7 +42,7 @@ from tests.records.test_records import (
     url,
 )
 from tests.support.databases import postgresql
-from tests.support.processes import server_process
+from tests.support.processes import FLUSHES_SHORTLY, server_process
 
 __all__ = ["file_url", "impatient", "postgresql_url", "url"]  # fixtures
 pytestmark = pytest.mark.sockets
@@ -191,6 +193,114 @@ async def test_where_only_a_detail_is_poison_the_call_is_still_found(file_url, t
     assert len(files(tmp_path, "refused")) == 1
 
 
+class Unshown:
+    """What cannot even be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no words for it")
+
+
+@pytest.mark.parametrize("odd", [{("a", 1): 2}, Unshown(), {Unshown(): 1}, [{"deep": Unshown()}]])
+async def test_what_json_cannot_write_costs_no_other_record_anything(odd, file_url, tmp_path):
+    async with running(file_url) as records:
+        for number in range(6):
+            records.keep(record(number) | ({"timings": odd} if number == 3 else {}))
+        with trio.fail_after(60):
+            await records.wait_saved()
+        kept = [await records.get(sid(number)) for number in range(6)]
+
+    assert [each["call_sid"] for each in kept] == [sid(number) for number in range(6)]
+    assert [each for each in kept if NOT_WHOLE not in each and each["call_sid"] != sid(3)] == [
+        record(number) for number in range(6) if number != 3
+    ]
+
+
+@pytest.mark.parametrize("odd", [{("a", 1): 2}, Unshown(), [{("a", 1): Unshown()}]])
+def test_a_file_has_the_rest_of_a_record_whatever_one_part_of_it_is(odd, tmp_path):
+    path = Aside(tmp_path, database_url("sqlite:///x.db")).write(
+        "refused", [record(1), record(2) | {"timings": odd}, record(3)]
+    )
+
+    with path.open("rb") as file:
+        lines = [line for line in read_lines(file) if line is not None]
+    assert [line["call_sid"] for line in lines] == [sid(1), sid(2), sid(3)]
+    assert [line["transcript"] for line in lines] == [record(1)["transcript"]] * 3
+
+
+async def test_a_fault_of_ours_in_writing_a_file_ends_neither_the_writing_nor_the_stop(
+    file_url, monkeypatch
+):
+    def fail(*_: object) -> Path:
+        raise TypeError("a fault of ours")
+
+    monkeypatch.setattr(Aside, "write", fail)
+    with structlog.testing.capture_logs() as logged:
+        async with running(file_url) as records:
+            records.keep(record(1) | {"transcript": {1, 2}})
+            records.keep(record(2))
+            with trio.fail_after(60):
+                await records.wait_saved()
+            closed = records._database
+
+    assert closed._closed
+    assert [each["event"] for each in logged if each["log_level"] == "critical"] == [
+        "records cannot be put aside"
+    ]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_directory_that_hangs_does_not_stop_the_writing(
+    fails, locked, file_url, monkeypatch
+):
+    go_on = threading.Event()
+
+    def hang(*_: object) -> Path:
+        go_on.wait(60)
+        raise OSError(errno.EIO, "gone")
+
+    monkeypatch.setattr(Aside, "write", hang)
+    monkeypatch.setattr(store_module, "ASIDE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(store_module, "MAX_UNSAVED", 4)
+    if not fails:
+        locked.execute("ROLLBACK")
+    async with running(file_url) as records:
+        for number in range(4):
+            # Either what is refused is put aside, or what is too much.
+            odd = {"transcript": {1, 2}} if number == 0 and not fails else {}
+            records.keep(record(number) | odd)
+        await until(lambda: failures(records, "aside"))
+        if fails:
+            locked.execute("ROLLBACK")
+        with trio.fail_after(60):
+            await records.wait_saved()
+        page = await records.page(10, None)
+        go_on.set()
+
+    assert len(page) == 4
+
+
+@pytest.mark.parametrize("what", ["unsaved", "is_closed_to_us"])
+async def test_a_directory_that_hangs_when_it_is_looked_at_does_not_stop_the_writing(
+    what, file_url, monkeypatch
+):
+    go_on = threading.Event()
+
+    def hang(*_: object) -> list[Path]:
+        assert threading.current_thread() is not threading.main_thread()
+        go_on.wait(60)
+        return []
+
+    monkeypatch.setattr(Aside, what, hang)
+    monkeypatch.setattr(store_module, "ASIDE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(store_module, "TAKE_UP_TIMEOUT_S", 0.05)
+    async with running(file_url) as records:
+        await until(lambda: records._sweep_at > 0)
+        records.keep(record(1))
+        with trio.fail_after(60):
+            await records.wait_saved()
+        go_on.set()
+
+
 def count_writes(records) -> list[int]:
     written: list[int] = []
     write = records._database.write
@@ -270,6 +380,73 @@ async def test_an_older_version_does_not_replace_a_newer_one(url, tmp_path):
         statuses = [(await records.get(sid(number)))["status"] for number in (1, 2, 3)]
 
     assert statuses == ["new", "new", "unknown when"]
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_version_that_comes_between_look_and_write_is_not_replaced_by_an_older_one(
+    server, is_there, request, tmp_path
+):
+    found = f"sqlite:///{tmp_path}/x.db"
+    address = database_url(
+        request.getfixturevalue("postgresql_url") if server != "sqlite" else found
+    )
+    mine, other = Database(address), Database(address)
+    call_sid = f"CA{server}{is_there}"
+    if is_there:
+        mine.write([record(1, status="first") | {"call_sid": call_sid, KEPT_AT: 1.0}])
+    mine.open()
+    other.open()
+
+    def write_newest() -> None:
+        give_up_at = time.monotonic() + 60
+        while True:
+            try:
+                other.write([record(1, status="newest") | {"call_sid": call_sid, KEPT_AT: 3.0}])
+            except OperationalError:  # locked, as it should be
+                assert time.monotonic() < give_up_at
+            else:
+                return
+
+    thread = threading.Thread(target=write_newest)
+
+    def come_between(*event: Any) -> None:
+        if "SELECT" in event[2] and "offhook_calls" in event[2] and thread.ident is None:
+            thread.start()
+            thread.join(0.5)  # it waits for us, or is done
+
+    sql.event.listen(mine._engine, "after_cursor_execute", come_between)
+    refused = mine.write_newer([record(1, status="second") | {"call_sid": call_sid, KEPT_AT: 2.0}])
+    thread.join()
+    kept = mine.get(call_sid)
+    mine.close()
+    other.close()
+
+    assert refused == []
+    assert kept["status"] == "newest"
+
+
+def test_two_that_write_the_same_call_at_once_both_succeed(postgresql_url):
+    address = database_url(postgresql_url)
+    mine, other = Database(address), Database(address)
+    mine.open()
+    other.open()
+    came: list[str] = []
+
+    def come_between(*event: Any) -> None:
+        if "DELETE" in event[2] and not came:
+            came.append("other")
+            other.write([record(1, status="other") | {"call_sid": "CAtwice"}])
+
+    sql.event.listen(mine._engine, "after_cursor_execute", come_between)
+    refused = mine.write_each([record(1, status="mine") | {"call_sid": "CAtwice"}])
+    kept = mine.get("CAtwice")
+    mine.close()
+    other.close()
+
+    assert came
+    assert refused == []
+    assert kept == record(1, status="mine") | {"call_sid": "CAtwice"}
 
 
 async def test_a_torn_or_hostile_file_gives_its_good_lines_and_is_kept_for_people(
@@ -370,6 +547,67 @@ async def test_old_files_and_old_records_in_files_go_as_retention_wants(file_url
 
     assert page == [sid(2)]
     assert list(tmp_path.glob("offhook-*-*")) == []
+
+
+async def test_a_folder_that_is_called_like_a_file_of_ours_keeps_no_old_file(file_url, tmp_path):
+    now = time.time()
+    aside = Aside(tmp_path, database_url(file_url))
+    folder = tmp_path / f"{aside._start_of('refused')}0-folder"
+    folder.mkdir()
+    other = Aside(tmp_path, database_url("postgresql://user@elsewhere/name"))
+    old = [aside.write("refused", [record(1)]), other.write("unsaved", [record(2)])]
+    new = other.write("unsaved", [record(3)])
+    for path in (folder, *old):
+        os.utime(path, (now - 3 * DAY_S, now - 3 * DAY_S))
+    async with running(file_url, retention_days=1) as records:
+        await until(lambda: records._sweep_at > 0)
+        failed = failures(records, "aside")
+
+    assert [path.exists() for path in (folder, *old, new)] == [True, False, False, True]
+    assert failed == 0
+
+
+async def test_one_file_that_cannot_be_taken_up_does_not_hold_up_the_others(
+    file_url, tmp_path, monkeypatch
+):
+    aside = Aside(tmp_path, database_url(file_url))
+    first = aside.write("unsaved", [record(1)])
+    aside.write("unsaved", [record(2)])
+    finish = Aside.finish
+
+    def fail_once(self: Aside, path: Path, *args: Any, **options: Any) -> Path | None:
+        if path == first:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        return finish(self, path, *args, **options)
+
+    monkeypatch.setattr(Aside, "finish", fail_once)
+    async with running(file_url) as records:
+        await until(lambda: records._sweep_at > 0)
+        failed = failures(records, "aside")
+
+    assert files(tmp_path) == [first]
+    assert failed == 1
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="gives a file away")
+async def test_files_of_another_user_are_not_read_but_told_of_once(file_url, tmp_path):
+    path = Aside(tmp_path, database_url(file_url)).write("unsaved", [record(1)])
+    os.chown(path, 12345, -1)
+    with structlog.testing.capture_logs() as logged:
+        async with running(file_url) as records:
+            for _ in range(3):
+                await records._take_up()
+
+    told = [each for each in logged if each["event"] == "files of records belong to another user"]
+    assert [each["files"] for each in told] == [1]
+    assert path.exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_the_directory_is_made_for_its_owner_only(tmp_path):
+    Aside(tmp_path / "aside", database_url("sqlite:///x.db")).write("unsaved", [record(1)])
+
+    assert (tmp_path / "aside").stat().st_mode & 0o777 == 0o700
 
 
 async def test_a_full_disk_while_records_are_put_aside_is_said_loudly(
@@ -483,7 +721,7 @@ async def test_no_record_is_lost_when_postgresql_restarts_while_the_server_stops
         serve = partial(
             server_process,
             tmp_path,
-            "python -m server",
+            "python -m server" if comes_back else FLUSHES_SHORTLY,
             database_url=database,
             unsaved_dir=tmp_path,
         )

@@ -52,8 +52,11 @@ TWO_PROCESSES = {
         *("--bind", "127.0.0.1:{port}", "server.asgi:app"),
     ],
 }
-KEEPS_GARBAGE = "keeps garbage"
-OF_TESTS = {KEEPS_GARBAGE: ["-m", "tests.support.kept_garbage"]}
+KEEPS_GARBAGE, FLUSHES_SHORTLY = "keeps garbage", "flushes shortly"
+OF_TESTS = {
+    KEEPS_GARBAGE: ["-m", "tests.support.kept_garbage"],
+    FLUSHES_SHORTLY: ["-m", "tests.support.short_flush"],
+}
 
 
 @dataclass
@@ -124,7 +127,7 @@ async def server_process(
 
     Args:
         directory: Where it runs.
-        command: Of :data:`COMMANDS` or :data:`TWO_PROCESSES`.
+        command: Of :data:`COMMANDS`, :data:`TWO_PROCESSES` or :data:`OF_TESTS`.
         output: The file number of its stdout and stderr; None for ours.
         limits: What the system allows it, as for ``resource.setrlimit``.
         settings: More of them.

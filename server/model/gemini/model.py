@@ -68,12 +68,26 @@ class _Connection(ClientConnection):
             with trio.CancelScope(shield=True):
                 await super().recv_events()  # ends as soon as the stream is closed
         finally:
-            if (error := self.protocol.parser_exc) is not None:
-                error.__traceback__ = None  # by its frames it leads back to the protocol
+            # By their frames they lead back to the protocol, which keeps them.
+            error: BaseException | None = self.protocol.parser_exc or self.protocol.handshake_exc
+            while error is not None:
+                error.__traceback__ = None
+                error = error.__cause__
 
 
 class _connect(websocket_connect):  # noqa: N801 - named as the class it specialises
     """Never follows a redirect: the library would take our key along to another host."""
+
+    async def __aenter__(self) -> ClientConnection:
+        try:
+            return await super().__aenter__()
+        except trio.Cancelled as cancelled:
+            # Frames of the library's have it, and the one before it, among their names.
+            error: BaseException | None = cancelled
+            while error is not None:
+                error.__traceback__ = None
+                error = error.__context__
+            raise
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc

@@ -121,7 +121,7 @@ def processes(tmp_path_factory):
             lines = tmp_path_factory.mktemp("logs") / "lines"
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.support.whole_call", way],
-                cwd=Path(__file__).parent.parent,
+                cwd=Path(__file__).parents[2],
                 env={**os.environ, "PYTHONUTF8": "1"},
                 stdout=subprocess.PIPE,
                 stderr=stack.enter_context(lines.open("w")),
