@@ -87,7 +87,7 @@ def is_readable(descriptor: int) -> bool:
 
 
 def limit_unread(
-    connection: socket.socket | trio.socket.SocketType, timeout_s: float = UNREAD_TIMEOUT_S
+    connection: socket.socket | trio.socket.SocketType, timeout_s: float | None = None
 ) -> None:
     """Let the system end connections whose peer is gone or reads no more; where it can: Linux.
 
@@ -98,9 +98,11 @@ def limit_unread(
 
     Args:
         connection: A TCP socket; a Unix socket is left alone.
-        timeout_s: How long nothing may be acknowledged, and when a silent peer is first asked. One
-            that is sent nothing is ended at the latest after twice as long and a probe's pause.
+        timeout_s: How long nothing may be acknowledged, and when a silent peer is first asked; None
+            for :data:`UNREAD_TIMEOUT_S`. One that is sent nothing is ended at the latest after
+            twice as long and a probe's pause.
     """
+    timeout_s = UNREAD_TIMEOUT_S if timeout_s is None else timeout_s
     if hasattr(socket, "TCP_USER_TIMEOUT") and connection.family != socket.AF_UNIX:
         timeout_ms = round(timeout_s * 1000)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)

@@ -279,6 +279,7 @@ def take_over() -> None:
     """
     if _taken_over:
         return
+    _open_closed_ones()
     queues: dict[object, Queue] = {}
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
@@ -303,6 +304,16 @@ def take_over() -> None:
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=queue.begin)
     atexit.register(_close)
+
+
+def _open_closed_ones() -> None:
+    """Have /dev/null where nothing is: or a socket would be stdout, and get what is printed."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115  # for good
 
 
 def _give_to_handlers(old: TextIO, new: TextIO) -> None:

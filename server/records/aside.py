@@ -19,7 +19,7 @@ from typing import IO, Any, Literal
 
 from sqlalchemy.engine import URL
 
-from server.records.tables import KEPT_AT, SUMMARY, fitted, shown
+from server.records.tables import KEPT_AT, MAX_NUMBER, SUMMARY, fitted, shown
 
 try:
     import fcntl
@@ -108,8 +108,12 @@ class Aside:
         except OSError:
             yield None
             return
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            yield None
+            return
         with os.fdopen(fd, "rb") as file:
-            status = os.fstat(fd)
             # Whoever had it before may have taken it up and deleted it, or finished it.
             yield file if _is_ours(status) and _lock(file) and _is_at(path, status) else None
 
@@ -174,7 +178,9 @@ def read_lines(file: IO[bytes]) -> Iterator[dict[str, Any] | None]:
                 raise ValueError("no call")
             record.setdefault(KEPT_AT, 0.0)
             numbers = (record[KEPT_AT], record["created_at"])
-            if not all(type(number) in (int, float) for number in numbers):
+            if not all(
+                type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers
+            ):
                 raise ValueError("no time")
             if set(SUMMARY) - set(record):
                 raise ValueError("not whole")

@@ -83,11 +83,11 @@ class MediaDoor:
             try:
                 await websocket.accept()
                 claimed = await self._claim(wire, address)
+                if claimed is not None:
+                    self._serve_later(claimed)
             except BaseException:
                 wire.close()
                 raise
-            if claimed is not None:
-                self._claimed_in.send_nowait(claimed)
 
     async def _serve_queued(self, transport: QueuedTransport, address: str) -> None:
         """Serve a media socket that is no wire; its tasks live here for as long as its call."""
@@ -142,11 +142,11 @@ class MediaDoor:
         wire = self._wire(self._service.plane, sock)
         try:
             claimed = await self._claim(wire, facts["address"])
+            if claimed is not None:
+                self._serve_later(claimed)
         except BaseException:
             wire.close()
             raise
-        if claimed is not None:
-            self._claimed_in.send_nowait(claimed)
 
     # -- wires -----------------------------------------------------------------------------
 
@@ -175,11 +175,22 @@ class MediaDoor:
         wire.close()
         return None
 
+    def _serve_later(self, claimed: _ClaimedWire) -> None:
+        try:
+            self._claimed_in.send_nowait(claimed)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise StreamEnded("the server has stopped") from None
+
     async def run(self) -> None:
         """Serve the calls' sockets that are on the plane, until the last of them is closed."""
-        async with trio.open_nursery() as nursery:
-            async for claimed in self._claimed_out:
-                nursery.start_soon(self._serve_wire, claimed)
+        try:
+            async with trio.open_nursery() as nursery:
+                async for claimed in self._claimed_out:
+                    nursery.start_soon(self._serve_wire, claimed)
+        finally:
+            while self._claimed_out.statistics().current_buffer_used:
+                self._claimed_out.receive_nowait().wire.close()
+            self._claimed_out.close()
 
     async def aclose(self) -> None:
         """Take no more media sockets; :meth:`run` returns when the last is closed."""

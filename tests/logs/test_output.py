@@ -349,3 +349,22 @@ async def test_a_server_whose_output_nobody_reads_serves_and_stops(command, tmp_
             status = await server.process.wait()
 
     assert status == 0
+
+
+def test_a_process_that_was_given_no_output_writes_nowhere_and_no_file_becomes_its_output():
+    script = """
+import os, sys
+os.close(1)
+os.close(2)
+sys.stdout = sys.stderr = None
+from server import logs
+from server.logs import output
+output.take_over()
+logs.configure()
+print("to nobody")
+taken = os.open("/dev/zero", os.O_RDONLY)
+os._exit(0 if taken > 2 and sys.stderr is not None else 1)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+
+    assert ended.returncode == 0

@@ -764,3 +764,32 @@ def control_postgresql(directory: Path, what: str) -> None:
         [program, "-D", str(directory / "data"), *options, "-w", "-t", "120", what],
         user=_unprivileged_user(), cwd=directory, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("kept_at", ["NaN", "Infinity", "-Infinity", "1e400", str(2**63)])
+def test_a_line_with_a_time_that_is_none_holds_no_other_up(tmp_path, kept_at):
+    path = tmp_path / "lines"
+    good = json.dumps({"record": record(1)})
+    bad = json.dumps({"record": record(2) | {KEPT_AT: 12345.25}}).replace("12345.25", kept_at)
+    path.write_text(f"{bad}\n{good}\n")
+
+    with path.open("rb") as file:
+        lines = list(read_lines(file))
+
+    assert lines[0] is None
+    assert lines[1] is not None
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_folder_that_is_named_like_a_file_of_records_is_nobodys_and_costs_nothing(tmp_path):
+    aside = Aside(tmp_path, database_url("sqlite:///x.db"))
+    path = aside.write("unsaved", [record(1)])
+    folder = path.with_name(path.name + "-folder")
+    folder.mkdir()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+
+    for _ in range(3):
+        with aside.claimed(folder) as file:
+            assert file is None
+
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -22,6 +22,8 @@ pytestmark = [
 ]
 
 MIB = 1024 * 1024
+SHORT = ("full", "descriptors")
+"""As many calls as there are descriptors for; or fewer, where others have taken some."""
 
 
 async def place_until_refused(
@@ -71,14 +73,15 @@ async def test_with_few_descriptors_fewer_calls_are_taken_and_all_of_them_talk(t
     assert 10 <= len(placed) < 61
     assert used - base <= 3 * len(placed) + 2  # a stream, a session and a recording each
     assert refused.status_code == 503
-    assert refused.json()["error"] == "full"
+    assert refused.json()["error"] in SHORT
     assert int(refused.headers["Retry-After"]) > 0
-    assert (ready.status_code, ready.json()["reason"]) == (503, "full")
+    assert ready.status_code == 503
+    assert ready.json()["reason"] in SHORT
     assert alive.status_code == 200
     assert live == len(placed)
     assert said["descriptor limit raised"]["now"] == 160
     fitting = next(word for event, word in said.items() if "MAX_CALLS is more" in event)
-    assert fitting["taken"] == len(placed)
+    assert fitting["taken"] >= len(placed)
 
 
 def descriptors(pid: int) -> int:
