@@ -200,6 +200,8 @@ class Plane:
         """Change what is waited for; if that is nothing, epoll is silent about its end, too."""
         events = (select.EPOLLIN if reading else 0) | (select.EPOLLOUT if writing else 0)
         number = wire.fileno()
+        if self._epoll.closed:  # the server has stopped, and what is left closes by itself
+            return
         if not events:
             self._epoll.unregister(number)
             self._resting.add(number)
@@ -227,7 +229,7 @@ class Plane:
             return
         if wire.fileno() in self._resting:
             self._resting.discard(wire.fileno())
-        else:
+        elif not self._epoll.closed:
             self._epoll.unregister(wire.fileno())
 
     @property

@@ -84,6 +84,21 @@ async def test_closing_wakes_the_task_that_receives(plane, nursery):
     assert received == [None]
 
 
+async def test_a_wire_that_outlives_its_plane_closes_its_socket_all_the_same():
+    plane = Plane()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(plane.run)
+            wire = Wire(plane, ours, WebSocket(is_client=False, max_message_bytes=65536))
+            nursery.cancel_scope.cancel()
+        wire.send_text(b"goodbye")
+        wire.close()
+
+        assert ours.fileno() == -1
+
+
 async def test_what_was_read_with_the_handshake_is_not_lost(plane):
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
