@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -23,11 +24,15 @@ from websockets.trio.client import connect
 from server.carrier import CallStatus
 from server.simulators.gemini import MODEL_SCRIPTS
 from server.simulators.twilio.webhooks import sign
-from tests.support.kept_garbage import REPORT
+from tests.support.kept_garbage import OF_OTHERS, REPORT
 from tests.support.processes import KEEPS_GARBAGE, ServerProcess, server_process
 from tests.support.serving import start_message
 
-pytestmark = [pytest.mark.sockets, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.sockets,
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.version_info >= (3, 13), reason=OF_OTHERS),
+]
 
 CALLER = "+15005550199"
 
