@@ -6,7 +6,6 @@ import importlib.util
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -93,20 +92,6 @@ class PostgreSql:
         """Its processes."""
         first = (self._directory / "data" / "postmaster.pid").read_text().split()[0]
         return family(int(first))
-
-    @contextmanager
-    def stopped(self) -> Generator[None]:
-        """Have none of its processes run."""
-        pids = self.pids
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
 
     def _connect(self) -> Any:
         import psycopg

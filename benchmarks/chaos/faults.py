@@ -199,7 +199,7 @@ async def database_down(world: World, planned: Planned) -> AsyncGenerator[None]:
 async def database_stopped(world: World, planned: Planned) -> AsyncGenerator[None]:
     """SIGSTOP to all of it."""
     assert world.database is not None
-    with world.database.stopped():
+    with _sigstopped(world.database.pids):
         yield
 
 
