@@ -51,7 +51,8 @@ class Measured:
     """``python -m benchmarks setup --quick``, on a machine that was not idle: 19.3 for a call that
     we place and 5.5 for its end; one that comes in takes 9.8 and 4.5."""
     rss_kib_per_call: float = 200.0
-    """``python -m benchmarks calls``, rounded up."""
+    """Assumed, and generous: a prototype of the media path had 80. The benchmark ``calls`` has
+    yours."""
     balancer_ms_per_call_s: float = 1.6
     """HAProxy 2.6 and plain ``ws``, 24 calls; TLS comes on top."""
     registry_us: float = 50.0
