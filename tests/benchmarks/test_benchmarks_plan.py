@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +78,33 @@ def test_a_thousand_calls_need_what_the_page_on_scaling_says():
 
     assert (needs.nodes, needs.spare_nodes, needs.cores) == (2, 1, 4)
     assert needs.balancer_cores == pytest.approx(1.6)
+
+
+ROWS = re.findall(
+    r"^\| ([\d,]+) \| (\d+) \+ (\d+) \| ([\d,]+)[^|]* \| ([\d.]+) cores \| "
+    r"([\d.]+) Gbit/s \| ([\d.]+) Gbit/s \|$",
+    (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(),
+    re.M,
+)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_the_page_on_scaling_says_what_the_plan_says(row):
+    calls, nodes, spare, ops, balancer, carrier, model = (
+        float(word.replace(",", "")) for word in row
+    )
+
+    needs = plan(Wish(calls=int(calls)), Measured(), TOLD)
+
+    assert (needs.nodes, needs.spare_nodes) == (nodes, spare)
+    assert needs.registry_ops_per_s == pytest.approx(ops, rel=0.03)
+    assert needs.balancer_cores == pytest.approx(balancer, rel=0.03)
+    assert needs.carrier_up_gbit_s + needs.carrier_down_gbit_s == pytest.approx(carrier, rel=0.15)
+    assert needs.model_up_gbit_s + needs.model_down_gbit_s == pytest.approx(model, rel=0.03)
+
+
+def test_the_page_on_scaling_has_a_table_of_the_plan():
+    assert [row[0] for row in ROWS] == ["1,000", "10,000", "100,000"]
 
 
 @pytest.mark.parametrize("calls", [1, 250, 10_000, 100_000])

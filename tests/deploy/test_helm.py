@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from typing import Any
 
 import pytest
+import trustme
 
+from tests.deploy.haproxy import CONFIGURATIONS, HAPROXY, needs_haproxy
+from tests.deploy.haproxy import environment_of as environment_of_haproxy
 from tests.deploy.helm import NAMESPACE, HelmRefuses, lint, needs_helm, render
 from tests.deploy.settings import KNOWN
 from tests.serving.test_deploy import assert_known
@@ -18,6 +22,7 @@ WITHOUT_SCHEMA = {"HTTPRoute", "ScaledObject", "ServiceMonitor"}
 """Kinds that are not Kubernetes's own."""
 BASE: dict[str, Any] = {"publicUrl": "https://calls.example.com"}
 EVERYTHING = BASE | {
+    "haproxy": {"enabled": True, "serviceAnnotations": {"example.com/balancer": "network"}},
     "replicas": 3,
     "maxReplicas": 5,
     "workers": 3,
@@ -154,8 +159,8 @@ def test_each_pod_that_can_be_has_a_route_to_itself_and_to_nobody_else(name):
         assert rule["timeouts"]["request"] == "0s"
         assert services[pod]["spec"]["selector"]["statefulset.kubernetes.io/pod-name"] == pod
         assert services[pod]["spec"]["publishNotReadyAddresses"] is True
-    assert len(routes) == 6
-    assert len(services) == 7
+    assert len(routes) == 1 + 5
+    assert len(services) == 2 + 5 + 1
     assert all(len(name) <= 63 for name in services)
 
 
@@ -243,6 +248,9 @@ def test_pods_may_reach_each_other_whoever_else_may_reach_them():
 
     (ingress,) = policy["spec"]["ingress"]
     assert ingress["from"][0] == {"podSelector": policy["spec"]["podSelector"]}
+    (balancer,) = of_kind("Deployment", render(EVERYTHING)).values()
+    labels = balancer["spec"]["template"]["metadata"]["labels"]
+    assert ingress["from"][1] == {"podSelector": {"matchLabels": labels}}
     ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
     assert ports == {53, 443, 6379, 5432, "http"}
 
@@ -280,3 +288,67 @@ def test_what_cannot_work_is_not_rendered(wrong):
 
     with pytest.raises(HelmRefuses, match=name):
         render(BASE | wrong)
+
+
+def configuration_of(manifests: list[dict[str, Any]]) -> str:
+    (found,) = of_kind("ConfigMap", manifests).values()
+    return found["data"]["haproxy.cfg"]
+
+
+def test_the_balancer_of_a_release_is_configured_as_the_one_that_was_tried():
+    """Line by line, but for where it listens and who is behind it."""
+    of_one_machine = re.compile(
+        r"bind|stats socket|ssl-load|resolvers|parse-resolv|accepted_|hold "
+    )
+    tried = (CONFIGURATIONS / "haproxy.cfg").read_text()
+    rendered = configuration_of(render(EVERYTHING | {"replicas": 2, "maxReplicas": 2}))
+
+    def rules(text: str) -> list[str]:
+        lines = [line.strip() for line in text.splitlines()]
+        lines = [
+            re.sub(r"^(server n\d) .*", r"\1", line.replace("offhook-", "n")) for line in lines
+        ]
+        return [one for one in lines if one and one[0] != "#" and not of_one_machine.match(one)]
+
+    assert rules(rendered) == rules(tried)
+
+
+def test_the_balancer_of_a_release_knows_every_pod_that_can_be():
+    text = configuration_of(render(EVERYTHING))
+
+    for backend in ("streams", "resumes", "requests"):
+        section = text.split(f"\nbackend {backend}\n")[1].split("\nbackend")[0]
+        addresses = re.findall(r"(?m)^ +server n\d (\S+)", section)
+        assert addresses == [f"offhook-{n}.voice.svc.cluster.local:8000" for n in range(5)]
+
+
+@needs_haproxy
+def test_haproxy_accepts_the_configuration_of_a_release(tmp_path):
+    authority = trustme.CA()
+    environment = environment_of_haproxy(tmp_path, authority, {})
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(
+        configuration_of(render(EVERYTHING)).replace(
+            "/etc/haproxy/certs/tls.crt", environment["CERTIFICATE"]
+        )
+    )
+
+    done = subprocess.run(
+        [HAPROXY, "-c", "-f", str(file)], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "[WARNING]" not in done.stderr
+
+
+def test_the_services_of_the_pods_are_not_the_balancers_too():
+    manifests = render(EVERYTHING)
+    (balancer,) = of_kind("Deployment", manifests).values()
+    labels = balancer["spec"]["template"]["metadata"]["labels"]
+
+    chosen = [
+        name
+        for name, service in of_kind("Service", manifests).items()
+        if service["spec"]["selector"].items() <= labels.items()
+    ]
+    assert chosen == ["offhook-haproxy"]

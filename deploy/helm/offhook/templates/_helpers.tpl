@@ -23,6 +23,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
+{{/* Not the pods' own labels, or every Service of theirs would have the balancer's pods, too. */}}
+{{- define "offhook.haproxySelector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-haproxy
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
 {{- define "offhook.checks" -}}
 {{- if gt (int .Values.replicas) (int .Values.maxReplicas) -}}
 {{- fail "replicas must not be more than maxReplicas: only so many pods have a route" -}}
