@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -167,3 +167,25 @@ async def until(condition) -> None:
             if await found if hasattr(found, "__await__") else found:
                 return
             await trio.sleep(0.01)
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports of the loopback that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Sentinel(RedisServer):
+    """One of the sentinels of a primary that they call ``offhook``."""
+
+    def __init__(self, directory: Path, port: int, primary_port: int, down_after_ms: int) -> None:
+        config = directory / f"sentinel-{port}.conf"
+        config.write_text(
+            f"sentinel monitor offhook 127.0.0.1 {primary_port} 2\n"
+            f"sentinel down-after-milliseconds offhook {down_after_ms}\n"
+            "sentinel failover-timeout offhook 10000\n"
+        )
+        super().__init__(directory, str(config), "--sentinel", port=port)
