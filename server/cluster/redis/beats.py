@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
 from typing import Annotated
 
 import msgspec
@@ -36,13 +35,13 @@ _decoder = msgspec.json.Decoder(_Beat)
 
 def written(address: str, load: Load) -> bytes:
     """How a member is, and where it is reached."""
-    return msgspec.json.encode((address, *map(_bounded, astuple(load))))
+    counts = (int(_bounded(count)) for count in (load.live, load.running, load.waiting))
+    times = _bounded(load.dials_in_s), _bounded(load.dial_every_s)
+    return msgspec.json.encode((address, *counts, load.accepts, load.draining, *times))
 
 
 def _bounded(value: float) -> float:
-    if isinstance(value, bool):
-        return value
-    return 0 if math.isnan(value) else min(max(value, 0), _MOST)
+    return 0.0 if math.isnan(value) else min(max(value, 0.0), _MOST)
 
 
 def member_of(text: bytes) -> Member | None:

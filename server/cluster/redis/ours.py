@@ -62,11 +62,6 @@ class Ours:
         self._over: dict[str, None] = {}
         self._changes = 0
 
-    def __contains__(self, call_sid: str) -> bool:
-        """Whether a call is ours and live, as far as we know."""
-        call = self._calls.get(call_sid)
-        return call is not None and not call.is_over
-
     @property
     def unsaid(self) -> int:
         """Of how many calls there is something to write."""
@@ -97,9 +92,15 @@ class Ours:
             self.dropped += 1
             self.forget(next(iter(self._over)))
 
+    def has_state(self, call_sid: str) -> bool:
+        """Whether what another process needs to go on with a call is known."""
+        call = self._calls.get(call_sid)
+        return call is not None and bool(call.state)
+
     def is_held(self, call_sid: str, generation: int) -> bool:
         """Whether a call is ours and live with this generation, as far as we know."""
-        return call_sid in self and self._calls[call_sid].generation == generation
+        call = self._calls.get(call_sid)
+        return call is not None and not call.is_over and call.generation == generation
 
     def forget(self, call_sid: str) -> None:
         """A call is no longer ours to speak of."""

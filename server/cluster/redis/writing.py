@@ -1,4 +1,8 @@
-"""Telling the registry what is new of our calls: what has gathered in 50 ms, in one go."""
+"""Telling the registry what is new of our calls: what has gathered in 50 ms, in one go.
+
+A newer state of a call that has one already may gather for longer: a go costs as much as five calls
+in it, and nothing is decided by a state that is a moment older.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 WRITE_S = 0.05
 """How long what is new gathers."""
+STATE_S = 0.2
+"""How long newer states do, where nothing else is new."""
 MAX_WRITES = 50
 """In one go: a few milliseconds of the loop."""
 
@@ -41,7 +47,7 @@ class Writing:
         self._metrics = metrics
         self._ours = Ours()
         self._strike_off: dict[str, dict[str, None]] = {}
-        self._news = trio.Event()
+        self._news, self._haste = trio.Event(), trio.Event()
 
     def announce(self, call_sid: str, generation: int) -> None:
         """A call is ours."""
@@ -53,8 +59,9 @@ class Writing:
         if len(state) > MAX_STATE_BYTES:
             logger.warning("the state of a call is too large to be kept", size_bytes=len(state))
             return
+        is_first = not self._ours.has_state(call_sid)
         self._ours.keep(call_sid, generation, state)
-        self._wake()
+        self._wake(in_haste=is_first)
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call of ours is over."""
@@ -75,17 +82,21 @@ class Writing:
         self._ours.say_all_again()
         self._wake()
 
-    def _wake(self) -> None:
+    def _wake(self, *, in_haste: bool = True) -> None:
         self._metrics.unsaid.set(self._ours.unsaid)
         if self._ours.unsaid or self._strike_off:
             self._news.set()
+            if in_haste:
+                self._haste.set()
 
     async def write_on(self, connection: Connection) -> None:
         """Write what is new, until the connection fails."""
         while True:
             await self._news.wait()
+            with trio.move_on_after(STATE_S - WRITE_S):
+                await self._haste.wait()
             await trio.sleep(WRITE_S)
-            self._news = trio.Event()
+            self._news, self._haste = trio.Event(), trio.Event()
             await self._write(connection)
             self._wake()
 
