@@ -226,6 +226,18 @@ def web_url(url: str) -> str:
     return url
 
 
+def node_url(url: str) -> str:
+    """Where a node is reached by others: a web address without a path.
+
+    Raises:
+        ValueError: What is wrong with it.
+    """
+    parts = _split(url, ("http", "https"))
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("must be no more than http://host:port")
+    return _origin_of(parts)
+
+
 def socket_url(url: str) -> str:
     """A ``ws`` or ``wss`` address.
 
