@@ -26,6 +26,7 @@ from server.hooks.media_socket import (
     refuse_compression,
 )
 from server.hooks.routes import Routes
+from server.hooks.sockets import translate_errors_without_rings
 from server.service import Service
 from server.settings.settings import Settings
 from server.web.calls_api import add_calls_api
@@ -150,6 +151,7 @@ def create_app(settings: Settings) -> OffhookApp:
     refuse_other_servers()
     refuse_compression()
     bound_frames()
+    translate_errors_without_rings()
     app = OffhookApp(settings)
     QuartSchema(
         app,
