@@ -102,6 +102,7 @@ KINDS_OF_STRANGERS = (
     "stream-protocol",
     "stream-ticket",
     "stream-worker",
+    "peer",
 )
 
 

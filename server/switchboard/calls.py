@@ -33,8 +33,8 @@ from server.carrier import (
     VoiceRequest,
 )
 from server.carrier.webhooks import ConnectStream, EndCall, RefuseCall, Reply, SayAndEndCall
-from server.cluster.board import Load
-from server.cluster.workers import Workers
+from server.cluster.cluster import Cluster
+from server.cluster.registry import Load
 from server.dialogue.cushion import Lateness
 from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import VoicemailPolicy
@@ -121,7 +121,7 @@ class Calls:
         recent_calls: How many ended calls stay in memory, for the carrier's late callbacks.
         traces: Where traces of ended calls go.
         strangers: The media sockets that have not shown a ticket yet.
-        workers: The other processes of this server.
+        cluster: This process among those of its server.
         callback_wait_s: How long the carrier may say nothing about a call that it has placed until
             it is asked; infinite for as long as it likes.
     """
@@ -142,7 +142,7 @@ class Calls:
         recent_calls: int = 1_000,
         strangers: Strangers | None = None,
         traces: Traces | None = None,
-        workers: Workers | None = None,
+        cluster: Cluster | None = None,
         callback_wait_s: float = 10.0,
     ) -> None:
         self.carrier = carrier
@@ -162,11 +162,11 @@ class Calls:
         self.strangers = Strangers() if strangers is None else strangers
         self._strays = Sparing()
         self._traces = traces or NoTraces()
-        self._workers = workers or Workers()
+        self._cluster = cluster or Cluster()
         self.register = Register(records, recent_calls)
         self.tickets = Tickets(ticket_ttl_s)
         self.model_trial = ModelTrial(
-            model, self.admission.account_pause, metrics, self._workers.publish
+            model, self.admission.account_pause, metrics, self._cluster.publish
         )
         self._start_timeout_s = start_timeout_s
         self._dialling = 0
@@ -220,10 +220,10 @@ class Calls:
             self._traces.call_ended(record)
         for call_sid in forgotten:
             with _one_calls_trouble(call):
-                self._workers.release(call_sid)
+                self._cluster.release(call_sid)
         self._tell_if_empty()
         with _one_calls_trouble(call):
-            self._workers.publish()
+            self._cluster.publish()
 
     async def _follow(self, call: Call) -> None:
         try:
@@ -235,7 +235,7 @@ class Calls:
     async def aclose(self) -> None:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""
         self.draining = True
-        self._workers.publish()
+        self._cluster.publish()
         await self._accepted_in.aclose()
 
     # -- placing and answering -------------------------------------------------------------
@@ -306,11 +306,19 @@ class Calls:
             await self.carrier.hang_up(placed.call_sid)
             raise
 
-    async def answer(self, call_sid: str, number: str, agent: Agent) -> Reply:
+    async def answer(
+        self, call_sid: str, number: str, agent: Agent, *, generation: int = 1
+    ) -> Reply:
         """What answers this call; it is idempotent, as webhooks are repeated.
 
         A call that has had its stream, or is over, needs no answer: whoever asks for one has kept a
         request of the carrier's, and gets neither a ticket nor a model session for it.
+
+        Args:
+            call_sid: The call.
+            number: Who calls, or is called.
+            agent: Who speaks.
+            generation: For the how-manieth time the call is somebody's.
 
         Raises:
             CallRefused: Full, draining or overloaded.
@@ -325,10 +333,11 @@ class Calls:
             try:
                 self.check_admission()
             except CallRefused:
-                self._workers.release(call_sid)  # another process has chosen this one for it
+                # Another process has chosen this one for it.
+                self._cluster.release(call_sid, generation)
                 raise
             call = self._new_call("inbound", number, agent, None, None)
-            self._begin(call, call_sid)
+            self._begin(call, call_sid, generation)
         if call.apology.fetch():
             return self._apology(call.conversation.party.agent)
         return ConnectStream(self.tickets.issue(call, trio.current_time()))
@@ -399,7 +408,7 @@ class Calls:
             raise _draining()
         if self.has_failed:
             raise _failed()
-        calls = self.live_count + self._workers.live_elsewhere
+        calls = self.live_count + self._cluster.live_elsewhere
         self.admission.check(calls, trio.current_time())
 
     def _new_call(
@@ -428,7 +437,7 @@ class Calls:
             metadata=metadata,
         )
 
-    def _begin(self, call: Call, call_sid: str) -> None:
+    def _begin(self, call: Call, call_sid: str, generation: int = 1) -> None:
         """Have a call run that the carrier has named; nothing in here waits, or loses it.
 
         Raises:
@@ -443,7 +452,7 @@ class Calls:
         self.register.add(call)
         self.admission.setups.begin(partial(_setup_of, call), trio.current_time() + missed_s())
         with _one_calls_trouble(call):
-            self._workers.claim(call_sid)
+            self._cluster.hold(call_sid, generation)
         for update in self._early.take(call_sid):
             call.update_status(update)
 
@@ -555,7 +564,7 @@ class Calls:
             return
         self._drained = trio.Event()
         self.draining = True
-        self._workers.publish()
+        self._cluster.publish()
         last = list(self.register.live)
         logger.info("draining", live=self.live_count)
         with trio.move_on_after(timeout_s):

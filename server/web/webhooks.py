@@ -31,6 +31,7 @@ from server.service import Service
 from server.web.api import error_body
 from server.web.elsewhere import Elsewhere
 from server.web.http_request import target_of
+from server.web.path_prefix import NAMED
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -190,7 +191,7 @@ class Reader:
                 logger.warning,
                 "webhook refused: it is signed by the carrier, but for another address",
                 signed_for=signed_for[:300],
-                expected=self._service.accounts.public_url.rstrip("/") + request.path,
+                expected=self._service.accounts.public_url.rstrip("/") + target.partition("?")[0],
                 advice=ADVICE,
             )
 
@@ -232,37 +233,43 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         return document(await service.calls.go_on(asked, service.agent))
 
     async def resume(asked: ResumeRequest) -> Any:
-        call_sid, workers = asked.call_sid, service.workers
-        theirs = await elsewhere.owner(call_sid, timeout_s=RESUME_TIMEOUT_S)
+        call_sid, cluster = asked.call_sid, service.cluster
+        theirs, holding = await elsewhere.look_up(call_sid, timeout_s=RESUME_TIMEOUT_S)
         if theirs is not None:
             return theirs
-        is_orphan = workers.is_orphan(call_sid)
-        if not is_orphan and workers.owner(call_sid) not in (None, workers.number):
+        another = None if holding is None or holding.member == cluster.me else holding.member
+        is_orphan = another is not None and cluster.is_gone(another)
+        if another is not None and not is_orphan:
             # Its process lives, but does not answer: the carrier asks again.
             message = "the process that has this call does not answer"
             return error_body("unavailable", message), 503
         return document(await service.calls.resume(call_sid, service.agent, is_orphan=is_orphan))
 
     async def begin(asked: VoiceRequest) -> Any:
-        if (theirs := await elsewhere.for_named_call(asked.call_sid)) is not None:
-            return theirs
-        service.workers.take_call(request.scope)
+        generation = await elsewhere.for_named_call(asked.call_sid)
+        if isinstance(generation, Response):
+            return generation
+        service.cluster.new_calls.take(request.scope)
         try:
-            reply = await service.calls.answer(asked.call_sid, asked.number, service.agent)
+            reply = await service.calls.answer(
+                asked.call_sid, asked.number, service.agent, generation=generation
+            )
         except CallRefused as refusal:
             service.metrics.calls_refused.labels(refusal.reason).inc()
             log_stranger(logger.warning, "inbound call refused", reason=refusal.reason)
             reply = service.calls.refuse(refusal, service.agent)
         finally:
-            service.workers.answered()
+            service.cluster.new_calls.answered()
         return document(reply)
 
     async def tell_status(update: StatusUpdate) -> Any:
-        if service.workers.owner(update.call_sid) is None:
+        theirs, holding = await elsewhere.look_up(update.call_sid)
+        if theirs is not None:
+            return theirs
+        is_anybodys = holding is not None or service.calls.register.get(update.call_sid) is not None
+        if not is_anybodys and NAMED not in request.scope:
             # It can overtake the answer to a dial request, and any process may have made that.
             await elsewhere.everyone()
-        elif (theirs := await elsewhere.owner(update.call_sid)) is not None:
-            return theirs
         service.calls.update_status(update)
         return "", 204
 

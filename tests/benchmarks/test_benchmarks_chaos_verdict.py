@@ -17,7 +17,7 @@ from benchmarks.chaos.invariants import INVARIANTS, Done, Held, Look, Seen, Weig
 from benchmarks.chaos.numbered import levels_of
 from benchmarks.chaos.world import Record, number_of_worker, records_aside
 from benchmarks.load.trail import SILENCE
-from server.cluster.meeting import take_place
+from server.cluster.directory.meeting import take_place
 from server.records.aside import Aside
 
 SID = "CA" + "1" * 32

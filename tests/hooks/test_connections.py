@@ -41,8 +41,8 @@ from benchmarks.load.killers import (
     priorities,
     settings_of,
 )
-from server.cluster.meeting import AVAILABLE
-from server.cluster.meeting import listen as listen_to_us
+from server.cluster.directory.meeting import AVAILABLE
+from server.cluster.directory.meeting import listen as listen_to_us
 from server.headroom import MemoryState
 from server.hooks.connections import FEWEST, Connection, Doors, Listener
 from server.hooks.http11 import MAX_CHUNKS, MAX_HEAD_LINES, Http11, check_upgrade
