@@ -127,3 +127,17 @@ def tell(admin: Path, command: str) -> str:
         while data := talk.recv(65_536):
             answer += data
     return answer.decode()
+
+
+def are_up(statistics: str, backend: str) -> bool:
+    """Whether all servers of a backend are, in what a balancer answers to ``show stat``."""
+    lines = [line.split(",") for line in statistics.lstrip("# ").splitlines() if "," in line]
+    if not lines:
+        return False
+    name, server, status = (lines[0].index(one) for one in ("pxname", "svname", "status"))
+    found = [
+        line[status]
+        for line in lines[1:]
+        if line[name] == backend and line[server] not in ("FRONTEND", "BACKEND")
+    ]
+    return bool(found) and all(one.startswith("UP") for one in found)

@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=f"{CHECK_CALLS} calls on each node, and status 1 if a bound is not met",
     )
+    own.add_argument(
+        "--realtime",
+        action="store_true",
+        help="prefer all of it to other programs, on a machine that is not idle",
+    )
     own.add_argument("--keep", type=Path, metavar="DIR", help="keep what the processes wrote")
     own.add_argument(
         "--abrupt-end-ends-call",
@@ -88,7 +93,9 @@ def run(options: Options) -> dict[str, object]:
             console.print(f"skipped {row.name}: {why}", highlight=False)
             continue
         with console.status(f"{row.title}, {calls} calls on each node"):
-            outcomes[row.name] = try_row(row, calls, unknowns, chosen.keep)
+            outcomes[row.name] = try_row(
+                row, calls, unknowns, chosen.keep, realtime=chosen.realtime
+            )
         _print_row(options, row, outcomes[row.name])
     console.print(table(outcomes, calls))
     for name, why in skipped.items():
@@ -103,7 +110,14 @@ def run(options: Options) -> dict[str, object]:
     }
 
 
-def try_row(row: Row, calls: int, unknowns: dict[str, Any], keep: Path | None) -> Outcome:
+def try_row(
+    row: Row,
+    calls: int,
+    unknowns: dict[str, Any],
+    keep: Path | None = None,
+    *,
+    realtime: bool = False,
+) -> Outcome:
     """Do one row in a world of its own; whatever goes wrong is its outcome, and never ours."""
     if row.why_nothing:
         return Outcome(failed=row.why_nothing)
@@ -111,7 +125,7 @@ def try_row(row: Row, calls: int, unknowns: dict[str, Any], keep: Path | None) -
     try:
         with (
             at_most(row.most_s),
-            open_world(row.spec, calls * row.spec.nodes, unknowns) as world,
+            open_world(row.spec, calls * row.spec.nodes, unknowns, realtime=realtime) as world,
             _kept(world, keep, row.name),
         ):
             outcome = row.act(world, calls)

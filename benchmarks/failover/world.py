@@ -31,6 +31,7 @@ from benchmarks.failover.stores import (
     sentinel_configuration,
     wait_answer,
 )
+from benchmarks.pinned import REALTIME_PRIORITY
 from benchmarks.point import Keys, free_port, wait_ready
 from server.settings.settings import Settings
 
@@ -71,6 +72,7 @@ class Node:
     environment: Mapping[str, str]
     directory: Path
     guardian: Guardian
+    realtime: bool = False
     arguments: Sequence[str] = ()
     network: Network | None = None
     process: subprocess.Popen[bytes] = field(init=False)
@@ -84,6 +86,7 @@ class Node:
             processes.running(
                 *("server", *self.arguments, *more),
                 environment=self.environment,
+                realtime=self.realtime,
                 directory=self.directory,
                 before=self.network.command if self.network else (),
                 stdout=log,
@@ -153,6 +156,8 @@ class World:
     keys: Keys
     guardian: Guardian
     doubles: LineProcess
+    realtime: bool = False
+    """Whether all of it is preferred to other programs."""
     database: PostgreSql | None = None
     redis: list[Redis] = field(default_factory=list)
     """The primary first."""
@@ -197,17 +202,23 @@ def _run(world: World, command: list[str], log: str) -> subprocess.Popen[bytes]:
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=world.directory
         )
     world.guardian.told("pid", process.pid)
+    if world.realtime:  # not allowed to everybody, and a figure is worth something without it
+        with suppress(OSError):
+            os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(REALTIME_PRIORITY))
     return process
 
 
 @contextmanager
-def open_world(spec: Spec, calls: int, unknowns: Mapping[str, Any]) -> Generator[World]:
+def open_world(
+    spec: Spec, calls: int, unknowns: Mapping[str, Any], *, realtime: bool = False
+) -> Generator[World]:
     """Start everything, and end it with the block.
 
     Args:
         spec: What there is to be.
         calls: How many calls there will be at once, at most.
         unknowns: What of the carrier's behaviour is documented nowhere; fields of its faults.
+        realtime: Prefer all of it to other programs.
 
     Raises:
         PointFailed, LineFailed, OSError, subprocess.SubprocessError: Something did not come up.
@@ -224,12 +235,13 @@ def open_world(spec: Spec, calls: int, unknowns: Mapping[str, Any]) -> Generator
             stack.enter_context(
                 processes.running(
                     "benchmarks.failover.doubles",
+                    realtime=realtime,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                 )
             ),
         )
-        world = World(spec, directory, keys, guardian, doubles)
+        world = World(spec, directory, keys, guardian, doubles, realtime)
         homes = doubles.ask(
             "keys",
             account_sid=keys.account_sid,
@@ -371,6 +383,7 @@ def _start_nodes(world: World, stack: ExitStack, homes: dict[str, Any], calls: i
             environment | dict(spec.settings),
             home,
             world.guardian,
+            world.realtime,
             ("--workers", str(spec.workers)) if spec.workers > 1 else (),
             network,
         )
@@ -385,6 +398,23 @@ def _start_nodes(world: World, stack: ExitStack, homes: dict[str, Any], calls: i
         node.start()
     for node in world.nodes:
         node.wait_ready()
+    _wait_up(world)
+
+
+def _wait_up(world: World) -> None:
+    """Wait until the balancer knows that all nodes are there.
+
+    Raises:
+        OSError: It does not find out.
+    """
+    deadline = time.monotonic() + STARTED_S
+    while not all(
+        balancer.are_up(world.tell_balancer("show stat"), backend)
+        for backend in ("streams", "resumes", "requests")
+    ):
+        if time.monotonic() > deadline:
+            raise OSError("the balancer does not find the nodes")
+        time.sleep(0.1)
 
 
 def _wait_there(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
