@@ -119,7 +119,9 @@ class StandingCrowd(Crowd):
                         break
                     refused.append(why)
                     await trio.sleep(_wait_s(why))
-            while call.ended_at is None and not _is_heard(call):
+            for _ in range(round(within_s / LOOK_EVERY_S)):
+                if call.ended_at is not None or _is_heard(call):
+                    break
                 await trio.sleep(LOOK_EVERY_S)
             if _is_heard(call):
                 heard.append(call.call_sid)

@@ -30,6 +30,15 @@ def born(pid: int) -> str:
         return ""
 
 
+def is_there(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody has waited for yet has."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state != "Z"
+
+
 def clean_up(lines: Sequence[str]) -> None:
     """End and remove all that these lines name, and that is still there."""
     things = [line.split(maxsplit=2) for line in reversed(lines)]
@@ -46,7 +55,7 @@ def clean_up(lines: Sequence[str]) -> None:
                 os.kill(pid, number)
         deadline = time.monotonic() + grace_s
         while pids and time.monotonic() < deadline:
-            pids = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+            pids = [pid for pid in pids if is_there(pid)]
             time.sleep(0.05)
     for kind, name, *_ in things:
         match kind:

@@ -28,6 +28,7 @@ RECORDS_S = 15.0
 LOOK_EVERY_S = 0.3
 MOST_DOUBLED = 25
 """Frames of a call that may come twice: half a second."""
+MOST_LOOKUPS = 12
 LATE_S = 0.25
 
 
@@ -178,9 +179,14 @@ def each_held_once(world: World, nodes: Iterable[Node]) -> Check:
 
 
 def look_up(world: World, nodes: Iterable[Node], call_sids: Iterable[str]) -> dict[int, int]:
-    """Ask every node for every call; how many answers there were of each status, 0 for none."""
+    """Ask every node for calls; how many answers there were of each status.
+
+    Of many calls every so-manieth is asked for. 0 stands for no answer, and who gives none is not
+    asked again.
+    """
     found: dict[int, int] = {}
     sids = list(call_sids)
+    sids = sids[:: max(1, len(sids) // MOST_LOOKUPS)]
     for node in nodes:
         with world.client(node.url) as client:
             for call_sid in sids:
@@ -189,6 +195,8 @@ def look_up(world: World, nodes: Iterable[Node], call_sids: Iterable[str]) -> di
                 except httpx2.HTTPError:
                     status = 0
                 found[status] = found.get(status, 0) + 1
+                if not status:
+                    break
     return found
 
 

@@ -164,6 +164,8 @@ class World:
     nodes: list[Node] = field(default_factory=list)
     public_url: str = ""
     admin: Path = Path()
+    others: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """Programs that are not ours."""
 
     @property
     def urls(self) -> list[str]:
@@ -202,6 +204,7 @@ def _run(world: World, command: list[str], log: str) -> subprocess.Popen[bytes]:
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=world.directory
         )
     world.guardian.told("pid", process.pid)
+    world.others.append(process)
     if world.realtime:  # not allowed to everybody, and a figure is worth something without it
         with suppress(OSError):
             os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(REALTIME_PRIORITY))
@@ -242,6 +245,7 @@ def open_world(
             ),
         )
         world = World(spec, directory, keys, guardian, doubles, realtime)
+        stack.callback(_end_others, world)
         homes = doubles.ask(
             "keys",
             account_sid=keys.account_sid,
@@ -255,6 +259,15 @@ def open_world(
             _start_registry(world)
         _start_nodes(world, stack, homes, calls)
         yield world
+
+
+def _end_others(world: World) -> None:
+    for process in world.others:
+        with suppress(ProcessLookupError):
+            process.kill()
+    for process in world.others:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5.0)
 
 
 def _start_database(world: World, stack: ExitStack) -> None:
