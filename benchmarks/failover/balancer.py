@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 TIMEOUT_S = 5.0
@@ -67,6 +69,52 @@ def configuration(
             "",
         ]
     )
+
+
+SHIPPED = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
+"""What users are given, for two nodes: n0 and n1."""
+_FIRST, _SECOND = re.compile(r"(?<![a-z0-9])(of_)?n0\b"), re.compile(r"(?<![a-z0-9])(of_)?n1\b")
+_ADDRESS = re.compile(r'"?\$\{NODE_0[^}]*\}"?')
+
+
+def expanded(
+    shipped: str, places: Sequence[Place], port: int, admin: Path, tunnels: Sequence[Tunnel] = ()
+) -> str:
+    """Write the configuration that users are given for these nodes, on loopback and without TLS.
+
+    Args:
+        shipped: It, for the nodes n0 and n1.
+        places, port, admin, tunnels: As for :func:`configuration`.
+
+    Raises:
+        ValueError: It is not of the form that is known here.
+    """
+    lines: list[str] = []
+    for line in shipped.splitlines():
+        words = line.strip()
+        if words.startswith("#"):
+            continue
+        if words.startswith("bind "):
+            lines.append(f"    bind 127.0.0.1:{port}")
+        elif words.startswith("stats socket "):
+            lines.append(f"    stats socket {admin} mode 600 level admin")
+        elif "of_n0 or of_n1" in line:
+            either = " or ".join(f"of_{place.name}" for place in places)
+            lines.append(line.replace("of_n0 or of_n1", either))
+        elif _FIRST.search(line):
+            for place in places:
+                name = partial(_renamed, name=place.name)
+                lines.append(_ADDRESS.sub(place.address, _FIRST.sub(name, line)))
+        elif not _SECOND.search(line):
+            lines.append(line)
+    written = "\n".join([*lines, *tunnel_lines(tunnels), ""])
+    if any(f"server {place.name} {place.address}" not in written for place in places):
+        raise ValueError("the configuration that is shipped has no line for a node n0")
+    return written
+
+
+def _renamed(found: re.Match[str], name: str) -> str:
+    return f"{found[1] or ''}{name}"
 
 
 def tunnel_configuration(tunnels: Sequence[Tunnel], admin: Path) -> str:

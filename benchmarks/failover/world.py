@@ -403,7 +403,11 @@ def _start_nodes(world: World, stack: ExitStack, homes: dict[str, Any], calls: i
         world.nodes.append(node)
     world.admin = directory / "haproxy.sock"
     file = directory / "haproxy.cfg"
-    file.write_text(balancer.configuration(places, front, world.admin, tunnels))
+    if world.redis and not spec.are_apart and balancer.SHIPPED.exists():
+        shipped = balancer.SHIPPED.read_text()
+        file.write_text(balancer.expanded(shipped, places, front, world.admin, tunnels))
+    else:
+        file.write_text(balancer.configuration(places, front, world.admin, tunnels))
     haproxy = _run(world, ["haproxy", "-db", "-f", str(file)], "haproxy.log")
     _wait_there(world.admin, haproxy, directory / "haproxy.log")
     for node in world.nodes:

@@ -259,6 +259,48 @@ def test_haproxy_takes_what_is_written_for_it(tmp_path):
         assert checked.returncode == 0, checked.stderr
 
 
+SHIPPED = """
+global
+    stats socket "${ADMIN-/run/admin.sock}" mode 600 level admin
+frontend public
+    bind "${LISTEN-:443}" ssl crt /etc/certs
+# n0 and n1 are the nodes
+backend streams
+    acl of_n0 path_beg /n/n0/ /n/n0.
+    acl of_n1 path_beg /n/n1/ /n/n1.
+    http-request deny deny_status 503 if of_n0 !{ srv_is_up(streams/n0) }
+    http-request deny deny_status 503 if of_n1 !{ srv_is_up(streams/n1) }
+    http-request deny deny_status 503 unless of_n0 or of_n1
+    use-server n0 if of_n0
+    use-server n1 if of_n1
+    server n0 "${NODE_0-node-0:8000}"
+    server n1 "${NODE_1-node-1:8000}"
+"""
+
+
+def test_what_users_are_given_is_written_for_as_many_nodes_as_there_are(tmp_path):
+    places = [*PLACES, Place("n2", "198.51.100.10:8000", 8012)]
+
+    written = balancer.expanded(SHIPPED, places, 8001, tmp_path / "admin")
+
+    assert [line.strip() for line in written.splitlines() if "n2" in line] == [
+        "acl of_n2 path_beg /n/n2/ /n/n2.",
+        "http-request deny deny_status 503 if of_n2 !{ srv_is_up(streams/n2) }",
+        "http-request deny deny_status 503 unless of_n0 or of_n1 or of_n2",
+        "use-server n2 if of_n2",
+        "server n2 198.51.100.10:8000",
+    ]
+    assert "bind 127.0.0.1:8001\n" in written
+    assert f"stats socket {tmp_path / 'admin'} " in written
+    assert "$" not in written
+    assert written.count("server n1 198.51.100.6:8000") == 1
+
+
+def test_another_form_of_what_users_are_given_is_not_guessed_at(tmp_path):
+    with pytest.raises(ValueError, match="no line for a node n0"):
+        balancer.expanded("global\n", PLACES, 8001, tmp_path / "admin")
+
+
 def test_a_backend_is_up_when_each_of_its_servers_is():
     text = (
         "# pxname,svname,status,\nstreams,n0,UP,\nstreams,n1,{},\nstreams,BACKEND,UP,\n"
