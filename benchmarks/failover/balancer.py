@@ -134,7 +134,11 @@ def tunnel_lines(tunnels: Sequence[Tunnel]) -> list[str]:
     lines = []
     for tunnel in tunnels:
         lines += [f"listen {tunnel.name}", "  mode tcp", f"  bind {tunnel.at}"]
-        lines += ["  timeout client 4h", "  timeout server 4h", f"  server there {tunnel.to}"]
+        lines += [
+            "  timeout client 4h",
+            "  timeout server 4h",
+            f"  server there {tunnel.to} no-check",
+        ]
     return lines
 
 
