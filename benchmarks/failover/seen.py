@@ -161,7 +161,8 @@ def noticed(trace: Trace, fault: float, until: float) -> Noticed:
     fell_silent = any(gap[0] < until - GAP_S and gap[1] >= until for gap in trace.silences)
     seen = Noticed(trace.call_sid, lived, is_deaf=lived and fell_silent, notes=trace.notes)
     after = [stream for stream in trace.streams if fault < stream.began < until]
-    missed = [gap for gap in trace.silences if fault < gap[1] < until and gap[0] < until]
+    # A silence that lasts to the end of a call is not followed by the agent.
+    missed = [gap for gap in trace.silences if fault < gap[1] < until and gap[1] != trace.ended]
     if after:
         seen.stream_s = after[0].began - fault
         sounded = [stream.sounded for stream in after if stream.sounded is not None]

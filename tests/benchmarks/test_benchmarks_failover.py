@@ -92,6 +92,15 @@ def test_a_call_that_ends_before_it_is_to_has_not_lived_unless_its_own_phone_has
     assert noticed(call(ended=125.0), FAULT, UNTIL).lived
 
 
+def test_the_end_of_a_call_is_not_taken_for_its_agent():
+    seen = noticed(
+        call(stream(50.0, ended=100.1), gaps=[(100.0, 105.0)], ended=105.0), FAULT, UNTIL
+    )
+
+    assert not seen.lived
+    assert seen.heard_s is None
+
+
 def test_only_calls_that_are_answered_and_not_over_are_up():
     assert call().was_up(FAULT)
     assert not call(ended=99.0).was_up(FAULT)
