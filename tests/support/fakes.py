@@ -221,6 +221,7 @@ class MemoryCarrier:
     said: list[tuple[str, str]] = field(default_factory=list)
     transferred: list[tuple[str, str]] = field(default_factory=list)
     transfer_failure: CarrierError | None = None
+    reconnected: list[tuple[str, str]] = field(default_factory=list)
     detects_machine: bool = False
     """Whether the last call was placed with answering machine detection."""
     answer_s: float = 0.0
@@ -259,6 +260,10 @@ class MemoryCarrier:
         if self.transfer_failure is not None:
             raise self.transfer_failure
         self.transferred.append((call_sid, number))
+
+    async def reconnect(self, call_sid: str, ticket: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.reconnected.append((call_sid, ticket))
 
     async def fetch_status(self, call_sid: str) -> StatusUpdate:
         await trio.lowlevel.checkpoint()

@@ -51,6 +51,7 @@ class DocumentFollower:
         self._people = people
         self._faults = faults
         self._dial_s = dial_s
+        self._was_away = False  # on a <Dial> since the last stream
 
     async def follow(self, document: str, base_url: str) -> None:
         """Follow a document and those that REST sends after it, until the call is over."""
@@ -128,7 +129,9 @@ class DocumentFollower:
             for parameter in stream.findall("Parameter")
         }
         before = call.phones[-1] if call.phones else None
-        if before is not None and before.end is StreamEnd.CLOSED:
+        was_away, self._was_away = self._was_away, False
+        stays = not was_away and before is not None and before.end is StreamEnd.STOPPED
+        if before is not None and (stays or before.end is StreamEnd.CLOSED):
             phone = before.on_another_stream(parameters)
         else:
             phone = SimulatedPhone(
@@ -177,6 +180,7 @@ class DocumentFollower:
         number = "".join(verb.itertext()).strip()
         other = self._people.at(number)
         call.note(f"dials {number}")
+        self._was_away = True
         rings_s = self._people.ring_s(other)
         ring_timeout_s = float(verb.get("timeout") or 30)
         await call.pause(min(rings_s, ring_timeout_s))
