@@ -25,7 +25,7 @@ from server.carrier import (
 from server.carrier.twilio.stream import ABILITIES
 from server.errors import CarrierError, CarrierProtocolError, ModelError, StreamEnded
 from server.media.words import SoundPath
-from server.model import Conversation, EventListener, SessionEvent, ToolResult, Way
+from server.model import Conversation, EventListener, SessionEvent, Standing, ToolResult, Way
 
 
 class MemoryMedia:
@@ -134,6 +134,7 @@ class MemorySession:
         self.ways: frozenset[Way] = frozenset()
         """The ways that are open to :meth:`reconnect`."""
         self.closed = False
+        self.standing = Standing()
 
     def event(self, event: SessionEvent | ModelError) -> None:
         if isinstance(event, ModelError):
@@ -198,9 +199,15 @@ class MemoryModel:
     agents: list[Agent] = field(default_factory=list)
 
     def new_session(
-        self, agent: Agent, conversation: Conversation, on_event: EventListener
+        self,
+        agent: Agent,
+        conversation: Conversation,
+        on_event: EventListener,
+        going_on: Standing | None = None,
     ) -> MemorySession:
         session = MemorySession(on_event, self.connect_s, self.failure)
+        if going_on is not None:
+            session.standing = going_on
         self.sessions.append(session)
         self.agents.append(agent)
         return session
