@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,6 +112,17 @@ class Transcript:
         """What the caller has heard of an agent turn, "" if there is no such turn."""
         turn = self._by_number.get(number)
         return "" if turn is None else self.heard_text(turn)
+
+    def last(self, count: int) -> list[tuple[SpokenTurn, str]]:
+        """The newest turns, and what was heard of each."""
+        chars_per_s = self._chars_per_s()
+        return [(turn, turn.heard_text(chars_per_s)) for turn in self.turns[-count:]]
+
+    def go_on(self, turns: Iterable[SpokenTurn]) -> None:
+        """These turns were before all others: another process has heard them."""
+        for turn in turns:
+            self._begin(turn)
+            self._characters += len(turn.text)
 
     def _chars_per_s(self) -> float:
         """How fast this agent speaks, by the turns that were generated to their ends."""

@@ -445,7 +445,9 @@ class Database:
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    return _summary(record) | {"details": {name: record[name] for name in record if name not in SUMMARY}}
+    return _summary(record) | {
+        "details": {name: record[name] for name in record if name not in SUMMARY}
+    }
 
 
 def _summary(record: Mapping[str, Any]) -> dict[str, Any]:

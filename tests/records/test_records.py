@@ -432,9 +432,7 @@ async def test_the_first_versions_database_gets_the_table_of_requests(file_url):
         assert await records.find_request("shop", "a") == StoredRequest("f")
 
 
-async def test_the_second_versions_records_are_of_the_only_process_that_had_them(
-    url
-):
+async def test_the_second_versions_records_are_of_the_only_process_that_had_them(url):
     if url == "sqlite://":
         pytest.skip("lasts no longer than its connection")
     async with running(url) as records:

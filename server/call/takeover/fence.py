@@ -56,9 +56,7 @@ class Fence:
         ownership: Whose the call is.
     """
 
-    def __init__(
-        self, conversation: Conversation, carrier: Steering, ownership: Ownership
-    ) -> None:
+    def __init__(self, conversation: Conversation, carrier: Steering, ownership: Ownership) -> None:
         self._conversation = conversation
         self._carrier = carrier
         self._ownership = ownership

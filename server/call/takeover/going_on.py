@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 import structlog
 import trio
@@ -18,7 +17,6 @@ from server.call.machine import Machine
 from server.call.report.progress import Progress
 from server.call.report.report import Report
 from server.call.takeover.state import AgentState, CallState
-from server.call.watch import briefed
 from server.dialogue.transcript import SpokenTurn
 from server.model import Standing
 
@@ -37,7 +35,7 @@ def agent_of(state: CallState, ours: Agent) -> Agent:
     if missing := [name for name in left.tools if name not in tools]:
         logger.warning("tools of a call that is taken up are not there", tools=missing)
     same_words = left.greeting_text == ours.greeting_text
-    agent = Agent(
+    return Agent(
         prompt=left.prompt,
         greeting=left.greeting,
         greeting_text=left.greeting_text,
@@ -49,11 +47,6 @@ def agent_of(state: CallState, ours: Agent) -> Agent:
         language=left.language,
         tools=tuple(tools[name] for name in left.tools if name in tools),
     )
-    if left.has_recording and state.answered_at is not None:
-        # The caller has heard it, and hears it no more.
-        heard = replace(agent, greeting_audio=b"\xff")
-        agent = replace(agent, prompt=briefed(heard).prompt, greeting_audio=b"")
-    return agent
 
 
 def standing_of(state: CallState) -> Standing | None:
@@ -90,7 +83,8 @@ def go_on(
     progress.go_on(state.status, state.sequence_number)
     report.created_at, report.traceparent = state.created_at, state.traceparent
     notes.began_at = at(state.created_at)
-    notes.note("taken up from another process", gap_s=round(now - at(state.kept_at), 3))
+    gap_s = round(now - at(state.kept_at), 3)
+    notes.note("taken up from another process", gap_s=gap_s, generation=report.generation)
     costs = state.costs
     tokens = {"prompt": costs.prompt, "response": costs.response, "other": costs.other}
     notes.costs.go_on(tokens, costs.usd, is_complete=costs.is_complete)
@@ -113,13 +107,13 @@ def go_on(
         )
         for turn in state.transcript
     )
-    notes.timings.answer_to_first_audio_s = state.greeted_after_s
+    notes.timings.answer_to_first_audio_s = state.first_audio_s
     c.answered_at = at(state.answered_at)
     report.answered()
     ends_at = now + max(0.0, state.ends_at - wall)
     c.turns.answered(now, ends_at=ends_at)
     c.opening.answered(now)
-    if state.greeted_after_s is not None:
+    if state.greeted:
         c.opening.greeting_over()
         c.opening.plays_at = min(c.opening.plays_at, now)
     c.stage = Stage.TALK
@@ -131,7 +125,7 @@ def go_on(
     return ends_at
 
 
-def first_words(c: Conversation, state: CallState) -> str | None:
+def first_words_of(c: Conversation, state: CallState) -> str | None:
     """What the model is told as soon as it is there.
 
     Returns:
@@ -141,7 +135,7 @@ def first_words(c: Conversation, state: CallState) -> str | None:
         return None
     if c.stage is not Stage.TALK:
         return ""  # it is told when they are back, or what to leave on the machine
-    if state.greeted_after_s is None and not state.transcript:
+    if not state.greeted:
         return None
     heard = next((turn.text for turn in reversed(state.transcript) if turn.speaker == "agent"), "")
     return phrases.taken_up(

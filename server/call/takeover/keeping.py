@@ -28,7 +28,7 @@ from server.call.takeover.state import (
     bounded,
     few,
 )
-from server.dialogue.transcript import SpokenTurn
+from server.call.watch import briefed
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -93,7 +93,6 @@ class Keeping:
         c, now, wall = self._conversation, trio.current_time(), time.time()
         answered = c.answered_at is not None
         session = c.session.standing
-        first_s = c.notes.timings.answer_to_first_audio_s
         away = self._handover.under_way
         c.passing.collect()
         transcript = self._transcript(now)
@@ -117,7 +116,8 @@ class Keeping:
             on_fallback=session.on_fallback,
             key_name=bounded(session.key_name),
             transcript=transcript,
-            greeted_after_s=first_s if self._is_greeted() else None,
+            greeted=self._is_greeted(),
+            first_audio_s=c.notes.timings.answer_to_first_audio_s,
             costs=self._costs(now),
             tools=tuple(
                 ToolState(bounded(identity), bounded(name), is_done)
@@ -129,7 +129,11 @@ class Keeping:
         )
 
     def _agent(self) -> AgentState:
-        agent = self._conversation.party.agent
+        c = self._conversation
+        agent = c.party.agent
+        is_played = c.answered_at is not None and bool(agent.greeting_audio)
+        if is_played:
+            agent = briefed(agent)
         return AgentState(
             prompt=agent.prompt,
             greeting=agent.greeting,
@@ -140,18 +144,18 @@ class Keeping:
             voice=agent.voice,
             language=agent.language,
             tools=tuple(tool.name for tool in agent.tools),
-            has_recording=bool(agent.greeting_audio),
+            has_recording=bool(agent.greeting_audio) and not is_played,
         )
 
     def _is_greeted(self) -> bool:
-        """Whether the agent has said something to its end, or been interrupted."""
+        """Whether the agent has nothing to say first, or has said most of it."""
         c = self._conversation
-        return c.heard_out > 0 or any(turn.heard_s and turn.cut for turn in self._recent()) or (
-            c.agent_turn > 1 or (bool(c.party.agent.greeting_audio) and c.playout.all_heard)
+        agent = c.party.agent
+        greets = bool(agent.greeting or agent.greeting_text or agent.greeting_audio)
+        return not greets or any(
+            turn.heard_s and (turn.cut or turn.heard_s >= turn.made_s / 2)
+            for turn in c.notes.transcript.turns[-MAX_TURNS:]
         )
-
-    def _recent(self) -> list[SpokenTurn]:
-        return self._conversation.notes.transcript.turns[-MAX_TURNS:]
 
     def _transcript(self, now: float) -> tuple[TurnState, ...]:
         c = self._conversation
@@ -184,6 +188,6 @@ class Keeping:
     def _machine_state(self) -> MachineState | None:
         if (machine := self._machine) is None:
             return None
-        leaves_message = self._conversation.stage is Stage.TO_MACHINE
-        stage = "message" if leaves_message else "over" if machine.is_over else "open"
-        return MachineState(machine.answered_by, stage)
+        if self._conversation.stage is Stage.TO_MACHINE:
+            return MachineState(machine.answered_by, "message")
+        return MachineState(machine.answered_by, "over" if machine.is_over else "open")

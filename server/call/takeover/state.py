@@ -61,7 +61,7 @@ class AgentState:
     language: Short | None
     tools: Annotated[tuple[Short, ...], Meta(max_length=512)]
     has_recording: bool
-    """Whether its greeting is a recording, which is not in here."""
+    """Whether its greeting is a recording that is still to be played; that is not in here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +144,10 @@ class CallState:
     on_fallback: bool
     key_name: Short
     transcript: Annotated[tuple[TurnState, ...], Meta(max_length=MAX_TURNS)]
-    greeted_after_s: Seconds | None
-    """When the first word of the agent's was heard, after the answer; None if none was."""
+    greeted: bool
+    """Whether the agent has no greeting left to say."""
+    first_audio_s: Seconds | None
+    """When the agent was first heard, after the answer."""
     costs: CostState
     tools: Annotated[tuple[ToolState, ...], Meta(max_length=MAX_TOOLS)]
     away: AwayState | None
