@@ -425,13 +425,14 @@ class Call:
     async def _close(self) -> None:
         """Hang up if it is we who end the call, and close the stream."""
         c = self.conversation
-        await self._fence.is_ours()  # else it is left to whoever has it
+        ours = await self._fence.is_ours()  # else it is left to whoever has it
         reason = c.end_reason or EndReason.ERROR
         # What the carrier has never reported on may still ring, or wait to be dialled.
         may_ring = reason is EndReason.NO_ANSWER and not self.progress.status.is_final
         is_ours = self._stopped_by_server or may_ring or not reason.is_carriers
-        if reason is EndReason.MOVED:
-            pass
+        if not ours:
+            # Should it be ours: the carrier asks how it goes on when its stream has ended.
+            logger.debug("call left to whoever has it", reason=reason.value)
         elif self.apology.is_owed and self.handover.is_elsewhere:
             self.note("left to the transfer")  # if nobody answers there, the carrier asks for words
         elif c.call_sid and is_ours:

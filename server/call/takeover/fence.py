@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from math import inf
 
 import structlog
 import trio
@@ -22,6 +23,9 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 FENCE_TIMEOUT_S = 1.0
 """How long the registry may take to say whose a call is; a call's end waits for it."""
+
+SURE_S = 0.2
+"""For so long an answer is good: less than what is asked of the carrier then takes."""
 
 
 @dataclass(slots=True)
@@ -60,13 +64,14 @@ class Fence:
         self._conversation = conversation
         self._carrier = carrier
         self._ownership = ownership
+        self._sure_until = -inf
 
     async def is_ours(self) -> bool | None:
         """Whether the call is this process's; None if that cannot be known just now."""
         c, own = self._conversation, self._ownership
         if c.end_reason is EndReason.MOVED:
             return False
-        if own.is_current is None:
+        if own.is_current is None or trio.current_time() < self._sure_until:
             return True
         ours: bool | None = None
         with trio.move_on_after(FENCE_TIMEOUT_S):
@@ -76,6 +81,8 @@ class Fence:
                 logger.debug("nobody can say whose a call is", reason=str(away))
         if ours is False:
             c.disown()
+        elif ours:
+            self._sure_until = trio.current_time() + SURE_S
         return ours
 
     async def hang_up(self, call_sid: str) -> None:

@@ -29,11 +29,15 @@ from server.call.takeover.state import (
     few,
 )
 from server.call.watch import briefed
+from server.dialogue.transcript import SpokenTurn
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 GATHER_S = 0.1
 """Changes that come so close together are one state."""
+
+MAX_CHANGING = 4
+"""Turns of which more may have been heard since the state before."""
 
 
 class Keeping:
@@ -68,6 +72,7 @@ class Keeping:
         self._machine = machine
         self._ends_at = ends_at
         self._is_told = False
+        self._turns: dict[int, tuple[tuple[object, ...], TurnState]] = {}
 
     async def run(self) -> None:
         """Keep the call's state until cancelled; returns at once if nobody wants it."""
@@ -158,18 +163,28 @@ class Keeping:
         )
 
     def _transcript(self, now: float) -> tuple[TurnState, ...]:
+        """The last turns; most are as they were the last time."""
         c = self._conversation
-        c.write_heard(now, last=MAX_TURNS)
+        c.write_heard(now, last=MAX_CHANGING)
+        known, self._turns = self._turns, {}
+        for turn in c.notes.transcript.turns[-MAX_TURNS:]:
+            version = (len(turn.text), turn.heard_s, turn.made_s, turn.cut, turn.complete)
+            before = known.get(id(turn))
+            if before is not None and before[0] == version:
+                self._turns[id(turn)] = before
+            else:
+                self._turns[id(turn)] = version, self._turn(turn)
+        return tuple(state for _, state in self._turns.values())
+
+    def _turn(self, turn: SpokenTurn) -> TurnState:
+        c = self._conversation
         has_words = c.options.transcripts
-        return tuple(
-            TurnState(
-                turn.speaker,
-                text.strip()[-MAX_TURN_CHARS:] if has_words else "",
-                round(turn.started_s, 3),
-                None if turn.heard_s is None else round(turn.heard_s, 3),
-                turn.cut,
-            )
-            for turn, text in c.notes.transcript.last(MAX_TURNS)
+        return TurnState(
+            turn.speaker,
+            c.notes.transcript.heard_text(turn)[-MAX_TURN_CHARS:] if has_words else "",
+            round(turn.started_s, 3),
+            None if turn.heard_s is None else round(turn.heard_s, 3),
+            turn.cut,
         )
 
     def _costs(self, now: float) -> CostState:
