@@ -503,6 +503,7 @@ class Call:
         """The record as it stands: all of it, or what a list shows."""
         now = self._ended_at or trio.current_time()
         answered_by = None if self._machine is None else self._machine.answered_by
+        self.report.generation = self.ownership.generation  # which a claim may have said since
         record = self.report.summary(
             now, status=self.progress.status, answered_by=answered_by, is_over=self.is_over
         )
