@@ -199,6 +199,7 @@ class Accounts:
                 settings.fallback_gemini_model or settings.gemini_model,
                 settings.fallback_gemini_url or url,
                 proxy,
+                "FALLBACK_GEMINI_API_KEY" if other_key else "GEMINI_API_KEY",
             )
         self.model = LastingModel(
             self._gemini(api_key, settings.gemini_model, url, proxy),
@@ -207,7 +208,14 @@ class Accounts:
             reconnect_budget_s=settings.model_reconnect_budget_s,
         )
 
-    def _gemini(self, api_key: str, model: str, url: str, proxy: str | None) -> GeminiModel:
+    def _gemini(
+        self,
+        api_key: str,
+        model: str,
+        url: str,
+        proxy: str | None,
+        key_name: str = "GEMINI_API_KEY",
+    ) -> GeminiModel:
         return GeminiModel(
             api_key=api_key,
             model=model,
@@ -215,6 +223,7 @@ class Accounts:
             connect_timeout_s=self._settings.model_connect_timeout_s,
             plane=self._plane,
             proxy=proxy,
+            key_name=key_name,
         )
 
 

@@ -205,6 +205,7 @@ class Service:
 
     def _make_calls(self) -> Calls:
         settings, accounts = self.settings, self.accounts
+        several = self.cluster.registry if self.cluster.are_several else None
         limits = Limits.of(
             settings, is_simulated=accounts.are_simulated, processes=self.cluster.count
         )
@@ -224,6 +225,8 @@ class Service:
             strangers=Strangers.of(settings),
             cluster=self.cluster,
             callback_wait_s=settings.callback_wait_s or math.inf,
+            is_current=several.is_current if several else None,
+            keep=several.keep if several else None,
         )
 
     def _tell_ready(self) -> None:

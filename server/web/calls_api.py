@@ -44,6 +44,8 @@ _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 RECORDING_PIECE_BYTES = 64 * 1024
+PARTS = frozenset(map(str, range(1, 100)))
+"""Of a recording: each process that has had the call makes its own."""
 IDEMPOTENCY_KEY = "Idempotency-Key"
 REPLAYED = {"Idempotent-Replayed": "true"}
 CARRIER_PAUSE_S = 5.0
@@ -186,10 +188,13 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
     @app.get("/calls/<call_sid>/recording")
     @may_fail(401, 404, 416)
     async def get_recording(call_sid: str) -> Any:
-        """A call's recording, as far as it has come: WAV, left the caller, right the agent."""
-        path = None
-        if service.recordings is not None:
-            path = await trio.to_thread.run_sync(service.recordings.path, call_sid)
+        """A call's recording, as far as it has come: WAV, left the caller, right the agent.
+
+        ``part`` (1) is more than one for a call that several processes have had.
+        """
+        path, part = None, request.args.get("part", "1")
+        if service.recordings is not None and part in PARTS:
+            path = await trio.to_thread.run_sync(service.recordings.path, call_sid, int(part))
         if path is None:
             return error_body("not-found", "there is no recording of this call"), 404
         body = app.response_class.file_body_class(path, buffer_size=RECORDING_PIECE_BYTES)

@@ -395,6 +395,25 @@ async def test_the_time_limit_ends_the_call(world, fast_clock):
     assert call.duration_s == pytest.approx(1.0, abs=0.5)
 
 
+async def test_a_call_told_to_open_another_stream_goes_on_with_the_same_person(world, fast_clock):
+    script = PhoneScript("says something once", (Say("hello"), Wait(60.0)), ring_s=0.02)
+
+    async with twilio(world, script=script) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_stream()
+        await trio.sleep(3.0)
+        await carrier.reconnect(call.call_sid, "t2")
+        await call.wait_streams(2)
+        await trio.sleep(3.0)
+        await carrier.hang_up(call.call_sid)
+        await call.wait_ended()
+
+    (_, before), (again, _) = world.streams
+    assert before[-1] == StreamStopped(said=True)
+    assert again.started.parameters["ticket"] == "t2"
+    assert [len(phone.utterances) for phone in call.phones] == [1, 0]
+
+
 async def test_a_live_call_goes_on_with_another_document(world, fast_clock):
     world.documents["after"] = "<Response><Say>Bye</Say></Response>"
     twiml = (

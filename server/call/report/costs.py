@@ -221,6 +221,16 @@ class CostMeter:
             oldest = self._turns.pop(next(iter(self._turns)))
             self._settled.add(oldest, self._prices.of_model(oldest.model))
 
+    def until_now(self) -> tuple[dict[str, Any], float, bool]:
+        """Tokens as billed, what they cost as far as that is known, and whether that is all."""
+        summed = self._sum()
+        return self.tokens(), summed.usd, summed.complete
+
+    def go_on(self, tokens: Mapping[str, Any], usd: float, *, is_complete: bool) -> None:
+        """So much was counted before, by another process."""
+        prompt, response = dict(tokens["prompt"]), dict(tokens["response"])
+        self._settled = _Sum(usd, is_complete, prompt, response, tokens["other"])
+
     def _sum(self) -> _Sum:
         summed = self._settled.copy()
         for turn in self._turns.values():

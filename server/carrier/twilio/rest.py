@@ -371,12 +371,35 @@ class TwilioCarrier:
             CallNotInProgress: The call is over, or Twilio has not answered it yet (21220).
             CarrierError: Refused or not reached.
         """
-        try:
+        with _not_in_progress():
             await self.update_call(call_sid, twiml=say_twiml(text, language))
-        except CarrierError as error:
-            if error.code != _NOT_IN_PROGRESS:
-                raise
-            raise CallNotInProgress(error.message, status=error.status, code=error.code) from error
+
+    async def reconnect(self, call_sid: str, ticket: str) -> None:
+        """Let a live call open another stream, which shows this ticket; one it has stops at once.
+
+        A ticket is good for one stream: it is asked for again only where Twilio has done nothing.
+
+        Raises:
+            CallNotInProgress: The call is over, or Twilio has not answered it yet (21220).
+            CarrierError: Refused or not reached.
+        """
+        document = self.webhooks.twiml(ConnectStream(ticket))
+        with _not_in_progress():
+            await self._request(
+                lambda: self._client.calls(call_sid).update_async(twiml=document),
+                repeatable=False,
+            )
+
+
+@contextmanager
+def _not_in_progress() -> Generator[None]:
+    """Give an update of a call that cannot be updated an error of its own."""
+    try:
+        yield
+    except CarrierError as error:
+        if error.code != _NOT_IN_PROGRESS:
+            raise
+        raise CallNotInProgress(error.message, status=error.status, code=error.code) from error
 
 
 def _placed_status(word: object) -> CallStatus:

@@ -56,6 +56,7 @@ class DocumentFollower:
         self._faults = faults
         self._reports = reports
         self._dial_s = dial_s
+        self._was_away = False  # on a <Dial> since the last stream
 
     async def follow(self, document: str, base_url: str) -> None:
         """Follow a document and those that REST sends after it, until the call is over."""
@@ -134,7 +135,9 @@ class DocumentFollower:
             for parameter in stream.findall("Parameter")
         }
         before = call.phones[-1] if call.phones else None
-        if before is not None and before.end is StreamEnd.CLOSED:
+        was_away, self._was_away = self._was_away, False
+        stays = not was_away and before is not None and before.end is StreamEnd.STOPPED
+        if before is not None and (stays or before.end is StreamEnd.CLOSED):
             phone = before.on_another_stream(parameters)
         else:
             phone = SimulatedPhone(
@@ -191,6 +194,7 @@ class DocumentFollower:
         number = "".join(verb.itertext()).strip()
         other = self._people.at(number)
         call.note(f"dials {number}")
+        self._was_away = True
         rings_s = self._people.ring_s(other)
         ring_timeout_s = float(verb.get("timeout") or 30)
         await call.pause(min(rings_s, ring_timeout_s))
