@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, cast
+from urllib.parse import parse_qsl
 
 import structlog
 import trio
@@ -62,19 +63,33 @@ class WebhookRefused(ServerError):
         self.kind = kind
 
 
-async def _fields() -> MultiDict[str, str]:
+def _fields(content: bytes) -> MultiDict[str, str]:
     """The fields of the request at hand: of its form, or of its query if it is a GET.
 
     The carrier posts ``application/x-www-form-urlencoded``. A form of another kind has none: its
-    fields need not even have names. One of more fields than any webhook has is not read.
+    fields need not even have names. One of more fields than any webhook has is not read, nor is
+    what is no text.
+
+    Args:
+        content: The request's body.
     """
     is_post = request.method == "POST"
     if is_post and request.mimetype != FORM_TYPE:
         return MultiDict()
-    content = cast(bytes, await request.get_data()) if is_post else request.query_string
+    if not is_post:
+        content = request.query_string
     if content.count(b"&") >= MAX_FIELDS:
         return MultiDict()
-    return await request.form if is_post else request.args
+    if not is_post:
+        return request.args
+    try:
+        return MultiDict(parse_qsl(content.decode(), keep_blank_values=True))
+    except UnicodeDecodeError:
+        return MultiDict()
+
+
+async def _body() -> bytes:
+    return cast(bytes, await request.get_data())
 
 
 class Reader:
@@ -117,15 +132,15 @@ class Reader:
             CarrierProtocolError: It is signed, but its fields are not those that were signed.
         """
         webhooks = self._service.accounts.webhooks
-        await request.get_data()  # kept, for another process may have to read it, too
+        content = await _body()  # kept, for another process may have to read it, too
         is_post = request.method == "POST"
         is_signed = webhooks.is_signed(request.headers)
-        fields = await _fields() if is_signed else MultiDict()
+        fields = _fields(content) if is_signed else MultiDict()
         form = fields if is_post else None
         target = target_of(request.scope)
         if not webhooks.verify(target, request.headers, form):
             self._service.metrics.strangers_refused.labels("webhook-signature").inc()
-            self._tell_unsigned(target, form, len(await request.get_data()))
+            self._tell_unsigned(target, form, len(content))
             raise WebhookRefused("not signed by the carrier", status=403, kind="forbidden")
         webhooks.check(fields)
         if not webhooks.is_ours(fields):
@@ -159,7 +174,7 @@ class Reader:
         if not self._looks.allows(trio.current_time()):
             return None
         is_post = request.method == "POST"
-        fields = await _fields()
+        fields = _fields(await _body() if is_post else b"")
         form = fields if is_post else None
         signed_for = webhooks.signed_for(target, request.headers, form)
         if signed_for is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import phonenumbers
@@ -87,6 +88,7 @@ class Prices:
         return None if usd is None else usd + STREAM_MINUTE_USD
 
 
+@lru_cache(maxsize=256)  # of calls that come in it is always our own
 def _region(number: str) -> str:
     """The ISO code of a number's country; empty if unknown, or if it is not an ordinary number."""
     try:
