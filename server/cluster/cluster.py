@@ -13,9 +13,9 @@ numbers are fresh, and their way is short.
 from __future__ import annotations
 
 import hashlib
-import secrets
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from secrets import randbits
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -44,7 +44,8 @@ class Cluster:
 
     Args:
         node: This machine's name; None if it is the only one.
-        secret: What the processes of all machines prove themselves with; None if there is but one.
+        secrets: What the processes of all machines prove themselves with: with the first, and any
+            is believed; none if there is but one machine.
         make_registry: Makes the registry of many machines, for this process; None if there is one.
 
     Attributes:
@@ -58,17 +59,17 @@ class Cluster:
         self,
         *,
         node: str | None = None,
-        secret: str | None = None,
+        secrets: Sequence[str] = (),
         make_registry: Callable[[Member], Registry] | None = None,
     ) -> None:
         self.report: Callable[[], Load] = Load
         self.count = 1
         self._node = node
         self._make_registry = make_registry
-        self._prover = None if secret is None else Prover(secret)
+        self._prover = Prover(secrets) if secrets else None
         self._directory: Directory | None = None
         self._held: dict[str, int] = {}  # at which generation, until the call is forgotten
-        self._use(Member(name_of(node, None), 1 + secrets.randbits(52)))
+        self._use(Member(name_of(node, None), 1 + randbits(52)))
 
     def _use(self, me: Member) -> None:
         self.me = me

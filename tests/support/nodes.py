@@ -78,7 +78,9 @@ async def two_nodes(
     """Two servers of one, ``a`` and ``b``; their simulators are their own."""
 
     def node(name: str, secret: str) -> None:
-        cluster = partial(Cluster, node=name, secret=secret, make_registry=partial(Shared, store))
+        cluster = partial(
+            Cluster, node=name, secrets=[secret], make_registry=partial(Shared, store)
+        )
         monkeypatch.setattr("server.service.Cluster", cluster)
 
     node("a", secrets[0])
