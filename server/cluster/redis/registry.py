@@ -149,6 +149,7 @@ class RedisRegistry:
             self._metrics.changes.labels("lost").inc()
             logger.warning("the registry has lost what was in it; our calls are told again")
             self._writing.say_all_again()
+            self._beat_now.set()
 
     # -- asking --------------------------------------------------------------------------------
 
