@@ -228,6 +228,10 @@ class Cluster:
         """All others, by name, as far as they are not known to be gone."""
         return [*self.registry.others()]
 
+    def there(self) -> list[str]:
+        """The processes of other machines that have said something lately, by name."""
+        return [seen.member.name for seen in self._elsewhere()]
+
     def _elsewhere(self) -> Iterator[Seen]:
         """The processes of other machines that have said something lately."""
         if self._make_registry is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import pytest
@@ -11,7 +11,13 @@ import trio
 
 from server.cluster.alone import Alone
 from server.cluster.cluster import Cluster
+from server.cluster.redis.registry import RedisRegistry
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized
+from server.metrics import RegistryMetrics
+from server.service import Service
+from server.settings.cluster import registry_address
+from server.settings.settings import Settings
+from tests.support.redis_servers import RedisServer, until
 from tests.support.serving import Server, serving
 
 SECRET = "a secret of all machines"
@@ -69,6 +75,38 @@ class Shared(Alone):
 
     def release(self, call_sid: str, generation: int) -> None:
         self.store.calls.pop(call_sid, None)
+
+
+@asynccontextmanager
+async def nodes_with_redis(
+    monkeypatch: pytest.MonkeyPatch,
+    redis: RedisServer,
+    names: Sequence[str] = ("a", "b"),
+    **settings,
+) -> AsyncGenerator[list[Server]]:
+    """Servers of one that share a Redis; their simulators are their own."""
+
+    def open_cluster(name: str, service: Service, settings: Settings) -> Cluster:
+        metrics = RegistryMetrics(service.metrics.registry)
+
+        def make(me: Member) -> RedisRegistry:
+            address = registry_address(redis.url)
+            return RedisRegistry(address, me, settings.public_url or "", [SECRET], metrics, 5.0)
+
+        return Cluster(node=name, secrets=[SECRET], make_registry=make)
+
+    async with AsyncExitStack() as stack:
+        servers = []
+        for name in names:
+            opening = partial(open_cluster, name)
+            monkeypatch.setattr(
+                Service, "_open_cluster", lambda self, settings, o=opening: o(self, settings)
+            )
+            servers.append(await stack.enter_async_context(serving(**settings)))
+        for server in servers:
+            others = {*names} - {server.service.cluster.me.name}
+            await until(lambda s=server, o=others: o <= {*s.service.cluster.there()})
+        yield servers
 
 
 @asynccontextmanager
