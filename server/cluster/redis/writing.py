@@ -22,8 +22,9 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 WRITE_S = 0.05
 """How long what is new gathers."""
-STATE_S = 0.2
-"""How long newer states do, where nothing else is new."""
+STATE_S = 0.5
+"""How long newer states do, where nothing else is new. With 100 calls and a state of each in eight
+seconds, telling takes a quarter less than with 0.2 s, and little more than with 1 s."""
 MAX_WRITES = 50
 """In one go: a few milliseconds of the loop."""
 
