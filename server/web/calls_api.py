@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -132,6 +133,9 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
                 metadata=data.metadata,
             )
             call.report.traceparent = single(request.headers, "traceparent") or ""
+            if service.cluster.has_nodes:
+                with suppress(RegistryAway):  # whoever is told of it may look for it elsewhere
+                    await service.cluster.claim(call.call_sid, service.cluster.me.name)
         except CallRefused as refused:
             return refuse(refused), False
         except CarrierError as error:

@@ -179,3 +179,14 @@ async def test_a_pause_is_told_again_to_a_registry_that_has_lost_it(redis):
         redis.ask("FLUSHALL")
         await until(lambda: b"offhook:{nodes}:pause" in redis.ask("KEYS", "*"))
         await until(lambda: second.pause() is not None)
+
+
+async def test_a_call_is_found_by_all_machines_before_its_client_is_told_of_it(monkeypatch, redis):
+    async with nodes_with_redis(monkeypatch, redis) as (first, second):
+        monkeypatch.setattr("server.cluster.redis.registry.SETTLE_S", 0.0)
+        monkeypatch.setattr("server.cluster.redis.writing.WRITE_S", 60.0)  # all else comes late
+        sid = (await first.make_call(RINGS_FOR_LONG)).json()["call_sid"]
+        record = await second.http.get(f"/calls/{sid}")
+        await first.http.post(f"/calls/{sid}/hang-up")
+
+    assert (record.status_code, record.json()["state"]) == (200, "live")

@@ -102,7 +102,8 @@ async def nodes_with_redis(
             monkeypatch.setattr(
                 Service, "_open_cluster", lambda self, settings, o=opening: o(self, settings)
             )
-            servers.append(await stack.enter_async_context(serving(**settings)))
+            options = {"max_loop_lag_s": 60.0} | settings  # the machine may be busy
+            servers.append(await stack.enter_async_context(serving(**options)))
         for server in servers:
             others = {*names} - {server.service.cluster.me.name}
             await until(lambda s=server, o=others: o <= {*s.service.cluster.there()})
