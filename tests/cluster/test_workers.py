@@ -100,6 +100,19 @@ def test_a_directory_too_deep_for_unix_sockets_is_a_wrong_setting(meeting, tmp_p
         Cluster().join(2, where=meeting)
 
 
+def test_a_pause_that_one_has_told_is_everybodys_until_that_one_ends_it(three):
+    first, second, third = (each.registry for each in three)
+    first.tell_pause("model-quota", 600.0)
+    heard = [registry.pause() for registry in (first, second, third)]
+    second.tell_pause("model-quota", 0.0)  # which it has not told
+    still = third.pause()
+    first.tell_pause("model-quota", 0.0)
+
+    assert [said and said[0] for said in heard] == [None, "model-quota", "model-quota"]
+    assert still is not None
+    assert [registry.pause() for registry in (first, second, third)] == [None, None, None]
+
+
 async def test_one_process_alone_shares_nothing(meeting, tmp_path):
     alone = Cluster()
     alone.join(1, where=meeting)
