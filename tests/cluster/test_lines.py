@@ -1,21 +1,16 @@
-"""Lost lines among several processes: each comes back to its own, and a dead one's are told so."""
+"""Lost lines among several processes: each comes back to its own; see ``test_rescue.py``, too."""
 
 from __future__ import annotations
 
 import os
-import signal
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
-import trio
 
-from server.carrier import CallStatus
 from server.cluster.cluster import Cluster
 from server.cluster.directory.meeting import AVAILABLE
 from server.cluster.registry import Holding
 from server.simulators.phone import SimulatedPhone
-from server.simulators.twilio import SimulatedCall
 from tests.support.processes import TWO_PROCESSES, server_process
 
 pytestmark = [
@@ -130,34 +125,3 @@ async def test_a_lost_line_comes_back_to_its_own_process(tmp_path, command, medi
         noted = [moment["what"] for moment in record["timeline"]]
         assert record["state"] == "live"
         assert noted.count("line lost") == noted.count("line back") == 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-async def test_the_callers_of_a_process_that_is_killed_are_told_so_in_words(tmp_path):
-    async with server_process(tmp_path, "python -m server --workers", **PATIENT) as server:
-        await server.both_ready()
-        phones = [await server.talking_call() for _ in range(4)]
-        os.kill(server.workers()[0], signal.SIGKILL)
-        ended: list[SimulatedCall] = []
-        half = trio.Event()
-
-        async def wait_ended(phone: SimulatedCall) -> None:
-            await phone.wait_ended()
-            ended.append(phone)
-            if len(ended) == 2:
-                half.set()
-
-        async with trio.open_nursery() as nursery:
-            for phone in phones:
-                nursery.start_soon(wait_ended, phone)
-            await half.wait()
-            nursery.cancel_scope.cancel()
-        said = [[what for _, what in phone.timeline] for phone in ended]
-        left = [phone.status for phone in phones if phone not in ended]
-
-    assert left == [CallStatus.IN_PROGRESS] * 2
-    for timeline in said:
-        assert any(what.startswith("says: I am sorry") for what in timeline), timeline
-        assert "hangs up" in timeline
-        assert timeline.count("stream opened") == 1
