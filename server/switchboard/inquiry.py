@@ -16,6 +16,7 @@ import trio
 
 from server.call.call import Call
 from server.carrier import Carrier, StatusUpdate
+from server.dialogue.endings import EndReason
 from server.errors import CarrierError
 from server.logs import Sparing
 from server.pace import doubled_s
@@ -98,6 +99,8 @@ class Inquiry:
                 refused = 0 if await self._ask(call) else refused + 1
                 asked_at, asked = trio.current_time(), asked + 1
         await call.finished.wait()
+        if call.end_reason is EndReason.MOVED:
+            return  # whoever has it asks
         for number in range(MAX_LAST_QUESTIONS):
             with trio.move_on_after(self._patience.pause_s(number, was_told=False)):
                 await call.progress.settled.wait()

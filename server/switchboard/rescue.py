@@ -31,11 +31,14 @@ from server.switchboard.calls import Calls
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-LOOK_S = 0.5
+LOOK_S = 0.25
 """How often it is looked who is silent, and whose the calls are that have lost their line."""
 ASK_TIMEOUT_S = 0.5
 ASKS = 2
 """So often one that is silent is asked itself, before it counts as gone."""
+ASKED_BEFORE_S = ASKS * ASK_TIMEOUT_S
+"""So long before its lease has run out, but not in the first half of it."""
+JUST_AFTER_S = 0.01
 SETTLE_S = 4.0
 """After the registry was away, or we were: until then others have said again how they are."""
 HELD_UP_S = 0.5
@@ -45,6 +48,11 @@ SEIZE_AGAIN_S = 0.1
 RECONNECTS_PER_S = 50.0
 """Of all processes together: the carrier answers more of them with refusals."""
 CHECKED_AT_ONCE = 16
+
+
+def asked_from_s(lease_s: float) -> float:
+    """From when on one that is silent is asked, so that no time is lost when its lease is over."""
+    return max(lease_s - ASKED_BEFORE_S, lease_s / 2)
 
 
 def suspects(
@@ -61,7 +69,7 @@ def suspects(
     silent = [
         name
         for name, seen in others.items()
-        if seen.age_s >= lease_s and left_alone.get(seen.member, -inf) <= now
+        if seen.age_s >= asked_from_s(lease_s) and left_alone.get(seen.member, -inf) <= now
     ]
     return sorted(silent, key=lambda name: -others[name].age_s)
 
@@ -188,8 +196,12 @@ class Rescue:
             while True:
                 await trio.sleep(LOOK_S)
                 now, others = trio.current_time(), self._cluster.registry.others()
-                there = {seen.member for seen in others.values() if seen.age_s >= self._lease_s}
-                for member in [*self._left_alone.keys() - there]:
+                silent = {
+                    seen.member
+                    for seen in others.values()
+                    if seen.age_s >= asked_from_s(self._lease_s)
+                }
+                for member in [*self._left_alone.keys() - silent]:
                     del self._left_alone[member]  # heard of again, or forgotten
                 if not self._may_act():
                     continue
@@ -207,7 +219,9 @@ class Rescue:
     async def _look_after(self, name: str, member: Member, under_way: set[Member]) -> None:
         try:
             self._left_alone[member] = trio.current_time() + self._lease_s
-            if not await self._answers(name) and await self._rescue_calls_of(name, member):
+            if await self._answers(name) or not await self._lease_is_over(name):
+                return
+            if not await self._rescue_calls_of(name, member):
                 self._left_alone[member] = inf
         except RegistryAway:
             pass
@@ -225,8 +239,18 @@ class Rescue:
                 return True
         return False
 
+    async def _lease_is_over(self, name: str) -> bool:
+        """Wait for the rest of a lease; False if its process is heard of meanwhile, or has left."""
+        while (seen := self._cluster.registry.others().get(name)) is not None:
+            if seen.age_s >= self._lease_s:
+                return True
+            if seen.age_s < asked_from_s(self._lease_s):
+                break
+            await trio.sleep(max(self._lease_s - seen.age_s, JUST_AFTER_S))
+        return False
+
     async def _rescue_calls_of(self, name: str, member: Member) -> bool:
-        """Take over what a process has left; returns whether nothing of it is left to do."""
+        """Take over what a process has left; returns whether there was anything."""
         left = list((await self._cluster.registry.calls_of(member)).items())
         if left:
             logger.warning("a process is gone", process=str(member), calls=len(left))
@@ -234,12 +258,11 @@ class Rescue:
         async with trio.open_nursery() as nursery:
             for call_sid, holding in left:
                 await self._take_turn()
-                seen = self._cluster.registry.others().get(name)
-                is_back = seen is not None and seen.age_s < self._lease_s
-                if is_back or not self._may_act() or not self._has_room():
-                    return False
+                is_gone = await self._lease_is_over(name)
+                if not is_gone or not self._may_act() or not self._has_room():
+                    break
                 nursery.start_soon(self._rescue, call_sid, holding)
-        return True
+        return bool(left)
 
     def _has_room(self) -> bool:
         try:
