@@ -412,7 +412,7 @@ FAULTS: tuple[Fault, ...] = (
         Kind("kill-worker", (0.0, 0.0)),
         "kill -9 of one worker",
         kill_worker,
-        Excuse(loses=BOTH, ends="worker", is_unready=True, is_deaf=True, grace_s=15.0),
+        Excuse(loses=BOTH, is_unready=True, is_deaf=True, grace_s=15.0),
         _one_process,
     ),
     Fault(

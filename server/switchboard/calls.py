@@ -144,7 +144,8 @@ class Calls:
         self._start_timeout_s = start_timeout_s
         self._dialling = 0
         self._early = EarlyUpdates()
-        self._inquiry = Inquiry(carrier, self.update_status, Patience(callback_wait_s))
+        patience = Patience(callback_wait_s)
+        self._inquiry = Inquiry(carrier, self.update_status, patience, is_current)
         self._empty = trio.Event()
         # Of any size: a call that the carrier has accepted is run, whoever goes away meanwhile.
         self._accepted_in, self._accepted_out = trio.open_memory_channel[Call](math.inf)

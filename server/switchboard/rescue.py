@@ -116,6 +116,7 @@ class Rescue:
         self._lease_s = lease_s
         self._taking: dict[str, trio.Event] = {}
         self._left_alone: dict[Member, float] = {}
+        self._absence = Absence(missed_s(), is_away=True)
         self._may_act_at = inf
         self._next_at = -inf
 
@@ -190,7 +191,6 @@ class Rescue:
     # -- others ----------------------------------------------------------------------------
 
     async def _look_after_others(self) -> None:
-        self._may_act_at = trio.current_time() + SETTLE_S
         async with trio.open_nursery() as nursery:
             under_way: set[Member] = set()
             while True:
@@ -212,8 +212,12 @@ class Rescue:
                         nursery.start_soon(self._look_after, name, member, under_way)
 
     def _may_act(self) -> bool:
-        calls = self._calls
-        is_settled = trio.current_time() >= self._may_act_at and not self._cluster.registry.is_away
+        """Whether this process knows well enough how the others are, and may take their calls."""
+        calls, is_away, now = self._calls, self._cluster.registry.is_away, trio.current_time()
+        if self._absence.is_over(missed_s(), is_away=is_away):
+            self._absence.told(missed_s())
+            self._may_act_at = now + SETTLE_S
+        is_settled = now >= self._may_act_at and not is_away
         return is_settled and not calls.draining and not calls.has_failed
 
     async def _look_after(self, name: str, member: Member, under_way: set[Member]) -> None:
@@ -314,7 +318,6 @@ class Rescue:
             await trio.sleep(LOOK_S)
             was_missed_s, live = missed_s(), self._calls.register.live
             if absence.is_over(was_missed_s, is_away=registry.is_away):
-                self._may_act_at = trio.current_time() + SETTLE_S
                 if await self._check(live):
                     absence.told(was_missed_s)
             elif not registry.is_away:

@@ -178,9 +178,11 @@ class Elsewhere:
         if cluster.may_answer(member):
             try:
                 hop = Hop(cluster.me.name, if_known=True)
-                return await self._ask(member.name, hop, TAKEOVER_ASK_S)
+                answer = await self._ask(member.name, hop, TAKEOVER_ASK_S)
             except WorkerLost:
                 logger.warning("a process does not answer for its call", worker=member.name)
+            else:
+                return answer if answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else None
         return None
 
     async def _by_who_can(self, call_sid: str, holding: Holding) -> httpx2.Response | None:
