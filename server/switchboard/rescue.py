@@ -25,7 +25,7 @@ from server.call.takeover.state import StateUnreadable
 from server.cluster.cluster import Cluster
 from server.cluster.registry import Holding, Member, RegistryAway, Seen, Seized
 from server.dialogue.endings import EndReason
-from server.errors import CallNotInProgress, CallRefused, CarrierError
+from server.errors import CallNotInProgress, CallRefused, CarrierError, ServerError
 from server.hooks.trio_clock import missed_s
 from server.switchboard.calls import Calls
 
@@ -48,6 +48,10 @@ SEIZE_AGAIN_S = 0.1
 RECONNECTS_PER_S = 50.0
 """Of all processes together: the carrier answers more of them with refusals."""
 CHECKED_AT_ONCE = 16
+
+
+class CallLost(ServerError):
+    """A call is ours, but it cannot go on: it is given back, and its caller is owed an apology."""
 
 
 def asked_from_s(lease_s: float) -> float:
@@ -136,8 +140,7 @@ class Rescue:
 
         Raises:
             RegistryAway: It is not known.
-            StateUnreadable: It is ours, but nobody can go on with it, and it is given back.
-            CallRefused: So it is, as this process cannot take it.
+            CallLost: It is ours, but it cannot go on here, or anywhere.
         """
         if call_sid in self._taking:
             await self.settled(call_sid)
@@ -170,7 +173,7 @@ class Rescue:
         except (StateUnreadable, CallRefused) as reason:
             logger.warning("call cannot be taken over", reason=str(reason), **facts)
             self._cluster.release(call_sid, seized.generation)
-            raise
+            raise CallLost(str(reason)) from reason
         logger.info("call taken over", generation=seized.generation, **facts)
         return call
 
@@ -291,8 +294,10 @@ class Rescue:
                 return
             if call.conversation.line is None:
                 await self._reconnect(call, ticket)
-        except (RegistryAway, StateUnreadable, CallRefused) as reason:
-            logger.info("call not rescued", call_sid=call_sid, reason=str(reason))
+        except CallLost:
+            pass  # which has been told
+        except RegistryAway as away:
+            logger.info("call not rescued", call_sid=call_sid, reason=str(away))
         except Exception:
             logger.exception("call not rescued by a bug of ours", call_sid=call_sid)
 

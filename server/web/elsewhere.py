@@ -13,11 +13,11 @@ import structlog
 import trio
 from quart import Quart, Response, request
 
-from server.call.takeover.state import StateUnreadable
 from server.cluster.passing_on import PASSED_BACK, PASSED_ON, Hop, WorkerLost
 from server.cluster.registry import Holding, RegistryAway
 from server.errors import CallRefused
 from server.service import Service
+from server.switchboard.rescue import CallLost
 from server.web.api import Answer, error_body, retry_after
 from server.web.path_prefix import NAMED
 
@@ -160,7 +160,7 @@ class Elsewhere:
                     return None, False
                 else:
                     over_at = holding
-            except (StateUnreadable, CallRefused):
+            except CallLost:
                 return None, not self._service.calls.register.has_ended(call_sid)
             except RegistryAway:
                 if self._service.calls.register.get_live(call_sid) is not None:

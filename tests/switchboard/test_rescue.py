@@ -16,15 +16,15 @@ from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
 from server.call.options import CallOptions
-from server.call.takeover.state import AwayState, CallState, StateUnreadable
+from server.call.takeover.state import AwayState, CallState
 from server.carrier import CallStatus
 from server.cluster.cluster import Cluster
 from server.cluster.registry import Holding, Load, Member, Seen, Seized
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
-from server.errors import CallNotInProgress, CallRefused
+from server.errors import CallNotInProgress
 from server.switchboard.calls import Calls
-from server.switchboard.rescue import HELD_UP_S, SETTLE_S, Absence, Rescue, suspects
+from server.switchboard.rescue import HELD_UP_S, SETTLE_S, Absence, CallLost, Rescue, suspects
 from tests.call.test_call_state import state
 from tests.support.fakes import MemoryCarrier
 from tests.support.nodes import SECRET, Shared, Store
@@ -172,7 +172,7 @@ async def test_a_call_that_has_left_no_state_is_given_back(autojump_clock, proce
     holding = process.left()
     process.store.states[SID] = b""
 
-    with pytest.raises(StateUnreadable):
+    with pytest.raises(CallLost, match="state"):
         await process.rescue.take(SID, holding)
 
     assert process.store.calls == {}
@@ -185,7 +185,7 @@ async def test_a_call_that_has_ended_here_is_not_begun_again(autojump_clock, pro
     await wait_all_tasks_blocked()
     again = process.left()
 
-    with pytest.raises(CallRefused, match="over"):
+    with pytest.raises(CallLost, match="over"):
         await process.rescue.take(SID, again)
 
 
