@@ -282,7 +282,7 @@ def test_every_broken_invariant_is_one_that_is_promised():
 
 
 def test_only_a_killed_worker_and_a_line_nobody_misses_or_asks_about_may_end_calls():
-    assert {one.kind.name for one in FAULTS if one.excuse.ends == "worker"} == {"kill-worker"}
+    assert {one.kind.name for one in FAULTS if one.excuse.ends == "young"} == {"kill-worker"}
     assert {one.kind.name for one in FAULTS if one.excuse.ends == "line"} == {"media-lost-by-us"}
     assert {one.kind.name for one in FAULTS if one.excuse.ends == "unasked"} == {"carrier-resets"}
 

@@ -9,7 +9,7 @@ import pytest
 
 from server.cluster.cluster import Cluster
 from server.cluster.directory.meeting import AVAILABLE
-from server.cluster.registry import Holding
+from server.cluster.registry import Holding, Seized
 from server.simulators.phone import SimulatedPhone
 from tests.support.processes import TWO_PROCESSES, server_process
 
@@ -74,6 +74,25 @@ async def test_it_still_is_one_when_another_process_is_in_that_ones_place(two):
     assert known == (True, True)
     assert holding == Holding(dead, 1)
     assert not own
+
+
+async def test_whoever_is_in_a_dead_ones_place_sees_it_until_its_calls_are_taken_over(two):
+    ours, theirs = two
+    theirs.publish()
+    await theirs.registry.claim("CA1")
+    dead = theirs.me
+    died(theirs)
+    silent = ours.registry.others()[dead.name].member
+    next_one = Cluster()
+    next_one.join(2, where="offhook-lines")
+    others = next_one.registry.others()
+    seized = await next_one.registry.seize("CA1", Holding(dead, 1))
+    next_one.leave()
+
+    assert silent == dead
+    assert others[str(dead)].member == dead
+    assert others[str(dead)].address == ""
+    assert seized == Seized(2, b"")
 
 
 async def test_a_call_that_is_our_own_is_no_orphan_and_alone_there_are_none(two):
