@@ -34,6 +34,7 @@ from server.switchboard.account_turns import AccountTurns
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from server.switchboard.destinations import Destinations
+from server.switchboard.rescue import Rescue
 from server.switchboard.strangers import Strangers
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -58,6 +59,7 @@ class Service:
         settings: The process's.
         accounts: The carrier and the model.
         calls: The live and recent calls; there once :meth:`run` has started.
+        rescue: Takes over calls of other processes; there with the calls.
         cluster: This process among those of its server.
         metrics: What this process counts.
         plane: The media plane; None if there is none here, or it is not wanted.
@@ -68,6 +70,7 @@ class Service:
     """
 
     calls: Calls
+    rescue: Rescue
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -178,6 +181,9 @@ class Service:
                 await keepers.start(keep_going, "recordings", self.recordings.run)
             await stack.enter_async_context(self.accounts.carrier)
             calls = self.calls = self._make_calls()
+            self.rescue = Rescue(
+                calls, self.cluster, lambda: self.agent, lease_s=self.settings.lease_s
+            )
             admission = calls.admission
             self.accounts.carrier.on_wait = lambda wait_s: admission.pause_dialling(
                 trio.current_time() + wait_s
@@ -190,6 +196,7 @@ class Service:
             if self.cluster.are_several:
                 self.cluster.report = calls.load
                 await helpers.start(keep_going, "cluster", passed_on)
+                helpers.start_soon(keep_going, "rescue", without_start(self.rescue.run))
             self._tell_ready()
             # What start-up has made stays for good. To go through it again and again, a tenth of a
             # second at a time, would hold up every call at once.

@@ -39,7 +39,7 @@ from benchmarks.chaos.invariants import (
 )
 from benchmarks.chaos.lines import LineFailed
 from benchmarks.chaos.schedule import Planned, schedule
-from benchmarks.chaos.world import World, number_of_worker, open_world
+from benchmarks.chaos.world import World, open_world
 from benchmarks.options import Options, machine, machine_line
 
 MINUTES = 5.0
@@ -250,12 +250,9 @@ class Conductor:
             return
         facts = " ".join(f"{name}={value}" for name, value in planned.facts.items())
         self._say(f"{planned.at_s:8.2f} s  {planned.name} {planned.lasts_s:g} s {facts}")
-        may_end = 0
-        if fault.excuse.ends == "worker":
-            may_end = await self._calls_of_victim()
         began = time.monotonic()
         # As long as it lasts its end is not known; everything is excused until then.
-        done = Done(planned.name, began, began + 600.0, fault.excuse, planned.facts, may_end)
+        done = Done(planned.name, began, began + 600.0, fault.excuse, planned.facts)
         seen.faults.append(done)
         try:
             async with fault.act(self._world, planned) as met:
@@ -266,17 +263,6 @@ class Conductor:
         except (OSError, subprocess.SubprocessError, httpx2.HTTPError) as error:
             self._say(f"          {planned.name} could not be done: {error!r}")
         seen.faults[seen.faults.index(done)] = replace(done, ended=time.monotonic())
-
-    async def _calls_of_victim(self) -> int:
-        """How many calls the worker has that is to be killed; all of them if it cannot be told."""
-        worker = number_of_worker(self._world.victim)
-        with suppress(httpx2.HTTPError):
-            async with self._client() as client:
-                count = calls_of_worker((await client.get("/metrics")).text, worker)
-            if count is not None:
-                return count
-        self._say("          whose calls these are cannot be told: all of them may end")
-        return self._world.max_calls
 
     def _client(self) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
@@ -391,14 +377,6 @@ async def _look_once(client: httpx2.AsyncClient) -> Look:
         answer = await client.get("/readyz")
         ready, reason = answer.status_code, str(answer.json().get("reason") or "")
     return Look(began, healthy_s, ready, reason)
-
-
-def calls_of_worker(metrics: str, worker: str | None) -> int | None:
-    """How many calls a worker has by its server's metrics; None if they do not say."""
-    found = re.search(
-        rf'^offhook_calls_active\{{[^}}]*worker="{worker}"[^}}]*\}} ([0-9.]+)', metrics, re.M
-    )
-    return round(float(found[1])) if found else None
 
 
 def _held(world: World) -> Held:

@@ -36,9 +36,9 @@ class Excuse:
     loses: frozenset[str] = frozenset()
     """Directions in which audio may be lost: what was under way in a connection that is cut."""
     ends: str = ""
-    """Whose calls may end: ``worker`` for those of a worker that is killed, ``line`` for those
-    whose carrier is never told that the line is lost, ``unasked`` for those whose carrier asked how
-    they go on and has reached nobody, however often it tried."""
+    """Whose calls may end: ``line`` for those whose carrier is never told that the line is lost,
+    ``unasked`` for those whose carrier asked how they go on and has reached nobody, however often
+    it tried, ``young`` for these and those of which nothing could have been kept yet."""
     is_deaf: bool = False
     """Whether nothing may answer: probes and webhooks."""
     is_unready: bool = False
@@ -412,7 +412,7 @@ FAULTS: tuple[Fault, ...] = (
         Kind("kill-worker", (0.0, 0.0)),
         "kill -9 of one worker",
         kill_worker,
-        Excuse(loses=BOTH, ends="worker", is_unready=True, is_deaf=True, grace_s=15.0),
+        Excuse(loses=BOTH, ends="young", is_unready=True, is_deaf=True, grace_s=15.0),
         _one_process,
     ),
     Fault(

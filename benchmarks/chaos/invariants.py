@@ -57,6 +57,10 @@ INVARIANTS = {
 }
 
 
+YOUNG_S = 1.0
+"""Of a call that has begun so short a time ago a process that is killed may have kept nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """A fault as it happened, by the monotonic clock."""
@@ -180,7 +184,9 @@ def _calls_live(seen: Seen) -> Iterator[Broken]:
         if not _was_served(call) or call.hung_up:
             continue
         for fault in _during(seen, call.ended, call.ended):
-            if fault.excuse.ends == "unasked" and _was_given_up(call):
+            if fault.excuse.ends in ("unasked", "young") and _was_given_up(call):
+                break
+            if fault.excuse.ends == "young" and call.began >= fault.began - YOUNG_S:
                 break
             if left[id(fault)] > 0:
                 left[id(fault)] -= 1
@@ -233,7 +239,7 @@ def _records(seen: Seen) -> Iterator[Broken]:
     ended_at = {call.call_sid: call.ended for call in seen.calls}
     for call in seen.calls:
         near = _during(seen, call.began, call.ended + WRITTEN_S)
-        was_killed = any(fault.excuse.ends == "worker" for fault in near)
+        was_killed = any(fault.excuse.ends == "young" for fault in near)
         if not counts[call.call_sid] and _was_served(call) and not was_killed:
             yield Broken("records", call.ended, "there is none", call.call_sid)
     for sid, count in counts.items():

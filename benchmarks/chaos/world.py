@@ -161,21 +161,6 @@ def records_aside(directory: Path) -> list[Record]:
     return found
 
 
-def number_of_worker(pid: int) -> str | None:
-    """Which number a worker has among those of its server; None if it cannot be told.
-
-    It holds the lock of its place for as long as it lives, and others' for a moment only.
-    """
-    found = set()
-    with suppress(OSError):
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(OSError):
-                place = descriptor.readlink()
-                if place.suffix == ".lock" and place.stem.isdecimal():
-                    found.add(place.stem)
-    return found.pop() if len(found) == 1 else None
-
-
 @contextmanager
 def limited(
     pids: list[int], resource_name: str, soft: int | None = None, more: int = 0

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _ALONE = Load()
 NODE_BEAT_S = 0.25
 """How often other machines could be told how this one is: they hear it twice a second."""
+QUIET_S = 1.5
+"""Of a process of another machine something is heard every second, even if both are late."""
 
 
 class Cluster:
@@ -272,6 +274,17 @@ class Cluster:
             return self._directory.is_gone(member)
         return not self.registry.is_away and self.member(member.name) != member
 
+    def may_answer(self, member: Member) -> bool:
+        """Whether it is worth its while to ask a process that somebody waits for.
+
+        One of this machine is asked unless it is gone: it may be busy, and who is gone is told at
+        once. For one of another that has been quiet lately nobody can wait.
+        """
+        if self.is_gone(member):
+            return False
+        seen = self.registry.others().get(member.name)
+        return self._is_sibling(member.name) or (seen is not None and seen.age_s < QUIET_S)
+
     # -- our calls -------------------------------------------------------------------------
 
     def hold(self, call_sid: str, generation: int) -> None:
@@ -292,8 +305,21 @@ class Cluster:
             generation: At which it was claimed, if it is not one that has been held.
         """
         if self.are_several:
-            held = self._held.pop(call_sid, 1 if generation is None else generation)
-            self.registry.release(call_sid, held)
+            held = self._held.pop(call_sid, 1)
+            self.registry.release(call_sid, held if generation is None else generation)
+
+    def let_go(self, call_sid: str, generation: int, *, is_moved: bool) -> None:
+        """A call has ended here: nobody has to go on with it, but it is known whose it was.
+
+        Args:
+            call_sid: The call.
+            generation: For the how-manieth time it was somebody's.
+            is_moved: Whether another has it.
+        """
+        if self.are_several:
+            self.registry.keep(call_sid, generation, b"")
+            if is_moved and self._held.get(call_sid) == generation:
+                del self._held[call_sid]
 
     def of_key(self, client: str, key: str) -> str:
         """The process of this machine that remembers what was answered to an ``Idempotency-Key``.

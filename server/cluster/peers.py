@@ -76,6 +76,24 @@ class Peers:
                 facts = {FACTS: json.dumps(facts_of(scope, hop)).encode()}
                 return await self._ask_here(number, scope, body, facts, but=_but(hop))
 
+    async def answers(self, name: str, *, by: str, timeout_s: float) -> bool:
+        """Whether a process answers at all.
+
+        Args:
+            name: Which one.
+            by: Who asks.
+            timeout_s: How long it may take.
+        """
+        scope = {
+            **{"method": "GET", "scheme": "http", "path": "/healthz", "raw_path": b"/healthz"},
+            **{"query_string": b"", "headers": [], "client": None, "server": None},
+        }
+        try:
+            await self.ask(name, scope, b"", Hop(by), timeout_s=timeout_s)
+        except WorkerLost:
+            return False
+        return True
+
     async def hand_on(
         self, number: int, scope: Mapping[str, Any], body: bytes, facts: Mapping[bytes, bytes]
     ) -> httpx2.Response:

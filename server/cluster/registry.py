@@ -165,7 +165,7 @@ class Registry(Protocol):
         ...
 
     async def calls_of(self, member: Member) -> Mapping[str, Holding]:
-        """The live calls of a member, to be taken over.
+        """The live calls of a member that somebody can go on with, to be taken over.
 
         Raises:
             RegistryAway: They are not known.
@@ -180,7 +180,10 @@ class Registry(Protocol):
         ...
 
     def keep(self, call_sid: str, generation: int, state: bytes) -> None:
-        """What another process needs to go on with this call; newer takes the place of older."""
+        """What another process needs to go on with this call; newer takes the place of older.
+
+        Nothing (empty) if nobody is to go on with it.
+        """
         ...
 
     def release(self, call_sid: str, generation: int) -> None:

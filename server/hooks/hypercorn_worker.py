@@ -254,7 +254,7 @@ async def _serve_under_command(
     if (master := multiprocessing.parent_process()) is not None and sys.platform != "win32":
         waits.append(partial(trio.lowlevel.wait_readable, master.sentinel))
     if kept.replaces is not None:
-        logger.error("a process of this server ended, and its calls with it", status=kept.replaces)
+        logger.error("a process of this server ended", status=kept.replaces)
 
     serve = partial(
         serve_worker,

@@ -109,7 +109,7 @@ class Master:
                 return
             if not self._has_served:
                 raise _NeverStarted(max(status, 1))
-            logger.error("a process of this server ended, and its calls with it", status=status)
+            logger.error("a process of this server ended", status=status)
             if (pause_s := restarts.after(lived_s)) is None:
                 logger.error("one process after another died soon: the whole server stops")
                 self._gave_up = True

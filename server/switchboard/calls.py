@@ -8,8 +8,8 @@ server has several processes, limits are for all of them, and each says which ca
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,7 +53,7 @@ from server.records.traces import NoTraces, Traces
 from server.switchboard.admission import Admission, Limits, draining, failed
 from server.switchboard.early import EarlyUpdates
 from server.switchboard.inquiry import Inquiry, Patience
-from server.switchboard.making import NewCalls, setup_of
+from server.switchboard.making import NewCalls, one_calls_trouble, setup_of
 from server.switchboard.model_trial import ModelTrial
 from server.switchboard.register import Register
 from server.switchboard.strangers import Strangers
@@ -70,15 +70,6 @@ class Claim:
 
     call: Call
     started: StreamStarted
-
-
-@contextmanager
-def _one_calls_trouble(call: Call) -> Generator[None]:
-    """Do something on the way out of a call, which is not worth the other calls if it fails."""
-    try:
-        yield
-    except Exception:
-        logger.exception("call not put away whole by a bug of ours", call_sid=call.call_sid)
 
 
 class Calls:
@@ -152,7 +143,8 @@ class Calls:
         self._start_timeout_s = start_timeout_s
         self._dialling = 0
         self._early = EarlyUpdates()
-        self._inquiry = Inquiry(carrier, self.update_status, Patience(callback_wait_s))
+        patience = Patience(callback_wait_s)
+        self._inquiry = Inquiry(carrier, self.update_status, patience, is_current)
         self._empty = trio.Event()
         # Of any size: a call that the carrier has accepted is run, whoever goes away meanwhile.
         self._accepted_in, self._accepted_out = trio.open_memory_channel[Call](math.inf)
@@ -191,23 +183,23 @@ class Calls:
         """The call is over: give back what it held, and keep what is left of it."""
         call.finished.set()
         is_moved = call.end_reason is EndReason.MOVED
-        forgotten = [] if is_moved else self.register.end(call)
-        if is_moved:
-            self.register.forget(call)
+        forgotten = self.register.forget(call) if is_moved else self.register.end(call)
         self.tickets.forget(call)
-        with _one_calls_trouble(call):
+        with one_calls_trouble(call):
+            self._cluster.let_go(call.call_sid, call.ownership.generation, is_moved=is_moved)
+        with one_calls_trouble(call):
             self.model_trial.learn(call)
-        with _one_calls_trouble(call):
+        with one_calls_trouble(call):
             if not is_moved:  # else whoever has it writes its record
                 record = call.record()
-                with _one_calls_trouble(call):
+                with one_calls_trouble(call):
                     self.register.keep(record)
                 self._traces.call_ended(record)
         for call_sid in forgotten:
-            with _one_calls_trouble(call):
+            with one_calls_trouble(call):
                 self._cluster.release(call_sid)
         self._tell_if_empty()
-        with _one_calls_trouble(call):
+        with one_calls_trouble(call):
             self._cluster.publish()
 
     async def _follow(self, call: Call) -> None:
@@ -413,17 +405,25 @@ class Calls:
         if self.register.has_ended(call_sid):
             raise CallRefused("the call is over", reason="over", status=404)
         left = CallState.decode(state)
-        if self.draining:
-            raise draining()
-        if self.has_failed:
-            raise failed()
-        self.admission.check_takeover(self.live_count)
+        self.check_takeover()
         if call is not None:  # it was ours before, and we were not told that we had lost it
             call.conversation.disown()
             self.register.forget(call)
         call = self._new.go_on(self.carrier, left, generation, agent)
         self._begin(call, call_sid)
         return call
+
+    def check_takeover(self) -> None:
+        """Refuse to go on with another process's call, if this one cannot.
+
+        Raises:
+            CallRefused: It cannot, with the reason.
+        """
+        if self.draining:
+            raise draining()
+        if self.has_failed:
+            raise failed()
+        self.admission.check_takeover(self.live_count)
 
     def check_admission(self) -> None:
         """Refuse the next call if it could not be taken now.
@@ -452,7 +452,7 @@ class Calls:
             raise (failed() if self.has_failed else draining()) from None
         self.register.add(call)
         self.admission.setups.begin(partial(setup_of, call), trio.current_time() + missed_s())
-        with _one_calls_trouble(call):
+        with one_calls_trouble(call):
             self._cluster.hold(call_sid, call.ownership.generation)
         for update in self._early.take(call_sid):
             call.update_status(update)
@@ -465,7 +465,7 @@ class Calls:
         if call is not None:
             call.update_status(update)
             if call.is_over:  # the carrier's last word may come after the end
-                with _one_calls_trouble(call):
+                with one_calls_trouble(call):
                     self.register.keep(call.record())
         elif update.sequence_number is not None and not self.register.has_ended(update.call_sid):
             # It can overtake the answer to our own dial request.
@@ -571,7 +571,7 @@ class Calls:
         with trio.move_on_after(timeout_s):
             await self._wait_empty()
         for call in list(self.register.live):
-            with _one_calls_trouble(call):
+            with one_calls_trouble(call):
                 call.farewell.begin(EndReason.DRAINED)
         with trio.move_on_after(
             self._options.farewell_timeout_s + 2 * self._options.close_timeout_s

@@ -8,7 +8,8 @@ here until its time is over, and end as something else than it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -16,6 +17,8 @@ import trio
 
 from server.call.call import Call
 from server.carrier import Carrier, StatusUpdate
+from server.cluster.registry import RegistryAway
+from server.dialogue.endings import EndReason
 from server.errors import CarrierError
 from server.logs import Sparing
 from server.pace import doubled_s
@@ -63,12 +66,19 @@ class Inquiry:
         carrier: Is asked.
         on_update: Told what it says.
         patience: When to ask.
+        is_current: Says whether a call is still ours, by its name and generation; None where nobody
+            else could have it.
     """
 
     def __init__(
-        self, carrier: Carrier, on_update: Callable[[StatusUpdate], None], patience: Patience
+        self,
+        carrier: Carrier,
+        on_update: Callable[[StatusUpdate], None],
+        patience: Patience,
+        is_current: Callable[[str, int], Awaitable[bool]] | None = None,
     ) -> None:
         self._carrier = carrier
+        self._is_current = is_current
         self._on_update = on_update
         self._patience = patience
         self._turns = trio.Semaphore(MAX_QUESTIONS_AT_ONCE)
@@ -103,7 +113,18 @@ class Inquiry:
                 await call.progress.settled.wait()
             if call.progress.settled.is_set() or refused >= MAX_REFUSALS:
                 return
+            if not await self._is_ours(call):
+                return  # whoever has it asks
             refused = 0 if await self._ask(call) else refused + 1
+
+    async def _is_ours(self, call: Call) -> bool:
+        """Whether a call that has ended here is not another process's, as far as that is known."""
+        if self._is_current is None:
+            return True
+        if call.end_reason is not EndReason.MOVED:
+            with suppress(RegistryAway):
+                return await self._is_current(call.call_sid, call.ownership.generation)
+        return False
 
     async def _ask(self, call: Call) -> bool:
         """Ask once; False if the carrier does not want to be asked about this call."""

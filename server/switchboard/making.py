@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import structlog
 
 from server.agent.agent import Agent
 from server.call.call import Call
@@ -19,6 +22,8 @@ from server.metrics import Metrics
 from server.model import Model
 from server.records.recording import Recordings
 from server.switchboard.capacity import SetUp
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -98,6 +103,15 @@ class NewCalls:
             generation=generation,
             state=state,
         )
+
+
+@contextmanager
+def one_calls_trouble(call: Call) -> Generator[None]:
+    """Do something on the way out of a call, which is not worth the other calls if it fails."""
+    try:
+        yield
+    except Exception:
+        logger.exception("call not put away whole by a bug of ours", call_sid=call.call_sid)
 
 
 def setup_of(call: Call) -> SetUp:

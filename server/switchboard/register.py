@@ -75,10 +75,15 @@ class Register:
         self._ended[call.call_sid] = call.apology.may_be_fetched
         return [self._ended.popitem(last=False)[0] for _ in range(len(self._ended) - MAX_ENDED)]
 
-    def forget(self, call: Call) -> None:
-        """A call is another process's: nothing is known of it here any more."""
+    def forget(self, call: Call) -> Sequence[str]:
+        """A call is another process's: nothing is known of it here any more.
+
+        Returns:
+            Nothing: what is not ours is not given back.
+        """
         if self._live.get(call.call_sid) is call:
             del self._live[call.call_sid]
+        return ()
 
     def keep(self, record: CallRecord) -> None:
         """Have the database keep what is left of a call, or what has become known since."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, cast
 
 import httpx2
@@ -14,7 +15,9 @@ from quart import Quart, Response, request
 
 from server.cluster.passing_on import PASSED_BACK, PASSED_ON, Hop, WorkerLost
 from server.cluster.registry import Holding, RegistryAway
+from server.errors import CallRefused
 from server.service import Service
+from server.switchboard.rescue import CallLost
 from server.web.api import Answer, error_body, retry_after
 from server.web.path_prefix import NAMED
 
@@ -30,6 +33,11 @@ MAX_ASKED = 10
 them more than whoever asks has of it."""
 LIST_TIMEOUT_S = 2.0
 """For others to say which calls they have; one that is gone shall not hold the list up."""
+TAKEOVER_ASK_S = 0.7
+"""For the process of a call whose caller hears nothing meanwhile; then another takes the call."""
+HOLD_ON_S = 2.0
+"""How long the carrier waits for a registry that is away; it asks again after three seconds."""
+HOLD_ON_PAUSE_S = 0.1
 
 
 class Elsewhere:
@@ -91,7 +99,7 @@ class Elsewhere:
             return None, None
         hop: Hop | None = _hop()
         if hop is not None and hop.if_known and not self._is_known(call_sid):
-            return Response(json.dumps(error_body("not-found", "not here")), 404), None
+            return _not_here(), None
         if not self._may_look_up:
             return None, None
         named = cast("dict[str, Any]", request.scope).get(NAMED)
@@ -115,6 +123,85 @@ class Elsewhere:
         except WorkerLost:
             logger.warning("a process does not answer for its call", worker=name)
             return None, holding
+
+    async def in_progress(self, call_sid: str) -> tuple[Response | None, bool]:
+        """The answer of the process that has this call, which the carrier asks how it goes on.
+
+        One that is gone, or does not answer in time, loses the call to this process, or to another
+        if this one cannot take it: the carrier has one place for what it is told, so whoever
+        answers has the call.
+
+        Args:
+            call_sid: The call.
+
+        Returns:
+            No answer if it is this process that has the call, by now, or nobody; and whether
+            another had it, but has left nothing to go on with.
+
+        Raises:
+            RegistryAway: Nobody who can be asked knows the call, and somebody may have it.
+        """
+        cluster, rescue = self._service.cluster, self._service.rescue
+        if not cluster.are_several:
+            return None, False
+        hop: Hop | None = _hop()
+        if hop is not None and not hop.named:
+            return (None if await rescue.is_ours(call_sid) else _not_here()), False
+        give_up_at, over_at = trio.current_time() + HOLD_ON_S, None
+        while True:
+            try:
+                holding = await cluster.registry.owner(call_sid)
+                if holding is None or holding.member == cluster.me:
+                    await rescue.settled(call_sid)
+                    return None, False
+                theirs = await self._of_holder(holding)
+                if theirs is None:
+                    theirs = await self._by_who_can(call_sid, holding)
+                if theirs is None:
+                    await rescue.take(call_sid, holding)
+                elif theirs.status_code != HTTPStatus.NOT_FOUND:
+                    return _response(theirs), False
+                elif over_at == holding:  # it is not another's either: it is over
+                    return None, False
+                else:
+                    over_at = holding
+            except CallLost:
+                return None, not self._service.calls.register.has_ended(call_sid)
+            except RegistryAway:
+                if self._service.calls.register.get_live(call_sid) is not None:
+                    return None, False
+                try:
+                    return await self._whoever_knows(call_sid, TAKEOVER_ASK_S), False
+                except RegistryAway:
+                    if trio.current_time() >= give_up_at:
+                        raise
+                await trio.sleep(HOLD_ON_PAUSE_S)
+
+    async def _of_holder(self, holding: Holding) -> httpx2.Response | None:
+        """What a call's process answers; None if it is gone, or may as well be."""
+        cluster, member = self._service.cluster, holding.member
+        if cluster.may_answer(member):
+            try:
+                hop = Hop(cluster.me.name, if_known=True)
+                answer = await self._ask(member.name, hop, TAKEOVER_ASK_S)
+            except WorkerLost:
+                logger.warning("a process does not answer for its call", worker=member.name)
+            else:
+                return answer if answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else None
+        return None
+
+    async def _by_who_can(self, call_sid: str, holding: Holding) -> httpx2.Response | None:
+        """What another process answers that takes a call over in our place; None if we can."""
+        service, cluster = self._service, self._service.cluster
+        try:
+            service.calls.check_takeover()
+        except CallRefused:
+            name = cluster.new_calls.choose(frozenset({holding.member.name}))
+            if _hop() is None and name != cluster.me.name:
+                with suppress(WorkerLost):
+                    hop = Hop(cluster.me.name, named=True)
+                    return await self._ask(name, hop, TAKEOVER_ASK_S + HOLD_ON_S)
+        return None
 
     def _is_known(self, call_sid: str) -> bool:
         return self._service.calls.register.get(call_sid) is not None
@@ -272,6 +359,10 @@ def answer_when_away(app: Quart) -> None:
 def _hop() -> Hop | None:
     """How the request at hand has come here, if another process has passed it on."""
     return cast("dict[str, Any]", request.scope).get(PASSED_ON)
+
+
+def _not_here() -> Response:
+    return Response(json.dumps(error_body("not-found", "not here")), HTTPStatus.NOT_FOUND)
 
 
 def passed_back(answer: httpx2.Response) -> dict[str, str]:

@@ -18,6 +18,7 @@ from quart_schema import hide
 from werkzeug.datastructures import MultiDict
 
 from server.carrier import (
+    NOT_REACHED,
     MachineVerdict,
     ResumeRequest,
     StatusUpdate,
@@ -41,9 +42,9 @@ MAX_ASTRAY_BYTES = 8 * 1024
 """Nobody looks where a longer one was meant to go; the carrier's have one kilobyte or two."""
 MAX_FIELDS = 200
 """A carrier's have some forty; what one costs to read and to sort is not told by its length."""
-RESUME_TIMEOUT_S = 2.0
-"""For another process of this server to say how a call goes on: meanwhile its caller hears nothing,
-and the carrier asks again after three seconds."""
+REPORT_TIMEOUT_S = 5.0
+"""For another process of this server to take what the carrier reports: it may be stopped, and the
+call another's by now; the carrier waits for fifteen seconds."""
 MAX_LOOKS_PER_S = 10
 """To find out what a wrong signature was made for takes many tries, and anybody may ask for it."""
 ADVICE = "make PUBLIC_URL and the address in the carrier's settings the same"
@@ -248,17 +249,11 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         return document(await service.calls.go_on(asked, service.agent))
 
     async def resume(asked: ResumeRequest) -> Any:
-        call_sid, cluster = asked.call_sid, service.cluster
-        theirs, holding = await elsewhere.look_up(call_sid, timeout_s=RESUME_TIMEOUT_S)
+        theirs, is_orphan = await elsewhere.in_progress(asked.call_sid)
         if theirs is not None:
             return theirs
-        another = None if holding is None or holding.member == cluster.me else holding.member
-        is_orphan = another is not None and cluster.is_gone(another)
-        if another is not None and not is_orphan:
-            # Its process lives, but does not answer: the carrier asks again.
-            message = "the process that has this call does not answer"
-            return error_body("unavailable", message), 503
-        return document(await service.calls.resume(call_sid, service.agent, is_orphan=is_orphan))
+        resumed = service.calls.resume(asked.call_sid, service.agent, is_orphan=is_orphan)
+        return document(await resumed)
 
     async def begin(asked: VoiceRequest) -> Any:
         generation = await elsewhere.for_named_call(asked.call_sid)
@@ -278,7 +273,7 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         return document(reply)
 
     async def tell_status(update: StatusUpdate) -> Any:
-        theirs, holding = await elsewhere.look_up(update.call_sid)
+        theirs, holding = await elsewhere.look_up(update.call_sid, timeout_s=REPORT_TIMEOUT_S)
         if theirs is not None:
             return theirs
         is_anybodys = holding is not None or service.calls.register.get(update.call_sid) is not None
@@ -289,13 +284,19 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         return "", 204
 
     async def tell_machine(verdict: MachineVerdict) -> Any:
-        if (theirs := await elsewhere.owner(verdict.call_sid)) is not None:
+        theirs = await elsewhere.owner(verdict.call_sid, timeout_s=REPORT_TIMEOUT_S)
+        if theirs is not None:
             return theirs
         service.calls.update_machine(verdict)
         return "", 204
 
     async def tell_transfer(update: TransferUpdate) -> Any:
-        if (theirs := await elsewhere.owner(update.call_sid)) is not None:
+        theirs, is_orphan = await elsewhere.in_progress(update.call_sid)
+        if theirs is not None:
             return theirs
+        if is_orphan and update.wants_document and update.status in NOT_REACHED:
+            return document(
+                await service.calls.resume(update.call_sid, service.agent, is_orphan=True)
+            )
         reply = service.calls.update_transfer(update)
         return document(reply) if update.wants_document else ("", 204)

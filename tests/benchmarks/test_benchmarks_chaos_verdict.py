@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import make_url
 
 from benchmarks.chaos.calls import CallSeen, Loss, SessionSeen, judge_call
-from benchmarks.chaos.command import calls_of_worker, tracebacks
+from benchmarks.chaos.command import tracebacks
 from benchmarks.chaos.faults import BY_NAME, FAULTS, Excuse
 from benchmarks.chaos.invariants import INVARIANTS, Done, Held, Look, Seen, Weighed, judge
 from benchmarks.chaos.numbered import levels_of
-from benchmarks.chaos.world import Record, number_of_worker, records_aside
+from benchmarks.chaos.world import Record, records_aside
 from benchmarks.load.trail import SILENCE
-from server.cluster.directory.meeting import take_place
 from server.records.aside import Aside
 
 SID = "CA" + "1" * 32
@@ -82,39 +79,15 @@ def test_a_pause_is_no_excuse_for_a_call_to_end():
     assert broken(run(ended, faults=[fault("pause")])) == {"calls live"}
 
 
-def test_a_killed_worker_may_end_its_own_calls_and_no_more():
-    ended = [replace(GOOD, call_sid=sid, hung_up=False, ended=21.0) for sid in (SID, OTHER)]
+def test_a_killed_worker_may_end_calls_of_which_nothing_was_kept_yet_and_no_other():
+    talks = replace(GOOD, hung_up=False, ended=21.0)
+    young = replace(talks, began=19.5)
+    unasked = replace(talks, notes=[(10.9, "error 11205: /resume was not reached")])
 
-    one = run(*ended, faults=[fault("kill-worker", may_end=1)])
-    both = run(*ended, faults=[fault("kill-worker", may_end=2)])
-
-    assert [what.invariant for what in judge(one)] == ["calls live"]
-    assert broken(both) == set()
-
-
-def test_a_worker_that_is_killed_may_end_the_calls_that_its_own_label_counts():
-    metrics = (
-        "# TYPE offhook_calls_active gauge\n"
-        'offhook_calls_active{worker="0"} 3.0\n'
-        'offhook_calls_active{worker="1"} 17.0\n'
-    )
-
-    assert calls_of_worker(metrics, "0") == 3
-    assert calls_of_worker(metrics, "1") == 17
-    assert calls_of_worker(metrics, "2") is None
-    assert calls_of_worker(metrics, None) is None
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux tells what is open")
-def test_a_worker_is_known_by_the_lock_of_its_place(tmp_path):
-    first = take_place(tmp_path, 2)
-    alone = number_of_worker(os.getpid())
-    second = take_place(tmp_path, 2)
-    two = number_of_worker(os.getpid())
-    for _, lock in (first, second):
-        os.close(lock)
-
-    assert (alone, two, number_of_worker(os.getpid())) == ("0", None, None)
+    assert broken(run(talks, faults=[fault("kill-worker")])) == {"calls live"}
+    assert broken(run(young, faults=[fault("kill-worker")])) == set()
+    assert broken(run(unasked, faults=[fault("kill-worker")])) == set()
+    assert broken(run(young)) == {"calls live"}
 
 
 def test_a_carrier_that_is_reset_excuses_the_end_of_calls_it_could_not_ask_about_and_no_other():
@@ -309,7 +282,7 @@ def test_every_broken_invariant_is_one_that_is_promised():
 
 
 def test_only_a_killed_worker_and_a_line_nobody_misses_or_asks_about_may_end_calls():
-    assert {one.kind.name for one in FAULTS if one.excuse.ends == "worker"} == {"kill-worker"}
+    assert {one.kind.name for one in FAULTS if one.excuse.ends == "young"} == {"kill-worker"}
     assert {one.kind.name for one in FAULTS if one.excuse.ends == "line"} == {"media-lost-by-us"}
     assert {one.kind.name for one in FAULTS if one.excuse.ends == "unasked"} == {"carrier-resets"}
 

@@ -107,8 +107,20 @@ def test_who_has_a_name_anew_has_none_of_its_calls(claims):
 def test_the_calls_of_a_process_can_be_told_by_whoever_takes_them_over(claims):
     for call_sid, member in [("CA1", GONE), ("CA2", THEIRS), ("CA3", GONE), ("../x", GONE)]:
         claims.make(call_sid, member)
+        claims.keep(call_sid, 1, b"state")
+    claims.make("CA4", GONE)  # which has not said yet how anybody could go on
+    claims.make("CA5", GONE)
+    claims.keep("CA5", 1, b"")  # and one that has ended
 
     assert claims.of(GONE) == {"CA1": Holding(GONE, 1), "CA3": Holding(GONE, 1)}
+
+
+def test_whoever_comes_finds_those_that_had_its_name_and_whose_calls_are_here(claims):
+    earlier, other = Member(OURS.name, OURS.born + 1), Member(OURS.name, OURS.born + 2)
+    for call_sid, member in [("CA1", earlier), ("CA2", OURS), ("CA3", THEIRS), ("CA4", other)]:
+        claims.make(call_sid, member)
+
+    assert claims.namesakes(OURS) == {earlier, other}
 
 
 def test_links_that_vanish_while_they_are_looked_through_are_nobodys(claims, tmp_path, monkeypatch):

@@ -1,21 +1,16 @@
-"""Lost lines among several processes: each comes back to its own, and a dead one's are told so."""
+"""Lost lines among several processes: each comes back to its own; see ``test_rescue.py``, too."""
 
 from __future__ import annotations
 
 import os
-import signal
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
-import trio
 
-from server.carrier import CallStatus
 from server.cluster.cluster import Cluster
 from server.cluster.directory.meeting import AVAILABLE
-from server.cluster.registry import Holding
+from server.cluster.registry import Holding, Seized
 from server.simulators.phone import SimulatedPhone
-from server.simulators.twilio import SimulatedCall
 from tests.support.processes import TWO_PROCESSES, server_process
 
 pytestmark = [
@@ -81,6 +76,25 @@ async def test_it_still_is_one_when_another_process_is_in_that_ones_place(two):
     assert not own
 
 
+async def test_whoever_is_in_a_dead_ones_place_sees_it_until_its_calls_are_taken_over(two):
+    ours, theirs = two
+    theirs.publish()
+    await theirs.registry.claim("CA1")
+    dead = theirs.me
+    died(theirs)
+    silent = ours.registry.others()[dead.name].member
+    next_one = Cluster()
+    next_one.join(2, where="offhook-lines")
+    others = next_one.registry.others()
+    seized = await next_one.registry.seize("CA1", Holding(dead, 1))
+    next_one.leave()
+
+    assert silent == dead
+    assert others[str(dead)].member == dead
+    assert others[str(dead)].address == ""
+    assert seized == Seized(2, b"")
+
+
 async def test_a_call_that_is_our_own_is_no_orphan_and_alone_there_are_none(two):
     ours, _ = two
     await ours.registry.claim("CA1")
@@ -130,34 +144,3 @@ async def test_a_lost_line_comes_back_to_its_own_process(tmp_path, command, medi
         noted = [moment["what"] for moment in record["timeline"]]
         assert record["state"] == "live"
         assert noted.count("line lost") == noted.count("line back") == 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-async def test_the_callers_of_a_process_that_is_killed_are_told_so_in_words(tmp_path):
-    async with server_process(tmp_path, "python -m server --workers", **PATIENT) as server:
-        await server.both_ready()
-        phones = [await server.talking_call() for _ in range(4)]
-        os.kill(server.workers()[0], signal.SIGKILL)
-        ended: list[SimulatedCall] = []
-        half = trio.Event()
-
-        async def wait_ended(phone: SimulatedCall) -> None:
-            await phone.wait_ended()
-            ended.append(phone)
-            if len(ended) == 2:
-                half.set()
-
-        async with trio.open_nursery() as nursery:
-            for phone in phones:
-                nursery.start_soon(wait_ended, phone)
-            await half.wait()
-            nursery.cancel_scope.cancel()
-        said = [[what for _, what in phone.timeline] for phone in ended]
-        left = [phone.status for phone in phones if phone not in ended]
-
-    assert left == [CallStatus.IN_PROGRESS] * 2
-    for timeline in said:
-        assert any(what.startswith("says: I am sorry") for what in timeline), timeline
-        assert "hangs up" in timeline
-        assert timeline.count("stream opened") == 1

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import time
 
 import httpx2
 import pytest
+import trio
 from twilio.request_validator import RequestValidator
 from websockets.exceptions import InvalidStatus
 from websockets.trio.client import connect
 
-from server.cluster.registry import Holding, Member
+from server.cluster.registry import Holding, Load, Member, Seen
+from tests.call.test_call_state import state
 from tests.support.nodes import Store, two_nodes
 from tests.support.serving import CALL_SID
 
@@ -121,3 +126,130 @@ async def test_a_call_of_a_machine_that_is_gone_is_known_to_be_lost(monkeypatch)
 
     assert is_gone
     assert not while_away
+
+
+# -- calls whose machine is gone --------------------------------------------------------------
+
+GONE = Member("gone", 7)
+
+
+def left_by_one_that_is_gone(store: Store, sid: str = CALL_SID) -> None:
+    """A machine has died, and this is what it has left of a call that talked."""
+    now = time.time()
+    left = dataclasses.replace(
+        state(), kept_at=now, created_at=now, answered_at=now, ends_at=now + 3600.0,
+        away=None, machine=None, tools=(),
+    )  # fmt: skip
+    # Nobody listens there any more.
+    store.seen[GONE.name] = Seen(GONE, Load(accepts=True), 0.0, "http://127.0.0.1:1")
+    store.calls[sid], store.states[sid] = Holding(GONE, 1), left.encode()
+
+
+async def resumed(signer, asked, sid: str = CALL_SID) -> httpx2.Response:
+    form = {"CallSid": sid, "CallStatus": "in-progress", "AccountSid": signer.twilio.account_sid}
+    return await signed(signer, asked, "/resume", form)
+
+
+def process_of(answer: httpx2.Response) -> str | None:
+    """Whose stream the carrier is to open."""
+    found = re.search(r'<Stream url="[^"]*/n/([^/]+)/stream"', answer.text)
+    return None if found is None else found[1]
+
+
+async def test_of_two_machines_that_are_asked_at_once_for_a_dead_ones_call_one_takes_it(
+    monkeypatch,
+):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        monkeypatch.setattr(second.service.accounts, "webhooks", first.service.accounts.webhooks)
+        left_by_one_that_is_gone(store)
+        answers: list[httpx2.Response] = []
+
+        async def ask(server) -> None:
+            answers.append(await resumed(first, server))
+
+        async with trio.open_nursery() as nursery:
+            for server in (first, second, first, second):
+                nursery.start_soon(ask, server)
+        holding = store.calls[CALL_SID]
+        live = [len(server.service.calls.register.live) for server in (first, second)]
+        for server in (first, second):
+            for call in server.service.calls.register.live:
+                call.conversation.disown()  # their carriers know of no such call
+
+    assert sorted(live) == [0, 1]
+    assert holding.generation == 2
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.text.split("ticket")[1] for answer in answers}) == 1
+
+
+async def test_a_machine_that_drains_leaves_a_dead_ones_call_to_another(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        monkeypatch.setattr(second.service.accounts, "webhooks", first.service.accounts.webhooks)
+        left_by_one_that_is_gone(store)
+        first.service.calls.draining = True
+        answer = await resumed(first, first)
+        holding = store.calls[CALL_SID]
+        first.service.calls.draining = False
+        for call in second.service.calls.register.live:
+            call.conversation.disown()
+
+    assert holding == Holding(second.service.cluster.me, 2)
+    assert answer.status_code == 200
+    assert process_of(answer) is not None
+
+
+async def test_the_caller_of_a_dead_machine_that_has_left_nothing_is_told_so_in_words(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, _):
+        left_by_one_that_is_gone(store)
+        store.states.clear()
+        answer = await resumed(first, first)
+        again = await resumed(first, first)
+
+    assert "<Say" in answer.text
+    assert "<Hangup" in again.text
+    assert CALL_SID not in store.calls
+
+
+async def test_a_machine_that_has_lost_a_call_says_so_and_ends_it_in_silence(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        monkeypatch.setattr(second.service.accounts, "webhooks", first.service.accounts.webhooks)
+        left_by_one_that_is_gone(store)
+        await resumed(first, first)
+        (call,) = first.service.calls.register.live
+        # The second has it by now, but asks the first, for so the registry has said before.
+        ours = Holding(first.service.cluster.me, 2)
+        seized = await second.service.cluster.registry.seize(CALL_SID, ours)
+        assert seized is not None
+        known = await first.service.rescue.is_ours(CALL_SID)
+        await call.finished.wait()
+        asked = [one.endpoint for one in first.twilio.account.requests]
+
+    assert not known
+    assert call.end_reason is not None
+    assert call.end_reason.value == "moved"
+    assert asked == []
+
+
+async def test_a_carrier_that_asks_while_the_registry_is_away_is_kept_until_it_is_back(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        monkeypatch.setattr(second.service.accounts, "webhooks", first.service.accounts.webhooks)
+        left_by_one_that_is_gone(store)
+        store.is_away = True
+        answers: list[httpx2.Response] = []
+
+        async def ask() -> None:
+            answers.append(await resumed(first, first))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(0.3)
+            store.is_away = False
+        for call in first.service.calls.register.live:
+            call.conversation.disown()
+
+    assert process_of(answers[0]) == "a"

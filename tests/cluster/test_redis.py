@@ -128,6 +128,12 @@ async def test_the_list_of_a_members_calls_has_those_that_are_its(three):
     first, second, third = three
     for number in range(150):
         await first.claim(f"CA{number}")
+        first.keep(f"CA{number}", 1, b"state")
+    await first.claim("CA-no-state")
+    await first.claim("CA-ended")
+    first.keep("CA-ended", 1, b"state")
+    await until(lambda: first._writing._ours.unsaid == 0)
+    first.keep("CA-ended", 1, b"")
     await first.claim("CA-over")
     first.release("CA-over", 1)
     await second.claim("CA-second")
@@ -136,7 +142,8 @@ async def test_the_list_of_a_members_calls_has_those_that_are_its(three):
 
     calls = await third.calls_of(first.me)
 
-    assert taken == Seized(2, b"")
+    assert taken == Seized(2, b"state")
+    assert await second.seize("CA-ended", Holding(first.me, 1)) == Seized(2, b"")
     assert calls == {f"CA{n}": Holding(first.me, 1) for n in range(150) if n != 7}
 
 

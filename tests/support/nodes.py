@@ -30,6 +30,7 @@ class Store:
         self.is_away = False
         self.seen: dict[str, Seen] = {}
         self.calls: dict[str, Holding] = {}
+        self.states: dict[str, bytes] = {}
 
 
 class Shared(Alone):
@@ -67,14 +68,31 @@ class Shared(Alone):
         if calls.get(call_sid) != holding:
             return None
         calls[call_sid] = Holding(self.me, holding.generation + 1)
-        return Seized(holding.generation + 1, b"")
+        return Seized(holding.generation + 1, self.store.states.get(call_sid, b""))
+
+    async def is_current(self, call_sid: str, generation: int) -> bool:
+        return (await self._ask()).get(call_sid) == Holding(self.me, generation)
+
+    async def calls_of(self, member: Member) -> Mapping[str, Holding]:
+        calls = await self._ask()
+        return {
+            sid: holding
+            for sid, holding in calls.items()
+            if holding.member == member and self.store.states.get(sid)
+        }
+
+    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+        if self.store.calls.get(call_sid) == Holding(self.me, generation):
+            self.store.states[call_sid] = state
 
     def announce(self, call_sid: str, generation: int) -> None:
-        if not self.store.is_away:
-            self.store.calls[call_sid] = Holding(self.me, generation)
+        ours, theirs = Holding(self.me, generation), self.store.calls.get(call_sid)
+        if not self.store.is_away and (theirs is None or theirs.generation <= generation):
+            self.store.calls[call_sid] = ours
 
     def release(self, call_sid: str, generation: int) -> None:
-        self.store.calls.pop(call_sid, None)
+        if self.store.calls.get(call_sid) == Holding(self.me, generation):
+            del self.store.calls[call_sid]
 
 
 @asynccontextmanager

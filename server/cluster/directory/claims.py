@@ -186,13 +186,19 @@ class Claims:
                     self._file(link, holding.generation).unlink(missing_ok=True)
 
     def of(self, member: Member) -> Mapping[str, Holding]:
-        """The calls that a process has, by CallSid."""
-        found = {link.name: _read(link) for link in self._links.iterdir() if _is_plain(link.name)}
+        """The calls of a process that somebody can go on with, by CallSid."""
+        found = {link: _read(link) for link in self._links.iterdir() if _is_plain(link.name)}
         return {
-            call_sid: holding
-            for call_sid, holding in found.items()
-            if holding is not None and holding.member == member
+            link.name: holding
+            for link, holding in found.items()
+            if holding is not None and holding.member == member and self._is_kept(link, holding)
         }
+
+    def namesakes(self, member: Member) -> set[Member]:
+        """Other processes that have had a process's name, and whose calls are here."""
+        holdings = map(_read, self._links.iterdir())
+        had = {holding.member for holding in holdings if holding is not None}
+        return {each for each in had if each.name == member.name and each != member}
 
     # -- what is kept of a call ------------------------------------------------------------
 
@@ -207,6 +213,11 @@ class Claims:
     def forget(self, call_sid: str, generation: int) -> None:
         """Remove what was kept of a call at this generation."""
         self._file(self._link(call_sid), generation).unlink(missing_ok=True)
+
+    def _is_kept(self, link: Path, holding: Holding) -> bool:
+        with suppress(FileNotFoundError):
+            return self._file(link, holding.generation).stat().st_size > 0
+        return False
 
     def _link(self, call_sid: str) -> Path:
         # Whoever may ask for a call may write any name; a digest is never a path.

@@ -73,7 +73,6 @@ class Directory:
         self._gate = gate
         self._names = [name_of(node, number) for number in range(count)]
         self._refusals = Sparing()
-        self._gone: dict[int, int] = {}  # who is known to be gone, by number
         self.number, self._lock = take_place(where, count)
         try:
             self._claims = Claims(where, gate)
@@ -84,6 +83,8 @@ class Directory:
             os.close(self._lock)
             raise
         self.me = self._member(self.number)
+        self._joined_at = time.monotonic()
+        self._predecessors = self._claims.namesakes(self.me)
         self._keeper = Keeper(self._claims, self._tell_unusable)
 
     @classmethod
@@ -151,19 +152,20 @@ class Directory:
         self.board.write(load)
 
     def others(self) -> Mapping[str, Seen]:
-        """The processes beside this one, by name; silent ones, too, until they are known to be
-        gone.
+        """The processes beside this one, by name; silent ones, too, until another is in their
+        place, which then has them under ``NAME@BORN``.
         """
         found = {}
         for number in self.board.ever_there():
-            if self._gone.get(number) != self.board.born(number):
-                seen = Seen(
-                    self._member(number),
-                    self.board.load(number),
-                    self.board.age_s(number),
-                    f"unix:{self.socket_path(number, 'http')}",
-                )
-                found[seen.member.name] = seen
+            seen = Seen(
+                self._member(number),
+                self.board.load(number),
+                self.board.age_s(number),
+                f"unix:{self.socket_path(number, 'http')}",
+            )
+            found[seen.member.name] = seen
+        for each in self._predecessors:
+            found[str(each)] = Seen(each, Load(), time.monotonic() - self._joined_at, "")
         return found
 
     def number_of(self, name: str) -> int | None:
@@ -194,10 +196,7 @@ class Directory:
         if number == self.number or self.board.is_there(number):
             return False
         with self._gate.held() as alone:  # whoever comes is not to find a place taken by this look
-            is_gone = alone and not is_locked(self._where / f"{number}.lock")
-        if is_gone:
-            self._gone[number] = member.born
-        return is_gone
+            return alone and not is_locked(self._where / f"{number}.lock")
 
     def member(self, name: str) -> Member | None:
         """Who has a name of this machine now; None for another name."""

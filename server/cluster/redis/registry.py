@@ -270,13 +270,13 @@ class RedisRegistry:
         return _holding(answer)[0] == Holding(self.me, generation)
 
     async def calls_of(self, member: Member) -> Mapping[str, Holding]:
-        """The live calls of a member."""
+        """The live calls of a member that somebody can go on with."""
         (listed,) = await self._ask(self._steps.calls_of(str(member)))
         call_sids = [sid.decode(errors="replace") for sid in listed or ()]  # type: ignore[attr-defined]
         found: dict[str, Holding] = {}
         for first in range(0, len(call_sids), MAX_ASKED_AT_ONCE):
             some = call_sids[first : first + MAX_ASKED_AT_ONCE]
-            answers = await self._ask(*map(self._steps.owner, some))
+            answers = await self._ask(*map(self._steps.left, some))
             for call_sid, answer in zip(some, answers, strict=True):
                 if not _is_missing(answer):
                     holding, is_over = _holding(answer)

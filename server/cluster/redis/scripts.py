@@ -42,6 +42,12 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 return {ARGV[1], '1', false}
 """
 _OWNER = "return redis.call('HMGET', KEYS[1], 'n', 'g', 'o')"
+# Without a state there is nothing to take over.
+_LEFT = """
+local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o')
+if redis.call('HSTRLEN', KEYS[1], 's') == 0 then h[3] = '1' end
+return h
+"""
 _SEIZE = """
 local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o', 'x', 's')
 if not h[1] then return -1 end
@@ -176,6 +182,10 @@ class Steps:
     def owner(self, call_sid: str) -> Step:
         """Tell whose a call is, its generation and whether it is over."""
         return Step(_OWNER, self._call(call_sid))
+
+    def left(self, call_sid: str) -> Step:
+        """Tell the same; a call that nobody could go on with counts as over."""
+        return Step(_LEFT, self._call(call_sid))
 
     def seize(
         self, call_sid: str, member: str, from_member: str, generation: int, attempt: str

@@ -142,7 +142,7 @@ class Writing:
         if write.is_over:
             return self._steps.over(write.call_sid, self._me, write.generation)
         state = write.state
-        sealed = None if state is None else seal(state, write.call_sid, self._secrets)
+        sealed = seal(state, write.call_sid, self._secrets) if state else state
         return self._steps.put(write.call_sid, self._me, write.generation, sealed)
 
     def _is_lost(self, write: Write) -> None:

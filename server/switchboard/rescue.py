@@ -1,0 +1,354 @@
+"""Calls that outlive their process: taken over from one that is gone, and given up by one that was.
+
+Two things tell that a call has lost its process. The carrier asks how it goes on, as its stream has
+ended: whoever is asked and gets no answer from the call's process takes it over, for the carrier
+has one place for what it is told, and whoever answers has the call. Or nobody asks, as nothing has
+closed: a process that is silent for as long as its lease lasts, and does not answer either, has its
+calls taken over, and the carrier is told where their streams go.
+
+Either way only what the registry has given is acted on. A process that was stopped, or cut off, and
+comes back looks whose its calls are before it goes on, and ends in silence what is another's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from math import inf
+
+import structlog
+import trio
+
+from server.agent.agent import Agent
+from server.call.call import Call
+from server.call.takeover.state import StateUnreadable
+from server.cluster.cluster import Cluster
+from server.cluster.registry import Holding, Member, RegistryAway, Seen, Seized
+from server.dialogue.endings import EndReason
+from server.errors import CallNotInProgress, CallRefused, CarrierError, ServerError
+from server.hooks.trio_clock import missed_s
+from server.switchboard.calls import Calls
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+LOOK_S = 0.25
+"""How often it is looked who is silent, and whose the calls are that have lost their line."""
+ASK_TIMEOUT_S = 0.5
+ASKS = 2
+"""So often one that is silent is asked itself, before it counts as gone."""
+ASKED_BEFORE_S = ASKS * ASK_TIMEOUT_S
+"""So long before its lease has run out, but not in the first half of it."""
+JUST_AFTER_S = 0.01
+SETTLE_S = 4.0
+"""After the registry was away, or we were: until then others have said again how they are."""
+HELD_UP_S = 0.5
+"""Whoever was away for so long may have lost calls meanwhile."""
+SEIZE_TIMEOUT_S = 2.0
+SEIZE_AGAIN_S = 0.1
+RECONNECTS_PER_S = 50.0
+"""Of all processes together: the carrier answers more of them with refusals."""
+CHECKED_AT_ONCE = 16
+
+
+class CallLost(ServerError):
+    """A call is ours, but it cannot go on: it is given back, and its caller is owed an apology."""
+
+
+def asked_from_s(lease_s: float) -> float:
+    """From when on one that is silent is asked, so that no time is lost when its lease is over."""
+    return max(lease_s - ASKED_BEFORE_S, lease_s / 2)
+
+
+def suspects(
+    others: Mapping[str, Seen], left_alone: Mapping[Member, float], *, lease_s: float, now: float
+) -> list[str]:
+    """The names of those that are to be asked whether they are there, the longest silent first.
+
+    Args:
+        others: What was last heard of them.
+        left_alone: Until when those need not be asked that have answered, or have no calls left.
+        lease_s: How long one may be silent.
+        now: The time.
+    """
+    silent = [
+        name
+        for name, seen in others.items()
+        if seen.age_s >= asked_from_s(lease_s) and left_alone.get(seen.member, -inf) <= now
+    ]
+    return sorted(silent, key=lambda name: -others[name].age_s)
+
+
+class Absence:
+    """Whether this process was away from the others, so that its calls may be theirs; no clock.
+
+    Args:
+        missed_s: How long the process has been held up since it began.
+        is_away: Whether the registry cannot be asked.
+    """
+
+    def __init__(self, missed_s: float, *, is_away: bool) -> None:
+        self._missed_s = missed_s
+        self._was_away = is_away
+
+    def is_over(self, missed_s: float, *, is_away: bool) -> bool:
+        """Whether the process has been away, and is back: it is true until :meth:`told`."""
+        self._was_away = self._was_away or is_away
+        return not is_away and (self._was_away or missed_s - self._missed_s >= HELD_UP_S)
+
+    def told(self, missed_s: float) -> None:
+        """Its calls have been looked at."""
+        self._missed_s = missed_s
+        self._was_away = False
+
+
+class Rescue:
+    """Takes over the calls of processes that are gone, and gives up those that others took over.
+
+    Args:
+        calls: This process's.
+        cluster: This process among those of its server.
+        agent: Says who answers here at this moment.
+        lease_s: How long a process may be silent until it is asked whether it is there.
+    """
+
+    def __init__(
+        self, calls: Calls, cluster: Cluster, agent: Callable[[], Agent], *, lease_s: float
+    ) -> None:
+        self._calls = calls
+        self._cluster = cluster
+        self._agent = agent
+        self._lease_s = lease_s
+        self._taking: dict[str, trio.Event] = {}
+        self._left_alone: dict[Member, float] = {}
+        self._absence = Absence(missed_s(), is_away=True)
+        self._may_act_at = inf
+        self._next_at = -inf
+
+    async def run(self) -> None:
+        """Look after others' calls and our own, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_after_ours)
+            nursery.start_soon(self._look_after_others)
+
+    # -- taking over -----------------------------------------------------------------------
+
+    async def take(self, call_sid: str, holding: Holding) -> Call | None:
+        """Take a call over from a process that is gone; the call then waits for its stream.
+
+        Returns:
+            None if it is not that one's any more: it may be ours, another's or over.
+
+        Raises:
+            RegistryAway: It is not known.
+            CallLost: It is ours, but it cannot go on here, or anywhere.
+        """
+        if call_sid in self._taking:
+            await self.settled(call_sid)
+            return None
+        self._taking[call_sid] = trio.Event()
+        try:
+            # What has been sent may have been done, so it is seen through, whoever goes away.
+            with trio.CancelScope(shield=True):
+                seized = await self._seize(call_sid, holding)
+            if seized is None:
+                return None
+            return self._take_up(call_sid, seized, holding)
+        finally:
+            self._taking.pop(call_sid).set()
+
+    async def _seize(self, call_sid: str, holding: Holding) -> Seized | None:
+        give_up_at = trio.current_time() + SEIZE_TIMEOUT_S
+        while True:
+            try:
+                return await self._cluster.registry.seize(call_sid, holding)
+            except RegistryAway:
+                if trio.current_time() >= give_up_at:
+                    raise
+            await trio.sleep(SEIZE_AGAIN_S)
+
+    def _take_up(self, call_sid: str, seized: Seized, holding: Holding) -> Call:
+        facts = {"call_sid": call_sid, "left_by": str(holding.member)}
+        try:
+            call = self._calls.take_up(call_sid, seized.state, seized.generation, self._agent())
+        except (StateUnreadable, CallRefused) as reason:
+            logger.warning("call cannot be taken over", reason=str(reason), **facts)
+            self._cluster.release(call_sid, seized.generation)
+            raise CallLost(str(reason)) from reason
+        logger.info("call taken over", generation=seized.generation, **facts)
+        return call
+
+    async def settled(self, call_sid: str) -> None:
+        """Wait until it is known whether a call that we are about to take over is ours."""
+        if (taking := self._taking.get(call_sid)) is not None:
+            await taking.wait()
+
+    async def is_ours(self, call_sid: str) -> bool:
+        """Whether a call is known here, and no other process has it by now."""
+        await self.settled(call_sid)
+        register = self._calls.register
+        if (call := register.get_live(call_sid)) is not None:
+            await self._check([call])
+            return call.end_reason is not EndReason.MOVED
+        return register.get(call_sid) is not None or register.has_ended(call_sid)
+
+    # -- others ----------------------------------------------------------------------------
+
+    async def _look_after_others(self) -> None:
+        async with trio.open_nursery() as nursery:
+            under_way: set[Member] = set()
+            while True:
+                await trio.sleep(LOOK_S)
+                now, others = trio.current_time(), self._cluster.registry.others()
+                silent = {
+                    seen.member
+                    for seen in others.values()
+                    if seen.age_s >= asked_from_s(self._lease_s)
+                }
+                for member in [*self._left_alone.keys() - silent]:
+                    del self._left_alone[member]  # heard of again, or forgotten
+                if not self._may_act():
+                    continue
+                for name in suspects(others, self._left_alone, lease_s=self._lease_s, now=now):
+                    member = others[name].member
+                    if member not in under_way:
+                        under_way.add(member)
+                        nursery.start_soon(self._look_after, name, member, under_way)
+
+    def _may_act(self) -> bool:
+        """Whether this process knows well enough how the others are, and may take their calls."""
+        calls, is_away, now = self._calls, self._cluster.registry.is_away, trio.current_time()
+        if self._absence.is_over(missed_s(), is_away=is_away):
+            self._absence.told(missed_s())
+            self._may_act_at = now + SETTLE_S
+        is_settled = now >= self._may_act_at and not is_away
+        return is_settled and not calls.draining and not calls.has_failed
+
+    async def _look_after(self, name: str, member: Member, under_way: set[Member]) -> None:
+        try:
+            self._left_alone[member] = trio.current_time() + self._lease_s
+            if await self._answers(name) or not await self._lease_is_over(name):
+                return
+            if not await self._rescue_calls_of(name, member):
+                self._left_alone[member] = inf
+        except RegistryAway:
+            pass
+        except Exception:
+            logger.exception("calls not rescued by a bug of ours", left_by=str(member))
+        finally:
+            under_way.discard(member)
+
+    async def _answers(self, name: str) -> bool:
+        """The second proof: one that is cut off from the registry only is well, and says so."""
+        for _ in range(ASKS):
+            if await self._cluster.peers.answers(
+                name, by=self._cluster.me.name, timeout_s=ASK_TIMEOUT_S
+            ):
+                return True
+        return False
+
+    async def _lease_is_over(self, name: str) -> bool:
+        """Wait for the rest of a lease; False if its process is heard of meanwhile, or has left."""
+        while (seen := self._cluster.registry.others().get(name)) is not None:
+            if seen.age_s >= self._lease_s:
+                return True
+            if seen.age_s < asked_from_s(self._lease_s):
+                break
+            await trio.sleep(max(self._lease_s - seen.age_s, JUST_AFTER_S))
+        return False
+
+    async def _rescue_calls_of(self, name: str, member: Member) -> bool:
+        """Take over what a process has left; returns whether there was anything."""
+        left = list((await self._cluster.registry.calls_of(member)).items())
+        if left:
+            logger.warning("a process is gone", process=str(member), calls=len(left))
+        random.shuffle(left)  # others do the same, and each call is one's
+        async with trio.open_nursery() as nursery:
+            for call_sid, holding in left:
+                await self._take_turn()
+                is_gone = await self._lease_is_over(name)
+                if not is_gone or not self._may_act() or not self._has_room():
+                    break
+                nursery.start_soon(self._rescue, call_sid, holding)
+        return bool(left)
+
+    def _has_room(self) -> bool:
+        try:
+            self._calls.check_takeover()
+        except CallRefused:
+            return False
+        return True
+
+    async def _take_turn(self) -> None:
+        fresh = sum(s.age_s < self._lease_s for s in self._cluster.registry.others().values())
+        turn = max(trio.current_time(), self._next_at)
+        self._next_at = turn + (1 + fresh) / RECONNECTS_PER_S
+        await trio.sleep_until(turn)
+
+    async def _rescue(self, call_sid: str, holding: Holding) -> None:
+        """Take one call over, and have the carrier bring its stream."""
+        try:
+            call = await self.take(call_sid, holding)
+            if call is None or call.handover.has_left:  # of a transfer the carrier tells us
+                return
+            if (ticket := self._calls.tickets.issue_again(call, trio.current_time())) is None:
+                return
+            if call.conversation.line is None:
+                await self._reconnect(call, ticket)
+        except CallLost:
+            pass  # which has been told
+        except RegistryAway as away:
+            logger.info("call not rescued", call_sid=call_sid, reason=str(away))
+        except Exception:
+            logger.exception("call not rescued by a bug of ours", call_sid=call_sid)
+
+    async def _reconnect(self, call: Call, ticket: str) -> None:
+        carrier = self._calls.carrier
+        try:
+            await carrier.reconnect(call.call_sid, ticket)
+        except CallNotInProgress:
+            try:
+                self._calls.update_status(await carrier.fetch_status(call.call_sid))
+            except CarrierError as error:
+                call.end(EndReason.CALLER_GONE, str(error))
+        except CarrierError as error:
+            # It may have been done all the same; else the call ends when no stream comes.
+            logger.warning("call not connected again", call_sid=call.call_sid, error=str(error))
+
+    # -- our own ---------------------------------------------------------------------------
+
+    async def _look_after_ours(self) -> None:
+        registry = self._cluster.registry
+        absence = Absence(missed_s(), is_away=registry.is_away)
+        while True:
+            await trio.sleep(LOOK_S)
+            was_missed_s, live = missed_s(), self._calls.register.live
+            if absence.is_over(was_missed_s, is_away=registry.is_away):
+                if await self._check(live):
+                    absence.told(was_missed_s)
+            elif not registry.is_away:
+                # Without its line a call may be another's, if we were only slow to answer.
+                await self._check([call for call in live if call.conversation.is_lost])
+
+    async def _check(self, live: Iterable[Call]) -> bool:
+        """End what is another's by now; returns whether all could be known."""
+        waiting, known = list(live), True
+
+        async def check(call: Call) -> None:
+            nonlocal known
+            try:
+                ours = await self._cluster.registry.is_current(
+                    call.call_sid, call.ownership.generation
+                )
+            except RegistryAway:
+                known = False
+                return
+            if not ours and call.end_reason is not EndReason.MOVED:
+                logger.info("call is another process's by now", call_sid=call.call_sid)
+                call.conversation.disown()
+
+        while waiting and known:
+            some, waiting = waiting[:CHECKED_AT_ONCE], waiting[CHECKED_AT_ONCE:]
+            async with trio.open_nursery() as nursery:
+                for call in some:
+                    nursery.start_soon(check, call)
+        return known

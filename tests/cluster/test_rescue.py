@@ -1,0 +1,141 @@
+"""Calls that outlive their process, in real ones: killed, stopped and let go on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from server.call.takeover.state import CallState, StateUnreadable
+from server.carrier import CallStatus
+from server.cluster.directory.meeting import AVAILABLE
+from server.simulators.twilio import SimulatedCall
+from tests.support.processes import ServerProcess, server_process
+
+pytestmark = [
+    pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets"),
+    pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc"),
+    pytest.mark.sockets,
+    pytest.mark.slow,
+]
+PATIENT = {"calls_per_s": 1000, "max_loop_lag_s": 60, "line_lost_timeout_s": 60, "lease_s": 1}
+COMMAND = "python -m server --workers"
+
+
+def state_of(server: ServerProcess, call_sid: str) -> CallState | None:
+    """What is kept of a call, where its processes keep it."""
+    environment = Path(f"/proc/{server.process.pid}/environ").read_bytes().split(b"\0")
+    where = next(each[7:].decode() for each in environment if each.startswith(b"TMPDIR="))
+    for file in Path(where).glob(f"*/kept/{call_sid}.*"):
+        with suppress(StateUnreadable, FileNotFoundError):  # not written yet, or renamed
+            return CallState.decode(file.read_bytes())
+    return None
+
+
+async def greeted_calls(server: ServerProcess, count: int) -> list[SimulatedCall]:
+    """Calls whose greeting is over, so that their sessions can be resumed."""
+    await server.both_ready()
+    phones = [await server.talking_call() for _ in range(count)]
+    for phone in phones:
+        while True:
+            state = state_of(server, phone.call_sid)
+            if state is not None and state.handle is not None and state.greeted:
+                break
+            await trio.sleep(0.05)
+    return phones
+
+
+async def moved(phones: list[SimulatedCall], count: int) -> list[SimulatedCall]:
+    """So many of the calls, when they have another stream, on which the agent is heard."""
+    found: list[SimulatedCall] = []
+    enough = trio.Event()
+
+    async def wait(phone: SimulatedCall) -> None:
+        await phone.wait_streams(2)
+        await phone.phone.sounded.wait()
+        found.append(phone)
+        if len(found) == count:
+            enough.set()
+
+    async with trio.open_nursery() as nursery:
+        for phone in phones:
+            nursery.start_soon(wait, phone)
+        await enough.wait()
+        nursery.cancel_scope.cancel()
+    return found
+
+
+async def record_of(server: ServerProcess, phone: SimulatedCall) -> dict:
+    return (await server.http.get(f"/calls/{phone.call_sid}")).json()
+
+
+async def end(server: ServerProcess, phones: list[SimulatedCall]) -> None:
+    for phone in phones:
+        answer = await server.http.post(f"/calls/{phone.call_sid}/hang-up")
+        assert answer.is_success, answer.text
+        await phone.wait_ended()
+
+
+async def test_calls_of_a_process_that_is_killed_go_on_in_another(tmp_path):
+    async with server_process(tmp_path, COMMAND, **PATIENT) as server:
+        phones = await greeted_calls(server, 4)
+        os.kill(server.workers()[0], signal.SIGKILL)
+        taken = await moved(phones, 2)
+        records = [await record_of(server, phone) for phone in taken]
+        left = [phone.status for phone in phones]
+        await end(server, phones)
+        sessions = list(server.gemini.sessions)
+        server.tell_to_stop()
+        await server.process.wait()
+    with closing(sqlite3.connect(tmp_path / "offhook.db")) as database:
+        saved = dict(database.execute("SELECT call_sid, generation FROM offhook_calls"))
+
+    assert left == [CallStatus.IN_PROGRESS] * 4
+    for record in records:
+        greeting, *later = [turn["text"] for turn in record["transcript"]]
+        assert record["state"] == "live"
+        assert greeting not in later
+        assert "taken up from another process" in [one["what"] for one in record["timeline"]]
+    for phone in taken:
+        first, second = phone.stream_urls
+        assert first != second
+        assert not any(what.startswith("says:") for _, what in phone.timeline)
+    assert len(sessions) == 4 + 2
+    assert sum(one.resumed_from is not None for one in sessions) == 2
+    assert saved == {phone.call_sid: 2 if phone in taken else 1 for phone in phones}
+
+
+async def test_a_process_that_was_stopped_gives_up_the_calls_that_went_on_elsewhere(tmp_path):
+    async with server_process(tmp_path, COMMAND, **PATIENT) as server:
+        phones = await greeted_calls(server, 4)
+        stopped = server.workers()[0]
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            taken = await moved(phones, 2)
+            asked = len(server.twilio.account.requests)
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        await wait_ended_as_moved(server, 2)
+        by_the_old = list(server.twilio.account.requests)[asked:]
+        streams = [len(phone.phones) for phone in taken]
+        records = [await record_of(server, phone) for phone in phones]
+        await end(server, phones)
+
+    assert by_the_old == []
+    assert streams == [2, 2]
+    assert [record["state"] for record in records] == ["live"] * 4
+
+
+async def wait_ended_as_moved(server: ServerProcess, count: int) -> None:
+    pattern = re.compile(r'^offhook_calls_ended_total\{.*reason="moved".*\} ([0-9.]+)$', re.M)
+    while True:
+        found = pattern.findall((await server.http.get("/metrics")).text)
+        if sum(float(number) for number in found) >= count:
+            return
+        await trio.sleep(0.05)

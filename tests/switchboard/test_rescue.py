@@ -1,0 +1,305 @@
+"""Calls that outlive their process: who acts, when, and that two never do."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from server.agent.agent import Agent
+from server.call.options import CallOptions
+from server.call.takeover.state import AwayState, CallState
+from server.carrier import CallStatus
+from server.cluster.cluster import Cluster
+from server.cluster.registry import Holding, Load, Member, Seen, Seized
+from server.dialogue.endings import EndReason
+from server.dialogue.remedies import Patience
+from server.errors import CallNotInProgress
+from server.switchboard.calls import Calls
+from server.switchboard.rescue import HELD_UP_S, SETTLE_S, Absence, CallLost, Rescue, suspects
+from tests.call.test_call_state import state
+from tests.support.fakes import MemoryCarrier
+from tests.support.nodes import SECRET, Shared, Store
+from tests.support.switchboards import make_calls
+
+SID = "CA" + "1" * 32
+GONE = Member("gone", 7)
+LEASE_S = 3.0
+OPTIONS = CallOptions(
+    line_lost_timeout_s=60.0,
+    media_timeout_s=600.0,
+    patience=Patience(silence_timeout_s=0.0, reply_timeout_s=900.0),
+)
+
+
+def seen(member: Member, age_s: float) -> Seen:
+    return Seen(member, Load(), age_s, "http://192.0.2.1:8000")
+
+
+# -- decisions -------------------------------------------------------------------------------
+
+
+def test_who_is_silent_is_asked_before_the_lease_is_over_the_longest_silent_first():
+    others = {
+        "a": seen(Member("a", 1), 0.6),
+        "b": seen(Member("b", 1), 2.1),
+        "c": seen(Member("c", 1), 9.0),
+        "d@3": seen(Member("d", 3), 4.0),
+    }
+
+    assert suspects(others, {}, lease_s=3.0, now=0.0) == ["c", "d@3", "b"]
+    assert suspects(others, {}, lease_s=20.0, now=0.0) == []
+
+
+def test_who_has_answered_is_left_alone_for_a_while_and_who_has_no_calls_for_good():
+    others = {"a": seen(Member("a", 1), 9.0), "b": seen(Member("b", 1), 9.0)}
+    left_alone = {Member("a", 1): 13.0, Member("b", 1): inf}
+
+    assert suspects(others, left_alone, lease_s=3.0, now=12.9) == []
+    assert suspects(others, left_alone, lease_s=3.0, now=13.0) == ["a"]
+
+
+def test_a_process_that_was_held_up_has_been_away_until_its_calls_are_looked_at():
+    absence = Absence(2.0, is_away=False)
+
+    assert not absence.is_over(2.0 + HELD_UP_S / 2, is_away=False)
+    assert absence.is_over(2.0 + HELD_UP_S, is_away=False)
+    assert absence.is_over(2.0 + HELD_UP_S, is_away=False)
+    absence.told(2.0 + HELD_UP_S)
+    assert not absence.is_over(2.0 + HELD_UP_S, is_away=False)
+
+
+def test_a_process_whose_registry_was_away_has_been_away_when_that_is_back():
+    absence = Absence(0.0, is_away=False)
+
+    assert not absence.is_over(0.0, is_away=True)
+    assert not absence.is_over(9.0, is_away=True)
+    assert absence.is_over(9.0, is_away=False)
+
+
+# -- one process, and what another has left ---------------------------------------------------
+
+
+@dataclass
+class Peers:
+    """The other processes, of which one may answer."""
+
+    answering: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+
+    async def answers(self, name: str, *, by: str, timeout_s: float) -> bool:
+        self.asked.append(name)
+        if name not in self.answering:
+            await trio.sleep(timeout_s)
+        return name in self.answering
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Process:
+    """A process, the store it shares, and who is silent in it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.carrier = MemoryCarrier()
+        self.kept: list[dict[str, Any]] = []
+        self.cluster = Cluster(node="a", secret=SECRET, make_registry=partial(Shared, store))
+        self.peers = self.cluster.peers = Peers()  # type: ignore[assignment]
+        registry = self.cluster.registry
+        self.calls: Calls = make_calls(
+            carrier=self.carrier,
+            cluster=self.cluster,
+            options=OPTIONS,
+            records=SimpleNamespace(keep=self.kept.append),
+            is_current=registry.is_current,
+            keep=registry.keep,
+        )
+        self.rescue = Rescue(self.calls, self.cluster, Agent, lease_s=LEASE_S)
+
+    def left(self, **differences: Any) -> Holding:
+        """A process is gone, and this is what it has left of a call."""
+        self.store.seen["gone"] = seen(GONE, 60.0)
+        holding = self.store.calls[SID] = Holding(GONE, 1)
+        now = time.time()
+        talked: dict[str, Any] = {
+            "kept_at": now, "created_at": now, "answered_at": now, "ends_at": now + 3600.0,
+            "away": None, "machine": None, "tools": (),
+        }  # fmt: skip
+        left: CallState = dataclasses.replace(state(), **(talked | differences))
+        self.store.states[SID] = left.encode()
+        return holding
+
+
+@pytest.fixture
+async def process(nursery):
+    one = Process(Store())
+    await nursery.start(one.calls.run)
+    yield one
+    for call in one.calls.register.live:
+        call.end(EndReason.HUNG_UP)
+    await wait_all_tasks_blocked()
+
+
+async def test_a_call_is_taken_over_once_however_often_that_is_asked_for(
+    autojump_clock, process, nursery
+):
+    holding = process.left()
+    taken = []
+
+    async def take() -> None:
+        taken.append(await process.rescue.take(SID, holding))
+
+    async with trio.open_nursery() as both:
+        both.start_soon(take)
+        both.start_soon(take)
+
+    (call,) = process.calls.register.live
+    assert sorted(taken, key=bool) == [None, call]
+    assert call.ownership.generation == 2
+    assert process.store.calls == {SID: Holding(process.cluster.me, 2)}
+
+
+async def test_a_call_that_has_left_no_state_is_given_back(autojump_clock, process):
+    holding = process.left()
+    process.store.states[SID] = b""
+
+    with pytest.raises(CallLost, match="state"):
+        await process.rescue.take(SID, holding)
+
+    assert process.store.calls == {}
+    assert process.calls.register.live == []
+
+
+async def test_a_call_that_has_ended_here_is_not_begun_again(autojump_clock, process):
+    holding = process.left()
+    (await process.rescue.take(SID, holding)).end(EndReason.HUNG_UP)
+    await wait_all_tasks_blocked()
+    again = process.left()
+
+    with pytest.raises(CallLost, match="over"):
+        await process.rescue.take(SID, again)
+
+
+async def test_what_was_sent_to_the_registry_is_seen_through(autojump_clock, process, nursery):
+    holding = process.left()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await process.rescue.take(SID, holding)
+
+    (call,) = process.calls.register.live
+    assert process.store.calls[SID] == Holding(process.cluster.me, call.ownership.generation)
+
+
+async def test_calls_of_one_that_is_silent_and_does_not_answer_are_connected_again(
+    autojump_clock, process, nursery
+):
+    process.left()
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 2.0)
+
+    ((call_sid, ticket),) = process.carrier.reconnected
+    call = process.calls.register.get_live(SID)
+    assert call_sid == SID
+    assert process.calls.tickets.of(call) == [ticket]
+    assert process.peers.asked[:2] == ["gone", "gone"]
+    assert process.carrier.hung_up == []
+
+
+async def test_one_that_answers_is_left_alone(autojump_clock, process, nursery):
+    holding = process.left()
+    process.peers.answering.add("gone")
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(60.0)
+
+    assert process.store.calls == {SID: holding}
+    assert process.carrier.reconnected == []
+    assert len(process.peers.asked) < 60.0 / LEASE_S
+
+
+async def test_nobody_is_rescued_while_the_registry_is_away_or_just_back(
+    autojump_clock, process, nursery
+):
+    process.left()
+    process.store.is_away = True
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(60.0)
+    process.store.is_away = False
+    await trio.sleep(SETTLE_S - 0.5)
+    before = list(process.peers.asked)
+    await trio.sleep(3.0)
+
+    assert before == []
+    assert len(process.carrier.reconnected) == 1
+
+
+async def test_a_call_that_was_hung_up_meanwhile_ends_as_the_carrier_says(
+    autojump_clock, process, nursery
+):
+    async def reconnect(call_sid: str, ticket: str) -> None:
+        raise CallNotInProgress("it is over", status=400, code=21220)
+
+    process.left()
+    process.carrier.reconnect = reconnect
+    process.carrier.status = CallStatus.COMPLETED
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 3.0)
+
+    (record,) = process.kept
+    assert (record["call_sid"], record["reason"]) == (SID, "caller-hung-up")
+    assert record["generation"] == 2
+    assert process.store.states[SID] == b""
+
+
+async def test_a_caller_who_is_being_transferred_is_left_there(autojump_clock, process, nursery):
+    process.left(away=AwayState("sales", "+15005550123"))
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 2.0)
+
+    (call,) = process.calls.register.live
+    assert call.end_reason is None
+    assert process.carrier.reconnected == []
+
+
+async def test_whoever_comes_back_ends_in_silence_what_is_anothers_by_now(
+    autojump_clock, process, nursery
+):
+    await process.rescue.take(SID, process.left())
+    process.store.is_away = True
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(5.0)
+    (call,) = process.calls.register.live
+    lived = call.end_reason is None
+    process.store.calls[SID] = Holding(GONE, 3)
+    process.store.is_away = False
+    await trio.sleep(1.0)
+
+    assert lived
+    assert call.end_reason is EndReason.MOVED
+    assert process.calls.register.live == []
+    assert process.carrier.hung_up == process.carrier.said == process.kept == []
+    assert process.store.calls == {SID: Holding(GONE, 3)}
+
+
+async def test_a_registry_that_is_away_is_tried_again_until_it_says_whose_a_call_is(
+    autojump_clock, process, monkeypatch
+):
+    holding, answers = process.left(), [True, True, False]
+    registry = process.cluster.registry
+    seize = registry.seize
+
+    async def late(call_sid: str, from_: Holding) -> Seized | None:
+        process.store.is_away = answers.pop(0)
+        return await seize(call_sid, from_)
+
+    monkeypatch.setattr(registry, "seize", late)
+
+    assert await process.rescue.take(SID, holding) is not None
