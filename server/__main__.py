@@ -10,7 +10,7 @@ import trio
 
 from server import logs
 from server.app import OffhookApp, create_app
-from server.cluster.board import MAX_WORKERS
+from server.cluster.directory.board import MAX_WORKERS
 from server.errors import CannotListen, ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS
 from server.hooks.sockets import raise_file_limit

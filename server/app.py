@@ -17,6 +17,7 @@ from quart_schema import (
 )
 from quart_trio import QuartTrio
 
+from server.cluster.doors import ProvedDoor
 from server.hooks.bounded_frames import bound_frames
 from server.hooks.http_connection import HttpConnection
 from server.hooks.hypercorn_worker import HOW_TO_SERVE, Served, install, refuse_other_servers
@@ -31,7 +32,7 @@ from server.service import Service
 from server.settings.settings import Settings
 from server.web.calls_api import add_calls_api
 from server.web.cross_origin import allow_origins
-from server.web.elsewhere import Elsewhere
+from server.web.elsewhere import Elsewhere, answer_when_away
 from server.web.guard import (
     HEALTH,
     METRICS,
@@ -41,11 +42,11 @@ from server.web.guard import (
     log_requests,
 )
 from server.web.health import add_health
-from server.web.http_request import MAX_BODY_BYTES, HttpRequest
+from server.web.http_request import LONGEST_BODIES, MAX_BODY_BYTES, HttpRequest
 from server.web.keys import Keys
 from server.web.media_door import MediaDoor, add_stream
 from server.web.once import Once
-from server.web.path_prefix import prefix_of, without_prefix
+from server.web.path_prefix import prefix_of, without_name, without_prefix
 from server.web.problems import answer_problems
 from server.web.webhooks import add_webhooks
 
@@ -85,6 +86,8 @@ class OffhookApp(QuartTrio):
         self.keys = Keys.of(settings)
         self._door = MediaDoor(self.service)
         self._path_prefix = prefix_of(settings.public_url)
+        self._named_paths = frozenset((*self.service.accounts.webhook_paths, "/stream"))
+        self._proved_door: ProvedDoor | None = None
         self.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
         self.config["BODY_TIMEOUT"] = settings.body_timeout_s
         # Calls end within this of a shutdown: their own clean-up, with a little air.
@@ -99,7 +102,7 @@ class OffhookApp(QuartTrio):
         service, settings = self.service, self.service.settings
         elsewhere, once = (
             Elsewhere(service),
-            Once(service.records, ttl_s=settings.idempotency_ttl_s),
+            Once(service.records, service.cluster, ttl_s=settings.idempotency_ttl_s),
         )
         before = self._paths()
         add_calls_api(self, service, elsewhere, once)
@@ -114,6 +117,7 @@ class OffhookApp(QuartTrio):
         learn_address(self, service)
         add_health(self, service, elsewhere)
         answer_problems(self)
+        answer_when_away(self)
 
     def _paths(self) -> frozenset[str]:
         return frozenset(rule.rule for rule in self.url_map.iter_rules())
@@ -132,17 +136,29 @@ class OffhookApp(QuartTrio):
     async def asgi_app(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
-        """Serve a request at its path below the public address."""
-        await super().asgi_app(without_prefix(scope, self._path_prefix), receive, send)
+        """Serve a request at its path below the public address, or below a process's name."""
+        door = self._proved_door
+        if door is not None and door.concerns(scope):
+            if not await door.answer(self._serve_request, scope, receive, send):
+                self.service.metrics.strangers_refused.labels("peer").inc()
+            return
+        await self._serve_request(scope, receive, send)
+
+    async def _serve_request(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        scope = without_name(without_prefix(scope, self._path_prefix), self._named_paths)
+        await super().asgi_app(scope, receive, send)
 
     async def _start(self) -> None:
-        workers = self.service.workers
-        if self.keys.made is not None and workers.number == 0:
+        cluster = self.service.cluster
+        if self.keys.made is not None and cluster.number == 0:
             # Said once, and not through the log: a key is never in a log line.
             print(  # noqa: T201
                 f"offhook: no API_KEY is set; for this run it is {self.keys.made}", file=sys.stderr
             )
-        passed_on = partial(workers.serve, self, self._door.take, max_message_bytes=MAX_BODY_BYTES)
+        self._proved_door = cluster.proved_door(max_body_bytes=max(LONGEST_BODIES.values()))
+        passed_on = partial(cluster.serve, self, self._door.take, max_message_bytes=MAX_BODY_BYTES)
         await self.nursery.start(self.service.run, self._door, passed_on)
 
 
@@ -167,5 +183,5 @@ def create_app(settings: Settings) -> OffhookApp:
         security=[{"bearer": []}, {"key": []}] if app.keys.any_wanted else [],
     )
     service = app.service
-    install(app, Served(service.drain, service.workers.join, service.failed))
+    install(app, Served(service.drain, service.cluster.join, service.failed))
     return app

@@ -20,15 +20,17 @@ from server.agent.loading import agent_of
 from server.agent.mcp_servers import McpServers, read_servers
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
-from server.cluster.workers import Workers
+from server.cluster.cluster import Cluster
+from server.cluster.redis import redis_registry
 from server.hooks.trio_clock import pausing_clock, tell_of_pauses
 from server.media import plane
-from server.metrics import Metrics
+from server.metrics import Metrics, RegistryMetrics
 from server.records.recording import Recordings, check_directory
 from server.records.store import Records
 from server.records.traces import open_traces
 from server.settings.settings import Settings
 from server.supervision import Helper, Start, keep_going, without_start
+from server.switchboard.account_turns import AccountTurns
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from server.switchboard.destinations import Destinations
@@ -56,7 +58,7 @@ class Service:
         settings: The process's.
         accounts: The carrier and the model.
         calls: The live and recent calls; there once :meth:`run` has started.
-        workers: The other processes of this server.
+        cluster: This process among those of its server.
         metrics: What this process counts.
         plane: The media plane; None if there is none here, or it is not wanted.
         records: What is left of calls.
@@ -70,10 +72,10 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.failed = trio.Event()
-        self.workers = Workers()
         self.metrics = Metrics(CollectorRegistry())
+        self.cluster = self._open_cluster(settings)
         self.plane = plane.Plane() if settings.media_path == "fast" and plane.AVAILABLE else None
-        self.accounts = Accounts(settings, self.workers, self.plane)
+        self.accounts = Accounts(settings, self.cluster, self.plane)
         self._agent = agent_of(settings)
         secret = settings.mcp_servers
         self._mcp_servers = McpServers(
@@ -102,6 +104,16 @@ class Service:
                 retention_days=settings.retention_days or None,
             )
         self._stopping = False
+
+    def _open_cluster(self, settings: Settings) -> Cluster:
+        if settings.registry_url is None:
+            return Cluster()
+        metrics = RegistryMetrics(self.metrics.registry)
+        return Cluster(
+            node=settings.node_name,
+            secrets=[secret.get_secret_value() for secret in settings.cluster_secret],
+            make_registry=lambda me: redis_registry(settings, me, metrics),
+        )
 
     @property
     def agent(self) -> Agent:
@@ -158,7 +170,7 @@ class Service:
         ):
             if self.plane is not None:
                 await keepers.start(self.plane.run)
-            stack.callback(self.workers.leave)
+            stack.callback(self.cluster.leave)
             await self.accounts.open(keepers)
             await keepers.start(self.records.run)
             await helpers.start(keep_going, "mcp servers", self._mcp_servers.run)
@@ -175,9 +187,9 @@ class Service:
             tell = partial(tell_of_pauses, self.metrics.capacity.paused.inc)
             helpers.start_soon(keep_going, "pauses", without_start(tell))
             helpers.start_soon(keep_going, "model tries", without_start(calls.model_trial.run))
-            if self.workers.are_several:
-                self.workers.report = calls.load
-                await helpers.start(keep_going, "workers", passed_on)
+            if self.cluster.are_several:
+                self.cluster.report = calls.load
+                await helpers.start(keep_going, "cluster", passed_on)
             self._tell_ready()
             # What start-up has made stays for good. To go through it again and again, a tenth of a
             # second at a time, would hold up every call at once.
@@ -195,15 +207,24 @@ class Service:
 
     def _make_calls(self) -> Calls:
         settings, accounts = self.settings, self.accounts
+        several = self.cluster.registry if self.cluster.are_several else None
+        has_nodes = self.cluster.has_nodes
         limits = Limits.of(
-            settings, is_simulated=accounts.are_simulated, processes=self.workers.count
+            settings,
+            is_simulated=accounts.are_simulated,
+            processes=self.cluster.count,
+            has_nodes=has_nodes,
         )
+        turns = None
+        if has_nodes and limits.calls_per_s < math.inf:
+            account = settings.twilio_account_sid or ""
+            turns = AccountTurns(self.cluster.registry, account, limits.calls_per_s)
         return Calls(
             carrier=accounts.carrier,
             model=accounts.model,
             metrics=self.metrics,
             options=CallOptions.of(settings),
-            admission=Admission(limits, self.metrics),
+            admission=Admission(limits, self.metrics, turns),
             records=self.records,
             recordings=self.recordings,
             prices=Prices(settings.carrier_minute_usd, accounts.own_number),
@@ -212,15 +233,17 @@ class Service:
             recent_calls=settings.recent_calls,
             traces=self._traces,
             strangers=Strangers.of(settings),
-            workers=self.workers,
+            cluster=self.cluster,
             callback_wait_s=settings.callback_wait_s or math.inf,
+            is_current=several.is_current if several else None,
+            keep=several.keep if several else None,
         )
 
     def _tell_ready(self) -> None:
         accounts, model = self.accounts, self.accounts.model.name
         if self.settings.max_call_cost_usd is not None and Prices().of_model(model) is None:
             logger.warning("MAX_CALL_COST_USD caps the carrier's part only", model=model)
-        if self.workers.number == 0:
+        if self.cluster.number == 0:
             for warning in self.settings.warnings:
                 logger.warning("a setting may be a mistake", what=warning)
             if (taken := self.calls.admission.max_calls) < self.settings.max_calls:
@@ -236,7 +259,7 @@ class Service:
             model=model,
             public_url=accounts.public_url,
             simulated=accounts.are_simulated,
-            worker=self.workers.number if self.workers.are_several else None,
+            worker=self.cluster.me.name if self.cluster.are_several else None,
         )
 
     async def _close_traces(self) -> None:

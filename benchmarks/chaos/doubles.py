@@ -32,6 +32,7 @@ import httpx2
 import trio
 
 from benchmarks.chaos.calls import CallSeen, SessionSeen, judge_call
+from benchmarks.chaos.lines import answers_only
 from benchmarks.chaos.numbered import (
     FRAME_S,
     GROUP,
@@ -125,10 +126,10 @@ class NumberedModel(GeminiSimulator):
     def still_here(self, speech: Speech) -> None:
         pass
 
-    def new_speech(self) -> Speech:
+    def new_speech(self, seconds: float | None = None) -> Speech:
         """Something to say that was never said before."""
         self._utterances += 1
-        frames = round(self._dice.uniform(*TURN_S) / FRAME_S)
+        frames = round((seconds or self._dice.uniform(*TURN_S)) / FRAME_S)
         text = str(self._utterances)
         self.said[text] = frames
         return Speech(text, agent_pcm(self._utterances % NUMBERS, frames))
@@ -420,7 +421,7 @@ def main() -> None:
     seed = parser.parse_args().seed
 
     async def on_standard_streams() -> None:
-        async with trio.lowlevel.FdStream(os.dup(1)) as out:
+        async with trio.lowlevel.FdStream(answers_only()) as out:
             await serve(seed, out)
 
     trio.run(on_standard_streams)

@@ -1,9 +1,9 @@
 """``python -m server --workers N``: a parent that listens, starts N processes, and never serves.
 
 The processes are spawned, as the ``hypercorn`` command does it, so that they share a secret (see
-:func:`server.cluster.meeting.shared_secret`). One that dies takes its own calls with it and nothing
-else: another is started in its place, unless one after another dies soon. To stop is to have each
-of them drain.
+:func:`server.cluster.directory.meeting.shared_secret`). One that dies takes its own calls with it
+and nothing else: another is started in its place, unless one after another dies soon. To stop is to
+have each of them drain.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import trio
 
 from server import logs
 from server.app import create_app
-from server.cluster.meeting import AVAILABLE
+from server.cluster.directory.meeting import AVAILABLE
 from server.errors import ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS
 from server.hooks.sockets import raise_file_limit
@@ -200,7 +200,7 @@ async def _serve(
     signals: StopSignals,
 ) -> int:
     app = create_app(settings)
-    app.service.workers.join(count)
+    app.service.cluster.join(count)
     stop = trio.Event()
 
     async def serve_until_stopped(task_status: trio.TaskStatus[None]) -> None:

@@ -21,10 +21,27 @@ from server.hooks.trio_clock import missed_s
 from server.metrics import Metrics
 from server.settings.settings import Settings
 from server.switchboard.account_pause import AccountPause
+from server.switchboard.account_turns import AccountTurns
 from server.switchboard.capacity import MAX_SETUP_WAIT_S, Room, SetUps, fitting_calls
 
 DEFAULT_CALLS_PER_S = 1.0
 """What a carrier dials for an account that has not asked for more."""
+
+
+TAKEOVER_FACTOR = 2
+"""So many times MAX_CALLS a process may have with the calls of others that are gone."""
+
+
+def failed() -> CallRefused:
+    """Nobody runs calls any more."""
+    return CallRefused(
+        "the server has failed and is about to end", reason="failed", status=503, retry_after_s=10
+    )
+
+
+def draining() -> CallRefused:
+    """No more calls are taken, because the server is about to stop."""
+    return CallRefused("the server is draining", reason="draining", status=503, retry_after_s=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +67,14 @@ class Limits:
     """After the model has refused the account, no call is taken for so long; then it is tried."""
 
     @classmethod
-    def of(cls, settings: Settings, *, is_simulated: bool, processes: int) -> Limits:
+    def of(
+        cls, settings: Settings, *, is_simulated: bool, processes: int, has_nodes: bool = False
+    ) -> Limits:
         """What the settings say for one of so many processes, as far as its descriptors go.
 
         Lines and sessions are counted over all of them; of the carrier's rate each has a share.
+        Where there are other machines, what those have descriptors for is not known, and the rate
+        is the account's: see :class:`AccountTurns`.
         """
         fitting = processes * fitting_calls(
             descriptors_for_all(),
@@ -64,9 +85,9 @@ class Limits:
         if calls_per_s is None:
             calls_per_s = math.inf if is_simulated else DEFAULT_CALLS_PER_S
         return cls(
-            max_calls=int(min(settings.max_calls, fitting)),
+            max_calls=int(min(settings.max_calls, math.inf if has_nodes else fitting)),
             max_model_sessions=settings.max_model_sessions,
-            calls_per_s=calls_per_s / processes,
+            calls_per_s=calls_per_s / (1 if has_nodes else processes),
             max_dial_wait_s=settings.max_dial_wait_s,
             max_waiting_calls=math.ceil(settings.max_waiting_calls / processes),
             max_loop_lag_s=settings.max_loop_lag_s,
@@ -224,9 +245,11 @@ class Admission:
     Args:
         limits: The settings.
         metrics: The process's metrics.
+        turns: Those of the carrier's account, if other machines dial for it, too; None if its rate
+            is all in the limits.
     """
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, turns: AccountTurns | None = None) -> None:
         self._limits = limits
         self._metrics = metrics
         self._queue = DialQueue(
@@ -234,6 +257,8 @@ class Admission:
             max_wait_s=limits.max_dial_wait_s,
             max_waiting=limits.max_waiting_calls,
         )
+        self._turns = turns
+        self._turn_at = -math.inf  # of the account, used by whoever is first then
         self._changed = trio.Event()
         self._lag = LagMeter()
         self.account_pause = AccountPause(limits.quota_pause_s)
@@ -298,6 +323,19 @@ class Admission:
         self._room.check(len(self.setups))
         self.account_pause.check(now)
 
+    def check_takeover(self, calls: int) -> None:
+        """Whether a call in progress may be taken over: nobody else would go on with it.
+
+        Args:
+            calls: How many there are in this process.
+
+        Raises:
+            CallRefused: There is no room for it, by any measure.
+        """
+        if calls >= TAKEOVER_FACTOR * self._limits.max_calls:
+            raise CallRefused("there is no room for more", reason="full", status=503)
+        self._room.check(len(self.setups))
+
     def pause_dialling(self, until: float) -> None:
         """The carrier has asked to be left alone until then: calls wait, or are told when to come.
 
@@ -339,6 +377,7 @@ class Admission:
         else:
             now = trio.current_time()
             self._queue.take(place, now)
+            self._turn_at = -math.inf
             self._metrics.dial_wait.observe(now - joined_at)
         finally:
             self._metrics.admission_queue.set(len(self._queue))
@@ -353,11 +392,11 @@ class Admission:
         while True:
             changed, now = self._changed, trio.current_time()
             first = self._queue.position(place) == 1
-            due_at = self._queue.due_at(place, now) if first else math.inf
+            due_at = await self._due_at(place, now, give_up_at) if first else math.inf
             if due_at <= now:
                 return
             self._check_carrier(give_up_at, now)
-            if now >= give_up_at:
+            if now >= give_up_at or (first and due_at == math.inf):
                 raise CallRefused(
                     "other clients' calls came in between, and the wait became too long",
                     reason="rate",
@@ -367,6 +406,20 @@ class Admission:
                 )
             with trio.move_on_at(min(due_at, give_up_at)):
                 await changed.wait()
+
+    async def _due_at(self, place: Place, now: float, give_up_at: float) -> float:
+        """When whoever is first may dial; never if that is too late, or not known yet."""
+        if self._turns is None:
+            return self._queue.due_at(place, now)
+        if self._carrier_back_at > now:
+            return self._carrier_back_at
+        if self._turn_at < now - self._queue.interval_s:  # none, or one that nobody has used
+            turn_at = await self._turns.take(give_up_at)
+            if turn_at is None:
+                return math.inf
+            self._turn_at = turn_at
+            self._queue.pause_until(turn_at)  # so that those behind it know how long they wait
+        return self._turn_at
 
     async def watch_loop(self, calls: Callable[[], int]) -> None:
         """Measure the event loop, and what it has room for, until cancelled.

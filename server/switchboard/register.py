@@ -23,7 +23,7 @@ class Page:
     more: bool
     """Whether there are calls after these."""
     is_complete: bool
-    """False when the database could not be asked, and only what is in memory is shown."""
+    """False when the database, or a process that may have calls, could not be asked."""
 
     def joined(self, other: Page, limit: int) -> Page:
         """What two processes know together; of a call that both know, the other's word counts."""
@@ -74,6 +74,11 @@ class Register:
             self._recent.popitem(last=False)
         self._ended[call.call_sid] = call.apology.may_be_fetched
         return [self._ended.popitem(last=False)[0] for _ in range(len(self._ended) - MAX_ENDED)]
+
+    def forget(self, call: Call) -> None:
+        """A call is another process's: nothing is known of it here any more."""
+        if self._live.get(call.call_sid) is call:
+            del self._live[call.call_sid]
 
     def keep(self, record: CallRecord) -> None:
         """Have the database keep what is left of a call, or what has become known since."""

@@ -1,0 +1,314 @@
+"""This process among those of its server, as the rest of the server sees them.
+
+A call lives in the memory of one process: its nursery, its model session, its greeting. But any
+process may accept any connection, so each has to bring what is about a call to the process that
+has it. What they agree on is the registry's (``registry.py``); which of them is to have a new call
+is chosen here, and :class:`server.cluster.peers.Peers` brings requests there.
+
+Who gets a new call is decided by the one that is asked for it, which is even where the kernel's own
+choice among processes that accept is not. The processes of this machine are asked first: their
+numbers are fresh, and their way is short.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from secrets import randbits
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from server.cluster.alone import Alone
+from server.cluster.directory.board import BEAT_S, SILENT_S
+from server.cluster.directory.directory import Directory
+from server.cluster.directory.meeting import AVAILABLE
+from server.cluster.doors import ProvedDoor, serve_siblings
+from server.cluster.names import name_of, path_of
+from server.cluster.new_calls import NewCalls
+from server.cluster.peers import Peers
+from server.cluster.proof import Prover
+from server.cluster.registry import Holding, Load, Member, Registry, Seen
+from server.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from hypercorn.typing import Framework
+
+
+_ALONE = Load()
+NODE_BEAT_S = 0.25
+"""How often other machines could be told how this one is: they hear it twice a second."""
+
+
+class Cluster:
+    """This process among those of its server: alone until :meth:`join` says that there are others.
+
+    Args:
+        node: This machine's name; None if it is the only one.
+        secrets: What the processes of all machines prove themselves with: with the first, and any
+            is believed; none if there is but one machine.
+        make_registry: Makes the registry of many machines, for this process; None if there is one.
+
+    Attributes:
+        registry: Whose each call is. It is another one after :meth:`join`.
+        peers: Ask the other processes.
+        new_calls: Choose whose a new call is to be.
+        report: Says how this process is doing.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str | None = None,
+        secrets: Sequence[str] = (),
+        make_registry: Callable[[Member], Registry] | None = None,
+    ) -> None:
+        self.report: Callable[[], Load] = Load
+        self.count = 1
+        self._node = node
+        self._make_registry = make_registry
+        self._prover = Prover(secrets) if secrets else None
+        self._directory: Directory | None = None
+        self._held: dict[str, int] = {}  # at which generation, until the call is forgotten
+        self._use(Member(name_of(node, None), 1 + randbits(52)))
+
+    def _use(self, me: Member) -> None:
+        self.me = me
+        if self._make_registry is not None:
+            self.registry: Registry = self._make_registry(me)
+        else:
+            self.registry = Alone(me) if self._directory is None else self._directory
+        self.peers = Peers(self.registry, self._directory, self._prover)
+        self.new_calls = NewCalls(me, self._directory, self._elsewhere, self.peers, self.publish)
+
+    @property
+    def are_several(self) -> bool:
+        """Whether there are others, or may be."""
+        return self._directory is not None or self._make_registry is not None
+
+    @property
+    def has_nodes(self) -> bool:
+        """Whether there may be other machines."""
+        return self._make_registry is not None
+
+    @property
+    def number(self) -> int:
+        """Which of the processes of this machine this one is."""
+        return 0 if self._directory is None else self._directory.number
+
+    @property
+    def path(self) -> str:
+        """What stands before the paths of this process's own addresses; empty if it is alone."""
+        return path_of(self.me.name) if self.are_several else ""
+
+    def join(self, count: int, *, where: str | None = None) -> None:
+        """Take a place among so many processes of this machine; called before the app starts.
+
+        Args:
+            count: How many there shall be.
+            where: The name of their directory; None for the one that only they can know.
+
+        Raises:
+            ConfigurationError: This system has no way to do it, or there are too many.
+        """
+        if count < 2:
+            return
+        if not AVAILABLE:
+            raise ConfigurationError(
+                "several processes need Unix sockets, which this system does not have: "
+                "serve with one"
+            )
+        self._directory = Directory.join(count, where=where, node=self._node)
+        self.count = count
+        self._use(self._directory.me)
+
+    def leave(self) -> None:
+        """Give the place back; the last one to leave clears the directory away."""
+        directory, self._directory = self._directory, None
+        if directory is not None:
+            self.count = 1
+            if self.registry is directory:
+                self.registry = Alone(self.me)
+            directory.leave()
+
+    async def serve(
+        self,
+        app: Framework,
+        take_media: Callable[[socket.socket, Mapping[str, Any]], Awaitable[None]],
+        *,
+        max_message_bytes: int,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Be one of them, and take what the others pass on, until cancelled.
+
+        Args:
+            app: Answers requests.
+            take_media: Serves a media socket, which is its own from then on.
+            max_message_bytes: The longest head of a request, and WebSocket message.
+            task_status: Told when others can pass on.
+        """
+        directory = self._directory
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.registry.run)
+                if directory is not None:
+                    if directory is not self.registry:
+                        await nursery.start(directory.run)
+                    await nursery.start(
+                        lambda task_status: serve_siblings(
+                            directory,
+                            app,
+                            take_media,
+                            max_message_bytes=max_message_bytes,
+                            task_status=task_status,
+                        )
+                    )
+                nursery.start_soon(self._beat)
+                task_status.started()
+        finally:
+            with trio.CancelScope(shield=True):  # nothing to wait for: nobody answers any more
+                await self.peers.aclose()
+
+    async def _beat(self) -> None:
+        while True:
+            self.publish()
+            await trio.sleep(NODE_BEAT_S if self._directory is None else BEAT_S)
+
+    def proved_door(self, *, max_body_bytes: int) -> ProvedDoor | None:
+        """The door for requests of other machines; None if there are none.
+
+        Args:
+            max_body_bytes: The longest body of a request.
+        """
+        if self._prover is None:
+            return None
+        return ProvedDoor(
+            self.me.name,
+            self.peers,
+            self._directory,
+            self._prover,
+            max_body_bytes=max_body_bytes,
+        )
+
+    # -- how they are doing ----------------------------------------------------------------
+
+    def publish(self) -> Load:
+        """Say how this process is doing, now that it has changed."""
+        if not self.are_several:
+            return _ALONE
+        load = self.report()
+        if self._directory is not None:
+            self._directory.publish(load)
+        if self.registry is not self._directory:
+            self.registry.publish(load)
+        return load
+
+    @property
+    def live_elsewhere(self) -> int:
+        """How many calls the others have."""
+        here = 0 if self._directory is None else self._directory.board.live_elsewhere()
+        return here + sum(seen.load.live for seen in self._elsewhere())
+
+    @property
+    def waiting_elsewhere(self) -> int:
+        """How many calls wait there to be dialled."""
+        here = 0 if self._directory is None else self._directory.board.waiting_elsewhere()
+        return here + sum(seen.load.waiting for seen in self._elsewhere())
+
+    @property
+    def accepts_elsewhere(self) -> bool:
+        """Whether any of the others would take the next call."""
+        here = self._directory is not None and self._directory.board.accepts_elsewhere()
+        return here or any(seen.load.accepts for seen in self._elsewhere())
+
+    def siblings(self) -> list[str]:
+        """The processes of this machine that are there beside this one, by name."""
+        return [] if self._directory is None else self._directory.there()
+
+    def seen(self) -> list[str]:
+        """All others, by name, as far as they are not known to be gone."""
+        return [*self.registry.others()]
+
+    def there(self) -> list[str]:
+        """The processes of other machines that have said something lately, by name."""
+        return [seen.member.name for seen in self._elsewhere()]
+
+    def _elsewhere(self) -> Iterator[Seen]:
+        """The processes of other machines that have said something lately."""
+        if self._make_registry is None:
+            return
+        for name, seen in self.registry.others().items():
+            if seen.age_s < SILENT_S and not self._is_sibling(name):
+                yield seen
+
+    def _is_sibling(self, name: str) -> bool:
+        return self._directory is not None and self._directory.number_of(name) is not None
+
+    def sibling_number(self, name: str) -> int | None:
+        """The number of a process of this machine; None for any other name."""
+        if self._directory is None:
+            return 0 if name == self.me.name else None
+        return self._directory.number_of(name)
+
+    def name_of_number(self, number: int) -> str:
+        """The name that a process of this machine has, or would have, by its number."""
+        return name_of(self._node, number if self._node is None or self.count > 1 else None)
+
+    def member(self, name: str) -> Member | None:
+        """Who has a name now; None for a name that nobody has."""
+        if name == self.me.name:
+            return self.me
+        if self._directory is not None and self._is_sibling(name):
+            return self._directory.member(name)
+        seen = self.registry.others().get(name)
+        return None if seen is None else seen.member
+
+    def is_gone(self, member: Member) -> bool:
+        """Whether a process is known to be gone, with all that it knew of its calls."""
+        if member == self.me:
+            return False
+        if self._directory is not None and self._is_sibling(member.name):
+            return self._directory.is_gone(member)
+        return not self.registry.is_away and self.member(member.name) != member
+
+    # -- our calls -------------------------------------------------------------------------
+
+    def hold(self, call_sid: str, generation: int) -> None:
+        """A call is ours from now on, at this generation."""
+        if self.are_several:
+            self._held[call_sid] = generation
+            self.registry.announce(call_sid, generation)
+
+    def generation(self, call_sid: str) -> int:
+        """For the how-manieth time a call of ours is somebody's."""
+        return self._held.get(call_sid, 1)
+
+    def release(self, call_sid: str, generation: int | None = None) -> None:
+        """A call is forgotten here; what comes about it now is about nothing.
+
+        Args:
+            call_sid: The call.
+            generation: At which it was claimed, if it is not one that has been held.
+        """
+        if self.are_several:
+            held = self._held.pop(call_sid, 1 if generation is None else generation)
+            self.registry.release(call_sid, held)
+
+    def of_key(self, client: str, key: str) -> str:
+        """The process of this machine that remembers what was answered to an ``Idempotency-Key``.
+
+        Which one has a key is the same for as long as there are as many of them.
+        """
+        if self._directory is None:
+            return self.me.name
+        digest = hashlib.sha256(f"{client}\0{key}".encode()).digest()
+        return self._directory.name_of(int.from_bytes(digest[:8], "big") % self.count)
+
+    async def claim(self, call_sid: str, name: str) -> Holding:
+        """Say that a call is to be a process's: the first claim counts.
+
+        Raises:
+            RegistryAway: It is not known; whoever was asked for the call keeps it.
+        """
+        return await self.registry.claim(call_sid, self.member(name))
