@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -191,9 +190,6 @@ async def test_people_and_strangers_leave_nothing_to_the_garbage_collector(tmp_p
     assert left == {"objects": 0, "rings": []}
 
 
-@pytest.mark.skipif(
-    sys.version_info >= (3, 13), reason="errors of lost sessions lead back to contextlib's frames"
-)
 @pytest.mark.parametrize("media_path", ["fast", "ordinary"])
 async def test_sessions_that_are_lost_leave_nothing_to_the_garbage_collector(tmp_path, media_path):
     left: dict[str, object] = {}
