@@ -101,7 +101,10 @@ class Service:
                 metrics=self.metrics,
                 retention_days=settings.retention_days or None,
             )
+        self.starts_aside = False
+        """Whether new calls are left to other processes until :meth:`step_in`."""
         self._stopping = False
+        self._has_waited = False
 
     @property
     def agent(self) -> Agent:
@@ -148,7 +151,19 @@ class Service:
 
     async def drain(self) -> None:
         """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""
-        await self.calls.drain(self.settings.drain_timeout_s)
+        await self.calls.drain(0.0 if self._has_waited else self.settings.drain_timeout_s)
+
+    def step_in(self) -> None:
+        """Take new calls from now on."""
+        self.calls.stand_aside(False)
+
+    async def step_aside(self) -> None:
+        """Leave new calls to other processes until the live ones have ended.
+
+        It waits for ``drain_timeout_s`` at most, and a drain that follows waits no more.
+        """
+        await self.calls.step_aside(self.settings.drain_timeout_s)
+        self._has_waited = True
 
     async def _run(self, streams: Streams, passed_on: Helper, start: Start) -> None:
         async with (
@@ -166,6 +181,7 @@ class Service:
                 await keepers.start(keep_going, "recordings", self.recordings.run)
             await stack.enter_async_context(self.accounts.carrier)
             calls = self.calls = self._make_calls()
+            calls.stands_aside = self.starts_aside
             admission = calls.admission
             self.accounts.carrier.on_wait = lambda wait_s: admission.pause_dialling(
                 trio.current_time() + wait_s
@@ -220,7 +236,7 @@ class Service:
         accounts, model = self.accounts, self.accounts.model.name
         if self.settings.max_call_cost_usd is not None and Prices().of_model(model) is None:
             logger.warning("MAX_CALL_COST_USD caps the carrier's part only", model=model)
-        if self.workers.number == 0:
+        if self.workers.speaks_for_all:
             for warning in self.settings.warnings:
                 logger.warning("a setting may be a mistake", what=warning)
             if (taken := self.calls.admission.max_calls) < self.settings.max_calls:
@@ -236,7 +252,7 @@ class Service:
             model=model,
             public_url=accounts.public_url,
             simulated=accounts.are_simulated,
-            worker=self.workers.number if self.workers.are_several else None,
+            worker=self.workers.number if self.workers.count > 1 else None,
         )
 
     async def _close_traces(self) -> None:

@@ -83,6 +83,11 @@ class Workers:
     def __init__(self) -> None:
         self.number = 0
         self.count = 1
+        """How many processes there shall be; while another server takes over, its own besides."""
+        self.places = 1
+        """How many there can be."""
+        self.speaks_for_all = True
+        """Whether it says what would be the same from each of them."""
         self.report: Callable[[], Load] = Load
         """How this process is doing."""
         self._board: Board | None = None
@@ -98,17 +103,27 @@ class Workers:
         """Whether there are others."""
         return self._board is not None
 
-    def join(self, count: int, *, where: str | None = None) -> None:
+    def join(
+        self,
+        count: int,
+        *,
+        places: int | None = None,
+        where: str | None = None,
+        speaks_for_all: bool | None = None,
+    ) -> None:
         """Take a place among so many; called before the app starts.
 
         Args:
             count: How many processes there shall be.
+            places: How many there can be, those of a server that takes over from this one, or the
+                other way round, among them; None for no others, and one alone takes no place.
             where: The name of their directory; None for the one that only they can know.
+            speaks_for_all: Whether it says what all would; None: the first does.
 
         Raises:
             ConfigurationError: This system has no way to do it, or there are too many.
         """
-        if count < 2:
+        if count < 2 and places is None:
             return
         if not AVAILABLE:
             raise ConfigurationError(
@@ -117,7 +132,7 @@ class Workers:
             )
         if count > MAX_WORKERS:
             raise ConfigurationError(f"{count} processes; there can be {MAX_WORKERS} at most")
-        self.count = count
+        self.count, self.places = count, places or count
         for _ in range(JOIN_TRIES):
             # The last one to leave, at this moment, clears away what we are about to use.
             with suppress(FileNotFoundError):
@@ -126,23 +141,26 @@ class Workers:
                 try:
                     with gate.held(GATE_TIMEOUT_S) as alone:
                         if alone and gate.is_the_one:
-                            self._enter(gate, count)
+                            self._enter(gate)
+                            if speaks_for_all is None:
+                                speaks_for_all = self.number == 0
+                            self.speaks_for_all = speaks_for_all
                             return
                 finally:
                     if self._board is None:
                         gate.close()
         raise ConfigurationError(f"{self._directory} is cleared away again and again")
 
-    def _enter(self, gate: Gate, count: int) -> None:
+    def _enter(self, gate: Gate) -> None:
         """Take a place; nobody else comes or leaves meanwhile."""
-        self.number, self._lock = take_place(self._directory, count)
+        self.number, self._lock = take_place(self._directory, self.places)
         try:
             calls = self._directory / "calls"
             calls.mkdir(mode=0o700, exist_ok=True)
             self._gate, self._claims = gate, Claims(calls, gate)
             # Of one in our place that has died: its last calls' carrier may yet ask for them.
             self._claims.release_all(self.number, older_than_s=ORPHANED_S)
-            self._board = Board(self._directory / "board", number=self.number, count=count)
+            self._board = Board(self._directory / "board", number=self.number, count=self.places)
         except BaseException:
             os.close(self._lock)
             raise
@@ -172,7 +190,7 @@ class Workers:
         finally:
             os.close(self._lock)
         if alone:
-            clear_away(self._directory, self.count)
+            clear_away(self._directory)
 
     # -- how they are doing ----------------------------------------------------------------
 
@@ -211,8 +229,14 @@ class Workers:
 
     def of_key(self, client: str, key: str) -> int:
         """The process that remembers what was answered to an ``Idempotency-Key``."""
-        digest = hashlib.sha256(f"{client}\0{key}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") % self.count
+        if self._board is None:
+            return self.number
+
+        def weight(number: int) -> bytes:
+            return hashlib.sha256(f"{number}\0{client}\0{key}".encode()).digest()
+
+        stay = {n for n in self._board.staying() if self.is_alive(self.member(n))}
+        return max(stay or {self.number}, key=weight)
 
     def member(self, number: int | None = None) -> Member:
         """The process that has this number now; ours if None."""

@@ -117,7 +117,7 @@ class Elsewhere:
         if not self.may_be_asked:
             return None
         body = await self._body()
-        for _ in range(workers.count):
+        for _ in range(workers.places):
             chosen = workers.choose(frozenset(member.number for member in gone))
             number = workers.claim(call_sid, chosen, gone=gone)
             if number == workers.number:

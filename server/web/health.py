@@ -52,7 +52,7 @@ def add_health(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
     @hide
     async def metrics() -> Any:
         """Prometheus text; where there are several processes, each has its own samples."""
-        if not service.workers.are_several:
+        if service.workers.count == 1 and not service.workers.others():
             text = generate_latest(service.metrics.registry)
         else:
             theirs = [answer.text for answer in await elsewhere.everyone()]

@@ -245,7 +245,7 @@ def add_stream(app: Quart, service: Service, door: MediaDoor) -> None:
     @app.websocket("/stream/<int:worker>")
     async def stream(worker: int | None = None) -> Any:
         """One call's audio, both ways; the path says whose call it is."""
-        if worker is not None and worker >= service.workers.count:
+        if worker is not None and worker >= service.workers.places:
             service.metrics.strangers_refused.labels("stream-worker").inc()
             return error_body("not-found", "there is no such process"), 404
         headers = websocket.headers
