@@ -138,7 +138,7 @@ class OffhookApp(QuartTrio):
 
     async def _part_from(self, response: Response) -> Response:
         # Whoever keeps a connection open is to reach the server that has taken over.
-        if self.service.calls.stands_aside:
+        if self.service.workers.stands_aside:
             response.headers["Connection"] = "close"
         return response
 

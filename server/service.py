@@ -36,6 +36,10 @@ from server.switchboard.strangers import Strangers
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+ON_ITS_WAY_S = 5.0
+"""Who was asked for a new call before others were chosen has it in hand by then, and a connection
+that was kept open has been closed."""
+
 
 class Streams(Protocol):
     """Whoever serves the media sockets that have no request any more."""
@@ -101,8 +105,6 @@ class Service:
                 metrics=self.metrics,
                 retention_days=settings.retention_days or None,
             )
-        self.starts_aside = False
-        """Whether new calls are left to other processes until :meth:`step_in`."""
         self._stopping = False
         self._has_waited = False
 
@@ -155,14 +157,27 @@ class Service:
 
     def step_in(self) -> None:
         """Take new calls from now on."""
-        self.calls.stand_aside(False)
+        self.workers.stands_aside = False
+        self.workers.publish()
 
     async def step_aside(self) -> None:
-        """Leave new calls to other processes until the live ones have ended.
+        """Leave new calls to other processes, and wait until the live ones have ended.
 
-        It waits for ``drain_timeout_s`` at most, and a drain that follows waits no more.
+        Nobody is refused meanwhile: what was on its way here, or waits for its turn to be dialled,
+        is served. It takes ``drain_timeout_s`` at most, and a drain that follows waits no more.
         """
-        await self.calls.step_aside(self.settings.drain_timeout_s)
+        calls = self.calls
+        self.workers.stands_aside = True
+        self.workers.publish()
+        logger.info("another server has taken over", live=calls.live_count)
+        with trio.move_on_after(self.settings.drain_timeout_s):
+            await trio.sleep(ON_ITS_WAY_S)
+            last = list(calls.register.live)
+            await calls.wait_empty()
+            # Who goes now would miss the carrier's last word: the minutes it bills.
+            with trio.move_on_after(self.settings.close_timeout_s):
+                for call in last:
+                    await call.progress.settled.wait()
         self._has_waited = True
 
     async def _run(self, streams: Streams, passed_on: Helper, start: Start) -> None:
@@ -181,7 +196,6 @@ class Service:
                 await keepers.start(keep_going, "recordings", self.recordings.run)
             await stack.enter_async_context(self.accounts.carrier)
             calls = self.calls = self._make_calls()
-            calls.stands_aside = self.starts_aside
             admission = calls.admission
             self.accounts.carrier.on_wait = lambda wait_s: admission.pause_dialling(
                 trio.current_time() + wait_s

@@ -27,6 +27,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,8 @@ class Workers:
         """How many there can be."""
         self.speaks_for_all = True
         """Whether it says what would be the same from each of them."""
+        self.stands_aside = False
+        """Whether others are chosen for new calls; one that comes all the same is not refused."""
         self.report: Callable[[], Load] = Load
         """How this process is doing."""
         self._board: Board | None = None
@@ -197,7 +200,10 @@ class Workers:
     def publish(self) -> None:
         """Say how this process is doing, now that it has changed."""
         if self._board is not None:
-            self._board.write(self.report())
+            load = self.report()
+            if self.stands_aside:
+                load = replace(load, accepts=False, draining=True)
+            self._board.write(load)
 
     @property
     def live_elsewhere(self) -> int:

@@ -267,7 +267,7 @@ async def _serve(
     app = create_app(settings)
     service = app.service
     service.workers.join(count, places=MAX_WORKERS, speaks_for_all=index == 0)
-    service.starts_aside = True
+    service.workers.stands_aside = True
     stop, begun, relieved = trio.Event(), trio.Event(), trio.Event()
 
     async def begin() -> None:

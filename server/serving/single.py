@@ -142,7 +142,7 @@ async def run(
     with signals.told(stop):
         try:
             app = create_app(settings)
-            app.service.starts_aside = predecessor is not None
+            app.service.workers.stands_aside = predecessor is not None
             can_be_met = _join(app, must=takes_over)
             listener = predecessor.listener if predecessor else listen(settings.host, settings.port)
             port = listener.getsockname()[1]

@@ -63,9 +63,6 @@ from server.switchboard.tickets import Tickets
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 POLICY_VIOLATION = 1008
-ON_ITS_WAY_S = 5.0
-"""Who was asked for a new call before others were chosen has it in hand by then, and a connection
-that was kept open has been closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +149,6 @@ class Calls:
         self.model = model
         self.metrics = metrics
         self.draining = False
-        self.stands_aside = False
-        """Whether others are chosen for new calls; one that comes all the same is not refused."""
         self._drained: trio.Event | None = None
         self._options = options
         self.admission = admission or Admission(Limits(), metrics)
@@ -539,38 +534,16 @@ class Calls:
         except CallRefused:
             accepts = False
         else:
-            accepts = not self.stands_aside
+            accepts = True
         return Load(
             live=self.live_count,
             running=self.register.live_count,
             waiting=self.admission.waiting_count,
             accepts=accepts,
-            draining=self.draining or self.stands_aside,
+            draining=self.draining,
             dials_in_s=self.admission.dials_in_s(trio.current_time()),
             dial_every_s=self.admission.dial_every_s,
         )
-
-    def stand_aside(self, aside: bool) -> None:
-        """Leave new calls to other processes, or do so no more."""
-        self.stands_aside = aside
-        self._workers.publish()
-
-    async def step_aside(self, timeout_s: float) -> None:
-        """Leave new calls to other processes, and wait until the live ones have ended.
-
-        Nobody is refused meanwhile: what was on its way here, or waits for its turn to be dialled,
-        is served.
-
-        Args:
-            timeout_s: How long to wait at most.
-        """
-        self.stand_aside(True)
-        logger.info("another server has taken over", live=self.live_count)
-        with trio.move_on_after(timeout_s):
-            await trio.sleep(ON_ITS_WAY_S)
-            last = list(self.register.live)
-            await self._wait_empty()
-            await self._wait_settled(last)
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new calls, let live ones finish; at the deadline the rest say goodbye and end.
@@ -586,30 +559,28 @@ class Calls:
         last = list(self.register.live)
         logger.info("draining", live=self.live_count)
         with trio.move_on_after(timeout_s):
-            await self._wait_empty()
+            await self.wait_empty()
         for call in list(self.register.live):
             with _one_calls_trouble(call):
                 call.farewell.begin(EndReason.DRAINED)
         with trio.move_on_after(
             self._options.farewell_timeout_s + 2 * self._options.close_timeout_s
         ):
-            await self._wait_empty()
+            await self.wait_empty()
         # What began to be dialled before the drain may have been accepted after it.
         for call in list(self.register.live):
             call.end(EndReason.DRAINED)
         with trio.move_on_after(2 * self._options.close_timeout_s):
-            await self._wait_empty()
-        await self._wait_settled(last)
+            await self.wait_empty()
+        # A listener that is closed now would miss the carrier's last word: the minutes it bills.
+        with trio.move_on_after(self._options.close_timeout_s):
+            for call in last:
+                await call.progress.settled.wait()
         logger.info("drained", live=self.live_count)
         self._drained.set()
 
-    async def _wait_settled(self, ended: list[Call]) -> None:
-        # Who goes now would miss the carrier's last word: the minutes it bills.
-        with trio.move_on_after(self._options.close_timeout_s):
-            for call in ended:
-                await call.progress.settled.wait()
-
-    async def _wait_empty(self) -> None:
+    async def wait_empty(self) -> None:
+        """Wait until no call is live."""
         while self.live_count:
             await self._empty.wait()
 
