@@ -244,8 +244,8 @@ async def test_the_command_returns_when_the_server_it_began_serves(tmp_path, man
     ("words", "settings", "status"),
     [
         ((), {"drain_timeout_s": "soon"}, 2),
-        ((), {"database_url": "sqlite:////nowhere/at/all.db"}, None),
-        (("--workers", "2"), {"database_url": "sqlite:////nowhere/at/all.db"}, None),
+        ((), {"recordings_dir": "/proc/nowhere"}, None),
+        (("--workers", "2"), {"recordings_dir": "/proc/nowhere"}, None),
         (("--detach",), {"drain_timeout_s": "soon"}, 1),
     ],
     ids=["bad setting", "fails at start", "fails at start in two processes", "detached"],
