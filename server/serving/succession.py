@@ -155,7 +155,8 @@ class Succession:
 
     def __init__(self, listener: socket.socket, host: str, port: int) -> None:
         self.relieved = trio.Event()
-        self._listener = listener.dup()
+        # Not socket.dup, which lets accept() block, for all who have this socket.
+        self._listener = socket.socket(fileno=os.dup(listener.fileno()))
         self._where = meeting_point(host, port)
         self._is_asked = False
         self._visitors = trio.CapacityLimiter(MOST_VISITORS)
