@@ -27,6 +27,8 @@ BENCHMARKS = {
     "burst": "what becomes of hundreds of calls that come in within a second",
     "jitter": "what a caller hears of a model that drips, over networks that stall",
     "chaos": "what holds when everything around a server goes wrong, for as long as one likes",
+    "plan": "what so many calls need, and what breaks first, on paper",
+    "failover": "what calls notice when a process, a node, the registry or the network goes",
     "recovery": "what a call notices when its model connection is replaced, or breaks",
 }
 

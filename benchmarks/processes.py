@@ -33,6 +33,7 @@ def running(
     realtime: bool = False,
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
+    before: Sequence[str] = (),
     stdin: int | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
@@ -47,6 +48,7 @@ def running(
         environment: Added to the few variables a Python needs; nothing else is passed on, so that
             no setting of the shell's changes what is measured.
         directory: Where it runs; a ``.env`` there would be read by the server.
+        before: What the command line begins with, which then runs the rest of it.
         stdin, stdout, stderr: As for :class:`subprocess.Popen`.
     """
     kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV")
@@ -54,7 +56,7 @@ def running(
     variables |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
     pinned = [",".join(map(str, cores)), "rr" if realtime else "normal", module, *arguments]
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.pinned", *pinned],
+        [*before, sys.executable, "-m", "benchmarks.pinned", *pinned],
         env=variables,
         cwd=directory or ROOT,
         stdin=stdin,

@@ -6,6 +6,10 @@ three status callbacks, the session, the stream). Nobody speaks, so what its pro
 call is ready is the call's set-up; then all hang up, and what that takes is its end, the record in
 the database included. The doubles are in this process and answer at once.
 
+Beside it stands what the packages take for the same connections, requests and messages with nothing
+of ours (:mod:`benchmarks.peers.bare`): no server on them that speaks HTTP and WebSockets by them
+can be cheaper.
+
 ``--against`` measures another checkout too, round by round in turn, so that whatever else the
 machine does meets both alike; compare the two, as a busy machine doubles the figures of both.
 """
@@ -46,6 +50,7 @@ WARM_CALLS = 20
 BOUND_MS = 4.0
 WAIT_S = 20.0
 DIRECTIONS = ("inbound", "outbound")
+BARE = "packages alone"
 PACKAGES = ("hypercorn", "quart-trio", "trio", "websockets", "twilio", "httpx2")
 
 
@@ -82,6 +87,7 @@ def run(options: Options) -> dict[str, object]:
     trees = {"this": processes.ROOT}
     if chosen.against is not None:
         trees["against"] = chosen.against.resolve()
+    trees[BARE] = processes.ROOT
     costs = {name: Costs() for name in trees}
     rounds = chosen.rounds or (2 if options.quick else ROUNDS)
     cores = processes.cores()
@@ -90,7 +96,8 @@ def run(options: Options) -> dict[str, object]:
     for number in range(rounds):
         for name, tree in sorted(trees.items(), reverse=number % 2 == 0):  # nobody is always first
             with console.status(f"round {number + 1} of {rounds}, {name}"):
-                asyncio.run(one_round(tree, cores[:1], chosen.calls, costs[name]))
+                module = "benchmarks.peers.bare" if name == BARE else "server"
+                asyncio.run(one_round(tree, cores[:1], chosen.calls, costs[name], module))
     console.print(_table(costs))
     dearest = max(costs["this"].median_ms("set_up", way) for way in DIRECTIONS)
     if chosen.check:
@@ -125,7 +132,9 @@ def _table(costs: dict[str, Costs]) -> Table:
     return shown
 
 
-async def one_round(tree: Path, cores: list[int], calls: int, costs: Costs) -> None:
+async def one_round(
+    tree: Path, cores: list[int], calls: int, costs: Costs, module: str = "server"
+) -> None:
     """Measure both directions on a fresh server of this checkout, bound to these cores."""
     with tempfile.TemporaryDirectory(prefix="offhook-bench-") as name:
         directory = Path(name)
@@ -146,7 +155,7 @@ async def one_round(tree: Path, cores: list[int], calls: int, costs: Costs) -> N
         with (
             (directory / "server.log").open("wb") as log,
             processes.running(
-                "server",
+                module,
                 cores=cores,
                 environment=environment,
                 directory=directory,

@@ -10,8 +10,8 @@ from functools import partial
 import trio
 
 from server import logs
-from server.cluster.board import MAX_WORKERS
-from server.cluster.meeting import AVAILABLE
+from server.cluster.directory.board import MAX_WORKERS
+from server.cluster.directory.meeting import AVAILABLE
 from server.errors import CannotListen, ConfigurationError
 from server.hooks.sockets import raise_file_limit
 from server.logs import output

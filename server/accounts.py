@@ -15,8 +15,8 @@ from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.stream import TwilioMediaStream
 from server.carrier.twilio.webhooks import TwilioWebhooks
 from server.carrier.webhooks import Webhooks
-from server.cluster.meeting import shared_secret
-from server.cluster.workers import Workers
+from server.cluster.cluster import Cluster
+from server.cluster.directory.meeting import shared_secret
 from server.errors import ConfigurationError
 from server.media.plane import Plane
 from server.model import Model
@@ -39,7 +39,7 @@ class Accounts:
 
     Args:
         settings: The process's.
-        workers: The other processes of this server, which have the same simulated account.
+        cluster: The other processes of this server, which have the same simulated account.
         plane: The media plane, which the model's connections are on; None if there is none.
 
     Attributes:
@@ -64,12 +64,12 @@ class Accounts:
     simulated_twilio: TwilioSimulator | None = None
     simulated_gemini: GeminiSimulator | None = None
 
-    def __init__(self, settings: Settings, workers: Workers, plane: Plane | None) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster, plane: Plane | None) -> None:
         _check_scripts(settings)
         if settings.apology is not None:
             check_sayable(settings.apology, "APOLOGY")
         self._settings = settings
-        self._workers = workers
+        self._cluster = cluster
         self._plane = plane
         self._knows_address = settings.public_url is not None or settings.account is not None
 
@@ -164,7 +164,7 @@ class Accounts:
         proxy: str | None = None,
         api_key: tuple[str, str] | None = None,
     ) -> None:
-        settings, workers = self._settings, self._workers
+        settings = self._settings
         shared_keys = settings.twilio_shared_keys
         self.public_url = public_url
         self.own_number = phone_number
@@ -173,7 +173,7 @@ class Accounts:
             auth_token,
             public_url,
             shared_keys={key: one.get_secret_value() for key, one in shared_keys.items()},
-            stream_path=f"/stream/{workers.number}" if workers.are_several else "/stream",
+            at=self._cluster.path,
         )
         self.webhooks, self._reach_at = webhooks, webhooks.reach_at
         self.carrier = TwilioCarrier(
@@ -199,6 +199,7 @@ class Accounts:
                 settings.fallback_gemini_model or settings.gemini_model,
                 settings.fallback_gemini_url or url,
                 proxy,
+                "FALLBACK_GEMINI_API_KEY" if other_key else "GEMINI_API_KEY",
             )
         self.model = LastingModel(
             self._gemini(api_key, settings.gemini_model, url, proxy),
@@ -207,7 +208,14 @@ class Accounts:
             reconnect_budget_s=settings.model_reconnect_budget_s,
         )
 
-    def _gemini(self, api_key: str, model: str, url: str, proxy: str | None) -> GeminiModel:
+    def _gemini(
+        self,
+        api_key: str,
+        model: str,
+        url: str,
+        proxy: str | None,
+        key_name: str = "GEMINI_API_KEY",
+    ) -> GeminiModel:
         return GeminiModel(
             api_key=api_key,
             model=model,
@@ -215,6 +223,7 @@ class Accounts:
             connect_timeout_s=self._settings.model_connect_timeout_s,
             plane=self._plane,
             proxy=proxy,
+            key_name=key_name,
         )
 
 

@@ -18,6 +18,7 @@ from quart_schema import (
 )
 from quart_trio import QuartTrio
 
+from server.cluster.doors import ProvedDoor
 from server.hooks.bounded_frames import bound_frames
 from server.hooks.http_connection import HttpConnection
 from server.hooks.hypercorn_worker import HOW_TO_SERVE, Served, install, refuse_other_servers
@@ -27,11 +28,12 @@ from server.hooks.media_socket import (
     refuse_compression,
 )
 from server.hooks.routes import Routes
+from server.hooks.sockets import translate_errors_without_rings
 from server.service import Service
 from server.settings.settings import Settings
 from server.web.calls_api import add_calls_api
 from server.web.cross_origin import allow_origins
-from server.web.elsewhere import Elsewhere
+from server.web.elsewhere import Elsewhere, answer_when_away
 from server.web.guard import (
     HEALTH,
     METRICS,
@@ -41,11 +43,11 @@ from server.web.guard import (
     log_requests,
 )
 from server.web.health import add_health
-from server.web.http_request import MAX_BODY_BYTES, HttpRequest
+from server.web.http_request import LONGEST_BODIES, MAX_BODY_BYTES, HttpRequest
 from server.web.keys import Keys
 from server.web.media_door import MediaDoor, add_stream
 from server.web.once import Once
-from server.web.path_prefix import prefix_of, without_prefix
+from server.web.path_prefix import prefix_of, without_name, without_prefix
 from server.web.problems import answer_problems
 from server.web.webhooks import add_webhooks
 
@@ -85,6 +87,8 @@ class OffhookApp(QuartTrio):
         self.keys = Keys.of(settings)
         self._door = MediaDoor(self.service)
         self._path_prefix = prefix_of(settings.public_url)
+        self._named_paths = frozenset((*self.service.accounts.webhook_paths, "/stream"))
+        self._proved_door: ProvedDoor | None = None
         self.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
         self.config["BODY_TIMEOUT"] = settings.body_timeout_s
         # Calls end within this of a shutdown: their own clean-up, with a little air.
@@ -115,6 +119,7 @@ class OffhookApp(QuartTrio):
         learn_address(self, service)
         add_health(self, service, elsewhere)
         answer_problems(self)
+        answer_when_away(self)
 
     def _paths(self) -> frozenset[str]:
         return frozenset(rule.rule for rule in self.url_map.iter_rules())
@@ -133,23 +138,35 @@ class OffhookApp(QuartTrio):
     async def asgi_app(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
-        """Serve a request at its path below the public address."""
-        await super().asgi_app(without_prefix(scope, self._path_prefix), receive, send)
+        """Serve a request at its path below the public address, or below a process's name."""
+        door = self._proved_door
+        if door is not None and door.concerns(scope):
+            if not await door.answer(self._serve_request, scope, receive, send):
+                self.service.metrics.strangers_refused.labels("peer").inc()
+            return
+        await self._serve_request(scope, receive, send)
+
+    async def _serve_request(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        scope = without_name(without_prefix(scope, self._path_prefix), self._named_paths)
+        await super().asgi_app(scope, receive, send)
 
     async def _part_from(self, response: Response) -> Response:
         # Whoever keeps a connection open is to reach the server that has taken over.
-        if self.service.workers.stands_aside:
+        if self.service.cluster.stands_aside:
             response.headers["Connection"] = "close"
         return response
 
     async def _start(self) -> None:
-        workers = self.service.workers
-        if self.keys.made is not None and workers.speaks_for_all:
+        cluster = self.service.cluster
+        if self.keys.made is not None and cluster.speaks_for_all:
             # Said once, and not through the log: a key is never in a log line.
             print(  # noqa: T201
                 f"offhook: no API_KEY is set; for this run it is {self.keys.made}", file=sys.stderr
             )
-        passed_on = partial(workers.serve, self, self._door.take, max_message_bytes=MAX_BODY_BYTES)
+        self._proved_door = cluster.proved_door(max_body_bytes=max(LONGEST_BODIES.values()))
+        passed_on = partial(cluster.serve, self, self._door.take, max_message_bytes=MAX_BODY_BYTES)
         await self.nursery.start(self.service.run, self._door, passed_on)
 
 
@@ -158,6 +175,7 @@ def create_app(settings: Settings) -> OffhookApp:
     refuse_other_servers()
     refuse_compression()
     bound_frames()
+    translate_errors_without_rings()
     app = OffhookApp(settings)
     QuartSchema(
         app,
@@ -173,5 +191,5 @@ def create_app(settings: Settings) -> OffhookApp:
         security=[{"bearer": []}, {"key": []}] if app.keys.any_wanted else [],
     )
     service = app.service
-    install(app, Served(service.drain, service.workers.join, service.failed))
+    install(app, Served(service.drain, service.cluster.join, service.failed))
     return app

@@ -102,6 +102,7 @@ KINDS_OF_STRANGERS = (
     "stream-protocol",
     "stream-ticket",
     "stream-worker",
+    "peer",
 )
 
 
@@ -176,6 +177,26 @@ class StreamMetrics:
             self.lost_frames.labels(where)
         for event in ("lost", "back", "not-back"):
             self.lines.labels(event)
+
+
+class RegistryMetrics:
+    """How the registry of a server on many machines does; only there are they to be seen."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.changes = Counter(
+            "offhook_registry_changes",
+            "Times that the registry was found away, back, or to have lost what was in it.",
+            ["event"], registry=registry,
+        )  # fmt: skip
+        self.is_away = Gauge(
+            "offhook_registry_away", "1 while the registry cannot be asked.", registry=registry
+        )
+        self.unsaid = Gauge(
+            "offhook_registry_unsaid",
+            "Calls of which the registry has not been told the newest.", registry=registry,
+        )  # fmt: skip
+        for event in ("away", "back", "lost"):
+            self.changes.labels(event)
 
 
 class CapacityMetrics:

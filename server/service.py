@@ -20,7 +20,8 @@ from server.agent.loading import agent_of
 from server.agent.mcp_servers import McpServers, read_servers
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
-from server.cluster.workers import Workers
+from server.cluster.cluster import Cluster
+from server.cluster.redis import redis_registry
 from server.hooks.trio_clock import pausing_clock, tell_of_pauses
 from server.media import plane
 from server.metrics import Metrics
@@ -60,7 +61,7 @@ class Service:
         settings: The process's.
         accounts: The carrier and the model.
         calls: The live and recent calls; there once :meth:`run` has started.
-        workers: The other processes of this server.
+        cluster: This process among those of its server.
         metrics: What this process counts.
         plane: The media plane; None if there is none here, or it is not wanted.
         records: What is left of calls.
@@ -74,10 +75,10 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.failed = trio.Event()
-        self.workers = Workers()
         self.metrics = Metrics(CollectorRegistry())
+        self.cluster = self._open_cluster(settings)
         self.plane = plane.Plane() if settings.media_path == "fast" and plane.AVAILABLE else None
-        self.accounts = Accounts(settings, self.workers, self.plane)
+        self.accounts = Accounts(settings, self.cluster, self.plane)
         self._agent = agent_of(settings)
         secret = settings.mcp_servers
         self._mcp_servers = McpServers(
@@ -107,6 +108,15 @@ class Service:
             )
         self._stopping = False
         self._has_waited = False
+
+    def _open_cluster(self, settings: Settings) -> Cluster:
+        if settings.registry_url is None:
+            return Cluster()
+        return Cluster(
+            node=settings.node_name,
+            secret=settings.cluster_secret[0].get_secret_value(),
+            make_registry=lambda me: redis_registry(settings, me, self.metrics),
+        )
 
     @property
     def agent(self) -> Agent:
@@ -157,8 +167,8 @@ class Service:
 
     def step_in(self) -> None:
         """Take new calls from now on."""
-        self.workers.stands_aside = False
-        self.workers.publish()
+        self.cluster.stands_aside = False
+        self.cluster.publish()
 
     async def step_aside(self) -> None:
         """Leave new calls to other processes, and wait until the live ones have ended.
@@ -167,8 +177,8 @@ class Service:
         is served. It takes ``drain_timeout_s`` at most, and a drain that follows waits no more.
         """
         calls = self.calls
-        self.workers.stands_aside = True
-        self.workers.publish()
+        self.cluster.stands_aside = True
+        self.cluster.publish()
         logger.info("another server has taken over", live=calls.live_count)
         with trio.move_on_after(self.settings.drain_timeout_s):
             await trio.sleep(ON_ITS_WAY_S)
@@ -188,7 +198,7 @@ class Service:
         ):
             if self.plane is not None:
                 await keepers.start(self.plane.run)
-            stack.callback(self.workers.leave)
+            stack.callback(self.cluster.leave)
             await self.accounts.open(keepers)
             await keepers.start(self.records.run)
             await helpers.start(keep_going, "mcp servers", self._mcp_servers.run)
@@ -205,9 +215,9 @@ class Service:
             tell = partial(tell_of_pauses, self.metrics.capacity.paused.inc)
             helpers.start_soon(keep_going, "pauses", without_start(tell))
             helpers.start_soon(keep_going, "model tries", without_start(calls.model_trial.run))
-            if self.workers.are_several:
-                self.workers.report = calls.load
-                await helpers.start(keep_going, "workers", passed_on)
+            if self.cluster.are_several:
+                self.cluster.report = calls.load
+                await helpers.start(keep_going, "cluster", passed_on)
             self._tell_ready()
             # What start-up has made stays for good. To go through it again and again, a tenth of a
             # second at a time, would hold up every call at once.
@@ -225,8 +235,9 @@ class Service:
 
     def _make_calls(self) -> Calls:
         settings, accounts = self.settings, self.accounts
+        several = self.cluster.registry if self.cluster.has_others else None
         limits = Limits.of(
-            settings, is_simulated=accounts.are_simulated, processes=self.workers.count
+            settings, is_simulated=accounts.are_simulated, processes=self.cluster.count
         )
         return Calls(
             carrier=accounts.carrier,
@@ -242,15 +253,17 @@ class Service:
             recent_calls=settings.recent_calls,
             traces=self._traces,
             strangers=Strangers.of(settings),
-            workers=self.workers,
+            cluster=self.cluster,
             callback_wait_s=settings.callback_wait_s or math.inf,
+            is_current=several.is_current if several else None,
+            keep=several.keep if several else None,
         )
 
     def _tell_ready(self) -> None:
         accounts, model = self.accounts, self.accounts.model.name
         if self.settings.max_call_cost_usd is not None and Prices().of_model(model) is None:
             logger.warning("MAX_CALL_COST_USD caps the carrier's part only", model=model)
-        if self.workers.speaks_for_all:
+        if self.cluster.speaks_for_all:
             for warning in self.settings.warnings:
                 logger.warning("a setting may be a mistake", what=warning)
             if (taken := self.calls.admission.max_calls) < self.settings.max_calls:
@@ -266,7 +279,7 @@ class Service:
             model=model,
             public_url=accounts.public_url,
             simulated=accounts.are_simulated,
-            worker=self.workers.number if self.workers.count > 1 else None,
+            worker=self.cluster.me.name if self.cluster.has_others else None,
         )
 
     async def _close_traces(self) -> None:

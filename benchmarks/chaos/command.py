@@ -32,8 +32,10 @@ from benchmarks.chaos.invariants import (
     Held,
     Look,
     Seen,
+    Weighed,
     fault_at,
     judge,
+    settled_rss,
 )
 from benchmarks.chaos.lines import LineFailed
 from benchmarks.chaos.schedule import Planned, schedule
@@ -48,6 +50,7 @@ CHECK_CALLS = 10
 CALL_S = (20.0, 60.0)
 CHECK_CALL_S = (6.0, 15.0)
 LOOK_EVERY_S = 0.5
+WEIGH_EVERY_S = 5.0
 WARM_S = 2.0
 LEAVE_S = 20.0
 """How long calls may take to end when everybody has hung up."""
@@ -58,6 +61,8 @@ BUSY = "busy machine"
 BUSY_SHARE = 0.3
 """Of the time: a server that waits longer for a core than this is not what is judged."""
 BUSY_EXCUSE = Excuse(grace_s=3.0, is_deaf=True, is_unready=True)
+NONE = "none"
+"""In the place of faults: only calls that come and go."""
 SHOWN = 12
 TIDY_S = 10.0
 RECORDING_S = 20.0
@@ -77,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--faults",
         type=lambda words: words.split(","),
         metavar="NAME,NAME…",
-        help=f"only these, of {', '.join(BY_NAME)}",
+        help=f"only these, of {', '.join(BY_NAME)}; or {NONE}: a soak",
     )
     own.add_argument(
         "--realtime",
@@ -110,6 +115,14 @@ class Plan:
         """Whether a kind of fault is among those that were asked for."""
         return self.faults is None or name in self.faults
 
+    def schedule(self, possible: Callable[[str], bool]) -> list[Planned]:
+        """What is to happen when, without what is not possible here."""
+        kinds = [fault.kind for fault in FAULTS if self.takes(fault.kind.name)]
+        if not kinds:
+            return []
+        planned = schedule(self.seed, 60 * self.minutes, kinds)
+        return [one for one in planned if possible(one.name)]
+
     @property
     def command(self) -> str:
         """What repeats it."""
@@ -138,7 +151,7 @@ def run(options: Options) -> dict[str, object]:
         tuple(chosen.faults) if chosen.faults else None,
         chosen.sqlite,
     )
-    unknown = sorted(set(plan.faults or ()) - set(BY_NAME))
+    unknown = sorted(set(plan.faults or ()) - {*BY_NAME, NONE})
     if unknown:
         raise SystemExit(f"no such fault: {', '.join(unknown)}")
     facts = machine(PACKAGES)
@@ -146,10 +159,7 @@ def run(options: Options) -> dict[str, object]:
     console.print(f"seed {plan.seed}: {plan.command}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
     if chosen.plan:
-        faults = [
-            fault for fault in FAULTS if plan.faults is None or fault.kind.name in plan.faults
-        ]
-        for one in schedule(plan.seed, 60 * plan.minutes, [fault.kind for fault in faults]):
+        for one in plan.schedule(lambda _: True):
             say(f"{one.at_s:8.2f} s  {one.name:22}{one.lasts_s:6.2f} s  {dict(one.facts)}")
         return {}
     with open_world(
@@ -167,6 +177,7 @@ def run(options: Options) -> dict[str, object]:
         "calls": len(seen.calls),
         "faults": dict(Counter(fault.name for fault in seen.faults if fault.name != BUSY)),
         "broken": dict(Counter(one.invariant for one in broken)),
+        "memory": [[one.at - seen.began, one.rss_bytes] for one in seen.weighed],
     }
 
 
@@ -183,11 +194,7 @@ class Conductor:
     async def conduct(self) -> Seen:
         """Run the whole of it."""
         world, plan, seen = self._world, self._plan, self._seen
-        kinds = [fault.kind for fault in FAULTS if plan.takes(fault.kind.name)]
-        possible = self._possible()
-        planned = [
-            one for one in schedule(plan.seed, 60 * plan.minutes, kinds) if one.name in possible
-        ]
+        planned = plan.schedule(self._possible().__contains__)
         await trio.sleep(WARM_S)
         seen.before = _held(world)
         await self._ask(
@@ -200,6 +207,7 @@ class Conductor:
         seen.began = time.monotonic()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look)
+            nursery.start_soon(self._weigh)
             nursery.start_soon(self._tidy)
             nursery.start_soon(self._watch_server)
             nursery.start_soon(self._watch_machine)
@@ -284,6 +292,12 @@ class Conductor:
             while True:
                 self._seen.looks.append(await _look_once(client))
                 await trio.sleep(LOOK_EVERY_S)
+
+    async def _weigh(self) -> None:
+        while True:
+            await trio.sleep(WEIGH_EVERY_S)
+            pids, rss_bytes = tuple(self._world.pids), _held(self._world).rss_bytes
+            self._seen.weighed.append(Weighed(time.monotonic(), pids, rss_bytes))
 
     async def _tidy(self) -> None:
         """Delete recordings of calls that are over: the disk is small on purpose."""
@@ -450,6 +464,12 @@ def _print(options: Options, plan: Plan, seen: Seen, broken: Sequence[Broken]) -
         f"{sum(pauses):.1f} s, the longest {max(pauses, default=0.0):.2f} s",
         highlight=False,
     )
+    if seen.weighed:
+        every = max(len(seen.weighed) // 10, 1)
+        sizes = ", ".join(f"{one.rss_bytes / 2**20:.0f}" for one in seen.weighed[::every])
+        grown = settled_rss(seen)
+        told = "" if grown is None else f"; after five minutes {grown[1] / grown[0] - 1:+.1%}"
+        console.print(f"memory of the server, MiB: {sizes}{told}", highlight=False)
     busy_s = sum(fault.ended - fault.began for fault in seen.faults if fault.name == BUSY)
     if busy_s > 1.0:
         console.print(

@@ -125,10 +125,10 @@ class NumberedModel(GeminiSimulator):
     def still_here(self, speech: Speech) -> None:
         pass
 
-    def new_speech(self) -> Speech:
+    def new_speech(self, seconds: float | None = None) -> Speech:
         """Something to say that was never said before."""
         self._utterances += 1
-        frames = round(self._dice.uniform(*TURN_S) / FRAME_S)
+        frames = round((seconds or self._dice.uniform(*TURN_S)) / FRAME_S)
         text = str(self._utterances)
         self.said[text] = frames
         return Speech(text, agent_pcm(self._utterances % NUMBERS, frames))

@@ -20,7 +20,7 @@ from benchmarks.chaos.database import why_no_postgresql
 from benchmarks.chaos.schedule import Kind, Planned
 from benchmarks.chaos.world import World, limited
 
-MEDIA = "GET /stream"
+MEDIA = "/stream HTTP/1.1"
 """What the first bytes of a media socket have in them."""
 Act = Callable[[World, Planned], AbstractAsyncContextManager[int | None]]
 """Does it; may tell how many connections it has met."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from benchmarks.chaos.calls import CallSeen
 from benchmarks.chaos.faults import Excuse
@@ -27,6 +28,13 @@ MORE_MEMORY = 0.5
 MORE_MEMORY_BYTES = 64 * 2**20
 """Memory may grow by half, or by so much: a short run has pools and caches to fill."""
 
+SETTLED_S = 300.0
+"""How long a server that is kept full takes to have every pool and cache that it will have."""
+FLAT_S = 600.0
+"""How long a run has to last to say whether memory grows after that."""
+FLAT = 0.05
+"""How much more memory is still the same: what calls hold varies."""
+
 SURE_S = 1.0
 """How long a call has to be there before a look that the server must know of it."""
 UNASKED = "error 11205: /resume"
@@ -43,6 +51,7 @@ INVARIANTS = {
     "ready": "/readyz says yes while calls can be served",
     "not ready": "/readyz says no while they cannot",
     "no leak": "nothing is left when all calls are over",
+    "flat": "memory does not grow after the first five minutes of ten or more",
     "log": "no traceback in the log",
     "up": "the server runs to the end, and stops when told",
 }
@@ -87,6 +96,15 @@ class Held:
     workers: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What memory the server's processes had at one moment."""
+
+    at: float
+    pids: tuple[int, ...]
+    rss_bytes: int
+
+
 @dataclass(slots=True)
 class Seen:
     """All that is known of a run."""
@@ -96,6 +114,8 @@ class Seen:
     faults: list[Done] = field(default_factory=list)
     calls: list[CallSeen] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
+    weighed: list[Weighed] = field(default_factory=list)
+    """Its memory while calls were made, every few seconds."""
     records: Sequence[Record] = ()
     before: Held | None = None
     after: Held | None = None
@@ -133,6 +153,7 @@ def judge(seen: Seen) -> list[Broken]:
             *_webhooks(seen),
             *_probes(seen),
             *_leaks(seen),
+            *_growth(seen),
             *_log(seen),
             *_up(seen),
         ),
@@ -278,6 +299,31 @@ def _leaks(seen: Seen) -> Iterator[Broken]:
     grown = after.rss_bytes - before.rss_bytes
     if grown > max(MORE_MEMORY_BYTES, MORE_MEMORY * before.rss_bytes):
         yield Broken("no leak", seen.ended, f"{grown / 2**20:.0f} MiB more than before")
+
+
+def settled_rss(seen: Seen) -> tuple[float, float] | None:
+    """The median memory of the first and of the last third of a run, once it has settled.
+
+    None if the run was too short to say, or a process has another's place since: a new one has
+    pools and caches to fill.
+    """
+    settled = [one for one in seen.weighed if one.at >= seen.began + SETTLED_S]
+    if not settled or settled[-1].at - seen.began < FLAT_S:
+        return None
+    if any(one.pids != settled[0].pids for one in settled):
+        return None
+    third = max(len(settled) // 3, 1)
+    first, last = settled[:third], settled[-third:]
+    return median(one.rss_bytes for one in first), median(one.rss_bytes for one in last)
+
+
+def _growth(seen: Seen) -> Iterator[Broken]:
+    if (found := settled_rss(seen)) is None:
+        return
+    first, last = found
+    if last > first * (1 + FLAT):
+        what = f"{first / 2**20:.0f} MiB, then {last / 2**20:.0f}"
+        yield Broken("flat", seen.ended, what)
 
 
 def _log(seen: Seen) -> Iterator[Broken]:

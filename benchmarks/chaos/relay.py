@@ -20,8 +20,8 @@ one side only the other is left open, and never hears of it: half-open |
 
 Where connections are meant, ``listener`` names theirs (all listeners without it), ``share`` is how
 many of them (1.0; drawn by the seed), and ``only`` is what their first bytes have to have in them,
-such as ``GET /stream``. What is drawn depends on the seed, and on nothing but the number of each
-connection and the order of the commands.
+such as ``/stream HTTP/1.1``. What is drawn depends on the seed, and on nothing but the number of
+each connection and the order of the commands.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ that is asked in English likes to answer in English.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from server.agent.agent import Agent
 
@@ -76,6 +77,33 @@ def line_was_lost(gap_s: float, *, heard: str | None = None) -> str:
         f"The line was interrupted for {lasted}, in which neither of you heard the other. "
         f"{missed}If something seems to be missing, ask for it again."
     )
+
+
+def taken_up(heard: str, *, interrupted: Sequence[str], done: Sequence[str]) -> str:
+    """Make a model speak that goes on with a call of which it may not know the last moments.
+
+    Args:
+        heard: What the caller has surely heard of it last, as far as that is known.
+        interrupted: Names of functions that were running then.
+        done: Names of functions that were run since the model's memory ends.
+    """
+    told = [
+        "The line was interrupted for a moment, and what either of you said last was not heard."
+    ]
+    if heard:
+        told.append(f'The last that the caller has surely heard you say is this: "{heard}"')
+    for name in interrupted:
+        told.append(
+            f"The call to {name} was interrupted; its outcome is not known. Ask the caller before "
+            "you try it again."
+        )
+    for name in done:
+        told.append(f"You have called {name} a moment ago, and it was run: do not run it again.")
+    told.append(
+        "Say in a few words that the line was interrupted, without greeting them again, and take "
+        "up what you were saying, or ask them to say again what they said last."
+    )
+    return aside(" ".join(told))
 
 
 WORD_S = 0.5

@@ -23,7 +23,6 @@ from typing import Literal
 import structlog
 import trio
 
-from codec.line import FRAME_S
 from server.agent.agent import Agent
 from server.call.apology import Apology
 from server.call.conversation import Conversation, Line, Party, Stage
@@ -38,6 +37,10 @@ from server.call.report.notes import Notes
 from server.call.report.progress import Progress
 from server.call.report.report import Report
 from server.call.speaking import Speaking
+from server.call.takeover.fence import Fence, Ownership
+from server.call.takeover.going_on import first_words_of, go_on, standing_of
+from server.call.takeover.keeping import Keeping
+from server.call.takeover.state import CallState
 from server.call.toolbox import Toolbox
 from server.call.watch import Watch, briefed
 from server.carrier import (
@@ -54,7 +57,7 @@ from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CarrierError, ModelError, ServerError, StreamEnded, innermost
 from server.hooks.trio_clock import missed_s
 from server.logs import masked
-from server.metrics import Metrics, add
+from server.metrics import Metrics
 from server.model import Model
 from server.records.recording import Recordings
 from server.records.words import CallRecord
@@ -86,6 +89,8 @@ class Call:
         lateness: How late agent audio has come to all calls of the process.
         recordings: Records it; None for a call that is not recorded.
         metadata: The API client's own labels, handed back in the record.
+        ownership: What makes it this process's call, where others could have it.
+        state: Where another process has left it; None for a call that begins.
 
     Attributes:
         conversation: What the parts of the call share.
@@ -95,6 +100,7 @@ class Call:
         farewell: How it ends politely.
         handover: Connects the caller with somebody else.
         report: Makes its record.
+        ownership: What makes it this process's call.
         accepted: Set when the carrier has named the call.
         finished: Set when the record is final.
         refusal: What about the account the model's service has refused, if that ended the call.
@@ -114,6 +120,8 @@ class Call:
         lateness: Lateness | None = None,
         recordings: Recordings | None = None,
         metadata: Mapping[str, str] | None = None,
+        ownership: Ownership | None = None,
+        state: CallState | None = None,
     ) -> None:
         costs = CostMeter(prices or Prices(), model=model.name, direction=direction, number=number)
         self.conversation = c = Conversation(
@@ -133,7 +141,10 @@ class Call:
         self._time_limit = trio.CancelScope()
         self._recordings = recordings
 
+        self.ownership = ownership or Ownership()
+        self._fence = c.carrier = Fence(c, carrier, self.ownership)
         self.report = Report(c, time.time())
+        self.report.generation = self.ownership.generation
         self.apology = Apology(c, self.progress)
         self.farewell = Farewell(c)
         self.handover = Handover(c)
@@ -142,24 +153,58 @@ class Call:
         if direction == "outbound" and options.voicemail is not VoicemailPolicy.IGNORE:
             self._machine = Machine(c, self._playing)
         self.hearing = Hearing(c, self._playing, self._machine)
-        toolbox = Toolbox(agent.tools, self, metrics=metrics, timeout_s=options.tool_timeout_s)
+        toolbox = Toolbox(
+            agent.tools,
+            self,
+            metrics=metrics,
+            timeout_s=options.tool_timeout_s,
+            interrupted=() if state is None else [tool.id for tool in state.tools],
+        )
         speaking = Speaking(c, self._playing, self._machine, toolbox)
-        self._watch = Watch(c, self.farewell)
-        c.session = model.new_session(briefed(agent), c, speaking.take_event)
+        self._keeping = Keeping(
+            c,
+            self.ownership,
+            progress=self.progress,
+            report=self.report,
+            handover=self.handover,
+            machine=self._machine,
+            ends_at=lambda: self._time_limit.deadline,
+        )
+        first_words = None
+        if state is not None:
+            ends_at = go_on(
+                c,
+                state,
+                report=self.report,
+                progress=self.progress,
+                handover=self.handover,
+                machine=self._machine,
+            )
+            if ends_at is not None:
+                self._time_limit.deadline = ends_at
+            first_words = first_words_of(c, state)
+        self._recording_part = 1 if state is None else state.recording_parts + 1
+        self._watch = Watch(c, self.farewell, first_words)
+        standing = None if state is None else standing_of(state)
+        c.session = model.new_session(briefed(agent), c, speaking.take_event, standing)
         c.session.join(c.passing.relay)
 
     # -- what others tell a call -----------------------------------------------------------
 
     def accept(self, call_sid: str) -> None:
         """The carrier has taken the call and named it."""
-        self.conversation.notes.call_sid = call_sid
+        c = self.conversation
+        c.notes.call_sid = call_sid
         self.accepted.set()
+        if c.answered_at is not None:  # in another process
+            self._record_from(trio.current_time())
 
     def update_status(self, update: StatusUpdate) -> None:
         """The carrier says how the call stands: idempotent, and it never goes back."""
         if not self.progress.update(update):
             return
         self.note(update.status.value, **update.facts)
+        self.conversation.notes.to_keep.set()
         if update.status.is_final:
             if update.facts.get("duration_s", "").isdecimal():
                 self.conversation.notes.costs.billed_s = float(update.facts["duration_s"])
@@ -207,12 +252,7 @@ class Call:
         self.report.answered()
         ends_at = self._time_limit.deadline = now + c.options.max_duration_s
         self.note("answered")
-        if self._recordings is not None:
-            recorder = self._recordings.begin(c.call_sid, now + missed_s())
-            if recorder is not None:
-                c.passing.record(
-                    recorder, lambda reason: self.note("recording stopped", reason=reason)
-                )
+        self._record_from(now)
         c.opening.answered(now)
         c.turns.answered(now, ends_at=ends_at)
         if agent.greeting_audio:
@@ -222,6 +262,15 @@ class Call:
             c.playout.finish_turn(RECORDED_TURN)
             transcript.agent_complete(RECORDED_TURN)
         c.move("answered")
+        c.notes.to_keep.set()
+
+    def _record_from(self, now: float) -> None:
+        c = self.conversation
+        if self._recordings is None:
+            return
+        recorder = self._recordings.begin(c.call_sid, now + missed_s(), self._recording_part)
+        if recorder is not None:
+            c.passing.record(recorder, lambda reason: self.note("recording stopped", reason=reason))
 
     def end(self, reason: EndReason, detail: str = "") -> None:
         """Ask the call to end; the first reason counts, later ones are ignored."""
@@ -289,6 +338,8 @@ class Call:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_when_told, nursery.cancel_scope)
                     nursery.start_soon(c.errands.run)
+                    if self.ownership.keep is not None:
+                        nursery.start_soon(self._keeping.run)
                     if c.options.max_cost_usd is not None:
                         nursery.start_soon(self._keep_to_budget, c.options.max_cost_usd)
                     nursery.start_soon(self.hearing.run)
@@ -374,11 +425,15 @@ class Call:
     async def _close(self) -> None:
         """Hang up if it is we who end the call, and close the stream."""
         c = self.conversation
+        ours = await self._fence.is_ours()  # else it is left to whoever has it
         reason = c.end_reason or EndReason.ERROR
         # What the carrier has never reported on may still ring, or wait to be dialled.
         may_ring = reason is EndReason.NO_ANSWER and not self.progress.status.is_final
         is_ours = self._stopped_by_server or may_ring or not reason.is_carriers
-        if self.apology.is_owed and self.handover.is_elsewhere:
+        if not ours:
+            # Should it be ours: the carrier asks how it goes on when its stream has ended.
+            logger.debug("call left to whoever has it", reason=reason.value)
+        elif self.apology.is_owed and self.handover.is_elsewhere:
             self.note("left to the transfer")  # if nobody answers there, the carrier asks for words
         elif c.call_sid and is_ours:
             try:
@@ -404,32 +459,18 @@ class Call:
                 c.passing.collect()
                 c.write_heard(now)
             with self._guarded("recording"):
-                self._end_recording(now)
+                if self._recordings is not None:
+                    c.passing.end_recording(self._recordings, now + missed_s())
             with self._guarded("costs"):
                 self.report.count_costs(now)
             with self._guarded("metrics"):
-                self._count_end()
+                self.report.count_end(c.metrics, c.end_reason or EndReason.ERROR)
             with self._guarded("log"):
                 self._tell_end(now)
         finally:
             self.finished.set()
             if c.line is not None:
                 c.line.released.set()
-
-    def _end_recording(self, now: float) -> None:
-        passing = self.conversation.passing
-        if passing.recorder is not None and self._recordings is not None:
-            try:
-                passing.collect_recording()
-            finally:
-                self._recordings.end(passing.recorder, now + missed_s())
-
-    def _count_end(self) -> None:
-        c = self.conversation
-        c.metrics.calls_active.dec()
-        reason = c.end_reason or EndReason.ERROR
-        c.metrics.calls_ended.labels(self.direction, reason.value).inc()
-        add(c.metrics.streams.lost_frames.labels("server"), c.session.lost_s / FRAME_S)
 
     def _tell_end(self, now: float) -> None:
         c = self.conversation
@@ -462,6 +503,7 @@ class Call:
         """The record as it stands: all of it, or what a list shows."""
         now = self._ended_at or trio.current_time()
         answered_by = None if self._machine is None else self._machine.answered_by
+        self.report.generation = self.ownership.generation  # which a claim may have said since
         record = self.report.summary(
             now, status=self.progress.status, answered_by=answered_by, is_over=self.is_over
         )

@@ -18,7 +18,7 @@ from server.call.errands import Errands
 from server.call.options import CallOptions
 from server.call.passing import Passing
 from server.call.report.notes import Notes
-from server.carrier import Carrier, MediaStream
+from server.carrier import MediaStream, Steering
 from server.dialogue.cushion import Cushion, Lateness
 from server.dialogue.ear import BargeInMode, Ear
 from server.dialogue.endings import EndReason
@@ -155,7 +155,7 @@ class Conversation:
         self,
         party: Party,
         *,
-        carrier: Carrier,
+        carrier: Steering,
         options: CallOptions,
         notes: Notes,
         lateness: Lateness | None = None,
@@ -254,6 +254,11 @@ class Conversation:
             self._ending = reason, detail
             self.over.set()
 
+    def disown(self) -> None:
+        """End here, in silence, whatever else it was to end of: another process has the call."""
+        self._ending = EndReason.MOVED, ""
+        self.over.set()
+
     @property
     def end_reason(self) -> EndReason | None:
         """Why the call ends; None while it goes on."""
@@ -290,10 +295,10 @@ class Conversation:
         heard = self.playout.turn_heard(turn, trio.current_time())
         return heard is not None and heard.cut
 
-    def write_heard(self, now: float) -> None:
-        """Write down how much has been heard of every turn up to now."""
+    def write_heard(self, now: float, *, last: int = 0) -> None:
+        """Write down how much has been heard of every turn up to now, or of the last ones."""
         transcript = self.notes.transcript
-        for turn in transcript.turns:
+        for turn in transcript.turns[-last:]:
             if turn.number is not None and (heard := self.playout.turn_heard(turn.number, now)):
                 transcript.agent_heard(
                     heard.turn, heard_s=heard.heard_s, made_s=heard.made_s, cut=heard.cut

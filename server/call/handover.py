@@ -32,6 +32,8 @@ class _Transfer:
     """The carrier has taken the caller away, and asks how the transfer went before all else."""
     awaited: bool = True
     """Whoever asked for it still waits for the outcome."""
+    left: Line | None = None
+    """The line that the caller was taken from."""
     outcome: CallStatus | None = None
     """What became of it, if the caller is to come back."""
     settled: trio.Event = field(default_factory=trio.Event)
@@ -61,6 +63,17 @@ class Handover:
         """Whether the carrier has taken the caller away, and not yet said how that went."""
         transfer = self._transfer
         return self.is_elsewhere and transfer is not None and transfer.accepted
+
+    @property
+    def under_way(self) -> tuple[str, str] | None:
+        """To whom the carrier has taken the caller, in words and by number."""
+        transfer = self._transfer
+        return (transfer.destination, transfer.number) if transfer and self.has_left else None
+
+    def go_on(self, destination: str, number: str) -> None:
+        """The carrier had taken the caller away when another process had the call."""
+        self._transfer = _Transfer(destination, number, accepted=True, awaited=False)
+        self._conversation.errands.begin(self._run)
 
     async def transfer(self, destination: str, number: str) -> CallStatus:
         """Connect the caller with somebody else; once they have answered, this call is over.
@@ -127,10 +140,17 @@ class Handover:
             if c.stage is Stage.AWAY:
                 c.move("back")
             self._transfer = None
+            c.notes.to_keep.set()
             transfer.settled.set()
 
     async def _send_away(self, transfer: _Transfer) -> bool:
         """Have the carrier ring the other number; True when the caller has come back."""
+        if not transfer.accepted and not await self._tell_carrier(transfer):
+            return False
+        return await self._wait_back(transfer)
+
+    async def _tell_carrier(self, transfer: _Transfer) -> bool:
+        """Have the carrier take the caller away, when they have heard what is being said."""
         c = self._conversation
         with trio.move_on_after(c.options.farewell_timeout_s):
             await c.changed.until(
@@ -141,27 +161,34 @@ class Handover:
         if c.is_lost or not c.may("sent away"):  # it has come to something else meanwhile
             transfer.error = ValueError(CANNOT)
             return False
-        ring_timeout_s = c.options.transfer_ring_timeout_s
         left = c.line
         c.notes.note("transfer", destination=transfer.destination)
         c.move("sent away")
         try:
-            await c.carrier.transfer(c.call_sid, transfer.number, ring_timeout_s=ring_timeout_s)
+            await c.carrier.transfer(
+                c.call_sid, transfer.number, ring_timeout_s=c.options.transfer_ring_timeout_s
+            )
         except CarrierError as error:
             transfer.error = error
             c.notes.note("transfer refused", code=error.code)
             if c.line is None and left is not None:
                 await self._miss(left)
             return False
-        transfer.accepted = True
-        with trio.move_on_after(ring_timeout_s + REPORT_S):
+        transfer.accepted, transfer.left = True, left
+        c.notes.to_keep.set()
+        return True
+
+    async def _wait_back(self, transfer: _Transfer) -> bool:
+        """Wait until the carrier says how that went; True when the caller has come back."""
+        c = self._conversation
+        with trio.move_on_after(c.options.transfer_ring_timeout_s + REPORT_S):
             await c.changed.until(lambda: transfer.outcome is not None)
         if transfer.outcome is None:
             # Had nobody answered, the carrier would have asked us what to do.
             c.end(EndReason.TRANSFERRED, f"{transfer.destination}, without a report")
             return False
         with trio.move_on_after(REPORT_S):
-            await c.changed.until(lambda: c.line not in (None, left))
+            await c.changed.until(lambda: c.line not in (None, transfer.left))
             return True
         c.end(EndReason.CALLER_GONE, "the caller did not come back from a transfer")
         return False

@@ -65,6 +65,9 @@ class Hearing:
     async def run(self) -> None:
         """Hear every line of the call, until one ends that is the end of the call."""
         c = self._conversation
+        if c.is_lost and not await self._wait_connected(trio.current_time()):
+            c.end(EndReason.CALLER_GONE, "the caller's line was lost, and did not come back")
+            return
         while True:
             await c.connected.wait()
             assert c.line is not None
@@ -81,35 +84,44 @@ class Hearing:
 
     async def _wait_back(self, line: Line, detail: str) -> bool:
         """The line is lost: wait for another; False if none comes in time."""
-        c, timeout_s = self._conversation, self._conversation.options.line_lost_timeout_s
-        if c.end_reason is not None or timeout_s <= 0:
+        c = self._conversation
+        if c.end_reason is not None or c.options.line_lost_timeout_s <= 0:
             return False
         always_comes = line.media.abilities.sends_silence
         lost_at = self.heard_at(line) if always_comes else trio.current_time()
         cut = self._playing.lose(line, lost_at)
         c.notes.note("line lost", detail=detail or "the stream broke off")
         c.metrics.streams.lines.labels("lost").inc()
-        with trio.move_on_after(timeout_s):
+        if not await self._wait_connected(lost_at):
+            return False
+        self._tell_what_was_lost(lost_at, cut)
+        return True
+
+    async def _wait_connected(self, lost_at: float) -> bool:
+        """Wait for another line than the one that was heard until then; False if none comes."""
+        c = self._conversation
+        with trio.move_on_after(c.options.line_lost_timeout_s):
             await c.connected.wait()
-            self._come_back(lost_at, cut)
+            now = trio.current_time()
+            c.notes.note("line back", gap_s=round(now - lost_at, 3))
+            c.metrics.streams.lines.labels("back").inc()
+            c.turns.answered(now, again=True)  # nobody is taken for silent
+            if self._machine is not None:
+                self._machine.line_back(now)
+            c.turn_changed.set()
             return True
         c.metrics.streams.lines.labels("not-back").inc()
         return False
 
-    def _come_back(self, lost_at: float, cut: HeardTurn | None) -> None:
-        """The line is there again: nobody is taken for silent, and the model knows what was lost.
+    def _tell_what_was_lost(self, lost_at: float, cut: HeardTurn | None) -> None:
+        """The line is there again: the model is to know what was lost with the one before.
 
         Args:
-            lost_at: Until when the line was heard.
+            lost_at: Until when that was heard.
             cut: What the agent was saying then.
         """
         c, now = self._conversation, trio.current_time()
         gap_s = now - lost_at
-        c.notes.note("line back", gap_s=round(gap_s, 3))
-        c.metrics.streams.lines.labels("back").inc()
-        c.turns.answered(now, again=True)
-        if self._machine is not None:
-            self._machine.line_back(now)
         if cut is not None:
             cut = c.playout.turn_heard(cut.turn, now) or cut  # more of it may have come meanwhile
             self._playing.note_heard(cut)

@@ -10,7 +10,7 @@ import trio
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from server.agent import phrases
-from server.call.conversation import Conversation
+from server.call.conversation import Conversation, Stage
 from server.call.playing import Playing
 from server.carrier import AnsweredBy, MachineVerdict
 from server.dialogue.endings import EndReason
@@ -84,12 +84,21 @@ class Machine:
         self._playing.cut(turn, at, by="model")
         self._conversation.changed.set()
 
+    def go_on(self, answered_by: AnsweredBy | None, *, is_over: bool) -> None:
+        """So much another process knew of it."""
+        self.is_over = is_over
+        if answered_by is not None:
+            self._signs.verdict(answered_by, trio.current_time())
+
     # -- what follows ----------------------------------------------------------------------
 
     async def run(self) -> None:
         """Find out whether a machine has answered, and do what the settings say about that."""
         c = self._conversation
-        while True:
+        if c.stage is Stage.TO_MACHINE:  # another process had come so far
+            await self._leave_message()
+            return
+        while not self.is_over:
             changed = c.changed.next()
             if c.is_lost:  # that nobody is heard says nothing now
                 await changed.wait()
@@ -101,12 +110,16 @@ class Machine:
                 break
             with trio.move_on_at(self._signs.next_due(agent_until)):
                 await changed.wait()
+        else:
+            return
         if finding is Finding.PERSON:
             c.notes.note("a person after all")
             self.is_over = True
         elif finding is Finding.FAX or c.options.voicemail is VoicemailPolicy.HANG_UP:
             c.end(EndReason.VOICEMAIL, "hung up")
         elif c.may("machine"):
+            c.move("machine")
+            c.notes.to_keep.set()
             await self._leave_message()
         else:  # the caller has been sent to somebody else meanwhile
             self.is_over = True
@@ -114,7 +127,6 @@ class Machine:
     async def _leave_message(self) -> None:
         """Leave the message: nothing interrupts it, and its last mark confirms it."""
         c, note = self._conversation, self._conversation.notes.note
-        c.move("machine")
         self._playing.cut(c.agent_turn, trio.current_time(), by="machine")
         self._after_turn = c.agent_turn
         left = False

@@ -17,7 +17,7 @@ from server.dialogue.playout import Playout
 from server.dialogue.turns import Turns
 from server.hooks.trio_clock import missed_s
 from server.media.relay import Relay
-from server.records.recording import Recorder
+from server.records.recording import Recorder, Recordings
 
 AUDIBLE_DBFS = -50.0
 """Agent audio below this cannot be heard on a telephone; the model speaks at about -20."""
@@ -100,6 +100,14 @@ class Passing:
         self.recorder = recorder
         recorder.on_stop, recorder.on_take = stopped, self.collect_recording
         self.path.recording = True
+
+    def end_recording(self, recordings: Recordings, now: float) -> None:
+        """The call is over: have the rest written down soon."""
+        if self.recorder is not None:
+            try:
+                self.collect_recording()
+            finally:
+                recordings.end(self.recorder, now)
 
     def collect_recording(self) -> None:
         """Give the recorder what the path has passed on meanwhile."""

@@ -87,6 +87,7 @@ class Speaking:
                 starved_s = c.playout.starved_s(turn)
                 turns.agent_completed(turn, reason, now, starved_s=starved_s, more=more)
                 self._finish_turn(turn)
+                notes.to_keep.set()
             case Working(is_on=is_on):
                 (turns.agent_working if is_on else turns.agent_idle)(now)
                 c.turn_changed.set()
@@ -98,10 +99,12 @@ class Speaking:
                 notes.transcript.caller_said(text, c.since_answer(now))
             case ToolCallsRequested(calls=calls):
                 turns.tools_called(call.id for call in calls)
+                notes.tools_called((call.id, call.name) for call in calls)
                 c.errands.begin(self._toolbox.run, self._answer_tools)
                 self._toolbox.request(calls)
             case ToolCallsCancelled(ids=ids):
                 self._toolbox.cancel(ids)
+                notes.tools_answered(ids)
                 turns.tools_answered(ids, now)
                 c.turn_changed.set()
             case GoingAway(time_left_s=time_left_s):
@@ -110,8 +113,9 @@ class Speaking:
                 self._reconnected(news)
             case Usage() as usage:
                 notes.costs.count(usage)
-            case ResumptionHandle():
-                pass
+            case ResumptionHandle(handle=handle):
+                if handle is not None:
+                    notes.remembered()
 
     # -- what it says --------------------------------------------------------------------------
 
@@ -210,5 +214,6 @@ class Speaking:
     def _answer_tools(self, results: tuple[ToolResult, ...]) -> None:
         c = self._conversation
         c.session.send_tool_results(results)
+        c.notes.tools_answered(result.id for result in results)
         c.turns.tools_answered((result.id for result in results), trio.current_time())
         c.turn_changed.set()

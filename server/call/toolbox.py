@@ -74,6 +74,7 @@ class Toolbox:
         call: Given to the functions that want it.
         metrics: The process's metrics.
         timeout_s: How long a function may take that does not say so itself.
+        interrupted: Ids of calls that another process had begun to run: they are never run again.
     """
 
     MAX_ANSWERED = 64
@@ -86,8 +87,15 @@ class Toolbox:
     """Functions running or waiting to be answered, whenever they were called."""
 
     def __init__(
-        self, tools: Iterable[Tool], call: LiveCall, *, metrics: Metrics, timeout_s: float
+        self,
+        tools: Iterable[Tool],
+        call: LiveCall,
+        *,
+        metrics: Metrics,
+        timeout_s: float,
+        interrupted: Iterable[str] = (),
     ) -> None:
+        self._interrupted = frozenset(interrupted)
         self._tools = {one.name: one for one in tools}
         self._call = call
         self._metrics = metrics
@@ -205,6 +213,11 @@ class Toolbox:
             return "refused", _error(
                 "this function has been called too often. Do not call it again: go on with what "
                 "you know, or tell the caller that it does not work."
+            )
+        if call.id in self._interrupted:
+            return "refused", _error(
+                "this call was interrupted before; its outcome is not known. Ask the caller before "
+                "you try it again."
             )
         if wanted is None:
             known = ", ".join(self._tools) or "none at all"

@@ -53,16 +53,30 @@ def briefed(agent: Agent) -> Agent:
 
 
 class Watch:
-    """Carries out what the turns of a call demand."""
+    """Carries out what the turns of a call demand.
 
-    def __init__(self, conversation: Conversation, farewell: Farewell) -> None:
+    Args:
+        conversation: The call.
+        farewell: How it ends politely.
+        first_words: What the model is told first in a call that goes on, empty for nothing; None
+            to have it greet.
+    """
+
+    def __init__(
+        self, conversation: Conversation, farewell: Farewell, first_words: str | None = None
+    ) -> None:
         self._conversation = conversation
         self._farewell = farewell
+        self._first_words = first_words
 
     async def run(self) -> None:
         """See to it that somebody speaks: first the agent, then whoever's turn it is."""
         c = self._conversation
-        if greeting := greeting_of(c.party.agent):
+        if self._first_words is not None:
+            if self._first_words:
+                c.turns.ask(Awaited.CONTINUATION, trio.current_time())
+                c.session.send_text(self._first_words)
+        elif greeting := greeting_of(c.party.agent):
             c.turns.ask(Awaited.GREETING, trio.current_time())
             c.session.send_text(greeting)
         c.begun.set()

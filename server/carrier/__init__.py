@@ -342,36 +342,8 @@ class TransferUpdate:
     """The carrier asks how the caller's call is to go on; otherwise it only reports."""
 
 
-class Carrier(AbstractAsyncContextManager["Carrier"], Protocol):
-    """Places calls and steers live ones, while it is open.
-
-    Attributes:
-        on_wait: Called when the carrier asks to be left alone for so many seconds.
-    """
-
-    on_wait: Callable[[float], None]
-
-    @property
-    def name(self) -> str:
-        """``"twilio"`` or ``"simulator"``: what answers and banners say."""
-        ...
-
-    async def place_call(
-        self,
-        destination_number: str,
-        *,
-        ticket: str,
-        max_duration_s: float,
-        detect_machine: bool = False,
-    ) -> PlacedCall:
-        """Dial a number; when it is answered, the carrier opens a stream that shows the ticket.
-
-        With ``detect_machine`` it also listens for an answering machine, and reports later.
-
-        Raises:
-            CarrierError: Refused (with the carrier's code) or not reached.
-        """
-        ...
+class Steering(Protocol):
+    """What one call asks of its carrier."""
 
     async def hang_up(self, call_sid: str) -> None:
         """End a call in any state; a call that is already over is success.
@@ -402,6 +374,47 @@ class Carrier(AbstractAsyncContextManager["Carrier"], Protocol):
 
         Raises:
             CarrierError: Refused or not reached; the stream goes on.
+        """
+        ...
+
+
+class Carrier(Steering, AbstractAsyncContextManager["Carrier"], Protocol):
+    """Places calls and steers live ones, while it is open.
+
+    Attributes:
+        on_wait: Called when the carrier asks to be left alone for so many seconds.
+    """
+
+    on_wait: Callable[[float], None]
+
+    @property
+    def name(self) -> str:
+        """``"twilio"`` or ``"simulator"``: what answers and banners say."""
+        ...
+
+    async def place_call(
+        self,
+        destination_number: str,
+        *,
+        ticket: str,
+        max_duration_s: float,
+        detect_machine: bool = False,
+    ) -> PlacedCall:
+        """Dial a number; when it is answered, the carrier opens a stream that shows the ticket.
+
+        With ``detect_machine`` it also listens for an answering machine, and reports later.
+
+        Raises:
+            CarrierError: Refused (with the carrier's code) or not reached.
+        """
+        ...
+
+    async def reconnect(self, call_sid: str, ticket: str) -> None:
+        """Take a live call's stream away, if it has one, and give it another with this ticket.
+
+        Raises:
+            CallNotInProgress: The call is over, or the carrier has not answered it yet.
+            CarrierError: Refused or not reached.
         """
         ...
 

@@ -47,6 +47,8 @@ class EndReason(StrEnum):
     CARRIER_FAILED = "carrier-failed"
     COST_CAP = "cost-cap"
     """The call has come to cost what one may cost at most."""
+    MOVED = "moved"
+    """Another process has the call, and goes on with it: here it ends in silence."""
     DRAINED = "drained"
     ERROR = "error"
     """A bug of ours; the log has the traceback."""
@@ -116,4 +118,8 @@ _OF_STATUS = {
     CallStatus.FAILED: EndReason.FAILED,
     CallStatus.CANCELED: EndReason.CANCELED,
 }
-_CLOSE_CODES = {EndReason.CARRIER_PROTOCOL: 1008, EndReason.ERROR: 1011}
+_CLOSE_CODES = {
+    EndReason.CARRIER_PROTOCOL: 1008,
+    EndReason.ERROR: 1011,
+    EndReason.MOVED: 1001,
+}

@@ -412,6 +412,10 @@ class Playout:
         heard = self._heard_before_bytes + sum(turn.heard_bytes(now) for turn in self._turns)
         return heard / BYTES_PER_S
 
+    def heard_before(self, seconds: float) -> None:
+        """So much agent audio the caller had heard when another process had the call."""
+        self._heard_before_bytes += round(seconds * BYTES_PER_S)
+
     def turn_heard(self, number: int, now: float) -> HeardTurn | None:
         """How much of this turn the caller has heard; None if there is nothing of it."""
         for turn in self._turns:

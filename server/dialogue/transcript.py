@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,12 +106,20 @@ class Transcript:
 
     def heard_text(self, turn: SpokenTurn) -> str:
         """What the caller has heard of it; all that was said, if it is the caller's own."""
-        return turn.heard_text(self._chars_per_s()).strip()
+        is_estimated = turn.heard_s is not None and not turn.complete
+        rate = self._chars_per_s() if is_estimated else USUAL_CHARS_PER_S
+        return turn.heard_text(rate).strip()
 
     def agent_heard_text(self, number: int) -> str:
         """What the caller has heard of an agent turn, "" if there is no such turn."""
         turn = self._by_number.get(number)
         return "" if turn is None else self.heard_text(turn)
+
+    def go_on(self, turns: Iterable[SpokenTurn]) -> None:
+        """These turns were before all others: another process has heard them."""
+        for turn in turns:
+            self._begin(turn)
+            self._characters += len(turn.text)
 
     def _chars_per_s(self) -> float:
         """How fast this agent speaks, by the turns that were generated to their ends."""

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from typing import Any
+from weakref import proxy
 
 from hypercorn.protocol import ws_stream
-from wsproto.connection import Connection, ConnectionState
+from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, TextMessage
-from wsproto.frame_protocol import CloseReason
+from wsproto.extensions import Extension
+from wsproto.frame_protocol import CloseReason, FrameProtocol
 
 MAX_IDLE_FRAMES = 64
 """Pings, pongs and fragments in a row until a message is complete. Twilio's messages come whole, 50
@@ -35,6 +37,18 @@ class BoundedConnection(Connection):
 
     _idle_frames = 0
     _after_close_bytes = 0
+
+    def __init__(
+        self,
+        connection_type: ConnectionType,
+        extensions: list[Extension] | None = None,
+        trailing_data: bytes = b"",
+    ) -> None:
+        super().__init__(connection_type, extensions, trailing_data)
+        # wsproto's parser is a generator that its own frame holds on to: from Python 3.13 on, only
+        # the garbage collector would free the two. It runs only while its owner is there.
+        owner: Any = proxy(self._proto)
+        self._proto._parse_more = FrameProtocol._parse_more_gen(owner)
 
     def events(self) -> Generator[Event, None, None]:
         """What the frames received say."""

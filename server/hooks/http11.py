@@ -17,7 +17,7 @@ import h11
 from h11._readers import ChunkedReader
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.events import Response
+from hypercorn.protocol.events import Response, StreamClosed
 from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 
@@ -121,10 +121,25 @@ class Http11(H11Protocol):
         super().__init__(*args)
         longest = self.config.h11_max_incomplete_size
         self.connection = _Reader(h11.SERVER, max_incomplete_event_size=longest)
+        self._unsent = b""
 
     async def _send_h11_event(self, event: Any) -> None:
-        if not self.has_ended:
-            await super()._send_h11_event(event)
+        """Send part of an answer: its head in one write with what follows, and no empty rest."""
+        if self.has_ended:
+            return
+        try:
+            self._unsent += self.connection.send(event) or b""
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        if not isinstance(event, h11.Response):
+            await self._flush()
+
+    async def _flush(self) -> None:
+        if self._unsent:
+            data, self._unsent = self._unsent, b""
+            await self.send(RawData(data))
 
     async def handle(self, event: Event) -> None:
         """Read what has come."""
@@ -181,6 +196,8 @@ class Http11(H11Protocol):
         """Send part of an answer; one that does not wait for the whole request is the last."""
         if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
             event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        elif isinstance(event, StreamClosed):
+            await self._flush()  # a head that nothing has followed
         await super().stream_send(event)
 
 

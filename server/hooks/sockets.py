@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import structlog
 import trio
+from trio import _highlevel_socket
 
 if sys.platform != "win32":
     import resource
@@ -26,8 +30,50 @@ LISTENING = "0A"
 UNREAD_TIMEOUT_S = 20.0
 """A peer that takes nothing of what it was sent for so long is gone."""
 
+CLOSED_HERE = frozenset({errno.EBADF, errno.ENOTSOCK})
+"""What the systems say of a socket that this process has closed."""
 KEEPALIVE_EVERY_S = 2
 """Between the questions to a silent peer whether it is there."""
+
+
+class StreamErrors:
+    """What trio's streams make of a socket's error, in a block, without a generator.
+
+    trio's own is one, and from Python 3.13 on the frame of contextlib that throws an error into it
+    is led to by that error's traceback, and leads to the error: some fifteen objects for each
+    connection that is reset or closed while it is used, until the garbage collector comes.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Say what a stream says.
+
+        Raises:
+            ClosedResourceError: This side has closed the socket.
+            BrokenResourceError: It is of no use any more.
+        """
+        if isinstance(error, OSError):
+            if error.errno in CLOSED_HERE:
+                raise trio.ClosedResourceError("this socket was already closed") from None
+            raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+
+
+def translate_errors_without_rings() -> None:
+    """Have trio's streams use :class:`StreamErrors`; doing it again does nothing.
+
+    trio has no setting for this. tests/hooks/test_sockets.py fails when its streams ask elsewhere.
+    """
+    module: Any = _highlevel_socket
+    module._translate_socket_errors_to_stream_errors = StreamErrors
 
 
 def raise_file_limit() -> None:

@@ -217,6 +217,20 @@ class PastTurn:
     """As it was heard: an agent's turn up to where the caller cut it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a session has come, for another process that is to go on with it."""
+
+    turn: int = 0
+    """The newest agent turn."""
+    handle: str | None = None
+    """What the service would resume it with; None if it would not."""
+    model: str = ""
+    on_fallback: bool = False
+    key_name: str = ""
+    """Which of the keys the handle belongs to: the setting's name, not the key."""
+
+
 class Conversation(Protocol):
     """What a session asks of the call it serves."""
 
@@ -257,6 +271,11 @@ class Session(Protocol):
     @property
     def is_ready(self) -> bool:
         """Whether the service has ever been reached, so that somebody has heard what was sent."""
+        ...
+
+    @property
+    def standing(self) -> Standing:
+        """How far it has come."""
         ...
 
     @property
@@ -333,7 +352,11 @@ class Model(Protocol):
         ...
 
     def new_session(
-        self, agent: Agent, conversation: Conversation, on_event: EventListener
+        self,
+        agent: Agent,
+        conversation: Conversation,
+        on_event: EventListener,
+        going_on: Standing | None = None,
     ) -> Session:
         """Make the session of one call; it connects when it is run.
 
@@ -341,5 +364,8 @@ class Model(Protocol):
             agent: Who answers the phone.
             conversation: The call it serves.
             on_event: Told of every event.
+            going_on: How far it had come in another process, which is gone: it is resumed, or
+                else a fresh one is told what has been said, and a :class:`Reconnected` event says
+                which.
         """
         ...

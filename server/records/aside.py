@@ -19,7 +19,14 @@ from typing import IO, Any, Literal
 
 from sqlalchemy.engine import URL
 
-from server.records.tables import KEPT_AT, MAX_NUMBER, SUMMARY, fitted, shown
+from server.records.tables import (
+    FIRST_GENERATION,
+    KEPT_AT,
+    MAX_NUMBER,
+    SUMMARY,
+    fitted,
+    shown,
+)
 
 try:
     import fcntl
@@ -177,7 +184,8 @@ def read_lines(file: IO[bytes]) -> Iterator[dict[str, Any] | None]:
             if not (isinstance(record["call_sid"], str) and record["call_sid"]):
                 raise ValueError("no call")
             record.setdefault(KEPT_AT, 0.0)
-            numbers = (record[KEPT_AT], record["created_at"])
+            record.setdefault("generation", FIRST_GENERATION)  # an earlier version of this program
+            numbers = (record[KEPT_AT], record["created_at"], record["generation"])
             if not all(
                 type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers
             ):

@@ -32,9 +32,11 @@ from sqlalchemy.pool import StaticPool
 from server.errors import ConfigurationError, ServerError
 from server.records import statements
 from server.records.tables import (
+    FIRST_GENERATION,
     KEPT_AT,
     SCHEMA_VERSION,
     SUMMARY,
+    calls,
     schema,
     storable,
     tables,
@@ -59,7 +61,19 @@ def _nothing_to_change(connection: sql.Connection) -> None:
     """New tables are made anyway."""
 
 
-_MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {1: _nothing_to_change}
+def _add_generation(connection: sql.Connection) -> None:
+    """What is there was written by the only process that had the call."""
+    names = {column["name"] for column in sql.inspect(connection).get_columns(calls.name)}
+    if calls.c.generation.name not in names:  # else the table has just been made
+        connection.exec_driver_sql(
+            f"ALTER TABLE {calls.name} ADD COLUMN generation INTEGER NOT NULL DEFAULT 1"
+        )
+
+
+_MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {
+    1: _nothing_to_change,
+    2: _add_generation,
+}
 """From this version to the next one, in one transaction; version 1 is the first."""
 
 
@@ -253,16 +267,17 @@ class Database:
                 connection.execute(sql.update(schema).values(version=step + 1))
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write records, in the place of any with the same CallSid."""
+        """Write records, in the place of any with the same CallSid.
+
+        What a later owner of the call has written stays.
+        """
         self.open()
-        rows = [_row(record) for record in records]
-
-        def replace(connection: sql.Connection) -> None:
-            # Not an upsert: that is spelt differently in every database.
-            connection.execute(statements.DELETE, {"names": [row["call_sid"] for row in rows]})
-            connection.execute(statements.INSERT, rows)
-
-        self._write_again(replace)
+        if records:
+            self._replace(
+                {record["call_sid"]: record for record in records},
+                statements.GENERATIONS,
+                lambda record, there: _generation(record) >= there.generation,
+            )
 
     def write_each(self, records: Sequence[Mapping[str, Any]]) -> list[Refused]:
         """Write records; if one of them is never taken, all others and as much of it as is.
@@ -275,22 +290,42 @@ class Database:
     def write_newer(self, records: Sequence[Mapping[str, Any]]) -> list[Refused]:
         """Write those of the records that are newer than what is there; see :meth:`write_each`."""
         newest: dict[str, Mapping[str, Any]] = {}
-        for record in sorted(records, key=lambda record: float(record[KEPT_AT])):
+        for record in sorted(records, key=lambda one: (_generation(one), float(one[KEPT_AT]))):
             newest[record["call_sid"]] = record
         self.open()
         return self._each(list(newest.values()), self._write_newer) if newest else []
 
     def _write_newer(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self._replace(
+            {record["call_sid"]: record for record in records},
+            statements.THERE,
+            lambda record, there: (
+                (_generation(record), record[KEPT_AT])
+                > (there.generation, there.details.get(KEPT_AT, 0.0))
+            ),
+        )
+
+    def _replace(
+        self,
+        records: Mapping[str, Mapping[str, Any]],
+        look: sql.Select[Any],
+        is_newer: Callable[[Mapping[str, Any], Any], bool],
+    ) -> None:
+        """Write records in the place of those that are older, as far as there are any.
+
+        Not an upsert: that is spelt differently in every database.
+        """
+
         def look_and_write(connection: sql.Connection) -> None:
             if self._url.get_backend_name() == "sqlite":
                 connection.exec_driver_sql(_ALONE["sqlite"])  # it has no locks of rows
-            newer = {record["call_sid"]: record for record in records}
+            newer = dict(records)
             older: list[str] = []
-            for call_sid, details in connection.execute(statements.THERE, {"names": list(newer)}):
-                if newer[call_sid][KEPT_AT] <= details.get(KEPT_AT, 0.0):
-                    del newer[call_sid]
+            for there in connection.execute(look, {"names": list(newer)}):
+                if is_newer(newer[there.call_sid], there):
+                    older.append(there.call_sid)
                 else:
-                    older.append(call_sid)
+                    del newer[there.call_sid]
             # Only what was seen is deleted: what has come since is in the way of ours, as it ought.
             if older:
                 connection.execute(statements.DELETE, {"names": older})
@@ -333,7 +368,7 @@ class Database:
         write: Callable[[Sequence[Mapping[str, Any]]], None],
     ) -> bool:
         """Write what lists show of a record, if that is taken."""
-        part = {name: record[name] for name in SUMMARY} | {"metadata": {}}
+        part = _summary(record) | {"metadata": {}}
         part[KEPT_AT] = record.get(KEPT_AT, 0.0)
         try:
             write([part | {NOT_WHOLE: "the database did not take the rest of this record"}])
@@ -410,8 +445,20 @@ class Database:
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {name: record[name] for name in SUMMARY}
-    return row | {"details": {name: record[name] for name in record if name not in SUMMARY}}
+    return _summary(record) | {
+        "details": {name: record[name] for name in record if name not in SUMMARY}
+    }
+
+
+def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What lists show of a record; one of an earlier version of this program has no generation."""
+    return {name: record[name] for name in SUMMARY if name in record} | {
+        "generation": _generation(record)
+    }
+
+
+def _generation(record: Mapping[str, Any]) -> int:
+    return int(record.get("generation", FIRST_GENERATION))
 
 
 def _hang_up(connection: Any) -> None:

@@ -44,7 +44,7 @@ SWEEP_EVERY_S = 3_600.0
 DAY_S = 86_400.0
 
 _SID = re.compile(r"[A-Za-z0-9]{1,64}")
-_OURS = re.compile(r"CA[0-9a-f]{32}(-phone)?\.wav")
+_OURS = re.compile(r"CA[0-9a-f]{32}(-phone|\.[0-9]{1,2})?\.wav")
 """What may be deleted when it is old: nothing that somebody else might have put there."""
 
 # ------------------------------------------------------------------------------------------
@@ -57,10 +57,12 @@ class Recorder:
     Args:
         call_sid: Names the file.
         began_at: When the first sample is, in the world's time: what we miss, others say.
+        part: Which recording of the call it is: each process that has had it makes its own.
     """
 
-    def __init__(self, call_sid: str, began_at: float) -> None:
+    def __init__(self, call_sid: str, began_at: float, part: int = 1) -> None:
         self.call_sid = call_sid
+        self.part = part
         self.stopped: str | None = None
         """Why the recording ended before its call did, or None."""
         self.ended_at: float | None = None
@@ -154,12 +156,17 @@ class Recorder:
     def as_dict(self) -> dict[str, Any]:
         """The recording as the record of its call shows it."""
         state = "stopped" if self.stopped else "live" if self.ended_at is None else "complete"
-        return {
+        url = f"/calls/{self.call_sid}/recording"
+        shown: dict[str, Any] = {
             "state": state,
             "reason": self.stopped,
             "duration_s": round(self.duration_s, 3),
-            "url": f"/calls/{self.call_sid}/recording",
+            "url": url,
         }
+        if self.part > 1:
+            parts = [url, *(f"{url}?part={part}" for part in range(2, self.part + 1))]
+            shown |= {"url": parts[-1], "parts": parts}
+        return shown
 
     def _sample(self, now: float) -> int:
         return max(0, round((now - self._began_at) * SAMPLES_PER_S))
@@ -223,6 +230,10 @@ class _WavFile:
             self._file.truncate(STEREO_HEAD_BYTES + self._samples * STEREO_FRAME_BYTES)
 
 
+def _file_name(call_sid: str, part: int) -> str:
+    return f"{call_sid}.wav" if part == 1 else f"{call_sid}.{part}.wav"
+
+
 # ------------------------------------------------------------------------------------------
 # All calls
 
@@ -265,11 +276,11 @@ class Recordings:
         self._ended = trio.Event()
         self._thread = trio.CapacityLimiter(1)  # a disk that hangs takes no other work's thread
 
-    def begin(self, call_sid: str, now: float) -> Recorder | None:
+    def begin(self, call_sid: str, now: float, part: int = 1) -> Recorder | None:
         """Record a call from now on; None if its name could not be a file's."""
         if not _SID.fullmatch(call_sid):
             return None
-        recorder = self._recorders[call_sid] = Recorder(call_sid, now)
+        recorder = self._recorders[call_sid] = Recorder(call_sid, now, part)
         return recorder
 
     def end(self, recorder: Recorder, now: float) -> None:
@@ -277,11 +288,11 @@ class Recordings:
         recorder.end(now)
         self._ended.set()
 
-    def path(self, call_sid: str) -> Path | None:
+    def path(self, call_sid: str, part: int = 1) -> Path | None:
         """Where a call's recording is, or None if there is none. May block for an instant."""
         if not _SID.fullmatch(call_sid):
             return None
-        path = self._directory / f"{call_sid}.wav"
+        path = self._directory / _file_name(call_sid, part)
         return path if path.is_file() else None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -354,7 +365,7 @@ class Recordings:
         try:
             if file is None and recorder.stopped is None:
                 file = self._files[recorder.call_sid] = _WavFile(
-                    self._directory / f"{recorder.call_sid}.wav"
+                    self._directory / _file_name(recorder.call_sid, recorder.part)
                 )
             if file is not None and caller and recorder.stopped is None:
                 file.append(caller, agent)

@@ -38,8 +38,14 @@ PAGE_BEFORE = PAGE.where(
         ),
     )
 )
+GENERATIONS = (
+    sql.select(calls.c.call_sid, calls.c.generation)
+    .where(calls.c.call_sid.in_(sql.bindparam("names", expanding=True)))
+    .order_by(calls.c.call_sid)
+    .with_for_update()
+)
 THERE = (
-    sql.select(calls.c.call_sid, calls.c.details)
+    sql.select(calls.c.call_sid, calls.c.generation, calls.c.details)
     .where(calls.c.call_sid.in_(sql.bindparam("names", expanding=True)))
     .order_by(calls.c.call_sid)
     .with_for_update()

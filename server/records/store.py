@@ -28,7 +28,7 @@ from server.records.database import (
     check_database,
     database_url,
 )
-from server.records.tables import KEPT_AT, SUMMARY, fitted
+from server.records.tables import FIRST_GENERATION, KEPT_AT, SUMMARY, fitted
 from server.records.words import Cursor, RecordsUnavailable, StoredRequest
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -132,8 +132,11 @@ class Records:
         """Take a finished record, or a newer version of one; returns at once, never fails."""
         # By this the newer version is known, whatever the clock does and wherever the two are.
         self._last_kept_at = max(time.time(), self._last_kept_at + 1e-6)
-        record = fitted(record) | {KEPT_AT: self._last_kept_at}
+        record = {"generation": FIRST_GENERATION} | fitted(record) | {KEPT_AT: self._last_kept_at}
         call_sid = record["call_sid"]
+        waiting = self._unsaved.get(call_sid)
+        if waiting is not None and waiting["generation"] > record["generation"]:
+            return  # of an owner that has lost the call since
         self._unsaved[call_sid] = record
         self._unsaved.move_to_end(call_sid)
         if len(self._unsaved) > MAX_UNSAVED:

@@ -1,10 +1,10 @@
 """``python -m server --workers N``: a parent that listens, starts N processes, and never serves.
 
 The processes are spawned, as the ``hypercorn`` command does it, so that they share a secret (see
-:func:`server.cluster.meeting.shared_secret`). One that dies takes its own calls with it and nothing
-else: another is started in its place, unless one after another dies soon. To stop is to have each
-of them drain. The parent tells each when to take calls, which is at once, unless they are to take
-over from another server: then it is when all of them can.
+:func:`server.cluster.directory.meeting.shared_secret`). One that dies takes its own calls with it
+and nothing else: another is started in its place, unless one after another dies soon. To stop is to
+have each of them drain. The parent tells each when to take calls, which is at once, unless they are
+to take over from another server: then it is when all of them can.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import trio
 
 from server import logs
 from server.app import create_app
-from server.cluster.board import MAX_WORKERS
-from server.cluster.meeting import AVAILABLE
+from server.cluster.directory.board import MAX_WORKERS
+from server.cluster.directory.meeting import AVAILABLE
 from server.errors import CannotListen, ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS
 from server.hooks.sockets import raise_file_limit
@@ -266,8 +266,8 @@ async def _serve(
 ) -> int:
     app = create_app(settings)
     service = app.service
-    service.workers.join(count, places=MAX_WORKERS, speaks_for_all=index == 0)
-    service.workers.stands_aside = True
+    service.cluster.join(count, places=MAX_WORKERS, speaks_for_all=index == 0)
+    service.cluster.stands_aside = True
     stop, begun, relieved = trio.Event(), trio.Event(), trio.Event()
 
     async def begin() -> None:

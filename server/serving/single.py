@@ -19,8 +19,8 @@ import trio
 from hypercorn.utils import wrap_app
 
 from server.app import OffhookApp, create_app
-from server.cluster.board import MAX_WORKERS
-from server.cluster.meeting import AVAILABLE
+from server.cluster.directory.board import MAX_WORKERS
+from server.cluster.directory.meeting import AVAILABLE
 from server.errors import CannotListen, ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS, make_config, serve_worker
 from server.hooks.sockets import BACKLOG, holder_of, limit_unread
@@ -142,7 +142,7 @@ async def run(
     with signals.told(stop):
         try:
             app = create_app(settings)
-            app.service.workers.stands_aside = predecessor is not None
+            app.service.cluster.stands_aside = predecessor is not None
             can_be_met = _join(app, must=takes_over)
             listener = predecessor.listener if predecessor else listen(settings.host, settings.port)
             port = listener.getsockname()[1]
@@ -175,14 +175,16 @@ async def run(
 
 def _join(app: OffhookApp, *, must: bool) -> bool:
     """Take a place where a server that takes over will find us; False if there is none to take."""
+    if not (AVAILABLE or must):
+        return False
     try:
-        if AVAILABLE or must:
-            app.service.workers.join(1, places=MAX_WORKERS, speaks_for_all=True)
+        app.service.cluster.join(1, places=MAX_WORKERS, speaks_for_all=True)
     except (ConfigurationError, OSError) as error:
         if must:
             raise
         logger.warning("this server cannot be taken over", error=str(error))
-    return app.service.workers.are_several
+        return False
+    return True
 
 
 def stop_signals() -> StopSignals:

@@ -6,8 +6,8 @@ listens at. A new server of the same user, started with ``--take-over``, comes t
 ::
 
     new                                old
-     │ {"speaks": 1}                ──▶ │
-     │ ◀── {"speaks": 1, "secret": …}   │   with the listening socket (SCM_RIGHTS)
+     │ {"speaks": 2}                ──▶ │
+     │ ◀── {"speaks": 2, "secret": …}   │   with the listening socket (SCM_RIGHTS)
      │ … starts, with the old one's secret: they have one directory of processes, one made key …
      │ {"ready": true}              ──▶ │
      │ ◀──           {"relieved": true} │   accepts no more, and ends when its calls have
@@ -33,12 +33,12 @@ from typing import Any
 import structlog
 import trio
 
-from server.cluster.meeting import private_directory, secret_to_share, share
+from server.cluster.directory.meeting import private_directory, secret_to_share, share
 from server.errors import CannotListen, ConfigurationError, ServerError
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-SPEAKS = 1
+SPEAKS = 2
 """Raised when servers of before and after could not be one: when this talk changes, or what the
 processes of a server have in common (:mod:`server.cluster`)."""
 MAX_MESSAGE_BYTES = 4096

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -32,6 +33,7 @@ from pydantic_settings import (
 )
 
 from server.errors import ConfigurationError
+from server.settings import cluster
 from server.settings import values as values
 from server.settings.file import misspelt, read_settings_file
 from server.settings.numbers import e164, own_number
@@ -74,6 +76,16 @@ def _http_proxy(secret: SecretStr) -> SecretStr:
 def _secret(secret: SecretStr) -> SecretStr:
     values.secret(secret.get_secret_value())
     return secret
+
+
+def _checked(check: Callable[[str], str]) -> Callable[[SecretStr], SecretStr]:
+    """What checks a secret as a text is checked."""
+
+    def checked(secret: SecretStr) -> SecretStr:
+        check(secret.get_secret_value())
+        return secret
+
+    return checked
 
 
 def _words(given: Any) -> Any:
@@ -138,6 +150,8 @@ _OwnNumber = Annotated[str, AfterValidator(values.phone_number_text), AfterValid
 _BuiltIn = Literal["hang_up", "transfer", "send_dtmf", "none"]
 _Prefix = Annotated[str, AfterValidator(_prefix)]
 _Origin = Annotated[str, AfterValidator(values.origin)]
+_RegistryUrl = Annotated[SecretStr, AfterValidator(_checked(cluster.registry_url))]
+_ClusterSecret = Annotated[_Secret, AfterValidator(_checked(cluster.cluster_secret))]
 
 
 class Settings(BaseSettings):
@@ -353,6 +367,22 @@ class Settings(BaseSettings):
     """Your price of a minute, media stream included; None for the tables of list prices."""
     recordings_dir: Path | None = None
 
+    registry_url: _RegistryUrl | None = None
+    """Where the nodes of a server on many machines meet: Redis or Valkey, as
+    ``redis://host:6379/0``; None for a server on one machine."""
+    node: Annotated[str, AfterValidator(cluster.node_name)] | None = None
+    """What this machine is called in the addresses of its calls; None for its own name's first
+    part."""
+    node_url: Annotated[str, AfterValidator(values.node_url)] | None = None
+    """Where other nodes reach this one, as ``http://10.0.0.3:8000``."""
+    cluster_secret: Annotated[tuple[_ClusterSecret, ...], NoDecode, BeforeValidator(_words)] = ()
+    """Proves nodes to each other and encrypts what the registry keeps of calls; the first one is
+    used, and those after it are still understood."""
+    registry_timeout_s: Annotated[float, Field(ge=0.05, le=10)] = 0.5
+    """How long anything may wait for the registry; then it is away, and the server does without."""
+    lease_s: Annotated[float, Field(ge=1, le=60)] = 3.0
+    """A node of which nothing was heard for so long may be gone."""
+
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_log_level)
     ] = "INFO"
@@ -433,6 +463,18 @@ class Settings(BaseSettings):
         )
 
     @property
+    def node_name(self) -> str:
+        """What this machine is called among the nodes.
+
+        Raises:
+            ConfigurationError: Its host name cannot be in an address.
+        """
+        try:
+            return self.node or cluster.node_name(cluster.this_host())
+        except ValueError as error:
+            raise ConfigurationError(f"NODE not set, and this machine's name {error}") from None
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What looks like a mistake, in sentences without a value in them."""
         return self._warnings
@@ -453,6 +495,7 @@ class Settings(BaseSettings):
             said = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
             raise ConfigurationError(f"wrong settings: {said}") from None
         settings._check_accounts()
+        settings._check_cluster()
         return settings
 
     def _check_accounts(self) -> None:
@@ -474,6 +517,20 @@ class Settings(BaseSettings):
         if given and self.public_url is not None:
             self._check_public_url(self.public_url)
 
+    def _check_cluster(self) -> None:
+        """A registry is of use only with what all of its nodes share."""
+        if self.registry_url is None:
+            return
+        _ = self.node_name
+        missing = cluster.missing(
+            self.database_url.get_secret_value(),
+            has_account=self.account is not None,
+            has_key=self.api_key is not None or bool(self.api_keys),
+            has_secret=bool(self.cluster_secret),
+        )
+        if missing:
+            raise ConfigurationError(f"REGISTRY_URL needs {'; and '.join(missing)}")
+
     def _check_public_url(self, url: str) -> None:
         is_double = values.is_loopback(self.twilio_api_url)
         if not is_double and not url.startswith("https://"):
@@ -492,7 +549,9 @@ class Settings(BaseSettings):
 
     def _doubts(self) -> list[str]:
         """What may not work; a model of another name than Google's is at an address of its own."""
-        return [
+        unreached = self.registry_url is not None and self.node_url is None
+        nobody = ["NODE_URL is not set: other nodes cannot reach this one"] if unreached else []
+        return nobody + [
             f"{name.upper()} {doubt}"
             for name, url in (
                 ("gemini_model", self.gemini_url),

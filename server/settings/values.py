@@ -21,7 +21,7 @@ WEBHOOK_PATHS = (
     "/make-call",
 )
 _OWN_PATHS = frozenset(
-    ("calls", "docs", "drain", "healthz", "make-call", "metrics", "openapi.json", "readyz")
+    ("calls", "docs", "drain", "healthz", "make-call", "metrics", "n", "openapi.json", "readyz")
 )
 """First parts of our own paths: as a proxy's prefix, one of these could be either."""
 # Names that the Live API no longer serves, and what came after them (Google's deprecations page).
@@ -224,6 +224,18 @@ def web_url(url: str) -> str:
     """
     _split(url, ("http", "https"))
     return url
+
+
+def node_url(url: str) -> str:
+    """Where a node is reached by others: a web address without a path.
+
+    Raises:
+        ValueError: What is wrong with it.
+    """
+    parts = _split(url, ("http", "https"))
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("must be no more than http://host:port")
+    return _origin_of(parts)
 
 
 def socket_url(url: str) -> str:

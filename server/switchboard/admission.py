@@ -27,6 +27,22 @@ DEFAULT_CALLS_PER_S = 1.0
 """What a carrier dials for an account that has not asked for more."""
 
 
+TAKEOVER_FACTOR = 2
+"""So many times MAX_CALLS a process may have with the calls of others that are gone."""
+
+
+def failed() -> CallRefused:
+    """Nobody runs calls any more."""
+    return CallRefused(
+        "the server has failed and is about to end", reason="failed", status=503, retry_after_s=10
+    )
+
+
+def draining() -> CallRefused:
+    """No more calls are taken, because the server is about to stop."""
+    return CallRefused("the server is draining", reason="draining", status=503, retry_after_s=60)
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The settings of admission."""
@@ -297,6 +313,19 @@ class Admission:
         self.setups.check()
         self._room.check(len(self.setups))
         self.account_pause.check(now)
+
+    def check_takeover(self, calls: int) -> None:
+        """Whether a call in progress may be taken over: nobody else would go on with it.
+
+        Args:
+            calls: How many there are in this process.
+
+        Raises:
+            CallRefused: There is no room for it, by any measure.
+        """
+        if calls >= TAKEOVER_FACTOR * self._limits.max_calls:
+            raise CallRefused("there is no room for more", reason="full", status=503)
+        self._room.check(len(self.setups))
 
     def pause_dialling(self, until: float) -> None:
         """The carrier has asked to be left alone until then: calls wait, or are told when to come.

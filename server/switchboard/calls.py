@@ -8,11 +8,10 @@ server has several processes, limits are for all of them, and each says which ca
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import structlog
 import trio
@@ -22,6 +21,7 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
+from server.call.takeover.state import CallState
 from server.carrier import (
     NOT_REACHED,
     Carrier,
@@ -33,9 +33,8 @@ from server.carrier import (
     VoiceRequest,
 )
 from server.carrier.webhooks import ConnectStream, EndCall, RefuseCall, Reply, SayAndEndCall
-from server.cluster.board import Load
-from server.cluster.workers import Workers
-from server.dialogue.cushion import Lateness
+from server.cluster.cluster import Cluster
+from server.cluster.registry import Load
 from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import (
@@ -51,10 +50,10 @@ from server.model import Model
 from server.records.recording import Recordings
 from server.records.store import Records
 from server.records.traces import NoTraces, Traces
-from server.switchboard.admission import Admission, Limits
-from server.switchboard.capacity import SetUp
+from server.switchboard.admission import Admission, Limits, draining, failed
 from server.switchboard.early import EarlyUpdates
 from server.switchboard.inquiry import Inquiry, Patience
+from server.switchboard.making import NewCalls, setup_of
 from server.switchboard.model_trial import ModelTrial
 from server.switchboard.register import Register
 from server.switchboard.strangers import Strangers
@@ -73,12 +72,6 @@ class Claim:
     started: StreamStarted
 
 
-def _failed() -> CallRefused:
-    return CallRefused(
-        "the server has failed and is about to end", reason="failed", status=503, retry_after_s=10
-    )
-
-
 @contextmanager
 def _one_calls_trouble(call: Call) -> Generator[None]:
     """Do something on the way out of a call, which is not worth the other calls if it fails."""
@@ -86,22 +79,6 @@ def _one_calls_trouble(call: Call) -> Generator[None]:
         yield
     except Exception:
         logger.exception("call not put away whole by a bug of ours", call_sid=call.call_sid)
-
-
-def _setup_of(call: Call) -> SetUp:
-    """Whether a call waits for nothing of ours any more; its phone may still ring."""
-    c = call.conversation
-    is_there = c.connected.is_set()
-    if call.is_over or c.end_reason is not None:
-        has_failed = c.end_reason is not None and c.end_reason.is_our_failure
-        return SetUp.DONE if is_there and not has_failed else SetUp.LEFT
-    has_session = c.session.is_ready or not (is_there or c.options.prewarm)
-    is_done = has_session and (is_there or call.direction == "outbound")
-    return SetUp.DONE if is_done else SetUp.GOES_ON
-
-
-def _draining() -> CallRefused:
-    return CallRefused("the server is draining", reason="draining", status=503, retry_after_s=60)
 
 
 class Calls:
@@ -121,7 +98,12 @@ class Calls:
         recent_calls: How many ended calls stay in memory, for the carrier's late callbacks.
         traces: Where traces of ended calls go.
         strangers: The media sockets that have not shown a ticket yet.
-        workers: The other processes of this server.
+        cluster: This process among those of its server.
+        is_current: Says whether a call is still ours, by its name and generation, as
+            :meth:`server.cluster.registry.Registry.is_current` does; None where nobody else could
+            have it.
+        keep: Given what another process needs to go on with a call, as
+            :meth:`server.cluster.registry.Registry.keep` is; None if nobody wants it.
         callback_wait_s: How long the carrier may say nothing about a call that it has placed until
             it is asked; infinite for as long as it likes.
     """
@@ -142,8 +124,10 @@ class Calls:
         recent_calls: int = 1_000,
         strangers: Strangers | None = None,
         traces: Traces | None = None,
-        workers: Workers | None = None,
+        cluster: Cluster | None = None,
         callback_wait_s: float = 10.0,
+        is_current: Callable[[str, int], Awaitable[bool]] | None = None,
+        keep: Callable[[str, int, bytes], None] | None = None,
     ) -> None:
         self.carrier = carrier
         self.model = model
@@ -152,9 +136,7 @@ class Calls:
         self._drained: trio.Event | None = None
         self._options = options
         self.admission = admission or Admission(Limits(), metrics)
-        self._prices = prices
-        self._lateness = Lateness()
-        self._recordings = recordings
+        self._new = NewCalls(model, metrics, options, prices, recordings, is_current, keep)
         for direction in ("inbound", "outbound"):
             for reason in EndReason:
                 # From the start, so that the first one is seen as an increase and not as news.
@@ -162,11 +144,11 @@ class Calls:
         self.strangers = Strangers() if strangers is None else strangers
         self._strays = Sparing()
         self._traces = traces or NoTraces()
-        self._workers = workers or Workers()
+        self._cluster = cluster or Cluster()
         self.register = Register(records, recent_calls)
         self.tickets = Tickets(ticket_ttl_s)
         self.model_trial = ModelTrial(
-            model, self.admission.account_pause, metrics, self._workers.publish
+            model, self.admission.account_pause, metrics, self._cluster.publish
         )
         self._start_timeout_s = start_timeout_s
         self._dialling = 0
@@ -209,21 +191,25 @@ class Calls:
     def _put_away(self, call: Call) -> None:
         """The call is over: give back what it held, and keep what is left of it."""
         call.finished.set()
-        forgotten = self.register.end(call)
+        is_moved = call.end_reason is EndReason.MOVED
+        forgotten = [] if is_moved else self.register.end(call)
+        if is_moved:
+            self.register.forget(call)
         self.tickets.forget(call)
         with _one_calls_trouble(call):
             self.model_trial.learn(call)
         with _one_calls_trouble(call):
-            record = call.record()
-            with _one_calls_trouble(call):
-                self.register.keep(record)
-            self._traces.call_ended(record)
+            if not is_moved:  # else whoever has it writes its record
+                record = call.record()
+                with _one_calls_trouble(call):
+                    self.register.keep(record)
+                self._traces.call_ended(record)
         for call_sid in forgotten:
             with _one_calls_trouble(call):
-                self._workers.release(call_sid)
+                self._cluster.release(call_sid)
         self._tell_if_empty()
         with _one_calls_trouble(call):
-            self._workers.publish()
+            self._cluster.publish()
 
     async def _follow(self, call: Call) -> None:
         try:
@@ -235,7 +221,7 @@ class Calls:
     async def aclose(self) -> None:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""
         self.draining = True
-        self._workers.publish()
+        self._cluster.publish()
         await self._accepted_in.aclose()
 
     # -- placing and answering -------------------------------------------------------------
@@ -267,11 +253,19 @@ class Calls:
         try:
             await self.admission.wait_turn(client)
             if self.draining:
-                raise _draining()
+                raise draining()
             self.admission.account_pause.check(trio.current_time())  # it may have begun meanwhile
             if self.has_failed:
-                raise _failed()
-            call = self._new_call("outbound", destination_number, agent, max_duration_s, metadata)
+                raise failed()
+            call = self._new.make(
+                self.carrier,
+                "outbound",
+                destination_number,
+                agent,
+                max_duration_s,
+                metadata,
+                client=client,
+            )
             longest_s = min(max_duration_s or math.inf, self._options.max_duration_s)
             # Once it is sent, a dial request is seen through, whoever goes away: otherwise a
             # phone would ring with nobody behind it. The carrier's own deadline bounds it.
@@ -306,11 +300,19 @@ class Calls:
             await self.carrier.hang_up(placed.call_sid)
             raise
 
-    async def answer(self, call_sid: str, number: str, agent: Agent) -> Reply:
+    async def answer(
+        self, call_sid: str, number: str, agent: Agent, *, generation: int = 1
+    ) -> Reply:
         """What answers this call; it is idempotent, as webhooks are repeated.
 
         A call that has had its stream, or is over, needs no answer: whoever asks for one has kept a
         request of the carrier's, and gets neither a ticket nor a model session for it.
+
+        Args:
+            call_sid: The call.
+            number: Who calls, or is called.
+            agent: Who speaks.
+            generation: For the how-manieth time the call is somebody's.
 
         Raises:
             CallRefused: Full, draining or overloaded.
@@ -325,9 +327,10 @@ class Calls:
             try:
                 self.check_admission()
             except CallRefused:
-                self._workers.release(call_sid)  # another process has chosen this one for it
+                # Another process has chosen this one for it.
+                self._cluster.release(call_sid, generation)
                 raise
-            call = self._new_call("inbound", number, agent, None, None)
+            call = self._new.make(self.carrier, "inbound", number, agent, generation=generation)
             self._begin(call, call_sid)
         if call.apology.fetch():
             return self._apology(call.conversation.party.agent)
@@ -389,6 +392,40 @@ class Calls:
             return EndCall()
         return ConnectStream(ticket)
 
+    def take_up(self, call_sid: str, state: bytes, generation: int, agent: Agent) -> Call:
+        """Go on with a call that another process had: its line is lost, and waits for its stream.
+
+        Whoever asks has seized it. It is greeted no more, and its model knows what has been said;
+        see :meth:`resume` for the stream.
+
+        Args:
+            call_sid: The call.
+            state: What its last owner has left of it.
+            generation: For the how-manieth time it is somebody's.
+            agent: Who answers here: has the tools, and the recording of a greeting.
+
+        Raises:
+            StateUnreadable: Nobody can go on from there.
+            CallRefused: It is over, or this process cannot take it.
+        """
+        call = self.register.get_live(call_sid)
+        if call is not None and call.end_reason is None and call.ownership.generation >= generation:
+            return call
+        if self.register.has_ended(call_sid):
+            raise CallRefused("the call is over", reason="over", status=404)
+        left = CallState.decode(state)
+        if self.draining:
+            raise draining()
+        if self.has_failed:
+            raise failed()
+        self.admission.check_takeover(self.live_count)
+        if call is not None:  # it was ours before, and we were not told that we had lost it
+            call.conversation.disown()
+            self.register.forget(call)
+        call = self._new.go_on(self.carrier, left, generation, agent)
+        self._begin(call, call_sid)
+        return call
+
     def check_admission(self) -> None:
         """Refuse the next call if it could not be taken now.
 
@@ -396,37 +433,11 @@ class Calls:
             CallRefused: It could not, with the reason.
         """
         if self.draining:
-            raise _draining()
+            raise draining()
         if self.has_failed:
-            raise _failed()
-        calls = self.live_count + self._workers.live_elsewhere
+            raise failed()
+        calls = self.live_count + self._cluster.live_elsewhere
         self.admission.check(calls, trio.current_time())
-
-    def _new_call(
-        self,
-        direction: Literal["inbound", "outbound"],
-        number: str,
-        agent: Agent,
-        max_duration_s: float | None,
-        metadata: Mapping[str, str] | None,
-    ) -> Call:
-        options = self._options
-        if max_duration_s is not None:
-            shorter_s = min(max_duration_s, options.max_duration_s)
-            options = replace(options, max_duration_s=shorter_s)
-        return Call(
-            direction=direction,
-            number=number,
-            agent=agent,
-            carrier=self.carrier,
-            model=self.model,
-            metrics=self.metrics,
-            options=options,
-            prices=self._prices,
-            lateness=self._lateness,
-            recordings=self._recordings,
-            metadata=metadata,
-        )
 
     def _begin(self, call: Call, call_sid: str) -> None:
         """Have a call run that the carrier has named; nothing in here waits, or loses it.
@@ -439,11 +450,11 @@ class Calls:
             self._accepted_in.send_nowait(call)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.tickets.drop(call)
-            raise (_failed() if self.has_failed else _draining()) from None
+            raise (failed() if self.has_failed else draining()) from None
         self.register.add(call)
-        self.admission.setups.begin(partial(_setup_of, call), trio.current_time() + missed_s())
+        self.admission.setups.begin(partial(setup_of, call), trio.current_time() + missed_s())
         with _one_calls_trouble(call):
-            self._workers.claim(call_sid)
+            self._cluster.hold(call_sid, call.ownership.generation)
         for update in self._early.take(call_sid):
             call.update_status(update)
 
@@ -555,7 +566,7 @@ class Calls:
             return
         self._drained = trio.Event()
         self.draining = True
-        self._workers.publish()
+        self._cluster.publish()
         last = list(self.register.live)
         logger.info("draining", live=self.live_count)
         with trio.move_on_after(timeout_s):
@@ -563,9 +574,8 @@ class Calls:
         for call in list(self.register.live):
             with _one_calls_trouble(call):
                 call.farewell.begin(EndReason.DRAINED)
-        with trio.move_on_after(
-            self._options.farewell_timeout_s + 2 * self._options.close_timeout_s
-        ):
+        goodbye_s = self._options.farewell_timeout_s + 2 * self._options.close_timeout_s
+        with trio.move_on_after(goodbye_s):
             await self.wait_empty()
         # What began to be dialled before the drain may have been accepted after it.
         for call in list(self.register.live):

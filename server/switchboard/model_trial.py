@@ -39,7 +39,7 @@ class ModelTrial:
         model: Model,
         pause: AccountPause,
         metrics: Metrics,
-        on_change: Callable[[], None],
+        on_change: Callable[[], object],
     ) -> None:
         self._model = model
         self._pause = pause

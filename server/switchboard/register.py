@@ -75,6 +75,11 @@ class Register:
         self._ended[call.call_sid] = call.apology.may_be_fetched
         return [self._ended.popitem(last=False)[0] for _ in range(len(self._ended) - MAX_ENDED)]
 
+    def forget(self, call: Call) -> None:
+        """A call is another process's: nothing is known of it here any more."""
+        if self._live.get(call.call_sid) is call:
+            del self._live[call.call_sid]
+
     def keep(self, record: CallRecord) -> None:
         """Have the database keep what is left of a call, or what has become known since."""
         if self._records is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from quart import current_app
 
 from server.agent.agent import Agent
 from server.errors import CallRefused
@@ -151,8 +152,15 @@ class Answer:
         return {"body": dict(self.body), "status": self.status, "headers": dict(self.headers)}
 
     def response(self, **headers: str) -> Any:
-        """The answer as a route gives it back, with more headers."""
-        return dict(self.body), self.status, {**self.headers, **headers}
+        """The answer as a route gives it back, with more headers.
+
+        It is written here: for a dictionary the framework would look at what dictionaries are, for
+        each answer anew.
+        """
+        response = current_app.json.response(dict(self.body))
+        response.status_code = self.status
+        response.headers.update({**self.headers, **headers})
+        return response
 
 
 def refusal(refused: CallRefused) -> Answer:

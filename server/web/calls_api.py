@@ -15,7 +15,8 @@ from quart_schema import (
     validate_request,
 )
 
-from server.cluster.passing_on import WorkerLost
+from server.cluster.passing_on import FINAL, WorkerLost
+from server.cluster.registry import RegistryAway
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused, CarrierError
 from server.headers import lines_of, single
@@ -43,9 +44,9 @@ _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 RECORDING_PIECE_BYTES = 64 * 1024
+PARTS = frozenset(map(str, range(1, 100)))
+"""Of a recording: each process that has had the call makes its own."""
 IDEMPOTENCY_KEY = "Idempotency-Key"
-FINAL = "X-Offhook-Final"
-"""Between processes: to ask for this call again could ring a phone twice."""
 REPLAYED = {"Idempotent-Replayed": "true"}
 CARRIER_PAUSE_S = 5.0
 """When to come back after the carrier had too many requests, if it has not said for how long."""
@@ -114,11 +115,11 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
         if theirs is not None:
             kept = passed_back(theirs)
             return Answer(theirs.json(), theirs.status_code, kept), FINAL in theirs.headers
-        service.workers.take_call(request.scope)
+        service.cluster.new_calls.take(request.scope)
         try:
             return await place_here(data)
         finally:
-            service.workers.answered()
+            service.cluster.new_calls.answered()
 
     async def place_here(data: MakeCall) -> tuple[Answer, bool]:
         try:
@@ -175,17 +176,25 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
     @may_fail(401, 404, 503)
     async def get_call(call_sid: str) -> Any:
         """One call: state, reason, timings, transcript, tokens, cost, timeline."""
-        if (theirs := await elsewhere.owner(call_sid)) is not None:
-            return theirs
+        try:
+            if (theirs := await elsewhere.owner(call_sid)) is not None:
+                return theirs
+        except RegistryAway:
+            if (record := await service.calls.register.record(call_sid)) is not None:
+                return record  # it is over, wherever it was
+            raise
         return await service.calls.register.record(call_sid) or _unknown_call()
 
     @app.get("/calls/<call_sid>/recording")
     @may_fail(401, 404, 416)
     async def get_recording(call_sid: str) -> Any:
-        """A call's recording, as far as it has come: WAV, left the caller, right the agent."""
-        path = None
-        if service.recordings is not None:
-            path = await trio.to_thread.run_sync(service.recordings.path, call_sid)
+        """A call's recording, as far as it has come: WAV, left the caller, right the agent.
+
+        ``part`` (1) is more than one for a call that several processes have had.
+        """
+        path, part = None, request.args.get("part", "1")
+        if service.recordings is not None and part in PARTS:
+            path = await trio.to_thread.run_sync(service.recordings.path, call_sid, int(part))
         if path is None:
             return error_body("not-found", "there is no recording of this call"), 404
         body = app.response_class.file_body_class(path, buffer_size=RECORDING_PIECE_BYTES)
@@ -219,7 +228,7 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
     async def drain() -> Any:
         """Refuse new calls, let live ones finish, end what is left at the deadline; then stay."""
         service.calls.draining = True  # the next request already sees it
-        service.workers.publish()
+        service.cluster.publish()
         app.add_background_task(service.drain)
         live = service.calls.live_count
         live += sum(answer.json()["live_calls"] for answer in await elsewhere.everyone())

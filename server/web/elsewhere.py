@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 import httpx2
 import structlog
 import trio
-from quart import Response, request
+from quart import Quart, Response, request
 
-from server.cluster.board import Member
-from server.cluster.passing_on import GIVEN, PASSED_ON, WorkerLost
+from server.cluster.passing_on import PASSED_BACK, PASSED_ON, Hop, WorkerLost
+from server.cluster.registry import Holding, RegistryAway
 from server.service import Service
 from server.web.api import Answer, error_body, retry_after
+from server.web.path_prefix import NAMED
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 WORKER_PAUSE_S = 2
 """When another process will be in the place of one that is gone."""
-PASSED_BACK = (
-    "Content-Type",
-    "Location",
-    "Retry-After",
-    "WWW-Authenticate",
-    "Idempotent-Replayed",
-)
+REGISTRY_PAUSE_S = 1
+"""When to ask again for a call that the registry may know of."""
+CLAIM_TRIES = 20
 
 
 class Elsewhere:
@@ -44,7 +42,15 @@ class Elsewhere:
     @property
     def may_be_asked(self) -> bool:
         """Whether there are others, and this request is not from one of them."""
-        return self._service.workers.are_several and PASSED_ON not in request.scope
+        return self._service.cluster.are_several and PASSED_ON not in request.scope
+
+    @property
+    def _may_look_up(self) -> bool:
+        """Whether somebody else may have the call: who was named by a path may have lost it."""
+        hop: Hop | None = _hop()
+        return self._service.cluster.are_several and (hop is None or hop.named)
+
+    # -- about a call ----------------------------------------------------------------------
 
     async def owner(self, call_sid: str, *, timeout_s: float | None = None) -> Response | None:
         """The answer of the process that has this call; None if that is this one, or nobody.
@@ -52,31 +58,98 @@ class Elsewhere:
         Args:
             call_sid: The call.
             timeout_s: How long it may take, if less than the longest request.
+
+        Raises:
+            RegistryAway: Nobody who can be asked knows the call, and somebody may have it.
         """
-        if not self.may_be_asked:
-            return None
-        number = self._service.workers.owner(call_sid)
-        if number is None or number == self._service.workers.number:
-            return None
+        theirs, _ = await self.look_up(call_sid, timeout_s=timeout_s)
+        return theirs
+
+    async def look_up(
+        self, call_sid: str, *, timeout_s: float | None = None
+    ) -> tuple[Response | None, Holding | None]:
+        """The answer of the process that has this call, and who that is or was.
+
+        Args:
+            call_sid: The call.
+            timeout_s: How long it may take, if less than the longest request.
+
+        Returns:
+            No answer if it is this process, or one that does not answer. Nobody's holding if it is
+            nobody's, or was not looked up: the call is known here, or another has looked it up.
+
+        Raises:
+            RegistryAway: Nobody who can be asked knows the call, and somebody may have it.
+        """
+        cluster = self._service.cluster
+        if not cluster.are_several:
+            return None, None
+        hop: Hop | None = _hop()
+        if hop is not None and hop.if_known and not self._is_known(call_sid):
+            return Response(json.dumps(error_body("not-found", "not here")), 404), None
+        if not self._may_look_up:
+            return None, None
+        named = cast("dict[str, Any]", request.scope).get(NAMED)
+        if named is not None and self._is_known(call_sid):
+            return None, None
+        if named not in (None, cluster.me.name) and hop is None:
+            with suppress(WorkerLost):
+                asked = Hop(cluster.me.name, named=True)
+                return _response(await self._ask(named, asked, timeout_s)), None
         try:
-            return _response(await self._ask(number, timeout_s))
+            holding = await cluster.registry.owner(call_sid)
+        except RegistryAway:
+            if self._is_known(call_sid):
+                return None, None
+            return await self._whoever_knows(call_sid, timeout_s), None
+        if holding is None or holding.member == cluster.me or cluster.is_gone(holding.member):
+            return None, holding
+        name = holding.member.name
+        try:
+            return _response(await self._ask(name, Hop(cluster.me.name), timeout_s)), holding
         except WorkerLost:
-            logger.warning("a process does not answer for its call", worker=number)
-            return None
+            logger.warning("a process does not answer for its call", worker=name)
+            return None, holding
+
+    def _is_known(self, call_sid: str) -> bool:
+        return self._service.calls.register.get(call_sid) is not None
+
+    async def _whoever_knows(self, call_sid: str, timeout_s: float | None) -> Response:
+        """The answer of the one among all others that knows a call.
+
+        Raises:
+            RegistryAway: None of them does, as far as they answer.
+        """
+        cluster = self._service.cluster
+        names = dict.fromkeys((*cluster.siblings(), *cluster.seen()))
+        hop = Hop(cluster.me.name, if_known=True)
+        for answer in await self._all(names, hop, timeout_s):
+            if answer.status_code != 404:
+                return _response(answer)
+        raise RegistryAway("who has this call is not known at this moment")
 
     async def everyone(self) -> list[httpx2.Response]:
-        """The answers of all others that are there."""
+        """The answers of all others of this machine that are there."""
+        if not self.may_be_asked:
+            return []
+        cluster = self._service.cluster
+        return await self._all(cluster.siblings(), Hop(cluster.me.name), None)
+
+    async def _all(
+        self, names: Iterable[str], hop: Hop, timeout_s: float | None
+    ) -> list[httpx2.Response]:
         answers: list[httpx2.Response] = []
 
-        async def ask(number: int) -> None:
+        async def ask(name: str) -> None:
             with suppress(WorkerLost):
-                answers.append(await self._ask(number))
+                answers.append(await self._ask(name, hop, timeout_s))
 
-        if self.may_be_asked:
-            async with trio.open_nursery() as nursery:
-                for number in self._service.workers.others():
-                    nursery.start_soon(ask, number)
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(ask, name)
         return answers
+
+    # -- for a call that nobody has yet ------------------------------------------------------
 
     async def of_key(self, client: str, key: str) -> Response | None:
         """The answer of the process that knows this idempotency key; None if it is this one.
@@ -84,10 +157,11 @@ class Elsewhere:
         Raises:
             WorkerLost: It is gone; what it knew may not be known to the next in its place.
         """
-        number = self._service.workers.of_key(client, key)
-        if not self.may_be_asked or number == self._service.workers.number:
+        cluster = self._service.cluster
+        name = cluster.of_key(client, key)
+        if not self.may_be_asked or name == cluster.me.name:
             return None
-        return _response(await self._ask(number))
+        return _response(await self._ask(name, Hop(cluster.me.name)))
 
     async def for_new_call(self) -> httpx2.Response | None:
         """The answer of the process that is to have a new call; None if that is this one.
@@ -95,65 +169,89 @@ class Elsewhere:
         Raises:
             WorkerLost: It may have placed the call before it was gone.
         """
-        workers, gone = self._service.workers, frozenset[int]()
-        if not workers.are_several or self.is_given:
+        cluster, gone = self._service.cluster, frozenset[str]()
+        if not cluster.are_several or self.is_given:
             return None
         body = await self._body()
-        while (number := workers.choose(gone)) != workers.number:
+        while (name := cluster.new_calls.choose(gone)) != cluster.me.name:
             try:
-                return await self._give(number, body)
+                return await self._give(name, body)
             except WorkerLost as lost:
                 if lost.reached:
                     raise
-                gone |= {number}
+                gone |= {name}
         return None
 
-    async def for_named_call(self, call_sid: str) -> Response | None:
-        """The answer of the process that is to have this new call; None if that is this one.
+    async def for_named_call(self, call_sid: str) -> Response | int:
+        """The answer of the process that is to have this new call; if that is this one, at which
+        generation the call is ours.
 
-        Who has a call that the carrier has named is decided once and for all.
+        Who has a call that the carrier has named is decided once and for all. While the registry
+        is away, it is whoever was asked.
         """
-        workers, gone = self._service.workers, frozenset[Member]()
+        cluster, gone = self._service.cluster, frozenset[str]()
         if not self.may_be_asked:
-            return None
+            hop: Hop | None = _hop()
+            return 1 if hop is None else hop.generation
+        if self._is_known(call_sid):
+            return cluster.generation(call_sid)
         body = await self._body()
-        for _ in range(workers.places):
-            chosen = workers.choose(frozenset(member.number for member in gone))
-            number = workers.claim(call_sid, chosen, gone=gone)
-            if number == workers.number:
-                return None
-            asked = workers.member(number)
-            try:
-                return _response(await self._give(number, body))
-            except WorkerLost as lost:
-                if lost.reached and workers.is_alive(asked):
-                    error = json.dumps(worker_lost(lost).body)  # it may have the call by now
-                    return Response(error, 502, content_type="application/json")
-                gone |= {asked}
-        workers.claim(call_sid, gone=gone)
-        return None
+        with suppress(RegistryAway):
+            for _ in range(CLAIM_TRIES):
+                holding = await cluster.claim(call_sid, cluster.new_calls.choose(gone))
+                asked = holding.member
+                if asked == cluster.me:
+                    return holding.generation
+                if asked.name not in gone and not cluster.is_gone(asked):
+                    try:
+                        given = await self._give(asked.name, body, holding.generation)
+                        return _response(given)
+                    except WorkerLost as lost:
+                        if lost.reached and not cluster.is_gone(asked):
+                            # It may have the call by now.
+                            error = json.dumps(worker_lost(lost).body)
+                            return Response(error, 502, content_type="application/json")
+                        gone |= {asked.name}
+                if (seized := await cluster.registry.seize(call_sid, holding)) is not None:
+                    return seized.generation
+        return 1
 
     @property
     def is_given(self) -> bool:
         """Whether another process has chosen this one for a new call."""
-        return bool(request.scope.get(GIVEN))
+        hop: Hop | None = _hop()
+        return hop is not None and hop.given
 
-    async def _ask(self, number: int, timeout_s: float | None = None) -> httpx2.Response:
+    async def _ask(self, name: str, hop: Hop, timeout_s: float | None = None) -> httpx2.Response:
         self._service.metrics.passed_on.labels("request").inc()
         body = await self._body()
-        return await self._service.workers.pass_on(
-            number, request.scope, body, timeout_s=timeout_s or self._timeout_s
+        return await self._service.cluster.peers.ask(
+            name, request.scope, body, hop, timeout_s=timeout_s or self._timeout_s
         )
 
-    async def _give(self, number: int, body: bytes) -> httpx2.Response:
+    async def _give(self, name: str, body: bytes, generation: int = 1) -> httpx2.Response:
         # Nothing may wait between the choice of a process and this: it is counted from here on.
         self._service.metrics.passed_on.labels("new-call").inc()
-        return await self._service.workers.give_call(
-            number, request.scope, body, timeout_s=self._timeout_s
+        return await self._service.cluster.new_calls.give(
+            name, request.scope, body, timeout_s=self._timeout_s, generation=generation
         )
 
     async def _body(self) -> bytes:
         return cast(bytes, await request.get_data())
+
+
+def answer_when_away(app: Quart) -> None:
+    """Say that a call may be somebody's, where the registry cannot be asked whose."""
+
+    @app.errorhandler(RegistryAway)
+    async def answer(away: RegistryAway) -> Any:
+        body = error_body("registry-away", str(away))
+        return Answer(body, 503, retry_after(REGISTRY_PAUSE_S)).response()
+
+
+def _hop() -> Hop | None:
+    """How the request at hand has come here, if another process has passed it on."""
+    return cast("dict[str, Any]", request.scope).get(PASSED_ON)
 
 
 def passed_back(answer: httpx2.Response) -> dict[str, str]:

@@ -33,17 +33,17 @@ def add_health(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         try:
             service.calls.check_admission()
         except CallRefused as refused:
-            if service.calls.has_failed or not service.workers.accepts_elsewhere:
+            if service.calls.has_failed or not service.cluster.accepts_elsewhere:
                 refusal = refused.reason
-        workers, calls = service.workers, service.calls
+        cluster, calls = service.cluster, service.calls
         body = {
             "ready": refusal is None,
             "reason": refusal,
             "carrier": service.accounts.carrier.name,
             "model": service.accounts.model.name,
             "simulated": service.accounts.are_simulated,
-            "live_calls": calls.live_count + workers.live_elsewhere,
-            "waiting_calls": calls.admission.waiting_count + workers.waiting_elsewhere,
+            "live_calls": calls.live_count + cluster.live_elsewhere,
+            "waiting_calls": calls.admission.waiting_count + cluster.waiting_elsewhere,
             "draining": calls.draining,
         }
         return body, 200 if refusal is None else 503
@@ -52,9 +52,9 @@ def add_health(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
     @hide
     async def metrics() -> Any:
         """Prometheus text; where there are several processes, each has its own samples."""
-        if service.workers.count == 1 and not service.workers.others():
+        if not service.cluster.has_others and not service.cluster.siblings():
             text = generate_latest(service.metrics.registry)
         else:
             theirs = [answer.text for answer in await elsewhere.everyone()]
-            text = merged(service.metrics.registry, theirs, worker=str(service.workers.number))
+            text = merged(service.metrics.registry, theirs, worker=service.cluster.me.name)
         return Response(text, content_type=CONTENT_TYPE_LATEST)

@@ -12,6 +12,7 @@ from typing import Any
 from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import BadRequest
 
+from server.cluster import passing_on
 from server.settings.text import NotText, decode
 from server.web.api import MAX_GREETING_CHARS, MAX_PROMPT_CHARS
 
@@ -74,6 +75,4 @@ def read_json(content: bytes) -> Any:
 
 def target_of(scope: Mapping[str, Any]) -> str:
     """Path and query exactly as requested: what the carrier has signed."""
-    path: bytes = scope.get("raw_path") or scope["path"].encode()
-    query: bytes = scope["query_string"]
-    return (path + b"?" + query if query else path).decode("latin-1")
+    return passing_on.target_of(scope).decode("latin-1")

@@ -11,7 +11,7 @@ import hmac
 import secrets
 from collections.abc import Mapping
 
-from server.cluster.meeting import shared_secret
+from server.cluster.directory.meeting import shared_secret
 from server.headers import Headers, lines_of, single
 from server.settings.settings import Settings
 

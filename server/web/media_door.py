@@ -20,6 +20,7 @@ from quart import Quart, websocket
 from codec.path import WebSocket
 from server.carrier import MediaStream
 from server.carrier.transport import QueuedTransport, WireTransport
+from server.cluster.cluster import Cluster
 from server.cluster.passing_on import PASSED_ON, WorkerLost, hand_over, headers_of
 from server.errors import StreamEnded
 from server.hooks.detach import detachable
@@ -34,6 +35,7 @@ from server.web.api import error_body
 from server.web.elsewhere import worker_lost
 from server.web.http_request import MAX_BODY_BYTES, target_of
 from server.web.pass_on import relay_media
+from server.web.path_prefix import NAMED
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -103,9 +105,9 @@ class MediaDoor:
     # -- between processes -----------------------------------------------------------------
 
     async def hand_over(
-        self, websocket: MediaWebsocket, number: int, facts: Mapping[str, Any]
+        self, websocket: MediaWebsocket, name: str, facts: Mapping[str, Any]
     ) -> None:
-        """Give a media socket to the process whose call it belongs to.
+        """Give a media socket to the process of this machine whose call it belongs to.
 
         Where there is a media plane, the connection itself goes there as soon as it is accepted:
         what the carrier sends meanwhile waits in it. Elsewhere its messages are relayed.
@@ -114,22 +116,25 @@ class MediaDoor:
             WorkerLost: That process is gone.
         """
         service = self._service
+        number = service.cluster.sibling_number(name)
+        if number is None:  # never from machine to machine: every frame would cost both of them
+            raise WorkerLost(name, reached=False)
         service.metrics.passed_on.labels("stream").inc()
         connection = None if service.plane is None else detachable(websocket.scope)
         if connection is None:
-            stream = await service.workers.connect(number, "http")
-            headers = headers_of(websocket.scope, by=service.workers.number)
+            stream = await service.cluster.peers.connect(number, "http")
+            headers = headers_of(websocket.scope, by=service.cluster.me.name)
             await relay_media(
                 websocket,
                 stream,
                 headers,
                 passed_on={*service.accounts.webhooks.signature_headers, FORWARDED},
-                number=number,
+                name=name,
                 max_message_bytes=MAX_BODY_BYTES,
                 timeout_s=service.settings.close_timeout_s,
             )
             return
-        stream = await service.workers.connect(number, "media")
+        stream = await service.cluster.peers.connect(number, "media")
         async with stream, connection.detach() as lent:
             with lent:
                 await websocket.accept()
@@ -245,7 +250,10 @@ def add_stream(app: Quart, service: Service, door: MediaDoor) -> None:
     @app.websocket("/stream/<int:worker>")
     async def stream(worker: int | None = None) -> Any:
         """One call's audio, both ways; the path says whose call it is."""
-        if worker is not None and worker >= service.workers.places:
+        cluster = service.cluster
+        name = _name(websocket.scope, worker, cluster)
+        # Of many machines any may have this name, though it is not known here at this moment.
+        if not cluster.has_nodes and cluster.sibling_number(name) is None:
             service.metrics.strangers_refused.labels("stream-worker").inc()
             return error_body("not-found", "there is no such process"), 404
         headers = websocket.headers
@@ -259,13 +267,27 @@ def add_stream(app: Quart, service: Service, door: MediaDoor) -> None:
             address = client_address(peer, headers, service.settings.trusted_proxies)
         socket = cast(Any, websocket)._get_current_object()
         try:
-            if worker in (None, service.workers.number) or PASSED_ON in websocket.scope:
+            if name == cluster.me.name or PASSED_ON in websocket.scope:
                 await door.serve(socket, address)
             else:
-                await door.hand_over(socket, worker, {"address": address})
+                await door.hand_over(socket, name, {"address": address})
         except WorkerLost as lost:
-            log_stranger(logger.warning, "media stream refused: its process is gone", worker=worker)
+            log_stranger(logger.warning, "media stream refused: its process is gone", worker=name)
             return None if lost.reached else (worker_lost(lost).body, 503)
         except StreamEnded as error:  # as a rule nobody is there any more to be told
             return error_body("unavailable", str(error)), 503
         return None
+
+
+def _name(scope: Mapping[str, Any], worker: int | None, cluster: Cluster) -> str:
+    """The process that a stream's path says has the call; ours if it says nothing.
+
+    Args:
+        scope: The request's own.
+        worker: What an old path says: a number.
+        cluster: This process among others.
+    """
+    if worker is not None:
+        return cluster.name_of_number(worker)
+    named: str = scope.get(NAMED, cluster.me.name)
+    return named

@@ -1,6 +1,6 @@
 """A media stream that has come to another process than its call's, message by message.
 
-On the media plane a connection itself is handed over (:class:`server.cluster.workers.Workers`);
+On the media plane a connection itself is handed over (:mod:`server.cluster.passing_on`);
 this is for where there is none, or where TLS or HTTP/2 ends in this process.
 """
 
@@ -15,7 +15,7 @@ import trio
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.trio.client import ClientConnection, connect
 
-from server.cluster.passing_on import WorkerLost
+from server.cluster.passing_on import WorkerLost, target_of
 from server.errors import StreamEnded
 from server.hooks.media_socket import AcceptedSocket, MediaWebsocket
 
@@ -30,7 +30,7 @@ async def relay_media(
     facts: Mapping[str, str],
     *,
     passed_on: Collection[str],
-    number: int,
+    name: str,
     max_message_bytes: int,
     timeout_s: float,
 ) -> None:
@@ -41,7 +41,7 @@ async def relay_media(
         stream: Connected to that process.
         facts: What that process is told of the connection.
         passed_on: The headers, in lower case, that say whose stream it is.
-        number: Which process it is.
+        name: Which process it is.
         max_message_bytes: The longest message.
         timeout_s: How long each handshake may take.
 
@@ -55,7 +55,7 @@ async def relay_media(
         if name.decode("latin-1").lower() in passed_on
     ]
     connection = connect(
-        f"ws://worker{scope['path']}",
+        f"ws://worker{target_of(scope).decode('latin-1')}",
         stream=stream,
         additional_headers=[*headers, *facts.items()],
         proxy=None,
@@ -70,7 +70,7 @@ async def relay_media(
         try:
             owner = await stack.enter_async_context(connection)
         except (OSError, InvalidHandshake, trio.TooSlowError) as error:
-            raise WorkerLost(number, reached=False) from error
+            raise WorkerLost(name, reached=False) from error
         await websocket.accept()
         transport = AcceptedSocket(websocket)
         async with trio.open_nursery() as nursery:

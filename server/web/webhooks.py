@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, cast
+from urllib.parse import parse_qsl
 
 import structlog
 import trio
@@ -31,6 +32,7 @@ from server.service import Service
 from server.web.api import error_body
 from server.web.elsewhere import Elsewhere
 from server.web.http_request import target_of
+from server.web.path_prefix import NAMED
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -61,19 +63,33 @@ class WebhookRefused(ServerError):
         self.kind = kind
 
 
-async def _fields() -> MultiDict[str, str]:
+def _fields(content: bytes) -> MultiDict[str, str]:
     """The fields of the request at hand: of its form, or of its query if it is a GET.
 
     The carrier posts ``application/x-www-form-urlencoded``. A form of another kind has none: its
-    fields need not even have names. One of more fields than any webhook has is not read.
+    fields need not even have names. One of more fields than any webhook has is not read, nor is
+    what is no text.
+
+    Args:
+        content: The request's body.
     """
     is_post = request.method == "POST"
     if is_post and request.mimetype != FORM_TYPE:
         return MultiDict()
-    content = cast(bytes, await request.get_data()) if is_post else request.query_string
+    if not is_post:
+        content = request.query_string
     if content.count(b"&") >= MAX_FIELDS:
         return MultiDict()
-    return await request.form if is_post else request.args
+    if not is_post:
+        return request.args
+    try:
+        return MultiDict(parse_qsl(content.decode(), keep_blank_values=True))
+    except UnicodeDecodeError:
+        return MultiDict()
+
+
+async def _body() -> bytes:
+    return cast(bytes, await request.get_data())
 
 
 class Reader:
@@ -116,15 +132,15 @@ class Reader:
             CarrierProtocolError: It is signed, but its fields are not those that were signed.
         """
         webhooks = self._service.accounts.webhooks
-        await request.get_data()  # kept, for another process may have to read it, too
+        content = await _body()  # kept, for another process may have to read it, too
         is_post = request.method == "POST"
         is_signed = webhooks.is_signed(request.headers)
-        fields = await _fields() if is_signed else MultiDict()
+        fields = _fields(content) if is_signed else MultiDict()
         form = fields if is_post else None
         target = target_of(request.scope)
         if not webhooks.verify(target, request.headers, form):
             self._service.metrics.strangers_refused.labels("webhook-signature").inc()
-            self._tell_unsigned(target, form, len(await request.get_data()))
+            self._tell_unsigned(target, form, len(content))
             raise WebhookRefused("not signed by the carrier", status=403, kind="forbidden")
         webhooks.check(fields)
         if not webhooks.is_ours(fields):
@@ -158,7 +174,7 @@ class Reader:
         if not self._looks.allows(trio.current_time()):
             return None
         is_post = request.method == "POST"
-        fields = await _fields()
+        fields = _fields(await _body() if is_post else b"")
         form = fields if is_post else None
         signed_for = webhooks.signed_for(target, request.headers, form)
         if signed_for is None:
@@ -190,7 +206,7 @@ class Reader:
                 logger.warning,
                 "webhook refused: it is signed by the carrier, but for another address",
                 signed_for=signed_for[:300],
-                expected=self._service.accounts.public_url.rstrip("/") + request.path,
+                expected=self._service.accounts.public_url.rstrip("/") + target.partition("?")[0],
                 advice=ADVICE,
             )
 
@@ -232,37 +248,43 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         return document(await service.calls.go_on(asked, service.agent))
 
     async def resume(asked: ResumeRequest) -> Any:
-        call_sid, workers = asked.call_sid, service.workers
-        theirs = await elsewhere.owner(call_sid, timeout_s=RESUME_TIMEOUT_S)
+        call_sid, cluster = asked.call_sid, service.cluster
+        theirs, holding = await elsewhere.look_up(call_sid, timeout_s=RESUME_TIMEOUT_S)
         if theirs is not None:
             return theirs
-        is_orphan = workers.is_orphan(call_sid)
-        if not is_orphan and workers.owner(call_sid) not in (None, workers.number):
+        another = None if holding is None or holding.member == cluster.me else holding.member
+        is_orphan = another is not None and cluster.is_gone(another)
+        if another is not None and not is_orphan:
             # Its process lives, but does not answer: the carrier asks again.
             message = "the process that has this call does not answer"
             return error_body("unavailable", message), 503
         return document(await service.calls.resume(call_sid, service.agent, is_orphan=is_orphan))
 
     async def begin(asked: VoiceRequest) -> Any:
-        if (theirs := await elsewhere.for_named_call(asked.call_sid)) is not None:
-            return theirs
-        service.workers.take_call(request.scope)
+        generation = await elsewhere.for_named_call(asked.call_sid)
+        if isinstance(generation, Response):
+            return generation
+        service.cluster.new_calls.take(request.scope)
         try:
-            reply = await service.calls.answer(asked.call_sid, asked.number, service.agent)
+            reply = await service.calls.answer(
+                asked.call_sid, asked.number, service.agent, generation=generation
+            )
         except CallRefused as refusal:
             service.metrics.calls_refused.labels(refusal.reason).inc()
             log_stranger(logger.warning, "inbound call refused", reason=refusal.reason)
             reply = service.calls.refuse(refusal, service.agent)
         finally:
-            service.workers.answered()
+            service.cluster.new_calls.answered()
         return document(reply)
 
     async def tell_status(update: StatusUpdate) -> Any:
-        if service.workers.owner(update.call_sid) is None:
+        theirs, holding = await elsewhere.look_up(update.call_sid)
+        if theirs is not None:
+            return theirs
+        is_anybodys = holding is not None or service.calls.register.get(update.call_sid) is not None
+        if not is_anybodys and NAMED not in request.scope:
             # It can overtake the answer to a dial request, and any process may have made that.
             await elsewhere.everyone()
-        elif (theirs := await elsewhere.owner(update.call_sid)) is not None:
-            return theirs
         service.calls.update_status(update)
         return "", 204
 

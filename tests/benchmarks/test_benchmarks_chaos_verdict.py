@@ -13,11 +13,11 @@ from sqlalchemy.engine import make_url
 from benchmarks.chaos.calls import CallSeen, Loss, SessionSeen, judge_call
 from benchmarks.chaos.command import calls_of_worker, tracebacks
 from benchmarks.chaos.faults import BY_NAME, FAULTS, Excuse
-from benchmarks.chaos.invariants import INVARIANTS, Done, Held, Look, Seen, judge
+from benchmarks.chaos.invariants import INVARIANTS, Done, Held, Look, Seen, Weighed, judge
 from benchmarks.chaos.numbered import levels_of
 from benchmarks.chaos.world import Record, number_of_worker, records_aside
 from benchmarks.load.trail import SILENCE
-from server.cluster.meeting import take_place
+from server.cluster.directory.meeting import take_place
 from server.records.aside import Aside
 
 SID = "CA" + "1" * 32
@@ -248,6 +248,34 @@ def test_what_is_left_when_all_calls_are_over_is_a_leak(after):
 
 def test_a_call_that_nobody_has_any_more_is_a_leak():
     assert broken(run(GOOD, left_calls=1)) == {"no leak"}
+
+
+def weighed(*sizes: float, minutes: float = 20.0, pids=(1,)) -> list[Weighed]:
+    """Memory in MiB at even distances."""
+    every_s = 60 * minutes / len(sizes)
+    return [
+        Weighed((index + 1) * every_s, pids, round(size * 2**20))
+        for index, size in enumerate(sizes)
+    ]
+
+
+def test_memory_that_grows_after_five_minutes_is_broken():
+    grows = weighed(*(100 + 3 * index for index in range(20)))
+
+    assert broken(run(GOOD, weighed=grows)) == {"flat"}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        weighed(100, 120, 140, 160, 180, *[200, 203, 198] * 5),
+        weighed(*range(100, 120), minutes=9.0),
+        weighed(*[100] * 10) + weighed(*[100] * 10, *[200] * 10, pids=(2,))[10:],
+    ],
+    ids=["while it settles", "in a short run", "as another process is there"],
+)
+def test_memory_may_grow_where_there_is_something_to_fill(sizes):
+    assert not broken(run(GOOD, weighed=sizes))
 
 
 def test_a_server_that_ends_by_itself_is_broken():

@@ -6,7 +6,7 @@ import pytest
 from werkzeug.datastructures import Headers, MultiDict
 
 from server.carrier import CallStatus, MachineVerdict, StatusUpdate, TransferUpdate, VoiceRequest
-from server.carrier.twilio.webhooks import MACHINE, STATUS, TRANSFER, VOICE, TwilioWebhooks
+from server.carrier.twilio.webhooks import MACHINE, RESUME, STATUS, TRANSFER, VOICE, TwilioWebhooks
 from server.carrier.webhooks import (
     ConnectStream,
     Document,
@@ -46,10 +46,21 @@ def test_a_reply_is_written_as_twilio_reads_it(webhooks, reply, twiml):
     assert webhooks.write(reply) == Document(f"{XML}<Response>{twiml}</Response>", "text/xml")
 
 
-def test_the_streams_of_one_process_of_several_have_a_path_of_their_own():
-    webhooks = TwilioWebhooks(ACCOUNT, "s", "https://phone.example", stream_path="/stream/3")
+def test_the_addresses_about_a_call_of_one_process_of_several_name_it():
+    webhooks = TwilioWebhooks(ACCOUNT, "s", "https://phone.example", at="/n/3")
 
-    assert webhooks.stream_url == "wss://phone.example/stream/3"
+    assert webhooks.stream_url == "wss://phone.example/n/3/stream"
+    assert [webhooks.url_of(path) for path in (STATUS, MACHINE, TRANSFER)] == [
+        f"https://phone.example/n/3{path}" for path in (STATUS, MACHINE, TRANSFER)
+    ]
+
+
+def test_what_is_asked_about_a_call_whose_process_may_be_gone_names_nobody():
+    webhooks = TwilioWebhooks(ACCOUNT, "s", "https://phone.example", at="/n/3")
+
+    assert webhooks.url_of(RESUME) == "https://phone.example/resume"
+    assert webhooks.url_of(VOICE) == "https://phone.example/twiml"
+    assert "https://phone.example/resume#" in webhooks.twiml(ConnectStream("ticket"))
 
 
 def test_another_address_counts_from_the_next_call_on(webhooks):

@@ -17,7 +17,7 @@ from server.carrier import CallStatus, PlacedCall, StatusUpdate
 from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.webhooks import TwilioWebhooks
 from server.carrier.webhooks import ConnectStream
-from server.errors import CarrierError
+from server.errors import CallNotInProgress, CarrierError
 from server.hooks.hypercorn_worker import make_config
 
 pytestmark = pytest.mark.sockets
@@ -425,6 +425,36 @@ async def test_a_pause_that_nobody_has_the_time_for_is_told_instead_of_waited_fo
             await twilio.hang_up(CALL)
 
     assert len(api.asked) == 1
+
+
+async def test_a_call_is_given_another_stream_that_is_asked_about_when_it_has_ended(api):
+    api.status = 200
+
+    async with carrier(api.url) as twilio:
+        await twilio.reconnect(CALL, "t2")
+
+    ((method, path, form),) = api.asked
+    assert (method, path) == ("POST", CALL_PATH)
+    assert form["Twiml"] == webhooks().twiml(ConnectStream("t2"))
+    assert "/resume#" in form["Twiml"].partition("</Connect>")[2]
+
+
+async def test_a_ticket_that_may_have_been_used_is_not_given_again(api, no_waits):
+    api.refusals = [BROKEN]
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CarrierError):
+            await twilio.reconnect(CALL, "t2")
+
+    assert len(api.asked) == 1
+
+
+async def test_a_call_that_is_over_is_given_no_other_stream(api):
+    api.status, api.body = 400, json.dumps({"code": 21220, "message": "not in-progress"})
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CallNotInProgress):
+            await twilio.reconnect(CALL, "t2")
 
 
 async def test_twilio_is_asked_how_a_call_stands(api):

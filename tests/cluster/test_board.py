@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from server.cluster import board as board_module
-from server.cluster.board import SILENT_S, Board, Load
+from server.cluster.directory import board as board_module
+from server.cluster.directory.board import SILENT_S, Board
+from server.cluster.registry import Load
 
 
 class World:

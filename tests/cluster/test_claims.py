@@ -17,70 +17,103 @@ from typing import Any
 import httpx2
 import pytest
 import trio
+from quart import Response
 
-from server.cluster.board import Load, Member
-from server.cluster.meeting import AVAILABLE
+from server.cluster.cluster import Cluster
+from server.cluster.directory.meeting import AVAILABLE
 from server.cluster.passing_on import WorkerLost
-from server.cluster.workers import Workers
+from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
+from server.switchboard.register import Register
 from server.web.elsewhere import Elsewhere
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
 
 if AVAILABLE:
-    from server.cluster.claims import Claims, Gate
+    from server.cluster.directory.claims import Claims, Gate
 
 ROOT = Path(__file__).parents[2]
-OURS, THEIRS, GONE = Member(0, 7), Member(1, 8), Member(2, 9)
-
-
-def is_there(member: Member) -> bool:
-    return member != GONE
+OURS, THEIRS, GONE = Member("0", 7), Member("1", 8), Member("2", 9)
 
 
 @pytest.fixture
 def claims(tmp_path):
-    (tmp_path / "calls").mkdir()
     gate = Gate(tmp_path / "gate")
-    yield Claims(tmp_path / "calls", gate)
+    yield Claims(tmp_path, gate)
     gate.close()
 
 
-def test_the_first_claim_counts_while_its_owner_is_there(claims):
+def test_the_first_claim_counts(claims):
     assert claims.owner("CA1") is None
-    assert claims.make("CA1", OURS, is_there=is_there) == OURS
-    assert claims.make("CA1", THEIRS, is_there=is_there) == OURS
-    assert claims.owner("CA1") == OURS
+    assert claims.make("CA1", OURS) == Holding(OURS, 1)
+    assert claims.make("CA1", THEIRS) == Holding(OURS, 1)
+    assert claims.owner("CA1") == Holding(OURS, 1)
 
 
-def test_a_call_whose_owner_is_gone_is_taken_over(claims):
-    claims.make("CA1", GONE, is_there=is_there)
+def test_a_call_whose_owner_is_gone_is_taken_over_with_what_was_kept(claims):
+    holding = claims.make("CA1", GONE)
+    claims.keep("CA1", 1, b"older")
+    claims.keep("CA1", 1, b"state")
 
-    assert claims.make("CA1", OURS, is_there=is_there) == OURS
-    assert claims.make("CA1", THEIRS, is_there=is_there) == OURS
+    assert claims.seize("CA1", holding, OURS) == Seized(2, b"state")
+    assert claims.make("CA1", THEIRS) == Holding(OURS, 2)
+
+
+def test_of_two_who_take_a_call_over_one_does(claims):
+    holding = claims.make("CA1", GONE)
+
+    assert claims.seize("CA1", holding, OURS) == Seized(2, b"")
+    assert claims.seize("CA1", holding, THEIRS) is None
+    assert claims.owner("CA1") == Holding(OURS, 2)
+
+
+def test_what_one_that_has_lost_a_call_keeps_of_it_is_not_what_its_next_owner_keeps(claims):
+    holding = claims.make("CA1", GONE)
+    claims.seize("CA1", holding, OURS)
+    claims.keep("CA1", 2, b"newer")
+    claims.keep("CA1", 1, b"late")
+
+    assert claims.seize("CA1", Holding(OURS, 2), THEIRS) == Seized(3, b"newer")
 
 
 def test_a_call_that_was_taken_over_is_not_given_back_by_its_first_owner(claims):
-    claims.make("CA1", GONE, is_there=is_there)
-    claims.make("CA1", OURS, is_there=is_there)
+    holding = claims.make("CA1", GONE)
+    claims.seize("CA1", holding, OURS)
 
-    claims.release("CA1", GONE)
+    claims.release("CA1", holding)
 
-    assert claims.owner("CA1") == OURS
+    assert claims.owner("CA1") == Holding(OURS, 2)
 
 
-def test_who_has_a_number_anew_has_none_of_its_calls(claims):
-    claims.make("CA1", OURS, is_there=is_there)
-    claims.make("CA2", THEIRS, is_there=is_there)
+def test_a_call_is_announced_again_unless_another_has_taken_it_over(claims):
+    claims.announce("CA1", Holding(OURS, 2))
+    claims.announce("CA1", Holding(GONE, 1))
+    kept = claims.owner("CA1")
+    claims.announce("CA1", Holding(THEIRS, 3))
 
-    claims.release_all(OURS.number)
+    assert kept == Holding(OURS, 2)
+    assert claims.owner("CA1") == Holding(THEIRS, 3)
+
+
+def test_who_has_a_name_anew_has_none_of_its_calls(claims):
+    claims.make("CA1", OURS)
+    claims.make("CA2", THEIRS)
+
+    claims.release_all(OURS.name)
 
     assert claims.owner("CA1") is None
-    assert claims.owner("CA2") == THEIRS
+    assert claims.owner("CA2") == Holding(THEIRS, 1)
+
+
+def test_the_calls_of_a_process_can_be_told_by_whoever_takes_them_over(claims):
+    for call_sid, member in [("CA1", GONE), ("CA2", THEIRS), ("CA3", GONE), ("../x", GONE)]:
+        claims.make(call_sid, member)
+
+    assert claims.of(GONE) == {"CA1": Holding(GONE, 1), "CA3": Holding(GONE, 1)}
 
 
 def test_links_that_vanish_while_they_are_looked_through_are_nobodys(claims, tmp_path, monkeypatch):
     for number in range(20):
-        claims.make(f"CA{number}", OURS, is_there=is_there)
+        claims.make(f"CA{number}", OURS)
     readlink = Path.readlink
 
     def remove_and_read(link: Path) -> Path:
@@ -89,7 +122,7 @@ def test_links_that_vanish_while_they_are_looked_through_are_nobodys(claims, tmp
         return readlink(link)
 
     monkeypatch.setattr(Path, "readlink", remove_and_read)
-    claims.release_all(OURS.number)
+    claims.release_all(OURS.name)
 
     assert list((tmp_path / "calls").iterdir()) == []
 
@@ -104,17 +137,74 @@ def test_a_gate_that_another_process_holds_is_given_up_in_time(tmp_path):
     second.close()
 
 
-def test_a_directory_that_somebody_has_removed_ends_no_call(tmp_path, monkeypatch):
+async def test_a_directory_that_somebody_has_removed_ends_no_call(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.cluster.meeting.MAX_PATH_BYTES", 190)
-    workers = Workers()
-    workers.join(2, where="offhook-here")
+    monkeypatch.setattr("server.cluster.directory.meeting.MAX_PATH_BYTES", 190)
+    cluster = Cluster()
+    cluster.join(2, where="offhook-here")
     (tmp_path / "offhook-here" / "calls").rename(tmp_path / "elsewhere")
 
-    assert workers.claim("CA1") == workers.number
-    assert workers.owner("CA1") is None
-    workers.release("CA1")
-    workers.leave()
+    with pytest.raises(RegistryAway):
+        await cluster.registry.claim("CA1")
+    assert await Asking(cluster, set()).for_named_call("CA1") == 1  # it stays where it came
+    assert await cluster.registry.owner("CA1") is None
+    cluster.hold("CA1", 1)
+    cluster.release("CA1")
+    cluster.leave()
+
+
+# -- what is kept of calls -------------------------------------------------------------------
+
+
+@pytest.fixture
+async def two(tmp_path, monkeypatch, nursery):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("server.cluster.directory.meeting.MAX_PATH_BYTES", 190)
+    two = [Cluster() for _ in range(2)]
+    for each in two:
+        each.join(2, where="offhook-here")
+        await nursery.start(each.registry.run)
+    yield two
+    nursery.cancel_scope.cancel()
+    for each in two:
+        each.leave()
+
+
+async def test_the_newest_that_is_kept_of_a_call_goes_to_whoever_takes_it_over(two):
+    ours, theirs = (each.registry for each in two)
+    holding = await theirs.claim("CA1")
+    for number in range(100):
+        theirs.keep("CA1", 1, str(number).encode())
+    await theirs._keeper.wait_written()
+
+    seized = await ours.seize("CA1", holding)
+
+    assert seized == Seized(2, b"99")
+    assert await theirs.seize("CA1", holding) is None
+    assert await ours.is_current("CA1", 2)
+    assert not await theirs.is_current("CA1", 1)
+
+
+async def test_nothing_of_a_call_that_is_over_is_left(two, tmp_path):
+    ours, _ = (each.registry for each in two)
+    for number in range(50):
+        ours.announce(f"CA{number}", 1)
+        ours.keep(f"CA{number}", 1, b"state")
+        if number % 3 == 0:
+            await trio.lowlevel.checkpoint()  # be it on its way, or waiting
+        elif number % 3 == 1:
+            await ours._keeper.wait_written()
+        ours.release(f"CA{number}", 1)
+    ours.announce("CA50", 1)
+    ours.keep("CA50", 1, b"last")
+    await ours._keeper.wait_written()
+    names = [
+        path.name
+        for folder in ("calls", "kept")
+        for path in (tmp_path / "offhook-here" / folder).iterdir()
+    ]
+
+    assert sorted(names) == ["CA50", "CA50.1"]
 
 
 # -- who takes an inbound call ---------------------------------------------------------------
@@ -125,29 +215,37 @@ class Asking(Elsewhere):
 
     may_be_asked = True
 
-    def __init__(self, workers: Workers, gone: set[int], *, reached: bool = False) -> None:
-        self._service = SimpleNamespace(workers=workers)
+    def __init__(self, cluster: Cluster, gone: set[str], *, reached: bool = False) -> None:
+        self._service = SimpleNamespace(
+            cluster=cluster, calls=SimpleNamespace(register=Register(None, 10))
+        )
         self._gone = gone
         self._reached = reached
-        self.given: list[int] = []
+        self.given: list[str] = []
 
     async def _body(self) -> bytes:
         return b""
 
-    async def _give(self, number: int, body: bytes) -> httpx2.Response:
+    async def _give(self, name: str, body: bytes, generation: int = 1) -> httpx2.Response:
         await trio.lowlevel.checkpoint()
-        self.given.append(number)
-        if number in self._gone:
-            raise WorkerLost(number, reached=self._reached)
+        self.given.append(name)
+        if name in self._gone:
+            raise WorkerLost(name, reached=self._reached)
         return httpx2.Response(200, content=b"theirs")
+
+
+async def owner(cluster: Cluster, call_sid: str) -> str | None:
+    holding = await cluster.registry.owner(call_sid)
+    return None if holding is None else holding.member.name
 
 
 @pytest.fixture
 def three(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.cluster.meeting.MAX_PATH_BYTES", 190)  # no socket is made here
+    # No socket is made here.
+    monkeypatch.setattr("server.cluster.directory.meeting.MAX_PATH_BYTES", 190)
     with ExitStack() as stack:
-        three = [Workers() for _ in range(3)]
+        three = [Cluster() for _ in range(3)]
         for each in three:
             each.join(3, where="offhook-here")
             stack.callback(each.leave)
@@ -158,72 +256,92 @@ def three(tmp_path, monkeypatch):
 
 async def test_a_call_goes_to_the_one_that_has_it(three):
     first, second, third = three
-    first.claim("CA1", 2)
+    await first.claim("CA1", "2")
 
-    assert await Asking(third, set()).for_named_call("CA1") is None
+    assert await Asking(third, set()).for_named_call("CA1") == 1
     for asked in (first, second):
         asking = Asking(asked, set())
-        assert (await asking.for_named_call("CA1")) is not None
-        assert asking.given == [2]
+        assert isinstance(await asking.for_named_call("CA1"), Response)
+        assert asking.given == ["2"]
 
 
 async def test_a_call_whose_process_cannot_be_reached_is_taken_by_one_that_can(three):
     first, second, _ = three
-    first.claim("CA1", 2)
-    asking = Asking(first, {2})
+    await first.claim("CA1", "2")
+    asking = Asking(first, {"2"})
 
-    await asking.for_named_call("CA1")
+    generation = await asking.for_named_call("CA1")
 
-    assert asking.given[0] == 2
-    assert first.owner("CA1") == second.owner("CA1") in (0, 1)
+    assert asking.given[0] == "2"
+    assert generation == 2
+    assert await owner(first, "CA1") == await owner(second, "CA1") == "0"
 
 
 async def test_a_call_that_all_others_cannot_take_stays(three):
     first, _, _ = three
-    first.claim("CA1", 2)
+    await first.claim("CA1", "2")
 
-    assert await Asking(first, {1, 2}).for_named_call("CA1") is None
-    assert first.owner("CA1") == 0
+    assert await Asking(first, {"1", "2"}).for_named_call("CA1") == 2
+    assert await owner(first, "CA1") == "0"
 
 
 async def test_of_many_who_are_asked_for_the_same_call_one_takes_it(three):
     for number in range(200):
-        taken: list[int] = []
+        taken: list[str] = []
 
-        async def ask(workers: Workers, call_sid: str, taken: list[int]) -> None:
-            if await Asking(workers, set()).for_named_call(call_sid) is None:
-                taken.append(workers.number)
+        async def ask(cluster: Cluster, call_sid: str, taken: list[str]) -> None:
+            if isinstance(await Asking(cluster, set()).for_named_call(call_sid), int):
+                taken.append(cluster.me.name)
 
         async with trio.open_nursery() as nursery:
-            for workers in three:
-                workers.publish()
-                nursery.start_soon(ask, workers, f"CA{number}", taken)
+            for cluster in three:
+                cluster.publish()
+                nursery.start_soon(ask, cluster, f"CA{number}", taken)
         assert len(taken) <= 1
-        assert three[0].owner(f"CA{number}") in (taken or [0, 1, 2])
+        assert await owner(three[0], f"CA{number}") in (taken or ["0", "1", "2"])
+
+
+async def test_of_many_who_cannot_reach_the_owner_of_a_call_one_takes_it_over(three):
+    for number in range(200):
+        call_sid = f"CA{number}"
+        await three[0].registry.claim(call_sid, GONE)
+        taken: list[str] = []
+
+        async def ask(cluster: Cluster, call_sid: str, taken: list[str]) -> None:
+            if isinstance(await Asking(cluster, set()).for_named_call(call_sid), int):
+                taken.append(cluster.me.name)
+
+        async with trio.open_nursery() as nursery:
+            for cluster in three:
+                nursery.start_soon(ask, cluster, call_sid, taken)
+        assert len(taken) == 1
+        assert await three[0].registry.owner(call_sid) == Holding(three[int(taken[0])].me, 2)
 
 
 async def test_a_process_that_is_only_slow_keeps_its_calls(three, monkeypatch):
     first, second, third = three
-    third.claim("CA1")
-    monkeypatch.setattr(
-        "server.cluster.board.SILENT_S", 0.0
-    )  # nobody has said anything for so long
-
-    assert first.claim("CA1") == second.claim("CA1") == 2
+    await third.registry.claim("CA1")
+    slow = third.me
+    # Nobody has said anything for so long.
+    monkeypatch.setattr("server.cluster.directory.board.SILENT_S", 0.0)
+    known = [first.is_gone(slow), second.is_gone(slow)]
     third.leave()
-    assert first.claim("CA1") == second.claim("CA1") == 0
+
+    assert known == [False, False]
+    assert first.is_gone(slow)
+    assert second.is_gone(slow)
 
 
 async def test_a_call_that_a_slow_process_was_given_is_not_taken_by_another(three):
     first, _, _ = three
-    first.claim("CA1", 2)
-    asking = Asking(first, {2}, reached=True)
+    await first.claim("CA1", "2")
+    asking = Asking(first, {"2"}, reached=True)
 
     answer = await asking.for_named_call("CA1")
 
     assert answer.status_code == 502
-    assert asking.given == [2]
-    assert first.owner("CA1") == 2
+    assert asking.given == ["2"]
+    assert await owner(first, "CA1") == "2"
 
 
 # -- real processes --------------------------------------------------------------------------
@@ -300,7 +418,7 @@ def test_of_thousands_of_contended_calls_each_has_one_owner(short_path):
 
 
 def test_calls_that_are_given_back_and_died_with_have_one_owner_at_a_time(tmp_path, short_path):
-    for name in ("calls", "dead", "held"):
+    for name in ("dead", "held"):
         (tmp_path / name).mkdir()
 
     with claimants(3, short_path) as processes:

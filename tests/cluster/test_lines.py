@@ -11,8 +11,9 @@ import pytest
 import trio
 
 from server.carrier import CallStatus
-from server.cluster.meeting import AVAILABLE
-from server.cluster.workers import Workers
+from server.cluster.cluster import Cluster
+from server.cluster.directory.meeting import AVAILABLE
+from server.cluster.registry import Holding
 from server.simulators.phone import SimulatedPhone
 from server.simulators.twilio import SimulatedCall
 from tests.support.processes import TWO_PROCESSES, server_process
@@ -26,66 +27,76 @@ pytestmark = [
 @pytest.fixture
 def two(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.cluster.meeting.MAX_PATH_BYTES", 190)  # no socket is made here
-    workers = [Workers() for _ in range(2)]
+    # No socket is made here.
+    monkeypatch.setattr("server.cluster.directory.meeting.MAX_PATH_BYTES", 190)
+    clusters = [Cluster() for _ in range(2)]
     with ExitStack() as stack:
-        for each in workers:
+        for each in clusters:
             each.join(2, where="offhook-lines")
             stack.callback(each.leave)
-        yield workers
+        yield clusters
 
 
-def died(workers: Workers) -> None:
+def died(cluster: Cluster) -> None:
     """What is left of a process that was killed: its lock is free, and nothing is put in order."""
-    os.close(workers._lock)
-    assert workers._gate is not None
-    workers._gate.close()
-    workers._board = None
+    directory, cluster._directory = cluster._directory, None
+    assert directory is not None
+    os.close(directory._lock)
+    directory._gate.close()
 
 
-def test_a_call_of_a_process_that_has_died_is_an_orphan(two):
+async def is_orphan(cluster: Cluster, call_sid: str) -> bool:
+    """Whether a call was a process's that is gone, as ``/resume`` asks."""
+    holding = await cluster.registry.owner(call_sid)
+    return holding is not None and cluster.is_gone(holding.member)
+
+
+async def test_a_call_of_a_process_that_has_died_is_an_orphan(two):
     ours, theirs = two
-    theirs.claim("CA1")
-    before = ours.is_orphan("CA1")
+    await theirs.registry.claim("CA1")
+    before = await is_orphan(ours, "CA1")
     died(theirs)
 
     assert not before
-    assert ours.is_orphan("CA1")
-    assert not ours.is_orphan("CA2")
+    assert await is_orphan(ours, "CA1")
+    assert not await is_orphan(ours, "CA2")
 
 
-def test_it_still_is_one_when_another_process_is_in_that_ones_place(two):
+async def test_it_still_is_one_when_another_process_is_in_that_ones_place(two):
     ours, theirs = two
-    theirs.claim("CA1")
+    await theirs.registry.claim("CA1")
+    dead = theirs.me
     died(theirs)
-    next_one = Workers()
+    next_one = Cluster()
     next_one.join(2, where="offhook-lines")
-    known = (ours.is_orphan("CA1"), next_one.is_orphan("CA1"), ours.owner("CA1"))
-    next_one.claim("CA2")
-    own = ours.is_orphan("CA2")
+    known = (await is_orphan(ours, "CA1"), await is_orphan(next_one, "CA1"))
+    holding = await ours.registry.owner("CA1")
+    next_one.hold("CA2", 1)
+    own = await is_orphan(ours, "CA2")
     next_one.leave()
 
-    assert next_one.number == theirs.number
-    assert known == (True, True, None)
+    assert next_one.me.name == dead.name
+    assert known == (True, True)
+    assert holding == Holding(dead, 1)
     assert not own
 
 
-def test_a_call_that_is_our_own_is_no_orphan_and_alone_there_are_none(two):
+async def test_a_call_that_is_our_own_is_no_orphan_and_alone_there_are_none(two):
     ours, _ = two
-    ours.claim("CA1")
+    await ours.registry.claim("CA1")
 
-    assert not ours.is_orphan("CA1")
-    assert not Workers().is_orphan("CA1")
+    assert not await is_orphan(ours, "CA1")
+    assert not await is_orphan(Cluster(), "CA1")
 
 
-def test_what_a_dead_process_had_long_ago_is_forgotten(two, monkeypatch):
+async def test_what_a_dead_process_had_long_ago_is_forgotten(two, monkeypatch):
     ours, theirs = two
-    theirs.claim("CA1")
+    await theirs.registry.claim("CA1")
     died(theirs)
-    monkeypatch.setattr("server.cluster.workers.ORPHANED_S", 0.0)
-    next_one = Workers()
+    monkeypatch.setattr("server.cluster.directory.directory.ORPHANED_S", 0.0)
+    next_one = Cluster()
     next_one.join(2, where="offhook-lines")
-    orphan = ours.is_orphan("CA1")
+    orphan = await is_orphan(ours, "CA1")
     next_one.leave()
 
     assert not orphan

@@ -20,9 +20,10 @@ from trio.testing import wait_all_tasks_blocked
 from benchmarks.processes import family
 from server.agent.agent import Agent
 from server.carrier import CallStatus
-from server.cluster.board import Load
-from server.cluster.meeting import AVAILABLE
-from server.cluster.workers import Workers
+from server.cluster.cluster import Cluster
+from server.cluster.directory.meeting import AVAILABLE
+from server.cluster.passing_on import PASSED_ON, Hop
+from server.cluster.registry import Holding, Load
 from server.dialogue.endings import EndReason
 from server.errors import ConfigurationError
 from server.metrics import Metrics, merged
@@ -48,27 +49,29 @@ HANGS_UP = "+15005550103"
 @pytest.fixture
 def meeting(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("server.cluster.meeting.MAX_PATH_BYTES", 190)  # no socket is made here
+    monkeypatch.setattr(
+        "server.cluster.directory.meeting.MAX_PATH_BYTES", 190
+    )  # no socket is made here
     return "offhook-here"
 
 
 @pytest.fixture
 def three(meeting):
-    workers = [Workers() for _ in range(3)]
+    clusters = [Cluster() for _ in range(3)]
     with ExitStack() as stack:
-        for each in workers:
+        for each in clusters:
             each.join(3, where=meeting)
             stack.callback(each.leave)
             each.report = lambda: Load(accepts=True)
             each.publish()
-        yield workers
+        yield clusters
 
 
 # -- what they agree on --------------------------------------------------------------------
 
 
 def test_each_takes_a_place_and_gives_it_back(meeting, tmp_path):
-    first, second, late = Workers(), Workers(), Workers()
+    first, second, late = Cluster(), Cluster(), Cluster()
     first.join(2, where=meeting)
     second.join(2, where=meeting)
     with pytest.raises(ConfigurationError, match="2 processes"):
@@ -87,42 +90,46 @@ def test_a_directory_that_others_can_look_into_is_refused(meeting, tmp_path):
     (tmp_path / meeting).mkdir(mode=0o755)
 
     with pytest.raises(ConfigurationError, match="private"):
-        Workers().join(2, where=meeting)
+        Cluster().join(2, where=meeting)
 
 
 def test_a_directory_too_deep_for_unix_sockets_is_a_wrong_setting(meeting, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("deep" * 60)))
 
     with pytest.raises(ConfigurationError, match="TMPDIR"):
-        Workers().join(2, where=meeting)
+        Cluster().join(2, where=meeting)
 
 
-def test_one_process_alone_shares_nothing(meeting, tmp_path):
-    alone = Workers()
+async def test_one_process_alone_shares_nothing(meeting, tmp_path):
+    alone = Cluster()
     alone.join(1, where=meeting)
 
     assert not alone.are_several
-    assert alone.claim("CA1") == alone.owner("CA1") == alone.choose() == 0
+    assert alone.path == ""
+    assert alone.new_calls.choose() == alone.me.name == "0"
+    assert await alone.registry.claim("CA1") == Holding(alone.me, 1)
+    assert await alone.registry.owner("CA1") == Holding(alone.me, 1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_first_claim_decides_whose_a_call_is(three):
-    first, second, third = three
+async def test_the_first_claim_decides_whose_a_call_is(three):
+    first, second, third = (each.registry for each in three)
 
-    assert first.owner("CA1") is None
-    assert first.claim("CA1", 2) == 2
-    assert second.claim("CA1") == 2
-    assert third.owner("CA1") == 2
-    third.release("CA1")
-    assert first.owner("CA1") is None
-    assert second.claim("../../etc/passwd\0" + "x" * 1000) == 1
+    assert await first.owner("CA1") is None
+    assert await first.claim("CA1", third.me) == Holding(third.me, 1)
+    assert await second.claim("CA1") == Holding(third.me, 1)
+    assert await third.owner("CA1") == Holding(third.me, 1)
+    third.release("CA1", 1)
+    assert await first.owner("CA1") is None
+    odd = "../../etc/passwd\0" + "x" * 1000
+    assert await second.claim(odd) == await first.owner(odd) == Holding(second.me, 1)
 
 
 async def test_a_call_that_is_over_stays_with_its_process_while_that_one_remembers_it(
     autojump_clock, nursery, three
 ):
     first, second, _ = three
-    calls = make_calls(recent_calls=0, workers=second)
+    calls = make_calls(recent_calls=0, cluster=second)
     await nursery.start(calls.run)
     await calls.answer("CA7", "+15005550006", Agent())
     call = calls.register.get("CA7")
@@ -132,30 +139,31 @@ async def test_a_call_that_is_over_stays_with_its_process_while_that_one_remembe
 
     # Another process would take a captured webhook for a new call.
     assert calls.register.get("CA7") is None
-    assert first.owner("CA7") == second.number
+    assert await first.registry.owner("CA7") == Holding(second.me, 1)
 
 
-def test_what_a_process_had_is_nobodys_when_another_takes_its_place(three, meeting):
+async def test_what_a_process_had_is_nobodys_when_another_takes_its_place(three, meeting):
     first, second, _ = three
-    second.claim("CA1")
-    first.claim("CA2")
+    second.hold("CA1", 1)
+    first.hold("CA2", 1)
     second.leave()
     second.join(3, where=meeting)
 
     assert second.number == 1
-    assert first.owner("CA1") is None
-    assert first.owner("CA2") == 0
+    assert await first.registry.owner("CA1") is None
+    assert await first.registry.owner("CA2") == Holding(first.me, 1)
 
 
 def test_a_burst_of_new_calls_is_spread_evenly_before_any_of_them_has_begun(three):
     chosen = []
     for asked in [*three] * 10:
-        number = asked.choose()
+        name = asked.new_calls.choose()
+        number = asked.sibling_number(name)
         chosen.append(number)
-        if number == asked.number:
-            asked.take_call({})
+        if name == asked.me.name:
+            asked.new_calls.take({})
         else:
-            asked._board.give(number)
+            asked._directory.board.give(number)
 
     assert [chosen.count(number) for number in range(3)] == [10, 10, 10]
 
@@ -164,17 +172,18 @@ def test_a_call_counts_once_on_its_way_in_hand_and_running(three):
     first, second, third = three
 
     def burdens():
-        return [third._board._burden(number, 0.0)[1] for number in range(3)]
+        board = third._directory.board
+        return [board.candidate(number, str(number)).calls for number in range(3)]
 
-    first._board.give(1)
+    first._directory.board.give(1)
     assert burdens() == [0, 1, 0]
-    second.take_call({"offhook.passed_on": 0, "offhook.given": True})
+    second.new_calls.take({PASSED_ON: Hop("0", given=True)})
     assert burdens() == [0, 1, 0]
     second.report = lambda: Load(accepts=True, live=1, running=1)
-    second.answered()
+    second.new_calls.answered()
     assert burdens() == [0, 1, 0]
-    first._board.give(2)
-    first._board.take_back(2)
+    first._directory.board.give(2)
+    first._directory.board.take_back(2)
     assert burdens() == [0, 1, 0]
 
 
@@ -186,12 +195,12 @@ def test_a_new_call_goes_where_it_is_dialled_soonest_and_where_calls_are_taken(t
     for each in three:
         each.publish()
 
-    assert [each.choose() for each in three] == [1, 1, 1]
-    assert first.choose(frozenset({1})) == 0
+    assert [each.new_calls.choose() for each in three] == ["1", "1", "1"]
+    assert first.new_calls.choose(frozenset({"1"})) == "0"
     second.leave()
-    assert first.choose() == 0
+    assert first.new_calls.choose() == "0"
     first.report = Load  # takes none either, and is asked: its own refusal says why
-    assert first.choose() == 0
+    assert first.new_calls.choose() == "0"
 
 
 def test_a_dial_that_is_hardly_later_does_not_outweigh_the_calls(three):
@@ -199,11 +208,11 @@ def test_a_dial_that_is_hardly_later_does_not_outweigh_the_calls(three):
     for each, running in [(first, 3), (second, 2), (third, 4)]:
         each.report = partial(Load, accepts=True, running=running, dial_every_s=0.003)
         each.publish()
-    third._board.give(1)
+    third._directory.board.give(1)
     second.report = partial(Load, accepts=True, running=1, dials_in_s=0.02, dial_every_s=0.003)
     second.publish()
 
-    assert [each.choose() for each in three] == [1, 1, 1]
+    assert [each.new_calls.choose() for each in three] == ["1", "1", "1"]
 
 
 def test_metrics_of_several_processes_stand_side_by_side():

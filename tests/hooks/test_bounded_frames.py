@@ -14,6 +14,7 @@ from server.hooks.bounded_frames import (
     BoundedConnection,
     bound_frames,
 )
+from tests.support.kept_garbage import garbage_kept
 from tests.support.websocket_oracle import write_frames
 
 
@@ -105,3 +106,17 @@ def test_the_peers_own_close_ends_it(connection):
     assert message == TextMessage("x")
     assert isinstance(close, CloseConnection)
     assert close.code == 1000
+
+
+@pytest.mark.parametrize("frames", [[], [Frame(Opcode.TEXT, b"one")]])
+def test_a_connection_that_is_dropped_leaves_nothing_to_the_garbage_collector(frames):
+    def make_and_drop() -> None:
+        connection = BoundedConnection(ConnectionType.SERVER, [])
+        if frames:
+            told(connection, *frames)
+
+    make_and_drop()
+    with garbage_kept() as left:
+        make_and_drop()
+
+    assert left == []

@@ -41,8 +41,8 @@ from benchmarks.load.killers import (
     priorities,
     settings_of,
 )
-from server.cluster.meeting import AVAILABLE
-from server.cluster.meeting import listen as listen_to_us
+from server.cluster.directory.meeting import AVAILABLE
+from server.cluster.directory.meeting import listen as listen_to_us
 from server.headroom import MemoryState
 from server.hooks.connections import FEWEST, Connection, Doors, Listener
 from server.hooks.http11 import MAX_CHUNKS, MAX_HEAD_LINES, Http11, check_upgrade
@@ -276,6 +276,45 @@ async def _fails(scope, receive, send) -> None:
 async def _answers_twice(scope, receive, send) -> None:
     await _answer(send)
     await _answer(send)
+
+
+async def _begins_and_fails(scope, receive, send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    raise RuntimeError("a bug")
+
+
+def _writes_of(monkeypatch) -> list[bytes]:
+    """What connections write from now on, write by write."""
+    written: list[bytes] = []
+    send_all = trio.SocketStream.send_all
+
+    async def noting(self: trio.SocketStream, data: bytes) -> None:
+        if data[:5] != b"GET /":  # the client's own
+            written.append(bytes(data))
+        await send_all(self, data)
+
+    monkeypatch.setattr(trio.SocketStream, "send_all", noting)
+    return written
+
+
+async def test_a_short_answer_is_one_write(monkeypatch):
+    written = _writes_of(monkeypatch)
+
+    async with _served(_reads_all) as address:
+        answer = await _ask(address, b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+
+    assert answer.endswith(b"{}")
+    assert written == [answer]
+
+
+async def test_a_head_that_nothing_follows_is_written_all_the_same(monkeypatch):
+    written = _writes_of(monkeypatch)
+
+    async with _served(_begins_and_fails) as address:
+        answer = await _ask(address, b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert written == [answer]
 
 
 async def test_an_answer_before_the_body_has_come_is_announced_as_the_last():

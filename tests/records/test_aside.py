@@ -434,7 +434,7 @@ def test_two_that_write_the_same_call_at_once_both_succeed(postgresql_url):
     came: list[str] = []
 
     def come_between(*event: Any) -> None:
-        if "DELETE" in event[2] and not came:
+        if "SELECT" in event[2] and "offhook_calls" in event[2] and not came:
             came.append("other")
             other.write([record(1, status="other") | {"call_sid": "CAtwice"}])
 
@@ -447,6 +447,29 @@ def test_two_that_write_the_same_call_at_once_both_succeed(postgresql_url):
     assert came
     assert refused == []
     assert kept == record(1, status="mine") | {"call_sid": "CAtwice"}
+
+
+def test_a_later_owner_that_writes_between_look_and_write_is_not_replaced(postgresql_url):
+    address = database_url(postgresql_url)
+    mine, other = Database(address), Database(address)
+    mine.open()
+    other.open()
+    came: list[str] = []
+
+    def come_between(*event: Any) -> None:
+        if "SELECT" in event[2] and "offhook_calls" in event[2] and not came:
+            came.append("other")
+            other.write([record(1, status="theirs", generation=2) | {"call_sid": "CAlost"}])
+
+    sql.event.listen(mine._engine, "after_cursor_execute", come_between)
+    refused = mine.write_each([record(1, status="mine") | {"call_sid": "CAlost"}])
+    kept = mine.get("CAlost")
+    mine.close()
+    other.close()
+
+    assert came
+    assert refused == []
+    assert kept == record(1, status="theirs", generation=2) | {"call_sid": "CAlost"}
 
 
 async def test_a_torn_or_hostile_file_gives_its_good_lines_and_is_kept_for_people(

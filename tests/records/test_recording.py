@@ -482,3 +482,26 @@ async def test_without_a_directory_nothing_is_recorded(fast_clock):
 
     assert record["recording"] is None
     assert answer.status_code == 404
+
+
+def test_each_process_that_has_had_a_call_makes_a_recording_of_its_own():
+    first, third = Recorder(SID, 0.0), Recorder(SID, 0.0, part=3)
+    url = f"/calls/{SID}/recording"
+
+    assert "parts" not in first.as_dict()
+    assert third.as_dict()["url"] == f"{url}?part=3"
+    assert third.as_dict()["parts"] == [url, f"{url}?part=2", f"{url}?part=3"]
+
+
+async def test_a_later_part_is_a_file_beside_the_first(tmp_path):
+    for part in (1, 2):
+        recordings = Recordings(tmp_path, metrics=Metrics(CollectorRegistry()))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(recordings.run)
+            recorder = recordings.begin(SID, trio.current_time(), part)
+            recorder.caller(bytes(160), 0, trio.current_time())
+            nursery.cancel_scope.cancel()  # what is left is written then
+
+    assert recordings.path(SID) == tmp_path / f"{SID}.wav"
+    assert recordings.path(SID, 2) == tmp_path / f"{SID}.2.wav"
+    assert recordings.path(SID, 3) is None

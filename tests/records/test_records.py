@@ -44,6 +44,7 @@ def record(number: int, *, created_at: float | None = None, **differences) -> di
         "duration_s": 12.5,
         "agent_heard_s": 3.25,
         "metadata": {"order": "17 · ñandú"},
+        "generation": 1,
         "timings": {"answer_to_first_audio_ms": None},
         "transcript": [{"speaker": "agent", "at_s": 0.0, "text": "¿Qué tal? \U0001f4de"}],
         **differences,
@@ -429,6 +430,56 @@ async def test_the_first_versions_database_gets_the_table_of_requests(file_url):
     async with running(file_url) as records:
         await records.write_request("shop", "a", StoredRequest("f"))
         assert await records.find_request("shop", "a") == StoredRequest("f")
+
+
+async def test_the_second_versions_records_are_of_the_only_process_that_had_them(url):
+    if url == "sqlite://":
+        pytest.skip("lasts no longer than its connection")
+    async with running(url) as records:
+        records.keep(record(1))
+        await records.wait_saved()
+        with records._database._engine.begin() as connection:
+            connection.execute(sql.text("ALTER TABLE offhook_calls DROP COLUMN generation"))
+            connection.execute(sql.text("UPDATE offhook_schema SET version = 2"))
+    async with running(url) as records:
+        there = await records.get(record(1)["call_sid"])
+        records.keep(record(1, status="later", generation=2))
+        await records.wait_saved()
+        later = await records.get(record(1)["call_sid"])
+
+    assert there == record(1)
+    assert later == record(1, status="later", generation=2)
+
+
+# ------------------------------------------------------------------------------------------
+# Owners
+
+
+async def test_whoever_has_lost_a_call_does_not_replace_the_record_of_who_has_it_now(url):
+    async with running(url) as records:
+        records.keep(record(1, status="taken-over", generation=2))
+        await records.wait_saved()
+        records.keep(record(1, status="lost", generation=1))
+        await records.wait_saved()
+        kept = await records.get(record(1)["call_sid"])
+        records.keep(record(1, status="completed", generation=2))
+        await records.wait_saved()
+        last = await records.get(record(1)["call_sid"])
+
+    assert kept == record(1, status="taken-over", generation=2)
+    assert last["status"] == "completed"
+
+
+async def test_an_older_owners_record_that_still_waits_gives_way_and_never_the_newer_ones(url):
+    async with running(url) as records:
+        records.keep(record(1, generation=2))
+        records.keep(record(1, status="lost", generation=1))
+        records.keep(record(2, status="lost", generation=1))
+        records.keep(record(2, generation=2))
+        await records.wait_saved()
+        kept = [await records.get(record(number)["call_sid"]) for number in (1, 2)]
+
+    assert kept == [record(1, generation=2), record(2, generation=2)]
 
 
 # ------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from server.simulators.phone import (
     Wait,
     load_speech,
 )
-from server.simulators.twilio import TwilioSimulator
+from server.simulators.twilio import Faults, TwilioSimulator
 from tests.support import streams
 
 pytestmark = pytest.mark.sockets
@@ -91,6 +91,9 @@ class World:
     upgrades: list = field(default_factory=list)
     streams: list = field(default_factory=list)
     forged: int = 0
+    hold: trio.Event | None = None
+    held: trio.Event = field(default_factory=trio.Event)
+    """Whether who asks for ``slow`` has to wait, and whether somebody does."""
 
     async def webhook(self, path):
         form = await request.form
@@ -99,8 +102,12 @@ class World:
         if not RequestValidator(TOKEN).validate(url, form, signature):
             self.forged += 1
         self.requests.append((path, form.to_dict()))
-        if path == "call-status":
-            self.statuses.append(form.to_dict())
+        if path == "slow" and self.hold is not None:
+            self.held.set()
+            await self.hold.wait()
+        if path.endswith("-status"):
+            if path == "call-status":
+                self.statuses.append(form.to_dict())
             return Response("", status=204)
         document = self.documents.get(path, self.document)
         return Response(document, status=self.voice_status, content_type="text/xml")
@@ -388,6 +395,25 @@ async def test_the_time_limit_ends_the_call(world, fast_clock):
     assert call.duration_s == pytest.approx(1.0, abs=0.5)
 
 
+async def test_a_call_told_to_open_another_stream_goes_on_with_the_same_person(world, fast_clock):
+    script = PhoneScript("says something once", (Say("hello"), Wait(60.0)), ring_s=0.02)
+
+    async with twilio(world, script=script) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_stream()
+        await trio.sleep(3.0)
+        await carrier.reconnect(call.call_sid, "t2")
+        await call.wait_streams(2)
+        await trio.sleep(3.0)
+        await carrier.hang_up(call.call_sid)
+        await call.wait_ended()
+
+    (_, before), (again, _) = world.streams
+    assert before[-1] == StreamStopped(said=True)
+    assert again.started.parameters["ticket"] == "t2"
+    assert [len(phone.utterances) for phone in call.phones] == [1, 0]
+
+
 async def test_a_live_call_goes_on_with_another_document(world, fast_clock):
     world.documents["after"] = "<Response><Say>Bye</Say></Response>"
     twiml = (
@@ -646,6 +672,99 @@ async def test_agent_audio_is_heard_where_it_was_sent(world, fast_clock):
     silent = len(call.heard) - len(call.heard.lstrip(SILENCE[:1]))
     assert silent / 8000 == pytest.approx(call.phone.first_media_s, abs=0.04)
     assert len(call.heard) == len(call.said)
+
+
+async def test_requests_are_counted_by_the_address_that_each_was_told(world, fast_clock):
+    async with twilio(world, script=STAYS) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_stream()
+        other_name = calls_url(simulator).replace("127.0.0.1", "localhost")
+        other_name = other_name.replace(".json", f"/{call.call_sid}.json")
+        async with httpx2.AsyncClient(trust_env=False, auth=(ACCOUNT, TOKEN)) as client:
+            await client.post(other_name, data={"Status": "completed"})
+            await call.wait_ended()
+            await client.post(other_name, data={"Status": "completed"})
+        port = simulator.api_url.rpartition(":")[2]
+
+    seen = [
+        (one.asked_at, one.what, one.call_sid, one.status) for one in simulator.account.requests
+    ]
+    assert seen == [
+        (f"127.0.0.1:{port}", "create", "", 201),
+        (f"localhost:{port}", "update", call.call_sid, 200),
+        (f"localhost:{port}", "update", call.call_sid, 400),
+    ]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_document_over_rest_overtakes_one_that_is_fetched_or_waits_for_it(
+    waits, world, fast_clock
+):
+    world.documents["slow"] = "<Response><Say>Late</Say></Response>"
+    world.hold = trio.Event()
+    faults = Faults(updates_wait=waits)
+
+    async with twilio(world, script=STAYS, faults=faults) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_stream()
+        slow = f"<Response><Redirect>{world.public_url}/slow</Redirect></Response>"
+        await carrier.update_call(call.call_sid, twiml=slow)
+        await world.held.wait()
+        await carrier.update_call(call.call_sid, twiml="<Response><Say>Now</Say></Response>")
+        if waits:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert "says: Now" not in [line for _, line in call.timeline]
+            world.hold.set()
+        await call.wait_ended()
+        world.hold.set()
+
+    assert [line for _, line in call.timeline if line.startswith("says")] == ["says: Now"]
+
+
+async def test_a_stream_tells_who_asks_how_it_ends(world, fast_clock):
+    async with twilio(world, script=STAYS) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_stream()
+        stream = f'<Stream url="{{}}" statusCallback="{world.public_url}/stream-status"/>'
+        for url in (world.stream_url, world.stream_url, "ws://127.0.0.1:1/stream"):
+            document = f"<Response><Connect>{stream.format(url)}</Connect></Response>"
+            await carrier.update_call(call.call_sid, twiml=document)
+            if "127.0.0.1:1/" not in url:
+                await call.wait_streams(len(call.phones) + 1)
+        await call.wait_ended()
+
+    told = [form for path, form in world.requests if path == "stream-status"]
+    assert [(form["StreamEvent"], form.get("StreamError", "")[:5]) for form in told] == [
+        ("stream-started", ""),
+        ("stream-stopped", ""),
+        ("stream-started", ""),
+        ("stream-stopped", ""),
+        ("stream-error", "31901"),
+    ]
+    assert {form["CallSid"] for form in told} == {call.call_sid}
+    assert [form["StreamSid"] for form in told[::2]][:2] == [
+        phone.stream_sid for phone in call.phones[1:]
+    ]
+    assert call.stream_urls == [world.stream_url] * 3
+    assert world.forged == 0
+
+
+async def test_a_stream_that_breaks_off_is_told_as_an_error(world, fast_clock):
+    async with twilio(world, script=STAYS) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_stream()
+        status = f'statusCallback="{world.public_url}/stream-status"'
+        document = (
+            f'<Response><Connect><Stream url="{world.stream_url}" {status}/></Connect></Response>'
+        )
+        await carrier.update_call(call.call_sid, twiml=document)
+        await call.wait_streams(2)
+        await call.phone.cut()
+        await call.wait_ended()
+
+    told = [form for path, form in world.requests if path == "stream-status"]
+    assert [form["StreamEvent"] for form in told] == ["stream-started", "stream-error"]
+    assert told[-1]["StreamError"].startswith("31903")
 
 
 def calls_url(simulator, account=ACCOUNT):

@@ -9,48 +9,67 @@ import json
 import os
 import random
 import sys
+from collections.abc import Container
 from pathlib import Path
 
-from server.cluster.board import Load, Member
-from server.cluster.claims import Claims, Gate
-from server.cluster.workers import Workers
+import trio
+
+from server.cluster.cluster import Cluster
+from server.cluster.directory.claims import Claims, Gate
+from server.cluster.registry import Holding, Load, Member
 
 
 def main(where: str, count: int) -> None:
-    workers = Workers()
-    workers.join(count, where=where)
-    workers.report = lambda: Load(accepts=True)
-    workers.publish()
-    answer: object = workers.number
+    cluster = Cluster()
+    cluster.join(count, where=where)
+    cluster.report = lambda: Load(accepts=True)
+    cluster.publish()
+    answer: object = cluster.number
     while True:
         print(json.dumps(answer), flush=True)  # noqa: T201
         match sys.stdin.readline().split():
             case ["claim", calls, *gone]:
-                dead = {workers.member(int(number)) for number in gone}
-                workers.publish()
-                answer = [workers.claim(f"CA{n}", gone=dead) for n in range(int(calls))]
+                dead = {cluster.member(name) for name in gone}
+                cluster.publish()
+                answer = trio.run(claim, cluster, int(calls), dead)
             case ["take-turns", directory, rounds]:
-                answer = take_turns(Path(directory), int(rounds), seed=workers.number)
+                answer = take_turns(Path(directory), int(rounds), seed=cluster.number)
             case ["join"]:
-                workers.join(count, where=where)
-                answer = workers.number
+                cluster.join(count, where=where)
+                answer = cluster.number
             case ["leave"]:
-                workers.leave()
+                cluster.leave()
                 answer = "left"
             case _:
                 return
 
 
+async def claim(cluster: Cluster, calls: int, dead: Container[Member | None]) -> list[int | None]:
+    """Claim so many calls, and take over those of the dead: whose each is."""
+    owners = []
+    for number in range(calls):
+        holding = await cluster.registry.claim(f"CA{number}")
+        while holding.member in dead:
+            await cluster.registry.seize(f"CA{number}", holding)
+            holding = await cluster.registry.claim(f"CA{number}")
+        owners.append(cluster.sibling_number(holding.member.name))
+    return owners
+
+
 def take_turns(directory: Path, rounds: int, *, seed: int) -> dict[str, int]:
     """Claim calls, give them back or die with them, and see that nobody else has them meanwhile."""
-    claims = Claims(directory / "calls", Gate(directory / "gate"))
+    claims = Claims(directory, Gate(directory / "gate"))
     dead, held = directory / "dead", directory / "held"
-    chance, ours = random.Random(seed), Member(seed, 1)
+    chance, ours = random.Random(seed), Member(str(seed), 1)
     turns = deaths = doubles = 0
     for _ in range(rounds):
         call_sid = f"CA{chance.randrange(4)}"
-        owner = claims.make(call_sid, ours, is_there=lambda one: not (dead / str(one)).exists())
-        if owner != ours:
+        holding = claims.make(call_sid, ours)
+        if (dead / str(holding.member)).exists():
+            if (seized := claims.seize(call_sid, holding, ours)) is None:
+                continue
+            holding = Holding(ours, seized.generation)
+        if holding.member != ours:
             continue
         turns += 1
         try:
@@ -61,9 +80,9 @@ def take_turns(directory: Path, rounds: int, *, seed: int) -> dict[str, int]:
         (held / call_sid).unlink()
         if chance.random() < 0.3:
             (dead / str(ours)).touch()
-            deaths, ours = deaths + 1, Member(seed, ours.born + 1)
+            deaths, ours = deaths + 1, Member(str(seed), ours.born + 1)
         else:
-            claims.release(call_sid, ours)
+            claims.release(call_sid, holding)
     return {"turns": turns, "deaths": deaths, "doubles": doubles}
 
 

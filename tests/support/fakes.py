@@ -25,7 +25,7 @@ from server.carrier import (
 from server.carrier.twilio.stream import ABILITIES
 from server.errors import CarrierError, CarrierProtocolError, ModelError, StreamEnded
 from server.media.words import SoundPath
-from server.model import Conversation, EventListener, SessionEvent, ToolResult, Way
+from server.model import Conversation, EventListener, SessionEvent, Standing, ToolResult, Way
 
 
 class MemoryMedia:
@@ -134,6 +134,7 @@ class MemorySession:
         self.ways: frozenset[Way] = frozenset()
         """The ways that are open to :meth:`reconnect`."""
         self.closed = False
+        self.standing = Standing()
 
     def event(self, event: SessionEvent | ModelError) -> None:
         if isinstance(event, ModelError):
@@ -198,9 +199,15 @@ class MemoryModel:
     agents: list[Agent] = field(default_factory=list)
 
     def new_session(
-        self, agent: Agent, conversation: Conversation, on_event: EventListener
+        self,
+        agent: Agent,
+        conversation: Conversation,
+        on_event: EventListener,
+        going_on: Standing | None = None,
     ) -> MemorySession:
         session = MemorySession(on_event, self.connect_s, self.failure)
+        if going_on is not None:
+            session.standing = going_on
         self.sessions.append(session)
         self.agents.append(agent)
         return session
@@ -221,6 +228,7 @@ class MemoryCarrier:
     said: list[tuple[str, str]] = field(default_factory=list)
     transferred: list[tuple[str, str]] = field(default_factory=list)
     transfer_failure: CarrierError | None = None
+    reconnected: list[tuple[str, str]] = field(default_factory=list)
     detects_machine: bool = False
     """Whether the last call was placed with answering machine detection."""
     answer_s: float = 0.0
@@ -259,6 +267,10 @@ class MemoryCarrier:
         if self.transfer_failure is not None:
             raise self.transfer_failure
         self.transferred.append((call_sid, number))
+
+    async def reconnect(self, call_sid: str, ticket: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.reconnected.append((call_sid, ticket))
 
     async def fetch_status(self, call_sid: str) -> StatusUpdate:
         await trio.lowlevel.checkpoint()

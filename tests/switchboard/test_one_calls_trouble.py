@@ -63,7 +63,7 @@ class BadRecordings:
     def __init__(self, when: str) -> None:
         self._when = when
 
-    def begin(self, call_sid: str, now: float) -> None:
+    def begin(self, call_sid: str, now: float, part: int = 1) -> object:
         if self._when == "begin":
             raise RuntimeError("begin")
         return _BadRecorder()

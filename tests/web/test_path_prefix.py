@@ -10,7 +10,7 @@ from server.carrier.twilio.signature import WebhookVerifier
 from server.errors import ConfigurationError
 from server.serving.single import listen
 from server.settings.settings import Settings
-from server.web.path_prefix import prefix_of, without_prefix
+from server.web.path_prefix import NAMED, prefix_of, without_name, without_prefix
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.sockets
@@ -50,6 +50,37 @@ def test_a_prefix_is_taken_off_once(prefix, path, raw_path, wanted):
     assert given == scope(path, raw_path)
 
 
+PATHS = ("/stream", "/call-status")
+
+
+def test_a_name_is_taken_off_for_the_routes_and_left_where_it_was_signed():
+    given = scope("/n/offhook-3.1/call-status", b"/n/offhook-3.1/call-status")
+
+    found = without_name(given, PATHS)
+
+    assert (found["path"], found[NAMED]) == ("/call-status", "offhook-3.1")
+    assert found["raw_path"] == b"/n/offhook-3.1/call-status"
+    assert NAMED not in given
+
+
+def test_a_name_stands_below_a_prefix():
+    given = scope("/p/n/a/stream", b"/p/n/a/stream", type="websocket")
+
+    found = without_name(without_prefix(given, "/p"), PATHS)
+
+    assert (found["path"], found[NAMED], found["raw_path"]) == ("/stream", "a", b"/n/a/stream")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/stream", "/n/a", "/n/a/calls", "/n/a/make-call", "/n/../stream", "/n/a/n/b/stream"],
+)
+def test_no_other_path_names_anybody(path):
+    given = scope(path, path.encode())
+
+    assert without_name(given, PATHS) is given
+
+
 def test_a_server_without_a_raw_path_is_no_fault():
     assert without_prefix(scope("/p/twiml"), "/p")["path"] == "/twiml"
 
@@ -68,7 +99,7 @@ def test_the_prefix_is_the_path_of_the_public_address(url, wanted):
     assert prefix_of(url) == wanted
 
 
-@pytest.mark.parametrize("path", ["/calls", "/docs/x", "/metrics"])
+@pytest.mark.parametrize("path", ["/calls", "/docs/x", "/metrics", "/n", "/n/a"])
 def test_a_prefix_that_could_be_a_path_of_ours_is_refused(path):
     with pytest.raises(ConfigurationError, match=r"PUBLIC_URL.*begins like one of this server"):
         Settings.load(_env_file=None, public_url=f"https://a.example{path}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import phonenumbers
@@ -87,6 +88,7 @@ class Prices:
         return None if usd is None else usd + STREAM_MINUTE_USD
 
 
+@lru_cache(maxsize=256)  # of calls that come in it is always our own
 def _region(number: str) -> str:
     """The ISO code of a number's country; empty if unknown, or if it is not an ordinary number."""
     try:
@@ -220,6 +222,16 @@ class CostMeter:
         while len(self._turns) > MAX_OPEN_TURNS:
             oldest = self._turns.pop(next(iter(self._turns)))
             self._settled.add(oldest, self._prices.of_model(oldest.model))
+
+    def until_now(self) -> tuple[dict[str, Any], float, bool]:
+        """Tokens as billed, what they cost as far as that is known, and whether that is all."""
+        summed = self._sum()
+        return self.tokens(), summed.usd, summed.complete
+
+    def go_on(self, tokens: Mapping[str, Any], usd: float, *, is_complete: bool) -> None:
+        """So much was counted before, by another process."""
+        prompt, response = dict(tokens["prompt"]), dict(tokens["response"])
+        self._settled = _Sum(usd, is_complete, prompt, response, tokens["other"])
 
     def _sum(self) -> _Sum:
         summed = self._settled.copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
@@ -13,10 +14,13 @@ from server.dialogue.replies import Replies, Reply
 from server.dialogue.timings import Timings
 from server.dialogue.transcript import Transcript
 from server.metrics import Metrics
+from server.signal import Signal
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MAX_TIMELINE = 500
+MAX_TOOLS = 32
+"""Functions called that are remembered for another process."""
 
 
 class Notes:
@@ -27,6 +31,9 @@ class Notes:
         timeline: Seconds since then, what happened, and facts: numbers and words of ours.
         metrics: The process's metrics.
         replies: The agent turns that answered the caller.
+        tools: The functions that the model has called since it could be resumed last, by id: their
+            names, and whether they were answered.
+        to_keep: Something has changed that another process would have to know to go on.
     """
 
     def __init__(self, costs: CostMeter, metrics: Metrics) -> None:
@@ -37,6 +44,8 @@ class Notes:
         self.timings = Timings()
         self.replies = Replies()
         self.costs = costs
+        self.tools: dict[str, tuple[str, bool]] = {}
+        self.to_keep = Signal()
         self.metrics = metrics
         self.caller_latency = metrics.chunk_latency.labels("caller")
         self.agent_latency = metrics.chunk_latency.labels("agent")
@@ -46,6 +55,26 @@ class Notes:
         self.timeline.append((trio.current_time() - self.began_at, what, facts))
         # Webhooks and sockets note things from tasks of their own, without the call's context.
         logger.debug(what, call_sid=self.call_sid, **facts)
+
+    def tools_called(self, calls: Iterable[tuple[str, str]]) -> None:
+        """The model has called these functions: ids and names."""
+        for identity, name in calls:
+            self.tools[identity] = name, False
+        while len(self.tools) > MAX_TOOLS:
+            del self.tools[next(iter(self.tools))]
+        self.to_keep.set()
+
+    def tools_answered(self, ids: Iterable[str]) -> None:
+        """These functions were run and answered, or are no longer wanted."""
+        for identity in ids:
+            if (tool := self.tools.get(identity)) is not None:
+                self.tools[identity] = tool[0], True
+        self.to_keep.set()
+
+    def remembered(self) -> None:
+        """Whatever resumes the model's session from now on knows what was done before."""
+        self.tools = {identity: tool for identity, tool in self.tools.items() if not tool[1]}
+        self.to_keep.set()
 
     def caller_passed(self, took_s: float) -> None:
         """A chunk of the caller's has gone to the model."""

@@ -13,6 +13,7 @@ class Progress:
     Attributes:
         status: What counts.
         told_at: When the last status callback came.
+        number: Of the newest status callback; -1 before the first.
         settled: Set when the carrier has said its last word, which may be after the call's end.
     """
 
@@ -20,7 +21,11 @@ class Progress:
         self.status = CallStatus.QUEUED
         self.told_at: float | None = None
         self.settled = trio.Event()
-        self._number = -1
+        self.number = -1
+
+    def go_on(self, status: CallStatus, number: int) -> None:
+        """So far another process had been told."""
+        self.status, self.number = status, number
 
     def update(self, update: StatusUpdate) -> bool:
         """Take a report, by a status callback or because the carrier was asked; True if it is news.
@@ -32,11 +37,11 @@ class Progress:
             stale = is_back or update.status is self.status
         else:
             self.told_at = trio.current_time()
-            stale = is_back or number <= self._number
+            stale = is_back or number <= self.number
         if (stale and not update.status.is_final) or self.status.is_final:
             return False
         if number is not None:
-            self._number = number
+            self.number = number
         self.status = update.status
         if update.status.is_final:
             self.settled.set()

@@ -7,11 +7,14 @@ from typing import Any, TypeVar
 
 import structlog
 
+from codec.line import FRAME_S
 from server.call.conversation import Conversation
 from server.carrier import AnsweredBy, CallStatus
+from server.dialogue.endings import EndReason
 from server.hooks.trio_clock import missed_s
 from server.logs import masked
-from server.metrics import add
+from server.metrics import Metrics, add
+from server.records.tables import FIRST_GENERATION
 from server.records.words import CallDetails, CallRecord, ReplyRecord
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -27,7 +30,10 @@ class Report:
 
     def __init__(self, conversation: Conversation, created_at: float) -> None:
         self._conversation = conversation
-        self._created_at = created_at
+        self.created_at = created_at
+        """In the world's time."""
+        self.generation = FIRST_GENERATION
+        """For the how-manieth time the call is some process's."""
         self._failed: set[str] = set()
         self._missed_before_s = 0.0
         self._missed_until_s: float | None = None
@@ -64,13 +70,14 @@ class Report:
             status=status.value,
             reason=c.end_reason.value if c.end_reason else None,
             detail=c.end_detail,
-            created_at=round(self._created_at, 3),
+            created_at=round(self.created_at, 3),
             duration_s=round(self.duration_s(now), 3),
             answered_by=answered_by,
             agent_heard_s=self._made(
                 "agent_heard_s", lambda: round(c.playout.heard_s(now), 3), 0.0
             ),
             metadata=c.party.metadata,
+            generation=self.generation,
         )
 
     def details(self, now: float, *, is_over: bool) -> CallDetails:
@@ -126,6 +133,13 @@ class Report:
         carrier_usd = costs.carrier_usd(self.duration_s(now)) or 0.0
         add(metrics.cost.labels("carrier"), carrier_usd)
         add(metrics.cost.labels("model"), max(0.0, self.known_usd(now) - carrier_usd))
+
+    def count_end(self, metrics: Metrics, reason: EndReason) -> None:
+        """The call is over: count it, and why."""
+        c = self._conversation
+        metrics.calls_active.dec()
+        metrics.calls_ended.labels(c.party.direction, reason.value).inc()
+        add(metrics.streams.lost_frames.labels("server"), c.session.lost_s / FRAME_S)
 
     def tell_bug(self, step: str) -> None:
         """Log the exception at hand, once for each step: a record is looked at again and again."""

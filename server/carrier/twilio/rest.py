@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import random
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlencode
 
 import httpx2
 import msgspec
@@ -38,11 +40,18 @@ logger = structlog.get_logger(__name__)
 
 
 class _TrioHttp(AsyncHttpClient):
-    """The HTTP client the twilio package asks for, on trio. (Its own one needs asyncio.)"""
+    """The HTTP client the twilio package asks for, on trio. (Its own one needs asyncio.)
 
-    def __init__(self, client: httpx2.AsyncClient, on_wait: Callable[[float], None]) -> None:
+    It asks the connection pool itself: what an HTTP client adds to that (redirects, cookies, ways
+    to sign in) no request here uses, and placing a call would pay for it.
+    """
+
+    def __init__(
+        self, pool: httpx2.AsyncHTTPTransport, timeout_s: float, on_wait: Callable[[float], None]
+    ) -> None:
         super().__init__(logging.getLogger(__name__), is_async=True)
-        self._client = client
+        self._pool = pool
+        self._extensions = {"timeout": httpx2.Timeout(timeout_s).as_dict()}
         self._on_wait = on_wait
 
     async def request(  # type: ignore[override]  # as the package's own async client does
@@ -57,22 +66,29 @@ class _TrioHttp(AsyncHttpClient):
         allow_redirects: bool = False,
     ) -> Response:
         """Make one request; the carrier's deadline stands around it."""
-        answer = await self._client.request(
+        given = dict(headers or {})
+        if auth is not None:
+            given["Authorization"] = f"Basic {b64encode(':'.join(auth).encode()).decode()}"
+        request = httpx2.Request(
             method,
-            uri,
-            params=dict(params) if params else None,  # type: ignore[arg-type]
-            data=dict(data) if data else None,
-            headers=dict(headers) if headers else None,
-            auth=auth,
-            follow_redirects=allow_redirects,
+            f"{uri}?{urlencode(params, doseq=True)}" if params else uri,
+            headers=given,
+            content=urlencode(data, doseq=True).encode() if data else None,
+            extensions=self._extensions,
         )
+        answer = await self._pool.handle_async_request(request)
+        try:
+            content = await answer.aread()  # and the connection is the pool's again
+        except BaseException:
+            await answer.aclose()
+            raise
         if answer.status_code in (429, 503):
             wait_s = read_retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
             if wait_s is not None:
                 # The package's errors have no place for it.
                 _asked_to_wait_s.set(wait_s)
                 self._on_wait(wait_s)
-        if answer.is_success and not _is_json_object(answer.content):
+        if answer.is_success and not _is_json_object(content):
             raise CarrierError(
                 "the answer is not Twilio's: is the API's address right?",
                 status=answer.status_code,
@@ -193,16 +209,15 @@ class TwilioCarrier:
         self._ring_timeout_s = ring_timeout_s
         self._request_timeout_s = request_timeout_s
         # Of the environment only what is trusted (SSL_CERT_FILE): no hop that nobody asked for.
-        self._http = httpx2.AsyncClient(
-            timeout=request_timeout_s,
-            trust_env=False,
-            verify=httpx2.create_ssl_context(),
-            proxy=proxy,
+        self._pool = httpx2.AsyncHTTPTransport(
+            trust_env=False, verify=httpx2.create_ssl_context(), proxy=proxy
         )
         self._client = Client(
             *(api_key or (account_sid, auth_token)),
             account_sid=account_sid,
-            http_client=_TrioHttp(self._http, lambda wait_s: self.on_wait(wait_s)),
+            http_client=_TrioHttp(
+                self._pool, request_timeout_s, lambda wait_s: self.on_wait(wait_s)
+            ),
             # Otherwise TWILIO_EDGE and TWILIO_REGION of the environment change the address.
             environment={"TWILIO_ACCOUNT_SID": account_sid},
         )
@@ -210,7 +225,7 @@ class TwilioCarrier:
             self._client.api.base_url = api_url.rstrip("/")
 
     async def __aenter__(self) -> Self:
-        await self._http.__aenter__()
+        await self._pool.__aenter__()
         return self
 
     async def __aexit__(
@@ -219,7 +234,7 @@ class TwilioCarrier:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._http.__aexit__(exc_type, exc_value, traceback)
+        await self._pool.__aexit__(exc_type, exc_value, traceback)
 
     @property
     def name(self) -> str:
@@ -371,12 +386,35 @@ class TwilioCarrier:
             CallNotInProgress: The call is over, or Twilio has not answered it yet (21220).
             CarrierError: Refused or not reached.
         """
-        try:
+        with _not_in_progress():
             await self.update_call(call_sid, twiml=say_twiml(text, language))
-        except CarrierError as error:
-            if error.code != _NOT_IN_PROGRESS:
-                raise
-            raise CallNotInProgress(error.message, status=error.status, code=error.code) from error
+
+    async def reconnect(self, call_sid: str, ticket: str) -> None:
+        """Let a live call open another stream, which shows this ticket; one it has stops at once.
+
+        A ticket is good for one stream: it is asked for again only where Twilio has done nothing.
+
+        Raises:
+            CallNotInProgress: The call is over, or Twilio has not answered it yet (21220).
+            CarrierError: Refused or not reached.
+        """
+        document = self.webhooks.twiml(ConnectStream(ticket))
+        with _not_in_progress():
+            await self._request(
+                lambda: self._client.calls(call_sid).update_async(twiml=document),
+                repeatable=False,
+            )
+
+
+@contextmanager
+def _not_in_progress() -> Generator[None]:
+    """Give an update of a call that cannot be updated an error of its own."""
+    try:
+        yield
+    except CarrierError as error:
+        if error.code != _NOT_IN_PROGRESS:
+            raise
+        raise CallNotInProgress(error.message, status=error.status, code=error.code) from error
 
 
 def _placed_status(word: object) -> CallStatus:

@@ -35,6 +35,8 @@ STATUS = "/call-status"
 MACHINE = "/amd-status"
 TRANSFER = "/transfer-status"
 RESUME = "/resume"
+_NOBODYS = (VOICE, RESUME)
+"""Asked for by calls whose process is not known, or may be gone."""
 _READERS: Mapping[str, Callable[[Mapping[str, str]], Report]] = {
     VOICE: parse_voice,
     STATUS: parse_status,
@@ -53,7 +55,8 @@ class TwilioWebhooks:
         public_url: Where Twilio reaches this server, ``https://host``. With ``http://127.0.0.1…``,
             for a simulation, media streams come over ``ws://`` instead of ``wss://``.
         shared_keys: Secrets of Twilio's newer shared keys by key id, for accounts that use them.
-        stream_path: Where the media streams of this process's calls go.
+        at: What stands before the paths that are about a call of this process; empty if there is no
+            other.
     """
 
     paths = tuple(_READERS)
@@ -69,12 +72,12 @@ class TwilioWebhooks:
         public_url: str,
         *,
         shared_keys: Mapping[str, str] | None = None,
-        stream_path: str = "/stream",
+        at: str = "",
     ) -> None:
         self._account_sid = account_sid
         self._auth_token = auth_token
         self._shared_keys = shared_keys
-        self._stream_path = stream_path
+        self._at = at
         self.reach_at(public_url)
 
     def reach_at(self, public_url: str) -> None:
@@ -85,13 +88,13 @@ class TwilioWebhooks:
         )
 
     def url_of(self, path: str) -> str:
-        """The whole address of one of them."""
-        return self._public_url + path
+        """The whole address of one of them, for a call of this process."""
+        return self._public_url + (path if path in _NOBODYS else self._at + path)
 
     @property
     def stream_url(self) -> str:
         """Where Twilio opens a call's media stream."""
-        return stream_origin(self._public_url) + self._stream_path
+        return f"{stream_origin(self._public_url)}{self._at}/stream"
 
     # -- what comes ------------------------------------------------------------------------
 

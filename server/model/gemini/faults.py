@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import (
-    contextmanager,
-)
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 import trio
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
@@ -21,6 +20,30 @@ _MIN_PART_OF_KEY = 8
 """Fewer characters of a key may be part of any word."""
 
 
+class _Translated:
+    """A block whose errors come out as others, without a generator.
+
+    From Python 3.13 on, an error thrown into one leads back to itself by contextlib's frame.
+    """
+
+    __slots__ = ("_translate",)
+
+    def __init__(self, translate: Callable[[BaseException], None]) -> None:
+        self._translate = translate
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._translate(error)
+
+
 class Faults:
     """Makes errors of what the service and the network say.
 
@@ -33,32 +56,33 @@ class Faults:
         self._api_key = api_key
         self._host = host
 
-    @contextmanager
-    def translated_closing(self) -> Generator[None]:
+    def translated_closing(self) -> AbstractContextManager[None]:
         """Turn the socket's closing, in the middle of a session, into a ModelError."""
-        try:
-            yield
-        except ConnectionClosed as closed:
-            raise self._closed_error(closed, during_setup=False) from self._cause(closed)
+        return _Translated(self._raise_closing)
 
-    @contextmanager
-    def translated_opening(self) -> Generator[None]:
+    def translated_opening(self) -> AbstractContextManager[None]:
         """Turn whatever can go wrong before the service is ready into a ModelError."""
-        try:
-            yield
-        except ConnectionClosed as closed:
-            raise self._closed_error(closed, during_setup=True) from self._cause(closed)
-        except InvalidStatus as refused:
-            raise self._refused_error(refused) from refused
-        except trio.TooSlowError as late:
-            raise self._unreachable_error("no answer to the set-up in time") from late
-        except OSError as failure:
-            raise self._unreachable_error(str(failure) or type(failure).__name__) from failure
-        except InvalidHandshake as failure:  # its text may hold headers of the other end's choosing
-            kind = type(failure).__name__
-            raise self._unreachable_error(str(failure) or kind, logged=kind) from failure
-        except trio.BrokenResourceError as failure:  # TLS, on the library's own path
-            raise self._unreachable_error(str(failure.__cause__ or "TLS failed")) from failure
+        return _Translated(self._raise_opening)
+
+    def _raise_closing(self, error: BaseException) -> None:
+        if isinstance(error, ConnectionClosed):
+            raise self._closed_error(error, during_setup=False) from self._cause(error)
+
+    def _raise_opening(self, error: BaseException) -> None:
+        match error:
+            case ConnectionClosed():
+                raise self._closed_error(error, during_setup=True) from self._cause(error)
+            case InvalidStatus():
+                raise self._refused_error(error) from error
+            case trio.TooSlowError():
+                raise self._unreachable_error("no answer to the set-up in time") from error
+            case OSError():
+                raise self._unreachable_error(str(error) or type(error).__name__) from error
+            case InvalidHandshake():  # its text may hold headers of the other end's choosing
+                kind = type(error).__name__
+                raise self._unreachable_error(str(error) or kind, logged=kind) from error
+            case trio.BrokenResourceError():  # TLS, on the library's own path
+                raise self._unreachable_error(str(error.__cause__ or "TLS failed")) from error
 
     def _closed_error(self, closed: ConnectionClosed, *, during_setup: bool) -> ModelError:
         code = closed.rcvd.code if closed.rcvd is not None else 1006

@@ -107,6 +107,7 @@ class GeminiModel:
         connect: Opens the socket; None for a real one.
         plane: Where real sockets are put; None leaves them to the ``websockets`` library.
         proxy: An HTTP proxy that real sockets go through, ``http://user:password@host:port``.
+        key_name: What the key is called.
 
     Raises:
         ConfigurationError: The URL is not a WebSocket URL, or the key cannot be a header.
@@ -125,6 +126,7 @@ class GeminiModel:
         connect: Connect | None = None,
         plane: Plane | None = None,
         proxy: str | None = None,
+        key_name: str = "GEMINI_API_KEY",
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
@@ -132,6 +134,7 @@ class GeminiModel:
         if not api_key or not api_key.isascii() or not api_key.isprintable():
             raise ConfigurationError("GEMINI_API_KEY is empty or has characters no key has")
         self.name = model
+        self.key_name = key_name
         self._api_key = api_key
         self._host = parts.hostname
         self._faults = Faults(api_key, parts.hostname)

@@ -49,6 +49,31 @@ _SETUP_FIELDS = (
 """Fields that stand directly in ``setup``; the instruction and the tools are converted first."""
 
 
+# Made once, and never changed: each of them is validated when it is made.
+_DEFAULTS: Mapping[str, Any] = {
+    "realtime_input_config": types.RealtimeInputConfig(
+        automatic_activity_detection=types.AutomaticActivityDetection(
+            # A telephone carries the other end's noise and our own echo: start is not
+            # hair-triggered.
+            start_of_speech_sensitivity=types.StartSensitivity.START_SENSITIVITY_LOW,
+            end_of_speech_sensitivity=types.EndSensitivity.END_SENSITIVITY_LOW,
+            prefix_padding_ms=20,
+            # The quickest value of the recommended 500-800 ms; below it sentences are cut in two.
+            silence_duration_ms=500,
+        ),
+        turn_coverage=types.TurnCoverage.TURN_INCLUDES_ONLY_ACTIVITY,
+    ),
+    # Every turn bills the whole window again, and the service's own trigger (80 % of it) is
+    # never reached in a call: these cap the cost, and lift the 15 minute limit of a session.
+    "context_window_compression": types.ContextWindowCompressionConfig(
+        trigger_tokens=25_000, sliding_window=types.SlidingWindow(target_tokens=8_000)
+    ),
+    "session_resumption": types.SessionResumptionConfig(),
+    "input_audio_transcription": types.AudioTranscriptionConfig(),
+    "output_audio_transcription": types.AudioTranscriptionConfig(),
+}
+
+
 def agent_config(
     agent: Agent, base: types.LiveConnectConfig | None = None
 ) -> types.LiveConnectConfig:
@@ -62,28 +87,7 @@ def agent_config(
     Returns:
         A new configuration; ``base`` is not changed.
     """
-    detection = types.AutomaticActivityDetection(
-        # A telephone carries the other end's noise and our own echo: start is not hair-triggered.
-        start_of_speech_sensitivity=types.StartSensitivity.START_SENSITIVITY_LOW,
-        end_of_speech_sensitivity=types.EndSensitivity.END_SENSITIVITY_LOW,
-        prefix_padding_ms=20,
-        # The quickest value of the recommended 500-800 ms; below it sentences are cut in two.
-        silence_duration_ms=500,
-    )
-    fields: dict[str, Any] = {
-        "realtime_input_config": types.RealtimeInputConfig(
-            automatic_activity_detection=detection,
-            turn_coverage=types.TurnCoverage.TURN_INCLUDES_ONLY_ACTIVITY,
-        ),
-        # Every turn bills the whole window again, and the service's own trigger (80 % of it) is
-        # never reached in a call: these cap the cost, and lift the 15 minute limit of a session.
-        "context_window_compression": types.ContextWindowCompressionConfig(
-            trigger_tokens=25_000, sliding_window=types.SlidingWindow(target_tokens=8_000)
-        ),
-        "session_resumption": types.SessionResumptionConfig(),
-        "input_audio_transcription": types.AudioTranscriptionConfig(),
-        "output_audio_transcription": types.AudioTranscriptionConfig(),
-    }
+    fields = dict(_DEFAULTS)
     if base is not None:
         fields |= {name: getattr(base, name) for name in base.model_fields_set}
 

@@ -86,6 +86,11 @@ class Service(Protocol):
         """The model's name."""
         ...
 
+    @property
+    def key_name(self) -> str:
+        """What the key is called that it is used with."""
+        ...
+
     def open_connection(
         self,
         agent: Agent,

@@ -36,8 +36,8 @@ class AgentSide:
         was_cut_off: A connection was lost while the agent had more to say.
     """
 
-    def __init__(self) -> None:
-        self.turn = 0
+    def __init__(self, turn: int = 0) -> None:
+        self.turn = turn
         self.is_speaking = self.is_cut = self.was_cut_off = False
         self.answers_up_to = 0
         self._is_open = False

@@ -9,6 +9,7 @@ from server.logs import Sparing
 from server.model import (
     Conversation,
     EventListener,
+    Standing,
 )
 from server.model.lasting.connection import Service
 from server.model.lasting.plan import ConnectionPlan, new_redials
@@ -45,9 +46,16 @@ class LastingModel:
         self._reconnect_budget_s = reconnect_budget_s
 
     def new_session(
-        self, agent: Agent, conversation: Conversation, on_event: EventListener
+        self,
+        agent: Agent,
+        conversation: Conversation,
+        on_event: EventListener,
+        going_on: Standing | None = None,
     ) -> LastingSession:
-        """Make the session of one call; it connects when it is run."""
+        """Make the session of one call; it connects when it is run.
+
+        One that goes on is resumed where the same model is used with the same key.
+        """
         plan = ConnectionPlan(
             trio.current_time(),
             connection_age_s=self._connection_age_s,
@@ -55,6 +63,19 @@ class LastingModel:
             has_fallback=self._services[1] is not None,
             redials=self._redials,
         )
+        if going_on is not None:
+            service, fallback = self._services
+            if on_fallback := going_on.on_fallback and fallback is not None:
+                assert fallback is not None
+                service = fallback
+            is_same = (service.name, service.key_name) == (going_on.model, going_on.key_name)
+            plan.go_on(going_on.handle if is_same else None, on_fallback=on_fallback)
         return LastingSession(
-            self._services, agent, conversation, on_event, plan, self._refusals_told
+            self._services,
+            agent,
+            conversation,
+            on_event,
+            plan,
+            self._refusals_told,
+            first_turn=1 if going_on is None else going_on.turn + 1,
         )

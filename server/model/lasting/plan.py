@@ -42,6 +42,8 @@ FIRST_PATIENCE_S = 5.0
 is somebody on the line who hears nothing."""
 SETTLED_S = 10.0
 """A connection that has lasted this long, or on which the agent has finished a turn, works."""
+TAKEN_UP = "taken-up"
+"""Why there is another connection: the process that had the last one is gone."""
 MIN_CONNECTION_S = 1.0
 """A connection is not left sooner than that because it is going away: one that says so at once, and
 the next one, too, would have us do nothing but connect."""
@@ -103,6 +105,8 @@ class ConnectionPlan:
         reason: Why the last connection was left, as in :class:`Reconnected`.
         way: How the conversation goes on.
         left_at: When the last connection was left.
+        on_fallback: Whether it is the other model that is used.
+        goes_on: Whether another process had the session before.
         error: What ended it all, once ENDED.
     """
 
@@ -128,7 +132,8 @@ class ConnectionPlan:
         self._budget_s = budget_s
         self._has_fallback = has_fallback
         self._redials = redials or new_redials()
-        self._on_fallback = False
+        self.on_fallback = False
+        self.goes_on = False
         self._jitter = jitter
         self._attempts = 0
         self._outage_began_at = now
@@ -141,6 +146,13 @@ class ConnectionPlan:
     def start(self, now: float) -> None:
         """The first connection is wanted now, and not when this was made."""
         self.open_at = self.left_at = self._outage_began_at = now
+        if self.goes_on:  # as do others of the process that is gone
+            self.open_at += min(self._redials.delay_s(now), self._budget_s / 2)
+
+    def go_on(self, handle: str | None, *, on_fallback: bool) -> None:
+        """Another process has had the session until now: the first connection is the next one."""
+        self.handle, self.on_fallback, self.goes_on = handle, on_fallback, True
+        self.way, self.reason = self._best_way(), TAKEN_UP
 
     @property
     def is_open(self) -> bool:
@@ -187,7 +199,7 @@ class ConnectionPlan:
         """Somebody wants another connection; False if there is no such way."""
         if way is Way.RESUME and self.handle is None:
             return False
-        if way is Way.FALLBACK and (self._on_fallback or not self._has_fallback):
+        if way is Way.FALLBACK and (self.on_fallback or not self._has_fallback):
             return False
         if self.is_open:
             self._leave(way, reason, now)
@@ -229,7 +241,7 @@ class ConnectionPlan:
         self._attempts += 1
         handle = self.handle if self.way is Way.RESUME else None
         give_up_at = self._outage_began_at + self._budget_s
-        return Attempt(self.way, handle, self._on_fallback, give_up_at)
+        return Attempt(self.way, handle, self.on_fallback, give_up_at)
 
     def opened(self, now: float) -> None:
         """The connection is set up."""
@@ -247,7 +259,7 @@ class ConnectionPlan:
         """The connection could not be made or set up."""
         final = not error.retryable
         self.open_at = now + self._delay_s()
-        if self.opens == 0 and error.refusal is not None:
+        if self.opens == 0 and not self.goes_on and error.refusal is not None:
             # A call that has not begun has nothing to lose, and there are others to spare the
             # service: only one that is overloaded is asked again, and not for long.
             patient_until = self._outage_began_at + FIRST_PATIENCE_S
@@ -286,14 +298,14 @@ class ConnectionPlan:
         self._attempts = 0
         self._outage_began_at = now
         if way is Way.FALLBACK:
-            self._on_fallback = True
+            self.on_fallback = True
 
     def _turn_to_fallback(self, error: ModelError, now: float) -> None:
         """Go on with the other model, or give up if there is none."""
-        if self._on_fallback or not self._has_fallback:
+        if self.on_fallback or not self._has_fallback:
             self.error = error
             return
-        self._on_fallback = True
+        self.on_fallback = True
         self.way = Way.FALLBACK
         self.handle = None
         self._attempts = 0

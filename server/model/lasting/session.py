@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 import structlog
@@ -27,6 +26,7 @@ from server.model import (
     Reconnected,
     ResumptionHandle,
     SessionEvent,
+    Standing,
     ToolCallsCancelled,
     ToolCallsRequested,
     ToolResult,
@@ -76,6 +76,7 @@ class LastingSession:
         on_event: EventListener,
         plan: ConnectionPlan,
         refusals_told: Sparing | None = None,
+        first_turn: int = 1,
     ) -> None:
         self._refusals_told = refusals_told or Sparing()
         self._services = services
@@ -95,7 +96,7 @@ class LastingSession:
         self._note_waiting = ""  # for that task
         self._is_sending = False  # that task is at it
 
-        self._agent_side = AgentSide()
+        self._agent_side = AgentSide(first_turn - 1)
         self._words_reported = False  # of what the agent has not answered yet
         self._is_resumable = False
         self._noises = 0  # times when a sound alone was in the way of a rotation
@@ -110,7 +111,12 @@ class LastingSession:
             attempt = plan.begin()
             try:
                 with trio.CancelScope(deadline=attempt.give_up_at) as opening:
-                    async with self._open(attempt) as connection:
+                    async with self._service(attempt.on_fallback).open_connection(
+                        self._agent,
+                        self._conversation,
+                        handle=attempt.handle,
+                        first_turn=self._agent_side.turn + 1,
+                    ) as connection:
                         opening.deadline = math.inf
                         await self._use(connection, attempt)
             except ModelError as error:
@@ -129,17 +135,10 @@ class LastingSession:
         finally:
             plan.error = None  # it has passed this frame, which knows the plan
 
-    def _open(self, attempt: Attempt) -> AbstractAsyncContextManager[Connection]:
-        service, fallback = self._services
-        if attempt.on_fallback:
-            assert fallback is not None
-            service = fallback
-        return service.open_connection(
-            self._agent,
-            self._conversation,
-            handle=attempt.handle,
-            first_turn=self._agent_side.turn + 1,
-        )
+    def _service(self, on_fallback: bool) -> Service:
+        service = self._services[on_fallback]
+        assert service is not None
+        return service
 
     async def _use(self, connection: Connection, attempt: Attempt) -> None:
         """Stay on a connection for as long as the plan says."""
@@ -151,7 +150,7 @@ class LastingSession:
         self._connection = connection
         lost_bytes = self._input.lost_bytes - self._lost_bytes_told
         self._lost_bytes_told += lost_bytes
-        if plan.opens > 1:
+        if plan.opens > 1 or plan.goes_on:
             self._tell_reconnected(attempt, lost_bytes, repeated_bytes, now)
         if self._agent_side.was_cut_off and not self._input.has_sound():
             self._input.put(CUT_OFF_TEXT)  # what it was answering is no longer here
@@ -194,12 +193,10 @@ class LastingSession:
     def _tell_reconnected(
         self, attempt: Attempt, lost_bytes: int, repeated_bytes: int, now: float
     ) -> None:
-        service = self._services[attempt.on_fallback]
-        assert service is not None
         news = Reconnected(
             reason=self._plan.reason,
             way=attempt.way,
-            model=service.name,
+            model=self._service(attempt.on_fallback).name,
             gap_s=now - self._plan.left_at,
             lost_s=lost_bytes / PCM_BYTES_PER_S,
             repeated_s=repeated_bytes / PCM_BYTES_PER_S,
@@ -212,6 +209,15 @@ class LastingSession:
         """Something has changed that others wait for."""
         self._changed.set()
         self._changed = trio.Event()
+
+    @property
+    def standing(self) -> Standing:
+        """How far it has come."""
+        plan = self._plan
+        service = self._service(plan.on_fallback)
+        return Standing(
+            self._agent_side.turn, plan.handle, service.name, plan.on_fallback, service.key_name
+        )
 
     async def wait_ready(self) -> None:
         """Wait until the service has taken the first connection and its set-up."""
@@ -324,20 +330,21 @@ class LastingSession:
         self.note_passed()
         side, unanswered = self._agent_side, self._input
         turn, spoke, cut = side.turn, side.is_speaking, side.is_cut
+        answered: int | None = None  # up to where in the input
         side.note(event)
         match event:
             case AgentAudio() if not spoke or side.turn != turn:
                 side.answers_up_to = unanswered.sent_up_to()
             case GenerationComplete() if spoke:
                 self._plan.note_answer()
-                self._note_answered(side.answers_up_to)
+                answered = side.answers_up_to
             case Interrupted() if spoke:
-                self._note_answered(side.answers_up_to)
+                answered = side.answers_up_to
             case TurnComplete() if spoke and not cut:
-                self._note_answered(unanswered.sent_up_to(CERTAIN_AFTER_S))
+                answered = unanswered.sent_up_to(CERTAIN_AFTER_S)
             case ToolCallsRequested(calls=calls):
                 # To say it again would have the functions called twice.
-                self._note_answered(unanswered.sent_up_to())
+                answered = unanswered.sent_up_to()
                 self._calls.requested(calls, self._plan.opens)
             case ToolCallsCancelled(ids=ids):
                 self._calls.cancelled(ids)
@@ -353,10 +360,9 @@ class LastingSession:
                 self._words_reported = True
             case _:
                 pass
-
-    def _note_answered(self, position: int) -> None:
-        self._input.answered(position)
-        self._words_reported = False
+        if answered is not None:
+            unanswered.answered(answered)
+            self._words_reported = False
 
     # Sending. Everything goes through the same queue, so it arrives in the order it was said.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from dataclasses import dataclass
 
 import trio
 from werkzeug.datastructures import MultiDict
@@ -26,7 +28,24 @@ from server.simulators.twilio.refusals import (
     read_seconds,
 )
 
+MAX_REQUESTS = 10_000
 MAX_TWIML_CHARS = 4000  # Of the Twiml parameter; "Call resource".
+
+
+@dataclass(frozen=True, slots=True)
+class ApiRequest:
+    """A request of the REST API, whatever came of it."""
+
+    at: float
+    """``trio.current_time()``"""
+    asked_at: str
+    """The host and port that it names: who of several has been given which address is known."""
+    what: str
+    """``create``, ``update`` or ``fetch``."""
+    call_sid: str
+    """Which call it is about; "" for a new one."""
+    status: int
+    """What it was answered with."""
 
 
 class SimulatedAccount:
@@ -42,6 +61,7 @@ class SimulatedAccount:
     Attributes:
         calls: Every call by its sid, the oldest first.
         new_calls: Gives each call that has been placed, once, to whoever leads it.
+        requests: The REST API's, the oldest first, and not more than some thousands.
         dial_requests: How many requests there were to place a call, without those answered 503.
     """
 
@@ -54,6 +74,7 @@ class SimulatedAccount:
         self.people = people
         self.calls: dict[str, SimulatedCall] = {}
         self.faults = faults
+        self.requests: deque[ApiRequest] = deque(maxlen=MAX_REQUESTS)
         self._request_faults = RequestFaults(faults)
         # Unbounded: a REST request hands its call over and is answered at once.
         self._to_new_calls, self.new_calls = trio.open_memory_channel[SimulatedCall](math.inf)

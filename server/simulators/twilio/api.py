@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
 
+import trio
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 
 from server.carrier import CallStatus
-from server.simulators.twilio.account import SimulatedAccount
+from server.simulators.twilio.account import ApiRequest, SimulatedAccount
 from server.simulators.twilio.call import SimulatedCall
 from server.simulators.twilio.refusals import ApiRefusal
 
@@ -82,6 +83,20 @@ def make_api(account: SimulatedAccount) -> QuartTrio:
         call = account.find_call(call_sid)
         call.note("status asked for over REST")
         return jsonify(_resource(call))
+
+    @app.after_request
+    async def note(response: Response) -> Response:
+        call_sid = (request.view_args or {}).get("call_sid", "")
+        account.requests.append(
+            ApiRequest(
+                trio.current_time(),
+                request.host,
+                request.endpoint or "",
+                call_sid,
+                response.status_code,
+            )
+        )
+        return response
 
     @app.errorhandler(ApiRefusal)
     async def refuse(refusal: ApiRefusal) -> tuple[Response, int, dict[str, str]]:

@@ -66,6 +66,8 @@ class SimulatedCall:
     status: CallStatus = CallStatus.QUEUED
     phones: list[SimulatedPhone] = field(default_factory=list, repr=False)
     """One for each media stream the call had, usually one."""
+    stream_urls: list[str] = field(default_factory=list)
+    """Where each of them went."""
     timeline: list[tuple[float, str]] = field(default_factory=list)
     """What happened besides speech, in seconds from the call's creation, for people to read."""
     reports: list[tuple[CallStatus, int | None]] = field(default_factory=list)
@@ -151,9 +153,10 @@ class SimulatedCall:
         self.note(status.value)
         self._tell_waiters()
 
-    def add_phone(self, phone: SimulatedPhone) -> None:
+    def add_phone(self, phone: SimulatedPhone, url: str) -> None:
         """The call has a media stream; it is over at once if the call was told to go on."""
         self.phones.append(phone)
+        self.stream_urls.append(url)
         self.note("stream opened")
         self._tell_waiters()
         if self.is_ordered:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urljoin, urlsplit
 from xml.etree import ElementTree
 
@@ -16,6 +17,7 @@ from server.simulators.phone import SimulatedPhone, StreamEnd, new_sid
 from server.simulators.twilio.call import SimulatedCall
 from server.simulators.twilio.faults import Faults
 from server.simulators.twilio.people import People
+from server.simulators.twilio.reports import StatusReports
 from server.simulators.twilio.socket import open_websocket
 from server.simulators.twilio.webhooks import Webhooks, call_fields
 
@@ -35,6 +37,7 @@ class DocumentFollower:
         webhooks: Asked for further documents, and told how a ``<Dial>`` ends.
         people: Whom a ``<Dial>`` may reach.
         faults: Whether streams break off, and what becomes of their calls.
+        reports: Has the server told how its streams are getting on, if it asked to be.
         dial_s: How long the two sides of a ``<Dial>`` talk.
     """
 
@@ -44,13 +47,16 @@ class DocumentFollower:
         webhooks: Webhooks,
         people: People,
         faults: Faults,
+        reports: StatusReports,
         dial_s: float,
     ) -> None:
         self._call = call
         self._webhooks = webhooks
         self._people = people
         self._faults = faults
+        self._reports = reports
         self._dial_s = dial_s
+        self._was_away = False  # on a <Dial> since the last stream
 
     async def follow(self, document: str, base_url: str) -> None:
         """Follow a document and those that REST sends after it, until the call is over."""
@@ -105,7 +111,8 @@ class DocumentFollower:
         """Fetch another document and follow it instead of the rest of this one."""
         document: str | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._cancel_when_ordered, nursery.cancel_scope)
+            if not self._faults.updates_wait:
+                nursery.start_soon(self._cancel_when_ordered, nursery.cancel_scope)
             document = await self._webhooks.fetch(self._call, url, more)
             nursery.cancel_scope.cancel("it is here")
         if document is not None:
@@ -128,7 +135,9 @@ class DocumentFollower:
             for parameter in stream.findall("Parameter")
         }
         before = call.phones[-1] if call.phones else None
-        if before is not None and before.end is StreamEnd.CLOSED:
+        was_away, self._was_away = self._was_away, False
+        stays = not was_away and before is not None and before.end is StreamEnd.STOPPED
+        if before is not None and (stays or before.end is StreamEnd.CLOSED):
             phone = before.on_another_stream(parameters)
         else:
             phone = SimulatedPhone(
@@ -138,9 +147,13 @@ class DocumentFollower:
                 parameters=parameters,
             )
         is_cut = before is None and self._faults.cut_after_s is not None
+        tell = partial(
+            self._reports.report_stream, stream.get("statusCallback", ""), phone.stream_sid
+        )
         try:
             async with open_websocket(url, self._webhooks.sign_upgrade(url)) as transport:
-                call.add_phone(phone)
+                call.add_phone(phone, url)
+                tell("stream-started")
                 async with trio.open_nursery() as nursery:
                     if is_cut:
                         nursery.start_soon(self._cut, phone)
@@ -149,14 +162,18 @@ class DocumentFollower:
                 closed = transport.closed_by_peer
         except InvalidHandshake as error:
             call.note(f"error 31920: the handshake failed: {error}")
+            tell("stream-error", "31920: the handshake failed")
             return
         except (OSError, ConnectionClosed, InvalidURI, TimeoutError) as error:
             call.note(f"error 31901: the server was not reached: {error}")
+            tell("stream-error", "31901: the server was not reached")
             return
         is_abrupt = closed is None or closed[0] == ABRUPT
         if end is StreamEnd.CLOSED and is_abrupt:
             call.note("error 31903: the stream broke off")
+            tell("stream-error", "31903: the stream broke off")
         else:
+            tell("stream-stopped")
             call.note(f"stream {end}" + (f" {closed}" if end is StreamEnd.CLOSED else ""))
         if end is not StreamEnd.CLOSED or (is_abrupt and self._faults.abrupt_end_ends_call):
             raise _Leave
@@ -177,6 +194,7 @@ class DocumentFollower:
         number = "".join(verb.itertext()).strip()
         other = self._people.at(number)
         call.note(f"dials {number}")
+        self._was_away = True
         rings_s = self._people.ring_s(other)
         ring_timeout_s = float(verb.get("timeout") or 30)
         await call.pause(min(rings_s, ring_timeout_s))

@@ -35,6 +35,9 @@ class Faults:
     abrupt_end_ends_call: bool = False
     """Whether a stream that breaks off ends its call. Twilio runs the next verb when the server
     *closes* the stream; what it does when the socket just goes is documented nowhere."""
+    updates_wait: bool = False
+    """Whether a document that comes over REST waits for one that is being fetched, for a
+    ``<Redirect>`` for instance, instead of overtaking it. Documented nowhere, too."""
 
 
 FAULTS: Mapping[str, Faults] = {

@@ -41,7 +41,9 @@ class CallLife:
             nursery.start_soon(reports.post)
             with reports:
                 final = await (
-                    self._take_in() if call.direction == "inbound" else self._ring_out(reports)
+                    self._take_in(reports)
+                    if call.direction == "inbound"
+                    else self._ring_out(reports)
                 )
                 call.ended_at = trio.current_time()
                 reports.report(final, "completed")
@@ -63,13 +65,13 @@ class CallLife:
         call.answered_at = trio.current_time()
         reports.report(CallStatus.IN_PROGRESS, "answered")
         if request.twiml:
-            await self._talk(request.twiml, "")
+            await self._talk(request.twiml, "", reports)
         else:
             assert request.voice_url is not None  # who places a call gives one of the two
-            await self._talk(redirect_to(request.voice_url), request.voice_url)
+            await self._talk(redirect_to(request.voice_url), request.voice_url, reports)
         return CallStatus.COMPLETED
 
-    async def _take_in(self) -> CallStatus:
+    async def _take_in(self, reports: StatusReports) -> CallStatus:
         call, voice_url = self.call, self.call.request.voice_url
         assert voice_url is not None  # a number that is called has one
         call.set_status(CallStatus.RINGING)
@@ -85,17 +87,17 @@ class CallLife:
             return CallStatus.CANCELED
         call.answered_at = trio.current_time()
         call.set_status(CallStatus.IN_PROGRESS)
-        await self._talk(document, voice_url)
+        await self._talk(document, voice_url, reports)
         return CallStatus.COMPLETED
 
-    async def _talk(self, document: str, base_url: str) -> None:
+    async def _talk(self, document: str, base_url: str, reports: StatusReports) -> None:
         """Follow the call's documents, in its time limit and while its callee is judged."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_time_limit)
             if self.call.request.detection is not None:
                 nursery.start_soon(self._detect_machine, self.call.request.detection)
             follower = DocumentFollower(
-                self.call, self.webhooks, self.people, self.faults, self.dial_s
+                self.call, self.webhooks, self.people, self.faults, reports, self.dial_s
             )
             await follower.follow(document, base_url)
             nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""Status callbacks: how a call is getting on, told to the server if it asked to be told."""
+"""Status callbacks: how a call and its streams get on, told to the server if it asked to be."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ class _Report:
     timestamp: str
 
 
+@dataclass(frozen=True, slots=True)
+class _StreamReport:
+    """What has happened to a media stream, and who wants to know."""
+
+    url: str
+    fields: Mapping[str, str]
+
+
 class StatusReports:
     """Changes one call's status and has the server told, if it asked to be."""
 
@@ -41,7 +49,9 @@ class StatusReports:
         self._webhooks = webhooks
         self._faults = faults
         # Unbounded: a slow webhook delays the reports after it, never the call.
-        self._to_reports, self._reports = trio.open_memory_channel[_Report](math.inf)
+        self._to_reports, self._reports = trio.open_memory_channel[_Report | _StreamReport](
+            math.inf
+        )
 
     def report(self, status: CallStatus, event: str) -> None:
         """The call has come to ``status``, which is told to those who asked for ``event``."""
@@ -50,6 +60,28 @@ class StatusReports:
         if request.status_url and event in request.status_events:
             timestamp = format_datetime(datetime.now(UTC))
             self._to_reports.send_nowait(_Report(status, trio.current_time(), timestamp))
+
+    def report_stream(self, url: str, stream_sid: str, event: str, error: str = "") -> None:
+        """A media stream has begun or is over, which is told to an address, if there is one.
+
+        Args:
+            url: The ``statusCallback`` of the ``<Stream>``, or "".
+            stream_sid: Which stream.
+            event: ``stream-started``, ``stream-stopped`` or ``stream-error``.
+            error: What was wrong, if anything.
+        """
+        if not url:
+            return
+        fields = {
+            "AccountSid": self._call.account_sid,
+            "CallSid": self._call.call_sid,
+            "StreamSid": stream_sid,
+            "StreamEvent": event,
+            "Timestamp": datetime.now(UTC).isoformat(),
+        }
+        if error:
+            fields["StreamError"] = error
+        self._to_reports.send_nowait(_StreamReport(url, fields))
 
     def __enter__(self) -> StatusReports:
         return self
@@ -63,6 +95,9 @@ class StatusReports:
         posted: list[tuple[CallStatus, dict[str, str]]] = []
         async for report in self._reports:
             if not self._faults.callbacks:
+                continue
+            if isinstance(report, _StreamReport):
+                await self._webhooks.post(self._call, report.url, report.fields)
                 continue
             await trio.sleep_until(report.happened_at + self._faults.callback_delay_s)
             fields = self._fields(report, number=len(posted))

@@ -10,9 +10,10 @@ from __future__ import annotations
 import mmap
 import secrets
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+
+from server.cluster.choosing import Candidate
+from server.cluster.registry import Load
 
 MAX_WORKERS = 64
 BEAT_S = 0.1
@@ -29,44 +30,6 @@ _GIVEN = 9
 _TAKEN = _GIVEN + MAX_WORKERS
 _ROW = _TAKEN + MAX_WORKERS
 _NUMBER_BYTES = 8
-
-
-class Member(NamedTuple):
-    """One process of a server. Another may have its number after it, but is born anew."""
-
-    number: int
-    born: int
-
-    def __str__(self) -> str:
-        return f"{self.number}.{self.born}"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read what :meth:`__str__` has written.
-
-        Raises:
-            ValueError: It is something else.
-        """
-        number, _, born = text.partition(".")
-        return cls(int(number), int(born))
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How one process is doing."""
-
-    live: int = 0
-    """Calls that wait to be dialled, ring or talk."""
-    running: int = 0
-    """Those of them that the carrier has accepted."""
-    waiting: int = 0
-    """Those that wait for their turn to be dialled."""
-    accepts: bool = False
-    """Whether it would take the next call."""
-    draining: bool = False
-    dials_in_s: float = 0.0
-    """When it may dial next, if nobody waited."""
-    dial_every_s: float = 0.0
 
 
 class Board:
@@ -126,9 +89,8 @@ class Board:
 
     def is_there(self, number: int) -> bool:
         """Whether a process writes its row."""
-        now, (left, back), beat = self._now(), self._away, self._numbers[number * _ROW + _BEAT]
         # While we were held up, perhaps with all the others, nobody's silence counts.
-        return now - beat - max(0.0, back - max(left, beat)) < SILENT_S
+        return self.age_s(number) < SILENT_S
 
     def _now(self) -> float:
         """The time; and if we have not written for long, we have just come back."""
@@ -140,13 +102,36 @@ class Board:
 
     def others(self) -> list[int]:
         """The processes that are there beside us."""
-        return [n for n in range(self._count) if n != self._number and self.is_there(n)]
+        return [n for n in self.ever_there() if self.is_there(n)]
 
     def staying(self) -> list[int]:
         """The rows that are in use, without those of processes that are about to end."""
         numbers = self._numbers
         rows = [(n, n * _ROW) for n in range(self._count)]
         return [n for n, row in rows if numbers[row + _BEAT] and not numbers[row + _DRAINING]]
+
+    def ever_there(self) -> list[int]:
+        """The processes beside us that have not said that they go: some may be gone."""
+        beats = (self._numbers[n * _ROW + _BEAT] for n in range(self._count))
+        return [n for n, beat in enumerate(beats) if beat and n != self._number]
+
+    def age_s(self, number: int) -> float:
+        """How long a process has written nothing, the time left out in which nobody could."""
+        now, (left, back), beat = self._now(), self._away, self._numbers[number * _ROW + _BEAT]
+        return now - beat - max(0.0, back - max(left, beat))
+
+    def load(self, number: int) -> Load:
+        """What a process has written."""
+        numbers, row = self._numbers, number * _ROW
+        return Load(
+            live=round(numbers[row + _LIVE]),
+            running=round(numbers[row + _REQUESTS]),
+            waiting=round(numbers[row + _WAITING]),
+            accepts=bool(numbers[row + _ACCEPTS]),
+            draining=bool(numbers[row + _DRAINING]),
+            dials_in_s=max(numbers[row + _DIALS_AT] - time.monotonic(), 0.0),
+            dial_every_s=numbers[row + _DIAL_EVERY_S],
+        )
 
     def live_elsewhere(self) -> int:
         """How many calls the others have."""
@@ -162,29 +147,23 @@ class Board:
 
     # -- new calls -------------------------------------------------------------------------
 
-    def choose(self, but: frozenset[int] = frozenset()) -> int:
-        """Which process is to have the next call: the one that can dial soonest, of these the one
-        with the fewest calls, and rather ourselves than another. If none takes calls, ourselves.
-
-        Args:
-            but: Those that have just turned out to be gone.
-        """
-        now = time.monotonic()
-        takers = [
-            n for n in {self._number, *self.others()} - but if self._numbers[n * _ROW + _ACCEPTS]
-        ]
-        return min(takers, key=lambda n: self._burden(n, now), default=self._number)
-
-    def _burden(self, number: int, now: float) -> tuple[float, float, bool, int]:
+    def candidate(self, number: int, name: str) -> Candidate:
+        """A process, ours or another that is there, as one that could have the next call."""
         numbers, row = self._numbers, number * _ROW
         coming = sum(
             numbers[giver * _ROW + _GIVEN + number] - numbers[row + _TAKEN + giver]
             for giver in range(self._count)
         )
-        wait_s = max(numbers[row + _DIALS_AT] - now, 0.0)
+        wait_s = max(numbers[row + _DIALS_AT] - time.monotonic(), 0.0)
         wait_s += (numbers[row + _WAITING] + coming) * numbers[row + _DIAL_EVERY_S]
-        # A tenth of a second later is no later: it must not outweigh the number of calls.
-        return round(wait_s, 1), numbers[row + _REQUESTS] + coming, number != self._number, number
+        return Candidate(
+            name,
+            accepts=bool(numbers[row + _ACCEPTS]),
+            calls=numbers[row + _REQUESTS] + coming,
+            dial_wait_s=wait_s,
+            is_other=number != self._number,
+            order=number,
+        )
 
     def give(self, number: int) -> None:
         """A new call is on its way to another process."""

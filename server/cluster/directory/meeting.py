@@ -113,7 +113,8 @@ def clear_away(directory: Path) -> None:
         if None not in places:
             # What those have left who were killed, too; and the gate last, for whoever has got
             # one of that name may come in.
-            shutil.rmtree(directory / "calls")
+            for name in ("calls", "kept"):
+                shutil.rmtree(directory / name)
             for path in directory.iterdir():
                 if path.name != "gate":
                     path.unlink()

@@ -1,0 +1,515 @@
+"""Every fault of the table: what it needs, what it does, and what is promised.
+
+To add one, write what it does and a row in ``ROWS``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from benchmarks import processes
+from benchmarks.chaos.database import why_no_postgresql
+from benchmarks.failover.judge import Bounds, Check, Outcome
+from benchmarks.failover.network import why_no_network
+from benchmarks.failover.seen import Attempt, noticed, rate_per_s, refused_for_s
+from benchmarks.failover.stores import keys_of, why_no_redis
+from benchmarks.failover.talk import (
+    Fault,
+    each_held_once,
+    end_calls,
+    happens_to_calls,
+    held_by,
+    judge_all,
+    live_sids,
+    look_up,
+    place,
+    see,
+)
+from benchmarks.failover.world import HAS_REGISTRY, NO_REGISTRY, Node, Spec, World
+
+FROZEN_S = 10.0
+CUT_OFF_S = 12.0
+RIGHT_S = 5.0
+"""How soon lookups have to be right again."""
+LOAD_PER_S = 2.0
+LOAD_CALL_S = (6.0, 12.0)
+STEADY_S = 6.0
+"""How long calls come before anything happens, and between one thing and the next."""
+DIALS_PER_S = 5.0
+DIAL_S = 20.0
+TAKEOVERS = 200
+COST_S = 30.0
+COST_MORE = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table."""
+
+    name: str
+    title: str
+    bound: str
+    spec: Spec
+    act: Callable[[World, int], Outcome]
+    bounds: Bounds = field(default_factory=Bounds)
+    is_of_cluster: bool = True
+    """Whether it is about nothing where there is no registry."""
+    most_s: float = 300.0
+    """No row may take longer, whatever happens."""
+
+    @property
+    def why_not(self) -> str:
+        """Why it cannot be tried on this machine; empty if it can."""
+        if shutil.which("haproxy") is None:
+            return "haproxy is not installed"
+        if why := why_no_postgresql():
+            return why
+        if self.spec.registry and (why := why_no_redis()):
+            return why
+        return why_no_network() if self.spec.has_networks else ""
+
+    @property
+    def why_nothing(self) -> str:
+        """Why this server cannot be asked for it at all; empty if it can."""
+        return NO_REGISTRY if self.is_of_cluster and not HAS_REGISTRY else ""
+
+
+def _calls(act: Callable[[World], Fault], watch_s: float) -> Callable[[World, int], Outcome]:
+    return lambda world, calls: happens_to_calls(world, calls, act, watch_s)
+
+
+# --- Lines, processes and nodes -------------------------------------------------------------------
+
+
+def _cut_lines(world: World) -> Fault:
+    """The balancer ends every stream it has."""
+    at = time.monotonic()
+    for node in world.nodes:
+        world.tell_balancer(f"shutdown sessions server streams/{node.name}")
+    return Fault(at)
+
+
+def _kill_worker(world: World) -> Fault:
+    """One of several processes is gone at once."""
+    victim = world.nodes[0].worker_pids[0]
+    at = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    return Fault(at)
+
+
+def _kill_node(world: World) -> Fault:
+    """One node is gone at once."""
+    fault = Fault(time.monotonic(), world.nodes[1])
+    world.nodes[1].kill()
+    others = [world.nodes[0], *world.nodes[2:]]
+    fault.is_over = lambda: fault.checks.append(each_held_once(world, others))
+    return fault
+
+
+def _freeze_node(world: World) -> Fault:
+    """One node is stopped, and goes on when its calls are somebody else's."""
+    fault = Fault(time.monotonic(), world.nodes[1])
+    world.nodes[1].signal(signal.SIGSTOP)
+    try:
+        time.sleep(FROZEN_S)
+    finally:
+        world.nodes[1].signal(signal.SIGCONT)
+    fault.is_over = lambda: fault.checks.append(each_held_once(world, world.nodes))
+    return fault
+
+
+def _cut_off_node(world: World) -> Fault:
+    """Frames of one node, and those to it, go to nobody; then they find each other again."""
+    network = world.nodes[1].network
+    assert network is not None
+    fault = Fault(time.monotonic(), world.nodes[1])
+    network.cut_off()
+    try:
+        time.sleep(CUT_OFF_S)
+    finally:
+        network.heal()
+    fault.is_over = lambda: fault.checks.append(each_held_once(world, world.nodes))
+    return fault
+
+
+# --- The registry ---------------------------------------------------------------------------------
+
+
+def _empty_registry(world: World) -> Fault:
+    """The registry is gone for a moment, and comes back with nothing."""
+    fault = Fault(time.monotonic())
+    world.redis[0].kill()
+    time.sleep(2.0)
+    fault.checks.append(_nothing_denied(world))
+    world.redis[0].start()
+    fault.checks.append(_right_again(world, time.monotonic()))
+    fault.checks.append(
+        Check("keys there again", "some", str(keys_of(world.redis[0].port)), holds=True)
+    )
+    return fault
+
+
+def _kill_primary(world: World) -> Fault:
+    """The registry's primary is gone for good, and sentinels choose another."""
+    fault = Fault(time.monotonic())
+    world.redis[0].kill()
+    fault.checks.append(_right_again(world, fault.at))
+    return fault
+
+
+def _nothing_denied(world: World) -> Check:
+    """While the registry is away, who does not know must not say that there is no such call."""
+    found = look_up(world, world.nodes, live_sids(world))
+    denied = found.get(404, 0)
+    return Check("404 of live calls while it is away", "none", f"{denied}, {found}", not denied)
+
+
+def _right_again(world: World, since: float) -> Check:
+    """How soon every node finds every call."""
+    sids = live_sids(world)
+    deadline = since + 3 * RIGHT_S
+    found: dict[int, int] = {}
+    while True:
+        began = time.monotonic()
+        found = look_up(world, world.nodes, sids)
+        if set(found) == {200} or began > deadline:
+            break
+        time.sleep(0.1)
+    took_s = began - since
+    is_right = set(found) == {200} and took_s <= RIGHT_S
+    said = f"{took_s:.1f} s" if set(found) == {200} else f"never, {found}"
+    return Check("lookups right again", f"{RIGHT_S:g} s", said, is_right)
+
+
+# --- Rolling, and in place ------------------------------------------------------------------------
+
+
+def _under_load(
+    world: World, act: Callable[[World, list[Check]], None], refused_s: float
+) -> Outcome:
+    """New calls all the time while something happens: what became of them."""
+    outcome = Outcome()
+    began = time.monotonic()
+    world.doubles.ask(
+        "load",
+        urls=[world.public_url] if HAS_REGISTRY and world.redis else [_front(world)],
+        public_url=world.public_url if HAS_REGISTRY and world.redis else _front(world),
+        per_s=LOAD_PER_S,
+        call_s=LOAD_CALL_S,
+    )
+    time.sleep(STEADY_S)
+    act(world, outcome.checks)
+    time.sleep(STEADY_S)
+    until = time.monotonic()
+    end_calls(world, outcome)
+    seen = see(world)
+    traces = [trace for trace in seen.traces if trace.answered is not None]
+    outcome.wanted = 1
+    for trace in traces:
+        first = trace.streams[0].began if trace.streams else began
+        call = noticed(trace, first, until)
+        outcome.calls = [*outcome.calls, replace(call, stream_s=None, heard_s=None)]
+    moved = sum(len(trace.streams) > 1 for trace in traces)
+    outcome.checks.append(Check("calls with more than one stream", "", str(moved), holds=True))
+    judge_all(world, seen, traces, outcome)
+    refused = [one for one in seen.attempts if not one.taken]
+    longest_s = refused_for_s(seen.attempts)
+    said = f"{len(refused)} of {len(seen.attempts)}, for {longest_s:.1f} s {_why(refused)}"
+    bound = f"for at most {refused_s:g} s" if refused_s else "none"
+    outcome.checks.append(
+        Check(
+            "calls refused",
+            bound,
+            said.strip(),
+            longest_s <= refused_s and (bool(refused_s) or not refused),
+        )
+    )
+    return outcome
+
+
+def _why(refused: list[Attempt]) -> str:
+    words = sorted({one.what for one in refused})
+    return f"({'; '.join(words[:3])})" if words else ""
+
+
+def _front(world: World) -> str:
+    return str(world.nodes[0].environment["PUBLIC_URL"])
+
+
+def _roll(world: World, checks: list[Check]) -> None:
+    """One node after the other is stopped in order and started again."""
+    for node in world.nodes:
+        node.process.send_signal(signal.SIGTERM)
+        if not node.wait_ended(75.0):
+            checks.append(Check(f"{node.name} stops", "75 s", "not", holds=False))
+            node.kill()
+        node.start()
+        node.wait_ready()
+        time.sleep(STEADY_S)
+
+
+def _upgrade(world: World, checks: list[Check]) -> None:
+    """A new server is started beside the old one, which drains and ends."""
+    node = world.nodes[0]
+    for turn in ("first", "second"):
+        old = node.process
+        node.start("--take-over")
+        try:
+            old.wait(75.0)
+        except subprocess.TimeoutExpired:
+            checks.append(Check(f"the old one ends, {turn}", "75 s", "not", holds=False))
+        if node.process.poll() is not None:
+            status = node.process.returncode
+            checks.append(Check(f"the new one serves, {turn}", "", f"ended: {status}", False))
+            return
+        time.sleep(STEADY_S)
+
+
+def _can_take_over() -> str:
+    """Why a server cannot be upgraded in place; empty if it can."""
+    said = subprocess.run(
+        [sys.executable, "-m", "server", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=processes.ROOT,
+    )
+    return "" if "--take-over" in said.stdout else "this server has no --take-over"
+
+
+def _rolling(world: World, calls: int) -> Outcome:
+    return _under_load(world, _roll, refused_s=1.0)
+
+
+def _in_place(world: World, calls: int) -> Outcome:
+    if why := _can_take_over():
+        return Outcome(failed=why)
+    return _under_load(world, _upgrade, refused_s=0.0)
+
+
+# --- Rates, leavings and costs --------------------------------------------------------------------
+
+
+def _dials(world: World, calls: int) -> Outcome:
+    """Everybody wants to dial as fast as they may, at all nodes at once."""
+    outcome = Outcome()
+    world.doubles.ask("dial", urls=world.urls, each=4, seconds=DIAL_S)
+    seen = see(world)
+    times = [one.at for one in seen.asked if one.what == "create" and one.status == 201]
+    rate = rate_per_s(times)
+    most = max((sum(at <= other < at + 1.0 for other in times) for at in times), default=0)
+    said = f"{rate:.2f} a second, {len(times)} dials, {most} in one second at most"
+    holds = abs(rate - DIALS_PER_S) <= 0.1
+    outcome.checks.append(Check("dials", f"{DIALS_PER_S:g} ± 0.1 a second", said, holds))
+    end_calls(world, outcome)
+    return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What could be left behind on a node that nobody kills, and in the registry."""
+
+    descriptors: int
+    threads: int
+    calls: int
+    keys: int
+
+    @classmethod
+    def now(cls, world: World) -> _Left:
+        """Look."""
+        pid = world.nodes[0].process.pid
+        keys = keys_of(world.redis[0].port) if world.redis else 0
+        descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+        return cls(descriptors, threads, held_by(world, world.nodes), keys)
+
+
+def _takeovers(world: World, calls: int) -> Outcome:
+    """Nodes die in turn, and come back, until so many calls have been taken over."""
+    outcome = Outcome()
+    before = _Left.now(world)
+    taken, rounds = 0, 0
+    while taken < TAKEOVERS and rounds < 40:
+        rounds += 1
+        short = calls * len(world.nodes) - len(live_sids(world))
+        if short > 0:
+            world.doubles.ask(
+                "place", urls=world.urls, calls=-(-short // len(world.nodes)), within_s=30.0
+            )
+        victim: Node = world.nodes[1 + rounds % 2]
+        at = time.monotonic()
+        victim.kill()
+        time.sleep(4.0)
+        now = time.monotonic()
+        up = [trace for trace in see(world).traces if trace.was_up(at)]
+        seen = [noticed(trace, at, now) for trace in up]
+        moved = sum(call.lived and call.stream_s is not None for call in seen)
+        outcome.calls = [*outcome.calls, *(call for call in seen if call.is_hit)]
+        victim.start()
+        victim.wait_ready()
+        taken += moved
+        if not moved:
+            break
+    end_calls(world, outcome)
+    after = before
+    for _ in range(40):
+        after = _Left.now(world)
+        if after.descriptors <= before.descriptors + 2 and after.keys <= before.keys:
+            break
+        time.sleep(0.5)
+    outcome.checks += [
+        Check("takeovers", f">= {TAKEOVERS}", f"{taken} in {rounds} rounds", taken >= TAKEOVERS),
+        _left("descriptors", before.descriptors, after.descriptors, 2),
+        _left("threads", before.threads, after.threads, 2),
+        _left("calls", before.calls, after.calls, 0),
+        _left("keys", before.keys, after.keys, 0),
+    ]
+    return outcome
+
+
+def _left(what: str, before: int, after: int, more: int) -> Check:
+    return Check(f"{what} left", f"{before}", str(after), after <= before + more)
+
+
+def _cost(world: World, calls: int) -> Outcome:
+    """One server with a registry and one without, each with as many calls, side by side."""
+    outcome = Outcome(wanted=calls * len(world.nodes))
+    place(world, calls)
+    shares = []
+    for _ in range(2):
+        before = [sum(processes.cpu_s(node.process.pid).values()) for node in world.nodes]
+        time.sleep(COST_S)
+        after = [sum(processes.cpu_s(node.process.pid).values()) for node in world.nodes]
+        shares.append([(b - a) / COST_S / calls for a, b in zip(before, after, strict=True)])
+    until = time.monotonic()
+    outcome.calls = [noticed(t, until, until) for t in see(world).traces if t.was_up(until)]
+    end_calls(world, outcome)
+    with_ms, without_ms = (1000 * sum(share) / len(shares) for share in zip(*shares, strict=True))
+    each = ", ".join(f"{100 * (share[0] / share[1] - 1):+.1f} %" for share in shares)
+    more = with_ms / without_ms - 1
+    outcome.checks.append(
+        Check(
+            "CPU of a call with a registry",
+            f"at most {100 * COST_MORE:g} % more",
+            f"{with_ms:.2f} ms a second, {without_ms:.2f} without: {100 * more:+.1f} % ({each})",
+            more <= COST_MORE,
+        )
+    )
+    return outcome
+
+
+QUICKLY: Mapping[str, str] = {"MAX_STREAMS_PER_MIN": "60"}
+
+ROWS = (
+    Row(
+        "lines",
+        "every media socket cut",
+        "all live; stream ≤ 0.5 s, agent ≤ 1 s",
+        Spec(),
+        _calls(_cut_lines, 8.0),
+        Bounds(stream_max_s=0.5, heard_p95_s=1.0, least_hit=1.0),
+        is_of_cluster=False,
+    ),
+    Row(
+        "worker",
+        "one of 4 workers killed",
+        "none ends; agent ≤ 1.5 s",
+        Spec(nodes=1, workers=4, registry=""),
+        _calls(_kill_worker, 10.0),
+        Bounds(heard_p95_s=1.5, least_hit=0.05),
+        is_of_cluster=False,
+    ),
+    Row(
+        "node",
+        "node killed",
+        "none ends; agent ≤ 2 s; records whole",
+        Spec(),
+        _calls(_kill_node, 10.0),
+        Bounds(heard_p95_s=2.0, least_hit=0.2),
+        is_of_cluster=False,
+    ),
+    Row(
+        "frozen",
+        "node frozen for 10 s",
+        "none ends or twice, no REST by the old; agent ≤ 6 s",
+        Spec(),
+        _calls(_freeze_node, 10.0),
+        Bounds(heard_p95_s=6.0, least_hit=0.2),
+        is_of_cluster=False,
+    ),
+    Row(
+        "cut-off",
+        "node cut off in silence, then back",
+        "agent ≤ 6 s; as frozen",
+        Spec(has_networks=True),
+        _calls(_cut_off_node, 10.0),
+        Bounds(heard_p95_s=6.0, least_hit=0.2),
+        is_of_cluster=False,
+    ),
+    Row(
+        "empty",
+        "Redis restarted empty",
+        "nobody notices; lookups right ≤ 5 s",
+        Spec(),
+        _calls(_empty_registry, 6.0),
+        Bounds(nobody_notices=True),
+    ),
+    Row(
+        "sentinels",
+        "Redis's primary killed, three sentinels",
+        "nobody notices; lookups right ≤ 5 s",
+        Spec(registry="sentinels"),
+        _calls(_kill_primary, 6.0),
+        Bounds(nobody_notices=True),
+    ),
+    Row(
+        "rolling",
+        "rolling restart, 2 new calls/s",
+        "none cut; refused ≤ 1 s",
+        Spec(),
+        _rolling,
+        is_of_cluster=False,
+        most_s=420.0,
+    ),
+    Row(
+        "upgrade",
+        "upgrade in place, 2 new calls/s",
+        "none cut, none refused",
+        Spec(nodes=1, registry=""),
+        _in_place,
+        is_of_cluster=False,
+    ),
+    Row(
+        "dials",
+        "dials at 3 nodes, 5/s",
+        "5.0 ± 0.1 a second",
+        Spec(settings={"CALLS_PER_S": f"{DIALS_PER_S:g}"}),
+        _dials,
+        is_of_cluster=False,
+    ),
+    Row(
+        "takeovers",
+        f"{TAKEOVERS} takeovers",
+        "nothing is left",
+        Spec(settings=QUICKLY),
+        _takeovers,
+        most_s=600.0,
+    ),
+    Row(
+        "cost",
+        "CPU of a call, with and without a registry",
+        "≤ 3 % more",
+        Spec(nodes=2, are_apart=True),
+        _cost,
+    ),
+)
+BY_NAME = {row.name: row for row in ROWS}

@@ -1,0 +1,39 @@
+{{/* A release's name, short enough that a pod's number fits behind it: it is a part of every address of a call. */}}
+{{- define "offhook.name" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 45 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 45 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "offhook.nodes" -}}
+{{ include "offhook.name" . }}-nodes
+{{- end -}}
+
+{{- define "offhook.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "offhook.labels" -}}
+{{ include "offhook.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* Not the pods' own labels, or every Service of theirs would have the balancer's pods, too. */}}
+{{- define "offhook.haproxySelector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-haproxy
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "offhook.checks" -}}
+{{- if gt (int .Values.replicas) (int .Values.maxReplicas) -}}
+{{- fail "replicas must not be more than maxReplicas: only so many pods have a route" -}}
+{{- end -}}
+{{- if and .Values.hpa.enabled .Values.keda.enabled -}}
+{{- fail "hpa or keda, not both: each would undo what the other does" -}}
+{{- end -}}
+{{- end -}}

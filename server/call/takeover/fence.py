@@ -1,0 +1,109 @@
+"""The fence: nothing is done to a call that is another process's by now.
+
+A process that was frozen, or cut off, does not know that its calls have been taken over. Whatever
+cannot be undone is therefore asked for first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from math import inf
+
+import structlog
+import trio
+
+from server.call.conversation import Conversation
+from server.carrier import Steering
+from server.cluster.registry import RegistryAway
+from server.dialogue.endings import EndReason
+from server.errors import CarrierError
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+FENCE_TIMEOUT_S = 1.0
+"""How long the registry may take to say whose a call is; a call's end waits for it."""
+
+SURE_S = 0.2
+"""For so long an answer is good: less than what is asked of the carrier then takes."""
+
+
+@dataclass(slots=True)
+class Ownership:
+    """Of one call: what makes it this process's, and what others are told of it.
+
+    Attributes:
+        generation: For the how-manieth time it is somebody's.
+        client: Whose call it is: the API client's name.
+        is_current: Says whether a call is still ours, by its name and generation; None where
+            nobody else could have it.
+        keep: Given what another process needs to go on, as :meth:`Registry.keep` is; None if
+            nobody wants it, and then nothing is made.
+    """
+
+    generation: int = 1
+    client: str = ""
+    is_current: Callable[[str, int], Awaitable[bool]] | None = None
+    keep: Callable[[str, int, bytes], None] | None = None
+
+
+class NotOurs(CarrierError):
+    """The carrier was not told: the call is another process's, or nobody could say whose."""
+
+
+class Fence:
+    """A call's way to its carrier, which is open only while the call is ours.
+
+    Args:
+        conversation: The call; it ends in silence when it turns out to be another's.
+        carrier: The carrier.
+        ownership: Whose the call is.
+    """
+
+    def __init__(self, conversation: Conversation, carrier: Steering, ownership: Ownership) -> None:
+        self._conversation = conversation
+        self._carrier = carrier
+        self._ownership = ownership
+        self._sure_until = -inf
+
+    async def is_ours(self) -> bool | None:
+        """Whether the call is this process's; None if that cannot be known just now."""
+        c, own = self._conversation, self._ownership
+        if c.end_reason is EndReason.MOVED:
+            return False
+        if own.is_current is None or trio.current_time() < self._sure_until:
+            return True
+        ours: bool | None = None
+        with trio.move_on_after(FENCE_TIMEOUT_S):
+            try:
+                ours = await own.is_current(c.call_sid, own.generation)
+            except RegistryAway as away:
+                logger.debug("nobody can say whose a call is", reason=str(away))
+        if ours is False:
+            c.disown()
+        elif ours:
+            self._sure_until = trio.current_time() + SURE_S
+        return ours
+
+    async def hang_up(self, call_sid: str) -> None:
+        """End the call; see :meth:`Steering.hang_up`."""
+        await self._pass()
+        await self._carrier.hang_up(call_sid)
+
+    async def say_and_hang_up(self, call_sid: str, text: str, language: str) -> None:
+        """Let the carrier speak, and end the call; see :meth:`Steering.say_and_hang_up`."""
+        await self._pass()
+        await self._carrier.say_and_hang_up(call_sid, text, language)
+
+    async def transfer(self, call_sid: str, number: str, *, ring_timeout_s: float) -> None:
+        """Connect the caller with another number; see :meth:`Steering.transfer`."""
+        await self._pass()
+        await self._carrier.transfer(call_sid, number, ring_timeout_s=ring_timeout_s)
+
+    async def _pass(self) -> None:
+        ours = await self.is_ours()
+        if ours is None:
+            # What ends with its stream ends at the carrier, too, when that asks how it goes on.
+            raise NotOurs("nobody can say whose the call is", outcome_unknown=True)
+        if not ours:
+            raise NotOurs("the call is another process's", outcome_unknown=True)

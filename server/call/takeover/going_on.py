@@ -1,0 +1,149 @@
+"""A call that goes on where another process has left it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+import structlog
+import trio
+
+from server.agent import phrases
+from server.agent.agent import Agent
+from server.agent.tool import Tool
+from server.call.conversation import Conversation, Stage
+from server.call.handover import Handover
+from server.call.machine import Machine
+from server.call.report.progress import Progress
+from server.call.report.report import Report
+from server.call.takeover.state import AgentState, CallState
+from server.dialogue.transcript import SpokenTurn
+from server.model import Standing
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+def agent_of(state: CallState, ours: Agent) -> Agent:
+    """The agent of a call that is taken up.
+
+    Args:
+        state: The call, as it was left.
+        ours: Who answers here: has the tools, and the recording of the greeting.
+    """
+    left: AgentState = state.agent
+    tools: Mapping[str, Tool] = {tool.name: tool for tool in ours.tools}
+    if missing := [name for name in left.tools if name not in tools]:
+        logger.warning("tools of a call that is taken up are not there", tools=missing)
+    same_words = left.greeting_text == ours.greeting_text
+    return Agent(
+        prompt=left.prompt,
+        greeting=left.greeting,
+        greeting_text=left.greeting_text,
+        greeting_audio=ours.greeting_audio if left.has_recording and same_words else b"",
+        farewell=left.farewell,
+        voicemail=left.voicemail,
+        apology=left.apology,
+        voice=left.voice,
+        language=left.language,
+        tools=tuple(tools[name] for name in left.tools if name in tools),
+    )
+
+
+def standing_of(state: CallState) -> Standing | None:
+    """How far the model's session had come; None for one that nobody has talked with.
+
+    Before a call is answered its session is worth nothing: another greets as well.
+    """
+    if state.answered_at is None:
+        return None
+    return Standing(state.turn, state.handle, state.model, state.on_fallback, state.key_name)
+
+
+def go_on(
+    c: Conversation,
+    state: CallState,
+    *,
+    progress: Progress,
+    report: Report,
+    handover: Handover,
+    machine: Machine | None,
+) -> float | None:
+    """Put a new call where another process has left it: its line is lost, and may come back.
+
+    Returns:
+        Until when it may last at the longest; None if it has not been answered.
+    """
+    now, wall = trio.current_time(), time.time()
+
+    def at(wall_time: float) -> float:
+        """When something was, which cannot be later than now, whatever the clocks say."""
+        return now - max(0.0, wall - wall_time)
+
+    notes = c.notes
+    progress.go_on(state.status, state.sequence_number)
+    report.created_at, report.traceparent = state.created_at, state.traceparent
+    notes.began_at = at(state.created_at)
+    gap_s = round(now - at(state.kept_at), 3)
+    notes.note("taken up from another process", gap_s=gap_s, generation=report.generation)
+    costs = state.costs
+    tokens = {"prompt": costs.prompt, "response": costs.response, "other": costs.other}
+    notes.costs.go_on(tokens, costs.usd, is_complete=costs.is_complete)
+    notes.timings.caller_audio_s = costs.caller_audio_s
+    c.playout.heard_before(costs.agent_audio_s)
+    if machine is not None and state.machine is not None:
+        machine.go_on(state.machine.answered_by, is_over=state.machine.stage == "over")
+    if state.answered_at is None or state.ends_at is None:
+        return None
+    c.agent_turn = c.finished_turn = c.heard_out = state.turn
+    notes.transcript.go_on(
+        SpokenTurn(
+            turn.speaker,
+            turn.at_s,
+            turn.text,
+            heard_s=turn.heard_s,
+            made_s=turn.heard_s or 0.0,
+            complete=True,
+            cut=turn.cut,
+        )
+        for turn in state.transcript
+    )
+    notes.timings.answer_to_first_audio_s = state.first_audio_s
+    c.answered_at = at(state.answered_at)
+    report.answered()
+    ends_at = now + max(0.0, state.ends_at - wall)
+    c.turns.answered(now, ends_at=ends_at)
+    c.opening.answered(now)
+    if state.greeted:
+        c.opening.greeting_over()
+        c.opening.plays_at = min(c.opening.plays_at, now)
+    c.stage = Stage.TALK
+    if state.away is not None:
+        c.stage = Stage.AWAY
+        handover.go_on(state.away.destination, state.away.number)
+    elif machine is not None and state.machine is not None and state.machine.stage == "message":
+        c.stage = Stage.TO_MACHINE
+    return ends_at
+
+
+def first_words_of(c: Conversation, state: CallState) -> str | None:
+    """What the model is told as soon as it is there.
+
+    Returns:
+        None to have it greet; empty for nothing.
+    """
+    if state.answered_at is None:
+        return None
+    if c.stage is not Stage.TALK:
+        return ""  # it is told when they are back, or what to leave on the machine
+    if not state.greeted:
+        return None
+    heard = next((turn.text for turn in reversed(state.transcript) if turn.speaker == "agent"), "")
+    return phrases.taken_up(
+        heard,
+        interrupted=_names(tool.name for tool in state.tools if not tool.is_done),
+        done=_names(tool.name for tool in state.tools if tool.is_done),
+    )
+
+
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

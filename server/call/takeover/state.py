@@ -1,0 +1,199 @@
+"""What another process needs to go on with a call: words, and how they are written.
+
+Times are of the wall clock: processes do not share trio's. What has been said is in here, as far as
+a record would have it, and so is the agent's prompt: whoever keeps states keeps them secret.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from server.carrier import AnsweredBy, CallStatus
+from server.errors import ServerError
+
+VERSION = b"1"
+"""The first byte of a state; goes up when older programs could not read what newer ones write.
+Members may be added without that: whoever does not know one leaves it out."""
+MAX_STATE_BYTES = 1024 * 1024
+"""Of a state as JSON: far more than the longest prompt, and the most labels, that a request may
+have."""
+MAX_TURNS = 20
+MAX_TURN_CHARS = 1_000
+"""Of what was said in one turn; the end of it is kept."""
+MAX_TOOLS = 32
+MAX_TOKEN_KINDS = 16
+COMPRESSION = 1
+"""zlib's fastest: most of a state is a prompt, and the next level takes a third more time to save
+a twentieth."""
+
+Short: TypeAlias = Annotated[str, Meta(max_length=256)]
+Label: TypeAlias = Annotated[str, Meta(max_length=1_000)]
+"""As long as a request may have them."""
+Long: TypeAlias = Annotated[str, Meta(max_length=200_000)]
+WallTime: TypeAlias = Annotated[float, Meta(ge=0.0, le=1e11)]
+"""Seconds since 1970."""
+Seconds: TypeAlias = Annotated[float, Meta(ge=-1e9, le=1e9)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
+Tokens: TypeAlias = Annotated[dict[Short, Count], Meta(max_length=MAX_TOKEN_KINDS)]
+
+
+class StateUnreadable(ServerError):
+    """What was kept of a call cannot be read, or is of a version that is not known here."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentState:
+    """The agent as the request changed it; its tools by name."""
+
+    prompt: Long
+    greeting: Long
+    greeting_text: Long
+    farewell: Long
+    voicemail: Long
+    apology: Long
+    voice: Short | None
+    language: Short | None
+    tools: Annotated[tuple[Short, ...], Meta(max_length=512)]
+    has_recording: bool
+    """Whether its greeting is a recording that is still to be played; that is not in here."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnState:
+    """One turn as it was heard."""
+
+    speaker: Literal["caller", "agent"]
+    text: Annotated[str, Meta(max_length=MAX_TURN_CHARS)]
+    """Empty where records have no words."""
+    at_s: Seconds
+    """Since the answer."""
+    heard_s: Seconds | None
+    cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CostState:
+    """What the call has come to cost until now."""
+
+    prompt: Tokens
+    response: Tokens
+    other: Count
+    usd: Annotated[float, Meta(ge=0.0, le=1e9)]
+    """Of the model, as far as it is known."""
+    is_complete: bool
+    caller_audio_s: Annotated[float, Meta(ge=0.0, le=1e9)]
+    agent_audio_s: Annotated[float, Meta(ge=0.0, le=1e9)]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolState:
+    """A function that the model has called since it could be resumed last."""
+
+    id: Short
+    name: Short
+    is_done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AwayState:
+    """A transfer that is under way: the carrier has the caller, and tells how that went."""
+
+    destination: Short
+    number: Short
+
+
+@dataclass(frozen=True, slots=True)
+class MachineState:
+    """What is known of who has answered."""
+
+    answered_by: AnsweredBy | None
+    stage: Literal["open", "message", "over"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallState:
+    """A call, as far as another process needs it to go on."""
+
+    kept_at: WallTime
+    """When this was so."""
+    direction: Literal["inbound", "outbound"]
+    number: Short
+    metadata: Annotated[dict[Label, Label], Meta(max_length=64)]
+    client: Short
+    traceparent: Short
+    agent: AgentState
+    created_at: WallTime
+    answered_at: WallTime | None
+    ends_at: WallTime | None
+    """When it may not go on any longer; None before it is answered."""
+    max_duration_s: Annotated[float, Meta(ge=0.0, le=1e9)]
+    """How long it may last from the answer."""
+    status: CallStatus
+    sequence_number: Annotated[int, Meta(ge=-1, le=2**31)]
+    """Of the newest status callback."""
+    turn: Annotated[int, Meta(ge=0, le=2**31)]
+    """The agent's newest."""
+    handle: Annotated[str, Meta(max_length=8_192)] | None
+    model: Short
+    on_fallback: bool
+    key_name: Short
+    transcript: Annotated[tuple[TurnState, ...], Meta(max_length=MAX_TURNS)]
+    greeted: bool
+    """Whether the agent has no greeting left to say."""
+    first_audio_s: Seconds | None
+    """When the agent was first heard, after the answer."""
+    costs: CostState
+    tools: Annotated[tuple[ToolState, ...], Meta(max_length=MAX_TOOLS)]
+    away: AwayState | None
+    machine: MachineState | None
+    """None for a call that does nothing about machines."""
+    recording_parts: Annotated[int, Meta(ge=0, le=99)]
+
+    def encode(self) -> bytes:
+        """Write it down, in about 2 kB.
+
+        Raises:
+            ValueError: It is beyond all bounds.
+        """
+        content = msgspec.json.encode(self)
+        if len(content) > MAX_STATE_BYTES:
+            raise ValueError(f"a call's state of {len(content)} bytes is too long to be kept")
+        return VERSION + zlib.compress(content, COMPRESSION)
+
+    @staticmethod
+    def decode(written: bytes) -> CallState:
+        """Read what :meth:`encode` has written, here or elsewhere.
+
+        Raises:
+            StateUnreadable: It is something else, is not whole, or a part of it is beyond bounds.
+        """
+        if written[:1] != VERSION:
+            raise StateUnreadable(f"a call's state begins with {VERSION!r}, not {written[:1]!r}")
+        try:
+            reader = zlib.decompressobj()
+            content = reader.decompress(written[1:], MAX_STATE_BYTES)
+            if not reader.eof or reader.unused_data:
+                raise StateUnreadable("a call's state is cut off, too long, or more than one")
+            return _decode(content)
+        except (zlib.error, msgspec.MsgspecError, ValueError, RecursionError) as error:
+            kind = type(error).__name__  # its words may quote what people said
+            raise StateUnreadable(f"a call's state cannot be read: {kind}") from None
+
+
+_decode = msgspec.json.Decoder(CallState).decode
+
+
+def bounded(text: str, most: int = 256) -> str:
+    """Text that somebody else has given, as long as a state takes it."""
+    return text if len(text) <= most else text[:most]
+
+
+def few(counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts by kind, as many as a state takes."""
+    return {bounded(kind): counts[kind] for kind in list(counts)[:MAX_TOKEN_KINDS]}

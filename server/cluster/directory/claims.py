@@ -1,0 +1,236 @@
+"""Whose each call is, among the processes of one machine.
+
+A claim is a symbolic link: CallSid -> the process that has the call, and the generation, which is
+one more each time it is taken over. Whoever makes the link first, atomically, has decided. Since a
+link cannot be compared and changed in one step, whatever changes one that is there does it behind a
+gate that the processes share, and looks again there.
+
+What another process needs to go on with a call lies in a file of its own for each generation, so
+that one who has lost the call cannot write over what its next owner keeps.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from server.cluster.registry import Holding, Member, Seized
+
+GATE_TIMEOUT_S = 0.5
+"""Behind it are a few system calls; a process that stops there holds nobody up for longer."""
+GATE_PAUSE_S = 0.0005
+CLAIM_TRIES = 20
+_PLAIN = re.compile(r"[A-Za-z0-9]{1,64}")
+"""A call's name that may be a file's, as every CallSid is; of another there is a digest."""
+
+
+class Gate:
+    """A lock on a file, which goes with the process that holds it, however that ends.
+
+    Args:
+        path: The file; made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._number = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+
+    @contextmanager
+    def held(self, timeout_s: float = GATE_TIMEOUT_S) -> Generator[bool]:
+        """Hold the lock, if it can be had within this time: the value says whether.
+
+        Whoever waits blocks the whole process, so nothing behind it may take long.
+        """
+        held = self._lock(timeout_s)
+        try:
+            yield held
+        finally:
+            if held:
+                fcntl.flock(self._number, fcntl.LOCK_UN)
+
+    def _lock(self, timeout_s: float) -> bool:
+        give_up_at = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(self._number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= give_up_at:
+                    return False
+                time.sleep(GATE_PAUSE_S)
+            else:
+                return True
+
+    @property
+    def is_the_one(self) -> bool:
+        """Whether this file still has its name: the last process to leave removes it."""
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self._number), self._path.stat())
+        return False
+
+    def close(self) -> None:
+        """Give the file back, and the lock if it is held."""
+        os.close(self._number)
+
+
+class Claims:
+    """The links of one directory, and what is kept of the calls; of all of it, OSError says that
+    the directory cannot be used.
+
+    Args:
+        directory: The processes' own.
+        gate: For whoever changes a link that is there.
+    """
+
+    def __init__(self, directory: Path, gate: Gate) -> None:
+        self._links, self._kept = directory / "calls", directory / "kept"
+        for each in (self._links, self._kept):
+            each.mkdir(mode=0o700, exist_ok=True)
+        self._gate = gate
+
+    def make(self, call_sid: str, claimant: Member) -> Holding:
+        """Claim a call for a process: the first claim counts, whatever has become of its maker.
+
+        Args:
+            call_sid: Any text.
+            claimant: Who is to have it.
+
+        Returns:
+            Whose it is: of all who claim it at once, all are told the same.
+
+        Raises:
+            OSError: The directory cannot be used.
+        """
+        link, ours = self._link(call_sid), Holding(claimant, 1)
+        for _ in range(CLAIM_TRIES):
+            try:
+                link.symlink_to(_written(ours))
+            except FileExistsError:
+                pass
+            else:
+                return ours
+            if (found := _read(link)) is not None:
+                return found
+            # It was given back at this moment.
+        raise OSError("a call is claimed and given back again and again")
+
+    def announce(self, call_sid: str, holding: Holding) -> None:
+        """Say that a call is a process's; one that has it at a higher generation keeps it."""
+        link = self._link(call_sid)
+        try:
+            link.symlink_to(_written(holding))
+        except FileExistsError:
+            found = _read(link)
+            if found is None or (found != holding and found.generation <= holding.generation):
+                self._replace(link, found, holding)
+
+    def owner(self, call_sid: str) -> Holding | None:
+        """Whose a call is; None for one that nobody has."""
+        return _read(self._link(call_sid))
+
+    def seize(self, call_sid: str, holding: Holding, claimant: Member) -> Seized | None:
+        """Take a call over from whoever has it, if that is still so.
+
+        Raises:
+            TimeoutError: Somebody holds the gate.
+        """
+        link = self._link(call_sid)
+        ours = Holding(claimant, holding.generation + 1)
+        if not self._replace(link, holding, ours):
+            return None
+        before, after = self._file(link, holding.generation), self._file(link, ours.generation)
+        with suppress(FileNotFoundError):
+            before.replace(after)  # should we die now, it is there for the next one
+            return Seized(ours.generation, after.read_bytes())
+        return Seized(ours.generation, b"")
+
+    def _replace(self, link: Path, before: Holding | None, after: Holding) -> bool:
+        with self._gate.held() as alone:
+            if not alone:
+                raise TimeoutError("the gate of the processes is held for too long")
+            if _read(link) != before:
+                return False
+            unnamed = link.with_name(f".{link.name}.{after.member.born}")
+            unnamed.unlink(missing_ok=True)
+            unnamed.symlink_to(_written(after))
+            unnamed.replace(link)
+        return True
+
+    def release(self, call_sid: str, holding: Holding) -> None:
+        """Give a call back, unless another has taken it over meanwhile."""
+        link = self._link(call_sid)
+        with self._gate.held() as alone:
+            if alone and _read(link) == holding:
+                link.unlink(missing_ok=True)
+
+    def release_all(self, name: str, *, older_than_s: float = 0.0) -> None:
+        """Give back what the processes with this name had; called behind the gate.
+
+        Args:
+            name: Whose they are, or were.
+            older_than_s: Claims that were made later than so long ago are kept. They are of one
+                that is gone, and say so to whoever asks.
+        """
+        kept_since = time.time() - older_than_s
+        for link in self._links.iterdir():
+            with suppress(FileNotFoundError):
+                holding = _read(link)
+                is_old = older_than_s <= 0 or link.lstat().st_mtime < kept_since
+                if holding is not None and holding.member.name == name and is_old:
+                    link.unlink(missing_ok=True)
+                    self._file(link, holding.generation).unlink(missing_ok=True)
+
+    def of(self, member: Member) -> Mapping[str, Holding]:
+        """The calls that a process has, by CallSid."""
+        found = {link.name: _read(link) for link in self._links.iterdir() if _is_plain(link.name)}
+        return {
+            call_sid: holding
+            for call_sid, holding in found.items()
+            if holding is not None and holding.member == member
+        }
+
+    # -- what is kept of a call ------------------------------------------------------------
+
+    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+        """Write what another process needs to go on with a call, in place of what was there."""
+        file = self._file(self._link(call_sid), generation)
+        unnamed = file.with_name(f".{file.name}")
+        with os.fdopen(os.open(unnamed, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as out:
+            out.write(state)
+        unnamed.replace(file)
+
+    def forget(self, call_sid: str, generation: int) -> None:
+        """Remove what was kept of a call at this generation."""
+        self._file(self._link(call_sid), generation).unlink(missing_ok=True)
+
+    def _link(self, call_sid: str) -> Path:
+        # Whoever may ask for a call may write any name; a digest is never a path.
+        if _is_plain(call_sid):
+            return self._links / call_sid
+        digest = hashlib.sha256(call_sid.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        return self._links / f"-{digest}"
+
+    def _file(self, link: Path, generation: int) -> Path:
+        return self._kept / f"{link.name}.{generation}"
+
+
+def _is_plain(name: str) -> bool:
+    return _PLAIN.fullmatch(name) is not None
+
+
+def _written(holding: Holding) -> str:
+    return f"{holding.member} {holding.generation}"
+
+
+def _read(link: Path) -> Holding | None:
+    """What a link says; None if it is gone, as any of them may be by the time one looks."""
+    with suppress(FileNotFoundError, ValueError):
+        member, _, generation = str(link.readlink()).rpartition(" ")
+        name, _, born = member.rpartition("@")
+        return Holding(Member(name, int(born)), int(generation))
+    return None

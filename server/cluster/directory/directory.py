@@ -1,0 +1,312 @@
+"""The processes of one machine, in a private directory made from a secret that only they share.
+
+::
+
+    N.lock    held by process N as long as it lives; whoever gets the lock is N
+    N.http    its Unix socket for requests that another process passes on, whole and unchanged
+    N.media   its Unix socket for connected media sockets (SCM_RIGHTS): no byte of audio goes
+              through two processes
+    calls/    whose each call is; kept/ what another process needs to go on with it: ``claims.py``
+    board     how many calls each has, see ``board.py``
+    gate      locked by whoever comes, leaves, or takes a call over
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+import structlog
+import trio
+
+from server.cluster.directory.board import MAX_WORKERS, Board
+from server.cluster.directory.claims import Claims, Gate
+from server.cluster.directory.keeper import Keeper
+from server.cluster.directory.meeting import (
+    clear_away,
+    is_locked,
+    private_directory,
+    shared_secret,
+    take_place,
+)
+from server.cluster.names import name_of
+from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized
+from server.errors import ConfigurationError
+from server.logs import Sparing
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+JOIN_TRIES = 10
+ORPHANED_S = 4 * 3600.0
+"""No call that began so long ago lasts: the carrier's own limit, unless it is told another."""
+GATE_TIMEOUT_S = 10.0
+"""How long a process that comes or goes may wait for others that do."""
+
+
+class Directory:
+    """This process's place among those of its machine, and a registry of them.
+
+    What it does on disk takes microseconds, and is done at once; what is kept of calls is written
+    by a thread.
+
+    Args:
+        where: The directory; somebody holds its gate.
+        gate: The gate.
+        places: How many processes there can be.
+        node: The machine's name; None if it is the only one.
+
+    Raises:
+        ConfigurationError: There are so many already.
+    """
+
+    is_away = False
+
+    def __init__(self, where: Path, gate: Gate, *, places: int, node: str | None) -> None:
+        self._where = where
+        self._node = node
+        self._gate = gate
+        self._names = [name_of(node, number) for number in range(places)]
+        self._refusals = Sparing()
+        self._gone: dict[int, int] = {}  # who is known to be gone, by number
+        self.number, self._lock = take_place(where, places)
+        try:
+            self._claims = Claims(where, gate)
+            # Of one in our place that has died: its last calls' carrier may yet ask for them.
+            self._claims.release_all(self._names[self.number], older_than_s=ORPHANED_S)
+            self.board = Board(where / "board", number=self.number, count=places)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self.me = self._member(self.number)
+        self._keeper = Keeper(self._claims, self._tell_unusable)
+
+    @classmethod
+    def join(
+        cls,
+        count: int,
+        *,
+        places: int | None = None,
+        where: str | None = None,
+        node: str | None = None,
+    ) -> Self:
+        """Take a place among so many processes.
+
+        Args:
+            count: How many there shall be.
+            places: How many there can be, those of a server that takes over from this one, or the
+                other way round, among them; None for no others.
+            where: The name of their directory; None for the one that only they can know.
+            node: The machine's name; None if it is the only one.
+
+        Raises:
+            ConfigurationError: There are too many, or their directory cannot be used.
+        """
+        if count > MAX_WORKERS:
+            raise ConfigurationError(f"{count} processes; there can be {MAX_WORKERS} at most")
+        directory = Path()
+        for _ in range(JOIN_TRIES):
+            # The last one to leave, at this moment, clears away what we are about to use.
+            with suppress(FileNotFoundError):
+                directory = private_directory(where or f"offhook-{shared_secret('place')}")
+                gate = Gate(directory / "gate")
+                joined = None
+                try:
+                    with gate.held(GATE_TIMEOUT_S) as alone:
+                        if alone and gate.is_the_one:
+                            joined = cls(directory, gate, places=places or count, node=node)
+                            return joined
+                finally:
+                    if joined is None:
+                        gate.close()
+        raise ConfigurationError(f"{directory} is cleared away again and again")
+
+    def leave(self) -> None:
+        """Give the place back; the last one to leave clears the directory away."""
+        try:
+            with self._gate.held(GATE_TIMEOUT_S) as alone:
+                self._go(alone=alone)
+        except OSError as error:
+            # Nothing is left to do it for, and what is left lying about is found by the next one.
+            logger.warning("place among the processes not given back", error=str(error))
+        finally:
+            self._gate.close()
+
+    def _go(self, *, alone: bool) -> None:
+        try:
+            self.board.close()
+            self._claims.release_all(self.me.name)
+            for name in ("http", "media"):
+                self.socket_path(self.number, name).unlink(missing_ok=True)
+        finally:
+            os.close(self._lock)
+        if alone:
+            clear_away(self._where)
+
+    # -- who is there ----------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write what is kept of calls, until cancelled."""
+        task_status.started()
+        await self._keeper.run()
+
+    def publish(self, load: Load) -> None:
+        """Say how this process is doing, now that it has changed."""
+        self.board.write(load)
+
+    def others(self) -> Mapping[str, Seen]:
+        """The processes beside this one, by name; silent ones, too, until they are known to be
+        gone.
+        """
+        found = {}
+        for number in self.board.ever_there():
+            if self._gone.get(number) != self.board.born(number):
+                seen = Seen(
+                    self._member(number),
+                    self.board.load(number),
+                    self.board.age_s(number),
+                    f"unix:{self.socket_path(number, 'http')}",
+                )
+                found[seen.member.name] = seen
+        return found
+
+    def number_of(self, name: str) -> int | None:
+        """The number of a process of this machine; None for another name."""
+        with suppress(ValueError):
+            return self._names.index(name)
+        return None
+
+    def name_of(self, number: int) -> str:
+        """The name of the process with a number; one that there may be."""
+        return self._names[number]
+
+    def there(self) -> list[str]:
+        """The names of the processes that are there beside this one."""
+        return [self._names[number] for number in self.board.others()]
+
+    def socket_path(self, number: int, name: str) -> Path:
+        """Where a process listens for requests (``http``) or for media sockets (``media``)."""
+        return self._where / f"{number}.{name}"
+
+    def is_gone(self, member: Member) -> bool:
+        """Whether a process of this machine is gone. One that is slow is not: its calls are its
+        own all the same.
+        """
+        number = self.number_of(member.name)
+        if number is None or member != self._member(number):
+            return True
+        if number == self.number or self.board.is_there(number):
+            return False
+        with self._gate.held() as alone:  # whoever comes is not to find a place taken by this look
+            is_gone = alone and not is_locked(self._where / f"{number}.lock")
+        if is_gone:
+            self._gone[number] = member.born
+        return is_gone
+
+    def member(self, name: str) -> Member | None:
+        """Who has a name of this machine now; None for another name."""
+        number = self.number_of(name)
+        return None if number is None else self._member(number)
+
+    def _member(self, number: int) -> Member:
+        return Member(self._names[number], self.board.born(number))
+
+    # -- whose call it is ------------------------------------------------------------------
+
+    async def claim(self, call_sid: str, member: Member | None = None) -> Holding:
+        """Say that a call is to be a member's, ours if None: the first claim counts."""
+        with self._usable():
+            return self._claims.make(call_sid, member or self.me)
+
+    async def owner(self, call_sid: str) -> Holding | None:
+        """Whose a call is or was, though that may be gone."""
+        with self._usable():
+            return self._claims.owner(call_sid)
+
+    async def seize(self, call_sid: str, holding: Holding) -> Seized | None:
+        """Take a call over from a member, if it is still that one's."""
+        with self._usable():
+            seized = self._claims.seize(call_sid, holding, self.me)
+        if seized is not None:
+            self._keeper.has(call_sid, seized.generation)
+        return seized
+
+    async def is_current(self, call_sid: str, generation: int) -> bool:
+        """Whether a call of ours is still ours."""
+        with self._usable():
+            return self._claims.owner(call_sid) == Holding(self.me, generation)
+
+    async def calls_of(self, member: Member) -> Mapping[str, Holding]:
+        """The calls of a member, to be taken over."""
+        with self._usable():
+            return self._claims.of(member)
+
+    def announce(self, call_sid: str, generation: int) -> None:
+        """A call is ours, which nobody else can have."""
+        with self._told():
+            self._claims.announce(call_sid, Holding(self.me, generation))
+
+    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+        """What another process needs to go on with this call; newer takes the place of older."""
+        self._keeper.keep(call_sid, generation, state)
+
+    def release(self, call_sid: str, generation: int) -> None:
+        """A call is over: what comes about it from now on is about nothing."""
+        with self._told():
+            self._claims.release(call_sid, Holding(self.me, generation))
+            self._keeper.forget(call_sid)
+
+    @contextmanager
+    def _usable(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._tell_unusable(error)
+            raise RegistryAway(f"the directory of the processes cannot be used: {error}") from error
+
+    @contextmanager
+    def _told(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._tell_unusable(error)
+
+    def _tell_unusable(self, error: OSError) -> None:
+        self._refusals.log(
+            time.monotonic(),
+            logger.error,
+            "directory of the processes cannot be used; calls stay where they come",
+            error=str(error),
+        )
+
+    # -- what all processes share ----------------------------------------------------------
+
+    async def dial_turn(self, account: str, calls_per_s: float, max_wait_s: float) -> float | None:
+        """Every process has a share of the rate, which its own queue keeps."""
+        return 0.0
+
+    async def begin_request(self, client: str, key: str, fingerprint: bytes) -> bytes | None:
+        """Requests with the same key all come to one process, whose memory knows them."""
+        return None
+
+    async def end_request(self, client: str, key: str) -> None:
+        """Requests with the same key all come to one process, whose memory knows them."""
+
+    def tell_pause(self, kind: str, pause_s: float) -> None:
+        """The model's service refuses the account: nobody needs to try for so long."""
+        unnamed, file = self._where / f"pause.{self.number}", self._where / "pause"
+        with self._told():
+            unnamed.write_text(json.dumps([kind, time.monotonic() + pause_s, str(self.me)]))
+            unnamed.replace(file)
+
+    def pause(self) -> tuple[str, float] | None:
+        """What another process was refused, and for how long yet nobody needs to try."""
+        with suppress(OSError, ValueError):
+            kind, until, by = json.loads((self._where / "pause").read_text())
+            if (left_s := until - time.monotonic()) > 0 and by != str(self.me):
+                return kind, left_s
+        return None

@@ -1,0 +1,84 @@
+"""What is new of calls, written by a thread: of each call only the newest, and nothing of one that
+is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from server.cluster.directory.claims import Claims
+
+PAUSE_S = 0.05
+"""From one batch to the next: what comes meanwhile of a call that is in it already costs nothing.
+"""
+
+
+class Keeper:
+    """Writes what calls have said of themselves, in batches.
+
+    Args:
+        claims: Where to.
+        tell: Told what went wrong.
+    """
+
+    def __init__(self, claims: Claims, tell: Callable[[OSError], None]) -> None:
+        self._claims = claims
+        self._tell = tell
+        self._new: dict[str, tuple[int, bytes]] = {}  # at most one for each live call
+        self._kept: dict[str, int] = {}  # at which generation, until the call is over
+        self._writing: frozenset[str] = frozenset()
+        self._over: list[tuple[str, int]] = []
+        self._is_new = trio.Event()
+        self._is_written = trio.Event()
+
+    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+        """A call is now as this says."""
+        self._new[call_sid] = generation, state
+        self._kept[call_sid] = generation
+        self._is_new.set()
+
+    def has(self, call_sid: str, generation: int) -> None:
+        """There is something of a call already, which was another's."""
+        self._kept[call_sid] = generation
+
+    def forget(self, call_sid: str) -> None:
+        """A call is over."""
+        self._new.pop(call_sid, None)
+        generation = self._kept.pop(call_sid, None)
+        if generation is None:
+            return
+        if call_sid in self._writing:
+            self._over.append((call_sid, generation))
+        else:
+            self._claims.forget(call_sid, generation)
+
+    async def wait_written(self) -> None:
+        """Wait until all that calls have said so far is on the disk, if anybody writes."""
+        while self._new or self._writing:
+            await self._is_written.wait()
+
+    async def run(self) -> None:
+        """Write, until cancelled."""
+        while True:
+            await self._is_new.wait()
+            self._is_new = trio.Event()
+            batch, self._new = self._new, {}
+            self._writing = frozenset(batch)
+            try:
+                await trio.to_thread.run_sync(self._write, batch)
+            finally:
+                self._writing, over, self._over = frozenset(), self._over, []
+                for call_sid, generation in over:
+                    self._claims.forget(call_sid, generation)
+                self._is_written.set()
+                self._is_written = trio.Event()
+            await trio.sleep(PAUSE_S)
+
+    def _write(self, batch: dict[str, tuple[int, bytes]]) -> None:
+        for call_sid, (generation, state) in batch.items():
+            try:
+                self._claims.keep(call_sid, generation, state)
+            except OSError as error:
+                self._tell(error)

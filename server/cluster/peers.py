@@ -1,0 +1,187 @@
+"""Asking the other processes of this server: those of this machine, and those of others."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+import trio
+
+from server.cluster.directory.directory import Directory
+from server.cluster.passing_on import (
+    FACTS,
+    LOST,
+    PEER,
+    PROOF,
+    Hop,
+    WorkerLost,
+    facts_of,
+    request_of,
+    target_of,
+)
+from server.cluster.proof import Prover
+from server.cluster.registry import Registry
+
+CONNECT_TIMEOUT_S = 2.0
+"""To a process of this machine, which may be busy."""
+PEER_CONNECT_TIMEOUT_S = 0.5
+"""To another machine: one that is gone says nothing, and somebody waits."""
+HAND_ON_TIMEOUT_S = 120.0
+"""Whoever has asked has a shorter one; this is for one that has gone meanwhile."""
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+"""Of another machine, which may be a stranger's by now."""
+
+
+class Peers:
+    """Has other processes answer requests.
+
+    Args:
+        registry: Says where the processes of other machines are.
+        directory: The processes of this machine; None if this is the only one.
+        prover: Proves requests between machines; None: those of others are not asked.
+    """
+
+    def __init__(
+        self, registry: Registry, directory: Directory | None, prover: Prover | None
+    ) -> None:
+        self._registry = registry
+        self._directory = directory
+        self._prover = prover
+        self._clients: dict[str, httpx2.AsyncClient] = {}
+
+    async def ask(
+        self, name: str, scope: Mapping[str, Any], body: bytes, hop: Hop, *, timeout_s: float
+    ) -> httpx2.Response:
+        """Have another process answer a request, as if it had come there.
+
+        Args:
+            name: Which one.
+            scope: The request's own.
+            body: The request's own.
+            hop: Why it is passed on.
+            timeout_s: How long it may take.
+
+        Raises:
+            WorkerLost: It is gone, or what answers at its address is not proved to be it.
+        """
+        number = None if self._directory is None else self._directory.number_of(name)
+        with _telling(name):
+            with trio.fail_after(timeout_s):
+                if number is None:
+                    return await self._ask_elsewhere(name, scope, body, hop)
+                facts = {FACTS: json.dumps(facts_of(scope, hop)).encode()}
+                return await self._ask_here(number, scope, body, facts, but=_but(hop))
+
+    async def hand_on(
+        self, number: int, scope: Mapping[str, Any], body: bytes, facts: Mapping[bytes, bytes]
+    ) -> httpx2.Response:
+        """Bring what another machine has sent to a process of this one that it is meant for.
+
+        Raises:
+            WorkerLost: That is gone.
+        """
+        with _telling(str(number)), trio.fail_after(HAND_ON_TIMEOUT_S):
+            return await self._ask_here(number, scope, body, facts)
+
+    async def _ask_here(
+        self,
+        number: int,
+        scope: Mapping[str, Any],
+        body: bytes,
+        facts: Mapping[bytes, bytes],
+        *,
+        but: bytes = b"",
+    ) -> httpx2.Response:
+        assert self._directory is not None
+        path = str(self._directory.socket_path(number, "http"))
+        if path not in self._clients:
+            self._clients[path] = _client(httpx2.AsyncHTTPTransport(uds=path), CONNECT_TIMEOUT_S)
+        return await self._clients[path].send(request_of(scope, body, facts, but=but))
+
+    async def _ask_elsewhere(
+        self, name: str, scope: Mapping[str, Any], body: bytes, hop: Hop
+    ) -> httpx2.Response:
+        seen = self._registry.others().get(name)
+        if seen is None or self._prover is None or not seen.address.startswith("http://"):
+            raise WorkerLost(name, reached=False)
+        peer, proof, nonce = self._prover.ask(
+            name,
+            scope["method"],
+            target_of(scope),
+            body,
+            facts_of(scope, hop),
+            wall_time=time.time(),
+        )
+        if "" not in self._clients:
+            self._clients[""] = _client(httpx2.AsyncHTTPTransport(), PEER_CONNECT_TIMEOUT_S)
+        request = request_of(
+            scope, body, {PEER: peer, PROOF: proof}, base=seen.address, but=_but(hop)
+        )
+        answer = await self._clients[""].send(request, stream=True)
+        try:
+            content = b""
+            async for piece in answer.aiter_raw():
+                content += piece
+                if len(content) > MAX_ANSWER_BYTES:
+                    raise WorkerLost(name, reached=True)
+        finally:
+            with trio.move_on_after(PEER_CONNECT_TIMEOUT_S, shield=True):
+                await answer.aclose()
+        shown = answer.headers.get(PROOF.decode(), "").encode()
+        if not self._prover.is_answer(
+            nonce, answer.status_code, answer.headers.raw, content, shown
+        ):
+            raise WorkerLost(name, reached=False)  # who has this address now has done nothing
+        if (lost := answer.headers.get(LOST)) is not None:
+            raise WorkerLost(name, reached=lost == "reached")
+        return httpx2.Response(answer.status_code, headers=answer.headers, content=content)
+
+    async def connect(self, number: int, socket_name: str) -> trio.SocketStream:
+        """Connect to one of the Unix sockets of another process of this machine.
+
+        Raises:
+            WorkerLost: It is gone.
+        """
+        assert self._directory is not None
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT_S):
+                path = self._directory.socket_path(number, socket_name)
+                return await trio.open_unix_socket(path)
+        except (OSError, trio.TooSlowError) as error:
+            raise WorkerLost(self._directory.name_of(number), reached=False) from error
+
+    async def aclose(self) -> None:
+        """Close what is open; the next request opens it again."""
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            await client.aclose()
+
+
+@contextmanager
+def _telling(name: str) -> Generator[None]:
+    """Whatever goes wrong on the way to a process, it is lost to us."""
+    try:
+        yield
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        raise WorkerLost(name, reached=False) from error
+    except (httpx2.TransportError, trio.TooSlowError) as error:
+        raise WorkerLost(name, reached=True) from error
+
+
+def _but(hop: Hop) -> bytes:
+    # Only what has chosen a process has looked at the key, and keeps it.
+    return b"idempotency-key" if hop.given else b""
+
+
+def _client(transport: httpx2.AsyncHTTPTransport, connect_timeout_s: float) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(
+        transport=transport,
+        timeout=httpx2.Timeout(None, connect=connect_timeout_s),
+        # An idle connection may be closed just as it is used again.
+        limits=httpx2.Limits(max_keepalive_connections=0),
+        trust_env=False,
+    )

@@ -1,0 +1,106 @@
+"""What this process says of itself to the others, and what it last heard of them; no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from server.cluster.redis import beats
+from server.cluster.redis.scripts import Step, Steps
+from server.cluster.registry import Load, Member, Seen
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+NAMESAKE_AFTER_S = 5.0
+"""A predecessor of this name that was killed was heard of shortly before us, but not since."""
+NAMESAKE_AGE_S = 1.0
+
+Pause = tuple[str, float]
+"""What the model's service refuses, and until when."""
+
+
+class Members:
+    """This member's beats and the others'.
+
+    Args:
+        me: This process.
+        my_address: Where others reach it.
+        steps: The registry's.
+
+    Attributes:
+        others: The members beside this one when they were last heard of.
+    """
+
+    def __init__(self, me: Member, my_address: str, steps: Steps) -> None:
+        self.others: dict[str, Seen] = {}
+        self._me = me
+        self._my_address = my_address
+        self._steps = steps
+        self._load = Load()
+        self._began_at: float | None = None
+        self._heard_at = 0.0
+        self._last_ms = 0
+        self._has_namesake = False
+        self._to_tell: Pause | None = None
+        self._paused: Pause | None = None
+
+    def publish(self, load: Load) -> bool:
+        """How this process is doing; returns whether the others need to know that at once."""
+        before, self._load = self._load, load
+        return (before.accepts, before.draining) != (load.accepts, load.draining)
+
+    def tell_pause(self, kind: str, until: float) -> None:
+        """The model's service refuses the account; the next beat says so."""
+        self._to_tell = (kind, until)
+
+    def pause(self, now: float) -> Pause | None:
+        """What another process was refused, and for how many seconds yet nobody needs to try."""
+        if self._paused is None or self._paused[1] <= now:
+            return None
+        return self._paused[0], self._paused[1] - now
+
+    def seen(self, now: float) -> Mapping[str, Seen]:
+        """The others, as old as the news of them is by now."""
+        since_s = max(0.0, now - self._heard_at)
+        return {
+            name: replace(seen, age_s=seen.age_s + since_s) for name, seen in self.others.items()
+        }
+
+    def beat(self, now: float) -> tuple[Step, Pause | None]:
+        """What is to be said now, and the pause in it."""
+        told = self._to_tell
+        pause = None if told is None else (told[0], max(0.0, told[1] - now))
+        load = beats.written(self._my_address, self._load)
+        return self._steps.beat(str(self._me), load, self._last_ms, pause), told
+
+    def heard(self, answer: Sequence[Any], told: Pause | None, now: float) -> bool:
+        """The registry has answered a beat; returns whether it has lost what was in it."""
+        now_ms, lost, pause, pause_ms, flat = answer
+        if self._to_tell is told:
+            self._to_tell = None
+        if self._began_at is None:
+            self._began_at = now
+        self._heard_at, self._last_ms = now, now_ms
+        self.others = beats.seen(beats.pairs(flat), self._me, now_ms)
+        self._paused = self._told_by_another(pause, now + pause_ms / 1000)
+        self._look_for_a_namesake(now - self._began_at)
+        return bool(lost)
+
+    def _told_by_another(self, pause: bytes | None, until: float) -> Pause | None:
+        teller, _, kind = (pause or b"").partition(b" ")
+        if not teller or teller == str(self._me).encode():
+            return None
+        return kind.decode(errors="replace"), until
+
+    def _look_for_a_namesake(self, for_s: float) -> None:
+        if self._has_namesake or for_s < NAMESAKE_AFTER_S:
+            return
+        for seen in self.others.values():
+            if seen.member.name == self._me.name and seen.age_s < NAMESAKE_AGE_S:
+                self._has_namesake = True
+                logger.error(
+                    "another process has this one's name: each node needs a NODE of its own"
+                )

@@ -1,0 +1,165 @@
+"""What is ours, and what of it the registry has yet to be told: no clock, nothing that waits.
+
+There is one thing to say of a call at a time, the newest, so whatever the order in which things
+happened, what is written is in order; and what the registry has forgotten is here to be said again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+MAX_STATE_BYTES = 65_536
+"""Of one call; it takes 4 kB as a rule."""
+MAX_OVER = 100_000
+"""Calls that ended while the registry was away, a day of one a second; beyond that the oldest is
+left to the time limit of its key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What is to be said of a call."""
+
+    call_sid: str
+    generation: int
+    state: bytes | None
+    """What another needs to go on with it; None if that is not new."""
+    is_over: bool
+    change: int
+    """Which of all changes it is."""
+
+
+@dataclass(slots=True)
+class _Call:
+    generation: int
+    state: bytes = b""
+    is_over: bool = False
+    change: int = 0
+    is_listed: bool = False
+    is_state_new: bool = False
+
+
+@dataclass(slots=True)
+class Lists:
+    """Calls to write into a member's list, and to strike off it."""
+
+    join: dict[str, None] = field(default_factory=dict)
+    leave: dict[str, None] = field(default_factory=dict)
+
+
+class Ours:
+    """The calls of one member, and what is new of them.
+
+    Attributes:
+        dropped: How many calls that are over were forgotten because there were too many.
+    """
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._calls: dict[str, _Call] = {}
+        self._new: dict[str, None] = {}
+        self._over: dict[str, None] = {}
+        self._changes = 0
+
+    @property
+    def unsaid(self) -> int:
+        """Of how many calls there is something to write."""
+        return len(self._new)
+
+    def announce(self, call_sid: str, generation: int) -> None:
+        """A call is ours."""
+        if self._ours(call_sid, generation) is not None:
+            self._changed(call_sid)
+
+    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+        """Another process would need this to go on with a call of ours."""
+        if (call := self._ours(call_sid, generation)) is not None:
+            call.state = state
+            call.is_state_new = True
+            self._changed(call_sid)
+
+    def release(self, call_sid: str, generation: int) -> None:
+        """A call of ours is over."""
+        if (call := self._ours(call_sid, generation)) is None:
+            return
+        call.is_over = True
+        call.state = b""
+        call.is_state_new = False
+        self._over[call_sid] = None
+        self._changed(call_sid)
+        if len(self._over) > MAX_OVER:
+            self.dropped += 1
+            self.forget(next(iter(self._over)))
+
+    def has_state(self, call_sid: str) -> bool:
+        """Whether what another process needs to go on with a call is known."""
+        call = self._calls.get(call_sid)
+        return call is not None and bool(call.state)
+
+    def is_held(self, call_sid: str, generation: int) -> bool:
+        """Whether a call is ours and live with this generation, as far as we know."""
+        call = self._calls.get(call_sid)
+        return call is not None and not call.is_over and call.generation == generation
+
+    def forget(self, call_sid: str) -> None:
+        """A call is no longer ours to speak of."""
+        self._calls.pop(call_sid, None)
+        self._new.pop(call_sid, None)
+        self._over.pop(call_sid, None)
+
+    def say_all_again(self) -> None:
+        """The registry may have forgotten anything."""
+        for call_sid, call in self._calls.items():
+            call.is_listed = False
+            call.is_state_new = bool(call.state)
+            self._changed(call_sid)
+
+    def take(self, most: int) -> list[Write]:
+        """What is to be written first; it stays here until it :meth:`was_written`."""
+        writes = []
+        for call_sid in islice(self._new, most):
+            call = self._calls[call_sid]
+            state = call.state if call.is_state_new else None
+            writes.append(Write(call_sid, call.generation, state, call.is_over, call.change))
+        return writes
+
+    def lists(self, writes: Sequence[Write]) -> Lists:
+        """What changes with them in the list of our calls."""
+        lists = Lists()
+        for write in writes:
+            if write.is_over:
+                lists.leave[write.call_sid] = None
+            elif not self._calls[write.call_sid].is_listed:
+                lists.join[write.call_sid] = None
+        return lists
+
+    def was_written(self, write: Write) -> None:
+        """The registry has this; what has become new since is still to be written."""
+        call = self._calls.get(write.call_sid)
+        if call is None or call.generation != write.generation:
+            return
+        if not write.is_over:
+            call.is_listed = True
+        if call.change != write.change:
+            return
+        if write.is_over:
+            self.forget(write.call_sid)
+        else:
+            call.is_state_new = False
+            self._new.pop(write.call_sid, None)
+
+    def _ours(self, call_sid: str, generation: int) -> _Call | None:
+        """The call, made known if it was not; None if what is said of it is out of date."""
+        call = self._calls.get(call_sid)
+        if call is None or call.generation < generation:
+            self._over.pop(call_sid, None)
+            call = self._calls[call_sid] = _Call(generation)
+        elif call.generation > generation or call.is_over:
+            return None
+        return call
+
+    def _changed(self, call_sid: str) -> None:
+        self._changes += 1
+        self._calls[call_sid].change = self._changes
+        self._new[call_sid] = None

@@ -1,0 +1,358 @@
+"""The registry over Redis: who is there, whose each call is, and whose turn it is.
+
+One task (:meth:`RedisRegistry.run`) owns the connection and enters it again when it has ended. Two
+more use it beside those who ask: one says how this process is, and hears how all are; one writes
+what is new of our calls. Whoever asks waits for ``REGISTRY_TIMEOUT_S`` at most, and not at all
+while the registry is away.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+
+import structlog
+import trio
+
+from server.cluster.redis import beats
+from server.cluster.redis.connection import Connection, is_theirs, open_connection, reasons
+from server.cluster.redis.members import Members
+from server.cluster.redis.scripts import Step, Steps
+from server.cluster.redis.writing import Writing
+from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized
+from server.cluster.sealing import CannotUnseal, unseal
+from server.metrics import RegistryMetrics
+from server.pace import Backoff
+from server.settings.cluster import RegistryAddress
+from server.supervision import Start
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+BEAT_S, SOONEST_BEAT_S = 0.5, 0.05
+AWAY_S = (0.1, 1.0)
+"""Before the registry is tried again: at first, and at most."""
+SETTLE_S = 4.0
+"""After it has lost what was in it: until then every member has said its calls again."""
+LEAVING_S = 2.0
+MAX_ASKED_AT_ONCE = 100
+
+
+class RedisRegistry:
+    """A :class:`server.cluster.registry.Registry` in Redis or Valkey.
+
+    Args:
+        address: Where it is.
+        me: This process.
+        my_address: Where other members reach it.
+        cluster_secrets: What the state of calls is sealed with: with the first, opened with any.
+        metrics: Told when it is away and back.
+        timeout_s: How long anything waits for an answer.
+    """
+
+    def __init__(
+        self,
+        address: RegistryAddress,
+        me: Member,
+        my_address: str,
+        cluster_secrets: Sequence[str],
+        metrics: RegistryMetrics,
+        timeout_s: float = 0.5,
+    ) -> None:
+        self.me = me
+        self._address = address
+        self._secrets = tuple(cluster_secrets)
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._steps = Steps(address.prefix)
+        self._connection: Connection | None = None
+        self._is_away: bool | None = None
+        self._beat_now = trio.Event()
+        self._members = Members(me, my_address, self._steps)
+        self._writing = Writing(me, self._steps, self._secrets, metrics)
+        self._attempts: dict[str, str] = {}
+        self._requests: dict[tuple[str, str], bytes] = {}
+
+    # -- the owner of the connection -----------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be one of the members, until cancelled; has started when the registry was tried once."""
+        start = Start(task_status)
+        backoff = Backoff(*AWAY_S)
+        try:
+            while True:
+                try:
+                    async with open_connection(self._address, self._timeout_s) as connection:
+                        await self._beat(connection)
+                        self._is_back(connection)
+                        backoff.reset()
+                        start.started()
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(self._beat_on, connection)
+                            nursery.start_soon(self._writing.write_on, connection)
+                except* Exception as failures:
+                    self._has_failed(failures)
+                self._connection = None
+                start.started()
+                await trio.sleep(backoff.next_s())
+        finally:
+            self._connection = None
+            with trio.move_on_after(LEAVING_S, shield=True):
+                await self._leave()
+
+    async def _leave(self) -> None:
+        """Say what is still to be said, and that we are gone."""
+        if self._is_away is not False:
+            return
+        try:
+            async with open_connection(self._address, self._timeout_s) as connection:
+                await self._writing.write_all(connection)
+                await connection.ask(self._steps.gone(str(self.me)))
+        except* Exception as failures:
+            self._has_failed(failures)
+
+    def _is_back(self, connection: Connection) -> None:
+        self._connection = connection
+        if self._is_away is not False:
+            self._is_away = False
+            self._metrics.is_away.set(0)
+            self._metrics.changes.labels("back").inc()
+            logger.info("the registry can be asked", members=len(self._members.others) + 1)
+        self._writing.say_all_again()
+
+    def _has_failed(self, failures: BaseExceptionGroup[Exception]) -> None:
+        """The registry is away; a bug of ours is told with its traceback, but costs no more."""
+        self._connection = None
+        found = list(reasons(failures))
+        if not all(map(is_theirs, found)):
+            logger.error("a bug in the registry", exc_info=failures)
+        if self._is_away is not True:
+            self._is_away = True
+            self._metrics.is_away.set(1)
+            self._metrics.changes.labels("away").inc()
+            # What coredis says of a pipeline may have all that was in it: the kind is enough.
+            kinds = sorted({type(each).__name__ for each in found})
+            logger.warning("the registry is away; calls go on without it", reasons=kinds)
+
+    async def _beat_on(self, connection: Connection) -> None:
+        """Say how we are, and hear how the others are, twice a second and when it matters."""
+        while True:
+            await trio.sleep(SOONEST_BEAT_S)
+            with trio.move_on_after(BEAT_S - SOONEST_BEAT_S):
+                await self._beat_now.wait()
+            await self._beat(connection)
+
+    async def _beat(self, connection: Connection) -> None:
+        self._beat_now = trio.Event()
+        step, told = self._members.beat(trio.current_time())
+        answer = await connection.ask(step)
+        if self._members.heard(answer, told, trio.current_time()):
+            self._metrics.changes.labels("lost").inc()
+            logger.warning("the registry has lost what was in it; our calls are told again")
+            self._writing.say_all_again()
+
+    # -- asking --------------------------------------------------------------------------------
+
+    async def _ask(self, *steps: Step) -> list[object]:
+        """Take steps, in one go.
+
+        Raises:
+            RegistryAway: There is no answer.
+        """
+        connection = self._connection
+        if connection is None:
+            await trio.lowlevel.checkpoint()
+            raise RegistryAway("the registry is away")
+        try:
+            if len(steps) == 1:
+                return [await connection.ask(steps[0])]
+            return await connection.ask_all(steps)
+        except Exception as failure:
+            self._beat_now.set()
+            if not all(map(is_theirs, reasons(failure))) and self._connection is connection:
+                logger.exception("a bug in the registry")
+            raise RegistryAway(f"the registry has not answered: {type(failure).__name__}") from None
+
+    async def _sure_of_nothing(self) -> None:
+        """Make sure that what the registry does not know it has not forgotten.
+
+        Raises:
+            RegistryAway: It may have.
+        """
+        (age_ms,) = await self._ask(self._steps.age())
+        if not isinstance(age_ms, int) or age_ms < SETTLE_S * 1000:
+            self._beat_now.set()
+            raise RegistryAway("the registry has been restarted, and not everybody was heard yet")
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it cannot be asked at this moment."""
+        return self._connection is None
+
+    # -- a snapshot ----------------------------------------------------------------------------
+
+    def publish(self, load: Load) -> None:
+        """Say how this process is doing; at once if it begins or ceases to take calls."""
+        if self._members.publish(load):
+            self._beat_now.set()
+
+    def others(self) -> Mapping[str, Seen]:
+        """The members beside this one, by name; those that have been silent for five minutes are
+        left out, and one whose name another has by now is under ``NAME@BORN``."""
+        return self._members.seen(trio.current_time())
+
+    # -- whose call it is ----------------------------------------------------------------------
+
+    async def claim(self, call_sid: str, member: Member | None = None) -> Holding:
+        """Say that a call is to be a member's; tells whose it is."""
+        whose = member or self.me
+        (answer,) = await self._ask(self._steps.claim(call_sid, str(whose)))
+        holding, is_over = _holding(answer)
+        if holding.member == self.me and not is_over:
+            self.announce(call_sid, holding.generation)
+        return holding
+
+    async def owner(self, call_sid: str) -> Holding | None:
+        """Whose a call is; None if it is nobody's or over."""
+        (answer,) = await self._ask(self._steps.owner(call_sid))
+        if _is_missing(answer):
+            await self._sure_of_nothing()
+            return None
+        holding, is_over = _holding(answer)
+        return None if is_over else holding
+
+    async def seize(self, call_sid: str, holding: Holding) -> Seized | None:
+        """Take a call over, if it is still that member's.
+
+        What was not answered may have been done: the same attempt, made again, then has it.
+        """
+        attempt = self._attempts.pop(call_sid, None) or secrets.token_hex(8)
+        step = self._steps.seize(
+            call_sid, str(self.me), str(holding.member), holding.generation, attempt
+        )
+        try:
+            (answer,) = await self._ask(step)
+        except RegistryAway:
+            self._attempts[call_sid] = attempt
+            while len(self._attempts) > MAX_ASKED_AT_ONCE:
+                self._attempts.pop(next(iter(self._attempts)))
+            raise
+        if answer == -1:
+            await self._sure_of_nothing()
+            return None
+        if not isinstance(answer, list):
+            return None
+        generation, sealed = int(answer[0]), bytes(answer[1])
+        self.announce(call_sid, generation)
+        if holding.member != self.me:
+            self._writing.strike_off(str(holding.member), call_sid)
+        return Seized(generation, self._unsealed(call_sid, sealed))
+
+    def _unsealed(self, call_sid: str, sealed: bytes) -> bytes:
+        if not sealed:
+            return b""
+        try:
+            return unseal(sealed, call_sid, self._secrets)
+        except CannotUnseal as error:
+            logger.error("a call is taken over without its state", reason=str(error))  # noqa: TRY400
+            return b""
+
+    async def is_current(self, call_sid: str, generation: int) -> bool:
+        """Whether a call is still ours; one that the registry has forgotten is, if it is live."""
+        me, is_held = str(self.me), self._writing.is_held(call_sid, generation)
+        if is_held:
+            (answer,) = await self._ask(self._steps.put(call_sid, me, generation, None))
+            if answer:
+                return True
+        (answer,) = await self._ask(self._steps.owner(call_sid))
+        if _is_missing(answer):
+            raise RegistryAway("the registry knows nothing of this call any more")
+        return _holding(answer)[0] == Holding(self.me, generation)
+
+    async def calls_of(self, member: Member) -> Mapping[str, Holding]:
+        """The live calls of a member."""
+        (listed,) = await self._ask(self._steps.calls_of(str(member)))
+        call_sids = [sid.decode(errors="replace") for sid in listed or ()]  # type: ignore[attr-defined]
+        found: dict[str, Holding] = {}
+        for first in range(0, len(call_sids), MAX_ASKED_AT_ONCE):
+            some = call_sids[first : first + MAX_ASKED_AT_ONCE]
+            answers = await self._ask(*map(self._steps.owner, some))
+            for call_sid, answer in zip(some, answers, strict=True):
+                if not _is_missing(answer):
+                    holding, is_over = _holding(answer)
+                    if holding.member == member and not is_over:
+                        found[call_sid] = holding
+        return found
+
+    # -- what is new of our calls --------------------------------------------------------------
+
+    def announce(self, call_sid: str, generation: int) -> None:
+        """A call is ours."""
+        self._writing.announce(call_sid, generation)
+
+    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+        """What another process needs to go on with this call; more than 64 kB is not kept."""
+        self._writing.keep(call_sid, generation, state)
+
+    def release(self, call_sid: str, generation: int) -> None:
+        """A call is over."""
+        self._writing.release(call_sid, generation)
+
+    # -- what all processes share --------------------------------------------------------------
+
+    async def dial_turn(self, account: str, calls_per_s: float, max_wait_s: float) -> float | None:
+        """Take the account's next turn to dial."""
+        step = self._steps.turn(account, 1 / calls_per_s, max_wait_s)
+        (wait_us,) = await self._ask(step)
+        return wait_us / 1e6 if isinstance(wait_us, int) and wait_us >= 0 else None
+
+    @property
+    def _tag(self) -> bytes:
+        return f"{self.me}\n".encode()
+
+    async def begin_request(self, client: str, key: str, fingerprint: bytes) -> bytes | None:
+        """A request is being worked on here, unless it is elsewhere."""
+        if (ours := self._requests.get((client, key))) is not None:
+            return ours
+        self._requests[client, key] = fingerprint
+        try:
+            (answer,) = await self._ask(self._steps.begin(client, key, self._tag, fingerprint))
+        except BaseException:
+            self._requests.pop((client, key), None)
+            raise
+        if not isinstance(answer, bytes):
+            return None
+        self._requests.pop((client, key), None)
+        return answer.partition(b"\n")[2]
+
+    async def end_request(self, client: str, key: str) -> None:
+        """A request is no longer worked on here."""
+        if self._requests.pop((client, key), None) is not None:
+            await self._ask(self._steps.end(client, key, self._tag))
+
+    # -- the model's account -------------------------------------------------------------------
+
+    def tell_pause(self, kind: str, pause_s: float) -> None:
+        """The model's service refuses the account."""
+        self._members.tell_pause(kind, trio.current_time() + pause_s)
+        self._beat_now.set()
+
+    def pause(self) -> tuple[str, float] | None:
+        """What another process was refused, and for how long yet nobody needs to try."""
+        return self._members.pause(trio.current_time())
+
+
+def _is_missing(answer: object) -> bool:
+    return not isinstance(answer, list) or answer[0] is None
+
+
+def _holding(answer: object) -> tuple[Holding, bool]:
+    """Whose a call is, and whether it is over.
+
+    Raises:
+        RegistryAway: What is there is nothing of ours.
+    """
+    if isinstance(answer, list) and len(answer) == 3 and isinstance(answer[0], bytes):
+        member = beats.member_of(answer[0])
+        if member is not None and bytes(answer[1]).isdigit() and len(answer[1]) < 16:
+            return Holding(member, int(answer[1])), answer[2] is not None
+    raise RegistryAway("the registry has something else at the place of a call")

@@ -1,0 +1,239 @@
+"""What is asked of Redis, as scripts: each is one step that nobody else comes between.
+
+A script touches the keys of one call, or those of the members (which share a hash tag), so that
+each works in a cluster of many shards, too. They are sent whole (``EVAL``): one that a server has
+forgotten, because it was restarted, is then no special case. A call is a hash: ``n`` its member,
+``g`` its generation, ``s`` its sealed state, ``x`` the attempt that seized it, ``o`` once it is
+over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CALL_TTL_S = 5 * 3600
+"""How long a call's key outlives the last word of it; the carrier ends calls after four hours."""
+OVER_TTL_S = 900
+"""How long it is known that a call is over: the carrier's late words about it come sooner."""
+MEMBERS_TTL_S = 300
+"""How long a silent member is remembered."""
+REQUEST_TTL_S = 120
+"""How long a request may be worked on: one that is to dial is answered within a minute."""
+
+Word = str | bytes | int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A script, and what it is called with."""
+
+    script: str
+    key: str
+    words: tuple[Word, ...] = ()
+
+
+_CLAIM = """
+local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o')
+if h[1] then return h end
+redis.call('HSET', KEYS[1], 'n', ARGV[1], 'g', 1)
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return {ARGV[1], '1', false}
+"""
+_OWNER = "return redis.call('HMGET', KEYS[1], 'n', 'g', 'o')"
+_SEIZE = """
+local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o', 'x', 's')
+if not h[1] then return -1 end
+if h[3] then return 0 end
+local g = tonumber(h[2])
+if h[4] ~= ARGV[4] or h[1] ~= ARGV[1] then
+  if h[1] ~= ARGV[2] or g ~= tonumber(ARGV[3]) then return 0 end
+  g = g + 1
+  redis.call('HSET', KEYS[1], 'n', ARGV[1], 'g', g, 'x', ARGV[4])
+  redis.call('EXPIRE', KEYS[1], ARGV[5])
+end
+return {g, h[5] or ''}
+"""
+_PUT = """
+local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o')
+local g = tonumber(ARGV[2])
+if h[1] and (h[3] or tonumber(h[2]) > g) then return 0 end
+if h[1] and tonumber(h[2]) == g and h[1] ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'n', ARGV[1], 'g', g)
+if ARGV[4] then redis.call('HSET', KEYS[1], 's', ARGV[4]) end
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+_OVER = """
+local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o')
+local g = tonumber(ARGV[2])
+if h[1] and (h[3] or tonumber(h[2]) > g) then return 0 end
+if h[1] and tonumber(h[2]) == g and h[1] ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'n', ARGV[1], 'g', g, 'o', 1)
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+_JOIN = """
+for i = 2, #ARGV do redis.call('SADD', KEYS[1], ARGV[i]) end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+"""
+_LEAVE = "for i = 1, #ARGV do redis.call('SREM', KEYS[1], ARGV[i]) end"
+_CALLS = "return redis.call('SMEMBERS', KEYS[1])"
+# Members are the fields of one hash: when each was last heard of, by Redis's clock, and its load.
+# "" is when the registry began, or was found to have lost something.
+_BEAT = """
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local last = tonumber(ARGV[3])
+local mine = redis.call('HGET', KEYS[1], ARGV[1])
+local lost = 0
+if last > 0 and (not mine or tonumber(string.match(mine, '^%d+')) < last) then lost = 1 end
+local begun = redis.call('HGET', KEYS[1], '')
+if not begun or lost == 1 then
+  begun = string.format('%.0f', now)
+  redis.call('HSET', KEYS[1], '', begun)
+end
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now) .. ' ' .. ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+local pause = KEYS[1] .. ':pause'
+local left = tonumber(ARGV[5])
+if left > 0 and redis.call('PTTL', pause) < left then
+  redis.call('SET', pause, ARGV[1] .. ' ' .. ARGV[6], 'PX', left)
+end
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  if all[i] ~= '' and now - tonumber(string.match(all[i + 1], '^%d+') or 0) > tonumber(ARGV[4]) then
+    redis.call('HDEL', KEYS[1], all[i])
+  end
+end
+return {now, lost, redis.call('GET', pause), redis.call('PTTL', pause), all}
+"""
+_GONE = """
+redis.call('HDEL', KEYS[1], ARGV[1])
+if redis.call('HLEN', KEYS[1]) == 1 and redis.call('HEXISTS', KEYS[1], '') == 1 then
+  redis.call('DEL', KEYS[1])
+end
+"""
+_AGE = """
+local begun = redis.call('HGET', KEYS[1], '')
+if not begun then return -1 end
+local t = redis.call('TIME')
+return t[1] * 1000 + math.floor(t[2] / 1000) - begun
+"""
+# The generic cell rate algorithm: when the next turn is, in microseconds of Redis's clock.
+_TURN = """
+local t = redis.call('TIME')
+local now = t[1] * 1000000 + t[2]
+local turn = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
+if turn - now > tonumber(ARGV[2]) then return -1 end
+local after = turn + tonumber(ARGV[1])
+redis.call('SET', KEYS[1], string.format('%.0f', after), 'PX', math.ceil((after - now) / 1000) + 1)
+return turn - now
+"""
+_BEGIN = """
+local v = redis.call('GET', KEYS[1])
+if v and string.sub(v, 1, #ARGV[1]) ~= ARGV[1] then return v end
+redis.call('SET', KEYS[1], ARGV[1] .. ARGV[2], 'EX', ARGV[3])
+return false
+"""
+_END = """
+local v = redis.call('GET', KEYS[1])
+if v and string.sub(v, 1, #ARGV[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+MAX_TURN_S = 86_400.0
+
+
+class Steps:
+    """Every step there is, with the keys of one server.
+
+    Args:
+        prefix: What all of its keys begin with.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._members = f"{prefix}{{nodes}}"
+
+    def _call(self, call_sid: str) -> str:
+        return f"{self._prefix}{{{call_sid}}}"
+
+    def _calls_of(self, member: str) -> str:
+        return f"{self._prefix}calls:{member}"
+
+    def _request(self, client: str, key: str) -> str:
+        name = hashlib.sha256(f"{client}\0{key}".encode()).hexdigest()
+        return f"{self._prefix}request:{name}"
+
+    def claim(self, call_sid: str, member: str) -> Step:
+        """Make a call a member's if it is nobody's; tells whose it is, and whether it is over."""
+        return Step(_CLAIM, self._call(call_sid), (member, CALL_TTL_S))
+
+    def owner(self, call_sid: str) -> Step:
+        """Tell whose a call is, its generation and whether it is over."""
+        return Step(_OWNER, self._call(call_sid))
+
+    def seize(
+        self, call_sid: str, member: str, from_member: str, generation: int, attempt: str
+    ) -> Step:
+        """Take a call over; the same attempt, made again, tells the same: -1 if there is none."""
+        words = (member, from_member, generation, attempt, CALL_TTL_S)
+        return Step(_SEIZE, self._call(call_sid), words)
+
+    def put(self, call_sid: str, member: str, generation: int, sealed: bytes | None) -> Step:
+        """Say that a call is a member's, and its state, unless somebody has it since: 1 or 0."""
+        words = (member, generation, CALL_TTL_S)
+        return Step(_PUT, self._call(call_sid), words if sealed is None else (*words, sealed))
+
+    def over(self, call_sid: str, member: str, generation: int) -> Step:
+        """Say that a member's call is over, unless somebody has it since: 1 or 0."""
+        return Step(_OVER, self._call(call_sid), (member, generation, OVER_TTL_S))
+
+    def join(self, member: str, call_sids: Sequence[str]) -> Step:
+        """Write calls into the list of a member's; whose they really are is said by each."""
+        return Step(_JOIN, self._calls_of(member), (CALL_TTL_S, *call_sids))
+
+    def leave(self, member: str, call_sids: Sequence[str]) -> Step:
+        """Strike calls off the list of a member's."""
+        return Step(_LEAVE, self._calls_of(member), tuple(call_sids))
+
+    def calls_of(self, member: str) -> Step:
+        """Tell the list of a member's calls."""
+        return Step(_CALLS, self._calls_of(member))
+
+    def beat(self, member: str, load: bytes, last_ms: int, pause: tuple[str, float] | None) -> Step:
+        """Say how a member is, and tell how all are.
+
+        Args:
+            member: Who says it.
+            load: What it says.
+            last_ms: When it did before, as it was told; 0 if never.
+            pause: What the model's service refuses, and for how many seconds.
+        """
+        kind, pause_s = pause or ("", 0.0)
+        words = (member, load, last_ms, MEMBERS_TTL_S * 1000, int(pause_s * 1000), kind)
+        return Step(_BEAT, self._members, words)
+
+    def gone(self, member: str) -> Step:
+        """Say that a member has left."""
+        return Step(_GONE, self._members, (member,))
+
+    def age(self) -> Step:
+        """Tell for how many milliseconds the registry has been whole; -1 if nobody is in it."""
+        return Step(_AGE, self._members)
+
+    def turn(self, account: str, every_s: float, max_wait_s: float) -> Step:
+        """Take an account's next turn: tells in how many microseconds it is, or -1."""
+        every_us = int(min(every_s, MAX_TURN_S) * 1e6)
+        max_wait_us = int(min(max(max_wait_s, 0.0), MAX_TURN_S) * 1e6)
+        return Step(_TURN, f"{self._prefix}dial:{account}", (every_us, max_wait_us))
+
+    def begin(self, client: str, key: str, tag: bytes, fingerprint: bytes) -> Step:
+        """Say that a request is worked on, unless somebody of another tag does: tells both."""
+        words = (tag, fingerprint, REQUEST_TTL_S)
+        return Step(_BEGIN, self._request(client, key), words)
+
+    def end(self, client: str, key: str, tag: bytes) -> Step:
+        """Say that a request is no longer worked on by whom the tag names."""
+        return Step(_END, self._request(client, key), (tag,))

@@ -1,0 +1,137 @@
+"""Telling the registry what is new of our calls: what has gathered in 50 ms, in one go.
+
+A newer state of a call that has one already may gather for longer: a go costs as much as five calls
+in it, and nothing is decided by a state that is a moment older.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+import trio
+
+from server.cluster.redis.connection import Connection
+from server.cluster.redis.ours import MAX_STATE_BYTES, Ours, Write
+from server.cluster.redis.scripts import Step, Steps
+from server.cluster.registry import Member
+from server.cluster.sealing import seal
+from server.metrics import RegistryMetrics
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+WRITE_S = 0.05
+"""How long what is new gathers."""
+STATE_S = 0.2
+"""How long newer states do, where nothing else is new."""
+MAX_WRITES = 50
+"""In one go: a few milliseconds of the loop."""
+
+
+class Writing:
+    """The one writer of what is ours; nothing waits for it.
+
+    Args:
+        me: Whose calls they are.
+        steps: The registry's.
+        cluster_secrets: The first seals the state of calls.
+        metrics: Told how much has not been said.
+    """
+
+    def __init__(
+        self, me: Member, steps: Steps, cluster_secrets: Sequence[str], metrics: RegistryMetrics
+    ) -> None:
+        self._me = str(me)
+        self._steps = steps
+        self._secrets = cluster_secrets
+        self._metrics = metrics
+        self._ours = Ours()
+        self._strike_off: dict[str, dict[str, None]] = {}
+        self._news, self._haste = trio.Event(), trio.Event()
+
+    def announce(self, call_sid: str, generation: int) -> None:
+        """A call is ours."""
+        self._ours.announce(call_sid, generation)
+        self._wake()
+
+    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+        """Another process would need this to go on with a call of ours."""
+        if len(state) > MAX_STATE_BYTES:
+            logger.warning("the state of a call is too large to be kept", size_bytes=len(state))
+            return
+        is_first = not self._ours.has_state(call_sid)
+        self._ours.keep(call_sid, generation, state)
+        self._wake(in_haste=is_first)
+
+    def release(self, call_sid: str, generation: int) -> None:
+        """A call of ours is over."""
+        self._ours.release(call_sid, generation)
+        self._wake()
+
+    def is_held(self, call_sid: str, generation: int) -> bool:
+        """Whether a call is ours and live with this generation, as far as we know."""
+        return self._ours.is_held(call_sid, generation)
+
+    def strike_off(self, member: str, call_sid: str) -> None:
+        """A call is no longer one of a member's."""
+        self._strike_off.setdefault(member, {})[call_sid] = None
+        self._wake()
+
+    def say_all_again(self) -> None:
+        """The registry may have forgotten anything."""
+        self._ours.say_all_again()
+        self._wake()
+
+    def _wake(self, *, in_haste: bool = True) -> None:
+        self._metrics.unsaid.set(self._ours.unsaid)
+        if self._ours.unsaid or self._strike_off:
+            self._news.set()
+            if in_haste:
+                self._haste.set()
+
+    async def write_on(self, connection: Connection) -> None:
+        """Write what is new, until the connection fails."""
+        while True:
+            await self._news.wait()
+            with trio.move_on_after(STATE_S - WRITE_S):
+                await self._haste.wait()
+            await trio.sleep(WRITE_S)
+            self._news, self._haste = trio.Event(), trio.Event()
+            await self._write(connection)
+            self._wake()
+
+    async def write_all(self, connection: Connection) -> None:
+        """Write what is new now."""
+        while self._ours.unsaid or self._strike_off:
+            await self._write(connection)
+
+    async def _write(self, connection: Connection) -> None:
+        writes = self._ours.take(MAX_WRITES)
+        lists = self._ours.lists(writes)
+        strike_off, self._strike_off = self._strike_off, {}
+        batch = [self._step(write) for write in writes]
+        if lists.join:
+            batch.append(self._steps.join(self._me, list(lists.join)))
+        if lists.leave:
+            batch.append(self._steps.leave(self._me, list(lists.leave)))
+        batch += [self._steps.leave(member, list(sids)) for member, sids in strike_off.items()]
+        answers = await connection.ask_all(batch)
+        for write, was_ours in zip(writes, answers, strict=False):
+            if was_ours or write.is_over:
+                self._ours.was_written(write)
+            else:
+                self._is_lost(write)
+
+    def _step(self, write: Write) -> Step:
+        if write.is_over:
+            return self._steps.over(write.call_sid, self._me, write.generation)
+        state = write.state
+        sealed = None if state is None else seal(state, write.call_sid, self._secrets)
+        return self._steps.put(write.call_sid, self._me, write.generation, sealed)
+
+    def _is_lost(self, write: Write) -> None:
+        """Somebody else has a call that was ours, or it is over."""
+        if self._ours.is_held(write.call_sid, write.generation):
+            self._ours.forget(write.call_sid)
+            logger.info("a call is not ours any more", call_sid=write.call_sid)
+        self.strike_off(self._me, write.call_sid)

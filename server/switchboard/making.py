@@ -1,0 +1,112 @@
+"""Making calls: what all calls of a process have in common, and those that others have begun."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from server.agent.agent import Agent
+from server.call.call import Call
+from server.call.options import CallOptions
+from server.call.report.costs import Prices
+from server.call.takeover.fence import Ownership
+from server.call.takeover.going_on import agent_of
+from server.call.takeover.state import CallState
+from server.carrier import Carrier
+from server.dialogue.cushion import Lateness
+from server.metrics import Metrics
+from server.model import Model
+from server.records.recording import Recordings
+from server.switchboard.capacity import SetUp
+
+
+@dataclass(slots=True)
+class NewCalls:
+    """Makes calls.
+
+    Attributes:
+        model: Opens their sessions.
+        metrics: The process's metrics.
+        options: Settings of each call.
+        prices: What their cost is estimated with.
+        recordings: Records them; None for none.
+        is_current: Says whether a call is still ours; None where nobody else could have it.
+        keep: Given what another process needs to go on with a call; None if nobody wants it.
+    """
+
+    model: Model
+    metrics: Metrics
+    options: CallOptions
+    prices: Prices | None = None
+    recordings: Recordings | None = None
+    is_current: Callable[[str, int], Awaitable[bool]] | None = None
+    keep: Callable[[str, int, bytes], None] | None = None
+    _lateness: Lateness = field(default_factory=Lateness)
+
+    def make(
+        self,
+        carrier: Carrier,
+        direction: Literal["inbound", "outbound"],
+        number: str,
+        agent: Agent,
+        max_duration_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        client: str = "",
+        generation: int = 1,
+        state: CallState | None = None,
+    ) -> Call:
+        """Make a call; one with a state goes on from there."""
+        options = self.options
+        if max_duration_s is not None:
+            shorter_s = min(max_duration_s, options.max_duration_s)
+            options = replace(options, max_duration_s=shorter_s)
+        return Call(
+            direction=direction,
+            number=number,
+            agent=agent,
+            carrier=carrier,
+            model=self.model,
+            metrics=self.metrics,
+            options=options,
+            prices=self.prices,
+            lateness=self._lateness,
+            recordings=self.recordings,
+            metadata=metadata,
+            ownership=Ownership(generation, client, self.is_current, self.keep),
+            state=state,
+        )
+
+    def go_on(self, carrier: Carrier, state: CallState, generation: int, agent: Agent) -> Call:
+        """Make a call that goes on where another process has left it.
+
+        Args:
+            carrier: Steers it.
+            state: As it was left.
+            generation: For the how-manieth time it is somebody's.
+            agent: Who answers here: has the tools.
+        """
+        return self.make(
+            carrier,
+            state.direction,
+            state.number,
+            agent_of(state, agent),
+            state.max_duration_s,
+            state.metadata,
+            client=state.client,
+            generation=generation,
+            state=state,
+        )
+
+
+def setup_of(call: Call) -> SetUp:
+    """Whether a call waits for nothing of ours any more; its phone may still ring."""
+    c = call.conversation
+    is_there = c.connected.is_set()
+    if call.is_over or c.end_reason is not None:
+        has_failed = c.end_reason is not None and c.end_reason.is_our_failure
+        return SetUp.DONE if is_there and not has_failed else SetUp.LEFT
+    has_session = c.session.is_ready or not (is_there or c.options.prewarm)
+    is_done = has_session and (is_there or call.direction == "outbound")
+    return SetUp.DONE if is_done else SetUp.GOES_ON

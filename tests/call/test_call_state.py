@@ -1,0 +1,191 @@
+"""What another process needs of a call, written and read: no event loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from contextlib import suppress
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.agent.agent import Agent
+from server.call.takeover.state import (
+    MAX_STATE_BYTES,
+    AgentState,
+    AwayState,
+    CallState,
+    CostState,
+    MachineState,
+    StateUnreadable,
+    ToolState,
+    TurnState,
+)
+from server.carrier import AnsweredBy, CallStatus
+
+PROMPT = (
+    "You answer the telephone of a restaurant. Be brief and friendly, take reservations, and tell "
+    "the opening hours: Tuesday to Sunday from noon to eleven. Never promise a table outdoors. "
+) * 4
+
+
+def state(**differences) -> CallState:
+    agent = Agent()
+    turns = [
+        TurnState("agent" if n % 2 else "caller", f"Turn {n}: " + "table " * 8, n * 4.0, 3.0, False)
+        for n in range(20)
+    ]
+    return CallState(
+        **{
+            "kept_at": 1_790_000_100.25,
+            "direction": "inbound",
+            "number": "+15005550006",
+            "metadata": {"order": "17 · ñandú"},
+            "client": "shop",
+            "traceparent": "",
+            "agent": AgentState(
+                prompt=PROMPT,
+                greeting=agent.greeting,
+                greeting_text="",
+                farewell=agent.farewell,
+                voicemail="",
+                apology="",
+                voice="Kore",
+                language="es-VE",
+                tools=("transfer_call", "hang_up", "look_up"),
+                has_recording=False,
+            ),
+            "created_at": 1_790_000_000.0,
+            "answered_at": 1_790_000_010.5,
+            "ends_at": 1_790_003_610.5,
+            "max_duration_s": 3_600.0,
+            "status": CallStatus.IN_PROGRESS,
+            "sequence_number": 2,
+            "turn": 10,
+            "handle": "h" * 120,
+            "model": "gemini-3.8-live",
+            "on_fallback": False,
+            "key_name": "GEMINI_API_KEY",
+            "transcript": tuple(turns),
+            "greeted": True,
+            "first_audio_s": 0.25,
+            "costs": CostState({"AUDIO": 900}, {"AUDIO": 400}, 0, 0.01, True, 80.0, 40.0),
+            "tools": (ToolState("c1", "look_up", False),),
+            "away": AwayState("sales", "+15005550123"),
+            "machine": MachineState(AnsweredBy.MACHINE_START, "message"),
+            "recording_parts": 1,
+            **differences,
+        }
+    )
+
+
+def test_a_state_is_read_as_it_was_written():
+    assert CallState.decode(state().encode()) == state()
+
+
+def test_a_usual_state_is_small():
+    content = msgspec.json.encode(state())
+
+    assert 2_500 < len(content) < 5_000
+    assert len(state().encode()) < len(content) / 2
+
+
+def test_a_member_that_is_not_known_here_is_left_out():
+    content = msgspec.json.decode(msgspec.json.encode(state())) | {"mood": "good"}
+    written = b"1" + zlib.compress(msgspec.json.encode(content))
+
+    assert CallState.decode(written) == state()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        b"",
+        b"1",
+        b"2" + state().encode()[1:],
+        state().encode()[:-1],
+        state().encode() + b"x",
+        b"1" + zlib.compress(b"{}"),
+        b"1" + zlib.compress(b"[" * 100_000),
+        b"1" + zlib.compress(b"\xff"),
+        b"1" + zlib.compress(b" " * (MAX_STATE_BYTES + 1)),
+    ],
+)
+def test_what_is_no_state_is_told_so(written):
+    with pytest.raises(StateUnreadable):
+        CallState.decode(written)
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        {"created_at": -1.0},
+        {"ends_at": 1e300},
+        {"status": "dancing"},
+        {"turn": -1},
+        {"turn": 2**40},
+        {"number": "1" * 300},
+        {"handle": "h" * 10_000},
+        {"direction": "sideways"},
+        {"transcript": [dataclasses.asdict(state().transcript[0])] * 21},
+        {"recording_parts": 1_000},
+        {"metadata": {"n": 1}},
+    ],
+)
+def test_a_part_that_is_beyond_its_bounds_is_an_error(differences):
+    content = msgspec.json.decode(msgspec.json.encode(state())) | differences
+    written = b"1" + zlib.compress(msgspec.json.encode(content))
+
+    with pytest.raises(StateUnreadable):
+        CallState.decode(written)
+
+
+def test_an_error_quotes_nothing_that_was_said():
+    content = msgspec.json.encode(state()).replace(b'"inbound"', b'"my secret"')
+
+    with pytest.raises(StateUnreadable) as failed:
+        CallState.decode(b"1" + zlib.compress(content))
+    assert "secret" not in str(failed.value)
+
+
+def test_a_state_beyond_all_bounds_is_not_written():
+    huge = dataclasses.replace(state().agent, prompt="x" * MAX_STATE_BYTES)
+
+    with pytest.raises(ValueError, match="too long"):
+        state(agent=huge).encode()
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_a_state_or_an_error(written):
+    for each in (written, b"1" + written, b"1" + zlib.compress(written)):
+        with suppress(StateUnreadable):
+            CallState.decode(each)
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False)
+        | st.text(max_size=9),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+        max_leaves=8,
+    ),
+    st.sampled_from([member.name for member in dataclasses.fields(CallState)]),
+)
+def test_any_json_in_the_place_of_a_member_is_a_state_or_an_error(value, name):
+    try:
+        content = msgspec.json.encode(
+            msgspec.json.decode(msgspec.json.encode(state())) | {name: value}
+        )
+    except OverflowError:
+        return
+
+    try:
+        read = CallState.decode(b"1" + zlib.compress(content))
+    except StateUnreadable:
+        return
+    assert CallState.decode(read.encode()) == read

@@ -1,0 +1,673 @@
+"""A call whose process is gone goes on in another one: two of them, in memory, on a mock clock."""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+from websockets.frames import Close
+
+from server.agent.agent import Agent
+from server.agent.tool import tool
+from server.call.conversation import Stage
+from server.call.options import CallOptions
+from server.call.takeover.state import CallState, StateUnreadable
+from server.carrier import (
+    AnsweredBy,
+    CallStatus,
+    MachineVerdict,
+    PlacedCall,
+    StatusUpdate,
+    TransferUpdate,
+)
+from server.carrier.transport import QueuedTransport
+from server.carrier.twilio.stream import TwilioMediaStream
+from server.carrier.webhooks import ConnectStream
+from server.cluster.registry import RegistryAway
+from server.dialogue.endings import EndReason
+from server.dialogue.remedies import Patience
+from server.dialogue.voicemail import VoicemailPolicy
+from server.errors import CallRefused, CarrierError
+from server.model import (
+    AgentAudio,
+    AgentTranscript,
+    CallerTranscript,
+    GenerationComplete,
+    ResumptionHandle,
+    Standing,
+    ToolCall,
+    ToolCallsRequested,
+    TurnComplete,
+    Usage,
+)
+from server.model.gemini.model import GeminiModel
+from server.model.lasting.model import LastingModel
+from server.signal import Signal
+from server.simulators.gemini import GeminiSimulator, ModelScript
+from server.simulators.phone import (
+    HangUp,
+    HearPause,
+    HearSpeech,
+    PhoneScript,
+    Say,
+    SimulatedPhone,
+    Wait,
+    memory_transports,
+)
+from server.switchboard.calls import Calls
+from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
+from tests.support.switchboards import NUMBER, make_calls, serve_stream, started
+
+SECOND_PCM = b"\x00\x10" * 24_000
+SID = "CA" + "1" * 32
+QUIET = CallOptions(
+    media_timeout_s=600.0,
+    line_lost_timeout_s=60.0,
+    greeting_protect_s=0.0,
+    patience=Patience(silence_timeout_s=0.0, reply_timeout_s=900.0, greeting_retry_s=900.0),
+)
+
+
+@pytest.fixture(autouse=True)
+def wall_clock(monkeypatch):
+    """The world's time goes with the mock clock's."""
+    began = time.time()
+    monkeypatch.setattr(time, "time", lambda: began + trio.current_time())
+
+
+@dataclass
+class Registry:
+    """Whose a call is, and what is kept of it."""
+
+    generation: int = 1
+    is_away: bool = False
+    never_answers: bool = False
+    asked: int = 0
+    states: list[bytes] = field(default_factory=list)
+    changed: Signal = field(default_factory=Signal)
+
+    async def is_current(self, call_sid: str, generation: int) -> bool:
+        self.asked += 1
+        await trio.lowlevel.checkpoint()
+        if self.is_away:
+            raise RegistryAway("gone")
+        if self.never_answers:
+            await trio.sleep_forever()
+        return generation == self.generation
+
+    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+        if call_sid == SID and generation == self.generation:
+            self.states.append(state)
+            self.changed.set()
+
+    @property
+    def has_handle(self) -> bool:
+        return self.state.handle is not None
+
+    @property
+    def state(self) -> CallState:
+        return CallState.decode(self.states[-1])
+
+
+class OneCall(MemoryCarrier):
+    """A carrier that places one call, the same for both processes."""
+
+    async def place_call(self, *args: Any, **facts: Any) -> PlacedCall:
+        await super().place_call(*args, **facts)
+        return PlacedCall(SID, CallStatus.QUEUED)
+
+
+@dataclass
+class Kept:
+    """The database, as far as one process writes to it."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def keep(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+
+class Process:
+    """One of the processes that may have the call."""
+
+    def __init__(self, registry: Registry, model: Any = None, **settings: Any) -> None:
+        self.registry = registry
+        self.carrier = OneCall()
+        self.kept = Kept()
+        self.calls: Calls = make_calls(
+            carrier=self.carrier,
+            model=model or MemoryModel(),
+            records=self.kept,
+            is_current=registry.is_current,
+            keep=registry.keep,
+            options=settings.pop("options", QUIET),
+            **settings,
+        )
+        self._scope = trio.CancelScope()
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.calls.run)
+                task_status.started()
+                await trio.sleep_forever()
+
+    async def die(self) -> None:
+        """Be gone: nothing that is done on the way out reaches anybody."""
+        self.registry.is_away = True
+        self._scope.cancel()
+        await wait_all_tasks_blocked()
+        assert self.carrier.hung_up == self.carrier.said == []
+        self.registry.is_away = False
+
+    def take_up(self, agent: Agent) -> Any:
+        self.registry.generation += 1
+        return self.calls.take_up(SID, self.registry.states[-1], self.registry.generation, agent)
+
+    async def connect(self, nursery: trio.Nursery) -> MemoryMedia:
+        """The carrier asks how the call goes on, and opens the stream that it is told to."""
+        reply = await self.calls.resume(SID, Agent())
+        assert isinstance(reply, ConnectStream)
+        media = MemoryMedia()
+        media.event(media.start(SID, reply.ticket))
+        nursery.start_soon(serve_stream, self.calls, media)
+        await wait_all_tasks_blocked()
+        return media
+
+
+@asynccontextmanager
+async def two(nursery: trio.Nursery, **settings: Any):
+    """Two processes, in the first of which a call is on the line."""
+    registry = Registry()
+    first, second = (Process(registry, **settings) for _ in range(2))
+    await nursery.start(first.run)
+    await nursery.start(second.run)
+    yield registry, first, second
+    for process in (first, second):
+        process._scope.cancel()
+
+
+async def on_the_line(process: Process, nursery: trio.Nursery, agent: Agent, **facts: Any):
+    call = await process.calls.place(NUMBER, agent, client="shop", **facts)
+    process.calls.update_status(StatusUpdate(SID, CallStatus.IN_PROGRESS, 2))
+    media = MemoryMedia()
+    started(process.calls, media, SID)
+    nursery.start_soon(serve_stream, process.calls, media)
+    await wait_all_tasks_blocked()
+    return call, media
+
+
+async def says(process: Process, media: MemoryMedia, turn: int, text: str) -> None:
+    """The agent says something, and all of it is heard."""
+    session = process.calls.model.session
+    session.event(AgentTranscript(text, turn))
+    session.event(AgentAudio(SECOND_PCM, turn, trio.current_time()))
+    session.event(GenerationComplete(turn))
+    await trio.sleep(1.0)
+    media.echo_marks()
+    session.standing = Standing(turn, f"handle-{turn}", "memory", False, "KEY")
+    session.event(TurnComplete(turn, None))
+    session.event(ResumptionHandle(f"handle-{turn}"))
+    await trio.sleep(0.2)
+
+
+RUNS: list[str] = []
+
+
+@tool
+async def book(table: int) -> str:
+    """Book a table.
+
+    Args:
+        table: Which.
+    """
+    RUNS.append(f"table {table}")
+    await trio.sleep_forever()
+    return "done"
+
+
+AGENT = Agent(prompt="Be brief.", greeting="Greet.", voice="Kore", tools=(book,))
+
+
+# --- The state
+
+
+async def test_a_state_is_kept_at_the_beginning_and_when_something_has_changed(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, _):
+        await first.calls.place(NUMBER, AGENT, client="shop", metadata={"order": "17"})
+        await wait_all_tasks_blocked()
+        begun = registry.state
+        media = MemoryMedia()
+        started(first.calls, media, SID)
+        nursery.start_soon(serve_stream, first.calls, media)
+        await trio.sleep(0.2)
+        answered = registry.state
+        await says(first, media, 1, "Good morning.")
+        talked = registry.state
+
+    assert (begun.direction, begun.number, begun.client) == ("outbound", NUMBER, "shop")
+    assert (begun.metadata, begun.answered_at, begun.greeted) == ({"order": "17"}, None, False)
+    assert (begun.agent.prompt, begun.agent.tools) == ("Be brief.", ("book",))
+    assert answered.answered_at is not None
+    assert answered.ends_at == pytest.approx(answered.answered_at + 3_600.0, abs=0.01)
+    assert (talked.turn, talked.handle, talked.key_name, talked.greeted) == (
+        *(1, "handle-1", "KEY"),
+        True,
+    )
+    assert [(turn.speaker, turn.text) for turn in talked.transcript] == [("agent", "Good morning.")]
+
+
+async def test_changes_that_come_together_are_one_state(autojump_clock, nursery):
+    async with two(nursery) as (registry, first, _):
+        call, _ = await on_the_line(first, nursery, AGENT)
+        await trio.sleep(0.3)
+        before = len(registry.states)
+        for _ in range(20):
+            call.conversation.notes.to_keep.set()
+        await trio.sleep(0.3)
+
+    assert len(registry.states) == before + 1
+
+
+async def test_a_state_has_no_words_where_records_have_none(autojump_clock, nursery):
+    options = CallOptions(transcripts=False, greeting_protect_s=0.0, media_timeout_s=600.0)
+    async with two(nursery, options=options) as (registry, first, _):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        first.calls.model.session.event(CallerTranscript("A secret."))
+        await says(first, media, 2, "I see.")
+        state = registry.state
+
+    assert [(turn.speaker, turn.text) for turn in state.transcript] == [
+        ("agent", ""),
+        ("caller", ""),
+        ("agent", ""),
+    ]
+
+
+async def test_where_nobody_wants_it_nothing_is_kept(autojump_clock, nursery):
+    calls = make_calls(options=QUIET)
+    async with trio.open_nursery() as running:
+        await running.start(calls.run)
+        call = await calls.place(NUMBER, AGENT)
+        await wait_all_tasks_blocked()
+        call.end(EndReason.HUNG_UP)
+        await call.finished.wait()
+        running.cancel_scope.cancel()
+
+    assert calls.carrier.hung_up == ["CA1"]
+
+
+# --- Going on
+
+
+async def test_a_call_goes_on_where_its_process_has_left_it(autojump_clock, nursery):
+    async with two(nursery) as (_, first, second):
+        call, media = await on_the_line(first, nursery, AGENT, metadata={"order": "17"})
+        await says(first, media, 1, "Good morning.")
+        first.calls.model.session.event(CallerTranscript("A table, please."))
+        first.calls.model.session.event(Usage({"AUDIO": 900}, {"AUDIO": 100}, 1_000, turn=1))
+        await says(first, media, 2, "For how many?")
+        ends_at = call._time_limit.deadline
+        await first.die()
+        taken = second.take_up(AGENT)
+        await wait_all_tasks_blocked()
+        lost = taken.conversation.is_lost
+        await trio.sleep(2.0)
+        again = await second.connect(nursery)
+        await says(second, again, 3, "Sorry, for how many?")
+        agent, session = second.calls.model.agents[-1], second.calls.model.session
+        taken.end(EndReason.HUNG_UP)
+        await taken.finished.wait()
+        await wait_all_tasks_blocked()
+        record = taken.record().as_dict()
+
+    assert lost
+    assert agent.tools == (book,)
+    assert (agent.prompt, agent.voice) == ("Be brief.", "Kore")
+    ((_, told),) = session.texts
+    assert "interrupted" in told
+    assert "For how many?" in told
+    assert "Greet." not in told
+    assert [(turn["speaker"], turn["text"]) for turn in record["transcript"]] == [
+        ("agent", "Good morning."),
+        ("caller", "A table, please."),
+        ("agent", "For how many?"),
+        ("agent", "Sorry, for how many?"),
+    ]
+    assert taken._time_limit.deadline == pytest.approx(ends_at, abs=0.01)
+    assert record["generation"] == 2
+    assert record["metadata"] == {"order": "17"}
+    assert record["tokens"]["prompt"] == {"AUDIO": 900}
+    assert record["agent_heard_s"] == pytest.approx(3.0, abs=0.05)
+    assert record["duration_s"] == pytest.approx(5.6, abs=0.2)
+    (line,) = [one for one in record["timeline"] if one["what"] == "taken up from another process"]
+    assert line["generation"] == 2
+    assert line["gap_s"] < 1.0
+    assert [one["call_sid"] for one in second.kept.records] == [SID]
+    assert second.carrier.hung_up == [SID]
+
+
+async def test_a_tool_that_was_running_is_never_run_again(autojump_clock, nursery):
+    RUNS.clear()
+    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
+    async with two(nursery) as (_, first, second):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        first.calls.model.session.event(asked)
+        await trio.sleep(0.3)
+        await first.die()
+        second.take_up(AGENT)
+        await second.connect(nursery)
+        session = second.calls.model.session
+        session.event(asked)
+        await trio.sleep(0.3)
+
+    ((_, told),) = session.texts
+    assert "The call to book was interrupted; its outcome is not known" in told
+    assert RUNS == ["table 7"]
+    ((answer),) = session.results
+    assert "not known" in answer.response["error"]
+
+
+async def test_a_call_that_nobody_has_answered_yet_is_greeted_when_somebody_does(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (_, first, second):
+        await first.calls.place(NUMBER, AGENT)
+        await wait_all_tasks_blocked()
+        await first.die()
+        taken = second.take_up(AGENT)
+        await second.connect(nursery)
+
+    assert second.calls.model.session.texts[0][1] == "Greet."
+    assert taken.conversation.answered_at is not None
+
+
+async def test_a_call_whose_caller_does_not_come_back_ends(autojump_clock, nursery):
+    async with two(nursery) as (_, first, second):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        await first.die()
+        taken = second.take_up(AGENT)
+        await taken.finished.wait()
+
+    assert taken.end_reason is EndReason.CALLER_GONE
+    assert second.carrier.hung_up == [SID]
+
+
+async def test_a_caller_who_was_being_transferred_comes_back_to_who_has_the_call_now(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, second):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        nursery.start_soon(call.transfer, "sales", "+15005550123")
+        await trio.sleep(0.3)
+        away = registry.state.away
+        await first.die()
+        taken = second.take_up(AGENT)
+        await wait_all_tasks_blocked()
+        stage = taken.conversation.stage
+        reply = second.calls.update_transfer(
+            TransferUpdate(SID, CallStatus.BUSY, wants_document=True)
+        )
+        assert isinstance(reply, ConnectStream)
+        back = MemoryMedia()
+        back.event(back.start(SID, reply.ticket))
+        nursery.start_soon(serve_stream, second.calls, back)
+        await wait_all_tasks_blocked()
+        texts = [text for _, text in second.calls.model.session.texts]
+
+    assert away is not None
+    assert (away.destination, away.number) == ("sales", "+15005550123")
+    assert stage is Stage.AWAY
+    assert taken.conversation.stage is Stage.TALK
+    assert len(texts) == 1
+    assert "transfer to sales has failed" in texts[0]
+
+
+async def test_a_message_that_was_being_left_is_left_from_its_beginning(autojump_clock, nursery):
+    options = CallOptions(
+        voicemail=VoicemailPolicy.LEAVE_MESSAGE, media_timeout_s=600.0, greeting_protect_s=0.0
+    )
+    async with two(nursery, options=options) as (registry, first, second):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        call.report_machine(MachineVerdict(SID, AnsweredBy.MACHINE_END_BEEP, 3.0))
+        call.report_voicemail()
+        await trio.sleep(4.0)
+        kept = registry.state.machine
+        await first.die()
+        taken = second.take_up(AGENT)
+        await second.connect(nursery)
+        texts = [text for _, text in second.calls.model.session.texts]
+
+    assert kept is not None
+    assert kept.stage == "message"
+    assert taken.conversation.stage is Stage.TO_MACHINE
+    assert len(texts) == 1
+    assert "voicemail system is recording" in texts[0]
+
+
+# --- Whether it may
+
+
+async def test_a_call_is_taken_up_above_the_lines_there_are_up_to_a_limit(autojump_clock, nursery):
+    async with two(nursery, limits={"max_calls": 1}) as (registry, first, second):
+        await first.calls.place(NUMBER, AGENT)
+        await wait_all_tasks_blocked()
+        await second.calls.place(NUMBER, AGENT)
+        taken = second.calls.take_up("CA8", registry.states[-1], 2, AGENT)
+        with pytest.raises(CallRefused) as refused:
+            second.calls.take_up("CA9", registry.states[-1], 2, AGENT)
+        for call in second.calls.register.live:
+            call.end(EndReason.HUNG_UP)
+
+    assert taken.direction == "outbound"
+    assert refused.value.reason == "full"
+
+
+async def test_a_call_of_which_nothing_is_kept_is_not_taken_up(autojump_clock, nursery):
+    async with two(nursery) as (_, _, second):
+        with pytest.raises(StateUnreadable):
+            second.calls.take_up(SID, b"", 2, AGENT)
+
+    assert second.calls.live_count == 0
+
+
+async def test_a_call_that_is_asked_for_twice_is_taken_up_once(autojump_clock, nursery):
+    async with two(nursery) as (registry, first, second):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        await first.die()
+        taken = second.take_up(AGENT)
+        same = second.calls.take_up(SID, registry.states[-1], 2, AGENT)
+
+    assert same is taken
+
+
+# --- The fence
+
+
+async def lost_to_another(first: Process, nursery: trio.Nursery):
+    call, media = await on_the_line(first, nursery, AGENT)
+    first.registry.generation = 2
+    return call, media
+
+
+@pytest.mark.parametrize(
+    "reason", [EndReason.MAX_DURATION, EndReason.AGENT_HUNG_UP, EndReason.ERROR, EndReason.DRAINED]
+)
+async def test_a_call_that_is_anothers_by_now_ends_in_silence(autojump_clock, nursery, reason):
+    async with two(nursery) as (_, first, _):
+        call, media = await lost_to_another(first, nursery)
+        call.end(reason)
+        await call.finished.wait()
+        await wait_all_tasks_blocked()
+
+    assert call.end_reason is EndReason.MOVED
+    assert first.carrier.hung_up == first.carrier.said == []
+    assert first.kept.records == []
+    assert first.calls.register.get(SID) is None
+    assert not first.calls.register.has_ended(SID)
+    assert media.closed is not None
+    assert media.closed[0] == 1001
+
+
+async def test_the_stop_of_a_stream_that_another_has_taken_away_is_no_hang_up(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (_, first, _):
+        call, media = await lost_to_another(first, nursery)
+        media.hang_up()
+        await call.finished.wait()
+        await wait_all_tasks_blocked()
+
+    assert call.end_reason is EndReason.MOVED
+    assert first.kept.records == []
+
+
+async def test_a_call_that_is_anothers_is_not_transferred(autojump_clock, nursery):
+    async with two(nursery) as (_, first, _):
+        call, _ = await lost_to_another(first, nursery)
+        nursery.start_soon(_transfer, call)
+        await call.finished.wait()
+
+    assert call.end_reason is EndReason.MOVED
+    assert first.carrier.transferred == []
+
+
+async def _transfer(call) -> None:
+    with trio.move_on_after(60.0), pytest.raises(CarrierError, match="another process"):
+        await call.transfer("sales", "+15005550123")
+
+
+@pytest.mark.parametrize("how", ["is_away", "never_answers"])
+async def test_a_call_of_which_nobody_knows_whose_it_is_is_recorded_and_not_hung_up(
+    autojump_clock, nursery, how
+):
+    async with two(nursery) as (registry, first, _):
+        call, media = await on_the_line(first, nursery, AGENT)
+        setattr(registry, how, True)
+        await trio.sleep(30.0)
+        goes_on = call.end_reason
+        call.end(EndReason.AGENT_HUNG_UP)
+        await call.finished.wait()
+        await wait_all_tasks_blocked()
+
+    assert goes_on is None
+    assert call.end_reason is EndReason.AGENT_HUNG_UP
+    assert first.carrier.hung_up == []
+    assert media.closed is not None
+    assert [record["reason"] for record in first.kept.records] == ["agent-hung-up"]
+
+
+async def test_a_call_that_is_ours_is_hung_up(autojump_clock, nursery):
+    async with two(nursery) as (_, first, _):
+        call, _ = await on_the_line(first, nursery, AGENT)
+        call.end(EndReason.MAX_DURATION)
+        await call.finished.wait()
+        await wait_all_tasks_blocked()
+
+    assert first.carrier.hung_up == [SID]
+    assert [record["generation"] for record in first.kept.records] == [1]
+
+
+# --- With a phone, and the model's own protocol
+
+
+CALLER = PhoneScript(
+    "asks, and stays",
+    (
+        *(HearSpeech(), HearPause(), Say("question"), HearSpeech(), HearPause(), Wait(0.5)),
+        *(HearSpeech(), HearPause(), HangUp()),
+    ),
+)
+
+
+async def through(process: Process, phone: SimulatedPhone, nursery: trio.Nursery) -> trio.Event:
+    """Connect a phone to a process; the event is set when its stream is over."""
+    ours, carriers = memory_transports()
+    transport, over = QueuedTransport(ours), trio.Event()
+
+    async def serve() -> None:
+        async with trio.open_nursery() as serving:
+            serving.start_soon(transport.run)
+            media = TwilioMediaStream(transport)
+            claim = await process.calls.claim(media)
+            assert claim is not None
+            await claim.call.serve(media, claim.started)
+            serving.cancel_scope.cancel()
+
+    async def talk() -> None:
+        await phone.run(carriers)
+        over.set()
+
+    nursery.start_soon(serve)
+    nursery.start_soon(talk)
+    return over
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_the_model_is_resumed_by_its_handle_or_told_what_has_been_said(
+    autojump_clock, nursery, is_refused
+):
+    refusal = Close(1008, "Requested entity was not found.") if is_refused else None
+    gemini = GeminiSimulator(script=ModelScript(refuse_handles=refusal))
+    await nursery.start(partial(gemini.run, port=None))
+
+    def model() -> LastingModel:
+        url = "ws://memory.invalid"
+        return LastingModel(GeminiModel(api_key="simulated", url=url, connect=gemini.connect))
+
+    agent = Agent(prompt="Be brief.")
+    registry = Registry()
+    options = CallOptions()
+    first, second = (Process(registry, model(), options=options) for _ in range(2))
+    await nursery.start(first.run)
+    await nursery.start(second.run)
+    await first.calls.place(NUMBER, agent)
+    ticket = first.carrier.ticket
+    phone = SimulatedPhone(CALLER, call_sid=SID, parameters={"ticket": ticket})
+    await through(first, phone, nursery)
+    with trio.fail_after(120.0):
+        await registry.changed.until(
+            lambda: bool(registry.states) and registry.state.turn == 2 and registry.has_handle
+        )
+    before = registry.state
+    await first.die()
+    taken = second.take_up(agent)
+    reply = await second.calls.resume(SID, agent)
+    assert isinstance(reply, ConnectStream)
+    again = phone.on_another_stream({"ticket": reply.ticket})
+    over = await through(second, again, nursery)
+    with trio.fail_after(120.0):
+        await over.wait()
+        await taken.finished.wait()
+    nursery.cancel_scope.cancel()
+
+    spoken = [turn["speaker"] for turn in taken.record().as_dict()["transcript"]]
+    ways = [
+        facts["way"]
+        for _, what, facts in taken.conversation.notes.timeline
+        if what == "model reconnected"
+    ]
+    assert taken.end_reason is EndReason.CALLER_HUNG_UP
+    assert ways == (["fresh"] if is_refused else ["resume"])
+    assert len(spoken) > len(before.transcript) >= 3
+    assert taken.conversation.agent_turn == 3
+    last = gemini.sessions[-1]
+    assert len(last.texts) == 1 if not is_refused else last.texts[-1:] != []
+    assert "interrupted" in last.texts[-1]
+    assert (last.resumed_from is None) == is_refused
+    assert again.first_sound_s is not None
+    assert again.first_sound_s < 2.0

@@ -1,0 +1,103 @@
+"""What members say of themselves, and what is made of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.cluster.redis import beats
+from server.cluster.redis.members import Members
+from server.cluster.redis.scripts import Steps
+from server.cluster.registry import Load, Member, Seen
+
+ME, OTHER = Member("n0", 5), Member("n1.2", 7)
+NUMBERS = st.floats() | st.integers(-(10**30), 10**30)
+
+
+def answer(*others, now_ms=1_000, lost=0, pause=None, pause_ms=-2):
+    """As the registry answers a beat."""
+    flat = [b"", b"1"]
+    for name, value in others:
+        flat += [name, value]
+    return [now_ms, lost, pause, pause_ms, flat]
+
+
+@pytest.fixture
+def members():
+    return Members(ME, "http://n0:8000", Steps("offhook:"))
+
+
+@given(st.builds(Load, NUMBERS, NUMBERS, NUMBERS, st.booleans(), st.booleans(), NUMBERS, NUMBERS))
+def test_whatever_a_load_is_others_can_read_it(load):
+    value = b"400 " + beats.written("http://n1:8000", load)
+
+    (seen,) = beats.seen({b"n1.2@7": value}, ME, 1_000).values()
+
+    assert (seen.member, seen.address, seen.age_s) == (OTHER, "http://n1:8000", 0.6)
+    assert seen.load.accepts is load.accepts
+    assert 0 <= seen.load.dials_in_s <= 1e9
+
+
+@given(st.binary(max_size=40), st.binary(max_size=60))
+def test_what_is_no_member_is_left_out(name, value):
+    assert len(beats.seen({name: value, b"n1@1": value, name + b"@1": b"1 []"}, ME, 1_000)) <= 1
+
+
+def test_the_newest_of_a_name_has_it_and_those_before_it_are_told_apart():
+    load = b"400 " + beats.written("", Load())
+    names = (b"n1@1", b"n1@2", b"n0@4", b"n0@5")
+
+    seen = beats.seen(dict.fromkeys(names, load), ME, 1_000)
+
+    assert {name: each.member for name, each in seen.items()} == {
+        "n1": Member("n1", 2),
+        "n1@1": Member("n1", 1),
+        "n0@4": Member("n0", 4),
+    }
+
+
+def test_what_was_heard_of_others_grows_old(members):
+    load = b"400 " + beats.written("unix:/x", Load(live=3))
+    members.heard(answer((b"n1.2@7", load)), None, 10.0)
+
+    seen = members.seen(12.0)
+
+    assert seen == {"n1.2": Seen(OTHER, Load(live=3), pytest.approx(2.6), "unix:/x")}
+
+
+def test_only_what_decides_who_takes_calls_is_told_at_once(members):
+    assert members.publish(Load(accepts=True))
+    assert not members.publish(Load(live=9, accepts=True))
+    assert members.publish(Load(live=9, accepts=True, draining=True))
+
+
+def test_a_pause_is_told_until_it_was_heard_and_another_may_come_meanwhile(members):
+    members.tell_pause("quota", 60.0)
+    step, told = members.beat(10.0)
+    assert step.words[-2:] == (50_000, "quota")
+    members.tell_pause("key", 100.0)
+
+    members.heard(answer(), told, 10.1)
+
+    step, told = members.beat(20.0)
+    assert step.words[-2:] == (80_000, "key")
+    members.heard(answer(), told, 20.1)
+    assert members.beat(21.0)[0].words[-2:] == (0, "")
+
+
+def test_a_pause_of_another_ends_by_itself(members):
+    members.heard(answer(pause=b"n1.2@7 quota", pause_ms=5_000), None, 10.0)
+
+    assert members.pause(11.0) == ("quota", 4.0)
+    assert members.pause(15.0) is None
+    members.heard(answer(pause=b"n0@5 quota", pause_ms=5_000), None, 16.0)
+    assert members.pause(16.0) is None
+
+
+def test_another_process_of_the_same_name_is_told_of_once(members, caplog):
+    load = b"900 " + beats.written("", Load())
+    for now in (10.0, 20.0, 30.0):
+        members.heard(answer((b"n0@4", load)), None, now)
+
+    assert members._has_namesake

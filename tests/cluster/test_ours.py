@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.cluster.redis import ours as ours_module
+from server.cluster.redis.ours import Ours
+
+
+def written(ours):
+    """What there is to write, all of which is then written."""
+    writes = ours.take(1_000_000)
+    for write in writes:
+        ours.was_written(write)
+    return [(w.call_sid, w.generation, w.state, w.is_over) for w in writes]
+
+
+def test_of_several_states_of_a_call_the_newest_is_written():
+    ours = Ours()
+    ours.announce("CA1", 1)
+    for number in range(1000):
+        ours.keep("CA1", 1, b"%d" % number)
+    ours.keep("CA2", 1, b"other")
+
+    assert written(ours) == [("CA1", 1, b"999", False), ("CA2", 1, b"other", False)]
+    assert written(ours) == []
+
+
+def test_what_is_new_while_it_is_written_is_written_after_it():
+    ours = Ours()
+    ours.keep("CA1", 1, b"first")
+    (first,) = ours.take(10)
+    ours.keep("CA1", 1, b"second")
+
+    ours.was_written(first)
+
+    assert written(ours) == [("CA1", 1, b"second", False)]
+
+
+def test_nothing_comes_after_the_end_of_a_call_but_another_generation():
+    ours = Ours()
+    ours.keep("CA1", 1, b"state")
+    ours.release("CA1", 1)
+    ours.keep("CA1", 1, b"late")
+    ours.announce("CA1", 1)
+    assert written(ours) == [("CA1", 1, None, True)]
+
+    ours.announce("CA1", 3)
+    ours.release("CA1", 2)
+
+    assert written(ours) == [("CA1", 3, None, False)]
+
+
+def test_all_that_is_live_and_all_that_ended_unsaid_is_said_again():
+    ours = Ours()
+    ours.keep("CA1", 1, b"state")
+    ours.announce("CA2", 2)
+    ours.announce("CA3", 1)
+    written(ours)
+    ours.release("CA3", 1)
+
+    ours.say_all_again()
+
+    assert sorted(written(ours)) == [
+        ("CA1", 1, b"state", False),
+        ("CA2", 2, None, False),
+        ("CA3", 1, None, True),
+    ]
+    ours.say_all_again()
+    assert sorted(written(ours)) == [("CA1", 1, b"state", False), ("CA2", 2, None, False)]
+
+
+def test_ends_that_could_not_be_said_are_bounded_and_live_calls_are_kept(monkeypatch):
+    monkeypatch.setattr(ours_module, "MAX_OVER", 10)
+    ours = Ours()
+    ours.keep("CA-live", 1, b"state")
+    for number in range(100):
+        ours.announce(f"CA{number}", 1)
+        ours.release(f"CA{number}", 1)
+
+    found = written(ours)
+
+    assert ours.dropped == 90
+    assert found == [
+        ("CA-live", 1, b"state", False),
+        *((f"CA{number}", 1, None, True) for number in range(90, 100)),
+    ]
+
+
+def test_a_call_is_put_on_the_list_once_and_struck_off_at_its_end():
+    ours = Ours()
+    ours.announce("CA1", 1)
+    assert list(ours.lists(ours.take(9)).join) == ["CA1"]
+    written(ours)
+
+    ours.keep("CA1", 1, b"state")
+    assert not ours.lists(ours.take(9)).join
+    ours.release("CA1", 1)
+
+    lists = ours.lists(ours.take(9))
+    assert (list(lists.join), list(lists.leave)) == ([], ["CA1"])
+
+
+CALLS = st.sampled_from(["CA1", "CA2"])
+GENERATIONS = st.integers(1, 3)
+EVENTS = st.one_of(
+    st.tuples(st.just("announce"), CALLS, GENERATIONS),
+    st.tuples(st.just("keep"), CALLS, GENERATIONS, st.binary(max_size=3)),
+    st.tuples(st.just("release"), CALLS, GENERATIONS),
+    st.just(("write",)),
+    st.just(("say_all_again",)),
+)
+
+
+@given(st.lists(EVENTS, max_size=40))
+def test_the_generation_of_a_call_never_goes_back_while_it_lives(events):
+    ours, last = Ours(), {}
+    for name, *what in events:
+        if name != "write":
+            getattr(ours, name)(*what)
+            continue
+        for call_sid, generation, _, is_over in written(ours):
+            assert generation >= last.get(call_sid, 0)
+            last[call_sid] = 0 if is_over else generation
+    assert ours.unsaid <= 2

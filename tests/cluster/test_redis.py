@@ -1,0 +1,382 @@
+"""The registry over a real Redis: several members at once."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AsyncExitStack
+from functools import partial
+
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+
+from server.cluster.redis import redis_registry
+from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
+from server.errors import ConfigurationError
+from server.metrics import Metrics
+from server.settings.settings import Settings
+from tests.support.redis_servers import IGNORES_UNCLOSED, member, redis_server, until
+
+pytestmark = [pytest.mark.sockets, *IGNORES_UNCLOSED]
+TRIES = 1_000
+
+
+@pytest.fixture
+def redis():
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def three(redis):
+    async with AsyncExitStack() as stack:
+        members = [await stack.enter_async_context(member(redis.url, f"n{i}")) for i in range(3)]
+        yield members
+
+
+async def all_at_once(*asked):
+    """What each of these answers, all of them asked at the same time."""
+    answers = [None] * len(asked)
+
+    async def ask(place, question):
+        answers[place] = await question()
+
+    async with trio.open_nursery() as nursery:
+        for place, question in enumerate(asked):
+            nursery.start_soon(ask, place, question)
+    return answers
+
+
+async def settled(registry, call_sid):
+    """The owner of a call, once all that knows nothing of it is sure."""
+    while True:
+        try:
+            return await registry.owner(call_sid)
+        except RegistryAway:
+            await trio.sleep(0.05)
+
+
+@pytest.mark.slow
+async def test_of_all_who_claim_a_call_at_once_one_has_it_and_all_are_told_the_same(three):
+    winners = set()
+    for number in range(TRIES):
+        holdings = await all_at_once(*(partial(each.claim, f"CA{number}") for each in three))
+
+        assert len(set(holdings)) == 1
+        assert holdings[0].generation == 1
+        winners.add(holdings[0].member)
+
+    assert winners <= {each.me for each in three}
+
+
+@pytest.mark.slow
+async def test_of_all_who_seize_a_call_at_once_one_has_it(three):
+    dead = Member("dead", 1)
+    for number in range(TRIES):
+        holding = await three[0].claim(f"CA{number}", dead)
+
+        seized = await all_at_once(*(partial(each.seize, f"CA{number}", holding) for each in three))
+
+        assert sorted(seized, key=bool) == [None, None, Seized(2, b"")]
+        winner = three[seized.index(Seized(2, b""))]
+        assert await three[0].owner(f"CA{number}") == Holding(winner.me, 2)
+
+
+async def test_a_call_that_is_seized_brings_its_newest_state_with_it(three):
+    first, second, _ = three
+    holding = await first.claim("CA1")
+    first.keep("CA1", 1, b"said hello")
+    first.keep("CA1", 1, b"said goodbye")
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    seized = await second.seize("CA1", holding)
+
+    assert seized == Seized(2, b"said goodbye")
+    assert await second.is_current("CA1", 2)
+    assert not await first.is_current("CA1", 1)
+    assert await first.calls_of(first.me) == {}
+
+
+async def test_what_an_owner_that_lost_its_call_says_counts_for_nothing(three, redis):
+    first, second, _ = three
+    holding = await first.claim("CA1")
+    await second.seize("CA1", holding)
+
+    first.keep("CA1", 1, b"late")
+    first.release("CA1", 1)
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    assert await first.owner("CA1") == Holding(second.me, 2)
+    assert await second.seize("CA1", Holding(second.me, 2)) == Seized(3, b"")
+
+
+async def test_a_call_that_is_over_is_nobodys_and_cannot_be_seized_or_claimed_anew(three):
+    first, second, _ = three
+    holding = await first.claim("CA1")
+    first.release("CA1", 1)
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    assert await second.owner("CA1") is None
+    assert await second.seize("CA1", holding) is None
+    assert await second.claim("CA1") == holding
+    assert await first.claim("CA1") == holding
+    await until(lambda: first._writing._ours.unsaid == 0)
+    assert await second.owner("CA1") is None
+
+
+async def test_the_list_of_a_members_calls_has_those_that_are_its(three):
+    first, second, third = three
+    for number in range(150):
+        await first.claim(f"CA{number}")
+    await first.claim("CA-over")
+    first.release("CA-over", 1)
+    await second.claim("CA-second")
+    await until(lambda: first._writing._ours.unsaid == 0)
+    taken = await second.seize("CA7", Holding(first.me, 1))
+
+    calls = await third.calls_of(first.me)
+
+    assert taken == Seized(2, b"")
+    assert calls == {f"CA{n}": Holding(first.me, 1) for n in range(150) if n != 7}
+
+
+async def test_nothing_is_left_but_what_ends_by_itself(redis):
+    async with member(redis.url, "n0") as first, member(redis.url, "n1") as second:
+        for number in range(120):
+            await first.claim(f"CA{number}")
+            first.keep(f"CA{number}", 1, b"state")
+        taken = await second.seize("CA0", Holding(first.me, 1))
+        for number in range(1, 120):
+            first.release(f"CA{number}", 1)
+        second.release("CA0", taken.generation)
+        await first.dial_turn("AC1", 5.0, 1.0)
+        assert await first.begin_request("shop", "key", b"print") is None
+        await first.end_request("shop", "key")
+
+    keys = redis.keys()
+    dial = keys.pop("offhook:dial:AC1", 0)
+    assert set(keys) == {f"offhook:{{CA{number}}}" for number in range(120)}
+    assert all(0 < ttl <= 900 for ttl in keys.values())
+    assert dial < 2
+
+
+async def test_a_member_sees_the_others_and_how_they_do(three):
+    first, second, _ = three
+
+    second.publish(Load(live=7, accepts=True, dials_in_s=float("inf")))
+
+    await until(lambda: first.others().keys() >= {"n1", "n2"} and first.others()["n1"].load.accepts)
+    seen = first.others()["n1"]
+    assert (seen.member, seen.load.live, seen.address) == (second.me, 7, "http://n1:8000")
+    assert seen.load.dials_in_s == 1e9
+    assert first.me.name not in first.others()
+
+
+async def test_a_member_that_left_is_gone_and_one_that_was_killed_is_silent(redis):
+    async with member(redis.url, "n0") as first:
+        async with member(redis.url, "n1"):
+            await until(lambda: "n1" in first.others())
+        async with member(redis.url, "n2") as killed:
+            await until(lambda: "n2" in first.others())
+            killed._is_away = True  # who is away has nobody to say goodbye to
+        await until(lambda: "n1" not in first.others())
+
+        await until(lambda: first.others()["n2"].age_s > 1.0)
+
+
+async def test_the_predecessor_of_a_member_is_there_by_name_and_birth(redis):
+    redis.ask("HSET", "offhook:{nodes}", "n0@0", '1 ["",0,0,0,false,false,0,0]')
+    redis.ask("HSET", "offhook:{nodes}", "n1@0", "99999999999999 nonsense")
+    async with member(redis.url, "n1") as second:
+        redis.ask(
+            "HSET", "offhook:{nodes}", "n1@0", '9999999999999 ["",0,0,0,false,false,0,0,"new"]'
+        )
+        await until(lambda: "n1@0" in second.others())
+
+        assert "n0" not in second.others()  # silent for too long
+
+
+async def test_three_clients_dial_at_the_rate_of_one_account(three, redis):
+    def next_turn_us():
+        return int(redis.ask("GET", "offhook:dial:AC1").split()[1])
+
+    def fifty_of_each():
+        ask = (partial(each.dial_turn, "AC1", 5.0, 600.0) for each in three for _ in range(50))
+        return all_at_once(*ask)
+
+    waits = await fifty_of_each()
+    before_us = next_turn_us()
+    waits += await fifty_of_each()
+
+    # By Redis's clock and whoever asks: one every 0.2 s, and no two at once.
+    assert next_turn_us() - before_us == 150 * 200_000
+    assert len(set(waits)) == 300
+    assert max(waits) <= 300 * 0.2
+
+
+async def test_a_turn_to_dial_that_would_come_too_late_is_not_taken(three):
+    assert await three[0].dial_turn("AC1", 0.01, 1.0) == 0.0
+
+    assert await three[1].dial_turn("AC1", 0.01, 1.0) is None
+    wait_s = await three[2].dial_turn("AC1", 0.01, 1_000.0)
+
+    assert 0 < wait_s <= 100.0
+    assert await three[0].dial_turn("AC2", 0.01, 0.0) == 0.0
+
+
+async def test_a_request_is_worked_on_by_one_process(three):
+    first, second, _ = three
+
+    assert await first.begin_request("shop", "k", b"print\n1") is None
+    assert await second.begin_request("shop", "k", b"print 2") == b"print\n1"
+    assert await first.begin_request("shop", "k", b"print 2") == b"print\n1"
+    assert await second.begin_request("crm", "k", b"print 2") is None
+    await second.end_request("shop", "k")
+    assert await second.begin_request("shop", "k", b"print 2") == b"print\n1"
+    await first.end_request("shop", "k")
+    assert await second.begin_request("shop", "k", b"print 2") is None
+
+
+async def test_what_one_is_refused_by_the_model_everybody_else_knows(three):
+    first, second, third = three
+
+    first.tell_pause("quota", 60.0)
+
+    await until(lambda: second.pause() and third.pause())
+    kind, left_s = second.pause()
+    assert kind == "quota"
+    assert 0 < left_s <= 60.0
+    assert first.pause() is None
+
+
+async def test_state_of_another_secret_is_no_state(redis):
+    async with (
+        member(redis.url, "n0", secrets=("a" * 32,)) as first,
+        member(redis.url, "n1", secrets=("b" * 32,)) as stranger,
+        member(redis.url, "n2", secrets=("c" * 32, "a" * 32)) as rotated,
+    ):
+        for call_sid in ("CA1", "CA2"):
+            await first.claim(call_sid)
+            first.keep(call_sid, 1, b"state")
+        await until(lambda: first._writing._ours.unsaid == 0)
+
+        assert await stranger.seize("CA1", Holding(first.me, 1)) == Seized(2, b"")
+        assert await rotated.seize("CA2", Holding(first.me, 1)) == Seized(2, b"state")
+
+
+async def test_a_registry_that_is_begun_again_empty_is_told_all_of_it(three, redis):
+    first, second, _ = three
+    await first.claim("CA1")
+    first.keep("CA1", 1, b"state")
+    await first.claim("CA2", second.me)
+    second.announce("CA2", 1)
+    await until(lambda: not (first._writing._ours.unsaid or second._writing._ours.unsaid))
+
+    redis.kill()
+    await until(lambda: all(each.is_away for each in three))
+    with pytest.raises(RegistryAway):
+        await second.owner("CA1")
+    first.announce("CA3", 1)
+    second.release("CA2", 1)
+    redis.start()
+
+    await until(lambda: not any(each.is_away for each in three))
+    assert await settled(second, "CA2") is None
+    assert await settled(second, "CA1") == Holding(first.me, 1)
+    assert await settled(second, "CA3") == Holding(first.me, 1)
+    assert await second.seize("CA1", Holding(first.me, 1)) == Seized(2, b"state")
+
+
+async def test_what_has_just_been_lost_is_unknown_and_not_nobodys(three, redis):
+    first, second, _ = three
+    await first.claim("CA1")
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    redis.ask("FLUSHALL")
+
+    assert await settled(second, "CA1") == Holding(first.me, 1)
+    assert await settled(second, "CA-never") is None
+
+
+async def test_no_wait_for_a_frozen_registry_is_without_an_end(redis):
+    async with member(redis.url, "n0", timeout_s=0.2) as first:
+        await first.claim("CA1")
+        redis.freeze()
+        try:
+            with trio.fail_after(60):  # twelve waits of 0.2 s at most, on however busy a machine
+                for ask in (
+                    partial(first.claim, "CA2"),
+                    partial(first.owner, "CA1"),
+                    partial(first.seize, "CA1", Holding(first.me, 1)),
+                    partial(first.is_current, "CA1", 1),
+                    partial(first.calls_of, first.me),
+                    partial(first.dial_turn, "AC1", 1.0, 1.0),
+                    partial(first.begin_request, "shop", "k", b"print"),
+                ):
+                    with pytest.raises(RegistryAway):
+                        await ask()
+            for number in range(1000):
+                first.keep("CA1", 1, b"%d" % number)
+            await until(lambda: first.is_away)
+        finally:
+            redis.thaw()
+
+        await until(lambda: not first.is_away)
+        await until(lambda: first._writing._ours.unsaid == 0)
+        # The attempt that was not answered may have been made: then it is the same one.
+        seized = await first.seize("CA1", Holding(first.me, 1))
+        assert seized in (Seized(2, b"999"), None)
+
+
+async def test_an_attempt_whose_answer_was_lost_has_the_call_when_it_is_made_again(redis):
+    async with member(redis.url, "n0") as first, member(redis.url, "n1") as second:
+        holding = await first.claim("CA1")
+        step = second._steps.seize("CA1", str(second.me), str(first.me), 1, "attempt")
+        await second._ask(step)
+        second._attempts["CA1"] = "attempt"
+
+        again = await second.seize("CA1", holding)
+
+        assert again == Seized(2, b"")
+        assert await second.seize("CA1", holding) is None
+
+
+async def test_a_registry_that_was_never_there_keeps_nobody_from_starting(tmp_path):
+    async with member(f"unix://{tmp_path}/nobody", timeout_s=0.2) as alone:
+        assert alone.is_away
+        with pytest.raises(RegistryAway):
+            await alone.claim("CA1")
+        alone.announce("CA1", 1)
+        alone.tell_pause("quota", 1.0)
+
+        assert alone.others() == {}
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    settings = Settings(
+        _env_file=None, registry_url="redis://127.0.0.1", cluster_secret="s" * 32, node="n0"
+    )
+    monkeypatch.setitem(sys.modules, "coredis", None)
+
+    with pytest.raises(ConfigurationError, match=r"offhook\[redis\]"):
+        redis_registry(settings, Member("n0", 1), Metrics(CollectorRegistry()))
+
+
+async def test_the_settings_make_a_registry(redis):
+    settings = Settings(
+        _env_file=None, registry_url=f"{redis.url}?prefix=shop:", cluster_secret="s" * 32,
+        node="n0", registry_timeout_s=5.0,
+    )  # fmt: skip
+    metrics = Metrics(CollectorRegistry())
+    registry = redis_registry(settings, Member("n0", 1), metrics)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(registry.run)
+        await registry.claim("CA1")
+
+        assert set(redis.keys()) == {"shop:{nodes}", "shop:{CA1}"}
+        assert metrics.registry.get_sample_value("offhook_registry_away") == 0.0
+        assert (
+            metrics.registry.get_sample_value("offhook_registry_changes_total", {"event": "back"})
+            == 1.0
+        )
+        nursery.cancel_scope.cancel("the test is over")

@@ -1,0 +1,102 @@
+"""The registry where Redis is several: a primary with sentinels, and a cluster of shards."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from server.cluster.registry import Holding, RegistryAway, Seized
+from tests.support.redis_servers import (
+    IGNORES_UNCLOSED,
+    RedisServer,
+    Sentinel,
+    free_ports,
+    member,
+    until,
+)
+
+pytestmark = [pytest.mark.sockets, pytest.mark.slow, *IGNORES_UNCLOSED]
+
+
+@pytest.fixture
+def started():
+    """Starts servers, and ends them after the test."""
+    with (
+        tempfile.TemporaryDirectory(prefix="offhook-") as directory,
+        ExitStack() as stack,
+    ):
+
+        def start(make, *arguments, **named):
+            server = make(Path(directory), *arguments, **named)
+            stack.callback(server.kill)
+            server.start()
+            return server
+
+        yield start
+    gc.collect()
+
+
+async def test_a_primary_that_is_killed_is_replaced_and_told_all_of_it(started):
+    primary_port, replica_port, *sentinel_ports = free_ports(5)
+    primary = started(RedisServer, port=primary_port)
+    replica = started(RedisServer, "--replicaof", f"127.0.0.1 {primary_port}", port=replica_port)
+    sentinels = [started(Sentinel, port, primary_port, 1_000) for port in sentinel_ports]
+    await until(lambda: b"master_link_status:up" in replica.ask("INFO", "replication"))
+    for each in sentinels:
+        await until(lambda each=each: b"slaves=1,sentinels=3" in each.ask("INFO", "sentinel"))
+    hosts = ",".join(f"127.0.0.1:{port}" for port in sentinel_ports)
+    url = f"redis+sentinel://{hosts}/offhook"
+    async with member(url, "n0") as first, member(url, "n1") as second:
+        await first.claim("CA1")
+        first.keep("CA1", 1, b"state")
+        await until(lambda: first._writing._ours.unsaid == 0)
+
+        primary.kill()
+        await until(lambda: first.is_away and second.is_away)
+        first.announce("CA2", 1)
+        await until(lambda: not (first.is_away or second.is_away))
+        await until(lambda: first._writing._ours.unsaid == 0)
+
+        assert await second.owner("CA2") == Holding(first.me, 1)
+        assert await second.seize("CA1", Holding(first.me, 1)) == Seized(2, b"state")
+        assert b"role:master" in replica.ask("INFO", "replication")
+
+
+async def test_a_cluster_of_shards_does(started):
+    ports, bus_ports = free_ports(2), free_ports(2)
+    shards = [
+        started(
+            RedisServer,
+            *("--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{port}.conf"),
+            *("--cluster-port", str(bus_port)),
+            port=port,
+        )
+        for port, bus_port in zip(ports, bus_ports, strict=True)
+    ]
+    first, second = shards
+    assert first.ask("CLUSTER", "ADDSLOTSRANGE", "0", "8191") == b"+OK\r\n"
+    assert second.ask("CLUSTER", "ADDSLOTSRANGE", "8192", "16383") == b"+OK\r\n"
+    first.ask("CLUSTER", "MEET", "127.0.0.1", str(second.port), str(bus_ports[1]))
+    for each in shards:
+        await until(lambda each=each: b"cluster_state:ok" in each.ask("CLUSTER", "INFO"))
+        await until(lambda each=each: each.ask("CLUSTER", "SHARDS").count(b"online") == 2)
+    url = f"redis+cluster://127.0.0.1:{first.port}"
+
+    async with member(url, "n0") as one, member(url, "n1") as other:
+        for number in range(40):
+            assert await one.claim(f"CA{number}") == Holding(one.me, 1)
+            one.keep(f"CA{number}", 1, b"state")
+        await until(lambda: one._writing._ours.unsaid == 0)
+        await until(lambda: "n1" in one.others())
+
+        assert len(await other.calls_of(one.me)) == 40
+        assert await other.seize("CA7", Holding(one.me, 1)) == Seized(2, b"state")
+        assert await other.dial_turn("AC1", 1.0, 1.0) == 0.0
+        assert await one.is_current("CA8", 1)
+        with pytest.raises(RegistryAway):
+            await other.owner("CA-never")  # it is too young to be sure
+    assert {len(each.keys()) > 5 for each in shards} == {True}

@@ -1,0 +1,204 @@
+"""The Compose file and its image: what they say is what the server understands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from server.settings.file import read_settings_file
+from server.settings.settings import Settings
+from tests.deploy.haproxy import CONFIGURATIONS
+from tests.deploy.settings import CLUSTER, KNOWN
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "deploy" / "compose"
+NODES = ("node-0", "node-1")
+OF_COMPOSE = {"POSTGRES_PASSWORD"}
+"""What the file with the secrets has for Compose itself."""
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((COMPOSE / "compose.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def services(compose) -> dict[str, Any]:
+    return compose["services"]
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions, a continued one in one line."""
+    text = (COMPOSE / "Dockerfile").read_text()
+    lines = re.sub(r"\\\n", " ", re.sub(r"(?m)^\s*#.*\n", "", text)).splitlines()
+    return [(word, rest.strip()) for word, _, rest in (one.partition(" ") for one in lines) if word]
+
+
+def stages() -> list[list[tuple[str, str]]]:
+    found: list[list[tuple[str, str]]] = []
+    for word, rest in instructions():
+        if word == "FROM":
+            found.append([])
+        found[-1].append((word, rest))
+    return found
+
+
+def example() -> dict[str, str]:
+    return dict(read_settings_file(COMPOSE / ".env.example", frozenset()).values)
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_name_that_a_node_is_told_is_a_setting(services, node):
+    assert services[node]["environment"].keys() - KNOWN == set()
+
+
+def test_every_name_in_the_example_is_a_setting_or_composes_own():
+    assert example().keys() - KNOWN == OF_COMPOSE
+
+
+def test_what_compose_fills_in_is_in_the_example():
+    text = (COMPOSE / "compose.yaml").read_text()
+
+    assert set(re.findall(r"\$\{(\w+)", text)) <= example().keys()
+
+
+def test_what_a_server_on_many_machines_needs_is_all_there(services):
+    told = services["node-0"]["environment"].keys() | example().keys()
+
+    assert told >= (CLUSTER - {"LEASE_S"}) | {"API_KEY", "DATABASE_URL"}
+
+
+def test_the_example_has_no_secret_in_it():
+    filled = {name for name, value in example().items() if value}
+
+    assert filled == {"PUBLIC_URL", "MAX_CALLS"}
+
+
+def test_the_nodes_settings_are_ones_that_a_server_starts_with(services, monkeypatch):
+    for name in KNOWN:
+        monkeypatch.delenv(name, raising=False)
+    told = {
+        name.lower(): str(value)
+        for name, value in services["node-0"]["environment"].items()
+        if name.lower() in Settings.model_fields and name not in CLUSTER
+    }
+
+    settings = Settings(_env_file=None, **told)
+
+    assert settings.drain_timeout_s == 600
+    assert settings.database_url.get_secret_value().startswith("postgresql://")
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_a_node_is_not_killed_before_its_calls_have_said_goodbye(services, node):
+    told = services[node]["environment"]
+
+    grace_s = int(services[node]["stop_grace_period"].removesuffix("s"))
+    assert grace_s == 30 + int(told["DRAIN_TIMEOUT_S"]) + int(told["FAREWELL_TIMEOUT_S"])
+
+
+def test_the_balancer_outlives_the_streams_that_go_through_it(services):
+    assert services["haproxy"]["stop_grace_period"] == services["node-0"]["stop_grace_period"]
+
+
+def test_the_balancer_knows_the_nodes_by_the_addresses_and_names_that_they_have(services):
+    text = (CONFIGURATIONS / "haproxy.cfg").read_text()
+    balancer = services["haproxy"]["environment"]
+
+    for number, node in enumerate(NODES):
+        address = services[node]["networks"]["calls"]["ipv4_address"]
+        told = services[node]["environment"]
+        assert balancer[f"NODE_{number}"] == f"{address}:{told['PORT']}"
+        assert told["NODE_URL"] == f"http://{address}:{told['PORT']}"
+        assert f'server {told["NODE"]} "${{NODE_{number}-' in text
+    assert set(re.findall(r"\$\{(\w+)-", text)) == balancer.keys()
+
+
+def test_a_client_is_known_by_the_address_that_the_balancer_tells(services):
+    balancer = services["haproxy"]["networks"]["calls"]["ipv4_address"]
+
+    assert services["node-0"]["environment"]["TRUSTED_PROXIES"] == balancer
+
+
+def test_the_files_that_compose_names_are_there_or_the_users_to_make(compose):
+    node = compose["x-node"]
+    mounts = [mount.split(":")[0] for mount in compose["services"]["haproxy"]["volumes"]]
+
+    assert (COMPOSE / node["build"]["context"] / node["build"]["dockerfile"]).exists()
+    assert [mount for mount in mounts if not (COMPOSE / mount).exists()] == ["./certs"]
+    assert (COMPOSE / f"{node['env_file']}.example").exists()
+
+
+def test_nothing_but_the_balancer_is_open_to_others(services):
+    assert [name for name, service in services.items() if "ports" in service] == ["haproxy"]
+
+
+def test_the_registry_never_forgets_a_call_to_make_room(services):
+    command = services["redis"]["command"]
+
+    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+
+
+def test_the_image_that_runs_has_no_compiler_and_asks_no_index():
+    build, runs = stages()
+    commands = " ".join(rest for word, rest in runs if word == "RUN")
+
+    assert "gcc" in " ".join(rest for _, rest in build)
+    assert re.findall(r"apt-get|gcc|build-essential|setup\.py", commands) == []
+    assert "--no-index" in commands
+
+
+def test_the_image_runs_as_nobody_in_particular():
+    users = [rest for word, rest in stages()[-1] if word == "USER"]
+
+    assert users == ["10001:10001"]
+
+
+def test_a_signal_reaches_the_server_and_no_shell():
+    last = dict(stages()[-1])
+
+    assert yaml.safe_load(last["ENTRYPOINT"]) == ["python", "-m", "server"]
+    assert last["STOPSIGNAL"] == "SIGTERM"
+    assert "CMD" not in last
+
+
+def test_the_image_is_healthy_while_it_serves():
+    health = dict(stages()[-1])["HEALTHCHECK"]
+    command = yaml.safe_load(health[health.index("CMD") + 4 :])
+
+    compile(command[2], "HEALTHCHECK", "exec")
+    assert "/healthz" in command[2]
+    assert command[:2] == ["python", "-c"]
+
+
+def test_the_images_environment_is_of_settings_and_pythons_own():
+    told = shlex.split(dict(stages()[-1])["ENV"])
+
+    names = {word.split("=")[0] for word in told}
+    assert {name for name in names if not name.startswith("PYTHON")} <= KNOWN
+
+
+def test_what_the_image_is_built_from_is_there_and_not_left_out():
+    left_in = {
+        line[1:]
+        for line in (COMPOSE / "Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+
+    copied = {
+        source for word, rest in stages()[0] if word == "COPY" for source in rest.split()[:-1]
+    }
+    assert copied == left_in
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_the_image_has_the_packages_for_a_shared_registry_and_database():
+    built = " ".join(rest for _, rest in stages()[0])
+
+    extras = set(re.search(r"\.\[([a-z,]+)\]", built)[1].split(","))
+    assert extras >= {"postgres", "redis"}

@@ -1,0 +1,354 @@
+"""The Helm chart: linted, rendered, checked by Kubernetes's own schemas, and what it then says."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from typing import Any
+
+import pytest
+import trustme
+
+from tests.deploy.haproxy import CONFIGURATIONS, HAPROXY, needs_haproxy
+from tests.deploy.haproxy import environment_of as environment_of_haproxy
+from tests.deploy.helm import NAMESPACE, HelmRefuses, lint, needs_helm, render
+from tests.deploy.settings import KNOWN
+from tests.serving.test_deploy import assert_known
+
+KUBERNETES = "1.31.0"
+"""Whose schemas count."""
+WITHOUT_SCHEMA = {"HTTPRoute", "ScaledObject", "ServiceMonitor"}
+"""Kinds that are not Kubernetes's own."""
+BASE: dict[str, Any] = {"publicUrl": "https://calls.example.com"}
+EVERYTHING = BASE | {
+    "haproxy": {"enabled": True, "serviceAnnotations": {"example.com/balancer": "network"}},
+    "replicas": 3,
+    "maxReplicas": 5,
+    "workers": 3,
+    "drainTimeoutS": 120,
+    "farewellTimeoutS": 7,
+    "preStopSleepS": 4,
+    "settings": {"GEMINI_VOICE": "Kore", "TRANSCRIPTS": "false", "LOG_JSON": ""},
+    "imagePullSecrets": [{"name": "registry"}],
+    "podAnnotations": {"example.com/team": "voice"},
+    "nodeSelector": {"kubernetes.io/arch": "amd64"},
+    "tolerations": [{"key": "voice", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+    "priorityClassName": "calls",
+    "serviceAccountName": "offhook",
+    "unsaved": {"storageClassName": "fast"},
+    "route": {"hostnames": ["calls.example.com"]},
+    "keda": {"enabled": True},
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "networkPolicy": {"ingressFrom": [{"namespaceSelector": {}}]},
+}
+BARE = BASE | {
+    "replicas": 1,
+    "maxReplicas": 1,
+    "route": {"enabled": False},
+    "podDisruptionBudget": {"enabled": False},
+    "networkPolicy": {"enabled": False},
+    "unsaved": {"persistent": False},
+    "topologyKeys": [],
+    "resources": {},
+}
+SCALED = BASE | {"hpa": {"enabled": True}, "serviceMonitor": {"enabled": True, "keyName": ""}}
+SETS = {"as it is": BASE, "everything": EVERYTHING, "bare": BARE, "scaled": SCALED}
+
+pytestmark = [needs_helm, pytest.mark.slow]
+
+
+def of_kind(kind: str, manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {one["metadata"]["name"]: one for one in manifests if one["kind"] == kind}
+
+
+def pod_of(manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    (workload,) = of_kind("StatefulSet", manifests).values()
+    return workload["spec"]["template"]["spec"]
+
+
+def environment_of(manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    (container,) = pod_of(manifests)["containers"]
+    return {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}
+
+
+@pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
+def test_helm_finds_nothing_to_say_of_the_chart(values):
+    assert lint(values) == []
+
+
+@pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
+def test_kubernetes_would_take_every_manifest(values):
+    schemas = pytest.importorskip("kubernetes_validate")
+    without = set()
+
+    for manifest in render(values):
+        try:
+            schemas.validate(manifest, KUBERNETES, strict=True)
+        except schemas.SchemaNotFoundError:
+            without.add(manifest["kind"])
+
+    assert without <= WITHOUT_SCHEMA
+
+
+def test_nothing_has_the_name_of_another_or_lives_elsewhere():
+    manifests = render(EVERYTHING)
+
+    names = [(one["kind"], one["metadata"]["name"]) for one in manifests]
+    assert len(names) == len(set(names))
+    assert {one["metadata"]["namespace"] for one in manifests} == {NAMESPACE}
+
+
+@pytest.mark.parametrize(
+    ("values", "grace_s"), [(BASE, 600 + 10 + 30), (EVERYTHING, 120 + 7 + 4 + 30)]
+)
+def test_a_pod_is_not_killed_before_its_calls_have_said_goodbye(values, grace_s):
+    manifests = render(values)
+    environment = environment_of(manifests)
+
+    assert pod_of(manifests)["terminationGracePeriodSeconds"] == grace_s
+    assert grace_s >= 30 + sum(
+        int(environment[name]) for name in ("DRAIN_TIMEOUT_S", "FAREWELL_TIMEOUT_S")
+    )
+
+
+def test_a_pod_begins_to_drain_at_once_unless_it_is_told_to_wait():
+    (at_once,) = pod_of(render(BASE))["containers"]
+    (later,) = pod_of(render(EVERYTHING))["containers"]
+
+    assert "lifecycle" not in at_once
+    assert "time.sleep(4)" in later["lifecycle"]["preStop"]["exec"]["command"][-1]
+
+
+def test_a_pods_node_is_its_name_and_its_address_is_that_names():
+    environment = environment_of(render(BASE))
+
+    assert environment["NODE"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert environment["NODE_URL"] == ("http://$(NODE).offhook-nodes.voice.svc.cluster.local:8000")
+    assert list(environment).index("NODE") < list(environment).index("NODE_URL")
+
+
+def test_the_pods_addresses_are_there_while_they_drain():
+    manifests = render(BASE)
+    services = of_kind("Service", manifests)
+    (workload,) = of_kind("StatefulSet", manifests).values()
+
+    assert workload["spec"]["serviceName"] == "offhook-nodes"
+    assert workload["spec"]["podManagementPolicy"] == "Parallel"
+    assert services["offhook-nodes"]["spec"]["clusterIP"] == "None"
+    assert services["offhook-nodes"]["spec"]["publishNotReadyAddresses"] is True
+    assert "publishNotReadyAddresses" not in services["offhook"]["spec"]
+
+
+@pytest.mark.parametrize(
+    "name", ["offhook", "eu", "a-name-that-goes-on-and-on-for-fifty-3-characters"]
+)
+def test_each_pod_that_can_be_has_a_route_to_itself_and_to_nobody_else(name):
+    manifests = render(EVERYTHING, name)
+    (workload,) = of_kind("StatefulSet", manifests)
+    routes, services = of_kind("HTTPRoute", manifests), of_kind("Service", manifests)
+
+    for number in range(5):
+        pod = f"{workload}-{number}"
+        (rule,) = routes[pod]["spec"]["rules"]
+        paths = {match["path"]["value"] for match in rule["matches"]}
+        assert paths == {f"/n/{pod}", *(f"/n/{pod}.{worker}" for worker in range(3))}
+        assert {match["path"]["type"] for match in rule["matches"]} == {"PathPrefix"}
+        assert rule["backendRefs"] == [{"name": pod, "port": 8000}]
+        assert rule["timeouts"]["request"] == "0s"
+        assert services[pod]["spec"]["selector"]["statefulset.kubernetes.io/pod-name"] == pod
+        assert services[pod]["spec"]["publishNotReadyAddresses"] is True
+    assert len(routes) == 1 + 5
+    assert len(services) == 2 + 5 + 1
+    assert all(len(name) <= 63 for name in services)
+
+
+def test_a_resume_and_whatever_names_no_pod_is_anybodys():
+    rules = of_kind("HTTPRoute", render(BASE))["offhook"]["spec"]["rules"]
+
+    assert [rule["matches"][0]["path"]["value"] for rule in rules] == ["/resume", "/"]
+    assert all(rule["backendRefs"] == [{"name": "offhook", "port": 8000}] for rule in rules)
+
+
+def test_a_pod_is_ready_when_it_serves_and_dead_after_half_a_minute():
+    (container,) = pod_of(render(BASE))["containers"]
+
+    assert container["readinessProbe"]["httpGet"]["path"] == "/healthz"
+    live = container["livenessProbe"]
+    assert live["httpGet"]["path"] == "/healthz"
+    assert (live["periodSeconds"], live["failureThreshold"]) == (5, 6)
+
+
+def test_one_pod_at_a_time_may_be_taken_away():
+    (budget,) = of_kind("PodDisruptionBudget", render(BASE)).values()
+
+    assert budget["spec"]["maxUnavailable"] == 1
+
+
+def test_what_scales_is_the_only_one_to_say_how_many_there_are():
+    by_hand, by_hpa, by_keda = (render(values) for values in (BASE, SCALED, EVERYTHING))
+
+    replicas = [
+        "replicas" in next(iter(of_kind("StatefulSet", one).values()))["spec"]
+        for one in (by_hand, by_hpa, by_keda)
+    ]
+    assert replicas == [True, False, False]
+    (hpa,) = of_kind("HorizontalPodAutoscaler", by_hpa).values()
+    (keda,) = of_kind("ScaledObject", by_keda).values()
+    (metric,) = hpa["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == "offhook_calls_active"
+    assert (keda["spec"]["minReplicaCount"], keda["spec"]["maxReplicaCount"]) == (3, 5)
+    query = keda["spec"]["triggers"][0]["metadata"]["query"]
+    assert 'service="offhook-nodes"' in query
+    assert_known(re.sub(r'namespace="[^"]*",service="[^"]*"', "", query))
+    assert_known(metric["pods"]["metric"]["name"])
+
+
+def test_as_many_calls_may_be_as_all_pods_that_can_be_have_room_for():
+    environment = environment_of(render(EVERYTHING | {"maxCallsPerPod": 100}))
+
+    assert environment["MAX_CALLS"] == "500"
+
+
+@pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
+def test_every_name_in_a_pods_environment_is_a_setting(values):
+    environment = environment_of(render(values))
+
+    assert environment.keys() - KNOWN == set()
+
+
+def test_secrets_are_only_ever_named():
+    manifests = render(EVERYTHING)
+    (container,) = pod_of(manifests)["containers"]
+
+    assert of_kind("Secret", manifests) == {}
+    assert container["envFrom"] == [{"secretRef": {"name": "offhook"}}]
+    secret = re.compile("TOKEN|KEY|SECRET|DATABASE_URL|REGISTRY_URL")
+    assert [name for name in environment_of(manifests) if secret.search(name)] == []
+
+
+def test_prometheus_asks_each_pod_once_and_shows_the_key():
+    manifests = render(EVERYTHING)
+    (monitor,) = of_kind("ServiceMonitor", manifests).values()
+    wanted = monitor["spec"]["selector"]["matchLabels"]
+
+    chosen = [
+        name
+        for name, service in of_kind("Service", manifests).items()
+        if wanted.items() <= service["metadata"]["labels"].items()
+    ]
+    assert chosen == ["offhook-nodes"]
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["authorization"]["credentials"] == {"name": "offhook", "key": "API_KEY"}
+
+
+def test_pods_may_reach_each_other_whoever_else_may_reach_them():
+    (policy,) = of_kind("NetworkPolicy", render(EVERYTHING)).values()
+
+    (ingress,) = policy["spec"]["ingress"]
+    assert ingress["from"][0] == {"podSelector": policy["spec"]["podSelector"]}
+    (balancer,) = of_kind("Deployment", render(EVERYTHING)).values()
+    labels = balancer["spec"]["template"]["metadata"]["labels"]
+    assert ingress["from"][1] == {"podSelector": {"matchLabels": labels}}
+    ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+    assert ports == {53, 443, 6379, 5432, "http"}
+
+
+def test_a_pod_has_no_more_rights_than_it_needs():
+    pod = pod_of(render(BASE))
+    (container,) = pod["containers"]
+
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert "cpu" not in container["resources"]["limits"]  # a throttled process is late for all
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"publicUrl": "http://calls.example.com"},
+        {"publicUrl": ""},
+        {"settings": {"GEMINI_API_KEY": "never-in-values"}},
+        {"settings": {"NODE": "other"}},
+        {"settings": {"MAX_LOOP_LAG_S": 0.05}},
+        {"workers": 8},
+        {"replicas": 9, "maxReplicas": 3},
+        {"hpa": {"enabled": True}, "keda": {"enabled": True}},
+        {"route": {"streamTimeout": "never"}},
+        {"misspelt": 1},
+    ],
+    ids=json.dumps,
+)
+def test_what_cannot_work_is_not_rendered(wrong):
+    name = next(reversed(wrong))
+    name = next(iter(wrong[name])) if name == "settings" else name
+
+    with pytest.raises(HelmRefuses, match=name):
+        render(BASE | wrong)
+
+
+def configuration_of(manifests: list[dict[str, Any]]) -> str:
+    (found,) = of_kind("ConfigMap", manifests).values()
+    return found["data"]["haproxy.cfg"]
+
+
+def test_the_balancer_of_a_release_is_configured_as_the_one_that_was_tried():
+    """Line by line, but for where it listens and who is behind it."""
+    of_one_machine = re.compile(
+        r"bind|stats socket|ssl-load|resolvers|parse-resolv|accepted_|hold "
+    )
+    tried = (CONFIGURATIONS / "haproxy.cfg").read_text()
+    rendered = configuration_of(render(EVERYTHING | {"replicas": 2, "maxReplicas": 2}))
+
+    def rules(text: str) -> list[str]:
+        lines = [line.strip() for line in text.splitlines()]
+        lines = [
+            re.sub(r"^(server n\d) .*", r"\1", line.replace("offhook-", "n")) for line in lines
+        ]
+        return [one for one in lines if one and one[0] != "#" and not of_one_machine.match(one)]
+
+    assert rules(rendered) == rules(tried)
+
+
+def test_the_balancer_of_a_release_knows_every_pod_that_can_be():
+    text = configuration_of(render(EVERYTHING))
+
+    for backend in ("streams", "resumes", "requests"):
+        section = text.split(f"\nbackend {backend}\n")[1].split("\nbackend")[0]
+        addresses = re.findall(r"(?m)^ +server n\d (\S+)", section)
+        assert addresses == [f"offhook-{n}.voice.svc.cluster.local:8000" for n in range(5)]
+
+
+@needs_haproxy
+def test_haproxy_accepts_the_configuration_of_a_release(tmp_path):
+    authority = trustme.CA()
+    environment = environment_of_haproxy(tmp_path, authority, {})
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(
+        configuration_of(render(EVERYTHING)).replace(
+            "/etc/haproxy/certs/tls.crt", environment["CERTIFICATE"]
+        )
+    )
+
+    done = subprocess.run(
+        [HAPROXY, "-c", "-f", str(file)], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "[WARNING]" not in done.stderr
+
+
+def test_the_services_of_the_pods_are_not_the_balancers_too():
+    manifests = render(EVERYTHING)
+    (balancer,) = of_kind("Deployment", manifests).values()
+    labels = balancer["spec"]["template"]["metadata"]["labels"]
+
+    chosen = [
+        name
+        for name, service in of_kind("Service", manifests).items()
+        if service["spec"]["selector"].items() <= labels.items()
+    ]
+    assert chosen == ["offhook-haproxy"]

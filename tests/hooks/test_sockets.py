@@ -1,0 +1,86 @@
+"""What trio's streams say of a socket that fails, and that they leave nothing behind."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+
+import pytest
+import trio
+
+from server.hooks.sockets import translate_errors_without_rings
+from tests.support.kept_garbage import garbage_kept
+
+pytestmark = pytest.mark.sockets
+
+USES: dict[str, Callable[[trio.SocketStream], Awaitable[object]]] = {
+    "receive_some": lambda stream: stream.receive_some(1),
+    "send_all": lambda stream: stream.send_all(b"x"),
+    "send_eof": lambda stream: stream.send_eof(),
+}
+
+
+@pytest.fixture(autouse=True)
+def translated() -> None:
+    translate_errors_without_rings()
+
+
+def pair() -> tuple[trio.SocketStream, socket.socket]:
+    """A stream of ours, and the socket at its other end."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    return trio.SocketStream(trio.socket.from_stdlib_socket(ours)), theirs
+
+
+@pytest.mark.parametrize("use", USES)
+async def test_a_stream_that_is_closed_says_so_and_leaves_no_ring(use):
+    async def close_and_use() -> None:
+        stream, theirs = pair()
+        theirs.close()
+        await stream.aclose()
+        with pytest.raises(trio.ClosedResourceError, match="already closed"):
+            await USES[use](stream)
+
+    await close_and_use()
+    with garbage_kept() as left:
+        await close_and_use()
+
+    assert left == []
+
+
+async def test_a_stream_that_is_reset_says_why_and_leaves_no_ring():
+    said: list[tuple[str, type[BaseException]]] = []
+
+    async def reset_and_read() -> None:
+        stream, theirs = pair()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        async with stream:
+            try:  # what pytest.raises gives would be a ring of its own
+                await stream.receive_some(1)
+            except trio.BrokenResourceError as error:
+                said.append((str(error), type(error.__cause__)))
+
+    await reset_and_read()
+    with garbage_kept() as left:
+        await reset_and_read()
+
+    assert left == []
+    (why, cause), _ = said
+    assert why.startswith("socket connection broken: ")
+    assert cause is ConnectionResetError
+
+
+@pytest.mark.parametrize("use", USES)
+async def test_trio_asks_us_what_its_streams_say(use):
+    stream, theirs = pair()
+    theirs.close()
+    await stream.aclose()
+
+    with pytest.raises(trio.ClosedResourceError) as caught:
+        await USES[use](stream)
+
+    assert caught.traceback[-1].path.parts[-3:] == ("server", "hooks", "sockets.py")

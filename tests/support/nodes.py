@@ -1,0 +1,93 @@
+"""Two machines of one server in this process, and a registry that both are told to use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+
+from server.cluster.alone import Alone
+from server.cluster.cluster import Cluster
+from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized
+from tests.support.serving import Server, serving
+
+SECRET = "a secret of all machines"
+
+
+class Store:
+    """What two machines share."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.seen: dict[str, Seen] = {}
+        self.calls: dict[str, Holding] = {}
+
+
+class Shared(Alone):
+    """One machine's view of the store."""
+
+    def __init__(self, store: Store, me: Member) -> None:
+        super().__init__(me)
+        self.store = store
+        self.address = ""
+
+    @property
+    def is_away(self) -> bool:
+        return self.store.is_away
+
+    def publish(self, load: Load) -> None:
+        self.store.seen[self.me.name] = Seen(self.me, load, 0.0, self.address)
+
+    def others(self) -> Mapping[str, Seen]:
+        return {name: seen for name, seen in self.store.seen.items() if name != self.me.name}
+
+    async def _ask(self) -> dict[str, Holding]:
+        await trio.lowlevel.checkpoint()
+        if self.store.is_away:
+            raise RegistryAway("it is away")
+        return self.store.calls
+
+    async def claim(self, call_sid: str, member: Member | None = None) -> Holding:
+        return (await self._ask()).setdefault(call_sid, Holding(member or self.me, 1))
+
+    async def owner(self, call_sid: str) -> Holding | None:
+        return (await self._ask()).get(call_sid)
+
+    async def seize(self, call_sid: str, holding: Holding) -> Seized | None:
+        calls = await self._ask()
+        if calls.get(call_sid) != holding:
+            return None
+        calls[call_sid] = Holding(self.me, holding.generation + 1)
+        return Seized(holding.generation + 1, b"")
+
+    def announce(self, call_sid: str, generation: int) -> None:
+        if not self.store.is_away:
+            self.store.calls[call_sid] = Holding(self.me, generation)
+
+    def release(self, call_sid: str, generation: int) -> None:
+        self.store.calls.pop(call_sid, None)
+
+
+@asynccontextmanager
+async def two_nodes(
+    monkeypatch: pytest.MonkeyPatch, store: Store, *, secrets: tuple[str, str] = (SECRET, SECRET)
+) -> AsyncGenerator[tuple[Server, Server]]:
+    """Two servers of one, ``a`` and ``b``; their simulators are their own."""
+
+    def node(name: str, secret: str) -> None:
+        cluster = partial(Cluster, node=name, secret=secret, make_registry=partial(Shared, store))
+        monkeypatch.setattr("server.service.Cluster", cluster)
+
+    node("a", secrets[0])
+    async with serving() as first:
+        node("b", secrets[1])
+        async with serving() as second:
+            for server in (first, second):
+                registry = server.service.cluster.registry
+                assert isinstance(registry, Shared)
+                registry.address = server.url
+                server.service.cluster.publish()
+            yield first, second
