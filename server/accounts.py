@@ -174,6 +174,7 @@ class Accounts:
             public_url,
             shared_keys={key: one.get_secret_value() for key, one in shared_keys.items()},
             at=self._cluster.path,
+            streams_at=settings.streams_at,
         )
         self.webhooks, self._reach_at = webhooks, webhooks.reach_at
         self.carrier = TwilioCarrier(

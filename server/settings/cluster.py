@@ -139,6 +139,9 @@ def _db(text: str) -> int:
     return int(text)
 
 
+NODE_FIELD = "{node}"
+
+
 def registry_url(url: str) -> str:
     """The address of a registry, checked."""
     registry_address(url)
@@ -154,6 +157,25 @@ def node_name(name: str) -> str:
     if not _NODE.fullmatch(name):
         raise ValueError("must be up to 63 of a-z, 0-9 and -, with no - at either end")
     return name
+
+
+def stream_url(template: str) -> str:
+    """Where a carrier opens media streams, with ``{node}`` for this machine's name.
+
+    Raises:
+        ValueError: It is not such an address.
+    """
+    parts = urlsplit(template.replace(NODE_FIELD, "node"))
+    is_plain = parts.scheme == "ws" and parts.hostname in ("127.0.0.1", "::1", "localhost")
+    if not (parts.scheme == "wss" or is_plain) or not parts.hostname or "{" in parts.netloc:
+        raise ValueError(
+            "must be wss://host, where {node} may stand for this machine's name, as in "
+            "wss://{node}.calls.example.com"
+        )
+    _ = parts.port  # a ValueError of its own
+    if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("must end with the host: the path of a stream is not to be chosen")
+    return template.rstrip("/")
 
 
 def this_host() -> str:

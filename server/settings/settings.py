@@ -375,6 +375,9 @@ class Settings(BaseSettings):
     part."""
     node_url: Annotated[str, AfterValidator(values.node_url)] | None = None
     """Where other nodes reach this one, as ``http://10.0.0.3:8000``."""
+    stream_url: Annotated[str, AfterValidator(cluster.stream_url)] | None = None
+    """Where the carrier opens media streams, if not at ``PUBLIC_URL``, as
+    ``wss://{node}.calls.example.com``: every node has a name of its own."""
     cluster_secret: Annotated[tuple[_ClusterSecret, ...], NoDecode, BeforeValidator(_words)] = ()
     """Proves nodes to each other and encrypts what the registry keeps of calls; the first one is
     used, and those after it are still understood."""
@@ -473,6 +476,13 @@ class Settings(BaseSettings):
             return self.node or cluster.node_name(cluster.this_host())
         except ValueError as error:
             raise ConfigurationError(f"NODE not set, and this machine's name {error}") from None
+
+    @property
+    def streams_at(self) -> str | None:
+        """Where the media streams of this machine's calls go; None for the public address."""
+        if self.stream_url is None or cluster.NODE_FIELD not in self.stream_url:
+            return self.stream_url
+        return self.stream_url.replace(cluster.NODE_FIELD, self.node_name)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -234,6 +234,6 @@ def test_a_wrong_address_of_a_proxy_is_a_wrong_setting(name, wrong):
 
 
 def test_a_proxys_password_is_not_shown():
-    settings = Settings.load(_env_file=None, gemini_proxy="http://user:secret@proxy.example:3128")
+    settings = Settings.load(_env_file=None, gemini_proxy="http://user:hunter2@proxy.example:3128")
 
-    assert "secret" not in repr(settings)
+    assert "hunter2" not in repr(settings)

@@ -17,6 +17,7 @@ from werkzeug.datastructures import Headers, MultiDict
 from server.carrier import CallStatus, StatusUpdate
 from server.carrier.twilio.reports import MAX_FACT_CHARS, parse_status
 from server.carrier.twilio.signature import WebhookVerifier
+from server.carrier.twilio.webhooks import TwilioWebhooks
 from server.errors import CarrierProtocolError
 
 TOKEN = "12345"
@@ -191,6 +192,19 @@ def test_every_form_of_the_streams_url_seen_in_the_field_is_genuine(signed):
 )
 def test_any_other_upgrade_is_not_genuine(headers):
     assert not WebhookVerifier(TOKEN, ORIGIN).verify_upgrade("/stream", headers)
+
+
+def test_streams_at_a_host_of_their_own_are_signed_for_that_one():
+    webhooks = TwilioWebhooks(
+        "AC1", TOKEN, ORIGIN, at="/n/n3", streams_at="wss://n3.calls.example.com"
+    )
+
+    assert webhooks.stream_url == "wss://n3.calls.example.com/n/n3/stream"
+    for scheme in ("wss", "https"):
+        signed = sign(f"{scheme}://n3.calls.example.com/n/n3/stream")
+        assert webhooks.verify_upgrade("/n/n3/stream", signed)
+    assert not webhooks.verify_upgrade("/n/n3/stream", sign(f"{ORIGIN}/n/n3/stream"))
+    assert webhooks.url_of("/call-status") == f"{ORIGIN}/n/n3/call-status"
 
 
 def test_a_simulation_on_this_machine_is_signed_without_tls():

@@ -134,3 +134,33 @@ def test_a_node_that_others_cannot_reach_is_a_warning():
     (warning,) = Settings.load(**CLUSTER | {"node_url": None}).warnings
 
     assert "NODE_URL" in warning
+
+
+def test_streams_go_to_the_host_of_their_node():
+    settings = Settings.load(**CLUSTER | {"stream_url": "wss://{node}.calls.example.com/"})
+
+    assert settings.streams_at == f"wss://{settings.node_name}.calls.example.com"
+
+
+def test_streams_may_go_to_one_host_for_all():
+    assert Settings.load(stream_url="wss://media.example.com:8443").streams_at == (
+        "wss://media.example.com:8443"
+    )
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://media.example.com",
+        "ws://media.example.com",
+        "wss://",
+        "wss://{name}.example.com",
+        "wss://media.example.com/stream",
+        "wss://media.example.com?a=b",
+        "wss://user@media.example.com",
+        "wss://media.example.com:99999",
+    ],
+)
+def test_an_address_that_no_stream_can_be_opened_at_is_refused(address):
+    with pytest.raises(ConfigurationError, match="STREAM_URL"):
+        Settings.load(stream_url=address)

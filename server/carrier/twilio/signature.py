@@ -28,13 +28,21 @@ class WebhookVerifier:
         auth_token: The account's secret.
         public_url: Where Twilio reaches this server.
         shared_keys: Secrets of Twilio's newer shared keys by key id, for accounts that use them.
+        streams_at: Where Twilio opens media streams; None for the public address.
     """
 
     def __init__(
-        self, auth_token: str, public_url: str, *, shared_keys: Mapping[str, str] | None = None
+        self,
+        auth_token: str,
+        public_url: str,
+        *,
+        shared_keys: Mapping[str, str] | None = None,
+        streams_at: str | None = None,
     ) -> None:
         self._origin = public_url.rstrip("/")
-        self._stream_origin = stream_origin(public_url)
+        self._stream_origins = (stream_origin(public_url), self._origin)
+        if streams_at is not None:
+            self._stream_origins = (streams_at, f"http{streams_at.removeprefix('ws')}")
         self._validator = RequestValidator(auth_token)
         self._shared_validators = {
             key: RequestValidator(secret) for key, secret in (shared_keys or {}).items()
@@ -60,11 +68,7 @@ class WebhookVerifier:
         every form is tried, and a False is a reason to look twice, not to hang up: the ticket
         shown at ``start`` is what lets a stream in.
         """
-        urls = [
-            origin + target + ending
-            for origin in (self._stream_origin, self._origin)
-            for ending in ("", "/")
-        ]
+        urls = [origin + target + ending for origin in self._stream_origins for ending in ("", "/")]
         return self._is_signed(urls, target, headers, None)
 
     def signed_for(

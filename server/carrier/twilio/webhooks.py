@@ -57,6 +57,8 @@ class TwilioWebhooks:
         shared_keys: Secrets of Twilio's newer shared keys by key id, for accounts that use them.
         at: What stands before the paths that are about a call of this process; empty if there is no
             other.
+        streams_at: Where the media streams of this process's calls go, ``wss://host``, if that is
+            another host than the public one.
     """
 
     paths = tuple(_READERS)
@@ -73,18 +75,23 @@ class TwilioWebhooks:
         *,
         shared_keys: Mapping[str, str] | None = None,
         at: str = "",
+        streams_at: str | None = None,
     ) -> None:
         self._account_sid = account_sid
         self._auth_token = auth_token
         self._shared_keys = shared_keys
         self._at = at
+        self._streams_at = streams_at
         self.reach_at(public_url)
 
     def reach_at(self, public_url: str) -> None:
         """From the next call on, Twilio is told to reach this server there."""
         self._public_url = public_url.rstrip("/")
         self._verifier = WebhookVerifier(
-            self._auth_token, public_url, shared_keys=self._shared_keys
+            self._auth_token,
+            public_url,
+            shared_keys=self._shared_keys,
+            streams_at=self._streams_at,
         )
 
     def url_of(self, path: str) -> str:
@@ -94,7 +101,7 @@ class TwilioWebhooks:
     @property
     def stream_url(self) -> str:
         """Where Twilio opens a call's media stream."""
-        return f"{stream_origin(self._public_url)}{self._at}/stream"
+        return f"{self._streams_at or stream_origin(self._public_url)}{self._at}/stream"
 
     # -- what comes ------------------------------------------------------------------------
 
