@@ -112,6 +112,62 @@ async def test_one_process_alone_shares_nothing(meeting, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_that_may_be_taken_over_takes_a_place_and_keeps_nothing_for_others(meeting):
+    alone = Cluster()
+    alone.join(1, places=4, where=meeting)
+
+    assert alone.are_several
+    assert not alone.has_others
+    assert alone.path == "/n/0"
+    assert alone.siblings() == []
+    assert alone.of_key("client", "key") == alone.new_calls.choose() == "0"
+    alone.leave()
+
+
+def test_a_server_that_takes_over_is_chosen_from_the_moment_it_steps_in(meeting):
+    with ExitStack() as stack:
+        old, *new = clusters = [Cluster() for _ in range(3)]
+        for each, count in zip(clusters, (1, 2, 2), strict=True):
+            each.stands_aside = each is not old
+            each.join(count, places=4, where=meeting, speaks_for_all=each is not new[1])
+            stack.callback(each.leave)
+            each.report = lambda: Load(accepts=True)
+            each.publish()
+        keys = [f"key {number}" for number in range(50)]
+        before = {each.new_calls.choose() for each in clusters}
+        keys_before = {each.of_key("client", key) for each in clusters for key in keys}
+        for each in clusters:
+            each.stands_aside = each is old
+            each.publish()
+        after = {each.new_calls.choose() for each in clusters}
+        keys_after = {each.of_key("client", key) for each in clusters for key in keys}
+
+        assert [each.number for each in clusters] == [0, 1, 2]
+        assert [each.speaks_for_all for each in clusters] == [True, True, False]
+        assert before == keys_before == {"0"}
+        assert after == {"1", "2"}
+        assert keys_after == {"1", "2"}
+        assert old.live_elsewhere == 0
+        assert old.accepts_elsewhere
+
+
+def test_a_key_stays_with_its_process_whoever_else_comes_or_goes(three, meeting):
+    first, second, third = three
+    keys = [f"key {number}" for number in range(200)]
+
+    before = {key: first.of_key("client", key) for key in keys}
+    third.stands_aside = True
+    third.publish()
+    without = {key: second.of_key("client", key) for key in keys}
+    third.stands_aside = False
+    third.publish()
+
+    assert set(before.values()) == {"0", "1", "2"}
+    assert set(without.values()) == {"0", "1"}
+    assert all(without[key] == name for key, name in before.items() if name != "2")
+    assert {key: third.of_key("client", key) for key in keys} == before
+
+
 async def test_the_first_claim_decides_whose_a_call_is(three):
     first, second, third = (each.registry for each in three)
 
