@@ -24,7 +24,7 @@ from server.cluster.cluster import Cluster
 from server.cluster.redis import redis_registry
 from server.hooks.trio_clock import pausing_clock, tell_of_pauses
 from server.media import plane
-from server.metrics import Metrics
+from server.metrics import Metrics, RegistryMetrics
 from server.records.recording import Recordings, check_directory
 from server.records.store import Records
 from server.records.traces import open_traces
@@ -112,10 +112,11 @@ class Service:
     def _open_cluster(self, settings: Settings) -> Cluster:
         if settings.registry_url is None:
             return Cluster()
+        metrics = RegistryMetrics(self.metrics.registry)
         return Cluster(
             node=settings.node_name,
             secret=settings.cluster_secret[0].get_secret_value(),
-            make_registry=lambda me: redis_registry(settings, me, self.metrics),
+            make_registry=lambda me: redis_registry(settings, me, metrics),
         )
 
     @property

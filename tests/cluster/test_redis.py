@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from server.cluster.redis import redis_registry
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.errors import ConfigurationError
-from server.metrics import Metrics
+from server.metrics import RegistryMetrics
 from server.settings.settings import Settings
 from tests.support.redis_servers import IGNORES_UNCLOSED, member, redis_server, until
 
@@ -359,7 +359,7 @@ def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "coredis", None)
 
     with pytest.raises(ConfigurationError, match=r"offhook\[redis\]"):
-        redis_registry(settings, Member("n0", 1), Metrics(CollectorRegistry()))
+        redis_registry(settings, Member("n0", 1), RegistryMetrics(CollectorRegistry()))
 
 
 async def test_the_settings_make_a_registry(redis):
@@ -367,16 +367,13 @@ async def test_the_settings_make_a_registry(redis):
         _env_file=None, registry_url=f"{redis.url}?prefix=shop:", cluster_secret="s" * 32,
         node="n0", registry_timeout_s=5.0,
     )  # fmt: skip
-    metrics = Metrics(CollectorRegistry())
-    registry = redis_registry(settings, Member("n0", 1), metrics)
+    counted = CollectorRegistry()
+    registry = redis_registry(settings, Member("n0", 1), RegistryMetrics(counted))
     async with trio.open_nursery() as nursery:
         await nursery.start(registry.run)
         await registry.claim("CA1")
 
         assert set(redis.keys()) == {"shop:{nodes}", "shop:{CA1}"}
-        assert metrics.registry.get_sample_value("offhook_registry_away") == 0.0
-        assert (
-            metrics.registry.get_sample_value("offhook_registry_changes_total", {"event": "back"})
-            == 1.0
-        )
+        assert counted.get_sample_value("offhook_registry_away") == 0.0
+        assert counted.get_sample_value("offhook_registry_changes_total", {"event": "back"}) == 1.0
         nursery.cancel_scope.cancel("the test is over")

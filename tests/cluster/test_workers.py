@@ -20,6 +20,7 @@ from trio.testing import wait_all_tasks_blocked
 from benchmarks.processes import family
 from server.agent.agent import Agent
 from server.carrier import CallStatus
+from server.cluster.alone import Alone
 from server.cluster.cluster import Cluster
 from server.cluster.directory.meeting import AVAILABLE
 from server.cluster.passing_on import PASSED_ON, Hop
@@ -114,14 +115,28 @@ async def test_one_process_alone_shares_nothing(meeting, tmp_path):
 
 def test_one_that_may_be_taken_over_takes_a_place_and_keeps_nothing_for_others(meeting):
     alone = Cluster()
-    alone.join(1, places=4, where=meeting)
+    with ExitStack() as stack:
+        alone.join(1, places=4, where=meeting)
+        stack.callback(alone.leave)
 
-    assert alone.are_several
-    assert not alone.has_others
-    assert alone.path == "/n/0"
-    assert alone.siblings() == []
-    assert alone.of_key("client", "key") == alone.new_calls.choose() == "0"
-    alone.leave()
+        assert alone.are_several
+        assert not alone.has_others
+        assert alone.path == "/n/0"
+        assert alone.siblings() == []
+        assert alone.of_key("client", "key") == alone.new_calls.choose() == "0"
+
+
+def test_a_process_of_a_machine_among_others_has_its_place_in_its_name(meeting):
+    old, new = (Cluster(node="a", secret="s" * 32, make_registry=Alone) for _ in range(2))
+    with ExitStack() as stack:
+        for each in (old, new):
+            each.join(1, places=4, where=meeting)
+            stack.callback(each.leave)
+
+        assert (old.path, new.path) == ("/n/a.0", "/n/a.1")
+        assert (old.registry.me, new.registry.me) == (old.me, new.me)
+        assert old.has_others
+        assert new.name_of_number(3) == "a.3"
 
 
 def test_a_server_that_takes_over_is_chosen_from_the_moment_it_steps_in(meeting):

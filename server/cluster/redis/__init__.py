@@ -6,18 +6,18 @@ from server.cluster.redis.connection import check_installed
 from server.cluster.redis.registry import RedisRegistry
 from server.cluster.registry import Member, Registry
 from server.errors import ConfigurationError
-from server.metrics import Metrics, RegistryMetrics
+from server.metrics import RegistryMetrics
 from server.settings.cluster import registry_address
 from server.settings.settings import Settings
 
 
-def redis_registry(settings: Settings, me: Member, metrics: Metrics) -> Registry:
+def redis_registry(settings: Settings, me: Member, metrics: RegistryMetrics) -> Registry:
     """The registry that the settings name.
 
     Args:
         settings: With a ``registry_url``, checked.
         me: This process: ``settings.node_name``, with ``.NUMBER`` for one of several.
-        metrics: Those of the process; called once for each.
+        metrics: Told when the registry is away and back.
 
     Raises:
         ConfigurationError: coredis is not installed, or the settings name no registry.
@@ -30,6 +30,6 @@ def redis_registry(settings: Settings, me: Member, metrics: Metrics) -> Registry
         me,
         settings.node_url or "",
         [secret.get_secret_value() for secret in settings.cluster_secret],
-        RegistryMetrics(metrics.registry),
+        metrics,
         settings.registry_timeout_s,
     )
