@@ -104,7 +104,7 @@ class OffhookApp(QuartTrio):
         service, settings = self.service, self.service.settings
         elsewhere, once = (
             Elsewhere(service),
-            Once(service.records, ttl_s=settings.idempotency_ttl_s),
+            Once(service.records, service.cluster, ttl_s=settings.idempotency_ttl_s),
         )
         before = self._paths()
         add_calls_api(self, service, elsewhere, once)

@@ -30,6 +30,7 @@ from server.records.store import Records
 from server.records.traces import open_traces
 from server.settings.settings import Settings
 from server.supervision import Helper, Start, keep_going, without_start
+from server.switchboard.account_turns import AccountTurns
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from server.switchboard.destinations import Destinations
@@ -115,7 +116,7 @@ class Service:
         metrics = RegistryMetrics(self.metrics.registry)
         return Cluster(
             node=settings.node_name,
-            secret=settings.cluster_secret[0].get_secret_value(),
+            secrets=[secret.get_secret_value() for secret in settings.cluster_secret],
             make_registry=lambda me: redis_registry(settings, me, metrics),
         )
 
@@ -237,15 +238,23 @@ class Service:
     def _make_calls(self) -> Calls:
         settings, accounts = self.settings, self.accounts
         several = self.cluster.registry if self.cluster.has_others else None
+        has_nodes = self.cluster.has_nodes
         limits = Limits.of(
-            settings, is_simulated=accounts.are_simulated, processes=self.cluster.count
+            settings,
+            is_simulated=accounts.are_simulated,
+            processes=self.cluster.count,
+            has_nodes=has_nodes,
         )
+        turns = None
+        if has_nodes and limits.calls_per_s < math.inf:
+            account = settings.twilio_account_sid or ""
+            turns = AccountTurns(self.cluster.registry, account, limits.calls_per_s)
         return Calls(
             carrier=accounts.carrier,
             model=accounts.model,
             metrics=self.metrics,
             options=CallOptions.of(settings),
-            admission=Admission(limits, self.metrics),
+            admission=Admission(limits, self.metrics, turns),
             records=self.records,
             recordings=self.recordings,
             prices=Prices(settings.carrier_minute_usd, accounts.own_number),

@@ -32,6 +32,7 @@ import httpx2
 import trio
 
 from benchmarks.chaos.calls import CallSeen, SessionSeen, judge_call
+from benchmarks.chaos.lines import answers_only
 from benchmarks.chaos.numbered import (
     FRAME_S,
     GROUP,
@@ -420,7 +421,7 @@ def main() -> None:
     seed = parser.parse_args().seed
 
     async def on_standard_streams() -> None:
-        async with trio.lowlevel.FdStream(os.dup(1)) as out:
+        async with trio.lowlevel.FdStream(answers_only()) as out:
             await serve(seed, out)
 
     trio.run(on_standard_streams)

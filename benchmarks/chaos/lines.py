@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 from typing import Any
@@ -41,3 +42,15 @@ class LineProcess:
         if not answer.pop("ok"):
             raise LineFailed(f"{self.name}, told to {do}: {answer['error']}")
         return answer
+
+
+def answers_only() -> int:
+    """Our standard output for answers, and for nothing else: what is printed from now on goes to
+    standard error, whoever prints it.
+
+    Returns:
+        Its descriptor, which is the caller's.
+    """
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    return answers

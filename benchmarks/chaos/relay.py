@@ -39,6 +39,7 @@ from typing import Any
 
 import trio
 
+from benchmarks.chaos.lines import answers_only
 from benchmarks.chaos.weather import CLEAR, Passage, Weather
 from server.signal import Signal
 
@@ -428,7 +429,7 @@ def main() -> None:
 
     async def on_standard_streams() -> None:
         commands = trio.lowlevel.FdStream(os.dup(0))
-        async with commands, trio.lowlevel.FdStream(os.dup(1)) as out:
+        async with commands, trio.lowlevel.FdStream(answers_only()) as out:
             await answer_lines(seed, commands, out)
 
     trio.run(on_standard_streams)

@@ -13,10 +13,10 @@ numbers are fresh, and their way is short.
 from __future__ import annotations
 
 import hashlib
-import secrets
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from secrets import randbits
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 
 _ALONE = Load()
+NODE_BEAT_S = 0.25
+"""How often other machines could be told how this one is: they hear it twice a second."""
 
 
 class Cluster:
@@ -45,7 +47,8 @@ class Cluster:
 
     Args:
         node: This machine's name; None if it is the only one.
-        secret: What the processes of all machines prove themselves with; None if there is but one.
+        secrets: What the processes of all machines prove themselves with: with the first, and any
+            is believed; none if there is but one machine.
         make_registry: Makes the registry of many machines, for this process; None if there is one.
 
     Attributes:
@@ -64,7 +67,7 @@ class Cluster:
         self,
         *,
         node: str | None = None,
-        secret: str | None = None,
+        secrets: Sequence[str] = (),
         make_registry: Callable[[Member], Registry] | None = None,
     ) -> None:
         self.report: Callable[[], Load] = Load
@@ -73,10 +76,10 @@ class Cluster:
         self.stands_aside = False
         self._node = node
         self._make_registry = make_registry
-        self._prover = None if secret is None else Prover(secret)
+        self._prover = Prover(secrets) if secrets else None
         self._directory: Directory | None = None
         self._held: dict[str, int] = {}  # at which generation, until the call is forgotten
-        self._use(Member(name_of(node, None), 1 + secrets.randbits(52)))
+        self._use(Member(name_of(node, None), 1 + randbits(52)))
 
     def _use(self, me: Member) -> None:
         self.me = me
@@ -197,7 +200,7 @@ class Cluster:
     async def _beat(self) -> None:
         while True:
             self.publish()
-            await trio.sleep(BEAT_S)
+            await trio.sleep(NODE_BEAT_S if self._directory is None else BEAT_S)
 
     def proved_door(self, *, max_body_bytes: int) -> ProvedDoor | None:
         """The door for requests of other machines; None if there are none.
@@ -255,6 +258,10 @@ class Cluster:
     def seen(self) -> list[str]:
         """All others, by name, as far as they are not known to be gone."""
         return [*self.registry.others()]
+
+    def there(self) -> list[str]:
+        """The processes of other machines that have said something lately, by name."""
+        return [seen.member.name for seen in self._elsewhere()]
 
     def _elsewhere(self) -> Iterator[Seen]:
         """The processes of other machines that have said something lately."""

@@ -12,7 +12,7 @@ import hmac
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +46,16 @@ class Prover:
     """Proves what goes from one process to another, and checks it; no clock.
 
     Args:
-        secret: What only the processes of this server know.
+        secrets: What only the processes of this server know: the first proves, any is believed, so
+            that a secret can be changed on one machine after the other.
     """
 
-    def __init__(self, secret: str) -> None:
-        # A key of its own: the same secret is used for other things, too.
-        self._key = hmac.digest(secret.encode(), b"offhook between processes", "sha256")
+    def __init__(self, secrets: Sequence[str]) -> None:
+        # Keys of their own: the same secrets are used for other things, too.
+        self._keys = [
+            hmac.digest(secret.encode(), b"offhook between processes", "sha256")
+            for secret in secrets
+        ]
         self._used: OrderedDict[str, float] = OrderedDict()
 
     def ask(
@@ -79,7 +83,7 @@ class Prover:
         """
         nonce = secrets.token_hex(_NONCE_BYTES)
         peer = json.dumps({"to": to, "at": wall_time, "nonce": nonce, "facts": facts}).encode()
-        return peer, self._request_proof(peer, method, target, body), nonce
+        return peer, self._proofs(*_of_request(peer, method, target, body))[0], nonce
 
     def check_request(
         self,
@@ -97,7 +101,7 @@ class Prover:
         Raises:
             NotProved: It is a stranger's, one for another process, too old, or a repeated one.
         """
-        if not hmac.compare_digest(proof, self._request_proof(peer, method, target, body)):
+        if not self._is_proved(proof, *_of_request(peer, method, target, body)):
             raise NotProved("wrong proof")
         try:
             said = json.loads(peer)
@@ -126,7 +130,7 @@ class Prover:
         self, nonce: str, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
     ) -> bytes:
         """What proves an answer to the request with this number."""
-        return self._answer_proof(nonce, status, headers, body)
+        return self._proofs(*_of_answer(nonce, status, headers, body))[0]
 
     def is_answer(
         self,
@@ -137,23 +141,29 @@ class Prover:
         proof: bytes,
     ) -> bool:
         """Whether an answer is that of the process which was asked."""
-        return hmac.compare_digest(proof, self._answer_proof(nonce, status, headers, body))
+        return self._is_proved(proof, *_of_answer(nonce, status, headers, body))
 
-    def _request_proof(self, peer: bytes, method: str, target: bytes, body: bytes) -> bytes:
-        return self._digest(b"request", method.encode(), target, peer, body)
+    def _is_proved(self, proof: bytes, *parts: bytes) -> bool:
+        # All are compared: which one it was, and that it was none, takes as long.
+        return True in [hmac.compare_digest(proof, each) for each in self._proofs(*parts)]
 
-    def _answer_proof(
-        self, nonce: str, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
-    ) -> bytes:
-        said = {name.decode("latin-1").lower(): value for name, value in headers}
-        parts = [said.get(name, b"") for name in _ANSWER_HEADERS]
-        return self._digest(b"answer", nonce.encode(), str(status).encode(), *parts, body)
+    def _proofs(self, *parts: bytes) -> list[bytes]:
+        """What proves this, with each of the secrets."""
+        # Each part of one length, so that none can end where another begins.
+        whole = b"".join(hashlib.sha256(part).digest() for part in parts)
+        return [hmac.new(key, whole, "sha256").hexdigest().encode() for key in self._keys]
 
-    def _digest(self, *parts: bytes) -> bytes:
-        whole = hmac.new(self._key, digestmod="sha256")
-        for part in parts:  # each of one length, so that none can end where another begins
-            whole.update(hashlib.sha256(part).digest())
-        return whole.hexdigest().encode()
+
+def _of_request(peer: bytes, method: str, target: bytes, body: bytes) -> tuple[bytes, ...]:
+    return b"request", method.encode(), target, peer, body
+
+
+def _of_answer(
+    nonce: str, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
+) -> tuple[bytes, ...]:
+    said = {name.decode("latin-1").lower(): value for name, value in headers}
+    parts = [said.get(name, b"") for name in _ANSWER_HEADERS]
+    return b"answer", nonce.encode(), str(status).encode(), *parts, body
 
 
 def receiver(peer: bytes) -> str | None:

@@ -223,7 +223,8 @@ class Registry(Protocol):
     # -- the model's account: queued, and a snapshot -------------------------------------------
 
     def tell_pause(self, kind: str, pause_s: float) -> None:
-        """The model's service refuses the account: nobody needs to try for so long."""
+        """The model's service refuses the account: nobody needs to try for so long; with 0, what
+        was told here is over."""
         ...
 
     def pause(self) -> tuple[str, float] | None:

@@ -14,6 +14,8 @@ from server.refusal import Kind
 
 LONGEST_PAUSE_S = 600.0
 """What somebody has seen to is noticed within this time."""
+SLACK_S = 1.0
+"""A pause of another process that ends within so long of its time has run out: it was not ended."""
 TRYING_S = 2.0
 """When it may be worth asking again while the model is just being tried."""
 
@@ -38,6 +40,34 @@ class AccountPause:
         self._first_s = first_s
         self._backoff = Backoff(first_s, max(first_s, longest_s))
         self._ended_at = -math.inf
+        self._another_until = -math.inf
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether calls pause, and it is this process that tries the model."""
+        return self.kind is not None and self._another_until == -math.inf
+
+    def heard(self, kind: Kind, until: float, try_at: float, now: float) -> bool:
+        """Another process was refused, and tries the model; True if calls begin to pause for it.
+
+        Args:
+            kind: What was refused.
+            until: The other one is done with its next try by then, or gone.
+            try_at: When it is to be tried here, if nothing more is heard.
+            now: ``trio.current_time()``.
+        """
+        if not self._first_s:
+            return False
+        is_news = self.kind is None
+        if is_news:
+            self.kind, self.since = kind, now
+        self._another_until, self.try_at = until, try_at
+        return is_news
+
+    def heard_nothing(self, now: float) -> bool:
+        """No other process pauses; True if that ends a pause: the model has taken its session."""
+        until, self._another_until = self._another_until, -math.inf
+        return until > now + SLACK_S and self.accepted(now)
 
     def refused(self, kind: Kind, now: float) -> bool:
         """A call, or a try, was refused; True if that is news to whoever runs the server."""

@@ -21,6 +21,7 @@ from server.hooks.trio_clock import missed_s
 from server.metrics import Metrics
 from server.settings.settings import Settings
 from server.switchboard.account_pause import AccountPause
+from server.switchboard.account_turns import AccountTurns
 from server.switchboard.capacity import MAX_SETUP_WAIT_S, Room, SetUps, fitting_calls
 
 DEFAULT_CALLS_PER_S = 1.0
@@ -66,10 +67,14 @@ class Limits:
     """After the model has refused the account, no call is taken for so long; then it is tried."""
 
     @classmethod
-    def of(cls, settings: Settings, *, is_simulated: bool, processes: int) -> Limits:
+    def of(
+        cls, settings: Settings, *, is_simulated: bool, processes: int, has_nodes: bool = False
+    ) -> Limits:
         """What the settings say for one of so many processes, as far as its descriptors go.
 
         Lines and sessions are counted over all of them; of the carrier's rate each has a share.
+        Where there are other machines, what those have descriptors for is not known, and the rate
+        is the account's: see :class:`AccountTurns`.
         """
         fitting = processes * fitting_calls(
             descriptors_for_all(),
@@ -80,9 +85,9 @@ class Limits:
         if calls_per_s is None:
             calls_per_s = math.inf if is_simulated else DEFAULT_CALLS_PER_S
         return cls(
-            max_calls=int(min(settings.max_calls, fitting)),
+            max_calls=int(min(settings.max_calls, math.inf if has_nodes else fitting)),
             max_model_sessions=settings.max_model_sessions,
-            calls_per_s=calls_per_s / processes,
+            calls_per_s=calls_per_s / (1 if has_nodes else processes),
             max_dial_wait_s=settings.max_dial_wait_s,
             max_waiting_calls=math.ceil(settings.max_waiting_calls / processes),
             max_loop_lag_s=settings.max_loop_lag_s,
@@ -240,9 +245,11 @@ class Admission:
     Args:
         limits: The settings.
         metrics: The process's metrics.
+        turns: Those of the carrier's account, if other machines dial for it, too; None if its rate
+            is all in the limits.
     """
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, turns: AccountTurns | None = None) -> None:
         self._limits = limits
         self._metrics = metrics
         self._queue = DialQueue(
@@ -250,6 +257,8 @@ class Admission:
             max_wait_s=limits.max_dial_wait_s,
             max_waiting=limits.max_waiting_calls,
         )
+        self._turns = turns
+        self._turn_at = -math.inf  # of the account, used by whoever is first then
         self._changed = trio.Event()
         self._lag = LagMeter()
         self.account_pause = AccountPause(limits.quota_pause_s)
@@ -368,6 +377,7 @@ class Admission:
         else:
             now = trio.current_time()
             self._queue.take(place, now)
+            self._turn_at = -math.inf
             self._metrics.dial_wait.observe(now - joined_at)
         finally:
             self._metrics.admission_queue.set(len(self._queue))
@@ -382,11 +392,11 @@ class Admission:
         while True:
             changed, now = self._changed, trio.current_time()
             first = self._queue.position(place) == 1
-            due_at = self._queue.due_at(place, now) if first else math.inf
+            due_at = await self._due_at(place, now, give_up_at) if first else math.inf
             if due_at <= now:
                 return
             self._check_carrier(give_up_at, now)
-            if now >= give_up_at:
+            if now >= give_up_at or (first and due_at == math.inf):
                 raise CallRefused(
                     "other clients' calls came in between, and the wait became too long",
                     reason="rate",
@@ -396,6 +406,20 @@ class Admission:
                 )
             with trio.move_on_at(min(due_at, give_up_at)):
                 await changed.wait()
+
+    async def _due_at(self, place: Place, now: float, give_up_at: float) -> float:
+        """When whoever is first may dial; never if that is too late, or not known yet."""
+        if self._turns is None:
+            return self._queue.due_at(place, now)
+        if self._carrier_back_at > now:
+            return self._carrier_back_at
+        if self._turn_at < now - self._queue.interval_s:  # none, or one that nobody has used
+            turn_at = await self._turns.take(give_up_at)
+            if turn_at is None:
+                return math.inf
+            self._turn_at = turn_at
+            self._queue.pause_until(turn_at)  # so that those behind it know how long they wait
+        return self._turn_at
 
     async def watch_loop(self, calls: Callable[[], int]) -> None:
         """Measure the event loop, and what it has room for, until cancelled.

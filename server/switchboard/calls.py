@@ -147,9 +147,8 @@ class Calls:
         self._cluster = cluster or Cluster()
         self.register = Register(records, recent_calls)
         self.tickets = Tickets(ticket_ttl_s)
-        self.model_trial = ModelTrial(
-            model, self.admission.account_pause, metrics, self._cluster.publish
-        )
+        pause = self.admission.account_pause
+        self.model_trial = ModelTrial(model, pause, metrics, self._cluster)
         self._start_timeout_s = start_timeout_s
         self._dialling = 0
         self._early = EarlyUpdates()

@@ -1,17 +1,21 @@
 """The model's account: calls pause while it is refused, and the model is tried without a call.
 
-Nobody's phone has to ring for it, and a pause ends whether or not anybody asks for calls.
+Nobody's phone has to ring for it, and a pause ends whether or not anybody asks for calls. Where
+there are several processes, all pause when one is refused: the last of those that were tries the
+model, and when it is accepted, all go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
 import trio
 
 from server.agent.agent import Agent
 from server.call.call import Call
+from server.cluster.cluster import Cluster
+from server.cluster.registry import Registry
 from server.errors import ModelError, innermost
 from server.metrics import Metrics
 from server.model import Model, PastTurn, Session, SessionEvent
@@ -22,6 +26,12 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 TRY_MODEL_S = 15.0
 """How long the model is tried without a call: a connection and a set-up, with air."""
+LISTEN_S = 0.25
+"""How often what other processes say of the account is looked at."""
+TOLD_S = 3.0
+"""For what was tried to be told to all."""
+STAGGER_S = 5.0
+"""Processes that have heard nothing more of a pause do not all try within the same moment."""
 
 
 class ModelTrial:
@@ -31,7 +41,8 @@ class ModelTrial:
         model: What is tried.
         pause: Whether calls pause; admission asks it.
         metrics: The process's metrics.
-        on_change: Called when calls begin or cease to pause.
+        cluster: This process among those of its server: told when calls begin or cease to pause;
+            its registry of what was refused here, and heard for what others were.
     """
 
     def __init__(
@@ -39,14 +50,15 @@ class ModelTrial:
         model: Model,
         pause: AccountPause,
         metrics: Metrics,
-        on_change: Callable[[], object],
+        cluster: Cluster,
     ) -> None:
         self._model = model
         self._pause = pause
         self._metrics = metrics
-        self._on_change = on_change
+        self._on_change = cluster.publish
         self._refused_agent = Agent()
-        self._paused = trio.Event()
+        self._registry = cluster.registry if cluster.are_several else None
+        self._changed = trio.Event()
         for kind in Kind:
             metrics.model_refusals.labels(kind.value)
 
@@ -60,17 +72,61 @@ class ModelTrial:
 
     async def run(self) -> None:
         """While calls pause, try the model now and then; until cancelled."""
+        async with trio.open_nursery() as nursery:
+            if self._registry is not None:
+                nursery.start_soon(self._listen, self._registry)
+            while True:
+                changed = self._changed
+                with trio.move_on_at(self._pause.try_at):
+                    await changed.wait()
+                if self._pause.try_at <= trio.current_time():
+                    await self._try_once()
+
+    async def _listen(self, registry: Registry) -> None:
+        """Hear what other processes were refused, and that they are refused no more."""
+        stagger_s = registry.me.born % 1000 / 1000 * STAGGER_S
         while True:
-            await self._paused.wait()
-            while self._pause.kind is not None:
-                await trio.sleep_until(self._pause.try_at)
-                await self._try_once()
-            self._paused = trio.Event()
+            await trio.sleep(LISTEN_S)
+            pause, said, now = self._pause, registry.pause(), trio.current_time()
+            if said is None:
+                since = pause.since
+                if pause.heard_nothing(now):
+                    self._goes_on(now - since)
+                continue
+            kind = Kind(said[0]) if said[0] in set(Kind) else Kind.REFUSED
+            until = now + said[1]
+            if pause.heard(kind, until, until + stagger_s, now):
+                logger.warning("calls pause: another process was refused", kind=kind.value)
+                self._begin()
+
+    def _tell(self) -> None:
+        """Tell the other processes for how long they need not try the model."""
+        pause = self._pause
+        if self._registry is not None and pause.kind is not None and pause.is_ours:
+            left_s = max(pause.try_at - trio.current_time(), 0.0)
+            self._registry.tell_pause(pause.kind.value, left_s + TRY_MODEL_S + TOLD_S)
+
+    def _begin(self) -> None:
+        """Calls pause, and the model is to be tried."""
+        self._metrics.calls_paused.set(1)
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+        self._on_change()
+
+    def _goes_on(self, paused_s: float) -> None:
+        """The model takes sessions again."""
+        self._metrics.calls_paused.set(0)
+        logger.info("calls go on: the model's service takes sessions", paused_s=round(paused_s, 1))
+        self._on_change()
 
     def _refused(self, kind: Kind) -> None:
         pause, now = self._pause, trio.current_time()
         self._metrics.model_refusals.labels(kind.value).inc()
-        if pause.refused(kind, now):
+        try_at = pause.try_at
+        is_news = pause.refused(kind, now)
+        if pause.try_at != try_at:
+            self._tell()
+        if is_news:
             logger.error(
                 "calls pause: the model's service refuses the account",
                 kind=kind.value,
@@ -78,9 +134,7 @@ class ModelTrial:
                 tried_in_s=round(pause.try_at - now, 1),
             )
         if pause.kind is not None:
-            self._metrics.calls_paused.set(1)
-            self._paused.set()
-        self._on_change()
+            self._begin()
 
     async def _try_once(self) -> None:
         pause = self._pause
@@ -95,16 +149,14 @@ class ModelTrial:
                 # Not the calls' fault, nor their end: it is tried again like any other failure.
                 logger.exception("the model could not be tried by a bug of ours")
             else:
-                now = trio.current_time()
-                paused_s = round(now - pause.since, 1)
+                kind, now = pause.kind, trio.current_time()
                 if pause.accepted(now):
-                    self._metrics.calls_paused.set(0)
-                    logger.info(
-                        "calls go on: the model's service takes sessions", paused_s=paused_s
-                    )
-                    self._on_change()
+                    if self._registry is not None and kind is not None:
+                        self._registry.tell_pause(kind.value, 0.0)
+                    self._goes_on(now - pause.since)
         if trio.current_time() >= pause.try_at:
             pause.not_known(trio.current_time())
+            self._tell()
 
 
 class _Nobody:

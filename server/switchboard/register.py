@@ -23,7 +23,7 @@ class Page:
     more: bool
     """Whether there are calls after these."""
     is_complete: bool
-    """False when the database could not be asked, and only what is in memory is shown."""
+    """False when the database, or a process that may have calls, could not be asked."""
 
     def joined(self, other: Page, limit: int) -> Page:
         """What two processes know together; of a call that both know, the other's word counts."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
@@ -131,6 +133,9 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
                 metadata=data.metadata,
             )
             call.report.traceparent = single(request.headers, "traceparent") or ""
+            if service.cluster.has_nodes:
+                with suppress(RegistryAway):  # whoever is told of it may look for it elsewhere
+                    await service.cluster.claim(call.call_sid, service.cluster.me.name)
         except CallRefused as refused:
             return refuse(refused), False
         except CarrierError as error:
@@ -161,10 +166,12 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
     async def list_calls(query_args: ListCalls) -> Any:
         """Calls, live and ended, newest first; ``next`` is the next page's ``before``."""
         page = await service.calls.register.page(query_args.limit, query_args.cursor)
-        for answer in await elsewhere.everyone():
+        answers, are_all = await elsewhere.of_all_machines()
+        for answer in answers:
             theirs = answer.json()
             known = Page(theirs["calls"], theirs["next"] is not None, theirs["complete"])
             page = page.joined(known, query_args.limit)
+        page = replace(page, is_complete=page.is_complete and are_all)
         return {
             "calls": page.rows,
             "next": None if page.next is None else str(page.next),

@@ -25,6 +25,11 @@ WORKER_PAUSE_S = 2
 REGISTRY_PAUSE_S = 1
 """When to ask again for a call that the registry may know of."""
 CLAIM_TRIES = 20
+MAX_ASKED = 10
+"""Processes of other machines that a list of calls is put together with: more would cost all of
+them more than whoever asks has of it."""
+LIST_TIMEOUT_S = 2.0
+"""For others to say which calls they have; one that is gone shall not hold the list up."""
 
 
 class Elsewhere:
@@ -134,6 +139,21 @@ class Elsewhere:
             return []
         cluster = self._service.cluster
         return await self._all(cluster.siblings(), Hop(cluster.me.name), None)
+
+    async def of_all_machines(self) -> tuple[list[httpx2.Response], bool]:
+        """The answers of all others, on any machine, as far as they are few and answer soon.
+
+        Returns:
+            The answers, and whether they are all there are.
+        """
+        if not self.may_be_asked:
+            return [], True
+        cluster = self._service.cluster
+        here, there = cluster.siblings(), cluster.there()
+        asked = dict.fromkeys((*here, *there[:MAX_ASKED]))
+        answers = await self._all(asked, Hop(cluster.me.name), LIST_TIMEOUT_S)
+        are_all = len(answers) == len(here) + len(there)
+        return answers, are_all and not cluster.registry.is_away
 
     async def _all(
         self, names: Iterable[str], hop: Hop, timeout_s: float | None

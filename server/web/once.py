@@ -4,25 +4,31 @@ A client that has lost its connection cannot know whether a phone rings. With an
 ``Idempotency-Key`` it may ask again: the draft of the IETF's HTTP API group, "The Idempotency-Key
 HTTP Header Field".
 
-What is being worked on is known in memory only; answers are also kept with the records, so that
-a request finds the answer that was given before a restart.
+What is being worked on is known in memory, and to the registry where there are other machines;
+answers are also kept with the records, so that a request finds the answer that was given before a
+restart, or by another machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import trio
 
+from server.cluster.cluster import Cluster
+from server.cluster.registry import RegistryAway
 from server.errors import CallRefused
 from server.records.store import Records
 from server.records.words import RecordsUnavailable, StoredRequest
 from server.web.api import Answer
 
 MAX_KEY_CHARS = 255
+END_S = 1.0
+"""For the registry to be told that a request is done; it would find that out by itself."""
 
 
 def fingerprint_of(content: bytes) -> bytes:
@@ -36,6 +42,16 @@ def key_reused() -> CallRefused:
         "this Idempotency-Key was used for another request",
         reason="idempotency-key-reused",
         status=422,
+    )
+
+
+def in_flight() -> CallRefused:
+    """The first request with this key has no answer yet."""
+    return CallRefused(
+        "the first request with this Idempotency-Key is still being worked on",
+        reason="in-flight",
+        status=409,
+        retry_after_s=1,
     )
 
 
@@ -85,12 +101,7 @@ class Memory:
         if known.fingerprint != fingerprint:
             raise key_reused()
         if known.answer is None:
-            raise CallRefused(
-                "the first request with this Idempotency-Key is still being worked on",
-                reason="in-flight",
-                status=409,
-                retry_after_s=1,
-            )
+            raise in_flight()
         return known.answer
 
     def end(self, client: str, key: str, answer: Answer | None) -> None:
@@ -119,11 +130,13 @@ class Once:
 
     Args:
         records: Where answers are kept beyond this process.
+        cluster: What is worked on in the processes of other machines, its registry knows.
         ttl_s: How long an answer is kept.
     """
 
-    def __init__(self, records: Records, *, ttl_s: float) -> None:
+    def __init__(self, records: Records, cluster: Cluster, *, ttl_s: float) -> None:
         self._records = records
+        self._cluster = cluster
         self._memory = Memory(ttl_s=ttl_s)
 
     async def answer(
@@ -153,13 +166,33 @@ class Once:
             return earlier, True
         kept: Answer | None = None
         try:
-            fingerprint = fingerprint_of(content).hex()
-            if (kept := await self._recall(client, key, fingerprint)) is not None:
-                return kept, True
-            answer, kept = await self._do(client, key, fingerprint, do)
-            return answer, False
+            async with self._alone(client, key, fingerprint_of(content)):
+                fingerprint = fingerprint_of(content).hex()
+                if (kept := await self._recall(client, key, fingerprint)) is not None:
+                    return kept, True
+                answer, kept = await self._do(client, key, fingerprint, do)
+                return answer, False
         finally:
             self._memory.end(client, key, kept)
+
+    @asynccontextmanager
+    async def _alone(self, client: str, key: str, fingerprint: bytes) -> AsyncGenerator[None]:
+        """Nobody on another machine works on this request meanwhile, as far as can be known.
+
+        Raises:
+            CallRefused: Somebody does (409), or on another request with this key (422).
+        """
+        registry = self._cluster.registry
+        with suppress(RegistryAway):
+            others = await registry.begin_request(client, key, fingerprint)
+            if others is not None:
+                raise in_flight() if others == fingerprint else key_reused()
+        try:
+            yield
+        finally:
+            # The answer is with the records by now: who comes next finds it there.
+            with trio.move_on_after(END_S, shield=True), suppress(RegistryAway):
+                await registry.end_request(client, key)
 
     async def _do(
         self,

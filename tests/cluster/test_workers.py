@@ -101,6 +101,19 @@ def test_a_directory_too_deep_for_unix_sockets_is_a_wrong_setting(meeting, tmp_p
         Cluster().join(2, where=meeting)
 
 
+def test_a_pause_that_one_has_told_is_everybodys_until_that_one_ends_it(three):
+    first, second, third = (each.registry for each in three)
+    first.tell_pause("model-quota", 600.0)
+    heard = [registry.pause() for registry in (first, second, third)]
+    second.tell_pause("model-quota", 0.0)  # which it has not told
+    still = third.pause()
+    first.tell_pause("model-quota", 0.0)
+
+    assert [said and said[0] for said in heard] == [None, "model-quota", "model-quota"]
+    assert still is not None
+    assert [registry.pause() for registry in (first, second, third)] == [None, None, None]
+
+
 async def test_one_process_alone_shares_nothing(meeting, tmp_path):
     alone = Cluster()
     alone.join(1, where=meeting)
@@ -127,7 +140,7 @@ def test_one_that_may_be_taken_over_takes_a_place_and_keeps_nothing_for_others(m
 
 
 def test_a_process_of_a_machine_among_others_has_its_place_in_its_name(meeting):
-    old, new = (Cluster(node="a", secret="s" * 32, make_registry=Alone) for _ in range(2))
+    old, new = (Cluster(node="a", secrets=["s" * 32], make_registry=Alone) for _ in range(2))
     with ExitStack() as stack:
         for each in (old, new):
             each.join(1, places=4, where=meeting)

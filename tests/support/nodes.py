@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import pytest
@@ -11,7 +11,13 @@ import trio
 
 from server.cluster.alone import Alone
 from server.cluster.cluster import Cluster
+from server.cluster.redis.registry import RedisRegistry
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized
+from server.metrics import RegistryMetrics
+from server.service import Service
+from server.settings.cluster import registry_address
+from server.settings.settings import Settings
+from tests.support.redis_servers import RedisServer, until
 from tests.support.serving import Server, serving
 
 SECRET = "a secret of all machines"
@@ -72,13 +78,48 @@ class Shared(Alone):
 
 
 @asynccontextmanager
+async def nodes_with_redis(
+    monkeypatch: pytest.MonkeyPatch,
+    redis: RedisServer,
+    names: Sequence[str] = ("a", "b"),
+    **settings,
+) -> AsyncGenerator[list[Server]]:
+    """Servers of one that share a Redis; their simulators are their own."""
+
+    def open_cluster(name: str, service: Service, settings: Settings) -> Cluster:
+        metrics = RegistryMetrics(service.metrics.registry)
+
+        def make(me: Member) -> RedisRegistry:
+            address = registry_address(redis.url)
+            return RedisRegistry(address, me, settings.public_url or "", [SECRET], metrics, 5.0)
+
+        return Cluster(node=name, secrets=[SECRET], make_registry=make)
+
+    async with AsyncExitStack() as stack:
+        servers = []
+        for name in names:
+            opening = partial(open_cluster, name)
+            monkeypatch.setattr(
+                Service, "_open_cluster", lambda self, settings, o=opening: o(self, settings)
+            )
+            options = {"max_loop_lag_s": 60.0} | settings  # the machine may be busy
+            servers.append(await stack.enter_async_context(serving(**options)))
+        for server in servers:
+            others = {*names} - {server.service.cluster.me.name}
+            await until(lambda s=server, o=others: o <= {*s.service.cluster.there()})
+        yield servers
+
+
+@asynccontextmanager
 async def two_nodes(
     monkeypatch: pytest.MonkeyPatch, store: Store, *, secrets: tuple[str, str] = (SECRET, SECRET)
 ) -> AsyncGenerator[tuple[Server, Server]]:
     """Two servers of one, ``a`` and ``b``; their simulators are their own."""
 
     def node(name: str, secret: str) -> None:
-        cluster = partial(Cluster, node=name, secret=secret, make_registry=partial(Shared, store))
+        cluster = partial(
+            Cluster, node=name, secrets=[secret], make_registry=partial(Shared, store)
+        )
         monkeypatch.setattr("server.service.Cluster", cluster)
 
     node("a", secrets[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
@@ -11,6 +13,9 @@ from trio.testing import wait_all_tasks_blocked
 from server.agent.agent import Agent
 from server.call.options import CallOptions
 from server.carrier.webhooks import RefuseCall, SayAndEndCall
+from server.cluster.alone import Alone
+from server.cluster.cluster import Cluster
+from server.cluster.registry import Member
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused, ModelError
 from server.metrics import Metrics
@@ -21,6 +26,7 @@ from server.switchboard.account_pause import LONGEST_PAUSE_S, AccountPause
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from tests.support.fakes import MemoryCarrier, MemoryModel
+from tests.support.switchboards import make_calls
 
 NUMBER = "+15005550006"
 BAD_KEY = account_refused(Kind.KEY, "no", code=1007, reason="API key expired.")
@@ -117,6 +123,46 @@ def test_a_pause_of_no_length_is_none():
     pause.refused(Kind.QUOTA, 0.0)
 
     assert refusal(pause, 0.0) is None
+
+
+def test_a_pause_of_another_process_ends_with_its_word():
+    pause = AccountPause(60.0)
+
+    assert pause.heard(Kind.QUOTA, until=180.0, try_at=182.0, now=100.0)
+    assert not pause.heard(Kind.QUOTA, until=180.0, try_at=182.0, now=101.0)
+    refused = refusal(pause, 120.0)
+    assert refused is not None
+    assert refused.reason == "model-quota"
+    assert not pause.is_ours
+    assert pause.heard_nothing(120.0)
+    assert refusal(pause, 120.0) is None
+
+
+def test_a_pause_of_another_process_that_runs_out_is_no_word_that_the_model_takes_calls():
+    pause = AccountPause(60.0)
+    pause.heard(Kind.QUOTA, until=180.0, try_at=182.0, now=100.0)
+
+    assert not pause.heard_nothing(180.0)
+    assert pause.is_ours
+    assert pause.try_at == 182.0
+    assert refusal(pause, 181.0) is not None
+
+
+def test_of_two_that_were_refused_the_one_that_hears_the_other_leaves_the_trying_to_it():
+    pause = AccountPause(60.0)
+    pause.refused(Kind.QUOTA, 100.0)
+
+    assert pause.is_ours
+    assert not pause.heard(Kind.QUOTA, until=180.0, try_at=182.0, now=101.0)
+    assert not pause.is_ours
+    assert pause.try_at == 182.0
+
+
+def test_where_calls_never_pause_they_do_not_for_another_process():
+    pause = AccountPause(0.0)
+
+    assert not pause.heard(Kind.QUOTA, until=180.0, try_at=182.0, now=100.0)
+    assert refusal(pause, 120.0) is None
 
 
 # ------------------------------------------------------------------------------------------
@@ -286,3 +332,86 @@ async def test_a_call_that_is_refused_in_the_middle_pauses_the_next_ones(autojum
     assert call.end_reason is EndReason.MODEL_REFUSED
     with pytest.raises(CallRefused):
         await calls.place(NUMBER, Agent())
+
+
+# ------------------------------------------------------------------------------------------
+# Calls of several processes
+
+
+class Told:
+    """What several processes of one server say of the account."""
+
+    def __init__(self) -> None:
+        self.by: Member | None = None
+        self.kind = ""
+        self.until = 0.0
+
+
+class OneOf(Alone):
+    """One of them."""
+
+    def __init__(self, told: Told, me: Member) -> None:
+        super().__init__(me)
+        self._told = told
+
+    def tell_pause(self, kind: str, pause_s: float) -> None:
+        told = self._told
+        if pause_s > 0 or told.by == self.me:
+            told.by, told.kind, told.until = self.me, kind, trio.current_time() + pause_s
+
+    def pause(self) -> tuple[str, float] | None:
+        left_s = self._told.until - trio.current_time()
+        return (self._told.kind, left_s) if self._told.by != self.me and left_s > 0 else None
+
+
+@pytest.fixture
+async def processes(nursery):
+    """Three of them; their model is one."""
+    told, model, found = Told(), MemoryModel(), []
+    for number in range(3):
+        cluster = Cluster(node=f"n{number}", make_registry=partial(OneOf, told))
+        found.append(make_calls(cluster=cluster, model=model, limits={"quota_pause_s": 60.0}))
+        await nursery.start(found[-1].run)
+        nursery.start_soon(found[-1].model_trial.run)
+    return found
+
+
+async def test_one_refusal_pauses_the_calls_of_all(autojump_clock, processes):
+    await refused_call(processes[0], NO_QUOTA)
+    await trio.sleep(1.0)
+
+    assert [paused(calls) for calls in processes] == [True, True, True]
+    assert not any(calls.load().accepts for calls in processes)
+    with pytest.raises(CallRefused) as refused:
+        await processes[2].place(NUMBER, Agent())
+    assert refused.value.reason == "model-quota"
+
+
+async def test_one_of_them_tries_the_model_and_all_go_on_when_it_is_accepted(
+    autojump_clock, processes
+):
+    for calls in processes:
+        await refused_call(calls, NO_QUOTA)
+    model = processes[0].model
+    before = len(model.sessions)
+    await trio.sleep(61.0 + 121.0)
+    tries = len(model.sessions) - before
+    model.failure = None
+    await trio.sleep(241.0)
+
+    assert tries == 2
+    assert len(model.sessions) - before == 3
+    assert [paused(calls) for calls in processes] == [False, False, False]
+
+
+async def test_the_others_try_when_the_one_that_was_to_is_gone(autojump_clock, processes):
+    await refused_call(processes[0], NO_QUOTA)
+    await trio.sleep(1.0)
+    processes[0].admission.account_pause.accepted(trio.current_time())  # it tries no more
+    await trio.sleep(50.0)
+    still = [paused(calls) for calls in processes[1:]]
+    processes[0].model.failure = None
+    await trio.sleep(40.0)
+
+    assert still == [True, True]
+    assert [paused(calls) for calls in processes[1:]] == [False, False]

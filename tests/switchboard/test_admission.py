@@ -396,3 +396,14 @@ def test_no_more_calls_are_taken_than_there_are_descriptors_for(monkeypatch):
     assert Limits.of(few, is_simulated=True, processes=1).max_calls == 20
     assert Limits.of(many, is_simulated=True, processes=1).max_calls == 70
     assert Limits.of(many, is_simulated=True, processes=2).max_calls == 100
+
+
+def test_with_other_machines_lines_and_rate_are_the_whole_servers(monkeypatch):
+    monkeypatch.setattr("server.switchboard.admission.descriptors_for_all", lambda: 192)
+    monkeypatch.setattr("server.switchboard.admission.lowest_free_descriptor", lambda: 46)
+    settings = Settings(None, max_calls=1000, calls_per_s=5.0)
+
+    limits = Limits.of(settings, is_simulated=False, processes=2, has_nodes=True)
+
+    assert (limits.max_calls, limits.calls_per_s) == (1000, 5.0)
+    assert Limits.of(settings, is_simulated=False, processes=2).calls_per_s == 2.5

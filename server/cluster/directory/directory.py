@@ -297,8 +297,11 @@ class Directory:
         """Requests with the same key all come to one process, whose memory knows them."""
 
     def tell_pause(self, kind: str, pause_s: float) -> None:
-        """The model's service refuses the account: nobody needs to try for so long."""
+        """The model's service refuses the account: nobody needs to try for so long; with 0, what
+        was told here is over."""
         unnamed, file = self._where / f"pause.{self.number}", self._where / "pause"
+        if pause_s <= 0 and self.pause() is not None:  # it is another's by now
+            return
         with self._told():
             unnamed.write_text(json.dumps([kind, time.monotonic() + pause_s, str(self.me)]))
             unnamed.replace(file)

@@ -45,6 +45,7 @@ class Members:
         self._last_ms = 0
         self._has_namesake = False
         self._to_tell: Pause | None = None
+        self._last_told: Pause | None = None
         self._paused: Pause | None = None
 
     def publish(self, load: Load) -> bool:
@@ -53,8 +54,8 @@ class Members:
         return (before.accepts, before.draining) != (load.accepts, load.draining)
 
     def tell_pause(self, kind: str, until: float) -> None:
-        """The model's service refuses the account; the next beat says so."""
-        self._to_tell = (kind, until)
+        """The model's service refuses the account, until then; the next beat says so."""
+        self._to_tell = self._last_told = (kind, until)
 
     def pause(self, now: float) -> Pause | None:
         """What another process was refused, and for how many seconds yet nobody needs to try."""
@@ -85,7 +86,10 @@ class Members:
             self._began_at = now
         self._heard_at, self._last_ms = now, now_ms
         self.others = beats.seen(beats.pairs(flat), self._me, now_ms)
-        self._paused = self._told_by_another(pause, now + pause_ms / 1000)
+        if lost:  # whoever has told of a pause tells of it again
+            self._to_tell = self._last_told
+        else:
+            self._paused = self._told_by_another(pause, now + pause_ms / 1000)
         self._look_for_a_namesake(now - self._began_at)
         return bool(lost)
 

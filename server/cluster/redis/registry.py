@@ -2,8 +2,8 @@
 
 One task (:meth:`RedisRegistry.run`) owns the connection and enters it again when it has ended. Two
 more use it beside those who ask: one says how this process is, and hears how all are; one writes
-what is new of our calls. Whoever asks waits for ``REGISTRY_TIMEOUT_S`` at most, and not at all
-while the registry is away.
+what is new of our calls, where that is not to wait for the next beat. Whoever asks waits for
+``REGISTRY_TIMEOUT_S`` at most, and not at all while the registry is away.
 """
 
 from __future__ import annotations
@@ -144,11 +144,12 @@ class RedisRegistry:
     async def _beat(self, connection: Connection) -> None:
         self._beat_now = trio.Event()
         step, told = self._members.beat(trio.current_time())
-        answer = await connection.ask(step)
+        (answer,) = await self._writing.write(connection, step)
         if self._members.heard(answer, told, trio.current_time()):
             self._metrics.changes.labels("lost").inc()
             logger.warning("the registry has lost what was in it; our calls are told again")
             self._writing.say_all_again()
+            self._beat_now.set()
 
     # -- asking --------------------------------------------------------------------------------
 

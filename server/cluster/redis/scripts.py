@@ -99,7 +99,10 @@ redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now) .. ' ' .. ARGV[2
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 local pause = KEYS[1] .. ':pause'
 local left = tonumber(ARGV[5])
-if left > 0 and redis.call('PTTL', pause) < left then
+if left <= 0 and ARGV[6] ~= '' then
+  local told = redis.call('GET', pause)
+  if told and string.sub(told, 1, #ARGV[1] + 1) == ARGV[1] .. ' ' then redis.call('DEL', pause) end
+elseif left > 0 and redis.call('PTTL', pause) < left then
   redis.call('SET', pause, ARGV[1] .. ' ' .. ARGV[6], 'PX', left)
 end
 local all = redis.call('HGETALL', KEYS[1])
@@ -209,7 +212,7 @@ class Steps:
             member: Who says it.
             load: What it says.
             last_ms: When it did before, as it was told; 0 if never.
-            pause: What the model's service refuses, and for how many seconds.
+            pause: What the model's service refuses, and for how many seconds; 0 for no longer.
         """
         kind, pause_s = pause or ("", 0.0)
         words = (member, load, last_ms, MEMBERS_TTL_S * 1000, int(pause_s * 1000), kind)
