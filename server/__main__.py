@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from functools import partial
 
 import trio
 
 from server import logs
-from server.app import OffhookApp, create_app
 from server.cluster.directory.board import MAX_WORKERS
+from server.cluster.directory.meeting import AVAILABLE
 from server.errors import CannotListen, ConfigurationError
-from server.hooks.hypercorn_worker import FAILED_STATUS
 from server.hooks.sockets import raise_file_limit
-from server.hooks.stopping import StopSignals
 from server.logs import output
 from server.serving.master import Master, master_signals
-from server.serving.single import listen, serve, stop_signals
+from server.serving.notify import Detached
+from server.serving.single import run, stop_signals
 from server.settings.settings import Settings
 from server.settings.values import KEY_NAME
 from server.web.keys import hash_key, new_key
@@ -45,7 +45,21 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="N",
         help="how many processes (default: 1)",
     )
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="take over from the server at this address: it ends when its calls have",
+    )
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="return as soon as the new server serves (with --take-over)",
+    )
     chosen = parser.parse_args(arguments)
+    if chosen.detach and not chosen.take_over:
+        parser.error("--detach goes with --take-over")
+    if chosen.take_over and not AVAILABLE:
+        parser.error("--take-over needs Unix sockets, which this system does not have")
     if chosen.command == "demo":
         # The demo brings its own dependencies (a terminal display) that serving does without.
         from server.demo.command import run_demo
@@ -57,6 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
     if chosen.command == "new-key":
         return _new_key(chosen.name)
+    detached = Detached(wanted=chosen.detach)
+    if detached.status is not None:
+        return detached.status
     output.take_over()
     overrides = {k: v for k, v in (("host", chosen.host), ("port", chosen.port)) if v is not None}
     signals = stop_signals() if chosen.workers == 1 else master_signals()
@@ -66,8 +83,17 @@ def main(arguments: list[str] | None = None) -> int:
         logs.configure(level=settings.log_level, json=settings.log_json)
         raise_file_limit()
         if chosen.workers > 1:
-            return trio.run(Master(settings, overrides, chosen.workers, signals).run)
-        return trio.run(_serve, create_app(settings), signals)
+            master = Master(
+                settings,
+                overrides,
+                chosen.workers,
+                signals,
+                detached,
+                takes_over=chosen.take_over,
+            )
+            return trio.run(master.run)
+        serve = partial(run, settings, signals, detached, takes_over=chosen.take_over)
+        return trio.run(serve)
     except ConfigurationError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -90,14 +116,6 @@ def _new_key(name: str) -> int:
     print(f"key (shown only now, give it to {name}): {key}")  # noqa: T201
     print(f"add to API_KEYS, comma between keys:      {name}:{hash_key(key)}")  # noqa: T201
     return 0
-
-
-async def _serve(app: OffhookApp, signals: StopSignals) -> int:
-    stop = trio.Event()
-    listener = listen(app.service.settings.host, app.service.settings.port)
-    with signals.told(stop):
-        await serve(app, listener, stop=stop)
-    return FAILED_STATUS if app.service.failed.is_set() else 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
+from quart import Response
 from quart_schema import (
     APIKeySecurityScheme,
     HttpSecurityScheme,
@@ -93,6 +94,7 @@ class OffhookApp(QuartTrio):
         # Calls end within this of a shutdown: their own clean-up, with a little air.
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = settings.close_timeout_s + 2.0
         self.before_serving(self._start)
+        self.after_request(self._part_from)
         # What still lives when BACKGROUND_TASK_SHUTDOWN_TIMEOUT has passed is cancelled.
         self.after_serving(self.service.aclose)
         self._add_routes()
@@ -150,9 +152,15 @@ class OffhookApp(QuartTrio):
         scope = without_name(without_prefix(scope, self._path_prefix), self._named_paths)
         await super().asgi_app(scope, receive, send)
 
+    async def _part_from(self, response: Response) -> Response:
+        # Whoever keeps a connection open is to reach the server that has taken over.
+        if self.service.cluster.stands_aside:
+            response.headers["Connection"] = "close"
+        return response
+
     async def _start(self) -> None:
         cluster = self.service.cluster
-        if self.keys.made is not None and cluster.number == 0:
+        if self.keys.made is not None and cluster.speaks_for_all:
             # Said once, and not through the log: a key is never in a log line.
             print(  # noqa: T201
                 f"offhook: no API_KEY is set; for this run it is {self.keys.made}", file=sys.stderr

@@ -39,6 +39,10 @@ from server.switchboard.strangers import Strangers
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+ON_ITS_WAY_S = 5.0
+"""Who was asked for a new call before others were chosen has it in hand by then, and a connection
+that was kept open has been closed."""
+
 
 class Streams(Protocol):
     """Whoever serves the media sockets that have no request any more."""
@@ -107,6 +111,7 @@ class Service:
                 retention_days=settings.retention_days or None,
             )
         self._stopping = False
+        self._has_waited = False
 
     def _open_cluster(self, settings: Settings) -> Cluster:
         if settings.registry_url is None:
@@ -163,7 +168,32 @@ class Service:
 
     async def drain(self) -> None:
         """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""
-        await self.calls.drain(self.settings.drain_timeout_s)
+        await self.calls.drain(0.0 if self._has_waited else self.settings.drain_timeout_s)
+
+    def step_in(self) -> None:
+        """Take new calls from now on."""
+        self.cluster.stands_aside = False
+        self.cluster.publish()
+
+    async def step_aside(self) -> None:
+        """Leave new calls to other processes, and wait until the live ones have ended.
+
+        Nobody is refused meanwhile: what was on its way here, or waits for its turn to be dialled,
+        is served. It takes ``drain_timeout_s`` at most, and a drain that follows waits no more.
+        """
+        calls = self.calls
+        self.cluster.stands_aside = True
+        self.cluster.publish()
+        logger.info("another server has taken over", live=calls.live_count)
+        with trio.move_on_after(self.settings.drain_timeout_s):
+            await trio.sleep(ON_ITS_WAY_S)
+            last = list(calls.register.live)
+            await calls.wait_empty()
+            # Who goes now would miss the carrier's last word: the minutes it bills.
+            with trio.move_on_after(self.settings.close_timeout_s):
+                for call in last:
+                    await call.progress.settled.wait()
+        self._has_waited = True
 
     async def _run(self, streams: Streams, passed_on: Helper, start: Start) -> None:
         async with (
@@ -214,7 +244,7 @@ class Service:
 
     def _make_calls(self) -> Calls:
         settings, accounts = self.settings, self.accounts
-        several = self.cluster.registry if self.cluster.are_several else None
+        several = self.cluster.registry if self.cluster.has_others else None
         has_nodes = self.cluster.has_nodes
         limits = Limits.of(
             settings,
@@ -250,7 +280,7 @@ class Service:
         accounts, model = self.accounts, self.accounts.model.name
         if self.settings.max_call_cost_usd is not None and Prices().of_model(model) is None:
             logger.warning("MAX_CALL_COST_USD caps the carrier's part only", model=model)
-        if self.cluster.number == 0:
+        if self.cluster.speaks_for_all:
             for warning in self.settings.warnings:
                 logger.warning("a setting may be a mistake", what=warning)
             if (taken := self.calls.admission.max_calls) < self.settings.max_calls:
@@ -266,7 +296,7 @@ class Service:
             model=model,
             public_url=accounts.public_url,
             simulated=accounts.are_simulated,
-            worker=self.cluster.me.name if self.cluster.are_several else None,
+            worker=self.cluster.me.name if self.cluster.has_others else None,
         )
 
     async def _close_traces(self) -> None:

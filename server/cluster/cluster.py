@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from secrets import randbits
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,11 @@ class Cluster:
         peers: Ask the other processes.
         new_calls: Choose whose a new call is to be.
         report: Says how this process is doing.
+        count: How many processes of this machine there shall be; while another server takes over,
+            its own besides.
+        speaks_for_all: Whether it says what would be the same from each of them.
+        stands_aside: Whether others are chosen for new calls; one that comes all the same is not
+            refused.
     """
 
     def __init__(
@@ -68,6 +74,8 @@ class Cluster:
     ) -> None:
         self.report: Callable[[], Load] = Load
         self.count = 1
+        self.speaks_for_all = True
+        self.stands_aside = False
         self._node = node
         self._make_registry = make_registry
         self._prover = Prover(secrets) if secrets else None
@@ -90,6 +98,13 @@ class Cluster:
         return self._directory is not None or self._make_registry is not None
 
     @property
+    def has_others(self) -> bool:
+        """Whether there is more than one process for calls: not so where another one is there only
+        while it takes over from the only one.
+        """
+        return self.count > 1 or self.has_nodes
+
+    @property
     def has_nodes(self) -> bool:
         """Whether there may be other machines."""
         return self._make_registry is not None
@@ -104,25 +119,37 @@ class Cluster:
         """What stands before the paths of this process's own addresses; empty if it is alone."""
         return path_of(self.me.name) if self.are_several else ""
 
-    def join(self, count: int, *, where: str | None = None) -> None:
+    def join(
+        self,
+        count: int,
+        *,
+        places: int | None = None,
+        where: str | None = None,
+        speaks_for_all: bool | None = None,
+    ) -> None:
         """Take a place among so many processes of this machine; called before the app starts.
 
         Args:
             count: How many there shall be.
+            places: How many there can be, those of a server that takes over from this one, or the
+                other way round, among them; None for no others, and one alone takes no place.
             where: The name of their directory; None for the one that only they can know.
+            speaks_for_all: Whether it says what all would; None: the first does.
 
         Raises:
             ConfigurationError: This system has no way to do it, or there are too many.
         """
-        if count < 2:
+        if count < 2 and places is None:
             return
         if not AVAILABLE:
             raise ConfigurationError(
                 "several processes need Unix sockets, which this system does not have: "
                 "serve with one"
             )
-        self._directory = Directory.join(count, where=where, node=self._node)
+        self._directory = Directory.join(count, places=places, where=where, node=self._node)
         self.count = count
+        is_first = self._directory.number == 0
+        self.speaks_for_all = is_first if speaks_for_all is None else speaks_for_all
         self._use(self._directory.me)
 
     def leave(self) -> None:
@@ -200,6 +227,8 @@ class Cluster:
         if not self.are_several:
             return _ALONE
         load = self.report()
+        if self.stands_aside:
+            load = replace(load, accepts=False, draining=True)
         if self._directory is not None:
             self._directory.publish(load)
         if self.registry is not self._directory:
@@ -255,7 +284,8 @@ class Cluster:
 
     def name_of_number(self, number: int) -> str:
         """The name that a process of this machine has, or would have, by its number."""
-        return name_of(self._node, number if self._node is None or self.count > 1 else None)
+        is_alone = self._node is not None and self._directory is None
+        return name_of(self._node, None if is_alone else number)
 
     def member(self, name: str) -> Member | None:
         """Who has a name now; None for a name that nobody has."""
@@ -316,7 +346,7 @@ class Cluster:
             generation: For the how-manieth time it was somebody's.
             is_moved: Whether another has it.
         """
-        if self.are_several:
+        if self.has_others:
             self.registry.keep(call_sid, generation, b"")
             if is_moved and self._held.get(call_sid) == generation:
                 del self._held[call_sid]
@@ -324,12 +354,17 @@ class Cluster:
     def of_key(self, client: str, key: str) -> str:
         """The process of this machine that remembers what was answered to an ``Idempotency-Key``.
 
-        Which one has a key is the same for as long as there are as many of them.
+        Which one has a key is the same for as long as that stays, whoever else comes or goes.
         """
-        if self._directory is None:
+        if (directory := self._directory) is None:
             return self.me.name
-        digest = hashlib.sha256(f"{client}\0{key}".encode()).digest()
-        return self._directory.name_of(int.from_bytes(digest[:8], "big") % self.count)
+        stay = [self.member(directory.name_of(n)) for n in directory.board.staying()]
+        names = [member.name for member in stay if member and not self.is_gone(member)]
+
+        def weight(name: str) -> bytes:
+            return hashlib.sha256(f"{name}\0{client}\0{key}".encode()).digest()
+
+        return max(names or [self.me.name], key=weight)
 
     async def claim(self, call_sid: str, name: str) -> Holding:
         """Say that a call is to be a process's: the first claim counts.

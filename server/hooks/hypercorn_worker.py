@@ -91,6 +91,8 @@ async def serve_worker(
     shutdown_trigger: Callable[..., Awaitable[None]] | None = None,
     drain: Callable[[], Awaitable[None]] = _at_once,
     failed: trio.Event | None = None,
+    before: Callable[[], Awaitable[None]] = _at_once,
+    relieved: trio.Event | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve an app until it is to stop, and then until its calls are drained.
@@ -102,6 +104,9 @@ async def serve_worker(
         shutdown_trigger: Returns when the worker is to stop; None: it never is.
         drain: Ends the calls; awaited once, before the listeners are closed.
         failed: Set when the app can serve nobody any more: nothing is waited for then.
+        before: Awaited when the app has started, before the first connection is accepted.
+        relieved: Set when somebody else accepts connections in our place: those that are open are
+            served on.
         task_status: Told the addresses.
     """
     config.alpn_protocols = ["http/1.1"]
@@ -110,6 +115,7 @@ async def serve_worker(
     most = config.max_requests and config.max_requests + randint(0, config.max_requests_jitter)
     context = WorkerContext(most)
     failed = trio.Event() if failed is None else failed
+    relieved = trio.Event() if relieved is None else relieved
     doors = Doors()
     doors.keep_spare()
     try:
@@ -126,13 +132,13 @@ async def serve_worker(
                         each = ConnectionState(state.copy())
                         await DetachableServer(doors, app, config, context, each, stream).run()
 
+                async def accept() -> None:
+                    await trio.serve_listeners(serve_one, listeners, handler_nursery=connections)
+
                 listeners, addresses = _listen(config, sockets or config.create_sockets(), doors)
+                await before()
                 async with trio.open_nursery() as accepting:
-                    accepting.start_soon(
-                        partial(
-                            trio.serve_listeners, serve_one, listeners, handler_nursery=connections
-                        )
-                    )
+                    accepting.start_soon(first_of, accept, relieved.wait)
                     task_status.started(addresses)
                     reasons = [context.terminate.wait, failed.wait]
                     await first_of(*reasons, *([shutdown_trigger] if shutdown_trigger else []))

@@ -3,7 +3,8 @@
 The processes are spawned, as the ``hypercorn`` command does it, so that they share a secret (see
 :func:`server.cluster.directory.meeting.shared_secret`). One that dies takes its own calls with it
 and nothing else: another is started in its place, unless one after another dies soon. To stop is to
-have each of them drain.
+have each of them drain. The parent tells each when to take calls, which is at once, unless they are
+to take over from another server: then it is when all of them can.
 """
 
 from __future__ import annotations
@@ -24,19 +25,23 @@ import trio
 
 from server import logs
 from server.app import create_app
+from server.cluster.directory.board import MAX_WORKERS
 from server.cluster.directory.meeting import AVAILABLE
-from server.errors import ConfigurationError
+from server.errors import CannotListen, ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS
 from server.hooks.sockets import raise_file_limit
 from server.hooks.stopping import StopSignals, signals_held_back
 from server.logs import output
+from server.serving.notify import Detached
 from server.serving.single import listen, serve
+from server.serving.succession import Predecessor, Succession
 from server.settings.settings import Settings
-from server.supervision import Restarts
+from server.supervision import Restarts, first_of
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-READY = b"ready"
+READY, STEP_IN, STEP_ASIDE = b"ready", b"step in", b"step aside"
+MAX_WORD_BYTES = 16
 STOP = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -56,6 +61,8 @@ class Master:
         overrides: Settings given on the command line, for the processes.
         count: How many processes.
         signals: What stops it; a second one, later, kills the processes.
+        detached: Told when they serve.
+        takes_over: Whether they take over from the server that has their address.
     """
 
     def __init__(
@@ -63,7 +70,10 @@ class Master:
         settings: Settings,
         overrides: Mapping[str, Any],
         count: int,
-        signals: StopSignals | None = None,
+        signals: StopSignals,
+        detached: Detached,
+        *,
+        takes_over: bool = False,
     ) -> None:
         if not AVAILABLE:
             raise ConfigurationError(
@@ -75,7 +85,12 @@ class Master:
         self._context = multiprocessing.get_context("spawn")
         self._processes: set[BaseProcess] = set()
         self._stopping = trio.Event()
-        self._signals = signals or master_signals()
+        self._signals = signals
+        self._detached = detached
+        self._takes_over = takes_over
+        self._ready: set[int] = set()
+        self._all_ready, self._begun, self._relieved = trio.Event(), trio.Event(), trio.Event()
+        self._refusal: CannotListen | None = None
         self._has_served = False
         self._gave_up = False
 
@@ -83,29 +98,59 @@ class Master:
         """Keep the processes running until a signal says stop; the value is the exit status.
 
         Raises:
-            CannotListen: The address is taken, or not ours to listen on.
+            CannotListen: The address is taken, not ours to listen on, or not given to us.
         """
-        listener = listen(self._settings.host, self._settings.port)
+        host, port = self._settings.host, self._settings.port
+        predecessor = await Predecessor.ask(host, port) if self._takes_over else None
+        listener = predecessor.listener if predecessor else listen(host, port)
         resource_tracker.ensure_running()  # or a start would, and let signals through as it does
         status = 0
-        with listener, self._signals.told(self._stopping, self._kill):
-            try:
-                async with trio.open_nursery() as keepers:
-                    for _ in range(self._count):
-                        keepers.start_soon(self._keep_one, listener)
-            except* _NeverStarted as failures:
-                status = max(_statuses(failures))
+        try:
+            with listener, self._signals.told(self._stopping, self._kill):
+                try:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._begin, predecessor, listener)
+                        async with trio.open_nursery() as keepers:
+                            for index in range(self._count):
+                                keepers.start_soon(self._keep_one, listener, index)
+                        nursery.cancel_scope.cancel("the last process has ended")
+                except* _NeverStarted as failures:
+                    status = max(_statuses(failures))
+        finally:
+            if predecessor is not None:
+                predecessor.close()
+        if self._refusal is not None:
+            raise self._refusal
         return FAILED_STATUS if self._gave_up else status
+
+    async def _begin(self, predecessor: Predecessor | None, listener: socket.socket) -> None:
+        """Let the processes take calls, and wait until another server takes over from them."""
+        if predecessor is None:
+            self._begun.set()
+        await self._all_ready.wait()
+        if predecessor is not None:
+            try:
+                await predecessor.relieve()
+            except CannotListen as error:
+                self._refusal = error
+                self._stopping.set()
+                return
+            self._has_served = True
+            self._begun.set()
+        self._detached.tell_ready()
+        await Succession(listener, self._settings.host, listener.getsockname()[1]).run()
+        self._relieved.set()
+        listener.close()  # or nobody could listen there if the other server ended before this one
 
     def _kill(self) -> None:
         for process in self._processes:
             process.kill()
 
-    async def _keep_one(self, listener: socket.socket) -> None:
+    async def _keep_one(self, listener: socket.socket, index: int) -> None:
         restarts = Restarts()
-        while not self._stopping.is_set():
-            lived_s, status = await self._run_one(listener)
-            if self._stopping.is_set():
+        while not self._is_ending:
+            lived_s, status = await self._run_one(listener, index)
+            if self._is_ending:
                 return
             if not self._has_served:
                 raise _NeverStarted(max(status, 1))
@@ -116,13 +161,17 @@ class Master:
                 self._stopping.set()
                 return
             with trio.move_on_after(pause_s):
-                await self._stopping.wait()
+                await first_of(self._stopping.wait, self._relieved.wait)
 
-    async def _run_one(self, listener: socket.socket) -> tuple[float, int]:
+    @property
+    def _is_ending(self) -> bool:
+        return self._stopping.is_set() or self._relieved.is_set()
+
+    async def _run_one(self, listener: socket.socket, index: int) -> tuple[float, int]:
         """Start a process and wait for its end: how long it has served, and its exit status."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=work, args=(listener, self._overrides, self._count, theirs)
+            target=work, args=(listener, self._overrides, self._count, index, theirs)
         )
         with signals_held_back(*STOP):
             process.start()
@@ -132,9 +181,14 @@ class Master:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_one, process)
+                nursery.start_soon(self._tell_one, ours)
                 await trio.lowlevel.wait_readable(ours.fileno())  # it is ready, or gone
                 with suppress(EOFError):
-                    self._has_served |= ours.recv_bytes() == READY
+                    if ours.recv_bytes() == READY:
+                        self._has_served |= self._begun.is_set()
+                        self._ready.add(index)
+                        if len(self._ready) == self._count:
+                            self._all_ready.set()
                 serves_from = trio.current_time()
                 await trio.lowlevel.wait_readable(process.sentinel)
                 lived_s = trio.current_time() - serves_from
@@ -151,6 +205,12 @@ class Master:
     async def _stop_one(self, process: BaseProcess) -> None:
         await self._stopping.wait()
         process.terminate()
+
+    async def _tell_one(self, process: Connection) -> None:
+        for event, word in ((self._begun, STEP_IN), (self._relieved, STEP_ASIDE)):
+            await event.wait()
+            with suppress(OSError):  # it has just ended
+                process.send_bytes(word)
 
 
 def master_signals() -> StopSignals:
@@ -173,7 +233,11 @@ def _statuses(failures: BaseExceptionGroup[_NeverStarted]) -> list[int]:
 
 
 def work(
-    listener: socket.socket, overrides: Mapping[str, Any], count: int, master: Connection
+    listener: socket.socket,
+    overrides: Mapping[str, Any],
+    count: int,
+    index: int,
+    master: Connection,
 ) -> None:
     """What a process of several does: serve, until it or its parent is told to stop."""
     # A service manager or a terminal tells every process, and the parent tells them again: once is
@@ -185,7 +249,7 @@ def work(
         settings = Settings.load(**overrides)
         logs.configure(level=settings.log_level, json=settings.log_json)
         raise_file_limit()
-        status = trio.run(_serve, settings, listener, count, master, signals)
+        status = trio.run(_serve, settings, listener, count, index, master, signals)
     except ConfigurationError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         status = 2
@@ -196,24 +260,37 @@ async def _serve(
     settings: Settings,
     listener: socket.socket,
     count: int,
+    index: int,
     master: Connection,
     signals: StopSignals,
 ) -> int:
     app = create_app(settings)
-    app.service.cluster.join(count)
-    stop = trio.Event()
+    service = app.service
+    service.cluster.join(count, places=MAX_WORKERS, speaks_for_all=index == 0)
+    service.cluster.stands_aside = True
+    stop, begun, relieved = trio.Event(), trio.Event(), trio.Event()
 
-    async def serve_until_stopped(task_status: trio.TaskStatus[None]) -> None:
-        await serve(app, listener, stop=stop, task_status=task_status)
-        nursery.cancel_scope.cancel("the calls have ended")
+    async def begin() -> None:
+        with suppress(OSError):  # the parent has gone already
+            master.send_bytes(READY)
+        await first_of(begun.wait, stop.wait, service.failed.wait)
+        service.step_in()
 
     with signals.told(stop):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_with_parent, stop)
-            await nursery.start(serve_until_stopped)
-            with suppress(OSError):  # the parent has gone already
-                master.send_bytes(READY)
+            nursery.start_soon(_heed, master, {STEP_IN: begun, STEP_ASIDE: relieved})
+            await serve(app, listener, stop=stop, before=begin, relieved=relieved)
+            nursery.cancel_scope.cancel("the calls have ended")
     return FAILED_STATUS if app.service.failed.is_set() else 0
+
+
+async def _heed(master: Connection, words: Mapping[bytes, trio.Event]) -> None:
+    """Set the event of each word that the parent says."""
+    with suppress(OSError, EOFError):  # it has gone, which is another's to see
+        while True:
+            await trio.lowlevel.wait_readable(master.fileno())
+            words[master.recv_bytes(MAX_WORD_BYTES)].set()
 
 
 async def _stop_with_parent(stop: trio.Event) -> None:

@@ -569,19 +569,18 @@ class Calls:
         last = list(self.register.live)
         logger.info("draining", live=self.live_count)
         with trio.move_on_after(timeout_s):
-            await self._wait_empty()
+            await self.wait_empty()
         for call in list(self.register.live):
             with one_calls_trouble(call):
                 call.farewell.begin(EndReason.DRAINED)
-        with trio.move_on_after(
-            self._options.farewell_timeout_s + 2 * self._options.close_timeout_s
-        ):
-            await self._wait_empty()
+        goodbye_s = self._options.farewell_timeout_s + 2 * self._options.close_timeout_s
+        with trio.move_on_after(goodbye_s):
+            await self.wait_empty()
         # What began to be dialled before the drain may have been accepted after it.
         for call in list(self.register.live):
             call.end(EndReason.DRAINED)
         with trio.move_on_after(2 * self._options.close_timeout_s):
-            await self._wait_empty()
+            await self.wait_empty()
         # A listener that is closed now would miss the carrier's last word: the minutes it bills.
         with trio.move_on_after(self._options.close_timeout_s):
             for call in last:
@@ -589,7 +588,8 @@ class Calls:
         logger.info("drained", live=self.live_count)
         self._drained.set()
 
-    async def _wait_empty(self) -> None:
+    async def wait_empty(self) -> None:
+        """Wait until no call is live."""
         while self.live_count:
             await self._empty.wait()
 

@@ -52,7 +52,7 @@ def add_health(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
     @hide
     async def metrics() -> Any:
         """Prometheus text; where there are several processes, each has its own samples."""
-        if not service.cluster.are_several:
+        if not service.cluster.has_others and not service.cluster.siblings():
             text = generate_latest(service.metrics.registry)
         else:
             theirs = [answer.text for answer in await elsewhere.everyone()]

@@ -20,6 +20,7 @@ from trio.testing import wait_all_tasks_blocked
 from benchmarks.processes import family
 from server.agent.agent import Agent
 from server.carrier import CallStatus
+from server.cluster.alone import Alone
 from server.cluster.cluster import Cluster
 from server.cluster.directory.meeting import AVAILABLE
 from server.cluster.passing_on import PASSED_ON, Hop
@@ -123,6 +124,76 @@ async def test_one_process_alone_shares_nothing(meeting, tmp_path):
     assert await alone.registry.claim("CA1") == Holding(alone.me, 1)
     assert await alone.registry.owner("CA1") == Holding(alone.me, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_may_be_taken_over_takes_a_place_and_keeps_nothing_for_others(meeting):
+    alone = Cluster()
+    with ExitStack() as stack:
+        alone.join(1, places=4, where=meeting)
+        stack.callback(alone.leave)
+
+        assert alone.are_several
+        assert not alone.has_others
+        assert alone.path == "/n/0"
+        assert alone.siblings() == []
+        assert alone.of_key("client", "key") == alone.new_calls.choose() == "0"
+
+
+def test_a_process_of_a_machine_among_others_has_its_place_in_its_name(meeting):
+    old, new = (Cluster(node="a", secrets=["s" * 32], make_registry=Alone) for _ in range(2))
+    with ExitStack() as stack:
+        for each in (old, new):
+            each.join(1, places=4, where=meeting)
+            stack.callback(each.leave)
+
+        assert (old.path, new.path) == ("/n/a.0", "/n/a.1")
+        assert (old.registry.me, new.registry.me) == (old.me, new.me)
+        assert old.has_others
+        assert new.name_of_number(3) == "a.3"
+
+
+def test_a_server_that_takes_over_is_chosen_from_the_moment_it_steps_in(meeting):
+    with ExitStack() as stack:
+        old, *new = clusters = [Cluster() for _ in range(3)]
+        for each, count in zip(clusters, (1, 2, 2), strict=True):
+            each.stands_aside = each is not old
+            each.join(count, places=4, where=meeting, speaks_for_all=each is not new[1])
+            stack.callback(each.leave)
+            each.report = lambda: Load(accepts=True)
+            each.publish()
+        keys = [f"key {number}" for number in range(50)]
+        before = {each.new_calls.choose() for each in clusters}
+        keys_before = {each.of_key("client", key) for each in clusters for key in keys}
+        for each in clusters:
+            each.stands_aside = each is old
+            each.publish()
+        after = {each.new_calls.choose() for each in clusters}
+        keys_after = {each.of_key("client", key) for each in clusters for key in keys}
+
+        assert [each.number for each in clusters] == [0, 1, 2]
+        assert [each.speaks_for_all for each in clusters] == [True, True, False]
+        assert before == keys_before == {"0"}
+        assert after == {"1", "2"}
+        assert keys_after == {"1", "2"}
+        assert old.live_elsewhere == 0
+        assert old.accepts_elsewhere
+
+
+def test_a_key_stays_with_its_process_whoever_else_comes_or_goes(three, meeting):
+    first, second, third = three
+    keys = [f"key {number}" for number in range(200)]
+
+    before = {key: first.of_key("client", key) for key in keys}
+    third.stands_aside = True
+    third.publish()
+    without = {key: second.of_key("client", key) for key in keys}
+    third.stands_aside = False
+    third.publish()
+
+    assert set(before.values()) == {"0", "1", "2"}
+    assert set(without.values()) == {"0", "1"}
+    assert all(without[key] == name for key, name in before.items() if name != "2")
+    assert {key: third.of_key("client", key) for key in keys} == before
 
 
 async def test_the_first_claim_decides_whose_a_call_is(three):

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +66,8 @@ class ServerProcess:
     twilio: TwilioSimulator
     gemini: GeminiSimulator
     directory: Path
+    begin: Callable[..., Awaitable[trio.Process]]
+    """Starts another process like it, with a command's words and environment of its own."""
 
     async def make_call(self, number: str) -> httpx2.Response:
         return await self.http.post("/make-call", json={"destination_number": number})
@@ -166,32 +168,41 @@ async def server_process(
         arguments = [
             word.format(port=port) for word in (COMMANDS | TWO_PROCESSES | OF_TESTS)[command]
         ]
-        process = await nursery.start(
-            partial(
-                trio.run_process,
-                [sys.executable, *arguments],
-                cwd=directory,
-                env=environment | {"PYTHONPATH": str(ROOT), "TMPDIR": temporary},
-                check=False,
-                start_new_session=True,
-                stdout=output,
-                preexec_fn=limit if limits else None,
-                stderr=subprocess.STDOUT,
-                capture_stdout=False,
+        started: list[trio.Process] = []
+
+        async def begin(*words: str, **others: object) -> trio.Process:
+            own = {name.upper(): str(value) for name, value in others.items()}
+            process = await nursery.start(
+                partial(
+                    trio.run_process,
+                    [sys.executable, *words],
+                    cwd=directory,
+                    env=environment | {"PYTHONPATH": str(ROOT), "TMPDIR": temporary} | own,
+                    check=False,
+                    start_new_session=True,
+                    stdout=output,
+                    preexec_fn=limit if limits else None,
+                    stderr=subprocess.STDOUT,
+                    capture_stdout=False,
+                )
             )
-        )
+            started.append(process)
+            return process
+
+        process = await begin(*arguments)
         headers = {"Authorization": f"Bearer {API_KEY}"}
         async with httpx2.AsyncClient(
             base_url=url, trust_env=False, headers=headers, timeout=PATIENCE_S
         ) as http:
-            server = ServerProcess(process, http, twilio, gemini, directory)
+            server = ServerProcess(process, http, twilio, gemini, directory, begin)
             try:
                 with trio.fail_after(PATIENCE_S):
                     await server.wait_ready()
                     yield server
             finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+                for each in started:
+                    if each.poll() is None:
+                        os.killpg(each.pid, signal.SIGKILL)
         nursery.cancel_scope.cancel()
 
 

@@ -38,7 +38,7 @@ class Board:
     Args:
         path: The file they share; made if it is not there.
         number: Which row is ours.
-        count: How many processes there shall be.
+        count: How many processes there can be.
     """
 
     def __init__(self, path: Path, *, number: int, count: int) -> None:
@@ -102,7 +102,13 @@ class Board:
 
     def others(self) -> list[int]:
         """The processes that are there beside us."""
-        return [n for n in range(self._count) if n != self._number and self.is_there(n)]
+        return [n for n in self.ever_there() if self.is_there(n)]
+
+    def staying(self) -> list[int]:
+        """The rows that are in use, without those of processes that are about to end."""
+        numbers = self._numbers
+        rows = [(n, n * _ROW) for n in range(self._count)]
+        return [n for n, row in rows if numbers[row + _BEAT] and not numbers[row + _DRAINING]]
 
     def ever_there(self) -> list[int]:
         """The processes beside us that have not said that they go: some may be gone."""

@@ -57,7 +57,7 @@ class Directory:
     Args:
         where: The directory; somebody holds its gate.
         gate: The gate.
-        count: How many processes there shall be.
+        places: How many processes there can be.
         node: The machine's name; None if it is the only one.
 
     Raises:
@@ -66,19 +66,18 @@ class Directory:
 
     is_away = False
 
-    def __init__(self, where: Path, gate: Gate, *, count: int, node: str | None) -> None:
-        self.count = count
+    def __init__(self, where: Path, gate: Gate, *, places: int, node: str | None) -> None:
         self._where = where
         self._node = node
         self._gate = gate
-        self._names = [name_of(node, number) for number in range(count)]
+        self._names = [name_of(node, number) for number in range(places)]
         self._refusals = Sparing()
-        self.number, self._lock = take_place(where, count)
+        self.number, self._lock = take_place(where, places)
         try:
             self._claims = Claims(where, gate)
             # Of one in our place that has died: its last calls' carrier may yet ask for them.
             self._claims.release_all(self._names[self.number], older_than_s=ORPHANED_S)
-            self.board = Board(where / "board", number=self.number, count=count)
+            self.board = Board(where / "board", number=self.number, count=places)
         except BaseException:
             os.close(self._lock)
             raise
@@ -88,11 +87,20 @@ class Directory:
         self._keeper = Keeper(self._claims, self._tell_unusable)
 
     @classmethod
-    def join(cls, count: int, *, where: str | None = None, node: str | None = None) -> Self:
+    def join(
+        cls,
+        count: int,
+        *,
+        places: int | None = None,
+        where: str | None = None,
+        node: str | None = None,
+    ) -> Self:
         """Take a place among so many processes.
 
         Args:
             count: How many there shall be.
+            places: How many there can be, those of a server that takes over from this one, or the
+                other way round, among them; None for no others.
             where: The name of their directory; None for the one that only they can know.
             node: The machine's name; None if it is the only one.
 
@@ -111,7 +119,7 @@ class Directory:
                 try:
                     with gate.held(GATE_TIMEOUT_S) as alone:
                         if alone and gate.is_the_one:
-                            joined = cls(directory, gate, count=count, node=node)
+                            joined = cls(directory, gate, places=places or count, node=node)
                             return joined
                 finally:
                     if joined is None:
@@ -138,7 +146,7 @@ class Directory:
         finally:
             os.close(self._lock)
         if alone:
-            clear_away(self._where, self.count)
+            clear_away(self._where)
 
     # -- who is there ----------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import multiprocessing
 import os
-import secrets
 import shutil
 import socket
 import stat
@@ -30,13 +29,21 @@ MAX_PATH_BYTES = 90
 def shared_secret(purpose: str) -> str:
     """A secret of 128 bits that all processes of this server have, and nobody else.
 
-    A process that was spawned has its parent's ``authkey``: random, and never on any disk. In one
-    that was not, there are no others.
+    It comes from the process's ``authkey``: random, and never on any disk. One that was spawned has
+    its parent's, and a server that takes over from another is told that one's: :func:`share`.
     """
-    if multiprocessing.parent_process() is None:
-        return secrets.token_hex(16)
     key = bytes(multiprocessing.current_process().authkey)
     return hmac.digest(key, f"offhook {purpose}".encode(), "sha256").hex()[:32]
+
+
+def secret_to_share() -> bytes:
+    """What another server has to know to be one with this one; for nobody else, and for no disk."""
+    return bytes(multiprocessing.current_process().authkey)
+
+
+def share(secret: bytes) -> None:
+    """Be one with the server whose secret this is; before anything is made of ours."""
+    multiprocessing.current_process().authkey = secret
 
 
 def private_directory(name: str) -> Path:
@@ -88,7 +95,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def take_place(directory: Path, count: int) -> tuple[int, int]:
-    """Take a place among so many processes: its number, and its lock; nobody else comes meanwhile.
+    """Take one of so many places: its number, and its lock; nobody else comes meanwhile.
 
     Raises:
         ConfigurationError: All of them are taken.
@@ -99,9 +106,9 @@ def take_place(directory: Path, count: int) -> tuple[int, int]:
     raise ConfigurationError(f"there are {count} processes of this server already")
 
 
-def clear_away(directory: Path, count: int) -> None:
+def clear_away(directory: Path) -> None:
     """Remove the directory if nobody is left in it; nobody comes or leaves meanwhile."""
-    places = [try_lock(directory / f"{number}.lock") for number in range(count)]
+    places = [try_lock(path) for path in directory.glob("*.lock")]
     try:
         if None not in places:
             # What those have left who were killed, too; and the gate last, for whoever has got

@@ -1,0 +1,344 @@
+"""How a server is taken over by another on the same machine: where they meet, and what they say.
+
+Whoever serves waits at a Unix socket in a private directory that is named by the address it
+listens at. A new server of the same user, started with ``--take-over``, comes there:
+
+::
+
+    new                                old
+     │ {"speaks": 2}                ──▶ │
+     │ ◀── {"speaks": 2, "secret": …}   │   with the listening socket (SCM_RIGHTS)
+     │ … starts, with the old one's secret: they have one directory of processes, one made key …
+     │ {"ready": true}              ──▶ │
+     │ ◀──           {"relieved": true} │   accepts no more, and ends when its calls have
+     │ accepts; waits at the Unix socket in the old one's place
+
+Until it is ready nothing has changed for the old one, however the new one ends. Both accept from
+one queue of the system's, so that nobody is refused between them. The secret is on no disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import struct
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from server.cluster.directory.meeting import private_directory, secret_to_share, share
+from server.errors import CannotListen, ConfigurationError, ServerError
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+SPEAKS = 2
+"""Raised when servers of before and after could not be one: when this talk changes, or what the
+processes of a server have in common (:mod:`server.cluster`)."""
+MAX_MESSAGE_BYTES = 4096
+ANSWER_TIMEOUT_S = 10.0
+"""Neither has anything to do for its answer."""
+START_TIMEOUT_S = 300.0
+"""For a new server to be ready, with all its processes."""
+MOST_VISITORS = 8
+_CREDENTIALS = struct.Struct("3i")
+
+
+class TakeOverRefused(ServerError):
+    """The other server does not take part, or says what it must not; the message says why."""
+
+
+def meeting_point(host: str, port: int) -> str:
+    """The name of the directory where those meet who serve this address, one after the other."""
+    network = ""
+    with suppress(OSError):  # Linux: two may have the same address in networks of their own
+        network = str(Path("/proc/self/ns/net").stat().st_ino)
+    what = f"{os.getuid()} {network} {host} {port}"
+    return f"offhook-at-{port}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+
+
+# -- what they say ---------------------------------------------------------------------------
+
+
+def write_message(**facts: object) -> bytes:
+    """One message: a line of JSON."""
+    return json.dumps(facts).encode() + b"\n"
+
+
+def read_message(line: bytes) -> Mapping[str, Any]:
+    """What a message says.
+
+    Raises:
+        TakeOverRefused: It is none, or refuses.
+    """
+    try:
+        facts = json.loads(line)
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise TakeOverRefused("it said something that is no message of a take-over")
+    if "refused" in facts:
+        raise TakeOverRefused(str(facts["refused"])[:200])
+    return facts
+
+
+def check_version(facts: Mapping[str, Any]) -> None:
+    """Check that the other server can be one with this one.
+
+    Raises:
+        TakeOverRefused: It is too old, or too new.
+    """
+    if facts.get("speaks") != SPEAKS:
+        raise TakeOverRefused(
+            f"the two versions do not go together (take-over {SPEAKS} here, "
+            f"{str(facts.get('speaks'))[:20]} there): stop the old one and start the new one"
+        )
+
+
+async def _receive(
+    connection: trio.SocketStream, timeout_s: float
+) -> tuple[Mapping[str, Any], socket.socket | None]:
+    """Receive one message, and the socket that came with it."""
+    text, given = b"", None
+    try:
+        with trio.fail_after(timeout_s):
+            while not text.endswith(b"\n"):
+                some, rights, _, _ = await connection.socket.recvmsg(
+                    MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4)
+                )
+                for _, _, number in rights:
+                    if given is not None:
+                        given.close()
+                    given = socket.socket(fileno=int.from_bytes(number[:4], sys.byteorder))
+                    given.set_inheritable(False)
+                text += some
+                if not some:
+                    raise EOFError("it has gone")
+                if len(text) > MAX_MESSAGE_BYTES:
+                    raise TakeOverRefused("what it said is too long for a message")
+        return read_message(text), given
+    except BaseException:
+        if given is not None:
+            given.close()
+        raise
+
+
+def _check_user(connection: trio.SocketStream) -> None:
+    """Check that the other one is a process of this user, as the directory's mode says already."""
+    if not hasattr(socket, "SO_PEERCRED"):  # macOS
+        return
+    facts = connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    if _CREDENTIALS.unpack(facts)[1] != os.getuid():
+        raise TakeOverRefused("it is another user's")
+
+
+# -- the old one -----------------------------------------------------------------------------
+
+
+class Succession:
+    """Waits for a server that takes over.
+
+    Args:
+        listener: Goes to that one; a duplicate is kept until then.
+        host: The address that we were told to listen at.
+        port: The port that we listen at.
+
+    Attributes:
+        relieved: Set when another server has taken over.
+    """
+
+    def __init__(self, listener: socket.socket, host: str, port: int) -> None:
+        self.relieved = trio.Event()
+        # Not socket.dup, which lets accept() block, for all who have this socket.
+        self._listener = socket.socket(fileno=os.dup(listener.fileno()))
+        self._where = meeting_point(host, port)
+        self._is_asked = False
+        self._visitors = trio.CapacityLimiter(MOST_VISITORS)
+
+    async def run(self) -> None:
+        """Wait until relieved; one that cannot be found there serves all the same."""
+        with self._listener:
+            try:
+                point = private_directory(self._where) / "meet"
+                unix = _listen_in_place_of(point)
+            except (ConfigurationError, OSError) as error:
+                logger.warning("this server cannot be taken over", error=str(error))
+                await trio.sleep_forever()
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(unix))
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(trio.serve_listeners, self._meet, [listener])
+                    await self.relieved.wait()
+                    nursery.cancel_scope.cancel("another waits there now")
+            finally:
+                if not self.relieved.is_set():  # else it is the other one's
+                    with suppress(OSError):
+                        point.unlink()
+                        point.parent.rmdir()
+
+    async def _meet(self, connection: trio.SocketStream) -> None:
+        try:
+            self._visitors.acquire_on_behalf_of_nowait(connection)
+        except trio.WouldBlock:
+            await connection.aclose()
+            return
+        try:
+            async with connection:
+                await self._talk(connection)
+        except (EOFError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            logger.warning("take-over not finished; this server goes on", error=repr(error))
+        except Exception:
+            logger.exception("take-over failed by a bug of ours; this server goes on")
+        finally:
+            self._visitors.release_on_behalf_of(connection)
+
+    async def _talk(self, connection: trio.SocketStream) -> None:
+        try:
+            _check_user(connection)
+            check_version(await _message(connection, ANSWER_TIMEOUT_S))
+            if self._is_asked:
+                raise TakeOverRefused("another take-over is under way: try again when it is over")
+        except TakeOverRefused as refusal:
+            logger.warning("take-over refused", reason=str(refusal))
+            with trio.move_on_after(ANSWER_TIMEOUT_S):
+                await connection.send_all(write_message(refused=str(refusal)))
+            return
+        self._is_asked = True
+        try:
+            await self._hand_over(connection)
+        finally:
+            self._is_asked = False
+
+    async def _hand_over(self, connection: trio.SocketStream) -> None:
+        offer = write_message(speaks=SPEAKS, secret=secret_to_share().hex())
+        number = self._listener.fileno().to_bytes(4, sys.byteorder)
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, number)
+        # It is far less than fits into the socket of somebody who has been sent nothing.
+        await connection.socket.sendmsg([offer], [rights])
+        logger.info("another server starts, to take over")
+        try:
+            said = await _message(connection, START_TIMEOUT_S)
+            if said.get("ready") is not True:
+                raise TakeOverRefused("it did not say that it is ready")
+        except (TakeOverRefused, trio.TooSlowError) as error:
+            reason = str(error) or f"it was not ready within {START_TIMEOUT_S:.0f} s"
+            logger.warning("take-over refused", reason=reason)
+            with trio.move_on_after(ANSWER_TIMEOUT_S):
+                await connection.send_all(write_message(refused=reason))
+            return
+        # It serves from now on, whether or not it lives to hear that.
+        with trio.CancelScope(shield=True), trio.move_on_after(ANSWER_TIMEOUT_S):
+            await connection.send_all(write_message(relieved=True))
+            self.relieved.set()
+
+
+async def _message(connection: trio.SocketStream, timeout_s: float) -> Mapping[str, Any]:
+    facts, given = await _receive(connection, timeout_s)
+    if given is not None:
+        given.close()
+    return facts
+
+
+def _listen_in_place_of(point: Path) -> socket.socket:
+    """Listen at this path, which nobody finds empty who looks for the server before us there."""
+    ours = point.with_name(f"{os.getpid()}")
+    ours.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(ours))
+        listener.listen(MOST_VISITORS)
+        ours.replace(point)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+# -- the new one -----------------------------------------------------------------------------
+
+
+class Predecessor:
+    """The server that is to be taken over: asked, and waiting for us to be ready.
+
+    Attributes:
+        listener: Its listening socket, and ours.
+    """
+
+    def __init__(self, connection: trio.SocketStream, listener: socket.socket) -> None:
+        self._connection = connection
+        self.listener = listener
+
+    @classmethod
+    async def ask(cls, host: str, port: int) -> Predecessor:
+        """Ask the server at this address for its listening socket, and be one with it.
+
+        Raises:
+            CannotListen: There is none, or it refuses.
+        """
+        connection = None
+        try:
+            point = private_directory(meeting_point(host, port)) / "meet"
+            with trio.fail_after(ANSWER_TIMEOUT_S):
+                connection = await trio.open_unix_socket(point)
+                _check_user(connection)
+                await connection.send_all(write_message(speaks=SPEAKS))
+            facts, listener = await _receive(connection, ANSWER_TIMEOUT_S)
+            if listener is None:
+                raise TakeOverRefused("it gave no listening socket")
+            try:
+                check_version(facts)
+                share(bytes.fromhex(str(facts.get("secret"))))
+            except BaseException:
+                listener.close()
+                raise
+            return cls(connection, listener)
+        except BaseException as error:
+            if connection is not None:
+                await trio.aclose_forcefully(connection)
+            raise _refused(error, host, port) from error
+
+    async def relieve(self) -> None:
+        """We are ready: the other one accepts no more connections when this returns.
+
+        Raises:
+            CannotListen: It has given us up meanwhile, and goes on serving.
+        """
+        try:
+            async with self._connection:
+                with trio.fail_after(ANSWER_TIMEOUT_S):
+                    await self._connection.send_all(write_message(ready=True))
+                await _message(self._connection, ANSWER_TIMEOUT_S)
+        except TakeOverRefused as refusal:
+            raise CannotListen(f"cannot take over: {refusal}") from refusal
+        except (EOFError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            # It ended by itself, or hangs: all the more it is our turn.
+            logger.warning("the server before this one does not answer", error=repr(error))
+
+    def close(self) -> None:
+        """Leave it as it was, unless it has been relieved."""
+        self._connection.socket.close()
+        self.listener.close()
+
+
+def _refused(error: BaseException, host: str, port: int) -> BaseException:
+    match error:
+        case TakeOverRefused():
+            reason = str(error)
+        case FileNotFoundError() | ConnectionRefusedError():
+            reason = (
+                "no server of this user waits for that with this address (and TMPDIR); "
+                "start without --take-over"
+            )
+        case trio.TooSlowError() | EOFError() | OSError() | trio.BrokenResourceError():
+            reason = f"it does not answer ({error!r})"
+        case ValueError():
+            reason = "what it said is no secret"
+        case _:
+            return error
+    return CannotListen(f"cannot take over the server at {host}:{port}: {reason}")

@@ -1,0 +1,400 @@
+"""A server that takes over from another on the same machine, under calls that go on and come."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from server.carrier import CallStatus
+from server.serving.succession import (
+    MAX_MESSAGE_BYTES,
+    SPEAKS,
+    TakeOverRefused,
+    check_version,
+    meeting_point,
+    read_message,
+    write_message,
+)
+from tests.support.processes import ServerProcess, server_process
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="needs systemd's way of being told"),
+    pytest.mark.sockets,
+    pytest.mark.slow,
+]
+
+ROOMY = {
+    "calls_per_s": 1000,
+    "max_loop_lag_s": 60,
+    "media_timeout_s": 60,
+    "drain_timeout_s": 60,
+}  # busy machines
+HANGS_UP = "+15005550103"
+TAKE_OVER = ("-m", "server", "--take-over")
+
+
+class Manager:
+    """What systemd is to a service: told when it is ready, and which process it is."""
+
+    def __init__(self, directory: Path) -> None:
+        self.address = str(directory / "notify")
+        self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    async def wait_ready(self) -> int:
+        """The process that has said that it is ready."""
+        said = dict(line.split("=") for line in (await self._socket.recv(4096)).decode().split())
+        assert said["READY"] == "1"
+        return int(said["MAINPID"])
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncGenerator[Manager]:
+        with self._socket:
+            await self._socket.bind(self.address)
+            yield self
+
+
+@pytest.fixture
+async def manager(tmp_path):
+    async with Manager(tmp_path).listening() as each:
+        yield each
+
+
+def _reasons(directory: Path) -> dict[str, str]:
+    with closing(sqlite3.connect(directory / "offhook.db")) as database:
+        return dict(database.execute("SELECT call_sid, reason FROM offhook_calls"))
+
+
+def _meet(server: ServerProcess, temporary: str) -> str:
+    host, port = "127.0.0.1", server.http.base_url.port
+    return f"{temporary}/{meeting_point(host, port)}/meet"
+
+
+async def _place(server: ServerProcess, number: str):
+    answer = await server.make_call(number)
+    assert answer.status_code == 201, answer.text
+    return server.twilio.calls[answer.json()["call_sid"]]
+
+
+async def _hang_up(server: ServerProcess, phone) -> None:
+    assert (await server.http.post(f"/calls/{phone.call_sid}/hang-up")).is_success
+    await phone.wait_ended()
+
+
+# -- under calls -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one process", "two"])
+async def test_calls_go_on_and_new_ones_are_taken_while_another_server_takes_over(
+    tmp_path, manager, workers
+):
+    command = "python -m server --workers" if workers else "python -m server"
+    placed, inbound, not_ready = [], [], []
+    enough = trio.Event()
+    async with server_process(tmp_path, command, host="127.0.0.1", **ROOMY) as server:
+        url = str(server.http.base_url).rstrip("/")
+
+        async def keep_calling(task_status) -> None:
+            while not enough.is_set():
+                placed.append(await _place(server, HANGS_UP))
+                inbound.append(
+                    server.twilio.dial_in(
+                        f"{url}/twiml", from_number="+15005550199", script="hangs-up"
+                    )
+                )
+                if len(placed) == 2:
+                    task_status.started()
+                await trio.sleep(1.0)  # 2 new calls a second; nothing waits for it
+
+        async def keep_asking() -> None:
+            while not enough.is_set():
+                answer = await server.http.get("/readyz")
+                if not answer.is_success:
+                    not_ready.append(answer.text)
+                await trio.sleep(0.05)
+
+        before = [await server.talking_call() for _ in range(2)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_asking)
+            await nursery.start(keep_calling)
+            successor = await server.begin(*TAKE_OVER, *workers, notify_socket=manager.address)
+            main_pid = await manager.wait_ready()
+            here = len(placed)
+            while len(placed) < here + 3:
+                await placed[-1].wait_ended()
+                await trio.sleep(0.05)
+            enough.set()
+        still = [phone.status for phone in before]
+        states = [
+            (await server.http.get(f"/calls/{phone.call_sid}")).json()["state"] for phone in before
+        ]
+        after = await server.talking_call()
+        for phone in before:
+            await _hang_up(server, phone)
+        status = await server.process.wait()
+        ready = await server.http.get("/readyz")
+        heard = await server.talking_call()
+        for phone in (after, heard):
+            await _hang_up(server, phone)
+        for phone in (*placed, *inbound):
+            await phone.wait_ended()
+        successor.send_signal(signal.SIGTERM)
+        last_status = await successor.wait()
+
+    assert (status, last_status) == (0, 0)
+    assert main_pid == successor.pid
+    assert not_ready == []
+    assert still == [CallStatus.IN_PROGRESS] * 2
+    assert states == ["live"] * 2
+    assert ready.status_code == 200
+    reasons = _reasons(tmp_path)
+    assert {reasons[phone.call_sid] for phone in (*placed, *inbound)} == {"caller-hung-up"}
+    assert {reasons[phone.call_sid] for phone in (*before, after, heard)} == {"hung-up"}
+    reports = [report for phone in (*before, *placed) for report in phone.reports]
+    assert {code for _, code in reports} == {204}
+    assert all(phone.reports[-1][0] is CallStatus.COMPLETED for phone in (*before, *placed))
+
+
+async def test_a_server_is_taken_over_again_while_the_one_before_it_still_has_a_call(
+    tmp_path, manager
+):
+    async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
+        phones, processes = [await server.talking_call()], [server.process]
+        for workers in ((), ("--workers", "2")):
+            processes.append(
+                await server.begin(*TAKE_OVER, *workers, notify_socket=manager.address)
+            )
+            await manager.wait_ready()
+            phones.append(await server.talking_call())
+        still = [phone.status for phone in phones]
+        running = [process.poll() for process in processes]
+        for phone in phones:
+            await _hang_up(server, phone)
+        statuses = [await process.wait() for process in processes[:2]]
+        processes[2].send_signal(signal.SIGTERM)
+        statuses.append(await processes[2].wait())
+
+    assert still == [CallStatus.IN_PROGRESS] * 3
+    assert running == [None] * 3
+    assert statuses == [0] * 3
+    assert set(_reasons(tmp_path).values()) == {"hung-up"}
+
+
+@pytest.mark.parametrize("told", ["old", "new"])
+async def test_a_stop_of_either_ends_its_own_calls_and_not_the_others(tmp_path, manager, told):
+    async with server_process(
+        tmp_path, "python -m server", host="127.0.0.1", **{**ROOMY, "drain_timeout_s": 0.2}
+    ) as server:
+        # The one that is told nothing has time.
+        long = {"drain_timeout_s": 60}
+        if told == "old":
+            old, new_settings = server.process, long
+        else:
+            first = await server.begin(*TAKE_OVER, **long, notify_socket=manager.address)
+            await manager.wait_ready()
+            await server.process.wait()
+            old, new_settings = first, {}
+        on_old = await server.talking_call()
+        new = await server.begin(*TAKE_OVER, **new_settings, notify_socket=manager.address)
+        await manager.wait_ready()
+        on_new = await server.talking_call()
+        process, ended, other = (old, on_old, on_new) if told == "old" else (new, on_new, on_old)
+        process.send_signal(signal.SIGTERM)
+        await ended.wait_ended()
+        status = await process.wait()
+        still = other.status
+
+    assert status == 0
+    assert still is CallStatus.IN_PROGRESS
+    assert _reasons(tmp_path) == {ended.call_sid: "drained"}
+
+
+async def test_the_command_returns_when_the_server_it_began_serves(tmp_path, manager):
+    async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
+        command = await server.begin(*TAKE_OVER, "--detach", notify_socket=manager.address)
+        status = await command.wait()
+        main_pid = await manager.wait_ready()
+        try:
+            old_status = await server.process.wait()
+            ready = await server.http.get("/readyz")
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(main_pid, signal.SIGTERM)
+
+    assert (status, old_status, ready.status_code) == (0, 0, 200)
+    assert main_pid != command.pid
+
+
+# -- when it goes wrong ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "status"),
+    [
+        ((), {"drain_timeout_s": "soon"}, 2),
+        ((), {"recordings_dir": "/proc/nowhere"}, None),
+        (("--workers", "2"), {"recordings_dir": "/proc/nowhere"}, None),
+        (("--detach",), {"drain_timeout_s": "soon"}, 1),
+    ],
+    ids=["bad setting", "fails at start", "fails at start in two processes", "detached"],
+)
+async def test_a_server_that_does_not_start_leaves_the_other_as_it_was(
+    tmp_path, words, settings, status
+):
+    async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
+        phone = await server.talking_call()
+        successor = await server.begin(*TAKE_OVER, *words, **settings)
+        failed = await successor.wait()
+        still = phone.status
+        another = await server.talking_call()
+        running = server.process.poll()
+
+    assert failed != 0 if status is None else failed == status
+    assert still is another.status is CallStatus.IN_PROGRESS
+    assert running is None
+
+
+async def test_a_server_that_is_killed_before_it_is_ready_leaves_the_other_as_it_was(
+    tmp_path, manager
+):
+    async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
+        phone = await server.talking_call()
+        meet = _meet(server, _temporary(server))
+        for kill in (True, False):
+            async with await trio.open_unix_socket(meet) as stream:
+                await stream.send_all(write_message(speaks=SPEAKS))
+                offer = await stream.receive_some(MAX_MESSAGE_BYTES)  # its socket is not taken
+                if not kill:
+                    await stream.send_all(write_message(ready="perhaps"))
+                    said = await stream.receive_some(MAX_MESSAGE_BYTES)
+        await server.begin(*TAKE_OVER, notify_socket=manager.address)
+        await manager.wait_ready()
+        status = phone.status
+
+    assert read_message(offer)["speaks"] == SPEAKS
+    with pytest.raises(TakeOverRefused, match="ready"):
+        read_message(said)
+    assert status is CallStatus.IN_PROGRESS
+
+
+async def test_nobody_takes_over_where_nobody_serves(tmp_path):
+    async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        successor = await server.begin(*TAKE_OVER, "--port", str(port))
+
+        assert await successor.wait() == 1
+
+
+def _temporary(server: ServerProcess) -> str:
+    environment = Path(f"/proc/{server.process.pid}/environ").read_bytes().split(b"\0")
+    return next(line[7:].decode() for line in environment if line.startswith(b"TMPDIR="))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff\xfe\n",
+        b"[" * 4000 + b"\n",
+        b"x" * (2 * MAX_MESSAGE_BYTES),
+        b"{}\n",
+        b'{"speaks": 99}\n',
+        b'{"speaks": ',
+        b"",
+    ],
+    ids=["http", "no text", "nested", "too long", "nothing", "another version", "half", "silent"],
+)
+async def test_a_stranger_who_says_something_else_does_no_harm(tmp_path, manager, said):
+    async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
+        phone = await server.talking_call()
+        stream = await trio.open_unix_socket(_meet(server, _temporary(server)))
+        async with stream:
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(said)
+            # Whoever is still there while another takes over holds nothing up.
+            await server.begin(*TAKE_OVER, notify_socket=manager.address)
+            await manager.wait_ready()
+        still = phone.status
+        await _hang_up(server, phone)
+
+        assert await server.process.wait() == 0
+        assert still is CallStatus.IN_PROGRESS
+
+
+async def test_one_server_takes_over_at_a_time(tmp_path):
+    async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
+        async with await trio.open_unix_socket(_meet(server, _temporary(server))) as stream:
+            await stream.send_all(write_message(speaks=SPEAKS))
+            await stream.receive_some(MAX_MESSAGE_BYTES)
+            second = await server.begin(*TAKE_OVER)
+
+            assert await second.wait() == 1
+        assert (await server.http.get("/readyz")).is_success
+
+
+# -- what they say ---------------------------------------------------------------------------
+
+
+def test_a_message_is_read_as_it_was_written():
+    assert read_message(write_message(speaks=1, secret="00ff")) == {"speaks": 1, "secret": "00ff"}
+
+
+@pytest.mark.parametrize("line", [b"", b"\xff", b"[]", b"7", b"null", b"{" * 100_000])
+def test_what_is_no_message_is_refused(line):
+    with pytest.raises(TakeOverRefused, match="no message"):
+        read_message(line)
+
+
+def test_a_refusal_says_why():
+    with pytest.raises(TakeOverRefused, match="under way"):
+        read_message(json.dumps({"refused": "another take-over is under way"}).encode())
+
+
+@pytest.mark.parametrize("spoken", [SPEAKS + 1, 0, None, "1", {}])
+def test_another_version_is_refused_in_words(spoken):
+    with pytest.raises(TakeOverRefused, match="stop the old one"):
+        check_version({"speaks": spoken})
+
+
+# -- under systemd ---------------------------------------------------------------------------
+
+UNIT = Path(__file__).parents[2] / "deploy" / "offhook.service"
+SYSTEMD_ANALYZE = shutil.which("systemd-analyze")
+
+
+def test_the_unit_reloads_with_the_words_it_starts_with():
+    lines = dict(
+        line.split("=", 1) for line in UNIT.read_text().splitlines() if re.match(r"[A-Z]\w+=", line)
+    )
+
+    assert lines["ExecReload"] == lines["ExecStart"] + " --take-over --detach"
+    assert (lines["Type"], lines["NotifyAccess"]) == ("notify", "all")
+    assert lines["KillMode"] == "control-group"
+
+
+@pytest.mark.skipif(SYSTEMD_ANALYZE is None, reason="systemd-analyze is not here")
+def test_systemd_accepts_the_unit(tmp_path):
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/opt/offhook/.venv/bin/python", sys.executable))
+    done = subprocess.run(
+        [SYSTEMD_ANALYZE, "verify", "--man=no", str(unit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert [line for line in done.stderr.splitlines() if UNIT.name in line] == []
