@@ -270,11 +270,8 @@ class Cluster:
         if self._make_registry is None:
             return
         for name, seen in self.registry.others().items():
-            if seen.age_s < SILENT_S and not self._is_sibling(name):
+            if seen.age_s < SILENT_S and self.sibling_number(name) is None:
                 yield seen
-
-    def _is_sibling(self, name: str) -> bool:
-        return self._directory is not None and self._directory.number_of(name) is not None
 
     def sibling_number(self, name: str) -> int | None:
         """The number of a process of this machine; None for any other name."""
@@ -291,7 +288,7 @@ class Cluster:
         """Who has a name now; None for a name that nobody has."""
         if name == self.me.name:
             return self.me
-        if self._directory is not None and self._is_sibling(name):
+        if self._directory is not None and self.sibling_number(name) is not None:
             return self._directory.member(name)
         seen = self.registry.others().get(name)
         return None if seen is None else seen.member
@@ -300,7 +297,7 @@ class Cluster:
         """Whether a process is known to be gone, with all that it knew of its calls."""
         if member == self.me:
             return False
-        if self._directory is not None and self._is_sibling(member.name):
+        if self._directory is not None and self.sibling_number(member.name) is not None:
             return self._directory.is_gone(member)
         return not self.registry.is_away and self.member(member.name) != member
 
@@ -313,7 +310,9 @@ class Cluster:
         if self.is_gone(member):
             return False
         seen = self.registry.others().get(member.name)
-        return self._is_sibling(member.name) or (seen is not None and seen.age_s < QUIET_S)
+        if self._directory is not None and self.sibling_number(member.name) is not None:
+            return True
+        return seen is not None and seen.age_s < QUIET_S
 
     # -- our calls -------------------------------------------------------------------------
 
