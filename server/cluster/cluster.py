@@ -110,11 +110,6 @@ class Cluster:
         return self._make_registry is not None
 
     @property
-    def number(self) -> int:
-        """Which of the processes of this machine this one is."""
-        return 0 if self._directory is None else self._directory.number
-
-    @property
     def path(self) -> str:
         """What stands before the paths of this process's own addresses; empty if it is alone."""
         return path_of(self.me.name) if self.are_several else ""

@@ -348,6 +348,7 @@ class Recordings:
                 self._stop(recorder, "disk-too-slow", len(caller))
             if is_last or recorder.stopped is not None:
                 self._recorders.pop(recorder.call_sid, None)
+        failures.clear()  # or what was raised holds what holds it
 
     def _take(self, now: float) -> Generator[tuple[Recorder, bytes, bytes, bool]]:
         """What has become certain of each call, and whether that is all."""

@@ -24,7 +24,7 @@ def main(where: str, count: int) -> None:
     cluster.join(count, where=where)
     cluster.report = lambda: Load(accepts=True)
     cluster.publish()
-    answer: object = cluster.number
+    answer: object = int(cluster.me.name)
     while True:
         print(json.dumps(answer), flush=True)  # noqa: T201
         match sys.stdin.readline().split():
@@ -33,10 +33,10 @@ def main(where: str, count: int) -> None:
                 cluster.publish()
                 answer = trio.run(claim, cluster, int(calls), dead)
             case ["take-turns", directory, rounds]:
-                answer = take_turns(Path(directory), int(rounds), seed=cluster.number)
+                answer = take_turns(Path(directory), int(rounds), seed=int(cluster.me.name))
             case ["join"]:
                 cluster.join(count, where=where)
-                answer = cluster.number
+                answer = int(cluster.me.name)
             case ["leave"]:
                 cluster.leave()
                 answer = "left"
