@@ -184,7 +184,7 @@ def _telling(name: str) -> Generator[None]:
     """Whatever goes wrong on the way to a process, it is lost to us."""
     try:
         yield
-    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+    except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL) as error:
         raise WorkerLost(name, reached=False) from error
     except (httpx2.TransportError, trio.TooSlowError) as error:
         raise WorkerLost(name, reached=True) from error

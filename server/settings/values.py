@@ -227,12 +227,12 @@ def web_url(url: str) -> str:
 
 
 def node_url(url: str) -> str:
-    """Where a node is reached by others: a web address without a path.
+    """Where a node is reached by others: a web address without a path, on a network of their own.
 
     Raises:
         ValueError: What is wrong with it.
     """
-    parts = _split(url, ("http", "https"))
+    parts = _split(url, ("http",))
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError("must be no more than http://host:port")
     return _origin_of(parts)

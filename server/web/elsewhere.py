@@ -33,8 +33,9 @@ MAX_ASKED = 10
 them more than whoever asks has of it."""
 LIST_TIMEOUT_S = 2.0
 """For others to say which calls they have; one that is gone shall not hold the list up."""
-TAKEOVER_ASK_S = 0.7
-"""For the process of a call whose caller hears nothing meanwhile; then another takes the call."""
+TAKEOVER_ASK_S = 1.2
+"""For the process of a call whose caller hears nothing meanwhile; then another takes the call. It
+is longer than that one takes to be sure that a stream is not heard any more (``STREAM_OVER_S``)."""
 HOLD_ON_S = 2.0
 """How long the carrier waits for a registry that is away; it asks again after three seconds."""
 HOLD_ON_PAUSE_S = 0.1

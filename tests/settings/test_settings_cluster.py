@@ -164,3 +164,9 @@ def test_streams_may_go_to_one_host_for_all():
 def test_an_address_that_no_stream_can_be_opened_at_is_refused(address):
     with pytest.raises(ConfigurationError, match="STREAM_URL"):
         Settings.load(stream_url=address)
+
+
+@pytest.mark.parametrize("address", ["https://10.0.0.3:8000", "http://a:b@10.0.0.3", "10.0.0.3"])
+def test_an_address_that_no_node_asks_at_is_refused(address):
+    with pytest.raises(ConfigurationError, match="NODE_URL"):
+        Settings.load(**CLUSTER | {"node_url": address})

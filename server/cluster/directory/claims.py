@@ -11,7 +11,6 @@ that one who has lost the call cannot write over what its next owner keeps.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -21,6 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from server.cluster.registry import Holding, Member, Seized
+
+with suppress(ImportError):  # Windows, where there is one process only
+    import fcntl
 
 GATE_TIMEOUT_S = 0.5
 """Behind it are a few system calls; a process that stops there holds nobody up for longer."""

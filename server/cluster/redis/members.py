@@ -17,6 +17,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 NAMESAKE_AFTER_S = 5.0
 """A predecessor of this name that was killed was heard of shortly before us, but not since."""
 NAMESAKE_AGE_S = 1.0
+MAX_PAUSE_S = 900.0
+"""Nobody says longer at once, whatever stands there."""
 
 Pause = tuple[str, float]
 """What the model's service refuses, and until when."""
@@ -89,7 +91,8 @@ class Members:
         if lost:  # whoever has told of a pause tells of it again
             self._to_tell = self._last_told
         else:
-            self._paused = self._told_by_another(pause, now + pause_ms / 1000)
+            pause_s = min(max(pause_ms / 1000, 0.0), MAX_PAUSE_S)
+            self._paused = self._told_by_another(pause, now + pause_s)
         self._look_for_a_namesake(now - self._began_at)
         return bool(lost)
 
