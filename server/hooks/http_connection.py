@@ -13,13 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
-from quart.asgi import ASGIHTTPConnection
 from quart.wrappers import Request, base
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 if TYPE_CHECKING:
     from hypercorn.typing import (
         ASGIReceiveCallable,
+        ASGIReceiveEvent,
         ASGISendCallable,
         ASGISendEvent,
     )
@@ -36,31 +36,26 @@ GONE: type[Exception] = getattr(base, "ClientDisconnectedError", _Never)
 class HttpConnection(TrioASGIHTTPConnection):
     """One request; a client that leaves cancels it only while there is something to cancel."""
 
-    _is_complete = False
-
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Serve the request, in the task that brought it; another hears what more comes of it."""
+        """Serve the request."""
+        complete = False
 
         async def noting_send(event: ASGISendEvent) -> None:
+            nonlocal complete
             if event["type"] == "http.response.body" and not event["more_body"]:
-                self._is_complete = True
+                complete = True
             await send(event)
 
-        request = self._create_request_from_scope(send)
+        async def needed_receive() -> ASGIReceiveEvent:
+            event = await receive()
+            if complete and event["type"] == "http.disconnect":
+                await trio.sleep_forever()  # the request ends by itself, and this with it
+            return event
+
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.handle_messages, nursery, request, receive)
-                await self.handle_request(nursery, request, noting_send)
+            await super().__call__(needed_receive, noting_send)
         except* GONE:
             pass
-
-    async def handle_messages(  # type: ignore[override]
-        self, nursery: trio.Nursery, request: Request, receive: ASGIReceiveCallable
-    ) -> None:
-        """Give the request its body, and end it when the client goes before it is answered."""
-        await ASGIHTTPConnection.handle_messages(self, request, receive)
-        if not self._is_complete:
-            nursery.cancel_scope.cancel("the client has gone")
 
     async def handle_request(  # type: ignore[override]
         self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
