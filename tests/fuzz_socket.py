@@ -582,6 +582,9 @@ def _ending(answer: bytes, *, closed: bool) -> str:
 # Judgement
 
 
+MAX_LOOKS = 100
+
+
 @contextlib.contextmanager
 def judged(victim: Victim, report: Report) -> Generator[None]:
     """Look at a server before and after the block; what is wrong then goes into the report."""
@@ -606,12 +609,15 @@ def judged(victim: Victim, report: Report) -> Generator[None]:
 
 
 def _settled_descriptors(victim: Victim) -> dict[int, int]:
-    """Fewest of a few looks: the answer to a question of ours may still be open."""
-    looks = []
-    for _ in range(5):
+    """As many as there are for a while: an answer of ours may still be open, or a parent's door not
+    yet."""
+    looks = [victim.descriptors()]
+    while len(looks) < MAX_LOOKS and (
+        len(looks) < 5 or any(look != looks[-1] for look in looks[-5:])
+    ):
+        time.sleep(0.1)
         looks.append(victim.descriptors())
-        time.sleep(0.02)
-    return {member: min(look.get(member, 0) for look in looks) for member in looks[0]}
+    return looks[-1]
 
 
 def _judge_log(

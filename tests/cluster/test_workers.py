@@ -80,7 +80,7 @@ def test_each_takes_a_place_and_gives_it_back(meeting, tmp_path):
     first.leave()
     late.join(2, where=meeting)
 
-    assert (first.number, second.number, late.number) == (0, 1, 0)
+    assert [each.me.name for each in (first, second, late)] == ["0", "1", "0"]
     assert stat.S_IMODE((tmp_path / meeting).stat().st_mode) == 0o700
     second.leave()
     late.leave()
@@ -170,7 +170,7 @@ def test_a_server_that_takes_over_is_chosen_from_the_moment_it_steps_in(meeting)
         after = {each.new_calls.choose() for each in clusters}
         keys_after = {each.of_key("client", key) for each in clusters for key in keys}
 
-        assert [each.number for each in clusters] == [0, 1, 2]
+        assert [each.me.name for each in clusters] == ["0", "1", "2"]
         assert [each.speaks_for_all for each in clusters] == [True, True, False]
         assert before == keys_before == {"0"}
         assert after == {"1", "2"}
@@ -233,7 +233,7 @@ async def test_what_a_process_had_is_nobodys_when_another_takes_its_place(three,
     second.leave()
     second.join(3, where=meeting)
 
-    assert second.number == 1
+    assert second.me.name == "1"
     assert await first.registry.owner("CA1") is None
     assert await first.registry.owner("CA2") == Holding(first.me, 1)
 

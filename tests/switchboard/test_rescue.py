@@ -112,7 +112,7 @@ class Process:
         self.store = store
         self.carrier = MemoryCarrier()
         self.kept: list[dict[str, Any]] = []
-        self.cluster = Cluster(node="a", secret=SECRET, make_registry=partial(Shared, store))
+        self.cluster = Cluster(node="a", secrets=[SECRET], make_registry=partial(Shared, store))
         self.peers = self.cluster.peers = Peers()  # type: ignore[assignment]
         registry = self.cluster.registry
         self.calls: Calls = make_calls(
