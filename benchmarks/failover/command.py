@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.chaos.lines import LineFailed
 from benchmarks.failover.judge import Outcome, broken
 from benchmarks.failover.rows import BY_NAME, ROWS, Row
-from benchmarks.failover.world import HAS_REGISTRY, NO_REGISTRY, World, open_world
+from benchmarks.failover.world import World, open_world
 from benchmarks.options import Options, machine, machine_line
 from benchmarks.point import PointFailed
 
@@ -83,8 +83,6 @@ def run(options: Options) -> dict[str, object]:
         "updates_wait": chosen.updates_wait,
     }
     console.print(machine_line(machine(PACKAGES)), highlight=False)
-    if not HAS_REGISTRY:
-        console.print(f"{NO_REGISTRY}: each node is a server of its own, as before")
     outcomes: dict[str, Outcome] = {}
     skipped: dict[str, str] = {}
     for row in (BY_NAME[name] for name in chosen.only or BY_NAME):
@@ -119,8 +117,6 @@ def try_row(
     realtime: bool = False,
 ) -> Outcome:
     """Do one row in a world of its own; whatever goes wrong is its outcome, and never ours."""
-    if row.why_nothing:
-        return Outcome(failed=row.why_nothing)
     began = time.monotonic()
     try:
         with (

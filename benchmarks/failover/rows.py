@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,7 +32,7 @@ from benchmarks.failover.talk import (
     place,
     see,
 )
-from benchmarks.failover.world import HAS_REGISTRY, NO_REGISTRY, Node, Spec, World
+from benchmarks.failover.world import Node, Spec, World
 
 FROZEN_S = 10.0
 CUT_OFF_S = 12.0
@@ -60,8 +59,6 @@ class Row:
     spec: Spec
     act: Callable[[World, int], Outcome]
     bounds: Bounds = field(default_factory=Bounds)
-    is_of_cluster: bool = True
-    """Whether it is about nothing where there is no registry."""
     most_s: float = 300.0
     """No row may take longer, whatever happens."""
 
@@ -75,11 +72,6 @@ class Row:
         if self.spec.registry and (why := why_no_redis()):
             return why
         return why_no_network() if self.spec.has_networks else ""
-
-    @property
-    def why_nothing(self) -> str:
-        """Why this server cannot be asked for it at all; empty if it can."""
-        return NO_REGISTRY if self.is_of_cluster and not HAS_REGISTRY else ""
 
 
 def _calls(act: Callable[[World], Fault], watch_s: float) -> Callable[[World, int], Outcome]:
@@ -200,8 +192,8 @@ def _under_load(
     began = time.monotonic()
     world.doubles.ask(
         "load",
-        urls=[world.public_url] if HAS_REGISTRY and world.redis else [_front(world)],
-        public_url=world.public_url if HAS_REGISTRY and world.redis else _front(world),
+        urls=[world.public_url] if world.redis else [_front(world)],
+        public_url=world.public_url if world.redis else _front(world),
         per_s=LOAD_PER_S,
         call_s=LOAD_CALL_S,
     )
@@ -273,26 +265,11 @@ def _upgrade(world: World, checks: list[Check]) -> None:
         time.sleep(STEADY_S)
 
 
-def _can_take_over() -> str:
-    """Why a server cannot be upgraded in place; empty if it can."""
-    said = subprocess.run(
-        [sys.executable, "-m", "server", "--help"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        cwd=processes.ROOT,
-    )
-    return "" if "--take-over" in said.stdout else "this server has no --take-over"
-
-
 def _rolling(world: World, calls: int) -> Outcome:
     return _under_load(world, _roll, refused_s=1.0)
 
 
 def _in_place(world: World, calls: int) -> Outcome:
-    if why := _can_take_over():
-        return Outcome(failed=why)
     return _under_load(world, _upgrade, refused_s=0.0)
 
 
@@ -417,7 +394,6 @@ ROWS = (
         Spec(),
         _calls(_cut_lines, 8.0),
         Bounds(stream_max_s=0.5, heard_p95_s=1.0, least_hit=1.0),
-        is_of_cluster=False,
     ),
     Row(
         "worker",
@@ -426,7 +402,6 @@ ROWS = (
         Spec(nodes=1, workers=4, registry=""),
         _calls(_kill_worker, 10.0),
         Bounds(heard_p95_s=1.5, least_hit=0.05),
-        is_of_cluster=False,
     ),
     Row(
         "node",
@@ -435,7 +410,6 @@ ROWS = (
         Spec(),
         _calls(_kill_node, 10.0),
         Bounds(heard_p95_s=2.0, least_hit=0.2),
-        is_of_cluster=False,
     ),
     Row(
         "frozen",
@@ -444,7 +418,6 @@ ROWS = (
         Spec(),
         _calls(_freeze_node, 10.0),
         Bounds(heard_p95_s=6.0, least_hit=0.2),
-        is_of_cluster=False,
     ),
     Row(
         "cut-off",
@@ -453,7 +426,6 @@ ROWS = (
         Spec(has_networks=True),
         _calls(_cut_off_node, 10.0),
         Bounds(heard_p95_s=6.0, least_hit=0.2),
-        is_of_cluster=False,
     ),
     Row(
         "empty",
@@ -477,7 +449,6 @@ ROWS = (
         "none cut; refused ≤ 1 s",
         Spec(),
         _rolling,
-        is_of_cluster=False,
         most_s=420.0,
     ),
     Row(
@@ -486,7 +457,6 @@ ROWS = (
         "none cut, none refused",
         Spec(nodes=1, registry=""),
         _in_place,
-        is_of_cluster=False,
     ),
     Row(
         "dials",
@@ -494,7 +464,6 @@ ROWS = (
         "5.0 ± 0.1 a second",
         Spec(settings={"CALLS_PER_S": f"{DIALS_PER_S:g}"}),
         _dials,
-        is_of_cluster=False,
     ),
     Row(
         "takeovers",

@@ -33,7 +33,6 @@ from benchmarks.failover.stores import (
 )
 from benchmarks.pinned import REALTIME_PRIORITY
 from benchmarks.point import Keys, free_port, wait_ready
-from server.settings.settings import Settings
 
 ROOM = 40
 """Calls that a node takes beyond all that there are."""
@@ -42,8 +41,6 @@ DOWN_AFTER_S = 1.0
 """When sentinels miss a primary."""
 HTTP_TIMEOUT_S = 5.0
 STARTED_S = 10.0
-HAS_REGISTRY = "registry_url" in Settings.model_fields
-NO_REGISTRY = "this server has no setting REGISTRY_URL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +252,7 @@ def open_world(
             unknowns=dict(unknowns),
         )
         _start_database(world, stack)
-        if spec.registry and HAS_REGISTRY:
+        if spec.registry:
             _start_registry(world)
         _start_nodes(world, stack, homes, calls)
         yield world

@@ -220,7 +220,7 @@ def test_a_row_that_takes_too_long_ends_and_is_an_outcome(monkeypatch):
         time.sleep(30.0)
 
     monkeypatch.setattr("benchmarks.failover.command.open_world", hang)
-    row = Row("r", "r", "", Spec(registry=""), hang, is_of_cluster=False, most_s=0.05)
+    row = Row("r", "r", "", Spec(registry=""), hang, most_s=0.05)
 
     outcome = try_row(row, 1, {})
 
