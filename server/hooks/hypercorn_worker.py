@@ -40,7 +40,7 @@ from server.hooks.connections import Doors, Listener
 from server.hooks.detach import DetachableServer
 from server.hooks.keeper import keep_worker, kept, workers_under_command
 from server.hooks.sockets import BACKLOG
-from server.hooks.stopping import StopSignals, in_main_thread
+from server.hooks.stopping import StopSignals, hang_up, in_main_thread
 from server.logs import output
 from server.supervision import first_of
 
@@ -221,7 +221,9 @@ async def _serve_in_program(app: AppWrapper, config: Config, **options: Any) -> 
     await serve_worker(app, config, drain=served.drain, failed=served.failed, **options)
 
 
-STOP_SIGNALS = StopSignals({signal.SIGTERM: False, signal.SIGINT: True})
+STOP_SIGNALS = StopSignals(
+    {signal.SIGTERM: False, signal.SIGINT: True} | dict.fromkeys(hang_up(), False)
+)
 """In a process of the ``hypercorn`` command. Its master sends SIGTERM to each worker still running
 when the first has ended, so a later one says nothing new: the drain has a deadline of its own. A
 second Ctrl+C ends the process at once."""
@@ -278,6 +280,10 @@ async def _serve_under_command(
             task_status.started(addresses)
     if served.failed is not None and served.failed.is_set():
         sys.exit(FAILED_STATUS)
+    if STOP_SIGNALS.came.intersection(hang_up()) and master is not None and master.is_alive():
+        # A terminal that closes tells everybody, and hypercorn would begin anew with other workers.
+        assert master.pid is not None
+        os.kill(master.pid, signal.SIGTERM)
 
 
 # ------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from server.hooks.stopping import in_main_thread
+from server.hooks.stopping import hang_up, in_main_thread
 from server.supervision import Restarts
 
 SIGNALLED_STATUS = 128
@@ -86,7 +86,8 @@ def keep_worker(count: int) -> None:
     is_child = multiprocessing.parent_process() is not None
     if sys.platform != "linux" or count < 2 or not is_child or not in_main_thread():
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
+    stops = (signal.SIGTERM, *hang_up())
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*stops, signal.SIGINT, signal.SIGCHLD))
     gc.collect()
     gc.freeze()  # or the first collection in a worker would copy every page
     restarts, has_served = Restarts(), False
@@ -111,7 +112,7 @@ def keep_worker(count: int) -> None:
             message = "offhook: one worker after another died soon: the whole server is to stop\n"
             os.write(sys.stderr.fileno(), message.encode())
             os._exit(status)
-        if signal.sigtimedwait((signal.SIGTERM,), pause_s) is not None:
+        if signal.sigtimedwait(stops, pause_s) is not None:
             os._exit(0)
         kept.replaces = status
 
@@ -125,7 +126,7 @@ def _wait_end(worker: int) -> tuple[int, bool]:
             status = os.waitstatus_to_exitcode(how)
             return (status if status >= 0 else SIGNALLED_STATUS - status), is_told
         # One that is held back comes as soon as it is waited for: nothing is missed in between.
-        number = signal.sigwait((signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
+        number = signal.sigwait((signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *hang_up()))
         is_told |= number != signal.SIGCHLD
-        if number == signal.SIGTERM:  # a Ctrl+C comes to everybody by itself
+        if number == signal.SIGTERM:  # a Ctrl+C or SIGHUP comes to everybody by itself
             os.kill(worker, number)

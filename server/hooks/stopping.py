@@ -10,6 +10,7 @@ for the event loop, as what comes late because all of us were held up was said w
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -30,6 +31,16 @@ INSISTED = 6
 comes while a process is stopped is one of each kind."""
 
 
+def hang_up() -> tuple[signal.Signals, ...]:
+    """SIGHUP, which a terminal that closes sends, unless whoever started us has it ignored.
+
+    ``nohup`` does, and what it starts is to outlive the terminal.
+    """
+    if sys.platform == "win32" or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return ()
+    return (signal.SIGHUP,)
+
+
 class StopSignals:
     """The wish to stop, of which an event loop is told when there is one.
 
@@ -39,6 +50,8 @@ class StopSignals:
 
     Attributes:
         asked: Whether any of them has come.
+        came: Which of them have come.
+        again: The number of the first that was to end the process at once; 0 if none was.
     """
 
     def __init__(self, signals: Mapping[signal.Signals, bool]) -> None:
@@ -50,6 +63,8 @@ class StopSignals:
         self._on_again: Callable[[], object] | None = None
         self._was_long_ago = False  # as the event loop sees it
         self.asked = False
+        self.came: set[int] = set()
+        self.again = 0
 
     def install(self) -> None:
         """Catch the signals from now on; only the main thread may do so."""
@@ -58,6 +73,8 @@ class StopSignals:
         if sys.platform != "win32":
             # Whoever has started us may have held them back until somebody is here to take them.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+            # An interpreter at its end lets go of them before the process has ended.
+            atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, self._signals)
 
     @contextmanager
     def told(
@@ -67,7 +84,8 @@ class StopSignals:
 
         Args:
             stop: Set at once if it has been asked already.
-            on_again: Called in the event loop instead of ending the process at once.
+            on_again: Called in the event loop instead of ending the process at once;
+                :attr:`again` says which signal asks for it.
         """
         self._on_first, self._on_again = stop.set, on_again
         self._token = trio.lowlevel.current_trio_token()
@@ -82,6 +100,7 @@ class StopSignals:
         # Between any two instructions of the main thread: it must not log.
         now = time.monotonic()
         self._times += 1
+        self.came.add(number)
         if not self.asked:
             self.asked, self._first_at = True, now
             self._tell(self._begin)
@@ -89,6 +108,7 @@ class StopSignals:
             if self._on_again is None:
                 output.drain()
                 os._exit(128 + number)  # as a process that dies of it
+            self.again = self.again or number
             self._tell(self._on_again)
 
     def _is_later(self, now: float) -> bool:

@@ -26,11 +26,13 @@ import trio
 from server import logs
 from server.app import create_app
 from server.cluster.directory.board import MAX_WORKERS
+from server.cluster.directory.directory import clear_away_after
 from server.cluster.directory.meeting import AVAILABLE
 from server.errors import CannotListen, ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS
+from server.hooks.keeper import SIGNALLED_STATUS
 from server.hooks.sockets import raise_file_limit
-from server.hooks.stopping import StopSignals, signals_held_back
+from server.hooks.stopping import StopSignals, hang_up, signals_held_back
 from server.logs import output
 from server.serving.notify import Detached
 from server.serving.single import listen, serve
@@ -42,7 +44,7 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 READY, STEP_IN, STEP_ASIDE = b"ready", b"step in", b"step aside"
 MAX_WORD_BYTES = 16
-STOP = (signal.SIGTERM, signal.SIGINT)
+STOP = (signal.SIGTERM, signal.SIGINT, *hang_up())
 
 
 class _NeverStarted(Exception):
@@ -103,7 +105,8 @@ class Master:
         host, port = self._settings.host, self._settings.port
         predecessor = await Predecessor.ask(host, port) if self._takes_over else None
         listener = predecessor.listener if predecessor else listen(host, port)
-        resource_tracker.ensure_running()  # or a start would, and let signals through as it does
+        with signals_held_back(*hang_up()):  # or it would die of it; the others it ignores
+            resource_tracker.ensure_running()  # or a start would, and let signals through
         status = 0
         try:
             with listener, self._signals.told(self._stopping, self._kill):
@@ -121,6 +124,9 @@ class Master:
                 predecessor.close()
         if self._refusal is not None:
             raise self._refusal
+        clear_away_after()
+        if self._signals.again:
+            return SIGNALLED_STATUS + self._signals.again
         return FAILED_STATUS if self._gave_up else status
 
     async def _begin(self, predecessor: Predecessor | None, listener: socket.socket) -> None:
@@ -215,7 +221,8 @@ class Master:
 
 def master_signals() -> StopSignals:
     """What stops a server of several processes."""
-    return StopSignals(dict.fromkeys(STOP, True))
+    ends_it = {signal.SIGTERM: True, signal.SIGINT: True}
+    return StopSignals(ends_it | dict.fromkeys(hang_up(), False))
 
 
 def _statuses(failures: BaseExceptionGroup[_NeverStarted]) -> list[int]:

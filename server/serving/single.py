@@ -1,7 +1,7 @@
 """Run the app under hypercorn inside our own trio program, with a drain before the shutdown.
 
-hypercorn cuts open connections after its grace period and tells nobody; so on SIGTERM or SIGINT
-the calls are drained first and hypercorn is asked to stop only when the last one has ended.
+hypercorn cuts open connections after its grace period and tells nobody; so on SIGTERM, SIGINT or
+SIGHUP the calls are drained first and hypercorn is asked to stop only when the last one has ended.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from server.cluster.directory.meeting import AVAILABLE
 from server.errors import CannotListen, ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS, make_config, serve_worker
 from server.hooks.sockets import BACKLOG, holder_of, limit_unread
-from server.hooks.stopping import StopSignals
+from server.hooks.stopping import StopSignals, hang_up
 from server.serving.notify import Detached
 from server.serving.succession import Predecessor, Succession
 from server.settings.settings import Settings
@@ -189,7 +189,7 @@ def _join(app: OffhookApp, *, must: bool) -> bool:
 
 def stop_signals() -> StopSignals:
     """What stops a server in one process: a second Ctrl+C ends it at once."""
-    wanted = {signal.SIGTERM: False, signal.SIGINT: True}
+    wanted = {signal.SIGTERM: False, signal.SIGINT: True} | dict.fromkeys(hang_up(), False)
     if sys.platform == "win32":
         wanted[signal.SIGBREAK] = True  # the only one that a parent can send there
     return StopSignals(wanted)

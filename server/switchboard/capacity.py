@@ -6,6 +6,7 @@ Decisions alone, without a clock: who asks says what time it is, and what the sy
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -159,6 +160,11 @@ def fitting_calls(descriptors: int | None, in_use: int, *, records_calls: bool) 
     return max(1, (descriptors - in_use - DESCRIPTORS_PER_SETUP) // per_call)
 
 
+LOOKS = 3
+"""Descriptors are short when they are at so many looks: many who come at once have some until the
+idle ones that make room for them are closed."""
+
+
 class Room:
     """What is left of descriptors and memory, as it was seen last.
 
@@ -168,7 +174,7 @@ class Room:
 
     def __init__(self, descriptors: int | None = None) -> None:
         self._descriptors = descriptors
-        self._in_use: int | None = 0
+        self._in_use: deque[float] = deque((0.0,), maxlen=LOOKS)
         self._left_bytes: float = math.inf
         self._call_bytes = USUAL_CALL_BYTES
         self._before_bytes: int | None = None
@@ -182,7 +188,7 @@ class Room:
 
     def see_descriptors(self, lowest_free: int | None) -> None:
         """All below this number are in use; None: all of them are."""
-        self._in_use = lowest_free
+        self._in_use.append(math.inf if lowest_free is None else lowest_free)
 
     def see_memory(self, left_bytes: int, used_bytes: int, limit: str, calls: int) -> None:
         """How much is left of what allows the least, and how much so many calls have.
@@ -211,7 +217,7 @@ class Room:
         """
         if self._descriptors is not None:
             needed = (setups + 1) * DESCRIPTORS_PER_SETUP
-            if self._in_use is None or self._in_use + needed > self._descriptors:
+            if min(self._in_use) + needed > self._descriptors:
                 raise CallRefused(
                     "there are not enough file descriptors for one more call (raise ulimit -n)",
                     reason="descriptors",

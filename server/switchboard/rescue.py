@@ -221,14 +221,16 @@ class Rescue:
             self._absence.told(missed_s())
             self._may_act_at = now + SETTLE_S
         is_settled = now >= self._may_act_at and not is_away
+        if self._cluster.stands_aside:  # and ends soon
+            return False
         return is_settled and not calls.draining and not calls.has_failed
 
     async def _look_after(self, name: str, member: Member, under_way: set[Member]) -> None:
         try:
             self._left_alone[member] = trio.current_time() + self._lease_s
-            if await self._answers(name) or not await self._lease_is_over(name):
+            if await self._answers(name) or not await self._lease_is_over(member):
                 return
-            if not await self._rescue_calls_of(name, member):
+            if not await self._rescue_calls_of(member):
                 self._left_alone[member] = inf
         except RegistryAway:
             pass
@@ -246,9 +248,9 @@ class Rescue:
                 return True
         return False
 
-    async def _lease_is_over(self, name: str) -> bool:
+    async def _lease_is_over(self, member: Member) -> bool:
         """Wait for the rest of a lease; False if its process is heard of meanwhile, or has left."""
-        while (seen := self._cluster.registry.others().get(name)) is not None:
+        while (seen := self._seen(member)) is not None:
             if seen.age_s >= self._lease_s:
                 return True
             if seen.age_s < asked_from_s(self._lease_s):
@@ -256,7 +258,13 @@ class Rescue:
             await trio.sleep(max(self._lease_s - seen.age_s, JUST_AFTER_S))
         return False
 
-    async def _rescue_calls_of(self, name: str, member: Member) -> bool:
+    def _seen(self, member: Member) -> Seen | None:
+        """What was last heard of a process, though another may have its name by now."""
+        others = self._cluster.registry.others()
+        found = (others.get(member.name), others.get(str(member)))
+        return next((seen for seen in found if seen and seen.member == member), None)
+
+    async def _rescue_calls_of(self, member: Member) -> bool:
         """Take over what a process has left; returns whether there was anything."""
         left = list((await self._cluster.registry.calls_of(member)).items())
         if left:
@@ -265,7 +273,7 @@ class Rescue:
         async with trio.open_nursery() as nursery:
             for call_sid, holding in left:
                 await self._take_turn()
-                is_gone = await self._lease_is_over(name)
+                is_gone = await self._lease_is_over(member)
                 if not is_gone or not self._may_act() or not self._has_room():
                     break
                 nursery.start_soon(self._rescue, call_sid, holding)

@@ -43,10 +43,12 @@ def test_cut_lines_are_judged_by_the_clock_that_is_asked_for():
 @pytest.mark.sockets
 @pytest.mark.slow
 async def test_a_call_over_many_connections_loses_nothing_and_cuts_nothing(autojump_clock):
-    outcome = await long_call(170.0, 30.0)
+    outcome = await long_call(200.0, 30.0)
 
     assert outcome["end"] == "caller-hung-up"
-    assert [one["reason"] for one in outcome["rotations"]] == ["go-away"] * 5
+    reasons = [one["reason"] for one in outcome["rotations"]]
+    assert reasons == ["go-away"] * len(reasons)
+    assert len(reasons) in (5, 6)  # as the moments that are drawn for them fall
     assert outcome["caller_samples_lost"] == 0
     assert outcome["caller_audio_identical"]
     assert outcome["agent_cut_ms"] == 0

@@ -739,10 +739,20 @@ async def test_whoever_leaves_a_body_half_said_is_sent_away_like_who_says_nothin
     monkeypatch.setattr(
         "server.hooks.hypercorn_worker.Doors", lambda: made.append(Doors()) or made[0]
     )
+    asked: list[str] = []
+
+    async def app(scope, receive, send) -> None:
+        asked.append(scope["type"])
+        await _reads_all(scope, receive, send)
+
+    def both_are_waited_for() -> bool:
+        doors = made[0]
+        return asked.count("http") == 2 and len(doors._waiting.keys() - doors._unheard) == 2
+
     head = b"POST / HTTP/1.1\r\n" + HOST + more + b"Content-Length: 3\r\n\r\n"
     with trio.fail_after(20):
         async with (
-            _served(_reads_all) as address,
+            _served(app) as address,
             await trio.open_tcp_stream(*address) as whole,
             await trio.open_tcp_stream(*address) as half,
         ):
@@ -750,7 +760,7 @@ async def test_whoever_leaves_a_body_half_said_is_sent_away_like_who_says_nothin
             while b"200" not in await whole.receive_some():
                 pass
             await half.send_all(head)
-            while len(made[0]._waiting) < 2 or made[0]._unheard:  # noqa: ASYNC110
+            while not both_are_waited_for():  # noqa: ASYNC110
                 await trio.sleep(0.01)
 
             assert made[0].admit(1_000_000)  # the one that is idle
@@ -837,7 +847,7 @@ async def test_more_idle_sockets_than_descriptors_do_not_end_the_service(nursery
         await trio.aclose_forcefully(client)
     process.terminate()
 
-    assert [answer[9:12] for answer in answers] == [b"200"] * 10
+    assert [answer for answer in answers if answer[9:12] != b"200"] == []
 
 
 # ------------------------------------------------------------------------------------------

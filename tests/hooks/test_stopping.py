@@ -66,6 +66,23 @@ async def test_who_asks_again_later_means_it_otherwise(signals, monkeypatch):
         await again.wait()
 
 
+async def test_which_signal_asked_again_is_known(signals, monkeypatch):
+    signals.install()
+    again = trio.Event()
+    monkeypatch.setattr(stopping, "AGAIN_AFTER_S", 0.0)
+
+    with signals.told(trio.Event(), again.set):
+        signal.raise_signal(signal.SIGTERM)
+        await trio.testing.wait_all_tasks_blocked()
+        before = signals.again
+        signal.raise_signal(signal.SIGINT)
+        await again.wait()
+
+    assert before == 0
+    assert signals.again == signal.SIGINT
+    assert signals.came == {signal.SIGTERM, signal.SIGINT}
+
+
 def freeze(seconds: float) -> None:
     """Do what SIGSTOP does to the loop."""
     time.sleep(seconds)
@@ -134,6 +151,27 @@ signal.raise_signal(signal.SIGINT)
     ended = subprocess.run([sys.executable, "-c", script], check=False)
 
     assert ended.returncode == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("started_with", "is_caught"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)]
+)
+def test_a_terminal_that_closes_is_a_wish_to_stop_unless_that_is_ignored(started_with, is_caught):
+    script = """
+import signal
+from server.hooks.stopping import StopSignals, hang_up
+signals = StopSignals(dict.fromkeys(hang_up(), False))
+signals.install()
+signal.raise_signal(signal.SIGHUP)
+print(signals.asked)
+"""
+    before = signal.signal(signal.SIGHUP, started_with)  # which a new process inherits
+    try:
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    assert ended.stdout.split() == [str(is_caught).encode()]
 
 
 def test_what_comes_while_a_process_starts_waits_until_it_can_be_caught():

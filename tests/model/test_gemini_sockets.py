@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -104,17 +106,22 @@ async def test_a_cancelled_call_still_closes_cleanly() -> None:
     assert [session.closed_by_client for session in simulator.sessions] == [1000] * 10
 
 
+async def accept_session(stream: trio.SocketStream) -> None:
+    """Answer as the service does until a session is ready."""
+    protocol = ServerProtocol()
+    while not (requests := protocol.events_received()):
+        protocol.receive_data(await stream.receive_some())
+    assert isinstance(requests[0], Request)
+    protocol.send_response(protocol.accept(requests[0]))
+    protocol.send_text(b'{"setupComplete":{}}')
+    await stream.send_all(b"".join(protocol.data_to_send()))
+
+
 async def test_a_service_that_no_longer_reads_cannot_hold_up_a_hang_up(
     nursery: trio.Nursery,
 ) -> None:
     async def accept_and_fall_silent(stream: trio.SocketStream) -> None:
-        protocol = ServerProtocol()
-        while not (requests := protocol.events_received()):
-            protocol.receive_data(await stream.receive_some())
-        assert isinstance(requests[0], Request)
-        protocol.send_response(protocol.accept(requests[0]))
-        protocol.send_text(b'{"setupComplete":{}}')
-        await stream.send_all(b"".join(protocol.data_to_send()))
+        await accept_session(stream)
         await trio.sleep_forever()
 
     (listener,) = await nursery.start(
@@ -218,3 +225,40 @@ async def test_a_hang_up_amid_the_handshake_leaves_nothing_to_the_garbage_collec
     await listener.aclose()
 
     assert left == []
+
+
+@pytest.mark.parametrize("does", ["receives", "sends"])
+async def test_a_session_that_is_reset_leaves_nothing_to_the_garbage_collector(does: str) -> None:
+    translate_errors_without_rings()  # as the server has it
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    model = GeminiModel(api_key=KEY, url=f"ws://127.0.0.1:{port}")
+    codes: list[int | None] = []
+
+    async def talk() -> None:
+        try:  # what pytest.raises gives would be a ring of its own
+            async with model.open_connection(Agent()) as session:
+                while True:
+                    if does == "receives":
+                        await session.receive()
+                    else:
+                        await session.send(session.audio_message(silence(0.02)))
+        except ModelError as error:
+            codes.append(error.code)
+
+    async def open_and_reset() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk)
+            async with await listener.accept() as stream:
+                await accept_session(stream)
+                linger = struct.pack("ii", 1, 0)
+                stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    with trio.fail_after(60):
+        await open_and_reset()  # what first uses make stays
+        with garbage_kept() as left:
+            await open_and_reset()
+    await listener.aclose()
+
+    assert left == []
+    assert codes == [1006, 1006]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from functools import partial
 
 import pytest
 import trio
 
-from tests.support.processes import COMMANDS, stopped_in_mid_call
+from tests.support.processes import COMMANDS, TWO_PROCESSES, hang_ups_taken, stopped_in_mid_call
 from tests.support.serving import serving
 
 pytestmark = [pytest.mark.sockets, pytest.mark.slow]
@@ -28,6 +29,30 @@ async def test_a_stopped_server_says_goodbye_and_hangs_up(tmp_path):
             nursery.start_soon(
                 partial(stopped_in_mid_call, directory, "hypercorn", whole_group=True)
             )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGHUP")
+async def test_a_terminal_that_closes_cuts_no_call_without_a_goodbye(tmp_path):
+    with hang_ups_taken():
+        async with trio.open_nursery() as nursery:
+            for number, command in enumerate(COMMANDS):
+                directory = tmp_path / str(number)
+                directory.mkdir()
+                stop = partial(stopped_in_mid_call, whole_group=True, by=signal.SIGHUP)
+                nursery.start_soon(stop, directory, command)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGHUP")
+@pytest.mark.parametrize("command", TWO_PROCESSES)
+async def test_a_terminal_that_closes_has_each_of_several_processes_say_goodbye(tmp_path, command):
+    with hang_ups_taken():
+        await stopped_in_mid_call(tmp_path, command, whole_group=True, by=signal.SIGHUP)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGHUP")
+async def test_the_parent_of_several_processes_passes_a_hang_up_on(tmp_path):
+    with hang_ups_taken():
+        await stopped_in_mid_call(tmp_path, "python -m server --workers", by=signal.SIGHUP)
 
 
 async def test_an_idle_connection_does_not_hold_up_a_server_that_stops(fast_clock):

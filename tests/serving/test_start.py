@@ -76,6 +76,27 @@ async def test_a_second_ctrl_c_ends_the_server_at_once(tmp_path, capfd, command)
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
+async def test_a_second_ctrl_c_ends_several_processes_as_one_and_leaves_nothing_of_theirs(tmp_path):
+    command = "python -m server --workers"
+    async with server_process(tmp_path, command, drain_timeout_s=300) as server:
+        await server.both_ready()
+        await server.talking_call()
+        met_in = [each.name for each in server.temporary.iterdir()]
+        os.killpg(server.process.pid, signal.SIGINT)
+        await server.wait_ready(False)
+        while server.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(server.process.pid, signal.SIGINT)
+            await trio.sleep(0.1)
+        left = [each.name for each in server.temporary.iterdir() if each.name in met_in]
+        status = server.process.returncode
+
+    assert status == 128 + signal.SIGINT
+    assert met_in
+    assert left == []
+
+
 @asynccontextmanager
 async def _served_over_tls(directory: Path) -> AsyncGenerator[str]:
     authority = trustme.CA()

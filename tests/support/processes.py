@@ -8,8 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,6 +66,7 @@ class ServerProcess:
     twilio: TwilioSimulator
     gemini: GeminiSimulator
     directory: Path
+    temporary: Path
     begin: Callable[..., Awaitable[trio.Process]]
     """Starts another process like it, with a command's words and environment of its own."""
 
@@ -109,11 +110,23 @@ class ServerProcess:
                 return
             await trio.sleep(0.05)
 
-    def tell_to_stop(self, *, whole_group: bool = False) -> None:
+    def tell_to_stop(
+        self, *, whole_group: bool = False, by: signal.Signals = signal.SIGTERM
+    ) -> None:
         if whole_group:
-            os.killpg(self.process.pid, signal.SIGTERM)
+            os.killpg(self.process.pid, by)
         else:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(by)
+
+
+@contextmanager
+def hang_ups_taken() -> Generator[None]:
+    """Within the block, what is started takes SIGHUP though the tests themselves may not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @asynccontextmanager
@@ -194,7 +207,7 @@ async def server_process(
         async with httpx2.AsyncClient(
             base_url=url, trust_env=False, headers=headers, timeout=PATIENCE_S
         ) as http:
-            server = ServerProcess(process, http, twilio, gemini, directory, begin)
+            server = ServerProcess(process, http, twilio, gemini, directory, Path(temporary), begin)
             try:
                 with trio.fail_after(PATIENCE_S):
                     await server.wait_ready()
@@ -206,12 +219,18 @@ async def server_process(
         nursery.cancel_scope.cancel()
 
 
-async def stopped_in_mid_call(directory: Path, command: str, *, whole_group: bool = False) -> None:
+async def stopped_in_mid_call(
+    directory: Path,
+    command: str,
+    *,
+    whole_group: bool = False,
+    by: signal.Signals = signal.SIGTERM,
+) -> None:
     """A talking call and a ringing one when the server is told to stop; asserts what must come."""
     async with server_process(directory, command) as server:
         phone = await server.talking_call()
         ringing = (await server.make_call(RINGS_FOR_LONG)).json()["call_sid"]
-        server.tell_to_stop(whole_group=whole_group)
+        server.tell_to_stop(whole_group=whole_group, by=by)
         await server.wait_ready(False)
         refused = await server.make_call(NUMBER)
         await phone.wait_ended()

@@ -10,6 +10,7 @@ from server.errors import CallRefused
 from server.switchboard.capacity import (
     CALL_BYTES,
     DESCRIPTORS_PER_SETUP,
+    LOOKS,
     OURS_FOR_S,
     RESERVED_BYTES,
     USUAL_CALL_BYTES,
@@ -156,16 +157,28 @@ def test_calls_fit_into_the_descriptors_there_are():
 
 def test_a_call_is_refused_before_descriptors_run_out():
     room = Room(100)
-    room.see_descriptors(100 - DESCRIPTORS_PER_SETUP)
+    for _ in range(LOOKS):
+        room.see_descriptors(100 - DESCRIPTORS_PER_SETUP)
     room.check(0)
 
     with pytest.raises(CallRefused, match="ulimit -n") as refused:
         room.check(1)  # another one has not opened all that it needs
     assert refused.value.reason == "descriptors"
 
-    room.see_descriptors(None)
+    for _ in range(LOOKS):
+        room.see_descriptors(None)
     with pytest.raises(CallRefused):
         room.check(0)
+
+
+def test_descriptors_that_are_short_for_a_moment_refuse_nobody():
+    room = Room(100)
+    for _ in range(2 * LOOKS):
+        room.see_descriptors(10)
+    for _ in range(LOOKS - 1):
+        room.see_descriptors(None)
+
+    room.check(0)
 
 
 def test_a_call_is_refused_before_memory_runs_out():

@@ -88,6 +88,10 @@ class Keeping:
                 if not self._is_told:
                     self._is_told = True
                     logger.warning("call cannot be taken over", reason=str(error))
+            except Exception:
+                if not self._is_told:
+                    self._is_told = True
+                    logger.exception("call cannot be taken over by a bug of ours")
             else:
                 keep(c.call_sid, self._ownership.generation, state)
             await news.wait()

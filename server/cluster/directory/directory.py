@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -46,6 +47,27 @@ ORPHANED_S = 4 * 3600.0
 """No call that began so long ago lasts: the carrier's own limit, unless it is told another."""
 GATE_TIMEOUT_S = 10.0
 """How long a process that comes or goes may wait for others that do."""
+
+
+def _name() -> str:
+    """What the directory of this server is called: only its own processes can know."""
+    return f"offhook-{shared_secret('place')}"
+
+
+def clear_away_after() -> None:
+    """Remove the directory after the processes that we have started, if nobody is left in it.
+
+    The last one to leave does so itself, unless it is killed.
+    """
+    directory = Path(tempfile.gettempdir()) / _name()
+    with suppress(OSError):  # nobody has left one, or only the next server there would mind
+        gate = Gate(directory / "gate")
+        try:
+            with gate.held(GATE_TIMEOUT_S) as alone:
+                if alone and gate.is_the_one:
+                    clear_away(directory)
+        finally:
+            gate.close()
 
 
 class Directory:
@@ -113,7 +135,7 @@ class Directory:
         for _ in range(JOIN_TRIES):
             # The last one to leave, at this moment, clears away what we are about to use.
             with suppress(FileNotFoundError):
-                directory = private_directory(where or f"offhook-{shared_secret('place')}")
+                directory = private_directory(where or _name())
                 gate = Gate(directory / "gate")
                 joined = None
                 try:

@@ -35,6 +35,8 @@ class Keeper:
 
     def keep(self, call_sid: str, generation: int, state: bytes) -> None:
         """A call is now as this says."""
+        if generation < self._kept.get(call_sid, 0):
+            return  # of one that had the call before, and has just noticed
         self._new[call_sid] = generation, state
         self._kept[call_sid] = generation
         self._is_new.set()

@@ -114,7 +114,7 @@ def clear_away(directory: Path) -> None:
             # What those have left who were killed, too; and the gate last, for whoever has got
             # one of that name may come in.
             for name in ("calls", "kept"):
-                shutil.rmtree(directory / name)
+                shutil.rmtree(directory / name, ignore_errors=True)  # or it was never made
             for path in directory.iterdir():
                 if path.name != "gate":
                     path.unlink()

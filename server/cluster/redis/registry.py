@@ -263,6 +263,7 @@ class RedisRegistry:
         if is_held:
             (answer,) = await self._ask(self._steps.put(call_sid, me, generation, None))
             if answer:
+                await self._sure_of_nothing()  # or whoever took it over has not said so again yet
                 return True
         (answer,) = await self._ask(self._steps.owner(call_sid))
         if _is_missing(answer):

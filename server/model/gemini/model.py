@@ -68,11 +68,13 @@ class _Connection(ClientConnection):
             with trio.CancelScope(shield=True):
                 await super().recv_events()  # ends as soon as the stream is closed
         finally:
-            # By their frames they lead back to the protocol, which keeps them.
-            error: BaseException | None = self.protocol.parser_exc or self.protocol.handshake_exc
-            while error is not None:
-                error.__traceback__ = None
-                error = error.__cause__
+            # By their frames they lead back to this connection and its protocol, which keep them.
+            protocol = self.protocol
+            for kept in (protocol.parser_exc, protocol.handshake_exc, self.connection_exc):
+                error = kept
+                while error is not None:
+                    error.__traceback__ = None
+                    error = error.__cause__
 
 
 class _connect(websocket_connect):  # noqa: N801 - named as the class it specialises
