@@ -49,6 +49,7 @@ from server.web.media_door import MediaDoor, add_stream
 from server.web.once import Once
 from server.web.path_prefix import prefix_of, without_name, without_prefix
 from server.web.problems import answer_problems
+from server.web.static.files import add_pages
 from server.web.webhooks import add_webhooks
 
 
@@ -118,6 +119,7 @@ class OffhookApp(QuartTrio):
         check_bodies(self)  # after the guard: strangers are told nothing about bodies
         learn_address(self, service)
         add_health(self, service, elsewhere)
+        add_pages(self)
         answer_problems(self)
         answer_when_away(self)
 
@@ -181,6 +183,7 @@ def create_app(settings: Settings) -> OffhookApp:
         app,
         openapi_provider_class=_Description,
         info=Info(title="Offhook", version="0.1.0"),
+        swagger_ui_path=None,
         redoc_ui_path=None,
         scalar_ui_path=None,
         conversion_preference="pydantic",

@@ -15,6 +15,7 @@ FILES = sorted([*ROOT.glob("server/**/*.py"), *ROOT.glob("codec/*.py"), *ROOT.gl
 
 ROOMS = (
     ("server.__main__", "server.asgi"),
+    ("server.commands",),
     ("server.demo",),
     ("server.serving",),
     ("server.app",),

@@ -9,6 +9,7 @@ loopback interface and speak their real protocols to each other. The call is pla
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 import tempfile
 import time
@@ -41,9 +42,21 @@ ALL = "all"
 WORTH_TELLING_S = 1.0
 
 
-def run_demo(script: str) -> int:
-    """Run one script, or ``"all"`` of them; the value is the process's exit status."""
+def run_demo(script: str, out: Path | None = None) -> int:
+    """Run one script, or ``"all"`` of them; the value is the process's exit status.
+
+    Args:
+        script: Its name.
+        out: Where the recording is to be, instead of in a folder of its own.
+
+    Raises:
+        ConfigurationError: The settings that scripts leave alone do not fit, or ``out`` does not.
+    """
     console = Console()
+    if out is not None and script == ALL:
+        raise ConfigurationError("--out is for the recording of one script, not of all")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigurationError(f"--out {out}: there is no folder {out.absolute().parent}")
     if script != ALL and script not in DEMO_SCRIPTS:
         known = ", ".join((*DEMO_SCRIPTS, ALL))
         console.print(f"no such script: {script}; there are {known}", style="red")
@@ -58,7 +71,8 @@ def run_demo(script: str) -> int:
         if script == ALL:
             passed = trio.run(_run_all, console, directory, clock=clock)
         else:
-            passed = trio.run(_run_one, console, DEMO_SCRIPTS[script], directory, clock=clock)
+            run = partial(_run_one, console, DEMO_SCRIPTS[script], directory, out=out)
+            passed = trio.run(run, clock=clock)
     except* ConfigurationError as errors:
         wrong += errors.exceptions
     if wrong:
@@ -94,7 +108,12 @@ async def _run_all(console: Console, directory: Path) -> bool:
 
 
 async def _run_one(
-    console: Console, script: DemoScript, directory: Path, *, shows_figures: bool = True
+    console: Console,
+    script: DemoScript,
+    directory: Path,
+    *,
+    out: Path | None = None,
+    shows_figures: bool = True,
 ) -> bool:
     """Serve, place one call, show it, judge it.
 
@@ -102,6 +121,7 @@ async def _run_one(
         console: Where it is shown.
         script: What happens, and what has to come of it.
         directory: For the recording.
+        out: Where the recording is put instead.
         shows_figures: Whether to show how long things took, which says something about this
             server only if nothing else has its thread.
     """
@@ -146,11 +166,14 @@ async def _run_one(
         console.print(f"the call did not end within {TIME_LIMIT_S:.0f} s", style="red")
         return False
     if shows_figures:
+        _print_transcript(console, outcome)
         _print_figures(console, outcome)
     passed = _print_checks(console, script, outcome)
-    if outcome.phone.recording_path is not None:
-        where = f"[bold]{outcome.phone.recording_path}[/] (left: caller, right: agent)"
-        console.print(f"listen: {where}")
+    recording = outcome.phone.recording_path
+    if recording is not None:
+        if out is not None:
+            recording = Path(shutil.move(recording, out))
+        console.print(f"listen: [bold]{recording}[/] (left: caller, right: agent)")
     console.print(f"done in {time.perf_counter() - began:.0f} s", style="dim")
     return passed
 
@@ -207,6 +230,15 @@ def _events(call: Call, phone: SimulatedCall) -> Iterator[tuple[float, str, str]
     for stream in phone.phones:
         for at_s, what in stream.events:
             yield (stream.started_at or 0.0) + at_s, "phone", what
+
+
+def _print_transcript(console: Console, outcome: Outcome) -> None:
+    """Print what was said as it was heard; what nobody heard of the agent is struck through."""
+    for turn in outcome.record["transcript"] or ():
+        unheard = f" [strike dim]{escape(turn['unheard'])}[/]" if turn.get("unheard") else ""
+        console.print(
+            f"{turn['at_s']:7.2f} s  [bold]{turn['speaker']:8}[/] {escape(turn['text'])}{unheard}"
+        )
 
 
 def _print_figures(console: Console, outcome: Outcome) -> None:

@@ -209,7 +209,7 @@ class Settings(BaseSettings):
     public_metrics: bool = False
     """``/metrics`` without a key, where the API needs one."""
     public_docs: bool = False
-    """``/docs`` and ``/openapi.json`` without a key, where the API needs one."""
+    """``/openapi.json`` without a key, where the API needs one; ``/docs`` asks its reader."""
     allowed_origins: Annotated[tuple[_Origin, ...], NoDecode, BeforeValidator(_words)] = ()
     """Web pages of these origins may use the API from a browser; ``*`` for all. None by default."""
     allowed_prefixes: Annotated[tuple[_Prefix, ...], NoDecode, BeforeValidator(_words)] = ()

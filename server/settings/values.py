@@ -21,7 +21,18 @@ WEBHOOK_PATHS = (
     "/make-call",
 )
 _OWN_PATHS = frozenset(
-    ("calls", "docs", "drain", "healthz", "make-call", "metrics", "n", "openapi.json", "readyz")
+    (
+        "calls",
+        "docs",
+        "drain",
+        "healthz",
+        "make-call",
+        "metrics",
+        "n",
+        "openapi.json",
+        "readyz",
+        "static",
+    )
 )
 """First parts of our own paths: as a proxy's prefix, one of these could be either."""
 # Names that the Live API no longer serves, and what came after them (Google's deprecations page).

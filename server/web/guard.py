@@ -14,12 +14,13 @@ from server.logs import Sparing
 from server.service import Service
 from server.web.api import error_body, field_errors
 from server.web.keys import UNNAMED, Keys
+from server.web.static import files as static
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 HEALTH = frozenset({"/healthz", "/readyz"})
 METRICS = frozenset({"/metrics"})
-DOCS = frozenset({"/docs", "/openapi.json"})
+DESCRIPTION = frozenset({"/openapi.json"})
 NOTHING_THERE = frozenset({404, 405})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """In the log; others are of a client's own invention."""
@@ -27,17 +28,18 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 def ask_for_keys(app: Quart, service: Service, keys: Keys, *, signed_paths: frozenset[str]) -> None:
     """Ask for a key wherever neither a signature does that nor a setting says otherwise."""
-    open_paths = HEALTH | signed_paths
+    open_paths = HEALTH | static.PATHS | signed_paths
     if service.settings.public_metrics:
         open_paths |= METRICS
     if service.settings.public_docs:
-        open_paths |= DOCS
+        open_paths |= DESCRIPTION
 
     @app.before_request
     async def check_key() -> Any:
         # What is not open needs a key, so that a new route is never open by oversight.
         g.client, g.is_stranger = UNNAMED, keys.any_wanted
-        if not keys.any_wanted or request.path in open_paths:
+        is_open = request.path in open_paths or request.path.startswith(static.BELOW)
+        if not keys.any_wanted or is_open:
             return None
         client = keys.identify(request.headers)
         if client is not None:

@@ -10,8 +10,8 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from server.__main__ import main
 from server.app import create_app
+from server.commands.line import main
 from server.errors import ConfigurationError
 from server.records.database import check_database
 from server.settings.file import read_settings_file

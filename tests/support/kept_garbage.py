@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from server.__main__ import main
+from server.commands.line import main
 
 REPORT = Path("garbage.json")
 

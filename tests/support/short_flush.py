@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from server.__main__ import main
+from server.commands.line import main
 from server.records import store
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ async def test_with_a_real_account_every_route_wants_a_key_or_a_signature():
     signed = {path for path, status in answers.items() if status == 403}
     others = {path: status for path, status in answers.items() if status not in (401, 403)}
     assert {"/twiml", "/call-status", "/transfer-status", "/amd-status"} <= signed
-    assert others == {"/healthz": 200, "/readyz": 200}
+    pages = {"/": 302, "/docs": 200, "/static/CA1": 404}
+    assert others == {"/healthz": 200, "/readyz": 200, **pages}
 
 
 async def test_a_real_account_without_a_key_gets_one_that_is_shown_once(capsys):
@@ -105,11 +106,10 @@ async def test_strangers_cannot_fill_the_log():
     ("setting", "path"),
     [
         ("public_metrics", "/metrics"),
-        ("public_docs", "/docs"),
         ("public_docs", "/openapi.json"),
     ],
 )
-async def test_metrics_and_docs_are_public_only_by_setting(setting, path):
+async def test_metrics_and_the_description_are_public_only_by_setting(setting, path):
     async with running(**ACCOUNT, api_key="sesame") as app:
         assert (await app.test_client().get(path)).status_code == 401
         assert (await app.test_client().get(path, headers=SHOWN)).status_code == 200
@@ -285,6 +285,8 @@ async def test_an_overloaded_server_is_not_ready_and_takes_no_calls(monkeypatch)
         ("BREW", "/"),
         ("GET", "/nowhere"),
         ("GET", "/docs"),
+        ("GET", "/static/docs.js"),
+        ("GET", "/static/nothing"),
     ],
 )
 async def test_strangers_write_one_log_line_in_ten_seconds(method, path):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from werkzeug.datastructures import Headers
 
-from server.__main__ import main
+from server.commands.line import main
 from server.web.keys import Keys, hash_key, new_key
 
 KEYS = Keys({"shop": hash_key("secret"), "crm": hash_key("other")})

@@ -1,0 +1,94 @@
+"""``offhook serve``: answer calls until told to stop, in one process or several."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from functools import partial
+
+import trio
+
+from server import logs
+from server.cluster.directory.board import MAX_WORKERS
+from server.cluster.directory.meeting import AVAILABLE
+from server.hooks.sockets import raise_file_limit
+from server.logs import output
+from server.serving.master import Master, master_signals
+from server.serving.notify import Detached
+from server.serving.single import run, stop_signals
+from server.settings.settings import Settings
+
+
+def add_options(parser: argparse.ArgumentParser, *, has_defaults: bool) -> None:
+    """Add what serving understands.
+
+    Args:
+        parser: Of a command line.
+        has_defaults: Whether what is not said is as here; otherwise it stays as it was.
+    """
+
+    def default(value: object) -> object:
+        return value if has_defaults else argparse.SUPPRESS
+
+    parser.add_argument("--host", help="address to listen on (HOST)", default=default(None))
+    parser.add_argument("--port", type=int, help="port to listen on (PORT)", default=default(None))
+    parser.add_argument(
+        "-w",
+        "--workers",
+        type=_worker_count,
+        default=default(1),
+        metavar="N",
+        help="how many processes (default: 1)",
+    )
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        default=default(False),
+        help="take over from the server at this address: it ends when its calls have",
+    )
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        default=default(False),
+        help="return as soon as the new server serves (with --take-over)",
+    )
+
+
+def serve(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
+    """Serve until told to stop; the value is the exit status.
+
+    Raises:
+        ConfigurationError: The settings do not fit.
+        CannotListen: The address is taken.
+    """
+    if chosen.detach and not chosen.take_over:
+        parser.error("--detach goes with --take-over")
+    if chosen.take_over and not AVAILABLE:
+        parser.error("--take-over needs Unix sockets, which this system does not have")
+    detached = Detached(wanted=chosen.detach)
+    if detached.status is not None:
+        return detached.status
+    output.take_over()
+    overrides = {k: v for k, v in (("host", chosen.host), ("port", chosen.port)) if v is not None}
+    signals = stop_signals() if chosen.workers == 1 else master_signals()
+    signals.install()
+    settings = Settings.load(**overrides)
+    logs.configure(level=settings.log_level, json=settings.log_json)
+    raise_file_limit()
+    if chosen.workers > 1:
+        master = Master(
+            settings,
+            overrides,
+            chosen.workers,
+            signals,
+            detached,
+            takes_over=chosen.take_over,
+        )
+        return trio.run(master.run)
+    return trio.run(partial(run, settings, signals, detached, takes_over=chosen.take_over))
+
+
+def _worker_count(text: str) -> int:
+    if re.fullmatch("[0-9]{1,9}", text) is None or not 1 <= int(text) <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MAX_WORKERS}")
+    return int(text)

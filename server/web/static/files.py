@@ -1,0 +1,85 @@
+"""Gives out the files beside this one: nothing in them is secret, and nothing comes from elsewhere.
+
+They are read once, so that no request can name a file that was not there. A page says nothing of
+the server that gives it out; what it shows it asks the API for, with the reader's own key.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from quart import Quart, Response, redirect, request
+from quart_schema import hide
+
+HERE = Path(__file__).parent
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+PAGES = {"/docs": "docs.html"}
+"""A page's path, and its file."""
+PATHS = frozenset({"/", *PAGES})
+BELOW = "/static/"
+"""What these paths and those below this one answer is for everybody."""
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        *(f"{what}-src 'self'" for what in ("script", "style", "connect", "img", "media")),
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+class _File:
+    """A file as it is given out, with a tag that changes when it does."""
+
+    def __init__(self, path: Path) -> None:
+        self.data = path.read_bytes()
+        self.tag = sha256(self.data).hexdigest()[:32]
+        self.kind = f"{TYPES[path.suffix]}; charset=utf-8"
+
+    def answer(self) -> Response:
+        if request.if_none_match.contains(self.tag):
+            response = Response(b"", 304, HEADERS)
+        else:
+            response = Response(self.data, 200, HEADERS, content_type=self.kind)
+        response.set_etag(self.tag)
+        return response
+
+
+def add_pages(app: Quart) -> None:
+    """Add the pages, what they are made of, and the way to them."""
+    files = {path.name: _File(path) for path in sorted(HERE.iterdir()) if path.suffix in TYPES}
+
+    def add_page(path: str, name: str) -> None:
+        async def page() -> Any:
+            return files[name].answer()
+
+        app.add_url_rule(path, f"page {name}", hide(page))
+
+    for path, name in PAGES.items():
+        add_page(path, name)
+
+    @app.get(f"{BELOW}<name>")
+    @hide
+    async def static_file(name: str) -> Any:
+        file = files.get(name)
+        if file is None or name.endswith(".html"):
+            return {"error": "not-found", "message": "there is no such file"}, 404
+        return file.answer()
+
+    @app.get("/")
+    @hide
+    async def front() -> Any:
+        # Below a proxy's prefix, too.
+        return redirect("docs")
