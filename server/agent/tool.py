@@ -13,7 +13,8 @@ becomes the JSON schema that its arguments are checked against::
         \"\"\"
         return HOURS[branch]
 
-An ``async`` function runs on the event loop, a plain one in a worker thread. A parameter named
+An ``async`` function runs on the event loop, which is trio's and not asyncio's, a plain one in a
+worker thread, where it may wait and use asyncio as it likes. A parameter named
 ``call`` is given the call itself and is not the model's business. What is returned is told to the
 model, if it can be written as JSON; a :class:`ToolError` is told as its message, any other
 exception only as "failed".
@@ -32,9 +33,11 @@ from functools import partial
 from typing import Annotated, Any, Literal, NotRequired, Protocol, overload
 
 import trio
+from docstring_parser import parse
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from server.agent.authors import Held
 from server.carrier import CallStatus
 
 MAX_RESULT_BYTES = 32 * 1024
@@ -142,8 +145,8 @@ def tool(
     """Make a function callable by the model: ``@tool``, or ``@tool(timeout_s=30)``.
 
     Args:
-        function: A typed function with a docstring; parameters are described by its ``Args:``
-            section, or by ``Annotated[…, Field(description=…)]``.
+        function: A typed function with a docstring; parameters are described there as Google,
+            NumPy or Sphinx has it, or by ``Annotated[…, Field(description=…)]``.
         name: What the model calls it; its own name by default.
         timeout_s: How long it may take; ``TOOL_TIMEOUT_S`` by default.
 
@@ -193,6 +196,8 @@ def tool_of(function: Callable[..., Any], name: str | None, timeout_s: float | N
         raise TypeError(f"tool {name}: {error.message}") from error
     parameters.pop("additionalProperties", None)  # said in vain, and refused in older fields
 
+    held = Held(name)
+
     async def run(
         given: Mapping[str, Any], call: LiveCall, threads: trio.CapacityLimiter
     ) -> object:
@@ -203,7 +208,7 @@ def tool_of(function: Callable[..., Any], name: str | None, timeout_s: float | N
         if wants_call:
             checked = checked | {"call": call}
         if inspect.iscoroutinefunction(function):
-            return await function(**checked)
+            return await held.watch(function(**checked))
         return await trio.to_thread.run_sync(
             partial(function, **checked), abandon_on_cancel=True, limiter=threads
         )
@@ -228,10 +233,6 @@ def without_extra(given: Mapping[str, Any], known: Collection[str]) -> dict[str,
     }
 
 
-_SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns|Yields|Raises|Examples?|Notes?):\s*$")
-_ARGUMENT = re.compile(r"^\s+\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s+(.*)$")
-
-
 def _docstring(function: Callable[..., Any]) -> str:
     """What is written below a function's head, also where ``python -OO`` has thrown it away."""
     if function.__doc__ is not None or sys.flags.optimize < 2:
@@ -247,22 +248,14 @@ def _docstring(function: Callable[..., Any]) -> str:
 
 
 def _read_docstring(docstring: str) -> tuple[str, dict[str, str]]:
-    """What a docstring says about the function, and about each argument in ``Args:``."""
-    told: list[str] = []
-    described: dict[str, str] = {}
-    section, argument = "", ""
-    for line in inspect.cleandoc(docstring).splitlines():
-        if heading := _SECTION.match(line):
-            section = heading[1]
-        elif not section:
-            told.append(line)
-        elif section in ("Args", "Arguments", "Parameters"):
-            if found := _ARGUMENT.match(line):
-                argument = found[1]
-                described[argument] = found[2].strip()
-            elif line.strip() and argument:
-                described[argument] += " " + line.strip()
-    return "\n".join(told).strip(), described
+    """What a docstring says about the function, and about each argument, in any usual style."""
+    read = parse(inspect.cleandoc(docstring))
+    described = {
+        one.arg_name.lstrip("*"): " ".join(one.description.split())
+        for one in read.params
+        if one.description
+    }
+    return (read.description or "").strip(), described
 
 
 def _plain(schema: Any) -> Any:

@@ -14,6 +14,7 @@ import structlog
 import trio
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from server.agent.authors import hint_of
 from server.agent.tool import MAX_ERROR, MAX_RESULT_BYTES, LiveCall, Tool, ToolError
 from server.metrics import Metrics
 from server.model import ToolCall, ToolResult
@@ -232,8 +233,13 @@ class Toolbox:
             # A bug in a tool is no reason to lose a call. Its message may hold what somebody said,
             # so only its kind and its place are told.
             frames = traceback.format_tb(error.__traceback__)
+            hint = {"hint": found} if (found := hint_of(error)) else {}
             logger.error(  # noqa: TRY400
-                "tool failed", tool=wanted.name, error=type(error).__name__, where="".join(frames)
+                "tool failed",
+                tool=wanted.name,
+                error=type(error).__name__,
+                where="".join(frames),
+                **hint,
             )
             return "failed", _error("the function failed; calling it again will not help")
         return "timeout", _error(

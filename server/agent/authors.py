@@ -1,0 +1,73 @@
+"""What the author of a tool is told that does not get along with the event loop."""
+
+from __future__ import annotations
+
+import time
+import types
+from collections.abc import Coroutine, Generator
+from typing import Any
+
+import structlog
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+HELD_S = 0.1
+"""A function that keeps the loop for longer is told of: five frames of every call are late."""
+SAY_EVERY_S = 60.0
+"""The same function is told of no more often."""
+USES_ASYNCIO = (
+    "the function uses asyncio, and the loop here is trio's: use trio and libraries that run on it "
+    "(httpx, anyio), or write `def` instead of `async def`, and asyncio.run() inside"
+)
+BLOCKS = (
+    "the function is `async def` and does not give way: every call on this process waits for it; "
+    "write `def`, and it runs in a thread, or await what it waits for"
+)
+_OF_ASYNCIO = ("no running event loop", "no current event loop", "framework like asyncio")
+
+
+def hint_of(error: BaseException) -> str | None:
+    """What may help whoever wrote a function that has failed like this."""
+    if isinstance(error, (RuntimeError, TypeError)) and any(
+        words in str(error) for words in _OF_ASYNCIO
+    ):
+        return USES_ASYNCIO
+    return None
+
+
+class Held:
+    """Watches how long a function keeps the event loop at once.
+
+    Args:
+        name: What the model calls it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._said_at: float | None = None
+
+    @types.coroutine
+    def watch(self, function: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Await a function's coroutine, and say so if a step of it is long."""
+        step, value = function.send, None
+        while True:
+            began = time.perf_counter()
+            try:
+                wish = step(value)
+            except StopIteration as ended:
+                return ended.value
+            finally:
+                self._took(time.perf_counter() - began)
+            try:
+                step, value = function.send, (yield wish)
+            except BaseException as error:  # whatever it is goes into the function
+                step, value = function.throw, error
+
+    def _took(self, held_s: float) -> None:
+        now = time.perf_counter()
+        if held_s < HELD_S or (self._said_at is not None and now - self._said_at < SAY_EVERY_S):
+            return
+        self._said_at = now
+        logger.warning(
+            "tool held up every call", tool=self._name, held_ms=round(1000 * held_s), hint=BLOCKS
+        )

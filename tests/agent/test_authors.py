@@ -1,0 +1,157 @@
+"""What whoever writes a tool is told, and how their docstrings are read."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from server.agent.authors import BLOCKS, SAY_EVERY_S, USES_ASYNCIO, Held, hint_of
+from server.agent.tool import tool
+
+DOCSTRINGS = {
+    "google": """Book a table.
+
+    Only after the caller has agreed.
+
+    Args:
+        guests: How many people,
+            children included.
+        when (str): The day.
+
+    Returns:
+        Whether it worked.
+    """,
+    "numpy": """Book a table.
+
+    Only after the caller has agreed.
+
+    Parameters
+    ----------
+    guests : int
+        How many people,
+        children included.
+    when : str
+        The day.
+
+    Returns
+    -------
+    str
+        Whether it worked.
+    """,
+    "sphinx": """Book a table.
+
+    Only after the caller has agreed.
+
+    :param guests: How many people,
+        children included.
+    :param str when: The day.
+    :returns: Whether it worked.
+    """,
+}
+
+
+@pytest.mark.parametrize("style", DOCSTRINGS)
+def test_a_docstring_of_any_usual_style_is_read(style):
+    def book(guests: int, when: str) -> str:
+        return f"{guests} {when}"
+
+    book.__doc__ = DOCSTRINGS[style]
+
+    made = tool(book)
+
+    assert made.description == "Book a table.\n\nOnly after the caller has agreed."
+    described = {name: one["description"] for name, one in made.parameters["properties"].items()}
+    assert described == {"guests": "How many people, children included.", "when": "The day."}
+
+
+async def _sleeps() -> None:
+    await asyncio.sleep(0.01)
+
+
+async def _asks_for_the_loop() -> None:
+    asyncio.get_running_loop()
+
+
+async def _awaits_a_future() -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        await loop.create_future()
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("function", [_sleeps, _asks_for_the_loop, _awaits_a_future])
+async def test_whoever_uses_asyncio_is_told_what_to_do(function):
+    with pytest.raises((RuntimeError, TypeError)) as failed:
+        await Held("f").watch(function())
+
+    assert hint_of(failed.value) == USES_ASYNCIO
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), ValueError("no running event loop")])
+def test_other_failures_have_no_hint(error):
+    assert hint_of(error) is None
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+async def test_a_function_that_keeps_the_loop_is_named_once_a_minute(clock):
+    async def blocks(seconds: float) -> str:
+        await trio.lowlevel.checkpoint()
+        clock[0] += seconds
+        await trio.lowlevel.checkpoint()
+        return "done"
+
+    held = Held("slow")
+    with capture_logs() as logged:
+        assert await held.watch(blocks(0.01)) == "done"
+        assert logged == []
+        await held.watch(blocks(0.4))
+        await held.watch(blocks(0.4))
+        clock[0] += SAY_EVERY_S
+        await held.watch(blocks(0.4))
+
+    assert [(line["tool"], line["held_ms"], line["hint"]) for line in logged] == [
+        ("slow", 400, BLOCKS)
+    ] * 2
+
+
+async def test_what_waits_keeps_nobody(clock, autojump_clock):
+    async def waits() -> None:
+        await trio.sleep(5.0)
+
+    with capture_logs() as logged:
+        await Held("patient").watch(waits())
+
+    assert logged == []
+
+
+async def test_a_watched_function_is_cancelled_and_fails_like_any_other(autojump_clock):
+    ended = []
+
+    async def waits() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append("cancelled")
+
+    async def fails() -> None:
+        await trio.sleep(1.0)
+        raise ValueError("no")
+
+    with trio.move_on_after(1.0) as scope:
+        await Held("f").watch(waits())
+    with pytest.raises(ValueError, match="no"):
+        await Held("f").watch(fails())
+
+    assert scope.cancelled_caught
+    assert ended == ["cancelled"]
