@@ -28,6 +28,7 @@ from server.errors import ConfigurationError
 from server.hooks.trio_clock import is_standing, missed_s
 from server.media.wav import STEREO_FRAME_BYTES, STEREO_HEAD_BYTES, stereo_head, stereo_of_mulaw
 from server.metrics import Metrics
+from server.records.waveform import Waveforms
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -269,6 +270,7 @@ class Recordings:
         self, directory: Path, *, metrics: Metrics, retention_days: float | None = None
     ) -> None:
         self._directory = directory
+        self._waveforms = Waveforms(SAMPLES_PER_S)
         self._metrics = metrics
         self._retention_days = retention_days
         self._recorders: dict[str, Recorder] = {}
@@ -294,6 +296,14 @@ class Recordings:
             return None
         path = self._directory / _file_name(call_sid, part)
         return path if path.is_file() else None
+
+    def draw(self, call_sid: str, part: int, points: int) -> dict[str, Any] | None:
+        """What a call's recording looks like, or None if there is none. Blocks."""
+        try:
+            path = self.path(call_sid, part)
+            return None if path is None else self._waveforms.draw(path, points)
+        except FileNotFoundError:  # it was old, and has just been deleted
+            return None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write until cancelled, and then what is left."""

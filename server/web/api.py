@@ -12,6 +12,7 @@ from quart import current_app
 
 from server.agent.agent import Agent
 from server.errors import CallRefused
+from server.records.waveform import MAX_POINTS
 from server.records.words import Cursor
 from server.settings.numbers import e164
 
@@ -62,6 +63,25 @@ class CallMade(BaseModel):
     call_sid: str
     status: str
     carrier: str
+
+
+class Draw(BaseModel):
+    """What ``GET /calls/{call_sid}/waveform`` takes."""
+
+    points: Annotated[int, Field(ge=1, le=MAX_POINTS)] = 2_000
+    part: Annotated[int, Field(ge=1, le=99)] = 1
+
+
+class Waveform(BaseModel):
+    """A recording as it is drawn, in the form of audiowaveform's version 2."""
+
+    version: int
+    channels: int
+    sample_rate: int
+    samples_per_pixel: int
+    bits: int
+    length: int
+    data: list[int]
 
 
 class ListCalls(BaseModel):

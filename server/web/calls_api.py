@@ -30,10 +30,12 @@ from server.web.api import (
     CallMade,
     CallRecord,
     Drain,
+    Draw,
     ErrorBody,
     ListCalls,
     MakeCall,
     MakeCallHeaders,
+    Waveform,
     error_body,
     refusal,
     retry_after,
@@ -213,6 +215,25 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
         return await response.make_conditional(
             request, accept_ranges=True, complete_length=body.size
         )
+
+    @app.get("/calls/<call_sid>/waveform")
+    @validate_querystring(Draw)
+    @document_response(Waveform)
+    @may_fail(401, 404, 422)
+    async def get_waveform(call_sid: str, query_args: Draw) -> Any:
+        """What a recording looks like, as far as it has come: how loud each side is when.
+
+        ``data`` has four numbers for each point: the caller's lowest and highest sample of that
+        time, and the agent's, from -128 to 127. Players that read audiowaveform's form draw it.
+        """
+        drawn = None
+        if service.recordings is not None:
+            drawn = await trio.to_thread.run_sync(
+                service.recordings.draw, call_sid, query_args.part, query_args.points
+            )
+        if drawn is None:
+            return error_body("not-found", "there is no recording of this call"), 404
+        return drawn, 200, {"Cache-Control": "no-store"}
 
     @app.post("/calls/<call_sid>/hang-up")
     @document_response(CallRecord)

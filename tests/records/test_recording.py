@@ -459,7 +459,17 @@ async def test_a_recording_is_fetched_whole_or_in_part_with_the_key(tmp_path, fa
         part = await server.http.get(where, headers={"Range": "bytes=44-1043"})
         beyond = await server.http.get(where, headers={"Range": "bytes=999999999-"})
         none = await server.http.get("/calls/CAunknown/recording")
+        drawn = await server.http.get(f"/calls/{call_sid}/waveform?points=100")
+        never_drawn = await server.http.get("/calls/CAunknown/waveform")
+        too_fine = await server.http.get(f"/calls/{call_sid}/waveform?points=100000")
+        server.http.headers.pop("Authorization")
+        no_key = await server.http.get(f"/calls/{call_sid}/waveform")
 
+    statuses = [answer.status_code for answer in (drawn, never_drawn, too_fine, no_key)]
+    assert statuses == [200, 404, 422, 401]
+    assert 50 < drawn.json()["length"] <= 100
+    assert max(drawn.json()["data"]) > 10
+    assert drawn.headers["Cache-Control"] == "no-store"
     assert unknown.status_code == 401
     assert whole.status_code == 200
     assert whole.headers["Content-Type"] == "audio/wav"
