@@ -208,7 +208,7 @@ class Cluster:
         if self._prover is None:
             return None
         return ProvedDoor(
-            self.me.name,
+            self.me,
             self.peers,
             self._directory,
             self._prover,
