@@ -236,7 +236,7 @@ def read_request(content: bytes) -> tuple[dict[str, Any], bytes]:
             "headers": [*asked.headers, (b"content-length", b"%d" % len(asked.body))],
             **scope_of(asked.facts),
         }
-    except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise NotRead("a request of another process cannot be read") from error
     return scope, asked.body
 

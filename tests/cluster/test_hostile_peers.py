@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import httpx2
 import msgspec
 import pytest
 import trio
+import trio.testing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from server.cluster.doors import BODY_TIMEOUT_S, ProvedDoor
+from server.cluster.alone import Alone
+from server.cluster.directory.directory import Directory
+from server.cluster.doors import BODY_TIMEOUT_S, ProvedDoor, serve_siblings
 from server.cluster.passing_on import (
     CLIENT,
+    FACTS,
     PASSED_ON,
     PEER,
     Hop,
     NotRead,
+    PassedOn,
     WorkerLost,
+    facts_of,
     read_answer,
+    read_request,
+    request_of,
     written_answer,
     written_request,
 )
 from server.cluster.peers import MAX_ANSWER_BYTES, Peers
 from server.cluster.proof import MAX_SKEW_S, Prover
 from server.cluster.registry import Load, Member, Seen
+from server.web.elsewhere import ASKED_AT_ONCE, MAX_ASKED_FOR_CALL
 from tests.support.nodes import SECRET, Shared, Store, nodes_with_redis, two_nodes
 from tests.support.redis_servers import redis_server, until
 from tests.support.serving import CALL_SID
@@ -55,6 +69,9 @@ SCOPE = {
     CLIENT: "shop",
 }
 BODY = b"To=" + NUMBER.encode()
+BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""The machine may be."""
+FACT_NAMES = sorted(facts_of(SCOPE, Hop("b")))
 
 
 def asked_of(
@@ -289,6 +306,85 @@ async def test_what_is_for_a_sibling_is_checked_and_handed_on_as_it_is():
     assert door.scopes == []
 
 
+@pytest.mark.sockets
+async def test_what_is_for_a_sibling_is_read_and_answered_by_it_alone(
+    nursery, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first, second = (Directory.join(2, where="offhook-meeting", node="a") for _ in range(2))
+    door, behind = Door(), Door()
+    peers = Peers(Alone(first.me), first, None)
+    door.door = ProvedDoor(first.me, peers, first, Prover([SECRET]), max_body_bytes=1000)
+    behind.door = ProvedDoor(second.me, peers, second, Prover([SECRET]), max_body_bytes=1000)
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        await behind.door.answer(behind.app, scope, receive, send)
+
+    async def take(*_: Any) -> None:
+        """No media socket comes."""
+
+    serving = partial(serve_siblings, second, serve, take, max_message_bytes=64 * 1024)
+    await nursery.start(serving)
+    content = written_request(SCOPE, BODY, Hop("b"))
+    peer, body, asked = Prover([SECRET]).ask(second.me, content, wall_time=time.time())
+
+    assert await door.come((PEER, peer), pieces=[body])
+    answer = read_answer(asked.unseal_answer(door.sent[1]["body"]))
+    await peers.aclose()
+    nursery.cancel_scope.cancel("the test is over")
+    for directory in (second, first):
+        directory.leave()
+
+    assert (answer.status_code, answer.content) == (201, b"done")
+    assert (door.scopes, behind.bodies) == ([], [BODY])
+    assert behind.scopes[0][CLIENT] == "shop"
+
+
+async def test_on_one_machine_the_key_stays_where_it_was_shown_too():
+    facts = {FACTS: json.dumps(facts_of(SCOPE, Hop("0"))).encode()}
+    request = request_of(SCOPE, BODY, facts)
+    door = Door()
+
+    scope = {**SCOPE, CLIENT: None, "headers": [(n.lower(), v) for n, v in request.headers.raw]}
+    await PassedOn(door.app)(scope, _whole(BODY), door.send)  # type: ignore[arg-type]
+
+    assert KEY.encode() not in b"".join(value for _, value in request.headers.raw)
+    assert (door.scopes[0][CLIENT], door.scopes[0][PASSED_ON]) == ("shop", Hop("0"))
+
+
+def _whole(body: bytes) -> Any:
+    async def receive() -> Any:
+        await trio.lowlevel.checkpoint()
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+ODD: Any = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary()
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(FACT_NAMES), inner),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@BUSY
+@given(st.binary(max_size=200) | ODD.map(msgspec.msgpack.encode))
+def test_what_is_no_request_and_no_answer_is_told_in_words(content):
+    for read in (read_request, read_answer):
+        with pytest.raises(NotRead):
+            read(content)
+
+
+@BUSY
+@given(st.fixed_dictionaries(dict.fromkeys(FACT_NAMES, ODD)), st.binary(max_size=20))
+def test_facts_of_another_version_are_taken_or_refused_and_nothing_else(facts, target):
+    content = msgspec.msgpack.encode(("GET", target, [], facts, b""))
+
+    with suppress(NotRead):
+        assert isinstance(read_request(content)[0][PASSED_ON], Hop)
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -472,3 +568,35 @@ async def test_a_registry_that_names_a_strangers_address_gives_it_nothing(monkey
     assert names == {"a"}
     assert answer.status_code in (404, 503)
     assert there.connections == 0
+
+
+# -- how many are asked --------------------------------------------------------------------------
+
+
+@pytest.mark.sockets
+async def test_however_many_there_are_few_are_asked_for_a_call_and_fewer_at_once(monkeypatch):
+    store = Store()
+    asked: list[str] = []
+    now, most = 0, 0
+
+    async def ask(name: str, *_: Any, **__: Any) -> httpx2.Response:
+        nonlocal now, most
+        asked.append(name)
+        now, most = now + 1, max(most, now + 1)
+        await trio.testing.wait_all_tasks_blocked()
+        now -= 1
+        return httpx2.Response(404)
+
+    async with two_nodes(monkeypatch, store) as (first, _):
+        for number in range(300):
+            member = Member(f"n{number}", 1)
+            store.seen[member.name] = Seen(member, Load(), float(number), "http://127.0.0.1:1")
+        store.is_away = True
+        monkeypatch.setattr(first.service.cluster.peers, "ask", ask)
+        answer = await first.http.get(f"/calls/{CALL_SID}")
+
+    assert answer.status_code == 503
+    assert len(asked) == len({*asked}) == MAX_ASKED_FOR_CALL
+    assert "n0" in asked
+    assert "n299" not in asked
+    assert most == ASKED_AT_ONCE
