@@ -208,7 +208,7 @@ class Cluster:
         if self._prover is None:
             return None
         return ProvedDoor(
-            self.me.name,
+            self.me,
             self.peers,
             self._directory,
             self._prover,
@@ -253,8 +253,11 @@ class Cluster:
         return [] if self._directory is None else self._directory.there()
 
     def seen(self) -> list[str]:
-        """All others, by name, as far as they are not known to be gone."""
-        return [*self.registry.others()]
+        """All others, by name, as far as they are not known to be gone: whoever was heard of last
+        is the first.
+        """
+        others = self.registry.others()
+        return sorted(others, key=lambda name: others[name].age_s)
 
     def there(self) -> list[str]:
         """The processes of other machines that have said something lately, by name."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 import socket
 import time
@@ -17,15 +19,16 @@ from server.cluster.directory.meeting import listen
 from server.cluster.passing_on import (
     LOST,
     PEER,
-    PROOF,
+    NotRead,
     PassedOn,
     WorkerLost,
-    scope_of,
+    read_request,
     take_over,
-    target_of,
+    written_answer,
 )
 from server.cluster.peers import Peers
-from server.cluster.proof import NotProved, Prover, receiver
+from server.cluster.proof import Asked, NotProved, Prover
+from server.cluster.registry import Member
 from server.hooks.hypercorn_worker import make_config, serve_worker
 from server.logs import log_stranger
 
@@ -36,7 +39,10 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 BODY_TIMEOUT_S = 5.0
 """For the body of a request between machines, all of which is there when it is sent."""
-_BETWEEN_US = frozenset({PEER, PROOF})
+MAX_AROUND_BYTES = 128 * 1024
+"""What a request between machines has beside its body: its headers, which are 64 KiB at most."""
+_BETWEEN_US = frozenset({PEER, b"x-offhook-proof"})
+"""The second is what versions before have sent."""
 
 
 async def serve_siblings(
@@ -83,7 +89,7 @@ class ProvedDoor:
     """Looks at requests that come to the public address and say another machine passes them on.
 
     Args:
-        me: The name of this process.
+        me: This process.
         peers: Reach the other processes of this machine, which may be meant.
         directory: Those processes; None if there are none.
         prover: Tells ours from strangers.
@@ -92,7 +98,7 @@ class ProvedDoor:
 
     def __init__(
         self,
-        me: str,
+        me: Member,
         peers: Peers,
         directory: Directory | None,
         prover: Prover,
@@ -103,7 +109,7 @@ class ProvedDoor:
         self._peers = peers
         self._directory = directory
         self._prover = prover
-        self._max_body_bytes = max_body_bytes
+        self._max_bytes = max_body_bytes + MAX_AROUND_BYTES
 
     def concerns(self, scope: Mapping[str, Any]) -> bool:
         """Whether a request says that it comes from another machine's process."""
@@ -117,60 +123,70 @@ class ProvedDoor:
         send: ASGISendCallable,
     ) -> bool:
         """Answer a request that :meth:`concerns` us, with proof; False if it is a stranger's, who
-        has been refused.
+        has been refused: without a look at the body, if the header does not prove it.
         """
-        said = {name: value for name, value in scope["headers"] if name in _BETWEEN_US}
-        peer, proof = said.get(PEER, b""), said.get(PROOF, b"")
-        body = None
-        if (to := receiver(peer)) is not None and scope["type"] == "http":
-            with trio.move_on_after(BODY_TIMEOUT_S):
-                body = await _read(receive, self._max_body_bytes)
-        if to is None or body is None or scope["type"] != "http":
-            return await _refuse(scope, send, "unreadable")
-        between_us = {PEER: peer, PROOF: proof}
-        number = (
-            None if to == self._me or self._directory is None else self._directory.number_of(to)
-        )
-        lost = ""
-        if number is not None:
-            try:
-                await _send(send, *await self._hand_on(number, scope, body, between_us))
-            except WorkerLost as error:
-                lost = "reached" if error.reached else "not reached"
-            else:
-                return True
-        method, target = str(scope["method"]), target_of(scope)
-        me = self._me if number is None else to  # or it is proved that it was meant for one gone
         try:
-            asked = self._prover.check_request(
-                peer, proof, method, target, body, me=me, wall_time=time.time()
-            )
-            changed = scope_of(asked.facts)
-        except NotProved as error:
+            peer = _single(scope)
+            asked = self._prover.check(peer, wall_time=time.time())
+            number = self._number_of(asked)
+            if asked.length > self._max_bytes:
+                raise NotProved("longer than any request")
+            body = await _read(receive, asked)
+            if number is not None:
+                return await self._hand_on(number, asked, peer, body, send)
+            changed, content = read_request(asked.unseal(body))
+        except (NotProved, NotRead) as error:
             return await _refuse(scope, send, str(error))
-        except (KeyError, TypeError, ValueError):  # another version of ours
-            return await _refuse(scope, send, "unreadable facts")
         answer = _Answer()
-        if number is None:
-            kept = [(name, value) for name, value in scope["headers"] if name not in _BETWEEN_US]
-            await app({**scope, "headers": kept, **changed}, _body(body), answer.send)
-        else:
-            answer.status, answer.headers = 503, [(LOST.lower().encode(), lost.encode())]
-        shown = self._prover.prove_answer(asked.nonce, answer.status, answer.headers, answer.body)
-        await _send(send, answer.status, [*answer.headers, (PROOF, shown)], answer.body)
+        await app({**scope, **changed}, _body(content), answer.send)
+        await _send_sealed(send, asked, answer.status, answer.headers, answer.body)
         return True
 
+    def _number_of(self, asked: Asked) -> int | None:
+        """Which process of this machine a request is for; None if it is this one.
+
+        Raises:
+            NotProved: It is for none of them, or for one that is gone.
+        """
+        if asked.to == str(self._me):
+            return None
+        if self._directory is not None:
+            name = asked.to.partition("@")[0]
+            if asked.to == str(self._directory.member(name)):
+                return self._directory.number_of(name)
+        raise NotProved("for another process, or one that is gone")
+
     async def _hand_on(
-        self, number: int, scope: Scope, body: bytes, between_us: Mapping[bytes, bytes]
-    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        """Have the process of this machine that is meant check it, and answer with its proof."""
-        answer = await self._peers.hand_on(number, scope, body, between_us)
-        headers = [
-            (name.lower(), value)
-            for name, value in answer.headers.raw
-            if name.lower() not in (b"content-length", b"transfer-encoding", b"connection", b"date")
-        ]
-        return answer.status_code, headers, answer.content
+        self,
+        number: int,
+        asked: Asked,
+        peer: bytes,
+        body: bytes,
+        send: ASGISendCallable,
+    ) -> bool:
+        """Have the process of this machine that is meant check it and answer with its proof."""
+        try:
+            answer = await self._peers.hand_on(number, body, {PEER: peer})
+        except WorkerLost as error:
+            lost = b"reached" if error.reached else b"not reached"
+            await _send_sealed(send, asked, 503, [(LOST.lower().encode(), lost)], b"")
+        else:
+            await _send(send, answer.status_code, _lines(answer.content), answer.content)
+        return True
+
+
+def _single(scope: Mapping[str, Any]) -> bytes:
+    """The one header by which a request shows whose it is.
+
+    Raises:
+        NotProved: There are several, or it is of another kind.
+    """
+    if scope["type"] != "http":
+        raise NotProved("no request")
+    match [(name, value) for name, value in scope["headers"] if name in _BETWEEN_US]:
+        case [(name, value)] if name == PEER:
+            return cast(bytes, value)
+    raise NotProved("of an older version of this server, or with headers that are there twice")
 
 
 class _Answer:
@@ -204,17 +220,27 @@ def _body(body: bytes) -> Callable[[], Awaitable[Any]]:
     return receive
 
 
-async def _read(receive: ASGIReceiveCallable, max_bytes: int) -> bytes | None:
-    body = b""
-    while True:
-        message: Any = await receive()
-        if message["type"] != "http.request":
-            return None
-        body += bytes(message.get("body", b""))
-        if len(body) > max_bytes:
-            return None
-        if not message.get("more_body"):
-            return body
+async def _read(receive: ASGIReceiveCallable, asked: Asked) -> bytes:
+    """Read a body that is proved to be so long, and no more.
+
+    Raises:
+        NotProved: It is another one, or is not there in time.
+    """
+    body = bytearray()
+    with trio.move_on_after(BODY_TIMEOUT_S):
+        while True:
+            message: Any = await receive()
+            if message["type"] != "http.request":
+                raise NotProved("not there whole")
+            body += message.get("body", b"")
+            if len(body) > asked.length:
+                raise NotProved("another body")
+            if not message.get("more_body"):
+                break
+        if not hmac.compare_digest(hashlib.sha256(body).digest(), asked.digest):
+            raise NotProved("another body")
+        return bytes(body)
+    raise NotProved("not there in time")
 
 
 async def _refuse(scope: Scope, send: ASGISendCallable, why: str) -> bool:
@@ -233,3 +259,19 @@ async def _send(
     start = {"type": "http.response.start", "status": status, "headers": list(headers)}
     await send(cast(Any, start))
     await send(cast(Any, {"type": "http.response.body", "body": body, "more_body": False}))
+
+
+def _lines(sealed: bytes) -> list[tuple[bytes, bytes]]:
+    length = b"%d" % len(sealed)
+    return [(b"content-type", b"application/octet-stream"), (b"content-length", length)]
+
+
+async def _send_sealed(
+    send: ASGISendCallable,
+    asked: Asked,
+    status: int,
+    headers: Iterable[tuple[bytes, bytes]],
+    body: bytes,
+) -> None:
+    sealed = asked.seal_answer(written_answer(status, headers, body))
+    await _send(send, 200, _lines(sealed), sealed)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
+from urllib.parse import unquote
 
 import httpx2
+import msgspec
 import trio
 
 from server.errors import ServerError
@@ -23,10 +25,12 @@ MAX_FACTS_BYTES = 4096
 HANDOVER_TIMEOUT_S = 5.0
 PASSED_ON = "offhook.passed_on"
 """In an ASGI scope: the :class:`Hop` by which another process has passed this request on."""
+CLIENT = "offhook.client"
+"""In an ASGI scope: the name of the API key that the request has shown, here or at the process
+that has passed it on; the key itself goes no further."""
 FACTS = b"x-offhook-facts"
 PEER = b"x-offhook-peer"
-"""Between machines, what :data:`FACTS` is on one, with what it takes to prove it."""
-PROOF = b"x-offhook-proof"
+"""Between machines: that one of ours asks, see ``proof.py``; all else is in the sealed body."""
 FINAL = "X-Offhook-Final"
 """Between processes: to ask for this call again could ring a phone twice."""
 LOST = "X-Offhook-Lost"
@@ -43,9 +47,13 @@ _NOT_PASSED_ON = frozenset(
     {
         *(b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"upgrade", b"te"),
         *(b"expect", b"trailer"),
-        *(FACTS, PEER, PROOF),  # nobody else may write these
+        # A client's secrets have been looked at, and are nobody else's: see CLIENT.
+        *(b"authorization", b"proxy-authorization", b"x-api-key", b"cookie"),
     }
 )
+_OURS = b"x-offhook-"
+"""How the headers begin that nobody else may write."""
+_ANSWERED = frozenset(name.lower().encode() for name in (*PASSED_BACK, FINAL, LOST))
 
 
 class WorkerLost(ServerError):
@@ -96,6 +104,7 @@ def facts_of(scope: Mapping[str, Any], hop: Hop) -> dict[str, Any]:
         "generation": hop.generation,
         "named": hop.named,
         "if_known": hop.if_known,
+        "key": scope.get(CLIENT),
         "client": scope.get("client"),
         "server": scope.get("server"),
         "scheme": scope.get("scheme"),
@@ -116,6 +125,7 @@ def scope_of(facts: Mapping[str, Any]) -> dict[str, Any]:
             named=bool(facts["named"]),
             if_known=bool(facts["if_known"]),
         ),
+        CLIENT: None if facts["key"] is None else str(facts["key"]),
         "client": facts["client"] and tuple(facts["client"]),
         "server": facts["server"] and tuple(facts["server"]),
         "scheme": facts["scheme"],
@@ -134,34 +144,123 @@ def target_of(scope: Mapping[str, Any]) -> bytes:
     return target + b"?" + query if query else target
 
 
+def _passed_on(scope: Mapping[str, Any], but: bytes) -> list[tuple[bytes, bytes]]:
+    """Those headers of a request that go on to another process."""
+    return [
+        (name, value)
+        for name, value in scope["headers"]
+        if (lower := name.lower()) not in _NOT_PASSED_ON
+        and lower != but
+        and not lower.startswith(_OURS)
+    ]
+
+
 def request_of(
     scope: Mapping[str, Any],
     body: bytes,
     facts: Mapping[bytes, bytes],
     *,
-    base: str = "http://worker",
     but: bytes = b"",
 ) -> httpx2.Request:
-    """A request as it is passed on: whole and unchanged, with the facts.
+    """A request as it is passed on to a process of this machine: unchanged, with the facts.
 
     Args:
         scope: The request's own.
         body: The request's own.
         facts: The headers that say them.
-        base: Where it goes, without a path.
         but: A header that stays here.
     """
-    headers = [
-        (name, value)
-        for name, value in scope["headers"]
-        if name.lower() not in _NOT_PASSED_ON and name.lower() != but
-    ]
     return httpx2.Request(
         scope["method"],
-        httpx2.URL(base).copy_with(raw_path=target_of(scope)),
-        headers=[*headers, *facts.items()],
+        httpx2.URL("http://worker").copy_with(raw_path=target_of(scope)),
+        headers=[*_passed_on(scope, but), *facts.items()],
         content=body,
     )
+
+
+# -- between machines: what is sealed there ----------------------------------------------------
+
+_Lines = list[tuple[bytes, bytes]]
+
+
+class _Request(msgspec.Struct, array_like=True):
+    method: str
+    target: bytes
+    headers: _Lines
+    facts: dict[str, Any]
+    body: bytes
+
+
+class _Answer(msgspec.Struct, array_like=True):
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)]
+    headers: _Lines
+    body: bytes
+
+
+_encoder = msgspec.msgpack.Encoder()
+_requests, _answers = msgspec.msgpack.Decoder(_Request), msgspec.msgpack.Decoder(_Answer)
+
+
+class NotRead(ServerError):
+    """Another process has said something that this one does not understand."""
+
+
+def written_request(scope: Mapping[str, Any], body: bytes, hop: Hop, *, but: bytes = b"") -> bytes:
+    """A request as it is passed on to a process of another machine, with the facts.
+
+    Args:
+        scope: The request's own.
+        body: The request's own.
+        hop: Why it is passed on.
+        but: A header that stays here.
+    """
+    headers = _passed_on(scope, but)
+    facts = facts_of(scope, hop)
+    return _encoder.encode(_Request(scope["method"], target_of(scope), headers, facts, body))
+
+
+def read_request(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """What in a scope is to be as it was where the request came, and the body.
+
+    Raises:
+        NotRead: It is none.
+    """
+    try:
+        asked = _requests.decode(content)
+        path, _, query = asked.target.partition(b"?")
+        scope = {
+            "method": asked.method,
+            "path": unquote(path.decode("ascii")),
+            "raw_path": path,
+            "query_string": query,
+            "headers": [*asked.headers, (b"content-length", b"%d" % len(asked.body))],
+            **scope_of(asked.facts),
+        }
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise NotRead("a request of another process cannot be read") from error
+    return scope, asked.body
+
+
+def written_answer(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
+    """An answer as it goes back to the process that has passed the request on."""
+    kept = [(name, value) for name, value in headers if name in _ANSWERED]
+    return _encoder.encode(_Answer(status, kept, body))
+
+
+def read_answer(content: bytes) -> httpx2.Response:
+    """The answer of a process that a request was passed on to.
+
+    Raises:
+        NotRead: It is none, or says something twice.
+    """
+    try:
+        answer = _answers.decode(content)
+    except msgspec.DecodeError as error:
+        raise NotRead("an answer of another process cannot be read") from error
+    names = [name for name, _ in answer.headers]
+    if len(names) != len({*names}) or not _ANSWERED.issuperset(names):
+        raise NotRead("an answer of another process has headers twice, or others than there are")
+    return httpx2.Response(answer.status, headers=answer.headers, content=answer.body)
 
 
 class PassedOn:
@@ -179,7 +278,7 @@ class PassedOn:
                 await receive()
                 await send(cast(Any, {"type": f"lifespan.{stage}.complete"}))
             return
-        if any(name == PROOF for name, _ in scope["headers"]):
+        if any(name == PEER for name, _ in scope["headers"]):
             await self._app(scope, receive, send)  # from another machine: the app looks at it
             return
         headers = [(name, value) for name, value in scope["headers"] if name != FACTS]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import httpx2
+import structlog
 import trio
 
 from server.cluster.directory.directory import Directory
@@ -16,15 +18,19 @@ from server.cluster.passing_on import (
     FACTS,
     LOST,
     PEER,
-    PROOF,
     Hop,
+    NotRead,
     WorkerLost,
     facts_of,
+    read_answer,
     request_of,
-    target_of,
+    written_request,
 )
-from server.cluster.proof import Prover
+from server.cluster.proof import NotProved, Prover
 from server.cluster.registry import Registry
+from server.logs import Sparing
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 CONNECT_TIMEOUT_S = 2.0
 """To a process of this machine, which may be busy."""
@@ -34,6 +40,7 @@ HAND_ON_TIMEOUT_S = 120.0
 """Whoever has asked has a shorter one; this is for one that has gone meanwhile."""
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 """Of another machine, which may be a stranger's by now."""
+_LENGTH = re.compile("[0-9]{1,9}")
 
 
 class Peers:
@@ -52,6 +59,7 @@ class Peers:
         self._directory = directory
         self._prover = prover
         self._clients: dict[str, httpx2.AsyncClient] = {}
+        self._unproved = Sparing()
 
     async def ask(
         self, name: str, scope: Mapping[str, Any], body: bytes, hop: Hop, *, timeout_s: float
@@ -95,15 +103,16 @@ class Peers:
         return True
 
     async def hand_on(
-        self, number: int, scope: Mapping[str, Any], body: bytes, facts: Mapping[bytes, bytes]
+        self, number: int, body: bytes, facts: Mapping[bytes, bytes]
     ) -> httpx2.Response:
         """Bring what another machine has sent to a process of this one that it is meant for.
 
         Raises:
             WorkerLost: That is gone.
         """
+        as_sent = {"method": "POST", "path": "/", "headers": ()}
         with _telling(str(number)), trio.fail_after(HAND_ON_TIMEOUT_S):
-            return await self._ask_here(number, scope, body, facts)
+            return await self._ask_here(number, as_sent, body, facts)
 
     async def _ask_here(
         self,
@@ -126,37 +135,41 @@ class Peers:
         seen = self._registry.others().get(name)
         if seen is None or self._prover is None or not seen.address.startswith("http://"):
             raise WorkerLost(name, reached=False)
-        peer, proof, nonce = self._prover.ask(
-            name,
-            scope["method"],
-            target_of(scope),
-            body,
-            facts_of(scope, hop),
-            wall_time=time.time(),
-        )
+        content = written_request(scope, body, hop, but=_but(hop))
+        peer, sealed, asked = self._prover.ask(seen.member, content, wall_time=time.time())
         if "" not in self._clients:
             self._clients[""] = _client(httpx2.AsyncHTTPTransport(), PEER_CONNECT_TIMEOUT_S)
-        request = request_of(
-            scope, body, {PEER: peer, PROOF: proof}, base=seen.address, but=_but(hop)
-        )
+        request = httpx2.Request("POST", seen.address, headers={PEER: peer}, content=sealed)
         answer = await self._clients[""].send(request, stream=True)
         try:
-            content = b""
-            async for piece in answer.aiter_raw():
-                content += piece
-                if len(content) > MAX_ANSWER_BYTES:
-                    raise WorkerLost(name, reached=True)
+            length = answer.headers.get("Content-Length", "")
+            if not _LENGTH.fullmatch(length):
+                shown = b""  # ours say it, and what is not to be read whole is not begun with
+            elif int(length) > MAX_ANSWER_BYTES:
+                raise WorkerLost(name, reached=True)
+            else:
+                shown = b"".join([piece async for piece in answer.aiter_raw()])
         finally:
             with trio.move_on_after(PEER_CONNECT_TIMEOUT_S, shield=True):
                 await answer.aclose()
-        shown = answer.headers.get(PROOF.decode(), "").encode()
-        if not self._prover.is_answer(
-            nonce, answer.status_code, answer.headers.raw, content, shown
-        ):
-            raise WorkerLost(name, reached=False)  # who has this address now has done nothing
-        if (lost := answer.headers.get(LOST)) is not None:
+        try:
+            theirs = read_answer(asked.unseal_answer(shown))
+        except NotProved as error:
+            # Who has this address now could not read what it was asked, and has done nothing.
+            self._unproved.log(
+                time.monotonic(),
+                logger.warning,
+                "what answers at a node's address is not proved to be it: it is gone, or has "
+                "another CLUSTER_SECRET, clock or version",
+                worker=name,
+                status=answer.status_code,
+            )
+            raise WorkerLost(name, reached=False) from error
+        except NotRead as error:
+            raise WorkerLost(name, reached=True) from error
+        if (lost := theirs.headers.get(LOST)) is not None:
             raise WorkerLost(name, reached=lost == "reached")
-        return httpx2.Response(answer.status_code, headers=answer.headers, content=content)
+        return theirs
 
     async def connect(self, number: int, socket_name: str) -> trio.SocketStream:
         """Connect to one of the Unix sockets of another process of this machine.

@@ -1,31 +1,49 @@
 """Proof between machines: that a request is another process's of ours, and that the answer is.
 
-An address of a machine that is gone may be somebody else's within seconds, and a request that says
-it was passed on is believed. So both carry an HMAC with a secret that only our processes have: over
-what is asked, of whom, when, and a number used once; and over the answer together with that number.
+An address of a machine that is gone may be somebody else's within seconds, an address in the
+registry may have been written by anybody who can write there, and a request that says it was passed
+on is believed. So of a request nothing can be read on its way, or at an address that is not the
+right one: it is sealed (AES-GCM) with a key that is made of a secret that only our processes have,
+and of a number that is used once; and so is the answer, which nobody else can have made. To ask
+for a proof first would be less: whoever is at the address could hand the question on to the right
+one, and read what it is trusted with then.
+
+What a stranger sends is refused by its one header, before a byte of the body is read: an HMAC over
+whom it is for (name and birth, so that one of before a restart is for nobody), when it was sent,
+the number, and how long the body is, and its SHA-256.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import json
+import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
-from server.cluster.names import is_name
-from server.cluster.passing_on import FINAL, LOST, PASSED_BACK
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from server.cluster.registry import Member
 
 MAX_SKEW_S = 30.0
 """How far the clocks of two machines may be apart, the time on the way included."""
 MAX_NONCES = 200_000
 """Kept for twice that long: some 3,000 requests a second and process."""
-MAX_PEER_BYTES = 4096
-_NONCE_BYTES = 16
-_ANSWER_HEADERS = tuple(sorted(name.lower() for name in (*PASSED_BACK, FINAL, LOST)))
+MAX_PEER_BYTES = 512
+_VERSION = b"2"
+_PEER = re.compile(
+    rb"(?P<said>(?P<version>[0-9]{1,4}) (?P<to>[A-Za-z0-9][A-Za-z0-9.-]{0,68}@[0-9]{1,20})"
+    rb" (?P<at_ms>[0-9]{1,15}) (?P<nonce>[0-9a-f]{32}) (?P<length>[0-9]{1,9})"
+    rb" (?P<digest>[0-9a-f]{64})) (?P<proof>[0-9a-f]{64})"
+)
+_NONCE_BYTES, _TAG_BYTES = 16, 16
+_ASKED = bytes(12)
+"""AES-GCM's own number of a request, whose key is for it and its answers alone."""
+_ANSWER_NUMBER_BYTES = len(_ASKED)
 
 
 class NotProved(Exception):
@@ -34,89 +52,143 @@ class NotProved(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request between machines that is proved."""
+    """A request between machines, by its header.
+
+    Attributes:
+        to: The process that is asked, ``NAME@BORN``.
+        nonce: The number used once.
+        length: Of the sealed body.
+        digest: Its SHA-256.
+    """
 
     to: str
-    """The name of the process that is asked."""
-    nonce: str
-    facts: Mapping[str, Any]
+    nonce: bytes
+    length: int
+    digest: bytes
+    _key: bytes = field(repr=False)
+
+    def unseal(self, body: bytes) -> bytes:
+        """What was asked.
+
+        Raises:
+            NotProved: The body is another one.
+        """
+        return _unsealed(self._key, _ASKED, body)
+
+    def seal_answer(self, answer: bytes) -> bytes:
+        """An answer that only who has asked can read, and only who was asked can have made."""
+        number = secrets.token_bytes(_ANSWER_NUMBER_BYTES)
+        return number + AESGCM(self._key).encrypt(number, answer, b"answer")
+
+    def unseal_answer(self, sealed: bytes) -> bytes:
+        """An answer to this request.
+
+        Raises:
+            NotProved: It is not that of a process of ours that has read the request.
+        """
+        number, content = sealed[:_ANSWER_NUMBER_BYTES], sealed[_ANSWER_NUMBER_BYTES:]
+        return _unsealed(self._key, number, content, b"answer")
+
+
+def _unsealed(key: bytes, number: bytes, content: bytes, purpose: bytes = b"request") -> bytes:
+    if len(number) != _ANSWER_NUMBER_BYTES or len(content) < _TAG_BYTES:
+        raise NotProved("too short")
+    try:
+        return AESGCM(key).decrypt(number, content, purpose)
+    except InvalidTag:
+        raise NotProved("sealed by somebody else") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """What is made of one secret: a key for each use, for the secret has others, too."""
+
+    proves: bytes
+    seals: bytes
+    vouches: bytes
+
+    @classmethod
+    def of(cls, secret: str) -> _Keys:
+        uses = (b"proves requests", b"seals requests", b"vouches for addresses")
+        made = (hmac.digest(secret.encode(), b"offhook 2: " + use, "sha256") for use in uses)
+        return cls(*made)
 
 
 class Prover:
     """Proves what goes from one process to another, and checks it; no clock.
 
     Args:
-        secrets: What only the processes of this server know: the first proves, any is believed, so
-            that a secret can be changed on one machine after the other.
+        cluster_secrets: What only the processes of this server know: the first proves, any is
+            believed, so that a secret can be changed on one machine after the other.
     """
 
-    def __init__(self, secrets: Sequence[str]) -> None:
-        # Keys of their own: the same secrets are used for other things, too.
-        self._keys = [
-            hmac.digest(secret.encode(), b"offhook between processes", "sha256")
-            for secret in secrets
-        ]
-        self._used: OrderedDict[str, float] = OrderedDict()
+    def __init__(self, cluster_secrets: Sequence[str]) -> None:
+        self._keys = [_Keys.of(secret) for secret in cluster_secrets]
+        self._used: OrderedDict[bytes, float] = OrderedDict()
 
-    def ask(
-        self,
-        to: str,
-        method: str,
-        target: bytes,
-        body: bytes,
-        facts: Mapping[str, Any],
-        *,
-        wall_time: float,
-    ) -> tuple[bytes, bytes, str]:
-        """Prove a request.
+    # -- requests ----------------------------------------------------------------------------
+
+    def ask(self, to: Member, content: bytes, *, wall_time: float) -> tuple[bytes, bytes, Asked]:
+        """Seal a request, and prove it.
 
         Args:
             to: Who is asked.
-            method: The request's.
-            target: The request's path and query.
-            body: The request's.
-            facts: What goes along with it.
+            content: All that is asked.
             wall_time: ``time.time()``.
 
         Returns:
-            The header that says all this, the one that proves it, and the number used once.
+            The header, the body, and what unseals the answer.
         """
-        nonce = secrets.token_hex(_NONCE_BYTES)
-        peer = json.dumps({"to": to, "at": wall_time, "nonce": nonce, "facts": facts}).encode()
-        return peer, self._proofs(*_of_request(peer, method, target, body))[0], nonce
+        nonce, keys = secrets.token_bytes(_NONCE_BYTES), self._keys[0]
+        key = hmac.digest(keys.seals, nonce, "sha256")
+        body = AESGCM(key).encrypt(_ASKED, content, b"request")
+        digest = hashlib.sha256(body)
+        said = b"%s %s %d %s %d %s" % (
+            _VERSION,
+            str(to).encode(),
+            int(wall_time * 1000),
+            nonce.hex().encode(),
+            len(body),
+            digest.hexdigest().encode(),
+        )
+        peer = said + b" " + hmac.digest(keys.proves, said, "sha256").hex().encode()
+        return peer, body, Asked(str(to), nonce, len(body), digest.digest(), key)
 
-    def check_request(
-        self,
-        peer: bytes,
-        proof: bytes,
-        method: str,
-        target: bytes,
-        body: bytes,
-        *,
-        me: str,
-        wall_time: float,
-    ) -> Asked:
-        """Check a request that says it is another process's; each is good once.
+    def check(self, peer: bytes, *, wall_time: float) -> Asked:
+        """Check the header of a request that says it is another process's; each is good once.
+
+        Whether it is for this process is left to whoever asks.
 
         Raises:
-            NotProved: It is a stranger's, one for another process, too old, or a repeated one.
+            NotProved: It is a stranger's, too old, or a repeated one.
         """
-        if not self._is_proved(proof, *_of_request(peer, method, target, body)):
+        found = _PEER.fullmatch(peer) if len(peer) <= MAX_PEER_BYTES else None
+        if found is None:
+            raise NotProved("unreadable")
+        if found["version"] != _VERSION:
+            raise NotProved("of another version of this server: it is to be the same on all nodes")
+        said, proof = found["said"], bytes.fromhex(found["proof"].decode())
+        # All are compared: which one it was, and that it was none, takes as long.
+        fitting = [
+            keys
+            for keys in self._keys
+            if hmac.compare_digest(proof, hmac.digest(keys.proves, said, "sha256"))
+        ]
+        if not fitting:
             raise NotProved("wrong proof")
-        try:
-            said = json.loads(peer)
-            asked = Asked(str(said["to"]), str(said["nonce"]), dict(said["facts"]))
-            at = float(said["at"])
-        except (ValueError, KeyError, TypeError):
-            raise NotProved("unreadable") from None
-        if asked.to != me:
-            raise NotProved("for another process")
-        if not abs(wall_time - at) <= MAX_SKEW_S:
+        if not abs(wall_time - int(found["at_ms"]) / 1000) <= MAX_SKEW_S:
             raise NotProved("too old, or the clocks of the machines differ")
-        self._use(asked.nonce, wall_time)
-        return asked
+        nonce = bytes.fromhex(found["nonce"].decode())
+        self._use(nonce, wall_time)
+        return Asked(
+            to=found["to"].decode(),
+            nonce=nonce,
+            length=int(found["length"]),
+            digest=bytes.fromhex(found["digest"].decode()),
+            _key=hmac.digest(fitting[0].seals, nonce, "sha256"),
+        )
 
-    def _use(self, nonce: str, wall_time: float) -> None:
+    def _use(self, nonce: bytes, wall_time: float) -> None:
         used = self._used
         while used and (next(iter(used.values())) < wall_time - 2 * MAX_SKEW_S):
             used.popitem(last=False)
@@ -126,52 +198,20 @@ class Prover:
             raise NotProved("too many at once")
         used[nonce] = wall_time
 
-    def prove_answer(
-        self, nonce: str, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
-    ) -> bytes:
-        """What proves an answer to the request with this number."""
-        return self._proofs(*_of_answer(nonce, status, headers, body))[0]
+    # -- addresses ---------------------------------------------------------------------------
 
-    def is_answer(
-        self,
-        nonce: str,
-        status: int,
-        headers: Iterable[tuple[bytes, bytes]],
-        body: bytes,
-        proof: bytes,
-    ) -> bool:
-        """Whether an answer is that of the process which was asked."""
-        return self._is_proved(proof, *_of_answer(nonce, status, headers, body))
+    def vouch(self, member: str, address: str) -> str:
+        """What shows to the others that a member is reached at an address."""
+        return _vouched(self._keys[0].vouches, member, address)
 
-    def _is_proved(self, proof: bytes, *parts: bytes) -> bool:
-        # All are compared: which one it was, and that it was none, takes as long.
-        return True in [hmac.compare_digest(proof, each) for each in self._proofs(*parts)]
-
-    def _proofs(self, *parts: bytes) -> list[bytes]:
-        """What proves this, with each of the secrets."""
-        # Each part of one length, so that none can end where another begins.
-        whole = b"".join(hashlib.sha256(part).digest() for part in parts)
-        return [hmac.new(key, whole, "sha256").hexdigest().encode() for key in self._keys]
+    def is_vouched(self, member: str, address: str, shown: str) -> bool:
+        """Whether a process of ours has said that this member is reached at this address."""
+        return any(
+            hmac.compare_digest(_vouched(keys.vouches, member, address).encode(), shown.encode())
+            for keys in self._keys
+        )
 
 
-def _of_request(peer: bytes, method: str, target: bytes, body: bytes) -> tuple[bytes, ...]:
-    return b"request", method.encode(), target, peer, body
-
-
-def _of_answer(
-    nonce: str, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
-) -> tuple[bytes, ...]:
-    said = {name.decode("latin-1").lower(): value for name, value in headers}
-    parts = [said.get(name, b"") for name in _ANSWER_HEADERS]
-    return b"answer", nonce.encode(), str(status).encode(), *parts, body
-
-
-def receiver(peer: bytes) -> str | None:
-    """Whom a request between machines is for, as it says itself; None if it says no such thing."""
-    if len(peer) > MAX_PEER_BYTES:
-        return None
-    try:
-        to = str(json.loads(peer)["to"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return to if is_name(to) else None
+@lru_cache(maxsize=4096)  # every beat of every member is looked at, and says the same
+def _vouched(key: bytes, member: str, address: str) -> str:
+    return hmac.digest(key, f"{member}\n{address}".encode(), "sha256").hex()

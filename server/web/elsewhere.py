@@ -31,6 +31,10 @@ CLAIM_TRIES = 20
 MAX_ASKED = 10
 """Processes of other machines that a list of calls is put together with: more would cost all of
 them more than whoever asks has of it."""
+MAX_ASKED_FOR_CALL = 100
+"""Processes that are asked whether they know a call, while the registry cannot say whose it is."""
+ASKED_AT_ONCE = 20
+"""Of all who are asked the same; the others wait for their turn."""
 LIST_TIMEOUT_S = 2.0
 """For others to say which calls they have; one that is gone shall not hold the list up."""
 TAKEOVER_ASK_S = 1.2
@@ -214,7 +218,7 @@ class Elsewhere:
             RegistryAway: None of them does, as far as they answer.
         """
         cluster = self._service.cluster
-        names = dict.fromkeys((*cluster.siblings(), *cluster.seen()))
+        names = [*dict.fromkeys((*cluster.siblings(), *cluster.seen()))][:MAX_ASKED_FOR_CALL]
         hop = Hop(cluster.me.name, if_known=True)
         for answer in await self._all(names, hop, timeout_s):
             if answer.status_code != 404:
@@ -246,15 +250,19 @@ class Elsewhere:
     async def _all(
         self, names: Iterable[str], hop: Hop, timeout_s: float | None
     ) -> list[httpx2.Response]:
+        """The answers of all these, as far as they come in time; few are asked at once."""
         answers: list[httpx2.Response] = []
+        left = iter([*names])
 
-        async def ask(name: str) -> None:
-            with suppress(WorkerLost):
-                answers.append(await self._ask(name, hop, timeout_s))
+        async def ask() -> None:
+            for name in left:
+                with suppress(WorkerLost):
+                    answers.append(await self._ask(name, hop, timeout_s))
 
-        async with trio.open_nursery() as nursery:
-            for name in names:
-                nursery.start_soon(ask, name)
+        with trio.move_on_after(timeout_s or self._timeout_s):
+            async with trio.open_nursery() as nursery:
+                for _ in range(ASKED_AT_ONCE):
+                    nursery.start_soon(ask)
         return answers
 
     # -- for a call that nobody has yet ------------------------------------------------------

@@ -63,6 +63,11 @@ class Keys:
         """Whether there is any key to show; with none, everybody is let in."""
         return bool(self._digests)
 
+    def has(self, name: str | None) -> bool:
+        """Whether there is a key of this name: another process of ours, which has seen it, says
+        that it was shown."""
+        return name in self._digests
+
     def identify(self, headers: Headers) -> str | None:
         """The name of the key that a request shows, or None if it shows none of ours.
 

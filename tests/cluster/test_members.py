@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from server.cluster.proof import Prover
 from server.cluster.redis import beats
 from server.cluster.redis.members import Members
 from server.cluster.redis.scripts import Steps
 from server.cluster.registry import Load, Member, Seen
 
 ME, OTHER = Member("n0", 5), Member("n1.2", 7)
+PROVER = Prover(["secret"])
 NUMBERS = st.floats() | st.integers(-(10**30), 10**30)
 
 
@@ -23,16 +28,25 @@ def answer(*others, now_ms=1_000, lost=0, pause=None, pause_ms=-2):
     return [now_ms, lost, pause, pause_ms, flat]
 
 
+def load_of(member: str, load: Load | None = None, *, address: str = "http://n1:8000") -> bytes:
+    """What a member has written of itself, after when that was."""
+    return beats.written(address, load or Load(), PROVER.vouch(member, address))
+
+
+def believes(member: Member, address: str, vouched: str) -> bool:
+    return PROVER.is_vouched(str(member), address, vouched)
+
+
 @pytest.fixture
 def members():
-    return Members(ME, "http://n0:8000", Steps("offhook:"))
+    return Members(ME, "http://n0:8000", Steps("offhook:"), PROVER)
 
 
 @given(st.builds(Load, NUMBERS, NUMBERS, NUMBERS, st.booleans(), st.booleans(), NUMBERS, NUMBERS))
 def test_whatever_a_load_is_others_can_read_it(load):
-    value = b"400 " + beats.written("http://n1:8000", load)
+    value = b"400 " + load_of("n1.2@7", load)
 
-    (seen,) = beats.seen({b"n1.2@7": value}, ME, 1_000).values()
+    (seen,) = beats.seen({b"n1.2@7": value}, ME, 1_000, believes).values()
 
     assert (seen.member, seen.address, seen.age_s) == (OTHER, "http://n1:8000", 0.6)
     assert seen.load.accepts is load.accepts
@@ -41,14 +55,17 @@ def test_whatever_a_load_is_others_can_read_it(load):
 
 @given(st.binary(max_size=40), st.binary(max_size=60))
 def test_what_is_no_member_is_left_out(name, value):
-    assert len(beats.seen({name: value, b"n1@1": value, name + b"@1": b"1 []"}, ME, 1_000)) <= 1
+    written = {name: value, b"n1@1": value, name + b"@1": b"1 []"}
+
+    assert beats.seen(written, ME, 1_000, believes) == {}
+    assert len(beats.seen(written, ME, 1_000, lambda *said: True)) <= 1
 
 
 def test_the_newest_of_a_name_has_it_and_those_before_it_are_told_apart():
-    load = b"400 " + beats.written("", Load())
-    names = (b"n1@1", b"n1@2", b"n0@4", b"n0@5")
+    names = ("n1@1", "n1@2", "n0@4", "n0@5")
+    written = {name.encode(): b"400 " + load_of(name, address="") for name in names}
 
-    seen = beats.seen(dict.fromkeys(names, load), ME, 1_000)
+    seen = beats.seen(written, ME, 1_000, believes)
 
     assert {name: each.member for name, each in seen.items()} == {
         "n1": Member("n1", 2),
@@ -57,13 +74,35 @@ def test_the_newest_of_a_name_has_it_and_those_before_it_are_told_apart():
     }
 
 
+def test_a_member_whose_address_is_not_vouched_for_is_left_out_and_told_of_once(members):
+    told: list[Any] = []
+    evil, shown = "http://evil:8000", PROVER.vouch("n1.2@7", "http://n1:8000")
+    for value in (
+        b'["http://evil:8000",1,1,0,true,false,0.0,0.0]',  # as versions before have written it
+        beats.written(evil, Load(accepts=True), ""),
+        beats.written(evil, Load(accepts=True), shown),
+        beats.written(evil, Load(accepts=True), Prover(["guess"]).vouch("n1.2@7", evil)),
+        load_of("n1.2@6"),
+        load_of("n1.2@7", address="unix:/run/docker.sock"),
+        load_of("n1.2@7", address="http://n1:8000/../x"),
+        load_of("n1.2@7", address="file:///etc"),
+    ):
+        with capture_logs() as logged:
+            members.heard(answer((b"n1.2@7", b"400 " + value)), None, 10.0)
+        told += logged
+
+        assert members.others == {}
+
+    assert ["is not proved" in line["event"] for line in told] == [True]
+
+
 def test_what_was_heard_of_others_grows_old(members):
-    load = b"400 " + beats.written("unix:/x", Load(live=3))
+    load = b"400 " + load_of("n1.2@7", Load(live=3))
     members.heard(answer((b"n1.2@7", load)), None, 10.0)
 
     seen = members.seen(12.0)
 
-    assert seen == {"n1.2": Seen(OTHER, Load(live=3), pytest.approx(2.6), "unix:/x")}
+    assert seen == {"n1.2": Seen(OTHER, Load(live=3), pytest.approx(2.6), "http://n1:8000")}
 
 
 def test_only_what_decides_who_takes_calls_is_told_at_once(members):
@@ -96,7 +135,7 @@ def test_a_pause_of_another_ends_by_itself(members):
 
 
 def test_another_process_of_the_same_name_is_told_of_once(members, caplog):
-    load = b"900 " + beats.written("", Load())
+    load = b"900 " + load_of("n0@4", address="")
     for now in (10.0, 20.0, 30.0):
         members.heard(answer((b"n0@4", load)), None, now)
 

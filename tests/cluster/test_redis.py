@@ -10,12 +10,13 @@ import pytest
 import trio
 from prometheus_client import CollectorRegistry
 
+from server.cluster.proof import Prover
 from server.cluster.redis import redis_registry
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.errors import ConfigurationError
 from server.metrics import RegistryMetrics
 from server.settings.settings import Settings
-from tests.support.redis_servers import IGNORES_UNCLOSED, member, redis_server, until
+from tests.support.redis_servers import IGNORES_UNCLOSED, SECRET, member, redis_server, until
 
 pytestmark = [pytest.mark.sockets, *IGNORES_UNCLOSED]
 TRIES = 1_000
@@ -192,12 +193,13 @@ async def test_a_member_that_left_is_gone_and_one_that_was_killed_is_silent(redi
 
 
 async def test_the_predecessor_of_a_member_is_there_by_name_and_birth(redis):
-    redis.ask("HSET", "offhook:{nodes}", "n0@0", '1 ["",0,0,0,false,false,0,0]')
+    vouched = {name: Prover([SECRET]).vouch(name, "") for name in ("n0@0", "n1@0")}
+    load = f'["",0,0,0,false,false,0,0,"{vouched["n0@0"]}"]'
+    redis.ask("HSET", "offhook:{nodes}", "n0@0", f"1 {load}")
     redis.ask("HSET", "offhook:{nodes}", "n1@0", "99999999999999 nonsense")
     async with member(redis.url, "n1") as second:
-        redis.ask(
-            "HSET", "offhook:{nodes}", "n1@0", '9999999999999 ["",0,0,0,false,false,0,0,"new"]'
-        )
+        load = f'["",0,0,0,false,false,0,0,"{vouched["n1@0"]}","new"]'
+        redis.ask("HSET", "offhook:{nodes}", "n1@0", f"9999999999999 {load}")
         await until(lambda: "n1@0" in second.others())
 
         assert "n0" not in second.others()  # silent for too long

@@ -17,10 +17,8 @@ from server.metrics import RegistryMetrics
 from server.service import Service
 from server.settings.cluster import registry_address
 from server.settings.settings import Settings
-from tests.support.redis_servers import RedisServer, until
+from tests.support.redis_servers import SECRET, RedisServer, until
 from tests.support.serving import Server, serving
-
-SECRET = "a secret of all machines"
 
 
 class Store:
@@ -130,7 +128,11 @@ async def nodes_with_redis(
 
 @asynccontextmanager
 async def two_nodes(
-    monkeypatch: pytest.MonkeyPatch, store: Store, *, secrets: tuple[str, str] = (SECRET, SECRET)
+    monkeypatch: pytest.MonkeyPatch,
+    store: Store,
+    *,
+    secrets: tuple[str, str] = (SECRET, SECRET),
+    **settings,
 ) -> AsyncGenerator[tuple[Server, Server]]:
     """Two servers of one, ``a`` and ``b``; their simulators are their own."""
 
@@ -141,9 +143,10 @@ async def two_nodes(
         monkeypatch.setattr("server.service.Cluster", cluster)
 
     node("a", secrets[0])
-    async with serving() as first:
+    settings = {"simulated_ring_s": 60.0} | settings  # the machine may be busy
+    async with serving(**settings) as first:
         node("b", secrets[1])
-        async with serving() as second:
+        async with serving(**settings) as second:
             for server in (first, second):
                 registry = server.service.cluster.registry
                 assert isinstance(registry, Shared)

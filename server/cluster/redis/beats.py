@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
 
 from server.cluster.registry import Load, Member, Seen
+from server.settings.values import node_url
 
 _MOST = 1_000_000_000
 _MEMBER = re.compile(r"([a-z0-9][a-z0-9-]{0,62}(?:\.\d{1,5})?)@(\d{1,20})")
@@ -28,16 +30,21 @@ class _Beat(msgspec.Struct, array_like=True):
     draining: bool
     dials_in_s: _Seconds
     dial_every_s: _Seconds
+    vouched: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """What shows that the address is this member's: see :meth:`Prover.vouch`."""
 
+
+Believes = Callable[[Member, str, str], bool]
+"""Whether a member is reached at an address, as something is to show."""
 
 _decoder = msgspec.json.Decoder(_Beat)
 
 
-def written(address: str, load: Load) -> bytes:
-    """How a member is, and where it is reached."""
+def written(address: str, load: Load, vouched: str) -> bytes:
+    """How a member is, and where it is reached, with what shows that."""
     counts = (int(_bounded(count)) for count in (load.live, load.running, load.waiting))
     times = _bounded(load.dials_in_s), _bounded(load.dial_every_s)
-    return msgspec.json.encode((address, *counts, load.accepts, load.draining, *times))
+    return msgspec.json.encode((address, *counts, load.accepts, load.draining, *times, vouched))
 
 
 def _bounded(value: float) -> float:
@@ -50,7 +57,9 @@ def member_of(text: bytes) -> Member | None:
     return Member(found[1], int(found[2])) if found else None
 
 
-def seen(members: Mapping[bytes, bytes], me: Member, now_ms: int) -> dict[str, Seen]:
+def seen(
+    members: Mapping[bytes, bytes], me: Member, now_ms: int, believes: Believes
+) -> dict[str, Seen]:
     """The members beside us that were heard of, by name.
 
     One whose name another has by now is there by name and birth, ``NAME@BORN``: it is gone, but
@@ -60,11 +69,12 @@ def seen(members: Mapping[bytes, bytes], me: Member, now_ms: int) -> dict[str, S
         members: What was written of each and when.
         me: Who asks.
         now_ms: The time, of the same clock.
+        believes: Asked of each: who is not believed is left out.
     """
     found = [
         each
         for name, value in members.items()
-        if name and (each := _one(name, value, now_ms)) is not None and each.member != me
+        if name and (each := _one(name, value, now_ms, believes)) and each.member != me
     ]
     newest: dict[str, int] = {}
     for each in found:
@@ -76,7 +86,7 @@ def seen(members: Mapping[bytes, bytes], me: Member, now_ms: int) -> dict[str, S
     }
 
 
-def _one(name: bytes, value: bytes, now_ms: int) -> Seen | None:
+def _one(name: bytes, value: bytes, now_ms: int, believes: Believes) -> Seen | None:
     member = member_of(name)
     at_ms, _, content = value.partition(b" ")
     if member is None or not at_ms.isdigit() or len(at_ms) > 16:
@@ -85,11 +95,22 @@ def _one(name: bytes, value: bytes, now_ms: int) -> Seen | None:
         beat = _decoder.decode(content)
     except msgspec.DecodeError:
         return None
+    if not _is_address(beat.address) or not believes(member, beat.address, beat.vouched):
+        return None
     load = Load(
         beat.live, beat.running, beat.waiting, beat.accepts, beat.draining,
         beat.dials_in_s, beat.dial_every_s,
     )  # fmt: skip
     return Seen(member, load, max(0, now_ms - int(at_ms)) / 1000, beat.address)
+
+
+@lru_cache(maxsize=4096)  # each member says the same in every beat
+def _is_address(text: str) -> bool:
+    """Whether this is where a node can be reached, or nowhere."""
+    try:
+        return not text or node_url(text) == text
+    except ValueError:
+        return False
 
 
 def pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:

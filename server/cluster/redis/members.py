@@ -8,9 +8,11 @@ from typing import Any
 
 import structlog
 
+from server.cluster.proof import Prover
 from server.cluster.redis import beats
 from server.cluster.redis.scripts import Step, Steps
 from server.cluster.registry import Load, Member, Seen
+from server.logs import Sparing
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -31,16 +33,20 @@ class Members:
         me: This process.
         my_address: Where others reach it.
         steps: The registry's.
+        prover: Vouches for our address, and tells others' from those that anybody has written.
 
     Attributes:
         others: The members beside this one when they were last heard of.
     """
 
-    def __init__(self, me: Member, my_address: str, steps: Steps) -> None:
+    def __init__(self, me: Member, my_address: str, steps: Steps, prover: Prover) -> None:
         self.others: dict[str, Seen] = {}
         self._me = me
         self._my_address = my_address
         self._steps = steps
+        self._prover = prover
+        self._vouched = prover.vouch(str(me), my_address)
+        self._disbelieved = Sparing(60.0)
         self._load = Load()
         self._began_at: float | None = None
         self._heard_at = 0.0
@@ -76,7 +82,7 @@ class Members:
         """What is to be said now, and the pause in it."""
         told = self._to_tell
         pause = None if told is None else (told[0], max(0.0, told[1] - now))
-        load = beats.written(self._my_address, self._load)
+        load = beats.written(self._my_address, self._load, self._vouched)
         return self._steps.beat(str(self._me), load, self._last_ms, pause), told
 
     def heard(self, answer: Sequence[Any], told: Pause | None, now: float) -> bool:
@@ -87,7 +93,12 @@ class Members:
         if self._began_at is None:
             self._began_at = now
         self._heard_at, self._last_ms = now, now_ms
-        self.others = beats.seen(beats.pairs(flat), self._me, now_ms)
+        self.others = beats.seen(
+            beats.pairs(flat),
+            self._me,
+            now_ms,
+            lambda member, address, shown: self._believes(member, address, shown, now),
+        )
         if lost:  # whoever has told of a pause tells of it again
             self._to_tell = self._last_told
         else:
@@ -95,6 +106,19 @@ class Members:
             self._paused = self._told_by_another(pause, now + pause_s)
         self._look_for_a_namesake(now - self._began_at)
         return bool(lost)
+
+    def _believes(self, member: Member, address: str, shown: str, now: float) -> bool:
+        """Whether a member's address is what one of ours has said it is."""
+        if self._prover.is_vouched(str(member), address, shown):
+            return True
+        self._disbelieved.log(
+            now,
+            logger.error,
+            "what the registry says of a node is not proved, and it is left out: it has another "
+            "CLUSTER_SECRET or is of an older version, or a stranger writes in the registry",
+            member=str(member),
+        )
+        return False
 
     def _told_by_another(self, pause: bytes | None, until: float) -> Pause | None:
         teller, _, kind = (pause or b"").partition(b" ")

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import structlog
 import trio
 
+from server.cluster.proof import Prover
 from server.cluster.redis import beats
 from server.cluster.redis.connection import Connection, is_theirs, open_connection, reasons
 from server.cluster.redis.members import Members
@@ -67,7 +68,7 @@ class RedisRegistry:
         self._connection: Connection | None = None
         self._is_away: bool | None = None
         self._beat_now = trio.Event()
-        self._members = Members(me, my_address, self._steps)
+        self._members = Members(me, my_address, self._steps, Prover(self._secrets))
         self._writing = Writing(me, self._steps, self._secrets, metrics)
         self._attempts: dict[str, str] = {}
         self._requests: dict[tuple[str, str], bytes] = {}
