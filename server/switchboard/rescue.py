@@ -56,6 +56,9 @@ CHECKED_AT_ONCE = 16
 DOUBT_S = 3.0
 """For so long after another has asked for a call of ours it is looked whose it is: where it had our
 answer too late, it has taken the call."""
+TELL_AGAIN_S = (0.25, 0.5, 1.0)
+"""How long to wait before it is asked again whose a call is that the carrier is to be told about,
+where nobody could say."""
 TRY_AGAIN_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """How long to wait before each further try to take up what may be ours."""
 
@@ -397,6 +400,10 @@ class Rescue:
             return tickets.issue_unasked(call, trio.current_time()) if is_wanted else None
 
         try:
+            for pause_s in TELL_AGAIN_S:
+                if await call.fence.is_ours() is not None:
+                    break
+                await trio.sleep(pause_s)
             await call.fence.reconnect(call.call_sid, ticket)
         except CallNotInProgress:
             try:

@@ -259,8 +259,7 @@ class Elsewhere:
         cluster = self._service.cluster
         if self._service.rescue.takes_calls() or _hop() is not None or owner == cluster.me:
             return None
-        others = cluster.registry.others().values()
-        for name in takers(others, but=owner)[:MAX_TAKERS]:
+        for name in takers(cluster.registry.others(), but=owner)[:MAX_TAKERS]:
             with suppress(WorkerLost):
                 hop = Hop(cluster.me.name, named=True)
                 theirs = await self._ask(name, hop, TAKEOVER_ASK_S + HOLD_ON_S)

@@ -55,18 +55,19 @@ def test_a_call_whose_process_is_gone_may_go_to_whoever_is_there_and_stays_rathe
         return Seen(Member(name, 1), Load(live=live, **load), age_s, "")
 
     gone = seen("gone", 0, accepts=True)
-    others = [
-        gone,
-        seen("full", 3),
-        seen("fuller", 9),
-        seen("busy", 40, accepts=True),
-        seen("idle", 1, accepts=True),
-        seen("leaves", 0, accepts=True, draining=True),
-        seen("quiet", 0, QUIET_S, accepts=True),
-    ]
+    others = {
+        "gone": gone,
+        "full": seen("full", 3),
+        "fuller": seen("fuller", 9),
+        "busy": seen("busy", 40, accepts=True),
+        "idle": seen("idle", 1, accepts=True),
+        "idle@1": seen("idle", 0, accepts=True),  # another has its name
+        "leaves": seen("leaves", 0, accepts=True, draining=True),
+        "quiet": seen("quiet", 0, QUIET_S, accepts=True),
+    }
 
     assert takers(others, but=gone.member) == ["idle", "busy", "full", "fuller"]
-    assert takers([gone], but=gone.member) == []
+    assert takers({"gone": gone}, but=gone.member) == []
 
 
 def test_whoever_was_not_heard_of_lately_has_less_time_unless_nobody_could_be_heard():

@@ -511,6 +511,26 @@ async def test_a_carrier_that_asks_meanwhile_is_not_told_besides(
     assert process.carrier.reconnected == []
 
 
+async def test_the_carrier_is_told_as_soon_as_somebody_can_say_whose_the_call_is(
+    autojump_clock, process, nursery, monkeypatch
+):
+    answers = [RegistryAway("slow"), RegistryAway("slow"), None]
+
+    async def is_current(call_sid: str, generation: int) -> bool:
+        await trio.lowlevel.checkpoint()
+        if answers and (away := answers.pop(0)) is not None:
+            raise away
+        return True
+
+    process.left()
+    monkeypatch.setattr(process.calls._new, "is_current", is_current)
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 4.0)
+
+    assert answers == []
+    assert [call_sid for call_sid, _ in process.carrier.reconnected] == [SID]
+
+
 async def test_no_turn_is_spent_on_calls_that_others_have_taken_meanwhile(
     autojump_clock, process, nursery, monkeypatch
 ):
