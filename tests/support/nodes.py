@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -21,6 +22,8 @@ from tests.support.redis_servers import RedisServer, until
 from tests.support.serving import Server, serving
 
 SECRET = "a secret of all machines"
+PATIENT: dict[str, Any] = {"max_loop_lag_s": 60.0, "simulated_ring_s": 60.0}
+"""The machine may be busy; phones that nobody answers ring for longer than a test takes."""
 
 
 class Store:
@@ -120,7 +123,7 @@ async def nodes_with_redis(
             monkeypatch.setattr(
                 Service, "_open_cluster", lambda self, settings, o=opening: o(self, settings)
             )
-            options = {"max_loop_lag_s": 60.0} | settings  # the machine may be busy
+            options = PATIENT | settings
             servers.append(await stack.enter_async_context(serving(**options)))
         for server in servers:
             others = {*names} - {server.service.cluster.me.name}
@@ -130,7 +133,10 @@ async def nodes_with_redis(
 
 @asynccontextmanager
 async def two_nodes(
-    monkeypatch: pytest.MonkeyPatch, store: Store, *, secrets: tuple[str, str] = (SECRET, SECRET)
+    monkeypatch: pytest.MonkeyPatch,
+    store: Store,
+    *,
+    secrets: tuple[str, str] = (SECRET, SECRET),
 ) -> AsyncGenerator[tuple[Server, Server]]:
     """Two servers of one, ``a`` and ``b``; their simulators are their own."""
 
@@ -141,9 +147,9 @@ async def two_nodes(
         monkeypatch.setattr("server.service.Cluster", cluster)
 
     node("a", secrets[0])
-    async with serving() as first:
+    async with serving(**PATIENT) as first:
         node("b", secrets[1])
-        async with serving() as second:
+        async with serving(**PATIENT) as second:
             for server in (first, second):
                 registry = server.service.cluster.registry
                 assert isinstance(registry, Shared)
