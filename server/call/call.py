@@ -101,6 +101,7 @@ class Call:
         handover: Connects the caller with somebody else.
         report: Makes its record.
         ownership: What makes it this process's call.
+        fence: Its way to the carrier, which is open only while it is this process's.
         accepted: Set when the carrier has named the call.
         finished: Set when the record is final.
         refusal: What about the account the model's service has refused, if that ended the call.
@@ -142,7 +143,7 @@ class Call:
         self._recordings = recordings
 
         self.ownership = ownership or Ownership()
-        self._fence = c.carrier = Fence(c, carrier, self.ownership)
+        self.fence = c.carrier = Fence(c, carrier, self.ownership)
         self.report = Report(c, time.time())
         self.report.generation = self.ownership.generation
         self.apology = Apology(c, self.progress)
@@ -425,7 +426,7 @@ class Call:
     async def _close(self) -> None:
         """Hang up if it is we who end the call, and close the stream."""
         c = self.conversation
-        ours = await self._fence.is_ours()  # else it is left to whoever has it
+        ours = await self.fence.is_ours()  # else it is left to whoever has it
         reason = c.end_reason or EndReason.ERROR
         # What the carrier has never reported on may still ring, or wait to be dialled.
         may_ring = reason is EndReason.NO_ANSWER and not self.progress.status.is_final
@@ -435,6 +436,8 @@ class Call:
             logger.debug("call left to whoever has it", reason=reason.value)
         elif self.apology.is_owed and self.handover.is_elsewhere:
             self.note("left to the transfer")  # if nobody answers there, the carrier asks for words
+        elif self.hearing.never_came and (reason.is_our_failure or reason is EndReason.CALLER_GONE):
+            self.note("left to the carrier")  # which asks again, should nobody talk with the caller
         elif c.call_sid and is_ours:
             try:
                 # Before the socket: a stream that is closed by us counts as an error (31921).

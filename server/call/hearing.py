@@ -60,6 +60,7 @@ class Hearing:
         self._playing = playing
         self._machine = machine
         self._keys = PressedKeys(conversation.options.dtmf_pause_s)
+        self._was_asked = self._has_come = False
         conversation.passing.on_caller = self._take_passed
 
     async def run(self) -> None:
@@ -71,7 +72,7 @@ class Hearing:
         while True:
             await c.connected.wait()
             assert c.line is not None
-            line = c.line
+            line, self._has_come = c.line, True
             line.heard_at = trio.current_time()
             line.media.listen(partial(self._take_events, line), c.passing.relay)
             reason, detail = await self._wait_over(line)
@@ -148,6 +149,7 @@ class Hearing:
 
         A stream that is still heard is not over: somebody repeats what the carrier has said.
         """
+        self._was_asked = True
         line = self._conversation.line
         if line is None or not line.media.abilities.sends_silence:
             return True
@@ -155,6 +157,16 @@ class Hearing:
             await line.over.wait()
             return True
         return trio.current_time() - self.heard_at(line) > STREAM_OVER_S / 2
+
+    @property
+    def never_came(self) -> bool:
+        """Whether the carrier has asked how the call goes on, but brought no stream of it here.
+
+        Of a call that was taken up, somebody else may have it: whoever repeated the question had
+        it taken from a process that talks with the caller.
+        """
+        answered = self._conversation.answered_at is not None
+        return answered and self._was_asked and not self._has_come
 
     def _has_missed(self, cut: HeardTurn) -> bool:
         """Whether the caller has missed a word of it, what the model has not said yet included."""

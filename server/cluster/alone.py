@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
-from server.cluster.registry import Holding, Load, Member, Seen, Seized
+from server.cluster.registry import Holding, Load, Member, Seen, Seized, nobody_minds
 
 
 class Alone:
@@ -20,6 +20,7 @@ class Alone:
 
     def __init__(self, me: Member) -> None:
         self.me = me
+        self.on_lost: Callable[[str, int], None] = nobody_minds
         self._holding = Holding(me, 1)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

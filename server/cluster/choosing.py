@@ -1,9 +1,14 @@
-"""Which process is to have a new call: a choice among rows of numbers."""
+"""Which process is to have a call: a choice among rows of numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+from server.cluster.registry import Member, Seen
+
+QUIET_S = 1.5
+"""Of a process of another machine something is heard every second, even if both are late."""
 
 
 class Candidate(NamedTuple):
@@ -31,3 +36,24 @@ def choose(candidates: Iterable[Candidate]) -> str | None:
 def _burden(one: Candidate) -> tuple[float, float, bool, int, str]:
     # A tenth of a second later is no later: it must not outweigh the number of calls.
     return round(one.dial_wait_s, 1), one.calls, one.is_other, one.order, one.name
+
+
+def takers(others: Mapping[str, Seen], but: Member) -> list[str]:
+    """Those that may go on with a call whose process is gone, by name: all that have been heard of
+    lately and do not drain, whether or not they take new calls; rather those with room, and of
+    these the ones with the fewest calls.
+
+    Args:
+        others: The processes beside this one, by name; those whose name another has are left out.
+        but: The one that is gone.
+    """
+    fresh = [
+        seen
+        for name, seen in others.items()
+        if seen.age_s < QUIET_S
+        and not seen.load.draining
+        and seen.member.name == name
+        and seen.member != but
+    ]
+    fresh.sort(key=lambda seen: (not seen.load.accepts, seen.load.live, seen.member))
+    return [seen.member.name for seen in fresh]

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 _ALONE = Load()
 NODE_BEAT_S = 0.25
 """How often other machines could be told how this one is: they hear it twice a second."""
-QUIET_S = 1.5
-"""Of a process of another machine something is heard every second, even if both are late."""
 
 
 class Cluster:
@@ -298,19 +296,6 @@ class Cluster:
         if self._directory is not None and self.sibling_number(member.name) is not None:
             return self._directory.is_gone(member)
         return not self.registry.is_away and self.member(member.name) != member
-
-    def may_answer(self, member: Member) -> bool:
-        """Whether it is worth its while to ask a process that somebody waits for.
-
-        One of this machine is asked unless it is gone: it may be busy, and who is gone is told at
-        once. For one of another that has been quiet lately nobody can wait.
-        """
-        if self.is_gone(member):
-            return False
-        seen = self.registry.others().get(member.name)
-        if self._directory is not None and self.sibling_number(member.name) is not None:
-            return True
-        return seen is not None and seen.age_s < QUIET_S
 
     # -- our calls -------------------------------------------------------------------------
 

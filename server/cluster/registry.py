@@ -12,7 +12,7 @@ many machines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,14 +93,21 @@ class Seized:
     """As :meth:`Registry.keep` was given it; empty if nothing was kept."""
 
 
+def nobody_minds(call_sid: str, generation: int) -> None:
+    """A call of ours is another's, and nobody here has to be told."""
+
+
 class Registry(Protocol):
     """What the processes of one server agree on.
 
     Attributes:
         me: This process.
+        on_lost: Told of a call of ours, and at which generation it was, that turns out to be
+            another's when something is said of it.
     """
 
     me: Member
+    on_lost: Callable[[str, int], None]
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be one of them, until cancelled; whatever happens to the registry, this goes on."""

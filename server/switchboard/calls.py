@@ -55,7 +55,7 @@ from server.switchboard.early import EarlyUpdates
 from server.switchboard.inquiry import Inquiry, Patience
 from server.switchboard.making import NewCalls, one_calls_trouble, setup_of
 from server.switchboard.model_trial import ModelTrial
-from server.switchboard.register import Register
+from server.switchboard.register import CallIsOver, Register
 from server.switchboard.strangers import Strangers
 from server.switchboard.tickets import Tickets
 
@@ -397,15 +397,15 @@ class Calls:
 
         Raises:
             StateUnreadable: Nobody can go on from there.
-            CallRefused: It is over, or this process cannot take it.
+            CallIsOver: It has ended here.
+            CallRefused: Nobody runs calls here any more; see :meth:`check_takeover` for before.
         """
         call = self.register.get_live(call_sid)
         if call is not None and call.end_reason is None and call.ownership.generation >= generation:
             return call
         if self.register.has_ended(call_sid):
-            raise CallRefused("the call is over", reason="over", status=404)
+            raise CallIsOver("the call is over")
         left = CallState.decode(state)
-        self.check_takeover()
         if call is not None:  # it was ours before, and we were not told that we had lost it
             call.conversation.disown()
             self.register.forget(call)

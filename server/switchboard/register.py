@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.call.call import Call
+from server.errors import ServerError
 from server.records.store import Records
 from server.records.words import CallRecord, Cursor, RecordsUnavailable
 
 MAX_ENDED = 10_000
 """CallSids of ended calls that are remembered: a webhook that comes again begins no call again."""
+
+
+class CallIsOver(ServerError):
+    """A call has ended here: nobody is to go on with it."""
 
 
 @dataclass(frozen=True, slots=True)

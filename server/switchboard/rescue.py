@@ -8,6 +8,10 @@ calls taken over, and the carrier is told where their streams go.
 
 Either way only what the registry has given is acted on. A process that was stopped, or cut off, and
 comes back looks whose its calls are before it goes on, and ends in silence what is another's.
+
+What may have become ours without our being told so (the registry's answer was lost), or could not
+be taken up, is nobody else's to rescue: it is tried again here, and whoever is asked for it by the
+carrier, and told that we do not have it, takes it from us.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from server.dialogue.endings import EndReason
 from server.errors import CallNotInProgress, CallRefused, CarrierError, ServerError
 from server.hooks.trio_clock import missed_s
 from server.switchboard.calls import Calls
+from server.switchboard.register import CallIsOver
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -48,10 +53,18 @@ SEIZE_AGAIN_S = 0.1
 RECONNECTS_PER_S = 50.0
 """Of all processes together: the carrier answers more of them with refusals."""
 CHECKED_AT_ONCE = 16
+DOUBT_S = 3.0
+"""For so long after another has asked for a call of ours it is looked whose it is: where it had our
+answer too late, it has taken the call."""
+TELL_AGAIN_S = (0.25, 0.5, 1.0)
+"""How long to wait before it is asked again whose a call is that the carrier is to be told about,
+where nobody could say."""
+TRY_AGAIN_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""How long to wait before each further try to take up what may be ours."""
 
 
 class CallLost(ServerError):
-    """A call is ours, but it cannot go on: it is given back, and its caller is owed an apology."""
+    """A call was ours, but nobody can go on with it: its caller is owed an apology."""
 
 
 def asked_from_s(lease_s: float) -> float:
@@ -101,6 +114,30 @@ class Absence:
         self._was_away = False
 
 
+class Unsettled:
+    """Calls that may be ours, though nobody goes on with them here; no clock."""
+
+    def __init__(self) -> None:
+        self._tries: dict[str, tuple[int, float]] = {}
+
+    def add(self, call_sid: str, now: float) -> None:
+        """A call was not taken up, or it is not known whether it is ours."""
+        self._tries.setdefault(call_sid, (1, now + TRY_AGAIN_S[0]))
+
+    def settle(self, call_sid: str) -> None:
+        """It is known whose a call is, and it goes on there, or is over."""
+        self._tries.pop(call_sid, None)
+
+    def due(self, now: float) -> list[str]:
+        """The calls that are to be tried now, and a few times more if that settles nothing."""
+        due = [(call_sid, tries) for call_sid, (tries, at) in self._tries.items() if at <= now]
+        for call_sid, tries in due:
+            del self._tries[call_sid]
+            if tries < len(TRY_AGAIN_S):
+                self._tries[call_sid] = tries + 1, now + TRY_AGAIN_S[tries]
+        return [call_sid for call_sid, _ in due]
+
+
 class Rescue:
     """Takes over the calls of processes that are gone, and gives up those that others took over.
 
@@ -120,39 +157,58 @@ class Rescue:
         self._lease_s = lease_s
         self._taking: dict[str, trio.Event] = {}
         self._left_alone: dict[Member, float] = {}
+        self._unsettled = Unsettled()
+        self._doubted: dict[str, float] = {}
         self._absence = Absence(missed_s(), is_away=True)
         self._may_act_at = inf
         self._next_at = -inf
+        cluster.registry.on_lost = self.lost
 
     async def run(self) -> None:
         """Look after others' calls and our own, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_after_ours)
             nursery.start_soon(self._look_after_others)
+            nursery.start_soon(self._look_after_unsettled)
 
     # -- taking over -----------------------------------------------------------------------
 
     async def take(self, call_sid: str, holding: Holding) -> Call | None:
         """Take a call over from a process that is gone; the call then waits for its stream.
 
+        Args:
+            call_sid: The call.
+            holding: Whose it is; ours, where we were not told that we had it, or have failed.
+
         Returns:
             None if it is not that one's any more: it may be ours, another's or over.
 
         Raises:
-            RegistryAway: It is not known.
-            CallLost: It is ours, but it cannot go on here, or anywhere.
+            CallRefused: There is no room for it here; it is still that one's.
+            RegistryAway: It is not known, and tried again.
+            CallLost: It was ours, but nobody can go on with it.
         """
         if call_sid in self._taking:
             await self.settled(call_sid)
             return None
+        if holding.member != self._cluster.me:  # else nobody else would
+            self._calls.check_takeover()
         self._taking[call_sid] = trio.Event()
         try:
             # What has been sent may have been done, so it is seen through, whoever goes away.
             with trio.CancelScope(shield=True):
                 seized = await self._seize(call_sid, holding)
-            if seized is None:
-                return None
-            return self._take_up(call_sid, seized, holding)
+            call = None if seized is None else self._take_up(call_sid, seized, holding)
+        except CallLost:
+            self._unsettled.settle(call_sid)
+            raise
+        except Exception:
+            self._unsettled.add(call_sid, trio.current_time())
+            raise
+        else:
+            if call is not None:
+                self._unsettled.settle(call_sid)
+            return call
         finally:
             self._taking.pop(call_sid).set()
 
@@ -162,7 +218,9 @@ class Rescue:
             try:
                 return await self._cluster.registry.seize(call_sid, holding)
             except RegistryAway:
-                if trio.current_time() >= give_up_at:
+                now = trio.current_time()
+                self._unsettled.add(call_sid, now)  # it may have been done
+                if now >= give_up_at:
                     raise
             await trio.sleep(SEIZE_AGAIN_S)
 
@@ -170,7 +228,7 @@ class Rescue:
         facts = {"call_sid": call_sid, "left_by": str(holding.member)}
         try:
             call = self._calls.take_up(call_sid, seized.state, seized.generation, self._agent())
-        except (StateUnreadable, CallRefused) as reason:
+        except (StateUnreadable, CallIsOver) as reason:
             logger.warning("call cannot be taken over", reason=str(reason), **facts)
             self._cluster.release(call_sid, seized.generation)
             raise CallLost(str(reason)) from reason
@@ -182,14 +240,38 @@ class Rescue:
         if (taking := self._taking.get(call_sid)) is not None:
             await taking.wait()
 
+    def is_here(self, call_sid: str, generation: int) -> bool:
+        """Whether a call lives here at this generation, or a higher one, or has ended here."""
+        if (call := self._calls.register.get_live(call_sid)) is not None:
+            return call.ownership.generation >= generation
+        return self._calls.register.has_ended(call_sid)
+
+    def has(self, call_sid: str) -> bool:
+        """Whether a call lives here, as far as we know, or is about to.
+
+        Another process asks, and may have taken it by the time that it is told: we look.
+        """
+        if call_sid in self._taking:
+            return True
+        call = self._calls.register.get_live(call_sid)
+        if call is None or call.end_reason is not None:
+            return False
+        self._doubted[call_sid] = trio.current_time() + DOUBT_S
+        return True
+
+    def lost(self, call_sid: str, generation: int) -> None:
+        """The registry says that a call is not ours any more: it ends here, in silence."""
+        call = self._calls.register.get_live(call_sid)
+        if call is not None and call.ownership.generation == generation:
+            self._disown(call)
+
     async def is_ours(self, call_sid: str) -> bool:
         """Whether a call is known here, and no other process has it by now."""
         await self.settled(call_sid)
-        register = self._calls.register
-        if (call := register.get_live(call_sid)) is not None:
+        if (call := self._calls.register.get_live(call_sid)) is not None:
             await self._check([call])
             return call.end_reason is not EndReason.MOVED
-        return register.get(call_sid) is not None or register.has_ended(call_sid)
+        return self._calls.register.has_ended(call_sid)
 
     # -- others ----------------------------------------------------------------------------
 
@@ -206,7 +288,7 @@ class Rescue:
                 }
                 for member in [*self._left_alone.keys() - silent]:
                     del self._left_alone[member]  # heard of again, or forgotten
-                if not self._may_act():
+                if not self.has_settled() or not self.takes_calls():
                     continue
                 for name in suspects(others, self._left_alone, lease_s=self._lease_s, now=now):
                     member = others[name].member
@@ -214,16 +296,23 @@ class Rescue:
                         under_way.add(member)
                         nursery.start_soon(self._look_after, name, member, under_way)
 
-    def _may_act(self) -> bool:
-        """Whether this process knows well enough how the others are, and may take their calls."""
-        calls, is_away, now = self._calls, self._cluster.registry.is_away, trio.current_time()
+    def has_settled(self) -> bool:
+        """Whether it is known well enough how the others are: we have not just been away from them,
+        nor has the registry.
+        """
+        is_away, now = self._cluster.registry.is_away, trio.current_time()
         if self._absence.is_over(missed_s(), is_away=is_away):
             self._absence.told(missed_s())
             self._may_act_at = now + SETTLE_S
-        is_settled = now >= self._may_act_at and not is_away
-        if self._cluster.stands_aside:  # and ends soon
+        return now >= self._may_act_at and not is_away
+
+    def takes_calls(self) -> bool:
+        """Whether this process is one to go on with others' calls: it has room, and stays."""
+        try:
+            self._calls.check_takeover()
+        except CallRefused:
             return False
-        return is_settled and not calls.draining and not calls.has_failed
+        return not self._cluster.stands_aside
 
     async def _look_after(self, name: str, member: Member, under_way: set[Member]) -> None:
         try:
@@ -272,19 +361,17 @@ class Rescue:
         random.shuffle(left)  # others do the same, and each call is one's
         async with trio.open_nursery() as nursery:
             for call_sid, holding in left:
+                try:
+                    if await self._cluster.registry.owner(call_sid) != holding:
+                        continue  # another has it by now, and no turn is to be spent on it
+                except RegistryAway:
+                    break
                 await self._take_turn()
                 is_gone = await self._lease_is_over(member)
-                if not is_gone or not self._may_act() or not self._has_room():
+                if not is_gone or not self.has_settled() or not self.takes_calls():
                     break
                 nursery.start_soon(self._rescue, call_sid, holding)
         return bool(left)
-
-    def _has_room(self) -> bool:
-        try:
-            self._calls.check_takeover()
-        except CallRefused:
-            return False
-        return True
 
     async def _take_turn(self) -> None:
         fresh = sum(s.age_s < self._lease_s for s in self._cluster.registry.others().values())
@@ -296,23 +383,28 @@ class Rescue:
         """Take one call over, and have the carrier bring its stream."""
         try:
             call = await self.take(call_sid, holding)
-            if call is None or call.handover.has_left:  # of a transfer the carrier tells us
-                return
-            if (ticket := self._calls.tickets.issue_again(call, trio.current_time())) is None:
-                return
-            if call.conversation.line is None:
-                await self._reconnect(call, ticket)
+            if call is not None and not call.handover.has_left:  # of that the carrier tells us
+                await self._reconnect(call)
         except CallLost:
             pass  # which has been told
-        except RegistryAway as away:
+        except (RegistryAway, CallRefused) as away:
             logger.info("call not rescued", call_sid=call_sid, reason=str(away))
         except Exception:
             logger.exception("call not rescued by a bug of ours", call_sid=call_sid)
 
-    async def _reconnect(self, call: Call, ticket: str) -> None:
-        carrier = self._calls.carrier
+    async def _reconnect(self, call: Call) -> None:
+        carrier, tickets = self._calls.carrier, self._calls.tickets
+
+        def ticket() -> str | None:
+            is_wanted = call.conversation.line is None and not call.handover.has_left
+            return tickets.issue_unasked(call, trio.current_time()) if is_wanted else None
+
         try:
-            await carrier.reconnect(call.call_sid, ticket)
+            for pause_s in TELL_AGAIN_S:
+                if await call.fence.is_ours() is not None:
+                    break
+                await trio.sleep(pause_s)
+            await call.fence.reconnect(call.call_sid, ticket)
         except CallNotInProgress:
             try:
                 self._calls.update_status(await carrier.fetch_status(call.call_sid))
@@ -321,6 +413,29 @@ class Rescue:
         except CarrierError as error:
             # It may have been done all the same; else the call ends when no stream comes.
             logger.warning("call not connected again", call_sid=call.call_sid, error=str(error))
+
+    async def _look_after_unsettled(self) -> None:
+        """Try again to go on with what may be ours: all that is due, and then what is due next."""
+        while True:
+            await trio.sleep(LOOK_S)
+            if not self._cluster.registry.is_away:
+                async with trio.open_nursery() as nursery:
+                    for call_sid in self._unsettled.due(trio.current_time()):
+                        nursery.start_soon(self._settle, call_sid)
+
+    async def _settle(self, call_sid: str) -> None:
+        try:
+            holding = await self._cluster.registry.owner(call_sid)
+        except RegistryAway:
+            return
+        if (
+            holding is not None
+            and holding.member == self._cluster.me
+            and not self.is_here(call_sid, holding.generation)
+        ):
+            await self._rescue(call_sid, holding)
+        else:
+            self._unsettled.settle(call_sid)
 
     # -- our own ---------------------------------------------------------------------------
 
@@ -335,7 +450,11 @@ class Rescue:
                     absence.told(was_missed_s)
             elif not registry.is_away:
                 # Without its line a call may be another's, if we were only slow to answer.
-                await self._check([call for call in live if call.conversation.is_lost])
+                now, doubted = trio.current_time(), self._doubted
+                self._doubted = {sid: until for sid, until in doubted.items() if until > now}
+                await self._check(
+                    [c for c in live if c.conversation.is_lost or c.call_sid in doubted]
+                )
 
     async def _check(self, live: Iterable[Call]) -> bool:
         """End what is another's by now; returns whether all could be known."""
@@ -350,9 +469,8 @@ class Rescue:
             except RegistryAway:
                 known = False
                 return
-            if not ours and call.end_reason is not EndReason.MOVED:
-                logger.info("call is another process's by now", call_sid=call.call_sid)
-                call.conversation.disown()
+            if not ours:
+                self._disown(call)
 
         while waiting and known:
             some, waiting = waiting[:CHECKED_AT_ONCE], waiting[CHECKED_AT_ONCE:]
@@ -360,3 +478,8 @@ class Rescue:
                 for call in some:
                     nursery.start_soon(check, call)
         return known
+
+    def _disown(self, call: Call) -> None:
+        if call.end_reason is not EndReason.MOVED:
+            logger.info("call is another process's by now", call_sid=call.call_sid)
+            call.conversation.disown()

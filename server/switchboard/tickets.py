@@ -20,6 +20,8 @@ class _Ticket:
     expires_at: float
     is_again: bool
     """For another stream, after one that has ended."""
+    is_unasked: bool = False
+    """The carrier is told of it, and does not ask for it."""
 
 
 class Tickets:
@@ -58,19 +60,34 @@ class Tickets:
             return None
         return self.issue(call, now, is_again=True)
 
+    def issue_unasked(self, call: Call, now: float) -> str | None:
+        """A ticket for a stream that the carrier is told to bring, which is never given to it
+        otherwise; None if it has asked for one and got it, or too many streams have ended lately.
+        """
+        if any(self._tickets[name].is_again for name in self.of(call)):
+            return None
+        ticket = self.issue_again(call, now)
+        if ticket is not None:
+            self._tickets[ticket] = _Ticket(call, now + self._ttl_s, False, is_unasked=True)
+        return ticket
+
     def use(self, ticket: str, now: float) -> Call | None:
         """The call whose ticket was shown, which is used up by it; None if it is nobody's."""
         held = self._tickets.pop(ticket, None)
         return None if held is None or held.expires_at <= now else held.call
 
     def drop(self, call: Call) -> None:
-        """Forget this call's unused tickets."""
+        """Forget this call's unused tickets, but one whose stream the carrier may yet bring
+        unasked: that is then the newest.
+        """
         for name in self.of(call):
-            del self._tickets[name]
+            if not self._tickets[name].is_unasked:
+                del self._tickets[name]
 
     def forget(self, call: Call) -> None:
         """The call is over: it has no ticket any more, and gets none."""
-        self.drop(call)
+        for name in self.of(call):
+            del self._tickets[name]
         self._again.pop(call, None)
 
     def of(self, call: Call) -> list[str]:

@@ -13,12 +13,13 @@ import structlog
 import trio
 from quart import Quart, Response, request
 
+from server.cluster.choosing import QUIET_S, takers
 from server.cluster.passing_on import PASSED_BACK, PASSED_ON, Hop, WorkerLost
-from server.cluster.registry import Holding, RegistryAway
+from server.cluster.registry import Holding, Member, RegistryAway
 from server.errors import CallRefused
 from server.service import Service
 from server.switchboard.rescue import CallLost
-from server.web.api import Answer, error_body, retry_after
+from server.web.api import Answer, error_body, refusal, retry_after
 from server.web.path_prefix import NAMED
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -37,12 +38,17 @@ ASKED_AT_ONCE = 20
 """Of all who are asked the same; the others wait for their turn."""
 LIST_TIMEOUT_S = 2.0
 """For others to say which calls they have; one that is gone shall not hold the list up."""
-TAKEOVER_ASK_S = 1.2
-"""For the process of a call whose caller hears nothing meanwhile; then another takes the call. It
-is longer than that one takes to be sure that a stream is not heard any more (``STREAM_OVER_S``)."""
+TAKEOVER_ASK_S, QUIET_ASK_S = 1.2, 0.5
+"""For the process of a call to say that it has it, while its caller hears nothing; then another
+takes the call. One of which nothing was heard lately, though others were, has less time."""
+OWNER_S = 2.0
+"""For one that has said so to say how the call goes on: it makes sure that the call is its own, and
+that its stream is not heard any more."""
 HOLD_ON_S = 2.0
 """How long the carrier waits for a registry that is away; it asks again after three seconds."""
 HOLD_ON_PAUSE_S = 0.1
+MAX_TAKERS = 3
+"""Processes that are asked to take a call which this one cannot."""
 
 
 class Elsewhere:
@@ -120,7 +126,7 @@ class Elsewhere:
             if self._is_known(call_sid):
                 return None, None
             return await self._whoever_knows(call_sid, timeout_s), None
-        if holding is None or holding.member == cluster.me or cluster.is_gone(holding.member):
+        if holding is None or holding.member == cluster.me or self._is_gone(holding.member):
             return None, holding
         name = holding.member.name
         try:
@@ -151,75 +157,139 @@ class Elsewhere:
             return None, False
         hop: Hop | None = _hop()
         if hop is not None and not hop.named:
-            return (None if await rescue.is_ours(call_sid) else _not_here()), False
-        give_up_at, over_at = trio.current_time() + HOLD_ON_S, None
+            return await self._of_ours(call_sid, at_once=hop.if_known), False
+        give_up_at, denied = trio.current_time() + HOLD_ON_S, set[Holding]()
         while True:
             try:
                 holding = await cluster.registry.owner(call_sid)
                 if holding is None or holding.member == cluster.me:
                     await rescue.settled(call_sid)
-                    return None, False
-                theirs = await self._of_holder(holding)
-                if theirs is None:
-                    theirs = await self._by_who_can(call_sid, holding)
-                if theirs is None:
-                    await rescue.take(call_sid, holding)
-                elif theirs.status_code != HTTPStatus.NOT_FOUND:
+                    if holding is None or rescue.is_here(call_sid, holding.generation):
+                        return None, False
+                if (theirs := await self._of_another(call_sid, holding, denied)) is not None:
                     return _response(theirs), False
-                elif over_at == holding:  # it is not another's either: it is over
-                    return None, False
-                else:
-                    over_at = holding
+                if trio.current_time() >= give_up_at:
+                    raise RegistryAway("who has this call changes all the time")
             except CallLost:
                 return None, not self._service.calls.register.has_ended(call_sid)
+            except CallRefused as refused:  # it may be taken when it is asked for again
+                return cast(Response, refusal(refused).response()), False
             except RegistryAway:
                 if self._service.calls.register.get_live(call_sid) is not None:
                     return None, False
                 try:
-                    return await self._whoever_knows(call_sid, TAKEOVER_ASK_S), False
+                    return await self._whoever_knows(call_sid, OWNER_S, if_known=False), False
                 except RegistryAway:
                     if trio.current_time() >= give_up_at:
                         raise
                 await trio.sleep(HOLD_ON_PAUSE_S)
 
-    async def _of_holder(self, holding: Holding) -> httpx2.Response | None:
-        """What a call's process answers; None if it is gone, or may as well be."""
-        cluster, member = self._service.cluster, holding.member
-        if cluster.may_answer(member):
-            try:
-                hop = Hop(cluster.me.name, if_known=True)
-                answer = await self._ask(member.name, hop, TAKEOVER_ASK_S)
-            except WorkerLost:
-                logger.warning("a process does not answer for its call", worker=member.name)
-            else:
-                return answer if answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else None
-        return None
+    async def _of_ours(self, call_sid: str, *, at_once: bool) -> Response | None:
+        """What is said to another process that takes a call for ours; None to go on with it.
 
-    async def _by_who_can(self, call_sid: str, holding: Holding) -> httpx2.Response | None:
-        """What another process answers that takes a call over in our place; None if we can."""
-        service, cluster = self._service, self._service.cluster
+        Args:
+            call_sid: The call.
+            at_once: Whether that one is to know first that we are there: to make sure of the call
+                takes longer than it may wait for one that is gone.
+        """
+        rescue = self._service.rescue
+        if at_once and rescue.has(call_sid):
+            return Response("", HTTPStatus.ACCEPTED)
+        return None if await rescue.is_ours(call_sid) else _not_here()
+
+    async def _of_another(
+        self, call_sid: str, holding: Holding, denied: set[Holding]
+    ) -> httpx2.Response | None:
+        """What a call's process answers, or one that takes the call over in its place and ours.
+
+        Args:
+            call_sid: The call.
+            holding: Whose it is.
+            denied: Those that have said that they do not have it: who says so twice never will.
+
+        Returns:
+            None if it is to be seen anew whose it is: it may be ours by now.
+        """
+        if holding.member != self._service.cluster.me and holding not in denied:
+            theirs = await self._of_holder(holding.member)
+            if theirs is not None and theirs.status_code == HTTPStatus.NOT_FOUND:
+                denied.add(holding)
+                return None
+            if theirs is not None:
+                return theirs
+        if (theirs := await self._by_who_can(holding.member)) is None:
+            await self._service.rescue.take(call_sid, holding)
+        return theirs
+
+    async def _of_holder(self, member: Member) -> httpx2.Response | None:
+        """What a call's process answers; None if it is gone, or as silent as if it were.
+
+        Raises:
+            RegistryAway: Nothing is known of it yet.
+        """
+        cluster = self._service.cluster
+        if self._is_gone(member):
+            return None
+        timeout_s = TAKEOVER_ASK_S
+        if cluster.sibling_number(member.name) is None:
+            seen = cluster.registry.others().get(member.name)
+            if seen is None or seen.member != member:
+                raise RegistryAway("the process of this call was not heard of yet")
+            timeout_s = ask_timeout_s(seen.age_s, has_settled=self._service.rescue.has_settled())
         try:
-            service.calls.check_takeover()
-        except CallRefused:
-            name = cluster.new_calls.choose(frozenset({holding.member.name}))
-            if _hop() is None and name != cluster.me.name:
-                with suppress(WorkerLost):
-                    hop = Hop(cluster.me.name, named=True)
-                    return await self._ask(name, hop, TAKEOVER_ASK_S + HOLD_ON_S)
+            answer = await self._ask(member.name, Hop(cluster.me.name, if_known=True), timeout_s)
+        except WorkerLost:
+            logger.warning("a process does not answer for its call", worker=member.name)
+            return None
+        if answer.status_code != HTTPStatus.ACCEPTED:
+            return answer
+        try:
+            return await self._ask(member.name, Hop(cluster.me.name), OWNER_S)
+        except WorkerLost as lost:  # the carrier asks again, and then it is there, or is not
+            return httpx2.Response(HTTPStatus.SERVICE_UNAVAILABLE, json=worker_lost(lost).body)
+
+    def _is_gone(self, member: Member) -> bool:
+        """Whether a process is known to be gone; of one of another machine that is not known just
+        after the registry was away.
+        """
+        cluster = self._service.cluster
+        is_sibling = cluster.sibling_number(member.name) is not None
+        return cluster.is_gone(member) and (is_sibling or self._service.rescue.has_settled())
+
+    async def _by_who_can(self, owner: Member) -> httpx2.Response | None:
+        """What another process answers that takes a call over in our place; None if that is for
+        us to do.
+        """
+        cluster = self._service.cluster
+        if self._service.rescue.takes_calls() or _hop() is not None or owner == cluster.me:
+            return None
+        for name in takers(cluster.registry.others(), but=owner)[:MAX_TAKERS]:
+            with suppress(WorkerLost):
+                hop = Hop(cluster.me.name, named=True)
+                theirs = await self._ask(name, hop, TAKEOVER_ASK_S + HOLD_ON_S)
+                if theirs.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                    return theirs
         return None
 
     def _is_known(self, call_sid: str) -> bool:
         return self._service.calls.register.get(call_sid) is not None
 
-    async def _whoever_knows(self, call_sid: str, timeout_s: float | None) -> Response:
+    async def _whoever_knows(
+        self, call_sid: str, timeout_s: float | None, *, if_known: bool = True
+    ) -> Response:
         """The answer of the one among all others that knows a call.
+
+        Args:
+            call_sid: The call.
+            timeout_s: How long it may take, if less than the longest request.
+            if_known: See :class:`Hop`.
 
         Raises:
             RegistryAway: None of them does, as far as they answer.
         """
         cluster = self._service.cluster
         names = [*dict.fromkeys((*cluster.siblings(), *cluster.seen()))][:MAX_ASKED_FOR_CALL]
-        hop = Hop(cluster.me.name, if_known=True)
+        hop = Hop(cluster.me.name, if_known=if_known)
         for answer in await self._all(names, hop, timeout_s):
             if answer.status_code != 404:
                 return _response(answer)
@@ -303,7 +373,11 @@ class Elsewhere:
         generation the call is ours.
 
         Who has a call that the carrier has named is decided once and for all. While the registry
-        is away, it is whoever was asked.
+        is away, it is whoever was asked, and at a higher generation than any that we may have
+        claimed for somebody without being told so.
+
+        Raises:
+            RegistryAway: It is over, or becomes another's again and again.
         """
         cluster, gone = self._service.cluster, frozenset[str]()
         if not self.may_be_asked:
@@ -311,26 +385,28 @@ class Elsewhere:
             return 1 if hop is None else hop.generation
         if self._is_known(call_sid):
             return cluster.generation(call_sid)
-        body = await self._body()
-        with suppress(RegistryAway):
+        body, generation = await self._body(), 1
+        try:
             for _ in range(CLAIM_TRIES):
                 holding = await cluster.claim(call_sid, cluster.new_calls.choose(gone))
-                asked = holding.member
+                asked, generation = holding.member, holding.generation
                 if asked == cluster.me:
-                    return holding.generation
-                if asked.name not in gone and not cluster.is_gone(asked):
+                    return generation
+                if asked.name not in gone and not self._is_gone(asked):
                     try:
-                        given = await self._give(asked.name, body, holding.generation)
+                        given = await self._give(asked.name, body, generation)
                         return _response(given)
                     except WorkerLost as lost:
-                        if lost.reached and not cluster.is_gone(asked):
+                        if lost.reached and not self._is_gone(asked):
                             # It may have the call by now.
                             error = json.dumps(worker_lost(lost).body)
                             return Response(error, 502, content_type="application/json")
                         gone |= {asked.name}
                 if (seized := await cluster.registry.seize(call_sid, holding)) is not None:
                     return seized.generation
-        return 1
+        except RegistryAway:
+            return generation + 1
+        raise RegistryAway("who is to have this call could not be settled")
 
     @property
     def is_given(self) -> bool:
@@ -368,6 +444,17 @@ def answer_when_away(app: Quart) -> None:
 def _hop() -> Hop | None:
     """How the request at hand has come here, if another process has passed it on."""
     return cast("dict[str, Any]", request.scope).get(PASSED_ON)
+
+
+def ask_timeout_s(age_s: float, *, has_settled: bool) -> float:
+    """How long a call's process may take to say that it is there.
+
+    Args:
+        age_s: How long ago it was heard of.
+        has_settled: Whether others were heard of since the registry was away; until then the age
+            says nothing.
+    """
+    return QUIET_ASK_S if has_settled and age_s >= QUIET_S else TAKEOVER_ASK_S
 
 
 def _not_here() -> Response:

@@ -17,6 +17,7 @@ from server.agent.agent import Agent
 from server.agent.tool import tool
 from server.call.conversation import Stage
 from server.call.options import CallOptions
+from server.call.takeover.fence import HELD_UP_S
 from server.call.takeover.state import CallState, StateUnreadable
 from server.carrier import (
     AnsweredBy,
@@ -28,7 +29,7 @@ from server.carrier import (
 )
 from server.carrier.transport import QueuedTransport
 from server.carrier.twilio.stream import TwilioMediaStream
-from server.carrier.webhooks import ConnectStream
+from server.carrier.webhooks import ConnectStream, EndCall, SayAndEndCall
 from server.cluster.registry import RegistryAway
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
@@ -404,6 +405,41 @@ async def test_a_call_whose_caller_does_not_come_back_ends(autojump_clock, nurse
     assert second.carrier.hung_up == [SID]
 
 
+@pytest.mark.parametrize("reason", [None, EndReason.MODEL_LOST])
+async def test_a_call_whose_stream_never_comes_though_it_was_asked_for_is_left_to_the_carrier(
+    autojump_clock, nursery, reason
+):
+    async with two(nursery) as (_, first, second):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        await first.die()
+        taken = second.take_up(AGENT)
+        reply = await second.calls.resume(SID, AGENT)
+        if reason is not None:
+            taken.end(reason)
+        await taken.finished.wait()
+        await wait_all_tasks_blocked()
+        again = await second.calls.resume(SID, AGENT)
+
+    # Whoever has repeated the question may have had it taken from one that talks.
+    assert isinstance(reply, ConnectStream)
+    assert second.carrier.hung_up == second.carrier.said == []
+    assert isinstance(again, EndCall if reason is None else SayAndEndCall)
+
+
+async def test_a_client_ends_a_call_whose_stream_never_came(autojump_clock, nursery):
+    async with two(nursery) as (_, first, second):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        await first.die()
+        taken = second.take_up(AGENT)
+        await second.calls.resume(SID, AGENT)
+        taken.end(EndReason.HUNG_UP)
+        await taken.finished.wait()
+
+    assert second.carrier.hung_up == [SID]
+
+
 async def test_a_caller_who_was_being_transferred_comes_back_to_who_has_the_call_now(
     autojump_clock, nursery
 ):
@@ -466,9 +502,10 @@ async def test_a_call_is_taken_up_above_the_lines_there_are_up_to_a_limit(autoju
         await first.calls.place(NUMBER, AGENT)
         await wait_all_tasks_blocked()
         await second.calls.place(NUMBER, AGENT)
+        second.calls.check_takeover()
         taken = second.calls.take_up("CA8", registry.states[-1], 2, AGENT)
         with pytest.raises(CallRefused) as refused:
-            second.calls.take_up("CA9", registry.states[-1], 2, AGENT)
+            second.calls.check_takeover()
         for call in second.calls.register.live:
             call.end(EndReason.HUNG_UP)
 
@@ -569,6 +606,51 @@ async def test_a_call_of_which_nobody_knows_whose_it_is_is_recorded_and_not_hung
     assert first.carrier.hung_up == []
     assert media.closed is not None
     assert [record["reason"] for record in first.kept.records] == ["agent-hung-up"]
+
+
+async def test_whoever_was_held_up_since_a_call_was_ours_asks_again_before_it_acts(
+    autojump_clock, nursery, monkeypatch
+):
+    missed = [0.0]
+    monkeypatch.setattr("server.call.takeover.fence.missed_s", lambda: missed[0])
+    async with two(nursery) as (registry, first, _):
+        call, _ = await on_the_line(first, nursery, AGENT)
+        asked = []
+        for held_up_s in (0.0, HELD_UP_S / 2, 2 * HELD_UP_S):
+            missed[0] += held_up_s
+            before = registry.asked
+            await call.fence.is_ours()
+            asked.append(registry.asked - before)
+        missed[0] += 2 * HELD_UP_S
+        registry.generation = 2  # which another has done meanwhile, and no time has passed here
+        with pytest.raises(CarrierError, match="another process"):
+            await call.fence.hang_up(SID)
+
+    assert asked == [1, 0, 1]
+    assert first.carrier.hung_up == []
+
+
+async def test_an_answer_that_came_before_we_were_held_up_is_asked_for_again(
+    autojump_clock, nursery, monkeypatch
+):
+    missed = [0.0]
+    monkeypatch.setattr("server.call.takeover.fence.missed_s", lambda: missed[0])
+    async with two(nursery) as (registry, first, _):
+        call, _ = await on_the_line(first, nursery, AGENT)
+        is_current = call.ownership.is_current
+
+        async def held_up(call_sid: str, generation: int) -> bool:
+            was_ours = await is_current(call_sid, generation)
+            missed[0] += 5.0
+            call.ownership.is_current = is_current
+            registry.generation = 2
+            return was_ours
+
+        call.ownership.is_current = held_up
+        ours = await call.fence.is_ours()
+
+    assert ours is False
+    assert call.end_reason is EndReason.MOVED
 
 
 async def test_a_call_that_is_ours_is_hung_up(autojump_clock, nursery):

@@ -158,7 +158,7 @@ async def test_a_directory_that_somebody_has_removed_ends_no_call(tmp_path, monk
 
     with pytest.raises(RegistryAway):
         await cluster.registry.claim("CA1")
-    assert await Asking(cluster, set()).for_named_call("CA1") == 1  # it stays where it came
+    assert await Asking(cluster, set()).for_named_call("CA1") == 2  # it stays where it came
     assert await cluster.registry.owner("CA1") is None
     cluster.hold("CA1", 1)
     cluster.release("CA1")

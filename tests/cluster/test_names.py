@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from server.cluster.choosing import Candidate, choose
+from server.cluster.choosing import QUIET_S, Candidate, choose, takers
 from server.cluster.names import is_name, name_of, path_of, split
+from server.cluster.registry import Load, Member, Seen
+from server.web.elsewhere import QUIET_ASK_S, TAKEOVER_ASK_S, ask_timeout_s
 
 
 @pytest.mark.parametrize("name", ["0", "63", "offhook-3", "offhook-3.1", "A", "a" * 63 + ".63"])
@@ -46,3 +48,29 @@ def test_a_call_goes_to_who_can_dial_soonest_and_then_to_who_has_the_fewest():
     assert choose([late, full]) == "late"
     assert choose([full]) is None
     assert choose([idle._replace(name="us", is_other=False), idle]) == "us"
+
+
+def test_a_call_whose_process_is_gone_may_go_to_whoever_is_there_and_stays_rather_with_room():
+    def seen(name: str, live: int, age_s: float = 0.0, **load: bool) -> Seen:
+        return Seen(Member(name, 1), Load(live=live, **load), age_s, "")
+
+    gone = seen("gone", 0, accepts=True)
+    others = {
+        "gone": gone,
+        "full": seen("full", 3),
+        "fuller": seen("fuller", 9),
+        "busy": seen("busy", 40, accepts=True),
+        "idle": seen("idle", 1, accepts=True),
+        "idle@1": seen("idle", 0, accepts=True),  # another has its name
+        "leaves": seen("leaves", 0, accepts=True, draining=True),
+        "quiet": seen("quiet", 0, QUIET_S, accepts=True),
+    }
+
+    assert takers(others, but=gone.member) == ["idle", "busy", "full", "fuller"]
+    assert takers({"gone": gone}, but=gone.member) == []
+
+
+def test_whoever_was_not_heard_of_lately_has_less_time_unless_nobody_could_be_heard():
+    assert ask_timeout_s(0.0, has_settled=True) == TAKEOVER_ASK_S
+    assert ask_timeout_s(QUIET_S, has_settled=True) == QUIET_ASK_S
+    assert ask_timeout_s(QUIET_S, has_settled=False) == TAKEOVER_ASK_S

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx2
 import pytest
@@ -14,12 +16,21 @@ from twilio.request_validator import RequestValidator
 from websockets.exceptions import InvalidStatus
 from websockets.trio.client import connect
 
-from server.cluster.registry import Holding, Load, Member, Seen
+from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen
 from tests.call.test_call_state import state
 from tests.support.nodes import Store, two_nodes
 from tests.support.serving import CALL_SID
 
 pytestmark = pytest.mark.sockets
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Whoever is busy is not gone, as this machine may be busy."""
+    for name in ("TAKEOVER_ASK_S", "OWNER_S", "HOLD_ON_S"):
+        monkeypatch.setattr(f"server.web.elsewhere.{name}", PATIENCE_S)
 
 
 async def test_a_look_up_is_answered_by_the_machine_that_has_the_call(monkeypatch):
@@ -27,11 +38,15 @@ async def test_a_look_up_is_answered_by_the_machine_that_has_the_call(monkeypatc
         call_sid = (await first.make_call("5550105")).json()["call_sid"]
         record = await second.http.get(f"/calls/{call_sid}")
         hung_up = await second.http.post(f"/calls/{call_sid}/hang-up")
-        paths = first.twilio.calls[call_sid]
+        phone = first.twilio.calls[call_sid]
+        with trio.fail_after(PATIENCE_S):
+            await phone.wait_ended()
+        requests = [len(server.twilio.account.requests) for server in (first, second)]
 
     assert (record.status_code, record.json()["state"]) == (200, "live")
     assert hung_up.json()["reason"] == "hung-up"
-    assert paths.call_sid == call_sid
+    assert phone.status.is_final
+    assert requests == [2, 0]  # it was placed and hung up by the one whose it is
 
 
 async def test_a_webhook_goes_straight_to_the_machine_that_its_path_names(monkeypatch):
@@ -40,14 +55,23 @@ async def test_a_webhook_goes_straight_to_the_machine_that_its_path_names(monkey
         call_sid = (await first.make_call("5550105")).json()["call_sid"]
         store.is_away = True  # so that nobody can look it up
         form = {"CallSid": call_sid, "CallStatus": "ringing", "SequenceNumber": "1"}
-        # Each has an account of its own here: it is signed for the one that reads it.
-        monkeypatch.setattr(second.service.accounts, "webhooks", first.service.accounts.webhooks)
+        believe(first, second, monkeypatch)
         answer = await signed(first, second, "/n/a/call-status", form)
         nobody = await signed(first, second, "/n/gone-7/call-status", form)
         await second.http.post(f"/calls/{call_sid}/hang-up")
 
     assert answer.status_code == 204
     assert nobody.status_code == 204  # whoever knows the call was asked
+
+
+def believe(signer, reader, monkeypatch) -> None:
+    """What one machine's carrier has signed is believed by the other, which writes its own answers.
+
+    Each has an account of its own here.
+    """
+    for name in ("verify", "is_ours"):
+        theirs = getattr(signer.service.accounts.webhooks, name)
+        monkeypatch.setattr(reader.service.accounts.webhooks, name, theirs)
 
 
 async def signed(signer, asked, path: str, form: dict[str, str]) -> httpx2.Response:
@@ -161,7 +185,7 @@ async def test_of_two_machines_that_are_asked_at_once_for_a_dead_ones_call_one_t
 ):
     store = Store()
     async with two_nodes(monkeypatch, store) as (first, second):
-        monkeypatch.setattr(second.service.accounts, "webhooks", first.service.accounts.webhooks)
+        believe(first, second, monkeypatch)
         left_by_one_that_is_gone(store)
         answers: list[httpx2.Response] = []
 
@@ -186,7 +210,7 @@ async def test_of_two_machines_that_are_asked_at_once_for_a_dead_ones_call_one_t
 async def test_a_machine_that_drains_leaves_a_dead_ones_call_to_another(monkeypatch):
     store = Store()
     async with two_nodes(monkeypatch, store) as (first, second):
-        monkeypatch.setattr(second.service.accounts, "webhooks", first.service.accounts.webhooks)
+        believe(first, second, monkeypatch)
         left_by_one_that_is_gone(store)
         first.service.calls.draining = True
         answer = await resumed(first, first)
@@ -197,7 +221,7 @@ async def test_a_machine_that_drains_leaves_a_dead_ones_call_to_another(monkeypa
 
     assert holding == Holding(second.service.cluster.me, 2)
     assert answer.status_code == 200
-    assert process_of(answer) is not None
+    assert process_of(answer) == "b"
 
 
 async def test_the_caller_of_a_dead_machine_that_has_left_nothing_is_told_so_in_words(monkeypatch):
@@ -216,7 +240,7 @@ async def test_the_caller_of_a_dead_machine_that_has_left_nothing_is_told_so_in_
 async def test_a_machine_that_has_lost_a_call_says_so_and_ends_it_in_silence(monkeypatch):
     store = Store()
     async with two_nodes(monkeypatch, store) as (first, second):
-        monkeypatch.setattr(second.service.accounts, "webhooks", first.service.accounts.webhooks)
+        believe(first, second, monkeypatch)
         left_by_one_that_is_gone(store)
         await resumed(first, first)
         (call,) = first.service.calls.register.live
@@ -237,19 +261,229 @@ async def test_a_machine_that_has_lost_a_call_says_so_and_ends_it_in_silence(mon
 async def test_a_carrier_that_asks_while_the_registry_is_away_is_kept_until_it_is_back(monkeypatch):
     store = Store()
     async with two_nodes(monkeypatch, store) as (first, second):
-        monkeypatch.setattr(second.service.accounts, "webhooks", first.service.accounts.webhooks)
+        believe(first, second, monkeypatch)
         left_by_one_that_is_gone(store)
         store.is_away = True
         answers: list[httpx2.Response] = []
+        registry = first.service.cluster.registry
+        owner, asked = registry.owner, []
 
-        async def ask() -> None:
-            answers.append(await resumed(first, first))
+        async def ask_owner(call_sid: str) -> Holding | None:
+            asked.append(call_sid)
+            store.is_away = len(asked) < 3
+            return await owner(call_sid)
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask)
-            await trio.sleep(0.3)
-            store.is_away = False
+        monkeypatch.setattr(registry, "owner", ask_owner)
+        answers.append(await resumed(first, first))
         for call in first.service.calls.register.live:
             call.conversation.disown()
 
+    assert len(asked) >= 3
     assert process_of(answers[0]) == "a"
+
+
+# -- who is there has its calls ---------------------------------------------------------------
+
+
+@contextmanager
+def told_by(server, monkeypatch) -> Iterator[list[tuple[bool, int]]]:
+    """What a machine was told by those that it has asked: whether only who knows the call was to
+    answer, and with which status it did.
+    """
+    told: list[tuple[bool, int]] = []
+    ask = server.service.cluster.peers.ask
+
+    async def noting(name, scope, body, hop, **options):
+        answer = await ask(name, scope, body, hop, **options)
+        told.append((hop.if_known, answer.status_code))
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.service.cluster.peers, "ask", noting)
+        yield told
+
+
+async def live_call(server) -> tuple[str, Holding]:
+    """A call that a machine has."""
+    call_sid = (await server.make_call("5550105")).json()["call_sid"]
+    return call_sid, Holding(server.service.cluster.me, 1)
+
+
+async def test_the_owner_of_a_call_says_first_that_it_is_there_and_then_how_it_goes_on(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        believe(first, second, monkeypatch)
+        call_sid, holding = await live_call(second)
+        with told_by(first, monkeypatch) as told:
+            answer = await resumed(first, first, call_sid)
+        held = store.calls[call_sid]
+        await second.http.post(f"/calls/{call_sid}/hang-up")
+
+    assert told == [(True, 202), (False, 200)]
+    assert process_of(answer) == "b"
+    assert held == holding
+
+
+@pytest.mark.parametrize("fails", ["is-slow", "has-a-bug"])
+async def test_a_call_is_not_taken_from_an_owner_that_is_there(monkeypatch, fails):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        believe(first, second, monkeypatch)
+        call_sid, holding = await live_call(second)
+        call = second.service.calls.register.get(call_sid)
+
+        async def fail() -> bool:
+            if fails == "has-a-bug":
+                raise ZeroDivisionError
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(call.hearing, "wait_line_over", fail)
+        monkeypatch.setattr("server.web.elsewhere.OWNER_S", 0.2)
+        answer = await resumed(first, first, call_sid)
+        held, live = store.calls[call_sid], first.service.calls.register.live
+        await second.http.post(f"/calls/{call_sid}/hang-up")
+
+    assert answer.status_code >= 500  # so that the carrier asks again
+    assert held == holding
+    assert live == []
+
+
+async def test_a_call_that_its_owner_does_not_know_is_taken_from_it(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        believe(first, second, monkeypatch)
+        left_by_one_that_is_gone(store)
+        # It has seized it, and was not told so.
+        store.calls[CALL_SID] = Holding(second.service.cluster.me, 2)
+        with told_by(first, monkeypatch) as told:
+            answer = await resumed(first, first)
+        held = store.calls[CALL_SID]
+        disown_all(first, second)
+
+    assert told == [(True, 404)]
+    assert held == Holding(first.service.cluster.me, 3)
+    assert process_of(answer) == "a"
+
+
+async def test_a_call_that_became_ours_unnoticed_goes_on_here(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        left_by_one_that_is_gone(store)
+        store.calls[CALL_SID] = Holding(first.service.cluster.me, 2)
+        answer = await resumed(first, first)
+        disown_all(first, second)
+
+    assert process_of(answer) == "a"
+
+
+async def test_a_call_whose_seizure_was_not_answered_goes_on_when_the_carrier_asks_again(
+    monkeypatch,
+):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        believe(first, second, monkeypatch)
+        left_by_one_that_is_gone(store)
+        registry = first.service.cluster.registry
+        seize = registry.seize
+
+        async def unanswered(call_sid: str, holding: Holding):
+            await seize(call_sid, holding)
+            raise RegistryAway("the answer was lost")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(registry, "seize", unanswered)
+            patch.setattr("server.switchboard.rescue.SEIZE_TIMEOUT_S", 0.0)
+            patch.setattr("server.web.elsewhere.HOLD_ON_S", 0.0)
+            before = await resumed(first, first)
+        after = await resumed(first, first)
+        disown_all(first, second)
+
+    assert before.status_code == 503
+    assert process_of(after) == "a"
+
+
+def disown_all(*servers) -> None:
+    """End calls that no carrier knows of."""
+    for server in servers:
+        for call in server.service.calls.register.live:
+            call.conversation.disown()
+
+
+async def test_a_call_is_taken_by_another_that_takes_no_new_calls_where_we_cannot(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        believe(first, second, monkeypatch)
+        left_by_one_that_is_gone(store)
+        first.service.calls.draining = True
+        second.service.cluster.report = lambda: Load(accepts=False)
+        second.service.cluster.publish()
+        answer = await resumed(first, first)
+        held = store.calls[CALL_SID]
+        first.service.calls.draining = False
+        disown_all(first, second)
+
+    assert held == Holding(second.service.cluster.me, 2)
+    assert process_of(answer) == "b"
+
+
+async def test_a_call_that_nobody_can_take_now_is_given_up_by_nobody(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        believe(first, second, monkeypatch)
+        left_by_one_that_is_gone(store)
+        for server in (first, second):
+            server.service.calls.draining = True
+        refused = await resumed(first, first)
+        held = store.calls[CALL_SID]
+        for server in (first, second):
+            server.service.calls.draining = False
+        taken = await resumed(first, first)
+        disown_all(first, second)
+
+    assert refused.status_code == 503  # so that the carrier asks again
+    assert held == Holding(GONE, 1)
+    assert process_of(taken) == "a"
+
+
+async def test_a_machine_that_was_not_heard_of_since_the_registry_was_away_keeps_its_calls(
+    monkeypatch,
+):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        monkeypatch.setattr("server.web.elsewhere.HOLD_ON_S", 0.0)
+        believe(first, second, monkeypatch)
+        left_by_one_that_is_gone(store)
+        del store.seen[GONE.name]
+        settled = [False]
+        monkeypatch.setattr(first.service.rescue, "has_settled", lambda: settled[0])
+        before = await resumed(first, first)
+        held = store.calls[CALL_SID]
+        settled[0] = True
+        after = await resumed(first, first)
+        disown_all(first, second)
+
+    assert before.status_code == 503
+    assert held == Holding(GONE, 1)
+    assert process_of(after) == "a"
+
+
+async def test_a_new_call_whose_claim_was_not_answered_is_kept_above_what_may_have_been_claimed(
+    monkeypatch,
+):
+    store = Store()
+    form = {"CallSid": CALL_SID, "From": "+15005550001", "CallStatus": "ringing"}
+    async with two_nodes(monkeypatch, store) as (first, second):
+        cluster = first.service.cluster
+        form["AccountSid"] = first.twilio.account_sid
+
+        async def unanswered(call_sid: str, name: str) -> Holding:
+            store.calls[call_sid] = Holding(second.service.cluster.me, 1)
+            raise RegistryAway("the answer was lost")
+
+        monkeypatch.setattr(cluster, "claim", unanswered)
+        answer = await signed(first, first, "/twiml", form)
+        held = store.calls[CALL_SID]
+        disown_all(first, second)
+
+    assert process_of(answer) == "a"
+    assert held == Holding(cluster.me, 2)

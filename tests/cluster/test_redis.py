@@ -111,6 +111,45 @@ async def test_what_an_owner_that_lost_its_call_says_counts_for_nothing(three, r
     assert await second.seize("CA1", Holding(second.me, 2)) == Seized(3, b"")
 
 
+async def test_the_name_of_a_process_that_was_killed_is_its_successors(redis, monkeypatch):
+    async def leave() -> None:
+        await trio.lowlevel.checkpoint()
+
+    # What they are told apart by says nothing of who came first.
+    monkeypatch.setattr("tests.support.redis_servers._born", iter((9, 2, 5)))
+    async with member(redis.url, "n0") as killed:
+        killed._leave = leave
+    async with member(redis.url, "n0") as successor, member(redis.url, "n1") as other:
+        await until(lambda: len(other.others()) == 2)
+        others = {name: seen.member for name, seen in other.others().items()}
+
+    assert others == {"n0": successor.me, "n0@9": killed.me}
+
+
+async def test_whoever_says_something_of_a_call_that_is_anothers_by_now_is_told_so(three):
+    first, second, _ = three
+    lost: list[tuple[str, int]] = []
+    first.on_lost = lambda call_sid, generation: lost.append((call_sid, generation))
+    await first.claim("CA-kept")
+    holding = await first.claim("CA1")
+    await second.seize("CA1", holding)
+    for call_sid in ("CA1", "CA-kept"):
+        first.keep(call_sid, 1, b"state")
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    assert lost == [("CA1", 1)]
+
+
+async def test_a_call_that_is_kept_above_an_unknown_claim_is_its_keepers(three):
+    first, second, _ = three
+    await first.claim("CA1", second.me)  # the answer to which was lost
+    first.announce("CA1", 2)
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    assert await second.owner("CA1") == Holding(first.me, 2)
+    assert await second.seize("CA1", Holding(second.me, 1)) is None
+
+
 async def test_a_call_that_is_over_is_nobodys_and_cannot_be_seized_or_claimed_anew(three):
     first, second, _ = three
     holding = await first.claim("CA1")

@@ -26,6 +26,8 @@ pytestmark = [
 ]
 PATIENT = {"calls_per_s": 1000, "max_loop_lag_s": 60, "line_lost_timeout_s": 60, "lease_s": 1}
 COMMAND = "python -m server --workers"
+PATIENCE_S = 120.0
+"""For what has to come; the machine may be busy."""
 
 
 def state_of(server: ServerProcess, call_sid: str) -> CallState | None:
@@ -42,12 +44,14 @@ async def greeted_calls(server: ServerProcess, count: int) -> list[SimulatedCall
     """Calls whose greeting is over, so that their sessions can be resumed."""
     await server.both_ready()
     phones = [await server.talking_call() for _ in range(count)]
-    for phone in phones:
-        while True:
-            state = state_of(server, phone.call_sid)
-            if state is not None and state.handle is not None and state.greeted:
-                break
-            await trio.sleep(0.05)
+
+    with trio.fail_after(PATIENCE_S):
+        for phone in phones:
+            while True:
+                state = state_of(server, phone.call_sid)
+                if state is not None and state.handle is not None and state.greeted:
+                    break
+                await trio.sleep(0.05)
     return phones
 
 
@@ -63,11 +67,12 @@ async def moved(phones: list[SimulatedCall], count: int) -> list[SimulatedCall]:
         if len(found) == count:
             enough.set()
 
-    async with trio.open_nursery() as nursery:
-        for phone in phones:
-            nursery.start_soon(wait, phone)
-        await enough.wait()
-        nursery.cancel_scope.cancel()
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            for phone in phones:
+                nursery.start_soon(wait, phone)
+            await enough.wait()
+            nursery.cancel_scope.cancel()
     return found
 
 
@@ -134,8 +139,9 @@ async def test_a_process_that_was_stopped_gives_up_the_calls_that_went_on_elsewh
 
 async def wait_ended_as_moved(server: ServerProcess, count: int) -> None:
     pattern = re.compile(r'^offhook_calls_ended_total\{.*reason="moved".*\} ([0-9.]+)$', re.M)
-    while True:
-        found = pattern.findall((await server.http.get("/metrics")).text)
-        if sum(float(number) for number in found) >= count:
-            return
-        await trio.sleep(0.05)
+    with trio.fail_after(PATIENCE_S):
+        while True:
+            found = pattern.findall((await server.http.get("/metrics")).text)
+            if sum(float(number) for number in found) >= count:
+                return
+            await trio.sleep(0.05)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from server.cluster.registry import Load
+from server.cluster.registry import Holding, Load
+from server.dialogue.endings import EndReason
 from tests.support.nodes import nodes_with_redis
 from tests.support.redis_servers import IGNORES_UNCLOSED, member, redis_server, until
 
@@ -179,6 +180,21 @@ async def test_a_pause_is_told_again_to_a_registry_that_has_lost_it(redis):
         redis.ask("FLUSHALL")
         await until(lambda: b"offhook:{nodes}:pause" in redis.ask("KEYS", "*"))
         await until(lambda: second.pause() is not None)
+
+
+async def test_a_call_that_talks_where_it_is_not_any_more_ends_there_in_silence(monkeypatch, redis):
+    async with nodes_with_redis(monkeypatch, redis) as (first, second):
+        sid = (await second.make_call(RINGS_FOR_LONG)).json()["call_sid"]
+        call = second.service.calls.register.get(sid)
+        await until(lambda: second.service.cluster.registry._writing._ours.has_state(sid))
+        asked = len(second.twilio.account.requests)
+        await first.service.cluster.registry.seize(sid, Holding(second.service.cluster.me, 1))
+        call.conversation.notes.to_keep.set()  # as whenever it has something new to say
+        await call.finished.wait()
+        by_the_old = len(second.twilio.account.requests) - asked
+
+    assert call.end_reason is EndReason.MOVED
+    assert by_the_old == 0
 
 
 async def test_a_call_is_found_by_all_machines_before_its_client_is_told_of_it(monkeypatch, redis):

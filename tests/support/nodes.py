@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -19,6 +20,9 @@ from server.settings.cluster import registry_address
 from server.settings.settings import Settings
 from tests.support.redis_servers import SECRET, RedisServer, until
 from tests.support.serving import Server, serving
+
+PATIENT: dict[str, Any] = {"max_loop_lag_s": 60.0, "simulated_ring_s": 60.0}
+"""The machine may be busy; phones that nobody answers ring for longer than a test takes."""
 
 
 class Store:
@@ -118,7 +122,7 @@ async def nodes_with_redis(
             monkeypatch.setattr(
                 Service, "_open_cluster", lambda self, settings, o=opening: o(self, settings)
             )
-            options = {"max_loop_lag_s": 60.0} | settings  # the machine may be busy
+            options = PATIENT | settings
             servers.append(await stack.enter_async_context(serving(**options)))
         for server in servers:
             others = {*names} - {server.service.cluster.me.name}
@@ -143,10 +147,9 @@ async def two_nodes(
         monkeypatch.setattr("server.service.Cluster", cluster)
 
     node("a", secrets[0])
-    settings = {"simulated_ring_s": 60.0} | settings  # the machine may be busy
-    async with serving(**settings) as first:
+    async with serving(**PATIENT | settings) as first:
         node("b", secrets[1])
-        async with serving(**settings) as second:
+        async with serving(**PATIENT | settings) as second:
             for server in (first, second):
                 registry = server.service.cluster.registry
                 assert isinstance(registry, Shared)

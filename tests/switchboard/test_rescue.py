@@ -18,20 +18,32 @@ from server.agent.agent import Agent
 from server.call.options import CallOptions
 from server.call.takeover.state import AwayState, CallState
 from server.carrier import CallStatus
+from server.carrier.webhooks import ConnectStream
 from server.cluster.cluster import Cluster
-from server.cluster.registry import Holding, Load, Member, Seen, Seized
+from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
-from server.errors import CallNotInProgress
+from server.errors import CallNotInProgress, CallRefused
 from server.switchboard.calls import Calls
-from server.switchboard.rescue import HELD_UP_S, SETTLE_S, Absence, CallLost, Rescue, suspects
+from server.switchboard.rescue import (
+    HELD_UP_S,
+    SETTLE_S,
+    TRY_AGAIN_S,
+    Absence,
+    CallLost,
+    Rescue,
+    Unsettled,
+    suspects,
+)
+from server.switchboard.tickets import MAX_STREAMS_PER_MIN, Tickets
 from tests.call.test_call_state import state
-from tests.support.fakes import MemoryCarrier
+from tests.support.fakes import MemoryCarrier, MemoryMedia
 from tests.support.nodes import SECRET, Shared, Store
-from tests.support.switchboards import make_calls
+from tests.support.switchboards import make_calls, serve_stream
 
 SID = "CA" + "1" * 32
 GONE = Member("gone", 7)
+OTHER = Member("other", 9)
 LEASE_S = 3.0
 OPTIONS = CallOptions(
     line_lost_timeout_s=60.0,
@@ -83,6 +95,60 @@ def test_a_process_whose_registry_was_away_has_been_away_when_that_is_back():
     assert not absence.is_over(0.0, is_away=True)
     assert not absence.is_over(9.0, is_away=True)
     assert absence.is_over(9.0, is_away=False)
+
+
+def test_what_may_be_ours_is_tried_again_ever_more_seldom_and_not_for_ever():
+    unsettled, now, tried = Unsettled(), 0.0, []
+    unsettled.add(SID, now)
+    while now < 2 * sum(TRY_AGAIN_S):
+        now += 0.25
+        tried += [now] * len(unsettled.due(now))
+        unsettled.add("CA-settled", now)
+        unsettled.settle("CA-settled")
+
+    assert tried == [0.5, 1.5, 3.5, 7.5, 15.5]
+
+
+def test_what_is_being_tried_already_is_not_tried_sooner():
+    unsettled = Unsettled()
+    unsettled.add(SID, 0.0)
+    first = unsettled.due(0.5)
+    unsettled.add(SID, 0.5)  # it has failed again
+
+    assert first == [SID]
+    assert unsettled.due(1.0) == []
+    assert unsettled.due(1.5) == [SID]
+
+
+def test_a_stream_that_the_carrier_is_told_to_bring_has_a_ticket_of_its_own():
+    tickets, call = Tickets(900.0), object()
+    unasked = tickets.issue_unasked(call, 0.0)
+    asked = tickets.issue_again(call, 0.0)
+    tickets.use(asked, 1.0)
+    tickets.drop(call)
+
+    assert unasked is not None
+    assert asked != unasked
+    assert tickets.of(call) == [unasked]
+    tickets.forget(call)
+    assert tickets.of(call) == []
+
+
+def test_a_carrier_that_has_asked_is_not_told_to_bring_a_stream():
+    tickets, call = Tickets(900.0), object()
+    tickets.issue_again(call, 0.0)
+
+    assert tickets.issue_unasked(call, 0.0) is None
+
+
+def test_streams_that_nobody_asked_for_count_among_those_of_a_call():
+    tickets, call = Tickets(900.0), object()
+    given = []
+    for _ in range(MAX_STREAMS_PER_MIN + 1):
+        given.append(tickets.issue_unasked(call, 0.0))
+        tickets.use(given[-1] or "", 0.0)
+
+    assert given.index(None) == MAX_STREAMS_PER_MIN
 
 
 # -- one process, and what another has left ---------------------------------------------------
@@ -303,3 +369,233 @@ async def test_a_registry_that_is_away_is_tried_again_until_it_says_whose_a_call
     monkeypatch.setattr(registry, "seize", late)
 
     assert await process.rescue.take(SID, holding) is not None
+
+
+# -- what goes wrong on the way --------------------------------------------------------------
+
+
+def loses_answers(process, monkeypatch, count: int) -> None:
+    """So many seizures are done, but not answered."""
+    registry, left = process.cluster.registry, [count]
+    seize = registry.seize
+
+    async def unanswered(call_sid: str, from_: Holding) -> Seized | None:
+        seized = await seize(call_sid, from_)
+        if left[0] > 0:
+            left[0] -= 1
+            raise RegistryAway("the answer was lost")
+        return seized
+
+    monkeypatch.setattr(registry, "seize", unanswered)
+
+
+@pytest.mark.parametrize("count", [1, 1_000])
+async def test_a_seizure_that_was_done_but_not_answered_is_found_and_the_call_goes_on(
+    autojump_clock, process, nursery, monkeypatch, count
+):
+    process.left()
+    loses_answers(process, monkeypatch, count)
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 4.0)
+    monkeypatch.undo()
+    await trio.sleep(10.0)
+
+    ((call_sid, _),) = process.carrier.reconnected
+    (call,) = process.calls.register.live
+    holding = process.store.calls[SID]
+    assert call_sid == SID
+    assert holding.member == process.cluster.me
+    assert call.ownership.generation == holding.generation
+
+
+async def test_a_call_that_was_not_taken_up_for_a_bug_is_tried_again(
+    autojump_clock, process, nursery, monkeypatch
+):
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    process.left()
+    with monkeypatch.context() as patch:
+        patch.setattr(process.calls, "take_up", fail)
+        nursery.start_soon(process.rescue.run)
+        await trio.sleep(SETTLE_S + 2.0)
+        before = [*process.calls.register.live]
+    await trio.sleep(10.0)
+
+    assert before == []
+    assert len(process.calls.register.live) == 1
+    assert len(process.carrier.reconnected) == 1
+
+
+async def test_a_call_for_which_there_is_no_room_stays_where_it_is(
+    autojump_clock, process, nursery
+):
+    holding = process.left()
+    process.calls.draining = True
+    with pytest.raises(CallRefused):
+        await process.rescue.take(SID, holding)
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 4.0)
+    refused = dict(process.store.calls)
+    process.calls.draining = False
+    await trio.sleep(LEASE_S + 2.0)
+
+    assert refused == {SID: holding}
+    assert len(process.carrier.reconnected) == 1
+
+
+async def test_a_call_that_was_seized_just_before_a_drain_is_taken_up(
+    autojump_clock, process, monkeypatch
+):
+    holding, registry = process.left(), process.cluster.registry
+    seize = registry.seize
+
+    async def late(call_sid: str, from_: Holding) -> Seized | None:
+        process.calls.draining = True
+        return await seize(call_sid, from_)
+
+    monkeypatch.setattr(registry, "seize", late)
+
+    assert await process.rescue.take(SID, holding) is not None
+
+
+async def test_a_call_of_ours_that_nobody_has_here_is_gone_on_with(autojump_clock, process):
+    process.left()
+    ours = process.store.calls[SID] = Holding(process.cluster.me, 2)
+    known = process.rescue.is_here(SID, 2)
+    call = await process.rescue.take(SID, ours)
+
+    assert not known
+    assert call is not None
+    assert process.rescue.is_here(SID, 3)
+    assert not process.rescue.is_here(SID, 4)
+
+
+async def test_the_carrier_is_not_told_about_a_call_that_is_anothers_by_then(
+    autojump_clock, process, nursery, monkeypatch
+):
+    async def is_current(call_sid: str, generation: int) -> bool:
+        await trio.lowlevel.checkpoint()
+        return False
+
+    process.left()
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S - 1.0)
+    monkeypatch.setattr(process.calls._new, "is_current", is_current)
+    await trio.sleep(3.0)
+
+    assert process.store.calls[SID].generation == 2
+    assert process.carrier.reconnected == []
+    assert process.calls.register.live == []
+
+
+async def test_a_carrier_that_asks_meanwhile_is_not_told_besides(
+    autojump_clock, process, nursery, monkeypatch
+):
+    asked, answer = trio.Event(), trio.Event()
+
+    async def is_current(call_sid: str, generation: int) -> bool:
+        asked.set()
+        await answer.wait()
+        return True
+
+    process.left()
+    monkeypatch.setattr(process.calls._new, "is_current", is_current)
+    nursery.start_soon(process.rescue.run)
+    await asked.wait()
+    reply = await process.calls.resume(SID, Agent())
+    answer.set()
+    await wait_all_tasks_blocked()
+
+    assert isinstance(reply, ConnectStream)
+    assert process.carrier.reconnected == []
+
+
+async def test_the_carrier_is_told_as_soon_as_somebody_can_say_whose_the_call_is(
+    autojump_clock, process, nursery, monkeypatch
+):
+    answers = [RegistryAway("slow"), RegistryAway("slow"), None]
+
+    async def is_current(call_sid: str, generation: int) -> bool:
+        await trio.lowlevel.checkpoint()
+        if answers and (away := answers.pop(0)) is not None:
+            raise away
+        return True
+
+    process.left()
+    monkeypatch.setattr(process.calls._new, "is_current", is_current)
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 4.0)
+
+    assert answers == []
+    assert [call_sid for call_sid, _ in process.carrier.reconnected] == [SID]
+
+
+async def test_no_turn_is_spent_on_calls_that_others_have_taken_meanwhile(
+    autojump_clock, process, nursery, monkeypatch
+):
+    holding = process.left()
+    left = {f"CA{number}": holding for number in range(10_000)} | {SID: holding}
+
+    async def calls_of(member: Member) -> dict[str, Holding]:
+        await trio.lowlevel.checkpoint()
+        return left
+
+    for call_sid in left.keys() - {SID}:
+        process.store.calls[call_sid] = Holding(OTHER, 2)
+    monkeypatch.setattr(process.cluster.registry, "calls_of", calls_of)
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 2.0)
+
+    assert [call_sid for call_sid, _ in process.carrier.reconnected] == [SID]
+
+
+# -- calls that are lost, though they talk ---------------------------------------------------
+
+
+@pytest.fixture
+async def talking(process, nursery):
+    """A call on the line here."""
+    call = await process.rescue.take(SID, process.left())
+    reply = await process.calls.resume(SID, Agent())
+    media = MemoryMedia()
+    media.event(media.start(SID, reply.ticket))
+    nursery.start_soon(serve_stream, process.calls, media)
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(1.0)
+    return call
+
+
+async def test_a_call_that_another_has_asked_for_is_given_up_when_that_one_has_taken_it(
+    autojump_clock, process, talking
+):
+    process.store.calls[SID] = Holding(OTHER, 3)
+    await trio.sleep(5.0)
+    unnoticed = talking.end_reason
+    known = process.rescue.has(SID)
+    await trio.sleep(1.0)
+
+    assert unnoticed is None  # nobody asks for what nothing is wrong with
+    assert known
+    assert talking.end_reason is EndReason.MOVED
+    assert not process.rescue.has(SID)
+
+
+async def test_a_call_that_talks_is_looked_at_for_a_while_when_another_has_asked_for_it(
+    autojump_clock, process, talking
+):
+    process.rescue.has(SID)
+    await trio.sleep(1.0)
+    process.store.calls[SID] = Holding(OTHER, 3)  # it had our answer too late
+    await trio.sleep(1.0)
+
+    assert talking.end_reason is EndReason.MOVED
+
+
+async def test_a_call_that_the_registry_says_is_lost_ends_at_once(autojump_clock, process, talking):
+    process.cluster.registry.on_lost(SID, 1)
+    before = talking.end_reason
+    process.cluster.registry.on_lost(SID, 2)
+
+    assert before is None
+    assert talking.end_reason is EndReason.MOVED

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from server.call.conversation import Conversation
-from server.carrier import Steering
+from server.carrier import Carrier
 from server.cluster.registry import RegistryAway
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError
@@ -66,7 +66,7 @@ class Fence:
         ownership: Whose the call is.
     """
 
-    def __init__(self, conversation: Conversation, carrier: Steering, ownership: Ownership) -> None:
+    def __init__(self, conversation: Conversation, carrier: Carrier, ownership: Ownership) -> None:
         self._conversation = conversation
         self._carrier = carrier
         self._ownership = ownership
@@ -114,6 +114,22 @@ class Fence:
         """Connect the caller with another number; see :meth:`Steering.transfer`."""
         await self._pass()
         await self._carrier.transfer(call_sid, number, ring_timeout_s=ring_timeout_s)
+
+    async def reconnect(self, call_sid: str, ticket: Callable[[], str | None]) -> None:
+        """Have the carrier bring the call's stream here, though it has not asked.
+
+        Args:
+            call_sid: The call.
+            ticket: Gives what the stream is to show, when it is known that the call is ours; None
+                if by then there is no need for it.
+
+        Raises:
+            CallNotInProgress: The call is over.
+            CarrierError: Refused or not reached, or the call is not ours.
+        """
+        await self._pass()
+        if (shown := ticket()) is not None:
+            await self._carrier.reconnect(call_sid, shown)
 
     async def _pass(self) -> None:
         ours = await self.is_ours()

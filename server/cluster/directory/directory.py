@@ -17,7 +17,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -36,7 +36,15 @@ from server.cluster.directory.meeting import (
     take_place,
 )
 from server.cluster.names import name_of
-from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized
+from server.cluster.registry import (
+    Holding,
+    Load,
+    Member,
+    RegistryAway,
+    Seen,
+    Seized,
+    nobody_minds,
+)
 from server.errors import ConfigurationError
 from server.logs import Sparing
 
@@ -104,6 +112,7 @@ class Directory:
             os.close(self._lock)
             raise
         self.me = self._member(self.number)
+        self.on_lost: Callable[[str, int], None] = nobody_minds
         self._joined_at = time.monotonic()
         self._predecessors = self._claims.namesakes(self.me)
         self._keeper = Keeper(self._claims, self._tell_unusable)

@@ -77,8 +77,8 @@ def seen(
         if name and (each := _one(name, value, now_ms, believes)) and each.member != me
     ]
     newest: dict[str, int] = {}
-    for each in found:
-        newest[each.member.name] = max(newest.get(each.member.name, 0), each.member.born)
+    for each in sorted(found, key=lambda one: (-one.age_s, one.member)):
+        newest[each.member.name] = each.member.born  # of whoever was heard of last
     newest[me.name] = -1
     return {
         each.member.name if newest[each.member.name] == each.member.born else str(each.member): each

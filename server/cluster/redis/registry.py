@@ -9,7 +9,7 @@ what is new of our calls, where that is not to wait for the next beat. Whoever a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 import trio
@@ -20,7 +20,15 @@ from server.cluster.redis.connection import Connection, is_theirs, open_connecti
 from server.cluster.redis.members import Members
 from server.cluster.redis.scripts import Step, Steps
 from server.cluster.redis.writing import Writing
-from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized
+from server.cluster.registry import (
+    Holding,
+    Load,
+    Member,
+    RegistryAway,
+    Seen,
+    Seized,
+    nobody_minds,
+)
 from server.cluster.sealing import CannotUnseal, unseal
 from server.metrics import RegistryMetrics
 from server.pace import Backoff
@@ -60,6 +68,7 @@ class RedisRegistry:
         timeout_s: float = 0.5,
     ) -> None:
         self.me = me
+        self.on_lost: Callable[[str, int], None] = nobody_minds
         self._address = address
         self._secrets = tuple(cluster_secrets)
         self._metrics = metrics
@@ -69,7 +78,9 @@ class RedisRegistry:
         self._is_away: bool | None = None
         self._beat_now = trio.Event()
         self._members = Members(me, my_address, self._steps, Prover(self._secrets))
-        self._writing = Writing(me, self._steps, self._secrets, metrics)
+        self._writing = Writing(
+            me, self._steps, self._secrets, metrics, lambda *lost: self.on_lost(*lost)
+        )
         self._attempts: dict[str, str] = {}
         self._requests: dict[tuple[str, str], bytes] = {}
 

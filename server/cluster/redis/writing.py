@@ -6,7 +6,7 @@ fifteen calls in it, and nothing is decided by a state that is a moment older.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -15,7 +15,7 @@ import trio
 from server.cluster.redis.connection import Connection
 from server.cluster.redis.ours import MAX_STATE_BYTES, Ours, Write
 from server.cluster.redis.scripts import Step, Steps
-from server.cluster.registry import Member
+from server.cluster.registry import Member, nobody_minds
 from server.cluster.sealing import seal
 from server.metrics import RegistryMetrics
 
@@ -37,11 +37,18 @@ class Writing:
         steps: The registry's.
         cluster_secrets: The first seals the state of calls.
         metrics: Told how much has not been said.
+        on_lost: Told which call is another's by now, and at which generation it was ours.
     """
 
     def __init__(
-        self, me: Member, steps: Steps, cluster_secrets: Sequence[str], metrics: RegistryMetrics
+        self,
+        me: Member,
+        steps: Steps,
+        cluster_secrets: Sequence[str],
+        metrics: RegistryMetrics,
+        on_lost: Callable[[str, int], None] = nobody_minds,
     ) -> None:
+        self._on_lost = on_lost
         self._me = str(me)
         self._steps = steps
         self._secrets = cluster_secrets
@@ -150,4 +157,5 @@ class Writing:
         if self._ours.is_held(write.call_sid, write.generation):
             self._ours.forget(write.call_sid)
             logger.info("a call is not ours any more", call_sid=write.call_sid)
+            self._on_lost(write.call_sid, write.generation)
         self.strike_off(self._me, write.call_sid)
