@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import socket
@@ -42,6 +43,41 @@ def keys_of(port: int) -> int:
         OSError, ValueError: It does not say.
     """
     return int(ask(port, "DBSIZE").strip().removeprefix(":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a Redis has done until now, and what it keeps of a call."""
+
+    operations: int
+    """Scripts, which is all that nodes ask of it."""
+    cpu_s: float
+    state_bytes: float
+    """Of the calls there are, on average."""
+
+    @classmethod
+    def of(cls, port: int) -> Usage:
+        """Ask.
+
+        Raises:
+            OSError, ValueError: It does not say.
+        """
+        calls = re.search(r"cmdstat_eval:calls=(\d+)", ask(port, "INFO", "commandstats"))
+        cpu = re.findall(r"used_cpu_(?:sys|user):([\d.]+)", ask(port, "INFO", "cpu"))
+        found, size = re.findall(r":(\d+)", ask(port, "EVAL", _STATES, "0"))
+        return cls(
+            int(calls[1]) if calls else 0, sum(map(float, cpu)), int(size) / (int(found) or 1)
+        )
+
+
+_STATES = """
+local found, size = 0, 0
+for _, key in ipairs(redis.call('KEYS', '*{CA*')) do
+  local length = redis.call('HSTRLEN', key, 's')
+  if length > 0 then found, size = found + 1, size + length end
+end
+return {found, size}
+"""
 
 
 @dataclass
