@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trustme
+import yaml
 
 from server.app import create_app
 from server.settings.settings import Settings
@@ -79,6 +80,13 @@ def environment_of(manifests: list[dict[str, Any]]) -> dict[str, Any]:
     return {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}
 
 
+def test_the_values_that_the_page_on_scaling_shows_are_enough():
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    [shown] = re.findall(r"```yaml\n(.*?)```", page, re.S)
+
+    assert render(yaml.safe_load(shown))
+
+
 @pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
 def test_helm_finds_nothing_to_say_of_the_chart(values):
     assert lint(values) == []
@@ -86,7 +94,8 @@ def test_helm_finds_nothing_to_say_of_the_chart(values):
 
 @pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
 def test_kubernetes_would_take_every_manifest(values):
-    schemas = pytest.importorskip("kubernetes_validate")
+    import kubernetes_validate as schemas
+
     without = set()
 
     for manifest in render(values):
