@@ -14,7 +14,7 @@ from benchmarks.failover.balancer import Place, Tunnel
 from benchmarks.failover.command import RowLate, at_most, table, try_row
 from benchmarks.failover.judge import Bounds, Check, Outcome, broken
 from benchmarks.failover.network import addresses_of, free_range
-from benchmarks.failover.rows import BY_NAME, ROWS, Row
+from benchmarks.failover.rows import BY_NAME, ROWS, Row, registry_words
 from benchmarks.failover.seen import (
     Asked,
     Attempt,
@@ -30,7 +30,7 @@ from benchmarks.failover.seen import (
     sounds_of,
     unsound_records,
 )
-from benchmarks.failover.stores import sentinel_configuration
+from benchmarks.failover.stores import Usage, sentinel_configuration
 from benchmarks.failover.talk import sum_of
 from benchmarks.failover.world import Spec
 from tests.deploy.haproxy import HAPROXY, needs_haproxy
@@ -375,3 +375,18 @@ def test_the_guardian_ends_and_removes_what_is_left_and_nothing_else(tmp_path):
         for process in (ours, others):
             process.kill()
             process.wait()
+
+
+def test_what_a_call_costs_the_registry_is_what_is_more_than_without_calls():
+    seen = [
+        Usage(at=100.0, operations=50, cpu_s=1.0, state_bytes=0.0),
+        Usage(at=110.0, operations=70, cpu_s=1.01, state_bytes=0.0),
+        Usage(at=120.0, operations=200, cpu_s=1.1, state_bytes=900.0),
+        Usage(at=140.0, operations=440, cpu_s=1.14, state_bytes=1_100.0),
+    ]
+
+    said = registry_words(seen, calls=20)
+
+    assert said == (
+        "2.0 operations a second without calls, 0.50 more for each call; 1100 bytes of state a call"
+    )
