@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -254,29 +254,38 @@ async def test_the_command_returns_when_the_server_it_began_serves(tmp_path, man
 # -- when it goes wrong ----------------------------------------------------------------------
 
 
+DOES_NOT_START = {
+    "bad setting": ((), {"drain_timeout_s": "soon"}, 2),
+    "fails at start": ((), {"recordings_dir": "/proc/nowhere"}, None),
+    "fails at start in two processes": (
+        ("--workers", "2"),
+        {"recordings_dir": "/proc/nowhere"},
+        None,
+    ),
+    "detached": (("--detach",), {"drain_timeout_s": "soon"}, 1),
+}
+
+
 @pytest.mark.parametrize(
-    ("words", "settings", "status"),
-    [
-        ((), {"drain_timeout_s": "soon"}, 2),
-        ((), {"recordings_dir": "/proc/nowhere"}, None),
-        (("--workers", "2"), {"recordings_dir": "/proc/nowhere"}, None),
-        (("--detach",), {"drain_timeout_s": "soon"}, 1),
-    ],
-    ids=["bad setting", "fails at start", "fails at start in two processes", "detached"],
+    "names",
+    [("bad setting", "detached"), ("fails at start", "fails at start in two processes")],
+    ids=" and ".join,
 )
-async def test_a_server_that_does_not_start_leaves_the_other_as_it_was(
-    tmp_path, words, settings, status
-):
+async def test_servers_that_do_not_start_leave_the_other_as_it_was(tmp_path, names):
+    statuses, talking = {}, {}
     async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
         phone = await server.talking_call()
-        successor = await server.begin(*TAKE_OVER, *words, **settings)
-        failed = await successor.wait()
-        still = phone.status
-        another = await server.talking_call()
+        for name in names:
+            words, settings, _ = DOES_NOT_START[name]
+            successor = await server.begin(*TAKE_OVER, *words, **settings)
+            statuses[name] = await successor.wait()
+            talking[name] = (phone.status, (await server.talking_call()).status)
         running = server.process.poll()
 
-    assert failed != 0 if status is None else failed == status
-    assert still is another.status is CallStatus.IN_PROGRESS
+    wanted = {name: DOES_NOT_START[name][2] for name in names}
+    assert all(statuses.values()), statuses
+    assert all(status in (None, statuses[name]) for name, status in wanted.items()), statuses
+    assert set(talking.values()) == {(CallStatus.IN_PROGRESS, CallStatus.IN_PROGRESS)}
     assert running is None
 
 
@@ -349,35 +358,41 @@ def _temporary(server: ServerProcess) -> str:
     return next(line[7:].decode() for line in environment if line.startswith(b"TMPDIR="))
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"\xff\xfe\n",
-        b"[" * 4000 + b"\n",
-        b"x" * (2 * MAX_MESSAGE_BYTES),
-        b"{}\n",
-        b'{"speaks": 99}\n',
-        b'{"speaks": ',
-        b"",
-    ],
-    ids=["http", "no text", "nested", "too long", "nothing", "another version", "half", "silent"],
-)
-async def test_a_stranger_who_says_something_else_does_no_harm(tmp_path, manager, said):
-    async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
+REFUSED = {
+    "http": b"GET / HTTP/1.1\r\n\r\n",
+    "no text": b"\xff\xfe\n",
+    "nested": b"[" * 4000 + b"\n",
+    "too long": b"x" * (2 * MAX_MESSAGE_BYTES),
+    "nothing": b"{}\n",
+    "another version": b'{"speaks": 99}\n',
+}
+WAITED_FOR = {"half": b'{"speaks": ', "silent": b""}
+
+
+async def test_strangers_who_say_something_else_do_no_harm(tmp_path, manager):
+    answers = dict.fromkeys(REFUSED, b"")
+    async with (
+        AsyncExitStack() as strangers,
+        server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server,
+    ):
         phone = await server.talking_call()
-        stream = await trio.open_unix_socket(_meet(server, _temporary(server)))
-        async with stream:
-            with suppress(trio.BrokenResourceError):
+        meet = _meet(server, _temporary(server))
+        for name, said in (REFUSED | WAITED_FOR).items():
+            stream = await strangers.enter_async_context(await trio.open_unix_socket(meet))
+            with suppress(trio.BrokenResourceError):  # it does not hear all of it out
                 await stream.send_all(said)
-            # Whoever is still there while another takes over holds nothing up.
-            await server.begin(*TAKE_OVER, notify_socket=manager.address)
-            await manager.wait_ready()
+                while name in REFUSED and (some := await stream.receive_some()):
+                    answers[name] += some
+        # Whoever is still there while another takes over holds nothing up.
+        await server.begin(*TAKE_OVER, notify_socket=manager.address)
+        await manager.wait_ready()
         still = phone.status
         await _hang_up(server, phone)
+        status = await server.process.wait()
 
-        assert await server.process.wait() == 0
-        assert still is CallStatus.IN_PROGRESS
+    assert (status, still) == (0, CallStatus.IN_PROGRESS)
+    answered = [answer for name, answer in answers.items() if name != "too long"]
+    assert all(b"refused" in answer for answer in answered), answers
 
 
 async def test_one_server_takes_over_at_a_time(tmp_path):
