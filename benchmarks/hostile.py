@@ -449,9 +449,22 @@ def measure(
     rounds: int,
     realtime: bool = False,
     warm_s: float = 5.0,
+    repeats: bool = True,
     tell: Callable[[str], object] = lambda what: None,
 ) -> tuple[list[Outcome], dict[str, int]]:
-    """Attack one server in each of these ways; also its memory before and after all of it."""
+    """Attack one server in each of these ways; also its memory before and after all of it.
+
+    Args:
+        kind: The server.
+        names: Which attacks.
+        calls: How many talk.
+        window_s: How long they are measured, quiet and attacked.
+        rounds: How often, for each attack.
+        realtime: Prefer server and generator to other programs.
+        warm_s: How long the calls talk before the first attack.
+        repeats: Whether rounds that other programs have disturbed are repeated.
+        tell: Is told what is being done.
+    """
     outcomes: list[Outcome] = []
     memory: dict[str, int] = {}
 
@@ -466,7 +479,7 @@ def measure(
             wanted = min(rounds, ATTACKS[name].rounds or rounds)
             while len(outcome.attacked) < wanted:
                 tell(f"{name}, round {len(outcome.attacked) + 1}")
-                may_repeat = outcome.repeated < rounds and ATTACKS[name].rounds is None
+                may_repeat = outcome.repeated < (ATTACKS[name].rounds is None and repeats) * rounds
                 _attack(scene, name, window_s, outcome, may_repeat=may_repeat)
         memory["after_kib"] = resident_kib(held.pid)
 

@@ -1,9 +1,9 @@
 """What do so many calls at once need, and what breaks first on the way there? On paper.
 
 Nodes, cores, the registry, the balancer, lines and quotas, computed from figures that were measured
-on one machine (:class:`Measured`, each with where it comes from) or that others have published
-(:class:`Told`). ``--measured FILE`` takes what ``python -m benchmarks calls --tls --json FILE``
-has found on yours. Nothing is run, and nobody is asked.
+on one machine, that others have published, or that are assumed: each is shown with which of these
+it is (:data:`SOURCES`). ``--measured FILE`` takes what ``python -m benchmarks calls --tls --json
+FILE`` has found on yours. Nothing is run, and nobody is asked.
 """
 
 from __future__ import annotations
@@ -39,34 +39,30 @@ AGENT_MODEL_BYTES_PER_S = 24_000 * 2 * 4 / 3
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a call costs, as measured."""
+    """What a call costs us; :data:`SOURCES` has where each figure is from."""
 
     calls_per_core: int = 400
-    """README.md, "How many calls one core carries": 400 and more with p99 within 20 ms."""
+    """With p99 within 20 ms."""
     cpu_ms_per_call_s: float = 1.31
-    """The same table, at 400 calls."""
+    """At 400 calls."""
     tls_ms_per_call_s: float = 0.28
-    """The same table: what TLS to the model adds, at 100 calls."""
+    """What TLS to the model adds, at 100 calls."""
     setup_ms: float = 25.0
-    """``python -m benchmarks setup --quick``, on a machine that was not idle: 19.3 for a call that
-    we place and 5.5 for its end; one that comes in takes 9.8 and 4.5."""
-    rss_kib_per_call: float = 200.0
-    """Assumed, and generous: a prototype of the media path had 80. The benchmark ``calls`` has
-    yours."""
+    """For a call that we place, and its end; one that comes in takes 14."""
+    rss_kib_per_call: float = 250.0
     balancer_ms_per_call_s: float = 1.6
-    """HAProxy 2.6 and plain ``ws``, 24 calls; TLS comes on top."""
-    registry_us: float = 50.0
-    """Redis 7.0, its own CPU an operation that comes alone (15 to 70)."""
-    registry_pipelined_us: float = 8.0
-    """The same, 50 in a pipeline (under 10)."""
-    setup_ops: int = 4
-    """Registry operations of one call beside its state: claim, two lookups, release."""
-    state_bytes: int = 4_000
-    """A call's state at its largest (2.5 to 4 kB)."""
-    state_every_s: float = 8.0
-    """A turn's end, or a new handle."""
+    """Of one that reads HTTP, in plain; TLS comes on top."""
+    registry_us: float = 13.0
+    """The registry's own CPU an operation; they come many in one go."""
+    state_every_s: float = 3.0
+    """How often a call that talks writes its state: an operation."""
+    state_bytes: int = 2_500
+    """A call's state, compressed and sealed."""
+    setup_ops: int = 5
+    """Registry operations of one call beside its state: its turn to be dialled, claim, end, and
+    its place in the list of its process's calls."""
     beat_s: float = 0.5
-    """How often a process says how it is, and reads how the others are: two operations."""
+    """How often a process says how it is and hears how the others are, in one operation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +70,41 @@ class Told:
     """What others allow; ask yours."""
 
     dials_per_s: float = 1.0
-    """Twilio's default for an account; inbound calls have no such limit."""
+    """For an account; inbound calls have no such limit."""
     model_sessions: int = 1_000
-    """Vertex PayGo, for a project; the Gemini API's tiers are said to have 50 (1) and 1,000 (2)."""
+    """For a project."""
     line_gbit_s: float = 10.0
     """One node's network."""
     records_per_s: float = 560.0
-    """What one PostgreSQL is taken to write easily; its end was not looked for."""
+    """What one PostgreSQL writes easily."""
     fan_out_nodes: int = 10
     """As many as are sensibly asked for one list."""
     redirects_per_s: float = 50.0
     """How fast calls of a node that is silent are told to come to another, over Twilio's REST API.
     """
+
+
+ASSUMED = "assumed"
+SOURCES = {
+    "calls_per_core": "python -m benchmarks calls --tls",
+    "cpu_ms_per_call_s": "python -m benchmarks calls --tls",
+    "tls_ms_per_call_s": "python -m benchmarks calls --tls",
+    "setup_ms": "python -m benchmarks setup --quick, on a machine that was not idle",
+    "rss_kib_per_call": "python -m benchmarks calls --tls (190 to 250)",
+    "balancer_ms_per_call_s": f"{ASSUMED}: HAProxy 2.6 with 24 calls of a prototype",
+    "registry_us": "python -m benchmarks failover --only cost, Redis 7.0 (10 to 13)",
+    "state_every_s": "python -m benchmarks failover --only cost, with agents that never pause",
+    "state_bytes": "tests/benchmarks/test_benchmarks_plan.py: 20 turns, 1,000 characters of prompt",
+    "setup_ops": f"{ASSUMED}: counted in the program, for a call that we place",
+    "beat_s": "the program's own (server/cluster/redis/registry.py)",
+    "dials_per_s": "published: Twilio's default",
+    "model_sessions": "published: Vertex PayGo; of the Gemini API's tiers 50 and 1,000 are said",
+    "line_gbit_s": ASSUMED,
+    "records_per_s": f"{ASSUMED}: 560 were written once, and the end was not looked for",
+    "fan_out_nodes": f"{ASSUMED}: the program asks ten processes for one list",
+    "redirects_per_s": "the program's own (server/switchboard/rescue.py)",
+}
+"""Where each figure is from: a command that measures it, whoever has published it, or nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +139,7 @@ class Plan:
     node_rss_mib: float
     registry_ops_per_s: float
     registry_core: float
-    """The share of the registry's one core, with each operation alone."""
-    registry_core_pipelined: float
+    """The share of the registry's one core."""
     state_mib: float
     state_mb_per_s: float
     balancer_cores: float
@@ -162,7 +180,7 @@ def plan(wish: Wish, measured: Measured, told: Told) -> Plan:
     per_node = math.ceil(wish.calls / nodes)
     processes = (nodes + spare) * wish.node_cores
     states_per_s = wish.calls / measured.state_every_s
-    other_ops = setups_per_s * measured.setup_ops + 2 * processes / measured.beat_s
+    ops_per_s = setups_per_s * measured.setup_ops + states_per_s + processes / measured.beat_s
     call_ms = measured.cpu_ms_per_call_s + measured.tls_ms_per_call_s
     setup_ms = measured.setup_ms / (wish.minutes * 60)
     rates = line_bit_s(wish.speaks)
@@ -174,12 +192,8 @@ def plan(wish: Wish, measured: Measured, told: Told) -> Plan:
         calls_per_node=per_node,
         core_busy=per_node / wish.node_cores * (call_ms + setup_ms) / 1e3,
         node_rss_mib=per_node * measured.rss_kib_per_call / 1024,
-        registry_ops_per_s=states_per_s + other_ops,
-        registry_core=(states_per_s + other_ops) * measured.registry_us / 1e6,
-        registry_core_pipelined=(
-            states_per_s * measured.registry_pipelined_us + other_ops * measured.registry_us
-        )
-        / 1e6,
+        registry_ops_per_s=ops_per_s,
+        registry_core=ops_per_s * measured.registry_us / 1e6,
         state_mib=wish.calls * measured.state_bytes / 2**20,
         state_mb_per_s=states_per_s * measured.state_bytes / 1e6,
         balancer_cores=wish.calls * measured.balancer_ms_per_call_s / 1e3,
@@ -219,11 +233,8 @@ def limits(wish: Wish, measured: Measured, told: Told) -> list[Limit]:
     """What breaks, the first to break first, as the number of calls grows."""
     call_s = wish.minutes * 60
     per_node = math.floor(measured.calls_per_core * wish.full) * wish.node_cores
-    other_ops = measured.setup_ops / call_s + 2 * wish.node_cores / measured.beat_s / per_node
-    ops = 1 / measured.state_every_s + other_ops
-    pipelined_us = (
-        measured.registry_pipelined_us / measured.state_every_s + measured.registry_us * other_ops
-    )
+    beats = wish.node_cores / measured.beat_s / per_node
+    ops = 1 / measured.state_every_s + measured.setup_ops / call_s + beats
     found = [
         Limit(
             "one node",
@@ -254,13 +265,8 @@ def limits(wish: Wish, measured: Measured, told: Told) -> list[Limit]:
             "smaller nodes, or a faster line",
         ),
         Limit(
-            "one Redis, each operation alone",
+            "one Redis",
             wish.full * 1e6 / measured.registry_us / ops,
-            "states go in pipelines",
-        ),
-        Limit(
-            "one Redis, states in pipelines",
-            wish.full * 1e6 / pipelined_us,
             "Redis Cluster: a call's keys are in one slot",
         ),
         Limit(
@@ -404,10 +410,12 @@ def run(options: Options) -> dict[str, object]:
         "python -m benchmarks calls --tls --json FILE, and give it here as --measured FILE.",
         highlight=False,
     )
+    console.print(sources_table(measured, told))
     return {
         "wish": asdict(wish),
         "measured": asdict(measured),
         "told": asdict(told),
+        "sources": SOURCES,
         "plan": asdict(needs),
         "limits": [asdict(one) for one in breaks],
     }
@@ -432,8 +440,7 @@ def needs_table(wish: Wish, needs: Plan) -> Table:
         (
             "registry",
             f"{needs.registry_ops_per_s:,.0f} ops/s",
-            f"{needs.registry_core:.1%} of its core; {needs.registry_core_pipelined:.1%} with "
-            "states in pipelines",
+            f"{needs.registry_core:.1%} of its core",
         ),
         (
             "state",
@@ -466,6 +473,19 @@ def needs_table(wish: Wish, needs: Plan) -> Table:
     )
     for row in rows:
         shown.add_row(*row)
+    return shown
+
+
+def sources_table(measured: Measured, told: Told) -> Table:
+    """Every figure that went in, and where it is from."""
+    shown = Table(title="from these figures", box=box.SIMPLE_HEAD)
+    shown.add_column("")
+    shown.add_column("", justify="right", no_wrap=True)
+    shown.add_column("by")
+    known = asdict(Measured()) | asdict(Told())
+    for name, value in (asdict(measured) | asdict(told)).items():
+        source = SOURCES[name] if value == known[name] else "what was given"
+        shown.add_row(name, f"{value:,g}", source)
     return shown
 
 

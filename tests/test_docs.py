@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.required import is_required
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 NAMED = re.compile(r"`((?:server|codec|benchmarks|tests|deploy|docs)/[\w./-]*)`")
@@ -32,3 +34,17 @@ def test_the_files_of_rooms_that_the_design_names_are_there():
     }
     assert len(named) > 10
     assert missing == set()
+
+
+def test_what_the_run_of_everything_provides_is_what_tests_may_not_do_without(monkeypatch):
+    run = (ROOT / ".ci" / "run").read_text()
+    tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("*.py"))
+    provided = set(re.findall(r"(?m)^provide (\w+)|export REQUIRE_(\w+)=1", run))
+
+    names = {name.lower() for pair in provided for name in pair if name}
+    assert names == set(re.findall(r"is_required\(\"(\w+)\"\)", tests))
+    assert names >= {"postgresql", "redis", "haproxy", "helm"}
+    monkeypatch.delenv("REQUIRE_HELM", raising=False)
+    assert not is_required("helm")
+    monkeypatch.setenv("REQUIRE_HELM", "1")
+    assert is_required("helm")

@@ -19,8 +19,6 @@ class Place:
     name: str
     address: str
     """Host and port."""
-    port: int
-    """Where it is reached alone, for a server whose addresses do not name its processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,45 +28,6 @@ class Tunnel:
     name: str
     at: str
     to: str
-
-
-def configuration(
-    places: Sequence[Place], port: int, admin: Path, tunnels: Sequence[Tunnel] = ()
-) -> str:
-    """Write the configuration of a balancer.
-
-    A stream goes to the node that its path names or to nobody; whoever is alive answers
-    ``/resume``; any other request goes to the node named, or else to anybody.
-
-    Args:
-        places: The nodes.
-        port: Where it listens on loopback.
-        admin: The socket of its runtime API.
-        tunnels: What else it joins.
-    """
-    return "\n".join(
-        [
-            *("global", f"  stats socket {admin} mode 600 level admin", "  maxconn 4000"),
-            *("defaults", "  mode http", "  timeout connect 300ms", "  timeout client 60s"),
-            *("  timeout server 60s", "  timeout tunnel 4h", "  timeout check 1s"),
-            *("frontend public", f"  bind 127.0.0.1:{port}"),
-            *(f"  bind 127.0.0.1:{place.port}" for place in places),
-            "  use_backend streams if { path_end /stream } or { path_beg /stream/ }",
-            *("  use_backend resumes if { path_end /resume }", "  default_backend requests"),
-            "backend streams",
-            *_named(places),
-            *_servers(places, "inter 1s fall 3"),
-            *("backend resumes", "  balance roundrobin", "  timeout server 1500ms"),
-            *_again("conn-failure empty-response response-timeout"),
-            *_alone(places),
-            *_servers(places, "inter 500ms fall 2 observe layer4 error-limit 1 on-error mark-down"),
-            *("backend requests", "  balance roundrobin", *_again("conn-failure empty-response")),
-            *_named(places),
-            *_servers(places, "inter 500ms fall 2"),
-            *tunnel_lines(tunnels),
-            "",
-        ]
-    )
 
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
@@ -84,7 +43,10 @@ def expanded(
 
     Args:
         shipped: It, for the nodes n0 and n1.
-        places, port, admin, tunnels: As for :func:`configuration`.
+        places: The nodes.
+        port: Where it listens on loopback.
+        admin: The socket of its runtime API.
+        tunnels: What else it joins.
 
     Raises:
         ValueError: It is not of the form that is known here.
@@ -139,29 +101,6 @@ def tunnel_lines(tunnels: Sequence[Tunnel]) -> list[str]:
             "  timeout server 4h",
             f"  server there {tunnel.to} no-check",
         ]
-    return lines
-
-
-def _named(places: Sequence[Place]) -> list[str]:
-    lines = []
-    for place in places:
-        named = f"{{ path_beg /n/{place.name}/ /n/{place.name}. }}"
-        lines.append(f"  use-server {place.name} if {named}")
-    return lines + _alone(places)
-
-
-def _alone(places: Sequence[Place]) -> list[str]:
-    return [f"  use-server {place.name} if {{ dst_port {place.port} }}" for place in places]
-
-
-def _again(reasons: str) -> list[str]:
-    return ["  retries 3", "  option redispatch 1", f"  retry-on {reasons}"]
-
-
-def _servers(places: Sequence[Place], checked: str) -> list[str]:
-    lines = ["  option httpchk GET /healthz"]
-    for place in places:
-        lines.append(f"  server {place.name} {place.address} check {checked}")
     return lines
 
 

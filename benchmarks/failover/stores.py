@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import shutil
 import signal
 import socket
@@ -11,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from server.cluster.redis.scripts import Steps, Word
 
 PRIMARY = "offhook"
 START_S = 10.0
@@ -42,6 +46,69 @@ def keys_of(port: int) -> int:
         OSError, ValueError: It does not say.
     """
     return int(ask(port, "DBSIZE").strip().removeprefix(":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a Redis has done until now, and what it keeps of a call."""
+
+    at: float
+    operations: int
+    """Scripts, which is all that nodes ask of it."""
+    cpu_s: float
+    state_bytes: float
+    """Of the calls there are, on average."""
+
+    @classmethod
+    def of(cls, port: int) -> Usage:
+        """Ask.
+
+        Raises:
+            OSError, ValueError: It does not say.
+        """
+        calls = re.search(r"cmdstat_eval:calls=(\d+)", ask(port, "INFO", "commandstats"))
+        cpu = re.findall(r"used_cpu_(?:sys|user):([\d.]+)", ask(port, "INFO", "cpu"))
+        found, size = re.findall(r":(\d+)", ask(port, "EVAL", _STATES, "0"))
+        return cls(
+            time.monotonic(),
+            int(calls[1]) if calls else 0,
+            sum(map(float, cpu)),
+            int(size) / (int(found) or 1),
+        )
+
+
+def cpu_us_of_a_state(port: int) -> float:
+    """How much of its CPU a Redis takes to be told a call's state, as nodes tell it.
+
+    Raises:
+        OSError: It does not answer.
+    """
+    before, rounds, together = Usage.of(port), 60, 50
+    steps, state = Steps("offhook:"), secrets.token_bytes(2_500)
+    with socket.create_connection(("127.0.0.1", port), ASK_S) as talk, talk.makefile("rb") as said:
+        for turn in range(rounds):
+            for number in range(together):
+                step = steps.put(f"CA-{number}", "n0 1", turn + 1, state)
+                words = ["EVAL", step.script, 1, step.key, *step.words]
+                talk.sendall(b"*%d\r\n" % len(words) + b"".join(map(_bulk, words)))
+            for _ in range(together):
+                said.readline()
+    return 1e6 * (Usage.of(port).cpu_s - before.cpu_s) / (rounds * together)
+
+
+def _bulk(word: Word) -> bytes:
+    written = word if isinstance(word, bytes) else str(word).encode()
+    return b"$%d\r\n%s\r\n" % (len(written), written)
+
+
+_STATES = """
+local found, size = 0, 0
+for _, key in ipairs(redis.call('KEYS', '*{CA*')) do
+  local length = redis.call('HSTRLEN', key, 's')
+  if length > 0 then found, size = found + 1, size + length end
+end
+return {found, size}
+"""
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 A call lives in the memory of one process. What the processes of a server, on one machine or on
 many, must agree on is here, as one interface: who is there (a snapshot, asked for without waiting)
-and whose a call is (which may wait, bounded). No call ever waits for it: a call that goes on says
-what is new of it with :meth:`Registry.announce` and :meth:`Registry.keep`, which are queued, in
-one order, with a bound.
+and whose a call is (which may wait, bounded). A call that goes on never waits for it: what is new
+of the call is said with :meth:`Registry.announce` and :meth:`Registry.keep`, which are queued, in
+one order, with a bound. Only before it tells the carrier something over REST (to end the call, to
+transfer it) does it ask whose it is, for a second at most (:mod:`server.call.takeover.fence`).
 
 Two are behind it: a private directory for the processes of one machine, and Redis or Valkey for
 many machines.

@@ -10,13 +10,15 @@ import structlog
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-READY = b"1"
+MAX_PID_DIGITS = 20
 
 
-def tell_manager_ready() -> None:
+def tell_manager_ready(pid: int) -> None:
     """Say to systemd that this process serves, and is the one to watch from now on.
 
-    See sd_notify(3); a unit has to say ``NotifyAccess=all`` for a server that takes over.
+    See sd_notify(3). A unit that is reloaded by a server that takes over has to say
+    ``NotifyAccess=exec``: systemd then believes the main process and the command of the reload,
+    which is why that one says it, and none of the programs that a server starts.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
@@ -24,7 +26,7 @@ def tell_manager_ready() -> None:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.setblocking(False)
-            said = f"READY=1\nMAINPID={os.getpid()}\n"
+            said = f"READY=1\nMAINPID={pid}\n"
             manager.sendto(said.encode(), address.replace("@", "\0", 1))
     except OSError as error:
         logger.warning("service manager not told that this server is ready", error=str(error))
@@ -57,13 +59,17 @@ class Detached:
         os.close(theirs)
         os.waitpid(child, 0)
         with os.fdopen(ours, "rb") as said:
-            self.status = 0 if said.read(1) == READY else 1
+            pid = said.read(MAX_PID_DIGITS)
+        self.status = 0 if pid else 1
+        if pid:
+            tell_manager_ready(int(pid))
 
     def tell_ready(self) -> None:
-        """This process serves: let the command end, and tell the service manager."""
-        tell_manager_ready()
-        if self._pipe is not None:
-            pipe, self._pipe = self._pipe, None
-            with suppress(OSError):
-                os.write(pipe, READY)
-            os.close(pipe)
+        """This process serves: say so to the service manager, or the command, which then ends."""
+        if self._pipe is None:
+            tell_manager_ready(os.getpid())
+            return
+        pipe, self._pipe = self._pipe, None
+        with suppress(OSError):
+            os.write(pipe, b"%d" % os.getpid())
+        os.close(pipe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from benchmarks.failover.balancer import Place, Tunnel
 from benchmarks.failover.command import RowLate, at_most, table, try_row
 from benchmarks.failover.judge import Bounds, Check, Outcome, broken
 from benchmarks.failover.network import addresses_of, free_range
-from benchmarks.failover.rows import BY_NAME, ROWS, Row
+from benchmarks.failover.rows import BY_NAME, ROWS, Row, registry_words
 from benchmarks.failover.seen import (
     Asked,
     Attempt,
@@ -31,9 +30,10 @@ from benchmarks.failover.seen import (
     sounds_of,
     unsound_records,
 )
-from benchmarks.failover.stores import sentinel_configuration
+from benchmarks.failover.stores import Usage, sentinel_configuration
 from benchmarks.failover.talk import sum_of
 from benchmarks.failover.world import Spec
+from tests.deploy.haproxy import HAPROXY, needs_haproxy
 
 SID = "CA" + "1" * 32
 FAULT, UNTIL = 100.0, 120.0
@@ -236,33 +236,37 @@ def test_what_is_done_in_time_is_left_alone():
         time.sleep(30.0)
 
 
-PLACES = [Place("n0", "198.51.100.2:8000", 8010), Place("n1", "198.51.100.6:8000", 8011)]
+PLACES = [Place("n0", "198.51.100.2:8000"), Place("n1", "198.51.100.6:8000")]
 
 
 def test_a_path_that_names_a_node_goes_to_it_and_to_its_processes(tmp_path):
-    written = balancer.configuration(PLACES, 8001, tmp_path / "admin")
+    shipped = balancer.SHIPPED.read_text()
+
+    written = balancer.expanded(shipped, PLACES, 8001, tmp_path / "admin")
 
     streams, _, rest = written.partition("\nbackend resumes")
     _, _, requests = rest.partition("\nbackend requests")
-    named = "  use-server n1 if { path_beg /n/n1/ /n/n1. }"
-    assert named in streams.splitlines()
+    assert "    acl of_n1 path_beg /n/n1/ /n/n1." in streams.splitlines()
+    assert "    use-server n1 if of_n1" in streams.splitlines()
+    named = "    use-server n1 if { path_beg /n/n1/ /n/n1. }"
     assert named in requests.splitlines()
     assert named not in rest.partition("\nbackend requests")[0].splitlines()
     assert "shutdown-sessions" not in written
 
 
-@pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
+@needs_haproxy
 def test_haproxy_takes_what_is_written_for_it(tmp_path):
     tunnels = [Tunnel("rest-n0", "127.0.0.1:8020", "127.0.0.1:8021")]
+    shipped = balancer.SHIPPED.read_text()
     for name, written in (
-        ("front", balancer.configuration(PLACES, 8001, tmp_path / "admin", tunnels)),
+        ("front", balancer.expanded(shipped, PLACES, 8001, tmp_path / "admin", tunnels)),
         ("tunnels", balancer.tunnel_configuration(tunnels, tmp_path / "admin")),
     ):
         file = tmp_path / name
         file.write_text(written)
 
         checked = subprocess.run(
-            ["haproxy", "-c", "-f", str(file)], capture_output=True, text=True, timeout=30
+            [HAPROXY, "-c", "-f", str(file)], capture_output=True, text=True, timeout=30
         )
 
         assert checked.returncode == 0, checked.stderr
@@ -288,7 +292,7 @@ backend streams
 
 
 def test_what_users_are_given_is_written_for_as_many_nodes_as_there_are(tmp_path):
-    places = [*PLACES, Place("n2", "198.51.100.10:8000", 8012)]
+    places = [*PLACES, Place("n2", "198.51.100.10:8000")]
 
     written = balancer.expanded(SHIPPED, places, 8001, tmp_path / "admin")
 
@@ -371,3 +375,18 @@ def test_the_guardian_ends_and_removes_what_is_left_and_nothing_else(tmp_path):
         for process in (ours, others):
             process.kill()
             process.wait()
+
+
+def test_what_a_call_costs_the_registry_is_what_is_more_than_without_calls():
+    seen = [
+        Usage(at=100.0, operations=50, cpu_s=1.0, state_bytes=0.0),
+        Usage(at=110.0, operations=70, cpu_s=1.01, state_bytes=0.0),
+        Usage(at=120.0, operations=200, cpu_s=1.1, state_bytes=900.0),
+        Usage(at=140.0, operations=440, cpu_s=1.14, state_bytes=1_100.0),
+    ]
+
+    said = registry_words(seen, calls=20)
+
+    assert said == (
+        "2.0 operations a second without calls, 0.50 more for each call; 1100 bytes of state a call"
+    )

@@ -7,13 +7,29 @@ import math
 import re
 import signal
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import BENCHMARKS as COMMANDS
 from benchmarks.__main__ import main
-from benchmarks.plan import Measured, Told, Wish, limits, line_bit_s, measured_from, plan
+from benchmarks.plan import (
+    ASSUMED,
+    SOURCES,
+    Measured,
+    Told,
+    Wish,
+    limits,
+    line_bit_s,
+    measured_from,
+    plan,
+)
+from server.cluster.redis.registry import BEAT_S
+from server.cluster.sealing import seal
+from server.switchboard.rescue import RECONNECTS_PER_S
+from server.web.elsewhere import MAX_ASKED
+from tests.call.test_call_state import state
 
 MEASURED = Measured(
     calls_per_core=300,
@@ -23,7 +39,6 @@ MEASURED = Measured(
     rss_kib_per_call=512.0,
     balancer_ms_per_call_s=2.0,
     registry_us=50.0,
-    registry_pipelined_us=10.0,
     setup_ops=4,
     state_bytes=4_000,
     state_every_s=8.0,
@@ -48,10 +63,9 @@ def test_the_registry_has_set_ups_states_and_beats():
     needs = plan(WISH, MEASURED, TOLD)
 
     # 22.2 set-ups a second of 4, a state every 8 s of each, 22 processes that beat twice a second
-    others = 4_000 / 180 * 4 + 22 * 4
+    others = 4_000 / 180 * 4 + 22 * 2
     assert needs.registry_ops_per_s == pytest.approx(500 + others)
     assert needs.registry_core == pytest.approx((500 + others) * 50e-6)
-    assert needs.registry_core_pipelined == pytest.approx(500 * 10e-6 + others * 50e-6)
     assert needs.state_mb_per_s == pytest.approx(2.0)
 
 
@@ -80,10 +94,11 @@ def test_a_thousand_calls_need_what_the_page_on_scaling_says():
     assert needs.balancer_cores == pytest.approx(1.6)
 
 
+ROOT = Path(__file__).parents[2]
 ROWS = re.findall(
     r"^\| ([\d,]+) \| (\d+) \+ (\d+) \| ([\d,]+)[^|]* \| ([\d.]+) cores \| "
     r"([\d.]+) Gbit/s \| ([\d.]+) Gbit/s \|$",
-    (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(),
+    (ROOT / "docs" / "scaling.md").read_text(),
     re.M,
 )
 
@@ -147,6 +162,41 @@ def test_a_slow_line_is_a_limit_and_a_fast_one_is_none():
 
     assert "a node's line" in {one.what for one in slow}
     assert "a node's line" not in {one.what for one in fast}
+
+
+def test_every_figure_says_where_it_is_from():
+    figures = asdict(Measured()) | asdict(Told())
+
+    assert SOURCES.keys() == figures.keys()
+    for source in SOURCES.values():
+        if command := re.match(r"python -m benchmarks (\S+)", source):
+            assert command[1] in COMMANDS
+        else:
+            assert source.startswith(
+                (ASSUMED, "published: ", "tests/", "the program's own (server/")
+            )
+            for file in re.findall(r"(?:server|tests)/\S+\.py", source):
+                assert (ROOT / file).exists()
+
+
+def test_what_the_program_says_itself_is_what_it_says():
+    assert Measured().beat_s == BEAT_S
+    assert Told().redirects_per_s == RECONNECTS_PER_S
+    assert Told().fan_out_nodes == MAX_ASKED
+
+
+def test_a_state_takes_as_much_as_it_is_said_to_with_a_prompt_of_a_thousand_characters():
+    prompt = " ".join((ROOT / "docs" / "reliability.md").read_text().split())[:1_000]
+    words = (ROOT / "docs" / "safety.md").read_text().split()
+    turns = [
+        replace(turn, text=" ".join(words[number * 15 : number * 15 + 15]))
+        for number, turn in enumerate(state().transcript)
+    ]
+    call = state(agent=replace(state().agent, prompt=prompt), transcript=tuple(turns))
+
+    sealed = seal(call.encode(), "CA1", ["s" * 32])
+
+    assert len(sealed) == pytest.approx(Measured().state_bytes, rel=0.15)
 
 
 def point(calls: int, p99: float | None, cpu_ms: float, server: str = "offhook") -> dict:

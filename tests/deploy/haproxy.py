@@ -19,9 +19,13 @@ import httpx2
 import pytest
 import trustme
 
+from tests.support.required import is_required
+
 CONFIGURATIONS = Path(__file__).parents[2] / "deploy" / "haproxy"
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
-needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="haproxy (Debian's package) is not here")
+needs_haproxy = pytest.mark.skipif(
+    HAPROXY is None and not is_required("haproxy"), reason="haproxy (Debian's package) is not here"
+)
 PATIENCE_S = 60.0
 """Of a test, for what is to happen at some time."""
 NAMES = ("calls.example.com", "*.calls.example.com")
@@ -38,6 +42,7 @@ class Node(ThreadingHTTPServer):
         fails: Paths whose requests it reads and then closes the connection.
         hangs: Paths whose requests it reads and does not answer until it is closed.
         asked: What it was asked, probes left out.
+        headers: The names of the headers that it was last asked with, in small letters.
     """
 
     daemon_threads = True
@@ -49,6 +54,7 @@ class Node(ThreadingHTTPServer):
         self.fails: set[str] = set()
         self.hangs: set[str] = set()
         self.asked: list[str] = []
+        self.headers: frozenset[str] = frozenset()
         self.closed = threading.Event()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
@@ -78,6 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path != "/healthz":
             node.asked.append(f"{self.command} {self.path}")
+            node.headers = frozenset(name.lower() for name in self.headers)
         self.close_connection = True
         if self.path in node.hangs:
             node.closed.wait(PATIENCE_S)
@@ -118,30 +125,45 @@ class Balancer:
         self.trust = ssl.create_default_context()
         authority.configure_trust(self.trust)
 
-    def ask(self, method: str, path: str, host: str = "calls.example.com") -> httpx2.Response:
+    def ask(
+        self, method: str, path: str, host: str = "calls.example.com", **headers: str
+    ) -> httpx2.Response:
         """Ask as the carrier or a client would, over TLS."""
         with httpx2.Client(verify=self.trust, trust_env=False, timeout=PATIENCE_S) as client:
             return client.request(
                 method,
                 f"https://127.0.0.1:{self._port}{path}",
                 content=b"CallSid=CA1" if method == "POST" else None,
-                headers={"Host": host},
+                headers={"Host": host} | headers,
                 extensions={"sni_hostname": host},
             )
 
     @contextmanager
+    def connection(
+        self, first: bytes = b"", host: str = "calls.example.com"
+    ) -> Generator[ssl.SSLSocket]:
+        """Connect with TLS, after some first bytes that are in plain."""
+        with socket.create_connection(("127.0.0.1", self._port), PATIENCE_S) as plain:
+            plain.sendall(first)
+            with self.trust.wrap_socket(plain, server_hostname=host) as secure:
+                yield secure
+
+    @contextmanager
     def stream(self, path: str, host: str = "calls.example.com") -> Generator[ssl.SSLSocket]:
         """Upgrade a connection as the carrier does; the answer is to be read."""
-        with (
-            socket.create_connection(("127.0.0.1", self._port), PATIENCE_S) as plain,
-            self.trust.wrap_socket(plain, server_hostname=host) as secure,
-        ):
+        with self.connection(host=host) as secure:
             secure.sendall(
                 f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\n"
                 "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
                 f"Sec-WebSocket-Key: {KEY}\r\n\r\n".encode()
             )
             yield secure
+
+    def status_of(self, path: str) -> int:
+        """What is answered to a path that is asked for as it stands."""
+        with self.connection() as secure:
+            secure.sendall(f"GET {path} HTTP/1.1\r\nHost: calls.example.com\r\n\r\n".encode())
+            return int(read_head(secure).split()[1])
 
     def status_of_stream(self, path: str, host: str = "calls.example.com") -> int:
         with self.stream(path, host) as stream:

@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.required import is_required
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "offhook"
-HAS_HELM = importlib.util.find_spec("helm_python") is not None
+HAS_HELM = all(importlib.util.find_spec(name) for name in ("helm_python", "kubernetes_validate"))
 needs_helm = pytest.mark.skipif(
-    not HAS_HELM, reason="helm-python-sdk is not here: pip install 'offhook[deploy]'"
+    not HAS_HELM and not is_required("helm"),
+    reason="Helm is not here: pip install 'offhook[deploy]'",
 )
 NAMESPACE = "voice"
 

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shlex
+import socket
+from collections.abc import Generator
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import yaml
 
+from server.cluster.registry import Load
 from server.settings.file import read_settings_file
 from server.settings.settings import Settings
 from tests.deploy.haproxy import CONFIGURATIONS
 from tests.deploy.settings import CLUSTER, KNOWN
+from tests.support.redis_servers import (
+    IGNORES_UNCLOSED,
+    PATIENCE_S,
+    RedisServer,
+    free_ports,
+    member,
+    until,
+)
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deploy" / "compose"
 NODES = ("node-0", "node-1")
-OF_COMPOSE = {"POSTGRES_PASSWORD"}
+PASSWORD = "0123456789abcdef"
+OF_COMPOSE = {"POSTGRES_PASSWORD", "REDIS_PASSWORD"}
 """What the file with the secrets has for Compose itself."""
 
 
@@ -138,10 +153,115 @@ def test_nothing_but_the_balancer_is_open_to_others(services):
     assert [name for name, service in services.items() if "ports" in service] == ["haproxy"]
 
 
-def test_the_registry_never_forgets_a_call_to_make_room(services):
-    command = services["redis"]["command"]
+def test_stores_are_in_a_network_that_leads_nowhere(compose, services):
+    assert compose["networks"]["stores"]["internal"] is True
+    assert services["redis"]["networks"] == services["postgres"]["networks"] == ["stores"]
+    assert "stores" not in services["haproxy"]["networks"]
+    assert services["node-0"]["networks"].keys() == {"calls", "stores"}
 
-    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+
+def test_no_password_is_in_the_file_and_nothing_starts_without_one():
+    text = (COMPOSE / "compose.yaml").read_text()
+
+    assert set(re.findall(r"\$\{\w+(\W.)", text)) == {":?"}
+    passwords = re.findall(r"://\w+:([^@]+)@|PASSWORD: (.*)|>(.+) ~|AUTH: (.*)", text)
+    assert len(passwords) == 5
+    assert all("".join(found).startswith("${") for found in passwords)
+
+
+@pytest.mark.parametrize("name", ["node-0", "node-1", "haproxy", "redis", "postgres"])
+def test_a_service_has_no_more_rights_than_it_needs(services, name):
+    service = services[name]
+
+    assert service["cap_drop"] == ["ALL"]
+    assert service["read_only"] is True
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert "/tmp" in service["tmpfs"]
+    assert service.get("user", "by its image") != "0"
+
+
+def redis_options(compose: dict[str, Any]) -> list[str]:
+    """What Redis is told, in the words of its command line."""
+    content = re.sub(r"\$\{[^}]+\}", PASSWORD, compose["configs"]["redis"]["content"])
+    lines = [line.split() for line in content.splitlines() if line]
+    return [word for first, *rest in lines for word in (f"--{first}", *rest)]
+
+
+def test_the_registry_never_forgets_a_call_to_make_room(compose):
+    options = redis_options(compose)
+
+    assert options[options.index("--maxmemory-policy") + 1] == "noeviction"
+
+
+class Guarded(RedisServer):
+    """Redis as it is configured here, asked by the nodes' user."""
+
+    def ask(self, *words: str, user: tuple[str, ...] = ("offhook", PASSWORD)) -> bytes:
+        with socket.socket(socket.AF_UNIX) as client, client.makefile("rb") as answers:
+            client.settimeout(PATIENCE_S)
+            client.connect(str(self.socket))
+            for command in (("AUTH", *user), words)[not user :]:
+                client.sendall(" ".join(command).encode() + b"\r\n")
+                answer = answers.readline()
+            return answer
+
+
+@pytest.fixture
+def guarded(compose) -> Generator[Guarded]:
+    with TemporaryDirectory(prefix="offhook-") as directory:
+        server = Guarded(Path(directory), *redis_options(compose), port=free_ports(1)[0])
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+            gc.collect()  # while what is left open is ignored
+
+
+@pytest.mark.sockets
+@IGNORES_UNCLOSED[0]
+@IGNORES_UNCLOSED[1]
+async def test_the_nodes_user_of_redis_may_do_all_that_a_registry_does(guarded, services):
+    url = re.sub(r"\$\{[^}]+\}", PASSWORD, services["node-0"]["environment"]["REGISTRY_URL"])
+    url = url.replace("redis:6379", f"127.0.0.1:{guarded.port}")
+
+    async with member(url, "n0") as first, member(url, "n1") as second:
+        claimed = await first.claim("CA1")
+        first.keep("CA1", claimed.generation, b"its state")
+        first.publish(Load(live=1))
+        await until(lambda: "n0" in second.others())
+        turn = await first.dial_turn("AC1", 100.0, 10.0)
+        begun = await first.begin_request("client", "key", b"fingerprint")
+        await until(partial(second.calls_of, first.me))
+        seized = await second.seize("CA1", claimed)
+
+    assert claimed.generation == 1
+    assert turn is not None
+    assert begun is None
+    assert seized is not None
+    assert seized.state == b"its state"
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("CONFIG", "GET", "dir"),
+        ("FLUSHALL",),
+        ("KEYS", "*"),
+        ("GET", "others"),
+        ("ACL", "LIST"),
+        ("REPLICAOF", "192.0.2.1", "6379"),
+        ("PUBLISH", "all", "something"),
+    ],
+    ids=" ".join,
+)
+def test_the_nodes_user_of_redis_may_do_nothing_else_and_nobody_without_the_password(
+    guarded, words
+):
+    assert guarded.ask(*words).startswith(b"-NOPERM")
+    assert guarded.ask(*words, user=()).startswith(b"-NOAUTH")
+    assert guarded.ask("PING", user=("offhook", "guessed")).startswith(b"-NOAUTH")
 
 
 def test_the_image_that_runs_has_no_compiler_and_asks_no_index():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 from collections.abc import Generator
+from contextlib import contextmanager
 
 import pytest
 import trustme
@@ -171,9 +173,34 @@ def test_a_clients_post_that_no_node_has_read_goes_to_one_that_is_there(balancer
     assert [answer.json()["node"] for answer in answers] == ["n1"] * 2
 
 
-def test_what_one_node_counts_is_not_shown_to_the_public(balancer, two):
-    assert balancer.ask("GET", "/metrics").status_code == 404
+METRICS = (
+    *(
+        "/metrics",
+        "//metrics",
+        "/metrics/",
+        "/metrics;a",
+        "/metrics?a",
+        "/./metrics",
+        "/x/../metrics",
+    ),
+    *("/%6Detrics", "/m%65tric%73", "/%2Fmetrics", "/metrics%00", "/metrics%zz", "/METRICS"),
+    *("/phone/metrics", "/n/n0/metrics", "/n/n0/stream/..%2f..%2F..%2Fmetrics"),
+    "http://calls.example.com/%6Detrics",
+)
+
+
+def test_what_one_node_counts_is_not_shown_to_the_public_however_it_is_asked_for(balancer, two):
+    statuses = {path: balancer.status_of(path) for path in METRICS}
+
+    assert set(statuses.values()) <= {400, 404}, statuses
     assert two["n0"].asked + two["n1"].asked == []
+
+
+def test_nobody_outside_can_say_what_only_nodes_say_to_each_other(balancer, two):
+    balancer.ask("POST", "/n/n0/call-status", **{"X-Offhook-Peer": "n1", "X-OFFHOOK-NEWER": "1"})
+
+    assert two["n0"].asked
+    assert [name for name in two["n0"].headers if name.startswith("x-offhook-")] == []
 
 
 @pytest.fixture
@@ -206,3 +233,42 @@ def test_on_layer_4_the_name_of_all_is_answered_by_anybody_who_is_told_the_clien
     answer = layer_4.ask("POST", "/resume").json()
 
     assert (answer["path"], answer["for"]) == ("/resume", "127.0.0.1")
+
+
+PROXIED = b"PROXY TCP4 203.0.113.9 127.0.0.1 40000 443\r\n"
+
+
+@contextmanager
+def beside_a_node(two, authority, balancers: str) -> Generator[Balancer]:
+    servers = {"NODE_0": two["n0"].address, "BALANCERS": balancers}
+    with haproxy(CONFIGURATIONS / "l4-node.cfg", servers, authority) as (running, _):
+        yield running
+
+
+def test_beside_a_node_the_balancer_says_whose_a_connection_is(two, authority):
+    with (
+        beside_a_node(two, authority, "192.0.2.0/24 127.0.0.1") as running,
+        running.connection(PROXIED) as secure,
+    ):
+        secure.sendall(b"GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: secure.recv(4096), b""))
+
+    assert b'"for": "203.0.113.9"' in answer
+
+
+def test_beside_a_node_nobody_but_the_balancer_says_whose_a_connection_is(two, authority):
+    with beside_a_node(two, authority, "192.0.2.5") as running:
+        with pytest.raises((ssl.SSLError, ConnectionError)), running.connection(PROXIED):
+            pass
+        answer = running.ask("GET", "/readyz").json()
+
+    assert answer["for"] == "127.0.0.1"
+    assert two["n0"].asked == ["GET /readyz"]
+
+
+def test_beside_a_node_what_it_counts_is_not_shown_to_the_public_either(two, authority):
+    with beside_a_node(two, authority, "192.0.2.5") as running:
+        statuses = {path: running.status_of(path) for path in METRICS}
+
+    assert set(statuses.values()) <= {400, 404}, statuses
+    assert two["n0"].asked == []

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import trustme
+import yaml
 
+from server.app import create_app
+from server.settings.settings import Settings
 from tests.deploy.haproxy import CONFIGURATIONS, HAPROXY, needs_haproxy
 from tests.deploy.haproxy import environment_of as environment_of_haproxy
-from tests.deploy.helm import NAMESPACE, HelmRefuses, lint, needs_helm, render
+from tests.deploy.helm import NAMESPACE, ROOT, HelmRefuses, lint, needs_helm, render
 from tests.deploy.settings import KNOWN
 from tests.serving.test_deploy import assert_known
 
@@ -20,7 +23,12 @@ KUBERNETES = "1.31.0"
 """Whose schemas count."""
 WITHOUT_SCHEMA = {"HTTPRoute", "ScaledObject", "ServiceMonitor"}
 """Kinds that are not Kubernetes's own."""
-BASE: dict[str, Any] = {"publicUrl": "https://calls.example.com"}
+GATEWAY = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "gateway"}}}
+BASE: dict[str, Any] = {
+    "publicUrl": "https://calls.example.com",
+    "settings": {"TRUSTED_PROXIES": "10.244.0.0/16"},
+    "networkPolicy": {"ingressFrom": [GATEWAY]},
+}
 EVERYTHING = BASE | {
     "haproxy": {"enabled": True, "serviceAnnotations": {"example.com/balancer": "network"}},
     "replicas": 3,
@@ -29,7 +37,7 @@ EVERYTHING = BASE | {
     "drainTimeoutS": 120,
     "farewellTimeoutS": 7,
     "preStopSleepS": 4,
-    "settings": {"GEMINI_VOICE": "Kore", "TRANSCRIPTS": "false", "LOG_JSON": ""},
+    "settings": BASE["settings"] | {"GEMINI_VOICE": "Kore", "TRANSCRIPTS": "false", "LOG_JSON": ""},
     "imagePullSecrets": [{"name": "registry"}],
     "podAnnotations": {"example.com/team": "voice"},
     "nodeSelector": {"kubernetes.io/arch": "amd64"},
@@ -40,8 +48,7 @@ EVERYTHING = BASE | {
     "unsaved": {"storageClassName": "fast"},
     "route": {"hostnames": ["calls.example.com"]},
     "keda": {"enabled": True},
-    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-    "networkPolicy": {"ingressFrom": [{"namespaceSelector": {}}]},
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "keyName": "API_KEY"},
 }
 BARE = BASE | {
     "replicas": 1,
@@ -53,7 +60,7 @@ BARE = BASE | {
     "topologyKeys": [],
     "resources": {},
 }
-SCALED = BASE | {"hpa": {"enabled": True}, "serviceMonitor": {"enabled": True, "keyName": ""}}
+SCALED = BASE | {"hpa": {"enabled": True}, "serviceMonitor": {"enabled": True}}
 SETS = {"as it is": BASE, "everything": EVERYTHING, "bare": BARE, "scaled": SCALED}
 
 pytestmark = [needs_helm, pytest.mark.slow]
@@ -73,6 +80,13 @@ def environment_of(manifests: list[dict[str, Any]]) -> dict[str, Any]:
     return {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}
 
 
+def test_the_values_that_the_page_on_scaling_shows_are_enough():
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    [shown] = re.findall(r"```yaml\n(.*?)```", page, re.S)
+
+    assert render(yaml.safe_load(shown))
+
+
 @pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
 def test_helm_finds_nothing_to_say_of_the_chart(values):
     assert lint(values) == []
@@ -80,7 +94,8 @@ def test_helm_finds_nothing_to_say_of_the_chart(values):
 
 @pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
 def test_kubernetes_would_take_every_manifest(values):
-    schemas = pytest.importorskip("kubernetes_validate")
+    import kubernetes_validate as schemas
+
     without = set()
 
     for manifest in render(values):
@@ -167,8 +182,32 @@ def test_each_pod_that_can_be_has_a_route_to_itself_and_to_nobody_else(name):
 def test_a_resume_and_whatever_names_no_pod_is_anybodys():
     rules = of_kind("HTTPRoute", render(BASE))["offhook"]["spec"]["rules"]
 
-    assert [rule["matches"][0]["path"]["value"] for rule in rules] == ["/resume", "/"]
+    assert [match["path"] for match in rules[0]["matches"]] == [
+        {"type": "Exact", "value": "/resume"}
+    ]
+    assert "/n" in [match["path"]["value"] for rule in rules for match in rule["matches"]]
     assert all(rule["backendRefs"] == [{"name": "offhook", "port": 8000}] for rule in rules)
+
+
+def test_every_path_of_the_server_has_a_route_but_that_of_the_metrics():
+    rules = of_kind("HTTPRoute", render(BASE))["offhook"]["spec"]["rules"]
+    app = create_app(Settings(_env_file=None))
+
+    routed = {match["path"]["value"] for rule in rules for match in rule["matches"]}
+    served = {"/" + rule.rule.split("/")[1] for rule in app.url_map.iter_rules()}
+    assert routed == served - {"/metrics"} | {"/n"}
+    assert all(len(rule["matches"]) <= 8 for rule in rules)
+
+
+def test_nobody_outside_can_say_what_only_pods_say_to_each_other():
+    said = set()
+    for file in (ROOT / "server" / "cluster").rglob("*.py"):
+        said |= set(re.findall(r"[\"'](x-offhook-\w+)[\"']", file.read_text().lower()))
+
+    for route in of_kind("HTTPRoute", render(EVERYTHING)).values():
+        for rule in route["spec"]["rules"]:
+            (taken,) = [one["requestHeaderModifier"]["remove"] for one in rule["filters"]]
+            assert set(taken) == said
 
 
 def test_a_pod_is_ready_when_it_serves_and_dead_after_half_a_minute():
@@ -205,10 +244,24 @@ def test_what_scales_is_the_only_one_to_say_how_many_there_are():
     assert_known(metric["pods"]["metric"]["name"])
 
 
-def test_as_many_calls_may_be_as_all_pods_that_can_be_have_room_for():
-    environment = environment_of(render(EVERYTHING | {"maxCallsPerPod": 100}))
+def test_how_many_calls_there_may_be_and_when_it_scales_follows_from_the_processes():
+    """Five pods at most, of three processes, and a core for each process."""
+    by_keda = render(EVERYTHING | {"maxCallsPerCore": 100})
+    by_hpa = render(SCALED | {"workers": 3})
 
-    assert environment["MAX_CALLS"] == "500"
+    assert environment_of(by_keda)["MAX_CALLS"] == "1500"
+    (keda,) = of_kind("ScaledObject", by_keda).values()
+    assert keda["spec"]["triggers"][0]["metadata"]["threshold"] == "600"
+    (hpa,) = of_kind("HorizontalPodAutoscaler", by_hpa).values()
+    assert hpa["spec"]["metrics"][0]["pods"]["target"]["averageValue"] == "600"
+    (container,) = pod_of(by_keda)["containers"]
+    assert container["resources"]["requests"]["cpu"] == "3"
+
+
+def test_a_pod_asks_for_the_cores_that_it_is_told_to_ask_for():
+    (container,) = pod_of(render(BASE | {"resources": {"requests": {"cpu": "500m"}}}))["containers"]
+
+    assert container["resources"]["requests"]["cpu"] == "500m"
 
 
 @pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
@@ -228,7 +281,17 @@ def test_secrets_are_only_ever_named():
     assert [name for name in environment_of(manifests) if secret.search(name)] == []
 
 
-def test_prometheus_asks_each_pod_once_and_shows_the_key():
+def test_prometheus_needs_no_key_that_can_place_calls():
+    manifests = render(SCALED)
+    (monitor,) = of_kind("ServiceMonitor", manifests).values()
+
+    assert "authorization" not in monitor["spec"]["endpoints"][0]
+    assert environment_of(manifests)["PUBLIC_METRICS"] == "true"
+    assert "PUBLIC_METRICS" not in environment_of(render(BASE))
+    assert "PUBLIC_METRICS" not in environment_of(render(EVERYTHING))
+
+
+def test_prometheus_asks_each_pod_once_and_shows_the_key_that_it_is_told_to_show():
     manifests = render(EVERYTHING)
     (monitor,) = of_kind("ServiceMonitor", manifests).values()
     wanted = monitor["spec"]["selector"]["matchLabels"]
@@ -255,6 +318,14 @@ def test_pods_may_reach_each_other_whoever_else_may_reach_them():
     assert ports == {53, 443, 6379, 5432, "http"}
 
 
+def test_nobody_else_may_reach_pods_where_nobody_is_named():
+    values = BASE | {"route": {"enabled": False}, "networkPolicy": {"ingressFrom": []}}
+    (policy,) = of_kind("NetworkPolicy", render(values)).values()
+
+    (ingress,) = policy["spec"]["ingress"]
+    assert ingress["from"] == [{"podSelector": policy["spec"]["podSelector"]}]
+
+
 def test_a_pod_has_no_more_rights_than_it_needs():
     pod = pod_of(render(BASE))
     (container,) = pod["containers"]
@@ -274,6 +345,9 @@ def test_a_pod_has_no_more_rights_than_it_needs():
         {"settings": {"GEMINI_API_KEY": "never-in-values"}},
         {"settings": {"NODE": "other"}},
         {"settings": {"MAX_LOOP_LAG_S": 0.05}},
+        {"settings": {"TRUSTED_PROXIES": ""}},
+        {"networkPolicy": {"ingressFrom": []}},
+        {"route": {"enabled": False}, "serviceMonitor": {"enabled": True}, "networkPolicy": {}},
         {"workers": 8},
         {"replicas": 9, "maxReplicas": 3},
         {"hpa": {"enabled": True}, "keda": {"enabled": True}},

@@ -13,7 +13,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from server.metrics import CountedInC, Metrics
+from server.metrics import CountedInC, Metrics, RegistryMetrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMTOOL = shutil.which("promtool")
@@ -24,9 +24,9 @@ FROM_PROMETHEUS = {"job", "instance"}
 
 def known_metrics() -> dict[str, set[str]]:
     """Every name that a scrape can show, with the labels it has."""
-    metrics = Metrics(CollectorRegistry())
+    metrics, registry = Metrics(CollectorRegistry()), RegistryMetrics(CollectorRegistry())
     known: dict[str, set[str]] = {}
-    groups = (metrics, metrics.records, metrics.streams, metrics.capacity)
+    groups = (metrics, metrics.records, metrics.streams, metrics.capacity, registry)
     for metric in (one for group in groups for one in vars(group).values()):
         if isinstance(metric, MetricWrapperBase | CountedInC):
             labels = set(metric._labelnames)
@@ -121,6 +121,15 @@ SERIES = [
     ('offhook_calls_ended_total{instance="b",reason="caller-hung-up"}', "0+99x30"),
     ('offhook_calls_ended_total{instance="b",reason="model-lost"}', "0+1x30"),
 ]
+
+
+def test_whoever_has_many_machines_is_told_of_their_registry():
+    asked = " ".join(rule["expr"] for rule in rules())
+    shown = json.dumps(dashboard())
+
+    for name in ("offhook_registry_away", "offhook_registry_unsaid", "offhook_registry_changes"):
+        assert name in asked
+        assert name in shown
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian's prometheus package) is not here")

@@ -9,10 +9,11 @@ import shutil
 import signal
 import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,17 @@ import trio
 
 from server.carrier import CallStatus
 from server.serving.succession import (
+    ANSWER_TIMEOUT_S,
     MAX_MESSAGE_BYTES,
     SPEAKS,
+    START_TIMEOUT_S,
     TakeOverRefused,
     check_version,
     meeting_point,
     read_message,
     write_message,
 )
+from server.settings.settings import Settings
 from tests.support.processes import ServerProcess, server_process
 
 pytestmark = [
@@ -43,6 +47,7 @@ ROOMY = {
     "drain_timeout_s": 60,
 }  # busy machines
 HANGS_UP = "+15005550103"
+CREDENTIALS = struct.Struct("3i")
 TAKE_OVER = ("-m", "server", "--take-over")
 
 
@@ -55,13 +60,21 @@ class Manager:
 
     async def wait_ready(self) -> int:
         """The process that has said that it is ready."""
-        said = dict(line.split("=") for line in (await self._socket.recv(4096)).decode().split())
+        _, main_pid = await self.wait_told()
+        return main_pid
+
+    async def wait_told(self) -> tuple[int, int]:
+        """Who has said that a process is ready, and which one."""
+        room = socket.CMSG_SPACE(CREDENTIALS.size)
+        words, [(_, _, credentials)], _, _ = await self._socket.recvmsg(4096, room)
+        said = dict(line.split("=") for line in words.decode().split())
         assert said["READY"] == "1"
-        return int(said["MAINPID"])
+        return CREDENTIALS.unpack(credentials)[0], int(said["MAINPID"])
 
     @asynccontextmanager
     async def listening(self) -> AsyncGenerator[Manager]:
         with self._socket:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             await self._socket.bind(self.address)
             yield self
 
@@ -225,7 +238,7 @@ async def test_the_command_returns_when_the_server_it_began_serves(tmp_path, man
     async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
         command = await server.begin(*TAKE_OVER, "--detach", notify_socket=manager.address)
         status = await command.wait()
-        main_pid = await manager.wait_ready()
+        told_by, main_pid = await manager.wait_told()
         try:
             old_status = await server.process.wait()
             ready = await server.http.get("/readyz")
@@ -235,50 +248,91 @@ async def test_the_command_returns_when_the_server_it_began_serves(tmp_path, man
 
     assert (status, old_status, ready.status_code) == (0, 0, 200)
     assert main_pid != command.pid
+    assert told_by == command.pid  # whom systemd believes, as it has begun it itself
 
 
 # -- when it goes wrong ----------------------------------------------------------------------
 
 
+DOES_NOT_START = {
+    "bad setting": ((), {"drain_timeout_s": "soon"}, 2),
+    "fails at start": ((), {"recordings_dir": "/proc/nowhere"}, None),
+    "fails at start in two processes": (
+        ("--workers", "2"),
+        {"recordings_dir": "/proc/nowhere"},
+        None,
+    ),
+    "detached": (("--detach",), {"drain_timeout_s": "soon"}, 1),
+}
+
+
 @pytest.mark.parametrize(
-    ("words", "settings", "status"),
-    [
-        ((), {"drain_timeout_s": "soon"}, 2),
-        ((), {"recordings_dir": "/proc/nowhere"}, None),
-        (("--workers", "2"), {"recordings_dir": "/proc/nowhere"}, None),
-        (("--detach",), {"drain_timeout_s": "soon"}, 1),
-    ],
-    ids=["bad setting", "fails at start", "fails at start in two processes", "detached"],
+    "names",
+    [("bad setting", "detached"), ("fails at start", "fails at start in two processes")],
+    ids=" and ".join,
 )
-async def test_a_server_that_does_not_start_leaves_the_other_as_it_was(
-    tmp_path, words, settings, status
-):
+async def test_servers_that_do_not_start_leave_the_other_as_it_was(tmp_path, names):
+    statuses, talking = {}, {}
     async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
         phone = await server.talking_call()
-        successor = await server.begin(*TAKE_OVER, *words, **settings)
-        failed = await successor.wait()
-        still = phone.status
-        another = await server.talking_call()
+        for name in names:
+            words, settings, _ = DOES_NOT_START[name]
+            successor = await server.begin(*TAKE_OVER, *words, **settings)
+            statuses[name] = await successor.wait()
+            talking[name] = (phone.status, (await server.talking_call()).status)
         running = server.process.poll()
 
-    assert failed != 0 if status is None else failed == status
-    assert still is another.status is CallStatus.IN_PROGRESS
+    wanted = {name: DOES_NOT_START[name][2] for name in names}
+    assert all(statuses.values()), statuses
+    assert all(status in (None, statuses[name]) for name, status in wanted.items()), statuses
+    assert set(talking.values()) == {(CallStatus.IN_PROGRESS, CallStatus.IN_PROGRESS)}
     assert running is None
+
+
+NEVER_LOADED = """
+import pathlib, threading
+
+pathlib.Path("starts").write_text("it starts")
+threading.Event().wait()
+"""
+"""The user's own tools, which a new server loads once it has the listening socket."""
 
 
 async def test_a_server_that_is_killed_before_it_is_ready_leaves_the_other_as_it_was(
     tmp_path, manager
 ):
+    """Killed while it starts: it has the listening socket, and has said nothing more."""
     async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
         phone = await server.talking_call()
-        meet = _meet(server, _temporary(server))
-        for kill in (True, False):
-            async with await trio.open_unix_socket(meet) as stream:
-                await stream.send_all(write_message(speaks=SPEAKS))
-                offer = await stream.receive_some(MAX_MESSAGE_BYTES)  # its socket is not taken
-                if not kill:
-                    await stream.send_all(write_message(ready="perhaps"))
-                    said = await stream.receive_some(MAX_MESSAGE_BYTES)
+        os.mkfifo(tmp_path / "starts")
+        (tmp_path / "never_loaded.py").write_text(NEVER_LOADED)
+        killed = await server.begin(*TAKE_OVER, tools="never_loaded")
+        async with await trio.open_file(tmp_path / "starts") as starts:
+            said = await starts.read()
+        killed.kill()
+        status = await killed.wait()
+        still, running = phone.status, server.process.poll()
+        another = await server.talking_call()
+        successor = await server.begin(*TAKE_OVER, notify_socket=manager.address)
+        main_pid = await manager.wait_ready()
+        at_last = phone.status
+
+    assert (said, status) == ("it starts", -signal.SIGKILL)
+    assert running is None
+    assert still is another.status is at_last is CallStatus.IN_PROGRESS
+    assert main_pid == successor.pid
+
+
+async def test_a_server_that_says_something_else_than_that_it_is_ready_is_refused(
+    tmp_path, manager
+):
+    async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
+        phone = await server.talking_call()
+        async with await trio.open_unix_socket(_meet(server, _temporary(server))) as stream:
+            await stream.send_all(write_message(speaks=SPEAKS))
+            offer = await stream.receive_some(MAX_MESSAGE_BYTES)  # its socket is not taken
+            await stream.send_all(write_message(ready="perhaps"))
+            said = await stream.receive_some(MAX_MESSAGE_BYTES)
         await server.begin(*TAKE_OVER, notify_socket=manager.address)
         await manager.wait_ready()
         status = phone.status
@@ -304,35 +358,41 @@ def _temporary(server: ServerProcess) -> str:
     return next(line[7:].decode() for line in environment if line.startswith(b"TMPDIR="))
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"\xff\xfe\n",
-        b"[" * 4000 + b"\n",
-        b"x" * (2 * MAX_MESSAGE_BYTES),
-        b"{}\n",
-        b'{"speaks": 99}\n',
-        b'{"speaks": ',
-        b"",
-    ],
-    ids=["http", "no text", "nested", "too long", "nothing", "another version", "half", "silent"],
-)
-async def test_a_stranger_who_says_something_else_does_no_harm(tmp_path, manager, said):
-    async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
+REFUSED = {
+    "http": b"GET / HTTP/1.1\r\n\r\n",
+    "no text": b"\xff\xfe\n",
+    "nested": b"[" * 4000 + b"\n",
+    "too long": b"x" * (2 * MAX_MESSAGE_BYTES),
+    "nothing": b"{}\n",
+    "another version": b'{"speaks": 99}\n',
+}
+WAITED_FOR = {"half": b'{"speaks": ', "silent": b""}
+
+
+async def test_strangers_who_say_something_else_do_no_harm(tmp_path, manager):
+    answers = dict.fromkeys(REFUSED, b"")
+    async with (
+        AsyncExitStack() as strangers,
+        server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server,
+    ):
         phone = await server.talking_call()
-        stream = await trio.open_unix_socket(_meet(server, _temporary(server)))
-        async with stream:
-            with suppress(trio.BrokenResourceError):
+        meet = _meet(server, _temporary(server))
+        for name, said in (REFUSED | WAITED_FOR).items():
+            stream = await strangers.enter_async_context(await trio.open_unix_socket(meet))
+            with suppress(trio.BrokenResourceError):  # it does not hear all of it out
                 await stream.send_all(said)
-            # Whoever is still there while another takes over holds nothing up.
-            await server.begin(*TAKE_OVER, notify_socket=manager.address)
-            await manager.wait_ready()
+                while name in REFUSED and (some := await stream.receive_some()):
+                    answers[name] += some
+        # Whoever is still there while another takes over holds nothing up.
+        await server.begin(*TAKE_OVER, notify_socket=manager.address)
+        await manager.wait_ready()
         still = phone.status
         await _hang_up(server, phone)
+        status = await server.process.wait()
 
-        assert await server.process.wait() == 0
-        assert still is CallStatus.IN_PROGRESS
+    assert (status, still) == (0, CallStatus.IN_PROGRESS)
+    answered = [answer for name, answer in answers.items() if name != "too long"]
+    assert all(b"refused" in answer for answer in answered), answers
 
 
 async def test_one_server_takes_over_at_a_time(tmp_path):
@@ -373,17 +433,44 @@ def test_another_version_is_refused_in_words(spoken):
 # -- under systemd ---------------------------------------------------------------------------
 
 UNIT = Path(__file__).parents[2] / "deploy" / "offhook.service"
+MOST_EXPOSED = 20
+"""Tenths: without any of its precautions a service is at 96."""
 SYSTEMD_ANALYZE = shutil.which("systemd-analyze")
 
 
+def _unit() -> dict[str, str]:
+    text = UNIT.read_text()
+    return dict(line.split("=", 1) for line in text.splitlines() if re.match(r"[A-Z]\w+=", line))
+
+
 def test_the_unit_reloads_with_the_words_it_starts_with():
-    lines = dict(
-        line.split("=", 1) for line in UNIT.read_text().splitlines() if re.match(r"[A-Z]\w+=", line)
-    )
+    lines = _unit()
 
     assert lines["ExecReload"] == lines["ExecStart"] + " --take-over --detach"
-    assert (lines["Type"], lines["NotifyAccess"]) == ("notify", "all")
+    assert (lines["Type"], lines["NotifyAccess"]) == ("notify", "exec")
     assert lines["KillMode"] == "control-group"
+
+
+def test_the_unit_waits_for_longer_than_a_new_server_may_take_to_be_ready():
+    lines = _unit()
+
+    assert int(lines["TimeoutStartSec"]) > START_TIMEOUT_S + ANSWER_TIMEOUT_S
+    settings = Settings(_env_file=None)
+    ends_s = settings.drain_timeout_s + settings.farewell_timeout_s + 30
+    assert int(lines["TimeoutStopSec"]) > ends_s
+
+
+def test_what_the_unit_lets_the_server_write_to_is_where_the_server_writes():
+    environment = dict(
+        re.findall(r"([A-Z_]+)=(\S+)", re.findall(r"(?m)^Environment=(.*)", UNIT.read_text())[0])
+    )
+    lines = _unit()
+    directory = f"/var/lib/{lines['StateDirectory']}"
+
+    assert environment["UNSAVED_DIR"] == directory
+    assert environment["DATABASE_URL"].startswith(f"sqlite:///{directory}/")
+    assert lines["Environment"] == f"TMPDIR=%t/{lines['RuntimeDirectory']}"
+    assert lines["UMask"] == "0077"
 
 
 @pytest.mark.skipif(SYSTEMD_ANALYZE is None, reason="systemd-analyze is not here")
@@ -398,3 +485,11 @@ def test_systemd_accepts_the_unit(tmp_path):
     )
 
     assert [line for line in done.stderr.splitlines() if UNIT.name in line] == []
+
+
+@pytest.mark.skipif(SYSTEMD_ANALYZE is None, reason="systemd-analyze is not here")
+def test_systemd_finds_the_unit_to_be_little_exposed():
+    words = ("security", "--offline=true", f"--threshold={MOST_EXPOSED}", "--no-pager", str(UNIT))
+    done = subprocess.run([SYSTEMD_ANALYZE, *words], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout

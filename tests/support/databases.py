@@ -14,6 +14,8 @@ from typing import NoReturn
 
 import pytest
 
+from tests.support.required import is_required
+
 DEBIAN = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
 
 
@@ -72,6 +74,6 @@ def _unprivileged_user() -> str | None:
 
 
 def _do_without(reason: str) -> NoReturn:
-    if os.environ.get("REQUIRE_POSTGRESQL"):
+    if is_required("postgresql"):
         pytest.fail(reason)
     pytest.skip(reason)

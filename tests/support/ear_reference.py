@@ -11,6 +11,7 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import accumulate, cycle
+from operator import mul
 
 import webrtcvad
 
@@ -24,12 +25,15 @@ LOUD, START_FRAMES = 14.0, 3
 WINDOW, MAX_DELAY, TAIL = 50, 30, 5
 
 
+LOUDNESS, SIGNS = bytes(~code & 0x7F for code in range(256)), bytes(c >> 7 for c in range(256))
+
+
 def loudness(frame: bytes) -> float:
-    return sum(~code & 0x7F for code in frame) / len(frame)
+    return sum(frame.translate(LOUDNESS)) / len(frame)
 
 
 def is_voiced(frame: bytes) -> bool:
-    signs = bytes(code >> 7 for code in frame)
+    signs = frame.translate(SIGNS)
     return signs.count(b"\0\1") + signs.count(b"\1\0") <= 40
 
 
@@ -124,7 +128,10 @@ class ReferenceSpeech:
 
 
 def total(values) -> float:
-    return functools.reduce(lambda sum_, value: sum_ + value, values, 0.0)
+    sum_ = 0.0
+    for value in values:
+        sum_ += value
+    return sum_
 
 
 class ReferenceEcho:
@@ -194,7 +201,7 @@ class ReferenceEcho:
             spread_played = squares[end] - squares[begin] - level * level / WINDOW
             if spread_played < 1.0:
                 continue
-            product = total(a * b for a, b in zip(deviations, played[begin:end], strict=True))
+            product = total(map(mul, deviations, played[begin:end]))
             yield delay, product / math.sqrt(spread * spread_played)
 
     def find_loss(self, delay: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import signal
 import socket
@@ -23,6 +22,7 @@ from server.cluster.redis.registry import RedisRegistry
 from server.cluster.registry import Member
 from server.metrics import RegistryMetrics
 from server.settings.cluster import registry_address
+from tests.support.required import is_required
 
 STARTS_WITHIN_S = 60.0
 SECRET = "s" * 32
@@ -35,7 +35,7 @@ def server_binary() -> str:
     for name in ("redis-server", "valkey-server"):
         if (found := shutil.which(name)) is not None:
             return found
-    if os.environ.get("REQUIRE_REDIS"):
+    if is_required("redis"):
         pytest.fail("redis-server is not installed")
     pytest.skip("redis-server is not installed")
 

@@ -156,7 +156,7 @@ class CallState:
     recording_parts: Annotated[int, Meta(ge=0, le=99)]
 
     def encode(self) -> bytes:
-        """Write it down, in about 2 kB.
+        """Write it down, in about 2.5 kB.
 
         Raises:
             ValueError: It is beyond all bounds.

@@ -29,7 +29,21 @@ app.kubernetes.io/name: {{ .Chart.Name }}-haproxy
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* What pods say to each other, they say past the Gateway: nobody outside may. */}}
+{{- define "offhook.fromOutside" -}}
+filters:
+  - type: RequestHeaderModifier
+    requestHeaderModifier:
+      remove: [x-offhook-peer, x-offhook-facts, x-offhook-proof, x-offhook-final, x-offhook-lost]
+{{- end -}}
+
 {{- define "offhook.checks" -}}
+{{- if not (index .Values.settings "TRUSTED_PROXIES") -}}
+{{- fail "settings.TRUSTED_PROXIES is empty: name the addresses of whoever passes requests on (the Gateway's or HAProxy's pods: their networks, like 10.244.0.0/16), or all callers of the API have one address, and one stranger's mistakes are everybody's" -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.ingressFrom) (or .Values.route.enabled .Values.serviceMonitor.enabled) -}}
+{{- fail "networkPolicy.ingressFrom is empty: name who may reach the pods' port beside themselves (the Gateway's namespace, Prometheus's); with it empty nobody else may" -}}
+{{- end -}}
 {{- if gt (int .Values.replicas) (int .Values.maxReplicas) -}}
 {{- fail "replicas must not be more than maxReplicas: only so many pods have a route" -}}
 {{- end -}}
