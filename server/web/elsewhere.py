@@ -166,8 +166,9 @@ class Elsewhere:
                     return None, False
                 else:
                     over_at = holding
-            except CallLost:
-                return None, not self._service.calls.register.has_ended(call_sid)
+            except CallLost as lost:
+                has_ended = self._service.calls.register.has_ended(call_sid)
+                return None, not (lost.has_ended or has_ended)
             except RegistryAway:
                 if self._service.calls.register.get_live(call_sid) is not None:
                     return None, False

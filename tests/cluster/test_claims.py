@@ -197,6 +197,33 @@ async def test_the_newest_that_is_kept_of_a_call_goes_to_whoever_takes_it_over(t
     assert not await theirs.is_current("CA1", 1)
 
 
+async def test_what_is_in_haste_is_on_the_disk_at_once(two):
+    ours, theirs = (each.registry for each in two)
+    one, other = await theirs.claim("CA1"), await theirs.claim("CA2")
+
+    theirs.keep("CA1", 1, b"before a transfer", in_haste=True)
+    theirs.keep("CA2", 1, b"state", in_haste=True)
+    theirs.keep("CA2", 1, b"")
+    can_go_on = await ours.calls_of(theirs.me)
+
+    assert can_go_on == {"CA1": one}
+    assert await ours.seize("CA1", one) == Seized(2, b"before a transfer")
+    assert await ours.seize("CA2", other) == Seized(2, b"", has_ended=True)
+
+
+async def test_a_call_that_is_ours_again_is_not_forgotten_by_what_lost_it_before(two):
+    ours, theirs = (each.registry for each in two)
+    first = await ours.claim("CA1")
+    ours.keep("CA1", 1, b"state", in_haste=True)
+    second = await theirs.seize("CA1", first)
+    await ours.seize("CA1", Holding(theirs.me, second.generation))
+
+    ours.keep("CA1", 1, b"late")
+    ours.release("CA1", 1)
+
+    assert await theirs.seize("CA1", Holding(ours.me, 3)) == Seized(4, b"state")
+
+
 async def test_nothing_of_a_call_that_is_over_is_left(two, tmp_path):
     ours, _ = (each.registry for each in two)
     for number in range(50):

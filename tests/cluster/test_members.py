@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.cluster.redis import beats
+from server.cluster.redis.answers import heard
 from server.cluster.redis.members import Members
 from server.cluster.redis.scripts import Steps
 from server.cluster.registry import Load, Member, Seen
@@ -20,7 +21,7 @@ def answer(*others, now_ms=1_000, lost=0, pause=None, pause_ms=-2):
     flat = [b"", b"1"]
     for name, value in others:
         flat += [name, value]
-    return [now_ms, lost, pause, pause_ms, flat]
+    return heard([now_ms, lost, pause, pause_ms, flat])
 
 
 @pytest.fixture

@@ -148,7 +148,8 @@ class Claims:
         before, after = self._file(link, holding.generation), self._file(link, ours.generation)
         with suppress(FileNotFoundError):
             before.replace(after)  # should we die now, it is there for the next one
-            return Seized(ours.generation, after.read_bytes())
+            state = after.read_bytes()
+            return Seized(ours.generation, state, has_ended=not state)
         return Seized(ours.generation, b"")
 
     def _replace(self, link: Path, before: Holding | None, after: Holding) -> bool:

@@ -271,15 +271,15 @@ class Directory:
         with self._told():
             self._claims.announce(call_sid, Holding(self.me, generation))
 
-    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
         """What another process needs to go on with this call; newer takes the place of older."""
-        self._keeper.keep(call_sid, generation, state)
+        self._keeper.keep(call_sid, generation, state, in_haste=in_haste or not state)
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call is over: what comes about it from now on is about nothing."""
         with self._told():
             self._claims.release(call_sid, Holding(self.me, generation))
-            self._keeper.forget(call_sid)
+            self._keeper.forget(call_sid, generation)
 
     @contextmanager
     def _usable(self) -> Generator[None]:

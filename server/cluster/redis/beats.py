@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -90,8 +90,3 @@ def _one(name: bytes, value: bytes, now_ms: int) -> Seen | None:
         beat.dials_in_s, beat.dial_every_s,
     )  # fmt: skip
     return Seen(member, load, max(0, now_ms - int(at_ms)) / 1000, beat.address)
-
-
-def pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    """A hash as scripts return it: names and values by turns."""
-    return dict(zip(flat[::2], flat[1::2], strict=True))
