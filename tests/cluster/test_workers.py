@@ -94,6 +94,22 @@ def test_a_directory_that_others_can_look_into_is_refused(meeting, tmp_path):
         Cluster().join(2, where=meeting)
 
 
+def test_the_users_own_place_for_what_runs_is_preferred(meeting, tmp_path, monkeypatch):
+    own, alien = tmp_path / "own", tmp_path / "alien"
+    own.mkdir(mode=0o700)
+    alien.mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to(own)
+    found = []
+    for each in (own, alien, tmp_path / "link", tmp_path / "none"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(each))
+        cluster = Cluster()
+        cluster.join(2, where=meeting)
+        found.append([where.name for where in (own, tmp_path) if (where / meeting).exists()])
+        cluster.leave()
+
+    assert found == [["own"], *[[tmp_path.name]] * 3]
+
+
 def test_a_directory_too_deep_for_unix_sockets_is_a_wrong_setting(meeting, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("deep" * 60)))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import re
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -32,6 +32,7 @@ from server.cluster.directory.meeting import (
     clear_away,
     is_locked,
     private_directory,
+    run_directory,
     shared_secret,
     take_place,
 )
@@ -43,6 +44,7 @@ from server.logs import Sparing
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 JOIN_TRIES = 10
+_PLACE = re.compile(r"offhook-[0-9a-f]{32}")
 ORPHANED_S = 4 * 3600.0
 """No call that began so long ago lasts: the carrier's own limit, unless it is told another."""
 GATE_TIMEOUT_S = 10.0
@@ -59,11 +61,23 @@ def clear_away_after() -> None:
 
     The last one to leave does so itself, unless it is killed.
     """
-    directory = Path(tempfile.gettempdir()) / _name()
+    _clear_away_if_left(run_directory() / _name(), GATE_TIMEOUT_S)
+
+
+def _clear_away_what_was_left() -> None:
+    """Remove what other servers of this user's have left of which all processes were killed."""
+    for directory in run_directory().glob("offhook-*"):
+        if _PLACE.fullmatch(directory.name) and directory.name != _name():
+            with suppress(OSError):
+                if directory.lstat().st_uid == os.getuid() and (directory / "gate").exists():
+                    _clear_away_if_left(directory, 0.0)
+
+
+def _clear_away_if_left(directory: Path, timeout_s: float) -> None:
     with suppress(OSError):  # nobody has left one, or only the next server there would mind
         gate = Gate(directory / "gate")
         try:
-            with gate.held(GATE_TIMEOUT_S) as alone:
+            with gate.held(timeout_s) as alone:
                 if alone and gate.is_the_one:
                     clear_away(directory)
         finally:
@@ -94,18 +108,17 @@ class Directory:
         self._gate = gate
         self._names = [name_of(node, number) for number in range(places)]
         self._refusals = Sparing()
+        self._unreleased: dict[str, int] = {}  # as somebody held the gate; at which generation
         self.number, self._lock = take_place(where, places)
         try:
-            self._claims = Claims(where, gate)
-            # Of one in our place that has died: its last calls' carrier may yet ask for them.
-            self._claims.release_all(self._names[self.number], older_than_s=ORPHANED_S)
+            self._claims = Claims(where, gate, shared_secret("state"))
             self.board = Board(where / "board", number=self.number, count=places)
         except BaseException:
             os.close(self._lock)
             raise
         self.me = self._member(self.number)
         self._joined_at = time.monotonic()
-        self._predecessors = self._claims.namesakes(self.me)
+        self._predecessors: set[Member] = set()
         self._keeper = Keeper(self._claims, self._tell_unusable)
 
     @classmethod
@@ -142,14 +155,28 @@ class Directory:
                     with gate.held(GATE_TIMEOUT_S) as alone:
                         if alone and gate.is_the_one:
                             joined = cls(directory, gate, places=places or count, node=node)
-                            return joined
                 finally:
                     if joined is None:
                         gate.close()
+                if joined is not None:
+                    joined._look_round()
+                    return joined
         raise ConfigurationError(f"{directory} is cleared away again and again")
+
+    def _look_round(self) -> None:
+        """See what others have left; it may be much, and those who are there go on meanwhile."""
+        # Of one in our place that has died: its last calls' carrier may yet ask for them.
+        self._claims.release_old(self.me.name, older_than_s=ORPHANED_S)
+        self._predecessors = self._claims.namesakes(self.me)
+        _clear_away_what_was_left()
 
     def leave(self) -> None:
         """Give the place back; the last one to leave clears the directory away."""
+        try:
+            self.board.close()
+            self._claims.release_all(self.me)  # and nobody else's, whatever their name
+        except OSError as error:
+            logger.warning("calls not given back", error=str(error))
         try:
             with self._gate.held(GATE_TIMEOUT_S) as alone:
                 self._go(alone=alone)
@@ -161,8 +188,6 @@ class Directory:
 
     def _go(self, *, alone: bool) -> None:
         try:
-            self.board.close()
-            self._claims.release_all(self.me.name)
             for name in ("http", "media"):
                 self.socket_path(self.number, name).unlink(missing_ok=True)
         finally:
@@ -180,6 +205,8 @@ class Directory:
     def publish(self, load: Load) -> None:
         """Say how this process is doing, now that it has changed."""
         self.board.write(load)
+        for call_sid, generation in [*self._unreleased.items()]:
+            self._release(call_sid, generation)
 
     def others(self) -> Mapping[str, Seen]:
         """The processes beside this one, by name; silent ones, too, until another is in their
@@ -277,9 +304,16 @@ class Directory:
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call is over: what comes about it from now on is about nothing."""
+        self._release(call_sid, generation)
         with self._told():
-            self._claims.release(call_sid, Holding(self.me, generation))
             self._keeper.forget(call_sid, generation)
+
+    def _release(self, call_sid: str, generation: int) -> None:
+        """Give a call back; where somebody holds the gate, at the next beat."""
+        self._unreleased.pop(call_sid, None)
+        with self._told():
+            if not self._claims.release(call_sid, Holding(self.me, generation)):
+                self._unreleased[call_sid] = generation
 
     @contextmanager
     def _usable(self) -> Generator[None]:
