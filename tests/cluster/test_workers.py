@@ -130,6 +130,19 @@ def test_a_pause_that_one_has_told_is_everybodys_until_that_one_ends_it(three):
     assert [registry.pause() for registry in (first, second, third)] == [None, None, None]
 
 
+def test_of_two_pauses_the_longer_counts(three):
+    first, second, third = (each.registry for each in three)
+    first.tell_pause("model-quota", 600.0)
+    second.tell_pause("model-credits", 60.0)
+    shorter = third.pause()
+    second.tell_pause("model-credits", 900.0)
+    longer = third.pause()
+
+    assert shorter is not None
+    assert longer is not None
+    assert [shorter[0], longer[0]] == ["model-quota", "model-credits"]
+
+
 async def test_one_process_alone_shares_nothing(meeting, tmp_path):
     alone = Cluster()
     alone.join(1, where=meeting)

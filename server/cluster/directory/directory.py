@@ -355,7 +355,8 @@ class Directory:
         """The model's service refuses the account: nobody needs to try for so long; with 0, what
         was told here is over."""
         unnamed, file = self._where / f"pause.{self.number}", self._where / "pause"
-        if pause_s <= 0 and self.pause() is not None:  # it is another's by now
+        theirs = self.pause()
+        if theirs is not None and theirs[1] >= pause_s:  # who knows of a longer one has the word
             return
         with self._told():
             unnamed.write_text(json.dumps([kind, time.monotonic() + pause_s, str(self.me)]))

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import msgspec
 
+from server.cluster.names import is_name
 from server.cluster.registry import Load, Member, Seen
 
 _MOST = 1_000_000_000
-_MEMBER = re.compile(r"([a-z0-9][a-z0-9-]{0,62}(?:\.\d{1,5})?)@(\d{1,20})")
+_BORN = re.compile(r"[0-9]{1,20}")
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=_MOST)]
 
@@ -46,8 +47,8 @@ def _bounded(value: float) -> float:
 
 def member_of(text: bytes) -> Member | None:
     """The member of this name, or None if it is none's."""
-    found = _MEMBER.fullmatch(text.decode("ascii", "replace"))
-    return Member(found[1], int(found[2])) if found else None
+    name, _, born = text.decode("ascii", "replace").rpartition("@")
+    return Member(name, int(born)) if is_name(name) and _BORN.fullmatch(born) else None
 
 
 def seen(members: Mapping[bytes, bytes], me: Member, now_ms: int) -> dict[str, Seen]:

@@ -76,6 +76,11 @@ class Ours:
         self._changes = 0
 
     @property
+    def known(self) -> int:
+        """How many calls are told again when the registry has forgotten everything."""
+        return len(self._calls)
+
+    @property
     def unsaid(self) -> int:
         """Of how many calls there is something to write."""
         return len(self._new)

@@ -96,6 +96,7 @@ class Writing:
 
     def _wake(self, *, in_haste: bool = True) -> None:
         self._metrics.unsaid.set(self._ours.unsaid)
+        self._metrics.calls.set(self._ours.known)
         if self._ours.unsaid or self._strike_off:
             self._news.set()
             if in_haste:
