@@ -16,7 +16,7 @@ from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.errors import ConfigurationError
 from server.metrics import RegistryMetrics
 from server.settings.settings import Settings
-from tests.support.redis_servers import IGNORES_UNCLOSED, PATIENCE_S, member, redis_server, until
+from tests.support.redis_servers import IGNORES_UNCLOSED, member, redis_server, surely, until
 
 pytestmark = [pytest.mark.sockets, *IGNORES_UNCLOSED]
 TRIES = 1_000
@@ -46,16 +46,6 @@ async def all_at_once(*asked):
         for place, question in enumerate(asked):
             nursery.start_soon(ask, place, question)
     return answers
-
-
-async def surely(ask):
-    """What this answers, once the registry is sure of it."""
-    with trio.fail_after(PATIENCE_S):
-        while True:
-            try:
-                return await ask()
-            except RegistryAway:
-                await trio.sleep(0.05)
 
 
 async def settled(registry, call_sid):

@@ -104,6 +104,7 @@ class Claims:
             each.mkdir(mode=0o700, exist_ok=True)
         self._gate = gate
         self._secrets = (secret,)
+        self._unreleased: dict[Path, Holding] = {}
 
     def make(self, call_sid: str, claimant: Member) -> Holding:
         """Claim a call for a process: the first claim counts, whatever has become of its maker.
@@ -182,14 +183,17 @@ class Claims:
             unnamed.replace(link)
         return True
 
-    def release(self, call_sid: str, holding: Holding) -> bool:
-        """Give a call back, unless another has taken it over meanwhile.
-
-        Returns:
-            False if somebody holds the gate just now: nothing has been done.
-        """
+    def release(self, call_sid: str, holding: Holding) -> None:
+        """Give a call back, unless another has taken it over meanwhile; if somebody holds the gate
+        just now, :meth:`release_rest` does it."""
         link = self._link(call_sid)
-        return _read(link) != holding or self._unlink([(link, holding)], timeout_s=0.0)
+        self._unreleased[link] = holding
+        self.release_rest()
+
+    def release_rest(self) -> None:
+        """Give back what could not be given back at once."""
+        if self._unreleased and self._unlink(self._unreleased.items(), timeout_s=0.0):
+            self._unreleased.clear()
 
     def release_all(self, member: Member) -> None:
         """Give back what a process has; what was kept of it is forgotten."""
@@ -247,6 +251,14 @@ class Claims:
             for link, holding in self._all()
             if holding.member == member and _is_plain(link.name) and self._is_kept(link, holding)
         }
+
+    def look_round(self, member: Member, older_than_s: float) -> set[Member]:
+        """See what those have left that had a process's name; returns whose calls are still here.
+
+        Of one that has died the carrier may yet ask for its last calls, but not for older ones.
+        """
+        self.release_old(member.name, older_than_s=older_than_s)
+        return self.namesakes(member)
 
     def namesakes(self, member: Member) -> set[Member]:
         """Other processes that have had a process's name, and whose calls are here."""

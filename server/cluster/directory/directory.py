@@ -108,7 +108,6 @@ class Directory:
         self._gate = gate
         self._names = [name_of(node, number) for number in range(places)]
         self._refusals = Sparing()
-        self._unreleased: dict[str, int] = {}  # as somebody held the gate; at which generation
         self.number, self._lock = take_place(where, places)
         try:
             self._claims = Claims(where, gate, shared_secret("state"))
@@ -159,16 +158,11 @@ class Directory:
                     if joined is None:
                         gate.close()
                 if joined is not None:
-                    joined._look_round()
+                    # Which may be much; those who are there go on meanwhile.
+                    joined._predecessors = joined._claims.look_round(joined.me, ORPHANED_S)
+                    _clear_away_what_was_left()
                     return joined
         raise ConfigurationError(f"{directory} is cleared away again and again")
-
-    def _look_round(self) -> None:
-        """See what others have left; it may be much, and those who are there go on meanwhile."""
-        # Of one in our place that has died: its last calls' carrier may yet ask for them.
-        self._claims.release_old(self.me.name, older_than_s=ORPHANED_S)
-        self._predecessors = self._claims.namesakes(self.me)
-        _clear_away_what_was_left()
 
     def leave(self) -> None:
         """Give the place back; the last one to leave clears the directory away."""
@@ -205,8 +199,8 @@ class Directory:
     def publish(self, load: Load) -> None:
         """Say how this process is doing, now that it has changed."""
         self.board.write(load)
-        for call_sid, generation in [*self._unreleased.items()]:
-            self._release(call_sid, generation)
+        with self._told():
+            self._claims.release_rest()
 
     def others(self) -> Mapping[str, Seen]:
         """The processes beside this one, by name; silent ones, too, until another is in their
@@ -304,16 +298,9 @@ class Directory:
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call is over: what comes about it from now on is about nothing."""
-        self._release(call_sid, generation)
         with self._told():
+            self._claims.release(call_sid, Holding(self.me, generation))
             self._keeper.forget(call_sid, generation)
-
-    def _release(self, call_sid: str, generation: int) -> None:
-        """Give a call back; where somebody holds the gate, at the next beat."""
-        self._unreleased.pop(call_sid, None)
-        with self._told():
-            if not self._claims.release(call_sid, Holding(self.me, generation)):
-                self._unreleased[call_sid] = generation
 
     @contextmanager
     def _usable(self) -> Generator[None]:
