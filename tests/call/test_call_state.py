@@ -20,6 +20,7 @@ from server.call.takeover.state import (
     CallState,
     CostState,
     MachineState,
+    StateTooLong,
     StateUnreadable,
     StateWriter,
     ToolState,
@@ -179,7 +180,7 @@ def test_an_error_quotes_nothing_that_was_said():
 def test_a_state_beyond_all_bounds_is_not_written():
     huge = dataclasses.replace(state().agent, prompt="x" * MAX_STATE_BYTES)
 
-    with pytest.raises(ValueError, match="too long"):
+    with pytest.raises(StateTooLong, match="too long"):
         state(agent=huge).encode()
 
 

@@ -403,7 +403,7 @@ async def test_a_state_that_cannot_be_made_for_a_bug_is_told_once_and_ends_no_ca
 ):
     async with two(nursery) as (_, first, _):
         call, media = await on_the_line(first, nursery, AGENT)
-        monkeypatch.setattr(call.conversation.playout, "heard_s", lambda now: 1 // 0)
+        monkeypatch.setattr(call.conversation.playout, "heard_s", lambda now: max([]))
         for turn in (1, 2, 3):
             await says(first, media, turn, "Good morning.")
         first.calls.model.session.event(ToolCallsRequested((ToolCall("id-1", "book", {}),)))
@@ -414,7 +414,7 @@ async def test_a_state_that_cannot_be_made_for_a_bug_is_told_once_and_ends_no_ca
     assert lives
     told = capsys.readouterr().out
     assert told.count("by a bug of ours") == 1
-    assert "ZeroDivisionError" in told
+    assert "ValueError" in told
 
 
 async def test_a_call_that_nobody_has_answered_yet_is_greeted_when_somebody_does(

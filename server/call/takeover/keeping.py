@@ -27,6 +27,7 @@ from server.call.takeover.state import (
     AwayState,
     CostState,
     MachineState,
+    StateTooLong,
     StateWriter,
     ToolState,
     TurnState,
@@ -105,7 +106,7 @@ class Keeping:
         call_sid, generation = self._conversation.call_sid, self._ownership.generation
         try:
             self._ownership.keep(call_sid, generation, self.written(), in_haste=in_haste)
-        except ValueError as error:
+        except StateTooLong as error:
             if self._is_news("a bound"):
                 logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(error))
         except Exception as error:
@@ -121,7 +122,7 @@ class Keeping:
         """The call as it stands, written down.
 
         Raises:
-            ValueError: It is beyond all bounds.
+            StateTooLong: It is beyond all bounds.
         """
         self._fix()
         return self._writer.write(self._moving(trio.current_time(), time.time()))
@@ -160,9 +161,7 @@ class Keeping:
         answered_at = c.answered_at
         return {
             "kept_at": round(wall, 3),
-            "answered_at": round(wall - now + c.answered_at, 3)
-            if c.answered_at is not None
-            else None,
+            "answered_at": None if answered_at is None else round(wall - now + answered_at, 3),
             "ends_at": None if answered_at is None else round(wall - now + self._ends_at(), 3),
             "status": self._progress.status,
             "sequence_number": self._progress.number,

@@ -43,6 +43,10 @@ Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Tokens: TypeAlias = Annotated[dict[Short, Count], Meta(max_length=MAX_TOKEN_KINDS)]
 
 
+class StateTooLong(ServerError):
+    """A call has more to keep than anybody would read."""
+
+
 class StateUnreadable(ServerError):
     """What was kept of a call cannot be read, or is of a version that is not known here."""
 
@@ -161,7 +165,7 @@ class CallState:
         """Write it down, in about 2 kB; who writes it again and again has a :class:`StateWriter`.
 
         Raises:
-            ValueError: It is beyond all bounds.
+            StateTooLong: It is beyond all bounds.
         """
         members = {each.name: getattr(self, each.name) for each in fields(self)}
         writer = StateWriter()
@@ -222,11 +226,11 @@ class StateWriter:
             members: All others of :class:`CallState`; what is JSON already may be ``msgspec.Raw``.
 
         Raises:
-            ValueError: It is beyond all bounds.
+            StateTooLong: It is beyond all bounds.
         """
         content = msgspec.json.encode(members)[1:]
         if (size := self._size + len(content)) > MAX_STATE_BYTES:
-            raise ValueError(f"a call's state of {size} bytes is too long to be kept")
+            raise StateTooLong(f"a call's state of {size} bytes is too long to be kept")
         deflate = zlib.compressobj(COMPRESSION, wbits=-zlib.MAX_WBITS)
         checksum = zlib.adler32(content, self._checksum).to_bytes(4, "big")
         moving = deflate.compress(content) + deflate.flush()
