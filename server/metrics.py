@@ -195,6 +195,10 @@ class RegistryMetrics:
             "offhook_registry_unsaid",
             "Calls of which the registry has not been told the newest.", registry=registry,
         )  # fmt: skip
+        self.calls = Gauge(
+            "offhook_registry_calls",
+            "Calls that this process would tell the registry of again.", registry=registry,
+        )  # fmt: skip
         for event in ("away", "back", "lost"):
             self.changes.labels(event)
 
@@ -205,6 +209,10 @@ class CapacityMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.setups = Gauge(
             "offhook_calls_in_setup", "Calls that were admitted and do not talk yet.",
+            registry=registry,
+        )  # fmt: skip
+        self.tasks = Gauge(
+            "offhook_tasks", "Tasks of the process's loop, ours and the libraries'.",
             registry=registry,
         )  # fmt: skip
         self.memory_left = Gauge(

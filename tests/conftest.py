@@ -13,6 +13,8 @@ from server.simulators.clock import PatientClock
 
 # No test leaves a database where it is run: those that want a file name one.
 os.environ.setdefault("DATABASE_URL", "sqlite://")
+# Nor does one meet anybody in this user's own place for what runs.
+os.environ.pop("XDG_RUNTIME_DIR", None)
 
 _OPENING = frozenset({"socket.bind", "socket.connect"})
 _opened: list[str] = []

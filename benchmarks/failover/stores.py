@@ -111,6 +111,29 @@ return {found, size}
 """
 
 
+def lists_of(port: int) -> int:
+    """How many processes a Redis has a list of live calls of.
+
+    Raises:
+        OSError: It does not say.
+    """
+    return ask(port, "KEYS", "*calls:*").count("calls:")
+
+
+def states_of(port: int) -> int:
+    """Of how many calls a Redis has what somebody would need to go on with them.
+
+    Raises:
+        OSError, ValueError: It does not say.
+    """
+    script = (
+        "local n = 0 for _, key in ipairs(redis.call('KEYS', '*{*}')) do "
+        "local ok, size = pcall(redis.call, 'HSTRLEN', key, 's') "
+        "if ok and type(size) == 'number' and size > 0 then n = n + 1 end end return n"
+    )
+    return int(ask(port, "EVAL", script, "0").strip().removeprefix(":"))
+
+
 @dataclass
 class Redis:
     """One server or sentinel; it keeps nothing on disk."""

@@ -143,8 +143,8 @@ def wait_records(world: World, traces: Iterable[Trace]) -> list[str]:
         time.sleep(0.5)
 
 
-def held_by(world: World, nodes: Iterable[Node]) -> int:
-    """How many calls these nodes say they have; -1 if one does not say."""
+def held_by(world: World, nodes: Iterable[Node], metric: str = "offhook_calls_active") -> int:
+    """How many calls these nodes say they have, by this metric; -1 if one does not say."""
     total = 0
     for node in nodes:
         try:
@@ -152,7 +152,7 @@ def held_by(world: World, nodes: Iterable[Node]) -> int:
                 text = client.get("/metrics").raise_for_status().text
         except httpx2.HTTPError:
             return -1
-        total += round(sum_of(text, "offhook_calls_active"))
+        total += round(sum_of(text, metric))
     return total
 
 

@@ -28,8 +28,12 @@ class _Transfer:
     number: str
     withdrawn: bool = False
     """Nobody wants it any more; it is too late for that once the carrier has been told."""
+    asked: bool = False
+    """The carrier is told, if it has not been already: whether it does it is not known."""
     accepted: bool = False
     """The carrier has taken the caller away, and asks how the transfer went before all else."""
+    is_sure: bool = True
+    """Whether it has said so itself: another process may have been gone before it could."""
     awaited: bool = True
     """Whoever asked for it still waits for the outcome."""
     left: Line | None = None
@@ -65,15 +69,36 @@ class Handover:
         return self.is_elsewhere and transfer is not None and transfer.accepted
 
     @property
-    def under_way(self) -> tuple[str, str] | None:
-        """To whom the carrier has taken the caller, in words and by number."""
+    def under_way(self) -> tuple[str, str, bool] | None:
+        """To whom the carrier has taken the caller, or is about to, in words and by number; and
+        whether it has said so."""
         transfer = self._transfer
-        return (transfer.destination, transfer.number) if transfer and self.has_left else None
+        if transfer is None or not self.is_elsewhere or not (transfer.asked or transfer.accepted):
+            return None
+        return transfer.destination, transfer.number, transfer.accepted and transfer.is_sure
 
-    def go_on(self, destination: str, number: str) -> None:
-        """The carrier had taken the caller away when another process had the call."""
-        self._transfer = _Transfer(destination, number, accepted=True, awaited=False)
+    def go_on(self, destination: str, number: str, *, is_sure: bool) -> None:
+        """The carrier had taken the caller away when another process had the call.
+
+        Args:
+            destination: What timeline and model call them.
+            number: Their number, E.164.
+            is_sure: Whether it had said so. It is not asked again: should it have been, somebody's
+                phone would ring twice.
+        """
+        self._transfer = _Transfer(
+            destination, number, accepted=True, awaited=False, is_sure=is_sure
+        )
         self._conversation.errands.begin(self._run)
+
+    def has_stayed(self) -> bool:
+        """The carrier asks how the call goes on; returns whether that is not for a transfer that
+        somebody has taken, of which it would ask first."""
+        transfer = self._transfer
+        if transfer is not None and self.has_left and not transfer.is_sure:
+            transfer.outcome = CallStatus.FAILED  # it has never been asked for it
+            self._conversation.changed.set()
+        return not self.has_left
 
     async def transfer(self, destination: str, number: str) -> CallStatus:
         """Connect the caller with somebody else; once they have answered, this call is over.
@@ -140,7 +165,7 @@ class Handover:
             if c.stage is Stage.AWAY:
                 c.move("back")
             self._transfer = None
-            c.notes.to_keep.set()
+            c.notes.keep_now()
             transfer.settled.set()
 
     async def _send_away(self, transfer: _Transfer) -> bool:
@@ -164,6 +189,8 @@ class Handover:
         left = c.line
         c.notes.note("transfer", destination=transfer.destination)
         c.move("sent away")
+        transfer.asked = True
+        c.notes.keep_now()  # and the fence lets us pass when that is written
         try:
             await c.carrier.transfer(
                 c.call_sid, transfer.number, ring_timeout_s=c.options.transfer_ring_timeout_s
@@ -175,7 +202,7 @@ class Handover:
                 await self._miss(left)
             return False
         transfer.accepted, transfer.left = True, left
-        c.notes.to_keep.set()
+        c.notes.keep_now()
         return True
 
     async def _wait_back(self, transfer: _Transfer) -> bool:

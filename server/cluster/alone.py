@@ -58,7 +58,7 @@ class Alone:
     def announce(self, call_sid: str, generation: int) -> None:
         """Nobody has to know."""
 
-    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
         """Nobody would go on with a call: it is not kept."""
 
     def release(self, call_sid: str, generation: int) -> None:

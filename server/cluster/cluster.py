@@ -328,10 +328,14 @@ class Cluster:
             generation: For the how-manieth time it was somebody's.
             is_moved: Whether another has it.
         """
-        if self.has_others:
+        if not self.has_others:
+            return
+        if not is_moved:
             self.registry.keep(call_sid, generation, b"")
-            if is_moved and self._held.get(call_sid) == generation:
-                del self._held[call_sid]
+            return
+        self.registry.release(call_sid, generation)  # whatever of it is not another's
+        if self._held.get(call_sid) == generation:
+            del self._held[call_sid]
 
     def of_key(self, client: str, key: str) -> str:
         """The process of this machine that remembers what was answered to an ``Idempotency-Key``.

@@ -92,6 +92,8 @@ class Seized:
     generation: int
     state: bytes
     """As :meth:`Registry.keep` was given it; empty if nothing was kept."""
+    has_ended: bool = False
+    """Its last owner has said that it has ended: nobody is to go on with it."""
 
 
 def nobody_minds(call_sid: str, generation: int) -> None:
@@ -187,10 +189,15 @@ class Registry(Protocol):
         forgotten it."""
         ...
 
-    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
         """What another process needs to go on with this call; newer takes the place of older.
 
-        Nothing (empty) if nobody is to go on with it.
+        Args:
+            call_sid: The call.
+            generation: For the how-manieth time it is somebody's.
+            state: What is needed; empty if it has ended, and nobody is to go on with it.
+            in_haste: Whether something would be done twice if the state before counted: it is
+                written as soon as may be, and before :meth:`is_current` says that the call is ours.
         """
         ...
 

@@ -409,7 +409,10 @@ class Playout:
 
     def heard_s(self, now: float) -> float:
         """Seconds of agent audio the caller has heard so far, over all turns."""
-        heard = self._heard_before_bytes + sum(turn.heard_bytes(now) for turn in self._turns)
+        heard = self._heard_before_bytes
+        for turn in self._turns:
+            is_known = not turn.cut and turn.anchor_bytes >= turn.sent_bytes  # as of most
+            heard += turn.sent_bytes if is_known else turn.heard_bytes(now)
         return heard / BYTES_PER_S
 
     def heard_before(self, seconds: float) -> None:

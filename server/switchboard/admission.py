@@ -442,6 +442,7 @@ class Admission:
             if now >= look_at:
                 look_at = now + ROOM_INTERVAL_S
                 self.look_round(calls())
+                self._metrics.capacity.tasks.set(trio.lowlevel.current_statistics().tasks_living)
             self._room.see_descriptors(lowest_free_descriptor())
 
     def look_round(self, calls: int) -> None:

@@ -21,6 +21,7 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
+from server.call.takeover.fence import Keep
 from server.call.takeover.state import CallState
 from server.carrier import (
     NOT_REACHED,
@@ -118,7 +119,7 @@ class Calls:
         cluster: Cluster | None = None,
         callback_wait_s: float = 10.0,
         is_current: Callable[[str, int], Awaitable[bool]] | None = None,
-        keep: Callable[[str, int, bytes], None] | None = None,
+        keep: Keep | None = None,
     ) -> None:
         self.carrier = carrier
         self.model = model
@@ -373,7 +374,7 @@ class Calls:
             return self._apology(agent) if owes_apology else EndCall()
         if call.apology.fetch():
             return self._apology(call.conversation.party.agent)
-        if call.handover.has_left:  # then the carrier asks about the transfer, and not this
+        if not call.handover.has_stayed():  # then the carrier asks about the transfer, not this
             return EndCall()
         if not await call.hearing.wait_line_over() or call.end_reason is not None:
             return EndCall()

@@ -13,7 +13,7 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
-from server.call.takeover.fence import Ownership
+from server.call.takeover.fence import Keep, Ownership
 from server.call.takeover.going_on import agent_of
 from server.call.takeover.state import CallState
 from server.carrier import Carrier
@@ -46,7 +46,7 @@ class NewCalls:
     prices: Prices | None = None
     recordings: Recordings | None = None
     is_current: Callable[[str, int], Awaitable[bool]] | None = None
-    keep: Callable[[str, int, bytes], None] | None = None
+    keep: Keep | None = None
     _lateness: Lateness = field(default_factory=Lateness)
 
     def make(

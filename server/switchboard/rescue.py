@@ -64,7 +64,16 @@ TRY_AGAIN_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 class CallLost(ServerError):
-    """A call was ours, but nobody can go on with it: its caller is owed an apology."""
+    """A call is ours, but it cannot go on: it is given back, and its caller is owed an apology
+    unless it had ended before.
+
+    Attributes:
+        has_ended: Its last owner has said so.
+    """
+
+    def __init__(self, reason: str, *, has_ended: bool) -> None:
+        super().__init__(reason)
+        self.has_ended = has_ended
 
 
 def asked_from_s(lease_s: float) -> float:
@@ -226,12 +235,15 @@ class Rescue:
 
     def _take_up(self, call_sid: str, seized: Seized, holding: Holding) -> Call:
         facts = {"call_sid": call_sid, "left_by": str(holding.member)}
+        if seized.has_ended:
+            self._cluster.release(call_sid, seized.generation)
+            raise CallLost("the call has ended", has_ended=True)
         try:
             call = self._calls.take_up(call_sid, seized.state, seized.generation, self._agent())
         except (StateUnreadable, CallIsOver) as reason:
             logger.warning("call cannot be taken over", reason=str(reason), **facts)
             self._cluster.release(call_sid, seized.generation)
-            raise CallLost(str(reason)) from reason
+            raise CallLost(str(reason), has_ended=False) from reason
         logger.info("call taken over", generation=seized.generation, **facts)
         return call
 

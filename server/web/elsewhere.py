@@ -170,8 +170,9 @@ class Elsewhere:
                     return _response(theirs), False
                 if trio.current_time() >= give_up_at:
                     raise RegistryAway("who has this call changes all the time")
-            except CallLost:
-                return None, not self._service.calls.register.has_ended(call_sid)
+            except CallLost as lost:
+                has_ended = self._service.calls.register.has_ended(call_sid)
+                return None, not (lost.has_ended or has_ended)
             except CallRefused as refused:  # it may be taken when it is asked for again
                 return cast(Response, refusal(refused).response()), False
             except RegistryAway:

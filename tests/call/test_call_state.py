@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 
 from server.agent.agent import Agent
 from server.call.takeover.state import (
+    FIXED,
     MAX_STATE_BYTES,
     AgentState,
     AwayState,
     CallState,
     CostState,
     MachineState,
+    StateTooLong,
     StateUnreadable,
+    StateWriter,
     ToolState,
     TurnState,
 )
@@ -92,6 +95,30 @@ def test_a_usual_state_is_small():
     assert len(state().encode()) < len(content) / 2
 
 
+def test_of_many_states_of_a_call_what_is_fixed_is_written_once():
+    members = {each.name: getattr(state(), each.name) for each in dataclasses.fields(CallState)}
+    fixed = {name: members.pop(name) for name in FIXED}
+    writer = StateWriter()
+
+    writer.fix(fixed)
+    first = writer.write(members)
+    second = writer.write(members | {"turn": 11, "transcript": []})
+    writer.fix(fixed | {"client": "another"})
+    third = writer.write(members)
+
+    assert CallState.decode(first) == state()
+    assert CallState.decode(second) == state(turn=11, transcript=())
+    assert CallState.decode(third) == state(client="another")
+    assert zlib.decompress(first[1:]).startswith(b"{")
+
+
+def test_a_transfer_of_an_older_program_is_sure():
+    content = msgspec.json.decode(msgspec.json.encode(state()))
+    del content["away"]["is_sure"]
+
+    assert CallState.decode(b"1" + zlib.compress(msgspec.json.encode(content))) == state()
+
+
 def test_a_member_that_is_not_known_here_is_left_out():
     content = msgspec.json.decode(msgspec.json.encode(state())) | {"mood": "good"}
     written = b"1" + zlib.compress(msgspec.json.encode(content))
@@ -153,7 +180,7 @@ def test_an_error_quotes_nothing_that_was_said():
 def test_a_state_beyond_all_bounds_is_not_written():
     huge = dataclasses.replace(state().agent, prompt="x" * MAX_STATE_BYTES)
 
-    with pytest.raises(ValueError, match="too long"):
+    with pytest.raises(StateTooLong, match="too long"):
         state(agent=huge).encode()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.call.report.costs import CostMeter, Prices
 from server.model import Usage
@@ -46,6 +48,21 @@ def test_counts_of_one_turn_that_are_told_again_are_not_added():
         "response": {"AUDIO": 450, "TEXT": 0},
         "other": 0,
     }
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9), st.booleans()), max_size=60))
+def test_what_is_counted_does_not_depend_on_who_looks_meanwhile(told):
+    watched, unwatched = make_meter(), make_meter()
+    for turn, tokens, looks in told:
+        for meter in (watched, unwatched):
+            meter.count(usage(turn, audio_in=tokens, text_out=tokens, total=3 * tokens))
+        if looks:
+            watched.until_now()
+
+    tokens, usd, is_complete = watched.until_now()
+
+    assert tokens == unwatched.tokens()
+    assert (usd, is_complete) == (pytest.approx(unwatched.until_now()[1]), not tokens["other"])
 
 
 @pytest.mark.parametrize(

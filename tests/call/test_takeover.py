@@ -43,6 +43,7 @@ from server.model import (
     ResumptionHandle,
     Standing,
     ToolCall,
+    ToolCallsCancelled,
     ToolCallsRequested,
     TurnComplete,
     Usage,
@@ -91,6 +92,7 @@ class Registry:
     never_answers: bool = False
     asked: int = 0
     states: list[bytes] = field(default_factory=list)
+    in_haste: list[bool] = field(default_factory=list)
     changed: Signal = field(default_factory=Signal)
 
     async def is_current(self, call_sid: str, generation: int) -> bool:
@@ -102,9 +104,10 @@ class Registry:
             await trio.sleep_forever()
         return generation == self.generation
 
-    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
         if call_sid == SID and generation == self.generation:
             self.states.append(state)
+            self.in_haste.append(in_haste)
             self.changed.set()
 
     @property
@@ -379,6 +382,42 @@ async def test_a_tool_that_was_running_is_never_run_again(autojump_clock, nurser
     assert "not known" in answer.response["error"]
 
 
+async def test_a_tool_is_kept_in_haste_before_it_runs_and_when_it_is_done(autojump_clock, nursery):
+    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
+    async with two(nursery) as (registry, first, _):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        first.calls.model.session.event(asked)  # and nothing has run since
+        begun, in_haste = registry.state.tools, registry.in_haste[-1]
+        await trio.sleep(0.3)
+        first.calls.model.session.event(ToolCallsCancelled(("id-1",)))
+        done, done_in_haste = registry.state.tools, registry.in_haste[-1]
+
+    assert [(tool.id, tool.is_done) for tool in begun] == [("id-1", False)]
+    assert [(tool.id, tool.is_done) for tool in done] == [("id-1", True)]
+    assert in_haste
+    assert done_in_haste
+
+
+async def test_a_state_that_cannot_be_made_for_a_bug_is_told_once_and_ends_no_call(
+    autojump_clock, nursery, monkeypatch, capsys
+):
+    async with two(nursery) as (_, first, _):
+        call, media = await on_the_line(first, nursery, AGENT)
+        monkeypatch.setattr(call.conversation.playout, "heard_s", lambda now: max([]))
+        for turn in (1, 2, 3):
+            await says(first, media, turn, "Good morning.")
+        first.calls.model.session.event(ToolCallsRequested((ToolCall("id-1", "book", {}),)))
+        await trio.sleep(0.3)
+        lives = call.end_reason is None
+        monkeypatch.undo()
+
+    assert lives
+    told = capsys.readouterr().out
+    assert told.count("by a bug of ours") == 1
+    assert "ValueError" in told
+
+
 async def test_a_call_that_nobody_has_answered_yet_is_greeted_when_somebody_does(
     autojump_clock, nursery
 ):
@@ -467,6 +506,66 @@ async def test_a_caller_who_was_being_transferred_comes_back_to_who_has_the_call
     assert (away.destination, away.number) == ("sales", "+15005550123")
     assert stage is Stage.AWAY
     assert taken.conversation.stage is Stage.TALK
+    assert len(texts) == 1
+    assert "transfer to sales has failed" in texts[0]
+
+
+async def asked_for_a_transfer(nursery, registry, first):
+    """The carrier has been asked to transfer a call, and its process is gone before it answers."""
+    call, media = await on_the_line(first, nursery, AGENT)
+    await says(first, media, 1, "Good morning.")
+    kept = []
+
+    async def transfer(*args: Any, **facts: Any) -> None:
+        kept.append((registry.state.away, registry.in_haste[-1]))
+        await trio.sleep_forever()
+
+    first.carrier.transfer = transfer
+    nursery.start_soon(_give_up, call)
+    await trio.sleep(0.3)
+    ((away, in_haste),) = kept
+    await first.die()
+    assert in_haste
+    assert (away.destination, away.number, away.is_sure) == ("sales", "+15005550123", False)
+
+
+async def _give_up(call) -> None:
+    with trio.move_on_after(60.0):
+        await call.transfer("sales", "+15005550123")
+
+
+async def test_a_transfer_that_the_carrier_was_asked_for_is_not_asked_for_again(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, second):
+        await asked_for_a_transfer(nursery, registry, first)
+        taken = second.take_up(AGENT)
+        await wait_all_tasks_blocked()
+        stage, has_left = taken.conversation.stage, taken.handover.has_left
+        reply = second.calls.update_transfer(
+            TransferUpdate(SID, CallStatus.COMPLETED, wants_document=True)
+        )
+        await taken.finished.wait()
+
+    assert stage is Stage.AWAY
+    assert has_left
+    assert isinstance(reply, EndCall)
+    assert taken.end_reason is EndReason.TRANSFERRED
+    assert second.carrier.transferred == []
+
+
+async def test_a_caller_whose_transfer_never_reached_the_carrier_goes_on_talking(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, second):
+        await asked_for_a_transfer(nursery, registry, first)
+        taken = second.take_up(AGENT)
+        await wait_all_tasks_blocked()
+        await second.connect(nursery)
+        texts = [text for _, text in second.calls.model.session.texts]
+
+    assert taken.conversation.stage is Stage.TALK
+    assert second.carrier.transferred == []
     assert len(texts) == 1
     assert "transfer to sales has failed" in texts[0]
 

@@ -29,6 +29,8 @@ from server.web.elsewhere import Elsewhere
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
 
 if AVAILABLE:
+    import fcntl
+
     from server.cluster.directory.claims import Claims, Gate
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +40,7 @@ OURS, THEIRS, GONE = Member("0", 7), Member("1", 8), Member("2", 9)
 @pytest.fixture
 def claims(tmp_path):
     gate = Gate(tmp_path / "gate")
-    yield Claims(tmp_path, gate)
+    yield Claims(tmp_path, gate, "a secret of these processes")
     gate.close()
 
 
@@ -98,10 +100,73 @@ def test_who_has_a_name_anew_has_none_of_its_calls(claims):
     claims.make("CA1", OURS)
     claims.make("CA2", THEIRS)
 
-    claims.release_all(OURS.name)
+    claims.release_old(OURS.name, older_than_s=3600.0)
+    young = claims.owner("CA1")
+    claims.release_old(OURS.name, older_than_s=-3600.0)
 
+    assert young == Holding(OURS, 1)
     assert claims.owner("CA1") is None
     assert claims.owner("CA2") == Holding(THEIRS, 1)
+
+
+def test_whoever_leaves_gives_back_its_own_and_leaves_what_a_dead_namesake_had(claims):
+    dead = Member(OURS.name, OURS.born + 1)
+    for call_sid, member in [("CA1", OURS), ("CA2", dead)]:
+        claims.make(call_sid, member)
+        claims.keep(call_sid, 1, b"state")
+
+    claims.release_all(OURS)
+
+    assert claims.owner("CA1") is None
+    assert claims.of(dead) == {"CA2": Holding(dead, 1)}
+    assert claims.seize("CA2", Holding(dead, 1), THEIRS) == Seized(2, b"state")
+
+
+def test_nobody_is_held_up_while_all_links_are_looked_through(claims, tmp_path, monkeypatch):
+    other, readlink, free = Gate(tmp_path / "gate"), Path.readlink, 0
+
+    def count_free(link: Path) -> Path:
+        nonlocal free
+        with other.held(0.0) as alone:
+            free += alone
+        return readlink(link)
+
+    for number in range(100):
+        claims.make(f"CA{number}", OURS if number % 2 else GONE)
+    monkeypatch.setattr(Path, "readlink", count_free)
+    claims.namesakes(OURS)
+    claims.release_old(GONE.name, older_than_s=-3600.0)
+    claims.release_all(OURS)
+    other.close()
+
+    # Looked at once each, by all three; and once more behind the gate, twenty at a time.
+    assert free == 100 + 100 + 50
+    assert list((tmp_path / "calls").iterdir()) == []
+
+
+def test_a_call_that_cannot_be_given_back_at_once_is_given_back_later(claims, tmp_path):
+    holding = claims.make("CA1", OURS)
+    other = Gate(tmp_path / "gate")
+
+    with other.held():
+        claims.release("CA1", holding)
+        busy = claims.owner("CA1")
+    other.close()
+    claims.release_rest()
+
+    assert busy == holding
+    assert claims.owner("CA1") is None
+
+
+def test_what_is_kept_of_a_call_can_be_read_by_its_own_processes_only(claims, tmp_path):
+    holding = claims.make("CA1", GONE)
+    claims.keep("CA1", 1, b"what they said")
+    (file,) = (tmp_path / "kept").iterdir()
+    stranger = Claims(tmp_path, Gate(tmp_path / "gate"), "another secret")
+
+    assert b"what they said" not in file.read_bytes()
+    assert stranger.seize("CA1", holding, THEIRS) == Seized(2, b"")
+    assert claims.seize("CA1", Holding(THEIRS, 2), OURS) == Seized(3, b"what they said")
 
 
 def test_the_calls_of_a_process_can_be_told_by_whoever_takes_them_over(claims):
@@ -134,7 +199,7 @@ def test_links_that_vanish_while_they_are_looked_through_are_nobodys(claims, tmp
         return readlink(link)
 
     monkeypatch.setattr(Path, "readlink", remove_and_read)
-    claims.release_all(OURS.name)
+    claims.release_all(OURS)
 
     assert list((tmp_path / "calls").iterdir()) == []
 
@@ -195,6 +260,49 @@ async def test_the_newest_that_is_kept_of_a_call_goes_to_whoever_takes_it_over(t
     assert await theirs.seize("CA1", holding) is None
     assert await ours.is_current("CA1", 2)
     assert not await theirs.is_current("CA1", 1)
+
+
+async def test_what_is_in_haste_is_on_the_disk_at_once(two):
+    ours, theirs = (each.registry for each in two)
+    one, other = await theirs.claim("CA1"), await theirs.claim("CA2")
+
+    theirs.keep("CA1", 1, b"before a transfer", in_haste=True)
+    theirs.keep("CA2", 1, b"state", in_haste=True)
+    theirs.keep("CA2", 1, b"")
+    can_go_on = await ours.calls_of(theirs.me)
+
+    assert can_go_on == {"CA1": one}
+    assert await ours.seize("CA1", one) == Seized(2, b"before a transfer")
+    assert await ours.seize("CA2", other) == Seized(2, b"", has_ended=True)
+
+
+async def test_a_call_that_is_ours_again_is_not_forgotten_by_what_lost_it_before(two):
+    ours, theirs = (each.registry for each in two)
+    first = await ours.claim("CA1")
+    ours.keep("CA1", 1, b"state", in_haste=True)
+    second = await theirs.seize("CA1", first)
+    await ours.seize("CA1", Holding(theirs.me, second.generation))
+
+    ours.keep("CA1", 1, b"late")
+    ours.release("CA1", 1)
+
+    assert await theirs.seize("CA1", Holding(ours.me, 3)) == Seized(4, b"state")
+
+
+async def test_a_release_that_finds_the_gate_busy_is_done_at_the_next_beat(two, tmp_path):
+    ours, _ = (each.registry for each in two)
+    holding = await ours.claim("CA1")
+    gate = Gate(tmp_path / "offhook-here" / "gate")
+
+    with gate.held():
+        ours.release("CA1", 1)
+        two[0].publish()
+        busy = await ours.owner("CA1")
+    gate.close()
+    two[0].publish()
+
+    assert busy == holding
+    assert await ours.owner("CA1") is None
 
 
 async def test_nothing_of_a_call_that_is_over_is_left(two, tmp_path):
@@ -457,6 +565,24 @@ def test_the_last_to_leave_clears_away_what_one_that_was_killed_has_left(short_p
         processes.tell("leave")
 
     assert list(Path(short_path).iterdir()) == []
+
+
+def test_what_was_left_when_all_were_killed_is_cleared_away_by_the_next_to_start(short_path):
+    left, other = (Path(short_path) / f"offhook-{n * 32}" for n in "ab")
+    for directory in (left, other):
+        for name in ("calls", "kept"):
+            (directory / name).mkdir(parents=True)
+        for name in ("gate", "0.lock", "1.lock", "board"):
+            (directory / name).touch()
+        (directory / "kept" / "CA1.1").write_bytes(b"state")
+
+    with (other / "1.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with claimants(2, short_path) as processes:
+            found = sorted(path.name for path in Path(short_path).iterdir())
+            processes.tell("leave")
+
+    assert found == [other.name, "offhook-claims"]
 
 
 def test_processes_come_and_go_at_once(short_path):

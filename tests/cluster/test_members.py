@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from server.cluster.proof import Prover
 from server.cluster.redis import beats
+from server.cluster.redis.answers import heard
 from server.cluster.redis.members import Members
 from server.cluster.redis.scripts import Steps
 from server.cluster.registry import Load, Member, Seen
@@ -25,7 +26,7 @@ def answer(*others, now_ms=1_000, lost=0, pause=None, pause_ms=-2):
     flat = [b"", b"1"]
     for name, value in others:
         flat += [name, value]
-    return [now_ms, lost, pause, pause_ms, flat]
+    return heard([now_ms, lost, pause, pause_ms, flat])
 
 
 def load_of(member: str, load: Load | None = None, *, address: str = "http://n1:8000") -> bytes:

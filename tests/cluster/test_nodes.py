@@ -237,6 +237,20 @@ async def test_the_caller_of_a_dead_machine_that_has_left_nothing_is_told_so_in_
     assert CALL_SID not in store.calls
 
 
+async def test_the_caller_of_a_call_that_had_ended_before_its_machine_was_gone_is_hung_up(
+    monkeypatch,
+):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, _):
+        left_by_one_that_is_gone(store)
+        store.states[CALL_SID] = b""
+        answer = await resumed(first, first)
+
+    assert "<Hangup" in answer.text
+    assert "<Say" not in answer.text
+    assert CALL_SID not in store.calls
+
+
 async def test_a_machine_that_has_lost_a_call_says_so_and_ends_it_in_silence(monkeypatch):
     store = Store()
     async with two_nodes(monkeypatch, store) as (first, second):

@@ -70,6 +70,57 @@ def test_all_that_is_live_and_all_that_ended_unsaid_is_said_again():
     assert sorted(written(ours)) == [("CA1", 1, b"state", False), ("CA2", 2, None, False)]
 
 
+def test_a_call_that_has_ended_is_struck_off_the_list_and_forgotten_once_that_is_written():
+    ours = Ours()
+    ours.keep("CA1", 1, b"state")
+    ours.keep("CA2", 1, b"state")
+    written(ours)
+
+    ours.keep("CA1", 1, b"")
+    ours.say_all_again()
+    lists = ours.lists(ours.take(9))
+
+    assert (list(lists.join), list(lists.leave)) == (["CA2"], ["CA1"])
+    assert not ours.is_held("CA1", 1)
+    assert sorted(written(ours)) == [("CA1", 1, b"", False), ("CA2", 1, b"state", False)]
+    ours.say_all_again()
+    assert written(ours) == [("CA2", 1, b"state", False)]
+    ours.release("CA1", 1)
+    assert written(ours) == [("CA1", 1, None, True)]
+
+
+def test_nothing_that_is_kept_of_a_call_comes_after_its_end():
+    ours = Ours()
+    ours.keep("CA1", 1, b"state")
+    ours.keep("CA1", 1, b"")
+    ours.keep("CA1", 1, b"late")
+    ours.announce("CA1", 1)
+
+    assert written(ours) == [("CA1", 1, b"", False)]
+    assert ours.take(9) == []
+
+
+def test_a_call_is_urgent_until_what_was_in_haste_is_written():
+    ours = Ours()
+    ours.keep("CA1", 1, b"first", in_haste=True)
+    (first,) = ours.take_of("CA1")
+    ours.keep("CA1", 1, b"second")
+    ours.was_written(first)
+
+    assert ours.is_urgent("CA1")
+    written(ours)
+    assert not ours.is_urgent("CA1")
+    assert ours.take_of("CA1") == []
+
+
+def test_that_a_state_is_too_large_is_told_once_a_call():
+    ours = Ours()
+
+    told = [ours.tell_too_large(sid, 1) for sid in ("CA1", "CA1", "CA2", "CA1")]
+
+    assert told == [True, False, True, False]
+
+
 def test_ends_that_could_not_be_said_are_bounded_and_live_calls_are_kept(monkeypatch):
     monkeypatch.setattr(ours_module, "MAX_OVER", 10)
     ours = Ours()
@@ -105,7 +156,7 @@ CALLS = st.sampled_from(["CA1", "CA2"])
 GENERATIONS = st.integers(1, 3)
 EVENTS = st.one_of(
     st.tuples(st.just("announce"), CALLS, GENERATIONS),
-    st.tuples(st.just("keep"), CALLS, GENERATIONS, st.binary(max_size=3)),
+    st.tuples(st.just("keep"), CALLS, GENERATIONS, st.sampled_from([b"", b"state"])),
     st.tuples(st.just("release"), CALLS, GENERATIONS),
     st.just(("write",)),
     st.just(("say_all_again",)),
@@ -119,7 +170,7 @@ def test_the_generation_of_a_call_never_goes_back_while_it_lives(events):
         if name != "write":
             getattr(ours, name)(*what)
             continue
-        for call_sid, generation, _, is_over in written(ours):
+        for call_sid, generation, state, is_over in written(ours):
             assert generation >= last.get(call_sid, 0)
-            last[call_sid] = 0 if is_over else generation
+            last[call_sid] = 0 if is_over or state == b"" else generation
     assert ours.unsaid <= 2

@@ -12,11 +12,19 @@ from prometheus_client import CollectorRegistry
 
 from server.cluster.proof import Prover
 from server.cluster.redis import redis_registry
+from server.cluster.redis.answers import anything
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.errors import ConfigurationError
 from server.metrics import RegistryMetrics
 from server.settings.settings import Settings
-from tests.support.redis_servers import IGNORES_UNCLOSED, SECRET, member, redis_server, until
+from tests.support.redis_servers import (
+    IGNORES_UNCLOSED,
+    SECRET,
+    member,
+    redis_server,
+    surely,
+    until,
+)
 
 pytestmark = [pytest.mark.sockets, *IGNORES_UNCLOSED]
 TRIES = 1_000
@@ -50,11 +58,12 @@ async def all_at_once(*asked):
 
 async def settled(registry, call_sid):
     """The owner of a call, once all that knows nothing of it is sure."""
-    while True:
-        try:
-            return await registry.owner(call_sid)
-        except RegistryAway:
-            await trio.sleep(0.05)
+    return await surely(partial(registry.owner, call_sid))
+
+
+async def current(registry, call_sid, generation):
+    """Whether a call is a member's own, once that is sure."""
+    return await surely(partial(registry.is_current, call_sid, generation))
 
 
 @pytest.mark.slow
@@ -93,8 +102,8 @@ async def test_a_call_that_is_seized_brings_its_newest_state_with_it(three):
     seized = await second.seize("CA1", holding)
 
     assert seized == Seized(2, b"said goodbye")
-    assert await second.is_current("CA1", 2)
-    assert not await first.is_current("CA1", 1)
+    assert await current(second, "CA1", 2)
+    assert not await current(first, "CA1", 1)
     assert await first.calls_of(first.me) == {}
 
 
@@ -183,8 +192,83 @@ async def test_the_list_of_a_members_calls_has_those_that_are_its(three):
     calls = await third.calls_of(first.me)
 
     assert taken == Seized(2, b"state")
-    assert await second.seize("CA-ended", Holding(first.me, 1)) == Seized(2, b"")
+    ended = await second.seize("CA-ended", Holding(first.me, 1))
+    assert ended == Seized(2, b"", has_ended=True)
     assert calls == {f"CA{n}": Holding(first.me, 1) for n in range(150) if n != 7}
+
+
+async def test_calls_that_have_ended_are_on_no_list_and_are_not_said_again(three, redis):
+    first, second, _ = three
+    for number in range(300):
+        await first.claim(f"CA{number}")
+        first.keep(f"CA{number}", 1, b"state")
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    for number in range(1, 300):
+        first.keep(f"CA{number}", 1, b"")
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    assert redis.ask("SCARD", f"offhook:calls:{first.me}") == b":1\r\n"
+    assert await second.owner("CA7") == Holding(first.me, 1)
+    first._writing.say_all_again()
+    assert first._writing._ours.unsaid == 1
+
+
+async def test_the_end_of_a_call_is_written_though_nothing_else_is_new(three, monkeypatch):
+    monkeypatch.setattr("server.cluster.redis.registry.BEAT_S", 3600.0)
+    monkeypatch.setattr("server.cluster.redis.writing.STATE_S", 3600.0)
+    first, second, _ = three
+    await first.claim("CA1")
+    first.keep("CA1", 1, b"state")
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    first.keep("CA1", 1, b"")
+
+    await until(lambda: first._writing._ours.unsaid == 0)
+    assert await second.calls_of(first.me) == {}
+
+
+async def test_what_is_kept_in_haste_is_there_before_a_call_is_said_to_be_ours(three, monkeypatch):
+    first, second, _ = three
+    await first.claim("CA1")
+    first.keep("CA1", 1, b"state")
+    await current(first, "CA1", 1)
+    await until(lambda: first._writing._ours.unsaid == 0)
+    first._writing._wake = lambda **facts: None  # nobody writes by itself any more
+
+    first.keep("CA1", 1, b"about to be transferred", in_haste=True)
+    await first.is_current("CA1", 1)
+    seized = await second.seize("CA1", Holding(first.me, 1))
+
+    assert seized == Seized(2, b"about to be transferred")
+
+
+async def test_whoever_has_taken_a_call_over_has_it_though_its_end_is_said_of_old(three, redis):
+    first, second, _ = three
+    holding = await first.claim("CA1")
+    await second.seize("CA1", holding)
+    await until(lambda: second._writing._ours.unsaid == 0)
+    redis.ask("FLUSHALL")
+    await first._ask(first._steps.over("CA1", str(first.me), 1), anything)
+
+    second._writing.say_all_again()
+    await until(lambda: second._writing._ours.unsaid == 0)
+
+    assert await settled(first, "CA1") == Holding(second.me, 2)
+
+
+async def test_what_is_not_ours_in_the_registry_is_told_once_and_ends_nothing(three, redis, capsys):
+    first = three[0]
+    for number in range(5):
+        redis.ask("HSET", f"offhook:{{CA{number}}}", "n", "x" * 700, "g", "many")
+
+    for number in range(5):
+        with pytest.raises(RegistryAway, match="whose a call is"):
+            await first.owner(f"CA{number}")
+
+    assert not first.is_away
+    assert await first.claim("CA9") == Holding(first.me, 1)
+    assert capsys.readouterr().out.count("has something that is not ours") == 1
 
 
 async def test_nothing_is_left_but_what_ends_by_itself(redis):
@@ -380,7 +464,7 @@ async def test_an_attempt_whose_answer_was_lost_has_the_call_when_it_is_made_aga
     async with member(redis.url, "n0") as first, member(redis.url, "n1") as second:
         holding = await first.claim("CA1")
         step = second._steps.seize("CA1", str(second.me), str(first.me), 1, "attempt")
-        await second._ask(step)
+        await second._ask(step, anything)
         second._attempts["CA1"] = "attempt"
 
         again = await second.seize("CA1", holding)

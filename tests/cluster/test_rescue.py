@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import re
 import signal
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from server.call.takeover.state import CallState, StateUnreadable
+from server.call.takeover.state import CallState
 from server.carrier import CallStatus
 from server.cluster.directory.meeting import AVAILABLE
+from server.cluster.sealing import CannotUnseal, unseal
 from server.simulators.twilio import SimulatedCall
-from tests.support.processes import ServerProcess, server_process
+from tests.support.known_secret import SECRET
+from tests.support.processes import KNOWN_SECRET, ServerProcess, server_process
 
 pytestmark = [
     pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets"),
@@ -28,6 +31,7 @@ PATIENT = {"calls_per_s": 1000, "max_loop_lag_s": 60, "line_lost_timeout_s": 60,
 COMMAND = "python -m server --workers"
 PATIENCE_S = 120.0
 """For what has to come; the machine may be busy."""
+UNSEALS = hmac.digest(SECRET, b"offhook state", "sha256").hex()[:32]
 
 
 def state_of(server: ServerProcess, call_sid: str) -> CallState | None:
@@ -35,8 +39,8 @@ def state_of(server: ServerProcess, call_sid: str) -> CallState | None:
     environment = Path(f"/proc/{server.process.pid}/environ").read_bytes().split(b"\0")
     where = next(each[7:].decode() for each in environment if each.startswith(b"TMPDIR="))
     for file in Path(where).glob(f"*/kept/{call_sid}.*"):
-        with suppress(StateUnreadable, FileNotFoundError):  # not written yet, or renamed
-            return CallState.decode(file.read_bytes())
+        with suppress(CannotUnseal, FileNotFoundError):  # not written yet, or renamed
+            return CallState.decode(unseal(file.read_bytes(), call_sid, [UNSEALS]))
     return None
 
 
@@ -88,7 +92,7 @@ async def end(server: ServerProcess, phones: list[SimulatedCall]) -> None:
 
 
 async def test_calls_of_a_process_that_is_killed_go_on_in_another(tmp_path):
-    async with server_process(tmp_path, COMMAND, **PATIENT) as server:
+    async with server_process(tmp_path, KNOWN_SECRET, **PATIENT) as server:
         phones = await greeted_calls(server, 4)
         os.kill(server.workers()[0], signal.SIGKILL)
         taken = await moved(phones, 2)
@@ -117,7 +121,7 @@ async def test_calls_of_a_process_that_is_killed_go_on_in_another(tmp_path):
 
 
 async def test_a_process_that_was_stopped_gives_up_the_calls_that_went_on_elsewhere(tmp_path):
-    async with server_process(tmp_path, COMMAND, **PATIENT) as server:
+    async with server_process(tmp_path, KNOWN_SECRET, **PATIENT) as server:
         phones = await greeted_calls(server, 4)
         stopped = server.workers()[0]
         os.kill(stopped, signal.SIGSTOP)

@@ -94,6 +94,22 @@ def test_a_directory_that_others_can_look_into_is_refused(meeting, tmp_path):
         Cluster().join(2, where=meeting)
 
 
+def test_the_users_own_place_for_what_runs_is_preferred(meeting, tmp_path, monkeypatch):
+    own, alien = tmp_path / "own", tmp_path / "alien"
+    own.mkdir(mode=0o700)
+    alien.mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to(own)
+    found = []
+    for each in (own, alien, tmp_path / "link", tmp_path / "none"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(each))
+        cluster = Cluster()
+        cluster.join(2, where=meeting)
+        found.append([where.name for where in (own, tmp_path) if (where / meeting).exists()])
+        cluster.leave()
+
+    assert found == [["own"], *[[tmp_path.name]] * 3]
+
+
 def test_a_directory_too_deep_for_unix_sockets_is_a_wrong_setting(meeting, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("deep" * 60)))
 
@@ -112,6 +128,19 @@ def test_a_pause_that_one_has_told_is_everybodys_until_that_one_ends_it(three):
     assert [said and said[0] for said in heard] == [None, "model-quota", "model-quota"]
     assert still is not None
     assert [registry.pause() for registry in (first, second, third)] == [None, None, None]
+
+
+def test_of_two_pauses_the_longer_counts(three):
+    first, second, third = (each.registry for each in three)
+    first.tell_pause("model-quota", 600.0)
+    second.tell_pause("model-credits", 60.0)
+    shorter = third.pause()
+    second.tell_pause("model-credits", 900.0)
+    longer = third.pause()
+
+    assert shorter is not None
+    assert longer is not None
+    assert [shorter[0], longer[0]] == ["model-quota", "model-credits"]
 
 
 async def test_one_process_alone_shares_nothing(meeting, tmp_path):

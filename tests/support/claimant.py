@@ -58,7 +58,7 @@ async def claim(cluster: Cluster, calls: int, dead: Container[Member | None]) ->
 
 def take_turns(directory: Path, rounds: int, *, seed: int) -> dict[str, int]:
     """Claim calls, give them back or die with them, and see that nobody else has them meanwhile."""
-    claims = Claims(directory, Gate(directory / "gate"))
+    claims = Claims(directory, Gate(directory / "gate"), "a secret")
     dead, held = directory / "dead", directory / "held"
     chance, ours = random.Random(seed), Member(str(seed), 1)
     turns = deaths = doubles = 0

@@ -70,7 +70,8 @@ class Shared(Alone):
         if calls.get(call_sid) != holding:
             return None
         calls[call_sid] = Holding(self.me, holding.generation + 1)
-        return Seized(holding.generation + 1, self.store.states.get(call_sid, b""))
+        state = self.store.states.get(call_sid)
+        return Seized(holding.generation + 1, state or b"", has_ended=state == b"")
 
     async def is_current(self, call_sid: str, generation: int) -> bool:
         return (await self._ask()).get(call_sid) == Holding(self.me, generation)
@@ -83,7 +84,7 @@ class Shared(Alone):
             if holding.member == member and self.store.states.get(sid)
         }
 
-    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
         if self.store.calls.get(call_sid) == Holding(self.me, generation):
             self.store.states[call_sid] = state
 

@@ -53,9 +53,11 @@ TWO_PROCESSES = {
     ],
 }
 KEEPS_GARBAGE, FLUSHES_SHORTLY = "keeps garbage", "flushes shortly"
+KNOWN_SECRET = "known secret"
 OF_TESTS = {
     KEEPS_GARBAGE: ["-m", "tests.support.kept_garbage"],
     FLUSHES_SHORTLY: ["-m", "tests.support.short_flush"],
+    KNOWN_SECRET: ["-m", "tests.support.known_secret"],
 }
 
 

@@ -19,7 +19,7 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from server.cluster.redis.registry import RedisRegistry
-from server.cluster.registry import Member
+from server.cluster.registry import Member, RegistryAway
 from server.metrics import RegistryMetrics
 from server.settings.cluster import registry_address
 from tests.support.required import is_required
@@ -167,6 +167,16 @@ async def until(condition) -> None:
             if await found if hasattr(found, "__await__") else found:
                 return
             await trio.sleep(0.01)
+
+
+async def surely(ask):
+    """What this answers, once the registry is sure of it."""
+    with trio.fail_after(PATIENCE_S):
+        while True:
+            try:
+                return await ask()
+            except RegistryAway:
+                await trio.sleep(0.05)
 
 
 def free_ports(number: int) -> list[int]:

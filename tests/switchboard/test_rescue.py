@@ -236,11 +236,24 @@ async def test_a_call_is_taken_over_once_however_often_that_is_asked_for(
 
 async def test_a_call_that_has_left_no_state_is_given_back(autojump_clock, process):
     holding = process.left()
-    process.store.states[SID] = b""
+    del process.store.states[SID]
 
-    with pytest.raises(CallLost, match="state"):
+    with pytest.raises(CallLost, match="state") as lost:
         await process.rescue.take(SID, holding)
 
+    assert not lost.value.has_ended
+    assert process.store.calls == {}
+    assert process.calls.register.live == []
+
+
+async def test_a_call_that_had_ended_before_its_process_was_gone_is_over(autojump_clock, process):
+    holding = process.left()
+    process.store.states[SID] = b""
+
+    with pytest.raises(CallLost, match="ended") as lost:
+        await process.rescue.take(SID, holding)
+
+    assert lost.value.has_ended
     assert process.store.calls == {}
     assert process.calls.register.live == []
 

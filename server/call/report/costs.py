@@ -213,10 +213,19 @@ class CostMeter:
         self._minute_usd = prices.of_minute(direction, number)
         self._turns: dict[int, _Turn] = {}
         self._settled = _Sum()
+        self._newest: _Turn | None = None  # the one that was told of last
+        self._rest: _Sum | None = None  # all others together, if that is known
 
     def count(self, usage: Usage) -> None:
         """Take a turn's counts, for the first time or again."""
-        turn = self._turns.setdefault(usage.turn, _Turn(self.model))
+        turn = self._turns.get(usage.turn)
+        if turn is None:
+            turn = self._turns[usage.turn] = _Turn(self.model)
+            if self._rest is not None and (before := self._newest) is not None:
+                self._rest.add(before, self._prices.of_model(before.model))
+        elif turn is not self._newest:
+            self._rest = None
+        self._newest = turn
         turn.model = self.model
         turn.tell(usage)
         while len(self._turns) > MAX_OPEN_TURNS:
@@ -226,17 +235,24 @@ class CostMeter:
     def until_now(self) -> tuple[dict[str, Any], float, bool]:
         """Tokens as billed, what they cost as far as that is known, and whether that is all."""
         summed = self._sum()
-        return self.tokens(), summed.usd, summed.complete
+        return _tokens(summed), summed.usd, summed.complete
 
     def go_on(self, tokens: Mapping[str, Any], usd: float, *, is_complete: bool) -> None:
         """So much was counted before, by another process."""
         prompt, response = dict(tokens["prompt"]), dict(tokens["response"])
         self._settled = _Sum(usd, is_complete, prompt, response, tokens["other"])
+        self._rest = None
 
     def _sum(self) -> _Sum:
-        summed = self._settled.copy()
-        for turn in self._turns.values():
-            summed.add(turn, self._prices.of_model(turn.model))
+        newest = self._newest
+        if self._rest is None:
+            self._rest = self._settled.copy()
+            for turn in self._turns.values():
+                if turn is not newest:
+                    self._rest.add(turn, self._prices.of_model(turn.model))
+        summed = self._rest.copy()
+        if newest is not None:
+            summed.add(newest, self._prices.of_model(newest.model))
         return summed
 
     def minutes(self, on_line_s: float) -> int:
@@ -275,8 +291,7 @@ class CostMeter:
 
     def tokens(self) -> dict[str, Any]:
         """Tokens as billed, by direction and modality; ``other`` has no price here."""
-        summed = self._sum()
-        return {"prompt": summed.prompt, "response": summed.response, "other": summed.other}
+        return _tokens(self._sum())
 
     def as_dict(
         self, *, on_line_s: float, caller_audio_s: float, agent_audio_s: float
@@ -301,3 +316,7 @@ class CostMeter:
                 else CARRIER_PRICES_OF
             ),
         }
+
+
+def _tokens(summed: _Sum) -> dict[str, Any]:
+    return {"prompt": summed.prompt, "response": summed.response, "other": summed.other}

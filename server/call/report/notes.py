@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
@@ -34,6 +34,8 @@ class Notes:
         tools: The functions that the model has called since it could be resumed last, by id: their
             names, and whether they were answered.
         to_keep: Something has changed that another process would have to know to go on.
+        keep_now: Called when what has changed would be done twice if another process did not know
+            of it; what comes next then finds it kept.
     """
 
     def __init__(self, costs: CostMeter, metrics: Metrics) -> None:
@@ -46,6 +48,7 @@ class Notes:
         self.costs = costs
         self.tools: dict[str, tuple[str, bool]] = {}
         self.to_keep = Signal()
+        self.keep_now: Callable[[], None] = _nobody
         self.metrics = metrics
         self.caller_latency = metrics.chunk_latency.labels("caller")
         self.agent_latency = metrics.chunk_latency.labels("agent")
@@ -62,14 +65,14 @@ class Notes:
             self.tools[identity] = name, False
         while len(self.tools) > MAX_TOOLS:
             del self.tools[next(iter(self.tools))]
-        self.to_keep.set()
+        self.keep_now()
 
     def tools_answered(self, ids: Iterable[str]) -> None:
         """These functions were run and answered, or are no longer wanted."""
         for identity in ids:
             if (tool := self.tools.get(identity)) is not None:
                 self.tools[identity] = tool[0], True
-        self.to_keep.set()
+        self.keep_now()
 
     def remembered(self) -> None:
         """Whatever resumes the model's session from now on knows what was done before."""
@@ -93,3 +96,7 @@ class Notes:
             self.metrics.replies.labels(stage).observe(durations_s[stage])
         if "total" in stages:
             self.timings.replies.record(durations_s["total"])
+
+
+def _nobody() -> None:
+    """Nobody else could have the call."""

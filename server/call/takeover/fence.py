@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
+from typing import Protocol
 
 import structlog
 import trio
@@ -34,6 +35,15 @@ HELD_UP_S = 0.2
 stands meanwhile, and another's does not."""
 
 
+class Keep(Protocol):
+    """Takes what another process needs to go on with a call: :meth:`Registry.keep`."""
+
+    def __call__(
+        self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False
+    ) -> None:
+        """A call is now as this says; in haste, what would be done twice otherwise is in it."""
+
+
 @dataclass(slots=True)
 class Ownership:
     """Of one call: what makes it this process's, and what others are told of it.
@@ -43,14 +53,14 @@ class Ownership:
         client: Whose call it is: the API client's name.
         is_current: Says whether a call is still ours, by its name and generation; None where
             nobody else could have it.
-        keep: Given what another process needs to go on, as :meth:`Registry.keep` is; None if
-            nobody wants it, and then nothing is made.
+        keep: Given what another process needs to go on; None if nobody wants it, and then nothing
+            is made.
     """
 
     generation: int = 1
     client: str = ""
     is_current: Callable[[str, int], Awaitable[bool]] | None = None
-    keep: Callable[[str, int, bytes], None] | None = None
+    keep: Keep | None = None
 
 
 class NotOurs(CarrierError):

@@ -119,7 +119,8 @@ def go_on(
     c.stage = Stage.TALK
     if state.away is not None:
         c.stage = Stage.AWAY
-        handover.go_on(state.away.destination, state.away.number)
+        away = state.away
+        handover.go_on(away.destination, away.number, is_sure=away.is_sure)
     elif machine is not None and state.machine is not None and state.machine.stage == "message":
         c.stage = Stage.TO_MACHINE
     return ends_at

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
+import msgspec
 import structlog
 import trio
 
+from server.agent.agent import Agent
 from server.call.conversation import Conversation, Stage
 from server.call.handover import Handover
 from server.call.machine import Machine
@@ -20,9 +25,10 @@ from server.call.takeover.state import (
     MAX_TURNS,
     AgentState,
     AwayState,
-    CallState,
     CostState,
     MachineState,
+    StateTooLong,
+    StateWriter,
     ToolState,
     TurnState,
     bounded,
@@ -71,124 +77,148 @@ class Keeping:
         self._handover = handover
         self._machine = machine
         self._ends_at = ends_at
-        self._is_told = False
-        self._turns: dict[int, tuple[tuple[object, ...], TurnState]] = {}
+        self._writer = StateWriter()
+        self._fixed_of: tuple[object, ...] = ()
+        self._has_greeted = False
+        self._told: set[str] = set()
+        self._turns: dict[int, _Written] = {}
 
     async def run(self) -> None:
         """Keep the call's state until cancelled; returns at once if nobody wants it."""
-        if (keep := self._ownership.keep) is None:
+        if self._ownership.keep is None:
             return
-        c = self._conversation
-        while True:
-            # The event is made before looking, so that what changes meanwhile is seen.
-            news = c.notes.to_keep.next()
-            try:
-                state = self.state().encode()
-            except ValueError as error:
-                if not self._is_told:
-                    self._is_told = True
-                    logger.warning("call cannot be taken over", reason=str(error))
-            except Exception:
-                if not self._is_told:
-                    self._is_told = True
-                    logger.exception("call cannot be taken over by a bug of ours")
-            else:
-                keep(c.call_sid, self._ownership.generation, state)
-            await news.wait()
-            await trio.sleep(GATHER_S)
+        notes = self._conversation.notes
+        before = notes.keep_now
+        notes.keep_now = partial(self._keep, in_haste=True)
+        try:
+            while True:
+                # The event is made before looking, so that what changes meanwhile is seen.
+                news = notes.to_keep.next()
+                self._keep()
+                await news.wait()
+                await trio.sleep(GATHER_S)
+        finally:
+            notes.keep_now = before
 
-    def state(self) -> CallState:
-        """The call as it stands."""
-        c, now, wall = self._conversation, trio.current_time(), time.time()
-        answered = c.answered_at is not None
-        session = c.session.standing
-        away = self._handover.under_way
-        c.passing.collect()
-        transcript = self._transcript(now)
-        return CallState(
-            kept_at=round(wall, 3),
-            direction=c.party.direction,
-            number=bounded(c.party.number),
-            metadata=dict(c.party.metadata),
-            client=bounded(self._ownership.client),
-            traceparent=bounded(self._report.traceparent),
-            agent=self._agent(),
-            created_at=round(self._report.created_at, 3),
-            answered_at=round(wall - now + c.answered_at, 3) if c.answered_at is not None else None,
-            ends_at=round(wall - now + self._ends_at(), 3) if answered else None,
-            max_duration_s=c.options.max_duration_s,
-            status=self._progress.status,
-            sequence_number=self._progress.number,
-            turn=max(session.turn, c.agent_turn),
-            handle=session.handle,
-            model=bounded(session.model),
-            on_fallback=session.on_fallback,
-            key_name=bounded(session.key_name),
-            transcript=transcript,
-            greeted=self._is_greeted(),
-            first_audio_s=c.notes.timings.answer_to_first_audio_s,
-            costs=self._costs(now),
-            tools=tuple(
+    def _keep(self, *, in_haste: bool = False) -> None:
+        """Give the state away; whatever is wrong with it is told once, and ends no call."""
+        assert self._ownership.keep is not None
+        call_sid, generation = self._conversation.call_sid, self._ownership.generation
+        try:
+            self._ownership.keep(call_sid, generation, self.written(), in_haste=in_haste)
+        except StateTooLong as error:
+            if self._is_news("a bound"):
+                logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(error))
+        except Exception as error:
+            if self._is_news(type(error).__name__):
+                logger.exception("call cannot be taken over by a bug of ours", call_sid=call_sid)
+
+    def _is_news(self, what: str) -> bool:
+        is_news = what not in self._told
+        self._told.add(what)
+        return is_news
+
+    def written(self) -> bytes:
+        """The call as it stands, written down.
+
+        Raises:
+            StateTooLong: It is beyond all bounds.
+        """
+        self._fix()
+        return self._writer.write(self._moving(trio.current_time(), time.time()))
+
+    def _fix(self) -> None:
+        """Write down what hardly ever changes, if it has."""
+        c, report, client = self._conversation, self._report, self._ownership.client
+        agent, metadata = c.party.agent, c.party.metadata
+        is_played = c.answered_at is not None and bool(agent.greeting_audio)
+        fixed_of = agent, is_played, metadata, client, report.traceparent, report.created_at
+        if self._fixed_of and all(map(operator.is_, fixed_of, self._fixed_of)):
+            return
+        fixed: dict[str, object] = {
+            "direction": c.party.direction,
+            "number": bounded(c.party.number),
+            "metadata": metadata,
+            "client": bounded(client),
+            "traceparent": bounded(report.traceparent),
+            "agent": _agent_state(agent, is_played=is_played),
+            "created_at": round(report.created_at, 3),
+            "max_duration_s": c.options.max_duration_s,
+        }
+        self._writer.fix(fixed)
+        self._fixed_of = fixed_of
+
+    def _moving(self, now: float, wall: float) -> dict[str, object]:
+        """All else, as :class:`CallState` has it.
+
+        What the media path has passed on is not collected for this, as that would take the turn
+        out of the path's hands: each event of the session's does so before it says what is new.
+        """
+        c, session, away = self._conversation, self._conversation.session.standing, None
+        if (transfer := self._handover.under_way) is not None:
+            destination, number, is_sure = transfer
+            away = AwayState(bounded(destination), bounded(number), is_sure)
+        answered_at = c.answered_at
+        return {
+            "kept_at": round(wall, 3),
+            "answered_at": None if answered_at is None else round(wall - now + answered_at, 3),
+            "ends_at": None if answered_at is None else round(wall - now + self._ends_at(), 3),
+            "status": self._progress.status,
+            "sequence_number": self._progress.number,
+            "turn": max(session.turn, c.agent_turn),
+            "handle": session.handle,
+            "model": bounded(session.model),
+            "on_fallback": session.on_fallback,
+            "key_name": bounded(session.key_name),
+            "transcript": self._transcript(now),
+            "greeted": self._is_greeted(),
+            "first_audio_s": c.notes.timings.answer_to_first_audio_s,
+            "costs": self._costs(now),
+            "tools": [
                 ToolState(bounded(identity), bounded(name), is_done)
                 for identity, (name, is_done) in list(c.notes.tools.items())[-MAX_TOOLS:]
-            ),
-            away=None if away is None else AwayState(bounded(away[0]), bounded(away[1])),
-            machine=self._machine_state(),
-            recording_parts=0 if c.passing.recorder is None else c.passing.recorder.part,
-        )
-
-    def _agent(self) -> AgentState:
-        c = self._conversation
-        agent = c.party.agent
-        is_played = c.answered_at is not None and bool(agent.greeting_audio)
-        if is_played:
-            agent = briefed(agent)
-        return AgentState(
-            prompt=agent.prompt,
-            greeting=agent.greeting,
-            greeting_text=agent.greeting_text,
-            farewell=agent.farewell,
-            voicemail=agent.voicemail,
-            apology=agent.apology,
-            voice=agent.voice,
-            language=agent.language,
-            tools=tuple(tool.name for tool in agent.tools),
-            has_recording=bool(agent.greeting_audio) and not is_played,
-        )
+            ],
+            "away": away,
+            "machine": self._machine_state(),
+            "recording_parts": 0 if c.passing.recorder is None else c.passing.recorder.part,
+        }
 
     def _is_greeted(self) -> bool:
         """Whether the agent has nothing to say first, or has said most of it."""
-        c = self._conversation
-        agent = c.party.agent
-        greets = bool(agent.greeting or agent.greeting_text or agent.greeting_audio)
-        return not greets or any(
-            turn.heard_s and (turn.cut or turn.heard_s >= turn.made_s / 2)
-            for turn in c.notes.transcript.turns[-MAX_TURNS:]
-        )
+        if not self._has_greeted:
+            c = self._conversation
+            agent = c.party.agent
+            greets = bool(agent.greeting or agent.greeting_text or agent.greeting_audio)
+            self._has_greeted = not greets or any(
+                turn.heard_s and (turn.cut or turn.heard_s >= turn.made_s / 2)
+                for turn in c.notes.transcript.turns[-MAX_TURNS:]
+            )
+        return self._has_greeted
 
-    def _transcript(self, now: float) -> tuple[TurnState, ...]:
-        """The last turns; most are as they were the last time."""
+    def _transcript(self, now: float) -> list[msgspec.Raw]:
+        """The last turns; of most nothing more is heard, and they are written once."""
         c = self._conversation
         c.write_heard(now, last=MAX_CHANGING)
         known, self._turns = self._turns, {}
-        for turn in c.notes.transcript.turns[-MAX_TURNS:]:
-            version = (len(turn.text), turn.heard_s, turn.made_s, turn.cut, turn.complete)
-            before = known.get(id(turn))
-            if before is not None and before[0] == version:
-                self._turns[id(turn)] = before
-            else:
-                self._turns[id(turn)] = version, self._turn(turn)
-        return tuple(state for _, state in self._turns.values())
+        turns = c.notes.transcript.turns[-MAX_TURNS:]
+        for place, turn in enumerate(turns, MAX_CHANGING - len(turns)):
+            written = known.get(id(turn))
+            if written is None or (place >= 0 and written.version != _version(turn)):
+                written = _Written(turn, _version(turn), msgspec.Raw(self._turn(turn)))
+            self._turns[id(turn)] = written
+        return [written.content for written in self._turns.values()]
 
-    def _turn(self, turn: SpokenTurn) -> TurnState:
+    def _turn(self, turn: SpokenTurn) -> bytes:
         c = self._conversation
         has_words = c.options.transcripts
-        return TurnState(
-            turn.speaker,
-            c.notes.transcript.heard_text(turn)[-MAX_TURN_CHARS:] if has_words else "",
-            round(turn.started_s, 3),
-            None if turn.heard_s is None else round(turn.heard_s, 3),
-            turn.cut,
+        return msgspec.json.encode(
+            TurnState(
+                turn.speaker,
+                c.notes.transcript.heard_text(turn)[-MAX_TURN_CHARS:] if has_words else "",
+                round(turn.started_s, 3),
+                None if turn.heard_s is None else round(turn.heard_s, 3),
+                turn.cut,
+            )
         )
 
     def _costs(self, now: float) -> CostState:
@@ -210,3 +240,41 @@ class Keeping:
         if self._conversation.stage is Stage.TO_MACHINE:
             return MachineState(machine.answered_by, "message")
         return MachineState(machine.answered_by, "over" if machine.is_over else "open")
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A turn as it was written down."""
+
+    turn: SpokenTurn
+    """Kept, so that no other has its identity."""
+    version: tuple[object, ...]
+    content: msgspec.Raw
+
+
+def _version(turn: SpokenTurn) -> tuple[object, ...]:
+    return len(turn.text), turn.heard_s, turn.made_s, turn.cut, turn.complete
+
+
+def _agent_state(agent: Agent, *, is_played: bool) -> AgentState:
+    """The agent as another process needs it.
+
+    Args:
+        agent: The call's.
+        is_played: Whether its greeting is a recording that has been played.
+    """
+    has_recording = bool(agent.greeting_audio) and not is_played
+    if is_played:
+        agent = briefed(agent)
+    return AgentState(
+        prompt=agent.prompt,
+        greeting=agent.greeting,
+        greeting_text=agent.greeting_text,
+        farewell=agent.farewell,
+        voicemail=agent.voicemail,
+        apology=agent.apology,
+        voice=agent.voice,
+        language=agent.language,
+        tools=tuple(tool.name for tool in agent.tools),
+        has_recording=has_recording,
+    )

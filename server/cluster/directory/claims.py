@@ -6,7 +6,8 @@ link cannot be compared and changed in one step, whatever changes one that is th
 gate that the processes share, and looks again there.
 
 What another process needs to go on with a call lies in a file of its own for each generation, so
-that one who has lost the call cannot write over what its next owner keeps.
+that one who has lost the call cannot write over what its next owner keeps. It is sealed: a file
+outlives processes that are all killed at once, and what people said is not to.
 """
 
 from __future__ import annotations
@@ -15,19 +16,26 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import structlog
+
 from server.cluster.registry import Holding, Member, Seized
+from server.cluster.sealing import CannotUnseal, seal, unseal
 
 with suppress(ImportError):  # Windows, where there is one process only
     import fcntl
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 GATE_TIMEOUT_S = 0.5
 """Behind it are a few system calls; a process that stops there holds nobody up for longer."""
 GATE_PAUSE_S = 0.0005
 CLAIM_TRIES = 20
+AT_ONCE = 20
+"""Links given back behind the gate in one go, which is a millisecond of whoever waits there."""
 _PLAIN = re.compile(r"[A-Za-z0-9]{1,64}")
 """A call's name that may be a file's, as every CallSid is; of another there is a digest."""
 
@@ -87,13 +95,16 @@ class Claims:
     Args:
         directory: The processes' own.
         gate: For whoever changes a link that is there.
+        secret: What is kept of calls is sealed with this, which all processes have.
     """
 
-    def __init__(self, directory: Path, gate: Gate) -> None:
+    def __init__(self, directory: Path, gate: Gate, secret: str) -> None:
         self._links, self._kept = directory / "calls", directory / "kept"
         for each in (self._links, self._kept):
             each.mkdir(mode=0o700, exist_ok=True)
         self._gate = gate
+        self._secrets = (secret,)
+        self._unreleased: dict[Path, Holding] = {}
 
     def make(self, call_sid: str, claimant: Member) -> Holding:
         """Claim a call for a process: the first claim counts, whatever has become of its maker.
@@ -148,8 +159,17 @@ class Claims:
         before, after = self._file(link, holding.generation), self._file(link, ours.generation)
         with suppress(FileNotFoundError):
             before.replace(after)  # should we die now, it is there for the next one
-            return Seized(ours.generation, after.read_bytes())
+            sealed = after.read_bytes()
+            state = self._unsealed(call_sid, sealed) if sealed else b""
+            return Seized(ours.generation, state, has_ended=not sealed)
         return Seized(ours.generation, b"")
+
+    def _unsealed(self, call_sid: str, sealed: bytes) -> bytes:
+        try:
+            return unseal(sealed, call_sid, self._secrets)
+        except CannotUnseal as error:
+            logger.error("a call is taken over without its state", reason=str(error))  # noqa: TRY400
+            return b""
 
     def _replace(self, link: Path, before: Holding | None, after: Holding) -> bool:
         with self._gate.held() as alone:
@@ -164,42 +184,85 @@ class Claims:
         return True
 
     def release(self, call_sid: str, holding: Holding) -> None:
-        """Give a call back, unless another has taken it over meanwhile."""
+        """Give a call back, unless another has taken it over meanwhile; if somebody holds the gate
+        just now, :meth:`release_rest` does it."""
         link = self._link(call_sid)
-        with self._gate.held() as alone:
-            if alone and _read(link) == holding:
-                link.unlink(missing_ok=True)
+        self._unreleased[link] = holding
+        self.release_rest()
 
-    def release_all(self, name: str, *, older_than_s: float = 0.0) -> None:
-        """Give back what the processes with this name had; called behind the gate.
+    def release_rest(self) -> None:
+        """Give back what could not be given back at once."""
+        if self._unreleased and self._unlink(self._unreleased.items(), timeout_s=0.0):
+            self._unreleased.clear()
+
+    def release_all(self, member: Member) -> None:
+        """Give back what a process has; what was kept of it is forgotten."""
+        self._give_back(
+            (link, holding) for link, holding in self._all() if holding.member == member
+        )
+
+    def release_old(self, name: str, *, older_than_s: float) -> None:
+        """Give back what processes with this name had that are gone.
 
         Args:
-            name: Whose they are, or were.
-            older_than_s: Claims that were made later than so long ago are kept. They are of one
-                that is gone, and say so to whoever asks.
+            name: Whose they were.
+            older_than_s: Claims that were made later than so long ago are kept: they say to whoever
+                asks that their process is gone.
         """
         kept_since = time.time() - older_than_s
-        for link in self._links.iterdir():
+
+        def is_old(link: Path) -> bool:
             with suppress(FileNotFoundError):
-                holding = _read(link)
-                is_old = older_than_s <= 0 or link.lstat().st_mtime < kept_since
-                if holding is not None and holding.member.name == name and is_old:
-                    link.unlink(missing_ok=True)
+                return link.lstat().st_mtime < kept_since
+            return False
+
+        self._give_back(
+            (link, holding)
+            for link, holding in self._all()
+            if holding.member.name == name and is_old(link)
+        )
+
+    def _all(self) -> Iterator[tuple[Path, Holding]]:
+        """Every link and what it says: a walk of many system calls, never to be behind the gate."""
+        for link in self._links.iterdir():
+            if (holding := _read(link)) is not None:
+                yield link, holding
+
+    def _give_back(self, found: Iterable[tuple[Path, Holding]]) -> None:
+        links = list(found)
+        for first in range(0, len(links), AT_ONCE):
+            some = links[first : first + AT_ONCE]
+            if self._unlink(some, timeout_s=GATE_TIMEOUT_S):
+                for link, holding in some:
                     self._file(link, holding.generation).unlink(missing_ok=True)
+
+    def _unlink(self, links: Iterable[tuple[Path, Holding]], *, timeout_s: float) -> bool:
+        with self._gate.held(timeout_s) as alone:
+            if alone:
+                for link, holding in links:
+                    if _read(link) == holding:
+                        link.unlink(missing_ok=True)
+            return alone
 
     def of(self, member: Member) -> Mapping[str, Holding]:
         """The calls of a process that somebody can go on with, by CallSid."""
-        found = {link: _read(link) for link in self._links.iterdir() if _is_plain(link.name)}
         return {
             link.name: holding
-            for link, holding in found.items()
-            if holding is not None and holding.member == member and self._is_kept(link, holding)
+            for link, holding in self._all()
+            if holding.member == member and _is_plain(link.name) and self._is_kept(link, holding)
         }
+
+    def look_round(self, member: Member, older_than_s: float) -> set[Member]:
+        """See what those have left that had a process's name; returns whose calls are still here.
+
+        Of one that has died the carrier may yet ask for its last calls, but not for older ones.
+        """
+        self.release_old(member.name, older_than_s=older_than_s)
+        return self.namesakes(member)
 
     def namesakes(self, member: Member) -> set[Member]:
         """Other processes that have had a process's name, and whose calls are here."""
-        holdings = map(_read, self._links.iterdir())
-        had = {holding.member for holding in holdings if holding is not None}
+        had = {holding.member for _, holding in self._all()}
         return {each for each in had if each.name == member.name and each != member}
 
     # -- what is kept of a call ------------------------------------------------------------
@@ -209,7 +272,7 @@ class Claims:
         file = self._file(self._link(call_sid), generation)
         unnamed = file.with_name(f".{file.name}")
         with os.fdopen(os.open(unnamed, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as out:
-            out.write(state)
+            out.write(seal(state, call_sid, self._secrets) if state else b"")
         unnamed.replace(file)
 
     def forget(self, call_sid: str, generation: int) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import re
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -32,6 +32,7 @@ from server.cluster.directory.meeting import (
     clear_away,
     is_locked,
     private_directory,
+    run_directory,
     shared_secret,
     take_place,
 )
@@ -51,6 +52,7 @@ from server.logs import Sparing
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 JOIN_TRIES = 10
+_PLACE = re.compile(r"offhook-[0-9a-f]{32}")
 ORPHANED_S = 4 * 3600.0
 """No call that began so long ago lasts: the carrier's own limit, unless it is told another."""
 GATE_TIMEOUT_S = 10.0
@@ -67,11 +69,23 @@ def clear_away_after() -> None:
 
     The last one to leave does so itself, unless it is killed.
     """
-    directory = Path(tempfile.gettempdir()) / _name()
+    _clear_away_if_left(run_directory() / _name(), GATE_TIMEOUT_S)
+
+
+def _clear_away_what_was_left() -> None:
+    """Remove what other servers of this user's have left of which all processes were killed."""
+    for directory in run_directory().glob("offhook-*"):
+        if _PLACE.fullmatch(directory.name) and directory.name != _name():
+            with suppress(OSError):
+                if directory.lstat().st_uid == os.getuid() and (directory / "gate").exists():
+                    _clear_away_if_left(directory, 0.0)
+
+
+def _clear_away_if_left(directory: Path, timeout_s: float) -> None:
     with suppress(OSError):  # nobody has left one, or only the next server there would mind
         gate = Gate(directory / "gate")
         try:
-            with gate.held(GATE_TIMEOUT_S) as alone:
+            with gate.held(timeout_s) as alone:
                 if alone and gate.is_the_one:
                     clear_away(directory)
         finally:
@@ -104,9 +118,7 @@ class Directory:
         self._refusals = Sparing()
         self.number, self._lock = take_place(where, places)
         try:
-            self._claims = Claims(where, gate)
-            # Of one in our place that has died: its last calls' carrier may yet ask for them.
-            self._claims.release_all(self._names[self.number], older_than_s=ORPHANED_S)
+            self._claims = Claims(where, gate, shared_secret("state"))
             self.board = Board(where / "board", number=self.number, count=places)
         except BaseException:
             os.close(self._lock)
@@ -114,7 +126,7 @@ class Directory:
         self.me = self._member(self.number)
         self.on_lost: Callable[[str, int], None] = nobody_minds
         self._joined_at = time.monotonic()
-        self._predecessors = self._claims.namesakes(self.me)
+        self._predecessors: set[Member] = set()
         self._keeper = Keeper(self._claims, self._tell_unusable)
 
     @classmethod
@@ -151,14 +163,23 @@ class Directory:
                     with gate.held(GATE_TIMEOUT_S) as alone:
                         if alone and gate.is_the_one:
                             joined = cls(directory, gate, places=places or count, node=node)
-                            return joined
                 finally:
                     if joined is None:
                         gate.close()
+                if joined is not None:
+                    # Which may be much; those who are there go on meanwhile.
+                    joined._predecessors = joined._claims.look_round(joined.me, ORPHANED_S)
+                    _clear_away_what_was_left()
+                    return joined
         raise ConfigurationError(f"{directory} is cleared away again and again")
 
     def leave(self) -> None:
         """Give the place back; the last one to leave clears the directory away."""
+        try:
+            self.board.close()
+            self._claims.release_all(self.me)  # and nobody else's, whatever their name
+        except OSError as error:
+            logger.warning("calls not given back", error=str(error))
         try:
             with self._gate.held(GATE_TIMEOUT_S) as alone:
                 self._go(alone=alone)
@@ -170,8 +191,6 @@ class Directory:
 
     def _go(self, *, alone: bool) -> None:
         try:
-            self.board.close()
-            self._claims.release_all(self.me.name)
             for name in ("http", "media"):
                 self.socket_path(self.number, name).unlink(missing_ok=True)
         finally:
@@ -189,6 +208,8 @@ class Directory:
     def publish(self, load: Load) -> None:
         """Say how this process is doing, now that it has changed."""
         self.board.write(load)
+        with self._told():
+            self._claims.release_rest()
 
     def others(self) -> Mapping[str, Seen]:
         """The processes beside this one, by name; silent ones, too, until another is in their
@@ -280,15 +301,15 @@ class Directory:
         with self._told():
             self._claims.announce(call_sid, Holding(self.me, generation))
 
-    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
         """What another process needs to go on with this call; newer takes the place of older."""
-        self._keeper.keep(call_sid, generation, state)
+        self._keeper.keep(call_sid, generation, state, in_haste=in_haste or not state)
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call is over: what comes about it from now on is about nothing."""
         with self._told():
             self._claims.release(call_sid, Holding(self.me, generation))
-            self._keeper.forget(call_sid)
+            self._keeper.forget(call_sid, generation)
 
     @contextmanager
     def _usable(self) -> Generator[None]:
@@ -330,7 +351,8 @@ class Directory:
         """The model's service refuses the account: nobody needs to try for so long; with 0, what
         was told here is over."""
         unnamed, file = self._where / f"pause.{self.number}", self._where / "pause"
-        if pause_s <= 0 and self.pause() is not None:  # it is another's by now
+        theirs = self.pause()
+        if theirs is not None and theirs[1] >= pause_s:  # who knows of a longer one has the word
             return
         with self._told():
             unnamed.write_text(json.dumps([kind, time.monotonic() + pause_s, str(self.me)]))

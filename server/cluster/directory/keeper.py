@@ -33,24 +33,32 @@ class Keeper:
         self._is_new = trio.Event()
         self._is_written = trio.Event()
 
-    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
-        """A call is now as this says."""
+    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
+        """A call is now as this says; in haste, it is on the disk when this returns.
+
+        Unless the call is being written just now: then it is the next that is written.
+        """
         if generation < self._kept.get(call_sid, 0):
             return  # of one that had the call before, and has just noticed
-        self._new[call_sid] = generation, state
         self._kept[call_sid] = generation
-        self._is_new.set()
+        if in_haste and call_sid not in self._writing:
+            self._new.pop(call_sid, None)
+            self._write({call_sid: (generation, state)})
+        else:
+            self._new[call_sid] = generation, state
+            self._is_new.set()
 
     def has(self, call_sid: str, generation: int) -> None:
         """There is something of a call already, which was another's."""
         self._kept[call_sid] = generation
 
-    def forget(self, call_sid: str) -> None:
-        """A call is over."""
-        self._new.pop(call_sid, None)
-        generation = self._kept.pop(call_sid, None)
-        if generation is None:
+    def forget(self, call_sid: str, generation: int) -> None:
+        """A call is over that was ours at this generation, or is another's; not one that is ours
+        again since."""
+        if generation < self._kept.get(call_sid, generation):
             return
+        self._new.pop(call_sid, None)
+        self._kept.pop(call_sid, None)
         if call_sid in self._writing:
             self._over.append((call_sid, generation))
         else:

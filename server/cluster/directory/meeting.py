@@ -46,21 +46,38 @@ def share(secret: bytes) -> None:
     multiprocessing.current_process().authkey = secret
 
 
+def run_directory() -> Path:
+    """Where directories for what runs are made: this user's own place if the system has one, else
+    everybody's."""
+    if (own := os.environ.get("XDG_RUNTIME_DIR", "")) and _is_private(Path(own)):
+        return Path(own)
+    return Path(tempfile.gettempdir())
+
+
 def private_directory(name: str) -> Path:
     """A directory that only this user may look into.
 
     Raises:
         ConfigurationError: Somebody else has made it, or its path is too long.
     """
-    directory = Path(tempfile.gettempdir()) / name
+    directory = run_directory() / name
     if len(os.fsencode(directory)) > MAX_PATH_BYTES:
         raise ConfigurationError(f"{directory} is too long for Unix sockets: set TMPDIR")
     with suppress(FileExistsError):
         directory.mkdir(mode=0o700)
-    facts = directory.lstat()
-    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+    if not _is_private(directory):
         raise ConfigurationError(f"{directory} is not this user's own, private directory")
     return directory
+
+
+def _is_private(directory: Path) -> bool:
+    """Whether this is a directory, and no link to one, that only this user may look into."""
+    try:
+        facts = directory.lstat()
+    except OSError:
+        return False
+    is_ours = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid()
+    return is_ours and not facts.st_mode & 0o077
 
 
 def try_lock(path: Path) -> int | None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Annotated
 
 import msgspec
 
+from server.cluster.names import is_name
 from server.cluster.registry import Load, Member, Seen
 from server.settings.values import node_url
 
 _MOST = 1_000_000_000
-_MEMBER = re.compile(r"([a-z0-9][a-z0-9-]{0,62}(?:\.\d{1,5})?)@(\d{1,20})")
+_BORN = re.compile(r"[0-9]{1,20}")
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=_MOST)]
 
@@ -53,8 +54,8 @@ def _bounded(value: float) -> float:
 
 def member_of(text: bytes) -> Member | None:
     """The member of this name, or None if it is none's."""
-    found = _MEMBER.fullmatch(text.decode("ascii", "replace"))
-    return Member(found[1], int(found[2])) if found else None
+    name, _, born = text.decode("ascii", "replace").rpartition("@")
+    return Member(name, int(born)) if is_name(name) and _BORN.fullmatch(born) else None
 
 
 def seen(
@@ -111,8 +112,3 @@ def _is_address(text: str) -> bool:
         return not text or node_url(text) == text
     except ValueError:
         return False
-
-
-def pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    """A hash as scripts return it: names and values by turns."""
-    return dict(zip(flat[::2], flat[1::2], strict=True))

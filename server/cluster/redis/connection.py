@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from server.cluster.redis.scripts import Step
+from server.cluster.registry import RegistryAway
 from server.errors import ConfigurationError
 from server.settings.cluster import RegistryAddress
 
@@ -173,5 +174,5 @@ def is_theirs(failure: BaseException) -> bool:
 
     ``RuntimeError`` is what coredis says of a client that has just ended.
     """
-    theirs = OSError, trio.TooSlowError, RuntimeError
+    theirs = OSError, trio.TooSlowError, RuntimeError, RegistryAway
     return isinstance(failure, theirs) or type(failure).__module__.startswith(("coredis", "anyio"))

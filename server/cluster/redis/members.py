@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import structlog
 
 from server.cluster.proof import Prover
 from server.cluster.redis import beats
+from server.cluster.redis.answers import Heard
 from server.cluster.redis.scripts import Step, Steps
 from server.cluster.registry import Load, Member, Seen
 from server.logs import Sparing
@@ -85,27 +85,26 @@ class Members:
         load = beats.written(self._my_address, self._load, self._vouched)
         return self._steps.beat(str(self._me), load, self._last_ms, pause), told
 
-    def heard(self, answer: Sequence[Any], told: Pause | None, now: float) -> bool:
+    def heard(self, answer: Heard, told: Pause | None, now: float) -> bool:
         """The registry has answered a beat; returns whether it has lost what was in it."""
-        now_ms, lost, pause, pause_ms, flat = answer
         if self._to_tell is told:
             self._to_tell = None
         if self._began_at is None:
             self._began_at = now
-        self._heard_at, self._last_ms = now, now_ms
+        self._heard_at, self._last_ms = now, answer.now_ms
         self.others = beats.seen(
-            beats.pairs(flat),
+            answer.members,
             self._me,
-            now_ms,
+            answer.now_ms,
             lambda member, address, shown: self._believes(member, address, shown, now),
         )
-        if lost:  # whoever has told of a pause tells of it again
+        if answer.lost:  # whoever has told of a pause tells of it again
             self._to_tell = self._last_told
         else:
-            pause_s = min(max(pause_ms / 1000, 0.0), MAX_PAUSE_S)
-            self._paused = self._told_by_another(pause, now + pause_s)
+            pause_s = min(max(answer.pause_ms / 1000, 0.0), MAX_PAUSE_S)
+            self._paused = self._told_by_another(answer.pause, now + pause_s)
         self._look_for_a_namesake(now - self._began_at)
-        return bool(lost)
+        return answer.lost
 
     def _believes(self, member: Member, address: str, shown: str, now: float) -> bool:
         """Whether a member's address is what one of ours has said it is."""
@@ -120,8 +119,8 @@ class Members:
         )
         return False
 
-    def _told_by_another(self, pause: bytes | None, until: float) -> Pause | None:
-        teller, _, kind = (pause or b"").partition(b" ")
+    def _told_by_another(self, pause: bytes, until: float) -> Pause | None:
+        teller, _, kind = pause.partition(b" ")
         if not teller or teller == str(self._me).encode():
             return None
         return kind.decode(errors="replace"), until

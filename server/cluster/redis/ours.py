@@ -24,20 +24,32 @@ class Write:
     call_sid: str
     generation: int
     state: bytes | None
-    """What another needs to go on with it; None if that is not new."""
+    """What another needs to go on with it; empty if it has ended, None if it is not new."""
     is_over: bool
     change: int
     """Which of all changes it is."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nobody is to go on with the call, and there is no more to say of it."""
+        return self.is_over or self.state == b""
 
 
 @dataclass(slots=True)
 class _Call:
     generation: int
-    state: bytes = b""
+    state: bytes | None = None
     is_over: bool = False
     change: int = 0
     is_listed: bool = False
     is_state_new: bool = False
+    is_urgent: bool = False
+    is_too_large: bool = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nobody is to go on with it; that is still to be written, or it were not here."""
+        return self.is_over or self.state == b""
 
 
 @dataclass(slots=True)
@@ -49,7 +61,8 @@ class Lists:
 
 
 class Ours:
-    """The calls of one member, and what is new of them.
+    """The live calls of one member, and what is new of all; one that has ended is forgotten as soon
+    as that is written.
 
     Attributes:
         dropped: How many calls that are over were forgotten because there were too many.
@@ -63,20 +76,28 @@ class Ours:
         self._changes = 0
 
     @property
+    def known(self) -> int:
+        """How many calls are told again when the registry has forgotten everything."""
+        return len(self._calls)
+
+    @property
     def unsaid(self) -> int:
         """Of how many calls there is something to write."""
         return len(self._new)
 
     def announce(self, call_sid: str, generation: int) -> None:
         """A call is ours."""
-        if self._ours(call_sid, generation) is not None:
+        call = self._ours(call_sid, generation)
+        if call is not None and not call.has_ended:
             self._changed(call_sid)
 
-    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
-        """Another process would need this to go on with a call of ours."""
-        if (call := self._ours(call_sid, generation)) is not None:
+    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
+        """Another process would need this to go on with a call of ours; empty if it has ended."""
+        call = self._ours(call_sid, generation)
+        if call is not None and not call.has_ended:
             call.state = state
             call.is_state_new = True
+            call.is_urgent = call.is_urgent or in_haste
             self._changed(call_sid)
 
     def release(self, call_sid: str, generation: int) -> None:
@@ -84,7 +105,7 @@ class Ours:
         if (call := self._ours(call_sid, generation)) is None:
             return
         call.is_over = True
-        call.state = b""
+        call.state = None
         call.is_state_new = False
         self._over[call_sid] = None
         self._changed(call_sid)
@@ -100,7 +121,20 @@ class Ours:
     def is_held(self, call_sid: str, generation: int) -> bool:
         """Whether a call is ours and live with this generation, as far as we know."""
         call = self._calls.get(call_sid)
-        return call is not None and not call.is_over and call.generation == generation
+        return call is not None and not call.has_ended and call.generation == generation
+
+    def is_urgent(self, call_sid: str) -> bool:
+        """Whether something of a call has not been written that was to be in haste."""
+        call = self._calls.get(call_sid)
+        return call is not None and call.is_urgent
+
+    def tell_too_large(self, call_sid: str, generation: int) -> bool:
+        """A call's state is too large to be kept; returns whether that is new."""
+        call = self._ours(call_sid, generation)
+        if call is None or call.is_too_large:
+            return False
+        call.is_too_large = True
+        return True
 
     def forget(self, call_sid: str) -> None:
         """A call is no longer ours to speak of."""
@@ -112,23 +146,27 @@ class Ours:
         """The registry may have forgotten anything."""
         for call_sid, call in self._calls.items():
             call.is_listed = False
-            call.is_state_new = bool(call.state)
+            call.is_state_new = call.state is not None
             self._changed(call_sid)
 
     def take(self, most: int) -> list[Write]:
         """What is to be written first; it stays here until it :meth:`was_written`."""
-        writes = []
-        for call_sid in islice(self._new, most):
-            call = self._calls[call_sid]
-            state = call.state if call.is_state_new else None
-            writes.append(Write(call_sid, call.generation, state, call.is_over, call.change))
-        return writes
+        return [self._write(call_sid) for call_sid in islice(self._new, most)]
+
+    def take_of(self, call_sid: str) -> list[Write]:
+        """What is to be written of one call; it stays here until it :meth:`was_written`."""
+        return [self._write(call_sid)] if call_sid in self._new else []
+
+    def _write(self, call_sid: str) -> Write:
+        call = self._calls[call_sid]
+        state = call.state if call.is_state_new else None
+        return Write(call_sid, call.generation, state, call.is_over, call.change)
 
     def lists(self, writes: Sequence[Write]) -> Lists:
         """What changes with them in the list of our calls."""
         lists = Lists()
         for write in writes:
-            if write.is_over:
+            if write.is_last:
                 lists.leave[write.call_sid] = None
             elif not self._calls[write.call_sid].is_listed:
                 lists.join[write.call_sid] = None
@@ -139,14 +177,13 @@ class Ours:
         call = self._calls.get(write.call_sid)
         if call is None or call.generation != write.generation:
             return
-        if not write.is_over:
-            call.is_listed = True
+        call.is_listed = not write.is_last
         if call.change != write.change:
             return
-        if write.is_over:
+        if write.is_last:
             self.forget(write.call_sid)
         else:
-            call.is_state_new = False
+            call.is_state_new = call.is_urgent = False
             self._new.pop(write.call_sid, None)
 
     def _ours(self, call_sid: str, generation: int) -> _Call | None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import structlog
 import trio
 
 from server.cluster.proof import Prover
-from server.cluster.redis import beats
+from server.cluster.redis import answers
 from server.cluster.redis.connection import Connection, is_theirs, open_connection, reasons
 from server.cluster.redis.members import Members
 from server.cluster.redis.scripts import Step, Steps
@@ -44,6 +45,8 @@ SETTLE_S = 4.0
 """After it has lost what was in it: until then every member has said its calls again."""
 LEAVING_S = 2.0
 MAX_ASKED_AT_ONCE = 100
+
+T = TypeVar("T")
 
 
 class RedisRegistry:
@@ -82,6 +85,7 @@ class RedisRegistry:
             me, self._steps, self._secrets, metrics, lambda *lost: self.on_lost(*lost)
         )
         self._attempts: dict[str, str] = {}
+        self._odd: set[str] = set()  # what has been told of answers that nobody expects
         self._requests: dict[tuple[str, str], bytes] = {}
 
     # -- the owner of the connection -----------------------------------------------------------
@@ -135,7 +139,9 @@ class RedisRegistry:
         """The registry is away; a bug of ours is told with its traceback, but costs no more."""
         self._connection = None
         found = list(reasons(failures))
-        if not all(map(is_theirs, found)):
+        if odd := [each for each in found if isinstance(each, answers.OddAnswer)]:
+            self._tell_odd(odd[0])
+        elif not all(map(is_theirs, found)):
             logger.error("a bug in the registry", exc_info=failures)
         if self._is_away is not True:
             self._is_away = True
@@ -157,7 +163,7 @@ class RedisRegistry:
         self._beat_now = trio.Event()
         step, told = self._members.beat(trio.current_time())
         (answer,) = await self._writing.write(connection, step)
-        if self._members.heard(answer, told, trio.current_time()):
+        if self._members.heard(answers.heard(answer), told, trio.current_time()):
             self._metrics.changes.labels("lost").inc()
             logger.warning("the registry has lost what was in it; our calls are told again")
             self._writing.say_all_again()
@@ -165,25 +171,55 @@ class RedisRegistry:
 
     # -- asking --------------------------------------------------------------------------------
 
-    async def _ask(self, *steps: Step) -> list[object]:
-        """Take steps, in one go.
+    async def _ask(
+        self, step: Step, read: Callable[[object], T], *, after_news_of: str | None = None
+    ) -> T:
+        """Take a step, and read what it is answered.
+
+        Args:
+            step: What is asked.
+            read: Knows what it can be answered.
+            after_news_of: A call: what is new of it is written in the same go.
 
         Raises:
-            RegistryAway: There is no answer.
+            RegistryAway: There is no answer, or it is none.
         """
+        (answer,) = await self._ask_all((step,), read, after_news_of=after_news_of)
+        return answer
+
+    async def _ask_all(
+        self,
+        steps: Sequence[Step],
+        read: Callable[[object], T],
+        *,
+        after_news_of: str | None = None,
+    ) -> list[T]:
         connection = self._connection
         if connection is None:
             await trio.lowlevel.checkpoint()
             raise RegistryAway("the registry is away")
         try:
-            if len(steps) == 1:
-                return [await connection.ask(steps[0])]
-            return await connection.ask_all(steps)
+            if after_news_of is not None:
+                found = await self._writing.write_of(after_news_of, connection, *steps)
+            elif len(steps) == 1:
+                found = [await connection.ask(steps[0])]
+            else:
+                found = await connection.ask_all(steps)
+            return [read(each) for each in found]
+        except answers.OddAnswer as odd:
+            self._tell_odd(odd)
+            raise
         except Exception as failure:
             self._beat_now.set()
             if not all(map(is_theirs, reasons(failure))) and self._connection is connection:
                 logger.exception("a bug in the registry")
             raise RegistryAway(f"the registry has not answered: {type(failure).__name__}") from None
+
+    def _tell_odd(self, odd: answers.OddAnswer) -> None:
+        """Say once for each kind of answer that something else has come."""
+        if odd.expected not in self._odd:
+            self._odd.add(odd.expected)
+            logger.error("the registry has something that is not ours", reason=str(odd))
 
     async def _sure_of_nothing(self) -> None:
         """Make sure that what the registry does not know it has not forgotten.
@@ -191,8 +227,7 @@ class RedisRegistry:
         Raises:
             RegistryAway: It may have.
         """
-        (age_ms,) = await self._ask(self._steps.age())
-        if not isinstance(age_ms, int) or age_ms < SETTLE_S * 1000:
+        if await self._ask(self._steps.age(), answers.age_ms) < SETTLE_S * 1000:
             self._beat_now.set()
             raise RegistryAway("the registry has been restarted, and not everybody was heard yet")
 
@@ -217,20 +252,22 @@ class RedisRegistry:
 
     async def claim(self, call_sid: str, member: Member | None = None) -> Holding:
         """Say that a call is to be a member's; tells whose it is."""
-        whose = member or self.me
-        (answer,) = await self._ask(self._steps.claim(call_sid, str(whose)))
-        holding, is_over = _holding(answer)
+        step = self._steps.claim(call_sid, str(member or self.me))
+        found = await self._ask(step, answers.holding)
+        if found is None:
+            raise RegistryAway("the registry has not taken a claim")
+        holding, is_over = found
         if holding.member == self.me and not is_over:
             self.announce(call_sid, holding.generation)
         return holding
 
     async def owner(self, call_sid: str) -> Holding | None:
         """Whose a call is; None if it is nobody's or over."""
-        (answer,) = await self._ask(self._steps.owner(call_sid))
-        if _is_missing(answer):
+        found = await self._ask(self._steps.owner(call_sid), answers.holding)
+        if found is None:
             await self._sure_of_nothing()
             return None
-        holding, is_over = _holding(answer)
+        holding, is_over = found
         return None if is_over else holding
 
     async def seize(self, call_sid: str, holding: Holding) -> Seized | None:
@@ -243,22 +280,21 @@ class RedisRegistry:
             call_sid, str(self.me), str(holding.member), holding.generation, attempt
         )
         try:
-            (answer,) = await self._ask(step)
+            taken = await self._ask(step, answers.taken)
         except RegistryAway:
             self._attempts[call_sid] = attempt
             while len(self._attempts) > MAX_ASKED_AT_ONCE:
                 self._attempts.pop(next(iter(self._attempts)))
             raise
-        if answer == -1:
+        if taken is True:
             await self._sure_of_nothing()
+        if isinstance(taken, bool):
             return None
-        if not isinstance(answer, list):
-            return None
-        generation, sealed = int(answer[0]), bytes(answer[1])
-        self.announce(call_sid, generation)
+        self.announce(call_sid, taken.generation)
         if holding.member != self.me:
             self._writing.strike_off(str(holding.member), call_sid)
-        return Seized(generation, self._unsealed(call_sid, sealed))
+        state = self._unsealed(call_sid, taken.sealed or b"")
+        return Seized(taken.generation, state, has_ended=taken.sealed == b"")
 
     def _unsealed(self, call_sid: str, sealed: bytes) -> bytes:
         if not sealed:
@@ -270,31 +306,32 @@ class RedisRegistry:
             return b""
 
     async def is_current(self, call_sid: str, generation: int) -> bool:
-        """Whether a call is still ours; one that the registry has forgotten is, if it is live."""
+        """Whether a call is still ours; one that the registry has forgotten is, if it is live.
+
+        What was kept of it in haste is in the registry before it says so.
+        """
         me, is_held = str(self.me), self._writing.is_held(call_sid, generation)
         if is_held:
-            (answer,) = await self._ask(self._steps.put(call_sid, me, generation, None))
-            if answer:
+            step = self._steps.put(call_sid, me, generation, None)
+            news_of = call_sid if self._writing.is_urgent(call_sid) else None
+            if await self._ask(step, answers.flag, after_news_of=news_of):
                 await self._sure_of_nothing()  # or whoever took it over has not said so again yet
                 return True
-        (answer,) = await self._ask(self._steps.owner(call_sid))
-        if _is_missing(answer):
+        found = await self._ask(self._steps.owner(call_sid), answers.holding)
+        if found is None:
             raise RegistryAway("the registry knows nothing of this call any more")
-        return _holding(answer)[0] == Holding(self.me, generation)
+        return found[0] == Holding(self.me, generation)
 
     async def calls_of(self, member: Member) -> Mapping[str, Holding]:
         """The live calls of a member that somebody can go on with."""
-        (listed,) = await self._ask(self._steps.calls_of(str(member)))
-        call_sids = [sid.decode(errors="replace") for sid in listed or ()]  # type: ignore[attr-defined]
+        call_sids = await self._ask(self._steps.calls_of(str(member)), answers.call_sids)
         found: dict[str, Holding] = {}
         for first in range(0, len(call_sids), MAX_ASKED_AT_ONCE):
             some = call_sids[first : first + MAX_ASKED_AT_ONCE]
-            answers = await self._ask(*map(self._steps.left, some))
-            for call_sid, answer in zip(some, answers, strict=True):
-                if not _is_missing(answer):
-                    holding, is_over = _holding(answer)
-                    if holding.member == member and not is_over:
-                        found[call_sid] = holding
+            holders = await self._ask_all([self._steps.left(sid) for sid in some], answers.holding)
+            for call_sid, holder in zip(some, holders, strict=True):
+                if holder is not None and holder == (Holding(member, holder[0].generation), False):
+                    found[call_sid] = holder[0]
         return found
 
     # -- what is new of our calls --------------------------------------------------------------
@@ -303,9 +340,9 @@ class RedisRegistry:
         """A call is ours."""
         self._writing.announce(call_sid, generation)
 
-    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
+    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
         """What another process needs to go on with this call; more than 64 kB is not kept."""
-        self._writing.keep(call_sid, generation, state)
+        self._writing.keep(call_sid, generation, state, in_haste=in_haste)
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call is over."""
@@ -315,9 +352,9 @@ class RedisRegistry:
 
     async def dial_turn(self, account: str, calls_per_s: float, max_wait_s: float) -> float | None:
         """Take the account's next turn to dial."""
-        step = self._steps.turn(account, 1 / calls_per_s, max_wait_s)
-        (wait_us,) = await self._ask(step)
-        return wait_us / 1e6 if isinstance(wait_us, int) and wait_us >= 0 else None
+        return await self._ask(
+            self._steps.turn(account, 1 / calls_per_s, max_wait_s), answers.wait_s
+        )
 
     @property
     def _tag(self) -> bytes:
@@ -329,19 +366,19 @@ class RedisRegistry:
             return ours
         self._requests[client, key] = fingerprint
         try:
-            (answer,) = await self._ask(self._steps.begin(client, key, self._tag, fingerprint))
+            step = self._steps.begin(client, key, self._tag, fingerprint)
+            theirs = await self._ask(step, answers.worked_on)
         except BaseException:
             self._requests.pop((client, key), None)
             raise
-        if not isinstance(answer, bytes):
-            return None
-        self._requests.pop((client, key), None)
-        return answer.partition(b"\n")[2]
+        if theirs is not None:
+            self._requests.pop((client, key), None)
+        return theirs
 
     async def end_request(self, client: str, key: str) -> None:
         """A request is no longer worked on here."""
         if self._requests.pop((client, key), None) is not None:
-            await self._ask(self._steps.end(client, key, self._tag))
+            await self._ask(self._steps.end(client, key, self._tag), answers.anything)
 
     # -- the model's account -------------------------------------------------------------------
 
@@ -353,20 +390,3 @@ class RedisRegistry:
     def pause(self) -> tuple[str, float] | None:
         """What another process was refused, and for how long yet nobody needs to try."""
         return self._members.pause(trio.current_time())
-
-
-def _is_missing(answer: object) -> bool:
-    return not isinstance(answer, list) or answer[0] is None
-
-
-def _holding(answer: object) -> tuple[Holding, bool]:
-    """Whose a call is, and whether it is over.
-
-    Raises:
-        RegistryAway: What is there is nothing of ours.
-    """
-    if isinstance(answer, list) and len(answer) == 3 and isinstance(answer[0], bytes):
-        member = beats.member_of(answer[0])
-        if member is not None and bytes(answer[1]).isdigit() and len(answer[1]) < 16:
-            return Holding(member, int(answer[1])), answer[2] is not None
-    raise RegistryAway("the registry has something else at the place of a call")

@@ -59,13 +59,16 @@ if h[4] ~= ARGV[4] or h[1] ~= ARGV[1] then
   redis.call('HSET', KEYS[1], 'n', ARGV[1], 'g', g, 'x', ARGV[4])
   redis.call('EXPIRE', KEYS[1], ARGV[5])
 end
-return {g, h[5] or ''}
+return {g, h[5]}
 """
+# Who was told that a call is over may have lost it before, and the registry what was in it since:
+# a later owner's word counts.
 _PUT = """
 local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o')
 local g = tonumber(ARGV[2])
-if h[1] and (h[3] or tonumber(h[2]) > g) then return 0 end
-if h[1] and tonumber(h[2]) == g and h[1] ~= ARGV[1] then return 0 end
+if h[1] and tonumber(h[2]) > g then return 0 end
+if h[1] and tonumber(h[2]) == g and (h[3] or h[1] ~= ARGV[1]) then return 0 end
+if h[3] then redis.call('HDEL', KEYS[1], 'o') end
 redis.call('HSET', KEYS[1], 'n', ARGV[1], 'g', g)
 if ARGV[4] then redis.call('HSET', KEYS[1], 's', ARGV[4]) end
 redis.call('EXPIRE', KEYS[1], ARGV[3])
@@ -74,8 +77,8 @@ return 1
 _OVER = """
 local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o')
 local g = tonumber(ARGV[2])
-if h[1] and (h[3] or tonumber(h[2]) > g) then return 0 end
-if h[1] and tonumber(h[2]) == g and h[1] ~= ARGV[1] then return 0 end
+if h[1] and tonumber(h[2]) > g then return 0 end
+if h[1] and tonumber(h[2]) == g and (h[3] or h[1] ~= ARGV[1]) then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'n', ARGV[1], 'g', g, 'o', 1)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
@@ -190,7 +193,8 @@ class Steps:
     def seize(
         self, call_sid: str, member: str, from_member: str, generation: int, attempt: str
     ) -> Step:
-        """Take a call over; the same attempt, made again, tells the same: -1 if there is none."""
+        """Take a call over: tells its generation and its state, -1 if there is none, 0 if it is
+        another's or over; the same attempt, made again, tells the same."""
         words = (member, from_member, generation, attempt, CALL_TTL_S)
         return Step(_SEIZE, self._call(call_sid), words)
 

@@ -6,12 +6,13 @@ fifteen calls in it, and nothing is decided by a state that is a moment older.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 import trio
 
+from server.cluster.redis import answers as answers_of
 from server.cluster.redis.connection import Connection
 from server.cluster.redis.ours import MAX_STATE_BYTES, Ours, Write
 from server.cluster.redis.scripts import Step, Steps
@@ -63,14 +64,19 @@ class Writing:
         self._ours.announce(call_sid, generation)
         self._wake()
 
-    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
-        """Another process would need this to go on with a call of ours."""
+    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
+        """Another process would need this to go on with a call of ours; empty if it has ended."""
         if len(state) > MAX_STATE_BYTES:
-            logger.warning("the state of a call is too large to be kept", size_bytes=len(state))
+            if self._ours.tell_too_large(call_sid, generation):
+                logger.warning(
+                    "the state of a call is too large to be kept",
+                    call_sid=call_sid,
+                    size_bytes=len(state),
+                )
             return
-        is_first = not self._ours.has_state(call_sid)
-        self._ours.keep(call_sid, generation, state)
-        self._wake(in_haste=is_first)
+        in_haste = in_haste or not state or not self._ours.has_state(call_sid)
+        self._ours.keep(call_sid, generation, state, in_haste=in_haste)
+        self._wake(in_haste=in_haste)
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call of ours is over."""
@@ -80,6 +86,10 @@ class Writing:
     def is_held(self, call_sid: str, generation: int) -> bool:
         """Whether a call is ours and live with this generation, as far as we know."""
         return self._ours.is_held(call_sid, generation)
+
+    def is_urgent(self, call_sid: str) -> bool:
+        """Whether something of a call has not been written that was to be in haste."""
+        return self._ours.is_urgent(call_sid)
 
     def strike_off(self, member: str, call_sid: str) -> None:
         """A call is no longer one of a member's."""
@@ -93,6 +103,7 @@ class Writing:
 
     def _wake(self, *, in_haste: bool = True) -> None:
         self._metrics.unsaid.set(self._ours.unsaid)
+        self._metrics.calls.set(self._ours.known)
         if self._ours.unsaid or self._strike_off:
             self._news.set()
             if in_haste:
@@ -123,14 +134,28 @@ class Writing:
         async with self._one_go:
             haste, self._news, self._haste = self._haste, trio.Event(), trio.Event()
             haste.set()
-            answers = await self._write(connection, first)
+            strike_off, self._strike_off = self._strike_off, {}
+            answers = await self._write(connection, first, self._ours.take(MAX_WRITES), strike_off)
             self._wake()
         return answers
 
-    async def _write(self, connection: Connection, first: Sequence[Step]) -> list[Any]:
-        writes = self._ours.take(MAX_WRITES)
+    async def write_of(self, call_sid: str, connection: Connection, *first: Step) -> list[Any]:
+        """Write what is new of one call, in one go with other steps.
+
+        Returns:
+            What those are answered.
+        """
+        async with self._one_go:
+            return await self._write(connection, first, self._ours.take_of(call_sid), {})
+
+    async def _write(
+        self,
+        connection: Connection,
+        first: Sequence[Step],
+        writes: Sequence[Write],
+        strike_off: Mapping[str, Mapping[str, None]],
+    ) -> list[Any]:
         lists = self._ours.lists(writes)
-        strike_off, self._strike_off = self._strike_off, {}
         batch = [self._step(write) for write in writes]
         if lists.join:
             batch.append(self._steps.join(self._me, list(lists.join)))
@@ -139,7 +164,7 @@ class Writing:
         batch += [self._steps.leave(member, list(sids)) for member, sids in strike_off.items()]
         answers = await connection.ask_all([*first, *batch])
         for write, was_ours in zip(writes, answers[len(first) :], strict=False):
-            if was_ours or write.is_over:
+            if answers_of.flag(was_ours) or write.is_over:
                 self._ours.was_written(write)
             else:
                 self._is_lost(write)
