@@ -60,7 +60,7 @@ class Hearing:
         self._playing = playing
         self._machine = machine
         self._keys = PressedKeys(conversation.options.dtmf_pause_s)
-        conversation.passing.on_caller = self._take_passed
+        conversation.passing.relay.on_caller = self._take_passed
 
     async def run(self) -> None:
         """Hear every line of the call, until one ends that is the end of the call."""

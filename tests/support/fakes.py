@@ -28,6 +28,10 @@ from server.media.words import SoundPath
 from server.model import Conversation, EventListener, SessionEvent, Standing, ToolResult, Way
 
 
+def _nobody(told: object) -> None:
+    """The call is over."""
+
+
 class MemoryMedia:
     """A media stream; the test says what the carrier sends and sees what it is sent."""
 
@@ -109,6 +113,7 @@ class MemoryMedia:
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         await trio.lowlevel.checkpoint()
         self.closed = (code, reason)
+        self._listener = _nobody
 
 
 class MemorySession:
@@ -161,6 +166,9 @@ class MemorySession:
     @property
     def is_ready(self) -> bool:
         return self._opened.is_set()
+
+    def leave(self) -> None:
+        self._on_event = _nobody
 
     def join(self, relay: SoundPath) -> None:
         pass

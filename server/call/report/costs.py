@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import phonenumbers
 
+from server.carrier import StatusUpdate
 from server.model import UNSPECIFIED, Usage
 
 TOKENS_PER_S = 25
@@ -214,12 +215,27 @@ class CostMeter:
         self._turns: dict[int, _Turn] = {}
         self._settled = _Sum()
 
+    def bill(self, update: StatusUpdate) -> bool:
+        """Take the seconds that the carrier bills, once its last word has them; False if not."""
+        seconds = update.facts.get("duration_s", "")
+        if not (update.status.is_final and seconds.isdecimal()):
+            return False
+        self.billed_s = float(seconds)
+        return True
+
     def count(self, usage: Usage) -> None:
         """Take a turn's counts, for the first time or again."""
         turn = self._turns.setdefault(usage.turn, _Turn(self.model))
         turn.model = self.model
         turn.tell(usage)
-        while len(self._turns) > MAX_OPEN_TURNS:
+        self._settle(MAX_OPEN_TURNS)
+
+    def close(self) -> None:
+        """Sum everything up: no turn's counts grow any more."""
+        self._settle(0)
+
+    def _settle(self, open_turns: int) -> None:
+        while len(self._turns) > open_turns:
             oldest = self._turns.pop(next(iter(self._turns)))
             self._settled.add(oldest, self._prices.of_model(oldest.model))
 
