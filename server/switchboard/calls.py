@@ -190,9 +190,15 @@ class Calls:
         with one_calls_trouble(call):
             if not is_moved:  # else whoever has it writes its record
                 record = call.record()
-        forgotten = self.register.forget(call) if is_moved else self.register.end(call, record)
-        with one_calls_trouble(call):
-            self._cluster.let_go(call.call_sid, call.ownership.generation, is_moved=is_moved)
+        let_go = partial(
+            self._cluster.let_go, call.call_sid, call.ownership.generation, is_moved=is_moved
+        )
+        if is_moved:
+            forgotten = self.register.forget(call)
+            with one_calls_trouble(call):
+                let_go()
+        else:
+            forgotten = self.register.end(call, record, let_go)
         with one_calls_trouble(call):
             self.model_trial.learn(call)
         with one_calls_trouble(call):
@@ -211,6 +217,7 @@ class Calls:
     async def aclose(self) -> None:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""
         self.draining = True
+        self.register.stop()
         self._cluster.publish()
         await self._accepted_in.aclose()
 
@@ -553,6 +560,7 @@ class Calls:
             return
         self._drained = trio.Event()
         self.draining = True
+        self.register.stop()
         self._cluster.publish()
         last = list(self.register.live)
         logger.info("draining", live=self.live_count)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import structlog
 
 from server.agent import phrases
 from server.call.call import Call
@@ -18,6 +20,11 @@ from server.records.store import Records
 from server.records.words import CallRecord, Cursor, RecordsUnavailable
 from server.switchboard.making import one_calls_trouble
 
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MAX_UNWRITTEN = 1_000
+"""Ended calls that stay with the others until their records are written: a database may be away for
+long."""
 MAX_ENDED = 10_000
 """CallSids of ended calls that are remembered: a webhook that comes again begins no call again."""
 
@@ -64,23 +71,38 @@ class Register:
         self._recent: OrderedDict[str, EndedCall] = OrderedDict()
         # The apologies that are still owed, and the languages they are in.
         self._ended: OrderedDict[str, tuple[str, str] | None] = OrderedDict()
+        self._unwritten: OrderedDict[str, Callable[[], None]] = OrderedDict()
+        self._is_stopping = False
+        if records is not None:
+            records.on_written = self._written
 
     def add(self, call: Call) -> None:
         """A call lives."""
         self._live[call.call_sid] = call
 
-    def end(self, call: Call, record: CallRecord | None) -> Sequence[str]:
+    def end(
+        self, call: Call, record: CallRecord | None, let_go: Callable[[], None]
+    ) -> Sequence[str]:
         """A call has ended: its record is kept, and nothing else of it.
+
+        Should the process be killed before the record is written, another one that goes on with
+        the call finds it over, and writes one.
 
         Args:
             call: The call.
             record: Its record; None where that could not be made.
+            let_go: Tells the others that nobody has to go on with it.
 
         Returns:
             The calls that are forgotten for it. Until then a call stays this process's: another
             one would begin it again.
         """
         self._live.pop(call.call_sid, None)
+        self._unwritten[call.call_sid] = let_go
+        if record is None or self._records is None or self._is_stopping:
+            self._written(call.call_sid)
+        elif len(self._unwritten) > MAX_UNWRITTEN:
+            self._written(next(iter(self._unwritten)))
         if record is not None:
             with one_calls_trouble(call):
                 shown = record.as_dict()
@@ -103,6 +125,19 @@ class Register:
         if self._live.get(call.call_sid) is call:
             del self._live[call.call_sid]
         return ()
+
+    def stop(self) -> None:
+        """The process ends as it should, and writes what is unwritten before that."""
+        self._is_stopping = True
+        for call_sid in list(self._unwritten):
+            self._written(call_sid)
+
+    def _written(self, call_sid: str) -> None:
+        if (let_go := self._unwritten.pop(call_sid, None)) is not None:
+            try:
+                let_go()
+            except Exception:
+                logger.exception("call not let go by a bug of ours", call_sid=call_sid)
 
     def update(self, left: EndedCall, update: StatusUpdate) -> None:
         """The carrier says something of a call that is over, as its last word."""

@@ -25,8 +25,7 @@ from server.model import (
     GenerationComplete,
     TurnComplete,
 )
-from server.records.words import Cursor
-from tests.support.fakes import MemoryCarrier, MemoryMedia
+from tests.support.fakes import KeptRecords, MemoryCarrier, MemoryMedia
 from tests.support.switchboards import NUMBER, make_calls, serve_stream, started
 
 COUNT = 5
@@ -36,22 +35,6 @@ NOT_LOGS = tracemalloc.Filter(False, "*/structlog/*")
 """What is logged is kept for whoever reads about a test that has failed."""
 TURNS = 30
 """Of each side: a talkative minute."""
-
-
-class KeptRecords:
-    """Takes records as the database does."""
-
-    def __init__(self) -> None:
-        self.kept: list[dict] = []
-
-    def keep(self, record: dict) -> None:
-        self.kept.append(record)
-
-    def unsaved(self) -> list[dict]:
-        return self.kept
-
-    async def page(self, limit: int, before: Cursor | None) -> list[dict]:
-        return []
 
 
 async def talk(calls, nursery, agent: Agent | None = None):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
@@ -26,6 +28,7 @@ from server.carrier.twilio.stream import ABILITIES
 from server.errors import CarrierError, CarrierProtocolError, ModelError, StreamEnded
 from server.media.words import SoundPath
 from server.model import Conversation, EventListener, SessionEvent, Standing, ToolResult, Way
+from server.records.words import Cursor
 
 
 def _nobody(told: object) -> None:
@@ -290,3 +293,23 @@ class MemoryCarrier:
     @property
     def ticket(self) -> str:
         return self.placed[-1][1]
+
+
+class KeptRecords:
+    """Takes records as the database does, and has each written at once if it is not slow."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, Any]] = []
+        self.is_slow = False
+        self.on_written: Callable[[str], None] = _nobody
+
+    def keep(self, record: dict[str, Any]) -> None:
+        self.kept.append(record)
+        if not self.is_slow:
+            self.on_written(record["call_sid"])
+
+    def unsaved(self) -> list[dict[str, Any]]:
+        return self.kept
+
+    async def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
+        return []
