@@ -15,7 +15,6 @@ tests/hooks/test_connections.py fails when another version goes another way.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import socket
@@ -36,7 +35,12 @@ from hypercorn.utils import parse_socket_addr
 
 from server.headroom import lowest_free_descriptor, memory_state
 from server.hooks.http11 import Http11
-from server.hooks.sockets import UNREAD_TIMEOUT_S, descriptors_for_all, is_readable
+from server.hooks.sockets import (
+    SHORT_OF_DESCRIPTORS,
+    UNREAD_TIMEOUT_S,
+    descriptors_for_all,
+    is_readable,
+)
 from server.hooks.turns import MAX_TURN_S, Kind, Turns, shared_turns
 from server.logs import Sparing
 
@@ -57,7 +61,6 @@ TOO_BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: %d\r\n"
     b"connection: close\r\n\r\n" % MAX_TURN_S
 )
-SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 SHED_AT_ONCE = 64
 SHED_PAUSE_S = 0.05
 LEAVING_S = 1.0
