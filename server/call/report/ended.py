@@ -16,7 +16,7 @@ from server.call.report.notes import MAX_TIMELINE
 from server.call.report.progress import Progress
 from server.carrier import StatusUpdate
 from server.dialogue.endings import EndReason
-from server.records.tables import shown
+from server.records.tables import fitted, shown
 from server.records.words import CallDetails
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -52,7 +52,9 @@ class EndedCall:
     __slots__ = (
         "_began_at",
         "_billed",
+        "_changed",
         "_costs",
+        "_lines",
         "_packed",
         "_summary",
         "call_sid",
@@ -74,7 +76,11 @@ class EndedCall:
     ) -> None:
         self.call_sid: str = record["call_sid"]
         self.end_reason = reason
-        self._summary, self._packed = _split(record)
+        self._summary = {name: of for name, of in record.items() if name not in DETAILS}
+        details = {name: of for name, of in record.items() if name in DETAILS}
+        self._packed = zlib.compress(json.dumps(details, default=shown).encode(), _FAST)
+        self._changed: dict[str, Any] = {}
+        self._lines: tuple[dict[str, Any], ...] = ()
         self._costs = costs
         self._billed = billed
         self._began_at = began_at
@@ -88,10 +94,13 @@ class EndedCall:
 
     def shown(self, *, full: bool = True) -> dict[str, Any]:
         """The record as the API shows it: all of it, or what a list shows."""
+        changed = self._changed
         if not full:
-            return dict(self._summary)
+            return self._summary | {name: changed[name] for name in changed.keys() - DETAILS}
         details: dict[str, Any] = json.loads(zlib.decompress(self._packed))
-        return self._summary | details
+        if self._lines and details["timeline"] is not None:
+            details["timeline"] = [*details["timeline"], *self._lines][-MAX_TIMELINE:]
+        return self._summary | details | changed
 
     def update_status(self, update: StatusUpdate) -> bool:
         """The carrier says how the call stood: idempotent, and it never goes back.
@@ -119,16 +128,7 @@ class EndedCall:
     def _note(self, changed: Mapping[str, Any], what: str, facts: Mapping[str, Any]) -> None:
         """Add a line to the timeline, and change these parts of the record."""
         logger.debug(what, call_sid=self.call_sid, **facts)
-        record = self.shown() | dict(changed)
-        if record["timeline"] is not None:
-            at_s = round(trio.current_time() - self._began_at, 3)
-            line = {"at_s": at_s, "what": what, **facts}
-            record["timeline"] = [*record["timeline"], line][-MAX_TIMELINE:]
-        self._summary, self._packed = _split(record)
-
-
-def _split(record: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """What a list shows of a record, and the rest, packed."""
-    summary = {name: of for name, of in record.items() if name not in DETAILS}
-    details = {name: of for name, of in record.items() if name in DETAILS}
-    return summary, zlib.compress(json.dumps(details, default=shown).encode(), _FAST)
+        at_s = round(trio.current_time() - self._began_at, 3)
+        line = {"at_s": at_s, "what": what, **facts}
+        self._changed |= fitted(changed)
+        self._lines = (*self._lines, fitted({"line": line})["line"])[-MAX_TIMELINE:]
