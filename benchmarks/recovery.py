@@ -116,7 +116,7 @@ class NoCarrier:
 async def long_call(call_s: float, life_s: float) -> dict[str, Any]:
     """Talk for so long to a model whose connections live so long; count everything."""
     lives = ModelScript(go_away_at_s=life_s, go_away_left_s=50.0, setup_delay_s=CONNECT_S)
-    gemini = GeminiSimulator(script=lives, script_after_resume=lives, keep_heard_s=call_s)
+    gemini = GeminiSimulator(script=lives, script_after_resume=lives, keep_heard_s=call_s + life_s)
     service = GeminiModel(api_key="simulated", url="ws://memory.invalid", connect=gemini.connect)
     # Every other cause of a rotation is left to the service.
     model = LastingModel(service, connection_age_s=math.inf)
@@ -146,6 +146,10 @@ async def long_call(call_s: float, life_s: float) -> dict[str, Any]:
         nursery.start_soon(transport.run)
         nursery.start_soon(call.serve, media, started)
         await trio.sleep(call_s)
+        # Whoever hangs up between two connections has said their last word to nobody, whatever
+        # anybody does: the next connection is waited for.
+        while _connection_age_s(call) > life_s - 1.0:  # noqa: ASYNC110  # its end is bounded
+            await trio.sleep(0.1)
         phone.stop()
         await call.finished.wait()
         await gemini.sessions[-1].ended.wait()
@@ -179,6 +183,13 @@ async def long_call(call_s: float, life_s: float) -> dict[str, Any]:
         ),
         "still_open": sum(session.is_open for session in gemini.sessions),
     }
+
+
+def _connection_age_s(call: Call) -> float:
+    """How long the last connection to the model has been there, the one before it included."""
+    notes = call.conversation.notes
+    came_s = [at_s for at_s, what, _ in notes.timeline if what == "model reconnected"]
+    return trio.current_time() - notes.began_at - (came_s[-1] if came_s else 0.0)
 
 
 def decoded(payload: bytes) -> Iterator[bytes]:

@@ -37,6 +37,8 @@ from websockets.frames import Close
 from benchmarks.options import Options, machine, machine_line
 from server import logs
 from server.app import OffhookApp, create_app
+from server.call.call import Call
+from server.call.report.ended import EndedCall
 from server.carrier import CallStatus
 from server.dialogue.endings import EndReason
 from server.serving.single import listen, serve
@@ -349,13 +351,17 @@ async def _one_call(
     reason = call.end_reason
     result.reasons[reason.value if reason else "none"] += 1
     if reason not in trouble.ends:
-        result.wrong.append(
-            f"{trouble.name}: it ended with {reason}: {call.conversation.end_detail}"
-        )
+        result.wrong.append(f"{trouble.name}: it ended with {reason}: {_detail_of(call)}")
     # What the simulators keep for a look afterwards, and the recording, would fill the disk.
     del twilio.calls[phone.call_sid]
     gemini.sessions.clear()
     (directory / f"{phone.call_sid}.wav").unlink(missing_ok=True)
+
+
+def _detail_of(call: Call | EndedCall) -> str:
+    if isinstance(call, EndedCall):
+        return str(call.shown(full=False)["detail"])
+    return call.conversation.end_detail
 
 
 async def _ring(

@@ -471,7 +471,7 @@ async def http_app() -> AsyncGenerator[Check]:
     app = create_app(settings)
     async with app.test_app():
         yield functools.partial(_ask, app)
-        for call in app.service.calls.register.all():
+        for call in app.service.calls.register.live:
             call.end(EndReason.HUNG_UP)
 
 

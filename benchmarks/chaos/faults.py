@@ -412,7 +412,8 @@ FAULTS: tuple[Fault, ...] = (
         Kind("kill-worker", (0.0, 0.0)),
         "kill -9 of one worker",
         kill_worker,
-        Excuse(loses=BOTH, ends="young", is_unready=True, is_deaf=True, grace_s=15.0),
+        # The carrier gives up a question after 15 s: so late it may be that nobody has answered.
+        Excuse(loses=BOTH, ends="young", is_unready=True, is_deaf=True, grace_s=20.0),
         _one_process,
     ),
     Fault(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Generator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 import trio
@@ -33,6 +33,7 @@ from server.call.machine import Machine
 from server.call.options import CallOptions
 from server.call.playing import Playing
 from server.call.report.costs import CostMeter, Prices
+from server.call.report.ended import EndedCall
 from server.call.report.notes import Notes
 from server.call.report.progress import Progress
 from server.call.report.report import Report
@@ -162,6 +163,7 @@ class Call:
             interrupted=() if state is None else [tool.id for tool in state.tools],
         )
         speaking = Speaking(c, self._playing, self._machine, toolbox)
+        limit = self._time_limit  # by itself: what knows the call would be a ring
         self._keeping = Keeping(
             c,
             self.ownership,
@@ -169,7 +171,7 @@ class Call:
             report=self.report,
             handover=self.handover,
             machine=self._machine,
-            ends_at=lambda: self._time_limit.deadline,
+            ends_at=lambda: limit.deadline,
         )
         first_words = None
         if state is not None:
@@ -206,9 +208,8 @@ class Call:
             return
         self.note(update.status.value, **update.facts)
         self.conversation.notes.to_keep.set()
+        self.conversation.notes.costs.bill(update)
         if update.status.is_final:
-            if update.facts.get("duration_s", "").isdecimal():
-                self.conversation.notes.costs.billed_s = float(update.facts["duration_s"])
             self.end(EndReason.of_status(update.status))
 
     async def serve(self, media: MediaStream, started: StreamStarted) -> None:
@@ -513,3 +514,8 @@ class Call:
         return (
             record.with_details(self.report.details(now, is_over=self.is_over)) if full else record
         )
+
+    def left(self, record: dict[str, Any]) -> EndedCall:
+        """What stays in memory now that it is over, given its record as the API shows it."""
+        now = self._ended_at or trio.current_time()
+        return self.report.left(record, now, self.progress, self.finished)

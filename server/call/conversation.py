@@ -27,6 +27,7 @@ from server.dialogue.playout import Playout
 from server.dialogue.turns import Turns
 from server.metrics import Metrics
 from server.model import PastTurn, Session
+from server.records.recording import Recorder
 from server.signal import Signal
 
 
@@ -258,6 +259,21 @@ class Conversation:
         """End here, in silence, whatever else it was to end of: another process has the call."""
         self._ending = EndReason.MOVED, ""
         self.over.set()
+
+    def let_go(self) -> Recorder | None:
+        """The call is over, and so is what was made for it: let go of whatever knows the call.
+
+        Rings would be left for the garbage collector, which does not look while there are calls.
+
+        Returns:
+            The recorder, if there is one: what it has is still to be written.
+        """
+        self.errands.let_go()
+        self.passing.let_go()
+        self.session.leave()
+        del self.carrier
+        self.line = None
+        return self.passing.recorder
 
     @property
     def end_reason(self) -> EndReason | None:

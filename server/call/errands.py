@@ -29,6 +29,11 @@ class Errands:
             self._wanted.append(partial(errand, *args))
             self._news.set()
 
+    def let_go(self) -> None:
+        """The call is over: forget what was begun, which knows the call."""
+        self._begun.clear()
+        self._wanted.clear()
+
     async def run(self) -> None:
         """Begin what is wanted until cancelled; what an errand raises is raised here."""
         async with trio.open_nursery() as nursery:

@@ -61,7 +61,7 @@ class Hearing:
         self._machine = machine
         self._keys = PressedKeys(conversation.options.dtmf_pause_s)
         self._was_asked = self._has_come = False
-        conversation.passing.on_caller = self._take_passed
+        conversation.passing.relay.on_caller = self._take_passed
 
     async def run(self) -> None:
         """Hear every line of the call, until one ends that is the end of the call."""

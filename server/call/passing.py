@@ -16,7 +16,7 @@ from server.dialogue.ear import Ear
 from server.dialogue.playout import Playout
 from server.dialogue.turns import Turns
 from server.hooks.trio_clock import missed_s
-from server.media.relay import Relay
+from server.media.relay import Relay, nobody
 from server.records.recording import Recorder, Recordings
 
 AUDIBLE_DBFS = -50.0
@@ -27,24 +27,20 @@ class Passing:
     """The path of one call, and what has gone by it.
 
     Attributes:
-        relay: Where streams and sessions join the path.
+        relay: Where streams and sessions join the path; it tells the call's parts when it has held
+            caller audio or found something in it, and when it may pass on no more of the agent's
+            turn by itself.
         path: The path; what does not go by it goes through the same filters.
         recorder: Writes the call down; None if nobody does.
-        on_caller: Called when the path has held caller audio, or found something in it.
-        on_agent: Called when the path may pass on no more of the agent's turn by itself.
     """
 
     def __init__(self, playout: Playout, turns: Turns, ear: Ear, notes: Notes) -> None:
         self.path = MediaPath()
         self.path.played = playout.timeline
         self.path.ear = ear.judge
-        self.on_caller: Callable[[], None] = _nobody
-        self.on_agent: Callable[[], None] = _nobody
         timings = notes.timings
         self.relay = Relay(
             self.path,
-            on_caller=lambda: self.on_caller(),
-            on_agent=lambda: self.on_agent(),
             caller_latencies=(timings.caller_chunks, notes.caller_latency),
             agent_latencies=(timings.agent_chunks, notes.agent_latency),
         )
@@ -121,6 +117,8 @@ class Passing:
             # Each chunk of it came before the caller had heard the one before.
             self.recorder.sent(SendAudio(agent), self._began_at)
 
-
-def _nobody() -> None:
-    """Nobody listens yet."""
+    def let_go(self) -> None:
+        """The call is over: tell nobody anything more, and know nobody."""
+        self.relay.on_caller = self.relay.on_agent = nobody
+        if self.recorder is not None:
+            self.recorder.on_stop = self.recorder.on_take = None

@@ -62,7 +62,7 @@ class Speaking:
         self._machine = machine
         self._toolbox = toolbox
         self._encoder = conversation.passing.path.encoder
-        conversation.passing.on_agent = self._take_passed
+        conversation.passing.relay.on_agent = self._take_passed
 
     def take_event(self, event: SessionEvent) -> None:
         """The session tells this: nothing in here waits."""

@@ -30,6 +30,7 @@ from server.cluster.peers import Peers
 from server.cluster.proof import Asked, NotProved, Prover
 from server.cluster.registry import Member
 from server.hooks.hypercorn_worker import make_config, serve_worker
+from server.hooks.sockets import OwnListener
 from server.logs import log_stranger
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ async def serve_siblings(
         max_message_bytes=max_message_bytes,
     )
     media = listen(directory.socket_path(directory.number, "media"))
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(media))
+    listener = OwnListener(media)
 
     async def take(stream: trio.SocketStream) -> None:
         if (taken := await take_over(stream)) is None:

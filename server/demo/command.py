@@ -187,7 +187,7 @@ async def _place_and_watch(console: Console, app: OffhookApp, public_url: str) -
             console.print(f"/make-call answered {answer.status_code}: {answer.text}", style="red")
             return None
         call_sid = answer.json()["call_sid"]
-        call = app.service.calls.register.get(call_sid)
+        call = app.service.calls.register.get_live(call_sid)
         assert call is not None
         assert app.service.accounts.simulated_twilio is not None
         phone = app.service.accounts.simulated_twilio.calls[call_sid]

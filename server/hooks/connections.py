@@ -15,7 +15,6 @@ tests/hooks/test_connections.py fails when another version goes another way.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import socket
@@ -36,7 +35,12 @@ from hypercorn.utils import parse_socket_addr
 
 from server.headroom import lowest_free_descriptor, memory_state
 from server.hooks.http11 import Http11
-from server.hooks.sockets import UNREAD_TIMEOUT_S, descriptors_for_all, is_readable
+from server.hooks.sockets import (
+    SHORT_OF_DESCRIPTORS,
+    UNREAD_TIMEOUT_S,
+    descriptors_for_all,
+    is_readable,
+)
 from server.hooks.turns import MAX_TURN_S, Kind, Turns, shared_turns
 from server.logs import Sparing
 
@@ -57,9 +61,10 @@ TOO_BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: %d\r\n"
     b"connection: close\r\n\r\n" % MAX_TURN_S
 )
-SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 SHED_AT_ONCE = 64
 SHED_PAUSE_S = 0.05
+LEAVING_S = 1.0
+"""Whoever is sent away is gone by then, or something keeps them that is not ours to wait for."""
 CONNECTION_BYTES = 160 * 1024
 """What one that waits may have brought: a head and a body of 64 KiB each. All of them together have
 a quarter of the memory that there is at start."""
@@ -88,20 +93,32 @@ class Doors:
         self._most_waiting = (
             math.inf if memory is None else max(FEWEST, memory.left_bytes // 4 // CONNECTION_BYTES)
         )
-        self._waiting: dict[trio.CancelScope, None] = {}  # longest first
+        self._waiting: dict[trio.CancelScope, object] = {}  # longest first, and who waits
+        self._leaving: dict[object, float] = {}  # who has been sent away, and since when
+        self._to_come: set[object] = set()  # of them: those whose places are nobody's yet
         self._unheard: set[trio.CancelScope] = set()  # of them: what they said waits for its turn
         self._spare: int | None = None
         self._shed = Sparing()
         self._bugs = Sparing()
         self._too_busy = Sparing()
 
-    def wait(self, scope: trio.CancelScope) -> None:
-        """A connection waits for a request, or the rest of one, from now on; the scope ends it."""
-        self._waiting[scope] = None
+    def wait(self, scope: trio.CancelScope, who: object = None) -> None:
+        """A connection waits for a request, or the rest of one, from now on; the scope ends it.
+
+        Args:
+            scope: Ends the wait.
+            who: The connection, if it says when it is :meth:`gone`.
+        """
+        self._waiting[scope] = who
 
     def wait_no_more(self, scope: trio.CancelScope) -> None:
         """The connection has brought a whole request, or is over."""
         self._waiting.pop(scope, None)
+
+    def gone(self, who: object) -> None:
+        """A connection is closed, and its descriptor free."""
+        self._leaving.pop(who, None)
+        self._to_come.discard(who)
 
     @contextmanager
     def hearing(self, scope: trio.CancelScope) -> Generator[None]:
@@ -127,6 +144,9 @@ class Doors:
         has_room = descriptor < self._most and len(self._waiting) < self._most_waiting
         if has_room or self._send_one_away("a younger connection needs the place"):
             return True
+        if self._to_come:  # it has no less right to that place than who comes when it is free
+            self._to_come.pop()
+            return True
         self._note_shed()
         return False
 
@@ -144,22 +164,30 @@ class Doors:
         return self._waiting.keys() <= self._unheard
 
     def _send_one_away(self, reason: str) -> bool:
-        for scope in self._waiting:
+        return self._send_away(reason) is not None
+
+    def _send_away(self, reason: str) -> object | None:
+        """Send away who has waited longest; returns who that was, if anybody."""
+        for scope, who in self._waiting.items():
             if scope not in self._unheard:
                 del self._waiting[scope]
                 scope.cancel(reason)
-                return True
-        return False
+                if who is not None:
+                    self._leaving[who] = trio.current_time()
+                return who or scope
+        return None
 
     def make_room(self, listener: socket.socket) -> None:
         """Free a descriptor, as there is none left to accept a connection with.
 
-        Where nobody can be sent away, what waits to be accepted is closed. Left where it is, each
-        client would wait until it gives up by itself.
+        Where nobody can be sent away, or is on the way out, what waits to be accepted is closed.
+        Left where it is, each client would wait until it gives up by itself.
         """
         self._note_shed()
-        sent_away = [self._send_one_away("descriptors are short") for _ in range(SHED_AT_ONCE)]
-        if any(sent_away):
+        leave = [self._send_away("descriptors are short") for _ in range(SHED_AT_ONCE)]
+        self._to_come |= self._leaving.keys() & set(leave)
+        since = trio.current_time() - LEAVING_S
+        if any(leave) or any(left_at > since for left_at in self._leaving.values()):
             return
         for _ in range(SHED_AT_ONCE):
             if self._spare is not None:
@@ -355,6 +383,7 @@ class Connection(TCPServer):
         finally:
             with trio.CancelScope(shield=True):
                 await self._close()
+            self._doors.gone(self)
             # What it holds leads back to it, and would wait for the garbage collector, which has
             # little time while there are calls: 10 KiB a connection, and more with TLS.
             vars(self).clear()
@@ -372,7 +401,7 @@ class Connection(TCPServer):
     async def _serve(self) -> None:
         if is_tls := self._is_tls:
             with trio.move_on_after(self.config.keep_alive_timeout) as handshake:
-                self._doors.wait(handshake)
+                self._doors.wait(handshake, self)
                 try:
                     await self.stream.do_handshake()
                 finally:
@@ -411,7 +440,7 @@ class Connection(TCPServer):
 
     def _wait_for_request(self) -> None:
         self._due_at = self._idle.deadline = trio.current_time() + self.config.keep_alive_timeout
-        self._doors.wait(self._reading)
+        self._doors.wait(self._reading, self)
 
     async def _read_data(self) -> None:
         while data := await self._receive_in_time():
@@ -450,7 +479,7 @@ class Connection(TCPServer):
         if isinstance(connection, H11WSConnection) or connection.their_state is h11.IDLE:
             return
         if connection.their_state is h11.SEND_BODY:
-            self._doors.wait(self._reading)
+            self._doors.wait(self._reading, self)
         else:
             self._doors.wait_no_more(self._reading)
 
@@ -520,7 +549,7 @@ class Connection(TCPServer):
     async def _linger(self) -> None:
         left = LINGER_BYTES
         with trio.move_on_after(LINGER_S) as scope:
-            self._doors.wait(scope)
+            self._doors.wait(scope, self)
             try:
                 while left > 0 and (data := await self._receive()):
                     left -= len(data)

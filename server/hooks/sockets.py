@@ -15,6 +15,8 @@ import structlog
 import trio
 from trio import _highlevel_socket
 
+from server.logs import Sparing
+
 if sys.platform != "win32":
     import resource
 
@@ -29,6 +31,10 @@ LISTENING = "0A"
 """The state of a listening socket in Linux' tables."""
 UNREAD_TIMEOUT_S = 20.0
 """A peer that takes nothing of what it was sent for so long is gone."""
+
+SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Why nobody can be accepted just now; whoever waits is accepted a little later."""
+SHORT_PAUSE_S = 0.05
 
 CLOSED_HERE = frozenset({errno.EBADF, errno.ENOTSOCK})
 """What the systems say of a socket that this process has closed."""
@@ -65,6 +71,36 @@ class StreamErrors:
             if error.errno in CLOSED_HERE:
                 raise trio.ClosedResourceError("this socket was already closed") from None
             raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+
+
+class OwnListener(trio.abc.Listener[trio.SocketStream]):
+    """Where our own processes come, which goes on when descriptors have run out, and says so.
+
+    trio's own way is to log the error with its traceback each time, as if it were a bug.
+
+    Args:
+        sock: Listens.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        self._short = Sparing()
+
+    async def accept(self) -> trio.SocketStream:
+        """Wait for one of ours."""
+        while True:
+            try:
+                return await self._listener.accept()
+            except OSError as error:
+                if error.errno not in SHORT_OF_DESCRIPTORS:
+                    raise
+                message = "processes of this machine wait: descriptors are short (raise ulimit -n)"
+                self._short.log(trio.current_time(), logger.warning, message)
+            await trio.sleep(SHORT_PAUSE_S)
+
+    async def aclose(self) -> None:
+        """Listen no more."""
+        await self._listener.aclose()
 
 
 def translate_errors_without_rings() -> None:

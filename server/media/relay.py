@@ -26,32 +26,36 @@ from codec.shapes import AudioMessages
 from server.media.words import Wire
 
 
+def nobody() -> None:
+    """Nobody is told anything."""
+
+
 class Relay:
     """Joins what is there: a wire of the phone's, a wire of the model's, either or both.
 
     Args:
         path: The call's media path.
-        on_caller: Called when ``path.has_caller_news()``.
-        on_agent: Called when ``path.run_is_over()``.
         caller_latencies: Take how long caller audio took from socket to socket, in seconds.
         agent_latencies: Take how long agent audio took, in seconds.
 
     Attributes:
         path: The call's media path.
+        on_caller: Called when ``path.has_caller_news()``.
+        on_agent: Called when ``path.run_is_over()``.
     """
 
     def __init__(
         self,
         path: MediaPath,
         *,
-        on_caller: Callable[[], None],
-        on_agent: Callable[[], None],
+        on_caller: Callable[[], None] = nobody,
+        on_agent: Callable[[], None] = nobody,
         caller_latencies: tuple[Latencies, Histogram],
         agent_latencies: tuple[Latencies, Histogram],
     ) -> None:
         self.path = path
-        self._on_caller = on_caller
-        self._on_agent = on_agent
+        self.on_caller = on_caller
+        self.on_agent = on_agent
         self._caller_latencies = caller_latencies
         self._agent_latencies = agent_latencies
         self._phone: Wire | None = None
@@ -128,7 +132,7 @@ class Relay:
             if pump is not None:
                 pump.passed(perf_counter() - began)
         if path.has_caller_news():
-            self._on_caller()
+            self.on_caller()
         return message
 
     def _next_from_model(self) -> bytes | None:
@@ -141,5 +145,5 @@ class Relay:
             if pump is not None:
                 pump.passed(perf_counter() - began)
         if path.run_is_over():
-            self._on_agent()
+            self.on_agent()
         return message

@@ -283,6 +283,10 @@ class Session(Protocol):
         """Seconds of caller audio that had to make room for newer before it was ever sent."""
         ...
 
+    def leave(self) -> None:
+        """The call is over, and :meth:`run` with it: push nothing more, and let go of the call."""
+        ...
+
     def join(self, relay: SoundPath) -> None:
         """Let the relay's path send caller audio, and take agent audio while it is followed.
 

@@ -117,6 +117,8 @@ class Recorder:
     def end(self, now: float) -> None:
         """The call is over; what comes now is taken for the last time."""
         self.ended_at = now
+        if self.stopped is None:
+            self._pad_caller(self._sample(now))
 
     def stop(self, reason: str, *, unwritten: int = 0) -> None:
         """Give the recording up, with so many taken samples not written; the call goes on."""
@@ -358,6 +360,7 @@ class Recordings:
                 self._stop(recorder, "disk-too-slow", len(caller))
             if is_last or recorder.stopped is not None:
                 self._recorders.pop(recorder.call_sid, None)
+                recorder.on_stop = None  # who is told knows the recorder
         failures.clear()  # or what was raised holds what holds it
 
     def _take(self, now: float) -> Generator[tuple[Recorder, bytes, bytes, bool]]:

@@ -56,6 +56,10 @@ REQUEST_TIMEOUT_S = 1.0
 SWEEP_EVERY_S = 3_600.0
 
 
+def _nobody(call_sid: str) -> None:
+    """Nobody waits for it."""
+
+
 class Records:
     """Ended calls: kept at once, written soon, read from memory or the database.
 
@@ -92,6 +96,8 @@ class Records:
         self._metrics = metrics
         self._retention_days = retention_days
         self._unsaved: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.on_written: Callable[[str], None] = _nobody
+        """Told which call's record, or what was known of it by then, outlives the process now."""
         self._changed = trio.Event()
         self._written = trio.Event()
         self._works = True
@@ -252,6 +258,7 @@ class Records:
             # A newer version may have come while this one was written.
             if self._unsaved.get(record["call_sid"]) is record:
                 del self._unsaved[record["call_sid"]]
+            self.on_written(record["call_sid"])
         self._metrics.records.unsaved.set(len(self._unsaved))
         self._written.set()
         self._written = trio.Event()

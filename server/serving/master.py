@@ -189,7 +189,8 @@ class Master:
                 nursery.start_soon(self._stop_one, process)
                 nursery.start_soon(self._tell_one, ours)
                 await trio.lowlevel.wait_readable(ours.fileno())  # it is ready, or gone
-                with suppress(EOFError):
+                # Whoever dies without having read what it was told leaves a reset, and no end.
+                with suppress(EOFError, ConnectionResetError):
                     if ours.recv_bytes() == READY:
                         self._has_served |= self._begun.is_set()
                         self._ready.add(index)

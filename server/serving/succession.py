@@ -35,6 +35,7 @@ import trio
 
 from server.cluster.directory.meeting import private_directory, secret_to_share, share
 from server.errors import CannotListen, ConfigurationError, ServerError
+from server.hooks.sockets import OwnListener
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -170,7 +171,7 @@ class Succession:
             except (ConfigurationError, OSError) as error:
                 logger.warning("this server cannot be taken over", error=str(error))
                 await trio.sleep_forever()
-            listener = trio.SocketListener(trio.socket.from_stdlib_socket(unix))
+            listener = OwnListener(unix)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(trio.serve_listeners, self._meet, [listener])

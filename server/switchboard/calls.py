@@ -21,6 +21,7 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
+from server.call.report.ended import EndedCall
 from server.call.takeover.fence import Keep
 from server.call.takeover.state import CallState
 from server.carrier import (
@@ -161,7 +162,8 @@ class Calls:
                     async for call in self._accepted_out:
                         nursery.start_soon(self._run, call)
                         if call.direction == "outbound":
-                            questions.start_soon(self._follow, call)
+                            questions.start_soon(self._inquiry.follow, call)
+                        del call  # or the last one would stay until the next
                 finally:
                     # Nobody would run another call: it is refused, before anybody's phone rings.
                     self.has_failed = not self.draining
@@ -184,35 +186,39 @@ class Calls:
         """The call is over: give back what it held, and keep what is left of it."""
         call.finished.set()
         is_moved = call.end_reason is EndReason.MOVED
-        forgotten = self.register.forget(call) if is_moved else self.register.end(call)
         self.tickets.forget(call)
-        with one_calls_trouble(call):
-            self._cluster.let_go(call.call_sid, call.ownership.generation, is_moved=is_moved)
-        with one_calls_trouble(call):
-            self.model_trial.learn(call)
+        record = None
         with one_calls_trouble(call):
             if not is_moved:  # else whoever has it writes its record
                 record = call.record()
-                with one_calls_trouble(call):
-                    self.register.keep(record)
+        let_go = partial(
+            self._cluster.let_go, call.call_sid, call.ownership.generation, is_moved=is_moved
+        )
+        if is_moved:
+            forgotten = self.register.forget(call)
+            with one_calls_trouble(call):
+                let_go()
+        else:
+            forgotten = self.register.end(call, record, let_go)
+        with one_calls_trouble(call):
+            self.model_trial.learn(call)
+        with one_calls_trouble(call):
+            if record is not None:
                 self._traces.call_ended(record)
         for call_sid in forgotten:
             with one_calls_trouble(call):
                 self._cluster.release(call_sid)
+        with one_calls_trouble(call):
+            if (recorder := call.conversation.let_go()) is not None:
+                self.register.follow(recorder)
         self._tell_if_empty()
         with one_calls_trouble(call):
             self._cluster.publish()
 
-    async def _follow(self, call: Call) -> None:
-        try:
-            await self._inquiry.follow(call)
-        except Exception:
-            # Of one call, not of the others; it goes on as if the carrier could not be asked.
-            logger.exception("question to the carrier failed by a bug of ours")
-
     async def aclose(self) -> None:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""
         self.draining = True
+        self.register.stop()
         self._cluster.publish()
         await self._accepted_in.aclose()
 
@@ -261,8 +267,12 @@ class Calls:
             longest_s = min(max_duration_s or math.inf, self._options.max_duration_s)
             # Once it is sent, a dial request is seen through, whoever goes away: otherwise a
             # phone would ring with nobody behind it. The carrier's own deadline bounds it.
-            with trio.CancelScope(shield=True):
-                await self._dial(call, destination_number, longest_s)
+            try:
+                with trio.CancelScope(shield=True):
+                    await self._dial(call, destination_number, longest_s)
+            except BaseException:
+                call.conversation.let_go()
+                raise
         finally:
             self._dialling -= 1
             self._tell_if_empty()
@@ -313,8 +323,7 @@ class Calls:
         if self.register.has_ended(call_sid) or (
             call is not None and call.conversation.answered_at is not None
         ):
-            owes_apology = self.register.owes_apology(call_sid)
-            return self._apology(agent) if owes_apology else EndCall()
+            return self.register.end_of(call_sid)
         if call is None:
             try:
                 self.check_admission()
@@ -370,8 +379,7 @@ class Calls:
         """
         call = self.register.get_live(call_sid)
         if call is None:
-            owes_apology = is_orphan or self.register.owes_apology(call_sid)
-            return self._apology(agent) if owes_apology else EndCall()
+            return self._apology(agent) if is_orphan else self.register.end_of(call_sid)
         if call.apology.fetch():
             return self._apology(call.conversation.party.agent)
         if not call.handover.has_stayed():  # then the carrier asks about the transfer, not this
@@ -463,11 +471,10 @@ class Calls:
     def update_status(self, update: StatusUpdate) -> None:
         """What the carrier says about a call, in any order and any number of times."""
         call = self.register.get(update.call_sid)
-        if call is not None:
+        if isinstance(call, EndedCall):  # the carrier's last word may come after the end
+            self.register.update(call, update)
+        elif call is not None:
             call.update_status(update)
-            if call.is_over:  # the carrier's last word may come after the end
-                with one_calls_trouble(call):
-                    self.register.keep(call.record())
         elif update.sequence_number is not None and not self.register.has_ended(update.call_sid):
             # It can overtake the answer to our own dial request.
             self._early.add(update)
@@ -484,11 +491,12 @@ class Calls:
         is_on = call is not None and call.end_reason is None
         if call is not None and is_on and call.handover.report(update.status):
             return ConnectStream(self.tickets.issue(call, trio.current_time()))
-        over = self.register.get(update.call_sid)
-        comes_back = update.wants_document and update.status in NOT_REACHED
-        if over is not None and comes_back and over.apology.fetch():
-            # The model was lost while the caller was away.
-            return self._apology(over.conversation.party.agent)
+        if update.wants_document and update.status in NOT_REACHED:
+            # The model may have been lost while the caller was away.
+            if call is None:
+                return self.register.end_of(update.call_sid)
+            if call.apology.fetch():
+                return self._apology(call.conversation.party.agent)
         return EndCall()
 
     async def claim(self, media: MediaStream, address: str = "") -> Claim | None:
@@ -507,7 +515,7 @@ class Calls:
                 if started is None:
                     return None  # it closed without ever starting: nobody is there to be told
                 kind, refusal = "ticket", "unknown, used or expired ticket"
-                call = await self._claim(started)
+                call = await self.tickets.claim(started)
             except CarrierProtocolError as error:
                 kind, refusal = "protocol", error.reason
         if started is None or call is None:
@@ -517,19 +525,6 @@ class Calls:
                 await media.aclose(POLICY_VIOLATION, refusal)
             return None
         return Claim(call, started)
-
-    async def _claim(self, started: StreamStarted) -> Call | None:
-        call = self.tickets.use(started.parameters.get("ticket", ""), started.received_at)
-        if call is None:
-            return None
-        if not call.accepted.is_set():
-            # The phone may be answered before our own dial request is. Where it was not, there is
-            # no wait: who has shown a ticket in time is not late for what we have still to do.
-            await call.accepted.wait()
-        if call.call_sid != started.call_sid:
-            return None
-        self.tickets.drop(call)  # those of repeated webhooks
-        return call
 
     # -- how full it is, and its end -------------------------------------------------------
 
@@ -566,6 +561,7 @@ class Calls:
             return
         self._drained = trio.Event()
         self.draining = True
+        self.register.stop()
         self._cluster.publish()
         last = list(self.register.live)
         logger.info("draining", live=self.live_count)

@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from server.call.call import Call
+from server.call.report.progress import Progress
 from server.carrier import Carrier, StatusUpdate
 from server.cluster.registry import RegistryAway
 from server.dialogue.endings import EndReason
@@ -59,6 +60,23 @@ class Patience:
         return doubled_s(self.first_s, max(self.first_s, MAX_PAUSE_S), asked)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A call that has ended here, as far as it is still asked about."""
+
+    call_sid: str
+    generation: int
+    """For the how-manieth time it was somebody's."""
+    progress: Progress
+
+    @classmethod
+    def about(cls, call: Call) -> _Asked | None:
+        """None for a call that another process has by now, which asks."""
+        if call.end_reason is EndReason.MOVED:
+            return None
+        return cls(call.call_sid, call.ownership.generation, call.progress)
+
+
 class Inquiry:
     """Follows outbound calls until the carrier has said its last word about them.
 
@@ -89,10 +107,23 @@ class Inquiry:
         """Ask about a call whenever nothing has been heard of it for too long.
 
         A call with a media stream needs no asking: its stream says when it is over. Then the
-        carrier's last word, with the minutes it bills, is waited for and asked for again.
+        carrier's last word, with the minutes it bills, is waited for and asked for again. Never
+        raises: it is one call's, and goes on as if the carrier could not be asked.
         """
         if math.isinf(self._patience.first_s):
             return
+        try:
+            refused = await self._until_over(call)
+            asked = _Asked.about(call)
+            # The carrier may say nothing of it for minutes, and the call is not needed for that.
+            del call
+            if asked is not None:
+                await self._ask_for_last_word(asked, refused)
+        except Exception:
+            logger.exception("question to the carrier failed by a bug of ours")
+
+    async def _until_over(self, call: Call) -> int:
+        """Ask about a call until it is over here; returns how often that was refused at last."""
         dialled_at = trio.current_time()
         asked_at, asked, refused = dialled_at, 0, 0
         while not (call.progress.settled.is_set() or call.is_over) and refused < MAX_REFUSALS:
@@ -105,43 +136,46 @@ class Inquiry:
                 with trio.move_on_at(due_at):
                     await first_of(call.progress.settled.wait, call.finished.wait)
             else:
-                refused = 0 if await self._ask(call) else refused + 1
+                refused = 0 if await self._ask(call.call_sid, call.progress) else refused + 1
                 asked_at, asked = trio.current_time(), asked + 1
         await call.finished.wait()
+        return refused
+
+    async def _ask_for_last_word(self, asked: _Asked, refused: int) -> None:
+        settled = asked.progress.settled
         for number in range(MAX_LAST_QUESTIONS):
             with trio.move_on_after(self._patience.pause_s(number, was_told=False)):
-                await call.progress.settled.wait()
-            if call.progress.settled.is_set() or refused >= MAX_REFUSALS:
+                await settled.wait()
+            if settled.is_set() or refused >= MAX_REFUSALS:
                 return
-            if not await self._is_ours(call):
+            if not await self._is_ours(asked):
                 return  # whoever has it asks
-            refused = 0 if await self._ask(call) else refused + 1
+            refused = 0 if await self._ask(asked.call_sid, asked.progress) else refused + 1
 
-    async def _is_ours(self, call: Call) -> bool:
+    async def _is_ours(self, asked: _Asked) -> bool:
         """Whether a call that has ended here is not another process's, as far as that is known."""
         if self._is_current is None:
             return True
-        if call.end_reason is not EndReason.MOVED:
-            with suppress(RegistryAway):
-                return await self._is_current(call.call_sid, call.ownership.generation)
+        with suppress(RegistryAway):
+            return await self._is_current(asked.call_sid, asked.generation)
         return False
 
-    async def _ask(self, call: Call) -> bool:
+    async def _ask(self, call_sid: str, progress: Progress) -> bool:
         """Ask once; False if the carrier does not want to be asked about this call."""
         async with self._turns:
             await trio.sleep_until(self._resume_at)
-            if call.progress.settled.is_set():
+            if progress.settled.is_set():
                 return True  # it was told while this waited for its turn
-            if call.progress.told_at is None:
+            if progress.told_at is None:
                 self._warnings.log(
                     trio.current_time(),
                     logger.warning,
                     "no status callback has come: asking the carrier; "
                     "does PUBLIC_URL reach this server, and is /call-status let through?",
-                    call_sid=call.call_sid,
+                    call_sid=call_sid,
                 )
             try:
-                update = await self._carrier.fetch_status(call.call_sid)
+                update = await self._carrier.fetch_status(call_sid)
             except CarrierError as error:
                 if error.retry_after_s is not None:
                     self._resume_at = trio.current_time() + error.retry_after_s

@@ -13,6 +13,7 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
+from server.call.report.ended import EndedCall
 from server.call.takeover.fence import Keep, Ownership
 from server.call.takeover.going_on import agent_of
 from server.call.takeover.state import CallState
@@ -106,7 +107,7 @@ class NewCalls:
 
 
 @contextmanager
-def one_calls_trouble(call: Call) -> Generator[None]:
+def one_calls_trouble(call: Call | EndedCall) -> Generator[None]:
     """Do something on the way out of a call, which is not worth the other calls if it fails."""
     try:
         yield

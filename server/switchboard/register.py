@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import structlog
+
+from server.agent import phrases
 from server.call.call import Call
+from server.call.report.ended import EndedCall
+from server.carrier import StatusUpdate
+from server.carrier.webhooks import EndCall, Reply, SayAndEndCall
 from server.errors import ServerError
+from server.records.recording import Recorder
 from server.records.store import Records
 from server.records.words import CallRecord, Cursor, RecordsUnavailable
+from server.switchboard.making import one_calls_trouble
 
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+MAX_UNWRITTEN = 1_000
+"""Ended calls that stay with the others until their records are written: a database may be away for
+long."""
 MAX_ENDED = 10_000
 """CallSids of ended calls that are remembered: a webhook that comes again begins no call again."""
 
@@ -59,25 +73,52 @@ class Register:
         self._records = records
         self._recent_calls = recent_calls
         self._live: dict[str, Call] = {}
-        self._recent: OrderedDict[str, Call] = OrderedDict()
-        self._ended: OrderedDict[str, bool] = OrderedDict()  # whether an apology is still owed
+        self._recent: OrderedDict[str, EndedCall] = OrderedDict()
+        # The apologies that are still owed, and the languages they are in.
+        self._ended: OrderedDict[str, tuple[str, str] | None] = OrderedDict()
+        self._unwritten: OrderedDict[str, Callable[[], None]] = OrderedDict()
+        self._is_stopping = False
+        if records is not None:
+            records.on_written = self._written
 
     def add(self, call: Call) -> None:
         """A call lives."""
         self._live[call.call_sid] = call
 
-    def end(self, call: Call) -> Sequence[str]:
-        """A call has ended.
+    def end(
+        self, call: Call, record: CallRecord | None, let_go: Callable[[], None]
+    ) -> Sequence[str]:
+        """A call has ended: its record is kept, and nothing else of it.
+
+        Should the process be killed before the record is written, another one that goes on with
+        the call finds it over, and writes one.
+
+        Args:
+            call: The call.
+            record: Its record; None where that could not be made.
+            let_go: Tells the others that nobody has to go on with it.
 
         Returns:
             The calls that are forgotten for it. Until then a call stays this process's: another
             one would begin it again.
         """
         self._live.pop(call.call_sid, None)
-        self._recent[call.call_sid] = call
+        self._unwritten[call.call_sid] = let_go
+        if record is None or self._records is None or self._is_stopping:
+            self._written(call.call_sid)
+        elif len(self._unwritten) > MAX_UNWRITTEN:
+            self._written(next(iter(self._unwritten)))
+        if record is not None:
+            with one_calls_trouble(call):
+                shown = record.as_dict()
+                with one_calls_trouble(call):
+                    self._recent[call.call_sid] = call.left(shown)
+                self._keep(shown)
         while len(self._recent) > self._recent_calls:
             self._recent.popitem(last=False)
-        self._ended[call.call_sid] = call.apology.may_be_fetched
+        owes_apology = call.apology.may_be_fetched
+        agent = call.conversation.party.agent
+        self._ended[call.call_sid] = phrases.apology_of(agent) if owes_apology else None
         return [self._ended.popitem(last=False)[0] for _ in range(len(self._ended) - MAX_ENDED)]
 
     def forget(self, call: Call) -> Sequence[str]:
@@ -90,10 +131,38 @@ class Register:
             del self._live[call.call_sid]
         return ()
 
-    def keep(self, record: CallRecord) -> None:
-        """Have the database keep what is left of a call, or what has become known since."""
+    def stop(self) -> None:
+        """The process ends as it should, and writes what is unwritten before that."""
+        self._is_stopping = True
+        for call_sid in list(self._unwritten):
+            self._written(call_sid)
+
+    def _written(self, call_sid: str) -> None:
+        if (let_go := self._unwritten.pop(call_sid, None)) is not None:
+            try:
+                let_go()
+            except Exception:
+                logger.exception("call not let go by a bug of ours", call_sid=call_sid)
+
+    def update(self, left: EndedCall, update: StatusUpdate) -> None:
+        """The carrier says something of a call that is over, as its last word."""
+        if left.update_status(update):
+            with one_calls_trouble(left):
+                self._keep(left.shown())
+
+    def follow(self, recorder: Recorder) -> None:
+        """What an ended call's recording still has is being written: learn if that fails."""
+        recorder.on_stop = partial(self._recording_stopped, recorder)
+
+    def _recording_stopped(self, recorder: Recorder, reason: str) -> None:
+        if (left := self._recent.get(recorder.call_sid)) is not None:
+            left.recording_stopped(recorder.as_dict(), reason)
+            self._keep(left.shown())
+
+    def _keep(self, shown: dict[str, Any]) -> None:
+        """Have the database keep a record, or what has become known since."""
         if self._records is not None:
-            self._records.keep(record.as_dict())
+            self._records.keep(shown)
 
     # -- one call --------------------------------------------------------------------------
 
@@ -111,7 +180,11 @@ class Register:
         """A live call."""
         return self._live.get(call_sid)
 
-    def get(self, call_sid: str) -> Call | None:
+    def get_recent(self, call_sid: str) -> EndedCall | None:
+        """What is left of a call that ended lately."""
+        return self._recent.get(call_sid)
+
+    def get(self, call_sid: str) -> Call | EndedCall | None:
         """A live or recent call."""
         return self._live.get(call_sid) or self._recent.get(call_sid)
 
@@ -119,9 +192,12 @@ class Register:
         """True of a call that has ended here, though it may be long ago."""
         return call_sid in self._ended
 
-    def owes_apology(self, call_sid: str) -> bool:
-        """True if a call has ended that nobody has explained to the caller."""
-        return self._ended.get(call_sid, False)
+    def end_of(self, call_sid: str) -> Reply:
+        """What answers whoever asks how a call goes on that is over: its caller may be owed words,
+        if nobody has explained its end to them.
+        """
+        owed = self._ended.get(call_sid)
+        return EndCall() if owed is None else SayAndEndCall(*owed)
 
     async def record(self, call_sid: str) -> dict[str, Any] | None:
         """Everything known about a call, however long ago it was; None if it was never heard of.
@@ -130,12 +206,12 @@ class Register:
             RecordsUnavailable: It is not in memory, and the database cannot be asked.
         """
         if (call := self.get(call_sid)) is not None:
-            return call.record().as_dict()
+            return _shown(call, full=True)
         return None if self._records is None else await self._records.get(call_sid)
 
     # -- all of them -----------------------------------------------------------------------
 
-    def all(self) -> Iterable[Call]:
+    def all(self) -> Iterable[Call | EndedCall]:
         """Live calls, then recent ones, newest first."""
         yield from reversed(self._live.values())
         yield from reversed(self._recent.values())
@@ -148,7 +224,7 @@ class Register:
             before: Where the page before this one ended; None for the first.
         """
         # Memory first: what is written to the database meanwhile is then seen at least once.
-        found = {call.call_sid: call.record(full=False).as_dict() for call in self.all()}
+        found = {call.call_sid: _shown(call, full=False) for call in self.all()}
         is_complete, more = True, False
         if self._records is not None:
             found = {record["call_sid"]: record for record in self._records.unsaved()} | found
@@ -161,3 +237,10 @@ class Register:
         after = [row for row in found.values() if before is None or Cursor.of(row) < before]
         after.sort(key=Cursor.of, reverse=True)
         return Page(after[:limit], more or len(after) > limit, is_complete)
+
+
+def _shown(call: Call | EndedCall, *, full: bool) -> dict[str, Any]:
+    """The record as it stands, as the API shows it: all of it, or what a list shows."""
+    if isinstance(call, EndedCall):
+        return call.shown(full=full)
+    return call.record(full=full).as_dict()

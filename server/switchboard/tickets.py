@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass
 
 from server.call.call import Call
+from server.carrier import StreamStarted
 from server.pace import Pace
 
 MAX_STREAMS_PER_MIN = 5
@@ -75,6 +76,22 @@ class Tickets:
         """The call whose ticket was shown, which is used up by it; None if it is nobody's."""
         held = self._tickets.pop(ticket, None)
         return None if held is None or held.expires_at <= now else held.call
+
+    async def claim(self, started: StreamStarted) -> Call | None:
+        """The call that a media socket is for, by the ticket in its start message; None if it has
+        no right to any. Waits until the carrier has named the call.
+        """
+        call = self.use(started.parameters.get("ticket", ""), started.received_at)
+        if call is None:
+            return None
+        if not call.accepted.is_set():
+            # The phone may be answered before our own dial request is. Where it was not, there is
+            # no wait: who has shown a ticket in time is not late for what we have still to do.
+            await call.accepted.wait()
+        if call.call_sid != started.call_sid:
+            return None
+        self.drop(call)  # those of repeated webhooks
+        return call
 
     def drop(self, call: Call) -> None:
         """Forget this call's unused tickets, but one whose stream the carrier may yet bring

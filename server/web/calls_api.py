@@ -242,9 +242,12 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
         """End a call; one that is already over stays as it ended."""
         if (theirs := await elsewhere.owner(call_sid)) is not None:
             return theirs
-        call = service.calls.register.get(call_sid)
+        register = service.calls.register
+        call = register.get_live(call_sid)
+        if call is None and (over := register.get_recent(call_sid)) is not None:
+            return over.shown(full=False)
         if call is None:  # long over, or never heard of
-            return await service.calls.register.record(call_sid) or _unknown_call()
+            return await register.record(call_sid) or _unknown_call()
         call.end(EndReason.HUNG_UP)
         with trio.move_on_after(2 * service.settings.close_timeout_s):
             await call.finished.wait()

@@ -58,6 +58,17 @@ async def test_a_call_over_many_connections_loses_nothing_and_cuts_nothing(autoj
 
 @pytest.mark.sockets
 @pytest.mark.slow
+@pytest.mark.parametrize("call_s", [27.9, 28.1])  # it would end while a connection is replaced
+async def test_a_call_is_not_ended_between_two_connections(autojump_clock, call_s):
+    outcome = await long_call(call_s, 30.0)
+
+    assert len(outcome["rotations"]) == 1
+    assert outcome["caller_samples_lost"] == 0
+    assert outcome["caller_audio_identical"]
+
+
+@pytest.mark.sockets
+@pytest.mark.slow
 async def test_every_broken_connection_is_replaced_within_a_second(autojump_clock):
     for fault in FAULTS.values():
         outcome = await break_connections(fault, 3)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 
 import pytest
+import structlog.testing
 import trio
 
-from server.hooks.sockets import translate_errors_without_rings
+from server.hooks.sockets import OwnListener, translate_errors_without_rings
 from tests.support.kept_garbage import garbage_kept
 
 pytestmark = pytest.mark.sockets
@@ -84,3 +86,41 @@ async def test_trio_asks_us_what_its_streams_say(use):
         await USES[use](stream)
 
     assert caught.traceback[-1].path.parts[-3:] == ("server", "hooks", "sockets.py")
+
+
+class _Exhausted:
+    """A listener for which there is no descriptor the first times that somebody comes."""
+
+    def __init__(self, listener: trio.SocketListener, times: int) -> None:
+        self._listener = listener
+        self._times = times
+
+    async def accept(self) -> trio.SocketStream:
+        if self._times:
+            self._times -= 1
+            raise OSError(errno.EMFILE, "too many open files")
+        return await self._listener.accept()
+
+
+async def test_where_descriptors_are_short_our_own_processes_wait_and_it_is_said_in_one_line():
+    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
+        sock.setblocking(False)
+        listener = OwnListener(sock)
+        listener._listener = _Exhausted(listener._listener, times=3)
+        with closing(socket.create_connection(sock.getsockname())) as theirs:
+            with structlog.testing.capture_logs() as logged, trio.fail_after(60):
+                async with await listener.accept() as ours:
+                    await ours.send_all(b"x")
+            assert theirs.recv(1) == b"x"
+
+    assert [entry["log_level"] for entry in logged] == ["warning"]
+    assert "exc_info" not in logged[0]
+
+
+async def test_what_else_goes_wrong_with_a_listener_of_our_own_is_raised():
+    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
+        listener = OwnListener(sock)
+        await listener.aclose()
+
+        with pytest.raises(trio.ClosedResourceError):
+            await listener.accept()

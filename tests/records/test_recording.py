@@ -403,9 +403,9 @@ async def test_a_call_over_sockets_is_recorded_whole_on_either_path(
         recordings_dir=tmp_path, media_path=media_path, greeting_protect_s=0
     ) as server:
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        call = server.service.calls.register.get_live(call_sid)
         with trio.fail_after(60):
             record = await server.finished(call_sid)
-            call = server.service.calls.register.get(call_sid)
             while server.service.recordings._files:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         phone = server.twilio.calls[call_sid]

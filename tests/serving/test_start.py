@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import httpx2
@@ -18,7 +20,11 @@ import trustme
 
 from server.errors import CannotListen
 from server.hooks.sockets import holder_of
+from server.hooks.stopping import StopSignals
+from server.serving.master import Master
+from server.serving.notify import Detached
 from server.serving.single import listen
+from server.settings.settings import Settings
 from tests.support.processes import COMMANDS, server_process
 
 pytestmark = [pytest.mark.sockets, pytest.mark.slow]
@@ -139,3 +145,57 @@ async def test_with_tls_ended_by_hypercorn_a_simulated_call_is_answered_and_talk
 
     assert call["reason"] == "caller-hung-up"
     assert call["agent_heard_s"] > 0.2
+
+
+class _DiesYoung:
+    """A process that is killed before it has read what it was told."""
+
+    exitcode = -9
+
+    def __init__(self, theirs: Connection) -> None:
+        self._theirs = theirs
+        self.sentinel, self._over = os.pipe()
+
+    def start(self) -> None:
+        self._end = self._theirs
+        self._theirs = Connection(os.dup(self._end.fileno()))
+
+    async def die_when_told(self) -> None:
+        await trio.lowlevel.wait_readable(self._theirs.fileno())
+        self._theirs.close()  # over what nobody has read: its other end is reset
+        os.close(self._over)
+
+    def join(self) -> None:
+        os.close(self.sentinel)
+
+
+class _Context:
+    """Makes the one process, and its pipe."""
+
+    def __init__(self) -> None:
+        self.process: _DiesYoung | None = None
+        self.started = trio.Event()
+
+    def Pipe(self) -> tuple[Connection, Connection]:
+        return multiprocessing.Pipe()
+
+    def Process(self, target, args) -> _DiesYoung:
+        self.process = _DiesYoung(args[-1])
+        self.started.set()
+        return self.process
+
+
+async def test_a_process_that_dies_before_it_has_read_what_it_was_told_ends_no_other(nursery):
+    master = Master(Settings.load(_env_file=None), {}, 2, StopSignals({}), Detached(wanted=False))
+    master._context = context = _Context()
+    master._begun.set()
+
+    async def die() -> None:
+        await context.started.wait()
+        await context.process.die_when_told()
+
+    nursery.start_soon(die)
+    with listen("127.0.0.1", 0) as listener, trio.fail_after(60):
+        _, status = await master._run_one(listener, 0)
+
+    assert status == -9

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
@@ -26,6 +28,11 @@ from server.carrier.twilio.stream import ABILITIES
 from server.errors import CarrierError, CarrierProtocolError, ModelError, StreamEnded
 from server.media.words import SoundPath
 from server.model import Conversation, EventListener, SessionEvent, Standing, ToolResult, Way
+from server.records.words import Cursor
+
+
+def _nobody(told: object) -> None:
+    """The call is over."""
 
 
 class MemoryMedia:
@@ -109,6 +116,7 @@ class MemoryMedia:
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         await trio.lowlevel.checkpoint()
         self.closed = (code, reason)
+        self._listener = _nobody
 
 
 class MemorySession:
@@ -161,6 +169,9 @@ class MemorySession:
     @property
     def is_ready(self) -> bool:
         return self._opened.is_set()
+
+    def leave(self) -> None:
+        self._on_event = _nobody
 
     def join(self, relay: SoundPath) -> None:
         pass
@@ -282,3 +293,23 @@ class MemoryCarrier:
     @property
     def ticket(self) -> str:
         return self.placed[-1][1]
+
+
+class KeptRecords:
+    """Takes records as the database does, and has each written at once if it is not slow."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, Any]] = []
+        self.is_slow = False
+        self.on_written: Callable[[str], None] = _nobody
+
+    def keep(self, record: dict[str, Any]) -> None:
+        self.kept.append(record)
+        if not self.is_slow:
+            self.on_written(record["call_sid"])
+
+    def unsaved(self) -> list[dict[str, Any]]:
+        return self.kept
+
+    async def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
+        return []

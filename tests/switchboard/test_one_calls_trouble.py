@@ -114,7 +114,8 @@ async def assert_only_this_call_is_over(calls: Calls, call, nursery: trio.Nurser
         await call.finished.wait()
     await wait_all_tasks_blocked()
     assert calls.live_count == 0
-    assert calls.register.get(call.call_sid) is call
+    assert calls.register.get_live(call.call_sid) is None
+    assert calls.register.get_recent(call.call_sid).end_reason is call.end_reason
     assert call not in [held.call for held in calls.tickets._tickets.values()]
     assert calls.metrics.calls_active._value.get() == 0
     following, media = await talking(calls, nursery)

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,7 +36,7 @@ from server.switchboard.rescue import (
 )
 from server.switchboard.tickets import MAX_STREAMS_PER_MIN, Tickets
 from tests.call.test_call_state import state
-from tests.support.fakes import MemoryCarrier, MemoryMedia
+from tests.support.fakes import KeptRecords, MemoryCarrier, MemoryMedia
 from tests.support.nodes import SECRET, Shared, Store
 from tests.support.switchboards import make_calls, serve_stream
 
@@ -177,7 +176,8 @@ class Process:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.carrier = MemoryCarrier()
-        self.kept: list[dict[str, Any]] = []
+        self.records = KeptRecords()
+        self.kept = self.records.kept
         self.cluster = Cluster(node="a", secrets=[SECRET], make_registry=partial(Shared, store))
         self.peers = self.cluster.peers = Peers()  # type: ignore[assignment]
         registry = self.cluster.registry
@@ -185,7 +185,7 @@ class Process:
             carrier=self.carrier,
             cluster=self.cluster,
             options=OPTIONS,
-            records=SimpleNamespace(keep=self.kept.append),
+            records=self.records,
             is_current=registry.is_current,
             keep=registry.keep,
         )
@@ -320,14 +320,16 @@ async def test_nobody_is_rescued_while_the_registry_is_away_or_just_back(
     assert len(process.carrier.reconnected) == 1
 
 
+async def over(call_sid: str, ticket: str) -> None:
+    """The carrier's answer to whoever would connect a call again that is over."""
+    raise CallNotInProgress("it is over", status=400, code=21220)
+
+
 async def test_a_call_that_was_hung_up_meanwhile_ends_as_the_carrier_says(
     autojump_clock, process, nursery
 ):
-    async def reconnect(call_sid: str, ticket: str) -> None:
-        raise CallNotInProgress("it is over", status=400, code=21220)
-
     process.left()
-    process.carrier.reconnect = reconnect
+    process.carrier.reconnect = over
     process.carrier.status = CallStatus.COMPLETED
     nursery.start_soon(process.rescue.run)
     await trio.sleep(SETTLE_S + 3.0)
@@ -382,6 +384,56 @@ async def test_a_registry_that_is_away_is_tried_again_until_it_says_whose_a_call
     monkeypatch.setattr(registry, "seize", late)
 
     assert await process.rescue.take(SID, holding) is not None
+
+
+async def test_a_call_that_has_ended_is_left_to_others_until_its_record_is_written(
+    autojump_clock, process
+):
+    holding = process.left()
+    call = await process.rescue.take(SID, holding)
+    process.records.is_slow = True
+    call.end(EndReason.HUNG_UP)
+    await wait_all_tasks_blocked()
+    before = process.store.states[SID]
+    process.records.on_written(SID)
+
+    assert before
+    assert process.store.states[SID] == b""
+
+
+async def test_a_record_that_dies_with_its_process_is_written_by_who_takes_the_call_over(
+    autojump_clock, process, nursery
+):
+    """The carrier has ended the call, or the process has: it was killed before it could say so."""
+    holding = process.left()
+    one = Process(process.store)
+    process.records.is_slow = True
+    dying = await process.rescue.take(SID, holding)
+    dying.end(EndReason.HUNG_UP)
+    await wait_all_tasks_blocked()
+    process.store.seen["gone"] = seen(process.cluster.me, 60.0)
+    await nursery.start(one.calls.run)
+    one.carrier.status = CallStatus.COMPLETED
+    one.carrier.reconnect = over
+
+    await one.rescue._rescue(SID, process.store.calls[SID])
+    await wait_all_tasks_blocked()
+
+    (record,) = one.kept
+    assert (record["call_sid"], record["state"]) == (SID, "ended")
+    assert record["generation"] == dying.ownership.generation + 1
+
+
+async def test_a_process_that_stops_leaves_nobody_its_ended_calls(autojump_clock, process):
+    holding = process.left()
+    call = await process.rescue.take(SID, holding)
+    process.records.is_slow = True
+    call.end(EndReason.HUNG_UP)
+    await wait_all_tasks_blocked()
+
+    await process.calls.aclose()
+
+    assert process.store.states[SID] == b""
 
 
 # -- what goes wrong on the way --------------------------------------------------------------

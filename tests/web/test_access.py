@@ -30,7 +30,7 @@ async def running(**settings) -> AsyncGenerator[OffhookApp]:
     app = create_app(Settings.load(_env_file=None, **settings))
     async with app.test_app():
         yield app
-        for call in app.service.calls.register.all():
+        for call in app.service.calls.register.live:
             call.end(EndReason.HUNG_UP)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import phonenumbers
 
+from server.carrier import StatusUpdate
 from server.model import UNSPECIFIED, Usage
 
 TOKENS_PER_S = 25
@@ -216,6 +217,14 @@ class CostMeter:
         self._newest: _Turn | None = None  # the one that was told of last
         self._rest: _Sum | None = None  # all others together, if that is known
 
+    def bill(self, update: StatusUpdate) -> bool:
+        """Take the seconds that the carrier bills, once its last word has them; False if not."""
+        seconds = update.facts.get("duration_s", "")
+        if not (update.status.is_final and seconds.isdecimal()):
+            return False
+        self.billed_s = float(seconds)
+        return True
+
     def count(self, usage: Usage) -> None:
         """Take a turn's counts, for the first time or again."""
         turn = self._turns.get(usage.turn)
@@ -228,7 +237,14 @@ class CostMeter:
         self._newest = turn
         turn.model = self.model
         turn.tell(usage)
-        while len(self._turns) > MAX_OPEN_TURNS:
+        self._settle(MAX_OPEN_TURNS)
+
+    def close(self) -> None:
+        """Sum everything up: no turn's counts grow any more."""
+        self._settle(0)
+
+    def _settle(self, open_turns: int) -> None:
+        while len(self._turns) > open_turns:
             oldest = self._turns.pop(next(iter(self._turns)))
             self._settled.add(oldest, self._prices.of_model(oldest.model))
 

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import structlog
+import trio
 
 from codec.line import FRAME_S
 from server.call.conversation import Conversation
+from server.call.report.ended import EndedCall
+from server.call.report.progress import Progress
 from server.carrier import AnsweredBy, CallStatus
 from server.dialogue.endings import EndReason
 from server.hooks.trio_clock import missed_s
@@ -111,6 +114,24 @@ class Report:
             transcript=self._made("transcript", transcript, None),
             timeline=self._made("timeline", lambda: tuple(notes.timeline), None),
             traceparent=self.traceparent,
+        )
+
+    def left(
+        self, record: dict[str, Any], now: float, progress: Progress, finished: trio.Event
+    ) -> EndedCall:
+        """What stays in memory of a call that is over, given its record as the API shows it."""
+        c, notes = self._conversation, self._conversation.notes
+        is_priced = record["cost"] is not None
+        if is_priced:
+            notes.costs.close()
+        return EndedCall(
+            record,
+            c.end_reason or EndReason.ERROR,
+            costs=notes.costs if is_priced else None,
+            billed=self._billed(now) if is_priced else {},
+            began_at=notes.began_at,
+            progress=progress,
+            finished=finished,
         )
 
     def known_usd(self, now: float, *, ahead_s: float = 0.0) -> float:

@@ -112,7 +112,7 @@ class Board:
 
     def ever_there(self) -> list[int]:
         """The processes beside us that have not said that they go: some may be gone."""
-        beats = (self._numbers[n * _ROW + _BEAT] for n in range(self._count))
+        beats = self._numbers[_BEAT : self._count * _ROW : _ROW].tolist()
         return [n for n, beat in enumerate(beats) if beat and n != self._number]
 
     def age_s(self, number: int) -> float:

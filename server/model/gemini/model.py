@@ -155,6 +155,7 @@ class GeminiModel:
         self._tls = ssl.create_default_context() if parts.scheme == "wss" else None
         self._dialect = dialect_of(model)
         self._dropped_logged: set[str] = set()
+        self._last_begun: tuple[Agent, Mapping[str, Any]] | None = None
 
     def __repr__(self) -> str:
         return f"<GeminiModel {self.name!r} at {self._host!r}>"
@@ -211,10 +212,15 @@ class GeminiModel:
         self, agent: Agent, handle: str | None, history: tuple[PastTurn, ...]
     ) -> tuple[Mapping[str, Any], tuple[PastTurn, ...]]:
         """The set-up of a session, and the turns that it announces."""
+        begins = handle is None and not history
+        if begins and self._last_begun is not None and self._last_begun[0] == agent:
+            return self._last_begun[1], ()  # most calls have the agent of the one before
         config = agent_config(agent, self._config)
         config = resumed_config(config, self._dialect, handle=handle, history=history)
         message, dropped = setup_message(self.name, config)
         self._log_dropped(dropped)
+        if begins:
+            self._last_begun = agent, message
         return message, history if config.history_config else ()
 
     def _connect_websocket(

@@ -111,7 +111,7 @@ class LastingSession:
             attempt = plan.begin()
             try:
                 with trio.CancelScope(deadline=attempt.give_up_at) as opening:
-                    async with self._service(attempt.on_fallback).open_connection(
+                    async with _service(self._services, attempt.on_fallback).open_connection(
                         self._agent,
                         self._conversation,
                         handle=attempt.handle,
@@ -134,11 +134,6 @@ class LastingSession:
             raise plan.error
         finally:
             plan.error = None  # it has passed this frame, which knows the plan
-
-    def _service(self, on_fallback: bool) -> Service:
-        service = self._services[on_fallback]
-        assert service is not None
-        return service
 
     async def _use(self, connection: Connection, attempt: Attempt) -> None:
         """Stay on a connection for as long as the plan says."""
@@ -196,7 +191,7 @@ class LastingSession:
         news = Reconnected(
             reason=self._plan.reason,
             way=attempt.way,
-            model=self._service(attempt.on_fallback).name,
+            model=_service(self._services, attempt.on_fallback).name,
             gap_s=now - self._plan.left_at,
             lost_s=lost_bytes / PCM_BYTES_PER_S,
             repeated_s=repeated_bytes / PCM_BYTES_PER_S,
@@ -214,7 +209,7 @@ class LastingSession:
     def standing(self) -> Standing:
         """How far it has come."""
         plan = self._plan
-        service = self._service(plan.on_fallback)
+        service = _service(self._services, plan.on_fallback)
         return Standing(
             self._agent_side.turn, plan.handle, service.name, plan.on_fallback, service.key_name
         )
@@ -258,6 +253,11 @@ class LastingSession:
                 what_to_do=error.refusal.advice,
                 unlogged=self._refusals_told.take_unlogged(),
             )
+
+    def leave(self) -> None:
+        """The call is over: push nothing more, and let go of it."""
+        self._tell = _tell_nobody
+        del self._conversation
 
     # The media path, which sends caller audio itself while nothing stands in its way.
 
@@ -468,6 +468,16 @@ class LastingSession:
         self._wake()
         await self._wait_opened(after=opens)
         return True
+
+
+def _tell_nobody(event: SessionEvent) -> None:
+    """The call is over."""
+
+
+def _service(services: tuple[Service, Service | None], on_fallback: bool) -> Service:
+    service = services[on_fallback]
+    assert service is not None
+    return service
 
 
 def _late() -> ModelError:

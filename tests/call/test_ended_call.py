@@ -1,0 +1,211 @@
+"""What stays of a call when it is over: its record, and what the carrier may still change of it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tracemalloc
+import weakref
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from server.agent.agent import Agent
+from server.call.report.costs import Prices
+from server.carrier import CallStatus, StatusUpdate
+from server.dialogue.endings import EndReason
+from server.errors import CarrierError
+from server.model import (
+    AgentAudio,
+    AgentTranscript,
+    CallerTranscript,
+    GenerationComplete,
+    TurnComplete,
+)
+from tests.support.fakes import KeptRecords, MemoryCarrier, MemoryMedia
+from tests.support.switchboards import NUMBER, make_calls, serve_stream, started
+
+COUNT = 5
+BYTES_PER_CALL = 16_000
+"""What such a call may leave in memory."""
+NOT_LOGS = tracemalloc.Filter(False, "*/structlog/*")
+"""What is logged is kept for whoever reads about a test that has failed."""
+TURNS = 30
+"""Of each side: a talkative minute."""
+
+
+async def talk(calls, nursery, agent: Agent | None = None):
+    """Have a whole call with many turns, ended by the caller."""
+    call = await calls.place(NUMBER, agent or Agent())
+    media = MemoryMedia()
+    started(calls, media, call.call_sid)
+    nursery.start_soon(serve_stream, calls, media)
+    await wait_all_tasks_blocked()
+    session = calls.model.session
+    for turn in range(1, TURNS + 1):
+        session.event(CallerTranscript(f"And what about number {turn}?"))
+        session.event(AgentAudio(b"\0\x10" * 2_400, turn, trio.current_time()))
+        session.event(AgentTranscript(f"Number {turn} is quite as good as the one before.", turn))
+        session.event(GenerationComplete(turn))
+        session.event(TurnComplete(turn, None))
+        await trio.sleep(0.1)
+    media.hang_up()
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+    return call
+
+
+@contextmanager
+def nothing_collected() -> Generator[None]:
+    """Within the block only reference counts free anything, as while there are calls."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def forgotten(calls) -> None:
+    """Wait until nobody has ended calls in hand any more: the fakes, and what looks at set-ups."""
+    calls.model.sessions.clear()
+    calls.admission.setups.look(trio.current_time(), 0.0)
+    await wait_all_tasks_blocked()
+
+
+def last_word(call_sid: str, duration_s: str = "125") -> StatusUpdate:
+    return StatusUpdate(call_sid, CallStatus.COMPLETED, 9, {"duration_s": duration_s})
+
+
+@pytest.mark.parametrize("is_settled", [True, False], ids=["settled", "not settled"])
+async def test_of_a_call_that_has_ended_nothing_lives_but_what_is_left(
+    autojump_clock, nursery, is_settled
+):
+    calls = make_calls()
+    await nursery.start(calls.run)
+    call = await talk(calls, nursery)
+    call_sid, c = call.call_sid, call.conversation
+    lived = [weakref.ref(each) for each in (call, c, c.session, c.playout, c.passing, call.hearing)]
+    if is_settled:
+        calls.update_status(last_word(call_sid))
+
+    with nothing_collected():
+        del call, c
+        await forgotten(calls)
+
+    assert [each() for each in lived if each() is not None] == []
+    assert calls.register.get(call_sid).end_reason is EndReason.CALLER_HUNG_UP
+    assert len((await calls.register.record(call_sid))["transcript"]) == 2 * TURNS
+
+
+async def test_a_call_that_the_carrier_did_not_take_leaves_nothing(autojump_clock, nursery):
+    calls = make_calls(carrier=MemoryCarrier(failure=CarrierError("no", status=400, code=21211)))
+    await nursery.start(calls.run)
+    with pytest.raises(CarrierError):
+        await calls.place(NUMBER, Agent())
+
+    with nothing_collected():
+        lived = weakref.ref(calls.model.session)
+        calls.carrier.failure = None  # it knows whom it was raised in
+        await forgotten(calls)
+
+    assert lived() is None
+
+
+async def test_an_ended_call_is_some_kilobytes_of_memory(autojump_clock, nursery):
+    calls = make_calls()
+    await nursery.start(calls.run)
+    await talk(calls, nursery)  # what is made once only
+    gc.collect()
+
+    tracemalloc.start()
+    try:
+        for _ in range(COUNT):
+            call = await talk(calls, nursery)
+            calls.update_status(last_word(call.call_sid))
+        del call
+        await forgotten(calls)
+        ours = tracemalloc.take_snapshot().filter_traces([NOT_LOGS])
+        size_bytes = sum(trace.size for trace in ours.traces)
+    finally:
+        tracemalloc.stop()
+
+    assert len(list(calls.register.all())) == COUNT + 1
+    assert size_bytes / COUNT < BYTES_PER_CALL
+
+
+async def test_what_is_left_shows_the_record_as_the_call_did(autojump_clock, nursery):
+    records = KeptRecords()
+    calls = make_calls(records=records)
+    await nursery.start(calls.run)
+    call = await talk(calls, nursery)
+
+    shown = await calls.register.record(call.call_sid)
+    [listed] = (await calls.register.page(10)).rows
+
+    assert [shown] == records.kept
+    assert shown == json.loads(json.dumps(call.record().as_dict()))
+    assert listed == call.record(full=False).as_dict()
+
+
+async def test_the_carriers_last_word_after_the_end_is_in_the_record(autojump_clock, nursery):
+    records = KeptRecords()
+    calls = make_calls(records=records, prices=Prices(carrier_minute_usd=0.01))
+    await nursery.start(calls.run)
+    call = await talk(calls, nursery)
+    before = await calls.register.record(call.call_sid)
+    await trio.sleep(2.0)
+
+    calls.update_status(last_word(call.call_sid, duration_s="125"))
+
+    after = await calls.register.record(call.call_sid)
+    assert (before["status"], after["status"]) == ("queued", "completed")
+    assert (before["cost"]["billed_minutes"], after["cost"]["billed_minutes"]) == (1, 3)
+    assert after["cost"]["carrier_usd"] == pytest.approx(0.03)
+    assert after["cost"]["model_usd"] == before["cost"]["model_usd"]
+    *earlier, last = after["timeline"]
+    assert earlier == before["timeline"]
+    assert last == {"at_s": last["at_s"], "what": "completed", "duration_s": "125"}
+    assert last["at_s"] == pytest.approx(earlier[-1]["at_s"] + 2.0)
+    assert records.kept == [before, after]
+    assert (await calls.register.page(10)).rows[0]["status"] == "completed"
+
+
+async def test_a_last_word_that_is_said_again_writes_nothing_again(autojump_clock, nursery):
+    records = KeptRecords()
+    calls = make_calls(records=records)
+    await nursery.start(calls.run)
+    call = await talk(calls, nursery)
+
+    for _ in range(3):
+        calls.update_status(last_word(call.call_sid))
+
+    assert len(records.kept) == 2
+
+
+async def test_who_waits_for_the_carriers_last_word_hears_it_after_the_end(autojump_clock, nursery):
+    calls = make_calls()
+    await nursery.start(calls.run)
+    call = await talk(calls, nursery)
+
+    calls.update_status(last_word(call.call_sid))
+
+    with trio.fail_after(1.0):
+        await call.progress.settled.wait()
+
+
+async def test_a_value_that_is_no_json_costs_no_record(autojump_clock, nursery):
+    calls = make_calls()
+    await nursery.start(calls.run)
+    call = await calls.place(NUMBER, Agent())
+    call.note("of a tool", found={1, 2})
+    call.end(EndReason.HUNG_UP)
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+
+    timeline = (await calls.register.record(call.call_sid))["timeline"]
+
+    assert "{1, 2}" in [line.get("found") for line in timeline]
