@@ -12,6 +12,7 @@ from typing import Any
 
 from quart import Quart, Response, redirect, request
 from quart_schema import hide
+from werkzeug.exceptions import NotFound
 
 HERE = Path(__file__).parent
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -81,5 +82,7 @@ def add_pages(app: Quart) -> None:
     @app.get("/")
     @hide
     async def front() -> Any:
-        # Below a proxy's prefix, too.
-        return redirect("docs")
+        # For people. A carrier's request that has gone astray is to be told so, as anywhere.
+        if "text/html" not in request.headers.get("Accept", ""):
+            raise NotFound
+        return redirect("docs")  # below a proxy's prefix, too
