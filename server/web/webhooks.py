@@ -34,6 +34,7 @@ from server.web.api import error_body
 from server.web.elsewhere import Elsewhere
 from server.web.http_request import target_of
 from server.web.path_prefix import NAMED
+from server.web.static.files import FRONT
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -161,7 +162,8 @@ class Reader:
         Returns:
             The answer; None for all other requests.
         """
-        if request.url_rule is not None or request.method not in ("GET", "POST"):
+        rule = request.url_rule
+        if (rule is not None and rule.rule != FRONT) or request.method not in ("GET", "POST"):
             return None
         length = request.content_length or 0
         target = target_of(request.scope)

@@ -12,13 +12,13 @@ from typing import Any
 
 from quart import Quart, Response, redirect, request
 from quart_schema import hide
-from werkzeug.exceptions import NotFound
 
 HERE = Path(__file__).parent
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 PAGES = {"/docs": "docs.html"}
 """A page's path, and its file."""
-PATHS = frozenset({"/", *PAGES})
+FRONT = "/"
+PATHS = frozenset({FRONT, *PAGES})
 BELOW = "/static/"
 """What these paths and those below this one answer is for everybody."""
 POLICY = "; ".join(
@@ -79,10 +79,7 @@ def add_pages(app: Quart) -> None:
             return {"error": "not-found", "message": "there is no such file"}, 404
         return file.answer()
 
-    @app.get("/")
+    @app.get(FRONT)
     @hide
     async def front() -> Any:
-        # For people. A carrier's request that has gone astray is to be told so, as anywhere.
-        if "text/html" not in request.headers.get("Accept", ""):
-            raise NotFound
         return redirect("docs")  # below a proxy's prefix, too
