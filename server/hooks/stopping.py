@@ -73,8 +73,13 @@ class StopSignals:
         if sys.platform != "win32":
             # Whoever has started us may have held them back until somebody is here to take them.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
-            # An interpreter at its end lets go of them before the process has ended.
-            atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, self._signals)
+            # An interpreter at its end lets go of handlers before the process has ended, and any
+            # thread that is left would take a signal as the end of it all.
+            atexit.register(self._ignore)
+
+    def _ignore(self) -> None:
+        for number in self._signals:
+            signal.signal(number, signal.SIG_IGN)
 
     @contextmanager
     def told(

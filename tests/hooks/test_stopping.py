@@ -189,3 +189,21 @@ assert signals.asked
 
     assert process.wait() == 0
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_process_at_its_very_end_is_not_ended_by_a_wish_to_stop():
+    """Its handlers are gone by then, and a thread may be left that would take the signal."""
+    code = """
+import os, signal, threading, time
+from server.hooks.stopping import StopSignals
+StopSignals({signal.SIGTERM: False}).install()
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+class Late:
+    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGTERM):
+        kill(me, number)
+late = Late()
+"""
+
+    ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+
+    assert ended.returncode == 0

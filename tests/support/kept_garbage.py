@@ -70,9 +70,13 @@ def rings(objects: list[Any]) -> list[list[Any]]:
 
 @contextmanager
 def garbage_kept() -> Generator[list[list[str]]]:
-    """Within the block nothing is collected; after it the list has the rings that were left."""
+    """Within the block nothing is collected; after it the list has the rings that were left.
+
+    Only of what was made there: who holds what was made before may let go of it meanwhile.
+    """
     left: list[list[str]] = []
     gc.collect()
+    gc.freeze()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
@@ -82,6 +86,7 @@ def garbage_kept() -> Generator[list[list[str]]]:
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
+        gc.unfreeze()
         gc.enable()
 
 
