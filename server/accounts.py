@@ -8,6 +8,7 @@ import structlog
 import trio
 from pydantic import SecretStr
 
+from server.agent.agent import Agent
 from server.carrier import Carrier, MediaStream
 from server.carrier.transport import Transport
 from server.carrier.twilio.documents import check_sayable
@@ -77,6 +78,15 @@ class Accounts:
     def are_simulated(self) -> bool:
         """True if no account is set, so that the simulators are used."""
         return self._settings.account is None
+
+    def check_agent(self, agent: Agent) -> None:
+        """Check that calls can be made with an agent.
+
+        Raises:
+            ConfigurationError: They cannot; the setting is named.
+        """
+        if agent.apology:
+            check_sayable(agent.apology, "APOLOGY")
 
     async def open(self, nursery: trio.Nursery) -> None:
         """Make the carrier and the model; simulators run in the nursery."""

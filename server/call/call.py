@@ -123,7 +123,8 @@ class Call:
         ownership: Ownership | None = None,
         state: CallState | None = None,
     ) -> None:
-        costs = CostMeter(prices or Prices(), model=model.name, direction=direction, number=number)
+        model_name = agent.model or model.name
+        costs = CostMeter(prices or Prices(), model=model_name, direction=direction, number=number)
         self.conversation = c = Conversation(
             Party(direction, number, agent, dict(metadata or {})),
             carrier=carrier,
@@ -334,7 +335,12 @@ class Call:
         with structlog.contextvars.bound_contextvars(call_sid=c.call_sid):
             c.metrics.calls_active.inc()
             try:
-                logger.info("call started", direction=self.direction, number=masked(self.number))
+                logger.info(
+                    "call started",
+                    direction=self.direction,
+                    number=masked(self.number),
+                    agent=c.party.agent.name,
+                )
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_when_told, nursery.cancel_scope)
                     nursery.start_soon(c.errands.run)
@@ -478,6 +484,7 @@ class Call:
         self.note("ended", reason=reason.value)
         logger.info(
             "call ended",
+            agent=c.party.agent.name,
             reason=reason.value,
             detail=c.end_detail if self._logged_detail is None else self._logged_detail,
             duration_s=round(self.duration_s, 1),

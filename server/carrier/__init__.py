@@ -288,6 +288,10 @@ class VoiceRequest:
     """An inbound call that may be new here. Any other must be one of ours, or it is nobody's."""
     report: StatusUpdate | None = None
     """How the call stands, if the carrier only reports that and reads no answer."""
+    called: str = ""
+    """Which number or address of ours is called; empty if that is not told."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Of a SIP leg, what its ``X-`` headers say."""
 
 
 @dataclass(frozen=True, slots=True)

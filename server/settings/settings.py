@@ -120,6 +120,14 @@ class Settings(BaseSettings):
     agent_prompt: str | None = None
     agent_greeting: str | None = None
     agent_language: str | None = None
+    agents: Path | None = None
+    """More agents than the one that these settings describe: a folder with a TOML file for each, or
+    a file."""
+    agents_route_timeout_s: Annotated[float, Field(gt=0, le=10)] = 2.0
+    """How long the agents' own ``route`` may take to say who answers; meanwhile it rings, and the
+    carrier waits for fifteen seconds."""
+    agents_watch: bool | None = None
+    """Read agents again as soon as their files change; None for wherever calls are simulated."""
 
     api_key: Secret | None = None
     """What clients of the API show; with a real account and none set, one is made at start."""

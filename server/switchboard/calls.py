@@ -16,7 +16,6 @@ from functools import partial
 import structlog
 import trio
 
-from server.agent import phrases
 from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
@@ -32,7 +31,7 @@ from server.carrier import (
     TransferUpdate,
     VoiceRequest,
 )
-from server.carrier.webhooks import ConnectStream, EndCall, RefuseCall, Reply, SayAndEndCall
+from server.carrier.webhooks import ConnectStream, EndCall, Reply
 from server.cluster.cluster import Cluster
 from server.cluster.registry import Load
 from server.dialogue.endings import EndReason
@@ -53,7 +52,7 @@ from server.records.traces import NoTraces, Traces
 from server.switchboard.admission import Admission, Limits, draining, failed
 from server.switchboard.early import EarlyUpdates
 from server.switchboard.inquiry import Inquiry, Patience
-from server.switchboard.making import NewCalls, one_calls_trouble, setup_of
+from server.switchboard.making import NewCalls, apology_of, one_calls_trouble, setup_of
 from server.switchboard.model_trial import ModelTrial
 from server.switchboard.register import Register
 from server.switchboard.strangers import Strangers
@@ -95,6 +94,7 @@ class Calls:
             have it.
         keep: Given what another process needs to go on with a call, as
             :meth:`server.cluster.registry.Registry.keep` is; None if nobody wants it.
+        find_agent: The agent of this name, as it is now; None if there is none.
         callback_wait_s: How long the carrier may say nothing about a call that it has placed until
             it is asked; infinite for as long as it likes.
     """
@@ -119,6 +119,7 @@ class Calls:
         callback_wait_s: float = 10.0,
         is_current: Callable[[str, int], Awaitable[bool]] | None = None,
         keep: Callable[[str, int, bytes], None] | None = None,
+        find_agent: Callable[[str], Agent | None] = lambda name: None,
     ) -> None:
         self.carrier = carrier
         self.model = model
@@ -127,7 +128,9 @@ class Calls:
         self._drained: trio.Event | None = None
         self._options = options
         self.admission = admission or Admission(Limits(), metrics)
-        self._new = NewCalls(model, metrics, options, prices, recordings, is_current, keep)
+        self._new = NewCalls(
+            model, metrics, options, prices, recordings, is_current, keep, find_agent
+        )
         for direction in ("inbound", "outbound"):
             for reason in EndReason:
                 # From the start, so that the first one is seen as an increase and not as news.
@@ -257,24 +260,23 @@ class Calls:
                 metadata,
                 client=client,
             )
-            longest_s = min(max_duration_s or math.inf, self._options.max_duration_s)
             # Once it is sent, a dial request is seen through, whoever goes away: otherwise a
             # phone would ring with nobody behind it. The carrier's own deadline bounds it.
             with trio.CancelScope(shield=True):
-                await self._dial(call, destination_number, longest_s)
+                await self._dial(call)
         finally:
             self._dialling -= 1
             self._tell_if_empty()
         return call
 
-    async def _dial(self, call: Call, number: str, longest_s: float) -> None:
-        ticket = self.tickets.issue(call, trio.current_time())
+    async def _dial(self, call: Call) -> None:
+        ticket, options = self.tickets.issue(call, trio.current_time()), call.conversation.options
         try:
             placed = await self.carrier.place_call(
-                number,
+                call.number,
                 ticket=ticket,
-                max_duration_s=longest_s,
-                detect_machine=self._options.voicemail is not VoicemailPolicy.IGNORE,
+                max_duration_s=options.max_duration_s,
+                detect_machine=options.voicemail is not VoicemailPolicy.IGNORE,
             )
         except BaseException as error:
             self.tickets.drop(call)
@@ -313,7 +315,7 @@ class Calls:
             call is not None and call.conversation.answered_at is not None
         ):
             owes_apology = self.register.owes_apology(call_sid)
-            return self._apology(agent) if owes_apology else EndCall()
+            return apology_of(agent) if owes_apology else EndCall()
         if call is None:
             try:
                 self.check_admission()
@@ -324,19 +326,8 @@ class Calls:
             call = self._new.make(self.carrier, "inbound", number, agent, generation=generation)
             self._begin(call, call_sid)
         if call.apology.fetch():
-            return self._apology(call.conversation.party.agent)
+            return apology_of(call.conversation.party.agent)
         return ConnectStream(self.tickets.issue(call, trio.current_time()))
-
-    def refuse(self, refusal: CallRefused, agent: Agent) -> Reply:
-        """What refuses an inbound call: a busy tone, or words.
-
-        A busy tone costs nothing and says what it should when another try may do better. While the
-        model's account is refused it would not, so the caller is told.
-        """
-        return self._apology(agent) if refusal.in_words else RefuseCall()
-
-    def _apology(self, agent: Agent) -> Reply:
-        return SayAndEndCall(*phrases.apology_of(agent))
 
     async def go_on(self, request: VoiceRequest, agent: Agent) -> Reply:
         """The reply to a voice webhook that begins no call: a call of ours, or nobody's.
@@ -370,9 +361,9 @@ class Calls:
         call = self.register.get_live(call_sid)
         if call is None:
             owes_apology = is_orphan or self.register.owes_apology(call_sid)
-            return self._apology(agent) if owes_apology else EndCall()
+            return apology_of(agent) if owes_apology else EndCall()
         if call.apology.fetch():
-            return self._apology(call.conversation.party.agent)
+            return apology_of(call.conversation.party.agent)
         if call.handover.has_left:  # then the carrier asks about the transfer, and not this
             return EndCall()
         if not await call.hearing.wait_line_over() or call.end_reason is not None:
@@ -487,7 +478,7 @@ class Calls:
         comes_back = update.wants_document and update.status in NOT_REACHED
         if over is not None and comes_back and over.apology.fetch():
             # The model was lost while the caller was away.
-            return self._apology(over.conversation.party.agent)
+            return apology_of(over.conversation.party.agent)
         return EndCall()
 
     async def claim(self, media: MediaStream, address: str = "") -> Claim | None:

@@ -17,6 +17,7 @@ from quart import Quart, Response, request
 from quart_schema import hide
 from werkzeug.datastructures import MultiDict
 
+from server.agent.roster.agents import NewCall
 from server.carrier import (
     NOT_REACHED,
     MachineVerdict,
@@ -30,6 +31,7 @@ from server.errors import CallRefused, CarrierProtocolError, ServerError
 from server.logs import Sparing, log_stranger
 from server.pace import Pace
 from server.service import Service
+from server.switchboard.making import refusal_of
 from server.web.api import error_body
 from server.web.elsewhere import Elsewhere
 from server.web.http_request import target_of
@@ -260,14 +262,19 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         if isinstance(generation, Response):
             return generation
         service.cluster.new_calls.take(request.scope)
+        agent = service.agent
         try:
+            if service.calls.register.get(asked.call_sid) is None:
+                agent = await service.choose_agent(
+                    NewCall("inbound", asked.number, asked.called, asked.headers)
+                )
             reply = await service.calls.answer(
-                asked.call_sid, asked.number, service.agent, generation=generation
+                asked.call_sid, asked.number, agent, generation=generation
             )
         except CallRefused as refusal:
             service.metrics.calls_refused.labels(refusal.reason).inc()
             log_stranger(logger.warning, "inbound call refused", reason=refusal.reason)
-            reply = service.calls.refuse(refusal, service.agent)
+            reply = refusal_of(refusal, agent)
         finally:
             service.cluster.new_calls.answered()
         return document(reply)

@@ -77,6 +77,7 @@ class Report:
                 "agent_heard_s", lambda: round(c.playout.heard_s(now), 3), 0.0
             ),
             metadata=c.party.metadata,
+            agent=c.party.agent.name,
             generation=self.generation,
         )
 
@@ -139,6 +140,7 @@ class Report:
         c = self._conversation
         metrics.calls_active.dec()
         metrics.calls_ended.labels(c.party.direction, reason.value).inc()
+        metrics.agents.call_ended(c.party.agent.name, reason.value)
         add(metrics.streams.lost_frames.labels("server"), c.session.lost_s / FRAME_S)
 
     def tell_bug(self, step: str) -> None:

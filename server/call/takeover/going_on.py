@@ -28,9 +28,12 @@ def agent_of(state: CallState, ours: Agent) -> Agent:
 
     Args:
         state: The call, as it was left.
-        ours: Who answers here: has the tools, and the recording of the greeting.
+        ours: Who answers here: has the tools, the recording of the greeting and the settings. If it
+            is another one, there is none of the call's agent's name any more.
     """
     left: AgentState = state.agent
+    if left.name != ours.name:
+        logger.warning("the agent of a call that is taken up is not known here", agent=left.name)
     tools: Mapping[str, Tool] = {tool.name: tool for tool in ours.tools}
     if missing := [name for name in left.tools if name not in tools]:
         logger.warning("tools of a call that is taken up are not there", tools=missing)
@@ -46,6 +49,10 @@ def agent_of(state: CallState, ours: Agent) -> Agent:
         voice=left.voice,
         language=left.language,
         tools=tuple(tools[name] for name in left.tools if name in tools),
+        name=left.name,
+        model=left.model,
+        settings=ours.settings,
+        is_recorded=left.is_recorded,
     )
 
 

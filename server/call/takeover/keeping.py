@@ -154,6 +154,9 @@ class Keeping:
             language=agent.language,
             tools=tuple(tool.name for tool in agent.tools),
             has_recording=bool(agent.greeting_audio) and not is_played,
+            name=agent.name,
+            model=agent.model,
+            is_recorded=agent.is_recorded,
         )
 
     def _is_greeted(self) -> bool:

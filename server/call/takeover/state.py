@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from server.agent.agent import DEFAULT_NAME
 from server.carrier import AnsweredBy, CallStatus
 from server.errors import ServerError
 
@@ -62,6 +63,9 @@ class AgentState:
     tools: Annotated[tuple[Short, ...], Meta(max_length=512)]
     has_recording: bool
     """Whether its greeting is a recording that is still to be played; that is not in here."""
+    name: Short = DEFAULT_NAME
+    model: Short | None = None
+    is_recorded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
