@@ -18,6 +18,7 @@ from server.logs import output
 from server.serving.master import Master, master_signals
 from server.serving.notify import Detached
 from server.serving.single import run, stop_signals
+from server.serving.succession import reload_agents
 from server.settings.settings import Settings
 from server.settings.values import KEY_NAME
 from server.web.keys import hash_key, new_key
@@ -55,11 +56,17 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="return as soon as the new server serves (with --take-over)",
     )
+    parser.add_argument(
+        "--reload-agents",
+        action="store_true",
+        help="have the server at this address read its agents again, and return",
+    )
     chosen = parser.parse_args(arguments)
     if chosen.detach and not chosen.take_over:
         parser.error("--detach goes with --take-over")
-    if chosen.take_over and not AVAILABLE:
-        parser.error("--take-over needs Unix sockets, which this system does not have")
+    if (chosen.take_over or chosen.reload_agents) and not AVAILABLE:
+        option = "--take-over" if chosen.take_over else "--reload-agents"
+        parser.error(f"{option} needs Unix sockets, which this system does not have")
     if chosen.command == "demo":
         # The demo brings its own dependencies (a terminal display) that serving does without.
         from server.demo.command import run_demo
@@ -71,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
     if chosen.command == "new-key":
         return _new_key(chosen.name)
+    if chosen.reload_agents:
+        return _reload_agents(chosen.host, chosen.port)
     detached = Detached(wanted=chosen.detach)
     if detached.status is not None:
         return detached.status
@@ -100,6 +109,17 @@ def main(arguments: list[str] | None = None) -> int:
     except CannotListen as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         return 1
+
+
+def _reload_agents(host: str | None, port: int | None) -> int:
+    overrides = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
+    try:
+        settings = Settings.load(**overrides)
+        print(trio.run(reload_agents, settings.host, settings.port))  # noqa: T201
+    except (ConfigurationError, CannotListen) as error:
+        print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
+        return 2 if isinstance(error, ConfigurationError) else 1
+    return 0
 
 
 def _worker_count(text: str) -> int:

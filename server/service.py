@@ -239,9 +239,11 @@ class Service:
             helpers.start_soon(keep_going, "loop lag", without_start(watch))
             tell = partial(tell_of_pauses, self.metrics.capacity.paused.inc)
             helpers.start_soon(keep_going, "pauses", without_start(tell))
-            wants_watch = self.settings.agents_watch
-            if self.accounts.are_simulated if wants_watch is None else wants_watch:
-                helpers.start_soon(keep_going, "agents", without_start(self.roster.watch))
+            watches = self.settings.agents_watch
+            if watches is None:
+                watches = self.accounts.are_simulated
+            read_again = partial(self.roster.run, watches=watches)
+            helpers.start_soon(keep_going, "agents", without_start(read_again))
             helpers.start_soon(keep_going, "model tries", without_start(calls.model_trial.run))
             if self.cluster.are_several:
                 self.cluster.report = calls.load

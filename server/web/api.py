@@ -134,6 +134,12 @@ class AgentList(BaseModel):
     agents: list[AgentShown]
 
 
+class AgentsRead(BaseModel):
+    """The names of the agents that there are from now on."""
+
+    agents: list[str]
+
+
 class CallList(BaseModel):
     """A page of calls, newest first."""
 

@@ -22,12 +22,13 @@ from server.agent.roster.agents import NewCall, VariablesMissing, filled, wanted
 from server.cluster.passing_on import FINAL, WorkerLost
 from server.cluster.registry import RegistryAway
 from server.dialogue.endings import EndReason
-from server.errors import CallRefused, CarrierError, ServerError
+from server.errors import CallRefused, CarrierError, ConfigurationError, ServerError
 from server.headers import lines_of, single
 from server.service import Service
 from server.switchboard.register import Page
 from server.web.api import (
     AgentList,
+    AgentsRead,
     Answer,
     CallList,
     CallMade,
@@ -224,6 +225,20 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
                 for agent in found
             ]
         }
+
+    @app.post("/agents/reload")
+    @document_response(AgentsRead)
+    @may_fail(401, 422)
+    async def reload_agents() -> Any:
+        """Read the agents again, in every process of this machine; live calls keep theirs."""
+        try:
+            agents = await service.roster.reload()
+        except ConfigurationError as error:
+            return error_body("agents", str(error)), 422
+        for answer in await elsewhere.everyone():
+            if answer.status_code != 200:
+                return answer.json(), answer.status_code
+        return {"agents": sorted(agents.by_name)}
 
     @app.get("/calls")
     @validate_querystring(ListCalls)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
+import trio.testing
 
 from server.agent.agent import Agent
 from server.agent.roster.agents import Agents, NewCall, VariablesMissing, filled
@@ -130,7 +132,7 @@ async def test_files_that_change_are_read_at_once_where_that_is_wanted(tmp_path)
     roster = Roster(Settings.load(_env_file=None, agents=tmp_path))
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(roster.watch)
+        nursery.start_soon(partial(roster.run, watches=True))
         with trio.fail_after(60):
             n = 0
             while roster.agents.by_name["a"].voice == "Kore":
@@ -139,3 +141,22 @@ async def test_files_that_change_are_read_at_once_where_that_is_wanted(tmp_path)
                 path.write_text('name = "a"\nvoice = "Puck"\n')
                 await trio.sleep(0.1)
         nursery.cancel_scope.cancel()
+
+
+async def test_files_are_read_when_somebody_wants_it(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('name = "a"\nvoice = "Kore"\n')
+    roster = Roster(Settings.load(_env_file=None, agents=tmp_path))
+    before = roster.agents
+
+    path.write_text('name = "a"\nvoice = "Puck"\n')
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(roster.run, watches=False))
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(60):
+            while roster.agents is before:
+                roster.wanted.set()
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
+    assert roster.agents.by_name["a"].voice == "Puck"

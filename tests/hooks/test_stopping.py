@@ -189,3 +189,17 @@ assert signals.asked
 
     assert process.wait() == 0
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+async def test_a_signal_that_asks_to_read_something_again_stops_nothing(signals):
+    signals.install()
+    stop, again = trio.Event(), trio.Event()
+    signals.on_reload = again.set
+    signals.reload_by([signal.SIGTERM])
+
+    with signals.told(stop):
+        signal.raise_signal(signal.SIGTERM)
+        await again.wait()
+
+    assert not stop.is_set()
+    assert not signals.asked

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 
 import structlog
@@ -16,6 +17,7 @@ from server.agent.roster.agents import Agents
 from server.agent.roster.files import Check, no_check, read_agents
 from server.errors import ConfigurationError
 from server.settings.settings import Settings
+from server.signal import Signal
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -35,6 +37,7 @@ class Roster:
 
     Attributes:
         agents: Those that there are now; whoever has taken some keeps them.
+        wanted: Set by whoever wants them read again, and has no use for the answer.
 
     Raises:
         ConfigurationError: They cannot be read.
@@ -45,6 +48,7 @@ class Roster:
         self._settings = settings
         self._check = check
         self._reading = trio.Lock()
+        self.wanted = Signal()
 
     async def reload(self) -> Agents:
         """Read all files again; if one of them is wrong, everything stays as it was.
@@ -66,22 +70,34 @@ class Roster:
         logger.info("agents read", agents=len(agents.by_name))
         return agents
 
-    async def watch(self) -> None:
-        """Read the files again whenever one of them has changed, until cancelled."""
+    async def run(self, *, watches: bool) -> None:
+        """Read the files again whenever that is wanted, until cancelled.
+
+        Args:
+            watches: Whether a file that has changed is reason enough.
+        """
         where = self._settings.agents
-        if where is None:
-            await trio.sleep_forever()
-        seen = await trio.to_thread.run_sync(_versions, where)
+        seen = await _versions(where)
+        told = self.wanted.next()
         while True:
-            await trio.sleep(WATCH_S)
-            now = await trio.to_thread.run_sync(_versions, where)
-            if now != seen:
-                seen = now
-                with suppress(ConfigurationError):  # it has been told; the next change may mend it
-                    await self.reload()
+            with trio.move_on_after(WATCH_S if watches and where is not None else inf) as pause:
+                await told.wait()
+            now = await _versions(where)
+            if pause.cancelled_caught and now == seen:
+                continue
+            # The event is made before reading, so that what is wanted meanwhile is not lost.
+            seen, told = now, self.wanted.next()
+            with suppress(ConfigurationError):  # it has been told; the next change may mend it
+                await self.reload()
 
 
-def _versions(where: Path) -> frozenset[tuple[str, int, int]]:
+async def _versions(where: Path | None) -> frozenset[tuple[str, int, int]]:
+    if where is None:
+        return frozenset()
+    return await trio.to_thread.run_sync(_files, where, abandon_on_cancel=True)
+
+
+def _files(where: Path) -> frozenset[tuple[str, int, int]]:
     """The files beside each other that agents may be made of, and when each was written."""
     where = where.expanduser()
     found: set[tuple[str, int, int]] = set()
