@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from server.agent.outcome import OutcomeSchema
     from server.agent.tool import Tool
     from server.settings.settings import Settings
 
@@ -63,5 +64,7 @@ class Agent:
     """The model it speaks with; None for the process's."""
     settings: Settings | None = field(default=None, repr=False, compare=False)
     """Those of its calls; None for the process's."""
+    outcome: OutcomeSchema | None = field(default=None, repr=False)
+    """What its calls are to bring, as data."""
     is_recorded: bool = True
     """Whether its calls are recorded, where any are."""

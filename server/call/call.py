@@ -24,6 +24,7 @@ import structlog
 import trio
 
 from server.agent.agent import Agent
+from server.agent.outcome import Outcome
 from server.call.apology import Apology
 from server.call.conversation import Conversation, Line, Party, Stage
 from server.call.farewell import Farewell
@@ -132,6 +133,8 @@ class Call:
             notes=Notes(costs, metrics),
             lateness=lateness,
         )
+        if agent.outcome is not None:
+            c.notes.outcome = Outcome(agent.outcome)
         self.progress = Progress()
         self.accepted = trio.Event()
         self.finished = trio.Event()
@@ -315,6 +318,10 @@ class Call:
     async def transfer(self, destination: str, number: str) -> CallStatus:
         """Connect the caller with somebody else; see :meth:`Handover.transfer`."""
         return await self.handover.transfer(destination, number)
+
+    def fill_outcome(self, values: Mapping[str, object]) -> tuple[str, ...]:
+        """Write down part of what the call was for; see :meth:`Notes.fill_outcome`."""
+        return self.conversation.notes.fill_outcome(values)
 
     def report_voicemail(self) -> bool:
         """The model says that a machine has; False if this call does nothing about machines."""

@@ -39,6 +39,8 @@ class CallDetails:
     transcript: tuple[Mapping[str, Any], ...] | None
     timeline: tuple[tuple[float, str, Mapping[str, Any]], ...] | None
     """Seconds since the call began, what happened, and facts."""
+    outcome: Mapping[str, Any] | None = None
+    """What the call was for, as data; None for an agent that wants none."""
     traceparent: str = field(default="", metadata={"hidden": True})
     """Whose trace the call belongs to: W3C Trace Context."""
 

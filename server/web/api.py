@@ -126,6 +126,8 @@ class AgentShown(BaseModel):
     tools: list[str]
     variables: list[str]
     """What a call has to say, or may."""
+    outcome: dict[str, Any] | None
+    """JSON Schema of what its calls are to bring."""
 
 
 class AgentList(BaseModel):

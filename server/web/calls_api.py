@@ -221,6 +221,7 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
                     "model": agent.model or service.accounts.model.name,
                     "tools": [tool.name for tool in agent.tools],
                     "variables": sorted(wanted_by(agent)),
+                    "outcome": dict(agent.outcome.schema) if agent.outcome else None,
                 }
                 for agent in found
             ]

@@ -124,6 +124,12 @@ def test_a_prompt_may_be_in_a_file_of_its_own(folder):
         ('name = "a"\nvoice = Kore\n', 2, "Invalid value, so it is no TOML"),
         ('name = "a"\nname = "b"\n', 2, "so it is no TOML"),
         ('voice = "Kore"\n', None, "name is missing"),
+        (
+            'name = "a"\n[outcome.properties.pizza]\ntype = "strin"\n',
+            3,
+            "outcome.properties.pizza.type is no JSON Schema: 'strin' is not valid",
+        ),
+        ('name = "a"\n[outcome]\nschema = "no_such_x.Order"\n', 3, "outcome.schema cannot be im"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(folder, text, line, told):
@@ -215,6 +221,16 @@ def test_a_carrier_that_cannot_say_an_apology_refuses_the_agent(folder):
 
     with pytest.raises(ConfigurationError, match=f"{path}, line 3: apology is too long"):
         read_agents(Settings.load(_env_file=None, agents=folder), check)
+
+
+def test_an_outcome_gives_the_agent_a_function_to_fill_it_in(folder):
+    write(folder, 'name = "a"\n[outcome.properties]\npizza = {type = "string"}\n')
+
+    agent = read(folder).by_name["a"]
+
+    assert agent.outcome is not None
+    assert agent.outcome.required == ("pizza",)
+    assert agent.tools[-1].parameters["properties"] == {"pizza": {"type": "string"}}
 
 
 def test_a_key_is_found_in_its_table_and_not_in_a_text():

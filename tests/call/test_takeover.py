@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Close
 
 from server.agent.agent import Agent
+from server.agent.outcome import outcome_schema
 from server.agent.tool import tool
 from server.call.conversation import Stage
 from server.call.options import CallOptions
@@ -374,6 +375,24 @@ async def test_a_call_that_goes_on_keeps_its_agent_by_name(autojump_clock, nurse
     assert taken.conversation.options.patience.silence_prompts == 9
     assert record["agent"] == "desk"
     assert not [line for line in logs if "not known here" in line["event"]]
+
+
+async def test_a_call_that_goes_on_has_what_was_written_down_of_its_outcome(
+    autojump_clock, nursery
+):
+    schema = outcome_schema({"properties": {"pizza": {"type": "string"}, "count": {}}})
+    ours = replace(AGENT, name="desk", outcome=schema)
+    async with two(nursery, find_agent={"desk": ours}.get) as (_, first, second):
+        call, _ = await on_the_line(first, nursery, ours)
+        call.fill_outcome({"pizza": "hawaii"})
+        await trio.sleep(1.0)
+        await first.die()
+        taken = second.take_up(Agent())
+        missing = taken.fill_outcome({})
+        record = taken.record().as_dict()
+
+    assert missing == ("count",)
+    assert record["outcome"]["values"] == {"pizza": "hawaii"}
 
 
 async def test_a_call_whose_agent_is_not_known_here_goes_on_and_that_is_told(

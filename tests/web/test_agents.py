@@ -113,6 +113,7 @@ async def test_agents_are_listed_without_their_prompts(folder):
         "model": "gemini-3.8-live",
         "tools": ["hang_up", "send_dtmf"],
         "variables": ["shop"],
+        "outcome": None,
     }
     assert "orders" not in answer.text
 

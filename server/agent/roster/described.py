@@ -22,6 +22,7 @@ from pydantic import (
 
 from server.agent.agent import DEFAULT_NAME, Agent
 from server.agent.loading import agent_of, check_names
+from server.agent.outcome import SchemaWrong, outcome_schema, outcome_tool
 from server.agent.roster.agents import ANY_NUMBER, VARIABLE_NAME, variables_of
 from server.agent.tool import Tool
 from server.errors import ConfigurationError, ServerError
@@ -112,6 +113,7 @@ _OWN: Mapping[str, Any] = {
     ),
     "prompt_file": (Path | None, None),
     "recording": (bool, True),
+    "outcome": (Any, None),
 }
 
 
@@ -167,12 +169,22 @@ def described(said: Mapping[str, Any], base: Settings, folder: Path) -> Agent:
         setting, _, text = str(error).partition(" ")
         where = setting.rstrip(":").lower()
         raise Misdescribed([((where if where in said else "name",), text)]) from None
+    outcome = None
+    if given.get("outcome") is not None:
+        try:
+            outcome = outcome_schema(given["outcome"])
+            agent = replace(agent, tools=check_names((*agent.tools, outcome_tool(outcome))))
+        except SchemaWrong as error:
+            raise Misdescribed([(("outcome", *error.where), str(error))]) from None
+        except ConfigurationError as error:
+            raise Misdescribed([(("outcome",), str(error))]) from None
     agent = replace(
         agent,
         name=given["name"],
         numbers=given.get("numbers", ()),
         variables=given.get("variables", {}),
         model=own.get("gemini_model"),
+        outcome=outcome,
         settings=settings,
         is_recorded=given.get("recording", True),
     )
@@ -248,5 +260,5 @@ def _problem(issue: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[tuple[s
 def _unknown(key: str) -> str:
     if key in Settings.model_fields:
         return "is a setting of the whole server: it belongs in the environment or .env"
-    meant = misspelt(key, [*SETTINGS, *_OWN, "outcome"])
+    meant = misspelt(key, [*SETTINGS, *_OWN])
     return "is nothing that an agent has" + (f"; is {meant.lower()} meant?" if meant else "")

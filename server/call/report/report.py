@@ -111,6 +111,11 @@ class Report:
             ),
             transcript=self._made("transcript", transcript, None),
             timeline=self._made("timeline", lambda: tuple(notes.timeline), None),
+            outcome=self._made(
+                "outcome",
+                lambda: None if notes.outcome is None else notes.outcome.as_dict(),
+                None,
+            ),
             traceparent=self.traceparent,
         )
 

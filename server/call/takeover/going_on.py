@@ -51,6 +51,7 @@ def agent_of(state: CallState, ours: Agent) -> Agent:
         tools=tuple(tools[name] for name in left.tools if name in tools),
         name=left.name,
         model=left.model,
+        outcome=ours.outcome if left.name == ours.name else None,
         settings=ours.settings,
         is_recorded=left.is_recorded,
     )
@@ -95,6 +96,8 @@ def go_on(
     costs = state.costs
     tokens = {"prompt": costs.prompt, "response": costs.response, "other": costs.other}
     notes.costs.go_on(tokens, costs.usd, is_complete=costs.is_complete)
+    if notes.outcome is not None and state.outcome:
+        notes.outcome.fill_missing(state.outcome, "agent")
     notes.timings.caller_audio_s = costs.caller_audio_s
     c.playout.heard_before(costs.agent_audio_s)
     if machine is not None and state.machine is not None:

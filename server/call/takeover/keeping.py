@@ -134,6 +134,7 @@ class Keeping:
             ),
             away=None if away is None else AwayState(bounded(away[0]), bounded(away[1])),
             machine=self._machine_state(),
+            outcome={} if c.notes.outcome is None else dict(c.notes.outcome.values),
             recording_parts=0 if c.passing.recorder is None else c.passing.recorder.part,
         )
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from server.agent.agent import DEFAULT_NAME
+from server.agent.outcome import MAX_PROPERTIES
 from server.carrier import AnsweredBy, CallStatus
 from server.errors import ServerError
 
@@ -158,6 +159,10 @@ class CallState:
     machine: MachineState | None
     """None for a call that does nothing about machines."""
     recording_parts: Annotated[int, Meta(ge=0, le=99)]
+    outcome: Annotated[dict[Short, Any], Meta(max_length=MAX_PROPERTIES)] = field(
+        default_factory=dict
+    )
+    """What the call has brought, by name."""
 
     def encode(self) -> bytes:
         """Write it down, in about 2 kB.

@@ -75,6 +75,9 @@ class ModelScript:
     """Functions called, all at once, before each answer to speech, if the set-up declares any."""
     functions: tuple[FunctionCall, ...] = ()
     """More that are called with them, whatever the set-up declares."""
+    fills: frozenset[str] = frozenset({"save_outcome"})
+    """Functions called once, before the first answer to speech, if the set-up declares them: what
+    an agent that listens would have had to say by then."""
     function_turns: frozenset[int] = frozenset()
     """Agent turns in which functions are called; empty for every answer to speech."""
     cancel_tool_calls: bool = False
