@@ -230,6 +230,10 @@ class AgentMetrics:
             "offhook_agent_calls_ended", "Calls by agent and reason.", ["agent", "reason"],
             registry=registry,
         )  # fmt: skip
+        self.outcomes = Counter(
+            "offhook_outcomes", "What calls have brought as data, by whether it is whole.",
+            ["agent", "complete"], registry=registry,
+        )  # fmt: skip
         self.tool_calls = Counter(
             "offhook_tool_calls", "Functions the model called, and what came of it.",
             ["tool", "outcome"], registry=registry,
@@ -238,6 +242,10 @@ class AgentMetrics:
             "offhook_tool_seconds", "How long a function of the model's took.", ["tool"],
             buckets=_HUMAN, registry=registry,
         )  # fmt: skip
+
+    def outcome(self, agent: str, *, is_complete: bool) -> None:
+        """What a call of this agent has brought is final."""
+        self.outcomes.labels(self._label(agent), "yes" if is_complete else "no").inc()
 
     def call_ended(self, agent: str, reason: str) -> None:
         """A call of this agent has ended."""

@@ -22,6 +22,7 @@ from server.agent.roster.roster import Roster
 from server.agent.roster.routing import choose
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
+from server.call.report.drawing import Drawing
 from server.cluster.cluster import Cluster
 from server.cluster.redis import redis_registry
 from server.hooks.trio_clock import pausing_clock, tell_of_pauses
@@ -78,6 +79,7 @@ class Service:
 
     calls: Calls
     rescue: Rescue
+    _drawing: Drawing
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -186,6 +188,7 @@ class Service:
     async def drain(self) -> None:
         """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""
         await self.calls.drain(0.0 if self._has_waited else self.settings.drain_timeout_s)
+        await self._drawing.finish()
 
     def step_in(self) -> None:
         """Take new calls from now on."""
@@ -227,6 +230,9 @@ class Service:
             if self.recordings is not None:
                 await keepers.start(keep_going, "recordings", self.recordings.run)
             await stack.enter_async_context(self.accounts.carrier)
+            timeout_s = self.settings.outcome_timeout_s
+            self._drawing = Drawing(self.accounts.reader, timeout_s=timeout_s, metrics=self.metrics)
+            helpers.start_soon(keep_going, "outcomes", without_start(self._drawing.run))
             calls = self.calls = self._make_calls()
             self.rescue = Rescue(
                 calls, self.cluster, lambda: self.agent, lease_s=self.settings.lease_s
@@ -291,6 +297,7 @@ class Service:
             start_timeout_s=settings.start_timeout_s,
             recent_calls=settings.recent_calls,
             traces=self._traces,
+            drawing=self._drawing,
             strangers=Strangers.of(settings),
             cluster=self.cluster,
             callback_wait_s=settings.callback_wait_s or math.inf,

@@ -169,6 +169,10 @@ class Settings(BaseSettings):
 
     media_path: Literal["fast", "ordinary"] = "fast"
     """The media plane where the machine has one (Linux), or every socket through hypercorn."""
+    outcome_model: Model = "gemini-flash-latest"
+    """The text model that reads the transcript of a call whose agent has left its outcome open."""
+    outcome_timeout_s: Annotated[float, Field(ge=0, le=300)] = 20.0
+    """How long that may take, after the call; 0: transcripts are not read."""
     tools: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = ()
     """Modules whose functions with ``@tool`` above them the agent may call."""
     built_in_tools: Annotated[tuple[BuiltIn, ...], NoDecode, BeforeValidator(words)] = (

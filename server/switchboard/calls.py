@@ -20,6 +20,7 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
+from server.call.report.drawing import Drawing
 from server.call.takeover.state import CallState
 from server.carrier import (
     NOT_REACHED,
@@ -95,6 +96,7 @@ class Calls:
         keep: Given what another process needs to go on with a call, as
             :meth:`server.cluster.registry.Registry.keep` is; None if nobody wants it.
         find_agent: The agent of this name, as it is now; None if there is none.
+        drawing: Draws from transcripts what outcomes lack; None for nobody.
         callback_wait_s: How long the carrier may say nothing about a call that it has placed until
             it is asked; infinite for as long as it likes.
     """
@@ -115,6 +117,7 @@ class Calls:
         recent_calls: int = 1_000,
         strangers: Strangers | None = None,
         traces: Traces | None = None,
+        drawing: Drawing | None = None,
         cluster: Cluster | None = None,
         callback_wait_s: float = 10.0,
         is_current: Callable[[str, int], Awaitable[bool]] | None = None,
@@ -138,6 +141,7 @@ class Calls:
         self.strangers = Strangers() if strangers is None else strangers
         self._strays = Sparing()
         self._traces = traces or NoTraces()
+        self._drawing = drawing
         self._cluster = cluster or Cluster()
         self.register = Register(records, recent_calls)
         self.tickets = Tickets(ticket_ttl_s)
@@ -198,6 +202,9 @@ class Calls:
                 with one_calls_trouble(call):
                     self.register.keep(record)
                 self._traces.call_ended(record)
+                if self._drawing is not None:
+                    keep, c = self.register.keep, call.conversation
+                    self._drawing.ended(c.notes, c.party.agent.name, lambda: keep(call.record()))
         for call_sid in forgotten:
             with one_calls_trouble(call):
                 self._cluster.release(call_sid)
