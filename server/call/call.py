@@ -46,10 +46,10 @@ from server.call.toolbox import Toolbox
 from server.call.watch import Watch, briefed
 from server.carrier import (
     CallStatus,
-    Carrier,
     MachineVerdict,
     MediaStream,
     StatusUpdate,
+    Steering,
     StreamStarted,
 )
 from server.dialogue.cushion import Lateness
@@ -113,7 +113,7 @@ class Call:
         direction: Literal["inbound", "outbound"],
         number: str,
         agent: Agent,
-        carrier: Carrier,
+        carrier: Steering,
         model: Model,
         metrics: Metrics,
         options: CallOptions,
