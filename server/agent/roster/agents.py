@@ -70,8 +70,11 @@ class Agents:
     route: Route | None = None
     fallback: str = DEFAULT_NAME
     """Who answers when the route does not say who."""
-    files: tuple[str, ...] = ()
-    """What they were read from."""
+    _by_number: Mapping[str, Agent] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_number = {number: agent for agent in self.by_name.values() for number in agent.numbers}
+        object.__setattr__(self, "_by_number", by_number)
 
     @property
     def default(self) -> Agent:
@@ -80,11 +83,8 @@ class Agents:
 
     def of_number(self, called: str) -> Agent:
         """Who answers callers of this number of ours."""
-        for wanted in (called, ANY_NUMBER):
-            for agent in self.by_name.values():
-                if wanted in agent.numbers:
-                    return agent
-        return self.default
+        by_number = self._by_number
+        return by_number.get(called) or by_number.get(ANY_NUMBER) or self.default
 
 
 def variables_of(agent: Agent) -> frozenset[str]:

@@ -71,8 +71,7 @@ def read_agents(settings: Settings, check: Check = no_check) -> Agents:
     anybody = next((a.name for a in agents.values() if ANY_NUMBER in a.numbers), DEFAULT_NAME)
     if wanted is not None and wanted not in agents:
         raise ConfigurationError(f"AGENTS: {module}: DEFAULT is {wanted!r}, which is no agent")
-    names = tuple(str(path) for path in (*files, *([module] if module else [])))
-    return Agents(agents, route, wanted or anybody, names)
+    return Agents(agents, route, wanted or anybody)
 
 
 def _files_of(path: Path) -> tuple[list[Path], Path | None]:
