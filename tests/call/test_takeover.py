@@ -15,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Close
 
 from server.agent.agent import Agent
-from server.agent.outcome import outcome_schema
+from server.agent.outcome import outcome_schema, outcome_tool
 from server.agent.tool import tool
 from server.call.conversation import Stage
 from server.call.options import CallOptions
@@ -398,14 +398,23 @@ async def test_a_call_that_goes_on_has_what_was_written_down_of_its_outcome(
 async def test_a_call_whose_agent_is_not_known_here_goes_on_and_that_is_told(
     autojump_clock, nursery
 ):
+    schema = outcome_schema({"properties": {"pizza": {"type": "string"}, "count": {}}})
+    tools = (book, outcome_tool(schema))
+    desk = replace(AGENT, name="desk", is_recorded=False, outcome=schema, tools=tools)
     async with two(nursery) as (_, first, second):
-        await on_the_line(first, nursery, replace(AGENT, name="desk", is_recorded=False))
+        call, _ = await on_the_line(first, nursery, desk)
+        call.fill_outcome({"pizza": "hawaii"})
+        await trio.sleep(1.0)
         await first.die()
         with capture_logs() as logs:
             taken = second.take_up(Agent(tools=(book,)))
+        missing = taken.fill_outcome({})
         agent = taken.conversation.party.agent
+        record = taken.record().as_dict()
 
     assert (agent.name, agent.prompt, agent.is_recorded) == ("desk", "Be brief.", False)
+    assert [tool.name for tool in agent.tools] == ["book", "save_outcome"]
+    assert (missing, record["outcome"]["values"]) == (("count",), {"pizza": "hawaii"})
     told = [line for line in logs if "agent of a call" in line["event"]]
     assert [line["agent"] for line in told] == ["desk"]
 

@@ -9,6 +9,7 @@ from tests.support.serving import Server, serving
 
 pytestmark = pytest.mark.sockets
 
+ROOMY = {"max_loop_lag_s": 60, "media_timeout_s": 60}  # busy machines
 DESK = """\
 name = "order-desk"
 numbers = ["+15005550001"]
@@ -52,8 +53,8 @@ async def called(server: Server, to_number: str) -> dict:
     return await server.finished(phone.call_sid)
 
 
-async def test_two_numbers_have_two_agents_in_one_process(folder):
-    async with serving(agents=folder, agent_prompt="The default.") as server:
+async def test_two_numbers_have_two_agents_in_one_process(folder, fast_clock):
+    async with serving(**ROOMY, agents=folder, agent_prompt="The default.") as server:
         first = await called(server, "+15005550001")
         second = await called(server, "+15005550002")
         listed = (await server.http.get("/calls")).json()["calls"]
@@ -68,8 +69,8 @@ async def test_two_numbers_have_two_agents_in_one_process(folder):
     assert [call["agent"] for call in listed] == ["night", "order-desk"]
 
 
-async def test_a_request_names_the_agent_and_says_what_it_wants_to_know(folder):
-    async with serving(agents=folder, agent_prompt="The default.") as server:
+async def test_a_request_names_the_agent_and_says_what_it_wants_to_know(folder, fast_clock):
+    async with serving(**ROOMY, agents=folder, agent_prompt="The default.") as server:
         named = await server.make_call(
             "5550103", agent="order-desk", variables={"shop": "Sur"}, voice="Puck"
         )
@@ -87,9 +88,9 @@ async def test_a_request_names_the_agent_and_says_what_it_wants_to_know(folder):
     assert limits == [7, 3_600]
 
 
-async def test_a_request_for_nobody_or_without_what_is_needed_rings_no_phone(folder):
+async def test_a_request_for_nobody_or_without_what_is_needed_rings_no_phone(folder, fast_clock):
     (folder / "order.toml").write_text(DESK.partition("[variables]")[0].replace("numbers", "#"))
-    async with serving(agents=folder) as server:
+    async with serving(**ROOMY, agents=folder) as server:
         nobody = await server.make_call(agent="nobody")
         missing = await server.make_call(agent="order-desk", variables={"name": "Ana"})
         rung = len(server.twilio.calls)
@@ -99,8 +100,8 @@ async def test_a_request_for_nobody_or_without_what_is_needed_rings_no_phone(fol
     assert missing.json()["fields"] == {"variables": "the agent order-desk needs a value for shop"}
 
 
-async def test_agents_are_listed_without_their_prompts(folder):
-    async with serving(agents=folder) as server:
+async def test_agents_are_listed_without_their_prompts(folder, fast_clock):
+    async with serving(**ROOMY, agents=folder) as server:
         answer = await server.http.get("/agents")
 
     by_name = {agent["name"]: agent for agent in answer.json()["agents"]}
@@ -118,9 +119,9 @@ async def test_agents_are_listed_without_their_prompts(folder):
     assert "orders" not in answer.text
 
 
-async def test_a_call_of_an_agent_that_is_not_to_be_recorded_is_not(folder, tmp_path):
+async def test_a_call_of_an_agent_that_is_not_to_be_recorded_is_not(folder, tmp_path, fast_clock):
     recordings = tmp_path / "recordings"
-    async with serving(agents=folder, recordings_dir=recordings) as server:
+    async with serving(**ROOMY, agents=folder, recordings_dir=recordings) as server:
         quiet = await called(server, "+15005550001")
         kept = await called(server, "+15005550002")
 
@@ -128,7 +129,7 @@ async def test_a_call_of_an_agent_that_is_not_to_be_recorded_is_not(folder, tmp_
     assert kept["recording"] is not None
 
 
-async def test_a_route_chooses_by_who_calls_and_may_fail(folder):
+async def test_a_route_chooses_by_who_calls_and_may_fail(folder, fast_clock):
     (folder / "agents.py").write_text(
         "DEFAULT = 'night'\n"
         "async def route(call):\n"
@@ -136,7 +137,7 @@ async def test_a_route_chooses_by_who_calls_and_may_fail(folder):
         "        raise LookupError\n"
         "    return call.to('order-desk', shop=call.number[-2:])\n"
     )
-    async with serving(agents=folder) as server:
+    async with serving(**ROOMY, agents=folder) as server:
         routed = await called(server, "+15005550002")
         placed = await server.make_call("5550103")
         failed = await server.finished(placed.json()["call_sid"])

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import structlog
 import trio
 
 from server.agent import phrases
 from server.agent.agent import Agent
+from server.agent.outcome import (
+    TOOL_NAME,
+    OutcomeSchema,
+    SchemaWrong,
+    outcome_schema,
+    outcome_tool,
+)
 from server.agent.tool import Tool
 from server.call.conversation import Conversation, Stage
 from server.call.handover import Handover
@@ -34,7 +41,10 @@ def agent_of(state: CallState, ours: Agent) -> Agent:
     left: AgentState = state.agent
     if left.name != ours.name:
         logger.warning("the agent of a call that is taken up is not known here", agent=left.name)
-    tools: Mapping[str, Tool] = {tool.name: tool for tool in ours.tools}
+    tools: dict[str, Tool] = {tool.name: tool for tool in ours.tools}
+    outcome = ours.outcome
+    if left.name != ours.name and (outcome := _schema_of(left)) is not None:
+        tools[TOOL_NAME] = outcome_tool(outcome)
     if missing := [name for name in left.tools if name not in tools]:
         logger.warning("tools of a call that is taken up are not there", tools=missing)
     same_words = left.greeting_text == ours.greeting_text
@@ -51,10 +61,19 @@ def agent_of(state: CallState, ours: Agent) -> Agent:
         tools=tuple(tools[name] for name in left.tools if name in tools),
         name=left.name,
         model=left.model,
-        outcome=ours.outcome if left.name == ours.name else None,
+        outcome=outcome,
         settings=ours.settings,
         is_recorded=left.is_recorded,
     )
+
+
+def _schema_of(left: AgentState) -> OutcomeSchema | None:
+    """The schema of an agent that is not known here, as far as it is data and no code."""
+    try:
+        return None if left.outcome is None else outcome_schema(left.outcome)
+    except SchemaWrong as error:
+        logger.warning("an outcome cannot be gone on with", reason=str(error))
+        return None
 
 
 def standing_of(state: CallState) -> Standing | None:

@@ -158,6 +158,7 @@ class Keeping:
             name=agent.name,
             model=agent.model,
             is_recorded=agent.is_recorded,
+            outcome=None if agent.outcome is None else dict(agent.outcome.schema),
         )
 
     def _is_greeted(self) -> bool:

@@ -67,6 +67,8 @@ class AgentState:
     name: Short = DEFAULT_NAME
     model: Short | None = None
     is_recorded: bool = True
+    outcome: dict[Short, Any] | None = None
+    """The schema of what its calls are to bring, for whoever does not know the agent."""
 
 
 @dataclass(frozen=True, slots=True)
