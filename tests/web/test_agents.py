@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
+from server.app import create_app
+from server.errors import ConfigurationError
+from server.settings.settings import Settings
 from tests.support.serving import Server, serving
 
 pytestmark = pytest.mark.sockets
@@ -145,3 +148,10 @@ async def test_a_route_chooses_by_who_calls_and_may_fail(folder, fast_clock):
 
     assert (routed["agent"], failed["agent"]) == ("order-desk", "night")
     assert told[0] == "You take orders for 99."
+
+
+def test_an_apology_that_no_carrier_can_say_is_refused_with_its_line(folder):
+    (folder / "night.toml").write_text(f'{NIGHT}apology = "{"sorry " * 1_000}"\n')
+
+    with pytest.raises(ConfigurationError, match=r"night\.toml, line 6: apology "):
+        create_app(Settings.load(_env_file=None, agents=folder))
