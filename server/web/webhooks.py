@@ -17,6 +17,7 @@ from quart import Quart, Response, request
 from quart_schema import hide
 from werkzeug.datastructures import MultiDict
 
+from server.agent.agent import Agent
 from server.agent.roster.agents import NewCall
 from server.carrier import (
     NOT_REACHED,
@@ -257,6 +258,14 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         resumed = service.calls.resume(asked.call_sid, service.agent, is_orphan=is_orphan)
         return document(await resumed)
 
+    async def who_answers(asked: VoiceRequest) -> Agent:
+        """The agent of a call that comes in; nobody is looked up for one that gets none."""
+        calls = service.calls
+        if calls.register.get(asked.call_sid) is not None or not calls.load().accepts:
+            return service.agent
+        call = NewCall("inbound", asked.number, asked.called, asked.headers)
+        return await service.choose_agent(call)
+
     async def begin(asked: VoiceRequest) -> Any:
         generation = await elsewhere.for_named_call(asked.call_sid)
         if isinstance(generation, Response):
@@ -264,10 +273,7 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         service.cluster.new_calls.take(request.scope)
         agent = service.agent
         try:
-            if service.calls.register.get(asked.call_sid) is None:
-                agent = await service.choose_agent(
-                    NewCall("inbound", asked.number, asked.called, asked.headers)
-                )
+            agent = await who_answers(asked)
             reply = await service.calls.answer(
                 asked.call_sid, asked.number, agent, generation=generation
             )

@@ -150,6 +150,23 @@ async def test_a_route_chooses_by_who_calls_and_may_fail(folder, fast_clock):
     assert told[0] == "You take orders for 99."
 
 
+async def test_a_route_is_not_asked_about_a_call_that_is_refused(folder, fast_clock):
+    (folder / "agents.py").write_text(
+        "asked = []\nasync def route(call):\n    asked.append(call)\n    return 'night'\n"
+    )
+    async with serving(**ROOMY, agents=folder) as server:
+        taken = await called(server, "+15005550002")
+        route = server.service.roster.agents.route
+        assert route is not None
+        server.service.calls.draining = True
+        phone = server.twilio.dial_in(f"{server.url}/twiml", from_number="+15005550199")
+        with trio.fail_after(60):
+            await phone.wait_ended()
+
+    assert taken["agent"] == "night"
+    assert len(route.__globals__["asked"]) == 1
+
+
 def test_an_apology_that_no_carrier_can_say_is_refused_with_its_line(folder):
     (folder / "night.toml").write_text(f'{NIGHT}apology = "{"sorry " * 1_000}"\n')
 
