@@ -8,6 +8,7 @@ import structlog
 import trio
 from pydantic import SecretStr
 
+from server.agent.agent import Agent
 from server.carrier import Carrier, MediaStream
 from server.carrier.transport import Transport
 from server.carrier.twilio.documents import check_sayable
@@ -19,8 +20,9 @@ from server.cluster.cluster import Cluster
 from server.cluster.directory.meeting import shared_secret
 from server.errors import ConfigurationError
 from server.media.plane import Plane
-from server.model import Model
+from server.model import Model, Reader
 from server.model.gemini.model import DEFAULT_URL, GeminiModel
+from server.model.gemini.reader import GeminiReader
 from server.model.lasting.model import LastingModel
 from server.settings.settings import Account, Settings
 from server.simulators.gemini import MODEL_SCRIPTS, GeminiSimulator
@@ -46,6 +48,7 @@ class Accounts:
         carrier: Places calls; there once :meth:`open` has returned, like all of these.
         webhooks: What the carrier asks and reports.
         model: Opens sessions.
+        reader: Reads what was said in calls; None where calls are simulated.
         own_number: The number that calls come from.
         public_url: Where the carrier reaches this server.
         simulated_twilio: The simulator that stands for Twilio, if one does.
@@ -61,6 +64,7 @@ class Accounts:
     """Where the webhooks are, which is known before they are there."""
     own_number: str
     public_url: str
+    reader: Reader | None = None
     simulated_twilio: TwilioSimulator | None = None
     simulated_gemini: GeminiSimulator | None = None
 
@@ -77,6 +81,15 @@ class Accounts:
     def are_simulated(self) -> bool:
         """True if no account is set, so that the simulators are used."""
         return self._settings.account is None
+
+    def check_agent(self, agent: Agent) -> None:
+        """Check that calls can be made with an agent.
+
+        Raises:
+            ConfigurationError: They cannot; the setting is named.
+        """
+        if agent.apology:
+            check_sayable(agent.apology, "APOLOGY")
 
     async def open(self, nursery: trio.Nursery) -> None:
         """Make the carrier and the model; simulators run in the nursery."""
@@ -149,6 +162,13 @@ class Accounts:
         self._use_gemini(
             account.gemini_api_key,
             self._settings.gemini_url or DEFAULT_URL,
+            proxy=_text(self._settings.gemini_proxy),
+        )
+        self.reader = GeminiReader(
+            api_key=account.gemini_api_key,
+            model=self._settings.outcome_model,
+            url=(self._settings.gemini_url or DEFAULT_URL).replace("ws", "http", 1),
+            timeout_s=self._settings.outcome_timeout_s,
             proxy=_text(self._settings.gemini_proxy),
         )
 

@@ -227,6 +227,45 @@ class CapacityMetrics:
         )
 
 
+class AgentMetrics:
+    """What agents have done; names beyond :data:`MAX_AGENTS` are counted together."""
+
+    MAX_AGENTS = 50
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._names: set[str] = set()
+        self.calls_ended = Counter(
+            "offhook_agent_calls_ended", "Calls by agent and reason.", ["agent", "reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.outcomes = Counter(
+            "offhook_outcomes", "What calls have brought as data, by whether it is whole.",
+            ["agent", "complete"], registry=registry,
+        )  # fmt: skip
+        self.tool_calls = Counter(
+            "offhook_tool_calls", "Functions the model called, and what came of it.",
+            ["tool", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.tool_seconds = Histogram(
+            "offhook_tool_seconds", "How long a function of the model's took.", ["tool"],
+            buckets=_HUMAN, registry=registry,
+        )  # fmt: skip
+
+    def outcome(self, agent: str, *, is_complete: bool) -> None:
+        """What a call of this agent has brought is final."""
+        self.outcomes.labels(self._label(agent), "yes" if is_complete else "no").inc()
+
+    def call_ended(self, agent: str, reason: str) -> None:
+        """A call of this agent has ended."""
+        self.calls_ended.labels(self._label(agent), reason).inc()
+
+    def _label(self, agent: str) -> str:
+        if agent not in self._names and len(self._names) >= self.MAX_AGENTS:
+            return "other"
+        self._names.add(agent)
+        return agent
+
+
 class Metrics:
     """The process's Prometheus metrics; labels are few and never name a call or a person."""
 
@@ -234,6 +273,7 @@ class Metrics:
         self.registry = registry
         self.records = RecordMetrics(registry)
         self.streams = StreamMetrics(registry)
+        self.agents = AgentMetrics(registry)
         registry.register(_LinesDropped())
         self.capacity = CapacityMetrics(registry)
         self.calls_ended = Counter(
@@ -247,14 +287,6 @@ class Metrics:
         )  # fmt: skip
         self.answer_to_audio = Histogram(
             "offhook_answer_to_first_audio_seconds", "Stream start to the first agent audio sent.",
-            buckets=_HUMAN, registry=registry,
-        )  # fmt: skip
-        self.tool_calls = Counter(
-            "offhook_tool_calls", "Functions the model called, and what came of it.",
-            ["tool", "outcome"], registry=registry,
-        )  # fmt: skip
-        self.tool_seconds = Histogram(
-            "offhook_tool_seconds", "How long a function of the model's took.", ["tool"],
             buckets=_HUMAN, registry=registry,
         )  # fmt: skip
         self.interrupt_to_clear = Histogram(

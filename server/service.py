@@ -16,10 +16,13 @@ from prometheus_client import CollectorRegistry
 from server import garbage
 from server.accounts import Accounts
 from server.agent.agent import Agent
-from server.agent.loading import agent_of
 from server.agent.mcp_servers import McpServers, read_servers
+from server.agent.roster.agents import NewCall
+from server.agent.roster.roster import Roster
+from server.agent.roster.routing import choose
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
+from server.call.report.drawing import Drawing
 from server.cluster.cluster import Cluster
 from server.cluster.redis import redis_registry
 from server.hooks.trio_clock import pausing_clock, tell_of_pauses
@@ -65,6 +68,7 @@ class Service:
         calls: The live and recent calls; there once :meth:`run` has started.
         rescue: Takes over calls of other processes; there with the calls.
         cluster: This process among those of its server.
+        roster: The agents, and what reads them again.
         metrics: What this process counts.
         plane: The media plane; None if there is none here, or it is not wanted.
         records: What is left of calls.
@@ -75,6 +79,7 @@ class Service:
 
     calls: Calls
     rescue: Rescue
+    _drawing: Drawing
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -83,7 +88,7 @@ class Service:
         self.cluster = self._open_cluster(settings)
         self.plane = plane.Plane() if settings.media_path == "fast" and plane.AVAILABLE else None
         self.accounts = Accounts(settings, self.cluster, self.plane)
-        self._agent = agent_of(settings)
+        self.roster = Roster(settings, self.accounts.check_agent)
         secret = settings.mcp_servers
         self._mcp_servers = McpServers(
             read_servers(secret.get_secret_value() if secret is not None else None),
@@ -125,10 +130,24 @@ class Service:
 
     @property
     def agent(self) -> Agent:
-        """Who answers, with the tools there are at this moment."""
+        """Who answers if nobody else does, with the tools there are at this moment."""
+        return self._with_offered(self.roster.agents.default)
+
+    def find_agent(self, name: str) -> Agent | None:
+        """The agent of this name, as it is at this moment; None if there is none."""
+        agent = self.roster.agents.by_name.get(name)
+        return None if agent is None else self._with_offered(agent)
+
+    async def choose_agent(self, call: NewCall) -> Agent:
+        """Who is to answer a call: see :func:`server.agent.roster.routing.choose`."""
+        timeout_s = self.settings.agents_route_timeout_s
+        return self._with_offered(await choose(self.roster.agents, call, timeout_s=timeout_s))
+
+    def _with_offered(self, agent: Agent) -> Agent:
+        """The agent with the tools that MCP servers offer at this moment."""
         if not (offered := self._mcp_servers.tools):
-            return self._agent
-        return replace(self._agent, tools=(*self._agent.tools, *offered))
+            return agent
+        return replace(agent, tools=(*agent.tools, *offered))
 
     # -- from start to end -----------------------------------------------------------------
 
@@ -169,6 +188,7 @@ class Service:
     async def drain(self) -> None:
         """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""
         await self.calls.drain(0.0 if self._has_waited else self.settings.drain_timeout_s)
+        await self._drawing.finish()
 
     def step_in(self) -> None:
         """Take new calls from now on."""
@@ -210,6 +230,9 @@ class Service:
             if self.recordings is not None:
                 await keepers.start(keep_going, "recordings", self.recordings.run)
             await stack.enter_async_context(self.accounts.carrier)
+            timeout_s = self.settings.outcome_timeout_s
+            self._drawing = Drawing(self.accounts.reader, timeout_s=timeout_s, metrics=self.metrics)
+            helpers.start_soon(keep_going, "outcomes", without_start(self._drawing.run))
             calls = self.calls = self._make_calls()
             self.rescue = Rescue(
                 calls, self.cluster, lambda: self.agent, lease_s=self.settings.lease_s
@@ -222,6 +245,11 @@ class Service:
             helpers.start_soon(keep_going, "loop lag", without_start(watch))
             tell = partial(tell_of_pauses, self.metrics.capacity.paused.inc)
             helpers.start_soon(keep_going, "pauses", without_start(tell))
+            watches = self.settings.agents_watch
+            if watches is None:
+                watches = self.accounts.are_simulated
+            read_again = partial(self.roster.run, watches=watches)
+            helpers.start_soon(keep_going, "agents", without_start(read_again))
             helpers.start_soon(keep_going, "model tries", without_start(calls.model_trial.run))
             if self.cluster.are_several:
                 self.cluster.report = calls.load
@@ -269,11 +297,13 @@ class Service:
             start_timeout_s=settings.start_timeout_s,
             recent_calls=settings.recent_calls,
             traces=self._traces,
+            drawing=self._drawing,
             strangers=Strangers.of(settings),
             cluster=self.cluster,
             callback_wait_s=settings.callback_wait_s or math.inf,
             is_current=several.is_current if several else None,
             keep=several.keep if several else None,
+            find_agent=self.find_agent,
         )
 
     def _tell_ready(self) -> None:

@@ -16,7 +16,7 @@ FILES = sorted([*ROOT.glob("server/**/*.py"), *ROOT.glob("codec/*.py"), *ROOT.gl
 ROOMS = (
     ("server.__main__", "server.asgi"),
     ("server.commands",),
-    ("server.demo",),
+    ("server.demo", "server.testing"),
     ("server.serving",),
     ("server.app",),
     ("server.web",),

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.registry import DuplicateTimeseries
 
 from codec import latency
-from server.metrics import CountedInC, LatencySummary, Metrics
+from server.metrics import AgentMetrics, CountedInC, LatencySummary, Metrics
 
 BOUNDS = (0.001, 0.0025, 0.01, 0.1, 1.0)
 
@@ -114,3 +114,18 @@ def test_a_bound_belongs_to_what_it_bounds():
     assert histogram.bounds == [*BOUNDS, math.inf]
     assert histogram.counts == [1] * 6
     assert histogram.sum_s == sum(BOUNDS) + 7.0
+
+
+def test_agents_beyond_a_number_are_counted_together():
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+
+    for number in range(AgentMetrics.MAX_AGENTS + 10):
+        metrics.agents.call_ended(f"agent-{number}", "caller-hung-up")
+    metrics.agents.call_ended("agent-0", "caller-hung-up")
+
+    def count(agent: str) -> float | None:
+        labels = {"agent": agent, "reason": "caller-hung-up"}
+        return registry.get_sample_value("offhook_agent_calls_ended_total", labels)
+
+    assert (count("agent-0"), count("other"), count("agent-59")) == (2, 10, None)

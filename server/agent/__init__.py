@@ -1,1 +1,6 @@
-"""Who speaks: what the model is told, and the functions that it may call."""
+"""Who answers: prompt, greeting, tools. A module of agents imports its words from here."""
+
+from server.agent.roster.agents import Choice, NewCall
+from server.agent.roster.written import Agent
+
+__all__ = ["Agent", "Choice", "NewCall"]

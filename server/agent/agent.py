@@ -1,16 +1,23 @@
 """Who answers the phone: the first file to edit.
 
 An :class:`Agent` is what the model is told before the call. ``AGENT_PROMPT``, ``GEMINI_VOICE`` and
-the other settings fill the default one; ``POST /make-call`` may change it for a single call.
+the other settings fill the default one, ``AGENTS`` names others (``roster/``), and ``POST
+/make-call`` may change any of them for a single call.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from server.agent.outcome import OutcomeSchema
     from server.agent.tool import Tool
+    from server.settings.settings import Settings
+
+DEFAULT_NAME = "default"
+"""The agent that the process's own settings describe."""
 
 DEFAULT_PROMPT = (
     "You are a friendly assistant on a telephone call. You hear the caller through a telephone, "
@@ -47,3 +54,17 @@ class Agent:
     """A BCP 47 tag such as ``"es-VE"``; None lets the model follow the caller."""
     tools: tuple[Tool, ...] = ()
     """Functions the model may call: see ``server/agent/tool.py``."""
+    name: str = DEFAULT_NAME
+    """What requests and records call it."""
+    numbers: tuple[str, ...] = ()
+    """The numbers of ours whose callers it answers; ``*`` for all that are nobody else's."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """What ``{{name}}`` in its texts stands for, where the call does not say."""
+    model: str | None = None
+    """The model it speaks with; None for the process's."""
+    settings: Settings | None = field(default=None, repr=False, compare=False)
+    """Those of its calls; None for the process's."""
+    outcome: OutcomeSchema | None = field(default=None, repr=False)
+    """What its calls are to bring, as data."""
+    is_recorded: bool = True
+    """Whether its calls are recorded, where any are."""

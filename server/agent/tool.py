@@ -93,6 +93,14 @@ class LiveCall(Protocol):
         """A machine has picked up; False if nothing is done about that on this call."""
         ...
 
+    def fill_outcome(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """Write down part of what the call was for; returns what of it is still missing.
+
+        Raises:
+            ValueError: It does not fit the agent's schema, or there is none; nothing is kept.
+        """
+        ...
+
     async def press_keys(self, keys: str) -> None:
         """Play the tones of telephone keys to the other party, to their end."""
         ...
@@ -191,7 +199,7 @@ def tool_of(function: Callable[..., Any], name: str | None, timeout_s: float | N
     arguments.__pydantic_config__ = ConfigDict(extra="forbid")
     try:
         adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(arguments)
-        parameters = _plain(adapter.json_schema())
+        parameters = plain_schema(adapter.json_schema())
     except PydanticUserError as error:
         raise TypeError(f"tool {name}: {error.message}") from error
     parameters.pop("additionalProperties", None)  # said in vain, and refused in older fields
@@ -258,20 +266,20 @@ def _read_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     return (read.description or "").strip(), described
 
 
-def _plain(schema: Any) -> Any:
+def plain_schema(schema: Any) -> Any:
     """A schema without the titles that pydantic makes of names, and with ``enum`` for ``const``."""
     if isinstance(schema, list):
-        return [_plain(one) for one in schema]
+        return [plain_schema(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
     plain: dict[str, Any] = {}
     for name, value in schema.items():
         if name in ("properties", "$defs"):  # their keys are names: a property may be called title
-            plain[name] = {key: _plain(one) for key, one in value.items()}
+            plain[name] = {key: plain_schema(one) for key, one in value.items()}
         elif name == "const":
             plain["enum"] = [value]
         elif name != "title":
-            plain[name] = _plain(value)
+            plain[name] = plain_schema(value)
     return plain
 
 

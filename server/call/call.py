@@ -24,6 +24,7 @@ import structlog
 import trio
 
 from server.agent.agent import Agent
+from server.agent.outcome import Outcome
 from server.call.apology import Apology
 from server.call.conversation import Conversation, Line, Party, Stage
 from server.call.farewell import Farewell
@@ -45,8 +46,8 @@ from server.call.takeover.state import CallState
 from server.call.toolbox import Toolbox
 from server.call.watch import Watch, briefed
 from server.carrier import (
+    CallsCarrier,
     CallStatus,
-    Carrier,
     MachineVerdict,
     MediaStream,
     StatusUpdate,
@@ -66,7 +67,6 @@ from server.refusal import Kind
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-COST_CHECK_S = 1.0
 GOING_AWAY = 1001
 """The WebSocket close code of an endpoint that leaves (RFC 6455 section 7.4.1)."""
 RECORDED_TURN = 0
@@ -114,7 +114,7 @@ class Call:
         direction: Literal["inbound", "outbound"],
         number: str,
         agent: Agent,
-        carrier: Carrier,
+        carrier: CallsCarrier,
         model: Model,
         metrics: Metrics,
         options: CallOptions,
@@ -125,7 +125,8 @@ class Call:
         ownership: Ownership | None = None,
         state: CallState | None = None,
     ) -> None:
-        costs = CostMeter(prices or Prices(), model=model.name, direction=direction, number=number)
+        model_name = agent.model or model.name
+        costs = CostMeter(prices or Prices(), model=model_name, direction=direction, number=number)
         self.conversation = c = Conversation(
             Party(direction, number, agent, dict(metadata or {})),
             carrier=carrier,
@@ -133,6 +134,8 @@ class Call:
             notes=Notes(costs, metrics),
             lateness=lateness,
         )
+        if agent.outcome is not None:
+            c.notes.outcome = Outcome(agent.outcome)
         self.progress = Progress()
         self.accepted = trio.Event()
         self.finished = trio.Event()
@@ -317,6 +320,10 @@ class Call:
         """Connect the caller with somebody else; see :meth:`Handover.transfer`."""
         return await self.handover.transfer(destination, number)
 
+    def fill_outcome(self, values: Mapping[str, object]) -> tuple[str, ...]:
+        """Write down part of what the call was for; see :meth:`Notes.fill_outcome`."""
+        return self.conversation.notes.fill_outcome(values)
+
     def report_voicemail(self) -> bool:
         """The model says that a machine has; False if this call does nothing about machines."""
         if self._machine is None:
@@ -336,14 +343,20 @@ class Call:
         with structlog.contextvars.bound_contextvars(call_sid=c.call_sid):
             c.metrics.calls_active.inc()
             try:
-                logger.info("call started", direction=self.direction, number=masked(self.number))
+                logger.info(
+                    "call started",
+                    direction=self.direction,
+                    number=masked(self.number),
+                    agent=c.party.agent.name,
+                )
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_when_told, nursery.cancel_scope)
                     nursery.start_soon(c.errands.run)
                     if self.ownership.keep is not None:
                         nursery.start_soon(self._keeping.run)
                     if c.options.max_cost_usd is not None:
-                        nursery.start_soon(self._keep_to_budget, c.options.max_cost_usd)
+                        budget = self.report, c.options.max_cost_usd
+                        nursery.start_soon(self.farewell.keep_to_budget, *budget)
                     nursery.start_soon(self.hearing.run)
                     nursery.start_soon(self._playing.run)
                     if not c.options.prewarm:
@@ -400,16 +413,6 @@ class Call:
             with trio.move_on_after(c.options.close_timeout_s):
                 await c.line.over.wait()
         scope.cancel(f"the call ended: {c.end_reason}")
-
-    async def _keep_to_budget(self, max_cost_usd: float) -> None:
-        """Wrap up before the call, goodbye included, costs more than it may."""
-        options = self.conversation.options
-        ending_s = COST_CHECK_S + options.farewell_timeout_s + options.close_timeout_s
-        while True:
-            if self.report.known_usd(trio.current_time(), ahead_s=ending_s) > max_cost_usd:
-                self.farewell.begin(EndReason.COST_CAP)
-                return
-            await trio.sleep(COST_CHECK_S)
 
     def _failed(self, failures: ExceptionGroup[ServerError]) -> None:
         """Name the end of a call after the first thing that went wrong on somebody's side."""
@@ -482,6 +485,7 @@ class Call:
         self.note("ended", reason=reason.value)
         logger.info(
             "call ended",
+            agent=c.party.agent.name,
             reason=reason.value,
             detail=c.end_detail if self._logged_detail is None else self._logged_detail,
             duration_s=round(self.duration_s, 1),

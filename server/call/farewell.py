@@ -8,8 +8,10 @@ from __future__ import annotations
 import trio
 
 from server.call.conversation import Conversation, Stage
+from server.call.report.report import Report
 from server.dialogue.endings import EndReason
 
+COST_CHECK_S = 1.0
 PAUSE_S = 1.5
 """Silence after which what was said before ``hang_up`` has been the farewell."""
 
@@ -48,6 +50,16 @@ class Farewell:
         self._agents_own = True
         self.begin(reason)
         return True
+
+    async def keep_to_budget(self, report: Report, max_cost_usd: float) -> None:
+        """Wrap up before the call, goodbye included, costs more than it may."""
+        options = self._conversation.options
+        ending_s = COST_CHECK_S + options.farewell_timeout_s + options.close_timeout_s
+        while True:
+            if report.known_usd(trio.current_time(), ahead_s=ending_s) > max_cost_usd:
+                self.begin(EndReason.COST_CAP)
+                return
+            await trio.sleep(COST_CHECK_S)
 
     async def _run(self) -> None:
         """End the call when the goodbye has been heard."""

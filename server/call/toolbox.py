@@ -137,7 +137,7 @@ class Toolbox:
             scope = self._open[call.id] = trio.CancelScope()
             fresh.append((call, scope))
         if refused:
-            self._metrics.tool_calls.labels("unknown", "refused").inc(refused)
+            self._metrics.agents.tool_calls.labels("unknown", "refused").inc(refused)
             self._call.note("tools refused", count=refused)
             if not self._refusal_logged:
                 self._refusal_logged = True
@@ -202,8 +202,8 @@ class Toolbox:
         took_s = trio.current_time() - began
         # The model makes names up; ours are few.
         name = call.name if call.name in self._tools else "unknown"
-        self._metrics.tool_calls.labels(name, outcome).inc()
-        self._metrics.tool_seconds.labels(name).observe(took_s)
+        self._metrics.agents.tool_calls.labels(name, outcome).inc()
+        self._metrics.agents.tool_seconds.labels(name).observe(took_s)
         self._call.note("tool", name=name, outcome=outcome, took_ms=round(took_s * 1000, 1))
 
     async def _respond(self, call: ToolCall) -> tuple[str, Mapping[str, Any]]:

@@ -288,6 +288,10 @@ class VoiceRequest:
     """An inbound call that may be new here. Any other must be one of ours, or it is nobody's."""
     report: StatusUpdate | None = None
     """How the call stands, if the carrier only reports that and reads no answer."""
+    called: str = ""
+    """Which number or address of ours is called; empty if that is not told."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Of a SIP leg, what its ``X-`` headers say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +382,20 @@ class Steering(Protocol):
         ...
 
 
-class Carrier(Steering, AbstractAsyncContextManager["Carrier"], Protocol):
+class CallsCarrier(Steering, Protocol):
+    """What one call has of its carrier: it is steered, and given another stream."""
+
+    async def reconnect(self, call_sid: str, ticket: str) -> None:
+        """Take a live call's stream away, if it has one, and give it another with this ticket.
+
+        Raises:
+            CallNotInProgress: The call is over, or the carrier has not answered it yet.
+            CarrierError: Refused or not reached.
+        """
+        ...
+
+
+class Carrier(CallsCarrier, AbstractAsyncContextManager["Carrier"], Protocol):
     """Places calls and steers live ones, while it is open.
 
     Attributes:
@@ -406,15 +423,6 @@ class Carrier(Steering, AbstractAsyncContextManager["Carrier"], Protocol):
 
         Raises:
             CarrierError: Refused (with the carrier's code) or not reached.
-        """
-        ...
-
-    async def reconnect(self, call_sid: str, ticket: str) -> None:
-        """Take a live call's stream away, if it has one, and give it another with this ticket.
-
-        Raises:
-            CallNotInProgress: The call is over, or the carrier has not answered it yet.
-            CarrierError: Refused or not reached.
         """
         ...
 

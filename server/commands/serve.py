@@ -16,6 +16,7 @@ from server.logs import output
 from server.serving.master import Master, master_signals
 from server.serving.notify import Detached
 from server.serving.single import run, stop_signals
+from server.serving.succession import reload_agents
 from server.settings.settings import Settings
 
 
@@ -52,6 +53,12 @@ def add_options(parser: argparse.ArgumentParser, *, has_defaults: bool) -> None:
         default=default(False),
         help="return as soon as the new server serves (with --take-over)",
     )
+    parser.add_argument(
+        "--reload-agents",
+        action="store_true",
+        default=default(False),
+        help="have the server at this address read its agents again, and return",
+    )
 
 
 def serve(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
@@ -63,13 +70,18 @@ def serve(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
     """
     if chosen.detach and not chosen.take_over:
         parser.error("--detach goes with --take-over")
-    if chosen.take_over and not AVAILABLE:
-        parser.error("--take-over needs Unix sockets, which this system does not have")
+    if (chosen.take_over or chosen.reload_agents) and not AVAILABLE:
+        option = "--take-over" if chosen.take_over else "--reload-agents"
+        parser.error(f"{option} needs Unix sockets, which this system does not have")
+    overrides = {k: v for k, v in (("host", chosen.host), ("port", chosen.port)) if v is not None}
+    if chosen.reload_agents:
+        settings = Settings.load(**overrides)
+        print(trio.run(reload_agents, settings.host, settings.port))  # noqa: T201
+        return 0
     detached = Detached(wanted=chosen.detach)
     if detached.status is not None:
         return detached.status
     output.take_over()
-    overrides = {k: v for k, v in (("host", chosen.host), ("port", chosen.port)) if v is not None}
     signals = stop_signals() if chosen.workers == 1 else master_signals()
     signals.install()
     settings = Settings.load(**overrides)

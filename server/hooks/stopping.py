@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -41,6 +41,15 @@ def hang_up() -> tuple[signal.Signals, ...]:
     return (signal.SIGHUP,)
 
 
+def has_terminal() -> bool:
+    """Whether a terminal started this process, and will send SIGHUP when it closes."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 class StopSignals:
     """The wish to stop, of which an event loop is told when there is one.
 
@@ -51,6 +60,7 @@ class StopSignals:
     Attributes:
         asked: Whether any of them has come.
         came: Which of them have come.
+        on_reload: Called in the event loop for each signal of :meth:`reload_by`.
         again: The number of the first that was to end the process at once; 0 if none was.
     """
 
@@ -61,6 +71,8 @@ class StopSignals:
         self._token: trio.lowlevel.TrioToken | None = None
         self._on_first: Callable[[], object] = lambda: None
         self._on_again: Callable[[], object] | None = None
+        self._reloads: frozenset[signal.Signals] = frozenset()
+        self.on_reload: Callable[[], object] = lambda: None
         self._was_long_ago = False  # as the event loop sees it
         self.asked = False
         self.came: set[int] = set()
@@ -101,8 +113,15 @@ class StopSignals:
         finally:
             self._token, self._on_again = None, None
 
+    def reload_by(self, signals: Iterable[signal.Signals]) -> None:
+        """From now on these of the signals do not stop: something is to be read again."""
+        self._reloads = frozenset(signals)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Between any two instructions of the main thread: it must not log.
+        if number in self._reloads:
+            self._tell(lambda: self.on_reload())
+            return
         now = time.monotonic()
         self._times += 1
         self.came.add(number)

@@ -347,6 +347,18 @@ class Session(Protocol):
         ...
 
 
+class Reader(Protocol):
+    """Reads what was said in a call that is over; it blocks, so it is asked in threads."""
+
+    def read(self, schema: Mapping[str, Any], transcript: str) -> Mapping[str, Any]:
+        """Fill in, of a JSON Schema, what the transcript says; what it does not is left out.
+
+        Raises:
+            ModelError: The service refused, failed, or answered with something else.
+        """
+        ...
+
+
 class Model(Protocol):
     """Makes sessions."""
 

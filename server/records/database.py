@@ -32,6 +32,7 @@ from sqlalchemy.pool import StaticPool
 from server.errors import ConfigurationError, ServerError
 from server.records import statements
 from server.records.tables import (
+    DEFAULT_AGENT,
     FIRST_GENERATION,
     KEPT_AT,
     SCHEMA_VERSION,
@@ -70,9 +71,19 @@ def _add_generation(connection: sql.Connection) -> None:
         )
 
 
+def _add_agent(connection: sql.Connection) -> None:
+    """There was one, which had no name."""
+    names = {column["name"] for column in sql.inspect(connection).get_columns(calls.name)}
+    if calls.c.agent.name not in names:
+        connection.exec_driver_sql(
+            f"ALTER TABLE {calls.name} ADD COLUMN agent VARCHAR(64) NOT NULL DEFAULT 'default'"
+        )
+
+
 _MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {
     1: _nothing_to_change,
     2: _add_generation,
+    3: _add_agent,
 }
 """From this version to the next one, in one transaction; version 1 is the first."""
 
@@ -451,9 +462,10 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What lists show of a record; one of an earlier version of this program has no generation."""
+    """What lists show of a record; one of an earlier version of this program lacks some."""
     return {name: record[name] for name in SUMMARY if name in record} | {
-        "generation": _generation(record)
+        "agent": record.get("agent", DEFAULT_AGENT),
+        "generation": _generation(record),
     }
 
 

@@ -13,7 +13,7 @@ MAX_NUMBER = 2.0**63
 """No number in a record is anywhere near it."""
 MAX_DEPTH = 100
 """Nor is anything in it so deep; Python and databases give up somewhere beyond."""
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Goes up with every change of the tables; ``database.py`` says how to get there."""
 tables = sql.MetaData()
 schema = sql.Table("offhook_schema", tables, sql.Column("version", sql.Integer, nullable=False))
@@ -31,6 +31,7 @@ calls = sql.Table(
     sql.Column("created_at", sql.Double, nullable=False),
     sql.Column("duration_s", sql.Double, nullable=False),
     sql.Column("agent_heard_s", sql.Double, nullable=False),
+    sql.Column("agent", sql.String(64), nullable=False, server_default="default"),
     # For the how-manieth time the call was somebody's when this was written.
     sql.Column("generation", sql.Integer, nullable=False, server_default="1"),
     sql.Column("metadata", sql.JSON, nullable=False),
@@ -50,6 +51,8 @@ requests = sql.Table(
 
 SUMMARY = tuple(column.name for column in calls.c if column is not calls.c.details)
 """The fields of a record that lists show; the rest is one column of details."""
+DEFAULT_AGENT = "default"
+"""Of records from before there were several."""
 FIRST_GENERATION = 1
 """Of a call that only one process has ever had, and of records from before that was told."""
 KEPT_AT = "_kept_at"

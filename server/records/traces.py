@@ -168,6 +168,7 @@ def _attributes(record: CallRecord) -> dict[str, Any]:
     facts = {
         "offhook.call_sid": record.call_sid,
         "offhook.direction": record.direction,
+        "offhook.agent": record.agent,
         "offhook.end_reason": record.reason,
         "offhook.duration_s": record.duration_s,
         "offhook.answer_to_first_audio_s": _in_s(timings.get("answer_to_first_audio_ms")),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from server.errors import ServerError
-from server.records.tables import FIRST_GENERATION, fitted
+from server.records.tables import DEFAULT_AGENT, FIRST_GENERATION, fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class CallDetails:
     transcript: tuple[Mapping[str, Any], ...] | None
     timeline: tuple[tuple[float, str, Mapping[str, Any]], ...] | None
     """Seconds since the call began, what happened, and facts."""
+    outcome: Mapping[str, Any] | None = None
+    """What the call was for, as data; None for an agent that wants none."""
     traceparent: str = field(default="", metadata={"hidden": True})
     """Whose trace the call belongs to: W3C Trace Context."""
 
@@ -73,6 +75,8 @@ class CallRecord:
     answered_by: str | None
     agent_heard_s: float | None
     metadata: Mapping[str, str]
+    agent: str = DEFAULT_AGENT
+    """Who spoke with them, by name."""
     generation: int = FIRST_GENERATION
     """For the how-manieth time the call is some process's."""
     details: CallDetails | None = None

@@ -24,6 +24,7 @@ import structlog
 import trio
 
 from server import logs
+from server.agent.roster.files import read_agents
 from server.app import create_app
 from server.cluster.directory.board import MAX_WORKERS
 from server.cluster.directory.directory import clear_away_after
@@ -35,14 +36,15 @@ from server.hooks.sockets import raise_file_limit
 from server.hooks.stopping import StopSignals, hang_up, signals_held_back
 from server.logs import output
 from server.serving.notify import Detached
-from server.serving.single import listen, serve
+from server.serving.single import hear_reload, listen, reads_on_hang_up, serve
 from server.serving.succession import Predecessor, Succession
 from server.settings.settings import Settings
+from server.signal import Signal
 from server.supervision import Restarts, first_of
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-READY, STEP_IN, STEP_ASIDE = b"ready", b"step in", b"step aside"
+READY, STEP_IN, STEP_ASIDE, READ_AGENTS = b"ready", b"step in", b"step aside", b"read agents"
 MAX_WORD_BYTES = 16
 STOP = (signal.SIGTERM, signal.SIGINT, *hang_up())
 
@@ -86,6 +88,7 @@ class Master:
         self._count = count
         self._context = multiprocessing.get_context("spawn")
         self._processes: set[BaseProcess] = set()
+        self._wires: set[Connection] = set()
         self._stopping = trio.Event()
         self._signals = signals
         self._detached = detached
@@ -108,6 +111,9 @@ class Master:
         with signals_held_back(*hang_up()):  # or it would die of it; the others it ignores
             resource_tracker.ensure_running()  # or a start would, and let signals through
         status = 0
+        self._signals.on_reload = self._tell_read_agents
+        if reads_on_hang_up(self._settings):
+            self._signals.reload_by(hang_up())
         try:
             with listener, self._signals.told(self._stopping, self._kill):
                 try:
@@ -144,9 +150,21 @@ class Master:
             self._has_served = True
             self._begun.set()
         self._detached.tell_ready()
-        await Succession(listener, self._settings.host, listener.getsockname()[1]).run()
+        port = listener.getsockname()[1]
+        await Succession(listener, self._settings.host, port, self._read_agents).run()
         self._relieved.set()
         listener.close()  # or nobody could listen there if the other server ended before this one
+
+    def _tell_read_agents(self) -> None:
+        for wire in self._wires:
+            with suppress(OSError):  # it has just ended
+                wire.send_bytes(READ_AGENTS)
+
+    async def _read_agents(self) -> str:
+        """Have each process read its agents; what is wrong is found here, before any of them."""
+        await trio.to_thread.run_sync(read_agents, self._settings, abandon_on_cancel=True)
+        self._tell_read_agents()
+        return f"{len(self._wires)} processes read their agents; the log says what came of it"
 
     def _kill(self) -> None:
         for process in self._processes:
@@ -183,6 +201,7 @@ class Master:
             process.start()
         theirs.close()
         self._processes.add(process)
+        self._wires.add(ours)
         lived_s = 0.0
         try:
             async with trio.open_nursery() as nursery:
@@ -206,6 +225,7 @@ class Master:
                 process.kill()
             process.join()
             self._processes.discard(process)
+            self._wires.discard(ours)
             ours.close()
         return lived_s, process.exitcode or 0
 
@@ -284,17 +304,23 @@ async def _serve(
         await first_of(begun.wait, stop.wait, service.failed.wait)
         service.step_in()
 
+    hear_reload(settings, signals, app)
+    words: Mapping[bytes, trio.Event | Signal] = {
+        STEP_IN: begun,
+        STEP_ASIDE: relieved,
+        READ_AGENTS: service.roster.wanted,
+    }
     with signals.told(stop):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_with_parent, stop)
-            nursery.start_soon(_heed, master, {STEP_IN: begun, STEP_ASIDE: relieved})
+            nursery.start_soon(_heed, master, words)
             await serve(app, listener, stop=stop, before=begin, relieved=relieved)
             nursery.cancel_scope.cancel("the calls have ended")
     return FAILED_STATUS if app.service.failed.is_set() else 0
 
 
-async def _heed(master: Connection, words: Mapping[bytes, trio.Event]) -> None:
-    """Set the event of each word that the parent says."""
+async def _heed(master: Connection, words: Mapping[bytes, trio.Event | Signal]) -> None:
+    """Set what belongs to each word that the parent says."""
     with suppress(OSError, EOFError):  # it has gone, which is another's to see
         while True:
             await trio.lowlevel.wait_readable(master.fileno())

@@ -24,7 +24,7 @@ from server.cluster.directory.meeting import AVAILABLE
 from server.errors import CannotListen, ConfigurationError
 from server.hooks.hypercorn_worker import FAILED_STATUS, make_config, serve_worker
 from server.hooks.sockets import BACKLOG, holder_of, limit_unread
-from server.hooks.stopping import StopSignals, hang_up
+from server.hooks.stopping import StopSignals, hang_up, has_terminal
 from server.serving.notify import Detached
 from server.serving.succession import Predecessor, Succession
 from server.settings.settings import Settings
@@ -146,7 +146,11 @@ async def run(
             can_be_met = _join(app, must=takes_over)
             listener = predecessor.listener if predecessor else listen(settings.host, settings.port)
             port = listener.getsockname()[1]
-            succession = Succession(listener, settings.host, port) if can_be_met else None
+            hear_reload(settings, signals, app)
+            succession = None
+            if can_be_met:
+                reload = partial(read_agents_again, app)
+                succession = Succession(listener, settings.host, port, reload)
 
             async def begin() -> None:
                 if predecessor is not None:
@@ -185,6 +189,28 @@ def _join(app: OffhookApp, *, must: bool) -> bool:
         logger.warning("this server cannot be taken over", error=str(error))
         return False
     return True
+
+
+def hear_reload(settings: Settings, signals: StopSignals, app: OffhookApp) -> None:
+    """Let SIGHUP mean that agents are read again, where no terminal sends it by closing."""
+    signals.on_reload = app.service.roster.wanted.set
+    if reads_on_hang_up(settings):
+        signals.reload_by(hang_up())
+
+
+def reads_on_hang_up(settings: Settings) -> bool:
+    """Whether SIGHUP is to have the agents read again, and not to stop the server."""
+    return settings.agents is not None and not has_terminal()
+
+
+async def read_agents_again(app: OffhookApp) -> str:
+    """Read the agents again; returns how many there are.
+
+    Raises:
+        ConfigurationError: They are wrong.
+    """
+    agents = await app.service.roster.reload()
+    return f"agents read: {', '.join(sorted(agents.by_name))}"
 
 
 def stop_signals() -> StopSignals:

@@ -13,6 +13,13 @@ listens at. A new server of the same user, started with ``--take-over``, comes t
      │ ◀──           {"relieved": true} │   accepts no more, and ends when its calls have
      │ accepts; waits at the Unix socket in the old one's place
 
+Whoever only wants the agents to be read again says so, and is told what came of it:
+
+::
+
+    {"speaks": 2, "wants": "agents"} ──▶
+                                     ◀── {"told": "3 agents"} or {"wrong": "…"}
+
 Until it is ready nothing has changed for the old one, however the new one ends. Both accept from
 one queue of the system's, so that nobody is refused between them. The secret is on no disk.
 """
@@ -25,7 +32,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,12 +49,16 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 SPEAKS = 2
 """Raised when servers of before and after could not be one: when this talk changes, or what the
 processes of a server have in common (:mod:`server.cluster`)."""
-MAX_MESSAGE_BYTES = 4096
+MAX_MESSAGE_BYTES = 16 * 1024
+MAX_TOLD_CHARS = 2_000
 ANSWER_TIMEOUT_S = 10.0
 """Neither has anything to do for its answer."""
 START_TIMEOUT_S = 300.0
 """For a new server to be ready, with all its processes."""
+RELOAD_TIMEOUT_S = 60.0
+"""For agents to be read, which may import what takes long."""
 MOST_VISITORS = 8
+AGENTS = "agents"
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -149,13 +160,22 @@ class Succession:
         listener: Goes to that one; a duplicate is kept until then.
         host: The address that we were told to listen at.
         port: The port that we listen at.
+        reload_agents: Reads the agents again, and says in words what there is then; raises a
+            ConfigurationError if they are wrong.
 
     Attributes:
         relieved: Set when another server has taken over.
     """
 
-    def __init__(self, listener: socket.socket, host: str, port: int) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        host: str,
+        port: int,
+        reload_agents: Callable[[], Awaitable[str]],
+    ) -> None:
         self.relieved = trio.Event()
+        self._reload_agents = reload_agents
         # Not socket.dup, which lets accept() block, for all who have this socket.
         self._listener = socket.socket(fileno=os.dup(listener.fileno()))
         self._where = meeting_point(host, port)
@@ -202,7 +222,11 @@ class Succession:
     async def _talk(self, connection: trio.SocketStream) -> None:
         try:
             _check_user(connection)
-            check_version(await _message(connection, ANSWER_TIMEOUT_S))
+            asked = await _message(connection, ANSWER_TIMEOUT_S)
+            check_version(asked)
+            if asked.get("wants") == AGENTS:
+                await self._reload(connection)
+                return
             if self._is_asked:
                 raise TakeOverRefused("another take-over is under way: try again when it is over")
         except TakeOverRefused as refusal:
@@ -215,6 +239,15 @@ class Succession:
             await self._hand_over(connection)
         finally:
             self._is_asked = False
+
+    async def _reload(self, connection: trio.SocketStream) -> None:
+        try:
+            with trio.fail_after(RELOAD_TIMEOUT_S):
+                answer = {"told": await self._reload_agents()}
+        except ConfigurationError as error:
+            answer = {"wrong": str(error)[:MAX_TOLD_CHARS]}
+        with trio.move_on_after(ANSWER_TIMEOUT_S):
+            await connection.send_all(write_message(**answer))
 
     async def _hand_over(self, connection: trio.SocketStream) -> None:
         offer = write_message(speaks=SPEAKS, secret=secret_to_share().hex())
@@ -343,3 +376,31 @@ def _refused(error: BaseException, host: str, port: int) -> BaseException:
         case _:
             return error
     return CannotListen(f"cannot take over the server at {host}:{port}: {reason}")
+
+
+# -- whoever wants the agents read again -------------------------------------------------------
+
+
+async def reload_agents(host: str, port: int) -> str:
+    """Have the server at this address read its agents again; returns what it says of them.
+
+    Raises:
+        CannotListen: There is no such server, or it does not answer.
+        ConfigurationError: The agents are wrong, and it goes on with those it has.
+    """
+    try:
+        point = private_directory(meeting_point(host, port)) / "meet"
+        with trio.fail_after(RELOAD_TIMEOUT_S + ANSWER_TIMEOUT_S):
+            async with await trio.open_unix_socket(point) as connection:
+                _check_user(connection)
+                await connection.send_all(write_message(speaks=SPEAKS, wants=AGENTS))
+                answer = await _message(connection, RELOAD_TIMEOUT_S + ANSWER_TIMEOUT_S)
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise CannotListen(
+            f"no server of this user waits for that at {host}:{port} (with this TMPDIR)"
+        ) from None
+    except (TakeOverRefused, OSError, EOFError, trio.BrokenResourceError, trio.TooSlowError) as e:
+        raise CannotListen(f"the server at {host}:{port} does not do that: {e!r}") from None
+    if "wrong" in answer:
+        raise ConfigurationError(str(answer["wrong"])[:MAX_TOLD_CHARS])
+    return str(answer.get("told"))[:MAX_TOLD_CHARS]

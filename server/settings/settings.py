@@ -7,12 +7,9 @@ refuses to start and names what is missing. Never a silent mixture.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -36,7 +33,25 @@ from server.errors import ConfigurationError
 from server.settings import cluster
 from server.settings import values as values
 from server.settings.file import misspelt, read_settings_file
-from server.settings.numbers import e164, own_number
+from server.settings.kinds import (
+    BuiltIn,
+    ClusterSecret,
+    KeyName,
+    Model,
+    Number,
+    Origin,
+    OwnNumber,
+    Prefix,
+    Proxy,
+    RegistryUrl,
+    Secret,
+    Sha256,
+    SocketUrl,
+    TargetName,
+    level_name,
+    pairs,
+    words,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,101 +74,6 @@ MOST = 1_000_000_000
 """No number of seconds or things is larger: 31 years, and more than any machine has."""
 
 
-def _http_proxy(secret: SecretStr) -> SecretStr:
-    parts = urlsplit(secret.get_secret_value())
-    wanted = "must be http://host:port or http://user:password@host:port"
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ValueError(wanted) from None
-    if parts.scheme != "http" or not parts.hostname or (parts.username and not parts.password):
-        raise ValueError(wanted)
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(wanted)
-    return secret
-
-
-def _secret(secret: SecretStr) -> SecretStr:
-    values.secret(secret.get_secret_value())
-    return secret
-
-
-def _checked(check: Callable[[str], str]) -> Callable[[SecretStr], SecretStr]:
-    """What checks a secret as a text is checked."""
-
-    def checked(secret: SecretStr) -> SecretStr:
-        check(secret.get_secret_value())
-        return secret
-
-    return checked
-
-
-def _words(given: Any) -> Any:
-    """A list as environment variables write it: separated by commas."""
-    return [word.strip() for word in given.split(",") if word.strip()] if _is_text(given) else given
-
-
-def _pairs(given: Any) -> Any:
-    """``name:value,name:value`` (or with ``=``) as a mapping."""
-    if not _is_text(given):
-        return given
-    pairs = [re.split("[:=]", word, maxsplit=1) for word in _words(given)]
-    if any(len(pair) != 2 or not all(pair) for pair in pairs):
-        raise ValueError("must be name:value pairs separated by commas")
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError("a name is there twice")
-    return {name.strip(): value.strip() for name, value in pairs}
-
-
-def _is_text(given: Any) -> bool:
-    return isinstance(given, str)
-
-
-def _matching(pattern: str, wanted: str) -> AfterValidator:
-    """A pattern that is explained in words."""
-
-    def check(given: str) -> str:
-        if re.fullmatch(pattern, given) is None:
-            raise ValueError(f"{wanted}, and one has {values.found(given)}")
-        return given
-
-    return AfterValidator(check)
-
-
-def _prefix(given: str) -> str:
-    prefix = re.sub(r"[\s().-]", "", given)
-    if re.fullmatch(r"\+[1-9]\d{0,14}", prefix, re.ASCII) is None:
-        raise ValueError("must be beginnings of numbers with their +, such as +58 or +1305")
-    return prefix
-
-
-def _log_level(given: Any) -> Any:
-    return "WARNING" if _is_text(given) and given.upper() == "WARN" else given
-
-
-_Proxy = Annotated[SecretStr, AfterValidator(_http_proxy)]
-_Secret = Annotated[SecretStr, AfterValidator(_secret)]
-_Model = Annotated[str, AfterValidator(values.model_name)]
-_SocketUrl = Annotated[str, AfterValidator(values.socket_url)]
-_KeyName = Annotated[
-    str,
-    _matching(values.KEY_NAME, "names must be up to 32 of a-z, 0-9, - and _"),
-]
-_Sha256 = Annotated[
-    str, _matching("[0-9a-fA-F]{64}", "each must be the SHA-256 of a key, 64 digits of 0-9 and a-f")
-]
-_TargetName = Annotated[
-    str, _matching(r"[\w .-]{1,64}", "names must be up to 64 letters, digits, spaces, _ . and -")
-]
-_Number = Annotated[str, AfterValidator(e164)]
-_OwnNumber = Annotated[str, AfterValidator(values.phone_number_text), AfterValidator(own_number)]
-_BuiltIn = Literal["hang_up", "transfer", "send_dtmf", "none"]
-_Prefix = Annotated[str, AfterValidator(_prefix)]
-_Origin = Annotated[str, AfterValidator(values.origin)]
-_RegistryUrl = Annotated[SecretStr, AfterValidator(_checked(cluster.registry_url))]
-_ClusterSecret = Annotated[_Secret, AfterValidator(_checked(cluster.cluster_secret))]
-
-
 class Settings(BaseSettings):
     """Everything that can be set; each has a default that works."""
 
@@ -164,15 +84,15 @@ class Settings(BaseSettings):
 
     # The accounts: all four or none.
     twilio_account_sid: Annotated[str, AfterValidator(values.account_sid)] | None = None
-    twilio_auth_token: _Secret | None = None
-    twilio_phone_number: _OwnNumber | None = None
-    gemini_api_key: _Secret | None = None
+    twilio_auth_token: Secret | None = None
+    twilio_phone_number: OwnNumber | None = None
+    gemini_api_key: Secret | None = None
     twilio_api_key_sid: Annotated[str, AfterValidator(values.api_key_sid)] | None = None
-    twilio_api_key_secret: Annotated[_Secret | None, Field(repr=False)] = None
+    twilio_api_key_secret: Annotated[Secret | None, Field(repr=False)] = None
     """An API key for the REST API in the token's place; webhooks are signed with the token even so.
     """
 
-    twilio_shared_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_pairs)] = {}
+    twilio_shared_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(pairs)] = {}
     """Secrets by key id of Twilio's newer webhook signatures, for accounts that use them."""
 
     public_url: Annotated[str, AfterValidator(values.public_url)] | None = None
@@ -182,37 +102,45 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Where ``python -m server`` listens; under hypercorn its own ``bind`` counts."""
 
-    gemini_model: _Model = "gemini-3.8-live"
+    gemini_model: Model = "gemini-3.8-live"
     gemini_voice: str | None = None
-    gemini_url: _SocketUrl | None = None
+    gemini_url: SocketUrl | None = None
     """Base address of the Live API, ``ws://127.0.0.1:…`` for a local double."""
-    fallback_gemini_model: _Model | None = None
+    fallback_gemini_model: Model | None = None
     """Where a call goes on when the model fails for good; what is left out is as above."""
-    fallback_gemini_api_key: _Secret | None = None
-    fallback_gemini_url: _SocketUrl | None = None
+    fallback_gemini_api_key: Secret | None = None
+    fallback_gemini_url: SocketUrl | None = None
     twilio_api_url: Annotated[str, AfterValidator(values.web_url)] | None = None
     """Base address of Twilio's REST API, for a regional edge or a local double."""
-    gemini_proxy: _Proxy | None = None
-    twilio_proxy: _Proxy | None = None
+    gemini_proxy: Proxy | None = None
+    twilio_proxy: Proxy | None = None
     """HTTP proxies on the way to the model and to Twilio's REST API; those that the environment
     names (``HTTPS_PROXY``) are not used."""
 
     agent_prompt: str | None = None
     agent_greeting: str | None = None
     agent_language: str | None = None
+    agents: Path | None = None
+    """More agents than the one that these settings describe: a folder with a TOML file for each, or
+    a file."""
+    agents_route_timeout_s: Annotated[float, Field(gt=0, le=10)] = 2.0
+    """How long the agents' own ``route`` may take to say who answers; meanwhile it rings, and the
+    carrier waits for fifteen seconds."""
+    agents_watch: bool | None = None
+    """Read agents again as soon as their files change; None for wherever calls are simulated."""
 
-    api_key: _Secret | None = None
+    api_key: Secret | None = None
     """What clients of the API show; with a real account and none set, one is made at start."""
-    api_keys: Annotated[dict[_KeyName, _Sha256], NoDecode, BeforeValidator(_pairs)] = {}
+    api_keys: Annotated[dict[KeyName, Sha256], NoDecode, BeforeValidator(pairs)] = {}
     """More keys, each with the name of whom it was given to and its SHA-256 in hex:
     ``python -m server new-key NAME`` makes one."""
     public_metrics: bool = False
     """``/metrics`` without a key, where the API needs one."""
     public_docs: bool = False
     """``/openapi.json`` without a key, where the API needs one; ``/docs`` asks its reader."""
-    allowed_origins: Annotated[tuple[_Origin, ...], NoDecode, BeforeValidator(_words)] = ()
+    allowed_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(words)] = ()
     """Web pages of these origins may use the API from a browser; ``*`` for all. None by default."""
-    allowed_prefixes: Annotated[tuple[_Prefix, ...], NoDecode, BeforeValidator(_words)] = ()
+    allowed_prefixes: Annotated[tuple[Prefix, ...], NoDecode, BeforeValidator(words)] = ()
     """Only numbers that begin so may be dialled; empty for all. With a real account, costly ranges
     (premium-rate, satellite …) are refused unless a prefix names the range itself."""
     max_calls: Annotated[int, Field(ge=1, le=MOST)] = 100
@@ -241,9 +169,13 @@ class Settings(BaseSettings):
 
     media_path: Literal["fast", "ordinary"] = "fast"
     """The media plane where the machine has one (Linux), or every socket through hypercorn."""
-    tools: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
+    outcome_model: Model = "gemini-flash-latest"
+    """The text model that reads the transcript of a call whose agent has left its outcome open."""
+    outcome_timeout_s: Annotated[float, Field(ge=0, le=300)] = 20.0
+    """How long that may take, after the call; 0: transcripts are not read."""
+    tools: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = ()
     """Modules whose functions with ``@tool`` above them the agent may call."""
-    built_in_tools: Annotated[tuple[_BuiltIn, ...], NoDecode, BeforeValidator(_words)] = (
+    built_in_tools: Annotated[tuple[BuiltIn, ...], NoDecode, BeforeValidator(words)] = (
         "hang_up",
         "transfer",
         "send_dtmf",
@@ -254,7 +186,7 @@ class Settings(BaseSettings):
     mcp_connect_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 10.0
     tool_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 10.0
     """The caller hears nothing while the model waits for a function."""
-    transfer_targets: Annotated[dict[_TargetName, _Number], NoDecode, BeforeValidator(_pairs)] = {}
+    transfer_targets: Annotated[dict[TargetName, Number], NoDecode, BeforeValidator(pairs)] = {}
     """Where callers may be transferred to, by the name the agent knows: ``sales=+15005550123``."""
     transfer_ring_timeout_s: Annotated[float, Field(ge=5, le=600)] = 30.0
     dtmf_pause_s: Annotated[float, Field(ge=0, le=MOST)] = 1.5
@@ -323,7 +255,7 @@ class Settings(BaseSettings):
     max_strangers_per_address: Annotated[int, Field(ge=1, le=MOST)] = 100
     """Media sockets without the carrier's signature that may wait to show a ticket; the oldest one
     of an address makes room."""
-    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_words)] = ()
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(words)] = ()
     """Addresses or networks of the proxies in front, whose ``X-Forwarded-For`` is believed."""
     strict_stream_signature: bool = False
     """Refuse media sockets whose upgrade Twilio has not signed; whether it always does is not
@@ -367,7 +299,7 @@ class Settings(BaseSettings):
     """Your price of a minute, media stream included; None for the tables of list prices."""
     recordings_dir: Path | None = None
 
-    registry_url: _RegistryUrl | None = None
+    registry_url: RegistryUrl | None = None
     """Where the nodes of a server on many machines meet: Redis or Valkey, as
     ``redis://host:6379/0``; None for a server on one machine."""
     node: Annotated[str, AfterValidator(cluster.node_name)] | None = None
@@ -378,7 +310,7 @@ class Settings(BaseSettings):
     stream_url: Annotated[str, AfterValidator(cluster.stream_url)] | None = None
     """Where the carrier opens media streams, if not at ``PUBLIC_URL``, as
     ``wss://{node}.calls.example.com``: every node has a name of its own."""
-    cluster_secret: Annotated[tuple[_ClusterSecret, ...], NoDecode, BeforeValidator(_words)] = ()
+    cluster_secret: Annotated[tuple[ClusterSecret, ...], NoDecode, BeforeValidator(words)] = ()
     """Proves nodes to each other and encrypts what the registry keeps of calls; the first one is
     used, and those after it are still understood."""
     registry_timeout_s: Annotated[float, Field(ge=0.05, le=10)] = 0.5
@@ -387,7 +319,7 @@ class Settings(BaseSettings):
     """A node of which nothing was heard for so long may be gone."""
 
     log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_log_level)
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(level_name)
     ] = "INFO"
     log_json: bool | None = None
     traces: bool = False

@@ -16,11 +16,11 @@ from functools import partial
 import structlog
 import trio
 
-from server.agent import phrases
 from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
+from server.call.report.drawing import Drawing
 from server.call.report.ended import EndedCall
 from server.call.takeover.fence import Keep
 from server.call.takeover.state import CallState
@@ -34,7 +34,7 @@ from server.carrier import (
     TransferUpdate,
     VoiceRequest,
 )
-from server.carrier.webhooks import ConnectStream, EndCall, RefuseCall, Reply, SayAndEndCall
+from server.carrier.webhooks import ConnectStream, EndCall, Reply
 from server.cluster.cluster import Cluster
 from server.cluster.registry import Load
 from server.dialogue.endings import EndReason
@@ -55,7 +55,7 @@ from server.records.traces import NoTraces, Traces
 from server.switchboard.admission import Admission, Limits, draining, failed
 from server.switchboard.early import EarlyUpdates
 from server.switchboard.inquiry import Inquiry, Patience
-from server.switchboard.making import NewCalls, one_calls_trouble, setup_of
+from server.switchboard.making import NewCalls, apology_of, one_calls_trouble, setup_of
 from server.switchboard.model_trial import ModelTrial
 from server.switchboard.register import CallIsOver, Register
 from server.switchboard.strangers import Strangers
@@ -97,6 +97,8 @@ class Calls:
             have it.
         keep: Given what another process needs to go on with a call, as
             :meth:`server.cluster.registry.Registry.keep` is; None if nobody wants it.
+        find_agent: The agent of this name, as it is now; None if there is none.
+        drawing: Draws from transcripts what outcomes lack; None for nobody.
         callback_wait_s: How long the carrier may say nothing about a call that it has placed until
             it is asked; infinite for as long as it likes.
     """
@@ -117,10 +119,12 @@ class Calls:
         recent_calls: int = 1_000,
         strangers: Strangers | None = None,
         traces: Traces | None = None,
+        drawing: Drawing | None = None,
         cluster: Cluster | None = None,
         callback_wait_s: float = 10.0,
         is_current: Callable[[str, int], Awaitable[bool]] | None = None,
         keep: Keep | None = None,
+        find_agent: Callable[[str], Agent | None] = lambda name: None,
     ) -> None:
         self.carrier = carrier
         self.model = model
@@ -129,7 +133,9 @@ class Calls:
         self._drained: trio.Event | None = None
         self._options = options
         self.admission = admission or Admission(Limits(), metrics)
-        self._new = NewCalls(model, metrics, options, prices, recordings, is_current, keep)
+        self._new = NewCalls(
+            model, metrics, options, prices, recordings, is_current, keep, find_agent
+        )
         for direction in ("inbound", "outbound"):
             for reason in EndReason:
                 # From the start, so that the first one is seen as an increase and not as news.
@@ -137,6 +143,7 @@ class Calls:
         self.strangers = Strangers() if strangers is None else strangers
         self._strays = Sparing()
         self._traces = traces or NoTraces()
+        self._drawing = drawing
         self._cluster = cluster or Cluster()
         self.register = Register(records, recent_calls)
         self.tickets = Tickets(ticket_ttl_s)
@@ -205,6 +212,10 @@ class Calls:
         with one_calls_trouble(call):
             if record is not None:
                 self._traces.call_ended(record)
+                if self._drawing is not None:
+                    c, found = call.conversation, self.register.outcome_drawn
+                    drawn = partial(found, call.call_sid)
+                    self._drawing.ended(c.notes, c.party.agent.name, drawn)
         for call_sid in forgotten:
             with one_calls_trouble(call):
                 self._cluster.release(call_sid)
@@ -264,12 +275,11 @@ class Calls:
                 metadata,
                 client=client,
             )
-            longest_s = min(max_duration_s or math.inf, self._options.max_duration_s)
             # Once it is sent, a dial request is seen through, whoever goes away: otherwise a
             # phone would ring with nobody behind it. The carrier's own deadline bounds it.
             try:
                 with trio.CancelScope(shield=True):
-                    await self._dial(call, destination_number, longest_s)
+                    await self._dial(call)
             except BaseException:
                 call.conversation.let_go()
                 raise
@@ -278,14 +288,14 @@ class Calls:
             self._tell_if_empty()
         return call
 
-    async def _dial(self, call: Call, number: str, longest_s: float) -> None:
-        ticket = self.tickets.issue(call, trio.current_time())
+    async def _dial(self, call: Call) -> None:
+        ticket, options = self.tickets.issue(call, trio.current_time()), call.conversation.options
         try:
             placed = await self.carrier.place_call(
-                number,
+                call.number,
                 ticket=ticket,
-                max_duration_s=longest_s,
-                detect_machine=self._options.voicemail is not VoicemailPolicy.IGNORE,
+                max_duration_s=options.max_duration_s,
+                detect_machine=options.voicemail is not VoicemailPolicy.IGNORE,
             )
         except BaseException as error:
             self.tickets.drop(call)
@@ -334,19 +344,8 @@ class Calls:
             call = self._new.make(self.carrier, "inbound", number, agent, generation=generation)
             self._begin(call, call_sid)
         if call.apology.fetch():
-            return self._apology(call.conversation.party.agent)
+            return apology_of(call.conversation.party.agent)
         return ConnectStream(self.tickets.issue(call, trio.current_time()))
-
-    def refuse(self, refusal: CallRefused, agent: Agent) -> Reply:
-        """What refuses an inbound call: a busy tone, or words.
-
-        A busy tone costs nothing and says what it should when another try may do better. While the
-        model's account is refused it would not, so the caller is told.
-        """
-        return self._apology(agent) if refusal.in_words else RefuseCall()
-
-    def _apology(self, agent: Agent) -> Reply:
-        return SayAndEndCall(*phrases.apology_of(agent))
 
     async def go_on(self, request: VoiceRequest, agent: Agent) -> Reply:
         """The reply to a voice webhook that begins no call: a call of ours, or nobody's.
@@ -379,9 +378,9 @@ class Calls:
         """
         call = self.register.get_live(call_sid)
         if call is None:
-            return self._apology(agent) if is_orphan else self.register.end_of(call_sid)
+            return apology_of(agent) if is_orphan else self.register.end_of(call_sid)
         if call.apology.fetch():
-            return self._apology(call.conversation.party.agent)
+            return apology_of(call.conversation.party.agent)
         if not call.handover.has_stayed():  # then the carrier asks about the transfer, not this
             return EndCall()
         if not await call.hearing.wait_line_over() or call.end_reason is not None:
@@ -496,7 +495,7 @@ class Calls:
             if call is None:
                 return self.register.end_of(update.call_sid)
             if call.apology.fetch():
-                return self._apology(call.conversation.party.agent)
+                return apology_of(call.conversation.party.agent)
         return EndCall()
 
     async def claim(self, media: MediaStream, address: str = "") -> Claim | None:

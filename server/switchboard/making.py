@@ -9,6 +9,7 @@ from typing import Literal
 
 import structlog
 
+from server.agent import phrases
 from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.options import CallOptions
@@ -18,7 +19,9 @@ from server.call.takeover.fence import Keep, Ownership
 from server.call.takeover.going_on import agent_of
 from server.call.takeover.state import CallState
 from server.carrier import Carrier
+from server.carrier.webhooks import RefuseCall, Reply, SayAndEndCall
 from server.dialogue.cushion import Lateness
+from server.errors import CallRefused
 from server.metrics import Metrics
 from server.model import Model
 from server.records.recording import Recordings
@@ -39,6 +42,7 @@ class NewCalls:
         recordings: Records them; None for none.
         is_current: Says whether a call is still ours; None where nobody else could have it.
         keep: Given what another process needs to go on with a call; None if nobody wants it.
+        find_agent: The agent of this name, as it is now; None if there is none.
     """
 
     model: Model
@@ -48,6 +52,7 @@ class NewCalls:
     recordings: Recordings | None = None
     is_current: Callable[[str, int], Awaitable[bool]] | None = None
     keep: Keep | None = None
+    find_agent: Callable[[str], Agent | None] = lambda name: None
     _lateness: Lateness = field(default_factory=Lateness)
 
     def make(
@@ -64,7 +69,7 @@ class NewCalls:
         state: CallState | None = None,
     ) -> Call:
         """Make a call; one with a state goes on from there."""
-        options = self.options
+        options = self.options if agent.settings is None else CallOptions.of(agent.settings)
         if max_duration_s is not None:
             shorter_s = min(max_duration_s, options.max_duration_s)
             options = replace(options, max_duration_s=shorter_s)
@@ -78,7 +83,7 @@ class NewCalls:
             options=options,
             prices=self.prices,
             lateness=self._lateness,
-            recordings=self.recordings,
+            recordings=self.recordings if agent.is_recorded else None,
             metadata=metadata,
             ownership=Ownership(generation, client, self.is_current, self.keep),
             state=state,
@@ -91,8 +96,9 @@ class NewCalls:
             carrier: Steers it.
             state: As it was left.
             generation: For the how-manieth time it is somebody's.
-            agent: Who answers here: has the tools.
+            agent: Who answers here if the call's agent is not known any more.
         """
+        agent = self.find_agent(state.agent.name) or agent
         return self.make(
             carrier,
             state.direction,
@@ -104,6 +110,20 @@ class NewCalls:
             generation=generation,
             state=state,
         )
+
+
+def refusal_of(refused: CallRefused, agent: Agent) -> Reply:
+    """What refuses an inbound call: a busy tone, or words.
+
+    A busy tone costs nothing and says what it should when another try may do better. While the
+    model's account is refused it would not, so the caller is told.
+    """
+    return apology_of(agent) if refused.in_words else RefuseCall()
+
+
+def apology_of(agent: Agent) -> Reply:
+    """What is said to a caller whose call cannot go on, before it ends."""
+    return SayAndEndCall(*phrases.apology_of(agent))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from server.agent import phrases
+from server.agent.outcome import Outcome
 from server.call.call import Call
 from server.call.report.ended import EndedCall
 from server.carrier import StatusUpdate
@@ -149,6 +150,12 @@ class Register:
         if left.update_status(update):
             with one_calls_trouble(left):
                 self._keep(left.shown())
+
+    def outcome_drawn(self, call_sid: str, outcome: Outcome) -> None:
+        """More is known of what an ended call was for."""
+        if (left := self._recent.get(call_sid)) is not None:
+            left.outcome_drawn(outcome.as_dict())
+            self._keep(left.shown())
 
     def follow(self, recorder: Recorder) -> None:
         """What an ended call's recording still has is being written: learn if that fails."""

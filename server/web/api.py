@@ -47,14 +47,24 @@ class MakeCall(BaseModel):
     language: Annotated[str | None, Field(max_length=35, pattern=r"^[A-Za-z]{2,3}(-\w+)*$")] = None
     metadata: Annotated[dict[_Fact, _Fact] | None, Field(max_length=MAX_METADATA)] = None
     max_duration_s: Annotated[float | None, Field(gt=0, le=14_400)] = None
+    agent: Annotated[str | None, Field(max_length=64, description="Who speaks, by name")] = None
+    variables: Annotated[
+        dict[_Fact, _Fact] | None,
+        Field(max_length=MAX_METADATA, description="What {{name}} stands for in the agent's texts"),
+    ] = None
 
-    def agent(self, default: Agent) -> Agent:
-        """The default agent with this call's differences."""
+    def as_content(self) -> bytes:
+        """The request as an ``Idempotency-Key`` stands for it; what has come since is left out."""
+        since = {name for name in ("agent", "variables") if getattr(self, name) is None}
+        return self.model_dump_json(exclude=since).encode()
+
+    def of_this_call(self, agent: Agent) -> Agent:
+        """The agent with this call's differences."""
 
         own = {name: getattr(self, name) for name in ("prompt", "greeting", "voice", "language")}
         if self.greeting is not None:
             own |= {"greeting_text": "", "greeting_audio": b""}
-        return replace(default, **{name: value for name, value in own.items() if value is not None})
+        return replace(agent, **{name: value for name, value in own.items() if value is not None})
 
 
 class CallMade(BaseModel):
@@ -121,6 +131,35 @@ class CallRecord(BaseModel):
     status: str
     reason: str | None
     duration_s: float
+    agent: str
+
+
+class AgentShown(BaseModel):
+    """An agent, as far as whoever places calls has to know it."""
+
+    name: str
+    numbers: list[str]
+    """Whose callers it answers."""
+    language: str | None
+    voice: str | None
+    model: str
+    tools: list[str]
+    variables: list[str]
+    """What a call has to say, or may."""
+    outcome: dict[str, Any] | None
+    """JSON Schema of what its calls are to bring."""
+
+
+class AgentList(BaseModel):
+    """All agents there are."""
+
+    agents: list[AgentShown]
+
+
+class AgentsRead(BaseModel):
+    """The names of the agents that there are from now on."""
+
+    agents: list[str]
 
 
 class CallList(BaseModel):

@@ -17,14 +17,18 @@ from quart_schema import (
     validate_request,
 )
 
+from server.agent.agent import Agent
+from server.agent.roster.agents import NewCall, VariablesMissing, filled, wanted_by
 from server.cluster.passing_on import FINAL, WorkerLost
 from server.cluster.registry import RegistryAway
 from server.dialogue.endings import EndReason
-from server.errors import CallRefused, CarrierError
+from server.errors import CallRefused, CarrierError, ConfigurationError, ServerError
 from server.headers import lines_of, single
 from server.service import Service
 from server.switchboard.register import Page
 from server.web.api import (
+    AgentList,
+    AgentsRead,
     Answer,
     CallList,
     CallMade,
@@ -54,6 +58,18 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 REPLAYED = {"Idempotent-Replayed": "true"}
 CARRIER_PAUSE_S = 5.0
 """When to come back after the carrier had too many requests, if it has not said for how long."""
+
+
+class _NoSuchAgent(ServerError):
+    """A request asks for an agent that cannot be had.
+
+    Attributes:
+        field: What in it is wrong.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 def may_fail(*statuses: int) -> Callable[[_Handler], _Handler]:
@@ -96,7 +112,7 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
                 return theirs
         except WorkerLost as lost:
             return worker_lost(lost).response()
-        content = data.model_dump_json().encode()
+        content = data.as_content()
         try:
             answer, is_replayed = await once.answer(g.client, key, content, lambda: place(data))
         except CallRefused as refused:
@@ -125,11 +141,40 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
         finally:
             service.cluster.new_calls.answered()
 
+    async def who_speaks(data: MakeCall) -> Agent:
+        """The agent of a call that is to be placed.
+
+        Raises:
+            _NoSuchAgent: There is none of this name, or it needs more variables.
+        """
+        variables = data.variables or {}
+        if data.agent is None and service.roster.agents.route is not None:
+            call = NewCall(
+                "outbound",
+                data.destination_number,
+                metadata=data.metadata or {},
+                variables=variables,
+            )
+            return data.of_this_call(await service.choose_agent(call))
+        agent = service.agent if data.agent is None else service.find_agent(data.agent)
+        if agent is None:
+            raise _NoSuchAgent("agent", "there is no agent of this name")
+        try:
+            return data.of_this_call(filled(agent, variables))
+        except VariablesMissing as error:
+            raise _NoSuchAgent("variables", str(error)) from None
+
     async def place_here(data: MakeCall) -> tuple[Answer, bool]:
+        try:
+            agent = await who_speaks(data)
+        except _NoSuchAgent as error:
+            fields = {error.field: str(error)}
+            body = error_body("invalid", "the request is not valid", fields=fields)
+            return Answer(body, 422), False
         try:
             call = await service.calls.place(
                 data.destination_number,
-                data.agent(service.agent),
+                agent,
                 client=g.client,
                 max_duration_s=data.max_duration_s,
                 metadata=data.metadata,
@@ -160,6 +205,43 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
             "carrier": service.accounts.carrier.name,
         }
         return Answer(made, 201, {"Location": f"/calls/{call.call_sid}"}), True
+
+    @app.get("/agents")
+    @document_response(AgentList)
+    @may_fail(401)
+    async def list_agents() -> Any:
+        """Who may speak: the agents that there are now, by name."""
+        names = sorted(service.roster.agents.by_name)
+        found = [agent for name in names if (agent := service.find_agent(name)) is not None]
+        return {
+            "agents": [
+                {
+                    "name": agent.name,
+                    "numbers": list(agent.numbers),
+                    "language": agent.language,
+                    "voice": agent.voice,
+                    "model": agent.model or service.accounts.model.name,
+                    "tools": [tool.name for tool in agent.tools],
+                    "variables": sorted(wanted_by(agent)),
+                    "outcome": dict(agent.outcome.schema) if agent.outcome else None,
+                }
+                for agent in found
+            ]
+        }
+
+    @app.post("/agents/reload")
+    @document_response(AgentsRead)
+    @may_fail(401, 422)
+    async def reload_agents() -> Any:
+        """Read the agents again, in every process of this machine; live calls keep theirs."""
+        try:
+            agents = await service.roster.reload()
+        except ConfigurationError as error:
+            return error_body("agents", str(error)), 422
+        for answer in await elsewhere.everyone():
+            if answer.status_code != 200:
+                return answer.json(), answer.status_code
+        return {"agents": sorted(agents.by_name)}
 
     @app.get("/calls")
     @validate_querystring(ListCalls)

@@ -17,6 +17,8 @@ from quart import Quart, Response, request
 from quart_schema import hide
 from werkzeug.datastructures import MultiDict
 
+from server.agent.agent import Agent
+from server.agent.roster.agents import NewCall
 from server.carrier import (
     NOT_REACHED,
     MachineVerdict,
@@ -30,6 +32,7 @@ from server.errors import CallRefused, CarrierProtocolError, ServerError
 from server.logs import Sparing, log_stranger
 from server.pace import Pace
 from server.service import Service
+from server.switchboard.making import refusal_of
 from server.web.api import error_body
 from server.web.elsewhere import Elsewhere
 from server.web.http_request import target_of
@@ -257,19 +260,29 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         resumed = service.calls.resume(asked.call_sid, service.agent, is_orphan=is_orphan)
         return document(await resumed)
 
+    async def who_answers(asked: VoiceRequest) -> Agent:
+        """The agent of a call that comes in; nobody is looked up for one that gets none."""
+        calls = service.calls
+        if calls.register.get(asked.call_sid) is not None or not calls.load().accepts:
+            return service.agent
+        call = NewCall("inbound", asked.number, asked.called, asked.headers)
+        return await service.choose_agent(call)
+
     async def begin(asked: VoiceRequest) -> Any:
         generation = await elsewhere.for_named_call(asked.call_sid)
         if isinstance(generation, Response):
             return generation
         service.cluster.new_calls.take(request.scope)
+        agent = service.agent
         try:
+            agent = await who_answers(asked)
             reply = await service.calls.answer(
-                asked.call_sid, asked.number, service.agent, generation=generation
+                asked.call_sid, asked.number, agent, generation=generation
             )
         except CallRefused as refusal:
             service.metrics.calls_refused.labels(refusal.reason).inc()
             log_stranger(logger.warning, "inbound call refused", reason=refusal.reason)
-            reply = service.calls.refuse(refusal, service.agent)
+            reply = refusal_of(refusal, agent)
         finally:
             service.cluster.new_calls.answered()
         return document(reply)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Close
 
 from server.agent.agent import Agent
+from server.agent.outcome import outcome_schema, outcome_tool
 from server.agent.tool import tool
 from server.call.conversation import Stage
 from server.call.options import CallOptions
@@ -50,6 +52,7 @@ from server.model import (
 )
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
+from server.settings.settings import Settings
 from server.signal import Signal
 from server.simulators.gemini import GeminiSimulator, ModelScript
 from server.simulators.phone import (
@@ -358,6 +361,66 @@ async def test_a_call_goes_on_where_its_process_has_left_it(autojump_clock, nurs
     assert line["gap_s"] < 1.0
     assert [one["call_sid"] for one in second.kept.records] == [SID]
     assert second.carrier.hung_up == [SID]
+
+
+async def test_a_call_that_goes_on_keeps_its_agent_by_name(autojump_clock, nursery):
+    ours = replace(AGENT, name="desk", settings=Settings.load(_env_file=None, silence_prompts=9))
+    known = {"desk": replace(ours, prompt="Be long.")}
+    async with two(nursery, find_agent=known.get) as (_, first, second):
+        await on_the_line(first, nursery, replace(ours, prompt="Be brief, Ana.", model="other"))
+        await first.die()
+        with capture_logs() as logs:
+            taken = second.take_up(Agent())
+        agent = taken.conversation.party.agent
+        record = taken.record().as_dict()
+
+    assert (agent.name, agent.prompt, agent.model) == ("desk", "Be brief, Ana.", "other")
+    assert agent.tools == (book,)
+    assert taken.conversation.options.patience.silence_prompts == 9
+    assert record["agent"] == "desk"
+    assert not [line for line in logs if "not known here" in line["event"]]
+
+
+async def test_a_call_that_goes_on_has_what_was_written_down_of_its_outcome(
+    autojump_clock, nursery
+):
+    schema = outcome_schema({"properties": {"pizza": {"type": "string"}, "count": {}}})
+    ours = replace(AGENT, name="desk", outcome=schema)
+    async with two(nursery, find_agent={"desk": ours}.get) as (_, first, second):
+        call, _ = await on_the_line(first, nursery, ours)
+        call.fill_outcome({"pizza": "hawaii"})
+        await trio.sleep(1.0)
+        await first.die()
+        taken = second.take_up(Agent())
+        missing = taken.fill_outcome({})
+        record = taken.record().as_dict()
+
+    assert missing == ("count",)
+    assert record["outcome"]["values"] == {"pizza": "hawaii"}
+
+
+async def test_a_call_whose_agent_is_not_known_here_goes_on_and_that_is_told(
+    autojump_clock, nursery
+):
+    schema = outcome_schema({"properties": {"pizza": {"type": "string"}, "count": {}}})
+    tools = (book, outcome_tool(schema))
+    desk = replace(AGENT, name="desk", is_recorded=False, outcome=schema, tools=tools)
+    async with two(nursery) as (_, first, second):
+        call, _ = await on_the_line(first, nursery, desk)
+        call.fill_outcome({"pizza": "hawaii"})
+        await trio.sleep(1.0)
+        await first.die()
+        with capture_logs() as logs:
+            taken = second.take_up(Agent(tools=(book,)))
+        missing = taken.fill_outcome({})
+        agent = taken.conversation.party.agent
+        record = taken.record().as_dict()
+
+    assert (agent.name, agent.prompt, agent.is_recorded) == ("desk", "Be brief.", False)
+    assert [tool.name for tool in agent.tools] == ["book", "save_outcome"]
+    assert (missing, record["outcome"]["values"]) == (("count",), {"pizza": "hawaii"})
+    told = [line for line in logs if "agent of a call" in line["event"]]
+    assert [line["agent"] for line in told] == ["desk"]
 
 
 async def test_a_tool_that_was_running_is_never_run_again(autojump_clock, nursery):

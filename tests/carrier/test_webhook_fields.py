@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from server.carrier import CallStatus
 from server.carrier.twilio.reports import (
+    MAX_FACT_CHARS,
+    MAX_SIP_HEADERS,
     check_fields,
     is_of_account,
     parse_voice,
@@ -112,6 +114,28 @@ def test_who_calls_is_a_number_or_a_name_or_nobody(given, number):
 
 # ------------------------------------------------------------------------------------------
 # Fields that were merged
+
+
+@pytest.mark.parametrize(
+    ("given", "called"),
+    [
+        ("+584125550001", "+584125550001"),
+        ("sip:desk@example.sip.twilio.com", "sip:desk@example.sip.twilio.com"),
+        ("a number with spaces", ""),
+    ],
+)
+def test_which_of_our_numbers_is_called_is_told(given, called):
+    assert parse_voice({**VOICE, "To": given}).called == called
+
+
+def test_headers_of_a_sip_leg_are_passed_on_as_far_as_they_are_few_and_short():
+    many = {f"SipHeader_X-{number}": "x" * 1_000 for number in range(100)}
+
+    headers = parse_voice({**VOICE, "SipHeader_X-Customer": "17", **many}).headers
+
+    assert headers["X-Customer"] == "17"
+    assert len(headers) == MAX_SIP_HEADERS
+    assert max(map(len, headers.values())) == MAX_FACT_CHARS
 
 
 def cut(fields: dict[str, str], *cuts: tuple[str, str]) -> list[tuple[str, str]]:

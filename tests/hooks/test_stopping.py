@@ -207,3 +207,17 @@ late = Late()
     ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
 
     assert ended.returncode == 0
+
+
+async def test_a_signal_that_asks_to_read_something_again_stops_nothing(signals):
+    signals.install()
+    stop, again = trio.Event(), trio.Event()
+    signals.on_reload = again.set
+    signals.reload_by([signal.SIGTERM])
+
+    with signals.told(stop):
+        signal.raise_signal(signal.SIGTERM)
+        await again.wait()
+
+    assert not stop.is_set()
+    assert not signals.asked

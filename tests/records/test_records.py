@@ -44,6 +44,7 @@ def record(number: int, *, created_at: float | None = None, **differences) -> di
         "duration_s": 12.5,
         "agent_heard_s": 3.25,
         "metadata": {"order": "17 · ñandú"},
+        "agent": "default",
         "generation": 1,
         "timings": {"answer_to_first_audio_ms": None},
         "transcript": [{"speaker": "agent", "at_s": 0.0, "text": "¿Qué tal? \U0001f4de"}],
@@ -449,6 +450,37 @@ async def test_the_second_versions_records_are_of_the_only_process_that_had_them
 
     assert there == record(1)
     assert later == record(1, status="later", generation=2)
+
+
+async def test_the_third_versions_records_are_the_default_agents(url):
+    if url == "sqlite://":
+        pytest.skip("lasts no longer than its connection")
+    async with running(url) as records:
+        records.keep(record(1))
+        await records.wait_saved()
+        with records._database._engine.begin() as connection:
+            connection.execute(sql.text("ALTER TABLE offhook_calls DROP COLUMN agent"))
+            connection.execute(sql.text("UPDATE offhook_schema SET version = 3"))
+    async with running(url) as records:
+        there = await records.get(record(1)["call_sid"])
+        records.keep(record(2, agent="order-desk"))
+        await records.wait_saved()
+        later = await records.get(record(2)["call_sid"])
+
+    assert there == record(1)
+    assert later == record(2, agent="order-desk")
+
+
+async def test_a_record_of_before_there_were_agents_is_taken_with_one_of_today(url):
+    before = record(1)
+    del before["agent"]
+
+    async with running(url) as records:
+        records.keep(before)
+        records.keep(record(2, agent="order-desk"))
+        await records.wait_saved()
+
+        assert await records.get(before["call_sid"]) == record(1)
 
 
 # ------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ DETAILS = CallDetails(
     recording=None,
     transcript=({"speaker": "agent", "text": "Hello."},),
     timeline=((0.12345, "answered", {}), (1.0, "first audio", {"after_ms": 5.0})),
+    outcome={"values": {"pizza": "hawaii"}, "source": "agent", "complete": True, "missing": []},
     traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 )
 NOTHING = CallDetails(None, None, None, None, None, None, None)
@@ -62,6 +63,12 @@ def test_the_whole_record_is_that_and_its_details_in_milliseconds_and_rounded():
             {"at_s": 0.123, "what": "answered"},
             {"at_s": 1.0, "what": "first audio", "after_ms": 5.0},
         ],
+        "outcome": {
+            "values": {"pizza": "hawaii"},
+            "source": "agent",
+            "complete": True,
+            "missing": [],
+        },
     }
     assert json.loads(json.dumps(shown)) == shown
 

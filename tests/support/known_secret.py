@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from server.__main__ import main
 from server.cluster.directory.meeting import share
+from server.commands.line import main
 
 SECRET = b"known to the test"
 

@@ -47,6 +47,9 @@ class FakeCall:
     def report_voicemail(self) -> bool:
         return self.direction == "outbound"
 
+    def fill_outcome(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        raise ValueError("no outcome")
+
     async def press_keys(self, keys: str) -> None:
         await trio.sleep(0.2 * len(keys))
         self.keys += keys

@@ -25,6 +25,7 @@ from server.refusal import Kind
 from server.switchboard.account_pause import LONGEST_PAUSE_S, AccountPause
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
+from server.switchboard.making import refusal_of
 from tests.support.fakes import MemoryCarrier, MemoryModel
 from tests.support.switchboards import make_calls
 
@@ -314,10 +315,10 @@ async def test_a_caller_hears_words_in_a_pause_and_a_busy_tone_when_all_lines_ar
         await calls.answer("CA7", NUMBER, Agent())
     full = CallRefused("full", reason="full", status=503)
 
-    told = calls.refuse(refused.value, Agent(language="en-GB"))
+    told = refusal_of(refused.value, Agent(language="en-GB"))
     assert isinstance(told, SayAndEndCall)
     assert ("I am sorry" in told.text, told.language) == (True, "en-GB")
-    assert calls.refuse(full, Agent()) == RefuseCall()
+    assert refusal_of(full, Agent()) == RefuseCall()
     assert calls.register.get("CA7") is None
 
 

@@ -207,7 +207,7 @@ async def test_a_request_that_was_answered_before_a_restart_rings_no_second_phon
 async def test_a_request_whose_end_nobody_knows_is_not_made_again(tmp_path):
     stored = SIMULATED | {"database_url": f"sqlite:///{tmp_path}/offhook.db"}
     headers = {"Idempotency-Key": "a"}
-    content = MakeCall.model_validate(NUMBER).model_dump_json().encode()
+    content = MakeCall.model_validate(NUMBER).as_content()
     async with running(**stored) as app:  # the process before was killed while it dialled
         working = StoredRequest(fingerprint_of(content).hex())
         await app.service.records.write_request(UNNAMED, "a", working)

@@ -47,5 +47,5 @@ def test_errors_name_their_fields():
 def test_a_call_changes_only_what_it_says():
     call = MakeCall.model_validate({"destination_number": "+15005550006", "voice": "Puck"})
 
-    changed = call.agent(Agent(prompt="p", greeting="g", farewell="f"))
+    changed = call.of_this_call(Agent(prompt="p", greeting="g", farewell="f"))
     assert changed == Agent(prompt="p", greeting="g", farewell="f", voice="Puck")

@@ -116,6 +116,10 @@ class EndedCall:
         self._note(changed, update.status.value, update.facts)
         return True
 
+    def outcome_drawn(self, outcome: Mapping[str, Any]) -> None:
+        """What the call was for, with what was found in its transcript; as the API shows it."""
+        self._changed |= fitted({"outcome": outcome})
+
     def recording_stopped(self, recording: Mapping[str, Any], reason: str) -> None:
         """The rest of what was said could not be written.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import structlog
 import trio
 
+from server.agent.outcome import Outcome
 from server.call.report.costs import CostMeter
 from server.dialogue.replies import Replies, Reply
 from server.dialogue.timings import Timings
@@ -33,6 +34,7 @@ class Notes:
         replies: The agent turns that answered the caller.
         tools: The functions that the model has called since it could be resumed last, by id: their
             names, and whether they were answered.
+        outcome: What the call has brought as data; None for an agent that wants none.
         to_keep: Something has changed that another process would have to know to go on.
         keep_now: Called when what has changed would be done twice if another process did not know
             of it; what comes next then finds it kept.
@@ -47,6 +49,7 @@ class Notes:
         self.replies = Replies()
         self.costs = costs
         self.tools: dict[str, tuple[str, bool]] = {}
+        self.outcome: Outcome | None = None
         self.to_keep = Signal()
         self.keep_now: Callable[[], None] = _nobody
         self.metrics = metrics
@@ -73,6 +76,20 @@ class Notes:
             if (tool := self.tools.get(identity)) is not None:
                 self.tools[identity] = tool[0], True
         self.keep_now()
+
+    def fill_outcome(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """The agent says part of what the call was for; returns what of it is still missing.
+
+        Raises:
+            ValueError: It does not fit, or there is no schema; nothing is kept.
+        """
+        if self.outcome is None:
+            raise ValueError("this agent has no outcome to be filled in")
+        if problems := self.outcome.fill(values, "agent"):
+            raise ValueError("; ".join(problems))
+        self.note("outcome", missing=len(self.outcome.missing))
+        self.to_keep.set()
+        return self.outcome.missing
 
     def remembered(self) -> None:
         """Whatever resumes the model's session from now on knows what was done before."""

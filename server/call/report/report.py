@@ -80,6 +80,7 @@ class Report:
                 "agent_heard_s", lambda: round(c.playout.heard_s(now), 3), 0.0
             ),
             metadata=c.party.metadata,
+            agent=c.party.agent.name,
             generation=self.generation,
         )
 
@@ -113,6 +114,11 @@ class Report:
             ),
             transcript=self._made("transcript", transcript, None),
             timeline=self._made("timeline", lambda: tuple(notes.timeline), None),
+            outcome=self._made(
+                "outcome",
+                lambda: None if notes.outcome is None else notes.outcome.as_dict(),
+                None,
+            ),
             traceparent=self.traceparent,
         )
 
@@ -160,6 +166,7 @@ class Report:
         c = self._conversation
         metrics.calls_active.dec()
         metrics.calls_ended.labels(c.party.direction, reason.value).inc()
+        metrics.agents.call_ended(c.party.agent.name, reason.value)
         add(metrics.streams.lost_frames.labels("server"), c.session.lost_s / FRAME_S)
 
     def tell_bug(self, step: str) -> None:

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from server.call.conversation import Conversation
-from server.carrier import Carrier
+from server.carrier import CallsCarrier
 from server.cluster.registry import RegistryAway
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError
@@ -76,7 +76,9 @@ class Fence:
         ownership: Whose the call is.
     """
 
-    def __init__(self, conversation: Conversation, carrier: Carrier, ownership: Ownership) -> None:
+    def __init__(
+        self, conversation: Conversation, carrier: CallsCarrier, ownership: Ownership
+    ) -> None:
         self._conversation = conversation
         self._carrier = carrier
         self._ownership = ownership

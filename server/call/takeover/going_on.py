@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import structlog
 import trio
 
 from server.agent import phrases
 from server.agent.agent import Agent
+from server.agent.outcome import (
+    TOOL_NAME,
+    OutcomeSchema,
+    SchemaWrong,
+    outcome_schema,
+    outcome_tool,
+)
 from server.agent.tool import Tool
 from server.call.conversation import Conversation, Stage
 from server.call.handover import Handover
@@ -28,10 +35,16 @@ def agent_of(state: CallState, ours: Agent) -> Agent:
 
     Args:
         state: The call, as it was left.
-        ours: Who answers here: has the tools, and the recording of the greeting.
+        ours: Who answers here: has the tools, the recording of the greeting and the settings. If it
+            is another one, there is none of the call's agent's name any more.
     """
     left: AgentState = state.agent
-    tools: Mapping[str, Tool] = {tool.name: tool for tool in ours.tools}
+    if left.name != ours.name:
+        logger.warning("the agent of a call that is taken up is not known here", agent=left.name)
+    tools: dict[str, Tool] = {tool.name: tool for tool in ours.tools}
+    outcome = ours.outcome
+    if left.name != ours.name and (outcome := _schema_of(left)) is not None:
+        tools[TOOL_NAME] = outcome_tool(outcome)
     if missing := [name for name in left.tools if name not in tools]:
         logger.warning("tools of a call that is taken up are not there", tools=missing)
     same_words = left.greeting_text == ours.greeting_text
@@ -46,7 +59,21 @@ def agent_of(state: CallState, ours: Agent) -> Agent:
         voice=left.voice,
         language=left.language,
         tools=tuple(tools[name] for name in left.tools if name in tools),
+        name=left.name,
+        model=left.model,
+        outcome=outcome,
+        settings=ours.settings,
+        is_recorded=left.is_recorded,
     )
+
+
+def _schema_of(left: AgentState) -> OutcomeSchema | None:
+    """The schema of an agent that is not known here, as far as it is data and no code."""
+    try:
+        return None if left.outcome is None else outcome_schema(left.outcome)
+    except SchemaWrong as error:
+        logger.warning("an outcome cannot be gone on with", reason=str(error))
+        return None
 
 
 def standing_of(state: CallState) -> Standing | None:
@@ -88,6 +115,8 @@ def go_on(
     costs = state.costs
     tokens = {"prompt": costs.prompt, "response": costs.response, "other": costs.other}
     notes.costs.go_on(tokens, costs.usd, is_complete=costs.is_complete)
+    if notes.outcome is not None and state.outcome:
+        notes.outcome.fill_missing(state.outcome, "agent")
     notes.timings.caller_audio_s = costs.caller_audio_s
     c.playout.heard_before(costs.agent_audio_s)
     if machine is not None and state.machine is not None:

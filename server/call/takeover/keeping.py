@@ -180,6 +180,7 @@ class Keeping:
             ],
             "away": away,
             "machine": self._machine_state(),
+            "outcome": {} if c.notes.outcome is None else dict(c.notes.outcome.values),
             "recording_parts": 0 if c.passing.recorder is None else c.passing.recorder.part,
         }
 
@@ -277,4 +278,8 @@ def _agent_state(agent: Agent, *, is_played: bool) -> AgentState:
         language=agent.language,
         tools=tuple(tool.name for tool in agent.tools),
         has_recording=has_recording,
+        name=agent.name,
+        model=agent.model,
+        is_recorded=agent.is_recorded,
+        outcome=None if agent.outcome is None else dict(agent.outcome.schema),
     )

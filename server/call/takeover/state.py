@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Annotated, Literal, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
+from server.agent.agent import DEFAULT_NAME
+from server.agent.outcome import MAX_PROPERTIES
 from server.carrier import AnsweredBy, CallStatus
 from server.errors import ServerError
 
@@ -66,6 +68,11 @@ class AgentState:
     tools: Annotated[tuple[Short, ...], Meta(max_length=512)]
     has_recording: bool
     """Whether its greeting is a recording that is still to be played; that is not in here."""
+    name: Short = DEFAULT_NAME
+    model: Short | None = None
+    is_recorded: bool = True
+    outcome: dict[Short, Any] | None = None
+    """The schema of what its calls are to bring, for whoever does not know the agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +167,10 @@ class CallState:
     machine: MachineState | None
     """None for a call that does nothing about machines."""
     recording_parts: Annotated[int, Meta(ge=0, le=99)]
+    outcome: Annotated[dict[Short, Any], Meta(max_length=MAX_PROPERTIES)] = field(
+        default_factory=dict
+    )
+    """What the call has brought, by name."""
 
     def encode(self) -> bytes:
         """Write it down, in about 2.5 kB; who writes it again and again has a :class:`StateWriter`.

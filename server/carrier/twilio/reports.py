@@ -28,6 +28,8 @@ _CALL_SID = re.compile(f"CA{_HEX}")
 _ACCOUNT_SID = re.compile(f"AC{_HEX}")
 MAX_FACT_CHARS = 200
 """What else a status callback says is cut here; Twilio's error messages are shorter."""
+MAX_SIP_HEADERS = 32
+_SIP_HEADER = "SipHeader_"
 
 # ------------------------------------------------------------------------------------------
 # Fields
@@ -60,7 +62,7 @@ _NAME = re.compile(r"[A-Za-z_]{1,64}|SipHeader_[\x21-\x7e]{1,200}")
 _DECIDING = frozenset(
     {
         *("AccountSid", "CallSid", "ParentCallSid", "CallStatus", "DialCallStatus", "Direction"),
-        *("From", "SequenceNumber", "CallbackSource", "CallDuration", "AnsweredBy"),
+        *("From", "To", "SequenceNumber", "CallbackSource", "CallDuration", "AnsweredBy"),
     }
 )
 
@@ -136,7 +138,7 @@ def parse_voice(form: Mapping[str, str]) -> VoiceRequest:
     report = None
     if word in _ENDS or "SequenceNumber" in form or "CallbackSource" in form:
         report = parse_status(form)
-    number = form.get("From", "")
+    number, called = form.get("From", ""), form.get("To", "")
     return VoiceRequest(
         call_sid,
         number if _PARTY.fullmatch(number) else "",
@@ -146,7 +148,15 @@ def parse_voice(form: Mapping[str, str]) -> VoiceRequest:
             and word in _UNANSWERED_OR_TALKING
         ),
         report=report,
+        called=called if _PARTY.fullmatch(called) else "",
+        headers=_sip_headers(form),
     )
+
+
+def _sip_headers(form: Mapping[str, str]) -> dict[str, str]:
+    """What the headers of a SIP leg say, as Twilio passes them on ("SIP Interface")."""
+    names = [name for name in form if name.startswith(_SIP_HEADER)][:MAX_SIP_HEADERS]
+    return {name.removeprefix(_SIP_HEADER): form[name][:MAX_FACT_CHARS] for name in names}
 
 
 def parse_resume(form: Mapping[str, str]) -> ResumeRequest:

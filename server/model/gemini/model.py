@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import ssl
 import traceback
@@ -156,9 +157,19 @@ class GeminiModel:
         self._dialect = dialect_of(model)
         self._dropped_logged: set[str] = set()
         self._last_begun: tuple[Agent, Mapping[str, Any]] | None = None
+        self._others: dict[str, GeminiModel] = {}
 
     def __repr__(self) -> str:
         return f"<GeminiModel {self.name!r} at {self._host!r}>"
+
+    def of_model(self, name: str) -> GeminiModel:
+        """The same account with another of its models; it is made once."""
+        if (other := self._others.get(name)) is None:
+            other = self._others[name] = copy.copy(self)
+            other.name = name
+            other._dialect = dialect_of(name)
+            other._dropped_logged = set()
+        return other
 
     @asynccontextmanager
     async def open_connection(

@@ -91,6 +91,10 @@ class Service(Protocol):
         """What the key is called that it is used with."""
         ...
 
+    def of_model(self, name: str) -> Service:
+        """The same service with another of its models."""
+        ...
+
     def open_connection(
         self,
         agent: Agent,

@@ -63,15 +63,18 @@ class LastingModel:
             has_fallback=self._services[1] is not None,
             redials=self._redials,
         )
+        services = self._services
+        if agent.model is not None and agent.model != self.name:
+            services = services[0].of_model(agent.model), services[1]
         if going_on is not None:
-            service, fallback = self._services
+            service, fallback = services
             if on_fallback := going_on.on_fallback and fallback is not None:
                 assert fallback is not None
                 service = fallback
             is_same = (service.name, service.key_name) == (going_on.model, going_on.key_name)
             plan.go_on(going_on.handle if is_same else None, on_fallback=on_fallback)
         return LastingSession(
-            self._services,
+            services,
             agent,
             conversation,
             on_event,

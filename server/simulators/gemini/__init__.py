@@ -14,6 +14,7 @@ from server.simulators.gemini.scripts import (
     Drop,
     FunctionCall,
     ModelScript,
+    ScriptedTurn,
     refused,
 )
 from server.simulators.gemini.session import SimulatedSession
@@ -32,6 +33,7 @@ __all__ = [
     "Hearing",
     "MemorySocket",
     "ModelScript",
+    "ScriptedTurn",
     "ServiceClosesError",
     "SimulatedSession",
     "Speech",

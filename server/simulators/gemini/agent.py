@@ -5,7 +5,7 @@ from __future__ import annotations
 import binascii
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Any
 
@@ -17,9 +17,9 @@ from server.simulators.gemini.caller import CALLER_BYTES_PER_S, CallerSide
 from server.simulators.gemini.connection import Connection
 from server.simulators.gemini.functions import FunctionCalls
 from server.simulators.gemini.schema import ServiceClosesError
-from server.simulators.gemini.scripts import FunctionCall, ModelScript
+from server.simulators.gemini.scripts import FunctionCall, ModelScript, ScriptedTurn
 from server.simulators.gemini.setup import Family
-from server.simulators.gemini.speech import AGENT_BYTES_PER_S, Speech
+from server.simulators.gemini.speech import AGENT_BYTES_PER_S, Speech, babble
 
 _TOKENS_PER_S = 25  # of audio, either way
 
@@ -31,6 +31,8 @@ class _Reply:
     speech: Speech
     heard: str | None = None
     """What the recogniser made of the caller's turn; None in answer to text."""
+    calls: tuple[FunctionCall, ...] | None = None
+    """Functions called before it, one after the other; None for what the script says of all."""
     cut: trio.Event = field(default_factory=trio.Event)
     """Set when the caller speaks over it, or before it."""
 
@@ -49,6 +51,7 @@ class AgentSide:
     Attributes:
         turn: Agent turns begun so far, those of the session it resumes included.
         greeted: Whether the greeting has been begun.
+        answered: Turns of the caller's that were heard so far.
         handles: What the session can be resumed with, newest last; none is given while it
             generates or waits for tools, but the ones before stay good.
         said_samples: All of the audio that was sent, counted.
@@ -70,6 +73,7 @@ class AgentSide:
     ) -> None:
         self.turn = 0
         self.greeted = False
+        self.answered = 0
         self.handles: deque[str] = deque(maxlen=32)
         self.said_samples = 0
         self.unsaid_samples = 0
@@ -95,10 +99,28 @@ class AgentSide:
         """Go on with the turns of the session that this one resumes."""
         self.turn = other.turn
         self.greeted = other.greeted
+        self.answered = other.answered
 
     def say(self, speech: Speech) -> None:
         """Say this in the next turn."""
         self._ask(_Reply(speech))
+
+    def greet(self, recorded: Speech) -> None:
+        """Say in the next turn what the script wants said first."""
+        greeting = self._script.greeting
+        self._ask(_Reply(babble(greeting, recorded) if greeting else recorded))
+
+    def answer_keys(self, otherwise: Speech) -> None:
+        """Say in the next turn what the script wants said to keys that were pressed."""
+        self._ask(self._next_scripted() or _Reply(otherwise))
+
+    def _next_scripted(self) -> _Reply | None:
+        self.answered += 1
+        if self.answered > len(self._script.turns):
+            return None
+        turn: ScriptedTurn = self._script.turns[self.answered - 1]
+        speech = babble(turn.says, next(self._lead_ins))
+        return _Reply(speech, turn.hears or None, turn.calls)
 
     def say_back(self, turn: bytes) -> None:
         """Say in the next turn what the caller has said in theirs.
@@ -107,13 +129,17 @@ class AgentSide:
             turn: Its pcm, at 16 kHz.
         """
         seconds = len(turn) / CALLER_BYTES_PER_S
+        heard = f"({seconds:.1f} seconds of speech)"
+        if (scripted := self._next_scripted()) is not None:
+            self._ask(replace(scripted, heard=scripted.heard or heard))
+            return
         lead_in: Speech = next(self._lead_ins)
         pause = bytes(2 * (AGENT_RATE_HZ // 5))
         # The caller's 16 kHz samples played at 24 kHz: half as high again, and no computing.
         speech = Speech(
             f"{lead_in.text} ({seconds:.1f} seconds of your voice)", lead_in.pcm + pause + turn
         )
-        self._ask(_Reply(speech, heard=f"({seconds:.1f} seconds of speech)"))
+        self._ask(_Reply(speech, heard))
 
     def _ask(self, reply: _Reply) -> None:
         self._replies.append(reply)
@@ -168,15 +194,23 @@ class AgentSide:
         )
         if reply.heard is not None:
             await self._send_content(inputTranscription={"text": reply.heard, "finished": True})
-            calls = self._functions.due(script, self.turn)
-            if calls and not await self._call_functions(calls, reply):
+        for together in self._functions_before(reply):
+            if not await self._call_functions(together, reply):
                 return False
-            if self.turn in script.thinking_turns and not await self._think(reply):
-                return False
+        thinks = reply.heard is not None and self.turn in script.thinking_turns
+        if thinks and not await self._think(reply):
+            return False
         if self.turn in script.empty_turns:
             self._connection.note("says nothing")
             return True
         return await self._utter(reply)
+
+    def _functions_before(self, reply: _Reply) -> list[list[FunctionCall]]:
+        """The functions to be called before an answer, those together that come in one message."""
+        if reply.calls is not None:
+            return [[call] for call in reply.calls]
+        due = [] if reply.heard is None else self._functions.due(self._script, self.turn)
+        return [due] if due else []
 
     async def _utter(self, reply: _Reply) -> bool:
         """Send the words and the audio of one turn; False as soon as it is interrupted."""

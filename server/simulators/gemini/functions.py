@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -31,6 +32,7 @@ class FunctionCalls:
         self.awaited: set[str] = set()
         self._new_id = new_id
         self._declared: list[Mapping[str, Any]] = []
+        self._has_filled = False
         self._answered = trio.Event()
 
     def declare(self, tools: Iterable[Mapping[str, Any]]) -> None:
@@ -41,16 +43,15 @@ class FunctionCalls:
 
     def due(self, script: ModelScript, turn: int) -> list[FunctionCall]:
         """The functions that the script wants called in this turn."""
+        filled = [] if self._has_filled else [
+            _made_up(function) for function in self._declared if function["name"] in script.fills
+        ]  # fmt: skip
+        self._has_filled = True
         if script.function_turns and turn not in script.function_turns:
-            return []
-        calls = [
-            FunctionCall(
-                function["name"],
-                _sample(function.get("parametersJsonSchema", function.get("parameters"))),
-            )
-            for function, _ in zip(cycle(self._declared), range(script.tool_calls))
-        ]
-        return [*calls, *script.functions]
+            return filled
+        others = [one for one in self._declared if one["name"] not in script.fills]
+        calls = [_made_up(function) for function, _ in zip(cycle(others), range(script.tool_calls))]
+        return [*filled, *calls, *script.functions]
 
     def call(self, functions: Sequence[FunctionCall]) -> list[dict[str, Any]]:
         """Make the calls of a ``toolCall`` message; all of them are awaited from now on."""
@@ -91,20 +92,55 @@ class FunctionCalls:
         return None
 
 
-_SAMPLES: Mapping[str, Any] = {
-    "string": "something",
-    "integer": 1,
-    "number": 1.5,
-    "boolean": True,
-    "array": [],
-    "object": {},
-}
+def _made_up(function: Mapping[str, Any]) -> FunctionCall:
+    """A call of a declared function, with arguments of the declared types."""
+    schema = function.get("parametersJsonSchema", function.get("parameters"))
+    if not isinstance(schema, dict):
+        return FunctionCall(function["name"])
+    sampled = _sample(schema, schema.get("$defs", {}))
+    return FunctionCall(function["name"], sampled if isinstance(sampled, dict) else {})
 
 
-def _sample(schema: Any) -> dict[str, Any]:
-    """Make up arguments of the declared types."""
-    properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
-    return {
-        name: one["enum"][0] if one.get("enum") else _SAMPLES.get(str(one.get("type")).lower())
-        for name, one in properties.items()
-    }
+MAX_DEPTH = 10
+
+
+def _sample(schema: Any, defs: Mapping[str, Any], depth: int = 0) -> Any:
+    """Make up a value that a schema takes, as far as it is a plain one."""
+    if not isinstance(schema, dict) or depth > MAX_DEPTH:
+        return None
+    if isinstance(schema.get("$ref"), str):
+        return _sample(defs.get(schema["$ref"].rpartition("/")[2]), defs, depth + 1)
+    if schema.get("enum"):
+        return schema["enum"][0]
+    for name in ("const", "default"):
+        if name in schema:
+            return schema[name]
+    if schema.get("examples"):
+        return schema["examples"][0]
+    for name in ("anyOf", "oneOf", "allOf"):
+        if schema.get(name):
+            return _sample(schema[name][0], defs, depth + 1)
+    kind = schema.get("type")
+    match str(kind[0] if isinstance(kind, list) else kind).lower():
+        case "string":
+            least, most = schema.get("minLength", 0), schema.get("maxLength", 1_000)
+            return "something".ljust(least, ".")[:most]
+        case "integer":
+            return math.ceil(_number(schema, 1))
+        case "number":
+            return _number(schema, 1.5)
+        case "boolean":
+            return True
+        case "array":
+            item = _sample(schema.get("items"), defs, depth + 1)
+            return [item] * schema.get("minItems", 0)
+        case "object":
+            properties = schema.get("properties", {})
+            return {name: _sample(one, defs, depth + 1) for name, one in properties.items()}
+    return None
+
+
+def _number(schema: Mapping[str, Any], usual: float) -> float:
+    least: float = schema.get("minimum", schema.get("exclusiveMinimum", usual - 1) + 1)
+    most: float = schema.get("maximum", max(usual, least))
+    return min(max(usual, least), most)

@@ -33,6 +33,18 @@ class FunctionCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ScriptedTurn:
+    """What the model makes of one turn of the caller's, where a script says it word for word."""
+
+    hears: str = ""
+    """What its recogniser tells; empty for how long it was."""
+    calls: tuple[FunctionCall, ...] = ()
+    """Functions that it calls first, one after the other."""
+    says: str = ""
+    """What it says then, in a sound that is no language."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelScript:
     """How the model behaves; the defaults are a healthy one, quick for a test's sake."""
 
@@ -75,6 +87,9 @@ class ModelScript:
     """Functions called, all at once, before each answer to speech, if the set-up declares any."""
     functions: tuple[FunctionCall, ...] = ()
     """More that are called with them, whatever the set-up declares."""
+    fills: frozenset[str] = frozenset({"save_outcome"})
+    """Functions called once, before the first answer to speech, if the set-up declares them: what
+    an agent that listens would have had to say by then."""
     function_turns: frozenset[int] = frozenset()
     """Agent turns in which functions are called; empty for every answer to speech."""
     cancel_tool_calls: bool = False
@@ -88,6 +103,10 @@ class ModelScript:
     """Whether it never comes."""
     tells_error: Mapping[str, Any] | None = None
     """Sent as ``error`` instead of ``setupComplete``; the socket stays open."""
+    greeting: str = ""
+    """What it says first; empty for the recorded one."""
+    turns: tuple[ScriptedTurn, ...] = ()
+    """Its answers to the caller's first turns; after these it says back what it hears."""
     audio_label: str = f"audio/pcm;rate={AGENT_RATE_HZ}"
     audio_rate_hz: int = AGENT_RATE_HZ
     """What its audio is called, and what it is."""

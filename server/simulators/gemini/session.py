@@ -300,8 +300,12 @@ class SimulatedSession:
         service = self._service
         if "voicemail" in text.lower():
             self.agent.say(service.voicemail)
+        elif self.agent.greeted and "pressed" in text:
+            self.agent.answer_keys(service.still_here)
+        elif self.agent.greeted:
+            self.agent.say(service.still_here)
         else:
-            self.agent.say(service.still_here if self.agent.greeted else service.greeting)
+            self.agent.greet(service.greeting)
 
     def _note_mistake(self, mistake: str) -> None:
         if mistake not in self.mistakes:

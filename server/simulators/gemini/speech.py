@@ -42,6 +42,16 @@ LEAD_INS = (
 )
 
 
+CHARS_PER_S = 15.0
+"""How fast people speak, letters and spaces."""
+
+
+def babble(text: str, voice: Speech) -> Speech:
+    """Something to say in a voice that takes as long as the words would, and says none of them."""
+    size = max(1, round(len(text) / CHARS_PER_S * AGENT_RATE_HZ)) * 2
+    return Speech(text, (voice.pcm * (size // len(voice.pcm) + 1))[:size])
+
+
 def load_agent_speech(name: str, text: str) -> Speech:
     """Read a recording of ``server/speech`` (mu-law at 8 kHz) as the model would send it."""
     wav = files("server").joinpath("speech", f"{name}.wav").read_bytes()

@@ -98,6 +98,7 @@ class SimulatedAccount:
         voice_url: str,
         *,
         from_number: str,
+        to_number: str | None = None,
         script: str | PhoneScript | None = None,
         status_url: str | None = None,
     ) -> SimulatedCall:
@@ -106,6 +107,7 @@ class SimulatedAccount:
         Args:
             voice_url: The number's voice webhook.
             from_number: Who calls.
+            to_number: Another of the account's numbers.
             script: What they do when answered; without one, as if they had been called.
             status_url: The number's status callback; it is told of the call's end only.
 
@@ -115,7 +117,7 @@ class SimulatedAccount:
         call = SimulatedCall(
             call_sid=new_sid("CA"),
             account_sid=self.account_sid,
-            to=self.phone_number,
+            to=to_number or self.phone_number,
             from_number=from_number,
             direction="inbound",
             script=find_script(script) if script is not None else self.people.at(from_number),

@@ -1,0 +1,65 @@
+"""Who answers a call: by the user's own route, in time, or by the number that was called."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+
+import structlog
+import trio
+
+from server.agent.agent import Agent
+from server.agent.roster.agents import Agents, Choice, NewCall, VariablesMissing, filled
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+async def choose(agents: Agents, call: NewCall, *, timeout_s: float) -> Agent:
+    """The agent of a call, with its texts filled in.
+
+    A route that fails, is late or names nobody costs a warning; the fallback answers then, and the
+    default agent where that cannot.
+
+    Args:
+        agents: All there are.
+        call: What is known of it.
+        timeout_s: How long the route may take.
+    """
+    wanted, variables = await _asked(agents, call, timeout_s)
+    for agent in (wanted, agents.by_name[agents.fallback]):
+        try:
+            return filled(agent, variables)
+        except VariablesMissing as error:
+            logger.warning("an agent cannot answer: values are missing", reason=str(error))
+    return agents.default
+
+
+async def _asked(
+    agents: Agents, call: NewCall, timeout_s: float
+) -> tuple[Agent, Mapping[str, str]]:
+    by_number = agents.default
+    if call.direction == "inbound":
+        by_number = agents.of_number(call.called)
+    if agents.route is None:
+        return by_number, call.variables
+    fallback = agents.by_name[agents.fallback]
+    answer: object = None
+    try:
+        with trio.move_on_after(timeout_s) as waiting:
+            answer = await agents.route(call)
+        if waiting.cancelled_caught:
+            logger.warning("route failed", reason="late", timeout_s=timeout_s)
+            return fallback, call.variables
+    except Exception as error:
+        # Its message may hold what only the caller's number leads to, so its kind and place are it.
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        logger.warning("route failed", reason=type(error).__name__, where=frames)
+        return fallback, call.variables
+    if answer is None:
+        return by_number, call.variables
+    choice = answer if isinstance(answer, Choice) else call.to(answer)
+    agent = agents.by_name.get(choice.agent)
+    if agent is None:
+        logger.warning("route failed", reason="it answered with no agent that there is")
+        return fallback, call.variables
+    return agent, {**call.variables, **choice.variables}

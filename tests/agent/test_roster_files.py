@@ -1,0 +1,242 @@
+"""Files of agents: what they may say, and where it is told that something is wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.agent.roster.agents import Agents
+from server.agent.roster.files import MODULE_NAME, line_of, read_agents
+from server.errors import ConfigurationError
+from server.settings.settings import Settings
+
+ORDER_DESK = '''\
+# Who takes orders.
+name = "order-desk"
+numbers = ["+58 412-555 0001"]
+prompt = """
+You take orders for {{shop}}.
+voice = "not this line"
+"""
+voice = "Kore"
+language = "es-VE"
+voicemail = "leave-message"
+max_call_duration_s = 300
+transfer = {owner = "+584125550009"}
+
+[variables]
+shop = "Pizza Norte"
+'''
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_module_stays(monkeypatch):
+    monkeypatch.delitem(sys.modules, MODULE_NAME, raising=False)
+
+
+def read(path: Path, **settings) -> Agents:
+    return read_agents(Settings.load(_env_file=None, agents=path, **settings))
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        read(path)
+    return str(caught.value)
+
+
+def write(folder: Path, text: str, name: str = "order.toml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_a_file_describes_an_agent_and_the_settings_the_rest_of_it(folder):
+    write(folder, ORDER_DESK)
+
+    agents = read(folder, agent_prompt="Be kind.", silence_prompts=7)
+
+    agent = agents.by_name["order-desk"]
+    assert agent.prompt.startswith("You take orders for {{shop}}.")
+    assert (agent.voice, agent.language, agent.numbers) == ("Kore", "es-VE", ("+584125550001",))
+    assert agent.variables == {"shop": "Pizza Norte"}
+    assert "transfer" in {tool.name for tool in agent.tools}
+    assert "voicemail_reached" in {tool.name for tool in agent.tools}
+    assert agent.settings is not None
+    assert agent.settings.max_call_duration_s == 300
+    assert agent.settings.silence_prompts == 7
+    assert agents.default.prompt == "Be kind."
+
+
+def test_without_the_setting_there_is_the_default_agent_alone():
+    agents = read_agents(Settings.load(_env_file=None, agent_prompt="Keep {{braces}}."))
+
+    assert list(agents.by_name) == ["default"]
+    assert agents.of_number("+584125550001") is agents.default
+
+
+def test_a_number_leads_to_its_agent_and_all_others_to_the_star(folder):
+    write(folder, 'name = "a"\nnumbers = ["+584125550001", "sip:a@example.com"]\n', "a.toml")
+    write(folder, 'name = "b"\nnumbers = "*"\n', "b.toml")
+
+    agents = read(folder)
+
+    called = ("+584125550001", "sip:a@example.com", "+584125550002", "")
+    assert [agents.of_number(number).name for number in called] == ["a", "a", "b", "b"]
+
+
+def test_a_single_file_is_enough(folder):
+    agents = read(write(folder, 'name = "a"\n'))
+
+    assert set(agents.by_name) == {"default", "a"}
+
+
+def test_a_prompt_may_be_in_a_file_of_its_own(folder):
+    (folder / "prompt.md").write_text("Say hello.\n")
+    write(folder, 'name = "a"\nprompt_file = "prompt.md"\n')
+
+    assert read(folder).by_name["a"].prompt == "Say hello.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        ('name = "a"\nvoise = "Kore"\n', 2, "voise is nothing that an agent has; is voice meant?"),
+        ('name = "a"\n\nmax_calls = 3\n', 3, "max_calls is a setting of the whole server"),
+        ('name = "a"\nlead_s = -1\n', 2, "lead_s must be more than 0"),
+        ('name = "a"\nbarge_in = "loud"\n', 2, "barge_in must be model, local or both"),
+        ('name = "A b"\n', 1, "name must be up to 64 of a-z"),
+        ('name = "default"\n', 1, "name must not be default"),
+        ('name = "a"\nnumbers = [\n  "+58",\n]\n', 2, "numbers.0 not a"),
+        ('name = "a"\ntools = ["no_such_module_x"]\n', 2, "no_such_module_x cannot be imported"),
+        ('name = "a"\ngreeting_wav = "no.wav"\n', 2, "greeting_wav cannot be read"),
+        ('name = "a"\nprompt_file = "no.md"\n', 2, "prompt_file cannot be read"),
+        ('name = "a"\nprompt = "b"\nprompt_file = "no.md"\n', 3, "beside a prompt"),
+        ('name = "a"\n[transfer]\nowner = "0412"\n', 3, "transfer.owner must be in E.164 form"),
+        ('name = "a"\nnumbers = "*"\nprompt = "Hi {{who}}"\n', 2, "nobody says what who is"),
+        ('name = "a"\nprompt = """\nvoice = 3\n"""\nvoice = 3\n', 5, "voice must be a text"),
+        ('name = "a"\nvoice = Kore\n', 2, "Invalid value, so it is no TOML"),
+        ('name = "a"\nname = "b"\n', 2, "so it is no TOML"),
+        ('voice = "Kore"\n', None, "name is missing"),
+        (
+            'name = "a"\n[outcome.properties.pizza]\ntype = "strin"\n',
+            3,
+            "outcome.properties.pizza.type is no JSON Schema: 'strin' is not valid",
+        ),
+        ('name = "a"\n[outcome]\nschema = "no_such_x.Order"\n', 3, "outcome.schema cannot be im"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(folder, text, line, told):
+    path = write(folder, text)
+
+    message = refusal(folder)
+
+    assert f"{path}, line {line}: " in message if line else str(path) in message
+    assert told in message
+
+
+def test_two_agents_have_neither_one_name_nor_one_number(folder):
+    first = write(folder, 'name = "a"\nnumbers = "+584125550001"\n', "1.toml")
+    write(folder, 'name = "a"\n', "2.toml")
+    write(folder, 'name = "b"\nnumbers = ["+584125550001"]\n', "3.toml")
+
+    message = refusal(folder)
+
+    assert f"name has a, as {first}, line 1 has" in message
+    assert f"numbers has +584125550001, as {first}, line 2 has" in message
+
+
+def test_all_that_is_wrong_is_told_at_once(folder):
+    write(folder, 'name = "a"\nlead_s = -1\nvoice = 1\n', "1.toml")
+    write(folder, "name = 1\n", "2.toml")
+
+    message = refusal(folder)
+
+    assert message.count("line ") == 3
+
+
+def test_a_folder_without_agents_is_refused(folder):
+    assert "neither" in refusal(folder)
+    assert "is not there" in refusal(folder / "no")
+
+
+def test_bytes_that_are_no_text_are_refused(folder):
+    (folder / "a.toml").write_bytes(b'name = "a"\nvoice = "\xff"\n')
+
+    assert "line 2" in refusal(folder)
+
+
+def test_agents_in_python_are_read_with_their_route(folder):
+    path = write(
+        folder,
+        "from server.agent import Agent\n"
+        "from server.agent.builtin import hang_up\n"
+        "from server.agent.tool import tool\n"
+        "@tool\n"
+        "def weather() -> str:\n"
+        '    """Say how the weather is."""\n'
+        "    return 'fine'\n"
+        "desk = DEFAULT = Agent('desk', prompt='Hi {{who}}.', tools=[weather], numbers='*')\n"
+        "async def route(call):\n"
+        "    return desk\n",
+        "agents.py",
+    )
+
+    agents = read(path)
+
+    desk = agents.by_name["desk"]
+    assert [tool.name for tool in desk.tools] == ["hang_up", "send_dtmf", "weather"]
+    assert agents.route is not None
+    assert agents.fallback == "desk"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("import no_such_module_x\n", "line 1: ModuleNotFoundError"),
+        ("x = 1\nif x:\n", "line 2: IndentationError"),
+        ("from server.agent import Agent\n\na = Agent('a', voice=3)\n", "line 3: voice must be"),
+        ("def route(call):\n    pass\n", "route must be an async function"),
+        ("DEFAULT = 'nobody'\n", "DEFAULT is 'nobody', which is no agent"),
+    ],
+)
+def test_what_is_wrong_in_python_is_told(folder, text, told):
+    write(folder, text, "agents.py")
+
+    assert told in refusal(folder)
+    assert MODULE_NAME not in sys.modules or "no_such" not in text
+
+
+def test_a_carrier_that_cannot_say_an_apology_refuses_the_agent(folder):
+    path = write(folder, 'name = "a"\n\napology = "Sorry."\n')
+
+    def check(agent):
+        raise ConfigurationError("APOLOGY is too long")
+
+    with pytest.raises(ConfigurationError, match=f"{path}, line 3: apology is too long"):
+        read_agents(Settings.load(_env_file=None, agents=folder), check)
+
+
+def test_an_outcome_gives_the_agent_a_function_to_fill_it_in(folder):
+    write(folder, 'name = "a"\n[outcome.properties]\npizza = {type = "string"}\n')
+
+    agent = read(folder).by_name["a"]
+
+    assert agent.outcome is not None
+    assert agent.outcome.required == ("pizza",)
+    assert agent.tools[-1].parameters["properties"] == {"pizza": {"type": "string"}}
+
+
+def test_a_key_is_found_in_its_table_and_not_in_a_text():
+    text = '[a]\nb = """\nc = 1\n[d]\n"""\n[d]\n# c = 2\nc = 3\n'
+
+    assert line_of(text, ["d", "c"]) == 8
+    assert line_of(text, ["d"]) == 6
+    assert line_of(text, ["d", "missing"]) == 6
+    assert line_of(text, ["e"]) is None

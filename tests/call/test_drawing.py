@@ -1,0 +1,181 @@
+"""What an agent has not written down, drawn from the transcript when the call is over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import asynccontextmanager
+from threading import Event
+from typing import Any
+
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
+
+from server.agent.agent import Agent
+from server.agent.outcome import outcome_schema
+from server.call.report import drawing as drawing_module
+from server.call.report.drawing import Drawing
+from server.dialogue.endings import EndReason
+from server.errors import ModelError
+from server.metrics import Metrics
+from server.model import CallerTranscript
+from tests.support.switchboards import NUMBER, make_calls
+
+SCHEMA = outcome_schema(
+    {"required": ["pizza", "count"], "properties": {"pizza": {"type": "string"}, "count": {}}}
+)
+DESK = Agent(name="desk", outcome=SCHEMA)
+
+
+class Reader:
+    """Answers what the test says, or fails with it; holds still for as long as it is told to."""
+
+    def __init__(self, answer: Mapping[str, Any] | Exception) -> None:
+        self.answer = answer
+        self.asked: list[tuple[Mapping[str, Any], str]] = []
+        self.may_answer = Event()
+        self.may_answer.set()
+
+    def read(self, schema: Mapping[str, Any], transcript: str) -> Mapping[str, Any]:
+        self.asked.append((schema, transcript))
+        self.may_answer.wait(60)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class Desk:
+    """Calls of an agent with an outcome, and who reads what was said in them."""
+
+    def __init__(self, reader: Reader | None, timeout_s: float = 60.0) -> None:
+        self.registry = CollectorRegistry()
+        metrics = Metrics(self.registry)
+        self.drawing = Drawing(reader, timeout_s=timeout_s, metrics=metrics)
+        self.calls = make_calls(drawing=self.drawing)
+        self.news = trio.Event()
+
+    async def call(self, agent: Agent = DESK, said: str = "A hawaii, please.", **filled: Any):
+        call = await self.calls.place(NUMBER, agent)
+        if said:
+            self.calls.model.session.event(CallerTranscript(said))
+        if filled:
+            call.fill_outcome(filled)
+        call.end(EndReason.HUNG_UP)
+        await call.finished.wait()
+        return call
+
+    def counted(self, complete: str) -> float | None:
+        labels = {"agent": "desk", "complete": complete}
+        return self.registry.get_sample_value("offhook_outcomes_total", labels)
+
+
+@asynccontextmanager
+async def open_desk(desk: Desk):
+    async with trio.open_nursery() as nursery:
+        await nursery.start(desk.calls.run)
+        nursery.start_soon(desk.drawing.run)
+        yield desk
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_missing_is_read_from_what_was_said():
+    reader = Reader({"count": 2, "pizza": "another", "colour": "red"})
+
+    async with open_desk(Desk(reader)) as desk:
+        call = await desk.call(pizza="hawaii")
+        await desk.drawing.finish()
+        record = call.record().as_dict()
+
+    ((schema, transcript),) = reader.asked
+    assert list(schema["properties"]) == ["count"]
+    assert transcript == "caller: A hawaii, please."
+    assert record["outcome"] == {
+        "values": {"pizza": "hawaii", "count": 2},
+        "source": "agent+transcript",
+        "complete": True,
+        "missing": [],
+    }
+    assert (desk.counted("yes"), desk.counted("no")) == (1, None)
+
+
+async def test_the_record_is_there_before_and_the_next_call_does_not_wait():
+    reader = Reader({"pizza": "hawaii", "count": 1})
+    reader.may_answer.clear()
+
+    async with open_desk(Desk(reader)) as desk:
+        first = await desk.call()
+        before = first.record().as_dict()["outcome"]
+        second = await desk.call()
+        reader.may_answer.set()
+        await desk.drawing.finish()
+        after = [call.record().as_dict()["outcome"] for call in (first, second)]
+
+    assert (before["values"], before["source"], before["complete"]) == ({}, None, False)
+    assert [(one["source"], one["complete"]) for one in after] == [("transcript", True)] * 2
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ModelError("the service answered 500", code=None, reason="", retryable=True),
+        RuntimeError("a bug"),
+    ],
+)
+async def test_a_reader_that_fails_leaves_what_the_agent_has_said(failure):
+    async with open_desk(Desk(Reader(failure))) as desk:
+        with capture_logs() as logs:
+            call = await desk.call(pizza="hawaii")
+            await desk.drawing.finish()
+            again = await desk.call(pizza="hawaii")
+            await desk.drawing.finish()
+
+    for one in (call, again):
+        assert one.record().as_dict()["outcome"]["values"] == {"pizza": "hawaii"}
+    assert len([line for line in logs if line["event"].startswith("outcome not drawn")]) == 2
+    assert "hawaii" not in str(logs)
+    assert desk.counted("no") == 2
+
+
+async def test_a_reader_that_is_late_is_left_alone():
+    reader = Reader({"count": 1})
+    reader.may_answer.clear()
+
+    async with open_desk(Desk(reader, timeout_s=0.05)) as desk:
+        call = await desk.call(pizza="hawaii")
+        while desk.counted("no") is None:  # noqa: ASYNC110 - a thread is behind it
+            await trio.sleep(0.01)
+        record = call.record().as_dict()
+        reader.may_answer.set()
+
+    assert record["outcome"]["values"] == {"pizza": "hawaii"}
+
+
+@pytest.mark.parametrize("timeout_s", [60.0, 0.0])
+async def test_nobody_is_asked_where_that_is_of_no_use(timeout_s):
+    reader = Reader({})
+
+    async with open_desk(Desk(reader, timeout_s)) as desk:
+        await desk.call(agent=Agent(name="other"))
+        await desk.call(pizza="hawaii", count=1)
+        await desk.call(said="")
+        if not timeout_s:
+            await desk.call()
+        await desk.drawing.finish()
+
+    assert reader.asked == []
+
+
+async def test_calls_beyond_a_number_do_not_wait_to_be_read(monkeypatch):
+    monkeypatch.setattr(drawing_module, "MAX_WAITING", 1)
+    reader = Reader({"pizza": "hawaii", "count": 1})
+
+    desk = Desk(reader)  # nobody reads
+    async with trio.open_nursery() as nursery:
+        await nursery.start(desk.calls.run)
+        with capture_logs() as logs:
+            await desk.call()
+            await desk.call()
+        nursery.cancel_scope.cancel()
+
+    assert [line["event"] for line in logs if "too many" in line["event"]]

@@ -1,0 +1,97 @@
+"""Agents that are read again by a server that goes on serving."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.support.processes import ROOT, ServerProcess, server_process
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="needs signals and Unix sockets"),
+    pytest.mark.sockets,
+    pytest.mark.slow,
+]
+
+ROOMY = {"calls_per_s": 1000, "max_loop_lag_s": 60, "media_timeout_s": 60}  # busy machines
+RELOAD = ("-m", "server", "--reload-agents")
+
+
+def describe(folder: Path, voice: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "desk.toml").write_text(f'name = "desk"\nnumbers = "*"\nvoice = {voice}\n')
+
+
+async def voice_of(server: ServerProcess) -> str:
+    agents = (await server.http.get("/agents")).json()["agents"]
+    return next(agent["voice"] for agent in agents if agent["name"] == "desk")
+
+
+async def until_voice(server: ServerProcess, voice: str) -> None:
+    while await voice_of(server) != voice:  # noqa: ASYNC110 - another process's
+        await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize("workers", [False, True], ids=["one process", "two"])
+async def test_agents_are_read_again_by_a_command_and_a_signal_and_calls_go_on(tmp_path, workers):
+    describe(tmp_path / "agents", '"Kore"')
+    command = "python -m server --workers" if workers else "python -m server"
+    async with server_process(
+        tmp_path, command, agents="agents", host="127.0.0.1", **ROOMY
+    ) as server:
+        if workers:
+            await server.both_ready()
+        phone = await server.talking_call()
+        describe(tmp_path / "agents", '"Puck"')
+        status = await (await server.begin(*RELOAD)).wait()
+        await until_voice(server, "Puck")
+        describe(tmp_path / "agents", '"Zephyr"')
+        os.kill(server.process.pid, signal.SIGHUP)
+        await until_voice(server, "Zephyr")
+        describe(tmp_path / "agents", "3")
+        refused = await (await server.begin(*RELOAD)).wait()
+        told = await server.http.post("/agents/reload")
+        kept = await voice_of(server)
+        live = phone.status.value
+        server.tell_to_stop()
+        ended = await server.process.wait()
+
+    assert (status, refused, ended) == (0, 2, 0)
+    assert told.status_code == 422
+    assert "desk.toml, line 3: voice must be a text" in told.json()["message"]
+    assert (kept, live) == ("Zephyr", "in-progress")
+
+
+async def test_without_agents_a_hang_up_drains_as_ever(tmp_path):
+    async with server_process(tmp_path, "python -m server", **ROOMY) as server:
+        server.tell_to_stop(by=signal.SIGHUP)
+        status = await server.process.wait()
+
+    assert status == 0
+
+
+async def test_there_has_to_be_a_server_that_reads_them(tmp_path):
+    describe(tmp_path / "agents", '"Kore"')
+    async with server_process(tmp_path, "python -m server", agents="agents", **ROOMY) as server:
+        status = await (await server.begin(*RELOAD, "--port", "9")).wait()
+
+    assert status == 1
+
+
+def test_a_process_without_a_terminal_knows_it():
+    asked = "from server.hooks.stopping import has_terminal; print(has_terminal())"
+    done = subprocess.run(
+        [sys.executable, "-c", asked],
+        cwd=ROOT,
+        start_new_session=True,  # the tests themselves may have one
+        capture_output=True,
+        check=True,
+    )
+
+    assert done.stdout.split() == [b"False"]
