@@ -21,14 +21,22 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 MESSAGES_AT_ONCE = 64
 """Given to the listener together, if so many wait: more than a second of audio."""
 MAX_UNSENT_CHARS = 4 * 1024 * 1024
-"""Text that a peer has not read; beyond it has stalled, and its connection is given up."""
+"""Text, or bytes, that a peer has not read; a peer beyond it has stalled, and is given up."""
+
+ABNORMAL_CLOSURE = 1006
+"""No code of the peer's: its connection has gone without a word (RFC 6455 section 7.1.5)."""
 
 OnMessages = Callable[[Sequence[str | bytes], bool], None]
 """Called with messages, ``str`` for text frames, and whether that was the end."""
 
 
-class TextSocket(Protocol):
+class Socket(Protocol):
     """One WebSocket, as little of it as a media stream needs."""
+
+    @property
+    def close_code(self) -> int | None:
+        """The code that the peer has closed with; None before that, or if it has just gone."""
+        ...
 
     async def receive(self) -> str | bytes:
         """Wait for the next message: ``str`` for a text frame, ``bytes`` for a binary one.
@@ -42,8 +50,8 @@ class TextSocket(Protocol):
         """The next message if it is already here, else None; raises as :meth:`receive` does."""
         ...
 
-    async def send(self, text: str) -> None:
-        """Send a text frame.
+    async def send(self, message: str | bytes) -> None:
+        """Send a text frame, or a binary one.
 
         Raises:
             StreamEnded: The socket is over.
@@ -56,7 +64,12 @@ class TextSocket(Protocol):
 
 
 class Transport(Protocol):
-    """A socket that pushes what comes, once somebody listens, and takes text without waiting."""
+    """A socket that pushes what comes, once somebody listens, and sends without waiting."""
+
+    @property
+    def close_code(self) -> int | None:
+        """The code that the peer has closed with; None before that, or if it has just gone."""
+        ...
 
     async def receive(self) -> str | bytes:
         """Wait for the next message; only until somebody listens.
@@ -79,8 +92,8 @@ class Transport(Protocol):
         """Take the socket off the relay."""
         ...
 
-    def send(self, text: str) -> None:
-        """Send a text frame.
+    def send(self, message: str | bytes) -> None:
+        """Send a text frame, or a binary one.
 
         Raises:
             StreamEnded: The socket is over.
@@ -102,15 +115,20 @@ class QueuedTransport:
     Whoever opened the socket runs :meth:`run` while there is a listener.
     """
 
-    def __init__(self, socket: TextSocket) -> None:
+    def __init__(self, socket: Socket) -> None:
         self._socket = socket
         self._listener: OnMessages | None = None
-        self._unsent: deque[str] = deque()
+        self._unsent: deque[str | bytes] = deque()
         self._unsent_chars = 0
         self._is_over = False
         self._runs = False
         self._changed = trio.Event()  # there is a listener, something to send, or an end
         self._all_sent = trio.Event()
+
+    @property
+    def close_code(self) -> int | None:
+        """The code that the peer has closed with; None before that, or if it has just gone."""
+        return self._socket.close_code
 
     async def receive(self) -> str | bytes:
         """Wait for the next message; only until somebody listens."""
@@ -128,8 +146,8 @@ class QueuedTransport:
     def leave(self, relay: SoundPath) -> None:
         """Do nothing: this socket cannot be joined to a relay."""
 
-    def send(self, text: str) -> None:
-        """Queue a text frame.
+    def send(self, message: str | bytes) -> None:
+        """Queue a text frame, or a binary one.
 
         Raises:
             StreamEnded: The socket is over.
@@ -138,8 +156,8 @@ class QueuedTransport:
             raise StreamEnded("the media socket is closed")
         if not self._unsent:
             self._all_sent = trio.Event()
-        self._unsent.append(text)
-        self._unsent_chars += len(text)
+        self._unsent.append(message)
+        self._unsent_chars += len(message)
         if self._unsent_chars > MAX_UNSENT_CHARS:
             logger.warning("media socket given up: its peer has stopped reading")
             self._end()
@@ -229,6 +247,12 @@ class WireTransport:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
 
+    @property
+    def close_code(self) -> int | None:
+        """The code that the peer has closed with; None before that, or if it has just gone."""
+        code = self._wire.websocket.close_code
+        return None if code == ABNORMAL_CLOSURE else code
+
     async def receive(self) -> str | bytes:
         """Wait for the next message; only until somebody listens.
 
@@ -257,15 +281,18 @@ class WireTransport:
         """Take the wire off the relay."""
         relay.leave_phone(self._wire)
 
-    def send(self, text: str) -> None:
-        """Send a text frame; what the peer does not read is kept, with a bound.
+    def send(self, message: str | bytes) -> None:
+        """Send a text frame, or a binary one; what the peer does not read is kept, with a bound.
 
         Raises:
             StreamEnded: The socket is closed.
         """
         if not self._wire.websocket.is_open:
             raise StreamEnded("the media socket is closed")
-        self._wire.send_text(text.encode())
+        if isinstance(message, str):
+            self._wire.send_text(message.encode())
+        else:
+            self._wire.send_binary(message)
 
     def forget_unsent(self) -> None:
         """Do nothing: what was sent has been written, or is in the middle of it."""
