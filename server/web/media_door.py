@@ -12,6 +12,7 @@ from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
+from urllib.parse import parse_qs
 
 import structlog
 import trio
@@ -21,6 +22,7 @@ from codec.path import WebSocket
 from server.carrier import MediaStream
 from server.carrier.transport import QueuedTransport, WireTransport
 from server.cluster.cluster import Cluster
+from server.cluster.names import is_name
 from server.cluster.passing_on import PASSED_ON, WorkerLost, hand_over, headers_of
 from server.errors import StreamEnded
 from server.hooks.detach import detachable
@@ -289,5 +291,9 @@ def _name(scope: Mapping[str, Any], worker: int | None, cluster: Cluster) -> str
     """
     if worker is not None:
         return cluster.name_of_number(worker)
-    named: str = scope.get(NAMED, cluster.me.name)
-    return named
+    if (named := scope.get(NAMED)) is not None:
+        return cast(str, named)
+    # A carrier whose address is fixed in its own configuration can still add to the query.
+    asked = parse_qs(scope.get("query_string", b"")).get(b"process", [])
+    name = asked[0].decode("ascii", "replace") if asked else cluster.me.name
+    return name if is_name(name) else cluster.me.name

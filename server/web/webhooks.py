@@ -26,8 +26,8 @@ from server.carrier import (
     VoiceRequest,
 )
 from server.carrier.webhooks import Reply
-from server.errors import CallRefused, CarrierProtocolError, ServerError
-from server.logs import Sparing, log_stranger
+from server.errors import CarrierProtocolError, ServerError
+from server.logs import Sparing
 from server.pace import Pace
 from server.service import Service
 from server.web.api import error_body
@@ -261,13 +261,7 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
             return generation
         service.cluster.new_calls.take(request.scope)
         try:
-            reply = await service.calls.answer(
-                asked.call_sid, asked.number, service.agent, generation=generation
-            )
-        except CallRefused as refusal:
-            service.metrics.calls_refused.labels(refusal.reason).inc()
-            log_stranger(logger.warning, "inbound call refused", reason=refusal.reason)
-            reply = service.calls.refuse(refusal, service.agent)
+            reply = await service.begin_call(asked, generation=generation)
         finally:
             service.cluster.new_calls.answered()
         return document(reply)
