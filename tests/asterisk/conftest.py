@@ -58,10 +58,16 @@ class Exchange:
     async def nothing_left(self) -> None:
         """Wait until Asterisk has no channel and no bridge any more."""
 
-        async def is_empty() -> bool:
-            return not (await self.pbx.ask("channels") or await self.pbx.ask("bridges"))
+        left: list[object] = []
 
-        await until(is_empty)
+        async def is_empty() -> bool:
+            left[:] = [await self.pbx.ask("channels"), await self.pbx.ask("bridges")]
+            return not any(left)
+
+        try:
+            await until(is_empty)
+        except trio.TooSlowError:
+            pytest.fail(f"still at Asterisk: {left}")
 
 
 @asynccontextmanager

@@ -218,11 +218,14 @@ def test_what_was_missed_is_made_up_for():
     exchange = talking()
     left_by_another = "1764.7"
 
-    steps = exchange.settle({CALL, left_by_another, "offhook.media.4.1764.3"}, 20.0)
+    there = {CALL, left_by_another, "offhook.media.4.1764.3"}
+    bridges = {"offhook.bridge.4.1764.3", "somebody-elses", bridge_of(MEDIA)}
+    steps = exchange.settle(there, bridges, 20.0)
 
     assert set(steps) == {
         Tell(ResumeRequest(left_by_another)),
         HangUp("offhook.media.4.1764.3"),
+        Drop("offhook.media.4.1764.3"),
         Drop(MEDIA),
         Tell(ResumeRequest(CALL)),
     }
@@ -232,7 +235,7 @@ def test_a_call_that_is_being_dialled_was_not_missed():
     exchange = Exchange()
     exchange.dial(OURS, "tick")
 
-    assert exchange.settle(set(), 20.0) == []
+    assert exchange.settle(set(), set(), 20.0) == []
     assert exchange.unheard_of == []
 
 

@@ -51,6 +51,8 @@ REPLACED_PAUSE_S = 30.0
 MAX_EVENT_BYTES = 256 * 1024
 JOIN_TIMEOUT_S = 2.0
 """From the start of a stream until it is in a bridge with the caller: some ten milliseconds."""
+CLEAN_UP_S = 5.0
+"""For what has to be taken away though nobody waits for it any more."""
 DIAL_TRIES = 3
 OVERTIME_S = 60.0
 """Asterisk itself ends a call that lasts so much longer than it may, should nobody here do it."""
@@ -225,7 +227,9 @@ class AsteriskCarrier:
         except CarrierError:
             leg.is_away = False
             raise
-        await self._do_now(exchange.take_stream(call_sid))
+        # Who is called may have answered already: then the call is over, and whoever asked is gone.
+        with trio.move_on_after(CLEAN_UP_S, shield=True):
+            await self._do_now(exchange.take_stream(call_sid))
 
     async def reconnect(self, call_sid: str, ticket: str) -> None:
         """Give a live call another stream with this ticket; one that it has is taken away.
@@ -345,8 +349,9 @@ class AsteriskCarrier:
     async def _settle(self) -> list[Step]:
         """What was missed while no events were heard."""
         exchange, now = self._exchange, trio.current_time()
-        there = set((await self._ari.get(AppState, "applications", self._app)).channel_ids)
-        steps = exchange.settle(there, now)
+        state = await self._ari.get(AppState, "applications", self._app)
+        there = set(state.channel_ids)
+        steps = exchange.settle(there, set(state.bridge_ids), now)
         for call_sid in exchange.unheard_of:
             if call_sid not in there:
                 update = await self.fetch_status(call_sid)

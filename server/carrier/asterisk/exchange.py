@@ -286,14 +286,19 @@ class Exchange:
                 return [HangUp(call_sid)] if call_sid != event.playback.id else []
         return []
 
-    def settle(self, there: set[str], now: float) -> list[Step]:
+    def settle(self, there: set[str], bridges: set[str], now: float) -> list[Step]:
         """What was missed while nothing could be heard.
 
         Args:
             there: The channels that the app has in its hands.
+            bridges: Its bridges.
             now: The time.
         """
         steps: list[Step] = []
+        wanted = {bridge_of(leg.media_id) for leg in self.legs.values()}
+        for bridge in bridges - wanted:
+            if bridge.startswith(BRIDGE_PREFIX):
+                steps.append(Drop(f"{MEDIA_PREFIX}{bridge.removeprefix(BRIDGE_PREFIX)}"))
         for channel_id in there - self.legs.keys():
             if channel_id.startswith(MEDIA_PREFIX):
                 if channel_id not in self._media:
