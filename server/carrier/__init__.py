@@ -61,9 +61,8 @@ class DigitPressed:
 class StreamStopped:
     """The last event of every stream.
 
-    ``said`` is True when the carrier has ended it as it ends streams, by a message or by closing
-    the socket as its protocol has it, and False when the socket was just gone: both mean that the
-    stream is over.
+    ``said`` is True when the carrier has said with it that the call is over, as by a ``stop``
+    message, and False when the socket just closed: both mean that the stream is over.
     """
 
     said: bool

@@ -23,20 +23,12 @@ MESSAGES_AT_ONCE = 64
 MAX_UNSENT_CHARS = 4 * 1024 * 1024
 """Text, or bytes, that a peer has not read; a peer beyond it has stalled, and is given up."""
 
-ABNORMAL_CLOSURE = 1006
-"""No code of the peer's: its connection has gone without a word (RFC 6455 section 7.1.5)."""
-
 OnMessages = Callable[[Sequence[str | bytes], bool], None]
 """Called with messages, ``str`` for text frames, and whether that was the end."""
 
 
-class Socket(Protocol):
+class TextSocket(Protocol):
     """One WebSocket, as little of it as a media stream needs."""
-
-    @property
-    def close_code(self) -> int | None:
-        """The code that the peer has closed with; None before that, or if it has just gone."""
-        ...
 
     async def receive(self) -> str | bytes:
         """Wait for the next message: ``str`` for a text frame, ``bytes`` for a binary one.
@@ -50,7 +42,7 @@ class Socket(Protocol):
         """The next message if it is already here, else None; raises as :meth:`receive` does."""
         ...
 
-    async def send(self, message: str | bytes) -> None:
+    async def send(self, text: str | bytes) -> None:
         """Send a text frame, or a binary one.
 
         Raises:
@@ -65,11 +57,6 @@ class Socket(Protocol):
 
 class Transport(Protocol):
     """A socket that pushes what comes, once somebody listens, and sends without waiting."""
-
-    @property
-    def close_code(self) -> int | None:
-        """The code that the peer has closed with; None before that, or if it has just gone."""
-        ...
 
     async def receive(self) -> str | bytes:
         """Wait for the next message; only until somebody listens.
@@ -115,7 +102,7 @@ class QueuedTransport:
     Whoever opened the socket runs :meth:`run` while there is a listener.
     """
 
-    def __init__(self, socket: Socket) -> None:
+    def __init__(self, socket: TextSocket) -> None:
         self._socket = socket
         self._listener: OnMessages | None = None
         self._unsent: deque[str | bytes] = deque()
@@ -124,11 +111,6 @@ class QueuedTransport:
         self._runs = False
         self._changed = trio.Event()  # there is a listener, something to send, or an end
         self._all_sent = trio.Event()
-
-    @property
-    def close_code(self) -> int | None:
-        """The code that the peer has closed with; None before that, or if it has just gone."""
-        return self._socket.close_code
 
     async def receive(self) -> str | bytes:
         """Wait for the next message; only until somebody listens."""
@@ -246,12 +228,6 @@ class WireTransport:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-
-    @property
-    def close_code(self) -> int | None:
-        """The code that the peer has closed with; None before that, or if it has just gone."""
-        code = self._wire.websocket.close_code
-        return None if code == ABNORMAL_CLOSURE else code
 
     async def receive(self) -> str | bytes:
         """Wait for the next message; only until somebody listens.

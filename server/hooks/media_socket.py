@@ -21,8 +21,6 @@ from server.errors import StreamEnded
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 
-ABNORMAL_CLOSURE = 1006
-"""hypercorn's word for a peer that has gone without one (RFC 6455 section 7.1.5)."""
 QUEUED_MESSAGES = 64
 """1.3 s of 20 ms frames; then the socket is no longer read, and TCP holds the carrier back."""
 
@@ -45,8 +43,6 @@ class MediaWebsocket(TrioWebsocket):
     """A Quart WebSocket whose messages can also be read without waiting."""
 
     inbox: trio.MemoryReceiveChannel[str | bytes]
-    close_code: int | None = None
-    """The peer's, once the inbox has ended."""
 
 
 class MediaWebsocketConnection(TrioASGIWebsocketConnection):
@@ -61,7 +57,7 @@ class MediaWebsocketConnection(TrioASGIWebsocketConnection):
         websocket = cast(MediaWebsocket, self._create_websocket_from_scope(send))
         feed, websocket.inbox = trio.open_memory_channel[str | bytes](QUEUED_MESSAGES)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._feed, receive, feed, websocket)
+            nursery.start_soon(self._feed, receive, feed)
             try:
                 await self.handle_websocket(nursery, websocket, send)
             finally:
@@ -69,10 +65,7 @@ class MediaWebsocketConnection(TrioASGIWebsocketConnection):
                 websocket.routing_exception = None
 
     async def _feed(
-        self,
-        receive: ASGIReceiveCallable,
-        feed: trio.MemorySendChannel[str | bytes],
-        websocket: MediaWebsocket,
+        self, receive: ASGIReceiveCallable, feed: trio.MemorySendChannel[str | bytes]
     ) -> None:
         """Pass messages on until the socket closes, then end the queue."""
         async with feed:
@@ -82,7 +75,6 @@ class MediaWebsocketConnection(TrioASGIWebsocketConnection):
                     text = event.get("text")
                     await feed.send(text if text is not None else cast(bytes, event.get("bytes")))
                 elif event["type"] == "websocket.disconnect":
-                    websocket.close_code = event.get("code")
                     return
 
 
@@ -92,12 +84,6 @@ class AcceptedSocket:
     def __init__(self, websocket: MediaWebsocket) -> None:
         self._websocket = websocket
         self._closed = False
-
-    @property
-    def close_code(self) -> int | None:
-        """The code that the peer has closed with; None before that, or if it has just gone."""
-        code = self._websocket.close_code
-        return None if code == ABNORMAL_CLOSURE else code
 
     async def receive(self) -> str | bytes:
         """Wait for the next message.
@@ -119,7 +105,7 @@ class AcceptedSocket:
         except trio.EndOfChannel:
             raise StreamEnded("the media socket is closed") from None
 
-    async def send(self, message: str | bytes) -> None:
+    async def send(self, text: str | bytes) -> None:
         """Send a text frame, or a binary one; on a closed socket hypercorn drops it silently.
 
         Raises:
@@ -127,7 +113,7 @@ class AcceptedSocket:
         """
         if self._closed:
             raise StreamEnded("the media socket is closed")
-        await cast(Any, self._websocket).send(message)  # a text or bytes, as it comes
+        await cast(Any, self._websocket).send(text)  # whichever it is
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close with a WebSocket close code; closing again does nothing."""

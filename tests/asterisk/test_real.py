@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from math import sqrt
+import json
+from math import cos, hypot, pi, sin, sqrt
 from pathlib import Path
 
 import pytest
 import trio
+from websockets.trio.client import connect
 
 import codec
 from codec.shapes import ALAW
 from server.agent.greeting import read_greeting
 from tests.asterisk.conftest import exchange_of
-from tests.support.asterisk import APOLOGY, asterisk, needs_asterisk, until
+from tests.support.asterisk import APOLOGY, SECRET, USER, asterisk, needs_asterisk, until
 from tests.support.sip_phone import Ended, open_phone
 
 pytestmark = [needs_asterisk, pytest.mark.sockets, pytest.mark.slow]
@@ -304,3 +306,75 @@ async def test_twenty_callers_at_once_lose_nothing(exchange, nursery):
     await exchange.nothing_left()
 
     assert missed == []
+
+
+def tone(frames: list[bytes], hz: float) -> float:
+    """How much of a tone there is in what was heard, of 1 (Goertzel)."""
+    samples = memoryview(codec.decode_mulaw(b"".join(frames))).cast("h")
+    whole = sqrt(sum(sample * sample for sample in samples) * len(samples) / 2) or 1.0
+    turn = 2 * pi * hz / 8_000
+    real = sum(sample * cos(turn * at) for at, sample in enumerate(samples))
+    imaginary = sum(sample * sin(turn * at) for at, sample in enumerate(samples))
+    return hypot(real, imaginary) / whole
+
+
+async def test_keys_that_the_agent_presses_are_heard_as_tones(pbx, nursery):
+    async with exchange_of(pbx, agent_greeting="") as exchange, exchange.phone() as phone:
+        nursery.start_soon(phone.run)
+        await phone.call(US)
+        call = await exchange.only_call()
+        await noted(call, "answered")
+        with trio.fail_after(30):
+            await call.press_keys("5")
+        heard = [frame for _, frame in phone.heard if loudness(frame) > 200]
+        await phone.hang_up()
+        await ended(exchange, call)
+
+    assert len(heard) >= 4
+    assert tone(heard[1:4], 770) > 0.5  # ITU-T Q.23: the two tones of a 5
+    assert tone(heard[1:4], 1_336) > 0.5
+    assert tone(heard[1:4], 941) < 0.3
+
+
+async def test_a_call_that_another_server_has_left_behind_is_ended(pbx, nursery):
+    url = f"ws://127.0.0.1:{pbx.http_port}/ari/events?app=offhook&api_key={USER}:{SECRET}"
+    async with open_phone(pbx.sip) as phone:
+        refused: list[Ended] = []
+
+        async def call() -> None:
+            with pytest.raises(Ended) as ended:
+                await phone.call(US)
+            refused.append(ended.value)
+
+        async with connect(url, proxy=None) as another:
+            await pbx.has_app("offhook")
+            nursery.start_soon(call)
+            while json.loads(await another.recv())["type"] != "StasisStart":
+                pass
+        async with exchange_of(pbx) as exchange:
+            await exchange.nothing_left()
+
+    assert len(refused) == 1
+
+
+async def test_a_lost_stream_is_replaced_while_the_call_goes_on(exchange, nursery):
+    async with exchange.phone() as phone:
+        nursery.start_soon(phone.run)
+        await phone.call(US)
+        await hears_speech(phone)
+        call = await exchange.only_call()
+        (first,) = [one["id"] for one in await pbx_channels(exchange) if "media" in one["id"]]
+        await exchange.pbx.delete("channels", first)
+        await noted(call, "line back")
+        heard = len(phone.heard)
+        call.conversation.session.send_text("Hello?")
+        await hears_speech(phone, after=heard)
+        await phone.hang_up()
+        await ended(exchange, call)
+
+    assert call.end_reason == "caller-hung-up"
+
+
+async def pbx_channels(exchange) -> list[dict]:
+    """What channels there are at Asterisk."""
+    return await exchange.pbx.ask("channels")

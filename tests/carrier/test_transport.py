@@ -13,8 +13,6 @@ from server.errors import StreamEnded
 class Socket:
     """A peer that sends what the test says, and reads only while it is told to."""
 
-    close_code = None
-
     def __init__(self) -> None:
         self.to_us, self._inbox = trio.open_memory_channel[str | bytes](10_000)
         self.reads = trio.Event()

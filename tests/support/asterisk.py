@@ -186,6 +186,11 @@ class Asterisk:
             answer = await http.get("/".join((self.url, "ari", *path)), auth=(USER, SECRET))
             return answer.json() if answer.status_code == 200 else {}
 
+    async def delete(self, *path: str) -> None:
+        """Have ARI take something away."""
+        async with httpx2.AsyncClient(trust_env=False, verify=False) as http:
+            await http.delete("/".join((self.url, "ari", *path)), auth=(USER, SECRET))
+
     async def has_app(self, name: str) -> None:
         """Wait until somebody hears the events of an app."""
 

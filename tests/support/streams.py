@@ -10,7 +10,7 @@ import trio
 from codec.latency import Histogram, Latencies
 from codec.path import MediaPath
 from server.carrier import CarrierCommand, CarrierEvent, StreamStarted, StreamStopped
-from server.carrier.transport import QueuedTransport, Socket
+from server.carrier.transport import QueuedTransport, TextSocket
 from server.carrier.twilio.messages import StreamCounts
 from server.carrier.twilio.stream import TwilioMediaStream
 from server.errors import CarrierProtocolError
@@ -65,7 +65,7 @@ class HeardStream:
         return self._stream.counts
 
 
-async def start(nursery: trio.Nursery, socket: Socket) -> HeardStream:
+async def start(nursery: trio.Nursery, socket: TextSocket) -> HeardStream:
     """Wait for the start of the stream that a socket carries, and listen to it."""
     transport = QueuedTransport(socket)
     stream = TwilioMediaStream(transport)
@@ -76,7 +76,7 @@ async def start(nursery: trio.Nursery, socket: Socket) -> HeardStream:
 
 
 @asynccontextmanager
-async def listening(socket: Socket) -> AsyncGenerator[HeardStream]:
+async def listening(socket: TextSocket) -> AsyncGenerator[HeardStream]:
     """Have the stream that a socket carries for as long as the block lasts."""
     async with trio.open_nursery() as nursery:
         yield await start(nursery, socket)

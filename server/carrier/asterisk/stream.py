@@ -25,7 +25,6 @@ from server.media.words import SoundPath
 ABILITIES = StreamAbilities(buffer_s=18.0, sends_silence=False, comes_back=True)
 """Its queue takes 900 frames, and drops without a word what is beyond 1,000. Where the caller's
 side sends no RTP there are no frames. When a stream has ended, we bring the call another."""
-NORMAL_CLOSURE = 1000
 MAX_CLOSE_REASON_BYTES = 123
 """RFC 6455, 5.5: a control frame carries 125 bytes, and two are the code."""
 
@@ -123,7 +122,7 @@ class AsteriskMediaStream:
         self._over = True
         self._leave_relay()
 
-    async def aclose(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the socket; its media channel ends, and what becomes of the call is the carrier's.
 
         Args:
@@ -143,7 +142,8 @@ class AsteriskMediaStream:
     def _socket_ended(self) -> StreamStopped:
         self._over = True
         self._leave_relay()
-        return StreamStopped(said=self._transport.close_code == NORMAL_CLOSURE)
+        # Whatever the code: that the call is over is an event, and else another stream comes.
+        return StreamStopped(said=False)
 
     def _leave_relay(self) -> None:
         if self._relay is not None:

@@ -1,6 +1,6 @@
 """A simulated telephone: Twilio's end of one media stream, and the scripted person who holds it.
 
-It speaks through a :class:`server.carrier.transport.Socket`: over a socket when the simulated
+It speaks through a :class:`server.carrier.transport.TextSocket`: over a socket when the simulated
 Twilio connects it, over memory in a test on the mock clock. The person is a generator of 20 ms
 frames, so that a script reads like a script and costs nothing while it runs.
 """

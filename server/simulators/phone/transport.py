@@ -6,15 +6,15 @@ from typing import Protocol
 
 import trio
 
-from server.carrier.transport import ABNORMAL_CLOSURE, Socket
+from server.carrier.transport import TextSocket
 from server.errors import StreamEnded
 
 
-class PhoneTransport(Socket, Protocol):
+class PhoneTransport(TextSocket, Protocol):
     """A text transport that can also misbehave, and knows how the other side closed it."""
 
-    async def send(self, message: str | bytes) -> None:
-        """Send a text frame, or a binary one; raises as :class:`Socket` does."""
+    async def send(self, text: str | bytes) -> None:
+        """Send a text frame, or a binary one; raises as :class:`TextSocket` does."""
         ...
 
     async def abort(self) -> None:
@@ -45,12 +45,6 @@ class MemoryTransport:
         """Close code and reason of the other side; None while it is open."""
         return self._peer._closed if self._peer is not None else None
 
-    @property
-    def close_code(self) -> int | None:
-        """The other side's close code; None while it is open, or if it just went."""
-        closed = self.closed_by_peer
-        return None if closed is None or closed[0] == ABNORMAL_CLOSURE else closed[0]
-
     async def receive(self) -> str | bytes:
         """Wait for the next message; raises StreamEnded after the last one."""
         try:
@@ -67,10 +61,10 @@ class MemoryTransport:
         except (trio.EndOfChannel, trio.ClosedResourceError):
             raise StreamEnded("the socket is closed") from None
 
-    async def send(self, message: str | bytes) -> None:
+    async def send(self, text: str | bytes) -> None:
         """Send a message; raises StreamEnded when either side has closed."""
         try:
-            await self._to_peer.send(message)
+            await self._to_peer.send(text)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise StreamEnded("the socket is closed") from None
 
@@ -83,7 +77,7 @@ class MemoryTransport:
 
     async def abort(self) -> None:
         """Close as a broken line does."""
-        await self.aclose(ABNORMAL_CLOSURE)
+        await self.aclose(1006)
 
 
 def memory_transports(buffered_messages: int = 1024) -> tuple[MemoryTransport, MemoryTransport]:

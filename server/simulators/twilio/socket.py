@@ -15,7 +15,6 @@ import trio
 from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import ClientConnection, connect
 
-from server.carrier.transport import ABNORMAL_CLOSURE
 from server.errors import StreamEnded
 from server.settings.values import is_loopback
 
@@ -56,12 +55,6 @@ class WebSocketTransport:
             return None
         return self._websocket.close_code, self._websocket.close_reason or ""
 
-    @property
-    def close_code(self) -> int | None:
-        """The other side's close code; None while it is open, or if it just went."""
-        code = self._websocket.close_code
-        return None if code == ABNORMAL_CLOSURE else code
-
     async def receive(self) -> str | bytes:
         """Wait for the next message; raises StreamEnded after the last one."""
         try:
@@ -78,10 +71,10 @@ class WebSocketTransport:
         except trio.EndOfChannel:
             raise StreamEnded("the socket is closed") from None
 
-    async def send(self, message: str | bytes) -> None:
+    async def send(self, text: str | bytes) -> None:
         """Send a text or binary frame; raises StreamEnded when the socket is closed."""
         try:
-            await self._websocket.send(message)
+            await self._websocket.send(text)
         except ConnectionClosed as error:
             raise StreamEnded("the socket is closed") from error
 
