@@ -7,12 +7,12 @@ done its part, and a call is not to hold what belongs to it (a quarter of its me
 from __future__ import annotations
 
 import math
+import re
 import socket
 from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
-from urllib.parse import parse_qs
 
 import structlog
 import trio
@@ -43,6 +43,7 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 FORWARDED = "x-forwarded-for"
 """Where a stream comes from, as a proxy has written it: whoever relays a stream says so, too."""
+PROCESS_IN_QUERY = re.compile(rb"(?:^|&)process=([^&]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +295,6 @@ def _name(scope: Mapping[str, Any], worker: int | None, cluster: Cluster) -> str
     if (named := scope.get(NAMED)) is not None:
         return cast(str, named)
     # A carrier whose address is fixed in its own configuration can still add to the query.
-    asked = parse_qs(scope.get("query_string", b"")).get(b"process", [])
-    name = asked[0].decode("ascii", "replace") if asked else cluster.me.name
+    asked = PROCESS_IN_QUERY.search(scope.get("query_string", b""))
+    name = cluster.me.name if asked is None else asked[1].decode("latin-1")
     return name if is_name(name) else cluster.me.name
