@@ -120,7 +120,9 @@ class AsteriskCarrier:
             await self._check_apology()
         except CarrierError as error:
             logger.warning("Asterisk is not there yet", error=error.message)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ConfigurationError):  # said here, as much is said on its way out
+                logger.critical("this Asterisk will not do", problem=str(error))
             await self._ari.__aexit__(None, None, None)
             raise
         return self
