@@ -27,6 +27,7 @@ import codec
 from benchmarks.options import Options, machine, machine_line
 from codec.ear import Ear, Played
 from codec.path import MediaPath, WebSocket
+from codec.shapes import ALAW, AudioMessages
 from server.carrier import CallerAudio, SendAudio
 from server.carrier.twilio.messages import TwilioProtocol, audio_messages
 from server.model import AGENT_RATE_HZ, CALLER_RATE_HZ, AgentAudio
@@ -44,6 +45,8 @@ START = json.dumps(
         },
     }
 )
+BINARY, A_LAW = AudioMessages(None), AudioMessages(None, law=ALAW)
+"""As Asterisk's ``chan_websocket`` has it."""
 CALLS = 400
 """As many paths take turns in the cold rows: nothing of a call is left in the caches."""
 
@@ -58,6 +61,7 @@ def run(options: Options) -> dict[str, object]:
     caller_text, agent_text = caller_messages(chunks), agent_messages(chunks)
     caller_frames = [Frame(Opcode.TEXT, text).serialize(mask=True) for text in caller_text]
     agent_frames = [Frame(Opcode.TEXT, text).serialize(mask=False) for text in agent_text]
+    bare = [Frame(Opcode.BINARY, payload).serialize(mask=True) for payload in payloads(chunks)]
 
     rows: list[tuple[str, Convert, list[bytes], Convert, list[bytes]]] = [
         ("media path, with frames", *path_rows(caller_frames, agent_frames, calls=1)),
@@ -65,6 +69,8 @@ def run(options: Options) -> dict[str, object]:
             f"media path, with frames, {CALLS} calls in turn",
             *path_rows(caller_frames, agent_frames, calls=CALLS),
         ),
+        ("media path, binary frames", *path_rows(bare, agent_frames, calls=1, carrier=BINARY)),
+        ("media path, A-law frames", *path_rows(bare, agent_frames, calls=1, carrier=A_LAW)),
         ("of which frames", *framing_rows(caller_frames, agent_frames)),
         ("of which the codec, called from Python", *codec_rows(caller_text, agent_text)),
         ("json, base64, codec", *stdlib_rows(caller_text, agent_text)),
@@ -107,13 +113,17 @@ def microseconds_each(convert: Convert, messages: list[bytes]) -> float:
 # --- Messages -------------------------------------------------------------------------------------
 
 
-def caller_messages(count: int) -> list[bytes]:
+def payloads(count: int) -> list[bytes]:
     noise = random.Random(1)
+    return [noise.randbytes(160) for _ in range(count)]
+
+
+def caller_messages(count: int) -> list[bytes]:
     return [
         b'{"event":"media","sequenceNumber":"%d","streamSid":"%s","media":{"track":"inbound",'
         b'"chunk":"%d","timestamp":"%d","payload":"%s"}}'
-        % (n + 1, SID.encode(), n, 20 * n, base64.b64encode(noise.randbytes(160)))
-        for n in range(1, count + 1)
+        % (n + 1, SID.encode(), n, 20 * n, base64.b64encode(payload))
+        for n, payload in enumerate(payloads(count), start=1)
     ]
 
 
@@ -130,19 +140,22 @@ def agent_messages(count: int) -> list[bytes]:
 # --- The ways to do it ----------------------------------------------------------------------------
 
 
-def open_path() -> MediaPath:
-    """A path by which everything may pass."""
+def open_path(carrier: AudioMessages | None = None) -> MediaPath:
+    """A path by which everything may pass, to Twilio or to another carrier."""
     path = MediaPath()
     path.phone = WebSocket(is_client=False, max_message_bytes=64 * 1024)
     path.join_model(WebSocket(is_client=True, max_message_bytes=16 * 2**20), AUDIO_MESSAGES)
-    path.start(SID, audio_messages(SID))
+    path.start(SID, audio_messages(SID) if carrier is None else carrier)
+    path.resume(last_chunk=0, timestamp_ms=0)
     path.caller_passes = True
     path.played = Played()
     path.played.open, path.played.play_end = True, math.inf
     return path
 
 
-def path_rows(caller: list[bytes], agent: list[bytes], *, calls: int) -> Any:
+def path_rows(
+    caller: list[bytes], agent: list[bytes], *, calls: int, carrier: AudioMessages | None = None
+) -> Any:
     def from_phone(frames: list[bytes]) -> int:
         for number, frame in enumerate(frames):
             path = paths[number % calls]
@@ -161,7 +174,7 @@ def path_rows(caller: list[bytes], agent: list[bytes], *, calls: int) -> Any:
             path.phone.take_output()
         return sum(path.take_run()[0] for path in paths)
 
-    paths = [open_path() for _ in range(calls)]
+    paths = [open_path(carrier) for _ in range(calls)]
     assert from_phone(caller) == 160 * len(caller)
     assert from_model(agent) == 160 * len(agent)
     return from_phone, caller, from_model, agent

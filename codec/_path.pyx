@@ -31,6 +31,7 @@ cdef enum:
     SENT_NEWS_BYTES = 8000
 
 cdef double BYTES_PER_S = 8000.0
+cdef double PAUSE_S = 0.2  # later than any jitter: the sender has paused, and its clock went on
 cdef int64_t MAX_GAP_CHUNKS = 3_000  # numbers further apart are another count, not lost audio
 cdef int64_t MAX_TIMESTAMP_MS = 1 << 53  # beyond what JSON numbers are exact for it is nonsense
 
@@ -88,9 +89,11 @@ cdef class MediaPath:
     cdef Run _run
 
     cdef bytes _stream_sid  # None while there is no stream
-    cdef Shape _phone_shape
+    cdef Shape _phone_shape  # None if its audio is binary frames
     cdef bytes _phone_head
     cdef bytes _phone_tail
+    cdef bytes _to_mulaw  # None if it is mu-law
+    cdef bytes _of_mulaw
     cdef Shape _model_shape
     cdef bytes _model_head
     cdef bytes _model_tail
@@ -112,6 +115,7 @@ cdef class MediaPath:
     cdef readonly int64_t last_chunk
     cdef readonly double heard_at
     cdef bint _timed  # timestamp_ms is known
+    cdef double _resumed_at
 
     def __cinit__(self):
         self._decoder = MulawDecoder(CALLER_RATE_HZ)
@@ -150,7 +154,11 @@ cdef class MediaPath:
         cdef Found chunk
         cdef Span stream
         cdef size_t size
-        if self._stream_sid is None or not self._phone.is_text:
+        if self._stream_sid is None:
+            return False
+        if self._phone_shape is None:
+            return self._take_caller_frame(message)
+        if not self._phone.is_text:
             return False
         stream.data, stream.size = <const uint8_t*>self._stream_sid, len(self._stream_sid)
         if not find_audio(self._phone_shape, message, stream, &chunk):
@@ -164,10 +172,26 @@ cdef class MediaPath:
         if not decode_base64(chunk.audio.data, chunk.audio.size, reserve(&self._caller, size)):
             return False
         grow(&self._caller, size)
-        self.heard_at = self._now
-        self._count_chunk(chunk.chunk_number, chunk.timestamp_ms, size)
-        self._hear(size)
+        self._take_chunk(chunk.chunk_number, chunk.timestamp_ms, size)
         return True
+
+    cdef bint _take_caller_frame(self, Span frame) except -1:
+        """A binary frame is audio and nothing else; after a pause Python says what time it is."""
+        if self._phone.is_text or frame.size == 0 or not self._timed:
+            return False
+        if self._now - max(self.heard_at, self._resumed_at) > PAUSE_S:
+            return False
+        append(&self._caller, frame.data, frame.size)
+        self._take_chunk(0, self.timestamp_ms, frame.size)
+        return True
+
+    cdef int _take_chunk(self, int64_t number, int64_t timestamp_ms, size_t size) except -1:
+        """The last ``size`` bytes of ``_caller`` are new, and in the carrier's law."""
+        self.heard_at = self._now
+        if self._to_mulaw is not None:
+            translate(self._caller.data + self._caller.end - size, size, self._to_mulaw)
+        self._count_chunk(number, timestamp_ms, size)
+        return self._hear(size)
 
     cdef void _count_chunk(
         self, int64_t number, int64_t timestamp_ms, int64_t size
@@ -210,7 +234,7 @@ cdef class MediaPath:
         while held(&self._caller):
             size = min(held(&self._caller), <size_t>CALLER_MESSAGE_BYTES)
             text_bytes = head_bytes + encoded_size(4 * size) + tail_bytes
-            at = text = self._model.begin_text(text_bytes)
+            at = text = self._model.begin(True, text_bytes)
             memcpy(at, <const uint8_t*>self._model_head, head_bytes)
             at += head_bytes
             self.caller_sent_bytes += size
@@ -223,7 +247,7 @@ cdef class MediaPath:
                 consume(&self._caller, piece)
                 size -= piece
             memcpy(at, <const uint8_t*>self._model_tail, tail_bytes)
-            self._model.end_text(text, text_bytes)
+            self._model.end(text, text_bytes)
         clear(&self._caller)
         return 0
 
@@ -299,24 +323,34 @@ cdef class MediaPath:
 
     cdef int _send_agent_audio(self) except -1:
         """Write messages for the phone from what is in ``_agent``."""
-        cdef size_t size, text_bytes
-        cdef size_t head_bytes = len(self._phone_head), tail_bytes = len(self._phone_tail)
-        cdef const uint8_t* payload
-        cdef uint8_t* text
-        cdef uint8_t* at
+        cdef size_t size
+        cdef uint8_t* payload
         while held(&self._agent):
             size = min(held(&self._agent), <size_t>AGENT_MESSAGE_BYTES)
             payload = head(&self._agent)
-            text_bytes = head_bytes + encoded_size(size) + tail_bytes
-            at = text = self._phone.begin_text(text_bytes)
-            memcpy(at, <const uint8_t*>self._phone_head, head_bytes)
-            at = encode_base64(payload, size, at + head_bytes)
-            memcpy(at, <const uint8_t*>self._phone_tail, tail_bytes)
-            self._phone.end_text(text, text_bytes)
             if self.recording:
                 append(&self._agent_recording, payload, size)
+            if self._of_mulaw is not None:
+                translate(payload, size, self._of_mulaw)
+            self._write_for_phone(payload, size)
             consume(&self._agent, size)
         return 0
+
+    cdef int _write_for_phone(self, const uint8_t* payload, size_t size) except -1:
+        """Write one message with this audio, as the carrier wants it."""
+        cdef size_t head_bytes = len(self._phone_head), tail_bytes = len(self._phone_tail)
+        cdef size_t text_bytes = head_bytes + encoded_size(size) + tail_bytes
+        cdef uint8_t* text
+        cdef uint8_t* at
+        if self._phone_shape is None:
+            at = self._phone.begin(False, size)
+            memcpy(at, payload, size)
+            return self._phone.end(at, size)
+        at = text = self._phone.begin(True, text_bytes)
+        memcpy(at, <const uint8_t*>self._phone_head, head_bytes)
+        at = encode_base64(payload, size, at + head_bytes)
+        memcpy(at, <const uint8_t*>self._phone_tail, tail_bytes)
+        return self._phone.end(text, text_bytes)
 
     # -- what Python decides -----------------------------------------------------------------
 
@@ -341,6 +375,8 @@ cdef class MediaPath:
             websocket: The connection; we are its client.
             messages: How the model writes audio, a :class:`codec.shapes.AudioMessages`.
         """
+        if messages.received is None or messages.law is not None:
+            raise ValueError("a model's audio is base64 in text")
         self._model_shape = <Shape?>messages.received
         self._model_head, self._model_tail = <bytes?>messages.head, <bytes?>messages.tail
         self._model = websocket
@@ -393,6 +429,7 @@ cdef class MediaPath:
             timestamp_ms: The carrier's clock at its end; None if there was none.
         """
         self.last_chunk = min(max(last_chunk, 0), MAX_TIMESTAMP_MS)
+        self._resumed_at = self._now
         self._timed = timestamp_ms is not None
         self.timestamp_ms = min(max(timestamp_ms or 0, 0), MAX_TIMESTAMP_MS)
 
@@ -449,8 +486,14 @@ cdef class MediaPath:
             stream_sid: The stream's name; empty where the carrier's audio does not name it.
             messages: How the carrier writes audio on it, a :class:`codec.shapes.AudioMessages`.
         """
-        self._phone_shape = <Shape?>messages.received
+        law = messages.law
+        to_mulaw = None if law is None else <bytes?>law.to_mulaw
+        of_mulaw = None if law is None else <bytes?>law.of_mulaw
+        if law is not None and not len(to_mulaw) == len(of_mulaw) == 256:
+            raise ValueError("a law has 256 codes")
         self._phone_head, self._phone_tail = <bytes?>messages.head, <bytes?>messages.tail
+        self._phone_shape = None if messages.received is None else <Shape?>messages.received
+        self._to_mulaw, self._of_mulaw = to_mulaw, of_mulaw
         self._stream_sid = stream_sid.encode()
 
     def stop(self):
@@ -492,6 +535,13 @@ cdef class MediaPath:
         """
         caller = take_bytes(&self._caller_recording)
         return caller, take_bytes(&self._agent_recording)
+
+
+cdef void translate(uint8_t* payload, size_t size, const uint8_t* codes) noexcept nogil:
+    """Put another code in the place of each."""
+    cdef size_t i
+    for i in range(size):
+        payload[i] = codes[payload[i]]
 
 
 cdef bytes take_bytes(Buffer* buffer):

@@ -38,8 +38,8 @@ cdef class WebSocket:
 
     # For other extensions; the Python methods are in the .pyi.
     cdef bint next_span(self, Span* message) except -1
-    cdef uint8_t* begin_text(self, size_t size) except NULL
-    cdef int end_text(self, uint8_t* payload, size_t size) except -1
+    cdef uint8_t* begin(self, bint is_text, size_t size) except NULL
+    cdef int end(self, uint8_t* payload, size_t size) except -1
 
     cdef bint _next_frame(self, uint8_t* first, Span* payload) except -1
     cdef int _control(self, uint8_t opcode, Span payload) except -1

@@ -3,7 +3,7 @@
 ::
 
     socket -> receive() -> [incoming] -> next_message() -> complete messages
-    socket <- take_output() <- [outgoing] <- send_text(), send_close()
+    socket <- take_output() <- [outgoing] <- send_text(), send_binary(), send_close()
                                    '-- the pong that is owed, when all before it has gone
 
 A frame is looked at when all of it is here and unmasked where it lies, so a message in one frame
@@ -273,6 +273,21 @@ cdef class WebSocket:
         finally:
             PyBuffer_Release(&view)
 
+    def send_binary(self, data):
+        """Send one binary message; what is bytes-like is copied.
+
+        Raises:
+            ValueError: A close frame has been sent; check :attr:`is_open`.
+        """
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            if not self.is_open:
+                raise ValueError("the WebSocket is closed for sending")
+            self._send(BINARY, <const uint8_t*>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
     def send_close(self, int code=1000, str reason=""):
         """Send a close frame, once; what the peer still sends is received until it answers.
 
@@ -361,11 +376,11 @@ cdef class WebSocket:
             self._send(PONG, self._pong, size)
         return 0
 
-    cdef uint8_t* begin_text(self, size_t size) except NULL:
-        """Where to write a text message of exactly this size; then call :meth:`end_text`."""
-        return self._begin(TEXT, size)
+    cdef uint8_t* begin(self, bint is_text, size_t size) except NULL:
+        """Where to write a message of exactly this size; then call :meth:`end`."""
+        return self._begin(TEXT if is_text else BINARY, size)
 
-    cdef int end_text(self, uint8_t* payload, size_t size) except -1:
+    cdef int end(self, uint8_t* payload, size_t size) except -1:
         if self.is_client:
             apply_mask(payload, size, payload - MASK_BYTES)
         grow(&self._outgoing, size)
@@ -375,7 +390,7 @@ cdef class WebSocket:
         cdef uint8_t* room = self._begin(opcode, size)
         if size:
             memcpy(room, payload, size)
-        return self.end_text(room, size)
+        return self.end(room, size)
 
     cdef uint8_t* _begin(self, uint8_t opcode, size_t size) except NULL:
         """Write a header; returns where the payload goes, with room for it."""

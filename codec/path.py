@@ -30,7 +30,12 @@ returns one, all audio before it has been taken and none after it.
 What a message with audio looks like is the carrier's and the model's business: they hand its shape
 over (``shapes.py``) when they join. A message that is unusual in any way (an escape in a string, a
 key twice, audio together with a transcript) is not understood here on purpose, and comes out whole
-for their parsers; tests hold both to the same output.
+for their parsers; tests hold both to the same output. Where a carrier's audio is binary frames,
+JSON and base64 are left out on its side. Inside, audio is mu-law: A-law is changed at the carrier's
+edge, code by code.
+
+Binary frames have no timestamps: they follow each other, until one comes 0.2 s later than the one
+before it. That one comes out, for Python to say how long the pause was (:meth:`MediaPath.resume`).
 
 One pass over what has been read from the phone, and the same the other way::
 

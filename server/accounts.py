@@ -10,12 +10,15 @@ from pydantic import SecretStr
 
 from server.agent.agent import Agent
 from server.carrier import Carrier, MediaStream
+from server.carrier.asterisk.ari import Ari
+from server.carrier.asterisk.carrier import AsteriskCarrier
+from server.carrier.asterisk.webhooks import AsteriskWebhooks
 from server.carrier.transport import Transport
 from server.carrier.twilio.documents import check_sayable
 from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.stream import TwilioMediaStream
 from server.carrier.twilio.webhooks import TwilioWebhooks
-from server.carrier.webhooks import Webhooks
+from server.carrier.webhooks import Events, Webhooks
 from server.cluster.cluster import Cluster
 from server.cluster.directory.meeting import shared_secret
 from server.errors import ConfigurationError
@@ -24,7 +27,8 @@ from server.model import Model, Reader
 from server.model.gemini.model import DEFAULT_URL, GeminiModel
 from server.model.gemini.reader import GeminiReader
 from server.model.lasting.model import LastingModel
-from server.settings.settings import Account, Settings
+from server.settings.accounts import Account, AsteriskAccount, TwilioAccount
+from server.settings.settings import Settings
 from server.simulators.gemini import MODEL_SCRIPTS, GeminiSimulator
 from server.simulators.phone import find_script
 from server.simulators.twilio import FAULTS as CARRIER_FAULTS
@@ -46,23 +50,29 @@ class Accounts:
 
     Attributes:
         carrier: Places calls; there once :meth:`open` has returned, like all of these.
-        webhooks: What the carrier asks and reports.
+        webhooks: What the carrier asks and reports over HTTP.
+        webhook_paths: Where they are, which is known from the start.
+        new_stream: Makes a media stream of a media socket's transport.
+        events: What the carrier tells on a connection of ours; None if it posts everything.
         model: Opens sessions.
         reader: Reads what was said in calls; None where calls are simulated.
-        own_number: The number that calls come from.
+        own_number: The number that calls come from; empty if the carrier knows.
+        carrier_account: The carrier's name of the account.
+        has_price_table: Whether the tables of list prices are the carrier's.
         public_url: Where the carrier reaches this server.
         simulated_twilio: The simulator that stands for Twilio, if one does.
         simulated_gemini: The one that stands for Gemini Live.
     """
 
     new_stream: Callable[[Transport], MediaStream] = TwilioMediaStream
-    """Makes a :class:`server.carrier.MediaStream` of a media socket's transport."""
+    webhook_paths = TwilioWebhooks.paths
     carrier: Carrier
     webhooks: Webhooks
+    events: Events | None = None
     model: Model
-    webhook_paths = TwilioWebhooks.paths
-    """Where the webhooks are, which is known before they are there."""
     own_number: str
+    carrier_account = ""
+    has_price_table = True
     public_url: str
     reader: Reader | None = None
     simulated_twilio: TwilioSimulator | None = None
@@ -75,7 +85,10 @@ class Accounts:
         self._settings = settings
         self._cluster = cluster
         self._plane = plane
-        self._knows_address = settings.public_url is not None or settings.account is not None
+        account = settings.account
+        if account is not None and isinstance(account.carrier, AsteriskAccount):
+            self.webhook_paths = AsteriskWebhooks.paths
+        self._knows_address = settings.public_url is not None or account is not None
 
     @property
     def are_simulated(self) -> bool:
@@ -139,9 +152,7 @@ class Accounts:
         await nursery.start(twilio.run)
         await nursery.start(gemini.run)
         self._use_twilio(
-            account_sid,
-            auth_token,
-            SIMULATED_NUMBER,
+            TwilioAccount(account_sid, auth_token, SIMULATED_NUMBER),
             public_url=settings.public_url or _local_url(settings.host, settings.port),
             api_url=twilio.api_url,
             name="simulator",
@@ -149,16 +160,17 @@ class Accounts:
         self._use_gemini(api_key, gemini.url)
 
     def _use(self, account: Account) -> None:
-        self._use_twilio(
-            account.twilio_account_sid,
-            account.twilio_auth_token,
-            account.twilio_phone_number,
-            public_url=account.public_url,
-            api_url=self._settings.twilio_api_url,
-            name="twilio",
-            proxy=_text(self._settings.twilio_proxy),
-            api_key=account.twilio_api_key,
-        )
+        match account.carrier:
+            case TwilioAccount() as twilio:
+                self._use_twilio(
+                    twilio,
+                    public_url=account.public_url,
+                    api_url=self._settings.twilio_api_url,
+                    name="twilio",
+                    proxy=_text(self._settings.twilio_proxy),
+                )
+            case AsteriskAccount() as asterisk:
+                self._use_asterisk(asterisk, account.public_url)
         self._use_gemini(
             account.gemini_api_key,
             self._settings.gemini_url or DEFAULT_URL,
@@ -172,25 +184,45 @@ class Accounts:
             proxy=_text(self._settings.gemini_proxy),
         )
 
+    def _use_asterisk(self, account: AsteriskAccount, public_url: str) -> None:
+        settings, cluster = self._settings, self._cluster
+        process = cluster.me.name if cluster.are_several else ""
+        ari = Ari(account.url, account.user, account.secret, timeout_s=settings.carrier_timeout_s)
+        carrier = AsteriskCarrier(
+            ari,
+            app=f"{account.app}-{process}" if process else account.app,
+            client=account.client,
+            number=account.number,
+            dial=account.dial,
+            law=account.law,
+            transfer_context=account.transfer_context,
+            apology=account.apology,
+            ring_timeout_s=settings.ring_timeout_s,
+            process=process,
+        )
+        self.carrier = self.events = carrier
+        self.new_stream = carrier.new_stream
+        self.webhooks = AsteriskWebhooks(ari.authorization)
+        self.public_url = public_url
+        self.own_number, self.carrier_account = account.number, account.url
+        self.has_price_table = False
+
     def _use_twilio(
         self,
-        account_sid: str,
-        auth_token: str,
-        phone_number: str,
+        account: TwilioAccount,
         *,
         public_url: str,
         api_url: str | None,
         name: str,
         proxy: str | None = None,
-        api_key: tuple[str, str] | None = None,
     ) -> None:
         settings = self._settings
         shared_keys = settings.twilio_shared_keys
         self.public_url = public_url
-        self.own_number = phone_number
+        self.own_number, self.carrier_account = account.phone_number, account.account_sid
         webhooks = TwilioWebhooks(
-            account_sid,
-            auth_token,
+            account.account_sid,
+            account.auth_token,
             public_url,
             shared_keys={key: one.get_secret_value() for key, one in shared_keys.items()},
             at=self._cluster.path,
@@ -198,16 +230,16 @@ class Accounts:
         )
         self.webhooks, self._reach_at = webhooks, webhooks.reach_at
         self.carrier = TwilioCarrier(
-            account_sid=account_sid,
-            auth_token=auth_token,
-            phone_number=phone_number,
+            account_sid=account.account_sid,
+            auth_token=account.auth_token,
+            phone_number=account.phone_number,
             webhooks=webhooks,
             api_url=api_url,
             name=name,
             ring_timeout_s=settings.ring_timeout_s,
             request_timeout_s=settings.carrier_timeout_s,
             proxy=proxy,
-            api_key=api_key,
+            api_key=account.api_key,
         )
 
     def _use_gemini(self, api_key: str, url: str, proxy: str | None = None) -> None:

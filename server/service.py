@@ -23,9 +23,19 @@ from server.agent.roster.routing import choose
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
 from server.call.report.drawing import Drawing
+from server.carrier import (
+    MachineVerdict,
+    ResumeRequest,
+    StatusUpdate,
+    TransferUpdate,
+    VoiceRequest,
+)
+from server.carrier.webhooks import Reply, Report
 from server.cluster.cluster import Cluster
 from server.cluster.redis import redis_registry
+from server.errors import CallRefused
 from server.hooks.trio_clock import pausing_clock, tell_of_pauses
+from server.logs import log_stranger
 from server.media import plane
 from server.metrics import Metrics, RegistryMetrics
 from server.records.recording import Recordings, check_directory
@@ -37,6 +47,7 @@ from server.switchboard.account_turns import AccountTurns
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from server.switchboard.destinations import Destinations
+from server.switchboard.making import refusal_of
 from server.switchboard.rescue import Rescue
 from server.switchboard.strangers import Strangers
 
@@ -149,6 +160,57 @@ class Service:
             return agent
         return replace(agent, tools=(*agent.tools, *offered))
 
+    # -- what the carrier asks and reports -------------------------------------------------
+
+    async def take_report(self, report: Report) -> Reply | None:
+        """Take what the carrier says about a call of this process, or answer what it asks.
+
+        Returns:
+            How the call goes on; None if nobody asks.
+        """
+        calls = self.calls
+        match report:
+            case VoiceRequest(begins=True):
+                return await self.begin_call(report)
+            case VoiceRequest():
+                return await calls.go_on(report, self.agent)
+            case ResumeRequest(call_sid=call_sid):
+                return await calls.resume(call_sid, self.agent)
+            case StatusUpdate():
+                calls.update_status(report)
+            case MachineVerdict():
+                calls.update_machine(report)
+            case TransferUpdate():
+                reply = calls.update_transfer(report)
+                return reply if report.wants_document else None
+        return None
+
+    async def begin_call(self, asked: VoiceRequest, *, generation: int = 1) -> Reply:
+        """Answer an inbound call, or refuse it.
+
+        Args:
+            asked: What the carrier asks.
+            generation: For the how-manieth time the call is somebody's.
+        """
+        agent = self.agent
+        try:
+            agent = await self._who_answers(asked)
+            return await self.calls.answer(
+                asked.call_sid, asked.number, agent, generation=generation
+            )
+        except CallRefused as refusal:
+            self.metrics.calls_refused.labels(refusal.reason).inc()
+            log_stranger(logger.warning, "inbound call refused", reason=refusal.reason)
+            return refusal_of(refusal, agent)
+
+    async def _who_answers(self, asked: VoiceRequest) -> Agent:
+        """The agent of a call that comes in; nobody is looked up for one that gets none."""
+        if self.calls.register.get(asked.call_sid) is not None or not self.calls.load().accepts:
+            return self.agent
+        return await self.choose_agent(
+            NewCall("inbound", asked.number, asked.called, asked.headers)
+        )
+
     # -- from start to end -----------------------------------------------------------------
 
     async def run(
@@ -255,6 +317,9 @@ class Service:
                 self.cluster.report = calls.load
                 await helpers.start(keep_going, "cluster", passed_on)
                 helpers.start_soon(keep_going, "rescue", without_start(self.rescue.run))
+            if self.accounts.events is not None:
+                hear = partial(self.accounts.events.run, self.take_report)
+                helpers.start_soon(keep_going, "carrier events", without_start(hear))
             self._tell_ready()
             # What start-up has made stays for good. To go through it again and again, a tenth of a
             # second at a time, would hold up every call at once.
@@ -282,7 +347,7 @@ class Service:
         )
         turns = None
         if has_nodes and limits.calls_per_s < math.inf:
-            account = settings.twilio_account_sid or ""
+            account = accounts.carrier_account
             turns = AccountTurns(self.cluster.registry, account, limits.calls_per_s)
         return Calls(
             carrier=accounts.carrier,
@@ -292,7 +357,11 @@ class Service:
             admission=Admission(limits, self.metrics, turns),
             records=self.records,
             recordings=self.recordings,
-            prices=Prices(settings.carrier_minute_usd, accounts.own_number),
+            prices=Prices(
+                settings.carrier_minute_usd,
+                accounts.own_number,
+                has_table=accounts.has_price_table,
+            ),
             ticket_ttl_s=settings.ticket_ttl_s,
             start_timeout_s=settings.start_timeout_s,
             recent_calls=settings.recent_calls,

@@ -96,6 +96,8 @@ class Line:
     media: MediaStream
     heard_at: float = 0.0
     """When audio last came by events, or the line began; the path knows of what it has taken."""
+    silent_until: float = 0.0
+    """Until when silence was heard in the place of audio that did not come."""
     is_closed: bool = False
     """The stream takes nothing more."""
     end: tuple[EndReason, str] | None = None

@@ -40,6 +40,12 @@ TOLD_GAP_S = 1.0
 """An interruption of the line that both have noticed: shorter ones are not worth a word."""
 MISSED_S = 0.2
 """So much at the end of what the agent said is no word that anybody would miss."""
+ENOUGH_QUIET_S = 2.0
+"""Silence after which any model knows that nothing more is coming."""
+QUIET_S = 0.2
+"""A carrier that sends nothing in silence is given so long, more than its jitter, and then silence
+is heard in its place, piece by piece."""
+QUIET = SILENCE * round(QUIET_S * BYTES_PER_S)
 MAX_TOGETHER_BYTES = 800
 """The longest message to the model, as the compiled path writes them, too."""
 
@@ -182,10 +188,13 @@ class Hearing:
                 raise line.failure
             if line.end is not None:
                 return line.end
-            with trio.move_on_at(self._gone_at(line)):
+            with trio.move_on_at(min(self._gone_at(line), self._quiet_at(line))):
                 await news.wait()
-            if line.end is None and trio.current_time() >= self._gone_at(line):
+            now = trio.current_time()
+            if line.end is None and now >= self._gone_at(line):
                 line.lose("no audio from the carrier")
+            elif line.end is None and now >= self._quiet_at(line):
+                self._hear_silence(line, now)
 
     def _gone_at(self, line: Line) -> float:
         """When a carrier that sends no more audio is taken for gone; never where silence is usual.
@@ -195,6 +204,30 @@ class Hearing:
         if not line.media.abilities.sends_silence:
             return inf
         return self.heard_at(line) + self._conversation.options.media_timeout_s
+
+    def _quiet_at(self, line: Line) -> float:
+        """When a caller who was speaking is heard to be silent, by a carrier that sends no silence.
+
+        Else neither our ear nor the model would ever hear the end of what they have said.
+        """
+        heard_at = self.heard_at(line)
+        silence_s = line.silent_until - heard_at
+        is_wanted = self._conversation.turns.caller_speaking or 0.0 < silence_s < ENOUGH_QUIET_S
+        if line.media.abilities.sends_silence or not is_wanted:
+            return inf
+        return max(heard_at + QUIET_S, line.silent_until)
+
+    def _hear_silence(self, line: Line, now: float) -> None:
+        """Hear what the carrier has not sent, up to now, as far as it tells anything."""
+        c = self._conversation
+        with _own_trouble(line):
+            c.passing.collect()
+            if self._machine is not None:
+                self._machine.hear(QUIET, now)
+            heard = c.ear.hear(QUIET, now)
+            self._take_found(heard.found, now)
+            self._pass_on(heard.payload, now)
+        line.silent_until = max(line.silent_until, now) + QUIET_S
 
     def heard_at(self, line: Line) -> float:
         """When audio of this line was last heard, or it began."""
@@ -297,6 +330,8 @@ class Hearing:
         match found:
             case SpeechStarted():
                 c.turns.caller_started(now)
+                if c.line is not None:
+                    c.line.news.set()  # its silence may have to be heard
                 replies.caller_started()
             case SpeechEnded(at=at, speech_s=speech_s):
                 agent_until = c.playout.audible_until(now)

@@ -61,8 +61,8 @@ class DigitPressed:
 class StreamStopped:
     """The last event of every stream.
 
-    ``said`` is True when the carrier sent its ``stop`` message and False when the socket just
-    closed: both mean that the stream is over.
+    ``said`` is True when the carrier has said with it that the call is over, as by a ``stop``
+    message, and False when the socket just closed: both mean that the stream is over.
     """
 
     said: bool
@@ -95,7 +95,10 @@ class SendMark:
 
 @dataclass(frozen=True, slots=True)
 class Clear:
-    """Drop everything that has not been played; every outstanding mark comes back at once."""
+    """Drop everything that has not been played.
+
+    Outstanding marks come back at once, or never, as the carrier has it: nobody waits for them.
+    """
 
 
 CarrierCommand = SendAudio | SendMark | Clear
@@ -138,8 +141,9 @@ class StreamAbilities:
     sends_silence: bool
     """Whether chunks come while the caller says nothing, too: then a stream without any is dead."""
     comes_back: bool = False
-    """Whether the carrier asks how a call goes on when its stream has ended before it: then it can
-    be given another stream. Elsewhere a call ends with its stream."""
+    """Whether we are asked how a call goes on when its stream has ended before it, be it by the
+    carrier itself or by what follows its events: then it can be given another stream. Elsewhere a
+    call ends with its stream."""
 
 
 class MediaStream(Protocol):

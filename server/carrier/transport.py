@@ -21,7 +21,7 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 MESSAGES_AT_ONCE = 64
 """Given to the listener together, if so many wait: more than a second of audio."""
 MAX_UNSENT_CHARS = 4 * 1024 * 1024
-"""Text that a peer has not read; beyond it has stalled, and its connection is given up."""
+"""Text, or bytes, that a peer has not read; a peer beyond it has stalled, and is given up."""
 
 OnMessages = Callable[[Sequence[str | bytes], bool], None]
 """Called with messages, ``str`` for text frames, and whether that was the end."""
@@ -42,8 +42,8 @@ class TextSocket(Protocol):
         """The next message if it is already here, else None; raises as :meth:`receive` does."""
         ...
 
-    async def send(self, text: str) -> None:
-        """Send a text frame.
+    async def send(self, text: str | bytes) -> None:
+        """Send a text frame, or a binary one.
 
         Raises:
             StreamEnded: The socket is over.
@@ -56,7 +56,7 @@ class TextSocket(Protocol):
 
 
 class Transport(Protocol):
-    """A socket that pushes what comes, once somebody listens, and takes text without waiting."""
+    """A socket that pushes what comes, once somebody listens, and sends without waiting."""
 
     async def receive(self) -> str | bytes:
         """Wait for the next message; only until somebody listens.
@@ -79,8 +79,8 @@ class Transport(Protocol):
         """Take the socket off the relay."""
         ...
 
-    def send(self, text: str) -> None:
-        """Send a text frame.
+    def send(self, message: str | bytes) -> None:
+        """Send a text frame, or a binary one.
 
         Raises:
             StreamEnded: The socket is over.
@@ -105,7 +105,7 @@ class QueuedTransport:
     def __init__(self, socket: TextSocket) -> None:
         self._socket = socket
         self._listener: OnMessages | None = None
-        self._unsent: deque[str] = deque()
+        self._unsent: deque[str | bytes] = deque()
         self._unsent_chars = 0
         self._is_over = False
         self._runs = False
@@ -128,8 +128,8 @@ class QueuedTransport:
     def leave(self, relay: SoundPath) -> None:
         """Do nothing: this socket cannot be joined to a relay."""
 
-    def send(self, text: str) -> None:
-        """Queue a text frame.
+    def send(self, message: str | bytes) -> None:
+        """Queue a text frame, or a binary one.
 
         Raises:
             StreamEnded: The socket is over.
@@ -138,8 +138,8 @@ class QueuedTransport:
             raise StreamEnded("the media socket is closed")
         if not self._unsent:
             self._all_sent = trio.Event()
-        self._unsent.append(text)
-        self._unsent_chars += len(text)
+        self._unsent.append(message)
+        self._unsent_chars += len(message)
         if self._unsent_chars > MAX_UNSENT_CHARS:
             logger.warning("media socket given up: its peer has stopped reading")
             self._end()
@@ -257,15 +257,18 @@ class WireTransport:
         """Take the wire off the relay."""
         relay.leave_phone(self._wire)
 
-    def send(self, text: str) -> None:
-        """Send a text frame; what the peer does not read is kept, with a bound.
+    def send(self, message: str | bytes) -> None:
+        """Send a text frame, or a binary one; what the peer does not read is kept, with a bound.
 
         Raises:
             StreamEnded: The socket is closed.
         """
         if not self._wire.websocket.is_open:
             raise StreamEnded("the media socket is closed")
-        self._wire.send_text(text.encode())
+        if isinstance(message, str):
+            self._wire.send_text(message.encode())
+        else:
+            self._wire.send_binary(message)
 
     def forget_unsent(self) -> None:
         """Do nothing: what was sent has been written, or is in the middle of it."""

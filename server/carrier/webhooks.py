@@ -1,12 +1,13 @@
-"""What a carrier asks and reports over HTTP, and what it is answered.
+"""What a carrier asks and reports, and what it is answered.
 
-Each carrier brings its own :class:`Webhooks`: where they are, who may have sent one, what it says,
-and how an answer is written. The server knows only these words.
+Most do it over HTTP. Each brings its own :class:`Webhooks`: where they are, who may have sent one,
+what it says, and how an answer is written. One that tells its news on a connection of ours has
+:class:`Events` instead, and carries the answers out itself. The server knows only these words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +60,18 @@ class Document:
 
     text: str
     content_type: str
+
+
+Desk = Callable[[Report], Awaitable[Reply | None]]
+"""Answers what a carrier asks; None where it has only reported. It may wait for a second or two."""
+
+
+class Events(Protocol):
+    """What a carrier tells on a connection that we keep open."""
+
+    async def run(self, desk: Desk) -> None:
+        """Tell the desk of everything, and do as it answers, until cancelled."""
+        ...
 
 
 class Webhooks(Protocol):

@@ -105,15 +105,15 @@ class AcceptedSocket:
         except trio.EndOfChannel:
             raise StreamEnded("the media socket is closed") from None
 
-    async def send(self, text: str) -> None:
-        """Send a text frame; on a closed socket hypercorn drops it silently.
+    async def send(self, text: str | bytes) -> None:
+        """Send a text frame, or a binary one; on a closed socket hypercorn drops it silently.
 
         Raises:
             StreamEnded: We have closed the socket.
         """
         if self._closed:
             raise StreamEnded("the media socket is closed")
-        await self._websocket.send(text)
+        await cast(Any, self._websocket).send(text)  # whichever it is
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close with a WebSocket close code; closing again does nothing."""

@@ -484,6 +484,12 @@ class Wire:
             self.websocket.send_text(data)
             self.flush()
 
+    def send_binary(self, data: bytes) -> None:
+        """Send a binary message; dropped when the connection is closing."""
+        if self.websocket.is_open and not self._closed:
+            self.websocket.send_binary(data)
+            self.flush()
+
     def flush(self) -> None:
         """Write what the WebSocket has for the socket; what does not go stays with it."""
         if self._closed:

@@ -48,6 +48,10 @@ class Wire(Protocol):
         """Send a text message; dropped when the connection is closing."""
         ...
 
+    def send_binary(self, data: bytes) -> None:
+        """Send a binary message; dropped when the connection is closing."""
+        ...
+
     def flush(self) -> None:
         """Write what the WebSocket has for the socket; what does not go stays with it."""
         ...

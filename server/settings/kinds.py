@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr
 
-from server.settings import cluster, values
+from server.settings import accounts, cluster, values
 from server.settings.numbers import e164, own_number
 
 
@@ -102,6 +102,7 @@ TargetName = Annotated[
 ]
 Number = Annotated[str, AfterValidator(e164)]
 OwnNumber = Annotated[str, AfterValidator(values.phone_number_text), AfterValidator(own_number)]
+PbxName = Annotated[str, AfterValidator(accounts.pbx_name)]
 BuiltIn = Literal["hang_up", "transfer", "send_dtmf", "none"]
 Prefix = Annotated[str, AfterValidator(_prefix)]
 Origin = Annotated[str, AfterValidator(values.origin)]

@@ -1,13 +1,12 @@
 """Settings: typed, with the unit in each name, from the environment and ``.env``.
 
-None of the Twilio and Gemini keys set: the embedded simulators run. Some but not all: the server
-refuses to start and names what is missing. Never a silent mixture.
+None of the keys of a carrier and a model set: the embedded simulators run. Some but not all: the
+server refuses to start and names what is missing. Never a silent mixture.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -30,8 +29,9 @@ from pydantic_settings import (
 )
 
 from server.errors import ConfigurationError
-from server.settings import cluster
+from server.settings import accounts, cluster
 from server.settings import values as values
+from server.settings.accounts import Account, AsteriskAccount, TwilioAccount
 from server.settings.file import misspelt, read_settings_file
 from server.settings.kinds import (
     BuiltIn,
@@ -41,6 +41,7 @@ from server.settings.kinds import (
     Number,
     Origin,
     OwnNumber,
+    PbxName,
     Prefix,
     Proxy,
     RegistryUrl,
@@ -52,23 +53,6 @@ from server.settings.kinds import (
     pairs,
     words,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """The real accounts, complete."""
-
-    twilio_account_sid: str
-    twilio_auth_token: str
-    twilio_phone_number: str
-    gemini_api_key: str
-    public_url: str
-    twilio_api_key: tuple[str, str] | None = None
-    """SID and secret of the key that the REST API is asked with, if it is not the token."""
-
-
-_ACCOUNT = ("twilio_account_sid", "twilio_auth_token", "twilio_phone_number", "gemini_api_key")
-_API_KEY = ("twilio_api_key_sid", "twilio_api_key_secret")
 
 MOST = 1_000_000_000
 """No number of seconds or things is larger: 31 years, and more than any machine has."""
@@ -82,7 +66,9 @@ class Settings(BaseSettings):
     )
     _warnings: tuple[str, ...] = PrivateAttr(())
 
-    # The accounts: all four or none.
+    # The accounts: all of a carrier's and the model's, or none.
+    carrier: Literal["twilio", "asterisk"] = "twilio"
+    """Whose telephone lines: Twilio's, or those of a PBX of your own (``docs/asterisk.md``)."""
     twilio_account_sid: Annotated[str, AfterValidator(values.account_sid)] | None = None
     twilio_auth_token: Secret | None = None
     twilio_phone_number: OwnNumber | None = None
@@ -94,6 +80,24 @@ class Settings(BaseSettings):
 
     twilio_shared_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(pairs)] = {}
     """Secrets by key id of Twilio's newer webhook signatures, for accounts that use them."""
+
+    asterisk_url: Annotated[str, AfterValidator(values.web_url)] | None = None
+    """Asterisk's HTTP server, ``http://pbx:8088``; ARI's user and secret beside it."""
+    asterisk_user: Annotated[str, AfterValidator(accounts.pbx_name)] | None = None
+    asterisk_secret: Secret | None = None
+    asterisk_number: OwnNumber | None = None
+    """The number that calls come from; None for the trunk's own."""
+    asterisk_dial: Annotated[str, AfterValidator(accounts.dial_string)] = "PJSIP/{number}@trunk"
+    asterisk_app: PbxName = "offhook"
+    """What the dialplan's ``Stasis`` names; ``-`` and the process's name follow where there are
+    several."""
+    asterisk_client: PbxName = "offhook"
+    """The connection of ``websocket_client.conf`` that leads here."""
+    asterisk_law: Literal["ulaw", "alaw"] = "ulaw"
+    """G.711's law between Asterisk and here: the trunk's own saves a conversion there."""
+    asterisk_transfer_context: PbxName = "offhook-transfer"
+    asterisk_apology: Annotated[str, AfterValidator(accounts.sound)] = "sound:offhook-apology"
+    """A recording on the PBX that is played where a call has failed, as it cannot speak."""
 
     public_url: Annotated[str, AfterValidator(values.public_url)] | None = None
     """Where the carrier reaches this server, with the path that a proxy puts before ours if there
@@ -378,23 +382,43 @@ class Settings(BaseSettings):
     @property
     def account(self) -> Account | None:
         """The real accounts, or None: then the embedded simulators run."""
-        if (
-            self.twilio_account_sid is None
-            or self.twilio_auth_token is None
-            or self.twilio_phone_number is None
-            or self.gemini_api_key is None
-            or self.public_url is None
-        ):
+        carrier = self._asterisk() if self.carrier == "asterisk" else self._twilio()
+        url = self.public_url
+        if url is None and self.carrier == "asterisk":  # which is reached, and reaches us, at home
+            url = f"http://{self.host}:{self.port}"
+        if carrier is None or self.gemini_api_key is None or url is None:
             return None
-        return Account(
+        return Account(carrier, self.gemini_api_key.get_secret_value(), url)
+
+    def _twilio(self) -> TwilioAccount | None:
+        sid, token, number = (
             self.twilio_account_sid,
-            self.twilio_auth_token.get_secret_value(),
+            self.twilio_auth_token,
             self.twilio_phone_number,
-            self.gemini_api_key.get_secret_value(),
-            self.public_url,
-            (self.twilio_api_key_sid, self.twilio_api_key_secret.get_secret_value())
-            if self.twilio_api_key_sid is not None and self.twilio_api_key_secret is not None
-            else None,
+        )
+        if sid is None or token is None or number is None:
+            return None
+        key_sid, secret = self.twilio_api_key_sid, self.twilio_api_key_secret
+        api_key = None
+        if key_sid is not None and secret is not None:
+            api_key = (key_sid, secret.get_secret_value())
+        return TwilioAccount(sid, token.get_secret_value(), number, api_key)
+
+    def _asterisk(self) -> AsteriskAccount | None:
+        url, user, secret = self.asterisk_url, self.asterisk_user, self.asterisk_secret
+        if url is None or user is None or secret is None:
+            return None
+        return AsteriskAccount(
+            url=url.rstrip("/"),
+            user=user,
+            secret=secret.get_secret_value(),
+            number=self.asterisk_number or "",
+            dial=self.asterisk_dial,
+            app=self.asterisk_app,
+            client=self.asterisk_client,
+            law=self.asterisk_law,
+            transfer_context=self.asterisk_transfer_context,
+            apology=self.asterisk_apology,
         )
 
     @property
@@ -436,28 +460,12 @@ class Settings(BaseSettings):
             }
             said = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
             raise ConfigurationError(f"wrong settings: {said}") from None
-        settings._check_accounts()
+        given = {name for name in accounts.NAMES if getattr(settings, name) is not None}
+        accounts.check_accounts(
+            settings.carrier, given, settings.public_url, settings.twilio_api_url
+        )
         settings._check_cluster()
         return settings
-
-    def _check_accounts(self) -> None:
-        wanted = (*_ACCOUNT, "public_url")
-        missing = [name.upper() for name in wanted if getattr(self, name) is None]
-        given = [name.upper() for name in _ACCOUNT if getattr(self, name) is not None]
-        if given and missing:
-            raise ConfigurationError(
-                f"{', '.join(given)} set, but not {', '.join(missing)}: set all of them to use "
-                "real accounts, or none of the keys to run on the embedded simulators"
-            )
-        key = [name.upper() for name in _API_KEY if getattr(self, name) is not None]
-        if len(key) == 1 or (key and not given):
-            raise ConfigurationError(
-                f"{key[0]} set, but not all that belongs to it: an API key is a SID and a secret, "
-                "and needs the account's own SID and token beside it, for webhooks are signed "
-                "with the token"
-            )
-        if given and self.public_url is not None:
-            self._check_public_url(self.public_url)
 
     def _check_cluster(self) -> None:
         """A registry is of use only with what all of its nodes share."""
@@ -472,22 +480,6 @@ class Settings(BaseSettings):
         )
         if missing:
             raise ConfigurationError(f"REGISTRY_URL needs {'; and '.join(missing)}")
-
-    def _check_public_url(self, url: str) -> None:
-        is_double = values.is_loopback(self.twilio_api_url)
-        if not is_double and not url.startswith("https://"):
-            raise ConfigurationError(
-                "PUBLIC_URL must be an https:// address that Twilio can reach: Media Streams "
-                "connect by wss:// only"
-            )
-        # Twilio's double on this machine reaches its names, but has no certificate for them.
-        if not is_double or (url.startswith("https://") and values.is_loopback(url)):
-            problem = values.unreachable(url)
-            if problem is not None:
-                raise ConfigurationError(
-                    f"PUBLIC_URL {problem}: name the https:// address of your tunnel or proxy, "
-                    "where Twilio can reach it"
-                )
 
     def _doubts(self) -> list[str]:
         """What may not work; a model of another name than Google's is at an address of its own."""

@@ -7,6 +7,7 @@ done its part, and a call is not to hold what belongs to it (a quarter of its me
 from __future__ import annotations
 
 import math
+import re
 import socket
 from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager
@@ -21,6 +22,7 @@ from codec.path import WebSocket
 from server.carrier import MediaStream
 from server.carrier.transport import QueuedTransport, WireTransport
 from server.cluster.cluster import Cluster
+from server.cluster.names import is_name
 from server.cluster.passing_on import PASSED_ON, WorkerLost, hand_over, headers_of
 from server.errors import StreamEnded
 from server.hooks.detach import detachable
@@ -41,6 +43,7 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 FORWARDED = "x-forwarded-for"
 """Where a stream comes from, as a proxy has written it: whoever relays a stream says so, too."""
+PROCESS_IN_QUERY = re.compile(rb"(?:^|&)process=([^&]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,5 +292,9 @@ def _name(scope: Mapping[str, Any], worker: int | None, cluster: Cluster) -> str
     """
     if worker is not None:
         return cluster.name_of_number(worker)
-    named: str = scope.get(NAMED, cluster.me.name)
-    return named
+    if (named := scope.get(NAMED)) is not None:
+        return cast(str, named)
+    # A carrier whose address is fixed in its own configuration can still add to the query.
+    asked = PROCESS_IN_QUERY.search(scope.get("query_string", b""))
+    name = cluster.me.name if asked is None else asked[1].decode("latin-1")
+    return name if is_name(name) else cluster.me.name

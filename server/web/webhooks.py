@@ -17,8 +17,6 @@ from quart import Quart, Response, request
 from quart_schema import hide
 from werkzeug.datastructures import MultiDict
 
-from server.agent.agent import Agent
-from server.agent.roster.agents import NewCall
 from server.carrier import (
     NOT_REACHED,
     MachineVerdict,
@@ -28,11 +26,10 @@ from server.carrier import (
     VoiceRequest,
 )
 from server.carrier.webhooks import Reply
-from server.errors import CallRefused, CarrierProtocolError, ServerError
-from server.logs import Sparing, log_stranger
+from server.errors import CarrierProtocolError, ServerError
+from server.logs import Sparing
 from server.pace import Pace
 from server.service import Service
-from server.switchboard.making import refusal_of
 from server.web.api import error_body
 from server.web.elsewhere import Elsewhere
 from server.web.http_request import target_of
@@ -260,29 +257,13 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         resumed = service.calls.resume(asked.call_sid, service.agent, is_orphan=is_orphan)
         return document(await resumed)
 
-    async def who_answers(asked: VoiceRequest) -> Agent:
-        """The agent of a call that comes in; nobody is looked up for one that gets none."""
-        calls = service.calls
-        if calls.register.get(asked.call_sid) is not None or not calls.load().accepts:
-            return service.agent
-        call = NewCall("inbound", asked.number, asked.called, asked.headers)
-        return await service.choose_agent(call)
-
     async def begin(asked: VoiceRequest) -> Any:
         generation = await elsewhere.for_named_call(asked.call_sid)
         if isinstance(generation, Response):
             return generation
         service.cluster.new_calls.take(request.scope)
-        agent = service.agent
         try:
-            agent = await who_answers(asked)
-            reply = await service.calls.answer(
-                asked.call_sid, asked.number, agent, generation=generation
-            )
-        except CallRefused as refusal:
-            service.metrics.calls_refused.labels(refusal.reason).inc()
-            log_stranger(logger.warning, "inbound call refused", reason=refusal.reason)
-            reply = refusal_of(refusal, agent)
+            reply = await service.begin_call(asked, generation=generation)
         finally:
             service.cluster.new_calls.answered()
         return document(reply)

@@ -223,7 +223,7 @@ def test_a_message_without_audio_is_handed_up_though_its_shape_need_not_have_any
 @pytest.mark.parametrize(
     "messages",
     [
-        AudioMessages(None, b"", b""),  # type: ignore[arg-type]
+        AudioMessages("", b"", b""),  # type: ignore[arg-type]
         AudioMessages(CARRIER.received, "", b""),  # type: ignore[arg-type]
         AudioMessages(CARRIER.received, b"", None),  # type: ignore[arg-type]
     ],

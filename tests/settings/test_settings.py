@@ -94,3 +94,52 @@ def test_prefixes_are_read_from_a_list_with_commas(monkeypatch):
     monkeypatch.setenv("ALLOWED_PREFIXES", "58")
     with pytest.raises(ConfigurationError, match="ALLOWED_PREFIXES"):
         Settings.load()
+
+
+ASTERISK = {
+    "carrier": "asterisk",
+    "asterisk_url": "http://10.0.0.2:8088/",
+    "asterisk_user": "offhook",
+    "asterisk_secret": "s",
+    "gemini_api_key": "g",
+}
+
+
+def test_an_asterisk_needs_no_public_address():
+    account = Settings.load(**ASTERISK).account
+
+    assert account is not None
+    assert account.carrier.url == "http://10.0.0.2:8088"
+    assert account.carrier.dial == "PJSIP/{number}@trunk"
+    assert account.public_url == "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize("name", [name for name in ASTERISK if name != "carrier"])
+def test_a_half_set_asterisk_names_what_is_missing(name):
+    with pytest.raises(ConfigurationError, match=name.upper()):
+        Settings.load(**{k: v for k, v in ASTERISK.items() if k != name})
+
+
+@pytest.mark.parametrize(
+    "given", [ACCOUNT | {"asterisk_user": "offhook"}, ASTERISK | {"twilio_auth_token": "t"}]
+)
+def test_two_carriers_are_never_mixed(given):
+    with pytest.raises(ConfigurationError, match="but CARRIER is"):
+        Settings.load(**given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("asterisk_dial", "PJSIP/trunk"),
+        ("asterisk_dial", "PJSIP/{number}/{other}@trunk"),
+        ("asterisk_dial", "{number} & rm"),
+        ("asterisk_app", "two words"),
+        ("asterisk_apology", "sound:../../etc/passwd"),
+        ("asterisk_apology", "http://elsewhere/x.wav"),
+        ("asterisk_url", "ftp://pbx"),
+    ],
+)
+def test_what_asterisk_would_not_understand_is_refused(name, value):
+    with pytest.raises(ConfigurationError, match=name.upper()):
+        Settings.load(**ASTERISK | {name: value})

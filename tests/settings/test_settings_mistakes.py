@@ -98,7 +98,7 @@ def test_a_word_of_a_choice_is_known_in_any_case_and_another_one_refused(name):
 
     for word in words:
         for written in (word.upper(), word.lower(), f" {word} "):
-            assert getattr(Settings.load(_env_file=None, **{name: written}), name) == word
+            assert getattr(Settings(_env_file=None, **{name: written}), name) == word
     told = refusal(**{name: "perhaps"})
     assert all(word in told for word in words)
 
@@ -199,8 +199,8 @@ def test_an_api_key_belongs_to_the_account():
     account = Settings.load(_env_file=None, **ACCOUNT | key).account
 
     assert account is not None
-    assert account.twilio_api_key == ("SK" + SID[2:], "the-secret")
-    assert account.twilio_account_sid == SID
+    assert account.carrier.api_key == ("SK" + SID[2:], "the-secret")
+    assert account.carrier.account_sid == SID
 
 
 # ------------------------------------------------------------------------------------------

@@ -68,8 +68,8 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(**overrides) -> AsyncGenerator[Server]:
-    listener = listen("127.0.0.1", 0)
+async def serving(*, on_port: int = 0, **overrides) -> AsyncGenerator[Server]:
+    listener = listen("127.0.0.1", on_port)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     account = dict.fromkeys(
         ("twilio_account_sid", "twilio_auth_token", "twilio_phone_number", "gemini_api_key")

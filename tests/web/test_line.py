@@ -6,7 +6,9 @@ import pytest
 import trio
 
 from server.carrier import CallStatus
+from server.cluster.cluster import Cluster
 from server.simulators.twilio import FAULTS
+from server.web import media_door
 from tests.support.serving import CALL_SID, Server, serving
 from tests.web.test_webhooks import FORMS, post
 
@@ -157,3 +159,22 @@ async def test_a_resume_of_a_call_that_talks_is_over_or_is_nobodys_gets_no_strea
         assert answer.status_code == 200
         assert "<Hangup />" in answer.text
         assert "Stream" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        (b"process=3", "3"),
+        (b"a=b&process=node.2", "node.2"),
+        (b"", None),
+        (b"process=../x", None),
+        (b"process=\xff", None),
+    ],
+)
+def test_a_carrier_of_one_address_names_the_process_in_its_query(query, name):
+    cluster = Cluster()
+    scope = {"path": "/stream", "query_string": query}
+
+    named = media_door._name(scope, None, cluster)
+
+    assert named == (cluster.me.name if name is None else name)

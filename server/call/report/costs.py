@@ -65,10 +65,12 @@ class Prices:
         carrier_minute_usd: The operator's own price of a minute, media stream included; None for
             the table's.
         own_number: E.164; an inbound minute's price depends on it.
+        has_table: Whether the table is this carrier's.
     """
 
     carrier_minute_usd: float | None = None
     own_number: str = ""
+    has_table: bool = True
 
     def of_model(self, name: str) -> ModelPrice | None:
         """The price of a model by its name, ``models/`` and other prefixes allowed."""
@@ -80,6 +82,8 @@ class Prices:
         """The carrier's price of a minute with this number."""
         if self.carrier_minute_usd is not None:
             return self.carrier_minute_usd
+        if not self.has_table:
+            return None
         table, priced = (
             (OUTBOUND_MINUTE_USD, number)
             if direction == "outbound"
