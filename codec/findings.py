@@ -12,6 +12,8 @@ class SpeechStarted:
 
     at: float
     """When the first frame of it was spoken, on the clock given to ``hear``."""
+    certain: bool = False
+    """Whether that is speech: a detector alone takes the noise of a room for it, too."""
 
 
 @dataclass(frozen=True, slots=True)

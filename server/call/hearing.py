@@ -283,8 +283,8 @@ class Hearing:
     def _caller_found(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
         c, replies = self._conversation, self._conversation.notes.replies
         match found:
-            case SpeechStarted():
-                c.turns.caller_started(now)
+            case SpeechStarted(certain=certain):
+                c.turns.caller_started(now, certain=certain)
                 replies.caller_started()
             case SpeechEnded(at=at, speech_s=speech_s):
                 agent_until = c.playout.audible_until(now)
