@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import webrtcvad
+from prometheus_client import CollectorRegistry
 from rich.table import Table
 
 from benchmarks import listening, plots, rooms
@@ -18,6 +19,9 @@ from codec.ear import SpeechEnded, SpeechStarted, Stop
 from server.dialogue.ear import BargeInMode, Ear, Found
 from server.dialogue.opening import Opening
 from server.dialogue.playout import Playout
+from server.metrics import VoiceMetrics
+from server.voice.judge import MAX_CALLS, Judge
+from server.voice.silero import Silero, is_installed
 
 LEVELS_DB = (None, 20.0, 15.0, 10.0)
 """How far the room is under the caller; None for a quiet line."""
@@ -152,18 +156,45 @@ def _level(snr_db: float | None) -> str:
 
 
 def _ears() -> dict[str, MakeEar]:
+    judged = {"offhook[ear]": partial(_judged, Silero(MAX_CALLS))} if is_installed() else {}
     return {
         "offhook": _ours,
+        **judged,
         "WebRTC 2": partial(_webrtc, 2),
         "WebRTC 3": partial(_webrtc, 3),
     }
 
 
 def _ours(agent_heard: bool) -> listening.Hear:
-    ear = Ear(Playout(remember=True), Opening(greets=False), mode=BargeInMode.BOTH)
+    ear = _ear(agent_heard, None)
+    return lambda frame, at: ear.hear(frame, at).found
+
+
+def _judged(model: Silero, agent_heard: bool) -> listening.Hear:
+    """Judged as soon as a frame is there: the time that takes in a server comes on top."""
+    now = 0.0
+    judge = Judge(model, VoiceMetrics(CollectorRegistry()), now=lambda: now)
+    ear = _ear(agent_heard, judge)
+    later: list[Found] = []
+    ear.on_found = later.extend
+
+    def hear(frame: bytes, at: float) -> list[Found]:
+        nonlocal now
+        now = at
+        later.clear()
+        at_once = ear.hear(frame, at).found
+        judge.judge_now()
+        return [*at_once, *later]
+
+    return hear
+
+
+def _ear(agent_heard: bool, voices: Judge | None) -> Ear:
+    playout, opening = Playout(remember=True), Opening(greets=False)
+    ear = Ear(playout, opening, mode=BargeInMode.BOTH, voices=voices)
     ear.judge.played.open = True
     ear.judge.played.marks_out = int(agent_heard)
-    return lambda frame, at: ear.hear(frame, at).found
+    return ear
 
 
 def _webrtc(aggressiveness: int, agent_heard: bool) -> listening.Hear:

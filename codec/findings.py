@@ -35,6 +35,13 @@ class EchoFound:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """Somebody may speak: it is worth asking a better judge than a detector."""
+
+    at: float
+
+
 class Stop(Enum):
     """What the agent has to do about a sound from the caller."""
 

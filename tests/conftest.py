@@ -13,6 +13,8 @@ from server.simulators.clock import PatientClock
 
 # No test leaves a database where it is run: those that want a file name one.
 os.environ.setdefault("DATABASE_URL", "sqlite://")
+# Nor does what a test finds depend on whether there is a model of voices on this machine.
+os.environ.setdefault("VOICE_JUDGE", "off")
 
 _OPENING = frozenset({"socket.bind", "socket.connect"})
 _opened: list[str] = []

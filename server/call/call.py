@@ -62,6 +62,7 @@ from server.model import Model
 from server.records.recording import Recordings
 from server.records.words import CallRecord
 from server.refusal import Kind
+from server.voice.judge import Judge
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -87,6 +88,7 @@ class Call:
         options: Settings.
         prices: What its cost is estimated with.
         lateness: How late agent audio has come to all calls of the process.
+        voices: Tells voices from noise for all calls of the process; None where nobody does.
         recordings: Records it; None for a call that is not recorded.
         metadata: The API client's own labels, handed back in the record.
         ownership: What makes it this process's call, where others could have it.
@@ -118,6 +120,7 @@ class Call:
         options: CallOptions,
         prices: Prices | None = None,
         lateness: Lateness | None = None,
+        voices: Judge | None = None,
         recordings: Recordings | None = None,
         metadata: Mapping[str, str] | None = None,
         ownership: Ownership | None = None,
@@ -130,6 +133,7 @@ class Call:
             options=options,
             notes=Notes(costs, metrics),
             lateness=lateness,
+            voices=voices,
         )
         self.progress = Progress()
         self.accepted = trio.Event()
@@ -461,6 +465,8 @@ class Call:
             with self._guarded("recording"):
                 if self._recordings is not None:
                     c.passing.end_recording(self._recordings, now + missed_s())
+            with self._guarded("ear"):
+                c.ear.close()
             with self._guarded("costs"):
                 self.report.count_costs(now)
             with self._guarded("metrics"):

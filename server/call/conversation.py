@@ -28,6 +28,7 @@ from server.dialogue.turns import Turns
 from server.metrics import Metrics
 from server.model import PastTurn, Session
 from server.signal import Signal
+from server.voice.judge import Judge
 
 
 class Stage(Enum):
@@ -159,6 +160,7 @@ class Conversation:
         options: CallOptions,
         notes: Notes,
         lateness: Lateness | None = None,
+        voices: Judge | None = None,
     ) -> None:
         self.party = party
         self.carrier = carrier
@@ -199,6 +201,7 @@ class Conversation:
             mode=options.barge_in,
             end_silence_s=options.speech_end_s,
             confirm_s=options.barge_in_confirm_s,
+            voices=voices,
         )
         self.passing = Passing(self.playout, self.turns, self.ear, notes)
         self.session: Session

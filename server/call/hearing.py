@@ -28,6 +28,7 @@ from server.carrier import (
     StreamStopped,
 )
 from server.carrier.keypad import PressedKeys
+from server.dialogue.ear import Found
 from server.dialogue.endings import EndReason
 from server.dialogue.playout import HeardTurn
 from server.dialogue.remedies import Awaited
@@ -61,6 +62,7 @@ class Hearing:
         self._machine = machine
         self._keys = PressedKeys(conversation.options.dtmf_pause_s)
         conversation.passing.on_caller = self._take_passed
+        conversation.ear.on_found = self._take_judged
 
     async def run(self) -> None:
         """Hear every line of the call, until one ends that is the end of the call."""
@@ -262,6 +264,16 @@ class Hearing:
             c.session.note_passed()
             is_open = c.opening.is_over and (self._machine is None or self._machine.is_over)
             path.caller_passes = is_open
+            c.ear.follow_opening()
+
+    def _take_judged(self, found: tuple[Found, ...]) -> None:
+        """Something was found in audio that has gone by meanwhile: nothing in here waits."""
+        c, line = self._conversation, self._conversation.line
+        if line is None or c.end_reason is not None:
+            return
+        with _own_trouble(line):
+            c.passing.collect()
+            self._take_found(found, trio.current_time())
             c.ear.follow_opening()
 
     def _pass_on(self, payload: bytes, received_at: float) -> None:

@@ -18,6 +18,8 @@ BELIEVED_S = 12.0
 class Belief:
     """Whether what a detector takes for the caller's speech still counts as that."""
 
+    is_certain: bool = False
+    """Whether what has begun is speech, and not perhaps noise."""
     _sign_at: float = -NEVER
     _is_over: bool = False
 
@@ -33,7 +35,11 @@ class Belief:
         """What goes on counts as silence from now on."""
         self._is_over = True
 
-    def begin(self) -> bool:
-        """Speech has begun or ended: says whether it had been given up before."""
+    def begin(self, *, certain: bool) -> None:
+        """Speech has begun."""
+        self._is_over, self.is_certain = False, certain
+
+    def ended(self) -> bool:
+        """Speech has ended; says whether it had been given up before."""
         was_over, self._is_over = self._is_over, False
         return was_over

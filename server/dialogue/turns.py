@@ -162,24 +162,25 @@ class Turns:
         self._aided = False
 
     def caller_started(self, now: float, *, certain: bool = True) -> None:
-        """The caller has begun to speak: what they were owed is settled by what they say now.
+        """The caller has begun to speak: what they are owed waits until they have ended.
 
         Args:
             now: The time.
-            certain: Whether that was speech, and no noise; only then is anything settled.
+            certain: Whether that is speech, and not perhaps noise.
         """
         self.caller_speaking = True
-        self._belief.begin()
         self._prompts = 0
+        self._belief.begin(certain=certain)
         if certain or self._awaited is None:
             self._belief.sign(now)
-        if certain and self._awaited is not Awaited.GREETING and now >= self._working_until:
-            self._settle()
 
     def caller_ended(
         self, ended_at: float, now: float, *, speech_s: float, agent_until: float
     ) -> None:
-        """The caller's turn is over.
+        """The caller's turn is over: what they were owed is settled by it, and an answer is owed.
+
+        What is too short to be answered settles nothing, and what is not certainly speech puts off
+        what is owed no longer than it is believed: the noises of a room would do so for ever.
 
         Args:
             ended_at: When they stopped.
@@ -189,7 +190,7 @@ class Turns:
         """
         self.caller_speaking = False
         self._quiet_since = now
-        if self._belief.begin():
+        if self._belief.ended():
             return  # it was counted as over long ago
         if not self._turn.over and self._turn.began_at >= ended_at:
             return  # the model was certain of it sooner, and answers already
@@ -199,11 +200,9 @@ class Turns:
         if self._awaited is Awaited.GREETING:
             return
         asked_at = max(now, agent_until) if over_agent else now
-        if self._awaited is None:
+        if self._awaited is None or self._belief.is_certain:
             self.ask(Awaited.ANSWER, asked_at)
             return
-        # It was not certainly speech, or nothing would be owed: that waits no longer than speech
-        # is believed, or the noises of a room would put it off for ever.
         latest = max(self._deadline, self._belief.until())
         self._awaited, self._fault = Awaited.ANSWER, None
         self._deadline = min(max(self._deadline, asked_at + self._timeout_s), latest)
@@ -395,7 +394,8 @@ class Turns:
             self.caller_speaking = False
             self._belief.end()
             self._quiet_since = now
-            if self._awaited is None and not self.tools_open:
+            is_settled = self._belief.is_certain and self._awaited is not Awaited.GREETING
+            if (self._awaited is None or is_settled) and not self.tools_open:
                 self.ask(Awaited.ANSWER, now)
         if self._fault is None:
             self._fault = self._find_fault(now, agent_until)

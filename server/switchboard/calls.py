@@ -58,6 +58,7 @@ from server.switchboard.model_trial import ModelTrial
 from server.switchboard.register import Register
 from server.switchboard.strangers import Strangers
 from server.switchboard.tickets import Tickets
+from server.voice.judge import Judge
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -93,10 +94,9 @@ class Calls:
         is_current: Says whether a call is still ours, by its name and generation, as
             :meth:`server.cluster.registry.Registry.is_current` does; None where nobody else could
             have it.
-        keep: Given what another process needs to go on with a call, as
-            :meth:`server.cluster.registry.Registry.keep` is; None if nobody wants it.
-        callback_wait_s: How long the carrier may say nothing about a call that it has placed until
-            it is asked; infinite for as long as it likes.
+        keep: What :meth:`server.cluster.registry.Registry.keep` is; None if nobody wants it.
+        voices: Tells voices from noise; None where nobody does.
+        callback_wait_s: How long the carrier may say nothing of a call before it is asked.
     """
 
     def __init__(
@@ -119,6 +119,7 @@ class Calls:
         callback_wait_s: float = 10.0,
         is_current: Callable[[str, int], Awaitable[bool]] | None = None,
         keep: Callable[[str, int, bytes], None] | None = None,
+        voices: Judge | None = None,
     ) -> None:
         self.carrier = carrier
         self.model = model
@@ -127,7 +128,7 @@ class Calls:
         self._drained: trio.Event | None = None
         self._options = options
         self.admission = admission or Admission(Limits(), metrics)
-        self._new = NewCalls(model, metrics, options, prices, recordings, is_current, keep)
+        self._new = NewCalls(model, metrics, options, prices, recordings, is_current, keep, voices)
         for direction in ("inbound", "outbound"):
             for reason in EndReason:
                 # From the start, so that the first one is seen as an increase and not as news.

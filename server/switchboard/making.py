@@ -22,6 +22,7 @@ from server.metrics import Metrics
 from server.model import Model
 from server.records.recording import Recordings
 from server.switchboard.capacity import SetUp
+from server.voice.judge import Judge
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -38,6 +39,7 @@ class NewCalls:
         recordings: Records them; None for none.
         is_current: Says whether a call is still ours; None where nobody else could have it.
         keep: Given what another process needs to go on with a call; None if nobody wants it.
+        voices: Tells voices from noise; None where nobody does.
     """
 
     model: Model
@@ -47,6 +49,7 @@ class NewCalls:
     recordings: Recordings | None = None
     is_current: Callable[[str, int], Awaitable[bool]] | None = None
     keep: Callable[[str, int, bytes], None] | None = None
+    voices: Judge | None = None
     _lateness: Lateness = field(default_factory=Lateness)
 
     def make(
@@ -77,6 +80,7 @@ class NewCalls:
             options=options,
             prices=self.prices,
             lateness=self._lateness,
+            voices=self.voices,
             recordings=self.recordings,
             metadata=metadata,
             ownership=Ownership(generation, client, self.is_current, self.keep),

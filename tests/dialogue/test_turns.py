@@ -366,13 +366,35 @@ def test_a_caller_who_speaks_on_is_believed_as_long_as_anything_tells_of_it(sign
     assert conversation.turns.caller_speaking
 
 
-def test_certain_speech_settles_what_is_owed_and_is_not_believed_for_ever_either():
+def test_certain_speech_is_not_believed_for_ever_either():
     conversation = talk()
     conversation.caller_says()
     conversation.turns.caller_started(2.0, certain=True)
 
     assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
     assert conversation.now == 2.0 + BELIEVED_S + PATIENCE.reply_timeout_s
+
+
+def test_a_sound_that_is_too_short_for_a_word_settles_nothing():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turns.caller_started(1.5, certain=True)
+    conversation.now = 1.6
+    conversation.turns.caller_ended(1.6, 1.6, speech_s=0.1, agent_until=0.0)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == 7.0
+
+
+def test_certain_speech_begins_the_wait_for_an_answer_anew():
+    conversation = talk()
+    for _ in range(4):
+        conversation.caller_says(5.0)
+        assert conversation.decide() is None
+        conversation.now += 0.6
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == pytest.approx(4 * 5.6 - 0.6 + PATIENCE.reply_timeout_s)
 
 
 def test_the_end_of_speech_that_is_not_believed_any_more_begins_no_new_wait():
