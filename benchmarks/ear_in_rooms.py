@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,6 +30,9 @@ ALONE_DB = (15.0, 5.0)
 BEHIND = ("city", "office", "forest", "traffic", "car")
 """Rooms behind somebody who speaks, one after the other."""
 COUGHS = 60
+CALLS = (1, 100, 400)
+COSTED_S = 10.0
+"""Of each call, for what it costs."""
 
 
 def run(options: Options) -> dict[str, object]:
@@ -42,10 +46,12 @@ def run(options: Options) -> dict[str, object]:
     figures = {name: _figures(make, material) for name, make in _ears().items()}
     for print_table in (_print_alarms, _print_onsets, _print_ends, _print_watchdog):
         print_table(options, figures)
+    costs = _costs_ms(material)
+    _print_costs(options, costs)
     if options.plots is not None and plots.have_matplotlib():
         _plot(options, figures)
     plain: dict[str, object] = json.loads(json.dumps({n: asdict(f) for n, f in figures.items()}))
-    return plain
+    return plain | {"cost_ms": costs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +162,7 @@ def _level(snr_db: float | None) -> str:
 
 
 def _ears() -> dict[str, MakeEar]:
-    judged = {"offhook[ear]": partial(_judged, Silero(MAX_CALLS))} if is_installed() else {}
+    judged = {"offhook, judged": partial(_judged, Silero(MAX_CALLS))} if is_installed() else {}
     return {
         "offhook": _ours,
         **judged,
@@ -218,7 +224,56 @@ def _webrtc(aggressiveness: int, agent_heard: bool) -> listening.Hear:
     return hear
 
 
+# ---- What it costs ----
+
+
+def _costs_ms(material: _Material) -> dict[str, dict[int, float]]:
+    """Processor time a call and second: of the ear, and of the judge with it, of so many calls.
+
+    Calls come from all rooms, half of the agents speak, and all frames of 20 ms come at once: the
+    judge is asked once for all of them. What a thread costs comes on top.
+    """
+    rooms_alone = [material.alone[name, 15.0] for name in rooms.NOISES if _is_there(name)]
+    quiet = [rooms.room_alone("white", COSTED_S, 40.0)]
+    model = Silero(MAX_CALLS) if is_installed() else None
+    found: dict[str, dict[int, float]] = {}
+    for lines, payloads in (("quiet lines", quiet), ("rooms", rooms_alone)):
+        for ear, chosen in (("offhook", None), ("offhook, judged", model)):
+            if chosen is not None or ear == "offhook":
+                costs = {calls: _cost_ms(chosen, payloads, calls) for calls in CALLS}
+                found[f"{ear}, {lines}"] = costs
+    return found
+
+
+def _cost_ms(model: Silero | None, payloads: list[bytes], calls: int) -> float:
+    now = 0.0
+    judge = None
+    if model is not None:
+        judge = Judge(model, VoiceMetrics(CollectorRegistry()), now=lambda: now)
+        judge.judge_now()
+    ears = [_ear(bool(number % 2), judge) for number in range(calls)]
+    cut = [rooms.frames(payload) for payload in payloads]
+    count = round(COSTED_S / listening.FRAME_S)
+    began = time.process_time()
+    for number in range(count):
+        now += listening.FRAME_S
+        for which, ear in enumerate(ears):
+            frames = cut[which % len(cut)]
+            ear.hear(frames[(number + 37 * which) % len(frames)], now)
+        if judge is not None:
+            judge.judge_now()
+    return 1_000 * (time.process_time() - began) / calls / COSTED_S
+
+
 # ---- Tables ----
+
+
+def _print_costs(options: Options, costs: Mapping[str, Mapping[int, float]]) -> None:
+    columns = [f"{calls} calls" for calls in CALLS]
+    table = Table("ear", *columns, title="Processor time, milliseconds a call and second")
+    for ear, each in costs.items():
+        table.add_row(ear, *(f"{each[calls]:.2f}" for calls in CALLS))
+    options.console.print(table)
 
 
 def _print_alarms(options: Options, figures: Mapping[str, _Figures]) -> None:

@@ -614,7 +614,7 @@ cdef enum:
     SUSPECT_FRAMES = 2
 
 # How long after the last such frame the judge goes on.
-cdef double SUSPECT_S = 1.0
+cdef double SUSPECT_S = 0.5
 # Four decibels above the floor: a caller who is no louder than that is not understood either.
 cdef double ABOVE_FLOOR = 11.0
 # The floor follows what is quieter within some frames, and what is louder by 6 dB in five seconds.

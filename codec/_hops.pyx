@@ -35,15 +35,19 @@ cdef class Hops:
 
     def __cinit__(self, Ear ear not None):
         self._ear = ear
+        self._decoder = MulawDecoder(16_000)
+        memset(self._context, 0, sizeof(self._context))
         self.begin()
 
     def begin(self):
-        """Go back as far as the ear remembers; the last hop ends with the newest sample."""
+        """Go back to what was taken last, or as far as the ear remembers.
+
+        The last hop will end with the newest sample.
+        """
         cdef int64_t kept = self._ear._suspicion.kept
-        self._decoder = MulawDecoder(16_000)
-        self._taken = kept - min(kept, <int64_t>RING) // HOP * HOP
+        cdef int64_t missing = min(kept - self._taken, <int64_t>RING)
+        self._taken = kept - missing // HOP * HOP
         self.at = self._ear._suspicion.kept_at
-        memset(self._context, 0, sizeof(self._context))
 
     @property
     def behind_s(self):

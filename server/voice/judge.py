@@ -122,7 +122,7 @@ class Judge:
         self._in_thread = in_thread
         self.is_running = False
         self._watched: dict[Ear, _Watched] = {}
-        self._places: dict[Ear, int] = {}
+        self._places: dict[Ear, tuple[int, Hops]] = {}
         self._free = list(range(MAX_CALLS))
         self._freed: list[int] = []  # may be asked about just now
         self._without: list[tuple[float, Judged]] = []
@@ -135,13 +135,15 @@ class Judge:
         now = self._now()
         if self.is_running and ear not in self._places and self._free:
             # It is kept: a model that remembers the room, however long ago, is fooled less often.
-            place = self._places[ear] = self._free.pop()
+            place = self._free.pop()
+            self._places[ear] = place, Hops(ear)
             self._model.forget(place)
         if not self.is_running or ear not in self._places:
             self._give_up(judged, now)
             return
-        hops = Hops(ear)
-        self._watched[ear] = _Watched(judged, ear, hops, self._places[ear], now, hops.at, now)
+        place, hops = self._places[ear]
+        hops.begin()
+        self._watched[ear] = _Watched(judged, ear, hops, place, now, hops.at, now)
         self._metrics.suspicions.inc()
         self._news.set()
 
@@ -149,7 +151,8 @@ class Judge:
         """The call is over: its place is another's."""
         self._watched.pop(ear, None)
         self._without = [(at, other) for at, other in self._without if other is not judged]
-        if (place := self._places.pop(ear, None)) is not None:
+        if ear in self._places:
+            place, _ = self._places.pop(ear)
             self._freed.append(place)
 
     async def run(self) -> None:
