@@ -615,8 +615,8 @@ cdef enum:
 
 # How long after the last such frame the judge goes on.
 cdef double SUSPECT_S = 0.5
-# Four decibels above the floor: a caller who is no louder than that is not understood either.
-cdef double ABOVE_FLOOR = 11.0
+# Six decibels above the floor: four found no more words, and asked half as often again.
+cdef double ABOVE_FLOOR = 16.0
 # The floor follows what is quieter within some frames, and what is louder by 6 dB in five seconds.
 cdef double FLOOR_FALLS = 0.1
 cdef double FLOOR_RISES = 0.064
