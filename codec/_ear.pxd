@@ -20,6 +20,8 @@ cdef enum:
     # and a room goes on sounding for 100 ms.
     TAIL_FRAMES = 5
     LEVELS = WINDOW_FRAMES + MAX_DELAY_FRAMES + TAIL_FRAMES + 1
+    # What a judge is given of what came before a suspicion: ten of its hops of 32 ms.
+    RING = 16 * FRAME
 
 
 cdef class Played:
@@ -86,17 +88,28 @@ cdef struct BargeIn:
     bint holding
 
 
+cdef struct Suspicion:
+    uint8_t ring[RING]
+    int64_t kept  # bytes that have ever been in the ring
+    double kept_at  # when the last of them was heard
+    double floor  # loudness of the room
+    int in_a_row
+    double until
+
+
 cdef class Ear:
     cdef readonly Played played
     cdef readonly bint barge_in
     cdef public bint judges_barge_in
     cdef public double judges_after
+    cdef public bint judged
     cdef readonly double heard_at
     cdef readonly int64_t echo_frames
     cdef object _detector
     cdef Speech _speech
     cdef Echo _echo
     cdef BargeIn _barge_in
+    cdef Suspicion _suspicion
     cdef double _last_speech_at
     cdef uint8_t _partial[FRAME]
     cdef size_t _partial_bytes

@@ -17,7 +17,7 @@ from libc.string cimport memcpy, memmove, memset
 from codec._buffer cimport Buffer, append, clear, consume, head, held, release
 
 from codec import decode_mulaw
-from codec.findings import EchoFound, SpeechEnded, SpeechStarted, Stop
+from codec.findings import EchoFound, SpeechEnded, SpeechStarted, Stop, Suspected
 
 cdef enum:
     SILENCE = 0xFF  # mu-law's positive zero
@@ -604,6 +604,51 @@ cdef void settle(BargeIn* barge_in) noexcept nogil:
     barge_in.false_alarms = 0
 
 
+# -- suspicion -------------------------------------------------------------------------------
+#
+# Where somebody else judges what is speech (a model that costs too much to be asked about every
+# frame), the detector only says when it is worth asking: two frames in a row that are speech to it
+# and louder than the room usually is.
+
+cdef enum:
+    SUSPECT_FRAMES = 2
+
+# How long after the last such frame the judge goes on.
+cdef double SUSPECT_S = 0.5
+# Six decibels above the floor: four found no more words, and asked half as often again.
+cdef double ABOVE_FLOOR = 16.0
+# The floor follows what is quieter within some frames, and what is louder by 6 dB in five seconds.
+cdef double FLOOR_FALLS = 0.1
+cdef double FLOOR_RISES = 0.064
+
+
+cdef bint suspect(
+    Suspicion* suspicion, const uint8_t* frame, double level, double at, bint speech, bint is_echo
+) noexcept nogil:
+    """Take a frame, and keep it for the judge; True when a suspicion begins with it."""
+    cdef uint8_t* to = suspicion.ring + suspicion.kept % RING
+    cdef bint is_new
+    if is_echo:
+        memset(to, SILENCE, FRAME)
+    else:
+        memcpy(to, frame, FRAME)
+    suspicion.kept += FRAME
+    suspicion.kept_at = at
+    if level < suspicion.floor:
+        suspicion.floor += FLOOR_FALLS * (level - suspicion.floor)
+    else:
+        suspicion.floor += FLOOR_RISES
+    if not speech or level < suspicion.floor + ABOVE_FLOOR:
+        suspicion.in_a_row = 0
+        return False
+    suspicion.in_a_row += 1
+    if suspicion.in_a_row < SUSPECT_FRAMES:
+        return False
+    is_new = at >= suspicion.until
+    suspicion.until = at + SUSPECT_S
+    return is_new
+
+
 # -- the ear ---------------------------------------------------------------------------------
 
 # A network that is later than this has lost something.
@@ -616,6 +661,7 @@ cdef enum:
     SPEECH_STARTED
     SPEECH_ENDED
     ECHO_FOUND
+    SUSPECTED
     STOP  # and the StopEvent
 
 
@@ -647,6 +693,9 @@ cdef class Ear:
     Attributes:
         judges_barge_in: Whether interruptions are judged just now; yes to begin with.
         judges_after: Speech that begins after this time has them judged from then on.
+        judged: Whether somebody else finds speech and interruptions, by :class:`codec.hops.Hops`:
+            only echoes are found here then, and when to ask. Not to be changed but by
+            :meth:`rely_on_judge` and :meth:`rely_on_detector`.
         heard_at: When the last audio came, or would have on a network without jitter.
         echo_frames: How many frames were no more than an echo.
 
@@ -674,6 +723,8 @@ cdef class Ear:
         self._echo.delay = self._echo.candidate = -1
         self._barge_in.confirm_frames = max(1, _frames(confirm_s))
         self._barge_in.agree_frames = _frames(agree_s)
+        self._suspicion.floor = LOUD_FROM
+        self._suspicion.until = -INFINITY
 
     def __dealloc__(self):
         release(&self._found)
@@ -752,6 +803,10 @@ cdef class Ear:
         if self.barge_in:
             self._hear_echo(level, at, &is_echo)
             speech = speech and not is_echo
+        if self.judged:
+            if suspect(&self._suspicion, frame, level, at, speech, is_echo):
+                self._note(SUSPECTED, at, at, 0)
+            return is_echo
         if speech:
             self._last_speech_at = at
         event = hear_speech(&self._speech, speech, at, &frames)
@@ -824,6 +879,8 @@ cdef class Ear:
                 found.append(SpeechEnded(event.at, speech_s, event.known_at))
             elif event.kind == ECHO_FOUND:
                 found.append(EchoFound(event.at))
+            elif event.kind == SUSPECTED:
+                found.append(Suspected(event.at))
             else:
                 found.append(_STOPS[event.kind - STOP])
             event += 1
@@ -847,6 +904,48 @@ cdef class Ear:
     def agent_cut(self):
         """Somebody else has cut the agent: it was an interruption; nothing is held any more."""
         settle(&self._barge_in)
+
+    def rely_on_judge(self):
+        """Leave speech and interruptions to somebody else; False while there are any.
+
+        Nothing changes in the middle of a word.
+        """
+        if self._speech.speaking or self._barge_in.holding:
+            return False
+        self.judged = True
+        self._speech.in_a_row = self._speech.frames = self._barge_in.in_a_row = 0
+        self._suspicion.until = -INFINITY
+        return True
+
+    def rely_on_detector(self, *, bint speaking, bint holding):
+        """Find speech and interruptions by the detector alone.
+
+        Args:
+            speaking: Whether the caller is in the middle of a turn.
+            holding: Whether the agent is held just now.
+        """
+        self.judged = False
+        self._speech.speaking = speaking
+        self._speech.last_at = self._suspicion.kept_at
+        self._speech.in_a_row = self._speech.frames = self._speech.silent_frames = 0
+        self._barge_in.holding = holding
+        self._barge_in.in_a_row = self._barge_in.frames = 0
+        self._barge_in.vowels = self._barge_in.silence = 0
+
+    @property
+    def suspicious_s(self):
+        """For how long without a pause there has been something suspicious."""
+        return self._suspicion.in_a_row * FRAME_SECONDS
+
+    @property
+    def room_loudness(self):
+        """How loud the line is when nobody speaks, as :func:`loudness` says; where it is judged."""
+        return self._suspicion.floor
+
+    @property
+    def suspects_until(self):
+        """Until when the judge is to go on, if nothing else suspicious comes."""
+        return self._suspicion.until
 
 
 _process = _webrtcvad.process

@@ -17,7 +17,7 @@ code has to be expanded for it.
 """
 
 from codec._ear import FRAME_BYTES, FRAME_S, LINE_RATE_HZ, LOUD, Ear, Played, loudness
-from codec.findings import EchoFound, SpeechEnded, SpeechStarted, Stop
+from codec.findings import EchoFound, SpeechEnded, SpeechStarted, Stop, Suspected
 
 __all__ = [
     "FRAME_BYTES",
@@ -30,5 +30,6 @@ __all__ = [
     "SpeechEnded",
     "SpeechStarted",
     "Stop",
+    "Suspected",
     "loudness",
 ]

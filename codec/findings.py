@@ -12,6 +12,8 @@ class SpeechStarted:
 
     at: float
     """When the first frame of it was spoken, on the clock given to ``hear``."""
+    certain: bool = False
+    """Whether that is speech: a detector alone takes the noise of a room for it, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,13 @@ class SpeechEnded:
 @dataclass(frozen=True, slots=True)
 class EchoFound:
     """What has been heard up to now was the agent, come back."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """Somebody may speak: it is worth asking a better judge than a detector."""
 
     at: float
 

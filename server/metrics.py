@@ -203,6 +203,29 @@ class RegistryMetrics:
             self.changes.labels(event)
 
 
+class VoiceMetrics:
+    """How voices are told from noise."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.available = Gauge(
+            "offhook_voice_judge_available",
+            "Whether voices are told from noise by a model (1), or by a detector alone (0).",
+            registry=registry,
+        )
+        self.suspicions = Counter(
+            "offhook_voice_suspicions", "Times that a caller's audio was worth asking about.",
+            registry=registry,
+        )  # fmt: skip
+        self.hops = Counter(
+            "offhook_voice_hops", "Stretches of 32 ms that were judged.", registry=registry
+        )
+        self.late = Counter(
+            "offhook_voice_late",
+            "Times that a call had to do with a detector alone, as judging took too long.",
+            registry=registry,
+        )
+
+
 class CapacityMetrics:
     """What the process has room and time for."""
 

@@ -37,7 +37,7 @@ from server.errors import CallRefused
 from server.hooks.trio_clock import pausing_clock, tell_of_pauses
 from server.logs import log_stranger
 from server.media import plane
-from server.metrics import Metrics, RegistryMetrics
+from server.metrics import Metrics, RegistryMetrics, VoiceMetrics
 from server.records.recording import Recordings, check_directory
 from server.records.store import Records
 from server.records.traces import open_traces
@@ -50,6 +50,8 @@ from server.switchboard.destinations import Destinations
 from server.switchboard.making import refusal_of
 from server.switchboard.rescue import Rescue
 from server.switchboard.strangers import Strangers
+from server.voice.judge import MAX_CALLS, Judge
+from server.voice.silero import Silero, is_installed
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -126,8 +128,17 @@ class Service:
                 metrics=self.metrics,
                 retention_days=settings.retention_days or None,
             )
+        self._voices = self._open_voices()
         self._stopping = False
         self._has_waited = False
+
+    def _open_voices(self) -> Judge | None:
+        """What tells voices from noise; None where a detector alone has to."""
+        metrics = VoiceMetrics(self.metrics.registry)
+        if self.settings.voice_judge == "off" or not is_installed():
+            return None
+        metrics.available.set(1)
+        return Judge(Silero(MAX_CALLS), metrics)
 
     def _open_cluster(self, settings: Settings) -> Cluster:
         if settings.registry_url is None:
@@ -313,6 +324,8 @@ class Service:
             read_again = partial(self.roster.run, watches=watches)
             helpers.start_soon(keep_going, "agents", without_start(read_again))
             helpers.start_soon(keep_going, "model tries", without_start(calls.model_trial.run))
+            if self._voices is not None:
+                keepers.start_soon(keep_going, "voices", without_start(self._voices.run))
             if self.cluster.are_several:
                 self.cluster.report = calls.load
                 await helpers.start(keep_going, "cluster", passed_on)
@@ -373,6 +386,7 @@ class Service:
             is_current=several.is_current if several else None,
             keep=several.keep if several else None,
             find_agent=self.find_agent,
+            voices=self._voices,
         )
 
     def _tell_ready(self) -> None:
@@ -380,6 +394,8 @@ class Service:
         if self.settings.max_call_cost_usd is not None and Prices().of_model(model) is None:
             logger.warning("MAX_CALL_COST_USD caps the carrier's part only", model=model)
         if self.cluster.speaks_for_all:
+            if self._voices is None and self.settings.voice_judge != "off":
+                logger.info("voices are told from noise by a detector alone: see offhook[ear]")
             for warning in self.settings.warnings:
                 logger.warning("a setting may be a mistake", what=warning)
             if (taken := self.calls.admission.max_calls) < self.settings.max_calls:

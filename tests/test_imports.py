@@ -33,6 +33,7 @@ ROOMS = (
     ("server.media",),
     ("server.cluster",),
     ("server.hooks",),
+    ("server.voice",),
     ("server.settings",),
     ("server.metrics", "server.garbage", "server.supervision"),
     ("server.errors",),

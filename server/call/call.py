@@ -64,6 +64,7 @@ from server.model import Model
 from server.records.recording import Recordings
 from server.records.words import CallRecord
 from server.refusal import Kind
+from server.voice.judge import Judge
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -88,6 +89,7 @@ class Call:
         options: Settings.
         prices: What its cost is estimated with.
         lateness: How late agent audio has come to all calls of the process.
+        voices: Tells voices from noise for all calls of the process; None where nobody does.
         recordings: Records it; None for a call that is not recorded.
         metadata: The API client's own labels, handed back in the record.
         ownership: What makes it this process's call, where others could have it.
@@ -120,6 +122,7 @@ class Call:
         options: CallOptions,
         prices: Prices | None = None,
         lateness: Lateness | None = None,
+        voices: Judge | None = None,
         recordings: Recordings | None = None,
         metadata: Mapping[str, str] | None = None,
         ownership: Ownership | None = None,
@@ -133,6 +136,7 @@ class Call:
             options=options,
             notes=Notes(costs, metrics),
             lateness=lateness,
+            voices=voices,
         )
         if agent.outcome is not None:
             c.notes.outcome = Outcome(agent.outcome)
@@ -468,6 +472,8 @@ class Call:
             with self._guarded("recording"):
                 if self._recordings is not None:
                     c.passing.end_recording(self._recordings, now + missed_s())
+            with self._guarded("ear"):
+                c.ear.close()
             with self._guarded("costs"):
                 self.report.count_costs(now)
             with self._guarded("metrics"):

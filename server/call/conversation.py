@@ -29,6 +29,7 @@ from server.metrics import Metrics
 from server.model import PastTurn, Session
 from server.records.recording import Recorder
 from server.signal import Signal
+from server.voice.judge import Judge
 
 
 class Stage(Enum):
@@ -162,6 +163,7 @@ class Conversation:
         options: CallOptions,
         notes: Notes,
         lateness: Lateness | None = None,
+        voices: Judge | None = None,
     ) -> None:
         self.party = party
         self.carrier = carrier
@@ -202,6 +204,7 @@ class Conversation:
             mode=options.barge_in,
             end_silence_s=options.speech_end_s,
             confirm_s=options.barge_in_confirm_s,
+            voices=voices,
         )
         self.passing = Passing(self.playout, self.turns, self.ear, notes)
         self.session: Session
@@ -272,6 +275,7 @@ class Conversation:
         """
         self.errands.let_go()
         self.passing.let_go()
+        self.ear.close()
         self.session.leave()
         del self.carrier
         self.line = None

@@ -28,6 +28,7 @@ from server.carrier import (
     StreamStopped,
 )
 from server.carrier.keypad import PressedKeys
+from server.dialogue.ear import Found
 from server.dialogue.endings import EndReason
 from server.dialogue.playout import HeardTurn
 from server.dialogue.remedies import Awaited
@@ -68,6 +69,7 @@ class Hearing:
         self._keys = PressedKeys(conversation.options.dtmf_pause_s)
         self._was_asked = self._has_come = False
         conversation.passing.relay.on_caller = self._take_passed
+        conversation.ear.on_found = self._take_judged
 
     async def run(self) -> None:
         """Hear every line of the call, until one ends that is the end of the call."""
@@ -309,6 +311,16 @@ class Hearing:
             path.caller_passes = is_open
             c.ear.follow_opening()
 
+    def _take_judged(self, found: tuple[Found, ...]) -> None:
+        """Something was found in audio that has gone by meanwhile: nothing in here waits."""
+        c, line = self._conversation, self._conversation.line
+        if line is None or c.end_reason is not None:
+            return
+        with _own_trouble(line):
+            c.passing.collect()
+            self._take_found(found, trio.current_time())
+            c.ear.follow_opening()
+
     def _pass_on(self, payload: bytes, received_at: float) -> None:
         c = self._conversation
         if c.speaks_to_machine:
@@ -328,8 +340,8 @@ class Hearing:
     def _caller_found(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
         c, replies = self._conversation, self._conversation.notes.replies
         match found:
-            case SpeechStarted():
-                c.turns.caller_started(now)
+            case SpeechStarted(certain=certain):
+                c.turns.caller_started(now, certain=certain)
                 if c.line is not None:
                     c.line.news.set()  # its silence may have to be heard
                 replies.caller_started()

@@ -185,6 +185,7 @@ class Speaking:
             self._machine.interrupted(turn, received_at)
             return
         c.turns.agent_cut(turn, starved_s=c.playout.starved_s(turn))
+        c.turns.caller_active(received_at)
         c.turn_changed.set()
         mode, spoke = c.options.barge_in, c.ear.spoke_since(received_at - EVIDENCE_S)
         doubtful = mode is BargeInMode.LOCAL or (mode is BargeInMode.BOTH and c.ear.has_echo)

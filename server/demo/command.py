@@ -146,6 +146,7 @@ async def _run_one(
                 "recordings_dir": directory,
                 "database_url": "sqlite://",  # in memory
                 "drain_timeout_s": 0.0,
+                "voice_judge": "off",  # a detector alone is the same everywhere
                 **script.settings,
             }
         )

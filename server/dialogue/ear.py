@@ -8,13 +8,16 @@ is given back in order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 import codec.ear
-from codec.ear import EchoFound, SpeechEnded, SpeechStarted, Stop
+from codec.ear import EchoFound, SpeechEnded, SpeechStarted, Stop, Suspected
 from server.dialogue.opening import Opening
 from server.dialogue.playout import Playout
+from server.voice.judge import Judge
+from server.voice.verdicts import Verdicts
 
 Found = SpeechStarted | SpeechEnded | Stop
 
@@ -48,9 +51,11 @@ class Ear:
         mode: Who decides about interruptions.
         end_silence_s: Silence that ends a turn.
         confirm_s: Voiced speech that makes an interruption certain (mode ``LOCAL``).
+        voices: Tells voices from noise; None where a detector alone has to.
 
     Attributes:
         judge: What does the judging, for those who feed it themselves: see :meth:`take`.
+        on_found: Called with what was found after the audio had gone by.
     """
 
     BOTH_CONFIRM_S = 0.8
@@ -67,22 +72,33 @@ class Ear:
         mode: BargeInMode,
         end_silence_s: float = 0.5,
         confirm_s: float = 0.2,
+        voices: Judge | None = None,
     ) -> None:
         self._opening = opening
         alone = mode is BargeInMode.LOCAL
+        barge_in = mode is not BargeInMode.MODEL
+        confirm_s = confirm_s if alone else self.BOTH_CONFIRM_S
+        agree_s = 0.0 if alone else self.AGREE_S
         self.judge = codec.ear.Ear(
             playout.timeline,
-            barge_in=mode is not BargeInMode.MODEL,
+            barge_in=barge_in,
             end_silence_s=end_silence_s,
-            confirm_s=confirm_s if alone else self.BOTH_CONFIRM_S,
-            agree_s=0.0 if alone else self.AGREE_S,
+            confirm_s=confirm_s,
+            agree_s=agree_s,
         )
+        self.on_found: Callable[[tuple[Found, ...]], None] = _nobody
+        self._voices = voices
+        self._verdicts = Verdicts(
+            barge_in=barge_in, end_silence_s=end_silence_s, confirm_s=confirm_s, agree_s=agree_s
+        )
+        if voices is not None:
+            self.judge.rely_on_judge()
         self.follow_opening()
 
     @property
     def caller_speaks(self) -> bool:
         """Whether the caller is in the middle of a turn."""
-        return self.judge.caller_speaks
+        return self._verdicts.speaking if self.judge.judged else self.judge.caller_speaks
 
     @property
     def has_echo(self) -> bool:
@@ -96,11 +112,12 @@ class Ear:
 
     def spoke_since(self, at: float) -> bool:
         """Whether the caller themselves was heard speaking after this time."""
-        return self.judge.spoke_since(at)
+        return self.judge.spoke_since(at) or self._verdicts.last_at > at
 
     def agent_cut(self) -> None:
         """The agent has been cut; nothing is held any more."""
         self.judge.agent_cut()
+        self._verdicts.agent_cut()
 
     def hear(self, payload: bytes, at: float) -> Heard:
         """Take caller audio.
@@ -124,15 +141,70 @@ class Ear:
             match event:
                 case EchoFound():
                     self._opening.was_echo()
-                    continue
-                case SpeechStarted(at=at):
-                    self._opening.speech_started(at)
-                case SpeechEnded(known_at=known_at):
-                    self._opening.speech_ended(known_at)
-            found.append(event)
+                    self._verdicts.was_echo()
+                case Suspected():
+                    if self._voices is not None:
+                        self._voices.watch(self.judge, self)
+                case _:
+                    self._tell_opening(event)
+                    found.append(event)
         return tuple(found)
+
+    def _tell_opening(self, event: Found) -> None:
+        match event:
+            case SpeechStarted(at=at):
+                self._opening.speech_started(at)
+            case SpeechEnded(known_at=known_at):
+                self._opening.speech_ended(known_at)
+
+    # -- what the judge of voices tells ---------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something has to be judged to its end, though nothing is suspicious any more."""
+        return self._verdicts.is_open
+
+    def hop(self, probability: float, at: float) -> None:
+        """So likely is it that the caller spoke in the 32 ms that were over then."""
+        judge = self.judge
+        heard, may_stop = judge.played.is_speaking(at), judge.judges_barge_in
+        found = self._verdicts.hop(
+            probability,
+            at,
+            agent_heard=heard,
+            may_stop=may_stop,
+            is_quiet=judge.room_loudness < codec.ear.LOUD,
+            suspicious_s=judge.suspicious_s,
+        )
+        if not found:
+            return
+        for event in found:
+            self._tell_opening(event)
+            if isinstance(event, SpeechStarted) and event.at > judge.judges_after:
+                judge.judges_barge_in = True
+        self.on_found(tuple(found))
+
+    def do_without(self) -> None:
+        """Nobody tells voices from noise for the time being: a detector alone has to."""
+        verdicts = self._verdicts
+        self.judge.rely_on_detector(speaking=verdicts.speaking, holding=verdicts.holding)
+        verdicts.speaking = verdicts.holding = False
+
+    def close(self) -> None:
+        """The call is over: nobody is told of what is found any more."""
+        self.on_found = _nobody
+        if self._voices is not None:
+            self._voices.let_go(self.judge, self)
+
+    def rely_again(self) -> bool:
+        """Voices are told from noise again; False in the middle of a word."""
+        return self.judge.rely_on_judge()
 
     def follow_opening(self) -> None:
         """The opening may have changed: no interruptions while it holds what the caller says."""
         self.judge.judges_barge_in = not self._opening.holding
         self.judge.judges_after = self._opening.open_until
+
+
+def _nobody(found: tuple[Found, ...]) -> None:
+    """Nobody listens yet."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from server.dialogue.belief import Belief
 from server.dialogue.remedies import (
     LADDER,
     NEVER,
@@ -112,6 +113,7 @@ class Turns:
     _slow_turns: int = 0
     _quiet_since: float = NEVER
     """Since when the caller has said nothing; NEVER before the call is answered."""
+    _belief: Belief = field(default_factory=Belief)
     _prompts: int = 0
     _time_left: TimeLeft = field(default_factory=TimeLeft)
 
@@ -156,19 +158,29 @@ class Turns:
         greeting = awaited is Awaited.GREETING
         timeout_s = self.patience.greeting_retry_s if greeting else self.patience.reply_timeout_s
         self._expect(awaited, now, timeout_s)
+        self._belief.sign(now)
         self._aided = False
 
-    def caller_started(self, now: float) -> None:
-        """The caller has begun to speak: what they were owed is settled by what they say now."""
+    def caller_started(self, now: float, *, certain: bool = True) -> None:
+        """The caller has begun to speak: what they are owed waits until they have ended.
+
+        Args:
+            now: The time.
+            certain: Whether that is speech, and not perhaps noise.
+        """
         self.caller_speaking = True
         self._prompts = 0
-        if self._awaited is not Awaited.GREETING and now >= self._working_until:
-            self._settle()
+        self._belief.begin(certain=certain)
+        if certain or self._awaited is None:
+            self._belief.sign(now)
 
     def caller_ended(
         self, ended_at: float, now: float, *, speech_s: float, agent_until: float
     ) -> None:
-        """The caller's turn is over.
+        """The caller's turn is over: what they were owed is settled by it, and an answer is owed.
+
+        What is too short to be answered settles nothing, and what is not certainly speech puts off
+        what is owed no longer than it is believed: the noises of a room would do so for ever.
 
         Args:
             ended_at: When they stopped.
@@ -178,17 +190,30 @@ class Turns:
         """
         self.caller_speaking = False
         self._quiet_since = now
+        if self._belief.ended():
+            return  # it was counted as over long ago
         if not self._turn.over and self._turn.began_at >= ended_at:
             return  # the model was certain of it sooner, and answers already
         over_agent = agent_until > now
         if speech_s < (SPOKEN_OVER_S if over_agent else SHORTEST_ANSWERABLE_S):
             return
-        if self._awaited is not Awaited.GREETING:
-            self.ask(Awaited.ANSWER, max(now, agent_until) if over_agent else now)
+        if self._awaited is Awaited.GREETING:
+            return
+        asked_at = max(now, agent_until) if over_agent else now
+        if self._awaited is None or self._belief.is_certain:
+            self.ask(Awaited.ANSWER, asked_at)
+            return
+        latest = max(self._deadline, self._belief.until())
+        self._awaited, self._fault = Awaited.ANSWER, None
+        self._deadline = min(max(self._deadline, asked_at + self._timeout_s), latest)
 
     def caller_active(self, now: float) -> None:
-        """The caller has given a sign of life that was not speech: a key, a recognised word."""
+        """The caller has given a sign of life that no detector of ours has found.
+
+        It is a key, a recognised word, or an interruption that the model has noticed.
+        """
         self._prompts = 0
+        self._belief.sign(now)
         self._quiet_since = max(self._quiet_since, now) if self._quiet_since < NEVER else NEVER
 
     def agent_audio(self, turn: int, seconds: float, *, audible: bool, now: float) -> bool:
@@ -211,6 +236,8 @@ class Turns:
         agent_turn.last_audio_at = now
         agent_turn.audio_s += seconds
         agent_turn.audible_s += seconds if audible else 0.0
+        if audible:
+            self._belief.sign(now)
         if audible and self._working_until > -NEVER:
             self._working_until = now + self.patience.thinking_timeout_s
         if self._awaited is None or agent_turn.audible_s < AUDIBLE_S:
@@ -362,6 +389,14 @@ class Turns:
         """
         if self.recovering:
             return None
+        if self.caller_speaking and now >= self._belief.until(agent_until):
+            # Whatever a detector says: the caller's turn is over, if there was one.
+            self.caller_speaking = False
+            self._belief.end()
+            self._quiet_since = now
+            is_settled = self._belief.is_certain and self._awaited is not Awaited.GREETING
+            if (self._awaited is None or is_settled) and not self.tools_open:
+                self.ask(Awaited.ANSWER, now)
         if self._fault is None:
             self._fault = self._find_fault(now, agent_until)
         if self._fault is not None and not self.caller_speaking:
@@ -389,6 +424,8 @@ class Turns:
             self._time_left.next_due(self._wrap_up_due(agent_until)),
             self._silence_due(agent_until),
         ]
+        if self.caller_speaking:
+            dues.append(self._belief.until(agent_until))
         if not self.tools_open and not self.caller_speaking:
             dues.append(self._deadline)
             dues.append(self._stall_due(agent_until))

@@ -60,6 +60,7 @@ from server.switchboard.model_trial import ModelTrial
 from server.switchboard.register import CallIsOver, Register
 from server.switchboard.strangers import Strangers
 from server.switchboard.tickets import Tickets
+from server.voice.judge import Judge
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -95,12 +96,11 @@ class Calls:
         is_current: Says whether a call is still ours, by its name and generation, as
             :meth:`server.cluster.registry.Registry.is_current` does; None where nobody else could
             have it.
-        keep: Given what another process needs to go on with a call, as
-            :meth:`server.cluster.registry.Registry.keep` is; None if nobody wants it.
+        keep: What :meth:`server.cluster.registry.Registry.keep` is; None if nobody wants it.
         find_agent: The agent of this name, as it is now; None if there is none.
         drawing: Draws from transcripts what outcomes lack; None for nobody.
-        callback_wait_s: How long the carrier may say nothing about a call that it has placed until
-            it is asked; infinite for as long as it likes.
+        voices: Tells voices from noise; None where nobody does.
+        callback_wait_s: How long the carrier may say nothing of a call before it is asked.
     """
 
     def __init__(
@@ -125,6 +125,7 @@ class Calls:
         is_current: Callable[[str, int], Awaitable[bool]] | None = None,
         keep: Keep | None = None,
         find_agent: Callable[[str], Agent | None] = lambda name: None,
+        voices: Judge | None = None,
     ) -> None:
         self.carrier = carrier
         self.model = model
@@ -134,7 +135,7 @@ class Calls:
         self._options = options
         self.admission = admission or Admission(Limits(), metrics)
         self._new = NewCalls(
-            model, metrics, options, prices, recordings, is_current, keep, find_agent
+            model, metrics, options, prices, recordings, is_current, keep, find_agent, voices
         )
         for direction in ("inbound", "outbound"):
             for reason in EndReason:

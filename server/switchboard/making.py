@@ -26,6 +26,7 @@ from server.metrics import Metrics
 from server.model import Model
 from server.records.recording import Recordings
 from server.switchboard.capacity import SetUp
+from server.voice.judge import Judge
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -43,6 +44,7 @@ class NewCalls:
         is_current: Says whether a call is still ours; None where nobody else could have it.
         keep: Given what another process needs to go on with a call; None if nobody wants it.
         find_agent: The agent of this name, as it is now; None if there is none.
+        voices: Tells voices from noise; None where nobody does.
     """
 
     model: Model
@@ -53,6 +55,7 @@ class NewCalls:
     is_current: Callable[[str, int], Awaitable[bool]] | None = None
     keep: Keep | None = None
     find_agent: Callable[[str], Agent | None] = lambda name: None
+    voices: Judge | None = None
     _lateness: Lateness = field(default_factory=Lateness)
 
     def make(
@@ -83,6 +86,7 @@ class NewCalls:
             options=options,
             prices=self.prices,
             lateness=self._lateness,
+            voices=self.voices,
             recordings=self.recordings if agent.is_recorded else None,
             metadata=metadata,
             ownership=Ownership(generation, client, self.is_current, self.keep),

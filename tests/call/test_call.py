@@ -282,7 +282,8 @@ async def test_hanging_up_tells_the_carrier_before_the_socket_is_closed(autojump
 
 
 async def test_a_call_ends_at_its_maximum_duration(nursery, autojump_clock):
-    rig = Rig(max_duration_s=30.0)
+    # A greeting that never comes is waited for: nothing else is to end this call.
+    rig = Rig(max_duration_s=30.0, patience=Patience(greeting_retry_s=60.0))
     nursery.start_soon(rig.call.run)
     nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
     while not rig.call.is_over:

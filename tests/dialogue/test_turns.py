@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.dialogue.belief import BELIEVED_S
 from server.dialogue.remedies import (
     LADDER,
     AskIfThere,
@@ -301,6 +302,120 @@ def test_one_slow_turn_is_forgiven():
     conversation.agent_says()
 
     assert conversation.wait(until=15.0) is None
+
+
+# --- What may be speech, and may be the noise of a room
+def test_noise_after_the_callers_turn_does_not_settle_what_they_are_owed():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.now += 0.5
+    conversation.turns.caller_started(conversation.now, certain=False)
+    conversation.now += 2.0
+    ended_at = conversation.now
+    conversation.turns.caller_ended(ended_at, ended_at, speech_s=0.1, agent_until=0.0)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == 7.0
+
+
+def test_noise_that_never_ends_is_believed_for_so_long_and_no_longer():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turns.caller_started(conversation.now + 0.1, certain=False)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == 1.0 + BELIEVED_S
+
+
+def test_noise_that_comes_and_goes_does_not_put_off_what_is_owed_for_ever():
+    conversation = talk()
+    conversation.caller_says()
+    asked_at = conversation.now
+    decision = None
+    while decision is None and conversation.now < 60.0:
+        conversation.turns.caller_started(conversation.now, certain=False)
+        decision = conversation.wait(until=conversation.now + 2.0)
+        ended_at = conversation.now
+        conversation.turns.caller_ended(ended_at, ended_at, speech_s=2.0, agent_until=0.0)
+        decision = decision or conversation.wait(until=conversation.now + 1.0)
+
+    assert decision == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now <= asked_at + BELIEVED_S
+
+
+def test_a_question_in_noise_that_never_ends_is_owed_an_answer():
+    conversation = talk()
+    conversation.turns.caller_started(0.0, certain=False)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == BELIEVED_S + PATIENCE.reply_timeout_s
+
+
+@pytest.mark.parametrize("sign", ["word or interruption", "answer"])
+def test_a_caller_who_speaks_on_is_believed_as_long_as_anything_tells_of_it(sign):
+    conversation = talk()
+    conversation.turns.caller_started(0.0, certain=False)
+    for _ in range(6):
+        assert conversation.wait(until=conversation.now + 10.0) is None
+        match sign:
+            case "word or interruption":
+                conversation.turns.caller_active(conversation.now)
+            case "answer":
+                conversation.turns.agent_audio(1, 0.2, audible=True, now=conversation.now)
+
+    assert conversation.turns.caller_speaking
+
+
+def test_certain_speech_is_not_believed_for_ever_either():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turns.caller_started(2.0, certain=True)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == 2.0 + BELIEVED_S + PATIENCE.reply_timeout_s
+
+
+def test_a_sound_that_is_too_short_for_a_word_settles_nothing():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turns.caller_started(1.5, certain=True)
+    conversation.now = 1.6
+    conversation.turns.caller_ended(1.6, 1.6, speech_s=0.1, agent_until=0.0)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == 7.0
+
+
+def test_certain_speech_begins_the_wait_for_an_answer_anew():
+    conversation = talk()
+    for _ in range(4):
+        conversation.caller_says(5.0)
+        assert conversation.decide() is None
+        conversation.now += 0.6
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == pytest.approx(4 * 5.6 - 0.6 + PATIENCE.reply_timeout_s)
+
+
+def test_the_end_of_speech_that_is_not_believed_any_more_begins_no_new_wait():
+    conversation = talk()
+    conversation.turns.caller_started(0.0, certain=False)
+    conversation.wait(until=BELIEVED_S + 3.0)
+    ended_at = conversation.now
+    conversation.turns.caller_ended(ended_at, ended_at, speech_s=9.0, agent_until=0.0)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == BELIEVED_S + PATIENCE.reply_timeout_s
+
+
+def test_noise_under_the_agents_own_words_is_no_reason_to_ask_it_for_more():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turns.caller_started(1.0, certain=False)
+    conversation.now = 1.5
+    conversation.agent_says(40.0)
+
+    assert conversation.wait(until=41.5 + BELIEVED_S - 0.1) is None
 
 
 # --- The greeting

@@ -35,6 +35,7 @@ from server.simulators import gemini as models
 from server.simulators import phone as people
 from server.simulators.gemini import GeminiSimulator, SimulatedSession
 from server.simulators.phone import SimulatedPhone, find_script, memory_transports
+from server.voice.judge import Judge
 from tests.support.fakes import MemoryCarrier
 
 CALL_SID = "CA" + "1" * 32
@@ -108,6 +109,7 @@ async def calling(
     agent: Agent | None = None,
     ring_s: float | None = None,
     make_model: Callable[[GeminiModel], Model] | None = None,
+    voices: Judge | None = None,
     **options: Any,
 ) -> AsyncGenerator[Rig]:
     """Dial the callee; the call is hung up when the block is left before its end.
@@ -119,6 +121,7 @@ async def calling(
         agent: Who calls.
         ring_s: How long it rings, instead of what the callee's script says.
         make_model: Makes the call's model of Gemini's, instead of ``LastingModel(gemini)``.
+        voices: Tells voices from noise; somebody has to run it.
         options: Fields of ``CallOptions``.
     """
     person = find_script(callee)
@@ -142,6 +145,7 @@ async def calling(
         model=model,
         metrics=metrics,
         options=CallOptions(**options),
+        voices=voices,
     )
     call.accept(CALL_SID)
     rig = Rig(call, phone, gemini, model, carrier, metrics)

@@ -1,0 +1,139 @@
+"""What follows from how likely it is that the caller speaks, 32 ms at a time: no I/O and no clock.
+
+How sure one has to be depends on who is heard. While the agent is, a false alarm is a stutter;
+while it is silent, nothing is lost by one, and a "yes" that is not noticed may cost the call.
+"""
+
+from __future__ import annotations
+
+from codec.ear import SpeechEnded, SpeechStarted, Stop
+from codec.hops import HOP_S
+
+STRICT = 0.7
+"""Probability from which the caller speaks over the agent."""
+STRICT_IN_QUIET = 0.5
+"""The same where the line is quiet otherwise: there is nothing to be taken for a voice."""
+LOOSE = 0.3
+"""Probability from which they begin to speak while the agent is silent; below, they have ended."""
+LIKELY = 0.05
+LIKELY_S = 0.1
+"""Nor is it lost what the model is not sure of, if it has been suspicious to the detector, too."""
+VOICED = 0.5
+"""Probability of what counts towards an interruption that needs nobody's consent."""
+WORD_S = 0.1
+"""So much voice is a word, on which the model may have its say."""
+QUIET_S = 0.2
+"""Silence after which a hold was a false alarm, or waits for the model's word."""
+UNCERTAIN_S = 0.8
+"""After so much without a word it was none."""
+BACK_OFF_S = 1.0
+"""After a false alarm; longer, and a caller who does interrupt then is not heard."""
+
+
+class Verdicts:
+    """What one call's caller does, judged from probabilities.
+
+    Args:
+        barge_in: Whether interruptions are looked for; if not, only speech is.
+        end_silence_s: Silence after which a turn is over.
+        confirm_s: Voice that makes an interruption certain.
+        agree_s: How long after a word the agent still waits for the model to call it one.
+
+    Attributes:
+        speaking: Whether the caller is in the middle of a turn.
+        holding: Whether the agent is held just now.
+        last_at: When the caller was last heard.
+    """
+
+    def __init__(
+        self, *, barge_in: bool, end_silence_s: float, confirm_s: float, agree_s: float
+    ) -> None:
+        self._barge_in = barge_in
+        self._end_silence_s = end_silence_s
+        self._confirm_s = confirm_s
+        self._agree_s = agree_s
+        self.speaking = self.holding = False
+        self.last_at = float("-inf")
+        self._speech_s = 0.0
+        self._held_s = self._voiced_s = self._quiet_s = 0.0
+        self._not_before = float("-inf")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something that has to be followed to its end."""
+        return self.speaking or self.holding
+
+    def hop(
+        self,
+        probability: float,
+        at: float,
+        *,
+        agent_heard: bool,
+        may_stop: bool,
+        is_quiet: bool,
+        suspicious_s: float,
+    ) -> list[SpeechStarted | SpeechEnded | Stop]:
+        """Take 32 ms of the caller.
+
+        Args:
+            probability: That there is a voice in it.
+            at: When it was over.
+            agent_heard: Whether the caller hears the agent just now.
+            may_stop: Whether they may interrupt it.
+            is_quiet: Whether the line is quiet while nobody speaks.
+            suspicious_s: For how long the detector has taken it for speech.
+        """
+        found: list[SpeechStarted | SpeechEnded | Stop] = []
+        strict = STRICT_IN_QUIET if is_quiet else STRICT
+        if self.speaking:
+            speaks = probability >= LOOSE
+        elif agent_heard:
+            speaks = probability >= strict
+        else:
+            likely = suspicious_s >= LIKELY_S and probability >= LIKELY
+            speaks = probability >= LOOSE or likely
+        if speaks:
+            self.last_at = at
+            self._speech_s += HOP_S
+            if not self.speaking:
+                self.speaking = True
+                self._speech_s = HOP_S
+                found.append(SpeechStarted(at - HOP_S, certain=True))
+        elif self.speaking and at - self.last_at >= self._end_silence_s:
+            self.speaking = False
+            found.append(SpeechEnded(self.last_at, self._speech_s, at))
+        may_hold = agent_heard and may_stop and probability >= strict
+        if self._barge_in and (stop := self._stop(probability, at, may_hold)):
+            found.append(stop)
+        return found
+
+    def _stop(self, probability: float, at: float, may_hold: bool) -> Stop | None:
+        if not self.holding:
+            if not may_hold or at < self._not_before:
+                return None
+            self.holding = True
+            self._held_s = self._quiet_s = 0.0
+            self._voiced_s = HOP_S
+            return Stop.HOLD
+        self._held_s += HOP_S
+        self._voiced_s += HOP_S if probability >= VOICED else 0.0
+        self._quiet_s = 0.0 if probability >= LOOSE else self._quiet_s + HOP_S
+        if self._voiced_s >= self._confirm_s:
+            self.agent_cut()
+            return Stop.CUT
+        is_word = self._voiced_s >= WORD_S
+        patience_s = QUIET_S + (self._agree_s if is_word else 0.0)
+        if self._quiet_s < patience_s and (is_word or self._held_s < UNCERTAIN_S):
+            return None
+        self.holding = False
+        if not is_word:
+            self._not_before = at + BACK_OFF_S
+        return Stop.RESUME
+
+    def agent_cut(self) -> None:
+        """The agent has been cut: it was an interruption, and nothing is held any more."""
+        self.holding = False
+
+    def was_echo(self) -> None:
+        """What was taken for speech was the agent, come back: nobody is speaking."""
+        self.speaking = False

@@ -1,0 +1,103 @@
+"""Calls out of rooms that are never silent, with a model that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+from prometheus_client import CollectorRegistry
+
+from server.dialogue.belief import BELIEVED_S
+from server.dialogue.remedies import Patience
+from server.metrics import VoiceMetrics
+from server.simulators.phone import load_speech
+from server.simulators.phone.steps import PhoneScript, SayFrames
+from server.voice.judge import Judge
+from tests.support.noises import NOISES, frames_of, linear, room
+from tests.support.rig import calling
+from tests.voice.test_judge import Loudness
+
+GREETED_S = 8.0
+PATIENT_S = 1.0
+"""What a mock clock's twentieths of a second and the ear's half second of silence come to."""
+
+
+class Asking:
+    """Somebody who asks one thing in a room, when the greeting is over, and then waits."""
+
+    def __init__(self, name: str) -> None:
+        self.asked_at = 0.0
+        samples = room(name, 60.0)
+        question = linear(load_speech("question"))
+        begins = round(GREETED_S * 8_000)
+        samples[begins : begins + len(question)] += question
+        self._frames = frames_of(samples)
+        self._last = (begins + len(question)) // 160
+
+    def frames(self) -> Iterator[bytes]:
+        for number, frame in enumerate(self._frames):
+            if number == self._last:
+                self.asked_at = trio.current_time()
+            yield frame
+
+    @property
+    def script(self) -> PhoneScript:
+        return PhoneScript("asks in a room", (SayFrames(self.frames()),))
+
+
+@pytest.mark.parametrize("name", NOISES)
+async def test_a_silent_model_is_noticed_in_any_room(autojump_clock, name):
+    asking = Asking(name)
+
+    async with calling(callee=asking.script, script="deaf-model") as rig:
+        await rig.noted_s("watchdog nudge")
+        noticed_s = trio.current_time() - asking.asked_at
+
+    assert 0.0 < noticed_s < BELIEVED_S + PATIENT_S
+
+
+class Quieter(Loudness):
+    """A model that takes for a voice what is louder than the room of these calls."""
+
+    def probabilities(self, places, rows):
+        super().probabilities(places, rows)
+        return [float(max(row) > 0.1) for row in rows]
+
+
+@pytest.mark.parametrize("name", NOISES)
+async def test_with_a_judge_a_silent_model_is_noticed_as_soon_as_on_a_quiet_line(
+    autojump_clock, nursery, name
+):
+    asking = Asking(name)
+    judge = Judge(Quieter(), VoiceMetrics(CollectorRegistry()), in_thread=False)
+    nursery.start_soon(judge.run)
+    await trio.testing.wait_all_tasks_blocked()
+
+    async with calling(callee=asking.script, script="deaf-model", voices=judge) as rig:
+        await rig.noted_s("watchdog nudge")
+        noticed_s = trio.current_time() - asking.asked_at
+
+    assert 0.0 < noticed_s < Patience().reply_timeout_s + PATIENT_S
+
+
+async def test_with_a_judge_the_room_does_not_hold_the_agent_and_the_caller_does(
+    autojump_clock, nursery
+):
+    judge = Judge(Quieter(), VoiceMetrics(CollectorRegistry()), in_thread=False)
+    nursery.start_soon(judge.run)
+    await trio.testing.wait_all_tasks_blocked()
+    samples = room("clatter", 20.0)
+    word = linear(load_speech("interrupt"))
+    samples[24_000 : 24_000 + len(word)] += word
+    script = PhoneScript("interrupts in a room", (SayFrames(iter(frames_of(samples))),))
+
+    async with calling(callee=script, script="hard-of-hearing", voices=judge) as rig:
+        held_s = await rig.noted_s("agent held")
+
+    assert rig.noted.count("agent held") == 1
+    answered_s = next(
+        at for at, what, _ in rig.call.conversation.notes.timeline if what == "answered"
+    )
+    assert 3.0 <= held_s - answered_s < 3.3

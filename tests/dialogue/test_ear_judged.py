@@ -1,0 +1,104 @@
+"""An ear that is told what is a voice."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry
+
+from codec.ear import SpeechEnded, SpeechStarted, Stop
+from server.dialogue.ear import BargeInMode, Ear
+from server.dialogue.opening import Opening
+from server.dialogue.playout import Playout
+from server.metrics import VoiceMetrics
+from server.simulators.phone import load_speech
+from server.voice.judge import Judge
+from tests.support.sounds import cough, quiet
+from tests.voice.test_judge import Loudness
+
+FRAME = 160
+
+
+class Nothing(Loudness):
+    """A model that takes nothing for a voice."""
+
+    def probabilities(self, places, rows):
+        return [0.0 for _ in super().probabilities(places, rows)]
+
+
+class Line:
+    """A caller, while the agent is heard or not."""
+
+    def __init__(self, model: Loudness, *, agent_heard: bool, **opening) -> None:
+        self.now = 0.0
+        self.judge = Judge(
+            model, VoiceMetrics(CollectorRegistry()), now=lambda: self.now, in_thread=False
+        )
+        self.judge.judge_now()
+        self.opening = Opening(**{"greets": False, **opening})
+        playout = Playout(remember=True)
+        self.ear = Ear(playout, self.opening, mode=BargeInMode.BOTH, voices=self.judge)
+        self.ear.judge.played.open = True
+        self.ear.judge.played.marks_out = int(agent_heard)
+        self.found: list[object] = []
+        self.ear.on_found = self.found.extend
+
+    def hear(self, payload: bytes) -> list[object]:
+        self.found.clear()
+        for at in range(0, len(payload), FRAME):
+            self.now += 0.02
+            self.found += self.ear.hear(payload[at : at + FRAME], self.now).found
+            self.judge.judge_now()
+        return list(self.found)
+
+
+def test_speech_begins_and_ends_a_turn_for_certain():
+    line = Line(Loudness(), agent_heard=False)
+
+    started, ended = line.hear(quiet(1.0) + load_speech("hello") + quiet(1.5))
+
+    assert isinstance(started, SpeechStarted)
+    assert started.certain
+    assert isinstance(ended, SpeechEnded)
+    assert not line.ear.caller_speaks
+    assert line.ear.spoke_since(started.at)
+
+
+def test_speech_over_the_agent_holds_it_and_is_known_while_it_lasts():
+    line = Line(Loudness(), agent_heard=True)
+
+    found = line.hear(quiet(1.0) + load_speech("interrupt")[: FRAME * 30])
+
+    assert Stop.HOLD in found
+    assert line.ear.caller_speaks
+    assert line.ear.is_open
+    line.ear.agent_cut()
+    line.ear.judge.played.marks_out = 0  # it is cleared
+    assert Stop.RESUME not in line.hear(quiet(3.0))
+
+
+def test_what_is_no_voice_holds_nobody_however_much_the_detector_suspects_it():
+    line = Line(Nothing(), agent_heard=True)
+
+    assert line.hear(quiet(1.0) + cough(1) + load_speech("question") + quiet(1.0)) == []
+
+
+def test_an_ear_that_is_not_judged_any_more_goes_on_by_the_detector():
+    line = Line(Loudness(), agent_heard=True)
+    line.hear(quiet(1.0) + load_speech("interrupt")[: FRAME * 30])
+
+    line.ear.do_without()
+    found = line.hear(quiet(2.0))
+
+    assert {type(one) for one in found} == {SpeechEnded, Stop}
+    assert line.ear.rely_again()
+
+
+def test_a_call_that_is_over_is_judged_no_more():
+    model = Loudness()
+    line = Line(model, agent_heard=False)
+    line.hear(quiet(1.0) + load_speech("hello")[: FRAME * 30])
+    line.ear.close()
+    asked = len(model.asked)
+
+    line.hear(quiet(0.5))
+
+    assert len(model.asked) == asked

@@ -1,0 +1,145 @@
+"""What follows from how likely it is that the caller speaks."""
+
+from __future__ import annotations
+
+import pytest
+
+from codec.ear import SpeechEnded, SpeechStarted, Stop
+from codec.hops import HOP_S
+from server.voice.verdicts import BACK_OFF_S, LOOSE, STRICT, STRICT_IN_QUIET, Verdicts
+
+
+def verdicts(*, barge_in: bool = True, confirm_s: float = 0.8, agree_s: float = 1.0) -> Verdicts:
+    return Verdicts(barge_in=barge_in, end_silence_s=0.5, confirm_s=confirm_s, agree_s=agree_s)
+
+
+class Line:
+    """A caller of whom only probabilities are known."""
+
+    def __init__(self, judged: Verdicts, *, agent_heard: bool = False, is_quiet: bool = False):
+        self.judged, self.agent_heard, self.is_quiet = judged, agent_heard, is_quiet
+        self.now = 0.0
+        self.may_stop = True
+
+    def hear(self, probability: float, seconds: float, suspicious_s: float = 0.0) -> list[object]:
+        """What is found, and when."""
+        found = []
+        for _ in range(round(seconds / HOP_S)):
+            self.now += HOP_S
+            found += self.judged.hop(
+                probability,
+                self.now,
+                agent_heard=self.agent_heard,
+                may_stop=self.may_stop,
+                is_quiet=self.is_quiet,
+                suspicious_s=suspicious_s,
+            )
+        return found
+
+
+def test_a_turn_begins_with_certain_speech_and_ends_after_the_silence():
+    line = Line(verdicts())
+
+    found = line.hear(0.9, 0.64) + line.hear(0.0, 1.0)
+
+    started, ended = found
+    assert started == SpeechStarted(0.0, certain=True)
+    assert isinstance(ended, SpeechEnded)
+    assert ended.at == pytest.approx(0.64)
+    assert ended.speech_s == pytest.approx(0.64)
+    assert 0.5 <= ended.known_at - ended.at < 0.5 + 2 * HOP_S
+
+
+def test_a_pause_within_a_turn_does_not_end_it():
+    line = Line(verdicts())
+
+    found = line.hear(0.9, 0.32) + line.hear(0.0, 0.4) + line.hear(0.4, 0.32)
+
+    assert found == [SpeechStarted(0.0, certain=True)]
+
+
+def test_while_the_agent_is_silent_little_is_enough_for_a_turn_and_over_it_much_is_needed():
+    silent, heard = Line(verdicts()), Line(verdicts(), agent_heard=True)
+
+    assert len(silent.hear(LOOSE, 0.1)) == 1
+    assert heard.hear(STRICT - 0.01, 1.0) == []
+    assert heard.hear(STRICT, HOP_S)[-1] is Stop.HOLD
+
+
+def test_on_a_quiet_line_less_is_needed_to_hold_the_agent():
+    line = Line(verdicts(), agent_heard=True, is_quiet=True)
+
+    assert line.hear(STRICT_IN_QUIET, HOP_S)[-1] is Stop.HOLD
+
+
+def test_a_word_that_the_model_is_not_sure_of_begins_a_turn_where_the_detector_heard_it_too():
+    line = Line(verdicts())
+
+    assert line.hear(0.1, 0.2) == []
+    assert line.hear(0.01, 0.2, suspicious_s=0.5) == []
+    assert len(line.hear(0.1, HOP_S, suspicious_s=0.1)) == 1
+
+
+def test_enough_voice_cuts_the_agent():
+    line = Line(verdicts(confirm_s=0.2, agree_s=0.0), agent_heard=True)
+
+    found = [one for one in line.hear(0.9, 0.5) if isinstance(one, Stop)]
+
+    assert found[:2] == [Stop.HOLD, Stop.CUT]
+
+
+def test_a_sound_without_a_word_lets_the_agent_go_on_and_does_not_deafen_for_long():
+    line = Line(verdicts(), agent_heard=True)
+
+    assert line.hear(0.9, HOP_S)[-1] is Stop.HOLD
+    assert line.hear(0.0, 0.25) == [Stop.RESUME]
+    assert line.judged.holding is False
+    assert Stop.HOLD not in line.hear(0.9, BACK_OFF_S - 0.2)
+    assert Stop.HOLD in line.hear(0.9, 0.4)
+
+
+def test_after_a_word_the_agent_waits_for_somebody_else_to_call_it_an_interruption():
+    line = Line(verdicts(), agent_heard=True)
+    line.hear(0.9, 0.2)
+
+    assert Stop.RESUME not in line.hear(0.0, 0.9)
+    assert Stop.RESUME in line.hear(0.0, 0.4)
+
+
+def test_sound_that_is_no_word_and_does_not_end_lets_the_agent_go_on():
+    line = Line(verdicts(), agent_heard=True)
+    line.hear(0.9, HOP_S)
+
+    assert Stop.RESUME in line.hear(0.4, 1.0)
+
+
+def test_nothing_is_held_where_that_is_not_wanted_or_not_allowed():
+    unwanted = Line(verdicts(barge_in=False), agent_heard=True)
+    early = Line(verdicts(), agent_heard=True)
+    early.may_stop = False
+
+    for line in (unwanted, early):
+        assert not any(isinstance(one, Stop) for one in line.hear(0.9, 1.0))
+
+
+def test_a_cut_by_somebody_else_ends_the_hold():
+    line = Line(verdicts(), agent_heard=True)
+    line.hear(0.9, 0.1)
+
+    line.judged.agent_cut()
+
+    assert not line.judged.holding
+    assert Stop.RESUME not in line.hear(0.0, 2.0)
+
+
+def test_it_is_open_until_what_was_begun_is_ended():
+    line = Line(verdicts())
+    line.hear(0.9, 0.1)
+    assert line.judged.is_open
+
+    line.hear(0.0, 1.0)
+
+    assert not line.judged.is_open
+    line.hear(0.9, 0.1)
+    line.judged.was_echo()
+    assert not line.judged.is_open
