@@ -29,7 +29,7 @@ from tests.support.fakes import KeptRecords, MemoryCarrier, MemoryMedia
 from tests.support.switchboards import NUMBER, make_calls, serve_stream, started
 
 COUNT = 5
-BYTES_PER_CALL = 16_000
+BYTES_PER_CALL = 24_000
 """What such a call may leave in memory."""
 NOT_LOGS = tracemalloc.Filter(False, "*/structlog/*")
 """What is logged is kept for whoever reads about a test that has failed."""
