@@ -33,7 +33,7 @@ from pydantic_settings import (
 )
 
 from server.errors import ConfigurationError
-from server.settings import cluster
+from server.settings import cluster, events
 from server.settings import values as values
 from server.settings.file import misspelt, read_settings_file
 from server.settings.numbers import e164, own_number
@@ -151,6 +151,7 @@ _BuiltIn = Literal["hang_up", "transfer", "send_dtmf", "none"]
 _Prefix = Annotated[str, AfterValidator(_prefix)]
 _Origin = Annotated[str, AfterValidator(values.origin)]
 _RegistryUrl = Annotated[SecretStr, AfterValidator(_checked(cluster.registry_url))]
+_EventsSecret = Annotated[_Secret, AfterValidator(_checked(events.secret_text))]
 _ClusterSecret = Annotated[_Secret, AfterValidator(_checked(cluster.cluster_secret))]
 
 
@@ -367,6 +368,15 @@ class Settings(BaseSettings):
     """Your price of a minute, media stream included; None for the tables of list prices."""
     recordings_dir: Path | None = None
 
+    events_url: Annotated[str, Field(max_length=events.MAX_URL_CHARS)] | None = None
+    """Who is told of every call that names no other receiver."""
+    events_secret: Annotated[tuple[_EventsSecret, ...], NoDecode, BeforeValidator(_words)] = ()
+    """What events are signed with, ``whsec_…``; with several, there is a signature by each."""
+    events_allow_private: bool = False
+    """Receivers may be in a private network, and without TLS."""
+    event_handlers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
+    """Modules whose functions with ``@on`` above them are called when something happens."""
+
     registry_url: _RegistryUrl | None = None
     """Where the nodes of a server on many machines meet: Redis or Valkey, as
     ``redis://host:6379/0``; None for a server on one machine."""
@@ -506,6 +516,7 @@ class Settings(BaseSettings):
             raise ConfigurationError(f"wrong settings: {said}") from None
         settings._check_accounts()
         settings._check_cluster()
+        settings._check_events()
         return settings
 
     def _check_accounts(self) -> None:
@@ -540,6 +551,16 @@ class Settings(BaseSettings):
         )
         if missing:
             raise ConfigurationError(f"REGISTRY_URL needs {'; and '.join(missing)}")
+
+    def _check_events(self) -> None:
+        if self.events_url is None:
+            return
+        if not self.events_secret:
+            raise ConfigurationError(f"EVENTS_URL needs EVENTS_SECRET: {events.SECRET_WANTED}")
+        try:
+            events.check_url(self.events_url, allow_private=self.events_allow_private)
+        except ValueError as error:
+            raise ConfigurationError(f"EVENTS_URL {error}") from None
 
     def _check_public_url(self, url: str) -> None:
         is_double = values.is_loopback(self.twilio_api_url)

@@ -191,10 +191,7 @@ class Calls:
             self.model_trial.learn(call)
         with one_calls_trouble(call):
             if not is_moved:  # else whoever has it writes its record
-                record = call.record()
-                with one_calls_trouble(call):
-                    self.register.keep(record)
-                self._traces.call_ended(record)
+                self._traces.call_ended(self.register.keep_last(call))
         for call_sid in forgotten:
             with one_calls_trouble(call):
                 self._cluster.release(call_sid)

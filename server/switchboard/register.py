@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.call.call import Call
+from server.events.event import Kind
+from server.events.events import Events
 from server.records.store import Records
-from server.records.words import CallRecord, Cursor, RecordsUnavailable
+from server.records.words import CallRecord, Cursor, RecordsUnavailable, Wanted
+from server.switchboard.making import one_calls_trouble
 
 MAX_ENDED = 10_000
 """CallSids of ended calls that are remembered: a webhook that comes again begins no call again."""
@@ -56,10 +59,24 @@ class Register:
         self._live: dict[str, Call] = {}
         self._recent: OrderedDict[str, Call] = OrderedDict()
         self._ended: OrderedDict[str, bool] = OrderedDict()  # whether an apology is still owed
+        self.events: Events | None = None
+        """Told of what happens to calls."""
 
     def add(self, call: Call) -> None:
         """A call lives."""
         self._live[call.call_sid] = call
+        self._tell("call.started", call)
+        if call.conversation.answered_at is None:
+            call.on_answer = lambda: self._tell("call.answered", call)
+        else:  # in another process, which may not have lived to tell it
+            self._tell("call.answered", call)
+
+    def _tell(self, kind: Kind, call: Call) -> None:
+        """Tell of a call that goes on, if anybody wants to be told."""
+        url = call.conversation.party.agent.events_url
+        if self.events is not None and self.events.is_wanted(url):
+            with one_calls_trouble(call):
+                self.events.tell(kind, call.record(full=False).as_dict(), url)
 
     def end(self, call: Call) -> Sequence[str]:
         """A call has ended.
@@ -84,6 +101,22 @@ class Register:
         if self._live.get(call.call_sid) is call:
             del self._live[call.call_sid]
         return ()
+
+    def keep_last(self, call: Call) -> CallRecord:
+        """Have the database keep what is left of a call, and tell how it has ended."""
+        record = call.record()
+        url, reason = call.conversation.party.agent.events_url, call.end_reason
+        if self.events is not None and self.events.is_wanted(url):
+            with one_calls_trouble(call):
+                shown = record.as_dict()
+                if reason is not None and reason.is_failure:
+                    self.events.tell("call.failed", shown, url)
+                if shown.get("recording"):
+                    self.events.tell("call.recording", shown, url)
+                self.events.tell("call.ended", shown, url)
+        with one_calls_trouble(call):
+            self.keep(record)
+        return record
 
     def keep(self, record: CallRecord) -> None:
         """Have the database keep what is left of a call, or what has become known since."""
@@ -135,12 +168,15 @@ class Register:
         yield from reversed(self._live.values())
         yield from reversed(self._recent.values())
 
-    async def page(self, limit: int, before: Cursor | None = None) -> Page:
+    async def page(
+        self, limit: int, before: Cursor | None = None, wanted: Wanted | None = None
+    ) -> Page:
         """Summaries of calls, live ones among them, newest first.
 
         Args:
             limit: How many at most.
             before: Where the page before this one ended; None for the first.
+            wanted: Which of them; None for all.
         """
         # Memory first: what is written to the database meanwhile is then seen at least once.
         found = {call.call_sid: call.record(full=False).as_dict() for call in self.all()}
@@ -148,11 +184,15 @@ class Register:
         if self._records is not None:
             found = {record["call_sid"]: record for record in self._records.unsaved()} | found
             try:
-                kept = await self._records.page(limit, before)
+                kept = await self._records.page(limit, before, wanted)
             except RecordsUnavailable:
                 kept, is_complete = [], False
             more = len(kept) == limit
             found = {record["call_sid"]: record for record in kept} | found
-        after = [row for row in found.values() if before is None or Cursor.of(row) < before]
+        after = [
+            row
+            for row in found.values()
+            if (before is None or Cursor.of(row) < before) and (wanted is None or wanted.takes(row))
+        ]
         after.sort(key=Cursor.of, reverse=True)
         return Page(after[:limit], more or len(after) > limit, is_complete)

@@ -26,7 +26,7 @@ def known_metrics() -> dict[str, set[str]]:
     """Every name that a scrape can show, with the labels it has."""
     metrics = Metrics(CollectorRegistry())
     known: dict[str, set[str]] = {}
-    groups = (metrics, metrics.records, metrics.streams, metrics.capacity)
+    groups = (metrics, metrics.records, metrics.records.events, metrics.streams, metrics.capacity)
     for metric in (one for group in groups for one in vars(group).values()):
         if isinstance(metric, MetricWrapperBase | CountedInC):
             labels = set(metric._labelnames)

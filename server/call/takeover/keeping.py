@@ -154,6 +154,7 @@ class Keeping:
             language=agent.language,
             tools=tuple(tool.name for tool in agent.tools),
             has_recording=bool(agent.greeting_audio) and not is_played,
+            events_url=agent.events_url,
         )
 
     def _is_greeted(self) -> bool:

@@ -62,6 +62,7 @@ class AgentState:
     tools: Annotated[tuple[Short, ...], Meta(max_length=512)]
     has_recording: bool
     """Whether its greeting is a recording that is still to be played; that is not in here."""
+    events_url: Annotated[str, Meta(max_length=2_000)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
