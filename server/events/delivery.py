@@ -22,6 +22,7 @@ import trio
 from server.events.retries import Attempt, next_at, retry_after_s
 from server.events.signing import headers_of
 from server.events.targets import AddressRefused, GuardedBackend
+from server.logs import Sparing
 from server.metrics import Metrics
 from server.pace import Backoff
 from server.records.outbox import Claimed, Sent
@@ -42,6 +43,8 @@ COUNT_EVERY_S = 15.0
 RETRY_S = (0.5, 30.0)
 MAX_ANSWER_BYTES = 16 * 1024
 """Of an answer's body, which says nothing to us: a connection is used again if it is short."""
+TELL_EVERY_S, TOLD_TARGETS = 60.0, 10
+"""How often the log says of a receiver that it does not take events, and of how many at most."""
 LAST_WORD_S = 2.0
 """How long a server that stops may take to give its leases back."""
 
@@ -83,7 +86,7 @@ class Delivery:
         self._under_way: dict[str, Claimed] = {}
         self._sent: list[Sent] = []
         self._count_at = -math.inf
-        self._failing: set[str] = set()
+        self._failures = Sparing(TELL_EVERY_S, lines=TOLD_TARGETS)
 
     async def run(self) -> None:
         """Send what is in the outbox until cancelled."""
@@ -176,7 +179,6 @@ class Delivery:
         del self._under_way[event.id]
         self._records.outbox_changed.set()
         if attempt.is_taken:
-            self._failing.discard(event.target)
             self._metrics.sent.labels("delivered").inc()
             self._sent.append(Sent(event, is_done=True))
             return
@@ -191,9 +193,14 @@ class Delivery:
         self._metrics.sent.labels("dead" if is_dead else "failed").inc()
         if is_dead:
             logger.error("event given up", event_id=event.id, call_sid=event.call_sid)
-        if event.target not in self._failing and len(self._failing) < AT_ONCE:
-            self._failing.add(event.target)
-            logger.warning("events are not taken", target=event.target, reason=attempt.problem)
+        self._failures.log(
+            trio.current_time(),
+            logger.warning,
+            "events are not taken",
+            kind=event.target,
+            target=event.target,
+            reason=attempt.problem,
+        )
         self._sent.append(Sent(event, next_at=None if is_dead else again_at, error=attempt.problem))
 
     async def _post(self, pool: httpcore2.AsyncConnectionPool, claimed: Claimed) -> Attempt:

@@ -6,6 +6,7 @@ of them; whoever dies leaves a lease that runs out. What everything here does, i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -238,8 +239,10 @@ class Outbox:
                         facts = {"of_call": event.call_sid, "of_generation": event.generation}
                         connection.execute(_DROP_EARLIER_ENDS, facts)
             if new:
+                # A clock that was put back meanwhile holds nothing up.
+                now = time.time()
                 rows = [
-                    asdict(event) | {"next_at": event.at, "since": event.at}
+                    asdict(event) | {"next_at": min(event.at, now), "since": min(event.at, now)}
                     for event in new.values()
                 ]
                 connection.execute(sql.insert(events), rows)

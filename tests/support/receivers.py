@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import h11
@@ -92,8 +93,9 @@ async def receiving(
 ) -> AsyncGenerator[Receiver]:
     receiver = Receiver(answer)
     async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(trio.serve_tcp, receiver.serve, 0)
-        port = listeners[0].socket.getsockname()[1]
+        serve = partial(trio.serve_tcp, receiver.serve, 0, host="127.0.0.1")
+        [listener] = await nursery.start(serve)
+        port = listener.socket.getsockname()[1]
         receiver.url = f"http://127.0.0.1:{port}/events"
         yield receiver
         nursery.cancel_scope.cancel()
