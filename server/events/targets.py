@@ -7,7 +7,10 @@ that stands for something else a moment later is of no use to anybody.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+import socket
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpcore2
@@ -18,6 +21,8 @@ from server.settings.events import is_public
 
 MAX_ADDRESSES = 4
 """Of one name that are tried, one after the other."""
+MAX_NAMES = 16
+"""That are resolved at the same time."""
 CONNECT_TIMEOUT_S = 4.0
 
 
@@ -36,12 +41,19 @@ def target_of(url: str) -> str:
 class GuardedBackend(httpcore2.AsyncNetworkBackend):
     """Opens connections to what may be connected to.
 
+    Names are resolved in threads of its own: those that hang are in the way of no call's.
+
     Args:
         allow_private: Anything may.
+        resolve: As :func:`socket.getaddrinfo`.
     """
 
-    def __init__(self, *, allow_private: bool) -> None:
+    def __init__(
+        self, *, allow_private: bool, resolve: Callable[..., list[Any]] = socket.getaddrinfo
+    ) -> None:
         self._allow_private = allow_private
+        self._getaddrinfo = resolve
+        self._threads = trio.CapacityLimiter(MAX_NAMES)
         self._below = httpcore2.TrioBackend()
 
     async def connect_tcp(
@@ -71,7 +83,11 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
 
     async def _resolve(self, host: str, port: int) -> list[str]:
         try:
-            found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+            found = await trio.to_thread.run_sync(
+                partial(self._getaddrinfo, host, port, type=socket.SOCK_STREAM),
+                abandon_on_cancel=True,
+                limiter=self._threads,
+            )
         except (OSError, UnicodeError) as error:
             raise httpcore2.ConnectError("the name cannot be resolved") from error
         addresses = list(dict.fromkeys(str(one[4][0]) for one in found))
