@@ -29,6 +29,7 @@ BENCHMARKS = {
     "chaos": "what holds when everything around a server goes wrong, for as long as one likes",
     "plan": "what so many calls need, and what breaks first, on paper",
     "failover": "what calls notice when a process, a node, the registry or the network goes",
+    "events": "whether every event arrives, though its receiver fails and its server is killed",
     "recovery": "what a call notices when its model connection is replaced, or breaks",
 }
 

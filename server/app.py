@@ -44,6 +44,8 @@ from server.web.guard import (
 )
 from server.web.health import add_health
 from server.web.http_request import LONGEST_BODIES, MAX_BODY_BYTES, HttpRequest
+from server.web.kept.events_api import add_events_api
+from server.web.kept.exports import add_exports
 from server.web.keys import Keys
 from server.web.media_door import MediaDoor, add_stream
 from server.web.once import Once
@@ -109,6 +111,8 @@ class OffhookApp(QuartTrio):
         )
         before = self._paths()
         add_calls_api(self, service, elsewhere, once)
+        add_events_api(self, service)
+        add_exports(self, service)
         earlier = self._paths()
         signed = frozenset((*service.accounts.webhook_paths, "/stream", "/stream/<int:worker>"))
         log_requests(self, quiet_paths=HEALTH | METRICS | signed)

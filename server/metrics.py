@@ -120,10 +120,42 @@ def add(counter: Counter, amount: float) -> None:
         counter.inc(amount)
 
 
-class RecordMetrics:
-    """What became of records and recordings."""
+class EventMetrics:
+    """What became of events."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.sent = Counter(
+            "offhook_events_sent", "Times that an event was sent, by what came of it.",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        self.handled = Counter(
+            "offhook_events_handled", "Calls of event handlers in Python, by outcome.",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        self.waiting = Gauge(
+            "offhook_events_waiting",
+            "Events in the database that no receiver has yet; the same for all its processes.",
+            registry=registry,
+        )
+        self.oldest = Gauge(
+            "offhook_events_oldest_seconds", "For how long the oldest of them waits.",
+            registry=registry,
+        )  # fmt: skip
+        self.dead = Gauge(
+            "offhook_events_dead", "Events that were given up, and wait for people.",
+            registry=registry,
+        )  # fmt: skip
+        for outcome in ("delivered", "failed", "dead"):
+            self.sent.labels(outcome)
+        for outcome in ("ok", "error", "late", "left-out"):
+            self.handled.labels(outcome)
+
+
+class RecordMetrics:
+    """What became of records, of events about calls, and of recordings."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.events = EventMetrics(registry)
         self.unsaved = Gauge(
             "offhook_records_unsaved", "Records that wait for the database.", registry=registry
         )

@@ -34,6 +34,8 @@ from server.carrier.webhooks import Reply, Report
 from server.cluster.cluster import Cluster
 from server.cluster.redis import redis_registry
 from server.errors import CallRefused
+from server.events.events import Events
+from server.events.handlers import load_handlers
 from server.hooks.trio_clock import pausing_clock, tell_of_pauses
 from server.logs import log_stranger
 from server.media import plane
@@ -41,6 +43,7 @@ from server.metrics import Metrics, RegistryMetrics, VoiceMetrics
 from server.records.recording import Recordings, check_directory
 from server.records.store import Records
 from server.records.traces import open_traces
+from server.settings.events import read_secret
 from server.settings.settings import Settings
 from server.supervision import Helper, Start, keep_going, without_start
 from server.switchboard.account_turns import AccountTurns
@@ -86,6 +89,7 @@ class Service:
         plane: The media plane; None if there is none here, or it is not wanted.
         records: What is left of calls.
         recordings: What was heard in them; None if it is not kept.
+        events: Who is told of what happens to calls.
         destinations: Which numbers may be called.
         failed: Set when the inside has ended by a fault: whoever serves this is to end the process.
     """
@@ -129,6 +133,15 @@ class Service:
                 retention_days=settings.retention_days or None,
             )
         self._voices = self._open_voices()
+        self.events = Events(
+            records=self.records,
+            metrics=self.metrics,
+            url=settings.events_url,
+            keys=[read_secret(one.get_secret_value()) for one in settings.events_secret],
+            allow_private=settings.events_allow_private,
+            public_url=lambda: self.accounts.public_url,
+            handlers=load_handlers(settings.event_handlers),
+        )
         self._stopping = False
         self._has_waited = False
 
@@ -307,6 +320,10 @@ class Service:
             self._drawing = Drawing(self.accounts.reader, timeout_s=timeout_s, metrics=self.metrics)
             helpers.start_soon(keep_going, "outcomes", without_start(self._drawing.run))
             calls = self.calls = self._make_calls()
+            calls.register.events = self.events
+            helpers.start_soon(keep_going, "handlers", without_start(self.events.handling.run))
+            if self.events.are_sent:
+                helpers.start_soon(keep_going, "events", without_start(self.events.delivery.run))
             self.rescue = Rescue(
                 calls, self.cluster, lambda: self.agent, lease_s=self.settings.lease_s
             )

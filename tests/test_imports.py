@@ -28,6 +28,7 @@ ROOMS = (
     ("server.model",),
     ("server.dialogue",),
     ("server.agent",),
+    ("server.events",),
     ("server.records",),
     ("server.carrier",),
     ("server.media",),

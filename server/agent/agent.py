@@ -52,6 +52,8 @@ class Agent:
     """A prebuilt voice such as ``"Kore"``; None for the model's own choice."""
     language: str | None = None
     """A BCP 47 tag such as ``"es-VE"``; None lets the model follow the caller."""
+    events_url: str | None = None
+    """Who is told of its calls; None for whoever is told of all (``EVENTS_URL``)."""
     tools: tuple[Tool, ...] = ()
     """Functions the model may call: see ``server/agent/tool.py``."""
     name: str = DEFAULT_NAME

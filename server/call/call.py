@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Literal
 
 import structlog
@@ -107,6 +107,7 @@ class Call:
         fence: Its way to the carrier, which is open only while it is this process's.
         accepted: Set when the carrier has named the call.
         finished: Set when the record is final.
+        on_answer: Called when the phone leaves the hook.
         refusal: What about the account the model's service has refused, if that ended the call.
     """
 
@@ -143,6 +144,7 @@ class Call:
         self.progress = Progress()
         self.accepted = trio.Event()
         self.finished = trio.Event()
+        self.on_answer: Callable[[], None] | None = None
         self.refusal: Kind | None = None
         self._logged_detail: str | None = None  # if it is another than the record's
         self._ended_at: float | None = None
@@ -272,6 +274,9 @@ class Call:
             transcript.agent_complete(RECORDED_TURN)
         c.move("answered")
         c.notes.to_keep.set()
+        if self.on_answer is not None:
+            with self._guarded("answer"):
+                self.on_answer()
 
     def _record_from(self, now: float) -> None:
         c = self.conversation

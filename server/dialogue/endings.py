@@ -64,6 +64,11 @@ class EndReason(StrEnum):
         return self in _APOLOGISED
 
     @property
+    def is_failure(self) -> bool:
+        """Whether nobody was reached, or something has failed that a call needs."""
+        return self in _APOLOGISED or self in _NOT_TALKED
+
+    @property
     def close_code(self) -> int:
         """What the media socket is closed with."""
         return _CLOSE_CODES.get(self, 1000)
@@ -109,6 +114,15 @@ _APOLOGISED = frozenset(
         EndReason.MODEL_QUOTA,
         EndReason.MODEL_REFUSED,
         EndReason.ERROR,
+    }
+)
+_NOT_TALKED = frozenset(
+    {
+        EndReason.BUSY,
+        EndReason.NO_ANSWER,
+        EndReason.FAILED,
+        EndReason.CARRIER_FAILED,
+        EndReason.CARRIER_PROTOCOL,
     }
 )
 _OF_STATUS = {

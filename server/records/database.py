@@ -7,8 +7,8 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +42,7 @@ from server.records.tables import (
     storable,
     tables,
 )
-from server.records.words import Cursor, StoredRequest
+from server.records.words import Cursor, StoredRequest, Wanted
 
 T = TypeVar("T")
 LOCK_TIMEOUT_S = 5.0
@@ -84,8 +84,13 @@ _MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {
     1: _nothing_to_change,
     2: _add_generation,
     3: _add_agent,
+    4: _nothing_to_change,
 }
 """From this version to the next one, in one transaction; version 1 is the first."""
+
+
+class DatabaseClosed(SQLAlchemyError):
+    """The server stops, and the database was closed before."""
 
 
 class SchemaTooNew(ServerError):
@@ -189,11 +194,11 @@ class Database:
         """Do this with the database.
 
         Raises:
-            SQLAlchemyError: It was closed before this began.
+            DatabaseClosed: It was closed before this began.
         """
         with self._counting:
             if self._closed:
-                raise SQLAlchemyError("the database is closed")
+                raise DatabaseClosed("the database is closed")
             self._users += 1
         try:
             return function()
@@ -277,6 +282,24 @@ class Database:
                 _MIGRATIONS[step](connection)
                 connection.execute(sql.update(schema).values(version=step + 1))
 
+    @contextmanager
+    def transaction(self, *, alone: bool = True) -> Iterator[sql.Connection]:
+        """Do several things at once, or none of them.
+
+        Args:
+            alone: What is looked at stays as it is until the end: rows have to be locked for that,
+                and SQLite, which cannot, locks all.
+        """
+        self.open()
+        with self._engine.begin() as connection:
+            if alone:
+                self._lock(connection)
+            yield connection
+
+    def _lock(self, connection: sql.Connection) -> None:
+        if self._url.get_backend_name() == "sqlite":
+            connection.exec_driver_sql(_ALONE["sqlite"])  # it has no locks of rows
+
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write records, in the place of any with the same CallSid.
 
@@ -328,8 +351,7 @@ class Database:
         """
 
         def look_and_write(connection: sql.Connection) -> None:
-            if self._url.get_backend_name() == "sqlite":
-                connection.exec_driver_sql(_ALONE["sqlite"])  # it has no locks of rows
+            self._lock(connection)
             newer = dict(records)
             older: list[str] = []
             for there in connection.execute(look, {"names": list(newer)}):
@@ -403,14 +425,18 @@ class Database:
         details.pop(KEPT_AT, None)
         return record | details
 
-    def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
-        """Read the newest summaries that are older than the cursor."""
+    def page(
+        self, limit: int, before: Cursor | None, wanted: Wanted | None = None
+    ) -> list[dict[str, Any]]:
+        """Read the newest summaries that are older than the cursor, and wanted."""
         self.open()
         query = statements.PAGE
         facts: dict[str, Any] = {"most": limit}
         if before is not None:
             query = statements.PAGE_BEFORE
             facts |= {"before": before.created_at, "before_sid": storable(before.call_sid)}
+        if wanted is not None and not wanted.is_all:
+            query = statements.wanted_only(query, wanted)
         with self._engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(query, facts)]
 

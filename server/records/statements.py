@@ -6,9 +6,12 @@ back to itself, which only the garbage collector takes away.
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sql
 
-from server.records.tables import SUMMARY, calls, requests
+from server.records.tables import SUMMARY, calls, requests, storable
+from server.records.words import Wanted
 
 DELETE = sql.delete(calls).where(calls.c.call_sid.in_(sql.bindparam("names", expanding=True)))
 INSERT = sql.insert(calls)
@@ -51,3 +54,19 @@ THERE = (
     .with_for_update()
 )
 """They stay as they are until the transaction is over, where a database knows how to do that."""
+
+
+def wanted_only(query: sql.Select[Any], wanted: Wanted) -> sql.Select[Any]:
+    """A page of those records alone that are wanted; made for each use, which people ask for."""
+    columns = calls.c
+    if wanted.since is not None:
+        query = query.where(columns.created_at >= wanted.since)
+    if wanted.until is not None:
+        query = query.where(columns.created_at < wanted.until)
+    if wanted.min_duration_s is not None:
+        query = query.where(columns.duration_s >= wanted.min_duration_s)
+    if wanted.max_duration_s is not None:
+        query = query.where(columns.duration_s <= wanted.max_duration_s)
+    for name, values in wanted.one_of.items():
+        query = query.where(columns[name].in_([storable(value) for value in values]))
+    return query

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,13 +24,17 @@ from server.records.database import (
     OPEN_TIMEOUT_S,
     THEIRS,
     Database,
+    DatabaseClosed,
     Refused,
     SchemaTooNew,
     check_database,
     database_url,
 )
+from server.records.outbox import Outbox, OutboxEvent
 from server.records.tables import FIRST_GENERATION, KEPT_AT, SUMMARY, fitted
-from server.records.words import Cursor, RecordsUnavailable, StoredRequest
+from server.records.told import Told, beside, events_beside
+from server.records.words import Cursor, RecordsUnavailable, StoredRequest, Wanted
+from server.signal import Signal
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -95,9 +100,13 @@ class Records:
             self._aside = Aside(beside if aside is None else aside, address)
         self._metrics = metrics
         self._retention_days = retention_days
+        self._outbox = Outbox(self._database)
         self._unsaved: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.on_written: Callable[[str], None] = _nobody
         """Told which call's record, or what was known of it by then, outlives the process now."""
+        self._told = Told(metrics.records)
+        self.outbox_changed = Signal()
+        """Events of ours have come into the outbox."""
         self._changed = trio.Event()
         self._written = trio.Event()
         self._works = True
@@ -106,6 +115,7 @@ class Records:
         # Threads of our own: a database that hangs takes no other work's.
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(4) if self._database.is_shared else self._writing
+        self._sending = trio.CapacityLimiter(1) if self._database.is_shared else self._writing
         # Nor does a directory that hangs, as one on a network may.
         self._setting_aside = trio.CapacityLimiter(1)
         self._taking_up = trio.CapacityLimiter(1)
@@ -152,6 +162,28 @@ class Records:
         self._metrics.records.unsaved.set(len(self._unsaved))
         self._changed.set()
 
+    def tell(self, event: OutboxEvent) -> None:
+        """Take an event for the outbox; returns at once, never fails.
+
+        It is there before the record of its call is, if it was told of before.
+        """
+        self._told.add(event)
+        self._changed.set()
+
+    async def with_outbox(self, function: Callable[[Outbox], T]) -> T:
+        """Do something with the outbox, in a thread.
+
+        Raises:
+            RecordsUnavailable: The database does not answer.
+        """
+        try:
+            return await self._in_thread(lambda: function(self._outbox), self._sending)
+        except DatabaseClosed as error:
+            raise RecordsUnavailable("the database is closed") from error
+        except THEIRS as error:
+            self._failed("outbox", error)
+            raise RecordsUnavailable("the database does not answer") from error
+
     async def get(self, call_sid: str) -> dict[str, Any] | None:
         """One call's record, or None if there is none.
 
@@ -162,13 +194,15 @@ class Records:
             return {k: v for k, v in self._unsaved[call_sid].items() if k != KEPT_AT}
         return await self._read(lambda: self._database.get(call_sid))
 
-    async def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
-        """The newest records after a place in the list, summaries only, newest first.
+    async def page(
+        self, limit: int, before: Cursor | None, wanted: Wanted | None = None
+    ) -> list[dict[str, Any]]:
+        """The newest wanted records after a place in the list, summaries only, newest first.
 
         Raises:
             RecordsUnavailable: The database cannot be asked; :meth:`unsaved` still answers.
         """
-        return await self._read(lambda: self._database.page(limit, before))
+        return await self._read(lambda: self._database.page(limit, before, wanted))
 
     def unsaved(self) -> Iterator[dict[str, Any]]:
         """Summaries of what waits for the database."""
@@ -203,7 +237,7 @@ class Records:
 
     async def wait_saved(self) -> None:
         """Wait until everything that was kept is in the database."""
-        while self._unsaved:
+        while self._unsaved or self._told:
             await self._written.wait()
 
     # -- the one task that writes ----------------------------------------------------------
@@ -222,7 +256,7 @@ class Records:
         while True:
             changed = self._changed = trio.Event()
             try:
-                if self._unsaved:
+                if self._unsaved or self._told:
                     await self._write()
                 elif trio.current_time() >= self._sweep_at:
                     await self._take_up()
@@ -243,6 +277,14 @@ class Records:
 
     async def _write(self) -> None:
         batch = list(islice(self._unsaved.values(), BATCH))
+        # Before the records: no call is over whose events are not there.
+        events = list(self._told)
+        for begin in range(0, len(events), BATCH):
+            told = events[begin : begin + BATCH]
+            lost = await self._in_thread(partial(self._outbox.put, told), self._writing)
+            self._told.give_up(lost, "the database does not take it")
+            self._told.forget(told)
+            self.outbox_changed.set()
         refused = await self._in_thread(lambda: self._database.write_each(batch), self._writing)
         if refused:
             await self._set_refused_aside(refused)
@@ -271,6 +313,7 @@ class Records:
         deleted = await self._in_thread(
             lambda: self._database.delete_before(oldest_kept), self._writing
         )
+        await self._in_thread(lambda: self._outbox.delete_before(oldest_kept), self._writing)
         if deleted:
             logger.info("old records deleted", records=deleted)
 
@@ -282,7 +325,7 @@ class Records:
         """Have the database take what is left, or a file: no record is lost to a stop."""
         backoff = Backoff(*LAST_RETRY_S)
         with trio.move_on_after(FLUSH_TIMEOUT_S, shield=True):
-            while self._unsaved:
+            while self._unsaved or self._told:
                 try:
                     await self._write()
                 except Exception as error:
@@ -294,6 +337,7 @@ class Records:
         for call_sid in self._unsaved:
             self._metrics.records.failures.labels("given-up").inc()
             logger.critical("record lost: neither database nor file took it", call_sid=call_sid)
+        self._told.give_up(self._told, "neither database nor file took it")
 
     # -- files beside the database ---------------------------------------------------------
 
@@ -315,8 +359,10 @@ class Records:
         """Put records into a file until the database works; they stay here if that fails."""
         if (aside := self._aside) is None:
             return
-        if await self._in_file("kept", lambda: aside.write("unsaved", records), len(records)):
+        with_events, events = beside(records, self._told)
+        if await self._in_file("kept", lambda: aside.write("unsaved", with_events), len(records)):
             self._forget(records)
+            self._told.forget(events)
 
     async def _set_refused_aside(self, refused: list[Refused]) -> None:
         aside = self._aside
@@ -407,6 +453,7 @@ class Records:
                 records = [record for record in batch if record is not None]
                 odd += len(batch) - len(records)
                 taken += len(records)
+                self._outbox.put([event for record in records for event in events_beside(record)])
                 if oldest_kept is not None:
                     records = [each for each in records if each["created_at"] >= oldest_kept]
                 odd += len(self._database.write_newer(records))
@@ -421,7 +468,7 @@ class Records:
         """Close the database, and wait until no thread is left that uses it."""
         await trio.to_thread.run_sync(self._database.close, abandon_on_cancel=True)
         with ExitStack() as places:
-            for limiter in {self._writing, self._reading, self._taking_up}:
+            for limiter in {self._writing, self._reading, self._sending, self._taking_up}:
                 for _ in range(int(limiter.total_tokens)):  # an abandoned thread still has its own
                     place = object()
                     await limiter.acquire_on_behalf_of(place)

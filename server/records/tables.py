@@ -13,7 +13,7 @@ MAX_NUMBER = 2.0**63
 """No number in a record is anywhere near it."""
 MAX_DEPTH = 100
 """Nor is anything in it so deep; Python and databases give up somewhere beyond."""
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Goes up with every change of the tables; ``database.py`` says how to get there."""
 tables = sql.MetaData()
 schema = sql.Table("offhook_schema", tables, sql.Column("version", sql.Integer, nullable=False))
@@ -48,6 +48,28 @@ requests = sql.Table(
     # SQL's NULL until there is one.
     sql.Column("answer", sql.JSON(none_as_null=True)),
 )
+events = sql.Table(
+    "offhook_events",
+    tables,
+    sql.Column("id", sql.String(64), primary_key=True),
+    sql.Column("call_sid", sql.String(64), nullable=False),
+    sql.Column("generation", sql.Integer, nullable=False),
+    sql.Column("at", sql.Double, nullable=False),
+    sql.Column("type", sql.String(32), nullable=False),
+    sql.Column("target", sql.String(300), nullable=False),
+    sql.Column("url", sql.String(2_000), nullable=False),
+    sql.Column("payload", sql.Text, nullable=False),
+    sql.Column("is_last", sql.Boolean, nullable=False),
+    sql.Column("attempts", sql.Integer, nullable=False, default=0),
+    sql.Column("next_at", sql.Double, nullable=False),
+    sql.Column("since", sql.Double, nullable=False),
+    sql.Column("leased_until", sql.Double, nullable=False, default=0.0),
+    sql.Column("lease", sql.String(64)),
+    sql.Column("dead_at", sql.Double),
+    sql.Column("error", sql.String(200), nullable=False, default=""),
+    sql.Index("offhook_events_of_call", "call_sid", "generation", "at"),
+    sql.Index("offhook_events_due", "dead_at", "next_at"),
+)
 
 SUMMARY = tuple(column.name for column in calls.c if column is not calls.c.details)
 """The fields of a record that lists show; the rest is one column of details."""
@@ -57,6 +79,8 @@ FIRST_GENERATION = 1
 """Of a call that only one process has ever had, and of records from before that was told."""
 KEPT_AT = "_kept_at"
 """Among the details: when this version of the record was made. It is not shown."""
+EVENTS = "_events"
+"""Beside a record in a file: the events of its call that the database did not take either."""
 
 
 def fitted(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,6 +126,37 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which records a list is to have; None for whatever there is."""
+
+    since: float | None = None
+    until: float | None = None
+    min_duration_s: float | None = None
+    max_duration_s: float | None = None
+    one_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By column: what may stand there."""
+
+    @property
+    def is_all(self) -> bool:
+        """Whether it is every record."""
+        return self == _ALL
+
+    def takes(self, record: Mapping[str, Any]) -> bool:
+        """Whether this is one of them."""
+        created_at, duration_s = record["created_at"], record["duration_s"]
+        return (
+            (self.since is None or created_at >= self.since)
+            and (self.until is None or created_at < self.until)
+            and (self.min_duration_s is None or duration_s >= self.min_duration_s)
+            and (self.max_duration_s is None or duration_s <= self.max_duration_s)
+            and all(record[name] in values for name, values in self.one_of.items())
+        )
+
+
+_ALL = Wanted()
+
+
+@dataclass(frozen=True, slots=True)
 class StoredRequest:
     """A request with an ``Idempotency-Key``, as it outlives the process."""
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr
 
-from server.settings import accounts, cluster, values
+from server.settings import accounts, cluster, events, values
 from server.settings.numbers import e164, own_number
 
 
@@ -107,4 +107,5 @@ BuiltIn = Literal["hang_up", "transfer", "send_dtmf", "none"]
 Prefix = Annotated[str, AfterValidator(_prefix)]
 Origin = Annotated[str, AfterValidator(values.origin)]
 RegistryUrl = Annotated[SecretStr, AfterValidator(_checked(cluster.registry_url))]
+EventsSecret = Annotated[Secret, AfterValidator(_checked(events.secret_text))]
 ClusterSecret = Annotated[Secret, AfterValidator(_checked(cluster.cluster_secret))]

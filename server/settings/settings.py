@@ -29,13 +29,14 @@ from pydantic_settings import (
 )
 
 from server.errors import ConfigurationError
-from server.settings import accounts, cluster
+from server.settings import accounts, cluster, events
 from server.settings import values as values
 from server.settings.accounts import Account, AsteriskAccount, TwilioAccount
 from server.settings.file import misspelt, read_settings_file
 from server.settings.kinds import (
     BuiltIn,
     ClusterSecret,
+    EventsSecret,
     KeyName,
     Model,
     Number,
@@ -305,6 +306,15 @@ class Settings(BaseSettings):
     """Your price of a minute, media stream included; None for the tables of list prices."""
     recordings_dir: Path | None = None
 
+    events_url: Annotated[str, Field(max_length=events.MAX_URL_CHARS)] | None = None
+    """Who is told of every call that names no other receiver."""
+    events_secret: Annotated[tuple[EventsSecret, ...], NoDecode, BeforeValidator(words)] = ()
+    """What events are signed with, ``whsec_…``; with several, there is a signature by each."""
+    events_allow_private: bool = False
+    """Receivers may be in a private network, and without TLS."""
+    event_handlers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = ()
+    """Modules whose functions with ``@on`` above them are called when something happens."""
+
     registry_url: RegistryUrl | None = None
     """Where the nodes of a server on many machines meet: Redis or Valkey, as
     ``redis://host:6379/0``; None for a server on one machine."""
@@ -467,6 +477,7 @@ class Settings(BaseSettings):
             settings.carrier, given, settings.public_url, settings.twilio_api_url
         )
         settings._check_cluster()
+        settings._check_events()
         return settings
 
     def _check_cluster(self) -> None:
@@ -482,6 +493,16 @@ class Settings(BaseSettings):
         )
         if missing:
             raise ConfigurationError(f"REGISTRY_URL needs {'; and '.join(missing)}")
+
+    def _check_events(self) -> None:
+        if self.events_url is None:
+            return
+        if not self.events_secret:
+            raise ConfigurationError(f"EVENTS_URL needs EVENTS_SECRET: {events.SECRET_WANTED}")
+        try:
+            events.check_url(self.events_url, allow_private=self.events_allow_private)
+        except ValueError as error:
+            raise ConfigurationError(f"EVENTS_URL {error}") from None
 
     def _doubts(self) -> list[str]:
         """What may not work; a model of another name than Google's is at an address of its own."""

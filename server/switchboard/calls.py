@@ -215,7 +215,7 @@ class Calls:
                 self._traces.call_ended(record)
                 if self._drawing is not None:
                     c, found = call.conversation, self.register.outcome_drawn
-                    drawn = partial(found, call.call_sid)
+                    drawn = partial(found, call.call_sid, c.party.agent.events_url)
                     self._drawing.ended(c.notes, c.party.agent.name, drawn)
         for call_sid in forgotten:
             with one_calls_trouble(call):

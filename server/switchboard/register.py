@@ -17,9 +17,11 @@ from server.call.report.ended import EndedCall
 from server.carrier import StatusUpdate
 from server.carrier.webhooks import EndCall, Reply, SayAndEndCall
 from server.errors import ServerError
+from server.events.event import Kind
+from server.events.events import Events
 from server.records.recording import Recorder
 from server.records.store import Records
-from server.records.words import CallRecord, Cursor, RecordsUnavailable
+from server.records.words import CallRecord, Cursor, RecordsUnavailable, Wanted
 from server.switchboard.making import one_calls_trouble
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -79,12 +81,41 @@ class Register:
         self._ended: OrderedDict[str, tuple[str, str] | None] = OrderedDict()
         self._unwritten: OrderedDict[str, Callable[[], None]] = OrderedDict()
         self._is_stopping = False
+        self.events: Events | None = None
+        """Told of what happens to calls."""
         if records is not None:
             records.on_written = self._written
 
     def add(self, call: Call) -> None:
         """A call lives."""
         self._live[call.call_sid] = call
+        self._tell("call.started", call)
+        if call.conversation.answered_at is None:
+            call.on_answer = partial(self._tell_answered, call.call_sid)
+        else:  # in another process, which may not have lived to tell it
+            self._tell("call.answered", call)
+
+    def _tell_answered(self, call_sid: str) -> None:
+        if (call := self._live.get(call_sid)) is not None:
+            self._tell("call.answered", call)
+
+    def _tell(self, kind: Kind, call: Call) -> None:
+        """Tell of a call that goes on, if anybody wants to be told."""
+        url = call.conversation.party.agent.events_url
+        if self.events is not None and self.events.is_wanted(url):
+            with one_calls_trouble(call):
+                self.events.tell(kind, call.record(full=False).as_dict(), url)
+
+    def _tell_end(self, call: Call, shown: dict[str, Any]) -> None:
+        """Tell how a call has ended, given its record; before that is written."""
+        url, reason = call.conversation.party.agent.events_url, call.end_reason
+        if self.events is None or not self.events.is_wanted(url):
+            return
+        if reason is not None and reason.is_failure:
+            self.events.tell("call.failed", shown, url)
+        if shown.get("recording"):
+            self.events.tell("call.recording", shown, url)
+        self.events.tell("call.ended", shown, url)
 
     def end(
         self, call: Call, record: CallRecord | None, let_go: Callable[[], None]
@@ -112,6 +143,8 @@ class Register:
         if record is not None:
             with one_calls_trouble(call):
                 shown = record.as_dict()
+                with one_calls_trouble(call):
+                    self._tell_end(call, shown)
                 with one_calls_trouble(call):
                     self._recent[call.call_sid] = call.left(shown)
                 self._keep(shown)
@@ -151,11 +184,15 @@ class Register:
             with one_calls_trouble(left):
                 self._keep(left.shown())
 
-    def outcome_drawn(self, call_sid: str, outcome: Outcome) -> None:
-        """More is known of what an ended call was for."""
+    def outcome_drawn(self, call_sid: str, events_url: str | None, outcome: Outcome) -> None:
+        """More is known of what an ended call was for, which its receiver is told, too."""
         if (left := self._recent.get(call_sid)) is not None:
             left.outcome_drawn(outcome.as_dict())
-            self._keep(left.shown())
+            shown = left.shown()
+            if self.events is not None and self.events.is_wanted(events_url):
+                with one_calls_trouble(left):
+                    self.events.tell("call.outcome", shown, events_url)
+            self._keep(shown)
 
     def follow(self, recorder: Recorder) -> None:
         """What an ended call's recording still has is being written: learn if that fails."""
@@ -223,12 +260,15 @@ class Register:
         yield from reversed(self._live.values())
         yield from reversed(self._recent.values())
 
-    async def page(self, limit: int, before: Cursor | None = None) -> Page:
+    async def page(
+        self, limit: int, before: Cursor | None = None, wanted: Wanted | None = None
+    ) -> Page:
         """Summaries of calls, live ones among them, newest first.
 
         Args:
             limit: How many at most.
             before: Where the page before this one ended; None for the first.
+            wanted: Which of them; None for all.
         """
         # Memory first: what is written to the database meanwhile is then seen at least once.
         found = {call.call_sid: _shown(call, full=False) for call in self.all()}
@@ -236,12 +276,16 @@ class Register:
         if self._records is not None:
             found = {record["call_sid"]: record for record in self._records.unsaved()} | found
             try:
-                kept = await self._records.page(limit, before)
+                kept = await self._records.page(limit, before, wanted)
             except RecordsUnavailable:
                 kept, is_complete = [], False
             more = len(kept) == limit
             found = {record["call_sid"]: record for record in kept} | found
-        after = [row for row in found.values() if before is None or Cursor.of(row) < before]
+        after = [
+            row
+            for row in found.values()
+            if (before is None or Cursor.of(row) < before) and (wanted is None or wanted.takes(row))
+        ]
         after.sort(key=Cursor.of, reverse=True)
         return Page(after[:limit], more or len(after) > limit, is_complete)
 

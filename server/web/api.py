@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -12,8 +13,10 @@ from quart import current_app
 
 from server.agent.agent import Agent
 from server.errors import CallRefused
+from server.logs import masked
 from server.records.waveform import MAX_POINTS
-from server.records.words import Cursor
+from server.records.words import Cursor, Wanted
+from server.settings.events import MAX_URL_CHARS
 from server.settings.numbers import e164
 
 
@@ -25,6 +28,8 @@ def _cursor(text: str | None) -> str | None:
 
 MAX_PROMPT_CHARS = 32_000
 MAX_GREETING_CHARS = 4_000
+MAX_ASKED_S = 1e9
+DAY_S = 86_400.0
 MAX_METADATA = 32
 MAX_METADATA_CHARS = 1_000
 """Of a name, and of what it stands for."""
@@ -52,16 +57,21 @@ class MakeCall(BaseModel):
         dict[_Fact, _Fact] | None,
         Field(max_length=MAX_METADATA, description="What {{name}} stands for in the agent's texts"),
     ] = None
+    events_url: Annotated[str | None, Field(max_length=MAX_URL_CHARS)] = None
+    """Who is told of this call, in the place of ``EVENTS_URL``."""
 
     def as_content(self) -> bytes:
         """The request as an ``Idempotency-Key`` stands for it; what has come since is left out."""
-        since = {name for name in ("agent", "variables") if getattr(self, name) is None}
+        since = {
+            name for name in ("agent", "variables", "events_url") if getattr(self, name) is None
+        }
         return self.model_dump_json(exclude=since).encode()
 
     def of_this_call(self, agent: Agent) -> Agent:
         """The agent with this call's differences."""
 
-        own = {name: getattr(self, name) for name in ("prompt", "greeting", "voice", "language")}
+        names = ("prompt", "greeting", "voice", "language", "events_url")
+        own = {name: getattr(self, name) for name in names}
         if self.greeting is not None:
             own |= {"greeting_text": "", "greeting_audio": b""}
         return replace(agent, **{name: value for name, value in own.items() if value is not None})
@@ -94,7 +104,61 @@ class Waveform(BaseModel):
     data: list[int]
 
 
-class ListCalls(BaseModel):
+def _asked_number(text: str | None) -> str | None:
+    """A number in a query, where a plus that is not escaped is a space."""
+    return None if text is None else e164(f"+{text.strip().removeprefix('+')}")
+
+
+class WhichCalls(BaseModel):
+    """Which calls a list has: those for which all of this is true."""
+
+    day: date | None = None
+    """Began on this day of UTC."""
+    since: datetime | None = None
+    """Began then or later; without a time zone, of UTC."""
+    until: datetime | None = None
+    """Began before that."""
+    number: Annotated[str | None, Field(max_length=40), AfterValidator(_asked_number)] = None
+    """The other party's; where records have masked numbers, every one that looks the same then."""
+    direction: Literal["inbound", "outbound"] | None = None
+    agent: Annotated[str | None, Field(max_length=64)] = None
+    """Who spoke, by name."""
+    state: Annotated[str | None, Field(max_length=16)] = None
+    status: Annotated[str | None, Field(max_length=16)] = None
+    reason: Annotated[str | None, Field(max_length=64)] = None
+    min_duration_s: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
+    max_duration_s: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
+
+    @property
+    def wanted(self) -> Wanted:
+        """The same, as records are asked."""
+        since = [_seconds(self.since)] if self.since else []
+        until = [_seconds(self.until)] if self.until else []
+        if self.day is not None:
+            begin = _seconds(datetime.combine(self.day, time.min))
+            since.append(begin)
+            until.append(begin + DAY_S)
+        numbers = (self.number, masked(self.number)) if self.number else ()
+        exact = {
+            name: (value,)
+            for name in ("direction", "agent", "state", "status", "reason")
+            if (value := getattr(self, name)) is not None
+        }
+        return Wanted(
+            since=max(since, default=None),
+            until=min(until, default=None),
+            min_duration_s=self.min_duration_s,
+            max_duration_s=self.max_duration_s,
+            one_of=exact | ({"number": numbers} if numbers else {}),
+        )
+
+
+def _seconds(moment: datetime) -> float:
+    """Seconds since 1970; a moment without a time zone is of UTC."""
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+class ListCalls(WhichCalls):
     """What ``GET /calls`` takes."""
 
     limit: Annotated[int, Field(ge=1, le=1_000)] = 100

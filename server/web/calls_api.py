@@ -98,6 +98,9 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
             fields = {"destination_number": forbidden}
             message = "this number may not be called from here"
             return error_body("destination-not-allowed", message, fields=fields), 403
+        if data.events_url is not None and (wrong := service.events.url_problem(data.events_url)):
+            fields = {"events_url": wrong}
+            return error_body("invalid", "the request is not valid", fields=fields), 422
         keys = lines_of(request.headers, IDEMPOTENCY_KEY)
         if not keys:
             answer, is_final = await place(data)
@@ -249,7 +252,9 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
     @may_fail(401, 422, 503)
     async def list_calls(query_args: ListCalls) -> Any:
         """Calls, live and ended, newest first; ``next`` is the next page's ``before``."""
-        page = await service.calls.register.page(query_args.limit, query_args.cursor)
+        page = await service.calls.register.page(
+            query_args.limit, query_args.cursor, query_args.wanted
+        )
         answers, are_all = await elsewhere.of_all_machines()
         for answer in answers:
             theirs = answer.json()

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.agent.agent import Agent
+from server.call.takeover.going_on import agent_of
 from server.call.takeover.state import (
     FIXED,
     MAX_STATE_BYTES,
@@ -86,6 +87,17 @@ def state(**differences) -> CallState:
 
 def test_a_state_is_read_as_it_was_written():
     assert CallState.decode(state().encode()) == state()
+
+
+def test_whoever_takes_a_call_up_tells_its_own_receiver():
+    url = "https://shop.example.com/hook"
+    left = state()
+    own = dataclasses.replace(left.agent, events_url=url)
+
+    found = CallState.decode(dataclasses.replace(left, agent=own).encode())
+
+    assert agent_of(found, Agent()).events_url == url
+    assert agent_of(left, Agent(events_url=url)).events_url is None
 
 
 def test_a_usual_state_is_small():

@@ -27,6 +27,7 @@ from server.records import aside as aside_module
 from server.records import store as store_module
 from server.records.aside import Aside, read_lines
 from server.records.database import NOT_WHOLE, Database, database_url
+from server.records.outbox import OutboxEvent
 from server.records.tables import KEPT_AT, SUMMARY, calls, fitted
 from server.records.words import Cursor
 from tests.records.test_records import (
@@ -816,3 +817,35 @@ def test_a_folder_that_is_named_like_a_file_of_records_is_nobodys_and_costs_noth
             assert file is None
 
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+# ------------------------------------------------------------------------------------------
+# Events beside their call's record
+
+
+async def test_events_that_no_database_took_wait_in_the_file_with_their_calls_record(
+    locked, tmp_path, file_url
+):
+    ended = OutboxEvent(
+        "msg_1", sid(1), 1, BEGAN, "call.ended", "https://a.example:443", "https://a.example/", "{}"
+    )
+    async with running(file_url, aside=tmp_path) as records:
+        records.tell(ended)
+        records.keep(record(1))
+    kept = files(tmp_path)
+    locked.execute("ROLLBACK")
+
+    async with running(file_url, aside=tmp_path) as records:
+        await until(lambda: not files(tmp_path))
+        claimed = await records.with_outbox(
+            lambda outbox: outbox.step(
+                [], lease="us", now=time.time(), until=time.time() + 9.0,
+                free=9, busy={}, per_target=9,
+            ).claimed
+        )  # fmt: skip
+        found = await records.get(sid(1))
+
+    assert len(kept) == 1
+    assert [one.event for one in claimed] == [ended]
+    assert found is not None
+    assert "_events" not in found

@@ -74,7 +74,10 @@ def url(request, tmp_path):
         engine = sql.create_engine(found.replace("postgresql:", "postgresql+psycopg:"))
         with engine.begin() as connection:
             connection.execute(
-                sql.text("DROP TABLE IF EXISTS offhook_calls, offhook_requests, offhook_schema")
+                sql.text(
+                    "DROP TABLE IF EXISTS "
+                    "offhook_calls, offhook_events, offhook_requests, offhook_schema"
+                )
             )
         engine.dispose()
         return found

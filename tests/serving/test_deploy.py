@@ -26,7 +26,8 @@ def known_metrics() -> dict[str, set[str]]:
     """Every name that a scrape can show, with the labels it has."""
     metrics, registry = Metrics(CollectorRegistry()), RegistryMetrics(CollectorRegistry())
     known: dict[str, set[str]] = {}
-    groups = (metrics, metrics.records, metrics.streams, metrics.capacity, metrics.agents, registry)
+    records = metrics.records, metrics.records.events
+    groups = (metrics, *records, metrics.streams, metrics.capacity, metrics.agents, registry)
     for metric in (one for group in groups for one in vars(group).values()):
         if isinstance(metric, MetricWrapperBase | CountedInC):
             labels = set(metric._labelnames)

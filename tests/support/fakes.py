@@ -28,7 +28,7 @@ from server.carrier.twilio.stream import ABILITIES
 from server.errors import CarrierError, CarrierProtocolError, ModelError, StreamEnded
 from server.media.words import SoundPath
 from server.model import Conversation, EventListener, SessionEvent, Standing, ToolResult, Way
-from server.records.words import Cursor
+from server.records.words import Cursor, Wanted
 
 
 def _nobody(told: object) -> None:
@@ -311,5 +311,7 @@ class KeptRecords:
     def unsaved(self) -> list[dict[str, Any]]:
         return self.kept
 
-    async def page(self, limit: int, before: Cursor | None) -> list[dict[str, Any]]:
+    async def page(
+        self, limit: int, before: Cursor | None, wanted: Wanted | None
+    ) -> list[dict[str, Any]]:
         return []

@@ -27,6 +27,7 @@ from server.agent.roster.agents import ANY_NUMBER, VARIABLE_NAME, variables_of
 from server.agent.tool import Tool
 from server.errors import ConfigurationError, ServerError
 from server.settings import values
+from server.settings.events import SECRET_WANTED, check_url
 from server.settings.file import misspelt, read_text
 from server.settings.numbers import own_number
 from server.settings.settings import Settings
@@ -56,7 +57,7 @@ SETTINGS: Mapping[str, str] = {
         *("reply_timeout_s", "rung_timeout_s", "thinking_timeout_s", "stall_timeout_s"),
         *("silence_timeout_s", "silence_prompts", "wrap_up_s", "farewell_timeout_s"),
         *("max_call_duration_s", "max_call_cost_usd", "media_timeout_s", "line_lost_timeout_s"),
-        *("lead_s", "mark_every_s", "transcripts", "record_numbers"),
+        *("lead_s", "mark_every_s", "transcripts", "record_numbers", "events_url"),
     )
 }
 """What may be different for an agent, by what it is called there: the setting of a call."""
@@ -162,6 +163,13 @@ def described(said: Mapping[str, Any], base: Settings, folder: Path) -> Agent:
     own = {setting: given[key] for key, setting in SETTINGS.items() if key in given}
     own |= _texts(given, folder)
     settings = base.model_copy(update=own)
+    if own.get("events_url"):
+        try:
+            check_url(own["events_url"], allow_private=settings.events_allow_private)
+        except ValueError as error:
+            raise Misdescribed([(("events_url",), str(error))]) from None
+        if not settings.events_secret:
+            raise Misdescribed([(("events_url",), f"needs EVENTS_SECRET: {SECRET_WANTED}")])
     try:
         agent = agent_of(settings)
         agent = replace(agent, tools=check_names((*agent.tools, *functions)))

@@ -37,7 +37,7 @@ class _Ended:
     agent: str
     outcome: Outcome
     transcript: str
-    found: Callable[[], object]
+    found: Callable[[Outcome], object]
 
 
 class Drawing:
@@ -58,13 +58,13 @@ class Drawing:
         self._threads = trio.CapacityLimiter(AT_ONCE)
         self._waiting_in, self._waiting_out = trio.open_memory_channel[_Ended](MAX_WAITING)
 
-    def ended(self, notes: Notes, agent: str, found: Callable[[], object]) -> None:
+    def ended(self, notes: Notes, agent: str, found: Callable[[Outcome], object]) -> None:
         """A call is over.
 
         Args:
             notes: What was written down of it.
             agent: Who spoke, by name.
-            found: Called when more is known of its outcome.
+            found: Called with its outcome when more is known of it.
         """
         if (outcome := notes.outcome) is None:
             return
@@ -120,7 +120,7 @@ class Drawing:
                 reason = error.loggable
             else:
                 outcome.values, outcome.sources = drawn.values, drawn.sources
-                ended.found()
+                ended.found(outcome)
                 return
         logger.warning("outcome not drawn", call_sid=ended.call_sid, reason=reason)
 

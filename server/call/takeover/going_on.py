@@ -58,6 +58,7 @@ def agent_of(state: CallState, ours: Agent) -> Agent:
         apology=left.apology,
         voice=left.voice,
         language=left.language,
+        events_url=left.events_url,
         tools=tuple(tools[name] for name in left.tools if name in tools),
         name=left.name,
         model=left.model,

@@ -282,4 +282,5 @@ def _agent_state(agent: Agent, *, is_played: bool) -> AgentState:
         model=agent.model,
         is_recorded=agent.is_recorded,
         outcome=None if agent.outcome is None else dict(agent.outcome.schema),
+        events_url=agent.events_url,
     )

@@ -73,6 +73,7 @@ class AgentState:
     is_recorded: bool = True
     outcome: dict[Short, Any] | None = None
     """The schema of what its calls are to bring, for whoever does not know the agent."""
+    events_url: Annotated[str, Meta(max_length=2_000)] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""What others are told of calls: events, signed, kept until they are delivered, in order."""

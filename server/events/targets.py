@@ -1,0 +1,102 @@
+"""Where events may go: to the internet, and not into our own network, whoever names the address.
+
+A name is resolved once, what it stands for is checked, and that address is connected to: a name
+that stands for something else a moment later is of no use to anybody.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpcore2
+import trio
+
+from server.errors import ServerError
+from server.settings.events import is_public
+
+MAX_ADDRESSES = 4
+"""Of one name that are tried, one after the other."""
+MAX_NAMES = 16
+"""That are resolved at the same time."""
+CONNECT_TIMEOUT_S = 4.0
+
+
+class AddressRefused(ServerError):
+    """An address that events are not sent to."""
+
+
+def target_of(url: str) -> str:
+    """Whose address it is: scheme, host and port."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host = parts.hostname or ""
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"[:300]
+
+
+class GuardedBackend(httpcore2.AsyncNetworkBackend):
+    """Opens connections to what may be connected to.
+
+    Names are resolved in threads of its own: those that hang are in the way of no call's.
+
+    Args:
+        allow_private: Anything may.
+        resolve: As :func:`socket.getaddrinfo`.
+    """
+
+    def __init__(
+        self, *, allow_private: bool, resolve: Callable[..., list[Any]] = socket.getaddrinfo
+    ) -> None:
+        self._allow_private = allow_private
+        self._getaddrinfo = resolve
+        self._threads = trio.CapacityLimiter(MAX_NAMES)
+        self._below = httpcore2.TrioBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Connect to one of the addresses that a name stands for.
+
+        Raises:
+            AddressRefused: None of them may be connected to.
+            httpcore2.ConnectError: None of them can be.
+        """
+        addresses = await self._resolve(host, port)
+        failure: Exception | None = None
+        for address in addresses[:MAX_ADDRESSES]:
+            try:
+                return await self._below.connect_tcp(
+                    address, port, CONNECT_TIMEOUT_S, local_address, socket_options
+                )
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                failure = error
+        raise failure or httpcore2.ConnectError("the name stands for nothing")
+
+    async def _resolve(self, host: str, port: int) -> list[str]:
+        try:
+            found = await trio.to_thread.run_sync(
+                partial(self._getaddrinfo, host, port, type=socket.SOCK_STREAM),
+                abandon_on_cancel=True,
+                limiter=self._threads,
+            )
+        except (OSError, UnicodeError) as error:
+            raise httpcore2.ConnectError("the name cannot be resolved") from error
+        addresses = list(dict.fromkeys(str(one[4][0]) for one in found))
+        if self._allow_private:
+            return addresses
+        if not (public := [one for one in addresses if is_public(ipaddress.ip_address(one))]):
+            raise AddressRefused("it is in a private network (EVENTS_ALLOW_PRIVATE)")
+        return public
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await trio.sleep(seconds)

@@ -1,0 +1,159 @@
+"""Sending: a database, a receiver on a socket, and what goes wrong between them."""
+
+from __future__ import annotations
+
+import base64
+from contextlib import asynccontextmanager
+from time import time as now
+
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+from standardwebhooks import Webhook
+
+from server.events import retries
+from server.events.delivery import Delivery
+from server.events.event import content_of, outbox_event
+from server.metrics import Metrics
+from server.records import store as store_module
+from server.records.store import Records
+from server.settings.events import read_secret
+from tests.support.receivers import receiving
+
+pytestmark = pytest.mark.sockets
+SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retries, "LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(store_module, "GATHER_S", 0.01)
+
+
+def told(kind: str, url: str, *, call: str = "CA1", at: float = 1.0, **facts):
+    record = {"call_sid": call, "created_at": 1.0, "generation": 1, **facts}
+    return outbox_event(content_of(kind, record, at=at), at=at, url=url)
+
+
+@asynccontextmanager
+async def sending(url: str = "sqlite://", **options):
+    metrics = Metrics(CollectorRegistry())
+    records = Records(url, metrics=metrics)
+    delivery = Delivery(
+        records,
+        [read_secret(SECRET)],
+        metrics=metrics,
+        **({"allow_private": True, "poll_s": 0.1} | options),
+    )
+    with trio.fail_after(60.0):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(records.run)
+            nursery.start_soon(delivery.run)
+            yield records
+            nursery.cancel_scope.cancel()
+
+
+async def until(records, ask):
+    """What the outbox says, as soon as it says something."""
+    while True:
+        if found := await records.with_outbox(ask):
+            return found
+        await trio.sleep(0.01)
+
+
+async def test_an_event_reaches_its_receiver_signed_and_leaves_the_database():
+    async with receiving() as receiver, sending() as records:
+        records.tell(told("call.started", receiver.url, at=now()))
+
+        await receiver.wait_taken(1)
+        await until(records, lambda outbox: not outbox.waiting().waiting)
+
+    [received] = receiver.taken
+    assert Webhook(SECRET).verify(received.body, received.headers) == received.content
+    assert received.content["data"]["call"]["call_sid"] == "CA1"
+
+
+async def test_one_that_is_not_taken_comes_again_with_the_same_id_before_those_after_it():
+    async with receiving() as receiver, sending() as records:
+        receiver.answer = lambda received: 500 if len(receiver.received) < 4 else 200
+        began = now()
+        for number, kind in enumerate(("call.started", "call.answered", "call.ended")):
+            records.tell(told(kind, receiver.url, at=began + number * 1e-6))
+
+        await receiver.wait_taken(3)
+
+    kinds = [one.content["type"] for one in receiver.received]
+    assert kinds == ["call.started"] * 4 + ["call.answered", "call.ended"]
+    assert len({one.id for one in receiver.received}) == 3
+
+
+async def test_a_redirect_is_not_followed():
+    async with receiving() as inside, receiving() as receiver, sending() as records:
+        receiver.answer_headers = [("location", inside.url)]
+        receiver.answer = lambda received: 302 if len(receiver.received) < 2 else 200
+        records.tell(told("call.ended", receiver.url, at=now()))
+
+        await receiver.wait_taken(1)
+
+    assert inside.received == []
+
+
+async def test_a_receiver_that_hangs_holds_up_no_other_and_is_asked_again():
+    async with (
+        receiving(lambda received: None) as hanging,
+        receiving() as well,
+        sending(deadline_s=0.3) as records,
+    ):
+        records.tell(told("call.ended", hanging.url, call="CA1", at=now()))
+        for number in range(20):
+            records.tell(told("call.ended", well.url, call=f"CB{number}", at=now()))
+
+        await well.wait_taken(20)
+        await hanging.wait_received(2)
+
+    assert len({one.id for one in hanging.received}) == 1
+
+
+async def test_nothing_is_sent_into_our_own_network_and_people_are_told_why():
+    async with receiving() as receiver, sending(allow_private=False) as records:
+        records.tell(told("call.ended", receiver.url, at=now() - retries.GIVE_UP_S))
+
+        dead = await until(records, lambda outbox: outbox.dead(1))
+
+    assert "private network" in dead[0]["error"]
+    assert receiver.received == []
+
+
+async def test_what_a_server_did_not_send_is_sent_by_the_next(tmp_path):
+    url = f"sqlite:///{tmp_path}/offhook.db"
+    async with receiving(lambda received: 503) as receiver:
+        async with sending(url) as records:
+            records.tell(told("call.ended", receiver.url, at=now()))
+            await receiver.wait_received(1)
+        receiver.answer = lambda received: 200
+
+        async with sending(url):
+            await receiver.wait_taken(1)
+
+    assert len({one.id for one in receiver.received}) == 1
+
+
+async def test_two_processes_share_an_outbox_and_keep_the_order_of_each_call(tmp_path):
+    url = f"sqlite:///{tmp_path}/offhook.db"
+    async with receiving() as receiver:
+        receiver.answer = lambda received: 200 if len(receiver.received) % 2 else 500
+        async with sending(url) as records, sending(url):
+            began = now()
+            for number in range(90):
+                kind = ("call.started", "call.answered", "call.ended")[number // 30]
+                call = f"CA{number % 30}"
+                records.tell(told(kind, receiver.url, call=call, at=began + number * 1e-6))
+
+            await receiver.wait_taken(90)
+
+    of_calls: dict[str, list[str]] = {}
+    for one in receiver.taken:
+        of_calls.setdefault(one.content["data"]["call"]["call_sid"], []).append(one.content["type"])
+    assert len(of_calls) == 30
+    assert set(map(tuple, of_calls.values())) == {("call.started", "call.answered", "call.ended")}

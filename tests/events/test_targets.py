@@ -1,0 +1,80 @@
+"""Where events may go."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+import pytest
+from trio.testing import MemoryReceiveStream
+
+from server.events.targets import AddressRefused, GuardedBackend, target_of
+from server.settings.events import check_url, is_public
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0",
+        "100.64.0.1", "100.100.100.200", "192.0.0.192", "168.63.129.16", "224.0.0.1",
+        "255.255.255.255", "240.0.0.1", "::", "::1", "fe80::1", "fc00::1", "fd00:ec2::254",
+        "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe",
+        "2002:7f00:1::", "2001::1", "fec0::1", "fe80::1%1",
+    ],
+)  # fmt: skip
+def test_addresses_inside_are_not_public(address):
+    assert not is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1"])
+def test_addresses_of_the_internet_are(address):
+    assert is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/hook", "ftp://example.com/", "https://", "example.com", "https://[::1/",
+        "https://user:word@example.com/", "https://example.com/#part", "https://exa mple.com/",
+        "https://example.com:99999/", "https://10.0.0.1/", "https://[::ffff:127.0.0.1]/",
+        "https://example.com/\r\nx", "https://example.com/" + "a" * 2_000,
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_receiver_is_refused_before_a_call(url):
+    with pytest.raises(ValueError, match="must"):
+        check_url(url, allow_private=False)
+
+
+def test_in_development_a_receiver_may_be_on_this_machine():
+    url = "http://127.0.0.1:9000/hook"
+
+    assert check_url(url, allow_private=True) == url
+    assert target_of(url) == "http://127.0.0.1:9000"
+    assert target_of("https://Example.com/a?b") == "https://example.com:443"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0x7f.1", "::ffff:127.0.0.1"])
+async def test_a_name_that_stands_for_this_machine_is_not_connected_to(host):
+    with pytest.raises(AddressRefused):
+        await GuardedBackend(allow_private=False).connect_tcp(host, 9)
+
+
+async def test_a_name_is_asked_for_once_and_what_it_stood_for_is_connected_to(monkeypatch):
+    stands_for = ["1.1.1.1", "127.0.0.1"]  # another thing each time
+
+    def resolve(host, port, **_):
+        address = stands_for.pop(0)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    backend = GuardedBackend(allow_private=False, resolve=resolve)
+    connected: list[str] = []
+
+    async def connect_tcp(host, *arguments):
+        connected.append(host)
+        return MemoryReceiveStream()
+
+    monkeypatch.setattr(backend._below, "connect_tcp", connect_tcp)
+
+    await backend.connect_tcp("rebinding.example", 443)
+
+    assert (connected, stands_for) == (["1.1.1.1"], ["127.0.0.1"])
