@@ -90,6 +90,8 @@ class Delivery:
 
     async def run(self) -> None:
         """Send what is in the outbox until cancelled."""
+        self._busy.clear()
+        self._under_way.clear()  # of a run before this one, which has failed
         async with (
             httpcore2.AsyncConnectionPool(
                 ssl_context=ssl.create_default_context(),
@@ -113,16 +115,15 @@ class Delivery:
             now = time.time()
             try:
                 claimed, due_at = await self._step(now)
+                for one in claimed:
+                    self._busy[one.event.target] += 1
+                    self._under_way[one.event.id] = one
+                    nursery.start_soon(self._send, pool, one)
                 await self._count()
             except RecordsUnavailable:
                 await trio.sleep(backoff.next_s())  # the records have said so
                 continue
             backoff.reset()
-            for one in claimed:
-                self._busy[one.event.target] += 1
-                self._under_way[one.event.id] = one
-            for one in claimed:
-                nursery.start_soon(self._send, pool, one)
             if not claimed and not self._sent:
                 with trio.move_on_after(min(self._poll_s, max(0.0, due_at - time.time()))):
                     await changed.wait()

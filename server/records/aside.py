@@ -20,6 +20,7 @@ from typing import IO, Any, Literal
 from sqlalchemy.engine import URL
 
 from server.records.tables import (
+    DEFAULT_AGENT,
     FIRST_GENERATION,
     KEPT_AT,
     MAX_NUMBER,
@@ -184,7 +185,9 @@ def read_lines(file: IO[bytes]) -> Iterator[dict[str, Any] | None]:
             if not (isinstance(record["call_sid"], str) and record["call_sid"]):
                 raise ValueError("no call")
             record.setdefault(KEPT_AT, 0.0)
-            record.setdefault("generation", FIRST_GENERATION)  # an earlier version of this program
+            # Of earlier versions of this program:
+            record.setdefault("generation", FIRST_GENERATION)
+            record.setdefault("agent", DEFAULT_AGENT)
             numbers = (record[KEPT_AT], record["created_at"], record["generation"])
             if not all(
                 type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers

@@ -230,9 +230,9 @@ class Settings(BaseSettings):
     barge_in_confirm_s: Annotated[float, Field(gt=0, le=MOST)] = 0.2
     """Voice that makes an interruption certain, if only our own ear decides."""
     barge_in_hint: bool = False
+    """Tell the model how much of its turn was heard before it was interrupted."""
     voice_judge: Literal["auto", "off"] = "auto"
     """Tell voices from noise by a model, where ``offhook[ear]`` is installed."""
-    """Tell the model how much of its turn was heard before it was interrupted."""
     speech_end_s: Annotated[float, Field(ge=0.1, le=MOST)] = 0.5
     """Silence after which we take a caller's turn for over (the model has its own opinion)."""
     reply_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 6.0

@@ -203,20 +203,21 @@ class Calls:
             self._cluster.let_go, call.call_sid, call.ownership.generation, is_moved=is_moved
         )
         if is_moved:
-            forgotten = self.register.forget(call)
+            forgotten, left = self.register.forget(call)
             with one_calls_trouble(call):
                 let_go()
         else:
-            forgotten = self.register.end(call, record, let_go)
+            forgotten, left = self.register.end(call, record, let_go)
         with one_calls_trouble(call):
             self.model_trial.learn(call)
         with one_calls_trouble(call):
             if record is not None:
                 self._traces.call_ended(record)
-                if self._drawing is not None:
-                    c, found = call.conversation, self.register.outcome_drawn
-                    drawn = partial(found, call.call_sid, c.party.agent.events_url)
-                    self._drawing.ended(c.notes, c.party.agent.name, drawn)
+        with one_calls_trouble(call):
+            if left is not None and self._drawing is not None:
+                agent = call.conversation.party.agent
+                drawn = partial(self.register.outcome_drawn, left, agent.events_url)
+                self._drawing.ended(call.conversation.notes, agent.name, drawn)
         for call_sid in forgotten:
             with one_calls_trouble(call):
                 self._cluster.release(call_sid)

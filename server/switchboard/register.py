@@ -111,15 +111,18 @@ class Register:
         url, reason = call.conversation.party.agent.events_url, call.end_reason
         if self.events is None or not self.events.is_wanted(url):
             return
-        if reason is not None and reason.is_failure:
-            self.events.tell("call.failed", shown, url)
+        kinds: list[Kind] = ["call.ended"]
         if shown.get("recording"):
-            self.events.tell("call.recording", shown, url)
-        self.events.tell("call.ended", shown, url)
+            kinds.insert(0, "call.recording")
+        if reason is not None and reason.is_failure:
+            kinds.insert(0, "call.failed")
+        for kind in kinds:
+            with one_calls_trouble(call):
+                self.events.tell(kind, shown, url)
 
     def end(
         self, call: Call, record: CallRecord | None, let_go: Callable[[], None]
-    ) -> Sequence[str]:
+    ) -> tuple[Sequence[str], EndedCall | None]:
         """A call has ended: its record is kept, and nothing else of it.
 
         Should the process be killed before the record is written, another one that goes on with
@@ -131,9 +134,10 @@ class Register:
             let_go: Tells the others that nobody has to go on with it.
 
         Returns:
-            The calls that are forgotten for it. Until then a call stays this process's: another
-            one would begin it again.
+            The calls that are forgotten for it (until then a call stays this process's: another
+            one would begin it again), and what is left of this one.
         """
+        left: EndedCall | None = None
         self._live.pop(call.call_sid, None)
         self._unwritten[call.call_sid] = let_go
         if record is None or self._records is None or self._is_stopping:
@@ -143,27 +147,27 @@ class Register:
         if record is not None:
             with one_calls_trouble(call):
                 shown = record.as_dict()
+                self._tell_end(call, shown)
                 with one_calls_trouble(call):
-                    self._tell_end(call, shown)
-                with one_calls_trouble(call):
-                    self._recent[call.call_sid] = call.left(shown)
+                    left = self._recent[call.call_sid] = call.left(shown)
                 self._keep(shown)
         while len(self._recent) > self._recent_calls:
             self._recent.popitem(last=False)
         owes_apology = call.apology.may_be_fetched
         agent = call.conversation.party.agent
         self._ended[call.call_sid] = phrases.apology_of(agent) if owes_apology else None
-        return [self._ended.popitem(last=False)[0] for _ in range(len(self._ended) - MAX_ENDED)]
+        too_many = range(len(self._ended) - MAX_ENDED)
+        return [self._ended.popitem(last=False)[0] for _ in too_many], left
 
-    def forget(self, call: Call) -> Sequence[str]:
+    def forget(self, call: Call) -> tuple[Sequence[str], None]:
         """A call is another process's: nothing is known of it here any more.
 
         Returns:
-            Nothing: what is not ours is not given back.
+            No calls, as what is not ours is not given back; and nothing is left of this one.
         """
         if self._live.get(call.call_sid) is call:
             del self._live[call.call_sid]
-        return ()
+        return (), None
 
     def stop(self) -> None:
         """The process ends as it should, and writes what is unwritten before that."""
@@ -184,15 +188,14 @@ class Register:
             with one_calls_trouble(left):
                 self._keep(left.shown())
 
-    def outcome_drawn(self, call_sid: str, events_url: str | None, outcome: Outcome) -> None:
+    def outcome_drawn(self, left: EndedCall, events_url: str | None, outcome: Outcome) -> None:
         """More is known of what an ended call was for, which its receiver is told, too."""
-        if (left := self._recent.get(call_sid)) is not None:
-            left.outcome_drawn(outcome.as_dict())
-            shown = left.shown()
-            if self.events is not None and self.events.is_wanted(events_url):
-                with one_calls_trouble(left):
-                    self.events.tell("call.outcome", shown, events_url)
-            self._keep(shown)
+        left.outcome_drawn(outcome.as_dict())
+        shown = left.shown()
+        if self.events is not None and self.events.is_wanted(events_url):
+            with one_calls_trouble(left):
+                self.events.tell("call.outcome", shown, events_url)
+        self._keep(shown)
 
     def follow(self, recorder: Recorder) -> None:
         """What an ended call's recording still has is being written: learn if that fails."""

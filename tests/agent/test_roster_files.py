@@ -115,6 +115,7 @@ def test_a_prompt_may_be_in_a_file_of_its_own(folder):
         ('name = "default"\n', 1, "name must not be default"),
         ('name = "a"\nnumbers = [\n  "+58",\n]\n', 2, "numbers.0 not a"),
         ('name = "a"\ntools = ["no_such_module_x"]\n', 2, "no_such_module_x cannot be imported"),
+        ('name = "a"\ntools = 5\n', 2, "tools must be"),
         ('name = "a"\nevents_url = "http://10.0.0.1/"\n', 2, "events_url must be like https://"),
         ('name = "a"\nevents_url = "https://a.example/"\n', 2, "events_url needs EVENTS_SECRET"),
         ('name = "a"\ngreeting_wav = "no.wav"\n', 2, "greeting_wav cannot be read"),

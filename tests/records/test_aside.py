@@ -544,6 +544,21 @@ def test_what_a_dying_process_began_is_read_as_far_as_it_goes(tmp_path):
     assert lines == [sid(1), None]
 
 
+@pytest.mark.parametrize(
+    "lacks", [("agent",), ("agent", "generation")], ids=["schema 3", "schema 2"]
+)
+def test_a_file_of_an_earlier_version_is_whole_without_what_has_come_since(tmp_path, lacks):
+    before = {name: value for name, value in record(1).items() if name not in lacks}
+    path = tmp_path / "file"
+    path.write_text(json.dumps({"record": before}) + "\n")
+
+    with path.open("rb") as file:
+        (line,) = read_lines(file)
+
+    assert line is not None
+    assert (line["agent"], line["generation"]) == ("default", 1)
+
+
 async def test_records_of_another_database_are_not_taken_up_but_told_of(file_url, tmp_path):
     other = Aside(tmp_path, database_url("postgresql://user@elsewhere/name"))
     other.write("unsaved", [record(1)])

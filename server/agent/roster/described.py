@@ -149,12 +149,14 @@ def described(said: Mapping[str, Any], base: Settings, folder: Path) -> Agent:
     """
     said = dict(said)
     tools = said.pop("tools", None)
-    if tools is not None:
+    if isinstance(tools, str | Tool | list | tuple):
         listed = [tools] if isinstance(tools, str | Tool) else list(tools)
         functions = tuple(one for one in listed if isinstance(one, Tool))
         said["tools"] = [one for one in listed if not isinstance(one, Tool)]
     else:
         functions = ()
+        if tools is not None:
+            said["tools"] = tools  # to be refused
     try:
         checked = _Description.model_validate(said)
     except ValidationError as error:

@@ -131,7 +131,8 @@ class _Reading:
         """Read agents in Python; returns the route, and who answers when that fails."""
         try:
             module = _import(path)
-        except Exception as error:  # whatever a module of the user's may do when it is imported
+        # Whatever a module of the user's may do when it is imported.
+        except (Exception, SystemExit) as error:
             line = error.lineno if isinstance(error, SyntaxError) else _line_in(error, path)
             self.problems.append(f"{path}, line {line}: {type(error).__name__}: {error}")
             return None, None
@@ -167,8 +168,9 @@ class _Reading:
                 key, _, text = str(error).partition(" ")
                 raise Misdescribed([((key.rstrip(":").lower(),), text)]) from None
             self._take("name", agent.name, where(["name"]))
+            place = where(["numbers"]) if agent.numbers else ""
             for number in agent.numbers:
-                self._take("numbers", number, where(["numbers"]))
+                self._take("numbers", number, place)
             agents.append(agent)
 
         if self.note(where, describe):

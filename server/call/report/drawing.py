@@ -119,8 +119,10 @@ class Drawing:
             except ModelError as error:
                 reason = error.loggable
             else:
+                is_news = drawn.values != outcome.values
                 outcome.values, outcome.sources = drawn.values, drawn.sources
-                ended.found(outcome)
+                if is_news:
+                    ended.found(outcome)
                 return
         logger.warning("outcome not drawn", call_sid=ended.call_sid, reason=reason)
 

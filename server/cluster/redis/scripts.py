@@ -100,7 +100,8 @@ local mine = redis.call('HGET', KEYS[1], ARGV[1])
 local lost = 0
 if last > 0 and (not mine or tonumber(string.match(mine, '^%d+')) < last) then lost = 1 end
 local begun = redis.call('HGET', KEYS[1], '')
-if not begun or lost == 1 then
+-- Whoever was away for longer than a member is kept has been forgotten, and nothing else has.
+if not begun or (lost == 1 and now - last < tonumber(ARGV[4])) then
   begun = string.format('%.0f', now)
   redis.call('HSET', KEYS[1], '', begun)
 end
