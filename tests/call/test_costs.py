@@ -65,6 +65,20 @@ def test_what_is_counted_does_not_depend_on_who_looks_meanwhile(told):
     assert (usd, is_complete) == (pytest.approx(unwatched.until_now()[1]), not tokens["other"])
 
 
+@pytest.mark.parametrize("looks", [False, True])
+def test_what_is_summed_up_at_the_end_is_what_was_counted(looks):
+    meter, open_one = make_meter(), make_meter()
+    for turn in (1, 2):
+        for one in (meter, open_one):
+            one.count(usage(turn, audio_in=100 * turn, text_out=7))
+    if looks:
+        meter.until_now()
+
+    meter.close()
+
+    assert meter.until_now() == open_one.until_now()
+
+
 @pytest.mark.parametrize(
     ("on_line_s", "minutes"), [(0.0, 0), (0.2, 1), (60.0, 1), (60.2, 2), (179.9, 3)]
 )

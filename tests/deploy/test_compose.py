@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import shlex
 import socket
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -26,6 +24,7 @@ from tests.support.redis_servers import (
     RedisServer,
     free_ports,
     member,
+    redis_server,
     until,
 )
 
@@ -208,14 +207,9 @@ class Guarded(RedisServer):
 
 @pytest.fixture
 def guarded(compose) -> Generator[Guarded]:
-    with TemporaryDirectory(prefix="offhook-") as directory:
-        server = Guarded(Path(directory), *redis_options(compose), port=free_ports(1)[0])
-        server.start()
-        try:
-            yield server
-        finally:
-            server.kill()
-            gc.collect()  # while what is left open is ignored
+    options, port = redis_options(compose), free_ports(1)[0]
+    with redis_server(lambda directory: Guarded(directory, *options, port=port)) as server:
+        yield server
 
 
 @pytest.mark.sockets

@@ -9,10 +9,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
@@ -123,11 +124,14 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
 
+ServerT = TypeVar("ServerT", bound=RedisServer)
+
+
 @contextmanager
-def redis_server() -> Iterator[RedisServer]:
-    """A server that runs, and leaves nothing."""
+def redis_server(make: Callable[[Path], ServerT] = RedisServer) -> Iterator[ServerT]:
+    """A server that runs, made of the directory it has, and leaves nothing."""
     with tempfile.TemporaryDirectory(prefix="offhook-") as directory:
-        server = RedisServer(Path(directory))
+        server = make(Path(directory))
         server.start()
         try:
             yield server

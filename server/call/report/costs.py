@@ -246,6 +246,7 @@ class CostMeter:
     def close(self) -> None:
         """Sum everything up: no turn's counts grow any more."""
         self._settle(0)
+        self._newest = self._rest = None
 
     def _settle(self, open_turns: int) -> None:
         while len(self._turns) > open_turns:
