@@ -30,6 +30,7 @@ BENCHMARKS = {
     "plan": "what so many calls need, and what breaks first, on paper",
     "failover": "what calls notice when a process, a node, the registry or the network goes",
     "events": "whether every event arrives, though its receiver fails and its server is killed",
+    "browser": "how soon a page hears its agent, and how soon one that is interrupted is silent",
     "recovery": "what a call notices when its model connection is replaced, or breaks",
 }
 

@@ -13,6 +13,8 @@ from server.carrier import Carrier, MediaStream
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.carrier import AsteriskCarrier
 from server.carrier.asterisk.webhooks import AsteriskWebhooks
+from server.carrier.browser.carrier import BrowserCarrier, PhonesAndPages
+from server.carrier.browser.webhooks import NoWebhooks
 from server.carrier.transport import Transport
 from server.carrier.twilio.documents import check_sayable
 from server.carrier.twilio.rest import TwilioCarrier
@@ -53,7 +55,8 @@ class Accounts:
         webhooks: What the carrier asks and reports over HTTP.
         webhook_paths: Where they are, which is known from the start.
         new_stream: Makes a media stream of a media socket's transport.
-        events: What the carrier tells on a connection of ours; None if it posts everything.
+        pages: The carrier of calls from web pages, which there is beside every other.
+        events: What carriers tell otherwise than by posting it.
         model: Opens sessions.
         reader: Reads what was said in calls; None where calls are simulated.
         own_number: The number that calls come from; empty if the carrier knows.
@@ -67,8 +70,9 @@ class Accounts:
     new_stream: Callable[[Transport], MediaStream] = TwilioMediaStream
     webhook_paths = TwilioWebhooks.paths
     carrier: Carrier
+    pages: BrowserCarrier
     webhooks: Webhooks
-    events: Events | None = None
+    events: tuple[Events, ...]
     model: Model
     own_number: str
     carrier_account = ""
@@ -83,11 +87,16 @@ class Accounts:
         if settings.apology is not None:
             check_sayable(settings.apology, "APOLOGY")
         self._settings = settings
+        keys = [secret.get_secret_value() for secret in settings.cluster_secret]
+        self.pages = BrowserCarrier(keys or [shared_secret("calls from pages")])
+        self.events = (self.pages,)
         self._cluster = cluster
         self._plane = plane
         account = settings.account
         if account is not None and isinstance(account.carrier, AsteriskAccount):
             self.webhook_paths = AsteriskWebhooks.paths
+        elif account is not None and account.carrier is None:
+            self.webhook_paths = NoWebhooks.paths
         self._knows_address = settings.public_url is not None or account is not None
 
     @property
@@ -106,10 +115,18 @@ class Accounts:
 
     async def open(self, nursery: trio.Nursery) -> None:
         """Make the carrier and the model; simulators run in the nursery."""
-        if self._settings.account is None:
+        account = self._settings.account
+        if account is None:
             await self._simulate(nursery)
         else:
-            self._use(self._settings.account)
+            self._use(account)
+        if account is None or account.carrier is not None:
+            self.carrier = PhonesAndPages(self.carrier, self.pages)
+
+    @property
+    def carrier_names(self) -> list[str]:
+        """All carriers whose calls are taken, that for telephones first."""
+        return list(dict.fromkeys((self.carrier.name, self.pages.name)))
 
     def note_address(self, scheme: str, server: tuple[str, int | None] | None) -> None:
         """Learn from a request where this server listens, if only simulators need to know.
@@ -171,6 +188,10 @@ class Accounts:
                 )
             case AsteriskAccount() as asterisk:
                 self._use_asterisk(asterisk, account.public_url)
+            case None:
+                self.carrier, self.webhooks = self.pages, NoWebhooks()
+                self.public_url, self.own_number = account.public_url, ""
+                self.has_price_table = False
         self._use_gemini(
             account.gemini_api_key,
             self._settings.gemini_url or DEFAULT_URL,
@@ -200,7 +221,7 @@ class Accounts:
             ring_timeout_s=settings.ring_timeout_s,
             process=process,
         )
-        self.carrier = self.events = carrier
+        self.carrier, self.events = carrier, (*self.events, carrier)
         self.new_stream = carrier.new_stream
         self.webhooks = AsteriskWebhooks(ari.authorization)
         self.public_url = public_url

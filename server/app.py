@@ -31,6 +31,7 @@ from server.hooks.routes import Routes
 from server.hooks.sockets import translate_errors_without_rings
 from server.service import Service
 from server.settings.settings import Settings
+from server.web.browser.page_calls import RESUME, add_page_calls
 from server.web.calls_api import add_calls_api
 from server.web.cross_origin import allow_origins
 from server.web.elsewhere import Elsewhere, answer_when_away
@@ -47,7 +48,7 @@ from server.web.http_request import LONGEST_BODIES, MAX_BODY_BYTES, HttpRequest
 from server.web.kept.events_api import add_events_api
 from server.web.kept.exports import add_exports
 from server.web.keys import Keys
-from server.web.media_door import MediaDoor, add_stream
+from server.web.media_door import PAGES, MediaDoor, add_stream
 from server.web.once import Once
 from server.web.path_prefix import prefix_of, without_name, without_prefix
 from server.web.problems import answer_problems
@@ -90,7 +91,7 @@ class OffhookApp(QuartTrio):
         self.keys = Keys.of(settings)
         self._door = MediaDoor(self.service)
         self._path_prefix = prefix_of(settings.public_url)
-        self._named_paths = frozenset((*self.service.accounts.webhook_paths, "/stream"))
+        self._named_paths = frozenset((*self.service.accounts.webhook_paths, "/stream", PAGES))
         self._proved_door: ProvedDoor | None = None
         self.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
         self.config["BODY_TIMEOUT"] = settings.body_timeout_s
@@ -113,13 +114,15 @@ class OffhookApp(QuartTrio):
         add_calls_api(self, service, elsewhere, once)
         add_events_api(self, service)
         add_exports(self, service)
+        add_page_calls(self, service, elsewhere)
         earlier = self._paths()
-        signed = frozenset((*service.accounts.webhook_paths, "/stream", "/stream/<int:worker>"))
+        streams = frozenset(("/stream", "/stream/<int:worker>", PAGES))
+        signed = streams | frozenset(service.accounts.webhook_paths)
         log_requests(self, quiet_paths=HEALTH | METRICS | signed)
         add_webhooks(self, service, elsewhere)
         add_stream(self, service, self._door)
         allow_origins(self, settings.allowed_origins, earlier - before)
-        ask_for_keys(self, service, self.keys, signed_paths=signed)
+        ask_for_keys(self, service, self.keys, signed_paths=signed | {RESUME})
         check_bodies(self)  # after the guard: strangers are told nothing about bodies
         learn_address(self, service)
         add_health(self, service, elsewhere)

@@ -347,8 +347,8 @@ class Service:
                 self.cluster.report = calls.load
                 await helpers.start(keep_going, "cluster", passed_on)
                 helpers.start_soon(keep_going, "rescue", without_start(self.rescue.run))
-            if self.accounts.events is not None:
-                hear = partial(self.accounts.events.run, self.take_report)
+            for events in self.accounts.events:
+                hear = partial(events.run, self.take_report)
                 helpers.start_soon(keep_going, "carrier events", without_start(hear))
             self._tell_ready()
             # What start-up has made stays for good. To go through it again and again, a tenth of a
@@ -425,6 +425,7 @@ class Service:
         logger.info(
             "offhook ready",
             carrier=accounts.carrier.name,
+            carriers=accounts.carrier_names,
             model=model,
             public_url=accounts.public_url,
             simulated=accounts.are_simulated,

@@ -59,6 +59,7 @@ from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CarrierError, ModelError, ServerError, StreamEnded, innermost
 from server.hooks.trio_clock import missed_s
 from server.logs import masked
+from server.media.wide import Wide
 from server.metrics import Metrics
 from server.model import Model
 from server.records.recording import Recordings
@@ -139,6 +140,8 @@ class Call:
             lateness=lateness,
             voices=voices,
         )
+        if options.wide:
+            c.passing.wide = Wide()
         if agent.outcome is not None:
             c.notes.outcome = Outcome(agent.outcome)
         self.progress = Progress()
@@ -232,6 +235,8 @@ class Call:
             return
         was_lost = c.is_lost
         line = c.line = Line(media)
+        if media.abilities.is_wide and c.passing.wide is None:
+            c.passing.wide = Wide()
         try:
             if c.answered_at is None:
                 self._answer(now)

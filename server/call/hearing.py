@@ -281,6 +281,9 @@ class Hearing:
             c.passing.collect_recording()
             recorder.caller(payload, chunks[0].timestamp_ms, chunks[0].received_at + missed_s())
         c.notes.timings.caller_audio_s += len(payload) / BYTES_PER_S
+        if c.passing.wide is not None:
+            for chunk in chunks:
+                c.passing.wide.heard(chunk.payload, chunk.wide)
         if self._machine is not None:
             self._machine.hear(payload, now)
         heard = c.ear.hear(payload, now)
@@ -325,7 +328,7 @@ class Hearing:
         c = self._conversation
         if c.speaks_to_machine:
             payload = SILENCE * len(payload)
-        if c.session.send_audio(c.passing.path.decoder.decode(payload)):
+        if c.session.send_audio(c.passing.decode(payload)):
             c.notes.caller_passed(trio.current_time() - received_at)
 
     # -- what is found in it -------------------------------------------------------------------

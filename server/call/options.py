@@ -42,6 +42,8 @@ class CallOptions:
     """As far as the cost is known; None for no cap."""
     transcripts: bool = True
     """Whether the record says what was said, or only when."""
+    wide: bool = False
+    """Whether the caller's end has more than a telephone's band, from the first word on."""
     full_numbers: bool = False
     """Whether the record has the other party's whole number."""
 

@@ -17,6 +17,7 @@ from server.dialogue.playout import Playout
 from server.dialogue.turns import Turns
 from server.hooks.trio_clock import missed_s
 from server.media.relay import Relay, nobody
+from server.media.wide import Wide
 from server.records.recording import Recorder, Recordings
 
 AUDIBLE_DBFS = -50.0
@@ -32,6 +33,7 @@ class Passing:
             turn by itself.
         path: The path; what does not go by it goes through the same filters.
         recorder: Writes the call down; None if nobody does.
+        wide: What mu-law cannot carry, where the caller's end can; None where it cannot.
     """
 
     def __init__(self, playout: Playout, turns: Turns, ear: Ear, notes: Notes) -> None:
@@ -45,6 +47,7 @@ class Passing:
             agent_latencies=(timings.agent_chunks, notes.agent_latency),
         )
         self.recorder: Recorder | None = None
+        self.wide: Wide | None = None
         self._playout = playout
         self._turns = turns
         self._timings = timings
@@ -85,6 +88,11 @@ class Passing:
                     self._turns.agent_audio(
                         self._turn, size / BYTES_PER_S, audible=audible, now=last_at
                     )
+
+    def decode(self, payload: bytes) -> bytes:
+        """What the model is to hear for caller audio."""
+        decoder = self.path.decoder
+        return decoder.decode(payload) if self.wide is None else self.wide.decode(payload, decoder)
 
     def record(self, recorder: Recorder, on_stop: Callable[[str], None]) -> None:
         """Have everything written down from now on."""

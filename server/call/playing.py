@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import trio
@@ -55,12 +56,19 @@ class Playing:
                 c.playout.open(trio.current_time(), buffer_s=buffer_s)
             try:
                 while (command := c.playout.next_command(trio.current_time())) is not None:
-                    line.media.send(command)
+                    line.media.send(self._widened(command))
                     self._note_sent(command, trio.current_time())
             except StreamEnded:
                 # Whoever hears the line sees the same end, and says whether it is the call's.
                 line.is_closed = True
         c.changed.set()
+
+    def _widened(self, command: CarrierCommand) -> CarrierCommand:
+        """A command with what mu-law cannot carry of its audio, if that is kept."""
+        wide = self._conversation.passing.wide
+        if wide is None or not isinstance(command, SendAudio):
+            return command
+        return replace(command, wide=wide.take(command.turn, command.at, len(command.payload)))
 
     def _note_sent(self, command: CarrierCommand, now: float) -> None:
         c, notes = self._conversation, self._conversation.notes

@@ -137,6 +137,8 @@ class Speaking:
         if c.turns.agent_audio(turn, seconds, audible=audible, now=received_at):
             c.turn_changed.set()
         if c.playout.push(payload, turn, received_at):
+            if c.passing.wide is not None:
+                c.passing.wide.said(turn, pcm)
             self._playing.let_out()
 
     def _follow(self, turn: int) -> None:

@@ -40,6 +40,8 @@ class CallerAudio:
     """The carrier's clock: milliseconds from the stream's start to this chunk's first sample."""
     received_at: float
     """``trio.current_time()`` when the message was read."""
+    wide: bytes = b""
+    """The same as 16-bit samples at 16 kHz, from a stream that has more than mu-law can carry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,10 @@ class SendAudio:
     """``trio.current_time()`` when the model's message was read; 0 when nobody asked."""
     turn: int = field(default=0, compare=False)
     """The agent turn it belongs to."""
+    at: int = field(default=0, compare=False)
+    """Where in that it begins, in bytes."""
+    wide: bytes = field(default=b"", compare=False)
+    """The same as 16-bit samples at 24 kHz, for a stream that takes more than mu-law can carry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,8 @@ class StreamAbilities:
     """Whether we are asked how a call goes on when its stream has ended before it, be it by the
     carrier itself or by what follows its events: then it can be given another stream. Elsewhere a
     call ends with its stream."""
+    is_wide: bool = False
+    """Whether it brings and takes more than a telephone's band, beside the mu-law."""
 
 
 class MediaStream(Protocol):
@@ -207,6 +215,9 @@ class MediaStream(Protocol):
 
 # ------------------------------------------------------------------------------------------
 # Placing and steering calls
+
+BROWSER = "browser"
+"""In the place of a number: the caller is a page in a browser, which no carrier bills."""
 
 
 class CallStatus(StrEnum):

@@ -48,6 +48,11 @@ def parser_of(program: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="where the recording goes, a WAV file (left: caller, right: agent)",
     )
+    demo.add_argument(
+        "--browser",
+        action="store_true",
+        help="serve a page to call the simulated server from, and open it",
+    )
     key = commands.add_parser("new-key", help="make an API key and show what goes into API_KEYS")
     key.add_argument("name", help="whom it is for: lower-case letters, digits, - and _")
     completion = commands.add_parser(
@@ -76,6 +81,10 @@ def _do(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
     match chosen.command:
         case "demo":
             # The demo brings a terminal display that serving does without.
+            if chosen.browser:
+                from server.demo.page import run_page
+
+                return run_page()
             from server.demo.command import run_demo
 
             return run_demo(chosen.script, chosen.out)

@@ -28,10 +28,10 @@ from server import logs
 from server.app import OffhookApp, create_app
 from server.call.call import Call
 from server.demo.checks import Outcome
+from server.demo.embedded import embedded_settings
 from server.demo.scripts import DEMO_SCRIPTS, DemoScript
 from server.errors import ConfigurationError, innermost
 from server.serving.single import listen, serve
-from server.settings.settings import Settings
 from server.simulators.clock import PatientClock
 from server.simulators.twilio import SimulatedCall
 
@@ -130,26 +130,7 @@ async def _run_one(
     public_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with ExitStack() as stack:
         stack.callback(listener.close)
-        settings = Settings.load(
-            **{
-                "_env_file": None,
-                "twilio_account_sid": None,
-                "twilio_auth_token": None,
-                "twilio_api_key_sid": None,
-                "twilio_api_key_secret": None,
-                "twilio_phone_number": None,
-                "gemini_api_key": None,
-                "api_key": None,
-                "api_keys": {},
-                "allowed_prefixes": (),
-                "public_url": public_url,
-                "recordings_dir": directory,
-                "database_url": "sqlite://",  # in memory
-                "drain_timeout_s": 0.0,
-                "voice_judge": "off",  # a detector alone is the same everywhere
-                **script.settings,
-            }
-        )
+        settings = embedded_settings(public_url, recordings_dir=directory, **script.settings)
         app = create_app(settings)
         stack.pop_all()  # from here on whoever serves closes it
     stop = trio.Event()

@@ -320,8 +320,9 @@ class Playout:
                 if turn.marked_bytes < turn.sent_bytes:
                     return self._mark_of(turn)
                 continue
+            at = turn.sent_bytes
             self._account(turn, item.payload, now)
-            return SendAudio(item.payload, item.received_at, item.turn)
+            return SendAudio(item.payload, item.received_at, item.turn, at)
         return None
 
     def _next_key_command(self, now: float) -> CarrierCommand | None:

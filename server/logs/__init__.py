@@ -27,6 +27,8 @@ def masked(number: str) -> str:
     >>> masked("+584125551234")
     '+58*******34'
     """
+    if number == "browser":  # which is nobody's number
+        return number
     if len(number) < 7:
         return "*" * len(number)
     return f"{number[:3]}{'*' * (len(number) - 5)}{number[-2:]}"

@@ -55,7 +55,8 @@ class AsteriskAccount:
 class Account:
     """The real accounts, complete."""
 
-    carrier: TwilioAccount | AsteriskAccount
+    carrier: TwilioAccount | AsteriskAccount | None
+    """None where no telephone is connected, and only pages in a browser call."""
     gemini_api_key: str
     public_url: str
     """Where the carrier reaches this server; of no use where it need not."""
@@ -91,6 +92,8 @@ def check_accounts(
     there = [name.upper() for name in needed if name in given]
     if is_asterisk:
         there.append("CARRIER=asterisk")
+    elif there == ["GEMINI_API_KEY"] and not any(name in given for name in _API_KEY):
+        return  # a model, and no telephone: only pages in a browser call
     missing = [name.upper() for name in wanted if name not in given]
     if there and missing:
         raise ConfigurationError(

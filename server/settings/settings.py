@@ -272,6 +272,8 @@ class Settings(BaseSettings):
     start_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 10.0
     """A media socket must say which call it belongs to within this time."""
     ticket_ttl_s: Annotated[float, Field(gt=0, le=MOST)] = 900.0
+    browser_ticket_ttl_s: Annotated[float, Field(ge=1, le=600)] = 60.0
+    """How long a web page's ticket waits for its stream, and a model's session for it."""
     model_connect_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 10.0
     model_connection_age_s: Annotated[float, Field(gt=0, le=MOST)] = 540.0
     """A connection this old is replaced in the next silence; Google ends them after 10 minutes."""
@@ -396,9 +398,10 @@ class Settings(BaseSettings):
         """The real accounts, or None: then the embedded simulators run."""
         carrier = self._asterisk() if self.carrier == "asterisk" else self._twilio()
         url = self.public_url
-        if url is None and self.carrier == "asterisk":  # which is reached, and reaches us, at home
+        if url is None and not isinstance(carrier, TwilioAccount):  # reached, and calls, at home
             url = f"http://{self.host}:{self.port}"
-        if carrier is None or self.gemini_api_key is None or url is None:
+        is_alone = carrier is None and self.carrier == "twilio"
+        if (carrier is None and not is_alone) or self.gemini_api_key is None or url is None:
             return None
         return Account(carrier, self.gemini_api_key.get_secret_value(), url)
 

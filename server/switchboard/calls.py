@@ -15,6 +15,7 @@ from functools import partial
 
 import structlog
 import trio
+from typing_extensions import Unpack
 
 from server.agent.agent import Agent
 from server.call.call import Call
@@ -55,7 +56,7 @@ from server.records.traces import NoTraces, Traces
 from server.switchboard.admission import Admission, Limits, draining, failed
 from server.switchboard.early import EarlyUpdates
 from server.switchboard.inquiry import Inquiry, Patience
-from server.switchboard.making import NewCalls, apology_of, one_calls_trouble, setup_of
+from server.switchboard.making import NewCalls, Wishes, apology_of, one_calls_trouble, setup_of
 from server.switchboard.model_trial import ModelTrial
 from server.switchboard.register import CallIsOver, Register
 from server.switchboard.strangers import Strangers
@@ -315,7 +316,7 @@ class Calls:
             raise
 
     async def answer(
-        self, call_sid: str, number: str, agent: Agent, *, generation: int = 1
+        self, call_sid: str, number: str, agent: Agent, **wishes: Unpack[Wishes]
     ) -> Reply:
         """What answers this call; it is idempotent, as webhooks are repeated.
 
@@ -326,7 +327,7 @@ class Calls:
             call_sid: The call.
             number: Who calls, or is called.
             agent: Who speaks.
-            generation: For the how-manieth time the call is somebody's.
+            wishes: What may be different about it.
 
         Raises:
             CallRefused: Full, draining or overloaded.
@@ -341,9 +342,9 @@ class Calls:
                 self.check_admission()
             except CallRefused:
                 # Another process has chosen this one for it.
-                self._cluster.release(call_sid, generation)
+                self._cluster.release(call_sid, wishes.get("generation", 1))
                 raise
-            call = self._new.make(self.carrier, "inbound", number, agent, generation=generation)
+            call = self._new.make(self.carrier, "inbound", number, agent, **wishes)
             self._begin(call, call_sid)
         if call.apology.fetch():
             return apology_of(call.conversation.party.agent)

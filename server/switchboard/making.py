@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypedDict
 
 import structlog
 
@@ -29,6 +29,23 @@ from server.switchboard.capacity import SetUp
 from server.voice.judge import Judge
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Wishes(TypedDict, total=False):
+    """What may be different about a call that comes in, beside its agent."""
+
+    generation: int
+    """For the how-manieth time it is somebody's."""
+    client: str
+    """Whose call it is."""
+    max_duration_s: float | None
+    """The longest it may last, if shorter than the setting."""
+    metadata: Mapping[str, str] | None
+    """Kept in the record."""
+    answer_timeout_s: float
+    """How long it waits for its first stream."""
+    wide: bool
+    """Whether that has more than a telephone's band."""
 
 
 @dataclass(slots=True)
@@ -70,9 +87,15 @@ class NewCalls:
         client: str = "",
         generation: int = 1,
         state: CallState | None = None,
+        answer_timeout_s: float | None = None,
+        wide: bool = False,
     ) -> Call:
         """Make a call; one with a state goes on from there."""
         options = self.options if agent.settings is None else CallOptions.of(agent.settings)
+        if answer_timeout_s is not None:
+            options = replace(options, answer_timeout_s=answer_timeout_s)
+        if wide:
+            options = replace(options, wide=True)
         if max_duration_s is not None:
             shorter_s = min(max_duration_s, options.max_duration_s)
             options = replace(options, max_duration_s=shorter_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import structlog
 import trio
@@ -60,7 +60,7 @@ CARRIER_PAUSE_S = 5.0
 """When to come back after the carrier had too many requests, if it has not said for how long."""
 
 
-class _NoSuchAgent(ServerError):
+class NoSuchAgent(ServerError):
     """A request asks for an agent that cannot be had.
 
     Attributes:
@@ -81,6 +81,32 @@ def may_fail(*statuses: int) -> Callable[[_Handler], _Handler]:
         return handler
 
     return documented
+
+
+async def who_speaks(
+    service: Service, data: MakeCall, direction: Literal["inbound", "outbound"]
+) -> Agent:
+    """The agent of a call that is asked for.
+
+    Raises:
+        NoSuchAgent: There is none of this name, or it needs more variables.
+    """
+    variables = data.variables or {}
+    if data.agent is None and service.roster.agents.route is not None:
+        call = NewCall(
+            direction,
+            data.destination_number,
+            metadata=data.metadata or {},
+            variables=variables,
+        )
+        return data.of_this_call(await service.choose_agent(call))
+    agent = service.agent if data.agent is None else service.find_agent(data.agent)
+    if agent is None:
+        raise NoSuchAgent("agent", "there is no agent of this name")
+    try:
+        return data.of_this_call(filled(agent, variables))
+    except VariablesMissing as error:
+        raise NoSuchAgent("variables", str(error)) from None
 
 
 def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once) -> None:
@@ -144,33 +170,10 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
         finally:
             service.cluster.new_calls.answered()
 
-    async def who_speaks(data: MakeCall) -> Agent:
-        """The agent of a call that is to be placed.
-
-        Raises:
-            _NoSuchAgent: There is none of this name, or it needs more variables.
-        """
-        variables = data.variables or {}
-        if data.agent is None and service.roster.agents.route is not None:
-            call = NewCall(
-                "outbound",
-                data.destination_number,
-                metadata=data.metadata or {},
-                variables=variables,
-            )
-            return data.of_this_call(await service.choose_agent(call))
-        agent = service.agent if data.agent is None else service.find_agent(data.agent)
-        if agent is None:
-            raise _NoSuchAgent("agent", "there is no agent of this name")
-        try:
-            return data.of_this_call(filled(agent, variables))
-        except VariablesMissing as error:
-            raise _NoSuchAgent("variables", str(error)) from None
-
     async def place_here(data: MakeCall) -> tuple[Answer, bool]:
         try:
-            agent = await who_speaks(data)
-        except _NoSuchAgent as error:
+            agent = await who_speaks(service, data, "outbound")
+        except NoSuchAgent as error:
             fields = {error.field: str(error)}
             body = error_body("invalid", "the request is not valid", fields=fields)
             return Answer(body, 422), False

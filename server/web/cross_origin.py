@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
+from urllib.parse import urlsplit
 
 from quart import Quart, Response, request
 
-from server.headers import single
+from server.headers import Headers, lines_of, single
 from server.web.api import error_body
 
 ALL = "*"
@@ -71,3 +72,24 @@ def allow_origins(app: Quart, origins: Collection[str], paths: Collection[str]) 
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Access-Control-Expose-Headers"] = _RESPONSE_HEADERS
         return response
+
+
+def is_own_page(headers: Headers, public_url: str, origins: Collection[str]) -> bool:
+    """Whether a WebSocket is opened by a page of this server's, or of an origin that is allowed.
+
+    Browsers keep no page from opening sockets to whomever it likes, but each says where it is from.
+    What is no browser says nothing, and needs a ticket all the same.
+
+    Args:
+        headers: Of the upgrade.
+        public_url: This server's address.
+        origins: Those allowed beside it.
+    """
+    if not (given := lines_of(headers, "Origin")):
+        return True
+    origin = given[0].lower()
+    if len(given) > 1:
+        return False
+    own = urlsplit(public_url)
+    is_ours = urlsplit(origin).netloc == (single(headers, "Host") or "-").lower()
+    return is_ours or origin in {f"{own.scheme}://{own.netloc}".lower(), *origins} or ALL in origins

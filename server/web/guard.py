@@ -22,6 +22,7 @@ HEALTH = frozenset({"/healthz", "/readyz"})
 METRICS = frozenset({"/metrics"})
 DESCRIPTION = frozenset({"/openapi.json"})
 NOTHING_THERE = frozenset({404, 405})
+FOR_A_CALL = frozenset({"/make-call", "/calls/browser", "/calls/browser/resume"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """In the log; others are of a client's own invention."""
 
@@ -59,7 +60,7 @@ def check_bodies(app: Quart) -> None:
 
     @app.before_request
     async def check_body() -> Any:
-        if request.path != "/make-call" or request.method != "POST":
+        if request.path not in FOR_A_CALL or request.method != "POST":
             return None
         fields = field_errors(None)
         try:

@@ -40,6 +40,7 @@ def add_health(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
             "ready": refusal is None,
             "reason": refusal,
             "carrier": service.accounts.carrier.name,
+            "carriers": service.accounts.carrier_names,
             "model": service.accounts.model.name,
             "simulated": service.accounts.are_simulated,
             "live_calls": calls.live_count + cluster.live_elsewhere,

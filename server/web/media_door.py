@@ -20,11 +20,12 @@ from quart import Quart, websocket
 
 from codec.path import WebSocket
 from server.carrier import MediaStream
-from server.carrier.transport import QueuedTransport, WireTransport
+from server.carrier.transport import QueuedTransport, Transport, WireTransport
 from server.cluster.cluster import Cluster
 from server.cluster.names import is_name
 from server.cluster.passing_on import PASSED_ON, WorkerLost, hand_over, headers_of
 from server.errors import StreamEnded
+from server.headers import Headers
 from server.hooks.detach import detachable
 from server.hooks.media_socket import AcceptedSocket, MediaWebsocket
 from server.logs import log_stranger
@@ -34,6 +35,7 @@ from server.service import Service
 from server.switchboard.calls import Claim
 from server.switchboard.strangers import client_address
 from server.web.api import error_body
+from server.web.cross_origin import is_own_page
 from server.web.elsewhere import worker_lost
 from server.web.http_request import MAX_BODY_BYTES, target_of
 from server.web.pass_on import relay_media
@@ -43,6 +45,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 FORWARDED = "x-forwarded-for"
 """Where a stream comes from, as a proxy has written it: whoever relays a stream says so, too."""
+PAGES = "/stream/browser"
+"""Where web pages open media streams."""
 PROCESS_IN_QUERY = re.compile(rb"(?:^|&)process=([^&]*)")
 
 
@@ -69,34 +73,44 @@ class MediaDoor:
 
     # -- a request of this process ---------------------------------------------------------
 
-    async def serve(self, websocket: MediaWebsocket, address: str = "") -> None:
+    async def serve(
+        self, websocket: MediaWebsocket, address: str = "", *, is_page: bool = False
+    ) -> None:
         """Accept a media socket and serve its call; on the media plane where that can be.
 
         Args:
             websocket: Not accepted yet.
             address: Where it comes from if nothing has vouched for it yet.
+            is_page: Whether it is a web page's.
         """
         plane = self._service.plane
         connection = None if plane is None else detachable(websocket.scope)
         if plane is None or connection is None:
             self._note_path("ordinary")
             await websocket.accept()
-            await self._serve_queued(QueuedTransport(AcceptedSocket(websocket)), address)
+            transport = QueuedTransport(AcceptedSocket(websocket))
+            await self._serve_queued(transport, address, is_page=is_page)
             return
         async with connection.detach() as lent:
             wire = self._wire(plane, lent)
             try:
                 await websocket.accept()
-                claimed = await self._claim(wire, address)
+                claimed = await self._claim(wire, address, is_page=is_page)
                 if claimed is not None:
                     self._serve_later(claimed)
             except BaseException:
                 wire.close()
                 raise
 
-    async def _serve_queued(self, transport: QueuedTransport, address: str) -> None:
+    def _new_stream(self, transport: Transport, *, is_page: bool) -> MediaStream:
+        accounts = self._service.accounts
+        return (accounts.pages.new_stream if is_page else accounts.new_stream)(transport)
+
+    async def _serve_queued(
+        self, transport: QueuedTransport, address: str, *, is_page: bool
+    ) -> None:
         """Serve a media socket that is no wire; its tasks live here for as long as its call."""
-        with self._counted(self._service.accounts.new_stream(transport)) as media:
+        with self._counted(self._new_stream(transport, is_page=is_page)) as media:
             claim = await self._service.calls.claim(media, address)
             if claim is None:
                 return
@@ -149,7 +163,8 @@ class MediaDoor:
         assert self._service.plane is not None
         wire = self._wire(self._service.plane, sock)
         try:
-            claimed = await self._claim(wire, facts["address"])
+            is_page = facts.get("is_page", False)
+            claimed = await self._claim(wire, facts["address"], is_page=is_page)
             if claimed is not None:
                 self._serve_later(claimed)
         except BaseException:
@@ -167,13 +182,13 @@ class MediaDoor:
             sock.close()
             raise
 
-    async def _claim(self, wire: Wire, address: str) -> _ClaimedWire | None:
+    async def _claim(self, wire: Wire, address: str, *, is_page: bool) -> _ClaimedWire | None:
         """Wait until a wire has shown its ticket; one that has none is closed, and None.
 
         What comes back is to be served without a wait in between, in which the call could end and
         its socket be nobody's.
         """
-        media = self._service.accounts.new_stream(WireTransport(wire))
+        media = self._new_stream(WireTransport(wire), is_page=is_page)
         claim = await self._service.calls.claim(media, address)
         if claim is not None and not claim.call.is_over:
             wire.trust()
@@ -247,39 +262,49 @@ class MediaDoor:
 
 
 def add_stream(app: Quart, service: Service, door: MediaDoor) -> None:
-    """Add the route that a carrier opens media streams at."""
+    """Add the routes that a carrier and web pages open media streams at."""
 
     @app.websocket("/stream")
     @app.websocket("/stream/<int:worker>")
+    @app.websocket(PAGES)
     async def stream(worker: int | None = None) -> Any:
         """One call's audio, both ways; the path says whose call it is."""
-        cluster = service.cluster
+        cluster, allowed = service.cluster, service.settings.allowed_origins
         name = _name(websocket.scope, worker, cluster)
         # Of many machines any may have this name, though it is not known here at this moment.
         if not cluster.has_nodes and cluster.sibling_number(name) is None:
             service.metrics.strangers_refused.labels("stream-worker").inc()
             return error_body("not-found", "there is no such process"), 404
-        headers = websocket.headers
+        headers, is_page = websocket.headers, websocket.path == PAGES
         address = ""
-        if not service.accounts.webhooks.verify_upgrade(target_of(websocket.scope), headers):
+        if is_page and not is_own_page(headers, service.accounts.public_url, allowed):
+            service.metrics.strangers_refused.labels("stream-origin").inc()
+            return error_body("forbidden", "ALLOWED_ORIGINS does not name this origin"), 403
+        if is_page:
+            address = _address(headers)
+        elif not service.accounts.webhooks.verify_upgrade(target_of(websocket.scope), headers):
             if service.settings.strict_stream_signature:
                 service.metrics.strangers_refused.labels("stream-signature").inc()
                 return error_body("forbidden", "not signed by the carrier"), 403
             # A reason to look twice, not to hang up: the ticket is what lets a stream in.
-            peer = (websocket.scope.get("client") or ("",))[0]
-            address = client_address(peer, headers, service.settings.trusted_proxies)
+            address = _address(headers)
         socket = cast(Any, websocket)._get_current_object()
         try:
             if name == cluster.me.name or PASSED_ON in websocket.scope:
-                await door.serve(socket, address)
+                await door.serve(socket, address, is_page=is_page)
             else:
-                await door.hand_over(socket, name, {"address": address})
+                facts = {"address": address, "is_page": is_page}
+                await door.hand_over(socket, name, facts)
         except WorkerLost as lost:
             log_stranger(logger.warning, "media stream refused: its process is gone", worker=name)
             return None if lost.reached else (worker_lost(lost).body, 503)
         except StreamEnded as error:  # as a rule nobody is there any more to be told
             return error_body("unavailable", str(error)), 503
         return None
+
+    def _address(headers: Headers) -> str:
+        peer = (websocket.scope.get("client") or ("",))[0]
+        return client_address(peer, headers, service.settings.trusted_proxies)
 
 
 def _name(scope: Mapping[str, Any], worker: int | None, cluster: Cluster) -> str:

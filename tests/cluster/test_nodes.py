@@ -19,6 +19,7 @@ from websockets.trio.client import connect
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen
 from tests.call.test_call_state import state
 from tests.support.nodes import Store, two_nodes
+from tests.support.pages import page_on
 from tests.support.serving import CALL_SID
 
 pytestmark = pytest.mark.sockets
@@ -501,3 +502,22 @@ async def test_a_new_call_whose_claim_was_not_answered_is_kept_above_what_may_ha
 
     assert process_of(answer) == "a"
     assert held == Holding(cluster.me, 2)
+
+
+async def test_a_page_finds_its_call_whichever_machine_it_asks(monkeypatch):
+    async with two_nodes(monkeypatch, Store()) as (first, second):
+        call = (await first.http.post("/calls/browser", json={})).json()
+        shown = {"call_sid": call["call_sid"], "key": call["key"]}
+        async with page_on(call) as page:
+            await page.wait(lambda: page.told("media"))
+        goes_on = (await second.http.post("/calls/browser/resume", json=shown)).json()
+        url = f"{first.url.replace('http', 'ws')}/n/a/stream/browser"
+        async with page_on(call, ticket=goes_on["ticket"], url=url) as back:
+            await back.wait(lambda: back.told("media"))
+            await back.send("stop")
+            record = await second.http.get(f"/calls/{call['call_sid']}")
+    noted = [line["what"] for line in record.json()["timeline"]]
+
+    assert call["url"].endswith("/n/a/stream/browser")
+    assert goes_on["url"].endswith("/n/a/stream/browser")
+    assert "line back" in noted

@@ -28,6 +28,7 @@ from server.cluster.registry import Holding, Load
 from server.dialogue.endings import EndReason
 from server.errors import ConfigurationError
 from server.metrics import Metrics, merged
+from tests.support.pages import page_on
 from tests.support.processes import (
     NEVER_HANGS_UP,
     PATIENCE_S,
@@ -421,6 +422,39 @@ async def test_calls_are_spread_and_meet_their_streams_and_webhooks(tmp_path, co
     passed_on = re.findall(r'offhook_passed_on_total{what="(.*?)".*} (.*)', metrics)
     assert {"stream", "request", "new-call"} <= {what for what, count in passed_on if float(count)}
     assert {row["call_sid"] for row in listed["calls"]} == {each["call_sid"] for each in records}
+
+
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+async def test_pages_meet_their_calls_whichever_process_they_reach(tmp_path, media_path):
+    calls, reasons = [], []
+    async with server_process(
+        tmp_path, "python -m server --workers", media_path=media_path, max_loop_lag_s=60
+    ) as server:
+        await server.both_ready()
+
+        async def call() -> None:
+            answer = await new_connection(server, "POST", "/calls/browser", json={})
+            assert answer.status_code == 201, answer.text
+            made = answer.json()
+            calls.append(made)
+            async with page_on(made) as page:
+                await page.wait(lambda: page.told("media"))
+            shown = {"call_sid": made["call_sid"], "key": made["key"]}
+            again = await new_connection(server, "POST", "/calls/browser/resume", json=shown)
+            goes_on = again.json()
+            async with page_on(made, ticket=goes_on["ticket"], url=goes_on["url"]) as page:
+                await page.wait(lambda: page.told("media"))
+                await page.send("stop")
+                await page.over.wait()
+            record = await new_connection(server, "GET", f"/calls/{made['call_sid']}")
+            reasons.append(record.json()["reason"])
+
+        async with trio.open_nursery() as callers:
+            for _ in range(6):
+                callers.start_soon(call)
+
+    assert {re.search("/n/[01]/", made["url"])[0] for made in calls} == {"/n/0/", "/n/1/"}
+    assert reasons == ["caller-hung-up"] * 6
 
 
 async def test_the_api_is_one_whichever_process_answers(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import phonenumbers
 
-from server.carrier import StatusUpdate
+from server.carrier import BROWSER, StatusUpdate
 from server.model import UNSPECIFIED, Usage
 
 TOKENS_PER_S = 25
@@ -80,6 +80,8 @@ class Prices:
 
     def of_minute(self, direction: Literal["inbound", "outbound"], number: str) -> float | None:
         """The carrier's price of a minute with this number."""
+        if number == BROWSER:
+            return 0.0
         if self.carrier_minute_usd is not None:
             return self.carrier_minute_usd
         if not self.has_table:

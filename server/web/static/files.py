@@ -15,7 +15,7 @@ from quart_schema import hide
 
 HERE = Path(__file__).parent
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-PAGES = {"/docs": "docs.html"}
+PAGES = {"/docs": "docs.html", "/phone": "phone.html"}
 """A page's path, and its file."""
 FRONT = "/"
 PATHS = frozenset({FRONT, *PAGES})

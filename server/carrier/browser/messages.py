@@ -1,0 +1,318 @@
+"""What a page sends and is sent: the dialect of Twilio's Media Streams, without a socket.
+
+In the quality of a telephone audio is mu-law at 8 kHz, both ways. A wide stream brings linear PCM
+at the model's input rate and is sent it at the model's output rate, so nothing is lost on the way.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Annotated
+
+import msgspec
+import structlog
+from msgspec import Meta, Struct
+
+import codec
+from codec.shapes import AudioMessages, Maybe, Part, Shape
+from server.carrier import (
+    CallerAudio,
+    CarrierCommand,
+    CarrierEvent,
+    Clear,
+    DigitPressed,
+    MarkReached,
+    SendAudio,
+    SendMark,
+    StreamCounts,
+    StreamStarted,
+    StreamStopped,
+)
+from server.errors import CarrierProtocolError, StreamEnded
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+HEARD_HZ, SAID_HZ = 16_000, 24_000
+"""A wide stream's rates, from the page and to it: the model's own."""
+NARROW, WIDE = ("audio/x-mulaw", 8_000, 1), ("audio/l16", HEARD_HZ, 1)
+MAX_MESSAGE_CHARS = 16 * 1024
+MAX_CHUNK_BYTES = 6_400
+"""0.2 s of a wide stream, 0.8 s of a narrow one; a page sends 20 ms at a time."""
+MAX_AHEAD_S = 10.0
+"""A page may send so much more audio than time has passed: what a stalled network has held back.
+What comes beyond it is no microphone's, and would cost the model's tokens."""
+MAX_BEFORE_START = 8
+MAX_MALFORMED = 50
+MAX_COUNT = 999_999_999_999_999
+"""Of 15 digits, as many as the compiled path reads."""
+MAX_SAID_CHARS = 4_000
+CALL_SID = re.compile(r"BR[0-9a-f]{32}")
+_Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+_Sid = Annotated[str, Meta(pattern="^[A-Za-z0-9]{1,64}$")]
+
+
+class _MediaFormat(Struct, rename="camel"):
+    encoding: str
+    sample_rate: _Count
+    channels: _Count
+
+
+class _StartFacts(Struct, rename="camel"):
+    call_sid: Annotated[str, Meta(max_length=64)]
+    media_format: _MediaFormat
+    custom_parameters: dict[str, str]
+
+
+class _MediaFacts(Struct, gc=False):
+    payload: bytes
+    timestamp: _Count
+    chunk: _Count = 0
+
+
+class _MarkFacts(Struct, gc=False):
+    name: Annotated[str, Meta(max_length=64)]
+
+
+class _DtmfFacts(Struct, gc=False):
+    digit: Annotated[str, Meta(pattern="^[0-9*#A-D]$")]
+
+
+class _Start(Struct, tag_field="event", tag="start", rename="camel"):
+    stream_sid: _Sid
+    start: _StartFacts
+
+
+class _Media(Struct, gc=False, tag_field="event", tag="media", rename="camel"):
+    stream_sid: str
+    media: _MediaFacts
+
+
+class _Mark(Struct, tag_field="event", tag="mark", rename="camel"):
+    stream_sid: str
+    mark: _MarkFacts
+
+
+class _Dtmf(Struct, tag_field="event", tag="dtmf", rename="camel"):
+    stream_sid: str
+    dtmf: _DtmfFacts
+
+
+class _Stop(Struct, tag_field="event", tag="stop", rename="camel"):
+    stream_sid: str
+
+
+_Message = _Start | _Media | _Mark | _Dtmf | _Stop
+_KNOWN_KINDS = frozenset({"start", "media", "mark", "dtmf", "stop"})
+
+
+class _AnyKind(Struct):
+    event: str
+
+
+_decode_message = msgspec.json.Decoder(_Message, strict=False).decode
+_decode_kind = msgspec.json.Decoder(_AnyKind).decode
+_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+_CALLER_AUDIO = Shape(
+    {
+        "event": "media",
+        "streamSid": Part.STREAM,
+        "media": {
+            "chunk": Maybe(Part.CHUNK_NUMBER),
+            "timestamp": Part.TIMESTAMP_MS,
+            "payload": Part.AUDIO,
+        },
+    },
+    ignores_others=True,
+)
+
+
+class BrowserProtocol:
+    """One page's media stream: text in, events out; commands in, text out.
+
+    What can be ignored is ignored and counted, so that one bad message never ends a call.
+
+    Attributes:
+        stream_sid: The page's name for the stream; empty before ``start``.
+        is_wide: Whether its audio has more than a telephone's band.
+        counts: What has been seen so far.
+        last_chunk: Number of the last chunk; 0 before the first.
+        timestamp_ms: The page's clock at the end of it; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.stream_sid = ""
+        self.is_wide = False
+        self.counts = StreamCounts()
+        self.last_chunk = 0
+        self.timestamp_ms: int | None = None
+        self._is_over = self._malformed_told = False
+        self._before_start = 0
+        self._began_at = self._heard_s = 0.0
+        self._head = self._tail = ""
+        self._to_line = codec.Resampler(HEARD_HZ, 8_000)
+        self._from_line = codec.MulawDecoder(SAID_HZ)
+
+    def receive(self, text: str | bytes, now: float) -> CarrierEvent | None:
+        """Read one WebSocket message.
+
+        Args:
+            text: A text frame's content; ``bytes`` is a binary frame and is ignored.
+            now: ``trio.current_time()`` when it was read.
+
+        Returns:
+            What it says, or None if it says nothing or was ignored.
+
+        Raises:
+            CarrierProtocolError: The stream is of no use: its ``start`` cannot be read or is of no
+                call, too much comes before it, too much is unreadable, or it brings more audio than
+                time has passed.
+        """
+        if not self.stream_sid:
+            self._before_start += 1
+            if self._before_start > MAX_BEFORE_START:
+                raise CarrierProtocolError("too much came before a start message")
+        if isinstance(text, bytes):
+            self.counts.binary += 1
+            return None
+        if len(text) > MAX_MESSAGE_CHARS:
+            self._ignore_malformed(f"{len(text)} characters long")
+            return None
+        try:
+            message: _Message = _decode_message(text)
+        except _UNREADABLE as error:
+            self._ignore_unreadable(text, error)
+            return None
+        if isinstance(message, _Start) is bool(self.stream_sid) or self._is_over:
+            self.counts.misplaced += 1
+            return None
+        if isinstance(message, _Start):
+            return self._start(message, now)
+        if message.stream_sid != self.stream_sid:
+            self.counts.foreign += 1
+            return None
+        match message:
+            case _Media(media=media):
+                return self._hear(media, now)
+            case _Mark(mark=mark):
+                return MarkReached(mark.name, now)
+            case _Dtmf(dtmf=dtmf):
+                return DigitPressed(dtmf.digit)
+            case _Stop():
+                self._is_over = True
+                return StreamStopped(said=True)
+
+    def send(self, command: CarrierCommand) -> str:
+        """Write one command as the text of a WebSocket message.
+
+        Raises:
+            StreamEnded: The page has hung up, or its stream has not started.
+        """
+        if self._is_over or not self.stream_sid:
+            raise StreamEnded("the page's stream is over, or has not started")
+        match command:
+            case SendAudio(payload, wide=wide):
+                if self.is_wide:
+                    payload = wide or self._from_line.decode(payload)
+                return f"{self._head}{base64.b64encode(payload).decode('ascii')}{self._tail}"
+            case SendMark(name):
+                return self._written("mark", {"name": name})
+            case Clear():
+                return self._written("clear", None)
+
+    def say(self, text: str, language: str) -> str:
+        """What has the page itself say something: the last words of a call that failed."""
+        return self._written("say", {"text": text[:MAX_SAID_CHARS], "language": language})
+
+    def audio_messages(self) -> AudioMessages:
+        """How audio comes and goes on a narrow stream, for the media path."""
+        return AudioMessages(_CALLER_AUDIO, self._head.encode(), self._tail.encode())
+
+    def count_elsewhere(
+        self, media: int, missing: int, repeated: int, jumps: int, *, position: tuple[int, int]
+    ) -> None:
+        """Chunks have been read by somebody else: add what they counted, and go on from there."""
+        if not media:
+            return
+        counts = self.counts
+        counts.media += media
+        counts.missing_chunks += missing
+        counts.repeated_chunks += repeated
+        counts.timestamp_jumps += jumps
+        self.last_chunk, self.timestamp_ms = position
+
+    def _start(self, message: _Start, now: float) -> StreamStarted:
+        start, given = message.start, message.start.media_format
+        got = (given.encoding[:40], given.sample_rate, given.channels)
+        if got not in (NARROW, WIDE):
+            raise CarrierProtocolError("media format is {}/{}/{}, not one of ours".format(*got))
+        if CALL_SID.fullmatch(start.call_sid) is None:
+            raise CarrierProtocolError("start message without the sid of a call from a browser")
+        self.stream_sid, self.is_wide, self._began_at = message.stream_sid, got == WIDE, now
+        self._head = f'{{"event":"media","streamSid":"{self.stream_sid}","media":{{"payload":"'
+        self._tail = '"}}'
+        return StreamStarted(
+            stream_sid=self.stream_sid,
+            call_sid=start.call_sid,
+            parameters={"ticket": start.custom_parameters.get("ticket", "")},
+            received_at=now,
+        )
+
+    def _hear(self, media: _MediaFacts, now: float) -> CallerAudio | None:
+        counts, payload = self.counts, media.payload
+        if len(payload) > MAX_CHUNK_BYTES or (self.is_wide and len(payload) % 2):
+            self._ignore_malformed(f"audio of {len(payload)} bytes")
+            return None
+        wide = b""
+        if self.is_wide:
+            wide, payload = payload, codec.encode_mulaw(self._to_line.resample(payload))
+        self._heard_s += len(media.payload) / (2 * HEARD_HZ if self.is_wide else 8_000)
+        if self._heard_s > now - self._began_at + MAX_AHEAD_S:
+            raise CarrierProtocolError(
+                "more audio than time has passed", stream_sid=self.stream_sid
+            )
+        if media.chunk > self.last_chunk:
+            if self.last_chunk:
+                counts.missing_chunks += min(media.chunk - self.last_chunk - 1, 3_000)
+            self.last_chunk = media.chunk
+        elif media.chunk:
+            counts.repeated_chunks += 1
+        if self.timestamp_ms is not None and media.timestamp != self.timestamp_ms:
+            counts.timestamp_jumps += 1
+        ms = len(media.payload) // (2 * HEARD_HZ // 1_000 if self.is_wide else 8)
+        self.timestamp_ms = media.timestamp + ms
+        if not payload:
+            return None
+        counts.media += 1
+        return CallerAudio(payload, media.timestamp, now, wide)
+
+    def _written(self, event: str, facts: dict[str, str] | None) -> str:
+        message: dict[str, object] = {"event": event, "streamSid": self.stream_sid}
+        if facts is not None:
+            message[event] = facts
+        return msgspec.json.encode(message).decode()
+
+    def _ignore_unreadable(self, text: str, error: Exception) -> None:
+        try:
+            kind = _decode_kind(text).event
+        except _UNREADABLE:
+            self._ignore_malformed("not a JSON object with an event")
+            return
+        if kind == "start" and not self.stream_sid:
+            raise CarrierProtocolError(f"unreadable start message: {error}") from error
+        if kind in _KNOWN_KINDS:
+            self._ignore_malformed(f"unreadable {kind} message: {error}")
+        else:
+            self.counts.unknown += 1
+
+    def _ignore_malformed(self, cause: str) -> None:
+        self.counts.malformed += 1
+        if self.stream_sid and not self._malformed_told:
+            self._malformed_told = True
+            logger.warning("malformed message of a page ignored", cause=cause)
+        if self.counts.malformed >= MAX_MALFORMED:
+            raise CarrierProtocolError(
+                f"{self.counts.malformed} malformed messages, the last one {cause}",
+                stream_sid=self.stream_sid or None,
+            )

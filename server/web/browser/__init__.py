@@ -1,0 +1,1 @@
+"""For web pages that call: how they are given a call, and another stream of it."""

@@ -1,0 +1,178 @@
+"""For web pages that call: a call and its single-use ticket, and another when its line is lost."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field
+from quart import Quart, g, request
+from quart_schema import document_response, validate_request
+
+from server.carrier import BROWSER
+from server.carrier.webhooks import ConnectStream, Reply, SayAndEndCall
+from server.cluster.passing_on import WorkerLost
+from server.cluster.registry import RegistryAway
+from server.errors import CallRefused
+from server.headers import single
+from server.service import Service
+from server.web.api import Answer, ErrorBody, MakeCall, error_body, refusal
+from server.web.calls_api import NoSuchAgent, may_fail, who_speaks
+from server.web.elsewhere import Elsewhere, passed_back, worker_lost
+from server.web.media_door import PAGES
+from server.web.path_prefix import prefix_of
+
+START = "/calls/browser"
+RESUME = "/calls/browser/resume"
+
+
+class CallFromBrowser(MakeCall):
+    """What ``POST /calls/browser`` takes: all that ``/make-call`` does, but a number."""
+
+    destination_number: Literal["browser"] = BROWSER  # type: ignore[assignment]
+    quality: Literal["telephone", "wide"] = "telephone"
+    """Mu-law at 8 kHz, or 16 kHz to the model and 24 kHz from it."""
+
+
+class BrowserCallMade(BaseModel):
+    """What a page needs to begin its call, and to go on with it."""
+
+    call_sid: str
+    url: str
+    """Where its WebSocket leads."""
+    ticket: str
+    """What that shows at its start: once, within ``expires_s``."""
+    expires_s: float
+    key: str
+    """What the page shows to be given another ticket."""
+    quality: str
+    carrier: str
+
+
+class ResumeFromBrowser(BaseModel):
+    """What a page says whose stream is lost."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    call_sid: Annotated[str, Field(max_length=64)]
+    key: Annotated[str, Field(max_length=128)]
+
+
+class BrowserCallGoesOn(BaseModel):
+    """How a call goes on whose stream is lost."""
+
+    over: bool
+    url: str | None = None
+    ticket: str | None = None
+    say: str | None = None
+    """The last words of a call that has failed."""
+    language: str | None = None
+
+
+def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
+    """Add the routes for web pages that call."""
+
+    @app.post(START)
+    @validate_request(CallFromBrowser)
+    @document_response(BrowserCallMade, 201)
+    @may_fail(400, 401, 409, 413, 422, 429, 503)
+    async def call_from_browser(data: CallFromBrowser) -> Any:
+        """Have an agent ready for a web page, which opens a WebSocket with the ticket."""
+        if data.events_url is not None and (wrong := service.events.url_problem(data.events_url)):
+            return _invalid({"events_url": wrong})
+        try:
+            theirs = await elsewhere.for_new_call()
+        except WorkerLost as lost:
+            return worker_lost(lost).response()
+        if theirs is not None:
+            return Answer(theirs.json(), theirs.status_code, passed_back(theirs)).response()
+        service.cluster.new_calls.take(request.scope)
+        try:
+            return await begin(data)
+        finally:
+            service.cluster.new_calls.answered()
+
+    async def begin(data: CallFromBrowser) -> Any:
+        pages, cluster = service.accounts.pages, service.cluster
+        expires_s = service.settings.browser_ticket_ttl_s
+        call_sid = pages.new_call_sid()
+        try:
+            agent = await who_speaks(service, data, "inbound")
+            reply = await service.calls.answer(
+                call_sid,
+                BROWSER,
+                agent,
+                client=g.client,
+                max_duration_s=data.max_duration_s,
+                metadata=data.metadata,
+                answer_timeout_s=expires_s,
+                wide=data.quality == "wide",
+            )
+        except NoSuchAgent as error:
+            return _invalid({error.field: str(error)})
+        except CallRefused as refused:
+            service.metrics.calls_refused.labels(refused.reason).inc()
+            return refusal(refused).response()
+        assert isinstance(reply, ConnectStream)  # of a name that nobody has had before
+        if (call := service.calls.register.get_live(call_sid)) is not None:
+            call.report.traceparent = single(request.headers, "traceparent") or ""
+        if cluster.has_nodes:
+            with suppress(RegistryAway):  # whoever is told of it may look for it elsewhere
+                await cluster.claim(call_sid, cluster.me.name)
+        made = BrowserCallMade(
+            call_sid=call_sid,
+            url=stream_url(),
+            ticket=reply.ticket,
+            expires_s=expires_s,
+            key=pages.key_of(call_sid),
+            quality=data.quality,
+            carrier=pages.name,
+        )
+        headers = {"Location": f"/calls/{call_sid}", "Cache-Control": "no-store"}
+        return Answer(made.model_dump(), 201, headers).response()
+
+    @app.post(RESUME)
+    @validate_request(ResumeFromBrowser)
+    @document_response(BrowserCallGoesOn)
+    @document_response(ErrorBody, 403)
+    @may_fail(400, 413, 422, 503)
+    async def resume_from_browser(data: ResumeFromBrowser) -> Any:
+        """Give a page whose stream is lost another ticket, if its call goes on.
+
+        It shows its call's own key, and needs none of the API's.
+        """
+        if not service.accounts.pages.is_key_of(data.call_sid, data.key):
+            service.metrics.strangers_refused.labels("page-key").inc()
+            return error_body("forbidden", "this is not the key of this call"), 403
+        theirs, is_orphan = await elsewhere.in_progress(data.call_sid)
+        if theirs is not None:
+            return theirs
+        reply = await service.calls.resume(data.call_sid, service.agent, is_orphan=is_orphan)
+        return _written(reply).model_dump(), 200, {"Cache-Control": "no-store"}
+
+    def _written(reply: Reply) -> BrowserCallGoesOn:
+        match reply:
+            case ConnectStream(ticket):
+                return BrowserCallGoesOn(over=False, url=stream_url(), ticket=ticket)
+            case SayAndEndCall(text, language):
+                return BrowserCallGoesOn(over=True, say=text, language=language)
+            case _:
+                return BrowserCallGoesOn(over=True)
+
+    def stream_url() -> str:
+        """Where the page at hand opens its stream: at this server as the page has reached it."""
+        settings = service.settings
+        path = f"{service.cluster.path}{PAGES}"
+        if settings.streams_at is not None:
+            return f"{settings.streams_at.rstrip('/')}{path}"
+        at = urlsplit(settings.public_url or f"{request.scheme}://{request.host}")
+        page = urlsplit(single(request.headers, "Origin") or "")
+        if page.netloc == request.host and page.netloc != at.netloc:
+            at = page
+        scheme = "wss" if at.scheme == "https" else "ws"
+        return f"{scheme}://{at.netloc}{prefix_of(settings.public_url)}{path}"
+
+
+def _invalid(fields: dict[str, str]) -> Any:
+    return error_body("invalid", "the request is not valid", fields=fields), 422

@@ -1,0 +1,360 @@
+// A page as a telephone: one call to an agent of this server, by the browser's microphone and speaker.
+//
+//   import { Phone } from "/static/phone.js";
+//   const phone = new Phone({ apiKey, agent: "sales", quality: "wide" });
+//   phone.addEventListener("state", ({ detail }) => console.log(detail.state, detail.reason));
+//   button.onclick = () => phone.call();
+//
+// It needs nothing but this server. What it is made of and what it tells is in docs/browser.md.
+
+const FRAME_MS = 20;
+const MOST_UNSENT_MS = 3_000; // then the network is gone, whatever the socket says
+const COME_BACK_MS = 10_000;
+const ASK_MS = 4_000;
+const EARLY_MS = 2_000; // before its ticket expires a call is made anew
+const OVER = 1000;
+const REFUSED = 1008;
+const LOOK = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 };
+const KEYS = /^[0-9*#A-D]$/;
+
+const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+
+/** @param {Uint8Array} bytes @returns {string} */
+function toBase64(bytes) {
+  return btoa(String.fromCharCode(...bytes)); // of a frame: a few hundred
+}
+
+/** @param {string} text @returns {Uint8Array} */
+function ofBase64(text) {
+  return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+}
+
+function newSid() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return `MZ${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+}
+
+/**
+ * One telephone. Events: `state` ({state, reason}), `level` ({heard, played, at}: peaks of 20 ms, from 0
+ * to 1), `say` ({text, language}: last words that the server has the page say), `problem` ({message}).
+ *
+ * States: idle, preparing, ready, connecting, talking, reconnecting, over.
+ */
+export class Phone extends EventTarget {
+  #server;
+  #ask;
+  #quality;
+  #wishes;
+  #state = "idle";
+  #preparing = null;
+  #call = null; // the server's answer
+  #readyAt = 0;
+  #socket = null;
+  #sid = "";
+  #chunk = 0;
+  #lostAt = 0;
+  #context = null;
+  #line = null;
+  #microphone = null;
+  #muted = false;
+  #life = 0; // how often it has ended: what was begun before has no say after
+  #leave = () => this.hangUp();
+  #offline = () => this.#lose(this.#socket);
+
+  /**
+   * @param {object} options
+   * @param {string|URL} [options.server] where the server is; where this module came from by default
+   * @param {string} [options.apiKey] a key of its API, if the page may have one
+   * @param {(wishes: object) => Promise<object>} [options.ask] asks for the call in the page's own way, and
+   *   returns what `POST /calls/browser` answers
+   * @param {"telephone"|"wide"} [options.quality]
+   * Everything else (agent, prompt, variables, metadata …) goes into the request for the call.
+   */
+  constructor({ server = new URL("../", import.meta.url), apiKey = "", ask, quality = "telephone", ...wishes } = {}) {
+    super();
+    this.#server = new URL(server, document.baseURI);
+    this.#quality = quality;
+    this.#wishes = wishes;
+    this.#ask = ask ?? ((body) => this.#askServer(body, apiKey));
+  }
+
+  get state() { return this.#state; }
+  get callSid() { return this.#call?.call_sid ?? ""; }
+  get muted() { return this.#muted; }
+
+  /** Have everything there for a call to begin at once: microphone, sound, and an agent that waits. */
+  async prepare() {
+    if (this.#preparing && this.#isFresh()) return this.#preparing;
+    if (!["idle", "ready", "over", "preparing"].includes(this.#state)) return undefined;
+    this.#set("preparing");
+    this.#preparing = this.#prepare();
+    try {
+      await this.#preparing;
+    } catch (error) {
+      this.#tell("problem", { message: String(error.message ?? error) });
+      this.#end("failed");
+      throw error;
+    }
+    return undefined;
+  }
+
+  /** Call; returns when the agent can be heard. Has to be asked for by a click, or browsers stay mute. */
+  async call() {
+    if (["connecting", "talking", "reconnecting"].includes(this.#state)) return;
+    await this.prepare();
+    if (this.#state !== "ready") return; // hung up meanwhile
+    this.#set("connecting");
+    await this.#context.resume();
+    if (this.#state !== "connecting") return;
+    addEventListener("pagehide", this.#leave);
+    addEventListener("offline", this.#offline);
+    this.#connect(this.#call.url, this.#call.ticket);
+  }
+
+  /** Hang up, whatever state the call is in. */
+  hangUp() {
+    if (this.#state === "idle" || this.#state === "over") return;
+    if (this.#state === "ready") this.#giveBack();
+    this.#send("stop");
+    this.#end("hung-up");
+  }
+
+  /** @param {boolean} muted whether the agent hears silence */
+  mute(muted) {
+    this.#muted = Boolean(muted);
+    this.#line?.port.postMessage({ mute: this.#muted });
+  }
+
+  /** @param {string} key of a telephone: 0-9, *, #, A-D */
+  press(key) {
+    if (!KEYS.test(key)) throw new RangeError(`no key ${key} on a telephone`);
+    this.#send("dtmf", { digit: key });
+  }
+
+  /** The agent that waits for us is not wanted any more: begin its call, and end it. */
+  #giveBack() {
+    const { url, ticket } = this.#call;
+    const socket = new WebSocket(url);
+    const start = this.#startOf(newSid(), ticket);
+    socket.onopen = () => {
+      socket.send(JSON.stringify(start));
+      socket.send(JSON.stringify({ event: "stop", streamSid: start.streamSid }));
+    };
+  }
+
+  // Before it ------------------------------------------------------------------------------------
+
+  #isFresh() {
+    if (this.#state === "preparing") return true;
+    return this.#state === "ready" && performance.now() < this.#readyAt + 1_000 * this.#call.expires_s - EARLY_MS;
+  }
+
+  async #prepare() {
+    // An agent costs money from the moment it waits: it is not asked for before the microphone is there,
+    // unless nothing is asked of anybody for that.
+    const body = { quality: this.#quality, ...this.#wishes };
+    const life = this.#life;
+    const granted = await isGranted();
+    const asked = granted ? this.#ask(body) : null;
+    asked?.catch(() => {});
+    await this.#openSound();
+    if (life !== this.#life) return;
+    const call = await (asked ?? this.#ask(body));
+    if (life !== this.#life) return;
+    this.#call = call;
+    this.#readyAt = performance.now();
+    this.#set("ready");
+  }
+
+  async #askServer(body, apiKey) {
+    const headers = { "Content-Type": "application/json", ...(apiKey && { Authorization: `Bearer ${apiKey}` }) };
+    const answer = await fetch(new URL("calls/browser", this.#server), {
+      method: "POST", headers, body: JSON.stringify(body),
+    });
+    const told = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw new Error(told.message ?? `the server answered ${answer.status}`);
+    return told;
+  }
+
+  async #openSound() {
+    if (this.#line) return;
+    if (!navigator.mediaDevices) throw new Error("browsers give a microphone to pages from https:// or this machine only");
+    const context = (this.#context = new AudioContext({ latencyHint: "interactive" }));
+    const [microphone] = await Promise.all([
+      navigator.mediaDevices.getUserMedia({ audio: LOOK }),
+      context.audioWorklet.addModule(new URL("phone-line.js", import.meta.url)),
+    ]);
+    if (this.#context !== context) {
+      for (const track of microphone.getTracks()) track.stop();
+      return;
+    }
+    this.#microphone = microphone;
+    for (const track of microphone.getTracks()) {
+      track.onended = () => this.#tell("problem", { message: "the microphone is gone" });
+    }
+    this.#line = new AudioWorkletNode(context, "offhook-line", {
+      numberOfInputs: 1, numberOfOutputs: 1, outputChannelCount: [1],
+      channelCount: 1, channelCountMode: "explicit",
+      processorOptions: { wide: this.#quality === "wide" },
+    });
+    this.#line.port.onmessage = ({ data }) => this.#takeSound(data);
+    context.createMediaStreamSource(microphone).connect(this.#line).connect(context.destination);
+    this.mute(this.#muted);
+  }
+
+  // On the line ----------------------------------------------------------------------------------
+
+  #connect(url, ticket) {
+    const socket = (this.#socket = new WebSocket(url));
+    this.#sid = newSid();
+    this.#chunk = 0;
+    socket.onopen = () => {
+      socket.send(JSON.stringify(this.#startOf(this.#sid, ticket)));
+      this.#set("talking");
+    };
+    socket.onmessage = ({ data }) => {
+      if (socket === this.#socket) this.#take(JSON.parse(data));
+    };
+    socket.onclose = ({ code, reason }) => {
+      if (socket !== this.#socket) return;
+      if (code === OVER) this.#end("over");
+      else if (code === REFUSED) this.#end(`refused: ${reason}`);
+      else this.#lose(socket);
+    };
+  }
+
+  #startOf(streamSid, ticket) {
+    const wide = this.#quality === "wide";
+    const mediaFormat = { encoding: wide ? "audio/l16" : "audio/x-mulaw", sampleRate: wide ? 16_000 : 8_000, channels: 1 };
+    const start = { callSid: this.#call.call_sid, mediaFormat, customParameters: { ticket } };
+    return { event: "start", streamSid, start };
+  }
+
+  #take(message) {
+    const sound = this.#line.port;
+    switch (message.event) {
+      case "media": {
+        const play = ofBase64(message.media.payload).buffer;
+        sound.postMessage({ play }, [play]);
+        break;
+      }
+      case "mark":
+        sound.postMessage({ mark: message.mark.name });
+        break;
+      case "clear":
+        sound.postMessage({ clear: true });
+        break;
+      case "say":
+        this.#say(message.say.text, message.say.language);
+        break;
+    }
+  }
+
+  #takeSound({ frame, level, mark }) {
+    if (mark !== undefined) this.#send("mark", { name: mark });
+    if (!frame) return;
+    this.#tell("level", level);
+    const socket = this.#socket;
+    if (socket?.readyState !== WebSocket.OPEN) return;
+    const payload = toBase64(frame);
+    const mostUnsent = (MOST_UNSENT_MS / FRAME_MS) * payload.length;
+    if (socket.bufferedAmount > mostUnsent) {
+      this.#lose(socket);
+      return;
+    }
+    this.#send("media", { chunk: String(this.#chunk + 1), timestamp: String(this.#chunk * FRAME_MS), payload });
+    this.#chunk += 1;
+  }
+
+  #send(event, facts) {
+    if (this.#socket?.readyState !== WebSocket.OPEN) return;
+    this.#socket.send(JSON.stringify({ event, streamSid: this.#sid, ...(facts && { [event]: facts }) }));
+  }
+
+  // The line is lost -----------------------------------------------------------------------------
+
+  #lose(socket) {
+    if (socket !== this.#socket || !["connecting", "talking", "reconnecting"].includes(this.#state)) return;
+    this.#socket = null;
+    socket?.close();
+    this.#line.port.postMessage({ clear: true }); // the server goes on where it was lost
+    if (this.#state !== "reconnecting") this.#lostAt = performance.now();
+    this.#set("reconnecting");
+    this.#comeBack();
+  }
+
+  async #comeBack() {
+    const { call_sid, key } = this.#call;
+    let pauseMs = 50;
+    while (performance.now() < this.#lostAt + COME_BACK_MS) {
+      await sleep(pauseMs);
+      pauseMs = Math.min(1_000, 2 * pauseMs);
+      if (this.#state !== "reconnecting" || this.#socket) return;
+      let answer, told;
+      try {
+        answer = await fetch(new URL("calls/browser/resume", this.#server), {
+          method: "POST", headers: { "Content-Type": "application/json" },
+          body: JSON.stringify({ call_sid, key }), signal: AbortSignal.timeout(ASK_MS),
+        });
+        told = await answer.json();
+      } catch {
+        continue; // there is no network yet
+      }
+      if (this.#state !== "reconnecting") return;
+      if (answer.status >= 500) continue;
+      if (answer.ok && !told.over) {
+        this.#connect(told.url, told.ticket);
+        return;
+      }
+      if (told.say) this.#say(told.say, told.language);
+      this.#end("over");
+      return;
+    }
+    if (this.#state === "reconnecting") this.#end("lost");
+  }
+
+  // Its end --------------------------------------------------------------------------------------
+
+  #say(text, language) {
+    this.#tell("say", { text, language });
+    if (globalThis.speechSynthesis) {
+      const spoken = new SpeechSynthesisUtterance(text);
+      spoken.lang = language;
+      speechSynthesis.speak(spoken);
+    }
+    this.#end("failed");
+  }
+
+  #end(reason) {
+    if (this.#state === "over") return;
+    removeEventListener("pagehide", this.#leave);
+    removeEventListener("offline", this.#offline);
+    const socket = this.#socket;
+    this.#life += 1;
+    this.#socket = this.#preparing = null;
+    socket?.close(OVER);
+    this.#line?.port.postMessage({ stop: true });
+    for (const track of this.#microphone?.getTracks() ?? []) track.stop();
+    this.#context?.close();
+    this.#context = this.#line = this.#microphone = null;
+    this.#set("over", reason);
+  }
+
+  #set(state, reason = "") {
+    if (this.#state === state) return;
+    this.#state = state;
+    this.#tell("state", { state, reason });
+  }
+
+  #tell(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+}
+
+async function isGranted() {
+  try {
+    return (await navigator.permissions.query({ name: "microphone" })).state === "granted";
+  } catch {
+    return false; // this browser does not say
+  }
+}

@@ -1,0 +1,206 @@
+"""The page's telephone in a real Chromium, whose microphone is a recording, against a server."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import trio
+
+from benchmarks.microphone import speech_file
+from tests.support.chromium import WAIT_MS, chromium, needs_chromium
+from tests.support.serving import serving
+
+pytestmark = [pytest.mark.sockets, pytest.mark.slow, needs_chromium]
+SPEECH = Path(str(files("server").joinpath("speech")))
+WATCH = """() => {
+  globalThis.seen = {states: [], heard: [], played: [], said: []};
+  const add = () => {
+    const phone = globalThis.phone;
+    if (!phone || phone.watched) return;
+    phone.watched = true;
+    phone.addEventListener("state", ({detail}) => seen.states.push([detail.state, detail.reason]));
+    phone.addEventListener("level", ({detail}) => {
+      seen.heard.push(detail.heard);
+      seen.played.push(detail.played);
+    });
+    phone.addEventListener("say", ({detail}) => seen.said.push(detail.text));
+  };
+  setInterval(add, 1);
+}"""
+LOUD = 0.05
+GREETED = f"() => seen.played.some((peak) => peak > {LOUD})"
+
+
+@pytest.fixture
+def silent_microphone(tmp_path):
+    hello = SPEECH / "caller-hello.wav"
+    return speech_file(tmp_path / "silent.wav", speech=hello, before_s=600.0, after_s=0.0)
+
+
+@pytest.fixture
+def talking_microphone(tmp_path):
+    """Somebody who says something every four seconds, whoever is speaking."""
+    words = SPEECH / "caller-interrupt.wav"
+    return speech_file(tmp_path / "talking.wav", speech=words, before_s=2.5, after_s=1.0)
+
+
+def open_phone(browser, url: str):
+    page = browser.new_page()
+    page.set_default_timeout(WAIT_MS)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+
+    def note(said):
+        if said.type == "error" and not said.location["url"].endswith("/favicon.ico"):
+            wrong.append(said.text)
+
+    page.on("console", note)
+    page.goto(f"{url}/phone")
+    page.evaluate(WATCH)
+    return page, wrong
+
+
+async def test_a_page_hears_the_greeting_and_hangs_up(silent_microphone):
+    def at_the_page(url):
+        with chromium(microphone=silent_microphone) as browser:
+            page, wrong = open_phone(browser, url)
+            page.click("#call")
+            page.wait_for_function(GREETED)
+            call_sid = page.evaluate("phone.callSid")
+            page.click("#call")
+            page.wait_for_function("() => phone.state === 'over'")
+            return call_sid, page.evaluate("seen.states"), wrong
+
+    async with serving() as server:
+        call_sid, states, wrong = await trio.to_thread.run_sync(at_the_page, server.url)
+        call = server.service.calls.register.get(call_sid)
+        await call.finished.wait()
+        record = (await server.http.get(f"/calls/{call_sid}")).json()
+
+    assert wrong == []
+    assert [state for state, _ in states][-3:] == ["connecting", "talking", "over"]
+    assert states[-1] == ["over", "hung-up"]
+    assert (record["reason"], record["status"]) == ("caller-hung-up", "completed")
+    assert record["agent_heard_s"] > 0
+
+
+def wait_recorded(page, call_sid: str, is_there) -> dict:
+    """The call's record as soon as it is as wanted; asked for whenever a second has been played."""
+    while True:
+        ask = "(sid) => fetch(`calls/${sid}`).then((answer) => answer.json())"
+        record = page.evaluate(ask, call_sid)
+        if is_there(record):
+            return record
+        assert record["state"] != "ended", record["reason"]
+        played = page.evaluate("seen.played.length")
+        page.wait_for_function("(count) => seen.played.length > count + 50", arg=played)
+
+
+def call_by_click(page) -> str:
+    page.click("#call")
+    page.wait_for_function("() => globalThis.phone?.state === 'talking'")
+    return page.evaluate("phone.callSid")
+
+
+@pytest.mark.parametrize("quality", ["telephone", "wide"])
+async def test_an_agent_that_is_interrupted_falls_silent_on_the_page(talking_microphone, quality):
+    def at_the_page(url):
+        with chromium(microphone=talking_microphone) as browser:
+            page, wrong = open_phone(browser, url)
+            page.select_option("#quality", quality)
+            call_sid = call_by_click(page)
+
+            def is_there(record):
+                cut = any(line["what"] == "barge-in" for line in record["timeline"])
+                return cut and any(turn["speaker"] == "caller" for turn in record["transcript"])
+
+            record = wait_recorded(page, call_sid, is_there)
+            seen = page.evaluate("seen")
+            page.click("#call")
+            return record, seen, wrong
+
+    async with serving() as server:
+        record, seen, wrong = await trio.to_thread.run_sync(at_the_page, server.url)
+
+    assert wrong == []
+    assert any(turn.get("unheard") for turn in record["transcript"] if turn["speaker"] == "agent")
+    assert any(falls_silent(seen, at) for at in range(len(seen["heard"])))
+
+
+def falls_silent(seen: dict, at: int) -> bool:
+    """Whether the caller begins to speak in this frame, over the agent, who soon stops for long."""
+    heard, played = seen["heard"][at - 1 : at + 1], seen["played"]
+    if at < 10 or not heard[0] <= LOUD < heard[1] or max(played[at - 10 : at]) <= LOUD:
+        return False
+    return any(max(played[on : on + 30], default=1.0) < LOUD for on in range(at, at + 50))
+
+
+async def test_a_call_that_the_server_ends_is_over_on_the_page(silent_microphone):
+    def at_the_page(url):
+        with chromium(microphone=silent_microphone) as browser:
+            page, wrong = open_phone(browser, url)
+            call_sid = call_by_click(page)
+            page.evaluate("(sid) => fetch(`calls/${sid}/hang-up`, {method: 'POST'})", call_sid)
+            page.wait_for_function("() => phone.state === 'over'")
+            return page.evaluate("seen.states"), wrong
+
+    async with serving() as server:
+        states, wrong = await trio.to_thread.run_sync(at_the_page, server.url)
+
+    assert wrong == []
+    assert states[-1] == ["over", "over"]
+
+
+async def test_a_page_whose_network_is_gone_for_a_moment_goes_on_with_its_call(silent_microphone):
+    def at_the_page(url):
+        with chromium(microphone=silent_microphone) as browser:
+            page, _ = open_phone(browser, url)
+            call_sid = call_by_click(page)
+            page.wait_for_function(GREETED)
+            page.context.set_offline(True)
+            page.wait_for_function("() => phone.state === 'reconnecting'")
+            page.context.set_offline(False)
+            page.wait_for_function("() => phone.state === 'talking'")
+            page.evaluate("seen.played.length = 0")
+            page.wait_for_function(GREETED)
+            page.click("#call")
+            page.wait_for_function("() => phone.state === 'over'")
+            return call_sid, page.evaluate("seen.states")
+
+    async with serving() as server:
+        call_sid, states = await trio.to_thread.run_sync(at_the_page, server.url)
+        await server.service.calls.register.get(call_sid).finished.wait()
+        record = (await server.http.get(f"/calls/{call_sid}")).json()
+
+    assert states[-1] == ["over", "hung-up"]
+    noted = [line["what"] for line in record["timeline"]]
+    assert noted.index("line lost") < noted.index("line back")
+    assert record["reason"] == "caller-hung-up"
+
+
+async def test_keys_and_mute_reach_the_agent(talking_microphone):
+    def at_the_page(url):
+        with chromium(microphone=talking_microphone) as browser:
+            page, wrong = open_phone(browser, url)
+            call_sid = call_by_click(page)
+            page.click("#mute")
+            page.wait_for_function("() => phone.muted")
+            page.evaluate("seen.heard.length = 0")
+            page.click("#keys >> text=5")
+            digit = wait_recorded(
+                page,
+                call_sid,
+                lambda record: any(one["what"] == "digit" for one in record["timeline"]),
+            )
+            page.wait_for_function("() => seen.heard.length > 250")
+            heard = page.evaluate("Math.max(...seen.heard.slice(5))")
+            page.click("#call")
+            return digit, heard, wrong
+
+    async with serving() as server:
+        _, heard, wrong = await trio.to_thread.run_sync(at_the_page, server.url)
+
+    assert wrong == []
+    assert heard == 0
