@@ -26,15 +26,31 @@ from server.cluster.directory.meeting import shared_secret
 from server.errors import ConfigurationError
 from server.media.plane import Plane
 from server.model import Model, Reader
-from server.model.gemini.model import DEFAULT_URL, GeminiModel
+from server.model.gemini.endpoint import (
+    DEFAULT_URL,
+    ApiKey,
+    Credentials,
+    NamedCredentials,
+    developer_api,
+    vertex_ai,
+)
+from server.model.gemini.model import GeminiModel
 from server.model.gemini.reader import GeminiReader
+from server.model.gemini.tokens import GoogleTokens
 from server.model.lasting.model import LastingModel
-from server.settings.accounts import Account, AsteriskAccount, TwilioAccount
+from server.settings.accounts import (
+    Account,
+    AsteriskAccount,
+    DeveloperAccount,
+    TwilioAccount,
+    VertexAccount,
+)
 from server.settings.settings import Settings
 from server.simulators.gemini import MODEL_SCRIPTS, GeminiSimulator
 from server.simulators.phone import find_script
 from server.simulators.twilio import FAULTS as CARRIER_FAULTS
 from server.simulators.twilio import TwilioSimulator
+from server.supervision import keep_going
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -58,6 +74,7 @@ class Accounts:
         pages: The carrier of calls from web pages, which there is beside every other.
         events: What carriers tell otherwise than by posting it.
         model: Opens sessions.
+        model_platform: Whose model it is: ``developer`` or ``vertex``.
         reader: Reads what was said in calls; None where calls are simulated.
         own_number: The number that calls come from; empty if the carrier knows.
         carrier_account: The carrier's name of the account.
@@ -76,6 +93,7 @@ class Accounts:
     model: Model
     own_number: str
     carrier_account = ""
+    model_platform = "developer"
     has_price_table = True
     public_url: str
     reader: Reader | None = None
@@ -87,6 +105,7 @@ class Accounts:
         if settings.apology is not None:
             check_sayable(settings.apology, "APOLOGY")
         self._settings = settings
+        self._tokens: GoogleTokens | None = None
         keys = [secret.get_secret_value() for secret in settings.cluster_secret]
         self.pages = BrowserCarrier(keys or [shared_secret("calls from pages")])
         self.events = (self.pages,)
@@ -119,7 +138,7 @@ class Accounts:
         if account is None:
             await self._simulate(nursery)
         else:
-            self._use(account)
+            await self._use(account, nursery)
         if account is None or account.carrier is not None:
             self.carrier = PhonesAndPages(self.carrier, self.pages)
 
@@ -174,9 +193,9 @@ class Accounts:
             api_url=twilio.api_url,
             name="simulator",
         )
-        self._use_gemini(api_key, gemini.url)
+        await self._use_gemini(DeveloperAccount(api_key), gemini.url, nursery)
 
-    def _use(self, account: Account) -> None:
+    async def _use(self, account: Account, nursery: trio.Nursery) -> None:
         match account.carrier:
             case TwilioAccount() as twilio:
                 self._use_twilio(
@@ -192,18 +211,8 @@ class Accounts:
                 self.carrier, self.webhooks = self.pages, NoWebhooks()
                 self.public_url, self.own_number = account.public_url, ""
                 self.has_price_table = False
-        self._use_gemini(
-            account.gemini_api_key,
-            self._settings.gemini_url or DEFAULT_URL,
-            proxy=_text(self._settings.gemini_proxy),
-        )
-        self.reader = GeminiReader(
-            api_key=account.gemini_api_key,
-            model=self._settings.outcome_model,
-            url=(self._settings.gemini_url or DEFAULT_URL).replace("ws", "http", 1),
-            timeout_s=self._settings.outcome_timeout_s,
-            proxy=_text(self._settings.gemini_proxy),
-        )
+        await self._use_gemini(account.model, self._settings.gemini_url, nursery)
+        self.reader = self._reader(account.model)
 
     def _use_asterisk(self, account: AsteriskAccount, public_url: str) -> None:
         settings, cluster = self._settings, self._cluster
@@ -263,41 +272,93 @@ class Accounts:
             api_key=account.api_key,
         )
 
-    def _use_gemini(self, api_key: str, url: str, proxy: str | None = None) -> None:
+    async def _use_gemini(
+        self,
+        account: DeveloperAccount | VertexAccount,
+        url: str | None,
+        nursery: trio.Nursery,
+    ) -> None:
         settings = self._settings
-        other_key = _text(settings.fallback_gemini_api_key)
-        fallback = None
-        if settings.fallback_gemini_model or settings.fallback_gemini_url or other_key:
+        self.model_platform = "vertex" if isinstance(account, VertexAccount) else "developer"
+        main = self._gemini(account, settings.gemini_model, url)
+        other, fallback = self._other(), None
+        if other is not None or settings.fallback_gemini_model or settings.fallback_gemini_url:
+            there = type(other) in (type(None), type(account))
             fallback = self._gemini(
-                other_key or api_key,
+                other or account,
                 settings.fallback_gemini_model or settings.gemini_model,
-                settings.fallback_gemini_url or url,
-                proxy,
-                "FALLBACK_GEMINI_API_KEY" if other_key else "GEMINI_API_KEY",
+                settings.fallback_gemini_url or (url if there else None),
+                is_fallback=other is not None,
             )
         self.model = LastingModel(
-            self._gemini(api_key, settings.gemini_model, url, proxy),
+            main,
             fallback=fallback,
             connection_age_s=settings.model_connection_age_s,
             reconnect_budget_s=settings.model_reconnect_budget_s,
         )
+        if self._tokens is not None:
+            await nursery.start(keep_going, "google tokens", self._tokens.run)
+
+    def _other(self) -> DeveloperAccount | VertexAccount | None:
+        """The account of the fallback, if it has another one."""
+        settings = self._settings
+        if (key := _text(settings.fallback_gemini_api_key)) is not None:
+            return DeveloperAccount(key)
+        if settings.fallback_vertex_project is not None:
+            location = settings.fallback_vertex_location or settings.vertex_location
+            return VertexAccount(settings.fallback_vertex_project, location)
+        return None
 
     def _gemini(
         self,
-        api_key: str,
+        account: DeveloperAccount | VertexAccount,
         model: str,
-        url: str,
-        proxy: str | None,
-        key_name: str = "GEMINI_API_KEY",
+        url: str | None,
+        *,
+        is_fallback: bool = False,
     ) -> GeminiModel:
+        prefix = "FALLBACK_" if is_fallback else ""
+        credentials: Credentials
+        match account:
+            case VertexAccount(project, location):
+                endpoint = vertex_ai(project, location, url)
+                credentials = NamedCredentials(self._google_tokens(), f"{prefix}VERTEX_PROJECT")
+            case DeveloperAccount(api_key):
+                endpoint = developer_api(url or DEFAULT_URL)
+                credentials = ApiKey(api_key, f"{prefix}GEMINI_API_KEY")
         return GeminiModel(
-            api_key=api_key,
             model=model,
-            url=url,
+            endpoint=endpoint,
+            credentials=credentials,
             connect_timeout_s=self._settings.model_connect_timeout_s,
             plane=self._plane,
-            proxy=proxy,
-            key_name=key_name,
+            proxy=_text(self._settings.gemini_proxy) if self._settings.account else None,
+        )
+
+    def _google_tokens(self) -> GoogleTokens:
+        """The tokens of this machine's account, one keeper for all projects."""
+        if self._tokens is None:
+            file, proxy = (
+                self._settings.google_application_credentials,
+                _text(self._settings.gemini_proxy),
+            )
+            self._tokens = GoogleTokens(file, proxy=proxy)
+        return self._tokens
+
+    def _reader(self, account: DeveloperAccount | VertexAccount) -> GeminiReader:
+        settings = self._settings
+        url = None if settings.gemini_url is None else settings.gemini_url.replace("ws", "http", 1)
+        kept = vertex = None
+        if isinstance(account, VertexAccount):
+            kept, vertex = self._google_tokens(), (account.project, account.location)
+        return GeminiReader(
+            api_key=account.api_key if isinstance(account, DeveloperAccount) else None,
+            vertex=vertex,
+            tokens=kept,
+            model=settings.outcome_model,
+            url=url,
+            timeout_s=settings.outcome_timeout_s,
+            proxy=_text(settings.gemini_proxy),
         )
 
 

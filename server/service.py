@@ -427,6 +427,7 @@ class Service:
             carrier=accounts.carrier.name,
             carriers=accounts.carrier_names,
             model=model,
+            model_platform=accounts.model_platform,
             public_url=accounts.public_url,
             simulated=accounts.are_simulated,
             worker=self.cluster.me.name if self.cluster.has_others else None,

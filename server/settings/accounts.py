@@ -52,17 +52,32 @@ class AsteriskAccount:
 
 
 @dataclass(frozen=True, slots=True)
+class DeveloperAccount:
+    """A key of the Gemini Developer API."""
+
+    api_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class VertexAccount:
+    """A project on Vertex AI; its credentials are Google's own business."""
+
+    project: str
+    location: str
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """The real accounts, complete."""
 
     carrier: TwilioAccount | AsteriskAccount | None
     """None where no telephone is connected, and only pages in a browser call."""
-    gemini_api_key: str
+    model: DeveloperAccount | VertexAccount
     public_url: str
     """Where the carrier reaches this server; of no use where it need not."""
 
 
-NAMES = (*TWILIO, *ASTERISK, *_API_KEY, "gemini_api_key", "public_url")
+NAMES = (*TWILIO, *ASTERISK, *_API_KEY, "gemini_api_key", "vertex_project", "public_url")
 """The settings that say which accounts there are."""
 
 
@@ -80,6 +95,13 @@ def check_accounts(
     Raises:
         ConfigurationError: What is missing, or too much.
     """
+    model = "vertex_project" if "vertex_project" in given else "gemini_api_key"
+    if model == "vertex_project" and "gemini_api_key" in given:
+        raise ConfigurationError(
+            "GEMINI_API_KEY and VERTEX_PROJECT are both set: set one of them, and "
+            "FALLBACK_GEMINI_API_KEY or FALLBACK_VERTEX_PROJECT for the other, where calls go on "
+            "when the first one fails"
+        )
     is_asterisk = carrier == "asterisk"
     ours, others = (ASTERISK, TWILIO) if is_asterisk else (TWILIO, ASTERISK)
     if too_much := [name.upper() for name in others if name in given]:
@@ -87,12 +109,12 @@ def check_accounts(
             f"{', '.join(too_much)} set, but CARRIER is {carrier}: set CARRIER="
             f"{'twilio' if is_asterisk else 'asterisk'}, or leave them out"
         )
-    needed = (*ours, "gemini_api_key")
+    needed = (*ours, model)
     wanted = needed if is_asterisk else (*needed, "public_url")
     there = [name.upper() for name in needed if name in given]
     if is_asterisk:
         there.append("CARRIER=asterisk")
-    elif there == ["GEMINI_API_KEY"] and not any(name in given for name in _API_KEY):
+    elif there == [model.upper()] and not any(name in given for name in _API_KEY):
         return  # a model, and no telephone: only pages in a browser call
     missing = [name.upper() for name in wanted if name not in given]
     if there and missing:
@@ -126,6 +148,28 @@ def _check_public_url(url: str, twilio_api_url: str | None) -> None:
                 f"PUBLIC_URL {problem}: name the https:// address of your tunnel or proxy, "
                 "where Twilio can reach it"
             )
+
+
+def project(value: str) -> str:
+    """The id of a project at Google.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if re.fullmatch(r"[a-z][a-z0-9.:-]{4,61}[a-z0-9]", value) is None:
+        raise ValueError("must be a project's id (not its name or number), such as my-project-123")
+    return value
+
+
+def location(value: str) -> str:
+    """A location of Vertex AI.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if re.fullmatch(r"[a-z][a-z0-9-]{1,39}", value) is None:
+        raise ValueError("must be a region such as europe-west4, or us, eu or global")
+    return value
 
 
 def dial_string(value: str) -> str:

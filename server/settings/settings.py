@@ -31,7 +31,13 @@ from pydantic_settings import (
 from server.errors import ConfigurationError
 from server.settings import accounts, cluster, events
 from server.settings import values as values
-from server.settings.accounts import Account, AsteriskAccount, TwilioAccount
+from server.settings.accounts import (
+    Account,
+    AsteriskAccount,
+    DeveloperAccount,
+    TwilioAccount,
+    VertexAccount,
+)
 from server.settings.file import misspelt, read_settings_file
 from server.settings.kinds import (
     BuiltIn,
@@ -109,12 +115,21 @@ class Settings(BaseSettings):
 
     gemini_model: Model = "gemini-3.8-live"
     gemini_voice: str | None = None
+    vertex_project: Annotated[str, AfterValidator(accounts.project)] | None = None
+    """The project whose models on Vertex AI talk, in the place of ``gemini_api_key``
+    (``docs/vertex.md``)."""
+    vertex_location: Annotated[str, AfterValidator(accounts.location)] = "global"
+    google_application_credentials: Path | None = None
+    """A service account's file, or another that Google's libraries read; None for the credentials
+    that the machine itself has."""
     gemini_url: SocketUrl | None = None
     """Base address of the Live API, ``ws://127.0.0.1:…`` for a local double."""
     fallback_gemini_model: Model | None = None
     """Where a call goes on when the model fails for good; what is left out is as above."""
     fallback_gemini_api_key: Secret | None = None
     fallback_gemini_url: SocketUrl | None = None
+    fallback_vertex_project: Annotated[str, AfterValidator(accounts.project)] | None = None
+    fallback_vertex_location: Annotated[str, AfterValidator(accounts.location)] | None = None
     twilio_api_url: Annotated[str, AfterValidator(values.web_url)] | None = None
     """Base address of Twilio's REST API, for a regional edge or a local double."""
     gemini_proxy: Proxy | None = None
@@ -401,9 +416,17 @@ class Settings(BaseSettings):
         if url is None and not isinstance(carrier, TwilioAccount):  # reached, and calls, at home
             url = f"http://{self.host}:{self.port}"
         is_alone = carrier is None and self.carrier == "twilio"
-        if (carrier is None and not is_alone) or self.gemini_api_key is None or url is None:
+        model = self._model()
+        if (carrier is None and not is_alone) or model is None or url is None:
             return None
-        return Account(carrier, self.gemini_api_key.get_secret_value(), url)
+        return Account(carrier, model, url)
+
+    def _model(self) -> DeveloperAccount | VertexAccount | None:
+        if self.vertex_project is not None:
+            return VertexAccount(self.vertex_project, self.vertex_location)
+        if self.gemini_api_key is not None:
+            return DeveloperAccount(self.gemini_api_key.get_secret_value())
+        return None
 
     def _twilio(self) -> TwilioAccount | None:
         sid, token, number = (
@@ -479,9 +502,19 @@ class Settings(BaseSettings):
         accounts.check_accounts(
             settings.carrier, given, settings.public_url, settings.twilio_api_url
         )
+        settings._check_fallback()
         settings._check_cluster()
         settings._check_events()
         return settings
+
+    def _check_fallback(self) -> None:
+        if self.fallback_gemini_api_key is not None and self.fallback_vertex_project is not None:
+            raise ConfigurationError(
+                "FALLBACK_GEMINI_API_KEY and FALLBACK_VERTEX_PROJECT are both set: there is one "
+                "fallback"
+            )
+        if self.fallback_vertex_location is not None and self.fallback_vertex_project is None:
+            raise ConfigurationError("FALLBACK_VERTEX_LOCATION needs FALLBACK_VERTEX_PROJECT")
 
     def _check_cluster(self) -> None:
         """A registry is of use only with what all of its nodes share."""

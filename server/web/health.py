@@ -42,6 +42,7 @@ def add_health(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
             "carrier": service.accounts.carrier.name,
             "carriers": service.accounts.carrier_names,
             "model": service.accounts.model.name,
+            "model_platform": service.accounts.model_platform,
             "simulated": service.accounts.are_simulated,
             "live_calls": calls.live_count + cluster.live_elsewhere,
             "waiting_calls": calls.admission.waiting_count + cluster.waiting_elsewhere,

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.sockets
 
 
 def test_a_handshake_that_failed_is_told_by_its_words_and_logged_by_its_kind() -> None:
-    with pytest.raises(ModelError) as caught, Faults(KEY, "a-host").translated_opening():
+    with pytest.raises(ModelError) as caught, Faults(lambda: [KEY], "a-host").translated_opening():
         raise InvalidHandshake("an odd header")
 
     assert "an odd header" in str(caught.value)
@@ -70,7 +70,7 @@ class OneRead:
 def over_one_read(*messages: bytes) -> GeminiConnection:
     wire: Any = OneRead(*messages)
     socket = WireSocket(wire, close_timeout_s=1.0)
-    return GeminiConnection(socket, dialect_of(MODELS[0]), Faults(KEY, "a-host"))
+    return GeminiConnection(socket, dialect_of(MODELS[0]), Faults(lambda: [KEY], "a-host"))
 
 
 async def test_audio_may_be_followed_once_no_turn_that_was_cut_is_under_way() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
 import structlog
+
+from server.model.gemini.endpoint import Platform
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -36,6 +38,9 @@ class Dialect:
     history_by: Literal["clientContent", "systemInstruction"] = "clientContent"
     """What tells a new session of what has been said: turns before any other input
     (``historyConfig``), or, where the first audio turn ignores those, the instruction."""
+    has_vertex_fields: bool = False
+    """Whether ``explicitVadSignal`` may be sent, which only Vertex AI knows; and ``labels`` may
+    not, which only the other one takes at set-up."""
 
 
 DIALECTS = (
@@ -84,11 +89,12 @@ _ALIASES = {"gemini-live-2.5-flash": "gemini-2.5-flash"}
 
 
 @cache
-def dialect_of(model: str) -> Dialect:
+def dialect_of(model: str, platform: Platform = "developer") -> Dialect:
     """Find the dialect of a model, the nearest one for a name never heard of.
 
     Args:
         model: A model's name, with or without ``models/`` or a Vertex path before it.
+        platform: Whose model it is: not everything is understood on both.
 
     An unknown name is a warning, once, and not an error: new names come more often than new
     dialects, and if the guess is wrong the service says so at set-up.
@@ -99,14 +105,25 @@ def dialect_of(model: str) -> Dialect:
             name = family + name.removeprefix(alias)
     known = [dialect for dialect in DIALECTS if name.startswith(dialect.name)]
     if known:
-        return max(known, key=lambda dialect: len(dialect.name))
+        return _on(platform, max(known, key=lambda dialect: len(dialect.name)))
 
     def nearness(dialect: Dialect) -> tuple[int, int]:
         return _shared(name, dialect.name), _shared(name[::-1], dialect.name[::-1])
 
     nearest = max(DIALECTS, key=nearness)
     logger.warning("unknown model, treated as its nearest family", model=name, as_=nearest.name)
-    return nearest
+    return _on(platform, nearest)
+
+
+def _on(platform: Platform, dialect: Dialect) -> Dialect:
+    """A dialect as it is spoken on a platform."""
+    if platform == "developer":
+        return dialect
+    # Sources disagree whether historyConfig is known on Vertex AI: the instruction always is.
+    spoken = replace(dialect, has_vertex_fields=True, history_by="systemInstruction")
+    if dialect.name.startswith("gemini-2.5"):  # where functions have no behavior there
+        spoken = replace(spoken, tool_behaviors=frozenset(), default_tool_behavior=None)
+    return spoken
 
 
 def _shared(one: str, other: str) -> int:

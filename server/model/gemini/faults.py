@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
 
@@ -48,12 +48,12 @@ class Faults:
     """Makes errors of what the service and the network say.
 
     Args:
-        api_key: Never in an error.
+        secrets: Says what is never in an error: a key, or the tokens of this time.
         host: Who is connected to.
     """
 
-    def __init__(self, api_key: str, host: str) -> None:
-        self._api_key = api_key
+    def __init__(self, secrets: Callable[[], Iterable[str]], host: str) -> None:
+        self._secrets = secrets
         self._host = host
 
     def translated_closing(self) -> AbstractContextManager[None]:
@@ -139,16 +139,23 @@ class Faults:
 
     def _cause(self, closed: ConnectionClosed) -> ConnectionClosed | None:
         # A traceback prints its causes, and the close reason with them.
-        return None if self._api_key in str(closed) else closed
+        text = str(closed)
+        return None if any(secret in text for secret in self._secrets()) else closed
 
     def _without_key(self, text: str) -> str:
         # Google quotes the key in some refusals ("Consumer 'api_key:…' has been suspended"), and
         # cuts a close reason wherever its bytes are full.
-        text = text.replace(self._api_key, _NO_KEY)
-        for length in range(len(self._api_key) - 1, _MIN_PART_OF_KEY - 1, -1):
-            if text.endswith(self._api_key[:length]):
-                return text[:-length] + _NO_KEY
+        for secret in self._secrets():
+            text = _without(secret, text)
         return text
+
+
+def _without(secret: str, text: str) -> str:
+    text = text.replace(secret, _NO_KEY)
+    for length in range(len(secret) - 1, _MIN_PART_OF_KEY - 1, -1):
+        if text.endswith(secret[:length]):
+            return text[:-length] + _NO_KEY
+    return text
 
 
 def _error_of(

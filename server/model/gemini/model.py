@@ -12,18 +12,18 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
 )
+from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
 import structlog
 import trio
 from google.genai import types
 from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidStatus
 from websockets.trio.client import ClientConnection
 from websockets.trio.client import connect as websocket_connect
 
 from server.agent.agent import Agent
-from server.errors import ConfigurationError
 from server.media.dial import notice_dead_path, open_wire
 from server.media.words import Plane
 from server.model import (
@@ -32,14 +32,18 @@ from server.model import (
 )
 from server.model.gemini.connection import Connect, GeminiConnection, MessageSocket
 from server.model.gemini.dialects import dialect_of
+from server.model.gemini.endpoint import (
+    DEFAULT_URL,
+    ApiKey,
+    Credentials,
+    Endpoint,
+    developer_api,
+)
 from server.model.gemini.faults import Faults
 from server.model.gemini.setup import agent_config, recent_history, resumed_config, setup_message
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 DEFAULT_MODEL = "gemini-3.8-live"
-DEFAULT_URL = "wss://generativelanguage.googleapis.com"
-API_VERSION = "v1beta"
-"""The documented version of the Live API (the SDK's default, v1, is not documented for Live)."""
 MAX_MESSAGE_BYTES = 16 * 2**20
 """Largest message accepted; the library's 1 MiB is only about 16 s of base64 audio."""
 # At DEBUG the library logs every header, the API key among them; at INFO every connection.
@@ -97,12 +101,14 @@ class _connect(websocket_connect):  # noqa: N801 - named as the class it special
 
 
 class GeminiModel:
-    """Opens connections to one model of the Gemini Developer API.
+    """Opens connections to one model of Google's.
 
     Args:
-        api_key: Sent in a header, and found in no log, no error and no ``repr``.
+        api_key: Of the Gemini Developer API; see :class:`ApiKey`.
         model: The model's name.
         url: Base URL, ``wss://…``; ``ws://…`` for a local double.
+        endpoint: Where the model is, if not at the Developer API.
+        credentials: What proves who asks there, in the place of a key.
         config: Settings for every session (tools, temperature …) under each agent's own.
         connect_timeout_s: Longest wait for the connection.
         setup_timeout_s: Longest wait for the service to be ready after that.
@@ -119,7 +125,7 @@ class GeminiModel:
     def __init__(
         self,
         *,
-        api_key: str,
+        api_key: str = "",
         model: str = DEFAULT_MODEL,
         url: str = DEFAULT_URL,
         config: types.LiveConnectConfig | None = None,
@@ -130,21 +136,14 @@ class GeminiModel:
         plane: Plane | None = None,
         proxy: str | None = None,
         key_name: str = "GEMINI_API_KEY",
+        endpoint: Endpoint | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("ws", "wss") or not parts.hostname:
-            raise ConfigurationError("GEMINI_URL must be a ws:// or wss:// base URL")
-        if not api_key or not api_key.isascii() or not api_key.isprintable():
-            raise ConfigurationError("GEMINI_API_KEY is empty or has characters no key has")
+        self._endpoint = endpoint or developer_api(url)
+        self._credentials = credentials or ApiKey(api_key, key_name)
         self.name = model
-        self.key_name = key_name
-        self._api_key = api_key
-        self._host = parts.hostname
-        self._faults = Faults(api_key, parts.hostname)
-        self._url = (
-            f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-            f"/ws/google.ai.generativelanguage.{API_VERSION}.GenerativeService.BidiGenerateContent"
-        )
+        self.key_name = self._credentials.name
+        self._faults = Faults(self._credentials.secrets, self._endpoint.host)
         self._config = config
         self._connect_timeout_s = connect_timeout_s
         self._setup_timeout_s = setup_timeout_s
@@ -153,21 +152,22 @@ class GeminiModel:
         self._proxy = proxy
         self._connect = connect if connect is not None else self._connect_websocket
         # Made once: loading the certificate store takes milliseconds, which a call would feel.
-        self._tls = ssl.create_default_context() if parts.scheme == "wss" else None
-        self._dialect = dialect_of(model)
+        is_tls = self._endpoint.url.startswith("wss")
+        self._tls = ssl.create_default_context() if is_tls else None
+        self._dialect = dialect_of(model, self._endpoint.platform)
         self._dropped_logged: set[str] = set()
         self._last_begun: tuple[Agent, Mapping[str, Any]] | None = None
         self._others: dict[str, GeminiModel] = {}
 
     def __repr__(self) -> str:
-        return f"<GeminiModel {self.name!r} at {self._host!r}>"
+        return f"<GeminiModel {self.name!r} at {self._endpoint.host!r}>"
 
     def of_model(self, name: str) -> GeminiModel:
         """The same account with another of its models; it is made once."""
         if (other := self._others.get(name)) is None:
             other = self._others[name] = copy.copy(self)
             other.name = name
-            other._dialect = dialect_of(name)
+            other._dialect = dialect_of(name, self._endpoint.platform)
             other._dropped_logged = set()
         return other
 
@@ -203,8 +203,14 @@ class GeminiModel:
         try:
             async with AsyncExitStack() as stack:
                 with self._faults.translated_opening():
-                    headers = {"x-goog-api-key": self._api_key}
-                    socket = await stack.enter_async_context(self._connect(self._url, headers))
+                    headers = self._credentials.headers()
+                    try:
+                        connecting = self._connect(self._endpoint.url, headers)
+                        socket = await stack.enter_async_context(connecting)
+                    except InvalidStatus as refused:
+                        if refused.response.status_code == HTTPStatus.UNAUTHORIZED:
+                            self._credentials.refused()
+                        raise
                     stack.push_async_callback(self._close, socket)
                     connection = GeminiConnection(socket, self._dialect, self._faults, first_turn)
                     with trio.fail_after(self._setup_timeout_s):
@@ -228,7 +234,9 @@ class GeminiModel:
             return self._last_begun[1], ()  # most calls have the agent of the one before
         config = agent_config(agent, self._config)
         config = resumed_config(config, self._dialect, handle=handle, history=history)
-        message, dropped = setup_message(self.name, config)
+        message, dropped = setup_message(
+            self._endpoint.resource(self.name), config, self._endpoint.platform
+        )
         self._log_dropped(dropped)
         if begins:
             self._last_begun = agent, message

@@ -89,6 +89,8 @@ _KNOWN_MESSAGE_FIELDS = frozenset(
         "sessionResumptionUpdate",
         "usageMetadata",
         "interactionStatus",
+        "inputTranscription",
+        "outputTranscription",
         "error",
         # Understood, and of no use to a call: these must not be reported as news.
         "voiceActivity",
@@ -252,6 +254,8 @@ class GeminiProtocol:
         # Google's documents have the status in the one place and in the other.
         status = fields.text("interactionStatus", MAX_NAME)
         content, completed = fields.object("serverContent"), False
+        self._read_heard(fields, events)  # an older page of Vertex AI's has transcripts here
+        self._read_said(fields, now, events)
         if content is not None:
             status = content.text("interactionStatus", MAX_NAME) or status
             completed = self._read_content(content, status, now, events)
@@ -293,13 +297,10 @@ class GeminiProtocol:
             Whether that completes the turn.
         """
         self._report_unknown("serverContent", content, _KNOWN_CONTENT_FIELDS)
-        heard = content.object("inputTranscription")
-        if heard is not None and (text := self._text_of(heard)):
-            events.append(CallerTranscript(text))
+        self._read_heard(content, events)
         if (model_turn := content.object("modelTurn")) is not None:
             self._play(self._audio_in(model_turn), now, events)
-        if (said := content.object("outputTranscription")) is not None:
-            self._say(self._text_of(said), now, events)
+        self._read_said(content, now, events)
         if content.flag("generationComplete"):
             self._end_audio(now, events)
             events.append(GenerationComplete(self.turn))
@@ -318,6 +319,15 @@ class GeminiProtocol:
         self._counted.completed()
         self._begin_turn()
         return True
+
+    def _read_heard(self, fields: Fields, events: list[SessionEvent]) -> None:
+        heard = fields.object("inputTranscription")
+        if heard is not None and (text := self._text_of(heard)):
+            events.append(CallerTranscript(text))
+
+    def _read_said(self, fields: Fields, now: float, events: list[SessionEvent]) -> None:
+        if (said := fields.object("outputTranscription")) is not None:
+            self._say(self._text_of(said), now, events)
 
     def _begin_turn(self) -> None:
         self.turn += 1

@@ -12,6 +12,7 @@ from google import genai
 from google.genai import errors, types
 
 from server.errors import ModelError
+from server.model.gemini.tokens import GoogleTokens, KeptToken
 
 MAX_ANSWER_TOKENS = 8_192
 """Far more than an outcome may have."""
@@ -26,18 +27,30 @@ class GeminiReader:
     """Fills in, of a schema, what a transcript says; every method blocks, and threads may share it.
 
     Args:
-        api_key: Sent in a header, and found in no error and no ``repr``.
+        api_key: Sent in a header, and found in no error and no ``repr``; None on Vertex AI.
+        vertex: Project and location there.
+        tokens: What proves who asks there.
         model: The model's name.
-        url: Base URL, ``https://…``.
+        url: Base URL, ``https://…``; None for the platform's own.
         timeout_s: Longest wait for an answer.
         proxy: An HTTP proxy on the way there.
     """
 
     def __init__(
-        self, *, api_key: str, model: str, url: str, timeout_s: float, proxy: str | None = None
+        self,
+        *,
+        api_key: str | None,
+        model: str,
+        url: str | None,
+        timeout_s: float,
+        proxy: str | None = None,
+        vertex: tuple[str, str] | None = None,
+        tokens: GoogleTokens | None = None,
     ) -> None:
         self.name = model
         self._api_key = api_key
+        self._vertex = vertex
+        self._tokens = tokens
         self._url = url
         self._timeout_s = timeout_s
         self._proxy = proxy
@@ -80,9 +93,13 @@ class GeminiReader:
         with self._making:
             if self._client is None:
                 client: dict[str, Any] = {"trust_env": False, "proxy": self._proxy}
+                account: dict[str, Any] = {"api_key": self._api_key, "vertexai": False}
+                if self._vertex is not None and self._tokens is not None:
+                    project, location = self._vertex
+                    account = {"vertexai": True, "project": project, "location": location}
+                    account["credentials"] = KeptToken(self._tokens)
                 self._client = genai.Client(
-                    api_key=self._api_key,
-                    vertexai=False,
+                    **account,
                     http_options=types.HttpOptions(
                         base_url=self._url,
                         timeout=int(self._timeout_s * 1000),

@@ -13,6 +13,7 @@ from server.model import (
     PastTurn,
 )
 from server.model.gemini.dialects import Dialect, dialect_of
+from server.model.gemini.endpoint import Platform
 
 MAX_HISTORY_CHARACTERS = 16_000
 """What a fresh session is told of the conversation so far: about 4,000 tokens of text, half of
@@ -48,6 +49,9 @@ _SETUP_FIELDS = (
 )
 """Fields that stand directly in ``setup``; the instruction and the tools are converted first."""
 
+
+_VERTEX_FIELDS = (*(name for name in _SETUP_FIELDS if name != "labels"), "explicitVadSignal")
+"""On Vertex AI."""
 
 # Made once, and never changed: each of them is validated when it is made.
 _DEFAULTS: Mapping[str, Any] = {
@@ -174,13 +178,14 @@ def resumed_config(
 
 
 def setup_message(
-    model: str, config: types.LiveConnectConfig
+    model: str, config: types.LiveConnectConfig, platform: Platform = "developer"
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Write the first message of a session, without anything this model would refuse.
 
     Args:
         model: The model's name; ``models/`` is put before a bare one.
         config: What the session shall be, as one would give it to the official SDK.
+        platform: Whose model it is.
 
     Returns:
         The message in pure camelCase, and the names of the settings that were left out.
@@ -189,7 +194,7 @@ def setup_message(
         TypeError: ``config.tools`` holds something that is not a ``types.Tool`` (a plain
             function or an MCP session): only the SDK's own session can run those.
     """
-    dialect = dialect_of(model)
+    dialect = dialect_of(model, platform)
     dropped: list[str] = []
     given = config.model_dump(
         mode="json", by_alias=True, exclude_none=True, exclude={"tools", "http_options"}
@@ -219,7 +224,8 @@ def setup_message(
         setup["systemInstruction"] = _content(given.pop("systemInstruction"))
     if config.tools:
         setup["tools"] = [_tool(dialect, tool, dropped) for tool in config.tools]
-    setup |= {name: given.pop(name) for name in _SETUP_FIELDS if name in given}
+    fields = _VERTEX_FIELDS if dialect.has_vertex_fields else _SETUP_FIELDS
+    setup |= {name: given.pop(name) for name in fields if name in given}
     dropped += given  # whatever has no place in this API, such as Vertex's explicitVadSignal
 
     if "proactivity" in setup and not dialect.proactivity:

@@ -163,6 +163,7 @@ _SETUP: dict[str, Any] = {
     "outputAudioTranscription": _TRANSCRIPTION,
     "proactivity": {"proactiveAudio": bool, "proactiveVideo": bool},
     "historyConfig": {"initialHistoryInClientContent": bool},
+    "explicitVadSignal": bool,  # on Vertex AI only
     "safetySettings": [{"category": _ENUM, "threshold": _ENUM, "method": _ENUM}],
     "avatarConfig": {
         "avatarName": str,

@@ -16,7 +16,7 @@ from server.simulators.gemini.connection import Connection, Moment
 from server.simulators.gemini.functions import FunctionCalls
 from server.simulators.gemini.schema import ServiceClosesError, read_client_message
 from server.simulators.gemini.scripts import ModelScript
-from server.simulators.gemini.setup import Family, check_setup
+from server.simulators.gemini.setup import Family
 from server.simulators.gemini.sockets import ServerSocket
 from server.simulators.gemini.speech import Speech
 
@@ -41,6 +41,10 @@ class Service(Protocol):
 
     def new_call_id(self) -> str:
         """Make up an id for a function call."""
+        ...
+
+    def check_setup(self, setup: Mapping[str, Any]) -> Family:
+        """The family of a set-up's model; raises ServiceClosesError for a wrong one."""
         ...
 
     def find_resumable(self, handle: str) -> SimulatedSession:
@@ -183,7 +187,7 @@ class SimulatedSession:
         if "setup" not in message:
             raise ServiceClosesError(1007, "setup must be the first message and only the first")
         setup = message["setup"]
-        self._family = check_setup(setup)
+        self._family = self._service.check_setup(setup)
         if self._script.only_model not in setup["model"]:
             self._script = self._service.script_after_resume
         handle = setup.get("sessionResumption", {}).get("handle")

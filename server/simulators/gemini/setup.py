@@ -47,6 +47,8 @@ def check_setup(setup: Mapping[str, Any]) -> Family:
             f"{model} is not found for API version v1beta, or is not supported for "
             "bidiGenerateContent.",
         )
+    if "explicitVadSignal" in setup:
+        raise unknown_name("explicitVadSignal", "setup")
     generation = setup.get("generationConfig", {})
     if [mode.upper() for mode in generation.get("responseModalities", ["AUDIO"])] != ["AUDIO"]:
         raise ServiceClosesError(

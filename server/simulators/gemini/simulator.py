@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import trio
@@ -24,6 +25,7 @@ from server.simulators.gemini.caller import CallerSide
 from server.simulators.gemini.schema import ServiceClosesError
 from server.simulators.gemini.scripts import ANSWERS, ModelScript
 from server.simulators.gemini.session import SimulatedSession
+from server.simulators.gemini.setup import Family, check_setup
 from server.simulators.gemini.sockets import (
     MemorySocket,
     ServerSocket,
@@ -136,6 +138,14 @@ class GeminiSimulator:
         """Make up an id for a function call; like the service's, it is never used again."""
         self._call_ids_made += 1
         return f"call-{self._call_ids_made}"
+
+    def check_setup(self, setup: Mapping[str, Any]) -> Family:
+        """The family of the model that a set-up names.
+
+        Raises:
+            ServiceClosesError: The set-up is refused.
+        """
+        return check_setup(setup)
 
     def find_resumable(self, handle: str) -> SimulatedSession:
         """Find the session a handle stands for.

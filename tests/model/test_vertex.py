@@ -1,0 +1,459 @@
+"""Gemini Live on Vertex AI: where it is, who asks, and what is said otherwise there."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+import trio
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from google import genai
+from google.auth import exceptions, jwt
+from google.auth.credentials import Credentials as GoogleCredentials
+from google.genai import live, types
+from google.oauth2 import credentials as oauth2
+from websockets.asyncio.client import connect as asyncio_connect
+
+from server.agent.agent import Agent
+from server.errors import ConfigurationError, ModelError, ModelSetupRefused
+from server.model import AgentTranscript, CallerTranscript
+from server.model.gemini.dialects import dialect_of
+from server.model.gemini.endpoint import developer_api, vertex_ai
+from server.model.gemini.model import GeminiModel
+from server.model.gemini.protocol import GeminiProtocol
+from server.model.gemini.setup import setup_message
+from server.model.gemini.tokens import SCOPE, GoogleTokens
+from server.settings.settings import Settings
+from server.simulators.gemini import GeminiSimulator
+from server.simulators.gemini.vertex import VertexSimulator
+from tests.support.pages import page_on
+from tests.support.serving import serving
+
+PROJECT = "a-project-1"
+PATIENCE_S = 60.0
+
+
+class Given:
+    """Credentials in a test's hand: each refresh is a new token, that lasts as long as it says."""
+
+    name = "VERTEX_PROJECT"
+
+    def __init__(self, token: str = "token-1") -> None:
+        self.token = token
+        self.refusals = 0
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+    def secrets(self) -> tuple[str, ...]:
+        return (self.token,)
+
+    def refused(self) -> None:
+        self.refusals += 1
+
+
+def vertex_model(simulator: VertexSimulator, credentials, **options) -> GeminiModel:
+    place = {"project": PROJECT, "location": "global"}
+    place |= {name: options.pop(name) for name in tuple(place) if name in options}
+    endpoint = vertex_ai(**place, url=simulator.url)
+    return GeminiModel(endpoint=endpoint, credentials=credentials, **options)
+
+
+@asynccontextmanager
+async def vertex(**options):
+    simulator = VertexSimulator(**{"project": PROJECT} | options)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(simulator.run)
+        yield simulator
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("location", "host"),
+    [
+        ("europe-west4", "europe-west4-aiplatform.googleapis.com"),
+        ("global", "aiplatform.googleapis.com"),
+        ("eu", "aiplatform.eu.rep.googleapis.com"),
+    ],
+)
+def test_a_location_has_its_own_address_and_name(location, host):
+    endpoint = vertex_ai(PROJECT, location)
+
+    assert endpoint.url == (
+        f"wss://{host}/ws/google.cloud.aiplatform.v1beta1.LlmBidiService/BidiGenerateContent"
+    )
+    assert endpoint.resource("gemini-3.8-live") == (
+        f"projects/{PROJECT}/locations/{location}/publishers/google/models/gemini-3.8-live"
+    )
+    assert developer_api().resource("gemini-3.8-live") == "models/gemini-3.8-live"
+
+
+def test_what_only_one_platform_knows_is_sent_to_that_one_only():
+    config = types.LiveConnectConfig(
+        explicit_vad_signal=True, tools=[{"function_declarations": [{"name": "look"}]}]
+    )
+    old = "gemini-live-2.5-flash-native-audio"
+
+    there, _ = setup_message(vertex_ai(PROJECT, "us-central1").resource(old), config, "vertex")
+    here, dropped = setup_message(old, config)
+
+    assert there["setup"]["explicitVadSignal"] is True
+    assert there["setup"]["tools"] == [{"functionDeclarations": [{"name": "look"}]}]
+    assert "explicitVadSignal" in dropped
+    assert "explicitVadSignal" not in here["setup"]
+    assert dialect_of("gemini-3.8-live", "vertex").history_by == "systemInstruction"
+
+
+def test_transcripts_beside_the_content_are_read_too():
+    protocol = GeminiProtocol()
+    message = {"inputTranscription": {"text": "hello"}, "outputTranscription": {"text": "hi"}}
+
+    events = protocol.receive(json.dumps(message), 0.0)
+
+    assert [type(event) for event in events] == [CallerTranscript, AgentTranscript]
+
+
+@pytest.mark.sockets
+async def test_a_session_on_vertex_ai_begins_with_a_token_and_the_models_whole_name():
+    async with vertex() as simulator:
+        simulator.tokens.add("token-1")
+        async with vertex_model(simulator, Given()).open_connection(Agent()):
+            setup = simulator.sessions[0].setup
+
+    assert setup["model"].startswith(f"projects/{PROJECT}/locations/global/")
+
+
+@pytest.mark.sockets
+async def test_a_token_that_is_not_good_is_not_told_and_another_is_asked_for():
+    async with vertex() as simulator:
+        given = Given("ya29.secret-of-ours")
+        with pytest.raises(ModelError) as refused:
+            async with vertex_model(simulator, given).open_connection(Agent()):
+                pass
+
+    assert given.refusals == 1
+    assert "secret" not in str(refused.value)
+    assert "401" in str(refused.value)
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"project": "another-project"},
+        {"location": "eu"},
+        {"model": "gemini-live-2.5-flash-native-audio"},
+    ],
+)
+async def test_what_is_not_there_is_refused_at_set_up(wrong):
+    async with vertex() as simulator:
+        simulator.tokens.add("token-1")
+        with pytest.raises(ModelSetupRefused):
+            async with vertex_model(simulator, Given(), **wrong).open_connection(Agent()):
+                pass
+
+
+# -- tokens --------------------------------------------------------------------------------
+
+
+class Fetched(GoogleCredentials):
+    """google-auth's credentials, whose tokens a test makes."""
+
+    def __init__(self, fetch: Callable[[int], float]) -> None:
+        super().__init__()
+        self.fetches = 0
+        self._fetch = fetch
+
+    def refresh(self, request: Any) -> None:
+        self.fetches += 1
+        lasts_s = self._fetch(self.fetches)
+        self.token = f"token-{self.fetches}"
+        now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+        self.expiry = now + datetime.timedelta(seconds=lasts_s)
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Threads have done what they are to do at once: the mock clock would not wait for them."""
+
+    async def run_sync(function, *arguments, **options):
+        await trio.lowlevel.checkpoint()
+        return function(*arguments)
+
+    monkeypatch.setattr("trio.to_thread.run_sync", run_sync)
+
+
+def tokens_of(credentials: GoogleCredentials) -> GoogleTokens:
+    return GoogleTokens(None, load=lambda: credentials)
+
+
+async def test_there_is_a_token_before_anybody_needs_one(nursery):
+    tokens = tokens_of(Fetched(lambda number: 3_600.0))
+
+    await nursery.start(tokens.run)
+
+    assert tokens.headers() == {"Authorization": "Bearer token-1"}
+
+
+async def test_a_token_is_replaced_ahead_of_its_end(nursery, autojump_clock, at_once):
+    fetched = Fetched(lambda number: 3_600.0)
+    await nursery.start(tokens_of(fetched).run)
+
+    await trio.sleep(3_200.0)
+    before = fetched.fetches
+    await trio.sleep(200.0)
+
+    assert (before, fetched.fetches) == (1, 2)
+
+
+async def test_a_token_that_was_refused_is_replaced_but_not_more_than_once_a_second(
+    nursery, autojump_clock, at_once
+):
+    fetched = Fetched(lambda number: 3_600.0)
+    tokens = tokens_of(fetched)
+    await nursery.start(tokens.run)
+    for _ in range(100):
+        tokens.refused()
+        await trio.sleep(0.1)
+
+    assert 5 <= fetched.fetches <= 12
+
+
+async def test_a_service_that_is_away_is_asked_again_and_the_token_is_used_meanwhile(
+    nursery, autojump_clock, at_once
+):
+    def fetch(number: int) -> float:
+        if 1 < number < 5:
+            raise exceptions.TransportError("away")
+        return 3_600.0
+
+    fetched = Fetched(fetch)
+    tokens = tokens_of(fetched)
+    await nursery.start(tokens.run)
+    tokens.refused()
+    await trio.sleep(1.5)
+    meanwhile = tokens.headers()
+    await trio.sleep(300.0)
+
+    assert meanwhile == {"Authorization": "Bearer token-1"}
+    assert tokens.headers() == {"Authorization": "Bearer token-5"}
+
+
+async def test_a_token_that_has_ended_is_not_shown(nursery):
+    tokens = tokens_of(Fetched(lambda number: -1.0))
+    await nursery.start(tokens.run)
+
+    with pytest.raises(ModelError) as error:
+        tokens.headers()
+
+    assert error.value.retryable
+
+
+async def test_a_service_that_is_away_at_the_start_keeps_no_server_from_starting(nursery):
+    def away(number: int) -> float:
+        raise exceptions.TransportError("away")
+
+    tokens = tokens_of(Fetched(away))
+    await nursery.start(tokens.run)
+
+    with pytest.raises(ModelError):
+        tokens.headers()
+
+
+@pytest.mark.parametrize(
+    "error", [exceptions.DefaultCredentialsError("none"), exceptions.RefreshError("invalid_grant")]
+)
+async def test_no_credentials_or_wrong_ones_are_a_wrong_setting(error):
+    def wrong(number: int) -> float:
+        raise error
+
+    with pytest.raises(ConfigurationError, match="GOOGLE_APPLICATION_CREDENTIALS"):
+        await tokens_of(Fetched(wrong)).run()
+
+
+class TokenService:
+    """Google's token service on this machine, which checks whose assertion it is given."""
+
+    def __init__(self) -> None:
+        key = rsa.generate_private_key(public_exponent=65_537, key_size=2_048)
+        pem, no_password = serialization.Encoding.PEM, serialization.NoEncryption()
+        self.private_pem = key.private_bytes(
+            pem, serialization.PrivateFormat.PKCS8, no_password
+        ).decode()
+        public_pem = key.public_key().public_bytes(
+            pem, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        asked = self.asked = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                assertion = parse_qs(body)["assertion"][0]
+                asked.append(dict(jwt.decode(assertion, verify=False)))
+                _, _, signed, signature = jwt._unverified_decode(assertion)
+                from google.auth.crypt import RSAVerifier
+
+                good = RSAVerifier.from_string(public_pem).verify(signed, signature)
+                answer = {"access_token": f"ya29.{len(asked)}", "expires_in": 3_600}
+                content = json.dumps(answer if good else {"error": "invalid_grant"}).encode()
+                self.send_response(200 if good else 400)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/token"
+        self.thread = Thread(target=self.server.serve_forever)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+    def account_file(self, path) -> str:
+        facts = {
+            "type": "service_account",
+            "client_email": "offhook@a-project-1.iam.gserviceaccount.com",
+            "private_key": self.private_pem,
+            "private_key_id": "1",
+            "project_id": PROJECT,
+            "token_uri": self.url,
+        }
+        path.write_text(json.dumps(facts))
+        return str(path)
+
+
+@pytest.mark.sockets
+async def test_a_service_accounts_file_is_all_that_a_call_on_vertex_ai_needs(tmp_path):
+    with TokenService() as service:
+        async with vertex() as simulator:
+            simulator.tokens.add("ya29.1")
+            settings = {
+                "vertex_project": PROJECT,
+                "google_application_credentials": service.account_file(tmp_path / "account.json"),
+                "gemini_url": simulator.url,
+                "public_url": None,
+                "api_key": "sesame",
+            }
+            async with serving(**settings) as server:
+                server.http.headers["Authorization"] = "Bearer sesame"
+                ready = (await server.http.get("/readyz")).json()
+                call = (await server.http.post("/calls/browser", json={})).json()
+                async with page_on(call) as page:
+                    await page.wait(lambda: page.told("media"))
+                    await page.send("stop")
+
+    assert (ready["carriers"], ready["model_platform"]) == (["browser"], "vertex")
+    assert [asked["scope"] for asked in service.asked] == [SCOPE]
+    assert service.asked[0]["iss"] == "offhook@a-project-1.iam.gserviceaccount.com"
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("main", ["vertex", "developer"])
+async def test_each_platform_is_the_others_fallback(main, tmp_path, nursery):
+    other = GeminiSimulator(api_key="key")
+    await nursery.start(other.run)
+    with TokenService() as service:
+        async with vertex() as simulator:
+            simulator.tokens.add("ya29.1")
+            file = service.account_file(tmp_path / "account.json")
+            if main == "vertex":
+                simulator.tokens.clear()  # which refuses every token
+                settings = {
+                    "vertex_project": PROJECT,
+                    "gemini_url": simulator.url,
+                    "fallback_gemini_api_key": "key",
+                    "fallback_gemini_url": other.url,
+                }
+            else:
+                settings = {
+                    "gemini_api_key": "a key that is wrong",
+                    "gemini_url": other.url,
+                    "fallback_vertex_project": PROJECT,
+                    "fallback_gemini_url": simulator.url,
+                }
+            settings |= {"google_application_credentials": file, "public_url": None}
+            async with serving(**settings, api_key="sesame") as server:
+                server.http.headers["Authorization"] = "Bearer sesame"
+                call = (await server.http.post("/calls/browser", json={})).json()
+                async with page_on(call) as page:
+                    await page.wait(lambda: page.told("media"))
+                    await page.send("stop")
+            taken = [len(one.sessions) for one in (simulator, other)]
+
+    assert taken[0 if main == "developer" else 1] == 1
+
+
+def test_two_model_accounts_at_once_are_a_wrong_setting():
+    both = {"gemini_api_key": "key", "vertex_project": PROJECT}
+    with pytest.raises(ConfigurationError, match="both set"):
+        Settings.load(_env_file=None, **both)
+    two = {"gemini_api_key": "key", "fallback_gemini_api_key": "another"}
+    two["fallback_vertex_project"] = PROJECT
+    with pytest.raises(ConfigurationError, match="both set"):
+        Settings.load(_env_file=None, **two)
+    with pytest.raises(ConfigurationError, match="project's id"):
+        Settings.load(_env_file=None, vertex_project="My Project")
+
+
+def run_official_client(url: str, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Have the official SDK greet the caller, in Vertex mode; it knows only wss, we serve ws."""
+
+    def connect_plainly(uri: str, **options: Any) -> Any:
+        options.pop("ssl", None)
+        return asyncio_connect(uri.replace("wss://", "ws://"), proxy=None, **options)
+
+    monkeypatch.setattr(live, "ws_connect", connect_plainly)
+
+    async def main() -> bytes:
+        client = genai.Client(
+            vertexai=True,
+            project=PROJECT,
+            location="global",
+            credentials=oauth2.Credentials("token-1"),
+            http_options=types.HttpOptions(
+                base_url=url.replace("ws://", "http://"), api_version="v1beta1"
+            ),
+        )
+        config = types.LiveConnectConfig(
+            response_modalities=[types.Modality.AUDIO],
+            system_instruction="Be brief.",
+            explicit_vad_signal=True,
+            tools=[{"function_declarations": [{"name": "hang_up"}]}],
+        )
+        async with client.aio.live.connect(model="gemini-3.8-live", config=config) as session:
+            await session.send_realtime_input(text="Greet the caller.")
+            return b"".join([message.data or b"" async for message in session.receive()])
+
+    return asyncio.run(main())
+
+
+@pytest.mark.sockets
+async def test_the_official_client_and_ours_ask_the_same_address_for_the_same_model(monkeypatch):
+    async with vertex() as simulator:
+        simulator.tokens.add("token-1")
+        heard = await trio.to_thread.run_sync(run_official_client, simulator.url, monkeypatch)
+        async with vertex_model(simulator, Given()).open_connection(Agent()):
+            pass
+        theirs, ours = (session.setup for session in simulator.sessions)
+
+    assert heard == simulator.greeting.pcm
+    assert theirs["model"] == ours["model"]
+    assert simulator.sessions[0].mistakes == []
