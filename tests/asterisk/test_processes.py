@@ -16,6 +16,7 @@ import httpx2
 import pytest
 import trio
 
+from benchmarks.processes import family
 from server.agent.greeting import read_greeting
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.carrier import AsteriskCarrier
@@ -183,6 +184,55 @@ async def test_a_call_goes_on_in_another_process_when_its_own_is_killed(
 
     assert call["direction"] == "inbound"
     assert call["number"]
+
+
+async def test_two_workers_share_the_calls_and_one_that_is_killed_loses_none(
+    pbx, tmp_path, nursery
+):
+    settings = {"port": pbx.server_port, "host": "127.0.0.1", "lease_s": 1}
+    async with (
+        servers_of(pbx, tmp_path, **settings) as begin,
+        open_phone(pbx.sip) as first,
+        open_phone(pbx.sip) as second,
+    ):
+        parent = await begin("--workers", "2")
+        await is_ready(pbx.server_port)
+        for name in ("0", "1"):
+            await pbx.has_app(f"offhook-{name}")
+        for phone in (first, second):
+            nursery.start_soon(phone.run)
+            await phone.call(US)
+            await hears_speech(phone, frames=50)
+        apps = [await pbx.ask("applications", f"offhook-{name}") for name in ("0", "1")]
+        os.kill(workers_of(parent)[0], signal.SIGKILL)
+
+        async def are_joined() -> bool:
+            """Whether both callers and their streams are in bridges again."""
+            bridges = await pbx.ask("bridges")
+            return [len(one["channels"]) for one in bridges] == [2, 2]
+
+        async def is_noticed() -> bool:
+            return not await are_joined()
+
+        await until(is_noticed)
+        await until(are_joined)
+        for phone in (first, second):
+            await is_answered_again(phone)
+        for phone in (first, second):
+            await phone.hang_up()
+        await nothing_left(pbx)
+
+    assert [len(app["channel_ids"]) for app in apps] == [2, 2]  # a caller, and that one's sound
+
+
+def workers_of(parent: trio.Process) -> list[int]:
+    """The processes that serve, of one that has started several."""
+    spawned = [
+        each
+        for each in family(parent.pid)
+        if b"multiprocessing.spawn" in Path(f"/proc/{each}/cmdline").read_bytes()
+    ]
+    return [each for each in spawned if not set(family(each)[1:]) & set(spawned)]
 
 
 async def test_callers_notice_nothing_of_a_deploy(pbx, tmp_path, nursery):
