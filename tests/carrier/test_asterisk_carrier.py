@@ -182,6 +182,16 @@ async def test_a_call_about_which_the_desk_fails_is_ended(pbx):
         await pbx.until(lambda: IN not in pbx.channels)
 
 
+async def test_an_asterisk_that_can_set_no_end_to_a_call_has_it_all_the_same(pbx):
+    pbx.fails("POST", "/variable", status=500, query="TIMEOUT", left=ALWAYS)
+    async with hearing(pbx, Desk(ANSWERS)) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and requests(pbx, "POST", "/variable") == 1)
+        await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+
+    assert pbx.sent_away == [IN]
+
+
 async def test_a_hang_up_that_fails_is_tried_again(pbx):
     pbx.fails("DELETE", IN, status=503, left=2)
     async with hearing(pbx, Desk({VoiceRequest: EndCall()})):

@@ -34,6 +34,8 @@ class Fault:
     is_done: bool = False
     """Whether it is done all the same."""
     left: float = 1
+    query: str = ""
+    """What must be in its query, if anything must."""
     until: trio.Event | None = None
     """It is not answered before that."""
 
@@ -290,7 +292,8 @@ class FakeAri:
         return True
 
     def _is(self, fault: Fault, asked: Asked) -> bool:
-        return fault.left > 0 and fault.method == asked.method and asked.path.endswith(fault.ends)
+        is_like = fault.method == asked.method and asked.path.endswith(fault.ends)
+        return fault.left > 0 and is_like and (not fault.query or fault.query in str(asked.query))
 
     async def _listen(self, stream: trio.SocketStream, data: bytes) -> None:
         protocol = ServerProtocol()

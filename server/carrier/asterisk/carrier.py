@@ -23,7 +23,6 @@ from server.carrier.asterisk.steps import (
     Drop,
     Find,
     HangUp,
-    Limit,
     Look,
     OpenStream,
     Step,
@@ -218,7 +217,8 @@ class AsteriskCarrier:
             source = f"channel:{call_sid}"
             await self._ari.post("applications", self._app, "subscription", eventSource=source)
             # Two people who talk with each other may do so for as long as they like.
-            await self._hands.set(call_sid, {**told, LIMIT_VARIABLE: "0"})
+            await self._hands.limit(call_sid, 0.0)
+            await self._hands.set(call_sid, told)
             await self._ari.post(
                 *("channels", call_sid, "continue"),
                 context=self._transfer_context,
@@ -466,8 +466,6 @@ class AsteriskCarrier:
         match failed:
             case Drop() | HangUp() | Look():
                 step = failed
-            case Limit():  # it only matters if all else fails
-                return
             case Tell(report):
                 step = HangUp(report.call_sid)
             case _:

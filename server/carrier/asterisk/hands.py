@@ -102,7 +102,7 @@ class Hands:
             case Join(call_sid, media_id):
                 await self._join(call_sid, media_id)
             case Limit(call_sid):
-                await self.set(call_sid, {LIMIT_VARIABLE: str(math.ceil(self._longest_s))})
+                await self.limit(call_sid, self._longest_s)
             case Play(call_sid):
                 with in_progress():
                     await self._ari.post(
@@ -176,6 +176,18 @@ class Hands:
                 await self._ari.post(
                     *("channels", channel_id, "variable"), variable=name, value=value
                 )
+
+    async def limit(self, channel_id: str, longest_s: float) -> None:
+        """Have Asterisk itself end a channel, or not with 0; where it cannot, all else still does.
+
+        Args:
+            channel_id: The channel.
+            longest_s: When, from now on.
+        """
+        try:
+            await self.set(channel_id, {LIMIT_VARIABLE: str(math.ceil(longest_s))})
+        except CarrierError as error:
+            logger.warning("Asterisk sets no end to a call: func_timeout?", error=error.message)
 
     async def wait_joined(self, media_id: str) -> None:
         """Wait until a media channel and its call hear each other, but not for long."""
