@@ -190,7 +190,7 @@ class Accounts:
         ari = Ari(account.url, account.user, account.secret, timeout_s=settings.carrier_timeout_s)
         carrier = AsteriskCarrier(
             ari,
-            app=f"{account.app}-{process}" if process else account.app,
+            app=account.app,
             client=account.client,
             number=account.number,
             dial=account.dial,
@@ -198,6 +198,7 @@ class Accounts:
             transfer_context=account.transfer_context,
             apology=account.apology,
             ring_timeout_s=settings.ring_timeout_s,
+            max_duration_s=settings.max_call_duration_s,
             process=process,
         )
         self.carrier = self.events = carrier
