@@ -23,6 +23,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
+from server.events.places import Places
 from server.records import aside as aside_module
 from server.records import store as store_module
 from server.records.aside import Aside, read_lines
@@ -855,7 +856,7 @@ async def test_events_that_no_database_took_wait_in_the_file_with_their_calls_re
         claimed = await records.with_outbox(
             lambda outbox: outbox.step(
                 [], lease="us", now=time.time(), until=time.time() + 9.0,
-                free=9, busy={}, per_target=9,
+                free=9, places=Places(9),
             ).claimed
         )  # fmt: skip
         found = await records.get(sid(1))
