@@ -29,7 +29,7 @@ from rich.table import Table
 from benchmarks.options import Options
 from benchmarks.processes import running
 from server.events import retries
-from server.events.event import Kind
+from server.events.event import Kind, Told
 from server.events.events import Events
 from server.metrics import Metrics
 from server.records.store import Records
@@ -172,7 +172,8 @@ async def _tell_and_send(url: str, directory: Path, calls: int) -> None:
             last = min(first + TOLD_AT_ONCE, calls)
             for kind in KINDS:
                 for number in range(first, last):
-                    events.tell(kind, {"call_sid": f"CA{number:032x}", "created_at": 0.0})
+                    record = {"call_sid": f"CA{number:032x}", "created_at": 0.0}
+                    events.tell(kind, Told(record))
             await records.wait_saved()
             next_told = told.with_suffix(".next")
             next_told.write_text(str(last))

@@ -275,6 +275,7 @@ class Service:
         """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""
         await self.calls.drain(0.0 if self._has_waited else self.settings.drain_timeout_s)
         await self._drawing.finish()
+        await self.events.handling.finish()
 
     def step_in(self) -> None:
         """Take new calls from now on."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from server.events.delivery import Delivery
-from server.events.event import Kind, content_of, outbox_event
+from server.events.event import Kind, Told, outbox_event, payload_of
 from server.events.handlers import Handler, Handling
 from server.metrics import Metrics
 from server.records.store import Records
@@ -75,18 +74,20 @@ class Events:
         """Whether anybody wants to be told of a call that names this receiver, or none."""
         return self._has_handlers or (bool(self._keys) and bool(url or self._url))
 
-    def tell(self, kind: Kind, record: Mapping[str, Any], url: str | None = None) -> None:
+    def tell(self, kind: Kind, told: Told, url: str | None = None) -> None:
         """Something has happened to a call.
 
         Args:
             kind: What.
-            record: The call as the API shows it.
+            told: The call.
             url: The call's own receiver; None for the usual one.
         """
+        receiver = (url or self._url) if self._keys else None
+        if not receiver and not self.handling.wants(kind):
+            return
         # Whatever the clock does, what happens later is later.
         at = self._last_at = max(time.time(), self._last_at + 1e-6)
-        content = content_of(kind, record, at=at, public_url=self._public_url().rstrip("/"))
-        self.handling.tell(content)
-        receiver = url or self._url
-        if receiver and self._keys:
-            self._records.tell(outbox_event(content, at=at, url=receiver))
+        payload = payload_of(kind, told, at=at, public_url=self._public_url().rstrip("/"))
+        self.handling.tell(kind, told.call_sid, payload)
+        if receiver:
+            self._records.tell(outbox_event(kind, told, payload, at=at, url=receiver))

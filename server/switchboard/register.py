@@ -17,7 +17,7 @@ from server.call.report.ended import EndedCall
 from server.carrier import StatusUpdate
 from server.carrier.webhooks import EndCall, Reply, SayAndEndCall
 from server.errors import ServerError
-from server.events.event import Kind
+from server.events.event import Kind, Told
 from server.events.events import Events
 from server.records.recording import Recorder
 from server.records.store import Records
@@ -104,7 +104,7 @@ class Register:
         url = call.conversation.party.agent.events_url
         if self.events is not None and self.events.is_wanted(url):
             with one_calls_trouble(call):
-                self.events.tell(kind, call.record(full=False).as_dict(), url)
+                self.events.tell(kind, Told(call.record(full=False).as_dict()), url)
 
     def _tell_end(self, call: Call, shown: dict[str, Any]) -> None:
         """Tell how a call has ended, given its record; before that is written."""
@@ -116,9 +116,10 @@ class Register:
             kinds.insert(0, "call.recording")
         if reason is not None and reason.is_failure:
             kinds.insert(0, "call.failed")
+        told = Told(shown)
         for kind in kinds:
             with one_calls_trouble(call):
-                self.events.tell(kind, shown, url)
+                self.events.tell(kind, told, url)
 
     def end(
         self, call: Call, record: CallRecord | None, let_go: Callable[[], None]
@@ -147,7 +148,8 @@ class Register:
         if record is not None:
             with one_calls_trouble(call):
                 shown = record.as_dict()
-                self._tell_end(call, shown)
+                with one_calls_trouble(call):
+                    self._tell_end(call, shown)
                 with one_calls_trouble(call):
                     left = self._recent[call.call_sid] = call.left(shown)
                 self._keep(shown)
@@ -194,7 +196,7 @@ class Register:
         shown = left.shown()
         if self.events is not None and self.events.is_wanted(events_url):
             with one_calls_trouble(left):
-                self.events.tell("call.outcome", shown, events_url)
+                self.events.tell("call.outcome", Told(shown), events_url)
         self._keep(shown)
 
     def follow(self, recorder: Recorder) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import sys
+import types
 
 import pytest
 import trio
 from standardwebhooks import Webhook
 
 from server.errors import ConfigurationError
+from server.events.handlers import on
 from server.settings.settings import Settings
 from tests.support.receivers import receiving
 from tests.support.serving import serving
@@ -77,6 +80,27 @@ async def test_a_receiver_that_cannot_be_told_is_refused_before_the_call(setting
 
     assert answer.status_code == 422
     assert why in answer.json()["fields"]["events_url"]
+
+
+async def test_a_server_that_stops_has_its_functions_called_with_how_calls_ended(monkeypatch):
+    module, seen = types.ModuleType("slow_events"), []
+
+    @on("call.ended")
+    async def ended(event):
+        await trio.sleep(0.5)
+        seen.append(event["data"]["call"]["call_sid"])
+
+    module.ended = ended
+    monkeypatch.setitem(sys.modules, "slow_events", module)
+
+    with trio.fail_after(60.0):
+        async with serving(event_handlers=["slow_events"]) as server:
+            call_sid = (await server.make_call("5550104")).json()["call_sid"]
+            await server.finished(call_sid)
+            await server.service.drain()
+            before_the_end = list(seen)
+
+    assert before_the_end == [call_sid]
 
 
 async def test_what_was_given_up_is_listed_and_sent_again_by_a_request(tmp_path):
