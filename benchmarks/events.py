@@ -29,7 +29,7 @@ from rich.table import Table
 from benchmarks.options import Options
 from benchmarks.processes import running
 from server.events import retries
-from server.events.event import Kind, Told
+from server.events.event import CallTold, Kind
 from server.events.events import Events
 from server.metrics import Metrics
 from server.records.store import Records
@@ -173,7 +173,7 @@ async def _tell_and_send(url: str, directory: Path, calls: int) -> None:
             for kind in KINDS:
                 for number in range(first, last):
                     record = {"call_sid": f"CA{number:032x}", "created_at": 0.0}
-                    events.tell(kind, Told(record))
+                    events.tell(kind, CallTold(record))
             await records.wait_saved()
             next_told = told.with_suffix(".next")
             next_told.write_text(str(last))

@@ -24,7 +24,7 @@ LONG_PARTS = ("timeline", "replies", "transcript", "metadata")
 """Of a record, the first to be left out of an event that would be too large."""
 
 
-class Told:
+class CallTold:
     """A call's record that events tell of, written as JSON once for all of them.
 
     Args:
@@ -44,7 +44,7 @@ class Told:
         return {name: _json(value) for name, value in self._record.items()}
 
 
-def payload_of(kind: Kind, told: Told, *, at: float, public_url: str = "") -> str:
+def payload_of(kind: Kind, told: CallTold, *, at: float, public_url: str = "") -> str:
     """What an event says, as JSON in ASCII; one that is too large says which parts it lacks.
 
     Args:
@@ -73,7 +73,7 @@ def payload_of(kind: Kind, told: Told, *, at: float, public_url: str = "") -> st
     return payload
 
 
-def outbox_event(kind: Kind, told: Told, payload: str, *, at: float, url: str) -> OutboxEvent:
+def outbox_event(kind: Kind, told: CallTold, payload: str, *, at: float, url: str) -> OutboxEvent:
     """An event as it is kept until its receiver has it.
 
     Its id is made of what has happened, so that it is the same whoever tells it: how a call begins

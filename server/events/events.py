@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from server.events.delivery import Delivery
-from server.events.event import Kind, Told, outbox_event, payload_of
+from server.events.event import CallTold, Kind, outbox_event, payload_of
 from server.events.handlers import Handler, Handling
 from server.metrics import Metrics
 from server.records.store import Records
@@ -74,7 +74,7 @@ class Events:
         """Whether anybody wants to be told of a call that names this receiver, or none."""
         return self._has_handlers or (bool(self._keys) and bool(url or self._url))
 
-    def tell(self, kind: Kind, told: Told, url: str | None = None) -> None:
+    def tell(self, kind: Kind, told: CallTold, url: str | None = None) -> None:
         """Something has happened to a call.
 
         Args:

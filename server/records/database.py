@@ -444,12 +444,14 @@ class Database:
         """Delete records older than this; returns how many there were."""
         self.open()
         with self._engine.begin() as connection:
-            done = connection.execute(statements.DELETE_BEFORE, {"before": created_at})
-        if done.rowcount and self._url.get_backend_name() == "sqlite":
-            # What is deleted is overwritten in the file, but still stands in the log beside it.
+            return connection.execute(statements.DELETE_BEFORE, {"before": created_at}).rowcount
+
+    def forget_deleted(self) -> None:
+        """See to it that what was deleted, of records as of events, is nowhere any more."""
+        if self._url.get_backend_name() == "sqlite":
+            # It is overwritten in the file, but still stands in the log beside it.
             with self._engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        return done.rowcount
 
     def find_request(self, client: str, key: str, since: float) -> StoredRequest | None:
         """Read what a client was answered to an idempotency key since then."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
@@ -269,7 +269,7 @@ class Records:
             except Exception as error:
                 # Whatever it was, calls go on, and what they leave waits for the next attempt.
                 self._failed("write", error)
-                if len(self._unsaved) > MAX_UNSAVED // 2:
+                if len(self._unsaved) > MAX_UNSAVED // 2 or self._told.are_many:
                     await self._set_aside(list(islice(self._unsaved.values(), MAX_UNSAVED // 4)))
                 await trio.sleep(backoff.next_s())
             else:
@@ -314,6 +314,7 @@ class Records:
             lambda: self._database.delete_before(oldest_kept), self._writing
         )
         await self._in_thread(lambda: self._outbox.delete_before(oldest_kept), self._writing)
+        await self._in_thread(self._database.forget_deleted, self._writing)
         if deleted:
             logger.info("old records deleted", records=deleted)
 
@@ -331,9 +332,9 @@ class Records:
                 except Exception as error:
                     self._failed("write", error)
                     await trio.sleep(backoff.next_s())
-        if self._unsaved:
+        if self._unsaved or self._told:
             with trio.CancelScope(shield=True):  # it is timed itself
-                await self._set_aside(list(self._unsaved.values()))
+                await self._set_aside(list(self._unsaved.values()), events=list(self._told))
         for call_sid in self._unsaved:
             self._metrics.records.failures.labels("given-up").inc()
             logger.critical("record lost: neither database nor file took it", call_sid=call_sid)
@@ -355,14 +356,24 @@ class Records:
                 directory=str(aside.directory),
             )
 
-    async def _set_aside(self, records: list[dict[str, Any]]) -> None:
-        """Put records into a file until the database works; they stay here if that fails."""
+    async def _set_aside(
+        self, records: list[dict[str, Any]], *, events: Sequence[OutboxEvent] = ()
+    ) -> None:
+        """Put records into a file until the database works; they stay here if that fails.
+
+        Args:
+            records: Which; with them go the events of their calls.
+            events: These go as well, whether or not there is a record of their calls.
+        """
         if (aside := self._aside) is None:
             return
-        with_events, events = beside(records, self._told)
-        if await self._in_file("kept", lambda: aside.write("unsaved", with_events), len(records)):
+        with_events, found = beside(records, self._told)
+        ids = {event.id for event in found}
+        alone = [event.as_dict() for event in events if event.id not in ids]
+        write = partial(aside.write, "unsaved", with_events, events=alone)
+        if await self._in_file("kept", write, len(records)):
             self._forget(records)
-            self._told.forget(events)
+            self._told.forget([*found, *events])
 
     async def _set_refused_aside(self, refused: list[Refused]) -> None:
         aside = self._aside
@@ -450,10 +461,15 @@ class Records:
                 return
             lines = read_lines(file)
             while batch := list(islice(lines, BATCH)):
-                records = [record for record in batch if record is not None]
-                odd += len(batch) - len(records)
+                found = [line for line in batch if line is not None]
+                odd += len(batch) - len(found)
+                for line in found:
+                    events, wrong = events_beside(line)
+                    lost = self._outbox.put(events)
+                    self._told.give_up(lost, "the database does not take it")
+                    odd += wrong + len(lost)
+                records = [line for line in found if line]  # of an event alone nothing is left
                 taken += len(records)
-                self._outbox.put([event for record in records for event in events_beside(record)])
                 if oldest_kept is not None:
                     records = [each for each in records if each["created_at"] >= oldest_kept]
                 odd += len(self._database.write_newer(records))

@@ -17,7 +17,7 @@ from server.call.report.ended import EndedCall
 from server.carrier import StatusUpdate
 from server.carrier.webhooks import EndCall, Reply, SayAndEndCall
 from server.errors import ServerError
-from server.events.event import Kind, Told
+from server.events.event import CallTold, Kind
 from server.events.events import Events
 from server.records.recording import Recorder
 from server.records.store import Records
@@ -104,7 +104,7 @@ class Register:
         url = call.conversation.party.agent.events_url
         if self.events is not None and self.events.is_wanted(url):
             with one_calls_trouble(call):
-                self.events.tell(kind, Told(call.record(full=False).as_dict()), url)
+                self.events.tell(kind, CallTold(call.record(full=False).as_dict()), url)
 
     def _tell_end(self, call: Call, shown: dict[str, Any]) -> None:
         """Tell how a call has ended, given its record; before that is written."""
@@ -116,7 +116,7 @@ class Register:
             kinds.insert(0, "call.recording")
         if reason is not None and reason.is_failure:
             kinds.insert(0, "call.failed")
-        told = Told(shown)
+        told = CallTold(shown)
         for kind in kinds:
             with one_calls_trouble(call):
                 self.events.tell(kind, told, url)
@@ -196,7 +196,7 @@ class Register:
         shown = left.shown()
         if self.events is not None and self.events.is_wanted(events_url):
             with one_calls_trouble(left):
-                self.events.tell("call.outcome", Told(shown), events_url)
+                self.events.tell("call.outcome", CallTold(shown), events_url)
         self._keep(shown)
 
     def follow(self, recorder: Recorder) -> None:

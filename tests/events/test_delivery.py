@@ -14,7 +14,7 @@ from standardwebhooks import Webhook
 
 from server.events import retries
 from server.events.delivery import AT_ONCE, Delivery
-from server.events.event import Told, outbox_event, payload_of
+from server.events.event import CallTold, outbox_event, payload_of
 from server.events.places import PER_SILENT, SLOW_PART
 from server.metrics import Metrics
 from server.records import store as store_module
@@ -35,7 +35,7 @@ def impatient(monkeypatch):
 
 
 def told(kind: str, url: str, *, call: str = "CA1", at: float = 1.0, **facts):
-    record = Told({"call_sid": call, "created_at": 1.0, "generation": 1, **facts})
+    record = CallTold({"call_sid": call, "created_at": 1.0, "generation": 1, **facts})
     return outbox_event(kind, record, payload_of(kind, record, at=at), at=at, url=url)
 
 

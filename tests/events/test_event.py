@@ -7,7 +7,7 @@ import json
 import pytest
 
 from server.events import event as event_module
-from server.events.event import LONG_PARTS, MAX_PAYLOAD_BYTES, Told, outbox_event, payload_of
+from server.events.event import LONG_PARTS, MAX_PAYLOAD_BYTES, CallTold, outbox_event, payload_of
 
 RECORD = {"call_sid": "CA1", "created_at": 1.0, "generation": 1, "transcript": [{"text": "¿Sí?"}]}
 URL = "https://a.example/hook"
@@ -15,7 +15,7 @@ URL = "https://a.example/hook"
 
 def said(kind="call.ended", **facts):
     return json.loads(
-        payload_of(kind, Told(RECORD | facts), at=1.5, public_url="https://x.example")
+        payload_of(kind, CallTold(RECORD | facts), at=1.5, public_url="https://x.example")
     )
 
 
@@ -60,7 +60,7 @@ def test_a_record_is_written_once_for_all_that_is_told_of_it(monkeypatch):
         "dumps",
         lambda value, **how: written.append(value) or dumps(value, **how),
     )
-    told = Told(RECORD)
+    told = CallTold(RECORD)
 
     for kind in ("call.failed", "call.recording", "call.ended"):
         payload_of(kind, told, at=1.0)
@@ -71,7 +71,7 @@ def test_a_record_is_written_once_for_all_that_is_told_of_it(monkeypatch):
 @pytest.mark.parametrize("kind", ["call.started", "call.answered"])
 def test_how_a_call_begins_is_one_event_whoever_tells_it(kind):
     ids = {
-        outbox_event(kind, Told(RECORD | facts), "", at=1.0, url=URL).id
+        outbox_event(kind, CallTold(RECORD | facts), "", at=1.0, url=URL).id
         for facts in ({}, {"generation": 2}, {"created_at": 2.0})
     }
 
@@ -80,7 +80,7 @@ def test_how_a_call_begins_is_one_event_whoever_tells_it(kind):
 
 def test_how_a_call_ends_is_one_event_of_each_owner():
     events = [
-        outbox_event(kind, Told(RECORD | {"generation": generation}), "", at=1.0, url=URL)
+        outbox_event(kind, CallTold(RECORD | {"generation": generation}), "", at=1.0, url=URL)
         for kind in ("call.failed", "call.ended")
         for generation in (1, 2)
     ]

@@ -13,13 +13,13 @@ from trio.testing import wait_all_tasks_blocked
 
 from server.errors import ConfigurationError
 from server.events import handlers as handlers_module
-from server.events.event import Told, payload_of
+from server.events.event import CallTold, payload_of
 from server.events.handlers import Handling, load_handlers, on
 from server.metrics import Metrics
 
 
 def event(kind, call_sid="CA1", **facts):
-    told = Told({"call_sid": call_sid, "created_at": 1.0, **facts})
+    told = CallTold({"call_sid": call_sid, "created_at": 1.0, **facts})
     return kind, call_sid, payload_of(kind, told, at=1.0, public_url="https://x.example")
 
 

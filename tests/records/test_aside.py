@@ -26,6 +26,7 @@ from sqlalchemy.exc import OperationalError
 from server.events.places import Places
 from server.records import aside as aside_module
 from server.records import store as store_module
+from server.records import told as told_module
 from server.records.aside import Aside, read_lines
 from server.records.database import NOT_WHOLE, Database, database_url
 from server.records.outbox import OutboxEvent
@@ -865,3 +866,73 @@ async def test_events_that_no_database_took_wait_in_the_file_with_their_calls_re
     assert [one.event for one in claimed] == [ended]
     assert found is not None
     assert "_events" not in found
+
+
+async def claimed(records) -> list[OutboxEvent]:
+    now = time.time()
+    step = await records.with_outbox(
+        lambda outbox: outbox.step(
+            [], lease="us", now=now, until=now + 9.0, free=9, places=Places(9)
+        )
+    )
+    return [one.event for one in step.claimed]
+
+
+def started(call_sid: str, **facts) -> OutboxEvent:
+    told = {"type": "call.started", "target": "https://a.example:443", "payload": "{}", **facts}
+    return OutboxEvent(
+        id=f"msg_{call_sid}", call_sid=call_sid, generation=1, at=BEGAN,
+        url="https://a.example/", **told,
+    )  # fmt: skip
+
+
+async def test_events_of_calls_that_go_on_elsewhere_outlive_a_stop_without_a_record(
+    locked, tmp_path, file_url
+):
+    async with running(file_url, aside=tmp_path) as records:
+        records.tell(started(sid(1)))
+        records.tell(started(sid(2)))
+        records.keep(record(1))
+    kept = files(tmp_path)
+    locked.execute("ROLLBACK")
+
+    async with running(file_url, aside=tmp_path) as records:
+        await until(lambda: not files(tmp_path))
+        found = await claimed(records)
+
+    assert len(kept) == 1
+    assert {one.call_sid for one in found} == {sid(1), sid(2)}
+
+
+async def test_an_event_in_a_file_that_no_database_takes_is_counted_and_kept_for_people(
+    file_url, tmp_path
+):
+    aside = Aside(tmp_path, database_url(file_url))
+    odd, good = started(sid(1), payload="\ud800"), started(sid(2))
+    no_event = {"id": 5}
+    aside.write("unsaved", [], events=[one.as_dict() for one in (odd, good)] + [no_event])
+
+    async with running(file_url, aside=tmp_path) as records:
+        await until(lambda: not aside.unsaved())
+        found = await claimed(records)
+        lost = failures(records, "event")
+
+    assert found == [good]
+    assert lost == 1
+    assert len(list(tmp_path.glob("offhook-refused-*"))) == 1
+
+
+async def test_events_that_are_many_for_their_bytes_go_aside_with_their_calls_records(
+    locked, tmp_path, file_url, monkeypatch
+):
+    monkeypatch.setattr(told_module, "MAX_TOLD_BYTES", 1_000)
+    async with running(file_url, aside=tmp_path) as records:
+        for number in range(3):
+            records.tell(started(sid(number), payload="x" * 300))
+            records.keep(record(number))
+        await until(lambda: files(tmp_path))
+        left = len(records._told)
+        locked.execute("ROLLBACK")
+
+    assert left == 0
+    assert failures(records, "event") == 0

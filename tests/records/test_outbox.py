@@ -209,3 +209,16 @@ def test_an_event_is_read_as_it_was_written_in_a_file():
     for wrong in ({}, {**one.as_dict(), "at": "soon"}, {**one.as_dict(), "payload": None}):
         with pytest.raises(ValueError, match="no event"):
             OutboxEvent.of_dict(wrong)
+
+
+def test_what_was_deleted_is_in_no_file_any_more(tmp_path):
+    database = Database(database_url(f"sqlite:///{tmp_path}/offhook.db"))
+    outbox = Outbox(database)
+    outbox.put([event("old", payload="long-forgotten-words")])
+
+    outbox.delete_before(2.0)
+    database.forget_deleted()
+    left = [file.name for file in tmp_path.iterdir() if b"long-forgotten" in file.read_bytes()]
+    database.close()
+
+    assert left == []
