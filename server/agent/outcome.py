@@ -187,6 +187,7 @@ class Outcome:
         self.schema = schema
         self.values: dict[str, Any] = {}
         self.sources: set[Source] = set()
+        self._judged: tuple[Mapping[str, Any], bool] | None = None
 
     def fill(self, values: Mapping[str, Any], source: Source) -> list[str]:
         """Take these values in, all of them or none; returns what is wrong with them."""
@@ -218,8 +219,11 @@ class Outcome:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is what its schema wants."""
-        return not self.missing and not self.schema.problems(self.values)
+        """Whether it is what its schema wants; looked at again only when it has changed."""
+        if self._judged is None or self._judged[0] is not self.values:
+            is_whole = not self.missing and not self.schema.problems(self.values)
+            self._judged = self.values, is_whole
+        return self._judged[1]
 
     def as_dict(self) -> dict[str, Any]:
         """The outcome as records have it."""

@@ -21,11 +21,10 @@ from typing import IO, Any, Literal
 from sqlalchemy.engine import URL
 
 from server.records.tables import (
-    DEFAULT_AGENT,
     EVENTS,
-    FIRST_GENERATION,
     KEPT_AT,
     MAX_NUMBER,
+    SINCE,
     SUMMARY,
     fitted,
     shown,
@@ -211,10 +210,7 @@ def read_lines(file: IO[bytes]) -> Iterator[dict[str, Any] | None]:
             record = said["record"]
             if not (isinstance(record["call_sid"], str) and record["call_sid"]):
                 raise ValueError("no call")
-            record.setdefault(KEPT_AT, 0.0)
-            # Of earlier versions of this program:
-            record.setdefault("generation", FIRST_GENERATION)
-            record.setdefault("agent", DEFAULT_AGENT)
+            record = {**SINCE, KEPT_AT: 0.0, **record}
             numbers = (record[KEPT_AT], record["created_at"], record["generation"])
             if not all(
                 type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import sqlalchemy as sql
 
 from server.records.database import Database, is_about_data
-from server.records.tables import MAX_NUMBER, calls, events
+from server.records.tables import MAX_NUMBER, calls, events, storable
 
 MAX_ERROR_CHARS = 200
 REPLAYED = 1_000
@@ -348,6 +348,8 @@ class Outbox:
 
     def replay(self, event_id: str, now: float) -> bool:
         """Send an event again that was given up; False if there is none of this id."""
+        if storable(event_id) != event_id:
+            return False  # no event is called that, and not every database may be asked for it
         with self._database.transaction() as connection:
             return bool(connection.execute(_REPLAY, {"of_id": event_id, "now": now}).rowcount)
 

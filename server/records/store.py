@@ -31,7 +31,7 @@ from server.records.database import (
     database_url,
 )
 from server.records.outbox import Outbox, OutboxEvent
-from server.records.tables import FIRST_GENERATION, KEPT_AT, SUMMARY, fitted
+from server.records.tables import KEPT_AT, SINCE, SUMMARY, fitted
 from server.records.told import Told, beside, events_beside
 from server.records.words import Cursor, RecordsUnavailable, StoredRequest, Wanted
 from server.signal import Signal
@@ -148,7 +148,7 @@ class Records:
         """Take a finished record, or a newer version of one; returns at once, never fails."""
         # By this the newer version is known, whatever the clock does and wherever the two are.
         self._last_kept_at = max(time.time(), self._last_kept_at + 1e-6)
-        record = {"generation": FIRST_GENERATION} | fitted(record) | {KEPT_AT: self._last_kept_at}
+        record = {**SINCE, **fitted(record), KEPT_AT: self._last_kept_at}
         call_sid = record["call_sid"]
         waiting = self._unsaved.get(call_sid)
         if waiting is not None and waiting["generation"] > record["generation"]:
@@ -195,19 +195,32 @@ class Records:
         return await self._read(lambda: self._database.get(call_sid))
 
     async def page(
-        self, limit: int, before: Cursor | None, wanted: Wanted | None = None
+        self,
+        limit: int,
+        before: Cursor | None,
+        wanted: Wanted | None = None,
+        *,
+        with_outcome: bool = False,
     ) -> list[dict[str, Any]]:
         """The newest wanted records after a place in the list, summaries only, newest first.
+
+        Args:
+            limit: How many at most.
+            before: Where the page before this one ended; None for the first.
+            wanted: Which of them; None for all.
+            with_outcome: Whether what calls have brought is to be there, too.
 
         Raises:
             RecordsUnavailable: The database cannot be asked; :meth:`unsaved` still answers.
         """
-        return await self._read(lambda: self._database.page(limit, before, wanted))
+        page = partial(self._database.page, limit, before, wanted, with_outcome=with_outcome)
+        return await self._read(page)
 
-    def unsaved(self) -> Iterator[dict[str, Any]]:
+    def unsaved(self, *, with_outcome: bool = False) -> Iterator[dict[str, Any]]:
         """Summaries of what waits for the database."""
         for record in self._unsaved.values():
-            yield {name: record[name] for name in SUMMARY}
+            row = {name: record[name] for name in SUMMARY}
+            yield row | {"outcome": record.get("outcome")} if with_outcome else row
 
     async def find_request(self, client: str, key: str) -> StoredRequest | None:
         """A request that came before, to this process or an earlier one.

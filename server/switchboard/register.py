@@ -266,7 +266,12 @@ class Register:
         yield from reversed(self._recent.values())
 
     async def page(
-        self, limit: int, before: Cursor | None = None, wanted: Wanted | None = None
+        self,
+        limit: int,
+        before: Cursor | None = None,
+        wanted: Wanted | None = None,
+        *,
+        with_outcome: bool = False,
     ) -> Page:
         """Summaries of calls, live ones among them, newest first.
 
@@ -274,14 +279,21 @@ class Register:
             limit: How many at most.
             before: Where the page before this one ended; None for the first.
             wanted: Which of them; None for all.
+            with_outcome: Only calls that have ended, and what they have brought.
         """
         # Memory first: what is written to the database meanwhile is then seen at least once.
-        found = {call.call_sid: _shown(call, full=False) for call in self.all()}
+        if with_outcome:
+            recent = reversed(self._recent.values())
+            rows = [one.shown(full=False) | {"outcome": one.outcome} for one in recent]
+        else:
+            rows = [_shown(call, full=False) for call in self.all()]
+        found = {row["call_sid"]: row for row in rows}
         is_complete, more = True, False
         if self._records is not None:
-            found = {record["call_sid"]: record for record in self._records.unsaved()} | found
+            unsaved = self._records.unsaved(with_outcome=with_outcome)
+            found = {record["call_sid"]: record for record in unsaved} | found
             try:
-                kept = await self._records.page(limit, before, wanted)
+                kept = await self._records.page(limit, before, wanted, with_outcome=with_outcome)
             except RecordsUnavailable:
                 kept, is_complete = [], False
             more = len(kept) == limit

@@ -222,3 +222,8 @@ def test_what_was_deleted_is_in_no_file_any_more(tmp_path):
     database.close()
 
     assert left == []
+
+
+@pytest.mark.parametrize("name", ["a\0", "\ud800", "'; --", "x" * 1_000])
+def test_an_event_that_cannot_be_is_not_there(outbox, name):
+    assert not outbox.replay(name, LATER)

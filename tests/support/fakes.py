@@ -308,10 +308,15 @@ class KeptRecords:
         if not self.is_slow:
             self.on_written(record["call_sid"])
 
-    def unsaved(self) -> list[dict[str, Any]]:
+    def unsaved(self, *, with_outcome: bool = False) -> list[dict[str, Any]]:
         return self.kept
 
     async def page(
-        self, limit: int, before: Cursor | None, wanted: Wanted | None
+        self,
+        limit: int,
+        before: Cursor | None,
+        wanted: Wanted | None,
+        *,
+        with_outcome: bool = False,
     ) -> list[dict[str, Any]]:
         return []
