@@ -18,7 +18,7 @@ from quart_schema import (
 )
 
 from server.agent.agent import Agent
-from server.agent.roster.agents import NewCall, VariablesMissing, filled, wanted_by
+from server.agent.roster.agents import NewCall, VariablesWrong, filled, wanted_by
 from server.cluster.passing_on import FINAL, WorkerLost
 from server.cluster.registry import RegistryAway
 from server.dialogue.endings import EndReason
@@ -151,20 +151,20 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
             _NoSuchAgent: There is none of this name, or it needs more variables.
         """
         variables = data.variables or {}
-        if data.agent is None and service.roster.agents.route is not None:
-            call = NewCall(
-                "outbound",
-                data.destination_number,
-                metadata=data.metadata or {},
-                variables=variables,
-            )
-            return data.of_this_call(await service.choose_agent(call))
-        agent = service.agent if data.agent is None else service.find_agent(data.agent)
-        if agent is None:
-            raise _NoSuchAgent("agent", "there is no agent of this name")
         try:
+            if data.agent is None and service.roster.agents.route is not None:
+                call = NewCall(
+                    "outbound",
+                    data.destination_number,
+                    metadata=data.metadata or {},
+                    variables=variables,
+                )
+                return data.of_this_call(await service.choose_agent(call))
+            agent = service.agent if data.agent is None else service.find_agent(data.agent)
+            if agent is None:
+                raise _NoSuchAgent("agent", "there is no agent of this name")
             return data.of_this_call(filled(agent, variables))
-        except VariablesMissing as error:
+        except VariablesWrong as error:
             raise _NoSuchAgent("variables", str(error)) from None
 
     async def place_here(data: MakeCall) -> tuple[Answer, bool]:
