@@ -9,6 +9,7 @@ Pauses are two seconds at the most, where they would double up to an hour; lease
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import random
@@ -140,7 +141,18 @@ async def _deliver_all(calls: int, directory: Path) -> dict[str, Any]:
     }
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    own = parser.add_argument_group("events")
+    own.add_argument(
+        "--check",
+        action="store_true",
+        help="end with status 1 if an event was lost, or came before an earlier one of its call",
+    )
+
+
 def run(options: Options) -> Mapping[str, object]:
+    """Measure, print the table, and with ``--check`` fail if anything was not as promised."""
     calls = QUICK_CALLS if options.quick else CALLS
     with tempfile.TemporaryDirectory() as directory:
         outcome = trio.run(_deliver_all, calls, Path(directory))
@@ -149,6 +161,8 @@ def run(options: Options) -> Mapping[str, object]:
     table.add_row(*(str(outcome[name]) for name in names))
     options.console.print(table)
     options.console.print("Half of all requests were answered 500, and the server killed twice.")
+    if getattr(options.arguments, "check", False) and (outcome["lost"] or outcome["out_of_order"]):
+        sys.exit(1)
     return {"events": outcome}
 
 

@@ -303,3 +303,12 @@ def test_a_module_that_exits_is_told_and_leaves_the_agents_as_they_were(folder):
     (folder / "agents.py").write_text("import sys\n\nsys.exit('no')\n")
 
     assert "agents.py, line 3: SystemExit: no" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["prompt", "greeting", "voicemail_message", "apology"])
+def test_a_text_is_no_longer_than_another_process_would_take_it(folder, key):
+    write(folder, f'name = "desk"\nvoicemail = "leave-message"\n{key} = "{"x" * 200_001}"\n')
+
+    told = refusal(folder)
+
+    assert f"line 3: {key} must have at most 200,000 characters" in told

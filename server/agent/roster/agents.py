@@ -15,7 +15,7 @@ VARIABLE_NAME = "[A-Za-z_][A-Za-z0-9_]{0,63}"
 _VARIABLE = re.compile(r"\{\{\s*(" + VARIABLE_NAME + r")\s*\}\}")
 MAX_TEXT_CHARS = 200_000
 """Of a prompt, or another text: as much as another process is told of it."""
-_TEXTS = ("prompt", "greeting", "greeting_text", "voicemail", "apology")
+TEXTS = ("prompt", "greeting", "greeting_text", "voicemail", "apology")
 """Of an agent, what variables are filled into."""
 
 
@@ -96,7 +96,7 @@ class Agents:
 def variables_of(agent: Agent) -> frozenset[str]:
     """The names that stand as ``{{name}}`` in an agent's texts."""
     return frozenset(
-        name for text in _TEXTS for name in _VARIABLE.findall(getattr(agent, text) or "")
+        name for text in TEXTS for name in _VARIABLE.findall(getattr(agent, text) or "")
     )
 
 
@@ -122,7 +122,7 @@ def filled(agent: Agent, variables: Mapping[str, str]) -> Agent:
         raise VariablesMissing(agent.name, missing)
     texts: dict[str, Any] = {
         text: _VARIABLE.sub(lambda found: values[found[1]], getattr(agent, text))
-        for text in _TEXTS
+        for text in TEXTS
         if getattr(agent, text)
     }
     if long := next((name for name in texts if len(texts[name]) > MAX_TEXT_CHARS), None):
