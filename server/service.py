@@ -139,6 +139,7 @@ class Service:
             url=settings.events_url,
             keys=[read_secret(one.get_secret_value()) for one in settings.events_secret],
             allow_private=settings.events_allow_private,
+            turns=settings.events_turns,
             public_url=lambda: self.accounts.public_url,
             handlers=load_handlers(settings.event_handlers),
         )

@@ -15,7 +15,13 @@ from server.records.outbox import OutboxEvent
 from server.records.tables import FIRST_GENERATION, shown
 
 Kind: TypeAlias = Literal[
-    "call.started", "call.answered", "call.failed", "call.recording", "call.ended", "call.outcome"
+    "call.started",
+    "call.answered",
+    "call.turn",
+    "call.failed",
+    "call.recording",
+    "call.ended",
+    "call.outcome",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _TELL_THE_END = frozenset({"call.failed", "call.recording", "call.ended", "call.outcome"})
@@ -29,9 +35,13 @@ class CallTold:
 
     Args:
         record: The call as ``GET /calls/{call_sid}`` shows it.
+        turn: How many turns there were before the one that is told of, and that turn, if it is one.
     """
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
+    def __init__(
+        self, record: Mapping[str, Any], turn: tuple[int, Mapping[str, Any]] | None = None
+    ) -> None:
+        self.turn = turn
         self.call_sid: str = record["call_sid"]
         self.created_at: float = record["created_at"]
         self.generation: int = record.get("generation", FIRST_GENERATION)
@@ -66,7 +76,11 @@ def payload_of(kind: Kind, told: CallTold, *, at: float, public_url: str = "") -
             del parts[part]
             missing.append(part)
         whole = ",".join(f"{_json(name)}:{value}" for name, value in parts.items())
-        more = {"links": links} | ({"left_out": missing} if missing else {})
+        more: dict[str, Any] = {"links": links}
+        if told.turn is not None:
+            more["turn"] = {"number": told.turn[0], **told.turn[1]}
+        if missing:
+            more["left_out"] = missing
         payload = f'{head[:-1]},"data":{{"call":{{{whole}}},{_json(more)[1:]}}}'
         if len(payload) <= MAX_PAYLOAD_BYTES:
             break
@@ -77,12 +91,15 @@ def outbox_event(kind: Kind, told: CallTold, payload: str, *, at: float, url: st
     """An event as it is kept until its receiver has it.
 
     Its id is made of what has happened, so that it is the same whoever tells it: how a call begins
-    and is answered is one event for all that have had it, and how it ends one for each owner.
+    and is answered is one event for all that have had it, and how it ends one for each owner; so is
+    each of its turns.
     """
     is_last = kind in _TELL_THE_END
     name = f"{told.call_sid} {told.created_at if is_last else ''} {kind}"
     if is_last:
         name += f" {told.generation}"
+    if told.turn is not None:
+        name += f" {told.generation} {told.turn[0]}"
     return OutboxEvent(
         id=f"msg_{hashlib.sha256(name.encode()).hexdigest()[:32]}",
         call_sid=told.call_sid,

@@ -90,6 +90,9 @@ class Register:
         """A call lives."""
         self._live[call.call_sid] = call
         self._tell("call.started", call)
+        url = call.conversation.party.agent.events_url
+        if self.events is not None and self.events.are_turns_wanted(url):
+            call.conversation.notes.on_heard = partial(self._tell_heard, call.call_sid)
         if call.conversation.answered_at is None:
             call.on_answer = partial(self._tell_answered, call.call_sid)
         else:  # in another process, which may not have lived to tell it
@@ -106,11 +109,28 @@ class Register:
             with one_calls_trouble(call):
                 self.events.tell(kind, CallTold(call.record(full=False).as_dict()), url)
 
+    def _tell_heard(self, call_sid: str, turn: int) -> None:
+        if (call := self._live.get(call_sid)) is not None:
+            self._tell_turns(call, turn)
+
+    def _tell_turns(self, call: Call, heard: int | None) -> None:
+        """Tell of the turns that are settled by what was heard, or by the call's end."""
+        c = call.conversation
+        url = c.party.agent.events_url
+        with one_calls_trouble(call):
+            turns = c.notes.transcript.settled(heard, words=c.options.transcripts)
+            shown = call.record(full=False).as_dict() if turns else {}
+            for turn in turns:
+                if self.events is not None:
+                    self.events.tell("call.turn", CallTold(shown, turn), url)
+
     def _tell_end(self, call: Call, shown: dict[str, Any]) -> None:
         """Tell how a call has ended, given its record; before that is written."""
         url, reason = call.conversation.party.agent.events_url, call.end_reason
         if self.events is None or not self.events.is_wanted(url):
             return
+        if self.events.are_turns_wanted(url):
+            self._tell_turns(call, None)
         kinds: list[Kind] = ["call.ended"]
         if shown.get("recording"):
             kinds.insert(0, "call.recording")

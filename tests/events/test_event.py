@@ -87,3 +87,25 @@ def test_how_a_call_ends_is_one_event_of_each_owner():
 
     assert len({event.id for event in events}) == 4
     assert all(event.is_last for event in events)
+
+
+def test_a_turn_is_told_with_its_number():
+    turn = {"speaker": "caller", "at_s": 1.0, "text": "¿Sí?"}
+    told = CallTold(RECORD, (7, turn))
+
+    data = json.loads(payload_of("call.turn", told, at=1.0))["data"]
+
+    assert data["turn"] == {"number": 7, **turn}
+    assert data["call"] == RECORD
+
+
+def test_each_turn_is_one_event_of_each_owner():
+    ids = {
+        outbox_event(
+            "call.turn", CallTold(RECORD | {"generation": one}, (number, {})), "", at=1.0, url=URL
+        ).id
+        for one in (1, 2)
+        for number in (0, 1)
+    }
+
+    assert len(ids) == 4

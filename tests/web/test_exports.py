@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from server.metrics import Metrics
 from server.records.store import Records
 from server.records.words import Wanted
+from server.web import calls_api
 from server.web.kept import exports
 from tests.support.databases import postgresql
 from tests.support.serving import serving
@@ -207,6 +208,29 @@ async def test_rows_are_written_in_a_thread(monkeypatch):
 
     assert threads
     assert threading.current_thread() not in threads
+
+
+@pytest.mark.parametrize("limit", [2, 1_000])
+async def test_a_long_page_says_what_a_short_one_does_and_holds_no_call_up(monkeypatch, limit):
+    monkeypatch.setattr(calls_api, "SHORT_PAGE", 2)
+    threads = []
+    async with serving(database_url="sqlite://") as server:
+        for number in range(5):
+            server.service.records.keep(record(number, detail="ñandú"))
+        provider = type(server.app.json)
+        write = provider.dumps
+
+        def writes(self, *arguments, **options):
+            threads.append(threading.current_thread())
+            return write(self, *arguments, **options)
+
+        monkeypatch.setattr(provider, "dumps", writes)
+        answer = await server.http.get(f"/calls?limit={limit}")
+
+    rows = answer.json()["calls"]
+    assert answer.headers["content-type"] == "application/json"
+    assert [row["detail"] for row in rows] == ["ñandú"] * min(limit, 5)
+    assert (threading.current_thread() in threads) == (limit == 2)
 
 
 @pytest.mark.parametrize(
