@@ -114,7 +114,7 @@ class Delivery:
             try:
                 claimed, due_at = await self._step(now)
                 for one in claimed:
-                    self._places.take(one.event.target)
+                    self._places.began(one.event.target)
                     self._under_way[one.event.id] = one
                     nursery.start_soon(self._send, pool, one)
                 await self._count()

@@ -33,7 +33,7 @@ MAX_WAITING, MAX_WAITING_BYTES = 250, 4 * 1024 * 1024
 and logged."""
 TIMEOUT_S = 10.0
 """How long a function may take for one event."""
-FINISH_TIMEOUT_S = 10.0
+FINISH_TIMEOUT_S = 5.0
 """How long a server that stops waits for functions with what has happened."""
 
 

@@ -57,12 +57,16 @@ class Places:
         return [target for target, is_prompt in self._is_prompt.items() if is_prompt]
 
     def take(self, target: str) -> bool:
-        """Have an event on its way to a receiver, if there is room for it."""
+        """Have an event on its way to a receiver, if there is room for it; whether there was."""
         is_slow = not self._is_prompt.get(target)
         if not self._has_room(target) or (is_slow and self.only is not None):
             return False
-        self._busy[target] += 1
+        self.began(target)
         return True
+
+    def began(self, target: str) -> None:
+        """An event is on its way, whether or not there would be room for it by now."""
+        self._busy[target] += 1
 
     def give_back(self, target: str) -> None:
         """An event is not on its way any more."""

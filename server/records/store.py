@@ -282,7 +282,8 @@ class Records:
             except Exception as error:
                 # Whatever it was, calls go on, and what they leave waits for the next attempt.
                 self._failed("write", error)
-                if len(self._unsaved) > MAX_UNSAVED // 2 or self._told.are_many:
+                are_many = len(self._unsaved) > MAX_UNSAVED // 2 or self._told.are_many
+                if are_many and self._unsaved:
                     await self._set_aside(list(islice(self._unsaved.values(), MAX_UNSAVED // 4)))
                 await trio.sleep(backoff.next_s())
             else:
@@ -476,11 +477,14 @@ class Records:
             while batch := list(islice(lines, BATCH)):
                 found = [line for line in batch if line is not None]
                 odd += len(batch) - len(found)
+                events: list[OutboxEvent] = []
                 for line in found:
-                    events, wrong = events_beside(line)
-                    lost = self._outbox.put(events)
-                    self._told.give_up(lost, "the database does not take it")
-                    odd += wrong + len(lost)
+                    some, wrong = events_beside(line)
+                    events += some
+                    odd += wrong
+                lost = self._outbox.put(events)
+                self._told.give_up(lost, "the database does not take it")
+                odd += len(lost)
                 records = [line for line in found if line]  # of an event alone nothing is left
                 taken += len(records)
                 if oldest_kept is not None:

@@ -50,7 +50,23 @@ def test_a_place_that_is_given_back_is_anybodys():
     assert places.take("b")
 
 
-def test_what_is_tried_on_a_copy_takes_no_place(monkeypatch):
+def test_places_are_counted_right_though_less_is_known_of_a_receiver_meanwhile():
+    places = Places(64)
+    places.learn("a", 0.1)
+    wanted = taken(places.copy(), "a")
+
+    places.learn("a", None)
+    for _ in range(wanted):
+        places.began("a")
+    full = places.full
+    for _ in range(wanted):
+        places.give_back("a")
+
+    assert full == ["a"]
+    assert taken(places, "a") == PER_SILENT
+
+
+def test_what_is_tried_on_a_copy_takes_no_place():
     places = Places(64)
 
     taken(places.copy(), "a")

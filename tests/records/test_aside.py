@@ -929,6 +929,18 @@ async def test_an_event_in_a_file_that_no_database_takes_is_counted_and_kept_for
     assert len(list(tmp_path.glob("offhook-refused-*"))) == 1
 
 
+async def test_no_file_is_made_of_nothing(locked, tmp_path, file_url, monkeypatch):
+    monkeypatch.setattr(told_module, "MAX_TOLD_BYTES", 1_000)
+    async with running(file_url, aside=tmp_path) as records:
+        records.tell(started(sid(1), payload="x" * 900))
+        await until(lambda: failures(records, "write") >= 2)
+        made = files(tmp_path)
+        locked.execute("ROLLBACK")
+        await records.wait_saved()
+
+    assert made == []
+
+
 async def test_events_that_are_many_for_their_bytes_go_aside_with_their_calls_records(
     locked, tmp_path, file_url, monkeypatch
 ):

@@ -126,6 +126,5 @@ def filled(agent: Agent, variables: Mapping[str, str]) -> Agent:
         if getattr(agent, text)
     }
     if long := next((name for name in texts if len(texts[name]) > MAX_TEXT_CHARS), None):
-        wanted = f"at most {MAX_TEXT_CHARS:,} characters"
-        raise VariablesWrong(f"make the {long} of {agent.name} longer than {wanted}")
+        raise VariablesWrong(f"make the {long} of {agent.name} longer than {MAX_TEXT_CHARS:,}")
     return replace(agent, **texts)
