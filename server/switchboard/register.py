@@ -111,26 +111,27 @@ class Register:
 
     def _tell_heard(self, call_sid: str, turn: int) -> None:
         if (call := self._live.get(call_sid)) is not None:
-            self._tell_turns(call, turn)
+            self.tell_turns(call, turn)
 
-    def _tell_turns(self, call: Call, heard: int | None) -> None:
-        """Tell of the turns that are settled by what was heard, or by the call's end."""
+    def tell_turns(self, call: Call, heard: int | None = None) -> None:
+        """Tell of the turns that are settled by what was heard, or by the call's end, if anybody
+        wants to be told.
+        """
         c = call.conversation
         url = c.party.agent.events_url
         with one_calls_trouble(call):
+            if self.events is None or not self.events.are_turns_wanted(url):
+                return
             turns = c.notes.transcript.settled(heard, words=c.options.transcripts)
             shown = call.record(full=False).as_dict() if turns else {}
             for turn in turns:
-                if self.events is not None:
-                    self.events.tell("call.turn", CallTold(shown, turn), url)
+                self.events.tell("call.turn", CallTold(shown, turn), url)
 
     def _tell_end(self, call: Call, shown: dict[str, Any]) -> None:
         """Tell how a call has ended, given its record; before that is written."""
         url, reason = call.conversation.party.agent.events_url, call.end_reason
         if self.events is None or not self.events.is_wanted(url):
             return
-        if self.events.are_turns_wanted(url):
-            self._tell_turns(call, None)
         kinds: list[Kind] = ["call.ended"]
         if shown.get("recording"):
             kinds.insert(0, "call.recording")
@@ -219,14 +220,13 @@ class Register:
                 self.events.tell("call.outcome", CallTold(shown), events_url)
         self._keep(shown)
 
-    def follow(self, recorder: Recorder) -> None:
+    def follow(self, recorder: Recorder, left: EndedCall) -> None:
         """What an ended call's recording still has is being written: learn if that fails."""
-        recorder.on_stop = partial(self._recording_stopped, recorder)
+        recorder.on_stop = partial(self._recording_stopped, recorder, left)
 
-    def _recording_stopped(self, recorder: Recorder, reason: str) -> None:
-        if (left := self._recent.get(recorder.call_sid)) is not None:
-            left.recording_stopped(recorder.as_dict(), reason)
-            self._keep(left.shown())
+    def _recording_stopped(self, recorder: Recorder, left: EndedCall, reason: str) -> None:
+        left.recording_stopped(recorder.as_dict(), reason)
+        self._keep(left.shown())
 
     def _keep(self, shown: dict[str, Any]) -> None:
         """Have the database keep a record, or what has become known since."""
