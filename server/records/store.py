@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -33,14 +32,14 @@ from server.records.database import (
 from server.records.outbox import Outbox, OutboxEvent
 from server.records.tables import KEPT_AT, SINCE, SUMMARY, fitted
 from server.records.told import Told, beside, events_beside
+from server.records.unsaved import Unsaved
 from server.records.words import Cursor, RecordsUnavailable, StoredRequest, Wanted
 from server.signal import Signal
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 T = TypeVar("T")
-MAX_UNSAVED = 10_000
-"""About 100 MB of long calls; then the oldest are given up, counted and logged. Before it comes to
-that, the older half is put aside."""
+PUT_ASIDE = 2_500
+"""Records that are put aside at once when many wait."""
 BATCH = 100
 GATHER_S = 0.2
 """How long the first record waits for others: a thread and a transaction cost more than a row."""
@@ -101,7 +100,7 @@ class Records:
         self._metrics = metrics
         self._retention_days = retention_days
         self._outbox = Outbox(self._database)
-        self._unsaved: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._unsaved = Unsaved(metrics.records)
         self.on_written: Callable[[str], None] = _nobody
         """Told which call's record, or what was known of it by then, outlives the process now."""
         self._told = Told(metrics.records)
@@ -149,17 +148,10 @@ class Records:
         # By this the newer version is known, whatever the clock does and wherever the two are.
         self._last_kept_at = max(time.time(), self._last_kept_at + 1e-6)
         record = {**SINCE, **fitted(record), KEPT_AT: self._last_kept_at}
-        call_sid = record["call_sid"]
-        waiting = self._unsaved.get(call_sid)
+        waiting = self._unsaved.get(record["call_sid"])
         if waiting is not None and waiting["generation"] > record["generation"]:
             return  # of an owner that has lost the call since
-        self._unsaved[call_sid] = record
-        self._unsaved.move_to_end(call_sid)
-        if len(self._unsaved) > MAX_UNSAVED:
-            lost, _ = self._unsaved.popitem(last=False)
-            self._metrics.records.failures.labels("given-up").inc()
-            logger.error("record given up: too many wait for the database", call_sid=lost)
-        self._metrics.records.unsaved.set(len(self._unsaved))
+        self._unsaved.put(record)
         self._changed.set()
 
     def tell(self, event: OutboxEvent) -> None:
@@ -190,8 +182,8 @@ class Records:
         Raises:
             RecordsUnavailable: It is not in memory, and the database cannot be asked.
         """
-        if call_sid in self._unsaved:
-            return {k: v for k, v in self._unsaved[call_sid].items() if k != KEPT_AT}
+        if (record := self._unsaved.get(call_sid)) is not None:
+            return {name: value for name, value in record.items() if name != KEPT_AT}
         return await self._read(lambda: self._database.get(call_sid))
 
     async def page(
@@ -218,7 +210,7 @@ class Records:
 
     def unsaved(self, *, with_outcome: bool = False) -> Iterator[dict[str, Any]]:
         """Summaries of what waits for the database."""
-        for record in self._unsaved.values():
+        for record in self._unsaved:
             row = {name: record[name] for name in SUMMARY}
             yield row | {"outcome": record.get("outcome")} if with_outcome else row
 
@@ -282,15 +274,14 @@ class Records:
             except Exception as error:
                 # Whatever it was, calls go on, and what they leave waits for the next attempt.
                 self._failed("write", error)
-                are_many = len(self._unsaved) > MAX_UNSAVED // 2 or self._told.are_many
-                if are_many and self._unsaved:
-                    await self._set_aside(list(islice(self._unsaved.values(), MAX_UNSAVED // 4)))
+                if self._unsaved and (self._unsaved.are_many or self._told.are_many):
+                    await self._set_aside(self._unsaved.oldest(PUT_ASIDE))
                 await trio.sleep(backoff.next_s())
             else:
                 backoff.reset()
 
     async def _write(self) -> None:
-        batch = list(islice(self._unsaved.values(), BATCH))
+        batch = self._unsaved.oldest(BATCH)
         # Before the records: no call is over whose events are not there.
         events = list(self._told)
         for begin in range(0, len(events), BATCH):
@@ -312,10 +303,8 @@ class Records:
         """These records are where they belong."""
         for record in batch:
             # A newer version may have come while this one was written.
-            if self._unsaved.get(record["call_sid"]) is record:
-                del self._unsaved[record["call_sid"]]
+            self._unsaved.forget(record)
             self.on_written(record["call_sid"])
-        self._metrics.records.unsaved.set(len(self._unsaved))
         self._written.set()
         self._written = trio.Event()
 
@@ -348,10 +337,12 @@ class Records:
                     await trio.sleep(backoff.next_s())
         if self._unsaved or self._told:
             with trio.CancelScope(shield=True):  # it is timed itself
-                await self._set_aside(list(self._unsaved.values()), events=list(self._told))
-        for call_sid in self._unsaved:
+                await self._set_aside(list(self._unsaved), events=list(self._told))
+        for record in self._unsaved:
             self._metrics.records.failures.labels("given-up").inc()
-            logger.critical("record lost: neither database nor file took it", call_sid=call_sid)
+            logger.critical(
+                "record lost: neither database nor file took it", call_sid=record["call_sid"]
+            )
         self._told.give_up(self._told, "neither database nor file took it")
 
     # -- files beside the database ---------------------------------------------------------

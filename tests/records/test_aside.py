@@ -27,6 +27,7 @@ from server.events.places import Places
 from server.records import aside as aside_module
 from server.records import store as store_module
 from server.records import told as told_module
+from server.records import unsaved as unsaved_module
 from server.records.aside import Aside, read_lines
 from server.records.database import NOT_WHOLE, Database, database_url
 from server.records.outbox import OutboxEvent
@@ -263,7 +264,8 @@ async def test_a_directory_that_hangs_does_not_stop_the_writing(
 
     monkeypatch.setattr(Aside, "write", hang)
     monkeypatch.setattr(store_module, "ASIDE_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(store_module, "MAX_UNSAVED", 4)
+    monkeypatch.setattr(unsaved_module, "MAX_UNSAVED", 4)
+    monkeypatch.setattr(store_module, "PUT_ASIDE", 1)
     if not fails:
         locked.execute("ROLLBACK")
     async with running(file_url) as records:
@@ -681,7 +683,8 @@ async def test_a_full_disk_while_records_are_put_aside_is_said_loudly(
 async def test_records_beyond_what_memory_holds_go_to_a_file_and_back(
     file_url, locked, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(store_module, "MAX_UNSAVED", 40)
+    monkeypatch.setattr(unsaved_module, "MAX_UNSAVED", 40)
+    monkeypatch.setattr(store_module, "PUT_ASIDE", 10)
     async with running(file_url) as records:
         for round in range(4):
             for number in range(15):
@@ -949,9 +952,9 @@ async def test_events_that_are_many_for_their_bytes_go_aside_with_their_calls_re
         for number in range(3):
             records.tell(started(sid(number), payload="x" * 300))
             records.keep(record(number))
-        await until(lambda: files(tmp_path))
-        left = len(records._told)
+        await until(lambda: not records._told)
+        made = files(tmp_path)
         locked.execute("ROLLBACK")
 
-    assert left == 0
+    assert len(made) == 1
     assert failures(records, "event") == 0

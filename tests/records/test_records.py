@@ -20,6 +20,7 @@ from server.metrics import Metrics
 from server.records import database as database_module
 from server.records import statements
 from server.records import store as store_module
+from server.records import unsaved as unsaved_module
 from server.records.database import SchemaTooNew
 from server.records.store import Records
 from server.records.tables import calls
@@ -298,7 +299,7 @@ async def test_a_database_that_is_gone_is_written_when_it_comes_back(tmp_path):
 
 
 async def test_too_many_waiting_records_cost_the_oldest_and_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "MAX_UNSAVED", 3)
+    monkeypatch.setattr(unsaved_module, "MAX_UNSAVED", 3)
     (tmp_path / "gone").write_text("not a directory")
     with structlog.testing.capture_logs() as logged:
         async with running(f"sqlite:///{tmp_path}/gone/offhook.db") as records:
