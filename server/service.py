@@ -140,6 +140,7 @@ class Service:
             url=settings.events_url,
             keys=[read_secret(one.get_secret_value()) for one in settings.events_secret],
             allow_private=settings.events_allow_private,
+            turns=settings.events_turns,
             public_url=lambda: self.accounts.public_url,
             handlers=load_handlers(settings.event_handlers),
         )
@@ -315,6 +316,7 @@ class Service:
         """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""
         await self.calls.drain(0.0 if self._has_waited else self.settings.drain_timeout_s)
         await self._drawing.finish()
+        await self.events.handling.finish()
 
     def step_in(self) -> None:
         """Take new calls from now on."""
