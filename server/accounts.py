@@ -138,9 +138,11 @@ class Accounts:
         if account is None:
             await self._simulate(nursery)
         else:
-            await self._use(account, nursery)
+            self._use(account)
         if account is None or account.carrier is not None:
             self.carrier = PhonesAndPages(self.carrier, self.pages)
+        if self._tokens is not None:
+            await nursery.start(keep_going, "google tokens", self._tokens.run)
 
     @property
     def carrier_names(self) -> list[str]:
@@ -193,9 +195,9 @@ class Accounts:
             api_url=twilio.api_url,
             name="simulator",
         )
-        await self._use_gemini(DeveloperAccount(api_key), gemini.url, nursery)
+        self._use_gemini(DeveloperAccount(api_key), gemini.url)
 
-    async def _use(self, account: Account, nursery: trio.Nursery) -> None:
+    def _use(self, account: Account) -> None:
         match account.carrier:
             case TwilioAccount() as twilio:
                 self._use_twilio(
@@ -211,7 +213,7 @@ class Accounts:
                 self.carrier, self.webhooks = self.pages, NoWebhooks()
                 self.public_url, self.own_number = account.public_url, ""
                 self.has_price_table = False
-        await self._use_gemini(account.model, self._settings.gemini_url, nursery)
+        self._use_gemini(account.model, self._settings.gemini_url)
         self.reader = self._reader(account.model)
 
     def _use_asterisk(self, account: AsteriskAccount, public_url: str) -> None:
@@ -220,7 +222,7 @@ class Accounts:
         ari = Ari(account.url, account.user, account.secret, timeout_s=settings.carrier_timeout_s)
         carrier = AsteriskCarrier(
             ari,
-            app=f"{account.app}-{process}" if process else account.app,
+            app=account.app,
             client=account.client,
             number=account.number,
             dial=account.dial,
@@ -228,6 +230,7 @@ class Accounts:
             transfer_context=account.transfer_context,
             apology=account.apology,
             ring_timeout_s=settings.ring_timeout_s,
+            max_duration_s=settings.max_call_duration_s,
             process=process,
         )
         self.carrier, self.events = carrier, (*self.events, carrier)
@@ -272,12 +275,7 @@ class Accounts:
             api_key=account.api_key,
         )
 
-    async def _use_gemini(
-        self,
-        account: DeveloperAccount | VertexAccount,
-        url: str | None,
-        nursery: trio.Nursery,
-    ) -> None:
+    def _use_gemini(self, account: DeveloperAccount | VertexAccount, url: str | None) -> None:
         settings = self._settings
         self.model_platform = "vertex" if isinstance(account, VertexAccount) else "developer"
         main = self._gemini(account, settings.gemini_model, url)
@@ -296,8 +294,6 @@ class Accounts:
             connection_age_s=settings.model_connection_age_s,
             reconnect_budget_s=settings.model_reconnect_budget_s,
         )
-        if self._tokens is not None:
-            await nursery.start(keep_going, "google tokens", self._tokens.run)
 
     def _other(self) -> DeveloperAccount | VertexAccount | None:
         """The account of the fallback, if it has another one."""

@@ -30,9 +30,10 @@ from server.carrier import (
     TransferUpdate,
     VoiceRequest,
 )
-from server.carrier.webhooks import Reply, Report
+from server.carrier.webhooks import PassOn, Reply, Report
 from server.cluster.cluster import Cluster
 from server.cluster.redis import redis_registry
+from server.cluster.registry import RegistryAway
 from server.errors import CallRefused
 from server.events.events import Events
 from server.events.handlers import load_handlers
@@ -51,7 +52,7 @@ from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from server.switchboard.destinations import Destinations
 from server.switchboard.making import refusal_of
-from server.switchboard.rescue import Rescue
+from server.switchboard.rescue import CallLost, Rescue
 from server.switchboard.strangers import Strangers
 from server.voice.judge import MAX_CALLS, Judge
 from server.voice.silero import Silero, is_installed
@@ -139,6 +140,7 @@ class Service:
             url=settings.events_url,
             keys=[read_secret(one.get_secret_value()) for one in settings.events_secret],
             allow_private=settings.events_allow_private,
+            turns=settings.events_turns,
             public_url=lambda: self.accounts.public_url,
             handlers=load_handlers(settings.event_handlers),
         )
@@ -186,28 +188,67 @@ class Service:
 
     # -- what the carrier asks and reports -------------------------------------------------
 
-    async def take_report(self, report: Report) -> Reply | None:
-        """Take what the carrier says about a call of this process, or answer what it asks.
+    async def take_report(self, report: Report) -> Reply | PassOn | None:
+        """Take what the carrier tells on a connection of this process, or answer what it asks.
+
+        What comes as a request is brought to the process whose it is before it is answered; here it
+        is looked whose a call is by now, and a new one is given to whoever has the most room.
 
         Returns:
-            How the call goes on; None if nobody asks.
+            How the call goes on; None if nobody asks, or it is another process's to say.
         """
         calls = self.calls
+        is_live = calls.register.get_live(report.call_sid) is not None
         match report:
-            case VoiceRequest(begins=True):
+            case VoiceRequest(begins=True) if not is_live:
+                if not report.is_given and (other := self._chosen()) is not None:
+                    return PassOn(other)
                 return await self.begin_call(report)
+            case VoiceRequest(begins=True) | ResumeRequest():
+                return await self._go_on(report.call_sid)
             case VoiceRequest():
                 return await calls.go_on(report, self.agent)
-            case ResumeRequest(call_sid=call_sid):
-                return await calls.resume(call_sid, self.agent)
             case StatusUpdate():
+                if report.status.is_final and is_live and self.cluster.are_several:
+                    await self.rescue.is_ours(report.call_sid)  # else it ends in silence
                 calls.update_status(report)
             case MachineVerdict():
                 calls.update_machine(report)
+            case TransferUpdate(wants_document=False):
+                calls.update_transfer(report)
             case TransferUpdate():
-                reply = calls.update_transfer(report)
-                return reply if report.wants_document else None
+                if not is_live and self.cluster.are_several:  # nobody has it who could have it back
+                    return await self._go_on(report.call_sid)
+                return calls.update_transfer(report)
         return None
+
+    def _chosen(self) -> str | None:
+        """The process that is to have the next call; None if it is this one."""
+        name = self.cluster.new_calls.choose() if self.cluster.are_several else None
+        return None if name == self.cluster.me.name else name
+
+    async def _go_on(self, call_sid: str) -> Reply | None:
+        """How a call goes on whose stream has ended, or that somebody here has left behind; None
+        where another process has it, or may take it yet.
+        """
+        cluster, rescue, calls = self.cluster, self.rescue, self.calls
+        is_orphan = False
+        if cluster.are_several and calls.register.get_live(call_sid) is not None:
+            if not await rescue.is_ours(call_sid):
+                return None
+        elif cluster.are_several:
+            try:
+                holding = await cluster.registry.owner(call_sid)
+                if holding is not None and holding.member != cluster.me:
+                    if not cluster.is_gone(holding.member):
+                        return None
+                    await rescue.take(call_sid, holding)
+            except CallLost as lost:
+                is_orphan = not lost.has_ended
+            except (RegistryAway, CallRefused) as reason:
+                logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(reason))
+                return None
+        return await calls.resume(call_sid, self.agent, is_orphan=is_orphan)
 
     async def begin_call(self, asked: VoiceRequest, *, generation: int = 1) -> Reply:
         """Answer an inbound call, or refuse it.
@@ -275,6 +316,7 @@ class Service:
         """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""
         await self.calls.drain(0.0 if self._has_waited else self.settings.drain_timeout_s)
         await self._drawing.finish()
+        await self.events.handling.finish()
 
     def step_in(self) -> None:
         """Take new calls from now on."""

@@ -59,7 +59,8 @@ def load_tools(modules: Iterable[str]) -> tuple[Tool, ...]:
     for name in modules:
         try:
             module = importlib.import_module(name)
-        except Exception as error:  # whatever a module of the user's may do when it is imported
+        # Whatever a module of the user's may do when it is imported.
+        except (Exception, SystemExit) as error:
             raise ConfigurationError(
                 f"TOOLS: {name} cannot be imported: {type(error).__name__}: {error}"
             ) from error

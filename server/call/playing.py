@@ -184,6 +184,7 @@ class Playing:
         c.notes.transcript.agent_heard(
             heard.turn, heard_s=heard.heard_s, made_s=heard.made_s, cut=heard.cut
         )
+        c.notes.on_heard(heard.turn)
 
     # -- keys --------------------------------------------------------------------------------
 

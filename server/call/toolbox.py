@@ -229,7 +229,7 @@ class Toolbox:
                 return "ok", _response(await wanted.run(call.arguments, self._call, self._threads))
         except ToolError as error:
             return "error", _error(str(error))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # A bug in a tool is no reason to lose a call. Its message may hold what somebody said,
             # so only its kind and its place are told.
             frames = traceback.format_tb(error.__traceback__)

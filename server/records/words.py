@@ -79,6 +79,8 @@ class CallRecord:
     """Who spoke with them, by name."""
     generation: int = FIRST_GENERATION
     """For the how-manieth time the call is some process's."""
+    outcome_complete: bool | None = None
+    """Whether its agent knows all that it is to find out; None for one that wants nothing."""
     details: CallDetails | None = None
     """Left out in lists."""
 
@@ -133,7 +135,7 @@ class Wanted:
     until: float | None = None
     min_duration_s: float | None = None
     max_duration_s: float | None = None
-    one_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    one_of: Mapping[str, tuple[str | bool, ...]] = field(default_factory=dict)
     """By column: what may stand there."""
 
     @property

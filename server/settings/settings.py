@@ -329,6 +329,8 @@ class Settings(BaseSettings):
     """What events are signed with, ``whsec_…``; with several, there is a signature by each."""
     events_allow_private: bool = False
     """Receivers may be in a private network, and without TLS."""
+    events_turns: bool = False
+    """Receivers are told of each turn as soon as it was heard, too."""
     event_handlers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = ()
     """Modules whose functions with ``@on`` above them are called when something happens."""
 

@@ -200,6 +200,7 @@ class Calls:
         with one_calls_trouble(call):
             if not is_moved:  # else whoever has it writes its record
                 record = call.record()
+                self.register.tell_turns(call)
         let_go = partial(
             self._cluster.let_go, call.call_sid, call.ownership.generation, is_moved=is_moved
         )
@@ -223,8 +224,9 @@ class Calls:
             with one_calls_trouble(call):
                 self._cluster.release(call_sid)
         with one_calls_trouble(call):
-            if (recorder := call.conversation.let_go()) is not None:
-                self.register.follow(recorder)
+            recorder = call.conversation.let_go()
+            if recorder is not None and left is not None:
+                self.register.follow(recorder, left)
         self._tell_if_empty()
         with one_calls_trouble(call):
             self._cluster.publish()

@@ -17,7 +17,7 @@ from server.call.report.ended import EndedCall
 from server.carrier import StatusUpdate
 from server.carrier.webhooks import EndCall, Reply, SayAndEndCall
 from server.errors import ServerError
-from server.events.event import Kind
+from server.events.event import CallTold, Kind
 from server.events.events import Events
 from server.records.recording import Recorder
 from server.records.store import Records
@@ -90,6 +90,9 @@ class Register:
         """A call lives."""
         self._live[call.call_sid] = call
         self._tell("call.started", call)
+        url = call.conversation.party.agent.events_url
+        if self.events is not None and self.events.are_turns_wanted(url):
+            call.conversation.notes.on_heard = partial(self._tell_heard, call.call_sid)
         if call.conversation.answered_at is None:
             call.on_answer = partial(self._tell_answered, call.call_sid)
         else:  # in another process, which may not have lived to tell it
@@ -104,7 +107,25 @@ class Register:
         url = call.conversation.party.agent.events_url
         if self.events is not None and self.events.is_wanted(url):
             with one_calls_trouble(call):
-                self.events.tell(kind, call.record(full=False).as_dict(), url)
+                self.events.tell(kind, CallTold(call.record(full=False).as_dict()), url)
+
+    def _tell_heard(self, call_sid: str, turn: int) -> None:
+        if (call := self._live.get(call_sid)) is not None:
+            self.tell_turns(call, turn)
+
+    def tell_turns(self, call: Call, heard: int | None = None) -> None:
+        """Tell of the turns that are settled by what was heard, or by the call's end, if anybody
+        wants to be told.
+        """
+        c = call.conversation
+        url = c.party.agent.events_url
+        with one_calls_trouble(call):
+            if self.events is None or not self.events.are_turns_wanted(url):
+                return
+            turns = c.notes.transcript.settled(heard, words=c.options.transcripts)
+            shown = call.record(full=False).as_dict() if turns else {}
+            for turn in turns:
+                self.events.tell("call.turn", CallTold(shown, turn), url)
 
     def _tell_end(self, call: Call, shown: dict[str, Any]) -> None:
         """Tell how a call has ended, given its record; before that is written."""
@@ -116,9 +137,10 @@ class Register:
             kinds.insert(0, "call.recording")
         if reason is not None and reason.is_failure:
             kinds.insert(0, "call.failed")
+        told = CallTold(shown)
         for kind in kinds:
             with one_calls_trouble(call):
-                self.events.tell(kind, shown, url)
+                self.events.tell(kind, told, url)
 
     def end(
         self, call: Call, record: CallRecord | None, let_go: Callable[[], None]
@@ -147,7 +169,8 @@ class Register:
         if record is not None:
             with one_calls_trouble(call):
                 shown = record.as_dict()
-                self._tell_end(call, shown)
+                with one_calls_trouble(call):
+                    self._tell_end(call, shown)
                 with one_calls_trouble(call):
                     left = self._recent[call.call_sid] = call.left(shown)
                 self._keep(shown)
@@ -194,17 +217,16 @@ class Register:
         shown = left.shown()
         if self.events is not None and self.events.is_wanted(events_url):
             with one_calls_trouble(left):
-                self.events.tell("call.outcome", shown, events_url)
+                self.events.tell("call.outcome", CallTold(shown), events_url)
         self._keep(shown)
 
-    def follow(self, recorder: Recorder) -> None:
+    def follow(self, recorder: Recorder, left: EndedCall) -> None:
         """What an ended call's recording still has is being written: learn if that fails."""
-        recorder.on_stop = partial(self._recording_stopped, recorder)
+        recorder.on_stop = partial(self._recording_stopped, recorder, left)
 
-    def _recording_stopped(self, recorder: Recorder, reason: str) -> None:
-        if (left := self._recent.get(recorder.call_sid)) is not None:
-            left.recording_stopped(recorder.as_dict(), reason)
-            self._keep(left.shown())
+    def _recording_stopped(self, recorder: Recorder, left: EndedCall, reason: str) -> None:
+        left.recording_stopped(recorder.as_dict(), reason)
+        self._keep(left.shown())
 
     def _keep(self, shown: dict[str, Any]) -> None:
         """Have the database keep a record, or what has become known since."""
@@ -264,7 +286,12 @@ class Register:
         yield from reversed(self._recent.values())
 
     async def page(
-        self, limit: int, before: Cursor | None = None, wanted: Wanted | None = None
+        self,
+        limit: int,
+        before: Cursor | None = None,
+        wanted: Wanted | None = None,
+        *,
+        with_outcome: bool = False,
     ) -> Page:
         """Summaries of calls, live ones among them, newest first.
 
@@ -272,14 +299,21 @@ class Register:
             limit: How many at most.
             before: Where the page before this one ended; None for the first.
             wanted: Which of them; None for all.
+            with_outcome: Only calls that have ended, and what they have brought.
         """
         # Memory first: what is written to the database meanwhile is then seen at least once.
-        found = {call.call_sid: _shown(call, full=False) for call in self.all()}
+        if with_outcome:
+            recent = reversed(self._recent.values())
+            rows = [one.shown(full=False) | {"outcome": one.outcome} for one in recent]
+        else:
+            rows = [_shown(call, full=False) for call in self.all()]
+        found = {row["call_sid"]: row for row in rows}
         is_complete, more = True, False
         if self._records is not None:
-            found = {record["call_sid"]: record for record in self._records.unsaved()} | found
+            unsaved = self._records.unsaved(with_outcome=with_outcome)
+            found = {record["call_sid"]: record for record in unsaved} | found
             try:
-                kept = await self._records.page(limit, before, wanted)
+                kept = await self._records.page(limit, before, wanted, with_outcome=with_outcome)
             except RecordsUnavailable:
                 kept, is_complete = [], False
             more = len(kept) == limit

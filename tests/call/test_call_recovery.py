@@ -15,6 +15,7 @@ from server.errors import ConfigurationError
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
 from server.model.lasting.plan import MAX_DELAY_S
+from server.settings.accounts import DeveloperAccount
 from server.settings.settings import Settings
 from server.simulators.gemini import MODEL_SCRIPTS, Drop, GeminiSimulator, ModelScript
 from tests.support.rig import calling
@@ -218,22 +219,20 @@ async def test_the_simulated_model_follows_the_script_that_is_set(fast_clock):
 )
 def test_one_setting_makes_a_fallback_and_the_rest_is_as_for_the_model(given):
     accounts = create_app(Settings.load(_env_file=None, **given)).service.accounts
-    accounts._use_gemini("a-key", "ws://127.0.0.1:9")
+    accounts._use_gemini(DeveloperAccount("a-key"), "ws://127.0.0.1:9")
 
     service, fallback = accounts.model._services
 
     assert fallback is not None
-    expected = {
-        "name": given.get("fallback_gemini_model", service.name),
-        "_api_key": given.get("fallback_gemini_api_key", "a-key"),
-    }
-    assert {name: getattr(fallback, name) for name in expected} == expected
+    assert fallback.name == given.get("fallback_gemini_model", service.name)
+    key = given.get("fallback_gemini_api_key", "a-key")
+    assert fallback._credentials.headers() == {"x-goog-api-key": key}
     url = given.get("fallback_gemini_url", "ws://127.0.0.1:9")
-    assert fallback._url.startswith(url)
+    assert fallback._endpoint.url.startswith(url)
 
 
 def test_without_a_setting_there_is_no_fallback():
     accounts = create_app(Settings.load(_env_file=None)).service.accounts
-    accounts._use_gemini("a-key", "ws://127.0.0.1:9")
+    accounts._use_gemini(DeveloperAccount("a-key"), "ws://127.0.0.1:9")
 
     assert accounts.model._services[1] is None

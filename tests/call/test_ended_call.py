@@ -15,6 +15,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
 from server.call.report.costs import Prices
+from server.call.report.ended import EndedCall
+from server.call.report.progress import Progress
 from server.carrier import CallStatus, StatusUpdate
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError
@@ -25,6 +27,8 @@ from server.model import (
     GenerationComplete,
     TurnComplete,
 )
+from server.records.recording import Recorder
+from server.switchboard.register import Register
 from tests.support.fakes import KeptRecords, MemoryCarrier, MemoryMedia
 from tests.support.switchboards import NUMBER, make_calls, serve_stream, started
 
@@ -209,3 +213,25 @@ async def test_a_value_that_is_no_json_costs_no_record(autojump_clock, nursery):
     timeline = (await calls.register.record(call.call_sid))["timeline"]
 
     assert "{1, 2}" in [line.get("found") for line in timeline]
+
+
+async def test_a_recording_that_fails_later_is_in_the_record_however_many_have_ended_since():
+    records = KeptRecords()
+    register = Register(records, 0)
+    left = EndedCall(
+        {"call_sid": "CA1", "recording": {"reason": None}, "timeline": []},
+        EndReason.CALLER_HUNG_UP,
+        costs=None,
+        billed={},
+        began_at=trio.current_time(),
+        progress=Progress(),
+        finished=trio.Event(),
+    )
+    recorder = Recorder("CA1", 0.0)
+    register.follow(recorder, left)
+
+    recorder.stop("disk-full")
+
+    [kept] = records.kept
+    assert kept["recording"]["reason"] == "disk-full"
+    assert kept["timeline"][-1]["what"] == "recording stopped"

@@ -23,7 +23,13 @@ from pydantic import (
 from server.agent.agent import DEFAULT_NAME, Agent
 from server.agent.loading import agent_of, check_names
 from server.agent.outcome import SchemaWrong, outcome_schema, outcome_tool
-from server.agent.roster.agents import ANY_NUMBER, VARIABLE_NAME, variables_of
+from server.agent.roster.agents import (
+    ANY_NUMBER,
+    MAX_TEXT_CHARS,
+    TEXTS,
+    VARIABLE_NAME,
+    variables_of,
+)
 from server.agent.tool import Tool
 from server.errors import ConfigurationError, ServerError
 from server.settings import values
@@ -33,8 +39,6 @@ from server.settings.numbers import own_number
 from server.settings.settings import Settings
 
 NAME = "[a-z0-9][a-z0-9_-]{0,63}"
-MAX_TEXT_CHARS = 200_000
-"""Of a prompt: as much as another process is told of it."""
 MAX_NUMBERS = 10_000
 MAX_VARIABLES = 64
 MAX_VALUE_CHARS = 1_000
@@ -198,8 +202,9 @@ def described(said: Mapping[str, Any], base: Settings, folder: Path) -> Agent:
         settings=settings,
         is_recorded=given.get("recording", True),
     )
-    if len(agent.prompt) > MAX_TEXT_CHARS:
-        raise Misdescribed([(("prompt",), f"must have at most {MAX_TEXT_CHARS:,} characters")])
+    if long := next((name for name in TEXTS if len(getattr(agent, name)) > MAX_TEXT_CHARS), None):
+        key = "voicemail_message" if long == "voicemail" else long
+        raise Misdescribed([((key,), f"must have at most {MAX_TEXT_CHARS:,} characters")])
     return agent
 
 

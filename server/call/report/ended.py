@@ -55,6 +55,7 @@ class EndedCall:
         "_changed",
         "_costs",
         "_lines",
+        "_outcome",
         "_packed",
         "_summary",
         "call_sid",
@@ -77,6 +78,7 @@ class EndedCall:
         self.call_sid: str = record["call_sid"]
         self.end_reason = reason
         self._summary = {name: of for name, of in record.items() if name not in DETAILS}
+        self._outcome = record.get("outcome")
         details = {name: of for name, of in record.items() if name in DETAILS}
         self._packed = zlib.compress(json.dumps(details, default=shown).encode(), _FAST)
         self._changed: dict[str, Any] = {}
@@ -118,7 +120,12 @@ class EndedCall:
 
     def outcome_drawn(self, outcome: Mapping[str, Any]) -> None:
         """What the call was for, with what was found in its transcript; as the API shows it."""
-        self._changed |= fitted({"outcome": outcome})
+        self._changed |= fitted({"outcome": outcome, "outcome_complete": outcome["complete"]})
+
+    @property
+    def outcome(self) -> Any:
+        """What the call was for, as the API shows it; None if its agent wants nothing."""
+        return self._changed.get("outcome", self._outcome)
 
     def recording_stopped(self, recording: Mapping[str, Any], reason: str) -> None:
         """The rest of what was said could not be written.

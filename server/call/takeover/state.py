@@ -205,6 +205,7 @@ class CallState:
 
 
 _decode = msgspec.json.Decoder(CallState).decode
+_decode_agent = msgspec.json.Decoder(AgentState).decode
 
 FIXED = (
     "direction", "number", "metadata", "client", "traceparent", "agent", "created_at",
@@ -225,7 +226,15 @@ class StateWriter:
         self._size = 0
 
     def fix(self, members: Mapping[str, object]) -> None:
-        """These members of a state, :data:`FIXED`, are the same from now on."""
+        """These members of a state, :data:`FIXED`, are the same from now on.
+
+        Raises:
+            StateTooLong: The agent is beyond the bounds of whoever would read it.
+        """
+        try:
+            _decode_agent(msgspec.json.encode(members["agent"]))
+        except msgspec.ValidationError as error:  # which says where, and nothing of what is there
+            raise StateTooLong(f"the agent of a call is too long to be kept: {error}") from None
         content = msgspec.json.encode(members)[:-1] + b","
         deflate = zlib.compressobj(COMPRESSION, wbits=-zlib.MAX_WBITS)
         self._fixed = deflate.compress(content) + deflate.flush(zlib.Z_FULL_FLUSH)

@@ -44,13 +44,6 @@ class _Module(Struct):
     status: _Text
 
 
-class ChannelState(Struct):
-    """How a channel stands."""
-
-    id: _Text
-    state: _Text
-
-
 class AppState(Struct):
     """What an app has in its hands."""
 
