@@ -136,9 +136,13 @@ class Speaking:
         seconds = len(payload) / BYTES_PER_S
         if c.turns.agent_audio(turn, seconds, audible=audible, now=received_at):
             c.turn_changed.set()
+        wide, before = c.passing.wide, None
+        if wide is not None:
+            before = c.playout.turn_heard(turn, received_at)
         if c.playout.push(payload, turn, received_at):
-            if c.passing.wide is not None:
-                c.passing.wide.said(turn, pcm)
+            if wide is not None:
+                made_s = 0.0 if before is None else before.made_s
+                wide.said(turn, round(made_s * BYTES_PER_S), pcm)
             self._playing.let_out()
 
     def _follow(self, turn: int) -> None:

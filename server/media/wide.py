@@ -17,6 +17,8 @@ MAX_SAID_BYTES = 600 * BYTES_PER_S * SAID_RATIO
 """Ten minutes of what the agent says, as much as waits to be played at most."""
 KEPT_SAID_BYTES = 32 * BYTES_PER_S * SAID_RATIO
 """Behind what has been sent: an agent that was held goes on there; no stream is sent more ahead."""
+MAX_ROUNDED_BYTES = 480
+"""10 ms: an encoder that has taken so many samples may have given out fewer yet."""
 MAX_HEARD_BYTES = 14 * BYTES_PER_S
 """Of mu-law: more than is ever withheld from the model at a call's opening."""
 
@@ -24,9 +26,9 @@ MAX_HEARD_BYTES = 14 * BYTES_PER_S
 class _Turn:
     """One turn of the agent's, as far as it may still be sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, dropped_bytes: int) -> None:
         self.pcm = bytearray()
-        self.dropped_bytes = 0
+        self.dropped_bytes = dropped_bytes
         self.is_broken = False
 
 
@@ -41,15 +43,19 @@ class Wide:
 
     # -- what the agent says ---------------------------------------------------------------
 
-    def said(self, turn: int, pcm: bytes) -> None:
+    def said(self, turn: int, at: int, pcm: bytes) -> None:
         """The agent has said this, which was queued as mu-law.
 
         Args:
             turn: The agent's turn.
+            at: Where in it that begins, in bytes of mu-law.
             pcm: 16-bit samples at 24 kHz.
         """
-        kept = self._turns.setdefault(turn, _Turn())
-        kept.is_broken = kept.is_broken or self._said_bytes + len(pcm) > MAX_SAID_BYTES
+        if (kept := self._turns.get(turn)) is None:
+            kept = self._turns[turn] = _Turn(dropped_bytes=at * SAID_RATIO)
+        expected = kept.dropped_bytes + len(kept.pcm)
+        is_gap = abs(at * SAID_RATIO - expected) > MAX_ROUNDED_BYTES
+        kept.is_broken = kept.is_broken or is_gap or self._said_bytes + len(pcm) > MAX_SAID_BYTES
         if not kept.is_broken:  # what came after a gap would not be found at its place
             kept.pcm += pcm
             self._said_bytes += len(pcm)

@@ -18,7 +18,9 @@ from server.carrier import CallStatus
 from server.cluster.directory.meeting import AVAILABLE
 from server.cluster.sealing import CannotUnseal, unseal
 from server.simulators.twilio import SimulatedCall
+from server.supervision import first_of
 from tests.support.known_secret import SECRET
+from tests.support.pages import page_on
 from tests.support.processes import KNOWN_SECRET, ServerProcess, server_process
 
 pytestmark = [
@@ -149,3 +151,33 @@ async def wait_ended_as_moved(server: ServerProcess, count: int) -> None:
             if sum(float(number) for number in found) >= count:
                 return
             await trio.sleep(0.05)
+
+
+async def test_a_page_whose_process_is_killed_goes_on_in_another(tmp_path):
+    async with server_process(tmp_path, KNOWN_SECRET, **PATIENT) as server:
+        await server.both_ready()
+        calls = {}
+        while len(calls) < 2:
+            made = (await server.http.post("/calls/browser", json={"quality": "wide"})).json()
+            calls[made["url"]] = made
+        first, second = calls.values()
+        async with page_on(first) as one, page_on(second) as other:
+            for page in (one, other):
+                await page.wait(lambda page=page: len(page.told("mark")) > 1)
+            os.kill(server.workers()[0], signal.SIGKILL)
+            with trio.fail_after(PATIENCE_S):
+                await first_of(one.over.wait, other.over.wait)
+            call = first if one.over.is_set() else second
+        shown, goes_on = {"call_sid": call["call_sid"], "key": call["key"]}, {}
+        with trio.fail_after(PATIENCE_S):
+            while "over" not in goes_on:  # as long as nobody can say
+                answer = await server.http.post("/calls/browser/resume", json=shown)
+                goes_on = answer.json()
+        async with page_on(call, ticket=goes_on["ticket"], url=goes_on["url"]) as page:
+            await page.wait(lambda: page.told("media"))
+            await page.send("stop")
+            await page.over.wait()
+        record = (await server.http.get(f"/calls/{call['call_sid']}")).json()
+
+    assert "taken up from another process" in [one["what"] for one in record["timeline"]]
+    assert record["reason"] == "caller-hung-up"

@@ -11,8 +11,8 @@ SAID = bytes(range(1, 241)) * 40  # 9,600 bytes: 0.2 s at 24 kHz, 1,600 of mu-la
 
 def test_pieces_of_a_turn_are_found_where_they_were_said():
     wide = Wide()
-    wide.said(1, SAID[:4_800])
-    wide.said(1, SAID[4_800:])
+    wide.said(1, 0, SAID[:4_800])
+    wide.said(1, 800, SAID[4_800:])
 
     assert wide.take(1, 0, 160) == SAID[:960]
     assert wide.take(1, 160, 1_440) == SAID[960:]
@@ -20,15 +20,32 @@ def test_pieces_of_a_turn_are_found_where_they_were_said():
 
 def test_a_turn_that_was_held_is_found_again():
     wide = Wide()
-    wide.said(1, SAID)
+    wide.said(1, 0, SAID)
     wide.take(1, 0, 1_600)
 
     assert wide.take(1, 400, 100) == SAID[2_400:3_000]
 
 
+def test_a_turn_that_is_kept_from_its_middle_on_is_found_from_there():
+    wide = Wide()
+    wide.said(1, 800, SAID[4_800:])
+
+    assert wide.take(1, 0, 160) == b""
+    assert wide.take(1, 800, 800) == SAID[4_800:]
+
+
+def test_nothing_is_found_at_another_place_after_a_gap():
+    wide = Wide()
+    wide.said(1, 0, SAID[:960])
+    wide.said(1, 1_000, SAID[:960])
+
+    assert wide.take(1, 0, 160) == SAID[:960]
+    assert wide.take(1, 160, 160) == b""
+
+
 def test_what_was_never_said_is_empty():
     wide = Wide()
-    wide.said(2, SAID)
+    wide.said(2, 0, SAID)
 
     assert wide.take(1, 0, 160) == b""
     assert wide.take(2, 1_600, 160) == b""
@@ -37,8 +54,8 @@ def test_what_was_never_said_is_empty():
 
 def test_a_turn_before_the_one_that_is_sent_is_forgotten():
     wide = Wide()
-    wide.said(1, SAID)
-    wide.said(2, SAID[::-1])
+    wide.said(1, 0, SAID)
+    wide.said(2, 0, SAID[::-1])
 
     assert wide.take(2, 0, 160) == SAID[::-1][:960]
     assert wide.take(1, 0, 160) == b""
@@ -48,7 +65,7 @@ def test_a_long_turn_is_kept_as_far_back_as_it_may_be_held_and_no_further():
     wide = Wide()
     second = bytes(48_000)
     for at in range(200):
-        wide.said(1, second)
+        wide.said(1, at * 8_000, second)
         assert wide.take(1, at * 8_000, 8_000) == second
 
     assert wide.take(1, 199 * 8_000 - KEPT_SAID_BYTES // 12, 160) == bytes(960)
@@ -57,10 +74,10 @@ def test_a_long_turn_is_kept_as_far_back_as_it_may_be_held_and_no_further():
 
 def test_more_than_ten_minutes_that_wait_are_not_kept_and_nothing_is_found_at_another_place():
     wide = Wide()
-    wide.said(1, bytes(MAX_SAID_BYTES))
-    wide.said(1, SAID)
+    wide.said(1, 0, bytes(MAX_SAID_BYTES))
+    wide.said(1, MAX_SAID_BYTES // 6, SAID)
     wide.take(2, 0, 160)
-    wide.said(3, SAID)
+    wide.said(3, 0, SAID)
 
     assert wide.take(1, MAX_SAID_BYTES // 6, 160) == b""
     assert wide.take(3, 0, 160) == SAID[:960]
