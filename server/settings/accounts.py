@@ -77,6 +77,9 @@ class Account:
     """Where the carrier reaches this server; of no use where it need not."""
 
 
+SEVERAL_REGIONS = frozenset({"global", "us", "eu"})
+REGIONAL_MODELS = "gemini-live-2.5"
+"""Models whose names begin so are on Vertex AI in single regions only."""
 NAMES = (*TWILIO, *ASTERISK, *_API_KEY, "gemini_api_key", "vertex_project", "public_url")
 """The settings that say which accounts there are."""
 

@@ -457,3 +457,13 @@ async def test_the_official_client_and_ours_ask_the_same_address_for_the_same_mo
     assert heard == simulator.greeting.pcm
     assert theirs["model"] == ours["model"]
     assert simulator.sessions[0].mistakes == []
+
+
+def test_a_model_that_is_in_regions_only_is_a_doubt_elsewhere():
+    old = {"vertex_project": PROJECT, "gemini_model": "gemini-live-2.5-flash-native-audio"}
+
+    somewhere = Settings.load(_env_file=None, **old, vertex_location="europe-west4")
+    nowhere = Settings.load(_env_file=None, **old)
+
+    assert any("has to be a region" in one for one in nowhere.warnings)
+    assert not any("has to be a region" in one for one in somewhere.warnings)

@@ -37,13 +37,15 @@ _LIVE_3 = ModelPrice(
     prompt={"TEXT": 0.75, "AUDIO": 3.0, "IMAGE": 1.0, "VIDEO": 1.0},
     response={"TEXT": 4.5, "AUDIO": 12.0},
 )
+_LIVE_2_5 = ModelPrice(
+    prompt={"TEXT": 0.5, "AUDIO": 3.0, "IMAGE": 3.0, "VIDEO": 3.0},
+    response={"TEXT": 2.0, "AUDIO": 12.0},
+)
 MODEL_PRICES: Mapping[str, ModelPrice] = {
     "gemini-3.8-live": _LIVE_3,  # and -extended-thinking
     "gemini-3.1-flash-live": _LIVE_3,
-    "gemini-2.5-flash-native-audio": ModelPrice(
-        prompt={"TEXT": 0.5, "AUDIO": 3.0, "IMAGE": 3.0, "VIDEO": 3.0},
-        response={"TEXT": 2.0, "AUDIO": 12.0},
-    ),
+    "gemini-2.5-flash-native-audio": _LIVE_2_5,
+    "gemini-live-2.5-flash-native-audio": _LIVE_2_5,  # as Vertex AI calls it
 }
 """By the beginning of the model's name; the paid tier of "Gemini Developer API pricing"."""
 

@@ -205,7 +205,14 @@ export class Phone extends EventTarget {
   // On the line ----------------------------------------------------------------------------------
 
   #connect(url, ticket) {
-    const socket = (this.#socket = new WebSocket(url));
+    let socket;
+    try {
+      socket = this.#socket = new WebSocket(url);
+    } catch (error) { // an address that this page may not open
+      this.#tell("problem", { message: String(error.message ?? error) });
+      this.#end("failed");
+      return;
+    }
     this.#sid = newSid();
     this.#chunk = 0;
     socket.onopen = () => {
