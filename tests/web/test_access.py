@@ -54,13 +54,17 @@ async def test_with_a_real_account_every_route_wants_a_key_or_a_signature():
             path: (await client.open(path, method=method)).status_code
             for method, path in paths(app)
         }
+        shown = {"call_sid": "BR" + "0" * 32, "key": "0" * 64}
+        wrong = await client.post("/calls/browser/resume", json=shown)
 
     assert len(answers) > 8
     signed = {path for path, status in answers.items() if status == 403}
     others = {path: status for path, status in answers.items() if status not in (401, 403)}
     assert {"/twiml", "/call-status", "/transfer-status", "/amd-status"} <= signed
-    pages = {"/": 302, "/docs": 200, "/static/CA1": 404}
-    assert others == {"/healthz": 200, "/readyz": 200, **pages}
+    pages = {"/": 302, "/docs": 200, "/phone": 200, "/static/CA1": 404}
+    nothing_shown = {"/calls/browser/resume": 400}  # which wants a call's own key, in its body
+    assert others == {"/healthz": 200, "/readyz": 200, **pages, **nothing_shown}
+    assert wrong.status_code == 403
 
 
 async def test_a_real_account_without_a_key_gets_one_that_is_shown_once(capsys):
