@@ -230,7 +230,7 @@ class Call:
             await c.line.released.wait()
         if self.is_over:
             return
-        was_lost = c.is_lost
+        was_lost, self.ownership.has_carried = c.is_lost, True
         line = c.line = Line(media)
         try:
             if c.answered_at is None:

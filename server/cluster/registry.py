@@ -93,7 +93,8 @@ class Seized:
     state: bytes
     """As :meth:`Registry.keep` was given it; empty if nothing was kept."""
     has_ended: bool = False
-    """Its last owner has said that it has ended: nobody is to go on with it."""
+    """Its last owner has said that it has ended: nobody is to go on with it. Its state is then what
+    is left of it, which that one has not written; empty if there is nothing to write."""
 
 
 def nobody_minds(call_sid: str, generation: int) -> None:
@@ -174,8 +175,12 @@ class Registry(Protocol):
         """
         ...
 
-    async def calls_of(self, member: Member) -> Mapping[str, Holding]:
+    async def calls_of(self, member: Member, *, ended: bool = False) -> Mapping[str, Holding]:
         """The live calls of a member that somebody can go on with, to be taken over.
+
+        Args:
+            member: Whose they are.
+            ended: Those instead that have ended, and of which something is left to be written.
 
         Raises:
             RegistryAway: They are not known.
@@ -189,15 +194,25 @@ class Registry(Protocol):
         forgotten it."""
         ...
 
-    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
+    def keep(
+        self,
+        call_sid: str,
+        generation: int,
+        state: bytes,
+        *,
+        in_haste: bool = False,
+        has_ended: bool = False,
+    ) -> None:
         """What another process needs to go on with this call; newer takes the place of older.
 
         Args:
             call_sid: The call.
             generation: For the how-manieth time it is somebody's.
-            state: What is needed; empty if it has ended, and nobody is to go on with it.
+            state: What is needed; empty if it has ended, and there is nothing to be done.
             in_haste: Whether something would be done twice if the state before counted: it is
                 written as soon as may be, and before :meth:`is_current` says that the call is ours.
+            has_ended: Whether the call has: the state is what is left of it, to be written by
+                whoever takes it over, and no other state comes after it.
         """
         ...
 

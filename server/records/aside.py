@@ -19,15 +19,7 @@ from typing import IO, Any, Literal
 
 from sqlalchemy.engine import URL
 
-from server.records.tables import (
-    DEFAULT_AGENT,
-    FIRST_GENERATION,
-    KEPT_AT,
-    MAX_NUMBER,
-    SUMMARY,
-    fitted,
-    shown,
-)
+from server.records.tables import checked, shown
 
 try:
     import fcntl
@@ -181,21 +173,7 @@ def read_lines(file: IO[bytes]) -> Iterator[dict[str, Any] | None]:
     """Read the records of a file, as their table takes them; None for each line that is none."""
     while line := file.readline(MAX_LINE_BYTES):
         try:
-            record = json.loads(line)["record"]
-            if not (isinstance(record["call_sid"], str) and record["call_sid"]):
-                raise ValueError("no call")
-            record.setdefault(KEPT_AT, 0.0)
-            # Of earlier versions of this program:
-            record.setdefault("generation", FIRST_GENERATION)
-            record.setdefault("agent", DEFAULT_AGENT)
-            numbers = (record[KEPT_AT], record["created_at"], record["generation"])
-            if not all(
-                type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers
-            ):
-                raise ValueError("no time")
-            if set(SUMMARY) - set(record):
-                raise ValueError("not whole")
-            yield fitted(record)
+            yield checked(json.loads(line)["record"])
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             yield None
 

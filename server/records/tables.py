@@ -77,6 +77,9 @@ DEFAULT_AGENT = "default"
 """Of records from before there were several."""
 FIRST_GENERATION = 1
 """Of a call that only one process has ever had, and of records from before that was told."""
+FOUND_OVER = 0
+"""Of a record by a process that took a call over and found it over: any owner's that talked is
+right, whichever is written first."""
 KEPT_AT = "_kept_at"
 """Among the details: when this version of the record was made. It is not shown."""
 EVENTS = "_events"
@@ -95,6 +98,26 @@ def fitted(record: Mapping[str, Any]) -> dict[str, Any]:
         name: _fitted_column(calls.c[name], value) if name in SUMMARY else _fitted_json(value)
         for name, value in record.items()
     }
+
+
+def checked(record: Any) -> dict[str, Any]:
+    """A record that another process has written, as its table takes it.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: It is none, or not whole.
+    """
+    if not (isinstance(record["call_sid"], str) and record["call_sid"]):
+        raise ValueError("no call")
+    record.setdefault(KEPT_AT, 0.0)
+    # Of earlier versions of this program:
+    record.setdefault("generation", FIRST_GENERATION)
+    record.setdefault("agent", DEFAULT_AGENT)
+    numbers = (record[KEPT_AT], record["created_at"], record["generation"])
+    if not all(type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers):
+        raise ValueError("no time")
+    if set(SUMMARY) - set(record):
+        raise ValueError("not whole")
+    return fitted(record)
 
 
 def storable(text: str) -> str:

@@ -231,7 +231,6 @@ class Calls:
     async def aclose(self) -> None:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""
         self.draining = True
-        self.register.stop()
         self._cluster.publish()
         await self._accepted_in.aclose()
 
@@ -413,7 +412,7 @@ class Calls:
         call = self.register.get_live(call_sid)
         if call is not None and call.end_reason is None and call.ownership.generation >= generation:
             return call
-        if self.register.has_ended(call_sid):
+        if self.register.has_ended(call_sid, generation - 1):
             raise CallIsOver("the call is over")
         left = CallState.decode(state)
         if call is not None:  # it was ours before, and we were not told that we had lost it
@@ -562,7 +561,6 @@ class Calls:
             return
         self._drained = trio.Event()
         self.draining = True
-        self.register.stop()
         self._cluster.publish()
         last = list(self.register.live)
         logger.info("draining", live=self.live_count)

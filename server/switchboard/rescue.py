@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from math import inf
 
 import structlog
@@ -25,6 +27,7 @@ import trio
 
 from server.agent.agent import Agent
 from server.call.call import Call
+from server.call.report.ended import EndedCall, LeftUnreadable
 from server.call.takeover.state import StateUnreadable
 from server.cluster.cluster import Cluster
 from server.cluster.registry import Holding, Member, RegistryAway, Seen, Seized
@@ -236,7 +239,7 @@ class Rescue:
     def _take_up(self, call_sid: str, seized: Seized, holding: Holding) -> Call:
         facts = {"call_sid": call_sid, "left_by": str(holding.member)}
         if seized.has_ended:
-            self._cluster.release(call_sid, seized.generation)
+            self._inherit(call_sid, seized)
             raise CallLost("the call has ended", has_ended=True)
         try:
             call = self._calls.take_up(call_sid, seized.state, seized.generation, self._agent())
@@ -247,6 +250,22 @@ class Rescue:
         logger.info("call taken over", generation=seized.generation, **facts)
         return call
 
+    def _inherit(self, call_sid: str, seized: Seized) -> None:
+        """Do what is left to be done for a call that has ended: write its record, as it is."""
+        if not seized.state:
+            self._cluster.release(call_sid, seized.generation)
+            return
+        try:
+            left, events_url = EndedCall.taken_over(seized.state)
+        except LeftUnreadable as reason:
+            logger.error("record lost", call_sid=call_sid, reason=str(reason))  # noqa: TRY400
+            self._cluster.release(call_sid, seized.generation)
+            return
+        self._cluster.hold(call_sid, seized.generation)
+        let_go = partial(self._cluster.let_go, call_sid, seized.generation)
+        for other in self._calls.register.inherit(left, seized.generation, events_url, let_go):
+            self._cluster.release(other)
+
     async def settled(self, call_sid: str) -> None:
         """Wait until it is known whether a call that we are about to take over is ours."""
         if (taking := self._taking.get(call_sid)) is not None:
@@ -256,7 +275,7 @@ class Rescue:
         """Whether a call lives here at this generation, or a higher one, or has ended here."""
         if (call := self._calls.register.get_live(call_sid)) is not None:
             return call.ownership.generation >= generation
-        return self._calls.register.has_ended(call_sid)
+        return self._calls.register.has_ended(call_sid, generation)
 
     def has(self, call_sid: str) -> bool:
         """Whether a call lives here, as far as we know, or is about to.
@@ -333,8 +352,8 @@ class Rescue:
                 return
             if not await self._rescue_calls_of(member):
                 self._left_alone[member] = inf
-        except RegistryAway:
-            pass
+        except (RegistryAway, CallRefused):
+            pass  # it is looked at again
         except Exception:
             logger.exception("calls not rescued by a bug of ours", left_by=str(member))
         finally:
@@ -383,6 +402,19 @@ class Rescue:
                 if not is_gone or not self.has_settled() or not self.takes_calls():
                     break
                 nursery.start_soon(self._rescue, call_sid, holding)
+        return await self._inherit_from(member) or bool(left)
+
+    async def _inherit_from(self, member: Member) -> bool:
+        """Write the records that a process has left, now that nobody waits for its live calls;
+        returns whether there were any.
+        """
+        left = list((await self._cluster.registry.calls_of(member, ended=True)).items())
+        random.shuffle(left)
+        for call_sid, holding in left:
+            if not await self._lease_is_over(member) or not self.has_settled():
+                break
+            with suppress(CallLost):  # as all of them are
+                await self.take(call_sid, holding)
         return bool(left)
 
     async def _take_turn(self) -> None:

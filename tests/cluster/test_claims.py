@@ -276,6 +276,18 @@ async def test_what_is_in_haste_is_on_the_disk_at_once(two):
     assert await ours.seize("CA2", other) == Seized(2, b"", has_ended=True)
 
 
+async def test_what_is_left_of_a_call_that_has_ended_is_for_whoever_takes_it_over(two):
+    ours, theirs = (each.registry for each in two)
+    talks, ended = await theirs.claim("CA1"), await theirs.claim("CA2")
+    for sid in ("CA1", "CA2"):
+        theirs.keep(sid, 1, b"a state", in_haste=True)
+    theirs.keep("CA2", 1, b"a record", in_haste=True, has_ended=True)
+
+    assert await ours.calls_of(theirs.me) == {"CA1": talks}
+    assert await ours.calls_of(theirs.me, ended=True) == {"CA2": ended}
+    assert await ours.seize("CA2", ended) == Seized(2, b"a record", has_ended=True)
+
+
 async def test_a_call_that_is_ours_again_is_not_forgotten_by_what_lost_it_before(two):
     ours, theirs = (each.registry for each in two)
     first = await ours.claim("CA1")

@@ -17,8 +17,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.trio.client import connect
 
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen
+from server.records.database import Database
 from tests.call.test_call_state import state
-from tests.support.nodes import Store, two_nodes
+from tests.support.nodes import Shared, Store, two_nodes
 from tests.support.serving import CALL_SID
 
 pytestmark = pytest.mark.sockets
@@ -501,3 +502,35 @@ async def test_a_new_call_whose_claim_was_not_answered_is_kept_above_what_may_ha
 
     assert process_of(answer) == "a"
     assert held == Holding(cluster.me, 2)
+
+
+# -- calls that have ended --------------------------------------------------------------------
+
+
+async def test_a_machine_that_stops_lets_go_of_its_calls_once_their_records_are_written(
+    monkeypatch,
+):
+    store = Store()
+    seen: list[tuple[bytes, bool]] = []
+    write, keep = Database.write_each, Shared.keep
+
+    def writing(self, records):
+        seen.extend((store.states[one["call_sid"]], False) for one in records)
+        return write(self, records)
+
+    def keeping(self, call_sid, generation, state, **how):
+        keep(self, call_sid, generation, state, **how)
+        if how.get("has_ended") and not state:
+            seen.append((state, self.store.seen[self.me.name].load.draining))
+
+    monkeypatch.setattr(Database, "write_each", writing)
+    monkeypatch.setattr(Shared, "keep", keeping)
+    monkeypatch.setattr("server.records.store.GATHER_S", PATIENCE_S)  # only the stop writes it
+    async with two_nodes(monkeypatch, store) as (first, _):
+        call_sid, _ = await live_call(first)
+        await first.http.post(f"/calls/{call_sid}/hang-up")
+
+    (left, _), *_, (last, was_draining) = seen
+    assert left.startswith(b"1{")  # its record, for whoever finds it if we do not live to write it
+    assert (last, was_draining) == (b"", True)
+    assert store.states[call_sid] == b""

@@ -214,6 +214,29 @@ async def test_calls_that_have_ended_are_on_no_list_and_are_not_said_again(three
     assert first._writing._ours.unsaid == 1
 
 
+async def test_what_is_left_of_a_call_that_has_ended_is_for_whoever_takes_it_over(three):
+    first, second, _ = three
+    for sid in ("CA-talks", "CA-ended", "CA-written"):
+        await first.claim(sid)
+        first.keep(sid, 1, b"a state")
+    first.keep("CA-ended", 1, b"a record", has_ended=True)
+    first.keep("CA-ended", 1, b"a late state")
+    first.keep("CA-written", 1, b"a record", has_ended=True)
+    first.keep("CA-written", 1, b"", has_ended=True)
+    await until(lambda: not first._writing._ours.unsaid)
+
+    live = await surely(partial(second.calls_of, first.me))
+    ended = await surely(partial(second.calls_of, first.me, ended=True))
+    seized = await surely(partial(second.seize, "CA-ended", ended["CA-ended"]))
+    await until(lambda: not second._writing._ours.unsaid)
+    again = await surely(partial(first.calls_of, second.me, ended=True))
+
+    assert {*live} == {"CA-talks"}
+    assert {*ended} == {"CA-ended"}
+    assert seized == Seized(2, b"a record", has_ended=True)
+    assert again == {"CA-ended": Holding(second.me, 2)}  # should that one die as well
+
+
 async def test_the_end_of_a_call_is_written_though_nothing_else_is_new(three, monkeypatch):
     monkeypatch.setattr("server.cluster.redis.registry.BEAT_S", 3600.0)
     monkeypatch.setattr("server.cluster.redis.writing.STATE_S", 3600.0)

@@ -55,12 +55,15 @@ class Ownership:
             nobody else could have it.
         keep: Given what another process needs to go on; None if nobody wants it, and then nothing
             is made.
+        has_carried: Whether the caller was heard while it was this process's. Of a call that was
+            taken up, and was over by then, whoever talked with the caller knows better.
     """
 
     generation: int = 1
     client: str = ""
     is_current: Callable[[str, int], Awaitable[bool]] | None = None
     keep: Keep | None = None
+    has_carried: bool = True
 
 
 class NotOurs(CarrierError):

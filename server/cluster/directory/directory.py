@@ -291,19 +291,28 @@ class Directory:
         with self._usable():
             return self._claims.owner(call_sid) == Holding(self.me, generation)
 
-    async def calls_of(self, member: Member) -> Mapping[str, Holding]:
+    async def calls_of(self, member: Member, *, ended: bool = False) -> Mapping[str, Holding]:
         """The calls of a member, to be taken over."""
         with self._usable():
-            return self._claims.of(member)
+            return self._claims.of(member, ended=ended)
 
     def announce(self, call_sid: str, generation: int) -> None:
         """A call is ours, which nobody else can have."""
         with self._told():
             self._claims.announce(call_sid, Holding(self.me, generation))
 
-    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
+    def keep(
+        self,
+        call_sid: str,
+        generation: int,
+        state: bytes,
+        *,
+        in_haste: bool = False,
+        has_ended: bool = False,
+    ) -> None:
         """What another process needs to go on with this call; newer takes the place of older."""
-        self._keeper.keep(call_sid, generation, state, in_haste=in_haste or not state)
+        in_haste = in_haste or not state
+        self._keeper.keep(call_sid, generation, state, in_haste=in_haste, has_ended=has_ended)
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call is over: what comes about it from now on is about nothing."""

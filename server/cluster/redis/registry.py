@@ -30,7 +30,7 @@ from server.cluster.registry import (
     Seized,
     nobody_minds,
 )
-from server.cluster.sealing import CannotUnseal, unseal
+from server.cluster.sealing import ENDED, LIVE, has_ended, unsealed
 from server.metrics import RegistryMetrics
 from server.pace import Backoff
 from server.settings.cluster import RegistryAddress
@@ -293,17 +293,10 @@ class RedisRegistry:
         self.announce(call_sid, taken.generation)
         if holding.member != self.me:
             self._writing.strike_off(str(holding.member), call_sid)
-        state = self._unsealed(call_sid, taken.sealed or b"")
-        return Seized(taken.generation, state, has_ended=taken.sealed == b"")
-
-    def _unsealed(self, call_sid: str, sealed: bytes) -> bytes:
-        if not sealed:
-            return b""
-        try:
-            return unseal(sealed, call_sid, self._secrets)
-        except CannotUnseal as error:
-            logger.error("a call is taken over without its state", reason=str(error))  # noqa: TRY400
-            return b""
+        if taken.sealed is None:
+            return Seized(taken.generation, b"")
+        state = unsealed(taken.sealed, call_sid, self._secrets)
+        return Seized(taken.generation, state, has_ended=has_ended(taken.sealed))
 
     async def is_current(self, call_sid: str, generation: int) -> bool:
         """Whether a call is still ours; one that the registry has forgotten is, if it is live.
@@ -322,13 +315,16 @@ class RedisRegistry:
             raise RegistryAway("the registry knows nothing of this call any more")
         return found[0] == Holding(self.me, generation)
 
-    async def calls_of(self, member: Member) -> Mapping[str, Holding]:
-        """The live calls of a member that somebody can go on with."""
+    async def calls_of(self, member: Member, *, ended: bool = False) -> Mapping[str, Holding]:
+        """The live calls of a member that somebody can go on with, or those that have ended."""
+        kind = ENDED if ended else LIVE
         call_sids = await self._ask(self._steps.calls_of(str(member)), answers.call_sids)
         found: dict[str, Holding] = {}
         for first in range(0, len(call_sids), MAX_ASKED_AT_ONCE):
             some = call_sids[first : first + MAX_ASKED_AT_ONCE]
-            holders = await self._ask_all([self._steps.left(sid) for sid in some], answers.holding)
+            holders = await self._ask_all(
+                [self._steps.left(sid, kind) for sid in some], answers.holding
+            )
             for call_sid, holder in zip(some, holders, strict=True):
                 if holder is not None and holder == (Holding(member, holder[0].generation), False):
                     found[call_sid] = holder[0]
@@ -340,9 +336,17 @@ class RedisRegistry:
         """A call is ours."""
         self._writing.announce(call_sid, generation)
 
-    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
+    def keep(
+        self,
+        call_sid: str,
+        generation: int,
+        state: bytes,
+        *,
+        in_haste: bool = False,
+        has_ended: bool = False,
+    ) -> None:
         """What another process needs to go on with this call; more than 64 kB is not kept."""
-        self._writing.keep(call_sid, generation, state, in_haste=in_haste)
+        self._writing.keep(call_sid, generation, state, in_haste=in_haste, has_ended=has_ended)
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call is over."""

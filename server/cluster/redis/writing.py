@@ -64,8 +64,20 @@ class Writing:
         self._ours.announce(call_sid, generation)
         self._wake()
 
-    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
-        """Another process would need this to go on with a call of ours; empty if it has ended."""
+    def keep(
+        self,
+        call_sid: str,
+        generation: int,
+        state: bytes,
+        *,
+        in_haste: bool = False,
+        has_ended: bool = False,
+    ) -> None:
+        """Another process would need this of a call of ours: see :meth:`Registry.keep`.
+
+        What is left of a call that has ended is written with the next beat: by then its record is
+        in the database as a rule, and there is nothing left.
+        """
         if len(state) > MAX_STATE_BYTES:
             if self._ours.tell_too_large(call_sid, generation):
                 logger.warning(
@@ -75,7 +87,7 @@ class Writing:
                 )
             return
         in_haste = in_haste or not state or not self._ours.has_state(call_sid)
-        self._ours.keep(call_sid, generation, state, in_haste=in_haste)
+        self._ours.keep(call_sid, generation, state, in_haste=in_haste, has_ended=has_ended)
         self._wake(in_haste=in_haste)
 
     def release(self, call_sid: str, generation: int) -> None:
@@ -174,7 +186,9 @@ class Writing:
         if write.is_over:
             return self._steps.over(write.call_sid, self._me, write.generation)
         state = write.state
-        sealed = seal(state, write.call_sid, self._secrets) if state else state
+        sealed = state
+        if state:
+            sealed = seal(state, write.call_sid, self._secrets, has_ended=write.has_ended)
         return self._steps.put(write.call_sid, self._me, write.generation, sealed)
 
     def _is_lost(self, write: Write) -> None:
