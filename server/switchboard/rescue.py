@@ -200,6 +200,22 @@ class Rescue:
             RegistryAway: It is not known, and tried again.
             CallLost: It was ours, but nobody can go on with it.
         """
+        call = await self._take(call_sid, holding)
+        assert not isinstance(call, int)
+        return call
+
+    async def take_or_begin(self, call_sid: str, holding: Holding) -> int | None:
+        """Take a call over that the carrier says begins; if nothing was kept of it, it does.
+
+        Returns:
+            At which generation it is ours; else see :meth:`take`.
+        """
+        found = await self._take(call_sid, holding, may_begin=True)
+        return found.ownership.generation if isinstance(found, Call) else found
+
+    async def _take(
+        self, call_sid: str, holding: Holding, *, may_begin: bool = False
+    ) -> Call | int | None:
         if call_sid in self._taking:
             await self.settled(call_sid)
             return None
@@ -210,7 +226,12 @@ class Rescue:
             # What has been sent may have been done, so it is seen through, whoever goes away.
             with trio.CancelScope(shield=True):
                 seized = await self._seize(call_sid, holding)
-            call = None if seized is None else self._take_up(call_sid, seized, holding)
+            if seized is None:
+                return None
+            if may_begin and not (seized.state or seized.has_ended):
+                self._unsettled.settle(call_sid)
+                return seized.generation
+            call = self._take_up(call_sid, seized, holding)
         except CallLost:
             self._unsettled.settle(call_sid)
             raise
@@ -218,8 +239,7 @@ class Rescue:
             self._unsettled.add(call_sid, trio.current_time())
             raise
         else:
-            if call is not None:
-                self._unsettled.settle(call_sid)
+            self._unsettled.settle(call_sid)
             return call
         finally:
             self._taking.pop(call_sid).set()

@@ -19,12 +19,14 @@ import pytest
 import trio
 from quart import Response
 
+from server.agent.agent import Agent
 from server.cluster.cluster import Cluster
 from server.cluster.directory.meeting import AVAILABLE
 from server.cluster.passing_on import WorkerLost
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
-from server.switchboard.register import Register
+from server.switchboard.rescue import Rescue
 from server.web.elsewhere import Elsewhere
+from tests.support.switchboards import make_calls
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
 
@@ -348,9 +350,9 @@ class Asking(Elsewhere):
     may_be_asked = True
 
     def __init__(self, cluster: Cluster, gone: set[str], *, reached: bool = False) -> None:
-        self._service = SimpleNamespace(
-            cluster=cluster, calls=SimpleNamespace(register=Register(None, 10))
-        )
+        calls = make_calls(cluster=cluster)
+        rescue = Rescue(calls, cluster, Agent, lease_s=3.0)
+        self._service = SimpleNamespace(cluster=cluster, calls=calls, rescue=rescue)
         self._gone = gone
         self._reached = reached
         self.given: list[str] = []
