@@ -17,6 +17,7 @@ class Alone:
     """
 
     is_away = False
+    losses = 0
 
     def __init__(self, me: Member) -> None:
         self.me = me

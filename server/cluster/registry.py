@@ -108,10 +108,13 @@ class Registry(Protocol):
         me: This process.
         on_lost: Told of a call of ours, and at which generation it was, that turns out to be
             another's when something is said of it.
+        losses: How often it has turned out to have lost what was in it. Whoever others are is
+            then heard anew.
     """
 
     me: Member
     on_lost: Callable[[str, int], None]
+    losses: int
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be one of them, until cancelled; whatever happens to the registry, this goes on."""
@@ -148,7 +151,7 @@ class Registry(Protocol):
 
     async def owner(self, call_sid: str) -> Holding | None:
         """Whose a call is or was, though that may be gone; None for one that nobody ever had, or
-        that is over.
+        that is over. Whoever is not among :meth:`others` now has not said anything since.
 
         Raises:
             RegistryAway: It is not known.

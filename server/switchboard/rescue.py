@@ -114,10 +114,18 @@ class Absence:
     def __init__(self, missed_s: float, *, is_away: bool) -> None:
         self._missed_s = missed_s
         self._was_away = is_away
+        self._losses = 0
 
-    def is_over(self, missed_s: float, *, is_away: bool) -> bool:
-        """Whether the process has been away, and is back: it is true until :meth:`told`."""
-        self._was_away = self._was_away or is_away
+    def is_over(self, missed_s: float, *, is_away: bool, losses: int = 0) -> bool:
+        """Whether the process has been away, and is back: it is true until :meth:`told`.
+
+        Args:
+            missed_s: How long it has been held up by now.
+            is_away: Whether the registry cannot be asked.
+            losses: How often that has lost what was in it, which is as if it had been away.
+        """
+        self._was_away = self._was_away or is_away or losses != self._losses
+        self._losses = losses
         return not is_away and (self._was_away or missed_s - self._missed_s >= HELD_UP_S)
 
     def told(self, missed_s: float) -> None:
@@ -351,8 +359,9 @@ class Rescue:
         """Whether it is known well enough how the others are: we have not just been away from them,
         nor has the registry.
         """
-        is_away, now = self._cluster.registry.is_away, trio.current_time()
-        if self._absence.is_over(missed_s(), is_away=is_away):
+        registry, now = self._cluster.registry, trio.current_time()
+        is_away, losses = registry.is_away, registry.losses
+        if self._absence.is_over(missed_s(), is_away=is_away, losses=losses):
             self._absence.told(missed_s())
             self._may_act_at = now + SETTLE_S
         return now >= self._may_act_at and not is_away
@@ -509,10 +518,11 @@ class Rescue:
         while True:
             await trio.sleep(LOOK_S)
             was_missed_s, live = missed_s(), self._calls.register.live
-            if absence.is_over(was_missed_s, is_away=registry.is_away):
+            is_away, losses = registry.is_away, registry.losses
+            if absence.is_over(was_missed_s, is_away=is_away, losses=losses):
                 if await self._check(live):
                     absence.told(was_missed_s)
-            elif not registry.is_away:
+            elif not is_away:
                 # Without its line a call may be another's, if we were only slow to answer.
                 now, doubted = trio.current_time(), self._doubted
                 self._doubted = {sid: until for sid, until in doubted.items() if until > now}

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from server.cluster.proof import Prover
 from server.cluster.redis import redis_registry
 from server.cluster.redis.answers import anything
+from server.cluster.redis.scripts import MEMBERS_TTL_S
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.errors import ConfigurationError
 from server.metrics import RegistryMetrics
@@ -451,6 +452,41 @@ async def test_what_has_just_been_lost_is_unknown_and_not_nobodys(three, redis):
 
     assert await settled(second, "CA1") == Holding(first.me, 1)
     assert await settled(second, "CA-never") is None
+
+
+async def test_each_member_notices_that_the_registry_has_lost_what_was_in_it(three, redis):
+    before = [one.losses for one in three]
+    redis.ask("FLUSHALL")
+
+    await until(lambda: [one.losses for one in three] == [1, 1, 1])
+
+    assert before == [0, 0, 0]
+
+
+async def test_a_member_that_was_away_for_long_does_not_make_others_doubt_the_registry(redis):
+    async with member(redis.url) as there, member(redis.url, "n1") as back:
+        await surely(partial(there.owner, "CA-never"))
+        async with there._writing._one_go:  # whoever has been away says so only now
+            redis.ask("HDEL", there._steps._members, str(back.me))
+            back._members._last_ms -= MEMBERS_TTL_S * 1000 + 1
+            await until(lambda: back.losses == 1)
+        doubts = [await there.owner("CA-never"), there.losses]
+
+    assert doubts == [None, 0]
+
+
+async def test_a_new_member_is_known_to_whoever_is_told_that_it_has_a_call(redis, monkeypatch):
+    async with member(redis.url) as first:
+        monkeypatch.setattr("server.cluster.redis.registry.BEAT_S", 3600.0)
+        await first._beat(first._connection)  # and then it hears of nobody for an hour
+        async with member(redis.url, "new") as new:
+            await new.claim("CA1")
+            before = [*first.others()]
+            holding = await first.owner("CA1")
+            known = [*first.others()]
+
+    assert (before, known) == ([], ["new"])
+    assert holding == Holding(new.me, 1)
 
 
 async def test_no_wait_for_a_frozen_registry_is_without_an_end(redis):

@@ -99,6 +99,15 @@ def test_a_process_whose_registry_was_away_has_been_away_when_that_is_back():
     assert absence.is_over(9.0, is_away=False)
 
 
+def test_a_process_whose_registry_has_lost_what_was_in_it_has_been_away():
+    absence = Absence(0.0, is_away=False)
+
+    assert absence.is_over(0.0, is_away=False, losses=1)
+    absence.told(0.0)
+    assert not absence.is_over(0.0, is_away=False, losses=1)
+    assert absence.is_over(0.0, is_away=False, losses=2)
+
+
 def test_what_may_be_ours_is_tried_again_ever_more_seldom_and_not_for_ever():
     unsettled, now, tried = Unsettled(), 0.0, []
     unsettled.add(SID, now)
@@ -321,6 +330,23 @@ async def test_nobody_is_rescued_while_the_registry_is_away_or_just_back(
     await trio.sleep(3.0)
 
     assert before == []
+    assert len(process.carrier.reconnected) == 1
+
+
+async def test_nobody_is_rescued_just_after_the_registry_has_lost_what_was_in_it(
+    autojump_clock, process, nursery
+):
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 1.0)
+    before = process.rescue.has_settled()
+    process.cluster.registry.losses += 1
+    process.left()
+    await trio.sleep(SETTLE_S - 0.5)
+    asked = list(process.peers.asked)
+    await trio.sleep(3.0)
+
+    assert before
+    assert asked == []
     assert len(process.carrier.reconnected) == 1
 
 

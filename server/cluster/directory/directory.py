@@ -109,6 +109,7 @@ class Directory:
     """
 
     is_away = False
+    losses = 0
 
     def __init__(self, where: Path, gate: Gate, *, places: int, node: str | None) -> None:
         self._where = where

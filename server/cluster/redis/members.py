@@ -78,6 +78,11 @@ class Members:
             name: replace(seen, age_s=seen.age_s + since_s) for name, seen in self.others.items()
         }
 
+    def knows(self, member: Member) -> bool:
+        """Whether this member was there when all were last heard of."""
+        found = (self.others.get(member.name), self.others.get(str(member)))
+        return member == self._me or any(seen and seen.member == member for seen in found)
+
     def beat(self, now: float) -> tuple[Step, Pause | None]:
         """What is to be said now, and the pause in it."""
         told = self._to_tell

@@ -79,6 +79,7 @@ class RedisRegistry:
         self._steps = Steps(address.prefix)
         self._connection: Connection | None = None
         self._is_away: bool | None = None
+        self.losses = 0
         self._beat_now = trio.Event()
         self._members = Members(me, my_address, self._steps, Prover(self._secrets))
         self._writing = Writing(
@@ -164,6 +165,7 @@ class RedisRegistry:
         step, told = self._members.beat(trio.current_time())
         (answer,) = await self._writing.write(connection, step)
         if self._members.heard(answers.heard(answer), told, trio.current_time()):
+            self.losses += 1
             self._metrics.changes.labels("lost").inc()
             logger.warning("the registry has lost what was in it; our calls are told again")
             self._writing.say_all_again()
@@ -210,10 +212,14 @@ class RedisRegistry:
             self._tell_odd(odd)
             raise
         except Exception as failure:
-            self._beat_now.set()
-            if not all(map(is_theirs, reasons(failure))) and self._connection is connection:
-                logger.exception("a bug in the registry")
-            raise RegistryAway(f"the registry has not answered: {type(failure).__name__}") from None
+            raise self._not_answered(failure, connection) from None
+
+    def _not_answered(self, failure: Exception, connection: Connection) -> RegistryAway:
+        """What whoever has asked is told; a bug of ours is told with its traceback."""
+        self._beat_now.set()
+        if not all(map(is_theirs, reasons(failure))) and self._connection is connection:
+            logger.error("a bug in the registry", exc_info=failure)
+        return RegistryAway(f"the registry has not answered: {type(failure).__name__}")
 
     def _tell_odd(self, odd: answers.OddAnswer) -> None:
         """Say once for each kind of answer that something else has come."""
@@ -259,6 +265,7 @@ class RedisRegistry:
         holding, is_over = found
         if holding.member == self.me and not is_over:
             self.announce(call_sid, holding.generation)
+        await self._hear_of(holding.member)
         return holding
 
     async def owner(self, call_sid: str) -> Holding | None:
@@ -268,7 +275,23 @@ class RedisRegistry:
             await self._sure_of_nothing()
             return None
         holding, is_over = found
-        return None if is_over else holding
+        if is_over:
+            return None
+        await self._hear_of(holding.member)
+        return holding
+
+    async def _hear_of(self, member: Member) -> None:
+        """Make sure that a member that we do not know is gone, and not new.
+
+        Raises:
+            RegistryAway: It is not known.
+        """
+        if (connection := self._connection) is None or self._members.knows(member):
+            return
+        try:
+            await self._beat(connection)
+        except Exception as failure:
+            raise self._not_answered(failure, connection) from None
 
     async def seize(self, call_sid: str, holding: Holding) -> Seized | None:
         """Take a call over, if it is still that member's.
