@@ -170,6 +170,7 @@ class Call:
             metrics=metrics,
             timeout_s=options.tool_timeout_s,
             interrupted=() if state is None else [tool.id for tool in state.tools],
+            may_run=self.fence.wait_kept,
         )
         speaking = Speaking(c, self._playing, self._machine, toolbox)
         limit = self._time_limit  # by itself: what knows the call would be a ring
