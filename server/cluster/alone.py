@@ -18,6 +18,7 @@ class Alone:
 
     is_away = False
     losses = 0
+    ahead_s = 0.0
 
     def __init__(self, me: Member) -> None:
         self.me = me

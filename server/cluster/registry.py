@@ -110,11 +110,13 @@ class Registry(Protocol):
             another's when something is said of it.
         losses: How often it has turned out to have lost what was in it. Whoever others are is
             then heard anew.
+        ahead_s: How much further the clock that all members share is than this machine's.
     """
 
     me: Member
     on_lost: Callable[[str, int], None]
     losses: int
+    ahead_s: float
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be one of them, until cancelled; whatever happens to the registry, this goes on."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -30,7 +29,6 @@ from server.carrier import (
     MachineVerdict,
     MediaStream,
     StatusUpdate,
-    StreamStarted,
     TransferUpdate,
     VoiceRequest,
 )
@@ -51,28 +49,21 @@ from server.metrics import Metrics
 from server.model import Model
 from server.records.recording import Recordings
 from server.records.store import Records
+from server.records.tables import FIRST_GENERATION
 from server.records.traces import NoTraces, Traces
 from server.switchboard.admission import Admission, Limits, draining, failed
 from server.switchboard.early import EarlyUpdates
 from server.switchboard.inquiry import Inquiry, Patience
-from server.switchboard.making import NewCalls, apology_of, one_calls_trouble, setup_of
+from server.switchboard.making import CallMaker, apology_of, one_calls_trouble, setup_of
 from server.switchboard.model_trial import ModelTrial
 from server.switchboard.register import CallIsOver, Register
 from server.switchboard.strangers import Strangers
-from server.switchboard.tickets import Tickets
+from server.switchboard.tickets import Claim, Tickets
 from server.voice.judge import Judge
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 POLICY_VIOLATION = 1008
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A media socket has shown the ticket of a call."""
-
-    call: Call
-    started: StreamStarted
 
 
 class Calls:
@@ -134,7 +125,7 @@ class Calls:
         self._drained: trio.Event | None = None
         self._options = options
         self.admission = admission or Admission(Limits(), metrics)
-        self._new = NewCalls(
+        self._new = CallMaker(
             model, metrics, options, prices, recordings, is_current, keep, find_agent, voices
         )
         for direction in ("inbound", "outbound"):
@@ -524,6 +515,12 @@ class Calls:
             with trio.move_on_after(self._options.close_timeout_s), suppress(StreamEnded):
                 await media.aclose(POLICY_VIOLATION, refusal)
             return None
+        ownership = call.ownership
+        if call.conversation.answered_at is None and ownership.generation > FIRST_GENERATION:
+            # Whose it is could not be said when it began, and another may have it as much as we;
+            # the caller is here.
+            ownership.generation += 1
+            self._cluster.hold(call.call_sid, ownership.generation)
         return Claim(call, started)
 
     # -- how full it is, and its end -------------------------------------------------------

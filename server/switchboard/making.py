@@ -32,7 +32,7 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class NewCalls:
+class CallMaker:
     """Makes calls.
 
     Attributes:

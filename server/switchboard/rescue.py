@@ -62,8 +62,8 @@ answer too late, it has taken the call."""
 TELL_AGAIN_S = (0.25, 0.5, 1.0)
 """How long to wait before it is asked again whose a call is that the carrier is to be told about,
 where nobody could say."""
-TRY_AGAIN_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""How long to wait before each further try to take up what may be ours."""
+TRY_AGAIN_S = (0.5, 1.0, 2.0, 4.0, 8.0, 30.0)
+"""How long to wait before each further try to take up what may be ours, and from then on."""
 
 
 class CallLost(ServerError):
@@ -149,12 +149,12 @@ class Unsettled:
         self._tries.pop(call_sid, None)
 
     def due(self, now: float) -> list[str]:
-        """The calls that are to be tried now, and a few times more if that settles nothing."""
+        """The calls that are to be tried now, and again until that settles something: nobody else
+        looks for what is ours, and the registry forgets it when no call lasts any longer."""
         due = [(call_sid, tries) for call_sid, (tries, at) in self._tries.items() if at <= now]
         for call_sid, tries in due:
-            del self._tries[call_sid]
-            if tries < len(TRY_AGAIN_S):
-                self._tries[call_sid] = tries + 1, now + TRY_AGAIN_S[tries]
+            pause_s = TRY_AGAIN_S[min(tries, len(TRY_AGAIN_S) - 1)]
+            self._tries[call_sid] = tries + 1, now + pause_s
         return [call_sid for call_sid, _ in due]
 
 

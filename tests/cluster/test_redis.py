@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -13,6 +14,8 @@ from prometheus_client import CollectorRegistry
 from server.cluster.proof import Prover
 from server.cluster.redis import redis_registry
 from server.cluster.redis.answers import anything
+from server.cluster.redis.connection import Connection
+from server.cluster.redis.scripts import _LEAVE as LEAVE
 from server.cluster.redis.scripts import MEMBERS_TTL_S
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.errors import ConfigurationError
@@ -452,6 +455,45 @@ async def test_what_has_just_been_lost_is_unknown_and_not_nobodys(three, redis):
 
     assert await settled(second, "CA1") == Holding(first.me, 1)
     assert await settled(second, "CA-never") is None
+
+
+async def test_what_could_not_be_struck_off_a_list_is_struck_off_later(three, monkeypatch):
+    first, second, _ = three
+    await first.claim("CA1")
+    first.keep("CA1", 1, b"a state")
+    await until(lambda: not first._writing._ours.unsaid)
+    with monkeypatch.context() as patch:
+        ask_all = Connection.ask_all
+
+        async def fail(self, steps):
+            if any(step.script == LEAVE for step in steps):
+                raise OSError("lost on the way")
+            return await ask_all(self, steps)
+
+        patch.setattr(Connection, "ask_all", fail)
+        seized = await surely(partial(second.seize, "CA1", Holding(first.me, 1)))
+        await until(lambda: second.is_away)
+        struck_off = second._writing._strike_off[str(first.me)]
+    await until(lambda: not second._writing._strike_off)
+
+    async def is_struck_off() -> bool:
+        step = second._steps.calls_of(str(first.me))
+        return await second._connection.ask(step) == [] if second._connection else False
+
+    await until(is_struck_off)
+    assert seized == Seized(2, b"a state")
+    assert [*struck_off] == ["CA1"]
+
+
+async def test_the_time_that_is_proved_to_others_is_the_registrys(three, monkeypatch):
+    first, *_ = three
+    monkeypatch.setattr(time, "time", lambda: 1_000.0)  # a clock that nobody has set
+    await first._beat(first._connection)
+    monkeypatch.undo()
+
+    shared = 1_000.0 + first.ahead_s
+
+    assert abs(shared - time.time()) < 60.0
 
 
 async def test_each_member_notices_that_the_registry_has_lost_what_was_in_it(three, redis):

@@ -108,16 +108,18 @@ def test_a_process_whose_registry_has_lost_what_was_in_it_has_been_away():
     assert absence.is_over(0.0, is_away=False, losses=2)
 
 
-def test_what_may_be_ours_is_tried_again_ever_more_seldom_and_not_for_ever():
+def test_what_may_be_ours_is_tried_again_ever_more_seldom_until_it_is_settled():
     unsettled, now, tried = Unsettled(), 0.0, []
     unsettled.add(SID, now)
-    while now < 2 * sum(TRY_AGAIN_S):
+    while now < 3 * sum(TRY_AGAIN_S):
         now += 0.25
         tried += [now] * len(unsettled.due(now))
         unsettled.add("CA-settled", now)
         unsettled.settle("CA-settled")
 
-    assert tried == [0.5, 1.5, 3.5, 7.5, 15.5]
+    assert tried == [0.5, 1.5, 3.5, 7.5, 15.5, 45.5, 75.5, 105.5, 135.5]
+    unsettled.settle(SID)
+    assert unsettled.due(inf) == []
 
 
 def test_what_is_being_tried_already_is_not_tried_sooner():
@@ -782,3 +784,26 @@ async def test_a_call_that_the_registry_says_is_lost_ends_at_once(autojump_clock
 
     assert before is None
     assert talking.end_reason is EndReason.MOVED
+
+
+async def test_of_two_that_have_a_call_as_much_the_one_that_the_caller_talks_with_keeps_it(
+    autojump_clock, process, nursery
+):
+    """The registry was away when it began, and the carrier asked both."""
+    other, media = Process(process.store), MemoryMedia()
+    await nursery.start(other.calls.run)
+    replies = [
+        await each.calls.answer(SID, "+15005550001", Agent(), generation=2)
+        for each in (process, other)
+    ]
+    media.event(media.start(SID, replies[0].ticket))
+    nursery.start_soon(serve_stream, process.calls, media)
+    await wait_all_tasks_blocked()
+    held = process.store.calls[SID]
+    await other.rescue._check(other.calls.register.live)
+    await wait_all_tasks_blocked()
+
+    assert held == Holding(process.cluster.me, 3)
+    assert [call.end_reason for call in process.calls.register.live] == [None]
+    assert other.calls.register.live == []
+    assert other.kept == []

@@ -35,7 +35,6 @@ class Keeper:
         self._writing: frozenset[str] = frozenset()
         self._over: list[tuple[str, int]] = []
         self._is_new = trio.Event()
-        self._is_written = trio.Event()
 
     def keep(
         self,
@@ -76,11 +75,6 @@ class Keeper:
         else:
             self._claims.forget(call_sid, generation)
 
-    async def wait_written(self) -> None:
-        """Wait until all that calls have said so far is on the disk, if anybody writes."""
-        while self._new or self._writing:
-            await self._is_written.wait()
-
     async def run(self) -> None:
         """Write, until cancelled."""
         while True:
@@ -94,8 +88,6 @@ class Keeper:
                 self._writing, over, self._over = frozenset(), self._over, []
                 for call_sid, generation in over:
                     self._claims.forget(call_sid, generation)
-                self._is_written.set()
-                self._is_written = trio.Event()
             await trio.sleep(PAUSE_S)
 
     def _write(self, batch: Mapping[str, Said]) -> None:

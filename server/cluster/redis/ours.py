@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-MAX_STATE_BYTES = 65_536
-"""Of one call; it takes 4 kB as a rule."""
+MAX_KEPT_BYTES = 65_536
+"""Of the state of one call, which has 2 kB as a rule, or of what is left of it."""
 MAX_OVER = 100_000
 """Calls that ended while the registry was away, a day of one a second; beyond that the oldest is
 left to the time limit of its key."""
@@ -68,13 +68,9 @@ class Lists:
 class Ours:
     """The live calls of one member, and what is new of all; one that has ended is forgotten as soon
     as that is written.
-
-    Attributes:
-        dropped: How many calls that are over were forgotten because there were too many.
     """
 
     def __init__(self) -> None:
-        self.dropped = 0
         self._calls: dict[str, _Call] = {}
         self._new: dict[str, None] = {}
         self._over: dict[str, None] = {}
@@ -125,7 +121,6 @@ class Ours:
         self._over[call_sid] = None
         self._changed(call_sid)
         if len(self._over) > MAX_OVER:
-            self.dropped += 1
             self.forget(next(iter(self._over)))
 
     def has_state(self, call_sid: str) -> bool:

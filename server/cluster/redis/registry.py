@@ -9,6 +9,7 @@ what is new of our calls, where that is not to wait for the next beat. Whoever a
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -41,7 +42,7 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 BEAT_S, SOONEST_BEAT_S = 0.5, 0.05
 AWAY_S = (0.1, 1.0)
 """Before the registry is tried again: at first, and at most."""
-SETTLE_S = 4.0
+WHOLE_AFTER_S = 4.0
 """After it has lost what was in it: until then every member has said its calls again."""
 LEAVING_S = 2.0
 MAX_ASKED_AT_ONCE = 100
@@ -79,7 +80,7 @@ class RedisRegistry:
         self._steps = Steps(address.prefix)
         self._connection: Connection | None = None
         self._is_away: bool | None = None
-        self.losses = 0
+        self.losses, self.ahead_s = 0, 0.0
         self._beat_now = trio.Event()
         self._members = Members(me, my_address, self._steps, Prover(self._secrets))
         self._writing = Writing(
@@ -164,7 +165,9 @@ class RedisRegistry:
         self._beat_now = trio.Event()
         step, told = self._members.beat(trio.current_time())
         (answer,) = await self._writing.write(connection, step)
-        if self._members.heard(answers.heard(answer), told, trio.current_time()):
+        heard = answers.heard(answer)
+        self.ahead_s = heard.now_ms / 1000 - time.time()
+        if self._members.heard(heard, told, trio.current_time()):
             self.losses += 1
             self._metrics.changes.labels("lost").inc()
             logger.warning("the registry has lost what was in it; our calls are told again")
@@ -233,7 +236,7 @@ class RedisRegistry:
         Raises:
             RegistryAway: It may have.
         """
-        if await self._ask(self._steps.age(), answers.age_ms) < SETTLE_S * 1000:
+        if await self._ask(self._steps.age(), answers.age_ms) < WHOLE_AFTER_S * 1000:
             self._beat_now.set()
             raise RegistryAway("the registry has been restarted, and not everybody was heard yet")
 

@@ -14,7 +14,7 @@ import trio
 
 from server.cluster.redis import answers as answers_of
 from server.cluster.redis.connection import Connection
-from server.cluster.redis.ours import MAX_STATE_BYTES, Ours, Write
+from server.cluster.redis.ours import MAX_KEPT_BYTES, Ours, Write
 from server.cluster.redis.scripts import Step, Steps
 from server.cluster.registry import Member, nobody_minds
 from server.cluster.sealing import seal
@@ -78,7 +78,7 @@ class Writing:
         What is left of a call that has ended is written with the next beat: by then its record is
         in the database as a rule, and there is nothing left.
         """
-        if len(state) > MAX_STATE_BYTES:
+        if len(state) > MAX_KEPT_BYTES:
             if self._ours.tell_too_large(call_sid, generation):
                 logger.warning(
                     "the state of a call is too large to be kept",
@@ -147,7 +147,13 @@ class Writing:
             haste, self._news, self._haste = self._haste, trio.Event(), trio.Event()
             haste.set()
             strike_off, self._strike_off = self._strike_off, {}
-            answers = await self._write(connection, first, self._ours.take(MAX_WRITES), strike_off)
+            try:
+                writes = self._ours.take(MAX_WRITES)
+                answers = await self._write(connection, first, writes, strike_off)
+            except BaseException:
+                for member, call_sids in strike_off.items():
+                    self._strike_off.setdefault(member, {}).update(call_sids)
+                raise
             self._wake()
         return answers
 
