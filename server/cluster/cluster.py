@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 
 _ALONE = Load()
-NODE_BEAT_S = 0.25
-"""How often other machines could be told how this one is: they hear it twice a second."""
+NODE_BEAT_S = 0.5
+"""How often other machines are told how this one is; what changes it says so besides."""
 
 
 class Cluster:

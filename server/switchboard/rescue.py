@@ -29,6 +29,7 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.report.ended import EndedCall, LeftUnreadable
 from server.call.takeover.state import StateUnreadable
+from server.cluster.choosing import seen_of
 from server.cluster.cluster import Cluster
 from server.cluster.registry import Holding, Member, RegistryAway, Seen, Seized
 from server.dialogue.endings import EndReason
@@ -180,6 +181,9 @@ class Rescue:
         self._unsettled = Unsettled()
         self._doubted: dict[str, float] = {}
         self._absence = Absence(missed_s(), is_away=True)
+        self._our_absence = Absence(missed_s(), is_away=cluster.registry.is_away)
+        self._under_way: set[Member] = set()
+        self._is_checking = self._is_settling = False
         self._may_act_at = inf
         self._next_at = -inf
         cluster.registry.on_lost = self.lost
@@ -187,9 +191,13 @@ class Rescue:
     async def run(self) -> None:
         """Look after others' calls and our own, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look_after_ours)
-            nursery.start_soon(self._look_after_others)
-            nursery.start_soon(self._look_after_unsettled)
+            while True:  # one task: to be woken costs more than to look
+                await trio.sleep(LOOK_S)
+                self._look_after_others(nursery)
+                if not self._is_checking:
+                    self._look_after_ours(nursery)
+                if not self._is_settling:
+                    self._look_after_unsettled(nursery)
 
     # -- taking over -----------------------------------------------------------------------
 
@@ -322,7 +330,7 @@ class Rescue:
         """The registry says that a call is not ours any more: it ends here, in silence."""
         call = self._calls.register.get_live(call_sid)
         if call is not None and call.ownership.generation == generation:
-            self._disown(call)
+            _disown(call)
 
     async def is_ours(self, call_sid: str) -> bool:
         """Whether a call is known here, and no other process has it by now."""
@@ -334,26 +342,20 @@ class Rescue:
 
     # -- others ----------------------------------------------------------------------------
 
-    async def _look_after_others(self) -> None:
-        async with trio.open_nursery() as nursery:
-            under_way: set[Member] = set()
-            while True:
-                await trio.sleep(LOOK_S)
-                now, others = trio.current_time(), self._cluster.registry.others()
-                silent = {
-                    seen.member
-                    for seen in others.values()
-                    if seen.age_s >= asked_from_s(self._lease_s)
-                }
-                for member in [*self._left_alone.keys() - silent]:
-                    del self._left_alone[member]  # heard of again, or forgotten
-                if not self.has_settled() or not self.takes_calls():
-                    continue
-                for name in suspects(others, self._left_alone, lease_s=self._lease_s, now=now):
-                    member = others[name].member
-                    if member not in under_way:
-                        under_way.add(member)
-                        nursery.start_soon(self._look_after, name, member, under_way)
+    def _look_after_others(self, nursery: trio.Nursery) -> None:
+        now, others = trio.current_time(), self._cluster.registry.others()
+        silent = {
+            seen.member for seen in others.values() if seen.age_s >= asked_from_s(self._lease_s)
+        }
+        for member in [*self._left_alone.keys() - silent]:
+            del self._left_alone[member]  # heard of again, or forgotten
+        if not self.has_settled() or not silent or not self.takes_calls():
+            return
+        for name in suspects(others, self._left_alone, lease_s=self._lease_s, now=now):
+            member = others[name].member
+            if member not in self._under_way:
+                self._under_way.add(member)
+                nursery.start_soon(self._look_after, name, member)
 
     def has_settled(self) -> bool:
         """Whether it is known well enough how the others are: we have not just been away from them,
@@ -374,7 +376,7 @@ class Rescue:
             return False
         return not self._cluster.stands_aside
 
-    async def _look_after(self, name: str, member: Member, under_way: set[Member]) -> None:
+    async def _look_after(self, name: str, member: Member) -> None:
         try:
             self._left_alone[member] = trio.current_time() + self._lease_s
             if await self._answers(name) or not await self._lease_is_over(member):
@@ -386,7 +388,7 @@ class Rescue:
         except Exception:
             logger.exception("calls not rescued by a bug of ours", left_by=str(member))
         finally:
-            under_way.discard(member)
+            self._under_way.discard(member)
 
     async def _answers(self, name: str) -> bool:
         """The second proof: one that is cut off from the registry only is well, and says so."""
@@ -399,19 +401,14 @@ class Rescue:
 
     async def _lease_is_over(self, member: Member) -> bool:
         """Wait for the rest of a lease; False if its process is heard of meanwhile, or has left."""
-        while (seen := self._seen(member)) is not None:
+        registry = self._cluster.registry
+        while (seen := seen_of(registry.others(), member)) is not None:
             if seen.age_s >= self._lease_s:
                 return True
             if seen.age_s < asked_from_s(self._lease_s):
                 break
             await trio.sleep(max(self._lease_s - seen.age_s, JUST_AFTER_S))
         return False
-
-    def _seen(self, member: Member) -> Seen | None:
-        """What was last heard of a process, though another may have its name by now."""
-        others = self._cluster.registry.others()
-        found = (others.get(member.name), others.get(str(member)))
-        return next((seen for seen in found if seen and seen.member == member), None)
 
     async def _rescue_calls_of(self, member: Member) -> bool:
         """Take over what a process has left; returns whether there was anything."""
@@ -487,14 +484,21 @@ class Rescue:
             # It may have been done all the same; else the call ends when no stream comes.
             logger.warning("call not connected again", call_sid=call.call_sid, error=str(error))
 
-    async def _look_after_unsettled(self) -> None:
+    def _look_after_unsettled(self, nursery: trio.Nursery) -> None:
+        if self._cluster.registry.is_away:
+            return
+        if due := self._unsettled.due(trio.current_time()):
+            self._is_settling = True
+            nursery.start_soon(self._settle_all, due)
+
+    async def _settle_all(self, call_sids: Iterable[str]) -> None:
         """Try again to go on with what may be ours: all that is due, and then what is due next."""
-        while True:
-            await trio.sleep(LOOK_S)
-            if not self._cluster.registry.is_away:
-                async with trio.open_nursery() as nursery:
-                    for call_sid in self._unsettled.due(trio.current_time()):
-                        nursery.start_soon(self._settle, call_sid)
+        try:
+            async with trio.open_nursery() as nursery:
+                for call_sid in call_sids:
+                    nursery.start_soon(self._settle, call_sid)
+        finally:
+            self._is_settling = False
 
     async def _settle(self, call_sid: str) -> None:
         try:
@@ -512,23 +516,31 @@ class Rescue:
 
     # -- our own ---------------------------------------------------------------------------
 
-    async def _look_after_ours(self) -> None:
-        registry = self._cluster.registry
-        absence = Absence(missed_s(), is_away=registry.is_away)
-        while True:
-            await trio.sleep(LOOK_S)
-            was_missed_s, live = missed_s(), self._calls.register.live
-            is_away, losses = registry.is_away, registry.losses
-            if absence.is_over(was_missed_s, is_away=is_away, losses=losses):
-                if await self._check(live):
-                    absence.told(was_missed_s)
-            elif not is_away:
-                # Without its line a call may be another's, if we were only slow to answer.
-                now, doubted = trio.current_time(), self._doubted
-                self._doubted = {sid: until for sid, until in doubted.items() if until > now}
-                await self._check(
-                    [c for c in live if c.conversation.is_lost or c.call_sid in doubted]
-                )
+    def _look_after_ours(self, nursery: trio.Nursery) -> None:
+        registry, live = self._cluster.registry, self._calls.register.live
+        is_away, losses, now = registry.is_away, registry.losses, trio.current_time()
+        is_back = self._our_absence.is_over(missed_s(), is_away=is_away, losses=losses)
+        if not is_back:
+            # Without its line a call may be another's, if we were only slow to answer.
+            doubted = {sid: until for sid, until in self._doubted.items() if until > now}
+            self._doubted = doubted
+            live = [c for c in live if c.conversation.is_lost or c.call_sid in doubted]
+        if not is_away and (live or is_back):
+            self._is_checking = True
+            nursery.start_soon(self._check_ours, live, missed_s() if is_back else None)
+
+    async def _check_ours(self, live: Iterable[Call], missed_s: float | None) -> None:
+        """Look whose calls are.
+
+        Args:
+            live: Ours, as far as we know.
+            missed_s: How long we had been held up, if we have been away; else None.
+        """
+        try:
+            if await self._check(live) and missed_s is not None:
+                self._our_absence.told(missed_s)
+        finally:
+            self._is_checking = False
 
     async def _check(self, live: Iterable[Call]) -> bool:
         """End what is another's by now; returns whether all could be known."""
@@ -544,7 +556,7 @@ class Rescue:
                 known = False
                 return
             if not ours:
-                self._disown(call)
+                _disown(call)
 
         while waiting and known:
             some, waiting = waiting[:CHECKED_AT_ONCE], waiting[CHECKED_AT_ONCE:]
@@ -553,7 +565,8 @@ class Rescue:
                     nursery.start_soon(check, call)
         return known
 
-    def _disown(self, call: Call) -> None:
-        if call.end_reason is not EndReason.MOVED:
-            logger.info("call is another process's by now", call_sid=call.call_sid)
-            call.conversation.disown()
+
+def _disown(call: Call) -> None:
+    if call.end_reason is not EndReason.MOVED:
+        logger.info("call is another process's by now", call_sid=call.call_sid)
+        call.conversation.disown()

@@ -15,7 +15,7 @@ import structlog
 import trio
 from quart import Quart, Response, request
 
-from server.cluster.choosing import QUIET_S, takers
+from server.cluster.choosing import QUIET_S, seen_of, takers
 from server.cluster.passing_on import PASSED_BACK, PASSED_ON, Hop, WorkerLost
 from server.cluster.registry import Holding, Member, RegistryAway
 from server.errors import CallRefused
@@ -167,9 +167,8 @@ class Elsewhere:
 
     def _age_s(self, member: Member) -> float:
         """How long ago a process was heard of."""
-        others = self._service.cluster.registry.others()
-        found = (others.get(member.name), others.get(str(member)))
-        return min((seen.age_s for seen in found if seen and seen.member == member), default=inf)
+        seen = seen_of(self._service.cluster.registry.others(), member)
+        return inf if seen is None else seen.age_s
 
     async def in_progress(self, call_sid: str) -> tuple[Response | None, bool]:
         """The answer of the process that has this call, which the carrier asks how it goes on.

@@ -19,6 +19,7 @@ from websockets.trio.client import connect
 from server.cluster.passing_on import WorkerLost
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen
 from server.records.database import Database
+from server.switchboard.rescue import Rescue
 from server.web.elsewhere import DENIALS, ORPHAN_S
 from tests.call.test_call_state import state
 from tests.support.nodes import Shared, Store, two_nodes
@@ -568,6 +569,7 @@ async def test_a_call_whose_machine_has_just_died_is_not_said_to_be_nobodys(
         left_by_one_that_is_gone(store)
         store.seen[GONE.name] = dataclasses.replace(store.seen[GONE.name], age_s=silent_s)
         monkeypatch.setattr(first.service.rescue, "has_settled", lambda: True)
+        monkeypatch.setattr(Rescue, "takes_calls", lambda self: False)  # nobody has, until now
         answers = [
             await first.http.get(f"/calls/{CALL_SID}"),
             await first.http.post(f"/calls/{CALL_SID}/hang-up"),

@@ -243,7 +243,6 @@ async def test_what_is_left_of_a_call_that_has_ended_is_for_whoever_takes_it_ove
 
 async def test_the_end_of_a_call_is_written_though_nothing_else_is_new(three, monkeypatch):
     monkeypatch.setattr("server.cluster.redis.registry.BEAT_S", 3600.0)
-    monkeypatch.setattr("server.cluster.redis.writing.STATE_S", 3600.0)
     first, second, _ = three
     await first.claim("CA1")
     first.keep("CA1", 1, b"state")

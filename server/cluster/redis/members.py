@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import structlog
 
+from server.cluster.choosing import seen_of
 from server.cluster.proof import Prover
 from server.cluster.redis import beats
 from server.cluster.redis.answers import Heard
@@ -80,8 +81,7 @@ class Members:
 
     def knows(self, member: Member) -> bool:
         """Whether this member was there when all were last heard of."""
-        found = (self.others.get(member.name), self.others.get(str(member)))
-        return member == self._me or any(seen and seen.member == member for seen in found)
+        return member == self._me or seen_of(self.others, member) is not None
 
     def beat(self, now: float) -> tuple[Step, Pause | None]:
         """What is to be said now, and the pause in it."""

@@ -156,9 +156,11 @@ class RedisRegistry:
     async def _beat_on(self, connection: Connection) -> None:
         """Say how we are, and hear how the others are, twice a second and when it matters."""
         while True:
-            await trio.sleep(SOONEST_BEAT_S)
-            with trio.move_on_after(BEAT_S - SOONEST_BEAT_S):
+            beat_at = trio.current_time()
+            with trio.move_on_after(BEAT_S) as waiting:
                 await self._beat_now.wait()
+            if not waiting.cancelled_caught:
+                await trio.sleep_until(beat_at + SOONEST_BEAT_S)
             await self._beat(connection)
 
     async def _beat(self, connection: Connection) -> None:

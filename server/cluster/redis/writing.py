@@ -23,9 +23,7 @@ from server.metrics import RegistryMetrics
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 WRITE_S = 0.05
-"""How long what is new gathers."""
-STATE_S = 0.7
-"""How long newer states do where nothing else is new: longer than from one beat to the next."""
+"""How long what is new gathers; newer states wait for the next beat."""
 MAX_WRITES = 50
 """In one go: a few milliseconds of the loop."""
 
@@ -56,7 +54,7 @@ class Writing:
         self._metrics = metrics
         self._ours = Ours()
         self._strike_off: dict[str, dict[str, None]] = {}
-        self._news, self._haste = trio.Event(), trio.Event()
+        self._haste = trio.Event()
         self._one_go = trio.Lock()  # what is older never comes after what is newer
 
     def announce(self, call_sid: str, generation: int) -> None:
@@ -116,20 +114,15 @@ class Writing:
     def _wake(self, *, in_haste: bool = True) -> None:
         self._metrics.unsaid.set(self._ours.unsaid)
         self._metrics.calls.set(self._ours.known)
-        if self._ours.unsaid or self._strike_off:
-            self._news.set()
-            if in_haste:
-                self._haste.set()
+        if in_haste and (self._ours.unsaid or self._strike_off):
+            self._haste.set()
 
     async def write_on(self, connection: Connection) -> None:
-        """Write what is new, until the connection fails."""
+        """Write what is new and in haste, until the connection fails."""
         while True:
-            await self._news.wait()
-            haste = self._haste
-            with trio.move_on_after(STATE_S - WRITE_S):
-                await haste.wait()
+            await self._haste.wait()
             await trio.sleep(WRITE_S)
-            if haste is self._haste:  # else it has gone along with a beat
+            if self._haste.is_set():  # else it has gone along with a beat
                 await self.write(connection)
 
     async def write_all(self, connection: Connection) -> None:
@@ -144,8 +137,7 @@ class Writing:
             What those are answered.
         """
         async with self._one_go:
-            haste, self._news, self._haste = self._haste, trio.Event(), trio.Event()
-            haste.set()
+            self._haste = trio.Event()
             strike_off, self._strike_off = self._strike_off, {}
             try:
                 writes = self._ours.take(MAX_WRITES)
@@ -153,8 +145,9 @@ class Writing:
             except BaseException:
                 for member, call_sids in strike_off.items():
                     self._strike_off.setdefault(member, {}).update(call_sids)
+                self._haste.set()
                 raise
-            self._wake()
+            self._wake(in_haste=len(writes) == MAX_WRITES)  # there may be more
         return answers
 
     async def write_of(self, call_sid: str, connection: Connection, *first: Step) -> list[Any]:
