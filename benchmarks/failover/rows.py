@@ -527,7 +527,7 @@ ROWS = (
         "nothing is left",
         Spec(settings=QUICKLY),
         _takeovers,
-        most_s=600.0,
+        most_s=900.0,
     ),
     Row(
         "cost",
