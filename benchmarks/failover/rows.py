@@ -346,6 +346,8 @@ def _takeovers(world: World, calls: int) -> Outcome:
     """Nodes die in turn, and come back, until so many calls have been taken over."""
     outcome = Outcome()
     before, wanted = _Left.now(world), min(TAKEOVERS, ROUNDS * calls)
+    # What is opened when it is first wanted, as a connection to the database, is no leaving.
+    is_warm = False
     taken, rounds, idle = 0, 0, 0
     while taken < wanted and rounds < 2 * ROUNDS and idle < IDLE_ROUNDS:
         rounds += 1
@@ -365,6 +367,9 @@ def _takeovers(world: World, calls: int) -> Outcome:
         idle = 0 if moved else idle + 1
         end_calls(world, outcome)
         world.doubles.ask("forget")
+        if not is_warm:
+            time.sleep(STEADY_S)
+            before, is_warm = _Left.now(world), True
     after = before
     for _ in range(40):
         after = _Left.now(world)
