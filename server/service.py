@@ -346,9 +346,12 @@ class Service:
     async def _run(self, streams: Streams, passed_on: Helper, start: Start) -> None:
         async with (
             AsyncExitStack() as stack,
+            trio.open_nursery() as others,  # are told what has been written of calls to the end
+            AsyncExitStack() as after_keepers,
             trio.open_nursery() as keepers,  # what calls need to the very end, even of a fault
             trio.open_nursery() as helpers,
         ):
+            after_keepers.callback(others.cancel_scope.cancel)
             if self.plane is not None:
                 await keepers.start(self.plane.run)
             stack.callback(self.cluster.leave)
@@ -387,7 +390,7 @@ class Service:
                 keepers.start_soon(keep_going, "voices", without_start(self._voices.run))
             if self.cluster.are_several:
                 self.cluster.report = calls.load
-                await helpers.start(keep_going, "cluster", passed_on)
+                await others.start(keep_going, "cluster", passed_on)
                 helpers.start_soon(keep_going, "rescue", without_start(self.rescue.run))
             if self.accounts.events is not None:
                 hear = partial(self.accounts.events.run, self.take_report)

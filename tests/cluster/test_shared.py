@@ -199,7 +199,7 @@ async def test_a_call_that_talks_where_it_is_not_any_more_ends_there_in_silence(
 
 async def test_a_call_is_found_by_all_machines_before_its_client_is_told_of_it(monkeypatch, redis):
     async with nodes_with_redis(monkeypatch, redis) as (first, second):
-        monkeypatch.setattr("server.cluster.redis.registry.SETTLE_S", 0.0)
+        monkeypatch.setattr("server.cluster.redis.registry.WHOLE_AFTER_S", 0.0)
         monkeypatch.setattr("server.cluster.redis.writing.WRITE_S", 60.0)  # all else comes late
         sid = (await first.make_call(RINGS_FOR_LONG)).json()["call_sid"]
         record = await second.http.get(f"/calls/{sid}")
