@@ -346,12 +346,14 @@ class Service:
     async def _run(self, streams: Streams, passed_on: Helper, start: Start) -> None:
         async with (
             AsyncExitStack() as stack,
-            trio.open_nursery() as others,  # are told what has been written of calls to the end
+            trio.open_nursery() as others,
             AsyncExitStack() as after_keepers,
             trio.open_nursery() as keepers,  # what calls need to the very end, even of a fault
             trio.open_nursery() as helpers,
         ):
-            after_keepers.callback(others.cancel_scope.cancel)
+            # Whatever ends it all: others are told what has been written of calls, to the end.
+            telling = trio.CancelScope(shield=True)
+            after_keepers.callback(telling.cancel)
             if self.plane is not None:
                 await keepers.start(self.plane.run)
             stack.callback(self.cluster.leave)
@@ -390,7 +392,7 @@ class Service:
                 keepers.start_soon(keep_going, "voices", without_start(self._voices.run))
             if self.cluster.are_several:
                 self.cluster.report = calls.load
-                await others.start(keep_going, "cluster", passed_on)
+                await others.start(_within, telling, partial(keep_going, "cluster", passed_on))
                 helpers.start_soon(keep_going, "rescue", without_start(self.rescue.run))
             if self.accounts.events is not None:
                 hear = partial(self.accounts.events.run, self.take_report)
@@ -482,3 +484,11 @@ class Service:
                 await trio.to_thread.run_sync(self._traces.close, abandon_on_cancel=True)
             except Exception:
                 logger.exception("traces not sent")  # somebody else's package, and all is over
+
+
+async def _within(
+    scope: trio.CancelScope, helper: Helper, *, task_status: trio.TaskStatus[None]
+) -> None:
+    """Run a helper until this scope is cancelled."""
+    with scope:
+        await helper(task_status=task_status)
