@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 import trio
@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from server.agent.agent import Agent
 from server.carrier import Carrier, MediaStream
+from server.carrier.account import AccountState, Numbers
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.carrier import AsteriskCarrier
 from server.carrier.asterisk.webhooks import AsteriskWebhooks
@@ -23,7 +24,7 @@ from server.cluster.cluster import Cluster
 from server.cluster.directory.meeting import shared_secret
 from server.errors import ConfigurationError
 from server.media.plane import Plane
-from server.model import Model, Reader
+from server.model import Model, ModelAccount, Reader
 from server.model.gemini.model import DEFAULT_URL, GeminiModel
 from server.model.gemini.reader import GeminiReader
 from server.model.lasting.model import LastingModel
@@ -55,6 +56,10 @@ class Accounts:
         new_stream: Makes a media stream of a media socket's transport.
         events: What the carrier tells on a connection of ours; None if it posts everything.
         model: Opens sessions.
+        model_accounts: The models behind it, each with its key: the one that calls begin with, and
+            the fallback.
+        describe: Says how the carrier's account stands.
+        numbers: The carrier's numbers; None where they are not set at the carrier.
         reader: Reads what was said in calls; None where calls are simulated.
         own_number: The number that calls come from; empty if the carrier knows.
         carrier_account: The carrier's name of the account.
@@ -70,6 +75,9 @@ class Accounts:
     webhooks: Webhooks
     events: Events | None = None
     model: Model
+    model_accounts: tuple[ModelAccount, ...]
+    describe: Callable[[], Awaitable[AccountState]]
+    numbers: Numbers | None = None
     own_number: str
     carrier_account = ""
     has_price_table = True
@@ -127,6 +135,7 @@ class Accounts:
         if url != self.public_url:
             self.public_url = url
             self._reach_at(url)
+            self._set_simulated_number()
 
     # -- which -----------------------------------------------------------------------------
 
@@ -158,6 +167,14 @@ class Accounts:
             name="simulator",
         )
         self._use_gemini(api_key, gemini.url)
+        self._set_simulated_number()
+
+    def _set_simulated_number(self) -> None:
+        """Have the simulated account's number ask this server, wherever it is."""
+        if self.simulated_twilio is not None and self.numbers is not None:
+            number = self.simulated_twilio.account.numbers.get(SIMULATED_NUMBER)
+            number.voice_url = self.numbers.ours.voice_url
+            number.status_url = self.numbers.ours.status_url
 
     def _use(self, account: Account) -> None:
         match account.carrier:
@@ -201,6 +218,7 @@ class Accounts:
             process=process,
         )
         self.carrier = self.events = carrier
+        self.describe = carrier.describe
         self.new_stream = carrier.new_stream
         self.webhooks = AsteriskWebhooks(ari.authorization)
         self.public_url = public_url
@@ -229,7 +247,7 @@ class Accounts:
             streams_at=settings.streams_at,
         )
         self.webhooks, self._reach_at = webhooks, webhooks.reach_at
-        self.carrier = TwilioCarrier(
+        carrier = self.carrier = TwilioCarrier(
             account_sid=account.account_sid,
             auth_token=account.auth_token,
             phone_number=account.phone_number,
@@ -241,6 +259,7 @@ class Accounts:
             proxy=proxy,
             api_key=account.api_key,
         )
+        self.numbers, self.describe = carrier.numbers, carrier.numbers.describe
 
     def _use_gemini(self, api_key: str, url: str, proxy: str | None = None) -> None:
         settings = self._settings
@@ -254,8 +273,10 @@ class Accounts:
                 proxy,
                 "FALLBACK_GEMINI_API_KEY" if other_key else "GEMINI_API_KEY",
             )
+        first = self._gemini(api_key, settings.gemini_model, url, proxy)
+        self.model_accounts = (first,) if fallback is None else (first, fallback)
         self.model = LastingModel(
-            self._gemini(api_key, settings.gemini_model, url, proxy),
+            first,
             fallback=fallback,
             connection_age_s=settings.model_connection_age_s,
             reconnect_budget_s=settings.model_reconnect_budget_s,

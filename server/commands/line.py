@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from server.commands.here import import_from_here, in_the_way
 from server.commands.serve import add_options, serve
 from server.errors import CannotListen, ConfigurationError
 
@@ -48,6 +49,13 @@ def parser_of(program: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="where the recording goes, a WAV file (left: caller, right: agent)",
     )
+    check = commands.add_parser(
+        "check",
+        help="try every account, number and address that is set, once",
+        description="Try every account, number and address that is set, once. The exit status is "
+        "0 if none of them fails, and 1 otherwise.",
+    )
+    check.add_argument("--json", action="store_true", help="print what was found for a program")
     key = commands.add_parser("new-key", help="make an API key and show what goes into API_KEYS")
     key.add_argument("name", help="whom it is for: lower-case letters, digits, - and _")
     completion = commands.add_parser(
@@ -62,6 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     name = Path(sys.argv[0]).name
     parser = parser_of("offhook" if name.startswith("offhook") else "python -m server")
     chosen = parser.parse_args(arguments)
+    import_from_here()
+    if chosen.command != "check" and (problem := in_the_way(Path.cwd())) is not None:
+        print(f"offhook: {problem}", file=sys.stderr)  # noqa: T201
     try:
         return _do(parser, chosen)
     except ConfigurationError as error:
@@ -79,6 +90,10 @@ def _do(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
             from server.demo.command import run_demo
 
             return run_demo(chosen.script, chosen.out)
+        case "check":
+            from server.commands.check import check
+
+            return check(as_json=chosen.json)
         case "new-key":
             from server.commands.keys import show_new_key
 

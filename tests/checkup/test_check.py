@@ -1,0 +1,238 @@
+"""``offhook check`` as a whole: real accounts are doubles on this machine, asked over sockets."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import trio
+
+from server.checkup import Finding, State, findings
+from server.checkup.asking import ask_all
+from server.commands.check import find
+from server.commands.line import main
+from server.errors import CarrierError
+from server.settings.settings import Settings
+from server.simulators.gemini import GeminiSimulator
+from server.simulators.gemini.scripts import refused
+from server.simulators.twilio import TwilioSimulator
+from tests.support.receivers import receiving
+from tests.support.redis_servers import redis_server
+
+pytestmark = pytest.mark.sockets
+
+ACCOUNT, TOKEN, KEY = "AC" + "1" * 32, "2" * 32, "key-of-the-model-12345"
+NUMBER, OTHER = "+15005550006", "+15005550107"
+
+
+@dataclass
+class Doubles:
+    """A Twilio and a Gemini of this machine, and settings that name them as real accounts."""
+
+    twilio: TwilioSimulator
+    gemini: GeminiSimulator
+    given: dict
+
+    async def find(self, **changes) -> dict[str, Finding]:
+        settings = Settings.load(_env_file=None, **(self.given | changes))
+        with trio.fail_after(60):
+            return {finding.subject: finding for finding in await find(settings)}
+
+
+@pytest.fixture
+async def doubles(nursery, tmp_path):
+    twilio = TwilioSimulator(account_sid=ACCOUNT, auth_token=TOKEN, phone_number=NUMBER)
+    gemini = GeminiSimulator(api_key=KEY)
+    await nursery.start(twilio.run)
+    await nursery.start(gemini.run)
+    port = free_port()
+    given = {
+        "twilio_account_sid": ACCOUNT,
+        "twilio_auth_token": TOKEN,
+        "twilio_phone_number": NUMBER,
+        "gemini_api_key": KEY,
+        "twilio_api_url": twilio.api_url,
+        "gemini_url": gemini.url,
+        "port": port,
+        "public_url": f"http://127.0.0.1:{port}",
+        "database_url": f"sqlite:///{tmp_path}/offhook.db",
+    }
+    return Doubles(twilio, gemini, given)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def one_about(found: dict[str, Finding], word: str) -> Finding:
+    (subject,) = (subject for subject in found if subject.startswith(word))
+    return found[subject]
+
+
+async def test_all_that_is_configured_is_tried_once_and_nothing_is_changed(doubles, tmp_path):
+    number = doubles.twilio.account.numbers.get(NUMBER)
+    number.voice_url = doubles.given["public_url"] + "/twiml"
+    number.status_url = doubles.given["public_url"] + "/call-status"
+
+    found = await doubles.find()
+
+    assert {subject: finding.state for subject, finding in found.items()} == {
+        "settings": State.OK,
+        "carrier twilio": State.OK,
+        "number +15*******06": State.OK,
+        "model gemini-3.8-live (GEMINI_API_KEY)": State.OK,
+        f"database {tmp_path}/offhook.db": State.OK,
+        f"PUBLIC_URL {doubles.given['public_url']}": State.OK,
+    }
+    assert [session.closed_by_client for session in doubles.gemini.sessions] == [1000]
+    assert number.updates == 0
+    assert not (tmp_path / "offhook.db").exists()
+
+
+async def test_each_agent_is_set_up_and_its_numbers_are_looked_up(doubles, tmp_path):
+    (tmp_path / "a.toml").write_text(f'name = "order-desk"\nnumbers = ["{OTHER}"]\n')
+    (tmp_path / "b.toml").write_text('name = "owner"\nmodel = "gemini-3.1-flash-live-preview"\n')
+    doubles.twilio.account.numbers.add(OTHER)
+
+    found = await doubles.find(agents=tmp_path)
+
+    assert one_about(found, "model gemini-3.8-live").found.endswith("closed: default, order-desk")
+    assert one_about(found, "model gemini-3.1").found.endswith("closed: owner")
+    assert len(doubles.gemini.sessions) == 3
+    assert one_about(found, "number +15*******07").state is State.FAILED
+    assert "--agent order-desk" in one_about(found, "number +15*******07").todo
+    assert one_about(found, "number +15*******06").state is State.DOUBT  # nobody's, calls come from
+
+
+async def test_wrong_keys_fail_and_are_not_shown(doubles):
+    found = await doubles.find(twilio_auth_token="3" * 32, gemini_api_key="wrong-key-of-mine")
+
+    assert one_about(found, "carrier").state is State.FAILED
+    assert one_about(found, "number").state is State.FAILED
+    model = one_about(found, "model")
+    assert model.state is State.FAILED
+    assert "GEMINI_API_KEY" in model.todo
+    assert "wrong-key-of-mine" not in str(found)
+    assert "3" * 32 not in str(found)
+
+
+async def test_the_fallback_is_tried_too(doubles):
+    found = await doubles.find(fallback_gemini_api_key="another-wrong-key")
+
+    assert one_about(found, "model gemini-3.8-live (GEMINI_API_KEY)").state is State.OK
+    assert one_about(found, "model gemini-3.8-live (FALLBACK_").state is State.FAILED
+
+
+async def test_a_model_that_refuses_says_why(doubles):
+    doubles.gemini.script = refused(1011, "Your prepayment credits are depleted.")
+
+    found = await doubles.find()
+
+    assert "credits are depleted" in one_about(found, "model").found
+
+
+async def test_a_public_address_that_leads_elsewhere_fails(doubles):
+    async with receiving(lambda received: 502) as other:
+        elsewhere = other.url.removesuffix("/events")
+        found = await doubles.find(public_url=elsewhere)
+        nobody = await doubles.find(public_url=f"http://127.0.0.1:{free_port()}")
+
+    assert "status 502" in one_about(found, "PUBLIC_URL").found
+    assert f"127.0.0.1:{doubles.given['port']}" in one_about(found, "PUBLIC_URL").todo
+    assert one_about(nobody, "PUBLIC_URL").state is State.FAILED
+
+
+async def test_receivers_are_connected_to_and_told_nothing(doubles):
+    async with receiving() as receiver:
+        given = {"events_secret": "whsec_" + "a" * 32, "events_allow_private": True}
+        found = await doubles.find(events_url=receiver.url, **given)
+        dead = f"http://127.0.0.1:{free_port()}/x"
+        gone = await doubles.find(events_url=dead, **given)
+
+    assert one_about(found, "events").state is State.OK
+    assert receiver.received == []
+    assert one_about(gone, "events").state is State.FAILED
+
+
+async def test_a_database_of_a_later_version_or_of_another_program_fails(doubles, tmp_path):
+    with closing(sqlite3.connect(tmp_path / "offhook.db")) as later:
+        later.execute("CREATE TABLE offhook_schema (version INTEGER)")
+        later.execute("INSERT INTO offhook_schema VALUES (99)")
+        later.commit()
+    (tmp_path / "other.db").write_text("something else altogether, and not SQLite")
+
+    found = await doubles.find()
+    other = await doubles.find(database_url=f"sqlite:///{tmp_path}/other.db")
+    away = await doubles.find(database_url="postgresql://user:hidden@127.0.0.1:1/x")
+
+    assert "schema 99" in one_about(found, "database").found
+    assert one_about(other, "database").state is State.FAILED
+    assert one_about(away, "database").state is State.FAILED
+    assert "hidden" not in str(away)
+
+
+@pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored.*MemoryObject:pytest.PytestUnraisableExceptionWarning"
+)
+async def test_a_registry_answers_or_does_not(doubles):
+    async def registry(url: str) -> Finding:
+        settings = Settings(_env_file=None, **doubles.given, registry_url=url)  # not whole
+        return one_about({finding.subject: finding for finding in await find(settings)}, "registry")
+
+    with redis_server() as redis:
+        assert (await registry(redis.url)).state is State.OK
+    assert (await registry("redis://127.0.0.1:1/0")).state is State.FAILED
+
+
+async def test_no_answer_is_waited_for_for_long(autojump_clock):
+    async def never() -> list[Finding]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def fails() -> list[Finding]:
+        await trio.lowlevel.checkpoint()
+        raise CarrierError("away")
+
+    asked = [("slow", never), ("away", fails)]
+    began = trio.current_time()
+
+    found = await ask_all(asked, limit_s=5.0)
+
+    assert found == [findings.late("slow", 5.0), findings.failed("away", CarrierError("away"))]
+    assert trio.current_time() - began == 5.0
+
+
+def test_the_command_works_on_the_simulators_and_is_read_by_programs(tmp_path):
+    run = partial(subprocess.run, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    command = [sys.executable, "-m", "server", "check"]
+
+    read = run([*command, "--json"], env={"PORT": str(free_port()), "PATH": ""})
+    failed = run(command, env={"GEMINI_API_KEY": "x", "PATH": ""})
+
+    said = json.loads(read.stdout)
+    assert (read.returncode, said["ok"], read.stderr) == (0, True, "")
+    assert {one["state"] for one in said["findings"]} == {"ok"}
+    assert [one["subject"] for one in said["findings"]][:2] == ["settings", "carrier simulator"]
+    assert failed.returncode == 1
+    assert failed.stdout.startswith("FAILED settings: ")
+
+
+def test_a_module_of_this_programs_name_is_told_of(tmp_path, monkeypatch, capsys):
+    (tmp_path / "server.py").write_text("print('mine')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PORT", str(free_port()))
+
+    assert main(["check"]) == 0
+    assert "doubt  folder: server.py in this folder" in capsys.readouterr().out
+    assert main(["new-key", "ana"]) == 0
+    assert "use `offhook`" in capsys.readouterr().err
