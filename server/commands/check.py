@@ -17,9 +17,9 @@ from server.agent.roster.files import read_agents
 from server.carrier.account import AccountState
 from server.checkup import Finding, State, all_is_well, findings
 from server.checkup.asking import look
-from server.cluster.cluster import Cluster
 from server.commands.here import in_the_way
-from server.errors import CannotListen, ConfigurationError
+from server.commands.opening import with_accounts
+from server.errors import CannotListen, ConfigurationError, ServerError
 from server.serving.single import listen
 from server.settings.settings import Settings
 
@@ -45,7 +45,7 @@ def check(*, as_json: bool) -> int:
     try:
         settings = Settings.load()
         found += trio.run(find, settings)
-    except ConfigurationError as error:
+    except ServerError as error:
         found.append(findings.failed("settings", error))
     finally:
         logging.disable(logging.NOTSET)
@@ -70,19 +70,18 @@ async def find(settings: Settings) -> list[Finding]:
     Raises:
         ConfigurationError: The settings cannot be served with at all.
     """
-    accounts = Accounts(settings, Cluster(), None)
-    agents = read_agents(settings, accounts.check_agent).by_name.values()
-    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
-        await accounts.open(nursery)
-        try:
-            await stack.enter_async_context(accounts.carrier)
-        except ConfigurationError as error:
-            accounts.describe = partial(_unfit, error)
-        await stack.enter_async_context(standing_in(settings.host, settings.port))
-        found = await look(settings, accounts, agents)
-        await stack.aclose()
-        nursery.cancel_scope.cancel("all has been asked")
-    return found
+
+    async def work(accounts: Accounts) -> list[Finding]:
+        agents = await trio.to_thread.run_sync(read_agents, settings, accounts.check_agent)
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(accounts.carrier)
+            except ConfigurationError as error:
+                accounts.describe = partial(_unfit, error)
+            await stack.enter_async_context(standing_in(settings.host, settings.port))
+            return await look(settings, accounts, agents.by_name.values())
+
+    return await with_accounts(settings, work)
 
 
 async def _unfit(error: ConfigurationError) -> AccountState:

@@ -56,6 +56,15 @@ def parser_of(program: str) -> argparse.ArgumentParser:
         "0 if none of them fails, and 1 otherwise.",
     )
     check.add_argument("--json", action="store_true", help="print what was found for a program")
+    number = commands.add_parser(
+        "number",
+        help="have a number's callers come here",
+        description="Set a number's voice and status webhooks to this server (PUBLIC_URL), and "
+        "write it into an agent's file. What is so already stays.",
+    )
+    number.add_argument("number", help="one of the carrier's account, as +584125550001")
+    number.add_argument("--agent", help="who answers it, by name", metavar="NAME")
+    number.add_argument("--yes", action="store_true", help="do not ask")
     key = commands.add_parser("new-key", help="make an API key and show what goes into API_KEYS")
     key.add_argument("name", help="whom it is for: lower-case letters, digits, - and _")
     completion = commands.add_parser(
@@ -94,6 +103,10 @@ def _do(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
             from server.commands.check import check
 
             return check(as_json=chosen.json)
+        case "number":
+            from server.commands.number import point_number
+
+            return point_number(chosen.number, chosen.agent, is_sure=chosen.yes)
         case "new-key":
             from server.commands.keys import show_new_key
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -20,57 +18,22 @@ from server.commands.check import find
 from server.commands.line import main
 from server.errors import CarrierError
 from server.settings.settings import Settings
-from server.simulators.gemini import GeminiSimulator
 from server.simulators.gemini.scripts import refused
-from server.simulators.twilio import TwilioSimulator
+from tests.support.accounts import NUMBER, OTHER, Doubles, free_port, open_doubles
 from tests.support.receivers import receiving
 from tests.support.redis_servers import redis_server
 
 pytestmark = pytest.mark.sockets
 
-ACCOUNT, TOKEN, KEY = "AC" + "1" * 32, "2" * 32, "key-of-the-model-12345"
-NUMBER, OTHER = "+15005550006", "+15005550107"
-
-
-@dataclass
-class Doubles:
-    """A Twilio and a Gemini of this machine, and settings that name them as real accounts."""
-
-    twilio: TwilioSimulator
-    gemini: GeminiSimulator
-    given: dict
-
-    async def find(self, **changes) -> dict[str, Finding]:
-        settings = Settings.load(_env_file=None, **(self.given | changes))
-        with trio.fail_after(60):
-            return {finding.subject: finding for finding in await find(settings)}
-
 
 @pytest.fixture
 async def doubles(nursery, tmp_path):
-    twilio = TwilioSimulator(account_sid=ACCOUNT, auth_token=TOKEN, phone_number=NUMBER)
-    gemini = GeminiSimulator(api_key=KEY)
-    await nursery.start(twilio.run)
-    await nursery.start(gemini.run)
-    port = free_port()
-    given = {
-        "twilio_account_sid": ACCOUNT,
-        "twilio_auth_token": TOKEN,
-        "twilio_phone_number": NUMBER,
-        "gemini_api_key": KEY,
-        "twilio_api_url": twilio.api_url,
-        "gemini_url": gemini.url,
-        "port": port,
-        "public_url": f"http://127.0.0.1:{port}",
-        "database_url": f"sqlite:///{tmp_path}/offhook.db",
-    }
-    return Doubles(twilio, gemini, given)
+    return await open_doubles(nursery, tmp_path)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+async def looked(doubles: Doubles, **changes) -> dict[str, Finding]:
+    with trio.fail_after(60):
+        return {finding.subject: finding for finding in await find(doubles.settings(**changes))}
 
 
 def one_about(found: dict[str, Finding], word: str) -> Finding:
@@ -83,7 +46,7 @@ async def test_all_that_is_configured_is_tried_once_and_nothing_is_changed(doubl
     number.voice_url = doubles.given["public_url"] + "/twiml"
     number.status_url = doubles.given["public_url"] + "/call-status"
 
-    found = await doubles.find()
+    found = await looked(doubles)
 
     assert {subject: finding.state for subject, finding in found.items()} == {
         "settings": State.OK,
@@ -103,7 +66,7 @@ async def test_each_agent_is_set_up_and_its_numbers_are_looked_up(doubles, tmp_p
     (tmp_path / "b.toml").write_text('name = "owner"\nmodel = "gemini-3.1-flash-live-preview"\n')
     doubles.twilio.account.numbers.add(OTHER)
 
-    found = await doubles.find(agents=tmp_path)
+    found = await looked(doubles, agents=tmp_path)
 
     assert one_about(found, "model gemini-3.8-live").found.endswith("closed: default, order-desk")
     assert one_about(found, "model gemini-3.1").found.endswith("closed: owner")
@@ -114,7 +77,7 @@ async def test_each_agent_is_set_up_and_its_numbers_are_looked_up(doubles, tmp_p
 
 
 async def test_wrong_keys_fail_and_are_not_shown(doubles):
-    found = await doubles.find(twilio_auth_token="3" * 32, gemini_api_key="wrong-key-of-mine")
+    found = await looked(doubles, twilio_auth_token="3" * 32, gemini_api_key="wrong-key-of-mine")
 
     assert one_about(found, "carrier").state is State.FAILED
     assert one_about(found, "number").state is State.FAILED
@@ -126,7 +89,7 @@ async def test_wrong_keys_fail_and_are_not_shown(doubles):
 
 
 async def test_the_fallback_is_tried_too(doubles):
-    found = await doubles.find(fallback_gemini_api_key="another-wrong-key")
+    found = await looked(doubles, fallback_gemini_api_key="another-wrong-key")
 
     assert one_about(found, "model gemini-3.8-live (GEMINI_API_KEY)").state is State.OK
     assert one_about(found, "model gemini-3.8-live (FALLBACK_").state is State.FAILED
@@ -135,7 +98,7 @@ async def test_the_fallback_is_tried_too(doubles):
 async def test_a_model_that_refuses_says_why(doubles):
     doubles.gemini.script = refused(1011, "Your prepayment credits are depleted.")
 
-    found = await doubles.find()
+    found = await looked(doubles)
 
     assert "credits are depleted" in one_about(found, "model").found
 
@@ -143,8 +106,8 @@ async def test_a_model_that_refuses_says_why(doubles):
 async def test_a_public_address_that_leads_elsewhere_fails(doubles):
     async with receiving(lambda received: 502) as other:
         elsewhere = other.url.removesuffix("/events")
-        found = await doubles.find(public_url=elsewhere)
-        nobody = await doubles.find(public_url=f"http://127.0.0.1:{free_port()}")
+        found = await looked(doubles, public_url=elsewhere)
+        nobody = await looked(doubles, public_url=f"http://127.0.0.1:{free_port()}")
 
     assert "status 502" in one_about(found, "PUBLIC_URL").found
     assert f"127.0.0.1:{doubles.given['port']}" in one_about(found, "PUBLIC_URL").todo
@@ -154,9 +117,9 @@ async def test_a_public_address_that_leads_elsewhere_fails(doubles):
 async def test_receivers_are_connected_to_and_told_nothing(doubles):
     async with receiving() as receiver:
         given = {"events_secret": "whsec_" + "a" * 32, "events_allow_private": True}
-        found = await doubles.find(events_url=receiver.url, **given)
+        found = await looked(doubles, events_url=receiver.url, **given)
         dead = f"http://127.0.0.1:{free_port()}/x"
-        gone = await doubles.find(events_url=dead, **given)
+        gone = await looked(doubles, events_url=dead, **given)
 
     assert one_about(found, "events").state is State.OK
     assert receiver.received == []
@@ -170,9 +133,9 @@ async def test_a_database_of_a_later_version_or_of_another_program_fails(doubles
         later.commit()
     (tmp_path / "other.db").write_text("something else altogether, and not SQLite")
 
-    found = await doubles.find()
-    other = await doubles.find(database_url=f"sqlite:///{tmp_path}/other.db")
-    away = await doubles.find(database_url="postgresql://user:hidden@127.0.0.1:1/x")
+    found = await looked(doubles)
+    other = await looked(doubles, database_url=f"sqlite:///{tmp_path}/other.db")
+    away = await looked(doubles, database_url="postgresql://user:hidden@127.0.0.1:1/x")
 
     assert "schema 99" in one_about(found, "database").found
     assert one_about(other, "database").state is State.FAILED
