@@ -30,7 +30,13 @@ from server.model.gemini.reader import GeminiReader
 from server.model.lasting.model import LastingModel
 from server.settings.accounts import Account, AsteriskAccount, TwilioAccount
 from server.settings.settings import Settings
-from server.simulators.gemini import MODEL_SCRIPTS, GeminiSimulator
+from server.simulators.gemini import (
+    ANSWERS,
+    MODEL_SCRIPTS,
+    GeminiSimulator,
+    ModelScript,
+    with_words,
+)
 from server.simulators.phone import find_script
 from server.simulators.twilio import FAULTS as CARRIER_FAULTS
 from server.simulators.twilio import TwilioSimulator
@@ -87,7 +93,7 @@ class Accounts:
     simulated_gemini: GeminiSimulator | None = None
 
     def __init__(self, settings: Settings, cluster: Cluster, plane: Plane | None) -> None:
-        _check_scripts(settings)
+        self._model_scripts = _read_scripts(settings)
         if settings.apology is not None:
             check_sayable(settings.apology, "APOLOGY")
         self._settings = settings
@@ -155,8 +161,9 @@ class Accounts:
             ring_s=settings.simulated_ring_s,
             recordings_dir=settings.recordings_dir,
         )
+        script, after_resume = self._model_scripts
         gemini = self.simulated_gemini = GeminiSimulator(
-            api_key=api_key, script=MODEL_SCRIPTS[settings.simulated_model]
+            api_key=api_key, script=script, script_after_resume=after_resume
         )
         await nursery.start(twilio.run)
         await nursery.start(gemini.run)
@@ -309,7 +316,12 @@ def _text(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
 
 
-def _check_scripts(settings: Settings) -> None:
+def _read_scripts(settings: Settings) -> tuple[ModelScript, ModelScript]:
+    """What the simulated model does, and what it does once it was resumed.
+
+    Raises:
+        ConfigurationError: There is no such script of a simulator's, or it cannot be read.
+    """
     try:
         find_script(settings.simulated_callee)
     except ValueError as error:
@@ -320,3 +332,10 @@ def _check_scripts(settings: Settings) -> None:
     if settings.simulated_carrier not in CARRIER_FAULTS:
         known = ", ".join(CARRIER_FAULTS)
         raise ConfigurationError(f"SIMULATED_CARRIER: there is no such script; there are {known}")
+    script, path = MODEL_SCRIPTS[settings.simulated_model], settings.simulated_model_script
+    if path is None:
+        return script, ANSWERS
+    try:
+        return with_words(script, path), with_words(ANSWERS, path)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"SIMULATED_MODEL_SCRIPT: {error}") from None

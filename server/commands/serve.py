@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -42,6 +44,13 @@ def add_options(parser: argparse.ArgumentParser, *, has_defaults: bool) -> None:
         help="how many processes (default: 1)",
     )
     parser.add_argument(
+        "--model-script",
+        type=Path,
+        metavar="FILE",
+        default=default(None),
+        help="what the simulated model says, a TOML file (SIMULATED_MODEL_SCRIPT)",
+    )
+    parser.add_argument(
         "--take-over",
         action="store_true",
         default=default(False),
@@ -73,7 +82,7 @@ def serve(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
     if (chosen.take_over or chosen.reload_agents) and not AVAILABLE:
         option = "--take-over" if chosen.take_over else "--reload-agents"
         parser.error(f"{option} needs Unix sockets, which this system does not have")
-    overrides = {k: v for k, v in (("host", chosen.host), ("port", chosen.port)) if v is not None}
+    overrides = overrides_of(chosen)
     if chosen.reload_agents:
         settings = Settings.load(**overrides)
         print(trio.run(reload_agents, settings.host, settings.port))  # noqa: T201
@@ -98,6 +107,16 @@ def serve(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
         )
         return trio.run(master.run)
     return trio.run(partial(run, settings, signals, detached, takes_over=chosen.take_over))
+
+
+def overrides_of(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The settings that a command line has said."""
+    said = {
+        "host": chosen.host,
+        "port": chosen.port,
+        "simulated_model_script": chosen.model_script,
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _worker_count(text: str) -> int:

@@ -131,9 +131,7 @@ async def test_a_call_to_the_number_is_then_a_call_to_the_server(doubles):
     async with trio.open_nursery() as nursery:
         listener = listen("127.0.0.1", doubles.given["port"])
         await nursery.start(partial(serve, app, listener, stop=stop))
-        phone = doubles.twilio.account.ring(
-            NUMBER, from_number="+15005550199", script="hangs-up"
-        )
+        phone = doubles.twilio.account.ring(NUMBER, from_number="+15005550199", script="hangs-up")
         with trio.fail_after(120):
             await phone.wait_ended()
             url = f"{doubles.given['public_url']}/calls/{phone.call_sid}"
