@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import types
 from collections.abc import Coroutine, Generator
+from functools import partial
 from typing import Any
 
 import structlog
+import trio
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -33,6 +36,29 @@ def hint_of(error: BaseException) -> str | None:
     ):
         return USES_ASYNCIO
     return None
+
+
+class FromThread:
+    """A call as a plain function has it: what the function does to it is done on the event loop.
+
+    Args:
+        call: The call itself.
+    """
+
+    def __init__(self, call: object) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._call, name)
+        if not callable(found):
+            return found
+        if inspect.iscoroutinefunction(found):
+            raise TypeError(f"call.{name} has to be awaited: write `async def`, and await it")
+
+        def on_the_loop(*args: Any, **kwargs: Any) -> Any:
+            return trio.from_thread.run_sync(partial(found, *args, **kwargs))
+
+        return on_the_loop
 
 
 class Held:

@@ -49,6 +49,13 @@ def parser_of(program: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="where the recording goes, a WAV file (left: caller, right: agent)",
     )
+    new = commands.add_parser(
+        "new",
+        help="write a small project that runs at once",
+        description="Write a small project: a pizzeria's agents, tools, tests, and a receiver of "
+        "its orders. It runs at once on the simulators. What is there is never overwritten.",
+    )
+    new.add_argument("folder", type=Path, help="where; it is made, as: offhook new pizzeria")
     check = commands.add_parser(
         "check",
         help="try every account, number and address that is set, once",
@@ -99,6 +106,10 @@ def _do(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
             from server.demo.command import run_demo
 
             return run_demo(chosen.script, chosen.out)
+        case "new":
+            from server.commands.new import write_new
+
+            return write_new(chosen.folder)
         case "check":
             from server.commands.check import check
 

@@ -155,3 +155,47 @@ async def test_a_watched_function_is_cancelled_and_fails_like_any_other(autojump
 
     assert scope.cancelled_caught
     assert ended == ["cancelled"]
+
+
+class _Call:
+    """A call, as far as a tool has it."""
+
+    number = "+15005550199"
+
+    def __init__(self) -> None:
+        self.noted_at: list[float] = []
+
+    def note(self, what: str, **facts: object) -> str:
+        self.noted_at.append(trio.current_time())  # an error in any other thread
+        return what
+
+    async def press_keys(self, keys: str) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def use_tool():
+    async def use(function, call: _Call) -> object:
+        return await tool(function).run({}, call, trio.CapacityLimiter(1))
+
+    return use
+
+
+async def test_a_plain_function_has_the_call_from_its_thread(use_tool):
+    def remember(call) -> str:
+        """Write it down."""
+        return f"{call.note('asked', where='here')} by {call.number}"
+
+    call = _Call()
+
+    assert await use_tool(remember, call) == "asked by +15005550199"
+    assert len(call.noted_at) == 1
+
+
+async def test_a_plain_function_is_told_what_it_cannot_await(use_tool):
+    def press(call) -> None:
+        """Press a key."""
+        call.press_keys("1")
+
+    with pytest.raises(TypeError, match=r"call\.press_keys has to be awaited: write `async def`"):
+        await use_tool(press, _Call())
