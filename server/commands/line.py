@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from server.commands.here import import_from_here, in_the_way
-from server.commands.serve import add_options, serve
-from server.errors import CannotListen, ConfigurationError
+from server.commands.serve import add_address_options, add_options, serve
+from server.errors import ConfigurationError, ServerError
 
 SHELLS = ("bash", "zsh", "tcsh")
 DESCRIPTION = """Offhook answers and places phone calls and has Gemini Live talk on them.
@@ -33,6 +33,21 @@ def parser_of(program: str) -> argparse.ArgumentParser:
         commands.add_parser("serve", help="answer and place calls, until told to stop"),
         has_defaults=False,
     )
+    dev = commands.add_parser(
+        "dev",
+        help="serve while you write: restarts when code changes, opens a tunnel",
+        description="Serve, and begin again when code changes; agents are read at once. Where "
+        "Twilio has to reach this machine, a tunnel is opened by cloudflared or ngrok, if one is "
+        "installed, and the number's webhooks are set to it until the end, after asking once.",
+    )
+    add_address_options(dev, has_defaults=True)
+    dev.add_argument(
+        "--tunnel",
+        choices=("auto", "none", "cloudflared", "ngrok"),
+        default="auto",
+        help="what opens one (default: whatever is installed, if Twilio has to reach this machine)",
+    )
+    dev.add_argument("--yes", action="store_true", help="set the number's webhooks unasked")
     demo = commands.add_parser(
         "demo",
         help="place one simulated call and show it live",
@@ -94,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    except CannotListen as error:
+    except ServerError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         return 1
 
@@ -106,6 +121,10 @@ def _do(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
             from server.demo.command import run_demo
 
             return run_demo(chosen.script, chosen.out)
+        case "dev":
+            from server.commands.dev import dev
+
+            return dev(chosen)
         case "new":
             from server.commands.new import write_new
 

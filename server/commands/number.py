@@ -34,13 +34,9 @@ def point_number(text: str, agent: str | None, *, is_sure: bool) -> int:
 
     Raises:
         ConfigurationError: The number, the agent or the settings do not fit.
+        CarrierError: The carrier refuses, or is not reached.
     """
-    settings = Settings.load()
-    try:
-        return trio.run(point, settings, text, agent, _always if is_sure else ask)
-    except CarrierError as error:
-        print(f"offhook: {error.message}", file=sys.stderr)  # noqa: T201
-        return 1
+    return trio.run(point, Settings.load(), text, agent, _always if is_sure else ask)
 
 
 def _always(question: str) -> bool:

@@ -22,6 +22,20 @@ from server.serving.succession import reload_agents
 from server.settings.settings import Settings
 
 
+def add_address_options(parser: argparse.ArgumentParser, *, has_defaults: bool) -> None:
+    """Add what every command understands that serves: see :func:`add_options`."""
+    default = None if has_defaults else argparse.SUPPRESS
+    parser.add_argument("--host", help="address to listen on (HOST)", default=default)
+    parser.add_argument("--port", type=int, help="port to listen on (PORT)", default=default)
+    parser.add_argument(
+        "--model-script",
+        type=Path,
+        metavar="FILE",
+        default=default,
+        help="what the simulated model says, a TOML file (SIMULATED_MODEL_SCRIPT)",
+    )
+
+
 def add_options(parser: argparse.ArgumentParser, *, has_defaults: bool) -> None:
     """Add what serving understands.
 
@@ -33,8 +47,7 @@ def add_options(parser: argparse.ArgumentParser, *, has_defaults: bool) -> None:
     def default(value: object) -> object:
         return value if has_defaults else argparse.SUPPRESS
 
-    parser.add_argument("--host", help="address to listen on (HOST)", default=default(None))
-    parser.add_argument("--port", type=int, help="port to listen on (PORT)", default=default(None))
+    add_address_options(parser, has_defaults=has_defaults)
     parser.add_argument(
         "-w",
         "--workers",
@@ -42,13 +55,6 @@ def add_options(parser: argparse.ArgumentParser, *, has_defaults: bool) -> None:
         default=default(1),
         metavar="N",
         help="how many processes (default: 1)",
-    )
-    parser.add_argument(
-        "--model-script",
-        type=Path,
-        metavar="FILE",
-        default=default(None),
-        help="what the simulated model says, a TOML file (SIMULATED_MODEL_SCRIPT)",
     )
     parser.add_argument(
         "--take-over",

@@ -35,7 +35,7 @@ def test_a_shell_is_told_how_to_complete(capsys, shell):
     assert main(["completion", shell]) == 0
 
     printed = capsys.readouterr().out
-    for word in ("serve", "demo", "new-key", "take-over", "script"):
+    for word in ("serve", "dev", "check", "number", "demo", "new-key", "take-over", "script"):
         assert word in printed
 
 
@@ -47,7 +47,7 @@ def test_bash_completes_with_what_is_printed():
         capture_output=True,
         text=True,
     ).stdout
-    asked = 'COMP_WORDS=(offhook de); COMP_CWORD=1; _shtab_offhook; echo "${COMPREPLY[@]}"'
+    asked = 'COMP_WORDS=(offhook dem); COMP_CWORD=1; _shtab_offhook; echo "${COMPREPLY[@]}"'
 
     answer = subprocess.run(
         ["bash", "-c", f"{printed}\n{asked}"], check=True, capture_output=True, text=True
