@@ -64,7 +64,7 @@ class Accounts:
         model: Opens sessions.
         model_accounts: The models behind it, each with its key: the one that calls begin with, and
             the fallback.
-        describe: Says how the carrier's account stands.
+        describe: Says how the carrier's account stands; None for a carrier without one.
         numbers: The carrier's numbers; None where they are not set at the carrier.
         reader: Reads what was said in calls; None where calls are simulated.
         own_number: The number that calls come from; empty if the carrier knows.
@@ -82,7 +82,7 @@ class Accounts:
     events: Events | None = None
     model: Model
     model_accounts: tuple[ModelAccount, ...]
-    describe: Callable[[], Awaitable[AccountState]]
+    describe: Callable[[], Awaitable[AccountState]] | None = None
     numbers: Numbers | None = None
     own_number: str
     carrier_account = ""

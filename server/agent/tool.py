@@ -37,8 +37,8 @@ from docstring_parser import parse
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from server.agent.authors import FromThread, Held
 from server.carrier import CallStatus
+from server.logs.authors import FromThread, Held
 
 MAX_RESULT_BYTES = 32 * 1024
 """Of a result as JSON: the whole context is billed again with every turn, and nobody listens to

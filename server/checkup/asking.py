@@ -68,7 +68,8 @@ def questions(
     settings: Settings, accounts: Accounts, agents: Collection[Agent]
 ) -> Iterable[Question]:
     """Everything that can be asked."""
-    yield f"carrier {accounts.carrier.name}", partial(_ask_carrier, accounts)
+    if (describe := accounts.describe) is not None:
+        yield "carrier", partial(_ask_carrier, accounts.carrier.name, describe)
     if (numbers := accounts.numbers) is not None:
         yield "numbers", partial(_ask_numbers, numbers, accounts.own_number, agents)
     first, *others = accounts.model_accounts
@@ -122,13 +123,13 @@ def _by_model(default: str, agents: Iterable[Agent]) -> dict[str, list[Agent]]:
 # -- accounts -----------------------------------------------------------------------------------
 
 
-async def _ask_carrier(accounts: Accounts) -> list[Finding]:
+async def _ask_carrier(name: str, describe: Callable[[], Awaitable[AccountState]]) -> list[Finding]:
     answer: AccountState | ServerError
     try:
-        answer = await accounts.describe()
+        answer = await describe()
     except ServerError as error:
         answer = error
-    return [findings.of_carrier(accounts.carrier.name, answer)]
+    return [findings.of_carrier(name, answer)]
 
 
 async def _ask_numbers(numbers: Numbers, own: str, agents: Iterable[Agent]) -> list[Finding]:

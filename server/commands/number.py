@@ -75,7 +75,7 @@ async def point(settings: Settings, text: str, agent: str | None, confirm: Confi
             own = None if numbers is None else await _look_up(numbers, number)
             hooks = None
             if numbers is None or own is None:
-                print(_why_not(accounts))  # noqa: T201
+                print(_why_not(accounts, settings.carrier))  # noqa: T201
             else:
                 _show(own, numbers.ours)
                 if own.hooks != numbers.ours or own.answered_by:
@@ -109,10 +109,12 @@ async def set_hooks(numbers: Numbers, own: OwnNumber, hooks: NumberHooks) -> Non
         raise CarrierError("the carrier took the addresses, and shows others")
 
 
-def _why_not(accounts: Accounts) -> str:
+def _why_not(accounts: Accounts, carrier: str) -> str:
     if accounts.are_simulated:
         return "no account is set: calls are simulated, and come to this server"
-    return "who gets calls is said in the PBX's dialplan: docs/asterisk.md"
+    if carrier == "asterisk":
+        return "who gets calls is said in the PBX's dialplan: docs/asterisk.md"
+    return "no account of a carrier is set: no number leads anywhere yet"
 
 
 async def _look_up(numbers: Numbers, number: str) -> OwnNumber:
