@@ -78,7 +78,8 @@ async def find(settings: Settings) -> list[Finding]:
                 await stack.enter_async_context(accounts.carrier)
             except ConfigurationError as error:
                 accounts.describe = partial(_unfit, error)
-            await stack.enter_async_context(standing_in(settings.host, settings.port))
+            if not accounts.are_simulated:
+                await stack.enter_async_context(standing_in(settings.host, settings.port))
             return await look(settings, accounts, agents.by_name.values())
 
     return await with_accounts(settings, work)

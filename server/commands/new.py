@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
+import shlex
 from importlib.resources import files
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def write_new(folder: Path) -> int:
         ConfigurationError: There is something in its place, or it cannot be written.
     """
     write_project(folder, base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode())
-    print(_NEXT.format(folder=folder, count=len(PROJECT)))  # noqa: T201
+    print(_NEXT.format(folder=shlex.quote(str(folder)), count=len(PROJECT)))  # noqa: T201
     return 0
 
 

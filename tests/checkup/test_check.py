@@ -7,16 +7,21 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 
+import hypercorn.trio
 import pytest
 import trio
+from quart import request
+from quart_trio import QuartTrio
 
 from server.checkup import Finding, State, findings
 from server.checkup.asking import ask_all
 from server.commands.check import find
 from server.commands.line import main
 from server.errors import CarrierError
+from server.hooks.hypercorn_worker import make_config
 from server.settings.settings import Settings
 from server.simulators.gemini.scripts import refused
 from tests.support.accounts import NUMBER, OTHER, Doubles, free_port, open_doubles
@@ -155,6 +160,77 @@ async def test_a_registry_answers_or_does_not(doubles):
     with redis_server() as redis:
         assert (await registry(redis.url)).state is State.OK
     assert (await registry("redis://127.0.0.1:1/0")).state is State.FAILED
+
+
+@dataclass
+class FakeAri:
+    """Answers as far as it is asked whether calls can be made."""
+
+    version: str = "22.10.1"
+    secret: str = "secret"
+    has_apology: bool = True
+
+    def app(self) -> QuartTrio:
+        app = QuartTrio(__name__)
+
+        @app.before_request
+        async def check() -> tuple[dict[str, str], int] | None:
+            shown = request.authorization
+            is_known = shown is not None and shown.password == self.secret
+            return None if is_known else ({"error": "Unauthorized"}, 401)
+
+        @app.get("/ari/asterisk/info")
+        async def info() -> dict[str, object]:
+            return {"system": {"version": self.version}}
+
+        @app.get("/ari/asterisk/modules/<name>")
+        async def module(name: str) -> dict[str, str]:
+            return {"name": name, "status": "Running"}
+
+        @app.get("/ari/sounds/<name>")
+        async def sound(name: str) -> tuple[dict[str, str], int]:
+            return ({"id": name}, 200) if self.has_apology else ({"message": "Not found"}, 404)
+
+        return app
+
+
+async def test_an_asterisk_is_found_or_what_it_lacks(nursery):
+    ari = FakeAri()
+    config = make_config("127.0.0.1:0", graceful_timeout=0.1)
+    never = trio.sleep_forever
+    (url,) = await nursery.start(
+        partial(hypercorn.trio.serve, ari.app(), config, shutdown_trigger=never)
+    )
+
+    async def asked(at: str = url, secret: str = "secret") -> Finding:
+        settings = Settings.load(
+            _env_file=None,
+            carrier="asterisk",
+            asterisk_url=at,
+            asterisk_user="offhook",
+            asterisk_secret=secret,
+            gemini_api_key="key-of-the-model",
+            gemini_url=f"ws://127.0.0.1:{free_port()}",
+            port=free_port(),
+        )
+        with trio.fail_after(60):
+            found = await find(settings)
+        assert not [one for one in found if one.subject.startswith(("number", "PUBLIC_URL"))]
+        return one_about({one.subject: one for one in found}, "carrier asterisk")
+
+    well = await asked()
+    ari.has_apology = False
+    silent = await asked()
+    refused_user = await asked(secret="wrong")
+    ari.version = "18.9.0"
+    old = await asked()
+    away = await asked(at=f"http://127.0.0.1:{free_port()}")
+
+    assert (well.state, well.found) == (State.OK, "Asterisk 22.10.1")
+    assert (silent.state, "ASTERISK_APOLOGY" in silent.found) == (State.DOUBT, True)
+    assert (refused_user.state, "ASTERISK_SECRET" in refused_user.found) == (State.FAILED, True)
+    assert (old.state, "18.9 is too old" in old.found) == (State.FAILED, True)
+    assert (away.state, "not reached" in away.found) == (State.FAILED, True)
 
 
 async def test_no_answer_is_waited_for_for_long(autojump_clock):
