@@ -10,13 +10,26 @@ from server.errors import CarrierError, ModelError, ServerError
 from server.events.targets import target_of
 from server.logs import censored, masked
 
+MAX_BEHIND = 5
 MAX_CHARS = 300
 """Of somebody else's words."""
 
 
 def failed(subject: str, error: Exception, todo: str = "") -> Finding:
     """Something could not be asked, or its answer was a refusal."""
-    return Finding(subject, State.FAILED, plain(str(error)) or type(error).__name__, todo)
+    return Finding(subject, State.FAILED, _words_of(error), todo)
+
+
+def _words_of(error: BaseException) -> str:
+    """What an error says, or what the one behind it does: libraries pass on some without a word."""
+    one: BaseException | None = error
+    for _ in range(MAX_BEHIND):
+        if one is None:
+            break
+        if said := plain(str(one)):
+            return said
+        one = one.__cause__ or one.__context__
+    return type(error).__name__
 
 
 def late(subject: str, limit_s: float) -> Finding:

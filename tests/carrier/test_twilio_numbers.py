@@ -30,7 +30,7 @@ async def twilio(nursery):
 
 
 @asynccontextmanager
-async def opened(api_url: str, token: str = "secret"):
+async def opened(api_url: str, token: str = "secret", **changes: object):
     webhooks = TwilioWebhooks(ACCOUNT, token, "https://example.com", at="/n/1")
     async with TwilioCarrier(
         account_sid=ACCOUNT,
@@ -38,6 +38,7 @@ async def opened(api_url: str, token: str = "secret"):
         phone_number=NUMBER,
         webhooks=webhooks,
         api_url=api_url,
+        **changes,
     ) as carrier:
         yield carrier.numbers
 
@@ -117,3 +118,21 @@ async def test_an_answer_that_is_none_is_an_error_of_the_carrier(api, body):  # 
     async with opened(api.url) as numbers:
         with pytest.raises(CarrierError, match="cannot be read"):
             await numbers.find(NUMBER)
+
+
+async def test_an_api_key_that_may_not_ask_for_the_account_is_tried_otherwise(api):  # noqa: F811
+    refusal = 401, json.dumps({"code": 20003, "message": "Authenticate", "status": 401})
+    api.status, api.body = 200, json.dumps({"incoming_phone_numbers": []})
+    key = "SK" + "1" * 32, "the key's"
+    async with opened(api.url, api_key=key) as numbers:
+        api.refusals = [refusal]
+        taken = await numbers.describe()
+        api.refusals = [refusal, refusal]
+        with pytest.raises(CarrierError, match="Authenticate"):
+            await numbers.describe()
+    async with opened(api.url) as numbers:
+        api.refusals = [refusal]
+        with pytest.raises(CarrierError, match="Authenticate"):
+            await numbers.describe()
+
+    assert taken.found.startswith("it takes the API key")

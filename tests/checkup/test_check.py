@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import ssl
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 
 import hypercorn.trio
 import pytest
 import trio
+import trustme
 from quart import request
 from quart_trio import QuartTrio
 
@@ -129,6 +131,25 @@ async def test_receivers_are_connected_to_and_told_nothing(doubles):
     assert one_about(found, "events").state is State.OK
     assert receiver.received == []
     assert one_about(gone, "events").state is State.FAILED
+
+
+async def test_a_receiver_whose_certificate_is_nobodys_fails(doubles, nursery):
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(server)
+
+    async def greet(stream: trio.SSLStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.do_handshake()
+
+    serve = partial(trio.serve_ssl_over_tcp, greet, 0, server, host="127.0.0.1")
+    [listener] = await nursery.start(serve)
+    port = listener.transport_listener.socket.getsockname()[1]
+    given = {"events_secret": "whsec_" + "a" * 32, "events_allow_private": True}
+
+    found = await looked(doubles, events_url=f"https://127.0.0.1:{port}/x", **given)
+
+    assert one_about(found, "events").state is State.FAILED
+    assert "certificate" in one_about(found, "events").found
 
 
 async def test_a_database_of_a_later_version_or_of_another_program_fails(doubles, tmp_path):

@@ -136,3 +136,12 @@ def test_doubts_are_no_failure():
 
     assert all_is_well([doubt])
     assert not all_is_well([doubt, findings.late("database", 20.0)])
+
+
+def test_an_error_without_a_word_says_what_is_behind_it():
+    error = OSError()
+    error.__cause__ = RuntimeError()
+    error.__cause__.__context__ = ValueError("certificate verify failed")
+
+    assert findings.failed("events", error).found == "certificate verify failed"
+    assert findings.failed("events", OSError()).found == "OSError"

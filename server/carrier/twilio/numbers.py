@@ -18,6 +18,8 @@ MAX_URL_CHARS = 2_000
 PAGE_SIZE = 50
 """Numbers that are looked through for the one that was asked for."""
 APPLICATION = "a TwiML application"
+NOBODYS = "+15005550001"
+"""A number that is no account's (Twilio's "Test credentials")."""
 
 
 class Request(Protocol):
@@ -106,10 +108,17 @@ class TwilioNumbers:
         Raises:
             CarrierError: Refused or not reached.
         """
-        account = await self._request(
-            lambda: self._client.api.accounts(self._account_sid).fetch_async(),
-            repeatable=True,
-        )
+        try:
+            account = await self._request(
+                lambda: self._client.api.accounts(self._account_sid).fetch_async(),
+                repeatable=True,
+            )
+        except CarrierError as error:
+            if error.status not in (401, 403) or self._client.username == self._account_sid:
+                raise
+            # Standard keys may ask for all but accounts and keys ("API keys overview").
+            await self.find(NOBODYS)
+            return AccountState("it takes the API key, which may not ask how the account stands")
         status = str(account.status or "of no known status")[:40]
         if status != "active":
             return AccountState(
