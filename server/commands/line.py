@@ -64,6 +64,12 @@ def parser_of(program: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="where the recording goes, a WAV file (left: caller, right: agent)",
     )
+    demo.add_argument(
+        "--say",
+        type=Path,
+        metavar="FILE",
+        help="what the callee says, a WAV file of yours; the simulated model says it back",
+    )
     new = commands.add_parser(
         "new",
         help="write a small project that runs at once",
@@ -120,7 +126,7 @@ def _do(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
             # The demo brings a terminal display that serving does without.
             from server.demo.command import run_demo
 
-            return run_demo(chosen.script, chosen.out)
+            return run_demo(chosen.script, chosen.out, chosen.say)
         case "dev":
             from server.commands.dev import dev
 
