@@ -71,7 +71,9 @@ def questions(
     if (describe := accounts.describe) is not None:
         yield "carrier", partial(_ask_carrier, accounts.carrier.name, describe)
     if (numbers := accounts.numbers) is not None:
-        yield "numbers", partial(_ask_numbers, numbers, accounts.own_number, agents)
+        # Whatever number is called in a simulation, it is called here.
+        answering = () if accounts.are_simulated else agents
+        yield "numbers", partial(_ask_numbers, numbers, accounts.own_number, answering)
     first, *others = accounts.model_accounts
     for name, speaking in _by_model(first.name, agents).items():
         model = first if name == first.name else first.of_model(name)

@@ -203,7 +203,6 @@ def of_receiver(url: str, answer: Exception | None) -> Finding:
     """A receiver of events, which was connected to and not told anything."""
     subject = f"events to {target_of(url)}"
     if answer is not None:
-        return failed(
-            subject, answer, "see whether EVENTS_URL (or the agent's events_url) is right"
-        )
+        todo = "see whether EVENTS_URL (or the agent's events_url) is right, and the receiver runs"
+        return failed(subject, answer, todo)
     return Finding(subject, State.OK, "it can be connected to; nothing was sent")

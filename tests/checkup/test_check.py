@@ -83,6 +83,17 @@ async def test_each_agent_is_set_up_and_its_numbers_are_looked_up(doubles, tmp_p
     assert one_about(found, "number +15*******06").state is State.DOUBT  # nobody's, calls come from
 
 
+async def test_in_a_simulation_no_number_has_to_be_the_accounts(tmp_path):
+    (tmp_path / "a.toml").write_text(f'name = "order-desk"\nnumbers = ["{OTHER}"]\n')
+    settings = Settings.load(_env_file=None, agents=tmp_path, database_url="sqlite://")
+
+    with trio.fail_after(60):
+        found = await find(settings)
+
+    assert {finding.state for finding in found} == {State.OK}
+    assert found[0].found == "no account is set: carrier and model are simulated"
+
+
 async def test_wrong_keys_fail_and_are_not_shown(doubles):
     found = await looked(doubles, twilio_auth_token="3" * 32, gemini_api_key="wrong-key-of-mine")
 
