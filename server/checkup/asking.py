@@ -239,10 +239,15 @@ async def _ask_public_url(url: str, settings: Settings) -> list[Finding]:
     is_ours = False
     try:
         async with httpx2.AsyncClient(trust_env=False, timeout=LIMIT_S) as client:
-            request = client.stream("GET", f"{url.rstrip('/')}/healthz", follow_redirects=False)
+            request = client.stream(
+                "GET",
+                f"{url.rstrip('/')}/healthz",
+                headers={"Accept-Encoding": "identity"},
+                follow_redirects=False,
+            )
             async with request as response:
                 answer, content = response.status_code, b""
-                async for part in response.aiter_bytes():
+                async for part in response.aiter_raw():
                     content += part
                     if len(content) > MAX_ANSWER_BYTES:
                         break

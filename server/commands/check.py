@@ -13,12 +13,11 @@ from pathlib import Path
 import trio
 
 from server.accounts import Accounts
-from server.agent.roster.files import read_agents
 from server.carrier.account import AccountState
 from server.checkup import Finding, State, all_is_well, findings
 from server.checkup.asking import look
 from server.commands.here import in_the_way
-from server.commands.opening import with_accounts
+from server.commands.opening import all_agents, with_accounts
 from server.errors import CannotListen, ConfigurationError, ServerError
 from server.serving.single import listen
 from server.settings.settings import Settings
@@ -72,7 +71,7 @@ async def find(settings: Settings) -> list[Finding]:
     """
 
     async def work(accounts: Accounts) -> list[Finding]:
-        agents = await trio.to_thread.run_sync(read_agents, settings, accounts.check_agent)
+        agents = await all_agents(settings, accounts)
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(accounts.carrier)

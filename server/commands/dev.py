@@ -19,10 +19,9 @@ from pydantic import ValidationError
 import server
 from server import logs
 from server.accounts import Accounts
-from server.agent.roster.files import read_agents
 from server.carrier.account import Numbers, OwnNumber
 from server.commands.number import ask, set_hooks
-from server.commands.opening import with_accounts
+from server.commands.opening import all_agents, with_accounts
 from server.commands.processes import running
 from server.commands.serve import overrides_of
 from server.commands.tunnel import find_program, open_tunnel
@@ -166,7 +165,7 @@ async def _point(
     settings: Settings, accounts: Accounts, numbers: Numbers, *, is_sure: bool
 ) -> list[OwnNumber]:
     """Set the webhooks of numbers that lead elsewhere; returns how they were."""
-    agents = await trio.to_thread.run_sync(read_agents, settings, accounts.check_agent)
+    agents = await all_agents(settings, accounts)
     wanted = [accounts.own_number]
     wanted += [one for each in agents.by_name.values() for one in each.numbers if one[0] == "+"]
     found = [await numbers.find(number) for number in dict.fromkeys(wanted)]

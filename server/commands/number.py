@@ -12,10 +12,9 @@ import trio
 from server.accounts import Accounts
 from server.agent.roster.agents import Agents
 from server.agent.roster.described import Misdescribed, check_inbound
-from server.agent.roster.files import read_agents
 from server.agent.roster.numbering import add_number, file_of
 from server.carrier.account import TRUNK, NumberHooks, Numbers, OwnNumber
-from server.commands.opening import with_accounts
+from server.commands.opening import all_agents, with_accounts
 from server.errors import CarrierError, ConfigurationError
 from server.settings.numbers import e164
 from server.settings.settings import Settings
@@ -67,7 +66,7 @@ async def point(settings: Settings, text: str, agent: str | None, confirm: Confi
         raise ConfigurationError(f"{text!r}: {error}") from None
 
     async def work(accounts: Accounts) -> int:
-        agents = await trio.to_thread.run_sync(read_agents, settings, accounts.check_agent)
+        agents = await all_agents(settings, accounts)
         path = _file_to_change(settings, agents, number, agent)
         changed = "" if path is None else add_number(path, number)
         async with accounts.carrier:

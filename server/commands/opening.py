@@ -8,11 +8,15 @@ from typing import TypeVar
 import trio
 
 from server.accounts import Accounts
+from server.agent.roster.agents import Agents
+from server.agent.roster.files import read_agents
 from server.cluster.cluster import Cluster
-from server.errors import ServerError, innermost
+from server.errors import ConfigurationError, ServerError, innermost
 from server.settings.settings import Settings
 
 T = TypeVar("T")
+READ_S = 20.0
+"""How long the agents may take to be read: a module of the user's does whatever it likes."""
 
 
 async def with_accounts(settings: Settings, work: Callable[[Accounts], Awaitable[T]]) -> T:
@@ -37,3 +41,16 @@ async def with_accounts(settings: Settings, work: Callable[[Accounts], Awaitable
     if failure is not None:
         raise failure
     return result
+
+
+async def all_agents(settings: Settings, accounts: Accounts) -> Agents:
+    """The agents that the settings name.
+
+    Raises:
+        ConfigurationError: They are wrong, or are never read.
+    """
+    with trio.move_on_after(READ_S):
+        return await trio.to_thread.run_sync(
+            read_agents, settings, accounts.check_agent, abandon_on_cancel=True
+        )
+    raise ConfigurationError(f"AGENTS: {settings.agents} is not read within {READ_S:g} s")

@@ -7,6 +7,7 @@ import sqlite3
 import ssl
 import subprocess
 import sys
+import threading
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +21,10 @@ from quart_trio import QuartTrio
 
 from server.checkup import Finding, State, findings
 from server.checkup.asking import ask_all
+from server.commands import opening
 from server.commands.check import find
 from server.commands.line import main
-from server.errors import CarrierError
+from server.errors import CarrierError, ConfigurationError
 from server.hooks.hypercorn_worker import make_config
 from server.settings.settings import Settings
 from server.simulators.gemini.scripts import refused
@@ -307,3 +309,16 @@ def test_a_module_of_this_programs_name_is_told_of(tmp_path, monkeypatch, capsys
     assert "doubt  folder: server.py in this folder" in capsys.readouterr().out
     assert main(["new-key", "ana"]) == 0
     assert "use `offhook`" in capsys.readouterr().err
+
+
+async def test_agents_that_are_never_read_are_not_waited_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(opening, "READ_S", 0.2)
+    over = threading.Event()
+    monkeypatch.setattr(opening, "read_agents", lambda settings, check: over.wait(60))
+    settings = Settings.load(_env_file=None, agents=tmp_path, database_url="sqlite://")
+
+    try:
+        with trio.fail_after(60), pytest.raises(ConfigurationError, match="is not read within"):
+            await find(settings)
+    finally:
+        over.set()
