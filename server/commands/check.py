@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 import trio
 
@@ -39,7 +38,7 @@ def check(*, as_json: bool) -> int:
     Args:
         as_json: Print it for a program.
     """
-    found = [Finding("folder", State.DOUBT, said) for said in [in_the_way(Path.cwd())] if said]
+    found = [Finding("folder", State.DOUBT, said) for said in [in_the_way()] if said]
     logging.disable(logging.CRITICAL)  # what is wrong is told as findings
     try:
         settings = Settings.load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import server
@@ -15,16 +16,21 @@ def import_from_here() -> None:
 
     ``python -m server`` has the folder among the places to look in already; ``offhook`` has not.
     """
-    here = str(Path.cwd())
-    if not {"", here} & set(sys.path):
-        sys.path.append(here)
+    with suppress(OSError):  # the folder is gone
+        here = str(Path.cwd())
+        if not {"", here} & set(sys.path):
+            sys.path.append(here)
 
 
-def in_the_way(folder: Path) -> str | None:
-    """What is wrong with a folder that has a module of this program's name; None if none has it.
+def in_the_way() -> str | None:
+    """What is wrong with the folder if it has a module of this program's name; None if it has not.
 
     ``python -m server`` there starts that one, and cannot say so.
     """
+    try:
+        folder = Path.cwd()
+    except OSError:
+        return None
     for found in (folder / "server.py", folder / "server" / "__init__.py"):
         if found.is_file() and found.parent.resolve() not in (OURS, OURS.parent):
             name = found.relative_to(folder)

@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = parser_of("offhook" if name.startswith("offhook") else "python -m server")
     chosen = parser.parse_args(arguments)
     import_from_here()
-    if chosen.command != "check" and (problem := in_the_way(Path.cwd())) is not None:
+    if chosen.command != "check" and (problem := in_the_way()) is not None:
         print(f"offhook: {problem}", file=sys.stderr)  # noqa: T201
     try:
         return _do(parser, chosen)

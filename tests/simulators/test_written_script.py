@@ -82,3 +82,13 @@ async def test_a_call_is_talked_by_the_script_and_the_start_says_that_no_prompt_
     assert said == ["Good day.", "Two hawaii, please.", "Two. Goodbye!"]
     (told,) = (line for line in lines if "follows no prompt" in line["event"])
     assert told["script"] == str(path)
+
+
+def test_the_script_in_the_documents_is_one(request, tmp_path):
+    page = (request.config.rootpath / "docs" / "builders.md").read_text()
+    _, _, rest = page.partition("```toml\n")
+
+    script = with_words(MODEL_SCRIPTS["answers"], written(tmp_path, rest.partition("```")[0]))
+
+    assert script.greeting
+    assert script.turns[0].calls == (FunctionCall("price_of", {"pizza": "hawaii"}),)
