@@ -460,6 +460,12 @@ class Service:
         if self.cluster.speaks_for_all:
             if self._voices is None and self.settings.voice_judge != "off":
                 logger.info("voices are told from noise by a detector alone: see offhook[ear]")
+            if accounts.are_simulated:
+                logger.info(
+                    "the simulated model follows no prompt: it says its own sentences, or those of "
+                    "--model-script FILE",
+                    script=str(self.settings.simulated_model_script or "none"),
+                )
             for warning in self.settings.warnings:
                 logger.warning("a setting may be a mistake", what=warning)
             if (taken := self.calls.admission.max_calls) < self.settings.max_calls:

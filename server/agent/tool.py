@@ -37,8 +37,8 @@ from docstring_parser import parse
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from server.agent.authors import Held
 from server.carrier import CallStatus
+from server.logs.authors import FromThread, Held
 
 MAX_RESULT_BYTES = 32 * 1024
 """Of a result as JSON: the whole context is billed again with every turn, and nobody listens to
@@ -55,7 +55,10 @@ class ToolError(Exception):
 
 
 class LiveCall(Protocol):
-    """What a tool may know about its call, and do to it; only from the event loop."""
+    """What a tool may know about its call, and do to it.
+
+    A plain function, which runs in a thread, has all of it but what has to be awaited.
+    """
 
     @property
     def call_sid(self) -> str:
@@ -214,7 +217,8 @@ def tool_of(function: Callable[..., Any], name: str | None, timeout_s: float | N
         except ValidationError as error:
             raise ToolError(f"wrong arguments: {_problems(error)}") from None
         if wants_call:
-            checked = checked | {"call": call}
+            is_async = inspect.iscoroutinefunction(function)
+            checked = checked | {"call": call if is_async else FromThread(call)}
         if inspect.iscoroutinefunction(function):
             return await held.watch(function(**checked))
         return await trio.to_thread.run_sync(

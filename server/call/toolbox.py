@@ -14,8 +14,8 @@ import structlog
 import trio
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from server.agent.authors import hint_of
 from server.agent.tool import MAX_ERROR, MAX_RESULT_BYTES, LiveCall, Tool, ToolError
+from server.logs.authors import hint_of
 from server.metrics import Metrics
 from server.model import ToolCall, ToolResult
 

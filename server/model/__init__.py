@@ -11,6 +11,7 @@ number, so that audio which arrives after the turn was cut can be told from the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
@@ -383,5 +384,31 @@ class Model(Protocol):
             going_on: How far it had come in another process, which is gone: it is resumed, or
                 else a fresh one is told what has been said, and a :class:`Reconnected` event says
                 which.
+        """
+        ...
+
+
+class ModelAccount(Protocol):
+    """A model with the key that it is asked with, as far as it takes to see whether it is there."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def key_name(self) -> str:
+        """What the key's setting is called."""
+        ...
+
+    def of_model(self, name: str) -> ModelAccount:
+        """The same key with another model."""
+        ...
+
+    def open_connection(self, agent: Agent) -> AbstractAsyncContextManager[object]:
+        """One connection that is set up for an agent; closed when the block ends.
+
+        Raises:
+            ModelError: It could not be reached, or the set-up was refused.
         """
         ...

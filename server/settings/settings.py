@@ -347,6 +347,8 @@ class Settings(BaseSettings):
     # What the embedded simulators do; without meaning on a real account.
     simulated_callee: str = "talks"
     simulated_model: str = "answers"
+    simulated_model_script: Path | None = None
+    """What the simulated model says and calls, turn by turn: a TOML file (``docs/builders.md``)."""
     simulated_carrier: str = "healthy"
     simulated_ring_s: Annotated[float, Field(ge=0, le=MOST)] | None = None
     """How long simulated phones ring; None for what their script says."""

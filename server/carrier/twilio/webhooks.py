@@ -98,6 +98,10 @@ class TwilioWebhooks:
         """The whole address of one of them, for a call of this process."""
         return self._public_url + (path if path in _NOBODYS else self._at + path)
 
+    def everyones_url_of(self, path: str) -> str:
+        """The whole address of one of them that names no process: for a number's settings."""
+        return self._public_url + path
+
     @property
     def stream_url(self) -> str:
         """Where Twilio opens a call's media stream."""
