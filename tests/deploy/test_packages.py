@@ -102,6 +102,11 @@ def test_the_sdist_has_what_builds_tests_and_deploys(sdist):
     assert {name for name in sdist if name.endswith((".so", ".pyd", ".pyc", ".c"))} == set()
 
 
+@pytest.mark.slow
+def test_the_sdist_has_nobodys_secrets(sdist):
+    assert {name for name in sdist if name.endswith((".env", ".pem", ".db"))} == set()
+
+
 def configuration() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
