@@ -623,15 +623,23 @@ cdef double FLOOR_RISES = 0.064
 
 
 cdef bint suspect(
-    Suspicion* suspicion, const uint8_t* frame, double level, double at, bint speech, bint is_echo
+    Suspicion* suspicion,
+    const uint8_t* frame,
+    double level,
+    double at,
+    double came_at,
+    bint speech,
+    bint is_echo,
 ) noexcept nogil:
     """Take a frame, and keep it for the judge; True when a suspicion begins with it."""
-    cdef uint8_t* to = suspicion.ring + suspicion.kept % RING
+    cdef Py_ssize_t place = suspicion.kept % RING
+    cdef uint8_t* to = suspicion.ring + place
     cdef bint is_new
     if is_echo:
         memset(to, SILENCE, FRAME)
     else:
         memcpy(to, frame, FRAME)
+    suspicion.came_at[place // FRAME] = came_at
     suspicion.kept += FRAME
     suspicion.kept_at = at
     if level < suspicion.floor:
@@ -757,6 +765,7 @@ cdef class Ear:
         cdef size_t total = self._partial_bytes + size
         cdef size_t after = total - total % FRAME  # bytes of whole frames after this one
         cdef size_t length
+        self._received_at = at
         self._steady(at, <double>size / BYTES_PER_S)
         if self._partial_bytes and size:
             length = min(<size_t>FRAME - self._partial_bytes, size)
@@ -804,7 +813,9 @@ cdef class Ear:
             self._hear_echo(level, at, &is_echo)
             speech = speech and not is_echo
         if self.judged:
-            if suspect(&self._suspicion, frame, level, at, speech, is_echo):
+            if suspect(
+                &self._suspicion, frame, level, at, self._received_at, speech, is_echo
+            ):
                 self._note(SUSPECTED, at, at, 0)
             return is_echo
         if speech:
@@ -915,6 +926,7 @@ cdef class Ear:
         self.judged = True
         self._speech.in_a_row = self._speech.frames = self._barge_in.in_a_row = 0
         self._suspicion.until = -INFINITY
+        self._suspicion.valid_from = self._suspicion.kept
         return True
 
     def rely_on_detector(self, *, bint speaking, bint holding):

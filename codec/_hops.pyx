@@ -1,9 +1,10 @@
 """Caller audio as a judge of speech takes it; see ``hops.py``."""
 
+from libc.math cimport INFINITY
 from libc.stdint cimport int16_t, int64_t
 from libc.string cimport memset
 
-from codec._ear cimport RING, Ear
+from codec._ear cimport FRAME, RING, Ear
 from codec._kernels cimport MulawDecoder
 
 cdef enum:
@@ -15,6 +16,7 @@ cdef double BYTES_PER_S = 8000.0
 
 HOP_S = HOP / BYTES_PER_S
 HOP_SAMPLES = CONTEXT + SAMPLES
+MOST_HOPS = RING // HOP
 
 
 cdef class Hops:
@@ -45,7 +47,8 @@ cdef class Hops:
         The last hop will end with the newest sample.
         """
         cdef int64_t kept = self._ear._suspicion.kept
-        cdef int64_t missing = min(kept - self._taken, <int64_t>RING)
+        cdef int64_t since = max(self._taken, self._ear._suspicion.valid_from)
+        cdef int64_t missing = min(kept - since, <int64_t>RING)
         self._taken = kept - missing // HOP * HOP
         self.at = self._ear._suspicion.kept_at
 
@@ -53,6 +56,15 @@ cdef class Hops:
     def behind_s(self):
         """How much audio has not been taken yet."""
         return <double>(self._ear._suspicion.kept - self._taken) / BYTES_PER_S
+
+    @property
+    def due_since(self):
+        """When the last byte of the next hop came; infinity while there is none."""
+        cdef int64_t kept = self._ear._suspicion.kept
+        cdef int64_t last = max(self._taken + HOP - 1, kept - RING)
+        if kept - self._taken < HOP:
+            return INFINITY
+        return self._ear._suspicion.came_at[last % RING // FRAME]
 
     def take(self, float[::1] row not None):
         """Write the next hop into a row of :data:`HOP_SAMPLES`; False where there is none yet.

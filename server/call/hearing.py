@@ -340,14 +340,16 @@ class Hearing:
     def _caller_found(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
         c, replies = self._conversation, self._conversation.notes.replies
         match found:
-            case SpeechStarted(certain=certain):
-                c.turns.caller_started(now, certain=certain)
+            case SpeechStarted():
+                c.turns.caller_started(now)
                 if c.line is not None:
                     c.line.news.set()  # its silence may have to be heard
                 replies.caller_started()
-            case SpeechEnded(at=at, speech_s=speech_s):
+            case SpeechEnded(at=at, speech_s=speech_s, doubted=doubted):
                 agent_until = c.playout.audible_until(now)
-                c.turns.caller_ended(at, now, speech_s=speech_s, agent_until=agent_until)
+                c.turns.caller_ended(
+                    at, now, speech_s=speech_s, agent_until=agent_until, doubted=doubted
+                )
                 replies.caller_ended(at, now)
                 self._playing.let_out()  # the greeting may have waited for this
             case Stop.HOLD:

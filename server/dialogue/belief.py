@@ -1,7 +1,8 @@
 """How long a detector is believed that hears the caller speak.
 
-A room is never silent, and its noise is speech to a detector most of the time: a model that has
-fallen silent would not be noticed in it.
+A room is never silent, and its noise is speech to a detector most of the time; to a judge of
+voices, somebody else's talk and a television are. A model that has fallen silent would not be
+noticed there.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ BELIEVED_S = 12.0
 class Belief:
     """Whether what a detector takes for the caller's speech still counts as that."""
 
-    is_certain: bool = False
-    """Whether what has begun is speech, and not perhaps noise."""
     _sign_at: float = -NEVER
     _is_over: bool = False
 
@@ -35,9 +34,9 @@ class Belief:
         """What goes on counts as silence from now on."""
         self._is_over = True
 
-    def begin(self, *, certain: bool) -> None:
+    def begin(self) -> None:
         """Speech has begun."""
-        self._is_over, self.is_certain = False, certain
+        self._is_over = False
 
     def ended(self) -> bool:
         """Speech has ended; says whether it had been given up before."""

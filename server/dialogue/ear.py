@@ -139,9 +139,9 @@ class Ear:
         found: list[Found] = []
         for event in self.judge.take_found():
             match event:
-                case EchoFound():
+                case EchoFound(at=at):
                     self._opening.was_echo()
-                    self._verdicts.was_echo()
+                    found += self._verdicts.was_echo(at)
                 case Suspected():
                     if self._voices is not None:
                         self._voices.watch(self.judge, self)

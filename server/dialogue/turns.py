@@ -161,32 +161,35 @@ class Turns:
         self._belief.sign(now)
         self._aided = False
 
-    def caller_started(self, now: float, *, certain: bool = True) -> None:
-        """The caller has begun to speak: what they are owed waits until they have ended.
-
-        Args:
-            now: The time.
-            certain: Whether that is speech, and not perhaps noise.
-        """
+    def caller_started(self, now: float) -> None:
+        """The caller has begun to speak: what they are owed waits until they have ended."""
         self.caller_speaking = True
         self._prompts = 0
-        self._belief.begin(certain=certain)
-        if certain or self._awaited is None:
+        self._belief.begin()
+        if self._awaited is None:
             self._belief.sign(now)
 
     def caller_ended(
-        self, ended_at: float, now: float, *, speech_s: float, agent_until: float
+        self,
+        ended_at: float,
+        now: float,
+        *,
+        speech_s: float,
+        agent_until: float,
+        doubted: bool = False,
     ) -> None:
         """The caller's turn is over: what they were owed is settled by it, and an answer is owed.
 
-        What is too short to be answered settles nothing, and what is not certainly speech puts off
-        what is owed no longer than it is believed: the noises of a room would do so for ever.
+        What is too short to be answered, or was perhaps none, settles nothing; and no speech puts
+        off what is owed for longer than it is believed: a room, or a television, would do so for
+        ever.
 
         Args:
             ended_at: When they stopped.
             now: When that was certain.
             speech_s: How much of it was speech.
             agent_until: Until when the agent is heard: short words over it demand no answer.
+            doubted: Whether it may have been no speech at all, though a judge was asked.
         """
         self.caller_speaking = False
         self._quiet_since = now
@@ -200,8 +203,10 @@ class Turns:
         if self._awaited is Awaited.GREETING:
             return
         asked_at = max(now, agent_until) if over_agent else now
-        if self._awaited is None or self._belief.is_certain:
+        if self._awaited is None:
             self.ask(Awaited.ANSWER, asked_at)
+            return
+        if doubted:
             return
         latest = max(self._deadline, self._belief.until())
         self._awaited, self._fault = Awaited.ANSWER, None
@@ -359,6 +364,7 @@ class Turns:
         """Functions were answered, or called off."""
         self.tools_open.difference_update(ids)
         self._turn.last_audio_at = max(self._turn.last_audio_at, now)
+        self._belief.sign(now)
         if not self.tools_open and self._awaited is not None:
             self._deadline = max(self._deadline, now + self._timeout_s)
 
@@ -394,9 +400,10 @@ class Turns:
             self.caller_speaking = False
             self._belief.end()
             self._quiet_since = now
-            is_settled = self._belief.is_certain and self._awaited is not Awaited.GREETING
-            if (self._awaited is None or is_settled) and not self.tools_open:
-                self.ask(Awaited.ANSWER, now)
+            if self._awaited is None and not self.tools_open:
+                # It is no sign of anything: what goes on is not believed again.
+                self._expect(Awaited.ANSWER, now, self.patience.reply_timeout_s)
+                self._aided = False
         if self._fault is None:
             self._fault = self._find_fault(now, agent_until)
         if self._fault is not None and not self.caller_speaking:

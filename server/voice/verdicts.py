@@ -20,6 +20,8 @@ LIKELY_S = 0.1
 """Nor is it lost what the model is not sure of, if it has been suspicious to the detector, too."""
 VOICED = 0.5
 """Probability of what counts towards an interruption that needs nobody's consent."""
+SURE_HOPS = 2
+"""So much voice in a turn, and it was certainly somebody who spoke."""
 WORD_S = 0.1
 """So much voice is a word, on which the model may have its say."""
 QUIET_S = 0.2
@@ -55,6 +57,7 @@ class Verdicts:
         self.speaking = self.holding = False
         self.last_at = float("-inf")
         self._speech_s = 0.0
+        self._sure_hops = 0
         self._held_s = self._voiced_s = self._quiet_s = 0.0
         self._not_before = float("-inf")
 
@@ -98,10 +101,13 @@ class Verdicts:
             if not self.speaking:
                 self.speaking = True
                 self._speech_s = HOP_S
-                found.append(SpeechStarted(at - HOP_S, certain=True))
+                self._sure_hops = 0
+                found.append(SpeechStarted(at - HOP_S))
+            self._sure_hops += probability >= VOICED
         elif self.speaking and at - self.last_at >= self._end_silence_s:
             self.speaking = False
-            found.append(SpeechEnded(self.last_at, self._speech_s, at))
+            doubted = self._sure_hops < SURE_HOPS
+            found.append(SpeechEnded(self.last_at, self._speech_s, at, doubted))
         may_hold = agent_heard and may_stop and probability >= strict
         if self._barge_in and (stop := self._stop(probability, at, may_hold)):
             found.append(stop)
@@ -134,6 +140,17 @@ class Verdicts:
         """The agent has been cut: it was an interruption, and nothing is held any more."""
         self.holding = False
 
-    def was_echo(self) -> None:
-        """What was taken for speech was the agent, come back: nobody is speaking."""
-        self.speaking = False
+    def was_echo(self, at: float) -> list[SpeechEnded | Stop]:
+        """What was taken for speech was the agent, come back: nobody has spoken.
+
+        Returns:
+            What ends with that: a turn in which nothing was said, and a hold.
+        """
+        found: list[SpeechEnded | Stop] = []
+        if self.speaking:
+            found.append(SpeechEnded(at, 0.0, at, doubted=True))
+        if self.holding:
+            found.append(Stop.RESUME)
+        self.speaking = self.holding = False
+        self.last_at = float("-inf")
+        return found

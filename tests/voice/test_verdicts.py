@@ -43,11 +43,21 @@ def test_a_turn_begins_with_certain_speech_and_ends_after_the_silence():
     found = line.hear(0.9, 0.64) + line.hear(0.0, 1.0)
 
     started, ended = found
-    assert started == SpeechStarted(0.0, certain=True)
+    assert started == SpeechStarted(0.0)
     assert isinstance(ended, SpeechEnded)
     assert ended.at == pytest.approx(0.64)
     assert ended.speech_s == pytest.approx(0.64)
     assert 0.5 <= ended.known_at - ended.at < 0.5 + 2 * HOP_S
+
+
+@pytest.mark.parametrize(("probability", "doubted"), [(0.06, True), (0.45, True), (0.6, False)])
+def test_a_turn_is_doubted_in_which_no_voice_was_certain(probability, doubted):
+    line = Line(verdicts())
+
+    *_, ended = line.hear(probability, 0.32, suspicious_s=0.2) + line.hear(0.0, 1.0)
+
+    assert isinstance(ended, SpeechEnded)
+    assert ended.doubted is doubted
 
 
 def test_a_pause_within_a_turn_does_not_end_it():
@@ -55,7 +65,7 @@ def test_a_pause_within_a_turn_does_not_end_it():
 
     found = line.hear(0.9, 0.32) + line.hear(0.0, 0.4) + line.hear(0.4, 0.32)
 
-    assert found == [SpeechStarted(0.0, certain=True)]
+    assert found == [SpeechStarted(0.0)]
 
 
 def test_while_the_agent_is_silent_little_is_enough_for_a_turn_and_over_it_much_is_needed():
@@ -140,6 +150,17 @@ def test_it_is_open_until_what_was_begun_is_ended():
     line.hear(0.0, 1.0)
 
     assert not line.judged.is_open
+
+
+def test_what_was_an_echo_was_nobodys_turn_and_holds_nobody():
+    line = Line(verdicts(), agent_heard=True)
     line.hear(0.9, 0.1)
-    line.judged.was_echo()
+
+    ended, resumed = line.judged.was_echo(line.now)
+
+    assert isinstance(ended, SpeechEnded)
+    assert ended.speech_s == 0.0
+    assert resumed is Stop.RESUME
     assert not line.judged.is_open
+    assert line.judged.last_at < 0.0
+    assert line.judged.was_echo(line.now) == []
