@@ -173,7 +173,7 @@ def noticed_s(make: MakeEar, mix: Mix, room: bytes) -> float | None:
                 turns.caller_started(now)
             elif isinstance(found, SpeechEnded):
                 turns.caller_ended(
-                    found.at, now, speech_s=found.speech_s, agent_until=0.0, doubted=found.doubted
+                    found.at, now, speech_s=found.speech_s, agent_until=0.0, sure=found.sure
                 )
         if turns.decide(now, agent_until=0.0) is not None:
             return now - mix.ended_s

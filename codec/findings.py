@@ -24,8 +24,8 @@ class SpeechEnded:
     """Speech in it, pauses left out."""
     known_at: float
     """When that was certain: after the silence."""
-    doubted: bool = False
-    """Whether a judge of voices has heard it, and was never sure of a voice in it."""
+    sure: bool | None = None
+    """Whether a judge of voices was sure of a voice in it; None where none has heard it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -345,11 +345,9 @@ class Hearing:
                 if c.line is not None:
                     c.line.news.set()  # its silence may have to be heard
                 replies.caller_started()
-            case SpeechEnded(at=at, speech_s=speech_s, doubted=doubted):
+            case SpeechEnded(at=at, speech_s=speech_s, sure=sure):
                 agent_until = c.playout.audible_until(now)
-                c.turns.caller_ended(
-                    at, now, speech_s=speech_s, agent_until=agent_until, doubted=doubted
-                )
+                c.turns.caller_ended(at, now, speech_s=speech_s, agent_until=agent_until, sure=sure)
                 replies.caller_ended(at, now)
                 self._playing.let_out()  # the greeting may have waited for this
             case Stop.HOLD:

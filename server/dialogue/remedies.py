@@ -96,6 +96,9 @@ class Patience:
 
     reply_timeout_s: float = 6.0
     """After the caller's turn, for audible agent audio."""
+    short_answer_timeout_s: float = 1.2
+    """The same after a word or two in a silence of the agent's, of which a judge of voices is sure,
+    for any sign of the service's; 0 makes no difference between short and long."""
     rung_timeout_s: float = 4.0
     """After each rung of the ladder, for the same."""
     greeting_retry_s: float = 3.0

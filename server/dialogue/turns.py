@@ -44,6 +44,8 @@ SHORTEST_ANSWERABLE_S = 0.2
 """Speech of a caller's turn that demands an answer: "yes" has a quarter of a second."""
 SPOKEN_OVER_S = 1.0
 """Speech over the agent's own that demands an answer: less is "uh-huh", which is well ignored."""
+SHORT_ANSWER_S = 1.0
+"""Speech up to which a turn is a short one, which services are reported to take no notice of."""
 FASTEST_CHARS_PER_S = 30.0
 """Twice as fast as anybody speaks: a text that is longer than its audio allows was broken off."""
 SENTENCE_ENDS = frozenset(".!?\u2026\u3002\uff01\uff1f\u061f\u0964\"'\u00bb\u201d)")
@@ -100,6 +102,8 @@ class Turns:
     _deadline: float = NEVER
     """When what is awaited is too late."""
     _timeout_s: float = 0.0
+    _in_no_hurry: float = NEVER
+    """When it would be, if the service gave any sign of having heard; NEVER when it has."""
     _fault: Fault | None = None
     """What has already gone wrong: no need to wait for the deadline."""
     _rung: int = 0
@@ -176,7 +180,7 @@ class Turns:
         *,
         speech_s: float,
         agent_until: float,
-        doubted: bool = False,
+        sure: bool | None = None,
     ) -> None:
         """The caller's turn is over: what they were owed is settled by it, and an answer is owed.
 
@@ -189,7 +193,7 @@ class Turns:
             now: When that was certain.
             speech_s: How much of it was speech.
             agent_until: Until when the agent is heard: short words over it demand no answer.
-            doubted: Whether it may have been no speech at all, though a judge was asked.
+            sure: Whether a judge of voices was sure of it; None where none was asked.
         """
         self.caller_speaking = False
         self._quiet_since = now
@@ -205,8 +209,11 @@ class Turns:
         asked_at = max(now, agent_until) if over_agent else now
         if self._awaited is None:
             self.ask(Awaited.ANSWER, asked_at)
+            in_silence = agent_until <= ended_at - speech_s and self._turn.over
+            if sure and in_silence and speech_s <= SHORT_ANSWER_S:
+                self._hurry(now)
             return
-        if doubted:
+        if sure is False:
             return
         latest = max(self._deadline, self._belief.until())
         self._awaited, self._fault = Awaited.ANSWER, None
@@ -218,6 +225,7 @@ class Turns:
         It is a key, a recognised word, or an interruption that the model has noticed.
         """
         self._prompts = 0
+        self._service_heard()
         self._belief.sign(now)
         self._quiet_since = max(self._quiet_since, now) if self._quiet_since < NEVER else NEVER
 
@@ -235,6 +243,7 @@ class Turns:
         """
         if turn <= self._cut_up_to:
             return False
+        self._service_heard()
         agent_turn = self._begin(turn)
         if agent_turn.audio_s == 0 and audible:
             agent_turn.began_at = now
@@ -255,6 +264,7 @@ class Turns:
     def agent_text(self, turn: int, text: str) -> None:
         """A piece of the text of a turn has come."""
         if turn > self._cut_up_to and (stripped := text.rstrip()):
+            self._service_heard()
             agent_turn = self._begin(turn)
             agent_turn.text_chars += len(text)
             agent_turn.ends_well = stripped[-1] in SENTENCE_ENDS
@@ -317,6 +327,7 @@ class Turns:
 
         Saying so again does not make the time any longer; being heard does.
         """
+        self._service_heard()
         if self._working_until == -NEVER:
             self._working_until = now + self.patience.thinking_timeout_s
         if self._awaited is None:
@@ -357,6 +368,7 @@ class Turns:
 
     def tools_called(self, ids: Iterable[str]) -> None:
         """The model waits for functions: nothing can be expected of it until they are answered."""
+        self._service_heard()
         self._turn.called_tools = True
         self.tools_open.update(ids)
 
@@ -446,11 +458,23 @@ class Turns:
         self._awaited = awaited
         self._timeout_s = timeout_s
         self._deadline = max(now + timeout_s, self._working_until)
+        self._in_no_hurry = NEVER
         self._fault = None
+
+    def _hurry(self, now: float) -> None:
+        """A short word may have passed unnoticed: ask soon, unless the service shows it has not."""
+        if self.patience.short_answer_timeout_s:
+            self._in_no_hurry = self._deadline
+            self._deadline = min(self._deadline, now + self.patience.short_answer_timeout_s)
+
+    def _service_heard(self) -> None:
+        """The service has given a sign: what it owes, it is given its whole time for."""
+        if self._in_no_hurry < NEVER:
+            self._deadline, self._in_no_hurry = self._in_no_hurry, NEVER
 
     def _settle(self) -> None:
         self._awaited = None
-        self._deadline = NEVER
+        self._deadline = self._in_no_hurry = NEVER
         self._fault = None
         self._aided = False
 
@@ -486,7 +510,10 @@ class Turns:
             self._slow_turns = 0
         else:
             self._aided = True
-            self._deadline = now + self.patience.rung_timeout_s
+            # One that was asked sooner than usual is not taken for broken sooner.
+            whole = self._in_no_hurry if self._in_no_hurry < NEVER else now
+            self._deadline = max(now + self.patience.rung_timeout_s, whole)
+            self._in_no_hurry = NEVER
             self._timeout_s = self.patience.rung_timeout_s
         self._fault = None
         rung = LADDER[self._rung]

@@ -239,6 +239,10 @@ class Settings(BaseSettings):
     """A caller's turn without audible agent audio for this long is a fault of the model's: it is
     nudged by text, then reconnected, given a fresh session, replaced; at last an apology is spoken
     and the call ended."""
+    short_answer_timeout_s: Annotated[float, Field(ge=0, le=MOST)] = 1.2
+    """The model is nudged so soon if it gives no sign that it has heard a short word ("yes") in a
+    silence of the agent's, where a model tells voices from noise (``voice_judge``); 0 for as late
+    as after any other turn."""
     rung_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 4.0
     """How long each of these may take to bring audible audio."""
     thinking_timeout_s: Annotated[float, Field(gt=0, le=300)] = 30.0

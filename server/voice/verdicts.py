@@ -106,8 +106,8 @@ class Verdicts:
             self._sure_hops += probability >= VOICED
         elif self.speaking and at - self.last_at >= self._end_silence_s:
             self.speaking = False
-            doubted = self._sure_hops < SURE_HOPS
-            found.append(SpeechEnded(self.last_at, self._speech_s, at, doubted))
+            sure = self._sure_hops >= SURE_HOPS
+            found.append(SpeechEnded(self.last_at, self._speech_s, at, sure))
         may_hold = agent_heard and may_stop and probability >= strict
         if self._barge_in and (stop := self._stop(probability, at, may_hold)):
             found.append(stop)
@@ -148,7 +148,7 @@ class Verdicts:
         """
         found: list[SpeechEnded | Stop] = []
         if self.speaking:
-            found.append(SpeechEnded(at, 0.0, at, doubted=True))
+            found.append(SpeechEnded(at, 0.0, at, sure=False))
         if self.holding:
             found.append(Stop.RESUME)
         self.speaking = self.holding = False

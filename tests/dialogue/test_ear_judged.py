@@ -61,7 +61,7 @@ def test_speech_begins_and_ends_a_turn():
 
     assert isinstance(started, SpeechStarted)
     assert isinstance(ended, SpeechEnded)
-    assert not ended.doubted
+    assert ended.sure
     assert not line.ear.caller_speaks
     assert line.ear.spoke_since(started.at)
 

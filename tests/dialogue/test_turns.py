@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -423,17 +425,93 @@ def test_what_a_judge_was_never_sure_of_does_not_put_off_what_is_owed():
     conversation.caller_says()
     conversation.turns.caller_started(2.0)
     conversation.now = 4.0
-    conversation.turns.caller_ended(3.5, 4.0, speech_s=1.5, agent_until=0.0, doubted=True)
+    conversation.turns.caller_ended(3.5, 4.0, speech_s=1.5, agent_until=0.0, sure=False)
 
     assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
     assert conversation.now == 7.0
+
+
+def short_word(conversation: Talk, *, sure: bool | None = True, seconds: float = 0.3) -> None:
+    """A word, and half a second in which it was known that there is no more of it."""
+    conversation.turns.caller_started(conversation.now)
+    ended_at = conversation.now + seconds
+    conversation.now = ended_at + 0.5
+    conversation.turns.caller_ended(
+        ended_at,
+        conversation.now,
+        speech_s=seconds,
+        agent_until=conversation.agent_until,
+        sure=sure,
+    )
+
+
+def test_a_short_word_of_which_the_service_gives_no_sign_is_asked_about_soon():
+    conversation = talk()
+    short_word(conversation)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == pytest.approx(0.8 + PATIENCE.short_answer_timeout_s)
+    assert conversation.wait() == Recover(Rung.RESUME, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == pytest.approx(0.8 + PATIENCE.reply_timeout_s)
+
+
+@pytest.mark.parametrize("sign", ["word", "silent audio", "text", "thought", "function"])
+def test_a_short_word_of_which_the_service_gives_any_sign_has_the_usual_time(sign):
+    conversation = talk()
+    short_word(conversation)
+    conversation.now += 1.0
+    turns, now = conversation.turns, conversation.now
+    match sign:
+        case "word":
+            turns.caller_active(now)
+        case "silent audio":
+            turns.agent_audio(1, 0.04, audible=False, now=now)
+        case "text":
+            turns.agent_text(1, "Well")
+        case "thought":
+            turns.agent_working(now)
+            turns.agent_idle(now)
+        case "function":
+            turns.tools_called(["f1"])
+            turns.tools_answered(["f1"], now)
+
+    decision = conversation.wait()
+
+    assert isinstance(decision, Recover)
+    assert decision.rung is Rung.NUDGE
+    assert conversation.now >= 0.8 + min(PATIENCE.reply_timeout_s, PATIENCE.stall_timeout_s + 0.9)
+
+
+@pytest.mark.parametrize(
+    ("sure", "seconds", "agent_until"),
+    [(None, 0.3, 0.0), (False, 0.3, 0.0), (True, 1.5, 0.0), (True, 0.3, 0.2)],
+    ids=["no judge", "not sure", "a sentence", "over the agent"],
+)
+def test_other_turns_of_the_callers_have_the_usual_time(sure, seconds, agent_until):
+    conversation = talk()
+    conversation.agent_until = agent_until
+    short_word(conversation, sure=sure, seconds=seconds)
+    ended_at = conversation.now
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == pytest.approx(ended_at + PATIENCE.reply_timeout_s)
+
+
+def test_short_words_are_asked_about_no_sooner_where_that_is_not_wanted():
+    turns = Turns(replace(PATIENCE, short_answer_timeout_s=0.0))
+    turns.answered(0.0)
+    conversation = Talk(turns)
+    short_word(conversation)
+
+    assert isinstance(conversation.wait(), Recover)
+    assert conversation.now == pytest.approx(0.8 + PATIENCE.reply_timeout_s)
 
 
 def test_a_word_that_a_judge_was_never_sure_of_is_owed_an_answer_where_none_is_awaited():
     conversation = talk()
     conversation.turns.caller_started(0.0)
     conversation.now = 1.0
-    conversation.turns.caller_ended(0.5, 1.0, speech_s=0.3, agent_until=0.0, doubted=True)
+    conversation.turns.caller_ended(0.5, 1.0, speech_s=0.3, agent_until=0.0, sure=False)
 
     assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
 

@@ -50,14 +50,14 @@ def test_a_turn_begins_with_certain_speech_and_ends_after_the_silence():
     assert 0.5 <= ended.known_at - ended.at < 0.5 + 2 * HOP_S
 
 
-@pytest.mark.parametrize(("probability", "doubted"), [(0.06, True), (0.45, True), (0.6, False)])
-def test_a_turn_is_doubted_in_which_no_voice_was_certain(probability, doubted):
+@pytest.mark.parametrize(("probability", "sure"), [(0.06, False), (0.45, False), (0.6, True)])
+def test_a_turn_is_sure_in_which_a_voice_was_certain(probability, sure):
     line = Line(verdicts())
 
     *_, ended = line.hear(probability, 0.32, suspicious_s=0.2) + line.hear(0.0, 1.0)
 
     assert isinstance(ended, SpeechEnded)
-    assert ended.doubted is doubted
+    assert ended.sure is sure
 
 
 def test_a_pause_within_a_turn_does_not_end_it():
