@@ -28,6 +28,7 @@ def agent_of(settings: Settings) -> Agent:
         apology=settings.apology or "",
         voice=settings.gemini_voice,
         language=settings.agent_language,
+        turn_end=settings.turn_end,
         events_url=settings.events_url,
         tools=tools_of(settings),
     )

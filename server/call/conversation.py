@@ -198,10 +198,13 @@ class Conversation:
             protect_s=options.greeting_protect_s,
             hello_s=options.greeting_hello_s,
         )
+        mode = options.barge_in
+        if agent.turn_end == "local" and mode is BargeInMode.BOTH:
+            mode = BargeInMode.LOCAL  # the model hears nothing that it could agree with
         self.ear = Ear(
             self.playout,
             self.opening,
-            mode=options.barge_in,
+            mode=mode,
             end_silence_s=options.speech_end_s,
             confirm_s=options.barge_in_confirm_s,
             voices=voices,

@@ -95,6 +95,13 @@ NO_TURN_LOST: Check = (
     "no sentence of the agent's was cut by it",
     lambda outcome: not any(turn["cut"] for turn in outcome.agent_turns),
 )
+TOLD_OF_TURNS: Check = (
+    "the model was told of the caller's turns, and heard nothing else",
+    lambda outcome: all(
+        one.caller.is_manual and one.heard_samples > 0 and one.closed_by_client == 1000
+        for one in outcome.sessions
+    ),
+)
 TOLD_THE_STORY: Check = (
     "the fresh session was told what had been said",
     lambda outcome: any(turn["text"] in outcome.sessions[-1].texts for turn in outcome.agent_turns),

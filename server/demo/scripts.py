@@ -43,6 +43,7 @@ from server.demo.checks import (
     REPORTS_TAKEN,
     ROTATED,
     STOPPED_DEAD,
+    TOLD_OF_TURNS,
     TOLD_THE_STORY,
     TOOK_LEAVE,
     UPDATES_FAILED,
@@ -74,6 +75,30 @@ DEMO_SCRIPTS: dict[str, DemoScript] = {
     "interrupts": DemoScript(
         (ended("caller-hung-up"), GREETED, BARGED_IN, ANSWERED, NOTHING_LOST, STOPPED_DEAD),
         {"simulated_callee": "interrupts"},
+    ),
+    "tells-turns": DemoScript(
+        (
+            ended("caller-hung-up"),
+            GREETED,
+            ANSWERED,
+            TOLD_OF_TURNS,
+            ONE_CONNECTION,
+            NOTHING_LOST,
+            STOPPED_DEAD,
+        ),
+        {"simulated_callee": "talks", "turn_end": "local"},
+    ),
+    "interrupts-and-tells": DemoScript(
+        (
+            ended("caller-hung-up"),
+            GREETED,
+            BARGED_IN,
+            ANSWERED,
+            TOLD_OF_TURNS,
+            ONE_CONNECTION,
+            STOPPED_DEAD,
+        ),
+        {"simulated_callee": "interrupts", "turn_end": "local"},
     ),
     "hangs-up": DemoScript(
         (ended("caller-hung-up"), GREETED, NOTHING_LOST), {"simulated_callee": "hangs-up"}

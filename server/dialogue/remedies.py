@@ -90,6 +90,28 @@ class TimeIsUp:
 Decision = Recover | AskIfThere | GiveUpCaller | WrapUp | TimeIsUp
 
 
+@dataclass(slots=True)
+class Haste:
+    """What is owed is asked for sooner than usual, unless its debtor shows that it knows of it."""
+
+    due_else: float = NEVER
+    """When it would be due otherwise; NEVER where there is no haste."""
+
+    def begin(self, due: float, sooner: float) -> float:
+        """It is due sooner; returns when."""
+        self.due_else = due
+        return min(due, sooner)
+
+    def sign(self, due: float) -> float:
+        """The debtor has given a sign, whatever it is: returns when it is due now."""
+        due, self.due_else = (due if self.due_else == NEVER else self.due_else), NEVER
+        return due
+
+    def over(self) -> None:
+        """Something else is due, or nothing."""
+        self.due_else = NEVER
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long to wait for what, in seconds."""

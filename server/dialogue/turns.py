@@ -22,6 +22,7 @@ from server.dialogue.remedies import (
     Decision,
     Fault,
     GiveUpCaller,
+    Haste,
     Patience,
     Recover,
     Rung,
@@ -102,8 +103,7 @@ class Turns:
     _deadline: float = NEVER
     """When what is awaited is too late."""
     _timeout_s: float = 0.0
-    _in_no_hurry: float = NEVER
-    """When it would be, if the service gave any sign of having heard; NEVER when it has."""
+    _haste: Haste = field(default_factory=Haste)
     _fault: Fault | None = None
     """What has already gone wrong: no need to wait for the deadline."""
     _rung: int = 0
@@ -210,8 +210,9 @@ class Turns:
         if self._awaited is None:
             self.ask(Awaited.ANSWER, asked_at)
             in_silence = agent_until <= ended_at - speech_s and self._turn.over
-            if sure and in_silence and speech_s <= SHORT_ANSWER_S:
-                self._hurry(now)
+            soon_s = self.patience.short_answer_timeout_s
+            if sure and in_silence and speech_s <= SHORT_ANSWER_S and soon_s:
+                self._deadline = self._haste.begin(self._deadline, now + soon_s)
             return
         if sure is False:
             return
@@ -225,7 +226,7 @@ class Turns:
         It is a key, a recognised word, or an interruption that the model has noticed.
         """
         self._prompts = 0
-        self._service_heard()
+        self._deadline = self._haste.sign(self._deadline)
         self._belief.sign(now)
         self._quiet_since = max(self._quiet_since, now) if self._quiet_since < NEVER else NEVER
 
@@ -243,7 +244,7 @@ class Turns:
         """
         if turn <= self._cut_up_to:
             return False
-        self._service_heard()
+        self._deadline = self._haste.sign(self._deadline)
         agent_turn = self._begin(turn)
         if agent_turn.audio_s == 0 and audible:
             agent_turn.began_at = now
@@ -264,7 +265,7 @@ class Turns:
     def agent_text(self, turn: int, text: str) -> None:
         """A piece of the text of a turn has come."""
         if turn > self._cut_up_to and (stripped := text.rstrip()):
-            self._service_heard()
+            self._deadline = self._haste.sign(self._deadline)
             agent_turn = self._begin(turn)
             agent_turn.text_chars += len(text)
             agent_turn.ends_well = stripped[-1] in SENTENCE_ENDS
@@ -327,7 +328,7 @@ class Turns:
 
         Saying so again does not make the time any longer; being heard does.
         """
-        self._service_heard()
+        self._deadline = self._haste.sign(self._deadline)
         if self._working_until == -NEVER:
             self._working_until = now + self.patience.thinking_timeout_s
         if self._awaited is None:
@@ -368,7 +369,7 @@ class Turns:
 
     def tools_called(self, ids: Iterable[str]) -> None:
         """The model waits for functions: nothing can be expected of it until they are answered."""
-        self._service_heard()
+        self._deadline = self._haste.sign(self._deadline)
         self._turn.called_tools = True
         self.tools_open.update(ids)
 
@@ -458,23 +459,13 @@ class Turns:
         self._awaited = awaited
         self._timeout_s = timeout_s
         self._deadline = max(now + timeout_s, self._working_until)
-        self._in_no_hurry = NEVER
+        self._haste.over()
         self._fault = None
-
-    def _hurry(self, now: float) -> None:
-        """A short word may have passed unnoticed: ask soon, unless the service shows it has not."""
-        if self.patience.short_answer_timeout_s:
-            self._in_no_hurry = self._deadline
-            self._deadline = min(self._deadline, now + self.patience.short_answer_timeout_s)
-
-    def _service_heard(self) -> None:
-        """The service has given a sign: what it owes, it is given its whole time for."""
-        if self._in_no_hurry < NEVER:
-            self._deadline, self._in_no_hurry = self._in_no_hurry, NEVER
 
     def _settle(self) -> None:
         self._awaited = None
-        self._deadline = self._in_no_hurry = NEVER
+        self._deadline = NEVER
+        self._haste.over()
         self._fault = None
         self._aided = False
 
@@ -511,9 +502,7 @@ class Turns:
         else:
             self._aided = True
             # One that was asked sooner than usual is not taken for broken sooner.
-            whole = self._in_no_hurry if self._in_no_hurry < NEVER else now
-            self._deadline = max(now + self.patience.rung_timeout_s, whole)
-            self._in_no_hurry = NEVER
+            self._deadline = max(now + self.patience.rung_timeout_s, self._haste.sign(now))
             self._timeout_s = self.patience.rung_timeout_s
         self._fault = None
         rung = LADDER[self._rung]

@@ -233,6 +233,10 @@ class Settings(BaseSettings):
     """Tell the model how much of its turn was heard before it was interrupted."""
     voice_judge: Literal["auto", "off"] = "auto"
     """Tell voices from noise by a model, where ``offhook[ear]`` is installed."""
+    turn_end: Literal["service", "local"] = "service"
+    """Who tells where a caller's turns begin and end: the model's service, or our own ear, which
+    then decides about interruptions, too. Only models that are known to bear it are told so; put it
+    to ``local`` only with a ``voice_judge``."""
     speech_end_s: Annotated[float, Field(ge=0.1, le=MOST)] = 0.5
     """Silence after which we take a caller's turn for over (the model has its own opinion)."""
     reply_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 6.0

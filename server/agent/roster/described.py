@@ -54,6 +54,7 @@ SETTINGS: Mapping[str, str] = {
         *("greeting_when", "greeting_text", "greeting_wav", "greeting_deadline_s"),
         *("greeting_protect_s", "greeting_hello_s", "greeting_retry_s", "prewarm"),
         *("barge_in", "barge_in_confirm_s", "barge_in_hint", "speech_end_s"),
+        *("turn_end",),
         *("reply_timeout_s", "short_answer_timeout_s", "rung_timeout_s", "thinking_timeout_s"),
         *("stall_timeout_s",),
         *("silence_timeout_s", "silence_prompts", "wrap_up_s", "farewell_timeout_s"),

@@ -127,6 +127,14 @@ def agent_config(
     return types.LiveConnectConfig(**fields)
 
 
+def told_turns(config: types.LiveConnectConfig) -> types.LiveConnectConfig:
+    """Describe the same session, but that it is told where the caller's turns begin and end."""
+    told = types.AutomaticActivityDetection(disabled=True)
+    realtime = config.realtime_input_config or types.RealtimeInputConfig()
+    realtime = realtime.model_copy(update={"automatic_activity_detection": told})
+    return config.model_copy(update={"realtime_input_config": realtime})
+
+
 def recent_history(history: Sequence[PastTurn]) -> tuple[PastTurn, ...]:
     """Take the newest turns of a conversation, as many as a new session shall be told."""
     room = MAX_HISTORY_CHARACTERS
