@@ -95,6 +95,10 @@ NO_TURN_LOST: Check = (
     "no sentence of the agent's was cut by it",
     lambda outcome: not any(turn["cut"] for turn in outcome.agent_turns),
 )
+NOISE_FILTERED: Check = (
+    "the carrier was asked to filter noise",
+    lambda outcome: "filters noise" in [what for _, what in outcome.phone.timeline],
+)
 TOLD_OF_TURNS: Check = (
     "the model was told of the caller's turns, and heard nothing else",
     lambda outcome: all(

@@ -35,6 +35,7 @@ from server.demo.checks import (
     LEFT_MESSAGE,
     LEFT_TO_THINK,
     NO_TURN_LOST,
+    NOISE_FILTERED,
     NOTHING_CUT,
     NOTHING_LOST,
     NOTICED_IN_TIME,
@@ -82,11 +83,12 @@ DEMO_SCRIPTS: dict[str, DemoScript] = {
             GREETED,
             ANSWERED,
             TOLD_OF_TURNS,
+            NOISE_FILTERED,
             ONE_CONNECTION,
             NOTHING_LOST,
             STOPPED_DEAD,
         ),
-        {"simulated_callee": "talks", "turn_end": "local"},
+        {"simulated_callee": "talks", "turn_end": "local", "carrier_noise_filter": True},
     ),
     "interrupts-and-tells": DemoScript(
         (

@@ -233,6 +233,9 @@ class Settings(BaseSettings):
     """Tell the model how much of its turn was heard before it was interrupted."""
     voice_judge: Literal["auto", "off"] = "auto"
     """Tell voices from noise by a model, where ``offhook[ear]`` is installed."""
+    carrier_noise_filter: bool = False
+    """Ask Twilio to filter noise out of calls (``<MediaFilter>``), which its documents do not say
+    anything about yet: neither whether an account may, nor what it costs."""
     turn_end: Literal["service", "local"] = "service"
     """Who tells where a caller's turns begin and end: the model's service, or our own ear, which
     then decides about interruptions, too. Only models that are known to bear it are told so; put it

@@ -95,7 +95,7 @@ def agent_config(
         declared = [
             types.FunctionDeclaration(
                 name=tool.name,
-                description=tool.description,
+                description=tool.told,
                 # Without arguments there is no schema: an empty object is refused.
                 parameters_json_schema=tool.parameters if tool.parameters["properties"] else None,
             )
