@@ -32,6 +32,7 @@ cdef class Played:
     cdef public int64_t marks_out
     cdef public int64_t turn
     cdef public double play_end
+    cdef readonly double background_end
     cdef Buffer _audio  # what is remembered, oldest first,
     cdef Buffer _pieces  # and a Piece for each stretch of it
     cdef size_t _playing  # which of these the caller hears, as far as anybody has asked,

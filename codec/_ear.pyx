@@ -22,6 +22,8 @@ from codec.findings import EchoFound, SpeechEnded, SpeechStarted, Stop, Suspecte
 cdef enum:
     SILENCE = 0xFF  # mu-law's positive zero
 
+cdef int64_t BACKGROUND = -1  # no turn of the agent's
+
 cdef double BYTES_PER_S = 8000.0
 cdef double FRAME_SECONDS = 0.02
 # Mean magnitude from which a frame can be speech: about -50 dBFS. A quiet caller is at -40, and
@@ -120,7 +122,8 @@ cdef class Played:
     Attributes:
         open: There is a stream on which anything can be heard.
         marks_out: Marks that the carrier has not echoed: until it has, the agent is heard.
-        play_end: When the carrier's buffer runs empty.
+        play_end: When the carrier has nothing of the agent's any more.
+        background_end: The same of a sound that is not the agent's speech.
         turn: The turn of what is sent next.
         goes_on: More is to come of that turn.
 
@@ -157,6 +160,20 @@ cdef class Played:
                 raise
         self.play_end = plays_at + <double>size / BYTES_PER_S
         return 0
+
+    def background(self, payload, double plays_at):
+        """The carrier has got a sound that is not the agent's speech: only echoes are made of it.
+
+        It comes after all that was sent, and what is sent then comes after it.
+        """
+        cdef double play_end = self.play_end
+        cdef int64_t turn = self.turn
+        self.turn = BACKGROUND
+        try:
+            self.sent(payload, plays_at)
+            self.background_end = self.play_end
+        finally:
+            self.turn, self.play_end = turn, play_end
 
     def passed(self, double now):
         """Note the time, and forget what was heard long ago."""
@@ -199,6 +216,13 @@ cdef class Played:
             self._playing = count
             self._playing_byte = held(&self._audio)
         self.play_end = now
+        self.background_end = min(self.background_end, now)
+
+    def forget_background(self, double now):
+        """A clear is on its way, and the carrier has nothing of the agent's."""
+        cdef double play_end = self.play_end
+        self.forget(now)
+        self.play_end = play_end
 
     def hasten(self, double by_s):
         """The carrier is further on than the owner's clock has said, by so much."""
@@ -851,8 +875,10 @@ cdef class Ear:
         cdef bint knew = self._echo.delay >= 0
         # How long after it was played an echo may still come back.
         cdef double longest_s = (MAX_DELAY_FRAMES + TAIL_FRAMES) * FRAME_SECONDS
+        cdef double end
         played.passed_c(at)
-        if not played.is_playing_c(at - FRAME_SECONDS) and at - played.play_end >= longest_s:
+        end = max(played.play_end, played.background_end)
+        if not played.is_playing_c(at - FRAME_SECONDS) and at - end >= longest_s:
             pause_echo(&self._echo)
             return 0
         is_echo[0] = hear_echo(&self._echo, level, played.loudness_c(at))

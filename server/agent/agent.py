@@ -42,6 +42,8 @@ class Agent:
     """What it says first, word for word; with a recording, the words that are in it."""
     greeting_audio: bytes = b""
     """A recorded greeting, mu-law at 8 kHz, that is played in place of the model's."""
+    thinking_sound: bytes = field(default=b"", repr=False)
+    """What is heard in the silence while it is at work, mu-law at 8 kHz, over and over."""
     farewell: str = DEFAULT_FAREWELL
     """The instruction that makes the model say goodbye; empty to hang up without a word."""
     voicemail: str = ""

@@ -189,6 +189,7 @@ class Conversation:
             mark_every_s=options.mark_every_s,
             remember=options.barge_in is not BargeInMode.MODEL,
             cushion=Cushion(lateness),
+            thinking=agent.thinking_sound,
         )
         self.turns = Turns(options.patience)
         self.opening = Opening(

@@ -99,6 +99,7 @@ class Speaking:
                 notes.transcript.caller_said(text, c.since_answer(now))
             case ToolCallsRequested(calls=calls):
                 turns.tools_called(call.id for call in calls)
+                c.turn_changed.set()
                 notes.tools_called((call.id, call.name) for call in calls)
                 c.errands.begin(self._toolbox.run, self._answer_tools)
                 self._toolbox.request(calls)

@@ -44,6 +44,7 @@ from server.demo.checks import (
     REPORTS_TAKEN,
     ROTATED,
     STOPPED_DEAD,
+    THOUGHT_ALOUD,
     TOLD_OF_TURNS,
     TOLD_THE_STORY,
     TOOK_LEAVE,
@@ -321,6 +322,14 @@ DEMO_SCRIPTS: dict[str, DemoScript] = {
             "simulated_callee": "asks-patiently",
             "simulated_model": "stalled-turn",
             "stall_timeout_s": 1.0,
+        },
+    ),
+    "thinks-aloud": DemoScript(
+        (ended("caller-hung-up"), GREETED, ANSWERED, THOUGHT_ALOUD, NOTHING_LOST, STOPPED_DEAD),
+        {
+            "simulated_callee": "asks-once",
+            "simulated_model": "slow-model",
+            "thinking_sound": GREETING_WAV,
         },
     ),
     "thinks": DemoScript(

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from server.dialogue.belief import Belief
 from server.dialogue.remedies import (
     LADDER,
     NEVER,
     AskIfThere,
     Awaited,
+    Belief,
     Decision,
     Fault,
     GiveUpCaller,
@@ -100,6 +100,8 @@ class Turns:
     """A reconnect is under way: nothing can be expected meanwhile."""
 
     _awaited: Awaited | None = None
+    _owed_since: float = -NEVER
+    """When what is awaited began to be, or the caller had last spoken."""
     _deadline: float = NEVER
     """When what is awaited is too late."""
     _timeout_s: float = 0.0
@@ -196,7 +198,7 @@ class Turns:
             sure: Whether a judge of voices was sure of it; None where none was asked.
         """
         self.caller_speaking = False
-        self._quiet_since = now
+        self._quiet_since = self._owed_since = now
         if self._belief.ended():
             return  # it was counted as over long ago
         if not self._turn.over and self._turn.began_at >= ended_at:
@@ -456,6 +458,8 @@ class Turns:
     # -- the parts of it -------------------------------------------------------------------
 
     def _expect(self, awaited: Awaited, now: float, timeout_s: float) -> None:
+        if self._awaited is None:
+            self._owed_since = now
         self._awaited = awaited
         self._timeout_s = timeout_s
         self._deadline = max(now + timeout_s, self._working_until)
@@ -520,3 +524,18 @@ class Turns:
         if never or self.is_busy or generating:
             return NEVER
         return max(self._quiet_since, agent_until) + self.patience.silence_timeout_s
+
+
+def at_work_since(turns: Turns, agent_until: float) -> float:
+    """Since when the caller has waited in silence for an answer, or a function; NEVER if not.
+
+    Args:
+        turns: Whose turn it is.
+        agent_until: Until when the agent is heard.
+    """
+    if turns.caller_speaking or turns._quiet_since == NEVER:
+        return NEVER
+    is_owed = turns._awaited in (Awaited.ANSWER, Awaited.CONTINUATION)
+    if not (is_owed or turns.tools_open):
+        return NEVER
+    return max(turns._owed_since, turns._turn.last_audio_at, agent_until)

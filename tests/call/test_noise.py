@@ -9,8 +9,7 @@ import trio
 import trio.testing
 from prometheus_client import CollectorRegistry
 
-from server.dialogue.belief import BELIEVED_S
-from server.dialogue.remedies import Patience
+from server.dialogue.remedies import BELIEVED_S, Patience
 from server.metrics import VoiceMetrics
 from server.simulators.phone import load_speech
 from server.simulators.phone.steps import PhoneScript, SayFrames

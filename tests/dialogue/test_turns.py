@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.dialogue.belief import BELIEVED_S
 from server.dialogue.remedies import (
+    BELIEVED_S,
     LADDER,
     AskIfThere,
     Awaited,
