@@ -97,6 +97,8 @@ cdef struct Suspicion:
     double kept_at  # when the last of them was heard
     double came_at[RING_FRAMES]  # when each frame in the ring came
     double floor  # loudness of the room
+    double last_level  # of what was kept last
+    int holes  # frames in a row that were filled
     int in_a_row
     double until
 

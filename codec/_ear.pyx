@@ -646,6 +646,28 @@ cdef double FLOOR_FALLS = 0.1
 cdef double FLOOR_RISES = 0.064
 
 
+cdef enum:
+    # 100 ms: what a network loses at once, and longer than that it is a pause.
+    MAX_HOLES = 5
+    # Each frame in the place of one that was lost is 3 dB quieter than the one before.
+    FADE_STEPS = 8
+
+
+cdef void repeat(const uint8_t* before, uint8_t* to) noexcept nogil:
+    """Fill a frame with the one before it, quieter."""
+    cdef int i, magnitude
+    for i in range(FRAME):
+        magnitude = max(0, <int>(~before[i] & 0x7F) - FADE_STEPS)
+        to[i] = (before[i] & 0x80) | (~magnitude & 0x7F)
+
+
+cdef bint is_hole(const Suspicion* suspicion, double level) noexcept nogil:
+    """Whether a frame of nothing at all is one that was lost, in the middle of something."""
+    if level > 0.0 or suspicion.kept - suspicion.valid_from < FRAME:
+        return False
+    return suspicion.last_level > 0.0 and suspicion.holes < MAX_HOLES
+
+
 cdef bint suspect(
     Suspicion* suspicion,
     const uint8_t* frame,
@@ -659,13 +681,22 @@ cdef bint suspect(
     cdef Py_ssize_t place = suspicion.kept % RING
     cdef uint8_t* to = suspicion.ring + place
     cdef bint is_new
+    cdef bint hole = not is_echo and is_hole(suspicion, level)
     if is_echo:
         memset(to, SILENCE, FRAME)
+    elif hole:
+        # Where the room falls silent for a moment and comes back, a judge hears no voice.
+        repeat(suspicion.ring + (place + RING - FRAME) % RING, to)
     else:
         memcpy(to, frame, FRAME)
     suspicion.came_at[place // FRAME] = came_at
     suspicion.kept += FRAME
     suspicion.kept_at = at
+    if hole:
+        suspicion.holes += 1
+        return False  # what was suspicious before it still is
+    suspicion.holes = 0
+    suspicion.last_level = 0.0 if is_echo else level
     if level < suspicion.floor:
         suspicion.floor += FLOOR_FALLS * (level - suspicion.floor)
     else:

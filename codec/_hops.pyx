@@ -27,12 +27,14 @@ cdef class Hops:
 
     Attributes:
         at: When the last sample of the hop taken last was heard.
+        loudness: How loud that hop was, as :func:`codec.ear.loudness` says.
     """
 
     cdef Ear _ear
     cdef MulawDecoder _decoder
     cdef int64_t _taken
     cdef readonly double at
+    cdef readonly double loudness
     cdef float _context[CONTEXT]
 
     def __cinit__(self, Ear ear not None):
@@ -75,6 +77,7 @@ cdef class Hops:
         cdef int64_t kept = self._ear._suspicion.kept
         cdef int16_t pcm[SAMPLES]
         cdef Py_ssize_t first, i
+        cdef int64_t magnitudes = 0
         if row.shape[0] != CONTEXT + SAMPLES:
             raise ValueError(f"a row has {CONTEXT + SAMPLES} samples, not {row.shape[0]}")
         if kept - self._taken > RING:  # nobody has asked for too long
@@ -86,6 +89,9 @@ cdef class Hops:
         self._decoder.decode_into(self._ear._suspicion.ring + first, i, pcm)
         if i < HOP:
             self._decoder.decode_into(self._ear._suspicion.ring, HOP - i, pcm + 2 * i)
+        for i in range(HOP):
+            magnitudes += ~self._ear._suspicion.ring[(first + i) % RING] & 0x7F
+        self.loudness = <double>magnitudes / <double>HOP
         for i in range(CONTEXT):
             row[i] = self._context[i]
         for i in range(SAMPLES):
