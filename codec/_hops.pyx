@@ -1,6 +1,6 @@
 """Caller audio as a judge of speech takes it; see ``hops.py``."""
 
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, log10
 from libc.stdint cimport int16_t, int64_t
 from libc.string cimport memset
 
@@ -27,14 +27,14 @@ cdef class Hops:
 
     Attributes:
         at: When the last sample of the hop taken last was heard.
-        loudness: How loud that hop was, as :func:`codec.ear.loudness` says.
+        level_dbfs: How loud that hop was; -96 for silence.
     """
 
     cdef Ear _ear
     cdef MulawDecoder _decoder
     cdef int64_t _taken
     cdef readonly double at
-    cdef readonly double loudness
+    cdef readonly double level_dbfs
     cdef float _context[CONTEXT]
 
     def __cinit__(self, Ear ear not None):
@@ -77,7 +77,7 @@ cdef class Hops:
         cdef int64_t kept = self._ear._suspicion.kept
         cdef int16_t pcm[SAMPLES]
         cdef Py_ssize_t first, i
-        cdef int64_t magnitudes = 0
+        cdef int64_t energy = 0
         if row.shape[0] != CONTEXT + SAMPLES:
             raise ValueError(f"a row has {CONTEXT + SAMPLES} samples, not {row.shape[0]}")
         if kept - self._taken > RING:  # nobody has asked for too long
@@ -89,9 +89,9 @@ cdef class Hops:
         self._decoder.decode_into(self._ear._suspicion.ring + first, i, pcm)
         if i < HOP:
             self._decoder.decode_into(self._ear._suspicion.ring, HOP - i, pcm + 2 * i)
-        for i in range(HOP):
-            magnitudes += ~self._ear._suspicion.ring[(first + i) % RING] & 0x7F
-        self.loudness = <double>magnitudes / <double>HOP
+        for i in range(SAMPLES):
+            energy += <int64_t>pcm[i] * pcm[i]
+        self.level_dbfs = 10.0 * log10((<double>energy / SAMPLES + 0.25) / 32768.0 ** 2)
         for i in range(CONTEXT):
             row[i] = self._context[i]
         for i in range(SAMPLES):

@@ -96,6 +96,7 @@ class Speaking:
                 notes.transcript.agent_said(text, turn, c.since_answer(now))
             case CallerTranscript(text=text):
                 turns.caller_active(now)
+                c.ear.understood()
                 notes.transcript.caller_said(text, c.since_answer(now))
             case ToolCallsRequested(calls=calls):
                 turns.tools_called(call.id for call in calls)

@@ -58,8 +58,8 @@ class Judged(Protocol):
         """Whether it has to be judged on, though nothing is suspicious any more."""
         ...
 
-    def hop(self, probability: float, at: float) -> None:
-        """So likely is it that there was a voice in the 32 ms that were over then."""
+    def hop(self, probability: float, at: float, level_dbfs: float) -> None:
+        """So likely is it that there was a voice in the 32 ms that were over then, so loud."""
         ...
 
     def do_without(self) -> None:
@@ -89,7 +89,8 @@ class _Round:
     """What is asked in one go: no call twice."""
 
     watched: list[_Watched]
-    ats: list[float]
+    heard: list[tuple[float, float]]
+    """When each hop was over, and how loud it was."""
     rows: Any
     likely: list[float] = field(default_factory=list)
 
@@ -224,7 +225,8 @@ class Judge:
         for watched in each:
             if watched.hops.take(rows[len(taken)]):
                 taken.append(watched)
-        return _Round(taken, [watched.hops.at for watched in taken], rows[: len(taken)])
+        heard = [(watched.hops.at, watched.hops.level_dbfs) for watched in taken]
+        return _Round(taken, heard, rows[: len(taken)])
 
     def _ask(self, rounds: list[_Round]) -> None:
         for each in rounds:
@@ -234,11 +236,12 @@ class Judge:
     def _deliver(self, rounds: list[_Round]) -> None:
         for each in rounds:
             self._metrics.hops.inc(len(each.watched))
-            for watched, at, likely in zip(each.watched, each.ats, each.likely, strict=True):
+            hops = zip(each.watched, each.heard, each.likely, strict=True)
+            for watched, (at, level_dbfs), likely in hops:
                 # What came long before the suspicion was only to warm the model up.
                 is_there = self._watched.get(watched.ear) is watched
                 if is_there and at > watched.suspected_at - 1.5 * HOP_S:
-                    watched.judged.hop(likely, at)
+                    watched.judged.hop(likely, at, level_dbfs)
         for watched in list(self._watched.values()):
             ended = watched.hops.at >= watched.ear.suspects_until
             if ended and not watched.judged.is_open:

@@ -55,7 +55,8 @@ class Caller:
         self.is_without = False
         self.was_judged = trio.Event()
 
-    def hop(self, probability, at):
+    def hop(self, probability, at, level_dbfs):
+        assert -96.4 < level_dbfs <= 0.0
         self.hops.append((probability, at))
         self.was_judged.set()
 

@@ -6,7 +6,7 @@ import pytest
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from codec.hops import HOP_S
-from server.voice.verdicts import BACK_OFF_S, LOOSE, STRICT, STRICT_IN_QUIET, Verdicts
+from server.voice.verdicts import BACK_OFF_S, FAR_DB, LOOSE, STRICT, STRICT_IN_QUIET, Verdicts
 
 
 def verdicts(*, barge_in: bool = True, confirm_s: float = 0.8, agree_s: float = 1.0) -> Verdicts:
@@ -20,6 +20,7 @@ class Line:
         self.judged, self.agent_heard, self.is_quiet = judged, agent_heard, is_quiet
         self.now = 0.0
         self.may_stop = True
+        self.level_dbfs = -26.0
 
     def hear(self, probability: float, seconds: float, suspicious_s: float = 0.0) -> list[object]:
         """What is found, and when."""
@@ -29,6 +30,7 @@ class Line:
             found += self.judged.hop(
                 probability,
                 self.now,
+                level_dbfs=self.level_dbfs,
                 agent_heard=self.agent_heard,
                 may_stop=self.may_stop,
                 is_quiet=self.is_quiet,
@@ -164,3 +166,63 @@ def test_what_was_an_echo_was_nobodys_turn_and_holds_nobody():
     assert not line.judged.is_open
     assert line.judged.last_at < 0.0
     assert line.judged.was_echo(line.now) == []
+
+
+# --- Somebody else in the room
+def known(line: Line) -> Line:
+    """A caller who has said something that was understood."""
+    line.agent_heard = False
+    line.hear(0.9, 0.64)
+    line.judged.understood()
+    line.hear(0.0, 1.0)
+    line.agent_heard = True
+    return line
+
+
+def test_a_voice_that_is_far_under_the_callers_holds_nobody():
+    line = known(Line(verdicts()))
+
+    line.level_dbfs -= FAR_DB + 1
+    assert line.hear(0.99, 3.0) == []
+    line.level_dbfs += FAR_DB + 1
+    assert Stop.HOLD in line.hear(0.99, HOP_S)
+
+
+def test_as_long_as_nobody_was_understood_every_voice_may_be_the_callers():
+    line = Line(verdicts(), agent_heard=True)
+    line.hear(0.9, 0.64)
+    line.hear(0.0, 3.0)
+    line.level_dbfs -= 40.0
+
+    assert Stop.HOLD in line.hear(0.9, HOP_S)
+
+
+def test_while_the_agent_is_silent_a_low_voice_is_the_callers():
+    line = known(Line(verdicts()))
+    line.agent_heard = False
+    line.level_dbfs -= 40.0
+
+    assert len(line.hear(0.5, HOP_S)) == 1
+
+
+def test_the_loudest_who_is_understood_is_the_caller_and_who_moves_is_followed():
+    line = known(Line(verdicts()))
+    assert line.judged.caller_dbfs == pytest.approx(-26.0)
+
+    line.level_dbfs = -46.0  # a television, which the model transcribes, too
+    known(line)
+    assert line.judged.caller_dbfs == pytest.approx(-26.0)
+    line.level_dbfs = -30.0
+    known(line)
+    assert line.judged.caller_dbfs == pytest.approx(-27.2)
+    line.level_dbfs = -20.0
+    known(line)
+    assert line.judged.caller_dbfs == pytest.approx(-20.0)
+
+
+def test_a_sound_that_was_understood_but_is_too_short_tells_nothing_of_loudness():
+    line = Line(verdicts())
+    line.hear(0.9, 0.1)
+    line.judged.understood()
+
+    assert line.judged.caller_dbfs is None
