@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy
 import pytest
 import trio
 import trio.testing
@@ -141,3 +142,22 @@ async def test_a_short_word_that_the_service_ignores_is_asked_about_soon(
 
     assert rig.noted.count("watchdog nudge") == is_nudged
     assert rig.noted.count("agent turn") == 1 + (not is_nudged)
+
+
+async def test_who_was_understood_is_known_by_how_loud_they_are(autojump_clock, nursery):
+    judge = Judge(Loudness(), VoiceMetrics(CollectorRegistry()), in_thread=False)
+    nursery.start_soon(judge.run)
+    await trio.testing.wait_all_tasks_blocked()
+    question = load_speech("question")
+    payload = quiet(GREETED_S) + question + quiet(6.0)
+    frames = (payload[at : at + 160] for at in range(0, len(payload), 160))
+    callee = PhoneScript("asks", (SayFrames(frames),))
+
+    async with calling(callee=callee, voices=judge) as rig:
+        await trio.sleep(GREETED_S + len(question) / 8_000 + 5.0)
+        known = rig.call.conversation.ear._verdicts.caller_dbfs
+
+    samples = linear(question) / 32_768
+    loud_dbfs = 10 * numpy.log10((samples**2).mean())
+    assert known is not None
+    assert loud_dbfs - 1.0 < known < loud_dbfs + 6.0
