@@ -61,8 +61,8 @@ cdef class MediaPath:
         played: What the caller hears of the agent; :meth:`follow` needs it.
         caller_passes: False, as to begin with, holds the caller's audio for :meth:`take_caller`.
         model_ready: False holds the caller's audio, too.
-        keep_newest_bytes: Of audio that is held by ``model_ready`` alone, no more than this is kept,
-            and nobody has to look; 0 for all, and somebody has.
+        keep_newest_bytes: Of audio that is held by ``model_ready`` alone, no more is kept than
+            this, and nobody has to look; 0 for all, and somebody has.
         recording: Whether what is said is kept for :meth:`take_recording`.
         keep_sent: Whether caller audio that was sent is kept for :meth:`take_sent`.
         caller_sent_bytes: How much caller audio was written into messages for the model, in mu-law
