@@ -253,6 +253,7 @@ class Accounts:
             shared_keys={key: one.get_secret_value() for key, one in shared_keys.items()},
             at=self._cluster.path,
             streams_at=settings.streams_at,
+            filters_noise=settings.carrier_noise_filter,
         )
         self.webhooks, self._reach_at = webhooks, webhooks.reach_at
         carrier = self.carrier = TwilioCarrier(

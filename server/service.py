@@ -152,8 +152,12 @@ class Service:
         metrics = VoiceMetrics(self.metrics.registry)
         if self.settings.voice_judge == "off" or not is_installed():
             return None
-        metrics.available.set(1)
-        return Judge(Silero(MAX_CALLS), metrics)
+        try:
+            return Judge(Silero(MAX_CALLS), metrics)
+        except Exception as error:  # of somebody else's packages, which may be broken in any way
+            metrics.failures.inc()
+            logger.warning("the model of voices cannot be loaded", error=repr(error))
+            return None
 
     def _open_cluster(self, settings: Settings) -> Cluster:
         if settings.registry_url is None:

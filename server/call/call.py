@@ -369,6 +369,8 @@ class Call:
                         nursery.start_soon(self.farewell.keep_to_budget, *budget)
                     nursery.start_soon(self.hearing.run)
                     nursery.start_soon(self._playing.run)
+                    if c.party.agent.thinking_sound:
+                        nursery.start_soon(self._playing.think_aloud)
                     if not c.options.prewarm:
                         await c.connected.wait()
                     nursery.start_soon(c.session.run)

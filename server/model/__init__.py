@@ -313,6 +313,20 @@ class Session(Protocol):
         """
         ...
 
+    def caller_begins(self, before_s: float) -> None:
+        """The caller has begun to speak; only for an agent whose turns are told (``turn_end``).
+
+        Outside of turns the model is sent no audio, where it bears that.
+
+        Args:
+            before_s: How much of the audio before this belongs to the turn.
+        """
+        ...
+
+    def caller_ends(self) -> None:
+        """The caller's turn is over, and the model may answer; nothing if it is in none."""
+        ...
+
     def send_text(self, text: str) -> None:
         """Say something to the model out of band, as the caller's side (a nudge, a key press)."""
         ...
