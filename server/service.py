@@ -152,8 +152,12 @@ class Service:
         metrics = VoiceMetrics(self.metrics.registry)
         if self.settings.voice_judge == "off" or not is_installed():
             return None
-        metrics.available.set(1)
-        return Judge(Silero(MAX_CALLS), metrics)
+        try:
+            return Judge(Silero(MAX_CALLS), metrics)
+        except Exception as error:  # of somebody else's packages, which may be broken in any way
+            metrics.failures.inc()
+            logger.warning("the model of voices cannot be loaded", error=repr(error))
+            return None
 
     def _open_cluster(self, settings: Settings) -> Cluster:
         if settings.registry_url is None:
@@ -346,9 +350,14 @@ class Service:
     async def _run(self, streams: Streams, passed_on: Helper, start: Start) -> None:
         async with (
             AsyncExitStack() as stack,
+            trio.open_nursery() as others,
+            AsyncExitStack() as after_keepers,
             trio.open_nursery() as keepers,  # what calls need to the very end, even of a fault
             trio.open_nursery() as helpers,
         ):
+            # Whatever ends it all: others are told what has been written of calls, to the end.
+            telling = trio.CancelScope(shield=True)
+            after_keepers.callback(telling.cancel)
             if self.plane is not None:
                 await keepers.start(self.plane.run)
             stack.callback(self.cluster.leave)
@@ -387,7 +396,7 @@ class Service:
                 keepers.start_soon(keep_going, "voices", without_start(self._voices.run))
             if self.cluster.are_several:
                 self.cluster.report = calls.load
-                await helpers.start(keep_going, "cluster", passed_on)
+                await others.start(_within, telling, partial(keep_going, "cluster", passed_on))
                 helpers.start_soon(keep_going, "rescue", without_start(self.rescue.run))
             for events in self.accounts.events:
                 hear = partial(events.run, self.take_report)
@@ -455,6 +464,12 @@ class Service:
         if self.cluster.speaks_for_all:
             if self._voices is None and self.settings.voice_judge != "off":
                 logger.info("voices are told from noise by a detector alone: see offhook[ear]")
+            if accounts.are_simulated:
+                logger.info(
+                    "the simulated model follows no prompt: it says its own sentences, or those of "
+                    "--model-script FILE",
+                    script=str(self.settings.simulated_model_script or "none"),
+                )
             for warning in self.settings.warnings:
                 logger.warning("a setting may be a mistake", what=warning)
             if (taken := self.calls.admission.max_calls) < self.settings.max_calls:
@@ -481,3 +496,11 @@ class Service:
                 await trio.to_thread.run_sync(self._traces.close, abandon_on_cancel=True)
             except Exception:
                 logger.exception("traces not sent")  # somebody else's package, and all is over
+
+
+async def _within(
+    scope: trio.CancelScope, helper: Helper, *, task_status: trio.TaskStatus[None]
+) -> None:
+    """Run a helper until this scope is cancelled."""
+    with scope:
+        await helper(task_status=task_status)

@@ -20,7 +20,7 @@ ROOMS = (
     ("server.serving",),
     ("server.app",),
     ("server.web",),
-    ("server.service",),
+    ("server.service", "server.checkup"),
     ("server.accounts",),
     ("server.switchboard",),
     ("server.call",),

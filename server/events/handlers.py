@@ -20,6 +20,7 @@ import trio
 
 from server.errors import ConfigurationError
 from server.events.event import KINDS, Kind
+from server.logs.authors import watched
 from server.metrics import Metrics
 from server.signal import Signal
 
@@ -62,7 +63,7 @@ def on(*kinds: Kind) -> Callable[[Function], Handler]:
     def handler(function: Function) -> Handler:
         if not inspect.iscoroutinefunction(function):
             raise TypeError("@on: the function must be async def, and wait with trio")
-        return Handler(kinds or KINDS, function)
+        return Handler(kinds or KINDS, watched(function, "event handler"))
 
     return handler
 

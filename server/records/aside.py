@@ -20,15 +20,7 @@ from typing import IO, Any, Literal
 
 from sqlalchemy.engine import URL
 
-from server.records.tables import (
-    EVENTS,
-    KEPT_AT,
-    MAX_NUMBER,
-    SINCE,
-    SUMMARY,
-    fitted,
-    shown,
-)
+from server.records.tables import EVENTS, checked, shown
 
 try:
     import fcntl
@@ -204,21 +196,7 @@ def read_lines(file: IO[bytes]) -> Iterator[dict[str, Any] | None]:
     while line := file.readline(MAX_LINE_BYTES):
         try:
             said = json.loads(line)
-            if EVENT in said:
-                yield {EVENTS: [said[EVENT]]}
-                continue
-            record = said["record"]
-            if not (isinstance(record["call_sid"], str) and record["call_sid"]):
-                raise ValueError("no call")
-            record = {**SINCE, KEPT_AT: 0.0, **record}
-            numbers = (record[KEPT_AT], record["created_at"], record["generation"])
-            if not all(
-                type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers
-            ):
-                raise ValueError("no time")
-            if set(SUMMARY) - set(record):
-                raise ValueError("not whole")
-            yield fitted(record)
+            yield {EVENTS: [said[EVENT]]} if EVENT in said else checked(said["record"])
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             yield None
 

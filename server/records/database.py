@@ -253,6 +253,13 @@ class Database:
                 MIGRATIONS[step](connection)
                 connection.execute(sql.update(schema).values(version=step + 1))
 
+    def version(self) -> int | None:
+        """The version of the tables that are there; None if there are none. Nothing is changed."""
+        with self._engine.connect() as connection:
+            if not sql.inspect(connection).has_table(schema.name):
+                return None
+            return connection.scalar(sql.select(schema.c.version))
+
     @contextmanager
     def transaction(self, *, alone: bool = True) -> Iterator[sql.Connection]:
         """Do several things at once, or none of them.

@@ -89,6 +89,9 @@ SINCE: Mapping[str, Any] = {
     "outcome_complete": None,
 }
 """What records of earlier versions of this program lack, and what is true of them."""
+FOUND_OVER = 0
+"""Of a record by a process that took a call over and found it over: any owner's that talked is
+right, whichever is written first."""
 KEPT_AT = "_kept_at"
 """Among the details: when this version of the record was made. It is not shown."""
 EVENTS = "_events"
@@ -107,6 +110,23 @@ def fitted(record: Mapping[str, Any]) -> dict[str, Any]:
         name: _fitted_column(calls.c[name], value) if name in SUMMARY else _fitted_json(value)
         for name, value in record.items()
     }
+
+
+def checked(record: Any) -> dict[str, Any]:
+    """A record that another process has written, as its table takes it.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: It is none, or not whole.
+    """
+    if not (isinstance(record["call_sid"], str) and record["call_sid"]):
+        raise ValueError("no call")
+    record = {**SINCE, KEPT_AT: 0.0, **record}
+    numbers = (record[KEPT_AT], record["created_at"], record["generation"])
+    if not all(type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers):
+        raise ValueError("no time")
+    if set(SUMMARY) - set(record):
+        raise ValueError("not whole")
+    return fitted(record)
 
 
 def storable(text: str) -> str:

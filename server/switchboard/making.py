@@ -49,7 +49,7 @@ class Wishes(TypedDict, total=False):
 
 
 @dataclass(slots=True)
-class NewCalls:
+class CallMaker:
     """Makes calls.
 
     Attributes:
@@ -112,7 +112,9 @@ class NewCalls:
             voices=self.voices,
             recordings=self.recordings if agent.is_recorded else None,
             metadata=metadata,
-            ownership=Ownership(generation, client, self.is_current, self.keep),
+            ownership=Ownership(
+                generation, client, self.is_current, self.keep, has_carried=state is None
+            ),
             state=state,
         )
 

@@ -20,7 +20,7 @@ from quart_schema import (
 from server.agent.agent import Agent
 from server.agent.roster.agents import NewCall, VariablesWrong, filled, wanted_by
 from server.cluster.passing_on import FINAL, WorkerLost
-from server.cluster.registry import RegistryAway
+from server.cluster.registry import Holding, RegistryAway
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused, CarrierError, ConfigurationError, ServerError
 from server.headers import lines_of, single
@@ -283,13 +283,19 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
     async def get_call(call_sid: str) -> Any:
         """One call: state, reason, timings, transcript, tokens, cost, timeline."""
         try:
-            if (theirs := await elsewhere.owner(call_sid)) is not None:
-                return theirs
+            theirs, holding = await elsewhere.look_up(call_sid)
         except RegistryAway:
             if (record := await service.calls.register.record(call_sid)) is not None:
                 return record  # it is over, wherever it was
             raise
-        return await service.calls.register.record(call_sid) or _unknown_call()
+        return theirs or await kept(call_sid, holding)
+
+    async def kept(call_sid: str, holding: Holding | None) -> Any:
+        """What is known of a call here, whosever it was; that it is unknown, if it is nobody's."""
+        if (record := await service.calls.register.record(call_sid)) is not None:
+            return record
+        elsewhere.check_nobodys(call_sid, holding)
+        return error_body("not-found", "no call has this call_sid"), 404
 
     @app.get("/calls/<call_sid>/recording")
     @may_fail(401, 404, 416)
@@ -337,14 +343,15 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
     @may_fail(401, 404, 503)
     async def hang_up(call_sid: str) -> Any:
         """End a call; one that is already over stays as it ended."""
-        if (theirs := await elsewhere.owner(call_sid)) is not None:
+        theirs, holding = await elsewhere.look_up(call_sid)
+        if theirs is not None:
             return theirs
         register = service.calls.register
         call = register.get_live(call_sid)
         if call is None and (over := register.get_recent(call_sid)) is not None:
             return over.shown(full=False)
         if call is None:  # long over, or never heard of
-            return await register.record(call_sid) or _unknown_call()
+            return await kept(call_sid, holding)
         call.end(EndReason.HUNG_UP)
         with trio.move_on_after(2 * service.settings.close_timeout_s):
             await call.finished.wait()
@@ -361,6 +368,3 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
         live = service.calls.live_count
         live += sum(answer.json()["live_calls"] for answer in await elsewhere.everyone())
         return {"draining": True, "live_calls": live}, 202
-
-    def _unknown_call() -> tuple[dict[str, Any], int]:
-        return error_body("not-found", "no call has this call_sid"), 404

@@ -184,6 +184,12 @@ class MemorySession:
         self.heard += pcm
         return self.is_ready
 
+    def caller_begins(self, before_s: float) -> None:
+        pass
+
+    def caller_ends(self) -> None:
+        pass
+
     def send_text(self, text: str) -> None:
         self.texts.append((trio.current_time(), text))
 

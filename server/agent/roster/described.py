@@ -58,7 +58,9 @@ SETTINGS: Mapping[str, str] = {
         *("greeting_when", "greeting_text", "greeting_wav", "greeting_deadline_s"),
         *("greeting_protect_s", "greeting_hello_s", "greeting_retry_s", "prewarm"),
         *("barge_in", "barge_in_confirm_s", "barge_in_hint", "speech_end_s"),
-        *("reply_timeout_s", "rung_timeout_s", "thinking_timeout_s", "stall_timeout_s"),
+        *("turn_end", "thinking_sound"),
+        *("reply_timeout_s", "short_answer_timeout_s", "rung_timeout_s", "thinking_timeout_s"),
+        *("stall_timeout_s",),
         *("silence_timeout_s", "silence_prompts", "wrap_up_s", "farewell_timeout_s"),
         *("max_call_duration_s", "max_call_cost_usd", "media_timeout_s", "line_lost_timeout_s"),
         *("lead_s", "mark_every_s", "transcripts", "record_numbers", "events_url"),
@@ -231,8 +233,9 @@ def check_inbound(agent: Agent) -> None:
 def _texts(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What is in files beside the description."""
     found: dict[str, Any] = {}
-    if (wav := given.get("greeting_wav")) is not None:
-        found["greeting_wav"] = folder / wav
+    for sound in ("greeting_wav", "thinking_sound"):
+        if (path := given.get(sound)) is not None:
+            found[sound] = folder / path
     if (path := given.get("prompt_file")) is not None:
         if "prompt" in given:
             raise Misdescribed([(("prompt_file",), "is there beside a prompt: one of them is")])

@@ -23,6 +23,7 @@ from server.agent.roster import written
 from server.agent.roster.agents import ANY_NUMBER, Agents
 from server.agent.roster.described import Misdescribed, check_inbound, described
 from server.errors import ConfigurationError
+from server.logs.authors import watched
 from server.settings.file import read_text
 from server.settings.settings import Settings
 
@@ -147,7 +148,8 @@ class _Reading:
         if route is not None and not inspect.iscoroutinefunction(route):
             self.problems.append(f"{path}: route must be an async function that takes the call")
         wanted = getattr(module, "DEFAULT", None)
-        return route, getattr(wanted, "name", wanted)
+        asked = None if route is None else watched(route, "route")
+        return asked, getattr(wanted, "name", wanted)
 
     def note(self, where: Where, check: Callable[[], object]) -> bool:
         """Check something, and write down what is wrong; whether nothing is."""

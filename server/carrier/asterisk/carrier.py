@@ -14,6 +14,7 @@ from websockets.exceptions import WebSocketException
 from websockets.trio.client import ClientConnection, connect
 
 from server.carrier import CallStatus, PlacedCall, StatusUpdate
+from server.carrier.account import AccountState
 from server.carrier.asterisk.ari import AppState, Ari
 from server.carrier.asterisk.events import EVENTS, Channel, read_event
 from server.carrier.asterisk.exchange import CALL_PREFIX, MEDIA_PREFIX, Exchange, Leg
@@ -124,7 +125,8 @@ class AsteriskCarrier:
         await self._ari.__aenter__()
         try:
             await self._ari.check()
-            await self._check_apology()
+            if doubt := await self._doubt():
+                logger.warning("a setting may be a mistake", what=doubt)
         except CarrierError as error:
             logger.warning("Asterisk is not there yet", error=error.message)
         except BaseException as error:
@@ -141,6 +143,16 @@ class AsteriskCarrier:
         traceback: TracebackType | None,
     ) -> None:
         await self._ari.__aexit__(exc_type, exc_value, traceback)
+
+    async def describe(self) -> AccountState:
+        """How the PBX stands.
+
+        Raises:
+            ConfigurationError: It cannot do what calls need.
+            CarrierError: It was not reached.
+        """
+        await self._ari.check()
+        return AccountState(f"Asterisk {self._ari.version}", doubt=await self._doubt())
 
     def new_stream(self, transport: Transport) -> AsteriskMediaStream:
         """The media stream of a socket that Asterisk has opened."""
@@ -325,18 +337,18 @@ class AsteriskCarrier:
             return False
         return channel_id in state.channel_ids
 
-    async def _check_apology(self) -> None:
-        sound = self._apology.removeprefix("sound:")
+    async def _doubt(self) -> str:
+        """What may be a mistake, in words; empty if nothing is."""
         try:
-            await self._ari.get(dict, "sounds", sound)
+            await self._ari.get(dict, "sounds", self._apology.removeprefix("sound:"))
         except CarrierError as error:
             if error.status != 404:
                 raise
-            logger.warning(
-                "a setting may be a mistake",
-                what="ASTERISK_APOLOGY is no recording that Asterisk has: where a call fails, "
-                "its caller hears nothing",
+            return (
+                "ASTERISK_APOLOGY is no recording that Asterisk has: where a call fails, its "
+                "caller hears nothing"
             )
+        return ""
 
     # -- events ----------------------------------------------------------------------------
 
