@@ -290,7 +290,7 @@ def test_the_command_works_on_the_simulators_and_is_read_by_programs(tmp_path):
     command = [sys.executable, "-m", "server", "check"]
 
     read = run([*command, "--json"], env={"PORT": str(free_port()), "PATH": ""})
-    failed = run(command, env={"GEMINI_API_KEY": "x", "PATH": ""})
+    failed = run(command, env={"TWILIO_AUTH_TOKEN": "x", "PATH": ""})
 
     said = json.loads(read.stdout)
     assert (read.returncode, said["ok"], read.stderr) == (0, True, "")
