@@ -99,6 +99,9 @@ class Siblings:
     def number_of(self, name: str) -> int | None:
         return {"a.0": 0, "a.1": 1}.get(name)
 
+    def wall_time(self) -> float:
+        return time.time()
+
     async def hand_on(self, number: int, body: bytes, facts: dict[bytes, bytes]) -> httpx2.Response:
         self.handed_on.append((number, body))
         return httpx2.Response(200, content=b"its sealed answer")
