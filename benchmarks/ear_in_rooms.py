@@ -33,6 +33,8 @@ COUGHS = 60
 LOSSES = (0.0, 0.03, 0.08)
 DETECTOR, JUDGED = "offhook", "offhook, judged"
 CALLS = (1, 100, 400)
+ROUNDS = 3
+"""The least of so many: what else runs on the machine makes it more, never less."""
 COSTED_S = 10.0
 """Of each call, for what it costs."""
 
@@ -251,7 +253,10 @@ def _costs_ms(material: _Material) -> dict[str, dict[int, float]]:
     for lines, payloads in (("quiet lines", quiet), ("rooms", rooms_alone)):
         for ear, chosen in ((DETECTOR, None), (JUDGED, model)):
             if chosen is not None or ear == DETECTOR:
-                costs = {calls: _cost_ms(chosen, payloads, calls) for calls in CALLS}
+                costs = {
+                    calls: min(_cost_ms(chosen, payloads, calls) for _ in range(ROUNDS))
+                    for calls in CALLS
+                }
                 found[f"{ear}, {lines}"] = costs
     return found
 
@@ -271,7 +276,7 @@ def _cost_ms(model: Silero | None, payloads: list[bytes], calls: int) -> float:
         for which, ear in enumerate(ears):
             frames = cut[which % len(cut)]
             ear.hear(frames[(number + 37 * which) % len(frames)], now)
-        if judge is not None:
+        if judge is not None and judge.is_busy:
             judge.judge_now()
     return 1_000 * (time.process_time() - began) / calls / COSTED_S
 

@@ -128,6 +128,11 @@ class Judge:
         self._without: list[tuple[float, Judged]] = []
         self._news = Signal()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is a call that may have something to judge; if not, nothing is done."""
+        return bool(self._watched)
+
     def watch(self, ear: Ear, judged: Judged) -> None:
         """Judge this call's audio until nothing is suspicious in it."""
         if ear in self._watched:
