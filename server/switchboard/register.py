@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -31,6 +31,22 @@ MAX_UNWRITTEN = 1_000
 long."""
 MAX_ENDED = 10_000
 """CallSids of ended calls that are remembered: a webhook that comes again begins no call again."""
+
+
+class Watcher(Protocol):
+    """Whoever shows live calls to people."""
+
+    def is_watched(self) -> bool:
+        """Whether anybody looks."""
+        ...
+
+    def call_changed(self, shown: Mapping[str, Any]) -> None:
+        """A call has begun, was answered, has ended, or is told of again, as a list shows it."""
+        ...
+
+    def noted(self, call_sid: str, at_s: float, what: str, facts: Mapping[str, Any]) -> None:
+        """A line was added to the timeline of a live call."""
+        ...
 
 
 class CallIsOver(ServerError):
@@ -83,12 +99,16 @@ class Register:
         self._is_stopping = False
         self.events: Events | None = None
         """Told of what happens to calls."""
+        self.watcher: Watcher | None = None
         if records is not None:
             records.on_written = self._written
 
     def add(self, call: Call) -> None:
         """A call lives."""
         self._live[call.call_sid] = call
+        if self.watcher is not None:
+            call.conversation.notes.on_note = self.watcher.noted
+        self._show(call)
         self._tell("call.started", call)
         if call.conversation.answered_at is None:
             call.on_answer = partial(self._tell_answered, call.call_sid)
@@ -97,7 +117,14 @@ class Register:
 
     def _tell_answered(self, call_sid: str) -> None:
         if (call := self._live.get(call_sid)) is not None:
+            self._show(call)
             self._tell("call.answered", call)
+
+    def _show(self, call: Call | EndedCall) -> None:
+        """Show a call as it stands, if anybody looks."""
+        if self.watcher is not None and self.watcher.is_watched():
+            with one_calls_trouble(call):
+                self.watcher.call_changed(_shown(call, full=False))
 
     def _tell(self, kind: Kind, call: Call) -> None:
         """Tell of a call that goes on, if anybody wants to be told."""
@@ -151,6 +178,8 @@ class Register:
                 with one_calls_trouble(call):
                     left = self._recent[call.call_sid] = call.left(shown)
                 self._keep(shown)
+            if left is not None:
+                self._show(left)
         while len(self._recent) > self._recent_calls:
             self._recent.popitem(last=False)
         owes_apology = call.apology.may_be_fetched
@@ -187,6 +216,7 @@ class Register:
         if left.update_status(update):
             with one_calls_trouble(left):
                 self._keep(left.shown())
+            self._show(left)
 
     def outcome_drawn(self, left: EndedCall, events_url: str | None, outcome: Outcome) -> None:
         """More is known of what an ended call was for, which its receiver is told, too."""
