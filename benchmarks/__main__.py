@@ -30,6 +30,7 @@ BENCHMARKS = {
     "plan": "what so many calls need, and what breaks first, on paper",
     "failover": "what calls notice when a process, a node, the registry or the network goes",
     "events": "whether every event arrives, though its receiver fails and its server is killed",
+    "screens": "what the console looks like: pictures of every view, made anew",
     "recovery": "what a call notices when its model connection is replaced, or breaks",
 }
 

@@ -8,6 +8,7 @@ from quart import Quart
 
 from server.console import session
 from server.console.channel import add_channel
+from server.console.latency import add_latency
 from server.console.live import Live
 from server.console.session import Door, add_sessions
 from server.service import Service
@@ -41,6 +42,7 @@ class Console:
         add_files(app, FILES, {PATH: "console.html"}, f"{BELOW}console/")
         add_sessions(app, self.door)
         add_channel(app, self._service, self._live)
+        add_latency(app, self._service)
 
     def begin(self) -> None:
         """The service runs: calls tell of themselves from now on."""

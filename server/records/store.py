@@ -192,7 +192,7 @@ class Records:
         """
         if call_sid in self._unsaved:
             return {k: v for k, v in self._unsaved[call_sid].items() if k != KEPT_AT}
-        return await self._read(lambda: self._database.get(call_sid))
+        return await self.read(lambda database: database.get(call_sid))
 
     async def page(
         self, limit: int, before: Cursor | None, wanted: Wanted | None = None
@@ -202,7 +202,7 @@ class Records:
         Raises:
             RecordsUnavailable: The database cannot be asked; :meth:`unsaved` still answers.
         """
-        return await self._read(lambda: self._database.page(limit, before, wanted))
+        return await self.read(lambda database: database.page(limit, before, wanted))
 
     def unsaved(self) -> Iterator[dict[str, Any]]:
         """Summaries of what waits for the database."""
@@ -217,7 +217,7 @@ class Records:
         """
         since = time.time() - self._requests_ttl_s
         with trio.move_on_after(REQUEST_TIMEOUT_S):
-            return await self._read(lambda: self._database.find_request(client, key, since))
+            return await self.read(lambda database: database.find_request(client, key, since))
         raise RecordsUnavailable("the database does not answer")
 
     async def write_request(self, client: str, key: str, request: StoredRequest | None) -> None:
@@ -476,9 +476,14 @@ class Records:
 
     # -- threads ---------------------------------------------------------------------------
 
-    async def _read(self, function: Callable[[], T]) -> T:
+    async def read(self, function: Callable[[Database], T]) -> T:
+        """Read something of what the database has, in a thread.
+
+        Raises:
+            RecordsUnavailable: It cannot be asked.
+        """
         try:
-            return await self._in_thread(function, self._reading)
+            return await self._in_thread(lambda: function(self._database), self._reading)
         except THEIRS as error:
             self._failed("read", error)
             raise RecordsUnavailable("the database does not answer") from error

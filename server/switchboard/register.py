@@ -304,10 +304,14 @@ class Register:
             wanted: Which of them; None for all.
         """
         # Memory first: what is written to the database meanwhile is then seen at least once.
-        found = {call.call_sid: _shown(call, full=False) for call in self.all()}
+        asks_cost = wanted is not None and wanted.asks_cost  # which summaries do not say
+        here = () if asks_cost else self.all()
+        found = {call.call_sid: _shown(call, full=False) for call in here}
         is_complete, more = True, False
         if self._records is not None:
-            found = {record["call_sid"]: record for record in self._records.unsaved()} | found
+            if not asks_cost:
+                unsaved = self._records.unsaved()
+                found = {record["call_sid"]: record for record in unsaved} | found
             try:
                 kept = await self._records.page(limit, before, wanted)
             except RecordsUnavailable:

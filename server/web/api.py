@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from quart import current_app
 
 from server.agent.agent import Agent
+from server.dialogue.endings import EndReason
 from server.errors import CallRefused
 from server.logs import masked
 from server.records.waveform import MAX_POINTS
@@ -128,6 +129,11 @@ class WhichCalls(BaseModel):
     reason: Annotated[str | None, Field(max_length=64)] = None
     min_duration_s: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
     max_duration_s: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
+    min_cost_usd: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
+    """Is known to have cost so much; live calls are left out."""
+    max_cost_usd: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
+    trouble: bool = False
+    """Only calls that reached nobody, or that something has failed for."""
 
     @property
     def wanted(self) -> Wanted:
@@ -139,16 +145,20 @@ class WhichCalls(BaseModel):
             since.append(begin)
             until.append(begin + DAY_S)
         numbers = (self.number, masked(self.number)) if self.number else ()
-        exact = {
+        exact: dict[str, tuple[str, ...]] = {
             name: (value,)
             for name in ("direction", "agent", "state", "status", "reason")
             if (value := getattr(self, name)) is not None
         }
+        if self.trouble and self.reason is None:
+            exact["reason"] = tuple(reason.value for reason in EndReason if reason.is_failure)
         return Wanted(
             since=max(since, default=None),
             until=min(until, default=None),
             min_duration_s=self.min_duration_s,
             max_duration_s=self.max_duration_s,
+            min_cost_usd=self.min_cost_usd,
+            max_cost_usd=self.max_cost_usd,
             one_of=exact | ({"number": numbers} if numbers else {}),
         )
 
