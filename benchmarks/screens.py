@@ -44,7 +44,7 @@ NARROW_VIEWS = ("now", "call")
 EVENTFUL = ModelScript(
     functions=(FunctionCall("look_up_order", {"number": 7}),),
     function_turns=frozenset({2}),
-    silent_turns=frozenset({3}),
+    silent_turns=frozenset({4}),
 )
 """How the model behaves in the call that is shown: it runs a function, and then does not answer."""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -121,6 +121,8 @@ async def serving(folder: Path, **settings: Any) -> AsyncGenerator[tuple[Offhook
         "database_url": f"sqlite:///{folder}/screens.db",
         "tools": ("server.demo.tools",),
         "simulated_ring_s": 0.5,
+        "reply_timeout_s": 2.0,
+        "rung_timeout_s": 1.5,
         "voice_judge": "off",
         "carrier_minute_usd": 0.014,
         "drain_timeout_s": 0.0,

@@ -208,5 +208,5 @@ def create_app(settings: Settings) -> OffhookApp:
         security=[{"bearer": []}, {"key": []}] if app.keys.any_wanted else [],
     )
     service = app.service
-    install(app, Served(service.drain, service.cluster.join, service.failed))
+    install(app, Served(service.wind_up, service.cluster.join, service.failed))
     return app

@@ -34,6 +34,7 @@ from server.web.elsewhere import MAX_ASKED
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 PATH = "/events"
+CONTENT_TYPE = "text/event-stream; charset=utf-8"
 MAX_CHANNELS = 50
 """Of one process: a page each."""
 CHANNEL_S = 900.0
@@ -143,7 +144,8 @@ class Channel(ResponseBody):
                 yield message("gap", json.dumps({"process": name}), self._positions)
             if batch.news:
                 yield b"".join(self._written(batch))
-            if trio.current_time() >= self._until or self._service.cluster.stands_aside:
+            is_last = self._service.is_over or self._service.cluster.stands_aside
+            if is_last or trio.current_time() >= self._until:
                 return
 
     def _written(self, batch: Batch) -> Iterator[bytes]:
@@ -234,10 +236,12 @@ def add_channel(app: Quart, service: Service, live: Live) -> None:
         if len(open_channels) >= MAX_CHANNELS:
             body = error_body("too-many", f"there are {MAX_CHANNELS} channels open here")
             return Answer(body, 503, retry_after(BUSY_PAUSE_S)).response()
+        if request.method == "HEAD":
+            return Response(content_type=CONTENT_TYPE)
         scope = cast("dict[str, Any]", request.scope)
         known = read_positions(single(request.headers, "Last-Event-ID"))
         channel = Channel(service, live, scope, known, open_channels)
-        response = Response(channel, content_type="text/event-stream; charset=utf-8")
+        response = Response(channel, content_type=CONTENT_TYPE)
         response.timeout = None  # it has an end of its own
         response.cache_control.no_store = True
         response.headers["X-Accel-Buffering"] = "no"  # nginx would keep it back

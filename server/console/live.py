@@ -16,10 +16,11 @@ from server.call.call import Call
 from server.call.conversation import Conversation, Stage
 from server.console.journal import Batch, Journal
 from server.errors import CallRefused
+from server.records.tables import fitted
 from server.service import Service
 
 LOOK_EVERY_S = 1.0
-GATHER_S = 0.1
+GATHER_S = 0.25
 """What happens within so long goes out together."""
 MAX_LOOKED_AT = 60
 """Live calls of a process that are looked at each time, the newest; the others change when they
@@ -61,8 +62,8 @@ class Live:
         """A line was added to a call's timeline."""
         now = trio.current_time()
         if self._journal.is_watched(now):
-            line = {"at_s": round(at_s, 3), "what": what, **facts}
-            self._journal.write("line", now, call_sid=call_sid, line=line)
+            line = fitted({"line": {"at_s": round(at_s, 3), "what": what, **facts}})
+            self._journal.write("line", now, call_sid=call_sid, **line)
             self._tell()
 
     def _tell(self) -> None:

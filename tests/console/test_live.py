@@ -12,10 +12,14 @@ import httpx2
 import pytest
 import trio
 
+from server.app import create_app
 from server.console.channel import MAX_CHANNELS, read_positions, written_positions
 from server.console.journal import MAX_BATCH, MAX_BYTES, MAX_NEWS, WATCHED_S, Batch, Journal
+from server.console.live import Live
+from server.settings.settings import Settings
+from tests.support.access import SIMULATED
 from tests.support.processes import NUMBER, TWO_PROCESSES, server_process
-from tests.support.serving import serving
+from tests.support.serving import Server, serving
 
 RINGS_FOR_LONG = "5550105"
 
@@ -61,6 +65,18 @@ def test_it_is_bounded_in_count_and_in_bytes_and_says_what_is_missing(size):
     assert len(kept) <= MAX_NEWS
     assert len(kept) * (size + 20) <= MAX_BYTES + 100_000
     assert max(len(batch.news) for batch in kept) == MAX_BATCH
+
+
+async def test_a_line_with_what_json_cannot_say_harms_neither_its_call_nor_its_readers():
+    app = create_app(Settings.load(_env_file=None, **SIMULATED))
+    live = Live(app.service)
+    after = live.watch()
+
+    live.noted("CA1", 1.0, "tool", {"took_ms": float("nan"), "name": "\ud800", "odd": object()})
+
+    (news,) = [each for each in live._journal.since(after).news if "line" in each]
+    line = json.loads(news, parse_constant=pytest.fail)["line"]
+    assert (line["what"], line["took_ms"]) == ("tool", None)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +204,23 @@ async def test_a_channel_that_broke_off_goes_on_without_a_gap():
     noted = [line[1] for line in both if line[0] == call_sid]
     assert noted.count("ended") == 1
     assert len(both) == len(set(both))
+
+
+@pytest.mark.sockets
+async def test_a_channel_keeps_no_server_from_stopping(nursery):
+    stop = trio.Event()
+
+    async def serve(task_status: trio.TaskStatus[Server]) -> None:
+        async with serving(close_timeout_s=60.0) as server:
+            task_status.started(server)
+            await stop.wait()
+
+    server = await nursery.start(serve)
+    async with reading(server.http) as reader:
+        await reader.read()
+        stop.set()
+        with pytest.raises(AssertionError, match="the channel is over"):
+            await reader.until(lambda said: False)
 
 
 @pytest.mark.sockets

@@ -3,6 +3,7 @@
 import { address, get } from "./api.js";
 
 const AGAIN_MS = 3_000; // after an answer that was no channel
+const HIDDEN_MS = 60_000; // a page that nobody looks at gives its connection back: a browser has few
 const QUIET_MS = 6_000; // a process that says nothing for so long is not shown
 
 export const live = new EventTarget(); // "calls", "load", "line", "state"
@@ -39,10 +40,22 @@ export function open() {
   });
 }
 
-export function close() {
+function leave() {
   clearTimeout(timer);
   source?.close();
   source = null;
+}
+
+let hidden = 0;
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hidden);
+  if (state === "closed") return;
+  if (document.hidden) hidden = setTimeout(leave, HIDDEN_MS);
+  else open();
+});
+
+export function close() {
+  leave();
   calls.clear();
   loads.clear();
   become("closed");
