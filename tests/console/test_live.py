@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from server.console.journal import MAX_BATCH, MAX_BYTES, MAX_NEWS, WATCHED_S, Ba
 from server.console.live import Live
 from server.settings.settings import Settings
 from tests.support.access import SIMULATED
+from tests.support.nodes import Store, two_nodes
 from tests.support.processes import NUMBER, TWO_PROCESSES, server_process
 from tests.support.serving import Server, serving
 
@@ -243,6 +245,47 @@ async def test_there_are_so_many_channels_and_no_more(nursery):
 
     assert refused.status_code == 503
     assert int(refused.headers["Retry-After"]) > 0
+
+
+@pytest.mark.sockets
+async def test_a_reader_that_takes_nothing_loses_its_channel_and_holds_up_nobody(monkeypatch):
+    monkeypatch.setattr("server.hooks.connections.UNREAD_TIMEOUT_S", 0.5)
+    async with serving() as server, reading(server.http) as reader:
+        await reader.read()
+        stuck = trio.socket.socket()
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        await stuck.connect((server.http.base_url.host, server.http.base_url.port))
+        await stuck.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        live = server.app._console._live
+        for number in range(60):
+            for _ in range(200):
+                live.noted("CA1", float(number), "x" * 500, {})
+            await reader.until(lambda said, at=number: said.get("line", {}).get("at_s") == at)
+        received = 0
+        with trio.fail_after(60):
+            while piece := await stuck.recv(1_000_000):
+                received += len(piece)
+        stuck.close()
+
+    assert received < 60 * 200 * 500 / 2
+
+
+@pytest.mark.sockets
+async def test_either_of_two_machines_tells_of_the_calls_of_both(monkeypatch):
+    async with two_nodes(monkeypatch, Store(), api_key="sesame") as (first, second):
+        for server in (first, second):
+            server.http.headers["Authorization"] = "Bearer sesame"
+        async with reading(first.http) as reader:
+            while reader.gaps < 2:
+                await reader.read()
+            call_sid = (await second.make_call(RINGS_FOR_LONG)).json()["call_sid"]
+            begun = await reader.until(is_call("live"))
+        await first.http.post(f"/calls/{call_sid}/hang-up")
+        async with reading(second.http, reader.last_id) as again:
+            ended = await again.until(is_call("ended"))
+
+    assert (reader.gaps, again.gaps) == (2, 0)
+    assert begun["call"]["call_sid"] == ended["call"]["call_sid"] == call_sid
 
 
 @pytest.mark.sockets

@@ -11,6 +11,7 @@ const SHORTEST_S = 0.12;
 const STEPS_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800];
 const TICK_PX = 70;
 const MOST_PX = 120_000;
+const MOST_GAIN = 4;
 const AXIS_PX = 20, TURN_PX = 26; // below the lanes
 
 /** What a line of the timeline is on the picture: its kind, where it is, and how long it was. */
@@ -83,6 +84,7 @@ export class Timeline {
   #offset = 0;
   #until = 1;
   #zoom = 1;
+  #gain = 1;
   #seek;
   #observer;
   #frame = 0;
@@ -129,6 +131,8 @@ export class Timeline {
     const recorded = wave ? (wave.length * wave.samples_per_pixel) / wave.sample_rate : 0;
     const last = record.timeline.filter((line) => placed(line, null)).at(-1)?.at_s ?? 0;
     [this.#record, this.#wave, this.#offset] = [record, wave, offset_s];
+    const loudest = (wave?.data ?? []).reduce((most, each) => Math.max(most, Math.abs(each)), 1);
+    this.#gain = Math.min(MOST_GAIN, 128 / loudest); // both sides alike
     this.#until = Math.max(1, offset_s + recorded, last + 0.1);
     this.#cursor.setAttribute("aria-valuemax", this.#until.toFixed(1));
     this.#mark();
@@ -258,7 +262,7 @@ export class Timeline {
         low = Math.min(low, data[4 * i + 2 * channel]);
         peak = Math.max(peak, data[4 * i + 2 * channel + 1]);
       }
-      const [up, down] = [Math.max(0.5, (peak / 128) * half), Math.max(0.5, (-low / 128) * half)];
+      const [up, down] = [peak, -low].map((each) => Math.max(0.5, ((each * this.#gain) / 128) * half));
       pen.fillRect(x, middle - up, 1, up + down);
     }
   }
