@@ -125,7 +125,7 @@ class OffhookApp(QuartTrio):
             self,
             service,
             self.keys,
-            open_paths=signed | console.OPEN_PATHS,
+            signed_paths=signed | console.OPEN_PATHS,
             by_session=self._console.door.by_session,
         )
         check_bodies(self)  # after the guard: strangers are told nothing about bodies

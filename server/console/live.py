@@ -20,7 +20,7 @@ from server.records.tables import fitted
 from server.service import Service
 
 LOOK_EVERY_S = 1.0
-GATHER_S = 0.25
+GATHER_S = 0.3
 """What happens within so long goes out together."""
 MAX_LOOKED_AT = 60
 """Live calls of a process that are looked at each time, the newest; the others change when they

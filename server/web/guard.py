@@ -41,7 +41,7 @@ def ask_for_keys(
     service: Service,
     keys: Keys,
     *,
-    open_paths: frozenset[str],
+    signed_paths: frozenset[str],
     by_session: Callable[[], str | None] = lambda: None,
 ) -> None:
     """Ask for a key wherever neither a signature does that nor a setting says otherwise.
@@ -50,11 +50,11 @@ def ask_for_keys(
         app: Gets a step before each request.
         service: This process's.
         keys: Who may use the API.
-        open_paths: Rules and paths that see to that themselves, or are for everybody.
+        signed_paths: Rules and paths that see to that themselves, by signature or otherwise.
         by_session: The name of the key that the request's browser was signed in with, or None;
             raises :class:`ForgedRequest`.
     """
-    open_paths = HEALTH | static.PATHS | open_paths
+    open_paths = HEALTH | static.PATHS | signed_paths
     if service.settings.public_metrics:
         open_paths |= METRICS
     if service.settings.public_docs:

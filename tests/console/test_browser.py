@@ -477,6 +477,51 @@ async def test_whatever_comes_from_outside_is_text(kept):
     assert text.count(SCRIPT) >= 8
 
 
+PHONE = """export class Phone extends EventTarget {
+  constructor(wishes) { super(); this.wishes = wishes; }
+  async call() {
+    await this.wishes.ask({ agent: this.wishes.agent });
+    this.dispatchEvent(new CustomEvent("state", { detail: { state: "talking" } }));
+  }
+  mute(on) { window.muted = on; }
+  hangUp() {
+    this.dispatchEvent(new CustomEvent("state", { detail: { state: "over", reason: "hung-up" } }));
+  }
+}"""
+"""What ``/static/phone.js`` offers, as far as the console knows it."""
+
+
+async def test_the_page_is_a_telephone_with_its_calls_timeline_below(kept):
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> tuple[str, list[str], bool]:
+            asked = []
+
+            def answer(route: Any) -> None:
+                asked.append(route.request.post_data)
+                route.fulfill(json={"call_sid": kept.call_sid})
+
+            page.route(
+                "**/static/phone.js",
+                lambda route: route.fulfill(body=PHONE, content_type="text/javascript"),
+            )
+            page.route("**/calls/browser", answer)
+            sign_in(page, server.url, view="phone")
+            page.click("button.big:enabled")
+            page.wait_for_selector("[data-drawn]")
+            page.click("text=Mute")
+            muted = page.evaluate("window.muted")
+            page.click(".phone >> text=Hang up")
+            page.wait_for_selector("[data-state=over]")
+            return page.inner_text(".phone-state"), asked, muted
+
+        said, asked, muted = await in_browser(look)
+
+    assert said == "Over · Hung up by us"
+    assert [json.loads(each) for each in asked] == [{"agent": "default"}]
+    assert muted
+
+
 # -- words --------------------------------------------------------------------------------------
 
 
