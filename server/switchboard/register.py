@@ -100,6 +100,7 @@ class Register:
         self.events: Events | None = None
         """Told of what happens to calls."""
         self.watcher: Watcher | None = None
+        """Shown live calls; None for nobody."""
         if records is not None:
             records.on_written = self._written
 
