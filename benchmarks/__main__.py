@@ -21,6 +21,7 @@ BENCHMARKS = {
     "ear": "what it costs to judge locally when the caller speaks, and how soon it is right",
     "chunk": "how long a chunk stays in the server, through a whole simulated call",
     "calls": "how many calls one core carries",
+    "asterisk": "what somebody on the telephone hears of an agent behind a real Asterisk",
     "setup": "what one call costs before anybody has said a word, and after the last one",
     "soak": "what ten thousand calls leave behind, with everything going wrong",
     "hostile": "what an attacker gets, and what the calls that are going on notice of it",

@@ -10,6 +10,9 @@ had more than a tenth of the server's core meanwhile.
 
 ``offhook`` is the media path, ``offhook-ordinary`` the same server without it, ``classic`` is
 ``benchmarks/peers/classic.py``.
+
+``--carrier asterisk`` compares the calls of two carriers instead: the same server behind Twilio's
+doubles (JSON, base64) and behind an Asterisk's (binary frames), in turns, point by point.
 """
 
 from __future__ import annotations
@@ -25,7 +28,16 @@ from rich.table import Table
 
 from benchmarks import plots
 from benchmarks.options import Options, machine, machine_line
-from benchmarks.point import CLASSIC, KINDS, OFFHOOK, ORDINARY, PointFailed, ServerKind, run_point
+from benchmarks.point import (
+    ASTERISK,
+    CLASSIC,
+    KINDS,
+    OFFHOOK,
+    ORDINARY,
+    PointFailed,
+    ServerKind,
+    run_point,
+)
 from benchmarks.processes import cores, idle_load
 
 CALLS = (1, 10, 25, 40, 50, 100, 200, 300, 400)
@@ -39,7 +51,14 @@ IDLE = 0.1
 TRIES = 3
 """Looks at a point that somebody else has disturbed; then it is taken as it is, and said."""
 TLS_CALLS = 100
-COLOURS = {OFFHOOK.name: plots.OURS, ORDINARY.name: "#f59e0b", CLASSIC.name: plots.OTHERS[0]}
+CARRIER_BOUND = 1.1
+"""A call of another carrier may cost so many times what one of Twilio's does in the same run."""
+COLOURS = {
+    OFFHOOK.name: plots.OURS,
+    ASTERISK.name: plots.OTHERS[1],
+    ORDINARY.name: "#f59e0b",
+    CLASSIC.name: plots.OTHERS[0],
+}
 PACKAGES = (
     "hypercorn", "quart-trio", "trio", "websockets", "fastapi", "uvicorn", "uvloop", "picows"
 )  # fmt: skip
@@ -57,6 +76,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=list(KINDS),
         metavar="NAME,NAME…",
         help=f"which (default: {','.join(KINDS)})",
+    )
+    own.add_argument(
+        "--carrier",
+        choices=("twilio", ASTERISK.carrier),
+        default="twilio",
+        help="whose calls; those of another than Twilio are measured against Twilio's",
+    )
+    own.add_argument(
+        "--check",
+        action="store_true",
+        help="fail if calls of another carrier cost too much, or if audio of theirs was lost",
     )
     own.add_argument("--seconds", type=float, help="how long each point is measured (default: 8)")
     own.add_argument(
@@ -147,13 +177,16 @@ def run(options: Options) -> dict[str, object]:
             "CPU figures hold, but percentiles will be those of a busy machine"
         )
     kinds = []
-    for name in chosen.servers:
+    is_compared = chosen.carrier == ASTERISK.carrier
+    for name in (OFFHOOK.name,) if is_compared else chosen.servers:
         missing = KINDS[name].missing
         if missing:
             console.print(f"[yellow]{name} is left out[/]: {', '.join(missing)} is not here")
         else:
             kinds.append(KINDS[name])
 
+    if is_compared:
+        kinds.append(ASTERISK)
     measure = Measure(options)
     if chosen.workers:
         return {
@@ -181,6 +214,9 @@ def run(options: Options) -> dict[str, object]:
     bounds = bounds_table(points, tls_points)
     if bounds.row_count:
         console.print(bounds)
+    problems = compare_carriers(points, options) if is_compared else []
+    if chosen.check and (problems or measure.failures):
+        raise SystemExit("\n".join(problems) or "a point has no figure")
     if options.plots is not None:
         if plots.have_matplotlib():
             for path in draw(points, options.plots):
@@ -296,6 +332,29 @@ def compare_workers(measure: Measure, kind: ServerKind, options: Options) -> dic
         "one": one.as_dict(),
         "several": several.as_dict(),
     }
+
+
+def compare_carriers(points: Sequence[Point], options: Options) -> list[str]:
+    """Say what a call behind Asterisk costs against one behind Twilio; returns what is too much."""
+    at = {(point.kind.name, point.calls): point.outcome for point in points}
+    problems = []
+    for calls in sorted({point.calls for point in points}):
+        ours, theirs = at.get((ASTERISK.name, calls)), at.get((OFFHOOK.name, calls))
+        if ours is None or theirs is None:
+            problems.append(f"{calls} calls: there is no figure to compare")
+            continue
+        ratio = ours["cpu_ms_per_call_s"] / theirs["cpu_ms_per_call_s"]
+        wrong = sum(ours[f"{name}_ms"] for name in ("lost", "doubled", "stale", "strange"))
+        wrong_calls = ours["calls_lost"] + ours["missed_clears"]
+        options.console.print(
+            f"{calls} calls: a call-second behind Asterisk costs {ratio:.2f} times one behind "
+            f"Twilio (bound {CARRIER_BOUND}); {wrong:.0f} ms of audio lost, doubled or stale"
+        )
+        if ratio > CARRIER_BOUND:
+            problems.append(f"{calls} calls: {ratio:.2f} times the CPU of Twilio's")
+        if wrong or wrong_calls:
+            problems.append(f"{calls} calls: {wrong:.0f} ms of audio, {wrong_calls} calls wrong")
+    return problems
 
 
 # --- What is shown --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ Pauses are two seconds at the most, where they would double up to an hour; lease
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import random
@@ -29,7 +30,7 @@ from rich.table import Table
 from benchmarks.options import Options
 from benchmarks.processes import running
 from server.events import retries
-from server.events.event import Kind
+from server.events.event import CallTold, Kind
 from server.events.events import Events
 from server.metrics import Metrics
 from server.records.store import Records
@@ -140,7 +141,18 @@ async def _deliver_all(calls: int, directory: Path) -> dict[str, Any]:
     }
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    own = parser.add_argument_group("events")
+    own.add_argument(
+        "--check",
+        action="store_true",
+        help="end with status 1 if an event was lost, or came before an earlier one of its call",
+    )
+
+
 def run(options: Options) -> Mapping[str, object]:
+    """Measure, print the table, and with ``--check`` fail if anything was not as promised."""
     calls = QUICK_CALLS if options.quick else CALLS
     with tempfile.TemporaryDirectory() as directory:
         outcome = trio.run(_deliver_all, calls, Path(directory))
@@ -149,6 +161,8 @@ def run(options: Options) -> Mapping[str, object]:
     table.add_row(*(str(outcome[name]) for name in names))
     options.console.print(table)
     options.console.print("Half of all requests were answered 500, and the server killed twice.")
+    if getattr(options.arguments, "check", False) and (outcome["lost"] or outcome["out_of_order"]):
+        sys.exit(1)
     return {"events": outcome}
 
 
@@ -172,7 +186,8 @@ async def _tell_and_send(url: str, directory: Path, calls: int) -> None:
             last = min(first + TOLD_AT_ONCE, calls)
             for kind in KINDS:
                 for number in range(first, last):
-                    events.tell(kind, {"call_sid": f"CA{number:032x}", "created_at": 0.0})
+                    record = {"call_sid": f"CA{number:032x}", "created_at": 0.0}
+                    events.tell(kind, CallTold(record))
             await records.wait_saved()
             next_told = told.with_suffix(".next")
             next_told.write_text(str(last))

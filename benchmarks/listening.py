@@ -170,9 +170,11 @@ def noticed_s(make: MakeEar, mix: Mix, room: bytes) -> float | None:
             break
         for found in hear(frame, now):
             if isinstance(found, SpeechStarted):
-                turns.caller_started(now, certain=found.certain)
+                turns.caller_started(now)
             elif isinstance(found, SpeechEnded):
-                turns.caller_ended(found.at, now, speech_s=found.speech_s, agent_until=0.0)
+                turns.caller_ended(
+                    found.at, now, speech_s=found.speech_s, agent_until=0.0, sure=found.sure
+                )
         if turns.decide(now, agent_until=0.0) is not None:
             return now - mix.ended_s
     return None

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from benchmarks import processes
+from benchmarks.load import asterisk
 from benchmarks.load.__main__ import Plan
 from benchmarks.load.call import Talk
 from server.settings.settings import Settings
@@ -62,6 +63,8 @@ class ServerKind:
     """Python modules that must be there."""
     arguments: tuple[str, ...] = ()
     """Its command line, where ``{port}`` and ``{directory}`` are filled in."""
+    carrier: str = "twilio"
+    """Whose calls it gets."""
     ends_tls: bool = False
     """Whether it is reached by TLS, with the certificate at ``{directory}/server.pem``."""
 
@@ -87,6 +90,8 @@ def _has_media_path() -> bool:
 
 
 OFFHOOK = ServerKind("offhook", "server", {"MEDIA_PATH": "fast"})
+ASTERISK = ServerKind("offhook-asterisk", "server", {"MEDIA_PATH": "fast"}, carrier="asterisk")
+"""The same server behind an Asterisk: mu-law in binary frames, both ways."""
 ORDINARY = ServerKind(
     "offhook-ordinary", "server", {"MEDIA_PATH": "ordinary"} if _has_media_path() else {}
 )
@@ -181,6 +186,7 @@ def run_point(
             auth_token=keys.auth_token,
             gemini_api_key=keys.gemini_api_key,
             directory=name,
+            carrier=kind.carrier,
             others=hold is not None,
         )
         with _generator(generator_cores, timeout_s, realtime=realtime) as generator:
@@ -194,7 +200,7 @@ def run_point(
                 directory,
                 port,
                 {
-                    **environment_of(keys, port, public_url, doubles, calls),
+                    **environment_of(keys, port, public_url, doubles, calls, kind.carrier),
                     **kind.environment,
                     **(settings or {}),
                 },
@@ -357,17 +363,18 @@ def _share_cores(workers: int) -> tuple[list[int], list[int]]:
 
 
 def environment_of(
-    keys: Keys, port: int, url: str, doubles: Mapping[str, str], calls: int
+    keys: Keys,
+    port: int,
+    url: str,
+    doubles: Mapping[str, str],
+    calls: int,
+    carrier: str = "twilio",
 ) -> dict[str, str]:
     """The settings of a server whose carrier and model are doubles."""
     environment = {
         "HOST": "127.0.0.1",
         "PORT": str(port),
         "PUBLIC_URL": url,
-        "TWILIO_ACCOUNT_SID": keys.account_sid,
-        "TWILIO_AUTH_TOKEN": keys.auth_token,
-        "TWILIO_PHONE_NUMBER": "+15005550006",
-        "TWILIO_API_URL": doubles["twilio_url"],
         "GEMINI_API_KEY": keys.gemini_api_key,
         "GEMINI_URL": doubles["gemini_url"],
         "API_KEY": keys.api_key,
@@ -375,6 +382,15 @@ def environment_of(
         # It would refuse calls at the end of its range, which is what is to be measured.
         "MAX_LOOP_LAG_S": "60",
     }
+    if carrier == "asterisk":
+        environment |= asterisk.environment(doubles["asterisk_url"])
+    else:
+        environment |= {
+            "TWILIO_ACCOUNT_SID": keys.account_sid,
+            "TWILIO_AUTH_TOKEN": keys.auth_token,
+            "TWILIO_PHONE_NUMBER": "+15005550006",
+            "TWILIO_API_URL": doubles["twilio_url"],
+        }
     if doubles["trusted"]:
         environment["SSL_CERT_FILE"] = doubles["trusted"]
     return environment

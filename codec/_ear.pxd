@@ -21,7 +21,8 @@ cdef enum:
     TAIL_FRAMES = 5
     LEVELS = WINDOW_FRAMES + MAX_DELAY_FRAMES + TAIL_FRAMES + 1
     # What a judge is given of what came before a suspicion: ten of its hops of 32 ms.
-    RING = 16 * FRAME
+    RING_FRAMES = 16
+    RING = RING_FRAMES * FRAME
 
 
 cdef class Played:
@@ -31,6 +32,7 @@ cdef class Played:
     cdef public int64_t marks_out
     cdef public int64_t turn
     cdef public double play_end
+    cdef readonly double background_end
     cdef Buffer _audio  # what is remembered, oldest first,
     cdef Buffer _pieces  # and a Piece for each stretch of it
     cdef size_t _playing  # which of these the caller hears, as far as anybody has asked,
@@ -91,8 +93,12 @@ cdef struct BargeIn:
 cdef struct Suspicion:
     uint8_t ring[RING]
     int64_t kept  # bytes that have ever been in the ring
+    int64_t valid_from  # what was kept before is no part of what is said now
     double kept_at  # when the last of them was heard
+    double came_at[RING_FRAMES]  # when each frame in the ring came
     double floor  # loudness of the room
+    double last_level  # of what was kept last
+    int holes  # frames in a row that were filled
     int in_a_row
     double until
 
@@ -111,6 +117,7 @@ cdef class Ear:
     cdef BargeIn _barge_in
     cdef Suspicion _suspicion
     cdef double _last_speech_at
+    cdef double _received_at
     cdef uint8_t _partial[FRAME]
     cdef size_t _partial_bytes
     cdef Buffer _found

@@ -22,6 +22,8 @@ from codec.findings import EchoFound, SpeechEnded, SpeechStarted, Stop, Suspecte
 cdef enum:
     SILENCE = 0xFF  # mu-law's positive zero
 
+cdef int64_t BACKGROUND = -1  # no turn of the agent's
+
 cdef double BYTES_PER_S = 8000.0
 cdef double FRAME_SECONDS = 0.02
 # Mean magnitude from which a frame can be speech: about -50 dBFS. A quiet caller is at -40, and
@@ -120,7 +122,8 @@ cdef class Played:
     Attributes:
         open: There is a stream on which anything can be heard.
         marks_out: Marks that the carrier has not echoed: until it has, the agent is heard.
-        play_end: When the carrier's buffer runs empty.
+        play_end: When the carrier has nothing of the agent's any more.
+        background_end: The same of a sound that is not the agent's speech.
         turn: The turn of what is sent next.
         goes_on: More is to come of that turn.
 
@@ -157,6 +160,20 @@ cdef class Played:
                 raise
         self.play_end = plays_at + <double>size / BYTES_PER_S
         return 0
+
+    def background(self, payload, double plays_at):
+        """The carrier has got a sound that is not the agent's speech: only echoes are made of it.
+
+        It comes after all that was sent, and what is sent then comes after it.
+        """
+        cdef double play_end = self.play_end
+        cdef int64_t turn = self.turn
+        self.turn = BACKGROUND
+        try:
+            self.sent(payload, plays_at)
+            self.background_end = self.play_end
+        finally:
+            self.turn, self.play_end = turn, play_end
 
     def passed(self, double now):
         """Note the time, and forget what was heard long ago."""
@@ -199,6 +216,13 @@ cdef class Played:
             self._playing = count
             self._playing_byte = held(&self._audio)
         self.play_end = now
+        self.background_end = min(self.background_end, now)
+
+    def forget_background(self, double now):
+        """A clear is on its way, and the carrier has nothing of the agent's."""
+        cdef double play_end = self.play_end
+        self.forget(now)
+        self.play_end = play_end
 
     def hasten(self, double by_s):
         """The carrier is further on than the owner's clock has said, by so much."""
@@ -622,18 +646,57 @@ cdef double FLOOR_FALLS = 0.1
 cdef double FLOOR_RISES = 0.064
 
 
+cdef enum:
+    # 100 ms: what a network loses at once, and longer than that it is a pause.
+    MAX_HOLES = 5
+    # Each frame in the place of one that was lost is 3 dB quieter than the one before.
+    FADE_STEPS = 8
+
+
+cdef void repeat(const uint8_t* before, uint8_t* to) noexcept nogil:
+    """Fill a frame with the one before it, quieter."""
+    cdef int i, magnitude
+    for i in range(FRAME):
+        magnitude = max(0, <int>(~before[i] & 0x7F) - FADE_STEPS)
+        to[i] = (before[i] & 0x80) | (~magnitude & 0x7F)
+
+
+cdef bint is_hole(const Suspicion* suspicion, double level) noexcept nogil:
+    """Whether a frame of nothing at all is one that was lost, in the middle of something."""
+    if level > 0.0 or suspicion.kept - suspicion.valid_from < FRAME:
+        return False
+    return suspicion.last_level > 0.0 and suspicion.holes < MAX_HOLES
+
+
 cdef bint suspect(
-    Suspicion* suspicion, const uint8_t* frame, double level, double at, bint speech, bint is_echo
+    Suspicion* suspicion,
+    const uint8_t* frame,
+    double level,
+    double at,
+    double came_at,
+    bint speech,
+    bint is_echo,
 ) noexcept nogil:
     """Take a frame, and keep it for the judge; True when a suspicion begins with it."""
-    cdef uint8_t* to = suspicion.ring + suspicion.kept % RING
+    cdef Py_ssize_t place = suspicion.kept % RING
+    cdef uint8_t* to = suspicion.ring + place
     cdef bint is_new
+    cdef bint hole = not is_echo and is_hole(suspicion, level)
     if is_echo:
         memset(to, SILENCE, FRAME)
+    elif hole:
+        # Where the room falls silent for a moment and comes back, a judge hears no voice.
+        repeat(suspicion.ring + (place + RING - FRAME) % RING, to)
     else:
         memcpy(to, frame, FRAME)
+    suspicion.came_at[place // FRAME] = came_at
     suspicion.kept += FRAME
     suspicion.kept_at = at
+    if hole:
+        suspicion.holes += 1
+        return False  # what was suspicious before it still is
+    suspicion.holes = 0
+    suspicion.last_level = 0.0 if is_echo else level
     if level < suspicion.floor:
         suspicion.floor += FLOOR_FALLS * (level - suspicion.floor)
     else:
@@ -757,6 +820,7 @@ cdef class Ear:
         cdef size_t total = self._partial_bytes + size
         cdef size_t after = total - total % FRAME  # bytes of whole frames after this one
         cdef size_t length
+        self._received_at = at
         self._steady(at, <double>size / BYTES_PER_S)
         if self._partial_bytes and size:
             length = min(<size_t>FRAME - self._partial_bytes, size)
@@ -804,7 +868,9 @@ cdef class Ear:
             self._hear_echo(level, at, &is_echo)
             speech = speech and not is_echo
         if self.judged:
-            if suspect(&self._suspicion, frame, level, at, speech, is_echo):
+            if suspect(
+                &self._suspicion, frame, level, at, self._received_at, speech, is_echo
+            ):
                 self._note(SUSPECTED, at, at, 0)
             return is_echo
         if speech:
@@ -840,8 +906,10 @@ cdef class Ear:
         cdef bint knew = self._echo.delay >= 0
         # How long after it was played an echo may still come back.
         cdef double longest_s = (MAX_DELAY_FRAMES + TAIL_FRAMES) * FRAME_SECONDS
+        cdef double end
         played.passed_c(at)
-        if not played.is_playing_c(at - FRAME_SECONDS) and at - played.play_end >= longest_s:
+        end = max(played.play_end, played.background_end)
+        if not played.is_playing_c(at - FRAME_SECONDS) and at - end >= longest_s:
             pause_echo(&self._echo)
             return 0
         is_echo[0] = hear_echo(&self._echo, level, played.loudness_c(at))
@@ -915,6 +983,7 @@ cdef class Ear:
         self.judged = True
         self._speech.in_a_row = self._speech.frames = self._barge_in.in_a_row = 0
         self._suspicion.until = -INFINITY
+        self._suspicion.valid_from = self._suspicion.kept
         return True
 
     def rely_on_detector(self, *, bint speaking, bint holding):

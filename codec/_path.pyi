@@ -6,6 +6,7 @@ from codec.shapes import AudioMessages
 class MediaPath:
     recording: bool
     keep_sent: bool
+    keep_newest_bytes: int
     caller_passes: bool
     model_ready: bool
     ear: Ear | None

@@ -61,6 +61,8 @@ cdef class MediaPath:
         played: What the caller hears of the agent; :meth:`follow` needs it.
         caller_passes: False, as to begin with, holds the caller's audio for :meth:`take_caller`.
         model_ready: False holds the caller's audio, too.
+        keep_newest_bytes: Of audio that is held by ``model_ready`` alone, no more is kept than
+            this, and nobody has to look; 0 for all, and somebody has.
         recording: Whether what is said is kept for :meth:`take_recording`.
         keep_sent: Whether caller audio that was sent is kept for :meth:`take_sent`.
         caller_sent_bytes: How much caller audio was written into messages for the model, in mu-law
@@ -83,6 +85,7 @@ cdef class MediaPath:
 
     cdef public bint recording
     cdef public bint keep_sent
+    cdef public size_t keep_newest_bytes
     cdef bint _caller_passes
     cdef bint _model_ready
     cdef bint _follows
@@ -227,6 +230,8 @@ cdef class MediaPath:
         cdef uint8_t* at
         cdef size_t text_bytes
         if not self._caller_passes or not self._model_ready:
+            if self._keeps_only() and held(&self._caller) > self.keep_newest_bytes:
+                consume(&self._caller, held(&self._caller) - self.keep_newest_bytes)
             return 0
         if self._model is None or not self._model.is_open:
             return 0
@@ -250,6 +255,10 @@ cdef class MediaPath:
             self._model.end(text, text_bytes)
         clear(&self._caller)
         return 0
+
+    cdef bint _keeps_only(self) noexcept:
+        """Whether what is held is only kept for a while, and nobody's business."""
+        return self.keep_newest_bytes > 0 and self._caller_passes and not self._model_ready
 
     # -- the agent's way: model to phone -----------------------------------------------------
 
@@ -505,7 +514,7 @@ cdef class MediaPath:
     def has_caller_news(self):
         """Whether somebody has to look: audio is held, to be written down, or tells something."""
         return (
-            held(&self._caller) > 0
+            (held(&self._caller) > 0 and not self._keeps_only())
             or held(&self._sent) >= SENT_NEWS_BYTES
             or (self.ear is not None and self.ear.has_news)
         )

@@ -12,8 +12,6 @@ class SpeechStarted:
 
     at: float
     """When the first frame of it was spoken, on the clock given to ``hear``."""
-    certain: bool = False
-    """Whether that is speech: a detector alone takes the noise of a room for it, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +24,8 @@ class SpeechEnded:
     """Speech in it, pauses left out."""
     known_at: float
     """When that was certain: after the silence."""
+    sure: bool | None = None
+    """Whether a judge of voices was sure of a voice in it; None where none has heard it."""
 
 
 @dataclass(frozen=True, slots=True)

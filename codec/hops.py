@@ -6,6 +6,6 @@ each with the end of the one before, as the Silero model takes them. The samples
 model at the other end of the call hears, by the same filter.
 """
 
-from codec._hops import HOP_S, HOP_SAMPLES, Hops
+from codec._hops import HOP_S, HOP_SAMPLES, MOST_HOPS, Hops
 
-__all__ = ["HOP_S", "HOP_SAMPLES", "Hops"]
+__all__ = ["HOP_S", "HOP_SAMPLES", "MOST_HOPS", "Hops"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 import trio
@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from server.agent.agent import Agent
 from server.carrier import Carrier, MediaStream
+from server.carrier.account import AccountState, Numbers
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.carrier import AsteriskCarrier
 from server.carrier.asterisk.webhooks import AsteriskWebhooks
@@ -23,13 +24,19 @@ from server.cluster.cluster import Cluster
 from server.cluster.directory.meeting import shared_secret
 from server.errors import ConfigurationError
 from server.media.plane import Plane
-from server.model import Model, Reader
+from server.model import Model, ModelAccount, Reader
 from server.model.gemini.model import DEFAULT_URL, GeminiModel
 from server.model.gemini.reader import GeminiReader
 from server.model.lasting.model import LastingModel
 from server.settings.accounts import Account, AsteriskAccount, TwilioAccount
 from server.settings.settings import Settings
-from server.simulators.gemini import MODEL_SCRIPTS, GeminiSimulator
+from server.simulators.gemini import (
+    ANSWERS,
+    MODEL_SCRIPTS,
+    GeminiSimulator,
+    ModelScript,
+    with_words,
+)
 from server.simulators.phone import find_script
 from server.simulators.twilio import FAULTS as CARRIER_FAULTS
 from server.simulators.twilio import TwilioSimulator
@@ -55,6 +62,10 @@ class Accounts:
         new_stream: Makes a media stream of a media socket's transport.
         events: What the carrier tells on a connection of ours; None if it posts everything.
         model: Opens sessions.
+        model_accounts: The models behind it, each with its key: the one that calls begin with, and
+            the fallback.
+        describe: Says how the carrier's account stands; None for a carrier without one.
+        numbers: The carrier's numbers; None where they are not set at the carrier.
         reader: Reads what was said in calls; None where calls are simulated.
         own_number: The number that calls come from; empty if the carrier knows.
         carrier_account: The carrier's name of the account.
@@ -70,6 +81,9 @@ class Accounts:
     webhooks: Webhooks
     events: Events | None = None
     model: Model
+    model_accounts: tuple[ModelAccount, ...]
+    describe: Callable[[], Awaitable[AccountState]] | None = None
+    numbers: Numbers | None = None
     own_number: str
     carrier_account = ""
     has_price_table = True
@@ -79,7 +93,7 @@ class Accounts:
     simulated_gemini: GeminiSimulator | None = None
 
     def __init__(self, settings: Settings, cluster: Cluster, plane: Plane | None) -> None:
-        _check_scripts(settings)
+        self._model_scripts = _read_scripts(settings)
         if settings.apology is not None:
             check_sayable(settings.apology, "APOLOGY")
         self._settings = settings
@@ -127,6 +141,7 @@ class Accounts:
         if url != self.public_url:
             self.public_url = url
             self._reach_at(url)
+            self._set_simulated_number()
 
     # -- which -----------------------------------------------------------------------------
 
@@ -146,8 +161,9 @@ class Accounts:
             ring_s=settings.simulated_ring_s,
             recordings_dir=settings.recordings_dir,
         )
+        script, after_resume = self._model_scripts
         gemini = self.simulated_gemini = GeminiSimulator(
-            api_key=api_key, script=MODEL_SCRIPTS[settings.simulated_model]
+            api_key=api_key, script=script, script_after_resume=after_resume
         )
         await nursery.start(twilio.run)
         await nursery.start(gemini.run)
@@ -158,6 +174,14 @@ class Accounts:
             name="simulator",
         )
         self._use_gemini(api_key, gemini.url)
+        self._set_simulated_number()
+
+    def _set_simulated_number(self) -> None:
+        """Have the simulated account's number ask this server, wherever it is."""
+        if self.simulated_twilio is not None and self.numbers is not None:
+            number = self.simulated_twilio.account.numbers.get(SIMULATED_NUMBER)
+            number.voice_url = self.numbers.ours.voice_url
+            number.status_url = self.numbers.ours.status_url
 
     def _use(self, account: Account) -> None:
         match account.carrier:
@@ -190,7 +214,7 @@ class Accounts:
         ari = Ari(account.url, account.user, account.secret, timeout_s=settings.carrier_timeout_s)
         carrier = AsteriskCarrier(
             ari,
-            app=f"{account.app}-{process}" if process else account.app,
+            app=account.app,
             client=account.client,
             number=account.number,
             dial=account.dial,
@@ -198,9 +222,11 @@ class Accounts:
             transfer_context=account.transfer_context,
             apology=account.apology,
             ring_timeout_s=settings.ring_timeout_s,
+            max_duration_s=settings.max_call_duration_s,
             process=process,
         )
         self.carrier = self.events = carrier
+        self.describe = carrier.describe
         self.new_stream = carrier.new_stream
         self.webhooks = AsteriskWebhooks(ari.authorization)
         self.public_url = public_url
@@ -227,9 +253,10 @@ class Accounts:
             shared_keys={key: one.get_secret_value() for key, one in shared_keys.items()},
             at=self._cluster.path,
             streams_at=settings.streams_at,
+            filters_noise=settings.carrier_noise_filter,
         )
         self.webhooks, self._reach_at = webhooks, webhooks.reach_at
-        self.carrier = TwilioCarrier(
+        carrier = self.carrier = TwilioCarrier(
             account_sid=account.account_sid,
             auth_token=account.auth_token,
             phone_number=account.phone_number,
@@ -241,6 +268,7 @@ class Accounts:
             proxy=proxy,
             api_key=account.api_key,
         )
+        self.numbers, self.describe = carrier.numbers, carrier.numbers.describe
 
     def _use_gemini(self, api_key: str, url: str, proxy: str | None = None) -> None:
         settings = self._settings
@@ -254,8 +282,10 @@ class Accounts:
                 proxy,
                 "FALLBACK_GEMINI_API_KEY" if other_key else "GEMINI_API_KEY",
             )
+        first = self._gemini(api_key, settings.gemini_model, url, proxy)
+        self.model_accounts = (first,) if fallback is None else (first, fallback)
         self.model = LastingModel(
-            self._gemini(api_key, settings.gemini_model, url, proxy),
+            first,
             fallback=fallback,
             connection_age_s=settings.model_connection_age_s,
             reconnect_budget_s=settings.model_reconnect_budget_s,
@@ -288,7 +318,12 @@ def _text(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
 
 
-def _check_scripts(settings: Settings) -> None:
+def _read_scripts(settings: Settings) -> tuple[ModelScript, ModelScript]:
+    """What the simulated model does, and what it does once it was resumed.
+
+    Raises:
+        ConfigurationError: There is no such script of a simulator's, or it cannot be read.
+    """
     try:
         find_script(settings.simulated_callee)
     except ValueError as error:
@@ -299,3 +334,10 @@ def _check_scripts(settings: Settings) -> None:
     if settings.simulated_carrier not in CARRIER_FAULTS:
         known = ", ".join(CARRIER_FAULTS)
         raise ConfigurationError(f"SIMULATED_CARRIER: there is no such script; there are {known}")
+    script, path = MODEL_SCRIPTS[settings.simulated_model], settings.simulated_model_script
+    if path is None:
+        return script, ANSWERS
+    try:
+        return with_words(script, path), with_words(ANSWERS, path)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"SIMULATED_MODEL_SCRIPT: {error}") from None

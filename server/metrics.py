@@ -256,6 +256,10 @@ class VoiceMetrics:
             "Times that a call had to do with a detector alone, as judging took too long.",
             registry=registry,
         )
+        self.failures = Counter(
+            "offhook_voice_failures",
+            "Times that the model of voices could not be loaded, or has failed.", registry=registry,
+        )  # fmt: skip
 
 
 class CapacityMetrics:

@@ -30,9 +30,10 @@ from server.carrier import (
     TransferUpdate,
     VoiceRequest,
 )
-from server.carrier.webhooks import Reply, Report
+from server.carrier.webhooks import PassOn, Reply, Report
 from server.cluster.cluster import Cluster
 from server.cluster.redis import redis_registry
+from server.cluster.registry import RegistryAway
 from server.errors import CallRefused
 from server.events.events import Events
 from server.events.handlers import load_handlers
@@ -51,7 +52,7 @@ from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from server.switchboard.destinations import Destinations
 from server.switchboard.making import refusal_of
-from server.switchboard.rescue import Rescue
+from server.switchboard.rescue import CallLost, Rescue
 from server.switchboard.strangers import Strangers
 from server.voice.judge import MAX_CALLS, Judge
 from server.voice.silero import Silero, is_installed
@@ -140,6 +141,7 @@ class Service:
             url=settings.events_url,
             keys=[read_secret(one.get_secret_value()) for one in settings.events_secret],
             allow_private=settings.events_allow_private,
+            turns=settings.events_turns,
             public_url=lambda: self.accounts.public_url,
             handlers=load_handlers(settings.event_handlers),
         )
@@ -152,8 +154,12 @@ class Service:
         metrics = VoiceMetrics(self.metrics.registry)
         if self.settings.voice_judge == "off" or not is_installed():
             return None
-        metrics.available.set(1)
-        return Judge(Silero(MAX_CALLS), metrics)
+        try:
+            return Judge(Silero(MAX_CALLS), metrics)
+        except Exception as error:  # of somebody else's packages, which may be broken in any way
+            metrics.failures.inc()
+            logger.warning("the model of voices cannot be loaded", error=repr(error))
+            return None
 
     def _open_cluster(self, settings: Settings) -> Cluster:
         if settings.registry_url is None:
@@ -188,28 +194,67 @@ class Service:
 
     # -- what the carrier asks and reports -------------------------------------------------
 
-    async def take_report(self, report: Report) -> Reply | None:
-        """Take what the carrier says about a call of this process, or answer what it asks.
+    async def take_report(self, report: Report) -> Reply | PassOn | None:
+        """Take what the carrier tells on a connection of this process, or answer what it asks.
+
+        What comes as a request is brought to the process whose it is before it is answered; here it
+        is looked whose a call is by now, and a new one is given to whoever has the most room.
 
         Returns:
-            How the call goes on; None if nobody asks.
+            How the call goes on; None if nobody asks, or it is another process's to say.
         """
         calls = self.calls
+        is_live = calls.register.get_live(report.call_sid) is not None
         match report:
-            case VoiceRequest(begins=True):
+            case VoiceRequest(begins=True) if not is_live:
+                if not report.is_given and (other := self._chosen()) is not None:
+                    return PassOn(other)
                 return await self.begin_call(report)
+            case VoiceRequest(begins=True) | ResumeRequest():
+                return await self._go_on(report.call_sid)
             case VoiceRequest():
                 return await calls.go_on(report, self.agent)
-            case ResumeRequest(call_sid=call_sid):
-                return await calls.resume(call_sid, self.agent)
             case StatusUpdate():
+                if report.status.is_final and is_live and self.cluster.are_several:
+                    await self.rescue.is_ours(report.call_sid)  # else it ends in silence
                 calls.update_status(report)
             case MachineVerdict():
                 calls.update_machine(report)
+            case TransferUpdate(wants_document=False):
+                calls.update_transfer(report)
             case TransferUpdate():
-                reply = calls.update_transfer(report)
-                return reply if report.wants_document else None
+                if not is_live and self.cluster.are_several:  # nobody has it who could have it back
+                    return await self._go_on(report.call_sid)
+                return calls.update_transfer(report)
         return None
+
+    def _chosen(self) -> str | None:
+        """The process that is to have the next call; None if it is this one."""
+        name = self.cluster.new_calls.choose() if self.cluster.are_several else None
+        return None if name == self.cluster.me.name else name
+
+    async def _go_on(self, call_sid: str) -> Reply | None:
+        """How a call goes on whose stream has ended, or that somebody here has left behind; None
+        where another process has it, or may take it yet.
+        """
+        cluster, rescue, calls = self.cluster, self.rescue, self.calls
+        is_orphan = False
+        if cluster.are_several and calls.register.get_live(call_sid) is not None:
+            if not await rescue.is_ours(call_sid):
+                return None
+        elif cluster.are_several:
+            try:
+                holding = await cluster.registry.owner(call_sid)
+                if holding is not None and holding.member != cluster.me:
+                    if not cluster.is_gone(holding.member):
+                        return None
+                    await rescue.take(call_sid, holding)
+            except CallLost as lost:
+                is_orphan = not lost.has_ended
+            except (RegistryAway, CallRefused) as reason:
+                logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(reason))
+                return None
+        return await calls.resume(call_sid, self.agent, is_orphan=is_orphan)
 
     async def begin_call(self, asked: VoiceRequest, *, generation: int = 1) -> Reply:
         """Answer an inbound call, or refuse it.
@@ -282,6 +327,7 @@ class Service:
         """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""
         await self.calls.drain(0.0 if self._has_waited else self.settings.drain_timeout_s)
         await self._drawing.finish()
+        await self.events.handling.finish()
 
     def step_in(self) -> None:
         """Take new calls from now on."""
@@ -311,9 +357,14 @@ class Service:
     async def _run(self, streams: Streams, passed_on: Helper, start: Start) -> None:
         async with (
             AsyncExitStack() as stack,
+            trio.open_nursery() as others,
+            AsyncExitStack() as after_keepers,
             trio.open_nursery() as keepers,  # what calls need to the very end, even of a fault
             trio.open_nursery() as helpers,
         ):
+            # Whatever ends it all: others are told what has been written of calls, to the end.
+            telling = trio.CancelScope(shield=True)
+            after_keepers.callback(telling.cancel)
             if self.plane is not None:
                 await keepers.start(self.plane.run)
             stack.callback(self.cluster.leave)
@@ -352,7 +403,7 @@ class Service:
                 keepers.start_soon(keep_going, "voices", without_start(self._voices.run))
             if self.cluster.are_several:
                 self.cluster.report = calls.load
-                await helpers.start(keep_going, "cluster", passed_on)
+                await others.start(_within, telling, partial(keep_going, "cluster", passed_on))
                 helpers.start_soon(keep_going, "rescue", without_start(self.rescue.run))
             if self.accounts.events is not None:
                 hear = partial(self.accounts.events.run, self.take_report)
@@ -420,6 +471,12 @@ class Service:
         if self.cluster.speaks_for_all:
             if self._voices is None and self.settings.voice_judge != "off":
                 logger.info("voices are told from noise by a detector alone: see offhook[ear]")
+            if accounts.are_simulated:
+                logger.info(
+                    "the simulated model follows no prompt: it says its own sentences, or those of "
+                    "--model-script FILE",
+                    script=str(self.settings.simulated_model_script or "none"),
+                )
             for warning in self.settings.warnings:
                 logger.warning("a setting may be a mistake", what=warning)
             if (taken := self.calls.admission.max_calls) < self.settings.max_calls:
@@ -444,3 +501,11 @@ class Service:
                 await trio.to_thread.run_sync(self._traces.close, abandon_on_cancel=True)
             except Exception:
                 logger.exception("traces not sent")  # somebody else's package, and all is over
+
+
+async def _within(
+    scope: trio.CancelScope, helper: Helper, *, task_status: trio.TaskStatus[None]
+) -> None:
+    """Run a helper until this scope is cancelled."""
+    with scope:
+        await helper(task_status=task_status)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from server.app import create_app
+from server.commands.line import main
 from server.demo.checks import ended
 from server.demo.command import _run_all, _run_one, run_demo
 from server.demo.scripts import DEMO_SCRIPTS
 from server.settings.settings import Settings
+from server.simulators.phone import PhoneScript, Say, Wait, load_speech, speaking
+from server.simulators.phone.steps import Forever
 
 pytestmark = pytest.mark.sockets
 
@@ -48,3 +52,45 @@ def test_an_unknown_script_is_refused_with_the_list(capsys):
     assert run_demo("opera") == 2
 
     assert "interrupts" in capsys.readouterr().out
+
+
+async def test_a_callee_says_what_somebody_has_recorded(tmp_path, fast_clock):
+    """What the model hears, and says back, is the recording, and not what the script has."""
+    speech = load_speech("followup") * 2
+    console = Console(file=io.StringIO(), width=120)
+
+    assert await _run_one(console, DEMO_SCRIPTS["talks"], tmp_path, speech=speech)
+
+    shown = console.file.getvalue()
+    seconds = [float(found) for found in re.findall(r"\(([\d.]+) seconds of speech\)", shown)]
+    assert seconds
+    assert all(abs(found - len(speech) / 8_000) < 0.6 for found in seconds)
+
+
+def test_everybody_speaks_in_the_recordings_place():
+    script = PhoneScript("x", (Wait(1.0), Say("question", 0.5), Forever((Say("hello"),))))
+
+    changed = speaking(script, b"abc")
+
+    assert changed.steps == (
+        Wait(1.0),
+        Say("question", 0.5, b"abc"),
+        Forever((Say("hello", speech=b"abc"),)),
+    )
+    assert script.steps[1] == Say("question", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--say", "none.wav"], "--say cannot be read: none.wav"),
+        (["--say", "text.wav"], "--say text.wav"),
+        (["--script", "all", "--say", "text.wav"], "of one script"),
+    ],
+)
+def test_what_is_no_recording_is_refused(tmp_path, monkeypatch, capsys, arguments, why):
+    (tmp_path / "text.wav").write_text("no sound at all")
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["demo", *arguments]) == 2
+    assert why in capsys.readouterr().err

@@ -21,7 +21,7 @@ ROOMS = (
     ("server.app",),
     ("server.console",),
     ("server.web",),
-    ("server.service",),
+    ("server.service", "server.checkup"),
     ("server.accounts",),
     ("server.switchboard",),
     ("server.call",),

@@ -111,6 +111,28 @@ return {found, size}
 """
 
 
+_ODD_KEYS = """
+local odd = 0
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local is_member = string.find(key, '{nodes}', 1, true)
+  local is_over = string.find(key, '{CA', 1, true) and redis.call('TYPE', key).ok == 'hash'
+    and redis.call('HSTRLEN', key, 's') == 0
+  if redis.call('TTL', key) < 0 or not (is_member or is_over) then odd = odd + 1 end
+end
+return odd
+"""
+
+
+def odd_keys_of(port: int) -> int:
+    """How many keys a Redis has that would stay for good, or are neither the members' nor the claim
+    of a call that is over.
+
+    Raises:
+        OSError, ValueError: It does not say.
+    """
+    return int(ask(port, "EVAL", _ODD_KEYS, "0").strip().removeprefix(":"))
+
+
 def lists_of(port: int) -> int:
     """How many processes a Redis has a list of live calls of.
 

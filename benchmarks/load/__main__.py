@@ -16,6 +16,7 @@ import ssl
 import sys
 import time
 from array import array
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from xml.etree import ElementTree
 import httpx2
 from twilio.request_validator import RequestValidator
 
+from benchmarks.load.asterisk import SECRET, USER, AsteriskCall, AsteriskDouble
 from benchmarks.load.call import Heard, LoadCall, Talk, Words
 from benchmarks.load.doubles import CarrierDouble, ModelDouble, self_signed
 from benchmarks.load.sockets import backend
@@ -63,6 +65,8 @@ class Plan:
     """Whether the outcome has every latency, not only percentiles."""
     tls: bool = False
     """Whether the model is reached by TLS."""
+    carrier: str = "twilio"
+    """Whose calls they are: ``twilio``, or ``asterisk`` with mu-law in binary frames."""
     others: bool = False
     """Whether the model also takes sessions of calls that are not the generator's."""
 
@@ -91,6 +95,7 @@ class Generator:
             self.backend, self.words, plan.gemini_api_key, takes_others=plan.others
         )
         self.carrier = CarrierDouble()
+        self.asterisk = AsteriskDouble()
         self.validator = RequestValidator(plan.auth_token)
         self.calls: list[LoadCall] = []
         self.begun = 0
@@ -107,6 +112,7 @@ class Generator:
         return {
             "gemini_url": await self.model.serve(tls),
             "twilio_url": await self.carrier.serve(),
+            "asterisk_url": await self.asterisk.serve(),
             "trusted": str(trusted or ""),
             "backend": f"{self.backend.name} on {type(asyncio.get_running_loop()).__module__}",
         }
@@ -175,13 +181,17 @@ class Generator:
             Failed: The server refused some of it, or took too long.
         """
         plan = self.plan
-        call = LoadCall(
-            self.begun,
-            account_sid=plan.account_sid,
-            wheel=self.wheel,
-            words=self.words,
-            heard=self.heard,
-            talk=plan.talk,
+        facts: dict[str, Any] = {
+            "account_sid": plan.account_sid,
+            "wheel": self.wheel,
+            "words": self.words,
+            "heard": self.heard,
+            "talk": plan.talk,
+        }
+        call = (
+            AsteriskCall(self.begun, over=self.asterisk.over, **facts)
+            if plan.carrier == "asterisk"
+            else LoadCall(self.begun, **facts)
         )
         self.begun += 1
         self.model.expecting = call
@@ -192,15 +202,13 @@ class Generator:
                     await call.session_ready.wait()
                     call.say_all()
                     await asyncio.sleep(PREPARE_S)
-                signature = self.validator.compute_signature(stream_url, {})
+                headers = self.proof(stream_url)
                 if self.public_url:
                     stream_url = stream_url.replace(
                         self.public_url.replace("http", "ws", 1),
                         server_url.replace("http", "ws", 1),
                     )
-                await self.backend.connect(
-                    stream_url, {"X-Twilio-Signature": signature}, call, self.trust
-                )
+                await self.backend.connect(stream_url, headers, call, self.trust)
                 call.start(parameters)
                 await call.session_ready.wait()
         except TimeoutError:
@@ -211,6 +219,8 @@ class Generator:
 
     async def ring(self, server_url: str, call: LoadCall) -> tuple[str, dict[str, str]]:
         """Ask what to do with an inbound call: the stream's URL and its parameters."""
+        if self.plan.carrier == "asterisk":
+            return f"{server_url.replace('http', 'ws', 1)}/stream", await self.asterisk.ring(call)
         form = {
             "CallSid": call.call_sid,
             "AccountSid": self.plan.account_sid,
@@ -230,6 +240,12 @@ class Generator:
             raise Failed(f"/twiml answered no stream: {answer.text[:200]}")
         parameters = {one.attrib["name"]: one.attrib["value"] for one in stream.iter("Parameter")}
         return stream.attrib["url"], parameters
+
+    def proof(self, stream_url: str) -> dict[str, str]:
+        """The headers by which the carrier shows that a media stream is its own."""
+        if self.plan.carrier == "asterisk":
+            return {"Authorization": f"Basic {b64encode(f'{USER}:{SECRET}'.encode()).decode()}"}
+        return {"X-Twilio-Signature": self.validator.compute_signature(stream_url, {})}
 
     async def answer_prepared(self, server_url: str) -> None:
         """One call whose greeting waits for the answer; the time to its first audio is noted."""
@@ -341,6 +357,8 @@ async def main() -> None:
                     _say(await generator.measure(pid, json.loads(line)["window_s"]))
         except Failed as failure:
             _say({"failed": str(failure)})
+        finally:
+            await generator.asterisk.aclose()
 
 
 def _say(facts: Mapping[str, Any]) -> None:

@@ -201,16 +201,7 @@ class LoadCall:
         if self._taking_turns:
             self._wheel.no_more(CHUNK_TICKS, self._chunk_phase, self._say_chunk)
         if self._phone is not None and not self.lost:
-            stop = {"accountSid": self._account_sid, "callSid": self.call_sid}
-            self._sequence += 1
-            self._say(
-                {
-                    "event": "stop",
-                    "sequenceNumber": str(self._sequence),
-                    "streamSid": self.stream_sid,
-                    "stop": stop,
-                }
-            )
+            self._say_stop()
             self._phone.close()
 
     def received(self, message: bytes) -> None:
@@ -235,6 +226,18 @@ class LoadCall:
         if not self.ended and not self.lost:
             self.lost = "the server closed the media stream"
 
+    def _say_stop(self) -> None:
+        stop = {"accountSid": self._account_sid, "callSid": self.call_sid}
+        self._sequence += 1
+        self._say(
+            {
+                "event": "stop",
+                "sequenceNumber": str(self._sequence),
+                "streamSid": self.stream_sid,
+                "stop": stop,
+            }
+        )
+
     def _say(self, message: dict[str, Any]) -> None:
         assert self._phone is not None
         self._phone.send(json.dumps(message, separators=(",", ":")).encode())
@@ -250,19 +253,22 @@ class LoadCall:
     def _obey(self, message: dict[str, Any], now: float) -> None:
         match message["event"]:
             case "clear":
-                if self._cuts:
-                    piece, cut_at = self._cuts.popleft()
-                    self._heard.clears.append(now - cut_at)
-                    self.agent.cut(piece)
-                else:
-                    self.unasked_clears += 1
-                self._play_end = now
+                self._clear(now)
                 while self._marks:
                     self._echo(self._marks.popleft())
             case "mark":
                 name = json.dumps(message["mark"]["name"]).encode()
                 self._marks.append(name)
                 self._wheel.at(max(now, self._play_end), self._reach_mark(name))
+
+    def _clear(self, now: float) -> None:
+        if self._cuts:
+            piece, cut_at = self._cuts.popleft()
+            self._heard.clears.append(now - cut_at)
+            self.agent.cut(piece)
+        else:
+            self.unasked_clears += 1
+        self._play_end = now
 
     def _reach_mark(self, name: bytes) -> Callable[[], None]:
         def reach() -> None:

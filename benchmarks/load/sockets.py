@@ -31,6 +31,9 @@ class Socket(Protocol):
 
     def send(self, text: bytes) -> None: ...
 
+    def send_bare(self, content: bytes) -> None:
+        """Send a binary message."""
+
     def send_prepared(self, message: Any) -> None:
         """Send what :meth:`Backend.prepare` made of a text."""
 
@@ -92,6 +95,9 @@ if picows is not None:
 
         def send(self, text: bytes) -> None:
             self._send(picows.WSMsgType.TEXT, text)
+
+        def send_bare(self, content: bytes) -> None:
+            self._send(picows.WSMsgType.BINARY, content)
 
         def send_prepared(self, message: bytearray) -> None:
             self._send_in_place(picows.WSMsgType.TEXT, message, Picows.HEADER_BYTES)
@@ -189,6 +195,10 @@ class _Connection(asyncio.Protocol):
         self._flush()
 
     send_prepared = send
+
+    def send_bare(self, content: bytes) -> None:
+        self.protocol.send_binary(content)
+        self._flush()
 
     def close(self) -> None:
         self.protocol.send_close(1000)

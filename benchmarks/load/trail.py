@@ -67,7 +67,9 @@ AGENT_LEVELS = Levels(
     [_linear(bytes([~m & 0xFF]))[0] * 7 // 100 for m in _AGENT_MAGNITUDES],
 )
 
-CALLER_PAYLOADS = [b2a_base64(bytes([code]) * 160, newline=False) for code in CALLER_LEVELS.codes]
+CALLER_CODES = [bytes([code]) * 160 for code in CALLER_LEVELS.codes]
+"""Each level's 20 ms frame: mu-law at 8 kHz."""
+CALLER_PAYLOADS = [b2a_base64(frame, newline=False) for frame in CALLER_CODES]
 """Base64 of each level's 20 ms frame: mu-law at 8 kHz."""
 AGENT_PAYLOADS = [
     b2a_base64(value.to_bytes(2, "little", signed=True) * 960, newline=False)
@@ -243,6 +245,18 @@ def stretches_of_mulaw(message: bytes, start: int) -> list[tuple[int, int]]:
         code = a2b_base64(message[start + middle : start + middle + 4])
         stretches.append((_AGENT_LEVEL[code[0]], length))
     return stretches
+
+
+def stretches_of_bare(message: bytes) -> list[tuple[int, int]]:
+    """Recognise agent audio in a message of nothing but mu-law.
+
+    Returns:
+        Pairs of level and number of samples, one for each piece.
+    """
+    samples = len(message)
+    return [
+        (_AGENT_LEVEL[message[middle]], length) for middle, length in _pieces(samples, samples, 1)
+    ]
 
 
 def _pieces(chars: int, samples: int, step: int) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from server.agent.outcome import OutcomeSchema
@@ -42,6 +42,8 @@ class Agent:
     """What it says first, word for word; with a recording, the words that are in it."""
     greeting_audio: bytes = b""
     """A recorded greeting, mu-law at 8 kHz, that is played in place of the model's."""
+    thinking_sound: bytes = field(default=b"", repr=False)
+    """What is heard in the silence while it is at work, mu-law at 8 kHz, over and over."""
     farewell: str = DEFAULT_FAREWELL
     """The instruction that makes the model say goodbye; empty to hang up without a word."""
     voicemail: str = ""
@@ -52,6 +54,8 @@ class Agent:
     """A prebuilt voice such as ``"Kore"``; None for the model's own choice."""
     language: str | None = None
     """A BCP 47 tag such as ``"es-VE"``; None lets the model follow the caller."""
+    turn_end: Literal["service", "local"] = "service"
+    """Who tells where the caller's turns begin and end: the model's service, or our own ear."""
     events_url: str | None = None
     """Who is told of its calls; None for whoever is told of all (``EVENTS_URL``)."""
     tools: tuple[Tool, ...] = ()

@@ -63,11 +63,15 @@ class _Sound(Protocol):
         ...
 
 
-def read_greeting(path: Path) -> bytes:
+def read_greeting(path: Path, setting: str = "GREETING_WAV") -> bytes:
     """Read a file of sound: any WAV, and what libsndfile reads where it is installed.
 
     Time and memory depend on what is heard in the end, at most a minute of telephone: a file that
     is too long is refused by its head and its size, and any other is read in pieces.
+
+    Args:
+        path: The file.
+        setting: What names it.
 
     Returns:
         Mu-law at 8 kHz, one channel, as loud as the loudest channel of the file.
@@ -80,9 +84,9 @@ def read_greeting(path: Path) -> bytes:
             return _greeting(path, file)
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigurationError(f"GREETING_WAV cannot be read: {path}: {reason}") from error
+        raise ConfigurationError(f"{setting} cannot be read: {path}: {reason}") from error
     except _Unreadable as error:
-        raise ConfigurationError(f"GREETING_WAV {path}: {error}") from error
+        raise ConfigurationError(f"{setting} {path}: {error}") from error
 
 
 @contextmanager

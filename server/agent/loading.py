@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from server.agent.agent import DEFAULT_GREETING, DEFAULT_PROMPT, Agent
 from server.agent.builtin import hang_up, send_dtmf, transfer_tool, voicemail_reached
 from server.agent.greeting import read_greeting
+from server.agent.thinking import read_thinking
 from server.agent.tool import Tool
 from server.errors import ConfigurationError
 from server.settings.settings import Settings
@@ -24,10 +25,12 @@ def agent_of(settings: Settings) -> Agent:
         greeting=DEFAULT_GREETING if settings.agent_greeting is None else settings.agent_greeting,
         greeting_text=settings.greeting_text or "",
         greeting_audio=read_greeting(settings.greeting_wav) if settings.greeting_wav else b"",
+        thinking_sound=read_thinking(settings.thinking_sound) if settings.thinking_sound else b"",
         voicemail=settings.voicemail_message or "",
         apology=settings.apology or "",
         voice=settings.gemini_voice,
         language=settings.agent_language,
+        turn_end=settings.turn_end,
         events_url=settings.events_url,
         tools=tools_of(settings),
     )
@@ -59,7 +62,8 @@ def load_tools(modules: Iterable[str]) -> tuple[Tool, ...]:
     for name in modules:
         try:
             module = importlib.import_module(name)
-        except Exception as error:  # whatever a module of the user's may do when it is imported
+        # Whatever a module of the user's may do when it is imported.
+        except (Exception, SystemExit) as error:
             raise ConfigurationError(
                 f"TOOLS: {name} cannot be imported: {type(error).__name__}: {error}"
             ) from error

@@ -30,6 +30,10 @@ MAX_SCHEMA_BYTES = 32 * 1024
 MAX_PROPERTIES = 100
 MAX_OUTCOME_BYTES = 16 * 1024
 MAX_PROBLEM_CHARS = 300
+MAX_NAME_CHARS = 256
+"""Of a property: as long as another process that goes on with the call takes it."""
+MAX_ROUNDS = 3
+"""So often what was read is tried again with what has come in since: some parts need others."""
 _DESCRIPTION = (
     "Write down what this call is about, for whoever acts on it afterwards. Call it as soon as the "
     "caller has told you something of it, and again when they add to it or correct it; only with "
@@ -114,7 +118,8 @@ def _imported(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a module of the user's may do when it is imported
+    # Whatever a module of the user's may do when it is imported.
+    except (Exception, SystemExit) as error:
         raise SchemaWrong(
             f"cannot be imported: {name}: {type(error).__name__}: {error}", ["schema"]
         ) from None
@@ -152,10 +157,12 @@ def _of_schema(
     except (TypeError, ValueError, RecursionError) as error:
         raise SchemaWrong(f"cannot be written as JSON: {error}") from None
     properties = schema.get("properties")
-    if schema["type"] != "object" or not isinstance(properties, Mapping) or not properties:
+    if schema.get("type") != "object" or not isinstance(properties, Mapping) or not properties:
         raise SchemaWrong("must be an object with properties")
     if len(properties) > MAX_PROPERTIES:
         raise SchemaWrong(f"has more than {MAX_PROPERTIES} properties", ["properties"])
+    if long := next((name for name in (*schema, *properties) if len(name) > MAX_NAME_CHARS), None):
+        raise SchemaWrong(f"has a name that is too long: {long[:40]}…", ["properties"])
     required = tuple(schema.get("required", ())) or tuple(properties)
     if unknown := [name for name in required if name not in properties]:
         raise SchemaWrong(f"requires {', '.join(unknown)}, but has no such property", ["required"])
@@ -187,6 +194,7 @@ class Outcome:
         self.schema = schema
         self.values: dict[str, Any] = {}
         self.sources: set[Source] = set()
+        self._judged: tuple[Mapping[str, Any], bool] | None = None
 
     def fill(self, values: Mapping[str, Any], source: Source) -> list[str]:
         """Take these values in, all of them or none; returns what is wrong with them."""
@@ -194,8 +202,9 @@ class Outcome:
         given = {
             name: value
             for name, value in without_extra(values, known).items()
-            # Models say null for what they do not know.
-            if value is not None or not self.schema.problems({name: None})
+            # Models say null for what they do not know, which is no news of what is known.
+            if value is not None
+            or (name not in self.values and not self.schema.problems({name: None}))
         }
         together = self.values | given
         if problems := self.schema.problems(together):
@@ -206,10 +215,29 @@ class Outcome:
         return []
 
     def fill_missing(self, values: Mapping[str, Any], source: Source) -> None:
-        """Take in, one by one, those of the values that fit and that nobody has said yet."""
-        for name, value in values.items():
-            if name in self.schema.properties and name not in self.values and value is not None:
-                self.fill({name: value}, source)
+        """Take in those of the values that fit and that nobody has said yet.
+
+        All at once, as some may not be without others; those of what does not fit, one by one.
+        """
+        left = {
+            name: value
+            for name, value in values.items()
+            if name in self.schema.properties and name not in self.values and value is not None
+        }
+        if not left or not self.fill(left, source):
+            return
+        for _ in range(MAX_ROUNDS):
+            refused = {name: of for name, of in left.items() if self.fill({name: of}, source)}
+            if len(refused) == len(left):
+                return
+            left = refused
+
+    def go_on(self, values: Mapping[str, Any]) -> None:
+        """Begin with what the agent has filled in elsewhere, as far as it fits here."""
+        if values and not self.schema.problems(values):
+            self.values, self.sources = dict(values), {"agent"}
+        else:
+            self.fill_missing(values, "agent")
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -218,8 +246,11 @@ class Outcome:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is what its schema wants."""
-        return not self.missing and not self.schema.problems(self.values)
+        """Whether it is what its schema wants; looked at again only when it has changed."""
+        if self._judged is None or self._judged[0] is not self.values:
+            is_whole = not self.missing and not self.schema.problems(self.values)
+            self._judged = self.values, is_whole
+        return self._judged[1]
 
     def as_dict(self) -> dict[str, Any]:
         """The outcome as records have it."""

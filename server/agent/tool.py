@@ -37,8 +37,8 @@ from docstring_parser import parse
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from server.agent.authors import Held
 from server.carrier import CallStatus
+from server.logs.authors import FromThread, Held
 
 MAX_RESULT_BYTES = 32 * 1024
 """Of a result as JSON: the whole context is billed again with every turn, and nobody listens to
@@ -47,6 +47,9 @@ MAX_ERROR = 2_000
 """Characters of what the model is told about a failure."""
 MAX_PROBLEMS = 10
 """Wrong arguments that are told one by one; whoever gets more wrong has misread the function."""
+MAX_FILLER = 200
+"""Characters of what the agent says before a function that takes long."""
+_FILLER = 'It takes a while. Just before you call it, say "{}", and nothing after that.'
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}")  # as the Live API wants it
 
 
@@ -55,7 +58,10 @@ class ToolError(Exception):
 
 
 class LiveCall(Protocol):
-    """What a tool may know about its call, and do to it; only from the event loop."""
+    """What a tool may know about its call, and do to it.
+
+    A plain function, which runs in a thread, has all of it but what has to be awaited.
+    """
 
     @property
     def call_sid(self) -> str:
@@ -125,6 +131,19 @@ class Tool:
     """How long it may take; None for the setting."""
     function: Callable[..., Any] | None = None
     """What ``@tool`` was put above."""
+    filler: str = ""
+    """What the agent says before it calls a function that takes long; empty for nothing."""
+
+    @property
+    def told(self) -> str:
+        """The description as the model is told it.
+
+        The filler has to be said before the call: from then on the model is silent until the
+        answer, and would take a word of ours in between for the caller's, who has other wishes.
+        """
+        if not self.filler:
+            return self.description
+        return f"{self.description}\n\n{_FILLER.format(self.filler)}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function as if nothing had been put above it, in a test for instance."""
@@ -139,7 +158,7 @@ def tool(function: Callable[..., Any], /) -> Tool: ...
 
 @overload
 def tool(
-    *, name: str | None = None, timeout_s: float | None = None
+    *, name: str | None = None, timeout_s: float | None = None, filler: str = ""
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
 
@@ -149,6 +168,7 @@ def tool(
     *,
     name: str | None = None,
     timeout_s: float | None = None,
+    filler: str = "",
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a function callable by the model: ``@tool``, or ``@tool(timeout_s=30)``.
 
@@ -157,17 +177,23 @@ def tool(
             NumPy or Sphinx has it, or by ``Annotated[…, Field(description=…)]``.
         name: What the model calls it; its own name by default.
         timeout_s: How long it may take; ``TOOL_TIMEOUT_S`` by default.
+        filler: Words for the agent to say before it calls a function that takes long, such as
+            ``"One moment, I am looking that up."``, in the language of its calls.
 
     Raises:
         TypeError: The model could not be told what it is, or how to call it.
     """
     if function is None:
-        return lambda function: tool_of(function, name, timeout_s)
+        return lambda function: tool_of(function, name, timeout_s, filler)
     return tool_of(function, None, None)
 
 
-def tool_of(function: Callable[..., Any], name: str | None, timeout_s: float | None) -> Tool:
+def tool_of(
+    function: Callable[..., Any], name: str | None, timeout_s: float | None, filler: str = ""
+) -> Tool:
     """Make a tool of a function; see :func:`tool`."""
+    if len(filler) > MAX_FILLER or '"' in filler:
+        raise TypeError(f"tool {name}: a filler has at most {MAX_FILLER} characters, and no quotes")
     name = name or function.__name__
     if not _NAME.fullmatch(name):
         raise TypeError(f"tool {name!r}: letters, digits and _ only, and at most 128 of them")
@@ -214,14 +240,15 @@ def tool_of(function: Callable[..., Any], name: str | None, timeout_s: float | N
         except ValidationError as error:
             raise ToolError(f"wrong arguments: {_problems(error)}") from None
         if wants_call:
-            checked = checked | {"call": call}
+            is_async = inspect.iscoroutinefunction(function)
+            checked = checked | {"call": call if is_async else FromThread(call)}
         if inspect.iscoroutinefunction(function):
             return await held.watch(function(**checked))
         return await trio.to_thread.run_sync(
             partial(function, **checked), abandon_on_cancel=True, limiter=threads
         )
 
-    return Tool(name, description, parameters, run, timeout_s, function)
+    return Tool(name, description, parameters, run, timeout_s, function, filler)
 
 
 _REMARKS = frozenset({"reason", "explanation", "rationale", "thought", "thoughts", "comment"})

@@ -170,6 +170,7 @@ class Call:
             metrics=metrics,
             timeout_s=options.tool_timeout_s,
             interrupted=() if state is None else [tool.id for tool in state.tools],
+            may_run=self.fence.wait_kept,
         )
         speaking = Speaking(c, self._playing, self._machine, toolbox)
         limit = self._time_limit  # by itself: what knows the call would be a ring
@@ -230,7 +231,7 @@ class Call:
             await c.line.released.wait()
         if self.is_over:
             return
-        was_lost = c.is_lost
+        was_lost, self.ownership.has_carried = c.is_lost, True
         line = c.line = Line(media)
         try:
             if c.answered_at is None:
@@ -368,6 +369,8 @@ class Call:
                         nursery.start_soon(self.farewell.keep_to_budget, *budget)
                     nursery.start_soon(self.hearing.run)
                     nursery.start_soon(self._playing.run)
+                    if c.party.agent.thinking_sound:
+                        nursery.start_soon(self._playing.think_aloud)
                     if not c.options.prewarm:
                         await c.connected.wait()
                     nursery.start_soon(c.session.run)

@@ -189,6 +189,7 @@ class Conversation:
             mark_every_s=options.mark_every_s,
             remember=options.barge_in is not BargeInMode.MODEL,
             cushion=Cushion(lateness),
+            thinking=agent.thinking_sound,
         )
         self.turns = Turns(options.patience)
         self.opening = Opening(
@@ -198,10 +199,13 @@ class Conversation:
             protect_s=options.greeting_protect_s,
             hello_s=options.greeting_hello_s,
         )
+        mode = options.barge_in
+        if agent.turn_end == "local" and mode is BargeInMode.BOTH:
+            mode = BargeInMode.LOCAL  # the model hears nothing that it could agree with
         self.ear = Ear(
             self.playout,
             self.opening,
-            mode=options.barge_in,
+            mode=mode,
             end_silence_s=options.speech_end_s,
             confirm_s=options.barge_in_confirm_s,
             voices=voices,

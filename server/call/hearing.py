@@ -28,12 +28,13 @@ from server.carrier import (
     StreamStopped,
 )
 from server.carrier.keypad import PressedKeys
-from server.dialogue.ear import Found
+from server.dialogue.ear import BargeInMode, Found
 from server.dialogue.endings import EndReason
 from server.dialogue.playout import HeardTurn
 from server.dialogue.remedies import Awaited
 from server.errors import CarrierProtocolError
 from server.hooks.trio_clock import missed_s
+from server.voice.told import CallerTurns, Told, TurnEnds
 
 STREAM_OVER_S = 1.0
 """How long the end of a stream may take to get here after the carrier has said so elsewhere."""
@@ -68,6 +69,11 @@ class Hearing:
         self._machine = machine
         self._keys = PressedKeys(conversation.options.dtmf_pause_s)
         self._was_asked = self._has_come = False
+        self._told: CallerTurns | None = None
+        if conversation.party.agent.turn_end == "local":
+            wait_for_cut = conversation.options.barge_in is not BargeInMode.MODEL
+            self._told = CallerTurns(wait_for_cut=wait_for_cut)
+        self._was_holding = conversation.opening.holding
         conversation.passing.relay.on_caller = self._take_passed
         conversation.ear.on_found = self._take_judged
 
@@ -85,6 +91,7 @@ class Hearing:
             line.media.listen(partial(self._take_events, line), c.passing.relay)
             reason, detail = await self._wait_over(line)
             line.over.set()
+            self._end_turn()
             if c.stage is Stage.AWAY:
                 self._playing.leave(line)
             elif not (line.may_come_back and await self._wait_back(line, detail)):
@@ -190,9 +197,12 @@ class Hearing:
                 raise line.failure
             if line.end is not None:
                 return line.end
-            with trio.move_on_at(min(self._gone_at(line), self._quiet_at(line))):
+            ends_by = inf if self._told is None else self._told.ends_by
+            with trio.move_on_at(min(self._gone_at(line), self._quiet_at(line), ends_by)):
                 await news.wait()
             now = trio.current_time()
+            if now >= ends_by:
+                self._end_turn()
             if line.end is None and now >= self._gone_at(line):
                 line.lose("no audio from the carrier")
             elif line.end is None and now >= self._quiet_at(line):
@@ -325,8 +335,55 @@ class Hearing:
         c = self._conversation
         if c.speaks_to_machine:
             payload = SILENCE * len(payload)
+            self._end_turn()
+        is_whole_turn = self._is_released()
         if c.session.send_audio(c.passing.path.decoder.decode(payload)):
             c.notes.caller_passed(trio.current_time() - received_at)
+        if is_whole_turn:
+            self._end_turn()
+
+    # -- what a model is told that does not find out itself ------------------------------------
+
+    def _is_released(self) -> bool:
+        """What is passed on next was held with speech in it; True if that is over already."""
+        c, was_holding = self._conversation, self._was_holding
+        self._was_holding = c.opening.holding
+        is_spoken = was_holding and not c.opening.holding and c.opening.has_heard_speech
+        if self._told is None or c.speaks_to_machine or not is_spoken:
+            return False
+        self._tell_turns(self._told.released(trio.current_time()))
+        return not c.ear.caller_speaks
+
+    def _follow_turn(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
+        c, told = self._conversation, self._told
+        if told is None or c.opening.holding:
+            return
+        match found:
+            case SpeechStarted(at=at):
+                agent_heard = c.playout.timeline.is_speaking(now)
+                self._tell_turns(told.started(at, now, agent_heard=agent_heard))
+            case SpeechEnded(at=at, speech_s=speech_s):
+                until = c.playout.audible_until(now)
+                self._tell_turns(told.ended(at, now, speech_s=speech_s, agent_until=until))
+            case Stop.CUT:
+                self._tell_turns(told.cut(now))
+
+    def _end_turn(self) -> None:
+        if self._told is not None:
+            self._tell_turns(self._told.close())
+
+    def _tell_turns(self, told: Told) -> None:
+        c = self._conversation
+        for one in told:
+            if isinstance(one, TurnEnds):
+                c.session.caller_ends()
+                continue
+            path = c.passing.path
+            if path.caller_passes and (kept := path.take_caller()):
+                c.session.send_audio(path.decoder.decode(kept))
+            c.session.caller_begins(one.before_s)
+            if c.line is not None:
+                c.line.news.set()  # it has to end in time
 
     # -- what is found in it -------------------------------------------------------------------
 
@@ -340,14 +397,14 @@ class Hearing:
     def _caller_found(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
         c, replies = self._conversation, self._conversation.notes.replies
         match found:
-            case SpeechStarted(certain=certain):
-                c.turns.caller_started(now, certain=certain)
+            case SpeechStarted():
+                c.turns.caller_started(now)
                 if c.line is not None:
                     c.line.news.set()  # its silence may have to be heard
                 replies.caller_started()
-            case SpeechEnded(at=at, speech_s=speech_s):
+            case SpeechEnded(at=at, speech_s=speech_s, sure=sure):
                 agent_until = c.playout.audible_until(now)
-                c.turns.caller_ended(at, now, speech_s=speech_s, agent_until=agent_until)
+                c.turns.caller_ended(at, now, speech_s=speech_s, agent_until=agent_until, sure=sure)
                 replies.caller_ended(at, now)
                 self._playing.let_out()  # the greeting may have waited for this
             case Stop.HOLD:
@@ -356,6 +413,7 @@ class Hearing:
                 self._playing.resume()
             case Stop.CUT:
                 self._playing.cut(c.agent_turn, now, by="local")
+        self._follow_turn(found, now)
         c.turn_changed.set()
 
     async def _hear_keys(self) -> None:

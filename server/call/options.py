@@ -62,6 +62,7 @@ class CallOptions:
             speech_end_s=settings.speech_end_s,
             patience=Patience(
                 reply_timeout_s=settings.reply_timeout_s,
+                short_answer_timeout_s=settings.short_answer_timeout_s,
                 rung_timeout_s=settings.rung_timeout_s,
                 greeting_retry_s=settings.greeting_retry_s,
                 thinking_timeout_s=settings.thinking_timeout_s,

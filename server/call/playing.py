@@ -11,8 +11,13 @@ from server.call.conversation import Conversation, Line
 from server.carrier import CarrierCommand, Clear, SendAudio
 from server.carrier.keypad import tones
 from server.dialogue.playout import HeardTurn
+from server.dialogue.thinking import BACKGROUND
+from server.dialogue.turns import at_work_since
 from server.errors import StreamEnded
 from server.hooks.trio_clock import missed_s
+
+THINKING_AFTER_S = 0.8
+"""Silence after which the caller would like to hear that somebody is there."""
 
 
 class Playing:
@@ -32,6 +37,21 @@ class Playing:
             self._send_due()
             with trio.move_on_at(self._next_due()):
                 await unsent.wait()
+
+    async def think_aloud(self) -> None:
+        """Have a sound heard while the caller waits for an answer or a function."""
+        c = self._conversation
+        while True:
+            # The event is made before looking, so that what comes meanwhile is seen.
+            changed = c.turn_changed.next()
+            now, due = trio.current_time(), inf
+            if c.is_talk and c.line is not None and c.end_reason is None:
+                since = at_work_since(c.turns, c.playout.audible_until(now))
+                due = since + THINKING_AFTER_S
+            c.playout.thinking.wanted = now >= due
+            self.let_out()
+            with trio.move_on_at(inf if now >= due else due):
+                await changed.wait()
 
     def let_out(self) -> None:
         """Send what may be sent now; whoever has changed what is to be played calls this."""
@@ -69,6 +89,8 @@ class Playing:
             c.passing.collect_recording()
             recorder.sent(command, now + missed_s())
         match command:
+            case SendAudio(turn=turn) if turn == BACKGROUND:
+                pass  # nothing that anybody says
             case SendAudio(received_at=received_at, turn=turn):
                 if (reply := notes.replies.audio_sent(turn, now)) is not None:
                     notes.measured(reply, "vad", "model", "codec")
@@ -176,6 +198,7 @@ class Playing:
         c.notes.transcript.agent_heard(
             heard.turn, heard_s=heard.heard_s, made_s=heard.made_s, cut=heard.cut
         )
+        c.notes.on_heard(heard.turn)
 
     # -- keys --------------------------------------------------------------------------------
 

@@ -96,9 +96,11 @@ class Speaking:
                 notes.transcript.agent_said(text, turn, c.since_answer(now))
             case CallerTranscript(text=text):
                 turns.caller_active(now)
+                c.ear.understood()
                 notes.transcript.caller_said(text, c.since_answer(now))
             case ToolCallsRequested(calls=calls):
                 turns.tools_called(call.id for call in calls)
+                c.turn_changed.set()
                 notes.tools_called((call.id, call.name) for call in calls)
                 c.errands.begin(self._toolbox.run, self._answer_tools)
                 self._toolbox.request(calls)

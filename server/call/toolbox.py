@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -14,8 +14,8 @@ import structlog
 import trio
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from server.agent.authors import hint_of
 from server.agent.tool import MAX_ERROR, MAX_RESULT_BYTES, LiveCall, Tool, ToolError
+from server.logs.authors import hint_of
 from server.metrics import Metrics
 from server.model import ToolCall, ToolResult
 
@@ -76,6 +76,7 @@ class Toolbox:
         metrics: The process's metrics.
         timeout_s: How long a function may take that does not say so itself.
         interrupted: Ids of calls that another process had begun to run: they are never run again.
+        may_run: Awaited before anything is run: False if that is another process's to do.
     """
 
     MAX_ANSWERED = 64
@@ -95,7 +96,9 @@ class Toolbox:
         metrics: Metrics,
         timeout_s: float,
         interrupted: Iterable[str] = (),
+        may_run: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
+        self._may_run = may_run
         self._interrupted = frozenset(interrupted)
         self._tools = {one.name: one for one in tools}
         self._call = call
@@ -163,6 +166,8 @@ class Toolbox:
         answer: Callable[[tuple[ToolResult, ...]], None],
     ) -> None:
         responses: dict[str, Mapping[str, Any]] = {}
+        if self._may_run is not None and not await self._may_run():
+            return
         async with trio.open_nursery() as nursery:
             for call, scope in batch:
                 if not call.refusal:
@@ -229,7 +234,7 @@ class Toolbox:
                 return "ok", _response(await wanted.run(call.arguments, self._call, self._threads))
         except ToolError as error:
             return "error", _error(str(error))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # A bug in a tool is no reason to lose a call. Its message may hold what somebody said,
             # so only its kind and its place are told.
             frames = traceback.format_tb(error.__traceback__)

@@ -296,6 +296,8 @@ class VoiceRequest:
     """Which number or address of ours is called; empty if that is not told."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Of a SIP leg, what its ``X-`` headers say."""
+    is_given: bool = False
+    """Another process of this server has chosen this one for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,17 @@ Reply = ConnectStream | RefuseCall | EndCall | SayAndEndCall
 
 
 @dataclass(frozen=True, slots=True)
+class PassOn:
+    """Another process of this server is to have a new call, and the carrier brings it there.
+
+    Only where the carrier's news comes on a connection: a request is passed on before it is read.
+    """
+
+    process: str
+    """Its name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """A reply as the carrier reads it."""
 
@@ -62,7 +73,7 @@ class Document:
     content_type: str
 
 
-Desk = Callable[[Report], Awaitable[Reply | None]]
+Desk = Callable[[Report], Awaitable[Reply | PassOn | None]]
 """Answers what a carrier asks; None where it has only reported. It may wait for a second or two."""
 
 

@@ -17,6 +17,8 @@ class Alone:
     """
 
     is_away = False
+    losses = 0
+    ahead_s = 0.0
 
     def __init__(self, me: Member) -> None:
         self.me = me
@@ -51,14 +53,22 @@ class Alone:
         """Nobody else can have taken a call over."""
         return True
 
-    async def calls_of(self, member: Member) -> Mapping[str, Holding]:
+    async def calls_of(self, member: Member, *, ended: bool = False) -> Mapping[str, Holding]:
         """Nobody else has any."""
         return {}
 
     def announce(self, call_sid: str, generation: int) -> None:
         """Nobody has to know."""
 
-    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
+    def keep(
+        self,
+        call_sid: str,
+        generation: int,
+        state: bytes,
+        *,
+        in_haste: bool = False,
+        has_ended: bool = False,
+    ) -> None:
         """Nobody would go on with a call: it is not kept."""
 
     def release(self, call_sid: str, generation: int) -> None:

@@ -38,6 +38,12 @@ def _burden(one: Candidate) -> tuple[float, float, bool, int, str]:
     return round(one.dial_wait_s, 1), one.calls, one.is_other, one.order, one.name
 
 
+def seen_of(others: Mapping[str, Seen], member: Member) -> Seen | None:
+    """What was last heard of a process, though another may have its name by now."""
+    found = (others.get(member.name), others.get(str(member)))
+    return next((seen for seen in found if seen is not None and seen.member == member), None)
+
+
 def takers(others: Mapping[str, Seen], but: Member) -> list[str]:
     """Those that may go on with a call whose process is gone, by name: all that have been heard of
     lately and do not drain, whether or not they take new calls; rather those with room, and of

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 
 _ALONE = Load()
-NODE_BEAT_S = 0.25
-"""How often other machines could be told how this one is: they hear it twice a second."""
+NODE_BEAT_S = 0.5
+"""How often other machines are told how this one is; what changes it says so besides."""
 
 
 class Cluster:
@@ -320,18 +320,22 @@ class Cluster:
             held = self._held.pop(call_sid, 1)
             self.registry.release(call_sid, held if generation is None else generation)
 
-    def let_go(self, call_sid: str, generation: int, *, is_moved: bool) -> None:
+    def let_go(
+        self, call_sid: str, generation: int, *, is_moved: bool = False, left: bytes = b""
+    ) -> None:
         """A call has ended here: nobody has to go on with it, but it is known whose it was.
 
         Args:
             call_sid: The call.
             generation: For the how-manieth time it was somebody's.
             is_moved: Whether another has it.
+            left: What is left of it, for whoever takes it over before that is written; empty when
+                it is.
         """
         if not self.has_others:
             return
         if not is_moved:
-            self.registry.keep(call_sid, generation, b"")
+            self.registry.keep(call_sid, generation, left, has_ended=True)
             return
         self.registry.release(call_sid, generation)  # whatever of it is not another's
         if self._held.get(call_sid) == generation:

@@ -128,7 +128,8 @@ class ProvedDoor:
         """
         try:
             peer = _single(scope)
-            asked = self._prover.check(peer, wall_time=time.time())
+            wall_time = self._peers.wall_time()
+            asked = self._prover.check(peer, wall_time=wall_time, now=time.monotonic())
             number = self._number_of(asked)
             if asked.length > self._max_bytes:
                 raise NotProved("longer than any request")

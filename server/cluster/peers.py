@@ -84,6 +84,10 @@ class Peers:
                 facts = {FACTS: json.dumps(facts_of(scope, hop)).encode()}
                 return await self._ask_here(number, scope, body, facts, but=_but(hop))
 
+    def wall_time(self) -> float:
+        """The time as all machines have it, wherever their own clocks stand."""
+        return time.time() + self._registry.ahead_s
+
     async def answers(self, name: str, *, by: str, timeout_s: float) -> bool:
         """Whether a process answers at all.
 
@@ -136,7 +140,7 @@ class Peers:
         if seen is None or self._prover is None or not seen.address.startswith("http://"):
             raise WorkerLost(name, reached=False)
         content = written_request(scope, body, hop, but=_but(hop))
-        peer, sealed, asked = self._prover.ask(seen.member, content, wall_time=time.time())
+        peer, sealed, asked = self._prover.ask(seen.member, content, wall_time=self.wall_time())
         if "" not in self._clients:
             self._clients[""] = _client(httpx2.AsyncHTTPTransport(), PEER_CONNECT_TIMEOUT_S)
         request = httpx2.Request("POST", seen.address, headers={PEER: peer}, content=sealed)

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from server.cluster.registry import Member
 
 MAX_SKEW_S = 30.0
-"""How far the clocks of two machines may be apart, the time on the way included."""
+"""How old a request may be, or seem to be, as the clocks of machines are not quite alike."""
 MAX_NONCES = 200_000
 """Kept for twice that long: some 3,000 requests a second and process."""
 MAX_PEER_BYTES = 512
@@ -134,7 +134,7 @@ class Prover:
         Args:
             to: Who is asked.
             content: All that is asked.
-            wall_time: ``time.time()``.
+            wall_time: The time as all machines have it.
 
         Returns:
             The header, the body, and what unseals the answer.
@@ -154,10 +154,15 @@ class Prover:
         peer = said + b" " + hmac.digest(keys.proves, said, "sha256").hex().encode()
         return peer, body, Asked(str(to), nonce, len(body), digest.digest(), key)
 
-    def check(self, peer: bytes, *, wall_time: float) -> Asked:
+    def check(self, peer: bytes, *, wall_time: float, now: float) -> Asked:
         """Check the header of a request that says it is another process's; each is good once.
 
         Whether it is for this process is left to whoever asks.
+
+        Args:
+            peer: The header.
+            wall_time: The time as all machines have it.
+            now: ``time.monotonic()``, which nobody sets: what was used is forgotten by that.
 
         Raises:
             NotProved: It is a stranger's, too old, or a repeated one.
@@ -179,7 +184,7 @@ class Prover:
         if not abs(wall_time - int(found["at_ms"]) / 1000) <= MAX_SKEW_S:
             raise NotProved("too old, or the clocks of the machines differ")
         nonce = bytes.fromhex(found["nonce"].decode())
-        self._use(nonce, wall_time)
+        self._use(nonce, now)
         return Asked(
             to=found["to"].decode(),
             nonce=nonce,
@@ -188,15 +193,15 @@ class Prover:
             _key=hmac.digest(fitting[0].seals, nonce, "sha256"),
         )
 
-    def _use(self, nonce: bytes, wall_time: float) -> None:
+    def _use(self, nonce: bytes, now: float) -> None:
         used = self._used
-        while used and (next(iter(used.values())) < wall_time - 2 * MAX_SKEW_S):
+        while used and next(iter(used.values())) < now - 2 * MAX_SKEW_S:
             used.popitem(last=False)
         if nonce in used:
             raise NotProved("repeated")
         if len(used) >= MAX_NONCES:
             raise NotProved("too many at once")
-        used[nonce] = wall_time
+        used[nonce] = now
 
     # -- addresses ---------------------------------------------------------------------------
 

@@ -93,7 +93,8 @@ class Seized:
     state: bytes
     """As :meth:`Registry.keep` was given it; empty if nothing was kept."""
     has_ended: bool = False
-    """Its last owner has said that it has ended: nobody is to go on with it."""
+    """Its last owner has said that it has ended: nobody is to go on with it. Its state is then what
+    is left of it, which that one has not written; empty if there is nothing to write."""
 
 
 def nobody_minds(call_sid: str, generation: int) -> None:
@@ -107,10 +108,15 @@ class Registry(Protocol):
         me: This process.
         on_lost: Told of a call of ours, and at which generation it was, that turns out to be
             another's when something is said of it.
+        losses: How often it has turned out to have lost what was in it. Whoever others are is
+            then heard anew.
+        ahead_s: How much further the clock that all members share is than this machine's.
     """
 
     me: Member
     on_lost: Callable[[str, int], None]
+    losses: int
+    ahead_s: float
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be one of them, until cancelled; whatever happens to the registry, this goes on."""
@@ -147,7 +153,7 @@ class Registry(Protocol):
 
     async def owner(self, call_sid: str) -> Holding | None:
         """Whose a call is or was, though that may be gone; None for one that nobody ever had, or
-        that is over.
+        that is over. Whoever is not among :meth:`others` now has not said anything since.
 
         Raises:
             RegistryAway: It is not known.
@@ -174,8 +180,12 @@ class Registry(Protocol):
         """
         ...
 
-    async def calls_of(self, member: Member) -> Mapping[str, Holding]:
+    async def calls_of(self, member: Member, *, ended: bool = False) -> Mapping[str, Holding]:
         """The live calls of a member that somebody can go on with, to be taken over.
+
+        Args:
+            member: Whose they are.
+            ended: Those instead that have ended, and of which something is left to be written.
 
         Raises:
             RegistryAway: They are not known.
@@ -189,15 +199,25 @@ class Registry(Protocol):
         forgotten it."""
         ...
 
-    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
+    def keep(
+        self,
+        call_sid: str,
+        generation: int,
+        state: bytes,
+        *,
+        in_haste: bool = False,
+        has_ended: bool = False,
+    ) -> None:
         """What another process needs to go on with this call; newer takes the place of older.
 
         Args:
             call_sid: The call.
             generation: For the how-manieth time it is somebody's.
-            state: What is needed; empty if it has ended, and nobody is to go on with it.
+            state: What is needed; empty if it has ended, and there is nothing to be done.
             in_haste: Whether something would be done twice if the state before counted: it is
                 written as soon as may be, and before :meth:`is_current` says that the call is ours.
+            has_ended: Whether the call has: the state is what is left of it, to be written by
+                whoever takes it over, and no other state comes after it.
         """
         ...
 

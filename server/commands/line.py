@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from server.commands.serve import add_options, serve
-from server.errors import CannotListen, ConfigurationError
+from server.commands.here import import_from_here, in_the_way
+from server.commands.serve import add_address_options, add_options, serve
+from server.errors import ConfigurationError, ServerError
 
 SHELLS = ("bash", "zsh", "tcsh")
 DESCRIPTION = """Offhook answers and places phone calls and has Gemini Live talk on them.
@@ -32,6 +33,21 @@ def parser_of(program: str) -> argparse.ArgumentParser:
         commands.add_parser("serve", help="answer and place calls, until told to stop"),
         has_defaults=False,
     )
+    dev = commands.add_parser(
+        "dev",
+        help="serve while you write: restarts when code changes, opens a tunnel",
+        description="Serve, and begin again when code changes; agents are read at once. Where "
+        "Twilio has to reach this machine, a tunnel is opened by cloudflared or ngrok, if one is "
+        "installed, and the number's webhooks are set to it until the end, after asking once.",
+    )
+    add_address_options(dev, has_defaults=True)
+    dev.add_argument(
+        "--tunnel",
+        choices=("auto", "none", "cloudflared", "ngrok"),
+        default="auto",
+        help="what opens one (default: whatever is installed, if Twilio has to reach this machine)",
+    )
+    dev.add_argument("--yes", action="store_true", help="set the number's webhooks unasked")
     demo = commands.add_parser(
         "demo",
         help="place one simulated call and show it live",
@@ -48,6 +64,35 @@ def parser_of(program: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="where the recording goes, a WAV file (left: caller, right: agent)",
     )
+    demo.add_argument(
+        "--say",
+        type=Path,
+        metavar="FILE",
+        help="what the callee says, a WAV file of yours; the simulated model says it back",
+    )
+    new = commands.add_parser(
+        "new",
+        help="write a small project that runs at once",
+        description="Write a small project: a pizzeria's agents, tools, tests, and a receiver of "
+        "its orders. It runs at once on the simulators. What is there is never overwritten.",
+    )
+    new.add_argument("folder", type=Path, help="where; it is made, as: offhook new pizzeria")
+    check = commands.add_parser(
+        "check",
+        help="try every account, number and address that is set, once",
+        description="Try every account, number and address that is set, once. The exit status is "
+        "0 if none of them fails, and 1 otherwise.",
+    )
+    check.add_argument("--json", action="store_true", help="print what was found for a program")
+    number = commands.add_parser(
+        "number",
+        help="have a number's callers come here",
+        description="Set a number's voice and status webhooks to this server (PUBLIC_URL), and "
+        "write it into an agent's file. What is so already stays.",
+    )
+    number.add_argument("number", help="one of the carrier's account, as +584125550001")
+    number.add_argument("--agent", help="who answers it, by name", metavar="NAME")
+    number.add_argument("--yes", action="store_true", help="do not ask")
     key = commands.add_parser("new-key", help="make an API key and show what goes into API_KEYS")
     key.add_argument("name", help="whom it is for: lower-case letters, digits, - and _")
     key.add_argument(
@@ -65,12 +110,15 @@ def main(arguments: list[str] | None = None) -> int:
     name = Path(sys.argv[0]).name
     parser = parser_of("offhook" if name.startswith("offhook") else "python -m server")
     chosen = parser.parse_args(arguments)
+    import_from_here()
+    if chosen.command != "check" and (problem := in_the_way()) is not None:
+        print(f"offhook: {problem}", file=sys.stderr)  # noqa: T201
     try:
         return _do(parser, chosen)
     except ConfigurationError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    except CannotListen as error:
+    except ServerError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         return 1
 
@@ -81,7 +129,23 @@ def _do(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
             # The demo brings a terminal display that serving does without.
             from server.demo.command import run_demo
 
-            return run_demo(chosen.script, chosen.out)
+            return run_demo(chosen.script, chosen.out, chosen.say)
+        case "dev":
+            from server.commands.dev import dev
+
+            return dev(chosen)
+        case "new":
+            from server.commands.new import write_new
+
+            return write_new(chosen.folder)
+        case "check":
+            from server.commands.check import check
+
+            return check(as_json=chosen.json)
+        case "number":
+            from server.commands.number import point_number
+
+            return point_number(chosen.number, chosen.agent, is_sure=chosen.yes)
         case "new-key":
             from server.commands.keys import show_new_key
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -20,6 +22,20 @@ from server.serving.succession import reload_agents
 from server.settings.settings import Settings
 
 
+def add_address_options(parser: argparse.ArgumentParser, *, has_defaults: bool) -> None:
+    """Add what every command understands that serves: see :func:`add_options`."""
+    default = None if has_defaults else argparse.SUPPRESS
+    parser.add_argument("--host", help="address to listen on (HOST)", default=default)
+    parser.add_argument("--port", type=int, help="port to listen on (PORT)", default=default)
+    parser.add_argument(
+        "--model-script",
+        type=Path,
+        metavar="FILE",
+        default=default,
+        help="what the simulated model says, a TOML file (SIMULATED_MODEL_SCRIPT)",
+    )
+
+
 def add_options(parser: argparse.ArgumentParser, *, has_defaults: bool) -> None:
     """Add what serving understands.
 
@@ -31,8 +47,7 @@ def add_options(parser: argparse.ArgumentParser, *, has_defaults: bool) -> None:
     def default(value: object) -> object:
         return value if has_defaults else argparse.SUPPRESS
 
-    parser.add_argument("--host", help="address to listen on (HOST)", default=default(None))
-    parser.add_argument("--port", type=int, help="port to listen on (PORT)", default=default(None))
+    add_address_options(parser, has_defaults=has_defaults)
     parser.add_argument(
         "-w",
         "--workers",
@@ -73,7 +88,7 @@ def serve(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
     if (chosen.take_over or chosen.reload_agents) and not AVAILABLE:
         option = "--take-over" if chosen.take_over else "--reload-agents"
         parser.error(f"{option} needs Unix sockets, which this system does not have")
-    overrides = {k: v for k, v in (("host", chosen.host), ("port", chosen.port)) if v is not None}
+    overrides = overrides_of(chosen)
     if chosen.reload_agents:
         settings = Settings.load(**overrides)
         print(trio.run(reload_agents, settings.host, settings.port))  # noqa: T201
@@ -98,6 +113,16 @@ def serve(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
         )
         return trio.run(master.run)
     return trio.run(partial(run, settings, signals, detached, takes_over=chosen.take_over))
+
+
+def overrides_of(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The settings that a command line has said."""
+    said = {
+        "host": chosen.host,
+        "port": chosen.port,
+        "simulated_model_script": chosen.model_script,
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _worker_count(text: str) -> int:

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from server.agent.thinking import read_thinking
 from server.carrier.keypad import key_tone
 from server.metrics import Metrics
 from server.simulators.gemini import SimulatedSession
@@ -94,6 +95,22 @@ CLOSED_FIRST: Check = (
 NO_TURN_LOST: Check = (
     "no sentence of the agent's was cut by it",
     lambda outcome: not any(turn["cut"] for turn in outcome.agent_turns),
+)
+THOUGHT_ALOUD: Check = (
+    "a sound was heard in the silence before the answer",
+    # Its first piece has been faded in.
+    lambda outcome: read_thinking(GREETING_WAV)[800:1_600] in outcome.phone.phones[-1].heard,
+)
+NOISE_FILTERED: Check = (
+    "the carrier was asked to filter noise",
+    lambda outcome: "filters noise" in [what for _, what in outcome.phone.timeline],
+)
+TOLD_OF_TURNS: Check = (
+    "the model was told of the caller's turns, and heard nothing else",
+    lambda outcome: all(
+        one.caller.is_manual and one.heard_samples > 0 and one.closed_by_client == 1000
+        for one in outcome.sessions
+    ),
 )
 TOLD_THE_STORY: Check = (
     "the fresh session was told what had been said",

@@ -25,6 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from server import logs
+from server.agent.greeting import read_greeting
 from server.app import OffhookApp, create_app
 from server.call.call import Call
 from server.demo.checks import Outcome
@@ -42,17 +43,20 @@ ALL = "all"
 WORTH_TELLING_S = 1.0
 
 
-def run_demo(script: str, out: Path | None = None) -> int:
+def run_demo(script: str, out: Path | None = None, say: Path | None = None) -> int:
     """Run one script, or ``"all"`` of them; the value is the process's exit status.
 
     Args:
         script: Its name.
         out: Where the recording is to be, instead of in a folder of its own.
+        say: A recording of what the callee says, in the place of every sentence of theirs.
 
     Raises:
-        ConfigurationError: The settings that scripts leave alone do not fit, or ``out`` does not.
+        ConfigurationError: The settings that scripts leave alone do not fit, or a file does not.
     """
     console = Console()
+    if say is not None and script == ALL:
+        raise ConfigurationError("--say is for the callee of one script, not of all")
     if out is not None and script == ALL:
         raise ConfigurationError("--out is for the recording of one script, not of all")
     if out is not None and not out.absolute().parent.is_dir():
@@ -61,6 +65,7 @@ def run_demo(script: str, out: Path | None = None) -> int:
         known = ", ".join((*DEMO_SCRIPTS, ALL))
         console.print(f"no such script: {script}; there are {known}", style="red")
         return 2
+    speech = None if say is None else _read_speech(say)
     # The display is the log here; only what goes wrong is shown beside it.
     logs.configure(level="ERROR")
     directory = Path(tempfile.mkdtemp(prefix="offhook-demo-"))
@@ -71,7 +76,9 @@ def run_demo(script: str, out: Path | None = None) -> int:
         if script == ALL:
             passed = trio.run(_run_all, console, directory, clock=clock)
         else:
-            run = partial(_run_one, console, DEMO_SCRIPTS[script], directory, out=out)
+            run = partial(
+                _run_one, console, DEMO_SCRIPTS[script], directory, out=out, speech=speech
+            )
             passed = trio.run(run, clock=clock)
     except* ConfigurationError as errors:
         wrong += errors.exceptions
@@ -81,6 +88,14 @@ def run_demo(script: str, out: Path | None = None) -> int:
     if clock.withheld_s > WORTH_TELLING_S:
         console.print(f"the machine was busy: {clock.withheld_s:.1f} s were not counted")
     return 0 if passed else 1
+
+
+def _read_speech(path: Path) -> bytes:
+    """Read a recording as a telephone carries it."""
+    try:
+        return read_greeting(path)
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace("GREETING_WAV", "--say", 1)) from None
 
 
 async def _run_all(console: Console, directory: Path) -> bool:
@@ -113,6 +128,7 @@ async def _run_one(
     directory: Path,
     *,
     out: Path | None = None,
+    speech: bytes | None = None,
     shows_figures: bool = True,
 ) -> bool:
     """Serve, place one call, show it, judge it.
@@ -122,6 +138,7 @@ async def _run_one(
         script: What happens, and what has to come of it.
         directory: For the recording.
         out: Where the recording is put instead.
+        speech: What the callee says instead, mu-law at 8 kHz.
         shows_figures: Whether to show how long things took, which says something about this
             server only if nothing else has its thread.
     """
@@ -161,6 +178,9 @@ async def _run_one(
             "no account, no phone, no cost"
         )
         with trio.move_on_after(TIME_LIMIT_S):
+            simulated = app.service.accounts.simulated_twilio
+            if speech is not None and simulated is not None:
+                simulated.account.people.speak(speech)
             outcome = await _place_and_watch(console, app, public_url)
         stop.set()
     if outcome is None:

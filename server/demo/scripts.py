@@ -35,6 +35,7 @@ from server.demo.checks import (
     LEFT_MESSAGE,
     LEFT_TO_THINK,
     NO_TURN_LOST,
+    NOISE_FILTERED,
     NOTHING_CUT,
     NOTHING_LOST,
     NOTICED_IN_TIME,
@@ -43,6 +44,8 @@ from server.demo.checks import (
     REPORTS_TAKEN,
     ROTATED,
     STOPPED_DEAD,
+    THOUGHT_ALOUD,
+    TOLD_OF_TURNS,
     TOLD_THE_STORY,
     TOOK_LEAVE,
     UPDATES_FAILED,
@@ -74,6 +77,31 @@ DEMO_SCRIPTS: dict[str, DemoScript] = {
     "interrupts": DemoScript(
         (ended("caller-hung-up"), GREETED, BARGED_IN, ANSWERED, NOTHING_LOST, STOPPED_DEAD),
         {"simulated_callee": "interrupts"},
+    ),
+    "tells-turns": DemoScript(
+        (
+            ended("caller-hung-up"),
+            GREETED,
+            ANSWERED,
+            TOLD_OF_TURNS,
+            NOISE_FILTERED,
+            ONE_CONNECTION,
+            NOTHING_LOST,
+            STOPPED_DEAD,
+        ),
+        {"simulated_callee": "talks", "turn_end": "local", "carrier_noise_filter": True},
+    ),
+    "interrupts-and-tells": DemoScript(
+        (
+            ended("caller-hung-up"),
+            GREETED,
+            BARGED_IN,
+            ANSWERED,
+            TOLD_OF_TURNS,
+            ONE_CONNECTION,
+            STOPPED_DEAD,
+        ),
+        {"simulated_callee": "interrupts", "turn_end": "local"},
     ),
     "hangs-up": DemoScript(
         (ended("caller-hung-up"), GREETED, NOTHING_LOST), {"simulated_callee": "hangs-up"}
@@ -294,6 +322,14 @@ DEMO_SCRIPTS: dict[str, DemoScript] = {
             "simulated_callee": "asks-patiently",
             "simulated_model": "stalled-turn",
             "stall_timeout_s": 1.0,
+        },
+    ),
+    "thinks-aloud": DemoScript(
+        (ended("caller-hung-up"), GREETED, ANSWERED, THOUGHT_ALOUD, NOTHING_LOST, STOPPED_DEAD),
+        {
+            "simulated_callee": "asks-once",
+            "simulated_model": "slow-model",
+            "thinking_sound": GREETING_WAV,
         },
     ),
     "thinks": DemoScript(

@@ -114,6 +114,10 @@ class Ear:
         """Whether the caller themselves was heard speaking after this time."""
         return self.judge.spoke_since(at) or self._verdicts.last_at > at
 
+    def understood(self) -> None:
+        """The model has understood what was said last: it was the caller who spoke."""
+        self._verdicts.understood()
+
     def agent_cut(self) -> None:
         """The agent has been cut; nothing is held any more."""
         self.judge.agent_cut()
@@ -139,9 +143,9 @@ class Ear:
         found: list[Found] = []
         for event in self.judge.take_found():
             match event:
-                case EchoFound():
+                case EchoFound(at=at):
                     self._opening.was_echo()
-                    self._verdicts.was_echo()
+                    found += self._verdicts.was_echo(at)
                 case Suspected():
                     if self._voices is not None:
                         self._voices.watch(self.judge, self)
@@ -164,13 +168,14 @@ class Ear:
         """Whether something has to be judged to its end, though nothing is suspicious any more."""
         return self._verdicts.is_open
 
-    def hop(self, probability: float, at: float) -> None:
-        """So likely is it that the caller spoke in the 32 ms that were over then."""
+    def hop(self, probability: float, at: float, level_dbfs: float) -> None:
+        """So likely is it that the caller spoke in the 32 ms that were over then, so loud."""
         judge = self.judge
         heard, may_stop = judge.played.is_speaking(at), judge.judges_barge_in
         found = self._verdicts.hop(
             probability,
             at,
+            level_dbfs=level_dbfs,
             agent_heard=heard,
             may_stop=may_stop,
             is_quiet=judge.room_loudness < codec.ear.LOUD,

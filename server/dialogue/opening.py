@@ -115,6 +115,11 @@ class Opening:
         return released
 
     @property
+    def has_heard_speech(self) -> bool:
+        """Whether the caller has spoken in what was held, or is now."""
+        return self._speech_held
+
+    @property
     def is_over(self) -> bool:
         """Whether the model hears everything as it comes, from now on."""
         return not self.holding and not self._held

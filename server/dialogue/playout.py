@@ -22,6 +22,7 @@ from codec.line import BYTES_PER_S
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
 from server.dialogue.cushion import Cushion
 from server.dialogue.key_tones import MAX_PIECE_BYTES, KeyTones, in_pieces
+from server.dialogue.thinking import BACKGROUND, ThinkingSound
 
 MAX_QUEUED_BYTES = 600 * BYTES_PER_S
 """Ten minutes that wait to be sent: longer than any answer, and as much as the carrier buffers."""
@@ -96,11 +97,13 @@ class Playout:
         remember: Whether to keep what the caller has not heard yet, and the last moments of what
             they have: for :meth:`hold`, and for recordings.
         cushion: How long audio gathers that comes late.
+        thinking: A sound for when the agent is at work; empty for none.
 
     Attributes:
         timeline: What the caller is hearing, piece by piece, and until when.
         cushion: How long audio gathers that comes late.
         keys: Tones of keys, which go before all that is queued.
+        thinking: The sound for when the agent is at work.
     """
 
     def __init__(
@@ -110,11 +113,14 @@ class Playout:
         mark_every_s: float = 1.0,
         remember: bool = False,
         cushion: Cushion | None = None,
+        thinking: bytes = b"",
     ) -> None:
         self._lead_s = self._most_lead_s = lead_s
         self._mark_every_bytes = round(mark_every_s * BYTES_PER_S)
         self.timeline = Played(remember=remember)
         self.keys = KeyTones()
+        self.thinking = ThinkingSound(thinking)
+        self._dies_away = b""  # of it
         self._queue: deque[_Queued] = deque()
         self._queued_bytes = 0
         self._mark: SendMark | None = None
@@ -291,7 +297,9 @@ class Playout:
         cut = self.interrupt(max(numbers), now) if numbers else None
         self.timeline.open = self._clear = False
         self._mark = None
+        self._dies_away = b""
         self.keys.forget()
+        self.thinking.forget()
         return cut
 
     def next_command(self, now: float) -> CarrierCommand | None:
@@ -304,6 +312,14 @@ class Playout:
         if self._mark is not None:
             mark, self._mark = self._mark, None
             return mark
+        if self._dies_away:
+            tail, self._dies_away = self._dies_away, b""
+            return SendAudio(tail, turn=BACKGROUND)
+        is_in_the_way = self._queue or self.keys or not self.thinking.wanted
+        if self.thinking.is_on and is_in_the_way:
+            self._dies_away = self.thinking.stop(now, self.timeline)
+            if self._dies_away:
+                return Clear()
         self.keys.give_up_lost_mark(self.timeline.play_end, now)
         if self.keys:
             return self._next_key_command(now)
@@ -322,6 +338,10 @@ class Playout:
                 continue
             self._account(turn, item.payload, now)
             return SendAudio(item.payload, item.received_at, item.turn)
+        is_free = not (self._queue or self._held)
+        if is_free and (piece := self.thinking.next_piece(now, self.timeline)):
+            self._paused = True
+            return SendAudio(piece, turn=BACKGROUND)
         return None
 
     def _next_key_command(self, now: float) -> CarrierCommand | None:
@@ -339,8 +359,10 @@ class Playout:
         """When the lead allows the next piece to go out; infinity when nothing is queued."""
         if self.timeline.open and self.keys:
             return self.keys.next_due(self.timeline.play_end, marks_are_out=bool(self._marks_out))
-        if not self._queue or not self.timeline.open or self._held:
+        if not self.timeline.open or self._held:
             return inf
+        if not self._queue:
+            return self.thinking.next_due(self.timeline)
         gathers_until = self.cushion.until if self._queue[0].gathers else 0.0
         return max(self.timeline.play_end - self._lead_s, gathers_until)
 
@@ -357,7 +379,7 @@ class Playout:
             return 0
         if last.finished or self._paused or self._held or self._clear or self._mark is not None:
             return 0
-        if self._queue or self.keys or not timeline.open:
+        if self._queue or self.keys or self.thinking.is_on or not timeline.open:
             return 0
         if now >= timeline.play_end - self.cushion.thin_s(number):
             return 0
@@ -482,16 +504,17 @@ class Playout:
 
     def _account(self, turn: _Turn, payload: bytes, now: float) -> None:
         sent_bytes = len(payload)
+        begins_at = max(now, self.timeline.play_end, self.timeline.background_end)
         if turn.sent_bytes > 0 and not self._paused:
             turn.starved_s += max(0.0, now - self.timeline.play_end)
         self._paused = False
         if turn.sent_bytes == 0 or now >= self.timeline.play_end:
             # It starts to play when the buffer before it is empty, or at once.
             turn.anchor_bytes = turn.sent_bytes
-            turn.anchor_at = max(now, self.timeline.play_end)
+            turn.anchor_at = begins_at
         self.timeline.passed(now)
         self.timeline.turn, self.timeline.goes_on = turn.number, True
-        self.timeline.sent(payload, max(now, self.timeline.play_end))
+        self.timeline.sent(payload, begins_at)
         self._queued_bytes -= sent_bytes
         turn.sent_bytes += sent_bytes
         self._mark_if_due(turn)

@@ -7,6 +7,8 @@ from enum import StrEnum
 
 NEVER = float("inf")
 """When nothing is due."""
+BELIEVED_S = 12.0
+"""Speech of which nothing but a detector tells: no transcript, no interruption, no answer."""
 
 
 class Rung(StrEnum):
@@ -90,12 +92,71 @@ class TimeIsUp:
 Decision = Recover | AskIfThere | GiveUpCaller | WrapUp | TimeIsUp
 
 
+@dataclass(slots=True)
+class Belief:
+    """Whether what a detector takes for the caller's speech still counts as that.
+
+    A room is never silent, and its noise is speech to a detector most of the time; to a judge of
+    voices, somebody else's talk and a television are. A model that has fallen silent would not be
+    noticed there.
+    """
+
+    _sign_at: float = -NEVER
+    _is_over: bool = False
+
+    def sign(self, now: float) -> None:
+        """Something else than a detector tells that the caller is heard; or all begins anew."""
+        self._sign_at = max(self._sign_at, now)
+
+    def until(self, agent_until: float = -NEVER) -> float:
+        """Until when a detector is believed, if there is no other sign before."""
+        return max(self._sign_at, agent_until) + BELIEVED_S
+
+    def end(self) -> None:
+        """What goes on counts as silence from now on."""
+        self._is_over = True
+
+    def begin(self) -> None:
+        """Speech has begun."""
+        self._is_over = False
+
+    def ended(self) -> bool:
+        """Speech has ended; says whether it had been given up before."""
+        was_over, self._is_over = self._is_over, False
+        return was_over
+
+
+@dataclass(slots=True)
+class Haste:
+    """What is owed is asked for sooner than usual, unless its debtor shows that it knows of it."""
+
+    due_else: float = NEVER
+    """When it would be due otherwise; NEVER where there is no haste."""
+
+    def begin(self, due: float, sooner: float) -> float:
+        """It is due sooner; returns when."""
+        self.due_else = due
+        return min(due, sooner)
+
+    def sign(self, due: float) -> float:
+        """The debtor has given a sign, whatever it is: returns when it is due now."""
+        due, self.due_else = (due if self.due_else == NEVER else self.due_else), NEVER
+        return due
+
+    def over(self) -> None:
+        """Something else is due, or nothing."""
+        self.due_else = NEVER
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long to wait for what, in seconds."""
 
     reply_timeout_s: float = 6.0
     """After the caller's turn, for audible agent audio."""
+    short_answer_timeout_s: float = 1.2
+    """The same after a word or two in a silence of the agent's, of which a judge of voices is sure,
+    for any sign of the service's; 0 makes no difference between short and long."""
     rung_timeout_s: float = 4.0
     """After each rung of the ladder, for the same."""
     greeting_retry_s: float = 3.0

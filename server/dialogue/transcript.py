@@ -66,6 +66,7 @@ class Transcript:
         self.turns: list[SpokenTurn] = []
         self._by_number: dict[int, SpokenTurn] = {}
         self._characters = 0
+        self._dropped = self._told = 0
         self._repeated: SpokenTurn | None = None  # is being recognised once more
         self._is_fresh = False  # and nothing of it has come again yet
 
@@ -116,10 +117,35 @@ class Transcript:
         return "" if turn is None else self.heard_text(turn)
 
     def go_on(self, turns: Iterable[SpokenTurn]) -> None:
-        """These turns were before all others: another process has heard them."""
+        """These turns were before all others: another process has heard them, and told of them."""
         for turn in turns:
             self._begin(turn)
             self._characters += len(turn.text)
+        self._told = self._dropped + len(self.turns)
+
+    def settled(self, heard: int | None, *, words: bool) -> list[tuple[int, dict[str, object]]]:
+        """The turns of which nothing more is to come, each of them once, and as the API shows it.
+
+        Args:
+            heard: An agent turn that was heard or cut: it, and what was before it, is settled. None
+                when the call is over: all are.
+            words: Whether what was said is shown, and not only who spoke and when.
+
+        Returns:
+            How many turns there were before each, and the turn.
+        """
+        last = len(self.turns)
+        if heard is not None:
+            spoken = self._by_number.get(heard)
+            while last and self.turns[last - 1] is not spoken:
+                last -= 1
+        first = max(0, self._told - self._dropped)
+        self._told = max(self._told, self._dropped + last)
+        chars_per_s = self._chars_per_s() if first < last else USUAL_CHARS_PER_S
+        return [
+            (self._dropped + place, self._as_dict(self.turns[place], words, chars_per_s))
+            for place in range(first, last)
+        ]
 
     def _chars_per_s(self) -> float:
         """How fast this agent speaks, by the turns that were generated to their ends."""
@@ -146,6 +172,7 @@ class Transcript:
 
     def _drop_oldest(self) -> None:
         oldest = self.turns.pop(0)
+        self._dropped += 1
         self._characters -= len(oldest.text)
         if oldest.number is not None:
             del self._by_number[oldest.number]

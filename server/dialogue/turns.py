@@ -13,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from server.dialogue.belief import Belief
 from server.dialogue.remedies import (
     LADDER,
     NEVER,
     AskIfThere,
     Awaited,
+    Belief,
     Decision,
     Fault,
     GiveUpCaller,
+    Haste,
     Patience,
     Recover,
     Rung,
@@ -44,6 +45,8 @@ SHORTEST_ANSWERABLE_S = 0.2
 """Speech of a caller's turn that demands an answer: "yes" has a quarter of a second."""
 SPOKEN_OVER_S = 1.0
 """Speech over the agent's own that demands an answer: less is "uh-huh", which is well ignored."""
+SHORT_ANSWER_S = 1.0
+"""Speech up to which a turn is a short one, which services are reported to take no notice of."""
 FASTEST_CHARS_PER_S = 30.0
 """Twice as fast as anybody speaks: a text that is longer than its audio allows was broken off."""
 SENTENCE_ENDS = frozenset(".!?\u2026\u3002\uff01\uff1f\u061f\u0964\"'\u00bb\u201d)")
@@ -97,9 +100,12 @@ class Turns:
     """A reconnect is under way: nothing can be expected meanwhile."""
 
     _awaited: Awaited | None = None
+    _owed_since: float = -NEVER
+    """When what is awaited began to be, or the caller had last spoken."""
     _deadline: float = NEVER
     """When what is awaited is too late."""
     _timeout_s: float = 0.0
+    _haste: Haste = field(default_factory=Haste)
     _fault: Fault | None = None
     """What has already gone wrong: no need to wait for the deadline."""
     _rung: int = 0
@@ -161,35 +167,38 @@ class Turns:
         self._belief.sign(now)
         self._aided = False
 
-    def caller_started(self, now: float, *, certain: bool = True) -> None:
-        """The caller has begun to speak: what they are owed waits until they have ended.
-
-        Args:
-            now: The time.
-            certain: Whether that is speech, and not perhaps noise.
-        """
+    def caller_started(self, now: float) -> None:
+        """The caller has begun to speak: what they are owed waits until they have ended."""
         self.caller_speaking = True
         self._prompts = 0
-        self._belief.begin(certain=certain)
-        if certain or self._awaited is None:
+        self._belief.begin()
+        if self._awaited is None:
             self._belief.sign(now)
 
     def caller_ended(
-        self, ended_at: float, now: float, *, speech_s: float, agent_until: float
+        self,
+        ended_at: float,
+        now: float,
+        *,
+        speech_s: float,
+        agent_until: float,
+        sure: bool | None = None,
     ) -> None:
         """The caller's turn is over: what they were owed is settled by it, and an answer is owed.
 
-        What is too short to be answered settles nothing, and what is not certainly speech puts off
-        what is owed no longer than it is believed: the noises of a room would do so for ever.
+        What is too short to be answered, or was perhaps none, settles nothing; and no speech puts
+        off what is owed for longer than it is believed: a room, or a television, would do so for
+        ever.
 
         Args:
             ended_at: When they stopped.
             now: When that was certain.
             speech_s: How much of it was speech.
             agent_until: Until when the agent is heard: short words over it demand no answer.
+            sure: Whether a judge of voices was sure of it; None where none was asked.
         """
         self.caller_speaking = False
-        self._quiet_since = now
+        self._quiet_since = self._owed_since = now
         if self._belief.ended():
             return  # it was counted as over long ago
         if not self._turn.over and self._turn.began_at >= ended_at:
@@ -200,8 +209,14 @@ class Turns:
         if self._awaited is Awaited.GREETING:
             return
         asked_at = max(now, agent_until) if over_agent else now
-        if self._awaited is None or self._belief.is_certain:
+        if self._awaited is None:
             self.ask(Awaited.ANSWER, asked_at)
+            in_silence = agent_until <= ended_at - speech_s and self._turn.over
+            soon_s = self.patience.short_answer_timeout_s
+            if sure and in_silence and speech_s <= SHORT_ANSWER_S and soon_s:
+                self._deadline = self._haste.begin(self._deadline, now + soon_s)
+            return
+        if sure is False:
             return
         latest = max(self._deadline, self._belief.until())
         self._awaited, self._fault = Awaited.ANSWER, None
@@ -213,6 +228,7 @@ class Turns:
         It is a key, a recognised word, or an interruption that the model has noticed.
         """
         self._prompts = 0
+        self._deadline = self._haste.sign(self._deadline)
         self._belief.sign(now)
         self._quiet_since = max(self._quiet_since, now) if self._quiet_since < NEVER else NEVER
 
@@ -230,6 +246,7 @@ class Turns:
         """
         if turn <= self._cut_up_to:
             return False
+        self._deadline = self._haste.sign(self._deadline)
         agent_turn = self._begin(turn)
         if agent_turn.audio_s == 0 and audible:
             agent_turn.began_at = now
@@ -250,6 +267,7 @@ class Turns:
     def agent_text(self, turn: int, text: str) -> None:
         """A piece of the text of a turn has come."""
         if turn > self._cut_up_to and (stripped := text.rstrip()):
+            self._deadline = self._haste.sign(self._deadline)
             agent_turn = self._begin(turn)
             agent_turn.text_chars += len(text)
             agent_turn.ends_well = stripped[-1] in SENTENCE_ENDS
@@ -312,6 +330,7 @@ class Turns:
 
         Saying so again does not make the time any longer; being heard does.
         """
+        self._deadline = self._haste.sign(self._deadline)
         if self._working_until == -NEVER:
             self._working_until = now + self.patience.thinking_timeout_s
         if self._awaited is None:
@@ -352,6 +371,7 @@ class Turns:
 
     def tools_called(self, ids: Iterable[str]) -> None:
         """The model waits for functions: nothing can be expected of it until they are answered."""
+        self._deadline = self._haste.sign(self._deadline)
         self._turn.called_tools = True
         self.tools_open.update(ids)
 
@@ -359,6 +379,7 @@ class Turns:
         """Functions were answered, or called off."""
         self.tools_open.difference_update(ids)
         self._turn.last_audio_at = max(self._turn.last_audio_at, now)
+        self._belief.sign(now)
         if not self.tools_open and self._awaited is not None:
             self._deadline = max(self._deadline, now + self._timeout_s)
 
@@ -394,9 +415,10 @@ class Turns:
             self.caller_speaking = False
             self._belief.end()
             self._quiet_since = now
-            is_settled = self._belief.is_certain and self._awaited is not Awaited.GREETING
-            if (self._awaited is None or is_settled) and not self.tools_open:
-                self.ask(Awaited.ANSWER, now)
+            if self._awaited is None and not self.tools_open:
+                # It is no sign of anything: what goes on is not believed again.
+                self._expect(Awaited.ANSWER, now, self.patience.reply_timeout_s)
+                self._aided = False
         if self._fault is None:
             self._fault = self._find_fault(now, agent_until)
         if self._fault is not None and not self.caller_speaking:
@@ -436,14 +458,18 @@ class Turns:
     # -- the parts of it -------------------------------------------------------------------
 
     def _expect(self, awaited: Awaited, now: float, timeout_s: float) -> None:
+        if self._awaited is None:
+            self._owed_since = now
         self._awaited = awaited
         self._timeout_s = timeout_s
         self._deadline = max(now + timeout_s, self._working_until)
+        self._haste.over()
         self._fault = None
 
     def _settle(self) -> None:
         self._awaited = None
         self._deadline = NEVER
+        self._haste.over()
         self._fault = None
         self._aided = False
 
@@ -479,7 +505,8 @@ class Turns:
             self._slow_turns = 0
         else:
             self._aided = True
-            self._deadline = now + self.patience.rung_timeout_s
+            # One that was asked sooner than usual is not taken for broken sooner.
+            self._deadline = max(now + self.patience.rung_timeout_s, self._haste.sign(now))
             self._timeout_s = self.patience.rung_timeout_s
         self._fault = None
         rung = LADDER[self._rung]
@@ -497,3 +524,18 @@ class Turns:
         if never or self.is_busy or generating:
             return NEVER
         return max(self._quiet_since, agent_until) + self.patience.silence_timeout_s
+
+
+def at_work_since(turns: Turns, agent_until: float) -> float:
+    """Since when the caller has waited in silence for an answer, or a function; NEVER if not.
+
+    Args:
+        turns: Whose turn it is.
+        agent_until: Until when the agent is heard.
+    """
+    if turns.caller_speaking or turns._quiet_since == NEVER:
+        return NEVER
+    is_owed = turns._awaited in (Awaited.ANSWER, Awaited.CONTINUATION)
+    if not (is_owed or turns.tools_open):
+        return NEVER
+    return max(turns._owed_since, turns._turn.last_audio_at, agent_until)

@@ -11,7 +11,6 @@ import random
 import ssl
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -19,6 +18,7 @@ import httpcore2
 import structlog
 import trio
 
+from server.events.places import PER_TARGET, Places
 from server.events.retries import Attempt, next_at, retry_after_s
 from server.events.signing import headers_of
 from server.events.targets import AddressRefused, GuardedBackend
@@ -35,8 +35,8 @@ DEADLINE_S = 10.0
 """How long a receiver may take to answer, from the first step of connecting to it."""
 LEASE_S = 30.0
 """How long an event is this process's: it has to be told of before, however the clocks go."""
-AT_ONCE, PER_TARGET = 64, 8
-"""Events that are on their way at the same time, and those that are so to one receiver."""
+AT_ONCE = 64
+"""Events that are on their way at the same time."""
 POLL_S = 5.0
 """How often the outbox is looked at for what other processes have left there."""
 COUNT_EVERY_S = 15.0
@@ -82,7 +82,7 @@ class Delivery:
         self._lease_s, self._poll_s, self._deadline_s = lease_s, poll_s, deadline_s
         self._jitter = jitter
         self._lease = uuid.uuid4().hex
-        self._busy: Counter[str] = Counter()
+        self._places = Places(AT_ONCE)
         self._under_way: dict[str, Claimed] = {}
         self._sent: list[Sent] = []
         self._count_at = -math.inf
@@ -90,21 +90,19 @@ class Delivery:
 
     async def run(self) -> None:
         """Send what is in the outbox until cancelled."""
-        self._busy.clear()
-        self._under_way.clear()  # of a run before this one, which has failed
-        async with (
-            httpcore2.AsyncConnectionPool(
-                ssl_context=ssl.create_default_context(),
-                max_connections=AT_ONCE,
-                max_keepalive_connections=PER_TARGET,
-                keepalive_expiry=self._poll_s,
-                network_backend=GuardedBackend(allow_private=self._allow_private),
-            ) as pool,
-            trio.open_nursery() as nursery,
-        ):
+        backend = GuardedBackend(allow_private=self._allow_private, is_trusted=self._places.answers)
+        async with httpcore2.AsyncConnectionPool(
+            ssl_context=ssl.create_default_context(),
+            max_connections=AT_ONCE,
+            max_keepalive_connections=PER_TARGET,
+            keepalive_expiry=self._poll_s,
+            network_backend=backend,
+        ) as pool:
             try:
-                await self._work(pool, nursery)
+                async with trio.open_nursery() as nursery:
+                    await self._work(pool, nursery)
             finally:
+                # When nothing is sent any more: what was taken until then is known.
                 with trio.move_on_after(LAST_WORD_S, shield=True):
                     await self._give_back()
 
@@ -116,7 +114,7 @@ class Delivery:
             try:
                 claimed, due_at = await self._step(now)
                 for one in claimed:
-                    self._busy[one.event.target] += 1
+                    self._places.began(one.event.target)
                     self._under_way[one.event.id] = one
                     nursery.start_soon(self._send, pool, one)
                 await self._count()
@@ -129,7 +127,7 @@ class Delivery:
                     await changed.wait()
 
     async def _step(self, now: float, free: int | None = None) -> tuple[Sequence[Claimed], float]:
-        sent = list(self._sent)
+        sent, places = list(self._sent), self._places.copy()
         step = await self._records.with_outbox(
             lambda outbox: outbox.step(
                 sent,
@@ -137,8 +135,7 @@ class Delivery:
                 now=now,
                 until=now + self._lease_s,
                 free=AT_ONCE - len(self._under_way) if free is None else free,
-                busy=dict(self._busy),
-                per_target=PER_TARGET,
+                places=places,
             )
         )
         del self._sent[: len(sent)]
@@ -160,23 +157,28 @@ class Delivery:
         self._sent += [
             Sent(one.event, next_at=now, counts=False) for one in self._under_way.values()
         ]
+        for one in self._under_way.values():
+            self._places.give_back(one.event.target)
+        self._under_way.clear()
         with suppress(RecordsUnavailable):  # else the leases run out
             await self._step(now, free=0)
 
     async def _send(self, pool: httpcore2.AsyncConnectionPool, claimed: Claimed) -> None:
         attempt = Attempt(error="it failed by a bug of ours")
+        began_at = trio.current_time()
         try:
             attempt = await self._post(pool, claimed)
         except Exception:
             # Of one event: the others are sent, and this one again.
             logger.exception("event not sent by a bug of ours", event_id=claimed.event.id)
+        has_answered = attempt.status is not None
+        answered_s = trio.current_time() - began_at if has_answered else None
+        self._places.learn(claimed.event.target, answered_s)
         self._finish(claimed, attempt)
 
     def _finish(self, claimed: Claimed, attempt: Attempt) -> None:
         event = claimed.event
-        self._busy[event.target] -= 1
-        if not self._busy[event.target]:
-            del self._busy[event.target]
+        self._places.give_back(event.target)
         del self._under_way[event.id]
         self._records.outbox_changed.set()
         if attempt.is_taken:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from server.events.delivery import Delivery
-from server.events.event import Kind, content_of, outbox_event
+from server.events.event import CallTold, Kind, outbox_event, payload_of
 from server.events.handlers import Handler, Handling
 from server.metrics import Metrics
 from server.records.store import Records
@@ -27,6 +26,7 @@ class Events:
         url: The receiver of calls that name no other; None for none.
         keys: What events are signed with; without any, none is sent.
         allow_private: Receivers may be in our own network, and without TLS.
+        turns: Whether receivers are told of each turn; handlers that want to be are.
         public_url: Says what links begin with.
         handlers: The user's functions.
 
@@ -43,6 +43,7 @@ class Events:
         url: str | None = None,
         keys: Sequence[bytes] = (),
         allow_private: bool = False,
+        turns: bool = False,
         public_url: Callable[[], str] = lambda: "",
         handlers: Sequence[Handler] = (),
     ) -> None:
@@ -50,6 +51,7 @@ class Events:
         self._url = url
         self._keys = keys
         self._allow_private = allow_private
+        self._turns = turns
         self._public_url = public_url
         self._has_handlers = bool(handlers)
         self._last_at = 0.0
@@ -75,18 +77,26 @@ class Events:
         """Whether anybody wants to be told of a call that names this receiver, or none."""
         return self._has_handlers or (bool(self._keys) and bool(url or self._url))
 
-    def tell(self, kind: Kind, record: Mapping[str, Any], url: str | None = None) -> None:
+    def are_turns_wanted(self, url: str | None) -> bool:
+        """Whether anybody wants to be told of each turn of a call."""
+        is_receiver = self._turns and bool(self._keys) and bool(url or self._url)
+        return is_receiver or self.handling.wants("call.turn")
+
+    def tell(self, kind: Kind, told: CallTold, url: str | None = None) -> None:
         """Something has happened to a call.
 
         Args:
             kind: What.
-            record: The call as the API shows it.
+            told: The call.
             url: The call's own receiver; None for the usual one.
         """
+        is_for_receivers = bool(self._keys) and (kind != "call.turn" or self._turns)
+        receiver = (url or self._url) if is_for_receivers else None
+        if not receiver and not self.handling.wants(kind):
+            return
         # Whatever the clock does, what happens later is later.
         at = self._last_at = max(time.time(), self._last_at + 1e-6)
-        content = content_of(kind, record, at=at, public_url=self._public_url().rstrip("/"))
-        self.handling.tell(content)
-        receiver = url or self._url
-        if receiver and self._keys:
-            self._records.tell(outbox_event(content, at=at, url=receiver))
+        payload = payload_of(kind, told, at=at, public_url=self._public_url().rstrip("/"))
+        self.handling.tell(kind, told.call_sid, payload)
+        if receiver:
+            self._records.tell(outbox_event(kind, told, payload, at=at, url=receiver))

@@ -22,8 +22,10 @@ from server.settings.events import is_public
 MAX_ADDRESSES = 4
 """Of one name that are tried, one after the other."""
 MAX_NAMES = 16
-"""That are resolved at the same time."""
+"""That are resolved at the same time, of those that are trusted as of all others: a thread that
+asks for a name goes on asking when nobody waits for it any more."""
 CONNECT_TIMEOUT_S = 4.0
+SCHEMES = ("https", "http")
 
 
 class AddressRefused(ServerError):
@@ -34,8 +36,12 @@ def target_of(url: str) -> str:
     """Whose address it is: scheme, host and port."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    host = parts.hostname or ""
-    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"[:300]
+    return target_at(parts.scheme, parts.hostname or "", port)
+
+
+def target_at(scheme: str, host: str, port: int) -> str:
+    """The same, of an address in parts."""
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"[:300]
 
 
 class GuardedBackend(httpcore2.AsyncNetworkBackend):
@@ -45,15 +51,21 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
 
     Args:
         allow_private: Anything may.
+        is_trusted: Whether a target's name is not resolved beside those of strangers.
         resolve: As :func:`socket.getaddrinfo`.
     """
 
     def __init__(
-        self, *, allow_private: bool, resolve: Callable[..., list[Any]] = socket.getaddrinfo
+        self,
+        *,
+        allow_private: bool,
+        is_trusted: Callable[[str], bool] = lambda target: False,
+        resolve: Callable[..., list[Any]] = socket.getaddrinfo,
     ) -> None:
         self._allow_private = allow_private
         self._getaddrinfo = resolve
-        self._threads = trio.CapacityLimiter(MAX_NAMES)
+        self._is_trusted = is_trusted
+        self._threads = {one: trio.CapacityLimiter(MAX_NAMES) for one in (True, False)}
         self._below = httpcore2.TrioBackend()
 
     async def connect_tcp(
@@ -82,11 +94,13 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         raise failure or httpcore2.ConnectError("the name stands for nothing")
 
     async def _resolve(self, host: str, port: int) -> list[str]:
+        targets = (target_at(scheme, host.lower(), port) for scheme in SCHEMES)
+        trusted = any(map(self._is_trusted, targets))
         try:
             found = await trio.to_thread.run_sync(
                 partial(self._getaddrinfo, host, port, type=socket.SOCK_STREAM),
                 abandon_on_cancel=True,
-                limiter=self._threads,
+                limiter=self._threads[trusted],
             )
         except (OSError, UnicodeError) as error:
             raise httpcore2.ConnectError("the name cannot be resolved") from error

@@ -11,6 +11,7 @@ number, so that audio which arrives after the turn was cut can be told from the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
@@ -312,6 +313,20 @@ class Session(Protocol):
         """
         ...
 
+    def caller_begins(self, before_s: float) -> None:
+        """The caller has begun to speak; only for an agent whose turns are told (``turn_end``).
+
+        Outside of turns the model is sent no audio, where it bears that.
+
+        Args:
+            before_s: How much of the audio before this belongs to the turn.
+        """
+        ...
+
+    def caller_ends(self) -> None:
+        """The caller's turn is over, and the model may answer; nothing if it is in none."""
+        ...
+
     def send_text(self, text: str) -> None:
         """Say something to the model out of band, as the caller's side (a nudge, a key press)."""
         ...
@@ -383,5 +398,31 @@ class Model(Protocol):
             going_on: How far it had come in another process, which is gone: it is resumed, or
                 else a fresh one is told what has been said, and a :class:`Reconnected` event says
                 which.
+        """
+        ...
+
+
+class ModelAccount(Protocol):
+    """A model with the key that it is asked with, as far as it takes to see whether it is there."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def key_name(self) -> str:
+        """What the key's setting is called."""
+        ...
+
+    def of_model(self, name: str) -> ModelAccount:
+        """The same key with another model."""
+        ...
+
+    def open_connection(self, agent: Agent) -> AbstractAsyncContextManager[object]:
+        """One connection that is set up for an agent; closed when the block ends.
+
+        Raises:
+            ModelError: It could not be reached, or the set-up was refused.
         """
         ...

@@ -1,6 +1,7 @@
 """Files of records that the database did not take, until one takes them.
 
-A record a line, as JSON. There are two kinds: ``offhook-unsaved-…`` waits for the database and is
+A record a line, as JSON, with the events of its call; or one event of a call without one. There are
+two kinds: ``offhook-unsaved-…`` waits for the database and is
 taken up by the next process that finds it; ``offhook-refused-…`` has what no database will take,
 and waits for people. What is in them are transcripts, so only their owner may read them.
 """
@@ -19,15 +20,7 @@ from typing import IO, Any, Literal
 
 from sqlalchemy.engine import URL
 
-from server.records.tables import (
-    DEFAULT_AGENT,
-    FIRST_GENERATION,
-    KEPT_AT,
-    MAX_NUMBER,
-    SUMMARY,
-    fitted,
-    shown,
-)
+from server.records.tables import EVENTS, checked, shown
 
 try:
     import fcntl
@@ -37,6 +30,8 @@ except ImportError:  # Windows: nobody there runs several processes of us
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """Far beyond the record of a day."""
 UNFINISHED = ".part"
+EVENT = "event"
+"""What a line has in the place of a record if it is an event."""
 Kind = Literal["unsaved", "refused"]
 
 
@@ -56,8 +51,22 @@ class Aside:
         self._database = hashlib.sha256(place.encode()).hexdigest()[:8]
         self._written = 0
 
-    def write(self, kind: Kind, records: Sequence[Mapping[str, Any]], reason: str = "") -> Path:
-        """Write records to a file of their own; when this returns they survive the machine."""
+    def write(
+        self,
+        kind: Kind,
+        records: Sequence[Mapping[str, Any]],
+        reason: str = "",
+        *,
+        events: Sequence[Mapping[str, Any]] = (),
+    ) -> Path:
+        """Write records to a file of their own; when this returns they survive the machine.
+
+        Args:
+            kind: What is to become of them.
+            records: As :meth:`server.records.store.Records.keep` takes them.
+            reason: Why nobody has taken them.
+            events: Those that belong to none of the records.
+        """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._written += 1
         name = f"{time.time_ns()}-{os.getpid()}-{self._written}.jsonl"
@@ -70,6 +79,8 @@ class Aside:
                 _lock(to)  # who looks for files meanwhile finds nothing unfinished
                 for record in records:
                     to.write(_line(record, reason))
+                for event in events:
+                    to.write(json.dumps({EVENT: event}).encode() + b"\n")
                 to.flush()
                 os.fsync(to.fileno())
                 if fcntl is None:
@@ -178,24 +189,14 @@ class Aside:
 
 
 def read_lines(file: IO[bytes]) -> Iterator[dict[str, Any] | None]:
-    """Read the records of a file, as their table takes them; None for each line that is none."""
+    """Read the records of a file, as their table takes them; None for each line that is none.
+
+    An event of a call without a record stands alone, as if it were beside one.
+    """
     while line := file.readline(MAX_LINE_BYTES):
         try:
-            record = json.loads(line)["record"]
-            if not (isinstance(record["call_sid"], str) and record["call_sid"]):
-                raise ValueError("no call")
-            record.setdefault(KEPT_AT, 0.0)
-            # Of earlier versions of this program:
-            record.setdefault("generation", FIRST_GENERATION)
-            record.setdefault("agent", DEFAULT_AGENT)
-            numbers = (record[KEPT_AT], record["created_at"], record["generation"])
-            if not all(
-                type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers
-            ):
-                raise ValueError("no time")
-            if set(SUMMARY) - set(record):
-                raise ValueError("not whole")
-            yield fitted(record)
+            said = json.loads(line)
+            yield {EVENTS: [said[EVENT]]} if EVENT in said else checked(said["record"])
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             yield None
 

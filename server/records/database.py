@@ -31,13 +31,13 @@ from sqlalchemy.pool import StaticPool
 
 from server.errors import ConfigurationError, ServerError
 from server.records import statements
+from server.records.migrations import MIGRATIONS
 from server.records.tables import (
-    DEFAULT_AGENT,
     FIRST_GENERATION,
     KEPT_AT,
     SCHEMA_VERSION,
+    SINCE,
     SUMMARY,
-    calls,
     schema,
     storable,
     tables,
@@ -56,37 +56,6 @@ DAY_S = 86_400.0
 
 _ALONE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(6334785)"}
 """What makes other processes wait until the transaction is over; any number that is ours."""
-
-
-def _nothing_to_change(connection: sql.Connection) -> None:
-    """New tables are made anyway."""
-
-
-def _add_generation(connection: sql.Connection) -> None:
-    """What is there was written by the only process that had the call."""
-    names = {column["name"] for column in sql.inspect(connection).get_columns(calls.name)}
-    if calls.c.generation.name not in names:  # else the table has just been made
-        connection.exec_driver_sql(
-            f"ALTER TABLE {calls.name} ADD COLUMN generation INTEGER NOT NULL DEFAULT 1"
-        )
-
-
-def _add_agent(connection: sql.Connection) -> None:
-    """There was one, which had no name."""
-    names = {column["name"] for column in sql.inspect(connection).get_columns(calls.name)}
-    if calls.c.agent.name not in names:
-        connection.exec_driver_sql(
-            f"ALTER TABLE {calls.name} ADD COLUMN agent VARCHAR(64) NOT NULL DEFAULT 'default'"
-        )
-
-
-_MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {
-    1: _nothing_to_change,
-    2: _add_generation,
-    3: _add_agent,
-    4: _nothing_to_change,
-}
-"""From this version to the next one, in one transaction; version 1 is the first."""
 
 
 class DatabaseClosed(SQLAlchemyError):
@@ -278,9 +247,18 @@ class Database:
                 raise SchemaTooNew(
                     f"the database has schema {version}, this program knows {SCHEMA_VERSION}"
                 )
+            if version < SCHEMA_VERSION and self._url.get_backend_name() == "postgresql":
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # it may be large
             for step in range(version, SCHEMA_VERSION):
-                _MIGRATIONS[step](connection)
+                MIGRATIONS[step](connection)
                 connection.execute(sql.update(schema).values(version=step + 1))
+
+    def version(self) -> int | None:
+        """The version of the tables that are there; None if there are none. Nothing is changed."""
+        with self._engine.connect() as connection:
+            if not sql.inspect(connection).has_table(schema.name):
+                return None
+            return connection.scalar(sql.select(schema.c.version))
 
     @contextmanager
     def transaction(self, *, alone: bool = True) -> Iterator[sql.Connection]:
@@ -426,7 +404,12 @@ class Database:
         return record | details
 
     def page(
-        self, limit: int, before: Cursor | None, wanted: Wanted | None = None
+        self,
+        limit: int,
+        before: Cursor | None,
+        wanted: Wanted | None = None,
+        *,
+        with_outcome: bool = False,
     ) -> list[dict[str, Any]]:
         """Read the newest summaries that are older than the cursor, and wanted."""
         self.open()
@@ -437,6 +420,8 @@ class Database:
             facts |= {"before": before.created_at, "before_sid": storable(before.call_sid)}
         if wanted is not None and not wanted.is_all:
             query = statements.wanted_only(query, wanted)
+        if with_outcome:
+            query = query.add_columns(statements.OUTCOME)
         with self._engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(query, facts)]
 
@@ -444,12 +429,14 @@ class Database:
         """Delete records older than this; returns how many there were."""
         self.open()
         with self._engine.begin() as connection:
-            done = connection.execute(statements.DELETE_BEFORE, {"before": created_at})
-        if done.rowcount and self._url.get_backend_name() == "sqlite":
-            # What is deleted is overwritten in the file, but still stands in the log beside it.
+            return connection.execute(statements.DELETE_BEFORE, {"before": created_at}).rowcount
+
+    def forget_deleted(self) -> None:
+        """See to it that what was deleted, of records as of events, is nowhere any more."""
+        if self._url.get_backend_name() == "sqlite":
+            # It is overwritten in the file, but still stands in the log beside it.
             with self._engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        return done.rowcount
 
     def find_request(self, client: str, key: str, since: float) -> StoredRequest | None:
         """Read what a client was answered to an idempotency key since then."""
@@ -489,10 +476,7 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """What lists show of a record; one of an earlier version of this program lacks some."""
-    return {name: record[name] for name in SUMMARY if name in record} | {
-        "agent": record.get("agent", DEFAULT_AGENT),
-        "generation": _generation(record),
-    }
+    return {**SINCE, **{name: record[name] for name in SUMMARY if name in record}}
 
 
 def _generation(record: Mapping[str, Any]) -> int:

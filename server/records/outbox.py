@@ -7,14 +7,14 @@ of them; whoever dies leaves a lease that runs out. What everything here does, i
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sql
 
 from server.records.database import Database, is_about_data
-from server.records.tables import MAX_NUMBER, calls, events
+from server.records.tables import MAX_NUMBER, calls, events, storable
 
 MAX_ERROR_CHARS = 200
 REPLAYED = 1_000
@@ -106,6 +106,24 @@ class Step:
     """When something that waits is due; None if nothing is."""
 
 
+class Places(Protocol):
+    """Whom there is room for: see :class:`server.events.places.Places`."""
+
+    @property
+    def full(self) -> Sequence[str]:
+        """The targets that are sent nothing more just now."""
+        ...
+
+    @property
+    def only(self) -> Sequence[str] | None:
+        """The targets that there is any room for; None if it is not a matter of who they are."""
+        ...
+
+    def take(self, target: str) -> bool:
+        """Take a place for an event, if there is one."""
+        ...
+
+
 _EARLIER = events.alias("earlier")
 _IS_FIRST = ~sql.exists().where(
     _EARLIER.c.call_sid == events.c.call_sid,
@@ -130,6 +148,7 @@ _DUE = (
     .limit(sql.bindparam("most", type_=sql.Integer))
     .with_for_update(skip_locked=True, of=events)
 )
+_DUE_OF_SOME = _DUE.where(events.c.target.in_(sql.bindparam("only", expanding=True)))
 _NEXT = sql.select(sql.func.min(events.c.next_at)).where(
     _WAITS, events.c.next_at > sql.bindparam("now")
 )
@@ -262,8 +281,7 @@ class Outbox:
         now: float,
         until: float,
         free: int,
-        busy: Mapping[str, int],
-        per_target: int,
+        places: Places,
     ) -> Step:
         """Write down what has become of events, and lease those that are to be sent now.
 
@@ -273,18 +291,17 @@ class Outbox:
             now: Seconds since 1970.
             until: When the new leases run out.
             free: How many may be claimed.
-            busy: How many are being sent to each target.
-            per_target: How many may be.
+            places: Whom there is room for; what is claimed takes its place.
         """
-        full = [target for target, count in busy.items() if count >= per_target]
+        facts: dict[str, Any] = {"now": now, "full": places.full, "most": free}
+        query = _DUE
+        if (only := places.only) is not None:
+            query, facts = _DUE_OF_SOME, facts | {"only": only}
         with self._database.transaction() as connection:
             for one in sent:
                 self._finish(connection, one, lease, now)
-            rows = _chosen(
-                connection.execute(_DUE, {"now": now, "full": full, "most": free}).all(),
-                busy,
-                per_target,
-            )
+            due = connection.execute(query, facts).all() if free > 0 else ()
+            rows = [row for row in due if places.take(row.target)]
             if rows:
                 ids = [row.id for row in rows]
                 connection.execute(_LEASE, {"ids": ids, "until": until, "of_lease": lease})
@@ -331,6 +348,8 @@ class Outbox:
 
     def replay(self, event_id: str, now: float) -> bool:
         """Send an event again that was given up; False if there is none of this id."""
+        if storable(event_id) != event_id:
+            return False  # no event is called that, and not every database may be asked for it
         with self._database.transaction() as connection:
             return bool(connection.execute(_REPLAY, {"of_id": event_id, "now": now}).rowcount)
 
@@ -346,16 +365,3 @@ class Outbox:
         """Delete what has happened before this; returns how many there were."""
         with self._database.transaction() as connection:
             return connection.execute(_DELETE_BEFORE, {"before": at}).rowcount
-
-
-def _chosen(
-    rows: Collection[sql.Row[Any]], busy: Mapping[str, int], per_target: int
-) -> list[sql.Row[Any]]:
-    """Those of the rows for which there is room at their target."""
-    counts = dict(busy)
-    chosen = []
-    for row in rows:
-        counts[row.target] = counts.get(row.target, 0) + 1
-        if counts[row.target] <= per_target:
-            chosen.append(row)
-    return chosen

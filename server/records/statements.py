@@ -41,6 +41,8 @@ PAGE_BEFORE = PAGE.where(
         ),
     )
 )
+OUTCOME = calls.c.details["outcome"].label("outcome")
+"""What a call has brought, which is none of the summary's: it may be long."""
 GENERATIONS = (
     sql.select(calls.c.call_sid, calls.c.generation)
     .where(calls.c.call_sid.in_(sql.bindparam("names", expanding=True)))
@@ -87,5 +89,6 @@ def wanted_only(query: sql.Select[Any], wanted: Wanted) -> sql.Select[Any]:
     if wanted.max_cost_usd is not None:
         query = query.where(cost_usd <= wanted.max_cost_usd)
     for name, values in wanted.one_of.items():
-        query = query.where(columns[name].in_([storable(value) for value in values]))
+        fitted = [storable(value) if isinstance(value, str) else value for value in values]
+        query = query.where(columns[name].in_(fitted))
     return query

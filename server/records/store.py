@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
@@ -31,16 +30,16 @@ from server.records.database import (
     database_url,
 )
 from server.records.outbox import Outbox, OutboxEvent
-from server.records.tables import FIRST_GENERATION, KEPT_AT, SUMMARY, fitted
+from server.records.tables import KEPT_AT, SINCE, SUMMARY, fitted
 from server.records.told import Told, beside, events_beside
+from server.records.unsaved import Unsaved
 from server.records.words import Cursor, RecordsUnavailable, StoredRequest, Wanted
 from server.signal import Signal
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 T = TypeVar("T")
-MAX_UNSAVED = 10_000
-"""About 100 MB of long calls; then the oldest are given up, counted and logged. Before it comes to
-that, the older half is put aside."""
+PUT_ASIDE = 2_500
+"""Records that are put aside at once when many wait."""
 BATCH = 100
 GATHER_S = 0.2
 """How long the first record waits for others: a thread and a transaction cost more than a row."""
@@ -101,7 +100,7 @@ class Records:
         self._metrics = metrics
         self._retention_days = retention_days
         self._outbox = Outbox(self._database)
-        self._unsaved: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._unsaved = Unsaved(metrics.records)
         self.on_written: Callable[[str], None] = _nobody
         """Told which call's record, or what was known of it by then, outlives the process now."""
         self._told = Told(metrics.records)
@@ -148,18 +147,11 @@ class Records:
         """Take a finished record, or a newer version of one; returns at once, never fails."""
         # By this the newer version is known, whatever the clock does and wherever the two are.
         self._last_kept_at = max(time.time(), self._last_kept_at + 1e-6)
-        record = {"generation": FIRST_GENERATION} | fitted(record) | {KEPT_AT: self._last_kept_at}
-        call_sid = record["call_sid"]
-        waiting = self._unsaved.get(call_sid)
+        record = {**SINCE, **fitted(record), KEPT_AT: self._last_kept_at}
+        waiting = self._unsaved.get(record["call_sid"])
         if waiting is not None and waiting["generation"] > record["generation"]:
             return  # of an owner that has lost the call since
-        self._unsaved[call_sid] = record
-        self._unsaved.move_to_end(call_sid)
-        if len(self._unsaved) > MAX_UNSAVED:
-            lost, _ = self._unsaved.popitem(last=False)
-            self._metrics.records.failures.labels("given-up").inc()
-            logger.error("record given up: too many wait for the database", call_sid=lost)
-        self._metrics.records.unsaved.set(len(self._unsaved))
+        self._unsaved.put(record)
         self._changed.set()
 
     def tell(self, event: OutboxEvent) -> None:
@@ -190,24 +182,38 @@ class Records:
         Raises:
             RecordsUnavailable: It is not in memory, and the database cannot be asked.
         """
-        if call_sid in self._unsaved:
-            return {k: v for k, v in self._unsaved[call_sid].items() if k != KEPT_AT}
+        if (record := self._unsaved.get(call_sid)) is not None:
+            return {name: value for name, value in record.items() if name != KEPT_AT}
         return await self.read(lambda database: database.get(call_sid))
 
     async def page(
-        self, limit: int, before: Cursor | None, wanted: Wanted | None = None
+        self,
+        limit: int,
+        before: Cursor | None,
+        wanted: Wanted | None = None,
+        *,
+        with_outcome: bool = False,
     ) -> list[dict[str, Any]]:
         """The newest wanted records after a place in the list, summaries only, newest first.
+
+        Args:
+            limit: How many at most.
+            before: Where the page before this one ended; None for the first.
+            wanted: Which of them; None for all.
+            with_outcome: Whether what calls have brought is to be there, too.
 
         Raises:
             RecordsUnavailable: The database cannot be asked; :meth:`unsaved` still answers.
         """
-        return await self.read(lambda database: database.page(limit, before, wanted))
+        return await self.read(
+            lambda database: database.page(limit, before, wanted, with_outcome=with_outcome)
+        )
 
-    def unsaved(self) -> Iterator[dict[str, Any]]:
+    def unsaved(self, *, with_outcome: bool = False) -> Iterator[dict[str, Any]]:
         """Summaries of what waits for the database."""
-        for record in self._unsaved.values():
-            yield {name: record[name] for name in SUMMARY}
+        for record in self._unsaved:
+            row = {name: record[name] for name in SUMMARY}
+            yield row | {"outcome": record.get("outcome")} if with_outcome else row
 
     async def find_request(self, client: str, key: str) -> StoredRequest | None:
         """A request that came before, to this process or an earlier one.
@@ -269,14 +275,14 @@ class Records:
             except Exception as error:
                 # Whatever it was, calls go on, and what they leave waits for the next attempt.
                 self._failed("write", error)
-                if len(self._unsaved) > MAX_UNSAVED // 2:
-                    await self._set_aside(list(islice(self._unsaved.values(), MAX_UNSAVED // 4)))
+                if self._unsaved and (self._unsaved.are_many or self._told.are_many):
+                    await self._set_aside(self._unsaved.oldest(PUT_ASIDE))
                 await trio.sleep(backoff.next_s())
             else:
                 backoff.reset()
 
     async def _write(self) -> None:
-        batch = list(islice(self._unsaved.values(), BATCH))
+        batch = self._unsaved.oldest(BATCH)
         # Before the records: no call is over whose events are not there.
         events = list(self._told)
         for begin in range(0, len(events), BATCH):
@@ -298,10 +304,8 @@ class Records:
         """These records are where they belong."""
         for record in batch:
             # A newer version may have come while this one was written.
-            if self._unsaved.get(record["call_sid"]) is record:
-                del self._unsaved[record["call_sid"]]
+            self._unsaved.forget(record)
             self.on_written(record["call_sid"])
-        self._metrics.records.unsaved.set(len(self._unsaved))
         self._written.set()
         self._written = trio.Event()
 
@@ -314,6 +318,7 @@ class Records:
             lambda: self._database.delete_before(oldest_kept), self._writing
         )
         await self._in_thread(lambda: self._outbox.delete_before(oldest_kept), self._writing)
+        await self._in_thread(self._database.forget_deleted, self._writing)
         if deleted:
             logger.info("old records deleted", records=deleted)
 
@@ -331,12 +336,14 @@ class Records:
                 except Exception as error:
                     self._failed("write", error)
                     await trio.sleep(backoff.next_s())
-        if self._unsaved:
+        if self._unsaved or self._told:
             with trio.CancelScope(shield=True):  # it is timed itself
-                await self._set_aside(list(self._unsaved.values()))
-        for call_sid in self._unsaved:
+                await self._set_aside(list(self._unsaved), events=list(self._told))
+        for record in self._unsaved:
             self._metrics.records.failures.labels("given-up").inc()
-            logger.critical("record lost: neither database nor file took it", call_sid=call_sid)
+            logger.critical(
+                "record lost: neither database nor file took it", call_sid=record["call_sid"]
+            )
         self._told.give_up(self._told, "neither database nor file took it")
 
     # -- files beside the database ---------------------------------------------------------
@@ -355,14 +362,24 @@ class Records:
                 directory=str(aside.directory),
             )
 
-    async def _set_aside(self, records: list[dict[str, Any]]) -> None:
-        """Put records into a file until the database works; they stay here if that fails."""
+    async def _set_aside(
+        self, records: list[dict[str, Any]], *, events: Sequence[OutboxEvent] = ()
+    ) -> None:
+        """Put records into a file until the database works; they stay here if that fails.
+
+        Args:
+            records: Which; with them go the events of their calls.
+            events: These go as well, whether or not there is a record of their calls.
+        """
         if (aside := self._aside) is None:
             return
-        with_events, events = beside(records, self._told)
-        if await self._in_file("kept", lambda: aside.write("unsaved", with_events), len(records)):
+        with_events, found = beside(records, self._told)
+        ids = {event.id for event in found}
+        alone = [event.as_dict() for event in events if event.id not in ids]
+        write = partial(aside.write, "unsaved", with_events, events=alone)
+        if await self._in_file("kept", write, len(records)):
             self._forget(records)
-            self._told.forget(events)
+            self._told.forget([*found, *events])
 
     async def _set_refused_aside(self, refused: list[Refused]) -> None:
         aside = self._aside
@@ -450,10 +467,18 @@ class Records:
                 return
             lines = read_lines(file)
             while batch := list(islice(lines, BATCH)):
-                records = [record for record in batch if record is not None]
-                odd += len(batch) - len(records)
+                found = [line for line in batch if line is not None]
+                odd += len(batch) - len(found)
+                events: list[OutboxEvent] = []
+                for line in found:
+                    some, wrong = events_beside(line)
+                    events += some
+                    odd += wrong
+                lost = self._outbox.put(events)
+                self._told.give_up(lost, "the database does not take it")
+                odd += len(lost)
+                records = [line for line in found if line]  # of an event alone nothing is left
                 taken += len(records)
-                self._outbox.put([event for record in records for event in events_beside(record)])
                 if oldest_kept is not None:
                     records = [each for each in records if each["created_at"] >= oldest_kept]
                 odd += len(self._database.write_newer(records))

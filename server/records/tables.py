@@ -13,8 +13,8 @@ MAX_NUMBER = 2.0**63
 """No number in a record is anywhere near it."""
 MAX_DEPTH = 100
 """Nor is anything in it so deep; Python and databases give up somewhere beyond."""
-SCHEMA_VERSION = 5
-"""Goes up with every change of the tables; ``database.py`` says how to get there."""
+SCHEMA_VERSION = 6
+"""Goes up with every change of the tables; ``migrations.py`` says how to get there."""
 tables = sql.MetaData()
 schema = sql.Table("offhook_schema", tables, sql.Column("version", sql.Integer, nullable=False))
 calls = sql.Table(
@@ -34,9 +34,15 @@ calls = sql.Table(
     sql.Column("agent", sql.String(64), nullable=False, server_default="default"),
     # For the how-manieth time the call was somebody's when this was written.
     sql.Column("generation", sql.Integer, nullable=False, server_default="1"),
+    # Whether what its agent wants to know is; NULL for one that wants nothing.
+    sql.Column("outcome_complete", sql.Boolean),
     sql.Column("metadata", sql.JSON, nullable=False),
     sql.Column("details", sql.JSON, nullable=False),
     sql.Index("offhook_calls_newest", "created_at", "call_sid"),
+    # By what few of many calls are looked for.
+    sql.Index("offhook_calls_of_agent", "agent", "created_at", "call_sid"),
+    sql.Index("offhook_calls_of_number", "number", "created_at", "call_sid"),
+    sql.Index("offhook_calls_of_reason", "reason", "created_at", "call_sid"),
 )
 requests = sql.Table(
     "offhook_requests",
@@ -77,6 +83,15 @@ DEFAULT_AGENT = "default"
 """Of records from before there were several."""
 FIRST_GENERATION = 1
 """Of a call that only one process has ever had, and of records from before that was told."""
+SINCE: Mapping[str, Any] = {
+    "agent": DEFAULT_AGENT,
+    "generation": FIRST_GENERATION,
+    "outcome_complete": None,
+}
+"""What records of earlier versions of this program lack, and what is true of them."""
+FOUND_OVER = 0
+"""Of a record by a process that took a call over and found it over: any owner's that talked is
+right, whichever is written first."""
 KEPT_AT = "_kept_at"
 """Among the details: when this version of the record was made. It is not shown."""
 EVENTS = "_events"
@@ -95,6 +110,23 @@ def fitted(record: Mapping[str, Any]) -> dict[str, Any]:
         name: _fitted_column(calls.c[name], value) if name in SUMMARY else _fitted_json(value)
         for name, value in record.items()
     }
+
+
+def checked(record: Any) -> dict[str, Any]:
+    """A record that another process has written, as its table takes it.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: It is none, or not whole.
+    """
+    if not (isinstance(record["call_sid"], str) and record["call_sid"]):
+        raise ValueError("no call")
+    record = {**SINCE, KEPT_AT: 0.0, **record}
+    numbers = (record[KEPT_AT], record["created_at"], record["generation"])
+    if not all(type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers):
+        raise ValueError("no time")
+    if set(SUMMARY) - set(record):
+        raise ValueError("not whole")
+    return fitted(record)
 
 
 def storable(text: str) -> str:

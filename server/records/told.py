@@ -15,8 +15,8 @@ from server.records.tables import EVENTS
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-MAX_TOLD = 50_000
-"""Events that may wait for the database: some of each call; then the oldest are given up."""
+MAX_TOLD, MAX_TOLD_BYTES = 50_000, 64 * 1024 * 1024
+"""Events that may wait for the database, and what they come to; then the oldest are given up."""
 
 
 class Told:
@@ -29,6 +29,12 @@ class Told:
     def __init__(self, metrics: RecordMetrics) -> None:
         self._metrics = metrics
         self._events: OrderedDict[str, OutboxEvent] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def are_many(self) -> bool:
+        """Whether there is no room for as many again."""
+        return len(self._events) > MAX_TOLD // 2 or self._bytes > MAX_TOLD_BYTES // 2
 
     def __len__(self) -> int:
         return len(self._events)
@@ -38,15 +44,20 @@ class Told:
 
     def add(self, event: OutboxEvent) -> None:
         """Something has happened; never fails."""
-        self._events.setdefault(event.id, event)
-        if len(self._events) > MAX_TOLD:
-            _, lost = self._events.popitem(last=False)
+        if event.id in self._events:
+            return
+        self._events[event.id] = event
+        self._bytes += len(event.payload)
+        while len(self._events) > MAX_TOLD or self._bytes > MAX_TOLD_BYTES:
+            lost = next(iter(self._events.values()))
+            self.forget([lost])
             self.give_up([lost], "too many wait for the database")
 
     def forget(self, events: Iterable[OutboxEvent]) -> None:
         """These events are where they belong."""
         for event in events:
-            self._events.pop(event.id, None)
+            if (known := self._events.pop(event.id, None)) is not None:
+                self._bytes -= len(known.payload)
 
     def give_up(self, events: Iterable[OutboxEvent], reason: str) -> None:
         """These events are lost: it is counted and logged."""
@@ -74,11 +85,17 @@ def beside(
     return with_events, found
 
 
-def events_beside(record: dict[str, Any]) -> list[OutboxEvent]:
-    """Take the events out of a record from a file; what is none is left out."""
+def events_beside(line: dict[str, Any]) -> tuple[list[OutboxEvent], int]:
+    """Take the events out of a line of a file.
+
+    Returns:
+        The events, and how many there were that are none.
+    """
+    found = line.pop(EVENTS, [])
+    if not isinstance(found, list):
+        return [], 1
     events: list[OutboxEvent] = []
-    found = record.pop(EVENTS, ())
-    for one in found if isinstance(found, list) else ():
+    for one in found:
         with suppress(ValueError):
             events.append(OutboxEvent.of_dict(one))
-    return events
+    return events, len(found) - len(events)

@@ -81,6 +81,8 @@ class CallRecord:
     """Who spoke with them, by name."""
     generation: int = FIRST_GENERATION
     """For the how-manieth time the call is some process's."""
+    outcome_complete: bool | None = None
+    """Whether its agent knows all that it is to find out; None for one that wants nothing."""
     details: CallDetails | None = None
     """Left out in lists."""
 
@@ -137,7 +139,7 @@ class Wanted:
     max_duration_s: float | None = None
     min_cost_usd: float | None = None
     max_cost_usd: float | None = None
-    one_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    one_of: Mapping[str, tuple[str | bool, ...]] = field(default_factory=dict)
     """By column: what may stand there."""
 
     @property

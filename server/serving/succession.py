@@ -17,7 +17,7 @@ Whoever only wants the agents to be read again says so, and is told what came of
 
 ::
 
-    {"speaks": 2, "wants": "agents"} ──▶
+    {"speaks": 3, "wants": "agents"} ──▶
                                      ◀── {"told": "3 agents"} or {"wrong": "…"}
 
 Until it is ready nothing has changed for the old one, however the new one ends. Both accept from
@@ -49,6 +49,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 SPEAKS = 2
 """Raised when servers of before and after could not be one: when this talk changes, or what the
 processes of a server have in common (:mod:`server.cluster`)."""
+SPEAKS_OF_AGENTS = 3
+"""So that a server of before there was anything to be wanted refuses, and offers no socket."""
 MAX_MESSAGE_BYTES = 16 * 1024
 MAX_TOLD_CHARS = 2_000
 ANSWER_TIMEOUT_S = 10.0
@@ -80,7 +82,8 @@ def meeting_point(host: str, port: int) -> str:
 
 def write_message(**facts: object) -> bytes:
     """One message: a line of JSON."""
-    return json.dumps(facts).encode() + b"\n"
+    # As it is and not escaped: that would be three times as long, and texts are bounded by length.
+    return json.dumps(facts, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def read_message(line: bytes) -> Mapping[str, Any]:
@@ -223,10 +226,10 @@ class Succession:
         try:
             _check_user(connection)
             asked = await _message(connection, ANSWER_TIMEOUT_S)
-            check_version(asked)
             if asked.get("wants") == AGENTS:
                 await self._reload(connection)
                 return
+            check_version(asked)
             if self._is_asked:
                 raise TakeOverRefused("another take-over is under way: try again when it is over")
         except TakeOverRefused as refusal:
@@ -246,6 +249,8 @@ class Succession:
                 answer = {"told": await self._reload_agents()}
         except ConfigurationError as error:
             answer = {"wrong": str(error)[:MAX_TOLD_CHARS]}
+        except trio.TooSlowError:
+            answer = {"wrong": f"AGENTS: not read within {RELOAD_TIMEOUT_S:g} s"}
         with trio.move_on_after(ANSWER_TIMEOUT_S):
             await connection.send_all(write_message(**answer))
 
@@ -393,7 +398,7 @@ async def reload_agents(host: str, port: int) -> str:
         with trio.fail_after(RELOAD_TIMEOUT_S + ANSWER_TIMEOUT_S):
             async with await trio.open_unix_socket(point) as connection:
                 _check_user(connection)
-                await connection.send_all(write_message(speaks=SPEAKS, wants=AGENTS))
+                await connection.send_all(write_message(speaks=SPEAKS_OF_AGENTS, wants=AGENTS))
                 answer = await _message(connection, RELOAD_TIMEOUT_S + ANSWER_TIMEOUT_S)
     except (FileNotFoundError, ConnectionRefusedError):
         raise CannotListen(

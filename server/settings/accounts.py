@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from server.errors import ConfigurationError
 from server.settings import values
@@ -22,9 +22,9 @@ class TwilioAccount:
     """An account at Twilio, complete."""
 
     account_sid: str
-    auth_token: str
+    auth_token: str = field(repr=False)
     phone_number: str
-    api_key: tuple[str, str] | None = None
+    api_key: tuple[str, str] | None = field(default=None, repr=False)
     """SID and secret of the key that the REST API is asked with, if it is not the token."""
 
 
@@ -35,7 +35,7 @@ class AsteriskAccount:
     url: str
     """Of its HTTP server, ``http://host:8088``."""
     user: str
-    secret: str
+    secret: str = field(repr=False)
     number: str
     """That calls come from; empty for the trunk's own."""
     dial: str
@@ -56,7 +56,7 @@ class Account:
     """The real accounts, complete."""
 
     carrier: TwilioAccount | AsteriskAccount
-    gemini_api_key: str
+    gemini_api_key: str = field(repr=False)
     public_url: str
     """Where the carrier reaches this server; of no use where it need not."""
 

@@ -214,6 +214,9 @@ class Settings(BaseSettings):
     """What the agent says first, word for word; with a recording, the words that are in it."""
     greeting_wav: Path | None = None
     """A recorded greeting in place of the model's."""
+    thinking_sound: Path | None = None
+    """A sound of your own for when the caller has waited for an answer, or a function, for 0.8 s:
+    over and over, 18 dB under the agent."""
     greeting_deadline_s: Annotated[float, Field(ge=0, le=MOST)] = 3.0
     """How long an agent that speaks after the caller waits for their first word."""
     greeting_protect_s: Annotated[float, Field(ge=0, le=MOST)] = 2.0
@@ -233,12 +236,23 @@ class Settings(BaseSettings):
     """Tell the model how much of its turn was heard before it was interrupted."""
     voice_judge: Literal["auto", "off"] = "auto"
     """Tell voices from noise by a model, where ``offhook[ear]`` is installed."""
+    carrier_noise_filter: bool = False
+    """Ask Twilio to filter noise out of calls (``<MediaFilter>``), which its documents do not say
+    anything about yet: neither whether an account may, nor what it costs."""
+    turn_end: Literal["service", "local"] = "service"
+    """Who tells where a caller's turns begin and end: the model's service, or our own ear, which
+    then decides about interruptions, too. Only models that are known to bear it are told so; put it
+    to ``local`` only with a ``voice_judge``."""
     speech_end_s: Annotated[float, Field(ge=0.1, le=MOST)] = 0.5
     """Silence after which we take a caller's turn for over (the model has its own opinion)."""
     reply_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 6.0
     """A caller's turn without audible agent audio for this long is a fault of the model's: it is
     nudged by text, then reconnected, given a fresh session, replaced; at last an apology is spoken
     and the call ended."""
+    short_answer_timeout_s: Annotated[float, Field(ge=0, le=MOST)] = 1.2
+    """The model is nudged so soon if it gives no sign that it has heard a short word ("yes") in a
+    silence of the agent's, where a model tells voices from noise (``voice_judge``); 0 for as late
+    as after any other turn."""
     rung_timeout_s: Annotated[float, Field(gt=0, le=MOST)] = 4.0
     """How long each of these may take to bring audible audio."""
     thinking_timeout_s: Annotated[float, Field(gt=0, le=300)] = 30.0
@@ -312,6 +326,8 @@ class Settings(BaseSettings):
     """What events are signed with, ``whsec_…``; with several, there is a signature by each."""
     events_allow_private: bool = False
     """Receivers may be in a private network, and without TLS."""
+    events_turns: bool = False
+    """Receivers are told of each turn as soon as it was heard, too."""
     event_handlers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = ()
     """Modules whose functions with ``@on`` above them are called when something happens."""
 
@@ -345,6 +361,8 @@ class Settings(BaseSettings):
     # What the embedded simulators do; without meaning on a real account.
     simulated_callee: str = "talks"
     simulated_model: str = "answers"
+    simulated_model_script: Path | None = None
+    """What the simulated model says and calls, turn by turn: a TOML file (``docs/builders.md``)."""
     simulated_carrier: str = "healthy"
     simulated_ring_s: Annotated[float, Field(ge=0, le=MOST)] | None = None
     """How long simulated phones ring; None for what their script says."""

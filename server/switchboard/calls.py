@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -30,7 +29,6 @@ from server.carrier import (
     MachineVerdict,
     MediaStream,
     StatusUpdate,
-    StreamStarted,
     TransferUpdate,
     VoiceRequest,
 )
@@ -51,28 +49,21 @@ from server.metrics import Metrics
 from server.model import Model
 from server.records.recording import Recordings
 from server.records.store import Records
+from server.records.tables import FIRST_GENERATION
 from server.records.traces import NoTraces, Traces
 from server.switchboard.admission import Admission, Limits, draining, failed
 from server.switchboard.early import EarlyUpdates
 from server.switchboard.inquiry import Inquiry, Patience
-from server.switchboard.making import NewCalls, apology_of, one_calls_trouble, setup_of
+from server.switchboard.making import CallMaker, apology_of, one_calls_trouble, setup_of
 from server.switchboard.model_trial import ModelTrial
 from server.switchboard.register import CallIsOver, Register
 from server.switchboard.strangers import Strangers
-from server.switchboard.tickets import Tickets
+from server.switchboard.tickets import Claim, Tickets
 from server.voice.judge import Judge
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 POLICY_VIOLATION = 1008
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A media socket has shown the ticket of a call."""
-
-    call: Call
-    started: StreamStarted
 
 
 class Calls:
@@ -134,7 +125,7 @@ class Calls:
         self._drained: trio.Event | None = None
         self._options = options
         self.admission = admission or Admission(Limits(), metrics)
-        self._new = NewCalls(
+        self._new = CallMaker(
             model, metrics, options, prices, recordings, is_current, keep, find_agent, voices
         )
         for direction in ("inbound", "outbound"):
@@ -199,6 +190,7 @@ class Calls:
         with one_calls_trouble(call):
             if not is_moved:  # else whoever has it writes its record
                 record = call.record()
+                self.register.tell_turns(call)
         let_go = partial(
             self._cluster.let_go, call.call_sid, call.ownership.generation, is_moved=is_moved
         )
@@ -222,8 +214,9 @@ class Calls:
             with one_calls_trouble(call):
                 self._cluster.release(call_sid)
         with one_calls_trouble(call):
-            if (recorder := call.conversation.let_go()) is not None:
-                self.register.follow(recorder)
+            recorder = call.conversation.let_go()
+            if recorder is not None and left is not None:
+                self.register.follow(recorder, left)
         self._tell_if_empty()
         with one_calls_trouble(call):
             self._cluster.publish()
@@ -231,7 +224,6 @@ class Calls:
     async def aclose(self) -> None:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""
         self.draining = True
-        self.register.stop()
         self._cluster.publish()
         await self._accepted_in.aclose()
 
@@ -413,7 +405,7 @@ class Calls:
         call = self.register.get_live(call_sid)
         if call is not None and call.end_reason is None and call.ownership.generation >= generation:
             return call
-        if self.register.has_ended(call_sid):
+        if self.register.has_ended(call_sid, generation - 1):
             raise CallIsOver("the call is over")
         left = CallState.decode(state)
         if call is not None:  # it was ours before, and we were not told that we had lost it
@@ -525,6 +517,12 @@ class Calls:
             with trio.move_on_after(self._options.close_timeout_s), suppress(StreamEnded):
                 await media.aclose(POLICY_VIOLATION, refusal)
             return None
+        ownership = call.ownership
+        if call.conversation.answered_at is None and ownership.generation > FIRST_GENERATION:
+            # Whose it is could not be said when it began, and another may have it as much as we;
+            # the caller is here.
+            ownership.generation += 1
+            self._cluster.hold(call.call_sid, ownership.generation)
         return Claim(call, started)
 
     # -- how full it is, and its end -------------------------------------------------------
@@ -562,7 +560,6 @@ class Calls:
             return
         self._drained = trio.Event()
         self.draining = True
-        self.register.stop()
         self._cluster.publish()
         last = list(self.register.live)
         logger.info("draining", live=self.live_count)

@@ -32,7 +32,7 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class NewCalls:
+class CallMaker:
     """Makes calls.
 
     Attributes:
@@ -89,7 +89,9 @@ class NewCalls:
             voices=self.voices,
             recordings=self.recordings if agent.is_recorded else None,
             metadata=metadata,
-            ownership=Ownership(generation, client, self.is_current, self.keep),
+            ownership=Ownership(
+                generation, client, self.is_current, self.keep, has_carried=state is None
+            ),
             state=state,
         )
 

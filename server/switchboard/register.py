@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,10 +17,11 @@ from server.call.report.ended import EndedCall
 from server.carrier import StatusUpdate
 from server.carrier.webhooks import EndCall, Reply, SayAndEndCall
 from server.errors import ServerError
-from server.events.event import Kind
+from server.events.event import CallTold, Kind
 from server.events.events import Events
 from server.records.recording import Recorder
 from server.records.store import Records
+from server.records.tables import FOUND_OVER
 from server.records.words import CallRecord, Cursor, RecordsUnavailable, Wanted
 from server.switchboard.making import one_calls_trouble
 
@@ -47,6 +48,17 @@ class Watcher(Protocol):
     def noted(self, call_sid: str, at_s: float, what: str, facts: Mapping[str, Any]) -> None:
         """A line was added to the timeline of a live call."""
         ...
+
+
+class LetGo(Protocol):
+    """Tells others that a call has ended here, as :meth:`server.cluster.cluster.Cluster.let_go`."""
+
+    def __call__(self, *, left: bytes = b"") -> None:
+        """Nobody is to go on with it.
+
+        Args:
+            left: What is left of it to be written; empty if nothing is.
+        """
 
 
 class CallIsOver(ServerError):
@@ -93,10 +105,9 @@ class Register:
         self._recent_calls = recent_calls
         self._live: dict[str, Call] = {}
         self._recent: OrderedDict[str, EndedCall] = OrderedDict()
-        # The apologies that are still owed, and the languages they are in.
-        self._ended: OrderedDict[str, tuple[str, str] | None] = OrderedDict()
-        self._unwritten: OrderedDict[str, Callable[[], None]] = OrderedDict()
-        self._is_stopping = False
+        # At which generation, and the apologies that are still owed, with their languages.
+        self._ended: OrderedDict[str, tuple[int, tuple[str, str] | None]] = OrderedDict()
+        self._unwritten: OrderedDict[str, LetGo] = OrderedDict()
         self.events: Events | None = None
         """Told of what happens to calls."""
         self.watcher: Watcher | None = None
@@ -107,10 +118,15 @@ class Register:
     def add(self, call: Call) -> None:
         """A call lives."""
         self._live[call.call_sid] = call
+        self._ended.pop(call.call_sid, None)  # here, before another went on with it
+        self._recent.pop(call.call_sid, None)
         if self.watcher is not None:
             call.conversation.notes.on_note = self.watcher.noted
         self._show(call)
         self._tell("call.started", call)
+        url = call.conversation.party.agent.events_url
+        if self.events is not None and self.events.are_turns_wanted(url):
+            call.conversation.notes.on_heard = partial(self._tell_heard, call.call_sid)
         if call.conversation.answered_at is None:
             call.on_answer = partial(self._tell_answered, call.call_sid)
         else:  # in another process, which may not have lived to tell it
@@ -132,11 +148,29 @@ class Register:
         url = call.conversation.party.agent.events_url
         if self.events is not None and self.events.is_wanted(url):
             with one_calls_trouble(call):
-                self.events.tell(kind, call.record(full=False).as_dict(), url)
+                self.events.tell(kind, CallTold(call.record(full=False).as_dict()), url)
 
-    def _tell_end(self, call: Call, shown: dict[str, Any]) -> None:
+    def _tell_heard(self, call_sid: str, turn: int) -> None:
+        if (call := self._live.get(call_sid)) is not None:
+            self.tell_turns(call, turn)
+
+    def tell_turns(self, call: Call, heard: int | None = None) -> None:
+        """Tell of the turns that are settled by what was heard, or by the call's end, if anybody
+        wants to be told.
+        """
+        c = call.conversation
+        url = c.party.agent.events_url
+        with one_calls_trouble(call):
+            if self.events is None or not self.events.are_turns_wanted(url):
+                return
+            turns = c.notes.transcript.settled(heard, words=c.options.transcripts)
+            shown = call.record(full=False).as_dict() if turns else {}
+            for turn in turns:
+                self.events.tell("call.turn", CallTold(shown, turn), url)
+
+    def _tell_end(self, call: Call | EndedCall, shown: dict[str, Any], url: str | None) -> None:
         """Tell how a call has ended, given its record; before that is written."""
-        url, reason = call.conversation.party.agent.events_url, call.end_reason
+        reason = call.end_reason
         if self.events is None or not self.events.is_wanted(url):
             return
         kinds: list[Kind] = ["call.ended"]
@@ -144,50 +178,91 @@ class Register:
             kinds.insert(0, "call.recording")
         if reason is not None and reason.is_failure:
             kinds.insert(0, "call.failed")
+        told = CallTold(shown)
         for kind in kinds:
             with one_calls_trouble(call):
-                self.events.tell(kind, shown, url)
+                self.events.tell(kind, told, url)
 
     def end(
-        self, call: Call, record: CallRecord | None, let_go: Callable[[], None]
+        self, call: Call, record: CallRecord | None, let_go: LetGo
     ) -> tuple[Sequence[str], EndedCall | None]:
         """A call has ended: its record is kept, and nothing else of it.
 
-        Should the process be killed before the record is written, another one that goes on with
-        the call finds it over, and writes one.
+        Should the process be killed before the record is written, whoever takes the call over finds
+        it in the place of what it would have gone on with, and writes it.
 
         Args:
             call: The call.
             record: Its record; None where that could not be made.
-            let_go: Tells the others that nobody has to go on with it.
+            let_go: Tells the others that nobody has to go on with it, and what is left to be done.
 
         Returns:
             The calls that are forgotten for it (until then a call stays this process's: another
             one would begin it again), and what is left of this one.
         """
-        left: EndedCall | None = None
+        left, is_kept = None, False
+        owes_apology, ownership = call.apology.may_be_fetched, call.ownership
+        agent = call.conversation.party.agent
         self._live.pop(call.call_sid, None)
         self._unwritten[call.call_sid] = let_go
-        if record is None or self._records is None or self._is_stopping:
-            self._written(call.call_sid)
-        elif len(self._unwritten) > MAX_UNWRITTEN:
-            self._written(next(iter(self._unwritten)))
         if record is not None:
             with one_calls_trouble(call):
                 shown = record.as_dict()
-                self._tell_end(call, shown)
+                with one_calls_trouble(call):
+                    self._tell_end(call, shown, agent.events_url)
+                if not ownership.has_carried:
+                    shown["generation"] = FOUND_OVER
                 with one_calls_trouble(call):
                     left = self._recent[call.call_sid] = call.left(shown)
+                    if ownership.keep is not None:
+                        let_go(left=left.handed_on(agent.events_url))
                 self._keep(shown)
+                is_kept = self._records is not None
             if left is not None:
                 self._show(left)
+        if not is_kept:
+            self._written(call.call_sid)
+        apology = phrases.apology_of(agent) if owes_apology else None
+        return self._has_ended(call.call_sid, ownership.generation, apology), left
+
+    def inherit(
+        self, left: EndedCall, generation: int, events_url: str | None, let_go: LetGo
+    ) -> Sequence[str]:
+        """A call has ended in another process, which has not written its record: it is kept here,
+        as it was left.
+
+        Args:
+            left: What that one has left.
+            generation: For the how-manieth time it is somebody's.
+            events_url: Whom to tell, if it is the call's own receiver.
+            let_go: See :meth:`end`.
+
+        Returns:
+            The calls that are forgotten for it.
+        """
+        self._unwritten[left.call_sid] = let_go
+        self._recent[left.call_sid] = left
+        with one_calls_trouble(left):
+            shown = left.shown()
+            with one_calls_trouble(left):
+                self._tell_end(left, shown, events_url)
+            self._keep(shown)
+        self._show(left)
+        if self._records is None:
+            self._written(left.call_sid)
+        return self._has_ended(left.call_sid, generation, None)
+
+    def _has_ended(
+        self, call_sid: str, generation: int, apology: tuple[str, str] | None
+    ) -> Sequence[str]:
+        """Note that a call has ended; returns those that are forgotten for it."""
+        if len(self._unwritten) > MAX_UNWRITTEN:
+            self._written(next(iter(self._unwritten)))
         while len(self._recent) > self._recent_calls:
             self._recent.popitem(last=False)
-        owes_apology = call.apology.may_be_fetched
-        agent = call.conversation.party.agent
-        self._ended[call.call_sid] = phrases.apology_of(agent) if owes_apology else None
+        self._ended[call_sid] = generation, apology
         too_many = range(len(self._ended) - MAX_ENDED)
-        return [self._ended.popitem(last=False)[0] for _ in too_many], left
+        return [self._ended.popitem(last=False)[0] for _ in too_many]
 
     def forget(self, call: Call) -> tuple[Sequence[str], None]:
         """A call is another process's: nothing is known of it here any more.
@@ -198,12 +273,6 @@ class Register:
         if self._live.get(call.call_sid) is call:
             del self._live[call.call_sid]
         return (), None
-
-    def stop(self) -> None:
-        """The process ends as it should, and writes what is unwritten before that."""
-        self._is_stopping = True
-        for call_sid in list(self._unwritten):
-            self._written(call_sid)
 
     def _written(self, call_sid: str) -> None:
         if (let_go := self._unwritten.pop(call_sid, None)) is not None:
@@ -225,17 +294,16 @@ class Register:
         shown = left.shown()
         if self.events is not None and self.events.is_wanted(events_url):
             with one_calls_trouble(left):
-                self.events.tell("call.outcome", shown, events_url)
+                self.events.tell("call.outcome", CallTold(shown), events_url)
         self._keep(shown)
 
-    def follow(self, recorder: Recorder) -> None:
+    def follow(self, recorder: Recorder, left: EndedCall) -> None:
         """What an ended call's recording still has is being written: learn if that fails."""
-        recorder.on_stop = partial(self._recording_stopped, recorder)
+        recorder.on_stop = partial(self._recording_stopped, recorder, left)
 
-    def _recording_stopped(self, recorder: Recorder, reason: str) -> None:
-        if (left := self._recent.get(recorder.call_sid)) is not None:
-            left.recording_stopped(recorder.as_dict(), reason)
-            self._keep(left.shown())
+    def _recording_stopped(self, recorder: Recorder, left: EndedCall, reason: str) -> None:
+        left.recording_stopped(recorder.as_dict(), reason)
+        self._keep(left.shown())
 
     def _keep(self, shown: dict[str, Any]) -> None:
         """Have the database keep a record, or what has become known since."""
@@ -266,15 +334,18 @@ class Register:
         """A live or recent call."""
         return self._live.get(call_sid) or self._recent.get(call_sid)
 
-    def has_ended(self, call_sid: str) -> bool:
-        """True of a call that has ended here, though it may be long ago."""
-        return call_sid in self._ended
+    def has_ended(self, call_sid: str, generation: int = 0) -> bool:
+        """True of a call that has ended here, though it may be long ago, when it was somebody's for
+        so many times, or more: what ended before that, another may have gone on with.
+        """
+        ended = self._ended.get(call_sid)
+        return ended is not None and ended[0] >= generation
 
     def end_of(self, call_sid: str) -> Reply:
         """What answers whoever asks how a call goes on that is over: its caller may be owed words,
         if nobody has explained its end to them.
         """
-        owed = self._ended.get(call_sid)
+        _, owed = self._ended.get(call_sid, (0, None))
         return EndCall() if owed is None else SayAndEndCall(*owed)
 
     async def record(self, call_sid: str) -> dict[str, Any] | None:
@@ -295,7 +366,12 @@ class Register:
         yield from reversed(self._recent.values())
 
     async def page(
-        self, limit: int, before: Cursor | None = None, wanted: Wanted | None = None
+        self,
+        limit: int,
+        before: Cursor | None = None,
+        wanted: Wanted | None = None,
+        *,
+        with_outcome: bool = False,
     ) -> Page:
         """Summaries of calls, live ones among them, newest first.
 
@@ -303,18 +379,25 @@ class Register:
             limit: How many at most.
             before: Where the page before this one ended; None for the first.
             wanted: Which of them; None for all.
+            with_outcome: Only calls that have ended, and what they have brought.
         """
         # Memory first: what is written to the database meanwhile is then seen at least once.
         asks_cost = wanted is not None and wanted.asks_cost  # which summaries do not say
-        here = () if asks_cost else self.all()
-        found = {call.call_sid: _shown(call, full=False) for call in here}
+        if asks_cost:
+            rows = []
+        elif with_outcome:
+            recent = reversed(self._recent.values())
+            rows = [one.shown(full=False) | {"outcome": one.outcome} for one in recent]
+        else:
+            rows = [_shown(call, full=False) for call in self.all()]
+        found = {row["call_sid"]: row for row in rows}
         is_complete, more = True, False
         if self._records is not None:
             if not asks_cost:
-                unsaved = self._records.unsaved()
+                unsaved = self._records.unsaved(with_outcome=with_outcome)
                 found = {record["call_sid"]: record for record in unsaved} | found
             try:
-                kept = await self._records.page(limit, before, wanted)
+                kept = await self._records.page(limit, before, wanted, with_outcome=with_outcome)
             except RecordsUnavailable:
                 kept, is_complete = [], False
             more = len(kept) == limit

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from math import inf
 
 import structlog
@@ -25,7 +27,9 @@ import trio
 
 from server.agent.agent import Agent
 from server.call.call import Call
+from server.call.report.ended import EndedCall, LeftUnreadable
 from server.call.takeover.state import StateUnreadable
+from server.cluster.choosing import seen_of
 from server.cluster.cluster import Cluster
 from server.cluster.registry import Holding, Member, RegistryAway, Seen, Seized
 from server.dialogue.endings import EndReason
@@ -59,8 +63,8 @@ answer too late, it has taken the call."""
 TELL_AGAIN_S = (0.25, 0.5, 1.0)
 """How long to wait before it is asked again whose a call is that the carrier is to be told about,
 where nobody could say."""
-TRY_AGAIN_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""How long to wait before each further try to take up what may be ours."""
+TRY_AGAIN_S = (0.5, 1.0, 2.0, 4.0, 8.0, 30.0)
+"""How long to wait before each further try to take up what may be ours, and from then on."""
 
 
 class CallLost(ServerError):
@@ -111,10 +115,18 @@ class Absence:
     def __init__(self, missed_s: float, *, is_away: bool) -> None:
         self._missed_s = missed_s
         self._was_away = is_away
+        self._losses = 0
 
-    def is_over(self, missed_s: float, *, is_away: bool) -> bool:
-        """Whether the process has been away, and is back: it is true until :meth:`told`."""
-        self._was_away = self._was_away or is_away
+    def is_over(self, missed_s: float, *, is_away: bool, losses: int = 0) -> bool:
+        """Whether the process has been away, and is back: it is true until :meth:`told`.
+
+        Args:
+            missed_s: How long it has been held up by now.
+            is_away: Whether the registry cannot be asked.
+            losses: How often that has lost what was in it, which is as if it had been away.
+        """
+        self._was_away = self._was_away or is_away or losses != self._losses
+        self._losses = losses
         return not is_away and (self._was_away or missed_s - self._missed_s >= HELD_UP_S)
 
     def told(self, missed_s: float) -> None:
@@ -138,12 +150,12 @@ class Unsettled:
         self._tries.pop(call_sid, None)
 
     def due(self, now: float) -> list[str]:
-        """The calls that are to be tried now, and a few times more if that settles nothing."""
+        """The calls that are to be tried now, and again until that settles something: nobody else
+        looks for what is ours, and the registry forgets it when no call lasts any longer."""
         due = [(call_sid, tries) for call_sid, (tries, at) in self._tries.items() if at <= now]
         for call_sid, tries in due:
-            del self._tries[call_sid]
-            if tries < len(TRY_AGAIN_S):
-                self._tries[call_sid] = tries + 1, now + TRY_AGAIN_S[tries]
+            pause_s = TRY_AGAIN_S[min(tries, len(TRY_AGAIN_S) - 1)]
+            self._tries[call_sid] = tries + 1, now + pause_s
         return [call_sid for call_sid, _ in due]
 
 
@@ -169,6 +181,9 @@ class Rescue:
         self._unsettled = Unsettled()
         self._doubted: dict[str, float] = {}
         self._absence = Absence(missed_s(), is_away=True)
+        self._our_absence = Absence(missed_s(), is_away=cluster.registry.is_away)
+        self._under_way: set[Member] = set()
+        self._is_checking = self._is_settling = False
         self._may_act_at = inf
         self._next_at = -inf
         cluster.registry.on_lost = self.lost
@@ -176,9 +191,13 @@ class Rescue:
     async def run(self) -> None:
         """Look after others' calls and our own, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look_after_ours)
-            nursery.start_soon(self._look_after_others)
-            nursery.start_soon(self._look_after_unsettled)
+            while True:  # one task: to be woken costs more than to look
+                await trio.sleep(LOOK_S)
+                self._look_after_others(nursery)
+                if not self._is_checking:
+                    self._look_after_ours(nursery)
+                if not self._is_settling:
+                    self._look_after_unsettled(nursery)
 
     # -- taking over -----------------------------------------------------------------------
 
@@ -197,6 +216,22 @@ class Rescue:
             RegistryAway: It is not known, and tried again.
             CallLost: It was ours, but nobody can go on with it.
         """
+        call = await self._take(call_sid, holding)
+        assert not isinstance(call, int)
+        return call
+
+    async def take_or_begin(self, call_sid: str, holding: Holding) -> int | None:
+        """Take a call over that the carrier says begins; if nothing was kept of it, it does.
+
+        Returns:
+            At which generation it is ours; else see :meth:`take`.
+        """
+        found = await self._take(call_sid, holding, may_begin=True)
+        return found.ownership.generation if isinstance(found, Call) else found
+
+    async def _take(
+        self, call_sid: str, holding: Holding, *, may_begin: bool = False
+    ) -> Call | int | None:
         if call_sid in self._taking:
             await self.settled(call_sid)
             return None
@@ -207,7 +242,12 @@ class Rescue:
             # What has been sent may have been done, so it is seen through, whoever goes away.
             with trio.CancelScope(shield=True):
                 seized = await self._seize(call_sid, holding)
-            call = None if seized is None else self._take_up(call_sid, seized, holding)
+            if seized is None:
+                return None
+            if may_begin and not (seized.state or seized.has_ended):
+                self._unsettled.settle(call_sid)
+                return seized.generation
+            call = self._take_up(call_sid, seized, holding)
         except CallLost:
             self._unsettled.settle(call_sid)
             raise
@@ -215,8 +255,7 @@ class Rescue:
             self._unsettled.add(call_sid, trio.current_time())
             raise
         else:
-            if call is not None:
-                self._unsettled.settle(call_sid)
+            self._unsettled.settle(call_sid)
             return call
         finally:
             self._taking.pop(call_sid).set()
@@ -236,7 +275,7 @@ class Rescue:
     def _take_up(self, call_sid: str, seized: Seized, holding: Holding) -> Call:
         facts = {"call_sid": call_sid, "left_by": str(holding.member)}
         if seized.has_ended:
-            self._cluster.release(call_sid, seized.generation)
+            self._inherit(call_sid, seized)
             raise CallLost("the call has ended", has_ended=True)
         try:
             call = self._calls.take_up(call_sid, seized.state, seized.generation, self._agent())
@@ -247,6 +286,22 @@ class Rescue:
         logger.info("call taken over", generation=seized.generation, **facts)
         return call
 
+    def _inherit(self, call_sid: str, seized: Seized) -> None:
+        """Do what is left to be done for a call that has ended: write its record, as it is."""
+        if not seized.state:
+            self._cluster.release(call_sid, seized.generation)
+            return
+        try:
+            left, events_url = EndedCall.taken_over(seized.state)
+        except LeftUnreadable as reason:
+            logger.error("record lost", call_sid=call_sid, reason=str(reason))  # noqa: TRY400
+            self._cluster.release(call_sid, seized.generation)
+            return
+        self._cluster.hold(call_sid, seized.generation)
+        let_go = partial(self._cluster.let_go, call_sid, seized.generation)
+        for other in self._calls.register.inherit(left, seized.generation, events_url, let_go):
+            self._cluster.release(other)
+
     async def settled(self, call_sid: str) -> None:
         """Wait until it is known whether a call that we are about to take over is ours."""
         if (taking := self._taking.get(call_sid)) is not None:
@@ -256,7 +311,7 @@ class Rescue:
         """Whether a call lives here at this generation, or a higher one, or has ended here."""
         if (call := self._calls.register.get_live(call_sid)) is not None:
             return call.ownership.generation >= generation
-        return self._calls.register.has_ended(call_sid)
+        return self._calls.register.has_ended(call_sid, generation)
 
     def has(self, call_sid: str) -> bool:
         """Whether a call lives here, as far as we know, or is about to.
@@ -275,7 +330,7 @@ class Rescue:
         """The registry says that a call is not ours any more: it ends here, in silence."""
         call = self._calls.register.get_live(call_sid)
         if call is not None and call.ownership.generation == generation:
-            self._disown(call)
+            _disown(call)
 
     async def is_ours(self, call_sid: str) -> bool:
         """Whether a call is known here, and no other process has it by now."""
@@ -287,33 +342,28 @@ class Rescue:
 
     # -- others ----------------------------------------------------------------------------
 
-    async def _look_after_others(self) -> None:
-        async with trio.open_nursery() as nursery:
-            under_way: set[Member] = set()
-            while True:
-                await trio.sleep(LOOK_S)
-                now, others = trio.current_time(), self._cluster.registry.others()
-                silent = {
-                    seen.member
-                    for seen in others.values()
-                    if seen.age_s >= asked_from_s(self._lease_s)
-                }
-                for member in [*self._left_alone.keys() - silent]:
-                    del self._left_alone[member]  # heard of again, or forgotten
-                if not self.has_settled() or not self.takes_calls():
-                    continue
-                for name in suspects(others, self._left_alone, lease_s=self._lease_s, now=now):
-                    member = others[name].member
-                    if member not in under_way:
-                        under_way.add(member)
-                        nursery.start_soon(self._look_after, name, member, under_way)
+    def _look_after_others(self, nursery: trio.Nursery) -> None:
+        now, others = trio.current_time(), self._cluster.registry.others()
+        silent = {
+            seen.member for seen in others.values() if seen.age_s >= asked_from_s(self._lease_s)
+        }
+        for member in [*self._left_alone.keys() - silent]:
+            del self._left_alone[member]  # heard of again, or forgotten
+        if not self.has_settled() or not silent or not self.takes_calls():
+            return
+        for name in suspects(others, self._left_alone, lease_s=self._lease_s, now=now):
+            member = others[name].member
+            if member not in self._under_way:
+                self._under_way.add(member)
+                nursery.start_soon(self._look_after, name, member)
 
     def has_settled(self) -> bool:
         """Whether it is known well enough how the others are: we have not just been away from them,
         nor has the registry.
         """
-        is_away, now = self._cluster.registry.is_away, trio.current_time()
-        if self._absence.is_over(missed_s(), is_away=is_away):
+        registry, now = self._cluster.registry, trio.current_time()
+        is_away, losses = registry.is_away, registry.losses
+        if self._absence.is_over(missed_s(), is_away=is_away, losses=losses):
             self._absence.told(missed_s())
             self._may_act_at = now + SETTLE_S
         return now >= self._may_act_at and not is_away
@@ -326,19 +376,19 @@ class Rescue:
             return False
         return not self._cluster.stands_aside
 
-    async def _look_after(self, name: str, member: Member, under_way: set[Member]) -> None:
+    async def _look_after(self, name: str, member: Member) -> None:
         try:
             self._left_alone[member] = trio.current_time() + self._lease_s
             if await self._answers(name) or not await self._lease_is_over(member):
                 return
             if not await self._rescue_calls_of(member):
                 self._left_alone[member] = inf
-        except RegistryAway:
-            pass
+        except (RegistryAway, CallRefused):
+            pass  # it is looked at again
         except Exception:
             logger.exception("calls not rescued by a bug of ours", left_by=str(member))
         finally:
-            under_way.discard(member)
+            self._under_way.discard(member)
 
     async def _answers(self, name: str) -> bool:
         """The second proof: one that is cut off from the registry only is well, and says so."""
@@ -351,19 +401,14 @@ class Rescue:
 
     async def _lease_is_over(self, member: Member) -> bool:
         """Wait for the rest of a lease; False if its process is heard of meanwhile, or has left."""
-        while (seen := self._seen(member)) is not None:
+        registry = self._cluster.registry
+        while (seen := seen_of(registry.others(), member)) is not None:
             if seen.age_s >= self._lease_s:
                 return True
             if seen.age_s < asked_from_s(self._lease_s):
                 break
             await trio.sleep(max(self._lease_s - seen.age_s, JUST_AFTER_S))
         return False
-
-    def _seen(self, member: Member) -> Seen | None:
-        """What was last heard of a process, though another may have its name by now."""
-        others = self._cluster.registry.others()
-        found = (others.get(member.name), others.get(str(member)))
-        return next((seen for seen in found if seen and seen.member == member), None)
 
     async def _rescue_calls_of(self, member: Member) -> bool:
         """Take over what a process has left; returns whether there was anything."""
@@ -383,6 +428,19 @@ class Rescue:
                 if not is_gone or not self.has_settled() or not self.takes_calls():
                     break
                 nursery.start_soon(self._rescue, call_sid, holding)
+        return await self._inherit_from(member) or bool(left)
+
+    async def _inherit_from(self, member: Member) -> bool:
+        """Write the records that a process has left, now that nobody waits for its live calls;
+        returns whether there were any.
+        """
+        left = list((await self._cluster.registry.calls_of(member, ended=True)).items())
+        random.shuffle(left)
+        for call_sid, holding in left:
+            if not await self._lease_is_over(member) or not self.has_settled():
+                break
+            with suppress(CallLost):  # as all of them are
+                await self.take(call_sid, holding)
         return bool(left)
 
     async def _take_turn(self) -> None:
@@ -426,14 +484,21 @@ class Rescue:
             # It may have been done all the same; else the call ends when no stream comes.
             logger.warning("call not connected again", call_sid=call.call_sid, error=str(error))
 
-    async def _look_after_unsettled(self) -> None:
+    def _look_after_unsettled(self, nursery: trio.Nursery) -> None:
+        if self._cluster.registry.is_away:
+            return
+        if due := self._unsettled.due(trio.current_time()):
+            self._is_settling = True
+            nursery.start_soon(self._settle_all, due)
+
+    async def _settle_all(self, call_sids: Iterable[str]) -> None:
         """Try again to go on with what may be ours: all that is due, and then what is due next."""
-        while True:
-            await trio.sleep(LOOK_S)
-            if not self._cluster.registry.is_away:
-                async with trio.open_nursery() as nursery:
-                    for call_sid in self._unsettled.due(trio.current_time()):
-                        nursery.start_soon(self._settle, call_sid)
+        try:
+            async with trio.open_nursery() as nursery:
+                for call_sid in call_sids:
+                    nursery.start_soon(self._settle, call_sid)
+        finally:
+            self._is_settling = False
 
     async def _settle(self, call_sid: str) -> None:
         try:
@@ -451,22 +516,31 @@ class Rescue:
 
     # -- our own ---------------------------------------------------------------------------
 
-    async def _look_after_ours(self) -> None:
-        registry = self._cluster.registry
-        absence = Absence(missed_s(), is_away=registry.is_away)
-        while True:
-            await trio.sleep(LOOK_S)
-            was_missed_s, live = missed_s(), self._calls.register.live
-            if absence.is_over(was_missed_s, is_away=registry.is_away):
-                if await self._check(live):
-                    absence.told(was_missed_s)
-            elif not registry.is_away:
-                # Without its line a call may be another's, if we were only slow to answer.
-                now, doubted = trio.current_time(), self._doubted
-                self._doubted = {sid: until for sid, until in doubted.items() if until > now}
-                await self._check(
-                    [c for c in live if c.conversation.is_lost or c.call_sid in doubted]
-                )
+    def _look_after_ours(self, nursery: trio.Nursery) -> None:
+        registry, live = self._cluster.registry, self._calls.register.live
+        is_away, losses, now = registry.is_away, registry.losses, trio.current_time()
+        is_back = self._our_absence.is_over(missed_s(), is_away=is_away, losses=losses)
+        if not is_back:
+            # Without its line a call may be another's, if we were only slow to answer.
+            doubted = {sid: until for sid, until in self._doubted.items() if until > now}
+            self._doubted = doubted
+            live = [c for c in live if c.conversation.is_lost or c.call_sid in doubted]
+        if not is_away and (live or is_back):
+            self._is_checking = True
+            nursery.start_soon(self._check_ours, live, missed_s() if is_back else None)
+
+    async def _check_ours(self, live: Iterable[Call], missed_s: float | None) -> None:
+        """Look whose calls are.
+
+        Args:
+            live: Ours, as far as we know.
+            missed_s: How long we had been held up, if we have been away; else None.
+        """
+        try:
+            if await self._check(live) and missed_s is not None:
+                self._our_absence.told(missed_s)
+        finally:
+            self._is_checking = False
 
     async def _check(self, live: Iterable[Call]) -> bool:
         """End what is another's by now; returns whether all could be known."""
@@ -482,7 +556,7 @@ class Rescue:
                 known = False
                 return
             if not ours:
-                self._disown(call)
+                _disown(call)
 
         while waiting and known:
             some, waiting = waiting[:CHECKED_AT_ONCE], waiting[CHECKED_AT_ONCE:]
@@ -491,7 +565,8 @@ class Rescue:
                     nursery.start_soon(check, call)
         return known
 
-    def _disown(self, call: Call) -> None:
-        if call.end_reason is not EndReason.MOVED:
-            logger.info("call is another process's by now", call_sid=call.call_sid)
-            call.conversation.disown()
+
+def _disown(call: Call) -> None:
+    if call.end_reason is not EndReason.MOVED:
+        logger.info("call is another process's by now", call_sid=call.call_sid)
+        call.conversation.disown()

@@ -16,6 +16,14 @@ MAX_TICKETS = 5
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A media socket has shown the ticket of a call."""
+
+    call: Call
+    started: StreamStarted
+
+
+@dataclass(frozen=True, slots=True)
 class _Ticket:
     call: Call
     expires_at: float

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import trio
 
 from codec.ear import Ear
-from codec.hops import HOP_S, Hops
+from codec.hops import HOP_S, MOST_HOPS, Hops
 from server.metrics import VoiceMetrics
 from server.signal import Signal
 
@@ -25,8 +25,7 @@ MAX_CALLS = 512
 TICK_S = 0.02
 """How often it is looked whether something is due: a frame. Sooner, and fewer calls share a run."""
 MAX_BEHIND_S = 0.04
-"""Audio that has waited longer than this when it could have been judged is late."""
-FRAME_S = 0.02
+"""Audio that could have been judged is late if it has waited longer than this."""
 COLD_S = 0.2
 """What is first judged of a call may take so long: it begins with ten hops at once."""
 WITHOUT_S = 2.0
@@ -59,8 +58,8 @@ class Judged(Protocol):
         """Whether it has to be judged on, though nothing is suspicious any more."""
         ...
 
-    def hop(self, probability: float, at: float) -> None:
-        """So likely is it that there was a voice in the 32 ms that were over then."""
+    def hop(self, probability: float, at: float, level_dbfs: float) -> None:
+        """So likely is it that there was a voice in the 32 ms that were over then, so loud."""
         ...
 
     def do_without(self) -> None:
@@ -90,7 +89,8 @@ class _Round:
     """What is asked in one go: no call twice."""
 
     watched: list[_Watched]
-    ats: list[float]
+    heard: list[tuple[float, float]]
+    """When each hop was over, and how loud it was."""
     rows: Any
     likely: list[float] = field(default_factory=list)
 
@@ -158,6 +158,7 @@ class Judge:
     async def run(self) -> None:
         """Judge for ever."""
         self.is_running = True
+        self._metrics.available.set(1)
         try:
             while True:
                 news = self._news.next()
@@ -174,8 +175,12 @@ class Judge:
                 else:
                     with trio.move_on_at(min((at for at, _ in self._without), default=inf)):
                         await news.wait()
+        except Exception:
+            self._metrics.failures.inc()
+            raise
         finally:
             self.is_running = False
+            self._metrics.available.set(0)
             for watched in self._watched.values():
                 self._give_up(watched.judged, self._now())
             self._watched.clear()
@@ -196,13 +201,14 @@ class Judge:
         self._freed.clear()
         rounds: list[list[_Watched]] = []
         for watched in list(self._watched.values()):
-            behind_s = watched.hops.behind_s
-            if now - watched.since > COLD_S and behind_s > HOP_S + FRAME_S + MAX_BEHIND_S:
+            # How much waits says nothing: a network delivers what it has kept back at once.
+            waits_s = now - max(watched.since, watched.hops.due_since)
+            if now - watched.since > COLD_S and waits_s > MAX_BEHIND_S:
                 self._metrics.late.inc()
                 del self._watched[watched.ear]
                 self._give_up(watched.judged, now)
                 continue
-            count = int(behind_s / HOP_S)
+            count = min(int(watched.hops.behind_s / HOP_S), MOST_HOPS)
             if count:
                 watched.heard_at = now
             elif now - watched.heard_at > GONE_S:
@@ -211,13 +217,16 @@ class Judge:
                 if number == len(rounds):
                     rounds.append([])
                 rounds[number].append(watched)
-        return [self._fill(each) for each in rounds]
+        return [filled for each in rounds if (filled := self._fill(each)).watched]
 
     def _fill(self, each: list[_Watched]) -> _Round:
         rows = self._model.rows(len(each))
-        for watched, row in zip(each, rows, strict=True):
-            watched.hops.take(row)
-        return _Round(each, [watched.hops.at for watched in each], rows)
+        taken: list[_Watched] = []
+        for watched in each:
+            if watched.hops.take(rows[len(taken)]):
+                taken.append(watched)
+        heard = [(watched.hops.at, watched.hops.level_dbfs) for watched in taken]
+        return _Round(taken, heard, rows[: len(taken)])
 
     def _ask(self, rounds: list[_Round]) -> None:
         for each in rounds:
@@ -227,11 +236,12 @@ class Judge:
     def _deliver(self, rounds: list[_Round]) -> None:
         for each in rounds:
             self._metrics.hops.inc(len(each.watched))
-            for watched, at, likely in zip(each.watched, each.ats, each.likely, strict=True):
+            hops = zip(each.watched, each.heard, each.likely, strict=True)
+            for watched, (at, level_dbfs), likely in hops:
                 # What came long before the suspicion was only to warm the model up.
                 is_there = self._watched.get(watched.ear) is watched
                 if is_there and at > watched.suspected_at - 1.5 * HOP_S:
-                    watched.judged.hop(likely, at)
+                    watched.judged.hop(likely, at, level_dbfs)
         for watched in list(self._watched.values()):
             ended = watched.hops.at >= watched.ear.suspects_until
             if ended and not watched.judged.is_open:

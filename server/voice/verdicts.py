@@ -6,6 +6,8 @@ while it is silent, nothing is lost by one, and a "yes" that is not noticed may 
 
 from __future__ import annotations
 
+import math
+
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from codec.hops import HOP_S
 
@@ -20,8 +22,18 @@ LIKELY_S = 0.1
 """Nor is it lost what the model is not sure of, if it has been suspicious to the detector, too."""
 VOICED = 0.5
 """Probability of what counts towards an interruption that needs nobody's consent."""
+SURE_HOPS = 2
+"""So much voice in a turn, and it was certainly somebody who spoke."""
 WORD_S = 0.1
 """So much voice is a word, on which the model may have its say."""
+FAR_DB = 6.0
+"""So far under the caller's own level it is somebody else: a television, another desk. The caller's
+own loudest sounds are above it even when they speak 9 dB lower than before."""
+NEAR_DB = 10.0
+"""What is no further under it may be the caller, who has moved."""
+LEARNT_S = 0.3
+"""So much voice in a turn tells how loud its speaker is."""
+LEARNS = 0.3
 QUIET_S = 0.2
 """Silence after which a hold was a false alarm, or waits for the model's word."""
 UNCERTAIN_S = 0.8
@@ -40,6 +52,7 @@ class Verdicts:
         agree_s: How long after a word the agent still waits for the model to call it one.
 
     Attributes:
+        caller_dbfs: How loud the caller is, on the average; None while that is not known.
         speaking: Whether the caller is in the middle of a turn.
         holding: Whether the agent is held just now.
         last_at: When the caller was last heard.
@@ -55,6 +68,9 @@ class Verdicts:
         self.speaking = self.holding = False
         self.last_at = float("-inf")
         self._speech_s = 0.0
+        self._sure_hops = 0
+        self._energy = 0.0  # of these, added up
+        self.caller_dbfs: float | None = None
         self._held_s = self._voiced_s = self._quiet_s = 0.0
         self._not_before = float("-inf")
 
@@ -68,6 +84,7 @@ class Verdicts:
         probability: float,
         at: float,
         *,
+        level_dbfs: float,
         agent_heard: bool,
         may_stop: bool,
         is_quiet: bool,
@@ -78,6 +95,7 @@ class Verdicts:
         Args:
             probability: That there is a voice in it.
             at: When it was over.
+            level_dbfs: How loud it was.
             agent_heard: Whether the caller hears the agent just now.
             may_stop: Whether they may interrupt it.
             is_quiet: Whether the line is quiet while nobody speaks.
@@ -85,6 +103,8 @@ class Verdicts:
         """
         found: list[SpeechStarted | SpeechEnded | Stop] = []
         strict = STRICT_IN_QUIET if is_quiet else STRICT
+        if agent_heard and self._is_far(level_dbfs):
+            probability = 0.0  # where the agent is silent, a caller who speaks low may be meant
         if self.speaking:
             speaks = probability >= LOOSE
         elif agent_heard:
@@ -98,14 +118,33 @@ class Verdicts:
             if not self.speaking:
                 self.speaking = True
                 self._speech_s = HOP_S
-                found.append(SpeechStarted(at - HOP_S, certain=True))
+                self._sure_hops, self._energy = 0, 0.0
+                found.append(SpeechStarted(at - HOP_S))
+            if probability >= VOICED:
+                self._sure_hops += 1
+                self._energy += math.pow(10.0, level_dbfs / 10.0)
         elif self.speaking and at - self.last_at >= self._end_silence_s:
             self.speaking = False
-            found.append(SpeechEnded(self.last_at, self._speech_s, at))
+            sure = self._sure_hops >= SURE_HOPS
+            found.append(SpeechEnded(self.last_at, self._speech_s, at, sure))
         may_hold = agent_heard and may_stop and probability >= strict
         if self._barge_in and (stop := self._stop(probability, at, may_hold)):
             found.append(stop)
         return found
+
+    def understood(self) -> None:
+        """What was said last, or is being said, was the caller: that is how loud they are."""
+        if self._sure_hops * HOP_S < LEARNT_S:
+            return
+        said = 10.0 * math.log10(self._energy / self._sure_hops)
+        known = self.caller_dbfs
+        if known is None or said > known:
+            self.caller_dbfs = said  # nobody is nearer than the caller
+        elif said > known - NEAR_DB:
+            self.caller_dbfs = known + LEARNS * (said - known)
+
+    def _is_far(self, level_dbfs: float) -> bool:
+        return self.caller_dbfs is not None and level_dbfs < self.caller_dbfs - FAR_DB
 
     def _stop(self, probability: float, at: float, may_hold: bool) -> Stop | None:
         if not self.holding:
@@ -134,6 +173,17 @@ class Verdicts:
         """The agent has been cut: it was an interruption, and nothing is held any more."""
         self.holding = False
 
-    def was_echo(self) -> None:
-        """What was taken for speech was the agent, come back: nobody is speaking."""
-        self.speaking = False
+    def was_echo(self, at: float) -> list[SpeechEnded | Stop]:
+        """What was taken for speech was the agent, come back: nobody has spoken.
+
+        Returns:
+            What ends with that: a turn in which nothing was said, and a hold.
+        """
+        found: list[SpeechEnded | Stop] = []
+        if self.speaking:
+            found.append(SpeechEnded(at, 0.0, at, sure=False))
+        if self.holding:
+            found.append(Stop.RESUME)
+        self.speaking = self.holding = False
+        self.last_at = float("-inf")
+        return found

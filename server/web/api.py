@@ -127,6 +127,8 @@ class WhichCalls(BaseModel):
     state: Annotated[str | None, Field(max_length=16)] = None
     status: Annotated[str | None, Field(max_length=16)] = None
     reason: Annotated[str | None, Field(max_length=64)] = None
+    outcome: Literal["complete", "incomplete"] | None = None
+    """Whether its agent knows all that it was to find out; neither is one that wants nothing."""
     min_duration_s: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
     max_duration_s: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
     min_cost_usd: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
@@ -145,13 +147,15 @@ class WhichCalls(BaseModel):
             since.append(begin)
             until.append(begin + DAY_S)
         numbers = (self.number, masked(self.number)) if self.number else ()
-        exact: dict[str, tuple[str, ...]] = {
+        exact: dict[str, tuple[str | bool, ...]] = {
             name: (value,)
             for name in ("direction", "agent", "state", "status", "reason")
             if (value := getattr(self, name)) is not None
         }
         if self.trouble and self.reason is None:
             exact["reason"] = tuple(reason.value for reason in EndReason if reason.is_failure)
+        if self.outcome is not None:
+            exact["outcome_complete"] = (self.outcome == "complete",)
         return Wanted(
             since=max(since, default=None),
             until=min(until, default=None),
@@ -206,6 +210,7 @@ class CallRecord(BaseModel):
     reason: str | None
     duration_s: float
     agent: str
+    outcome_complete: bool | None = None
 
 
 class AgentShown(BaseModel):

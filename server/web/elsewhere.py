@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from http import HTTPStatus
+from math import inf
 from typing import Any, cast
 
 import httpx2
@@ -13,7 +15,7 @@ import structlog
 import trio
 from quart import Quart, Response, request
 
-from server.cluster.choosing import QUIET_S, takers
+from server.cluster.choosing import QUIET_S, seen_of, takers
 from server.cluster.passing_on import PASSED_BACK, PASSED_ON, Hop, WorkerLost
 from server.cluster.registry import Holding, Member, RegistryAway
 from server.errors import CallRefused
@@ -38,6 +40,8 @@ ASKED_AT_ONCE = 20
 """Of all who are asked the same; the others wait for their turn."""
 LIST_TIMEOUT_S = 2.0
 """For others to say which calls they have; one that is gone shall not hold the list up."""
+KNOWS_S = 2.0
+"""For others to say whether they know a call, while nobody can say whose it is."""
 TAKEOVER_ASK_S, QUIET_ASK_S = 1.2, 0.5
 """For the process of a call to say that it has it, while its caller hears nothing; then another
 takes the call. One of which nothing was heard lately, though others were, has less time."""
@@ -47,6 +51,11 @@ that its stream is not heard any more."""
 HOLD_ON_S = 2.0
 """How long the carrier waits for a registry that is away; it asks again after three seconds."""
 HOLD_ON_PAUSE_S = 0.1
+DENIALS = 2
+"""So often a call's process has to say that it does not have it: at first its way there may be the
+longer one."""
+ORPHAN_S = 30.0
+"""For so long after its process was last heard of, a call may yet be taken over by another."""
 MAX_TAKERS = 3
 """Processes that are asked to take a call which this one cannot."""
 
@@ -135,6 +144,32 @@ class Elsewhere:
             logger.warning("a process does not answer for its call", worker=name)
             return None, holding
 
+    def check_nobodys(self, call_sid: str, holding: Holding | None) -> None:
+        """Make sure that a call that nobody knows is nobody's.
+
+        Args:
+            call_sid: The call.
+            holding: Whose it is or was.
+
+        Raises:
+            RegistryAway: Its process may have just died, and nobody have taken it over yet.
+        """
+        cluster = self._service.cluster
+        if holding is None:
+            return
+        if holding.member == cluster.me:
+            may_live = not self._service.calls.register.has_ended(call_sid)
+        else:
+            age_s = self._age_s(holding.member)
+            may_live = age_s < ORPHAN_S or not self._service.rescue.has_settled()
+        if may_live:
+            raise RegistryAway("the process of this call is gone, and another may go on with it")
+
+    def _age_s(self, member: Member) -> float:
+        """How long ago a process was heard of."""
+        seen = seen_of(self._service.cluster.registry.others(), member)
+        return inf if seen is None else seen.age_s
+
     async def in_progress(self, call_sid: str) -> tuple[Response | None, bool]:
         """The answer of the process that has this call, which the carrier asks how it goes on.
 
@@ -158,7 +193,7 @@ class Elsewhere:
         hop: Hop | None = _hop()
         if hop is not None and not hop.named:
             return await self._of_ours(call_sid, at_once=hop.if_known), False
-        give_up_at, denied = trio.current_time() + HOLD_ON_S, set[Holding]()
+        give_up_at, denied = trio.current_time() + HOLD_ON_S, Counter[Holding]()
         while True:
             try:
                 holding = await cluster.registry.owner(call_sid)
@@ -199,22 +234,23 @@ class Elsewhere:
         return None if await rescue.is_ours(call_sid) else _not_here()
 
     async def _of_another(
-        self, call_sid: str, holding: Holding, denied: set[Holding]
+        self, call_sid: str, holding: Holding, denied: Counter[Holding]
     ) -> httpx2.Response | None:
         """What a call's process answers, or one that takes the call over in its place and ours.
 
         Args:
             call_sid: The call.
             holding: Whose it is.
-            denied: Those that have said that they do not have it: who says so twice never will.
+            denied: How often each has said that it does not have it.
 
         Returns:
             None if it is to be seen anew whose it is: it may be ours by now.
         """
-        if holding.member != self._service.cluster.me and holding not in denied:
+        if holding.member != self._service.cluster.me and denied[holding] < DENIALS:
             theirs = await self._of_holder(holding.member)
             if theirs is not None and theirs.status_code == HTTPStatus.NOT_FOUND:
-                denied.add(holding)
+                denied[holding] += 1
+                await trio.sleep(HOLD_ON_PAUSE_S)
                 return None
             if theirs is not None:
                 return theirs
@@ -228,17 +264,23 @@ class Elsewhere:
         Raises:
             RegistryAway: Nothing is known of it yet.
         """
-        cluster = self._service.cluster
+        cluster, asked_at = self._service.cluster, trio.current_time()
+        hop = Hop(cluster.me.name, if_known=True)
         if self._is_gone(member):
             return None
         timeout_s = TAKEOVER_ASK_S
         if cluster.sibling_number(member.name) is None:
-            seen = cluster.registry.others().get(member.name)
-            if seen is None or seen.member != member:
+            if (age_s := self._age_s(member)) == inf:
                 raise RegistryAway("the process of this call was not heard of yet")
-            timeout_s = ask_timeout_s(seen.age_s, has_settled=self._service.rescue.has_settled())
+            timeout_s = ask_timeout_s(age_s, has_settled=self._service.rescue.has_settled())
         try:
-            answer = await self._ask(member.name, Hop(cluster.me.name, if_known=True), timeout_s)
+            try:
+                answer = await self._ask(member.name, hop, timeout_s)
+            except WorkerLost:
+                if self._age_s(member) >= trio.current_time() - asked_at:
+                    raise
+                # It has said since that it is there, and is slow, or our way to it is.
+                answer = await self._ask(member.name, hop, timeout_s)
         except WorkerLost:
             logger.warning("a process does not answer for its call", worker=member.name)
             return None
@@ -291,8 +333,9 @@ class Elsewhere:
         cluster = self._service.cluster
         names = [*dict.fromkeys((*cluster.siblings(), *cluster.seen()))][:MAX_ASKED_FOR_CALL]
         hop = Hop(cluster.me.name, if_known=if_known)
-        for answer in await self._all(names, hop, timeout_s):
-            if answer.status_code != 404:
+        timeout_s = KNOWS_S if timeout_s is None else min(timeout_s, KNOWS_S)
+        for answer in await self._all(names, hop, timeout_s, until=_knows):
+            if _knows(answer):
                 return _response(answer)
         raise RegistryAway("who has this call is not known at this moment")
 
@@ -319,9 +362,21 @@ class Elsewhere:
         return answers, are_all and not cluster.registry.is_away
 
     async def _all(
-        self, names: Iterable[str], hop: Hop, timeout_s: float | None
+        self,
+        names: Iterable[str],
+        hop: Hop,
+        timeout_s: float | None,
+        *,
+        until: Callable[[httpx2.Response], bool] = lambda answer: False,
     ) -> list[httpx2.Response]:
-        """The answers of all these, as far as they come in time; few are asked at once."""
+        """The answers of all these, as far as they come in time; few are asked at once.
+
+        Args:
+            names: Whom to ask.
+            hop: Why.
+            timeout_s: How long it may take, if less than the longest request.
+            until: Says of an answer whether it is enough.
+        """
         answers: list[httpx2.Response] = []
         left = iter([*names])
 
@@ -329,6 +384,8 @@ class Elsewhere:
             for name in left:
                 with suppress(WorkerLost):
                     answers.append(await self._ask(name, hop, timeout_s))
+                    if until(answers[-1]):
+                        nursery.cancel_scope.cancel("that is enough")
 
         with trio.move_on_after(timeout_s or self._timeout_s):
             async with trio.open_nursery() as nursery:
@@ -371,14 +428,16 @@ class Elsewhere:
 
     async def for_named_call(self, call_sid: str) -> Response | int:
         """The answer of the process that is to have this new call; if that is this one, at which
-        generation the call is ours.
+        generation the call is ours, which may be one that another has left.
 
         Who has a call that the carrier has named is decided once and for all. While the registry
         is away, it is whoever was asked, and at a higher generation than any that we may have
         claimed for somebody without being told so.
 
         Raises:
-            RegistryAway: It is over, or becomes another's again and again.
+            RegistryAway: It is over, or becomes another's again and again, or it is another's that
+                is gone, and cannot be had.
+            CallLost: It has ended, or cannot go on, in the process that had it.
         """
         cluster, gone = self._service.cluster, frozenset[str]()
         if not self.may_be_asked:
@@ -387,26 +446,29 @@ class Elsewhere:
         if self._is_known(call_sid):
             return cluster.generation(call_sid)
         body, generation = await self._body(), 1
-        try:
-            for _ in range(CLAIM_TRIES):
+        for _ in range(CLAIM_TRIES):
+            try:
                 holding = await cluster.claim(call_sid, cluster.new_calls.choose(gone))
-                asked, generation = holding.member, holding.generation
-                if asked == cluster.me:
-                    return generation
-                if asked.name not in gone and not self._is_gone(asked):
-                    try:
-                        given = await self._give(asked.name, body, generation)
-                        return _response(given)
-                    except WorkerLost as lost:
-                        if lost.reached and not self._is_gone(asked):
-                            # It may have the call by now.
-                            error = json.dumps(worker_lost(lost).body)
-                            return Response(error, 502, content_type="application/json")
-                        gone |= {asked.name}
-                if (seized := await cluster.registry.seize(call_sid, holding)) is not None:
-                    return seized.generation
-        except RegistryAway:
-            return generation + 1
+            except RegistryAway:
+                return generation + 1
+            asked, generation = holding.member, holding.generation
+            if asked == cluster.me:
+                return generation
+            if asked.name not in gone and not self._is_gone(asked):
+                try:
+                    return _response(await self._give(asked.name, body, generation))
+                except WorkerLost as lost:
+                    if lost.reached and not self._is_gone(asked):
+                        # It may have the call by now.
+                        error = json.dumps(worker_lost(lost).body)
+                        return Response(error, 502, content_type="application/json")
+                    gone |= {asked.name}
+            try:
+                found = await self._service.rescue.take_or_begin(call_sid, holding)
+            except CallRefused as refused:
+                return cast(Response, refusal(refused).response())
+            if found is not None:
+                return found
         raise RegistryAway("who is to have this call could not be settled")
 
     @property
@@ -456,6 +518,11 @@ def ask_timeout_s(age_s: float, *, has_settled: bool) -> float:
             says nothing.
     """
     return QUIET_ASK_S if has_settled and age_s >= QUIET_S else TAKEOVER_ASK_S
+
+
+def _knows(answer: httpx2.Response) -> bool:
+    """Whether a process that was asked about a call has it."""
+    return answer.status_code != HTTPStatus.NOT_FOUND
 
 
 def _not_here() -> Response:

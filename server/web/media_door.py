@@ -31,8 +31,8 @@ from server.logs import log_stranger
 from server.media.plane import STRANGER, Plane, Wire
 from server.metrics import add
 from server.service import Service
-from server.switchboard.calls import Claim
 from server.switchboard.strangers import client_address
+from server.switchboard.tickets import Claim
 from server.web.api import error_body
 from server.web.elsewhere import worker_lost
 from server.web.http_request import MAX_BODY_BYTES, target_of

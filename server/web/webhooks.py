@@ -29,7 +29,9 @@ from server.carrier.webhooks import Reply
 from server.errors import CarrierProtocolError, ServerError
 from server.logs import Sparing
 from server.pace import Pace
+from server.records.tables import FIRST_GENERATION
 from server.service import Service
+from server.switchboard.rescue import CallLost
 from server.web.api import error_body
 from server.web.elsewhere import Elsewhere
 from server.web.http_request import target_of
@@ -258,9 +260,18 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         return document(await resumed)
 
     async def begin(asked: VoiceRequest) -> Any:
-        generation = await elsewhere.for_named_call(asked.call_sid)
+        call_sid, calls = asked.call_sid, service.calls
+        try:
+            generation = await elsewhere.for_named_call(call_sid)
+        except CallLost as lost:
+            is_orphan = not lost.has_ended
+            return document(await calls.resume(call_sid, service.agent, is_orphan=is_orphan))
         if isinstance(generation, Response):
             return generation
+        call = calls.register.get_live(call_sid)
+        if call is not None and call.conversation.is_lost and generation > FIRST_GENERATION:
+            # It had begun in another process, which is gone.
+            return document(await calls.resume(call_sid, service.agent))
         service.cluster.new_calls.take(request.scope)
         try:
             reply = await service.begin_call(asked, generation=generation)

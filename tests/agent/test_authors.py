@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import pytest
 import trio
 from structlog.testing import capture_logs
 
-from server.agent.authors import BLOCKS, SAY_EVERY_S, USES_ASYNCIO, Held, hint_of
+from server.agent.roster.agents import NewCall
+from server.agent.roster.files import read_agents
 from server.agent.tool import tool
+from server.events.handlers import on
+from server.logs.authors import BLOCKS, SAY_EVERY_S, USES_ASYNCIO, Held, hint_of
+from server.settings.settings import Settings
+from tests.support.serving import serving
 
 DOCSTRINGS = {
     "google": """Book a table.
@@ -120,7 +126,7 @@ async def test_a_function_that_keeps_the_loop_is_named_once_a_minute(clock):
         clock[0] += SAY_EVERY_S
         await held.watch(blocks(0.4))
 
-    assert [(line["tool"], line["held_ms"], line["hint"]) for line in logged] == [
+    assert [(line["function"], line["held_ms"], line["hint"]) for line in logged] == [
         ("slow", 400, BLOCKS)
     ] * 2
 
@@ -155,3 +161,98 @@ async def test_a_watched_function_is_cancelled_and_fails_like_any_other(autojump
 
     assert scope.cancelled_caught
     assert ended == ["cancelled"]
+
+
+class _Call:
+    """A call, as far as a tool has it."""
+
+    number = "+15005550199"
+
+    def __init__(self) -> None:
+        self.noted_at: list[float] = []
+
+    def note(self, what: str, **facts: object) -> str:
+        self.noted_at.append(trio.current_time())  # an error in any other thread
+        return what
+
+    async def press_keys(self, keys: str) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def use_tool():
+    async def use(function, call: _Call) -> object:
+        return await tool(function).run({}, call, trio.CapacityLimiter(1))
+
+    return use
+
+
+async def test_a_plain_function_has_the_call_from_its_thread(use_tool):
+    def remember(call) -> str:
+        """Write it down."""
+        return f"{call.note('asked', where='here')} by {call.number}"
+
+    call = _Call()
+
+    assert await use_tool(remember, call) == "asked by +15005550199"
+    assert len(call.noted_at) == 1
+
+
+async def test_a_plain_function_is_told_what_it_cannot_await(use_tool):
+    def press(call) -> None:
+        """Press a key."""
+        call.press_keys("1")
+
+    with pytest.raises(TypeError, match=r"call\.press_keys has to be awaited: write `async def`"):
+        await use_tool(press, _Call())
+
+
+async def test_a_route_and_a_handler_are_watched_like_a_tool(clock, tmp_path):
+    @on("call.ended")
+    async def ended(event) -> None:
+        clock[0] += 0.3
+
+    (tmp_path / "agents.py").write_text(
+        "import asyncio\nasync def route(call):\n    await asyncio.sleep(1)\n"
+    )
+    agents = read_agents(Settings(_env_file=None, agents=tmp_path / "agents.py"))
+    assert agents.route is not None
+
+    with capture_logs() as logged:
+        await ended.function({})
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            await agents.route(NewCall("inbound", "+15005550199"))
+
+    told = [(line["kind"], line["function"].rpartition(".")[2], line["hint"]) for line in logged]
+    assert told == [("event handler", "ended", BLOCKS), ("route", "route", USES_ASYNCIO)]
+    assert ended.name.endswith("ended")
+
+
+@pytest.mark.sockets
+async def test_a_tool_that_blocks_is_named_and_the_loop_is_seen_to_be_late(tmp_path, monkeypatch):
+    """On a served call: not the watch alone, but what whoever runs the server gets to see."""
+    (tmp_path / "blocking_tools.py").write_text(
+        "import time\n"
+        "from server.agent.tool import tool\n\n\n"
+        "@tool\n"
+        "async def look_up() -> str:\n"
+        '    """Look something up."""\n'
+        "    time.sleep(0.4)\n"
+        "    return 'found'\n"
+    )
+    script = tmp_path / "model.toml"
+    script.write_text('[[turns]]\ncalls = [{name = "look_up"}]\nsays = "Found."\n')
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with capture_logs() as logged:
+        async with serving(
+            tools=["blocking_tools"], simulated_model_script=script, simulated_callee="asks-once"
+        ) as server:
+            await server.finished((await server.make_call("5550117")).json()["call_sid"])
+            counted = (await server.http.get("/metrics")).text
+
+    (told,) = (line for line in logged if line["event"] == "a function held up every call")
+    assert (told["kind"], told["function"]) == ("tool", "look_up")
+    assert told["held_ms"] >= 400
+    late = dict(re.findall(r'offhook_loop_lag_seconds_bucket\{le="([^"]+)"\} (\S+)', counted))
+    assert float(late["+Inf"]) > float(late["0.25"])

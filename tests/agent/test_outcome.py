@@ -9,6 +9,7 @@ import pytest
 import trio
 from pydantic import BaseModel, field_validator
 
+from server.agent.loading import load_tools
 from server.agent.outcome import (
     MAX_OUTCOME_BYTES,
     Outcome,
@@ -17,6 +18,8 @@ from server.agent.outcome import (
     outcome_tool,
 )
 from server.agent.tool import ToolError
+from server.errors import ConfigurationError
+from server.events.handlers import load_handlers
 
 ORDER: dict[str, Any] = {
     "description": "One order.",
@@ -100,6 +103,98 @@ def test_null_is_what_models_say_for_what_they_do_not_know():
 
     assert order.fill({"pizza": "hawaii", "count": None}, "agent") == []
     assert order.values == {"pizza": "hawaii"}
+
+
+NULLABLE = {"properties": {"note": {"type": ["string", "null"]}, "count": {"type": "integer"}}}
+
+
+def test_null_is_no_news_of_what_is_known():
+    order = outcome(NULLABLE)
+
+    assert order.fill({"note": None}, "agent") == []
+    unsaid = dict(order.values)
+    assert order.fill({"note": "olives"}, "agent") == []
+    assert order.fill({"note": None, "count": 2}, "agent") == []
+
+    assert unsaid == {"note": None}
+    assert order.values == {"note": "olives", "count": 2}
+
+
+DEPENDENT = {
+    "required": ["street"],
+    "properties": {"street": {}, "number": {}, "door": {}, "colour": {"enum": ["red"]}},
+    "dependentRequired": {"street": ["number"], "number": ["door"]},
+}
+
+
+@pytest.mark.parametrize("more", [{}, {"colour": "green"}])
+def test_parts_that_need_others_are_taken_in_together(more):
+    read = {"street": "Ancha", "number": 5, "door": "b"}
+    order = outcome(DEPENDENT)
+
+    order.fill_missing(read | more, "transcript")
+
+    assert order.values == read
+
+
+def test_what_another_process_has_brought_is_gone_on_with_as_it_was():
+    there = {"street": "Ancha", "number": 5, "door": "b", "note": None}
+    schema = DEPENDENT | {"properties": DEPENDENT["properties"] | {"note": {}}}
+    order = outcome(schema)
+
+    order.go_on(there)
+
+    assert order.as_dict() == {
+        "values": there,
+        "source": "agent",
+        "complete": True,
+        "missing": [],
+    }
+
+
+def test_of_what_another_process_has_brought_what_fits_here_is_gone_on_with():
+    order = outcome()
+
+    order.go_on({"pizza": "hawaii", "count": "two", "colour": "red"})
+
+    assert order.values == {"pizza": "hawaii"}
+
+
+def test_nothing_brought_has_no_source():
+    order = outcome()
+
+    order.go_on({})
+
+    assert order.as_dict()["source"] is None
+
+
+class Node(BaseModel):
+    next: Node | None = None
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (Node, "must be an object"),
+        (int | str, "must be an object"),
+        ({"properties": {"x" * 300: {}}}, "name that is too long"),
+    ],
+)
+def test_a_schema_of_which_nothing_could_be_kept_is_refused(said, told):
+    with pytest.raises(SchemaWrong, match=told):
+        outcome_schema(said)
+
+
+def test_a_module_that_exits_when_it_is_imported_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "exits_at_once.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(SchemaWrong, match="SystemExit"):
+        outcome_schema("exits_at_once.Order")
+    with pytest.raises(ConfigurationError, match="TOOLS: exits_at_once"):
+        load_tools(["exits_at_once"])
+    with pytest.raises(ConfigurationError, match="EVENT_HANDLERS: exits_at_once"):
+        load_handlers(["exits_at_once"])
 
 
 def test_a_model_that_reads_says_only_what_is_missing_and_fits():

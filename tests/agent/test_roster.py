@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +12,14 @@ import trio
 import trio.testing
 
 from server.agent.agent import Agent
-from server.agent.roster.agents import Agents, NewCall, VariablesMissing, filled
+from server.agent.roster.agents import (
+    MAX_TEXT_CHARS,
+    Agents,
+    NewCall,
+    VariablesMissing,
+    VariablesWrong,
+    filled,
+)
 from server.agent.roster.roster import Roster
 from server.agent.roster.routing import choose
 from server.errors import ConfigurationError
@@ -94,6 +102,31 @@ async def test_who_lacks_a_value_leaves_the_call_to_the_default_agent():
     call = replace(INBOUND, variables={})
 
     assert await choose(agents_with(fallback="desk"), call, timeout_s=1.0) is DEFAULT
+
+
+@pytest.mark.parametrize("fallback", ["desk", "default"])
+async def test_nobody_is_rung_without_what_their_agent_is_to_say(fallback):
+    async def route(call):
+        return "desk"
+
+    call = replace(INBOUND, direction="outbound", called="", variables={})
+
+    with pytest.raises(VariablesMissing, match="shop"):
+        await choose(agents_with(route, fallback), call, timeout_s=1.0)
+
+
+async def test_a_route_that_wants_to_exit_leaves_the_call_to_the_fallback():
+    async def route(call):
+        sys.exit(1)
+
+    assert (await choose(agents_with(route, "desk"), INBOUND, timeout_s=1.0)).name == "desk"
+
+
+def test_a_text_that_values_make_too_long_is_refused():
+    agent = replace(DEFAULT, name="desk", prompt="{{x}}" * (MAX_TEXT_CHARS // 100 + 1))
+
+    with pytest.raises(VariablesWrong, match="prompt of desk longer than"):
+        filled(agent, {"x": "y" * 100})
 
 
 async def test_agents_are_replaced_all_at_once_and_only_by_whole_ones(tmp_path):

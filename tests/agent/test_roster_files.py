@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from server.agent.roster import files as files_module
 from server.agent.roster.agents import Agents
 from server.agent.roster.files import MODULE_NAME, line_of, read_agents
 from server.errors import ConfigurationError
@@ -243,3 +244,71 @@ def test_a_key_is_found_in_its_table_and_not_in_a_text():
     assert line_of(text, ["d"]) == 6
     assert line_of(text, ["d", "missing"]) == 6
     assert line_of(text, ["e"]) is None
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """How often a text was read while its lines were looked for."""
+    counted = []
+    parse = files_module._parsed
+    monkeypatch.setattr(files_module, "_parsed", lambda lines: counted.append(1) or parse(lines))
+    return counted
+
+
+@pytest.mark.parametrize("between", [", ", ",\n"])
+def test_as_many_numbers_as_there_may_be_are_read_without_looking_for_the_line_of_each(
+    folder, parsed, between
+):
+    numbers = between.join(f'"+58412{number:07}"' for number in range(10_000))
+    write(folder, f'name = "desk"\nprompt = "x"\nnumbers = [\n{numbers}\n]\n')
+
+    agents = read(folder)
+
+    assert len(agents.by_name["desk"].numbers) == 10_000
+    assert len(parsed) <= 20
+
+
+def test_of_as_many_wrong_numbers_a_few_are_told(folder, parsed):
+    numbers = ",\n".join(f'"{number}"' for number in range(10_000))
+    write(folder, f'name = "desk"\nprompt = "x"\nnumbers = [\n{numbers}\n]\n')
+
+    told = refusal(folder)
+
+    assert told.count("line 3") == files_module.MAX_TOLD
+    assert len(parsed) <= 10 * files_module.MAX_TOLD
+
+
+def test_the_second_of_two_owners_of_many_numbers_is_told_once(folder):
+    numbers = ", ".join(f'"+58412{number:07}"' for number in range(1_000))
+    for name in ("a", "b"):
+        write(folder, f'name = "{name}"\nnumbers = [{numbers}]\n', f"{name}.toml")
+
+    told = refusal(folder)
+
+    assert told.count("has +58412") == 1
+    assert "b.toml, line 2" in told
+    assert "a.toml, line 2" in told
+
+
+@pytest.mark.parametrize("key", ["tools", "numbers", "prompt_file", "name", "outcome", "variables"])
+@pytest.mark.parametrize("value", ["5", "1.5", "true", "[5]", "{a = 5}", "2026-01-01", "[[]]"])
+def test_a_value_of_whatever_kind_is_refused_with_its_line(folder, key, value):
+    name = "" if key == "name" else 'name = "desk"\n'
+    write(folder, f'{name}prompt = "x"\n{key} = {value}\n')
+
+    assert f"order.toml, line {name.count(chr(10)) + 2}: {key}" in refusal(folder)
+
+
+def test_a_module_that_exits_is_told_and_leaves_the_agents_as_they_were(folder):
+    (folder / "agents.py").write_text("import sys\n\nsys.exit('no')\n")
+
+    assert "agents.py, line 3: SystemExit: no" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["prompt", "greeting", "voicemail_message", "apology"])
+def test_a_text_is_no_longer_than_another_process_would_take_it(folder, key):
+    write(folder, f'name = "desk"\nvoicemail = "leave-message"\n{key} = "{"x" * 200_001}"\n')
+
+    told = refusal(folder)
+
+    assert f"line 3: {key} must have at most 200,000 characters" in told

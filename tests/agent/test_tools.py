@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import BaseModel, Field
 
+from server.agent.agent import Agent
 from server.agent.builtin import hang_up, transfer_tool
 from server.agent.loading import check_names, load_tools
 from server.agent.tool import LiveCall, tool
 from server.errors import ConfigurationError
+from server.model.gemini.setup import agent_config, setup_message
 from tests.support.toolboxes import echo
 
 
@@ -53,6 +55,35 @@ def test_the_schema_comes_from_the_signature_and_the_docstring():
         },
         "required": ["guests", "when"],
     }
+
+
+def test_the_model_is_told_what_to_say_before_it_calls_what_takes_long():
+    @tool(filler="One moment, please.")
+    def look_up(name: str) -> str:
+        """Look somebody up."""
+        return name
+
+    @tool
+    def quick() -> None:
+        """Do it at once."""
+
+    config = agent_config(Agent(tools=(look_up, quick)))
+
+    message, _ = setup_message("gemini-3.8-live", config)
+    slow, fast = message["setup"]["tools"][0]["functionDeclarations"]
+    assert look_up.description == "Look somebody up."
+    assert slow["description"].startswith("Look somebody up.")
+    assert 'say "One moment, please."' in slow["description"]
+    assert fast["description"] == "Do it at once."
+
+
+@pytest.mark.parametrize("filler", ["x" * 201, 'Say "yes"'])
+def test_what_is_no_filler_is_refused(filler):
+    with pytest.raises(TypeError, match="filler"):
+
+        @tool(filler=filler)
+        def look_up() -> None:
+            """Look somebody up."""
 
 
 def test_an_argument_may_be_called_anything_a_dictionary_key_may():

@@ -11,7 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.calls import Point, bounds_table, tables
 from benchmarks.load.call import Talk
 from benchmarks.load.sockets import Backend, Picows, Socket, Websockets, picows, port_of
-from benchmarks.point import CLASSIC, KINDS, OFFHOOK, ServerKind, run_point
+from benchmarks.point import ASTERISK, CLASSIC, KINDS, OFFHOOK, ServerKind, run_point
 
 pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
@@ -19,7 +19,7 @@ QUICK_TALK = Talk(turn_s=0.8, cycle_s=0.5, cut_every=2, cut_delays_s=(0.0, 0.02)
 PERCENTILES = {"p50", "p95", "p99", "p999"}
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [*KINDS.values(), ASTERISK], ids=lambda kind: kind.name)
 def test_two_calls_arrive_whole(kind: ServerKind):
     if kind.missing:
         pytest.skip(f"not here: {', '.join(kind.missing)}")

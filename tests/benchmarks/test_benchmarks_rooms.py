@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import wave
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy
 import pytest
+from rich.console import Console
 
 import codec
-from benchmarks import listening, rooms
+from benchmarks import ear_goals, listening, rooms
+from benchmarks.listening import Soon
 from benchmarks.rooms import Mix, Package, Utterance
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from codec.line import FRAME_BYTES, SILENCE
@@ -116,3 +120,83 @@ def test_a_silent_model_is_noticed_when_its_time_is_up():
     noticed_s = listening.noticed_s(finding(found), MIX, SILENCE * 8_000 * 60)
 
     assert noticed_s == pytest.approx(6.5)
+
+
+# --- What must be shown
+NAMES = ("city", "office", "forest")
+
+
+@dataclass
+class Measured:
+    """An ear that reaches everything, but for what a test says."""
+
+    holds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(NAMES, 0.0))
+    holds_at_5_db: dict[str, float] = field(default_factory=lambda: dict.fromkeys(NAMES, 4.0))
+    coughs: float = 0.02
+    sentences: dict[str, Soon] = field(
+        default_factory=lambda: {
+            "quiet line": Soon(60, 100, 0.0, 100),
+            "20 dB": Soon(70, 100, 0.02, 100),
+            "15 dB": Soon(80, 100, 0.03, 100),
+        }
+    )
+    turns: dict[str, Soon] = field(
+        default_factory=lambda: {
+            level: Soon(60, 100, 0.02, 100) for level in ("quiet line", "20 dB", "15 dB")
+        }
+    )
+    ends: dict[str, Soon] = field(
+        default_factory=lambda: {level: Soon(600, 800, 0.01, 100) for level in ("15 dB", "10 dB")}
+    )
+    noticed_s: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(NAMES, 6.6))
+
+
+def missed(measured: Measured) -> int:
+    return sum(not goal.is_met for goal in ear_goals.goals(measured, NAMES))
+
+
+def test_an_ear_that_reaches_everything_misses_nothing():
+    assert missed(Measured()) == 0
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        Measured(holds={"city": 6.0, "office": 0.0, "forest": 0.0}),
+        Measured(holds=dict.fromkeys(NAMES, 1.0)),
+        Measured(holds_at_5_db={"city": 0.0, "office": 5.5, "forest": 0.0}),
+        Measured(coughs=0.06),
+        Measured(noticed_s={"city": 6.6, "office": None, "forest": 6.6}),
+        Measured(noticed_s={"city": 6.6, "office": 7.1, "forest": 6.6}),
+        Measured(ends={"15 dB": Soon(600, 950, 0.0, 9), "10 dB": Soon(600, 800, 0.03, 9)}),
+    ],
+)
+def test_each_figure_that_is_not_reached_is_told(measured):
+    assert missed(measured) == 1
+
+
+def test_a_hold_or_two_are_borne_in_some_rooms_and_what_was_not_measured_is_not_reached():
+    assert missed(Measured(holds={"city": 5.0, "office": 5.0, "forest": 0.0})) == 0
+    assert missed(Measured(sentences=dict.fromkeys(Measured().sentences, Soon.of([], 0)))) == 2
+
+
+def test_what_the_judge_costs_is_what_it_adds():
+    costs = {
+        "ear, rooms": {100: 0.7},
+        "before, rooms": {100: 0.2},
+        "ear, quiet lines": {100: 0.052},
+        "before, quiet lines": {100: 0.05},
+    }
+
+    rooms_alone, quiet = ear_goals.cost_goals(costs, "ear", "before")
+
+    assert rooms_alone.is_met
+    assert not quiet.is_met
+
+
+def test_the_table_says_which_figures_were_missed():
+    page = Console(file=io.StringIO(), width=200)
+
+    page.print(ear_goals.table_of({"ear": ear_goals.goals(Measured(coughs=0.5), NAMES)}))
+
+    assert page.file.getvalue().count("(missed)") == 1

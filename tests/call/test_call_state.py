@@ -228,3 +228,22 @@ def test_any_json_in_the_place_of_a_member_is_a_state_or_an_error(value, name):
     except StateUnreadable:
         return
     assert CallState.decode(read.encode()) == read
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        {"voice": "v" * 257},
+        {"prompt": "p" * 200_001},
+        {"outcome": {"x" * 257: {}}},
+        {"tools": ("look_up",) * 513},
+        {"events_url": "https://" + "x" * 2_000},
+    ],
+)
+def test_what_nobody_could_read_is_refused_where_it_is_written(differences):
+    whole = state()
+    agent = dataclasses.replace(whole.agent, **differences)
+
+    with pytest.raises(StateTooLong, match=f"{next(iter(differences))}") as refused:
+        dataclasses.replace(whole, agent=agent).encode()
+    assert "xxxx" not in str(refused.value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -18,6 +20,7 @@ from server.call.report import drawing as drawing_module
 from server.call.report.drawing import Drawing
 from server.dialogue.endings import EndReason
 from server.errors import ModelError
+from server.events.events import Events
 from server.metrics import Metrics
 from server.model import CallerTranscript
 from tests.support.fakes import KeptRecords
@@ -55,7 +58,9 @@ class Desk:
         self.drawing = Drawing(reader, timeout_s=timeout_s, metrics=metrics)
         self.records = KeptRecords()
         self.calls = make_calls(drawing=self.drawing, records=self.records, recent_calls=0)
-        self.news = trio.Event()
+        self.calls.register.events = Events(
+            records=self.records, metrics=metrics, url="https://usual.example/", keys=[b"k" * 24]
+        )
 
     async def call(self, agent: Agent = DESK, said: str = "A hawaii, please.", **filled: Any):
         call = await self.calls.place(NUMBER, agent)
@@ -70,6 +75,14 @@ class Desk:
     def record(self, call) -> Mapping[str, Any]:
         """What was kept of a call last, however many have ended since."""
         return [one for one in self.records.kept if one["call_sid"] == call.call_sid][-1]
+
+    def told(self, kind: str) -> list[tuple[str, Mapping[str, Any]]]:
+        """The receivers that were told of this, and of which call."""
+        return [
+            (event.url, json.loads(event.payload)["data"]["call"])
+            for event in self.records.told
+            if event.type == kind
+        ]
 
     def counted(self, complete: str) -> float | None:
         labels = {"agent": "desk", "complete": complete}
@@ -119,6 +132,47 @@ async def test_the_record_is_there_before_and_the_next_call_does_not_wait():
 
     assert (before["values"], before["source"], before["complete"]) == ({}, None, False)
     assert [(one["source"], one["complete"]) for one in after] == [("transcript", True)] * 2
+
+
+@pytest.mark.parametrize("url", [None, "https://own.example/"])
+async def test_a_receiver_is_told_of_what_was_found_after_the_end(url):
+    agent = replace(DESK, events_url=url)
+
+    async with open_desk(Desk(Reader({"count": 2}))) as desk:
+        call = await desk.call(agent=agent, pizza="hawaii")
+        await desk.drawing.finish()
+        record = desk.record(call)
+
+    [(to, told)] = desk.told("call.outcome")
+    [(_, ended)] = desk.told("call.ended")
+    assert to == (url or "https://usual.example/")
+    assert (told["outcome"], told["outcome_complete"]) == (record["outcome"], True)
+    assert (ended["outcome"]["missing"], ended["outcome_complete"]) == (["count"], False)
+    assert [event.type for event in desk.records.told][-2:] == ["call.ended", "call.outcome"]
+    assert record["outcome_complete"] is True
+
+
+async def test_nobody_is_told_again_of_what_was_known():
+    async with open_desk(Desk(Reader({"colour": "red", "count": None}))) as desk:
+        await desk.call(pizza="hawaii")
+        await desk.drawing.finish()
+
+    assert desk.told("call.outcome") == []
+    assert len(desk.records.kept) == 1
+
+
+async def test_an_event_that_cannot_be_told_costs_the_record_nothing(monkeypatch):
+    async with open_desk(Desk(Reader({"count": 2}))) as desk:
+
+        def fails(*told):
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(desk.calls.register.events, "tell", fails)
+        monkeypatch.setattr(desk.calls.register.events, "is_wanted", lambda url: True)
+        call = await desk.call(pizza="hawaii")
+        await desk.drawing.finish()
+
+    assert desk.record(call)["outcome"]["complete"]
 
 
 @pytest.mark.parametrize(

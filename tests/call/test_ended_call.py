@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import tracemalloc
 import weakref
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -15,6 +17,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
 from server.call.report.costs import Prices
+from server.call.report.ended import MAX_LEFT_BYTES, EndedCall, LeftUnreadable
+from server.call.report.progress import Progress
 from server.carrier import CallStatus, StatusUpdate
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError
@@ -25,6 +29,9 @@ from server.model import (
     GenerationComplete,
     TurnComplete,
 )
+from server.records.recording import Recorder
+from server.switchboard.register import Register
+from tests.records.test_records import record
 from tests.support.fakes import KeptRecords, MemoryCarrier, MemoryMedia
 from tests.support.switchboards import NUMBER, make_calls, serve_stream, started
 
@@ -209,3 +216,84 @@ async def test_a_value_that_is_no_json_costs_no_record(autojump_clock, nursery):
     timeline = (await calls.register.record(call.call_sid))["timeline"]
 
     assert "{1, 2}" in [line.get("found") for line in timeline]
+
+
+async def test_a_recording_that_fails_later_is_in_the_record_however_many_have_ended_since():
+    records = KeptRecords()
+    register = Register(records, 0)
+    left = EndedCall(
+        {"call_sid": "CA1", "recording": {"reason": None}, "timeline": []},
+        EndReason.CALLER_HUNG_UP,
+        costs=None,
+        billed={},
+        began_at=trio.current_time(),
+        progress=Progress(),
+        finished=trio.Event(),
+    )
+    recorder = Recorder("CA1", 0.0)
+    register.follow(recorder, left)
+
+    recorder.stop("disk-full")
+
+    [kept] = records.kept
+    assert kept["recording"]["reason"] == "disk-full"
+    assert kept["timeline"][-1]["what"] == "recording stopped"
+
+
+# -- what is handed on -----------------------------------------------------------------------
+
+
+def ended(**differences) -> EndedCall:
+    """A call that is over, with a record as the API shows it."""
+    finished = trio.Event()
+    finished.set()
+    return EndedCall(
+        record(1, **differences),
+        EndReason.CALLER_HUNG_UP,
+        costs=None,
+        billed={},
+        began_at=0.0,
+        progress=Progress(),
+        finished=finished,
+    )
+
+
+async def test_what_is_handed_on_of_a_call_is_its_whole_record_and_whom_to_tell():
+    left = ended()
+
+    found, url = EndedCall.taken_over(left.handed_on("https://example.com/calls"))
+
+    assert found.shown() == left.shown() == record(1)
+    assert found.end_reason is EndReason.CALLER_HUNG_UP
+    assert url == "https://example.com/calls"
+
+
+async def test_what_is_handed_on_of_a_call_is_bounded_and_its_summary_always_there():
+    noise = "".join(map(chr, random.Random(1).choices(range(0x4E00, 0x9FFF), k=60_000)))
+
+    long, _ = EndedCall.taken_over(ended(transcript=[{"text": noise}]).handed_on(None))
+    labels = ended(metadata={"note": noise}).handed_on(None)
+    labelled, _ = EndedCall.taken_over(labels)
+
+    assert (long.shown()["transcript"], long.shown()["detail"]) == (None, "")
+    assert len(labels) <= MAX_LEFT_BYTES
+    assert (labelled.shown()["metadata"], labelled.call_sid) == ({}, record(1)["call_sid"])
+
+
+@pytest.mark.parametrize(
+    "left",
+    [b"", b"1", b"2" + ended.__name__.encode(), b"1{}\n" + zlib.compress(b"{}"), b"1null\n{}"],
+)
+async def test_what_is_no_record_is_not_taken_over(left):
+    with pytest.raises(LeftUnreadable):
+        EndedCall.taken_over(left)
+
+
+async def test_a_record_that_is_cut_off_or_not_whole_is_not_taken_over():
+    left = ended().handed_on(None)
+    head, _, packed = left[1:].partition(b"\n")
+    no_time = head.replace(b'"created_at"', b'"created"')
+
+    for wrong in (left[:-8], b"1" + no_time + b"\n" + packed, b"9" + left[1:]):
+        with pytest.raises(LeftUnreadable):
+            EndedCall.taken_over(wrong)

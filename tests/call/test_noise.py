@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy
 import pytest
 import trio
 import trio.testing
 from prometheus_client import CollectorRegistry
 
-from server.dialogue.belief import BELIEVED_S
-from server.dialogue.remedies import Patience
+from server.dialogue.remedies import BELIEVED_S, Patience
 from server.metrics import VoiceMetrics
 from server.simulators.phone import load_speech
 from server.simulators.phone.steps import PhoneScript, SayFrames
 from server.voice.judge import Judge
 from tests.support.noises import NOISES, frames_of, linear, room
 from tests.support.rig import calling
+from tests.support.sounds import quiet
 from tests.voice.test_judge import Loudness
 
 GREETED_S = 8.0
@@ -101,3 +102,62 @@ async def test_with_a_judge_the_room_does_not_hold_the_agent_and_the_caller_does
         at for at, what, _ in rig.call.conversation.notes.timeline if what == "answered"
     )
     assert 3.0 <= held_s - answered_s < 3.3
+
+
+class Word:
+    """Somebody who says one short word when the greeting is over."""
+
+    def __init__(self) -> None:
+        self.said_at = 0.0
+
+    def frames(self) -> Iterator[bytes]:
+        word = load_speech("hello")[: 160 * 15]
+        spoken = quiet(GREETED_S) + word
+        said = len(spoken) // 160
+        payload = spoken + quiet(20.0)
+        for number, at in enumerate(range(0, len(payload), 160)):
+            if number == said:
+                self.said_at = trio.current_time()
+            yield payload[at : at + 160]
+
+
+@pytest.mark.parametrize(("script", "is_nudged"), [("deaf-model", True), ("answers", False)])
+async def test_a_short_word_that_the_service_ignores_is_asked_about_soon(
+    autojump_clock, nursery, script, is_nudged
+):
+    judge = Judge(Loudness(), VoiceMetrics(CollectorRegistry()), in_thread=False)
+    nursery.start_soon(judge.run)
+    await trio.testing.wait_all_tasks_blocked()
+    word = Word()
+    callee = PhoneScript("says yes", (SayFrames(word.frames()),))
+
+    async with calling(callee=callee, script=script, voices=judge) as rig:
+        if is_nudged:
+            await rig.noted_s("watchdog nudge")
+            nudged_s = trio.current_time() - word.said_at
+            assert 0.5 < nudged_s < 0.5 + Patience().short_answer_timeout_s + 0.2
+        else:
+            await trio.sleep(GREETED_S + 8.0)
+            assert 0.0 < word.said_at < trio.current_time() - 5.0
+
+    assert rig.noted.count("watchdog nudge") == is_nudged
+    assert rig.noted.count("agent turn") == 1 + (not is_nudged)
+
+
+async def test_who_was_understood_is_known_by_how_loud_they_are(autojump_clock, nursery):
+    judge = Judge(Loudness(), VoiceMetrics(CollectorRegistry()), in_thread=False)
+    nursery.start_soon(judge.run)
+    await trio.testing.wait_all_tasks_blocked()
+    question = load_speech("question")
+    payload = quiet(GREETED_S) + question + quiet(6.0)
+    frames = (payload[at : at + 160] for at in range(0, len(payload), 160))
+    callee = PhoneScript("asks", (SayFrames(frames),))
+
+    async with calling(callee=callee, voices=judge) as rig:
+        await trio.sleep(GREETED_S + len(question) / 8_000 + 5.0)
+        known = rig.call.conversation.ear._verdicts.caller_dbfs
+
+    samples = linear(question) / 32_768
+    loud_dbfs = 10 * numpy.log10((samples**2).mean())
+    assert known is not None
+    assert loud_dbfs - 1.0 < known < loud_dbfs + 6.0

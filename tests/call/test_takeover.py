@@ -19,7 +19,7 @@ from server.agent.outcome import outcome_schema, outcome_tool
 from server.agent.tool import tool
 from server.call.conversation import Stage
 from server.call.options import CallOptions
-from server.call.takeover.fence import HELD_UP_S
+from server.call.takeover.fence import HELD_UP_S, KEPT_WITHIN_S
 from server.call.takeover.state import CallState, StateUnreadable
 from server.carrier import (
     AnsweredBy,
@@ -227,6 +227,11 @@ async def says(process: Process, media: MemoryMedia, turn: int, text: str) -> No
 RUNS: list[str] = []
 
 
+@pytest.fixture(autouse=True)
+def nothing_has_run():
+    RUNS.clear()
+
+
 @tool
 async def book(table: int) -> str:
     """Book a table.
@@ -424,7 +429,6 @@ async def test_a_call_whose_agent_is_not_known_here_goes_on_and_that_is_told(
 
 
 async def test_a_tool_that_was_running_is_never_run_again(autojump_clock, nursery):
-    RUNS.clear()
     asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
     async with two(nursery) as (_, first, second):
         _, media = await on_the_line(first, nursery, AGENT)
@@ -460,6 +464,72 @@ async def test_a_tool_is_kept_in_haste_before_it_runs_and_when_it_is_done(autoju
     assert [(tool.id, tool.is_done) for tool in done] == [("id-1", True)]
     assert in_haste
     assert done_in_haste
+
+
+async def test_a_tool_runs_when_another_process_would_know_of_it(autojump_clock, nursery):
+    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
+    async with two(nursery) as (_, first, _):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        answer = trio.Event()
+        is_current = call.ownership.is_current
+
+        async def slow(call_sid: str, generation: int) -> bool:
+            await answer.wait()
+            return await is_current(call_sid, generation)
+
+        call.ownership.is_current = slow
+        first.calls.model.session.event(asked)
+        await trio.sleep(KEPT_WITHIN_S / 2)
+        before = list(RUNS)
+        answer.set()
+        await wait_all_tasks_blocked()
+
+    assert before == []
+    assert RUNS == ["table 7"]
+
+
+async def test_a_tool_does_not_wait_for_a_registry_that_says_nothing(autojump_clock, nursery):
+    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
+    async with two(nursery) as (registry, first, _):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        registry.never_answers = True
+        first.calls.model.session.event(asked)
+        await trio.sleep(KEPT_WITHIN_S * 1.01)
+        ran, notes = list(RUNS), [what for _, what, _ in call.conversation.notes.timeline]
+        registry.never_answers = False
+
+    assert ran == ["table 7"]
+    assert "functions run before another process knows of them" in notes
+
+
+async def test_a_tool_of_a_call_that_is_anothers_by_now_is_not_run(autojump_clock, nursery):
+    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
+    async with two(nursery) as (registry, first, _):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        registry.generation = 2
+        first.calls.model.session.event(asked)
+        await call.finished.wait()
+
+    assert RUNS == []
+    assert call.end_reason is EndReason.MOVED
+
+
+async def test_what_was_kept_in_haste_since_is_no_part_of_an_answer_that_is_still_good(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, _):
+        call, _ = await on_the_line(first, nursery, AGENT)
+        await call.fence.is_ours()
+        asked = registry.asked
+        await call.fence.is_ours()
+        good = registry.asked
+        call.conversation.notes.keep_now()
+        await call.fence.is_ours()
+
+    assert (good, registry.asked) == (asked, asked + 1)
 
 
 async def test_a_state_that_cannot_be_made_for_a_bug_is_told_once_and_ends_no_call(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -258,6 +259,19 @@ async def test_a_bug_in_a_tool_is_answered_and_its_words_go_nowhere(autojump_clo
     assert "4111" not in str(at_work.responses) + "".join(capsys.readouterr())
     assert at_work.responses[1] == {"output": 1}
     assert at_work.count("broken", "failed") == 1
+
+
+async def test_a_tool_that_wants_to_exit_ends_nothing(autojump_clock, bench):
+    @tool
+    async def exits() -> str:
+        """Exit."""
+        sys.exit(1)
+
+    at_work = bench(exits)
+    at_work.ask("exits")
+    await wait_all_tasks_blocked()
+
+    assert "the function failed" in str(at_work.responses)
 
 
 async def test_what_a_tool_wants_said_is_said(autojump_clock, bench):

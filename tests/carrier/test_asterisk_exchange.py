@@ -8,19 +8,23 @@ import pytest
 
 from server.carrier import CallStatus, ResumeRequest, StatusUpdate, TransferUpdate, VoiceRequest
 from server.carrier.asterisk.ari import too_old
-from server.carrier.asterisk.exchange import (
+from server.carrier.asterisk.events import Channel, Dialplan, Event, read_event
+from server.carrier.asterisk.exchange import Exchange, bridge_of, call_of
+from server.carrier.asterisk.steps import (
     Answer,
+    Continue,
     Drop,
-    Exchange,
+    Find,
     HangUp,
     Join,
+    Limit,
+    Look,
+    Move,
     OpenStream,
     Play,
     Tell,
-    bridge_of,
-    read_event,
 )
-from server.carrier.webhooks import ConnectStream, EndCall, RefuseCall, SayAndEndCall
+from server.carrier.webhooks import ConnectStream, EndCall, PassOn, RefuseCall, SayAndEndCall
 
 CALL, MEDIA = "1764.1", "offhook.media.1.1764.1"
 OURS, OUR_MEDIA = "offhook-a", "offhook.media.1.offhook-a"
@@ -46,6 +50,7 @@ def talking() -> Exchange:
     exchange.take(event("StasisStart", CALL, "Ring"), 9.0)
     exchange.do(CALL, ConnectStream("tick"))
     exchange.take(event("ChannelStateChange", CALL), 10.0)
+    exchange.opened(MEDIA)
     exchange.take(event("StasisStart", MEDIA), 10.0)
     return exchange
 
@@ -64,7 +69,7 @@ def test_an_inbound_call_is_asked_about_and_answered_with_a_stream():
 
     assert asked == [Tell(VoiceRequest(CALL, "+15005550100", begins=True))]
     assert asked[0].asks
-    assert answered == [Answer(CALL), OpenStream(CALL, MEDIA, "tick")]
+    assert answered == [Answer(CALL), OpenStream(CALL, MEDIA, "tick"), Limit(CALL)]
     assert told(up) == [StatusUpdate(CALL, CallStatus.IN_PROGRESS, 1)]
     assert there == [Join(CALL, MEDIA)]
 
@@ -72,7 +77,8 @@ def test_an_inbound_call_is_asked_about_and_answered_with_a_stream():
 @pytest.mark.parametrize(
     ("reply", "steps"),
     [
-        (RefuseCall(), [HangUp(CALL, "busy")]),
+        (RefuseCall(), [Continue(CALL)]),
+        (PassOn("1"), [Move(CALL, "1", ("given",))]),
         (EndCall(), [HangUp(CALL)]),
         (SayAndEndCall("Sorry.", "en"), [Answer(CALL), Play(CALL)]),
         (None, []),
@@ -124,13 +130,16 @@ def test_a_call_that_nobody_takes_ends_as_what_it_was(word, cause, status):
 def test_a_caller_who_hangs_up_leaves_nothing_behind():
     exchange = talking()
 
-    steps = exchange.take(event("StasisEnd", CALL), 17.4)
+    left = exchange.take(event("StasisEnd", CALL), 17.4)
+    steps = exchange.found(CALL, None, 17.4)
     media_over = exchange.take(event("ChannelDestroyed", MEDIA), 17.5)
     again = exchange.take(event("ChannelDestroyed", CALL, cause=16), 17.5)
 
+    assert left == [Look(CALL)]
     assert steps[0] == Drop(MEDIA)
     assert told(steps) == [StatusUpdate(CALL, CallStatus.COMPLETED, 2, {"duration_s": "7"})]
     assert media_over == again == []
+    assert exchange.legs == {}
 
 
 def test_a_stream_that_ends_before_its_call_is_asked_about_and_replaced():
@@ -214,16 +223,20 @@ def test_a_call_whose_name_could_be_something_else_is_not_taken(name):
     assert steps == [HangUp(name)]
 
 
+def settled(exchange: Exchange, there: set[str], bridges: set[str] = frozenset()) -> set[object]:
+    return set(exchange.settle(exchange.open_legs(), there, bridges, 20.0))
+
+
 def test_what_was_missed_is_made_up_for():
     exchange = talking()
     left_by_another = "1764.7"
 
     there = {CALL, left_by_another, "offhook.media.4.1764.3"}
     bridges = {"offhook.bridge.4.1764.3", "somebody-elses", bridge_of(MEDIA)}
-    steps = exchange.settle(there, bridges, 20.0)
+    steps = settled(exchange, there, bridges)
 
-    assert set(steps) == {
-        Tell(ResumeRequest(left_by_another)),
+    assert steps == {
+        Find(left_by_another),
         HangUp("offhook.media.4.1764.3"),
         Drop("offhook.media.4.1764.3"),
         Drop(MEDIA),
@@ -231,18 +244,223 @@ def test_what_was_missed_is_made_up_for():
     }
 
 
+def test_a_call_of_which_nothing_was_told_has_been_left_behind():
+    exchange = Exchange()
+
+    assert exchange.left_behind(CALL, 21.0) == [Tell(ResumeRequest(CALL))]
+
+
+def test_a_call_that_came_just_when_events_were_heard_again_was_not_left_behind():
+    exchange = Exchange()
+    found = settled(exchange, {CALL})
+    exchange.take(event("StasisStart", CALL, "Ring"), 20.1)
+
+    assert found == {Find(CALL)}
+    assert exchange.left_behind(CALL, 21.0) == []
+
+
 def test_a_call_that_is_being_dialled_was_not_missed():
     exchange = Exchange()
     exchange.dial(OURS, "tick")
 
-    assert exchange.settle(set(), set(), 20.0) == []
-    assert exchange.unheard_of == []
+    assert settled(exchange, set()) == set()
+    assert exchange.open_legs() == {}
+
+
+def test_a_stream_that_is_opened_while_it_is_asked_what_there_is_was_not_lost():
+    exchange = talking()
+    exchange.take_stream(CALL)
+    before = exchange.open_legs()
+    exchange.open_stream(CALL, "second")
+    exchange.opened("offhook.media.2.1764.1")
+
+    assert exchange.settle(before, {CALL}, (), 20.0) == []
+
+
+def test_a_media_channel_that_came_unheard_is_joined_once():
+    exchange = talking()
+    exchange.take_stream(CALL)
+    exchange.open_stream(CALL, "second")
+    second = "offhook.media.2.1764.1"
+
+    steps = settled(exchange, {CALL, second})
+    told_late = exchange.take(event("StasisStart", second), 20.1)
+
+    assert steps == {Join(CALL, second)}
+    assert told_late == []
+
+
+def test_a_call_of_ours_that_was_answered_unheard_gets_its_stream():
+    exchange = Exchange()
+    exchange.dial(OURS, "tick").is_dialling = False
+
+    doubtful = exchange.doubtful([OURS], {OURS})
+    steps = exchange.found(OURS, Channel(OURS, "Up"), 20.0)
+    told_late = exchange.take(event("StasisStart", OURS), 20.1)
+
+    assert doubtful == [OURS]
+    assert told(steps) == [StatusUpdate(OURS, CallStatus.IN_PROGRESS, 1)]
+    assert steps[1:] == [OpenStream(OURS, OUR_MEDIA, "tick")]
+    assert told_late == []
+
+
+def test_a_caller_who_came_back_from_a_transfer_unheard_is_asked_about():
+    exchange = talking()
+    exchange.legs[CALL].is_away = True
+    back = Channel(CALL, "Up", dialplan=Dialplan("1", "Stasis", "offhook,transferred,BUSY"))
+
+    ringing = exchange.found(CALL, Channel(CALL, "Up", dialplan=Dialplan("1", "Dial", "x")), 20.0)
+    steps = exchange.found(CALL, back, 21.0)
+
+    assert exchange.doubtful([CALL], {CALL}) == []
+    assert ringing == []
+    assert steps == [Tell(TransferUpdate(CALL, CallStatus.BUSY, wants_document=True))]
+
+
+def test_last_words_whose_end_was_missed_end_the_call():
+    exchange = talking()
+    exchange.say(CALL)
+
+    assert exchange.doubtful([CALL], {CALL}) == [CALL]
+    assert exchange.found(CALL, Channel(CALL, "Up"), 20.0) == [HangUp(CALL)]
 
 
 def test_a_call_that_is_gone_is_over():
-    steps = talking().gone(CALL, 20.0)
+    steps = talking().found(CALL, None, 20.0)
 
     assert told(steps) == [StatusUpdate(CALL, CallStatus.COMPLETED, 2, {"duration_s": "10"})]
+
+
+# -- between processes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("call", "is_outbound"), [(CALL, False), (OURS, True)])
+def test_a_call_that_is_taken_over_starts_here_without_a_word(call, is_outbound):
+    exchange = Exchange(mark="b-")
+    leg = exchange.adopt(call, 20.0)
+
+    started = exchange.take(event("StasisStart", call), 20.1)
+    steps = exchange.open_stream(call, "tick")
+
+    assert started == []
+    assert steps == [OpenStream(call, f"offhook.media.b-1.{call}", "tick"), Limit(call)]
+    assert leg.is_outbound is is_outbound
+
+
+def test_media_channels_of_two_processes_have_different_names_and_the_same_call():
+    names = set()
+    for mark in ("a-", "b-"):
+        exchange = Exchange(mark=mark)
+        exchange.adopt(CALL, 20.0)
+        exchange.open_stream(CALL, "tick")
+        names.add(exchange.legs[CALL].media_id)
+
+    assert len(names) == 2
+    assert {call_of(name) for name in names} == {call_of(bridge_of(n)) for n in names} == {CALL}
+
+
+def test_a_call_that_another_process_has_taken_is_let_go_of():
+    exchange = talking()
+
+    left = exchange.take(event("StasisEnd", CALL), 17.4)
+    media_over = exchange.take(event("ChannelDestroyed", MEDIA), 17.5)
+    steps = exchange.found(CALL, Channel(CALL, "Up"), 17.5)
+
+    assert left == [Look(CALL)]
+    assert media_over == [Drop(MEDIA)]
+    assert told(steps) == [StatusUpdate(CALL, CallStatus.COMPLETED, 2, {"duration_s": "8"})]
+    assert exchange.legs == {}
+
+
+def test_a_call_of_ours_that_is_not_known_is_never_taken_for_one_that_comes_in():
+    exchange = Exchange()
+
+    steps = exchange.take(event("StasisStart", OURS), 20.0)
+
+    assert steps == [Tell(ResumeRequest(OURS))]
+    assert exchange.do(OURS, EndCall()) == [HangUp(OURS)]
+
+
+def test_a_call_that_was_given_here_is_not_given_on():
+    exchange = Exchange()
+
+    steps = exchange.take(event("StasisStart", CALL, "Ring", args=["X-A=1", "given"]), 9.0)
+
+    asked = VoiceRequest(CALL, "+15005550100", begins=True, headers={"X-A": "1"}, is_given=True)
+    assert steps == [Tell(asked)]
+
+
+def test_a_call_that_nobody_there_could_take_is_asked_about_here():
+    exchange = Exchange()
+    exchange.take(event("StasisStart", CALL, "Ring", args=["X-A=1"]), 9.0)
+    passed_on = exchange.do(CALL, PassOn("1"))
+
+    steps = exchange.take(
+        event("ApplicationMoveFailed", CALL, "Ring", args=["X-A=1", "given"], destination="o-1"),
+        9.1,
+    )
+
+    assert passed_on == [Move(CALL, "1", ("X-A=1", "given"))]
+    asked = VoiceRequest(CALL, "+15005550100", begins=True, headers={"X-A": "1"}, is_given=True)
+    assert steps == [Tell(asked)]
+
+
+# -- what an inbound call says -------------------------------------------------------------
+
+
+def test_which_number_is_called_and_what_the_dialplan_tells_of_headers():
+    dialplan = {"context": "from-trunk", "exten": "+15005550006", "priority": 1}
+    channel = {"id": CALL, "state": "Ring", "caller": {"number": "1"}, "dialplan": dialplan}
+    args = ["X-Agent=sales, the second", "not a header", "x" * 300]
+    told_of = read_event(json.dumps({"type": "StasisStart", "channel": channel, "args": args}))
+
+    (step,) = Exchange().take(told_of, 9.0)
+
+    assert step.report.called == "+15005550006"
+    assert step.report.headers == {"X-Agent": "sales, the second"}
+
+
+def test_an_extension_that_nobody_dialled_is_no_number():
+    channel = {"id": CALL, "state": "Ring", "dialplan": {"exten": "s"}}
+
+    (step,) = Exchange().take(
+        read_event(json.dumps({"type": "StasisStart", "channel": channel})), 9
+    )
+
+    assert step.report.called == ""
+
+
+def test_a_long_name_or_number_is_no_reason_to_lose_a_call():
+    caller = {"name": "n" * 5_000, "number": "7" * 5_000}
+    channel = {"id": CALL, "state": "Ring", "caller": caller}
+
+    (step,) = Exchange().take(
+        read_event(json.dumps({"type": "StasisStart", "channel": channel})), 9
+    )
+
+    assert step.report.number == "7" * 64
+
+
+def test_of_an_event_that_is_otherwise_it_is_read_what_and_whose_it_is():
+    text = json.dumps({"type": "ChannelDestroyed", "channel": {"id": CALL}, "cause": {"no": 1}})
+
+    assert read_event(text) == Event("ChannelDestroyed", Channel(CALL))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"type": 1}', '{"channel": {"id": "x"}}', "9"])
+def test_what_is_no_event_is_none(text):
+    assert read_event(text) is None
+
+
+def test_of_calls_that_are_over_nothing_is_kept():
+    exchange = Exchange()
+    for number in range(3):
+        call = f"1764.{number}"
+        exchange.take(event("StasisStart", call, "Ring"), 9.0)
+        exchange.do(call, ConnectStream("tick"))
+        exchange.take(event("ChannelDestroyed", call), 10.0)
+
+    assert exchange == Exchange(_reports=3)
 
 
 def test_every_stream_has_a_bridge_of_its_own():

@@ -63,6 +63,16 @@ def test_what_is_asked_about_a_call_whose_process_may_be_gone_names_nobody():
     assert "https://phone.example/resume#" in webhooks.twiml(ConnectStream("ticket"))
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_twilio_filters_noise_before_the_stream_where_that_is_wanted(wanted):
+    webhooks = TwilioWebhooks(ACCOUNT, "s", "https://phone.example", filters_noise=wanted)
+
+    twiml = webhooks.twiml(ConnectStream("t1"))
+
+    asked = '<Response><Start><MediaFilter filterType="noise" /></Start><Connect><Stream '
+    assert (asked in twiml) is wanted
+
+
 def test_another_address_counts_from_the_next_call_on(webhooks):
     webhooks.reach_at("https://other.example/")
 

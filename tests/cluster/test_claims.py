@@ -19,12 +19,15 @@ import pytest
 import trio
 from quart import Response
 
+from server.agent.agent import Agent
 from server.cluster.cluster import Cluster
 from server.cluster.directory.meeting import AVAILABLE
 from server.cluster.passing_on import WorkerLost
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
-from server.switchboard.register import Register
+from server.switchboard.rescue import Rescue
 from server.web.elsewhere import Elsewhere
+from tests.support.redis_servers import until
+from tests.support.switchboards import make_calls
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
 
@@ -247,12 +250,18 @@ async def two(tmp_path, monkeypatch, nursery):
         each.leave()
 
 
+async def written(directory) -> None:
+    """All that calls have said so far is on the disk."""
+    keeper = directory._keeper
+    await until(lambda: not keeper._new and not keeper._writing)
+
+
 async def test_the_newest_that_is_kept_of_a_call_goes_to_whoever_takes_it_over(two):
     ours, theirs = (each.registry for each in two)
     holding = await theirs.claim("CA1")
     for number in range(100):
         theirs.keep("CA1", 1, str(number).encode())
-    await theirs._keeper.wait_written()
+    await written(theirs)
 
     seized = await ours.seize("CA1", holding)
 
@@ -274,6 +283,18 @@ async def test_what_is_in_haste_is_on_the_disk_at_once(two):
     assert can_go_on == {"CA1": one}
     assert await ours.seize("CA1", one) == Seized(2, b"before a transfer")
     assert await ours.seize("CA2", other) == Seized(2, b"", has_ended=True)
+
+
+async def test_what_is_left_of_a_call_that_has_ended_is_for_whoever_takes_it_over(two):
+    ours, theirs = (each.registry for each in two)
+    talks, ended = await theirs.claim("CA1"), await theirs.claim("CA2")
+    for sid in ("CA1", "CA2"):
+        theirs.keep(sid, 1, b"a state", in_haste=True)
+    theirs.keep("CA2", 1, b"a record", in_haste=True, has_ended=True)
+
+    assert await ours.calls_of(theirs.me) == {"CA1": talks}
+    assert await ours.calls_of(theirs.me, ended=True) == {"CA2": ended}
+    assert await ours.seize("CA2", ended) == Seized(2, b"a record", has_ended=True)
 
 
 async def test_a_call_that_is_ours_again_is_not_forgotten_by_what_lost_it_before(two):
@@ -313,11 +334,11 @@ async def test_nothing_of_a_call_that_is_over_is_left(two, tmp_path):
         if number % 3 == 0:
             await trio.lowlevel.checkpoint()  # be it on its way, or waiting
         elif number % 3 == 1:
-            await ours._keeper.wait_written()
+            await written(ours)
         ours.release(f"CA{number}", 1)
     ours.announce("CA50", 1)
     ours.keep("CA50", 1, b"last")
-    await ours._keeper.wait_written()
+    await written(ours)
     names = [
         path.name
         for folder in ("calls", "kept")
@@ -336,9 +357,9 @@ class Asking(Elsewhere):
     may_be_asked = True
 
     def __init__(self, cluster: Cluster, gone: set[str], *, reached: bool = False) -> None:
-        self._service = SimpleNamespace(
-            cluster=cluster, calls=SimpleNamespace(register=Register(None, 10))
-        )
+        calls = make_calls(cluster=cluster)
+        rescue = Rescue(calls, cluster, Agent, lease_s=3.0)
+        self._service = SimpleNamespace(cluster=cluster, calls=calls, rescue=rescue)
         self._gone = gone
         self._reached = reached
         self.given: list[str] = []

@@ -16,9 +16,13 @@ from twilio.request_validator import RequestValidator
 from websockets.exceptions import InvalidStatus
 from websockets.trio.client import connect
 
+from server.cluster.passing_on import WorkerLost
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen
+from server.records.database import Database
+from server.switchboard.rescue import Rescue
+from server.web.elsewhere import DENIALS, ORPHAN_S
 from tests.call.test_call_state import state
-from tests.support.nodes import Store, two_nodes
+from tests.support.nodes import Shared, Store, two_nodes
 from tests.support.serving import CALL_SID
 
 pytestmark = pytest.mark.sockets
@@ -107,7 +111,7 @@ async def test_a_machine_with_another_secret_is_neither_believed_nor_answered(mo
         refused = first.service.metrics.strangers_refused.labels("peer")._value.get()
         await first.http.post(f"/calls/{call_sid}/hang-up")
 
-    assert record.status_code == 404
+    assert record.status_code == 503  # it may have a call that we cannot ask it for
     assert refused == 1
 
 
@@ -374,7 +378,7 @@ async def test_a_call_that_its_owner_does_not_know_is_taken_from_it(monkeypatch)
         held = store.calls[CALL_SID]
         disown_all(first, second)
 
-    assert told == [(True, 404)]
+    assert told == [(True, 404)] * DENIALS
     assert held == Holding(first.service.cluster.me, 3)
     assert process_of(answer) == "a"
 
@@ -501,3 +505,161 @@ async def test_a_new_call_whose_claim_was_not_answered_is_kept_above_what_may_ha
 
     assert process_of(answer) == "a"
     assert held == Holding(cluster.me, 2)
+
+
+async def asked_to_begin(server) -> httpx2.Response:
+    """What the carrier is told when it asks how a call begins, for the first time or again."""
+    form = {"CallSid": CALL_SID, "From": "+15005550001", "CallStatus": "ringing"}
+    form["AccountSid"] = server.twilio.account_sid
+    return await signed(server, server, "/twiml", form)
+
+
+async def test_a_call_that_talked_goes_on_though_its_carrier_asks_how_it_begins(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        left_by_one_that_is_gone(store)
+        del store.seen[GONE.name]
+        answers = [await asked_to_begin(first) for _ in range(2)]
+        (call,) = first.service.calls.register.live
+        timeline = call.conversation.notes.timeline
+        held = store.calls[CALL_SID]
+        disown_all(first, second)
+
+    assert [process_of(answer) for answer in answers] == ["a", "a"]
+    assert held == Holding(first.service.cluster.me, 2)
+    assert "taken up from another process" in [what for _, what, _ in timeline]
+
+
+@pytest.mark.parametrize("left", [b"", None])
+async def test_a_call_that_is_over_or_lost_with_its_machine_is_not_begun_again(monkeypatch, left):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, _):
+        left_by_one_that_is_gone(store)
+        del store.seen[GONE.name]
+        store.states[CALL_SID] = b"of no use" if left is None else left
+        answer = await asked_to_begin(first)
+        live = first.service.calls.register.live
+
+    assert live == []
+    assert process_of(answer) is None
+    assert ("<Say" in answer.text) == (left is None)
+    assert "<Hangup" in answer.text
+
+
+async def test_a_call_that_a_dead_machine_had_not_begun_begins(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        left_by_one_that_is_gone(store)
+        del store.seen[GONE.name]
+        store.states.clear()
+        answer = await asked_to_begin(first)
+        (call,) = first.service.calls.register.live
+        disown_all(first, second)
+
+    assert process_of(answer) == "a"
+    assert call.ownership.generation == 2
+
+
+@pytest.mark.parametrize(("silent_s", "status"), [(1.0, 503), (ORPHAN_S + 1.0, 404)])
+async def test_a_call_whose_machine_has_just_died_is_not_said_to_be_nobodys(
+    monkeypatch, silent_s, status
+):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, _):
+        left_by_one_that_is_gone(store)
+        store.seen[GONE.name] = dataclasses.replace(store.seen[GONE.name], age_s=silent_s)
+        monkeypatch.setattr(first.service.rescue, "has_settled", lambda: True)
+        monkeypatch.setattr(Rescue, "takes_calls", lambda self: False)  # nobody has, until now
+        answers = [
+            await first.http.get(f"/calls/{CALL_SID}"),
+            await first.http.post(f"/calls/{CALL_SID}/hang-up"),
+        ]
+
+    assert [answer.status_code for answer in answers] == [status, status]
+    if status == 503:
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers)
+
+
+async def test_while_the_registry_is_away_nobody_waits_for_the_slowest_of_those_that_are_asked(
+    monkeypatch,
+):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        call_sid, _ = await live_call(second)
+        store.seen["slow"] = Seen(Member("slow", 3), Load(), 0.0, "http://192.0.2.1:1")
+        store.is_away = True
+        ask = first.service.cluster.peers.ask
+        cancelled = []
+
+        async def asking(name, scope, body, hop, **options):
+            if name == "slow":
+                try:
+                    await trio.sleep_forever()
+                except trio.Cancelled:
+                    cancelled.append(name)
+                    raise
+            return await ask(name, scope, body, hop, **options)
+
+        monkeypatch.setattr(first.service.cluster.peers, "ask", asking)
+        monkeypatch.setattr("server.web.elsewhere.KNOWS_S", PATIENCE_S)
+        with trio.fail_after(PATIENCE_S / 2):
+            answer = await first.http.get(f"/calls/{call_sid}")
+        store.is_away = False
+        await second.http.post(f"/calls/{call_sid}/hang-up")
+
+    assert answer.json()["call_sid"] == call_sid
+    assert cancelled == ["slow"]
+
+
+async def test_an_owner_that_is_slow_and_is_heard_of_meanwhile_is_asked_once_more(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        believe(first, second, monkeypatch)
+        call_sid, holding = await live_call(second)
+        ask, lost = first.service.cluster.peers.ask, [True]
+
+        async def asking(name, scope, body, hop, **options):
+            await trio.sleep(0.01)
+            if lost.pop() if lost else False:
+                raise WorkerLost(name, reached=True)
+            return await ask(name, scope, body, hop, **options)
+
+        monkeypatch.setattr(first.service.cluster.peers, "ask", asking)
+        answer = await resumed(first, first, call_sid)  # all are just heard of, in this store
+        held = store.calls[call_sid]
+        await second.http.post(f"/calls/{call_sid}/hang-up")
+
+    assert process_of(answer) == "b"
+    assert held == holding
+
+
+# -- calls that have ended --------------------------------------------------------------------
+
+
+async def test_a_machine_that_stops_lets_go_of_its_calls_once_their_records_are_written(
+    monkeypatch,
+):
+    store = Store()
+    seen: list[tuple[bytes, bool]] = []
+    write, keep = Database.write_each, Shared.keep
+
+    def writing(self, records):
+        seen.extend((store.states[one["call_sid"]], False) for one in records)
+        return write(self, records)
+
+    def keeping(self, call_sid, generation, state, **how):
+        keep(self, call_sid, generation, state, **how)
+        if how.get("has_ended") and not state:
+            seen.append((state, self.store.seen[self.me.name].load.draining))
+
+    monkeypatch.setattr(Database, "write_each", writing)
+    monkeypatch.setattr(Shared, "keep", keeping)
+    monkeypatch.setattr("server.records.store.GATHER_S", PATIENCE_S)  # only the stop writes it
+    async with two_nodes(monkeypatch, store) as (first, _):
+        call_sid, _ = await live_call(first)
+        await first.http.post(f"/calls/{call_sid}/hang-up")
+
+    (left, _), *_, (last, was_draining) = seen
+    assert left.startswith(b"1{")  # its record, for whoever finds it if we do not live to write it
+    assert (last, was_draining) == (b"", True)
+    assert store.states[call_sid] == b""

@@ -26,7 +26,7 @@ def ask(prover: Prover, *, at: float = NOW):
 def test_a_request_of_one_of_ours_is_taken_and_its_answer_comes_back(prover):
     peer, body, asking = ask(Prover(["secret"]))
 
-    asked = prover.check(peer, wall_time=NOW)
+    asked = prover.check(peer, wall_time=NOW, now=NOW)
     answer = asked.seal_answer(b"the answer")
 
     assert (asked.to, asked.length) == ("b.1@7", len(body))
@@ -36,7 +36,7 @@ def test_a_request_of_one_of_ours_is_taken_and_its_answer_comes_back(prover):
 
 def test_nothing_of_a_request_or_its_answer_can_be_read_without_the_secret(prover):
     peer, body, _ = ask(prover)
-    asked = Prover(["secret"]).check(peer, wall_time=NOW)
+    asked = Prover(["secret"]).check(peer, wall_time=NOW, now=NOW)
     answer = asked.seal_answer(b"a record with +15005550105 in it")
 
     assert b"5550105" not in peer + body + answer
@@ -49,7 +49,7 @@ def test_a_request_that_is_old_or_from_the_future_is_not_taken(prover, late_s):
     peer, _, _ = ask(Prover(["secret"]))
 
     with pytest.raises(NotProved, match="too old"):
-        prover.check(peer, wall_time=NOW + late_s)
+        prover.check(peer, wall_time=NOW + late_s, now=NOW + late_s)
 
 
 @pytest.mark.parametrize("place", range(6))
@@ -60,13 +60,13 @@ def test_no_word_of_the_header_can_be_changed(prover, place):
     said[place] = b"3" if place == 0 else others[place]
 
     with pytest.raises(NotProved):
-        prover.check(b" ".join(said), wall_time=NOW)
+        prover.check(b" ".join(said), wall_time=NOW, now=NOW)
 
 
 def test_another_body_is_not_opened(prover):
     peer, body, _ = ask(Prover(["secret"]))
     _, other, _ = ask(Prover(["secret"]))
-    asked = prover.check(peer, wall_time=NOW)
+    asked = prover.check(peer, wall_time=NOW, now=NOW)
 
     for changed in (other, body[:-1], body[:-1] + b"?", body + b"?", b""):
         with pytest.raises(NotProved):
@@ -77,35 +77,35 @@ def test_any_of_several_secrets_is_believed_and_the_answer_is_for_who_has_asked(
     changing, old = Prover(["new", "old"]), Prover(["old"])
     peer, _, asking = ask(old)
 
-    asked = changing.check(peer, wall_time=NOW)
+    asked = changing.check(peer, wall_time=NOW, now=NOW)
 
     assert asking.unseal_answer(asked.seal_answer(b"yes")) == b"yes"
     of_changing = ask(changing)[0]
     with pytest.raises(NotProved, match="wrong proof"):
-        old.check(of_changing, wall_time=NOW)
-    assert Prover(["old", "new"]).check(of_changing, wall_time=NOW).to == "b.1@7"
+        old.check(of_changing, wall_time=NOW, now=NOW)
+    assert Prover(["old", "new"]).check(of_changing, wall_time=NOW, now=NOW).to == "b.1@7"
 
 
 def test_a_request_of_somebody_with_another_secret_is_not_taken(prover):
     peer, _, _ = ask(Prover(["guess"]))
 
     with pytest.raises(NotProved, match="wrong proof"):
-        prover.check(peer, wall_time=NOW)
+        prover.check(peer, wall_time=NOW, now=NOW)
 
 
 def test_a_request_of_another_version_is_told_apart(prover):
     peer, _, _ = ask(Prover(["secret"]))
 
     with pytest.raises(NotProved, match="version"):
-        prover.check(b"3" + peer[1:], wall_time=NOW)
+        prover.check(b"3" + peer[1:], wall_time=NOW, now=NOW)
 
 
 def test_a_request_is_good_once(prover):
     peer, _, _ = ask(Prover(["secret"]))
-    prover.check(peer, wall_time=NOW)
+    prover.check(peer, wall_time=NOW, now=NOW)
 
     with pytest.raises(NotProved, match="repeated"):
-        prover.check(peer, wall_time=NOW + MAX_SKEW_S)
+        prover.check(peer, wall_time=NOW + MAX_SKEW_S, now=NOW + MAX_SKEW_S)
 
 
 def test_a_strangers_request_leaves_nothing_to_be_remembered(prover):
@@ -113,7 +113,7 @@ def test_a_strangers_request_leaves_nothing_to_be_remembered(prover):
 
     for _ in range(3):
         with pytest.raises(NotProved):
-            prover.check(peer, wall_time=NOW)
+            prover.check(peer, wall_time=NOW, now=NOW)
 
     assert len(prover._used) == 0
 
@@ -121,7 +121,7 @@ def test_a_strangers_request_leaves_nothing_to_be_remembered(prover):
 def test_what_was_used_is_forgotten_when_nobody_could_use_it_again(prover):
     for number in range(100):
         at = NOW + number * MAX_SKEW_S
-        prover.check(ask(Prover(["secret"]), at=at)[0], wall_time=at)
+        prover.check(ask(Prover(["secret"]), at=at)[0], wall_time=at, now=at)
 
     assert len(prover._used) <= 4
 
@@ -129,15 +129,15 @@ def test_what_was_used_is_forgotten_when_nobody_could_use_it_again(prover):
 def test_too_many_requests_at_once_are_refused_and_not_all_remembered(prover, monkeypatch):
     monkeypatch.setattr("server.cluster.proof.MAX_NONCES", 2)
     for _ in range(2):
-        prover.check(ask(Prover(["secret"]))[0], wall_time=NOW)
+        prover.check(ask(Prover(["secret"]))[0], wall_time=NOW, now=NOW)
 
     with pytest.raises(NotProved, match="too many"):
-        prover.check(ask(Prover(["secret"]))[0], wall_time=NOW)
+        prover.check(ask(Prover(["secret"]))[0], wall_time=NOW, now=NOW)
 
 
 def test_an_answer_is_proved_for_one_request_and_as_it_is(prover):
     one, another = ask(Prover(["secret"])), ask(Prover(["secret"]))
-    answer = prover.check(one[0], wall_time=NOW).seal_answer(b"yes")
+    answer = prover.check(one[0], wall_time=NOW, now=NOW).seal_answer(b"yes")
     changed = answer[:-1] + bytes([answer[-1] ^ 1])
 
     for asking, shown in (
@@ -155,7 +155,7 @@ def test_an_answer_is_proved_for_one_request_and_as_it_is(prover):
 )
 def test_whatever_a_stranger_says_is_refused_in_words(peer):
     with pytest.raises(NotProved):
-        Prover(["secret"]).check(peer, wall_time=NOW)
+        Prover(["secret"]).check(peer, wall_time=NOW, now=NOW)
 
 
 @settings(deadline=None)
@@ -170,7 +170,7 @@ def test_a_header_that_is_nearly_right_is_refused(data):
     if changed == peer:
         return
     with pytest.raises(NotProved):
-        Prover(["secret"]).check(changed, wall_time=NOW)
+        Prover(["secret"]).check(changed, wall_time=NOW, now=NOW)
 
 
 # -- addresses -------------------------------------------------------------------------------
@@ -191,3 +191,17 @@ def test_an_address_is_believed_of_the_member_that_it_was_vouched_for(prover):
 @given(st.text(max_size=80))
 def test_what_anybody_has_written_vouches_for_nothing(shown):
     assert not Prover(["secret"]).is_vouched("b.1@7", "http://b:8000", shown)
+
+
+def test_requests_are_told_apart_though_the_clock_is_set_back(monkeypatch):
+    monkeypatch.setattr("server.cluster.proof.MAX_NONCES", 2)
+    prover, back = Prover(["secret"]), NOW - 3600.0
+    prover.check(ask(Prover(["secret"]))[0], wall_time=NOW, now=0.0)
+    again = ask(Prover(["secret"]), at=back)[0]
+
+    prover.check(again, wall_time=back, now=1.0)
+    with pytest.raises(NotProved, match="repeated"):
+        prover.check(again, wall_time=back, now=2.0)
+    # What was used before is forgotten in its time, and does not fill the room up.
+    for later_s in (100.0, 101.0):
+        prover.check(ask(Prover(["secret"]), at=back)[0], wall_time=back, now=later_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -13,6 +14,9 @@ from prometheus_client import CollectorRegistry
 from server.cluster.proof import Prover
 from server.cluster.redis import redis_registry
 from server.cluster.redis.answers import anything
+from server.cluster.redis.connection import Connection
+from server.cluster.redis.scripts import _LEAVE as LEAVE
+from server.cluster.redis.scripts import MEMBERS_TTL_S
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.errors import ConfigurationError
 from server.metrics import RegistryMetrics
@@ -214,9 +218,31 @@ async def test_calls_that_have_ended_are_on_no_list_and_are_not_said_again(three
     assert first._writing._ours.unsaid == 1
 
 
+async def test_what_is_left_of_a_call_that_has_ended_is_for_whoever_takes_it_over(three):
+    first, second, _ = three
+    for sid in ("CA-talks", "CA-ended", "CA-written"):
+        await first.claim(sid)
+        first.keep(sid, 1, b"a state")
+    first.keep("CA-ended", 1, b"a record", has_ended=True)
+    first.keep("CA-ended", 1, b"a late state")
+    first.keep("CA-written", 1, b"a record", has_ended=True)
+    first.keep("CA-written", 1, b"", has_ended=True)
+    await until(lambda: not first._writing._ours.unsaid)
+
+    live = await surely(partial(second.calls_of, first.me))
+    ended = await surely(partial(second.calls_of, first.me, ended=True))
+    seized = await surely(partial(second.seize, "CA-ended", ended["CA-ended"]))
+    await until(lambda: not second._writing._ours.unsaid)
+    again = await surely(partial(first.calls_of, second.me, ended=True))
+
+    assert {*live} == {"CA-talks"}
+    assert {*ended} == {"CA-ended"}
+    assert seized == Seized(2, b"a record", has_ended=True)
+    assert again == {"CA-ended": Holding(second.me, 2)}  # should that one die as well
+
+
 async def test_the_end_of_a_call_is_written_though_nothing_else_is_new(three, monkeypatch):
     monkeypatch.setattr("server.cluster.redis.registry.BEAT_S", 3600.0)
-    monkeypatch.setattr("server.cluster.redis.writing.STATE_S", 3600.0)
     first, second, _ = three
     await first.claim("CA1")
     first.keep("CA1", 1, b"state")
@@ -428,6 +454,80 @@ async def test_what_has_just_been_lost_is_unknown_and_not_nobodys(three, redis):
 
     assert await settled(second, "CA1") == Holding(first.me, 1)
     assert await settled(second, "CA-never") is None
+
+
+async def test_what_could_not_be_struck_off_a_list_is_struck_off_later(three, monkeypatch):
+    first, second, _ = three
+    await first.claim("CA1")
+    first.keep("CA1", 1, b"a state")
+    await until(lambda: not first._writing._ours.unsaid)
+    with monkeypatch.context() as patch:
+        ask_all = Connection.ask_all
+
+        async def fail(self, steps):
+            if any(step.script == LEAVE for step in steps):
+                raise OSError("lost on the way")
+            return await ask_all(self, steps)
+
+        patch.setattr(Connection, "ask_all", fail)
+        seized = await surely(partial(second.seize, "CA1", Holding(first.me, 1)))
+        await until(lambda: second.is_away)
+        struck_off = second._writing._strike_off[str(first.me)]
+    await until(lambda: not second._writing._strike_off)
+
+    async def is_struck_off() -> bool:
+        step = second._steps.calls_of(str(first.me))
+        return await second._connection.ask(step) == [] if second._connection else False
+
+    await until(is_struck_off)
+    assert seized == Seized(2, b"a state")
+    assert [*struck_off] == ["CA1"]
+
+
+async def test_the_time_that_is_proved_to_others_is_the_registrys(three, monkeypatch):
+    first, *_ = three
+    monkeypatch.setattr(time, "time", lambda: 1_000.0)  # a clock that nobody has set
+    await first._beat(first._connection)
+    monkeypatch.undo()
+
+    shared = 1_000.0 + first.ahead_s
+
+    assert abs(shared - time.time()) < 60.0
+
+
+async def test_each_member_notices_that_the_registry_has_lost_what_was_in_it(three, redis):
+    before = [one.losses for one in three]
+    redis.ask("FLUSHALL")
+
+    await until(lambda: [one.losses for one in three] == [1, 1, 1])
+
+    assert before == [0, 0, 0]
+
+
+async def test_a_member_that_was_away_for_long_does_not_make_others_doubt_the_registry(redis):
+    async with member(redis.url) as there, member(redis.url, "n1") as back:
+        await surely(partial(there.owner, "CA-never"))
+        async with there._writing._one_go:  # whoever has been away says so only now
+            redis.ask("HDEL", there._steps._members, str(back.me))
+            back._members._last_ms -= MEMBERS_TTL_S * 1000 + 1
+            await until(lambda: back.losses == 1)
+        doubts = [await there.owner("CA-never"), there.losses]
+
+    assert doubts == [None, 0]
+
+
+async def test_a_new_member_is_known_to_whoever_is_told_that_it_has_a_call(redis, monkeypatch):
+    async with member(redis.url) as first:
+        monkeypatch.setattr("server.cluster.redis.registry.BEAT_S", 3600.0)
+        await first._beat(first._connection)  # and then it hears of nobody for an hour
+        async with member(redis.url, "new") as new:
+            await new.claim("CA1")
+            before = [*first.others()]
+            holding = await first.owner("CA1")
+            known = [*first.others()]
+
+    assert (before, known) == ([], ["new"])
+    assert holding == Holding(new.me, 1)
 
 
 async def test_no_wait_for_a_frozen_registry_is_without_an_end(redis):

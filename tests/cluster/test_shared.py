@@ -8,7 +8,13 @@ import trio
 from server.cluster.registry import Holding, Load
 from server.dialogue.endings import EndReason
 from tests.support.nodes import nodes_with_redis
-from tests.support.redis_servers import IGNORES_UNCLOSED, member, redis_server, until
+from tests.support.redis_servers import (
+    IGNORES_UNCLOSED,
+    PATIENCE_S,
+    member,
+    redis_server,
+    until,
+)
 
 pytestmark = [pytest.mark.sockets, *IGNORES_UNCLOSED]
 
@@ -199,10 +205,27 @@ async def test_a_call_that_talks_where_it_is_not_any_more_ends_there_in_silence(
 
 async def test_a_call_is_found_by_all_machines_before_its_client_is_told_of_it(monkeypatch, redis):
     async with nodes_with_redis(monkeypatch, redis) as (first, second):
-        monkeypatch.setattr("server.cluster.redis.registry.SETTLE_S", 0.0)
+        monkeypatch.setattr("server.cluster.redis.registry.WHOLE_AFTER_S", 0.0)
         monkeypatch.setattr("server.cluster.redis.writing.WRITE_S", 60.0)  # all else comes late
         sid = (await first.make_call(RINGS_FOR_LONG)).json()["call_sid"]
         record = await second.http.get(f"/calls/{sid}")
         await first.http.post(f"/calls/{sid}/hang-up")
 
     assert (record.status_code, record.json()["state"]) == (200, "live")
+
+
+async def test_a_machine_that_stops_tells_the_registry_last_that_its_records_are_written(
+    monkeypatch, redis
+):
+    monkeypatch.setattr("server.records.store.GATHER_S", PATIENCE_S)  # only the stop writes them
+    async with nodes_with_redis(monkeypatch, redis) as (first, _):
+        call_sid = (await first.make_call("5550105")).json()["call_sid"]
+        registry = first.service.cluster.registry
+        await until(lambda: registry._writing._ours.has_state(call_sid))
+        await first.http.post(f"/calls/{call_sid}/hang-up")
+        await until(lambda: not registry._writing._ours.unsaid)
+        (key,) = (name for name in list(redis.keys()) if call_sid in name)
+        left = redis.ask("HSTRLEN", key, "s")
+
+    assert left != b":0\r\n"
+    assert redis.ask("HSTRLEN", key, "s") == b":0\r\n"

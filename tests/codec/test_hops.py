@@ -154,3 +154,49 @@ def test_what_is_an_echo_is_silence_to_the_judge():
     hops = Hops(ear)
 
     assert all(abs(sample) < 0.001 for each in taken(hops) for sample in each)
+
+
+# --- What a network has lost
+STEADY = codec.encode_mulaw(array("h", (3_000, 3_000, -3_000, -3_000) * 4_000).tobytes())
+
+
+def kept(payload: bytes) -> list[float]:
+    """How loud each hop is that a judge gets, all of it asked for as it comes."""
+    ear = judged_ear()
+    hops, found = Hops(ear), []
+    for at in range(0, len(payload), FRAME):
+        hear(ear, payload[at : at + FRAME], at / 8_000)
+        while hops.take(row()):
+            found.append(hops.level_dbfs)
+    return found
+
+
+def test_a_frame_that_was_lost_is_the_one_before_it_once_more_and_quieter():
+    holed = STEADY[: FRAME * 10] + quiet(0.04) + STEADY[FRAME * 12 : FRAME * 24]
+
+    whole, filled = kept(STEADY[: FRAME * 24]), kept(holed)
+
+    assert min(filled) > min(whole) - 7.0  # two frames, 3 dB quieter each
+    assert filled[-1] == pytest.approx(whole[-1], abs=0.1)
+
+
+def test_a_pause_is_filled_for_a_moment_only():
+    filled = kept(STEADY[: FRAME * 10] + quiet(1.0))
+
+    assert filled[-1] < -90.0
+    assert sum(level > -80.0 for level in filled) * HOP_S < 0.2 + 0.1 + HOP_S
+
+
+def test_a_line_on_which_nothing_was_said_has_no_holes():
+    assert max(kept(quiet(1.0))) < -90.0
+
+
+def test_a_suspicion_goes_on_over_what_was_lost():
+    ear = judged_ear()
+    speech = load_speech("question")
+    hear(ear, quiet(1.0) + speech[: FRAME * 20])
+    before_s = ear.suspicious_s
+
+    hear(ear, b"\xff" * FRAME, 1.4)
+
+    assert ear.suspicious_s == before_s

@@ -303,6 +303,33 @@ def test_a_connection_that_is_not_ready_holds_what_may_pass(path: MediaPath) -> 
     assert not path.has_caller_news()
 
 
+def test_of_what_only_waits_for_a_turn_the_newest_is_kept_and_nobody_is_told(
+    path: MediaPath,
+) -> None:
+    path.keep_newest_bytes = 2 * len(CHUNK)
+    path.model_ready = False
+    for _ in range(10):
+        hear(path, CHUNK)
+        assert not path.has_caller_news()
+
+    assert to_model(path) == b""
+    path.keep_newest_bytes = 0
+    path.model_ready = True
+    assert len(to_model(path)) == 4 * 2 * len(CHUNK)
+
+
+def test_what_somebody_has_to_look_at_is_kept_whole_though_it_waits_for_a_turn(
+    path: MediaPath,
+) -> None:
+    path.keep_newest_bytes = len(CHUNK)
+    path.model_ready = path.caller_passes = False
+    for _ in range(3):
+        hear(path, CHUNK)
+
+    assert path.has_caller_news()
+    assert path.take_caller() == CHUNK * 3
+
+
 def test_held_audio_can_be_taken_and_goes_through_the_same_filter(path: MediaPath) -> None:
     hear(path, CHUNK)
     path.caller_passes = False

@@ -17,6 +17,7 @@ from server.cluster.registry import Load
 from server.settings.file import read_settings_file
 from server.settings.settings import Settings
 from tests.deploy.haproxy import CONFIGURATIONS
+from tests.deploy.programs import find, run
 from tests.deploy.settings import CLUSTER, KNOWN
 from tests.support.redis_servers import (
     IGNORES_UNCLOSED,
@@ -27,6 +28,7 @@ from tests.support.redis_servers import (
     redis_server,
     until,
 )
+from tests.support.required import is_required
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deploy" / "compose"
@@ -265,6 +267,19 @@ def test_the_image_that_runs_has_no_compiler_and_asks_no_index():
     assert "gcc" in " ".join(rest for _, rest in build)
     assert re.findall(r"apt-get|gcc|build-essential|setup\.py", commands) == []
     assert "--no-index" in commands
+
+
+HADOLINT = find("hadolint")
+
+
+@pytest.mark.skipif(
+    HADOLINT is None and not is_required("hadolint"),
+    reason="hadolint (offhook[deploy]) is not here",
+)
+def test_hadolint_has_nothing_to_say_of_the_image():
+    done = run(HADOLINT, str(COMPOSE / "Dockerfile"))
+
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_image_runs_as_nobody_in_particular():

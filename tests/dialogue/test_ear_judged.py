@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
+
 from prometheus_client import CollectorRegistry
 
+import codec
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from server.dialogue.ear import BargeInMode, Ear
 from server.dialogue.opening import Opening
 from server.dialogue.playout import Playout
 from server.metrics import VoiceMetrics
+from server.simulators.gemini import GREETING, load_agent_speech
 from server.simulators.phone import load_speech
 from server.voice.judge import Judge
 from tests.support.sounds import cough, quiet
@@ -50,14 +54,14 @@ class Line:
         return list(self.found)
 
 
-def test_speech_begins_and_ends_a_turn_for_certain():
+def test_speech_begins_and_ends_a_turn():
     line = Line(Loudness(), agent_heard=False)
 
     started, ended = line.hear(quiet(1.0) + load_speech("hello") + quiet(1.5))
 
     assert isinstance(started, SpeechStarted)
-    assert started.certain
     assert isinstance(ended, SpeechEnded)
+    assert ended.sure
     assert not line.ear.caller_speaks
     assert line.ear.spoke_since(started.at)
 
@@ -90,6 +94,27 @@ def test_an_ear_that_is_not_judged_any_more_goes_on_by_the_detector():
 
     assert {type(one) for one in found} == {SpeechEnded, Stop}
     assert line.ear.rely_again()
+
+
+def test_an_echo_that_was_taken_for_the_caller_holds_nobody_and_was_nobodys_turn():
+    line = Line(Loudness(), agent_heard=True)
+    echoes = load_agent_speech(*GREETING)
+    payload = codec.MulawEncoder(24_000).encode(echoes.pcm) * 2
+    played = line.ear.judge.played
+    played.sent(payload, line.now)
+    late = quiet(0.2) + codec.encode_mulaw(
+        array("h", (each // 4 for each in array("h", codec.decode_mulaw(payload)))).tobytes()
+    )
+
+    found = line.hear(late[: FRAME * 300])
+
+    assert line.ear.has_echo
+    assert Stop.HOLD in found
+    known = next(at for at, one in enumerate(found) if isinstance(one, SpeechEnded))
+    ended, resumed = found[known : known + 2]
+    assert isinstance(ended, SpeechEnded)
+    assert ended.speech_s == 0.0
+    assert resumed is Stop.RESUME
 
 
 def test_a_call_that_is_over_is_judged_no_more():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from server.dialogue import transcript as transcript_module
 from server.dialogue.transcript import SpokenTurn, Transcript
 
 
@@ -90,3 +91,54 @@ def test_what_is_recognised_once_more_takes_its_own_place():
 
     texts = [turn["text"] for turn in transcript.as_list()]
     assert texts == ["I would like a room", "Well", "Which one?", "The blue one"]
+
+
+def settled(transcript: Transcript, heard: int | None, *, words: bool = True):
+    return [
+        (number, turn["speaker"], turn["text"])
+        for number, turn in transcript.settled(heard, words=words)
+    ]
+
+
+def test_what_was_before_an_agent_turn_is_settled_when_that_was_heard_and_once():
+    transcript = Transcript()
+    transcript.agent_said("Hello.", 1, 0.0)
+    first = settled(transcript, 1)
+    transcript.caller_said("Two hawaii", 2.0)
+    transcript.caller_said(", please.", 2.5)
+    transcript.agent_said("Of course.", 2, 4.0)
+    transcript.caller_said("Thanks", 5.0)
+
+    assert first == [(0, "agent", "Hello.")]
+    assert settled(transcript, 2) == [
+        (1, "caller", "Two hawaii, please."),
+        (2, "agent", "Of course."),
+    ]
+    assert settled(transcript, 2) == settled(transcript, 1) == settled(transcript, 7) == []
+    assert settled(transcript, None) == [(3, "caller", "Thanks")]
+    assert settled(transcript, None) == []
+
+
+def test_turns_without_words_are_settled_without():
+    transcript = Transcript()
+    transcript.caller_said("Two hawaii", 2.0)
+
+    assert settled(transcript, None, words=False) == [(0, "caller", None)]
+
+
+def test_what_another_process_has_heard_is_not_settled_again():
+    transcript = Transcript()
+    transcript.go_on([SpokenTurn("caller", 0.0, "Two hawaii")])
+    transcript.agent_said("Of course.", 1, 4.0)
+
+    assert settled(transcript, None) == [(1, "agent", "Of course.")]
+
+
+def test_turns_keep_their_numbers_when_the_oldest_are_gone(monkeypatch):
+    monkeypatch.setattr(transcript_module, "MAX_TURNS", 2)
+    transcript = Transcript()
+
+    for number in range(5):
+        transcript.agent_said(f"{number}", number, float(number))
+
+    assert settled(transcript, None) == [(3, "agent", "3"), (4, "agent", "4")]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.dialogue.belief import BELIEVED_S
 from server.dialogue.remedies import (
+    BELIEVED_S,
     LADDER,
     AskIfThere,
     Awaited,
@@ -164,8 +166,10 @@ def test_a_caller_who_speaks_on_is_owed_only_one_answer():
     conversation.caller_says()
     conversation.now += 5.0
     conversation.turns.caller_started(conversation.now)
-    conversation.now += 20.0
-    assert conversation.decide() is None
+    for _ in range(4):
+        conversation.now += 5.0
+        conversation.turns.caller_active(conversation.now)
+        assert conversation.decide() is None
     now = conversation.now
     conversation.turns.caller_ended(now, now, speech_s=15.0, agent_until=0.0)
 
@@ -309,7 +313,7 @@ def test_noise_after_the_callers_turn_does_not_settle_what_they_are_owed():
     conversation = talk()
     conversation.caller_says()
     conversation.now += 0.5
-    conversation.turns.caller_started(conversation.now, certain=False)
+    conversation.turns.caller_started(conversation.now)
     conversation.now += 2.0
     ended_at = conversation.now
     conversation.turns.caller_ended(ended_at, ended_at, speech_s=0.1, agent_until=0.0)
@@ -321,7 +325,7 @@ def test_noise_after_the_callers_turn_does_not_settle_what_they_are_owed():
 def test_noise_that_never_ends_is_believed_for_so_long_and_no_longer():
     conversation = talk()
     conversation.caller_says()
-    conversation.turns.caller_started(conversation.now + 0.1, certain=False)
+    conversation.turns.caller_started(conversation.now + 0.1)
 
     assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
     assert conversation.now == 1.0 + BELIEVED_S
@@ -333,7 +337,7 @@ def test_noise_that_comes_and_goes_does_not_put_off_what_is_owed_for_ever():
     asked_at = conversation.now
     decision = None
     while decision is None and conversation.now < 60.0:
-        conversation.turns.caller_started(conversation.now, certain=False)
+        conversation.turns.caller_started(conversation.now)
         decision = conversation.wait(until=conversation.now + 2.0)
         ended_at = conversation.now
         conversation.turns.caller_ended(ended_at, ended_at, speech_s=2.0, agent_until=0.0)
@@ -345,7 +349,7 @@ def test_noise_that_comes_and_goes_does_not_put_off_what_is_owed_for_ever():
 
 def test_a_question_in_noise_that_never_ends_is_owed_an_answer():
     conversation = talk()
-    conversation.turns.caller_started(0.0, certain=False)
+    conversation.turns.caller_started(0.0)
 
     assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
     assert conversation.now == BELIEVED_S + PATIENCE.reply_timeout_s
@@ -354,7 +358,7 @@ def test_a_question_in_noise_that_never_ends_is_owed_an_answer():
 @pytest.mark.parametrize("sign", ["word or interruption", "answer"])
 def test_a_caller_who_speaks_on_is_believed_as_long_as_anything_tells_of_it(sign):
     conversation = talk()
-    conversation.turns.caller_started(0.0, certain=False)
+    conversation.turns.caller_started(0.0)
     for _ in range(6):
         assert conversation.wait(until=conversation.now + 10.0) is None
         match sign:
@@ -366,19 +370,156 @@ def test_a_caller_who_speaks_on_is_believed_as_long_as_anything_tells_of_it(sign
     assert conversation.turns.caller_speaking
 
 
-def test_certain_speech_is_not_believed_for_ever_either():
+def test_speech_that_never_ends_is_believed_from_the_last_sign_of_another_kind():
     conversation = talk()
     conversation.caller_says()
-    conversation.turns.caller_started(2.0, certain=True)
+    conversation.turns.caller_started(2.0)
 
     assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
-    assert conversation.now == 2.0 + BELIEVED_S + PATIENCE.reply_timeout_s
+    assert conversation.now == 1.0 + BELIEVED_S
+
+
+@pytest.mark.parametrize("pauses_s", [0.6, 3.0])
+def test_a_television_does_not_put_off_what_is_owed_for_ever(pauses_s):
+    conversation = talk()
+    conversation.caller_says()
+    asked_at, decision = conversation.now, None
+    while decision is None and conversation.now < 120.0:
+        conversation.turns.caller_started(conversation.now)
+        decision = conversation.wait(until=conversation.now + 2.5)
+        ended_at = conversation.now
+        conversation.turns.caller_ended(ended_at, ended_at, speech_s=2.5, agent_until=0.0)
+        decision = decision or conversation.wait(until=conversation.now + pauses_s)
+
+    assert decision == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now <= asked_at + BELIEVED_S
+
+
+def test_somebody_else_who_goes_on_after_they_are_not_believed_hides_no_silent_model():
+    conversation, decision = talk(), None
+    while decision is None and conversation.now < 120.0:
+        conversation.turns.caller_started(conversation.now)
+        decision = conversation.wait(until=conversation.now + 14.0)
+        ended_at = conversation.now
+        conversation.turns.caller_ended(ended_at, ended_at, speech_s=14.0, agent_until=0.0)
+
+    assert decision == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now <= BELIEVED_S + PATIENCE.reply_timeout_s + 2.0
+
+
+def test_a_function_that_was_waited_for_is_a_sign_that_the_caller_is_heard():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turns.tools_called(["f1"])
+    conversation.now += 20.0
+    conversation.turns.tools_answered(["f1"], conversation.now)
+    answered_at = conversation.now
+    conversation.turns.caller_started(answered_at + 1.0)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == answered_at + BELIEVED_S
+
+
+def test_what_a_judge_was_never_sure_of_does_not_put_off_what_is_owed():
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turns.caller_started(2.0)
+    conversation.now = 4.0
+    conversation.turns.caller_ended(3.5, 4.0, speech_s=1.5, agent_until=0.0, sure=False)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == 7.0
+
+
+def short_word(conversation: Talk, *, sure: bool | None = True, seconds: float = 0.3) -> None:
+    """A word, and half a second in which it was known that there is no more of it."""
+    conversation.turns.caller_started(conversation.now)
+    ended_at = conversation.now + seconds
+    conversation.now = ended_at + 0.5
+    conversation.turns.caller_ended(
+        ended_at,
+        conversation.now,
+        speech_s=seconds,
+        agent_until=conversation.agent_until,
+        sure=sure,
+    )
+
+
+def test_a_short_word_of_which_the_service_gives_no_sign_is_asked_about_soon():
+    conversation = talk()
+    short_word(conversation)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == pytest.approx(0.8 + PATIENCE.short_answer_timeout_s)
+    assert conversation.wait() == Recover(Rung.RESUME, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == pytest.approx(0.8 + PATIENCE.reply_timeout_s)
+
+
+@pytest.mark.parametrize("sign", ["word", "silent audio", "text", "thought", "function"])
+def test_a_short_word_of_which_the_service_gives_any_sign_has_the_usual_time(sign):
+    conversation = talk()
+    short_word(conversation)
+    conversation.now += 1.0
+    turns, now = conversation.turns, conversation.now
+    match sign:
+        case "word":
+            turns.caller_active(now)
+        case "silent audio":
+            turns.agent_audio(1, 0.04, audible=False, now=now)
+        case "text":
+            turns.agent_text(1, "Well")
+        case "thought":
+            turns.agent_working(now)
+            turns.agent_idle(now)
+        case "function":
+            turns.tools_called(["f1"])
+            turns.tools_answered(["f1"], now)
+
+    decision = conversation.wait()
+
+    assert isinstance(decision, Recover)
+    assert decision.rung is Rung.NUDGE
+    assert conversation.now >= 0.8 + min(PATIENCE.reply_timeout_s, PATIENCE.stall_timeout_s + 0.9)
+
+
+@pytest.mark.parametrize(
+    ("sure", "seconds", "agent_until"),
+    [(None, 0.3, 0.0), (False, 0.3, 0.0), (True, 1.5, 0.0), (True, 0.3, 0.2)],
+    ids=["no judge", "not sure", "a sentence", "over the agent"],
+)
+def test_other_turns_of_the_callers_have_the_usual_time(sure, seconds, agent_until):
+    conversation = talk()
+    conversation.agent_until = agent_until
+    short_word(conversation, sure=sure, seconds=seconds)
+    ended_at = conversation.now
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == pytest.approx(ended_at + PATIENCE.reply_timeout_s)
+
+
+def test_short_words_are_asked_about_no_sooner_where_that_is_not_wanted():
+    turns = Turns(replace(PATIENCE, short_answer_timeout_s=0.0))
+    turns.answered(0.0)
+    conversation = Talk(turns)
+    short_word(conversation)
+
+    assert isinstance(conversation.wait(), Recover)
+    assert conversation.now == pytest.approx(0.8 + PATIENCE.reply_timeout_s)
+
+
+def test_a_word_that_a_judge_was_never_sure_of_is_owed_an_answer_where_none_is_awaited():
+    conversation = talk()
+    conversation.turns.caller_started(0.0)
+    conversation.now = 1.0
+    conversation.turns.caller_ended(0.5, 1.0, speech_s=0.3, agent_until=0.0, sure=False)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
 
 
 def test_a_sound_that_is_too_short_for_a_word_settles_nothing():
     conversation = talk()
     conversation.caller_says()
-    conversation.turns.caller_started(1.5, certain=True)
+    conversation.turns.caller_started(1.5)
     conversation.now = 1.6
     conversation.turns.caller_ended(1.6, 1.6, speech_s=0.1, agent_until=0.0)
 
@@ -386,10 +527,11 @@ def test_a_sound_that_is_too_short_for_a_word_settles_nothing():
     assert conversation.now == 7.0
 
 
-def test_certain_speech_begins_the_wait_for_an_answer_anew():
+def test_speech_begins_the_wait_for_an_answer_anew_as_long_as_anything_else_tells_of_it():
     conversation = talk()
     for _ in range(4):
         conversation.caller_says(5.0)
+        conversation.turns.caller_active(conversation.now)
         assert conversation.decide() is None
         conversation.now += 0.6
 
@@ -399,7 +541,7 @@ def test_certain_speech_begins_the_wait_for_an_answer_anew():
 
 def test_the_end_of_speech_that_is_not_believed_any_more_begins_no_new_wait():
     conversation = talk()
-    conversation.turns.caller_started(0.0, certain=False)
+    conversation.turns.caller_started(0.0)
     conversation.wait(until=BELIEVED_S + 3.0)
     ended_at = conversation.now
     conversation.turns.caller_ended(ended_at, ended_at, speech_s=9.0, agent_until=0.0)
@@ -411,7 +553,7 @@ def test_the_end_of_speech_that_is_not_believed_any_more_begins_no_new_wait():
 def test_noise_under_the_agents_own_words_is_no_reason_to_ask_it_for_more():
     conversation = talk()
     conversation.caller_says()
-    conversation.turns.caller_started(1.0, certain=False)
+    conversation.turns.caller_started(1.0)
     conversation.now = 1.5
     conversation.agent_says(40.0)
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import base64
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from time import time as now
 
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
+from sqlalchemy.exc import OperationalError
 from standardwebhooks import Webhook
 
 from server.events import retries
-from server.events.delivery import Delivery
-from server.events.event import content_of, outbox_event
+from server.events.delivery import AT_ONCE, Delivery
+from server.events.event import CallTold, outbox_event, payload_of
+from server.events.places import PER_SILENT, SLOW_PART
 from server.metrics import Metrics
 from server.records import store as store_module
+from server.records.outbox import Outbox
 from server.records.store import Records
 from server.settings.events import read_secret
 from tests.support.receivers import receiving
@@ -32,8 +35,8 @@ def impatient(monkeypatch):
 
 
 def told(kind: str, url: str, *, call: str = "CA1", at: float = 1.0, **facts):
-    record = {"call_sid": call, "created_at": 1.0, "generation": 1, **facts}
-    return outbox_event(content_of(kind, record, at=at), at=at, url=url)
+    record = CallTold({"call_sid": call, "created_at": 1.0, "generation": 1, **facts})
+    return outbox_event(kind, record, payload_of(kind, record, at=at), at=at, url=url)
 
 
 @asynccontextmanager
@@ -113,6 +116,77 @@ async def test_a_receiver_that_hangs_holds_up_no_other_and_is_asked_again():
         await hanging.wait_received(2)
 
     assert len({one.id for one in hanging.received}) == 1
+
+
+async def test_receivers_that_hang_leave_places_to_those_that_answer():
+    async with AsyncExitStack() as stack:
+        well = await stack.enter_async_context(receiving())
+        hanging = [
+            await stack.enter_async_context(receiving(lambda received: None)) for _ in range(20)
+        ]
+        records = await stack.enter_async_context(sending(deadline_s=60.0))
+        records.tell(told("call.ended", well.url, call="CB", at=now()))
+        await well.wait_taken(1)
+
+        for number in range(80):
+            url = hanging[number % 20].url
+            records.tell(told("call.ended", url, call=f"CA{number}", at=now()))
+        for number in range(20):
+            records.tell(told("call.ended", well.url, call=f"CB{number}", at=now()))
+
+        await well.wait_taken(21)
+
+    assert sum(len(one.received) for one in hanging) <= AT_ONCE * SLOW_PART
+
+
+async def test_a_count_that_fails_costs_no_event_its_turn(monkeypatch):
+    waiting, failures = Outbox.waiting, []
+
+    def fails_at_first(outbox):
+        if not failures:
+            failures.append(1)
+            raise OperationalError("SELECT", {}, Exception("gone"))
+        return waiting(outbox)
+
+    monkeypatch.setattr(Outbox, "waiting", fails_at_first)
+    async with receiving() as receiver:
+        url = "sqlite://"
+        async with sending(url, lease_s=3_600.0) as records:
+            records.tell(told("call.ended", receiver.url, at=now()))
+            await receiver.wait_taken(1)
+
+    assert failures
+
+
+async def test_a_run_that_fails_leaves_its_events_and_places_to_the_next(monkeypatch):
+    broken = []
+
+    async def fails_once_something_is_sent(delivery):
+        if delivery._under_way and not broken:
+            broken.append(1)
+            await receiver.wait_received(PER_SILENT)
+            raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Delivery, "_count", fails_once_something_is_sent)
+    metrics = Metrics(CollectorRegistry())
+    records = Records("sqlite://", metrics=metrics)
+    delivery = Delivery(
+        records, [read_secret(SECRET)], metrics=metrics, allow_private=True, lease_s=3_600.0
+    )
+    with trio.fail_after(60.0):
+        async with receiving(lambda received: None) as receiver, trio.open_nursery() as nursery:
+            await nursery.start(records.run)
+            for number in range(PER_SILENT):
+                records.tell(told("call.ended", receiver.url, call=f"CA{number}", at=now()))
+            await records.wait_saved()
+            with pytest.raises(ExceptionGroup):
+                await delivery.run()
+            receiver.answer = lambda received: 200
+            nursery.start_soon(delivery.run)
+            await receiver.wait_taken(PER_SILENT)
+            nursery.cancel_scope.cancel()
+
+    assert broken
 
 
 async def test_nothing_is_sent_into_our_own_network_and_people_are_told_why():

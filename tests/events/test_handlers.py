@@ -13,14 +13,14 @@ from trio.testing import wait_all_tasks_blocked
 
 from server.errors import ConfigurationError
 from server.events import handlers as handlers_module
-from server.events.event import content_of
+from server.events.event import CallTold, payload_of
 from server.events.handlers import Handling, load_handlers, on
 from server.metrics import Metrics
 
 
-def content(kind, call_sid="CA1"):
-    record = {"call_sid": call_sid, "created_at": 1.0}
-    return content_of(kind, record, at=1.0, public_url="https://x.example")
+def event(kind, call_sid="CA1", **facts):
+    told = CallTold({"call_sid": call_sid, "created_at": 1.0, **facts})
+    return kind, call_sid, payload_of(kind, told, at=1.0, public_url="https://x.example")
 
 
 def outcomes(metrics: Metrics) -> dict[str, float]:
@@ -40,8 +40,8 @@ async def test_a_function_is_called_with_the_events_that_it_wants(nursery, autoj
     handling = Handling([ended], Metrics(CollectorRegistry()))
     nursery.start_soon(handling.run)
 
-    handling.tell(content("call.started"))
-    handling.tell(content("call.ended"))
+    handling.tell(*event("call.started"))
+    handling.tell(*event("call.ended"))
     await wait_all_tasks_blocked()
 
     assert seen == ["https://x.example/calls/CA1"]
@@ -69,8 +69,8 @@ async def test_one_that_fails_or_hangs_is_told_of_and_takes_no_other_with_it(
     nursery.start_soon(handling.run)
 
     with capture_logs() as logs:
-        handling.tell(content("call.started"))
-        handling.tell(content("call.ended"))
+        handling.tell(*event("call.started"))
+        handling.tell(*event("call.ended"))
         await trio.sleep(handlers_module.TIMEOUT_S + 1.0)
 
     assert seen == ["call.started", "call.ended"]
@@ -88,9 +88,100 @@ async def test_events_are_left_out_rather_than_kept_without_a_bound(autojump_clo
     handling = Handling([works], metrics)  # nobody runs it
 
     for _ in range(handlers_module.MAX_WAITING + 3):
-        handling.tell(content("call.ended"))
+        handling.tell(*event("call.ended"))
 
     assert outcomes(metrics)["left-out"] == 3
+
+
+async def test_large_events_are_left_out_before_they_are_many(autojump_clock):
+    @on()
+    async def works(event):
+        pass
+
+    metrics = Metrics(CollectorRegistry())
+    handling = Handling([works], metrics)  # nobody runs it
+    kind, call_sid, payload = event("call.ended", detail="x" * 100_000)
+
+    for _ in range(handlers_module.MAX_WAITING):
+        handling.tell(kind, call_sid, payload)
+
+    room = handlers_module.MAX_WAITING_BYTES // len(payload)
+    assert outcomes(metrics)["left-out"] == handlers_module.MAX_WAITING - room
+
+
+async def test_what_one_function_does_to_an_event_is_nothing_to_the_others(nursery, autojump_clock):
+    seen = []
+
+    @on()
+    async def clears(event):
+        event["data"].clear()
+
+    @on()
+    async def works(event):
+        seen.append(event["data"]["call"]["call_sid"])
+
+    handling = Handling([clears, works], Metrics(CollectorRegistry()))
+    nursery.start_soon(handling.run)
+
+    handling.tell(*event("call.ended"))
+    await wait_all_tasks_blocked()
+
+    assert seen == ["CA1"]
+
+
+async def test_a_function_that_wants_to_exit_fails_alone(nursery, autojump_clock):
+    @on()
+    async def exits(event):
+        sys.exit(1)
+
+    metrics = Metrics(CollectorRegistry())
+    handling = Handling([exits], metrics)
+    nursery.start_soon(handling.run)
+
+    handling.tell(*event("call.started"))
+    handling.tell(*event("call.ended"))
+    await wait_all_tasks_blocked()
+
+    assert outcomes(metrics)["error"] == 2
+
+
+async def test_a_server_that_stops_has_every_function_called_first(nursery, autojump_clock):
+    seen = []
+
+    @on()
+    async def slow(event):
+        await trio.sleep(1.0)
+        seen.append(event["type"])
+
+    metrics = Metrics(CollectorRegistry())
+    handling = Handling([slow], metrics)
+    nursery.start_soon(handling.run)
+    handling.tell(*event("call.started"))
+    handling.tell(*event("call.ended"))
+
+    await handling.finish()
+
+    assert seen == ["call.started", "call.ended"]
+
+
+async def test_a_server_that_stops_does_not_wait_for_ever(nursery, autojump_clock, monkeypatch):
+    monkeypatch.setattr(handlers_module, "TIMEOUT_S", 0.4 * handlers_module.FINISH_TIMEOUT_S)
+
+    @on()
+    async def hangs(event):
+        await trio.sleep_forever()
+
+    metrics = Metrics(CollectorRegistry())
+    handling = Handling([hangs], metrics)
+    nursery.start_soon(handling.run)
+    for _ in range(5):
+        handling.tell(*event("call.ended"))
+
+    began_at = trio.current_time()
+    await handling.finish()
+
+    assert trio.current_time() - began_at == handlers_module.FINISH_TIMEOUT_S
+    assert (outcomes(metrics)["late"], outcomes(metrics)["left-out"]) == (2, 3)
 
 
 def test_what_cannot_be_a_handler_is_refused_where_it_stands():

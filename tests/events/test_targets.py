@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from functools import partial
+from threading import Event
 
 import pytest
+import trio
+import trio.testing
 from trio.testing import MemoryReceiveStream
 
-from server.events.targets import AddressRefused, GuardedBackend, target_of
+from server.events.targets import MAX_NAMES, AddressRefused, GuardedBackend, target_of
 from server.settings.events import check_url, is_public
 
 
@@ -78,3 +82,30 @@ async def test_a_name_is_asked_for_once_and_what_it_stood_for_is_connected_to(mo
     await backend.connect_tcp("rebinding.example", 443)
 
     assert (connected, stands_for) == (["1.1.1.1"], ["127.0.0.1"])
+
+
+@pytest.mark.sockets
+async def test_names_that_nobody_resolves_are_in_the_way_of_no_receiver_that_answers():
+    may_answer = Event()
+
+    def resolve(host, port, **_):
+        if host != "ours.example":
+            may_answer.wait(60)
+        return [(None, None, None, "", ("127.0.0.1", port))]
+
+    async def serve(stream):
+        await stream.aclose()
+
+    backend = GuardedBackend(
+        allow_private=True, is_trusted=lambda target: "ours.example" in target, resolve=resolve
+    )
+    with trio.fail_after(60.0):
+        async with trio.open_nursery() as nursery:
+            [listener] = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+            port = listener.socket.getsockname()[1]
+            for number in range(MAX_NAMES + 1):
+                nursery.start_soon(backend.connect_tcp, f"{number}.example", port)
+            await trio.testing.wait_all_tasks_blocked()
+            await (await backend.connect_tcp("ours.example", port)).aclose()
+            may_answer.set()
+            nursery.cancel_scope.cancel()

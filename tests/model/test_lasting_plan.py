@@ -310,6 +310,20 @@ def test_a_handle_that_only_leads_to_failures_is_given_up() -> None:
     assert ways == [Way.RESUME, Way.RESUME, Way.RESUME, Way.FRESH]
 
 
+def test_a_session_that_its_last_process_holds_open_is_begun_anew_without_another_wait() -> None:
+    plan = ConnectionPlan(0.0, jitter=lambda: 0.5)
+    plan.go_on("h1", on_fallback=False)
+    plan.start(20.0)
+    begun = []
+    for _ in range(5):
+        begun.append((plan.open_at, plan.begin().way))
+        plan.failed(INTERNAL, plan.open_at)
+
+    assert [way for _, way in begun] == [Way.RESUME] * 3 + [Way.FRESH] * 2
+    waits = [after - before for (before, _), (after, _) in pairwise(begun)]
+    assert waits == [0.25, 0.5, 0.0, 2.0]  # a service that is down is not called more often
+
+
 def test_a_session_that_breaks_as_soon_as_it_is_resumed_is_given_up() -> None:
     plan = opened_plan()
     ways = []

@@ -34,7 +34,7 @@ from tests.support.lasting_talks import (
 class StandIn:
     """A connection that is no wire, and whose messages are what was to be said."""
 
-    is_wire = False
+    is_wire = takes_turns = False
     is_drained = False
 
     def listen(self, on_event: Callable[[SessionEvent | ModelError], None]) -> None:
@@ -48,6 +48,9 @@ class StandIn:
 
     def audio_message(self, pcm: bytes) -> bytes:
         return pcm
+
+    def turn_message(self, *, begins: bool) -> bytes:
+        raise AssertionError("it takes no turns")
 
     def text_message(self, text: str) -> bytes:
         return text.encode()

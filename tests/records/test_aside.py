@@ -23,8 +23,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
+from server.events.places import Places
 from server.records import aside as aside_module
 from server.records import store as store_module
+from server.records import told as told_module
+from server.records import unsaved as unsaved_module
 from server.records.aside import Aside, read_lines
 from server.records.database import NOT_WHOLE, Database, database_url
 from server.records.outbox import OutboxEvent
@@ -261,7 +264,8 @@ async def test_a_directory_that_hangs_does_not_stop_the_writing(
 
     monkeypatch.setattr(Aside, "write", hang)
     monkeypatch.setattr(store_module, "ASIDE_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(store_module, "MAX_UNSAVED", 4)
+    monkeypatch.setattr(unsaved_module, "MAX_UNSAVED", 4)
+    monkeypatch.setattr(store_module, "PUT_ASIDE", 1)
     if not fails:
         locked.execute("ROLLBACK")
     async with running(file_url) as records:
@@ -545,7 +549,13 @@ def test_what_a_dying_process_began_is_read_as_far_as_it_goes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lacks", [("agent",), ("agent", "generation")], ids=["schema 3", "schema 2"]
+    "lacks",
+    [
+        ("outcome_complete",),
+        ("agent", "outcome_complete"),
+        ("agent", "generation", "outcome_complete"),
+    ],
+    ids=["schema 5", "schema 3", "schema 2"],
 )
 def test_a_file_of_an_earlier_version_is_whole_without_what_has_come_since(tmp_path, lacks):
     before = {name: value for name, value in record(1).items() if name not in lacks}
@@ -557,6 +567,7 @@ def test_a_file_of_an_earlier_version_is_whole_without_what_has_come_since(tmp_p
 
     assert line is not None
     assert (line["agent"], line["generation"]) == ("default", 1)
+    assert line["outcome_complete"] is None
 
 
 async def test_records_of_another_database_are_not_taken_up_but_told_of(file_url, tmp_path):
@@ -672,7 +683,8 @@ async def test_a_full_disk_while_records_are_put_aside_is_said_loudly(
 async def test_records_beyond_what_memory_holds_go_to_a_file_and_back(
     file_url, locked, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(store_module, "MAX_UNSAVED", 40)
+    monkeypatch.setattr(unsaved_module, "MAX_UNSAVED", 40)
+    monkeypatch.setattr(store_module, "PUT_ASIDE", 10)
     async with running(file_url) as records:
         for round in range(4):
             for number in range(15):
@@ -855,7 +867,7 @@ async def test_events_that_no_database_took_wait_in_the_file_with_their_calls_re
         claimed = await records.with_outbox(
             lambda outbox: outbox.step(
                 [], lease="us", now=time.time(), until=time.time() + 9.0,
-                free=9, busy={}, per_target=9,
+                free=9, places=Places(9),
             ).claimed
         )  # fmt: skip
         found = await records.get(sid(1))
@@ -864,3 +876,85 @@ async def test_events_that_no_database_took_wait_in_the_file_with_their_calls_re
     assert [one.event for one in claimed] == [ended]
     assert found is not None
     assert "_events" not in found
+
+
+async def claimed(records) -> list[OutboxEvent]:
+    now = time.time()
+    step = await records.with_outbox(
+        lambda outbox: outbox.step(
+            [], lease="us", now=now, until=now + 9.0, free=9, places=Places(9)
+        )
+    )
+    return [one.event for one in step.claimed]
+
+
+def started(call_sid: str, **facts) -> OutboxEvent:
+    told = {"type": "call.started", "target": "https://a.example:443", "payload": "{}", **facts}
+    return OutboxEvent(
+        id=f"msg_{call_sid}", call_sid=call_sid, generation=1, at=BEGAN,
+        url="https://a.example/", **told,
+    )  # fmt: skip
+
+
+async def test_events_of_calls_that_go_on_elsewhere_outlive_a_stop_without_a_record(
+    locked, tmp_path, file_url
+):
+    async with running(file_url, aside=tmp_path) as records:
+        records.tell(started(sid(1)))
+        records.tell(started(sid(2)))
+        records.keep(record(1))
+    kept = files(tmp_path)
+    locked.execute("ROLLBACK")
+
+    async with running(file_url, aside=tmp_path) as records:
+        await until(lambda: not files(tmp_path))
+        found = await claimed(records)
+
+    assert len(kept) == 1
+    assert {one.call_sid for one in found} == {sid(1), sid(2)}
+
+
+async def test_an_event_in_a_file_that_no_database_takes_is_counted_and_kept_for_people(
+    file_url, tmp_path
+):
+    aside = Aside(tmp_path, database_url(file_url))
+    odd, good = started(sid(1), payload="\ud800"), started(sid(2))
+    no_event = {"id": 5}
+    aside.write("unsaved", [], events=[one.as_dict() for one in (odd, good)] + [no_event])
+
+    async with running(file_url, aside=tmp_path) as records:
+        await until(lambda: not aside.unsaved())
+        found = await claimed(records)
+        lost = failures(records, "event")
+
+    assert found == [good]
+    assert lost == 1
+    assert len(list(tmp_path.glob("offhook-refused-*"))) == 1
+
+
+async def test_no_file_is_made_of_nothing(locked, tmp_path, file_url, monkeypatch):
+    monkeypatch.setattr(told_module, "MAX_TOLD_BYTES", 1_000)
+    async with running(file_url, aside=tmp_path) as records:
+        records.tell(started(sid(1), payload="x" * 900))
+        await until(lambda: failures(records, "write") >= 2)
+        made = files(tmp_path)
+        locked.execute("ROLLBACK")
+        await records.wait_saved()
+
+    assert made == []
+
+
+async def test_events_that_are_many_for_their_bytes_go_aside_with_their_calls_records(
+    locked, tmp_path, file_url, monkeypatch
+):
+    monkeypatch.setattr(told_module, "MAX_TOLD_BYTES", 1_000)
+    async with running(file_url, aside=tmp_path) as records:
+        for number in range(3):
+            records.tell(started(sid(number), payload="x" * 300))
+            records.keep(record(number))
+        await until(lambda: not records._told)
+        made = files(tmp_path)
+        locked.execute("ROLLBACK")
+
+    assert len(made) == 1
+    assert failures(records, "event") == 0

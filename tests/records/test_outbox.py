@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sql
 
+from server.events.places import Places
 from server.records.database import Database, database_url
 from server.records.outbox import Outbox, OutboxEvent, Sent
 from tests.support.databases import postgresql
@@ -54,15 +55,22 @@ def event(name: str, *, call: str = "CA1", at: float = 1.0, generation: int = 1,
     )
 
 
-def claim(outbox, *sent, lease="us", now=LATER, free=10, per_target=8, busy=None) -> list[str]:
+def places(*answering: str) -> Places:
+    """Room for ten events at once; these answer, and nothing is known of all others."""
+    room = Places(10)
+    for host in answering:
+        room.learn(f"https://{host}.example:443", 0.1)
+    return room
+
+
+def claim(outbox, *sent, lease="us", now=LATER, free=10, room=None) -> list[str]:
     step = outbox.step(
         sent,
         lease=lease,
         now=now,
         until=now + 30.0,
         free=free,
-        busy=busy or {},
-        per_target=per_target,
+        places=room or places("a", "b"),
     )
     return sorted(one.event.id for one in step.claimed)
 
@@ -103,12 +111,12 @@ def test_what_was_not_taken_waits_and_so_does_what_follows_it(outbox):
 
     step = outbox.step(
         [Sent(first, next_at=LATER + 60.0, error="answered 500")],
-        lease="us", now=LATER, until=LATER + 30.0, free=10, busy={}, per_target=8,
+        lease="us", now=LATER, until=LATER + 30.0, free=10, places=places("a"),
     )  # fmt: skip
 
     assert (list(step.claimed), step.next_at) == ([], LATER + 60.0)
     [again] = outbox.step(
-        [], lease="us", now=LATER + 61.0, until=LATER + 90.0, free=10, busy={}, per_target=8
+        [], lease="us", now=LATER + 61.0, until=LATER + 90.0, free=10, places=places("a")
     ).claimed
     assert (again.event, again.attempts, again.since) == (first, 1, 1.0)
 
@@ -142,8 +150,20 @@ def test_only_so_many_go_to_one_receiver_and_others_do_not_wait_behind_them(outb
     other = event("b", call="CB", at=9.0, target="https://b.example:443")
     outbox.put([other])
 
-    assert claim(outbox, per_target=2, free=3) == ["a0", "a1"]
-    assert claim(outbox, per_target=2, free=3, busy={"https://a.example:443": 2}) == ["b"]
+    room = places()
+
+    assert claim(outbox, room=room, free=3) == ["a0", "a1"]
+    assert claim(outbox, room=room, free=3) == ["b"]
+
+
+def test_when_slow_receivers_have_their_part_only_prompt_ones_are_looked_for(outbox):
+    room = places("z")
+    for number in range(5):
+        assert room.take(f"https://slow{number // 2}.example:443")
+    silent = [event(f"s{n}", call=f"CA{n}", target=f"https://s{n}.example:443") for n in range(20)]
+    outbox.put([*silent, event("z", call="CAz", at=900.0, target="https://z.example:443")])
+
+    assert claim(outbox, room=room, free=5) == ["z"]
 
 
 def test_an_event_that_is_there_is_not_there_twice(outbox):
@@ -177,7 +197,7 @@ def test_a_process_that_stops_gives_back_what_it_has_not_sent(outbox):
     claim(outbox, Sent(one, next_at=LATER, counts=False), free=0)
 
     [again] = outbox.step(
-        [], lease="others", now=LATER, until=LATER + 30.0, free=1, busy={}, per_target=8
+        [], lease="others", now=LATER, until=LATER + 30.0, free=1, places=places("a")
     ).claimed
     assert (again.event.id, again.attempts) == ("1", 0)
 
@@ -189,3 +209,21 @@ def test_an_event_is_read_as_it_was_written_in_a_file():
     for wrong in ({}, {**one.as_dict(), "at": "soon"}, {**one.as_dict(), "payload": None}):
         with pytest.raises(ValueError, match="no event"):
             OutboxEvent.of_dict(wrong)
+
+
+def test_what_was_deleted_is_in_no_file_any_more(tmp_path):
+    database = Database(database_url(f"sqlite:///{tmp_path}/offhook.db"))
+    outbox = Outbox(database)
+    outbox.put([event("old", payload="long-forgotten-words")])
+
+    outbox.delete_before(2.0)
+    database.forget_deleted()
+    left = [file.name for file in tmp_path.iterdir() if b"long-forgotten" in file.read_bytes()]
+    database.close()
+
+    assert left == []
+
+
+@pytest.mark.parametrize("name", ["a\0", "\ud800", "'; --", "x" * 1_000])
+def test_an_event_that_cannot_be_is_not_there(outbox, name):
+    assert not outbox.replay(name, LATER)

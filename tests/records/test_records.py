@@ -18,10 +18,13 @@ from prometheus_client import CollectorRegistry
 from server.errors import ConfigurationError
 from server.metrics import Metrics
 from server.records import database as database_module
+from server.records import statements
 from server.records import store as store_module
+from server.records import unsaved as unsaved_module
 from server.records.database import SchemaTooNew
 from server.records.store import Records
-from server.records.words import Cursor, RecordsUnavailable, StoredRequest
+from server.records.tables import calls
+from server.records.words import Cursor, RecordsUnavailable, StoredRequest, Wanted
 from tests.support.databases import postgresql
 from tests.support.serving import serving
 
@@ -46,6 +49,7 @@ def record(number: int, *, created_at: float | None = None, **differences) -> di
         "metadata": {"order": "17 · ñandú"},
         "agent": "default",
         "generation": 1,
+        "outcome_complete": None,
         "timings": {"answer_to_first_audio_ms": None},
         "transcript": [{"speaker": "agent", "at_s": 0.0, "text": "¿Qué tal? \U0001f4de"}],
         **differences,
@@ -295,7 +299,7 @@ async def test_a_database_that_is_gone_is_written_when_it_comes_back(tmp_path):
 
 
 async def test_too_many_waiting_records_cost_the_oldest_and_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "MAX_UNSAVED", 3)
+    monkeypatch.setattr(unsaved_module, "MAX_UNSAVED", 3)
     (tmp_path / "gone").write_text("not a directory")
     with structlog.testing.capture_logs() as logged:
         async with running(f"sqlite:///{tmp_path}/gone/offhook.db") as records:
@@ -415,7 +419,7 @@ async def test_an_older_database_is_brought_up_to_date(url, monkeypatch):
 
         newer = database_module.SCHEMA_VERSION + 1
         monkeypatch.setattr(database_module, "SCHEMA_VERSION", newer)
-        monkeypatch.setattr(database_module, "_MIGRATIONS", {newer - 1: add_column})
+        monkeypatch.setattr(database_module, "MIGRATIONS", {newer - 1: add_column})
         records._database._ready = False
         assert await records.get(record(1)["call_sid"]) == record(1)
         with records._database._engine.connect() as connection:
@@ -462,6 +466,7 @@ async def test_the_third_versions_records_are_the_default_agents(url):
         records.keep(record(1))
         await records.wait_saved()
         with records._database._engine.begin() as connection:
+            connection.execute(sql.text("DROP INDEX offhook_calls_of_agent"))
             connection.execute(sql.text("ALTER TABLE offhook_calls DROP COLUMN agent"))
             connection.execute(sql.text("UPDATE offhook_schema SET version = 3"))
     async with running(url) as records:
@@ -472,6 +477,64 @@ async def test_the_third_versions_records_are_the_default_agents(url):
 
     assert there == record(1)
     assert later == record(2, agent="order-desk")
+
+
+async def test_the_fourth_versions_database_gets_the_table_of_events(url):
+    if url == "sqlite://":
+        pytest.skip("lasts no longer than its connection")
+    async with running(url) as records:
+        records.keep(record(1))
+        await records.wait_saved()
+        with records._database._engine.begin() as connection:
+            connection.execute(sql.text("DROP TABLE offhook_events"))
+            connection.execute(sql.text("UPDATE offhook_schema SET version = 4"))
+    async with running(url) as records:
+        waiting = await records.with_outbox(lambda outbox: outbox.waiting())
+        there = await records.get(record(1)["call_sid"])
+
+    assert waiting.waiting == 0
+    assert there == record(1)
+
+
+async def test_the_fifth_versions_records_say_nothing_in_lists_of_what_they_have_brought(url):
+    if url == "sqlite://":
+        pytest.skip("lasts no longer than its connection")
+    brought = {"values": {"pizza": "hawaii"}, "complete": True}
+    async with running(url) as records:
+        records.keep(record(1, outcome=brought))
+        await records.wait_saved()
+        with records._database._engine.begin() as connection:
+            for name in ("agent", "number", "reason"):
+                connection.execute(sql.text(f"DROP INDEX offhook_calls_of_{name}"))
+            connection.execute(sql.text("ALTER TABLE offhook_calls DROP COLUMN outcome_complete"))
+            connection.execute(sql.text("UPDATE offhook_schema SET version = 5"))
+    async with running(url) as records:
+        there = await records.get(record(1)["call_sid"])
+        records.keep(record(2, outcome=brought, outcome_complete=True))
+        await records.wait_saved()
+        rows = await records.page(10, None, with_outcome=True)
+        indexes = sql.inspect(records._database._engine).get_indexes("offhook_calls")
+
+    assert there == record(1, outcome=brought)
+    assert [(row["outcome_complete"], row["outcome"]) for row in rows] == [
+        (True, brought),
+        (None, brought),
+    ]
+    assert {index["name"] for index in indexes} == {index.name for index in calls.indexes}
+
+
+@pytest.mark.parametrize("name", ["agent", "number", "reason"])
+async def test_few_of_many_calls_are_found_without_looking_at_all(file_url, name):
+    async with running(file_url) as records:
+        await records.get("CA1")
+        query = statements.wanted_only(statements.PAGE, Wanted(one_of={name: ("x",)}))
+        engine = records._database._engine
+        literal = query.params(most=10).compile(engine, compile_kwargs={"literal_binds": True})
+        with engine.connect() as connection:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {literal}").fetchall()
+
+    assert f"INDEX offhook_calls_of_{name}" in str(plan)
+    assert "TEMP B-TREE" not in str(plan)
 
 
 async def test_a_record_of_before_there_were_agents_is_taken_with_one_of_today(url):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,9 +13,15 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from server.metrics import CountedInC, Metrics, RegistryMetrics
+from tests.deploy.programs import find
+from tests.support.required import is_required
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-PROMTOOL = shutil.which("promtool")
+PROMTOOL = find("promtool")
+needs_promtool = pytest.mark.skipif(
+    PROMTOOL is None and not is_required("promtool"),
+    reason="promtool (Debian's prometheus package) is not here",
+)
 SELECTOR = re.compile(r"(offhook_\w+)(?:\{([^}]*)\})?")
 GROUPING = re.compile(r"\bby \(([^)]*)\)")
 FROM_PROMETHEUS = {"job", "instance"}
@@ -111,7 +116,7 @@ def promtool(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian's prometheus package) is not here")
+@needs_promtool
 def test_prometheus_accepts_the_alert_rules():
     promtool("check", "rules", str(DEPLOY / "alerts.yml"))
 
@@ -133,7 +138,7 @@ def test_whoever_has_many_machines_is_told_of_their_registry():
         assert name in shown
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian's prometheus package) is not here")
+@needs_promtool
 def test_the_alert_for_failing_calls_fires_where_they_fail(tmp_path):
     test = {
         "rule_files": [str(DEPLOY / "alerts.yml")],

@@ -18,13 +18,20 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from server.carrier import CallStatus
+from server.errors import ConfigurationError
+from server.serving import succession as succession_module
 from server.serving.succession import (
+    AGENTS,
     ANSWER_TIMEOUT_S,
     MAX_MESSAGE_BYTES,
+    MAX_TOLD_CHARS,
     SPEAKS,
+    SPEAKS_OF_AGENTS,
     START_TIMEOUT_S,
+    Succession,
     TakeOverRefused,
     check_version,
     meeting_point,
@@ -411,6 +418,53 @@ async def test_one_server_takes_over_at_a_time(tmp_path):
 
 def test_a_message_is_read_as_it_was_written():
     assert read_message(write_message(speaks=1, secret="00ff")) == {"speaks": 1, "secret": "00ff"}
+
+
+@pytest.mark.parametrize("letter", ["ñ", "\U0001f355", "\ud800", "\0"])
+def test_the_longest_text_that_is_told_fits_into_a_message(letter):
+    message = write_message(wrong=letter * MAX_TOLD_CHARS)
+
+    assert len(message) <= MAX_MESSAGE_BYTES
+    assert len(read_message(message)["wrong"]) == MAX_TOLD_CHARS
+
+
+def test_a_server_that_knows_of_no_wishes_refuses_one_by_its_version():
+    with pytest.raises(TakeOverRefused, match="do not go together"):
+        check_version({"speaks": SPEAKS_OF_AGENTS, "wants": AGENTS})
+
+
+async def _told_of_agents(reload_agents) -> str:
+    """What whoever wants agents read again is told by a server that does it like this."""
+    told: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        succession = Succession(listener, "127.0.0.1", port, reload_agents)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(succession.run)
+            await trio.testing.wait_all_tasks_blocked()
+            try:
+                told.append(await succession_module.reload_agents("127.0.0.1", port))
+            except ConfigurationError as error:
+                told.append(f"wrong: {error}")
+            nursery.cancel_scope.cancel()
+    return told[0]
+
+
+async def test_whoever_wants_agents_read_is_told_what_came_of_it(monkeypatch):
+    async def reads() -> str:
+        return "3 agents"
+
+    async def refuses() -> str:
+        raise ConfigurationError("\U0001f355" * 5_000)
+
+    async def hangs() -> str:
+        await trio.sleep_forever()
+        return ""
+
+    assert await _told_of_agents(reads) == "3 agents"
+    assert await _told_of_agents(refuses) == "wrong: " + "\U0001f355" * MAX_TOLD_CHARS
+    monkeypatch.setattr(succession_module, "RELOAD_TIMEOUT_S", 0.05)
+    assert "not read within" in await _told_of_agents(hangs)
 
 
 @pytest.mark.parametrize("line", [b"", b"\xff", b"[]", b"7", b"null", b"{" * 100_000])

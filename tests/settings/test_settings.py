@@ -114,6 +114,16 @@ def test_an_asterisk_needs_no_public_address():
     assert account.public_url == "http://127.0.0.1:8000"
 
 
+def test_no_secret_is_in_what_an_account_looks_like():
+    secret = "hidden-one"
+    for given in (
+        ASTERISK | {"asterisk_secret": secret},
+        ACCOUNT | {"twilio_auth_token": secret},
+        ACCOUNT | {"gemini_api_key": secret},
+    ):
+        assert secret not in repr(Settings.load(**given).account)
+
+
 @pytest.mark.parametrize("name", [name for name in ASTERISK if name != "carrier"])
 def test_a_half_set_asterisk_names_what_is_missing(name):
     with pytest.raises(ConfigurationError, match=name.upper()):
@@ -138,6 +148,7 @@ def test_two_carriers_are_never_mixed(given):
         ("asterisk_apology", "sound:../../etc/passwd"),
         ("asterisk_apology", "http://elsewhere/x.wav"),
         ("asterisk_url", "ftp://pbx"),
+        ("asterisk_url", "http://offhook:secret@pbx:8088"),
     ],
 )
 def test_what_asterisk_would_not_understand_is_refused(name, value):

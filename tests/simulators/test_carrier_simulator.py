@@ -465,6 +465,21 @@ async def test_a_call_that_comes_in_is_answered_by_the_voice_webhook(world, fast
     assert world.forged == 0
 
 
+async def test_a_call_whose_noise_is_filtered_gets_its_stream(world, fast_clock):
+    async with twilio(world) as (simulator, carrier):
+        carrier.webhooks._filters_noise = True
+        world.document = carrier.webhooks.twiml(ConnectStream("t3"))
+        call = simulator.dial_in(
+            f"{world.public_url}/twiml", from_number="+12025550101", script=QUICK
+        )
+        await call.wait_ended()
+
+    noted = [what for _, what in call.timeline]
+    assert "filters noise" in noted
+    assert not any(what.startswith(("warning", "error")) for what in noted)
+    assert len(world.streams) == 1
+
+
 @pytest.mark.parametrize(
     ("document", "voice_status", "status"),
     [

@@ -539,6 +539,23 @@ async def test_the_client_may_say_when_the_caller_speaks(
     assert simulator.sessions[0].turn == 1
 
 
+@pytest.mark.parametrize("ended", [False, True])
+async def test_audio_outside_of_what_the_client_calls_a_turn_closes_the_session(
+    simulator: GeminiSimulator, autojump_clock: trio.abc.Clock, ended: bool
+) -> None:
+    manual = {"automaticActivityDetection": {"disabled": True}}
+    async with connected(simulator, setup(realtimeInputConfig=manual)) as socket:
+        if ended:
+            await send(socket, {"realtimeInput": {"activityStart": {}}})
+            await send(socket, {"realtimeInput": {"activityEnd": {}}})
+        await send(socket, audio_input(speech(1)))
+        with pytest.raises(ConnectionClosed) as closed:
+            await until_turn_complete(socket)
+
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1007
+
+
 async def test_nobody_interrupts_where_interruption_is_off(
     simulator: GeminiSimulator, autojump_clock: trio.abc.Clock
 ) -> None:

@@ -79,19 +79,23 @@ match = 127.0.0.1
     "rtp.conf": "[general]\nrtpstart = {rtp}\nrtpend = {rtp_end}\n",
     "extensions.conf": """
 [from-trunk]
-exten = _[+0-9].,1,Stasis(offhook)
+exten = _[+0-9].,1,Stasis(offhook,X-Line=${{EXTEN}})
  same = n,Stasis(offhook-0)
+ same = n,Stasis(offhook-1)
+ same = n,Stasis(offhook-a.0)
+ same = n,Stasis(offhook-b.0)
  same = n,Hangup(17)
 [offhook-transfer]
 exten = _[+0-9].,1,Dial(PJSIP/${{EXTEN}}@trunk,${{OFFHOOK_RING_S}})
  same = n,Stasis(${{OFFHOOK_APP}},transferred,${{DIALSTATUS}})
  same = n,Hangup()
 """,
-    "websocket_client.conf": f"""
-[offhook]
+    "websocket_client.conf": "".join(
+        f"""
+[{name}]
 type = websocket_client
 connection_type = per_call_config
-uri = ws://127.0.0.1:{{server}}/stream
+uri = ws://127.0.0.1:{{{port}}}/stream
 protocols = media
 username = {USER}
 password = {SECRET}
@@ -99,7 +103,9 @@ connection_timeout = 500
 reconnect_interval = 500
 reconnect_attempts = 2
 tls_enabled = no
-""",
+"""
+        for name, port in (("offhook", "server"), ("offhook-b", "other"))
+    ),
 }
 
 
@@ -147,6 +153,8 @@ class Asterisk:
     sip_port: int
     callee_port: int
     server_port: int
+    other_port: int
+    """Where another server is reached, by ``offhook-b``."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -213,7 +221,7 @@ async def asterisk(*, law: str = "ulaw") -> AsyncGenerator[Asterisk]:
     Args:
         law: What its trunk speaks.
     """
-    ports = {"http": free_port(), "server": free_port()}
+    ports = {"http": free_port(), "server": free_port(), "other": free_port()}
     ports |= {name: free_port(socket.SOCK_DGRAM) for name in ("sip", "callee")}
     rtp = 20_000 + (os.getpid() * 200) % 30_000
     home = Path(ROOT) / "tmp" / f"offhook-{os.getpid()}-{ports['http']}"
@@ -232,7 +240,8 @@ async def asterisk(*, law: str = "ulaw") -> AsyncGenerator[Asterisk]:
     sounds.mkdir(parents=True)
     speech = Path(__file__).parent.parent.parent / "server" / "speech"
     (sounds / "offhook-apology.ulaw").write_bytes(read_greeting(speech / APOLOGY))
-    one = Asterisk(home, ports["http"], ports["sip"], ports["callee"], ports["server"])
+    names = ("http", "sip", "callee", "server", "other")
+    one = Asterisk(home, *(ports[name] for name in names))
     try:
         await one.start()
         yield one

@@ -28,6 +28,7 @@ from server.carrier.twilio.stream import ABILITIES
 from server.errors import CarrierError, CarrierProtocolError, ModelError, StreamEnded
 from server.media.words import SoundPath
 from server.model import Conversation, EventListener, SessionEvent, Standing, ToolResult, Way
+from server.records.outbox import OutboxEvent
 from server.records.words import Cursor, Wanted
 
 
@@ -183,6 +184,12 @@ class MemorySession:
         self.heard += pcm
         return self.is_ready
 
+    def caller_begins(self, before_s: float) -> None:
+        pass
+
+    def caller_ends(self) -> None:
+        pass
+
     def send_text(self, text: str) -> None:
         self.texts.append((trio.current_time(), text))
 
@@ -300,6 +307,7 @@ class KeptRecords:
 
     def __init__(self) -> None:
         self.kept: list[dict[str, Any]] = []
+        self.told: list[OutboxEvent] = []
         self.is_slow = False
         self.on_written: Callable[[str], None] = _nobody
 
@@ -308,10 +316,18 @@ class KeptRecords:
         if not self.is_slow:
             self.on_written(record["call_sid"])
 
-    def unsaved(self) -> list[dict[str, Any]]:
+    def tell(self, event: OutboxEvent) -> None:
+        self.told.append(event)
+
+    def unsaved(self, *, with_outcome: bool = False) -> list[dict[str, Any]]:
         return self.kept
 
     async def page(
-        self, limit: int, before: Cursor | None, wanted: Wanted | None
+        self,
+        limit: int,
+        before: Cursor | None,
+        wanted: Wanted | None,
+        *,
+        with_outcome: bool = False,
     ) -> list[dict[str, Any]]:
         return []

@@ -33,6 +33,8 @@ class Store:
         self.seen: dict[str, Seen] = {}
         self.calls: dict[str, Holding] = {}
         self.states: dict[str, bytes] = {}
+        self.ended: set[str] = set()
+        """Those of which the state is what is left."""
 
 
 class Shared(Alone):
@@ -71,22 +73,37 @@ class Shared(Alone):
             return None
         calls[call_sid] = Holding(self.me, holding.generation + 1)
         state = self.store.states.get(call_sid)
-        return Seized(holding.generation + 1, state or b"", has_ended=state == b"")
+        has_ended = state == b"" or call_sid in self.store.ended
+        return Seized(holding.generation + 1, state or b"", has_ended=has_ended)
 
     async def is_current(self, call_sid: str, generation: int) -> bool:
         return (await self._ask()).get(call_sid) == Holding(self.me, generation)
 
-    async def calls_of(self, member: Member) -> Mapping[str, Holding]:
+    async def calls_of(self, member: Member, *, ended: bool = False) -> Mapping[str, Holding]:
         calls = await self._ask()
         return {
             sid: holding
             for sid, holding in calls.items()
-            if holding.member == member and self.store.states.get(sid)
+            if holding.member == member
+            and self.store.states.get(sid)
+            and (sid in self.store.ended) == ended
         }
 
-    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
+    def keep(
+        self,
+        call_sid: str,
+        generation: int,
+        state: bytes,
+        *,
+        in_haste: bool = False,
+        has_ended: bool = False,
+    ) -> None:
+        if self.store.is_away:
+            return
         if self.store.calls.get(call_sid) == Holding(self.me, generation):
             self.store.states[call_sid] = state
+            if has_ended:
+                self.store.ended.add(call_sid)
 
     def announce(self, call_sid: str, generation: int) -> None:
         ours, theirs = Holding(self.me, generation), self.store.calls.get(call_sid)

@@ -73,6 +73,8 @@ class Phone:
     """What is still to be said; silence follows."""
     is_mute: bool = False
     """Sends no RTP at all."""
+    spoke_at: float = 0.0
+    """When the first frame of what was to be said last was sent."""
     answered: trio.Event = field(default_factory=trio.Event)
     news: trio.Event = field(default_factory=trio.Event)
     """Set when the next frame is heard."""
@@ -248,11 +250,14 @@ class Phone:
                 self.ended.set()
 
     async def _speak(self) -> None:
-        began = trio.current_time()
+        began, is_speaking = trio.current_time(), False
         for number in range(1_000_000):
             await trio.sleep_until(began + number * FRAME_S)
             if self.is_mute:
                 continue
+            if self.says and not is_speaking:
+                self.spoke_at = trio.current_time()
+            is_speaking = bool(self.says)
             frame = bytes(self.says[:FRAME_BYTES])
             del self.says[:FRAME_BYTES]
             frame = frame.ljust(FRAME_BYTES, SILENCE[self.law])

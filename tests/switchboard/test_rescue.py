@@ -16,13 +16,15 @@ from trio.testing import wait_all_tasks_blocked
 from server.agent.agent import Agent
 from server.call.options import CallOptions
 from server.call.takeover.state import AwayState, CallState
-from server.carrier import CallStatus
+from server.carrier import CallStatus, StatusUpdate
 from server.carrier.webhooks import ConnectStream
 from server.cluster.cluster import Cluster
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
 from server.errors import CallNotInProgress, CallRefused
+from server.records.database import Database, database_url
+from server.records.tables import FOUND_OVER, fitted
 from server.switchboard.calls import Calls
 from server.switchboard.rescue import (
     HELD_UP_S,
@@ -36,6 +38,7 @@ from server.switchboard.rescue import (
 )
 from server.switchboard.tickets import MAX_STREAMS_PER_MIN, Tickets
 from tests.call.test_call_state import state
+from tests.records.test_records import record
 from tests.support.fakes import KeptRecords, MemoryCarrier, MemoryMedia
 from tests.support.nodes import SECRET, Shared, Store
 from tests.support.switchboards import make_calls, serve_stream
@@ -96,16 +99,27 @@ def test_a_process_whose_registry_was_away_has_been_away_when_that_is_back():
     assert absence.is_over(9.0, is_away=False)
 
 
-def test_what_may_be_ours_is_tried_again_ever_more_seldom_and_not_for_ever():
+def test_a_process_whose_registry_has_lost_what_was_in_it_has_been_away():
+    absence = Absence(0.0, is_away=False)
+
+    assert absence.is_over(0.0, is_away=False, losses=1)
+    absence.told(0.0)
+    assert not absence.is_over(0.0, is_away=False, losses=1)
+    assert absence.is_over(0.0, is_away=False, losses=2)
+
+
+def test_what_may_be_ours_is_tried_again_ever_more_seldom_until_it_is_settled():
     unsettled, now, tried = Unsettled(), 0.0, []
     unsettled.add(SID, now)
-    while now < 2 * sum(TRY_AGAIN_S):
+    while now < 3 * sum(TRY_AGAIN_S):
         now += 0.25
         tried += [now] * len(unsettled.due(now))
         unsettled.add("CA-settled", now)
         unsettled.settle("CA-settled")
 
-    assert tried == [0.5, 1.5, 3.5, 7.5, 15.5]
+    assert tried == [0.5, 1.5, 3.5, 7.5, 15.5, 45.5, 75.5, 105.5, 135.5]
+    unsettled.settle(SID)
+    assert unsettled.due(inf) == []
 
 
 def test_what_is_being_tried_already_is_not_tried_sooner():
@@ -202,6 +216,7 @@ class Process:
         }  # fmt: skip
         left: CallState = dataclasses.replace(state(), **(talked | differences))
         self.store.states[SID] = left.encode()
+        self.store.ended.discard(SID)
         return holding
 
 
@@ -320,6 +335,23 @@ async def test_nobody_is_rescued_while_the_registry_is_away_or_just_back(
     assert len(process.carrier.reconnected) == 1
 
 
+async def test_nobody_is_rescued_just_after_the_registry_has_lost_what_was_in_it(
+    autojump_clock, process, nursery
+):
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 1.0)
+    before = process.rescue.has_settled()
+    process.cluster.registry.losses += 1
+    process.left()
+    await trio.sleep(SETTLE_S - 0.5)
+    asked = list(process.peers.asked)
+    await trio.sleep(3.0)
+
+    assert before
+    assert asked == []
+    assert len(process.carrier.reconnected) == 1
+
+
 async def over(call_sid: str, ticket: str) -> None:
     """The carrier's answer to whoever would connect a call again that is over."""
     raise CallNotInProgress("it is over", status=400, code=21220)
@@ -334,9 +366,9 @@ async def test_a_call_that_was_hung_up_meanwhile_ends_as_the_carrier_says(
     nursery.start_soon(process.rescue.run)
     await trio.sleep(SETTLE_S + 3.0)
 
-    (record,) = process.kept
-    assert (record["call_sid"], record["reason"]) == (SID, "caller-hung-up")
-    assert record["generation"] == 2
+    (written,) = process.kept
+    assert (written["call_sid"], written["reason"]) == (SID, "caller-hung-up")
+    assert written["generation"] == FOUND_OVER
     assert process.store.states[SID] == b""
 
 
@@ -401,39 +433,128 @@ async def test_a_call_that_has_ended_is_left_to_others_until_its_record_is_writt
     assert process.store.states[SID] == b""
 
 
-async def test_a_record_that_dies_with_its_process_is_written_by_who_takes_the_call_over(
+async def ended_unwritten(process) -> dict[str, Any]:
+    """A call has ended, and its record waits for the database; returns that."""
+    call = await process.rescue.take(SID, process.left())
+    process.records.is_slow = True
+    call.end(EndReason.HUNG_UP, "a word")
+    await wait_all_tasks_blocked()
+    (written,) = process.kept
+    return written
+
+
+async def another_process(process, nursery) -> Process:
+    """The first is gone, and this one is there."""
+    one = Process(process.store)
+    process.store.seen = {str(process.cluster.me): seen(process.cluster.me, 60.0)}
+    await nursery.start(one.calls.run)
+    return one
+
+
+async def test_a_record_that_dies_with_its_process_is_written_as_it_is_by_who_takes_the_call_over(
     autojump_clock, process, nursery
 ):
-    """The carrier has ended the call, or the process has: it was killed before it could say so."""
+    written = await ended_unwritten(process)
+    one = await another_process(process, nursery)
+
+    nursery.start_soon(one.rescue.run)
+    await trio.sleep(SETTLE_S + 2.0)
+
+    assert one.kept == [written]
+    assert one.calls.register.live == []  # nobody talks with a model, or the carrier, for it
+    assert one.calls.model.sessions == []
+    assert one.carrier.reconnected == one.carrier.hung_up == one.carrier.asked == []
+    assert one.calls.register.has_ended(SID)
+    assert one.store.states[SID] == b""
+
+
+async def test_what_a_carrier_says_late_of_a_call_changes_the_record_that_another_has_left(
+    autojump_clock, process, nursery
+):
+    await ended_unwritten(process)
+    one = await another_process(process, nursery)
+    with pytest.raises(CallLost):
+        await one.rescue.take(SID, one.store.calls[SID])
+
+    one.calls.update_status(StatusUpdate(SID, CallStatus.COMPLETED, sequence_number=99))
+
+    assert one.kept[-1]["status"] == "completed"
+    assert one.calls.register.get_recent(SID).shown()["detail"] == "a word"
+
+
+async def test_records_that_a_process_has_left_come_after_its_live_calls(
+    autojump_clock, process, nursery, monkeypatch
+):
+    await ended_unwritten(process)
+    left, seized = process.store.states[SID], []
+    one = await another_process(process, nursery)
+    for number in range(40):
+        sid = f"CA{number}"
+        process.store.calls[sid] = process.store.calls[SID]
+        process.store.states[sid] = left if number % 2 else state().encode()
+        process.store.ended |= {sid} if number % 2 else set()
+    seize = one.cluster.registry.seize
+
+    async def noting(call_sid: str, holding: Holding) -> Seized | None:
+        seized.append(call_sid in one.store.ended)
+        return await seize(call_sid, holding)
+
+    monkeypatch.setattr(one.cluster.registry, "seize", noting)
+    nursery.start_soon(one.rescue.run)
+    await trio.sleep(SETTLE_S + 5.0)
+    for call in one.calls.register.live:
+        call.conversation.disown()
+
+    assert seized == [False] * 20 + [True] * 21
+
+
+async def test_a_record_that_cannot_be_read_is_given_up_and_told(
+    autojump_clock, process, nursery, capsys
+):
+    await ended_unwritten(process)
+    process.store.states[SID] = b"1{}"
+    one = await another_process(process, nursery)
+
+    with pytest.raises(CallLost):
+        await one.rescue.take(SID, one.store.calls[SID])
+
+    assert one.kept == []
+    assert SID not in one.store.calls
+    assert "record lost" in capsys.readouterr().out
+
+
+async def test_whoever_finds_a_call_over_does_not_write_over_what_was_written_by_who_talked(
+    autojump_clock, process, nursery
+):
+    """Its process has written the record, but could not say so: it was cut off, and then killed."""
     holding = process.left()
-    one = Process(process.store)
-    process.records.is_slow = True
-    dying = await process.rescue.take(SID, holding)
-    dying.end(EndReason.HUNG_UP)
+    process.carrier.reconnect = over
+    process.carrier.status = CallStatus.COMPLETED
+    database = Database(database_url("sqlite://"))
+    database.write([record(1, call_sid=SID, detail="by who talked", generation=1)])
+
+    await process.rescue._rescue(SID, holding)
     await wait_all_tasks_blocked()
-    process.store.seen["gone"] = seen(process.cluster.me, 60.0)
-    await nursery.start(one.calls.run)
-    one.carrier.status = CallStatus.COMPLETED
-    one.carrier.reconnect = over
+    (found,) = process.kept
+    database.write([fitted(found)])
 
-    await one.rescue._rescue(SID, process.store.calls[SID])
-    await wait_all_tasks_blocked()
-
-    (record,) = one.kept
-    assert (record["call_sid"], record["state"]) == (SID, "ended")
-    assert record["generation"] == dying.ownership.generation + 1
+    assert found["state"] == "ended"
+    assert database.get(SID)["detail"] == "by who talked"
 
 
-async def test_a_process_that_stops_leaves_nobody_its_ended_calls(autojump_clock, process):
-    holding = process.left()
-    call = await process.rescue.take(SID, holding)
-    process.records.is_slow = True
-    call.end(EndReason.HUNG_UP)
-    await wait_all_tasks_blocked()
+async def test_a_call_that_ended_here_and_went_on_elsewhere_since_is_taken_up_again(
+    autojump_clock, process
+):
+    await ended_unwritten(process)
+    process.left()
+    later = process.store.calls[SID] = Holding(GONE, 7)
 
-    await process.calls.aclose()
+    call = await process.rescue.take(SID, later)
 
-    assert process.store.states[SID] == b""
+    assert call is not None
+    assert call.ownership.generation == 8
+    assert not process.rescue.is_here("CA-else", 1)
+    assert not process.calls.register.has_ended(SID)
 
 
 # -- what goes wrong on the way --------------------------------------------------------------
@@ -663,3 +784,26 @@ async def test_a_call_that_the_registry_says_is_lost_ends_at_once(autojump_clock
 
     assert before is None
     assert talking.end_reason is EndReason.MOVED
+
+
+async def test_of_two_that_have_a_call_as_much_the_one_that_the_caller_talks_with_keeps_it(
+    autojump_clock, process, nursery
+):
+    """The registry was away when it began, and the carrier asked both."""
+    other, media = Process(process.store), MemoryMedia()
+    await nursery.start(other.calls.run)
+    replies = [
+        await each.calls.answer(SID, "+15005550001", Agent(), generation=2)
+        for each in (process, other)
+    ]
+    media.event(media.start(SID, replies[0].ticket))
+    nursery.start_soon(serve_stream, process.calls, media)
+    await wait_all_tasks_blocked()
+    held = process.store.calls[SID]
+    await other.rescue._check(other.calls.register.live)
+    await wait_all_tasks_blocked()
+
+    assert held == Holding(process.cluster.me, 3)
+    assert [call.end_reason for call in process.calls.register.live] == [None]
+    assert other.calls.register.live == []
+    assert other.kept == []

@@ -55,7 +55,8 @@ class Caller:
         self.is_without = False
         self.was_judged = trio.Event()
 
-    def hop(self, probability, at):
+    def hop(self, probability, at, level_dbfs):
+        assert -96.4 < level_dbfs <= 0.0
         self.hops.append((probability, at))
         self.was_judged.set()
 
@@ -188,6 +189,52 @@ def test_a_call_that_is_judged_too_late_goes_by_the_detector_for_a_while():
     assert not caller.is_without
 
 
+@pytest.mark.parametrize("frames", [5, 10, 40])
+def test_audio_that_comes_late_and_all_at_once_is_judged_all_the_same(frames):
+    room = Room()
+    caller = Caller(room.judge)
+    speech = SPEECH * 2
+    room.talk((caller, speech[: FRAME * 30]))
+    room.now += frames * 0.02
+    for number in range(30, 30 + frames):
+        caller.ear.hear(speech[FRAME * number : FRAME * (number + 1)], room.now)
+    room.judge.judge_now()
+
+    assert not caller.is_without
+    assert room.count("late") == 0
+    assert room.now - caller.hops[-1][1] < HOP_S
+
+
+def test_a_hop_is_late_when_nobody_has_judged_it_in_time_however_little_waits():
+    room = Room()
+    caller = Caller(room.judge)
+    room.talk((caller, SPEECH[: FRAME * 30]))
+    room.now += 0.04
+    for number in (30, 31):
+        caller.ear.hear(SPEECH[FRAME * number : FRAME * (number + 1)], room.now)
+    room.now += 0.05
+    room.judge.judge_now()
+
+    assert caller.is_without
+
+
+def test_what_was_said_while_nobody_judged_is_not_joined_to_what_comes_after():
+    room = Room()
+    caller = Caller(room.judge)
+    room.talk((caller, SPEECH[: FRAME * 30]))
+    room.judge._watched.clear()
+    caller.do_without()
+    room.talk((caller, quiet(3.0)))
+    assert caller.rely_again()
+    room.model.asked.clear()
+    caller.hops.clear()
+
+    room.talk((caller, SPEECH[: FRAME * 4]))
+    judged = len(room.model.asked)
+
+    assert 0 < judged <= FRAME * 4 // 256
+
+
 def test_nobody_is_taken_back_in_the_middle_of_a_word():
     room = Room()
     caller = Caller(room.judge)
@@ -242,9 +289,9 @@ async def test_without_anybody_who_runs_it_calls_go_by_the_detector(autojump_clo
     assert not caller.is_without
 
 
-async def test_a_model_that_fails_leaves_calls_to_the_detector(autojump_clock):
-    model = Loudness(fails=True)
-    judge = Judge(model, VoiceMetrics(CollectorRegistry()), in_thread=False)
+async def test_a_model_that_fails_leaves_calls_to_the_detector_and_is_counted(autojump_clock):
+    model, registry = Loudness(fails=True), CollectorRegistry()
+    judge = Judge(model, VoiceMetrics(registry), in_thread=False)
     caller = Caller(judge)
 
     with pytest.raises(BaseExceptionGroup):  # noqa: PT012
@@ -255,3 +302,5 @@ async def test_a_model_that_fails_leaves_calls_to_the_detector(autojump_clock):
             await trio.sleep(1.0)
 
     assert caller.is_without
+    assert registry.get_sample_value("offhook_voice_failures_total") == 1.0
+    assert registry.get_sample_value("offhook_voice_judge_available") == 0.0

@@ -6,7 +6,7 @@ import pytest
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from codec.hops import HOP_S
-from server.voice.verdicts import BACK_OFF_S, LOOSE, STRICT, STRICT_IN_QUIET, Verdicts
+from server.voice.verdicts import BACK_OFF_S, FAR_DB, LOOSE, STRICT, STRICT_IN_QUIET, Verdicts
 
 
 def verdicts(*, barge_in: bool = True, confirm_s: float = 0.8, agree_s: float = 1.0) -> Verdicts:
@@ -20,6 +20,7 @@ class Line:
         self.judged, self.agent_heard, self.is_quiet = judged, agent_heard, is_quiet
         self.now = 0.0
         self.may_stop = True
+        self.level_dbfs = -26.0
 
     def hear(self, probability: float, seconds: float, suspicious_s: float = 0.0) -> list[object]:
         """What is found, and when."""
@@ -29,6 +30,7 @@ class Line:
             found += self.judged.hop(
                 probability,
                 self.now,
+                level_dbfs=self.level_dbfs,
                 agent_heard=self.agent_heard,
                 may_stop=self.may_stop,
                 is_quiet=self.is_quiet,
@@ -43,11 +45,21 @@ def test_a_turn_begins_with_certain_speech_and_ends_after_the_silence():
     found = line.hear(0.9, 0.64) + line.hear(0.0, 1.0)
 
     started, ended = found
-    assert started == SpeechStarted(0.0, certain=True)
+    assert started == SpeechStarted(0.0)
     assert isinstance(ended, SpeechEnded)
     assert ended.at == pytest.approx(0.64)
     assert ended.speech_s == pytest.approx(0.64)
     assert 0.5 <= ended.known_at - ended.at < 0.5 + 2 * HOP_S
+
+
+@pytest.mark.parametrize(("probability", "sure"), [(0.06, False), (0.45, False), (0.6, True)])
+def test_a_turn_is_sure_in_which_a_voice_was_certain(probability, sure):
+    line = Line(verdicts())
+
+    *_, ended = line.hear(probability, 0.32, suspicious_s=0.2) + line.hear(0.0, 1.0)
+
+    assert isinstance(ended, SpeechEnded)
+    assert ended.sure is sure
 
 
 def test_a_pause_within_a_turn_does_not_end_it():
@@ -55,7 +67,7 @@ def test_a_pause_within_a_turn_does_not_end_it():
 
     found = line.hear(0.9, 0.32) + line.hear(0.0, 0.4) + line.hear(0.4, 0.32)
 
-    assert found == [SpeechStarted(0.0, certain=True)]
+    assert found == [SpeechStarted(0.0)]
 
 
 def test_while_the_agent_is_silent_little_is_enough_for_a_turn_and_over_it_much_is_needed():
@@ -140,6 +152,77 @@ def test_it_is_open_until_what_was_begun_is_ended():
     line.hear(0.0, 1.0)
 
     assert not line.judged.is_open
+
+
+def test_what_was_an_echo_was_nobodys_turn_and_holds_nobody():
+    line = Line(verdicts(), agent_heard=True)
     line.hear(0.9, 0.1)
-    line.judged.was_echo()
+
+    ended, resumed = line.judged.was_echo(line.now)
+
+    assert isinstance(ended, SpeechEnded)
+    assert ended.speech_s == 0.0
+    assert resumed is Stop.RESUME
     assert not line.judged.is_open
+    assert line.judged.last_at < 0.0
+    assert line.judged.was_echo(line.now) == []
+
+
+# --- Somebody else in the room
+def known(line: Line) -> Line:
+    """A caller who has said something that was understood."""
+    line.agent_heard = False
+    line.hear(0.9, 0.64)
+    line.judged.understood()
+    line.hear(0.0, 1.0)
+    line.agent_heard = True
+    return line
+
+
+def test_a_voice_that_is_far_under_the_callers_holds_nobody():
+    line = known(Line(verdicts()))
+
+    line.level_dbfs -= FAR_DB + 1
+    assert line.hear(0.99, 3.0) == []
+    line.level_dbfs += FAR_DB + 1
+    assert Stop.HOLD in line.hear(0.99, HOP_S)
+
+
+def test_as_long_as_nobody_was_understood_every_voice_may_be_the_callers():
+    line = Line(verdicts(), agent_heard=True)
+    line.hear(0.9, 0.64)
+    line.hear(0.0, 3.0)
+    line.level_dbfs -= 40.0
+
+    assert Stop.HOLD in line.hear(0.9, HOP_S)
+
+
+def test_while_the_agent_is_silent_a_low_voice_is_the_callers():
+    line = known(Line(verdicts()))
+    line.agent_heard = False
+    line.level_dbfs -= 40.0
+
+    assert len(line.hear(0.5, HOP_S)) == 1
+
+
+def test_the_loudest_who_is_understood_is_the_caller_and_who_moves_is_followed():
+    line = known(Line(verdicts()))
+    assert line.judged.caller_dbfs == pytest.approx(-26.0)
+
+    line.level_dbfs = -46.0  # a television, which the model transcribes, too
+    known(line)
+    assert line.judged.caller_dbfs == pytest.approx(-26.0)
+    line.level_dbfs = -30.0
+    known(line)
+    assert line.judged.caller_dbfs == pytest.approx(-27.2)
+    line.level_dbfs = -20.0
+    known(line)
+    assert line.judged.caller_dbfs == pytest.approx(-20.0)
+
+
+def test_a_sound_that_was_understood_but_is_too_short_tells_nothing_of_loudness():
+    line = Line(verdicts())
+    line.hear(0.9, 0.1)
+    line.judged.understood()
+
+    assert line.judged.caller_dbfs is None

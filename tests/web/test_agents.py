@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
+
 import pytest
 import trio
 
@@ -154,6 +156,22 @@ async def test_a_route_chooses_by_who_calls_and_may_fail(folder, fast_clock):
     assert told[0] == "You take orders for 99."
 
 
+async def test_a_call_whose_routed_agent_lacks_values_rings_no_phone(folder, fast_clock):
+    (folder / "agents.py").write_text(
+        "from server.agent import Agent\n"
+        "needy = Agent('needy', prompt='For {{who}}.')\n"
+        "async def route(call):\n"
+        "    return needy\n"
+    )
+    async with serving(**ROOMY, agents=folder) as server:
+        answer = await server.make_call("5550103")
+        calls = (await server.http.get("/calls")).json()["calls"]
+
+    assert answer.status_code == 422
+    assert "who" in answer.json()["fields"]["variables"]
+    assert calls == []
+
+
 async def test_a_route_is_not_asked_about_a_call_that_is_refused(folder, fast_clock):
     (folder / "agents.py").write_text(
         "asked = []\nasync def route(call):\n    asked.append(call)\n    return 'night'\n"
@@ -168,7 +186,7 @@ async def test_a_route_is_not_asked_about_a_call_that_is_refused(folder, fast_cl
             await phone.wait_ended()
 
     assert taken["agent"] == "night"
-    assert len(route.__globals__["asked"]) == 1
+    assert len(unwrap(route).__globals__["asked"]) == 1
 
 
 def test_an_apology_that_no_carrier_can_say_is_refused_with_its_line(folder):

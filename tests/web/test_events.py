@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import sys
+import types
 
 import pytest
 import trio
 from standardwebhooks import Webhook
 
 from server.errors import ConfigurationError
+from server.events.handlers import on
 from server.settings.settings import Settings
 from tests.support.receivers import receiving
 from tests.support.serving import serving
@@ -44,6 +47,41 @@ async def test_a_receiver_is_told_of_a_call_from_its_beginning_to_its_whole_reco
     }
 
 
+async def taken(receiver, kind: str) -> None:
+    while kind not in [one.content["type"] for one in receiver.taken]:
+        await receiver.wait_taken(len(receiver.taken) + 1)
+
+
+@pytest.mark.parametrize("wants", [True, False])
+async def test_who_wants_it_is_told_of_each_turn_before_the_end(wants):
+    async with receiving() as receiver:
+        settings = {
+            "events_url": receiver.url,
+            "events_secret": SECRET,
+            "events_allow_private": True,
+            "events_turns": wants,
+        }
+        with trio.fail_after(60.0):
+            async with serving(**settings) as server:
+                call_sid = (await server.make_call("5550101")).json()["call_sid"]
+                await taken(receiver, "call.turn" if wants else "call.answered")
+                await server.http.post(f"/calls/{call_sid}/hang-up")
+                await taken(receiver, "call.ended")
+
+    contents = [one.content for one in receiver.taken]
+    record = contents[-1]["data"]["call"]
+    turns = [one["data"]["turn"] for one in contents if one["type"] == "call.turn"]
+    kinds = [one["type"] for one in contents]
+    if wants:
+        assert [turn.pop("number") for turn in turns] == list(range(len(turns)))
+        assert contents[2]["data"]["call"]["state"] == "live"
+        assert [turn["text"] for turn in turns] == [one["text"] for one in record["transcript"]]
+    assert kinds == [
+        "call.started", "call.answered", *["call.turn"] * len(turns), "call.ended",
+    ]  # fmt: skip
+    assert bool(turns) == wants
+
+
 async def test_a_call_that_nobody_answers_has_failed_and_its_own_receiver_is_told():
     async with receiving() as usual, receiving() as own:
         settings = {
@@ -77,6 +115,27 @@ async def test_a_receiver_that_cannot_be_told_is_refused_before_the_call(setting
 
     assert answer.status_code == 422
     assert why in answer.json()["fields"]["events_url"]
+
+
+async def test_a_server_that_stops_has_its_functions_called_with_how_calls_ended(monkeypatch):
+    module, seen = types.ModuleType("slow_events"), []
+
+    @on("call.ended")
+    async def ended(event):
+        await trio.sleep(0.5)
+        seen.append(event["data"]["call"]["call_sid"])
+
+    module.ended = ended
+    monkeypatch.setitem(sys.modules, "slow_events", module)
+
+    with trio.fail_after(60.0):
+        async with serving(event_handlers=["slow_events"]) as server:
+            call_sid = (await server.make_call("5550104")).json()["call_sid"]
+            await server.finished(call_sid)
+            await server.service.drain()
+            before_the_end = list(seen)
+
+    assert before_the_end == [call_sid]
 
 
 async def test_what_was_given_up_is_listed_and_sent_again_by_a_request(tmp_path):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
 
 import pytest
+import trio
 from prometheus_client import CollectorRegistry
 
 from server.metrics import Metrics
 from server.records.store import Records
 from server.records.words import Wanted
+from server.web import calls_api
 from server.web.kept import exports
 from tests.support.databases import postgresql
 from tests.support.serving import serving
@@ -34,6 +37,7 @@ def record(number: int, /, **differences) -> dict:
         "created_at": NOON + number,
         "duration_s": float(number),
         "agent_heard_s": 3.25,
+        "outcome_complete": None,
         "metadata": {},
         "transcript": [],
         **differences,
@@ -44,7 +48,14 @@ RECORDS = [
     record(1),
     record(2, direction="inbound", number="+15005550006"),
     record(3, reason="busy", status="busy", duration_s=0.0),
-    record(4, created_at=NOON - 86_400, number="+58*******34", agent="order-desk"),
+    record(
+        4,
+        created_at=NOON - 86_400,
+        number="+58*******34",
+        agent="order-desk",
+        outcome_complete=True,
+        outcome={"values": {"pizza": "hawaii"}, "complete": True},
+    ),
 ]
 
 
@@ -66,6 +77,8 @@ def postgresql_url():
         (Wanted(one_of={"direction": ("inbound",)}), [2]),
         (Wanted(one_of={"number": ("+15005550006", "+15*******06")}, min_duration_s=1.0), [2, 1]),
         (Wanted(one_of={"reason": ("busy",), "direction": ("inbound",)}), []),
+        (Wanted(one_of={"outcome_complete": (True,)}), [4]),
+        (Wanted(one_of={"outcome_complete": (False,)}), []),
     ],
 )
 async def test_the_database_and_memory_agree_on_what_is_wanted(
@@ -81,8 +94,11 @@ async def test_the_database_and_memory_agree_on_what_is_wanted(
 
     in_memory = [int(row["call_sid"][2:], 16) for row in records.unsaved() if wanted.takes(row)]
     await records.wait_saved()
-    rows = await records.page(10, None, wanted)
+    rows = await records.page(10, None, wanted, with_outcome=True)
 
+    assert [row["outcome"] for row in rows if row["call_sid"] == RECORDS[-1]["call_sid"]] == [
+        RECORDS[-1]["outcome"] for number in found if number == 4
+    ]
     assert [int(row["call_sid"][2:], 16) for row in rows] == found
     assert sorted(in_memory) == sorted(found)
     nursery.cancel_scope.cancel()
@@ -97,6 +113,8 @@ async def test_the_database_and_memory_agree_on_what_is_wanted(
         ("number=+15005550006&direction=inbound", {2}),
         ("reason=busy&state=ended", {3}),
         ("agent=order-desk", {4}),
+        ("outcome=complete", {4}),
+        ("outcome=incomplete", set()),
         ("min_duration_s=2&max_duration_s=3", {2}),
     ],
 )
@@ -111,7 +129,8 @@ async def test_a_list_has_the_calls_that_were_asked_for(query, found):
 
 
 @pytest.mark.parametrize(
-    "query", ["day=today", "direction=both", "number=12", "min_duration_s=-1", "since=soon"]
+    "query",
+    ["day=today", "direction=both", "number=12", "min_duration_s=-1", "since=soon", "outcome=good"],
 )
 async def test_what_cannot_be_asked_for_is_refused_by_name(query):
     async with serving(database_url="sqlite://") as server:
@@ -136,6 +155,100 @@ async def test_all_calls_are_had_as_files_of_which_only_a_part_is_ever_in_memory
     assert table.headers["content-type"].startswith("text/csv")
     found = [json.loads(line) for line in lines.text.splitlines()]
     assert [row["duration_s"] for row in found] == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+
+
+async def test_files_have_what_calls_have_brought_wherever_it_is():
+    brought = {"values": {"pizza": "hawaii"}, "source": "agent", "complete": True, "missing": []}
+    async with serving(database_url="sqlite://") as server:
+        server.service.records.keep(record(1, outcome=brought, outcome_complete=True))
+        await server.service.records.wait_saved()
+        server.service.records.keep(record(2, outcome=brought, outcome_complete=True))
+        in_memory = (await server.http.get("/calls.jsonl")).text
+
+        await server.service.records.wait_saved()
+        in_the_database = (await server.http.get("/calls.jsonl?outcome=complete")).text
+        table = await server.http.get("/calls.csv?outcome=complete")
+
+    for text in (in_memory, in_the_database):
+        found = [json.loads(line) for line in text.splitlines()]
+        assert [row["outcome"] for row in found] == [brought, brought]
+    rows = list(csv.DictReader(io.StringIO(table.text, newline="")))
+    assert [json.loads(row["outcome"]) for row in rows] == [brought, brought]
+    assert [row["outcome_complete"] for row in rows] == ["True", "True"]
+
+
+async def test_a_call_that_has_just_ended_is_in_files_with_what_it_has_brought(tmp_path):
+    path = tmp_path / "desk.toml"
+    path.write_text('name = "desk"\nprompt = "x"\n[outcome.properties.pizza]\ntype = "string"\n')
+    with trio.fail_after(60.0):
+        async with serving(database_url="sqlite://", agents=path) as server:
+            made = await server.make_call("5550104", agent="desk")
+            await server.finished(made.json()["call_sid"])
+
+            lines = await server.http.get("/calls.jsonl?outcome=incomplete")
+            none = await server.http.get("/calls.jsonl?outcome=complete")
+
+    [row] = [json.loads(line) for line in lines.text.splitlines()]
+    assert (row["outcome_complete"], row["outcome"]["missing"]) == (False, ["pizza"])
+    assert none.text == ""
+
+
+async def test_rows_are_written_in_a_thread(monkeypatch):
+    threads = []
+    write = exports.json_lines
+
+    def writes(rows):
+        threads.append(threading.current_thread())
+        return write(rows)
+
+    monkeypatch.setattr(exports, "json_lines", writes)
+    async with serving(database_url="sqlite://") as server:
+        server.service.records.keep(record(1))
+        await server.http.get("/calls.jsonl")
+
+    assert threads
+    assert threading.current_thread() not in threads
+
+
+@pytest.mark.parametrize("limit", [2, 1_000])
+async def test_a_long_page_says_what_a_short_one_does_and_holds_no_call_up(monkeypatch, limit):
+    monkeypatch.setattr(calls_api, "SHORT_PAGE", 2)
+    threads = []
+    async with serving(database_url="sqlite://") as server:
+        for number in range(5):
+            server.service.records.keep(record(number, detail="ñandú"))
+        provider = type(server.app.json)
+        write = provider.dumps
+
+        def writes(self, *arguments, **options):
+            threads.append(threading.current_thread())
+            return write(self, *arguments, **options)
+
+        monkeypatch.setattr(provider, "dumps", writes)
+        answer = await server.http.get(f"/calls?limit={limit}")
+
+    rows = answer.json()["calls"]
+    assert answer.headers["content-type"] == "application/json"
+    assert [row["detail"] for row in rows] == ["ñandú"] * min(limit, 5)
+    assert (threading.current_thread() in threads) == (limit == 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a;=1+1", "a;'=1+1"),
+        ("a; =1+1", "a;' =1+1"),
+        ("a\t@SUM(1)", "a\t'@SUM(1)"),
+        ("a\n-1", "a\n'-1"),
+        ("\uff1d1+1", "'\uff1d1+1"),
+        ("a;b = 1+1 - 2", "a;b = 1+1 - 2"),
+        ("", ""),
+    ],
+)
+def test_nor_is_what_is_a_cell_where_a_comma_is_decimal(text, shown):
+    [row] = csv.reader(io.StringIO(exports.csv_lines([record(1, detail=text)]), newline=""))
+
+    assert row[exports.COLUMNS.index("detail")] == shown
 
 
 def test_nothing_in_a_table_is_computed_by_a_spreadsheet():

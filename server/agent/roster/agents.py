@@ -13,11 +13,17 @@ from server.errors import ServerError
 ANY_NUMBER = "*"
 VARIABLE_NAME = "[A-Za-z_][A-Za-z0-9_]{0,63}"
 _VARIABLE = re.compile(r"\{\{\s*(" + VARIABLE_NAME + r")\s*\}\}")
-_TEXTS = ("prompt", "greeting", "greeting_text", "voicemail", "apology")
+MAX_TEXT_CHARS = 200_000
+"""Of a prompt, or another text: as much as another process is told of it."""
+TEXTS = ("prompt", "greeting", "greeting_text", "voicemail", "apology")
 """Of an agent, what variables are filled into."""
 
 
-class VariablesMissing(ServerError):
+class VariablesWrong(ServerError):
+    """What a call says cannot be put into an agent's texts."""
+
+
+class VariablesMissing(VariablesWrong):
     """A call does not say what stands for some of an agent's ``{{name}}``.
 
     Attributes:
@@ -90,7 +96,7 @@ class Agents:
 def variables_of(agent: Agent) -> frozenset[str]:
     """The names that stand as ``{{name}}`` in an agent's texts."""
     return frozenset(
-        name for text in _TEXTS for name in _VARIABLE.findall(getattr(agent, text) or "")
+        name for text in TEXTS for name in _VARIABLE.findall(getattr(agent, text) or "")
     )
 
 
@@ -107,6 +113,7 @@ def filled(agent: Agent, variables: Mapping[str, str]) -> Agent:
 
     Raises:
         VariablesMissing: There is a name without a value.
+        VariablesWrong: A text would be longer than one may be.
     """
     if agent.name == DEFAULT_NAME and not variables:
         return agent
@@ -115,7 +122,9 @@ def filled(agent: Agent, variables: Mapping[str, str]) -> Agent:
         raise VariablesMissing(agent.name, missing)
     texts: dict[str, Any] = {
         text: _VARIABLE.sub(lambda found: values[found[1]], getattr(agent, text))
-        for text in _TEXTS
+        for text in TEXTS
         if getattr(agent, text)
     }
+    if long := next((name for name in texts if len(texts[name]) > MAX_TEXT_CHARS), None):
+        raise VariablesWrong(f"make the {long} of {agent.name} longer than {MAX_TEXT_CHARS:,}")
     return replace(agent, **texts)

@@ -23,7 +23,13 @@ from pydantic import (
 from server.agent.agent import DEFAULT_NAME, Agent
 from server.agent.loading import agent_of, check_names
 from server.agent.outcome import SchemaWrong, outcome_schema, outcome_tool
-from server.agent.roster.agents import ANY_NUMBER, VARIABLE_NAME, variables_of
+from server.agent.roster.agents import (
+    ANY_NUMBER,
+    MAX_TEXT_CHARS,
+    TEXTS,
+    VARIABLE_NAME,
+    variables_of,
+)
 from server.agent.tool import Tool
 from server.errors import ConfigurationError, ServerError
 from server.settings import values
@@ -33,8 +39,6 @@ from server.settings.numbers import own_number
 from server.settings.settings import Settings
 
 NAME = "[a-z0-9][a-z0-9_-]{0,63}"
-MAX_TEXT_CHARS = 200_000
-"""Of a prompt: as much as another process is told of it."""
 MAX_NUMBERS = 10_000
 MAX_VARIABLES = 64
 MAX_VALUE_CHARS = 1_000
@@ -54,7 +58,9 @@ SETTINGS: Mapping[str, str] = {
         *("greeting_when", "greeting_text", "greeting_wav", "greeting_deadline_s"),
         *("greeting_protect_s", "greeting_hello_s", "greeting_retry_s", "prewarm"),
         *("barge_in", "barge_in_confirm_s", "barge_in_hint", "speech_end_s"),
-        *("reply_timeout_s", "rung_timeout_s", "thinking_timeout_s", "stall_timeout_s"),
+        *("turn_end", "thinking_sound"),
+        *("reply_timeout_s", "short_answer_timeout_s", "rung_timeout_s", "thinking_timeout_s"),
+        *("stall_timeout_s",),
         *("silence_timeout_s", "silence_prompts", "wrap_up_s", "farewell_timeout_s"),
         *("max_call_duration_s", "max_call_cost_usd", "media_timeout_s", "line_lost_timeout_s"),
         *("lead_s", "mark_every_s", "transcripts", "record_numbers", "events_url"),
@@ -198,8 +204,9 @@ def described(said: Mapping[str, Any], base: Settings, folder: Path) -> Agent:
         settings=settings,
         is_recorded=given.get("recording", True),
     )
-    if len(agent.prompt) > MAX_TEXT_CHARS:
-        raise Misdescribed([(("prompt",), f"must have at most {MAX_TEXT_CHARS:,} characters")])
+    if long := next((name for name in TEXTS if len(getattr(agent, name)) > MAX_TEXT_CHARS), None):
+        key = "voicemail_message" if long == "voicemail" else long
+        raise Misdescribed([((key,), f"must have at most {MAX_TEXT_CHARS:,} characters")])
     return agent
 
 
@@ -226,8 +233,9 @@ def check_inbound(agent: Agent) -> None:
 def _texts(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What is in files beside the description."""
     found: dict[str, Any] = {}
-    if (wav := given.get("greeting_wav")) is not None:
-        found["greeting_wav"] = folder / wav
+    for sound in ("greeting_wav", "thinking_sound"):
+        if (path := given.get(sound)) is not None:
+            found[sound] = folder / path
     if (path := given.get("prompt_file")) is not None:
         if "prompt" in given:
             raise Misdescribed([(("prompt_file",), "is there beside a prompt: one of them is")])

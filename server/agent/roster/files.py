@@ -23,6 +23,7 @@ from server.agent.roster import written
 from server.agent.roster.agents import ANY_NUMBER, Agents
 from server.agent.roster.described import Misdescribed, check_inbound, described
 from server.errors import ConfigurationError
+from server.logs.authors import watched
 from server.settings.file import read_text
 from server.settings.settings import Settings
 
@@ -31,6 +32,8 @@ MODULE_NAME = "offhook_agents"
 """What the user's module is called among Python's."""
 MAX_AGENTS = 1_000
 MAX_FILE_BYTES = 512 * 1024
+MAX_TOLD = 20
+"""Of what is wrong: whoever mends it asks again."""
 MAX_CANDIDATES = 20
 """Lines that may be the one with a key, of which it is looked whether they are."""
 
@@ -66,7 +69,7 @@ def read_agents(settings: Settings, check: Check = no_check) -> Agents:
         if route is None:
             reading.note(where, partial(check_inbound, agent))
     if reading.problems:
-        raise ConfigurationError("AGENTS: " + "; ".join(reading.problems[:20]))
+        raise ConfigurationError("AGENTS: " + "; ".join(reading.problems[:MAX_TOLD]))
     agents = {DEFAULT_NAME: default} | {agent.name: agent for _, agent in reading.found}
     anybody = next((a.name for a in agents.values() if ANY_NUMBER in a.numbers), DEFAULT_NAME)
     if wanted is not None and wanted not in agents:
@@ -145,14 +148,15 @@ class _Reading:
         if route is not None and not inspect.iscoroutinefunction(route):
             self.problems.append(f"{path}: route must be an async function that takes the call")
         wanted = getattr(module, "DEFAULT", None)
-        return route, getattr(wanted, "name", wanted)
+        asked = None if route is None else watched(route, "route")
+        return asked, getattr(wanted, "name", wanted)
 
     def note(self, where: Where, check: Callable[[], object]) -> bool:
         """Check something, and write down what is wrong; whether nothing is."""
         try:
             check()
         except Misdescribed as error:
-            for keys, text in error.problems:
+            for keys, text in error.problems[:MAX_TOLD]:
                 self.problems.append(f"{where(keys)}: {'.'.join(keys)} {text}")
             return False
         return True
@@ -232,8 +236,9 @@ def line_of(text: str, keys: Sequence[str]) -> int | None:
     key, and which, with those that belong to it, brings it: so said by the parser itself.
     """
     lines = re.split(r"(?<=\n)", text)
+    keys = _written(tomllib.loads(text), keys)
     for length in range(len(keys), 0, -1):
-        wanted = list(keys[:length])
+        wanted = keys[:length]
         name = re.compile(rf"(?<![\w-]){re.escape(wanted[-1])}(?![\w-])")
         candidates = [number for number, line in enumerate(lines) if name.search(line)]
         for number in candidates[:MAX_CANDIDATES]:
@@ -245,6 +250,15 @@ def line_of(text: str, keys: Sequence[str]) -> int | None:
             if after is not None and _has(after, wanted):
                 return number + 1
     return None
+
+
+def _written(value: Any, keys: Sequence[str]) -> list[str]:
+    """The keys as far as they stand in the text: how-manieth of a list something is does not."""
+    for at, key in enumerate(keys):
+        if isinstance(value, list):
+            return list(keys[:at])
+        value = value.get(key) if isinstance(value, dict) else None
+    return list(keys)
 
 
 def _ends(number: int, count: int) -> Iterable[int]:

@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from server.agent.agent import Agent
-from server.agent.roster.agents import Agents, Choice, NewCall, VariablesMissing, filled
+from server.agent.roster.agents import Agents, Choice, NewCall, VariablesWrong, filled
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -18,18 +18,24 @@ async def choose(agents: Agents, call: NewCall, *, timeout_s: float) -> Agent:
     """The agent of a call, with its texts filled in.
 
     A route that fails, is late or names nobody costs a warning; the fallback answers then, and the
-    default agent where that cannot.
+    default agent where that cannot. Nobody is rung, though, without what their agent is to say:
+    whoever has asked for that call is there to be told.
 
     Args:
         agents: All there are.
         call: What is known of it.
         timeout_s: How long the route may take.
+
+    Raises:
+        VariablesWrong: A call that is to be placed lacks values, or has some that are too long.
     """
     wanted, variables = await _asked(agents, call, timeout_s)
     for agent in (wanted, agents.by_name[agents.fallback]):
         try:
             return filled(agent, variables)
-        except VariablesMissing as error:
+        except VariablesWrong as error:
+            if call.direction == "outbound":
+                raise
             logger.warning("an agent cannot answer: values are missing", reason=str(error))
     return agents.default
 
@@ -50,7 +56,7 @@ async def _asked(
         if waiting.cancelled_caught:
             logger.warning("route failed", reason="late", timeout_s=timeout_s)
             return fallback, call.variables
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Its message may hold what only the caller's number leads to, so its kind and place are it.
         frames = "".join(traceback.format_tb(error.__traceback__))
         logger.warning("route failed", reason=type(error).__name__, where=frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,16 +15,28 @@ import trio
 from server.call.report.costs import CostMeter
 from server.call.report.notes import MAX_TIMELINE
 from server.call.report.progress import Progress
-from server.carrier import StatusUpdate
+from server.carrier import CallStatus, StatusUpdate
 from server.dialogue.endings import EndReason
-from server.records.tables import fitted, shown
+from server.errors import ServerError
+from server.records.tables import KEPT_AT, checked, fitted, shown
 from server.records.words import CallDetails
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 DETAILS = frozenset(one.name for one in fields(CallDetails))
+_VERSION = b"1"
+"""The first byte of what is handed on; older programs do not read what begins otherwise."""
+MAX_LEFT_BYTES = 48 * 1024
+"""Of what is handed on of one call: a long one's is 5 kB. One that has more is left with its
+summary."""
+_MAX_DETAILS_BYTES = 16 * 1024 * 1024
+"""Far beyond those of a day."""
 _FAST = 1
 """A long call's 20 kB come to a fifth in 0.1 ms; what more effort saves is not worth the wait."""
+
+
+class LeftUnreadable(ServerError):
+    """What was left of a call that has ended cannot be read, or is of an unknown version."""
 
 
 class EndedCall:
@@ -55,6 +68,7 @@ class EndedCall:
         "_changed",
         "_costs",
         "_lines",
+        "_outcome",
         "_packed",
         "_summary",
         "call_sid",
@@ -77,6 +91,7 @@ class EndedCall:
         self.call_sid: str = record["call_sid"]
         self.end_reason = reason
         self._summary = {name: of for name, of in record.items() if name not in DETAILS}
+        self._outcome = record.get("outcome")
         details = {name: of for name, of in record.items() if name in DETAILS}
         self._packed = zlib.compress(json.dumps(details, default=shown).encode(), _FAST)
         self._changed: dict[str, Any] = {}
@@ -91,6 +106,58 @@ class EndedCall:
     def is_over(self) -> bool:
         """True."""
         return True
+
+    def handed_on(self, events_url: str | None) -> bytes:
+        """What another process needs to write the record in our place, and to tell of its end.
+
+        Args:
+            events_url: Who is told of it, if it is the call's own receiver.
+        """
+        facts = {"number": self.progress.number, "events_url": events_url}
+        head = json.dumps({"record": self._summary, **facts}, default=shown).encode()
+        if len(head) + len(self._packed) <= MAX_LEFT_BYTES:
+            return b"".join((_VERSION, head, b"\n", self._packed))
+        if len(head) > MAX_LEFT_BYTES:  # labels of the client's, in some alphabet that JSON escapes
+            head = json.dumps({"record": self._summary | {"metadata": {}}, **facts}).encode()
+        no_details = dict.fromkeys(json.loads(zlib.decompress(self._packed)))
+        nothing = zlib.compress(json.dumps(no_details).encode(), _FAST)
+        return b"".join((_VERSION, head, b"\n", nothing))
+
+    @classmethod
+    def taken_over(cls, left: bytes) -> tuple[EndedCall, str | None]:
+        """Read what another process has :meth:`handed_on`; returns whom to tell, too.
+
+        Raises:
+            LeftUnreadable: It is something else, or a part of it is beyond bounds.
+        """
+        try:
+            head, _, packed = left.removeprefix(_VERSION).partition(b"\n")
+            reader = zlib.decompressobj()
+            details = json.loads(reader.decompress(packed, _MAX_DETAILS_BYTES))
+            facts = json.loads(head)
+            url = facts["events_url"]
+            known = {name: of for name, of in details.items() if name in DETAILS}
+            record = checked(facts["record"] | known)
+            if left[:1] != _VERSION or not reader.eof or not isinstance(url, str | None):
+                raise ValueError("no record")
+            progress, finished = Progress(), trio.Event()
+            progress.go_on(CallStatus(record["status"]), int(facts["number"]))
+            finished.set()
+            del record[KEPT_AT]
+            return cls(
+                record,
+                EndReason(record["reason"]),
+                costs=None,
+                billed={},
+                began_at=trio.current_time() - max(0.0, time.time() - record["created_at"]),
+                progress=progress,
+                finished=finished,
+            ), url
+        except (
+            zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError,
+        ) as error:  # fmt: skip
+            kind = type(error).__name__  # its words may quote what people said
+            raise LeftUnreadable(f"what is left of a call cannot be read: {kind}") from None
 
     def shown(self, *, full: bool = True) -> dict[str, Any]:
         """The record as the API shows it: all of it, or what a list shows."""
@@ -118,7 +185,12 @@ class EndedCall:
 
     def outcome_drawn(self, outcome: Mapping[str, Any]) -> None:
         """What the call was for, with what was found in its transcript; as the API shows it."""
-        self._changed |= fitted({"outcome": outcome})
+        self._changed |= fitted({"outcome": outcome, "outcome_complete": outcome["complete"]})
+
+    @property
+    def outcome(self) -> Any:
+        """What the call was for, as the API shows it; None if its agent wants nothing."""
+        return self._changed.get("outcome", self._outcome)
 
     def recording_stopped(self, recording: Mapping[str, Any], reason: str) -> None:
         """The rest of what was said could not be written.

@@ -39,6 +39,7 @@ class Notes:
         on_note: Told of each line of the timeline: whose call, when, what, facts; None for nobody.
         keep_now: Called when what has changed would be done twice if another process did not know
             of it; what comes next then finds it kept.
+        on_heard: Called when an agent turn was heard to its end, or cut.
     """
 
     def __init__(self, costs: CostMeter, metrics: Metrics) -> None:
@@ -54,6 +55,7 @@ class Notes:
         self.to_keep = Signal()
         self.keep_now: Callable[[], None] = _nobody
         self.on_note: Callable[[str, float, str, Mapping[str, Any]], None] | None = None
+        self.on_heard: Callable[[int], None] = _nobody_asks
         self.metrics = metrics
         self.caller_latency = metrics.chunk_latency.labels("caller")
         self.agent_latency = metrics.chunk_latency.labels("agent")
@@ -118,6 +120,10 @@ class Notes:
             self.metrics.replies.labels(stage).observe(durations_s[stage])
         if "total" in stages:
             self.timings.replies.record(durations_s["total"])
+
+
+def _nobody_asks(turn: int) -> None:
+    """Nobody wants to be told of turns."""
 
 
 def _nobody() -> None:

@@ -82,6 +82,11 @@ class Report:
             metadata=c.party.metadata,
             agent=c.party.agent.name,
             generation=self.generation,
+            outcome_complete=self._made(
+                "outcome_complete",
+                lambda: None if c.notes.outcome is None else c.notes.outcome.is_complete,
+                None,
+            ),
         )
 
     def details(self, now: float, *, is_over: bool) -> CallDetails:

@@ -29,6 +29,9 @@ FENCE_TIMEOUT_S = 1.0
 SURE_S = 0.2
 """For so long an answer is good: less than what is asked of the carrier then takes."""
 
+KEPT_WITHIN_S = 0.1
+"""How long a function that the model has called may wait until another process would know of it."""
+
 ASKS = 2
 HELD_UP_S = 0.2
 """Held up for longer than this, we may have lost the call since it was said to be ours: trio's time
@@ -55,12 +58,18 @@ class Ownership:
             nobody else could have it.
         keep: Given what another process needs to go on; None if nobody wants it, and then nothing
             is made.
+        has_carried: Whether the caller was heard while it was this process's. Of a call that was
+            taken up, and was over by then, whoever talked with the caller knows better.
+        hastes: How often something was kept in haste, which is there once it is said after that
+            whose the call is.
     """
 
     generation: int = 1
     client: str = ""
     is_current: Callable[[str, int], Awaitable[bool]] | None = None
     keep: Keep | None = None
+    has_carried: bool = True
+    hastes: int = 0
 
 
 class NotOurs(CarrierError):
@@ -83,6 +92,7 @@ class Fence:
         self._carrier = carrier
         self._ownership = ownership
         self._sure_until = -inf
+        self._sure_of = 0
         self._missed_s = 0.0
 
     async def is_ours(self) -> bool | None:
@@ -92,11 +102,12 @@ class Fence:
             return False
         if own.is_current is None:
             return True
-        if trio.current_time() < self._sure_until and missed_s() - self._missed_s < HELD_UP_S:
+        is_sure = trio.current_time() < self._sure_until and self._sure_of == own.hastes
+        if is_sure and missed_s() - self._missed_s < HELD_UP_S:
             return True
         ours: bool | None = None
         for _ in range(ASKS):
-            self._missed_s, ours = missed_s(), None
+            self._missed_s, ours, hastes = missed_s(), None, own.hastes
             with trio.move_on_after(FENCE_TIMEOUT_S):
                 try:
                     ours = await own.is_current(c.call_sid, own.generation)
@@ -109,8 +120,23 @@ class Fence:
         if ours is False:
             c.disown()
         elif ours:
-            self._sure_until = trio.current_time() + SURE_S
+            self._sure_until, self._sure_of = trio.current_time() + SURE_S, hastes
         return ours
+
+    async def wait_kept(self) -> bool:
+        """Wait a moment until what was kept in haste is where another process finds it.
+
+        Returns:
+            False if the call is another's by now, which alone may do what was asked for here.
+        """
+        if self._ownership.is_current is None:
+            return True
+        ours = None
+        with trio.move_on_after(KEPT_WITHIN_S):
+            ours = await self.is_ours()
+        if ours is None:  # a call does not depend on its registry
+            self._conversation.notes.note("functions run before another process knows of them")
+        return ours is not False
 
     async def hang_up(self, call_sid: str) -> None:
         """End the call; see :meth:`Steering.hang_up`."""

@@ -117,7 +117,7 @@ def go_on(
     tokens = {"prompt": costs.prompt, "response": costs.response, "other": costs.other}
     notes.costs.go_on(tokens, costs.usd, is_complete=costs.is_complete)
     if notes.outcome is not None and state.outcome:
-        notes.outcome.fill_missing(state.outcome, "agent")
+        notes.outcome.go_on(state.outcome)
     notes.timings.caller_audio_s = costs.caller_audio_s
     c.playout.heard_before(costs.agent_audio_s)
     if machine is not None and state.machine is not None:

@@ -104,6 +104,7 @@ class Keeping:
         """Give the state away; whatever is wrong with it is told once, and ends no call."""
         assert self._ownership.keep is not None
         call_sid, generation = self._conversation.call_sid, self._ownership.generation
+        self._ownership.hastes += in_haste
         try:
             self._ownership.keep(call_sid, generation, self.written(), in_haste=in_haste)
         except StateTooLong as error:

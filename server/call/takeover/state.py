@@ -19,6 +19,8 @@ from server.agent.outcome import MAX_PROPERTIES
 from server.carrier import AnsweredBy, CallStatus
 from server.errors import ServerError
 
+PLAIN_BYTES = 3_000
+"""Of what changes in a state: so little is not worth the time that it takes to be compressed."""
 VERSION = b"1"
 """The first byte of a state; goes up when older programs could not read what newer ones write.
 Members may be added without that: whoever does not know one leaves it out."""
@@ -205,6 +207,7 @@ class CallState:
 
 
 _decode = msgspec.json.Decoder(CallState).decode
+_decode_agent = msgspec.json.Decoder(AgentState).decode
 
 FIXED = (
     "direction", "number", "metadata", "client", "traceparent", "agent", "created_at",
@@ -225,7 +228,15 @@ class StateWriter:
         self._size = 0
 
     def fix(self, members: Mapping[str, object]) -> None:
-        """These members of a state, :data:`FIXED`, are the same from now on."""
+        """These members of a state, :data:`FIXED`, are the same from now on.
+
+        Raises:
+            StateTooLong: The agent is beyond the bounds of whoever would read it.
+        """
+        try:
+            _decode_agent(msgspec.json.encode(members["agent"]))
+        except msgspec.ValidationError as error:  # which says where, and nothing of what is there
+            raise StateTooLong(f"the agent of a call is too long to be kept: {error}") from None
         content = msgspec.json.encode(members)[:-1] + b","
         deflate = zlib.compressobj(COMPRESSION, wbits=-zlib.MAX_WBITS)
         self._fixed = deflate.compress(content) + deflate.flush(zlib.Z_FULL_FLUSH)
@@ -243,7 +254,8 @@ class StateWriter:
         content = msgspec.json.encode(members)[1:]
         if (size := self._size + len(content)) > MAX_STATE_BYTES:
             raise StateTooLong(f"a call's state of {size} bytes is too long to be kept")
-        deflate = zlib.compressobj(COMPRESSION, wbits=-zlib.MAX_WBITS)
+        level = COMPRESSION if len(content) > PLAIN_BYTES else 0
+        deflate = zlib.compressobj(level, wbits=-zlib.MAX_WBITS)
         checksum = zlib.adler32(content, self._checksum).to_bytes(4, "big")
         moving = deflate.compress(content) + deflate.flush()
         return b"".join((VERSION, _HEADER, self._fixed, moving, checksum))

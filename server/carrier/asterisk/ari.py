@@ -44,13 +44,6 @@ class _Module(Struct):
     status: _Text
 
 
-class ChannelState(Struct):
-    """How a channel stands."""
-
-    id: _Text
-    state: _Text
-
-
 class AppState(Struct):
     """What an app has in its hands."""
 
@@ -71,12 +64,15 @@ class Ari:
         user: ARI's.
         secret: The user's.
         timeout_s: How long any one request may take.
+
+    Attributes:
+        version: Asterisk's, as :meth:`check` has found it; empty before.
     """
 
     def __init__(self, url: str, user: str, secret: str, *, timeout_s: float) -> None:
         self._url = f"{url.rstrip('/')}/ari"
         self._timeout_s = timeout_s
-        self._version = ""
+        self.version = ""
         self.authorization = f"Basic {b64encode(f'{user}:{secret}'.encode()).decode()}"
         self._pool = httpx2.AsyncHTTPTransport(
             trust_env=False,
@@ -183,8 +179,8 @@ class Ari:
                 is_running = "not loaded"
             if is_running != "Running":
                 raise ConfigurationError(f"Asterisk's module {module} is needed: {is_running}")
-        if version != self._version:
-            self._version = version
+        if version != self.version:
+            self.version = version
             logger.info("asterisk found", version=version)
 
     async def _request(

@@ -5,35 +5,30 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-import msgspec
 import structlog
 import trio
-from websockets.exceptions import InvalidHandshake, WebSocketException
+from websockets.exceptions import WebSocketException
 from websockets.trio.client import ClientConnection, connect
 
 from server.carrier import CallStatus, PlacedCall, StatusUpdate
-from server.carrier.asterisk.ari import AppState, Ari, ChannelState
-from server.carrier.asterisk.exchange import (
-    CALL_PREFIX,
-    EVENTS,
-    PLAYBACK_PREFIX,
-    Answer,
+from server.carrier.account import AccountState
+from server.carrier.asterisk.ari import AppState, Ari
+from server.carrier.asterisk.events import EVENTS, Channel, read_event
+from server.carrier.asterisk.exchange import CALL_PREFIX, MEDIA_PREFIX, Exchange, Leg
+from server.carrier.asterisk.hands import CLEAN_UP_S, LIMIT_VARIABLE, Hands
+from server.carrier.asterisk.steps import (
+    Continue,
     Drop,
-    Exchange,
+    Find,
     HangUp,
-    Join,
+    Look,
     OpenStream,
-    Play,
     Step,
     Tell,
-    bridge_of,
-    read_event,
 )
-from server.carrier.asterisk.messages import CALL_VARIABLE, TICKET_VARIABLE
 from server.carrier.asterisk.stream import AsteriskMediaStream
 from server.carrier.transport import Transport
 from server.carrier.webhooks import Desk
@@ -49,11 +44,11 @@ PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 REPLACED_PAUSE_S = 30.0
 """When another program has taken the app's events: Asterisk gives them to the last who asks."""
 MAX_EVENT_BYTES = 256 * 1024
-JOIN_TIMEOUT_S = 2.0
-"""From the start of a stream until it is in a bridge with the caller: some ten milliseconds."""
-CLEAN_UP_S = 5.0
-"""For what has to be taken away though nobody waits for it any more."""
 DIAL_TRIES = 3
+AGAIN_S = (0.5, 2.0, 5.0)
+"""How long to wait before it is tried again to end what has to end."""
+TOLD_S = 1.0
+"""What has come just when we began to hear events is told by then."""
 OVERTIME_S = 60.0
 """Asterisk itself ends a call that lasts so much longer than it may, should nobody here do it."""
 STATES = {"Up": CallStatus.IN_PROGRESS, "Ringing": CallStatus.RINGING, "Ring": CallStatus.RINGING}
@@ -67,7 +62,8 @@ class AsteriskCarrier:
 
     Args:
         ari: Asterisk's REST interface; opened and closed with this.
-        app: What the dialplan's ``Stasis`` names.
+        app: What the dialplan's ``Stasis`` names; where there are several processes, with ``-`` and
+            the name of one.
         client: The connection of ``websocket_client.conf`` that leads here.
         number: That calls come from; empty for the trunk's own.
         dial: What is dialled, with ``{number}`` in it.
@@ -75,6 +71,7 @@ class AsteriskCarrier:
         transfer_context: Where the dialplan dials whom a caller is transferred to.
         apology: The recording that is played where a call has failed, as ARI names it.
         ring_timeout_s: How long a phone rings before the call is given up as no-answer.
+        max_duration_s: The longest that a call which comes in may last.
         process: This process's name, which media streams show as ``process``; empty if it is alone.
     """
 
@@ -92,21 +89,32 @@ class AsteriskCarrier:
         transfer_context: str,
         apology: str,
         ring_timeout_s: float,
+        max_duration_s: float,
         process: str = "",
     ) -> None:
         self.on_wait: Callable[[float], None] = lambda wait_s: None
         self._ari = ari
-        self._app = app
-        self._client = client
+        self._app = f"{app}-{process}" if process else app
         self._number = number
         self._dial = dial
-        self._law = law
         self._transfer_context = transfer_context
         self._apology = apology
         self._ring_timeout_s = ring_timeout_s
-        self._process = process
-        self._exchange = Exchange()
-        self._joined: dict[str, trio.Event] = {}
+        # No media channel of another process, or of one that had our name before, is taken for one
+        # of ours.
+        self._exchange = Exchange(mark=f"{secrets.token_hex(4)}-")
+        # Of any size: the calls of an app bound what there is to do about them.
+        self._todo, self._steps = trio.open_memory_channel[Step](math.inf)
+        self._hands = Hands(
+            ari,
+            app=self._app,
+            apps=app,
+            client=client,
+            law=law,
+            apology=apology,
+            process=process,
+            longest_s=max_duration_s + OVERTIME_S,
+        )
 
     async def __aenter__(self) -> Self:
         """Open the connections, and look whether Asterisk is there and new enough.
@@ -117,7 +125,8 @@ class AsteriskCarrier:
         await self._ari.__aenter__()
         try:
             await self._ari.check()
-            await self._check_apology()
+            if doubt := await self._doubt():
+                logger.warning("a setting may be a mistake", what=doubt)
         except CarrierError as error:
             logger.warning("Asterisk is not there yet", error=error.message)
         except BaseException as error:
@@ -135,9 +144,19 @@ class AsteriskCarrier:
     ) -> None:
         await self._ari.__aexit__(exc_type, exc_value, traceback)
 
+    async def describe(self) -> AccountState:
+        """How the PBX stands.
+
+        Raises:
+            ConfigurationError: It cannot do what calls need.
+            CarrierError: It was not reached.
+        """
+        await self._ari.check()
+        return AccountState(f"Asterisk {self._ari.version}", doubt=await self._doubt())
+
     def new_stream(self, transport: Transport) -> AsteriskMediaStream:
         """The media stream of a socket that Asterisk has opened."""
-        return AsteriskMediaStream(transport, self._wait_joined)
+        return AsteriskMediaStream(transport, self._hands.wait_joined)
 
     # -- what is asked of it ---------------------------------------------------------------
 
@@ -152,33 +171,24 @@ class AsteriskCarrier:
         """Dial a number; when it is answered, a stream is opened that shows the ticket.
 
         The call's name is ours, and Asterisk has no two channels of one name, so a request that was
-        not answered is simply made again. Answering machines are left to the model.
+        not answered is simply made again. One that fails leaves no phone ringing, as far as
+        Asterisk can be told. Answering machines are left to the model.
 
         Raises:
             CarrierError: Refused or not reached.
         """
         call_sid = f"{CALL_PREFIX}{secrets.token_hex(16)}"
         leg = self._exchange.dial(call_sid, ticket)
-        caller: dict[str, str] = {"callerId": self._number} if self._number else {}
-        for left in reversed(range(DIAL_TRIES)):
-            try:
-                await self._ari.post(
-                    "channels",
-                    endpoint=self._dial.format(number=destination_number),
-                    app=self._app,
-                    channelId=call_sid,
-                    timeout=math.ceil(self._ring_timeout_s),
-                    variables={"TIMEOUT(absolute)": str(math.ceil(max_duration_s + OVERTIME_S))},
-                    **caller,
-                )
-            except CarrierError as error:
-                if error.status == 409:  # the request before this one was heard
-                    break
-                if not left or error.status is not None:
-                    self._exchange.forget(call_sid)
-                    raise
-            else:
-                break
+        try:
+            await self._originate(leg, destination_number, max_duration_s)
+        except BaseException as error:
+            self._exchange.forget(call_sid)
+            is_refused = isinstance(error, CarrierError) and not error.outcome_unknown
+            if is_refused or not await self._take_back(call_sid):
+                raise
+            if isinstance(error, CarrierError):  # it is known by now: nobody is called
+                raise CarrierError(error.message, status=error.status) from error
+            raise
         leg.is_dialling = False
         return PlacedCall(call_sid, CallStatus.INITIATED)
 
@@ -199,6 +209,7 @@ class AsteriskCarrier:
             CallNotInProgress: The call is over.
             CarrierError: Refused or not reached.
         """
+        await self._bring_here(call_sid)
         await self._do_now(self._exchange.say(call_sid))
 
     async def transfer(self, call_sid: str, number: str, *, ring_timeout_s: float) -> None:
@@ -208,18 +219,18 @@ class AsteriskCarrier:
             CarrierError: Refused or not reached; the stream goes on.
         """
         exchange = self._exchange
+        await self._bring_here(call_sid)
         if (leg := exchange.legs.get(call_sid)) is None:
             raise CallNotInProgress("the call is over", status=404)
         told = {"OFFHOOK_RING_S": str(math.ceil(ring_timeout_s)), "OFFHOOK_APP": self._app}
-        leg.is_away = True
+        leg.is_away, leg.is_limited = True, False
         try:
             # Outside Stasis a channel is told of only if it is asked for.
             source = f"channel:{call_sid}"
             await self._ari.post("applications", self._app, "subscription", eventSource=source)
-            for name, value in told.items():
-                await self._ari.post(
-                    *("channels", call_sid, "variable"), variable=name, value=value
-                )
+            # Two people who talk with each other may do so for as long as they like.
+            await self._hands.limit(call_sid, 0.0)
+            await self._hands.set(call_sid, told)
             await self._ari.post(
                 *("channels", call_sid, "continue"),
                 context=self._transfer_context,
@@ -240,13 +251,10 @@ class AsteriskCarrier:
             CallNotInProgress: The call is over.
             CarrierError: Refused or not reached.
         """
-        exchange = self._exchange
-        if call_sid not in exchange.legs:
-            await self._move_here(call_sid)
-        steps = exchange.take_stream(call_sid)
-        if (stream := exchange.open_stream(call_sid, ticket)) is not None:
-            steps.append(stream)
-        await self._do_now(steps)
+        is_others = await self._bring_here(call_sid)
+        await self._do_now(self._exchange.open_stream(call_sid, ticket))
+        if is_others and (leg := self._exchange.legs.get(call_sid)) is not None:
+            await self._hands.clear_away(call_sid, but=leg.media_id)
 
     async def fetch_status(self, call_sid: str) -> StatusUpdate:
         """Ask how a call stands; one that Asterisk does not know is over.
@@ -254,42 +262,110 @@ class AsteriskCarrier:
         Raises:
             CarrierError: Refused or not reached.
         """
-        try:
-            state = (await self._ari.get(ChannelState, "channels", call_sid)).state
-        except CarrierError as error:
-            if error.status != 404:
-                raise
+        channel = await self._look(call_sid)
+        if channel is None:
             return StatusUpdate(call_sid, CallStatus.COMPLETED, None, {"asked": "yes"})
-        status = STATES.get(state, CallStatus.INITIATED)
+        status = STATES.get(channel.state, CallStatus.INITIATED)
         return StatusUpdate(call_sid, status, None, {"asked": "yes"})
 
-    async def _move_here(self, call_sid: str) -> None:
-        """Take a call over that another process's app has in its hands."""
-        with _in_progress():
-            await self._ari.post("channels", call_sid, "move", app=self._app)
-        self._exchange.adopt(call_sid, trio.current_time())
-
-    async def _check_apology(self) -> None:
-        sound = self._apology.removeprefix("sound:")
+    async def _look(self, call_sid: str) -> Channel | None:
         try:
-            await self._ari.get(dict, "sounds", sound)
+            return await self._ari.get(Channel, "channels", call_sid)
         except CarrierError as error:
             if error.status != 404:
                 raise
-            logger.warning(
-                "a setting may be a mistake",
-                what="ASTERISK_APOLOGY is no recording that Asterisk has: where a call fails, "
-                "its caller hears nothing",
+            return None
+
+    async def _originate(self, leg: Leg, number: str, max_duration_s: float) -> None:
+        caller: dict[str, str] = {"callerId": self._number} if self._number else {}
+        is_unknown = False
+        for left in reversed(range(DIAL_TRIES)):
+            try:
+                await self._ari.post(
+                    "channels",
+                    endpoint=self._dial.format(number=number),
+                    app=self._app,
+                    channelId=leg.call_sid,
+                    timeout=math.ceil(self._ring_timeout_s),
+                    variables={LIMIT_VARIABLE: str(math.ceil(max_duration_s + OVERTIME_S))},
+                    **caller,
+                )
+            except CarrierError as error:
+                # The request before this one was heard, or this one was: the phone may have been
+                # answered, or busy, before we were told.
+                if error.status == 409 or leg.is_heard_of:
+                    return
+                is_unknown = is_unknown or error.outcome_unknown
+                if not left or (error.status is not None and error.status < 500):
+                    error.outcome_unknown = is_unknown
+                    raise
+            else:
+                return
+
+    async def _take_back(self, call_sid: str) -> bool:
+        """End a call that may have been placed; returns whether it is known that there is none."""
+        with trio.move_on_after(CLEAN_UP_S, shield=True):
+            try:
+                await self._ari.delete("channels", call_sid)
+            except CarrierError as error:
+                logger.warning("a call may ring with nobody behind it", error=error.message)
+            else:
+                return True
+        return False
+
+    async def _bring_here(self, call_sid: str) -> bool:
+        """Have a call in our app's hands; returns whether another process's had it."""
+        if call_sid in self._exchange.legs:
+            return False
+        # Before it is asked for: that it starts here is then no news.
+        self._exchange.adopt(call_sid, trio.current_time())
+        try:
+            if not await self._has(call_sid):
+                await self._hands.move_here(call_sid)
+        except BaseException:
+            self._exchange.forget(call_sid)
+            raise
+        return True
+
+    async def _has(self, channel_id: str) -> bool:
+        """Whether our app has a channel in its hands: one that had our name may have left it."""
+        try:
+            state = await self._ari.get(AppState, "applications", self._app)
+        except CarrierError as error:
+            if error.status != 404:
+                raise
+            return False
+        return channel_id in state.channel_ids
+
+    async def _doubt(self) -> str:
+        """What may be a mistake, in words; empty if nothing is."""
+        try:
+            await self._ari.get(dict, "sounds", self._apology.removeprefix("sound:"))
+        except CarrierError as error:
+            if error.status != 404:
+                raise
+            return (
+                "ASTERISK_APOLOGY is no recording that Asterisk has: where a call fails, its "
+                "caller hears nothing"
             )
+        return ""
 
     # -- events ----------------------------------------------------------------------------
 
     async def run(self, desk: Desk) -> None:
         """Hear Asterisk's events and do what follows from them, until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._do_all, desk)
+                await self._keep_hearing(desk)
+        finally:
+            with trio.move_on_after(CLEAN_UP_S, shield=True):
+                await self._leave()
+
+    async def _keep_hearing(self, desk: Desk) -> None:
         lost = 0
         while True:
-            pause_s = PAUSES_S[min(lost, len(PAUSES_S) - 1)]
-            lost += 1
+            is_replaced, was_heard = False, trio.Event()
             try:
                 await self._ari.check()
                 async with connect(
@@ -302,91 +378,121 @@ class AsteriskCarrier:
                     ping_timeout=PING_S,
                     max_size=MAX_EVENT_BYTES,
                 ) as events:
-                    if await self._hear(events, desk):
-                        pause_s = REPLACED_PAUSE_S
-                        logger.error(
-                            "another program has taken the events of our app: ASTERISK_APP must "
-                            "be one's own",
-                            app=self._app,
-                        )
-                    else:
-                        lost = 0
-            except (OSError, WebSocketException, InvalidHandshake, trio.TooSlowError) as error:
-                logger.warning("Asterisk's events are not heard", error=type(error).__name__)
-            except (CarrierError, ConfigurationError) as error:
-                logger.warning("Asterisk's events are not heard", error=str(error))
+                    is_replaced = await self._hear(events, desk, was_heard)
+            except* (OSError, WebSocketException, trio.TooSlowError) as group:
+                names = sorted({type(error).__name__ for error in _leaves(group)})
+                logger.warning("Asterisk's events are not heard", error=", ".join(names))
+            except* (CarrierError, ConfigurationError) as group:
+                words = "; ".join(str(error) for error in _leaves(group))
+                logger.warning("Asterisk's events are not heard", error=words)
+            lost = 0 if was_heard.is_set() else lost + 1
+            pause_s = PAUSES_S[min(lost, len(PAUSES_S) - 1)]
+            if is_replaced:
+                pause_s = REPLACED_PAUSE_S
+                logger.error(
+                    "another program has taken the events of our app: ASTERISK_APP must "
+                    "be one's own",
+                    app=self._app,
+                )
             self.on_wait(pause_s)
             await trio.sleep(pause_s)
 
-    async def _hear(self, events: ClientConnection, desk: Desk) -> bool:
+    async def _hear(self, events: ClientConnection, desk: Desk, was_heard: trio.Event) -> bool:
         """Hear one connection to its end; True if another program has taken its place."""
-        async with trio.open_nursery() as nursery:
 
-            async def do_all(steps: list[Step]) -> None:
-                for step in steps:
-                    if isinstance(step, Tell) and not step.asks:
-                        await desk(step.report)
-                    else:
-                        nursery.start_soon(self._do_or_tell, step, desk)
+        async def see_to(steps: list[Step]) -> None:
+            for step in steps:
+                if isinstance(step, Tell) and step.is_quick:
+                    await self._do_or_end(step, desk)  # in the order of events
+                else:
+                    self._do_later([step])
 
-            await self._ari.put(
-                *("applications", self._app, "eventFilter"),
-                body={"allowed": [{"type": kind} for kind in EVENTS]},
-            )
-            logger.info("Asterisk's events are heard", app=self._app)
-            await do_all(await self._settle())
-            is_replaced = False
-            async for message in events:
-                try:
-                    event = read_event(message)
-                except (msgspec.DecodeError, UnicodeError, RecursionError):
-                    logger.warning("event of Asterisk's ignored: it cannot be read")
-                    continue
-                is_replaced |= event.type == "ApplicationReplaced"
-                await do_all(self._exchange.take(event, trio.current_time()))
-            logger.warning("Asterisk's events have ended")
-            nursery.cancel_scope.deadline = trio.current_time() + CONNECT_TIMEOUT_S
+        await self._ari.put(
+            *("applications", self._app, "eventFilter"),
+            body={"allowed": [{"type": kind} for kind in EVENTS]},
+        )
+        logger.info("Asterisk's events are heard", app=self._app)
+        await see_to(await self._settle())
+        was_heard.set()
+        is_replaced = False
+        async for message in events:
+            if (event := read_event(message)) is None:
+                logger.warning("event of Asterisk's ignored: it cannot be read")
+                continue
+            is_replaced |= event.type == "ApplicationReplaced"
+            await see_to(self._exchange.take(event, trio.current_time()))
+        logger.warning("Asterisk's events have ended")
         return is_replaced
 
     async def _settle(self) -> list[Step]:
         """What was missed while no events were heard."""
-        exchange, now = self._exchange, trio.current_time()
+        exchange, before = self._exchange, self._exchange.open_legs()
         state = await self._ari.get(AppState, "applications", self._app)
-        there = set(state.channel_ids)
-        steps = exchange.settle(there, set(state.bridge_ids), now)
-        for call_sid in exchange.unheard_of:
-            if call_sid not in there:
-                update = await self.fetch_status(call_sid)
-                if update.status.is_final:
-                    steps += exchange.gone(call_sid, now)
+        steps = exchange.settle(
+            before, set(state.channel_ids), state.bridge_ids, trio.current_time()
+        )
+        for call_sid in exchange.doubtful(before, set(state.channel_ids)):
+            steps += exchange.found(call_sid, await self._look(call_sid), trio.current_time())
         return steps
+
+    async def _leave(self) -> None:
+        """No events are heard any more: what came in meanwhile goes on in the dialplan."""
+        try:
+            state = await self._ari.get(AppState, "applications", self._app)
+            for channel_id in state.channel_ids:
+                leg = self._exchange.legs.get(channel_id)
+                is_new = leg is None or not (leg.is_outbound or leg.answered_at is not None)
+                if is_new and not channel_id.startswith((MEDIA_PREFIX, CALL_PREFIX)):
+                    await self._hands.do(Continue(channel_id))
+        except CarrierError as error:
+            if error.status != 404:  # else the app is gone, and nothing is in it
+                logger.warning("calls that came at the end are not seen to", error=error.message)
 
     # -- steps -----------------------------------------------------------------------------
 
-    async def _do_or_tell(self, step: Step, desk: Desk) -> None:
+    async def _do_all(self, desk: Desk) -> None:
+        """Carry steps out, each on its own: they outlive the connection that they follow from."""
+        async with trio.open_nursery() as nursery:
+            async for step in self._steps:
+                nursery.start_soon(self._do_or_end, step, desk)
+
+    async def _do_or_end(self, step: Step, desk: Desk) -> None:
         """Carry a step out; one that fails ends its call, and no other."""
         try:
-            await self._do(step, desk)
+            if isinstance(step, Tell):
+                answer = await desk(step.report)
+                await self._do_now(self._exchange.do(step.report.call_sid, answer))
+            else:
+                await self._do_now([step])
         except CarrierError as error:
-            logger.warning("Asterisk refuses a step", step=type(step).__name__, error=error.message)
-            if isinstance(step, Answer | OpenStream | Join | Play):
-                try:
-                    await self._ari.delete("channels", step.call_sid)
-                except CarrierError as failed:
-                    logger.warning("hang-up failed", error=failed.message)
+            name = type(step).__name__
+            logger.warning("Asterisk refuses a step", step=name, error=error.message)
+            await self._end(step, desk)
         except Exception:
             logger.exception("event of Asterisk's not seen to by a bug of ours")
+            if isinstance(step, Tell) and step.asks:  # its caller would hear nothing for ever
+                await self._end(step, desk)
 
-    async def _do(self, step: Step, desk: Desk) -> None:
-        match step:
+    async def _end(self, failed: Step, desk: Desk) -> None:
+        """End the call of a step that has failed; what has to be done is tried again and again."""
+        match failed:
+            case Drop() | HangUp() | Look():
+                step = failed
             case Tell(report):
-                answer = await desk(report)
-                await self._do_now(self._exchange.do(report.call_sid, answer))
+                step = HangUp(report.call_sid)
             case _:
+                step = HangUp(failed.call_sid)
+        for pause_s in (0.0, *AGAIN_S):
+            await trio.sleep(pause_s)
+            try:
                 await self._do_now([step])
+            except CarrierError as error:
+                logger.warning("hang-up failed", step=type(step).__name__, error=error.message)
+            else:
+                break
 
     async def _do_now(self, steps: list[Step]) -> None:
-        """Carry out steps that ask nobody.
+        """Carry out steps in turn.
 
         Raises:
             CallNotInProgress: The call is over.
@@ -394,64 +500,31 @@ class AsteriskCarrier:
         """
         for step in steps:
             match step:
-                case Answer(call_sid):
-                    with _in_progress():
-                        await self._ari.post("channels", call_sid, "answer")
-                case OpenStream():
-                    await self._open_stream(step)
-                case Join(call_sid, media_id):
-                    await self._join(call_sid, media_id)
-                case Drop(media_id):
-                    self._joined.pop(media_id, None)
-                    await self._ari.delete("channels", media_id)
-                    await self._ari.delete("bridges", bridge_of(media_id))
-                case Play(call_sid):
-                    playback_id = f"{PLAYBACK_PREFIX}{call_sid}"
-                    with _in_progress():
-                        await self._ari.post(
-                            *("channels", call_sid, "play"),
-                            media=self._apology,
-                            playbackId=playback_id,
-                        )
-                case HangUp(channel_id, reason):
-                    await self._ari.delete("channels", channel_id, reason=reason)
+                case Look(call_sid):
+                    channel = await self._look(call_sid)
+                    self._do_later(self._exchange.found(call_sid, channel, trio.current_time()))
+                case Find(call_sid):
+                    await trio.sleep(TOLD_S)
+                    self._do_later(self._exchange.left_behind(call_sid, trio.current_time()))
+                case OpenStream(media_id=media_id):
+                    await self._hands.do(step)
+                    self._exchange.opened(media_id)
+                case HangUp(channel_id):
+                    if not await self._hands.do(step):
+                        now = trio.current_time()
+                        self._do_later(self._exchange.found(channel_id, None, now))
+                case _:
+                    await self._hands.do(step)
 
-    async def _open_stream(self, step: OpenStream) -> None:
-        self._joined[step.media_id] = trio.Event()
-        arguments = f"v(process={self._process})" if self._process else ""
-        await self._ari.post(
-            *("channels", "externalMedia"),
-            app=self._app,
-            channelId=step.media_id,
-            external_host=self._client,
-            transport="websocket",
-            encapsulation="none",
-            format=self._law,
-            transport_data=f"f(json){arguments}",
-            variables={CALL_VARIABLE: step.call_sid, TICKET_VARIABLE: step.ticket},
-        )
-
-    async def _join(self, call_sid: str, media_id: str) -> None:
-        bridge_id = bridge_of(media_id)
-        await self._ari.post("bridges", type="mixing", bridgeId=bridge_id)
-        both = f"{call_sid},{media_id}"
-        await self._ari.post("bridges", bridge_id, "addChannel", channel=both)
-        if (joined := self._joined.get(media_id)) is not None:
-            joined.set()
-
-    async def _wait_joined(self, media_id: str) -> None:
-        joined = self._joined.get(media_id)
-        if joined is not None:
-            with trio.move_on_after(JOIN_TIMEOUT_S):
-                await joined.wait()
+    def _do_later(self, steps: list[Step]) -> None:
+        for step in steps:
+            self._todo.send_nowait(step)
 
 
-@contextmanager
-def _in_progress() -> Generator[None]:
-    """Give a request about a call that is over an error of its own."""
-    try:
-        yield
-    except CarrierError as error:
-        if error.status in (404, 409, 412, 422):  # not there, or in nobody's hands any more
-            raise CallNotInProgress(error.message, status=error.status) from error
-        raise
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Generator[BaseException]:
+    """The errors of a group, and of the groups in it."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

@@ -8,20 +8,32 @@ process can tell what a channel of Asterisk's is, and clean up after another.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
-
-import msgspec
-from msgspec import Meta, Struct
 
 from server.carrier import CallStatus, ResumeRequest, StatusUpdate, TransferUpdate, VoiceRequest
+from server.carrier.asterisk.events import Channel, Event
+from server.carrier.asterisk.steps import (
+    Answer,
+    Continue,
+    Drop,
+    Find,
+    HangUp,
+    Join,
+    Limit,
+    Look,
+    Move,
+    OpenStream,
+    Play,
+    Step,
+    Tell,
+)
 from server.carrier.webhooks import (
     ConnectStream,
     EndCall,
+    PassOn,
     RefuseCall,
     Reply,
-    Report,
     SayAndEndCall,
 )
 
@@ -29,18 +41,14 @@ CALL_PREFIX, MEDIA_PREFIX, BRIDGE_PREFIX = "offhook-", "offhook.media.", "offhoo
 PLAYBACK_PREFIX = "offhook.say."
 TRANSFERRED = "transferred"
 """What the dialplan gives ``Stasis`` when a caller comes back from a transfer, and before why."""
-EVENTS = (
-    "StasisStart",
-    "StasisEnd",
-    "ChannelStateChange",
-    "ChannelDestroyed",
-    "Dial",
-    "PlaybackFinished",
-    "ApplicationReplaced",
-)
-"""All that have to be told."""
+GIVEN = "given"
+"""What we give ``move``, after all else, when another process of ours has chosen this one."""
+MAX_ARGUMENTS, MAX_TEXT = 16, 256
+"""Of an event, as much as is kept."""
+NO_EXTENSIONS = frozenset({"s", "i", "t", "h"})
+"""Extensions that nobody has dialled."""
 _NAME = re.compile(r"[A-Za-z0-9._:+@-]{1,128}")
-_Text = Annotated[str, Meta(max_length=256)]
+_HEADER = re.compile(r"(X-[A-Za-z0-9-]{1,64})=(.*)", re.DOTALL)
 
 _DIAL_STATUS: Mapping[str, CallStatus] = {
     "ANSWER": CallStatus.IN_PROGRESS,
@@ -64,172 +72,97 @@ _CAUSES: Mapping[int, CallStatus] = {
 """Why a channel that nobody has answered has ended (Q.850); any other is a failure."""
 
 
-class _Party(Struct):
-    number: _Text = ""
-
-
-class _Channel(Struct):
-    id: _Text
-    state: _Text = ""
-    caller: _Party = msgspec.field(default_factory=_Party)
-
-
-class _Playback(Struct):
-    id: _Text
-
-
-class Event(Struct):
-    """One event of ARI's, as much of it as is of use here."""
-
-    type: _Text
-    channel: _Channel | None = None
-    peer: _Channel | None = None
-    """Of a dial: who is dialled."""
-    caller: _Channel | None = None
-    """Of a dial: who dials, if that is a channel."""
-    args: Annotated[list[_Text], Meta(max_length=16)] = []
-    dialstatus: _Text = ""
-    cause: int = 0
-    tech_cause: int = 0
-    playback: _Playback | None = None
-
-
-read_event = msgspec.json.Decoder(Event, strict=False).decode
-
-
-# ------------------------------------------------------------------------------------------
-# What is to be done
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """The desk is told, and what it answers is done."""
-
-    report: Report
-
-    @property
-    def asks(self) -> bool:
-        """Whether there is anything to be answered."""
-        match self.report:
-            case VoiceRequest() | ResumeRequest():
-                return True
-            case TransferUpdate(wants_document=asks):
-                return asks
-        return False
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An inbound call is answered."""
-
-    call_sid: str
-
-
-@dataclass(frozen=True, slots=True)
-class OpenStream:
-    """A call is given a media channel whose stream shows this ticket."""
-
-    call_sid: str
-    media_id: str
-    ticket: str
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """A media channel is there: it and the call are to hear each other."""
-
-    call_sid: str
-    media_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """A media channel and its bridge are of no use any more."""
-
-    media_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Play:
-    """The apology is played to a caller."""
-
-    call_sid: str
-
-
-@dataclass(frozen=True, slots=True)
-class HangUp:
-    """A channel is ended."""
-
-    channel_id: str
-    reason: str = "normal"
-
-
-Step = Tell | Answer | OpenStream | Join | Drop | Play | HangUp
-
-
 @dataclass(slots=True)
 class Leg:
     """One call, as Asterisk has told of it."""
 
     call_sid: str
     ticket: str = ""
-    """That the stream of a call which we have placed is to show."""
+    """That the stream of a call which we have placed is to show, once it is answered."""
     is_outbound: bool = False
     is_dialling: bool = False
     """Asterisk has not yet answered that it knows of the call."""
+    is_heard_of: bool = False
+    """Asterisk has told something of the call."""
     answered_at: float | None = None
     dial_status: str = ""
     media_id: str = ""
     """The channel of its stream; empty if it has none, or that is not wanted any more."""
+    is_open: bool = False
+    """Asterisk has answered that it knows of that channel."""
+    is_joined: bool = False
+    """That channel has come, and is put together with the call's."""
     streams: int = 0
+    is_limited: bool = False
+    """Asterisk ends the call should nobody here do it."""
     is_away: bool = False
     """The caller is with somebody else, in the dialplan's hands."""
+    has_left: bool = False
+    """The app has the call in its hands no more, and nobody has sent it away."""
     is_last: bool = False
     """The last words are being said: no more streams."""
+    arguments: tuple[str, ...] = ()
+    """What the dialplan has told of a call that comes in."""
 
 
 @dataclass(slots=True)
 class Exchange:
-    """The calls of one app, by name; every event leads to steps that somebody else carries out."""
+    """The calls of one app, by name; every event leads to steps that somebody else carries out.
 
+    Attributes:
+        mark: What this process's media channels have in their names, so that they are no other's.
+        legs: The calls.
+    """
+
+    mark: str = ""
     legs: dict[str, Leg] = field(default_factory=dict)
-    _media: dict[str, str] = field(default_factory=dict)  # the call of each media channel
     _reports: int = 0
 
     # -- what we do ------------------------------------------------------------------------
 
     def dial(self, call_sid: str, ticket: str) -> Leg:
         """A call is about to be placed."""
-        leg = self.legs[call_sid] = Leg(call_sid, ticket, is_outbound=True, is_dialling=True)
+        leg = Leg(call_sid, ticket, is_outbound=True, is_dialling=True, is_limited=True)
+        self.legs[call_sid] = leg
         return leg
 
     def forget(self, call_sid: str) -> None:
-        """A call was never placed."""
+        """A call was never placed, or is not ours any more."""
         self.legs.pop(call_sid, None)
 
     def adopt(self, call_sid: str, now: float) -> Leg:
         """A call that is there, though nothing is known of how it came: another process had it."""
-        return self.legs.setdefault(call_sid, Leg(call_sid, answered_at=now))
+        if (leg := self.legs.get(call_sid)) is None:
+            is_outbound = call_sid.startswith(CALL_PREFIX)
+            leg = self.legs[call_sid] = Leg(call_sid, is_outbound=is_outbound, answered_at=now)
+        return leg
 
-    def open_stream(self, call_sid: str, ticket: str) -> OpenStream | None:
-        """The step that gives a call a stream; None if there is no such call."""
+    def open_stream(self, call_sid: str, ticket: str) -> list[Step]:
+        """The steps that give a call a stream; none if there is no such call."""
         leg = self.legs.get(call_sid)
-        if leg is None or leg.is_last:
-            return None
+        if leg is None or leg.is_last or leg.is_away:
+            return []
+        steps: list[Step] = list(self.take_stream(call_sid))
         leg.streams += 1
-        leg.media_id = f"{MEDIA_PREFIX}{leg.streams}.{call_sid}"
-        self._media[leg.media_id] = call_sid
-        return OpenStream(call_sid, leg.media_id, ticket)
+        leg.media_id = f"{MEDIA_PREFIX}{self.mark}{leg.streams}.{call_sid}"
+        steps.append(OpenStream(call_sid, leg.media_id, ticket))
+        if not leg.is_limited:
+            leg.is_limited = True
+            steps.append(Limit(call_sid))
+        return steps
+
+    def opened(self, media_id: str) -> None:
+        """Asterisk knows of a media channel."""
+        leg = self.legs.get(call_of(media_id))
+        if leg is not None and leg.media_id == media_id:
+            leg.is_open = True
 
     def take_stream(self, call_sid: str) -> list[Step]:
         """What takes a call's stream away; that it ends is then no news."""
         leg = self.legs.get(call_sid)
-        if leg is None or not leg.media_id:
-            return []
-        media_id, leg.media_id = leg.media_id, ""
-        return [Drop(media_id)]
+        return [] if leg is None else _without_stream(leg)
 
-    def do(self, call_sid: str, reply: Reply | None) -> list[Step]:
+    def do(self, call_sid: str, reply: Reply | PassOn | None) -> list[Step]:
         """The steps of what the desk has answered."""
         leg = self.legs.get(call_sid)
         match reply:
@@ -239,13 +172,16 @@ class Exchange:
                 steps: list[Step] = []
                 if leg is not None and leg.answered_at is None:
                     steps.append(Answer(call_sid))
-                if (stream := self.open_stream(call_sid, ticket)) is not None:
-                    steps.append(stream)
-                return steps
+                return steps + self.open_stream(call_sid, ticket)
             case SayAndEndCall():
                 return self.say(call_sid)
-            case RefuseCall():
-                return [HangUp(call_sid, "busy")]
+            case PassOn(process):
+                self.forget(call_sid)
+                told = () if leg is None else leg.arguments
+                return [Move(call_sid, process, (*told, GIVEN))]
+            case RefuseCall():  # somebody else may take it, and else it is for the dialplan to say
+                self.forget(call_sid)
+                return [Continue(call_sid)]
             case EndCall():
                 return [HangUp(call_sid)]
 
@@ -278,7 +214,11 @@ class Exchange:
             case "ChannelDestroyed" if channel is not None:
                 return self._destroyed(channel.id, event.cause, event.tech_cause, now)
             case "StasisEnd" if channel is not None:
-                return self._left(channel.id, now)
+                return self._left(channel.id)
+            case "ApplicationMoveFailed" if channel is not None:
+                # The one that was chosen hears no events yet, or any more.
+                if channel.id not in self.legs and not channel.id.startswith(MEDIA_PREFIX):
+                    return self._new(channel, [*event.args, GIVEN])
             case "Dial":
                 return self._dialled(event)
             case "PlaybackFinished" if event.playback is not None:
@@ -286,50 +226,85 @@ class Exchange:
                 return [HangUp(call_sid)] if call_sid != event.playback.id else []
         return []
 
-    def settle(self, there: set[str], bridges: set[str], now: float) -> list[Step]:
-        """What was missed while nothing could be heard.
+    # -- what was missed while nothing could be heard ----------------------------------------
+
+    def open_legs(self) -> dict[str, str]:
+        """The calls that Asterisk knows of, and of each its media channel if it knows that, too."""
+        return {
+            leg.call_sid: leg.media_id if leg.is_open else ""
+            for leg in self.legs.values()
+            if not leg.is_dialling
+        }
+
+    def settle(
+        self, before: Mapping[str, str], there: set[str], bridges: Iterable[str], now: float
+    ) -> list[Step]:
+        """What was missed of streams, and which channels are nobody's.
 
         Args:
-            there: The channels that the app has in its hands.
+            before: The calls before it was asked what there is.
+            there: The channels that the app has in its hands, or hears of.
             bridges: Its bridges.
             now: The time.
         """
         steps: list[Step] = []
-        wanted = {bridge_of(leg.media_id) for leg in self.legs.values()}
-        for bridge in bridges - wanted:
-            if bridge.startswith(BRIDGE_PREFIX):
+        wanted = {bridge_of(leg.media_id) for leg in self.legs.values() if leg.media_id}
+        for bridge in bridges:
+            if bridge.startswith(BRIDGE_PREFIX) and bridge not in wanted:
                 steps.append(Drop(f"{MEDIA_PREFIX}{bridge.removeprefix(BRIDGE_PREFIX)}"))
-        for channel_id in there - self.legs.keys():
+        for channel_id in there - self.legs.keys() - before.keys():
             if channel_id.startswith(MEDIA_PREFIX):
-                if channel_id not in self._media:
-                    steps.append(HangUp(channel_id))
+                steps += self._media_started(channel_id)
             else:
-                self.adopt(channel_id, now)
-                steps.append(Tell(ResumeRequest(channel_id)))
-        for leg in list(self.legs.values()):
-            if leg.is_dialling or leg.is_away or leg.call_sid not in there:
-                continue
-            if leg.media_id and leg.media_id not in there:
-                steps += self._destroyed(leg.media_id, 0, 0, now)
+                steps.append(Find(channel_id))
+        for media_id in before.values():
+            if media_id and media_id not in there:
+                steps += self._destroyed(media_id, 0, 0, now)
         return steps
 
-    @property
-    def unheard_of(self) -> list[str]:
-        """The calls that the app may have lost without a word: they are to be asked about."""
-        return [leg.call_sid for leg in self.legs.values() if not leg.is_dialling]
+    def left_behind(self, call_sid: str, now: float) -> list[Step]:
+        """A channel is there, and it was not told how it came: another process, or one before this,
+        has had it.
+        """
+        if call_sid in self.legs:
+            return []
+        self.adopt(call_sid, now)
+        return [Tell(ResumeRequest(call_sid))]
 
-    def gone(self, call_sid: str, now: float) -> list[Step]:
-        """A call is over, and nobody has said why."""
-        return self._destroyed(call_sid, 0, 0, now) if call_sid in self.legs else []
+    def doubtful(self, before: Iterable[str], there: set[str]) -> list[str]:
+        """The calls of which something may have been missed that the lists do not tell."""
+        legs = [leg for call_sid in before if (leg := self.legs.get(call_sid)) is not None]
+        return [
+            leg.call_sid
+            for leg in legs
+            if leg.call_sid not in there or leg.is_away or leg.is_last or leg.answered_at is None
+        ]
 
-    def _started(self, channel: _Channel, args: list[str], now: float) -> list[Step]:
+    def found(self, call_sid: str, channel: Channel | None, now: float) -> list[Step]:
+        """How a call stands, as Asterisk has been asked; None where it knows of none."""
+        leg = self.legs.get(call_sid)
+        if leg is None:
+            return []
+        if channel is None:
+            return self._destroyed(call_sid, NORMAL_CLEARING, 0, now)
+        if leg.has_left:  # with the dialplan, or another process: whoever has it ends it
+            self.forget(call_sid)
+            return [*_without_stream(leg), self._over(leg, CallStatus.COMPLETED, {}, now)]
+        if leg.is_last:
+            return [HangUp(call_sid)]
+        told = channel.dialplan.app_data.split(",")[1:]
+        if leg.is_away and channel.dialplan.app_name == "Stasis" and told[:1] == [TRANSFERRED]:
+            return self._started(channel, told, now)
+        if channel.state == "Up" and leg.answered_at is None:
+            return self._started(channel, [], now) if leg.ticket else self._answered(leg, now)
+        return []
+
+    # -- events ------------------------------------------------------------------------------
+
+    def _started(self, channel: Channel, args: Sequence[str], now: float) -> list[Step]:
         name = channel.id
         if name.startswith(MEDIA_PREFIX):
-            call_sid = self._media.get(name)
-            leg = self.legs.get(call_sid or "")
-            if leg is None or leg.media_id != name:
-                return [HangUp(name)]
-            return [Join(leg.call_sid, name)]
+            return self._media_started(name)
         if _NAME.fullmatch(name) is None:
             return [HangUp(name)]
         leg = self.legs.get(name)
@@ -338,13 +313,43 @@ class Exchange:
             leg.is_away = False
             status = dial_status(args[1] if len(args) > 1 else "")
             return [Tell(TransferUpdate(name, status, wants_document=True))]
-        if leg is not None and leg.is_outbound:
-            steps = self._answered(leg, now)
-            if (stream := self.open_stream(name, leg.ticket)) is not None:
-                steps.append(stream)
-            return steps
-        self.legs[name] = Leg(name)
-        return [Tell(VoiceRequest(name, channel.caller.number[:64], begins=True))]
+        if leg is None and name.startswith(CALL_PREFIX):
+            # Whoever has dialled it is gone, or has given it up without Asterisk's hearing of it.
+            return self.left_behind(name, now)
+        if leg is None:
+            return self._new(channel, args)
+        ticket, leg.ticket = leg.ticket, ""
+        leg.is_heard_of = True
+        if not ticket:  # it was brought here, by us
+            return []
+        return self._answered(leg, now) + self.open_stream(name, ticket)
+
+    def _new(self, channel: Channel, args: Sequence[str]) -> list[Step]:
+        """A call comes in."""
+        told = tuple(one[:MAX_TEXT] for one in args[:MAX_ARGUMENTS] if one != GIVEN)
+        headers = {
+            found[1]: found[2] for one in told if (found := _HEADER.fullmatch(one)) is not None
+        }
+        called = channel.dialplan.exten
+        self.legs[channel.id] = Leg(channel.id, arguments=told)
+        request = VoiceRequest(
+            channel.id,
+            channel.caller.number[:64],
+            begins=True,
+            called="" if called in NO_EXTENSIONS else called[:64],
+            headers=headers,
+            is_given=GIVEN in args,
+        )
+        return [Tell(request)]
+
+    def _media_started(self, name: str) -> list[Step]:
+        leg = self.legs.get(call_of(name))
+        if leg is None or leg.media_id != name:
+            return [HangUp(name)]
+        if leg.is_joined:
+            return []
+        leg.is_open = leg.is_joined = True
+        return [Join(leg.call_sid, name)]
 
     def _answered(self, leg: Leg, now: float) -> list[Step]:
         if leg.answered_at is not None:
@@ -352,22 +357,24 @@ class Exchange:
         leg.answered_at = now
         return [self._status(leg.call_sid, CallStatus.IN_PROGRESS)]
 
-    def _changed(self, channel: _Channel, now: float) -> list[Step]:
+    def _changed(self, channel: Channel, now: float) -> list[Step]:
         leg = self.legs.get(channel.id)
         if leg is None:
             return []
+        leg.is_heard_of = True
         if channel.state == "Up":
             return self._answered(leg, now)
         if channel.state == "Ringing" and leg.is_outbound:
             return [self._status(leg.call_sid, CallStatus.RINGING)]
         return []
 
-    def _left(self, name: str, now: float) -> list[Step]:
-        """A channel is in the app's hands no more: of one that has called us, no more is told."""
+    def _left(self, name: str) -> list[Step]:
+        """A channel is in the app's hands no more: of some, nothing more is told."""
         leg = self.legs.get(name)
-        if leg is None or leg.is_outbound or leg.is_away:
+        if leg is None or leg.is_away:
             return []
-        return self._destroyed(name, NORMAL_CLEARING, 0, now)
+        leg.has_left = True
+        return [Look(name)]
 
     def _dialled(self, event: Event) -> list[Step]:
         if event.caller is not None and (leg := self.legs.get(event.caller.id)) is not None:
@@ -375,31 +382,36 @@ class Exchange:
                 update = TransferUpdate(leg.call_sid, CallStatus.IN_PROGRESS, wants_document=False)
                 return [Tell(update)]
         elif event.peer is not None and (leg := self.legs.get(event.peer.id)) is not None:
-            leg.dial_status = event.dialstatus or leg.dial_status
+            leg.is_heard_of = True
+            leg.dial_status = event.dialstatus[:MAX_TEXT] or leg.dial_status
         return []
 
     def _destroyed(self, name: str, cause: int, tech_cause: int, now: float) -> list[Step]:
-        if (call_sid := self._media.pop(name, None)) is not None:
-            leg = self.legs.get(call_sid)
+        if name.startswith(MEDIA_PREFIX):
+            leg = self.legs.get(call_of(name))
             if leg is None or leg.media_id != name:
                 return []
-            leg.media_id = ""
-            return [Drop(name), Tell(ResumeRequest(call_sid))]
+            steps = _without_stream(leg)
+            return steps if leg.has_left else [*steps, Tell(ResumeRequest(leg.call_sid))]
         leg = self.legs.pop(name, None)
         if leg is None:
             return []
+        leg.is_heard_of = True
         facts = {}
         if leg.answered_at is not None:
             status = CallStatus.COMPLETED
-            facts["duration_s"] = str(max(0, round(now - leg.answered_at)))
         elif leg.dial_status in _DIAL_STATUS and leg.dial_status != "ANSWER":
             status = _DIAL_STATUS[leg.dial_status]
         else:
             status = _CAUSES.get(cause, CallStatus.FAILED)
         if 100 <= tech_cause < 1000:
             facts["sip_response_code"] = str(tech_cause)
-        dropped: list[Step] = [Drop(leg.media_id)] if leg.media_id else []
-        return [*dropped, self._status(name, status, facts)]
+        return [*_without_stream(leg), self._over(leg, status, facts, now)]
+
+    def _over(self, leg: Leg, status: CallStatus, facts: Mapping[str, str], now: float) -> Tell:
+        if leg.answered_at is not None:
+            facts = {"duration_s": str(max(0, round(now - leg.answered_at))), **facts}
+        return self._status(leg.call_sid, status, facts)
 
     def _status(
         self, call_sid: str, status: CallStatus, facts: Mapping[str, str] | None = None
@@ -408,9 +420,22 @@ class Exchange:
         return Tell(StatusUpdate(call_sid, status, self._reports, facts or {}))
 
 
+def _without_stream(leg: Leg) -> list[Step]:
+    """What takes a call's stream away, if it has one."""
+    media_id, leg.media_id = leg.media_id, ""
+    leg.is_open = leg.is_joined = False
+    return [Drop(media_id)] if media_id else []
+
+
 def bridge_of(media_id: str) -> str:
     """The name of the bridge that a media channel and its call are in."""
     return f"{BRIDGE_PREFIX}{media_id.removeprefix(MEDIA_PREFIX)}"
+
+
+def call_of(media_id: str) -> str:
+    """The call that a media channel, or its bridge, is of, by its name."""
+    bare = media_id.removeprefix(MEDIA_PREFIX).removeprefix(BRIDGE_PREFIX)
+    return bare.partition(".")[2]
 
 
 def dial_status(word: str) -> CallStatus:

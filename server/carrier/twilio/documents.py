@@ -100,7 +100,13 @@ when it did not reach us, got no answer in time, or one that says to try again; 
 Its default is once more, and only where the connection failed."""
 
 
-def stream_twiml(stream_url: str, parameters: Mapping[str, str], *, resume_url: str) -> str:
+def stream_twiml(
+    stream_url: str,
+    parameters: Mapping[str, str],
+    *,
+    resume_url: str,
+    filters_noise: bool = False,
+) -> str:
     """Write the document that gives a call to a bidirectional media stream.
 
     When the stream has ended, but the call has not, Twilio asks how it goes on.
@@ -110,12 +116,16 @@ def stream_twiml(stream_url: str, parameters: Mapping[str, str], *, resume_url: 
         parameters: Arrive with the stream's ``start``; each name and value together under 500
             characters.
         resume_url: What it asks then.
+        filters_noise: Whether Twilio is to filter noise, as far as it can (``<MediaFilter>``, which
+            its packages for other languages know; this one does not).
     """
     connect = Connect()
     stream = connect.stream(url=stream_url)
     for name, value in parameters.items():
         stream.parameter(name=name, value=value)
     response = VoiceResponse()
+    if filters_noise:
+        response.start().add_child("MediaFilter", filter_type="noise")
     response.append(connect)
     response.redirect(f"{resume_url}#{RETRIES}", method="POST")
     return str(response)

@@ -26,6 +26,7 @@ from twilio.rest import Client
 from server.carrier import CallStatus, PlacedCall, StatusUpdate
 from server.carrier.twilio.documents import dial_twiml, say_twiml
 from server.carrier.twilio.messages import UNREADABLE, T
+from server.carrier.twilio.numbers import TwilioNumbers
 from server.carrier.twilio.reports import check_call_sid, is_count
 from server.carrier.twilio.retry_after import read_retry_after
 from server.carrier.twilio.webhooks import MACHINE, STATUS, TRANSFER, TwilioWebhooks
@@ -223,6 +224,8 @@ class TwilioCarrier:
         )
         if api_url is not None:
             self._client.api.base_url = api_url.rstrip("/")
+        self.numbers = TwilioNumbers(self._client, account_sid, self._request, webhooks)
+        """The account beside its calls, asked over the same connections."""
 
     async def __aenter__(self) -> Self:
         await self._pool.__aenter__()

@@ -59,6 +59,7 @@ class TwilioWebhooks:
             other.
         streams_at: Where the media streams of this process's calls go, ``wss://host``, if that is
             another host than the public one.
+        filters_noise: Whether Twilio is asked to filter noise out of calls.
     """
 
     paths = tuple(_READERS)
@@ -76,7 +77,9 @@ class TwilioWebhooks:
         shared_keys: Mapping[str, str] | None = None,
         at: str = "",
         streams_at: str | None = None,
+        filters_noise: bool = False,
     ) -> None:
+        self._filters_noise = filters_noise
         self._account_sid = account_sid
         self._auth_token = auth_token
         self._shared_keys = shared_keys
@@ -97,6 +100,10 @@ class TwilioWebhooks:
     def url_of(self, path: str) -> str:
         """The whole address of one of them, for a call of this process."""
         return self._public_url + (path if path in _NOBODYS else self._at + path)
+
+    def everyones_url_of(self, path: str) -> str:
+        """The whole address of one of them that names no process: for a number's settings."""
+        return self._public_url + path
 
     @property
     def stream_url(self) -> str:
@@ -164,7 +171,10 @@ class TwilioWebhooks:
         match reply:
             case ConnectStream(ticket):
                 return stream_twiml(
-                    self.stream_url, {"ticket": ticket}, resume_url=self.url_of(RESUME)
+                    self.stream_url,
+                    {"ticket": ticket},
+                    resume_url=self.url_of(RESUME),
+                    filters_noise=self._filters_noise,
                 )
             case SayAndEndCall(text, language):
                 return say_twiml(text, language)

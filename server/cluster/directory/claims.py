@@ -23,7 +23,7 @@ from pathlib import Path
 import structlog
 
 from server.cluster.registry import Holding, Member, Seized
-from server.cluster.sealing import CannotUnseal, seal, unseal
+from server.cluster.sealing import ENDED, LIVE, has_ended, seal, unsealed
 
 with suppress(ImportError):  # Windows, where there is one process only
     import fcntl
@@ -160,16 +160,9 @@ class Claims:
         with suppress(FileNotFoundError):
             before.replace(after)  # should we die now, it is there for the next one
             sealed = after.read_bytes()
-            state = self._unsealed(call_sid, sealed) if sealed else b""
-            return Seized(ours.generation, state, has_ended=not sealed)
+            state = unsealed(sealed, call_sid, self._secrets)
+            return Seized(ours.generation, state, has_ended=has_ended(sealed))
         return Seized(ours.generation, b"")
-
-    def _unsealed(self, call_sid: str, sealed: bytes) -> bytes:
-        try:
-            return unseal(sealed, call_sid, self._secrets)
-        except CannotUnseal as error:
-            logger.error("a call is taken over without its state", reason=str(error))  # noqa: TRY400
-            return b""
 
     def _replace(self, link: Path, before: Holding | None, after: Holding) -> bool:
         with self._gate.held() as alone:
@@ -244,12 +237,16 @@ class Claims:
                         link.unlink(missing_ok=True)
             return alone
 
-    def of(self, member: Member) -> Mapping[str, Holding]:
-        """The calls of a process that somebody can go on with, by CallSid."""
+    def of(self, member: Member, *, ended: bool = False) -> Mapping[str, Holding]:
+        """The calls of a process that somebody can go on with, by CallSid; or those that have
+        ended, and of which something is left."""
+        kind = ENDED if ended else LIVE
         return {
             link.name: holding
             for link, holding in self._all()
-            if holding.member == member and _is_plain(link.name) and self._is_kept(link, holding)
+            if holding.member == member
+            and _is_plain(link.name)
+            and self._kind(link, holding) == kind
         }
 
     def look_round(self, member: Member, older_than_s: float) -> set[Member]:
@@ -267,22 +264,26 @@ class Claims:
 
     # -- what is kept of a call ------------------------------------------------------------
 
-    def keep(self, call_sid: str, generation: int, state: bytes) -> None:
-        """Write what another process needs to go on with a call, in place of what was there."""
+    def keep(
+        self, call_sid: str, generation: int, state: bytes, *, has_ended: bool = False
+    ) -> None:
+        """Write what another process needs of a call, in place of what was there."""
         file = self._file(self._link(call_sid), generation)
         unnamed = file.with_name(f".{file.name}")
         with os.fdopen(os.open(unnamed, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as out:
-            out.write(seal(state, call_sid, self._secrets) if state else b"")
+            if state:
+                out.write(seal(state, call_sid, self._secrets, has_ended=has_ended))
         unnamed.replace(file)
 
     def forget(self, call_sid: str, generation: int) -> None:
         """Remove what was kept of a call at this generation."""
         self._file(self._link(call_sid), generation).unlink(missing_ok=True)
 
-    def _is_kept(self, link: Path, holding: Holding) -> bool:
-        with suppress(FileNotFoundError):
-            return self._file(link, holding.generation).stat().st_size > 0
-        return False
+    def _kind(self, link: Path, holding: Holding) -> bytes:
+        """What kind of state is kept of a call; empty for none."""
+        with suppress(FileNotFoundError), self._file(link, holding.generation).open("rb") as kept:
+            return kept.read(1)
+        return b""
 
     def _link(self, call_sid: str) -> Path:
         # Whoever may ask for a call may write any name; a digest is never a path.

@@ -55,7 +55,7 @@ JOIN_TRIES = 10
 _PLACE = re.compile(r"offhook-[0-9a-f]{32}")
 ORPHANED_S = 4 * 3600.0
 """No call that began so long ago lasts: the carrier's own limit, unless it is told another."""
-GATE_TIMEOUT_S = 10.0
+COMING_TIMEOUT_S = 10.0
 """How long a process that comes or goes may wait for others that do."""
 
 
@@ -69,7 +69,7 @@ def clear_away_after() -> None:
 
     The last one to leave does so itself, unless it is killed.
     """
-    _clear_away_if_left(run_directory() / _name(), GATE_TIMEOUT_S)
+    _clear_away_if_left(run_directory() / _name(), COMING_TIMEOUT_S)
 
 
 def _clear_away_what_was_left() -> None:
@@ -109,6 +109,8 @@ class Directory:
     """
 
     is_away = False
+    losses = 0
+    ahead_s = 0.0
 
     def __init__(self, where: Path, gate: Gate, *, places: int, node: str | None) -> None:
         self._where = where
@@ -160,7 +162,7 @@ class Directory:
                 gate = Gate(directory / "gate")
                 joined = None
                 try:
-                    with gate.held(GATE_TIMEOUT_S) as alone:
+                    with gate.held(COMING_TIMEOUT_S) as alone:
                         if alone and gate.is_the_one:
                             joined = cls(directory, gate, places=places or count, node=node)
                 finally:
@@ -181,7 +183,7 @@ class Directory:
         except OSError as error:
             logger.warning("calls not given back", error=str(error))
         try:
-            with self._gate.held(GATE_TIMEOUT_S) as alone:
+            with self._gate.held(COMING_TIMEOUT_S) as alone:
                 self._go(alone=alone)
         except OSError as error:
             # Nothing is left to do it for, and what is left lying about is found by the next one.
@@ -291,19 +293,28 @@ class Directory:
         with self._usable():
             return self._claims.owner(call_sid) == Holding(self.me, generation)
 
-    async def calls_of(self, member: Member) -> Mapping[str, Holding]:
+    async def calls_of(self, member: Member, *, ended: bool = False) -> Mapping[str, Holding]:
         """The calls of a member, to be taken over."""
         with self._usable():
-            return self._claims.of(member)
+            return self._claims.of(member, ended=ended)
 
     def announce(self, call_sid: str, generation: int) -> None:
         """A call is ours, which nobody else can have."""
         with self._told():
             self._claims.announce(call_sid, Holding(self.me, generation))
 
-    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
+    def keep(
+        self,
+        call_sid: str,
+        generation: int,
+        state: bytes,
+        *,
+        in_haste: bool = False,
+        has_ended: bool = False,
+    ) -> None:
         """What another process needs to go on with this call; newer takes the place of older."""
-        self._keeper.keep(call_sid, generation, state, in_haste=in_haste or not state)
+        in_haste = in_haste or not state
+        self._keeper.keep(call_sid, generation, state, in_haste=in_haste, has_ended=has_ended)
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call is over: what comes about it from now on is about nothing."""

@@ -4,7 +4,8 @@ is over.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import trio
 
@@ -13,6 +14,9 @@ from server.cluster.directory.claims import Claims
 PAUSE_S = 0.05
 """From one batch to the next: what comes meanwhile of a call that is in it already costs nothing.
 """
+
+Said: TypeAlias = tuple[int, bytes, bool]
+"""Of a call: for the how-manieth time it is somebody's, its state, and whether it has ended."""
 
 
 class Keeper:
@@ -26,14 +30,21 @@ class Keeper:
     def __init__(self, claims: Claims, tell: Callable[[OSError], None]) -> None:
         self._claims = claims
         self._tell = tell
-        self._new: dict[str, tuple[int, bytes]] = {}  # at most one for each live call
+        self._new: dict[str, Said] = {}  # at most one for each live call
         self._kept: dict[str, int] = {}  # at which generation, until the call is over
         self._writing: frozenset[str] = frozenset()
         self._over: list[tuple[str, int]] = []
         self._is_new = trio.Event()
-        self._is_written = trio.Event()
 
-    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
+    def keep(
+        self,
+        call_sid: str,
+        generation: int,
+        state: bytes,
+        *,
+        in_haste: bool = False,
+        has_ended: bool = False,
+    ) -> None:
         """A call is now as this says; in haste, it is on the disk when this returns.
 
         Unless the call is being written just now: then it is the next that is written.
@@ -43,9 +54,9 @@ class Keeper:
         self._kept[call_sid] = generation
         if in_haste and call_sid not in self._writing:
             self._new.pop(call_sid, None)
-            self._write({call_sid: (generation, state)})
+            self._write({call_sid: (generation, state, has_ended)})
         else:
-            self._new[call_sid] = generation, state
+            self._new[call_sid] = generation, state, has_ended
             self._is_new.set()
 
     def has(self, call_sid: str, generation: int) -> None:
@@ -64,11 +75,6 @@ class Keeper:
         else:
             self._claims.forget(call_sid, generation)
 
-    async def wait_written(self) -> None:
-        """Wait until all that calls have said so far is on the disk, if anybody writes."""
-        while self._new or self._writing:
-            await self._is_written.wait()
-
     async def run(self) -> None:
         """Write, until cancelled."""
         while True:
@@ -82,13 +88,11 @@ class Keeper:
                 self._writing, over, self._over = frozenset(), self._over, []
                 for call_sid, generation in over:
                     self._claims.forget(call_sid, generation)
-                self._is_written.set()
-                self._is_written = trio.Event()
             await trio.sleep(PAUSE_S)
 
-    def _write(self, batch: dict[str, tuple[int, bytes]]) -> None:
-        for call_sid, (generation, state) in batch.items():
+    def _write(self, batch: Mapping[str, Said]) -> None:
+        for call_sid, (generation, state, has_ended) in batch.items():
             try:
-                self._claims.keep(call_sid, generation, state)
+                self._claims.keep(call_sid, generation, state, has_ended=has_ended)
             except OSError as error:
                 self._tell(error)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from server.cluster.redis import beats
-from server.cluster.redis.ours import MAX_STATE_BYTES
+from server.cluster.redis.ours import MAX_KEPT_BYTES
 from server.cluster.redis.scripts import MAX_TURN_S
 from server.cluster.registry import Holding, RegistryAway
 
@@ -22,7 +22,7 @@ MAX_LISTED = 200_000
 MAX_NAME_BYTES = 512
 """Of a call, or of a member, or of what the model's service refuses."""
 MAX_BEAT_BYTES = 4_096
-MAX_SEALED_BYTES = MAX_STATE_BYTES + 256
+MAX_SEALED_BYTES = MAX_KEPT_BYTES + 256
 MAX_REQUEST_BYTES = 4_096
 _GENERATION = re.compile(rb"[0-9]{1,15}")
 

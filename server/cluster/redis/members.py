@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import structlog
 
+from server.cluster.choosing import seen_of
 from server.cluster.proof import Prover
 from server.cluster.redis import beats
 from server.cluster.redis.answers import Heard
@@ -77,6 +78,10 @@ class Members:
         return {
             name: replace(seen, age_s=seen.age_s + since_s) for name, seen in self.others.items()
         }
+
+    def knows(self, member: Member) -> bool:
+        """Whether this member was there when all were last heard of."""
+        return member == self._me or seen_of(self.others, member) is not None
 
     def beat(self, now: float) -> tuple[Step, Pause | None]:
         """What is to be said now, and the pause in it."""

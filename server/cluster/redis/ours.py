@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-MAX_STATE_BYTES = 65_536
-"""Of one call; it takes 4 kB as a rule."""
+MAX_KEPT_BYTES = 65_536
+"""Of the state of one call, which has 2 kB as a rule, or of what is left of it."""
 MAX_OVER = 100_000
 """Calls that ended while the registry was away, a day of one a second; beyond that the oldest is
 left to the time limit of its key."""
@@ -24,7 +24,9 @@ class Write:
     call_sid: str
     generation: int
     state: bytes | None
-    """What another needs to go on with it; empty if it has ended, None if it is not new."""
+    """What another needs of it; empty if there is nothing to be done, None if it is not new."""
+    has_ended: bool
+    """Whether that is what is left of a call that has ended."""
     is_over: bool
     change: int
     """Which of all changes it is."""
@@ -39,6 +41,8 @@ class Write:
 class _Call:
     generation: int
     state: bytes | None = None
+    is_left: bool = False
+    """The state is what is left of it: it has ended."""
     is_over: bool = False
     change: int = 0
     is_listed: bool = False
@@ -47,8 +51,9 @@ class _Call:
     is_too_large: bool = False
 
     @property
-    def has_ended(self) -> bool:
-        """Whether nobody is to go on with it; that is still to be written, or it were not here."""
+    def is_done(self) -> bool:
+        """Whether nobody is to do anything about it: that is still to be written, or it were not
+        here."""
         return self.is_over or self.state == b""
 
 
@@ -63,13 +68,9 @@ class Lists:
 class Ours:
     """The live calls of one member, and what is new of all; one that has ended is forgotten as soon
     as that is written.
-
-    Attributes:
-        dropped: How many calls that are over were forgotten because there were too many.
     """
 
     def __init__(self) -> None:
-        self.dropped = 0
         self._calls: dict[str, _Call] = {}
         self._new: dict[str, None] = {}
         self._over: dict[str, None] = {}
@@ -88,17 +89,27 @@ class Ours:
     def announce(self, call_sid: str, generation: int) -> None:
         """A call is ours."""
         call = self._ours(call_sid, generation)
-        if call is not None and not call.has_ended:
+        if call is not None and not call.is_done:
             self._changed(call_sid)
 
-    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
-        """Another process would need this to go on with a call of ours; empty if it has ended."""
+    def keep(
+        self,
+        call_sid: str,
+        generation: int,
+        state: bytes,
+        *,
+        in_haste: bool = False,
+        has_ended: bool = False,
+    ) -> None:
+        """Another process would need this of a call of ours: see :meth:`Registry.keep`."""
         call = self._ours(call_sid, generation)
-        if call is not None and not call.has_ended:
-            call.state = state
-            call.is_state_new = True
-            call.is_urgent = call.is_urgent or in_haste
-            self._changed(call_sid)
+        if call is None or call.is_done or (call.is_left and state and not has_ended):
+            return
+        call.state = state
+        call.is_left = call.is_left or has_ended
+        call.is_state_new = True
+        call.is_urgent = call.is_urgent or in_haste
+        self._changed(call_sid)
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call of ours is over."""
@@ -110,7 +121,6 @@ class Ours:
         self._over[call_sid] = None
         self._changed(call_sid)
         if len(self._over) > MAX_OVER:
-            self.dropped += 1
             self.forget(next(iter(self._over)))
 
     def has_state(self, call_sid: str) -> bool:
@@ -121,7 +131,7 @@ class Ours:
     def is_held(self, call_sid: str, generation: int) -> bool:
         """Whether a call is ours and live with this generation, as far as we know."""
         call = self._calls.get(call_sid)
-        return call is not None and not call.has_ended and call.generation == generation
+        return call is not None and not call.is_done and call.generation == generation
 
     def is_urgent(self, call_sid: str) -> bool:
         """Whether something of a call has not been written that was to be in haste."""
@@ -160,7 +170,7 @@ class Ours:
     def _write(self, call_sid: str) -> Write:
         call = self._calls[call_sid]
         state = call.state if call.is_state_new else None
-        return Write(call_sid, call.generation, state, call.is_over, call.change)
+        return Write(call_sid, call.generation, state, call.is_left, call.is_over, call.change)
 
     def lists(self, writes: Sequence[Write]) -> Lists:
         """What changes with them in the list of our calls."""

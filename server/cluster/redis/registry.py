@@ -9,6 +9,7 @@ what is new of our calls, where that is not to wait for the next beat. Whoever a
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -30,7 +31,7 @@ from server.cluster.registry import (
     Seized,
     nobody_minds,
 )
-from server.cluster.sealing import CannotUnseal, unseal
+from server.cluster.sealing import ENDED, LIVE, has_ended, unsealed
 from server.metrics import RegistryMetrics
 from server.pace import Backoff
 from server.settings.cluster import RegistryAddress
@@ -41,7 +42,7 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 BEAT_S, SOONEST_BEAT_S = 0.5, 0.05
 AWAY_S = (0.1, 1.0)
 """Before the registry is tried again: at first, and at most."""
-SETTLE_S = 4.0
+WHOLE_AFTER_S = 4.0
 """After it has lost what was in it: until then every member has said its calls again."""
 LEAVING_S = 2.0
 MAX_ASKED_AT_ONCE = 100
@@ -79,6 +80,7 @@ class RedisRegistry:
         self._steps = Steps(address.prefix)
         self._connection: Connection | None = None
         self._is_away: bool | None = None
+        self.losses, self.ahead_s = 0, 0.0
         self._beat_now = trio.Event()
         self._members = Members(me, my_address, self._steps, Prover(self._secrets))
         self._writing = Writing(
@@ -154,16 +156,21 @@ class RedisRegistry:
     async def _beat_on(self, connection: Connection) -> None:
         """Say how we are, and hear how the others are, twice a second and when it matters."""
         while True:
-            await trio.sleep(SOONEST_BEAT_S)
-            with trio.move_on_after(BEAT_S - SOONEST_BEAT_S):
+            beat_at = trio.current_time()
+            with trio.move_on_after(BEAT_S) as waiting:
                 await self._beat_now.wait()
+            if not waiting.cancelled_caught:
+                await trio.sleep_until(beat_at + SOONEST_BEAT_S)
             await self._beat(connection)
 
     async def _beat(self, connection: Connection) -> None:
         self._beat_now = trio.Event()
         step, told = self._members.beat(trio.current_time())
         (answer,) = await self._writing.write(connection, step)
-        if self._members.heard(answers.heard(answer), told, trio.current_time()):
+        heard = answers.heard(answer)
+        self.ahead_s = heard.now_ms / 1000 - time.time()
+        if self._members.heard(heard, told, trio.current_time()):
+            self.losses += 1
             self._metrics.changes.labels("lost").inc()
             logger.warning("the registry has lost what was in it; our calls are told again")
             self._writing.say_all_again()
@@ -210,10 +217,14 @@ class RedisRegistry:
             self._tell_odd(odd)
             raise
         except Exception as failure:
-            self._beat_now.set()
-            if not all(map(is_theirs, reasons(failure))) and self._connection is connection:
-                logger.exception("a bug in the registry")
-            raise RegistryAway(f"the registry has not answered: {type(failure).__name__}") from None
+            raise self._not_answered(failure, connection) from None
+
+    def _not_answered(self, failure: Exception, connection: Connection) -> RegistryAway:
+        """What whoever has asked is told; a bug of ours is told with its traceback."""
+        self._beat_now.set()
+        if not all(map(is_theirs, reasons(failure))) and self._connection is connection:
+            logger.error("a bug in the registry", exc_info=failure)
+        return RegistryAway(f"the registry has not answered: {type(failure).__name__}")
 
     def _tell_odd(self, odd: answers.OddAnswer) -> None:
         """Say once for each kind of answer that something else has come."""
@@ -227,7 +238,7 @@ class RedisRegistry:
         Raises:
             RegistryAway: It may have.
         """
-        if await self._ask(self._steps.age(), answers.age_ms) < SETTLE_S * 1000:
+        if await self._ask(self._steps.age(), answers.age_ms) < WHOLE_AFTER_S * 1000:
             self._beat_now.set()
             raise RegistryAway("the registry has been restarted, and not everybody was heard yet")
 
@@ -259,6 +270,7 @@ class RedisRegistry:
         holding, is_over = found
         if holding.member == self.me and not is_over:
             self.announce(call_sid, holding.generation)
+        await self._hear_of(holding.member)
         return holding
 
     async def owner(self, call_sid: str) -> Holding | None:
@@ -268,7 +280,23 @@ class RedisRegistry:
             await self._sure_of_nothing()
             return None
         holding, is_over = found
-        return None if is_over else holding
+        if is_over:
+            return None
+        await self._hear_of(holding.member)
+        return holding
+
+    async def _hear_of(self, member: Member) -> None:
+        """Make sure that a member that we do not know is gone, and not new.
+
+        Raises:
+            RegistryAway: It is not known.
+        """
+        if (connection := self._connection) is None or self._members.knows(member):
+            return
+        try:
+            await self._beat(connection)
+        except Exception as failure:
+            raise self._not_answered(failure, connection) from None
 
     async def seize(self, call_sid: str, holding: Holding) -> Seized | None:
         """Take a call over, if it is still that member's.
@@ -293,17 +321,10 @@ class RedisRegistry:
         self.announce(call_sid, taken.generation)
         if holding.member != self.me:
             self._writing.strike_off(str(holding.member), call_sid)
-        state = self._unsealed(call_sid, taken.sealed or b"")
-        return Seized(taken.generation, state, has_ended=taken.sealed == b"")
-
-    def _unsealed(self, call_sid: str, sealed: bytes) -> bytes:
-        if not sealed:
-            return b""
-        try:
-            return unseal(sealed, call_sid, self._secrets)
-        except CannotUnseal as error:
-            logger.error("a call is taken over without its state", reason=str(error))  # noqa: TRY400
-            return b""
+        if taken.sealed is None:
+            return Seized(taken.generation, b"")
+        state = unsealed(taken.sealed, call_sid, self._secrets)
+        return Seized(taken.generation, state, has_ended=has_ended(taken.sealed))
 
     async def is_current(self, call_sid: str, generation: int) -> bool:
         """Whether a call is still ours; one that the registry has forgotten is, if it is live.
@@ -322,13 +343,16 @@ class RedisRegistry:
             raise RegistryAway("the registry knows nothing of this call any more")
         return found[0] == Holding(self.me, generation)
 
-    async def calls_of(self, member: Member) -> Mapping[str, Holding]:
-        """The live calls of a member that somebody can go on with."""
+    async def calls_of(self, member: Member, *, ended: bool = False) -> Mapping[str, Holding]:
+        """The live calls of a member that somebody can go on with, or those that have ended."""
+        kind = ENDED if ended else LIVE
         call_sids = await self._ask(self._steps.calls_of(str(member)), answers.call_sids)
         found: dict[str, Holding] = {}
         for first in range(0, len(call_sids), MAX_ASKED_AT_ONCE):
             some = call_sids[first : first + MAX_ASKED_AT_ONCE]
-            holders = await self._ask_all([self._steps.left(sid) for sid in some], answers.holding)
+            holders = await self._ask_all(
+                [self._steps.left(sid, kind) for sid in some], answers.holding
+            )
             for call_sid, holder in zip(some, holders, strict=True):
                 if holder is not None and holder == (Holding(member, holder[0].generation), False):
                     found[call_sid] = holder[0]
@@ -340,9 +364,17 @@ class RedisRegistry:
         """A call is ours."""
         self._writing.announce(call_sid, generation)
 
-    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
+    def keep(
+        self,
+        call_sid: str,
+        generation: int,
+        state: bytes,
+        *,
+        in_haste: bool = False,
+        has_ended: bool = False,
+    ) -> None:
         """What another process needs to go on with this call; more than 64 kB is not kept."""
-        self._writing.keep(call_sid, generation, state, in_haste=in_haste)
+        self._writing.keep(call_sid, generation, state, in_haste=in_haste, has_ended=has_ended)
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call is over."""

@@ -42,11 +42,11 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 return {ARGV[1], '1', false}
 """
 _OWNER = "return redis.call('HMGET', KEYS[1], 'n', 'g', 'o')"
-# Without a state there is nothing to take over.
+# Without a state there is nothing to take over; its first byte says whether the call has ended.
 _LEFT = """
-local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o')
-if redis.call('HSTRLEN', KEYS[1], 's') == 0 then h[3] = '1' end
-return h
+local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o', 's')
+if not h[4] or string.sub(h[4], 1, 1) ~= ARGV[1] then h[3] = '1' end
+return {h[1], h[2], h[3]}
 """
 _SEIZE = """
 local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o', 'x', 's')
@@ -187,9 +187,9 @@ class Steps:
         """Tell whose a call is, its generation and whether it is over."""
         return Step(_OWNER, self._call(call_sid))
 
-    def left(self, call_sid: str) -> Step:
-        """Tell the same; a call that nobody could go on with counts as over."""
-        return Step(_LEFT, self._call(call_sid))
+    def left(self, call_sid: str, kind: bytes) -> Step:
+        """Tell the same; a call of which nothing of this kind is kept counts as over."""
+        return Step(_LEFT, self._call(call_sid), (kind,))
 
     def seize(
         self, call_sid: str, member: str, from_member: str, generation: int, attempt: str

@@ -14,7 +14,7 @@ import trio
 
 from server.cluster.redis import answers as answers_of
 from server.cluster.redis.connection import Connection
-from server.cluster.redis.ours import MAX_STATE_BYTES, Ours, Write
+from server.cluster.redis.ours import MAX_KEPT_BYTES, Ours, Write
 from server.cluster.redis.scripts import Step, Steps
 from server.cluster.registry import Member, nobody_minds
 from server.cluster.sealing import seal
@@ -23,9 +23,7 @@ from server.metrics import RegistryMetrics
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 WRITE_S = 0.05
-"""How long what is new gathers."""
-STATE_S = 0.7
-"""How long newer states do where nothing else is new: longer than from one beat to the next."""
+"""How long what is new gathers; newer states wait for the next beat."""
 MAX_WRITES = 50
 """In one go: a few milliseconds of the loop."""
 
@@ -56,7 +54,7 @@ class Writing:
         self._metrics = metrics
         self._ours = Ours()
         self._strike_off: dict[str, dict[str, None]] = {}
-        self._news, self._haste = trio.Event(), trio.Event()
+        self._haste = trio.Event()
         self._one_go = trio.Lock()  # what is older never comes after what is newer
 
     def announce(self, call_sid: str, generation: int) -> None:
@@ -64,9 +62,21 @@ class Writing:
         self._ours.announce(call_sid, generation)
         self._wake()
 
-    def keep(self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False) -> None:
-        """Another process would need this to go on with a call of ours; empty if it has ended."""
-        if len(state) > MAX_STATE_BYTES:
+    def keep(
+        self,
+        call_sid: str,
+        generation: int,
+        state: bytes,
+        *,
+        in_haste: bool = False,
+        has_ended: bool = False,
+    ) -> None:
+        """Another process would need this of a call of ours: see :meth:`Registry.keep`.
+
+        What is left of a call that has ended is written with the next beat: by then its record is
+        in the database as a rule, and there is nothing left.
+        """
+        if len(state) > MAX_KEPT_BYTES:
             if self._ours.tell_too_large(call_sid, generation):
                 logger.warning(
                     "the state of a call is too large to be kept",
@@ -75,7 +85,7 @@ class Writing:
                 )
             return
         in_haste = in_haste or not state or not self._ours.has_state(call_sid)
-        self._ours.keep(call_sid, generation, state, in_haste=in_haste)
+        self._ours.keep(call_sid, generation, state, in_haste=in_haste, has_ended=has_ended)
         self._wake(in_haste=in_haste)
 
     def release(self, call_sid: str, generation: int) -> None:
@@ -104,20 +114,15 @@ class Writing:
     def _wake(self, *, in_haste: bool = True) -> None:
         self._metrics.unsaid.set(self._ours.unsaid)
         self._metrics.calls.set(self._ours.known)
-        if self._ours.unsaid or self._strike_off:
-            self._news.set()
-            if in_haste:
-                self._haste.set()
+        if in_haste and (self._ours.unsaid or self._strike_off):
+            self._haste.set()
 
     async def write_on(self, connection: Connection) -> None:
-        """Write what is new, until the connection fails."""
+        """Write what is new and in haste, until the connection fails."""
         while True:
-            await self._news.wait()
-            haste = self._haste
-            with trio.move_on_after(STATE_S - WRITE_S):
-                await haste.wait()
+            await self._haste.wait()
             await trio.sleep(WRITE_S)
-            if haste is self._haste:  # else it has gone along with a beat
+            if self._haste.is_set():  # else it has gone along with a beat
                 await self.write(connection)
 
     async def write_all(self, connection: Connection) -> None:
@@ -132,11 +137,17 @@ class Writing:
             What those are answered.
         """
         async with self._one_go:
-            haste, self._news, self._haste = self._haste, trio.Event(), trio.Event()
-            haste.set()
+            self._haste = trio.Event()
             strike_off, self._strike_off = self._strike_off, {}
-            answers = await self._write(connection, first, self._ours.take(MAX_WRITES), strike_off)
-            self._wake()
+            try:
+                writes = self._ours.take(MAX_WRITES)
+                answers = await self._write(connection, first, writes, strike_off)
+            except BaseException:
+                for member, call_sids in strike_off.items():
+                    self._strike_off.setdefault(member, {}).update(call_sids)
+                self._haste.set()
+                raise
+            self._wake(in_haste=len(writes) == MAX_WRITES)  # there may be more
         return answers
 
     async def write_of(self, call_sid: str, connection: Connection, *first: Step) -> list[Any]:
@@ -174,7 +185,9 @@ class Writing:
         if write.is_over:
             return self._steps.over(write.call_sid, self._me, write.generation)
         state = write.state
-        sealed = seal(state, write.call_sid, self._secrets) if state else state
+        sealed = state
+        if state:
+            sealed = seal(state, write.call_sid, self._secrets, has_ended=write.has_ended)
         return self._steps.put(write.call_sid, self._me, write.generation, sealed)
 
     def _is_lost(self, write: Write) -> None:

@@ -28,6 +28,7 @@ from server.model.gemini.messages import (
     client_content_message,
     text_message,
     tool_results_message,
+    turn_message,
 )
 from server.model.gemini.protocol import (
     GeminiProtocol,
@@ -67,11 +68,21 @@ class GeminiConnection:
 
     On a wire of the media plane it can push its events and send without waiting; on any other
     socket, one task receives and one sends.
+
+    Attributes:
+        takes_turns: Whether it is told where the caller's turns begin and end.
     """
 
     def __init__(
-        self, socket: MessageSocket, dialect: Dialect, faults: Faults, first_turn: int = 1
+        self,
+        socket: MessageSocket,
+        dialect: Dialect,
+        faults: Faults,
+        first_turn: int = 1,
+        *,
+        takes_turns: bool = False,
     ) -> None:
+        self.takes_turns = takes_turns
         self._socket = socket
         self._dialect = dialect
         self._faults = faults
@@ -181,6 +192,10 @@ class GeminiConnection:
     def audio_message(self, pcm: bytes) -> bytes:
         """The message for caller audio: 16-bit little-endian mono at 16 kHz, up to 100 ms of it."""
         return audio_message(pcm)
+
+    def turn_message(self, *, begins: bool) -> bytes:
+        """The message that a turn of the caller's begins, or ends."""
+        return turn_message(begins=begins)
 
     def text_message(self, text: str) -> bytes:
         """The message for something that the caller's side says; the model answers it."""

@@ -33,6 +33,8 @@ class Dialect:
     affective_dialog: bool = False
     transcription_options: bool = False
     """Whether the transcription settings may contain anything, such as ``languageCodes``."""
+    takes_turns: bool = False
+    """Whether it is documented to be told where the caller's turns begin and end."""
     history_by: Literal["clientContent", "systemInstruction"] = "clientContent"
     """What tells a new session of what has been said: turns before any other input
     (``historyConfig``), or, where the first audio turn ignores those, the instruction."""
@@ -47,6 +49,7 @@ DIALECTS = (
         # Non-blocking is this model's default, and its results are spoken unreliably.
         default_tool_behavior="BLOCKING",
         transcription_options=True,
+        takes_turns=True,
     ),
     Dialect(
         name="gemini-3.8-live-extended-thinking",
@@ -65,6 +68,7 @@ DIALECTS = (
         thinking_fields=frozenset({"thinkingLevel", "includeThoughts"}),
         # No default: an explicit level often gives empty generations on this model.
         thinking_levels=frozenset({"MINIMAL", "LOW", "MEDIUM", "HIGH"}),
+        takes_turns=True,
     ),
     Dialect(
         name="gemini-2.5-flash-native-audio",
@@ -75,6 +79,7 @@ DIALECTS = (
         tool_behaviors=frozenset({"BLOCKING", "NON_BLOCKING"}),
         proactivity=True,
         affective_dialog=True,
+        takes_turns=True,
         history_by="systemInstruction",
     ),
 )

@@ -43,6 +43,14 @@ def audio_message(pcm: bytes) -> bytes:
     return AUDIO_MESSAGES.head + audio + AUDIO_MESSAGES.tail
 
 
+def turn_message(*, begins: bool) -> bytes:
+    """Write that a turn of the caller's begins, or ends; audio outside of one closes the session.
+
+    Only for a session whose set-up has said that it is told (``told_turns``).
+    """
+    return b'{"realtimeInput":{"%b":{}}}' % (b"activityStart" if begins else b"activityEnd")
+
+
 def text_message(dialect: Dialect, text: str) -> bytes:
     """Write text from the caller's side so that the model answers it, silent or not so far."""
     if dialect.text_by == "clientContent":

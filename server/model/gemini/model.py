@@ -33,7 +33,13 @@ from server.model import (
 from server.model.gemini.connection import Connect, GeminiConnection, MessageSocket
 from server.model.gemini.dialects import dialect_of
 from server.model.gemini.faults import Faults
-from server.model.gemini.setup import agent_config, recent_history, resumed_config, setup_message
+from server.model.gemini.setup import (
+    agent_config,
+    recent_history,
+    resumed_config,
+    setup_message,
+    told_turns,
+)
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 DEFAULT_MODEL = "gemini-3.8-live"
@@ -206,7 +212,10 @@ class GeminiModel:
                     headers = {"x-goog-api-key": self._api_key}
                     socket = await stack.enter_async_context(self._connect(self._url, headers))
                     stack.push_async_callback(self._close, socket)
-                    connection = GeminiConnection(socket, self._dialect, self._faults, first_turn)
+                    connection = GeminiConnection(
+                        *(socket, self._dialect, self._faults, first_turn),
+                        takes_turns=self._takes_turns(agent),
+                    )
                     with trio.fail_after(self._setup_timeout_s):
                         await connection.set_up(message, told)
                 # The session lasts as long as its call; what it was set up with need not.
@@ -227,12 +236,20 @@ class GeminiModel:
         if begins and self._last_begun is not None and self._last_begun[0] == agent:
             return self._last_begun[1], ()  # most calls have the agent of the one before
         config = agent_config(agent, self._config)
+        if self._takes_turns(agent):
+            config = told_turns(config)
+        elif agent.turn_end == "local":
+            self._log_dropped(("turn_end",))
         config = resumed_config(config, self._dialect, handle=handle, history=history)
         message, dropped = setup_message(self.name, config)
         self._log_dropped(dropped)
         if begins:
             self._last_begun = agent, message
         return message, history if config.history_config else ()
+
+    def _takes_turns(self, agent: Agent) -> bool:
+        """Whether a session of this agent's is told where the caller's turns begin and end."""
+        return agent.turn_end == "local" and self._dialect.takes_turns
 
     def _connect_websocket(
         self, url: str, headers: Mapping[str, str]

@@ -95,7 +95,7 @@ def agent_config(
         declared = [
             types.FunctionDeclaration(
                 name=tool.name,
-                description=tool.description,
+                description=tool.told,
                 # Without arguments there is no schema: an empty object is refused.
                 parameters_json_schema=tool.parameters if tool.parameters["properties"] else None,
             )
@@ -125,6 +125,14 @@ def agent_config(
             )
         )
     return types.LiveConnectConfig(**fields)
+
+
+def told_turns(config: types.LiveConnectConfig) -> types.LiveConnectConfig:
+    """Describe the same session, but that it is told where the caller's turns begin and end."""
+    told = types.AutomaticActivityDetection(disabled=True)
+    realtime = config.realtime_input_config or types.RealtimeInputConfig()
+    realtime = realtime.model_copy(update={"automatic_activity_detection": told})
+    return config.model_copy(update={"realtime_input_config": realtime})
 
 
 def recent_history(history: Sequence[PastTurn]) -> tuple[PastTurn, ...]:

@@ -20,6 +20,11 @@ class Connection(Protocol):
     """
 
     @property
+    def takes_turns(self) -> bool:
+        """Whether it is told where the caller's turns begin and end, and takes no other audio."""
+        ...
+
+    @property
     def is_wire(self) -> bool:
         """Whether its socket is on the media plane."""
         ...
@@ -51,6 +56,10 @@ class Connection(Protocol):
 
     def audio_message(self, pcm: bytes) -> bytes:
         """The message for up to 100 ms of caller audio."""
+        ...
+
+    def turn_message(self, *, begins: bool) -> bytes:
+        """The message that a turn of the caller's begins, or ends; where it takes turns."""
         ...
 
     def text_message(self, text: str) -> bytes:

@@ -273,6 +273,10 @@ class ConnectionPlan:
                 self.open_at = now
             self._doubt_handle()
             self.way = self._best_way()
+            if self.way is Way.FRESH and self.goes_on and not self.opens:
+                # Whoever had the session may be stopped, and hold it open for as long; a caller
+                # waits, and another session need not wait for that.
+                self.open_at = now
         if final or self._is_out_of_time(self.open_at):
             self._turn_to_fallback(error, now)
         self._move("failed" if self.error is None else "given up")

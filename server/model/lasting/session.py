@@ -36,10 +36,12 @@ from server.model import (
 from server.model.lasting.connection import Connection, Service
 from server.model.lasting.heard import AgentSide, ToolCallsMade
 from server.model.lasting.plan import Attempt, ConnectionPlan, State
+from server.model.lasting.told_turns import MAX_BEFORE_S, ToldTurns
 from server.model.lasting.unanswered import (
     CERTAIN_AFTER_S,
     MAX_INPUT_BYTES,
     PCM_BYTES_PER_S,
+    Edge,
     Input,
     Passed,
     UnansweredInput,
@@ -55,6 +57,7 @@ CUT_OFF_TEXT = (
     "The connection failed while you were answering the caller. Take up your answer again, or ask "
     "for the question if you do not know it."
 )
+MAX_BEFORE_PAYLOAD = int(MAX_BEFORE_S * 8_000)
 STALL_S = 5.0
 """A message that cannot be sent for this long was sent into a dead connection."""
 
@@ -90,6 +93,7 @@ class LastingSession:
         self._changed = trio.Event()
 
         self._input = UnansweredInput()
+        self._turns = ToldTurns(are_wanted=agent.turn_end == "local")
         self._repeating: MulawDecoder | None = None
         self._lost_bytes_told = 0
         self._wanted = trio.Event()  # there is something to write, if a task has to do that
@@ -123,7 +127,7 @@ class LastingSession:
                 plan.failed(error, trio.current_time())
                 logger.warning("model connection failed", error=error.loggable)
                 if attempt.way is not Way.FALLBACK:
-                    self._tell_refusal(error)
+                    _tell_refusal(error, plan, self._refusals_told)
             else:
                 if opening.cancelled_caught:
                     plan.failed(_late(), trio.current_time())
@@ -142,11 +146,24 @@ class LastingSession:
         plan.opened(now)
         repeated_bytes = self._input.rewind(resumed=attempt.way is Way.RESUME)
         self._repeating = None
+        self._turns.opened()
+        if self._turns.is_on:
+            self._input.put(Edge.BEGINS)  # if nothing of it is to be said again
         self._connection = connection
         lost_bytes = self._input.lost_bytes - self._lost_bytes_told
         self._lost_bytes_told += lost_bytes
         if plan.opens > 1 or plan.goes_on:
-            self._tell_reconnected(attempt, lost_bytes, repeated_bytes, now)
+            news = Reconnected(
+                reason=plan.reason,
+                way=attempt.way,
+                model=_service(self._services, attempt.on_fallback).name,
+                gap_s=now - plan.left_at,
+                lost_s=lost_bytes / PCM_BYTES_PER_S,
+                repeated_s=repeated_bytes / PCM_BYTES_PER_S,
+                words_repeated=repeated_bytes > 0 and self._words_reported,
+            )
+            logger.info("model reconnected", reason=news.reason, way=news.way, gap_s=news.gap_s)
+            self._tell(news)
         if self._agent_side.was_cut_off and not self._input.has_sound():
             self._input.put(CUT_OFF_TEXT)  # what it was answering is no longer here
         self._agent_side.was_cut_off = False
@@ -184,21 +201,6 @@ class LastingSession:
                 return
             with trio.move_on_at(plan.wakes_at(now)):
                 await changed.wait()
-
-    def _tell_reconnected(
-        self, attempt: Attempt, lost_bytes: int, repeated_bytes: int, now: float
-    ) -> None:
-        news = Reconnected(
-            reason=self._plan.reason,
-            way=attempt.way,
-            model=_service(self._services, attempt.on_fallback).name,
-            gap_s=now - self._plan.left_at,
-            lost_s=lost_bytes / PCM_BYTES_PER_S,
-            repeated_s=repeated_bytes / PCM_BYTES_PER_S,
-            words_repeated=repeated_bytes > 0 and self._words_reported,
-        )
-        logger.info("model reconnected", reason=news.reason, way=news.way, gap_s=news.gap_s)
-        self._tell(news)
 
     def _wake(self) -> None:
         """Something has changed that others wait for."""
@@ -239,20 +241,8 @@ class LastingSession:
             self._let_pass()
             logger.warning("model connection lost", error=error.loggable)
             if way is not Way.FALLBACK:
-                self._tell_refusal(error)
+                _tell_refusal(error, self._plan, self._refusals_told)
             self._wake()
-
-    def _tell_refusal(self, error: ModelError) -> None:
-        """Somebody should know why the fallback is needed, but not from every call."""
-        if error.refusal is None or self._plan.way is not Way.FALLBACK or self._plan.error:
-            return
-        if self._refusals_told.may_log(trio.current_time()):
-            logger.error(
-                "calls go to the fallback: the model's service refuses the account",
-                kind=error.refusal.value,
-                what_to_do=error.refusal.advice,
-                unlogged=self._refusals_told.take_unlogged(),
-            )
 
     def leave(self) -> None:
         """The call is over: push nothing more, and let go of it."""
@@ -280,7 +270,10 @@ class LastingSession:
             self._joined = None
         if connection is not None and self._joined is None and connection.join(relay):
             self._joined = connection
-        relay.path.model_ready = self._joined is not None and not self._input.is_waiting
+        held_back = self._turns.holds_back(connection)
+        relay.path.keep_newest_bytes = MAX_BEFORE_PAYLOAD if held_back else 0
+        ready = self._joined is not None and not self._input.is_waiting
+        relay.path.model_ready = ready and not held_back
 
     def note_passed(self) -> None:
         """Write down what the path has sent: it may have to be said again."""
@@ -298,6 +291,7 @@ class LastingSession:
         if (
             self._agent_side.is_busy
             or self._calls.are_open
+            or self._turns.is_on
             or not (self._is_resumable or self._plan.handle is None)
             or not self._conversation.is_quiet()
         ):
@@ -369,9 +363,29 @@ class LastingSession:
     def send_audio(self, pcm: bytes) -> bool:
         """Send caller audio; what cannot be sent yet is kept, ten seconds of it."""
         self.note_passed()
+        if self._turns.holds_back(self._connection):
+            self._turns.keep(pcm)
+            return False
         for start in range(0, len(pcm), MAX_INPUT_BYTES):
             self._input.put(pcm[start : start + MAX_INPUT_BYTES])
         return self._flush()
+
+    def caller_begins(self, before_s: float) -> None:
+        """The caller has begun to speak: audio from so long ago on is in their turn."""
+        if self._turns.holds_back(self._connection):
+            self._turns.is_on = True
+            self._input.put(Edge.BEGINS)
+            self.send_audio(self._turns.take(before_s))
+            self._let_pass()
+
+    def caller_ends(self) -> None:
+        """The caller's turn is over."""
+        if self._turns.is_on:
+            self.note_passed()
+            self._turns.is_on = False
+            self._let_pass()
+            self._input.put(Edge.ENDS)
+            self._flush()
 
     def send_text(self, text: str) -> None:
         """Say something as the caller's side, as soon as there is a connection."""
@@ -443,6 +457,9 @@ class LastingSession:
 
     def _messages(self, connection: Connection, content: Input) -> Iterator[bytes]:
         """The messages by which a connection is told something."""
+        yield from self._turns.messages(connection, content)
+        if isinstance(content, Edge):
+            return
         if isinstance(content, bytes):
             yield connection.audio_message(content)
         elif isinstance(content, Passed):
@@ -468,6 +485,19 @@ class LastingSession:
         self._wake()
         await self._wait_opened(after=opens)
         return True
+
+
+def _tell_refusal(error: ModelError, plan: ConnectionPlan, told: Sparing) -> None:
+    """Somebody should know why the fallback is needed, but not from every call."""
+    if error.refusal is None or plan.way is not Way.FALLBACK or plan.error:
+        return
+    if told.may_log(trio.current_time()):
+        logger.error(
+            "calls go to the fallback: the model's service refuses the account",
+            kind=error.refusal.value,
+            what_to_do=error.refusal.advice,
+            unlogged=told.take_unlogged(),
+        )
 
 
 def _tell_nobody(event: SessionEvent) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from enum import Enum, auto
 from itertools import takewhile
 
 import msgspec
@@ -47,7 +48,14 @@ class Passed:
     """Mu-law at 8 kHz."""
 
 
-Input = bytes | Passed | str | tuple[ToolResult, ...]
+class Edge(Enum):
+    """Where a turn of the caller's begins or ends, for connections that are told."""
+
+    BEGINS = auto()
+    ENDS = auto()
+
+
+Input = bytes | Passed | Edge | str | tuple[ToolResult, ...]
 """Caller audio (pcm, or the payload it was made from), text, answers to tool calls."""
 
 
@@ -198,7 +206,10 @@ class UnansweredInput:
 
     def has_sound(self) -> bool:
         """Whether anything but silence waits to be sent."""
-        return any(not audio_bytes(one) or is_loud(one) for _, one in self._waiting)
+        return any(
+            is_loud(one) if audio_bytes(one) else not isinstance(one, Edge)
+            for _, one in self._waiting
+        )
 
     @property
     def _is_crowded(self) -> bool:

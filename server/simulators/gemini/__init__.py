@@ -22,6 +22,7 @@ from server.simulators.gemini.setup import check_setup
 from server.simulators.gemini.simulator import GeminiSimulator
 from server.simulators.gemini.sockets import MemorySocket, memory_sockets
 from server.simulators.gemini.speech import GREETING, Speech, load_agent_speech
+from server.simulators.gemini.written import with_words
 
 __all__ = [
     "ANSWERS",
@@ -42,4 +43,5 @@ __all__ = [
     "memory_sockets",
     "read_client_message",
     "refused",
+    "with_words",
 ]

@@ -100,6 +100,7 @@ class CallerSide:
         self.is_manual = False
         self._keep_heard_bytes = int(keep_heard_s * CALLER_BYTES_PER_S)
         self._manual_turn = bytearray()
+        self._in_manual_turn = False
 
     def set_up(self, detection: Mapping[str, Any], start_speech_s: float) -> None:
         """Hear as the set-up's ``automaticActivityDetection`` asks for."""
@@ -116,10 +117,12 @@ class CallerSide:
 
     def begin_manual_turn(self) -> None:
         """The client has said that the caller begins to speak."""
+        self._in_manual_turn = True
         self._manual_turn.clear()
 
     def end_manual_turn(self) -> bytes:
         """The client has said that the caller's turn is over; returns its pcm."""
+        self._in_manual_turn = False
         return bytes(self._manual_turn)
 
     def hear(self, blob: Mapping[str, str]) -> Iterable[Literal["start"] | bytes]:
@@ -129,7 +132,8 @@ class CallerSide:
             What :meth:`Hearing.hear` yields; nothing if the client says when the caller speaks.
 
         Raises:
-            ServiceClosesError: It is no audio, or of a kind that the service does not take.
+            ServiceClosesError: It is no audio, or of a kind that the service does not take; or the
+                client says when the caller speaks, and this is not then.
         """
         pcm = pcm_of(blob)
         self.heard_samples += len(pcm) // 2
@@ -137,6 +141,9 @@ class CallerSide:
             self.heard += pcm
         if not self.is_manual:
             return self.hearing.hear(pcm)
+        if not self._in_manual_turn:
+            # As the service is reported to.
+            raise ServiceClosesError(1007, "Audio was sent outside of an activity.")
         if len(self._manual_turn) < Hearing.MAX_TURN_S * CALLER_BYTES_PER_S:
             self._manual_turn += pcm
         return ()

@@ -9,7 +9,7 @@ from codec.line import BYTES_PER_S, FRAME_BYTES
 from server.simulators.phone.acting import act
 from server.simulators.phone.earpiece import BUFFER_BYTES, Earpiece
 from server.simulators.phone.phone import SimulatedPhone, StreamEnd, new_sid
-from server.simulators.phone.scripts import GARBAGE, PHONE_SCRIPTS, find_script
+from server.simulators.phone.scripts import GARBAGE, PHONE_SCRIPTS, find_script, speaking
 from server.simulators.phone.sound import (
     SILENCE,
     is_loud,
@@ -62,5 +62,6 @@ __all__ = [
     "load_speech",
     "memory_transports",
     "new_sid",
+    "speaking",
     "two_channel_wav",
 ]

@@ -89,8 +89,8 @@ def act(steps: tuple[Step, ...]) -> Acting:
                     quiet_frames = 0 if is_loud((yield SILENCE)) else quiet_frames + 1
                     if quiet_frames >= len(frames(quiet_s)):
                         break
-            case Say(clip, break_off_s):
-                speech = load_speech(clip)
+            case Say(clip, break_off_s, own):
+                speech = load_speech(clip) if own is None else own
                 if break_off_s is not None:
                     speech = speech[: len(frames(break_off_s)) * FRAME_BYTES]
                 yield SpeechBegan(clip)

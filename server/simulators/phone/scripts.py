@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from server.carrier import CallStatus
 from server.simulators.phone.steps import (
     Beep,
@@ -16,6 +18,7 @@ from server.simulators.phone.steps import (
     Say,
     SendRaw,
     Speakerphone,
+    Step,
     Wait,
 )
 
@@ -166,6 +169,25 @@ PHONE_SCRIPTS: dict[str, PhoneScript] = {
     )
 }
 """The people there are, by name."""
+
+
+def speaking(script: PhoneScript, speech: bytes) -> PhoneScript:
+    """The same person, who says this in the place of every sentence.
+
+    Args:
+        script: What they do.
+        speech: Mu-law at 8 kHz.
+    """
+
+    def said(step: Step) -> Step:
+        match step:
+            case Say():
+                return replace(step, speech=speech)
+            case Forever(steps):
+                return Forever(tuple(map(said, steps)))
+        return step
+
+    return replace(script, steps=tuple(map(said, script.steps)))
 
 
 def find_script(script: str | PhoneScript) -> PhoneScript:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from server.carrier import CallStatus
 
@@ -36,6 +36,8 @@ class Say:
 
     clip: str
     break_off_s: float | None = None
+    speech: bytes | None = field(default=None, repr=False)
+    """What is said in the recording's place, mu-law."""
 
 
 @dataclass(frozen=True, slots=True)

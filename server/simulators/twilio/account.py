@@ -20,6 +20,7 @@ from server.simulators.twilio.call import (
 )
 from server.simulators.twilio.documents import redirect_to
 from server.simulators.twilio.faults import Faults, RequestFaults
+from server.simulators.twilio.numbers import SimulatedNumbers
 from server.simulators.twilio.people import People
 from server.simulators.twilio.refusals import (
     ApiRefusal,
@@ -41,7 +42,7 @@ class ApiRequest:
     asked_at: str
     """The host and port that it names: who of several has been given which address is known."""
     what: str
-    """``create``, ``update`` or ``fetch``."""
+    """``create``, ``update`` or ``fetch`` a call, or something else of the account."""
     call_sid: str
     """Which call it is about; "" for a new one."""
     status: int
@@ -60,6 +61,8 @@ class SimulatedAccount:
 
     Attributes:
         calls: Every call by its sid, the oldest first.
+        numbers: Those that calls come in by: its own one, and more if there are.
+        status: How it stands, as Twilio puts it; with ``kind``, ``Full`` or ``Trial``.
         new_calls: Gives each call that has been placed, once, to whoever leads it.
         requests: The REST API's, the oldest first, and not more than some thousands.
         dial_requests: How many requests there were to place a call, without those answered 503.
@@ -72,6 +75,9 @@ class SimulatedAccount:
         self.auth_token = auth_token
         self.phone_number = phone_number
         self.people = people
+        self.numbers = SimulatedNumbers(account_sid)
+        self.numbers.add(phone_number)
+        self.status, self.kind = "active", "Full"
         self.calls: dict[str, SimulatedCall] = {}
         self.faults = faults
         self.requests: deque[ApiRequest] = deque(maxlen=MAX_REQUESTS)
@@ -125,6 +131,17 @@ class SimulatedAccount:
         )
         self._begin(call)
         return call
+
+    def ring(self, number: str, *, from_number: str, script: str | None = None) -> SimulatedCall:
+        """Let somebody call one of the account's numbers, as its webhooks are set."""
+        called = self.numbers.get(number)
+        return self.dial_in(
+            called.voice_url,
+            from_number=from_number,
+            to_number=number,
+            script=script,
+            status_url=called.status_url or None,
+        )
 
     def create_call(self, form: MultiDict[str, str]) -> SimulatedCall:
         """Place a call.

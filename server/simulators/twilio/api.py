@@ -1,4 +1,4 @@
-"""The REST API: create, update and fetch a call."""
+"""The REST API: calls, the account itself, and the webhooks of its numbers."""
 
 from __future__ import annotations
 
@@ -56,9 +56,11 @@ def _resource(call: SimulatedCall) -> dict[str, Any]:
 
 
 def make_api(account: SimulatedAccount) -> QuartTrio:
-    """The routes of the REST API: create, update and fetch a call."""
+    """The routes of the REST API, as far as calls need them."""
     app = QuartTrio(__name__)
-    calls_path = "/2010-04-01/Accounts/<account_sid>/Calls"
+    account_path = "/2010-04-01/Accounts/<account_sid>"
+    calls_path = f"{account_path}/Calls"
+    numbers_path = f"{account_path}/IncomingPhoneNumbers"
 
     def check_credentials(account_sid: str) -> None:
         shown = request.authorization
@@ -83,6 +85,23 @@ def make_api(account: SimulatedAccount) -> QuartTrio:
         call = account.find_call(call_sid)
         call.note("status asked for over REST")
         return jsonify(_resource(call))
+
+    @app.get(f"{account_path}.json")
+    async def describe(account_sid: str) -> Response:
+        check_credentials(account_sid)
+        return jsonify(
+            sid=account_sid, status=account.status, type=account.kind, friendly_name="Simulated"
+        )
+
+    @app.get(f"{numbers_path}.json")
+    async def numbers(account_sid: str) -> Response:
+        check_credentials(account_sid)
+        return jsonify(account.numbers.list(request.args.get("PhoneNumber", "")))
+
+    @app.post(f"{numbers_path}/<number_sid>.json")
+    async def set_number(account_sid: str, number_sid: str) -> Response:
+        check_credentials(account_sid)
+        return jsonify(account.numbers.update(number_sid, await request.form))
 
     @app.after_request
     async def note(response: Response) -> Response:

@@ -87,6 +87,8 @@ class DocumentFollower:
             match verb.tag:
                 case "Connect":
                     await self._connect(verb)
+                case "Start" if (found := verb.find("MediaFilter")) is not None:
+                    call.note(f"filters {found.get('filterType')}")
                 case "Say":
                     text = "".join(verb.itertext()).strip()
                     call.note(f"says: {text}")

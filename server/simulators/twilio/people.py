@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from server.simulators.phone import PhoneScript, find_script
+from server.simulators.phone import PhoneScript, find_script, speaking
 
 SCRIPT_NUMBERS = {
     "5550101": "talks",
@@ -55,6 +55,11 @@ class People:
         self.default = find_script(default)
         self.by_ending = {ending: find_script(named) for ending, named in by_ending.items()}
         self._ring_s = ring_s
+
+    def speak(self, speech: bytes) -> None:
+        """Let everybody say this, in mu-law, in the place of what their scripts say."""
+        self.default = speaking(self.default, speech)
+        self.by_ending = {end: speaking(one, speech) for end, one in self.by_ending.items()}
 
     def at(self, number: str) -> PhoneScript:
         """Who answers a number."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
+import trio
 from quart import Quart, Response
 from quart_schema import validate_querystring
 
@@ -17,16 +19,19 @@ from server.service import Service
 from server.switchboard.register import Page
 from server.web.api import WhichCalls
 
-PAGE = 500
+PAGE = 100
 """Rows that are in memory at a time."""
-STARTS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""How a cell begins that a spreadsheet would compute (OWASP, "CSV Injection")."""
+COLUMNS = (*SUMMARY, "outcome")
+_FORMULA = re.compile(r"(^|[;\t\r\n])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n])")
+"""Where something begins that a spreadsheet would compute (OWASP, "CSV Injection"): a cell, or what
+one takes for a cell that has ``;`` or a tab between them, as Excel does where ``,`` is decimal."""
+_Rows = Sequence[dict[str, Any]]
 
 
-def csv_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+def csv_lines(rows: _Rows) -> str:
     """Rows of a list of calls as CSV, with nothing in them that a spreadsheet would compute."""
     text = io.StringIO()
-    csv.writer(text).writerows([_cell(row.get(name)) for name in SUMMARY] for row in rows)
+    csv.writer(text).writerows([_cell(row.get(name)) for name in COLUMNS] for row in rows)
     return text.getvalue()
 
 
@@ -34,12 +39,12 @@ def _cell(value: Any) -> Any:
     """One cell; text that a spreadsheet would compute has an apostrophe before it."""
     if isinstance(value, dict | list):
         value = json.dumps(value, ensure_ascii=False) if value else ""
-    if isinstance(value, str) and value.startswith(STARTS_FORMULA):
-        return f"'{value}"
+    if isinstance(value, str):
+        return _FORMULA.sub(r"\1'", value)
     return value
 
 
-def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+def json_lines(rows: _Rows) -> str:
     """Rows of a list of calls, each as JSON in a line."""
     return "".join(f"{json.dumps(row, separators=(',', ':'))}\n" for row in rows)
 
@@ -54,7 +59,7 @@ def add_exports(app: Quart, service: Service) -> None:
 
         Text that a spreadsheet would compute has an apostrophe before it, as numbers with a plus.
         """
-        head = f"{','.join(SUMMARY)}\r\n"
+        head = f"{','.join(COLUMNS)}\r\n"
         return await export(query_args, csv_lines, "text/csv", head)
 
     @app.get("/calls.jsonl")
@@ -64,13 +69,11 @@ def add_exports(app: Quart, service: Service) -> None:
         return await export(query_args, json_lines, "application/jsonl", "")
 
     async def export(
-        which: WhichCalls,
-        write: Callable[[Iterable[Mapping[str, Any]]], str],
-        mimetype: str,
-        head: str,
+        which: WhichCalls, write: Callable[[_Rows], str], mimetype: str, head: str
     ) -> Response:
         async def page_after(before: Cursor | None) -> Page:
-            page = await service.calls.register.page(PAGE, before, which.wanted)
+            register = service.calls.register
+            page = await register.page(PAGE, before, which.wanted, with_outcome=True)
             if not page.is_complete:
                 raise RecordsUnavailable("the database does not answer")
             return page
@@ -81,7 +84,8 @@ def add_exports(app: Quart, service: Service) -> None:
             page = first
             yield head.encode()
             while True:
-                yield write(row for row in page.rows if row["state"] == "ended").encode()
+                # Calls go on meanwhile: a page of long labels and outcomes takes milliseconds.
+                yield (await trio.to_thread.run_sync(write, page.rows)).encode()
                 if page.next is None:
                     return
                 page = await page_after(page.next)

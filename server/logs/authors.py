@@ -1,16 +1,20 @@
-"""What the author of a tool is told that does not get along with the event loop."""
+"""What the author of a function is told that does not get along with the event loop."""
 
 from __future__ import annotations
 
+import inspect
 import time
 import types
-from collections.abc import Coroutine, Generator
-from typing import Any
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
 
 import structlog
+import trio
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 HELD_S = 0.1
 """A function that keeps the loop for longer is told of: five frames of every call are late."""
 SAY_EVERY_S = 60.0
@@ -21,7 +25,8 @@ USES_ASYNCIO = (
 )
 BLOCKS = (
     "the function is `async def` and does not give way: every call on this process waits for it; "
-    "write `def`, and it runs in a thread, or await what it waits for"
+    "await what it waits for, or have it run in a thread: a tool by `def`, anything else by "
+    "trio.to_thread.run_sync"
 )
 _OF_ASYNCIO = ("no running event loop", "no current event loop", "framework like asyncio")
 
@@ -35,15 +40,40 @@ def hint_of(error: BaseException) -> str | None:
     return None
 
 
+class FromThread:
+    """A call as a plain function has it: what the function does to it is done on the event loop.
+
+    Args:
+        call: The call itself.
+    """
+
+    def __init__(self, call: object) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._call, name)
+        if not callable(found):
+            return found
+        if inspect.iscoroutinefunction(found):
+            raise TypeError(f"call.{name} has to be awaited: write `async def`, and await it")
+
+        def on_the_loop(*args: Any, **kwargs: Any) -> Any:
+            return trio.from_thread.run_sync(partial(found, *args, **kwargs))
+
+        return on_the_loop
+
+
 class Held:
     """Watches how long a function keeps the event loop at once.
 
     Args:
-        name: What the model calls it.
+        name: What it is called.
+        kind: What it is.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: str = "tool") -> None:
         self._name = name
+        self._kind = kind
         self._said_at: float | None = None
 
     @types.coroutine
@@ -69,5 +99,31 @@ class Held:
             return
         self._said_at = now
         logger.warning(
-            "tool held up every call", tool=self._name, held_ms=round(1000 * held_s), hint=BLOCKS
+            "a function held up every call",
+            kind=self._kind,
+            function=self._name,
+            held_ms=round(1000 * held_s),
+            hint=BLOCKS,
         )
+
+
+def watched(function: Callable[..., Coroutine[Any, Any, T]], kind: str) -> Callable[..., Any]:
+    """The same function, whose author is told if it keeps the loop or uses asyncio.
+
+    Args:
+        function: ``async def``.
+        kind: What it is, for the log.
+    """
+    name = getattr(function, "__qualname__", "a function")
+    held = Held(name, kind)
+
+    @wraps(function)
+    async def run(*args: Any, **kwargs: Any) -> T:
+        try:
+            return cast("T", await held.watch(function(*args, **kwargs)))
+        except Exception as error:
+            if (hint := hint_of(error)) is not None:
+                logger.warning("a function needs another loop", kind=kind, function=name, hint=hint)
+            raise
+
+    return run

@@ -35,7 +35,7 @@ def test_a_shell_is_told_how_to_complete(capsys, shell):
     assert main(["completion", shell]) == 0
 
     printed = capsys.readouterr().out
-    for word in ("serve", "demo", "new-key", "take-over", "script"):
+    for word in ("serve", "dev", "check", "number", "demo", "new-key", "take-over", "script"):
         assert word in printed
 
 
@@ -47,7 +47,7 @@ def test_bash_completes_with_what_is_printed():
         capture_output=True,
         text=True,
     ).stdout
-    asked = 'COMP_WORDS=(offhook de); COMP_CWORD=1; _shtab_offhook; echo "${COMPREPLY[@]}"'
+    asked = 'COMP_WORDS=(offhook dem); COMP_CWORD=1; _shtab_offhook; echo "${COMPREPLY[@]}"'
 
     answer = subprocess.run(
         ["bash", "-c", f"{printed}\n{asked}"], check=True, capture_output=True, text=True
@@ -90,3 +90,37 @@ def test_a_recording_is_of_one_script(capsys):
     assert main(["demo", "--script", "all", "--out", "call.wav"]) == 2
 
     assert "of one script" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder that is used stays")
+def test_a_folder_that_is_gone_is_in_nobodys_way(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    assert main(["new-key", "ana"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["server.py", "server/__init__.py"])
+def test_a_module_of_this_programs_name_is_told_of_by_whatever_is_asked(
+    tmp_path, monkeypatch, capsys, name
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+
+    assert main(["new-key", "ana"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"offhook: {name} in this folder has this program's name")
+
+
+def test_modules_of_the_folder_are_found_after_all_others(tmp_path, monkeypatch):
+    (tmp_path / "my_own_tools.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["/somewhere"])
+
+    main(["new-key", "ana"])
+
+    assert sys.path == ["/somewhere", str(tmp_path)]

@@ -1,0 +1,1 @@
+"""What a pizzeria's agents know and can do."""

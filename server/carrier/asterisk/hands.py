@@ -1,0 +1,239 @@
+"""What carries the steps of calls out: each is one request to Asterisk, or a few."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+
+import structlog
+import trio
+from msgspec import Struct
+
+from server.carrier.asterisk.ari import Ari
+from server.carrier.asterisk.exchange import (
+    BRIDGE_PREFIX,
+    MEDIA_PREFIX,
+    PLAYBACK_PREFIX,
+    bridge_of,
+    call_of,
+)
+from server.carrier.asterisk.messages import CALL_VARIABLE, TICKET_VARIABLE
+from server.carrier.asterisk.steps import (
+    Answer,
+    Continue,
+    Drop,
+    HangUp,
+    Join,
+    Limit,
+    Move,
+    OpenStream,
+    Play,
+    Step,
+)
+from server.errors import CallNotInProgress, CarrierError
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+JOIN_TIMEOUT_S = 2.0
+"""From the start of a stream until it is in a bridge with the caller: some ten milliseconds."""
+CLEAN_UP_S = 5.0
+"""For what has to be taken away though nobody waits for it any more."""
+LIMIT_VARIABLE = "TIMEOUT(absolute)"
+"""Asterisk's function that ends a channel after so many seconds."""
+
+
+class _Bridge(Struct):
+    id: str
+
+
+class Hands:
+    """Asks Asterisk to do things with channels and bridges.
+
+    Args:
+        ari: Asterisk's REST interface.
+        app: Our own app.
+        apps: How the apps of all processes begin, before ``-`` and the process's name.
+        client: The connection of ``websocket_client.conf`` that leads here.
+        law: ``ulaw`` or ``alaw``.
+        apology: The recording that is played where a call has failed, as ARI names it.
+        process: This process's name, which media streams show as ``process``; empty if it is alone.
+        longest_s: When Asterisk itself ends a call that comes in.
+    """
+
+    def __init__(
+        self,
+        ari: Ari,
+        *,
+        app: str,
+        apps: str,
+        client: str,
+        law: str,
+        apology: str,
+        process: str,
+        longest_s: float,
+    ) -> None:
+        self._ari = ari
+        self._app = app
+        self._apps = apps
+        self._client = client
+        self._law = law
+        self._apology = apology
+        self._process = process
+        self._longest_s = longest_s
+        self._joined: dict[str, trio.Event] = {}
+
+    async def do(self, step: Step) -> bool:
+        """Carry out one step, which must be neither a report nor a question.
+
+        Returns:
+            False if there was nothing to do it to.
+
+        Raises:
+            CallNotInProgress: The call is over.
+            CarrierError: Refused or not reached.
+        """
+        match step:
+            case Answer(call_sid):
+                with in_progress():
+                    await self._ari.post("channels", call_sid, "answer")
+            case OpenStream(call_sid, media_id, ticket):
+                await self._open_stream(call_sid, media_id, ticket)
+            case Join(call_sid, media_id):
+                await self._join(call_sid, media_id)
+            case Limit(call_sid):
+                await self.limit(call_sid, self._longest_s)
+            case Play(call_sid):
+                with in_progress():
+                    await self._ari.post(
+                        *("channels", call_sid, "play"),
+                        media=self._apology,
+                        playbackId=f"{PLAYBACK_PREFIX}{call_sid}",
+                    )
+            case Move(call_sid, process, arguments):
+                with in_progress():
+                    await self._ari.post(
+                        *("channels", call_sid, "move"),
+                        app=f"{self._apps}-{process}",
+                        appArgs=",".join(arguments),
+                    )
+            case Continue(call_sid):
+                with in_progress():
+                    await self._ari.post("channels", call_sid, "continue")
+            case Drop(media_id):
+                return await self._drop(media_id)
+            case HangUp(channel_id):
+                return await self.hang_up(channel_id)
+            case _:
+                raise TypeError(f"{type(step).__name__} is nothing that is done at Asterisk")
+        return True
+
+    async def hang_up(self, channel_id: str) -> bool:
+        """End a channel, though whoever asks goes away; False if there was none.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        with trio.CancelScope(shield=True):  # the request has a deadline of its own
+            was_there = await self._ari.delete("channels", channel_id)
+        return was_there
+
+    async def move_here(self, call_sid: str) -> None:
+        """Take a call over that another process's app has in its hands.
+
+        Raises:
+            CallNotInProgress: The call is over.
+            CarrierError: Refused or not reached.
+        """
+        with in_progress():
+            await self._ari.post("channels", call_sid, "move", app=self._app)
+
+    async def clear_away(self, call_sid: str, *, but: str) -> None:
+        """Take away what another process had of a call; never raises what Asterisk answers.
+
+        Args:
+            call_sid: The call.
+            but: The media channel that it has now.
+        """
+        try:
+            for bridge in await self._ari.get(list[_Bridge], "bridges"):
+                media_id = f"{MEDIA_PREFIX}{bridge.id.removeprefix(BRIDGE_PREFIX)}"
+                is_of_call = bridge.id.startswith(BRIDGE_PREFIX) and call_of(bridge.id) == call_sid
+                if is_of_call and media_id != but:
+                    await self._drop(media_id)
+        except CarrierError as error:  # then it is there until Asterisk is restarted
+            logger.warning("a bridge was not cleared away", error=error.message)
+
+    async def set(self, channel_id: str, variables: Mapping[str, str]) -> None:
+        """Set variables of a channel.
+
+        Raises:
+            CallNotInProgress: The call is over.
+            CarrierError: Refused or not reached.
+        """
+        with in_progress():
+            for name, value in variables.items():
+                await self._ari.post(
+                    *("channels", channel_id, "variable"), variable=name, value=value
+                )
+
+    async def limit(self, channel_id: str, longest_s: float) -> None:
+        """Have Asterisk itself end a channel, or not with 0; where it cannot, all else still does.
+
+        Args:
+            channel_id: The channel.
+            longest_s: When, from now on.
+        """
+        try:
+            await self.set(channel_id, {LIMIT_VARIABLE: str(math.ceil(longest_s))})
+        except CarrierError as error:
+            logger.warning("Asterisk sets no end to a call: func_timeout?", error=error.message)
+
+    async def wait_joined(self, media_id: str) -> None:
+        """Wait until a media channel and its call hear each other, but not for long."""
+        joined = self._joined.get(media_id)
+        if joined is not None:
+            with trio.move_on_after(JOIN_TIMEOUT_S):
+                await joined.wait()
+
+    async def _open_stream(self, call_sid: str, media_id: str, ticket: str) -> None:
+        self._joined[media_id] = trio.Event()
+        arguments = f"v(process={self._process})" if self._process else ""
+        await self._ari.post(
+            *("channels", "externalMedia"),
+            app=self._app,
+            channelId=media_id,
+            external_host=self._client,
+            transport="websocket",
+            encapsulation="none",
+            format=self._law,
+            transport_data=f"f(json){arguments}",
+            variables={CALL_VARIABLE: call_sid, TICKET_VARIABLE: ticket},
+        )
+
+    async def _join(self, call_sid: str, media_id: str) -> None:
+        bridge_id = bridge_of(media_id)
+        with in_progress():
+            await self._ari.post("bridges", type="mixing", bridgeId=bridge_id)
+            both = f"{call_sid},{media_id}"
+            await self._ari.post("bridges", bridge_id, "addChannel", channel=both)
+        if (joined := self._joined.get(media_id)) is not None:
+            joined.set()
+
+    async def _drop(self, media_id: str) -> bool:
+        self._joined.pop(media_id, None)
+        with trio.CancelScope(shield=True):
+            was_there = await self._ari.delete("channels", media_id)
+            await self._ari.delete("bridges", bridge_of(media_id))
+        return was_there
+
+
+@contextmanager
+def in_progress() -> Generator[None]:
+    """Give a request about a call that is over an error of its own."""
+    try:
+        yield
+    except CarrierError as error:
+        if error.status in (404, 409, 412, 422):  # not there, or in nobody's hands any more
+            raise CallNotInProgress(error.message, status=error.status) from error
+        raise

@@ -1,0 +1,305 @@
+"""``offhook dev``: serves while you write: restarts, a tunnel, and the number's webhooks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import trio
+from pydantic import ValidationError
+
+import server
+from server import logs
+from server.accounts import Accounts
+from server.carrier.account import Numbers, OwnNumber
+from server.commands.number import ask, set_hooks
+from server.commands.opening import all_agents, with_accounts
+from server.commands.processes import running
+from server.commands.serve import overrides_of
+from server.commands.tunnel import find_program, open_tunnel
+from server.commands.watching import Code
+from server.errors import CarrierError, ServerError, innermost
+from server.hooks.stopping import hang_up
+from server.serving.single import listen
+from server.settings import accounts as account_settings
+from server.settings.settings import Settings
+
+READY_S = 60.0
+"""How long it is waited that the server answers, to say where; it goes on in any case."""
+POLL_S = 0.2
+RESTORE_S = 15.0
+"""For the numbers' webhooks to be set back at the end."""
+ASK_S = 5.0
+UNLESS_SET = {"DRAIN_TIMEOUT_S": "0", "FAREWELL_TIMEOUT_S": "2", "AGENTS_WATCH": "true"}
+"""Calls end with a short goodbye when the server is started again, and agents are read at once."""
+
+
+def say(text: str) -> None:
+    """Tell whoever is at the terminal."""
+    sys.stdout.write(f"offhook dev: {text}\n")
+    sys.stdout.flush()
+
+
+def dev(chosen: argparse.Namespace) -> int:
+    """Serve until told to stop; the value is the exit status.
+
+    Raises:
+        ConfigurationError: The settings do not fit, or there is no tunnel.
+        CannotListen: The address is taken.
+    """
+    overrides = overrides_of(chosen)
+    logs.configure(level="WARNING")
+    return trio.run(develop, overrides, chosen.tunnel, chosen.yes)
+
+
+async def develop(overrides: Mapping[str, Any], tunnel: str, is_sure: bool) -> int:
+    """Serve, in a process of its own that is begun again when its code changes.
+
+    Args:
+        overrides: Settings that the command line has said.
+        tunnel: What opens one, ``none``, or ``auto`` for whatever is installed, if it is needed.
+        is_sure: Set webhooks unasked.
+
+    Raises:
+        ConfigurationError: The settings do not fit, or there is no tunnel.
+        CannotListen: The address is taken.
+    """
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_stop_on_signal, nursery.cancel_scope)
+            await _develop(overrides, tunnel, is_sure=is_sure)
+    except* ServerError as failures:
+        failure = innermost(failures)
+    if failure is not None:
+        raise failure
+    return 0
+
+
+async def _stop_on_signal(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *hang_up()) as signals:
+        task_status.started()
+        async for _ in signals:
+            say("ending")
+            scope.cancel("somebody has asked for it")
+            return
+
+
+async def _develop(overrides: Mapping[str, Any], tunnel: str, *, is_sure: bool) -> None:
+    async with AsyncExitStack() as stack:
+        said = dict(overrides)
+        plain = _settings(said)
+        local = _local_url(plain)
+        listen(plain.host, plain.port).close()  # so that it is said now, and not by a child
+        if tunnel != "none" and (tunnel != "auto" or _needs_tunnel(plain)):
+            program, path = find_program(None if tunnel == "auto" else tunnel)
+            say(f"opening a tunnel by {program.name}")
+            address = await stack.enter_async_context(open_tunnel(program, path, local))
+            say(f"{address} leads to {local}")
+            said["public_url"] = address
+        settings = Settings.load(**said)
+        serving = Serving(settings, said)
+        if settings.account is None or settings.carrier != "twilio":
+            await serving.run()
+            return
+
+        async def with_numbers(accounts: Accounts) -> None:
+            async with accounts.carrier, pointed(settings, accounts, is_sure=is_sure):
+                await serving.run()
+
+        await with_accounts(settings, with_numbers)
+
+
+def _settings(said: Mapping[str, Any]) -> Settings:
+    """The settings before it is asked whether they are whole: an address may be missing yet."""
+    try:
+        return Settings(**said)
+    except ValidationError:
+        Settings.load(**said)  # which says it in words
+        raise
+
+
+def _needs_tunnel(settings: Settings) -> bool:
+    """Whether Twilio has to reach this machine, and nothing says where."""
+    keys = (getattr(settings, name) for name in account_settings.TWILIO)
+    return settings.public_url is None and settings.carrier == "twilio" and any(keys)
+
+
+def _local_url(settings: Settings) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(settings.host, settings.host)
+    return f"http://{host}:{settings.port}"
+
+
+# -- numbers ------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def pointed(settings: Settings, accounts: Accounts, *, is_sure: bool) -> AsyncGenerator[None]:
+    """Have the account's numbers lead here until the block ends, if that is wanted."""
+    numbers = accounts.numbers
+    before: list[OwnNumber] = []
+    if numbers is not None:
+        try:
+            before = await _point(settings, accounts, numbers, is_sure=is_sure)
+        except CarrierError as error:
+            say(f"the number's webhooks stay as they are: {error.message}")
+    try:
+        yield
+    finally:
+        if numbers is not None and before:
+            with trio.move_on_after(RESTORE_S, shield=True):
+                await _set_back(numbers, before)
+
+
+async def _point(
+    settings: Settings, accounts: Accounts, numbers: Numbers, *, is_sure: bool
+) -> list[OwnNumber]:
+    """Set the webhooks of numbers that lead elsewhere; returns how they were."""
+    agents = await all_agents(settings, accounts)
+    wanted = [accounts.own_number]
+    wanted += [one for each in agents.by_name.values() for one in each.numbers if one[0] == "+"]
+    found = [await numbers.find(number) for number in dict.fromkeys(wanted)]
+    elsewhere = [one for one in found if one is not None and one.hooks != numbers.ours]
+    for one in [one for one in elsewhere if one.answered_by]:
+        say(f"{one.answered_by} answers {one.number}: its webhooks are left alone")
+    elsewhere = [one for one in elsewhere if not one.answered_by]
+    if not elsewhere:
+        return []
+    for one in elsewhere:
+        say(f"callers of {one.number} are sent to {one.hooks.voice_url or 'nobody'}")
+    if not is_sure and not sys.stdin.isatty():
+        say("there is nobody to ask whether they are to come here: say --yes")
+        return []
+    question = f"Send them to {numbers.ours.voice_url} until this ends?"
+    if not is_sure and not await trio.to_thread.run_sync(ask, question, abandon_on_cancel=True):
+        return []
+    set_by_us: list[OwnNumber] = []
+    try:
+        for one in elsewhere:
+            set_by_us.append(one)
+            await set_hooks(numbers, one, numbers.ours)
+    except BaseException:
+        with trio.move_on_after(RESTORE_S, shield=True):
+            await _set_back(numbers, set_by_us)
+        raise
+    say("they come here now")
+    return set_by_us
+
+
+async def _set_back(numbers: Numbers, before: Sequence[OwnNumber]) -> None:
+    """Set webhooks as they were, but those that somebody else has set meanwhile."""
+    for one in before:
+        try:
+            now = await numbers.find(one.number)
+            if now is not None and now.hooks == numbers.ours:
+                await set_hooks(numbers, one, one.hooks)
+                say(f"{one.number} is as it was")
+        except CarrierError as error:
+            say(f"{one.number} could not be set back to {one.hooks.voice_url}: {error.message}")
+
+
+# -- the server ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Serving:
+    """The server's process, again and again.
+
+    Args:
+        settings: As the server has them.
+        said: Those that it is told, beside what it reads itself.
+    """
+
+    settings: Settings
+    said: Mapping[str, Any]
+    _has_told: bool = False
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        code = self._code()
+        await code.look()
+        while True:
+            async with running(self._command, env=self._env()) as process:
+                changed = await self._wait_over(process, code)
+            if changed is None:
+                say(f"the server has ended with status {process.returncode}: mend it, and save")
+                changed = await code.wait_changed()
+            say(f"{_shown(changed)} changed: starting again")
+
+    async def _wait_over(self, process: trio.Process, code: Code) -> list[str] | None:
+        """Wait until the code changes, or the process ends: then None."""
+        changed: list[str] | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                nonlocal changed
+                changed = await code.wait_changed()
+                nursery.cancel_scope.cancel("it is begun again")
+
+            nursery.start_soon(watch)
+            nursery.start_soon(self._tell_where)
+            await process.wait()
+            nursery.cancel_scope.cancel("it has ended")
+        return changed
+
+    def _code(self) -> Code:
+        settings = self.settings
+        others = [Path(".env").absolute()]
+        if settings.simulated_model_script is not None:
+            others.append(settings.simulated_model_script.expanduser().absolute())
+        agents = settings.agents
+        module = None  # the server itself reads it again
+        if agents is not None:
+            agents = agents.expanduser().absolute()
+            module = agents / "agents.py" if agents.is_dir() else agents
+        return Code(Path.cwd(), tuple(others), module)
+
+    @property
+    def _command(self) -> list[str]:
+        # -P: a server.py of the folder's is not to be started in this program's place.
+        return [sys.executable, "-P", "-m", "server", "serve"]
+
+    def _env(self) -> dict[str, str]:
+        """The process's environment, which counts more than ``.env``."""
+        ours = str(Path(server.__file__).parent.parent)
+        path = [ours, *filter(None, [os.environ.get("PYTHONPATH")])]
+        told = {name.upper(): str(value) for name, value in self.said.items()}
+        is_set = self.settings.model_fields_set
+        unset = {name: one for name, one in UNLESS_SET.items() if name.lower() not in is_set}
+        return os.environ | unset | told | {"PYTHONPATH": os.pathsep.join(path)}
+
+    async def _tell_where(self) -> None:
+        """Say once where the server is, as soon as it answers."""
+        if self._has_told:
+            return
+        url, public = _local_url(self.settings), self.settings.public_url
+        with trio.move_on_after(READY_S):
+            async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=ASK_S) as client:
+                while not await _answers(client, f"{url}/healthz"):  # noqa: ASYNC110
+                    await trio.sleep(POLL_S)
+                self._has_told = True
+                say(f"serving at {url}")
+                if await _answers(client, f"{url}/phone"):
+                    also = f", or {public}/phone" if public else ""
+                    say(f"talk with it in a browser: {url}/phone{also}")
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(os.path.relpath(name) for name in names[:3]) + more
+
+
+async def _answers(client: httpx2.AsyncClient, url: str) -> bool:
+    with suppress(httpx2.HTTPError):
+        return (await client.get(url)).status_code == 200
+    return False

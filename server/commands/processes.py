@@ -1,0 +1,89 @@
+"""Programs that a command runs beside itself: they end with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+STOP_S = 10.0
+"""How long a program may take to end when it is told to; then it is killed."""
+MAX_LINE_BYTES = 64 * 1024
+"""Of what a program prints; a longer line comes in parts."""
+
+# Ctrl+C is for the command, which tells the others in its own order.
+_APART: Mapping[str, Any]
+if sys.platform == "win32":
+    _APART = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+else:
+    _APART = {"start_new_session": True}
+
+
+@asynccontextmanager
+async def running(command: Sequence[str], **options: Any) -> AsyncGenerator[trio.Process]:
+    """Run a program until the block ends: then it is told to end, and killed if it does not.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    process = await trio.lowlevel.open_process(
+        list(command), stdin=subprocess.DEVNULL, **_APART, **options
+    )
+    try:
+        yield process
+    finally:
+        with trio.CancelScope(shield=True):
+            await stop(process)
+
+
+async def stop(process: trio.Process) -> None:
+    """Tell a program to end, and kill it if it does not within :data:`STOP_S`."""
+    if process.poll() is None:
+        process.terminate()
+        with trio.move_on_after(STOP_S) as waiting:
+            await process.wait()
+        if waiting.cancelled_caught:
+            _kill(process)
+            await process.wait()
+    if process.stdout is not None:
+        await process.stdout.aclose()
+
+
+def _kill(process: trio.Process) -> None:
+    """Kill a program, and what it has started, where those are a group of their own."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+class Output:
+    """What a program prints, line by line.
+
+    Args:
+        process: Its ``stdout`` is a pipe.
+    """
+
+    def __init__(self, process: trio.Process) -> None:
+        assert process.stdout is not None
+        self._stream = process.stdout
+        self._left = b""
+
+    async def next_line(self) -> str | None:
+        """The next line, without its end; None when there is no more."""
+        while True:
+            line, end, rest = self._left.partition(b"\n")
+            if end or len(line) >= MAX_LINE_BYTES:
+                self._left = rest
+                return line.decode(errors="replace").rstrip("\r")
+            part = await self._stream.receive_some(MAX_LINE_BYTES)
+            if not part:
+                self._left = b""
+                return line.decode(errors="replace") if line else None
+            self._left += part

@@ -1,0 +1,66 @@
+"""Turns of the caller's that connections are told of: audio outside of them is sent to nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from server.model.lasting.connection import Connection
+from server.model.lasting.unanswered import PCM_BYTES_PER_S, Edge, Input, audio_bytes
+
+MAX_BEFORE_S = 2.0
+"""What is kept of the audio between turns: as much as may turn out to be the beginning of one."""
+MAX_BEFORE_BYTES = int(MAX_BEFORE_S * PCM_BYTES_PER_S)
+
+
+class ToldTurns:
+    """Whether the caller is in a turn, and what the connection in use has been told of that.
+
+    Args:
+        are_wanted: Whether connections are to be told at all, as far as they can be.
+
+    Attributes:
+        is_on: Whether the caller is in a turn.
+    """
+
+    def __init__(self, *, are_wanted: bool) -> None:
+        self.is_on = False
+        self._are_wanted = are_wanted
+        self._is_told = False
+        self._before = bytearray()
+
+    def opened(self) -> None:
+        """Another connection is used, which has been told nothing."""
+        self._is_told = False
+
+    def holds_back(self, connection: Connection | None) -> bool:
+        """Whether caller audio is to be kept here now."""
+        bears_it = connection is None or connection.takes_turns
+        return self._are_wanted and bears_it and not self.is_on
+
+    def keep(self, pcm: bytes) -> None:
+        """Keep audio that is in no turn, for one that may have begun with it."""
+        self._before += pcm
+        del self._before[:-MAX_BEFORE_BYTES]
+
+    def take(self, seconds: float) -> bytes:
+        """Take so much of what was kept last, and forget the rest."""
+        size = min(int(seconds * PCM_BYTES_PER_S) // 2 * 2, len(self._before))
+        taken = bytes(self._before[len(self._before) - size :])
+        self._before.clear()
+        return taken
+
+    def messages(self, connection: Connection, content: Input) -> Iterator[bytes]:
+        """What a connection has to be told before it may be told this.
+
+        What is repeated to another connection may begin in the middle of a turn.
+        """
+        if not connection.takes_turns:
+            return
+        wanted = self._is_told
+        if isinstance(content, Edge):
+            wanted = content is Edge.BEGINS
+        elif audio_bytes(content):
+            wanted = True
+        if wanted is not self._is_told:
+            self._is_told = wanted
+            yield connection.turn_message(begins=wanted)

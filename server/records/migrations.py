@@ -1,0 +1,50 @@
+"""How the tables of earlier versions of this program come to be what they are today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import sqlalchemy as sql
+
+from server.records.tables import calls
+
+
+def _nothing_to_change(connection: sql.Connection) -> None:
+    """New tables are made anyway."""
+
+
+def _add_generation(connection: sql.Connection) -> None:
+    """What is there was written by the only process that had the call."""
+    names = {column["name"] for column in sql.inspect(connection).get_columns(calls.name)}
+    if calls.c.generation.name not in names:  # else the table has just been made
+        connection.exec_driver_sql(
+            f"ALTER TABLE {calls.name} ADD COLUMN generation INTEGER NOT NULL DEFAULT 1"
+        )
+
+
+def _add_agent(connection: sql.Connection) -> None:
+    """There was one, which had no name."""
+    names = {column["name"] for column in sql.inspect(connection).get_columns(calls.name)}
+    if calls.c.agent.name not in names:
+        connection.exec_driver_sql(
+            f"ALTER TABLE {calls.name} ADD COLUMN agent VARCHAR(64) NOT NULL DEFAULT 'default'"
+        )
+
+
+def _add_outcome(connection: sql.Connection) -> None:
+    """What calls have brought stands among their details, and lists are looked through for more."""
+    names = {column["name"] for column in sql.inspect(connection).get_columns(calls.name)}
+    if calls.c.outcome_complete.name not in names:
+        connection.exec_driver_sql(f"ALTER TABLE {calls.name} ADD COLUMN outcome_complete BOOLEAN")
+    for index in calls.indexes:
+        index.create(connection, checkfirst=True)
+
+
+MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {
+    1: _nothing_to_change,
+    2: _add_generation,
+    3: _add_agent,
+    4: _nothing_to_change,
+    5: _add_outcome,
+}
+"""From this version to the next one, in one transaction; version 1 is the first."""

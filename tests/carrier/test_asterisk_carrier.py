@@ -1,0 +1,520 @@
+"""Asterisk's carrier against a small ARI of ours: what it asks for when all goes well, and not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import pytest
+import trio
+
+from server.carrier import CallStatus, ResumeRequest, StatusUpdate, VoiceRequest
+from server.carrier.asterisk import carrier as carriers
+from server.carrier.asterisk.ari import Ari
+from server.carrier.asterisk.carrier import AsteriskCarrier
+from server.carrier.asterisk.exchange import bridge_of, call_of
+from server.carrier.webhooks import (
+    ConnectStream,
+    EndCall,
+    PassOn,
+    RefuseCall,
+    Reply,
+    Report,
+    SayAndEndCall,
+)
+from server.errors import CallNotInProgress, CarrierError, ConfigurationError
+from tests.support.ari import ALWAYS, FakeAri, fake_ari
+
+pytestmark = pytest.mark.sockets
+
+IN = "1764.1"
+THEM = "+15005550101"
+
+
+@dataclass
+class Desk:
+    """Answers what is asked, and keeps what is told."""
+
+    answers: Mapping[type, object] = field(default_factory=dict)
+    told: list[Report] = field(default_factory=list)
+    news: trio.Event = field(default_factory=trio.Event)
+
+    async def __call__(self, report: Report) -> Reply | PassOn | None:
+        self.told.append(report)
+        news, self.news = self.news, trio.Event()
+        news.set()
+        answer = self.answers.get(type(report))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def is_told(self, kind: type, count: int = 1) -> list:
+        """Wait for reports of a kind."""
+        with trio.fail_after(60):
+            while len(found := [one for one in self.told if isinstance(one, kind)]) < count:
+                await self.news.wait()
+        return found
+
+    @property
+    def statuses(self) -> list[CallStatus]:
+        return [one.status for one in self.told if isinstance(one, StatusUpdate)]
+
+
+ANSWERS = {VoiceRequest: ConnectStream("tick"), ResumeRequest: EndCall()}
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    """Nothing here depends on how long is waited before something is tried again."""
+    monkeypatch.setattr(carriers, "AGAIN_S", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(carriers, "PAUSES_S", (0.01,))
+
+
+def carrier_of(pbx: FakeAri, process: str = "", **settings: object) -> AsteriskCarrier:
+    ari = Ari(pbx.url, "offhook", "secret", timeout_s=20.0)
+    facts = {
+        "app": "offhook",
+        "client": "offhook",
+        "number": "+15005550006",
+        "dial": "PJSIP/{number}@trunk",
+        "law": "ulaw",
+        "transfer_context": "offhook-transfer",
+        "apology": "sound:sorry",
+        "ring_timeout_s": 30.0,
+        "max_duration_s": 600.0,
+    }
+    return AsteriskCarrier(ari, **facts | settings, process=process)
+
+
+@asynccontextmanager
+async def hearing(
+    pbx: FakeAri, desk: Desk, process: str = "", **settings: object
+) -> AsyncGenerator[AsteriskCarrier]:
+    """A carrier that hears events."""
+    app = f"offhook-{process}" if process else "offhook"
+    async with carrier_of(pbx, process, **settings) as carrier, trio.open_nursery() as nursery:
+        nursery.start_soon(carrier.run, desk)
+        await pbx.until(lambda: app in pbx.apps)
+        filtered = f"PUT /ari/applications/{app}/eventFilter"
+        await pbx.until(lambda: filtered in [str(one) for one in pbx.asked])
+        yield carrier
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def pbx():
+    async with fake_ari() as one:
+        yield one
+
+
+def media_of(pbx: FakeAri, call: str) -> list[str]:
+    """The media channels of a call that are there."""
+    media = [name for name in pbx.channels if name.startswith("offhook.media.")]
+    return [name for name in media if call_of(name) == call]
+
+
+def talks(pbx: FakeAri, call: str) -> bool:
+    """Whether a call and a media channel hear each other."""
+    return any(pbx.bridges.get(bridge_of(name)) == {call, name} for name in media_of(pbx, call))
+
+
+def requests(pbx: FakeAri, method: str, *ends: str) -> int:
+    """How many requests there were whose path ends so."""
+    return sum(one.method == method and one.path.endswith(ends) for one in pbx.asked)
+
+
+async def place(carrier: AsteriskCarrier) -> str:
+    return (await carrier.place_call(THEM, ticket="tick", max_duration_s=60.0)).call_sid
+
+
+# -- inbound -------------------------------------------------------------------------------
+
+
+async def test_a_call_that_comes_in_is_answered_and_has_an_end_at_asterisk(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk):
+        await pbx.calls_in("offhook", IN, "X-Agent=sales", exten="+15005550006")
+        await pbx.until(lambda: talks(pbx, IN))
+        await pbx.until(lambda: IN in pbx.variables)
+        await pbx.ends(IN)
+        await pbx.until(lambda: not pbx.channels and not pbx.bridges)
+        updates = await desk.is_told(StatusUpdate, 2)
+
+    (asked,) = await desk.is_told(VoiceRequest)
+    assert (asked.number, asked.called) == ("+15005550100", "+15005550006")
+    assert asked.headers == {"X-Agent": "sales"}
+    assert pbx.variables[IN] == {"TIMEOUT(absolute)": "660"}
+    assert [one.status for one in updates] == [CallStatus.IN_PROGRESS, CallStatus.COMPLETED]
+
+
+async def test_a_refused_call_goes_on_in_the_dialplan_where_another_process_may_have_it(pbx):
+    async with hearing(pbx, Desk({VoiceRequest: RefuseCall()})):
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: pbx.sent_away)
+
+    assert pbx.sent_away == [IN]
+    assert pbx.channels[IN]["state"] == "Ring"
+
+
+async def test_the_apology_ends_the_call_when_it_has_been_heard(pbx):
+    async with hearing(pbx, Desk({VoiceRequest: SayAndEndCall("Sorry.", "en")})):
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: IN not in pbx.channels)
+
+    assert requests(pbx, "POST", "/play") == 1
+
+
+@pytest.mark.parametrize("ends", ["/answer", "/externalMedia", "/addChannel"])
+async def test_a_call_whose_answer_cannot_be_carried_out_is_ended(pbx, ends):
+    desk = Desk(ANSWERS)
+    pbx.fails("POST", ends, status=500)
+    async with hearing(pbx, desk):
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: IN not in pbx.channels)
+        await desk.is_told(VoiceRequest)
+
+
+async def test_a_call_about_which_the_desk_fails_is_ended(pbx):
+    async with hearing(pbx, Desk({VoiceRequest: RuntimeError("a bug of ours")})):
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: IN not in pbx.channels)
+
+
+async def test_an_asterisk_that_can_set_no_end_to_a_call_has_it_all_the_same(pbx):
+    pbx.fails("POST", "/variable", status=500, query="TIMEOUT", left=ALWAYS)
+    async with hearing(pbx, Desk(ANSWERS)) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and requests(pbx, "POST", "/variable") == 1)
+        await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+
+    assert pbx.sent_away == [IN]
+
+
+async def test_a_hang_up_that_fails_is_tried_again(pbx):
+    pbx.fails("DELETE", IN, status=503, left=2)
+    async with hearing(pbx, Desk({VoiceRequest: EndCall()})):
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: IN not in pbx.channels)
+
+    assert requests(pbx, "DELETE", IN) == 3
+
+
+async def test_a_report_that_the_desk_fails_at_takes_neither_the_connection_nor_the_next(pbx):
+    desk = Desk({StatusUpdate: RuntimeError("a bug of ours"), **ANSWERS})
+    async with hearing(pbx, desk):
+        for call in ("1764.1", "1764.2"):
+            await pbx.calls_in("offhook", call)
+            await pbx.until(partial(talks, pbx, call))
+        await desk.is_told(StatusUpdate, 2)
+
+    assert requests(pbx, "PUT", "/eventFilter") == 1
+
+
+# -- exactly once --------------------------------------------------------------------------
+
+
+async def test_a_call_is_placed_answered_and_gets_its_stream(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk) as carrier:
+        call = await place(carrier)
+        await pbx.answers(call)
+        await pbx.until(lambda: talks(pbx, call))
+
+    assert desk.statuses == [CallStatus.IN_PROGRESS]
+    assert pbx.variables[call] == {"TIMEOUT(absolute)": "120"}
+
+
+@pytest.mark.parametrize("status", [0, 500, 503])
+async def test_a_dial_whose_answer_was_lost_is_one_call(pbx, status):
+    pbx.fails("POST", "/channels", status=status, is_done=True)
+    async with hearing(pbx, Desk(ANSWERS)) as carrier:
+        call = await place(carrier)
+        await pbx.answers(call)
+        await pbx.until(lambda: talks(pbx, call))
+
+    assert pbx.dialled == [call]
+
+
+async def test_without_events_the_name_tells_that_a_dial_was_heard(pbx):
+    pbx.fails("POST", "/channels", is_done=True)
+    async with carrier_of(pbx) as carrier:
+        call = await place(carrier)
+
+    assert pbx.dialled == [call]
+    assert requests(pbx, "POST", "/channels") == 2
+
+
+async def test_a_call_that_was_over_before_its_dial_was_answered_rings_no_second_time(pbx):
+    desk, is_over = Desk(ANSWERS), trio.Event()
+    pbx.fails("POST", "/channels", is_done=True, until=is_over)
+    call: list[str] = []
+
+    async def dial(carrier: AsteriskCarrier) -> None:
+        call.append(await place(carrier))
+
+    async with hearing(pbx, desk) as carrier, trio.open_nursery() as nursery:
+        nursery.start_soon(dial, carrier)
+        await pbx.until(lambda: pbx.dialled)
+        await pbx.ends(pbx.dialled[0], cause=17)
+        await desk.is_told(StatusUpdate)
+        is_over.set()
+
+    assert pbx.dialled == call
+    assert desk.statuses == [CallStatus.BUSY]
+
+
+async def test_a_dial_that_is_never_answered_leaves_no_phone_ringing(pbx):
+    pbx.fails("POST", "/channels", status=500, left=ALWAYS)
+    async with carrier_of(pbx) as carrier:
+        with pytest.raises(CarrierError) as failed:
+            await place(carrier)
+
+    (name,) = {one.query["channelId"] for one in pbx.asked if one.path.endswith("/channels")}
+    assert requests(pbx, "POST", "/channels") == 3
+    assert requests(pbx, "DELETE", name) == 1
+    assert not failed.value.outcome_unknown
+
+
+async def test_a_dial_that_cannot_be_taken_back_may_have_been_done(pbx):
+    pbx.fails("POST", "/channels", left=ALWAYS)
+    pbx.fails("DELETE", "", left=ALWAYS)
+    async with carrier_of(pbx) as carrier:
+        with pytest.raises(CarrierError) as failed:
+            await place(carrier)
+
+    assert failed.value.outcome_unknown
+
+
+async def test_a_dial_that_is_given_up_is_taken_back(pbx):
+    pbx.fails("POST", "/channels", is_done=True, until=trio.Event())
+    async with carrier_of(pbx) as carrier, trio.open_nursery() as nursery:
+        nursery.start_soon(place, carrier)
+        await pbx.until(lambda: pbx.dialled)
+        nursery.cancel_scope.cancel()
+
+    assert pbx.channels == {}
+
+
+async def test_a_refused_dial_is_not_made_again(pbx):
+    pbx.fails("POST", "/channels", status=400)
+    async with carrier_of(pbx) as carrier:
+        with pytest.raises(CarrierError) as failed:
+            await place(carrier)
+
+    assert (failed.value.status, failed.value.outcome_unknown) == (400, False)
+    assert [str(one) for one in pbx.asked if one.method != "GET"] == ["POST /ari/channels"]
+
+
+async def test_a_call_of_ours_that_is_answered_though_it_was_given_up_is_ended(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk):
+        pbx.channels["offhook-late"] = {"state": "Up", "app": "offhook"}
+        await pbx.tell("offhook", "StasisStart", "offhook-late", args=[])
+        await pbx.until(lambda: not pbx.channels)
+
+    assert [type(one) for one in desk.told] == [ResumeRequest]
+
+
+# -- between processes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", [IN, "offhook-theirs"])
+async def test_a_call_that_is_taken_over_goes_on_and_nobody_is_asked(pbx, call):
+    first, second = Desk(ANSWERS), Desk(ANSWERS)
+    async with hearing(pbx, second, "1") as survivor:
+        async with hearing(pbx, first, "0") as carrier:
+            if call == IN:
+                await pbx.calls_in("offhook-0", IN)
+            else:
+                pbx.channels[call] = {"state": "Up", "app": "offhook-0"}
+                await carrier.reconnect(call, "tick")
+            await pbx.until(lambda: talks(pbx, call))
+            (theirs,) = media_of(pbx, call)
+            await survivor.reconnect(call, "tock")
+            await pbx.until(lambda: talks(pbx, call) and theirs not in pbx.channels)
+            await first.is_told(StatusUpdate, 2 if call == IN else 1)
+        (media,) = media_of(pbx, call)
+        await pbx.ends(call)
+        await pbx.until(lambda: not pbx.channels and not pbx.bridges)
+        (over,) = await second.is_told(StatusUpdate)
+
+    assert pbx.variables[media] == {"OFFHOOK_CALL": call, "OFFHOOK_TICKET": "tock"}
+    assert [type(one) for one in second.told] == [StatusUpdate]
+    assert over.status is CallStatus.COMPLETED
+    assert not [one for one in first.told if isinstance(one, ResumeRequest)]
+
+
+async def test_a_call_that_is_gone_cannot_be_taken_over(pbx):
+    async with hearing(pbx, Desk(ANSWERS), "1") as carrier:
+        for ask in (
+            carrier.reconnect("1764.9", "tock"),
+            carrier.say_and_hang_up("1764.9", "Sorry.", "en"),
+            carrier.transfer("1764.9", THEM, ring_timeout_s=5.0),
+        ):
+            with pytest.raises(CallNotInProgress):
+                await ask
+
+
+async def test_a_new_call_is_given_to_the_process_that_was_chosen(pbx):
+    first, second = Desk({VoiceRequest: PassOn("1")}), Desk(ANSWERS)
+    async with hearing(pbx, first, "0"), hearing(pbx, second, "1"):
+        await pbx.calls_in("offhook-0", IN, "X-Agent=sales")
+        await pbx.until(lambda: talks(pbx, IN))
+
+    (asked,) = await second.is_told(VoiceRequest)
+    assert asked.is_given
+    assert asked.headers == {"X-Agent": "sales"}
+    assert [type(one) for one in first.told] == [VoiceRequest]
+
+
+async def test_a_new_call_is_asked_about_again_where_the_chosen_process_is_not_there(pbx):
+    class Once(Desk):
+        async def __call__(self, report: Report) -> Reply | PassOn | None:
+            answer = await super().__call__(report)
+            is_new = isinstance(report, VoiceRequest) and not report.is_given
+            return PassOn("7") if is_new else answer
+
+    desk = Once(ANSWERS)
+    async with hearing(pbx, desk, "0"):
+        await pbx.calls_in("offhook-0", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+
+
+async def test_a_call_that_comes_when_the_process_goes_is_left_to_the_dialplan(pbx):
+    asked = trio.Event()
+
+    async def desk(report: Report) -> None:
+        asked.set()
+        await trio.sleep_forever()
+
+    async with hearing(pbx, desk):
+        await pbx.calls_in("offhook", IN)
+        with trio.fail_after(60):
+            await asked.wait()
+
+    assert pbx.sent_away == [IN]
+
+
+# -- events that are lost ------------------------------------------------------------------
+
+
+async def test_a_lost_event_connection_takes_no_call_and_is_made_up_for(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk) as carrier:
+        call = await place(carrier)
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        await pbx.apps["offhook"].aclose()
+        await pbx.until(lambda: "offhook" not in pbx.apps)
+        pbx.channels[call]["state"] = "Up"  # answered, and nobody has heard of it
+        await pbx.until(lambda: talks(pbx, call))
+
+    assert talks(pbx, IN)
+    assert desk.statuses == [CallStatus.IN_PROGRESS, CallStatus.IN_PROGRESS]
+
+
+async def test_a_call_that_ends_unheard_is_over(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk):
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        await pbx.apps["offhook"].aclose()
+        await pbx.until(lambda: "offhook" not in pbx.apps)
+        await pbx.ends(IN)
+        await desk.is_told(StatusUpdate, 2)
+
+    assert desk.statuses[-1] is CallStatus.COMPLETED
+
+
+async def test_a_call_that_a_process_before_this_one_has_left_is_asked_about(pbx):
+    desk = Desk(ANSWERS)
+    pbx.channels[IN] = {"state": "Up", "app": "offhook"}
+    async with hearing(pbx, desk):
+        await pbx.until(lambda: not pbx.channels)
+
+    assert ResumeRequest(IN) in desk.told
+
+
+async def test_a_step_that_is_under_way_outlives_the_event_connection(pbx):
+    is_asked, may_answer = trio.Event(), trio.Event()
+
+    async def desk(report: Report) -> Reply | None:
+        if isinstance(report, VoiceRequest):
+            is_asked.set()
+            await may_answer.wait()
+            return ConnectStream("tick")
+        return None
+
+    async with hearing(pbx, desk):
+        await pbx.calls_in("offhook", IN)
+        with trio.fail_after(60):
+            await is_asked.wait()
+        await pbx.apps["offhook"].aclose()
+        await pbx.until(lambda: requests(pbx, "PUT", "/eventFilter") == 2)
+        may_answer.set()
+        await pbx.until(lambda: talks(pbx, IN))
+
+
+async def test_an_event_that_cannot_be_read_is_passed_over(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk):
+        await pbx.apps["offhook"].send("no JSON at all")
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+
+    assert requests(pbx, "PUT", "/eventFilter") == 1
+
+
+# -- ARI -----------------------------------------------------------------------------------
+
+
+async def test_an_asterisk_that_is_too_old_is_refused_at_start(pbx):
+    pbx.version = "22.7.0"
+
+    with pytest.raises(ConfigurationError, match="too old"):
+        async with carrier_of(pbx):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("status", "says"), [(401, "ASTERISK_USER"), (403, "ASTERISK_USER"), (404, "no ARI")]
+)
+async def test_what_has_to_be_set_is_said_at_start(pbx, status, says):
+    pbx.fails("GET", "/asterisk/info", status=status)
+
+    with pytest.raises(ConfigurationError, match=says):
+        async with carrier_of(pbx):
+            pass
+
+
+async def test_an_asterisk_that_is_not_there_yet_is_waited_for(pbx):
+    pbx.fails("GET", "/asterisk/info", status=503, left=3)
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk):
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+
+
+async def test_how_a_call_stands_can_be_asked(pbx):
+    pbx.channels["offhook-1"] = {"state": "Ringing", "app": "offhook"}
+    async with carrier_of(pbx) as carrier:
+        known = await carrier.fetch_status("offhook-1")
+        unknown = await carrier.fetch_status("offhook-2")
+
+    assert (known.status, unknown.status) == (CallStatus.RINGING, CallStatus.COMPLETED)
+
+
+async def test_a_transferred_call_lasts_as_long_as_it_likes(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+        await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        await pbx.until(lambda: not media_of(pbx, IN))
+
+    assert pbx.variables[IN]["TIMEOUT(absolute)"] == "0"
+    assert pbx.variables[IN]["OFFHOOK_RING_S"] == "20"
+    assert pbx.sent_away == [IN]
+    assert not [one for one in desk.told if isinstance(one, ResumeRequest)]

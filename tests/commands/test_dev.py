@@ -1,0 +1,254 @@
+"""``offhook dev``: the numbers' webhooks, and the whole command as it is used."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+import trio
+
+from server.carrier.account import NumberHooks
+from server.commands import dev
+from server.commands.dev import develop, pointed
+from server.commands.opening import with_accounts
+from server.commands.processes import Output
+from server.commands.tunnel import TunnelLost
+from server.errors import CannotListen, ConfigurationError
+from tests.support.accounts import NUMBER, OTHER, Doubles, open_doubles
+from tests.support.tunnels import ADDRESS, CLOUDFLARED, install
+
+pytestmark = pytest.mark.sockets
+PATIENCE_S = 180.0
+BEFORE = "https://production.example.com/twiml"
+
+
+@pytest.fixture
+async def doubles(nursery, tmp_path):
+    doubles = await open_doubles(nursery, tmp_path)
+    doubles.twilio.account.numbers.get(NUMBER).voice_url = BEFORE
+    return doubles
+
+
+async def while_pointed(doubles: Doubles, meanwhile=None, *, is_sure: bool, **changes) -> list[str]:
+    """The number's voice webhook before, within and after the block."""
+    number = doubles.twilio.account.numbers.get(NUMBER)
+    seen = [number.voice_url]
+    settings = doubles.settings(**changes)
+
+    async def work(accounts) -> None:
+        async with accounts.carrier, pointed(settings, accounts, is_sure=is_sure):
+            seen.append(number.voice_url)
+            if meanwhile is not None:
+                meanwhile()
+
+    with trio.fail_after(PATIENCE_S):
+        await with_accounts(settings, work)
+    return [*seen, number.voice_url]
+
+
+async def test_numbers_lead_here_until_the_end(doubles, tmp_path):
+    (tmp_path / "desk.toml").write_text(f'name = "desk"\nnumbers = ["{OTHER}"]\n')
+    other = doubles.twilio.account.numbers.add(OTHER)
+    here = doubles.given["public_url"] + "/twiml"
+
+    within: list[str] = []
+    seen = await while_pointed(
+        doubles, lambda: within.append(other.voice_url), is_sure=True, agents=tmp_path
+    )
+
+    assert seen == [BEFORE, here, BEFORE]
+    assert (within, other.voice_url) == ([here], "")
+
+
+@pytest.mark.parametrize("answer", [True, False])
+async def test_it_is_asked_once_before(doubles, monkeypatch, answer, capsys):
+    asked: list[str] = []
+
+    def ask(question: str) -> bool:
+        asked.append(question)
+        return answer
+
+    monkeypatch.setattr(dev, "ask", ask)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+
+    seen = await while_pointed(doubles, is_sure=False)
+
+    here = doubles.given["public_url"] + "/twiml"
+    assert asked == [f"Send them to {here} until this ends?"]
+    assert seen[1] == (here if answer else BEFORE)
+    assert f"callers of {NUMBER} are sent to {BEFORE}" in capsys.readouterr().out
+
+
+async def test_where_nobody_can_be_asked_nothing_is_changed(doubles, capsys):
+    assert await while_pointed(doubles, is_sure=False) == [BEFORE] * 3
+    assert "say --yes" in capsys.readouterr().out
+
+
+async def test_what_somebody_else_sets_meanwhile_stays(doubles):
+    number = doubles.twilio.account.numbers.get(NUMBER)
+
+    def set_by_another() -> None:
+        number.voice_url = "https://another.example.com/"
+
+    seen = await while_pointed(doubles, set_by_another, is_sure=True)
+
+    assert seen[2] == "https://another.example.com/"
+
+
+async def test_a_number_that_an_application_answers_is_left_alone(doubles, capsys):
+    doubles.twilio.account.numbers.get(NUMBER).voice_application_sid = "AP1"
+
+    assert await while_pointed(doubles, is_sure=True) == [BEFORE] * 3
+    assert "a TwiML application answers" in capsys.readouterr().out
+
+
+async def test_a_carrier_that_refuses_keeps_nobody_from_serving(doubles, capsys):
+    assert await while_pointed(doubles, is_sure=True, twilio_auth_token="3" * 32) == [BEFORE] * 3
+    assert "webhooks stay as they are: Unable to fetch record: Auth" in capsys.readouterr().out
+
+
+async def test_numbers_that_lead_here_already_are_not_touched(doubles):
+    number = doubles.twilio.account.numbers.get(NUMBER)
+    url = doubles.given["public_url"]
+    number.voice_url, number.status_url = f"{url}/twiml", f"{url}/call-status"
+
+    await while_pointed(doubles, is_sure=True)
+
+    assert number.updates == 0
+
+
+async def test_an_address_that_is_taken_is_said_before_anything_is_opened(doubles, monkeypatch):
+    monkeypatch.setattr(dev, "find_program", None)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", doubles.given["port"]))
+        holder.listen()
+        with trio.fail_after(PATIENCE_S), pytest.raises(CannotListen):
+            await develop(doubles.given | {"_env_file": None}, "auto", is_sure=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"public_url": None}, "is not installed"), ({"max_calls": 0}, "MAX_CALLS")],
+)
+async def test_settings_that_do_not_fit_are_refused(doubles, monkeypatch, tmp_path, changes, why):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    given = doubles.given | {"_env_file": None} | changes
+
+    with trio.fail_after(PATIENCE_S), pytest.raises(ConfigurationError, match=why):
+        await develop(given, "auto", is_sure=True)
+
+
+async def test_a_tunnel_that_ends_ends_it_all(doubles, tmp_path, monkeypatch):
+    install(tmp_path, "cloudflared", CLOUDFLARED, then="end")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    given = doubles.given | {"_env_file": None, "public_url": None}
+
+    with trio.fail_after(PATIENCE_S), pytest.raises(TunnelLost, match="cloudflared has ended"):
+        await develop(given, "auto", is_sure=True)
+
+    assert doubles.twilio.account.numbers.get(NUMBER).voice_url == BEFORE
+
+
+class Running:
+    """The command, and what it and its server have printed so far."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._output = Output(process)
+
+    async def until(self, *words: str) -> list[str]:
+        """The lines that have these words, in whichever order they come."""
+        found: dict[str, str] = {}
+        while len(found) < len(words):
+            line = await self._output.next_line()
+            assert line is not None, f"it ended without {words}: {self.lines}"
+            self.lines.append(line)
+            found |= {word: line for word in words if word in line and word not in found}
+        return [found[word] for word in words]
+
+
+async def change_often(path: Path, text: str) -> None:
+    """Change a file until it is seen: when the server begins to look, nobody knows."""
+    for voice in cycle(("Kore", "Puck", "Zephyr")):
+        await trio.Path(path).write_text(f'{text}voice = "{voice}"\n')
+        await trio.sleep(1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the program for the tunnel is a script")
+async def test_a_server_is_begun_again_when_code_changes_and_all_is_put_back(doubles, tmp_path):
+    """A tunnel, numbers, a restart, a mistake and its mending, agents, and the end."""
+    install(tmp_path / "bin", "cloudflared", CLOUDFLARED)
+    tools, agent = tmp_path / "mine.py", tmp_path / "agents" / "desk.toml"
+    tools.write_text(tool("one"))
+    agent.parent.mkdir()
+    agent.write_text('name = "desk"\ntools = ["mine"]\n')
+    env = doubles.env() | {"AGENTS": "agents", "API_KEY": "offhook_" + "k" * 40}
+    del env["PUBLIC_URL"]
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    ours = str(Path(dev.__file__).parent.parent.parent)
+    number = doubles.twilio.account.numbers.get(NUMBER)
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            run = partial(
+                trio.run_process,
+                [sys.executable, "-m", "server", "dev", "--yes"],
+                cwd=tmp_path,
+                env=os.environ | env | {"PATH": path, "PYTHONPATH": ours},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            command = Running(await nursery.start(run))
+            await command.until("they come here now")
+            within = NumberHooks(number.voice_url, number.status_url)
+            url = f"http://127.0.0.1:{doubles.given['port']}"
+            ready, _ = await command.until("offhook ready", f"serving at {url}")
+
+            tools.write_text(tool("two, which is longer"))
+            await command.until("mine.py changed: starting again")
+            await command.until("offhook ready")
+
+            tools.write_text("this is no Python")
+            await command.until("has ended with status 2: mend it")
+            tools.write_text(tool("three"))
+            await command.until("offhook ready")
+
+            async with trio.open_nursery() as writing:
+                writing.start_soon(change_often, agent, agent.read_text())
+                await command.until("agents read")
+                writing.cancel_scope.cancel()
+
+            command.process.send_signal(signal.SIGTERM)
+            await command.until(f"{NUMBER} is as it was")
+            await command.process.wait()
+
+    assert within == NumberHooks(f"{ADDRESS}/twiml", f"{ADDRESS}/call-status")
+    assert ADDRESS in ready
+    assert number.voice_url == BEFORE
+    assert command.process.returncode == 0
+    assert (tmp_path / "bin" / "cloudflared.ended").exists()
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("127.0.0.1", doubles.given["port"]))
+
+
+def tool(words: str) -> str:
+    return f'''
+from server.agent.tool import tool
+
+
+@tool
+def say() -> str:
+    """Say {words}."""
+    return "{words}"
+'''

@@ -1,0 +1,44 @@
+"""The page about one machine says what its files and the settings say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.deploy.settings import KNOWN
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "deploy.md").read_text()
+BLOCKS = re.findall(r"(?s)```sh\n(.*?)```", PAGE)
+ENVIRONMENT = re.search(r"(?s)<<END\n(.*?)END\n", BLOCKS[0])[1]
+
+
+def test_a_first_server_takes_ten_commands():
+    commands = BLOCKS[0].replace(ENVIRONMENT + "END\n", "").splitlines()
+
+    assert len(commands) == 10
+
+
+def test_what_the_server_is_told_there_are_settings():
+    told = dict(line.split("=", 1) for line in ENVIRONMENT.splitlines())
+
+    assert told.keys() - KNOWN == set()
+    assert told["TRUSTED_PROXIES"] == "127.0.0.1"
+
+
+def test_the_unit_finds_what_the_commands_have_made():
+    unit = (ROOT / "deploy" / "offhook.service").read_text()
+
+    (python,) = set(re.findall(r"=(/\S+/bin)/python -m server", unit))
+    assert f"\n{python}/pip install" in BLOCKS[0]
+    assert re.search(r"EnvironmentFile=(\S+)", unit)[1] in BLOCKS[0]
+    assert re.search(r"useradd .* (\w+)\n", BLOCKS[0])[1] == _value(unit, "User")
+    directory = _value(unit, "WorkingDirectory")
+    # Not where the sources are: the codec in there is not compiled, and would be found first.
+    assert f"git clone https://YOUR.CLONE/offhook.git {directory}/source\n" in BLOCKS[0]
+
+
+def _value(unit: str, name: str) -> str:
+    found = re.search(rf"(?m)^{name}=(.*)$", unit)
+    assert found is not None
+    return found[1]

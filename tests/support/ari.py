@@ -1,0 +1,364 @@
+"""A small Asterisk of ours, as ARI shows one: channels, bridges, apps and their events, no sound.
+
+What it answers and tells, and in which order, is what Asterisk 22.10 does (``tests/asterisk`` asks
+the real one). Telephones are the test's: :meth:`FakeAri.calls_in`, :meth:`FakeAri.answers`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import trio
+from websockets.exceptions import InvalidState
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+
+MODULES = ("chan_websocket.so", "res_websocket_client.so", "res_stasis.so")
+
+
+@dataclass
+class Fault:
+    """What becomes of the next requests of a kind."""
+
+    method: str
+    ends: str
+    status: int = 0
+    """The answer; 0 for none: the connection is closed."""
+    is_done: bool = False
+    """Whether it is done all the same."""
+    left: float = 1
+    query: str = ""
+    """What must be in its query, if anything must."""
+    until: trio.Event | None = None
+    """It is not answered before that."""
+
+
+@dataclass
+class Asked:
+    """A request."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    body: Any
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+@dataclass
+class FakeAri:
+    """One that runs."""
+
+    url: str = ""
+    version: str = "22.10.1"
+    channels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name: what ARI shows of each, and ``app``, whose hands it is in."""
+    bridges: dict[str, set[str]] = field(default_factory=dict)
+    variables: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Of channels, those that are gone, too."""
+    asked: list[Asked] = field(default_factory=list)
+    sent_away: list[str] = field(default_factory=list)
+    """Channels that go on in the dialplan."""
+    dialled: list[str] = field(default_factory=list)
+    """Channels whose phone rings, or rang."""
+    faults: list[Fault] = field(default_factory=list)
+    apps: dict[str, Listener] = field(default_factory=dict)
+    news: trio.Event = field(default_factory=trio.Event)
+
+    # -- the test's ------------------------------------------------------------------------
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        """Wait until something holds that requests change."""
+        with trio.fail_after(60):
+            while not holds():
+                await self.news.wait()
+
+    def fails(self, method: str, ends: str, **fault: Any) -> None:
+        """The next request like this is not answered, or with an error."""
+        self.faults.append(Fault(method, ends, **fault))
+
+    def happens(self) -> None:
+        """Something has changed."""
+        news, self.news = self.news, trio.Event()
+        news.set()
+
+    async def tell(self, app: str, kind: str, channel_id: str = "", **other: Any) -> None:
+        """Tell whoever listens of an event."""
+        if (listener := self.apps.get(app)) is not None:
+            told = {"type": kind, "timestamp": "2026-11-28T19:48:48.152+0000"} | other
+            if channel_id:
+                told["channel"] = self.shown(channel_id)
+            await listener.send(json.dumps(told))
+
+    def shown(self, channel_id: str) -> dict[str, Any]:
+        """A channel as ARI shows it."""
+        return {"id": channel_id, "state": "Up"} | self.channels.get(channel_id, {})
+
+    async def calls_in(self, app: str, channel_id: str, *args: str, exten: str = "1000") -> None:
+        """A call comes in, and the dialplan gives it to an app."""
+        caller = {"name": "", "number": "+15005550100"}
+        dialplan = {"exten": exten, "app_name": "Stasis", "app_data": ",".join((app, *args))}
+        self.channels[channel_id] = {
+            "state": "Ring",
+            "app": app,
+            "caller": caller,
+            "dialplan": dialplan,
+        }
+        await self.tell(app, "StasisStart", channel_id, args=list(args))
+
+    async def answers(self, channel_id: str) -> None:
+        """Whom we call answers."""
+        app = self.channels[channel_id]["app"]
+        self.channels[channel_id]["state"] = "Up"
+        await self.tell(app, "Dial", peer=self.shown(channel_id), dialstatus="ANSWER")
+        await self.tell(app, "ChannelStateChange", channel_id)
+        await self.tell(app, "StasisStart", channel_id, args=[])
+
+    async def ends(self, channel_id: str, cause: int = 16) -> None:
+        """A channel is over."""
+        app = self.channels[channel_id]["app"]
+        is_media = channel_id.startswith("offhook.media.")
+        await self.tell(app, "StasisEnd", channel_id)
+        del self.channels[channel_id]
+        for members in self.bridges.values():
+            members.discard(channel_id)
+        if is_media or channel_id.startswith("offhook-"):  # it is subscribed to those
+            await self.tell(app, "ChannelDestroyed", channel_id, cause=cause)
+        self.happens()
+
+    # -- what is asked of it ---------------------------------------------------------------
+
+    async def answer(self, asked: Asked) -> tuple[int, Any]:
+        """Do what a request asks for, and say how it went."""
+        parts, query = asked.path.strip("/").split("/")[1:], asked.query
+        match (asked.method, *(unquote(part) for part in parts)):
+            case ("GET", "asterisk", "info"):
+                return 200, {"system": {"version": self.version}}
+            case ("GET", "asterisk", "modules", name):
+                return 200, {"name": name, "status": "Running"}
+            case ("GET", "sounds", _):
+                return 200, {}
+            case ("PUT", "applications", _, "eventFilter"):
+                return 200, {}
+            case ("POST", "applications", _, "subscription"):
+                return 200, {}
+            case ("GET", "applications", app):
+                theirs = [name for name, one in self.channels.items() if one["app"] == app]
+                if app not in self.apps and not theirs:
+                    return 404, {"message": "Application not found"}
+                return 200, {"name": app, "channel_ids": theirs, "bridge_ids": list(self.bridges)}
+            case ("POST", "channels"):
+                return await self._originate(asked)
+            case ("POST", "channels", "externalMedia"):
+                return await self._open_media(asked)
+            case ("GET", "bridges"):
+                return 200, [
+                    {"id": name, "channels": sorted(m)} for name, m in self.bridges.items()
+                ]
+            case ("POST", "bridges"):
+                self.bridges.setdefault(query["bridgeId"], set())
+                return 200, {"id": query["bridgeId"]}
+            case ("POST", "bridges", bridge, "addChannel"):
+                names = set(query["channel"].split(","))
+                if names - self.channels.keys():
+                    return 422, {"message": "Channel not in Stasis application"}
+                for members in self.bridges.values():
+                    members -= names
+                self.bridges[bridge] |= names
+                return 204, None
+            case ("DELETE", "bridges", bridge):
+                return (404, {}) if self.bridges.pop(bridge, None) is None else (204, None)
+            case (_, "channels", channel_id, *_) if channel_id not in self.channels:
+                return 404, {"message": "Channel not found"}
+            case ("GET", "channels", channel_id):
+                return 200, self.shown(channel_id)
+            case ("DELETE", "channels", channel_id):
+                await self.ends(channel_id)
+                return 204, None
+            case ("POST", "channels", channel_id, "answer"):
+                self.channels[channel_id]["state"] = "Up"
+                await self.tell(self.channels[channel_id]["app"], "ChannelStateChange", channel_id)
+                return 204, None
+            case ("POST", "channels", channel_id, "variable"):
+                self.variables.setdefault(channel_id, {})[query["variable"]] = query["value"]
+                return 204, None
+            case ("POST", "channels", channel_id, "play"):
+                await self.tell(
+                    self.channels[channel_id]["app"],
+                    "PlaybackFinished",
+                    playback={"id": query["playbackId"], "state": "done"},
+                )
+                return 201, {"id": query["playbackId"]}
+            case ("POST", "channels", channel_id, "move"):
+                await self._move(channel_id, query)
+                return 204, None
+            case ("POST", "channels", channel_id, "continue"):
+                app, self.channels[channel_id]["app"] = self.channels[channel_id]["app"], ""
+                self.sent_away.append(channel_id)
+                await self.tell(app, "StasisEnd", channel_id)
+                return 204, None
+        raise AssertionError(f"nothing is known of {asked}")
+
+    async def _originate(self, asked: Asked) -> tuple[int, Any]:
+        name, app = asked.query["channelId"], asked.query["app"]
+        if name in self.channels:
+            return 409, {"message": "Channel with given unique ID already exists"}
+        self.channels[name] = {"state": "Down", "app": app}
+        self.variables[name] = (asked.body or {}).get("variables", {})
+        self.dialled.append(name)
+        await self.tell(app, "Dial", peer=self.shown(name), dialstatus="")
+        return 200, self.shown(name)
+
+    async def _open_media(self, asked: Asked) -> tuple[int, Any]:
+        name, app = asked.query["channelId"], asked.query["app"]
+        if name in self.channels:
+            return 409, {"message": "Channel with given unique ID already exists"}
+        self.channels[name] = {"state": "Up", "app": app}
+        self.variables[name] = asked.body["variables"]
+        await self.tell(app, "StasisStart", name, args=[])
+        return 200, self.shown(name)
+
+    async def _move(self, channel_id: str, query: dict[str, str]) -> None:
+        args = [one for one in query.get("appArgs", "").split(",") if one]
+        old, new = self.channels[channel_id]["app"], query["app"]
+        if new not in self.apps:
+            await self.tell(old, "ApplicationMoveFailed", channel_id, args=args, destination=new)
+            return
+        self.channels[channel_id]["app"] = new
+        await self.tell(new, "StasisStart", channel_id, args=args)
+        await self.tell(old, "StasisEnd", channel_id)
+
+    # -- sockets ---------------------------------------------------------------------------
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Answer requests on one connection, or tell events on it."""
+        data = b""
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async with stream:
+                while True:
+                    while b"\r\n\r\n" not in data:
+                        more = await stream.receive_some()
+                        if not more:
+                            return
+                        data += more
+                    head, _, data = data.partition(b"\r\n\r\n")
+                    first, *lines = head.decode().split("\r\n")
+                    fields = dict(line.lower().split(": ", 1) for line in lines)
+                    if "upgrade" in fields:
+                        await self._listen(stream, head + b"\r\n\r\n" + data)
+                        return
+                    while len(data) < int(fields.get("content-length", "0")):
+                        data += await stream.receive_some()
+                    length = int(fields.get("content-length", "0"))
+                    body, data = data[:length], data[length:]
+                    method, target, _ = first.split(" ")
+                    parts = urlsplit(target)
+                    asked = Asked(
+                        method,
+                        parts.path,
+                        dict(parse_qsl(parts.query)),
+                        json.loads(body) if body else None,
+                    )
+                    if not await self._see_to(asked, stream):
+                        return
+
+    async def _see_to(self, asked: Asked, stream: trio.SocketStream) -> bool:
+        self.asked.append(asked)
+        fault = next((one for one in self.faults if self._is(one, asked)), None)
+        status, answer = 200, None
+        if fault is not None:
+            fault.left -= 1
+        if fault is None or fault.is_done:
+            status, answer = await self.answer(asked)
+        self.happens()
+        if fault is not None:
+            if fault.until is not None:
+                await fault.until.wait()
+            if not fault.status:
+                return False
+            status, answer = fault.status, {"error": "as the test has it"}
+        content = b"" if answer is None else json.dumps(answer).encode()
+        await stream.send_all(
+            b"HTTP/1.1 %d Answer\r\nContent-Length: %d\r\n\r\n%b" % (status, len(content), content)
+        )
+        return True
+
+    def _is(self, fault: Fault, asked: Asked) -> bool:
+        is_like = fault.method == asked.method and asked.path.endswith(fault.ends)
+        return fault.left > 0 and is_like and (not fault.query or fault.query in str(asked.query))
+
+    async def _listen(self, stream: trio.SocketStream, data: bytes) -> None:
+        protocol = ServerProtocol()
+        listener = Listener(stream, protocol)
+        app = ""
+        try:
+            while True:
+                protocol.receive_data(data) if data else protocol.receive_eof()
+                for event in protocol.events_received():
+                    if isinstance(event, Request):
+                        app = dict(parse_qsl(urlsplit(event.path).query))["app"]
+                        protocol.send_response(protocol.accept(event))
+                        replaced, self.apps[app] = self.apps.get(app), listener
+                        if replaced is not None:
+                            await replaced.send(json.dumps({"type": "ApplicationReplaced"}))
+                            await replaced.aclose()
+                    assert not (isinstance(event, Frame) and event.opcode is Opcode.TEXT)
+                await listener.flush()
+                self.happens()
+                if not data:
+                    return
+                data = await stream.receive_some()
+        finally:
+            if self.apps.get(app) is listener:
+                del self.apps[app]
+            self.happens()
+
+
+@dataclass
+class Listener:
+    """Who hears the events of an app."""
+
+    stream: trio.SocketStream
+    protocol: ServerProtocol
+    turn: trio.Lock = field(default_factory=trio.Lock)
+
+    async def send(self, text: str) -> None:
+        """Tell one event."""
+        with suppress(InvalidState):  # it has just gone
+            self.protocol.send_text(text.encode())
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Write what is there to be written."""
+        async with self.turn:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                for data in self.protocol.data_to_send():
+                    if data:
+                        await self.stream.send_all(data)
+
+    async def aclose(self) -> None:
+        """Cut the connection off."""
+        await self.stream.aclose()
+
+
+ALWAYS = math.inf
+
+
+@asynccontextmanager
+async def fake_ari(port: int = 0) -> AsyncGenerator[FakeAri]:
+    """One on loopback for as long as the block lasts."""
+    pbx = FakeAri()
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+        pbx.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        nursery.start_soon(trio.serve_listeners, pbx.serve, listeners)
+        yield pbx
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,108 @@
+"""What a carrier tells on a connection of ours, where a server has several processes."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from server.carrier import CallStatus, ResumeRequest, StatusUpdate, VoiceRequest
+from server.carrier.webhooks import ConnectStream, EndCall, PassOn, RefuseCall, SayAndEndCall
+from server.cluster.registry import Holding, Member
+from server.dialogue.endings import EndReason
+from tests.support.nodes import Store, two_nodes
+from tests.support.serving import Server, serving
+
+pytestmark = [pytest.mark.sockets]
+
+CALL = "1764.1"
+ASKED = VoiceRequest(CALL, "+15005550100", begins=True)
+
+
+async def in_progress(server: Server, call_sid: str = CALL):
+    """A call of a server's that came in by an event."""
+    answer = await server.service.take_report(
+        VoiceRequest(call_sid, "", begins=True, is_given=True)
+    )
+    assert isinstance(answer, ConnectStream)
+    return server.service.calls.register.get_live(call_sid)
+
+
+async def test_alone_a_process_takes_every_new_call():
+    async with serving() as server:
+        answer = await server.service.take_report(ASKED)
+
+    assert isinstance(answer, ConnectStream)
+
+
+async def test_a_process_that_stands_aside_gives_new_calls_to_another(monkeypatch):
+    async with two_nodes(monkeypatch, Store()) as (first, second):
+        at_first = await first.service.take_report(ASKED)
+        first.service.cluster.stands_aside = True
+        answer = await first.service.take_report(VoiceRequest("1764.2", "", begins=True))
+        second.service.calls.draining = True
+        second.service.cluster.publish()
+        alone = await first.service.take_report(VoiceRequest("1764.3", "", begins=True))
+        second.service.calls.draining = False
+
+    assert isinstance(at_first, ConnectStream)
+    assert answer == PassOn("b")
+    assert isinstance(alone, ConnectStream)  # it was on its way here, and nobody else has room
+
+
+async def test_a_call_that_was_given_here_is_not_given_on(monkeypatch):
+    async with two_nodes(monkeypatch, Store()) as (first, _):
+        first.service.cluster.stands_aside = True
+        given = VoiceRequest(CALL, "", begins=True, is_given=True)
+        answer = await first.service.take_report(given)
+
+    assert isinstance(answer, ConnectStream)
+
+
+async def test_a_process_that_is_full_refuses(monkeypatch):
+    async with serving(max_calls=1) as server:
+        await in_progress(server)
+        answer = await server.service.take_report(VoiceRequest("1764.2", "", begins=True))
+
+    assert isinstance(answer, RefuseCall)
+
+
+async def test_a_lost_stream_of_a_call_that_another_has_taken_is_not_replaced_here(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        call = await in_progress(first)
+        store.calls[CALL] = Holding(second.service.cluster.me, 2)
+        answer = await first.service.take_report(ResumeRequest(CALL))
+        over = StatusUpdate(CALL, CallStatus.COMPLETED, 9)
+        await first.service.take_report(over)
+        with trio.fail_after(60):
+            await call.finished.wait()
+
+    assert answer is None
+    assert call.end_reason is EndReason.MOVED
+
+
+async def test_a_call_of_a_process_that_lives_is_left_to_it(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        await in_progress(second)
+        answer = await first.service.take_report(ResumeRequest(CALL))
+
+    assert answer is None
+
+
+async def test_a_call_whose_process_has_left_nothing_gets_an_apology(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, _):
+        gone = Member("z", 1)
+        store.calls[CALL] = Holding(gone, 1)
+        monkeypatch.setattr(first.service.rescue, "has_settled", lambda: True)
+        answer = await first.service.take_report(ResumeRequest(CALL))
+
+    assert isinstance(answer, SayAndEndCall)
+
+
+async def test_a_call_of_nobodys_is_ended():
+    async with serving() as server:
+        answer = await server.service.take_report(ResumeRequest("offhook-late"))
+
+    assert isinstance(answer, EndCall)
