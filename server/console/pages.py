@@ -8,6 +8,7 @@ from quart import Quart
 
 from server.console import session
 from server.console.channel import add_channel
+from server.console.check import add_check
 from server.console.latency import add_latency
 from server.console.live import Live
 from server.console.session import Door, add_sessions
@@ -43,6 +44,7 @@ class Console:
         add_sessions(app, self.door)
         add_channel(app, self._service, self._live)
         add_latency(app, self._service)
+        add_check(app, self._service)
 
     def begin(self) -> None:
         """The service runs: calls tell of themselves from now on."""

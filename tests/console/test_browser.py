@@ -477,6 +477,21 @@ async def test_whatever_comes_from_outside_is_text(kept):
     assert text.count(SCRIPT) >= 8
 
 
+async def test_every_account_is_tried_when_asked_and_what_to_do_is_said(kept):
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> list[str]:
+            sign_in(page, server.url, view="health")
+            page.click("text=Try every account")
+            page.wait_for_selector("[data-finding=settings]")
+            return [each.inner_text() for each in page.locator(".finding").all()]
+
+        findings = await in_browser(look)
+
+    assert any(text.startswith("Well") and "carrier" in text for text in findings)
+    assert any("Fill in the accounts" in text for text in findings)
+
+
 PHONE = """export class Phone extends EventTarget {
   constructor(wishes) { super(); this.wishes = wishes; }
   async call() {

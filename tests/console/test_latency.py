@@ -1,4 +1,4 @@
-"""How long callers waited, of many calls at once; calls by their cost, and by how they ended."""
+"""How long callers waited, of many calls at once; calls by cost and end; what a check finds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from server.app import create_app
 from server.settings.settings import Settings
+from server.web.keys import READ, hash_key
 from tests.support.access import SIMULATED
 
 pytestmark = pytest.mark.sockets
@@ -100,3 +101,20 @@ async def test_calls_are_found_by_their_cost_and_by_trouble(query, found):
     calls = (await asked(f"/calls?{query}"))["calls"]
 
     assert [call["call_sid"] for call in calls] == found
+
+
+async def test_everything_that_is_set_is_tried_once_by_whoever_may_change_something():
+    keys = {"shop": hash_key("one"), "watcher": hash_key("two") + READ}
+    app = create_app(
+        Settings.load(_env_file=None, **SIMULATED, database_url="sqlite://", api_keys=keys)
+    )
+    async with app.test_app():
+        client = app.test_client()
+        refused = await client.post("/check", headers={"X-API-Key": "two"})
+        answer = await client.post("/check", headers={"X-API-Key": "one"})
+        body = await answer.get_json()
+
+    assert (refused.status_code, answer.status_code) == (403, 200)
+    assert body["ok"]
+    subjects = {finding["subject"].partition(" ")[0] for finding in body["findings"]}
+    assert {"settings", "carrier"} <= subjects

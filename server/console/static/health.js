@@ -1,7 +1,8 @@
 // Whether the server is well, and what to do where it is not.
 //
 // A finding is {name, state: "good" | "warn" | "bad", title, text, todo}. Each source says some; another
-// one (of the accounts, the model, the carrier, the receivers) is one more function in SOURCES.
+// one is one more function in SOURCES. What costs something to ask (accounts, models, numbers, receivers:
+// as `offhook check`) is asked when somebody wants to know.
 
 import { get, post, session } from "./api.js";
 import { el, show as fill } from "./dom.js";
@@ -42,6 +43,13 @@ async function receivers() {
     : { name: "receivers", state: "good", title: t("health.receivers"), text: t("health.receivers-text") }];
 }
 
+const STATES = { ok: "good", doubt: "warn", failed: "bad" };
+
+async function accounts() {
+  const { findings } = await post("check");
+  return findings.map(({ subject, state, found, todo }) => ({ name: subject, state: STATES[state] ?? "warn", title: subject, text: found, todo }));
+}
+
 export const SOURCES = [readiness, load, receivers];
 
 function card({ name, state, title, text, todo }) {
@@ -58,7 +66,7 @@ function undelivered(again) {
 
 /** @param {HTMLElement} root */
 export function show(root) {
-  const list = el("ul", { class: "findings" }), more = el("div", {}), said = el("p", { class: "problem", role: "alert" });
+  const list = el("ul", { class: "findings" }), tried = el("ul", { class: "findings" }), more = el("div", {}), said = el("p", { class: "problem", role: "alert" });
   let over = false;
   async function read() {
     const found = await Promise.all(SOURCES.map((source) => source().catch((error) => [{ name: source.name, state: "bad", title: t(`health.of.${source.name}`), text: error.message }])));
@@ -69,8 +77,19 @@ export function show(root) {
       read();
     }));
   }
+  const check = async ({ target }) => {
+    target.disabled = true;
+    said.textContent = "";
+    try {
+      const found = await accounts();
+      if (!over) fill(tried, found.map(card));
+    } catch (error) { said.textContent = error.message; }
+    target.disabled = false;
+  };
   const heard = () => { if (!loads.size) return; live.removeEventListener("load", heard); read(); };
-  fill(root, el("div", { class: "head" }, el("h1", {}, t("view.health")), el("button", { class: "button", on: { click: read } }, t("health.look"))), said, list, more);
+  fill(root, el("div", { class: "head" }, el("h1", {}, t("view.health")), el("div", { class: "row" },
+    session.may_change ? el("button", { class: "button", on: { click: check } }, t("health.check")) : null,
+    el("button", { class: "button", on: { click: read } }, t("health.look")))), said, list, tried, more);
   read();
   live.addEventListener("load", heard);
   return () => { over = true; live.removeEventListener("load", heard); };
