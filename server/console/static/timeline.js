@@ -243,7 +243,7 @@ export class Timeline {
       pen.fillStyle = colour("--grid");
       pen.fillRect(x, 0, 1, high);
       pen.fillStyle = colour("--faint");
-      pen.fillText(step < 1 ? clock(i * step) : clock(i * step).replace(/\.\d$/, ""), x + 4, high - 5);
+      if (x + 34 < wide) pen.fillText(step < 1 ? clock(i * step) : clock(i * step).replace(/\.\d$/, ""), x + 4, high - 5);
     }
     if (!this.#wave) return;
     const lane = (high - AXIS_PX - TURN_PX) / 2;
