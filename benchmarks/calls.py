@@ -95,6 +95,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one more point each, {TLS_CALLS} calls, TLS to the model",
     )
     own.add_argument(
+        "--consoles",
+        type=int,
+        default=0,
+        metavar="N",
+        help="have so many consoles open meanwhile (offhook's)",
+    )
+    own.add_argument(
         "--workers",
         type=int,
         metavar="N",
@@ -236,6 +243,7 @@ class Measure:
         self._console = options.console
         self._window_s = options.arguments.seconds or (4.0 if options.quick else WINDOW_S)
         self._realtime = options.arguments.realtime
+        self._consoles = options.arguments.consoles
 
     def point(
         self, kind: ServerKind, calls: int, *, tls: bool = False, workers: int = 1
@@ -269,6 +277,7 @@ class Measure:
                 tls=tls,
                 workers=workers,
                 realtime=self._realtime,
+                consoles=0 if kind is CLASSIC else self._consoles,
             )
         except PointFailed as failure:
             self._console.print(f"[red]{kind.name}, {calls} calls: no figure[/]\n{failure}")

@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -35,6 +36,8 @@ LOG = "server.log"
 """What the server writes, in the directory where it runs."""
 PUBLIC_NAME = "voice.example.com"
 """What a server that ends TLS is called by the carrier; nobody is asked where that is."""
+CONSOLE_BYTES = 5_000
+"""A console that is told less of a whole run was told nothing."""
 RUN_TIMEOUT_S = 300.0
 """Set-up, warm-up and window together."""
 
@@ -135,6 +138,7 @@ def run_point(
     tls: bool = False,
     workers: int = 1,
     realtime: bool = False,
+    consoles: int = 0,
     look: Callable[[httpx2.Client, Mapping[str, Any]], Any] | None = None,
     hold: Callable[[Held], Any] | None = None,
     timeout_s: float = RUN_TIMEOUT_S,
@@ -152,6 +156,7 @@ def run_point(
         tls: Reach the model by TLS.
         workers: Server processes, each on a core of its own.
         realtime: See :func:`benchmarks.processes.running`.
+        consoles: How many consoles are open meanwhile: each reads the live channel.
         look: Called with a client of the server's API and the outcome, while the server still
             runs; its value is the outcome's ``"looked"``.
         hold: Called in place of the window, while the calls talk; its value is the outcome's
@@ -206,7 +211,8 @@ def run_point(
                 wait_ready(url, server.process, server.trust)
                 told = {"server_url": url, "pid": server.process.pid, "stay": hold is not None}
                 told |= {"trusted": str(server.trusted or ""), "public_url": public_url}
-                outcome = _ask(generator, told)
+                with _consoles(url, keys.api_key, consoles):
+                    outcome = _ask(generator, told)
                 if "failed" in outcome:
                     raise PointFailed(outcome["failed"])
                 with httpx2.Client(
@@ -314,6 +320,38 @@ def _generator(
             yield generator
         finally:
             give_up.cancel()
+
+
+@contextlib.contextmanager
+def _consoles(url: str, api_key: str, count: int) -> Generator[None]:
+    """So many readers of a server's live channel, in threads of this process.
+
+    Raises:
+        PointFailed: One of them was told nothing.
+    """
+    parts = urlsplit(url)
+    asked = (
+        f"GET /events HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: text/event-stream\r\n"
+        f"Authorization: Bearer {api_key}\r\n\r\n"
+    )
+    read_bytes = [0] * count
+
+    def read(number: int, channel: socket.socket) -> None:
+        while piece := channel.recv(65_536):
+            read_bytes[number] += len(piece)
+
+    with contextlib.ExitStack() as stack:
+        for number in range(count):
+            channel = socket.create_connection((parts.hostname or "", parts.port or 80))
+            stack.callback(channel.close)
+            channel.sendall(asked.encode())
+            reader = threading.Thread(target=read, args=(number, channel), daemon=True)
+            reader.start()
+            stack.callback(reader.join)
+            stack.callback(channel.shutdown, socket.SHUT_RDWR)
+        yield
+    if not all(size > CONSOLE_BYTES for size in read_bytes):
+        raise PointFailed(f"the consoles were told no more than {read_bytes} bytes")
 
 
 def _share_cores(workers: int) -> tuple[list[int], list[int]]:

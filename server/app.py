@@ -19,6 +19,7 @@ from quart_schema import (
 from quart_trio import QuartTrio
 
 from server.cluster.doors import ProvedDoor
+from server.console import pages as console
 from server.hooks.bounded_frames import bound_frames
 from server.hooks.http_connection import HttpConnection
 from server.hooks.hypercorn_worker import HOW_TO_SERVE, Served, install, refuse_other_servers
@@ -90,6 +91,7 @@ class OffhookApp(QuartTrio):
         self.service = Service(settings)
         self.keys = Keys.of(settings)
         self._door = MediaDoor(self.service)
+        self._console = console.Console(self.service, self.keys)
         self._path_prefix = prefix_of(settings.public_url)
         self._named_paths = frozenset((*self.service.accounts.webhook_paths, "/stream", PAGES))
         self._proved_door: ProvedDoor | None = None
@@ -122,11 +124,18 @@ class OffhookApp(QuartTrio):
         add_webhooks(self, service, elsewhere)
         add_stream(self, service, self._door)
         allow_origins(self, settings.allowed_origins, earlier - before)
-        ask_for_keys(self, service, self.keys, signed_paths=signed | {RESUME})
+        ask_for_keys(
+            self,
+            service,
+            self.keys,
+            signed_paths=signed | {RESUME} | console.OPEN_PATHS,
+            by_session=self._console.door.by_session,
+        )
         check_bodies(self)  # after the guard: strangers are told nothing about bodies
         learn_address(self, service)
         add_health(self, service, elsewhere)
         add_pages(self)
+        self._console.add_routes(self)
         answer_problems(self)
         answer_when_away(self)
 
@@ -177,6 +186,7 @@ class OffhookApp(QuartTrio):
         self._proved_door = cluster.proved_door(max_body_bytes=max(LONGEST_BODIES.values()))
         passed_on = partial(cluster.serve, self, self._door.take, max_message_bytes=MAX_BODY_BYTES)
         await self.nursery.start(self.service.run, self._door, passed_on)
+        self._console.begin()
 
 
 def create_app(settings: Settings) -> OffhookApp:
@@ -201,5 +211,5 @@ def create_app(settings: Settings) -> OffhookApp:
         security=[{"bearer": []}, {"key": []}] if app.keys.any_wanted else [],
     )
     service = app.service
-    install(app, Served(service.drain, service.cluster.join, service.failed))
+    install(app, Served(service.wind_up, service.cluster.join, service.failed))
     return app

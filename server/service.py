@@ -92,6 +92,7 @@ class Service:
         recordings: What was heard in them; None if it is not kept.
         events: Who is told of what happens to calls.
         destinations: Which numbers may be called.
+        is_over: Whether the server stops, and its calls have ended.
         failed: Set when the inside has ended by a fault: whoever serves this is to end the process.
     """
 
@@ -144,6 +145,7 @@ class Service:
             public_url=lambda: self.accounts.public_url,
             handlers=load_handlers(settings.event_handlers),
         )
+        self.is_over = False
         self._stopping = False
         self._has_waited = False
 
@@ -315,6 +317,11 @@ class Service:
         """Take no more calls; :meth:`run` returns when the live ones have ended."""
         self._stopping = True
         await self.calls.aclose()
+
+    async def wind_up(self) -> None:
+        """Drain, for good: whatever is open now and is no call is to end by itself."""
+        await self.drain()
+        self.is_over = True
 
     async def drain(self) -> None:
         """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""

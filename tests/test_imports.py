@@ -19,6 +19,7 @@ ROOMS = (
     ("server.demo", "server.testing"),
     ("server.serving",),
     ("server.app",),
+    ("server.console",),
     ("server.web",),
     ("server.service", "server.checkup"),
     ("server.accounts",),

@@ -6,11 +6,15 @@ import re
 
 from server.errors import ConfigurationError
 from server.settings.values import KEY_NAME
-from server.web.keys import hash_key, new_key
+from server.web.keys import READ, hash_key, new_key
 
 
-def show_new_key(name: str) -> int:
+def show_new_key(name: str, *, may_only_look: bool = False) -> int:
     """Print a key and its line for ``API_KEYS``; the value is the exit status.
+
+    Args:
+        name: Whom it is for.
+        may_only_look: Whether it changes nothing: places no call and ends none.
 
     Raises:
         ConfigurationError: Nobody can be called that.
@@ -19,5 +23,6 @@ def show_new_key(name: str) -> int:
         raise ConfigurationError(f"{name!r} must be lower-case letters, digits, - and _")
     key = new_key()
     print(f"key (shown only now, give it to {name}): {key}")  # noqa: T201
-    print(f"add to API_KEYS, comma between keys:      {name}:{hash_key(key)}")  # noqa: T201
+    scope = READ if may_only_look else ""
+    print(f"add to API_KEYS, comma between keys:      {name}:{hash_key(key)}{scope}")  # noqa: T201
     return 0

@@ -100,6 +100,9 @@ def parser_of(program: str) -> argparse.ArgumentParser:
     number.add_argument("--yes", action="store_true", help="do not ask")
     key = commands.add_parser("new-key", help="make an API key and show what goes into API_KEYS")
     key.add_argument("name", help="whom it is for: lower-case letters, digits, - and _")
+    key.add_argument(
+        "--read-only", action="store_true", help="a key that places and ends no call, for who looks"
+    )
     completion = commands.add_parser(
         "completion", help="print what completes this command line in a shell"
     )
@@ -155,7 +158,7 @@ def _do(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
         case "new-key":
             from server.commands.keys import show_new_key
 
-            return show_new_key(chosen.name)
+            return show_new_key(chosen.name, may_only_look=chosen.read_only)
         case "completion":
             print(_completion(chosen.shell))  # noqa: T201
             return 0

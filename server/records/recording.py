@@ -156,6 +156,10 @@ class Recorder:
         """How long the recording is, what still waits to be written included."""
         return (self._taken + len(self._caller)) / SAMPLES_PER_S
 
+    def caller_tail(self, length_bytes: int) -> bytes:
+        """What the caller said last, in mu-law, as far as it has not left for the file."""
+        return bytes(self._caller[-length_bytes:])
+
     def as_dict(self) -> dict[str, Any]:
         """The recording as the record of its call shows it."""
         state = "stopped" if self.stopped else "live" if self.ended_at is None else "complete"

@@ -57,6 +57,20 @@ THERE = (
 )
 """They stay as they are until the transaction is over, where a database knows how to do that."""
 
+TIMINGS = (
+    sql.select(
+        calls.c.call_sid,
+        calls.c.created_at,
+        calls.c.agent,
+        calls.c.details["model"].label("model"),
+        calls.c.details["timings"].label("timings"),
+        calls.c.details["replies"].label("replies"),
+    )
+    .where(calls.c.duration_s > 0)
+    .order_by(calls.c.created_at.desc(), calls.c.call_sid.desc())
+    .limit(sql.bindparam("most", type_=sql.Integer))
+)
+
 
 def wanted_only(query: sql.Select[Any], wanted: Wanted) -> sql.Select[Any]:
     """A page of those records alone that are wanted; made for each use, which people ask for."""
@@ -69,6 +83,11 @@ def wanted_only(query: sql.Select[Any], wanted: Wanted) -> sql.Select[Any]:
         query = query.where(columns.duration_s >= wanted.min_duration_s)
     if wanted.max_duration_s is not None:
         query = query.where(columns.duration_s <= wanted.max_duration_s)
+    cost_usd = columns.details["cost"]["known_usd"].as_float()
+    if wanted.min_cost_usd is not None:
+        query = query.where(cost_usd >= wanted.min_cost_usd)
+    if wanted.max_cost_usd is not None:
+        query = query.where(cost_usd <= wanted.max_cost_usd)
     for name, values in wanted.one_of.items():
         fitted = [storable(value) if isinstance(value, str) else value for value in values]
         query = query.where(columns[name].in_(fitted))

@@ -184,7 +184,7 @@ class Records:
         """
         if (record := self._unsaved.get(call_sid)) is not None:
             return {name: value for name, value in record.items() if name != KEPT_AT}
-        return await self._read(lambda: self._database.get(call_sid))
+        return await self.read(lambda database: database.get(call_sid))
 
     async def page(
         self,
@@ -205,8 +205,9 @@ class Records:
         Raises:
             RecordsUnavailable: The database cannot be asked; :meth:`unsaved` still answers.
         """
-        page = partial(self._database.page, limit, before, wanted, with_outcome=with_outcome)
-        return await self._read(page)
+        return await self.read(
+            lambda database: database.page(limit, before, wanted, with_outcome=with_outcome)
+        )
 
     def unsaved(self, *, with_outcome: bool = False) -> Iterator[dict[str, Any]]:
         """Summaries of what waits for the database."""
@@ -222,7 +223,7 @@ class Records:
         """
         since = time.time() - self._requests_ttl_s
         with trio.move_on_after(REQUEST_TIMEOUT_S):
-            return await self._read(lambda: self._database.find_request(client, key, since))
+            return await self.read(lambda database: database.find_request(client, key, since))
         raise RecordsUnavailable("the database does not answer")
 
     async def write_request(self, client: str, key: str, request: StoredRequest | None) -> None:
@@ -500,9 +501,14 @@ class Records:
 
     # -- threads ---------------------------------------------------------------------------
 
-    async def _read(self, function: Callable[[], T]) -> T:
+    async def read(self, function: Callable[[Database], T]) -> T:
+        """Read something of what the database has, in a thread.
+
+        Raises:
+            RecordsUnavailable: It cannot be asked.
+        """
         try:
-            return await self._in_thread(function, self._reading)
+            return await self._in_thread(lambda: function(self._database), self._reading)
         except THEIRS as error:
             self._failed("read", error)
             raise RecordsUnavailable("the database does not answer") from error

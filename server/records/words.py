@@ -21,8 +21,8 @@ class ReplyRecord:
     stages_s: Mapping[str, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """The reply as the API shows it, in milliseconds."""
-        return {"turn": self.turn} | {
+        """The reply as the API shows it: when, and how long each stage was in milliseconds."""
+        return {"turn": self.turn, "at_s": round(self.at_s, 3)} | {
             f"{name}_ms": round(s * 1000, 1) for name, s in self.stages_s.items()
         }
 
@@ -39,6 +39,8 @@ class CallDetails:
     transcript: tuple[Mapping[str, Any], ...] | None
     timeline: tuple[tuple[float, str, Mapping[str, Any]], ...] | None
     """Seconds since the call began, what happened, and facts."""
+    model: str | None = None
+    """Whose voice it was at last."""
     outcome: Mapping[str, Any] | None = None
     """What the call was for, as data; None for an agent that wants none."""
     traceparent: str = field(default="", metadata={"hidden": True})
@@ -135,6 +137,8 @@ class Wanted:
     until: float | None = None
     min_duration_s: float | None = None
     max_duration_s: float | None = None
+    min_cost_usd: float | None = None
+    max_cost_usd: float | None = None
     one_of: Mapping[str, tuple[str | bool, ...]] = field(default_factory=dict)
     """By column: what may stand there."""
 
@@ -143,8 +147,13 @@ class Wanted:
         """Whether it is every record."""
         return self == _ALL
 
+    @property
+    def asks_cost(self) -> bool:
+        """Whether it depends on what a call has cost, which only whole records say."""
+        return self.min_cost_usd is not None or self.max_cost_usd is not None
+
     def takes(self, record: Mapping[str, Any]) -> bool:
-        """Whether this is one of them."""
+        """Whether this is one of them, whatever it has cost."""
         created_at, duration_s = record["created_at"], record["duration_s"]
         return (
             (self.since is None or created_at >= self.since)

@@ -115,7 +115,7 @@ async def serve(
                 shutdown_trigger=partial(first_of, stop.wait, wait_over),
                 before=before or trio.lowlevel.checkpoint,
                 relieved=relieved,
-                drain=app.service.drain,
+                drain=app.service.wind_up,
                 failed=app.service.failed,
             )
         )

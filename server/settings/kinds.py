@@ -94,8 +94,12 @@ KeyName = Annotated[
     str,
     _matching(values.KEY_NAME, "names must be up to 32 of a-z, 0-9, - and _"),
 ]
-Sha256 = Annotated[
-    str, _matching("[0-9a-fA-F]{64}", "each must be the SHA-256 of a key, 64 digits of 0-9 and a-f")
+KeyHash = Annotated[
+    str,
+    _matching(
+        "[0-9a-fA-F]{64}(;scope=(all|read))?",
+        "each must be the SHA-256 of a key, 64 digits of 0-9 and a-f, and perhaps ;scope=read",
+    ),
 ]
 TargetName = Annotated[
     str, _matching(r"[\w .-]{1,64}", "names must be up to 64 letters, digits, spaces, _ . and -")

@@ -43,6 +43,7 @@ from server.settings.kinds import (
     BuiltIn,
     ClusterSecret,
     EventsSecret,
+    KeyHash,
     KeyName,
     Model,
     Number,
@@ -53,7 +54,6 @@ from server.settings.kinds import (
     Proxy,
     RegistryUrl,
     Secret,
-    Sha256,
     SocketUrl,
     TargetName,
     level_name,
@@ -151,9 +151,9 @@ class Settings(BaseSettings):
 
     api_key: Secret | None = None
     """What clients of the API show; with a real account and none set, one is made at start."""
-    api_keys: Annotated[dict[KeyName, Sha256], NoDecode, BeforeValidator(pairs)] = {}
+    api_keys: Annotated[dict[KeyName, KeyHash], NoDecode, BeforeValidator(pairs)] = {}
     """More keys, each with the name of whom it was given to and its SHA-256 in hex:
-    ``python -m server new-key NAME`` makes one."""
+    ``python -m server new-key NAME`` makes one; with ``;scope=read`` after it, it may only look."""
     public_metrics: bool = False
     """``/metrics`` without a key, where the API needs one."""
     public_docs: bool = False

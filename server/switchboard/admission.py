@@ -279,6 +279,11 @@ class Admission:
         return len(self._queue)
 
     @property
+    def lag_s(self) -> float:
+        """How late the event loop is, as a median."""
+        return self._lag.lag_s
+
+    @property
     def dial_every_s(self) -> float:
         """From one dial to the next."""
         return self._queue.interval_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -32,6 +32,22 @@ MAX_UNWRITTEN = 1_000
 long."""
 MAX_ENDED = 10_000
 """CallSids of ended calls that are remembered: a webhook that comes again begins no call again."""
+
+
+class Watcher(Protocol):
+    """Whoever shows live calls to people."""
+
+    def is_watched(self) -> bool:
+        """Whether anybody looks."""
+        ...
+
+    def call_changed(self, shown: Mapping[str, Any]) -> None:
+        """A call has begun, was answered, has ended, or is told of again, as a list shows it."""
+        ...
+
+    def noted(self, call_sid: str, at_s: float, what: str, facts: Mapping[str, Any]) -> None:
+        """A line was added to the timeline of a live call."""
+        ...
 
 
 class LetGo(Protocol):
@@ -94,6 +110,8 @@ class Register:
         self._unwritten: OrderedDict[str, LetGo] = OrderedDict()
         self.events: Events | None = None
         """Told of what happens to calls."""
+        self.watcher: Watcher | None = None
+        """Shown live calls; None for nobody."""
         if records is not None:
             records.on_written = self._written
 
@@ -102,6 +120,9 @@ class Register:
         self._live[call.call_sid] = call
         self._ended.pop(call.call_sid, None)  # here, before another went on with it
         self._recent.pop(call.call_sid, None)
+        if self.watcher is not None:
+            call.conversation.notes.on_note = self.watcher.noted
+        self._show(call)
         self._tell("call.started", call)
         url = call.conversation.party.agent.events_url
         if self.events is not None and self.events.are_turns_wanted(url):
@@ -113,7 +134,14 @@ class Register:
 
     def _tell_answered(self, call_sid: str) -> None:
         if (call := self._live.get(call_sid)) is not None:
+            self._show(call)
             self._tell("call.answered", call)
+
+    def _show(self, call: Call | EndedCall) -> None:
+        """Show a call as it stands, if anybody looks."""
+        if self.watcher is not None and self.watcher.is_watched():
+            with one_calls_trouble(call):
+                self.watcher.call_changed(_shown(call, full=False))
 
     def _tell(self, kind: Kind, call: Call) -> None:
         """Tell of a call that goes on, if anybody wants to be told."""
@@ -190,6 +218,8 @@ class Register:
                         let_go(left=left.handed_on(agent.events_url))
                 self._keep(shown)
                 is_kept = self._records is not None
+            if left is not None:
+                self._show(left)
         if not is_kept:
             self._written(call.call_sid)
         apology = phrases.apology_of(agent) if owes_apology else None
@@ -217,6 +247,7 @@ class Register:
             with one_calls_trouble(left):
                 self._tell_end(left, shown, events_url)
             self._keep(shown)
+        self._show(left)
         if self._records is None:
             self._written(left.call_sid)
         return self._has_ended(left.call_sid, generation, None)
@@ -255,6 +286,7 @@ class Register:
         if left.update_status(update):
             with one_calls_trouble(left):
                 self._keep(left.shown())
+            self._show(left)
 
     def outcome_drawn(self, left: EndedCall, events_url: str | None, outcome: Outcome) -> None:
         """More is known of what an ended call was for, which its receiver is told, too."""
@@ -350,7 +382,10 @@ class Register:
             with_outcome: Only calls that have ended, and what they have brought.
         """
         # Memory first: what is written to the database meanwhile is then seen at least once.
-        if with_outcome:
+        asks_cost = wanted is not None and wanted.asks_cost  # which summaries do not say
+        if asks_cost:
+            rows = []
+        elif with_outcome:
             recent = reversed(self._recent.values())
             rows = [one.shown(full=False) | {"outcome": one.outcome} for one in recent]
         else:
@@ -358,8 +393,9 @@ class Register:
         found = {row["call_sid"]: row for row in rows}
         is_complete, more = True, False
         if self._records is not None:
-            unsaved = self._records.unsaved(with_outcome=with_outcome)
-            found = {record["call_sid"]: record for record in unsaved} | found
+            if not asks_cost:
+                unsaved = self._records.unsaved(with_outcome=with_outcome)
+                found = {record["call_sid"]: record for record in unsaved} | found
             try:
                 kept = await self._records.page(limit, before, wanted, with_outcome=with_outcome)
             except RecordsUnavailable:

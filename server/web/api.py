@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from quart import current_app
 
 from server.agent.agent import Agent
+from server.dialogue.endings import EndReason
 from server.errors import CallRefused
 from server.logs import masked
 from server.records.waveform import MAX_POINTS
@@ -130,6 +131,11 @@ class WhichCalls(BaseModel):
     """Whether its agent knows all that it was to find out; neither is one that wants nothing."""
     min_duration_s: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
     max_duration_s: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
+    min_cost_usd: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
+    """Is known to have cost so much; live calls are left out."""
+    max_cost_usd: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
+    trouble: bool = False
+    """Only calls that reached nobody, or that something has failed for."""
 
     @property
     def wanted(self) -> Wanted:
@@ -146,6 +152,8 @@ class WhichCalls(BaseModel):
             for name in ("direction", "agent", "state", "status", "reason")
             if (value := getattr(self, name)) is not None
         }
+        if self.trouble and self.reason is None:
+            exact["reason"] = tuple(reason.value for reason in EndReason if reason.is_failure)
         if self.outcome is not None:
             exact["outcome_complete"] = (self.outcome == "complete",)
         return Wanted(
@@ -153,6 +161,8 @@ class WhichCalls(BaseModel):
             until=min(until, default=None),
             min_duration_s=self.min_duration_s,
             max_duration_s=self.max_duration_s,
+            min_cost_usd=self.min_cost_usd,
+            max_cost_usd=self.max_cost_usd,
             one_of=exact | ({"number": numbers} if numbers else {}),
         )
 

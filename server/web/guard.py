@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import structlog
@@ -10,6 +11,7 @@ from quart import Quart, Response, g, request
 from werkzeug.exceptions import BadRequest
 
 from server.cluster.passing_on import CLIENT, PASSED_ON
+from server.errors import ServerError
 from server.logs import Sparing
 from server.service import Service
 from server.web.api import error_body, field_errors
@@ -27,8 +29,32 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 """In the log; others are of a client's own invention."""
 
 
-def ask_for_keys(app: Quart, service: Service, keys: Keys, *, signed_paths: frozenset[str]) -> None:
-    """Ask for a key wherever neither a signature does that nor a setting says otherwise."""
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""What a key that may only look is for."""
+
+
+class ForgedRequest(ServerError):
+    """A browser that is signed in was made to ask for something by another page than ours."""
+
+
+def ask_for_keys(
+    app: Quart,
+    service: Service,
+    keys: Keys,
+    *,
+    signed_paths: frozenset[str],
+    by_session: Callable[[], str | None] = lambda: None,
+) -> None:
+    """Ask for a key wherever neither a signature does that nor a setting says otherwise.
+
+    Args:
+        app: Gets a step before each request.
+        service: This process's.
+        keys: Who may use the API.
+        signed_paths: Rules and paths that see to that themselves, by signature or otherwise.
+        by_session: The name of the key that the request's browser was signed in with, or None;
+            raises :class:`ForgedRequest`.
+    """
     open_paths = HEALTH | static.PATHS | signed_paths
     if service.settings.public_metrics:
         open_paths |= METRICS
@@ -45,10 +71,19 @@ def ask_for_keys(app: Quart, service: Service, keys: Keys, *, signed_paths: froz
         # What is passed on by one of ours comes without the key, which is nobody else's business,
         # but with the name of it. Nobody else can say one: no client writes in a scope.
         scope = cast("dict[str, Any]", request.scope)
-        client = scope.get(CLIENT) if PASSED_ON in scope else keys.identify(request.headers)
+        try:
+            is_ours = PASSED_ON in scope
+            client = scope.get(CLIENT) if is_ours else keys.identify(request.headers)
+            if client is None and not is_ours:
+                client = by_session()
+        except ForgedRequest as error:
+            service.metrics.strangers_refused.labels("key").inc()
+            return error_body("forged", str(error)), 403
         if client is not None and keys.has(client):
             g.client, g.is_stranger = client, False
             scope[CLIENT] = client
+            if request.method not in SAFE_METHODS and keys.may_only_look(client):
+                return error_body("read-only", "this key may only look"), 403
             return None
         service.metrics.strangers_refused.labels("key").inc()
         body = error_body("unauthorized", "show the API key as Authorization: Bearer or X-API-Key")

@@ -15,6 +15,8 @@ from server.cluster.directory.meeting import shared_secret
 from server.headers import Headers, lines_of, single
 from server.settings.settings import Settings
 
+READ = ";scope=read"
+"""What follows the hash of a key that may only look."""
 UNNAMED = "default"
 """What the key in ``API_KEY`` is called in metrics and in the queue for a line."""
 _PREFIX = "offhook_"  # lets a secret scanner recognise one that was published by accident
@@ -39,13 +41,15 @@ class Keys:
     """Who may use the API.
 
     Args:
-        hashes: SHA-256 in hex of each key, by the name of whom it was given to.
+        hashes: SHA-256 in hex of each key, by the name of whom it was given to; and :data:`READ`
+            after it if that key may only look.
         made: The key among them that was made because none is set.
     """
 
     def __init__(self, hashes: Mapping[str, str], *, made: str | None = None) -> None:
         self.made = made
-        self._digests = {name: bytes.fromhex(digest) for name, digest in hashes.items()}
+        self._digests = {name: bytes.fromhex(of.partition(";")[0]) for name, of in hashes.items()}
+        self._only_look = {name for name, of in hashes.items() if of.endswith(READ)}
 
     @classmethod
     def of(cls, settings: Settings) -> Keys:
@@ -68,6 +72,14 @@ class Keys:
         that it was shown."""
         return name in self._digests
 
+    def may_only_look(self, name: str) -> bool:
+        """Whether the key of this name changes nothing: it is for people who watch."""
+        return name in self._only_look
+
+    def digest(self, name: str) -> bytes | None:
+        """The SHA-256 of the key of this name; None if there is none."""
+        return self._digests.get(name)
+
     def identify(self, headers: Headers) -> str | None:
         """The name of the key that a request shows, or None if it shows none of ours.
 
@@ -75,7 +87,10 @@ class Keys:
         key, as a proxy may have checked the other one. Every key is compared, and each in constant
         time, so the answer's delay does not say which one was nearly right.
         """
-        key = _shown_key(headers)
+        return self.named(_shown_key(headers))
+
+    def named(self, key: str) -> str | None:
+        """The name of this key, or None if it is none of ours."""
         if not key:
             return None  # whatever hash the settings have, it is not that of no key at all
         shown = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

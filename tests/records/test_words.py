@@ -33,6 +33,7 @@ DETAILS = CallDetails(
     transcript=({"speaker": "agent", "text": "Hello."},),
     timeline=((0.12345, "answered", {}), (1.0, "first audio", {"after_ms": 5.0})),
     outcome={"values": {"pizza": "hawaii"}, "source": "agent", "complete": True, "missing": []},
+    model="gemini-3.8-live",
     traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 )
 NOTHING = CallDetails(None, None, None, None, None, None, None)
@@ -56,7 +57,7 @@ def test_the_whole_record_is_that_and_its_details_in_milliseconds_and_rounded():
         "timings": {"caller_audio_s": 1.0},
         "tokens": {"prompt": {}},
         "cost": {"known_usd": 0.1},
-        "replies": [{"turn": 2, "vad_ms": 500.0, "total_ms": 1234.6}],
+        "replies": [{"turn": 2, "at_s": 5.0, "vad_ms": 500.0, "total_ms": 1234.6}],
         "recording": None,
         "transcript": [{"speaker": "agent", "text": "Hello."}],
         "timeline": [
@@ -69,6 +70,7 @@ def test_the_whole_record_is_that_and_its_details_in_milliseconds_and_rounded():
             "complete": True,
             "missing": [],
         },
+        "model": "gemini-3.8-live",
     }
     assert json.loads(json.dumps(shown)) == shown
 

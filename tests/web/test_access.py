@@ -62,6 +62,7 @@ async def test_with_a_real_account_every_route_wants_a_key_or_a_signature():
     others = {path: status for path, status in answers.items() if status not in (401, 403)}
     assert {"/twiml", "/call-status", "/transfer-status", "/amd-status"} <= signed
     pages = {"/": 302, "/docs": 200, "/phone": 200, "/static/CA1": 404}
+    pages |= {"/console": 200, "/static/console/CA1": 404, "/console/session": 200}
     nothing_shown = {"/calls/browser/resume": 400}  # which wants a call's own key, in its body
     assert others == {"/healthz": 200, "/readyz": 200, **pages, **nothing_shown}
     assert wrong.status_code == 403

@@ -4,6 +4,8 @@ import pytest
 from werkzeug.datastructures import Headers
 
 from server.commands.line import main
+from server.errors import ConfigurationError
+from server.settings.settings import Settings
 from server.web.keys import Keys, hash_key, new_key
 
 KEYS = Keys({"shop": hash_key("secret"), "crm": hash_key("other")})
@@ -53,6 +55,24 @@ def test_the_command_prints_a_key_and_the_hash_that_knows_it(capsys):
     name, _, digest = second.split()[-1].partition(":")
     assert name == "shop"
     assert Keys({name: digest}).identify({"X-API-Key": first.split()[-1]}) == "shop"
+
+
+def test_a_key_that_may_only_look_says_so_in_its_line(capsys, monkeypatch):
+    assert main(["new-key", "ana", "--read-only"]) == 0
+
+    first, second = capsys.readouterr().out.splitlines()
+    monkeypatch.setenv("API_KEYS", f"shop:{hash_key('one')},{second.split()[-1]}")
+    keys = Keys.of(Settings.load(_env_file=None))
+    assert keys.identify({"X-API-Key": first.split()[-1]}) == "ana"
+    assert (keys.may_only_look("ana"), keys.may_only_look("shop")) == (True, False)
+
+
+@pytest.mark.parametrize("scope", [";scope=write", ";scope=", ";read", ":read", ";scope=read;"])
+def test_a_scope_that_is_none_is_refused(monkeypatch, scope):
+    monkeypatch.setenv("API_KEYS", f"shop:{hash_key('one')}{scope}")
+
+    with pytest.raises(ConfigurationError, match="API_KEYS"):
+        Settings.load(_env_file=None)
 
 
 @pytest.mark.parametrize("name", ["a b:c", "abc\n"])

@@ -36,6 +36,7 @@ class Notes:
             names, and whether they were answered.
         outcome: What the call has brought as data; None for an agent that wants none.
         to_keep: Something has changed that another process would have to know to go on.
+        on_note: Told of each line of the timeline: whose call, when, what, facts; None for nobody.
         keep_now: Called when what has changed would be done twice if another process did not know
             of it; what comes next then finds it kept.
         on_heard: Called when an agent turn was heard to its end, or cut.
@@ -53,6 +54,7 @@ class Notes:
         self.outcome: Outcome | None = None
         self.to_keep = Signal()
         self.keep_now: Callable[[], None] = _nobody
+        self.on_note: Callable[[str, float, str, Mapping[str, Any]], None] | None = None
         self.on_heard: Callable[[int], None] = _nobody_asks
         self.metrics = metrics
         self.caller_latency = metrics.chunk_latency.labels("caller")
@@ -60,7 +62,10 @@ class Notes:
 
     def note(self, what: str, **facts: Any) -> None:
         """Add a line to the timeline; never speech, and no argument of a tool."""
-        self.timeline.append((trio.current_time() - self.began_at, what, facts))
+        at_s = trio.current_time() - self.began_at
+        self.timeline.append((at_s, what, facts))
+        if self.on_note is not None:
+            self.on_note(self.call_sid, at_s, what, facts)
         # Webhooks and sockets note things from tasks of their own, without the call's context.
         logger.debug(what, call_sid=self.call_sid, **facts)
 

@@ -124,6 +124,7 @@ class Report:
                 lambda: None if notes.outcome is None else notes.outcome.as_dict(),
                 None,
             ),
+            model=notes.costs.model,
             traceparent=self.traceparent,
         )
 

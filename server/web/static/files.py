@@ -6,6 +6,7 @@ the server that gives it out; what it shows it asks the API for, with the reader
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ HEADERS = {
 }
 
 
-class _File:
+class StaticFile:
     """A file as it is given out, with a tag that changes when it does."""
 
     def __init__(self, path: Path) -> None:
@@ -50,6 +51,7 @@ class _File:
         self.kind = f"{TYPES[path.suffix]}; charset=utf-8"
 
     def answer(self) -> Response:
+        """The file, or that it is still the same."""
         if request.if_none_match.contains(self.tag):
             response = Response(b"", 304, HEADERS)
         else:
@@ -58,9 +60,16 @@ class _File:
         return response
 
 
-def add_pages(app: Quart) -> None:
-    """Add the pages, what they are made of, and the way to them."""
-    files = {path.name: _File(path) for path in sorted(HERE.iterdir()) if path.suffix in TYPES}
+def add_files(app: Quart, folder: Path, pages: Mapping[str, str], below: str) -> None:
+    """Add pages and what they are made of.
+
+    Args:
+        app: Gets the routes.
+        folder: Where the files are; those in folders of it are not given out.
+        pages: The path of each page, and its file.
+        below: Below which path the other files are; it is to be :data:`BELOW` or below that.
+    """
+    files = {path.name: StaticFile(path) for path in sorted(folder.iterdir()) if _is_shown(path)}
 
     def add_page(path: str, name: str) -> None:
         async def page() -> Any:
@@ -68,16 +77,26 @@ def add_pages(app: Quart) -> None:
 
         app.add_url_rule(path, f"page {name}", hide(page))
 
-    for path, name in PAGES.items():
+    for path, name in pages.items():
         add_page(path, name)
 
-    @app.get(f"{BELOW}<name>")
     @hide
     async def static_file(name: str) -> Any:
         file = files.get(name)
         if file is None or name.endswith(".html"):
             return {"error": "not-found", "message": "there is no such file"}, 404
         return file.answer()
+
+    app.add_url_rule(f"{below}<name>", f"files {below}", static_file)
+
+
+def _is_shown(path: Path) -> bool:
+    return path.suffix in TYPES
+
+
+def add_pages(app: Quart) -> None:
+    """Add the pages of the API, what they are made of, and the way to them."""
+    add_files(app, HERE, PAGES, BELOW)
 
     @app.get(FRONT)
     @hide

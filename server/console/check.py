@@ -1,0 +1,56 @@
+"""``POST /check``: whether everything that the settings name is there, asked by this process."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from quart import Quart
+from quart_schema import document_response
+
+from server.checkup import all_is_well
+from server.checkup.asking import look
+from server.service import Service
+from server.web.api import Answer, error_body, retry_after
+from server.web.calls_api import may_fail
+
+PAUSE_S = 5.0
+"""When to ask again while it is being asked for somebody else."""
+
+
+class Found(BaseModel):
+    """What was found of one thing that is configured."""
+
+    subject: str
+    state: Literal["ok", "doubt", "failed"]
+    found: str
+    todo: str
+    """What to do about it; empty if nothing."""
+
+
+class Checked(BaseModel):
+    """What was found of everything."""
+
+    ok: bool
+    findings: list[Found]
+
+
+def add_check(app: Quart, service: Service) -> None:
+    """Add the route that tries every account, number and address once."""
+    under_way: set[str] = set()
+
+    @app.post("/check")
+    @document_response(Checked)
+    @may_fail(401, 403, 409)
+    async def check() -> Any:
+        """Try every account, number and address that is set, once; nothing is changed."""
+        if under_way:
+            body = error_body("in-progress", "everything is being asked just now")
+            return Answer(body, 409, retry_after(PAUSE_S)).response()
+        under_way.add("check")
+        try:
+            agents = service.roster.agents.by_name.values()
+            found = await look(service.settings, service.accounts, agents)
+        finally:
+            under_way.clear()
+        return {"ok": all_is_well(found), "findings": [finding.as_dict() for finding in found]}

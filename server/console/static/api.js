@@ -1,0 +1,53 @@
+// Asks the server: the same API as everybody's. Who is signed in is in a cookie that this page cannot read.
+
+const BASE = new URL("../../", import.meta.url);
+
+/** @type {{signed_in: boolean, needs_key: boolean, name: string|null, may_change: boolean, token: string}} */
+export let session = { signed_in: false, needs_key: true, name: null, may_change: false, token: "" };
+export const changes = new EventTarget(); // "session": somebody has signed in or out
+
+export class Refused extends Error {
+  /** @param {number} status @param {any} body */
+  constructor(status, body) {
+    super(body?.message ?? `HTTP ${status}`);
+    this.status = status;
+    this.body = body ?? {};
+  }
+}
+
+/** @param {string} path below the server's address @param {Record<string, any>} [query] */
+export function address(path, query = {}) {
+  const url = new URL(path, BASE);
+  for (const [name, value] of Object.entries(query)) {
+    if (value !== undefined && value !== null && value !== "") url.searchParams.set(name, String(value));
+  }
+  return url;
+}
+
+async function send(method, path, { query, body, signal } = {}) {
+  const headers = { Accept: "application/json" };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (method !== "GET") headers["X-Offhook-Token"] = session.token;
+  const sent = body === undefined ? undefined : JSON.stringify(body);
+  const options = { method, headers, body: sent, signal, credentials: "same-origin", cache: "no-store" };
+  const answer = await fetch(address(path, query), /** @type {RequestInit} */ (options));
+  const said = await answer.json().catch(() => null);
+  if (answer.status === 401 && path !== "console/session") await look();
+  if (!answer.ok && answer.status !== 503) throw new Refused(answer.status, said);
+  if (answer.status === 503 && said?.ready === undefined) throw new Refused(503, said);
+  return said;
+}
+
+export const get = (path, query, signal) => send("GET", path, { query, signal });
+export const post = (path, body) => send("POST", path, { body });
+
+function changed(said) {
+  session = said;
+  changes.dispatchEvent(new Event("session"));
+  return said;
+}
+
+/** Asks who is signed in. */
+export const look = async () => changed(await send("GET", "console/session"));
+export const signIn = async (key) => changed(await send("POST", "console/session", { body: { key } }));
+export const signOut = async () => changed(await send("DELETE", "console/session"));

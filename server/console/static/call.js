@@ -1,0 +1,239 @@
+// One call: the timeline that explains it, its sound, its words, what it took and what it cost.
+
+import { address, get, post, session } from "./api.js";
+import { ask, el, icon, show as fill } from "./dom.js";
+import { live } from "./live.js";
+import { placed, Timeline } from "./timeline.js";
+import { at as clock, length, money, ms, number, t, whole, word } from "./words.js";
+
+const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 2, 3];
+const STEP_S = 2;
+const POINTS = 6_000;
+const SOON_MS = 400;
+const STAGES = ["vad", "model", "codec", "playout"];
+
+function fact(name, ...value) {
+  return el("div", {}, el("dt", {}, t(`one.${name}`)), el("dd", {}, value));
+}
+
+function facts(record) {
+  const { cost } = record;
+  return el("dl", { class: "facts" },
+    fact("began", whole(record.created_at)),
+    fact("length", length(record.duration_s)),
+    fact("agent", record.agent, record.model ? el("small", {}, record.model) : null),
+    record.reason || record.state === "live" ? fact("end", record.state === "live" ? el("span", { class: "pill good" }, t("live")) : word("reason", record.reason), record.detail ? el("small", {}, record.detail) : null) : null,
+    record.answered_by ? fact("answered-by", word("answered-by", record.answered_by)) : null,
+    cost ? fact("cost", money(cost.known_usd), cost.total_usd === "unknown" ? el("small", {}, t("one.at-least")) : null) : null);
+}
+
+function replies(record) {
+  const all = (record.replies ?? []).filter((reply) => reply.total_ms);
+  if (!all.length) return null;
+  const most = Math.max(1000, ...all.map((reply) => reply.total_ms));
+  return el("section", { class: "card" }, el("h2", {}, t("one.waits")),
+    el("ul", { class: "legend", "aria-hidden": "true" }, STAGES.map((stage) => el("li", { class: stage }, t(`stage.${stage}`)))),
+    el("ol", { class: "bars" }, all.map((reply) => {
+      const label = STAGES.map((stage) => `${t(`stage.${stage}`)} ${ms(reply[`${stage}_ms`])}`).join(", ");
+      return el("li", {}, el("span", { class: "faint" }, t("one.turn", { turn: reply.turn })),
+        el("span", { class: "bar", role: "img", "aria-label": label, title: label }, STAGES.map((stage) => el("i", { class: stage, vars: { "--share": String(Math.max(0, reply[`${stage}_ms`] ?? 0) / most) } }))),
+        el("span", { class: "number" }, ms(reply.total_ms)));
+    })));
+}
+
+function transcript(record, seek) {
+  const turns = record.transcript ?? [];
+  if (!turns.length) return el("section", { class: "card" }, el("h2", {}, t("one.transcript")), el("p", { class: "faint" }, t("one.no-words")));
+  const began = record.timeline.filter((line) => line.what === "agent turn").map((line) => line.at_s);
+  let agents = 0;
+  return el("section", { class: "card" }, el("h2", {}, t("one.transcript")),
+    el("ol", { class: "talk" }, turns.map((turn) => {
+      const at_s = turn.speaker === "agent" ? began[agents++] ?? turn.at_s : turn.at_s;
+      return el("li", { class: turn.speaker },
+        el("button", { class: "at", "aria-label": t("one.play-from", { at: clock(at_s) }), on: { click: () => seek(at_s) } }, clock(at_s)),
+        el("p", {}, el("b", {}, t(`speaker.${turn.speaker}`)), " ", turn.text ?? t("one.not-kept"), turn.unheard ? el("del", { title: t("one.unheard") }, ` ${turn.unheard}`) : null,
+          turn.cut ? el("span", { class: "pill warn" }, t("one.cut")) : null));
+    })));
+}
+
+function outcome(record) {
+  const found = record.outcome;
+  if (!found) return null;
+  const values = found.values ?? found;
+  return el("section", { class: "card" }, el("h2", {}, t("one.outcome")),
+    el("dl", { class: "pairs" }, Object.entries(values).map(([name, value]) =>
+      el("div", {}, el("dt", {}, name), el("dd", {}, typeof value === "string" ? value : JSON.stringify(value))))));
+}
+
+function pairs(title, all) {
+  const shown = all.filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return shown.length ? el("section", { class: "card" }, el("h2", {}, title),
+    el("dl", { class: "pairs" }, shown.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", { class: typeof value === "number" ? "number" : undefined }, value))))) : null;
+}
+
+function numbers(record) {
+  const tokens = record.tokens ?? {}, cost = record.cost ?? {}, timings = record.timings ?? {};
+  const counted = ["prompt", "response"].flatMap((way) => Object.entries(tokens[way] ?? {}).map(([kind, count]) => [`${t(`one.${way}`)}, ${word("modality", kind)}`, number(count)]));
+  return [
+    pairs(t("one.tokens"), [...counted, [t("one.model-cost"), cost.model_usd === undefined ? "" : money(cost.model_usd)], [t("one.carrier-cost"), cost.carrier_usd === undefined ? "" : money(cost.carrier_usd)], [t("one.minutes"), cost.billed_minutes ?? ""]]),
+    pairs(t("one.measured"), [
+      [t("latency.answer"), timings.answer_to_first_audio_ms === undefined ? "" : ms(timings.answer_to_first_audio_ms)],
+      [t("latency.interrupt"), timings.interrupt_to_clear?.count ? ms(timings.interrupt_to_clear.p50_ms) : ""],
+      [t("one.to-model"), timings.caller_to_model?.count ? `${ms(timings.caller_to_model.p50_ms)} / ${ms(timings.caller_to_model.p99_ms)}` : ""],
+      [t("one.to-caller"), timings.model_to_caller?.count ? `${ms(timings.model_to_caller.p50_ms)} / ${ms(timings.model_to_caller.p99_ms)}` : ""],
+      [t("one.lost"), timings.caller_audio_lost_s ? `${number(timings.caller_audio_lost_s, 2)} s` : ""],
+    ]),
+    pairs(t("one.metadata"), Object.entries(record.metadata ?? {}).map(([name, value]) => [name, String(value)])),
+  ];
+}
+
+function story(record, seek) {
+  let before = null;
+  return el("details", { class: "card" }, el("summary", {}, el("h2", {}, t("one.events", { count: record.timeline.length }))),
+    el("ol", { class: "story" }, record.timeline.map((line) => {
+      const kind = placed(line, before)?.kind ?? "";
+      before = line;
+      const more = Object.entries(line).filter(([name]) => !["at_s", "what", "timestamp"].includes(name)).map(([name, value]) => `${name} ${value}`).join(", ");
+      return el("li", { class: kind }, el("button", { class: "at", on: { click: () => seek(line.at_s) } }, clock(line.at_s)), el("span", {}, word("line", line.what)), el("span", { class: "faint" }, more));
+    })));
+}
+
+/** Plays a recording, and says where it is. */
+class Player {
+  audio = new Audio();
+  #frame = 0;
+
+  constructor(url, offset_s, moved, changed) {
+    Object.assign(this.audio, { src: String(url), preload: "metadata" });
+    this.offset_s = offset_s;
+    const tell = (follow) => moved(this.offset_s + this.audio.currentTime, follow);
+    const step = () => { tell(true); this.#frame = requestAnimationFrame(step); };
+    this.audio.addEventListener("play", () => { changed(); cancelAnimationFrame(this.#frame); step(); });
+    for (const kind of ["pause", "ended"]) this.audio.addEventListener(kind, () => { cancelAnimationFrame(this.#frame); tell(false); changed(); });
+    this.audio.addEventListener("seeked", () => tell(false));
+  }
+
+  seek(at_s) {
+    const end = Number.isFinite(this.audio.duration) ? this.audio.duration : Infinity;
+    this.audio.currentTime = Math.max(0, Math.min(end, at_s - this.offset_s));
+  }
+
+  toggle() { if (this.audio.paused) this.audio.play().catch(() => {}); else this.audio.pause(); }
+
+  close() { cancelAnimationFrame(this.#frame); this.audio.pause(); this.audio.removeAttribute("src"); this.audio.load(); }
+}
+
+/** @param {HTMLElement} root @param {string} call_sid @param {{inside?: boolean}} [how] inside another view */
+export function show(root, call_sid, { inside = false } = {}) {
+  const path = `calls/${encodeURIComponent(call_sid)}`;
+  const head = el("div", { class: "head" }), known = el("div", {}), rest = el("div", { class: "columns" }), said = el("p", { class: "problem", role: "alert" });
+  const canvas = el("div", { class: "timeline" });
+  const place = el("output", { class: "number clock" }, clock(0));
+  const toggle = el("button", { class: "button primary round", disabled: true, "aria-label": t("one.play"), on: { click: () => player?.toggle() } }, icon("play"));
+  const speed = el("select", { id: "speed", "aria-label": t("one.speed"), on: { change: () => { if (player) player.audio.playbackRate = Number(speed.value); } } }, SPEEDS.map((each) => el("option", { value: each, selected: each === 1 }, `${number(each, each % 1 ? 2 : 0)}×`)));
+  let player = null, over = false, timer = 0, part = 1, url = "";
+  const seek = (at_s) => { if (player) player.seek(at_s); line.moveTo(at_s, true); place.textContent = clock(at_s); };
+  const line = new Timeline(canvas, seek);
+  const tool = (shape, label, act) => el("button", { class: "button round", "aria-label": label, title: label, on: { click: act } }, icon(shape));
+  const parts = el("select", { "aria-label": t("one.part"), hidden: true, on: { change: () => { part = Number(parts.value); read(); } } });
+  const bar = el("div", { class: "row player" }, toggle, place, speed, parts,
+    el("span", { class: "lanes faint" }, el("i", { class: "caller" }), t("speaker.caller"), el("i", { class: "agent" }), t("speaker.agent")),
+    tool("minus", t("one.out"), () => line.zoom(0.5)), tool("plus", t("one.in"), () => line.zoom(2)), tool("fit", t("one.fit"), () => line.fit()));
+  const changed = () => {
+    const plays = player !== null && !player.audio.paused;
+    fill(toggle, icon(plays ? "pause" : "play"));
+    toggle.setAttribute("aria-label", t(plays ? "one.pause" : "one.play"));
+  };
+
+  function listen(record, offset_s) {
+    const wanted = record.recording ? String(address(`${path}/recording`, part > 1 ? { part } : {})) : "";
+    // One that grows is read anew when its call is over.
+    const key = wanted && `${wanted} ${record.state}`;
+    if (key === url) return;
+    const was = player ? { at: player.audio.currentTime, plays: !player.audio.paused } : null;
+    player?.close();
+    [player, url] = [null, key];
+    toggle.disabled = !wanted;
+    if (!wanted) return;
+    player = new Player(wanted, offset_s, (at_s, follow) => { line.moveTo(at_s, follow); place.textContent = clock(at_s); }, changed);
+    player.audio.playbackRate = Number(speed.value);
+    if (was) { player.audio.currentTime = was.at; if (was.plays) player.toggle(); }
+    changed();
+  }
+
+  /** Where a part of the recording begins, in the call's own time. */
+  function begins(record) {
+    const name = part > 1 ? "taken up from another process" : "answered";
+    const found = record.timeline.filter((each) => each.what === name);
+    return (part > 1 ? found[part - 2] : found[0])?.at_s ?? 0;
+  }
+
+  async function read() {
+    try {
+      const record = await get(path);
+      if (over) return;
+      const wave = record.recording ? await get(`${path}/waveform`, { points: POINTS, ...(part > 1 ? { part } : {}) }).catch(() => null) : null;
+      if (over) return;
+      draw(record, wave);
+    } catch (error) {
+      if (!over) said.textContent = error.status === 404 ? t("one.unknown") : error.message;
+    }
+  }
+
+  function draw(record, wave) {
+    const offset_s = begins(record);
+    const count = record.recording?.parts?.length ?? 1;
+    parts.hidden = count < 2;
+    if (parts.children.length !== count) fill(parts, Array.from({ length: count }, (_, i) => el("option", { value: i + 1, selected: i + 1 === part }, t("one.part-of", { part: i + 1, count }))));
+    const down = (label, href, name) => el("a", { class: "button", href: String(href), download: name }, label);
+    fill(head,
+      el("div", { class: "title" }, inside ? null : el("a", { class: "button round quiet", href: "#/calls", "aria-label": t("view.calls") }, icon("back")),
+        el(inside ? "h2" : "h1", {}, el("span", { class: `way ${record.direction}` }, icon(record.direction === "inbound" ? "in" : "out")), record.number || t("unknown"))),
+      el("div", { class: "row" },
+        record.recording ? down("WAV", address(`${path}/recording`, part > 1 ? { part } : {}), `${call_sid}.wav`) : null,
+        down("JSON", address(path), `${call_sid}.json`),
+        record.state === "live" && session.may_change ? el("button", { class: "button danger", on: { click: hangUp } }, t("now.hang-up")) : null));
+    fill(known, facts(record));
+    line.draw(record, wave, offset_s);
+    canvas.dataset.drawn = record.state;
+    listen(record, offset_s);
+    const open = rest.querySelector("details")?.open ?? false;
+    fill(rest, el("div", {}, transcript(record, seek), story(record, seek)), el("div", {}, replies(record), outcome(record), numbers(record)));
+    const details = rest.querySelector("details");
+    if (details) details.open = open;
+  }
+
+  const hangUp = async () => {
+    const yes = await ask({ title: t("now.hang-up"), text: t("now.hang-up-ask", { number: "" }), yes: t("now.hang-up"), no: t("cancel"), danger: true });
+    if (yes) await post(`${path}/hang-up`).catch((error) => { said.textContent = error.message; });
+  };
+  const soon = ({ detail }) => {
+    const sid = detail?.call_sid ?? detail?.call?.call_sid;
+    if (sid !== call_sid && detail) return;
+    clearTimeout(timer);
+    timer = setTimeout(read, SOON_MS);
+  };
+  const ended = (event) => { if (!event.detail || event.detail.call_sid === call_sid) soon(event); };
+  const keys = (event) => {
+    if (/** @type {HTMLElement} */ (event.target).closest?.("input, select, textarea, dialog, button, a, summary")) return;
+    const acts = {
+      " ": () => player?.toggle(), ArrowLeft: () => seek(line.cursor_s - STEP_S), ArrowRight: () => seek(line.cursor_s + STEP_S),
+      Home: () => seek(0), "+": () => line.zoom(2), "-": () => line.zoom(0.5), 0: () => line.fit(),
+    };
+    if (event.key in acts && !event.ctrlKey && !event.metaKey) { event.preventDefault(); acts[event.key](); }
+  };
+  fill(root, head, said, known, el("section", { class: "card stage", "aria-label": t("one.timeline") }, bar, canvas), rest);
+  read();
+  live.addEventListener("line", soon);
+  live.addEventListener("calls", ended);
+  addEventListener("keydown", keys);
+  return () => {
+    over = true;
+    clearTimeout(timer);
+    player?.close();
+    line.close();
+    live.removeEventListener("line", soon);
+    live.removeEventListener("calls", ended);
+    removeEventListener("keydown", keys);
+  };
+}

@@ -1,0 +1,93 @@
+// All calls: searched, filtered, and exported. What is asked for is in this page's memory, never in its address.
+
+import { address, get } from "./api.js";
+import { el, icon, show as fill } from "./dom.js";
+import { live } from "./live.js";
+import { length, t, when, whole, word } from "./words.js";
+
+const PAGE = 50;
+const REASONS = ["caller-hung-up", "agent-hung-up", "hung-up", "transferred", "voicemail", "no-answer", "busy", "failed", "canceled", "caller-gone", "caller-silent", "max-duration", "cost-cap", "model-unavailable", "model-lost", "model-silent", "model-quota", "model-refused", "carrier-failed", "carrier-protocol-error", "drained", "error"];
+const asked = { number: "", direction: "", agent: "", reason: "", day: "", min_duration_s: "", min_cost_usd: "", trouble: "" };
+
+/** What the form says, as the API is asked. A day is the reader's own. */
+function query() {
+  const { day, trouble, ...rest } = asked;
+  const found = { ...rest, trouble: trouble ? "true" : "" };
+  if (!day) return found;
+  const [year, month, date] = day.split("-").map(Number);
+  const [since, until] = [0, 1].map((more) => new Date(year, month - 1, date + more).toISOString());
+  return { ...found, since, until };
+}
+
+function row(call) {
+  const trouble = /^(model-|error|busy|no-answer|failed|carrier)/.test(call.reason ?? "");
+  return el("tr", { "data-call": call.call_sid },
+    el("td", {}, el("a", { href: `#/call/${call.call_sid}`, title: whole(call.created_at) }, when(call.created_at))),
+    el("td", {}, el("span", { class: `way ${call.direction}` }, icon(call.direction === "inbound" ? "in" : "out")), el("span", { class: "hidden" }, word("direction", call.direction))),
+    el("td", { class: "strong" }, call.number || t("unknown")),
+    el("td", {}, call.agent),
+    el("td", {}, call.state === "live" ? el("span", { class: "pill good" }, t("live")) : el("span", { class: trouble ? "pill bad" : "faint" }, word("reason", call.reason))),
+    el("td", { class: "number" }, length(call.duration_s)));
+}
+
+/** @param {HTMLElement} root */
+export function show(root) {
+  let next = null;
+  let reading = new AbortController();
+  let timer = 0;
+  const body = el("tbody", {});
+  const said = el("p", { class: "faint", role: "status" });
+  const more = el("button", { class: "button", hidden: true, on: { click: () => read(true) } }, t("calls.more"));
+  const csv = el("a", { class: "button", download: "calls.csv" }, "CSV");
+  const lines = el("a", { class: "button", download: "calls.jsonl" }, "JSON Lines");
+
+  async function read(further = false) {
+    reading.abort();
+    reading = new AbortController();
+    csv.href = String(address("calls.csv", query()));
+    lines.href = String(address("calls.jsonl", query()));
+    try {
+      const page = await get("calls", { ...query(), limit: PAGE, before: further ? next : "" }, reading.signal);
+      if (further) body.append(...page.calls.map(row));
+      else fill(body, page.calls.map(row));
+      next = page.next;
+      more.hidden = !next;
+      said.textContent = body.children.length ? (page.complete ? "" : t("calls.incomplete")) : t("calls.none");
+      body.dataset.read = String(Number(body.dataset.read ?? 0) + 1);
+    } catch (error) {
+      if (error.name !== "AbortError") said.textContent = Object.values(error.body?.fields ?? {})[0] ?? error.message;
+    }
+  }
+  const soon = () => { clearTimeout(timer); timer = setTimeout(read, 200); };
+  const field = (name, input) => {
+    input.id = `filter-${name}`;
+    input.name = name;
+    if (input.type === "checkbox") input.checked = Boolean(asked[name]);
+    else input.value = asked[name];
+    input.addEventListener("input", () => { asked[name] = input.type === "checkbox" ? (input.checked ? "true" : "") : input.value.trim(); soon(); });
+    return el("p", { class: "field" }, el("label", { for: input.id }, t(`calls.${name}`)), input);
+  };
+  const select = (options) => el("select", {}, el("option", { value: "" }, t("calls.any")), options.map(([value, text]) => el("option", { value }, text)));
+  const agent = select([]);
+  get("agents").then(({ agents }) => { agent.append(...agents.map((each) => el("option", { value: each.name }, each.name))); agent.value = asked.agent; }, () => {});
+  const form = el("form", { class: "filters card", role: "search", "aria-label": t("calls.search"), on: { submit: (event) => { event.preventDefault(); read(); } } },
+    field("number", el("input", { type: "search", inputmode: "tel", placeholder: "+15005550006", autocomplete: "off" })),
+    field("day", el("input", { type: "date" })),
+    field("direction", select(["inbound", "outbound"].map((each) => [each, word("direction", each)]))),
+    field("agent", agent),
+    field("reason", select(REASONS.map((each) => [each, word("reason", each)]))),
+    field("min_duration_s", el("input", { type: "number", min: "0", step: "1" })),
+    field("min_cost_usd", el("input", { type: "number", min: "0", step: "0.01" })),
+    el("div", { class: "check" }, field("trouble", el("input", { type: "checkbox" }))));
+  const heads = ["when", "direction", "who", "agent", "reason", "length"];
+  fill(root,
+    el("div", { class: "head" }, el("h1", {}, t("view.calls")), el("div", { class: "row", role: "group", "aria-label": t("calls.export") }, el("span", { class: "faint" }, t("calls.export")), csv, lines)),
+    form,
+    el("div", { class: "scroll card flush", tabindex: "0", role: "region", "aria-label": t("view.calls") }, el("table", { class: "list" },
+      el("thead", {}, el("tr", {}, heads.map((each) => el("th", { scope: "col", class: each === "length" ? "number" : undefined }, each === "direction" ? el("span", { class: "hidden" }, t("calls.direction")) : t(`calls.${each}`))))), body)),
+    said, more);
+  read();
+  const changed = (event) => { if (event.detail && !next) soon(); };
+  live.addEventListener("calls", changed);
+  return () => { live.removeEventListener("calls", changed); clearTimeout(timer); reading.abort(); };
+}

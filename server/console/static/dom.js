@@ -1,0 +1,72 @@
+// Makes elements. Whatever comes from outside becomes text, never markup: there is no other way here.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function fill(node, facts, children) {
+  for (const [name, value] of Object.entries(facts)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name === "class") node.setAttribute("class", value);
+    else if (name === "on") for (const [kind, act] of Object.entries(value)) node.addEventListener(kind, act);
+    else if (name === "vars") for (const [key, of] of Object.entries(value)) node.style.setProperty(key, of);
+    else if (name === "value" || name === "checked" || name === "textContent") node[name] = value;
+    else node.setAttribute(name, value === true ? "" : String(value));
+  }
+  for (const child of children.flat(Infinity)) {
+    if (child !== null && child !== undefined && child !== false) node.append(child);
+  }
+  return node;
+}
+
+/** @param {string} tag @param {object} [facts] @param {...any} children nodes, or text @returns {any} */
+export function el(tag, facts = {}, ...children) {
+  return fill(document.createElement(tag), facts, children);
+}
+
+/** @param {string} tag @param {object} [facts] @param {...any} children @returns {any} */
+export function svg(tag, facts = {}, ...children) {
+  return fill(document.createElementNS(SVG, tag), facts, children);
+}
+
+/** Shows these and nothing else. @param {Element} node @param {...any} children */
+export function show(node, ...children) {
+  node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+const SHAPES = {
+  now: "M4 13h3l2-7 4 13 3-9 1 3h3",
+  calls: "M4 6h16M4 12h16M4 18h10",
+  latency: "M4 19V5M4 19h16M8 15l3-5 3 3 5-7",
+  phone: "M6 3h3l2 5-2 1a11 11 0 0 0 5 5l1-2 5 2v3a2 2 0 0 1-2 2A15 15 0 0 1 4 5a2 2 0 0 1 2-2z",
+  health: "M12 20s-7-4.5-7-10a4 4 0 0 1 7-2.6A4 4 0 0 1 19 10c0 5.500-7 10-7 10z",
+  in: "M17 7 7 17M7 9v8h8",
+  out: "M7 17 17 7M9 7h8v8",
+  play: "M8 5v14l11-7z",
+  pause: "M8 5v14M16 5v14",
+  close: "M6 6l12 12M18 6 6 18",
+  back: "M15 5l-7 7 7 7",
+  plus: "M12 5v14M5 12h14",
+  minus: "M5 12h14",
+  fit: "M4 8V4h4M20 8V4h-4M4 16v4h4M20 16v4h-4",
+};
+
+/** @param {keyof SHAPES} name */
+export function icon(name) {
+  const facts = { viewBox: "0 0 24 24", class: `icon icon-${name}`, "aria-hidden": "true", focusable: "false" };
+  return svg("svg", facts, svg("path", { d: SHAPES[name] }));
+}
+
+/** A question that has to be answered before anything else. @returns {Promise<boolean>} */
+export function ask({ title, text, yes, no, danger = false }) {
+  return new Promise((answer) => {
+    const dialog = el("dialog", { class: "dialog", "aria-labelledby": "ask-title" },
+      el("form", { method: "dialog" },
+        el("h2", { id: "ask-title" }, title), el("p", {}, text),
+        el("div", { class: "row end" },
+          el("button", { class: "button", value: "no" }, no),
+          el("button", { class: danger ? "button danger" : "button primary", value: "yes" }, yes))));
+    dialog.addEventListener("close", () => { answer(dialog.returnValue === "yes"); dialog.remove(); });
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}

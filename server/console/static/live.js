@@ -1,0 +1,117 @@
+// The live channel, and what it has told: one for the whole page, whatever is shown of it.
+
+import { address, get } from "./api.js";
+
+const AGAIN_MS = 3_000; // after an answer that was no channel
+const HIDDEN_MS = 60_000; // a page that nobody looks at gives its connection back: a browser has few
+const QUIET_MS = 6_000; // a process that says nothing for so long is not shown
+
+export const live = new EventTarget(); // "calls", "load", "line", "state"
+/** @type {Map<string, any>} */
+export const calls = new Map(); // live ones, by call_sid
+/** @type {Map<string, any>} */
+export const loads = new Map(); // by process
+export let state = "closed"; // connecting, open, closed
+export let lines = 0; // how many lines of timelines have come
+/** @type {EventSource|null} */
+let source = null;
+let timer = 0;
+let reading = 0;
+
+const tell = (kind, detail) => live.dispatchEvent(new CustomEvent(kind, { detail }));
+
+function become(now) {
+  if (state !== now) tell("state", (state = now));
+}
+
+export function open() {
+  if (source) return;
+  become("connecting");
+  source = new EventSource(address("events"));
+  source.addEventListener("open", () => become("open"));
+  source.addEventListener("news", ({ data }) => take(JSON.parse(data)));
+  source.addEventListener("gap", () => read());
+  source.addEventListener("error", () => {
+    become("connecting");
+    if (source?.readyState !== EventSource.CLOSED) return; // the browser comes again by itself
+    source = null;
+    clearTimeout(timer);
+    timer = setTimeout(open, AGAIN_MS);
+  });
+}
+
+function leave() {
+  clearTimeout(timer);
+  source?.close();
+  source = null;
+}
+
+let hidden = 0;
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hidden);
+  if (state === "closed") return;
+  if (document.hidden) hidden = setTimeout(leave, HIDDEN_MS);
+  else open();
+});
+
+export function close() {
+  leave();
+  calls.clear();
+  loads.clear();
+  become("closed");
+}
+
+/** Reads which calls live: what happened before the channel, or in a gap of it, is not told in it. */
+async function read() {
+  const mine = ++reading;
+  try {
+    const found = await get("calls", { state: "live", limit: 1000 });
+    if (mine !== reading) return;
+    const there = new Set(found.calls.map((call) => call.call_sid));
+    for (const sid of calls.keys()) if (!there.has(sid)) calls.delete(sid);
+    for (const call of found.calls) keep(call);
+    tell("calls");
+  } catch {
+    if (mine === reading && source) setTimeout(() => mine === reading && read(), AGAIN_MS);
+  }
+}
+
+function keep(call) {
+  const known = calls.get(call.call_sid);
+  const began = call.status === "in-progress" ? Date.now() - call.duration_s * 1000 : 0;
+  calls.set(call.call_sid, { turn: "nobody", levels: [0, 0], usd: null, last: "", ...known, ...call, began });
+}
+
+function take(news) {
+  if (news.type === "call") {
+    if (news.call.state === "live") keep(news.call);
+    else calls.delete(news.call.call_sid);
+    tell("calls", news.call);
+  } else if (news.type === "line") {
+    lines += 1;
+    const call = calls.get(news.call_sid);
+    if (call) call.last = news.line.what;
+    tell("line", news);
+  } else if (news.type === "load") {
+    loads.set(news.load.process, { ...news.load, seen: Date.now() });
+    for (const [name, load] of loads) if (Date.now() - load.seen > QUIET_MS) loads.delete(name);
+    for (const [sid, status, turn, caller, agent, seconds, usd] of news.calls) {
+      const call = calls.get(sid);
+      if (call) Object.assign(call, { status, turn, levels: [caller, agent], usd, began: status === "in-progress" ? Date.now() - seconds * 1000 : 0 });
+    }
+    tell("load");
+  }
+}
+
+/** How all processes do together. */
+export function total() {
+  const all = [...loads.values()];
+  const sum = (name) => all.reduce((so, load) => so + load[name], 0);
+  return {
+    processes: all.length, live: sum("live"), waiting: sum("waiting"), sessions: sum("sessions"),
+    in_setup: sum("in_setup"), lag_ms: Math.max(0, ...all.map((load) => load.lag_ms)),
+    max_calls: all[0]?.max_calls ?? 0, draining: all.some((load) => load.draining),
+    paused: all.find((load) => load.paused)?.paused ?? null,
+    reason: all.length > 0 && all.every((load) => load.reason) ? all[0].reason : null,
+  };
+}

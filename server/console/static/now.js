@@ -1,0 +1,158 @@
+// What happens now: live calls, and how the server does.
+
+import { get, post, session } from "./api.js";
+import { ask, el, icon, show as fill } from "./dom.js";
+import { calls, live, loads, total } from "./live.js";
+import { length, money, ms, number, t, word } from "./words.js";
+
+const STEP_MS = 500;
+
+function tile(name, value, more, tone) {
+  return el("div", { class: "tile", "data-tile": name, "data-tone": tone },
+    el("dt", {}, t(`now.${name}`)), el("dd", {}, value, more && el("small", {}, more)));
+}
+
+function tiles(root) {
+  const all = total();
+  const state = all.draining ? "draining" : all.paused ? "paused" : all.reason ? "refuses" : "ready";
+  fill(root,
+    tile("live", number(calls.size), all.max_calls ? t("now.of", { most: number(all.max_calls) }) : "", undefined),
+    tile("per-core", all.processes ? number(all.live / all.processes, all.live % all.processes ? 1 : 0) : "–", all.processes > 1 ? t("now.processes", { count: all.processes }) : ""),
+    tile("waiting", number(all.waiting), "", all.waiting ? "warn" : undefined),
+    tile("sessions", number(all.sessions)),
+    tile("lag", ms(all.lag_ms), "", all.lag_ms > 20 ? "warn" : undefined),
+    tile("state", t(`now.${state}`), all.paused ? word("refusal", all.paused) : state === "refuses" ? word("refusal", all.reason) : "", state === "ready" ? "good" : "bad"));
+}
+
+function processes(root) {
+  if (loads.size < 2) { fill(root); return; }
+  const columns = ["live", "waiting", "sessions", "lag_ms"];
+  fill(root, el("details", { class: "card" },
+    el("summary", {}, t("now.by-process", { count: loads.size })),
+    el("div", { class: "scroll" }, el("table", {},
+      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, t("process")), columns.map((each) => el("th", { scope: "col", class: "number" }, t(`now.${each.replace("_ms", "")}`))))),
+      el("tbody", {}, [...loads.values()].sort((a, b) => a.process.localeCompare(b.process)).map((load) =>
+        el("tr", {}, el("th", { scope: "row" }, load.process), columns.map((each) => el("td", { class: "number" }, each === "lag_ms" ? ms(load[each]) : number(load[each]))))))))));
+}
+
+function meter(name) {
+  return el("span", { class: `meter ${name}`, "aria-hidden": "true" }, el("i", {}));
+}
+
+/** One live call, and what keeps it as it is. */
+function row(call, hangUp) {
+  const parts = {
+    time: el("span", { class: "time" }), turn: el("span", { class: "turn" }), last: el("span", { class: "last faint" }),
+    cost: el("span", { class: "cost number" }), caller: meter("caller"), agent: meter("agent"),
+  };
+  const end = session.may_change && el("button", { class: "button quiet danger", "aria-label": t("now.hang-up-of", { number: call.number }), on: { click: () => hangUp(call) } }, t("now.hang-up"));
+  const node = el("li", { class: "call", "data-call": call.call_sid },
+    el("a", { class: "who", href: `#/call/${call.call_sid}`, "aria-label": t("now.open", { number: call.number }) },
+      el("span", { class: `way ${call.direction}`, title: word("direction", call.direction) }, icon(call.direction === "inbound" ? "in" : "out")),
+      el("strong", {}, call.number || t("unknown")), el("span", { class: "faint" }, call.agent)),
+    el("span", { class: "levels" }, parts.caller, parts.agent),
+    parts.turn, parts.last, parts.time, parts.cost, end || el("span", {}));
+  const put = (part, text) => { if (part.textContent !== text) part.textContent = text; };
+  const update = () => {
+    const now = calls.get(call.call_sid);
+    if (!now) return;
+    node.dataset.turn = now.turn;
+    put(parts.time, now.began ? length((Date.now() - now.began) / 1000) : word("status", now.status));
+    put(parts.turn, now.began ? t(`turn.${now.turn}`) : "");
+    put(parts.last, word("line", now.last));
+    put(parts.cost, now.usd === null ? "" : money(now.usd));
+    parts.caller.style.setProperty("--level", String(now.levels[0] / 100));
+    parts.agent.style.setProperty("--level", String(now.levels[1] / 100));
+  };
+  update();
+  return { node, update };
+}
+
+async function placeForm() {
+  const agents = await get("agents").then((found) => found.agents, () => []);
+  const problem = el("p", { class: "problem", role: "alert" });
+  const to = el("input", { id: "place-number", type: "tel", required: true, placeholder: "+15005550006", autocomplete: "off" });
+  const agent = el("select", { id: "place-agent" }, agents.map((each) => el("option", { value: each.name }, each.name)));
+  const greeting = el("textarea", { id: "place-greeting", rows: "2", maxlength: "4000" });
+  const field = (id, label, input) => el("p", { class: "field" }, el("label", { for: id }, label), input);
+  const place = async (event) => {
+    if (event.submitter?.value === "no") return;
+    event.preventDefault();
+    problem.textContent = "";
+    event.submitter.disabled = true;
+    try {
+      const body = { destination_number: to.value };
+      if (agents.length > 1) Object.assign(body, { agent: agent.value });
+      if (greeting.value.trim()) Object.assign(body, { greeting: greeting.value.trim() });
+      await post("make-call", body);
+      dialog.close();
+    } catch (error) {
+      problem.textContent = Object.values(error.body?.fields ?? {})[0] ?? error.message;
+      event.submitter.disabled = false;
+    }
+  };
+  const dialog = el("dialog", { class: "dialog", "aria-labelledby": "place-title", on: { close: () => dialog.remove() } },
+    el("form", { method: "dialog", on: { submit: place } },
+      el("h2", { id: "place-title" }, t("now.place")),
+      field("place-number", t("now.number"), to),
+      agents.length > 1 && field("place-agent", t("agent"), agent),
+      field("place-greeting", t("now.greeting"), greeting), problem,
+      el("div", { class: "row end" },
+        el("button", { class: "button", value: "no", formnovalidate: true }, t("cancel")),
+        el("button", { class: "button primary", value: "yes" }, t("now.call")))));
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
+/** @param {HTMLElement} root */
+export function show(root) {
+  const load = el("dl", { class: "tiles", "aria-label": t("now.load") });
+  const each = el("div", {});
+  const list = el("ul", { class: "live", "aria-label": t("now.live") });
+  const empty = el("p", { class: "empty" }, t("now.nobody"));
+  const said = el("p", { class: "hidden", role: "status" });
+  /** @type {Map<string, {node: HTMLElement, update: () => void}>} */
+  const rows = new Map();
+
+  const hangUp = async (call) => {
+    const yes = await ask({ title: t("now.hang-up"), text: t("now.hang-up-ask", { number: call.number }), yes: t("now.hang-up"), no: t("cancel"), danger: true });
+    if (yes) await post(`calls/${encodeURIComponent(call.call_sid)}/hang-up`).catch((error) => { said.textContent = error.message; });
+  };
+  const drain = async () => {
+    const yes = await ask({ title: t("now.drain"), text: t("now.drain-ask"), yes: t("now.drain"), no: t("cancel"), danger: true });
+    if (yes) await post("drain").catch((error) => { said.textContent = error.message; });
+  };
+  const redraw = () => {
+    for (const [sid, { node }] of rows) if (!calls.has(sid)) { node.remove(); rows.delete(sid); }
+    const newest = [...calls.values()].sort((a, b) => b.created_at - a.created_at);
+    newest.forEach((call, place) => {
+      let found = rows.get(call.call_sid);
+      if (!found) rows.set(call.call_sid, (found = row(call, hangUp)));
+      if (list.children[place] !== found.node) list.insertBefore(found.node, list.children[place] ?? null);
+    });
+    empty.hidden = rows.size > 0;
+    said.textContent = t("now.count", { count: rows.size });
+    tiles(load);
+  };
+  const update = () => { for (const found of rows.values()) found.update(); };
+  const loaded = () => { tiles(load); processes(each); update(); };
+
+  fill(root,
+    el("div", { class: "head" }, el("h1", {}, t("view.now")),
+      session.may_change && el("div", { class: "row" },
+        el("button", { class: "button primary", on: { click: placeForm } }, icon("plus"), t("now.place")),
+        el("button", { class: "button", on: { click: drain } }, t("now.drain")))),
+    load, each, said, list, empty);
+  redraw();
+  loaded();
+  live.addEventListener("calls", redraw);
+  live.addEventListener("load", loaded);
+  live.addEventListener("line", update);
+  const ticking = setInterval(update, STEP_MS);
+  return () => {
+    clearInterval(ticking);
+    live.removeEventListener("calls", redraw);
+    live.removeEventListener("load", loaded);
+    live.removeEventListener("line", update);
+  };
+}

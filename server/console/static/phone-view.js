@@ -1,0 +1,63 @@
+// This page as a telephone: talk with an agent, and see the call's timeline grow.
+
+import { address, get, post, session } from "./api.js";
+import { show as showCall } from "./call.js";
+import { el, icon, show as fill } from "./dom.js";
+import { t, word } from "./words.js";
+
+const MODULE = new URL("../phone.js", import.meta.url);
+const ON = new Set(["preparing", "ready", "connecting", "talking", "reconnecting"]);
+
+/** @param {HTMLElement} root */
+export function show(root) {
+  const state = el("p", { class: "phone-state", role: "status" }, t("phone.idle"));
+  const agent = el("select", { id: "phone-agent" });
+  const call = el("button", { class: "button primary big", disabled: true }, icon("phone"), t("phone.call"));
+  const end = el("button", { class: "button danger big", hidden: true }, t("now.hang-up"));
+  const mute = el("button", { class: "button", hidden: true, "aria-pressed": "false" }, t("phone.mute"));
+  const heard = el("span", { class: "meter caller" }, el("i", {})), played = el("span", { class: "meter agent" }, el("i", {}));
+  const below = el("div", {});
+  let phone = null, leave = () => {}, gone = false;
+
+  const told = ({ state: now, reason }) => {
+    state.textContent = [word("phone", now), reason ? word("reason", reason) : ""].filter(Boolean).join(" · ");
+    state.dataset.state = now;
+    call.hidden = ON.has(now);
+    end.hidden = mute.hidden = !ON.has(now);
+  };
+  const begin = (Phone) => {
+    call.disabled = !session.may_change;
+    call.addEventListener("click", () => {
+      phone = new Phone({
+        agent: agent.value || undefined,
+        ask: async (wishes) => {
+          const made = await post("calls/browser", wishes);
+          leave();
+          leave = made.call_sid ? showCall(below, made.call_sid, { inside: true }) : () => {};
+          return made;
+        },
+      });
+      phone.addEventListener("state", ({ detail }) => told(detail));
+      phone.addEventListener("level", ({ detail }) => { heard.style.setProperty("--level", String(detail.heard)); played.style.setProperty("--level", String(detail.played)); });
+      phone.addEventListener("problem", ({ detail }) => { state.textContent = detail.message; });
+      Promise.resolve(phone.call()).catch((error) => { state.textContent = error.message; told({ state: "over" }); });
+    });
+    end.addEventListener("click", () => phone?.hangUp());
+    mute.addEventListener("click", () => {
+      const muted = mute.getAttribute("aria-pressed") !== "true";
+      mute.setAttribute("aria-pressed", String(muted));
+      phone?.mute(muted);
+    });
+    if (!session.may_change) state.textContent = t("phone.only-look");
+  };
+  fill(root, el("div", { class: "head" }, el("h1", {}, t("view.phone"))),
+    el("section", { class: "card phone" }, el("p", { class: "faint" }, t("phone.what")),
+      el("p", { class: "field" }, el("label", { for: "phone-agent" }, t("agent")), agent),
+      el("div", { class: "row" }, call, end, mute), el("div", { class: "levels wide", "aria-hidden": "true" }, heard, played), state),
+    below);
+  get("agents").then(({ agents }) => fill(agent, agents.map((each) => el("option", { value: each.name }, each.name))), () => {});
+  import(String(MODULE)).then(({ Phone }) => { if (!gone) begin(Phone); }, () => {
+    fill(state, t("phone.missing"), " ", el("a", { href: String(address("phone")) }, "/phone"));
+  });
+  return () => { gone = true; phone?.hangUp(); leave(); };
+}

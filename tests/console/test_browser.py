@@ -1,0 +1,586 @@
+"""The console in a real browser: what people see of calls, and what nobody can make it do."""
+
+from __future__ import annotations
+
+import json
+import re
+import wave
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from benchmarks.screens import made_up
+from server.console import channel
+from server.console.pages import FILES
+from server.logs import masked
+from server.simulators.clock import PatientClock
+from server.web.keys import READ, hash_key
+from tests.support.browser import (
+    browser_page,
+    here,
+    in_browser,
+    needs_chromium,
+    sign_in,
+    until,
+)
+from tests.support.processes import API_KEY, NEVER_HANGS_UP, TWO_PROCESSES, server_process
+from tests.support.serving import serving
+
+pytestmark = [pytest.mark.sockets, pytest.mark.slow, needs_chromium]
+VIEWS = ("now", "calls", "latency", "phone", "health")
+INTERRUPTS, TALKS_ON = "5550102", "5550108"
+NEAR_S = 0.05
+NARROW = {"viewport": {"width": 390, "height": 780}}
+KEYS = {"api_key": API_KEY, "api_keys": {"watcher": hash_key("glass") + READ}}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a call is kept that was interrupted, recorded and ended."""
+
+    settings: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+    @property
+    def call_sid(self) -> str:
+        return self.record["call_sid"]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Kept:
+    folder: Path = tmp_path_factory.mktemp("kept")
+    settings = {"recordings_dir": folder, "database_url": f"sqlite:///{folder}/calls.db", **KEYS}
+
+    async def call() -> dict[str, Any]:
+        async with serving(**settings) as server:
+            headers = server.http.headers
+            headers["Authorization"] = f"Bearer {API_KEY}"
+            call_sid = (await server.make_call(INTERRUPTS)).json()["call_sid"]
+            while True:
+                record = (await server.http.get(f"/calls/{call_sid}")).json()
+                if record["state"] == "ended" and record["status"] == "completed":
+                    return record
+                await trio.sleep(0.1)
+
+    return Kept(settings, trio.run(call, clock=PatientClock(speed=10.0)))
+
+
+# -- who is let in ------------------------------------------------------------------------------
+
+
+async def test_a_key_opens_it_and_nothing_else_does_and_the_page_keeps_nothing_of_it(kept):
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> tuple[str, ...]:
+            page.goto(f"{server.url}/console")
+            page.fill("#key", "nobody's")
+            page.keyboard.press("Enter")
+            refused = page.wait_for_selector("[role=alert]:not(:empty)").inner_text()
+            page.fill("#key", API_KEY)
+            page.keyboard.press("Enter")
+            page.wait_for_selector(".view-now")
+            page.goto(f"{server.url}/console#/call/{kept.call_sid}")
+            page.wait_for_selector("[data-drawn]")
+            seen = "document.cookie + JSON.stringify({...localStorage, ...sessionStorage})"
+            told = page.evaluate(f"{seen} + document.title")
+            page.click("text=Sign out")
+            page.wait_for_selector("#key")
+            page.reload()
+            page.wait_for_selector("#key")
+            return refused, told
+
+        refused, told = await in_browser(look)
+
+    assert refused == "There is no such key."
+    assert API_KEY not in told
+    assert kept.record["number"] not in told
+    assert "offhook-console" not in told
+
+
+async def test_a_key_that_may_only_look_is_shown_no_button_that_it_cannot_use(kept):
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> tuple[str, int]:
+            sign_in(page, server.url, "glass")
+            page.wait_for_selector(".connection[data-state=open]")
+            frame, buttons = page.inner_text(".side"), page.locator("text=Place a call").count()
+            page.goto(f"{server.url}/console#/call/{kept.call_sid}")
+            page.wait_for_selector("[data-drawn]")
+            return frame, buttons + page.locator(".danger").count()
+
+        frame, buttons = await in_browser(look)
+
+    assert "read only" in frame
+    assert buttons == 0
+
+
+# -- what is shown ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("light", ["light", "dark"])
+async def test_every_view_is_for_everybody_to_use(kept, light):
+    from axe_playwright_python.sync_playwright import Axe
+
+    async with serving(**kept.settings) as server:
+        await server.http.post("/make-call", json={"destination_number": f"+1500{TALKS_ON}"})
+
+        def look(page: Any) -> dict[str, list[str]]:
+            found = {}
+            page.goto(f"{server.url}/console")
+            page.wait_for_selector("#key")
+            found["sign"] = violations(page)
+            sign_in(page, server.url)
+            for view in (*VIEWS, f"call/{kept.call_sid}"):
+                page.goto(f"{server.url}/console#/{view}")
+                page.wait_for_selector(f".view-{view.partition('/')[0]}")
+                page.wait_for_load_state("networkidle") if view == "latency" else None
+                if view.startswith("call/"):
+                    page.wait_for_selector("[data-drawn]")
+                found[view] = violations(page)
+            return found
+
+        def violations(page: Any) -> list[str]:
+            said = Axe().run(page).response["violations"]
+            return [
+                f"{each['id']}: {[node['target'] for node in each['nodes']][:3]}"
+                for each in said
+                if each["impact"] in ("serious", "critical")
+            ]
+
+        found = await in_browser(look, color_scheme=light, bypass_csp=True)
+
+    assert {view: said for view, said in found.items() if said} == {}
+
+
+async def test_nothing_is_wider_than_a_telephones_screen(kept):
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> dict[str, int]:
+            sign_in(page, server.url)
+            wide = {}
+            for view in (*VIEWS, f"call/{kept.call_sid}"):
+                page.goto(f"{server.url}/console#/{view}")
+                page.wait_for_selector(f".view-{view.partition('/')[0]} h1")
+                wide[view] = page.evaluate("document.documentElement.scrollWidth")
+            return wide
+
+        wide = await in_browser(look, **NARROW)
+
+    assert {view: width for view, width in wide.items() if width > 390} == {}
+
+
+async def test_a_call_appears_while_it_lives_and_is_ended_by_a_button(kept):
+    async with serving(**kept.settings) as server:
+        server.http.headers["Authorization"] = f"Bearer {API_KEY}"
+
+        def look(page: Any) -> tuple[str, str]:
+            sign_in(page, server.url)
+            page.wait_for_selector(".connection[data-state=open]")
+            made = here(server.make_call, TALKS_ON).json()
+            row = f"[data-call={made['call_sid']}]"
+            page.wait_for_selector(f"{row}[data-turn=agent], {row}[data-turn=caller]")
+            until(page, "document.querySelector('.cost').textContent.startsWith('$')")
+            page.click(f"{row} button")
+            page.click("dialog button[value=yes]")
+            page.wait_for_selector(row, state="detached")
+            page.keyboard.press("g")
+            page.keyboard.press("c")
+            page.wait_for_selector(f"{row} td")
+            return made["call_sid"], page.inner_text(row)
+
+        call_sid, row = await in_browser(look)
+        record = (await server.http.get(f"/calls/{call_sid}")).json()
+
+    assert "Hung up by us" in row
+    assert (record["state"], record["reason"]) == ("ended", "hung-up")
+
+
+async def test_a_call_is_placed_and_what_is_wrong_with_a_number_is_said(kept):
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> tuple[str, str]:
+            sign_in(page, server.url)
+            page.click("text=Place a call")
+            page.fill("#place-number", "12")
+            page.click("dialog button[value=yes]")
+            wrong = page.wait_for_selector("dialog .problem:not(:empty)").inner_text()
+            page.fill("#place-number", f"+1500{TALKS_ON}")
+            page.click("dialog button[value=yes]")
+            return wrong, page.wait_for_selector("li.call .who").inner_text()
+
+        wrong, who = await in_browser(look)
+
+    assert "+" in wrong
+    assert masked(f"+1500{TALKS_ON}") in who
+
+
+def silent_from_s(path: Path, near_s: float) -> float:
+    """When the agent falls silent in a recording, the last time before this."""
+    with wave.open(str(path)) as file:
+        rate, frames = file.getframerate(), array("h", file.readframes(file.getnframes()))
+    right = frames[1::2]
+    until = int((near_s + 0.3) * rate)
+    return max(at for at in range(until) if abs(right[at]) > 300) / rate
+
+
+async def test_an_interruption_is_drawn_where_the_recording_falls_silent(kept):
+    answered_s = next(one["at_s"] for one in kept.record["timeline"] if one["what"] == "answered")
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> float:
+            sign_in(page, server.url)
+            page.goto(f"{server.url}/console#/call/{kept.call_sid}")
+            page.wait_for_selector("[data-drawn]")
+            return page.evaluate(
+                """() => {
+                  const mark = document.querySelector(".tl-mark.barge").getBoundingClientRect();
+                  const whole = document.querySelector(".tl-inner").getBoundingClientRect();
+                  const until = Number(document.querySelector(".tl-cursor").ariaValueMax);
+                  return (mark.left - whole.left) / whole.width * until;
+                }"""
+            )
+
+        drawn_s = await in_browser(look)
+        path = server.service.recordings.path(kept.call_sid, 1)
+    silent_s = answered_s + silent_from_s(path, drawn_s - answered_s)
+
+    assert abs(drawn_s - silent_s) < NEAR_S
+
+
+async def test_the_cursor_is_where_the_sound_is(kept):
+    answered_s = next(one["at_s"] for one in kept.record["timeline"] if one["what"] == "answered")
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> tuple[float, list[tuple[float, float]]]:
+            page.add_init_script(
+                "const A = Audio; window.Audio = function () { return window.heard = new A(); }"
+            )
+            sign_in(page, server.url)
+            page.goto(f"{server.url}/console#/call/{kept.call_sid}")
+            page.wait_for_selector("[data-drawn]")
+            until(page, "heard.readyState >= 1")
+            page.click(".tl-mark.barge span")
+            until(page, "!heard.seeking && heard.currentTime > 1")
+            begun = page.evaluate("heard.currentTime")
+            page.select_option("#speed", "2")
+            page.click("[aria-label=Play]")
+            until(page, f"heard.currentTime > {begun} + 0.5")
+            page.click("[aria-label=Pause]")
+            until(page, "heard.paused")
+            both = page.evaluate(
+                "[heard.currentTime, Number(document.querySelector('.tl-cursor').dataset.cursor)]"
+            )
+            page.evaluate("document.activeElement.blur()")
+            page.keyboard.press("ArrowRight")
+            until(page, f"heard.currentTime > {both[0]} + 1.9 && !heard.seeking")
+            page.wait_for_timeout(50)
+            later = page.evaluate(
+                "[heard.currentTime, Number(document.querySelector('.tl-cursor').dataset.cursor)]"
+            )
+            return begun, [tuple(both), tuple(later)]
+
+        begun, places = await in_browser(look)
+    held = next(one["at_s"] for one in kept.record["timeline"] if one["what"] == "agent held")
+
+    assert abs(begun + answered_s - held) < NEAR_S
+    assert all(abs(sound + answered_s - cursor) < NEAR_S for sound, cursor in places)
+
+
+async def test_calls_are_filtered_and_exported_as_filtered(kept):
+    async with serving(**kept.settings) as server:
+        others = made_up(kept.record, 60, now=kept.record["created_at"])
+        for record in others:
+            server.service.records.keep(record)
+        await server.service.records.wait_saved()
+        troubled = {
+            each["call_sid"]
+            for each in others
+            if each["reason"] in ("no-answer", "busy", "model-silent")
+        }
+
+        def look(page: Any) -> tuple[set[str], list[str], str]:
+            sign_in(page, server.url, view="calls")
+            page.wait_for_selector("tbody tr")
+            page.check("#filter-trouble")
+            until(page, f"document.querySelectorAll('tbody tr').length === {len(troubled)}")
+            rows = {row.get_attribute("data-call") for row in page.locator("tbody tr").all()}
+            files = []
+            for name in ("CSV", "JSON Lines"):
+                with page.expect_download() as download:
+                    page.click(f"a:has-text('{name}')")
+                files.append(Path(download.value.path()).read_text())
+            page.uncheck("#filter-trouble")
+            page.select_option("#filter-direction", "inbound")
+            page.fill("#filter-min_cost_usd", "0.05")
+            until(page, "document.querySelectorAll('tbody .outbound').length === 0")
+            page.fill("#filter-number", "+1500")
+            page.wait_for_selector("p[role=status]:not(:empty)")
+            return rows, files, page.url
+
+        rows, files, url = await in_browser(look, accept_downloads=True)
+
+    assert rows == troubled
+    assert len(files[0].splitlines()) == len(troubled) + 1
+    assert {json.loads(line)["call_sid"] for line in files[1].splitlines()} == troubled
+    assert "1500" not in url.partition("#")[2]
+
+
+async def test_ten_thousand_calls_are_shown_a_page_at_a_time(kept):
+    async with serving(**kept.settings) as server:
+        for record in made_up(kept.record, 10_000, now=kept.record["created_at"]):
+            server.service.records.keep(record)
+            if len(server.service.records._unsaved) > 5_000:
+                await server.service.records.wait_saved()
+        await server.service.records.wait_saved()
+
+        def look(page: Any) -> tuple[int, int]:
+            sign_in(page, server.url, view="calls")
+            page.wait_for_selector("tbody tr")
+            first = page.locator("tbody tr").count()
+            page.click("button:has-text('More')")
+            until(page, f"document.querySelectorAll('tbody tr').length > {first}")
+            more = page.locator("tbody tr").count()
+            page.goto(f"{server.url}/console#/latency")
+            page.wait_for_selector("[data-drawn='1000']")
+            return first, more
+
+        assert await in_browser(look) == (50, 100)
+
+
+# -- the channel --------------------------------------------------------------------------------
+
+COLLECT = """async () => {
+  const { live } = await import("/static/console/live.js");
+  window.lines = [];
+  live.addEventListener("line", ({ detail: { call_sid, line } }) =>
+    lines.push(call_sid + " " + line.at_s + line.what));
+}"""
+
+
+async def test_a_channel_that_ends_again_and_again_loses_nothing(kept, monkeypatch):
+    async with serving(**kept.settings) as server:
+        server.http.headers["Authorization"] = f"Bearer {API_KEY}"
+
+        def look(page: Any) -> tuple[list[str], str, int, int]:
+            asked = []
+            page.on("request", lambda request: asked.append(request.url))
+            sign_in(page, server.url)
+            page.wait_for_selector(".connection[data-state=open]")
+            until(page, "document.querySelector('[data-tile=sessions] dd').textContent")
+            page.evaluate(COLLECT)
+            opened = sum("/events" in url for url in asked)
+            lists = sum("/calls?" in url for url in asked)
+            call_sid = here(server.make_call, INTERRUPTS).json()["call_sid"]
+            until(page, "lines.some((line) => line.endsWith('ended'))")
+            opened = sum("/events" in url for url in asked) - opened
+            lists = sum("/calls?" in url for url in asked) - lists
+            return page.evaluate("lines"), call_sid, opened, lists
+
+        monkeypatch.setattr(channel, "CHANNEL_S", 1.5)
+        lines, call_sid, opened, lists = await in_browser(look)
+        record = (await server.http.get(f"/calls/{call_sid}")).json()
+
+    whole = [f"{call_sid} {json.dumps(one['at_s'])}{one['what']}" for one in record["timeline"]]
+    told = [re.sub(r" (\d+)([a-z])", r" \1.0\2", line) for line in lines]
+    missing = [line for line in whole if line not in told and not line.endswith("completed")]
+    assert opened >= 3
+    assert lists == 0
+    assert missing == []
+    assert len(told) == len(set(told))
+
+
+async def test_of_two_processes_all_calls_are_shown(tmp_path):
+    command = next(iter(TWO_PROCESSES))
+    async with server_process(tmp_path, command) as server:
+        await server.both_ready()
+        url = str(server.http.base_url).rstrip("/")
+
+        def look(page: Any) -> tuple[set[str], set[str]]:
+            sign_in(page, url)
+            page.wait_for_selector(".connection[data-state=open]")
+            made = {here(server.make_call, NEVER_HANGS_UP).json()["call_sid"] for _ in range(4)}
+            until(page, "document.querySelectorAll('li.call').length === 4")
+            until(
+                page,
+                "document.querySelectorAll('[data-turn=agent], [data-turn=caller]').length > 0",
+            )
+            page.wait_for_selector("details table tbody tr:nth-child(2)", state="attached")
+            shown = {row.get_attribute("data-call") for row in page.locator("li.call").all()}
+            return made, shown
+
+        made, shown = await in_browser(look)
+
+    assert made == shown
+
+
+# -- what nobody can make it do -----------------------------------------------------------------
+
+SCRIPT = '"><img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
+
+
+async def test_whatever_comes_from_outside_is_text(kept):
+    async with serving(**kept.settings) as server:
+        nasty = dict(kept.record) | {
+            "call_sid": "CA" + "e" * 32,
+            "number": SCRIPT[:32],
+            "agent": SCRIPT[:64],
+            "reason": SCRIPT[:64],
+            "detail": SCRIPT,
+            "model": SCRIPT,
+            "answered_by": SCRIPT,
+            "created_at": kept.record["created_at"] + 1,
+            "metadata": {SCRIPT: SCRIPT},
+            "recording": None,
+            "outcome": {"values": {SCRIPT: SCRIPT, "list": [SCRIPT]}},
+            "tokens": {"prompt": {SCRIPT: 1}, "response": {}},
+            "timeline": [
+                *kept.record["timeline"],
+                {"at_s": 3.0, "what": "tool", "name": SCRIPT, "outcome": SCRIPT, "took_ms": 5.0},
+                {"at_s": 3.1, "what": SCRIPT, SCRIPT: SCRIPT},
+            ],
+            "transcript": [
+                {"speaker": "caller", "at_s": 1.0, "text": SCRIPT, "heard_s": None, "cut": False},
+                {
+                    "speaker": "agent",
+                    "at_s": 2.0,
+                    "text": SCRIPT,
+                    "unheard": SCRIPT,
+                    "heard_s": 1.0,
+                    "cut": True,
+                },
+            ],
+        }
+        server.service.records.keep(nasty)
+        await server.service.records.wait_saved()
+
+        def look(page: Any) -> tuple[Any, str]:
+            sign_in(page, server.url, view="calls")
+            page.wait_for_selector("tbody tr")
+            page.click(f"[data-call={nasty['call_sid']}] a")
+            page.wait_for_selector("[data-drawn]")
+            page.click("summary")
+            text = page.inner_text("main")
+            for view in ("latency", f"call/{SCRIPT}", "now", "calls"):
+                page.evaluate("(hash) => { location.hash = hash; }", f"#/{view}")
+                page.wait_for_selector(f".view-{view.partition('/')[0]} :is(h1, .problem)")
+                page.wait_for_timeout(300)
+            return page.evaluate("window.pwned"), text
+
+        pwned, text = await in_browser(look)
+
+    assert pwned is None
+    assert text.count(SCRIPT) >= 8
+
+
+async def test_every_account_is_tried_when_asked_and_what_to_do_is_said(kept):
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> list[str]:
+            sign_in(page, server.url, view="health")
+            page.click("text=Try every account")
+            page.wait_for_selector("[data-finding=settings]")
+            return [each.inner_text() for each in page.locator(".finding").all()]
+
+        findings = await in_browser(look)
+
+    assert any(text.startswith("Well") and "carrier" in text for text in findings)
+    assert any("Fill in the accounts" in text for text in findings)
+
+
+PHONE = """export class Phone extends EventTarget {
+  constructor(wishes) { super(); this.wishes = wishes; }
+  async call() {
+    await this.wishes.ask({ agent: this.wishes.agent });
+    this.dispatchEvent(new CustomEvent("state", { detail: { state: "talking" } }));
+  }
+  mute(on) { window.muted = on; }
+  hangUp() {
+    this.dispatchEvent(new CustomEvent("state", { detail: { state: "over", reason: "hung-up" } }));
+  }
+}"""
+"""What ``/static/phone.js`` offers, as far as the console knows it."""
+
+
+async def test_the_page_is_a_telephone_with_its_calls_timeline_below(kept):
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> tuple[str, list[str], bool]:
+            asked = []
+
+            def answer(route: Any) -> None:
+                asked.append(route.request.post_data)
+                route.fulfill(json={"call_sid": kept.call_sid})
+
+            page.route(
+                "**/static/phone.js",
+                lambda route: route.fulfill(body=PHONE, content_type="text/javascript"),
+            )
+            page.route("**/calls/browser", answer)
+            sign_in(page, server.url, view="phone")
+            page.click("button.big:enabled")
+            page.wait_for_selector("[data-drawn]")
+            page.click("text=Mute")
+            muted = page.evaluate("window.muted")
+            page.click(".phone >> text=Hang up")
+            page.wait_for_selector("[data-state=over]")
+            return page.inner_text(".phone-state"), asked, muted
+
+        said, asked, muted = await in_browser(look)
+
+    assert said == "Over · Hung up by us"
+    assert [json.loads(each) for each in asked] == [{"agent": "default"}]
+    assert muted
+
+
+# -- words --------------------------------------------------------------------------------------
+
+
+def words_of(language: str) -> dict[str, str]:
+    text = (FILES / f"{language}.js").read_text()
+    pairs = re.findall(r"(?:\"([^\"]+)\"|(\b[\w-]+)): \"((?:[^\"\\]|\\.)*)\"", text)
+    return {quoted or bare: said for quoted, bare, said in pairs}
+
+
+def test_every_language_has_every_word_with_the_same_facts_in_it():
+    english, spanish = words_of("en"), words_of("es")
+
+    assert len(english) > 200
+    assert english.keys() == spanish.keys()
+    for name, text in english.items():
+        assert sorted(re.findall(r"\{\w+\}", text)) == sorted(
+            re.findall(r"\{\w+\}", spanish[name])
+        ), name
+
+
+def test_every_word_that_the_page_asks_for_is_there():
+    asked = set()
+    for path in FILES.glob("*.js"):
+        asked |= set(re.findall(r"\bt\(\"([^\"]+)\"", path.read_text()))
+
+    assert asked - words_of("en").keys() == set()
+
+
+async def test_it_speaks_the_readers_language_and_another_when_asked(kept):
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> tuple[str, str, str]:
+            sign_in(page, server.url)
+            spanish = page.inner_text("nav")
+            page.select_option("select[aria-label=Idioma]", "en")
+            until(page, "document.documentElement.lang === 'en'")
+            return spanish, page.inner_text("nav"), page.evaluate("document.documentElement.lang")
+
+        spanish, english, _ = await in_browser(look, locale="es-VE")
+
+    assert "Llamadas" in spanish
+    assert "Calls" in english
+
+
+def test_a_browser_that_finds_an_error_on_a_page_fails_its_test():
+    with pytest.raises(pytest.fail.Exception, match="mistake"), browser_page() as page:
+        page.goto("data:text/html,<script>throw new Error('a mistake')</script>")

@@ -1,0 +1,120 @@
+"""How long callers waited, of many calls at once; calls by cost and end; what a check finds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.app import create_app
+from server.settings.settings import Settings
+from server.web.keys import READ, hash_key
+from tests.support.access import SIMULATED
+
+pytestmark = pytest.mark.sockets
+
+RECORD = {
+    **{"call_sid": "CA1", "direction": "outbound", "number": "+15*******06", "state": "ended"},
+    **{"status": "completed", "reason": "caller-hung-up", "detail": "", "created_at": 1_000.0},
+    **{"duration_s": 61.5, "agent_heard_s": 12.25, "metadata": {}, "agent": "default"},
+    "model": "gemini-3.8-live",
+    "cost": {"known_usd": 0.05},
+    "timings": {
+        "answer_to_first_audio_ms": 120.5,
+        "interrupt_to_clear": {"count": 2, "p50_ms": 1.5},
+    },
+    "replies": [{"turn": 2, "total_ms": 812.0}, {"turn": 3, "vad_ms": 500.0}],
+}
+SILENT = RECORD | {
+    **{"call_sid": "CA2", "created_at": 1_001.0, "reason": "no-answer", "duration_s": 0.0},
+    **{"cost": {"known_usd": 0.0}, "timings": None, "replies": None},
+}
+OLD = RECORD | {
+    **{"call_sid": "CA3", "created_at": 900.0, "agent": "orders", "cost": {"known_usd": 1.25}},
+    **{"timings": {"interrupt_to_clear": {"count": 0, "p50_ms": None}}, "replies": [], "model": 1},
+}
+
+
+async def asked(path: str) -> Any:
+    app = create_app(Settings.load(_env_file=None, **SIMULATED, database_url="sqlite://"))
+    async with app.test_app():
+        for record in (RECORD, SILENT, OLD):
+            app.service.records.keep(dict(record) | {"model": str(record["model"])})
+        await app.service.records.wait_saved()
+        answer = await app.test_client().get(path)
+        assert answer.status_code == 200, await answer.get_data(as_text=True)
+        return await answer.get_json()
+
+
+async def test_the_waits_of_each_call_that_talked_are_told_newest_first():
+    calls = (await asked("/latency"))["calls"]
+
+    assert calls == [
+        {
+            "call_sid": "CA1",
+            "created_at": 1_000.0,
+            "agent": "default",
+            "model": "gemini-3.8-live",
+            "answer_ms": 120.5,
+            "replies_ms": [812.0],
+            "interrupt_ms": 1.5,
+        },
+        {
+            "call_sid": "CA3",
+            "created_at": 900.0,
+            "agent": "orders",
+            "model": "1",
+            "answer_ms": None,
+            "replies_ms": [],
+            "interrupt_ms": None,
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("agent=orders", ["CA3"]),
+        ("limit=1", ["CA1"]),
+        ("min_cost_usd=1", ["CA3"]),
+        ("since=1970-01-01T00:16:00Z", ["CA1"]),
+    ],
+)
+async def test_they_are_filtered_as_lists_are(query, found):
+    calls = (await asked(f"/latency?{query}"))["calls"]
+
+    assert [call["call_sid"] for call in calls] == found
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("min_cost_usd=0.05", ["CA1", "CA3"]),
+        ("max_cost_usd=0.05", ["CA2", "CA1"]),
+        ("min_cost_usd=0.01&max_cost_usd=1", ["CA1"]),
+        ("trouble=true", ["CA2"]),
+        ("trouble=true&reason=caller-hung-up", ["CA1", "CA3"]),
+        ("trouble=false", ["CA2", "CA1", "CA3"]),
+    ],
+)
+async def test_calls_are_found_by_their_cost_and_by_trouble(query, found):
+    calls = (await asked(f"/calls?{query}"))["calls"]
+
+    assert [call["call_sid"] for call in calls] == found
+
+
+async def test_everything_that_is_set_is_tried_once_by_whoever_may_change_something():
+    keys = {"shop": hash_key("one"), "watcher": hash_key("two") + READ}
+    app = create_app(
+        Settings.load(_env_file=None, **SIMULATED, database_url="sqlite://", api_keys=keys)
+    )
+    async with app.test_app():
+        client = app.test_client()
+        refused = await client.post("/check", headers={"X-API-Key": "two"})
+        answer = await client.post("/check", headers={"X-API-Key": "one"})
+        body = await answer.get_json()
+
+    assert (refused.status_code, answer.status_code) == (403, 200)
+    assert body["ok"]
+    subjects = {finding["subject"].partition(" ")[0] for finding in body["findings"]}
+    assert {"settings", "carrier"} <= subjects

@@ -1,0 +1,88 @@
+"""Debian's Chromium, driven by Playwright in a thread, while the server runs in the test's loop."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import pytest
+import trio
+
+from tests.support.required import is_required
+
+T = TypeVar("T")
+PATIENCE_MS = 60_000
+STEP_MS = 40
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+HAS_DRIVER = all(importlib.util.find_spec(name) for name in ("playwright", "axe_playwright_python"))
+needs_chromium = pytest.mark.skipif(
+    (CHROMIUM is None or not HAS_DRIVER) and not is_required("chromium"),
+    reason="there is no Chromium here, or none of Playwright's Python package",
+)
+ALLOWED = (
+    "Failed to load resource: the server responded with a status of 401",
+    "Failed to load resource: the server responded with a status of 404",
+    "Failed to load resource: the server responded with a status of 422",
+)
+"""What the browser's console says of answers that a page expects."""
+
+
+@contextmanager
+def browser_page(**context: Any) -> Generator[Any]:
+    """A page of a new browser, with nothing kept; it has no error of its own at the end."""
+    from playwright.sync_api import sync_playwright
+
+    wrong: list[str] = []
+
+    def told(message: Any) -> None:
+        if message.type == "error" and not message.text.startswith(ALLOWED):
+            wrong.append(message.text)
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            opened = browser.new_context(**{"locale": "en-GB", "timezone_id": "UTC", **context})
+            opened.set_default_timeout(PATIENCE_MS)
+            page = opened.new_page()
+            page.on("console", told)
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            yield page
+        finally:
+            browser.close()
+    if wrong:
+        pytest.fail(f"the page has errors: {wrong}")
+
+
+def until(page: Any, expression: str) -> None:
+    """Wait until this is true in the page, whose policy lets nobody evaluate text in it."""
+    for _ in range(PATIENCE_MS // STEP_MS):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(STEP_MS)
+    pytest.fail(f"it never came to be: {expression}")
+
+
+async def in_browser(look: Callable[[Any], T], **context: Any) -> T:
+    """Have a function look at a page, in a thread; it may do things here by ``here``."""
+
+    def run() -> T:
+        with browser_page(**context) as page:
+            return look(page)
+
+    return await trio.to_thread.run_sync(run)
+
+
+def here(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Do something in the test's own loop, from the browser's thread."""
+    return trio.from_thread.run(function, *arguments)
+
+
+def sign_in(page: Any, url: str, key: str = "sesame", view: str = "now") -> None:
+    """Open the console and sign in."""
+    page.goto(f"{url}/console#/{view}")
+    page.fill("#key", key)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f".view-{view.partition('/')[0]}")
