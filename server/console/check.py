@@ -41,7 +41,7 @@ def add_check(app: Quart, service: Service) -> None:
 
     @app.post("/check")
     @document_response(Checked)
-    @may_fail(401, 403, 409)
+    @may_fail(401, 403, 409, 503)
     async def check() -> Any:
         """Try every account, number and address that is set, once; nothing is changed."""
         if under_way:
