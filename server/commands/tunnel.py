@@ -22,6 +22,8 @@ from server.errors import ConfigurationError, ServerError
 
 ADDRESS_TIMEOUT_S = 45.0
 """Until the program has said its address: cloudflared needs some five seconds."""
+END_S = 1.0
+"""Until a program whose output has ended is gone."""
 KEPT_LINES = 5
 """The last of what it has printed, which say why it has ended."""
 _QUICK = re.compile(r"https://(?!api\.)[a-z0-9-]{1,63}\.trycloudflare\.com(?![\w.-])")
@@ -119,20 +121,22 @@ async def open_tunnel(program: Program, path: str, local: str) -> AsyncGenerator
                 last.append(line)
                 address = program.address_in(line)
         if address is None:
-            raise _lost(program, last, process)
+            raise await _lost(program, last, process)
         async with trio.open_nursery() as nursery:
 
             async def read_on() -> None:
                 while (line := await output.next_line()) is not None:
                     last.append(line)
-                raise _lost(program, last, process)
+                raise await _lost(program, last, process)
 
             nursery.start_soon(read_on)
             yield address
             nursery.cancel_scope.cancel("the tunnel is not needed any more")
 
 
-def _lost(program: Program, last: Sequence[str], process: trio.Process) -> TunnelLost:
+async def _lost(program: Program, last: Sequence[str], process: trio.Process) -> TunnelLost:
+    with trio.move_on_after(END_S):  # its output ends before it does
+        await process.wait()
     said = "; ".join(line[:300] for line in last)
     what = "has ended" if process.poll() is not None else "has said no address"
     return TunnelLost(f"{program.name} {what}; it said: {said or 'nothing'}")

@@ -115,7 +115,7 @@ def test_a_node_is_not_killed_before_its_calls_have_said_goodbye(services, node)
     told = services[node]["environment"]
 
     grace_s = int(services[node]["stop_grace_period"].removesuffix("s"))
-    assert grace_s == 30 + int(told["DRAIN_TIMEOUT_S"]) + int(told["FAREWELL_TIMEOUT_S"])
+    assert grace_s == 50 + int(told["DRAIN_TIMEOUT_S"]) + int(told["FAREWELL_TIMEOUT_S"])
 
 
 def test_the_balancer_outlives_the_streams_that_go_through_it(services):

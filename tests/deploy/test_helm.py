@@ -116,14 +116,14 @@ def test_nothing_has_the_name_of_another_or_lives_elsewhere():
 
 
 @pytest.mark.parametrize(
-    ("values", "grace_s"), [(BASE, 600 + 10 + 30), (EVERYTHING, 120 + 7 + 4 + 30)]
+    ("values", "grace_s"), [(BASE, 600 + 10 + 50), (EVERYTHING, 120 + 7 + 4 + 50)]
 )
 def test_a_pod_is_not_killed_before_its_calls_have_said_goodbye(values, grace_s):
     manifests = render(values)
     environment = environment_of(manifests)
 
     assert pod_of(manifests)["terminationGracePeriodSeconds"] == grace_s
-    assert grace_s >= 30 + sum(
+    assert grace_s >= 50 + sum(
         int(environment[name]) for name in ("DRAIN_TIMEOUT_S", "FAREWELL_TIMEOUT_S")
     )
 

@@ -96,7 +96,7 @@ def test_the_settings_are_ones_that_a_server_starts_with(services, monkeypatch):
     settings = Settings(_env_file=None, **told)
 
     assert settings.public_url == "https://site.example.com"
-    ends_s = settings.drain_timeout_s + settings.farewell_timeout_s + 30
+    ends_s = settings.drain_timeout_s + settings.farewell_timeout_s + 50
     assert services["offhook"]["stop_grace_period"] == f"{ends_s:.0f}s"
 
 
