@@ -94,6 +94,7 @@ class Hearing:
             self._end_turn()
             if c.stage is Stage.AWAY:
                 self._playing.leave(line)
+                self._take_found(c.ear.line_over(), trio.current_time())
             elif not (line.may_come_back and await self._wait_back(line, detail)):
                 c.end(reason, detail)
                 return
@@ -106,6 +107,7 @@ class Hearing:
         always_comes = line.media.abilities.sends_silence
         lost_at = self.heard_at(line) if always_comes else trio.current_time()
         cut = self._playing.lose(line, lost_at)
+        self._take_found(c.ear.line_over(), trio.current_time())
         c.notes.note("line lost", detail=detail or "the stream broke off")
         c.metrics.streams.lines.labels("lost").inc()
         if not await self._wait_connected(lost_at):

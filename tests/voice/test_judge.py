@@ -52,13 +52,16 @@ class Caller:
         assert self.ear.rely_on_judge()
         self.hops: list[tuple[float, float]] = []
         self.is_open = False
-        self.is_without = False
+        self.is_without = self.is_gone = False
         self.was_judged = trio.Event()
 
     def hop(self, probability, at, level_dbfs):
         assert -96.4 < level_dbfs <= 0.0
         self.hops.append((probability, at))
         self.was_judged.set()
+
+    def gone(self):
+        self.is_gone, self.is_open = True, False
 
     def do_without(self):
         self.is_without = True
@@ -249,17 +252,35 @@ def test_nobody_is_taken_back_in_the_middle_of_a_word():
     assert not caller.is_without
 
 
-def test_a_line_on_which_nothing_comes_any_more_is_not_looked_at_for_ever():
+def test_a_line_on_which_nothing_comes_any_more_is_told_so_and_not_looked_at_for_ever():
     room = Room()
     caller = Caller(room.judge)
     caller.is_open = True
     room.talk((caller, SPEECH[: FRAME * 30]))
-    assert room.judge._watched
+    assert room.judge.is_busy
 
     room.now += GONE_S + 0.1
     room.judge.judge_now()
 
-    assert not room.judge._watched
+    assert caller.is_gone
+    assert not room.judge.is_busy
+
+
+@pytest.mark.parametrize("hole_s", [0.9, 0.98, 1.02, 1.1, 1.14, 1.26, 1.5, 30.0])
+def test_who_goes_on_speaking_after_a_hole_in_the_network_is_judged_on(hole_s):
+    room = Room()
+    caller = Caller(room.judge)
+    caller.is_open = True
+    room.talk((caller, SPEECH[: FRAME * 90]))
+    for _ in range(round(hole_s / 0.02)):
+        room.now += 0.02
+        room.judge.judge_now()
+    caller.hops.clear()
+
+    room.talk((caller, SPEECH[FRAME * 40 :]))
+
+    assert len(caller.hops) > 25
+    assert caller.is_gone is (hole_s > GONE_S)
 
 
 async def test_it_runs_by_itself_and_asks_in_a_thread(nursery):
