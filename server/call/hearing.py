@@ -368,7 +368,13 @@ class Hearing:
                 agent_until = c.playout.audible_until(now)
                 if not self.telling.is_told(found, now, agent_until):
                     speech_s = 0.0
-                c.turns.caller_ended(at, now, speech_s=speech_s, agent_until=agent_until, sure=sure)
+                c.turns.caller_ended(
+                    *(at, now),
+                    speech_s=speech_s,
+                    agent_until=agent_until,
+                    sure=sure,
+                    may_hasten=not c.session.text_interrupts,
+                )
                 replies.caller_ended(at, now)
                 self._playing.let_out()  # the greeting may have waited for this
             case Stop.HOLD:

@@ -124,7 +124,7 @@ class MemorySession:
     """A model session; the test says what the model sends and sees what it is sent."""
 
     lost_s = 0.0
-    is_drained = False
+    is_drained = text_interrupts = False
 
     def __init__(
         self, on_event: EventListener, connect_s: float, failure: ModelError | None

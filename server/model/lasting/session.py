@@ -88,6 +88,7 @@ class LastingSession:
         self._tell = on_event
         self._plan = plan
         self._connection: Connection | None = None
+        self.text_interrupts = False  # of the connection that was used last
         self._relay: SoundPath | None = None
         self._joined: Connection | None = None  # whose socket the relay's path uses
         self._changed = trio.Event()
@@ -150,6 +151,7 @@ class LastingSession:
         if self._turns.is_on:
             self._input.put(Edge.BEGINS)  # if nothing of it is to be said again
         self._connection = connection
+        self.text_interrupts = connection.text_interrupts
         lost_bytes = self._input.lost_bytes - self._lost_bytes_told
         self._lost_bytes_told += lost_bytes
         if plan.opens > 1 or plan.goes_on:
