@@ -149,7 +149,9 @@ class Judge:
             self._places[ear] = place, Hops(ear)
             self._model.forget(place)
         if not self.is_running or ear not in self._places:
+            self._metrics.refusals.inc()
             self._give_up(judged, now)
+            self._news.set()  # it is to be taken back in time
             return
         place, hops = self._places[ear]
         hops.begin()
@@ -168,6 +170,7 @@ class Judge:
         if ear in self._places:
             place, _ = self._places.pop(ear)
             self._freed.append(place)
+            self._news.set()  # nobody may have it before that was seen to
 
     async def run(self) -> None:
         """Judge for ever."""

@@ -297,6 +297,32 @@ async def test_it_runs_by_itself_and_asks_in_a_thread(nursery):
     assert caller.hops[-1][0] in (0.0, 1.0)
 
 
+async def test_whoever_finds_no_place_is_counted_and_judged_when_there_is_one(
+    autojump_clock, nursery
+):
+    registry = CollectorRegistry()
+    judge = Judge(Loudness(), VoiceMetrics(registry), in_thread=False)
+    nursery.start_soon(judge.run)
+    await trio.testing.wait_all_tasks_blocked()
+    callers = [Caller(judge) for _ in range(MAX_CALLS + 1)]
+    for caller in callers:
+        caller.say(SPEECH[: FRAME * 10], trio.current_time())
+    *placed, late = callers
+    late.say(quiet(1.0), trio.current_time() + 1.0)
+    await trio.sleep(10.0)
+    assert registry.get_sample_value("offhook_voice_refusals_total") == 1.0
+    assert not judge.is_busy
+    assert not late.is_without
+
+    for caller in placed:
+        judge.let_go(caller.ear, caller)
+    await trio.testing.wait_all_tasks_blocked()
+    late.say(SPEECH[: FRAME * 10], trio.current_time())
+
+    assert judge.is_busy
+    assert not late.is_without
+
+
 async def test_without_anybody_who_runs_it_calls_go_by_the_detector(autojump_clock, nursery):
     judge = Judge(Loudness(), VoiceMetrics(CollectorRegistry()), in_thread=False)
     caller = Caller(judge)
