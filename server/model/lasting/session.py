@@ -147,7 +147,7 @@ class LastingSession:
         plan.opened(now)
         repeated_bytes = self._input.rewind(resumed=attempt.way is Way.RESUME)
         self._repeating = None
-        self._turns.opened()
+        self._turns.opened(connection)
         if self._turns.is_on:
             self._input.put(Edge.BEGINS)  # if nothing of it is to be said again
         self._connection = connection
@@ -374,8 +374,7 @@ class LastingSession:
 
     def caller_begins(self, before_s: float) -> None:
         """The caller has begun to speak: audio from so long ago on is in their turn."""
-        if self._turns.holds_back(self._connection):
-            self._turns.is_on = True
+        if self._turns.begin():
             self._input.put(Edge.BEGINS)
             self.send_audio(self._turns.take(before_s))
             self._let_pass()
