@@ -189,7 +189,11 @@ def _ours(agent_heard: bool) -> listening.Hear:
 
 
 def _judged(model: Silero, agent_heard: bool, caller_dbfs: float | None = None) -> listening.Hear:
-    """Judged as soon as a frame is there: the time that takes in a server comes on top."""
+    """Judged as a server does, which looks every 20 ms (``judge.TICK_S``) and asks in a thread.
+
+    Its ticks are as unlucky as can be: each comes right before a frame, so that what a frame has
+    completed is judged when the next is there. What the thread takes is less than that, and in it.
+    """
     now = 0.0
     judge = Judge(model, VoiceMetrics(CollectorRegistry()), now=lambda: now)
     ear = _ear(agent_heard, judge)
@@ -201,9 +205,8 @@ def _judged(model: Silero, agent_heard: bool, caller_dbfs: float | None = None) 
         nonlocal now
         now = at
         later.clear()
-        at_once = ear.hear(frame, at).found
         judge.judge_now()
-        return [*at_once, *later]
+        return [*later, *ear.hear(frame, at).found]
 
     return hear
 

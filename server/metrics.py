@@ -256,6 +256,12 @@ class VoiceMetrics:
             "Times that a call had to do with a detector alone, as judging took too long.",
             registry=registry,
         )
+        self.refusals = Counter(
+            "offhook_voice_refusals",
+            "Times that a call had to do with a detector alone, as there was no place for it, or "
+            "nobody to judge it.",
+            registry=registry,
+        )
         self.failures = Counter(
             "offhook_voice_failures",
             "Times that the model of voices could not be loaded, or has failed.", registry=registry,

@@ -471,6 +471,14 @@ class Service:
         if self.cluster.speaks_for_all:
             if self._voices is None and self.settings.voice_judge != "off":
                 logger.info("voices are told from noise by a detector alone: see offhook[ear]")
+            agents = self.roster.agents.by_name.values()
+            local = [agent.name for agent in agents if agent.turn_end == "local"]
+            if local and self._voices is None:
+                logger.warning(
+                    "turn_end is local where nothing tells voices from noise: any noise is a turn "
+                    "of the caller's (VOICE_JUDGE, offhook[ear])",
+                    agents=local,
+                )
             if accounts.are_simulated:
                 logger.info(
                     "the simulated model follows no prompt: it says its own sentences, or those of "

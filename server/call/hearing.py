@@ -34,7 +34,7 @@ from server.dialogue.playout import HeardTurn
 from server.dialogue.remedies import Awaited
 from server.errors import CarrierProtocolError
 from server.hooks.trio_clock import missed_s
-from server.voice.told import CallerTurns, Told, TurnEnds
+from server.voice.told import MAX_TURN_S, CallerTurns, Told, TurnEnds
 
 STREAM_OVER_S = 1.0
 """How long the end of a stream may take to get here after the carrier has said so elsewhere."""
@@ -59,6 +59,9 @@ class Hearing:
         conversation: The call.
         playing: Stops the agent when the caller interrupts it.
         machine: Listens for an answering machine; None if none is to be found.
+
+    Attributes:
+        telling: Tells the model of the caller's turns, where it has to be told.
     """
 
     def __init__(
@@ -69,11 +72,7 @@ class Hearing:
         self._machine = machine
         self._keys = PressedKeys(conversation.options.dtmf_pause_s)
         self._was_asked = self._has_come = False
-        self._told: CallerTurns | None = None
-        if conversation.party.agent.turn_end == "local":
-            wait_for_cut = conversation.options.barge_in is not BargeInMode.MODEL
-            self._told = CallerTurns(wait_for_cut=wait_for_cut)
-        self._was_holding = conversation.opening.holding
+        self.telling = Telling(conversation)
         conversation.passing.relay.on_caller = self._take_passed
         conversation.ear.on_found = self._take_judged
 
@@ -88,12 +87,14 @@ class Hearing:
             assert c.line is not None
             line, self._has_come = c.line, True
             line.heard_at = trio.current_time()
+            self.telling.goes_on(line.heard_at)
             line.media.listen(partial(self._take_events, line), c.passing.relay)
             reason, detail = await self._wait_over(line)
             line.over.set()
-            self._end_turn()
+            self.telling.end()
             if c.stage is Stage.AWAY:
                 self._playing.leave(line)
+                self._take_found(c.ear.line_over(), trio.current_time())
             elif not (line.may_come_back and await self._wait_back(line, detail)):
                 c.end(reason, detail)
                 return
@@ -106,6 +107,7 @@ class Hearing:
         always_comes = line.media.abilities.sends_silence
         lost_at = self.heard_at(line) if always_comes else trio.current_time()
         cut = self._playing.lose(line, lost_at)
+        self._take_found(c.ear.line_over(), trio.current_time())
         c.notes.note("line lost", detail=detail or "the stream broke off")
         c.metrics.streams.lines.labels("lost").inc()
         if not await self._wait_connected(lost_at):
@@ -197,12 +199,12 @@ class Hearing:
                 raise line.failure
             if line.end is not None:
                 return line.end
-            ends_by = inf if self._told is None else self._told.ends_by
-            with trio.move_on_at(min(self._gone_at(line), self._quiet_at(line), ends_by)):
+            gone_at, quiet_at = self._gone_at(line), self._quiet_at(line)
+            with trio.move_on_at(min(gone_at, quiet_at, self.telling.next_due())):
                 await news.wait()
             now = trio.current_time()
-            if now >= ends_by:
-                self._end_turn()
+            if line.end is None and now >= self.telling.next_due():
+                self.telling.change(now)
             if line.end is None and now >= self._gone_at(line):
                 line.lose("no audio from the carrier")
             elif line.end is None and now >= self._quiet_at(line):
@@ -338,55 +340,12 @@ class Hearing:
         c = self._conversation
         if c.speaks_to_machine:
             payload = SILENCE * len(payload)
-            self._end_turn()
-        is_whole_turn = self._is_released()
+            self.telling.end()
+        is_whole_turn = self.telling.is_released()
         if c.session.send_audio(c.passing.decode(payload)):
             c.notes.caller_passed(trio.current_time() - received_at)
         if is_whole_turn:
-            self._end_turn()
-
-    # -- what a model is told that does not find out itself ------------------------------------
-
-    def _is_released(self) -> bool:
-        """What is passed on next was held with speech in it; True if that is over already."""
-        c, was_holding = self._conversation, self._was_holding
-        self._was_holding = c.opening.holding
-        is_spoken = was_holding and not c.opening.holding and c.opening.has_heard_speech
-        if self._told is None or c.speaks_to_machine or not is_spoken:
-            return False
-        self._tell_turns(self._told.released(trio.current_time()))
-        return not c.ear.caller_speaks
-
-    def _follow_turn(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
-        c, told = self._conversation, self._told
-        if told is None or c.opening.holding:
-            return
-        match found:
-            case SpeechStarted(at=at):
-                agent_heard = c.playout.timeline.is_speaking(now)
-                self._tell_turns(told.started(at, now, agent_heard=agent_heard))
-            case SpeechEnded(at=at, speech_s=speech_s):
-                until = c.playout.audible_until(now)
-                self._tell_turns(told.ended(at, now, speech_s=speech_s, agent_until=until))
-            case Stop.CUT:
-                self._tell_turns(told.cut(now))
-
-    def _end_turn(self) -> None:
-        if self._told is not None:
-            self._tell_turns(self._told.close())
-
-    def _tell_turns(self, told: Told) -> None:
-        c = self._conversation
-        for one in told:
-            if isinstance(one, TurnEnds):
-                c.session.caller_ends()
-                continue
-            path = c.passing.path
-            if path.caller_passes and (kept := path.take_caller()):
-                c.session.send_audio(path.decoder.decode(kept))
-            c.session.caller_begins(one.before_s)
-            if c.line is not None:
-                c.line.news.set()  # it has to end in time
+            self.telling.end()
 
     # -- what is found in it -------------------------------------------------------------------
 
@@ -407,7 +366,15 @@ class Hearing:
                 replies.caller_started()
             case SpeechEnded(at=at, speech_s=speech_s, sure=sure):
                 agent_until = c.playout.audible_until(now)
-                c.turns.caller_ended(at, now, speech_s=speech_s, agent_until=agent_until, sure=sure)
+                if not self.telling.is_told(found, now, agent_until):
+                    speech_s = 0.0
+                c.turns.caller_ended(
+                    *(at, now),
+                    speech_s=speech_s,
+                    agent_until=agent_until,
+                    sure=sure,
+                    may_hasten=not c.session.text_interrupts,
+                )
                 replies.caller_ended(at, now)
                 self._playing.let_out()  # the greeting may have waited for this
             case Stop.HOLD:
@@ -416,7 +383,7 @@ class Hearing:
                 self._playing.resume()
             case Stop.CUT:
                 self._playing.cut(c.agent_turn, now, by="local")
-        self._follow_turn(found, now)
+        self.telling.follow(found, now)
         c.turn_changed.set()
 
     async def _hear_keys(self) -> None:
@@ -434,6 +401,105 @@ class Hearing:
         c.session.send_text(
             f"(The caller pressed the {keys} {' '.join(pressed)} on the telephone keypad.)"
         )
+
+
+class Telling:
+    """Tells a model of the caller's turns that does not find them itself, and no other.
+
+    Args:
+        conversation: The call.
+    """
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._told: CallerTurns | None = None
+        if conversation.party.agent.turn_end == "local":
+            wait_for_cut = conversation.options.barge_in is not BargeInMode.MODEL
+            self._told = CallerTurns(wait_for_cut=wait_for_cut)
+        self._was_holding = conversation.opening.holding
+
+    def is_released(self) -> bool:
+        """What is passed on next was held with speech in it; True if that is over already."""
+        c, was_holding = self._conversation, self._was_holding
+        self._was_holding = c.opening.holding
+        is_spoken = was_holding and not c.opening.holding and c.opening.has_heard_speech
+        if self._told is None or c.speaks_to_machine or not is_spoken:
+            return False
+        self._tell(self._told.released(trio.current_time()))
+        return not c.ear.caller_speaks
+
+    def follow(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
+        """The caller has begun to speak, or has interrupted the agent; its end is told before."""
+        c, told = self._conversation, self._told
+        if told is None or c.opening.holding:
+            return
+        match found:
+            case SpeechStarted(at=at):
+                agent_heard = c.playout.timeline.is_speaking(now)
+                self._tell(told.started(at, now, agent_heard=agent_heard))
+            case Stop.CUT:
+                self._tell(told.cut(now))
+
+    def is_told(self, ended: SpeechEnded, now: float, agent_until: float) -> bool:
+        """Tell of the end of what was said; False if the model knows nothing of it, and owes none.
+
+        What is held at the beginning of a call will be told when it is let go.
+        """
+        if self._told is None or self._conversation.opening.holding:
+            return True
+        at, speech_s = ended.at, ended.speech_s
+        self._tell(self._told.ended(at, now, speech_s=speech_s, agent_until=agent_until))
+        return self._told.take_known()
+
+    def next_due(self) -> float:
+        """When the caller's turn is too long, or one that was is told of again."""
+        c = self._conversation
+        if self._told is None or c.speaks_to_machine:
+            return inf
+        return self._told.next_due(c.playout.audible_until(trio.current_time()))
+
+    def change(self, now: float) -> None:
+        """The caller's turn was too long and is over for the model; or it goes on as another."""
+        c, told = self._conversation, self._told
+        assert told is not None
+        agent_until = c.playout.audible_until(now)
+        if not told.is_over(now):
+            self._tell(told.again(now, agent_until=agent_until))
+            return
+        self._tell(told.overdue(now) if c.ear.caller_speaks else told.close())
+        c.turns.caller_ended(now, now, speech_s=MAX_TURN_S, agent_until=agent_until)
+        c.turn_changed.set()
+
+    def disbelieve(self) -> None:
+        """What goes on is not taken for the caller's speech any more: it is no turn."""
+        if self._told is not None and self._told.is_on:
+            self.end()
+            self.goes_on(trio.current_time(), is_believed=False)
+
+    def goes_on(self, now: float, *, is_believed: bool = True) -> None:
+        """Where the caller speaks on, it is another turn from now on."""
+        if self._told is not None and self._conversation.ear.caller_speaks:
+            self._told.goes_on(now, is_believed=is_believed)
+
+    def end(self) -> None:
+        """Whatever the caller does, they are in no turn any more."""
+        if self._told is not None:
+            self._tell(self._told.close())
+
+    def _tell(self, told: Told) -> None:
+        c = self._conversation
+        for one in told:
+            if isinstance(one, TurnEnds):
+                c.session.caller_ends()
+                continue
+            path = c.passing.path
+            if path.caller_passes and (kept := path.take_caller()):
+                c.session.send_audio(path.decoder.decode(kept))
+            c.session.caller_begins(one.before_s)
+            if c.ear.caller_speaks and not c.turns.caller_speaking:
+                c.turns.caller_started(trio.current_time())  # it goes on, as another turn
+            if c.line is not None:
+                c.line.news.set()  # it has to end in time
 
 
 @contextmanager

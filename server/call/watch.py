@@ -14,6 +14,7 @@ from server.agent import phrases
 from server.agent.agent import Agent
 from server.call.conversation import Conversation
 from server.call.farewell import Farewell
+from server.call.hearing import Telling
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import (
     AskIfThere,
@@ -57,15 +58,21 @@ class Watch:
 
     Args:
         conversation: The call.
+        telling: Tells the model of the caller's turns, where it has to be told.
         farewell: How it ends politely.
         first_words: What the model is told first in a call that goes on, empty for nothing; None
             to have it greet.
     """
 
     def __init__(
-        self, conversation: Conversation, farewell: Farewell, first_words: str | None = None
+        self,
+        conversation: Conversation,
+        telling: Telling,
+        farewell: Farewell,
+        first_words: str | None = None,
     ) -> None:
         self._conversation = conversation
+        self._telling = telling
         self._farewell = farewell
         self._first_words = first_words
 
@@ -91,11 +98,19 @@ class Watch:
                 c.session.send_note(hint)
             elif not c.is_talk or c.is_lost:
                 await changed.wait()
-            elif (decision := c.turns.decide(now, agent_until=agent_until)) is not None:
+            elif (decision := self._decide(now, agent_until)) is not None:
                 await self._carry_out(decision)
             else:
                 with trio.move_on_at(c.turns.next_due(agent_until)):
                     await changed.wait()
+
+    def _decide(self, now: float, agent_until: float) -> Decision | None:
+        c = self._conversation
+        was_speaking = c.turns.caller_speaking
+        decision = c.turns.decide(now, agent_until=agent_until)
+        if was_speaking and not c.turns.caller_speaking:
+            self._telling.disbelieve()  # nobody answers in the middle of a turn of the caller's
+        return decision
 
     async def _carry_out(self, decision: Decision) -> None:
         c, now = self._conversation, trio.current_time()

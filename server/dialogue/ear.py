@@ -189,6 +189,29 @@ class Ear:
                 judge.judges_barge_in = True
         self.on_found(tuple(found))
 
+    def gone(self) -> None:
+        """Nothing has been heard of the caller for long: their turn is over, and so is a hold."""
+        if found := self._over():
+            self.on_found(found)
+
+    def line_over(self) -> tuple[Found, ...]:
+        """The caller's line is over: says what ends with it.
+
+        What comes on another line has nothing to do with it for a judge; a detector, which is told
+        of every frame, finds the end of what it was in the middle of there.
+        """
+        if self._voices is None or not self.judge.judged:
+            return ()
+        self._voices.leave(self.judge)
+        self.judge.rely_on_judge()  # whatever comes is suspicious anew
+        return self._over()
+
+    def _over(self) -> tuple[Found, ...]:
+        found = self._verdicts.gone(self.judge.heard_at)
+        for event in found:
+            self._tell_opening(event)
+        return tuple(found)
+
     def do_without(self) -> None:
         """Nobody tells voices from noise for the time being: a detector alone has to."""
         verdicts = self._verdicts

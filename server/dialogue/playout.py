@@ -30,6 +30,9 @@ MAX_QUEUED = 50_000
 """Pieces of it, for a model whose chunks are tiny."""
 EARLY_S = 0.5
 """A carrier's clock and ours do not drift so far apart within what it buffers."""
+MAX_HOLD_S = 5.0
+"""The agent is held for no longer, whoever forgets it: what it was held for is over by then, or was
+no interruption. The ear decides within two seconds of the last sound."""
 MAX_TURNS = 64
 """Turns that are still accounted for: those before were heard long ago."""
 
@@ -125,7 +128,7 @@ class Playout:
         self._queued_bytes = 0
         self._mark: SendMark | None = None
         self._clear = False
-        self._held = False
+        self._held_until = -inf  # where it is held
         self._paused = False  # something of ours stood between two pieces of a turn
         self._holds = 0
         self._turns: deque[_Turn] = deque(maxlen=MAX_TURNS)
@@ -207,7 +210,7 @@ class Playout:
         if at_carrier:
             self._clear = True
             self._forget_buffer(now)
-        self._held = False
+        self._held_until = -inf
         if turn >= self.timeline.turn:
             self.timeline.goes_on = False
         return cut
@@ -216,13 +219,13 @@ class Playout:
         """Fall silent at once, but forget nothing: :meth:`resume` goes on at the caller's ear.
 
         The carrier's buffer is cleared by the next command, and what it held goes back to the
-        head of the queue.
+        head of the queue. It goes on by itself after :data:`MAX_HOLD_S`.
 
         Returns:
             Whether there was anything to hold.
         """
         if (
-            self._held
+            self.is_held
             or not self.timeline.remember
             or self.keys.are_sounding
             or not self.timeline.is_speaking(now)
@@ -252,19 +255,19 @@ class Playout:
                 turn.marked_bytes = min(turn.marked_bytes, turn.sent_bytes - 1)
         self._queue = unheard + self._queue
         self._clear = True
-        self._held = self._paused = True
+        self._held_until, self._paused = now + MAX_HOLD_S, True
         self._holds += 1
         self._forget_buffer(now)
         return True
 
     def resume(self) -> None:
         """Go on where the caller stopped hearing: they did not mean to interrupt."""
-        self._held = False
+        self._held_until = -inf
 
     @property
     def is_held(self) -> bool:
         """Whether the agent has fallen silent and may go on."""
-        return self._held
+        return self._held_until > -inf
 
     # -- towards the carrier ---------------------------------------------------------------
 
@@ -323,7 +326,9 @@ class Playout:
         self.keys.give_up_lost_mark(self.timeline.play_end, now)
         if self.keys:
             return self._next_key_command(now)
-        while self._queue and not self._held:
+        if now >= self._held_until:
+            self.resume()
+        while self._queue and not self.is_held:
             if now < self.next_due():
                 return None
             item = self._queue.popleft()
@@ -339,7 +344,7 @@ class Playout:
             at = turn.sent_bytes
             self._account(turn, item.payload, now)
             return SendAudio(item.payload, item.received_at, item.turn, at)
-        is_free = not (self._queue or self._held)
+        is_free = not (self._queue or self.is_held)
         if is_free and (piece := self.thinking.next_piece(now, self.timeline)):
             self._paused = True
             return SendAudio(piece, turn=BACKGROUND)
@@ -360,8 +365,10 @@ class Playout:
         """When the lead allows the next piece to go out; infinity when nothing is queued."""
         if self.timeline.open and self.keys:
             return self.keys.next_due(self.timeline.play_end, marks_are_out=bool(self._marks_out))
-        if not self.timeline.open or self._held:
+        if not self.timeline.open:
             return inf
+        if self.is_held:
+            return self._held_until
         if not self._queue:
             return self.thinking.next_due(self.timeline)
         gathers_until = self.cushion.until if self._queue[0].gathers else 0.0
@@ -378,7 +385,7 @@ class Playout:
         last, timeline = self._turns[-1] if self._turns else None, self.timeline
         if last is None or last.number != number or not last.sent_bytes or last.cut:
             return 0
-        if last.finished or self._paused or self._held or self._clear or self._mark is not None:
+        if last.finished or self._paused or self.is_held or self._clear or self._mark is not None:
             return 0
         if self._queue or self.keys or self.thinking.is_on or not timeline.open:
             return 0

@@ -183,6 +183,7 @@ class Turns:
         speech_s: float,
         agent_until: float,
         sure: bool | None = None,
+        may_hasten: bool = True,
     ) -> None:
         """The caller's turn is over: what they were owed is settled by it, and an answer is owed.
 
@@ -196,6 +197,8 @@ class Turns:
             speech_s: How much of it was speech.
             agent_until: Until when the agent is heard: short words over it demand no answer.
             sure: Whether a judge of voices was sure of it; None where none was asked.
+            may_hasten: Whether the model may be asked sooner than usual: not one whose answer is
+                cut off by that, for it may be on its way.
         """
         self.caller_speaking = False
         self._quiet_since = self._owed_since = now
@@ -213,7 +216,8 @@ class Turns:
             self.ask(Awaited.ANSWER, asked_at)
             in_silence = agent_until <= ended_at - speech_s and self._turn.over
             soon_s = self.patience.short_answer_timeout_s
-            if sure and in_silence and speech_s <= SHORT_ANSWER_S and soon_s:
+            is_short = sure and in_silence and speech_s <= SHORT_ANSWER_S
+            if is_short and may_hasten and soon_s:
                 self._deadline = self._haste.begin(self._deadline, now + soon_s)
             return
         if sure is False:

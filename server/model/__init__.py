@@ -327,6 +327,11 @@ class Session(Protocol):
         """The caller's turn is over, and the model may answer; nothing if it is in none."""
         ...
 
+    @property
+    def text_interrupts(self) -> bool:
+        """Whether text may cut off what the model is about to say: then it is not sent in haste."""
+        ...
+
     def send_text(self, text: str) -> None:
         """Say something to the model out of band, as the caller's side (a nudge, a key press)."""
         ...

@@ -562,6 +562,8 @@ class Settings(BaseSettings):
         """What may not work; a model of another name than Google's is at an address of its own."""
         unreached = self.registry_url is not None and self.node_url is None
         nobody = ["NODE_URL is not set: other nodes cannot reach this one"] if unreached else []
+        if self.turn_end == "local" and self.voice_judge == "off":
+            nobody.append("TURN_END is local and VOICE_JUDGE off: any noise is a caller's turn")
         if self.vertex_project is not None and (
             self.vertex_location in accounts.SEVERAL_REGIONS
             and self.gemini_model.startswith(accounts.REGIONAL_MODELS)

@@ -30,8 +30,9 @@ COLD_S = 0.2
 """What is first judged of a call may take so long: it begins with ten hops at once."""
 WITHOUT_S = 2.0
 """How long a call that was late goes by the detector alone."""
-GONE_S = 1.0
-"""Without new audio for so long nothing is watched any more."""
+GONE_S = 1.2
+"""Without new audio for so long nothing is watched any more, and what was going on is over. The ear
+takes up to 1 s for jitter: what comes after more than that is suspicious anew."""
 
 
 class Model(Protocol):
@@ -60,6 +61,10 @@ class Judged(Protocol):
 
     def hop(self, probability: float, at: float, level_dbfs: float) -> None:
         """So likely is it that there was a voice in the 32 ms that were over then, so loud."""
+        ...
+
+    def gone(self) -> None:
+        """Nothing has been heard of it for long: whatever it was in the middle of is over."""
         ...
 
     def do_without(self) -> None:
@@ -144,7 +149,9 @@ class Judge:
             self._places[ear] = place, Hops(ear)
             self._model.forget(place)
         if not self.is_running or ear not in self._places:
+            self._metrics.refusals.inc()
             self._give_up(judged, now)
+            self._news.set()  # it is to be taken back in time
             return
         place, hops = self._places[ear]
         hops.begin()
@@ -152,13 +159,18 @@ class Judge:
         self._metrics.suspicions.inc()
         self._news.set()
 
+    def leave(self, ear: Ear) -> None:
+        """What is to come of this call has nothing to do with what was judged of it up to now."""
+        self._watched.pop(ear, None)
+
     def let_go(self, ear: Ear, judged: Judged) -> None:
         """The call is over: its place is another's."""
-        self._watched.pop(ear, None)
+        self.leave(ear)
         self._without = [(at, other) for at, other in self._without if other is not judged]
         if ear in self._places:
             place, _ = self._places.pop(ear)
             self._freed.append(place)
+            self._news.set()  # nobody may have it before that was seen to
 
     async def run(self) -> None:
         """Judge for ever."""
@@ -218,6 +230,7 @@ class Judge:
                 watched.heard_at = now
             elif now - watched.heard_at > GONE_S:
                 del self._watched[watched.ear]
+                watched.judged.gone()
             for number in range(count):
                 if number == len(rounds):
                     rounds.append([])

@@ -12,6 +12,9 @@ BEFORE_S = 0.3
 """Audio before the first sound that belongs to a turn: the service adds none by itself."""
 MAX_TURN_S = 30.0
 """After so long a turn is over, whatever the ear says: the model would never answer."""
+AGAIN_S = 1.5
+"""So long the model has to begin its answer to a turn that was closed while the caller went on;
+then what goes on is another turn. With :data:`BEFORE_S` it is less than is kept of the audio."""
 SHORTEST_S = 0.2
 """Speech that is worth a turn when it is over before it was told."""
 NEVER = float("inf")
@@ -43,11 +46,54 @@ class CallerTurns:
         self._wait_for_cut = wait_for_cut
         self._began_at: float | None = None  # speech that is not told yet
         self._told_at: float | None = None
+        self._again_at = NEVER
+        self._is_known = False  # what is being said, or a part of it
 
     @property
-    def ends_by(self) -> float:
-        """When the turn is to end at the latest; infinity outside of one."""
-        return NEVER if self._told_at is None else self._told_at + MAX_TURN_S
+    def is_on(self) -> bool:
+        """Whether the model has been told of a turn that is not over."""
+        return self._told_at is not None
+
+    def next_due(self, agent_until: float) -> float:
+        """When a turn is to be closed, or told of again: ask :meth:`is_over` or :meth:`again`.
+
+        Args:
+            agent_until: Until when the agent is heard: what goes on over it is not told again.
+        """
+        if self._told_at is not None:
+            return self._told_at + MAX_TURN_S
+        return max(self._again_at, agent_until) if self._again_at < NEVER else NEVER
+
+    def is_over(self, now: float) -> bool:
+        """Whether the turn has lasted for longer than any."""
+        return self._told_at is not None and now >= self._told_at + MAX_TURN_S
+
+    def overdue(self, now: float) -> Told:
+        """The turn has lasted for longer than any: what goes on of it is another."""
+        told = self.close()
+        self.goes_on(now)
+        self._is_known = False
+        return told
+
+    def take_known(self) -> bool:
+        """Whether the model was told of what has now ended, or a part of it, and owes an answer."""
+        is_known, self._is_known = self._is_known, False
+        return is_known
+
+    def goes_on(self, now: float, *, is_believed: bool = True) -> None:
+        """The caller speaks on though their turn was closed: it is another, not told yet.
+
+        Args:
+            now: Since when it is another.
+            is_believed: Whether it is to be told when the agent is silent; if not, only if it turns
+                out to have been an interruption, or when it has ended.
+        """
+        self._began_at = now
+        self._again_at = now + AGAIN_S if is_believed else NEVER
+
+    def again(self, now: float, *, agent_until: float) -> Told:
+        """Tell of what goes on, if the model has had its time to answer and says nothing."""
+        return self._begin(now) if now >= max(self._again_at, agent_until) else ()
 
     def started(self, at: float, now: float, *, agent_heard: bool) -> Told:
         """The caller has begun to speak at this time."""
@@ -59,18 +105,24 @@ class CallerTurns:
         return self._begin(now)
 
     def ended(self, at: float, now: float, *, speech_s: float, agent_until: float) -> Told:
-        """The caller has stopped at this time; they may have gone on when the agent had ended."""
+        """The caller has stopped at this time, which is certain now.
+
+        It is told if the agent is not heard any more: they may have gone on when it had ended.
+        """
         told: Told = ()
-        if speech_s >= SHORTEST_S and agent_until <= at:
+        # Of what was closed while it went on, only the rest is another turn.
+        began_at = at if self._began_at is None else self._began_at
+        if min(speech_s, at - began_at) >= SHORTEST_S and agent_until <= now:
             told = self._begin(now)
-        self._began_at = None
+        self._began_at, self._again_at = None, NEVER
         return told + self.close()
 
     def released(self, now: float) -> Told:
         """What was kept from the model, with speech in it, is about to be given to it at once."""
         if self._told_at is not None:
             return ()
-        self._told_at, self._began_at = now, None
+        self._told_at, self._began_at, self._again_at = now, None, NEVER
+        self._is_known = True
         return (TurnBegins(0.0),)
 
     def close(self) -> Told:
@@ -82,7 +134,8 @@ class CallerTurns:
 
     def _begin(self, now: float) -> Told:
         began_at, self._began_at = self._began_at, None
+        self._again_at = NEVER
         if self._told_at is not None or began_at is None:
             return ()
-        self._told_at = now
+        self._told_at, self._is_known = now, True
         return (TurnBegins(now - began_at + BEFORE_S),)

@@ -173,6 +173,21 @@ class Verdicts:
         """The agent has been cut: it was an interruption, and nothing is held any more."""
         self.holding = False
 
+    def gone(self, at: float) -> list[SpeechEnded | Stop]:
+        """Nothing more is heard of the caller, not even silence: they are taken for silent.
+
+        Returns:
+            What ends with that: a turn with all that was said in it, and a hold.
+        """
+        found: list[SpeechEnded | Stop] = []
+        if self.speaking:
+            sure = self._sure_hops >= SURE_HOPS
+            found.append(SpeechEnded(self.last_at, self._speech_s, at, sure))
+        if self.holding:
+            found.append(Stop.RESUME)
+        self.speaking = self.holding = False
+        return found
+
     def was_echo(self, at: float) -> list[SpeechEnded | Stop]:
         """What was taken for speech was the agent, come back: nobody has spoken.
 

@@ -12,11 +12,14 @@ import pytest
 from rich.console import Console
 
 import codec
-from benchmarks import ear_goals, listening, rooms
+from benchmarks import ear_goals, ear_in_rooms, listening, rooms
 from benchmarks.listening import Soon
 from benchmarks.rooms import Mix, Package, Utterance
-from codec.ear import SpeechEnded, SpeechStarted, Stop
+from codec.ear import Ear, Played, SpeechEnded, SpeechStarted, Stop
 from codec.line import FRAME_BYTES, SILENCE
+from server.simulators.phone import load_speech
+from server.voice.judge import TICK_S
+from tests.voice.test_judge import Loudness
 
 TONE = Utterance(numpy.sqrt(2) * numpy.sin(numpy.arange(4_000) * 0.8))
 
@@ -200,3 +203,20 @@ def test_the_table_says_which_figures_were_missed():
     page.print(ear_goals.table_of({"ear": ear_goals.goals(Measured(coughs=0.5), NAMES)}))
 
     assert page.file.getvalue().count("(missed)") == 1
+
+
+def test_a_judge_is_measured_with_the_tick_for_which_callers_wait_at_a_server():
+    payload = SILENCE * FRAME_BYTES * 50 + load_speech("interrupt")[: FRAME_BYTES * 20]
+    frames = rooms.frames(payload)
+    detector, model = Ear(Played(remember=True), barge_in=True), Loudness()
+    assert detector.rely_on_judge()
+    hear = ear_in_rooms._judged(model, agent_heard=True)
+    suspected, asked = [], []
+    for number, frame in enumerate(frames):
+        at = (number + 1) * TICK_S
+        detector.hear(frame, at)
+        suspected.append(detector.has_news)
+        hear(frame, at)
+        asked.append(bool(model.asked))
+
+    assert asked.index(True) == suspected.index(True) + 1

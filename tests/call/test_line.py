@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import trio
+from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
 from codec.line import BYTES_PER_S, FRAME_BYTES, FRAME_S, SILENCE
@@ -28,6 +29,7 @@ from server.dialogue.endings import EndReason
 from server.dialogue.turns import Patience
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CarrierError
+from server.metrics import VoiceMetrics
 from server.model import (
     AgentAudio,
     AgentTranscript,
@@ -39,8 +41,10 @@ from server.model import (
 )
 from server.records.recording import Recorder
 from server.simulators.phone import load_speech
+from server.voice.judge import Judge
 from tests.support.calls_on_a_rig import SECOND_PCM, Rig
 from tests.support.fakes import MemoryMedia
+from tests.voice.test_judge import Loudness
 
 QUIET = Patience(silence_timeout_s=0.0)
 SOUND = b"\x10" * FRAME_BYTES
@@ -692,3 +696,50 @@ async def test_nothing_is_cleared_on_the_new_stream(autojump_clock, line):
 
     assert Clear() not in line.media.commands
     assert isinstance(line.media.commands[0], SendAudio)
+
+
+async def judged_by(nursery) -> Judge:
+    judge = Judge(Loudness(), VoiceMetrics(CollectorRegistry()), in_thread=False)
+    nursery.start_soon(judge.run)
+    await wait_all_tasks_blocked()
+    return judge
+
+
+async def test_a_judged_caller_whose_line_was_lost_in_a_word_is_not_taken_to_go_on_speaking(
+    autojump_clock, nursery
+):
+    line = Line(nursery, patience=QUIET, voices=await judged_by(nursery))
+    await line.answer()
+    await line.hears(load_speech("question")[: FRAME_BYTES * 40])
+    turns, ear = line.call.conversation.turns, line.call.conversation.ear
+    spoke = turns.caller_speaking
+    await line.lose()
+
+    assert spoke
+    assert not turns.caller_speaking
+    assert not ear.caller_speaks
+    await trio.sleep(0.4)
+    await line.come_back()
+    await line.hears(load_speech("question")[: FRAME_BYTES * 40])
+    assert turns.caller_speaking
+    line.call.end(EndReason.HUNG_UP)
+
+
+async def test_an_agent_that_was_held_when_the_network_paused_goes_on_and_is_heard(
+    autojump_clock, nursery
+):
+    line = Line(nursery, patience=QUIET, voices=await judged_by(nursery))
+    await line.answer()
+    await line.hears(SILENCE * FRAME_BYTES * 50)
+    line.says(10, turn=1)
+    await line.hears(load_speech("interrupt")[: FRAME_BYTES * 12])
+    playout, turns = line.call.conversation.playout, line.call.conversation.turns
+    was_held = playout.is_held
+    await trio.sleep(1.5)
+    await line.hears(SILENCE * FRAME_BYTES * 10)
+
+    assert was_held
+    assert not playout.is_held
+    assert not turns.caller_speaking
+    assert len(line.media.audio_after_clear()) > 9 * BYTES_PER_S
+    line.call.end(EndReason.HUNG_UP)

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from prometheus_client import CollectorRegistry
 
+from server.agent.agent import Agent
 from server.dialogue.remedies import BELIEVED_S, Patience
 from server.metrics import VoiceMetrics
 from server.simulators.phone import load_speech
@@ -142,6 +143,24 @@ async def test_a_short_word_that_the_service_ignores_is_asked_about_soon(
 
     assert rig.noted.count("watchdog nudge") == is_nudged
     assert rig.noted.count("agent turn") == 1 + (not is_nudged)
+
+
+async def test_a_model_that_text_interrupts_is_not_asked_about_a_short_word_in_haste(
+    autojump_clock, nursery
+):
+    judge = Judge(Loudness(), VoiceMetrics(CollectorRegistry()), in_thread=False)
+    nursery.start_soon(judge.run)
+    await trio.testing.wait_all_tasks_blocked()
+    word = Word()
+    callee = PhoneScript("says yes", (SayFrames(word.frames()),))
+    agent = Agent(model="gemini-2.5-flash-native-audio-latest")
+
+    async with calling(callee=callee, script="deaf-model", voices=judge, agent=agent) as rig:
+        await rig.noted_s("watchdog nudge")
+        nudged_s = trio.current_time() - word.said_at
+
+    timeout_s = Patience().reply_timeout_s
+    assert timeout_s < nudged_s < timeout_s + PATIENT_S
 
 
 async def test_who_was_understood_is_known_by_how_loud_they_are(autojump_clock, nursery):

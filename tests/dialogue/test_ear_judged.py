@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 import codec
@@ -14,7 +15,7 @@ from server.dialogue.playout import Playout
 from server.metrics import VoiceMetrics
 from server.simulators.gemini import GREETING, load_agent_speech
 from server.simulators.phone import load_speech
-from server.voice.judge import Judge
+from server.voice.judge import GONE_S, Judge
 from tests.support.sounds import cough, quiet
 from tests.voice.test_judge import Loudness
 
@@ -115,6 +116,43 @@ def test_an_echo_that_was_taken_for_the_caller_holds_nobody_and_was_nobodys_turn
     assert isinstance(ended, SpeechEnded)
     assert ended.speech_s == 0.0
     assert resumed is Stop.RESUME
+
+
+@pytest.mark.parametrize("hole_s", [0.5, 1.0, 1.5, 5.0])
+def test_a_hole_in_the_network_holds_nobody_for_longer_than_it_lasts(hole_s):
+    line = Line(Loudness(), agent_heard=True)
+    found = line.hear(quiet(1.0) + load_speech("interrupt")[: FRAME * 15])
+    assert found[-1] is Stop.HOLD
+
+    line.found.clear()
+    for _ in range(round(hole_s / 0.02)):
+        line.now += 0.02
+        line.judge.judge_now()
+    if hole_s > GONE_S:
+        assert not line.ear.is_open
+    found = list(line.found)
+    found += line.hear(quiet(3.0))
+
+    (ended,) = (one for one in found if isinstance(one, SpeechEnded))
+    assert ended.speech_s > 0.0
+    assert found.count(Stop.RESUME) == 1
+    assert not line.ear.is_open
+    assert line.hear(load_speech("interrupt")).count(Stop.HOLD) >= 1
+
+
+def test_what_was_going_on_ends_with_the_line_and_the_next_line_is_judged_anew():
+    line = Line(Loudness(), agent_heard=True)
+    line.hear(quiet(1.0) + load_speech("interrupt")[: FRAME * 15])
+
+    ended, resumed = line.ear.line_over()
+
+    assert isinstance(ended, SpeechEnded)
+    assert resumed is Stop.RESUME
+    assert not line.judge.is_busy
+    line.now += 0.2
+    started, held, *_ = line.hear(load_speech("interrupt"))
+    assert isinstance(started, SpeechStarted)
+    assert held is Stop.HOLD
 
 
 def test_a_call_that_is_over_is_judged_no_more():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
-from server.dialogue.playout import Playout
+from server.dialogue.playout import MAX_HOLD_S, Playout
 from server.simulators.phone import Earpiece
 from tests.support.playouts import SECOND, drain, opened
 
@@ -357,13 +357,29 @@ def test_a_hold_clears_and_goes_on_where_the_caller_was():
     assert playout.hold(1.5)
     assert drain(playout, 1.5) == [Clear()]
     assert not playout.is_playing(1.5)
-    assert playout.next_due() == float("inf")
+    assert playout.next_due() == 1.5 + MAX_HOLD_S
 
     playout.resume()
     again = b"".join(c.payload for c in drain(playout, 2.0) if isinstance(c, SendAudio))
     assert again == speech[12_000:]
     assert playout.heard_s(3.0) == pytest.approx(2.5)
     assert playout.starved_s(1) == 0  # it was not the model that paused
+
+
+def test_a_hold_that_nobody_ends_ends_by_itself():
+    playout = remembering()
+    speech = numbered(24_000)
+    playout.push(speech, turn=1)
+    drain(playout, 0.0)
+    playout.hold(1.5)
+    drain(playout, 1.5)
+
+    assert drain(playout, 1.4 + MAX_HOLD_S) == []
+    sent = drain(playout, playout.next_due())
+
+    assert b"".join(c.payload for c in sent if isinstance(c, SendAudio)) == speech[12_000:]
+    assert not playout.is_held
+    assert playout.hold(1.6 + MAX_HOLD_S)
 
 
 def test_what_comes_during_a_hold_waits_behind_what_was_held():

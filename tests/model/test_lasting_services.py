@@ -34,7 +34,7 @@ from tests.support.lasting_talks import (
 class StandIn:
     """A connection that is no wire, and whose messages are what was to be said."""
 
-    is_wire = takes_turns = False
+    is_wire = takes_turns = text_interrupts = False
     is_drained = False
 
     def listen(self, on_event: Callable[[SessionEvent | ModelError], None]) -> None:

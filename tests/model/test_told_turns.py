@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
 import pytest
 import trio
+import trio.testing
 
 from server.agent.agent import Agent
+from server.model import SessionEvent, Way
+from server.model.lasting.model import LastingModel
 from server.model.lasting.told_turns import MAX_BEFORE_BYTES, ToldTurns
 from server.model.lasting.unanswered import Edge, Passed
 from server.simulators.phone import load_speech
 from server.simulators.phone.steps import PhoneScript, Say, Wait
+from tests.model.test_lasting_services import StandIn
+from tests.support.lasting_talks import Conversation
 from tests.support.rig import calling
 
 AGENT = Agent(turn_end="local")
@@ -31,7 +40,7 @@ def told(turns: ToldTurns, connection: Told, *contents: object) -> list[list[byt
 
 def test_audio_that_is_repeated_is_in_a_turn_whatever_is_left_of_the_first():
     turns = ToldTurns(are_wanted=True)
-    turns.opened()
+    turns.opened(Told())
 
     found = told(turns, Told(), Edge.ENDS, Passed(b"\xff"), "text", b"\0\0", Edge.ENDS, Edge.ENDS)
 
@@ -42,9 +51,9 @@ def test_each_connection_is_told_anew_and_only_those_that_take_it():
     turns = ToldTurns(are_wanted=True)
 
     assert told(turns, Told(), Edge.BEGINS, Edge.BEGINS) == [[b"begins"], []]
-    turns.opened()
+    turns.opened(Told())
     assert told(turns, Told(), Edge.BEGINS) == [[b"begins"]]
-    turns.opened()
+    turns.opened(Told())
     assert told(turns, Told(takes_turns=False), Edge.BEGINS, b"\0\0") == [[], []]
 
 
@@ -110,6 +119,83 @@ async def test_a_turn_goes_on_over_another_connection(autojump_clock):
     spoken_s = len(load_speech("question")) / 8_000
     assert second.heard_samples / 16_000 > spoken_s - 0.5
     assert any(one.what.startswith("caller ends") for one in second.timeline)
+
+
+class Recorded(StandIn):
+    """A connection that writes down what it is sent."""
+
+    def __init__(self, heard: list[bytes], *, takes_turns: bool) -> None:
+        self._heard = heard
+        self.takes_turns = takes_turns
+
+    def turn_message(self, *, begins: bool) -> bytes:
+        assert self.takes_turns
+        return b"begins" if begins else b"ends"
+
+    async def receive(self) -> SessionEvent:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def send(self, message: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self._heard.append(message)
+
+
+class Changing:
+    """A service whose connections take turns, or not, one after the other."""
+
+    name = "changing"
+
+    def __init__(self, *takes_turns: bool) -> None:
+        self._takes_turns = list(takes_turns)
+        self.heard: list[list[bytes]] = []
+
+    @asynccontextmanager
+    async def open_connection(self, *_: Any, **options: Any) -> AsyncIterator[Recorded]:
+        self.heard.append([])
+        yield Recorded(self.heard[-1], takes_turns=self._takes_turns.pop(0))
+
+
+async def changed(*takes_turns: bool, before: bytes = b"") -> list[list[bytes]]:
+    """What connections hear of a caller who speaks on one, and on another the next moment."""
+    service = Changing(*takes_turns)
+    session = LastingModel(service).new_session(AGENT, Conversation(), lambda event: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run)
+        await session.wait_ready()
+        if before:
+            session.send_audio(before)
+            assert await session.reconnect(Way.FRESH, "test")
+        session.caller_begins(0.3)
+        session.send_audio(b"\1\0" * 160)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await session.reconnect(Way.FRESH, "test")
+        session.send_audio(b"\2\0" * 160)
+        await trio.testing.wait_all_tasks_blocked()
+        session.caller_ends()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    return service.heard
+
+
+async def test_a_turn_that_begins_where_none_is_told_is_told_to_the_next_connection(
+    autojump_clock,
+):
+    first, second = await changed(False, True)
+
+    assert b"begins" not in first
+    assert second[0] == b"begins"
+    assert b"\2\0" * 160 in second
+    assert second[-1] == b"ends"
+
+
+async def test_what_was_kept_for_one_connection_is_not_said_to_another_that_keeps_nothing(
+    autojump_clock,
+):
+    _, second, third = await changed(True, False, True, before=b"\3\0" * 160)
+
+    assert not any(b"\3" in message for message in second + third)
+    assert b"\1\0" * 160 in second
 
 
 async def test_a_turn_that_does_not_end_is_ended(autojump_clock):

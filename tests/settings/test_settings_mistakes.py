@@ -504,6 +504,13 @@ def test_a_file_without_mistakes_has_no_warnings(tmp_path, request):
     assert settings.voicemail_message == "Hello #2"
 
 
+def test_turns_that_end_by_a_detector_alone_are_a_warning():
+    (warning,) = Settings.load(_env_file=None, turn_end="local", voice_judge="off").warnings
+
+    assert "VOICE_JUDGE" in warning
+    assert Settings.load(_env_file=None, turn_end="local").warnings == ()
+
+
 def test_a_misspelt_name_in_the_environment_is_a_warning(monkeypatch):
     monkeypatch.setenv("TWILIO_PHONE_NUMER", "+15005550006")
 

@@ -14,6 +14,7 @@ from server.metrics import Metrics
 from server.model import (
     AgentAudio,
 )
+from server.voice.judge import Judge
 from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 
 SECOND_PCM = b"\x00\x10" * 24_000
@@ -28,6 +29,7 @@ class Rig:
         agent: Agent | None = None,
         model: MemoryModel | None = None,
         prices: Prices | None = None,
+        voices: Judge | None = None,
         **options,
     ):
         self.carrier = MemoryCarrier()
@@ -41,6 +43,7 @@ class Rig:
             model=self.model,
             metrics=Metrics(CollectorRegistry()),
             prices=prices,
+            voices=voices,
             # Without the beginning's hold the model hears what the caller says, as it is said.
             options=CallOptions(**({"greeting_protect_s": 0.0, "media_timeout_s": 5.0} | options)),
         )

@@ -124,7 +124,7 @@ class MemorySession:
     """A model session; the test says what the model sends and sees what it is sent."""
 
     lost_s = 0.0
-    is_drained = False
+    is_drained = text_interrupts = False
 
     def __init__(
         self, on_event: EventListener, connect_s: float, failure: ModelError | None
@@ -138,6 +138,8 @@ class MemorySession:
         self.heard = bytearray()
         self.texts: list[tuple[float, str]] = []
         self.hints: list[str] = []
+        self.told: list[tuple[float, str]] = []
+        """When turns of the caller's began and ended."""
         self.results: list[ToolResult] = []
         self.reconnects: list[tuple[Way, str]] = []
         self.ways: frozenset[Way] = frozenset()
@@ -185,10 +187,10 @@ class MemorySession:
         return self.is_ready
 
     def caller_begins(self, before_s: float) -> None:
-        pass
+        self.told.append((trio.current_time(), "begins"))
 
     def caller_ends(self) -> None:
-        pass
+        self.told.append((trio.current_time(), "ends"))
 
     def send_text(self, text: str) -> None:
         self.texts.append((trio.current_time(), text))

@@ -1,4 +1,4 @@
-"""A server whose model of voices cannot be loaded."""
+"""A server without a model of voices, or whose model cannot be loaded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from server.app import create_app
 from server.service import Service
 from server.settings.settings import Settings
 
@@ -31,3 +32,18 @@ def test_it_starts_all_the_same_says_so_and_counts_it(capsys):
     assert value("offhook_voice_judge_available") == 0.0
     assert value("offhook_voice_failures_total") == 1.0
     assert "the model of voices cannot be loaded" in capsys.readouterr().out
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("turn_end", ["local", "service"])
+async def test_agents_whose_turns_end_by_a_detector_alone_are_named_when_it_starts(
+    capsys, turn_end
+):
+    settings = Settings.load(
+        _env_file=None, voice_judge="off", turn_end=turn_end, database_url="sqlite://"
+    )
+
+    async with create_app(settings).test_app():
+        pass
+
+    assert ("nothing tells voices from noise" in capsys.readouterr().out) is (turn_end == "local")

@@ -52,13 +52,16 @@ class Caller:
         assert self.ear.rely_on_judge()
         self.hops: list[tuple[float, float]] = []
         self.is_open = False
-        self.is_without = False
+        self.is_without = self.is_gone = False
         self.was_judged = trio.Event()
 
     def hop(self, probability, at, level_dbfs):
         assert -96.4 < level_dbfs <= 0.0
         self.hops.append((probability, at))
         self.was_judged.set()
+
+    def gone(self):
+        self.is_gone, self.is_open = True, False
 
     def do_without(self):
         self.is_without = True
@@ -249,17 +252,35 @@ def test_nobody_is_taken_back_in_the_middle_of_a_word():
     assert not caller.is_without
 
 
-def test_a_line_on_which_nothing_comes_any_more_is_not_looked_at_for_ever():
+def test_a_line_on_which_nothing_comes_any_more_is_told_so_and_not_looked_at_for_ever():
     room = Room()
     caller = Caller(room.judge)
     caller.is_open = True
     room.talk((caller, SPEECH[: FRAME * 30]))
-    assert room.judge._watched
+    assert room.judge.is_busy
 
     room.now += GONE_S + 0.1
     room.judge.judge_now()
 
-    assert not room.judge._watched
+    assert caller.is_gone
+    assert not room.judge.is_busy
+
+
+@pytest.mark.parametrize("hole_s", [0.9, 0.98, 1.02, 1.1, 1.14, 1.26, 1.5, 30.0])
+def test_who_goes_on_speaking_after_a_hole_in_the_network_is_judged_on(hole_s):
+    room = Room()
+    caller = Caller(room.judge)
+    caller.is_open = True
+    room.talk((caller, SPEECH[: FRAME * 90]))
+    for _ in range(round(hole_s / 0.02)):
+        room.now += 0.02
+        room.judge.judge_now()
+    caller.hops.clear()
+
+    room.talk((caller, SPEECH[FRAME * 40 :]))
+
+    assert len(caller.hops) > 25
+    assert caller.is_gone is (hole_s > GONE_S)
 
 
 async def test_it_runs_by_itself_and_asks_in_a_thread(nursery):
@@ -274,6 +295,32 @@ async def test_it_runs_by_itself_and_asks_in_a_thread(nursery):
         await caller.was_judged.wait()
 
     assert caller.hops[-1][0] in (0.0, 1.0)
+
+
+async def test_whoever_finds_no_place_is_counted_and_judged_when_there_is_one(
+    autojump_clock, nursery
+):
+    registry = CollectorRegistry()
+    judge = Judge(Loudness(), VoiceMetrics(registry), in_thread=False)
+    nursery.start_soon(judge.run)
+    await trio.testing.wait_all_tasks_blocked()
+    callers = [Caller(judge) for _ in range(MAX_CALLS + 1)]
+    for caller in callers:
+        caller.say(SPEECH[: FRAME * 10], trio.current_time())
+    *placed, late = callers
+    late.say(quiet(1.0), trio.current_time() + 1.0)
+    await trio.sleep(10.0)
+    assert registry.get_sample_value("offhook_voice_refusals_total") == 1.0
+    assert not judge.is_busy
+    assert not late.is_without
+
+    for caller in placed:
+        judge.let_go(caller.ear, caller)
+    await trio.testing.wait_all_tasks_blocked()
+    late.say(SPEECH[: FRAME * 10], trio.current_time())
+
+    assert judge.is_busy
+    assert not late.is_without
 
 
 async def test_without_anybody_who_runs_it_calls_go_by_the_detector(autojump_clock, nursery):

@@ -8,12 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
+from prometheus_client import CollectorRegistry
 
 from codec.ear import Ear, Played
 from codec.hops import Hops
+from server.metrics import VoiceMetrics
 from server.simulators.phone import load_speech
+from server.voice.judge import MAX_CALLS, Judge
 from server.voice.silero import Silero, is_installed, model_file
 from tests.support.noises import frames_of, room
+from tests.support.rig import calling
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="offhook[ear] is not installed")
 
@@ -80,3 +86,19 @@ print(len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") els
 
     assert threads.stdout.split() == [b"1"]
     assert list(tmp_path.iterdir()) == []  # where its reports would wait
+
+
+@pytest.mark.parametrize(("callee", "is_held"), [("interrupts", True), ("coughs", False)])
+async def test_in_a_whole_call_a_caller_holds_the_agent_and_a_cough_does_not(
+    autojump_clock, nursery, callee, is_held
+):
+    judge = Judge(Silero(calls=MAX_CALLS), VoiceMetrics(CollectorRegistry()), in_thread=False)
+    nursery.start_soon(judge.run)
+    await trio.testing.wait_all_tasks_blocked()
+
+    async with calling(callee=callee, voices=judge) as rig:
+        await rig.over()
+
+    assert ("agent held" in rig.noted) is is_held
+    assert rig.call.end_reason == "caller-hung-up"
+    assert rig.record["transcript"]

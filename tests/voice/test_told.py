@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from server.voice.told import BEFORE_S, MAX_TURN_S, NEVER, CallerTurns, TurnBegins, TurnEnds
+from server.model.lasting.told_turns import MAX_BEFORE_S
+from server.voice.told import (
+    AGAIN_S,
+    BEFORE_S,
+    MAX_TURN_S,
+    NEVER,
+    CallerTurns,
+    TurnBegins,
+    TurnEnds,
+)
 
 
 def turns(*, wait_for_cut: bool = True) -> CallerTurns:
@@ -54,13 +63,89 @@ def test_who_goes_on_when_the_agent_has_ended_is_heard_in_the_end():
 
 def test_no_turn_lasts_for_ever():
     told = turns()
-    assert told.ends_by == NEVER
+    assert told.next_due(0.0) == NEVER
     told.started(1.0, 1.0, agent_heard=False)
 
-    assert told.ends_by == 1.0 + MAX_TURN_S
+    assert told.next_due(0.0) == 1.0 + MAX_TURN_S
+    assert not told.is_over(0.9 + MAX_TURN_S)
+    assert told.is_over(1.0 + MAX_TURN_S)
     assert told.close() == (TurnEnds(),)
-    assert told.ends_by == NEVER
-    assert told.ended(40.0, 40.5, speech_s=39.0, agent_until=0.0) == ()
+    assert not told.is_on
+    assert told.next_due(0.0) == NEVER
+
+
+def gone_on(*, is_believed: bool = True) -> CallerTurns:
+    """Turns of a caller who has spoken on when their turn was closed, at 31 s."""
+    told = turns()
+    told.started(1.0, 1.0, agent_heard=False)
+    assert told.overdue(31.0) == (TurnEnds(),)
+    if not is_believed:
+        told.goes_on(31.0, is_believed=False)
+    return told
+
+
+def test_what_goes_on_when_its_turn_is_closed_is_told_when_the_model_has_had_time_to_answer():
+    told = gone_on()
+
+    assert told.next_due(0.0) == 31.0 + AGAIN_S
+    assert told.again(31.4, agent_until=0.0) == ()
+    (begins,) = told.again(31.0 + AGAIN_S, agent_until=0.0)
+    assert begins.before_s == pytest.approx(AGAIN_S + BEFORE_S)
+    assert begins.before_s <= MAX_BEFORE_S
+    assert told.ended(40.0, 40.5, speech_s=39.0, agent_until=0.0) == (TurnEnds(),)
+
+
+def test_what_goes_on_over_the_answer_is_told_when_the_agent_is_silent_or_interrupted():
+    told = gone_on()
+    assert told.next_due(36.0) == 36.0
+    assert told.again(33.0, agent_until=36.0) == ()
+    assert told.again(36.0, agent_until=36.0) != ()
+
+    (begins,) = gone_on().cut(33.0)
+    assert begins.before_s == pytest.approx(2.0 + BEFORE_S)
+
+
+def test_only_what_was_said_after_a_turn_was_closed_is_another():
+    assert gone_on().ended(30.9, 31.4, speech_s=29.9, agent_until=0.0) == ()
+    assert gone_on().ended(31.1, 31.6, speech_s=30.1, agent_until=0.0) == ()
+    assert gone_on().ended(31.3, 31.8, speech_s=30.3, agent_until=0.0) != ()
+
+
+def test_an_answer_is_owed_to_what_was_told_and_has_not_been_counted_as_over():
+    told = turns()
+    told.started(1.0, 1.1, agent_heard=False)
+    told.close()  # the line was lost
+    told.goes_on(3.0)
+    told.ended(2.0, 3.5, speech_s=1.0, agent_until=0.0)
+    assert told.take_known()
+    assert not told.take_known()
+
+    told.started(4.0, 4.1, agent_heard=True)
+    told.ended(5.0, 5.5, speech_s=1.0, agent_until=9.0)
+    assert not told.take_known()
+
+    again = gone_on()
+    again.ended(31.1, 31.6, speech_s=30.1, agent_until=0.0)
+    assert not again.take_known()
+
+
+def test_what_is_not_believed_any_more_is_told_when_it_has_ended_or_interrupts():
+    told = gone_on(is_believed=False)
+
+    assert told.next_due(0.0) == NEVER
+    assert told.again(90.0, agent_until=0.0) == ()
+    assert told.cut(33.0) != ()
+    assert gone_on(is_believed=False).ended(90.0, 90.5, speech_s=80.0, agent_until=0.0) != ()
+
+
+def test_a_word_over_the_end_of_what_the_agent_says_is_told_as_soon_as_it_is_owed_an_answer():
+    told = turns()
+    told.started(1.0, 1.1, agent_heard=True)
+
+    begins, ends = told.ended(1.4, 1.9, speech_s=0.4, agent_until=1.6)
+
+    assert isinstance(begins, TurnBegins)
+    assert ends == TurnEnds()
 
 
 def test_what_was_held_is_a_turn_of_its_own_unless_one_is_told_already():

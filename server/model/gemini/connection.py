@@ -71,6 +71,8 @@ class GeminiConnection:
 
     Attributes:
         takes_turns: Whether it is told where the caller's turns begin and end.
+        text_interrupts: Whether text cuts off what the model is about to say: the service says so
+            of ``clientContent``.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class GeminiConnection:
         takes_turns: bool = False,
     ) -> None:
         self.takes_turns = takes_turns
+        self.text_interrupts = dialect.text_by == "clientContent"
         self._socket = socket
         self._dialect = dialect
         self._faults = faults

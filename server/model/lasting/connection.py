@@ -25,6 +25,11 @@ class Connection(Protocol):
         ...
 
     @property
+    def text_interrupts(self) -> bool:
+        """Whether text cuts off what the model is about to say, or says."""
+        ...
+
+    @property
     def is_wire(self) -> bool:
         """Whether its socket is on the media plane."""
         ...

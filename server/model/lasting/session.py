@@ -88,6 +88,7 @@ class LastingSession:
         self._tell = on_event
         self._plan = plan
         self._connection: Connection | None = None
+        self.text_interrupts = False  # of the connection that was used last
         self._relay: SoundPath | None = None
         self._joined: Connection | None = None  # whose socket the relay's path uses
         self._changed = trio.Event()
@@ -146,10 +147,11 @@ class LastingSession:
         plan.opened(now)
         repeated_bytes = self._input.rewind(resumed=attempt.way is Way.RESUME)
         self._repeating = None
-        self._turns.opened()
+        self._turns.opened(connection)
         if self._turns.is_on:
             self._input.put(Edge.BEGINS)  # if nothing of it is to be said again
         self._connection = connection
+        self.text_interrupts = connection.text_interrupts
         lost_bytes = self._input.lost_bytes - self._lost_bytes_told
         self._lost_bytes_told += lost_bytes
         if plan.opens > 1 or plan.goes_on:
@@ -372,8 +374,7 @@ class LastingSession:
 
     def caller_begins(self, before_s: float) -> None:
         """The caller has begun to speak: audio from so long ago on is in their turn."""
-        if self._turns.holds_back(self._connection):
-            self._turns.is_on = True
+        if self._turns.begin():
             self._input.put(Edge.BEGINS)
             self.send_audio(self._turns.take(before_s))
             self._let_pass()

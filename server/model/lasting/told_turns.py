@@ -19,7 +19,7 @@ class ToldTurns:
         are_wanted: Whether connections are to be told at all, as far as they can be.
 
     Attributes:
-        is_on: Whether the caller is in a turn.
+        is_on: Whether the caller is in a turn, whatever the connection in use makes of it.
     """
 
     def __init__(self, *, are_wanted: bool) -> None:
@@ -28,14 +28,21 @@ class ToldTurns:
         self._is_told = False
         self._before = bytearray()
 
-    def opened(self) -> None:
+    def opened(self, connection: Connection) -> None:
         """Another connection is used, which has been told nothing."""
         self._is_told = False
+        if not connection.takes_turns:
+            self._before.clear()  # what comes now is not kept, and does not follow on it
 
     def holds_back(self, connection: Connection | None) -> bool:
         """Whether caller audio is to be kept here now."""
         bears_it = connection is None or connection.takes_turns
         return self._are_wanted and bears_it and not self.is_on
+
+    def begin(self) -> bool:
+        """The caller's turn has begun; False if it had before, or nobody is to be told."""
+        begins, self.is_on = self._are_wanted and not self.is_on, self._are_wanted
+        return begins
 
     def keep(self, pcm: bytes) -> None:
         """Keep audio that is in no turn, for one that may have begun with it."""

@@ -1,0 +1,173 @@
+"""Calls whose model is told of the caller's turns, and what it is owed to answer."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from codec.ear import SpeechEnded, SpeechStarted
+from codec.line import FRAME_BYTES, FRAME_S, SILENCE
+from server.agent.agent import Agent
+from server.call.conversation import Conversation
+from server.carrier import StreamStopped
+from server.dialogue.endings import EndReason
+from server.dialogue.remedies import BELIEVED_S, Patience
+from server.simulators.phone import load_speech
+from server.voice.told import AGAIN_S, MAX_TURN_S
+from tests.support.calls_on_a_rig import SECOND_PCM, Rig
+from tests.support.fakes import MemoryMedia
+
+VOWELS = load_speech("question")[4_000:8_000]
+"""Half a second without a pause."""
+QUIET = Patience(silence_timeout_s=0.0)
+
+
+class Told(Rig):
+    """A call that was answered, whose model is told of turns."""
+
+    async def hears(self, seconds: float, payload: bytes = VOWELS) -> None:
+        for number in range(round(seconds / FRAME_S)):
+            at = number * FRAME_BYTES % len(payload)
+            self.media.say(payload[at : at + FRAME_BYTES])
+            await trio.sleep(FRAME_S)
+
+    async def hears_until_told(self, count: int, within_s: float = 60.0) -> None:
+        """Speak without a pause until the model has been told so often."""
+        for _ in range(round(within_s / FRAME_S)):
+            if len(self.session.told) >= count:
+                return
+            await self.hears(FRAME_S)
+        raise AssertionError(f"told only {self.session.told}")
+
+    @property
+    def conversation(self) -> Conversation:
+        return self.call.conversation
+
+    @property
+    def told(self) -> list[str]:
+        return [what for _, what in self.session.told]
+
+
+@pytest.fixture
+async def call(nursery):
+    call = Told(agent=Agent(greeting="", turn_end="local"), patience=QUIET, media_timeout_s=600.0)
+    nursery.start_soon(call.call.run)
+    nursery.start_soon(call.call.serve, call.media, call.media.start())
+    await wait_all_tasks_blocked()
+    await call.hears(0.5, SILENCE * FRAME_BYTES)
+    yield call
+    call.call.end(EndReason.HUNG_UP)
+
+
+def keep_believing(call: Told) -> None:
+    call.conversation.turns.caller_active(trio.current_time())
+
+
+async def test_who_speaks_on_for_longer_than_a_turn_may_last_is_heard_in_another(
+    autojump_clock, call
+):
+    for _ in range(3):
+        await call.hears(MAX_TURN_S / 3 - 0.5)
+        keep_believing(call)
+    await call.hears_until_told(3)
+    await call.hears(1.0, SILENCE * FRAME_BYTES)
+
+    assert call.told == ["begins", "ends", "begins", "ends"]
+    (begun, _), (ended, _), (again, _), _ = call.session.told
+    assert ended - begun == pytest.approx(MAX_TURN_S, abs=0.1)
+    assert again - ended == pytest.approx(AGAIN_S, abs=0.1)
+
+
+async def test_who_speaks_on_over_the_answer_is_heard_when_they_interrupt_it(autojump_clock, call):
+    for _ in range(3):
+        await call.hears(MAX_TURN_S / 3 - 0.5)
+        keep_believing(call)
+    await call.hears_until_told(2)
+    call.audio(SECOND_PCM * 3, turn=1)
+    await call.hears_until_told(3)
+
+    assert call.noted.count("barge-in") == 1
+    assert call.told == ["begins", "ends", "begins"]
+
+
+async def test_the_model_is_not_asked_to_answer_while_the_caller_is_told_to_speak(
+    autojump_clock, call
+):
+    while not call.session.texts:
+        await call.hears(0.5)
+        assert trio.current_time() < 60.0
+
+    (asked_at, _), *_ = call.session.texts
+    (begun_at, _), (ended_at, _) = call.session.told
+    assert call.told == ["begins", "ends"]
+    assert BELIEVED_S - 0.5 < ended_at - begun_at < BELIEVED_S + 0.5
+    assert ended_at + QUIET.reply_timeout_s <= asked_at + 0.1
+
+
+async def test_who_speaks_on_when_the_line_is_back_is_heard(autojump_clock, call):
+    await call.hears(2.0)
+    call.media.event(StreamStopped(said=False))
+    await wait_all_tasks_blocked()
+    told_of_loss = list(call.told)
+    assert call.conversation.turns.caller_speaking
+    await trio.sleep(0.3)
+    call.media = MemoryMedia()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call.call.serve, call.media, call.media.start())
+        await wait_all_tasks_blocked()
+        await call.hears(AGAIN_S + 0.2)
+        told_of_more = list(call.told)
+        await call.hears(1.0, SILENCE * FRAME_BYTES)
+        is_owed = call.conversation.turns.is_busy
+        call.call.end(EndReason.HUNG_UP)
+
+    assert told_of_loss == ["begins", "ends"]
+    assert told_of_more == ["begins", "ends", "begins"]
+    assert call.told == ["begins", "ends", "begins", "ends"]
+    assert is_owed
+
+
+async def test_a_question_that_the_line_was_lost_with_is_owed_an_answer(autojump_clock, call):
+    await call.hears(2.0)
+    call.media.event(StreamStopped(said=False))
+    await wait_all_tasks_blocked()
+    await trio.sleep(0.3)
+    call.media = MemoryMedia()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call.call.serve, call.media, call.media.start())
+        await wait_all_tasks_blocked()
+        await call.hears(1.0, SILENCE * FRAME_BYTES)
+        told, is_owed = list(call.told), call.conversation.turns.is_busy
+        call.call.end(EndReason.HUNG_UP)
+
+    assert told == ["begins", "ends"]
+    assert is_owed
+
+
+async def test_nothing_is_owed_for_what_the_model_was_not_told(autojump_clock, call):
+    call.audio(SECOND_PCM * 20, turn=1)
+    await call.hears(0.5, SILENCE * FRAME_BYTES)
+    began_at = trio.current_time()
+    call.conversation.ear.on_found((SpeechStarted(began_at),))
+    await call.hears(2.0, SILENCE * FRAME_BYTES)
+    now = trio.current_time()
+    call.conversation.ear.on_found((SpeechEnded(began_at + 1.4, 1.3, now, True),))
+
+    assert call.told == []
+    assert not call.conversation.turns.is_busy
+
+
+async def test_a_word_over_the_last_one_of_the_agents_is_told_and_owed_an_answer(
+    autojump_clock, call
+):
+    call.audio(SECOND_PCM, turn=1)
+    began_at = trio.current_time()
+    await call.hears(0.5, SILENCE * FRAME_BYTES)
+    call.conversation.ear.on_found((SpeechStarted(began_at + 0.4),))
+    await call.hears(1.0, SILENCE * FRAME_BYTES)
+    now = trio.current_time()
+    call.conversation.ear.on_found((SpeechEnded(began_at + 0.8, 0.3, now, True),))
+
+    assert call.told == ["begins", "ends"]
+    assert call.conversation.turns.is_busy
