@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx2
@@ -38,8 +39,15 @@ POLL_S = 0.2
 RESTORE_S = 15.0
 """For the numbers' webhooks to be set back at the end."""
 ASK_S = 5.0
-UNLESS_SET = {"DRAIN_TIMEOUT_S": "0", "FAREWELL_TIMEOUT_S": "2", "AGENTS_WATCH": "true"}
-"""Calls end with a short goodbye when the server is started again, and agents are read at once."""
+END_S = 50.0
+"""How long the server may take to end beside its drain and its calls' goodbyes."""
+WHILE_WRITTEN: Mapping[str, Any] = MappingProxyType(
+    {"drain_timeout_s": 0.0, "farewell_timeout_s": 2.0, "agents_watch": True}
+)
+"""Calls end with a short goodbye when the server is started again, and agents are read at once.
+
+What ``.env`` says of these is for a server that is in use, and only the environment counts more.
+"""
 
 
 def say(text: str) -> None:
@@ -97,7 +105,10 @@ async def _stop_on_signal(
 
 async def _develop(overrides: Mapping[str, Any], tunnel: str, *, is_sure: bool) -> None:
     async with AsyncExitStack() as stack:
-        said = dict(overrides)
+        in_environment = {name.lower() for name in os.environ}
+        said = {
+            name: value for name, value in WHILE_WRITTEN.items() if name not in in_environment
+        } | dict(overrides)
         plain = _settings(said)
         local = _local_url(plain)
         listen(plain.host, plain.port).close()  # so that it is said now, and not by a child
@@ -227,9 +238,10 @@ class Serving:
     async def run(self) -> None:
         """Serve until cancelled."""
         code = self._code()
+        stop_s = self.settings.drain_timeout_s + self.settings.farewell_timeout_s + END_S
         await code.look()
         while True:
-            async with running(self._command, env=self._env()) as process:
+            async with running(self._command, stop_s=stop_s, env=self._env()) as process:
                 changed = await self._wait_over(process, code)
             if changed is None:
                 say(f"the server has ended with status {process.returncode}: mend it, and save")
@@ -274,9 +286,7 @@ class Serving:
         ours = str(Path(server.__file__).parent.parent)
         path = [ours, *filter(None, [os.environ.get("PYTHONPATH")])]
         told = {name.upper(): str(value) for name, value in self.said.items()}
-        is_set = self.settings.model_fields_set
-        unset = {name: one for name, one in UNLESS_SET.items() if name.lower() not in is_set}
-        return os.environ | unset | told | {"PYTHONPATH": os.pathsep.join(path)}
+        return os.environ | told | {"PYTHONPATH": os.pathsep.join(path)}
 
     async def _tell_where(self) -> None:
         """Say once where the server is, as soon as it answers."""

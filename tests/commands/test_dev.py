@@ -15,13 +15,13 @@ import pytest
 import trio
 
 from server.carrier.account import NumberHooks
-from server.commands import dev
+from server.commands import dev, processes
 from server.commands.dev import develop, pointed
 from server.commands.opening import with_accounts
 from server.commands.processes import Output
 from server.commands.tunnel import TunnelLost
 from server.errors import CannotListen, ConfigurationError
-from tests.support.accounts import NUMBER, OTHER, Doubles, open_doubles
+from tests.support.accounts import NUMBER, OTHER, Doubles, free_port, open_doubles
 from tests.support.tunnels import ADDRESS, CLOUDFLARED, install
 
 pytestmark = pytest.mark.sockets
@@ -154,6 +154,61 @@ async def test_a_tunnel_that_ends_ends_it_all(doubles, tmp_path, monkeypatch):
         await develop(given, "auto", is_sure=True)
 
     assert doubles.twilio.account.numbers.get(NUMBER).voice_url == BEFORE
+
+
+ENDS_SLOWLY = """
+import os, pathlib, signal, sys, time
+
+def end(*_):
+    pathlib.Path("ending").touch()
+    while not pathlib.Path("go").exists():
+        time.sleep(0.01)
+    pathlib.Path("goodbye").touch()
+    sys.exit()
+
+signal.signal(signal.SIGTERM, end)
+names = "DRAIN_TIMEOUT_S", "FAREWELL_TIMEOUT_S", "AGENTS_WATCH"
+pathlib.Path("told.new").write_text(" ".join(os.environ.get(name, "?") for name in names))
+pathlib.Path("told.new").rename("told")
+while True:
+    time.sleep(0.01)
+"""
+
+
+async def until_there(path: trio.Path) -> None:
+    while not await path.exists():  # noqa: ASYNC110
+        await trio.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the program waits for SIGTERM")
+@pytest.mark.parametrize(
+    ("environment", "told"), [(None, "0.0 2.0 True"), ("5", "5 2.0 True")], ids=["file", "both"]
+)
+async def test_calls_end_shortly_and_in_peace_whatever_the_file_says(
+    tmp_path, monkeypatch, environment, told
+):
+    (tmp_path / "program").write_text(ENDS_SLOWLY)
+    (tmp_path / ".env").write_text(
+        f"PORT={free_port()}\nDRAIN_TIMEOUT_S=600\nFAREWELL_TIMEOUT_S=10\nAGENTS_WATCH=false\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    if environment is not None:
+        monkeypatch.setenv("DRAIN_TIMEOUT_S", environment)
+    monkeypatch.setattr(dev.Serving, "_command", [sys.executable, "program"])
+    monkeypatch.setattr(processes, "STOP_S", 0.1)  # of anything but the server
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(develop, {}, "none", is_sure=True))
+            await until_there(trio.Path(tmp_path, "told"))
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await until_there(trio.Path(tmp_path, "ending"))
+                await trio.sleep(0.5)  # longer than anything else may take
+                (tmp_path / "go").touch()
+
+    assert (tmp_path / "told").read_text() == told
+    assert (tmp_path / "goodbye").exists()
 
 
 class Running:
