@@ -117,6 +117,18 @@ async def test_a_number_on_a_trunk_or_for_messages_is_refused(doubles):
             await point(doubles.settings(), NUMBER, None, lambda question: True)
 
 
+async def test_an_address_that_is_ours_and_asked_by_get_is_asked_by_post_then(doubles, capsys):
+    number, url = doubles.twilio.account.numbers.get(NUMBER), doubles.given["public_url"]
+    number.voice_url, number.status_url = f"{url}/twiml", f"{url}/call-status"
+    number.voice_method = "GET"
+
+    await point(doubles.settings(), NUMBER, None, lambda question: True)
+
+    said = capsys.readouterr().out
+    assert number.voice_method == "POST"
+    assert said.index(f"{url}/twiml (by GET)") < said.index(f"→ {url}/twiml\n")
+
+
 async def test_a_carrier_that_refuses_is_told(doubles):
     settings = doubles.settings(twilio_auth_token="3" * 32)
 
