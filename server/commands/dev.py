@@ -20,7 +20,8 @@ from pydantic import ValidationError
 import server
 from server import logs
 from server.accounts import Accounts
-from server.carrier.account import Numbers, OwnNumber
+from server.carrier.account import Numbers
+from server.commands.kept import FILE, Kept, Moved
 from server.commands.number import ask, set_hooks
 from server.commands.opening import all_agents, with_accounts
 from server.commands.processes import running
@@ -156,67 +157,75 @@ def _local_url(settings: Settings) -> str:
 
 @asynccontextmanager
 async def pointed(settings: Settings, accounts: Accounts, *, is_sure: bool) -> AsyncGenerator[None]:
-    """Have the account's numbers lead here until the block ends, if that is wanted."""
-    numbers = accounts.numbers
-    before: list[OwnNumber] = []
-    if numbers is not None:
-        try:
-            before = await _point(settings, accounts, numbers, is_sure=is_sure)
-        except CarrierError as error:
-            say(f"the number's webhooks stay as they are: {error.message}")
+    """Have the account's numbers lead here until the block ends, if that is wanted.
+
+    How they were is in a file meanwhile: where the process is killed, the next one sets them back.
+    """
+    if (numbers := accounts.numbers) is None:
+        yield
+        return
+    kept: Kept | None = None
     try:
+        try:
+            kept = Kept.open(Path.cwd())
+            await _set_back(numbers, kept)
+            await _point(settings, accounts, numbers, kept, is_sure=is_sure)
+        except ServerError as error:
+            say(f"the number's webhooks stay as they are: {error}")
+            if kept is not None:
+                await _set_back(numbers, kept)
         yield
     finally:
-        if numbers is not None and before:
+        if kept is not None:
             with trio.move_on_after(RESTORE_S, shield=True):
-                await _set_back(numbers, before)
+                await _set_back(numbers, kept)
+            kept.close()
 
 
 async def _point(
-    settings: Settings, accounts: Accounts, numbers: Numbers, *, is_sure: bool
-) -> list[OwnNumber]:
-    """Set the webhooks of numbers that lead elsewhere; returns how they were."""
+    settings: Settings, accounts: Accounts, numbers: Numbers, kept: Kept, *, is_sure: bool
+) -> None:
+    """Set the webhooks of numbers that lead elsewhere, and keep how they were."""
     agents = await all_agents(settings, accounts)
     wanted = [accounts.own_number]
     wanted += [one for each in agents.by_name.values() for one in each.numbers if one[0] == "+"]
-    found = [await numbers.find(number) for number in dict.fromkeys(wanted)]
+    wanted = [one for one in dict.fromkeys(wanted) if one not in kept.by_number]
+    found = [await numbers.find(number) for number in wanted]
     elsewhere = [one for one in found if one is not None and one.hooks != numbers.ours]
     for one in [one for one in elsewhere if one.answered_by]:
         say(f"{one.answered_by} answers {one.number}: its webhooks are left alone")
     elsewhere = [one for one in elsewhere if not one.answered_by]
     if not elsewhere:
-        return []
+        return
     for one in elsewhere:
         say(f"callers of {one.number} are sent to {one.hooks.voice_url or 'nobody'}")
     if not is_sure and not sys.stdin.isatty():
         say("there is nobody to ask whether they are to come here: say --yes")
-        return []
+        return
     question = f"Send them to {numbers.ours.voice_url} until this ends?"
     if not is_sure and not await trio.to_thread.run_sync(ask, question, abandon_on_cancel=True):
-        return []
-    set_by_us: list[OwnNumber] = []
-    try:
-        for one in elsewhere:
-            set_by_us.append(one)
-            await set_hooks(numbers, one, numbers.ours)
-    except BaseException:
-        with trio.move_on_after(RESTORE_S, shield=True):
-            await _set_back(numbers, set_by_us)
-        raise
+        return
+    for one in elsewhere:
+        kept.keep(Moved(one, numbers.ours))
+        await set_hooks(numbers, one, numbers.ours)
     say("they come here now")
-    return set_by_us
 
 
-async def _set_back(numbers: Numbers, before: Sequence[OwnNumber]) -> None:
+async def _set_back(numbers: Numbers, kept: Kept) -> None:
     """Set webhooks as they were, but those that somebody else has set meanwhile."""
-    for one in before:
+    for number, moved in list(kept.by_number.items()):
         try:
-            now = await numbers.find(one.number)
-            if now is not None and now.hooks == numbers.ours:
-                await set_hooks(numbers, one, one.hooks)
-                say(f"{one.number} is as it was")
+            now = await numbers.find(number)
+            if now is None:
+                say(f"{number} is not this account's: how it was stays in {FILE}")
+                continue
+            if now.hooks == moved.ours:
+                await set_hooks(numbers, moved.before, moved.before.hooks)
+                say(f"{number} is as it was")
+            kept.forget(number)
         except CarrierError as error:
-            say(f"{one.number} could not be set back to {one.hooks.voice_url}: {error.message}")
+            was = moved.before.hooks.voice_url or "nobody"
+            say(f"{number} could not be set back to {was}: {error.message}; see {FILE}")
 
 
 # -- the server ---------------------------------------------------------------------------------

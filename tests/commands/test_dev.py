@@ -17,6 +17,7 @@ import trio
 from server.carrier.account import NumberHooks
 from server.commands import dev, processes
 from server.commands.dev import develop, pointed
+from server.commands.kept import FILE
 from server.commands.opening import with_accounts
 from server.commands.processes import Output
 from server.commands.tunnel import TunnelLost
@@ -30,7 +31,8 @@ BEFORE = "https://production.example.com/twiml"
 
 
 @pytest.fixture
-async def doubles(nursery, tmp_path):
+async def doubles(nursery, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     doubles = await open_doubles(nursery, tmp_path)
     doubles.twilio.account.numbers.get(NUMBER).voice_url = BEFORE
     return doubles
@@ -100,6 +102,95 @@ async def test_what_somebody_else_sets_meanwhile_stays(doubles):
     seen = await while_pointed(doubles, set_by_another, is_sure=True)
 
     assert seen[2] == "https://another.example.com/"
+
+
+KILLED = """
+import os, signal, trio
+from server.commands.dev import pointed
+from server.commands.opening import with_accounts
+from server.settings.settings import Settings
+
+settings = Settings.load()
+
+async def work(accounts):
+    async with accounts.carrier, pointed(settings, accounts, is_sure=True):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+trio.run(with_accounts, settings, work)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is killed like this there")
+@pytest.mark.parametrize("is_sure", [True, False])
+async def test_a_number_is_set_back_as_it_was_before_a_process_that_was_killed(
+    doubles, tmp_path, is_sure
+):
+    number = doubles.twilio.account.numbers.get(NUMBER)
+    number.voice_method = "GET"
+    ours = str(Path(dev.__file__).parent.parent.parent)
+    env = os.environ | doubles.env() | {"PYTHONPATH": ours, "PUBLIC_URL": "https://dead.example"}
+    with trio.fail_after(PATIENCE_S):
+        command = [sys.executable, "-c", KILLED]
+        done = await trio.run_process(command, cwd=tmp_path, env=env, check=False)
+    dead, kept = number.voice_url, tmp_path / FILE
+    mode = kept.stat().st_mode & 0o777
+
+    seen = await while_pointed(doubles, is_sure=is_sure)
+
+    here = doubles.given["public_url"] + "/twiml"
+    assert (done.returncode, dead, mode) == (-9, "https://dead.example/twiml", 0o600)
+    assert seen == [dead, here if is_sure else BEFORE, BEFORE]
+    assert (number.voice_method, number.status_url) == ("GET", "")
+    assert not kept.exists()
+
+
+async def test_what_could_not_be_set_back_is_tried_again_by_the_next(doubles, tmp_path, capsys):
+    account = doubles.twilio.account
+    number = account.numbers.get(NUMBER)
+
+    def take_away() -> None:
+        number.number = OTHER
+
+    seen = await while_pointed(doubles, take_away, is_sure=True)
+    number.number = NUMBER
+    again = await while_pointed(doubles, is_sure=False)
+
+    assert seen[2] == again[0] == doubles.given["public_url"] + "/twiml"
+    assert again[1:] == [BEFORE, BEFORE]
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize("text", ["{", '[{"before": 5}]', "[" * 5_000])
+async def test_a_file_that_cannot_be_read_is_told_of_and_left(doubles, tmp_path, text, capsys):
+    (tmp_path / FILE).write_text(text)
+
+    assert await while_pointed(doubles, is_sure=True) == [BEFORE] * 3
+    assert f"{FILE}, where it is kept how they were, cannot be read" in capsys.readouterr().out
+    assert (tmp_path / FILE).read_text() == text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+async def test_the_numbers_of_one_that_runs_in_this_folder_are_left_to_it(doubles, capsys):
+    settings = doubles.settings()
+    number, seen = doubles.twilio.account.numbers.get(NUMBER), list[str]()
+
+    async def work(accounts) -> None:
+        async with accounts.carrier, pointed(settings, accounts, is_sure=True):
+            seen.extend(await while_pointed(doubles, is_sure=True, public_url="https://b.example"))
+
+    with trio.fail_after(PATIENCE_S):
+        await with_accounts(settings, work)
+
+    assert seen == [doubles.given["public_url"] + "/twiml"] * 3
+    assert number.voice_url == BEFORE
+    assert "another `offhook dev`" in capsys.readouterr().out
+
+
+async def test_agents_that_are_wrong_keep_nobody_from_mending_them(doubles, tmp_path, capsys):
+    (tmp_path / "desk.toml").write_text("name = ")
+
+    assert await while_pointed(doubles, is_sure=True, agents=tmp_path) == [BEFORE] * 3
+    assert "desk.toml" in capsys.readouterr().out
 
 
 async def test_a_number_that_an_application_answers_is_left_alone(doubles, capsys):
