@@ -6,11 +6,12 @@ import json
 import logging
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, redirect_stdout
 from functools import partial
 
 import trio
 
+from server import logs
 from server.accounts import Accounts
 from server.carrier.account import AccountState
 from server.checkup import Finding, State, all_is_well, findings
@@ -39,10 +40,12 @@ def check(*, as_json: bool) -> int:
         as_json: Print it for a program.
     """
     found = [Finding("folder", State.DOUBT, said) for said in [in_the_way()] if said]
+    logs.configure(level="WARNING")
     logging.disable(logging.CRITICAL)  # what is wrong is told as findings
     try:
-        settings = Settings.load()
-        found += trio.run(find, settings)
+        with redirect_stdout(sys.stderr):  # a module of the user's may print what it likes
+            settings = Settings.load()
+            found += trio.run(find, settings)
     except ServerError as error:
         found.append(findings.failed("settings", error))
     finally:

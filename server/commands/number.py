@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from server import logs
 from server.accounts import Accounts
 from server.agent.roster.agents import Agents
 from server.agent.roster.described import Misdescribed, check_inbound
@@ -35,6 +36,7 @@ def point_number(text: str, agent: str | None, *, is_sure: bool) -> int:
         ConfigurationError: The number, the agent or the settings do not fit.
         CarrierError: The carrier refuses, or is not reached.
     """
+    logs.configure(level="WARNING")
     return trio.run(point, Settings.load(), text, agent, _always if is_sure else ask)
 
 

@@ -19,6 +19,7 @@ import trustme
 from quart import request
 from quart_trio import QuartTrio
 
+from server import logs
 from server.checkup import Finding, State, findings
 from server.checkup.asking import ask_all
 from server.commands import opening
@@ -300,10 +301,31 @@ def test_the_command_works_on_the_simulators_and_is_read_by_programs(tmp_path):
     assert failed.stdout.startswith("FAILED settings: ")
 
 
+def test_what_is_read_by_programs_has_nothing_else_in_it(tmp_path):
+    (tmp_path / "agents.py").write_text(
+        "from server.agent import Agent\n\nprint('mine')\ndesk = Agent('desk')\n"
+    )
+    env = {"PORT": str(free_port()), "PATH": "", "AGENTS": "agents.py", "GEMINI_MODEL": "gemini-9"}
+
+    read = subprocess.run(
+        [sys.executable, "-m", "server", "check", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        env=env,
+        check=False,
+    )
+
+    assert json.loads(read.stdout)["findings"]
+    assert read.stderr == "mine\n"
+
+
 def test_a_module_of_this_programs_name_is_told_of(tmp_path, monkeypatch, capsys):
     (tmp_path / "server.py").write_text("print('mine')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PORT", str(free_port()))
+    monkeypatch.setattr(logs, "configure", lambda **_: None)  # it would stay for other tests
 
     assert main(["check"]) == 0
     assert "doubt  folder: server.py in this folder" in capsys.readouterr().out
