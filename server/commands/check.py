@@ -13,6 +13,7 @@ import trio
 
 from server import logs
 from server.accounts import Accounts
+from server.agent.agent import Agent
 from server.carrier.account import AccountState
 from server.checkup import Finding, State, all_is_well, findings
 from server.checkup.asking import look
@@ -73,7 +74,12 @@ async def find(settings: Settings) -> list[Finding]:
     """
 
     async def work(accounts: Accounts) -> list[Finding]:
-        agents = await all_agents(settings, accounts)
+        agents, wrong = [Agent()], list[Finding]()
+        try:
+            agents = list((await all_agents(settings, accounts)).by_name.values())
+        except ConfigurationError as error:
+            todo = "correct them; all else was tried without them"
+            wrong.append(findings.failed("agents", error, todo))
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(accounts.carrier)
@@ -81,7 +87,7 @@ async def find(settings: Settings) -> list[Finding]:
                 accounts.describe = partial(_unfit, error)
             if not accounts.are_simulated:
                 await stack.enter_async_context(standing_in(settings.host, settings.port))
-            return await look(settings, accounts, agents.by_name.values())
+            return wrong + await look(settings, accounts, agents)
 
     return await with_accounts(settings, work)
 
