@@ -33,6 +33,7 @@ from server.hooks.stopping import hang_up
 from server.serving.single import listen
 from server.settings import accounts as account_settings
 from server.settings.settings import Settings
+from server.web.keys import new_key
 
 READY_S = 60.0
 """How long it is waited that the server answers, to say where; it goes on in any case."""
@@ -119,6 +120,10 @@ async def _develop(overrides: Mapping[str, Any], tunnel: str, *, is_sure: bool) 
             address = await stack.enter_async_context(open_tunnel(program, path, local))
             say(f"{address} leads to {local}")
             said["public_url"] = address
+            if plain.api_key is None and not plain.api_keys:
+                # Without an account a server lets everybody in, and now everybody can come.
+                said["api_key"] = new_key()
+                say(f"the API's key, until this ends: {said['api_key']}")
         settings = Settings.load(**said)
         serving = Serving(settings, said)
         if settings.account is None or settings.carrier != "twilio":

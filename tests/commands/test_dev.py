@@ -302,6 +302,37 @@ async def test_calls_end_shortly_and_in_peace_whatever_the_file_says(
     assert (tmp_path / "goodbye").exists()
 
 
+TELLS_KEY = """
+import os, pathlib, time
+
+pathlib.Path("told.new").write_text(os.environ.get("API_KEY", ""))
+pathlib.Path("told.new").rename("told")
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the program for the tunnel is a script")
+@pytest.mark.parametrize("key", [None, "offhook_" + "k" * 40], ids=["none", "one of mine"])
+async def test_what_a_tunnel_leads_to_wants_a_key_without_an_account_too(
+    tmp_path, monkeypatch, capsys, key
+):
+    install(tmp_path / "bin", "cloudflared", CLOUDFLARED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(dev.Serving, "_command", [sys.executable, "-c", TELLS_KEY])
+    given = {"_env_file": None, "port": free_port()} | ({"api_key": key} if key else {})
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(develop, given, "cloudflared", is_sure=True))
+            await until_there(trio.Path(tmp_path, "told"))
+            nursery.cancel_scope.cancel()
+
+    told, said = (tmp_path / "told").read_text(), capsys.readouterr().out
+    assert told == key if key else told.startswith("offhook_")
+    assert (told in said) is (key is None)
+
+
 class Running:
     """The command, and what it and its server have printed so far."""
 
