@@ -51,13 +51,15 @@ class Kept:
         """
         path = folder / FILE
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
         except OSError as error:
             raise ConfigurationError(f"{path}: {error.strerror or error}") from None
         kept = cls(path, descriptor)
         try:
             if fcntl is not None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not _is_there(path, descriptor):
+                    raise BlockingIOError  # another has just let go of it
             # What is behind the first line is left of a longer one.
             text = os.read(descriptor, MAX_BYTES).partition(b"\n")[0]
             moved = msgspec.json.decode(text or b"[]", type=list[Moved])
@@ -94,9 +96,13 @@ class Kept:
 
     def close(self) -> None:
         """Let go of the file; it stays if numbers are in it."""
+        if fcntl is None:
+            os.close(self._descriptor)  # what is open cannot be deleted there
         if not self.by_number:
-            self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
+            with suppress(OSError):
+                self._path.unlink()
+        if fcntl is not None:
+            os.close(self._descriptor)  # not before: whoever waits for it would have it
 
     def _write(self) -> None:
         line = msgspec.json.encode(list(self.by_number.values())) + b"\n"
@@ -104,3 +110,10 @@ class Kept:
         if len(line) > MAX_BYTES or os.write(self._descriptor, line) < len(line):
             raise OSError("it would be too long")
         os.ftruncate(self._descriptor, len(line))
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one of this name."""
+    with suppress(OSError):
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False

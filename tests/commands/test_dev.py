@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from server.carrier.account import NumberHooks
-from server.commands import dev, processes
+from server.commands import dev, kept, processes
 from server.commands.dev import develop, pointed
 from server.commands.kept import FILE
 from server.commands.opening import with_accounts
@@ -132,8 +132,8 @@ async def test_a_number_is_set_back_as_it_was_before_a_process_that_was_killed(
     with trio.fail_after(PATIENCE_S):
         command = [sys.executable, "-c", KILLED]
         done = await trio.run_process(command, cwd=tmp_path, env=env, check=False)
-    dead, kept = number.voice_url, tmp_path / FILE
-    mode = kept.stat().st_mode & 0o777
+    dead, left = number.voice_url, tmp_path / FILE
+    mode = left.stat().st_mode & 0o777
 
     seen = await while_pointed(doubles, is_sure=is_sure)
 
@@ -141,7 +141,7 @@ async def test_a_number_is_set_back_as_it_was_before_a_process_that_was_killed(
     assert (done.returncode, dead, mode) == (-9, "https://dead.example/twiml", 0o600)
     assert seen == [dead, here if is_sure else BEFORE, BEFORE]
     assert (number.voice_method, number.status_url) == ("GET", "")
-    assert not kept.exists()
+    assert not left.exists()
 
 
 async def test_what_could_not_be_set_back_is_tried_again_by_the_next(doubles, tmp_path, capsys):
@@ -184,6 +184,19 @@ async def test_the_numbers_of_one_that_runs_in_this_folder_are_left_to_it(double
     assert seen == [doubles.given["public_url"] + "/twiml"] * 3
     assert number.voice_url == BEFORE
     assert "another `offhook dev`" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+def test_a_file_that_was_deleted_as_it_was_opened_is_nobodys_place(tmp_path, monkeypatch):
+    path = tmp_path / FILE
+
+    def delete(descriptor: int, operation: int) -> None:
+        path.unlink()
+
+    monkeypatch.setattr(kept.fcntl, "flock", delete)
+
+    with pytest.raises(ConfigurationError, match="another"):
+        kept.Kept.open(tmp_path)
 
 
 async def test_agents_that_are_wrong_keep_nobody_from_mending_them(doubles, tmp_path, capsys):
