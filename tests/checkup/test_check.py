@@ -19,7 +19,6 @@ import trustme
 from quart import request
 from quart_trio import QuartTrio
 
-from server import logs
 from server.checkup import Finding, State, findings
 from server.checkup.asking import ask_all
 from server.commands import opening
@@ -338,7 +337,7 @@ def test_a_module_of_this_programs_name_is_told_of(tmp_path, monkeypatch, capsys
     (tmp_path / "server.py").write_text("print('mine')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PORT", str(free_port()))
-    monkeypatch.setattr(logs, "configure", lambda **_: None)  # it would stay for other tests
+    monkeypatch.setattr("server.logs.configure", lambda **_: None)  # it would stay for other tests
 
     assert main(["check"]) == 0
     assert "doubt  folder: server.py in this folder" in capsys.readouterr().out
