@@ -51,6 +51,30 @@ def test_what_is_typed_shown_and_linked_is_the_same_in_both():
     ]
 
 
+ACTIVATED = ". .venv/bin/activate\n"
+"""From there on, commands are found as they are typed."""
+BARE = re.compile(r"(?m)(?:^|`|&& )(?:[A-Z_]+=\S+ )?(?:offhook|pip|python) ")
+SERVES = re.compile(r"(?m)^(?:offhook (?:serve|dev)|python -m server)$")
+"""What does not return."""
+
+
+@pytest.mark.parametrize("page", [ENGLISH, SPANISH], ids=["English", "Spanish"])
+def test_what_is_typed_is_found_where_it_is_typed(page):
+    before, _, after = page.partition(ACTIVATED)
+
+    assert BARE.findall(before) == []
+    assert len(BARE.findall(after)) >= 8
+    assert ".venv/bin/" not in after
+
+
+@pytest.mark.parametrize("page", [ENGLISH, SPANISH], ids=["English", "Spanish"])
+def test_nothing_is_to_be_typed_behind_what_does_not_return(page):
+    served = [SERVES.split(text) for _, text in BLOCKS.findall(page) if SERVES.search(text)]
+
+    assert served
+    assert [rest.strip() for _, *rests in served for rest in rests] == [""] * len(served)
+
+
 @pytest.mark.parametrize("page", [ENGLISH, SPANISH], ids=["English", "Spanish"])
 def test_it_can_be_read_at_one_sitting(page):
     assert len(page) < 9_000

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from server.agent.agent import Agent
+from server.agent.builtin import hang_up
 from server.agent.outcome import outcome_schema, outcome_tool
 from server.agent.roster.agents import VariablesMissing
 from server.agent.tool import LiveCall, ToolError, tool
@@ -176,7 +177,9 @@ def test_what_a_test_asks_for_has_to_be_there(agents):
     with pytest.raises(TypeError, match="colour"):
         call_agent(Agent(), colour="red")
     with pytest.raises(ValueError, match="only when the caller has spoken"):
-        call_agent(Agent(), AgentCalls("hang_up"))
+        call_agent(Agent(tools=(hang_up,)), AgentCalls("hang_up"))
+    with pytest.raises(ValueError, match=r"no function price_off; there are: .*save_outcome"):
+        call_agent(agents, GREETS, ORDERS, AgentCalls("price_off"), agent="order-desk")
 
 
 def test_the_environment_says_nothing(monkeypatch):

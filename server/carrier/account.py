@@ -28,6 +28,9 @@ class NumberHooks:
     """What is to happen with the call; empty if nobody is asked."""
     status_url: str
     """That it is over."""
+    voice_method: str = "POST"
+    """How it is asked: ``GET`` or ``POST``."""
+    status_method: str = "POST"
 
 
 @dataclass(frozen=True, slots=True)

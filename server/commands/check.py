@@ -6,12 +6,14 @@ import json
 import logging
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, redirect_stdout
 from functools import partial
 
 import trio
 
+from server import logs
 from server.accounts import Accounts
+from server.agent.agent import Agent
 from server.carrier.account import AccountState
 from server.checkup import Finding, State, all_is_well, findings
 from server.checkup.asking import look
@@ -39,10 +41,12 @@ def check(*, as_json: bool) -> int:
         as_json: Print it for a program.
     """
     found = [Finding("folder", State.DOUBT, said) for said in [in_the_way()] if said]
+    logs.configure(level="WARNING")
     logging.disable(logging.CRITICAL)  # what is wrong is told as findings
     try:
-        settings = Settings.load()
-        found += trio.run(find, settings)
+        with redirect_stdout(sys.stderr):  # a module of the user's may print what it likes
+            settings = Settings.load()
+            found += trio.run(find, settings)
     except ServerError as error:
         found.append(findings.failed("settings", error))
     finally:
@@ -70,7 +74,12 @@ async def find(settings: Settings) -> list[Finding]:
     """
 
     async def work(accounts: Accounts) -> list[Finding]:
-        agents = await all_agents(settings, accounts)
+        agents, wrong = [Agent()], list[Finding]()
+        try:
+            agents = list((await all_agents(settings, accounts)).by_name.values())
+        except ConfigurationError as error:
+            todo = "correct them; all else was tried without them"
+            wrong.append(findings.failed("agents", error, todo))
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(accounts.carrier)
@@ -78,7 +87,7 @@ async def find(settings: Settings) -> list[Finding]:
                 accounts.describe = partial(_unfit, error)
             if not accounts.are_simulated:
                 await stack.enter_async_context(standing_in(settings.host, settings.port))
-            return await look(settings, accounts, agents.by_name.values())
+            return wrong + await look(settings, accounts, agents)
 
     return await with_accounts(settings, work)
 

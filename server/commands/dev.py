@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx2
@@ -19,7 +20,8 @@ from pydantic import ValidationError
 import server
 from server import logs
 from server.accounts import Accounts
-from server.carrier.account import Numbers, OwnNumber
+from server.carrier.account import Numbers
+from server.commands.kept import FILE, Kept, Moved
 from server.commands.number import ask, set_hooks
 from server.commands.opening import all_agents, with_accounts
 from server.commands.processes import running
@@ -31,6 +33,7 @@ from server.hooks.stopping import hang_up
 from server.serving.single import listen
 from server.settings import accounts as account_settings
 from server.settings.settings import Settings
+from server.web.keys import new_key
 
 READY_S = 60.0
 """How long it is waited that the server answers, to say where; it goes on in any case."""
@@ -38,8 +41,15 @@ POLL_S = 0.2
 RESTORE_S = 15.0
 """For the numbers' webhooks to be set back at the end."""
 ASK_S = 5.0
-UNLESS_SET = {"DRAIN_TIMEOUT_S": "0", "FAREWELL_TIMEOUT_S": "2", "AGENTS_WATCH": "true"}
-"""Calls end with a short goodbye when the server is started again, and agents are read at once."""
+END_S = 50.0
+"""How long the server may take to end beside its drain and its calls' goodbyes."""
+WHILE_WRITTEN: Mapping[str, Any] = MappingProxyType(
+    {"drain_timeout_s": 0.0, "farewell_timeout_s": 2.0, "agents_watch": True}
+)
+"""Calls end with a short goodbye when the server is started again, and agents are read at once.
+
+What ``.env`` says of these is for a server that is in use, and only the environment counts more.
+"""
 
 
 def say(text: str) -> None:
@@ -97,7 +107,10 @@ async def _stop_on_signal(
 
 async def _develop(overrides: Mapping[str, Any], tunnel: str, *, is_sure: bool) -> None:
     async with AsyncExitStack() as stack:
-        said = dict(overrides)
+        in_environment = {name.lower() for name in os.environ}
+        said = {
+            name: value for name, value in WHILE_WRITTEN.items() if name not in in_environment
+        } | dict(overrides)
         plain = _settings(said)
         local = _local_url(plain)
         listen(plain.host, plain.port).close()  # so that it is said now, and not by a child
@@ -107,6 +120,10 @@ async def _develop(overrides: Mapping[str, Any], tunnel: str, *, is_sure: bool) 
             address = await stack.enter_async_context(open_tunnel(program, path, local))
             say(f"{address} leads to {local}")
             said["public_url"] = address
+            if plain.api_key is None and not plain.api_keys:
+                # Without an account a server lets everybody in, and now everybody can come.
+                said["api_key"] = new_key()
+                say(f"the API's key, until this ends: {said['api_key']}")
         settings = Settings.load(**said)
         serving = Serving(settings, said)
         if settings.account is None or settings.carrier != "twilio":
@@ -145,67 +162,75 @@ def _local_url(settings: Settings) -> str:
 
 @asynccontextmanager
 async def pointed(settings: Settings, accounts: Accounts, *, is_sure: bool) -> AsyncGenerator[None]:
-    """Have the account's numbers lead here until the block ends, if that is wanted."""
-    numbers = accounts.numbers
-    before: list[OwnNumber] = []
-    if numbers is not None:
-        try:
-            before = await _point(settings, accounts, numbers, is_sure=is_sure)
-        except CarrierError as error:
-            say(f"the number's webhooks stay as they are: {error.message}")
+    """Have the account's numbers lead here until the block ends, if that is wanted.
+
+    How they were is in a file meanwhile: where the process is killed, the next one sets them back.
+    """
+    if (numbers := accounts.numbers) is None:
+        yield
+        return
+    kept: Kept | None = None
     try:
+        try:
+            kept = Kept.open(Path.cwd())
+            await _set_back(numbers, kept)
+            await _point(settings, accounts, numbers, kept, is_sure=is_sure)
+        except ServerError as error:
+            say(f"the number's webhooks stay as they are: {error}")
+            if kept is not None:
+                await _set_back(numbers, kept)
         yield
     finally:
-        if numbers is not None and before:
+        if kept is not None:
             with trio.move_on_after(RESTORE_S, shield=True):
-                await _set_back(numbers, before)
+                await _set_back(numbers, kept)
+            kept.close()
 
 
 async def _point(
-    settings: Settings, accounts: Accounts, numbers: Numbers, *, is_sure: bool
-) -> list[OwnNumber]:
-    """Set the webhooks of numbers that lead elsewhere; returns how they were."""
+    settings: Settings, accounts: Accounts, numbers: Numbers, kept: Kept, *, is_sure: bool
+) -> None:
+    """Set the webhooks of numbers that lead elsewhere, and keep how they were."""
     agents = await all_agents(settings, accounts)
     wanted = [accounts.own_number]
     wanted += [one for each in agents.by_name.values() for one in each.numbers if one[0] == "+"]
-    found = [await numbers.find(number) for number in dict.fromkeys(wanted)]
+    wanted = [one for one in dict.fromkeys(wanted) if one not in kept.by_number]
+    found = [await numbers.find(number) for number in wanted]
     elsewhere = [one for one in found if one is not None and one.hooks != numbers.ours]
     for one in [one for one in elsewhere if one.answered_by]:
         say(f"{one.answered_by} answers {one.number}: its webhooks are left alone")
     elsewhere = [one for one in elsewhere if not one.answered_by]
     if not elsewhere:
-        return []
+        return
     for one in elsewhere:
         say(f"callers of {one.number} are sent to {one.hooks.voice_url or 'nobody'}")
     if not is_sure and not sys.stdin.isatty():
         say("there is nobody to ask whether they are to come here: say --yes")
-        return []
+        return
     question = f"Send them to {numbers.ours.voice_url} until this ends?"
     if not is_sure and not await trio.to_thread.run_sync(ask, question, abandon_on_cancel=True):
-        return []
-    set_by_us: list[OwnNumber] = []
-    try:
-        for one in elsewhere:
-            set_by_us.append(one)
-            await set_hooks(numbers, one, numbers.ours)
-    except BaseException:
-        with trio.move_on_after(RESTORE_S, shield=True):
-            await _set_back(numbers, set_by_us)
-        raise
+        return
+    for one in elsewhere:
+        kept.keep(Moved(one, numbers.ours))
+        await set_hooks(numbers, one, numbers.ours)
     say("they come here now")
-    return set_by_us
 
 
-async def _set_back(numbers: Numbers, before: Sequence[OwnNumber]) -> None:
+async def _set_back(numbers: Numbers, kept: Kept) -> None:
     """Set webhooks as they were, but those that somebody else has set meanwhile."""
-    for one in before:
+    for number, moved in list(kept.by_number.items()):
         try:
-            now = await numbers.find(one.number)
-            if now is not None and now.hooks == numbers.ours:
-                await set_hooks(numbers, one, one.hooks)
-                say(f"{one.number} is as it was")
+            now = await numbers.find(number)
+            if now is None:
+                say(f"{number} is not this account's: how it was stays in {FILE}")
+                continue
+            if now.hooks == moved.ours:
+                await set_hooks(numbers, moved.before, moved.before.hooks)
+                say(f"{number} is as it was")
+            kept.forget(number)
         except CarrierError as error:
-            say(f"{one.number} could not be set back to {one.hooks.voice_url}: {error.message}")
+            was = moved.before.hooks.voice_url or "nobody"
+            say(f"{number} could not be set back to {was}: {error.message}; see {FILE}")
 
 
 # -- the server ---------------------------------------------------------------------------------
@@ -227,9 +252,10 @@ class Serving:
     async def run(self) -> None:
         """Serve until cancelled."""
         code = self._code()
+        stop_s = self.settings.drain_timeout_s + self.settings.farewell_timeout_s + END_S
         await code.look()
         while True:
-            async with running(self._command, env=self._env()) as process:
+            async with running(self._command, stop_s=stop_s, env=self._env()) as process:
                 changed = await self._wait_over(process, code)
             if changed is None:
                 say(f"the server has ended with status {process.returncode}: mend it, and save")
@@ -274,9 +300,7 @@ class Serving:
         ours = str(Path(server.__file__).parent.parent)
         path = [ours, *filter(None, [os.environ.get("PYTHONPATH")])]
         told = {name.upper(): str(value) for name, value in self.said.items()}
-        is_set = self.settings.model_fields_set
-        unset = {name: one for name, one in UNLESS_SET.items() if name.lower() not in is_set}
-        return os.environ | unset | told | {"PYTHONPATH": os.pathsep.join(path)}
+        return os.environ | told | {"PYTHONPATH": os.pathsep.join(path)}
 
     async def _tell_where(self) -> None:
         """Say once where the server is, as soon as it answers."""

@@ -40,7 +40,7 @@ def parser_of(program: str) -> argparse.ArgumentParser:
         "Twilio has to reach this machine, a tunnel is opened by cloudflared or ngrok, if one is "
         "installed, and the number's webhooks are set to it until the end, after asking once.",
     )
-    add_address_options(dev, has_defaults=True)
+    add_address_options(dev, has_defaults=False)
     dev.add_argument(
         "--tunnel",
         choices=("auto", "none", "cloudflared", "ngrok"),
@@ -115,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = Path(sys.argv[0]).name
     parser = parser_of("offhook" if name.startswith("offhook") else "python -m server")
     chosen = parser.parse_args(arguments)
+    _check_options(parser, chosen)
     import_from_here()
     if chosen.command != "check" and (problem := in_the_way()) is not None:
         print(f"offhook: {problem}", file=sys.stderr)  # noqa: T201
@@ -126,6 +127,16 @@ def main(arguments: list[str] | None = None) -> int:
     except ServerError as error:
         print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
         return 1
+
+
+def _check_options(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    """Refuse options of serving in front of a command that does nothing with them."""
+    if chosen.command in (None, "serve"):
+        return
+    understood = ("host", "port", "model_script") if chosen.command == "dev" else ()
+    for name in ("host", "port", "model_script", "workers", "take_over", "detach", "reload_agents"):
+        if name not in understood and getattr(chosen, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} does not go with {chosen.command}")
 
 
 def _do(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from server import logs
 from server.accounts import Accounts
 from server.agent.roster.agents import Agents
 from server.agent.roster.described import Misdescribed, check_inbound
@@ -35,6 +36,7 @@ def point_number(text: str, agent: str | None, *, is_sure: bool) -> int:
         ConfigurationError: The number, the agent or the settings do not fit.
         CarrierError: The carrier refuses, or is not reached.
     """
+    logs.configure(level="WARNING")
     return trio.run(point, Settings.load(), text, agent, _always if is_sure else ask)
 
 
@@ -159,13 +161,22 @@ def _file_to_change(
 
 
 def _show(own: OwnNumber, hooks: NumberHooks) -> None:
-    before = own.answered_by or own.hooks.voice_url
+    now = own.hooks
+    before = own.answered_by or _asked(now.voice_method, now.voice_url)
     for name, old, new in (
-        ("voice webhook", before, hooks.voice_url),
-        ("status callback", own.hooks.status_url, hooks.status_url),
+        ("voice webhook", before, _asked(hooks.voice_method, hooks.voice_url)),
+        (
+            "status callback",
+            _asked(now.status_method, now.status_url),
+            _asked(hooks.status_method, hooks.status_url),
+        ),
     ):
         said = f"stays {new}" if old == new else f"{old or 'none'}\n{'':18}→ {new}"
         print(f"{name:16}: {said}")  # noqa: T201
+
+
+def _asked(method: str, url: str) -> str:
+    return f"{url} (by {method})" if url and method != "POST" else url
 
 
 def write(path: Path, text: str) -> None:

@@ -26,8 +26,15 @@ else:
 
 
 @asynccontextmanager
-async def running(command: Sequence[str], **options: Any) -> AsyncGenerator[trio.Process]:
+async def running(
+    command: Sequence[str], *, stop_s: float | None = None, **options: Any
+) -> AsyncGenerator[trio.Process]:
     """Run a program until the block ends: then it is told to end, and killed if it does not.
+
+    Args:
+        command: The program and what it is told.
+        stop_s: How long it may take to end; :data:`STOP_S` if that is not said.
+        options: Of :func:`trio.lowlevel.open_process`.
 
     Raises:
         OSError: It cannot be started.
@@ -39,14 +46,14 @@ async def running(command: Sequence[str], **options: Any) -> AsyncGenerator[trio
         yield process
     finally:
         with trio.CancelScope(shield=True):
-            await stop(process)
+            await stop(process, STOP_S if stop_s is None else stop_s)
 
 
-async def stop(process: trio.Process) -> None:
-    """Tell a program to end, and kill it if it does not within :data:`STOP_S`."""
+async def stop(process: trio.Process, stop_s: float) -> None:
+    """Tell a program to end, and kill it if it does not within so many seconds."""
     if process.poll() is None:
         process.terminate()
-        with trio.move_on_after(STOP_S) as waiting:
+        with trio.move_on_after(stop_s) as waiting:
             await process.wait()
         if waiting.cancelled_caught:
             _kill(process)

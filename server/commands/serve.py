@@ -90,6 +90,7 @@ def serve(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
         parser.error(f"{option} needs Unix sockets, which this system does not have")
     overrides = overrides_of(chosen)
     if chosen.reload_agents:
+        logs.configure(level="WARNING")
         settings = Settings.load(**overrides)
         print(trio.run(reload_agents, settings.host, settings.port))  # noqa: T201
         return 0

@@ -46,11 +46,17 @@ def versions_in(
                     is_venv = os.path.lexists(Path(entry.path, VENV_FILE))
                     if depth < MAX_DEPTH and not is_venv:
                         waiting.append((Path(entry.path), depth + 1))
-                elif entry.name.endswith(".py") and Path(entry.path) != left_out:
+                elif _is_code(entry.name) and Path(entry.path) != left_out:
                     _note(found, Path(entry.path))
     for path in others:
         _note(found, path)
     return found
+
+
+def _is_code(name: str) -> bool:
+    """Whether a file is a module that is no test, as pytest calls those."""
+    is_test = name == "conftest.py" or name.startswith("test_") or name.endswith("_test.py")
+    return name.endswith(".py") and not is_test
 
 
 def _note(found: dict[str, tuple[int, int]], path: Path) -> None:

@@ -28,7 +28,7 @@ from server.settings.settings import Settings
 from server.simulators.gemini import GeminiSimulator, ModelScript
 from server.simulators.in_memory import model_in_memory, stream_in_memory
 from server.simulators.phone import PhoneScript, SimulatedPhone, memory_transports, new_sid
-from server.testing.dialogue import Line, model_script, phone_script
+from server.testing.dialogue import AgentCalls, Line, model_script, phone_script
 
 LONGEST_CALL_S = 7_200.0
 """Of virtual time; a call that takes longer fails the test."""
@@ -125,6 +125,7 @@ def call_agent(
         ConfigurationError: The agents or the settings are wrong.
         VariablesMissing: A ``{{name}}`` has no value.
         KeyError: There is no agent of this name.
+        ValueError: The agent has no function that is called, or it is called before anybody spoke.
         trio.TooSlowError: It did not end within two hours of its own time.
     """
     if isinstance(agents, Agent):
@@ -133,6 +134,11 @@ def call_agent(
         base = _settings(Path(agents), settings)
         chosen = read_agents(base).by_name[agent]
     chosen = filled(chosen, variables or {})
+    functions = {tool.name for tool in chosen.tools}
+    for line in dialogue:
+        if isinstance(line, AgentCalls) and line.name not in functions:
+            there = ", ".join(sorted(functions)) or "none"
+            raise ValueError(f"the agent has no function {line.name}; there are: {there}")
     clock = trio.testing.MockClock(autojump_threshold=0.0)
     bench = _Bench(clock, chosen, base, model_script(dialogue), phone_script(dialogue))
     return trio.run(

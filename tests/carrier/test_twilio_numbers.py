@@ -56,6 +56,22 @@ async def test_a_number_is_set_to_addresses_that_name_no_process(twilio):
     assert twilio.account.numbers.get(NUMBER).voice_url == OURS.voice_url
 
 
+async def test_how_a_number_asks_is_set_back_as_it_was(twilio):
+    number = twilio.account.numbers.get(NUMBER)
+    number.voice_url, number.status_url = "https://a.example/", "https://b.example/"
+    number.voice_method = number.status_method = "GET"
+
+    async with opened(twilio.api_url) as numbers:
+        before = await numbers.find(NUMBER)
+        ours = await numbers.set_hooks(before, numbers.ours)
+        within = number.voice_method, number.status_method
+        after = await numbers.set_hooks(ours, before.hooks)
+
+    assert within == ("POST", "POST")
+    assert after == before
+    assert (number.voice_method, number.status_method) == ("GET", "GET")
+
+
 async def test_a_number_that_is_like_another_is_not_it(twilio):
     twilio.account.numbers.add(f"{NUMBER}7")
     async with opened(twilio.api_url) as numbers:

@@ -24,7 +24,7 @@ from server.checkup.asking import ask_all
 from server.commands import opening
 from server.commands.check import find
 from server.commands.line import main
-from server.errors import CarrierError, ConfigurationError
+from server.errors import CarrierError
 from server.hooks.hypercorn_worker import make_config
 from server.settings.settings import Settings
 from server.simulators.gemini.scripts import refused
@@ -83,6 +83,19 @@ async def test_each_agent_is_set_up_and_its_numbers_are_looked_up(doubles, tmp_p
     assert one_about(found, "number +15*******07").state is State.FAILED
     assert "--agent order-desk" in one_about(found, "number +15*******07").todo
     assert one_about(found, "number +15*******06").state is State.DOUBT  # nobody's, calls come from
+
+
+async def test_agents_that_cannot_be_read_are_a_finding_and_all_else_is_asked(doubles, tmp_path):
+    (tmp_path / "a.toml").write_text("name = ")
+
+    found = await looked(doubles, agents=tmp_path)
+
+    assert one_about(found, "agents").state is State.FAILED
+    assert "a.toml" in one_about(found, "agents").found
+    assert one_about(found, "carrier").state is State.OK
+    assert one_about(found, "model").state is State.OK
+    assert one_about(found, "number").state is State.DOUBT
+    assert one_about(found, "PUBLIC_URL").state is State.OK
 
 
 async def test_in_a_simulation_no_number_has_to_be_the_accounts(tmp_path):
@@ -300,10 +313,31 @@ def test_the_command_works_on_the_simulators_and_is_read_by_programs(tmp_path):
     assert failed.stdout.startswith("FAILED settings: ")
 
 
+def test_what_is_read_by_programs_has_nothing_else_in_it(tmp_path):
+    (tmp_path / "agents.py").write_text(
+        "from server.agent import Agent\n\nprint('mine')\ndesk = Agent('desk')\n"
+    )
+    env = {"PORT": str(free_port()), "PATH": "", "AGENTS": "agents.py", "GEMINI_MODEL": "gemini-9"}
+
+    read = subprocess.run(
+        [sys.executable, "-m", "server", "check", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        env=env,
+        check=False,
+    )
+
+    assert json.loads(read.stdout)["findings"]
+    assert read.stderr == "mine\n"
+
+
 def test_a_module_of_this_programs_name_is_told_of(tmp_path, monkeypatch, capsys):
     (tmp_path / "server.py").write_text("print('mine')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PORT", str(free_port()))
+    monkeypatch.setattr("server.logs.configure", lambda **_: None)  # it would stay for other tests
 
     assert main(["check"]) == 0
     assert "doubt  folder: server.py in this folder" in capsys.readouterr().out
@@ -318,7 +352,10 @@ async def test_agents_that_are_never_read_are_not_waited_for(monkeypatch, tmp_pa
     settings = Settings.load(_env_file=None, agents=tmp_path, database_url="sqlite://")
 
     try:
-        with trio.fail_after(60), pytest.raises(ConfigurationError, match="is not read within"):
-            await find(settings)
+        with trio.fail_after(60):
+            found = {finding.subject: finding for finding in await find(settings)}
     finally:
         over.set()
+
+    assert one_about(found, "agents").state is State.FAILED
+    assert "is not read within" in one_about(found, "agents").found

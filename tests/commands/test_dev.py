@@ -15,13 +15,14 @@ import pytest
 import trio
 
 from server.carrier.account import NumberHooks
-from server.commands import dev
+from server.commands import dev, kept, processes
 from server.commands.dev import develop, pointed
+from server.commands.kept import FILE
 from server.commands.opening import with_accounts
 from server.commands.processes import Output
 from server.commands.tunnel import TunnelLost
 from server.errors import CannotListen, ConfigurationError
-from tests.support.accounts import NUMBER, OTHER, Doubles, open_doubles
+from tests.support.accounts import NUMBER, OTHER, Doubles, free_port, open_doubles
 from tests.support.tunnels import ADDRESS, CLOUDFLARED, install
 
 pytestmark = pytest.mark.sockets
@@ -30,7 +31,8 @@ BEFORE = "https://production.example.com/twiml"
 
 
 @pytest.fixture
-async def doubles(nursery, tmp_path):
+async def doubles(nursery, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     doubles = await open_doubles(nursery, tmp_path)
     doubles.twilio.account.numbers.get(NUMBER).voice_url = BEFORE
     return doubles
@@ -102,6 +104,108 @@ async def test_what_somebody_else_sets_meanwhile_stays(doubles):
     assert seen[2] == "https://another.example.com/"
 
 
+KILLED = """
+import os, signal, trio
+from server.commands.dev import pointed
+from server.commands.opening import with_accounts
+from server.settings.settings import Settings
+
+settings = Settings.load()
+
+async def work(accounts):
+    async with accounts.carrier, pointed(settings, accounts, is_sure=True):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+trio.run(with_accounts, settings, work)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is killed like this there")
+@pytest.mark.parametrize("is_sure", [True, False])
+async def test_a_number_is_set_back_as_it_was_before_a_process_that_was_killed(
+    doubles, tmp_path, is_sure
+):
+    number = doubles.twilio.account.numbers.get(NUMBER)
+    number.voice_method = "GET"
+    ours = str(Path(dev.__file__).parent.parent.parent)
+    env = os.environ | doubles.env() | {"PYTHONPATH": ours, "PUBLIC_URL": "https://dead.example"}
+    with trio.fail_after(PATIENCE_S):
+        command = [sys.executable, "-c", KILLED]
+        done = await trio.run_process(command, cwd=tmp_path, env=env, check=False)
+    dead, left = number.voice_url, tmp_path / FILE
+    mode = left.stat().st_mode & 0o777
+
+    seen = await while_pointed(doubles, is_sure=is_sure)
+
+    here = doubles.given["public_url"] + "/twiml"
+    assert (done.returncode, dead, mode) == (-9, "https://dead.example/twiml", 0o600)
+    assert seen == [dead, here if is_sure else BEFORE, BEFORE]
+    assert (number.voice_method, number.status_url) == ("GET", "")
+    assert not left.exists()
+
+
+async def test_what_could_not_be_set_back_is_tried_again_by_the_next(doubles, tmp_path, capsys):
+    account = doubles.twilio.account
+    number = account.numbers.get(NUMBER)
+
+    def take_away() -> None:
+        number.number = OTHER
+
+    seen = await while_pointed(doubles, take_away, is_sure=True)
+    number.number = NUMBER
+    again = await while_pointed(doubles, is_sure=False)
+
+    assert seen[2] == again[0] == doubles.given["public_url"] + "/twiml"
+    assert again[1:] == [BEFORE, BEFORE]
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize("text", ["{", '[{"before": 5}]', "[" * 5_000])
+async def test_a_file_that_cannot_be_read_is_told_of_and_left(doubles, tmp_path, text, capsys):
+    (tmp_path / FILE).write_text(text)
+
+    assert await while_pointed(doubles, is_sure=True) == [BEFORE] * 3
+    assert f"{FILE}, where it is kept how they were, cannot be read" in capsys.readouterr().out
+    assert (tmp_path / FILE).read_text() == text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+async def test_the_numbers_of_one_that_runs_in_this_folder_are_left_to_it(doubles, capsys):
+    settings = doubles.settings()
+    number, seen = doubles.twilio.account.numbers.get(NUMBER), list[str]()
+
+    async def work(accounts) -> None:
+        async with accounts.carrier, pointed(settings, accounts, is_sure=True):
+            seen.extend(await while_pointed(doubles, is_sure=True, public_url="https://b.example"))
+
+    with trio.fail_after(PATIENCE_S):
+        await with_accounts(settings, work)
+
+    assert seen == [doubles.given["public_url"] + "/twiml"] * 3
+    assert number.voice_url == BEFORE
+    assert "another `offhook dev`" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+def test_a_file_that_was_deleted_as_it_was_opened_is_nobodys_place(tmp_path, monkeypatch):
+    path = tmp_path / FILE
+
+    def delete(descriptor: int, operation: int) -> None:
+        path.unlink()
+
+    monkeypatch.setattr(kept.fcntl, "flock", delete)
+
+    with pytest.raises(ConfigurationError, match="another"):
+        kept.Kept.open(tmp_path)
+
+
+async def test_agents_that_are_wrong_keep_nobody_from_mending_them(doubles, tmp_path, capsys):
+    (tmp_path / "desk.toml").write_text("name = ")
+
+    assert await while_pointed(doubles, is_sure=True, agents=tmp_path) == [BEFORE] * 3
+    assert "desk.toml" in capsys.readouterr().out
+
+
 async def test_a_number_that_an_application_answers_is_left_alone(doubles, capsys):
     doubles.twilio.account.numbers.get(NUMBER).voice_application_sid = "AP1"
 
@@ -154,6 +258,92 @@ async def test_a_tunnel_that_ends_ends_it_all(doubles, tmp_path, monkeypatch):
         await develop(given, "auto", is_sure=True)
 
     assert doubles.twilio.account.numbers.get(NUMBER).voice_url == BEFORE
+
+
+ENDS_SLOWLY = """
+import os, pathlib, signal, sys, time
+
+def end(*_):
+    pathlib.Path("ending").touch()
+    while not pathlib.Path("go").exists():
+        time.sleep(0.01)
+    pathlib.Path("goodbye").touch()
+    sys.exit()
+
+signal.signal(signal.SIGTERM, end)
+names = "DRAIN_TIMEOUT_S", "FAREWELL_TIMEOUT_S", "AGENTS_WATCH"
+pathlib.Path("told.new").write_text(" ".join(os.environ.get(name, "?") for name in names))
+pathlib.Path("told.new").rename("told")
+while True:
+    time.sleep(0.01)
+"""
+
+
+async def until_there(path: trio.Path) -> None:
+    while not await path.exists():  # noqa: ASYNC110
+        await trio.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the program waits for SIGTERM")
+@pytest.mark.parametrize(
+    ("environment", "told"), [(None, "0.0 2.0 True"), ("5", "5 2.0 True")], ids=["file", "both"]
+)
+async def test_calls_end_shortly_and_in_peace_whatever_the_file_says(
+    tmp_path, monkeypatch, environment, told
+):
+    (tmp_path / "program").write_text(ENDS_SLOWLY)
+    (tmp_path / ".env").write_text(
+        f"PORT={free_port()}\nDRAIN_TIMEOUT_S=600\nFAREWELL_TIMEOUT_S=10\nAGENTS_WATCH=false\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    if environment is not None:
+        monkeypatch.setenv("DRAIN_TIMEOUT_S", environment)
+    monkeypatch.setattr(dev.Serving, "_command", [sys.executable, "program"])
+    monkeypatch.setattr(processes, "STOP_S", 0.1)  # of anything but the server
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(develop, {}, "none", is_sure=True))
+            await until_there(trio.Path(tmp_path, "told"))
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await until_there(trio.Path(tmp_path, "ending"))
+                await trio.sleep(0.5)  # longer than anything else may take
+                (tmp_path / "go").touch()
+
+    assert (tmp_path / "told").read_text() == told
+    assert (tmp_path / "goodbye").exists()
+
+
+TELLS_KEY = """
+import os, pathlib, time
+
+pathlib.Path("told.new").write_text(os.environ.get("API_KEY", ""))
+pathlib.Path("told.new").rename("told")
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the program for the tunnel is a script")
+@pytest.mark.parametrize("key", [None, "offhook_" + "k" * 40], ids=["none", "one of mine"])
+async def test_what_a_tunnel_leads_to_wants_a_key_without_an_account_too(
+    tmp_path, monkeypatch, capsys, key
+):
+    install(tmp_path / "bin", "cloudflared", CLOUDFLARED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(dev.Serving, "_command", [sys.executable, "-c", TELLS_KEY])
+    given = {"_env_file": None, "port": free_port()} | ({"api_key": key} if key else {})
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(develop, given, "cloudflared", is_sure=True))
+            await until_there(trio.Path(tmp_path, "told"))
+            nursery.cancel_scope.cancel()
+
+    told, said = (tmp_path / "told").read_text(), capsys.readouterr().out
+    assert told == key if key else told.startswith("offhook_")
+    assert (told in said) is (key is None)
 
 
 class Running:

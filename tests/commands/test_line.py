@@ -30,6 +30,29 @@ def test_options_before_serve_are_kept():
     assert (chosen.port, chosen.workers, chosen.take_over) == (81, 2, False)
 
 
+def test_options_before_dev_are_kept():
+    chosen = parser_of("offhook").parse_args(["--port", "81", "dev", "--host", "::1"])
+
+    assert (chosen.host, chosen.port, chosen.model_script) == ("::1", 81, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["-w", "2", "dev"], "--workers does not go with dev"),
+        (["--take-over", "dev"], "--take-over does not go with dev"),
+        (["--port", "81", "check"], "--port does not go with check"),
+        (["--model-script", "a.toml", "demo"], "--model-script does not go with demo"),
+    ],
+)
+def test_an_option_that_a_command_does_nothing_with_is_refused(words, what, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+
+    assert ended.value.code == 2
+    assert what in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_is_told_how_to_complete(capsys, shell):
     assert main(["completion", shell]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -225,6 +226,8 @@ async def test_its_receiver_takes_what_is_signed_once_and_nothing_else(tmp_path)
 
             other = base64.b64encode(b"somebody else's secret, not ours").decode()
             assert await send("1", event(ours), other) == 401
+            for length in ("-1", "5_0", str(10**9)):
+                assert await status_with_length(int(port), length) == 413
             assert await send("2", event(ours), age_s=3_600) == 401
             assert (await http.post(url, content=event(ours))).status_code == 401
             assert await send("3", event(ours, "call.started")) == 204
@@ -233,6 +236,47 @@ async def test_its_receiver_takes_what_is_signed_once_and_nothing_else(tmp_path)
             assert await send("5", event(ours)) == 204
 
     assert kept_in(folder) == [{"call": "CA1", "complete": True, "name": "Ana"}]
+
+
+async def status_with_length(port: int, length: str) -> int:
+    """What it says to a request of such a length, whose body never ends."""
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(f"POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode())
+        answer = b""
+        while part := await stream.receive_some():
+            answer += part
+            if b"\r\n" in answer:
+                break
+    return int(answer.split()[1])
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_aGFsZg=="])
+def test_its_receiver_does_not_run_with_a_secret_that_is_none(tmp_path, secret):
+    write_project(tmp_path / "pizzeria", SECRET)
+
+    done = subprocess.run(
+        [sys.executable, "receiver.py"],
+        cwd=tmp_path / "pizzeria",
+        env=os.environ | {"EVENTS_SECRET": secret, "RECEIVER_PORT": "0"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "EVENTS_SECRET" in done.stderr
+
+
+def test_its_image_is_made_of_what_its_readme_puts_beside_it():
+    build, readme = ((EXAMPLE / name).read_text() for name in ("Dockerfile", "README.md"))
+    copied = build.split("COPY ")[1].splitlines()[0].split()
+
+    assert "python -m build --sdist --outdir ." in readme
+    assert copied == ["requirements.txt", "offhook-*.tar.gz", "./"]
+    assert " ./offhook-*.tar.gz " in build
+    # A stranger may have that name on a package index.
+    assert "offhook" not in re.sub("(?m)#.*", "", (EXAMPLE / "requirements.txt").read_text())
 
 
 @pytest.mark.sockets

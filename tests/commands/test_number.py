@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
 
 import httpx2
 import pytest
 import trio
 
+from server import logs
 from server.app import create_app
 from server.commands.line import main
 from server.commands.number import point
@@ -117,6 +120,18 @@ async def test_a_number_on_a_trunk_or_for_messages_is_refused(doubles):
             await point(doubles.settings(), NUMBER, None, lambda question: True)
 
 
+async def test_an_address_that_is_ours_and_asked_by_get_is_asked_by_post_then(doubles, capsys):
+    number, url = doubles.twilio.account.numbers.get(NUMBER), doubles.given["public_url"]
+    number.voice_url, number.status_url = f"{url}/twiml", f"{url}/call-status"
+    number.voice_method = "GET"
+
+    await point(doubles.settings(), NUMBER, None, lambda question: True)
+
+    said = capsys.readouterr().out
+    assert number.voice_method == "POST"
+    assert said.index(f"{url}/twiml (by GET)") < said.index(f"→ {url}/twiml\n")
+
+
 async def test_a_carrier_that_refuses_is_told(doubles):
     settings = doubles.settings(twilio_auth_token="3" * 32)
 
@@ -147,6 +162,7 @@ def test_in_a_simulation_only_the_agents_file_is_written(tmp_path, monkeypatch, 
     (tmp_path / "desk.toml").write_text('name = "order-desk"\n')
     monkeypatch.setenv("AGENTS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logs, "configure", lambda **_: None)  # it would stay for other tests
 
     assert main(["number", NUMBER, "--agent", "order-desk", "--yes"]) == 0
     assert main(["number", NUMBER, "--agent", "order-desk", "--yes"]) == 0
@@ -160,6 +176,26 @@ def test_where_nobody_can_be_asked_it_says_so(tmp_path, monkeypatch, capsys):
     (tmp_path / "desk.toml").write_text('name = "order-desk"\n')
     monkeypatch.setenv("AGENTS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logs, "configure", lambda **_: None)  # it would stay for other tests
 
     assert main(["number", NUMBER, "--agent", "order-desk"]) == 2
     assert "say --yes" in capsys.readouterr().err
+
+
+def test_what_is_logged_is_not_among_what_it_says(tmp_path):
+    (tmp_path / "desk.toml").write_text(f'name = "desk"\nnumbers = ["{NUMBER}"]\n')
+    env = {"PATH": "", "AGENTS": "desk.toml", "GEMINI_MODEL": "gemini-9"}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "server", "number", NUMBER, "--agent", "desk", "--yes"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        env=env,
+        check=False,
+    )
+
+    assert done.returncode == 0
+    assert "unknown model" in done.stderr
+    assert "unknown model" not in done.stdout

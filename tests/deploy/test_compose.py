@@ -167,6 +167,7 @@ def test_no_password_is_in_the_file_and_nothing_starts_without_one():
     assert set(re.findall(r"\$\{\w+(\W.)", text)) == {":?"}
     passwords = re.findall(r"://\w+:([^@]+)@|PASSWORD: (.*)|>(.+) ~|AUTH: (.*)", text)
     assert len(passwords) == 5
+    assert "API_KEY: ${API_KEY:?" in text
     assert all("".join(found).startswith("${") for found in passwords)
 
 

@@ -117,6 +117,15 @@ def test_a_wheel_is_let_out_only_after_it_has_served_a_call():
     assert configuration()["tool"]["cibuildwheel"]["test-command"] == "python -m server demo"
 
 
+def test_a_package_index_is_told_each_python_there_is_a_wheel_for_and_no_address_that_is_none():
+    told = configuration()
+    project, wheels = told["project"], told["tool"]["cibuildwheel"]["build"]
+    named = [one.rpartition(" ")[2] for one in project["classifiers"] if ":: 3." in one]
+
+    assert [f"cp{version.replace('.', '')}-*" for version in named] == wheels
+    assert all(url.startswith("https://") for url in project.get("urls", {}).values())
+
+
 @pytest.mark.skipif(CIBUILDWHEEL is None, reason="cibuildwheel (offhook[deploy]) is not here")
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_there_is_a_wheel_for_each_python_and_system_that_the_pages_name(system):

@@ -38,6 +38,34 @@ def test_the_unit_finds_what_the_commands_have_made():
     assert f"git clone https://YOUR.CLONE/offhook.git {directory}/source\n" in BLOCKS[0]
 
 
+def test_what_is_set_is_tried_with_the_units_settings():
+    unit = (ROOT / "deploy" / "offhook.service").read_text()
+    (check,) = [block for block in BLOCKS if block.rstrip().endswith("/bin/offhook check")]
+
+    assert f"--uid={_value(unit, 'User')} " in check
+    assert f"--property=EnvironmentFile={_value(unit, 'EnvironmentFile')} " in check
+    assert f"--setenv={_value(unit, 'Environment').split()[0]} " in check
+    assert f"--working-directory={_value(unit, 'WorkingDirectory')} " in check
+
+
+def test_a_change_of_the_unit_takes_back_what_it_replaces():
+    unit = (ROOT / "deploy" / "offhook.service").read_text()
+    lines = re.search(r"(?s)```ini\n(.*?)```", PAGE)[1].splitlines()
+
+    for name in ("ExecStart", "ExecReload"):
+        at = lines.index(f"{name}=")
+        assert lines[at + 1] == f"{name}={_value(unit, name)}".replace("workers 2", "workers 4")
+
+
+def test_programs_that_the_page_uses_are_installed():
+    installed = set(BLOCKS[0].splitlines()[0].split())
+
+    assert "apt-get update &&" in BLOCKS[0].splitlines()[0]
+    for program in ("git", "curl", "openssl", "sqlite3", "caddy"):
+        assert program in installed
+        assert re.search(rf"(?m)\b{program}\b", "".join(BLOCKS)[len(BLOCKS[0].splitlines()[0]) :])
+
+
 def _value(unit: str, name: str) -> str:
     found = re.search(rf"(?m)^{name}=(.*)$", unit)
     assert found is not None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def test_compose_understands_the_file_when_the_secrets_are_filled_in(tmp_path, f
 
 
 def test_every_name_that_the_server_is_told_is_a_setting(services):
-    assert services["offhook"]["environment"].keys() - KNOWN == set()
+    told = {name for name, value in services["offhook"]["environment"].items() if value}
+
+    assert told - KNOWN == set()
     assert example().keys() - KNOWN == OF_COMPOSE
 
 
@@ -83,6 +86,34 @@ def test_the_example_has_no_secret_in_it():
     filled = {name for name, value in example().items() if value}
 
     assert filled == {"SITE", "MAX_CALLS", "RETENTION_DAYS"}
+
+
+def test_nothing_starts_without_a_secret_of_its_own():
+    text = (SINGLE / "compose.yaml").read_text()
+    secrets = {name for name in example() if re.search("(?:API_KEY|_PASSWORD)$", name)}
+
+    assert set(re.findall(r"\$\{(\w+):\?", text)) >= secrets - {"GEMINI_API_KEY"}
+    assert set(re.findall(r"\$\{\w+(\W.)", text)) == {":?"}
+
+
+def test_the_dashboards_password_is_not_told_to_the_server(services):
+    assert services["offhook"]["environment"]["GRAFANA_PASSWORD"] == ""
+    assert services["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA")
+
+
+CLOUDS = ("172.31.0.0/16", "10.0.0.0/8", "192.168.0.0/16", "172.17.0.0/16", "100.64.0.0/10")
+"""Networks that machines are in by themselves: AWS's, other clouds', at home, Docker's."""
+
+
+def test_its_network_is_no_clouds_and_not_the_other_files():
+    (own,), (others,) = (
+        re.findall(r"subnet: ([\d./]+)", (DEPLOY / folder / "compose.yaml").read_text())
+        for folder in ("single", "compose")
+    )
+    networks = [ip_network(one) for one in (own, others, *CLOUDS)]
+
+    assert [one for one in networks if one.overlaps(networks[0])] == [networks[0]]
+    assert [one for one in networks if one.overlaps(networks[1])] == [networks[1]]
 
 
 def test_the_settings_are_ones_that_a_server_starts_with(services, monkeypatch):
@@ -194,3 +225,11 @@ async def test_the_agent_has_the_tools_of_the_example(monkeypatch):
                 tools = [tool.name for tool in one.service.agent.tools if "__" in tool.name]
 
     assert tools == ["shop__opening_hours"]
+
+
+def test_all_pages_and_files_say_the_same_of_how_long_an_ending_takes():
+    files = [path for path in DEPLOY.rglob("*") if path.is_file()]
+    files += [DEPLOY.parent / "docs" / "running.md", DEPLOY.parent / "docs" / "scaling.md"]
+    said = [re.findall(r"(?i)farewell_?timeout_?s`? \+\s(\d+)", path.read_text()) for path in files]
+
+    assert {figure for figures in said for figure in figures} == {"50"}

@@ -36,7 +36,7 @@ def test_what_is_not_on_the_menu_is_not_sold(agent_call):
         agent="order-desk",
     )
 
-    assert all(use.error for use in call.tools)
+    assert [use.name for use in call.tools if use.error] == ["price_of", "save_outcome"]
     assert call.outcome == {}
 
 

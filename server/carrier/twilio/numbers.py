@@ -79,7 +79,7 @@ class TwilioNumbers:
             raise CarrierError("Twilio's answer cannot be read") from error
 
     async def set_hooks(self, number: OwnNumber, hooks: NumberHooks) -> OwnNumber:
-        """Have a number's callers asked about at other addresses, by POST.
+        """Have a number's callers asked about at other addresses.
 
         A TwiML application that has answered them is taken off the number.
 
@@ -90,9 +90,9 @@ class TwilioNumbers:
         updated = await self._request(
             lambda: self._client.incoming_phone_numbers(number.name).update_async(
                 voice_url=hooks.voice_url,
-                voice_method="POST",
+                voice_method=hooks.voice_method,
                 status_callback=hooks.status_url,
-                status_callback_method="POST",
+                status_callback_method=hooks.status_method,
                 **taken_off,
             ),
             repeatable=True,
@@ -148,7 +148,12 @@ def _own(one: IncomingPhoneNumberInstance) -> OwnNumber:
     return OwnNumber(
         name=one.sid,
         number=one.phone_number,
-        hooks=NumberHooks(_url(one.voice_url), _url(one.status_callback)),
+        hooks=NumberHooks(
+            _url(one.voice_url),
+            _url(one.status_callback),
+            _method(one.voice_method),
+            _method(one.status_callback_method),
+        ),
         takes_calls=not isinstance(capabilities, dict) or bool(capabilities.get("voice", True)),
         answered_by=answered_by,
     )
@@ -156,3 +161,8 @@ def _own(one: IncomingPhoneNumberInstance) -> OwnNumber:
 
 def _url(given: object) -> str:
     return given[:MAX_URL_CHARS] if isinstance(given, str) else ""
+
+
+def _method(given: object) -> str:
+    """How Twilio asks; by POST where nothing is set."""
+    return "GET" if given == "GET" else "POST"

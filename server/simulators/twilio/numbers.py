@@ -19,6 +19,8 @@ class SimulatedNumber:
     number: str
     voice_url: str = ""
     status_url: str = ""
+    voice_method: str = "POST"
+    status_method: str = "POST"
     voice_application_sid: str = ""
     trunk_sid: str = ""
     takes_calls: bool = True
@@ -73,6 +75,8 @@ class SimulatedNumbers:
                 raise ApiRefusal(400, 21502, f"{field} is not valid")
         number.voice_url = form.get("VoiceUrl", number.voice_url)
         number.status_url = form.get("StatusCallback", number.status_url)
+        number.voice_method = form.get("VoiceMethod", number.voice_method)
+        number.status_method = form.get("StatusCallbackMethod", number.status_method)
         number.voice_application_sid = form.get("VoiceApplicationSid", number.voice_application_sid)
         number.trunk_sid = form.get("TrunkSid", number.trunk_sid)
         number.updates += 1
@@ -88,9 +92,9 @@ class SimulatedNumbers:
             "phone_number": one.number,
             "capabilities": {"voice": one.takes_calls, "sms": True, "mms": False, "fax": False},
             "status_callback": one.status_url,
-            "status_callback_method": "POST",
+            "status_callback_method": one.status_method,
             "voice_url": one.voice_url,
-            "voice_method": "POST",
+            "voice_method": one.voice_method,
             "voice_application_sid": one.voice_application_sid or None,
             "trunk_sid": one.trunk_sid or None,
             "status": "in-use",
