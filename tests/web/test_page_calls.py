@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from server.settings.settings import Settings
 from server.simulators.gemini import GeminiSimulator
@@ -214,15 +215,17 @@ def test_a_model_without_a_carrier_is_an_account_and_half_a_carrier_is_none():
     assert settings.account.carrier is None
 
 
-async def test_a_page_that_floods_its_stream_loses_it():
-    async with serving(media_path="ordinary") as server:
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+async def test_a_page_that_floods_its_stream_loses_it(media_path):
+    async with serving(media_path=media_path) as server:
         call = await made(server)
         async with open_stream(call["url"]) as socket:
             page = Page(socket, call, is_wide=False)
             await page.start(call["ticket"])
-            await wait_all_tasks_blocked()
-            for _ in range(25):
-                await page.say(b"\x7f" * 6_400)
+            await socket.recv()  # the greeting: whoever takes the audio has it now
+            with suppress(ConnectionClosed):
+                for _ in range(25):
+                    await page.say(b"\x7f" * 6_400)
             code, _ = await closing_of(socket)
         record = await ended(server, call["call_sid"])
 
