@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.settings.alone import settings_alone
 from server.settings.settings import Settings
 
 
@@ -15,20 +16,10 @@ def embedded_settings(public_url: str, **own: Any) -> Settings:
         own: What else is different.
 
     Raises:
-        ConfigurationError: The settings that are left alone do not fit.
+        ConfigurationError: They do not fit.
     """
-    return Settings.load(
+    return settings_alone(
         **{
-            "_env_file": None,
-            "twilio_account_sid": None,
-            "twilio_auth_token": None,
-            "twilio_api_key_sid": None,
-            "twilio_api_key_secret": None,
-            "twilio_phone_number": None,
-            "gemini_api_key": None,
-            "api_key": None,
-            "api_keys": {},
-            "allowed_prefixes": (),
             "public_url": public_url,
             "database_url": "sqlite://",  # in memory
             "drain_timeout_s": 0.0,
