@@ -1,4 +1,4 @@
-"""Settings of what is for show or for a test: whatever this machine is set to, they are the same."""
+"""Settings of what is for show or for a test: the same, whatever this machine is set to."""
 
 from __future__ import annotations
 
