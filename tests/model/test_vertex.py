@@ -18,7 +18,14 @@ import trio
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google import genai
-from google.auth import exceptions, jwt
+from google.auth import (
+    aws,
+    exceptions,
+    external_account_authorized_user,
+    identity_pool,
+    jwt,
+    pluggable,
+)
 from google.auth.credentials import Credentials as GoogleCredentials
 from google.genai import live, types
 from google.oauth2 import credentials as oauth2
@@ -333,6 +340,65 @@ async def test_credentials_that_only_a_fallback_needs_keep_no_server_from_starti
 
     with pytest.raises(ModelError, match="GOOGLE_APPLICATION_CREDENTIALS"):
         tokens.headers()
+
+
+EXTERNAL = {
+    "type": "external_account",
+    "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/a",
+    "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+    "token_url": "https://sts.googleapis.com/v1/token",
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind"),
+    [
+        (EXTERNAL | {"credential_source": {"file": "/token"}}, identity_pool.Credentials),
+        (
+            EXTERNAL | {"credential_source": {"executable": {"command": "/bin/token"}}},
+            pluggable.Credentials,
+        ),
+        (
+            EXTERNAL
+            | {
+                "subject_token_type": "urn:ietf:params:aws:token-type:aws4_request",
+                "credential_source": {
+                    "environment_id": "aws1",
+                    "regional_cred_verification_url": "https://sts.{region}.amazonaws.com",
+                },
+            },
+            aws.Credentials,
+        ),
+        (
+            {
+                "type": "external_account_authorized_user",
+                "audience": "//iam.googleapis.com/locations/global/workforcePools/a/providers/b",
+                "refresh_token": "refresh",
+                "token_url": "https://sts.googleapis.com/v1/oauthtoken",
+                "client_id": "id",
+                "client_secret": "secret",
+            },
+            external_account_authorized_user.Credentials,
+        ),
+        (
+            {
+                "type": "authorized_user",
+                "refresh_token": "refresh",
+                "client_id": "id",
+                "client_secret": "secret",
+            },
+            oauth2.Credentials,
+        ),
+    ],
+)
+def test_every_kind_of_credentials_file_is_read(facts, kind, tmp_path):
+    file = tmp_path / "credentials.json"
+    file.write_text(json.dumps(facts))
+
+    credentials = GoogleTokens(file)._find()
+
+    assert isinstance(credentials, kind)
+    assert credentials.scopes == [SCOPE]
 
 
 class TokenService:

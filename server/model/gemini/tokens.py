@@ -21,7 +21,14 @@ import google.auth.transport
 import httpx2
 import structlog
 import trio
-from google.auth import aws, exceptions, identity_pool, impersonated_credentials
+from google.auth import (
+    aws,
+    exceptions,
+    external_account_authorized_user,
+    identity_pool,
+    impersonated_credentials,
+    pluggable,
+)
 from google.auth.credentials import Credentials as GoogleCredentials
 from google.oauth2 import credentials as user
 from google.oauth2 import service_account
@@ -236,12 +243,19 @@ def _read(file: Path) -> GoogleCredentials:
     try:
         facts = json.loads(file.read_bytes())
         kind = facts["type"]
-        if kind == "external_account" and "aws" in str(facts.get("subject_token_type")):
-            kind = "aws"
+        if kind == "external_account":
+            kind = _kind_of_external(facts)
         found: GoogleCredentials = _KINDS[kind](facts, scopes=[SCOPE])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise exceptions.DefaultCredentialsError(type(error).__name__) from None
     return found
+
+
+def _kind_of_external(facts: Mapping[str, Any]) -> str:
+    if "aws" in str(facts.get("subject_token_type")):
+        return "aws"
+    source = facts.get("credential_source") or {}
+    return "executable" if "executable" in source else "external_account"
 
 
 _KINDS: Mapping[str, Callable[..., Any]] = {
@@ -252,8 +266,13 @@ _KINDS: Mapping[str, Callable[..., Any]] = {
     ),
     "external_account": identity_pool.Credentials.from_info,
     "aws": aws.Credentials.from_info,
+    "executable": pluggable.Credentials.from_info,
+    "external_account_authorized_user": lambda facts, scopes: (
+        external_account_authorized_user.Credentials.from_info(facts | {"scopes": scopes})
+    ),
 }
-"""By the ``type`` in the file; what is named ``aws`` here is an external account, too."""
+"""By the ``type`` in the file; ``aws`` and ``executable`` are external accounts, too. google-auth
+has one function for all kinds, and warns of it."""
 
 
 class _Response(google.auth.transport.Response):
