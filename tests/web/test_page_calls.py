@@ -162,6 +162,25 @@ async def test_a_page_whose_line_is_lost_is_given_another_ticket():
     assert (goes_on["over"], over["over"], over["ticket"]) == (False, True, None)
 
 
+@pytest.mark.parametrize("quality", ["telephone", "wide"])
+async def test_a_page_that_gives_up_a_slow_line_goes_on_though_it_is_still_heard(quality):
+    async with serving() as server:
+        call = await made(server, quality=quality)
+        shown = {"call_sid": call["call_sid"], "key": call["key"]}
+        async with page_on(call) as slow:
+            await slow.wait(lambda: slow.told("media"))
+            goes_on = (await server.http.post("/calls/browser/resume", json=shown)).json()
+            async with page_on(call, ticket=goes_on["ticket"], url=goes_on["url"]) as back:
+                await back.wait(lambda: back.told("media"))
+                with trio.fail_after(PATIENCE_S):
+                    await slow.over.wait()
+                await back.send("stop")
+                record = await ended(server, call["call_sid"])
+
+    assert record["reason"] == "caller-hung-up"
+    assert "line back" in [line["what"] for line in record["timeline"]]
+
+
 async def test_a_call_that_we_end_closes_the_pages_socket_as_over():
     async with serving() as server:
         call = await made(server)

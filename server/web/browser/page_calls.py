@@ -148,7 +148,9 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         theirs, is_orphan = await elsewhere.in_progress(data.call_sid)
         if theirs is not None:
             return theirs
-        reply = await service.calls.resume(data.call_sid, service.agent, is_orphan=is_orphan)
+        reply = await service.calls.resume(
+            data.call_sid, service.agent, is_orphan=is_orphan, by_caller=True
+        )
         return _written(reply).model_dump(), 200, {"Cache-Control": "no-store"}
 
     def _written(reply: Reply) -> BrowserCallGoesOn:
