@@ -181,6 +181,33 @@ async def test_a_page_that_gives_up_a_slow_line_goes_on_though_it_is_still_heard
     assert "line back" in [line["what"] for line in record["timeline"]]
 
 
+@pytest.mark.parametrize("has_stream", [False, True])
+async def test_a_page_hangs_up_by_its_calls_key(has_stream):
+    async with serving() as server:
+        call = await made(server)
+        shown = {"call_sid": call["call_sid"], "key": call["key"], "hang_up": True}
+        stranger = await server.http.post("/calls/browser/resume", json=shown | {"key": "0" * 64})
+        async with page_on(call) if has_stream else trio.open_nursery() as page:
+            if has_stream:
+                await page.wait(lambda: page.told("media"))
+            over = (await server.http.post("/calls/browser/resume", json=shown)).json()
+            record = await ended(server, call["call_sid"])
+        again = (await server.http.post("/calls/browser/resume", json=shown)).json()
+
+    assert stranger.status_code == 403
+    assert (over["over"], again["over"]) == (True, True)
+    assert record["reason"] == "caller-hung-up"
+
+
+async def test_a_page_is_told_how_long_its_call_waits_when_the_line_is_lost():
+    async with serving(media_timeout_s=3.0, line_lost_timeout_s=8.0) as server:
+        waits = await made(server)
+    async with serving(line_lost_timeout_s=0.0) as server:
+        does_not = await made(server)
+
+    assert (waits["comes_back_s"], does_not["comes_back_s"]) == (11.0, 0.0)
+
+
 async def test_a_call_that_we_end_closes_the_pages_socket_as_over():
     async with serving() as server:
         call = await made(server)
