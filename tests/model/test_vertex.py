@@ -33,17 +33,19 @@ from websockets.asyncio.client import connect as asyncio_connect
 
 from server.agent.agent import Agent
 from server.errors import ConfigurationError, ModelError, ModelSetupRefused
-from server.model import AgentTranscript, CallerTranscript
+from server.model import AgentTranscript, CallerTranscript, Reconnected, SessionEvent
 from server.model.gemini.dialects import dialect_of
 from server.model.gemini.endpoint import developer_api, vertex_ai
 from server.model.gemini.model import GeminiModel
 from server.model.gemini.protocol import GeminiProtocol
 from server.model.gemini.setup import setup_message
 from server.model.gemini.tokens import SCOPE, GoogleTokens
+from server.model.lasting.model import LastingModel
 from server.refusal import Kind
 from server.settings.settings import Settings
 from server.simulators.gemini import GeminiSimulator
 from server.simulators.gemini.vertex import VertexSimulator
+from tests.support.lasting_talks import Conversation
 from tests.support.pages import page_on
 from tests.support.serving import serving
 
@@ -340,6 +342,56 @@ async def test_credentials_that_only_a_fallback_needs_keep_no_server_from_starti
 
     with pytest.raises(ModelError, match="GOOGLE_APPLICATION_CREDENTIALS"):
         tokens.headers()
+
+
+@asynccontextmanager
+async def lasting_session(tokens: GoogleTokens, simulator: VertexSimulator):
+    """A session that goes on over connections, in memory, and the events it tells."""
+    events: list[SessionEvent] = []
+    service = vertex_model(simulator, tokens, connect=simulator.connect)
+    session = LastingModel(service).new_session(Agent(), Conversation(), events.append)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(simulator.run, port=None))
+        await nursery.start(tokens.run)
+        nursery.start_soon(session.run)
+        await session.wait_ready()
+        yield events
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_call_is_rotated_over_the_end_of_its_token(autojump_clock, at_once):
+    simulator = VertexSimulator(project=PROJECT)
+
+    def fetch(number: int) -> float:
+        simulator.tokens = {f"token-{number}"}  # and none of those before
+        return 3_600.0
+
+    async with lasting_session(tokens_of(Fetched(fetch)), simulator) as events:
+        await trio.sleep(4_000.0)
+
+    reasons = [event.reason for event in events if isinstance(event, Reconnected)]
+    assert len(reasons) >= 6
+    assert set(reasons) == {"age"}
+
+
+async def test_a_token_that_is_refused_in_mid_call_is_replaced_and_the_call_goes_on(
+    autojump_clock, at_once
+):
+    simulator = VertexSimulator(project=PROJECT)
+
+    def fetch(number: int) -> float:
+        simulator.tokens.add(f"token-{number}")
+        return 3_600.0
+
+    fetched = Fetched(fetch)
+    async with lasting_session(tokens_of(fetched), simulator) as events:
+        simulator.tokens.clear()
+        await simulator.sessions[0].cut()
+        await trio.sleep(20.0)
+
+    reconnects = [event for event in events if isinstance(event, Reconnected)]
+    assert [event.reason for event in reconnects] == ["closed-1006"]
+    assert fetched.fetches == 2
 
 
 EXTERNAL = {
