@@ -49,6 +49,26 @@ LATE = """async () => {
   await phone.prepare();
   late.given = true;
 }"""
+STALL = """() => {
+  // The first socket brings what it was given so slowly that it goes on after it was closed.
+  globalThis.stalled = 0;
+  const { prototype } = WebSocket;
+  const { send, close } = prototype;
+  let first, last;
+  prototype.send = function (text) {
+    if (this === (first ??= this)) last = text;
+    send.call(this, text);
+  };
+  prototype.close = function (...given) {
+    if (this === first) setInterval(() => this.readyState === 1 && send.call(this, last), 20);
+    else close.apply(this, given);
+  };
+  Object.defineProperty(prototype, "bufferedAmount", { get() {
+    if (this !== first) return 0;
+    stalled += 1;
+    return 1e9;
+  } });
+}"""
 COUNT_SOCKETS = """() => {
   globalThis.sockets = 0;
   globalThis.WebSocket = class extends WebSocket {
@@ -212,6 +232,34 @@ async def test_a_page_whose_network_is_gone_for_a_moment_goes_on_with_its_call(s
     assert sockets == 1
     noted = [line["what"] for line in record["timeline"]]
     assert noted.index("line lost") < noted.index("line back")
+    assert record["reason"] == "caller-hung-up"
+
+
+@pytest.mark.parametrize("quality", ["telephone", "wide"])
+async def test_a_page_that_cannot_get_rid_of_what_is_said_takes_another_line(
+    silent_microphone, quality
+):
+    def at_the_page(url):
+        with chromium(microphone=silent_microphone) as browser:
+            page, wrong = open_phone(browser, url)
+            page.select_option("#quality", quality)
+            call_sid = call_by_click(page)
+            page.wait_for_function(GREETED)
+            page.evaluate(STALL)
+            page.wait_for_function("() => stalled > 0 && phone.state === 'talking'")
+            page.evaluate("seen.played.length = 0")
+            page.wait_for_function(GREETED)
+            page.click("#call")
+            page.wait_for_function("() => phone.state === 'over'")
+            return call_sid, [state for state, _ in page.evaluate("seen.states")], wrong
+
+    async with serving() as server:
+        call_sid, states, wrong = await trio.to_thread.run_sync(at_the_page, server.url)
+        await server.service.calls.register.get(call_sid).finished.wait()
+        record = (await server.http.get(f"/calls/{call_sid}")).json()
+
+    assert wrong == []
+    assert states[-4:] == ["talking", "reconnecting", "talking", "over"]
     assert record["reason"] == "caller-hung-up"
 
 
