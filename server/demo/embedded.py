@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.settings.alone import settings_alone
 from server.settings.settings import Settings
+
+ELSEWHERE = (
+    *("carrier", "twilio_", "asterisk_", "gemini_", "vertex_", "google_", "fallback_"),
+    *("registry_url", "node", "stream_url", "cluster_secret", "events_", "event_handlers"),
+    *("traces", "unsaved_dir", "api_key", "allowed_prefixes"),
+)
+"""How the settings begin that lead to real accounts, to other machines, or past whoever watches:
+what the environment says of these is for another server."""
 
 
 def embedded_settings(public_url: str, **own: Any) -> Settings:
@@ -16,10 +23,17 @@ def embedded_settings(public_url: str, **own: Any) -> Settings:
         own: What else is different.
 
     Raises:
-        ConfigurationError: They do not fit.
+        ConfigurationError: The settings that are left alone do not fit.
     """
-    return settings_alone(
+    defaults = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in Settings.model_fields.items()
+        if name.startswith(ELSEWHERE)
+    }
+    return Settings.load(
         **{
+            "_env_file": None,
+            **defaults,
             "public_url": public_url,
             "database_url": "sqlite://",  # in memory
             "drain_timeout_s": 0.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +24,6 @@ from server.call.options import CallOptions
 from server.carrier import CallStatus, StatusUpdate
 from server.carrier.transport import QueuedTransport
 from server.metrics import Metrics
-from server.settings.alone import settings_alone
 from server.settings.settings import Settings
 from server.simulators.gemini import GeminiSimulator, ModelScript
 from server.simulators.in_memory import model_in_memory, stream_in_memory
@@ -150,7 +150,15 @@ def _settings(agents: Path | None, given: Mapping[str, Any]) -> Settings:
     """Settings that depend on nothing but what is given."""
     if unknown := given.keys() - Settings.model_fields.keys():
         raise TypeError(f"there is no setting {', '.join(sorted(unknown))}")
-    return settings_alone(agents=agents, **given)
+    before = {name: os.environ.pop(name) for name in _set_outside()}
+    try:
+        return Settings.load(_env_file=None, agents=agents, **given)
+    finally:
+        os.environ.update(before)
+
+
+def _set_outside() -> list[str]:
+    return [name for name in os.environ if name.lower() in Settings.model_fields]
 
 
 # ------------------------------------------------------------------------------------------
