@@ -11,9 +11,11 @@ import argparse
 import contextlib
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ SPEAKS_AFTER_S = 3.2
 GREETING_MS, INTERRUPTION_MS = 300.0, 150.0
 """What a caller should have to wait at most, with a session that is there before the click."""
 SHOWN = ("p50", "p95", "max")
+HELD_TO = "p95"
+PREPARED, UNPREPARED = "prepared", "not prepared"
 CALL = """async ({quality, prepared, loud}) => {
   const { Phone } = await import("/static/phone.js");
   const phone = new Phone({ quality });
@@ -66,21 +70,35 @@ CALL = """async ({quality, prepared, loud}) => {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what this benchmark alone is told."""
     parser.add_argument("--rounds", type=int, metavar="N", help="calls of each kind")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"end with status 1 if {HELD_TO} of a greeting that was prepared is later than "
+        f"{GREETING_MS:g} ms, or of an interruption than {INTERRUPTION_MS:g} ms",
+    )
 
 
 def run(options: Options) -> dict[str, object]:
-    """Call from a page a few times in each way, and print what it took."""
-    console = options.console
+    """Call from a page a few times in each way, and print what it took.
+
+    Raises:
+        SystemExit: With ``--check``, a bound was broken, or nothing could be measured.
+    """
+    console, checks = options.console, options.arguments.check
     facts = machine(["playwright"])
     console.print(machine_line(facts), highlight=False)
     rounds = options.arguments.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    missing = ""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        console.print("Playwright is needed: pip install playwright", style="red")
-        return {}
+        missing = "Playwright is needed: pip install playwright"
     if CHROMIUM is None:
-        console.print("there is no chromium on the PATH (Debian's package chromium)", style="red")
+        missing = "there is no chromium on the PATH (Debian's package chromium)"
+    if missing:
+        console.print(missing, style="red")
+        if checks:
+            sys.exit(1)
         return {}
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory, _server(Path(directory)) as url:
@@ -91,7 +109,7 @@ def run(options: Options) -> dict[str, object]:
         with sync_playwright() as playwright:
             for quality in ("telephone", "wide"):
                 for prepared in (True, False):
-                    name = f"{quality}, {'prepared' if prepared else 'not prepared'}"
+                    name = f"{quality}, {PREPARED if prepared else UNPREPARED}"
                     figures[name] = calls = []
                     for _ in range(rounds):  # a browser each: the microphone begins with it
                         browser = playwright.chromium.launch(
@@ -104,7 +122,36 @@ def run(options: Options) -> dict[str, object]:
                             what = {"quality": quality, "prepared": prepared, "loud": 0.05}
                             calls.append(page.evaluate(CALL, what))
     console.print(_table(figures, rounds))
+    if checks:
+        broken = broken_bounds(figures)
+        console.print(
+            "\n".join(["browser gate: SLOW", *broken] if broken else ["browser gate: ok"])
+        )
+        if broken:
+            sys.exit(1)
     return {"browser": figures}
+
+
+def broken_bounds(figures: Mapping[str, Sequence[Mapping[str, float | None]]]) -> list[str]:
+    """Which bounds do not hold, a sentence each; what was never measured does not.
+
+    Args:
+        figures: What was measured of each call, by the kind of call.
+    """
+    broken = []
+    for name, calls in figures.items():
+        for figure, most_ms in (("greeting_ms", GREETING_MS), ("interruption_ms", INTERRUPTION_MS)):
+            if figure == "greeting_ms" and name.endswith(UNPREPARED):
+                continue  # the model's session is only opened then
+            measured = [value for call in calls if (value := call[figure]) is not None]
+            what = f"{figure.removesuffix('_ms')} of a call ({name})"
+            if not measured:
+                broken.append(f"{what}: not measured")
+                continue
+            found = percentiles(measured, (HELD_TO,), digits=1)[HELD_TO]
+            if found > most_ms:
+                broken.append(f"{what}: {HELD_TO} is {found:g} ms, at most {most_ms:g}")
+    return broken
 
 
 @contextlib.contextmanager

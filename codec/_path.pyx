@@ -4,6 +4,7 @@ Read it from ``next_from_phone`` (the caller's way) or ``next_from_model`` (the 
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.math cimport INFINITY
 from libc.stddef cimport size_t
 from libc.stdint cimport int16_t, int64_t, uint8_t
 from libc.string cimport memcpy
@@ -71,6 +72,8 @@ cdef class MediaPath:
         timestamp_ms: The carrier's clock at the end of the last chunk.
         recorded_ms: The carrier's clock at the end of what was recorded of the caller.
         heard_at: When the last chunk was read, as given to :meth:`next_from_phone`; 0 before.
+        due_at: When the last chunk may have been over at the earliest; one that comes earlier is
+            handed up. Minus infinity where nobody minds; see :meth:`resume`.
 
     No sockets, no clock, and one thread at a time.
     """
@@ -117,6 +120,7 @@ cdef class MediaPath:
     cdef readonly int64_t recorded_ms
     cdef readonly int64_t last_chunk
     cdef readonly double heard_at
+    cdef readonly double due_at
     cdef bint _timed  # timestamp_ms is known
     cdef double _resumed_at
 
@@ -124,6 +128,7 @@ cdef class MediaPath:
         self._decoder = MulawDecoder(CALLER_RATE_HZ)
         self._encoder = MulawEncoder(AGENT_RATE_HZ)
         self._model_ready = True
+        self.due_at = -INFINITY
 
     def __dealloc__(self):
         release(&self._caller)
@@ -172,6 +177,8 @@ cdef class MediaPath:
             return False  # what is recorded here is one stretch
         if not decoded_size(chunk.audio.data, chunk.audio.size, &size) or size == 0:
             return False
+        if self.due_at + size / BYTES_PER_S > self._now:
+            return False
         if not decode_base64(chunk.audio.data, chunk.audio.size, reserve(&self._caller, size)):
             return False
         grow(&self._caller, size)
@@ -184,6 +191,8 @@ cdef class MediaPath:
             return False
         if self._now - max(self.heard_at, self._resumed_at) > PAUSE_S:
             return False
+        if self.due_at + frame.size / BYTES_PER_S > self._now:
+            return False
         append(&self._caller, frame.data, frame.size)
         self._take_chunk(0, self.timestamp_ms, frame.size)
         return True
@@ -191,6 +200,7 @@ cdef class MediaPath:
     cdef int _take_chunk(self, int64_t number, int64_t timestamp_ms, size_t size) except -1:
         """The last ``size`` bytes of ``_caller`` are new, and in the carrier's law."""
         self.heard_at = self._now
+        self.due_at += size / BYTES_PER_S
         if self._to_mulaw is not None:
             translate(self._caller.data + self._caller.end - size, size, self._to_mulaw)
         self._count_chunk(number, timestamp_ms, size)
@@ -430,13 +440,16 @@ cdef class MediaPath:
         self._model_ready = ready
         self._send_caller_audio()
 
-    def resume(self, *, last_chunk, timestamp_ms):
+    def resume(self, *, last_chunk, timestamp_ms, double due_at=-INFINITY):
         """Go on counting where Python has got to.
 
         Args:
             last_chunk: Number of the last chunk; 0 if there was none.
             timestamp_ms: The carrier's clock at its end; None if there was none.
+            due_at: When that may have been at the earliest. Each chunk moves it on by its own
+                playing time, and one that is over earlier is handed up.
         """
+        self.due_at = due_at
         self.last_chunk = min(max(last_chunk, 0), MAX_TIMESTAMP_MS)
         self._resumed_at = self._now
         self._timed = timestamp_ms is not None

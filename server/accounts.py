@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 import trio
@@ -146,8 +147,17 @@ class Accounts:
         if agent.apology:
             check_sayable(agent.apology, "APOLOGY")
 
-    async def open(self, nursery: trio.Nursery) -> None:
-        """Make the carrier and the model; simulators run in the nursery."""
+    async def open(self, nursery: trio.Nursery, *, is_to_serve: bool = True) -> None:
+        """Make the carrier and the model; simulators run in the nursery.
+
+        Args:
+            nursery: What the accounts need runs in it.
+            is_to_serve: Whether there have to be credentials of the model that calls begin with;
+                else whoever asks that model is told what is wrong with them.
+
+        Raises:
+            ConfigurationError: The accounts cannot be used, or to serve with them is of no use.
+        """
         account = self._settings.account
         if account is None:
             await self._simulate(nursery)
@@ -156,7 +166,9 @@ class Accounts:
         if account is None or account.carrier is not None:
             self.carrier = PhonesAndPages(self.carrier, self.pages)
         if self._tokens is not None:
-            await nursery.start(keep_going, "google tokens", self._tokens.run)
+            is_needed = is_to_serve and self.model_platform == "vertex"
+            run = partial(self._tokens.run, is_needed=is_needed)
+            await nursery.start(keep_going, "google tokens", run)
 
     @property
     def carrier_names(self) -> list[str]:
@@ -346,7 +358,8 @@ class Accounts:
         match account:
             case VertexAccount(project, location):
                 endpoint = vertex_ai(project, location, url)
-                credentials = NamedCredentials(self._google_tokens(), f"{prefix}VERTEX_PROJECT")
+                name = f"{prefix}VERTEX_PROJECT"
+                credentials = NamedCredentials(self._google_tokens(name), name)
             case DeveloperAccount(api_key):
                 endpoint = developer_api(url or DEFAULT_URL)
                 credentials = ApiKey(api_key, f"{prefix}GEMINI_API_KEY")
@@ -359,14 +372,14 @@ class Accounts:
             proxy=_text(self._settings.gemini_proxy) if self._settings.account else None,
         )
 
-    def _google_tokens(self) -> GoogleTokens:
+    def _google_tokens(self, name: str) -> GoogleTokens:
         """The tokens of this machine's account, one keeper for all projects."""
         if self._tokens is None:
             file, proxy = (
                 self._settings.google_application_credentials,
                 _text(self._settings.gemini_proxy),
             )
-            self._tokens = GoogleTokens(file, proxy=proxy)
+            self._tokens = GoogleTokens(file, name=name, proxy=proxy)
         return self._tokens
 
     def _reader(self, account: DeveloperAccount | VertexAccount) -> GeminiReader:
@@ -374,7 +387,8 @@ class Accounts:
         url = None if settings.gemini_url is None else settings.gemini_url.replace("ws", "http", 1)
         kept = vertex = None
         if isinstance(account, VertexAccount):
-            kept, vertex = self._google_tokens(), (account.project, account.location)
+            kept = self._google_tokens("VERTEX_PROJECT")
+            vertex = account.project, account.location
         return GeminiReader(
             api_key=account.api_key if isinstance(account, DeveloperAccount) else None,
             vertex=vertex,

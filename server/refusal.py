@@ -51,7 +51,7 @@ _ADVICE = {
     ),
     Kind.QUOTA: (
         "the quota of the model's account is used up: wait until it is renewed, or raise it in "
-        "Google AI Studio"
+        "Google AI Studio (for Vertex AI in the Google Cloud console)"
     ),
     Kind.BUSY: (
         "the model's service is overloaded or not available: this passes by itself; a fallback "
@@ -59,26 +59,30 @@ _ADVICE = {
     ),
     Kind.CREDITS: (
         "the model's account has no more money to spend: top up its credits, see to its billing, "
-        "or raise its spending cap in Google AI Studio"
+        "or raise its spending cap in Google AI Studio (for Vertex AI in the Google Cloud console)"
     ),
     Kind.KEY: (
-        "the model's service refuses the API key: set GEMINI_API_KEY (FALLBACK_GEMINI_API_KEY, if "
-        "there is one) to a valid key and restart"
+        "the model's service refuses the API key, or the account on Vertex AI: set GEMINI_API_KEY "
+        "(FALLBACK_GEMINI_API_KEY, if there is one) to a valid key, or there "
+        "GOOGLE_APPLICATION_CREDENTIALS to an account that is, and restart"
     ),
     Kind.PERMISSION: (
         "the model's service refuses this project: enable the Gemini API (Generative Language API) "
-        "for the project of GEMINI_API_KEY, and see whether it or the key is restricted"
+        "for the project of GEMINI_API_KEY, and see whether it or the key is restricted; on Vertex "
+        "AI enable the Vertex AI API for VERTEX_PROJECT, and give the account of its credentials "
+        "the role Vertex AI User"
     ),
     Kind.MODEL: (
         "the model's service does not offer this model: set GEMINI_MODEL to one that it offers "
-        "(and look whether GEMINI_URL is right), and restart"
+        "(and look whether GEMINI_URL is right; on Vertex AI whether VERTEX_LOCATION has the "
+        "model), and restart"
     ),
     Kind.LOCATION: (
         "the model's service is not offered where this server is: run it elsewhere, or reach the "
-        "service through GEMINI_PROXY"
+        "service through GEMINI_PROXY, or on Vertex AI set another VERTEX_LOCATION"
     ),
     Kind.REFUSED: (
-        "the model's service refuses every connection: check GEMINI_API_KEY, GEMINI_MODEL and "
-        "GEMINI_URL"
+        "the model's service refuses every connection: check GEMINI_API_KEY (or VERTEX_PROJECT and "
+        "VERTEX_LOCATION), GEMINI_MODEL and GEMINI_URL"
     ),
 }

@@ -13,6 +13,7 @@ from server.app import create_app
 from server.commands.line import main
 from server.demo.checks import ended
 from server.demo.command import _run_all, _run_one, run_demo
+from server.demo.embedded import embedded_settings
 from server.demo.scripts import DEMO_SCRIPTS
 from server.settings.settings import Settings
 from server.simulators.phone import PhoneScript, Say, Wait, load_speech, speaking
@@ -26,6 +27,29 @@ def test_the_settings_of_every_script_are_accepted(name):
     create_app(Settings.load(_env_file=None, **DEMO_SCRIPTS[name].settings))
 
     assert DEMO_SCRIPTS[name].checks
+
+
+def test_a_demonstration_uses_no_account_and_no_machine_that_the_environment_names(monkeypatch):
+    real = {
+        "CARRIER": "asterisk",
+        "ASTERISK_URL": "http://pbx:8088",
+        "ASTERISK_USER": "offhook",
+        "ASTERISK_SECRET": "secret",
+        "VERTEX_PROJECT": "a-project-1",
+        "FALLBACK_GEMINI_API_KEY": "key",
+        "REGISTRY_URL": "redis://registry:6379",
+        "EVENTS_URL": "https://example.com/events",
+        "API_KEY": "sesame",
+    }
+    for name, value in real.items():
+        monkeypatch.setenv(name, value)
+
+    settings = embedded_settings("http://127.0.0.1:1")
+
+    assert settings.account is None
+    for name in map(str.lower, real):
+        assert getattr(settings, name) == Settings.model_fields[name].default
+    assert not any(settings.warnings)
 
 
 async def test_a_script_passes_if_its_call_went_as_demanded(tmp_path, fast_clock):

@@ -161,14 +161,22 @@ class Hearing:
             c.turns.ask(Awaited.CONTINUATION, trio.current_time())
             c.session.send_text(phrases.line_back(heard, heard_s=missed.heard_s))
 
-    async def wait_line_over(self) -> bool:
+    async def wait_line_over(self, *, by_caller: bool = False) -> bool:
         """The carrier says that the call's stream is over: wait for that; False if it is not so.
 
         A stream that is still heard is not over: somebody repeats what the carrier has said.
+
+        Args:
+            by_caller: It is the caller's own side that has given the stream up, and has proved to
+                be that. What a slow network still brings of it does not count.
         """
         self._was_asked = True
         line = self._conversation.line
-        if line is None or not line.media.abilities.sends_silence:
+        if line is None:
+            return True
+        if by_caller:
+            line.lose("the caller's side has given it up")
+        elif not line.media.abilities.sends_silence:
             return True
         with trio.move_on_after(STREAM_OVER_S):
             await line.over.wait()

@@ -47,6 +47,15 @@ class CallOptions:
     full_numbers: bool = False
     """Whether the record has the other party's whole number."""
 
+    @property
+    def comes_back_s(self) -> float:
+        """How long the call may be there for a caller after their line was lost; 0 if not at all.
+
+        They may know of that before we do.
+        """
+        waits_s = self.line_lost_timeout_s
+        return self.media_timeout_s + waits_s if waits_s > 0 else 0.0
+
     @classmethod
     def of(cls, settings: Settings) -> CallOptions:
         """What the process's settings say for each call."""

@@ -33,7 +33,7 @@ async def with_accounts(settings: Settings, work: Callable[[Accounts], Awaitable
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            await accounts.open(nursery)
+            await accounts.open(nursery, is_to_serve=False)
             result = await work(accounts)
             nursery.cancel_scope.cancel("the command is done")
     except* ServerError as failures:

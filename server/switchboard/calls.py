@@ -363,13 +363,16 @@ class Calls:
         self._strays.log(trio.current_time(), logger.warning, stray)
         return EndCall()
 
-    async def resume(self, call_sid: str, agent: Agent, *, is_orphan: bool = False) -> Reply:
+    async def resume(
+        self, call_sid: str, agent: Agent, *, is_orphan: bool = False, by_caller: bool = False
+    ) -> Reply:
         """How a call goes on whose stream has ended, by the carrier's word: only a live one does.
 
         Args:
             call_sid: The call.
             agent: Who apologises for a call that is not known here.
             is_orphan: Whether another process had it, which is gone.
+            by_caller: See :meth:`server.call.hearing.Hearing.wait_line_over`.
         """
         call = self.register.get_live(call_sid)
         if call is None:
@@ -378,7 +381,8 @@ class Calls:
             return apology_of(call.conversation.party.agent)
         if not call.handover.has_stayed():  # then the carrier asks about the transfer, not this
             return EndCall()
-        if not await call.hearing.wait_line_over() or call.end_reason is not None:
+        is_over = await call.hearing.wait_line_over(by_caller=by_caller)
+        if not is_over or call.end_reason is not None:
             return EndCall()
         ticket = self.tickets.issue_again(call, trio.current_time())
         if ticket is None:

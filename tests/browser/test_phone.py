@@ -29,6 +29,55 @@ WATCH = """() => {
   };
   setInterval(add, 1);
 }"""
+LATE = """async () => {
+  const { Phone } = await import("./static/phone.js");
+  const states = [];
+  const late = (globalThis.late = { states, sid: "", given: false });
+  const phone = new Phone({
+    ask: async (wishes) => {
+      const answer = await fetch("calls/browser", {
+        method: "POST", body: JSON.stringify(wishes),
+        headers: { "Content-Type": "application/json" },
+      });
+      const call = await answer.json();
+      late.sid = call.call_sid;
+      phone.hangUp();
+      return call;
+    },
+  });
+  phone.addEventListener("state", ({ detail }) => states.push(detail.state));
+  await phone.prepare();
+  late.given = true;
+}"""
+STALL = """() => {
+  // The first socket brings what it was given so slowly that it goes on after it was closed.
+  globalThis.stalled = 0;
+  const { prototype } = WebSocket;
+  const { send, close } = prototype;
+  let first, last;
+  prototype.send = function (text) {
+    if (this === (first ??= this)) last = text;
+    send.call(this, text);
+  };
+  prototype.close = function (...given) {
+    if (this === first) setInterval(() => this.readyState === 1 && send.call(this, last), 20);
+    else close.apply(this, given);
+  };
+  Object.defineProperty(prototype, "bufferedAmount", { get() {
+    if (this !== first) return 0;
+    stalled += 1;
+    return 1e9;
+  } });
+}"""
+COUNT_SOCKETS = """() => {
+  globalThis.sockets = 0;
+  globalThis.WebSocket = class extends WebSocket {
+    constructor(...given) {
+      super(...given);
+      globalThis.sockets += 1;
+    }
+  };
+}"""
 LOUD = 0.05
 MOST_ASKED = 60
 GREETED = f"() => seen.played.some((peak) => peak > {LOUD})"
@@ -164,22 +213,102 @@ async def test_a_page_whose_network_is_gone_for_a_moment_goes_on_with_its_call(s
             page.wait_for_function(GREETED)
             page.context.set_offline(True)
             page.wait_for_function("() => phone.state === 'reconnecting'")
+            page.evaluate("for (let i = 0; i < 3; i++) dispatchEvent(new Event('offline'))")
+            page.evaluate(COUNT_SOCKETS)
             page.context.set_offline(False)
             page.wait_for_function("() => phone.state === 'talking'")
             page.evaluate("seen.played.length = 0")
             page.wait_for_function(GREETED)
             page.click("#call")
             page.wait_for_function("() => phone.state === 'over'")
-            return call_sid, page.evaluate("seen.states")
+            return call_sid, page.evaluate("seen.states"), page.evaluate("sockets")
 
     async with serving() as server:
-        call_sid, states = await trio.to_thread.run_sync(at_the_page, server.url)
+        call_sid, states, sockets = await trio.to_thread.run_sync(at_the_page, server.url)
         await server.service.calls.register.get(call_sid).finished.wait()
         record = (await server.http.get(f"/calls/{call_sid}")).json()
 
     assert states[-1] == ["over", "hung-up"]
+    assert sockets == 1
     noted = [line["what"] for line in record["timeline"]]
     assert noted.index("line lost") < noted.index("line back")
+    assert record["reason"] == "caller-hung-up"
+
+
+@pytest.mark.parametrize("quality", ["telephone", "wide"])
+async def test_a_page_that_cannot_get_rid_of_what_is_said_takes_another_line(
+    silent_microphone, quality
+):
+    def at_the_page(url):
+        with chromium(microphone=silent_microphone) as browser:
+            page, wrong = open_phone(browser, url)
+            page.select_option("#quality", quality)
+            call_sid = call_by_click(page)
+            page.wait_for_function(GREETED)
+            page.evaluate(STALL)
+            page.wait_for_function("() => stalled > 0 && phone.state === 'talking'")
+            page.evaluate("seen.played.length = 0")
+            page.wait_for_function(GREETED)
+            page.click("#call")
+            page.wait_for_function("() => phone.state === 'over'")
+            return call_sid, [state for state, _ in page.evaluate("seen.states")], wrong
+
+    async with serving() as server:
+        call_sid, states, wrong = await trio.to_thread.run_sync(at_the_page, server.url)
+        await server.service.calls.register.get(call_sid).finished.wait()
+        record = (await server.http.get(f"/calls/{call_sid}")).json()
+
+    assert wrong == []
+    assert states[-4:] == ["talking", "reconnecting", "talking", "over"]
+    assert record["reason"] == "caller-hung-up"
+
+
+async def test_an_agent_that_nobody_calls_after_all_is_given_back_in_every_state(silent_microphone):
+    def at_the_page(url):
+        with chromium(microphone=silent_microphone) as browser:
+            page, wrong = open_phone(browser, url)
+            page.click("#ready")
+            page.wait_for_function("() => globalThis.phone?.state === 'ready'")
+            sids = [page.evaluate("phone.callSid")]
+            page.evaluate("phone.hangUp()")
+            page.click("#ready")
+            page.wait_for_function("() => phone.state === 'ready'")
+            sids.append(page.evaluate("phone.callSid"))
+            page.evaluate("() => { phone.call(); phone.hangUp(); }")  # before there is a socket
+            page.click("#ready")
+            page.wait_for_function("() => phone.state === 'ready'")
+            sids.append(page.evaluate("phone.callSid"))
+            page.goto("about:blank")
+            return sids, wrong
+
+    async with serving() as server:
+        sids, wrong = await trio.to_thread.run_sync(at_the_page, server.url)
+        with trio.fail_after(WAIT_MS / 1_000):
+            for sid in sids:
+                await server.service.calls.register.get(sid).finished.wait()
+        records = [(await server.http.get(f"/calls/{sid}")).json() for sid in sids]
+
+    assert wrong == []
+    assert len(set(sids)) == 3
+    assert [record["reason"] for record in records] == ["caller-hung-up"] * 3
+
+
+async def test_an_agent_that_was_asked_for_is_given_back_if_it_comes_too_late(silent_microphone):
+    def at_the_page(url):
+        with chromium(microphone=silent_microphone) as browser:
+            page, wrong = open_phone(browser, url)
+            page.evaluate(LATE)
+            page.wait_for_function("() => globalThis.late.given")
+            return page.evaluate("late"), wrong
+
+    async with serving() as server:
+        late, wrong = await trio.to_thread.run_sync(at_the_page, server.url)
+        with trio.fail_after(WAIT_MS / 1_000):
+            await server.service.calls.register.get(late["sid"]).finished.wait()
+        record = (await server.http.get(f"/calls/{late['sid']}")).json()
+
+    assert wrong == []
+    assert late["states"] == ["preparing", "over"]
     assert record["reason"] == "caller-hung-up"
 
 

@@ -121,6 +121,17 @@ async def test_wrong_keys_fail_and_are_not_shown(doubles):
     assert "3" * 32 not in str(found)
 
 
+async def test_without_googles_credentials_the_model_fails_and_all_else_is_asked(doubles, tmp_path):
+    vertex = {"gemini_api_key": None, "vertex_project": "a-project-1"}
+
+    found = await looked(doubles, **vertex, google_application_credentials=tmp_path / "none.json")
+
+    assert one_about(found, "carrier").state is State.OK
+    model = one_about(found, "model gemini-3.8-live (VERTEX_PROJECT)")
+    assert model.state is State.FAILED
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in model.found
+
+
 async def test_the_fallback_is_tried_too(doubles):
     found = await looked(doubles, fallback_gemini_api_key="another-wrong-key")
 

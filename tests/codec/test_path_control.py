@@ -103,6 +103,26 @@ def test_what_was_held_goes_out_in_messages_of_a_tenth_of_a_second() -> None:
     assert sizes == [3200, 3200, 640]
 
 
+def test_audio_that_comes_before_it_can_have_been_spoken_is_handed_up() -> None:
+    path = joined_path()
+    path.start(SID, audio_messages(SID))
+    path.resume(last_chunk=0, timestamp_ms=None, due_at=-0.05)
+
+    handed_up = hear(path, *[CHUNK] * 4)  # at 0, and 20 ms each
+
+    assert handed_up == [media(CHUNK, 3), media(CHUNK, 4)]
+    assert path.take_caller() == CHUNK * 2
+    assert path.due_at == pytest.approx(-0.01)
+
+
+def test_where_nobody_minds_audio_may_come_as_early_as_it_likes() -> None:
+    path = joined_path()
+    path.start(SID, audio_messages(SID))
+    path.resume(last_chunk=0, timestamp_ms=None)
+
+    assert hear(path, *[CHUNK] * 1_000) == []
+
+
 def test_audio_before_the_stream_has_a_name_is_handed_up() -> None:
     assert hear(joined_path(), CHUNK) == [media(CHUNK, 1)]
 

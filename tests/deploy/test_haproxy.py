@@ -86,7 +86,13 @@ def test_a_request_that_names_none_of_them_is_anybodys(balancer, path):
 
 
 @pytest.mark.parametrize(
-    ("path", "node"), [("/n/n0/stream", b"n0"), ("/n/n1/stream", b"n1"), ("/n/n1.0/stream", b"n1")]
+    ("path", "node"),
+    [
+        ("/n/n0/stream", b"n0"),
+        ("/n/n1/stream", b"n1"),
+        ("/n/n1.0/stream", b"n1"),
+        ("/n/n1/stream/browser", b"n1"),
+    ],
 )
 def test_a_stream_goes_to_the_node_that_its_path_names_and_both_ways(balancer, path, node):
     with balancer.stream(path) as stream:
@@ -101,7 +107,7 @@ def test_a_stream_goes_to_the_node_that_its_path_names_and_both_ways(balancer, p
 def test_a_stream_of_no_node_that_there_is_is_refused(balancer, two):
     statuses = {
         path: balancer.status_of_stream(path)
-        for path in ("/n/n7/stream", "/stream", "/n/n00/stream")
+        for path in ("/n/n7/stream", "/stream", "/n/n00/stream", "/n/n7/stream/browser")
     }
 
     assert set(statuses.values()) == {503}

@@ -241,6 +241,8 @@ def test_what_passes_by_itself_is_told_from_what_needs_a_person():
     assert [kind for kind, cure in cures.items() if cure is Cure.RETRY] == [Kind.RATE, Kind.BUSY]
     assert [kind for kind, cure in cures.items() if cure is Cure.WAIT] == [Kind.QUOTA]
     assert all(kind.advice for kind in Kind)
+    for kind in (Kind.KEY, Kind.PERMISSION, Kind.MODEL, Kind.LOCATION, Kind.REFUSED):
+        assert "VERTEX" in kind.advice or "GOOGLE" in kind.advice  # both platforms' settings
 
 
 @given(st.text(), st.integers(0, 5_000), st.integers(0, 999), st.booleans())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -17,7 +18,14 @@ import trio
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google import genai
-from google.auth import exceptions, jwt
+from google.auth import (
+    aws,
+    exceptions,
+    external_account_authorized_user,
+    identity_pool,
+    jwt,
+    pluggable,
+)
 from google.auth.credentials import Credentials as GoogleCredentials
 from google.genai import live, types
 from google.oauth2 import credentials as oauth2
@@ -25,16 +33,19 @@ from websockets.asyncio.client import connect as asyncio_connect
 
 from server.agent.agent import Agent
 from server.errors import ConfigurationError, ModelError, ModelSetupRefused
-from server.model import AgentTranscript, CallerTranscript
+from server.model import AgentTranscript, CallerTranscript, Reconnected, SessionEvent
 from server.model.gemini.dialects import dialect_of
 from server.model.gemini.endpoint import developer_api, vertex_ai
 from server.model.gemini.model import GeminiModel
 from server.model.gemini.protocol import GeminiProtocol
 from server.model.gemini.setup import setup_message
 from server.model.gemini.tokens import SCOPE, GoogleTokens
+from server.model.lasting.model import LastingModel
+from server.refusal import Kind
 from server.settings.settings import Settings
 from server.simulators.gemini import GeminiSimulator
 from server.simulators.gemini.vertex import VertexSimulator
+from tests.support.lasting_talks import Conversation
 from tests.support.pages import page_on
 from tests.support.serving import serving
 
@@ -50,6 +61,7 @@ class Given:
     def __init__(self, token: str = "token-1") -> None:
         self.token = token
         self.refusals = 0
+        self.is_last = False
 
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"}
@@ -57,8 +69,10 @@ class Given:
     def secrets(self) -> tuple[str, ...]:
         return (self.token,)
 
-    def refused(self) -> None:
+    def refused(self, headers: Mapping[str, str]) -> bool:
+        assert headers == self.headers()
         self.refusals += 1
+        return not self.is_last
 
 
 def vertex_model(simulator: VertexSimulator, credentials, **options) -> GeminiModel:
@@ -141,8 +155,21 @@ async def test_a_token_that_is_not_good_is_not_told_and_another_is_asked_for():
                 pass
 
     assert given.refusals == 1
+    assert (refused.value.retryable, refused.value.refusal) == (True, None)
     assert "secret" not in str(refused.value)
     assert "401" in str(refused.value)
+
+
+@pytest.mark.sockets
+async def test_a_token_that_no_other_could_replace_is_refused_for_good():
+    async with vertex() as simulator:
+        given = Given()
+        given.is_last = True
+        with pytest.raises(ModelSetupRefused) as refused:
+            async with vertex_model(simulator, given).open_connection(Agent()):
+                pass
+
+    assert refused.value.refusal is Kind.KEY
 
 
 @pytest.mark.sockets
@@ -222,10 +249,36 @@ async def test_a_token_that_was_refused_is_replaced_but_not_more_than_once_a_sec
     tokens = tokens_of(fetched)
     await nursery.start(tokens.run)
     for _ in range(100):
-        tokens.refused()
+        tokens.refused(tokens.headers())
         await trio.sleep(0.1)
 
     assert 5 <= fetched.fetches <= 12
+
+
+async def test_a_refused_token_may_be_replaced_once_and_then_the_account_is_to_blame(
+    nursery, autojump_clock, at_once
+):
+    tokens = tokens_of(Fetched(lambda number: 3_600.0))
+    await nursery.start(tokens.run)
+    first = tokens.headers()
+
+    at_first = [tokens.refused(first), tokens.refused(first)]
+    await trio.sleep(2.0)
+    late, second = tokens.refused(first), tokens.refused(tokens.headers())
+
+    assert at_first == [True, True]
+    assert (late, second) == (True, False)
+
+
+async def test_an_hour_later_a_refused_token_may_be_replaced_again(
+    nursery, autojump_clock, at_once
+):
+    tokens = tokens_of(Fetched(lambda number: 3_600.0))
+    await nursery.start(tokens.run)
+    tokens.refused(tokens.headers())
+    await trio.sleep(3_700.0)
+
+    assert tokens.refused(tokens.headers())
 
 
 async def test_a_service_that_is_away_is_asked_again_and_the_token_is_used_meanwhile(
@@ -239,7 +292,7 @@ async def test_a_service_that_is_away_is_asked_again_and_the_token_is_used_meanw
     fetched = Fetched(fetch)
     tokens = tokens_of(fetched)
     await nursery.start(tokens.run)
-    tokens.refused()
+    tokens.refused(tokens.headers())
     await trio.sleep(1.5)
     meanwhile = tokens.headers()
     await trio.sleep(300.0)
@@ -278,6 +331,126 @@ async def test_no_credentials_or_wrong_ones_are_a_wrong_setting(error):
 
     with pytest.raises(ConfigurationError, match="GOOGLE_APPLICATION_CREDENTIALS"):
         await tokens_of(Fetched(wrong)).run()
+
+
+async def test_credentials_that_only_a_fallback_needs_keep_no_server_from_starting(nursery):
+    def wrong(number: int) -> float:
+        raise exceptions.RefreshError("invalid_grant")
+
+    tokens = tokens_of(Fetched(wrong))
+    await nursery.start(partial(tokens.run, is_needed=False))
+
+    with pytest.raises(ModelError, match="GOOGLE_APPLICATION_CREDENTIALS"):
+        tokens.headers()
+
+
+@asynccontextmanager
+async def lasting_session(tokens: GoogleTokens, simulator: VertexSimulator):
+    """A session that goes on over connections, in memory, and the events it tells."""
+    events: list[SessionEvent] = []
+    service = vertex_model(simulator, tokens, connect=simulator.connect)
+    session = LastingModel(service).new_session(Agent(), Conversation(), events.append)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(simulator.run, port=None))
+        await nursery.start(tokens.run)
+        nursery.start_soon(session.run)
+        await session.wait_ready()
+        yield events
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_call_is_rotated_over_the_end_of_its_token(autojump_clock, at_once):
+    simulator = VertexSimulator(project=PROJECT)
+
+    def fetch(number: int) -> float:
+        simulator.tokens = {f"token-{number}"}  # and none of those before
+        return 3_600.0
+
+    async with lasting_session(tokens_of(Fetched(fetch)), simulator) as events:
+        await trio.sleep(4_000.0)
+
+    reasons = [event.reason for event in events if isinstance(event, Reconnected)]
+    assert len(reasons) >= 6
+    assert set(reasons) == {"age"}
+
+
+async def test_a_token_that_is_refused_in_mid_call_is_replaced_and_the_call_goes_on(
+    autojump_clock, at_once
+):
+    simulator = VertexSimulator(project=PROJECT)
+
+    def fetch(number: int) -> float:
+        simulator.tokens.add(f"token-{number}")
+        return 3_600.0
+
+    fetched = Fetched(fetch)
+    async with lasting_session(tokens_of(fetched), simulator) as events:
+        simulator.tokens.clear()
+        await simulator.sessions[0].cut()
+        await trio.sleep(20.0)
+
+    reconnects = [event for event in events if isinstance(event, Reconnected)]
+    assert [event.reason for event in reconnects] == ["closed-1006"]
+    assert fetched.fetches == 2
+
+
+EXTERNAL = {
+    "type": "external_account",
+    "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/a",
+    "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+    "token_url": "https://sts.googleapis.com/v1/token",
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind"),
+    [
+        (EXTERNAL | {"credential_source": {"file": "/token"}}, identity_pool.Credentials),
+        (
+            EXTERNAL | {"credential_source": {"executable": {"command": "/bin/token"}}},
+            pluggable.Credentials,
+        ),
+        (
+            EXTERNAL
+            | {
+                "subject_token_type": "urn:ietf:params:aws:token-type:aws4_request",
+                "credential_source": {
+                    "environment_id": "aws1",
+                    "regional_cred_verification_url": "https://sts.{region}.amazonaws.com",
+                },
+            },
+            aws.Credentials,
+        ),
+        (
+            {
+                "type": "external_account_authorized_user",
+                "audience": "//iam.googleapis.com/locations/global/workforcePools/a/providers/b",
+                "refresh_token": "refresh",
+                "token_url": "https://sts.googleapis.com/v1/oauthtoken",
+                "client_id": "id",
+                "client_secret": "secret",
+            },
+            external_account_authorized_user.Credentials,
+        ),
+        (
+            {
+                "type": "authorized_user",
+                "refresh_token": "refresh",
+                "client_id": "id",
+                "client_secret": "secret",
+            },
+            oauth2.Credentials,
+        ),
+    ],
+)
+def test_every_kind_of_credentials_file_is_read(facts, kind, tmp_path):
+    file = tmp_path / "credentials.json"
+    file.write_text(json.dumps(facts))
+
+    credentials = GoogleTokens(file)._find()
+
+    assert isinstance(credentials, kind)
+    assert credentials.scopes == [SCOPE]
 
 
 class TokenService:
@@ -399,6 +572,48 @@ async def test_each_platform_is_the_others_fallback(main, tmp_path, nursery):
             taken = [len(one.sessions) for one in (simulator, other)]
 
     assert taken[0 if main == "developer" else 1] == 1
+
+
+@pytest.mark.sockets
+async def test_a_fallback_without_credentials_is_missed_only_when_it_is_needed(tmp_path, nursery):
+    main = GeminiSimulator(api_key="key")
+    await nursery.start(main.run)
+    settings = {
+        "gemini_api_key": "key",
+        "gemini_url": main.url,
+        "fallback_vertex_project": PROJECT,
+        "google_application_credentials": str(tmp_path / "not-there.json"),
+        "public_url": None,
+    }
+    async with serving(**settings, api_key="sesame") as server:
+        server.http.headers["Authorization"] = "Bearer sesame"
+        call = (await server.http.post("/calls/browser", json={})).json()
+        async with page_on(call) as page:
+            await page.wait(lambda: page.told("media"))
+            await page.send("stop")
+
+    assert len(main.sessions) == 1
+
+
+@pytest.mark.sockets
+async def test_a_token_that_is_refused_in_a_call_is_replaced_and_the_call_goes_on(tmp_path):
+    with TokenService() as service:
+        async with vertex() as simulator:
+            simulator.tokens.add("ya29.2")  # and not the first one any more
+            settings = {
+                "vertex_project": PROJECT,
+                "google_application_credentials": service.account_file(tmp_path / "account.json"),
+                "gemini_url": simulator.url,
+                "public_url": None,
+            }
+            async with serving(**settings, api_key="sesame") as server:
+                server.http.headers["Authorization"] = "Bearer sesame"
+                call = (await server.http.post("/calls/browser", json={})).json()
+                async with page_on(call) as page:
+                    await page.wait(lambda: page.told("media"))
+                    await page.send("stop")
+
+    assert len(service.asked) == 2
 
 
 def test_two_model_accounts_at_once_are_a_wrong_setting():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from server.settings.settings import Settings
 from server.simulators.gemini import GeminiSimulator
@@ -161,6 +162,52 @@ async def test_a_page_whose_line_is_lost_is_given_another_ticket():
     assert (goes_on["over"], over["over"], over["ticket"]) == (False, True, None)
 
 
+@pytest.mark.parametrize("quality", ["telephone", "wide"])
+async def test_a_page_that_gives_up_a_slow_line_goes_on_though_it_is_still_heard(quality):
+    async with serving() as server:
+        call = await made(server, quality=quality)
+        shown = {"call_sid": call["call_sid"], "key": call["key"]}
+        async with page_on(call) as slow:
+            await slow.wait(lambda: slow.told("media"))
+            goes_on = (await server.http.post("/calls/browser/resume", json=shown)).json()
+            async with page_on(call, ticket=goes_on["ticket"], url=goes_on["url"]) as back:
+                await back.wait(lambda: back.told("media"))
+                with trio.fail_after(PATIENCE_S):
+                    await slow.over.wait()
+                await back.send("stop")
+                record = await ended(server, call["call_sid"])
+
+    assert record["reason"] == "caller-hung-up"
+    assert "line back" in [line["what"] for line in record["timeline"]]
+
+
+@pytest.mark.parametrize("has_stream", [False, True])
+async def test_a_page_hangs_up_by_its_calls_key(has_stream):
+    async with serving() as server:
+        call = await made(server)
+        shown = {"call_sid": call["call_sid"], "key": call["key"], "hang_up": True}
+        stranger = await server.http.post("/calls/browser/resume", json=shown | {"key": "0" * 64})
+        async with page_on(call) if has_stream else trio.open_nursery() as page:
+            if has_stream:
+                await page.wait(lambda: page.told("media"))
+            over = (await server.http.post("/calls/browser/resume", json=shown)).json()
+            record = await ended(server, call["call_sid"])
+        again = (await server.http.post("/calls/browser/resume", json=shown)).json()
+
+    assert stranger.status_code == 403
+    assert (over["over"], again["over"]) == (True, True)
+    assert record["reason"] == "caller-hung-up"
+
+
+async def test_a_page_is_told_how_long_its_call_waits_when_the_line_is_lost():
+    async with serving(media_timeout_s=3.0, line_lost_timeout_s=8.0) as server:
+        waits = await made(server)
+    async with serving(line_lost_timeout_s=0.0) as server:
+        does_not = await made(server)
+
+    assert (waits["comes_back_s"], does_not["comes_back_s"]) == (11.0, 0.0)
+
+
 async def test_a_call_that_we_end_closes_the_pages_socket_as_over():
     async with serving() as server:
         call = await made(server)
@@ -214,15 +261,17 @@ def test_a_model_without_a_carrier_is_an_account_and_half_a_carrier_is_none():
     assert settings.account.carrier is None
 
 
-async def test_a_page_that_floods_its_stream_loses_it():
-    async with serving(media_path="ordinary") as server:
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+async def test_a_page_that_floods_its_stream_loses_it(media_path):
+    async with serving(media_path=media_path) as server:
         call = await made(server)
         async with open_stream(call["url"]) as socket:
             page = Page(socket, call, is_wide=False)
             await page.start(call["ticket"])
-            await wait_all_tasks_blocked()
-            for _ in range(25):
-                await page.say(b"\x7f" * 6_400)
+            await socket.recv()  # the greeting: whoever takes the audio has it now
+            with suppress(ConnectionClosed):
+                for _ in range(25):
+                    await page.say(b"\x7f" * 6_400)
             code, _ = await closing_of(socket)
         record = await ended(server, call["call_sid"])
 

@@ -139,6 +139,7 @@ class BrowserProtocol:
         counts: What has been seen so far.
         last_chunk: Number of the last chunk; 0 before the first.
         timestamp_ms: The page's clock at the end of it; None before the first.
+        due_at: When that may have been at the earliest, with what a network may have held back.
     """
 
     def __init__(self) -> None:
@@ -149,7 +150,7 @@ class BrowserProtocol:
         self.timestamp_ms: int | None = None
         self._is_over = self._malformed_told = False
         self._before_start = 0
-        self._began_at = self._heard_s = 0.0
+        self.due_at = 0.0
         self._head = self._tail = ""
         self._to_line = codec.Resampler(HEARD_HZ, 8_000)
         self._from_line = codec.MulawDecoder(SAID_HZ)
@@ -230,7 +231,14 @@ class BrowserProtocol:
         return AudioMessages(_CALLER_AUDIO, self._head.encode(), self._tail.encode())
 
     def count_elsewhere(
-        self, media: int, missing: int, repeated: int, jumps: int, *, position: tuple[int, int]
+        self,
+        media: int,
+        missing: int,
+        repeated: int,
+        jumps: int,
+        *,
+        position: tuple[int, int],
+        due_at: float,
     ) -> None:
         """Chunks have been read by somebody else: add what they counted, and go on from there."""
         if not media:
@@ -241,6 +249,7 @@ class BrowserProtocol:
         counts.repeated_chunks += repeated
         counts.timestamp_jumps += jumps
         self.last_chunk, self.timestamp_ms = position
+        self.due_at = due_at
 
     def _start(self, message: _Start, now: float) -> StreamStarted:
         start, given = message.start, message.start.media_format
@@ -249,7 +258,8 @@ class BrowserProtocol:
             raise CarrierProtocolError("media format is {}/{}/{}, not one of ours".format(*got))
         if CALL_SID.fullmatch(start.call_sid) is None:
             raise CarrierProtocolError("start message without the sid of a call from a browser")
-        self.stream_sid, self.is_wide, self._began_at = message.stream_sid, got == WIDE, now
+        self.stream_sid, self.is_wide = message.stream_sid, got == WIDE
+        self.due_at = now - MAX_AHEAD_S
         self._head = f'{{"event":"media","streamSid":"{self.stream_sid}","media":{{"payload":"'
         self._tail = '"}}'
         return StreamStarted(
@@ -267,8 +277,8 @@ class BrowserProtocol:
         wide = b""
         if self.is_wide:
             wide, payload = payload, codec.encode_mulaw(self._to_line.resample(payload))
-        self._heard_s += len(media.payload) / (2 * HEARD_HZ if self.is_wide else 8_000)
-        if self._heard_s > now - self._began_at + MAX_AHEAD_S:
+        self.due_at += len(media.payload) / (2 * HEARD_HZ if self.is_wide else 8_000)
+        if self.due_at > now:
             raise CarrierProtocolError(
                 "more audio than time has passed", stream_sid=self.stream_sid
             )

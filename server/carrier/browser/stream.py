@@ -170,7 +170,9 @@ class BrowserMediaStream:
         if self._relay is not None:
             protocol = self._protocol
             self._relay.path.resume(
-                last_chunk=protocol.last_chunk, timestamp_ms=protocol.timestamp_ms
+                last_chunk=protocol.last_chunk,
+                timestamp_ms=protocol.timestamp_ms,
+                due_at=protocol.due_at,
             )
 
     def _count_passed(self) -> None:
@@ -181,4 +183,5 @@ class BrowserMediaStream:
             self._protocol.count_elsewhere(
                 *(now - then for now, then in zip(self._counted, before, strict=True)),
                 position=(path.last_chunk, path.timestamp_ms),
+                due_at=path.due_at,
             )

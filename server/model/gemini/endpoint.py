@@ -39,8 +39,8 @@ class Credentials(Protocol):
         """What no error and no log may have in it."""
         ...
 
-    def refused(self) -> None:
-        """The service did not take it: another may have to be fetched."""
+    def refused(self, headers: Mapping[str, str]) -> bool:
+        """The service did not take these headers; True if others will be there that it may."""
         ...
 
 
@@ -69,8 +69,9 @@ class ApiKey:
         """The key."""
         return (self._key,)
 
-    def refused(self) -> None:
-        """Do nothing: there is no other key."""
+    def refused(self, headers: Mapping[str, str]) -> bool:
+        """False: there is no other key."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,9 @@ class NamedCredentials:
         """Those of the credentials."""
         return self.credentials.secrets()
 
-    def refused(self) -> None:
+    def refused(self, headers: Mapping[str, str]) -> bool:
         """The service did not take them."""
-        self.credentials.refused()
+        return self.credentials.refused(headers)
 
 
 @dataclass(frozen=True, slots=True)

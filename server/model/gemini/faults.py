@@ -202,3 +202,14 @@ def account_refused(
         loggable=loggable,
         refusal=kind,
     )
+
+
+def credentials_replaced(refused: ModelError) -> ModelError:
+    """Make the error for credentials that were refused, where others will be there to ask with."""
+    return ModelError(
+        str(refused),
+        code=refused.code,
+        reason=refused.reason,
+        retryable=True,
+        loggable=refused.loggable,
+    )

@@ -12,18 +12,17 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
 )
-from http import HTTPStatus
 from typing import Any
 
 import structlog
 import trio
 from google.genai import types
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidStatus
 from websockets.trio.client import ClientConnection
 from websockets.trio.client import connect as websocket_connect
 
 from server.agent.agent import Agent
+from server.errors import ModelError
 from server.media.dial import notice_dead_path, open_wire
 from server.media.words import Plane
 from server.model import (
@@ -39,7 +38,7 @@ from server.model.gemini.endpoint import (
     Endpoint,
     developer_api,
 )
-from server.model.gemini.faults import Faults
+from server.model.gemini.faults import Faults, credentials_replaced
 from server.model.gemini.setup import (
     agent_config,
     recent_history,
@@ -47,6 +46,7 @@ from server.model.gemini.setup import (
     setup_message,
     told_turns,
 )
+from server.refusal import Kind
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 DEFAULT_MODEL = "gemini-3.8-live"
@@ -208,22 +208,22 @@ class GeminiModel:
         message, told = self._setup_message(agent, handle, history)
         try:
             async with AsyncExitStack() as stack:
-                with self._faults.translated_opening():
-                    headers = self._credentials.headers()
-                    try:
+                headers = self._credentials.headers()
+                try:
+                    with self._faults.translated_opening():
                         connecting = self._connect(self._endpoint.url, headers)
                         socket = await stack.enter_async_context(connecting)
-                    except InvalidStatus as refused:
-                        if refused.response.status_code == HTTPStatus.UNAUTHORIZED:
-                            self._credentials.refused()
-                        raise
-                    stack.push_async_callback(self._close, socket)
-                    connection = GeminiConnection(
-                        *(socket, self._dialect, self._faults, first_turn),
-                        takes_turns=self._takes_turns(agent),
-                    )
-                    with trio.fail_after(self._setup_timeout_s):
-                        await connection.set_up(message, told)
+                        stack.push_async_callback(self._close, socket)
+                        connection = GeminiConnection(
+                            *(socket, self._dialect, self._faults, first_turn),
+                            takes_turns=self._takes_turns(agent),
+                        )
+                        with trio.fail_after(self._setup_timeout_s):
+                            await connection.set_up(message, told)
+                except ModelError as error:
+                    if error.refusal is Kind.KEY and self._credentials.refused(headers):
+                        raise credentials_replaced(error) from error
+                    raise
                 # The session lasts as long as its call; what it was set up with need not.
                 del message, told, history, headers, conversation
                 # Nothing is translated past this point: an error raised by the caller's block is

@@ -21,7 +21,14 @@ import google.auth.transport
 import httpx2
 import structlog
 import trio
-from google.auth import aws, exceptions, identity_pool, impersonated_credentials
+from google.auth import (
+    aws,
+    exceptions,
+    external_account_authorized_user,
+    identity_pool,
+    impersonated_credentials,
+    pluggable,
+)
 from google.auth.credentials import Credentials as GoogleCredentials
 from google.oauth2 import credentials as user
 from google.oauth2 import service_account
@@ -71,6 +78,7 @@ class GoogleTokens:
         self._request = _Request(proxy)
         self._credentials: GoogleCredentials | None = None
         self._token, self._ends_at = "", 0.0
+        self._doubted, self._problem = "", ""
         self._recent: deque[str] = deque(maxlen=TOKENS_HIDDEN)
         self._wanted = Signal()
         self._one_at_a_time = trio.CapacityLimiter(1)
@@ -86,9 +94,10 @@ class GoogleTokens:
         """
         if not self._token or time.time() >= self._ends_at:
             self._wanted.set()
-            raise ModelError(
-                "Google has given no access token", code=None, reason="no token", retryable=True
-            )
+            told = "Google has given no access token"
+            if self._problem:
+                told += f": {self._problem}"
+            raise ModelError(told, code=None, reason="no token", retryable=True)
         headers = {"Authorization": f"Bearer {self._token}"}
         if (quota := getattr(self._credentials, "quota_project_id", None)) is not None:
             headers["x-goog-user-project"] = quota
@@ -103,40 +112,64 @@ class GoogleTokens:
         """The last few tokens."""
         return tuple(self._recent)
 
-    def refused(self) -> None:
-        """The service did not take the token: fetch another soon."""
-        self._wanted.set()
+    def refused(self, headers: Mapping[str, str]) -> bool:
+        """The service did not take the token of these headers: fetch another soon.
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        Returns:
+            Whether another may help. One that has come in a refused one's place and is refused,
+            too, is not to blame: then the account is.
+        """
+        token = headers.get("Authorization", "").removeprefix("Bearer ")
+        if token != self._token:
+            return True  # it has been replaced meanwhile
+        self._wanted.set()
+        self._doubted = self._doubted or token
+        return token == self._doubted
+
+    async def run(
+        self,
+        *,
+        is_needed: bool = True,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Keep a token that is good, until cancelled; has started when the first one was asked for.
 
+        Args:
+            is_needed: Whether there is nothing to be done without one; else whoever wants one is
+                told what is wrong.
+
         Raises:
-            ConfigurationError: There are no credentials, or Google refuses them.
+            ConfigurationError: There are no credentials, or Google refuses them, and one is needed.
         """
         has_started, backoff = False, Backoff(*TRY_AGAIN_S)
         while True:
             wanted = self._wanted.next()
             try:
                 lasts_s = await self._fetch()
-            except exceptions.DefaultCredentialsError as error:
-                raise self._wrong("there are none", error) from error
             except (exceptions.GoogleAuthError, trio.TooSlowError, OSError) as error:
-                is_final = isinstance(error, exceptions.RefreshError) and not error.retryable
-                if is_final and not has_started:
-                    raise self._wrong("they are refused", error) from error
+                self._problem = self._problem_of(error)
+                if self._problem and is_needed and not has_started:
+                    logger.critical("these credentials will not do", problem=self._problem)
+                    raise ConfigurationError(self._problem) from error
                 pause_s = backoff.next_s()
                 logger.warning(
-                    "no access token from Google", error=type(error).__name__, pause_s=pause_s
+                    "no access token from Google",
+                    error=type(error).__name__,
+                    problem=self._problem,
+                    pause_s=pause_s,
                 )
             else:
                 backoff.reset()
+                self._problem = ""
                 pause_s = lasts_s - min(AHEAD_S, lasts_s / 2) * random.uniform(0.9, 1.0)
             if not has_started:
                 has_started = True
                 task_status.started()
             await trio.sleep(min(LEAST_PAUSE_S, pause_s))
-            with trio.move_on_after(max(0.0, pause_s - LEAST_PAUSE_S)):
+            with trio.move_on_after(max(0.0, pause_s - LEAST_PAUSE_S)) as waiting:
                 await wanted.wait()
+            if waiting.cancelled_caught:
+                self._doubted = ""  # nobody has refused the one that lasted until now
 
     async def _fetch(self) -> float:
         """Fetch a token, in a thread; returns how long it lasts."""
@@ -167,14 +200,20 @@ class GoogleTokens:
         found, _ = google.auth.default(scopes=[SCOPE], request=self._request)
         return found
 
-    def _wrong(self, what: str, error: Exception) -> ConfigurationError:
-        problem = (
+    def _problem_of(self, error: Exception) -> str:
+        """What somebody has to see to; empty for what may pass by itself."""
+        match error:
+            case exceptions.DefaultCredentialsError():
+                what = "there are none"
+            case exceptions.RefreshError(retryable=False):
+                what = "they are refused"
+            case _:
+                return ""
+        return (
             f"{self.name} needs Google's credentials, and {what} ({type(error).__name__}): set "
             "GOOGLE_APPLICATION_CREDENTIALS to a service account's file, or run where the machine "
             "has an account of its own"
         )
-        logger.critical("these credentials will not do", problem=problem)
-        return ConfigurationError(problem)
 
 
 class KeptToken:
@@ -204,12 +243,19 @@ def _read(file: Path) -> GoogleCredentials:
     try:
         facts = json.loads(file.read_bytes())
         kind = facts["type"]
-        if kind == "external_account" and "aws" in str(facts.get("subject_token_type")):
-            kind = "aws"
+        if kind == "external_account":
+            kind = _kind_of_external(facts)
         found: GoogleCredentials = _KINDS[kind](facts, scopes=[SCOPE])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise exceptions.DefaultCredentialsError(type(error).__name__) from None
     return found
+
+
+def _kind_of_external(facts: Mapping[str, Any]) -> str:
+    if "aws" in str(facts.get("subject_token_type")):
+        return "aws"
+    source = facts.get("credential_source") or {}
+    return "executable" if "executable" in source else "external_account"
 
 
 _KINDS: Mapping[str, Callable[..., Any]] = {
@@ -220,8 +266,13 @@ _KINDS: Mapping[str, Callable[..., Any]] = {
     ),
     "external_account": identity_pool.Credentials.from_info,
     "aws": aws.Credentials.from_info,
+    "executable": pluggable.Credentials.from_info,
+    "external_account_authorized_user": lambda facts, scopes: (
+        external_account_authorized_user.Credentials.from_info(facts | {"scopes": scopes})
+    ),
 }
-"""By the ``type`` in the file; what is named ``aws`` here is an external account, too."""
+"""By the ``type`` in the file; ``aws`` and ``executable`` are external accounts, too. google-auth
+has one function for all kinds, and warns of it."""
 
 
 class _Response(google.auth.transport.Response):

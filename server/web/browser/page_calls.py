@@ -14,6 +14,7 @@ from server.carrier import BROWSER
 from server.carrier.webhooks import ConnectStream, Reply, SayAndEndCall
 from server.cluster.passing_on import WorkerLost
 from server.cluster.registry import RegistryAway
+from server.dialogue.endings import EndReason
 from server.errors import CallRefused
 from server.headers import single
 from server.service import Service
@@ -45,18 +46,22 @@ class BrowserCallMade(BaseModel):
     """What that shows at its start: once, within ``expires_s``."""
     expires_s: float
     key: str
-    """What the page shows to be given another ticket."""
+    """What the page shows to be given another ticket, or to hang up without a stream."""
+    comes_back_s: float
+    """How long the call may be there for the page after its line was lost; 0 if not at all."""
     quality: str
     carrier: str
 
 
 class ResumeFromBrowser(BaseModel):
-    """What a page says whose stream is lost."""
+    """What a page says that has no stream: its line was lost, or it has not called yet."""
 
     model_config = ConfigDict(extra="forbid")
 
     call_sid: Annotated[str, Field(max_length=64)]
     key: Annotated[str, Field(max_length=128)]
+    hang_up: bool = False
+    """Whether the call is to end, rather than to go on."""
 
 
 class BrowserCallGoesOn(BaseModel):
@@ -115,7 +120,9 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
             service.metrics.calls_refused.labels(refused.reason).inc()
             return refusal(refused).response()
         assert isinstance(reply, ConnectStream)  # of a name that nobody has had before
+        comes_back_s = 0.0
         if (call := service.calls.register.get_live(call_sid)) is not None:
+            comes_back_s = call.conversation.options.comes_back_s
             call.report.traceparent = single(request.headers, "traceparent") or ""
         if cluster.has_nodes:
             with suppress(RegistryAway):  # whoever is told of it may look for it elsewhere
@@ -126,6 +133,7 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
             ticket=reply.ticket,
             expires_s=expires_s,
             key=pages.key_of(call_sid),
+            comes_back_s=comes_back_s,
             quality=data.quality,
             carrier=pages.name,
         )
@@ -138,7 +146,7 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
     @document_response(ErrorBody, 403)
     @may_fail(400, 413, 422, 503)
     async def resume_from_browser(data: ResumeFromBrowser) -> Any:
-        """Give a page whose stream is lost another ticket, if its call goes on.
+        """Give a page whose stream is lost another ticket, if its call goes on; or end the call.
 
         It shows its call's own key, and needs none of the API's.
         """
@@ -148,7 +156,13 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         theirs, is_orphan = await elsewhere.in_progress(data.call_sid)
         if theirs is not None:
             return theirs
-        reply = await service.calls.resume(data.call_sid, service.agent, is_orphan=is_orphan)
+        call = service.calls.register.get_live(data.call_sid)
+        if data.hang_up and call is not None:
+            call.end(EndReason.CALLER_HUNG_UP)
+            return BrowserCallGoesOn(over=True).model_dump(), 200, {"Cache-Control": "no-store"}
+        reply = await service.calls.resume(
+            data.call_sid, service.agent, is_orphan=is_orphan, by_caller=True
+        )
         return _written(reply).model_dump(), 200, {"Cache-Control": "no-store"}
 
     def _written(reply: Reply) -> BrowserCallGoesOn:

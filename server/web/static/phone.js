@@ -9,7 +9,7 @@
 
 const FRAME_MS = 20;
 const MOST_UNSENT_MS = 3_000; // then the network is gone, whatever the socket says
-const COME_BACK_MS = 10_000;
+const COMES_BACK_S = 9; // where the server's answer does not say it
 const ASK_MS = 4_000;
 const EARLY_MS = 2_000; // before its ticket expires a call is made anew
 const OVER = 1000;
@@ -86,11 +86,13 @@ export class Phone extends EventTarget {
   async prepare() {
     if (this.#preparing && this.#isFresh()) return this.#preparing;
     if (!["idle", "ready", "over", "preparing"].includes(this.#state)) return undefined;
+    const life = this.#life;
     this.#set("preparing");
     this.#preparing = this.#prepare();
     try {
       await this.#preparing;
     } catch (error) {
+      if (life !== this.#life) return undefined; // hung up meanwhile: nobody is concerned
       this.#tell("problem", { message: String(error.message ?? error) });
       this.#end("failed");
       throw error;
@@ -106,7 +108,6 @@ export class Phone extends EventTarget {
     this.#set("connecting");
     await this.#context.resume();
     if (this.#state !== "connecting") return;
-    addEventListener("pagehide", this.#leave);
     addEventListener("offline", this.#offline);
     this.#connect(this.#call.url, this.#call.ticket);
   }
@@ -114,8 +115,9 @@ export class Phone extends EventTarget {
   /** Hang up, whatever state the call is in. */
   hangUp() {
     if (this.#state === "idle" || this.#state === "over") return;
-    if (this.#state === "ready") this.#giveBack();
-    this.#send("stop");
+    const talks = this.#state === "talking" && this.#socket?.readyState === WebSocket.OPEN;
+    if (talks) this.#send("stop");
+    else if (this.#state !== "preparing") this.#giveBack(this.#call);
     this.#end("hung-up");
   }
 
@@ -131,15 +133,16 @@ export class Phone extends EventTarget {
     this.#send("dtmf", { digit: key });
   }
 
-  /** The agent that waits for us is not wanted any more: begin its call, and end it. */
-  #giveBack() {
-    const { url, ticket } = this.#call;
-    const socket = new WebSocket(url);
-    const start = this.#startOf(newSid(), ticket);
-    socket.onopen = () => {
-      socket.send(JSON.stringify(start));
-      socket.send(JSON.stringify({ event: "stop", streamSid: start.streamSid }));
-    };
+  /** Nobody here wants this call any more, and there is no stream to say so: its key is enough. */
+  #giveBack(call) {
+    this.#askAgain(call, { hang_up: true }, { keepalive: true }).catch(() => {}); // it ends by itself, too
+  }
+
+  #askAgain({ call_sid, key }, wish, options) {
+    return fetch(new URL("calls/browser/resume", this.#server), {
+      method: "POST", headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ call_sid, key, ...wish }), ...options,
+    });
   }
 
   // Before it ------------------------------------------------------------------------------------
@@ -157,12 +160,21 @@ export class Phone extends EventTarget {
     const granted = await isGranted();
     const asked = granted ? this.#ask(body) : null;
     asked?.catch(() => {});
-    await this.#openSound();
-    if (life !== this.#life) return;
+    try {
+      await this.#openSound();
+    } catch (error) {
+      asked?.then((call) => this.#giveBack(call), () => {});
+      throw error;
+    }
+    if (life !== this.#life && !asked) return;
     const call = await (asked ?? this.#ask(body));
-    if (life !== this.#life) return;
+    if (life !== this.#life) {
+      this.#giveBack(call);
+      return;
+    }
     this.#call = call;
     this.#readyAt = performance.now();
+    addEventListener("pagehide", this.#leave);
     this.#set("ready");
   }
 
@@ -210,6 +222,7 @@ export class Phone extends EventTarget {
       socket = this.#socket = new WebSocket(url);
     } catch (error) { // an address that this page may not open
       this.#tell("problem", { message: String(error.message ?? error) });
+      this.#giveBack(this.#call);
       this.#end("failed");
       return;
     }
@@ -281,7 +294,7 @@ export class Phone extends EventTarget {
   // The line is lost -----------------------------------------------------------------------------
 
   #lose(socket) {
-    if (socket !== this.#socket || !["connecting", "talking", "reconnecting"].includes(this.#state)) return;
+    if (!socket || socket !== this.#socket || !["connecting", "talking", "reconnecting"].includes(this.#state)) return;
     this.#socket = null;
     socket?.close();
     this.#line.port.postMessage({ clear: true }); // the server goes on where it was lost
@@ -291,23 +304,21 @@ export class Phone extends EventTarget {
   }
 
   async #comeBack() {
-    const { call_sid, key } = this.#call;
+    const call = this.#call;
     let pauseMs = 50;
-    while (performance.now() < this.#lostAt + COME_BACK_MS) {
+    const giveUpAt = this.#lostAt + 1_000 * (call.comes_back_s ?? COMES_BACK_S);
+    while (performance.now() < giveUpAt) {
       await sleep(pauseMs);
       pauseMs = Math.min(1_000, 2 * pauseMs);
       if (this.#state !== "reconnecting" || this.#socket) return;
       let answer, told;
       try {
-        answer = await fetch(new URL("calls/browser/resume", this.#server), {
-          method: "POST", headers: { "Content-Type": "application/json" },
-          body: JSON.stringify({ call_sid, key }), signal: AbortSignal.timeout(ASK_MS),
-        });
+        answer = await this.#askAgain(call, {}, { signal: AbortSignal.timeout(ASK_MS) });
         told = await answer.json();
       } catch {
         continue; // there is no network yet
       }
-      if (this.#state !== "reconnecting") return;
+      if (this.#state !== "reconnecting" || this.#socket) return;
       if (answer.status >= 500) continue;
       if (answer.ok && !told.over) {
         this.#connect(told.url, told.ticket);
