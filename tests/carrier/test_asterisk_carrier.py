@@ -437,6 +437,23 @@ async def test_a_call_that_a_process_before_this_one_has_left_is_asked_about(pbx
     assert ResumeRequest(IN) in desk.told
 
 
+@pytest.mark.parametrize("looks", [0, 2], ids=["looked at once", "looked at again"])
+async def test_a_transferred_caller_outlives_the_process_and_is_not_followed_any_more(pbx, looks):
+    async with hearing(pbx, Desk(ANSWERS)) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        await pbx.until(lambda: not media_of(pbx, IN))
+    pbx.fails("GET", f"/channels/{IN}", status=500, left=looks)
+
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk):
+        await pbx.until(lambda: not pbx.followed)
+
+    assert IN in pbx.channels
+    assert desk.told == []
+
+
 async def test_a_step_that_is_under_way_outlives_the_event_connection(pbx):
     is_asked, may_answer = trio.Event(), trio.Event()
 

@@ -28,6 +28,7 @@ from server.carrier.asterisk.steps import (
     OpenStream,
     Step,
     Tell,
+    Unfollow,
 )
 from server.carrier.asterisk.stream import AsteriskMediaStream
 from server.carrier.transport import Transport
@@ -226,8 +227,7 @@ class AsteriskCarrier:
         leg.is_away, leg.is_limited = True, False
         try:
             # Outside Stasis a channel is told of only if it is asked for.
-            source = f"channel:{call_sid}"
-            await self._ari.post("applications", self._app, "subscription", eventSource=source)
+            await self._hands.follow(call_sid)
             # Two people who talk with each other may do so for as long as they like.
             await self._hands.limit(call_sid, 0.0)
             await self._hands.set(call_sid, told)
@@ -476,7 +476,7 @@ class AsteriskCarrier:
     async def _end(self, failed: Step, desk: Desk) -> None:
         """End the call of a step that has failed; what has to be done is tried again and again."""
         match failed:
-            case Drop() | HangUp() | Look():
+            case Drop() | HangUp() | Look() | Find() | Unfollow():
                 step = failed
             case Tell(report):
                 step = HangUp(report.call_sid)
@@ -505,7 +505,8 @@ class AsteriskCarrier:
                     self._do_later(self._exchange.found(call_sid, channel, trio.current_time()))
                 case Find(call_sid):
                     await trio.sleep(TOLD_S)
-                    self._do_later(self._exchange.left_behind(call_sid, trio.current_time()))
+                    channel = await self._look(call_sid)
+                    self._do_later(self._exchange.seen(call_sid, channel, trio.current_time()))
                 case OpenStream(media_id=media_id):
                     await self._hands.do(step)
                     self._exchange.opened(media_id)
