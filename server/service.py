@@ -63,6 +63,10 @@ ON_ITS_WAY_S = 5.0
 """Who was asked for a new call before others were chosen has it in hand by then, and a connection
 that was kept open has been closed."""
 
+ASK_AGAIN_S, ASKS = 2.0, 150
+"""While the registry is away: how often it is asked whose a call is that nobody has in hand, and how
+many times."""
+
 
 class Streams(Protocol):
     """Whoever serves the media sockets that have no request any more."""
@@ -236,6 +240,26 @@ class Service:
     async def _go_on(self, call_sid: str) -> Reply | None:
         """How a call goes on whose stream has ended, or that somebody here has left behind; None
         where another process has it, or may take it yet.
+
+        Its carrier asks once. So while nobody can say whose it is, a call that has ended here is
+        over, and another's is asked about again.
+        """
+        for left in reversed(range(ASKS)):
+            try:
+                return await self._go_on_if_ours(call_sid)
+            except RegistryAway as reason:
+                if self.calls.register.has_ended(call_sid):
+                    return self.calls.register.end_of(call_sid)
+                logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(reason))
+            if left:
+                await trio.sleep(ASK_AGAIN_S)
+        return None
+
+    async def _go_on_if_ours(self, call_sid: str) -> Reply | None:
+        """How a call goes on, as :meth:`_go_on`.
+
+        Raises:
+            RegistryAway: Nobody can say whose it is.
         """
         cluster, rescue, calls = self.cluster, self.rescue, self.calls
         is_orphan = False
@@ -251,7 +275,7 @@ class Service:
                     await rescue.take(call_sid, holding)
             except CallLost as lost:
                 is_orphan = not lost.has_ended
-            except (RegistryAway, CallRefused) as reason:
+            except CallRefused as reason:
                 logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(reason))
                 return None
         return await calls.resume(call_sid, self.agent, is_orphan=is_orphan)
