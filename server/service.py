@@ -64,8 +64,7 @@ ON_ITS_WAY_S = 5.0
 that was kept open has been closed."""
 
 ASK_AGAIN_S, ASKS = 2.0, 150
-"""While the registry is away: how often it is asked whose a call is that nobody has in hand, and how
-many times."""
+"""While the registry is away: how often it is asked whose a call is, and how many times."""
 
 
 class Streams(Protocol):

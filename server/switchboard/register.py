@@ -208,10 +208,10 @@ class Register:
         if record is not None:
             with one_calls_trouble(call):
                 shown = record.as_dict()
-                with one_calls_trouble(call):
-                    self._tell_end(call, shown, agent.events_url)
                 if not ownership.has_carried:
                     shown["generation"] = FOUND_OVER
+                with one_calls_trouble(call):
+                    self._tell_end(call, shown, agent.events_url)
                 with one_calls_trouble(call):
                     left = self._recent[call.call_sid] = call.left(shown)
                     if ownership.keep is not None:
