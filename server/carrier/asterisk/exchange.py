@@ -160,6 +160,11 @@ class Exchange:
         if leg is not None and leg.media_id == media_id:
             leg.is_open = True
 
+    def is_replaced(self, media_id: str) -> bool:
+        """Whether a call goes on, with another stream or without any."""
+        leg = self.legs.get(call_of(media_id))
+        return leg is not None and leg.media_id != media_id
+
     def take_stream(self, call_sid: str) -> list[Step]:
         """What takes a call's stream away; that it ends is then no news."""
         leg = self.legs.get(call_sid)
