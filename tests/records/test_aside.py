@@ -29,9 +29,9 @@ from server.records import store as store_module
 from server.records import told as told_module
 from server.records import unsaved as unsaved_module
 from server.records.aside import Aside, read_lines
-from server.records.database import NOT_WHOLE, Database, database_url
+from server.records.database import Database, database_url
 from server.records.outbox import OutboxEvent
-from server.records.tables import KEPT_AT, SUMMARY, calls, fitted
+from server.records.tables import KEPT_AT, NOT_WHOLE, SUMMARY, calls, fitted
 from server.records.words import Cursor
 from tests.records.test_records import (
     BEGAN,
