@@ -166,7 +166,10 @@ class Register:
             turns = c.notes.transcript.settled(heard, words=c.options.transcripts)
             shown = call.record(full=False).as_dict() if turns else {}
             for turn in turns:
-                self.events.tell("call.turn", CallTold(shown, turn), url)
+                # Who had the call may have told of its turns already, and be lost: it is the same.
+                was_here = turn[0] >= c.notes.transcript.inherited
+                by = shown if was_here else shown | {"generation": shown["generation"] - 1}
+                self.events.tell("call.turn", CallTold(by, turn), url)
 
     def _tell_end(self, call: Call | EndedCall, shown: dict[str, Any], url: str | None) -> None:
         """Tell how a call has ended, given its record; before that is written."""
