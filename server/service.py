@@ -23,6 +23,7 @@ from server.agent.roster.routing import choose
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
 from server.call.report.drawing import Drawing
+from server.call.report.ended import EndedCall
 from server.carrier import (
     MachineVerdict,
     ResumeRequest,
@@ -402,6 +403,7 @@ class Service:
             helpers.start_soon(keep_going, "outcomes", without_start(self._drawing.run))
             calls = self.calls = self._make_calls()
             calls.register.events = self.events
+            calls.register.draw = self._draw_inherited
             helpers.start_soon(keep_going, "handlers", without_start(self.events.handling.run))
             if self.events.are_sent:
                 helpers.start_soon(keep_going, "events", without_start(self.events.delivery.run))
@@ -486,6 +488,15 @@ class Service:
             find_agent=self.find_agent,
             voices=self._voices,
         )
+
+    def _draw_inherited(self, left: EndedCall, events_url: str | None) -> None:
+        """Draw what the outcome lacks of a call that another process has left, if its agent is
+        known here, and wants any.
+        """
+        agent = self.find_agent(str(left.shown(full=False)["agent"]))
+        if agent is not None and agent.outcome is not None:
+            found = partial(self.calls.register.outcome_drawn, left, events_url)
+            self._drawing.inherited(left, agent.outcome, found)
 
     def _tell_ready(self) -> None:
         accounts, model = self.accounts, self.accounts.model.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -112,6 +112,9 @@ class Register:
         """Told of what happens to calls."""
         self.watcher: Watcher | None = None
         """Shown live calls; None for nobody."""
+        self.draw: Callable[[EndedCall, str | None], None] | None = None
+        """Draws what the outcome lacks of a call that another process has left, and whom to tell of
+        that; None for nobody."""
         if records is not None:
             records.on_written = self._written
 
@@ -253,6 +256,9 @@ class Register:
         self._show(left)
         if self._records is None:
             self._written(left.call_sid)
+        if self.draw is not None:
+            with one_calls_trouble(left):
+                self.draw(left, events_url)
         return self._has_ended(left.call_sid, generation, None)
 
     def _has_ended(
