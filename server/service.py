@@ -23,6 +23,7 @@ from server.agent.roster.routing import choose
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
 from server.call.report.drawing import Drawing
+from server.call.report.ended import EndedCall
 from server.carrier import (
     MachineVerdict,
     ResumeRequest,
@@ -62,6 +63,9 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 ON_ITS_WAY_S = 5.0
 """Who was asked for a new call before others were chosen has it in hand by then, and a connection
 that was kept open has been closed."""
+
+ASK_AGAIN_S, ASKS = 2.0, 150
+"""While the registry is away: how often it is asked whose a call is, and how many times."""
 
 
 class Streams(Protocol):
@@ -236,6 +240,26 @@ class Service:
     async def _go_on(self, call_sid: str) -> Reply | None:
         """How a call goes on whose stream has ended, or that somebody here has left behind; None
         where another process has it, or may take it yet.
+
+        Its carrier asks once. So while nobody can say whose it is, a call that has ended here is
+        over, and another's is asked about again.
+        """
+        for left in reversed(range(ASKS)):
+            try:
+                return await self._go_on_if_ours(call_sid)
+            except RegistryAway as reason:
+                if self.calls.register.has_ended(call_sid):
+                    return self.calls.register.end_of(call_sid)
+                logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(reason))
+            if left:
+                await trio.sleep(ASK_AGAIN_S)
+        return None
+
+    async def _go_on_if_ours(self, call_sid: str) -> Reply | None:
+        """How a call goes on, as :meth:`_go_on`.
+
+        Raises:
+            RegistryAway: Nobody can say whose it is.
         """
         cluster, rescue, calls = self.cluster, self.rescue, self.calls
         is_orphan = False
@@ -251,7 +275,7 @@ class Service:
                     await rescue.take(call_sid, holding)
             except CallLost as lost:
                 is_orphan = not lost.has_ended
-            except (RegistryAway, CallRefused) as reason:
+            except CallRefused as reason:
                 logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(reason))
                 return None
         return await calls.resume(call_sid, self.agent, is_orphan=is_orphan)
@@ -379,6 +403,7 @@ class Service:
             helpers.start_soon(keep_going, "outcomes", without_start(self._drawing.run))
             calls = self.calls = self._make_calls()
             calls.register.events = self.events
+            calls.register.draw = self._draw_inherited
             helpers.start_soon(keep_going, "handlers", without_start(self.events.handling.run))
             if self.events.are_sent:
                 helpers.start_soon(keep_going, "events", without_start(self.events.delivery.run))
@@ -463,6 +488,15 @@ class Service:
             find_agent=self.find_agent,
             voices=self._voices,
         )
+
+    def _draw_inherited(self, left: EndedCall, events_url: str | None) -> None:
+        """Draw what the outcome lacks of a call that another process has left, if its agent is
+        known here, and wants any.
+        """
+        agent = self.find_agent(str(left.shown(full=False)["agent"]))
+        if agent is not None and agent.outcome is not None:
+            found = partial(self.calls.register.outcome_drawn, left, events_url)
+            self._drawing.inherited(left, agent.outcome, found)
 
     def _tell_ready(self) -> None:
         accounts, model = self.accounts, self.accounts.model.name

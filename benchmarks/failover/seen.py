@@ -85,6 +85,10 @@ class Record:
     state: str
     reason: str | None
     duration_s: float
+    turns: int | None = None
+    """In its transcript; None where that was not looked at."""
+    not_whole: str | None = None
+    """Why only its summary is there, if that is so."""
 
 
 @dataclass(slots=True)
@@ -222,9 +226,13 @@ def unsound_records(
             wrong.append(f"{trace.call_sid} has {len(found)} records")
         elif found[0].state != "ended" or not found[0].reason:
             wrong.append(f"{trace.call_sid} is {found[0].state} in its record")
+        elif found[0].not_whole is not None:
+            wrong.append(f"{trace.call_sid} has a summary only: {found[0].not_whole}")
         elif trace.answered is not None and trace.ended is not None:
             lasted_s = trace.ended - trace.answered
             if abs(found[0].duration_s - lasted_s) > slack_s:
                 said_s = found[0].duration_s
                 wrong.append(f"{trace.call_sid} lasted {lasted_s:.1f} s, recorded {said_s:.1f} s")
+            elif found[0].turns == 0 and lasted_s > slack_s:  # agents speak all the time
+                wrong.append(f"{trace.call_sid} has no turn in its record")
     return wrong

@@ -184,7 +184,12 @@ class World:
 
     def records(self) -> list[Record]:
         """What the database has of each call, and the files of what it did not take."""
-        query = "SELECT call_sid, state, reason, duration_s FROM offhook_calls"
+        query = (
+            "SELECT call_sid, state, reason, duration_s, "
+            "CASE json_typeof(details->'transcript') WHEN 'array' "
+            "THEN json_array_length(details->'transcript') ELSE 0 END, "
+            "details->>'not_whole' FROM offhook_calls"
+        )
         rows = self.database.rows(query) if self.database is not None else []
         aside = [
             Record(one.call_sid, one.state, one.reason, 0.0)

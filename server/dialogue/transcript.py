@@ -64,6 +64,8 @@ class Transcript:
 
     def __init__(self) -> None:
         self.turns: list[SpokenTurn] = []
+        self.inherited = 0
+        """How many of the call's turns were said while another process had it."""
         self._by_number: dict[int, SpokenTurn] = {}
         self._characters = 0
         self._dropped = self._told = 0
@@ -116,12 +118,24 @@ class Transcript:
         turn = self._by_number.get(number)
         return "" if turn is None else self.heard_text(turn)
 
-    def go_on(self, turns: Iterable[SpokenTurn]) -> None:
-        """These turns were before all others: another process has heard them, and told of them."""
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many turns there were until now, and of how many of them was told."""
+        return self._dropped + len(self.turns), self._told
+
+    def go_on(self, turns: Iterable[SpokenTurn], *, before: int, told: int) -> None:
+        """These turns were before all others: another process has heard them.
+
+        Args:
+            turns: The last of them.
+            before: How many there were before these.
+            told: Of how many in all it has told.
+        """
+        self._dropped, self._told = before, told
         for turn in turns:
             self._begin(turn)
             self._characters += len(turn.text)
-        self._told = self._dropped + len(self.turns)
+        self.inherited = self._dropped + len(self.turns)
 
     def settled(self, heard: int | None, *, words: bool) -> list[tuple[int, dict[str, object]]]:
         """The turns of which nothing more is to come, each of them once, and as the API shows it.

@@ -35,6 +35,7 @@ from server.records.migrations import MIGRATIONS
 from server.records.tables import (
     FIRST_GENERATION,
     KEPT_AT,
+    NOT_WHOLE,
     SCHEMA_VERSION,
     SINCE,
     SUMMARY,
@@ -96,10 +97,6 @@ def _is_there_already(error: DBAPIError) -> bool:
 def _is_binding(error: DBAPIError) -> bool:
     words = str(error.orig)
     return "cannot adapt" in words or "binding parameter" in words
-
-
-NOT_WHOLE = "not_whole"
-"""Among the details of a record of which only the summary could be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,14 +278,19 @@ class Database:
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write records, in the place of any with the same CallSid.
 
-        What a later owner of the call has written stays.
+        What a later owner of the call has written stays, and so does what was written whole.
         """
         self.open()
         if records:
+            are_whole = not any(NOT_WHOLE in record for record in records)
             self._replace(
                 {record["call_sid"]: record for record in records},
-                statements.GENERATIONS,
-                lambda record, there: _generation(record) >= there.generation,
+                statements.GENERATIONS if are_whole else statements.THERE,
+                lambda record, there: (
+                    _generation(record) >= there.generation
+                    if are_whole
+                    else _rank(record) >= (there.generation, NOT_WHOLE not in there.details)
+                ),
             )
 
     def write_each(self, records: Sequence[Mapping[str, Any]]) -> list[Refused]:
@@ -312,8 +314,12 @@ class Database:
             {record["call_sid"]: record for record in records},
             statements.THERE,
             lambda record, there: (
-                (_generation(record), record[KEPT_AT])
-                > (there.generation, there.details.get(KEPT_AT, 0.0))
+                (*_rank(record), record[KEPT_AT])
+                > (
+                    there.generation,
+                    NOT_WHOLE not in there.details,
+                    there.details.get(KEPT_AT, 0.0),
+                )
             ),
         )
 
@@ -481,6 +487,11 @@ def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _generation(record: Mapping[str, Any]) -> int:
     return int(record.get("generation", FIRST_GENERATION))
+
+
+def _rank(record: Mapping[str, Any]) -> tuple[int, bool]:
+    """Which of two records of a call is the better one: the later owner's, and then the whole."""
+    return _generation(record), NOT_WHOLE not in record
 
 
 def _hang_up(connection: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import sqlalchemy as sql
 
 from server.records.database import Database, is_about_data
-from server.records.tables import MAX_NUMBER, calls, events, storable
+from server.records.tables import FOUND_OVER, MAX_NUMBER, calls, events, storable
 
 MAX_ERROR_CHARS = 200
 REPLAYED = 1_000
@@ -124,12 +124,18 @@ class Places(Protocol):
         ...
 
 
+def _turn_of(one: sql.FromClause) -> sql.ColumnElement[int]:
+    """Whose turn among a call's owners an event is of: who found the call over is the last."""
+    generation = one.c.generation
+    return sql.case((generation == FOUND_OVER, MAX_NUMBER), else_=generation)
+
+
 _EARLIER = events.alias("earlier")
 _IS_FIRST = ~sql.exists().where(
     _EARLIER.c.call_sid == events.c.call_sid,
     _EARLIER.c.dead_at.is_(None),
     sql.or_(
-        _EARLIER.c.generation < events.c.generation,
+        _turn_of(_EARLIER) < _turn_of(events),
         sql.and_(_EARLIER.c.generation == events.c.generation, _EARLIER.c.at < events.c.at),
     ),
 )
@@ -185,7 +191,11 @@ _LAST_KNOWN = sql.select(calls.c.call_sid, calls.c.generation).where(
     calls.c.call_sid.in_(sql.bindparam("names", expanding=True))
 )
 _GENERATIONS = (
-    sql.select(events.c.call_sid, sql.func.max(events.c.generation).label("generation"))
+    sql.select(
+        events.c.call_sid,
+        sql.func.max(events.c.generation).label("generation"),
+        sql.func.max(sql.case((events.c.is_last, events.c.generation))).label("of_end"),
+    )
     .where(events.c.call_sid.in_(sql.bindparam("names", expanding=True)))
     .group_by(events.c.call_sid)
 )
@@ -250,11 +260,13 @@ class Outbox:
             for [there] in connection.execute(_THERE, {"ids": list(new)}):
                 del new[there]
             if last := [event for event in new.values() if event.is_last]:
-                newest = self._newest(connection, [event.call_sid for event in last])
+                newest, ends = self._newest(connection, [event.call_sid for event in last])
                 for event in last:
-                    if event.generation < newest.get(event.call_sid, 0):
+                    is_of_owner = event.generation != FOUND_OVER  # else only an owner's end counts
+                    better = (newest if is_of_owner else ends).get(event.call_sid, FOUND_OVER)
+                    if event.generation < better:
                         del new[event.id]
-                    elif event.generation > 1:
+                    elif event.generation > ends.get(event.call_sid, event.generation):
                         facts = {"of_call": event.call_sid, "of_generation": event.generation}
                         connection.execute(_DROP_EARLIER_ENDS, facts)
             if new:
@@ -266,12 +278,20 @@ class Outbox:
                 ]
                 connection.execute(sql.insert(events), rows)
 
-    def _newest(self, connection: sql.Connection, names: list[str]) -> dict[str, int]:
+    def _newest(
+        self, connection: sql.Connection, names: list[str]
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Who is known to have had each call last, and who of those to have told of its end."""
+        known = {"names": names}
         newest: dict[str, int] = {}
-        for query in (_LAST_KNOWN, _GENERATIONS):
-            for row in connection.execute(query, {"names": names}):
-                newest[row.call_sid] = max(row.generation, newest.get(row.call_sid, 0))
-        return newest
+        for call_sid, generation in connection.execute(_LAST_KNOWN, known):
+            newest[call_sid] = generation
+        ends = dict(newest)
+        for row in connection.execute(_GENERATIONS, known):
+            newest[row.call_sid] = max(row.generation, newest.get(row.call_sid, FOUND_OVER))
+            if row.of_end is not None:
+                ends[row.call_sid] = max(row.of_end, ends.get(row.call_sid, FOUND_OVER))
+        return newest, ends
 
     def step(
         self,

@@ -39,7 +39,7 @@ from server.signal import Signal
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 T = TypeVar("T")
 PUT_ASIDE = 2_500
-"""Records that are put aside at once when many wait."""
+"""Records, or events of calls without one, that are put aside at once when many wait."""
 BATCH = 100
 GATHER_S = 0.2
 """How long the first record waits for others: a thread and a transaction cost more than a row."""
@@ -275,8 +275,10 @@ class Records:
             except Exception as error:
                 # Whatever it was, calls go on, and what they leave waits for the next attempt.
                 self._failed("write", error)
-                if self._unsaved and (self._unsaved.are_many or self._told.are_many):
-                    await self._set_aside(self._unsaved.oldest(PUT_ASIDE))
+                if self._unsaved.are_many or self._told.are_many:
+                    # Events go with their calls' records; where there are none, the calls live.
+                    events = [] if self._unsaved else self._told.oldest(PUT_ASIDE)
+                    await self._set_aside(self._unsaved.oldest(PUT_ASIDE), events=events)
                 await trio.sleep(backoff.next_s())
             else:
                 backoff.reset()

@@ -94,6 +94,8 @@ FOUND_OVER = 0
 right, whichever is written first."""
 KEPT_AT = "_kept_at"
 """Among the details: when this version of the record was made. It is not shown."""
+NOT_WHOLE = "not_whole"
+"""Among the details of a record of which only the summary could be kept."""
 EVENTS = "_events"
 """Beside a record in a file: the events of its call that the database did not take either."""
 

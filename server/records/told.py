@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -41,6 +42,10 @@ class Told:
 
     def __iter__(self) -> Iterator[OutboxEvent]:
         return iter(list(self._events.values()))
+
+    def oldest(self, count: int) -> list[OutboxEvent]:
+        """Those that have waited longest, so many at most."""
+        return list(islice(self._events.values(), count))
 
     def add(self, event: OutboxEvent) -> None:
         """Something has happened; never fails."""

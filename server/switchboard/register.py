@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -112,6 +112,9 @@ class Register:
         """Told of what happens to calls."""
         self.watcher: Watcher | None = None
         """Shown live calls; None for nobody."""
+        self.draw: Callable[[EndedCall, str | None], None] | None = None
+        """Draws what the outcome lacks of a call that another process has left, and whom to tell of
+        that; None for nobody."""
         if records is not None:
             records.on_written = self._written
 
@@ -166,7 +169,10 @@ class Register:
             turns = c.notes.transcript.settled(heard, words=c.options.transcripts)
             shown = call.record(full=False).as_dict() if turns else {}
             for turn in turns:
-                self.events.tell("call.turn", CallTold(shown, turn), url)
+                # Who had the call may have told of its turns already, and be lost: it is the same.
+                was_here = turn[0] >= c.notes.transcript.inherited
+                by = shown if was_here else shown | {"generation": shown["generation"] - 1}
+                self.events.tell("call.turn", CallTold(by, turn), url)
 
     def _tell_end(self, call: Call | EndedCall, shown: dict[str, Any], url: str | None) -> None:
         """Tell how a call has ended, given its record; before that is written."""
@@ -208,10 +214,10 @@ class Register:
         if record is not None:
             with one_calls_trouble(call):
                 shown = record.as_dict()
-                with one_calls_trouble(call):
-                    self._tell_end(call, shown, agent.events_url)
                 if not ownership.has_carried:
                     shown["generation"] = FOUND_OVER
+                with one_calls_trouble(call):
+                    self._tell_end(call, shown, agent.events_url)
                 with one_calls_trouble(call):
                     left = self._recent[call.call_sid] = call.left(shown)
                     if ownership.keep is not None:
@@ -250,6 +256,9 @@ class Register:
         self._show(left)
         if self._records is None:
             self._written(left.call_sid)
+        if self.draw is not None:
+            with one_calls_trouble(left):
+                self.draw(left, events_url)
         return self._has_ended(left.call_sid, generation, None)
 
     def _has_ended(

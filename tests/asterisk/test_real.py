@@ -247,6 +247,37 @@ async def test_a_transferred_caller_talks_with_somebody_else(exchange, nursery):
     assert call.end_reason == "transferred"
 
 
+async def test_a_transferred_caller_goes_on_talking_when_the_server_is_restarted(pbx, nursery):
+    async def followed() -> list[str]:
+        return (await pbx.ask("applications", "offhook")).get("channel_ids", [])
+
+    async def follows_nobody() -> bool:
+        return await followed() == []
+
+    async with open_phone(pbx.sip) as phone, open_phone(pbx.sip, port=pbx.callee_port) as sales:
+        nursery.start_soon(phone.run)
+        nursery.start_soon(sales.run)
+        async with exchange_of(pbx) as exchange:
+            await phone.call(US)
+            await hears_speech(phone)
+            call = await exchange.only_call()
+            nursery.start_soon(call.transfer, "sales", THEM)
+            await sales.take_call()
+            with trio.fail_after(60):
+                await call.finished.wait()
+        left = await followed()
+        async with exchange_of(pbx) as exchange:
+            await until(follows_nobody)
+            heard = len(phone.heard)
+            sales.says += read_greeting(SPEECH / "caller-hello.wav")
+            await hears_speech(phone, after=heard)
+            await phone.hang_up()
+            await exchange.nothing_left()
+
+    assert call.end_reason == "transferred"
+    assert left == [call.call_sid]
+
+
 @pytest.mark.parametrize("law", ["ulaw", "alaw"])
 async def test_all_that_either_says_is_heard_by_the_other_code_by_code(nursery, law):
     said = read_greeting(SPEECH / "caller-question.wav")

@@ -14,7 +14,7 @@ from benchmarks.failover.balancer import Place, Tunnel
 from benchmarks.failover.command import RowLate, at_most, table, try_row
 from benchmarks.failover.judge import Bounds, Check, Outcome, broken
 from benchmarks.failover.network import addresses_of, free_range
-from benchmarks.failover.rows import BY_NAME, ROWS, Row, registry_words
+from benchmarks.failover.rows import BY_NAME, ROWS, Row, keys_left, registry_words
 from benchmarks.failover.seen import (
     Asked,
     Attempt,
@@ -157,9 +157,19 @@ def test_a_record_has_to_be_there_once_and_of_the_whole_call():
     assert unsound_records([over], [replace(good, state="live", reason=None)]) == [
         f"{SID} is live in its record"
     ]
+    assert unsound_records([over], [replace(good, turns=3)]) == []
+    assert unsound_records([over], [replace(good, turns=0)]) == [f"{SID} has no turn in its record"]
+    assert unsound_records([over], [replace(good, not_whole="lost")]) == [
+        f"{SID} has a summary only: lost"
+    ]
     assert unsound_records([over], [replace(good, duration_s=48.0)]) == [
         f"{SID} lasted 60.0 s, recorded 48.0 s"
     ]
+
+
+@pytest.mark.parametrize(("after", "holds"), [(76, True), (77, False)])
+def test_a_registry_has_a_key_for_each_call_at_most(after, holds):
+    assert keys_left(10, after, rounds=6, calls=10).holds == holds
 
 
 GOOD = Outcome(

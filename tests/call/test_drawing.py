@@ -18,12 +18,15 @@ from server.agent.agent import Agent
 from server.agent.outcome import outcome_schema
 from server.call.report import drawing as drawing_module
 from server.call.report.drawing import Drawing
+from server.call.report.ended import EndedCall
 from server.dialogue.endings import EndReason
 from server.errors import ModelError
 from server.events.events import Events
 from server.metrics import Metrics
 from server.model import CallerTranscript
+from tests.call.test_ended_call import ended
 from tests.support.fakes import KeptRecords
+from tests.support.serving import serving
 from tests.support.switchboards import NUMBER, make_calls
 
 SCHEMA = outcome_schema(
@@ -239,3 +242,43 @@ async def test_calls_beyond_a_number_do_not_wait_to_be_read(monkeypatch):
         nursery.cancel_scope.cancel()
 
     assert [line["event"] for line in logs if "too many" in line["event"]]
+
+
+@pytest.mark.sockets
+async def test_an_outcome_of_a_call_that_another_process_has_left_is_drawn_here(monkeypatch):
+    said = [
+        {"speaker": "agent", "text": "For whom?"},
+        {"speaker": "caller", "text": "Two, please."},
+    ]
+    known = {"values": {"pizza": "hawaii"}, "source": "agent", "complete": False, "missing": []}
+    before = ended(agent="desk", transcript=said, outcome=known, outcome_complete=False)
+    left, url = EndedCall.taken_over(before.handed_on(None))
+    reader = Reader({"count": 2, "pizza": "another"})
+    async with serving() as server:
+        service = server.service
+        monkeypatch.setattr(service, "find_agent", {"desk": DESK}.get)
+        monkeypatch.setattr(service._drawing, "_reader", reader)
+        service.calls.register.inherit(left, 2, url, lambda *, left=b"": None)
+        await service._drawing.finish()
+        record = await service.calls.register.record(left.call_sid)
+
+    ((_, transcript),) = reader.asked
+    assert transcript == "agent: For whom?\ncaller: Two, please."
+    assert record["outcome"] == {
+        "values": {"pizza": "hawaii", "count": 2},
+        "source": "agent+transcript",
+        "complete": True,
+        "missing": [],
+    }
+    assert record["outcome_complete"]
+
+
+@pytest.mark.sockets
+async def test_nothing_is_drawn_of_a_call_whose_agent_is_not_known_here():
+    left, url = EndedCall.taken_over(ended(agent="desk").handed_on(None))
+    async with serving() as server:
+        reader = server.service._drawing._reader = Reader({})
+        server.service.calls.register.inherit(left, 2, url, lambda *, left=b"": None)
+        await server.service._drawing.finish()
+
+    assert reader.asked == []

@@ -30,6 +30,7 @@ from server.model import (
     TurnComplete,
 )
 from server.records.recording import Recorder
+from server.records.tables import NOT_WHOLE
 from server.switchboard.register import Register
 from tests.records.test_records import record
 from tests.support.fakes import KeptRecords, MemoryCarrier, MemoryMedia
@@ -264,6 +265,7 @@ async def test_what_is_handed_on_of_a_call_is_its_whole_record_and_whom_to_tell(
     found, url = EndedCall.taken_over(left.handed_on("https://example.com/calls"))
 
     assert found.shown() == left.shown() == record(1)
+    assert NOT_WHOLE not in found.shown()
     assert found.end_reason is EndReason.CALLER_HUNG_UP
     assert url == "https://example.com/calls"
 
@@ -276,6 +278,7 @@ async def test_what_is_handed_on_of_a_call_is_bounded_and_its_summary_always_the
     labelled, _ = EndedCall.taken_over(labels)
 
     assert (long.shown()["transcript"], long.shown()["detail"]) == (None, "")
+    assert long.shown()[NOT_WHOLE] == labelled.shown()[NOT_WHOLE] != ""
     assert len(labels) <= MAX_LEFT_BYTES
     assert (labelled.shown()["metadata"], labelled.call_sid) == ({}, record(1)["call_sid"])
 

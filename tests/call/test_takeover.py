@@ -19,6 +19,7 @@ from server.agent.outcome import outcome_schema, outcome_tool
 from server.agent.tool import tool
 from server.call.conversation import Stage
 from server.call.options import CallOptions
+from server.call.takeover import keeping
 from server.call.takeover.fence import HELD_UP_S, KEPT_WITHIN_S
 from server.call.takeover.state import CallState, StateUnreadable
 from server.carrier import (
@@ -37,6 +38,7 @@ from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CallRefused, CarrierError
+from server.events.event import CallTold, outbox_event
 from server.model import (
     AgentAudio,
     AgentTranscript,
@@ -319,6 +321,61 @@ async def test_where_nobody_wants_it_nothing_is_kept(autojump_clock, nursery):
 
 
 # --- Going on
+
+
+@dataclass
+class Told:
+    """Keeps what was told of turns, by the ids under which that is sent."""
+
+    turns: dict[str, tuple[int, Any]] = field(default_factory=dict)
+
+    def is_wanted(self, url: str | None) -> bool:
+        return True
+
+    def are_turns_wanted(self, url: str | None) -> bool:
+        return True
+
+    def tell(self, kind: Any, told: CallTold, url: str | None) -> None:
+        if told.turn is not None:
+            number, turn = told.turn
+            one = outbox_event(kind, told, "", at=1.0, url="https://a.example/")
+            self.turns[one.id] = number, turn["text"]
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["kept since", "not kept since"])
+async def test_turns_are_told_of_once_and_numbered_on_by_who_takes_a_call_over(
+    autojump_clock, nursery, monkeypatch, is_known
+):
+    monkeypatch.setattr(keeping, "MAX_TURNS", 2)
+    told = Told()
+    async with two(nursery) as (registry, first, second):
+        first.calls.register.events = second.calls.register.events = told
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        first.calls.model.session.event(CallerTranscript("A table, please."))
+        call.conversation.notes.to_keep.set()
+        await trio.sleep(0.3)
+        state = registry.states[-1]
+        await says(first, media, 2, "For how many?")
+        first.calls.model.session.event(CallerTranscript("Four."))
+        call.conversation.notes.to_keep.set()
+        await trio.sleep(0.3)
+        before = list(told.turns.values())
+        if not is_known:
+            registry.states.append(state)
+        first.calls.register.events = None  # whoever is killed tells nothing
+        await first.die()
+        taken = second.take_up(AGENT)
+        again = await second.connect(nursery)
+        await says(second, again, 3, "Sorry?")
+        taken.end(EndReason.HUNG_UP)
+        await taken.finished.wait()
+        await wait_all_tasks_blocked()
+
+    said = ["Good morning.", "A table, please.", "For how many?", "Four.", "Sorry?"]
+    assert before == [*enumerate(said[:3])]
+    after = [*enumerate(said)] if is_known else [*enumerate(said[:3]), (2, "Sorry?")]
+    assert list(told.turns.values()) == after
 
 
 async def test_a_call_goes_on_where_its_process_has_left_it(autojump_clock, nursery):

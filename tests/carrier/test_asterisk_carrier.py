@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 
 from server.carrier import CallStatus, ResumeRequest, StatusUpdate, VoiceRequest
 from server.carrier.asterisk import carrier as carriers
@@ -192,6 +193,33 @@ async def test_an_asterisk_that_can_set_no_end_to_a_call_has_it_all_the_same(pbx
     assert pbx.sent_away == [IN]
 
 
+async def test_a_refused_call_that_was_sent_on_without_our_being_told_is_left_alone(pbx):
+    pbx.fails("POST", "/continue", is_done=True)
+    async with hearing(pbx, Desk({VoiceRequest: RefuseCall()})):
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: requests(pbx, "GET", "/applications/offhook") == 2)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+
+    assert pbx.sent_away == [IN]
+    assert IN in pbx.channels
+
+
+async def test_a_call_whose_replaced_stream_fails_late_goes_on_with_the_other(pbx):
+    may_fail = trio.Event()
+    pbx.fails("POST", "/addChannel", status=500, until=may_fail)
+    async with hearing(pbx, Desk(ANSWERS)) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: requests(pbx, "POST", "/addChannel") == 1)
+        await carrier.reconnect(IN, "tock")
+        await pbx.until(lambda: talks(pbx, IN))
+        may_fail.set()
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        goes_on = talks(pbx, IN)
+
+    assert goes_on
+    assert requests(pbx, "DELETE", f"/channels/{IN}") == 0
+
+
 async def test_a_hang_up_that_fails_is_tried_again(pbx):
     pbx.fails("DELETE", IN, status=503, left=2)
     async with hearing(pbx, Desk({VoiceRequest: EndCall()})):
@@ -274,6 +302,17 @@ async def test_a_dial_that_is_never_answered_leaves_no_phone_ringing(pbx):
     (name,) = {one.query["channelId"] for one in pbx.asked if one.path.endswith("/channels")}
     assert requests(pbx, "POST", "/channels") == 3
     assert requests(pbx, "DELETE", name) == 1
+    assert failed.value.outcome_unknown  # it may have rung, and be over: there is none to end
+
+
+async def test_a_dial_that_is_never_answered_and_was_taken_back_is_known_to_be_no_call(pbx):
+    pbx.fails("POST", "/channels", status=500, is_done=True, left=ALWAYS)
+    async with carrier_of(pbx) as carrier:
+        with pytest.raises(CarrierError) as failed:
+            await place(carrier)
+
+    assert len(pbx.dialled) == 1
+    assert pbx.channels == {}
     assert not failed.value.outcome_unknown
 
 
@@ -369,6 +408,20 @@ async def test_a_new_call_is_given_to_the_process_that_was_chosen(pbx):
     assert [type(one) for one in first.told] == [VoiceRequest]
 
 
+async def test_a_new_call_that_was_given_away_without_our_being_told_goes_on_there(pbx):
+    pbx.fails("POST", "/move", status=500, is_done=True)
+    first, second = Desk({VoiceRequest: PassOn("1")}), Desk(ANSWERS)
+    async with hearing(pbx, first, "0"), hearing(pbx, second, "1"):
+        await pbx.calls_in("offhook-0", IN)
+        await pbx.until(lambda: requests(pbx, "GET", "/applications/offhook-0") == 2)
+        await pbx.until(lambda: talks(pbx, IN))
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        goes_on = talks(pbx, IN)
+
+    assert goes_on
+    assert requests(pbx, "DELETE", f"/channels/{IN}") == 0
+
+
 async def test_a_new_call_is_asked_about_again_where_the_chosen_process_is_not_there(pbx):
     class Once(Desk):
         async def __call__(self, report: Report) -> Reply | PassOn | None:
@@ -395,6 +448,24 @@ async def test_a_call_that_comes_when_the_process_goes_is_left_to_the_dialplan(p
             await asked.wait()
 
     assert pbx.sent_away == [IN]
+
+
+async def test_one_call_that_cannot_be_left_to_the_dialplan_does_not_keep_the_next(pbx):
+    asked = trio.Semaphore(0)
+
+    async def desk(report: Report) -> None:
+        asked.release()
+        await trio.sleep_forever()
+
+    pbx.fails("POST", "/channels/1764.1/continue", status=409)
+    pbx.fails("POST", "/channels/1764.2/continue", status=500)
+    async with hearing(pbx, desk):
+        for call in ("1764.1", "1764.2", "1764.3"):
+            await pbx.calls_in("offhook", call)
+            with trio.fail_after(60):
+                await asked.acquire()
+
+    assert pbx.sent_away == ["1764.3"]
 
 
 # -- events that are lost ------------------------------------------------------------------
@@ -435,6 +506,23 @@ async def test_a_call_that_a_process_before_this_one_has_left_is_asked_about(pbx
         await pbx.until(lambda: not pbx.channels)
 
     assert ResumeRequest(IN) in desk.told
+
+
+@pytest.mark.parametrize("looks", [0, 2], ids=["looked at once", "looked at again"])
+async def test_a_transferred_caller_outlives_the_process_and_is_not_followed_any_more(pbx, looks):
+    async with hearing(pbx, Desk(ANSWERS)) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        await pbx.until(lambda: not media_of(pbx, IN))
+    pbx.fails("GET", f"/channels/{IN}", status=500, left=looks)
+
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk):
+        await pbx.until(lambda: not pbx.followed)
+
+    assert IN in pbx.channels
+    assert desk.told == []
 
 
 async def test_a_step_that_is_under_way_outlives_the_event_connection(pbx):
@@ -518,3 +606,36 @@ async def test_a_transferred_call_lasts_as_long_as_it_likes(pbx):
     assert pbx.variables[IN]["OFFHOOK_RING_S"] == "20"
     assert pbx.sent_away == [IN]
     assert not [one for one in desk.told if isinstance(one, ResumeRequest)]
+
+
+@pytest.mark.parametrize("status", [403, 500])
+async def test_a_refused_transfer_leaves_the_call_as_it_was(pbx, status):
+    async with hearing(pbx, Desk({VoiceRequest: ConnectStream("tick")})) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+        pbx.fails("POST", "/continue", status=status)
+        with pytest.raises(CarrierError) as failed:
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        goes_on, limit_s = talks(pbx, IN), pbx.variables[IN]["TIMEOUT(absolute)"]
+        await carrier.reconnect(IN, "tock")
+        await pbx.until(lambda: talks(pbx, IN))
+
+    assert failed.value.status == status
+    assert goes_on
+    assert limit_s == "660"
+
+
+@pytest.mark.parametrize("status", [0, 500])
+async def test_a_transfer_that_was_done_without_our_being_told_is_one(pbx, status):
+    desk = Desk({VoiceRequest: ConnectStream("tick")})
+    async with hearing(pbx, desk) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+        pbx.fails("POST", "/continue", status=status, is_done=True)
+        await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        await pbx.until(lambda: not media_of(pbx, IN))
+        await pbx.ends(IN)
+        await desk.is_told(StatusUpdate, 2)
+
+    assert pbx.variables[IN]["TIMEOUT(absolute)"] == "0"
+    assert desk.statuses[-1] is CallStatus.COMPLETED

@@ -23,6 +23,7 @@ from server.carrier.asterisk.steps import (
     OpenStream,
     Play,
     Tell,
+    Unfollow,
 )
 from server.carrier.webhooks import ConnectStream, EndCall, PassOn, RefuseCall, SayAndEndCall
 
@@ -244,10 +245,35 @@ def test_what_was_missed_is_made_up_for():
     }
 
 
-def test_a_call_of_which_nothing_was_told_has_been_left_behind():
+IN_AN_APP = Dialplan("1", "Stasis", "offhook")
+
+
+@pytest.mark.parametrize(
+    "channel",
+    [
+        Channel(CALL, "Up", dialplan=IN_AN_APP),
+        Channel(CALL, "Ring", dialplan=IN_AN_APP),
+        Channel(OURS, "Ringing", dialplan=Dialplan(app_name="AppDial2")),
+    ],
+    ids=["talking", "coming in", "rung by us"],
+)
+def test_a_call_of_which_nothing_was_told_has_been_left_behind(channel):
     exchange = Exchange()
 
-    assert exchange.left_behind(CALL, 21.0) == [Tell(ResumeRequest(CALL))]
+    assert exchange.seen(channel.id, channel, 21.0) == [Tell(ResumeRequest(channel.id))]
+
+
+@pytest.mark.parametrize("call", [CALL, OURS])
+def test_a_caller_who_talks_with_somebody_else_in_the_dialplan_was_not_left_behind(call):
+    exchange = Exchange()
+    transferred = Channel(call, "Up", dialplan=Dialplan("+15005550101", "Dial", "PJSIP/1@trunk"))
+
+    assert exchange.seen(call, transferred, 21.0) == [Unfollow(call)]
+    assert exchange.legs == {}
+
+
+def test_a_call_that_is_gone_before_it_is_looked_at_was_not_left_behind():
+    assert Exchange().seen(CALL, None, 21.0) == []
 
 
 def test_a_call_that_came_just_when_events_were_heard_again_was_not_left_behind():
@@ -256,7 +282,7 @@ def test_a_call_that_came_just_when_events_were_heard_again_was_not_left_behind(
     exchange.take(event("StasisStart", CALL, "Ring"), 20.1)
 
     assert found == {Find(CALL)}
-    assert exchange.left_behind(CALL, 21.0) == []
+    assert exchange.seen(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 21.0) == []
 
 
 def test_a_call_that_is_being_dialled_was_not_missed():

@@ -271,6 +271,27 @@ async def test_the_newest_that_is_kept_of_a_call_goes_to_whoever_takes_it_over(t
     assert not await theirs.is_current("CA1", 1)
 
 
+@pytest.mark.parametrize("is_written", [True, False], ids=["written", "not written yet"])
+async def test_what_is_kept_goes_along_with_a_call_that_is_ours_once_more(
+    two, tmp_path, is_written
+):
+    ours, theirs = (each.registry for each in two)
+    holding = await theirs.claim("CA1")
+    await theirs.seize("CA1", holding)
+    theirs.keep("CA1", 2, b"state")
+    if is_written:
+        await written(theirs)
+    theirs.announce("CA1", 3)
+    await written(theirs)
+    files = sorted(each.name for each in tmp_path.glob("*/kept/*"))
+    seized = await ours.seize("CA1", Holding(theirs.me, 3))
+    ours.release("CA1", 4)
+
+    assert files == ["CA1.3"]
+    assert seized == Seized(4, b"state")
+    assert [*tmp_path.glob("*/kept/*")] == []
+
+
 async def test_what_is_in_haste_is_on_the_disk_at_once(two):
     ours, theirs = (each.registry for each in two)
     one, other = await theirs.claim("CA1"), await theirs.claim("CA2")

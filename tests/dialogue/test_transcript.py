@@ -126,12 +126,23 @@ def test_turns_without_words_are_settled_without():
     assert settled(transcript, None, words=False) == [(0, "caller", None)]
 
 
-def test_what_another_process_has_heard_is_not_settled_again():
+def test_what_another_process_has_told_of_is_not_settled_again():
     transcript = Transcript()
-    transcript.go_on([SpokenTurn("caller", 0.0, "Two hawaii")])
+    transcript.go_on([SpokenTurn("caller", 0.0, "Two hawaii")], before=0, told=1)
     transcript.agent_said("Of course.", 1, 4.0)
 
     assert settled(transcript, None) == [(1, "agent", "Of course.")]
+
+
+def test_turns_of_a_call_that_was_taken_over_keep_their_numbers_and_none_is_lost():
+    transcript = Transcript()
+    last = [SpokenTurn("caller", 0.0, "Two hawaii"), SpokenTurn("agent", 2.0, "Two?")]
+    transcript.go_on(last, before=40, told=41)
+    transcript.caller_said("Yes", 4.0)
+
+    assert settled(transcript, None) == [(41, "agent", "Two?"), (42, "caller", "Yes")]
+    assert transcript.counts == (43, 43)
+    assert transcript.inherited == 42
 
 
 def test_turns_keep_their_numbers_when_the_oldest_are_gone(monkeypatch):

@@ -29,9 +29,9 @@ from server.records import store as store_module
 from server.records import told as told_module
 from server.records import unsaved as unsaved_module
 from server.records.aside import Aside, read_lines
-from server.records.database import NOT_WHOLE, Database, database_url
+from server.records.database import Database, database_url
 from server.records.outbox import OutboxEvent
-from server.records.tables import KEPT_AT, SUMMARY, calls, fitted
+from server.records.tables import KEPT_AT, NOT_WHOLE, SUMMARY, calls, fitted
 from server.records.words import Cursor
 from tests.records.test_records import (
     BEGAN,
@@ -932,10 +932,29 @@ async def test_an_event_in_a_file_that_no_database_takes_is_counted_and_kept_for
     assert len(list(tmp_path.glob("offhook-refused-*"))) == 1
 
 
-async def test_no_file_is_made_of_nothing(locked, tmp_path, file_url, monkeypatch):
+async def test_events_of_calls_that_live_go_aside_alone_when_they_are_many(
+    locked, tmp_path, file_url, monkeypatch
+):
     monkeypatch.setattr(told_module, "MAX_TOLD_BYTES", 1_000)
     async with running(file_url, aside=tmp_path) as records:
-        records.tell(started(sid(1), payload="x" * 900))
+        for number in (1, 2):
+            records.tell(started(sid(number), payload="x" * 300))
+        await until(lambda: not records._told)
+        made = files(tmp_path)
+        locked.execute("ROLLBACK")
+        lost = failures(records, "event")
+    async with running(file_url, aside=tmp_path) as records:
+        await until(lambda: not files(tmp_path))
+        found = await claimed(records)
+
+    assert (len(made), lost) == (1, 0)
+    assert {one.call_sid for one in found} == {sid(1), sid(2)}
+
+
+async def test_no_file_is_made_while_few_wait(locked, tmp_path, file_url, monkeypatch):
+    monkeypatch.setattr(told_module, "MAX_TOLD_BYTES", 1_000)
+    async with running(file_url, aside=tmp_path) as records:
+        records.tell(started(sid(1), payload="x" * 100))
         await until(lambda: failures(records, "write") >= 2)
         made = files(tmp_path)
         locked.execute("ROLLBACK")

@@ -8,6 +8,7 @@ import sqlalchemy as sql
 from server.events.places import Places
 from server.records.database import Database, database_url
 from server.records.outbox import Outbox, OutboxEvent, Sent
+from server.records.tables import FOUND_OVER
 from tests.support.databases import postgresql
 
 pytestmark = pytest.mark.sockets
@@ -180,6 +181,33 @@ def test_how_a_call_ended_is_told_by_its_last_owner(outbox):
 
     assert outbox.waiting().waiting == 1
     assert claim(outbox) == ["new"]
+
+
+def test_how_a_call_ended_is_told_by_who_talked_and_not_by_who_found_it_over(outbox):
+    outbox.put([event("began", is_last=False), event("talked", at=2.0, is_last=True)])
+    outbox.put([event("found over", at=3.0, generation=FOUND_OVER, is_last=True)])
+
+    began, talked = event("began", is_last=False), event("talked", at=2.0, is_last=True)
+    assert claim(outbox) == ["began"]
+    assert claim(outbox, Sent(began, is_done=True)) == ["talked"]
+    assert claim(outbox, Sent(talked, is_done=True)) == []
+
+
+def test_who_talked_may_tell_how_a_call_ended_after_who_found_it_over(outbox):
+    outbox.put([event("found over", generation=FOUND_OVER, is_last=True)])
+    outbox.put([event("talked", at=2.0, is_last=True)])
+
+    assert claim(outbox) == ["talked"]
+    assert outbox.waiting().waiting == 1
+
+
+def test_a_call_that_was_found_over_ends_after_all_else_of_it_and_is_told_of(outbox):
+    began = event("began", at=1.0, generation=2)
+    outbox.put([began])
+    outbox.put([event("found over", at=2.0, generation=FOUND_OVER, is_last=True)])
+
+    assert claim(outbox) == ["began"]
+    assert claim(outbox, Sent(began, is_done=True)) == ["found over"]
 
 
 def test_what_an_earlier_owner_tells_late_comes_before_what_the_later_one_does(outbox):

@@ -21,9 +21,9 @@ from server.records import database as database_module
 from server.records import statements
 from server.records import store as store_module
 from server.records import unsaved as unsaved_module
-from server.records.database import SchemaTooNew
+from server.records.database import Database, SchemaTooNew, database_url
 from server.records.store import Records
-from server.records.tables import calls
+from server.records.tables import KEPT_AT, NOT_WHOLE, calls
 from server.records.words import Cursor, RecordsUnavailable, StoredRequest, Wanted
 from tests.support.databases import postgresql
 from tests.support.serving import serving
@@ -578,6 +578,38 @@ async def test_an_older_owners_record_that_still_waits_gives_way_and_never_the_n
         kept = [await records.get(record(number)["call_sid"]) for number in (1, 2)]
 
     assert kept == [record(1, generation=2), record(2, generation=2)]
+
+
+async def test_a_summary_does_not_replace_the_whole_record_that_its_owner_has_written(url):
+    summary = record(1, status="no-answer", transcript=None) | {NOT_WHOLE: "lost"}
+    later = record(2, generation=2, transcript=None) | {NOT_WHOLE: "lost"}
+    async with running(url) as records:
+        records.keep(record(1))
+        records.keep(record(2))
+        await records.wait_saved()
+        records.keep(summary)
+        records.keep(later)
+        records.keep(record(3, transcript=None) | {NOT_WHOLE: "lost"})
+        await records.wait_saved()
+        records.keep(record(3, status="busy", transcript=None) | {NOT_WHOLE: "lost"})
+        await records.wait_saved()
+        kept = [await records.get(record(number)["call_sid"]) for number in (1, 2, 3)]
+
+    assert kept[:2] == [record(1), later]
+    assert (kept[2]["status"], kept[2][NOT_WHOLE]) == ("busy", "lost")
+
+
+async def test_a_whole_record_that_was_put_aside_takes_the_place_of_its_summary(url):
+    database = Database(database_url(url))
+    summary = record(1, transcript=None) | {NOT_WHOLE: "lost", KEPT_AT: BEGAN + 9.0}
+    database.write([summary])
+    database.write_newer([record(1) | {KEPT_AT: BEGAN + 1.0}])
+    whole = database.get(record(1)["call_sid"])
+    database.write_newer([summary])
+    after = database.get(record(1)["call_sid"])
+    database.close()
+
+    assert whole == after == record(1)
 
 
 # ------------------------------------------------------------------------------------------

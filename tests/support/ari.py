@@ -65,6 +65,8 @@ class FakeAri:
     variables: dict[str, dict[str, str]] = field(default_factory=dict)
     """Of channels, those that are gone, too."""
     asked: list[Asked] = field(default_factory=list)
+    followed: set[tuple[str, str]] = field(default_factory=set)
+    """Apps, and channels that each is told of wherever they are; they outlive who listens."""
     sent_away: list[str] = field(default_factory=list)
     """Channels that go on in the dialplan."""
     dialled: list[str] = field(default_factory=list)
@@ -100,7 +102,9 @@ class FakeAri:
 
     def shown(self, channel_id: str) -> dict[str, Any]:
         """A channel as ARI shows it."""
-        return {"id": channel_id, "state": "Up"} | self.channels.get(channel_id, {})
+        known = self.channels.get(channel_id, {})
+        runs = {"dialplan": {"app_name": "Stasis" if known.get("app") else "Dial"}}
+        return {"id": channel_id, "state": "Up"} | runs | known
 
     async def calls_in(self, app: str, channel_id: str, *args: str, exten: str = "1000") -> None:
         """A call comes in, and the dialplan gives it to an app."""
@@ -128,10 +132,14 @@ class FakeAri:
         is_media = channel_id.startswith("offhook.media.")
         await self.tell(app, "StasisEnd", channel_id)
         del self.channels[channel_id]
+        followers = {one for one, name in self.followed if name == channel_id}
+        self.followed -= {(one, channel_id) for one in followers}
         for members in self.bridges.values():
             members.discard(channel_id)
         if is_media or channel_id.startswith("offhook-"):  # it is subscribed to those
-            await self.tell(app, "ChannelDestroyed", channel_id, cause=cause)
+            followers.add(app)
+        for one in followers:
+            await self.tell(one, "ChannelDestroyed", channel_id, cause=cause)
         self.happens()
 
     # -- what is asked of it ---------------------------------------------------------------
@@ -148,10 +156,17 @@ class FakeAri:
                 return 200, {}
             case ("PUT", "applications", _, "eventFilter"):
                 return 200, {}
-            case ("POST", "applications", _, "subscription"):
+            case ("POST", "applications", app, "subscription"):
+                self.followed.add((app, query["eventSource"].removeprefix("channel:")))
                 return 200, {}
+            case ("DELETE", "applications", app, "subscription"):
+                pair = app, query["eventSource"].removeprefix("channel:")
+                is_followed = pair in self.followed
+                self.followed.discard(pair)
+                return (200, {}) if is_followed else (409, {"message": "not subscribed"})
             case ("GET", "applications", app):
-                theirs = [name for name, one in self.channels.items() if one["app"] == app]
+                inside = {name for name, one in self.channels.items() if one["app"] == app}
+                theirs = sorted(inside | {name for one, name in self.followed if one == app})
                 if app not in self.apps and not theirs:
                     return 404, {"message": "Application not found"}
                 return 200, {"name": app, "channel_ids": theirs, "bridge_ids": list(self.bridges)}
@@ -202,6 +217,7 @@ class FakeAri:
                 return 204, None
             case ("POST", "channels", channel_id, "continue"):
                 app, self.channels[channel_id]["app"] = self.channels[channel_id]["app"], ""
+                self.channels[channel_id].pop("dialplan", None)
                 self.sent_away.append(channel_id)
                 await self.tell(app, "StasisEnd", channel_id)
                 return 204, None

@@ -30,6 +30,7 @@ class Store:
 
     def __init__(self) -> None:
         self.is_away = False
+        self.asked = trio.Event()
         self.seen: dict[str, Seen] = {}
         self.calls: dict[str, Holding] = {}
         self.states: dict[str, bytes] = {}
@@ -57,6 +58,7 @@ class Shared(Alone):
 
     async def _ask(self) -> dict[str, Holding]:
         await trio.lowlevel.checkpoint()
+        self.store.asked.set()
         if self.store.is_away:
             raise RegistryAway("it is away")
         return self.store.calls

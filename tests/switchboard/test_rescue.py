@@ -23,6 +23,7 @@ from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, S
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
 from server.errors import CallNotInProgress, CallRefused
+from server.events.event import CallTold
 from server.records.database import Database, database_url
 from server.records.tables import FOUND_OVER, fitted
 from server.switchboard.calls import Calls
@@ -352,6 +353,23 @@ async def test_nobody_is_rescued_just_after_the_registry_has_lost_what_was_in_it
     assert len(process.carrier.reconnected) == 1
 
 
+@dataclass
+class Told:
+    """Keeps how calls ended, and by whom that was told."""
+
+    ends: list[tuple[str, int]] = field(default_factory=list)
+
+    def is_wanted(self, url: str | None) -> bool:
+        return True
+
+    def are_turns_wanted(self, url: str | None) -> bool:
+        return False
+
+    def tell(self, kind: str, told: CallTold, url: str | None) -> None:
+        if kind == "call.ended":
+            self.ends.append((kind, told.generation))
+
+
 async def over(call_sid: str, ticket: str) -> None:
     """The carrier's answer to whoever would connect a call again that is over."""
     raise CallNotInProgress("it is over", status=400, code=21220)
@@ -363,10 +381,12 @@ async def test_a_call_that_was_hung_up_meanwhile_ends_as_the_carrier_says(
     process.left()
     process.carrier.reconnect = over
     process.carrier.status = CallStatus.COMPLETED
+    process.calls.register.events = told = Told()
     nursery.start_soon(process.rescue.run)
     await trio.sleep(SETTLE_S + 3.0)
 
     (written,) = process.kept
+    assert told.ends == [("call.ended", FOUND_OVER)]
     assert (written["call_sid"], written["reason"]) == (SID, "caller-hung-up")
     assert written["generation"] == FOUND_OVER
     assert process.store.states[SID] == b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from server import service as services
 from server.carrier import CallStatus, ResumeRequest, StatusUpdate, VoiceRequest
 from server.carrier.webhooks import ConnectStream, EndCall, PassOn, RefuseCall, SayAndEndCall
 from server.cluster.registry import Holding, Member
@@ -99,6 +100,42 @@ async def test_a_call_whose_process_has_left_nothing_gets_an_apology(monkeypatch
         answer = await first.service.take_report(ResumeRequest(CALL))
 
     assert isinstance(answer, SayAndEndCall)
+
+
+async def test_a_call_that_has_ended_here_is_over_while_the_registry_is_away(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, _):
+        call = await in_progress(first)
+        store.is_away = True
+        call.end(EndReason.HUNG_UP)
+        with trio.fail_after(60):
+            await call.finished.wait()
+            answer = await first.service.take_report(ResumeRequest(CALL))
+
+    assert isinstance(answer, EndCall)
+
+
+@pytest.mark.parametrize("whose", [None, "b"])
+async def test_whose_a_call_is_is_asked_until_the_registry_is_back(monkeypatch, whose):
+    monkeypatch.setattr(services, "ASK_AGAIN_S", 0.0)
+    answers: list[object] = []
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second), trio.open_nursery() as nursery:
+        if whose is not None:
+            store.calls[CALL] = Holding(second.service.cluster.me, 1)
+        store.is_away, store.asked = True, trio.Event()
+
+        async def ask() -> None:
+            answers.append(await first.service.take_report(ResumeRequest(CALL)))
+
+        nursery.start_soon(ask)
+        with trio.fail_after(60):
+            await store.asked.wait()
+        while_away = list(answers)
+        store.is_away = False
+
+    assert while_away == []
+    assert answers == ([EndCall()] if whose is None else [None])
 
 
 async def test_a_call_of_nobodys_is_ended():

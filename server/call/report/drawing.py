@@ -6,14 +6,15 @@ kept before, and once more when something has been found.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 import trio
 
-from server.agent.outcome import Outcome
+from server.agent.outcome import Outcome, OutcomeSchema
+from server.call.report.ended import EndedCall
 from server.call.report.notes import Notes
 from server.errors import ModelError
 from server.metrics import Metrics
@@ -68,12 +69,39 @@ class Drawing:
         """
         if (outcome := notes.outcome) is None:
             return
-        said = _transcript(notes)
-        if self._reader is not None and not outcome.is_complete and said:
+        transcript = notes.transcript
+        turns = [(turn.speaker, transcript.heard_text(turn)) for turn in transcript.turns]
+        self._take(_Ended(notes.call_sid, agent, outcome, _said(turns), found))
+
+    def inherited(
+        self, left: EndedCall, schema: OutcomeSchema, found: Callable[[Outcome], object]
+    ) -> None:
+        """A call is over that another process had, which was lost before its record was written.
+
+        Args:
+            left: What that one has left.
+            schema: What the call was to bring.
+            found: See :meth:`ended`.
+        """
+        record, outcome = left.shown(), Outcome(schema)
+        known = left.outcome if isinstance(left.outcome, Mapping) else {}
+        if isinstance(values := known.get("values"), Mapping):
+            outcome.go_on(values)
+        turns = record.get("transcript")
+        said = [
+            (str(turn.get("speaker")), str(turn.get("text") or ""))
+            for turn in (turns if isinstance(turns, list) else ())
+            if isinstance(turn, Mapping)
+        ]
+        self._take(_Ended(left.call_sid, str(record["agent"]), outcome, _said(said), found))
+
+    def _take(self, ended: _Ended) -> None:
+        outcome, agent = ended.outcome, ended.agent
+        if self._reader is not None and not outcome.is_complete and ended.transcript:
             try:
-                self._waiting_in.send_nowait(_Ended(notes.call_sid, agent, outcome, said, found))
+                self._waiting_in.send_nowait(ended)
             except trio.WouldBlock:
-                logger.warning("outcome not drawn: too many wait", call_sid=notes.call_sid)
+                logger.warning("outcome not drawn: too many wait", call_sid=ended.call_sid)
             else:
                 self._under_way += 1
                 return
@@ -140,9 +168,12 @@ def _read(reader: Reader, outcome: Outcome, transcript: str) -> Outcome:
     return drawn
 
 
-def _transcript(notes: Notes) -> str:
-    """What both have said, as the caller heard it; empty if the caller has said nothing."""
-    turns = [(turn.speaker, notes.transcript.heard_text(turn)) for turn in notes.transcript.turns]
+def _said(turns: Sequence[tuple[str, str]]) -> str:
+    """What both have said, as the caller heard it; empty if the caller has said nothing.
+
+    Args:
+        turns: Who spoke, and what was heard of it.
+    """
     if not any(speaker == "caller" and text.strip() for speaker, text in turns):
         return ""
     lines = (f"{speaker}: {text.strip()}" for speaker, text in turns if text.strip())

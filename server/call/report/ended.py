@@ -18,7 +18,7 @@ from server.call.report.progress import Progress
 from server.carrier import CallStatus, StatusUpdate
 from server.dialogue.endings import EndReason
 from server.errors import ServerError
-from server.records.tables import KEPT_AT, checked, fitted, shown
+from server.records.tables import KEPT_AT, NOT_WHOLE, checked, fitted, shown
 from server.records.words import CallDetails
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -117,8 +117,11 @@ class EndedCall:
         head = json.dumps({"record": self._summary, **facts}, default=shown).encode()
         if len(head) + len(self._packed) <= MAX_LEFT_BYTES:
             return b"".join((_VERSION, head, b"\n", self._packed))
+        # The whole one may be written already, or be yet.
+        summary = self._summary | {NOT_WHOLE: "its process was lost before it was written"}
+        head = json.dumps({"record": summary, **facts}, default=shown).encode()
         if len(head) > MAX_LEFT_BYTES:  # labels of the client's, in some alphabet that JSON escapes
-            head = json.dumps({"record": self._summary | {"metadata": {}}, **facts}).encode()
+            head = json.dumps({"record": summary | {"metadata": {}}, **facts}).encode()
         no_details = dict.fromkeys(json.loads(zlib.decompress(self._packed)))
         nothing = zlib.compress(json.dumps(no_details).encode(), _FAST)
         return b"".join((_VERSION, head, b"\n", nothing))

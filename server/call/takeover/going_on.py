@@ -125,7 +125,7 @@ def go_on(
     if state.answered_at is None or state.ends_at is None:
         return None
     c.agent_turn = c.finished_turn = c.heard_out = state.turn
-    notes.transcript.go_on(
+    turns = [
         SpokenTurn(
             turn.speaker,
             turn.at_s,
@@ -136,7 +136,9 @@ def go_on(
             cut=turn.cut,
         )
         for turn in state.transcript
-    )
+    ]
+    before, told = state.turns_before, state.turns_told
+    notes.transcript.go_on(turns, before=before, told=before + len(turns) if told is None else told)
     notes.timings.answer_to_first_audio_s = state.first_audio_s
     c.answered_at = at(state.answered_at)
     report.answered()

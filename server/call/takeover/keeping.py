@@ -156,6 +156,8 @@ class Keeping:
         out of the path's hands: each event of the session's does so before it says what is new.
         """
         c, session, away = self._conversation, self._conversation.session.standing, None
+        transcript = self._transcript(now)
+        turns, told = c.notes.transcript.counts
         if (transfer := self._handover.under_way) is not None:
             destination, number, is_sure = transfer
             away = AwayState(bounded(destination), bounded(number), is_sure)
@@ -171,7 +173,9 @@ class Keeping:
             "model": bounded(session.model),
             "on_fallback": session.on_fallback,
             "key_name": bounded(session.key_name),
-            "transcript": self._transcript(now),
+            "transcript": transcript,
+            "turns_before": turns - len(transcript),
+            "turns_told": told,
             "greeted": self._is_greeted(),
             "first_audio_s": c.notes.timings.answer_to_first_audio_s,
             "costs": self._costs(now),

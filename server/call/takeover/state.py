@@ -174,6 +174,10 @@ class CallState:
         default_factory=dict
     )
     """What the call has brought, by name."""
+    turns_before: Count = 0
+    """How many turns there were before those of the transcript."""
+    turns_told: Count | None = None
+    """Of how many in all was told; None, from an older program, for all of them."""
 
     def encode(self) -> bytes:
         """Write it down, in about 2.5 kB; who writes it again and again has a :class:`StateWriter`.

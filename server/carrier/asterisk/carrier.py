@@ -17,17 +17,20 @@ from server.carrier import CallStatus, PlacedCall, StatusUpdate
 from server.carrier.account import AccountState
 from server.carrier.asterisk.ari import AppState, Ari
 from server.carrier.asterisk.events import EVENTS, Channel, read_event
-from server.carrier.asterisk.exchange import CALL_PREFIX, MEDIA_PREFIX, Exchange, Leg
+from server.carrier.asterisk.exchange import CALL_PREFIX, MEDIA_PREFIX, STASIS, Exchange, Leg
 from server.carrier.asterisk.hands import CLEAN_UP_S, LIMIT_VARIABLE, Hands
 from server.carrier.asterisk.steps import (
     Continue,
     Drop,
     Find,
     HangUp,
+    Join,
+    Limit,
     Look,
     OpenStream,
     Step,
     Tell,
+    Unfollow,
 )
 from server.carrier.asterisk.stream import AsteriskMediaStream
 from server.carrier.transport import Transport
@@ -223,11 +226,11 @@ class AsteriskCarrier:
         if (leg := exchange.legs.get(call_sid)) is None:
             raise CallNotInProgress("the call is over", status=404)
         told = {"OFFHOOK_RING_S": str(math.ceil(ring_timeout_s)), "OFFHOOK_APP": self._app}
+        was_limited = leg.is_limited
         leg.is_away, leg.is_limited = True, False
         try:
             # Outside Stasis a channel is told of only if it is asked for.
-            source = f"channel:{call_sid}"
-            await self._ari.post("applications", self._app, "subscription", eventSource=source)
+            await self._hands.follow(call_sid)
             # Two people who talk with each other may do so for as long as they like.
             await self._hands.limit(call_sid, 0.0)
             await self._hands.set(call_sid, told)
@@ -237,9 +240,13 @@ class AsteriskCarrier:
                 extension=number,
                 priority=1,
             )
-        except CarrierError:
-            leg.is_away = False
-            raise
+        except CarrierError as error:
+            if not (error.outcome_unknown and await self._has_left(call_sid)):
+                leg.is_away = False
+                if was_limited:
+                    leg.is_limited = True
+                    await self._do_now([Limit(call_sid)])
+                raise
         # Who is called may have answered already: then the call is over, and whoever asked is gone.
         with trio.move_on_after(CLEAN_UP_S, shield=True):
             await self._do_now(exchange.take_stream(call_sid))
@@ -276,6 +283,14 @@ class AsteriskCarrier:
                 raise
             return None
 
+    async def _has_left(self, call_sid: str) -> bool:
+        """Whether a call is known to go on in the dialplan."""
+        try:
+            channel = await self._look(call_sid)
+        except CarrierError:
+            return False
+        return channel is not None and channel.dialplan.app_name != STASIS
+
     async def _originate(self, leg: Leg, number: str, max_duration_s: float) -> None:
         caller: dict[str, str] = {"callerId": self._number} if self._number else {}
         is_unknown = False
@@ -303,14 +318,17 @@ class AsteriskCarrier:
                 return
 
     async def _take_back(self, call_sid: str) -> bool:
-        """End a call that may have been placed; returns whether it is known that there is none."""
+        """End a call that may have been placed; returns whether it was there, and is no more.
+
+        One that is not there may have been over already, or is only about to be dialled.
+        """
         with trio.move_on_after(CLEAN_UP_S, shield=True):
             try:
-                await self._ari.delete("channels", call_sid)
+                if await self._ari.delete("channels", call_sid):
+                    return True
+                logger.warning("a call may have been placed, or be placed yet")
             except CarrierError as error:
                 logger.warning("a call may ring with nobody behind it", error=error.message)
-            else:
-                return True
         return False
 
     async def _bring_here(self, call_sid: str) -> bool:
@@ -326,6 +344,11 @@ class AsteriskCarrier:
             self._exchange.forget(call_sid)
             raise
         return True
+
+    async def _is_in_hand(self, call_sid: str) -> bool:
+        """Whether a call is for us to end: not one that talks with somebody else, or has gone."""
+        leg = self._exchange.legs.get(call_sid)
+        return (leg is None or not leg.is_away) and await self._has(call_sid)
 
     async def _has(self, channel_id: str) -> bool:
         """Whether our app has a channel in its hands: one that had our name may have left it."""
@@ -439,14 +462,20 @@ class AsteriskCarrier:
         """No events are heard any more: what came in meanwhile goes on in the dialplan."""
         try:
             state = await self._ari.get(AppState, "applications", self._app)
-            for channel_id in state.channel_ids:
-                leg = self._exchange.legs.get(channel_id)
-                is_new = leg is None or not (leg.is_outbound or leg.answered_at is not None)
-                if is_new and not channel_id.startswith((MEDIA_PREFIX, CALL_PREFIX)):
-                    await self._hands.do(Continue(channel_id))
         except CarrierError as error:
             if error.status != 404:  # else the app is gone, and nothing is in it
                 logger.warning("calls that came at the end are not seen to", error=error.message)
+            return
+        for channel_id in state.channel_ids:
+            leg = self._exchange.legs.get(channel_id)
+            is_new = leg is None or not (leg.is_outbound or leg.answered_at is not None)
+            if is_new and not channel_id.startswith((MEDIA_PREFIX, CALL_PREFIX)):
+                try:
+                    await self._hands.do(Continue(channel_id))
+                except CallNotInProgress:
+                    pass  # it is over, or a caller who was transferred
+                except CarrierError as error:
+                    logger.warning("a call that came at the end is left", error=error.message)
 
     # -- steps -----------------------------------------------------------------------------
 
@@ -474,18 +503,25 @@ class AsteriskCarrier:
                 await self._end(step, desk)
 
     async def _end(self, failed: Step, desk: Desk) -> None:
-        """End the call of a step that has failed; what has to be done is tried again and again."""
+        """End the call of a step that has failed, unless it has left meanwhile; what has to be done
+        is tried again and again.
+        """
+        call_sid = ""
         match failed:
-            case Drop() | HangUp() | Look():
+            case Drop() | HangUp() | Look() | Find() | Unfollow():
                 step = failed
             case Tell(report):
-                step = HangUp(report.call_sid)
+                call_sid = report.call_sid
             case _:
-                step = HangUp(failed.call_sid)
+                call_sid = failed.call_sid
+        if call_sid:
+            step = HangUp(call_sid)
         for pause_s in (0.0, *AGAIN_S):
             await trio.sleep(pause_s)
             try:
-                await self._do_now([step])
+                # What was not answered may have been done: then somebody else has the call by now.
+                if not call_sid or await self._is_in_hand(call_sid):
+                    await self._do_now([step])
             except CarrierError as error:
                 logger.warning("hang-up failed", step=type(step).__name__, error=error.message)
             else:
@@ -505,10 +541,16 @@ class AsteriskCarrier:
                     self._do_later(self._exchange.found(call_sid, channel, trio.current_time()))
                 case Find(call_sid):
                     await trio.sleep(TOLD_S)
-                    self._do_later(self._exchange.left_behind(call_sid, trio.current_time()))
-                case OpenStream(media_id=media_id):
-                    await self._hands.do(step)
-                    self._exchange.opened(media_id)
+                    channel = await self._look(call_sid)
+                    self._do_later(self._exchange.seen(call_sid, channel, trio.current_time()))
+                case OpenStream(media_id=media_id) | Join(media_id=media_id):
+                    try:
+                        await self._hands.do(step)
+                    except CarrierError:
+                        if not self._exchange.is_replaced(media_id):
+                            raise
+                    else:
+                        self._exchange.opened(media_id)
                 case HangUp(channel_id):
                     if not await self._hands.do(step):
                         now = trio.current_time()

@@ -27,6 +27,7 @@ from server.carrier.asterisk.steps import (
     Play,
     Step,
     Tell,
+    Unfollow,
 )
 from server.carrier.webhooks import (
     ConnectStream,
@@ -41,6 +42,8 @@ CALL_PREFIX, MEDIA_PREFIX, BRIDGE_PREFIX = "offhook-", "offhook.media.", "offhoo
 PLAYBACK_PREFIX = "offhook.say."
 TRANSFERRED = "transferred"
 """What the dialplan gives ``Stasis`` when a caller comes back from a transfer, and before why."""
+STASIS = "Stasis"
+"""The dialplan's application that gives a channel to an app; one that runs another is in none."""
 GIVEN = "given"
 """What we give ``move``, after all else, when another process of ours has chosen this one."""
 MAX_ARGUMENTS, MAX_TEXT = 16, 256
@@ -157,6 +160,11 @@ class Exchange:
         if leg is not None and leg.media_id == media_id:
             leg.is_open = True
 
+    def is_replaced(self, media_id: str) -> bool:
+        """Whether a call goes on, with another stream or without any."""
+        leg = self.legs.get(call_of(media_id))
+        return leg is not None and leg.media_id != media_id
+
     def take_stream(self, call_sid: str) -> list[Step]:
         """What takes a call's stream away; that it ends is then no news."""
         leg = self.legs.get(call_sid)
@@ -262,12 +270,23 @@ class Exchange:
                 steps += self._destroyed(media_id, 0, 0, now)
         return steps
 
-    def left_behind(self, call_sid: str, now: float) -> list[Step]:
-        """A channel is there, and it was not told how it came: another process, or one before this,
-        has had it.
+    def seen(self, call_sid: str, channel: Channel | None, now: float) -> list[Step]:
+        """A channel is among the app's, and it was not told how it came: another process, or one
+        before this, has had it. A caller who was transferred is among them, and is left alone.
+
+        Args:
+            call_sid: The channel's name.
+            channel: How it stands; None where it is gone by now.
+            now: The time.
         """
-        if call_sid in self.legs:
+        if channel is None or call_sid in self.legs:
             return []
+        rings = call_sid.startswith(CALL_PREFIX) and channel.state != "Up"
+        if rings or channel.dialplan.app_name == STASIS:
+            return self._left_behind(call_sid, now)
+        return [Unfollow(call_sid)]
+
+    def _left_behind(self, call_sid: str, now: float) -> list[Step]:
         self.adopt(call_sid, now)
         return [Tell(ResumeRequest(call_sid))]
 
@@ -293,7 +312,7 @@ class Exchange:
         if leg.is_last:
             return [HangUp(call_sid)]
         told = channel.dialplan.app_data.split(",")[1:]
-        if leg.is_away and channel.dialplan.app_name == "Stasis" and told[:1] == [TRANSFERRED]:
+        if leg.is_away and channel.dialplan.app_name == STASIS and told[:1] == [TRANSFERRED]:
             return self._started(channel, told, now)
         if channel.state == "Up" and leg.answered_at is None:
             return self._started(channel, [], now) if leg.ticket else self._answered(leg, now)
@@ -315,7 +334,7 @@ class Exchange:
             return [Tell(TransferUpdate(name, status, wants_document=True))]
         if leg is None and name.startswith(CALL_PREFIX):
             # Whoever has dialled it is gone, or has given it up without Asterisk's hearing of it.
-            return self.left_behind(name, now)
+            return self._left_behind(name, now)
         if leg is None:
             return self._new(channel, args)
         ticket, leg.ticket = leg.ticket, ""

@@ -30,6 +30,7 @@ from server.carrier.asterisk.steps import (
     OpenStream,
     Play,
     Step,
+    Unfollow,
 )
 from server.errors import CallNotInProgress, CarrierError
 
@@ -122,6 +123,8 @@ class Hands:
                     await self._ari.post("channels", call_sid, "continue")
             case Drop(media_id):
                 return await self._drop(media_id)
+            case Unfollow(channel_id):
+                return await self._unfollow(channel_id)
             case HangUp(channel_id):
                 return await self.hang_up(channel_id)
             case _:
@@ -163,6 +166,26 @@ class Hands:
                     await self._drop(media_id)
         except CarrierError as error:  # then it is there until Asterisk is restarted
             logger.warning("a bridge was not cleared away", error=error.message)
+
+    async def follow(self, channel_id: str) -> None:
+        """Have our app told of a channel, though it leaves it.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        await self._ari.post(
+            "applications", self._app, "subscription", eventSource=f"channel:{channel_id}"
+        )
+
+    async def _unfollow(self, channel_id: str) -> bool:
+        try:
+            return await self._ari.delete(
+                "applications", self._app, "subscription", eventSource=f"channel:{channel_id}"
+            )
+        except CarrierError as error:
+            if error.status not in (409, 422):  # it is not followed, or not there any more
+                raise
+            return False
 
     async def set(self, channel_id: str, variables: Mapping[str, str]) -> None:
         """Set variables of a channel.

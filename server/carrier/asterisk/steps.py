@@ -107,6 +107,15 @@ class Find:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfollow:
+    """Nothing more is told of a channel outside the app: a process that is gone has asked for it
+    when it transferred the caller.
+    """
+
+    channel_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class HangUp:
     """A channel is ended."""
 
@@ -114,5 +123,17 @@ class HangUp:
 
 
 Step = (
-    Tell | Answer | OpenStream | Join | Drop | Play | Limit | Move | Continue | Look | Find | HangUp
+    Tell
+    | Answer
+    | OpenStream
+    | Join
+    | Drop
+    | Play
+    | Limit
+    | Move
+    | Continue
+    | Look
+    | Find
+    | Unfollow
+    | HangUp
 )

@@ -132,15 +132,27 @@ class Claims:
             # It was given back at this moment.
         raise OSError("a call is claimed and given back again and again")
 
-    def announce(self, call_sid: str, holding: Holding) -> None:
-        """Say that a call is a process's; one that has it at a higher generation keeps it."""
+    def announce(self, call_sid: str, holding: Holding) -> int | None:
+        """Say that a call is a process's; one that has it at a higher generation keeps it.
+
+        Returns:
+            At which generation it was that process's before, if it was: what was kept of it goes
+            along.
+        """
         link = self._link(call_sid)
         try:
             link.symlink_to(_written(holding))
         except FileExistsError:
             found = _read(link)
-            if found is None or (found != holding and found.generation <= holding.generation):
-                self._replace(link, found, holding)
+            is_newer = found is None or found.generation <= holding.generation
+            if found == holding or not is_newer or not self._replace(link, found, holding):
+                return None
+            if found is not None and found.member == holding.member:
+                with suppress(FileNotFoundError):
+                    before, after = (self._file(link, each.generation) for each in (found, holding))
+                    before.replace(after)
+                return found.generation
+        return None
 
     def owner(self, call_sid: str) -> Holding | None:
         """Whose a call is; None for one that nobody has."""

@@ -301,7 +301,9 @@ class Directory:
     def announce(self, call_sid: str, generation: int) -> None:
         """A call is ours, which nobody else can have."""
         with self._told():
-            self._claims.announce(call_sid, Holding(self.me, generation))
+            before = self._claims.announce(call_sid, Holding(self.me, generation))
+            if before is not None:
+                self._keeper.goes_on(call_sid, before, generation)
 
     def keep(
         self,

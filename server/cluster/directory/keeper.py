@@ -63,6 +63,14 @@ class Keeper:
         """There is something of a call already, which was another's."""
         self._kept[call_sid] = generation
 
+    def goes_on(self, call_sid: str, before: int, generation: int) -> None:
+        """A call of ours is ours at another generation: what is new of it is kept for that one."""
+        self._kept[call_sid] = generation
+        if (new := self._new.get(call_sid)) is not None:
+            self._new[call_sid] = generation, *new[1:]
+        if call_sid in self._writing:
+            self._over.append((call_sid, before))
+
     def forget(self, call_sid: str, generation: int) -> None:
         """A call is over that was ours at this generation, or is another's; not one that is ours
         again since."""
