@@ -127,7 +127,9 @@ async def test_every_view_is_for_everybody_to_use(kept, light):
     from axe_playwright_python.sync_playwright import Axe
 
     async with serving(**kept.settings) as server:
-        await server.http.post("/make-call", json={"destination_number": f"+1500{TALKS_ON}"})
+        server.http.headers["Authorization"] = f"Bearer {API_KEY}"
+        made = await server.make_call(TALKS_ON)
+        assert made.status_code == 201
 
         def look(page: Any) -> dict[str, list[str]]:
             found = {}
@@ -138,6 +140,8 @@ async def test_every_view_is_for_everybody_to_use(kept, light):
             for view in (*VIEWS, f"call/{kept.call_sid}"):
                 page.goto(f"{server.url}/console#/{view}")
                 page.wait_for_selector(f".view-{view.partition('/')[0]}")
+                if view == "now":
+                    page.wait_for_selector("li.call[data-turn=agent], li.call[data-turn=caller]")
                 page.wait_for_load_state("networkidle") if view == "latency" else None
                 if view.startswith("call/"):
                     page.wait_for_selector("[data-drawn]")
@@ -392,6 +396,63 @@ async def test_a_channel_that_ends_again_and_again_loses_nothing(kept, monkeypat
     assert lists == 0
     assert missing == []
     assert len(told) == len(set(told))
+
+
+async def test_a_session_that_ends_brings_the_way_in_back_and_asks_no_more(kept, monkeypatch):
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> int:
+            asked = []
+            sign_in(page, server.url)
+            page.wait_for_selector(".connection[data-state=open]")
+            page.on("request", lambda request: asked.append(request.url))
+            page.context.clear_cookies()
+            page.wait_for_selector("#key")
+            refused = sum("/events" in url for url in asked)
+            page.fill("#key", API_KEY)
+            page.keyboard.press("Enter")
+            page.wait_for_selector(".connection[data-state=open]")
+            return refused
+
+        monkeypatch.setattr(channel, "CHANNEL_S", 1.5)
+        assert await in_browser(look) == 1
+
+
+HOLD_LISTS = """
+window.held = new Promise((release) => { window.release = release; });
+const ask = window.fetch;
+window.fetch = async (...asked) => {
+  const answer = await ask(...asked);
+  if (String(asked[0]).includes("state=live")) {
+    window.listed = true;
+    await window.held;
+  }
+  return answer;
+};"""
+HEAR_CALLS = """async () => {
+  const { live } = await import("/static/console/live.js");
+  window.heard = [];
+  live.addEventListener("calls", ({ detail }) => heard.push(detail?.state ?? "list"));
+}"""
+
+
+async def test_a_list_that_comes_late_brings_no_ended_call_back(kept):
+    async with serving(**kept.settings) as server:
+        server.http.headers["Authorization"] = f"Bearer {API_KEY}"
+        call_sid = (await server.make_call(TALKS_ON)).json()["call_sid"]
+
+        def look(page: Any) -> int:
+            page.add_init_script(HOLD_LISTS)
+            sign_in(page, server.url)
+            page.evaluate(HEAR_CALLS)
+            until(page, "window.listed")
+            here(server.http.post, f"/calls/{call_sid}/hang-up")
+            until(page, "heard.includes('ended')")
+            page.evaluate("release()")
+            until(page, "heard.includes('list')")
+            return page.locator("li.call").count()
+
+        assert await in_browser(look) == 0
 
 
 async def test_of_two_processes_all_calls_are_shown(tmp_path):
