@@ -91,7 +91,6 @@ def ask_for_keys(
         body = error_body("unauthorized", "show the API key as Authorization: Bearer or X-API-Key")
         return body, 401, {"WWW-Authenticate": "Bearer"}
 
-
     def refuse_other_pages() -> Any:
         # Who needs no key needs no answer either: any page that the developer's browser shows could
         # have it place and end calls here.
