@@ -82,7 +82,7 @@ def made_up(record: Mapping[str, Any], count: int, *, now: float) -> list[dict[s
         duration_s = round(chance.lognormvariate(4.3, 0.7), 1) if talked else 0.0
         timings = dict(record["timings"]) | {
             "answer_to_first_audio_ms": around(140) if talked else None,
-            "interrupt_to_clear": {"count": int(talked), "p50_ms": around(1.6)},
+            "interrupt_to_clear": {"count": int(talked), "max_ms": around(1.6)},
         }
         usd = round(duration_s * 0.00035, 5)
         found.append(

@@ -33,8 +33,8 @@ class Waits(BaseModel):
     """From the answer to the agent's first word."""
     replies_ms: list[float]
     """From the caller's last word to the agent's first, each time."""
-    interrupt_ms: float | None
-    """From an interruption to the agent's silence, the median."""
+    slowest_clear_ms: float | None
+    """From an interruption that was seen to the order that silences the agent: the longest."""
 
 
 class Latency(BaseModel):

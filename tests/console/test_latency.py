@@ -21,7 +21,7 @@ RECORD = {
     "cost": {"known_usd": 0.05},
     "timings": {
         "answer_to_first_audio_ms": 120.5,
-        "interrupt_to_clear": {"count": 2, "p50_ms": 1.5},
+        "interrupt_to_clear": {"count": 2, "p50_ms": 1.5, "p99_ms": 4.0, "max_ms": 4.0},
     },
     "replies": [{"turn": 2, "total_ms": 812.0}, {"turn": 3, "vad_ms": 500.0}],
 }
@@ -31,7 +31,7 @@ SILENT = RECORD | {
 }
 OLD = RECORD | {
     **{"call_sid": "CA3", "created_at": 900.0, "agent": "orders", "cost": {"known_usd": 1.25}},
-    **{"timings": {"interrupt_to_clear": {"count": 0, "p50_ms": None}}, "replies": [], "model": 1},
+    **{"timings": {"interrupt_to_clear": {"count": 0, "max_ms": None}}, "replies": [], "model": 1},
 }
 
 
@@ -57,7 +57,7 @@ async def test_the_waits_of_each_call_that_talked_are_told_newest_first():
             "model": "gemini-3.8-live",
             "answer_ms": 120.5,
             "replies_ms": [812.0],
-            "interrupt_ms": 1.5,
+            "slowest_clear_ms": 4.0,
         },
         {
             "call_sid": "CA3",
@@ -66,7 +66,7 @@ async def test_the_waits_of_each_call_that_talked_are_told_newest_first():
             "model": "1",
             "answer_ms": None,
             "replies_ms": [],
-            "interrupt_ms": None,
+            "slowest_clear_ms": None,
         },
     ]
 
@@ -93,7 +93,8 @@ async def test_they_are_filtered_as_lists_are(query, found):
         ("max_cost_usd=0.05", ["CA2", "CA1"]),
         ("min_cost_usd=0.01&max_cost_usd=1", ["CA1"]),
         ("trouble=true", ["CA2"]),
-        ("trouble=true&reason=caller-hung-up", ["CA1", "CA3"]),
+        ("trouble=true&reason=caller-hung-up", []),
+        ("trouble=true&reason=no-answer", ["CA2"]),
         ("trouble=false", ["CA2", "CA1", "CA3"]),
     ],
 )

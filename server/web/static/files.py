@@ -71,7 +71,7 @@ def page_headers(stream_url: str | None) -> dict[str, str]:
 class StaticFile:
     """A file as it is given out, with a tag that changes when it does."""
 
-    def __init__(self, path: Path, headers: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, headers: dict[str, str]) -> None:
         self._headers = headers
         self.data = path.read_bytes()
         self.tag = sha256(self.data).hexdigest()[:32]
