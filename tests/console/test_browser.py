@@ -583,7 +583,7 @@ async def test_the_page_is_a_telephone_with_its_calls_timeline_below(kept):
             )
             page.route("**/calls/browser", answer)
             sign_in(page, server.url, view="phone")
-            page.click("button.big:enabled")
+            page.click("button.big.primary:enabled")
             page.wait_for_selector("[data-drawn]")
             page.click("text=Mute")
             muted = page.evaluate("window.muted")

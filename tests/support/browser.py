@@ -6,11 +6,13 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import trio
 
+from benchmarks.microphone import arguments_for
 from tests.support.required import is_required
 
 T = TypeVar("T")
@@ -31,8 +33,13 @@ ALLOWED = (
 
 
 @contextmanager
-def browser_page(**context: Any) -> Generator[Any]:
-    """A page of a new browser, with nothing kept; it has no error of its own at the end."""
+def browser_page(*, microphone: Path | None = None, **context: Any) -> Generator[Any]:
+    """A page of a new browser, with nothing kept; it has no error of its own at the end.
+
+    Args:
+        microphone: A WAV that ``benchmarks.microphone`` has written: what the browser hears.
+        context: Of the browser, as Playwright has it.
+    """
     from playwright.sync_api import sync_playwright
 
     wrong: list[str] = []
@@ -42,7 +49,10 @@ def browser_page(**context: Any) -> Generator[Any]:
             wrong.append(message.text)
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        heard = [] if microphone is None else arguments_for(microphone)
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", *heard]
+        )
         try:
             opened = browser.new_context(**{"locale": "en-GB", "timezone_id": "UTC", **context})
             opened.set_default_timeout(PATIENCE_MS)

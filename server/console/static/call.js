@@ -168,15 +168,18 @@ export function show(root, call_sid, { inside = false } = {}) {
     return (part > 1 ? found[part - 2] : found[0])?.at_s ?? 0;
   }
 
+  let reading = 0;
   async function read() {
+    const mine = ++reading;
+    const isLate = () => over || mine !== reading; // a newer reading knows more
     try {
       const record = await get(path);
-      if (over) return;
+      if (isLate()) return;
       const wave = record.recording ? await get(`${path}/waveform`, { points: POINTS, ...(part > 1 ? { part } : {}) }).catch(() => null) : null;
-      if (over) return;
+      if (isLate()) return;
       draw(record, wave);
     } catch (error) {
-      if (!over) said.textContent = error.status === 404 ? t("one.unknown") : error.message;
+      if (!isLate()) said.textContent = error.status === 404 ? t("one.unknown") : error.message;
     }
   }
 
