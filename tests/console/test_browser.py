@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import wave
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +336,75 @@ async def test_calls_are_filtered_and_exported_as_filtered(kept):
     assert "1500" not in url.partition("#")[2]
 
 
+MADE_UP = 40
+SHOWN = "[...document.querySelectorAll('tbody tr')].map((row) => row.dataset.call).sort().join()"
+
+
+def day_of(record: Mapping[str, Any]) -> str:
+    return datetime.fromtimestamp(record["created_at"], UTC).date().isoformat()
+
+
+async def test_each_filter_shows_the_calls_it_names_and_no_other(kept, tmp_path):
+    (tmp_path / "orders.toml").write_text('name = "orders"\n')
+    own = {"database_url": f"sqlite:///{tmp_path}/calls.db", "agents": tmp_path}
+    async with serving(**(dict(kept.settings) | own)) as server:
+        records = made_up(kept.record, MADE_UP, now=kept.record["created_at"])
+        for record in records:
+            server.service.records.keep(record)
+        await server.service.records.wait_saved()
+        day = day_of(records[MADE_UP // 2])
+        longer_s, dearer_usd = (
+            statistics.median(each["duration_s"] for each in records),
+            statistics.quantiles((each["cost"]["known_usd"] for each in records), n=4)[2],
+        )
+        takes: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
+            "direction": ("inbound", lambda call: call["direction"] == "inbound"),
+            "agent": ("orders", lambda call: call["agent"] == "orders"),
+            "reason": ("voicemail", lambda call: call["reason"] == "voicemail"),
+            "day": (day, lambda call: day_of(call) == day),
+            "min_duration_s": (f"{longer_s}", lambda call: call["duration_s"] >= longer_s),
+            "min_cost_usd": (
+                f"{dearer_usd}",
+                lambda call: call["cost"]["known_usd"] >= dearer_usd,
+            ),
+        }
+        wanted = {
+            name: ",".join(sorted(call["call_sid"] for call in records if takes_it(call)))
+            for name, (_, takes_it) in takes.items()
+        }
+        both = ",".join(
+            sorted(
+                call["call_sid"]
+                for call in records
+                if call["agent"] == "orders" and call["direction"] == "inbound"
+            )
+        )
+
+        def look(page: Any) -> None:
+            sign_in(page, server.url, view="calls")
+            page.wait_for_selector("#filter-agent option[value=orders]", state="attached")
+
+            def ask(name: str, value: str) -> None:
+                field = page.locator(f"#filter-{name}")
+                if field.evaluate("(field) => field.tagName") == "SELECT":
+                    field.select_option(value)
+                else:
+                    field.fill(value)
+
+            for name, (value, _) in takes.items():
+                ask(name, value)
+                until(page, f"{SHOWN} === '{wanted[name]}'")
+                ask(name, "")
+                until(page, f"document.querySelectorAll('tbody tr').length === {MADE_UP}")
+            ask("agent", "orders")
+            ask("direction", "inbound")
+            until(page, f"{SHOWN} === '{both}'")
+
+        await in_browser(look)
+
+    assert all(0 < named.count("CA") < MADE_UP for named in [*wanted.values(), both])
+
+
 async def test_ten_thousand_calls_are_shown_a_page_at_a_time(kept):
     async with serving(**kept.settings) as server:
         for record in made_up(kept.record, 10_000, now=kept.record["created_at"]):
@@ -526,7 +597,7 @@ async def test_whatever_comes_from_outside_is_text(kept):
             page.wait_for_selector("[data-drawn]")
             page.click("summary")
             text = page.inner_text("main")
-            for view in ("latency", f"call/{SCRIPT}", "now", "calls"):
+            for view in ("latency", f"call/{SCRIPT}", "call/%", "now", "calls"):
                 page.evaluate("(hash) => { location.hash = hash; }", f"#/{view}")
                 page.wait_for_selector(f".view-{view.partition('/')[0]} :is(h1, .problem)")
                 page.wait_for_timeout(300)
