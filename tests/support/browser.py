@@ -30,22 +30,27 @@ ALLOWED = (
     "Failed to load resource: the server responded with a status of 422",
 )
 """What the browser's console says of answers that a page expects."""
+NETWORK = "Failed to load resource: net::ERR_"
 
 
 @contextmanager
-def browser_page(*, microphone: Path | None = None, **context: Any) -> Generator[Any]:
+def browser_page(
+    *, microphone: Path | None = None, is_cut: bool = False, **context: Any
+) -> Generator[Any]:
     """A page of a new browser, with nothing kept; it has no error of its own at the end.
 
     Args:
         microphone: A WAV that ``benchmarks.microphone`` has written: what the browser hears.
+        is_cut: Its connections are cut, so that it complains of the network.
         context: Of the browser, as Playwright has it.
     """
     from playwright.sync_api import sync_playwright
 
     wrong: list[str] = []
+    allowed = (*ALLOWED, NETWORK) if is_cut else ALLOWED
 
     def told(message: Any) -> None:
-        if message.type == "error" and not message.text.startswith(ALLOWED):
+        if message.type == "error" and not message.text.startswith(allowed):
             wrong.append(message.text)
 
     with sync_playwright() as playwright:
