@@ -312,6 +312,13 @@ async def test_calls_are_filtered_and_exported_as_filtered(kept):
         def look(page: Any) -> tuple[set[str], list[str], str]:
             sign_in(page, server.url, view="calls")
             page.wait_for_selector("tbody tr")
+            page.fill("#filter-number", f"+1500{INTERRUPTS}")
+            until(page, "!document.querySelector('a[download]').href.includes('calls.csv')")
+            until(page, f"{SHOWN}.includes('{kept.call_sid}')")
+            with page.expect_download() as download:
+                page.click("a:has-text('JSON Lines')")
+            of_number.append((download.value.url, Path(download.value.path()).read_text()))
+            page.fill("#filter-number", "")
             page.check("#filter-trouble")
             until(page, f"document.querySelectorAll('tbody tr').length === {len(troubled)}")
             rows = {row.get_attribute("data-call") for row in page.locator("tbody tr").all()}
@@ -328,8 +335,12 @@ async def test_calls_are_filtered_and_exported_as_filtered(kept):
             page.wait_for_selector("p[role=status]:not(:empty)")
             return rows, files, page.url
 
+        of_number: list[tuple[str, str]] = []
         rows, files, url = await in_browser(look, accept_downloads=True)
 
+    [(kept_url, kept_text)] = of_number
+    assert kept_url.startswith("blob:")
+    assert kept.call_sid in kept_text
     assert rows == troubled
     assert len(files[0].splitlines()) == len(troubled) + 1
     assert {json.loads(line)["call_sid"] for line in files[1].splitlines()} == troubled
