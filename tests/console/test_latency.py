@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from server.app import create_app
+from server.console import check
 from server.settings.settings import Settings
 from server.web.keys import READ, hash_key
 from tests.support.access import SIMULATED
@@ -102,6 +103,30 @@ async def test_calls_are_found_by_their_cost_and_by_trouble(query, found):
     calls = (await asked(f"/calls?{query}"))["calls"]
 
     assert [call["call_sid"] for call in calls] == found
+
+
+async def test_what_a_check_has_found_is_told_again_for_a_while_and_asked_anew_after(monkeypatch):
+    asked = []
+
+    async def look(*what: Any) -> Any:
+        asked.append(what)
+        return await look_at_all(*what)
+
+    look_at_all = check.look
+    monkeypatch.setattr(check, "look", look)
+    app = create_app(Settings.load(_env_file=None, **SIMULATED, database_url="sqlite://"))
+    async with app.test_app():
+        client = app.test_client()
+        first, again = [await (await client.post("/check")).get_json() for _ in range(2)]
+        counts = [len(asked)]
+        monkeypatch.setattr(check, "KEPT_S", 0.0)
+        anew = await (await client.post("/check")).get_json()
+        counts.append(len(asked))
+
+    assert counts == [1, 2]
+    assert again["findings"] == first["findings"]
+    assert (first["age_s"], anew["age_s"]) == (0.0, 0.0)
+    assert again["age_s"] >= 0.0
 
 
 async def test_everything_that_is_set_is_tried_once_by_whoever_may_change_something():
