@@ -2,17 +2,18 @@
 
 The server is a whole one on the simulators, with calls of a week that were made up and some that
 really go on; the browser is Debian's Chromium (Playwright's Python package: ``pip install
-playwright``). ``--plots docs/images`` writes what the pages show.
+playwright``), whose microphone is a recording. ``--plots docs/images`` writes what the pages show,
+``--views phone`` only those.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import random
-import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import httpx2
 import trio
 
+from benchmarks.microphone import CHROMIUM, arguments_for, speech_file
 from benchmarks.options import Options
 from server import logs
 from server.app import OffhookApp, create_app
@@ -47,7 +49,21 @@ EVENTFUL = ModelScript(
     silent_turns=frozenset({4}),
 )
 """How the model behaves in the call that is shown: it runs a function, and then does not answer."""
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+HELLO = Path(__file__).parent.parent / "server/speech/caller-hello.wav"
+TALK_MS = 12_000
+"""Of the call that the page itself makes, before its picture is taken."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    own = parser.add_argument_group("screens")
+    own.add_argument(
+        "--views",
+        type=lambda words: words.split(","),
+        default=list(VIEWS),
+        metavar="NAME,NAME…",
+        help=f"which (default: {','.join(VIEWS)})",
+    )
 
 
 def made_up(record: Mapping[str, Any], count: int, *, now: float) -> list[dict[str, Any]]:
@@ -82,7 +98,7 @@ def made_up(record: Mapping[str, Any], count: int, *, now: float) -> list[dict[s
         duration_s = round(chance.lognormvariate(4.3, 0.7), 1) if talked else 0.0
         timings = dict(record["timings"]) | {
             "answer_to_first_audio_ms": around(140) if talked else None,
-            "interrupt_to_clear": {"count": int(talked), "p50_ms": around(1.6)},
+            "interrupt_to_clear": {"count": int(talked), "max_ms": around(1.6)},
         }
         usd = round(duration_s * 0.00035, 5)
         found.append(
@@ -146,7 +162,7 @@ async def _ended(http: httpx2.AsyncClient, number: str) -> dict[str, Any]:
         await trio.sleep(0.2)
 
 
-async def main(folder: Path, out: Path) -> list[str]:
+async def main(folder: Path, out: Path, wanted: Collection[str]) -> list[str]:
     headers = {"Authorization": f"Bearer {KEY}"}
     async with serving(folder) as (app, url):
         service = app.service
@@ -163,7 +179,9 @@ async def main(folder: Path, out: Path) -> list[str]:
             for number in LIVE:
                 await http.post("/make-call", json={"destination_number": f"+1500{number}"})
                 await trio.sleep(APART_S)
-            return await trio.to_thread.run_sync(shoot, url, told["call_sid"], out)
+            heard = speech_file(folder / "heard.wav", speech=HELLO, before_s=5.0, after_s=2.0)
+            take = partial(shoot, url, told["call_sid"], out, wanted, heard)
+            return await trio.to_thread.run_sync(take)
 
 
 def make_small(path: Path) -> None:
@@ -176,13 +194,15 @@ def make_small(path: Path) -> None:
         image.convert("RGB").quantize(COLOURS).save(path, optimize=True)
 
 
-def shoot(url: str, call_sid: str, out: Path) -> list[str]:
+def shoot(url: str, call_sid: str, out: Path, wanted: Collection[str], heard: Path) -> list[str]:
     """Take the pictures, in a thread; returns their names."""
     from playwright.sync_api import sync_playwright
 
     written = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", *arguments_for(heard)]
+        )
         sizes = [("", WIDE, VIEWS, light) for light in ("light", "dark")]
         sizes.append(("-phone", NARROW, NARROW_VIEWS, "light"))
         for name, size, views, light in sizes:
@@ -194,7 +214,7 @@ def shoot(url: str, call_sid: str, out: Path) -> list[str]:
             page.fill("#key", KEY)
             page.keyboard.press("Enter")
             page.wait_for_selector("nav a[aria-current]")
-            for view in views:
+            for view in (view for view in views if view in wanted):
                 page.goto(f"{url}/console#/{view}" + (f"/{call_sid}" if view == "call" else ""))
                 page.wait_for_selector(f".view-{view}")
                 if view == "now":
@@ -203,6 +223,10 @@ def shoot(url: str, call_sid: str, out: Path) -> list[str]:
                     page.wait_for_selector("[data-drawn]")
                     page.keyboard.press("ArrowRight")
                     page.keyboard.press("ArrowRight")
+                if view == "phone":
+                    page.click("button.big.primary:enabled")
+                    page.wait_for_selector(".phone-state[data-state=talking]")
+                    page.wait_for_timeout(TALK_MS)
                 page.wait_for_timeout(1_500)
                 path = out / f"console-{view}{name}-{light}.png"
                 page.screenshot(path=path)
@@ -220,6 +244,7 @@ def run(options: Options) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="offhook-screens-") as folder:
         out = options.plots or Path(folder)
         # Every end of these calls is in this process: what is late is late at all of them.
-        written = trio.run(main, Path(folder), out, clock=PatientClock())
+        wanted = options.arguments.views
+        written = trio.run(main, Path(folder), out, wanted, clock=PatientClock())
     options.console.print(f"{len(written)} pictures" + ("" if options.plots else "; keep: --plots"))
     return {"pictures": written}

@@ -134,7 +134,7 @@ class OffhookApp(QuartTrio):
         check_bodies(self)  # after the guard: strangers are told nothing about bodies
         learn_address(self, service)
         add_health(self, service, elsewhere)
-        add_pages(self)
+        add_pages(self, settings.stream_url)
         self._console.add_routes(self)
         answer_problems(self)
         answer_when_away(self)

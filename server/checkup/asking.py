@@ -61,11 +61,13 @@ async def look(settings: Settings, accounts: Accounts, agents: Collection[Agent]
         What was found, in an order that stays the same.
     """
     found = findings.of_settings(settings.warnings, are_simulated=accounts.are_simulated)
-    return found + await ask_all(questions(settings, accounts, agents), limit_s=LIMIT_S)
+    # Reading the certificates takes tens of milliseconds, which calls of this process would hear.
+    tls = await trio.to_thread.run_sync(ssl.create_default_context)
+    return found + await ask_all(questions(settings, accounts, agents, tls), limit_s=LIMIT_S)
 
 
 def questions(
-    settings: Settings, accounts: Accounts, agents: Collection[Agent]
+    settings: Settings, accounts: Accounts, agents: Collection[Agent], tls: ssl.SSLContext
 ) -> Iterable[Question]:
     """Everything that can be asked."""
     if (describe := accounts.describe) is not None:
@@ -87,10 +89,10 @@ def questions(
         yield "registry", partial(_ask_registry, url, settings.registry_timeout_s)
     is_reached_by_carrier = settings.carrier == "twilio" and settings.public_url is not None
     if is_reached_by_carrier and not accounts.are_simulated:
-        yield "PUBLIC_URL", partial(_ask_public_url, accounts.public_url, settings)
+        yield "PUBLIC_URL", partial(_ask_public_url, accounts.public_url, settings, tls)
     receivers = {settings.events_url, *(agent.events_url for agent in agents)} - {None}
     for receiver in sorted(url for url in receivers if url):
-        ask = partial(_ask_receiver, receiver, allow_private=settings.events_allow_private)
+        ask = partial(_ask_receiver, receiver, tls, allow_private=settings.events_allow_private)
         yield "events", ask
 
 
@@ -234,11 +236,11 @@ async def _ask_registry(url: str, timeout_s: float) -> list[Finding]:
     return [findings.of_registry(places, failure)]
 
 
-async def _ask_public_url(url: str, settings: Settings) -> list[Finding]:
+async def _ask_public_url(url: str, settings: Settings, tls: ssl.SSLContext) -> list[Finding]:
     answer: int | Exception
     is_ours = False
     try:
-        async with httpx2.AsyncClient(trust_env=False, timeout=LIMIT_S) as client:
+        async with httpx2.AsyncClient(trust_env=False, verify=tls, timeout=LIMIT_S) as client:
             request = client.stream(
                 "GET",
                 f"{url.rstrip('/')}/healthz",
@@ -266,7 +268,7 @@ def _says_ok(content: bytes) -> bool:
     return isinstance(said, dict) and said.get("status") == "ok"
 
 
-async def _ask_receiver(url: str, *, allow_private: bool) -> list[Finding]:
+async def _ask_receiver(url: str, tls: ssl.SSLContext, *, allow_private: bool) -> list[Finding]:
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     host, failure = parts.hostname or "", None
@@ -274,7 +276,7 @@ async def _ask_receiver(url: str, *, allow_private: bool) -> list[Finding]:
         stream = await GuardedBackend(allow_private=allow_private).connect_tcp(host, port)
         try:
             if parts.scheme == "https":
-                stream = await stream.start_tls(ssl.create_default_context(), host, LIMIT_S)
+                stream = await stream.start_tls(tls, host, LIMIT_S)
         finally:
             await stream.aclose()
     except (httpcore2.NetworkError, httpcore2.TimeoutException, AddressRefused, OSError) as error:

@@ -11,6 +11,7 @@ write waits, and whoever takes nothing for twenty seconds has lost the connectio
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing
@@ -19,7 +20,7 @@ from typing import Any, cast
 
 import structlog
 import trio
-from quart import Quart, Response, request
+from quart import Quart, Response, g, request
 from quart.wrappers.response import ResponseBody
 from quart_schema import hide
 
@@ -37,6 +38,10 @@ PATH = "/events"
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 MAX_CHANNELS = 50
 """Of one process: a page each."""
+MAX_OF_CLIENT = 25
+"""Of those, that one key may have: what opens channel after channel leaves others theirs."""
+BEGIN_S = 10.0
+"""Within so long an answer begins whose place is kept."""
 CHANNEL_S = 900.0
 """Then the browser comes again, and is asked again who it is."""
 ASK_WAIT_S = 5.0
@@ -75,6 +80,31 @@ def message(kind: str, data: str, positions: Positions | None = None) -> bytes:
     return f"event: {kind}\n{known}data: {data}\n\n".encode()
 
 
+class Places:
+    """Whose channels are open here, or about to be."""
+
+    def __init__(self) -> None:
+        self._taken: dict[object, tuple[str, float]] = {}
+
+    def take(self, channel: object, client: str, now: float) -> bool:
+        """Keep a place for a channel that has not begun, if there is one for this client."""
+        for other in [one for one, (_, until) in self._taken.items() if until <= now]:
+            del self._taken[other]  # whoever had asked for it went before it began
+        of_client = sum(name == client for name, _ in self._taken.values())
+        if len(self._taken) >= MAX_CHANNELS or of_client >= MAX_OF_CLIENT:
+            return False
+        self._taken[channel] = client, now + BEGIN_S
+        return True
+
+    def begin(self, channel: object, client: str) -> None:
+        """The channel is open, and keeps its place until it is left."""
+        self._taken[channel] = client, math.inf
+
+    def leave(self, channel: object) -> None:
+        """The channel is over."""
+        self._taken.pop(channel, None)
+
+
 class Channel(ResponseBody):
     """The body of one answer to ``GET /events``.
 
@@ -83,7 +113,8 @@ class Channel(ResponseBody):
         live: This process's news.
         scope: Of the request, which goes on to other processes.
         known: What the reader knows already.
-        open_channels: All that are open here.
+        places: Of all that are open here.
+        client: Whose it is.
     """
 
     def __init__(
@@ -92,7 +123,8 @@ class Channel(ResponseBody):
         live: Live,
         scope: Mapping[str, Any],
         known: Positions,
-        open_channels: set[Channel],
+        places: Places,
+        client: str,
     ) -> None:
         self._service = service
         self._live = live
@@ -104,14 +136,14 @@ class Channel(ResponseBody):
         }
         self._positions = dict(self._known)
         self._misses_some = len(self._known) < len(known)
-        self._open_channels = open_channels
+        self._places, self._client = places, client
         self._stack = AsyncExitStack()
         self._until = trio.current_time() + CHANNEL_S
 
     async def __aenter__(self) -> AsyncIterator[bytes]:
         """Begin to ask everybody for news."""
-        self._open_channels.add(self)
-        self._stack.callback(self._open_channels.discard, self)
+        self._places.begin(self, self._client)
+        self._stack.callback(self._places.leave, self)
         nursery = await self._stack.enter_async_context(trio.open_nursery())
         self._stack.callback(nursery.cancel_scope.cancel, "the channel is over")
         # Nothing waits in it: whoever has news waits until they are taken.
@@ -225,7 +257,7 @@ class Channel(ResponseBody):
 
 def add_channel(app: Quart, service: Service, live: Live) -> None:
     """Add the route of the live channel, and of what its processes tell each other for it."""
-    open_channels: set[Channel] = set()
+    places = Places()
 
     @app.get(PATH)
     @hide
@@ -233,14 +265,15 @@ def add_channel(app: Quart, service: Service, live: Live) -> None:
         """What happens to calls, as it happens, in all processes."""
         if PASSED_ON in request.scope:
             return await news_for_another()
-        if len(open_channels) >= MAX_CHANNELS:
-            body = error_body("too-many", f"there are {MAX_CHANNELS} channels open here")
-            return Answer(body, 503, retry_after(BUSY_PAUSE_S)).response()
         if request.method == "HEAD":
             return Response(content_type=CONTENT_TYPE)
         scope = cast("dict[str, Any]", request.scope)
         known = read_positions(single(request.headers, "Last-Event-ID"))
-        channel = Channel(service, live, scope, known, open_channels)
+        channel = Channel(service, live, scope, known, places, g.client)
+        if not places.take(channel, g.client, trio.current_time()):
+            most = f"{MAX_CHANNELS} channels open here, or {MAX_OF_CLIENT} of this key"
+            body = error_body("too-many", f"there are {most}")
+            return Answer(body, 503, retry_after(BUSY_PAUSE_S)).response()
         response = Response(channel, content_type=CONTENT_TYPE)
         response.timeout = None  # it has an end of its own
         response.cache_control.no_store = True

@@ -40,7 +40,8 @@ class Console:
 
     def add_routes(self, app: Quart) -> None:
         """Add the page, sessions, and the live channel."""
-        add_files(app, FILES, {PATH: "console.html"}, f"{BELOW}console/")
+        pages, below = {PATH: "console.html"}, f"{BELOW}console/"
+        add_files(app, FILES, pages, below, stream_url=self._service.settings.stream_url)
         add_sessions(app, self.door)
         add_channel(app, self._service, self._live)
         add_latency(app, self._service)

@@ -23,8 +23,8 @@ def timings_of(database: Database, limit: int, wanted: Wanted) -> list[dict[str,
 
     Returns:
         For each call its name, time, agent and model, and in milliseconds: from the answer to the
-        agent's first word, from the caller's last word to each answer, and from interruptions to
-        the agent's silence (the median).
+        agent's first word, from the caller's last word to each answer, and the longest from an
+        interruption that was seen to the order that silences the agent.
     """
     query = statements.wanted_only(statements.TIMINGS, wanted)
     with database.transaction(alone=False) as connection:
@@ -42,5 +42,5 @@ def _waits(row: Mapping[str, Any]) -> dict[str, Any]:
         "model": row["model"],
         "answer_ms": timings.get("answer_to_first_audio_ms"),
         "replies_ms": [reply["total_ms"] for reply in replies[:MAX_REPLIES] if "total_ms" in reply],
-        "interrupt_ms": cuts.get("p50_ms") if cuts.get("count") else None,
+        "slowest_clear_ms": cuts.get("max_ms") if cuts.get("count") else None,
     }

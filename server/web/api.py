@@ -135,7 +135,7 @@ class WhichCalls(BaseModel):
     """Is known to have cost so much; live calls are left out."""
     max_cost_usd: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
     trouble: bool = False
-    """Only calls that reached nobody, or that something has failed for."""
+    """Only calls whose end says that nobody was reached, or that something had failed."""
 
     @property
     def wanted(self) -> Wanted:
@@ -152,8 +152,10 @@ class WhichCalls(BaseModel):
             for name in ("direction", "agent", "state", "status", "reason")
             if (value := getattr(self, name)) is not None
         }
-        if self.trouble and self.reason is None:
-            exact["reason"] = tuple(reason.value for reason in EndReason if reason.is_failure)
+        if self.trouble:
+            failures = tuple(reason.value for reason in EndReason if reason.is_failure)
+            asked = exact.get("reason", failures)
+            exact["reason"] = tuple(reason for reason in failures if reason in asked)
         if self.outcome is not None:
             exact["outcome_complete"] = (self.outcome == "complete",)
         return Wanted(

@@ -75,13 +75,13 @@ def allow_origins(app: Quart, origins: Collection[str], paths: Collection[str]) 
 
 
 def is_own_page(headers: Headers, public_url: str, origins: Collection[str]) -> bool:
-    """Whether a WebSocket is opened by a page of this server's, or of an origin that is allowed.
+    """Whether a page of this server's asks, or one of an origin that is allowed, or no page at all.
 
-    Browsers keep no page from opening sockets to whomever it likes, but each says where it is from.
-    What is no browser says nothing, and needs a ticket all the same.
+    Browsers keep no page from opening sockets to whomever it likes, or from sending requests whose
+    answers it may not read, but each says where it is from. What is no browser says nothing.
 
     Args:
-        headers: Of the upgrade.
+        headers: Of the upgrade, or of a request that changes something.
         public_url: This server's address.
         origins: Those allowed beside it.
     """

@@ -15,6 +15,7 @@ from server.errors import ServerError
 from server.logs import Sparing
 from server.service import Service
 from server.web.api import error_body, field_errors
+from server.web.cross_origin import is_own_page
 from server.web.keys import UNNAMED, Keys
 from server.web.static import files as static
 
@@ -65,9 +66,10 @@ def ask_for_keys(
     async def check_key() -> Any:
         # What is not open needs a key, so that a new route is never open by oversight.
         g.client, g.is_stranger = UNNAMED, keys.any_wanted
-        is_open = request.path in open_paths or request.path.startswith(static.BELOW)
-        if not keys.any_wanted or is_open:
+        if request.path in open_paths or request.path.startswith(static.BELOW):
             return None
+        if not keys.any_wanted:
+            return refuse_other_pages()
         # What is passed on by one of ours comes without the key, which is nobody else's business,
         # but with the name of it. Nobody else can say one: no client writes in a scope.
         scope = cast("dict[str, Any]", request.scope)
@@ -88,6 +90,18 @@ def ask_for_keys(
         service.metrics.strangers_refused.labels("key").inc()
         body = error_body("unauthorized", "show the API key as Authorization: Bearer or X-API-Key")
         return body, 401, {"WWW-Authenticate": "Bearer"}
+
+    def refuse_other_pages() -> Any:
+        # Who needs no key needs no answer either: any page that the developer's browser shows could
+        # have it place and end calls here.
+        is_safe = request.method in SAFE_METHODS or PASSED_ON in request.scope
+        origins = service.settings.allowed_origins
+        if is_safe or is_own_page(request.headers, service.accounts.public_url, origins):
+            return None
+        g.is_stranger = True
+        service.metrics.strangers_refused.labels("key").inc()
+        message = "no other site's page changes anything here: see ALLOWED_ORIGINS"
+        return error_body("forged", message), 403
 
 
 def check_bodies(app: Quart) -> None:

@@ -19,6 +19,7 @@ import trustme
 from quart import request
 from quart_trio import QuartTrio
 
+from server.app import create_app
 from server.checkup import Finding, State, findings
 from server.checkup.asking import ask_all
 from server.commands import opening
@@ -187,6 +188,28 @@ async def test_a_receiver_whose_certificate_is_nobodys_fails(doubles, nursery):
 
     assert one_about(found, "events").state is State.FAILED
     assert "certificate" in one_about(found, "events").found
+
+
+async def test_a_server_with_calls_reads_no_certificates_on_its_loop(doubles, monkeypatch):
+    given = {"events_secret": "whsec_" + "a" * 32, "events_allow_private": True, "api_key": "key"}
+    receiver = f"https://127.0.0.1:{free_port()}/x"
+    app = create_app(doubles.settings(events_url=receiver, **given))
+    made, make_context = [], ssl.create_default_context
+
+    def make(*args, **options):
+        made.append(threading.current_thread())
+        return make_context(*args, **options)
+
+    async with app.test_app():
+        monkeypatch.setattr(ssl, "create_default_context", make)
+        with trio.fail_after(60):
+            answer = await app.test_client().post("/check", headers={"X-API-Key": "key"})
+        subjects = [each["subject"] for each in (await answer.get_json())["findings"]]
+
+    assert any(subject.startswith("PUBLIC_URL") for subject in subjects)
+    assert any(subject.startswith("events") for subject in subjects)
+    assert len(made) == 1
+    assert made[0] is not threading.main_thread()
 
 
 async def test_a_database_of_a_later_version_or_of_another_program_fails(doubles, tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import wave
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,9 @@ async def test_every_view_is_for_everybody_to_use(kept, light):
     from axe_playwright_python.sync_playwright import Axe
 
     async with serving(**kept.settings) as server:
-        await server.http.post("/make-call", json={"destination_number": f"+1500{TALKS_ON}"})
+        server.http.headers["Authorization"] = f"Bearer {API_KEY}"
+        made = await server.make_call(TALKS_ON)
+        assert made.status_code == 201
 
         def look(page: Any) -> dict[str, list[str]]:
             found = {}
@@ -138,6 +142,8 @@ async def test_every_view_is_for_everybody_to_use(kept, light):
             for view in (*VIEWS, f"call/{kept.call_sid}"):
                 page.goto(f"{server.url}/console#/{view}")
                 page.wait_for_selector(f".view-{view.partition('/')[0]}")
+                if view == "now":
+                    page.wait_for_selector("li.call[data-turn=agent], li.call[data-turn=caller]")
                 page.wait_for_load_state("networkidle") if view == "latency" else None
                 if view.startswith("call/"):
                     page.wait_for_selector("[data-drawn]")
@@ -306,6 +312,13 @@ async def test_calls_are_filtered_and_exported_as_filtered(kept):
         def look(page: Any) -> tuple[set[str], list[str], str]:
             sign_in(page, server.url, view="calls")
             page.wait_for_selector("tbody tr")
+            page.fill("#filter-number", f"+1500{INTERRUPTS}")
+            until(page, "!document.querySelector('a[download]').href.includes('calls.csv')")
+            until(page, f"{SHOWN}.includes('{kept.call_sid}')")
+            with page.expect_download() as download:
+                page.click("a:has-text('JSON Lines')")
+            of_number.append((download.value.url, Path(download.value.path()).read_text()))
+            page.fill("#filter-number", "")
             page.check("#filter-trouble")
             until(page, f"document.querySelectorAll('tbody tr').length === {len(troubled)}")
             rows = {row.get_attribute("data-call") for row in page.locator("tbody tr").all()}
@@ -322,12 +335,85 @@ async def test_calls_are_filtered_and_exported_as_filtered(kept):
             page.wait_for_selector("p[role=status]:not(:empty)")
             return rows, files, page.url
 
+        of_number: list[tuple[str, str]] = []
         rows, files, url = await in_browser(look, accept_downloads=True)
 
+    [(kept_url, kept_text)] = of_number
+    assert kept_url.startswith("blob:")
+    assert kept.call_sid in kept_text
     assert rows == troubled
     assert len(files[0].splitlines()) == len(troubled) + 1
     assert {json.loads(line)["call_sid"] for line in files[1].splitlines()} == troubled
     assert "1500" not in url.partition("#")[2]
+
+
+MADE_UP = 40
+SHOWN = "[...document.querySelectorAll('tbody tr')].map((row) => row.dataset.call).sort().join()"
+
+
+def day_of(record: Mapping[str, Any]) -> str:
+    return datetime.fromtimestamp(record["created_at"], UTC).date().isoformat()
+
+
+async def test_each_filter_shows_the_calls_it_names_and_no_other(kept, tmp_path):
+    (tmp_path / "orders.toml").write_text('name = "orders"\n')
+    own = {"database_url": f"sqlite:///{tmp_path}/calls.db", "agents": tmp_path}
+    async with serving(**(dict(kept.settings) | own)) as server:
+        records = made_up(kept.record, MADE_UP, now=kept.record["created_at"])
+        for record in records:
+            server.service.records.keep(record)
+        await server.service.records.wait_saved()
+        day = day_of(records[MADE_UP // 2])
+        longer_s, dearer_usd = (
+            statistics.median(each["duration_s"] for each in records),
+            statistics.quantiles((each["cost"]["known_usd"] for each in records), n=4)[2],
+        )
+        takes: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
+            "direction": ("inbound", lambda call: call["direction"] == "inbound"),
+            "agent": ("orders", lambda call: call["agent"] == "orders"),
+            "reason": ("voicemail", lambda call: call["reason"] == "voicemail"),
+            "day": (day, lambda call: day_of(call) == day),
+            "min_duration_s": (f"{longer_s}", lambda call: call["duration_s"] >= longer_s),
+            "min_cost_usd": (
+                f"{dearer_usd}",
+                lambda call: call["cost"]["known_usd"] >= dearer_usd,
+            ),
+        }
+        wanted = {
+            name: ",".join(sorted(call["call_sid"] for call in records if takes_it(call)))
+            for name, (_, takes_it) in takes.items()
+        }
+        both = ",".join(
+            sorted(
+                call["call_sid"]
+                for call in records
+                if call["agent"] == "orders" and call["direction"] == "inbound"
+            )
+        )
+
+        def look(page: Any) -> None:
+            sign_in(page, server.url, view="calls")
+            page.wait_for_selector("#filter-agent option[value=orders]", state="attached")
+
+            def ask(name: str, value: str) -> None:
+                field = page.locator(f"#filter-{name}")
+                if field.evaluate("(field) => field.tagName") == "SELECT":
+                    field.select_option(value)
+                else:
+                    field.fill(value)
+
+            for name, (value, _) in takes.items():
+                ask(name, value)
+                until(page, f"{SHOWN} === '{wanted[name]}'")
+                ask(name, "")
+                until(page, f"document.querySelectorAll('tbody tr').length === {MADE_UP}")
+            ask("agent", "orders")
+            ask("direction", "inbound")
+            until(page, f"{SHOWN} === '{both}'")
+
+        await in_browser(look)
+
+    assert all(0 < named.count("CA") < MADE_UP for named in [*wanted.values(), both])
 
 
 async def test_ten_thousand_calls_are_shown_a_page_at_a_time(kept):
@@ -392,6 +478,63 @@ async def test_a_channel_that_ends_again_and_again_loses_nothing(kept, monkeypat
     assert lists == 0
     assert missing == []
     assert len(told) == len(set(told))
+
+
+async def test_a_session_that_ends_brings_the_way_in_back_and_asks_no_more(kept, monkeypatch):
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> int:
+            asked = []
+            sign_in(page, server.url)
+            page.wait_for_selector(".connection[data-state=open]")
+            page.on("request", lambda request: asked.append(request.url))
+            page.context.clear_cookies()
+            page.wait_for_selector("#key")
+            refused = sum("/events" in url for url in asked)
+            page.fill("#key", API_KEY)
+            page.keyboard.press("Enter")
+            page.wait_for_selector(".connection[data-state=open]")
+            return refused
+
+        monkeypatch.setattr(channel, "CHANNEL_S", 1.5)
+        assert await in_browser(look) == 1
+
+
+HOLD_LISTS = """
+window.held = new Promise((release) => { window.release = release; });
+const ask = window.fetch;
+window.fetch = async (...asked) => {
+  const answer = await ask(...asked);
+  if (String(asked[0]).includes("state=live")) {
+    window.listed = true;
+    await window.held;
+  }
+  return answer;
+};"""
+HEAR_CALLS = """async () => {
+  const { live } = await import("/static/console/live.js");
+  window.heard = [];
+  live.addEventListener("calls", ({ detail }) => heard.push(detail?.state ?? "list"));
+}"""
+
+
+async def test_a_list_that_comes_late_brings_no_ended_call_back(kept):
+    async with serving(**kept.settings) as server:
+        server.http.headers["Authorization"] = f"Bearer {API_KEY}"
+        call_sid = (await server.make_call(TALKS_ON)).json()["call_sid"]
+
+        def look(page: Any) -> int:
+            page.add_init_script(HOLD_LISTS)
+            sign_in(page, server.url)
+            page.evaluate(HEAR_CALLS)
+            until(page, "window.listed")
+            here(server.http.post, f"/calls/{call_sid}/hang-up")
+            until(page, "heard.includes('ended')")
+            page.evaluate("release()")
+            until(page, "heard.includes('list')")
+            return page.locator("li.call").count()
+
+        assert await in_browser(look) == 0
 
 
 async def test_of_two_processes_all_calls_are_shown(tmp_path):
@@ -465,7 +608,7 @@ async def test_whatever_comes_from_outside_is_text(kept):
             page.wait_for_selector("[data-drawn]")
             page.click("summary")
             text = page.inner_text("main")
-            for view in ("latency", f"call/{SCRIPT}", "now", "calls"):
+            for view in ("latency", f"call/{SCRIPT}", "call/%", "now", "calls"):
                 page.evaluate("(hash) => { location.hash = hash; }", f"#/{view}")
                 page.wait_for_selector(f".view-{view.partition('/')[0]} :is(h1, .problem)")
                 page.wait_for_timeout(300)
@@ -522,7 +665,7 @@ async def test_the_page_is_a_telephone_with_its_calls_timeline_below(kept):
             )
             page.route("**/calls/browser", answer)
             sign_in(page, server.url, view="phone")
-            page.click("button.big:enabled")
+            page.click("button.big.primary:enabled")
             page.wait_for_selector("[data-drawn]")
             page.click("text=Mute")
             muted = page.evaluate("window.muted")

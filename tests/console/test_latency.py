@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from server.app import create_app
+from server.console import check
 from server.settings.settings import Settings
 from server.web.keys import READ, hash_key
 from tests.support.access import SIMULATED
@@ -21,7 +22,7 @@ RECORD = {
     "cost": {"known_usd": 0.05},
     "timings": {
         "answer_to_first_audio_ms": 120.5,
-        "interrupt_to_clear": {"count": 2, "p50_ms": 1.5},
+        "interrupt_to_clear": {"count": 2, "p50_ms": 1.5, "p99_ms": 4.0, "max_ms": 4.0},
     },
     "replies": [{"turn": 2, "total_ms": 812.0}, {"turn": 3, "vad_ms": 500.0}],
 }
@@ -31,7 +32,7 @@ SILENT = RECORD | {
 }
 OLD = RECORD | {
     **{"call_sid": "CA3", "created_at": 900.0, "agent": "orders", "cost": {"known_usd": 1.25}},
-    **{"timings": {"interrupt_to_clear": {"count": 0, "p50_ms": None}}, "replies": [], "model": 1},
+    **{"timings": {"interrupt_to_clear": {"count": 0, "max_ms": None}}, "replies": [], "model": 1},
 }
 
 
@@ -57,7 +58,7 @@ async def test_the_waits_of_each_call_that_talked_are_told_newest_first():
             "model": "gemini-3.8-live",
             "answer_ms": 120.5,
             "replies_ms": [812.0],
-            "interrupt_ms": 1.5,
+            "slowest_clear_ms": 4.0,
         },
         {
             "call_sid": "CA3",
@@ -66,7 +67,7 @@ async def test_the_waits_of_each_call_that_talked_are_told_newest_first():
             "model": "1",
             "answer_ms": None,
             "replies_ms": [],
-            "interrupt_ms": None,
+            "slowest_clear_ms": None,
         },
     ]
 
@@ -93,7 +94,8 @@ async def test_they_are_filtered_as_lists_are(query, found):
         ("max_cost_usd=0.05", ["CA2", "CA1"]),
         ("min_cost_usd=0.01&max_cost_usd=1", ["CA1"]),
         ("trouble=true", ["CA2"]),
-        ("trouble=true&reason=caller-hung-up", ["CA1", "CA3"]),
+        ("trouble=true&reason=caller-hung-up", []),
+        ("trouble=true&reason=no-answer", ["CA2"]),
         ("trouble=false", ["CA2", "CA1", "CA3"]),
     ],
 )
@@ -101,6 +103,30 @@ async def test_calls_are_found_by_their_cost_and_by_trouble(query, found):
     calls = (await asked(f"/calls?{query}"))["calls"]
 
     assert [call["call_sid"] for call in calls] == found
+
+
+async def test_what_a_check_has_found_is_told_again_for_a_while_and_asked_anew_after(monkeypatch):
+    asked = []
+
+    async def look(*what: Any) -> Any:
+        asked.append(what)
+        return await look_at_all(*what)
+
+    look_at_all = check.look
+    monkeypatch.setattr(check, "look", look)
+    app = create_app(Settings.load(_env_file=None, **SIMULATED, database_url="sqlite://"))
+    async with app.test_app():
+        client = app.test_client()
+        first, again = [await (await client.post("/check")).get_json() for _ in range(2)]
+        counts = [len(asked)]
+        monkeypatch.setattr(check, "KEPT_S", 0.0)
+        anew = await (await client.post("/check")).get_json()
+        counts.append(len(asked))
+
+    assert counts == [1, 2]
+    assert again["findings"] == first["findings"]
+    assert (first["age_s"], anew["age_s"]) == (0.0, 0.0)
+    assert again["age_s"] >= 0.0
 
 
 async def test_everything_that_is_set_is_tried_once_by_whoever_may_change_something():

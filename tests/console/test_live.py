@@ -12,18 +12,28 @@ import h11
 import httpx2
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from server.app import create_app
-from server.console.channel import MAX_CHANNELS, read_positions, written_positions
+from server.console import live as live_module
+from server.console.channel import (
+    BEGIN_S,
+    MAX_CHANNELS,
+    MAX_OF_CLIENT,
+    Places,
+    read_positions,
+    written_positions,
+)
 from server.console.journal import MAX_BATCH, MAX_BYTES, MAX_NEWS, WATCHED_S, Batch, Journal
 from server.console.live import Live
 from server.settings.settings import Settings
+from server.web.keys import hash_key
 from tests.support.access import SIMULATED
 from tests.support.nodes import Store, two_nodes
 from tests.support.processes import NUMBER, TWO_PROCESSES, server_process
 from tests.support.serving import Server, serving
 
-RINGS_FOR_LONG = "5550105"
+RINGS_FOR_LONG, TALKS_ON = "5550105", "5550108"
 
 
 # -- the journal --------------------------------------------------------------------------------
@@ -140,13 +150,16 @@ class Reader:
 
 
 @asynccontextmanager
-async def reading(http: httpx2.AsyncClient, last_id: str = "") -> AsyncGenerator[Reader]:
+async def reading(
+    http: httpx2.AsyncClient, last_id: str = "", *, key: str = ""
+) -> AsyncGenerator[Reader]:
     """A channel over a socket of its own, which is cut at the end of the block."""
     url = http.base_url
     connection = h11.Connection(h11.CLIENT)
     headers = {"Host": f"{url.host}:{url.port}", "Accept": "text/event-stream"}
     headers |= {"Authorization": http.headers.get("Authorization", "none")}
     headers |= {"Last-Event-ID": last_id} if last_id else {}
+    headers |= {"Authorization": f"Bearer {key}"} if key else {}
     request = h11.Request(method="GET", target="/events", headers=list(headers.items()))
     async with await trio.open_tcp_stream(url.host, url.port) as stream:
         await stream.send_all(connection.send(request) + connection.send(h11.EndOfMessage()))
@@ -226,25 +239,69 @@ async def test_a_channel_keeps_no_server_from_stopping(nursery):
 
 
 @pytest.mark.sockets
-async def test_there_are_so_many_channels_and_no_more(nursery):
-    async with serving() as server:
+async def test_there_are_so_many_channels_and_one_key_has_no_more_than_its_share(nursery):
+    keys = {name: hash_key(name) for name in ("ana", "eva", "leo")}
+    async with serving(api_keys=keys) as server:
         opened = trio.Semaphore(0)
 
-        async def open_one() -> None:
-            async with reading(server.http) as reader:
+        async def open_one(key: str) -> None:
+            async with reading(server.http, key=key) as reader:
                 await reader.read()
                 opened.release()
                 await trio.sleep_forever()
 
-        for _ in range(MAX_CHANNELS):
-            nursery.start_soon(open_one)
-        for _ in range(MAX_CHANNELS):
-            await opened.acquire()
-        refused = await server.http.get("/events")
+        async def refused(key: str) -> httpx2.Response:
+            for _ in range(MAX_OF_CLIENT):
+                nursery.start_soon(open_one, key)
+            for _ in range(MAX_OF_CLIENT):
+                await opened.acquire()
+            return await server.http.get("/events", headers={"X-API-Key": key})
+
+        of_one = await refused("ana")
+        await refused("eva")
+        of_all = await server.http.get("/events", headers={"X-API-Key": "leo"})
         nursery.cancel_scope.cancel()
 
-    assert refused.status_code == 503
-    assert int(refused.headers["Retry-After"]) > 0
+    assert MAX_CHANNELS == 2 * MAX_OF_CLIENT
+    for answer in (of_one, of_all):
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_place_is_kept_from_the_request_on_and_not_for_who_never_comes():
+    places = Places()
+    taken = [places.take(number, "ana", 1.0) for number in range(MAX_OF_CLIENT + 1)]
+    places.begin(0, "ana")
+
+    assert taken == [True] * MAX_OF_CLIENT + [False]
+    assert places.take("another's", "eva", 1.0)
+    assert [places.take(f"{n}", "ana", 1.0 + BEGIN_S) for n in range(MAX_OF_CLIENT)] == (
+        [True] * (MAX_OF_CLIENT - 1) + [False]
+    )
+    places.leave(0)
+    assert places.take("last", "ana", 1.0 + BEGIN_S)
+
+
+@pytest.mark.sockets
+async def test_a_call_that_cannot_be_looked_at_keeps_no_other_from_sight(monkeypatch):
+    async with serving() as server, reading(server.http) as reader:
+        broken = (await server.make_call(TALKS_ON)).json()["call_sid"]
+
+        def look(call: Any, now: float) -> list[Any]:
+            if call.call_sid == broken:
+                raise KeyError("no such thing")
+            return look_at(call, now)
+
+        look_at = live_module._row
+        monkeypatch.setattr(live_module, "_row", look)
+        with capture_logs() as logs:
+            whole = (await server.make_call(TALKS_ON)).json()["call_sid"]
+            for _ in range(2):
+                both = await reader.until(lambda said: said.get("load", {}).get("live") == 2)
+
+    assert [row[0] for row in both["calls"]] == [whole]
+    told = [each["call_sid"] for each in logs if "not looked at" in each["event"]]
+    assert told == [broken]
 
 
 @pytest.mark.sockets

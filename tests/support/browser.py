@@ -6,11 +6,13 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import trio
 
+from benchmarks.microphone import arguments_for
 from tests.support.required import is_required
 
 T = TypeVar("T")
@@ -28,21 +30,34 @@ ALLOWED = (
     "Failed to load resource: the server responded with a status of 422",
 )
 """What the browser's console says of answers that a page expects."""
+NETWORK = "Failed to load resource: net::ERR_"
 
 
 @contextmanager
-def browser_page(**context: Any) -> Generator[Any]:
-    """A page of a new browser, with nothing kept; it has no error of its own at the end."""
+def browser_page(
+    *, microphone: Path | None = None, is_cut: bool = False, **context: Any
+) -> Generator[Any]:
+    """A page of a new browser, with nothing kept; it has no error of its own at the end.
+
+    Args:
+        microphone: A WAV that ``benchmarks.microphone`` has written: what the browser hears.
+        is_cut: Its connections are cut, so that it complains of the network.
+        context: Of the browser, as Playwright has it.
+    """
     from playwright.sync_api import sync_playwright
 
     wrong: list[str] = []
+    allowed = (*ALLOWED, NETWORK) if is_cut else ALLOWED
 
     def told(message: Any) -> None:
-        if message.type == "error" and not message.text.startswith(ALLOWED):
+        if message.type == "error" and not message.text.startswith(allowed):
             wrong.append(message.text)
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        heard = [] if microphone is None else arguments_for(microphone)
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", *heard]
+        )
         try:
             opened = browser.new_context(**{"locale": "en-GB", "timezone_id": "UTC", **context})
             opened.set_default_timeout(PATIENCE_MS)

@@ -7,6 +7,7 @@ import pytest
 from server.app import create_app
 from server.errors import ConfigurationError
 from server.settings.settings import Settings
+from tests.support.access import SIMULATED
 
 ORIGIN = "https://app.example.com"
 PREFLIGHT = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
@@ -162,3 +163,50 @@ def test_origins_are_written_as_browsers_do(given, wanted):
 def test_what_is_no_origin_is_refused(given):
     with pytest.raises(ConfigurationError, match="ALLOWED_ORIGINS"):
         Settings.load(_env_file=None, allowed_origins=given)
+
+
+# -- where no key is wanted ---------------------------------------------------------------------
+
+CHANGES = ("/make-call", "/drain", "/check", "/calls/browser", "/calls/CA1/hang-up")
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:1", "null"])
+async def test_where_no_key_is_wanted_no_other_sites_page_changes_anything(origin):
+    app = create_app(Settings.load(_env_file=None, **SIMULATED, database_url="sqlite://"))
+    async with app.test_app():
+        browser = app.test_client()
+        headers = {"Origin": origin, "Content-Type": "text/plain"}
+        answers = {path: await browser.post(path, headers=headers, data="{}") for path in CHANGES}
+        said = await answers["/drain"].get_json()
+        read = await browser.get("/calls", headers=headers)
+        draining = app.service.calls.draining
+
+    assert {path: answer.status_code for path, answer in answers.items()} == dict.fromkeys(
+        CHANGES, 403
+    )
+    assert said["error"] == "forged"
+    assert "ALLOWED_ORIGINS" in said["message"]
+    assert read.status_code == 200
+    assert not draining
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(
+    ("headers", "settings"),
+    [
+        ({}, {}),
+        ({"Origin": "http://localhost"}, {}),
+        ({"Origin": "https://calls.example.com"}, {"public_url": "https://calls.example.com"}),
+        ({"Origin": ORIGIN}, {"allowed_origins": ORIGIN}),
+    ],
+)
+async def test_where_no_key_is_wanted_our_own_pages_and_those_allowed_do(headers, settings):
+    given = SIMULATED | {"database_url": "sqlite://", **settings}
+    app = create_app(Settings.load(_env_file=None, **given))
+    async with app.test_app():
+        answer = await app.test_client().post("/drain", headers=headers)
+        draining = app.service.calls.draining
+
+    assert answer.status_code in (200, 202)
+    assert draining

@@ -11,7 +11,7 @@ from quart import typing
 
 from server.app import create_app
 from server.settings.settings import Settings
-from server.web.static.files import HERE, PAGES, TYPES
+from server.web.static.files import HERE, PAGES, TYPES, stream_source
 from tests.support.access import SIMULATED
 
 pytestmark = pytest.mark.sockets
@@ -46,6 +46,34 @@ async def test_a_page_is_for_everybody_and_takes_nothing_from_elsewhere(path):
     assert re.findall(r"https?://[^\s'\"`]+", text) == []
     assert re.findall(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text) == []
     assert re.findall(r"\sstyle=|\son[a-z]+=|<style|<script(?![^>]* src=)", text) == []
+
+
+@pytest.mark.parametrize(
+    ("stream_url", "source"),
+    [
+        (None, ""),
+        ("wss://media.example.com:8443", "wss://media.example.com:8443"),
+        ("ws://127.0.0.1:5000", "ws://127.0.0.1:5000"),
+        ("wss://{node}.calls.example.com", "wss://*.calls.example.com"),
+        ("wss://media-{node}.example.com:8443", "wss://*.example.com:8443"),
+        ("wss://a.example; script-src *", ""),
+        ("wss://ñandú.example.com", ""),
+    ],
+)
+def test_a_policy_names_where_streams_go_beside_the_page(stream_url, source):
+    assert stream_source(stream_url) == source
+
+
+@pytest.mark.parametrize("path", ["/phone", "/console", "/static/phone.js"])
+@pytest.mark.parametrize("streams_at", [None, "wss://media.example.com"])
+async def test_a_page_that_calls_may_open_its_stream_where_streams_go(path, streams_at):
+    given = SIMULATED | {"api_key": "sesame", "stream_url": streams_at}
+    app = create_app(Settings.load(_env_file=None, **given))
+    async with app.test_app():
+        answer = await app.test_client().get(path)
+
+    allowed = re.findall(r"connect-src ([^;]*)", answer.headers["Content-Security-Policy"])
+    assert allowed == [" ".join(filter(None, ("'self'", streams_at)))]
 
 
 async def test_a_file_that_is_unchanged_is_not_sent_again():

@@ -10,6 +10,7 @@ import logging
 import ssl
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -120,7 +121,9 @@ async def open_connection(address: RegistryAddress, timeout_s: float) -> AsyncGe
         "password": address.password,
         "max_connections": MAX_CONNECTIONS,
     }
-    context = ssl.create_default_context(cafile=address.ca) if address.tls else None
+    make_context = partial(ssl.create_default_context, cafile=address.ca)
+    # Reading the certificates takes tens of milliseconds, which calls would hear.
+    context = await trio.to_thread.run_sync(make_context) if address.tls else None
     locations = [TCPLocation(host, port) for host, port in address.hosts]
     match address.kind:
         case "unix":

@@ -91,6 +91,11 @@ function drawFrame() {
 
 let main = null;
 
+/** What stands in an address, which anybody may have written. */
+function decoded(text) {
+  try { return decodeURIComponent(text); } catch { return text; }
+}
+
 async function drawView() {
   const mine = ++shown;
   leave.view();
@@ -107,7 +112,7 @@ async function drawView() {
   if (mine !== shown || !main) return;
   const root = el("div", { class: `view view-${view}` });
   show(main, root);
-  leave.view = module.show(root, decodeURIComponent(rest.join("/"))) ?? (() => {});
+  leave.view = module.show(root, decoded(rest.join("/"))) ?? (() => {});
 }
 
 function draw() {

@@ -78,7 +78,7 @@ function numbers(record) {
     pairs(t("one.tokens"), [...counted, [t("one.model-cost"), cost.model_usd === undefined ? "" : money(cost.model_usd)], [t("one.carrier-cost"), cost.carrier_usd === undefined ? "" : money(cost.carrier_usd)], [t("one.minutes"), cost.billed_minutes ?? ""]]),
     pairs(t("one.measured"), [
       [t("latency.answer"), timings.answer_to_first_audio_ms === undefined ? "" : ms(timings.answer_to_first_audio_ms)],
-      [t("latency.interrupt"), timings.interrupt_to_clear?.count ? ms(timings.interrupt_to_clear.p50_ms) : ""],
+      [t("latency.clear"), timings.interrupt_to_clear?.count ? ms(timings.interrupt_to_clear.max_ms) : ""],
       [t("one.to-model"), timings.caller_to_model?.count ? `${ms(timings.caller_to_model.p50_ms)} / ${ms(timings.caller_to_model.p99_ms)}` : ""],
       [t("one.to-caller"), timings.model_to_caller?.count ? `${ms(timings.model_to_caller.p50_ms)} / ${ms(timings.model_to_caller.p99_ms)}` : ""],
       [t("one.lost"), timings.caller_audio_lost_s ? `${number(timings.caller_audio_lost_s, 2)} s` : ""],
@@ -168,15 +168,18 @@ export function show(root, call_sid, { inside = false } = {}) {
     return (part > 1 ? found[part - 2] : found[0])?.at_s ?? 0;
   }
 
+  let reading = 0;
   async function read() {
+    const mine = ++reading;
+    const isLate = () => over || mine !== reading; // a newer reading knows more
     try {
       const record = await get(path);
-      if (over) return;
+      if (isLate()) return;
       const wave = record.recording ? await get(`${path}/waveform`, { points: POINTS, ...(part > 1 ? { part } : {}) }).catch(() => null) : null;
-      if (over) return;
+      if (isLate()) return;
       draw(record, wave);
     } catch (error) {
-      if (!over) said.textContent = error.status === 404 ? t("one.unknown") : error.message;
+      if (!isLate()) said.textContent = error.status === 404 ? t("one.unknown") : error.message;
     }
   }
 

@@ -6,6 +6,7 @@ import { live } from "./live.js";
 import { length, t, when, whole, word } from "./words.js";
 
 const PAGE = 50;
+const KEPT_MS = 60_000; // a fetched file, for the browser to save it
 const REASONS = ["caller-hung-up", "agent-hung-up", "hung-up", "transferred", "voicemail", "no-answer", "busy", "failed", "canceled", "caller-gone", "caller-silent", "max-duration", "cost-cap", "model-unavailable", "model-lost", "model-silent", "model-quota", "model-refused", "carrier-failed", "carrier-protocol-error", "drained", "error"];
 const asked = { number: "", direction: "", agent: "", reason: "", day: "", min_duration_s: "", min_cost_usd: "", trouble: "" };
 
@@ -38,14 +39,26 @@ export function show(root) {
   const body = el("tbody", {});
   const said = el("p", { class: "faint", role: "status" });
   const more = el("button", { class: "button", hidden: true, on: { click: () => read(true) } }, t("calls.more"));
-  const csv = el("a", { class: "button", download: "calls.csv" }, "CSV");
-  const lines = el("a", { class: "button", download: "calls.jsonl" }, "JSON Lines");
+  const csv = exported("calls.csv", "CSV"), lines = exported("calls.jsonl", "JSON Lines");
+
+  /** A link to a file; where it would have a number in it, which browsers keep, the file is fetched instead. */
+  function exported(file, label) {
+    const fetched = async (event) => {
+      if (!asked.number) return;
+      event.preventDefault();
+      const answer = await fetch(address(file, query()), { cache: "no-store" }).catch(() => null);
+      if (!answer?.ok) { said.textContent = t("calls.not-exported"); return; }
+      const url = URL.createObjectURL(await answer.blob());
+      el("a", { href: url, download: file }).click();
+      setTimeout(() => URL.revokeObjectURL(url), KEPT_MS);
+    };
+    return el("a", { class: "button", download: file, on: { click: fetched } }, label);
+  }
 
   async function read(further = false) {
     reading.abort();
     reading = new AbortController();
-    csv.href = String(address("calls.csv", query()));
-    lines.href = String(address("calls.jsonl", query()));
+    for (const link of [csv, lines]) link.href = asked.number ? "#/calls" : String(address(link.download, query()));
     try {
       const page = await get("calls", { ...query(), limit: PAGE, before: further ? next : "" }, reading.signal);
       if (further) body.append(...page.calls.map(row));

@@ -46,8 +46,9 @@ async function receivers() {
 const STATES = { ok: "good", doubt: "warn", failed: "bad" };
 
 async function accounts() {
-  const { findings } = await post("check");
-  return findings.map(({ subject, state, found, todo }) => ({ name: subject, state: STATES[state] ?? "warn", title: subject, text: found, todo }));
+  const { findings, age_s } = await post("check");
+  const cards = findings.map(({ subject, state, found, todo }) => ({ name: subject, state: STATES[state] ?? "warn", title: subject, text: found, todo }));
+  return { cards, age_s };
 }
 
 export const SOURCES = [readiness, load, receivers];
@@ -81,8 +82,9 @@ export function show(root) {
     target.disabled = true;
     said.textContent = "";
     try {
-      const found = await accounts();
-      if (!over) fill(tried, found.map(card));
+      const { cards, age_s } = await accounts();
+      const kept = age_s >= 1 ? el("li", { class: "faint" }, t("health.kept", { ago: number(age_s) })) : null;
+      if (!over) fill(tried, kept, cards.map(card));
     } catch (error) { said.textContent = error.message; }
     target.disabled = false;
   };

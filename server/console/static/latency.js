@@ -10,7 +10,7 @@ const BUCKETS = 20;
 const KINDS = {
   reply: (call) => call.replies_ms,
   answer: (call) => (call.answer_ms === null ? [] : [call.answer_ms]),
-  interrupt: (call) => (call.interrupt_ms === null ? [] : [call.interrupt_ms]),
+  clear: (call) => (call.slowest_clear_ms === null ? [] : [call.slowest_clear_ms]), // percentiles are of calls
 };
 const WIDE = 340, HIGH = 130, LEFT = 48, BOTTOM = 20;
 const OUTLIERS = 8;

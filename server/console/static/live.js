@@ -1,10 +1,11 @@
 // The live channel, and what it has told: one for the whole page, whatever is shown of it.
 
-import { address, get } from "./api.js";
+import { address, get, look, session } from "./api.js";
 
 const AGAIN_MS = 3_000; // after an answer that was no channel
 const HIDDEN_MS = 60_000; // a page that nobody looks at gives its connection back: a browser has few
 const QUIET_MS = 6_000; // a process that says nothing for so long is not shown
+const FORGET_EVERY_MS = 1_000;
 
 export const live = new EventTarget(); // "calls", "load", "line", "state"
 /** @type {Map<string, any>} */
@@ -17,6 +18,8 @@ export let lines = 0; // how many lines of timelines have come
 let source = null;
 let timer = 0;
 let reading = 0;
+/** Calls that news have told of since the newest reading began: it knows less of them. */
+let toldSince = new Set();
 
 const tell = (kind, detail) => live.dispatchEvent(new CustomEvent(kind, { detail }));
 
@@ -35,9 +38,16 @@ export function open() {
     become("connecting");
     if (source?.readyState !== EventSource.CLOSED) return; // the browser comes again by itself
     source = null;
-    clearTimeout(timer);
-    timer = setTimeout(open, AGAIN_MS);
+    comeAgain();
   });
+}
+
+/** Opens again after an answer that was no channel, unless it was because nobody is signed in any more. */
+async function comeAgain() {
+  await look().catch(() => {}); // who is not there cannot say
+  if (state === "closed" || !session.signed_in || source || document.hidden) return;
+  clearTimeout(timer);
+  timer = setTimeout(open, AGAIN_MS);
 }
 
 function leave() {
@@ -64,12 +74,13 @@ export function close() {
 /** Reads which calls live: what happened before the channel, or in a gap of it, is not told in it. */
 async function read() {
   const mine = ++reading;
+  const told = (toldSince = new Set());
   try {
     const found = await get("calls", { state: "live", limit: 1000 });
     if (mine !== reading) return;
     const there = new Set(found.calls.map((call) => call.call_sid));
-    for (const sid of calls.keys()) if (!there.has(sid)) calls.delete(sid);
-    for (const call of found.calls) keep(call);
+    for (const sid of calls.keys()) if (!there.has(sid) && !told.has(sid)) calls.delete(sid);
+    for (const call of found.calls) if (!told.has(call.call_sid)) keep(call);
     tell("calls");
   } catch {
     if (mine === reading && source) setTimeout(() => mine === reading && read(), AGAIN_MS);
@@ -84,6 +95,7 @@ function keep(call) {
 
 function take(news) {
   if (news.type === "call") {
+    toldSince.add(news.call.call_sid);
     if (news.call.state === "live") keep(news.call);
     else calls.delete(news.call.call_sid);
     tell("calls", news.call);
@@ -94,7 +106,6 @@ function take(news) {
     tell("line", news);
   } else if (news.type === "load") {
     loads.set(news.load.process, { ...news.load, seen: Date.now() });
-    for (const [name, load] of loads) if (Date.now() - load.seen > QUIET_MS) loads.delete(name);
     for (const [sid, status, turn, caller, agent, seconds, usd] of news.calls) {
       const call = calls.get(sid);
       if (call) Object.assign(call, { status, turn, levels: [caller, agent], usd, began: status === "in-progress" ? Date.now() - seconds * 1000 : 0 });
@@ -102,6 +113,13 @@ function take(news) {
     tell("load");
   }
 }
+
+function forgetTheQuiet() {
+  const before = loads.size;
+  for (const [name, load] of loads) if (Date.now() - load.seen > QUIET_MS) loads.delete(name);
+  if (loads.size < before) tell("load");
+}
+setInterval(forgetTheQuiet, FORGET_EVERY_MS);
 
 /** How all processes do together. */
 export function total() {

@@ -148,7 +148,8 @@ export function show(root) {
   live.addEventListener("calls", redraw);
   live.addEventListener("load", loaded);
   live.addEventListener("line", update);
-  const ticking = setInterval(update, STEP_MS);
+  // Where no process says anything any more, nobody knows whether its calls go on: their clocks stand still.
+  const ticking = setInterval(() => { if (loads.size) update(); }, STEP_MS);
   return () => {
     clearInterval(ticking);
     live.removeEventListener("calls", redraw);

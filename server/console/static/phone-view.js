@@ -16,7 +16,7 @@ export function show(root) {
   const end = el("button", { class: "button danger big", hidden: true }, t("now.hang-up"));
   const mute = el("button", { class: "button", hidden: true, "aria-pressed": "false" }, t("phone.mute"));
   const heard = el("span", { class: "meter caller" }, el("i", {})), played = el("span", { class: "meter agent" }, el("i", {}));
-  const below = el("div", {});
+  const below = el("div", { class: "below" });
   let phone = null, leave = () => {}, gone = false;
 
   const told = ({ state: now, reason }) => {

@@ -6,13 +6,17 @@ the server that gives it out; what it shows it asks the API for, with the reader
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from quart import Quart, Response, redirect, request
 from quart_schema import hide
+
+from server.settings.cluster import NODE_FIELD
 
 HERE = Path(__file__).parent
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -22,30 +26,53 @@ FRONT = "/"
 PATHS = frozenset({FRONT, *PAGES})
 BELOW = "/static/"
 """What these paths and those below this one answer is for everybody."""
-POLICY = "; ".join(
-    (
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_][A-Za-z0-9._-]*(:\d+)?")
+
+
+def stream_source(stream_url: str | None) -> str:
+    """Where else pages may open their calls' streams, as a policy names it; empty if nowhere.
+
+    A call may be any machine's, whichever has given out the page: where ``{node}`` stands for the
+    machine's name, what is below the rest of the host is allowed.
+    """
+    at = urlsplit(stream_url or "")
+    _, node, rest = at.netloc.rpartition(NODE_FIELD)
+    host = f"*.{rest.partition('.')[2]}" if node else at.netloc
+    return f"{at.scheme}://{host}" if _HOST.fullmatch(host) else ""
+
+
+def page_headers(stream_url: str | None) -> dict[str, str]:
+    """What every file is given out with.
+
+    Args:
+        stream_url: Where media streams go, with ``{node}`` for a machine's name; None for the
+            public address.
+    """
+    connect = f"connect-src 'self' {stream_source(stream_url)}".strip()
+    policy = (
         "default-src 'none'",
-        *(f"{what}-src 'self'" for what in ("script", "style", "connect", "img", "media")),
+        *(f"{what}-src 'self'" for what in ("script", "style", "img", "media")),
+        connect,
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
     )
-)
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",
-}
+    return {
+        "Content-Security-Policy": "; ".join(policy),
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Cache-Control": "no-cache",
+    }
 
 
 class StaticFile:
     """A file as it is given out, with a tag that changes when it does."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, headers: dict[str, str]) -> None:
+        self._headers = headers
         self.data = path.read_bytes()
         self.tag = sha256(self.data).hexdigest()[:32]
         self.kind = f"{TYPES[path.suffix]}; charset=utf-8"
@@ -53,14 +80,21 @@ class StaticFile:
     def answer(self) -> Response:
         """The file, or that it is still the same."""
         if request.if_none_match.contains(self.tag):
-            response = Response(b"", 304, HEADERS)
+            response = Response(b"", 304, self._headers)
         else:
-            response = Response(self.data, 200, HEADERS, content_type=self.kind)
+            response = Response(self.data, 200, self._headers, content_type=self.kind)
         response.set_etag(self.tag)
         return response
 
 
-def add_files(app: Quart, folder: Path, pages: Mapping[str, str], below: str) -> None:
+def add_files(
+    app: Quart,
+    folder: Path,
+    pages: Mapping[str, str],
+    below: str,
+    *,
+    stream_url: str | None = None,
+) -> None:
     """Add pages and what they are made of.
 
     Args:
@@ -68,8 +102,11 @@ def add_files(app: Quart, folder: Path, pages: Mapping[str, str], below: str) ->
         folder: Where the files are; those in folders of it are not given out.
         pages: The path of each page, and its file.
         below: Below which path the other files are; it is to be :data:`BELOW` or below that.
+        stream_url: Where media streams go, if not to the public address.
     """
-    files = {path.name: StaticFile(path) for path in sorted(folder.iterdir()) if _is_shown(path)}
+    headers = page_headers(stream_url)
+    shown = [path for path in sorted(folder.iterdir()) if path.suffix in TYPES]
+    files = {path.name: StaticFile(path, headers) for path in shown}
 
     def add_page(path: str, name: str) -> None:
         async def page() -> Any:
@@ -90,13 +127,9 @@ def add_files(app: Quart, folder: Path, pages: Mapping[str, str], below: str) ->
     app.add_url_rule(f"{below}<name>", f"files {below}", static_file)
 
 
-def _is_shown(path: Path) -> bool:
-    return path.suffix in TYPES
-
-
-def add_pages(app: Quart) -> None:
+def add_pages(app: Quart, stream_url: str | None = None) -> None:
     """Add the pages of the API, what they are made of, and the way to them."""
-    add_files(app, HERE, PAGES, BELOW)
+    add_files(app, HERE, PAGES, BELOW, stream_url=stream_url)
 
     @app.get(FRONT)
     @hide
