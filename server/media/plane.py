@@ -158,6 +158,8 @@ class Plane:
         ready = self._epoll.poll(timeout_s, READY_PER_PASS)
         now, pumps, wires = trio.current_time(), self._pumps, self._wires
         for number, events in ready:
+            if again and wires.get(number) in again:
+                continue  # had its turn; a pump would read what nobody in this pass looks at
             left = _READING
             if events == _READABLE and (pump := pumps.get(number)) is not None:
                 try:
@@ -174,7 +176,7 @@ class Plane:
                     continue
             if (wire_or_none := wires.get(number)) is None:
                 others = (*others, number)
-            elif wire_or_none not in again:
+            else:
                 self._called_back = True
                 wire_or_none.serve(events, left)
         return others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from codec.latency import Histogram, Latencies
 from codec.path import MediaPath, WebSocket
 from server.carrier.twilio.messages import audio_messages
 from server.media import plane as plane_module
-from server.media.plane import Plane, Wire
+from server.media.plane import MESSAGES_PER_PASS, Plane, Wire
 from server.media.relay import Relay
 from server.model.gemini.messages import AUDIO_MESSAGES
 from tests.support.path_messages import SID, audio, media
@@ -214,3 +215,25 @@ async def test_another_connection_takes_the_models_place(plane):
         await call.phone.send(media(CHUNK, 1))
 
         assert await other.model_hears(1) == codec.MulawDecoder(16_000).decode(CHUNK)
+
+
+async def test_what_comes_while_the_rest_of_a_read_is_looked_at_is_not_lost():
+    plane = Plane()  # nobody serves it but we
+    said = [b'{"number":%d}' % number for number in range(MESSAGES_PER_PASS + 1)]
+    heard: list[bytes] = []
+
+    with plane._epoll:
+        async with joined(plane) as call:
+
+            def listen(messages, ended) -> None:
+                heard.extend(message for message, _ in messages)
+                if heard == said:  # the plane has had its second look, and has not asked epoll yet
+                    call.model.websocket.send_text(COMPLETE)
+                    os.write(call.model.sock.fileno(), call.model.websocket.take_output())
+
+            call.model_wire.listen(listen)
+            await call.model.send(*said)
+            for _ in range(4):
+                plane._serve()
+
+    assert heard == [*said, COMPLETE]
