@@ -18,10 +18,10 @@ from server.carrier import (
 )
 from server.carrier.asterisk.messages import (
     MAX_BEFORE_START,
-    MAX_MALFORMED,
     MAX_MESSAGE_CHARS,
     AsteriskProtocol,
 )
+from server.carrier.protocol import MAX_MALFORMED
 from server.errors import CarrierProtocolError, StreamEnded
 
 FRAME = bytes(range(160))

@@ -26,10 +26,10 @@ from server.carrier.browser.messages import (
     MAX_AHEAD_S,
     MAX_BEFORE_START,
     MAX_CHUNK_BYTES,
-    MAX_MALFORMED,
     MAX_MESSAGE_CHARS,
     BrowserProtocol,
 )
+from server.carrier.protocol import MAX_MALFORMED
 from server.errors import CarrierProtocolError, StreamEnded
 
 CALL_SID = "BR" + "0a" * 16

@@ -21,10 +21,10 @@ from server.carrier import (
     StreamStarted,
     StreamStopped,
 )
+from server.carrier.protocol import MAX_MALFORMED
 from server.carrier.twilio.messages import (
     MAX_BEFORE_START,
     MAX_CHARS_BEFORE_START,
-    MAX_MALFORMED,
     MAX_MESSAGE_CHARS,
     StreamState,
     TwilioProtocol,

@@ -9,9 +9,8 @@ import trio
 
 from codec.latency import Histogram, Latencies
 from codec.path import MediaPath
-from server.carrier import CarrierCommand, CarrierEvent, StreamStarted, StreamStopped
+from server.carrier import CarrierCommand, CarrierEvent, StreamCounts, StreamStarted, StreamStopped
 from server.carrier.transport import QueuedTransport, TextSocket
-from server.carrier.twilio.messages import StreamCounts
 from server.carrier.twilio.stream import TwilioMediaStream
 from server.errors import CarrierProtocolError
 from server.media.relay import Relay

@@ -9,6 +9,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from server.carrier.protocol import UNREADABLE
+
 EVENTS = (
     "StasisStart",
     "StasisEnd",
@@ -20,7 +22,6 @@ EVENTS = (
     "ApplicationReplaced",
 )
 """All that have to be told."""
-UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 class Party(Struct):

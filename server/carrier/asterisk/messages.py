@@ -24,9 +24,9 @@ from server.carrier import (
     MarkReached,
     SendAudio,
     SendMark,
-    StreamCounts,
     StreamStarted,
 )
+from server.carrier.protocol import UNREADABLE, StreamProtocol
 from server.errors import CarrierProtocolError, StreamEnded
 
 logger = structlog.get_logger(__name__)
@@ -37,7 +37,6 @@ TICKET_VARIABLE = "OFFHOOK_TICKET"
 LAWS: dict[str, Law | None] = {"ulaw": None, "alaw": ALAW}
 MAX_MESSAGE_CHARS = 16 * 1024
 """A longer one is not read. ``MEDIA_START``, with the channel's variables, has some 500."""
-MAX_MALFORMED = 50
 MAX_BEFORE_START = 64
 """Messages until ``MEDIA_START`` has come: audio can overtake it (Asterisk's issue 1712)."""
 PAUSE_S = 0.2
@@ -84,30 +83,26 @@ class _AnyKind(Struct):
 _Message = _Start | _Mark | _Digit
 _decode_message = msgspec.json.Decoder(_Message).decode
 _decode_kind = msgspec.json.Decoder(_AnyKind).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
-class AsteriskProtocol:
+class AsteriskProtocol(StreamProtocol):
     """One ``chan_websocket`` connection without a socket: messages in, events out, and back.
 
     What can be ignored is ignored and counted, so that one bad message never ends a call.
 
     Attributes:
-        stream_sid: The media channel's name; empty before ``MEDIA_START``.
         law: How its audio becomes mu-law; None if it is.
-        counts: What has been seen so far.
         timestamp_ms: The stream's clock at the end of the last frame; None before the first.
     """
 
     def __init__(self) -> None:
-        self.stream_sid = ""
+        super().__init__()
         self.law: Law | None = None
-        self.counts = StreamCounts()
         self.timestamp_ms: int | None = None
         self._began_at = 0.0
         self._heard_at = 0.0
         self._before_start = 0
-        self._malformed_told = self._overrun_told = False
+        self._overrun_told = False
 
     def receive(self, message: str | bytes, now: float) -> CarrierEvent | None:
         """Read one WebSocket message.
@@ -134,7 +129,7 @@ class AsteriskProtocol:
             return None
         try:
             read: _Message = _decode_message(message)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self._ignore_unreadable(message, error)
             return None
         if isinstance(read, _Start):
@@ -216,7 +211,7 @@ class AsteriskProtocol:
     def _ignore_unreadable(self, text: str, error: Exception) -> None:
         try:
             kind = _decode_kind(text).event
-        except _UNREADABLE:
+        except UNREADABLE:
             self._ignore_malformed("not a JSON object with an event")
             return
         if kind == "MEDIA_START" and not self.stream_sid:
@@ -228,14 +223,3 @@ class AsteriskProtocol:
         elif kind == "MEDIA_XOFF" and self.stream_sid and not self._overrun_told:
             self._overrun_told = True
             logger.warning("Asterisk's queue is full: more of the agent's audio would be lost")
-
-    def _ignore_malformed(self, cause: str) -> None:
-        self.counts.malformed += 1
-        if self.stream_sid and not self._malformed_told:
-            self._malformed_told = True
-            logger.warning("malformed carrier message ignored", cause=cause)
-        if self.counts.malformed >= MAX_MALFORMED:
-            raise CarrierProtocolError(
-                f"{self.counts.malformed} malformed messages, the last one {cause}",
-                stream_sid=self.stream_sid or None,
-            )

@@ -11,7 +11,6 @@ import re
 from typing import Annotated
 
 import msgspec
-import structlog
 from msgspec import Meta, Struct
 
 import codec
@@ -25,13 +24,20 @@ from server.carrier import (
     MarkReached,
     SendAudio,
     SendMark,
-    StreamCounts,
     StreamStarted,
     StreamStopped,
 )
+from server.carrier.media_streams import (
+    Count,
+    Dtmf,
+    MediaFormat,
+    MediaStreamsProtocol,
+    Stop,
+    audio_messages_of,
+    decode_kind,
+)
+from server.carrier.protocol import UNREADABLE
 from server.errors import CarrierProtocolError, StreamEnded
-
-logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 HEARD_HZ, SAID_HZ = 16_000, 24_000
 """A wide stream's rates, from the page and to it: the model's own."""
@@ -43,39 +49,25 @@ MAX_AHEAD_S = 10.0
 """A page may send so much more audio than time has passed: what a stalled network has held back.
 What comes beyond it is no microphone's, and would cost the model's tokens."""
 MAX_BEFORE_START = 8
-MAX_MALFORMED = 50
-MAX_COUNT = 999_999_999_999_999
-"""Of 15 digits, as many as the compiled path reads."""
 MAX_SAID_CHARS = 4_000
 CALL_SID = re.compile(r"BR[0-9a-f]{32}")
-_Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 _Sid = Annotated[str, Meta(pattern="^[A-Za-z0-9]{1,64}$")]
-
-
-class _MediaFormat(Struct, rename="camel"):
-    encoding: str
-    sample_rate: _Count
-    channels: _Count
 
 
 class _StartFacts(Struct, rename="camel"):
     call_sid: Annotated[str, Meta(max_length=64)]
-    media_format: _MediaFormat
+    media_format: MediaFormat
     custom_parameters: dict[str, str]
 
 
 class _MediaFacts(Struct, gc=False):
     payload: bytes
-    timestamp: _Count
-    chunk: _Count = 0
+    timestamp: Count
+    chunk: Count = 0
 
 
 class _MarkFacts(Struct, gc=False):
     name: Annotated[str, Meta(max_length=64)]
-
-
-class _DtmfFacts(Struct, gc=False):
-    digit: Annotated[str, Meta(pattern="^[0-9*#A-D]$")]
 
 
 class _Start(Struct, tag_field="event", tag="start", rename="camel"):
@@ -93,26 +85,11 @@ class _Mark(Struct, tag_field="event", tag="mark", rename="camel"):
     mark: _MarkFacts
 
 
-class _Dtmf(Struct, tag_field="event", tag="dtmf", rename="camel"):
-    stream_sid: str
-    dtmf: _DtmfFacts
-
-
-class _Stop(Struct, tag_field="event", tag="stop", rename="camel"):
-    stream_sid: str
-
-
-_Message = _Start | _Media | _Mark | _Dtmf | _Stop
+_Message = _Start | _Media | _Mark | Dtmf | Stop
 _KNOWN_KINDS = frozenset({"start", "media", "mark", "dtmf", "stop"})
 
 
-class _AnyKind(Struct):
-    event: str
-
-
 _decode_message = msgspec.json.Decoder(_Message, strict=False).decode
-_decode_kind = msgspec.json.Decoder(_AnyKind).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 _CALLER_AUDIO = Shape(
     {
@@ -128,27 +105,23 @@ _CALLER_AUDIO = Shape(
 )
 
 
-class BrowserProtocol:
+class BrowserProtocol(MediaStreamsProtocol):
     """One page's media stream: text in, events out; commands in, text out.
 
     What can be ignored is ignored and counted, so that one bad message never ends a call.
 
     Attributes:
-        stream_sid: The page's name for the stream; empty before ``start``.
         is_wide: Whether its audio has more than a telephone's band.
-        counts: What has been seen so far.
-        last_chunk: Number of the last chunk; 0 before the first.
-        timestamp_ms: The page's clock at the end of it; None before the first.
-        due_at: When that may have been at the earliest, with what a network may have held back.
+        due_at: When the end of the last chunk may have been at the earliest, with what a network
+            may have held back.
     """
 
+    malformed_line = "malformed message of a page ignored"
+
     def __init__(self) -> None:
-        self.stream_sid = ""
+        super().__init__()
         self.is_wide = False
-        self.counts = StreamCounts()
-        self.last_chunk = 0
-        self.timestamp_ms: int | None = None
-        self._is_over = self._malformed_told = False
+        self._is_over = False
         self._before_start = 0
         self.due_at = 0.0
         self._head = self._tail = ""
@@ -182,7 +155,7 @@ class BrowserProtocol:
             return None
         try:
             message: _Message = _decode_message(text)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self._ignore_unreadable(text, error)
             return None
         if isinstance(message, _Start) is bool(self.stream_sid) or self._is_over:
@@ -198,9 +171,9 @@ class BrowserProtocol:
                 return self._hear(media, now)
             case _Mark(mark=mark):
                 return MarkReached(mark.name, now)
-            case _Dtmf(dtmf=dtmf):
+            case Dtmf(dtmf=dtmf):
                 return DigitPressed(dtmf.digit)
-            case _Stop():
+            case Stop():
                 self._is_over = True
                 return StreamStopped(said=True)
 
@@ -228,7 +201,7 @@ class BrowserProtocol:
 
     def audio_messages(self) -> AudioMessages:
         """How audio comes and goes on a narrow stream, for the media path."""
-        return AudioMessages(_CALLER_AUDIO, self._head.encode(), self._tail.encode())
+        return audio_messages_of(self.stream_sid, _CALLER_AUDIO)
 
     def count_elsewhere(
         self,
@@ -241,27 +214,21 @@ class BrowserProtocol:
         due_at: float,
     ) -> None:
         """Chunks have been read by somebody else: add what they counted, and go on from there."""
-        if not media:
-            return
-        counts = self.counts
-        counts.media += media
-        counts.missing_chunks += missing
-        counts.repeated_chunks += repeated
-        counts.timestamp_jumps += jumps
-        self.last_chunk, self.timestamp_ms = position
-        self.due_at = due_at
+        if media:
+            self._count_passed(media, missing, repeated, jumps, position)
+            self.due_at = due_at
 
     def _start(self, message: _Start, now: float) -> StreamStarted:
-        start, given = message.start, message.start.media_format
-        got = (given.encoding[:40], given.sample_rate, given.channels)
+        start = message.start
+        got = start.media_format.shown()
         if got not in (NARROW, WIDE):
             raise CarrierProtocolError("media format is {}/{}/{}, not one of ours".format(*got))
         if CALL_SID.fullmatch(start.call_sid) is None:
             raise CarrierProtocolError("start message without the sid of a call from a browser")
         self.stream_sid, self.is_wide = message.stream_sid, got == WIDE
         self.due_at = now - MAX_AHEAD_S
-        self._head = f'{{"event":"media","streamSid":"{self.stream_sid}","media":{{"payload":"'
-        self._tail = '"}}'
+        audio = self.audio_messages()
+        self._head, self._tail = audio.head.decode(), audio.tail.decode()
         return StreamStarted(
             stream_sid=self.stream_sid,
             call_sid=start.call_sid,
@@ -270,7 +237,7 @@ class BrowserProtocol:
         )
 
     def _hear(self, media: _MediaFacts, now: float) -> CallerAudio | None:
-        counts, payload = self.counts, media.payload
+        payload = media.payload
         if len(payload) > MAX_CHUNK_BYTES or (self.is_wide and len(payload) % 2):
             self._ignore_malformed(f"audio of {len(payload)} bytes")
             return None
@@ -282,19 +249,11 @@ class BrowserProtocol:
             raise CarrierProtocolError(
                 "more audio than time has passed", stream_sid=self.stream_sid
             )
-        if media.chunk > self.last_chunk:
-            if self.last_chunk:
-                counts.missing_chunks += min(media.chunk - self.last_chunk - 1, 3_000)
-            self.last_chunk = media.chunk
-        elif media.chunk:
-            counts.repeated_chunks += 1
-        if self.timestamp_ms is not None and media.timestamp != self.timestamp_ms:
-            counts.timestamp_jumps += 1
         ms = len(media.payload) // (2 * HEARD_HZ // 1_000 if self.is_wide else 8)
-        self.timestamp_ms = media.timestamp + ms
+        self._count_chunk(media.chunk, media.timestamp, ms)
         if not payload:
             return None
-        counts.media += 1
+        self.counts.media += 1
         return CallerAudio(payload, media.timestamp, now, wide)
 
     def _written(self, event: str, facts: dict[str, str] | None) -> str:
@@ -305,8 +264,8 @@ class BrowserProtocol:
 
     def _ignore_unreadable(self, text: str, error: Exception) -> None:
         try:
-            kind = _decode_kind(text).event
-        except _UNREADABLE:
+            kind = decode_kind(text).event
+        except UNREADABLE:
             self._ignore_malformed("not a JSON object with an event")
             return
         if kind == "start" and not self.stream_sid:
@@ -315,14 +274,3 @@ class BrowserProtocol:
             self._ignore_malformed(f"unreadable {kind} message: {error}")
         else:
             self.counts.unknown += 1
-
-    def _ignore_malformed(self, cause: str) -> None:
-        self.counts.malformed += 1
-        if self.stream_sid and not self._malformed_told:
-            self._malformed_told = True
-            logger.warning("malformed message of a page ignored", cause=cause)
-        if self.counts.malformed >= MAX_MALFORMED:
-            raise CarrierProtocolError(
-                f"{self.counts.malformed} malformed messages, the last one {cause}",
-                stream_sid=self.stream_sid or None,
-            )

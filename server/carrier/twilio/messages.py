@@ -20,10 +20,20 @@ from server.carrier import (
     MarkReached,
     SendAudio,
     SendMark,
-    StreamCounts,
     StreamStarted,
     StreamStopped,
 )
+from server.carrier.media_streams import (
+    Count,
+    Dtmf,
+    MediaFormat,
+    MediaStreamsProtocol,
+    Stop,
+    audio_messages_of,
+    decode_kind,
+    json_string,
+)
+from server.carrier.protocol import UNREADABLE
 from server.carrier.twilio.reports import check_call_sid
 from server.errors import (
     CarrierProtocolError,
@@ -34,44 +44,25 @@ logger = structlog.get_logger(__name__)
 T = TypeVar("T")
 MAX_MESSAGE_CHARS = 64 * 1024
 """A longer message is not read. Twilio's own are about 400 characters."""
-MAX_MALFORMED = 50
-"""So many unreadable messages on one stream, a second's worth, and it is not Twilio's stream."""
 MAX_BEFORE_START = 32
 """Messages until ``start`` has come, itself included. Twilio sends ``connected``, and then it."""
 MAX_CHARS_BEFORE_START = 16 * 1024
 """What they may have together. Twilio's are about 1,500; a parameter has less than 500."""
 _MAX_UNKNOWN_KINDS_LOGGED = 10
-# A stream's numbers are bounded here: Python's integers are not, and a float, a counter or a column
-# that is given one of 400 digits fails far from whoever sent it.
-MAX_COUNT = 999_999_999_999_999
-"""Of 15 digits: as many as the compiled path reads, and exact in a float."""
-MAX_GAP_CHUNKS = 3_000
-"""A minute: chunk numbers that are further apart are another count, not audio that was lost."""
-_Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 _Sid = Annotated[str, Meta(min_length=1, max_length=64)]
-
-
-class _MediaFormat(Struct, rename="camel"):
-    encoding: str
-    sample_rate: _Count
-    channels: _Count
 
 
 class _StartFacts(Struct, rename="camel"):
     call_sid: _Sid
-    media_format: _MediaFormat
+    media_format: MediaFormat
     custom_parameters: dict[str, str] | None = None
 
 
 class _MediaFacts(Struct, gc=False):
     payload: bytes
-    timestamp: _Count
-    chunk: _Count = 0
+    timestamp: Count
+    chunk: Count = 0
     track: str = "inbound"
-
-
-class _DtmfFacts(Struct, gc=False):
-    digit: Annotated[str, Meta(pattern="^[0-9*#A-D]$")]
 
 
 class _MarkFacts(Struct, gc=False):
@@ -92,35 +83,16 @@ class _Media(Struct, gc=False, tag_field="event", tag="media", rename="camel"):
     media: _MediaFacts
 
 
-class _Dtmf(Struct, tag_field="event", tag="dtmf", rename="camel"):
-    stream_sid: str
-    dtmf: _DtmfFacts
-
-
 class _Mark(Struct, tag_field="event", tag="mark", rename="camel"):
     stream_sid: str
     mark: _MarkFacts
 
 
-class _Stop(Struct, tag_field="event", tag="stop", rename="camel"):
-    stream_sid: str
-
-
-_Message = _Connected | _Start | _Media | _Dtmf | _Mark | _Stop
+_Message = _Connected | _Start | _Media | Dtmf | _Mark | Stop
 _KNOWN_KINDS = frozenset({"connected", "start", "media", "dtmf", "mark", "stop"})
 
 
-class _AnyKind(Struct):
-    event: str
-
-
 _decode_message = msgspec.json.Decoder(_Message, strict=False).decode
-_decode_kind = msgspec.json.Decoder(_AnyKind).decode
-# What msgspec raises for text that is no such message: not JSON or not the fields wanted, lone
-# surrogates, nested too deep.
-UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
-
-
 _CALLER_AUDIO = Shape(
     {
         "event": "media",
@@ -152,34 +124,28 @@ TRANSITIONS: dict[StreamState, dict[type[_Message], StreamState]] = {
     },
     StreamState.STREAMING: {
         _Media: StreamState.STREAMING,
-        _Dtmf: StreamState.STREAMING,
+        Dtmf: StreamState.STREAMING,
         _Mark: StreamState.STREAMING,
-        _Stop: StreamState.STOPPED,
+        Stop: StreamState.STOPPED,
     },
     StreamState.STOPPED: {},
 }
 
 
-class TwilioProtocol:
+class TwilioProtocol(MediaStreamsProtocol):
     """Twilio Media Streams without a socket: text in, events out; commands in, text out.
 
     What can be ignored is ignored and counted, so that one bad message never ends a call.
 
     Attributes:
         state: Where the stream stands.
-        stream_sid: Twilio's name for the stream; empty before ``start``.
-        counts: What has been seen so far.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.state = StreamState.CONNECTING
-        self.stream_sid = ""
-        self.counts = StreamCounts()
         self._unknown_kinds: set[str] = set()
-        self._malformed_told = False
         self._messages_before_start = self._chars_before_start = 0
-        self._last_chunk = 0
-        self._next_timestamp_ms: int | None = None
         self._media_head = self._media_tail = ""
         self._mark_head = ""
         self._clear_text = ""
@@ -231,7 +197,7 @@ class TwilioProtocol:
                 return self._hear(media, now)
             case _Mark(mark=mark):
                 return MarkReached(mark.name, now)
-            case _Dtmf(dtmf=dtmf):
+            case Dtmf(dtmf=dtmf):
                 return DigitPressed(dtmf.digit)
             case _Start(start=start):
                 return StreamStarted(
@@ -240,7 +206,7 @@ class TwilioProtocol:
                     parameters=start.custom_parameters or {},
                     received_at=now,
                 )
-            case _Stop():
+            case Stop():
                 return StreamStopped(said=True)
 
     def send(self, command: CarrierCommand) -> str:
@@ -259,27 +225,21 @@ class TwilioProtocol:
                 audio = base64.b64encode(payload).decode("ascii")
                 return f"{self._media_head}{audio}{self._media_tail}"
             case SendMark(name):
-                return f"{self._mark_head}{_json_string(name)}}}}}"
+                return f"{self._mark_head}{json_string(name)}}}}}"
             case Clear():
                 return self._clear_text
 
     @property
     def position(self) -> tuple[int, int | None]:
         """Number of the last chunk, 0 if there was none, and the carrier's clock at its end."""
-        return self._last_chunk, self._next_timestamp_ms
+        return self.last_chunk, self.timestamp_ms
 
     def count_elsewhere(
         self, media: int, missing: int, repeated: int, jumps: int, *, position: tuple[int, int]
     ) -> None:
         """Chunks have been read by somebody else: add what they counted, and go on from there."""
-        if not media:
-            return
-        counts = self.counts
-        counts.media += media
-        counts.missing_chunks += missing
-        counts.repeated_chunks += repeated
-        counts.timestamp_jumps += jumps
-        self._last_chunk, self._next_timestamp_ms = position
+        if media:
+            self._count_passed(media, missing, repeated, jumps, position)
 
     def _count_before_start(self, chars: int) -> None:
         self._messages_before_start += 1
@@ -290,14 +250,8 @@ class TwilioProtocol:
         ):
             raise CarrierProtocolError("too much came before a start message")
 
-    @property
-    def _may_log(self) -> bool:
-        """Whether this is a call's stream: before its ``start`` it may be anybody's."""
-        return self.state is not StreamState.CONNECTING
-
     def _start(self, message: _Start) -> None:
-        media_format = message.start.media_format
-        got = (media_format.encoding[:40], media_format.sample_rate, media_format.channels)
+        got = message.start.media_format.shown()
         if got != ("audio/x-mulaw", 8000, 1):
             raise CarrierProtocolError(
                 "media format is {}/{}/{}, only audio/x-mulaw/8000/1 is spoken here".format(*got),
@@ -305,34 +259,25 @@ class TwilioProtocol:
             )
         check_call_sid(message.start.call_sid, "start message")
         self.stream_sid = message.stream_sid
-        sid = _json_string(message.stream_sid)
+        sid = json_string(message.stream_sid)
         audio = audio_messages(message.stream_sid)
         self._media_head, self._media_tail = audio.head.decode(), audio.tail.decode()
         self._mark_head = f'{{"event":"mark","streamSid":{sid},"mark":{{"name":'
         self._clear_text = f'{{"event":"clear","streamSid":{sid}}}'
 
     def _hear(self, media: _MediaFacts, now: float) -> CallerAudio | None:
-        counts = self.counts
         if media.track.startswith("outbound"):
-            counts.foreign += 1
+            self.counts.foreign += 1
             return None
-        if media.chunk > self._last_chunk:
-            if self._last_chunk:
-                counts.missing_chunks += min(media.chunk - self._last_chunk - 1, MAX_GAP_CHUNKS)
-            self._last_chunk = media.chunk
-        elif media.chunk:
-            counts.repeated_chunks += 1
-        if self._next_timestamp_ms is not None and media.timestamp != self._next_timestamp_ms:
-            counts.timestamp_jumps += 1
-        self._next_timestamp_ms = media.timestamp + len(media.payload) // 8
+        self._count_chunk(media.chunk, media.timestamp, len(media.payload) // 8)
         if not media.payload:
             return None
-        counts.media += 1
+        self.counts.media += 1
         return CallerAudio(media.payload, media.timestamp, now)
 
     def _ignore_unreadable(self, text: str, error: Exception) -> None:
         try:
-            kind = _decode_kind(text).event
+            kind = decode_kind(text).event
         except UNREADABLE:
             self._ignore_malformed("not a JSON object with an event")
             return
@@ -343,28 +288,11 @@ class TwilioProtocol:
             return
         self.counts.unknown += 1
         known = self._unknown_kinds
-        if self._may_log and kind not in known and len(known) < _MAX_UNKNOWN_KINDS_LOGGED:
+        if self.stream_sid and kind not in known and len(known) < _MAX_UNKNOWN_KINDS_LOGGED:
             known.add(kind)
             logger.info("carrier message of an unknown kind ignored", kind=kind[:40])
-
-    def _ignore_malformed(self, cause: str) -> None:
-        self.counts.malformed += 1
-        if self._may_log and not self._malformed_told:
-            self._malformed_told = True
-            logger.warning("malformed carrier message ignored", cause=cause)
-        if self.counts.malformed >= MAX_MALFORMED:
-            raise CarrierProtocolError(
-                f"{self.counts.malformed} malformed messages, the last one {cause}",
-                stream_sid=self.stream_sid or None,
-            )
 
 
 def audio_messages(stream_sid: str) -> AudioMessages:
     """How Twilio's audio comes and goes on this stream, for the media path."""
-    sid = _json_string(stream_sid)
-    head = f'{{"event":"media","streamSid":{sid},"media":{{"payload":"'
-    return AudioMessages(_CALLER_AUDIO, head.encode(), b'"}}')
-
-
-def _json_string(text: str) -> str:
-    return msgspec.json.encode(text).decode()
+    return audio_messages_of(stream_sid, _CALLER_AUDIO)

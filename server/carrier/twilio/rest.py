@@ -24,8 +24,9 @@ from twilio.http.response import Response
 from twilio.rest import Client
 
 from server.carrier import CallStatus, PlacedCall, StatusUpdate
+from server.carrier.protocol import UNREADABLE
 from server.carrier.twilio.documents import dial_twiml, say_twiml
-from server.carrier.twilio.messages import UNREADABLE, T
+from server.carrier.twilio.messages import T
 from server.carrier.twilio.numbers import TwilioNumbers
 from server.carrier.twilio.reports import check_call_sid, is_count
 from server.carrier.twilio.retry_after import read_retry_after
