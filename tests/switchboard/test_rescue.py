@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -550,16 +551,17 @@ async def test_whoever_finds_a_call_over_does_not_write_over_what_was_written_by
     holding = process.left()
     process.carrier.reconnect = over
     process.carrier.status = CallStatus.COMPLETED
-    database = Database(database_url("sqlite://"))
-    database.write([record(1, call_sid=SID, detail="by who talked", generation=1)])
+    with closing(Database(database_url("sqlite://"))) as database:
+        database.write([record(1, call_sid=SID, detail="by who talked", generation=1)])
 
-    await process.rescue._rescue(SID, holding)
-    await wait_all_tasks_blocked()
-    (found,) = process.kept
-    database.write([fitted(found)])
+        await process.rescue._rescue(SID, holding)
+        await wait_all_tasks_blocked()
+        (found,) = process.kept
+        database.write([fitted(found)])
+        kept = database.get(SID)
 
     assert found["state"] == "ended"
-    assert database.get(SID)["detail"] == "by who talked"
+    assert kept["detail"] == "by who talked"
 
 
 async def test_a_call_that_ended_here_and_went_on_elsewhere_since_is_taken_up_again(
