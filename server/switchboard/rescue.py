@@ -72,7 +72,7 @@ class CallLost(ServerError):
     unless it had ended before.
 
     Attributes:
-        has_ended: Its last owner has said so.
+        has_ended: Its last owner has said so, or it has ended here.
     """
 
     def __init__(self, reason: str, *, has_ended: bool) -> None:
@@ -282,7 +282,7 @@ class Rescue:
         except (StateUnreadable, CallIsOver) as reason:
             logger.warning("call cannot be taken over", reason=str(reason), **facts)
             self._cluster.release(call_sid, seized.generation)
-            raise CallLost(str(reason), has_ended=False) from reason
+            raise CallLost(str(reason), has_ended=isinstance(reason, CallIsOver)) from reason
         logger.info("call taken over", generation=seized.generation, **facts)
         return call
 

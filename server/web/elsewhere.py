@@ -206,8 +206,7 @@ class Elsewhere:
                 if trio.current_time() >= give_up_at:
                     raise RegistryAway("who has this call changes all the time")
             except CallLost as lost:
-                has_ended = self._service.calls.register.has_ended(call_sid)
-                return None, not (lost.has_ended or has_ended)
+                return None, not lost.has_ended
             except CallRefused as refused:  # it may be taken when it is asked for again
                 return cast(Response, refusal(refused).response()), False
             except RegistryAway:

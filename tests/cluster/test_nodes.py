@@ -18,6 +18,7 @@ from websockets.trio.client import connect
 
 from server.cluster.passing_on import WorkerLost
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen
+from server.dialogue.endings import EndReason
 from server.records.database import Database
 from server.switchboard.rescue import Rescue
 from server.web.elsewhere import DENIALS, ORPHAN_S
@@ -250,6 +251,28 @@ async def test_the_caller_of_a_call_that_had_ended_before_its_machine_was_gone_i
         left_by_one_that_is_gone(store)
         store.states[CALL_SID] = b""
         answer = await resumed(first, first)
+
+    assert "<Hangup" in answer.text
+    assert "<Say" not in answer.text
+    assert CALL_SID not in store.calls
+
+
+async def test_the_caller_of_a_call_that_has_ended_here_since_is_hung_up_though_it_seems_to_begin(
+    monkeypatch,
+):
+    store = Store()
+    async with two_nodes(monkeypatch, store, recent_calls=0) as (first, _):
+        left_by_one_that_is_gone(store)
+        await resumed(first, first)
+        (call,) = first.service.calls.register.live
+        call.end(EndReason.HUNG_UP)
+        with trio.fail_after(PATIENCE_S):
+            await call.finished.wait()
+        left_by_one_that_is_gone(store)  # as if nobody had heard that it was taken over
+        store.ended.clear()
+        form = {"CallSid": CALL_SID, "CallStatus": "ringing", "Direction": "inbound"}
+        form |= {"From": "+15005550100", "AccountSid": first.twilio.account_sid}
+        answer = await signed(first, first, "/twiml", form)
 
     assert "<Hangup" in answer.text
     assert "<Say" not in answer.text

@@ -281,8 +281,10 @@ async def test_a_call_that_has_ended_here_is_not_begun_again(autojump_clock, pro
     await wait_all_tasks_blocked()
     again = process.left()
 
-    with pytest.raises(CallLost, match="over"):
+    with pytest.raises(CallLost, match="over") as lost:
         await process.rescue.take(SID, again)
+
+    assert lost.value.has_ended
 
 
 async def test_what_was_sent_to_the_registry_is_seen_through(autojump_clock, process, nursery):

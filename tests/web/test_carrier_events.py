@@ -102,6 +102,22 @@ async def test_a_call_whose_process_has_left_nothing_gets_an_apology(monkeypatch
     assert isinstance(answer, SayAndEndCall)
 
 
+async def test_a_call_that_has_ended_here_is_over_though_another_that_is_gone_had_it_before(
+    monkeypatch,
+):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, _):
+        call = await in_progress(first)
+        call.end(EndReason.HUNG_UP)
+        with trio.fail_after(60):
+            await call.finished.wait()
+        store.calls[CALL], store.states[CALL] = Holding(Member("z", 1), 1), b"1{}"
+        store.ended.clear()
+        answer = await first.service.take_report(ResumeRequest(CALL))
+
+    assert isinstance(answer, EndCall)
+
+
 async def test_a_call_that_has_ended_here_is_over_while_the_registry_is_away(monkeypatch):
     store = Store()
     async with two_nodes(monkeypatch, store) as (first, _):
