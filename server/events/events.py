@@ -53,7 +53,6 @@ class Events:
         self._allow_private = allow_private
         self._turns = turns
         self._public_url = public_url
-        self._has_handlers = bool(handlers)
         self._last_at = 0.0
         self.handling = Handling(handlers, metrics)
         self.delivery = Delivery(records, keys, metrics=metrics, allow_private=allow_private)
@@ -73,14 +72,14 @@ class Events:
             return str(error)
         return None
 
-    def is_wanted(self, url: str | None) -> bool:
-        """Whether anybody wants to be told of a call that names this receiver, or none."""
-        return self._has_handlers or (bool(self._keys) and bool(url or self._url))
+    def is_wanted(self, kind: Kind, url: str | None) -> bool:
+        """Whether anybody wants to be told this of a call that names this receiver, or none."""
+        return bool(self._receiver(kind, url)) or self.handling.wants(kind)
 
-    def are_turns_wanted(self, url: str | None) -> bool:
-        """Whether anybody wants to be told of each turn of a call."""
-        is_receiver = self._turns and bool(self._keys) and bool(url or self._url)
-        return is_receiver or self.handling.wants("call.turn")
+    def _receiver(self, kind: Kind, url: str | None) -> str | None:
+        if not self._keys or (kind == "call.turn" and not self._turns):
+            return None
+        return url or self._url
 
     def tell(self, kind: Kind, told: CallTold, url: str | None = None) -> None:
         """Something has happened to a call.
@@ -90,8 +89,7 @@ class Events:
             told: The call.
             url: The call's own receiver; None for the usual one.
         """
-        is_for_receivers = bool(self._keys) and (kind != "call.turn" or self._turns)
-        receiver = (url or self._url) if is_for_receivers else None
+        receiver = self._receiver(kind, url)
         if not receiver and not self.handling.wants(kind):
             return
         # Whatever the clock does, what happens later is later.

@@ -195,12 +195,13 @@ class Calls:
         let_go = partial(
             self._cluster.let_go, call.call_sid, call.ownership.generation, is_moved=is_moved
         )
-        if is_moved:
-            forgotten, left = self.register.forget(call)
+        if not is_moved:
+            forgotten, left = self.register.end(call, record, let_go)
+        else:
+            forgotten, left = (), None
+            self.register.forget(call)
             with one_calls_trouble(call):
                 let_go()
-        else:
-            forgotten, left = self.register.end(call, record, let_go)
         with one_calls_trouble(call):
             self.model_trial.learn(call)
         with one_calls_trouble(call):

@@ -128,7 +128,7 @@ class Register:
         self._show(call)
         self._tell("call.started", call)
         url = call.conversation.party.agent.events_url
-        if self.events is not None and self.events.are_turns_wanted(url):
+        if self.events is not None and self.events.is_wanted("call.turn", url):
             call.conversation.notes.on_heard = partial(self._tell_heard, call.call_sid)
         if call.conversation.answered_at is None:
             call.on_answer = partial(self._tell_answered, call.call_sid)
@@ -149,7 +149,7 @@ class Register:
     def _tell(self, kind: Kind, call: Call) -> None:
         """Tell of a call that goes on, if anybody wants to be told."""
         url = call.conversation.party.agent.events_url
-        if self.events is not None and self.events.is_wanted(url):
+        if self.events is not None and self.events.is_wanted(kind, url):
             with one_calls_trouble(call):
                 self.events.tell(kind, CallTold(call.record(full=False).as_dict()), url)
 
@@ -164,7 +164,7 @@ class Register:
         c = call.conversation
         url = c.party.agent.events_url
         with one_calls_trouble(call):
-            if self.events is None or not self.events.are_turns_wanted(url):
+            if self.events is None or not self.events.is_wanted("call.turn", url):
                 return
             turns = c.notes.transcript.settled(heard, words=c.options.transcripts)
             shown = call.record(full=False).as_dict() if turns else {}
@@ -177,13 +177,23 @@ class Register:
     def _tell_end(self, call: Call | EndedCall, shown: dict[str, Any], url: str | None) -> None:
         """Tell how a call has ended, given its record; before that is written."""
         reason = call.end_reason
-        if self.events is None or not self.events.is_wanted(url):
-            return
         kinds: list[Kind] = ["call.ended"]
         if shown.get("recording"):
             kinds.insert(0, "call.recording")
         if reason is not None and reason.is_failure:
             kinds.insert(0, "call.failed")
+        self._tell_of(call, kinds, shown, url)
+
+    def _tell_of(
+        self,
+        call: Call | EndedCall,
+        kinds: Iterable[Kind],
+        shown: dict[str, Any],
+        url: str | None,
+    ) -> None:
+        """Tell of a call that is over, given its record, whoever wants to be told."""
+        if self.events is None:
+            return
         told = CallTold(shown)
         for kind in kinds:
             with one_calls_trouble(call):
@@ -216,8 +226,7 @@ class Register:
                 shown = record.as_dict()
                 if not ownership.has_carried:
                     shown["generation"] = FOUND_OVER
-                with one_calls_trouble(call):
-                    self._tell_end(call, shown, agent.events_url)
+                self._tell_end(call, shown, agent.events_url)
                 with one_calls_trouble(call):
                     left = self._recent[call.call_sid] = call.left(shown)
                     if ownership.keep is not None:
@@ -250,8 +259,7 @@ class Register:
         self._recent[left.call_sid] = left
         with one_calls_trouble(left):
             shown = left.shown()
-            with one_calls_trouble(left):
-                self._tell_end(left, shown, events_url)
+            self._tell_end(left, shown, events_url)
             self._keep(shown)
         self._show(left)
         if self._records is None:
@@ -273,15 +281,10 @@ class Register:
         too_many = range(len(self._ended) - MAX_ENDED)
         return [self._ended.popitem(last=False)[0] for _ in too_many]
 
-    def forget(self, call: Call) -> tuple[Sequence[str], None]:
-        """A call is another process's: nothing is known of it here any more.
-
-        Returns:
-            No calls, as what is not ours is not given back; and nothing is left of this one.
-        """
+    def forget(self, call: Call) -> None:
+        """A call is another process's: nothing is known of it here any more."""
         if self._live.get(call.call_sid) is call:
             del self._live[call.call_sid]
-        return (), None
 
     def _written(self, call_sid: str) -> None:
         if (let_go := self._unwritten.pop(call_sid, None)) is not None:
@@ -301,9 +304,7 @@ class Register:
         """More is known of what an ended call was for, which its receiver is told, too."""
         left.outcome_drawn(outcome.as_dict())
         shown = left.shown()
-        if self.events is not None and self.events.is_wanted(events_url):
-            with one_calls_trouble(left):
-                self.events.tell("call.outcome", CallTold(shown), events_url)
+        self._tell_of(left, ["call.outcome"], shown, events_url)
         self._keep(shown)
 
     def follow(self, recorder: Recorder, left: EndedCall) -> None:

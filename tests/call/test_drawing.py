@@ -171,7 +171,7 @@ async def test_an_event_that_cannot_be_told_costs_the_record_nothing(monkeypatch
             raise RuntimeError("a bug")
 
         monkeypatch.setattr(desk.calls.register.events, "tell", fails)
-        monkeypatch.setattr(desk.calls.register.events, "is_wanted", lambda url: True)
+        monkeypatch.setattr(desk.calls.register.events, "is_wanted", lambda kind, url: True)
         call = await desk.call(pizza="hawaii")
         await desk.drawing.finish()
 

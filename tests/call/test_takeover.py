@@ -329,10 +329,7 @@ class Told:
 
     turns: dict[str, tuple[int, Any]] = field(default_factory=dict)
 
-    def is_wanted(self, url: str | None) -> bool:
-        return True
-
-    def are_turns_wanted(self, url: str | None) -> bool:
+    def is_wanted(self, kind: Any, url: str | None) -> bool:
         return True
 
     def tell(self, kind: Any, told: CallTold, url: str | None) -> None:

@@ -362,11 +362,8 @@ class Told:
 
     ends: list[tuple[str, int]] = field(default_factory=list)
 
-    def is_wanted(self, url: str | None) -> bool:
-        return True
-
-    def are_turns_wanted(self, url: str | None) -> bool:
-        return False
+    def is_wanted(self, kind: str, url: str | None) -> bool:
+        return kind != "call.turn"
 
     def tell(self, kind: str, told: CallTold, url: str | None) -> None:
         if kind == "call.ended":
