@@ -33,11 +33,9 @@ from server.errors import ConfigurationError, ServerError
 from server.records import statements
 from server.records.migrations import MIGRATIONS
 from server.records.tables import (
-    FIRST_GENERATION,
     KEPT_AT,
     NOT_WHOLE,
     SCHEMA_VERSION,
-    SINCE,
     SUMMARY,
     schema,
     storable,
@@ -289,7 +287,7 @@ class Database:
                 lambda record, there: (
                     _generation(record) >= there.generation
                     if are_whole
-                    else _rank(record) >= (there.generation, NOT_WHOLE not in there.details)
+                    else _rank(record) >= _rank_there(there)
                 ),
             )
 
@@ -315,11 +313,7 @@ class Database:
             statements.THERE,
             lambda record, there: (
                 (*_rank(record), record[KEPT_AT])
-                > (
-                    there.generation,
-                    NOT_WHOLE not in there.details,
-                    there.details.get(KEPT_AT, 0.0),
-                )
+                > (*_rank_there(there), there.details.get(KEPT_AT, 0.0))
             ),
         )
 
@@ -481,17 +475,22 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What lists show of a record; one of an earlier version of this program lacks some."""
-    return {**SINCE, **{name: record[name] for name in SUMMARY if name in record}}
+    """What lists show of a record; a column that is missing is for the database to refuse."""
+    return {name: record[name] for name in SUMMARY if name in record}
 
 
 def _generation(record: Mapping[str, Any]) -> int:
-    return int(record.get("generation", FIRST_GENERATION))
+    return int(record["generation"])
 
 
 def _rank(record: Mapping[str, Any]) -> tuple[int, bool]:
     """Which of two records of a call is the better one: the later owner's, and then the whole."""
     return _generation(record), NOT_WHOLE not in record
+
+
+def _rank_there(there: sql.Row[Any]) -> tuple[int, bool]:
+    """The rank of what a database has of a call."""
+    return there.generation, NOT_WHOLE not in there.details
 
 
 def _hang_up(connection: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import sqlalchemy as sql
 
@@ -13,29 +14,26 @@ def _nothing_to_change(connection: sql.Connection) -> None:
     """New tables are made anyway."""
 
 
+def _add(connection: sql.Connection, column: sql.Column[Any], ddl: str) -> None:
+    """Add a column, unless the table has just been made."""
+    names = {there["name"] for there in sql.inspect(connection).get_columns(calls.name)}
+    if column.name not in names:
+        connection.exec_driver_sql(f"ALTER TABLE {calls.name} ADD COLUMN {column.name} {ddl}")
+
+
 def _add_generation(connection: sql.Connection) -> None:
     """What is there was written by the only process that had the call."""
-    names = {column["name"] for column in sql.inspect(connection).get_columns(calls.name)}
-    if calls.c.generation.name not in names:  # else the table has just been made
-        connection.exec_driver_sql(
-            f"ALTER TABLE {calls.name} ADD COLUMN generation INTEGER NOT NULL DEFAULT 1"
-        )
+    _add(connection, calls.c.generation, "INTEGER NOT NULL DEFAULT 1")
 
 
 def _add_agent(connection: sql.Connection) -> None:
     """There was one, which had no name."""
-    names = {column["name"] for column in sql.inspect(connection).get_columns(calls.name)}
-    if calls.c.agent.name not in names:
-        connection.exec_driver_sql(
-            f"ALTER TABLE {calls.name} ADD COLUMN agent VARCHAR(64) NOT NULL DEFAULT 'default'"
-        )
+    _add(connection, calls.c.agent, "VARCHAR(64) NOT NULL DEFAULT 'default'")
 
 
 def _add_outcome(connection: sql.Connection) -> None:
     """What calls have brought stands among their details, and lists are looked through for more."""
-    names = {column["name"] for column in sql.inspect(connection).get_columns(calls.name)}
-    if calls.c.outcome_complete.name not in names:
-        connection.exec_driver_sql(f"ALTER TABLE {calls.name} ADD COLUMN outcome_complete BOOLEAN")
+    _add(connection, calls.c.outcome_complete, "BOOLEAN")
     for index in calls.indexes:
         index.create(connection, checkfirst=True)
 
