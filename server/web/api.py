@@ -323,6 +323,11 @@ def error_body(error: str, message: str, **facts: Any) -> dict[str, Any]:
     return {"error": error, "message": message, **facts}
 
 
+def invalid(fields: Mapping[str, str], status: int = 422) -> Answer:
+    """The answer to a request with wrong fields, by their paths."""
+    return Answer(error_body("invalid", "the request is not valid", fields=fields), status)
+
+
 _NO_TEXT = "has half of a surrogate pair in it, which is no character"
 
 

@@ -41,10 +41,11 @@ from server.web.api import (
     MakeCallHeaders,
     Waveform,
     error_body,
+    invalid,
     refusal,
     retry_after,
 )
-from server.web.elsewhere import Elsewhere, passed_back, worker_lost
+from server.web.elsewhere import Elsewhere, worker_lost
 from server.web.once import MAX_KEY_CHARS, Once
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
@@ -127,8 +128,7 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
             message = "this number may not be called from here"
             return error_body("destination-not-allowed", message, fields=fields), 403
         if data.events_url is not None and (wrong := service.events.url_problem(data.events_url)):
-            fields = {"events_url": wrong}
-            return error_body("invalid", "the request is not valid", fields=fields), 422
+            return invalid({"events_url": wrong}).response()
         keys = lines_of(request.headers, IDEMPOTENCY_KEY)
         if not keys:
             answer, is_final = await place(data)
@@ -137,7 +137,7 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
         key = keys[0]
         if len(keys) > 1 or not 1 <= len(key) <= MAX_KEY_CHARS:
             fields = {IDEMPOTENCY_KEY: f"must be there once, with 1 to {MAX_KEY_CHARS} characters"}
-            return error_body("invalid", "the request is not valid", fields=fields), 422
+            return invalid(fields).response()
         try:
             if (theirs := await elsewhere.of_key(g.client, key)) is not None:
                 return theirs
@@ -159,26 +159,13 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
 
         With the answer, whether asking again could ring a phone twice.
         """
-        try:
-            theirs = await elsewhere.for_new_call()
-        except WorkerLost as lost:
-            return worker_lost(lost), True
-        if theirs is not None:
-            kept = passed_back(theirs)
-            return Answer(theirs.json(), theirs.status_code, kept), FINAL in theirs.headers
-        service.cluster.new_calls.take(request.scope)
-        try:
-            return await place_here(data)
-        finally:
-            service.cluster.new_calls.answered()
+        return await elsewhere.new_call(lambda: place_here(data))
 
     async def place_here(data: MakeCall) -> tuple[Answer, bool]:
         try:
             agent = await who_speaks(service, data, "outbound")
         except NoSuchAgent as error:
-            fields = {error.field: str(error)}
-            body = error_body("invalid", "the request is not valid", fields=fields)
-            return Answer(body, 422), False
+            return invalid({error.field: str(error)}), False
         try:
             call = await service.calls.place(
                 data.destination_number,

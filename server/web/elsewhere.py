@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from http import HTTPStatus
 from math import inf
@@ -16,7 +16,7 @@ import trio
 from quart import Quart, Response, request
 
 from server.cluster.choosing import QUIET_S, seen_of, takers
-from server.cluster.passing_on import PASSED_BACK, PASSED_ON, Hop, WorkerLost
+from server.cluster.passing_on import FINAL, PASSED_BACK, PASSED_ON, Hop, WorkerLost
 from server.cluster.registry import Holding, Member, RegistryAway
 from server.errors import CallRefused
 from server.service import Service
@@ -406,7 +406,32 @@ class Elsewhere:
             return None
         return _response(await self._ask(name, Hop(cluster.me.name)))
 
-    async def for_new_call(self) -> httpx2.Response | None:
+    async def new_call(
+        self, here: Callable[[], Awaitable[tuple[Answer, bool]]]
+    ) -> tuple[Answer, bool]:
+        """The answer to a request for a new call, of this process or another.
+
+        Args:
+            here: Begins it, if that is this one.
+
+        Returns:
+            With the answer, whether asking again could begin a second call.
+        """
+        try:
+            theirs = await self._for_new_call()
+        except WorkerLost as lost:
+            return worker_lost(lost), True
+        if theirs is not None:
+            kept = passed_back(theirs)
+            return Answer(theirs.json(), theirs.status_code, kept), FINAL in theirs.headers
+        new_calls = self._service.cluster.new_calls
+        new_calls.take(request.scope)  # nothing has waited since this process was chosen
+        try:
+            return await here()
+        finally:
+            new_calls.answered()
+
+    async def _for_new_call(self) -> httpx2.Response | None:
         """The answer of the process that is to have a new call; None if that is this one.
 
         Raises:

@@ -14,7 +14,7 @@ from server.cluster.passing_on import CLIENT, PASSED_ON
 from server.errors import ServerError
 from server.logs import Sparing
 from server.service import Service
-from server.web.api import error_body, field_errors
+from server.web.api import error_body, field_errors, invalid
 from server.web.cross_origin import is_own_page
 from server.web.keys import UNNAMED, Keys
 from server.web.static import files as static
@@ -117,7 +117,7 @@ def check_bodies(app: Quart) -> None:
                 return None
         except BadRequest as error:
             fields = {"": f"the body {error.description}"}
-        return error_body("invalid", "the request is not valid", fields=fields), 400
+        return invalid(fields, 400).response()
 
 
 def learn_address(app: Quart, service: Service) -> None:

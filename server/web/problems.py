@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from server.logs import Sparing
 from server.records.words import RecordsUnavailable
-from server.web.api import error_body, field_errors
+from server.web.api import error_body, field_errors, invalid
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -24,9 +24,8 @@ def answer_problems(app: Quart) -> None:
     """Give the app JSON for every error."""
 
     @app.errorhandler(RequestSchemaValidationError)
-    async def invalid(error: RequestSchemaValidationError) -> Any:
-        fields = field_errors(error.validation_error)
-        return error_body("invalid", "the request is not valid", fields=fields), 422
+    async def wrong_fields(error: RequestSchemaValidationError) -> Any:
+        return invalid(field_errors(error.validation_error)).response()
 
     @app.errorhandler(RecordsUnavailable)
     async def no_records(error: RecordsUnavailable) -> Any:

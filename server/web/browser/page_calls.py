@@ -12,15 +12,14 @@ from quart_schema import document_response, validate_request
 
 from server.carrier import BROWSER
 from server.carrier.webhooks import ConnectStream, Reply, SayAndEndCall
-from server.cluster.passing_on import WorkerLost
 from server.cluster.registry import RegistryAway
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused
 from server.headers import single
 from server.service import Service
-from server.web.api import Answer, ErrorBody, MakeCall, error_body, refusal
+from server.web.api import Answer, ErrorBody, MakeCall, error_body, invalid, refusal
 from server.web.calls_api import NoSuchAgent, may_fail, who_speaks
-from server.web.elsewhere import Elsewhere, passed_back, worker_lost
+from server.web.elsewhere import Elsewhere
 from server.web.media_door import PAGES
 from server.web.path_prefix import prefix_of
 
@@ -85,20 +84,11 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
     async def call_from_browser(data: CallFromBrowser) -> Any:
         """Have an agent ready for a web page, which opens a WebSocket with the ticket."""
         if data.events_url is not None and (wrong := service.events.url_problem(data.events_url)):
-            return _invalid({"events_url": wrong})
-        try:
-            theirs = await elsewhere.for_new_call()
-        except WorkerLost as lost:
-            return worker_lost(lost).response()
-        if theirs is not None:
-            return Answer(theirs.json(), theirs.status_code, passed_back(theirs)).response()
-        service.cluster.new_calls.take(request.scope)
-        try:
-            return await begin(data)
-        finally:
-            service.cluster.new_calls.answered()
+            return invalid({"events_url": wrong}).response()
+        answer, _ = await elsewhere.new_call(lambda: begin(data))
+        return answer.response()
 
-    async def begin(data: CallFromBrowser) -> Any:
+    async def begin(data: CallFromBrowser) -> tuple[Answer, bool]:
         pages, cluster = service.accounts.pages, service.cluster
         expires_s = service.settings.browser_ticket_ttl_s
         call_sid = pages.new_call_sid()
@@ -115,10 +105,10 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
                 wide=data.quality == "wide",
             )
         except NoSuchAgent as error:
-            return _invalid({error.field: str(error)})
+            return invalid({error.field: str(error)}), False
         except CallRefused as refused:
             service.metrics.calls_refused.labels(refused.reason).inc()
-            return refusal(refused).response()
+            return refusal(refused), False
         assert isinstance(reply, ConnectStream)  # of a name that nobody has had before
         comes_back_s = 0.0
         if (call := service.calls.register.get_live(call_sid)) is not None:
@@ -138,7 +128,7 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
             carrier=pages.name,
         )
         headers = {"Location": f"/calls/{call_sid}", "Cache-Control": "no-store"}
-        return Answer(made.model_dump(), 201, headers).response()
+        return Answer(made.model_dump(), 201, headers), True
 
     @app.post(RESUME)
     @validate_request(ResumeFromBrowser)
@@ -186,7 +176,3 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
             at = page
         scheme = "wss" if at.scheme == "https" else "ws"
         return f"{scheme}://{at.netloc}{prefix_of(settings.public_url)}{path}"
-
-
-def _invalid(fields: dict[str, str]) -> Any:
-    return error_body("invalid", "the request is not valid", fields=fields), 422
