@@ -22,6 +22,7 @@ from server.model import (
     TurnComplete,
     Usage,
 )
+from server.model.gemini.dialects import dialect_of
 from server.model.gemini.model import GeminiModel
 from server.simulators.gemini import (
     MODEL_SCRIPTS,
@@ -139,6 +140,21 @@ async def test_a_handle_is_given_between_turns_only(
         await trio.sleep(10)
 
     assert heard.all(ResumptionHandle) == [ResumptionHandle(None), ResumptionHandle("handle-1")]
+
+
+async def test_an_unknown_model_is_warned_of_once_though_a_set_up_names_it_in_full(
+    simulator: GeminiSimulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dialect_of.cache_clear()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(simulator.run, port=None))
+        model = GeminiModel(api_key=KEY, model="gemini-3.9-live", connect=simulator.connect)
+        with pytest.raises(ModelError, match=r"models/gemini-3\.9-live is not found"):
+            async with model.open_connection(Agent()):
+                pass
+        nursery.cancel_scope.cancel()
+
+    assert capsys.readouterr().out.count("unknown model") == 1
 
 
 async def test_a_session_is_resumed_with_its_handle_once_its_socket_is_closed(

@@ -116,8 +116,9 @@ def test_what_only_one_platform_knows_is_sent_to_that_one_only():
         explicit_vad_signal=True, tools=[{"function_declarations": [{"name": "look"}]}]
     )
     old = "gemini-live-2.5-flash-native-audio"
+    resource = vertex_ai(PROJECT, "us-central1").resource(old)
 
-    there, _ = setup_message(vertex_ai(PROJECT, "us-central1").resource(old), config, "vertex")
+    there, _ = setup_message(resource, config, dialect_of(old, "vertex"))
     here, dropped = setup_message(old, config)
 
     assert there["setup"]["explicitVadSignal"] is True

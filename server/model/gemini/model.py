@@ -247,9 +247,7 @@ class GeminiModel:
         elif agent.turn_end == "local":
             self._log_dropped(("turn_end",))
         config = resumed_config(config, self._dialect, handle=handle, history=history)
-        message, dropped = setup_message(
-            self._endpoint.resource(self.name), config, self._endpoint.platform
-        )
+        message, dropped = setup_message(self._endpoint.resource(self.name), config, self._dialect)
         self._log_dropped(dropped)
         if begins:
             self._last_begun = agent, message

@@ -13,7 +13,6 @@ from server.model import (
     PastTurn,
 )
 from server.model.gemini.dialects import Dialect, dialect_of
-from server.model.gemini.endpoint import Platform
 
 MAX_HISTORY_CHARACTERS = 16_000
 """What a fresh session is told of the conversation so far: about 4,000 tokens of text, half of
@@ -186,14 +185,14 @@ def resumed_config(
 
 
 def setup_message(
-    model: str, config: types.LiveConnectConfig, platform: Platform = "developer"
+    model: str, config: types.LiveConnectConfig, dialect: Dialect | None = None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Write the first message of a session, without anything this model would refuse.
 
     Args:
         model: The model's name; ``models/`` is put before a bare one.
         config: What the session shall be, as one would give it to the official SDK.
-        platform: Whose model it is.
+        dialect: The model's; None for that of its name at the Developer API.
 
     Returns:
         The message in pure camelCase, and the names of the settings that were left out.
@@ -202,7 +201,7 @@ def setup_message(
         TypeError: ``config.tools`` holds something that is not a ``types.Tool`` (a plain
             function or an MCP session): only the SDK's own session can run those.
     """
-    dialect = dialect_of(model, platform)
+    dialect = dialect or dialect_of(model)
     dropped: list[str] = []
     given = config.model_dump(
         mode="json", by_alias=True, exclude_none=True, exclude={"tools", "http_options"}
