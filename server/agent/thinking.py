@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from functools import lru_cache
 from pathlib import Path
 
 from codec import decode_mulaw, encode_mulaw
@@ -20,6 +21,8 @@ FULL_SCALE = 32_768
 SHORTEST_S = 0.5
 JOIN_S = 0.04
 """How long its end and its beginning are heard together, so that nobody hears where they meet."""
+MAX_KEPT = 8
+"""Sounds, of at most half a megabyte, that are not worked out again for the next agent."""
 
 
 def read_thinking(path: Path) -> bytes:
@@ -28,7 +31,13 @@ def read_thinking(path: Path) -> bytes:
     Raises:
         ConfigurationError: It cannot be read, is no sound, or is too short.
     """
-    samples = array("h", decode_mulaw(read_greeting(path, SETTING)))
+    return _looped(read_greeting(path, SETTING), path)
+
+
+@lru_cache(maxsize=MAX_KEPT)
+def _looped(sound: bytes, path: Path) -> bytes:
+    """The sound, as quiet as it shall be, with its end led over into its beginning."""
+    samples = array("h", decode_mulaw(sound))
     join = round(JOIN_S * BYTES_PER_S)
     if len(samples) < SHORTEST_S * BYTES_PER_S:
         raise ConfigurationError(f"{SETTING} {path}: it is shorter than {SHORTEST_S:g} s")

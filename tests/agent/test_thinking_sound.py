@@ -66,6 +66,18 @@ def test_what_is_no_such_sound_is_refused(tmp_path, samples, said):
         agent_of(Settings.load(_env_file=None, thinking_sound=tmp_path / "missing.wav"))
 
 
+def test_agents_with_one_sound_share_it_until_the_file_is_another(tmp_path):
+    path = write(tmp_path / "hum.wav", noise(2.0))
+    settings = Settings.load(_env_file=None, thinking_sound=path)
+
+    one, other = agent_of(settings).thinking_sound, agent_of(settings).thinking_sound
+    write(path, noise(1.0))
+    changed = agent_of(settings).thinking_sound
+
+    assert one is other
+    assert len(changed) == 8_000 - 320
+
+
 def test_an_agent_may_have_one_of_its_own_beside_its_description(tmp_path):
     write(tmp_path / "own.wav", noise(1.0))
     base = Settings.load(_env_file=None)
