@@ -268,6 +268,17 @@ def test_as_many_numbers_as_there_may_be_are_read_without_looking_for_the_line_o
     assert len(parsed) <= 20
 
 
+def test_no_line_is_looked_for_where_nothing_is_wrong(folder, parsed):
+    for name in ("a", "b"):
+        number = f"+5841255500{ord(name)}"
+        write(folder, f'name = "{name}"\nprompt = "x"\nnumbers = ["{number}"]\n', f"{name}.toml")
+
+    agents = read(folder)
+
+    assert {"a", "b"} <= agents.by_name.keys()
+    assert not parsed
+
+
 def test_of_as_many_wrong_numbers_a_few_are_told(folder, parsed):
     numbers = ",\n".join(f'"{number}"' for number in range(10_000))
     write(folder, f'name = "desk"\nprompt = "x"\nnumbers = [\n{numbers}\n]\n')

@@ -105,7 +105,7 @@ class _Reading:
         self.problems: list[str] = []
         self._settings = settings
         self._check = check
-        self._places: dict[tuple[str, str], str] = {}  # names and numbers that are taken
+        self._places: dict[tuple[str, str], Where] = {}  # of names and numbers that are taken
 
     def read_toml(self, path: Path) -> None:
         """Read one agent."""
@@ -125,7 +125,7 @@ class _Reading:
         else:
 
             def where(keys: Sequence[str]) -> str:
-                line = line_of(text, keys)
+                line = line_of(text, _written(said, keys))
                 return f"{path}, line {line}" if line else str(path)
 
             self._add(where, said, path.parent)
@@ -171,19 +171,18 @@ class _Reading:
             except ConfigurationError as error:
                 key, _, text = str(error).partition(" ")
                 raise Misdescribed([((key.rstrip(":").lower(),), text)]) from None
-            self._take("name", agent.name, where(["name"]))
-            place = where(["numbers"]) if agent.numbers else ""
+            self._take("name", agent.name, where)
             for number in agent.numbers:
-                self._take("numbers", number, place)
+                self._take("numbers", number, where)
             agents.append(agent)
 
         if self.note(where, describe):
             self.found.append((where, agents[0]))
 
-    def _take(self, key: str, value: str, place: str) -> None:
+    def _take(self, key: str, value: str, where: Where) -> None:
         """Let nobody else have a name or a number."""
-        if (before := self._places.setdefault((key, value), place)) is not place:
-            raise Misdescribed([((key,), f"has {value}, as {before} has")])
+        if (before := self._places.setdefault((key, value), where)) is not where:
+            raise Misdescribed([((key,), f"has {value}, as {before([key])} has")])
 
 
 def _at(place: str) -> Where:
@@ -234,9 +233,12 @@ def line_of(text: str, keys: Sequence[str]) -> int | None:
 
     It is the first line with the key's name before which the text is whole and does not have the
     key, and which, with those that belong to it, brings it: so said by the parser itself.
+
+    Args:
+        text: It is whole.
+        keys: From the outermost; they are names, all of them.
     """
     lines = re.split(r"(?<=\n)", text)
-    keys = _written(tomllib.loads(text), keys)
     for length in range(len(keys), 0, -1):
         wanted = keys[:length]
         name = re.compile(rf"(?<![\w-]){re.escape(wanted[-1])}(?![\w-])")
