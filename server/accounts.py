@@ -32,7 +32,6 @@ from server.model.gemini.endpoint import (
     DEFAULT_URL,
     ApiKey,
     Credentials,
-    NamedCredentials,
     developer_api,
     vertex_ai,
 )
@@ -358,13 +357,15 @@ class Accounts:
         match account:
             case VertexAccount(project, location):
                 endpoint = vertex_ai(project, location, url)
-                name = f"{prefix}VERTEX_PROJECT"
-                credentials = NamedCredentials(self._google_tokens(name), name)
+                key_name = f"{prefix}VERTEX_PROJECT"
+                credentials = self._google_tokens(key_name)
             case DeveloperAccount(api_key):
                 endpoint = developer_api(url or DEFAULT_URL)
-                credentials = ApiKey(api_key, f"{prefix}GEMINI_API_KEY")
+                key_name = f"{prefix}GEMINI_API_KEY"
+                credentials = ApiKey(api_key)
         return GeminiModel(
             model=model,
+            key_name=key_name,
             endpoint=endpoint,
             credentials=credentials,
             connect_timeout_s=self._settings.model_connect_timeout_s,

@@ -56,8 +56,6 @@ PATIENCE_S = 60.0
 class Given:
     """Credentials in a test's hand: each refresh is a new token, that lasts as long as it says."""
 
-    name = "VERTEX_PROJECT"
-
     def __init__(self, token: str = "token-1") -> None:
         self.token = token
         self.refusals = 0

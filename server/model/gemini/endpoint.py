@@ -22,11 +22,6 @@ JURISDICTIONS = frozenset({"us", "eu"})
 class Credentials(Protocol):
     """What proves who asks, on every connection anew."""
 
-    @property
-    def name(self) -> str:
-        """The setting that it comes from."""
-        ...
-
     def headers(self) -> Mapping[str, str]:
         """Those of a connection that is opened now; it waits for nothing.
 
@@ -49,17 +44,15 @@ class ApiKey:
 
     Args:
         key: Sent in a header, and found in no log, no error and no ``repr``.
-        name: What it is called.
 
     Raises:
         ConfigurationError: It cannot be a header.
     """
 
-    def __init__(self, key: str, name: str = "GEMINI_API_KEY") -> None:
+    def __init__(self, key: str) -> None:
         if not key or not key.isascii() or not key.isprintable():
             raise ConfigurationError("GEMINI_API_KEY is empty or has characters no key has")
         self._key = key
-        self.name = name
 
     def headers(self) -> Mapping[str, str]:
         """The key, in its header."""
@@ -72,26 +65,6 @@ class ApiKey:
     def refused(self, headers: Mapping[str, str]) -> bool:
         """False: there is no other key."""
         return False
-
-
-@dataclass(frozen=True, slots=True)
-class NamedCredentials:
-    """Credentials that another setting has named, too."""
-
-    credentials: Credentials
-    name: str
-
-    def headers(self) -> Mapping[str, str]:
-        """Those of the credentials."""
-        return self.credentials.headers()
-
-    def secrets(self) -> tuple[str, ...]:
-        """Those of the credentials."""
-        return self.credentials.secrets()
-
-    def refused(self, headers: Mapping[str, str]) -> bool:
-        """The service did not take them."""
-        return self.credentials.refused(headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ class GeminiModel:
         connect: Opens the socket; None for a real one.
         plane: Where real sockets are put; None leaves them to the ``websockets`` library.
         proxy: An HTTP proxy that real sockets go through, ``http://user:password@host:port``.
-        key_name: What the key is called.
+        key_name: The setting that the key, or the credentials, come from.
 
     Raises:
         ConfigurationError: The URL is not a WebSocket URL, or the key cannot be a header.
@@ -146,9 +146,9 @@ class GeminiModel:
         credentials: Credentials | None = None,
     ) -> None:
         self._endpoint = endpoint or developer_api(url)
-        self._credentials = credentials or ApiKey(api_key, key_name)
+        self._credentials = credentials or ApiKey(api_key)
         self.name = model
-        self.key_name = self._credentials.name
+        self.key_name = key_name
         self._faults = Faults(self._credentials.secrets, self._endpoint.host)
         self._config = config
         self._connect_timeout_s = connect_timeout_s
