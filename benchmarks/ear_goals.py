@@ -54,8 +54,7 @@ def goals(figures: Figures, noises: Sequence[str]) -> list[Goal]:
         figures: The ear's.
         noises: Names of noises in which nobody speaks, as far as they are there.
     """
-    quiet, *behind = ("quiet line", "20 dB", "15 dB")
-    levels = (quiet, *behind)
+    levels = ("quiet line", "20 dB", "15 dB")
     holds = [figures.holds[name] for name in noises]
     noticed = [figures.noticed_s.get(name) for name in noises]
     late_s = max((math.inf if at is None else at for at in noticed), default=math.inf)

@@ -319,7 +319,7 @@ class Accounts:
         main = self._gemini(account, settings.gemini_model, url)
         other, fallback = self._other(), None
         if other is not None or settings.fallback_gemini_model or settings.fallback_gemini_url:
-            there = type(other) in (type(None), type(account))
+            there = other is None or type(other) is type(account)
             fallback = self._gemini(
                 other or account,
                 settings.fallback_gemini_model or settings.gemini_model,
