@@ -72,6 +72,28 @@ def read_settings_file(path: Path, known: Iterable[str]) -> SettingsFile:
     return SettingsFile(values, tuple(_warnings(path, bindings, frozenset(known))))
 
 
+def read_file(path: Path, max_bytes: int, name: str | None = None) -> str:
+    """The text of a file of the user's that is not too long.
+
+    Args:
+        path: The file.
+        max_bytes: The longest that it may be.
+        name: What errors call it; None for its path.
+
+    Raises:
+        ConfigurationError: It cannot be read, is longer, or is no text.
+    """
+    name = name or str(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise ConfigurationError(f"{name} cannot be read: {error.strerror or error}") from None
+    if len(content) > max_bytes:
+        raise ConfigurationError(f"{name} has more than {max_bytes} bytes")
+    return read_text(content, name)
+
+
 def read_text(content: bytes, name: str) -> str:
     """The text of a file: UTF-8, or UTF-16 and UTF-32 of either order, with their mark or without.
 

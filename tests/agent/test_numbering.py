@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 
+from server.agent.roster.files import MAX_FILE_BYTES
 from server.agent.roster.numbering import add_number, file_of
 from server.errors import ConfigurationError
 from server.settings.settings import Settings
@@ -57,6 +58,11 @@ def test_the_rest_is_never_changed(tmp_path, text):
         before = tomllib.loads(text)
         assert changed.pop("numbers")[-1] == NUMBER
         assert changed == {key: value for key, value in before.items() if key != "numbers"}
+
+
+def test_a_file_that_is_too_long_is_refused_and_not_cut(tmp_path):
+    with pytest.raises(ConfigurationError, match="has more than 524288 bytes"):
+        written(tmp_path, f"{NAME}\n" + "#\n" * (MAX_FILE_BYTES // 2))
 
 
 def test_an_agents_file_is_found_by_its_name(tmp_path):

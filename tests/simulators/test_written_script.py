@@ -51,6 +51,7 @@ def test_a_script_says_what_a_file_has_and_behaves_as_before(tmp_path):
         ("[[turns]]\ncalls = [{arguments = {}}]", "missing required field `name`"),
         ("greeting = \n", "line 1"),
         ("greeting = '" + "x" * 3_000 + "'", "length <= 2000"),
+        ("#\n" * 131_073, "has more than 262144 bytes"),
     ],
 )
 def test_a_file_that_is_no_script_is_refused_at_start(tmp_path, text, why):

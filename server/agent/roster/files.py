@@ -24,7 +24,7 @@ from server.agent.roster.agents import ANY_NUMBER, Agents
 from server.agent.roster.described import Misdescribed, check_inbound, described
 from server.errors import ConfigurationError
 from server.logs.authors import watched
-from server.settings.file import read_text
+from server.settings.file import read_file, read_text
 from server.settings.settings import Settings
 
 MODULE = "agents.py"
@@ -110,14 +110,8 @@ class _Reading:
     def read_toml(self, path: Path) -> None:
         """Read one agent."""
         try:
-            with path.open("rb") as file:
-                content = file.read(MAX_FILE_BYTES + 1)
-            if len(content) > MAX_FILE_BYTES:
-                raise ConfigurationError(f"{path} has more than {MAX_FILE_BYTES} bytes")
-            text = read_text(content, str(path))
+            text = read_file(path, MAX_FILE_BYTES)
             said = tomllib.loads(text)
-        except OSError as error:
-            self.problems.append(f"{path} cannot be read: {error.strerror or error}")
         except ConfigurationError as error:
             self.problems.append(str(error))
         except (tomllib.TOMLDecodeError, RecursionError) as error:

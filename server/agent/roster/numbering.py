@@ -8,7 +8,7 @@ from pathlib import Path
 
 from server.agent.roster.files import MAX_FILE_BYTES, line_of
 from server.errors import ConfigurationError
-from server.settings.file import read_text
+from server.settings.file import read_file
 from server.settings.settings import Settings
 
 KEY = "numbers"
@@ -22,7 +22,9 @@ def file_of(settings: Settings, agent: str) -> Path | None:
         return None
     where = where.expanduser()
     for path in sorted(where.glob("*.toml")) if where.is_dir() else [where]:
-        if path.suffix == ".toml" and tomllib.loads(_read(path)).get("name") == agent:
+        if path.suffix != ".toml":
+            continue
+        if tomllib.loads(read_file(path, MAX_FILE_BYTES)).get("name") == agent:
             return path
     return None
 
@@ -33,7 +35,7 @@ def add_number(path: Path, number: str) -> str:
     Raises:
         ConfigurationError: It is written in a way that only a person changes safely.
     """
-    text = _read(path)
+    text = read_file(path, MAX_FILE_BYTES)
     said = tomllib.loads(text)
     lines = re.split(r"(?<=\n)", text)
     if KEY not in said:
@@ -67,8 +69,3 @@ def _is(text: str, wanted: object) -> bool:
         return tomllib.loads(text) == wanted
     except tomllib.TOMLDecodeError:
         return False
-
-
-def _read(path: Path) -> str:
-    with path.open("rb") as file:
-        return read_text(file.read(MAX_FILE_BYTES), str(path))

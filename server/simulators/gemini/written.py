@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from server.errors import ConfigurationError
-from server.settings.file import read_text
+from server.settings.file import read_file
 from server.simulators.gemini.scripts import FunctionCall, ModelScript, ScriptedTurn
 
 MAX_FILE_BYTES = 256 * 1024
@@ -56,13 +56,8 @@ def with_words(script: ModelScript, path: Path) -> ModelScript:
         ConfigurationError: The file cannot be read, or is no such script.
     """
     try:
-        with path.expanduser().open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise ConfigurationError(f"{path} has more than {MAX_FILE_BYTES} bytes")
-        said = msgspec.convert(tomllib.loads(read_text(content, str(path))), _Script)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from None
+        text = read_file(path.expanduser(), MAX_FILE_BYTES, str(path))
+        said = msgspec.convert(tomllib.loads(text), _Script)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
         raise ConfigurationError(f"{path}: {error or type(error).__name__}") from None
     turns = tuple(ScriptedTurn(one.hears, _calls_of(one), one.says) for one in said.turns)
