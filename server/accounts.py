@@ -186,7 +186,7 @@ class Accounts:
         # streams of calls are signed for.
         self._knows_address = True
         host, port = server
-        url = _local_url("127.0.0.1" if host in ("0.0.0.0", "::") else host, port, scheme)
+        url = local_url("127.0.0.1" if host in ("0.0.0.0", "::") else host, port, scheme)
         if url != self.public_url:
             self.public_url = url
             self._reach_at(url)
@@ -218,7 +218,7 @@ class Accounts:
         await nursery.start(gemini.run)
         self._use_twilio(
             TwilioAccount(account_sid, auth_token, SIMULATED_NUMBER),
-            public_url=settings.public_url or _local_url(settings.host, settings.port),
+            public_url=settings.public_url or local_url(settings.host, settings.port),
             api_url=twilio.api_url,
             name="simulator",
         )
@@ -401,7 +401,8 @@ class Accounts:
         )
 
 
-def _local_url(host: str, port: int | None, scheme: str = "http") -> str:
+def local_url(host: str, port: int | None, scheme: str = "http") -> str:
+    """The URL of a server at a name or an address, which may be one of IPv6."""
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 

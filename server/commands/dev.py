@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 import server
 from server import logs
-from server.accounts import Accounts
+from server.accounts import Accounts, local_url
 from server.carrier.account import Numbers
 from server.commands.kept import FILE, Kept, Moved
 from server.commands.number import ask, set_hooks
@@ -112,7 +112,7 @@ async def _develop(overrides: Mapping[str, Any], tunnel: str, *, is_sure: bool) 
             name: value for name, value in WHILE_WRITTEN.items() if name not in in_environment
         } | dict(overrides)
         plain = _settings(said)
-        local = _local_url(plain)
+        local = url_here(plain)
         listen(plain.host, plain.port).close()  # so that it is said now, and not by a child
         if tunnel != "none" and (tunnel != "auto" or _needs_tunnel(plain)):
             program, path = find_program(None if tunnel == "auto" else tunnel)
@@ -152,9 +152,10 @@ def _needs_tunnel(settings: Settings) -> bool:
     return settings.public_url is None and settings.carrier == "twilio" and any(keys)
 
 
-def _local_url(settings: Settings) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(settings.host, settings.host)
-    return f"http://{host}:{settings.port}"
+def url_here(settings: Settings) -> str:
+    """Where this machine itself reaches the server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return local_url(host, settings.port)
 
 
 # -- numbers ------------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ class Serving:
         """Say once where the server is, as soon as it answers."""
         if self._has_told:
             return
-        url, public = _local_url(self.settings), self.settings.public_url
+        url, public = url_here(self.settings), self.settings.public_url
         with trio.move_on_after(READY_S):
             async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=ASK_S) as client:
                 while not await _answers(client, f"{url}/healthz"):  # noqa: ASYNC110

@@ -16,12 +16,13 @@ import trio
 
 from server.carrier.account import NumberHooks
 from server.commands import dev, kept, processes
-from server.commands.dev import develop, pointed
+from server.commands.dev import develop, pointed, url_here
 from server.commands.kept import FILE
 from server.commands.opening import with_accounts
 from server.commands.processes import Output
 from server.commands.tunnel import TunnelLost
 from server.errors import CannotListen, ConfigurationError
+from server.settings.settings import Settings
 from tests.support.accounts import NUMBER, OTHER, Doubles, free_port, open_doubles
 from tests.support.tunnels import ADDRESS, CLOUDFLARED, install
 
@@ -247,6 +248,21 @@ async def test_settings_that_do_not_fit_are_refused(doubles, monkeypatch, tmp_pa
 
     with trio.fail_after(PATIENCE_S), pytest.raises(ConfigurationError, match=why):
         await develop(given, "auto", is_sure=True)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("desk.example.com", "http://desk.example.com:80"),
+        ("::", "http://[::1]:80"),
+        ("::1", "http://[::1]:80"),
+        ("fd00::1", "http://[fd00::1]:80"),
+    ],
+)
+def test_the_address_that_is_told_leads_to_where_it_listens(host, url):
+    assert url_here(Settings(_env_file=None, host=host, port=80)) == url
 
 
 async def test_a_tunnel_that_ends_ends_it_all(doubles, tmp_path, monkeypatch):
