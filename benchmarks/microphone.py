@@ -20,14 +20,13 @@ ARGUMENTS = (
 )
 
 
-def arguments_for(microphone: Path | None) -> list[str]:
+def arguments_for(microphone: Path) -> list[str]:
     """Chromium's command line: nobody is asked, nothing is played, and a file is heard.
 
     Args:
-        microphone: A WAV of :func:`speech_file`, heard again and again; None for beeps.
+        microphone: A WAV of :func:`speech_file`, heard again and again.
     """
-    heard = [f"--use-file-for-fake-audio-capture={microphone}"] if microphone is not None else []
-    return [*ARGUMENTS, *heard]
+    return [*ARGUMENTS, f"--use-file-for-fake-audio-capture={microphone}"]
 
 
 def speech_file(path: Path, *, speech: Path, before_s: float, after_s: float) -> Path:

@@ -200,9 +200,7 @@ def shoot(url: str, call_sid: str, out: Path, wanted: Collection[str], heard: Pa
 
     written = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", *arguments_for(heard)]
-        )
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments_for(heard))
         sizes = [("", WIDE, VIEWS, light) for light in ("light", "dark")]
         sizes.append(("-phone", NARROW, NARROW_VIEWS, "light"))
         for name, size, views, light in sizes:

@@ -22,14 +22,8 @@ from server.console.pages import FILES
 from server.logs import masked
 from server.simulators.clock import PatientClock
 from server.web.keys import READ, hash_key
-from tests.support.browser import (
-    browser_page,
-    here,
-    in_browser,
-    needs_chromium,
-    sign_in,
-    until,
-)
+from tests.support.browser import browser_page, here, in_browser, sign_in, until
+from tests.support.chromium import needs_chromium
 from tests.support.processes import API_KEY, NEVER_HANGS_UP, TWO_PROCESSES, server_process
 from tests.support.serving import serving
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import trio
 
-from tests.support.browser import here, in_browser, needs_chromium, sign_in, until
+from tests.support.browser import here, in_browser, sign_in, until
+from tests.support.chromium import needs_chromium
 from tests.support.processes import API_KEY
 from tests.support.serving import Server, serving
 

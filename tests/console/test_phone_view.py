@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.microphone import speech_file
-from tests.support.browser import in_browser, needs_chromium, sign_in, until
+from tests.support.browser import in_browser, sign_in, until
+from tests.support.chromium import needs_chromium
 from tests.support.processes import API_KEY
 from tests.support.serving import serving
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,18 +10,10 @@ from typing import Any, TypeVar
 import pytest
 import trio
 
-from benchmarks.microphone import arguments_for
-from tests.support.required import is_required
+from tests.support.chromium import WAIT_MS, chromium
 
 T = TypeVar("T")
-PATIENCE_MS = 60_000
 STEP_MS = 40
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-HAS_DRIVER = all(importlib.util.find_spec(name) for name in ("playwright", "axe_playwright_python"))
-needs_chromium = pytest.mark.skipif(
-    (CHROMIUM is None or not HAS_DRIVER) and not is_required("chromium"),
-    reason="there is no Chromium here, or none of Playwright's Python package",
-)
 ALLOWED = (
     "Failed to load resource: the server responded with a status of 401",
     "Failed to load resource: the server responded with a status of 404",
@@ -40,12 +30,10 @@ def browser_page(
     """A page of a new browser, with nothing kept; it has no error of its own at the end.
 
     Args:
-        microphone: A WAV that ``benchmarks.microphone`` has written: what the browser hears.
+        microphone: A WAV that ``benchmarks.microphone`` has written; None where there is none.
         is_cut: Its connections are cut, so that it complains of the network.
         context: Of the browser, as Playwright has it.
     """
-    from playwright.sync_api import sync_playwright
-
     wrong: list[str] = []
     allowed = (*ALLOWED, NETWORK) if is_cut else ALLOWED
 
@@ -53,27 +41,20 @@ def browser_page(
         if message.type == "error" and not message.text.startswith(allowed):
             wrong.append(message.text)
 
-    with sync_playwright() as playwright:
-        heard = [] if microphone is None else arguments_for(microphone)
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", *heard]
-        )
-        try:
-            opened = browser.new_context(**{"locale": "en-GB", "timezone_id": "UTC", **context})
-            opened.set_default_timeout(PATIENCE_MS)
-            page = opened.new_page()
-            page.on("console", told)
-            page.on("pageerror", lambda error: wrong.append(str(error)))
-            yield page
-        finally:
-            browser.close()
+    with chromium(microphone=microphone) as browser:
+        opened = browser.new_context(**{"locale": "en-GB", "timezone_id": "UTC", **context})
+        opened.set_default_timeout(WAIT_MS)
+        page = opened.new_page()
+        page.on("console", told)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        yield page
     if wrong:
         pytest.fail(f"the page has errors: {wrong}")
 
 
 def until(page: Any, expression: str) -> None:
     """Wait until this is true in the page, whose policy lets nobody evaluate text in it."""
-    for _ in range(PATIENCE_MS // STEP_MS):
+    for _ in range(WAIT_MS // STEP_MS):
         if page.evaluate(expression):
             return
         page.wait_for_timeout(STEP_MS)

@@ -26,12 +26,11 @@ try:
 except ImportError:  # as on a system that Playwright has no driver for
     sync_playwright = None
 
-PATH = CHROMIUM
 WHY_NOT = (
     "Playwright is not installed" if sync_playwright is None else "there is no chromium on the PATH"
 )
 needs_chromium = pytest.mark.skipif(
-    (PATH is None or sync_playwright is None) and not is_required("chromium"), reason=WHY_NOT
+    (CHROMIUM is None or sync_playwright is None) and not is_required("chromium"), reason=WHY_NOT
 )
 WAIT_MS = 60_000
 """For anything on a page: the machine may be busy with other tests."""
@@ -39,15 +38,16 @@ WAIT_MS = 60_000
 
 @contextmanager
 def chromium(*, microphone: Path | None = None) -> Generator[Browser]:
-    """A browser that plays to nobody and hears a file, again and again.
+    """A browser that plays to nobody.
 
     Args:
-        microphone: A WAV that ``benchmarks.microphone`` has written; None for beeps.
+        microphone: A WAV that ``benchmarks.microphone`` has written, heard again and again; None
+            for a browser without one.
     """
-    assert PATH is not None, WHY_NOT
-    arguments = arguments_for(microphone)
+    assert CHROMIUM is not None, WHY_NOT
+    arguments = [] if microphone is None else arguments_for(microphone)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=PATH, args=arguments)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         try:
             yield browser
         finally:
