@@ -23,6 +23,7 @@ import trio
 from benchmarks.plots import OURS
 from server import logs
 from server.app import create_app
+from server.demo.embedded import embedded_settings
 from server.dialogue.remedies import LADDER, Rung
 from server.serving.single import listen, serve
 from server.settings.settings import Settings
@@ -62,17 +63,7 @@ async def place_call(directory: Path) -> Call:
     """Serve on the simulators, and place the call of ``--script interrupts``."""
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    none = ("twilio_account_sid", "twilio_auth_token", "twilio_phone_number", "gemini_api_key")
-    settings = Settings.load(
-        _env_file=None,
-        public_url=url,
-        recordings_dir=directory,
-        database_url="sqlite://",
-        drain_timeout_s=0.0,
-        simulated_callee="interrupts",
-        voice_judge="off",  # as in the demonstration: the same everywhere
-        **dict.fromkeys((*none, "api_key")),
-    )
+    settings = embedded_settings(url, recordings_dir=directory, simulated_callee="interrupts")
     app = create_app(settings)
     stop = trio.Event()
     with trio.fail_after(TIME_LIMIT_S):

@@ -26,8 +26,8 @@ from benchmarks.microphone import CHROMIUM, arguments_for, speech_file
 from benchmarks.options import Options
 from server import logs
 from server.app import OffhookApp, create_app
+from server.demo.embedded import embedded_settings
 from server.serving.single import listen, serve
-from server.settings.settings import Settings
 from server.simulators.clock import PatientClock
 from server.simulators.gemini.scripts import ANSWERS, FunctionCall, ModelScript
 
@@ -126,12 +126,7 @@ async def serving(folder: Path, **settings: Any) -> AsyncGenerator[tuple[Offhook
     """A server on the simulators, and its address."""
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    accounts = dict.fromkeys(
-        ("twilio_account_sid", "twilio_auth_token", "twilio_phone_number", "gemini_api_key")
-    )
-    given: dict[str, Any] = accounts | {
-        "_env_file": None,
-        "public_url": url,
+    given: dict[str, Any] = {
         "api_key": KEY,
         "recordings_dir": folder,
         "database_url": f"sqlite:///{folder}/screens.db",
@@ -139,13 +134,11 @@ async def serving(folder: Path, **settings: Any) -> AsyncGenerator[tuple[Offhook
         "simulated_ring_s": 0.5,
         "reply_timeout_s": 2.0,
         "rung_timeout_s": 1.5,
-        "voice_judge": "off",
         "carrier_minute_usd": 0.014,
-        "drain_timeout_s": 0.0,
         "close_timeout_s": 1.0,
         **settings,
     }
-    app, stop = create_app(Settings.load(**given)), trio.Event()
+    app, stop = create_app(embedded_settings(url, **given)), trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(serve, app, listener, stop=stop))
         yield app, url
