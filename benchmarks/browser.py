@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from rich.table import Table
 from benchmarks.microphone import CHROMIUM, arguments_for, speech_file
 from benchmarks.options import Options, machine, machine_line
 from benchmarks.percentiles import percentiles
+from benchmarks.point import free_port
 from benchmarks.processes import ROOT, running
 
 ROUNDS, QUICK_ROUNDS = 10, 3
@@ -155,10 +155,8 @@ def broken_bounds(figures: Mapping[str, Sequence[Mapping[str, float | None]]]) -
 
 
 @contextlib.contextmanager
-def _server(directory: Path) -> Any:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def _server(directory: Path) -> Generator[str]:
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     environment = {"PUBLIC_URL": url, "DATABASE_URL": "sqlite://", "LOG_LEVEL": "ERROR"}
     with running(
