@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from server.accounts import Accounts
 from server.agent.agent import DEFAULT_NAME, Agent
+from server.agent.roster.agents import telephone_numbers
 from server.carrier.account import AccountState, Numbers, OwnNumber
 from server.checkup import Finding, State, findings
 from server.cluster.redis.answers import flag
@@ -138,8 +139,7 @@ async def _ask_carrier(name: str, describe: Callable[[], Awaitable[AccountState]
 
 async def _ask_numbers(numbers: Numbers, own: str, agents: Iterable[Agent]) -> list[Finding]:
     """Look up the number that calls come from, and those that agents answer."""
-    wanted: dict[str, str | None] = {own: None}
-    wanted |= {one: agent.name for agent in agents for one in agent.numbers if one[0] == "+"}
+    wanted: dict[str, str | None] = {own: None, **telephone_numbers(agents)}
     looked_up = list(wanted.items())[:MAX_NUMBERS]
     found: list[Finding | None] = [None] * len(looked_up)
     turns = trio.CapacityLimiter(AT_ONCE)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 import server
 from server import logs
 from server.accounts import Accounts, local_url
+from server.agent.roster.agents import telephone_numbers
 from server.carrier.account import Numbers
 from server.commands.kept import FILE, Kept, Moved
 from server.commands.number import ask, set_hooks
@@ -193,8 +194,7 @@ async def _point(
 ) -> None:
     """Set the webhooks of numbers that lead elsewhere, and keep how they were."""
     agents = await all_agents(settings, accounts)
-    wanted = [accounts.own_number]
-    wanted += [one for each in agents.by_name.values() for one in each.numbers if one[0] == "+"]
+    wanted = [accounts.own_number, *telephone_numbers(agents.by_name.values())]
     wanted = [one for one in dict.fromkeys(wanted) if one not in kept.by_number]
     found = [await numbers.find(number) for number in wanted]
     elsewhere = [one for one in found if one is not None and one.hooks != numbers.ours]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.agent.roster import files as files_module
-from server.agent.roster.agents import Agents
+from server.agent.roster.agents import Agents, telephone_numbers
 from server.agent.roster.files import MODULE_NAME, line_of, read_agents
 from server.errors import ConfigurationError
 from server.settings.settings import Settings
@@ -90,6 +90,15 @@ def test_a_number_leads_to_its_agent_and_all_others_to_the_star(folder):
 
     called = ("+584125550001", "sip:a@example.com", "+584125550002", "")
     assert [agents.of_number(number).name for number in called] == ["a", "a", "b", "b"]
+
+
+def test_only_telephone_numbers_are_among_those_that_a_carrier_is_asked_about(folder):
+    write(folder, 'name = "a"\nnumbers = ["+584125550001", "sip:a@example.com"]\n', "a.toml")
+    write(folder, 'name = "b"\nnumbers = "*"\n', "b.toml")
+
+    agents = read(folder)
+
+    assert telephone_numbers(agents.by_name.values()) == {"+584125550001": "a"}
 
 
 def test_a_single_file_is_enough(folder):

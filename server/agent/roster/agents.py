@@ -93,6 +93,14 @@ class Agents:
         return by_number.get(called) or by_number.get(ANY_NUMBER) or self.default
 
 
+def telephone_numbers(agents: Iterable[Agent]) -> dict[str, str]:
+    """The telephone numbers of ours that agents answer, each with its agent's name.
+
+    ``*`` and SIP addresses are none: a carrier cannot be asked about them.
+    """
+    return {one: agent.name for agent in agents for one in agent.numbers if one.startswith("+")}
+
+
 def variables_of(agent: Agent) -> frozenset[str]:
     """The names that stand as ``{{name}}`` in an agent's texts."""
     return frozenset(
