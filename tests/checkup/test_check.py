@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import ssl
-import subprocess
-import sys
 import threading
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -29,7 +27,9 @@ from server.errors import CarrierError
 from server.hooks.hypercorn_worker import make_config
 from server.settings.settings import Settings
 from server.simulators.gemini.scripts import refused
-from tests.support.accounts import NUMBER, OTHER, Doubles, free_port, open_doubles
+from tests.support.accounts import NUMBER, OTHER, Doubles, open_doubles
+from tests.support.asterisk import free_port
+from tests.support.processes import run_command
 from tests.support.receivers import receiving
 from tests.support.redis_servers import redis_server
 
@@ -333,11 +333,8 @@ async def test_no_answer_is_waited_for_for_long(autojump_clock):
 
 
 def test_the_command_works_on_the_simulators_and_is_read_by_programs(tmp_path):
-    run = partial(subprocess.run, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    command = [sys.executable, "-m", "server", "check"]
-
-    read = run([*command, "--json"], env={"PORT": str(free_port()), "PATH": ""})
-    failed = run(command, env={"TWILIO_AUTH_TOKEN": "x", "PATH": ""})
+    read = run_command("check", "--json", cwd=tmp_path, PORT=str(free_port()))
+    failed = run_command("check", cwd=tmp_path, TWILIO_AUTH_TOKEN="x")
 
     said = json.loads(read.stdout)
     assert (read.returncode, said["ok"], read.stderr) == (0, True, "")
@@ -351,17 +348,9 @@ def test_what_is_read_by_programs_has_nothing_else_in_it(tmp_path):
     (tmp_path / "agents.py").write_text(
         "from server.agent import Agent\n\nprint('mine')\ndesk = Agent('desk')\n"
     )
-    env = {"PORT": str(free_port()), "PATH": "", "AGENTS": "agents.py", "GEMINI_MODEL": "gemini-9"}
+    env = {"PORT": str(free_port()), "AGENTS": "agents.py", "GEMINI_MODEL": "gemini-9"}
 
-    read = subprocess.run(
-        [sys.executable, "-m", "server", "check", "--json"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-        env=env,
-        check=False,
-    )
+    read = run_command("check", "--json", cwd=tmp_path, **env)
 
     assert json.loads(read.stdout)["findings"]
     assert read.stderr == "mine\n"

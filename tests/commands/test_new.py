@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -25,7 +24,9 @@ from server.commands.new import PROJECT, write_project
 from server.errors import ConfigurationError
 from server.settings.file import read_settings_file
 from server.settings.settings import Settings
-from tests.support.accounts import free_port
+from tests.deploy.programs import find, run
+from tests.support.asterisk import free_port
+from tests.support.required import is_required
 from tests.support.serving import serving
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "pizzeria"
@@ -92,7 +93,7 @@ def test_its_settings_are_settings(tmp_path, monkeypatch):
 
 
 def test_its_own_tests_pass():
-    run = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=EXAMPLE,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
@@ -102,18 +103,19 @@ def test_its_own_tests_pass():
         check=False,
     )
 
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "5 passed" in run.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 passed" in done.stdout
 
 
-HADOLINT = shutil.which("hadolint", path=Path(sys.executable).parent) or shutil.which("hadolint")
+HADOLINT = find("hadolint")
 
 
-@pytest.mark.skipif(HADOLINT is None, reason="hadolint (offhook[deploy]) is not here")
+@pytest.mark.skipif(
+    HADOLINT is None and not is_required("hadolint"),
+    reason="hadolint (offhook[deploy]) is not here",
+)
 def test_hadolint_has_nothing_to_say_of_its_image():
-    command = [str(HADOLINT), EXAMPLE / "Dockerfile"]
-
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(HADOLINT, str(EXAMPLE / "Dockerfile"))
 
     assert done.returncode == 0, done.stdout
 
@@ -122,7 +124,7 @@ def test_hadolint_has_nothing_to_say_of_its_image():
 async def running(*command: str, folder: Path, **env: str) -> AsyncGenerator[trio.Process]:
     """A program of the project's, until the block ends."""
     async with trio.open_nursery() as nursery:
-        run = partial(
+        start = partial(
             trio.run_process,
             [sys.executable, *command],
             cwd=folder,
@@ -130,7 +132,7 @@ async def running(*command: str, folder: Path, **env: str) -> AsyncGenerator[tri
             stdout=subprocess.PIPE,
             check=False,
         )
-        process: trio.Process = await nursery.start(run)
+        process: trio.Process = await nursery.start(start)
         yield process
         process.terminate()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import partial
 
 import httpx2
@@ -17,6 +15,7 @@ from server.commands.number import point
 from server.errors import CarrierError, ConfigurationError
 from server.serving.single import listen, serve
 from tests.support.accounts import NUMBER, OTHER, open_doubles
+from tests.support.processes import run_command
 
 pytestmark = pytest.mark.sockets
 
@@ -184,17 +183,9 @@ def test_where_nobody_can_be_asked_it_says_so(tmp_path, monkeypatch, capsys):
 
 def test_what_is_logged_is_not_among_what_it_says(tmp_path):
     (tmp_path / "desk.toml").write_text(f'name = "desk"\nnumbers = ["{NUMBER}"]\n')
-    env = {"PATH": "", "AGENTS": "desk.toml", "GEMINI_MODEL": "gemini-9"}
+    env = {"AGENTS": "desk.toml", "GEMINI_MODEL": "gemini-9"}
 
-    done = subprocess.run(
-        [sys.executable, "-m", "server", "number", NUMBER, "--agent", "desk", "--yes"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-        env=env,
-        check=False,
-    )
+    done = run_command("number", NUMBER, "--agent", "desk", "--yes", cwd=tmp_path, **env)
 
     assert done.returncode == 0
     assert "unknown model" in done.stderr

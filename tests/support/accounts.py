@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import trio
 from server.settings.settings import Settings
 from server.simulators.gemini import GeminiSimulator
 from server.simulators.twilio import TwilioSimulator
+from tests.support.asterisk import free_port
 
 ACCOUNT, TOKEN, KEY = "AC" + "1" * 32, "2" * 32, "key-of-the-model-12345"
 NUMBER, OTHER = "+15005550006", "+15005550107"
@@ -28,12 +28,6 @@ class Doubles:
 
     def env(self) -> dict[str, str]:
         return {name.upper(): str(value) for name, value in self.given.items()}
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 async def open_doubles(nursery: trio.Nursery, folder: Path) -> Doubles:

@@ -131,6 +131,25 @@ def hang_ups_taken() -> Generator[None]:
         signal.signal(signal.SIGHUP, before)
 
 
+def run_command(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the program to its end; what it says is kept.
+
+    Args:
+        words: What follows the program's name.
+        cwd: Where.
+        environment: All that there is of it.
+    """
+    return subprocess.run(
+        [sys.executable, "-m", "server", *words],
+        cwd=cwd,
+        env={"PATH": ""} | environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
 @asynccontextmanager
 async def server_process(
     directory: Path,
