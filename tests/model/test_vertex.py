@@ -537,6 +537,16 @@ async def test_a_service_accounts_file_is_all_that_a_call_on_vertex_ai_needs(tmp
     assert service.asked[0]["iss"] == "offhook@a-project-1.iam.gserviceaccount.com"
 
 
+async def hear_a_call(settings: Mapping[str, Any]) -> None:
+    """Have a page call a server of these settings, and hang up once it is spoken to."""
+    async with serving(**settings, api_key="sesame") as server:
+        server.http.headers["Authorization"] = "Bearer sesame"
+        call = (await server.http.post("/calls/browser", json={})).json()
+        async with page_on(call) as page:
+            await page.wait(lambda: page.told("media"))
+            await page.send("stop")
+
+
 @pytest.mark.sockets
 @pytest.mark.parametrize("main", ["vertex", "developer"])
 async def test_each_platform_is_the_others_fallback(main, tmp_path, nursery):
@@ -562,12 +572,7 @@ async def test_each_platform_is_the_others_fallback(main, tmp_path, nursery):
                     "fallback_gemini_url": simulator.url,
                 }
             settings |= {"google_application_credentials": file, "public_url": None}
-            async with serving(**settings, api_key="sesame") as server:
-                server.http.headers["Authorization"] = "Bearer sesame"
-                call = (await server.http.post("/calls/browser", json={})).json()
-                async with page_on(call) as page:
-                    await page.wait(lambda: page.told("media"))
-                    await page.send("stop")
+            await hear_a_call(settings)
             taken = [len(one.sessions) for one in (simulator, other)]
 
     assert taken[0 if main == "developer" else 1] == 1
@@ -584,12 +589,7 @@ async def test_a_fallback_without_credentials_is_missed_only_when_it_is_needed(t
         "google_application_credentials": str(tmp_path / "not-there.json"),
         "public_url": None,
     }
-    async with serving(**settings, api_key="sesame") as server:
-        server.http.headers["Authorization"] = "Bearer sesame"
-        call = (await server.http.post("/calls/browser", json={})).json()
-        async with page_on(call) as page:
-            await page.wait(lambda: page.told("media"))
-            await page.send("stop")
+    await hear_a_call(settings)
 
     assert len(main.sessions) == 1
 
@@ -605,12 +605,7 @@ async def test_a_token_that_is_refused_in_a_call_is_replaced_and_the_call_goes_o
                 "gemini_url": simulator.url,
                 "public_url": None,
             }
-            async with serving(**settings, api_key="sesame") as server:
-                server.http.headers["Authorization"] = "Bearer sesame"
-                call = (await server.http.post("/calls/browser", json={})).json()
-                async with page_on(call) as page:
-                    await page.wait(lambda: page.told("media"))
-                    await page.send("stop")
+            await hear_a_call(settings)
 
     assert len(service.asked) == 2
 

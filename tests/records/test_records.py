@@ -430,11 +430,16 @@ async def test_an_older_database_is_brought_up_to_date(url, monkeypatch):
     assert moods == [(None,)]
 
 
+def put_back(records: Records, version: int, *statements: str) -> None:
+    """Leave a database's tables as an earlier version had them."""
+    with records._database._engine.begin() as connection:
+        for statement in (*statements, f"UPDATE offhook_schema SET version = {version}"):
+            connection.execute(sql.text(statement))
+
+
 async def test_the_first_versions_database_gets_the_table_of_requests(file_url):
     async with running(file_url) as records:
-        with records._database._engine.begin() as connection:
-            connection.execute(sql.text("DROP TABLE offhook_requests"))
-            connection.execute(sql.text("UPDATE offhook_schema SET version = 1"))
+        put_back(records, 1, "DROP TABLE offhook_requests")
     async with running(file_url) as records:
         await records.write_request("shop", "a", StoredRequest("f"))
         assert await records.find_request("shop", "a") == StoredRequest("f")
@@ -446,9 +451,7 @@ async def test_the_second_versions_records_are_of_the_only_process_that_had_them
     async with running(url) as records:
         records.keep(record(1))
         await records.wait_saved()
-        with records._database._engine.begin() as connection:
-            connection.execute(sql.text("ALTER TABLE offhook_calls DROP COLUMN generation"))
-            connection.execute(sql.text("UPDATE offhook_schema SET version = 2"))
+        put_back(records, 2, "ALTER TABLE offhook_calls DROP COLUMN generation")
     async with running(url) as records:
         there = await records.get(record(1)["call_sid"])
         records.keep(record(1, status="later", generation=2))
@@ -465,10 +468,12 @@ async def test_the_third_versions_records_are_the_default_agents(url):
     async with running(url) as records:
         records.keep(record(1))
         await records.wait_saved()
-        with records._database._engine.begin() as connection:
-            connection.execute(sql.text("DROP INDEX offhook_calls_of_agent"))
-            connection.execute(sql.text("ALTER TABLE offhook_calls DROP COLUMN agent"))
-            connection.execute(sql.text("UPDATE offhook_schema SET version = 3"))
+        put_back(
+            records,
+            3,
+            "DROP INDEX offhook_calls_of_agent",
+            "ALTER TABLE offhook_calls DROP COLUMN agent",
+        )
     async with running(url) as records:
         there = await records.get(record(1)["call_sid"])
         records.keep(record(2, agent="order-desk"))
@@ -485,9 +490,7 @@ async def test_the_fourth_versions_database_gets_the_table_of_events(url):
     async with running(url) as records:
         records.keep(record(1))
         await records.wait_saved()
-        with records._database._engine.begin() as connection:
-            connection.execute(sql.text("DROP TABLE offhook_events"))
-            connection.execute(sql.text("UPDATE offhook_schema SET version = 4"))
+        put_back(records, 4, "DROP TABLE offhook_events")
     async with running(url) as records:
         waiting = await records.with_outbox(lambda outbox: outbox.waiting())
         there = await records.get(record(1)["call_sid"])
@@ -503,11 +506,8 @@ async def test_the_fifth_versions_records_say_nothing_in_lists_of_what_they_have
     async with running(url) as records:
         records.keep(record(1, outcome=brought))
         await records.wait_saved()
-        with records._database._engine.begin() as connection:
-            for name in ("agent", "number", "reason"):
-                connection.execute(sql.text(f"DROP INDEX offhook_calls_of_{name}"))
-            connection.execute(sql.text("ALTER TABLE offhook_calls DROP COLUMN outcome_complete"))
-            connection.execute(sql.text("UPDATE offhook_schema SET version = 5"))
+        dropped = (f"DROP INDEX offhook_calls_of_{name}" for name in ("agent", "number", "reason"))
+        put_back(records, 5, *dropped, "ALTER TABLE offhook_calls DROP COLUMN outcome_complete")
     async with running(url) as records:
         there = await records.get(record(1)["call_sid"])
         records.keep(record(2, outcome=brought, outcome_complete=True))
