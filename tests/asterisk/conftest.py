@@ -57,17 +57,21 @@ class Exchange:
 
     async def nothing_left(self) -> None:
         """Wait until Asterisk has no channel and no bridge any more."""
+        await nothing_left(self.pbx)
 
-        left: list[object] = []
 
-        async def is_empty() -> bool:
-            left[:] = [await self.pbx.ask("channels"), await self.pbx.ask("bridges")]
-            return not any(left)
+async def nothing_left(pbx: Asterisk) -> None:
+    """Wait until an Asterisk has no channel and no bridge any more."""
+    left: list[object] = []
 
-        try:
-            await until(is_empty)
-        except trio.TooSlowError:
-            pytest.fail(f"still at Asterisk: {left}")
+    async def is_empty() -> bool:
+        left[:] = [await pbx.ask("channels"), await pbx.ask("bridges")]
+        return not any(left)
+
+    try:
+        await until(is_empty)
+    except trio.TooSlowError:
+        pytest.fail(f"still at Asterisk: {left}")
 
 
 @asynccontextmanager

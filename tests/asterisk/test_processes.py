@@ -21,7 +21,7 @@ from server.agent.greeting import read_greeting
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.carrier import AsteriskCarrier
 from server.simulators.gemini import GeminiSimulator
-from tests.asterisk.conftest import KEY, exchange_of
+from tests.asterisk.conftest import KEY, exchange_of, nothing_left
 from tests.asterisk.test_real import SPEECH, THEM, US, ended, hears_speech
 from tests.support.asterisk import SECRET, USER, Asterisk, needs_asterisk, until
 from tests.support.databases import postgresql
@@ -107,15 +107,6 @@ async def calls_of(port: int) -> list[dict]:
     async with httpx2.AsyncClient(trust_env=False, verify=False) as http:
         answer = await http.get(f"http://127.0.0.1:{port}/calls", headers={"X-API-Key": KEY})
         return [one for one in answer.json()["calls"] if one["state"] == "live"]
-
-
-async def nothing_left(pbx: Asterisk) -> None:
-    """Wait until Asterisk has no channel and no bridge any more."""
-
-    async def is_empty() -> bool:
-        return not (await pbx.ask("channels") or await pbx.ask("bridges"))
-
-    await until(is_empty)
 
 
 async def is_answered_again(phone: Phone) -> None:
