@@ -26,6 +26,15 @@ if CHECKED and sys.platform != "win32":
     COMPILE_ARGS += ["-O1", "-g", "-fno-omit-frame-pointer", *SANITIZERS]
     LINK_ARGS += SANITIZERS
 
+# Not everywhere: the only one that needs a library, OpenSSL, and only Linux has the media plane.
+# Where it cannot be built the rest is whole without it, and Python's own TLS serves.
+OPTIONAL = {"_tls": ["ssl", "crypto"]}
+SOURCES = [
+    source
+    for source in sorted(Path("codec").glob("*.pyx"))
+    if source.stem not in OPTIONAL or sys.platform == "linux"
+]
+
 setup(
     ext_modules=cythonize(
         [
@@ -35,8 +44,10 @@ setup(
                 depends=[header.as_posix() for header in sorted(Path("codec").glob("*.h"))],
                 extra_compile_args=COMPILE_ARGS,
                 extra_link_args=LINK_ARGS,
+                libraries=OPTIONAL.get(source.stem, []),
+                optional=source.stem in OPTIONAL,
             )
-            for source in sorted(Path("codec").glob("*.pyx"))
+            for source in SOURCES
         ],
         language_level=3,
         annotate=bool(os.environ.get("CYTHON_ANNOTATE")),

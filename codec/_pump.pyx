@@ -45,15 +45,24 @@ cdef class Descriptor:
     Attributes:
         number: Its file number; -1 as soon as it is closed, as the number is used again.
         takes_output: Whether it may be written to here: not while Python holds something for it,
-            and never where TLS stands between.
+            and never where Python's TLS stands between.
     """
-
-    cdef public int number
-    cdef public bint takes_output
 
     def __init__(self, int number, *, bint takes_output=True):
         self.number = number
         self.takes_output = takes_output
+
+    cdef Py_ssize_t read(self, void* data, size_t size) noexcept nogil:
+        """How many bytes have been read, or READ_NOTHING, or READ_LATER."""
+        return recv_now(self.number, data, size)
+
+    cdef Py_ssize_t write(self, const void* data, size_t size) noexcept nogil:
+        """How many bytes the socket has taken; one that takes fewer is full, or broken."""
+        return send_now(self.number, data, size)
+
+    cdef bint has_more(self) noexcept nogil:
+        """Whether a read that has brought fewer bytes than it might has left something."""
+        return False
 
 
 cdef class Pump:
@@ -106,10 +115,12 @@ cdef class Pump:
         cdef uint8_t data[READ_BYTES]
         cdef WebSocket source = self._source_websocket
         cdef WebSocket sink = self._sink_websocket
-        cdef Py_ssize_t size = -1
+        cdef Py_ssize_t size = READ_NOTHING
         self._began = seconds()
         if self._source.number >= 0 and not source.ended and self._message is None:
-            size = recv_now(self._source.number, data, READ_BYTES)
+            size = self._source.read(data, READ_BYTES)
+        if size == READ_LATER:
+            return LEFT_NOTHING
         if size <= 0:
             return LEFT_READING
         append(&source._incoming, data, size)
@@ -117,7 +128,7 @@ cdef class Pump:
         if held(&sink._outgoing) and self._sink.takes_output and self._sink.number >= 0:
             if self._send(sink):
                 self.passed(seconds() - self._began)
-        if size == READ_BYTES:
+        if size == READ_BYTES or self._source.has_more():
             return LEFT_READING
         if self._message is not None or source.ended:
             return LEFT_NEWS
@@ -130,7 +141,7 @@ cdef class Pump:
     cdef bint _send(self, WebSocket sink):
         """Whether the socket has taken all that there was for it."""
         cdef size_t size = held(&sink._outgoing)
-        cdef Py_ssize_t sent = send_now(self._sink.number, head(&sink._outgoing), size)
+        cdef Py_ssize_t sent = self._sink.write(head(&sink._outgoing), size)
         if sent == <Py_ssize_t>size:
             clear(&sink._outgoing)
             return True

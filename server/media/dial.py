@@ -1,9 +1,10 @@
 """Open a WebSocket to the model on the media plane.
 
 The handshake is the ``websockets`` library's own, without its I/O; frames are the codec's from then
-on. TLS is the standard library's, on a socket that does not block: certificate and host name are
-verified by the context that the caller gives. A proxy on the way sees neither: it is asked for a
-connection to the host (CONNECT), and what goes through that is between the two ends.
+on. TLS is OpenSSL's in C (``codec/tls.py``), or the standard library's, on a socket that does not
+block: certificate and host name are verified by the context that the caller gives. A proxy on the
+way sees neither: it is asked for a connection to the host (CONNECT), and what goes through that is
+between the two ends.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 from urllib.parse import urlsplit
 
+import structlog
 import trio
 from websockets.client import ClientProtocol
 from websockets.exceptions import (
@@ -30,8 +32,14 @@ from websockets.trio.client import connect_http_proxy
 from websockets.uri import parse_uri
 
 from codec.path import WebSocket
+from codec.tls import compiled_context
 from server.hooks.sockets import limit_unread
-from server.media.words import Plane, Wire
+from server.media.words import MediaSocket, Plane, Wire
+
+if TYPE_CHECKING:
+    from codec.tls import ClientContext
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -102,7 +110,7 @@ async def open_wire(
     url: str,
     headers: Mapping[str, str],
     *,
-    tls: ssl.SSLContext | None,
+    tls: ssl.SSLContext | ClientContext | None,
     max_message_bytes: int,
     connect_timeout_s: float,
     close_timeout_s: float,
@@ -131,6 +139,13 @@ async def open_wire(
         wire.close()
 
 
+def plane_context(default: ssl.SSLContext) -> ssl.SSLContext | ClientContext:
+    """What the plane verifies with: this context, which is Python's default, or its like in C."""
+    compiled = compiled_context(default)
+    logger.debug("TLS on the media plane", compiled=compiled is not None)
+    return default if compiled is None else compiled
+
+
 def notice_dead_path(stream: trio.abc.Stream) -> None:
     """Have a connection to the model end when nothing of what it is sent arrives any more."""
     if isinstance(stream, trio.SSLStream):
@@ -139,7 +154,9 @@ def notice_dead_path(stream: trio.abc.Stream) -> None:
         limit_unread(stream.socket, DEAD_PATH_TIMEOUT_S)
 
 
-async def _connect(url: str, tls: ssl.SSLContext | None, proxy: str | None) -> socket.socket:
+async def _connect(
+    url: str, tls: ssl.SSLContext | ClientContext | None, proxy: str | None
+) -> MediaSocket:
     parts = urlsplit(url)
     assert parts.hostname is not None
     if proxy is None:
@@ -169,14 +186,15 @@ async def _connect(url: str, tls: ssl.SSLContext | None, proxy: str | None) -> s
     return secure
 
 
-async def _shake_hands(sock: socket.socket, url: str, headers: Mapping[str, str]) -> bytes:
+async def _shake_hands(sock: MediaSocket, url: str, headers: Mapping[str, str]) -> bytes:
     """Upgrade to a WebSocket; returns what was read beyond the answer."""
     protocol = ClientProtocol(parse_uri(url))
     request = protocol.connect()
     request.headers.update(headers)
     protocol.send_request(request)
-    # A new connection's buffer takes a request whole.
-    await _until_done(sock, partial(sock.sendall, b"".join(protocol.data_to_send())))
+    unsent = b"".join(protocol.data_to_send())
+    while unsent:
+        unsent = unsent[await _until_done(sock, partial(sock.send, unsent)) :]
     answer = b""
     while END_OF_HEAD not in answer:
         answer += await _read_some(sock)
@@ -195,19 +213,19 @@ async def _shake_hands(sock: socket.socket, url: str, headers: Mapping[str, str]
     raise protocol.handshake_exc
 
 
-async def _read_some(sock: socket.socket) -> bytes:
+async def _read_some(sock: MediaSocket) -> bytes:
     data = await _until_done(sock, partial(sock.recv, 4096))
     if not data:
         raise ConnectionResetError("closed during the WebSocket handshake")
     return data
 
 
-async def _until_done(sock: socket.socket, step: Callable[[], T]) -> T:
+async def _until_done(sock: MediaSocket, step: Callable[[], T]) -> T:
     """Repeat a step of a socket that does not block until it has been done."""
     while True:
         try:
             return step()
         except (BlockingIOError, ssl.SSLWantReadError):
-            await trio.lowlevel.wait_readable(sock)
+            await trio.lowlevel.wait_readable(sock.fileno())
         except ssl.SSLWantWriteError:
-            await trio.lowlevel.wait_writable(sock)
+            await trio.lowlevel.wait_writable(sock.fileno())

@@ -13,7 +13,7 @@ the plane is a service that calls back when bytes have come, and forgets a socke
 
 Everybody has a turn in each pass, and each turn is bounded: in bytes read, in messages that Python
 looks at, in bytes written. A socket that has not shown a ticket is a stranger's: it has less of
-each, and a small allowance in all (:data:`STRANGER`), as the carrier sends next to nothing then.
+each, and a small allowance in all (``bounds.py``), as the carrier sends next to nothing then.
 
 A call's two wires can be joined (``relay.py``): then audio does not become a message at all.
 
@@ -22,14 +22,12 @@ Linux only, because of epoll: elsewhere :data:`AVAILABLE` is False and the ordin
 
 from __future__ import annotations
 
-import math
 import select
 import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 
 import structlog
@@ -39,7 +37,8 @@ from codec.path import WebSocket
 from codec.pump import Descriptor, Left, Pump
 from server.hooks.trio_loop import serving_while_trio_sleeps
 from server.logs import log_stranger
-from server.media.words import Messages
+from server.media.bounds import KNOWN, READ_BYTES, STRANGER, Bounds
+from server.media.words import MediaSocket, Messages
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -48,8 +47,6 @@ _READABLE = select.EPOLLIN if AVAILABLE else 1
 # An enumeration is slow to look into.
 _NOTHING, _OUTPUT, _READING = int(Left.NOTHING), int(Left.OUTPUT), int(Left.READING)
 
-READ_BYTES = 64 * 1024
-"""Read at most in a pass from one socket, so that one busy call cannot hold up the others."""
 READS_PER_PASS = 4
 """TLS hands out a record (16 KiB) at a time; what is left is read in the next pass."""
 MESSAGES_PER_PASS = 64
@@ -61,40 +58,10 @@ MAX_WRITTEN_BYTES = 256 * 1024
 """Written at most in a pass to one socket."""
 READY_PER_PASS = 128
 """Sockets that are served before trio is asked again; those that are left come first then."""
-MAX_INBOX = 256
-"""Messages nobody has taken yet; then the socket is no longer read, and TCP holds the peer back."""
-MAX_BACKLOG_BYTES = 4 * 1024 * 1024
-"""Bytes a peer has not read; beyond it has stalled, and its connection is given up."""
 LINGER_BYTES = 64 * 1024
 """Dropped unread after a peer has broken the rules, so that it gets our goodbye; see
 :meth:`Wire.wait_ended`."""
 POLICY_VIOLATION = 1008
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What one peer may have.
-
-    Attributes:
-        read_bytes: Read at once.
-        inbox: Messages that wait; see :data:`MAX_INBOX`.
-        backlog_bytes: What it has not read; see :data:`MAX_BACKLOG_BYTES`.
-        total_bytes: What it may send in all.
-        frames: How many frames that may be, control frames and fragments included.
-    """
-
-    read_bytes: int
-    inbox: int
-    backlog_bytes: int
-    total_bytes: float = math.inf
-    frames: float = math.inf
-
-
-KNOWN = Bounds(READ_BYTES, MAX_INBOX, MAX_BACKLOG_BYTES)
-"""A peer that we have chosen, or that has shown the ticket of a call."""
-STRANGER = Bounds(4 * 1024, 1, 4 * 1024, total_bytes=16 * 1024, frames=64)
-"""Anybody. Twilio sends ``connected`` and ``start``, some 1.5 KiB; what one read brings with them,
-and one more before the ticket has been looked at, is the first of a call's audio."""
 
 
 class Plane:
@@ -106,6 +73,7 @@ class Plane:
         self._again: set[Wire] = set()
         self._pumps: dict[int, Pump] = {}
         self._resting: set[int] = set()  # of no interest at the moment
+        self._waiting: trio.CancelScope | None = None  # of the task, where there is one
         self._called_back = False  # Python has been called, and may have given trio work
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -119,7 +87,8 @@ class Plane:
                 if self._again:
                     await trio.lowlevel.checkpoint()
                 else:
-                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    with trio.CancelScope() as self._waiting:
+                        await trio.lowlevel.wait_readable(self._epoll.fileno())
                 self._serve()
 
     def serve_until(self, timeout_s: float, wakes_at: int, has_work: Callable[[], bool]) -> bool:
@@ -183,7 +152,7 @@ class Plane:
 
     def new_wire(
         self,
-        sock: socket.socket,
+        sock: MediaSocket,
         websocket: WebSocket,
         early: bytes = b"",
         *,
@@ -216,6 +185,8 @@ class Plane:
     def read_again(self, wire: Wire) -> None:
         """Read the wire in the next pass, too: its TLS buffer has more, which epoll cannot know."""
         self._again.add(wire)
+        if self._waiting is not None:
+            self._waiting.cancel("a wire has something to be read")
 
     def pump(self, wire: Wire, pump: Pump | None) -> None:
         """Let this read the wire's socket first, or nobody."""
@@ -260,7 +231,7 @@ class Wire:
     def __init__(
         self,
         plane: Plane,
-        sock: socket.socket,
+        sock: MediaSocket,
         websocket: WebSocket,
         early: bytes = b"",
         *,
@@ -275,14 +246,20 @@ class Wire:
         self._flush_sink: Callable[[], None] | None = None
         self._plane = plane
         self._sock = sock
-        self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
-        self.descriptor = Descriptor(sock.fileno(), takes_output=self._tls is None)
+        self._tls = sock if isinstance(sock, (ssl.SSLSocket, Descriptor)) else None
+        self._is_pumped = not isinstance(sock, ssl.SSLSocket)  # Python's TLS is Python's to read
+        self.descriptor: Descriptor
+        if isinstance(sock, Descriptor):  # TLS in C
+            self.descriptor = sock
+        else:
+            self.descriptor = Descriptor(sock.fileno(), takes_output=self._is_pumped)
         self._inbox: deque[tuple[bytes, bool]] = deque()
         self._news = trio.Event()
         self._is_full = False  # the inbox is, and nobody listens
         self._has_more = False  # read, but not looked at for want of turns
         self._at_eof = False
         self._lingers = False
+        self._is_blocked = False  # TLS has to say something before it can read on
         self._paused = False
         self._writing = False
         self._closed = False
@@ -309,8 +286,13 @@ class Wire:
         try:
             if events & select.EPOLLOUT:
                 self._write()
+                if self._is_blocked:
+                    self._is_blocked, events = False, _READABLE
+                    self._watch()
             if left != _READING:
                 self._deliver()
+            elif events == _READABLE and self._paused and not self._has_more:
+                pass  # was to be read again, and must wait: what TLS holds is not lost
             elif events & ~select.EPOLLOUT:
                 self._read()
         except Exception:
@@ -338,7 +320,11 @@ class Wire:
         while True:
             try:
                 data = recv(bounds.read_bytes)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            except (BlockingIOError, ssl.SSLWantReadError):
+                break
+            except ssl.SSLWantWriteError:
+                self._is_blocked = True
+                self._watch()
                 break
             except OSError:  # reset, or broken TLS: the peer is gone either way
                 data = b""
@@ -462,10 +448,10 @@ class Wire:
         """
         self._next_message = next_message
         self._flush_sink = flush_sink
-        self._plane.pump(self, pump if self._tls is None else None)
+        self._plane.pump(self, pump if self._is_pumped else None)
 
     def flush_sink(self) -> None:
-        """Write what the pump has made and could not write itself: TLS, or a full socket."""
+        """Write what the pump has made and could not write: a full socket, or Python's TLS."""
         if self._flush_sink is not None:
             self._flush_sink()
 
@@ -517,15 +503,15 @@ class Wire:
                 waits = False
                 break
             written += sent
-            # TLS takes a record (16 KiB) at a time; any other socket that leaves some is full.
-            if written >= MAX_WRITTEN_BYTES or (sent < len(data) and self._tls is None):
+            # Python's TLS takes a record (16 KiB) at a time; others that leave some are full.
+            if written >= MAX_WRITTEN_BYTES or (sent < len(data) and self._is_pumped):
                 break
         if waits and websocket.output_bytes > self._bounds.backlog_bytes:
             self._give_up()
             return
         if waits is not self._writing:
             self._writing = waits
-            self.descriptor.takes_output = not waits and self._tls is None
+            self.descriptor.takes_output = not waits and self._is_pumped
             self._watch()
 
     def _give_up(self) -> None:
@@ -589,7 +575,11 @@ class Wire:
         if paused is not self._paused:
             self._paused = paused
             self._watch()
+            if not paused and self._tls is not None and self._tls.pending():
+                self._plane.read_again(self)
 
     def _watch(self) -> None:
         if not self._closed:
-            self._plane.watch(self, reading=not self._paused, writing=self._writing)
+            reading = not self._paused and not self._is_blocked
+            writing = self._writing or self._is_blocked
+            self._plane.watch(self, reading=reading, writing=writing)

@@ -6,7 +6,6 @@ and hands them on.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,6 +15,30 @@ from codec.shapes import AudioMessages
 
 Messages = list[tuple[bytes, bool]]
 """Complete messages, and whether each is text."""
+
+
+class MediaSocket(Protocol):
+    """What a wire needs of a socket: a plain one is, and so is one behind TLS."""
+
+    def fileno(self) -> int:
+        """Its number, as long as it is open."""
+        ...
+
+    def recv(self, size: int, /) -> bytes:
+        """Read at most so many bytes of those that are there."""
+        ...
+
+    def send(self, data: bytes, /) -> int:
+        """Write as much as goes; returns how much that was."""
+        ...
+
+    def shutdown(self, how: int, /) -> None:
+        """Say that nothing more comes."""
+        ...
+
+    def close(self) -> None:
+        """Close it."""
+        ...
 
 
 class Wire(Protocol):
@@ -87,7 +110,7 @@ class Wire(Protocol):
 class Plane(Protocol):
     """Serves wires."""
 
-    def new_wire(self, sock: socket.socket, websocket: WebSocket, early: bytes = b"") -> Wire:
+    def new_wire(self, sock: MediaSocket, websocket: WebSocket, early: bytes = b"") -> Wire:
         """Serve this socket until the wire is closed.
 
         Args:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
 import trio
 import trustme
+from trio.testing import wait_all_tasks_blocked
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
 from websockets.trio.server import serve
 
+from codec.tls import AVAILABLE, compiled_context
 from server.hooks.sockets import UNREAD_TIMEOUT_S
 from server.media import plane as plane_module
+from server.media.bounds import MAX_INBOX
 from server.media.dial import DEAD_PATH_TIMEOUT_S, open_wire
 from server.media.plane import Plane
 from server.serving.single import listen
+from tests.support.websocket_oracle import write_frames
 
 pytestmark = [
     pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll"),
@@ -72,7 +78,9 @@ async def test_a_plain_connection_carries_messages_both_ways(plane):
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system cannot tell")
 @pytest.mark.parametrize("is_tls", [False, True])
-async def test_a_path_that_has_died_is_noticed_by_the_system(plane, authority, is_tls):
+async def test_a_path_that_has_died_is_noticed_by_the_system(
+    plane, authority, client_context, is_tls
+):
     context = server_context(authority, "localhost") if is_tls else None
     url = "wss://localhost" if is_tls else "ws://127.0.0.1"
     ours = client_context(authority) if is_tls else None
@@ -116,13 +124,23 @@ def server_context(authority: trustme.CA, name: str) -> ssl.SSLContext:
     return context
 
 
-def client_context(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
+@pytest.fixture(params=["python", "compiled"])
+def client_context(request, tmp_path) -> Callable[[trustme.CA], ssl.SSLContext]:
+    """Makes what a client trusts an authority with: Python's TLS, or OpenSSL's in C."""
+
+    def make(authority: trustme.CA) -> ssl.SSLContext:
+        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+        if request.param == "python":
+            return context
+        return compiled_context(context, cafile=str(tmp_path / "ca.pem"))
+
+    if request.param == "compiled" and not AVAILABLE:
+        pytest.skip("built without OpenSSL")
+    return make
 
 
-async def test_tls_carries_messages_larger_than_a_record(plane, authority):
+async def test_tls_carries_messages_larger_than_a_record(plane, authority, client_context):
     text = "x" * 300_000
     async with (
         serving(ssl=server_context(authority, "localhost")) as port,
@@ -135,8 +153,53 @@ async def test_tls_carries_messages_larger_than_a_record(plane, authority):
                 assert await socket.recv(decode=False) == f"secret:{text}".encode()
 
 
+async def test_what_nobody_takes_is_left_with_the_peer_and_not_lost(
+    plane, authority, client_context
+):
+    count = 20 * MAX_INBOX
+    sent = 0
+
+    async def flood(socket) -> None:
+        nonlocal sent
+        for number in range(count):
+            await socket.send(f"{number} {'x' * 2000}")
+            sent = number + 1
+
+    async with (
+        serving(flood, ssl=server_context(authority, "localhost")) as port,
+        dial(plane, f"wss://localhost:{port}/x", client_context(authority)) as socket,
+    ):
+        await wait_all_tasks_blocked(0.05)
+        sent_unheard, unheard = sent, len(socket.wire._inbox)
+        with trio.fail_after(60):
+            heard = [await socket.recv(decode=False) for _ in range(count)]
+
+    assert sent_unheard < count
+    assert unheard < 2 * MAX_INBOX
+    assert [int(message.split()[0]) for message in heard] == list(range(count))
+
+
+async def test_many_small_messages_of_one_record_all_come(plane, authority, client_context):
+    async def flood(socket) -> None:
+        frame = Frame(Opcode.TEXT, b"x")
+        await socket.stream.send_all(write_frames([frame] * 5000, masked=False))
+        await socket.recv()  # nothing more, which would wake whoever has forgotten the rest
+
+    async with (
+        serving(flood, ssl=server_context(authority, "localhost")) as port,
+        dial(plane, f"wss://localhost:{port}/x", client_context(authority)) as socket,
+    ):
+        await wait_all_tasks_blocked(0.01)
+        with trio.fail_after(60):
+            heard = [await socket.recv(decode=False) for _ in range(5000)]
+
+    assert heard == [b"x"] * 5000
+
+
 @pytest.mark.parametrize("fault", ["name", "authority"])
-async def test_a_certificate_that_is_not_the_hosts_is_refused(plane, authority, fault):
+async def test_a_certificate_that_is_not_the_hosts_is_refused(
+    plane, authority, client_context, fault
+):
     name = "elsewhere.example" if fault == "name" else "localhost"
     trusted = authority if fault == "name" else trustme.CA()
     async with serving(ssl=server_context(authority, name)) as port:

@@ -17,18 +17,8 @@ from codec.latency import Histogram, Latencies
 from codec.path import MediaPath, WebSocket
 from codec.pump import Descriptor, Pump
 from server.media import plane as plane_module
-from server.media.plane import (
-    KNOWN,
-    LINGER_BYTES,
-    MAX_BACKLOG_BYTES,
-    MAX_INBOX,
-    MESSAGES_PER_PASS,
-    STRANGER,
-    Bounds,
-    Messages,
-    Plane,
-    Wire,
-)
+from server.media.bounds import KNOWN, MAX_BACKLOG_BYTES, MAX_INBOX, STRANGER, Bounds
+from server.media.plane import LINGER_BYTES, MESSAGES_PER_PASS, Messages, Plane, Wire
 from tests.support.peers import Peer, messages
 from tests.support.websocket_oracle import write_frames
 

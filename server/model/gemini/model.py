@@ -23,7 +23,7 @@ from websockets.trio.client import connect as websocket_connect
 
 from server.agent.agent import Agent
 from server.errors import ModelError
-from server.media.dial import notice_dead_path, open_wire
+from server.media.dial import notice_dead_path, open_wire, plane_context
 from server.media.words import Plane
 from server.model import (
     Conversation,
@@ -160,6 +160,7 @@ class GeminiModel:
         # Made once: loading the certificate store takes milliseconds, which a call would feel.
         is_tls = self._endpoint.url.startswith("wss")
         self._tls = ssl.create_default_context() if is_tls else None
+        self._wire_tls = plane_context(self._tls) if plane is not None and self._tls else None
         self._dialect = dialect_of(model, self._endpoint.platform)
         self._dropped_logged: set[str] = set()
         self._last_begun: tuple[Agent, Mapping[str, Any]] | None = None
@@ -265,7 +266,7 @@ class GeminiModel:
                 self._plane,
                 url,
                 headers,
-                tls=self._tls,
+                tls=self._wire_tls,
                 max_message_bytes=MAX_MESSAGE_BYTES,
                 connect_timeout_s=self._connect_timeout_s,
                 close_timeout_s=self._close_timeout_s,

@@ -1,0 +1,434 @@
+"""TLS in C against Python's own: who is refused, what comes through, and how it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import select
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import trustme
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from codec.tls import AVAILABLE, compiled_context
+from tests.support.tls_peers import Authority, Linked, authority_in, parts_of
+
+pytestmark = [
+    pytest.mark.skipif(not AVAILABLE, reason="built without OpenSSL"),
+    pytest.mark.sockets,
+]
+
+TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+VERSIONS = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
+LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return authority_in(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def link() -> Iterator[Callable[..., Linked]]:
+    made: list[Linked] = []
+
+    def shaken(ours: Any, context: ssl.SSLContext, name: str = "localhost") -> Linked:
+        made.append(Linked(ours, context, name))
+        made[-1].shake_hands()
+        return made[-1]
+
+    yield shaken
+    for each in made:
+        each.close()
+
+
+# -- who is there ---------------------------------------------------------------------------
+
+
+@VERSIONS
+@pytest.mark.parametrize("kind", [trustme.KeyType.RSA, trustme.KeyType.ECDSA])
+def test_what_is_said_is_heard_both_ways(authority, link, version, kind):
+    linked = link(authority.compiled(), authority.server(version=version, kind=kind))
+
+    linked.ours.send(b"hello")
+    linked.server.far.sendall(linked.server.sealed(b"good day"))
+
+    assert linked.ours.version() == linked.server.tls.version()
+    assert linked.server.read() == b"hello"
+    assert linked.ours.recv(100) == b"good day"
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "::1", "bücher.example"])
+def test_addresses_and_names_in_other_letters_are_verified(authority, link, name):
+    linked = link(authority.compiled(), authority.server(name), name)
+
+    assert linked.ours.version() == "TLSv1.3"
+
+
+def _another(authority: Authority, tmp_path: Path) -> ssl.SSLContext:
+    return authority_in(tmp_path).server()
+
+
+def _too_old(authority: Authority, tmp_path: Path) -> ssl.SSLContext:
+    context = authority.server()
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    return context
+
+
+def _no_cipher(authority: Authority, tmp_path: Path) -> ssl.SSLContext:
+    context = authority.server(version=TLS_1_2)
+    context.set_ciphers("PSK")
+    return context
+
+
+REFUSED: dict[str, tuple[Callable[[Authority, Path], ssl.SSLContext], str]] = {
+    "another host's": (lambda each, _: each.server("elsewhere.example"), "localhost"),
+    "another address's": (lambda each, _: each.server("127.0.0.2"), "127.0.0.1"),
+    "a name where an address is wanted": (lambda each, _: each.server(), "127.0.0.1"),
+    "an unknown authority's": (_another, "localhost"),
+    "out of date": (lambda each, _: each.server(not_after=LONG_AGO), "localhost"),
+    "too old a protocol": (_too_old, "localhost"),
+    "no cipher in common": (_no_cipher, "localhost"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_who_python_refuses_is_refused_in_the_same_words(authority, tmp_path, what):
+    make, name = REFUSED[what]
+    context = make(authority, tmp_path)
+
+    theirs = _refusal(Linked(authority.python(), context, name))
+    ours = _refusal(Linked(authority.compiled(), context, name))
+
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x16\x03\x03", b"", b"\x15\x03\x03\x00\x02\x02\x28"],
+)
+def test_who_does_not_speak_tls_is_refused_in_the_same_words(authority, answer):
+    said = []
+    for client in (authority.python(), authority.compiled()):
+        linked = Linked(client, authority.server())
+        with pytest.raises(ssl.SSLWantReadError):
+            linked.ours.do_handshake()
+        linked.server.far.recv(65536)
+        linked.server.far.sendall(answer)
+        linked.server.far.shutdown(socket.SHUT_WR)
+        said.append(_refusal(linked, serves=False))
+
+    assert said[0] == said[1]
+
+
+def _refusal(linked: Linked, *, serves: bool = True) -> tuple[object, ...]:
+    """The kind and the words of the error, but for the line of Python's own source."""
+    error: Exception = ssl.SSLWantReadError()
+    while isinstance(error, ssl.SSLWantReadError):
+        with suppress(ssl.SSLError):
+            if serves:
+                linked.server.step()
+        with pytest.raises(ssl.SSLError) as raised:
+            linked.ours.do_handshake()
+        error = raised.value
+    linked.close()
+    words = re.sub(r" \(_ssl\.c:\d+\)$", "", str(error.args[1]))
+    facts = [getattr(error, name, None) for name in ("reason", "library", "verify_code")]
+    return type(error), error.errno, words, *facts
+
+
+def test_a_context_that_allows_more_is_left_to_python(authority):
+    lenient = authority.python()
+    lenient.check_hostname = False
+
+    assert compiled_context(lenient) is None
+
+
+def test_the_systems_own_authorities_are_those_of_python(authority, link, monkeypatch, tmp_path):
+    for where in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setenv(where, str(tmp_path))
+    stranger = compiled_context(ssl.create_default_context())
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    trusting = compiled_context(ssl.create_default_context())
+
+    linked = link(trusting, authority.server())
+
+    assert linked.ours.version() == "TLSv1.3"
+    with pytest.raises(ssl.SSLCertVerificationError):
+        link(stranger, authority.server())
+
+
+# -- what comes through ---------------------------------------------------------------------
+
+
+@VERSIONS
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    records=st.lists(st.integers(1, 20_000), min_size=1, max_size=6),
+    cuts=st.lists(st.floats(0, 1), max_size=8),
+    size=st.sampled_from([1, 100, 4096, 16384, 65536]),
+)
+def test_whatever_a_record_is_cut_into_comes_out_whole(
+    authority, link, version, records, cuts, size
+):
+    linked = link(authority.compiled(), authority.server(version=version))
+    said = [bytes([number + 1]) * length for number, length in enumerate(records)]
+    sealed = b"".join(linked.server.sealed(each) for each in said)
+
+    heard = b""
+    for part in parts_of(sealed, cuts):
+        linked.server.far.sendall(part)
+        heard += linked.received(size)
+    linked.close()
+
+    assert heard == b"".join(said)
+
+
+def test_a_record_comes_through_byte_by_byte(authority, link):
+    linked = link(authority.compiled(), authority.server())
+    sealed = linked.server.sealed(b"a frame") + linked.server.sealed(b" and another")
+
+    heard = b""
+    for number in range(len(sealed)):
+        linked.server.far.sendall(sealed[number : number + 1])
+        heard += linked.received()
+
+    assert heard == b"a frame and another"
+
+
+@VERSIONS
+def test_a_reader_that_is_slow_loses_nothing(authority, link, version):
+    linked = link(authority.compiled(), authority.server(version=version))
+    said, heard = bytes(range(256)) * 8000, b""
+    unsent, was_full = said, 0
+
+    while len(heard) < len(said):
+        try:
+            unsent = unsent[linked.ours.send(unsent) :] if unsent else b""
+        except ssl.SSLWantWriteError:
+            was_full += 1
+            unsent = bytes(bytearray(unsent))  # somewhere else by now
+        if was_full or not unsent:
+            heard += linked.server.read()
+
+    assert heard == said
+    assert was_full > 0
+
+
+def test_what_one_read_leaves_is_told_of(authority, link):
+    linked = link(authority.compiled(), authority.server())
+    linked.server.far.sendall(linked.server.sealed(b"0123456789"))
+
+    first, pending = linked.ours.recv(4), linked.ours.pending()
+
+    assert (first, pending) == (b"0123", True)
+    assert linked.ours.recv(100) == b"456789"
+    assert not linked.ours.pending()
+
+
+# -- how it ends ----------------------------------------------------------------------------
+
+
+@VERSIONS
+@pytest.mark.parametrize("said", [True, False])
+def test_the_end_comes_behind_all_that_was_said(authority, link, version, said):
+    linked = link(authority.compiled(), authority.server(version=version))
+    linked.server.far.sendall(linked.server.sealed(b"the last word"))
+    if said:
+        with pytest.raises(ssl.SSLWantReadError):
+            linked.server.tls.unwrap()
+        linked.server.give()
+    else:
+        linked.server.far.shutdown(socket.SHUT_WR)
+
+    first, pending = linked.ours.recv(65536), linked.ours.pending()
+
+    # A goodbye in the same read shows itself in no later event of the socket's.
+    assert first == b"the last word"
+    assert pending or not said
+    assert linked.ours.recv(65536) == b""
+    assert linked.ours.recv(65536) == b""
+
+
+def test_half_a_record_is_no_word(authority, link):
+    linked = link(authority.compiled(), authority.server())
+    linked.server.far.sendall(linked.server.sealed(b"the last word")[:-1])
+    linked.server.far.close()
+
+    assert linked.ours.recv(65536) == b""
+
+
+@VERSIONS
+def test_a_record_that_was_tampered_with_is_an_error_and_nothing_comes_after_it(
+    authority, link, version
+):
+    linked = link(authority.compiled(), authority.server(version=version))
+    other = link(authority.compiled(), authority.server(version=version))
+    sealed = bytearray(linked.server.sealed(b"a word"))
+    sealed[-1] ^= 1
+    linked.server.far.sendall(bytes(sealed) + linked.server.sealed(b"another"))
+    other.server.far.sendall(other.server.sealed(b"undisturbed"))
+
+    with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):
+        linked.ours.recv(65536)
+
+    assert other.ours.recv(65536) == b"undisturbed"
+    for attempt in (lambda: linked.ours.recv(100), lambda: linked.ours.send(b"x")):
+        with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):
+            attempt()
+
+
+def test_closing_says_goodbye(authority, link):
+    linked = link(authority.compiled(), authority.server())
+    linked.received()  # what is not read would be an end without a goodbye
+    linked.ours.send(b"bye")
+
+    linked.ours.close()
+    linked.ours.close()
+
+    assert linked.server.read() == b"bye"
+    assert linked.server.tls.read(1) == b""  # SSLEOFError without a goodbye
+    assert linked.ours.fileno() == -1
+    with pytest.raises(OSError, match="descriptor"):
+        linked.ours.recv(1)
+
+
+def test_who_has_gone_is_an_os_error(authority, link):
+    linked = link(authority.compiled(), authority.server())
+    linked.server.far.close()
+
+    with pytest.raises(BrokenPipeError):
+        linked.ours.send(b"anybody?")
+
+
+# -- again ----------------------------------------------------------------------------------
+
+
+@VERSIONS
+def test_the_next_connection_resumes_the_session_of_the_last(authority, link, version):
+    ours, theirs = authority.compiled(), authority.server(version=version)
+    for number in range(4):
+        linked = link(ours, theirs)
+        linked.server.far.sendall(linked.server.sealed(b"hello"))
+        linked.received()
+        linked.close()
+
+        assert linked.server.tls.session_reused is (number > 0)
+        assert ours.resumable == 1
+
+
+@VERSIONS
+def test_a_line_that_was_lost_leaves_its_session(authority, link, version):
+    ours, theirs = authority.compiled(), authority.server(version=version)
+    lost = link(ours, theirs)
+    lost.received()
+    lost.server.far.close()
+    assert lost.ours.recv(10) == b""
+    lost.close()
+
+    assert link(ours, theirs).ours.session_reused
+
+
+@VERSIONS
+def test_a_server_that_has_forgotten_is_verified_again(authority, link, version):
+    ours = authority.compiled()
+    for _ in range(2):
+        linked = link(ours, authority.server(version=version))
+        linked.received()
+        linked.close()
+
+        assert not linked.server.tls.session_reused
+
+
+def test_a_session_is_of_its_host_alone(authority, link):
+    ours, theirs = authority.compiled(), authority.server()
+    linked = link(ours, theirs)
+    linked.received()
+    linked.close()
+
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        link(ours, theirs, "elsewhere.example")
+
+
+def test_sessions_that_nobody_takes_are_bounded(authority, link):
+    ours, theirs = authority.compiled(), authority.server()
+    open_ones = [link(ours, theirs) for _ in range(40)]
+    for linked in open_ones:
+        linked.received()
+
+    assert ours.resumable == 32
+
+
+# -- what Python's servers cannot do ----------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+@pytest.mark.parametrize("order", ["k", "K"])
+def test_keys_may_change_in_the_middle(authority, tmp_path, order):
+    """``k`` changes the server's, ``K`` asks us for ours as well."""
+    authority.ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
+        tmp_path / "server.pem"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    server = subprocess.Popen(
+        ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", tmp_path / "server.pem"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        while b"ACCEPT" not in server.stdout.readline():
+            assert server.poll() is None
+        near = socket.create_connection(("127.0.0.1", port))
+        near.setblocking(False)
+        ours = authority.compiled().wrap_socket(
+            near, server_hostname="localhost", do_handshake_on_connect=False
+        )
+        _when_ready(ours, ours.do_handshake)
+        for word in (b"before", b"after", b"at last"):
+            ours.send(word + b"\n")
+            while word not in server.stdout.readline():
+                assert server.poll() is None
+            for line in (order.encode(), word):
+                server.stdin.write(line + b"\n")
+                server.stdin.flush()
+                _until_read(server.stdin)  # an order is one only at a read's beginning
+            assert _when_ready(ours, lambda: ours.recv(100)) == word + b"\n"
+        ours.close()
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def _until_read(pipe: IO[bytes]) -> None:
+    while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder):
+        select.select([], [], [], 0.01)
+
+
+def _when_ready(ours: Any, step: Callable[[], Any]) -> Any:
+    """The step's answer, when the socket has had what it needs for that."""
+    while True:
+        try:
+            return step()
+        except ssl.SSLWantReadError:
+            assert select.select([ours], [], [], 60)[0]

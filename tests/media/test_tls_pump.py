@@ -1,0 +1,163 @@
+"""The pump behind TLS: what it passes by itself, and what it leaves to Python."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import ssl
+from base64 import b64decode
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from websockets.frames import Frame, Opcode
+
+import codec
+from codec.latency import Histogram, Latencies
+from codec.path import MediaPath
+from codec.pump import Descriptor, Left, Pump
+from codec.tls import AVAILABLE
+from tests.support.path_messages import audio, media, open_path
+from tests.support.path_reference import texts
+from tests.support.tls_peers import Authority, Linked, authority_in, parts_of
+from tests.support.websocket_oracle import write_frames
+
+pytestmark = [
+    pytest.mark.skipif(not AVAILABLE, reason="built without OpenSSL"),
+    pytest.mark.sockets,
+]
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return authority_in(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def model(authority: Authority) -> Iterator[Linked]:
+    """A connection to a model, its handshake done."""
+    linked = model_of(authority)
+    yield linked
+    linked.close()
+
+
+def model_of(authority: Authority) -> Linked:
+    linked = Linked(authority.compiled(), authority.server())
+    linked.shake_hands()
+    return linked
+
+
+def pumps_of(linked: Linked, path: MediaPath, phone: Descriptor) -> tuple[Pump, Pump]:
+    """From the model, behind TLS, and to it."""
+    latencies = Latencies(), Histogram([1.0])
+    return (
+        Pump(
+            *(linked.ours, path.model, path.next_from_model, path.run_is_over),
+            *(phone, path.phone, *latencies),
+        ),
+        Pump(
+            *(phone, path.phone, path.next_from_phone, path.has_caller_news),
+            *(linked.ours, path.model, *latencies),
+        ),
+    )
+
+
+@pytest.fixture
+def phone() -> Iterator[tuple[socket.socket, socket.socket]]:
+    near, far = socket.socketpair()
+    for each in (near, far):
+        each.setblocking(False)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    yield near, far
+    for each in (near, far):
+        each.close()
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    size=st.sampled_from([80, 960, 9000]),
+    records=st.lists(st.floats(0, 1), max_size=6),
+    cuts=st.lists(st.floats(0, 1), max_size=6),
+)
+def test_the_pump_passes_frames_however_records_cut_them(authority, phone, size, records, cuts):
+    linked, path, expected = model_of(authority), open_path(), open_path()
+    near, far = phone
+    pump, _ = pumps_of(linked, path, Descriptor(near.fileno()))
+    spoken = [audio(bytes([number]) * size) for number in range(4)]
+    frames = write_frames([Frame(Opcode.TEXT, each) for each in spoken], masked=False)
+    expected.model.receive(frames)
+    assert expected.next_from_model(0.0) is None
+
+    sealed = b""
+    for part in parts_of(frames, records):
+        sealed += linked.server.sealed(part)
+    left = Left.NOTHING
+    for part in parts_of(sealed, cuts):
+        linked.server.far.sendall(part)
+        while left is Left.READING or select.select([linked.ours], [], [], 0)[0]:
+            left = Left(pump.run(0.0))
+    heard = far.recv(1 << 20)
+    linked.close()
+
+    assert left is Left.NOTHING
+    assert texts(heard, masked=False) == texts(expected.phone.take_output(), masked=False)
+
+
+def test_the_pump_asks_nobody_where_a_record_has_only_begun(model, phone):
+    path = open_path()
+    pump, _ = pumps_of(model, path, Descriptor(phone[0].fileno()))
+    sealed = model.server.sealed(
+        write_frames([Frame(Opcode.TEXT, audio(bytes(960)))], masked=False)
+    )
+
+    model.server.far.sendall(sealed[:500])
+    begun = pump.run(0.0)
+    model.server.far.sendall(sealed[500:])
+
+    assert (begun, pump.run(0.0)) == (Left.NOTHING, Left.NOTHING)
+    assert phone[1].recv(65536)
+
+
+def test_the_pump_writes_to_tls_itself_and_loses_nothing_when_that_is_full(model, phone):
+    path = open_path()
+    _, pump = pumps_of(model, path, Descriptor(phone[0].fileno()))
+    decoder, said, left, chunk = codec.MulawDecoder(16_000), b"", Left.NOTHING, bytes(range(160))
+
+    for number in range(1, 3000):
+        frame = Frame(Opcode.TEXT, media(chunk, number))
+        phone[1].sendall(write_frames([frame], masked=True))
+        said += decoder.decode(chunk)
+        left = Left(pump.run(0.0))
+        if left is not Left.NOTHING:
+            break
+    model.server.take()
+    while path.model.output_bytes:
+        path.model.output_written(model.ours.send(path.model.next_output(65536)))
+        model.server.take()
+    messages = [json.loads(text) for text in texts(model.server.read(), masked=True)]
+
+    assert left is Left.OUTPUT
+    heard = [b64decode(each["realtimeInput"]["audio"]["data"]) for each in messages]
+    assert b"".join(heard) == said
+
+
+@pytest.mark.parametrize("how", ["goodbye", "tampered"])
+def test_the_pump_leaves_to_python_what_comes_behind_audio(model, phone, how):
+    path = open_path()
+    pump, _ = pumps_of(model, path, Descriptor(phone[0].fileno()))
+    frame = write_frames([Frame(Opcode.TEXT, audio(bytes(960)))], masked=False)
+    model.server.far.sendall(model.server.sealed(frame))
+    if how == "goodbye":
+        with pytest.raises(ssl.SSLWantReadError):
+            model.server.tls.unwrap()
+        model.server.give()
+    else:
+        model.server.far.sendall(model.server.sealed(b"x")[:-1] + b"\0")
+
+    assert pump.run(0.0) == Left.READING
+    assert phone[1].recv(65536)
+    assert pump.run(0.0) == Left.READING
