@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 
-from codec import latency
+from codec import latency, tls
 from server.logs import output
 
 
@@ -192,6 +192,12 @@ class StreamMetrics:
             "Media streams by the path they took: the media plane, or through hypercorn.",
             ["path"], registry=registry,
         )  # fmt: skip
+        compiled_tls = Gauge(
+            "offhook_compiled_tls_available",
+            "Whether TLS to the model is served in C (1), or by Python, which costs more (0).",
+            registry=registry,
+        )
+        compiled_tls.set(tls.AVAILABLE)
         self.lost_frames = Counter(
             "offhook_lost_frames",
             "20 ms frames of caller audio that were lost, at the carrier or in this server.",

@@ -48,7 +48,7 @@ _READABLE = select.EPOLLIN if AVAILABLE else 1
 _NOTHING, _OUTPUT, _READING = int(Left.NOTHING), int(Left.OUTPUT), int(Left.READING)
 
 READS_PER_PASS = 4
-"""TLS hands out a record (16 KiB) at a time; what is left is read in the next pass."""
+"""Python's TLS hands out a record (16 KiB) at a time; what is left is read in the next pass."""
 MESSAGES_PER_PASS = 64
 """Messages of one socket that Python looks at in a pass: more than a second of audio, and far less
 than the ten thousand small ones that fit into what is read."""
@@ -316,7 +316,7 @@ class Wire:
         if self._lingers:
             self._drop(recv)
             return
-        left = READS_PER_PASS
+        left = 1 if self._is_pumped else READS_PER_PASS
         while True:
             try:
                 data = recv(bounds.read_bytes)

@@ -13,6 +13,7 @@ import trustme
 from quart import request
 from quart_trio import QuartTrio
 
+from codec import tls
 from server.agent.agent import Agent
 from server.carrier.twilio.rest import TwilioCarrier
 from server.carrier.twilio.webhooks import TwilioWebhooks
@@ -123,6 +124,34 @@ async def test_a_conversation_through_a_proxy_is_secret_to_it(plane, gemini, aut
     assert asked == [HOST]
     assert len(proxy.seen) > 1000
     assert KEY.encode() not in proxy.seen
+
+
+@pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll")
+@pytest.mark.parametrize("keys", ["kept", "written down"])
+async def test_tls_is_compiled_where_it_can_be_and_keys_are_not_written_down(
+    nursery, gemini, authority, monkeypatch, tmp_path, keys
+):
+    if keys == "written down":
+        monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    sockets = []
+
+    class Watched(Plane):
+        def new_wire(self, sock, *arguments, **options):
+            sockets.append(sock)
+            return super().new_wire(sock, *arguments, **options)
+
+    plane = Watched()
+    await nursery.start(plane.run)
+    async with (
+        tls_in_front_of(port_of(gemini.url), authority, HOST) as (port, _),
+        connect_proxy({HOST: port}) as proxy,
+    ):
+        model = GeminiModel(api_key=KEY, url=f"wss://{HOST}", plane=plane, proxy=proxy.url)
+        with trio.fail_after(60):
+            assert (await greeting(model)).pcm
+
+    is_pythons = isinstance(sockets[0], ssl.SSLSocket)
+    assert is_pythons is (keys == "written down" or not tls.AVAILABLE)
 
 
 async def test_without_tls_it_is_a_tunnel_too(plane, gemini):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
+import ssl
 import struct
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -371,6 +373,39 @@ async def test_what_waits_to_be_written_is_not_tried_again_at_every_read(plane):
 
     assert counting.sends == tried
     assert wire.websocket.output_bytes >= 200_000
+    wire.close()
+    peer.sock.close()
+
+
+class SpeakingFirst(socket.socket):
+    """Reads only when it could be written to, as TLS has to when it is asked for new keys."""
+
+    reads = 0
+
+    def recv(self, size, flags=0):
+        self.reads += 1
+        if not select.select([], [self], [], 0)[1]:
+            raise ssl.SSLWantWriteError
+        return super().recv(size, flags)
+
+
+async def test_a_socket_that_must_speak_before_it_reads_waits_until_it_can(plane):
+    ours, theirs = socket.socketpair()
+    speaking = SpeakingFirst(fileno=ours.detach())
+    speaking.setblocking(False)
+    wire = Wire(plane, speaking, WebSocket(is_client=False, max_message_bytes=65536))
+    peer = Peer(theirs)
+    with suppress(BlockingIOError):
+        while True:
+            speaking.send(bytes(60_000))
+    await peer.send(b"are you there?")
+    await wait_all_tasks_blocked(0.01)
+    tried = speaking.reads
+    while tried == speaking.reads:
+        await peer.sock.recv(1 << 20)
+
+    assert await wire.receive() == (b"are you there?", True)
+    assert tried == 1
     wire.close()
     peer.sock.close()
 
