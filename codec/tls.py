@@ -43,15 +43,18 @@ def compiled_context(context: ssl.SSLContext, **trust: str | None) -> ClientCont
         return None
     if context.verify_mode is not ssl.CERT_REQUIRED or not context.check_hostname:
         return None  # it would refuse what that allows
-    made: ClientContext = _compiled.ClientContext(
-        **(trust or _system_trust()),
-        ciphers=":".join(each["name"] for each in context.get_ciphers()),
-        security_level=context.security_level,
-        minimum_version=max(0, context.minimum_version),
-        maximum_version=max(0, context.maximum_version),
-        verify_flags=int(context.verify_flags),
-        checks_common_name=context.hostname_checks_common_name,
-    )
+    try:
+        made: ClientContext = _compiled.ClientContext(
+            **(trust or _system_trust()),
+            ciphers=":".join(each["name"] for each in context.get_ciphers()),
+            security_level=context.security_level,
+            minimum_version=max(0, context.minimum_version),
+            maximum_version=max(0, context.maximum_version),
+            verify_flags=int(context.verify_flags),
+            checks_common_name=context.hostname_checks_common_name,
+        )
+    except ValueError:  # this OpenSSL, which need not be Python's, has no such thing
+        return None
     return made
 
 

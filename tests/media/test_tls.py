@@ -295,6 +295,43 @@ def test_a_record_that_was_tampered_with_is_an_error_and_nothing_comes_after_it(
             attempt()
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    version=st.sampled_from([TLS_1_2, TLS_1_3]),
+    place=st.floats(0, 1),
+    garbage=st.binary(min_size=1, max_size=40),
+    replaces=st.booleans(),
+    shakes_hands=st.booleans(),
+)
+def test_whatever_is_put_into_the_line_is_an_error_and_no_more(
+    authority, version, place, garbage, replaces, shakes_hands
+):
+    linked = Linked(authority.compiled(), authority.server(version=version))
+    if shakes_hands:
+        linked.shake_hands()
+        linked.received()
+        said = linked.server.sealed(b"a word") + linked.server.sealed(b"another")
+    else:
+        with pytest.raises(ssl.SSLWantReadError):
+            linked.ours.do_handshake()
+        linked.server.take()
+        with pytest.raises(ssl.SSLWantReadError):
+            linked.server.tls.do_handshake()
+        said = linked.server.sent.read()
+    at = int(place * len(said))
+
+    linked.server.far.sendall(said[:at] + garbage + said[at + len(garbage) * replaces :])
+    heard = b""
+    with suppress(ssl.SSLError):  # SSLWantReadError is one: there may be more to come
+        if not shakes_hands:
+            linked.ours.do_handshake()
+        while some := linked.ours.recv(65536):
+            heard += some
+    linked.close()
+
+    assert b"a wordanother".startswith(heard)
+
+
 def test_closing_says_goodbye(authority, link):
     linked = link(authority.compiled(), authority.server())
     linked.received()  # what is not read would be an end without a goodbye

@@ -158,9 +158,9 @@ class GeminiModel:
         self._proxy = proxy
         self._connect = connect if connect is not None else self._connect_websocket
         # Made once: loading the certificate store takes milliseconds, which a call would feel.
-        is_tls = self._endpoint.url.startswith("wss")
-        self._tls = ssl.create_default_context() if is_tls else None
-        self._wire_tls = plane_context(self._tls) if plane is not None and self._tls else None
+        tls = ssl.create_default_context() if self._endpoint.url.startswith("wss") else None
+        self._wire_tls = None if plane is None or tls is None else plane_context(tls)
+        self._tls = tls if plane is None else None  # one of them: it has all the authorities
         self._dialect = dialect_of(model, self._endpoint.platform)
         self._dropped_logged: set[str] = set()
         self._last_begun: tuple[Agent, Mapping[str, Any]] | None = None
