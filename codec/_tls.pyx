@@ -314,6 +314,7 @@ cdef class SecureSocket(Descriptor):
             raise ValueError(f"{self._name!r} is no host's name")
         if (session := context._take(self._peer)) is not None:
             SSL_set_session(self._ssl, session.session)
+            ERR_clear_error()
 
     def __dealloc__(self):
         self._free()
@@ -353,6 +354,7 @@ cdef class SecureSocket(Descriptor):
         # From here on an end without a goodbye is an end: the WebSocket has a goodbye of its own,
         # and the session is sound.
         SSL_set_options(self._ssl, SSL_OP_IGNORE_UNEXPECTED_EOF)
+        ERR_clear_error()
 
     def recv(self, size_t size):
         """Up to so many bytes, all that has come of them; empty when the peer has ended.
@@ -478,14 +480,14 @@ cdef class SecureSocket(Descriptor):
     cdef void _note(self, int saved) noexcept nogil:
         """Keep why the last step has failed: it waits for something, or was the last."""
         cdef int why = SSL_get_error(self._ssl, 0)
+        self._wants = SSL_ERROR_NONE
         if why == SSL_ERROR_WANT_READ or why == SSL_ERROR_WANT_WRITE:
             self._wants = why
-            return
-        self._wants = SSL_ERROR_NONE
-        self._fault = why
-        self._code = ERR_peek_last_error()
-        self._errno = saved if why == SSL_ERROR_SYSCALL and self._code == 0 else 0
-        ERR_clear_error()
+        else:
+            self._fault = why
+            self._code = ERR_peek_last_error()
+            self._errno = saved if why == SSL_ERROR_SYSCALL and self._code == 0 else 0
+        ERR_clear_error()  # the thread's, and Python's ssl looks there, too
 
     cdef bint _has_ended(self) noexcept:
         """Whether the peer is gone, with a goodbye or without, and nothing is broken."""

@@ -32,8 +32,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-async def plane(nursery) -> Plane:
+@pytest.fixture(params=["while trio sleeps", "by a task"])
+async def plane(nursery, request) -> Plane:
+    if request.param == "by a task":
+        await nursery.start(Plane().run)  # only one at a time is served otherwise
     plane = Plane()
     await nursery.start(plane.run)
     return plane
