@@ -4,8 +4,8 @@ The media path has no sockets, and the media plane is Python. Between them, for 
 frames a second and call, stood half a dozen Python calls that only carried bytes from one to the
 other. A :class:`Pump` is those calls in C, and nothing else: it reads what is there, lets the path
 take audio as far as it goes, writes what came of it, and says what it has left. Whatever is not
-plain (a message, TLS, a socket that takes no more, an error) is left to the plane, where it is
-handled as if there were no pump.
+plain (a message, a socket that takes no more, an error, Python's TLS) is left to the plane, where
+it is handled as if there were no pump. TLS of our own (``tls.py``) is a descriptor like any other.
 """
 
 from codec._pump import Descriptor, Left, Pump

@@ -9,7 +9,7 @@
 
 Audio goes from socket to socket within the read that brought it. Python is called when there is
 something to decide, and for every other message, in order; and for audio, too, where a pump cannot
-be (TLS, one of the wires alone).
+be (Python's TLS, one of the wires alone).
 """
 
 from __future__ import annotations

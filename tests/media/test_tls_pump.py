@@ -10,15 +10,20 @@ from base64 import b64decode
 from collections.abc import Iterator
 
 import pytest
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Frame, Opcode
 
 import codec
 from codec.latency import Histogram, Latencies
-from codec.path import MediaPath
+from codec.path import MediaPath, WebSocket
 from codec.pump import Descriptor, Left, Pump
 from codec.tls import AVAILABLE
+from server.media import plane as plane_module
+from server.media.bounds import MAX_INBOX, Bounds
+from server.media.plane import MESSAGES_PER_PASS, Plane
 from tests.support.path_messages import audio, media, open_path
 from tests.support.path_reference import texts
 from tests.support.tls_peers import Authority, Linked, authority_in, parts_of
@@ -26,6 +31,7 @@ from tests.support.websocket_oracle import write_frames
 
 pytestmark = [
     pytest.mark.skipif(not AVAILABLE, reason="built without OpenSSL"),
+    pytest.mark.skipif(not plane_module.AVAILABLE, reason="needs epoll"),
     pytest.mark.sockets,
 ]
 
@@ -161,3 +167,66 @@ def test_the_pump_leaves_to_python_what_comes_behind_audio(model, phone, how):
     assert pump.run(0.0) == Left.READING
     assert phone[1].recv(65536)
     assert pump.run(0.0) == Left.READING
+
+
+# -- the plane --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def plane(nursery: trio.Nursery) -> Plane:
+    plane = Plane()
+    await nursery.start(plane.run)
+    return plane
+
+
+def frames_of(count: int, size: int) -> bytes:
+    """As many messages, each with its number."""
+    numbered = [b"%d " % number for number in range(count)]
+    return write_frames(
+        [Frame(Opcode.TEXT, each + b"x" * (size - len(each))) for each in numbered], masked=False
+    )
+
+
+def number_of(message: tuple[bytes, bool] | None) -> int:
+    assert message is not None
+    return int(message[0].split()[0])
+
+
+async def test_what_tls_holds_waits_for_room_and_is_read_then(plane, model):
+    bounds = Bounds(read_bytes=4096, inbox=10, backlog_bytes=4096)
+    frames = frames_of(75, 200)
+    assert 3 * bounds.read_bytes < len(frames) < 16384
+    # One record: what of it is left after a read is TLS's, and the socket tells nothing of it.
+    model.server.far.sendall(model.server.sealed(frames))
+    websocket = WebSocket(is_client=True, max_message_bytes=65536)
+    wire = plane.new_wire(model.ours, websocket, bounds=bounds)
+    await wait_all_tasks_blocked(0.01)
+    unheard = len(wire._inbox)
+
+    with trio.fail_after(60):
+        heard = [number_of(await wire.receive()) for _ in range(75)]
+
+    assert unheard <= 2 * 4096 // 200
+    assert heard == list(range(75))
+    wire.close()
+
+
+async def test_a_flood_that_nobody_takes_stays_with_the_peer(plane, model, nursery):
+    count = 10 * MAX_INBOX
+    wire = plane.new_wire(model.ours, WebSocket(is_client=True, max_message_bytes=65536))
+
+    async def flood() -> None:
+        far = trio.socket.from_stdlib_socket(model.server.far)
+        left = memoryview(model.server.sealed(frames_of(count, 2000)))
+        while left:
+            left = left[await far.send(left) :]
+
+    nursery.start_soon(flood)
+    await wait_all_tasks_blocked(0.05)
+    unheard = len(wire._inbox)
+    with trio.fail_after(60):
+        heard = [number_of(await wire.receive()) for _ in range(count)]
+
+    assert unheard < MAX_INBOX + MESSAGES_PER_PASS
+    assert heard == list(range(count))
+    wire.close()
