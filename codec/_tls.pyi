@@ -1,5 +1,6 @@
 import os
 import socket
+from collections.abc import Callable
 
 from codec._pump import Descriptor
 
@@ -15,6 +16,7 @@ class ClientContext:
         maximum_version: int = 0,
         verify_flags: int = 0,
         checks_common_name: bool = False,
+        clock: Callable[[], float] = ...,
     ) -> None: ...
     def wrap_socket(
         self, sock: socket.socket, *, server_hostname: str, do_handshake_on_connect: bool = False

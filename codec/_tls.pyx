@@ -7,6 +7,7 @@ or to the pump by a number. One thread at a time, as for any socket.
 import os
 import socket as sockets
 import ssl
+import time
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport errno
@@ -118,6 +119,7 @@ cdef enum:
     MAX_RECORD_BYTES = 16384  # RFC 8446 5.1; what is not gone is offered again, never less of it
     MAX_READ_BYTES = 1048576
     MAX_PEERS = 16
+    MAX_VERIFIED_S = 3600  # a session goes on without a certificate, and so would those after it
     MAX_SESSIONS = 32  # of one peer; each has a chain of certificates, some 6 KiB
 
 
@@ -129,6 +131,7 @@ cdef class _Session:
     """One session that a peer will resume; owned."""
 
     cdef SSL_SESSION* session
+    cdef double verified_at  # when the certificate was seen on which it rests
 
     def __dealloc__(self):
         SSL_SESSION_free(self.session)
@@ -147,6 +150,7 @@ cdef class ClientContext:
         maximum_version: The same; 0 for whatever there is.
         verify_flags: What a chain of certificates is checked for, as Python has it.
         checks_common_name: Whether a name may be a subject's, where there is no other.
+        clock: Seconds that only grow: certificates are looked at again at least once an hour.
 
     Raises:
         ValueError: OpenSSL cannot do what is asked for.
@@ -157,6 +161,7 @@ cdef class ClientContext:
     cdef SSL_CTX* _context
     cdef unsigned int _host_flags
     cdef dict _sessions
+    cdef object _clock
 
     def __cinit__(
         self,
@@ -169,11 +174,13 @@ cdef class ClientContext:
         int maximum_version=0,
         unsigned long verify_flags=0,
         bint checks_common_name=False,
+        clock=time.monotonic,
     ):
         cdef X509_VERIFY_PARAM* param
         cdef bytes text
         ERR_clear_error()
         self._sessions = {}
+        self._clock = clock
         self._context = SSL_CTX_new(TLS_client_method())
         if self._context == NULL:
             raise MemoryError
@@ -242,11 +249,11 @@ cdef class ClientContext:
         """How many sessions could be resumed, of all peers."""
         return sum(map(len, self._sessions.values()))
 
-    cdef int _keep(self, tuple peer, SSL_SESSION* session) except -1:
+    cdef int _keep(self, tuple peer, SSL_SESSION* session, double verified_at) except -1:
         """Keep a session for the peer's next connection, a bounded number; takes it over."""
         cdef _Session kept = _Session.__new__(_Session)
         cdef list sessions
-        kept.session = session
+        kept.session, kept.verified_at = session, verified_at
         if not SSL_SESSION_is_resumable(session):
             return 0
         if peer not in self._sessions and len(self._sessions) >= MAX_PEERS:
@@ -261,7 +268,14 @@ cdef class ClientContext:
         """The peer's latest session, or None. RFC 8446 C.4: each is used once; before TLS 1.3 it is
         good for more, and kept again when it was."""
         cdef list sessions = self._sessions.get(peer)
-        return sessions.pop() if sessions else None
+        cdef _Session latest
+        if not sessions:
+            return None
+        latest = sessions.pop()
+        if self._clock() - latest.verified_at < MAX_VERIFIED_S:
+            return latest
+        sessions.clear()  # nearly as old, or older
+        return None
 
 
 cdef class SecureSocket(Descriptor):
@@ -276,6 +290,7 @@ cdef class SecureSocket(Descriptor):
     cdef object _sock
     cdef str _name
     cdef tuple _peer
+    cdef double _verified_at
     cdef int _fault  # what SSL_get_error said last, if that was the end
     cdef unsigned long _code  # and OpenSSL's own number of it
     cdef int _errno
@@ -314,6 +329,7 @@ cdef class SecureSocket(Descriptor):
             raise ValueError(f"{self._name!r} is no host's name")
         if (session := context._take(self._peer)) is not None:
             SSL_set_session(self._ssl, session.session)
+            self._verified_at = session.verified_at
             ERR_clear_error()
 
     def __dealloc__(self):
@@ -345,7 +361,9 @@ cdef class SecureSocket(Descriptor):
         if SSL_get_verify_result(self._ssl) != X509_V_OK:
             self._fault, self._code = SSL_ERROR_SSL, 0
             raise self._error()
-        if self._fresh == NULL and SSL_session_reused(self._ssl):
+        if not SSL_session_reused(self._ssl):
+            self._verified_at = self._context._clock()
+        elif self._fresh == NULL:
             self._fresh = SSL_get1_session(self._ssl)
             if SSL_SESSION_get_protocol_version(self._fresh) >= TLS1_3_VERSION:
                 SSL_SESSION_free(self._fresh)  # was good for once; the peer will offer another
@@ -560,7 +578,7 @@ cdef class SecureSocket(Descriptor):
         cdef SSL_SESSION* fresh = self._fresh
         if fresh != NULL:
             self._fresh = NULL
-            self._context._keep(self._peer, fresh)
+            self._context._keep(self._peer, fresh, self._verified_at)
         return 0
 
     cdef void _free(self) noexcept:

@@ -4,7 +4,7 @@ Python's ``ssl`` has no way to lend its connections to C, so these are OpenSSL's
 and to refuse as Python's default context does: the same authorities, from the same file and
 directory (``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` included), the same checks of name, chain and
 strength, the same errors. A session that a peer offers is kept for its next connection, which
-then needs no certificate and half the CPU.
+then needs no certificate and a third of the CPU; once an hour one is looked at again.
 
 The extension is there where OpenSSL's headers were when the package was built, on Linux; elsewhere
 :data:`AVAILABLE` is False, and Python's TLS serves.
@@ -28,13 +28,13 @@ except ImportError:
 AVAILABLE = _compiled is not None
 
 
-def compiled_context(context: ssl.SSLContext, **trust: str | None) -> ClientContext | None:
+def compiled_context(context: ssl.SSLContext, **trust: Any) -> ClientContext | None:
     """A context in C that verifies as this one does; None where there is none.
 
     Args:
         context: Python's. What cannot be read from it is whom it trusts.
         trust: ``cafile`` and ``capath``, for other authorities than the system's, which
-            ``ssl.create_default_context`` trusts.
+            ``ssl.create_default_context`` trusts; and another clock.
 
     None, too, where a protocol's keys are to be written down (``SSLKEYLOGFILE``), which is left to
     Python.

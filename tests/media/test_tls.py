@@ -372,6 +372,24 @@ def test_the_next_connection_resumes_the_session_of_the_last(authority, link, ve
 
 
 @VERSIONS
+def test_a_certificate_is_looked_at_again_though_sessions_are_resumed(authority, link, version):
+    times_s = [5.0]
+    ours, theirs = authority.compiled(clock=lambda: times_s[-1]), authority.server(version=version)
+
+    reused = []
+    for now_s in (5.0, 1800.0, 3500.0, 3700.0, 3800.0):
+        times_s.append(now_s)
+        linked = link(ours, theirs)
+        linked.server.far.sendall(linked.server.sealed(b"hello"))
+        linked.received()
+        reused.append(linked.ours.session_reused)
+        linked.close()
+
+    # A session that began with another is no younger than that.
+    assert reused == [False, True, True, False, True]
+
+
+@VERSIONS
 def test_a_line_that_was_lost_leaves_its_session(authority, link, version):
     ours, theirs = authority.compiled(), authority.server(version=version)
     lost = link(ours, theirs)

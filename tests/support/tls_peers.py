@@ -38,8 +38,8 @@ class Authority:
     def python(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.file)
 
-    def compiled(self) -> Any:
-        return compiled_context(ssl.create_default_context(), cafile=str(self.file))
+    def compiled(self, **options: Any) -> Any:
+        return compiled_context(ssl.create_default_context(), cafile=str(self.file), **options)
 
 
 def authority_in(directory: Path) -> Authority:
