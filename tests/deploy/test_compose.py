@@ -283,6 +283,17 @@ def test_hadolint_has_nothing_to_say_of_the_image():
     assert done.returncode == 0, done.stdout
 
 
+def test_the_image_is_built_with_tls_to_the_model_in_c_and_runs_with_its_library():
+    build, runs = stages()
+
+    assert "libssl-dev" in " ".join(rest for _, rest in build).split()
+    # Python's own ssl is linked to it there: a slim image has libssl, whatever is not installed.
+    assert [rest for word, rest in (build[0], runs[0]) if word == "FROM"] == [
+        "python:3.13-slim AS build",
+        "python:3.13-slim",
+    ]
+
+
 def test_the_image_runs_as_nobody_in_particular():
     users = [rest for word, rest in stages()[-1] if word == "USER"]
 
