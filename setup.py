@@ -35,28 +35,29 @@ SOURCES = [
     if source.stem not in OPTIONAL or sys.platform == "linux"
 ]
 
-setup(
-    ext_modules=cythonize(
-        [
-            Extension(
-                f"codec.{source.stem}",
-                [source.as_posix()],
-                depends=[header.as_posix() for header in sorted(Path("codec").glob("*.h"))],
-                extra_compile_args=COMPILE_ARGS,
-                extra_link_args=LINK_ARGS,
-                libraries=OPTIONAL.get(source.stem, []),
-                optional=source.stem in OPTIONAL,
-            )
-            for source in SOURCES
-        ],
-        language_level=3,
-        annotate=bool(os.environ.get("CYTHON_ANNOTATE")),
-        compiler_directives={
-            "boundscheck": CHECKED,
-            "wraparound": False,
-            "cdivision": True,
-            "embedsignature": True,
-            "freethreading_compatible": True,
-        },
-    )
+EXTENSIONS = cythonize(
+    [
+        Extension(
+            f"codec.{source.stem}",
+            [source.as_posix()],
+            depends=[header.as_posix() for header in sorted(Path("codec").glob("*.h"))],
+            extra_compile_args=COMPILE_ARGS,
+            extra_link_args=LINK_ARGS,
+            libraries=OPTIONAL.get(source.stem, []),
+        )
+        for source in SOURCES
+    ],
+    language_level=3,
+    annotate=bool(os.environ.get("CYTHON_ANNOTATE")),
+    compiler_directives={
+        "boundscheck": CHECKED,
+        "wraparound": False,
+        "cdivision": True,
+        "embedsignature": True,
+        "freethreading_compatible": True,
+    },
 )
+for extension in EXTENSIONS:  # made anew by cythonize, which forgets this
+    extension.optional = extension.name.rpartition(".")[2] in OPTIONAL
+
+setup(ext_modules=EXTENSIONS)
