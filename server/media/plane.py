@@ -267,6 +267,8 @@ class Wire:
         if early:
             websocket.receive(early)
             self._deliver_all()
+        if self._tls is not None and self._tls.pending():
+            plane.read_again(self)  # read before there was anybody to ask
 
     def fileno(self) -> int:
         """The socket's number, as long as it is open."""

@@ -211,6 +211,19 @@ async def test_what_tls_holds_waits_for_room_and_is_read_then(plane, model):
     wire.close()
 
 
+async def test_what_tls_had_read_before_there_was_a_wire_is_heard(plane, model):
+    # One record: behind the handshake's answer is more than whoever shook hands asked for.
+    model.server.far.sendall(model.server.sealed(b"HTTP/1.1 101 \r\n\r\n" + frames_of(30, 200)))
+    early = model.ours.recv(1000).partition(b"\r\n\r\n")[2]
+
+    wire = plane.new_wire(model.ours, WebSocket(is_client=True, max_message_bytes=65536), early)
+    with trio.fail_after(60):
+        heard = [number_of(await wire.receive()) for _ in range(30)]
+
+    assert heard == list(range(30))
+    wire.close()
+
+
 async def test_a_flood_that_nobody_takes_stays_with_the_peer(plane, model, nursery):
     count = 10 * MAX_INBOX
     wire = plane.new_wire(model.ours, WebSocket(is_client=True, max_message_bytes=65536))
