@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from codec.tls import AVAILABLE
+from tests.support.required import is_required
+
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(not is_required("openssl"), reason="OpenSSL's headers need not be here")
+def test_with_openssls_headers_tls_is_built():
+    assert AVAILABLE
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="TLS in C is built on Linux only")
