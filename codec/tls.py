@@ -36,13 +36,18 @@ def compiled_context(context: ssl.SSLContext, **trust: Any) -> ClientContext | N
         trust: ``cafile`` and ``capath``, for other authorities than the system's, which
             ``ssl.create_default_context`` trusts; and another clock.
 
-    None, too, where a protocol's keys are to be written down (``SSLKEYLOGFILE``), which is left to
-    Python.
+    None, too, for what is left to Python: where a protocol's keys are to be written down
+    (``SSLKEYLOGFILE``), certificates can be revoked, or options are not those of a new context. A
+    client's own certificate cannot be seen, and is not carried over.
     """
     if _compiled is None or context.keylog_filename is not None:
         return None
     if context.verify_mode is not ssl.CERT_REQUIRED or not context.check_hostname:
         return None  # it would refuse what that allows
+    if context.options != ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).options:
+        return None
+    if context.cert_store_stats()["crl"] or context.post_handshake_auth:
+        return None
     try:
         made: ClientContext = _compiled.ClientContext(
             **(trust or _system_trust()),

@@ -194,7 +194,7 @@ class StreamMetrics:
         )  # fmt: skip
         compiled_tls = Gauge(
             "offhook_compiled_tls_available",
-            "Whether TLS to the model is served in C (1), or by Python, which costs more (0).",
+            "Whether TLS to the model can be served in C (1), or by Python only (0), for more CPU.",
             registry=registry,
         )
         compiled_tls.set(tls.AVAILABLE)

@@ -32,7 +32,7 @@ from websockets.trio.client import connect_http_proxy
 from websockets.uri import parse_uri
 
 from codec.path import WebSocket
-from codec.tls import compiled_context
+from codec.tls import AVAILABLE, compiled_context
 from server.hooks.sockets import limit_unread
 from server.media.words import MediaSocket, Plane, Wire
 
@@ -142,7 +142,9 @@ async def open_wire(
 def plane_context(default: ssl.SSLContext) -> ssl.SSLContext | ClientContext:
     """What the plane verifies with: this context, which is Python's default, or its like in C."""
     compiled = compiled_context(default)
-    logger.debug("TLS on the media plane", compiled=compiled is not None)
+    if compiled is None and AVAILABLE:
+        keys = default.keylog_filename is not None
+        logger.warning("TLS to the model is Python's, which costs more", keys_written_down=keys)
     return default if compiled is None else compiled
 
 

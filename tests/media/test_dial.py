@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 import trio
 import trustme
+from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
@@ -21,7 +22,7 @@ from codec.tls import AVAILABLE, compiled_context
 from server.hooks.sockets import UNREAD_TIMEOUT_S
 from server.media import plane as plane_module
 from server.media.bounds import MAX_INBOX
-from server.media.dial import DEAD_PATH_TIMEOUT_S, open_wire
+from server.media.dial import DEAD_PATH_TIMEOUT_S, open_wire, plane_context
 from server.media.plane import Plane
 from server.serving.single import listen
 from tests.support.websocket_oracle import write_frames
@@ -258,3 +259,17 @@ async def test_a_connection_that_is_cut_has_no_close_code(plane):
             await socket.recv(decode=False)
 
     assert closed.value.rcvd is None
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="built without OpenSSL")
+@pytest.mark.parametrize("keys", [True, False])
+def test_that_tls_in_c_is_there_and_not_used_is_said(tmp_path, keys):
+    context = ssl.create_default_context()
+    if keys:
+        context.keylog_filename = str(tmp_path / "keys")
+
+    with capture_logs() as logs:
+        chosen = plane_context(context)
+
+    assert (chosen is context) is keys
+    assert [each["keys_written_down"] for each in logs] == [True] * keys

@@ -19,6 +19,11 @@ from typing import IO, Any
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -152,11 +157,33 @@ def _refusal(linked: Linked, *, serves: bool = True) -> tuple[object, ...]:
     return type(error), error.errno, words, *facts
 
 
-def test_a_context_that_allows_more_is_left_to_python(authority):
-    lenient = authority.python()
-    lenient.check_hostname = False
+def _any_name(context: ssl.SSLContext, _: Path) -> None:
+    context.check_hostname = False
 
-    assert compiled_context(lenient) is None
+
+def _with_options(context: ssl.SSLContext, _: Path) -> None:
+    context.options |= ssl.OP_NO_TICKET
+
+
+def _with_authentication(context: ssl.SSLContext, _: Path) -> None:
+    context.post_handshake_auth = True
+
+
+def _with_revocations(context: ssl.SSLContext, directory: Path) -> None:
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
+    revoked = x509.CertificateRevocationListBuilder(name, now, now).sign(key, hashes.SHA256())
+    (directory / "revoked.pem").write_bytes(revoked.public_bytes(Encoding.PEM))
+    context.load_verify_locations(directory / "revoked.pem")
+
+
+@pytest.mark.parametrize("ask", [_any_name, _with_options, _with_authentication, _with_revocations])
+def test_a_context_that_asks_for_something_else_is_left_to_python(authority, tmp_path, ask):
+    context = authority.python()
+    ask(context, tmp_path)
+
+    assert compiled_context(authority.python()) is not None
+    assert compiled_context(context) is None
 
 
 def test_the_systems_own_authorities_are_those_of_python(authority, link, monkeypatch, tmp_path):
