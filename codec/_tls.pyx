@@ -269,12 +269,10 @@ cdef class ClientContext:
         good for more, and kept again when it was."""
         cdef list sessions = self._sessions.get(peer)
         cdef _Session latest
-        if not sessions:
-            return None
-        latest = sessions.pop()
-        if self._clock() - latest.verified_at < MAX_VERIFIED_S:
-            return latest
-        sessions.clear()  # nearly as old, or older
+        while sessions:  # the latest offered need not be the latest verified
+            latest = sessions.pop()
+            if self._clock() - latest.verified_at < MAX_VERIFIED_S:
+                return latest
         return None
 
 

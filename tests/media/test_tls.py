@@ -416,6 +416,40 @@ def test_a_certificate_is_looked_at_again_though_sessions_are_resumed(authority,
     assert reused == [False, True, True, False, True]
 
 
+def test_a_session_that_is_too_old_hides_no_younger_one(authority, link):
+    times_s = [0.0]
+    ours, theirs = authority.compiled(clock=lambda: times_s[-1]), authority.server(version=TLS_1_3)
+    link(ours, theirs).received()
+    times_s.append(3500.0)
+    resumed = link(ours, theirs)
+    link(ours, theirs).received()  # nobody has offered a session yet: its certificate is seen
+    resumed.received()  # offered last, and resting on the first certificate
+    assert (resumed.ours.session_reused, ours.resumable) == (True, 2)
+
+    times_s.append(3700.0)
+
+    assert link(ours, theirs).ours.session_reused
+
+
+@VERSIONS
+@pytest.mark.parametrize("dropped", [False, True])
+def test_calls_that_lose_their_lines_at_once_all_resume(authority, link, version, dropped):
+    ours, theirs = authority.compiled(), authority.server(version=version)
+    reused = []
+    for _ in range(3):
+        calls = [link(ours, theirs) for _ in range(32)]
+        reused.append(sum(call.ours.session_reused for call in calls))
+        for call in calls:
+            call.received()
+            if dropped:
+                call.server.far.close()
+                assert call.ours.recv(10) == b""
+        for call in calls:
+            call.close()
+
+    assert reused[1:] == [32, 32]
+
+
 @VERSIONS
 def test_a_line_that_was_lost_leaves_its_session(authority, link, version):
     ours, theirs = authority.compiled(), authority.server(version=version)
