@@ -294,6 +294,8 @@ cdef class SecureSocket(Descriptor):
     cdef int _errno
     cdef int _wants  # what the last step has waited for
     cdef bint _read_wants_write
+    cdef bint _write_wants_read
+    cdef bint _at_end  # the peer has said goodbye, which ends reading and not writing
     cdef bint _was_full  # the last read has brought as much as was asked for
 
     def __init__(self, ClientContext context not None, sock, str server_hostname not None):
@@ -414,7 +416,9 @@ cdef class SecureSocket(Descriptor):
         """Whether a read has left something that the socket will not tell of."""
         if self._ssl == NULL:
             return False
-        return self.has_more() or bool(self._was_full and SSL_has_pending(self._ssl))
+        if self._fault != SSL_ERROR_NONE or self._at_end or self._read_wants_write:
+            return True
+        return bool(self._was_full and SSL_has_pending(self._ssl))
 
     def shutdown(self, how):
         """Say to the other side of the socket that nothing more comes."""
@@ -451,10 +455,13 @@ cdef class SecureSocket(Descriptor):
     # -- for the pump ----------------------------------------------------------------------
 
     cdef Py_ssize_t read(self, void* data, size_t size) noexcept nogil:
-        """As much as has come, from as many records as that are."""
+        """Decrypt into ``data`` what has come in whole records, at most ``size`` bytes; how many.
+
+        READ_LATER says that the next record is not here, or not all of it.
+        """
         cdef size_t got = 0, some = 0
         self._was_full = self._read_wants_write = False
-        if self._ssl == NULL or self._fault != SSL_ERROR_NONE:
+        if self._ssl == NULL or self._fault != SSL_ERROR_NONE or self._at_end:
             return READ_NOTHING
         ERR_clear_error()
         self._wants = SSL_ERROR_NONE
@@ -463,6 +470,8 @@ cdef class SecureSocket(Descriptor):
             if SSL_read_ex(self._ssl, <uint8_t*>data + got, size - got, &some) != 1:
                 self._note(errno)
                 self._read_wants_write = self._wants == SSL_ERROR_WANT_WRITE
+                if self._fault == SSL_ERROR_ZERO_RETURN:
+                    self._fault, self._at_end = SSL_ERROR_NONE, True
                 break
             got += some
             if not SSL_has_pending(self._ssl):
@@ -470,11 +479,15 @@ cdef class SecureSocket(Descriptor):
         self._was_full = got == size
         if got > 0:
             return <Py_ssize_t>got
-        return READ_LATER if self._wants == SSL_ERROR_WANT_READ else READ_NOTHING
+        if self._wants == SSL_ERROR_WANT_READ and not self._write_wants_read:
+            return READ_LATER
+        return READ_NOTHING  # or whoever has something to write is to try again
 
     cdef Py_ssize_t write(self, const void* data, size_t size) noexcept nogil:
         """As many records as the socket takes. What it did not take is to be offered again."""
         cdef size_t sent = 0, some = 0
+        cdef int saved
+        self._write_wants_read = False
         if self._ssl == NULL or self._fault != SSL_ERROR_NONE:
             return -1
         ERR_clear_error()
@@ -482,14 +495,20 @@ cdef class SecureSocket(Descriptor):
         while sent < size:
             some = min(size - sent, <size_t>MAX_RECORD_BYTES)
             if SSL_write_ex(self._ssl, <const uint8_t*>data + sent, some, &some) != 1:
-                self._note(errno)
+                saved = errno
+                self._note(saved)
+                self._write_wants_read = self._wants == SSL_ERROR_WANT_READ
+                if self._fault == SSL_ERROR_ZERO_RETURN:  # said goodbye long ago, and is gone now
+                    self._fault, self._errno = SSL_ERROR_SYSCALL, saved
                 break
             sent += some
         return <Py_ssize_t>sent if sent > 0 else -1
 
     cdef bint has_more(self) noexcept nogil:
-        """Whether the end has been read behind what came, or something has to be said first."""
-        return self._fault != SSL_ERROR_NONE or self._read_wants_write
+        """Whether the end came behind what was read, or reading and writing wait for each other."""
+        if self._fault != SSL_ERROR_NONE or self._at_end:
+            return True
+        return self._read_wants_write or self._write_wants_read
 
     # -- private ---------------------------------------------------------------------------
 
@@ -507,6 +526,8 @@ cdef class SecureSocket(Descriptor):
 
     cdef bint _has_ended(self) noexcept:
         """Whether the peer is gone, with a goodbye or without, and nothing is broken."""
+        if self._fault == SSL_ERROR_NONE:
+            return self._at_end
         if self._fault == SSL_ERROR_SYSCALL:
             return self._errno == 0 and self._code == 0
         return self._fault == SSL_ERROR_ZERO_RETURN

@@ -260,6 +260,7 @@ class Wire:
         self._at_eof = False
         self._lingers = False
         self._is_blocked = False  # TLS has to say something before it can read on
+        self._is_mute = False  # TLS has to hear something before it can write on
         self._paused = False
         self._writing = False
         self._closed = False
@@ -343,6 +344,8 @@ class Wire:
             if not left:
                 self._plane.read_again(self)
                 break
+        if self._is_mute:
+            self._write()
         self._deliver()
 
     def _count(self, size: int) -> None:
@@ -491,12 +494,16 @@ class Wire:
 
     def _write(self) -> None:
         """Write as much as the socket takes, with a bound."""
-        websocket, send, waits, written = self.websocket, self._sock.send, False, 0
+        websocket, send, written = self.websocket, self._sock.send, 0
+        waits = is_mute = False
         while data := websocket.next_output(WRITE_BYTES):
             waits = True
             try:
                 sent = send(data)
-            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                break
+            except ssl.SSLWantReadError:
+                is_mute = True
                 break
             except OSError:
                 self.fail()
@@ -511,8 +518,8 @@ class Wire:
         if waits and websocket.output_bytes > self._bounds.backlog_bytes:
             self._give_up()
             return
-        if waits is not self._writing:
-            self._writing = waits
+        if waits is not self._writing or is_mute is not self._is_mute:
+            self._writing, self._is_mute = waits, is_mute
             self.descriptor.takes_output = not waits and self._is_pumped
             self._watch()
 
@@ -583,5 +590,5 @@ class Wire:
     def _watch(self) -> None:
         if not self._closed:
             reading = not self._paused and not self._is_blocked
-            writing = self._writing or self._is_blocked
+            writing = (self._writing and not self._is_mute) or self._is_blocked
             self._plane.watch(self, reading=reading, writing=writing)

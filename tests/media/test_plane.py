@@ -410,6 +410,46 @@ async def test_a_socket_that_must_speak_before_it_reads_waits_until_it_can(plane
     peer.sock.close()
 
 
+class ListeningFirst(socket.socket):
+    """Writes only when it has read, as TLS must once half of a message of its own has come."""
+
+    has_read = False
+    sends = 0
+
+    def recv(self, size, flags=0):
+        try:
+            super().recv(size, flags)
+        finally:
+            self.has_read = True
+        raise ssl.SSLWantReadError
+
+    def send(self, data, flags=0):
+        self.sends += 1
+        if not self.has_read:
+            raise ssl.SSLWantReadError
+        return super().send(data, flags)
+
+
+async def test_a_socket_that_must_read_before_it_speaks_waits_until_something_comes(plane):
+    ours, theirs = socket.socketpair()
+    listening = ListeningFirst(fileno=ours.detach())
+    listening.setblocking(False)
+    wire = Wire(plane, listening, WebSocket(is_client=False, max_message_bytes=65536))
+    peer = Peer(theirs)
+    for word in (b"are", b"you", b"there?"):
+        wire.send_text(word)
+    await wait_all_tasks_blocked(0.01)
+    tried, wakes = listening.sends, plane._epoll.poll(0)
+    await peer.send_raw(b"the other half")
+
+    with trio.fail_after(60):
+        assert [await peer.receive() for _ in range(3)] == [b"are", b"you", b"there?"]
+    assert (tried, wakes) == (1, [])
+    assert plane._epoll.poll(0) == []
+    wire.close()
+    peer.sock.close()
+
+
 async def test_a_busy_peer_has_a_bounded_turn_in_each_pass():
     plane = Plane()  # nobody serves it but we
     order: list[str] = []

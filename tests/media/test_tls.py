@@ -294,6 +294,35 @@ def test_the_end_comes_behind_all_that_was_said(authority, link, version, said):
     assert linked.ours.recv(65536) == b""
 
 
+@VERSIONS
+def test_who_has_said_goodbye_can_still_be_told(authority, link, version):
+    linked = link(authority.compiled(), authority.server(version=version))
+    with pytest.raises(ssl.SSLWantReadError):
+        linked.server.tls.unwrap()
+    linked.server.give()
+    heard = linked.ours.recv(100)
+
+    sent = linked.ours.send(b"one more word")
+    linked.server.take()
+
+    assert (heard, sent) == (b"", 13)
+    assert linked.ours.recv(100) == b""
+    assert linked.server.tls.read(100) == b"one more word"
+
+
+def test_who_has_said_goodbye_and_gone_is_an_os_error(authority, link):
+    linked = link(authority.compiled(), authority.server())
+    with pytest.raises(ssl.SSLWantReadError):
+        linked.server.tls.unwrap()
+    linked.server.give()
+    linked.server.far.close()
+    assert linked.ours.recv(100) == b""
+
+    for _ in range(2):
+        with pytest.raises(BrokenPipeError):
+            linked.ours.send(b"anybody?")
+
+
 def test_half_a_record_is_no_word(authority, link):
     linked = link(authority.compiled(), authority.server())
     linked.server.far.sendall(linked.server.sealed(b"the last word")[:-1])
