@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import select
+import shutil
 import socket
 import ssl
+import subprocess
 from base64 import b64decode
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
 
 import pytest
 import trio
@@ -167,6 +172,82 @@ def test_the_pump_leaves_to_python_what_comes_behind_audio(model, phone, how):
     assert pump.run(0.0) == Left.READING
     assert phone[1].recv(65536)
     assert pump.run(0.0) == Left.READING
+
+
+FRAGMENT_BYTES = 512  # the least that a record can be bound to
+
+
+@contextmanager
+def halves_of_a_ticket(authority: Authority, file: Path) -> Iterator[tuple[Linked, bytes, bytes]]:
+    """A connection whose server has one more message of TLS for us, in two records."""
+    # A ticket has the host's name in it, and is longer than a record because that is.
+    host = ".".join(["x" * 63] * 3 + ["y" * 61])
+    authority.ca.issue_cert(host).private_key_and_cert_chain_pem.write_to_path(file)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = f"""openssl s_server -accept 127.0.0.1:{port} -cert {file} -servername {host}
+        -cert2 {file} -key2 {file} -max_send_frag {FRAGMENT_BYTES} -num_tickets 1 -no_anti_replay
+        -max_early_data 16384 -ciphersuites TLS_AES_256_GCM_SHA384 -context {"c" * 32}"""
+    server = subprocess.Popen(
+        command.split(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert server.stdout is not None
+    try:
+        while b"ACCEPT" not in server.stdout.readline():
+            assert server.poll() is None
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as line:
+            linked = Linked(authority.compiled(), authority.server(), host)
+            far, records = linked.server.far, line.makefile("rb")
+            with pytest.raises(ssl.SSLWantReadError):
+                linked.ours.do_handshake()
+            line.sendall(far.recv(65536))
+            while linked.ours.version() is None:
+                far.sendall(record_of(records))
+                with suppress(ssl.SSLWantReadError):
+                    linked.ours.do_handshake()
+            line.sendall(far.recv(65536))
+            first = record_of(records)
+            if len(first) < FRAGMENT_BYTES:
+                pytest.skip("this OpenSSL's tickets are too short to be cut")
+            yield linked, first, record_of(records)
+            linked.close()
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def record_of(file: IO[bytes]) -> bytes:
+    head = file.read(5)
+    return head + file.read(int.from_bytes(head[3:], "big"))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+def test_who_could_not_write_while_half_a_message_was_here_is_told_of_the_rest(
+    authority, phone, tmp_path
+):
+    path = open_path()
+    with halves_of_a_ticket(authority, tmp_path / "server.pem") as (linked, first, second):
+        from_model, to_model = pumps_of(linked, path, Descriptor(phone[0].fileno()))
+        spoken = write_frames([Frame(Opcode.TEXT, media(bytes(160), 1))], masked=True)
+
+        linked.server.far.sendall(first)
+        read = [from_model.run(0.0)]
+        phone[1].sendall(spoken)
+        written = to_model.run(0.0)
+        with pytest.raises(ssl.SSLWantReadError):
+            linked.ours.send(path.model.next_output(65536))
+        read.append(from_model.run(0.0))
+        linked.server.far.sendall(second)
+        read.append(from_model.run(0.0))
+
+        assert written == Left.OUTPUT
+        assert read == [Left.NOTHING, Left.READING, Left.READING]
+        assert not linked.ours.pending()
+        assert linked.ours.send(path.model.next_output(65536)) == path.model.output_bytes
+        assert from_model.run(0.0) == Left.NOTHING
 
 
 # -- the plane --------------------------------------------------------------------------------
