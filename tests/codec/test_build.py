@@ -14,14 +14,16 @@ from codec.tls import AVAILABLE
 from tests.support.required import is_required
 
 ROOT = Path(__file__).parents[2]
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="TLS in C is built on Linux only")
 
 
+@ON_LINUX
 @pytest.mark.skipif(not is_required("openssl"), reason="OpenSSL's headers need not be here")
 def test_with_openssls_headers_tls_is_built():
     assert AVAILABLE
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="TLS in C is built on Linux only")
+@ON_LINUX
 def test_without_openssls_headers_everything_but_tls_is_built(tmp_path):
     codec = tmp_path / "codec"
     codec.mkdir()
