@@ -128,7 +128,9 @@ class Plane:
         now, pumps, wires = trio.current_time(), self._pumps, self._wires
         for number, events in ready:
             if again and wires.get(number) in again:
-                continue  # had its turn; a pump would read what nobody in this pass looks at
+                # Has been read; a pump would read what nobody in this pass looks at.
+                wires[number].serve(events & select.EPOLLOUT)
+                continue
             left = _READING
             if events == _READABLE and (pump := pumps.get(number)) is not None:
                 try:

@@ -377,6 +377,26 @@ async def test_what_waits_to_be_written_is_not_tried_again_at_every_read(plane):
     peer.sock.close()
 
 
+async def test_what_waits_is_written_though_its_socket_is_read_again_in_every_pass(plane):
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    wire = Wire(plane, ours, WebSocket(is_client=False, max_message_bytes=65536))
+    peer = Peer(theirs)
+    while not wire.websocket.output_bytes:
+        wire.send_text(b"x" * 60_000)
+    await wait_all_tasks_blocked()
+    theirs.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            theirs.recv(1 << 20)
+    plane.read_again(wire)
+    plane.serve_now()
+
+    assert not wire.websocket.output_bytes
+    wire.close()
+    peer.sock.close()
+
+
 class SpeakingFirst(socket.socket):
     """Reads only when it could be written to, as TLS has to when it is asked for new keys."""
 
