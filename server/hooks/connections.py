@@ -15,11 +15,13 @@ tests/hooks/test_connections.py fails when another version goes another way.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from itertools import islice
 from typing import Any, cast
 
 import h11
@@ -36,6 +38,7 @@ from hypercorn.utils import parse_socket_addr
 from server.headroom import lowest_free_descriptor, memory_state
 from server.hooks.http11 import Http11
 from server.hooks.sockets import (
+    CLOSED_HERE,
     SHORT_OF_DESCRIPTORS,
     UNREAD_TIMEOUT_S,
     descriptors_for_all,
@@ -63,8 +66,9 @@ TOO_BUSY = (
 )
 SHED_AT_ONCE = 64
 SHED_PAUSE_S = 0.05
-LEAVING_S = 1.0
-"""Whoever is sent away is gone by then, or something keeps them that is not ours to wait for."""
+LEAVING_S = 5.0
+"""Whoever is sent away is gone by then, on a busy machine as well, or something keeps them that is
+not ours to wait for."""
 CONNECTION_BYTES = 160 * 1024
 """What one that waits may have brought: a head and a body of 64 KiB each. All of them together have
 a quarter of the memory that there is at start."""
@@ -83,7 +87,8 @@ class Doors:
 
     A connection that brings no whole request can be closed without harm: when descriptors are
     short, the one that has waited longest goes, and a client that has something to ask is let
-    in instead. When nobody waits, nobody more is let in; calls keep what they have.
+    in instead. When nobody waits, nobody more is let in; calls keep what they have. Whoever has
+    said something that is yet to be read, or to have its turn, is not sent away for it.
     """
 
     def __init__(self) -> None:
@@ -93,16 +98,21 @@ class Doors:
         self._most_waiting = (
             math.inf if memory is None else max(FEWEST, memory.left_bytes // 4 // CONNECTION_BYTES)
         )
-        self._waiting: dict[trio.CancelScope, object] = {}  # longest first, and who waits
+        self._waiting: dict[trio.CancelScope, Connection | None] = {}  # longest first; of whom
+        self._unheard: set[trio.CancelScope] = set()  # of them: what they said waits for its turn
+        self._to_begin = 0  # who has been let in, and has not had a pass of trio's since
         self._leaving: dict[object, float] = {}  # who has been sent away, and since when
         self._to_come: set[object] = set()  # of them: those whose places are nobody's yet
-        self._unheard: set[trio.CancelScope] = set()  # of them: what they said waits for its turn
         self._spare: int | None = None
         self._shed = Sparing()
         self._bugs = Sparing()
         self._too_busy = Sparing()
 
-    def wait(self, scope: trio.CancelScope, who: object = None) -> None:
+    def begin(self) -> None:
+        """A connection that was let in is served from now on."""
+        self._to_begin -= 1
+
+    def wait(self, scope: trio.CancelScope, who: Connection | None = None) -> None:
         """A connection waits for a request, or the rest of one, from now on; the scope ends it.
 
         Args:
@@ -131,45 +141,56 @@ class Doors:
 
     def dismiss(self) -> None:
         """Close every connection that waits for a request: the server stops."""
-        self._unheard.clear()
-        while self._send_one_away("the server stops"):
-            pass
+        while self._waiting:
+            scope, _ = self._waiting.popitem()
+            scope.cancel("the server stops")
 
-    def admit(self, descriptor: int) -> bool:
-        """Whether a new connection is let in.
+    async def let_in(self, stream: trio.SocketStream) -> bool:
+        """Wait until there is a place for a connection that was accepted, if there will be one.
+
+        Whoever is let in is to :meth:`begin`.
+
+        Returns:
+            False where everybody keeps their place: nobody waits for a request.
+        """
+        descriptor: int | None = stream.socket.fileno()
+        while not self.admit(descriptor):
+            if not self._are_crowded:
+                self._note_shed()
+                return False
+            await trio.sleep(SHED_PAUSE_S)
+            descriptor = lowest_free_descriptor()
+        return True
+
+    def admit(self, descriptor: int | None) -> bool:
+        """Whether a new connection is let in at once.
 
         Args:
-            descriptor: Its number: the system gives out the lowest one that is free.
+            descriptor: Its number, or one that is free by now: the system gives out the lowest.
+                None: there is none.
         """
-        has_room = descriptor < self._most and len(self._waiting) < self._most_waiting
-        if has_room or self._send_one_away("a younger connection needs the place"):
-            return True
-        if self._to_come:  # it has no less right to that place than who comes when it is free
-            self._to_come.pop()
-            return True
-        self._note_shed()
-        return False
+        has_number = descriptor is not None and descriptor < self._most
+        has_room = has_number and len(self._waiting) < self._most_waiting
+        if not has_room and self._send_away("a younger connection needs the place") is None:
+            if not self._to_come:
+                return False
+            self._to_come.pop()  # it has no less right to it than who comes when it is free
+        self._to_begin += 1
+        return True
 
     @property
-    def are_crowded(self) -> bool:
-        """Whether there is no place for one more until somebody who has one has had their turn.
+    def _are_crowded(self) -> bool:
+        """Whether somebody who has a place, and cannot be sent away now, soon can be or is served.
 
-        That is soon: whoever waits to be accepted waits for it, and nobody is closed unheard.
+        They have only just come, or have said something that is yet to have its turn.
         """
-        if not self._unheard:
-            return False
-        free = lowest_free_descriptor()
-        if free is not None and free < self._most and len(self._waiting) < self._most_waiting:
-            return False
-        return self._waiting.keys() <= self._unheard
-
-    def _send_one_away(self, reason: str) -> bool:
-        return self._send_away(reason) is not None
+        return self._to_begin > 0 or bool(self._waiting)
 
     def _send_away(self, reason: str) -> object | None:
-        """Send away who has waited longest; returns who that was, if anybody."""
-        for scope, who in self._waiting.items():
-            if scope not in self._unheard:
+        """Send away who has waited longest and says nothing; returns who that was, if anybody."""
+        silent = (each for each in self._waiting.items() if each[0] not in self._unheard)
+        for scope, who in islice(silent, SHED_AT_ONCE):  # to ask the system takes its time
+            if who is None or not who.has_unread():
                 del self._waiting[scope]
                 scope.cancel(reason)
                 if who is not None:
@@ -180,14 +201,16 @@ class Doors:
     def make_room(self, listener: socket.socket) -> None:
         """Free a descriptor, as there is none left to accept a connection with.
 
-        Where nobody can be sent away, or is on the way out, what waits to be accepted is closed.
-        Left where it is, each client would wait until it gives up by itself.
+        Where nobody can be sent away, nor soon, and nobody is on the way out, what waits to be
+        accepted is closed. Left where it is, each client would wait until it gives up by itself.
         """
         self._note_shed()
         leave = [self._send_away("descriptors are short") for _ in range(SHED_AT_ONCE)]
         self._to_come |= self._leaving.keys() & set(leave)
         since = trio.current_time() - LEAVING_S
-        if any(leave) or any(left_at > since for left_at in self._leaving.values()):
+        if any(leave) or self._are_crowded:
+            return
+        if any(left_at > since for left_at in self._leaving.values()):
             return
         for _ in range(SHED_AT_ONCE):
             if self._spare is not None:
@@ -239,28 +262,40 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
         self._in_a_row = 0
 
     async def accept(self) -> trio.SocketStream:
-        """Wait for a client; of those that wait already, some are given without a wait."""
+        """Wait for a client that has a place; of those that wait already, some come without a wait.
+
+        The place is given here, before anybody else is accepted: whoever is served later might find
+        that all who could be sent away have been, for those who were accepted together with it.
+        """
         while True:
-            while self._doors.are_crowded:  # noqa: ASYNC110  # turns are bounded: MAX_TURN_S
-                await trio.sleep(SHED_PAUSE_S)
+            stream = None
             try:
-                if self._in_a_row < ACCEPTED_PER_PASS and (stream := self._accept_nowait()):
-                    self._in_a_row += 1
-                    return stream
-                self._in_a_row = 0
-                return await self._listener.accept()
+                if self._in_a_row < ACCEPTED_PER_PASS:
+                    stream = self._accept_nowait()
             except OSError as error:
                 if error.errno not in SHORT_OF_DESCRIPTORS:
                     raise
-                self._doors.make_room(self._sock)
-                await trio.sleep(SHED_PAUSE_S)
+                if is_readable(self._sock.fileno()):  # the system says so when nobody waits, too
+                    self._doors.make_room(self._sock)
+                    await trio.sleep(SHED_PAUSE_S)
+                    continue
+            if stream is None:
+                self._in_a_row = 0
+                await trio.lowlevel.wait_readable(self._sock)
+                continue
+            self._in_a_row += 1
+            with ExitStack() as unless_let_in:
+                unless_let_in.callback(stream.socket.close)
+                if await self._doors.let_in(stream):
+                    unless_let_in.pop_all()
+                    return stream
 
     def _accept_nowait(self) -> trio.SocketStream | None:
         try:
             accepted, _ = self._sock.accept()
         except OSError as error:
-            if error.errno in SHORT_OF_DESCRIPTORS:
-                raise
+            if error.errno in SHORT_OF_DESCRIPTORS | CLOSED_HERE | {errno.EINVAL}:
+                raise  # the last: it does not listen any more
             return None  # nobody waits, or it is that client's own trouble
         try:
             return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
@@ -492,19 +527,24 @@ class Connection(TCPServer):
         self._idle = trio.CancelScope(deadline=self._due_at)
         with self._idle:
             return await self._receive()
-        if not self._has_unread():
+        if not self.has_unread():
             return b""
         with trio.move_on_after(LAST_READ_S):
             return await self._receive()
         return b""
 
-    def _has_unread(self) -> bool:
+    def has_unread(self) -> bool:
+        """Whether something has come from its client that it has not read yet."""
         plain: Any = self.stream.transport_stream if self._is_tls else self.stream
         return is_readable(plain.socket.fileno())
 
     async def _receive(self) -> bytes | bytearray:
+        # trio's other tasks have a pass between the read of what is there and its end. Of TLS it
+        # may be half a record, and a wait.
+        is_there = not self._is_tls and self.has_unread()
         try:
-            return await self.stream.receive_some(MAX_RECV)
+            with self._doors.hearing(self._reading) if is_there else nullcontext():
+                return await self.stream.receive_some(MAX_RECV)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return b""  # a reset is an end like any other, and the app is told of it
 

@@ -125,12 +125,9 @@ async def serve_worker(
             async with trio.open_nursery() as connections:
 
                 async def serve_one(stream: Any) -> None:
-                    plain = (
-                        stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-                    )
-                    if doors.admit(plain.socket.fileno()):
-                        each = ConnectionState(state.copy())
-                        await DetachableServer(doors, app, config, context, each, stream).run()
+                    doors.begin()
+                    each = ConnectionState(state.copy())
+                    await DetachableServer(doors, app, config, context, each, stream).run()
 
                 async def accept() -> None:
                     await trio.serve_listeners(serve_one, listeners, handler_nursery=connections)

@@ -47,6 +47,7 @@ from server.headroom import MemoryState
 from server.hooks.connections import FEWEST, Connection, Doors, Listener
 from server.hooks.http11 import MAX_CHUNKS, MAX_HEAD_LINES, Http11, check_upgrade
 from server.hooks.hypercorn_worker import serve_worker
+from server.hooks.sockets import is_readable
 from server.hooks.turns import Kind, Turns
 from server.serving.single import listen
 from tests.support.serving import serving
@@ -586,6 +587,7 @@ class _Odd:
 
     def __init__(self, sock: socket.socket, error: int) -> None:
         self._sock = sock
+        self.fileno = sock.fileno
         self._errors = [error]
 
     def accept(self) -> tuple[socket.socket, object]:
@@ -671,6 +673,15 @@ def doors(monkeypatch):
     return Doors()
 
 
+class _Silent:
+    """A connection that waits for a request, and from whose client nothing has come."""
+
+    is_asked = False
+
+    def has_unread(self) -> bool:
+        return self.is_asked
+
+
 @pytest.fixture
 def free():
     """A listener that accepts nobody by itself."""
@@ -696,7 +707,7 @@ async def test_where_descriptors_are_short_the_longest_idle_connection_goes(door
 async def test_who_has_been_sent_away_and_is_not_gone_yet_leaves_a_place_for_one_more(doors, free):
     scopes = [trio.CancelScope() for _ in range(3)]
     for scope in scopes:
-        doors.wait(scope, who := object())
+        doors.wait(scope, who := _Silent())
 
     doors.make_room(free)  # as there was no descriptor to accept with
 
@@ -710,7 +721,7 @@ async def test_nobody_is_closed_unheard_while_those_who_were_sent_away_are_on_th
     autojump_clock, doors, free
 ):
     doors.keep_spare()
-    doors.wait(trio.CancelScope(), leaves := object())
+    doors.wait(trio.CancelScope(), leaves := _Silent())
     doors.make_room(free)
     with socket.create_connection(free.getsockname()) as client:
         client.setblocking(False)
@@ -742,22 +753,158 @@ async def test_whoever_has_said_something_that_waits_for_its_turn_is_not_sent_aw
     assert heard.cancel_called
 
 
-async def test_nobody_is_accepted_into_a_crowd_that_only_waits_for_its_turns(doors, monkeypatch):
-    monkeypatch.setattr("server.hooks.connections.lowest_free_descriptor", lambda: 60)
+async def test_whoever_has_said_something_that_is_yet_to_be_read_is_not_sent_away(doors):
+    asks, idle = trio.CancelScope(), trio.CancelScope()
+    doors.wait(asks, client := _Silent())
+    doors.wait(idle, _Silent())
+    client.is_asked = True
+
+    assert doors.admit(60)
+    assert not doors.admit(60)
+
+    assert [asks.cancel_called, idle.cancel_called] == [False, True]
+    client.is_asked = False
+    assert doors.admit(60)
+    assert asks.cancel_called
+
+
+@pytest.fixture
+async def crowded(autojump_clock, nursery, doors, free):
+    """Whoever comes needs the place of somebody else; two clients come when one is asked for."""
+    doors._most = 0
+    accepted: list[trio.SocketStream] = []
+    is_prepared = trio.Event()
+
+    async def accept() -> None:
+        await is_prepared.wait()
+        listener = Listener(free, doors)
+        while True:
+            accepted.append(await listener.accept())
+
+    with (
+        socket.create_connection(free.getsockname()) as first,
+        socket.create_connection(free.getsockname()) as second,
+    ):
+        for client in (first, second):
+            client.setblocking(False)
+
+        async def is_closed() -> bool:
+            """Whether one of the clients has been closed, a second from now."""
+            is_prepared.set()
+            await trio.sleep(1.0)
+            for client in (first, second):
+                with suppress(BlockingIOError):
+                    return client.recv(1) == b""
+            return False
+
+        nursery.start_soon(accept)
+        yield accepted, is_closed
+    for stream in accepted:
+        await trio.aclose_forcefully(stream)
+
+
+async def test_a_place_for_one_is_not_given_to_two_who_come_together(doors, crowded):
+    accepted, is_closed = crowded
     heard, idle = trio.CancelScope(), trio.CancelScope()
     doors.wait(heard)
-    assert not doors.are_crowded
-
+    doors.wait(idle)
     with doors.hearing(heard):
-        assert doors.are_crowded
-        doors.wait(idle)
-        assert not doors.are_crowded  # somebody can be sent away
-        doors.wait_no_more(idle)
+        assert not await is_closed()
+        assert len(accepted) == 1
+        doors.begin()
+        assert not await is_closed()
+        assert len(accepted) == 1
+
+    assert not await is_closed()
+
+    assert len(accepted) == 2
+    assert [heard.cancel_called, idle.cancel_called] == [True, True]
+
+
+async def test_who_comes_while_all_that_were_said_waits_for_its_turn_is_let_in_after_it(
+    doors, crowded
+):
+    accepted, is_closed = crowded
+    scopes = [trio.CancelScope() for _ in range(2)]
+    for scope in scopes:
+        doors.wait(scope)
+    with doors.hearing(scopes[0]), doors.hearing(scopes[1]):
+        assert not await is_closed()
+        assert accepted == []
+
+    assert not await is_closed()
+
+    assert len(accepted) == 2
+
+
+async def test_who_comes_right_behind_another_waits_until_that_one_has_begun(doors, crowded):
+    accepted, is_closed = crowded
+    doors.wait(trio.CancelScope())
+    assert not await is_closed()
+    assert len(accepted) == 1
+
+    doors.begin()
+    doors.wait(trio.CancelScope())
+    assert not await is_closed()
+
+    assert len(accepted) == 2
+
+
+async def test_where_everybody_keeps_their_place_who_comes_is_closed(doors, crowded):
+    accepted, is_closed = crowded
+
+    assert await is_closed()
+
+    assert accepted == []
+
+
+async def test_who_waits_for_a_place_has_one_that_has_become_free(doors, crowded, monkeypatch):
+    accepted, is_closed = crowded
+    doors.wait(heard := trio.CancelScope())
+    with doors.hearing(heard):
+        assert not await is_closed()
+        assert accepted == []
+
+        doors._most = 60
         monkeypatch.setattr("server.hooks.connections.lowest_free_descriptor", lambda: 59)
-        assert not doors.are_crowded
-        monkeypatch.setattr("server.hooks.connections.lowest_free_descriptor", lambda: None)
-        assert doors.are_crowded
-    assert not doors.are_crowded
+        assert not await is_closed()
+
+    assert len(accepted) == 2
+
+
+async def test_no_descriptor_for_nobody_sends_nobody_away(nursery, autojump_clock, doors, free):
+    doors.wait(scope := trio.CancelScope(), _Silent())
+    listener = Listener(free, doors)
+    listener._sock = _Exhausted(free)
+    nursery.start_soon(listener.accept)
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert not scope.cancel_called
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_has_come_when_it_is_accepted_is_answered_though_places_are_short(monkeypatch):
+    made: list[Doors] = []
+    monkeypatch.setattr(
+        "server.hooks.hypercorn_worker.Doors", lambda: made.append(Doors()) or made[0]
+    )
+    receive_some = trio.SocketStream.receive_some
+
+    async def receive_while_others_come(self: trio.SocketStream, size: int) -> bytes | bytearray:
+        data = await receive_some(self, size)
+        assert not made[0].admit(None)
+        return data
+
+    listener = listen("127.0.0.1", 0)
+    with socket.create_connection(listener.getsockname()) as client, trio.fail_after(20):
+        client.sendall(b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+        client.setblocking(False)
+        monkeypatch.setattr(trio.SocketStream, "receive_some", receive_while_others_come)
+        async with _served(_reads_all, listener):
+            await trio.lowlevel.wait_readable(client)
+            answer = client.recv(1000)
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 async def test_where_memory_is_short_fewer_connections_may_wait(monkeypatch):
@@ -815,18 +962,18 @@ async def test_whoever_leaves_a_body_half_said_is_sent_away_like_who_says_nothin
 
 
 class _Exhausted:
-    """A listener for which there is no descriptor the first time somebody comes."""
+    """A listening socket for which there is no descriptor until somebody comes, and once more."""
 
-    def __init__(self, sock) -> None:
-        self._listener = trio.SocketListener(sock)
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.fileno = sock.fileno
         self._is_short = True
 
-    async def accept(self) -> trio.SocketStream:
+    def accept(self) -> tuple[socket.socket, object]:
         if self._is_short:
-            self._is_short = False
-            await trio.lowlevel.wait_readable(self._listener.socket)
+            self._is_short = not is_readable(self.fileno())
             raise OSError(errno.EMFILE, "too many open files")
-        return await self._listener.accept()
+        return self._sock.accept()
 
 
 async def test_a_listener_without_descriptors_closes_who_waits_and_goes_on(nursery, doors):
@@ -836,7 +983,7 @@ async def test_a_listener_without_descriptors_closes_who_waits_and_goes_on(nurse
     with listen("127.0.0.1", 0) as sock:
         sock.setblocking(False)
         listener = Listener(sock, doors)
-        listener._listener = _Exhausted(listener._listener.socket)
+        listener._sock = _Exhausted(sock)
 
         async def accept() -> None:
             accepted.append(await listener.accept())
