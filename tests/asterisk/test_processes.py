@@ -288,10 +288,11 @@ async def losing_answers(pbx: Asterisk, to: bytes) -> AsyncGenerator[tuple[str, 
                     await ari.send_all(data)
 
             async def back() -> None:
-                async for data in ari:
-                    if is_lost:
-                        break
-                    await client.send_all(data)
+                with suppress(trio.BrokenResourceError):  # the server may close while it is told
+                    async for data in ari:
+                        if is_lost:
+                            break
+                        await client.send_all(data)
                 nursery.cancel_scope.cancel()
 
             with suppress(trio.BrokenResourceError):
