@@ -510,13 +510,13 @@ async def test_a_request_that_waits_unread_is_no_idle_connection(monkeypatch):
         return await take(self, kind)
 
     monkeypatch.setattr(Turns, "take", take_late)
-    async with _served(_reads_all, keep_alive_timeout=0.05) as address:
+    async with _served(_reads_all, keep_alive_timeout=1.0) as address:
         with trio.fail_after(20):
             async with await trio.open_tcp_stream(*address) as client:
                 await client.send_all(asked)
                 while not turns:  # noqa: ASYNC110
                     await trio.sleep(0.01)
-                await trio.sleep(0.1)
+                await trio.sleep(1.1)
                 turns.unpark_all()
 
                 assert (await client.receive_some()).startswith(b"HTTP/1.1 200")
@@ -525,13 +525,13 @@ async def test_a_request_that_waits_unread_is_no_idle_connection(monkeypatch):
 async def test_what_has_come_when_its_time_is_over_is_read_before_it_is_judged():
     """The loop is held up for longer than a connection may be idle."""
     asked = b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
-    async with _served(_reads_all, keep_alive_timeout=0.2) as address:
+    async with _served(_reads_all, keep_alive_timeout=2.0) as address:
         with trio.fail_after(20):
             async with await trio.open_tcp_stream(*address) as client:
                 await client.send_all(asked[:9])
-                await trio.sleep(0.05)
+                await trio.testing.wait_all_tasks_blocked()
                 client.socket._sock.send(asked[9:])
-                time.sleep(0.3)  # noqa: ASYNC251
+                time.sleep(2.1)  # noqa: ASYNC251
 
                 assert (await client.receive_some()).startswith(b"HTTP/1.1 200")
 
