@@ -28,7 +28,7 @@ from server.hooks.hypercorn_worker import make_config
 from server.settings.settings import Settings
 from server.simulators.gemini.scripts import refused
 from tests.support.accounts import NUMBER, OTHER, Doubles, open_doubles
-from tests.support.asterisk import free_port
+from tests.support.ports import free_port
 from tests.support.processes import run_command
 from tests.support.receivers import receiving
 from tests.support.redis_servers import redis_server

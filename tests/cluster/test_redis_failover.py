@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from server.cluster.registry import Holding, RegistryAway, Seized
+from tests.support.ports import free_ports
 from tests.support.redis_servers import (
     IGNORES_UNCLOSED,
     RedisServer,
     Sentinel,
-    free_ports,
     member,
     surely,
     until,

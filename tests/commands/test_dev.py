@@ -24,7 +24,7 @@ from server.commands.tunnel import TunnelLost
 from server.errors import CannotListen, ConfigurationError
 from server.settings.settings import Settings
 from tests.support.accounts import NUMBER, OTHER, Doubles, open_doubles
-from tests.support.asterisk import free_port
+from tests.support.ports import free_port
 from tests.support.tunnels import ADDRESS, CLOUDFLARED, install
 
 pytestmark = pytest.mark.sockets

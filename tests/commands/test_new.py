@@ -25,7 +25,7 @@ from server.errors import ConfigurationError
 from server.settings.file import read_settings_file
 from server.settings.settings import Settings
 from tests.deploy.programs import find, run
-from tests.support.asterisk import free_port
+from tests.support.ports import free_port
 from tests.support.required import is_required
 from tests.support.serving import serving
 

@@ -19,11 +19,11 @@ from server.settings.settings import Settings
 from tests.deploy.haproxy import CONFIGURATIONS
 from tests.deploy.programs import find, run
 from tests.deploy.settings import CLUSTER, KNOWN
+from tests.support.ports import free_ports
 from tests.support.redis_servers import (
     IGNORES_UNCLOSED,
     PATIENCE_S,
     RedisServer,
-    free_ports,
     member,
     redis_server,
     until,

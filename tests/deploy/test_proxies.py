@@ -19,7 +19,7 @@ import trustme
 
 from tests.deploy.haproxy import PATIENCE_S, Node
 from tests.deploy.programs import find, find_all, run
-from tests.support.redis_servers import free_ports
+from tests.support.ports import free_ports
 from tests.support.required import is_required
 from tests.support.serving import serving
 

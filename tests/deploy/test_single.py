@@ -21,7 +21,7 @@ from server.settings.file import read_settings_file
 from server.settings.settings import Settings
 from tests.deploy.programs import find, find_all, run
 from tests.deploy.settings import KNOWN
-from tests.support.redis_servers import free_ports
+from tests.support.ports import free_ports
 from tests.support.required import is_required
 from tests.support.serving import serving
 

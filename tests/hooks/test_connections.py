@@ -50,6 +50,7 @@ from server.hooks.hypercorn_worker import serve_worker
 from server.hooks.sockets import is_readable
 from server.hooks.turns import Kind, Turns
 from server.serving.single import listen
+from tests.support.ports import free_port
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.sockets
@@ -1011,8 +1012,7 @@ async def test_a_listener_without_descriptors_closes_who_waits_and_goes_on(nurse
     ids=["nothing", "half a body", "no body yet"],
 )
 async def test_more_idle_sockets_than_descriptors_do_not_end_the_service(nursery, said):
-    with listen("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     environment = kept | {"PORT": str(port), "DATABASE_URL": "sqlite://", "LOG_LEVEL": "ERROR"}
     environment["MAX_LOOP_LAG_S"] = "60"  # a machine that is busy with something else

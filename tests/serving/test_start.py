@@ -25,6 +25,7 @@ from server.serving.master import Master
 from server.serving.notify import Detached
 from server.serving.single import listen
 from server.settings.settings import Settings
+from tests.support.ports import free_port
 from tests.support.processes import COMMANDS, server_process
 
 pytestmark = [pytest.mark.sockets, pytest.mark.slow]
@@ -109,8 +110,7 @@ async def _served_over_tls(directory: Path) -> AsyncGenerator[str]:
     made = authority.issue_cert("127.0.0.1")
     made.private_key_pem.write_to_path(directory / "key.pem")
     made.cert_chain_pems[0].write_to_path(directory / "cert.pem")
-    with listen("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = [
         *("-m", "hypercorn", "-c", str(ROOT / "server" / "hypercorn.toml"), "--workers", "0"),
         *("--certfile", str(directory / "cert.pem"), "--keyfile", str(directory / "key.pem")),

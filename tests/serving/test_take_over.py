@@ -39,6 +39,7 @@ from server.serving.succession import (
     write_message,
 )
 from server.settings.settings import Settings
+from tests.support.ports import free_port
 from tests.support.processes import ServerProcess, server_process
 
 pytestmark = [
@@ -352,10 +353,7 @@ async def test_a_server_that_says_something_else_than_that_it_is_ready_is_refuse
 
 async def test_nobody_takes_over_where_nobody_serves(tmp_path):
     async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        successor = await server.begin(*TAKE_OVER, "--port", str(port))
+        successor = await server.begin(*TAKE_OVER, "--port", str(free_port()))
 
         assert await successor.wait() == 1
 

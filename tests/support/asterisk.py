@@ -22,6 +22,7 @@ import pytest
 import trio
 
 from server.agent.greeting import read_greeting
+from tests.support.ports import free_port
 
 ROOT = os.environ.get("ASTERISK_ROOT", "")
 USER, SECRET = "offhook", "secret"
@@ -117,13 +118,6 @@ def why_not() -> str:
 
 
 needs_asterisk = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it is there")
-
-
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    """A port of this machine that nobody has at the moment."""
-    with socket.socket(type=kind) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float = 60.0) -> None:

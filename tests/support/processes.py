@@ -22,10 +22,10 @@ if sys.platform != "win32":
 
 from benchmarks.processes import family
 from server.carrier import CallStatus
-from server.serving.single import listen
 from server.simulators.gemini import GeminiSimulator
 from server.simulators.phone import StreamEnd
 from server.simulators.twilio import TwilioSimulator
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 NUMBER = "+15005550006"
@@ -175,8 +175,7 @@ async def server_process(
 
     twilio = TwilioSimulator(account_sid="AC" + "1" * 32, auth_token="t" * 32, phone_number=NUMBER)
     gemini = GeminiSimulator(api_key="model-key")
-    with listen("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
         # Unix sockets are made in it, so its name is short; who is killed leaves them there.
