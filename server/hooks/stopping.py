@@ -129,11 +129,12 @@ class StopSignals:
             self.asked, self._first_at = True, now
             self._tell(self._begin)
         elif self._signals[signal.Signals(number)] and self._is_later(now):
-            if self._on_again is None:
+            if self._on_again is not None:
+                self.again = self.again or number
+                self._tell(self._on_again)
+            elif not self.again:  # else it is ending, and what it has yet to clear away is little
                 output.drain()
                 os._exit(128 + number)  # as a process that dies of it
-            self.again = self.again or number
-            self._tell(self._on_again)
 
     def _is_later(self, now: float) -> bool:
         is_late = now - self._first_at >= AGAIN_AFTER_S

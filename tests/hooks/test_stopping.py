@@ -83,6 +83,24 @@ async def test_which_signal_asked_again_is_known(signals, monkeypatch):
     assert signals.came == {signal.SIGTERM, signal.SIGINT}
 
 
+async def test_who_asks_again_and_again_does_not_keep_what_is_left_from_being_cleared_away(
+    signals, monkeypatch
+):
+    monkeypatch.setattr(stopping.os, "_exit", lambda status: pytest.fail("ended at once"))
+    monkeypatch.setattr(stopping, "AGAIN_AFTER_S", 0.0)
+    monkeypatch.setattr(stopping, "INSISTED", 2)
+    signals.install()
+    again = trio.Event()
+
+    with signals.told(trio.Event(), again.set):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        await again.wait()
+    signal.raise_signal(signal.SIGINT)
+
+    assert signals.again == signal.SIGINT
+
+
 def freeze(seconds: float) -> None:
     """Do what SIGSTOP does to the loop."""
     time.sleep(seconds)
