@@ -290,7 +290,8 @@ class Call:
             return
         recorder = self._recordings.begin(c.call_sid, now + missed_s(), self._recording_part)
         if recorder is not None:
-            c.passing.record(recorder, lambda reason: self.note("recording stopped", reason=reason))
+            note = c.notes.note_trouble
+            c.passing.record(recorder, lambda reason: note("recording stopped", reason=reason))
 
     def end(self, reason: EndReason, detail: str = "") -> None:
         """Ask the call to end; the first reason counts, later ones are ignored."""

@@ -121,7 +121,7 @@ class Hearing:
         with trio.move_on_after(c.options.line_lost_timeout_s):
             await c.connected.wait()
             now = trio.current_time()
-            c.notes.note("line back", gap_s=round(now - lost_at, 3))
+            c.notes.note_trouble("line back", gap_s=round(now - lost_at, 3))
             c.metrics.streams.lines.labels("back").inc()
             c.turns.answered(now, again=True)  # nobody is taken for silent
             if self._machine is not None:

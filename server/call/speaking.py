@@ -208,7 +208,8 @@ class Speaking:
         c.metrics.model_reconnects.labels(news.reason, news.way.value).inc()
         if news.words_repeated:
             notes.transcript.caller_repeats()
-        notes.note(
+        note = notes.note if news.is_smooth else notes.note_trouble
+        note(
             "model reconnected",
             reason=news.reason,
             way=news.way.value,

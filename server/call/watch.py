@@ -133,7 +133,8 @@ class Watch:
     async def _recover(self, recover: Recover) -> None:
         """The model owes something and does not give it: climb one rung."""
         c, rung, fault = self._conversation, recover.rung, recover.fault
-        c.notes.note(f"watchdog {rung.value}", fault=fault.value, awaited=recover.awaited.value)
+        awaited = recover.awaited.value
+        c.notes.note_trouble(f"watchdog {rung.value}", fault=fault.value, awaited=awaited)
         c.metrics.watchdog.labels(rung.value, fault.value).inc()
         if rung is Rung.APOLOGY:
             c.end(EndReason.MODEL_SILENT, fault.value)

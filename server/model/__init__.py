@@ -169,6 +169,12 @@ class Way(StrEnum):
     """A new session with another model, key or region, for the rest of the call."""
 
 
+PLANNED = frozenset({"age", "go-away"})
+"""Reasons to change the connection before it fails."""
+SMOOTH_GAP_S = 2.0
+"""Longer than that, whoever speaks notices that nobody answers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reconnected:
     """The conversation goes on over a new connection; every reconnect gives exactly one."""
@@ -186,6 +192,11 @@ class Reconnected:
     """Caller audio that the model is given once more, because it had not answered it."""
     words_repeated: bool = False
     """Whether :class:`CallerTranscript` events will report words again that have been reported."""
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether the old connection had only served its time, and nobody noticed the change."""
+        return self.reason in PLANNED and self.gap_s <= SMOOTH_GAP_S and not self.lost_s
 
 
 SessionEvent = (

@@ -38,11 +38,17 @@ def _add_outcome(connection: sql.Connection) -> None:
         index.create(connection, checkfirst=True)
 
 
+def _add_trouble(connection: sql.Connection) -> None:
+    """Only the ends of calls told of it."""
+    _add(connection, calls.c.had_trouble, "BOOLEAN")
+
+
 MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {
     1: _nothing_to_change,
     2: _add_generation,
     3: _add_agent,
     4: _nothing_to_change,
     5: _add_outcome,
+    6: _add_trouble,
 }
 """From this version to the next one, in one transaction; version 1 is the first."""

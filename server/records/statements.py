@@ -88,6 +88,9 @@ def wanted_only(query: sql.Select[Any], wanted: Wanted) -> sql.Select[Any]:
         query = query.where(cost_usd >= wanted.min_cost_usd)
     if wanted.max_cost_usd is not None:
         query = query.where(cost_usd <= wanted.max_cost_usd)
+    if wanted.troubles:
+        by_end = columns.reason.in_(wanted.troubles)
+        query = query.where(sql.or_(columns.had_trouble.is_(True), by_end))
     for name, values in wanted.one_of.items():
         fitted = [storable(value) if isinstance(value, str) else value for value in values]
         query = query.where(columns[name].in_(fitted))

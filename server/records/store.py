@@ -209,11 +209,11 @@ class Records:
             lambda database: database.page(limit, before, wanted, with_outcome=with_outcome)
         )
 
-    def unsaved(self, *, with_outcome: bool = False) -> Iterator[dict[str, Any]]:
-        """Summaries of what waits for the database."""
+    def unsaved(self, *details: str) -> Iterator[dict[str, Any]]:
+        """Summaries of what waits for the database, with these of the details."""
         for record in self._unsaved:
             row = {name: record[name] for name in SUMMARY}
-            yield row | {"outcome": record.get("outcome")} if with_outcome else row
+            yield row | {name: record.get(name) for name in details}
 
     async def find_request(self, client: str, key: str) -> StoredRequest | None:
         """A request that came before, to this process or an earlier one.

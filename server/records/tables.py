@@ -13,7 +13,7 @@ MAX_NUMBER = 2.0**63
 """No number in a record is anywhere near it."""
 MAX_DEPTH = 100
 """Nor is anything in it so deep; Python and databases give up somewhere beyond."""
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Goes up with every change of the tables; ``migrations.py`` says how to get there."""
 tables = sql.MetaData()
 schema = sql.Table("offhook_schema", tables, sql.Column("version", sql.Integer, nullable=False))
@@ -36,6 +36,8 @@ calls = sql.Table(
     sql.Column("generation", sql.Integer, nullable=False, server_default="1"),
     # Whether what its agent wants to know is; NULL for one that wants nothing.
     sql.Column("outcome_complete", sql.Boolean),
+    # Whether something went wrong; NULL where nobody had told that yet.
+    sql.Column("had_trouble", sql.Boolean),
     sql.Column("metadata", sql.JSON, nullable=False),
     sql.Column("details", sql.JSON, nullable=False),
     sql.Index("offhook_calls_newest", "created_at", "call_sid"),
@@ -87,6 +89,7 @@ SINCE: Mapping[str, Any] = {
     "agent": DEFAULT_AGENT,
     "generation": FIRST_GENERATION,
     "outcome_complete": None,
+    "had_trouble": None,
 }
 """What records of earlier versions of this program lack, and what is true of them."""
 FOUND_OVER = 0

@@ -83,6 +83,8 @@ class CallRecord:
     """For the how-manieth time the call is some process's."""
     outcome_complete: bool | None = None
     """Whether its agent knows all that it is to find out; None for one that wants nothing."""
+    had_trouble: bool | None = None
+    """Whether something went wrong, on the way or in the end; None where that was not told yet."""
     details: CallDetails | None = None
     """Left out in lists."""
 
@@ -141,6 +143,8 @@ class Wanted:
     max_cost_usd: float | None = None
     one_of: Mapping[str, tuple[str | bool, ...]] = field(default_factory=dict)
     """By column: what may stand there."""
+    troubles: tuple[str, ...] = ()
+    """Only those that had trouble, or ended for one of these reasons; all if it is empty."""
 
     @property
     def is_all(self) -> bool:
@@ -153,7 +157,7 @@ class Wanted:
         return self.min_cost_usd is not None or self.max_cost_usd is not None
 
     def takes(self, record: Mapping[str, Any]) -> bool:
-        """Whether this is one of them, whatever it has cost."""
+        """Whether this is one of them; it says what it ``cost``, if that is asked."""
         created_at, duration_s = record["created_at"], record["duration_s"]
         return (
             (self.since is None or created_at >= self.since)
@@ -161,6 +165,16 @@ class Wanted:
             and (self.min_duration_s is None or duration_s >= self.min_duration_s)
             and (self.max_duration_s is None or duration_s <= self.max_duration_s)
             and all(record[name] in values for name, values in self.one_of.items())
+            and (not self.troubles or record["had_trouble"] or record["reason"] in self.troubles)
+            and (not self.asks_cost or self._takes_cost(record["cost"]))
+        )
+
+    def _takes_cost(self, cost: Mapping[str, Any] | None) -> bool:
+        if cost is None:
+            return False  # nobody knows
+        known_usd = cost["known_usd"]
+        return (self.min_cost_usd is None or known_usd >= self.min_cost_usd) and (
+            self.max_cost_usd is None or known_usd <= self.max_cost_usd
         )
 
 

@@ -393,30 +393,29 @@ class Register:
         """
         # Memory first: what is written to the database meanwhile is then seen at least once.
         asks_cost = wanted is not None and wanted.asks_cost  # which summaries do not say
-        if asks_cost:
-            rows = []
-        elif with_outcome:
-            recent = reversed(self._recent.values())
-            rows = [one.shown(full=False) | {"outcome": one.outcome} for one in recent]
-        else:
-            rows = [_shown(call, full=False) for call in self.all()]
-        found = {row["call_sid"]: row for row in rows}
-        is_complete, more = True, False
+        details = ["outcome"] * with_outcome + ["cost"] * asks_cost
+        rows = [
+            _shown(call, full=False) | {name: getattr(call, name) for name in details}
+            for call in (reversed(self._recent.values()) if details else self.all())
+        ]
+        ours = {row["call_sid"]: row for row in rows}
+        kept, is_complete, more = [], True, False
         if self._records is not None:
-            if not asks_cost:
-                unsaved = self._records.unsaved(with_outcome=with_outcome)
-                found = {record["call_sid"]: record for record in unsaved} | found
+            ours = {row["call_sid"]: row for row in self._records.unsaved(*details)} | ours
             try:
                 kept = await self._records.page(limit, before, wanted, with_outcome=with_outcome)
             except RecordsUnavailable:
-                kept, is_complete = [], False
+                is_complete = False
             more = len(kept) == limit
-            found = {record["call_sid"]: record for record in kept} | found
-        after = [
+        # What the database has was asked of it; of a call that we know, our word counts.
+        after = [row for row in kept if row["call_sid"] not in ours] + [
             row
-            for row in found.values()
+            for row in ours.values()
             if (before is None or Cursor.of(row) < before) and (wanted is None or wanted.takes(row))
         ]
+        if asks_cost:
+            for row in after:
+                row.pop("cost", None)
         after.sort(key=Cursor.of, reverse=True)
         return Page(after[:limit], more or len(after) > limit, is_complete)
 

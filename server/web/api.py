@@ -34,6 +34,7 @@ DAY_S = 86_400.0
 MAX_METADATA = 32
 MAX_METADATA_CHARS = 1_000
 """Of a name, and of what it stands for."""
+FAILURES = tuple(reason.value for reason in EndReason if reason.is_failure)
 _Fact = Annotated[str, Field(max_length=MAX_METADATA_CHARS)]
 
 
@@ -135,7 +136,8 @@ class WhichCalls(BaseModel):
     """Is known to have cost so much; live calls are left out."""
     max_cost_usd: Annotated[float | None, Field(ge=0, le=MAX_ASKED_S)] = None
     trouble: bool = False
-    """Only calls whose end says that nobody was reached, or that something had failed."""
+    """Only calls that reached nobody, failed, or were mended: the model did not answer or had to be
+    reached again, the line was lost and came back, the recording stopped."""
 
     @property
     def wanted(self) -> Wanted:
@@ -152,10 +154,6 @@ class WhichCalls(BaseModel):
             for name in ("direction", "agent", "state", "status", "reason")
             if (value := getattr(self, name)) is not None
         }
-        if self.trouble:
-            failures = tuple(reason.value for reason in EndReason if reason.is_failure)
-            asked = exact.get("reason", failures)
-            exact["reason"] = tuple(reason for reason in failures if reason in asked)
         if self.outcome is not None:
             exact["outcome_complete"] = (self.outcome == "complete",)
         return Wanted(
@@ -166,6 +164,7 @@ class WhichCalls(BaseModel):
             min_cost_usd=self.min_cost_usd,
             max_cost_usd=self.max_cost_usd,
             one_of=exact | ({"number": numbers} if numbers else {}),
+            troubles=FAILURES if self.trouble else (),
         )
 
 
@@ -213,6 +212,7 @@ class CallRecord(BaseModel):
     duration_s: float
     agent: str
     outcome_complete: bool | None = None
+    had_trouble: bool | None = None
 
 
 class AgentShown(BaseModel):

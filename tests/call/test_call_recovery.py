@@ -42,6 +42,7 @@ async def test_a_service_that_goes_away_is_left_while_nobody_speaks(autojump_clo
 
     assert rig.call.end_reason == "caller-hung-up"
     assert reconnects(rig) == [("go-away", "resume")]
+    assert not rig.record["had_trouble"]
     (at_s,) = [
         at for at, what, _ in rig.call.conversation.notes.timeline if what == "model reconnected"
     ]
@@ -69,6 +70,7 @@ async def test_a_broken_answer_is_given_again_and_written_down_once(
 
     assert rig.call.end_reason == "caller-hung-up"
     assert reconnects(rig) == [reconnect]
+    assert rig.record["had_trouble"]
     callers = [turn for turn in rig.record["transcript"] if turn["speaker"] == "caller"]
     assert len(callers) == 2
     assert rig.call.conversation.session.lost_s == 0

@@ -136,6 +136,7 @@ async def test_a_turn_that_completes_wrongly_is_nudged_at_once(autojump_clock, s
         await rig.over()
 
     assert rungs(rig) == ["nudge"]
+    assert rig.record["had_trouble"]
     assert facts_of(rig, "watchdog nudge")[0]["fault"] == fault
     assert rig.call.end_reason == "caller-hung-up"
     assert [turn["heard_s"] > 0.5 for turn in agent_turns(rig)].count(True) >= 2

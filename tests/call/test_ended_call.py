@@ -31,6 +31,7 @@ from server.model import (
 )
 from server.records.recording import Recorder
 from server.records.tables import NOT_WHOLE
+from server.records.words import Wanted
 from server.switchboard.register import Register
 from tests.records.test_records import record
 from tests.support.fakes import KeptRecords, MemoryCarrier, MemoryMedia
@@ -159,6 +160,36 @@ async def test_what_is_left_shows_the_record_as_the_call_did(autojump_clock, nur
     assert listed == call.record(full=False).as_dict()
 
 
+@pytest.mark.parametrize(
+    ("wanted", "is_found"),
+    [
+        (Wanted(min_cost_usd=0.03), True),
+        (Wanted(min_cost_usd=0.03, max_cost_usd=0.5), True),
+        (Wanted(max_cost_usd=0.02), False),
+        (Wanted(min_cost_usd=0.5), False),
+    ],
+)
+async def test_it_is_found_by_what_it_is_known_to_cost_whether_or_not_that_is_saved(
+    autojump_clock, nursery, wanted, is_found
+):
+    calls = make_calls(records=None, prices=Prices(carrier_minute_usd=0.01))
+    await nursery.start(calls.run)
+    call = await talk(calls, nursery)
+    calls.update_status(last_word(call.call_sid, duration_s="125"))
+    waiting = KeptRecords()
+    waiting.kept = [calls.register.get_recent(call.call_sid).shown()]
+    live = await calls.place(NUMBER, Agent())
+
+    in_memory = (await calls.register.page(10, wanted=wanted)).rows
+    unsaved = (await Register(waiting, 0).page(10, wanted=wanted)).rows
+
+    assert [row["call_sid"] for row in in_memory] == [call.call_sid] * is_found
+    assert [row["call_sid"] for row in unsaved] == [call.call_sid] * is_found
+    assert all("cost" not in row for row in in_memory + unsaved)
+    live.end(EndReason.HUNG_UP)
+    await live.finished.wait()
+
+
 async def test_the_carriers_last_word_after_the_end_is_in_the_record(autojump_clock, nursery):
     records = KeptRecords()
     calls = make_calls(records=records, prices=Prices(carrier_minute_usd=0.01))
@@ -239,6 +270,7 @@ async def test_a_recording_that_fails_later_is_in_the_record_however_many_have_e
     [kept] = records.kept
     assert kept["recording"]["reason"] == "disk-full"
     assert kept["timeline"][-1]["what"] == "recording stopped"
+    assert kept["had_trouble"]
 
 
 # -- what is handed on -----------------------------------------------------------------------

@@ -111,6 +111,7 @@ async def line(nursery):
 async def test_a_line_that_was_lost_in_silence_comes_back_without_a_word(autojump_clock, line):
     await line.lose()
     was_lost = line.call.conversation.is_lost
+    had_trouble = line.call.record(full=False).had_trouble
     await trio.sleep(0.3)
     await line.come_back()
     line.media.say(SOUND)
@@ -120,6 +121,7 @@ async def test_a_line_that_was_lost_in_silence_comes_back_without_a_word(autojum
 
     assert was_lost
     assert not line.call.conversation.is_lost
+    assert (had_trouble, line.call.record(full=False).had_trouble) == (False, True)
     assert line.facts("line back") == [{"gap_s": 0.3}]
     assert line.noted.count("answered") == 1
     assert (line.texts, line.session.hints) == ([], [])

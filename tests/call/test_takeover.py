@@ -418,6 +418,7 @@ async def test_a_call_goes_on_where_its_process_has_left_it(autojump_clock, nurs
     (line,) = [one for one in record["timeline"] if one["what"] == "taken up from another process"]
     assert line["generation"] == 2
     assert line["gap_s"] < 1.0
+    assert record["had_trouble"]
     assert [one["call_sid"] for one in second.kept.records] == [SID]
     assert second.carrier.hung_up == [SID]
 

@@ -551,11 +551,12 @@ def test_what_a_dying_process_began_is_read_as_far_as_it_goes(tmp_path):
 @pytest.mark.parametrize(
     "lacks",
     [
-        ("outcome_complete",),
-        ("agent", "outcome_complete"),
-        ("agent", "generation", "outcome_complete"),
+        ("had_trouble",),
+        ("outcome_complete", "had_trouble"),
+        ("agent", "outcome_complete", "had_trouble"),
+        ("agent", "generation", "outcome_complete", "had_trouble"),
     ],
-    ids=["schema 5", "schema 3", "schema 2"],
+    ids=["schema 6", "schema 5", "schema 3", "schema 2"],
 )
 def test_a_file_of_an_earlier_version_is_whole_without_what_has_come_since(tmp_path, lacks):
     before = {name: value for name, value in record(1).items() if name not in lacks}
@@ -567,7 +568,7 @@ def test_a_file_of_an_earlier_version_is_whole_without_what_has_come_since(tmp_p
 
     assert line is not None
     assert (line["agent"], line["generation"]) == ("default", 1)
-    assert line["outcome_complete"] is None
+    assert (line["outcome_complete"], line["had_trouble"]) == (None, None)
 
 
 async def test_records_of_another_database_are_not_taken_up_but_told_of(file_url, tmp_path):

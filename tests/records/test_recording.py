@@ -440,6 +440,7 @@ async def test_a_full_disk_does_not_end_the_call(tmp_path, monkeypatch, fast_clo
     assert record["reason"] == "caller-hung-up"
     assert record["recording"]["reason"] == "disk-full"
     assert "recording stopped" in [moment["what"] for moment in record["timeline"]]
+    assert record["had_trouble"]
     assert (tmp_path / f"{call_sid}.wav").read_bytes()[40:44] == bytes(4)
 
 

@@ -50,6 +50,7 @@ def record(number: int, *, created_at: float | None = None, **differences) -> di
         "agent": "default",
         "generation": 1,
         "outcome_complete": None,
+        "had_trouble": None,
         "timings": {"answer_to_first_audio_ms": None},
         "transcript": [{"speaker": "agent", "at_s": 0.0, "text": "¿Qué tal? \U0001f4de"}],
         **differences,
@@ -521,6 +522,24 @@ async def test_the_fifth_versions_records_say_nothing_in_lists_of_what_they_have
         (None, brought),
     ]
     assert {index["name"] for index in indexes} == {index.name for index in calls.indexes}
+
+
+async def test_the_sixth_versions_records_had_the_trouble_that_their_ends_tell_of(url):
+    if url == "sqlite://":
+        pytest.skip("lasts no longer than its connection")
+    async with running(url) as records:
+        records.keep(record(1, reason="model-silent"))
+        records.keep(record(2))
+        await records.wait_saved()
+        put_back(records, 6, "ALTER TABLE offhook_calls DROP COLUMN had_trouble")
+    async with running(url) as records:
+        there = await records.get(record(2)["call_sid"])
+        records.keep(record(3, had_trouble=True))
+        await records.wait_saved()
+        rows = await records.page(10, None, Wanted(troubles=("model-silent",)))
+
+    assert there == record(2)
+    assert [row["call_sid"] for row in rows] == [record(n)["call_sid"] for n in (3, 1)]
 
 
 @pytest.mark.parametrize("name", ["agent", "number", "reason"])

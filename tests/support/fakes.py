@@ -321,7 +321,7 @@ class KeptRecords:
     def tell(self, event: OutboxEvent) -> None:
         self.told.append(event)
 
-    def unsaved(self, *, with_outcome: bool = False) -> list[dict[str, Any]]:
+    def unsaved(self, *details: str) -> list[dict[str, Any]]:
         return self.kept
 
     async def page(

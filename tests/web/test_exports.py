@@ -38,6 +38,7 @@ def record(number: int, /, **differences) -> dict:
         "duration_s": float(number),
         "agent_heard_s": 3.25,
         "outcome_complete": None,
+        "had_trouble": False,
         "metadata": {},
         "transcript": [],
         **differences,
@@ -47,9 +48,11 @@ def record(number: int, /, **differences) -> dict:
 RECORDS = [
     record(1),
     record(2, direction="inbound", number="+15005550006"),
-    record(3, reason="busy", status="busy", duration_s=0.0),
+    record(3, reason="busy", status="busy", duration_s=0.0, cost={"known_usd": 0.0}),
     record(
         4,
+        had_trouble=True,
+        cost={"known_usd": 0.25},
         created_at=NOON - 86_400,
         number="+58*******34",
         agent="order-desk",
@@ -79,6 +82,12 @@ def postgresql_url():
         (Wanted(one_of={"reason": ("busy",), "direction": ("inbound",)}), []),
         (Wanted(one_of={"outcome_complete": (True,)}), [4]),
         (Wanted(one_of={"outcome_complete": (False,)}), []),
+        (Wanted(troubles=("busy", "failed")), [3, 4]),
+        (Wanted(troubles=("busy",), one_of={"reason": ("caller-hung-up",)}), [4]),
+        (Wanted(troubles=("busy",), one_of={"reason": ("failed",)}), []),
+        (Wanted(min_cost_usd=0.25), [4]),
+        (Wanted(max_cost_usd=0.2), [3]),
+        (Wanted(min_cost_usd=0.0, one_of={"agent": ("order-desk",)}), [4]),
     ],
 )
 async def test_the_database_and_memory_agree_on_what_is_wanted(
@@ -92,7 +101,8 @@ async def test_the_database_and_memory_agree_on_what_is_wanted(
     for one in RECORDS:
         records.keep(one)
 
-    in_memory = [int(row["call_sid"][2:], 16) for row in records.unsaved() if wanted.takes(row)]
+    waiting = records.unsaved("cost")
+    in_memory = [int(row["call_sid"][2:], 16) for row in waiting if wanted.takes(row)]
     await records.wait_saved()
     rows = await records.page(10, None, wanted, with_outcome=True)
 
@@ -116,6 +126,9 @@ async def test_the_database_and_memory_agree_on_what_is_wanted(
         ("outcome=complete", {4}),
         ("outcome=incomplete", set()),
         ("min_duration_s=2&max_duration_s=3", {2}),
+        ("trouble=true", {3, 4}),
+        ("trouble=true&reason=caller-hung-up", {4}),
+        ("min_cost_usd=0.2", {4}),
     ],
 )
 async def test_a_list_has_the_calls_that_were_asked_for(query, found):

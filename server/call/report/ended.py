@@ -67,6 +67,7 @@ class EndedCall:
         "_billed",
         "_changed",
         "_costs",
+        "_known_usd",
         "_lines",
         "_outcome",
         "_packed",
@@ -92,6 +93,7 @@ class EndedCall:
         self.end_reason = reason
         self._summary = {name: of for name, of in record.items() if name not in DETAILS}
         self._outcome = record.get("outcome")
+        self._known_usd: float | None = (record.get("cost") or {}).get("known_usd")
         details = {name: of for name, of in record.items() if name in DETAILS}
         self._packed = zlib.compress(json.dumps(details, default=shown).encode(), _FAST)
         self._changed: dict[str, Any] = {}
@@ -195,6 +197,14 @@ class EndedCall:
         """What the call was for, as the API shows it; None if its agent wants nothing."""
         return self._changed.get("outcome", self._outcome)
 
+    @property
+    def cost(self) -> Mapping[str, Any] | None:
+        """What lists are asked of what the call has cost; None if that could not be told."""
+        if self._known_usd is None:
+            return None
+        cost: Mapping[str, Any] = self._changed.get("cost", {"known_usd": self._known_usd})
+        return cost
+
     def recording_stopped(self, recording: Mapping[str, Any], reason: str) -> None:
         """The rest of what was said could not be written.
 
@@ -202,7 +212,8 @@ class EndedCall:
             recording: As the API shows it now.
             reason: Why.
         """
-        self._note({"recording": recording}, "recording stopped", {"reason": reason})
+        changed = {"recording": recording, "had_trouble": True}
+        self._note(changed, "recording stopped", {"reason": reason})
 
     def _note(self, changed: Mapping[str, Any], what: str, facts: Mapping[str, Any]) -> None:
         """Add a line to the timeline, and change these parts of the record."""

@@ -35,6 +35,7 @@ class Notes:
         tools: The functions that the model has called since it could be resumed last, by id: their
             names, and whether they were answered.
         outcome: What the call has brought as data; None for an agent that wants none.
+        had_trouble: Something went wrong on the way, whatever became of it.
         to_keep: Something has changed that another process would have to know to go on.
         on_note: Told of each line of the timeline: whose call, when, what, facts; None for nobody.
         keep_now: Called when what has changed would be done twice if another process did not know
@@ -52,6 +53,7 @@ class Notes:
         self.costs = costs
         self.tools: dict[str, tuple[str, bool]] = {}
         self.outcome: Outcome | None = None
+        self.had_trouble = False
         self.to_keep = Signal()
         self.keep_now: Callable[[], None] = _nobody
         self.on_note: Callable[[str, float, str, Mapping[str, Any]], None] | None = None
@@ -68,6 +70,11 @@ class Notes:
             self.on_note(self.call_sid, at_s, what, facts)
         # Webhooks and sockets note things from tasks of their own, without the call's context.
         logger.debug(what, call_sid=self.call_sid, **facts)
+
+    def note_trouble(self, what: str, **facts: Any) -> None:
+        """Add a line to the timeline, of what somebody may want to look into afterwards."""
+        self.had_trouble = True
+        self.note(what, **facts)
 
     def tools_called(self, calls: Iterable[tuple[str, str]]) -> None:
         """The model has called these functions: ids and names."""

@@ -82,6 +82,8 @@ class Report:
             metadata=c.party.metadata,
             agent=c.party.agent.name,
             generation=self.generation,
+            had_trouble=c.notes.had_trouble
+            or (c.end_reason is not None and c.end_reason.is_failure),
             outcome_complete=self._made(
                 "outcome_complete",
                 lambda: None if c.notes.outcome is None else c.notes.outcome.is_complete,

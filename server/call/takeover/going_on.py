@@ -112,7 +112,8 @@ def go_on(
     report.created_at, report.traceparent = state.created_at, state.traceparent
     notes.began_at = at(state.created_at)
     gap_s = round(now - at(state.kept_at), 3)
-    notes.note("taken up from another process", gap_s=gap_s, generation=report.generation)
+    taken_up = "taken up from another process"  # whoever has the line, it was lost
+    notes.note_trouble(taken_up, gap_s=gap_s, generation=report.generation)
     costs = state.costs
     tokens = {"prompt": costs.prompt, "response": costs.response, "other": costs.other}
     notes.costs.go_on(tokens, costs.usd, is_complete=costs.is_complete)

@@ -21,7 +21,7 @@ function query() {
 }
 
 function row(call) {
-  const trouble = /^(model-|error|busy|no-answer|failed|carrier)/.test(call.reason ?? "");
+  const trouble = call.had_trouble ?? /^(model-|error|busy|no-answer|failed|carrier)/.test(call.reason ?? ""); // older records do not say
   return el("tr", { "data-call": call.call_sid },
     el("td", {}, el("a", { href: `#/call/${call.call_sid}`, title: whole(call.created_at) }, when(call.created_at))),
     el("td", {}, el("span", { class: `way ${call.direction}` }, icon(call.direction === "inbound" ? "in" : "out")), el("span", { class: "hidden" }, word("direction", call.direction))),
