@@ -27,6 +27,7 @@ from server.cluster.directory.meeting import shared_secret
 from server.headers import Headers, lines_of, single
 from server.service import Service
 from server.settings.settings import Settings
+from server.switchboard.strangers import came_by_https
 from server.web.api import error_body
 from server.web.guard import SAFE_METHODS, ForgedRequest
 from server.web.keys import UNNAMED, Keys
@@ -156,7 +157,12 @@ class Door:
     def _is_secure(self) -> bool:
         """Whether the page came by https, to us or to what stands before us."""
         host = (single(request.headers, "Host") or "").lower()
-        return request.scheme == "https" or (self._is_public_secure and host == self._public)
+        peer = (request.scope.get("client") or ("",))[0]
+        return (
+            request.scheme == "https"
+            or (self._is_public_secure and host == self._public)
+            or came_by_https(peer, request.headers, self._service.settings.trusted_proxies)
+        )
 
     def _cookie_name(self) -> str:
         return SECURE_COOKIE if self._is_secure() else COOKIE

@@ -292,7 +292,8 @@ class Settings(BaseSettings):
     """Media sockets without the carrier's signature that may wait to show a ticket; the oldest one
     of an address makes room."""
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(words)] = ()
-    """Addresses or networks of the proxies in front, whose ``X-Forwarded-For`` is believed."""
+    """Addresses or networks of the proxies in front, whose ``X-Forwarded-For`` is believed, and for
+    the console's cookie ``X-Forwarded-Proto``."""
     strict_stream_signature: bool = False
     """Refuse media sockets whose upgrade Twilio has not signed; whether it always does is not
     documented, so the ticket alone decides by default."""

@@ -54,6 +54,22 @@ def client_address(peer: str, headers: Headers, trusted: Iterable[Network]) -> s
     return str(address)
 
 
+def came_by_https(peer: str, headers: Headers, trusted: Iterable[Network]) -> bool:
+    """Whether a proxy in front of this server says that it was asked by https.
+
+    Args:
+        peer: The other end of the connection.
+        headers: ``X-Forwarded-Proto`` counts if the peer is a trusted proxy: its own word, which is
+            the last one.
+        trusted: The proxies in front of this server.
+    """
+    address = _parse(peer)
+    if address is None or not any(address in network for network in trusted):
+        return False
+    said = listed(headers, "X-Forwarded-Proto")
+    return bool(said) and said[-1].lower() == "https"
+
+
 def _without_port(hop: str) -> str:
     """A hop's address: some proxies write the port, too, and brackets around an IPv6 address."""
     if match := _BRACKETED.fullmatch(hop):

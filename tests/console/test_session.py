@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
+from werkzeug.datastructures import Headers
 
 from server.app import OffhookApp, create_app
 from server.console.pages import FILES
@@ -248,6 +249,44 @@ async def test_by_https_the_cookie_is_this_hosts_alone():
 
     assert cookie.startswith(f"{SECURE_COOKIE}=")
     assert "Secure" in cookie
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(
+    ("peer", "said", "is_secure"),
+    [
+        ("10.0.0.7", ["https"], True),
+        ("10.0.0.7", ["http, HTTPS"], True),
+        ("10.0.0.7", ["https", "http"], False),  # the proxy's own word comes last
+        ("10.0.0.7", ["wss"], False),
+        ("10.0.0.7", [], False),
+        ("192.0.2.1", ["https"], False),
+        ("nobody", ["https"], False),
+    ],
+)
+async def test_a_proxy_that_is_trusted_is_believed_how_the_page_was_asked_for(
+    peer, said, is_secure
+):
+    async with running(trusted_proxies="10.0.0.0/8") as app:
+        client = app.test_client()
+        headers = Headers([("X-Forwarded-Proto", word) for word in said])
+        answer = await client.post(
+            "/console/session",
+            json={"key": "one"},
+            headers=headers,
+            scope_base={"client": (peer, 50_000)},
+        )
+        cookie = answer.headers["Set-Cookie"]
+        name = cookie.partition("=")[0]
+        shown = {"Cookie": cookie.partition(";")[0]}
+        found = await app.test_client().get(
+            "/calls", headers=Headers([*headers, *shown.items()]),
+            scope_base={"client": (peer, 50_000)},
+        )  # fmt: skip
+
+    assert name == (SECURE_COOKIE if is_secure else COOKIE)
+    assert ("Secure" in cookie.split("; ")) is is_secure
+    assert found.status_code == 200
 
 
 @pytest.mark.sockets
