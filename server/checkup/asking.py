@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,7 +28,7 @@ from server.checkup import Finding, State, findings
 from server.cluster.redis.answers import flag
 from server.cluster.redis.connection import check_installed, is_theirs, open_connection
 from server.cluster.redis.scripts import Step
-from server.errors import ConfigurationError, ModelError, ServerError, innermost
+from server.errors import CallRefused, ConfigurationError, ModelError, ServerError, innermost
 from server.events.targets import AddressRefused, GuardedBackend
 from server.model import ModelAccount
 from server.records.database import Database, check_database, database_url
@@ -48,15 +49,23 @@ MAX_ANSWER_BYTES = 4_096
 Answer = Awaitable[list[Finding]]
 Question = tuple[str, Callable[[], Answer]]
 """What it is about, and what asks it."""
+SessionRoom = Callable[[], AbstractContextManager[None]]
+"""Held while a session with a model is open; raises ``CallRefused`` if there is none to be had."""
 
 
-async def look(settings: Settings, accounts: Accounts, agents: Collection[Agent]) -> list[Finding]:
+async def look(
+    settings: Settings,
+    accounts: Accounts,
+    agents: Collection[Agent],
+    room: SessionRoom = nullcontext,
+) -> list[Finding]:
     """Ask everything that the settings name.
 
     Args:
         settings: The process's.
         accounts: The carrier and the model, opened.
         agents: All there are.
+        room: For each session with a model that is opened.
 
     Returns:
         What was found, in an order that stays the same.
@@ -64,11 +73,15 @@ async def look(settings: Settings, accounts: Accounts, agents: Collection[Agent]
     found = findings.of_settings(settings.warnings, are_simulated=accounts.are_simulated)
     # Reading the certificates takes tens of milliseconds, which calls of this process would hear.
     tls = await trio.to_thread.run_sync(ssl.create_default_context)
-    return found + await ask_all(questions(settings, accounts, agents, tls), limit_s=LIMIT_S)
+    return found + await ask_all(questions(settings, accounts, agents, tls, room), limit_s=LIMIT_S)
 
 
 def questions(
-    settings: Settings, accounts: Accounts, agents: Collection[Agent], tls: ssl.SSLContext
+    settings: Settings,
+    accounts: Accounts,
+    agents: Collection[Agent],
+    tls: ssl.SSLContext,
+    room: SessionRoom = nullcontext,
 ) -> Iterable[Question]:
     """Everything that can be asked."""
     if (describe := accounts.describe) is not None:
@@ -80,10 +93,10 @@ def questions(
     first, *others = accounts.model_accounts
     for name, speaking in _by_model(first.name, agents).items():
         model = first if name == first.name else first.of_model(name)
-        yield f"model {name}", partial(_ask_model, model, speaking)
+        yield f"model {name}", partial(_ask_model, model, speaking, room)
     default = [agent for agent in agents if agent.name == DEFAULT_NAME]
     for other in others:
-        yield f"model {other.name}", partial(_ask_model, other, default)
+        yield f"model {other.name}", partial(_ask_model, other, default, room)
     yield "database", partial(_ask_database, settings.database_url.get_secret_value())
     if settings.registry_url is not None:
         url = settings.registry_url.get_secret_value()
@@ -161,19 +174,26 @@ async def _ask_numbers(numbers: Numbers, own: str, agents: Iterable[Agent]) -> l
     return [one for one in found if one is not None] + rest
 
 
-async def _ask_model(model: ModelAccount, agents: Iterable[Agent]) -> list[Finding]:
+async def _ask_model(
+    model: ModelAccount, agents: Iterable[Agent], room: SessionRoom
+) -> list[Finding]:
     """Set a session up for each agent that speaks with a model, one after the other."""
     slowest_s, tried, wrong = 0.0, list[str](), list[Finding]()
     for agent in list(agents)[:MAX_AGENTS]:
-        began = trio.current_time()
         try:
-            async with model.open_connection(agent):
-                slowest_s = max(slowest_s, trio.current_time() - began)
-            tried.append(agent.name)
-        except* ModelError as failures:
-            error = innermost(failures)
-            assert isinstance(error, ModelError)
-            wrong.append(findings.of_model(model.name, model.key_name, [agent.name], error))
+            with room():
+                began = trio.current_time()
+                try:
+                    async with model.open_connection(agent):
+                        slowest_s = max(slowest_s, trio.current_time() - began)
+                    tried.append(agent.name)
+                except* ModelError as failures:
+                    error = innermost(failures)
+                    assert isinstance(error, ModelError)
+                    name = agent.name
+                    wrong.append(findings.of_model(model.name, model.key_name, [name], error))
+        except CallRefused as refused:
+            wrong.append(findings.of_untried_model(model.name, agent.name, refused))
         if wrong:
             break  # the next would most likely be refused for the same reason
     if tried:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from server.carrier.account import TRUNK, AccountState, NumberHooks, OwnNumber
 from server.checkup import Finding, State
-from server.errors import CarrierError, ModelError, ServerError
+from server.errors import CallRefused, CarrierError, ModelError, ServerError
 from server.events.targets import target_of
 from server.logs import censored, masked
 
@@ -90,6 +90,18 @@ def of_model(
         todo = "" if answer.refusal is None else answer.refusal.advice
         return Finding(subject, State.FAILED, f"{who}: {plain(str(answer))}", todo)
     return Finding(subject, State.OK, f"set up within {answer:.1f} s, and closed: {who}")
+
+
+def of_untried_model(name: str, agent: str, refused: CallRefused) -> Finding:
+    """A session of a model that was not opened, as calls need it.
+
+    Args:
+        name: The model's.
+        agent: Whose session.
+        refused: Why.
+    """
+    found = f"{agent} and those after it were not tried: {refused}"
+    return Finding(f"model {name}", State.DOUBT, found, "check again when fewer calls are live")
 
 
 def of_number(

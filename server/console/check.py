@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import trio
@@ -11,15 +12,18 @@ from quart_schema import document_response
 
 from server.checkup import Finding, all_is_well
 from server.checkup.asking import look
+from server.errors import CallRefused
 from server.service import Service
-from server.web.api import Answer, error_body, retry_after
+from server.web.api import Answer, error_body, refusal, retry_after
 from server.web.calls_api import may_fail
 
 KEPT_S = 60.0
 """For so long an answer is given again: each costs sessions with the model, and its turn at others'
 services."""
+WAIT_S = 60.0
+"""For so long whoever asks waits for an answer, their own or another's: each question has 20 s."""
 PAUSE_S = 5.0
-"""When to ask again while it is being asked for somebody else."""
+"""When to ask again if there was none."""
 
 
 class Found(BaseModel):
@@ -43,7 +47,8 @@ class Checked(BaseModel):
 
 def add_check(app: Quart, service: Service) -> None:
     """Add the route that tries every account, number and address once."""
-    under_way: set[str] = set()
+    under_way: list[trio.Event] = []
+    """Set when the check is over that somebody waits for; none while there is none."""
     newest: list[tuple[float, list[Finding]]] = []
     """When, and what was found; none before the first time."""
 
@@ -52,24 +57,46 @@ def add_check(app: Quart, service: Service) -> None:
     @may_fail(401, 403, 409, 503)
     async def check() -> Any:
         """Try every account, number and address that is set, once; nothing is changed."""
-        now = trio.current_time()
-        if newest and now < newest[0][0] + KEPT_S:
-            return told(now)
-        if under_way:
-            body = error_body("in-progress", "everything is being asked just now")
-            return Answer(body, 409, retry_after(PAUSE_S)).response()
-        under_way.add("check")
+        asked_at = trio.current_time()
+        with trio.move_on_after(WAIT_S):
+            while not is_known(asked_at):
+                if under_way:  # somebody else's, which may fail or be given up
+                    await under_way[0].wait()
+                    continue
+                try:
+                    service.calls.admission.check_sessions(calls())
+                except CallRefused as refused:
+                    return refusal(refused).response()
+                await ask()
+            return told()
+        body = error_body("in-progress", "everything is being asked just now")
+        return Answer(body, 409, retry_after(PAUSE_S)).response()
+
+    def is_known(asked_at: float) -> bool:
+        if not newest:
+            return False
+        found_at, _ = newest[0]
+        return found_at >= asked_at or trio.current_time() < found_at + KEPT_S
+
+    def calls() -> int:
+        return service.calls.live_count + service.cluster.live_elsewhere
+
+    def room() -> AbstractContextManager[None]:
+        return service.calls.admission.trial_session(calls())
+
+    async def ask() -> None:
+        over = trio.Event()
+        under_way.append(over)
         try:
             agents = service.roster.agents.by_name.values()
-            found = await look(service.settings, service.accounts, agents)
+            found = await look(service.settings, service.accounts, agents, room)
+            newest[:] = [(trio.current_time(), found)]
         finally:
             under_way.clear()
-        found_at = trio.current_time()
-        newest[:] = [(found_at, found)]
-        return told(found_at)
+            over.set()
 
-    def told(now: float) -> dict[str, Any]:
+    def told() -> dict[str, Any]:
         found_at, found = newest[0]
         findings = [finding.as_dict() for finding in found]
-        age_s = round(now - found_at, 1)
+        age_s = round(trio.current_time() - found_at, 1)
         return {"ok": all_is_well(found), "findings": findings, "age_s": age_s}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -267,6 +268,7 @@ class Admission:
         """The calls that were admitted and do not talk yet."""
         self._room = Room(limits.descriptors)
         self._carrier_back_at = -math.inf
+        self._trial_sessions = 0
 
     @property
     def max_calls(self) -> int:
@@ -310,13 +312,7 @@ class Admission:
                 status=503,
                 retry_after_s=10,
             )
-        if limits.max_model_sessions is not None and calls >= limits.max_model_sessions:
-            raise CallRefused(
-                f"all {limits.max_model_sessions} model sessions are in use",
-                reason="model-sessions",
-                status=503,
-                retry_after_s=10,
-            )
+        self.check_sessions(calls)
         if self._lag.lag_s > limits.max_loop_lag_s:
             raise CallRefused(
                 f"the server is overloaded: {self._lag.lag_s * 1000:.0f} ms late",
@@ -327,6 +323,38 @@ class Admission:
         self.setups.check()
         self._room.check(len(self.setups))
         self.account_pause.check(now)
+
+    def check_sessions(self, calls: int) -> None:
+        """Whether there may be one more session with the model.
+
+        Args:
+            calls: How many there are, each with a session of its own.
+
+        Raises:
+            CallRefused: No.
+        """
+        most = self._limits.max_model_sessions
+        if most is not None and calls + self._trial_sessions >= most:
+            raise CallRefused(
+                f"all {most} model sessions are in use",
+                reason="model-sessions",
+                status=503,
+                retry_after_s=10,
+            )
+
+    @contextmanager
+    def trial_session(self, calls: int) -> Generator[None]:
+        """Have a session with the model that is no call's, while this lasts.
+
+        Raises:
+            CallRefused: There is none to be had; see :meth:`check_sessions`.
+        """
+        self.check_sessions(calls)
+        self._trial_sessions += 1
+        try:
+            yield
+        finally:
+            self._trial_sessions -= 1
 
     def check_takeover(self, calls: int) -> None:
         """Whether a call in progress may be taken over: nobody else would go on with it.

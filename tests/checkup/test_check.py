@@ -19,11 +19,12 @@ from quart_trio import QuartTrio
 
 from server.app import create_app
 from server.checkup import Finding, State, findings
-from server.checkup.asking import ask_all
+from server.checkup.asking import ask_all, look
+from server.commands import check as command
 from server.commands import opening
 from server.commands.check import find
 from server.commands.line import main
-from server.errors import CarrierError
+from server.errors import CallRefused, CarrierError
 from server.hooks.hypercorn_worker import make_config
 from server.settings.settings import Settings
 from server.simulators.gemini.scripts import refused
@@ -138,6 +139,19 @@ async def test_the_fallback_is_tried_too(doubles):
 
     assert one_about(found, "model gemini-3.8-live (GEMINI_API_KEY)").state is State.OK
     assert one_about(found, "model gemini-3.8-live (FALLBACK_").state is State.FAILED
+
+
+async def test_a_session_that_calls_need_is_not_opened_and_that_is_said(doubles, monkeypatch):
+    def no_room() -> None:
+        raise CallRefused("all 2 model sessions are in use", reason="model-sessions", status=503)
+
+    monkeypatch.setattr(command, "look", partial(look, room=no_room))
+
+    model = one_about(await looked(doubles), "model")
+
+    assert model.state is State.DOUBT
+    assert "all 2 model sessions are in use" in model.found
+    assert not doubles.gemini.sessions
 
 
 async def test_a_model_that_refuses_says_why(doubles):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
+from server.agent.agent import Agent
 from server.app import create_app
 from server.console import check
+from server.dialogue.endings import EndReason
+from server.errors import CallRefused
 from server.settings.settings import Settings
 from server.web.keys import READ, hash_key
 from tests.support.access import SIMULATED
@@ -127,6 +134,79 @@ async def test_what_a_check_has_found_is_told_again_for_a_while_and_asked_anew_a
     assert again["findings"] == first["findings"]
     assert (first["age_s"], anew["age_s"]) == (0.0, 0.0)
     assert again["age_s"] >= 0.0
+
+
+async def test_two_who_ask_at_once_have_one_check_whoever_of_them_gives_up(monkeypatch):
+    begun, asked, answers = trio.Event(), list[int](), list[Any]()
+    goes_on = trio.Event()
+
+    async def look(*what: Any) -> Any:
+        asked.append(len(asked))
+        begun.set()
+        await goes_on.wait()
+        return await look_at_all(*what)
+
+    async def ask(client: Any) -> None:
+        answers.append(await (await client.post("/check")).get_json())
+
+    look_at_all = check.look
+    monkeypatch.setattr(check, "look", look)
+    app = create_app(Settings.load(_env_file=None, **SIMULATED, database_url="sqlite://"))
+    async with app.test_app(), trio.open_nursery() as others:
+        client = app.test_client()
+        async with trio.open_nursery() as gives_up:
+            gives_up.start_soon(ask, client)
+            await begun.wait()
+            for _ in range(3):
+                others.start_soon(ask, client)
+            await wait_all_tasks_blocked()
+            counts = [len(asked)]
+            gives_up.cancel_scope.cancel()
+        await wait_all_tasks_blocked()
+        counts.append(len(asked))
+        goes_on.set()
+
+    assert counts == [1, 2]
+    assert len(asked) == 2
+    assert len(answers) == 3
+    assert all(answer["findings"] == answers[0]["findings"] for answer in answers)
+
+
+async def test_a_check_takes_no_session_that_calls_have_and_counts_as_one_while_it_lasts(
+    monkeypatch,
+):
+    taken = []
+
+    async def look(settings: Any, accounts: Any, agents: Any, room: Any) -> Any:
+        with room():
+            for ask in (room, partial(admission.check, 1, trio.current_time())):
+                with pytest.raises(CallRefused) as refused, ask() or nullcontext():
+                    pass
+                taken.append(refused.value.reason)
+        with room():
+            taken.append("free again")
+        return await look_at_all(settings, accounts, agents, room)
+
+    look_at_all = check.look
+    monkeypatch.setattr(check, "look", look)
+    limits = {"max_model_sessions": 2}
+    app = create_app(Settings.load(_env_file=None, **SIMULATED, **limits, database_url="sqlite://"))
+    async with app.test_app():
+        calls, client = app.service.calls, app.test_client()
+        admission = calls.admission
+        first = await calls.place("+15005550105", Agent())
+        answer = await client.post("/check")
+        second = await calls.place("+15005550105", Agent())
+        monkeypatch.setattr(check, "KEPT_S", 0.0)
+        full = await client.post("/check")
+        for call in (first, second):
+            call.end(EndReason.HUNG_UP)
+            await call.finished.wait()
+
+    assert taken == ["model-sessions", "model-sessions", "free again"]
+    assert answer.status_code == 200
+    assert (full.status_code, (await full.get_json())["error"]) == (503, "model-sessions")
+    assert full.headers["Retry-After"] == "10"
 
 
 async def test_everything_that_is_set_is_tried_once_by_whoever_may_change_something():
