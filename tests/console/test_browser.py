@@ -252,6 +252,98 @@ async def test_an_interruption_is_drawn_where_the_recording_falls_silent(kept):
     assert abs(drawn_s - silent_s) < NEAR_S
 
 
+RANG_S = 20.0
+
+
+async def test_words_are_where_they_were_said_however_long_the_phone_rang(kept):
+    # The transcript counts from the answer, the timeline from when the number was dialled; and of a
+    # recorded greeting the timeline has no line, nor has what another process took up an answer.
+    words = [
+        {"speaker": "agent", "at_s": 0.0, "text": "Greeting.", "heard_s": 2.0, "cut": False},
+        {"speaker": "caller", "at_s": 4.5, "text": "Question?", "heard_s": None, "cut": False},
+        {"speaker": "agent", "at_s": 6.5, "text": "Answer.", "heard_s": 3.0, "cut": False},
+    ]
+    lines = [
+        {"at_s": RANG_S, "what": "answered"},
+        {"at_s": RANG_S + 6.25, "what": "agent turn", "turn": 2},
+        {"at_s": RANG_S + 15.0, "what": "ended", "reason": "caller-hung-up"},
+    ]
+    long = {"transcript": words, "duration_s": 15.0, "recording": None, "replies": []}
+    async with serving(**kept.settings) as server:
+        for call_sid, timeline in (("CAlong", lines), ("CAlost", lines[1:])):
+            record = dict(kept.record) | long | {"call_sid": call_sid, "timeline": timeline}
+            server.service.records.keep(record)
+        await server.service.records.wait_saved()
+
+        def look(page: Any) -> list[list[list[Any]]]:
+            sign_in(page, server.url)
+            found = []
+            for call_sid in ("CAlong", "CAlost"):
+                page.goto(f"{server.url}/console#/call/{call_sid}")
+                page.wait_for_selector(f"a[download='{call_sid}.json']")
+                found.append(
+                    page.evaluate(
+                        """() => [
+                          [...document.querySelectorAll(".tl-turn.agent")]
+                            .map((turn) => Number(turn.dataset.from)),
+                          [...document.querySelectorAll(".talk .at")].map((at) => at.textContent),
+                        ]"""
+                    )
+                )
+            return found
+
+        found = await in_browser(look)
+
+    turns, at = [RANG_S, RANG_S + 6.25], ["00:20.0", "00:24.5", "00:26.2"]
+    assert found == [[turns, at]] * 2
+
+
+@pytest.mark.parametrize(
+    "address", ["call/%", "call/%E0%A4%A", "call/%00", "no/such", "%", "call/"]
+)
+async def test_an_address_that_somebody_made_up_breaks_nothing(kept, address):
+    async with serving(**kept.settings) as server:
+
+        def look(page: Any) -> str:
+            sign_in(page, server.url)
+            page.goto(f"{server.url}/console#/{address}")
+            page.wait_for_selector("main .view")
+            page.goto(f"{server.url}/console#/calls")
+            page.wait_for_selector(f"[data-call={kept.call_sid}]")
+            return page.inner_text("h1")
+
+        assert await in_browser(look) == "Calls"
+
+
+async def test_a_call_is_read_once_at_a_time_however_much_happens(kept):
+    async with serving(**kept.settings) as server:
+        server.http.headers["Authorization"] = f"Bearer {API_KEY}"
+
+        def look(page: Any) -> tuple[int, str]:
+            sign_in(page, server.url)
+            page.wait_for_selector(".connection[data-state=open]")
+            call_sid = here(server.make_call, INTERRUPTS).json()["call_sid"]
+            asked = {"under way": 0, "most": 0}
+
+            def slowly(route: Any) -> None:
+                asked["under way"] += 1
+                asked["most"] = max(asked["most"], asked["under way"])
+                page.wait_for_timeout(900)  # several times as long as what happens takes to come
+                asked["under way"] -= 1
+                route.continue_()
+
+            page.route(f"**/calls/{call_sid}", slowly)
+            page.goto(f"{server.url}/console#/call/{call_sid}")
+            page.wait_for_selector("[data-drawn=live]")
+            page.wait_for_selector("[data-drawn=ended]")
+            return asked["most"], page.inner_text(".facts")
+
+        most, facts = await in_browser(look)
+
+    assert most == 1
+    assert "hung up" in facts.lower()
+
+
 async def test_the_cursor_is_where_the_sound_is(kept):
     answered_s = next(one["at_s"] for one in kept.record["timeline"] if one["what"] == "answered")
     async with serving(**kept.settings) as server:

@@ -3,7 +3,7 @@
 import { address, get, post, session } from "./api.js";
 import { ask, el, icon, show as fill } from "./dom.js";
 import { live } from "./live.js";
-import { placed, Timeline } from "./timeline.js";
+import { answeredAt, beginnings, placed, Timeline } from "./timeline.js";
 import { at as clock, length, money, ms, number, t, whole, word } from "./words.js";
 
 const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 2, 3];
@@ -44,11 +44,10 @@ function replies(record) {
 function transcript(record, seek) {
   const turns = record.transcript ?? [];
   if (!turns.length) return el("section", { class: "card" }, el("h2", {}, t("one.transcript")), el("p", { class: "faint" }, t("one.no-words")));
-  const began = record.timeline.filter((line) => line.what === "agent turn").map((line) => line.at_s);
-  let agents = 0;
+  const began = beginnings(record);
   return el("section", { class: "card" }, el("h2", {}, t("one.transcript")),
-    el("ol", { class: "talk" }, turns.map((turn) => {
-      const at_s = turn.speaker === "agent" ? began[agents++] ?? turn.at_s : turn.at_s;
+    el("ol", { class: "talk" }, turns.map((turn, i) => {
+      const at_s = began[i];
       return el("li", { class: turn.speaker },
         el("button", { class: "at", "aria-label": t("one.play-from", { at: clock(at_s) }), on: { click: () => seek(at_s) } }, clock(at_s)),
         el("p", {}, el("b", {}, t(`speaker.${turn.speaker}`)), " ", turn.text ?? t("one.not-kept"), turn.unheard ? el("del", { title: t("one.unheard") }, ` ${turn.unheard}`) : null,
@@ -163,24 +162,34 @@ export function show(root, call_sid, { inside = false } = {}) {
 
   /** Where a part of the recording begins, in the call's own time. */
   function begins(record) {
-    const name = part > 1 ? "taken up from another process" : "answered";
-    const found = record.timeline.filter((each) => each.what === name);
-    return (part > 1 ? found[part - 2] : found[0])?.at_s ?? 0;
+    if (part === 1) return answeredAt(record);
+    return record.timeline.filter((each) => each.what === "taken up from another process")[part - 2]?.at_s ?? 0;
   }
 
-  let reading = 0;
+  const left = new AbortController();
+  let reading = false, again = false, failed = false;
+  /** Reads the call, once at a time: what happens meanwhile is read after that. */
   async function read() {
-    const mine = ++reading;
-    const isLate = () => over || mine !== reading; // a newer reading knows more
+    again = reading;
+    if (reading) return;
+    reading = true;
+    const wanted = part;
     try {
-      const record = await get(path);
-      if (isLate()) return;
-      const wave = record.recording ? await get(`${path}/waveform`, { points: POINTS, ...(part > 1 ? { part } : {}) }).catch(() => null) : null;
-      if (isLate()) return;
-      draw(record, wave);
+      const record = await get(path, {}, left.signal);
+      const wave = record.recording ? await get(`${path}/waveform`, { points: POINTS, ...(wanted > 1 ? { part: wanted } : {}) }, left.signal).catch(() => null) : null;
+      if (failed) said.textContent = "";
+      failed = false;
+      if (!over && wanted === part) draw(record, wave);
     } catch (error) {
-      if (!isLate()) said.textContent = error.status === 404 ? t("one.unknown") : error.message;
+      failed = true;
+      if (!over) said.textContent = error.status === 404 ? t("one.unknown") : error.message;
     }
+    reading = false;
+    if (again && !over) later();
+  }
+  function later() {
+    clearTimeout(timer);
+    timer = setTimeout(read, SOON_MS);
   }
 
   function draw(record, wave) {
@@ -213,8 +222,7 @@ export function show(root, call_sid, { inside = false } = {}) {
   const soon = ({ detail }) => {
     const sid = detail?.call_sid ?? detail?.call?.call_sid;
     if (sid !== call_sid && detail) return;
-    clearTimeout(timer);
-    timer = setTimeout(read, SOON_MS);
+    later();
   };
   const ended = (event) => { if (!event.detail || event.detail.call_sid === call_sid) soon(event); };
   const keys = (event) => {
@@ -232,6 +240,7 @@ export function show(root, call_sid, { inside = false } = {}) {
   addEventListener("keydown", keys);
   return () => {
     over = true;
+    left.abort();
     clearTimeout(timer);
     player?.close();
     line.close();

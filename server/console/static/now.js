@@ -27,7 +27,8 @@ function tiles(root) {
 function processes(root) {
   if (loads.size < 2) { fill(root); return; }
   const columns = ["live", "waiting", "sessions", "lag_ms"];
-  fill(root, el("details", { class: "card" },
+  const open = root.querySelector("details")?.open ?? false;
+  fill(root, el("details", { class: "card", open },
     el("summary", {}, t("now.by-process", { count: loads.size })),
     el("div", { class: "scroll" }, el("table", {},
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, t("process")), columns.map((each) => el("th", { scope: "col", class: "number" }, t(`now.${each.replace("_ms", "")}`))))),

@@ -8,6 +8,7 @@ import { at as clock, t, word } from "./words.js";
 const QUIET = 7; // of 128: below this nobody speaks
 const JOIN_S = 0.45; // silence within speech
 const SHORTEST_S = 0.12;
+const NEAR_S = 3; // from a turn's first sound to its first words, at most
 const STEPS_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800];
 const TICK_PX = 70;
 const MOST_PX = 120_000;
@@ -26,7 +27,7 @@ export function placed(line, before) {
     case "agent held": return { kind: "hold", from: at, to: at };
     case "false alarm": return { kind: "hold", from: before?.what === "agent held" ? before.at_s : at, to: at };
     case "tool": return { kind: "tool", from: at - (line.took_ms ?? 0) / 1000, to: at };
-    case "line back": return { kind: "gap", from: at - (line.gap_s ?? 0), to: at };
+    case "line back": case "model reconnected": return { kind: "gap", from: at - (line.gap_s ?? 0), to: at };
     case "taken up from another process": return { kind: "gap", from: at - (line.gap_s ?? 0), to: at };
     case "line lost": case "caller back": case "model going away": case "recording stopped": return { kind: "line", from: at, to: at };
     case "transfer": case "transfer failed": case "transfer refused": case "digit": case "keys": case "beep": case "outcome": case "apology":
@@ -36,6 +37,29 @@ export function placed(line, before) {
       if (line.what.startsWith("watchdog")) return { kind: "rung", from: at, to: at };
       return null;
   }
+}
+
+/** When the phone left the hook, in the call's own time. */
+export function answeredAt(record) {
+  const line = record.timeline.find((each) => each.what === "answered");
+  if (line) return line.at_s;
+  // Another process answered it, or it was so long ago that the line is gone.
+  const ended = record.timeline.findLast((each) => each.what === "ended");
+  return ended ? Math.max(0, ended.at_s - record.duration_s) : 0;
+}
+
+/** When each turn of the transcript began, in the call's own time; the transcript counts from the answer. */
+export function beginnings(record) {
+  const answered = answeredAt(record);
+  const free = new Set(record.timeline.filter((line) => line.what === "agent turn").map((line) => line.at_s));
+  return (record.transcript ?? []).map((turn) => {
+    const at = answered + turn.at_s;
+    if (turn.speaker !== "agent") return at;
+    // The first sound comes before or after its words; of a recorded greeting there is no such line.
+    const sound = [...free].filter((each) => Math.abs(each - at) < NEAR_S).sort((a, b) => Math.abs(a - at) - Math.abs(b - at))[0];
+    free.delete(sound);
+    return sound ?? at;
+  });
 }
 
 /** Where a side speaks, from its peaks. @param {number} channel 0 the caller, 1 the agent */
@@ -55,10 +79,10 @@ export function speech(wave, channel, offset_s) {
 
 /** Who spoke when, with their words: where there is a recording, as it is heard there. */
 export function turnsOf(record, wave, offset_s) {
-  const transcript = record.transcript ?? [];
-  const began = record.timeline.filter((line) => line.what === "agent turn").map((line) => line.at_s);
-  const agent = transcript.filter((turn) => turn.speaker === "agent").map((turn, i) => {
-    const from = Math.max(began[i] ?? turn.at_s, offset_s);
+  const began = beginnings(record);
+  const transcript = (record.transcript ?? []).map((turn, i) => ({ ...turn, at_s: began[i] }));
+  const agent = transcript.filter((turn) => turn.speaker === "agent").map((turn) => {
+    const from = Math.max(turn.at_s, offset_s);
     return { from, to: from + (turn.heard_s ?? 0), text: turn.text ?? "", unheard: turn.unheard ?? "", cut: turn.cut };
   }).filter((turn) => turn.to > turn.from);
   const said = transcript.filter((turn) => turn.speaker === "caller");
