@@ -33,6 +33,7 @@ BENCHMARKS = {
     "failover": "what calls notice when a process, a node, the registry or the network goes",
     "events": "whether every event arrives, though its receiver fails and its server is killed",
     "browser": "how soon a page hears its agent, and how soon one that is interrupted is silent",
+    "console": "how soon the console shows a list, a filter and one call, of ten thousand",
     "screens": "what the console looks like: pictures of every view, made anew",
     "recovery": "what a call notices when its model connection is replaced, or breaks",
 }

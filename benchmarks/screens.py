@@ -41,7 +41,7 @@ MADE_UP = 160
 COLOURS = 224
 WEEK_S = 7 * 86_400.0
 WIDE, NARROW = {"width": 1240, "height": 800}, {"width": 390, "height": 780}
-VIEWS = ("now", "calls", "call", "latency", "phone", "health")
+VIEWS = ("sign-in", "now", "calls", "call", "latency", "phone", "health")
 NARROW_VIEWS = ("now", "call")
 EVENTFUL = ModelScript(
     functions=(FunctionCall("look_up_order", {"number": 7}),),
@@ -145,7 +145,8 @@ async def serving(folder: Path, **settings: Any) -> AsyncGenerator[tuple[Offhook
         stop.set()
 
 
-async def _ended(http: httpx2.AsyncClient, number: str) -> dict[str, Any]:
+async def ended(http: httpx2.AsyncClient, number: str) -> dict[str, Any]:
+    """Call a number of the simulators', and give its record when that is over."""
     made = await http.post("/make-call", json={"destination_number": f"+1500{number}"})
     call_sid = made.json()["call_sid"]
     while True:
@@ -164,7 +165,7 @@ async def main(folder: Path, out: Path, wanted: Collection[str]) -> list[str]:
         ) as http:
             assert service.accounts.simulated_gemini is not None
             service.accounts.simulated_gemini.script = EVENTFUL
-            told = await _ended(http, "5550102")
+            told = await ended(http, "5550102")
             service.accounts.simulated_gemini.script = ANSWERS
             for record in made_up(told, MADE_UP, now=time.time()):
                 service.records.keep(record)
@@ -201,11 +202,21 @@ def shoot(url: str, call_sid: str, out: Path, wanted: Collection[str], heard: Pa
                 viewport=size, color_scheme=light, locale="en-GB", timezone_id="UTC"
             )
             page = context.new_page()
+
+            def take(view: str, page: Any = page, name: str = name, light: str = light) -> None:
+                path = out / f"console-{view}{name}-{light}.png"
+                page.screenshot(path=path)
+                make_small(path)
+                written.append(path.name)
+
             page.goto(f"{url}/console")
+            page.wait_for_selector("#key")
+            if "sign-in" in views and "sign-in" in wanted:
+                take("sign-in")
             page.fill("#key", KEY)
             page.keyboard.press("Enter")
             page.wait_for_selector("nav a[aria-current]")
-            for view in (view for view in views if view in wanted):
+            for view in (view for view in views if view in wanted and view != "sign-in"):
                 page.goto(f"{url}/console#/{view}" + (f"/{call_sid}" if view == "call" else ""))
                 page.wait_for_selector(f".view-{view}")
                 if view == "now":
@@ -219,10 +230,7 @@ def shoot(url: str, call_sid: str, out: Path, wanted: Collection[str], heard: Pa
                     page.wait_for_selector(".phone-state[data-state=talking]")
                     page.wait_for_timeout(TALK_MS)
                 page.wait_for_timeout(1_500)
-                path = out / f"console-{view}{name}-{light}.png"
-                page.screenshot(path=path)
-                make_small(path)
-                written.append(path.name)
+                take(view)
             context.close()
         browser.close()
     return written

@@ -502,17 +502,32 @@ async def test_each_filter_shows_the_calls_it_names_and_no_other(kept, tmp_path)
     assert all(0 < named.count("CA") < MADE_UP for named in [*wanted.values(), both])
 
 
-async def test_ten_thousand_calls_are_shown_a_page_at_a_time(kept):
+async def test_ten_thousand_calls_are_shown_a_page_at_a_time_and_each_is_found(kept):
     async with serving(**kept.settings) as server:
+        found: Mapping[str, Any] = {}
         for record in made_up(kept.record, 10_000, now=kept.record["created_at"]):
             server.service.records.keep(record)
             if len(server.service.records._unsaved) > 5_000:
                 await server.service.records.wait_saved()
+            found = record if record["reason"] == "model-silent" else found
         await server.service.records.wait_saved()
+        mended = dict(found) | {"call_sid": "CAmended", "had_trouble": True}
+        mended |= {"reason": "agent-hung-up", "created_at": kept.record["created_at"] + 1.0}
+        server.service.records.keep(mended)
 
         def look(page: Any) -> tuple[int, int]:
             sign_in(page, server.url, view="calls")
             page.wait_for_selector("tbody tr")
+            page.check("#filter-trouble")
+            page.wait_for_selector("[data-call=CAmended] .bad")
+            page.select_option("#filter-reason", "agent-hung-up")
+            until(page, f"{SHOWN} === 'CAmended'")
+            page.click("[data-call=CAmended] a")
+            page.wait_for_selector(".view-call [data-drawn=ended]")
+            page.go_back()
+            page.select_option("#filter-reason", "")
+            page.uncheck("#filter-trouble")
+            page.wait_for_selector("button:has-text('More')")
             first = page.locator("tbody tr").count()
             page.click("button:has-text('More')")
             until(page, f"document.querySelectorAll('tbody tr').length > {first}")
