@@ -29,6 +29,7 @@ from server.service import Service
 from server.settings.settings import Settings
 from server.switchboard.strangers import came_by_https
 from server.web.api import error_body
+from server.web.cross_origin import host_of
 from server.web.guard import SAFE_METHODS, ForgedRequest
 from server.web.keys import UNNAMED, Keys
 
@@ -111,7 +112,7 @@ def is_from_here(headers: Headers, hosts: frozenset[str]) -> bool:
     sites, origins = lines_of(headers, "Sec-Fetch-Site"), lines_of(headers, "Origin")
     if not all(site in ("same-origin", "none") for site in sites):
         return False
-    return all(urlsplit(origin).netloc.lower() in hosts for origin in origins)
+    return all(host_of(origin) in hosts for origin in origins)
 
 
 class Door:

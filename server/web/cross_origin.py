@@ -74,6 +74,14 @@ def allow_origins(app: Quart, origins: Collection[str], paths: Collection[str]) 
         return response
 
 
+def host_of(origin: str) -> str:
+    """The host and port of an origin as a browser writes it; empty of what is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
 def is_own_page(headers: Headers, public_url: str, origins: Collection[str]) -> bool:
     """Whether a page of this server's asks, or one of an origin that is allowed, or no page at all.
 
@@ -91,5 +99,5 @@ def is_own_page(headers: Headers, public_url: str, origins: Collection[str]) -> 
     if len(given) > 1:
         return False
     own = urlsplit(public_url)
-    is_ours = urlsplit(origin).netloc == (single(headers, "Host") or "-").lower()
+    is_ours = host_of(origin) == (single(headers, "Host") or "-").lower()
     return is_ours or origin in {f"{own.scheme}://{own.netloc}".lower(), *origins} or ALL in origins

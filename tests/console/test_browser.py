@@ -299,7 +299,7 @@ async def test_words_are_where_they_were_said_however_long_the_phone_rang(kept):
 
 
 @pytest.mark.parametrize(
-    "address", ["call/%", "call/%E0%A4%A", "call/%00", "no/such", "%", "call/"]
+    "address", ["call/%", "call/%E0%A4%A", "call/%00", "call/..", "constructor", "no/such", "%"]
 )
 async def test_an_address_that_somebody_made_up_breaks_nothing(kept, address):
     async with serving(**kept.settings) as server:

@@ -140,11 +140,13 @@ async def test_a_form_of_another_site_signs_nobody_in():
         form = await client.post("/console/session", form={"key": "one"})
         other = await sign_in(client, origin="https://evil.example")
         sandbox = await sign_in(client, origin="null")
+        no_address = await sign_in(client, origin="http://[")
         sibling = await sign_in(client, **{"Sec-Fetch-Site": "same-site"})
         ours = await sign_in(client, origin="http://localhost")
 
     assert form.status_code in (415, 422)
-    assert [each.status_code for each in (other, sandbox, sibling)] == [403] * 3
+    refused = (other, sandbox, no_address, sibling)
+    assert [each.status_code for each in refused] == [403] * 4
     assert ours.status_code == 200
 
 

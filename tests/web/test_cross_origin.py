@@ -171,7 +171,9 @@ CHANGES = ("/make-call", "/drain", "/check", "/calls/browser", "/calls/CA1/hang-
 
 
 @pytest.mark.sockets
-@pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:1", "null"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://localhost:1", "http://[", "null"]
+)
 async def test_where_no_key_is_wanted_no_other_sites_page_changes_anything(origin):
     app = create_app(Settings.load(_env_file=None, **SIMULATED, database_url="sqlite://"))
     async with app.test_app():

@@ -101,7 +101,7 @@ async function drawView() {
   leave.view();
   leave.view = () => {};
   const [, name = "", ...rest] = location.hash.split("/");
-  const view = name in VIEWS ? name : "now";
+  const view = Object.hasOwn(VIEWS, name) ? name : "now";
   for (const link of app.querySelectorAll("nav a")) {
     const here = link.dataset.view === view || (view === "call" && link.dataset.view === "calls");
     if (here) link.setAttribute("aria-current", "page");
