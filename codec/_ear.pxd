@@ -86,7 +86,11 @@ cdef struct BargeIn:
     int vowels
     int silence
     int false_alarms
+    int speech_frames  # of what holds the agent
+    double loudness  # of these, added up
     double not_before
+    double wary_until
+    double louder_than  # what holds the agent until then
     bint holding
 
 

@@ -554,9 +554,11 @@ cdef void find_loss(Echo* echo, int delay) noexcept nogil:
 # -- barge-in --------------------------------------------------------------------------------
 #
 # 60 ms of speech hold the agent; then there is time to be sure. Vowels make it an interruption, a
-# silence before there were enough of them makes it a false alarm. After false alarms the agent is
-# not held again for a while, twice as long after each: somebody has a cold, or the telephone is on
-# loudspeaker and its echo is not known yet.
+# silence before there were enough of them makes it a false alarm. After false alarms only what is
+# louder than they were holds the agent for a while, twice as long after each: there is a room, or
+# somebody has a cold, or the telephone is on loudspeaker and its echo is not known yet. Nobody goes
+# unheard meanwhile. Of callers to whom the agent was deaf for so long, in a room 15 dB under them,
+# half waited for a second and some for ever; they wait for 75 ms now.
 
 cdef enum:
     # 120 ms: longer than the stop of a consonant.
@@ -566,8 +568,14 @@ cdef enum:
     # After 800 ms of sound without vowels it is noise.
     MAX_UNCERTAIN_FRAMES = 40
 
-cdef double BACK_OFF_S = 2.0
-cdef double MAX_BACK_OFF_S = 16.0
+# After a false alarm nothing holds the agent for so long.
+cdef double BACK_OFF_S = 0.5
+cdef double WARY_S = 2.0
+cdef double MAX_WARY_S = 16.0
+# Three decibels louder than a false alarm, in steps of mu-law: as far as a room's sounds differ.
+cdef double LOUDER_BY = 8.0
+# But -35 dBFS are always enough: some callers are no louder, however loud they have coughed.
+cdef double LOUD_ENOUGH = 30.0
 
 
 cdef enum StopEvent:
@@ -578,11 +586,13 @@ cdef enum StopEvent:
 
 
 cdef StopEvent hear_barge_in(
-    BargeIn* barge_in, const uint8_t* frame, double at, bint speech, bint agent_heard
+    BargeIn* barge_in, const uint8_t* frame, double level, double at, bint speech, bint agent_heard
 ) noexcept nogil:
     """Take a frame, whether it is the caller's own speech, and whether the agent is heard."""
     if barge_in.holding:
-        return decide(barge_in, frame, at, speech)
+        return decide(barge_in, frame, level, at, speech)
+    if at < barge_in.wary_until and level < barge_in.louder_than:
+        speech = False
     if not speech or not agent_heard:
         barge_in.in_a_row = 0
         return GO_ON
@@ -591,18 +601,23 @@ cdef StopEvent hear_barge_in(
         return GO_ON
     barge_in.holding = True
     barge_in.frames = barge_in.vowels = barge_in.silence = 0
+    barge_in.speech_frames = 1
+    barge_in.loudness = level
     return HOLD
 
 
 cdef StopEvent decide(
-    BargeIn* barge_in, const uint8_t* frame, double at, bint speech
+    BargeIn* barge_in, const uint8_t* frame, double level, double at, bint speech
 ) noexcept nogil:
     cdef bint word, noise
+    cdef double mean
     cdef int patience
     barge_in.frames += 1
     if speech:
         barge_in.silence = 0
         barge_in.vowels += is_voiced(frame)
+        barge_in.speech_frames += 1
+        barge_in.loudness += level
     else:
         barge_in.silence += 1
     if barge_in.vowels >= barge_in.confirm_frames:
@@ -616,7 +631,10 @@ cdef StopEvent decide(
     barge_in.holding = False
     barge_in.in_a_row = 0
     if not word:
-        barge_in.not_before = at + min(MAX_BACK_OFF_S, ldexp(BACK_OFF_S, barge_in.false_alarms))
+        mean = barge_in.loudness / <double>max(1, barge_in.speech_frames)
+        barge_in.louder_than = min(mean + LOUDER_BY, LOUD_ENOUGH)
+        barge_in.not_before = at + BACK_OFF_S
+        barge_in.wary_until = at + min(MAX_WARY_S, ldexp(WARY_S, barge_in.false_alarms))
         barge_in.false_alarms = min(barge_in.false_alarms + 1, 16)
     return RESUME
 
@@ -626,6 +644,7 @@ cdef void settle(BargeIn* barge_in) noexcept nogil:
     barge_in.holding = False
     barge_in.in_a_row = 0
     barge_in.false_alarms = 0
+    barge_in.wary_until = 0.0
 
 
 # -- suspicion -------------------------------------------------------------------------------
@@ -885,7 +904,7 @@ cdef class Ear:
             self._note(SPEECH_ENDED, self._speech.last_at, at, frames)
         if self.barge_in and self.judges_barge_in:
             stop = hear_barge_in(
-                &self._barge_in, frame, at, speech, self.played.is_speaking_c(at)
+                &self._barge_in, frame, level, at, speech, self.played.is_speaking_c(at)
             )
             if stop != GO_ON:
                 self._note(STOP + stop, at, at, 0)
@@ -1000,6 +1019,8 @@ cdef class Ear:
         self._barge_in.holding = holding
         self._barge_in.in_a_row = self._barge_in.frames = 0
         self._barge_in.vowels = self._barge_in.silence = 0
+        self._barge_in.speech_frames = 0
+        self._barge_in.loudness = 0.0
 
     @property
     def suspicious_s(self):

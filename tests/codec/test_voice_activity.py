@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from itertools import pairwise
 
 import pytest
 
+import codec
 from codec.ear import FRAME_S, LOUD, Ear, Played, SpeechEnded, SpeechStarted, Stop, loudness
 from server.simulators.phone import SILENCE, load_speech
 from tests.support.sounds import (
@@ -185,13 +187,40 @@ def test_a_steady_noise_is_given_up():
     )
 
 
+def low_cough(seed: int) -> bytes:
+    """Somebody who coughs in the same room, 18 dB under a caller who does."""
+    pcm = array("h", codec.decode_mulaw(cough(seed)))
+    return codec.encode_mulaw(array("h", [sample // 8 for sample in pcm]).tobytes())
+
+
 def test_after_false_alarms_the_agent_is_held_ever_more_rarely():
-    found = stops(b"".join(cough(seed) + quiet(0.6) for seed in range(30)))
+    found = stops(b"".join(low_cough(seed) + quiet(0.6) for seed in range(60)))
 
     held = [at for stop, at in found if stop is Stop.HOLD]
-    pauses = [after - before for before, after in pairwise(held)]
+    pauses = [round(after - before, 2) for before, after in pairwise(held)]
     assert pauses == sorted(pauses)
     assert pauses[-1] > 2 * pauses[0]
+
+
+@pytest.mark.parametrize("alarms", [1, 4, 8])
+def test_after_false_alarms_a_caller_is_heard_who_is_louder_than_they_were(alarms):
+    room = b"".join(low_cough(seed) + quiet(0.6) for seed in range(alarms))
+
+    found = stops(room + load_speech("question") + quiet(1.0))
+
+    began_s = len(room) / 8_000
+    (held, held_s), (cut, _) = [(stop, at - began_s) for stop, at in found if at > began_s][:2]
+    assert (held, cut) == (Stop.HOLD, Stop.CUT)
+    assert held_s <= 0.2
+
+
+def test_after_coughs_however_loud_a_caller_is_heard_within_a_second():
+    coughs = b"".join(cough(seed) + quiet(0.6) for seed in range(4))
+
+    found = stops(coughs + load_speech("question") + quiet(1.0))
+
+    began_s = len(coughs) / 8_000
+    assert min(at for stop, at in found if stop is Stop.CUT) - began_s <= 1.0
 
 
 def test_a_word_waits_for_the_model_to_agree():

@@ -218,12 +218,17 @@ class ReferenceBargeIn:
         self.confirm_frames = max(1, round(confirm_s / FRAME_S))
         self.agree_frames = round(agree_s / FRAME_S)
         self.in_a_row = self.frames = self.vowels = self.silence = self.false_alarms = 0
-        self.not_before = 0.0
+        self.not_before = self.wary_until = self.louder_than = 0.0
+        self.loudness: list[float] = []
         self.holding = False
 
-    def hear(self, frame: bytes, at: float, *, speech: bool, agent_heard: bool) -> Stop | None:
+    def hear(
+        self, frame: bytes, level: float, at: float, *, speech: bool, agent_heard: bool
+    ) -> Stop | None:
         if self.holding:
-            return self.decide(frame, at, speech)
+            return self.decide(frame, level, at, speech)
+        if at < self.wary_until and level < self.louder_than:
+            speech = False
         if not speech or not agent_heard:
             self.in_a_row = 0
             return None
@@ -232,14 +237,17 @@ class ReferenceBargeIn:
             return None
         self.holding = True
         self.frames = self.vowels = self.silence = 0
+        self.loudness = [level]
         return Stop.HOLD
 
     def settled(self) -> None:
         self.holding = False
         self.in_a_row = self.false_alarms = 0
+        self.wary_until = 0.0
 
-    def decide(self, frame: bytes, at: float, speech: bool) -> Stop | None:
+    def decide(self, frame: bytes, level: float, at: float, speech: bool) -> Stop | None:
         self.frames += 1
+        self.loudness += [level] if speech else []
         self.silence = 0 if speech else self.silence + 1
         self.vowels += speech and is_voiced(frame)
         if self.vowels >= self.confirm_frames:
@@ -252,8 +260,10 @@ class ReferenceBargeIn:
         self.holding = False
         self.in_a_row = 0
         if not word:
+            self.louder_than = min(total(self.loudness) / len(self.loudness) + 8.0, 30.0)
+            self.not_before = at + 0.5
+            self.wary_until = at + min(16.0, 2.0 * 2**self.false_alarms)
             self.false_alarms += 1
-            self.not_before = at + min(16.0, 2.0 * 2 ** (self.false_alarms - 1))
         return Stop.RESUME
 
 
@@ -306,7 +316,7 @@ class ReferenceEar:
                 self.judges_barge_in = True
         if self.barge_in and self.judges_barge_in:
             heard = self.played.is_playing(at)
-            if stop := self.interruptions.hear(frame, at, speech=speech, agent_heard=heard):
+            if stop := self.interruptions.hear(frame, level, at, speech=speech, agent_heard=heard):
                 self.found.append(stop)
         return echo
 
