@@ -112,10 +112,22 @@ def test_a_sound_without_a_word_lets_the_agent_go_on_and_does_not_deafen_for_lon
 
 def test_after_a_word_the_agent_waits_for_somebody_else_to_call_it_an_interruption():
     line = Line(verdicts(), agent_heard=True)
-    line.hear(0.9, 0.2)
+    line.hear(0.97, 0.2)
 
     assert Stop.RESUME not in line.hear(0.0, 0.9)
     assert Stop.RESUME in line.hear(0.0, 0.4)
+
+
+@pytest.mark.parametrize(("is_quiet", "waits"), [(True, True), (False, False)])
+def test_in_a_room_a_sound_that_was_never_quite_a_voice_is_no_word_to_wait_for(is_quiet, waits):
+    line = Line(verdicts(), agent_heard=True, is_quiet=is_quiet)
+    held = line.hear(0.9, 0.3)
+
+    after = line.hear(0.0, 0.4)
+
+    assert Stop.HOLD in held
+    assert (Stop.RESUME not in after) is waits
+
 
 
 def test_sound_that_is_no_word_and_does_not_end_lets_the_agent_go_on():
