@@ -177,6 +177,7 @@ class Ear:
             at,
             level_dbfs=level_dbfs,
             agent_heard=heard,
+            agent_until=judge.played.play_end,
             may_stop=may_stop,
             is_quiet=judge.room_loudness < codec.ear.LOUD,
             suspicious_s=judge.suspicious_s,

@@ -7,6 +7,7 @@ while it is silent, nothing is lost by one, and a "yes" that is not noticed may 
 from __future__ import annotations
 
 import math
+from collections import deque
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from codec.hops import HOP_S
@@ -34,6 +35,15 @@ FAR_DB = 6.0
 own loudest sounds are above it even when they speak 9 dB lower than before."""
 NEAR_DB = 10.0
 """What is no further under it may be the caller, who has moved."""
+BEHIND_DB = 8.0
+"""So far under what was just said, and is not answered yet, it is somebody else who goes on, and
+the caller has ended: a television would have them speak for ever, with a model that owes a word."""
+BEHIND_HOPS = 6
+"""The mean of so many, 0.2 s: single sounds of anybody are louder, or lower, than that."""
+BEHIND_S = 0.2
+"""So much longer than silence it takes until they have: some end their sentences low."""
+BEHIND_FOR_S = 8.0
+"""So long after what was said; by then the model is asked for its answer."""
 LEARNT_S = 0.3
 """So much voice in a turn tells how loud its speaker is."""
 LEARNS = 0.3
@@ -74,6 +84,10 @@ class Verdicts:
         self._sure_hops = 0
         self._energy = 0.0  # of these, added up
         self.caller_dbfs: float | None = None
+        self._energies = deque([0.0], maxlen=BEHIND_HOPS)
+        self._said_dbfs = float("-inf")  # by whoever was surely heard last
+        self._said_at = float("-inf")
+        self._goes_on_low = False  # since then
         self._held_s = self._voiced_s = self._quiet_s = 0.0
         self._is_certain = False  # that it was a voice for which the agent is held
         self._not_before = float("-inf")
@@ -90,6 +104,7 @@ class Verdicts:
         *,
         level_dbfs: float,
         agent_heard: bool,
+        agent_until: float,
         may_stop: bool,
         is_quiet: bool,
         suspicious_s: float,
@@ -101,6 +116,7 @@ class Verdicts:
             at: When it was over.
             level_dbfs: How loud it was.
             agent_heard: Whether the caller hears the agent just now.
+            agent_until: Until when they do, or did last.
             may_stop: Whether they may interrupt it.
             is_quiet: Whether the line is quiet while nobody speaks.
             suspicious_s: For how long the detector has taken it for speech.
@@ -109,7 +125,11 @@ class Verdicts:
         strict = STRICT_IN_QUIET if is_quiet else STRICT
         if agent_heard and self._is_far(level_dbfs):
             probability = 0.0  # where the agent is silent, a caller who speaks low may be meant
-        if self.speaking:
+        self._energies.append(math.pow(10.0, level_dbfs / 10.0))
+        if not agent_heard and self._is_behind(at, agent_until):
+            speaks = False
+            self._goes_on_low = self._goes_on_low or probability >= LOOSE
+        elif self.speaking:
             speaks = probability >= LOOSE
         elif agent_heard:
             speaks = probability >= strict
@@ -118,6 +138,7 @@ class Verdicts:
             speaks = probability >= LOOSE or likely
         if speaks:
             self.last_at = at
+            self._goes_on_low = False
             self._speech_s += HOP_S
             if not self.speaking:
                 self.speaking = True
@@ -126,8 +147,10 @@ class Verdicts:
                 found.append(SpeechStarted(at - HOP_S))
             if probability >= VOICED:
                 self._sure_hops += 1
-                self._energy += math.pow(10.0, level_dbfs / 10.0)
-        elif self.speaking and at - self.last_at >= self._end_silence_s:
+                self._energy += self._energies[-1]
+                if self._sure_hops * HOP_S >= LEARNT_S:
+                    self._said_dbfs, self._said_at = self._mean_dbfs(), at
+        elif self.speaking and at - self.last_at >= self._end_s():
             self.speaking = False
             sure = self._sure_hops >= SURE_HOPS
             found.append(SpeechEnded(self.last_at, self._speech_s, at, sure))
@@ -141,12 +164,27 @@ class Verdicts:
         """What was said last, or is being said, was the caller: that is how loud they are."""
         if self._sure_hops * HOP_S < LEARNT_S:
             return
-        said = 10.0 * math.log10(self._energy / self._sure_hops)
+        said = self._mean_dbfs()
         known = self.caller_dbfs
         if known is None or said > known:
             self.caller_dbfs = said  # nobody is nearer than the caller
         elif said > known - NEAR_DB:
             self.caller_dbfs = known + LEARNS * (said - known)
+
+    def _mean_dbfs(self) -> float:
+        """How loud what was surely said in this turn is, on the average."""
+        return 10.0 * math.log10(self._energy / self._sure_hops)
+
+    def _end_s(self) -> float:
+        """How long the caller has not been heard when they have ended."""
+        return self._end_silence_s + (BEHIND_S if self._goes_on_low else 0.0)
+
+    def _is_behind(self, at: float, agent_until: float) -> bool:
+        """Whether what goes on is far under what was said last, and nobody has answered that."""
+        if agent_until > self._said_at or at - self._said_at > BEHIND_FOR_S:
+            return False
+        mean = sum(self._energies) / len(self._energies)
+        return mean < math.pow(10.0, (self._said_dbfs - BEHIND_DB) / 10.0)
 
     def _is_far(self, level_dbfs: float) -> bool:
         return self.caller_dbfs is not None and level_dbfs < self.caller_dbfs - FAR_DB

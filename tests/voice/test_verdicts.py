@@ -6,7 +6,16 @@ import pytest
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from codec.hops import HOP_S
-from server.voice.verdicts import BACK_OFF_S, FAR_DB, LOOSE, STRICT, STRICT_IN_QUIET, Verdicts
+from server.voice.verdicts import (
+    BACK_OFF_S,
+    BEHIND_DB,
+    BEHIND_FOR_S,
+    FAR_DB,
+    LOOSE,
+    STRICT,
+    STRICT_IN_QUIET,
+    Verdicts,
+)
 
 
 def verdicts(*, barge_in: bool = True, confirm_s: float = 0.8, agree_s: float = 1.0) -> Verdicts:
@@ -19,6 +28,7 @@ class Line:
     def __init__(self, judged: Verdicts, *, agent_heard: bool = False, is_quiet: bool = False):
         self.judged, self.agent_heard, self.is_quiet = judged, agent_heard, is_quiet
         self.now = 0.0
+        self.agent_until = 0.0
         self.may_stop = True
         self.level_dbfs = -26.0
 
@@ -32,6 +42,7 @@ class Line:
                 self.now,
                 level_dbfs=self.level_dbfs,
                 agent_heard=self.agent_heard,
+                agent_until=self.now if self.agent_heard else self.agent_until,
                 may_stop=self.may_stop,
                 is_quiet=self.is_quiet,
                 suspicious_s=suspicious_s,
@@ -129,7 +140,6 @@ def test_in_a_room_a_sound_that_was_never_quite_a_voice_is_no_word_to_wait_for(i
     assert (Stop.RESUME not in after) is waits
 
 
-
 def test_sound_that_is_no_word_and_does_not_end_lets_the_agent_go_on():
     line = Line(verdicts(), agent_heard=True)
     line.hear(0.9, HOP_S)
@@ -215,6 +225,42 @@ def test_while_the_agent_is_silent_a_low_voice_is_the_callers():
     line.level_dbfs -= 40.0
 
     assert len(line.hear(0.5, HOP_S)) == 1
+
+
+def asked_in_front_of_a_television() -> tuple[Line, list[object]]:
+    """A caller who has asked something, and what is found while a television goes on behind."""
+    line = Line(verdicts())
+    line.hear(0.95, 1.28)
+    line.level_dbfs -= BEHIND_DB + 2
+    return line, line.hear(0.9, 3.2)
+
+
+def test_the_caller_has_ended_when_only_a_voice_far_behind_them_goes_on():
+    _, (ended,) = asked_in_front_of_a_television()
+
+    assert isinstance(ended, SpeechEnded)
+    assert ended.sure
+    assert ended.at == pytest.approx(1.28, abs=0.2)
+    assert ended.known_at - 1.28 <= 0.9
+
+
+def test_a_caller_who_goes_on_as_loud_as_before_begins_another_turn():
+    line, _ = asked_in_front_of_a_television()
+    line.level_dbfs += BEHIND_DB + 2
+
+    assert isinstance(line.hear(0.9, 0.064)[0], SpeechStarted)
+
+
+@pytest.mark.parametrize("after", ["the answer", "long"])
+def test_who_speaks_low_is_meant_once_they_were_answered_or_have_been_silent_for_long(after):
+    line, _ = asked_in_front_of_a_television()
+
+    if after == "long":
+        line.hear(0.0, BEHIND_FOR_S)
+    else:
+        line.agent_until = line.now
+
+    assert isinstance(line.hear(0.5, HOP_S)[0], SpeechStarted)
 
 
 def test_the_loudest_who_is_understood_is_the_caller_and_who_moves_is_followed():
