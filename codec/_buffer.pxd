@@ -1,6 +1,8 @@
 """A run of bytes that grows at its end and is consumed from its start; no Python objects.
 
-Memory comes from Python's raw allocator, so that ``tracemalloc`` sees what a call costs.
+Memory comes from Python's raw allocator, so that ``tracemalloc`` sees what a call costs. A call has
+a dozen of these, and most are empty nearly always: what is in them goes on in the pass that brought
+it. So one that is empty keeps next to nothing; the allocator has it again at once.
 """
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
@@ -12,15 +14,15 @@ cdef extern from "fence.h" nogil:
     void fence(const void* data, size_t usable, size_t capacity)
 
 cdef enum:
-    FIRST_BYTES = 512
-    KEEP_BYTES = 4096  # what an empty buffer may keep; a rare huge message gives its memory back
+    FIRST_BYTES = 256
+    KEEP_BYTES = 512  # what an empty buffer may keep: a caller's frame, as many times as it comes
 
 
 cdef struct Buffer:
     uint8_t* data
     size_t start  # first byte not consumed
     size_t end  # one past the last byte
-    size_t capacity
+    size_t capacity  # 0 with data: lent, see lend()
 
 
 cdef inline size_t held(const Buffer* buffer) noexcept nogil:
@@ -39,7 +41,7 @@ cdef inline uint8_t* reserve(Buffer* buffer, size_t size) except NULL:
     cdef size_t used = buffer.end - buffer.start
     cdef size_t capacity
     cdef uint8_t* data
-    if buffer.data != NULL and buffer.capacity - buffer.end >= size:
+    if buffer.capacity >= buffer.end and buffer.capacity - buffer.end >= size and buffer.capacity:
         fence(buffer.data, buffer.end + size, buffer.capacity)
         return buffer.data + buffer.end
     if used + size < used:
@@ -48,7 +50,9 @@ cdef inline uint8_t* reserve(Buffer* buffer, size_t size) except NULL:
         # A quarter of it is free again: moving is cheap, and happens once per quarter.
         memmove(buffer.data, buffer.data + buffer.start, used)
     else:
-        capacity = max(<size_t>FIRST_BYTES, used + size + (used + size) // 2)
+        # One that is filled bit by bit grows by half; one that was empty is as a rule filled once.
+        capacity = used + size + ((used + size) // 2 if used else 0)
+        capacity = max(<size_t>FIRST_BYTES, capacity)
         data = <uint8_t*>PyMem_RawMalloc(capacity)
         if data == NULL:
             raise MemoryError
@@ -82,7 +86,7 @@ cdef inline void consume(Buffer* buffer, size_t size) noexcept nogil:
 
 
 cdef inline void clear(Buffer* buffer) noexcept nogil:
-    """Drop everything, and the memory if a huge message had made it large."""
+    """Drop everything, and the memory unless it is very little."""
     buffer.start = buffer.end = 0
     if buffer.capacity > KEEP_BYTES:
         release(buffer)
@@ -92,8 +96,31 @@ cdef inline void clear(Buffer* buffer) noexcept nogil:
 
 cdef inline void release(Buffer* buffer) noexcept nogil:
     """Give all memory back; the buffer may be used again."""
-    if buffer.data != NULL:
+    if buffer.capacity:
         fence(buffer.data, buffer.capacity, buffer.capacity)
-    PyMem_RawFree(buffer.data)
+        PyMem_RawFree(buffer.data)
     buffer.data = NULL
     buffer.start = buffer.end = buffer.capacity = 0
+
+
+cdef inline void lend(Buffer* buffer, uint8_t* data, size_t size) noexcept nogil:
+    """Have an empty buffer hold these bytes, which stay somebody else's, until :func:`settle`."""
+    release(buffer)
+    buffer.data = data
+    buffer.end = size
+
+
+cdef inline int settle(Buffer* buffer) except -1:
+    """Take into memory of its own what is left of the bytes that were lent.
+
+    Raises:
+        MemoryError: There is none; what was left is lost.
+    """
+    cdef uint8_t* rest = head(buffer)
+    cdef size_t size = held(buffer)
+    if buffer.data != NULL and buffer.capacity == 0:
+        buffer.data = NULL
+        buffer.start = buffer.end = 0
+        if size:
+            append(buffer, rest, size)
+    return 0

@@ -5,7 +5,7 @@ import enum
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 
-from codec._buffer cimport append, clear, consume, head, held
+from codec._buffer cimport append, clear, consume, head, held, lend, settle
 from codec._latency cimport Histogram, Latencies
 from codec._websocket cimport WebSocket
 
@@ -123,8 +123,15 @@ cdef class Pump:
             return LEFT_NOTHING
         if size <= 0:
             return LEFT_READING
-        append(&source._incoming, data, size)
-        self._message = self._next_message(now)
+        if held(&source._incoming):  # the beginning of what this goes on with
+            append(&source._incoming, data, size)
+            self._message = self._next_message(now)
+        else:
+            lend(&source._incoming, data, size)
+            try:
+                self._message = self._next_message(now)
+            finally:
+                settle(&source._incoming)
         if held(&sink._outgoing) and self._sink.takes_output and self._sink.number >= 0:
             if self._send(sink):
                 self.passed(seconds() - self._began)
