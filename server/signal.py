@@ -14,16 +14,20 @@ class Signal:
     that what happens while they act is seen.
     """
 
+    __slots__ = ("_event",)
+
     def __init__(self) -> None:
-        self._event = trio.Event()
+        self._event: trio.Event | None = None  # as long as nobody has asked for it
 
     def set(self) -> None:
         """Wake everybody who waits."""
-        self._event.set()
+        if self._event is not None:
+            self._event.set()
+            self._event = None
 
     def next(self) -> trio.Event:
         """The event of the next time."""
-        if self._event.is_set():
+        if self._event is None:
             self._event = trio.Event()
         return self._event
 

@@ -13,7 +13,6 @@ long has no gap. No clock: times are the owner's.
 
 from __future__ import annotations
 
-from collections import deque
 from math import ceil, inf
 
 from codec.ear import FRAME_BYTES, LOUD, loudness
@@ -53,12 +52,14 @@ class Lateness:
     """
 
     def __init__(self, turns: int = CALLS_TURNS, share: float = CALLS_SHARE) -> None:
-        self._turns: deque[float] = deque(maxlen=turns)
+        self._turns: list[float] = []
+        self._most_turns = turns
         self._share = share
 
     def note(self, late_s: float) -> None:
         """A turn came so late."""
         self._turns.append(late_s)
+        del self._turns[: -self._most_turns]
 
     @property
     def expected_s(self) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 MAX_PIECE_BYTES = 8_000
 """One second a message; the carrier documents no limit, so we keep well below any."""
 LOST_MARK_S = 3.0
@@ -18,7 +16,7 @@ class KeyTones:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[str, bytes]] = deque()
+        self._waiting: list[tuple[str, bytes]] = []
         self._sounding: str | None = None
         self._pushed = 0
 
@@ -45,7 +43,7 @@ class KeyTones:
 
     def withdraw(self, name: str) -> None:
         """Do not play what has not been sent of these keys."""
-        self._waiting = deque(item for item in self._waiting if item[0] != name)
+        self._waiting = [item for item in self._waiting if item[0] != name]
 
     def is_pending(self, name: str) -> bool:
         """True if these keys have still to be heard."""
@@ -89,7 +87,7 @@ class KeyTones:
             self._sounding = self._waiting[0][0]
         if not (self._waiting and self._waiting[0][0] == self._sounding):
             return None
-        _, payload = self._waiting.popleft()
+        _, payload = self._waiting.pop(0)
         goes_on = bool(self._waiting) and self._waiting[0][0] == self._sounding
         return payload, None if goes_on else self._sounding
 

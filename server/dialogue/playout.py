@@ -12,7 +12,6 @@ is sent again if the caller did not mean to interrupt.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
@@ -124,19 +123,19 @@ class Playout:
         self.keys = KeyTones()
         self.thinking = ThinkingSound(thinking)
         self._dies_away = b""  # of it
-        self._queue: deque[_Queued] = deque()
+        self._queue: list[_Queued] = []
         self._queued_bytes = 0
         self._mark: SendMark | None = None
         self._clear = False
         self._held_until = -inf  # where it is held
         self._paused = False  # something of ours stood between two pieces of a turn
         self._holds = 0
-        self._turns: deque[_Turn] = deque(maxlen=MAX_TURNS)
+        self._turns: list[_Turn] = []
         self.cushion = cushion or Cushion()
         self._made: dict[int, int] = {}  # bytes of each turn
         self._cut_up_to = -1  # turn 0 is what is played before the model has said anything
         self._marks_out: dict[str, float] = {}  # and when the caller has heard what is before it
-        self._heard_before_bytes = 0  # of turns that have left the deque
+        self._heard_before_bytes = 0  # of turns that are forgotten
         self.dropped_bytes = 0
         """Late or queued audio of cut turns that was not sent."""
 
@@ -195,7 +194,7 @@ class Playout:
         self._cut_up_to = max(self._cut_up_to, turn)
         self.cushion.until = 0.0
         unsent_bytes = sum(len(item.payload or b"") for item in self._queue if item.turn <= turn)
-        self._queue = deque(item for item in self._queue if item.turn > turn)
+        self._queue = [item for item in self._queue if item.turn > turn]
         self._queued_bytes -= unsent_bytes
         self.dropped_bytes += unsent_bytes
         # Without an outstanding mark or unmarked audio the carrier's buffer is known to be empty.
@@ -231,20 +230,18 @@ class Playout:
             or not self.timeline.is_speaking(now)
         ):
             return False
-        unheard: deque[_Queued] = deque()
+        unheard: list[_Queued] = []
         for turn in reversed(self._turns):
             missing = turn.sent_bytes - turn.heard_bytes(now)
             if turn.is_over or (missing <= 0 and not turn.finished):
                 continue
             if turn.finished:
                 turn.finished = False
-                unheard.appendleft(_Queued(turn.number, None, 0.0))
+                unheard.insert(0, _Queued(turn.number, None, 0.0))
             sent_bytes = turn.sent_bytes
             kept = self.timeline.tail(max(0, missing), turn.number)
             turn.sent_bytes -= len(kept)
-            unheard.extendleft(
-                _Queued(turn.number, piece, 0.0) for piece in reversed(in_pieces(kept))
-            )
+            unheard[:0] = [_Queued(turn.number, piece, 0.0) for piece in in_pieces(kept)]
             self._queued_bytes += sent_bytes - turn.sent_bytes
             turn.anchor_bytes, turn.anchor_at = turn.sent_bytes, now
             # What is at the carrier from here on is nothing, so there is nothing left to mark;
@@ -331,7 +328,7 @@ class Playout:
         while self._queue and not self.is_held:
             if now < self.next_due():
                 return None
-            item = self._queue.popleft()
+            item = self._queue.pop(0)
             if item.gathers:
                 self.cushion.until = 0.0
             turn = self._turn(item.turn)
@@ -503,8 +500,8 @@ class Playout:
         for turn in self._turns:
             if turn.number == number:
                 return turn
-        if len(self._turns) == self._turns.maxlen:
-            oldest = self._turns[0]
+        if len(self._turns) == MAX_TURNS:
+            oldest = self._turns.pop(0)
             self._heard_before_bytes += oldest.anchor_bytes if oldest.cut else oldest.sent_bytes
         turn = _Turn(number)
         self._turns.append(turn)

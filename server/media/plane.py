@@ -25,7 +25,6 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from time import monotonic
@@ -255,7 +254,7 @@ class Wire:
             self.descriptor = sock
         else:
             self.descriptor = Descriptor(sock.fileno(), takes_output=self._is_pumped)
-        self._inbox: deque[tuple[bytes, bool]] = deque()
+        self._inbox: list[tuple[bytes, bool]] = []
         self._news = trio.Event()
         self._is_full = False  # the inbox is, and nobody listens
         self._has_more = False  # read, but not looked at for want of turns
@@ -376,7 +375,7 @@ class Wire:
             inbox.append((message, websocket.is_text))
             if self._listener is not None:
                 # One by one: what it does about one may decide how the next is read.
-                self._listener([inbox.popleft()], False)
+                self._listener([inbox.pop(0)], False)
             left -= 1
             if not left:
                 self._has_more = True
@@ -424,7 +423,7 @@ class Wire:
             if self._news.is_set():  # else somebody waits for it: the one who closes waits, too
                 self._news = trio.Event()
             await self._news.wait()
-        message = self._inbox.popleft()
+        message = self._inbox.pop(0)
         if self._is_full and len(self._inbox) <= self._bounds.inbox // 2:
             self._is_full = False
             self._settle()

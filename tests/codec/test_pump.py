@@ -85,6 +85,18 @@ def test_passes_audio_from_one_socket_to_the_other(pumped):
     assert (pumped.path.heard_at, pumped.latencies.count) == (1.5, 1)
 
 
+def test_a_message_that_is_read_in_pieces_is_whole(pumped):
+    said = write_frames(
+        [Frame(Opcode.TEXT, media(CHUNK, number)) for number in (1, 2)], masked=True
+    )
+
+    for byte in said:
+        pumped.phone.sendall(bytes([byte]))
+        assert pumped.pump.run(1.0) == Left.NOTHING
+
+    assert pumped.heard() == codec.MulawDecoder(16_000).decode(CHUNK * 2)
+
+
 def test_stops_at_a_message_that_is_not_audio_and_goes_on_behind_it(pumped):
     pumped.say(media(CHUNK, 1), MARK, media(CHUNK, 2))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -46,7 +45,7 @@ class Notes:
     def __init__(self, costs: CostMeter, metrics: Metrics) -> None:
         self.began_at = trio.current_time()
         self.call_sid = ""
-        self.timeline: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=MAX_TIMELINE)
+        self.timeline: list[tuple[float, str, dict[str, Any]]] = []
         self.transcript = Transcript()
         self.timings = Timings()
         self.replies = Replies()
@@ -66,6 +65,7 @@ class Notes:
         """Add a line to the timeline; never speech, and no argument of a tool."""
         at_s = trio.current_time() - self.began_at
         self.timeline.append((at_s, what, facts))
+        del self.timeline[:-MAX_TIMELINE]
         if self.on_note is not None:
             self.on_note(self.call_sid, at_s, what, facts)
         # Webhooks and sockets note things from tasks of their own, without the call's context.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -91,7 +90,7 @@ class GeminiConnection:
         self._faults = faults
         self._protocol = GeminiProtocol(first_turn)
         self._pace = Pace(MESSAGES_PER_S, MAX_MESSAGES_AT_ONCE)
-        self._events: deque[SessionEvent] = deque()
+        self._events: list[SessionEvent] = []
 
     async def set_up(self, message: Mapping[str, Any], history: Sequence[PastTurn] = ()) -> None:
         """Send the set-up and wait until the service is ready: nothing may be sent before.
@@ -119,7 +118,7 @@ class GeminiConnection:
         while not self._events:
             with self._faults.translated_closing():
                 await self._read_message()
-        return self._events.popleft()
+        return self._events.pop(0)
 
     @property
     def is_wire(self) -> bool:
@@ -145,7 +144,7 @@ class GeminiConnection:
             except ModelError as error:
                 failure = error
             while events:  # the rest of a message's events are to be seen by is_drained
-                on_event(events.popleft())
+                on_event(events.pop(0))
             if failure is not None:
                 on_event(failure)
                 failure = None  # or it would be kept by this frame, which it has passed, and so on

@@ -94,7 +94,7 @@ class UnansweredInput:
         self._newest_sent = 0
         self._sent: deque[tuple[int, Input]] = deque()
         self._being_sent: list[tuple[int, Input]] = []
-        self._waiting: deque[tuple[int, Input]] = deque()
+        self._waiting: list[tuple[int, Input]] = []
         self._audio_bytes = 0  # in all three
         self._word_bytes = 0  # of what has been sent
         self._answered = 0
@@ -180,7 +180,7 @@ class UnansweredInput:
         if not resumed:
             self._remembered = self._answered
         start = max(self._answered, self._remembered)
-        self._waiting.extendleft(reversed(self._being_sent))
+        self._waiting[:0] = self._being_sent
         self._being_sent.clear()
         again: deque[tuple[int, Input]] = deque()
         while self._sent and self._sent[-1][0] > start:
@@ -195,7 +195,7 @@ class UnansweredInput:
                 break
             before_bytes += audio_bytes(content)
             again.appendleft(self._sent.pop())
-        self._waiting.extendleft(reversed(again))
+        self._waiting[:0] = again
         return sum(audio_bytes(content) for _, content in again)
 
     def sounded_within(self, lag_s: float) -> bool:
@@ -216,7 +216,7 @@ class UnansweredInput:
         return len(self._sent) + len(self._waiting) > MAX_KEPT_INPUTS
 
     def _take_one(self) -> Input:
-        item = self._waiting.popleft()
+        item = self._waiting.pop(0)
         self._being_sent.append(item)
         return item[1]
 
