@@ -267,6 +267,7 @@ class Accounts:
             ring_timeout_s=settings.ring_timeout_s,
             max_duration_s=settings.max_call_duration_s,
             process=process,
+            is_there=partial(cluster.is_heard_of, within_s=settings.lease_s),
         )
         self.carrier, self.events = carrier, (*self.events, carrier)
         self.describe = carrier.describe

@@ -408,7 +408,11 @@ class Service:
             if self.events.are_sent:
                 helpers.start_soon(keep_going, "events", without_start(self.events.delivery.run))
             self.rescue = Rescue(
-                calls, self.cluster, lambda: self.agent, lease_s=self.settings.lease_s
+                calls,
+                self.cluster,
+                lambda: self.agent,
+                lease_s=self.settings.lease_s,
+                events=self.accounts.events,
             )
             admission = calls.admission
             self.accounts.carrier.on_wait = lambda wait_s: admission.pause_dialling(

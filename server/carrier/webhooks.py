@@ -84,6 +84,29 @@ class Events(Protocol):
         """Tell the desk of everything, and do as it answers, until cancelled."""
         ...
 
+    async def follow(self, call_sid: str) -> None:
+        """Tell of a caller who is with somebody else, though another process has sent them there,
+        which is gone.
+
+        Raises:
+            CallNotInProgress: The call is over.
+            CarrierError: Refused or not reached.
+        """
+
+    async def clear_up_after(
+        self, process: str, is_somebodys: Callable[[str], Awaitable[bool]]
+    ) -> None:
+        """See to what a process that is gone has left at the carrier, beside the calls that were
+        taken over: nobody else is told of it.
+
+        Args:
+            process: Its name.
+            is_somebodys: Says whether a call is some process's.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+
 
 class Webhooks(Protocol):
     """One carrier's webhooks: proof of who has sent one, and both directions of its words.

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import inf
 from typing import NamedTuple
 
 from server.cluster.registry import Member, Seen
 
 QUIET_S = 1.5
 """Of a process of another machine something is heard every second, even if both are late."""
+ASK_TIMEOUT_S = 0.5
+ASKS = 2
+"""So often one that is silent is asked itself, before it counts as gone."""
+ASKED_BEFORE_S = ASKS * ASK_TIMEOUT_S
+"""So long before its lease has run out, but not in the first half of it."""
 
 
 class Candidate(NamedTuple):
@@ -42,6 +48,30 @@ def seen_of(others: Mapping[str, Seen], member: Member) -> Seen | None:
     """What was last heard of a process, though another may have its name by now."""
     found = (others.get(member.name), others.get(str(member)))
     return next((seen for seen in found if seen is not None and seen.member == member), None)
+
+
+def asked_from_s(lease_s: float) -> float:
+    """From when on one that is silent is asked, so that no time is lost when its lease is over."""
+    return max(lease_s - ASKED_BEFORE_S, lease_s / 2)
+
+
+def suspects(
+    others: Mapping[str, Seen], left_alone: Mapping[Member, float], *, lease_s: float, now: float
+) -> list[str]:
+    """The names of those that are to be asked whether they are there, the longest silent first.
+
+    Args:
+        others: What was last heard of them.
+        left_alone: Until when those need not be asked that have answered, or have no calls left.
+        lease_s: How long one may be silent.
+        now: The time.
+    """
+    silent = [
+        name
+        for name, seen in others.items()
+        if seen.age_s >= asked_from_s(lease_s) and left_alone.get(seen.member, -inf) <= now
+    ]
+    return sorted(silent, key=lambda name: -others[name].age_s)
 
 
 def takers(others: Mapping[str, Seen], but: Member) -> list[str]:

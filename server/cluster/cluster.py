@@ -257,6 +257,11 @@ class Cluster:
         others = self.registry.others()
         return sorted(others, key=lambda name: others[name].age_s)
 
+    def is_heard_of(self, name: str, *, within_s: float) -> bool:
+        """Whether a process of this name, this one or another, has said something so lately."""
+        seen = self.registry.others().get(name)
+        return name == self.me.name or (seen is not None and seen.age_s < within_s)
+
     def there(self) -> list[str]:
         """The processes of other machines that have said something lately, by name."""
         return [seen.member.name for seen in self._elsewhere()]

@@ -17,7 +17,7 @@ carrier, and told that we do not have it, takes it from us.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -29,9 +29,10 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.report.ended import EndedCall, LeftUnreadable
 from server.call.takeover.state import StateUnreadable
-from server.cluster.choosing import seen_of
+from server.carrier.webhooks import Events
+from server.cluster.choosing import ASK_TIMEOUT_S, ASKS, asked_from_s, seen_of, suspects
 from server.cluster.cluster import Cluster
-from server.cluster.registry import Holding, Member, RegistryAway, Seen, Seized
+from server.cluster.registry import Holding, Member, Registry, RegistryAway, Seized
 from server.dialogue.endings import EndReason
 from server.errors import CallNotInProgress, CallRefused, CarrierError, ServerError
 from server.hooks.trio_clock import missed_s
@@ -42,11 +43,6 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 LOOK_S = 0.25
 """How often it is looked who is silent, and whose the calls are that have lost their line."""
-ASK_TIMEOUT_S = 0.5
-ASKS = 2
-"""So often one that is silent is asked itself, before it counts as gone."""
-ASKED_BEFORE_S = ASKS * ASK_TIMEOUT_S
-"""So long before its lease has run out, but not in the first half of it."""
 JUST_AFTER_S = 0.01
 SETTLE_S = 4.0
 """After the registry was away, or we were: until then others have said again how they are."""
@@ -78,30 +74,6 @@ class CallLost(ServerError):
     def __init__(self, reason: str, *, has_ended: bool) -> None:
         super().__init__(reason)
         self.has_ended = has_ended
-
-
-def asked_from_s(lease_s: float) -> float:
-    """From when on one that is silent is asked, so that no time is lost when its lease is over."""
-    return max(lease_s - ASKED_BEFORE_S, lease_s / 2)
-
-
-def suspects(
-    others: Mapping[str, Seen], left_alone: Mapping[Member, float], *, lease_s: float, now: float
-) -> list[str]:
-    """The names of those that are to be asked whether they are there, the longest silent first.
-
-    Args:
-        others: What was last heard of them.
-        left_alone: Until when those need not be asked that have answered, or have no calls left.
-        lease_s: How long one may be silent.
-        now: The time.
-    """
-    silent = [
-        name
-        for name, seen in others.items()
-        if seen.age_s >= asked_from_s(lease_s) and left_alone.get(seen.member, -inf) <= now
-    ]
-    return sorted(silent, key=lambda name: -others[name].age_s)
 
 
 class Absence:
@@ -167,11 +139,19 @@ class Rescue:
         cluster: This process among those of its server.
         agent: Says who answers here at this moment.
         lease_s: How long a process may be silent until it is asked whether it is there.
+        events: What carriers tell on connections, where they ask nobody about calls that were left.
     """
 
     def __init__(
-        self, calls: Calls, cluster: Cluster, agent: Callable[[], Agent], *, lease_s: float
+        self,
+        calls: Calls,
+        cluster: Cluster,
+        agent: Callable[[], Agent],
+        *,
+        lease_s: float,
+        events: Sequence[Events] = (),
     ) -> None:
+        self._events = events
         self._calls = calls
         self._cluster = cluster
         self._agent = agent
@@ -392,10 +372,9 @@ class Rescue:
 
     async def _answers(self, name: str) -> bool:
         """The second proof: one that is cut off from the registry only is well, and says so."""
+        answers, me = self._cluster.peers.answers, self._cluster.me.name
         for _ in range(ASKS):
-            if await self._cluster.peers.answers(
-                name, by=self._cluster.me.name, timeout_s=ASK_TIMEOUT_S
-            ):
+            if await answers(name, by=me, timeout_s=ASK_TIMEOUT_S):
                 return True
         return False
 
@@ -428,7 +407,11 @@ class Rescue:
                 if not is_gone or not self.has_settled() or not self.takes_calls():
                     break
                 nursery.start_soon(self._rescue, call_sid, holding)
-        return await self._inherit_from(member) or bool(left)
+        has_inherited = await self._inherit_from(member)
+        for events in self._events:
+            if await self._lease_is_over(member):
+                await _clear_up_after(member, events, self._cluster.registry)
+        return has_inherited or bool(left)
 
     async def _inherit_from(self, member: Member) -> bool:
         """Write the records that a process has left, now that nobody waits for its live calls;
@@ -453,8 +436,11 @@ class Rescue:
         """Take one call over, and have the carrier bring its stream."""
         try:
             call = await self.take(call_sid, holding)
-            if call is not None and not call.handover.has_left:  # of that the carrier tells us
-                await self._reconnect(call)
+            if call is not None:
+                if call.handover.has_left:
+                    await _follow(call, self._events)
+                else:
+                    await self._reconnect(call)
         except CallLost:
             pass  # which has been told
         except (RegistryAway, CallRefused) as away:
@@ -570,3 +556,26 @@ def _disown(call: Call) -> None:
     if call.end_reason is not EndReason.MOVED:
         logger.info("call is another process's by now", call_sid=call.call_sid)
         call.conversation.disown()
+
+
+async def _follow(call: Call, told: Iterable[Events]) -> None:
+    """Have the carrier tell us of a caller who is with somebody else."""
+    try:
+        for events in told:
+            await events.follow(call.call_sid)
+    except CallNotInProgress as error:
+        call.end(EndReason.CALLER_GONE, str(error))
+    except CarrierError as error:  # should they come back, they are nobody's there
+        logger.warning("caller not followed", call_sid=call.call_sid, error=str(error))
+
+
+async def _clear_up_after(member: Member, events: Events, registry: Registry) -> None:
+    """Have a carrier see to what a process has left of calls that are nobody's."""
+
+    async def is_somebodys(call_sid: str) -> bool:
+        return await registry.owner(call_sid) is not None
+
+    try:
+        await events.clear_up_after(member.name, is_somebodys)
+    except CarrierError as error:
+        logger.warning("calls left at the carrier", left_by=str(member), error=str(error))

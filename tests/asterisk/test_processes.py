@@ -20,7 +20,7 @@ from benchmarks.processes import family
 from server.agent.greeting import read_greeting
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.carrier import AsteriskCarrier
-from server.simulators.gemini import GeminiSimulator
+from server.simulators.gemini import MODEL_SCRIPTS, GeminiSimulator
 from tests.asterisk.conftest import KEY, exchange_of, nothing_left
 from tests.asterisk.test_real import SPEECH, THEM, US, ended, hears_speech
 from tests.support.asterisk import SECRET, USER, Asterisk, needs_asterisk, until
@@ -36,15 +36,20 @@ Begin = Callable[..., Awaitable[trio.Process]]
 
 
 @asynccontextmanager
-async def servers_of(pbx: Asterisk, directory: Path, **common: object) -> AsyncGenerator[Begin]:
+async def servers_of(
+    pbx: Asterisk, directory: Path, *, model: str = "", **common: object
+) -> AsyncGenerator[Begin]:
     """Starts servers of a PBX as processes; they end with the block, however they are.
 
     Args:
         pbx: Whose calls they have.
         directory: Where they run, and have what they share.
+        model: How the model behaves, by the name of a script; empty for what it does otherwise.
         common: Settings of all of them.
     """
     gemini = GeminiSimulator(api_key="model-key")
+    if model:
+        gemini = GeminiSimulator(api_key="model-key", script=MODEL_SCRIPTS[model])
     started: list[trio.Process] = []
     async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
         # Unix sockets are made in it, so its name is short.

@@ -11,8 +11,15 @@ import pytest
 import trio
 import trio.testing
 
-from server.carrier import CallStatus, ResumeRequest, StatusUpdate, VoiceRequest
+from server.carrier import (
+    CallStatus,
+    ResumeRequest,
+    StatusUpdate,
+    TransferUpdate,
+    VoiceRequest,
+)
 from server.carrier.asterisk import carrier as carriers
+from server.carrier.asterisk import hands, stand_in
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.carrier import AsteriskCarrier
 from server.carrier.asterisk.exchange import bridge_of, call_of
@@ -165,6 +172,7 @@ async def test_the_apology_ends_the_call_when_it_has_been_heard(pbx):
         await pbx.until(lambda: IN not in pbx.channels)
 
     assert requests(pbx, "POST", "/play") == 1
+    assert pbx.variables[IN] == {"TIMEOUT(absolute)": "60"}  # should nobody hear its end
 
 
 @pytest.mark.parametrize("ends", ["/answer", "/externalMedia", "/addChannel"])
@@ -251,7 +259,7 @@ async def test_a_call_is_placed_answered_and_gets_its_stream(pbx):
         await pbx.until(lambda: talks(pbx, call))
 
     assert desk.statuses == [CallStatus.IN_PROGRESS]
-    assert pbx.variables[call] == {"TIMEOUT(absolute)": "120"}
+    assert pbx.variables[call] == {"TIMEOUT(absolute)": "120", "OFFHOOK_APP": "offhook"}
 
 
 @pytest.mark.parametrize("status", [0, 500, 503])
@@ -394,6 +402,164 @@ async def test_a_call_that_is_gone_cannot_be_taken_over(pbx):
         ):
             with pytest.raises(CallNotInProgress):
                 await ask
+
+
+@pytest.fixture
+def quick_looks(monkeypatch):
+    """Nothing here depends on how long is waited before it is looked again."""
+    monkeypatch.setattr(stand_in, "LOOK_S", 0.01)
+    monkeypatch.setattr(stand_in, "AGAIN_S", 0.01)
+    monkeypatch.setattr(stand_in, "OTHERS_S", 0.01)
+    monkeypatch.setattr(hands, "FETCH_AGAIN_S", 0.01)
+
+
+async def test_a_phone_that_rings_when_its_process_goes_is_answered_by_another(pbx, quick_looks):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk, "1") as survivor:
+        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+            call = await place(carrier)
+        await survivor.reconnect(call, "tock")
+        await pbx.until(lambda: "offhook-0" in pbx.apps)
+        await pbx.answers(call)
+        await pbx.until(lambda: talks(pbx, call))
+        await pbx.until(lambda: "offhook-0" not in pbx.apps)
+        (media,) = media_of(pbx, call)
+
+    assert pbx.variables[media]["OFFHOOK_TICKET"] == "tock"
+    assert desk.told == [StatusUpdate(call, CallStatus.IN_PROGRESS, 1)]
+
+
+async def test_a_phone_that_was_answered_while_it_was_taken_over_is_fetched(pbx, quick_looks):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk, "1") as survivor, hearing(pbx, Desk(ANSWERS), "0") as carrier:
+        call = await place(carrier)
+        may_answer = trio.Event()
+        pbx.fails("POST", "/subscription", status=200, is_done=True, until=may_answer)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(survivor.reconnect, call, "tock")
+            await pbx.until(lambda: pbx.followed)
+            await pbx.apps["offhook-1"].aclose()  # nobody hears of the answer
+            await pbx.answers(call)
+            may_answer.set()
+        await pbx.until(lambda: pbx.channels[call]["app"] == "offhook-1" and talks(pbx, call))
+
+    assert desk.statuses == [CallStatus.IN_PROGRESS]
+
+
+async def test_no_app_is_stood_in_for_that_has_a_process_again(pbx, quick_looks):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk, "1", is_there=lambda name: name == "0") as survivor:
+        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+            call = await place(carrier)
+        await survivor.reconnect(call, "tock")
+        async with hearing(pbx, Desk(), "0"):  # of which none is told whose the call is
+            await pbx.answers(call)
+            await pbx.until(lambda: talks(pbx, call))
+            replaced = [one for one in pbx.apps if one == "offhook-0"]
+
+    assert replaced == ["offhook-0"]
+    assert desk.statuses == [CallStatus.IN_PROGRESS]
+
+
+async def test_a_caller_who_comes_back_when_their_process_is_gone_comes_to_another(
+    pbx, quick_looks
+):
+    desk = Desk({TransferUpdate: ConnectStream("tock")})
+    async with hearing(pbx, desk, "1") as survivor:
+        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+            await pbx.calls_in("offhook-0", IN)
+            await pbx.until(lambda: talks(pbx, IN))
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+            await pbx.until(lambda: not media_of(pbx, IN))
+        await survivor.follow(IN)
+        await pbx.until(lambda: "offhook-0" in pbx.apps)
+        await pbx.comes_back(IN, "BUSY")
+        await pbx.until(lambda: talks(pbx, IN))
+
+    assert desk.told == [TransferUpdate(IN, CallStatus.BUSY, wants_document=True)]
+
+
+async def test_a_caller_who_talks_by_now_with_somebody_else_is_told_of(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk, "1") as survivor:
+        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+            await pbx.calls_in("offhook-0", IN)
+            await pbx.until(lambda: talks(pbx, IN))
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+            await pbx.until(lambda: not media_of(pbx, IN))
+        pbx.bridges["of-the-dialplan"] = {IN, "1764.99"}
+        await survivor.follow(IN)
+        await desk.is_told(TransferUpdate)
+
+    assert desk.told == [TransferUpdate(IN, CallStatus.IN_PROGRESS, wants_document=False)]
+
+
+async def test_a_caller_who_has_left_meanwhile_cannot_be_followed(pbx):
+    async with hearing(pbx, Desk(ANSWERS), "1") as survivor:
+        with pytest.raises(CallNotInProgress):
+            await survivor.follow(IN)
+
+
+async def test_a_new_call_that_comes_to_an_app_that_is_stood_in_for_is_answered(pbx, quick_looks):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk, "1") as survivor:
+        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+            call = await place(carrier)
+        await survivor.reconnect(call, "tock")
+        await pbx.until(lambda: "offhook-0" in pbx.apps)
+        await pbx.calls_in("offhook-0", IN, "X-Agent=sales")
+        await pbx.until(lambda: talks(pbx, IN))
+        (asked,) = await desk.is_told(VoiceRequest)
+
+    assert asked.headers == {"X-Agent": "sales"}
+
+
+async def test_what_a_process_has_left_that_nobody_has_is_cleared_up(pbx):
+    in_app = {"app_name": "Stasis", "app_data": "offhook-0"}
+    left = {
+        "1764.1": {"state": "Ring", "app": "offhook-0", "dialplan": in_app},  # nobody saw it
+        "1764.2": {"state": "Up", "app": "offhook-0", "dialplan": in_app},  # it was answered
+        "1764.3": {"state": "Up", "app": "offhook-0", "dialplan": in_app},  # another has it
+        "1764.4": {"state": "Up", "app": "", "dialplan": {"app_name": "Dial"}},  # transferred
+        "offhook-rings": {"state": "Ringing", "app": "offhook-0"},
+        "offhook.media.x-1.1764.2": {"state": "Up", "app": "offhook-0"},
+    }
+    pbx.channels.update(left)
+    pbx.followed.add(("offhook-0", "1764.4"))
+    pbx.bridges["offhook.bridge.x-1.1764.2"] = {"offhook.media.x-1.1764.2", "1764.2"}
+
+    async def is_somebodys(call_sid: str) -> bool:
+        return call_sid == "1764.3"
+
+    async with hearing(pbx, Desk(ANSWERS), "1") as survivor:
+        await survivor.clear_up_after("0", is_somebodys)
+        await pbx.until(lambda: "1764.2" not in pbx.channels)
+
+    assert pbx.sent_away == ["1764.1"]
+    assert pbx.channels.keys() == {"1764.1", "1764.3", "1764.4"}
+    assert pbx.bridges == {}
+    assert requests(pbx, "POST", "1764.2/play") == 1
+
+
+async def test_nothing_is_cleared_up_of_a_process_that_is_there_again(pbx):
+    pbx.channels["1764.1"] = {"state": "Ring", "app": "offhook-0"}
+
+    async def is_somebodys(call_sid: str) -> bool:
+        return False
+
+    async with hearing(pbx, Desk(ANSWERS), "1", is_there=lambda name: True) as survivor:
+        await survivor.clear_up_after("0", is_somebodys)
+
+    assert pbx.sent_away == []
+
+
+async def test_a_call_that_was_taken_over_before_it_was_answered_is_answered(pbx):
+    async with hearing(pbx, Desk(ANSWERS), "1") as survivor, hearing(pbx, Desk(), "0"):
+        await pbx.calls_in("offhook-0", IN)
+        await survivor.reconnect(IN, "tock")
+        await pbx.until(lambda: talks(pbx, IN))
+
+    assert pbx.channels[IN]["state"] == "Up"
 
 
 async def test_a_new_call_is_given_to_the_process_that_was_chosen(pbx):

@@ -14,6 +14,7 @@ from server.carrier.asterisk.steps import (
     Answer,
     Continue,
     Drop,
+    Fetch,
     Find,
     HangUp,
     Join,
@@ -371,6 +372,69 @@ def test_a_call_that_is_taken_over_starts_here_without_a_word(call, is_outbound)
     assert started == []
     assert steps == [OpenStream(call, f"offhook.media.b-1.{call}", "tick"), Limit(call)]
     assert leg.is_outbound is is_outbound
+
+
+def test_a_phone_that_rings_gets_its_stream_only_when_it_is_answered():
+    exchange = Exchange()
+    rings = Channel(OURS, "Ringing", dialplan=Dialplan(app_name="AppDial2"))
+    exchange.seen(OURS, rings, 20.0)
+
+    steps = exchange.do(OURS, ConnectStream("tick"))
+    up = exchange.take(event("StasisStart", OURS), 24.0)
+
+    assert steps == []
+    assert told(up) == [StatusUpdate(OURS, CallStatus.IN_PROGRESS, 1)]
+    assert OpenStream(OURS, OUR_MEDIA, "tick") in up
+
+
+def test_a_call_that_was_left_before_it_was_answered_is_answered():
+    exchange = Exchange()
+    exchange.seen(CALL, Channel(CALL, "Ring", dialplan=IN_AN_APP), 20.0)
+
+    assert exchange.do(CALL, ConnectStream("tick"))[0] == Answer(CALL)
+
+
+@pytest.mark.parametrize("is_heard", [True, False], ids=["heard", "looked up"])
+def test_a_phone_that_another_process_has_had_dialled_is_fetched_when_it_is_answered(is_heard):
+    exchange = Exchange()
+    exchange.await_answer(OURS, "tick", "offhook-0")
+
+    if is_heard:
+        up = exchange.take(event("ChannelStateChange", OURS), 24.0)
+    else:
+        up = exchange.found(OURS, Channel(OURS, "Up"), 24.0)
+    was_expected = exchange.is_expected("offhook-0")
+    here = exchange.take(event("StasisStart", OURS), 24.1)
+
+    assert told(up) == [StatusUpdate(OURS, CallStatus.IN_PROGRESS, 1)]
+    assert up[1:] == [Fetch(OURS)]
+    assert was_expected
+    assert here == [OpenStream(OURS, OUR_MEDIA, "tick")]
+    assert not exchange.is_expected("offhook-0")
+
+
+@pytest.mark.parametrize("word", ["BUSY", "NOANSWER"])
+def test_a_caller_whom_another_process_has_sent_away_is_fetched_when_nobody_takes_them(word):
+    exchange = Exchange()
+    exchange.await_caller(CALL, "offhook-0", 20.0)
+
+    rings = exchange.take(dial("RINGING", caller=CALL, peer="1764.9"), 21.0)
+    over = exchange.take(dial(word, caller=CALL, peer="1764.9"), 24.0)
+    here = exchange.take(event("StasisStart", CALL, args=["transferred", word]), 24.1)
+
+    assert rings == []
+    assert over == [Fetch(CALL, ("transferred", word))]
+    assert [type(one) for one in told(here)] == [TransferUpdate]
+    assert not exchange.is_awaited(CALL)
+
+
+def test_a_caller_who_talks_with_somebody_else_is_not_waited_for():
+    exchange = Exchange()
+    exchange.await_caller(CALL, "offhook-0", 20.0)
+
+    exchange.take(dial("ANSWER", caller=CALL, peer="1764.9"), 24.0)
+
+    assert not exchange.is_expected("offhook-0")
 
 
 def test_media_channels_of_two_processes_have_different_names_and_the_same_call():

@@ -119,12 +119,34 @@ class FakeAri:
         await self.tell(app, "StasisStart", channel_id, args=list(args))
 
     async def answers(self, channel_id: str) -> None:
-        """Whom we call answers."""
+        """Whom we call answers; without anybody who hears of it, the call is over at once."""
         app = self.channels[channel_id]["app"]
         self.channels[channel_id]["state"] = "Up"
-        await self.tell(app, "Dial", peer=self.shown(channel_id), dialstatus="ANSWER")
-        await self.tell(app, "ChannelStateChange", channel_id)
-        await self.tell(app, "StasisStart", channel_id, args=[])
+        for one in {app} | self._followers(channel_id):
+            await self.tell(one, "Dial", peer=self.shown(channel_id), dialstatus="ANSWER")
+            await self.tell(one, "ChannelStateChange", channel_id)
+        await self._given(channel_id, app, [])
+
+    async def comes_back(self, channel_id: str, dialstatus: str) -> None:
+        """Nobody has taken a transfer: the dialplan gives the caller to an app again."""
+        who = {"caller": self.shown(channel_id), "peer": {"id": "1764.99", "state": "Down"}}
+        for one in self._followers(channel_id):
+            await self.tell(one, "Dial", dialstatus=dialstatus, **who)
+        app = self.variables[channel_id]["OFFHOOK_APP"]
+        self.channels[channel_id]["app"] = app
+        await self._given(channel_id, app, ["transferred", dialstatus])
+
+    async def _given(self, channel_id: str, app: str, args: list[str]) -> None:
+        dialplan = {"app_name": "Stasis", "app_data": ",".join((app, *args))}
+        self.channels[channel_id]["dialplan"] = dialplan
+        if app in self.apps:
+            await self.tell(app, "StasisStart", channel_id, args=args)
+        else:
+            await self.ends(channel_id)
+        self.happens()
+
+    def _followers(self, channel_id: str) -> set[str]:
+        return {one for one, name in self.followed if name == channel_id}
 
     async def ends(self, channel_id: str, cause: int = 16) -> None:
         """A channel is over."""
@@ -157,6 +179,8 @@ class FakeAri:
             case ("PUT", "applications", _, "eventFilter"):
                 return 200, {}
             case ("POST", "applications", app, "subscription"):
+                if query["eventSource"].removeprefix("channel:") not in self.channels:
+                    return 422, {"message": "Event source does not exist"}
                 self.followed.add((app, query["eventSource"].removeprefix("channel:")))
                 return 200, {}
             case ("DELETE", "applications", app, "subscription"):
@@ -202,6 +226,9 @@ class FakeAri:
                 self.channels[channel_id]["state"] = "Up"
                 await self.tell(self.channels[channel_id]["app"], "ChannelStateChange", channel_id)
                 return 204, None
+            case ("GET", "channels", channel_id, "variable"):
+                value = self.variables.get(channel_id, {}).get(query["variable"])
+                return (404, {"message": "Variable"}) if value is None else (200, {"value": value})
             case ("POST", "channels", channel_id, "variable"):
                 self.variables.setdefault(channel_id, {})[query["variable"]] = query["value"]
                 return 204, None
@@ -212,6 +239,8 @@ class FakeAri:
                     playback={"id": query["playbackId"], "state": "done"},
                 )
                 return 201, {"id": query["playbackId"]}
+            case ("POST", "channels", channel_id, "move") if not self._is_in_hand(channel_id):
+                return 409, {"message": "Channel not in Stasis application"}
             case ("POST", "channels", channel_id, "move"):
                 await self._move(channel_id, query)
                 return 204, None
@@ -222,6 +251,12 @@ class FakeAri:
                 await self.tell(app, "StasisEnd", channel_id)
                 return 204, None
         raise AssertionError(f"nothing is known of {asked}")
+
+    def _is_in_hand(self, channel_id: str) -> bool:
+        """Whether an app has a channel: not one that is dialled, or goes on in the dialplan."""
+        known = self.channels[channel_id]
+        rings = channel_id.startswith("offhook-") and known["state"] != "Up"
+        return bool(known["app"]) and not rings
 
     async def _originate(self, asked: Asked) -> tuple[int, Any]:
         name, app = asked.query["channelId"], asked.query["app"]

@@ -132,22 +132,40 @@ class Phone:
         Raises:
             Ended: It was not taken.
         """
-        while True:
-            invite = await self._receive()
-            if invite.start.startswith("INVITE"):
-                break
-        self._dialog = {"call_id": invite.headers["call-id"]}
+        invite = await self._invited()
         if refuse:
             await self._answer(invite, refuse)
             raise Ended(str(refuse))
         await self._answer(invite, 180)
         with trio.move_on_after(ring_s if not ignore else 60.0):
-            while True:
-                message = await self._receive()
-                if message.start.startswith("CANCEL"):
-                    await self._answer(message, 200)
-                    await self._answer(invite, 487)
-                    raise Ended("cancelled")
+            await self.ring_on(invite)
+        return await self.pick_up(invite)
+
+    async def rings(self) -> Message:
+        """Wait until somebody calls, and ring; returns what :meth:`pick_up` takes."""
+        invite = await self._invited()
+        await self._answer(invite, 180)
+        return invite
+
+    async def ring_on(self, invite: Message) -> None:
+        """Ring until whoever calls gives up.
+
+        Raises:
+            Ended: They have.
+        """
+        while True:
+            message = await self._receive()
+            if message.start.startswith("CANCEL"):
+                await self._answer(message, 200)
+                await self._answer(invite, 487)
+                raise Ended("cancelled")
+
+    async def refuse(self, invite: Message, status: int) -> None:
+        """Refuse a call that rings."""
+        await self._answer(invite, status)
+
+    async def pick_up(self, invite: Message) -> str:
+        """Take a call that rings; returns the number that was dialled."""
         self._take_sdp(invite.body)
         contact = re.search(r"<(sip:[^>]+)>", invite.headers["contact"])
         assert contact is not None
@@ -161,6 +179,13 @@ class Phone:
         number = re.search(r"sip:([^@]+)@", invite.start)
         assert number is not None
         return number[1]
+
+    async def _invited(self) -> Message:
+        while True:
+            invite = await self._receive()
+            if invite.start.startswith("INVITE"):
+                self._dialog = {"call_id": invite.headers["call-id"]}
+                return invite
 
     async def hang_up(self) -> None:
         """End the call."""

@@ -135,13 +135,13 @@ class Ari:
         """
         await self._request("PUT", path, {}, body)
 
-    async def get(self, kind: type[T], *path: str) -> T:
+    async def get(self, kind: type[T], *path: str, **query: str) -> T:
         """Ask for something.
 
         Raises:
             CarrierError: Refused, not reached, or answered with something else.
         """
-        content = await self._request("GET", path, {}, None)
+        content = await self._request("GET", path, query, None)
         try:
             return msgspec.json.decode(content, type=kind)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -15,19 +16,24 @@ from websockets.trio.client import ClientConnection, connect
 
 from server.carrier import CallStatus, PlacedCall, StatusUpdate
 from server.carrier.account import AccountState
-from server.carrier.asterisk.ari import AppState, Ari
-from server.carrier.asterisk.events import EVENTS, Channel, read_event
-from server.carrier.asterisk.exchange import CALL_PREFIX, MEDIA_PREFIX, STASIS, Exchange, Leg
-from server.carrier.asterisk.hands import CLEAN_UP_S, LIMIT_VARIABLE, Hands
+from server.carrier.asterisk.ari import Ari
+from server.carrier.asterisk.events import EVENTS, read_event
+from server.carrier.asterisk.exchange import CALL_PREFIX, Exchange, Leg
+from server.carrier.asterisk.hands import APP_VARIABLE, CLEAN_UP_S, LIMIT_VARIABLE, Hands
+from server.carrier.asterisk.left import Left
+from server.carrier.asterisk.stand_in import StandIns
 from server.carrier.asterisk.steps import (
-    Continue,
+    Answer,
+    Bring,
     Drop,
+    Fetch,
     Find,
     HangUp,
     Join,
     Limit,
     Look,
     OpenStream,
+    StandIn,
     Step,
     Tell,
     Unfollow,
@@ -76,6 +82,7 @@ class AsteriskCarrier:
         ring_timeout_s: How long a phone rings before the call is given up as no-answer.
         max_duration_s: The longest that a call which comes in may last.
         process: This process's name, which media streams show as ``process``; empty if it is alone.
+        is_there: Says whether there is a process of a name.
     """
 
     name = "asterisk"
@@ -94,6 +101,7 @@ class AsteriskCarrier:
         ring_timeout_s: float,
         max_duration_s: float,
         process: str = "",
+        is_there: Callable[[str], bool] = lambda process: False,
     ) -> None:
         self.on_wait: Callable[[float], None] = lambda wait_s: None
         self._ari = ari
@@ -117,6 +125,24 @@ class AsteriskCarrier:
             apology=apology,
             process=process,
             longest_s=max_duration_s + OVERTIME_S,
+        )
+
+        def is_served(one: str) -> bool:
+            return is_there(one.removeprefix(f"{app}-"))
+
+        self._stand_ins = StandIns(
+            ari,
+            is_wanted=self._exchange.is_expected,
+            is_served=is_served,
+            bring=self._do_later,
+        )
+        self._left = Left(
+            self._hands,
+            self._exchange,
+            self._do_later,
+            app=self._app,
+            apps=app,
+            is_served=is_served,
         )
 
     async def __aenter__(self) -> Self:
@@ -215,6 +241,30 @@ class AsteriskCarrier:
         await self._bring_here(call_sid)
         await self._do_now(self._exchange.say(call_sid))
 
+    async def follow(self, call_sid: str) -> None:
+        """Be told of a caller who is with somebody else, whom another process has sent there.
+
+        Raises:
+            CallNotInProgress: The call is over.
+            CarrierError: Refused or not reached.
+        """
+        await self._left.await_caller(call_sid)
+
+    async def clear_up_after(
+        self, process: str, is_somebodys: Callable[[str], Awaitable[bool]]
+    ) -> None:
+        """See to what a process that is gone has left, beside the calls that were taken over.
+
+        Args:
+            process: Its name.
+            is_somebodys: Says whether a call is some process's.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        for call_sid in await self._left.clear_up_after(process, is_somebodys):
+            await self.say_and_hang_up(call_sid, "", "")
+
     async def transfer(self, call_sid: str, number: str, *, ring_timeout_s: float) -> None:
         """Have the dialplan ring another number for a caller, and take the stream away.
 
@@ -225,7 +275,7 @@ class AsteriskCarrier:
         await self._bring_here(call_sid)
         if (leg := exchange.legs.get(call_sid)) is None:
             raise CallNotInProgress("the call is over", status=404)
-        told = {"OFFHOOK_RING_S": str(math.ceil(ring_timeout_s)), "OFFHOOK_APP": self._app}
+        told = {"OFFHOOK_RING_S": str(math.ceil(ring_timeout_s)), APP_VARIABLE: self._app}
         was_limited = leg.is_limited
         leg.is_away, leg.is_limited = True, False
         try:
@@ -241,7 +291,7 @@ class AsteriskCarrier:
                 priority=1,
             )
         except CarrierError as error:
-            if not (error.outcome_unknown and await self._has_left(call_sid)):
+            if not (error.outcome_unknown and await self._hands.has_left(call_sid)):
                 leg.is_away = False
                 if was_limited:
                     leg.is_limited = True
@@ -254,11 +304,20 @@ class AsteriskCarrier:
     async def reconnect(self, call_sid: str, ticket: str) -> None:
         """Give a live call another stream with this ticket; one that it has is taken away.
 
+        A phone that still rings gets it when it is answered, whoever has had it dialled.
+
         Raises:
             CallNotInProgress: The call is over.
             CarrierError: Refused or not reached.
         """
-        is_others = await self._bring_here(call_sid)
+        try:
+            is_others = await self._bring_here(call_sid)
+        except CallNotInProgress:
+            if not await self._left.await_answer(call_sid, ticket):
+                raise
+            return
+        if is_others and not call_sid.startswith(CALL_PREFIX):  # it may not have been answered
+            await self._do_now([Answer(call_sid)])
         await self._do_now(self._exchange.open_stream(call_sid, ticket))
         if is_others and (leg := self._exchange.legs.get(call_sid)) is not None:
             await self._hands.clear_away(call_sid, but=leg.media_id)
@@ -269,27 +328,11 @@ class AsteriskCarrier:
         Raises:
             CarrierError: Refused or not reached.
         """
-        channel = await self._look(call_sid)
+        channel = await self._hands.look(call_sid)
         if channel is None:
             return StatusUpdate(call_sid, CallStatus.COMPLETED, None, {"asked": "yes"})
         status = STATES.get(channel.state, CallStatus.INITIATED)
         return StatusUpdate(call_sid, status, None, {"asked": "yes"})
-
-    async def _look(self, call_sid: str) -> Channel | None:
-        try:
-            return await self._ari.get(Channel, "channels", call_sid)
-        except CarrierError as error:
-            if error.status != 404:
-                raise
-            return None
-
-    async def _has_left(self, call_sid: str) -> bool:
-        """Whether a call is known to go on in the dialplan."""
-        try:
-            channel = await self._look(call_sid)
-        except CarrierError:
-            return False
-        return channel is not None and channel.dialplan.app_name != STASIS
 
     async def _originate(self, leg: Leg, number: str, max_duration_s: float) -> None:
         caller: dict[str, str] = {"callerId": self._number} if self._number else {}
@@ -302,7 +345,10 @@ class AsteriskCarrier:
                     app=self._app,
                     channelId=leg.call_sid,
                     timeout=math.ceil(self._ring_timeout_s),
-                    variables={LIMIT_VARIABLE: str(math.ceil(max_duration_s + OVERTIME_S))},
+                    variables={
+                        LIMIT_VARIABLE: str(math.ceil(max_duration_s + OVERTIME_S)),
+                        APP_VARIABLE: self._app,
+                    },
                     **caller,
                 )
             except CarrierError as error:
@@ -338,7 +384,7 @@ class AsteriskCarrier:
         # Before it is asked for: that it starts here is then no news.
         self._exchange.adopt(call_sid, trio.current_time())
         try:
-            if not await self._has(call_sid):
+            if not await self._hands.has(call_sid):
                 await self._hands.move_here(call_sid)
         except BaseException:
             self._exchange.forget(call_sid)
@@ -348,17 +394,7 @@ class AsteriskCarrier:
     async def _is_in_hand(self, call_sid: str) -> bool:
         """Whether a call is for us to end: not one that talks with somebody else, or has gone."""
         leg = self._exchange.legs.get(call_sid)
-        return (leg is None or not leg.is_away) and await self._has(call_sid)
-
-    async def _has(self, channel_id: str) -> bool:
-        """Whether our app has a channel in its hands: one that had our name may have left it."""
-        try:
-            state = await self._ari.get(AppState, "applications", self._app)
-        except CarrierError as error:
-            if error.status != 404:
-                raise
-            return False
-        return channel_id in state.channel_ids
+        return (leg is None or not leg.is_away) and await self._hands.has(call_sid)
 
     async def _doubt(self) -> str:
         """What may be a mistake, in words; empty if nothing is."""
@@ -383,7 +419,7 @@ class AsteriskCarrier:
                 await self._keep_hearing(desk)
         finally:
             with trio.move_on_after(CLEAN_UP_S, shield=True):
-                await self._leave()
+                await self._left.leave()
 
     async def _keep_hearing(self, desk: Desk) -> None:
         lost = 0
@@ -450,32 +486,14 @@ class AsteriskCarrier:
     async def _settle(self) -> list[Step]:
         """What was missed while no events were heard."""
         exchange, before = self._exchange, self._exchange.open_legs()
-        state = await self._ari.get(AppState, "applications", self._app)
+        state = await self._hands.app(self._app)
         steps = exchange.settle(
             before, set(state.channel_ids), state.bridge_ids, trio.current_time()
         )
         for call_sid in exchange.doubtful(before, set(state.channel_ids)):
-            steps += exchange.found(call_sid, await self._look(call_sid), trio.current_time())
+            channel = await self._hands.look(call_sid)
+            steps += exchange.found(call_sid, channel, trio.current_time())
         return steps
-
-    async def _leave(self) -> None:
-        """No events are heard any more: what came in meanwhile goes on in the dialplan."""
-        try:
-            state = await self._ari.get(AppState, "applications", self._app)
-        except CarrierError as error:
-            if error.status != 404:  # else the app is gone, and nothing is in it
-                logger.warning("calls that came at the end are not seen to", error=error.message)
-            return
-        for channel_id in state.channel_ids:
-            leg = self._exchange.legs.get(channel_id)
-            is_new = leg is None or not (leg.is_outbound or leg.answered_at is not None)
-            if is_new and not channel_id.startswith((MEDIA_PREFIX, CALL_PREFIX)):
-                try:
-                    await self._hands.do(Continue(channel_id))
-                except CallNotInProgress:
-                    pass  # it is over, or a caller who was transferred
-                except CarrierError as error:
-                    logger.warning("a call that came at the end is left", error=error.message)
 
     # -- steps -----------------------------------------------------------------------------
 
@@ -510,6 +528,10 @@ class AsteriskCarrier:
         match failed:
             case Drop() | HangUp() | Look() | Find() | Unfollow():
                 step = failed
+            case StandIn():
+                return
+            case Bring(channel_id):
+                call_sid = channel_id
             case Tell(report):
                 call_sid = report.call_sid
             case _:
@@ -537,11 +559,11 @@ class AsteriskCarrier:
         for step in steps:
             match step:
                 case Look(call_sid):
-                    channel = await self._look(call_sid)
+                    channel = await self._hands.look(call_sid)
                     self._do_later(self._exchange.found(call_sid, channel, trio.current_time()))
                 case Find(call_sid):
                     await trio.sleep(TOLD_S)
-                    channel = await self._look(call_sid)
+                    channel = await self._hands.look(call_sid)
                     self._do_later(self._exchange.seen(call_sid, channel, trio.current_time()))
                 case OpenStream(media_id=media_id) | Join(media_id=media_id):
                     try:
@@ -551,6 +573,11 @@ class AsteriskCarrier:
                             raise
                     else:
                         self._exchange.opened(media_id)
+                case Fetch(call_sid, arguments):
+                    is_wanted = partial(self._exchange.is_awaited, call_sid)
+                    await self._hands.fetch(call_sid, arguments, is_wanted)
+                case StandIn(app):
+                    await self._stand_ins.stand_in(app)
                 case HangUp(channel_id):
                     if not await self._hands.do(step):
                         now = trio.current_time()

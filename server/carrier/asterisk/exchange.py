@@ -17,6 +17,7 @@ from server.carrier.asterisk.steps import (
     Answer,
     Continue,
     Drop,
+    Fetch,
     Find,
     HangUp,
     Join,
@@ -106,6 +107,9 @@ class Leg:
     """The last words are being said: no more streams."""
     arguments: tuple[str, ...] = ()
     """What the dialplan has told of a call that comes in."""
+    left_app: str = ""
+    """The app of a process that is gone, to which the call comes when it is answered, or its caller
+    is back: it has to be fetched from there."""
 
 
 @dataclass(slots=True)
@@ -133,17 +137,57 @@ class Exchange:
         """A call was never placed, or is not ours any more."""
         self.legs.pop(call_sid, None)
 
-    def adopt(self, call_sid: str, now: float) -> Leg:
-        """A call that is there, though nothing is known of how it came: another process had it."""
+    def adopt(self, call_sid: str, now: float | None) -> Leg:
+        """A call that is there, though nothing is known of how it came: another process had it.
+
+        Args:
+            call_sid: The call.
+            now: The time; None for a call that is not known to have been answered.
+        """
         if (leg := self.legs.get(call_sid)) is None:
             is_outbound = call_sid.startswith(CALL_PREFIX)
             leg = self.legs[call_sid] = Leg(call_sid, is_outbound=is_outbound, answered_at=now)
         return leg
 
+    def await_answer(self, call_sid: str, ticket: str, app: str) -> None:
+        """A phone rings that a process which is gone has had dialled.
+
+        Args:
+            call_sid: The call.
+            ticket: That its stream is to show, once it is answered.
+            app: That process's, which it is given to then.
+        """
+        self.legs[call_sid] = Leg(
+            call_sid, ticket, is_outbound=True, is_heard_of=True, is_limited=True, left_app=app
+        )
+
+    def await_caller(self, call_sid: str, app: str, now: float) -> None:
+        """A caller is with somebody else, whom a process which is gone has sent there.
+
+        Args:
+            call_sid: The call.
+            app: That process's, which the caller is given to when they come back.
+            now: The time.
+        """
+        leg = self.adopt(call_sid, now)
+        leg.is_away, leg.left_app = True, app
+
+    def is_awaited(self, call_sid: str) -> bool:
+        """Whether a call is still to be fetched from another process's app."""
+        leg = self.legs.get(call_sid)
+        return leg is not None and bool(leg.left_app)
+
+    def is_expected(self, app: str) -> bool:
+        """Whether a call of ours may still come to the app of a process that is gone."""
+        return any(leg.left_app == app for leg in self.legs.values())
+
     def open_stream(self, call_sid: str, ticket: str) -> list[Step]:
         """The steps that give a call a stream; none if there is no such call."""
         leg = self.legs.get(call_sid)
         if leg is None or leg.is_last or leg.is_away:
+            return []
+        if leg.is_outbound and leg.answered_at is None:  # whoever is called has not answered yet
+            leg.ticket = ticket
             return []
         steps: list[Step] = list(self.take_stream(call_sid))
         leg.streams += 1
@@ -178,7 +222,7 @@ class Exchange:
                 return []
             case ConnectStream(ticket):
                 steps: list[Step] = []
-                if leg is not None and leg.answered_at is None:
+                if leg is not None and leg.answered_at is None and not leg.is_outbound:
                     steps.append(Answer(call_sid))
                 return steps + self.open_stream(call_sid, ticket)
             case SayAndEndCall():
@@ -283,11 +327,11 @@ class Exchange:
             return []
         rings = call_sid.startswith(CALL_PREFIX) and channel.state != "Up"
         if rings or channel.dialplan.app_name == STASIS:
-            return self._left_behind(call_sid, now)
+            return self._left_behind(call_sid, now if channel.state == "Up" else None)
         return [Unfollow(call_sid)]
 
-    def _left_behind(self, call_sid: str, now: float) -> list[Step]:
-        self.adopt(call_sid, now)
+    def _left_behind(self, call_sid: str, answered_at: float | None) -> list[Step]:
+        self.adopt(call_sid, answered_at)
         return [Tell(ResumeRequest(call_sid))]
 
     def doubtful(self, before: Iterable[str], there: set[str]) -> list[str]:
@@ -313,8 +357,12 @@ class Exchange:
             return [HangUp(call_sid)]
         told = channel.dialplan.app_data.split(",")[1:]
         if leg.is_away and channel.dialplan.app_name == STASIS and told[:1] == [TRANSFERRED]:
+            if leg.left_app:
+                return [Fetch(call_sid, tuple(told[:MAX_ARGUMENTS]))]
             return self._started(channel, told, now)
         if channel.state == "Up" and leg.answered_at is None:
+            if leg.left_app:
+                return [*self._answered(leg, now), Fetch(call_sid)]
             return self._started(channel, [], now) if leg.ticket else self._answered(leg, now)
         return []
 
@@ -327,6 +375,8 @@ class Exchange:
         if _NAME.fullmatch(name) is None:
             return [HangUp(name)]
         leg = self.legs.get(name)
+        if leg is not None:
+            leg.left_app = ""
         if args[:1] == [TRANSFERRED]:
             leg = leg or self.adopt(name, now)
             leg.is_away = False
@@ -382,7 +432,8 @@ class Exchange:
             return []
         leg.is_heard_of = True
         if channel.state == "Up":
-            return self._answered(leg, now)
+            steps = self._answered(leg, now)
+            return [*steps, Fetch(channel.id)] if steps and leg.left_app else steps
         if channel.state == "Ringing" and leg.is_outbound:
             return [self._status(leg.call_sid, CallStatus.RINGING)]
         return []
@@ -398,8 +449,11 @@ class Exchange:
     def _dialled(self, event: Event) -> list[Step]:
         if event.caller is not None and (leg := self.legs.get(event.caller.id)) is not None:
             if leg.is_away and event.dialstatus == "ANSWER":
+                leg.left_app = ""  # they talk, and whoever comes back after that is nobody's
                 update = TransferUpdate(leg.call_sid, CallStatus.IN_PROGRESS, wants_document=False)
                 return [Tell(update)]
+            if leg.is_away and leg.left_app and event.dialstatus in _DIAL_STATUS:
+                return [Fetch(leg.call_sid, (TRANSFERRED, event.dialstatus))]
         elif event.peer is not None and (leg := self.legs.get(event.peer.id)) is not None:
             leg.is_heard_of = True
             leg.dial_status = event.dialstatus[:MAX_TEXT] or leg.dial_status

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
 import structlog
 import trio
 from msgspec import Struct
 
-from server.carrier.asterisk.ari import Ari
+from server.carrier.asterisk.ari import AppState, Ari
+from server.carrier.asterisk.events import Channel
 from server.carrier.asterisk.exchange import (
     BRIDGE_PREFIX,
     MEDIA_PREFIX,
     PLAYBACK_PREFIX,
+    STASIS,
     bridge_of,
     call_of,
 )
 from server.carrier.asterisk.messages import CALL_VARIABLE, TICKET_VARIABLE
 from server.carrier.asterisk.steps import (
     Answer,
+    Bring,
     Continue,
     Drop,
     HangUp,
@@ -42,10 +45,21 @@ CLEAN_UP_S = 5.0
 """For what has to be taken away though nobody waits for it any more."""
 LIMIT_VARIABLE = "TIMEOUT(absolute)"
 """Asterisk's function that ends a channel after so many seconds."""
+APP_VARIABLE = "OFFHOOK_APP"
+"""Of a channel outside: the app that it is given to when it is answered, or comes back."""
+LAST_WORDS_S = 60.0
+"""Asterisk itself ends a call so long after its apology has begun, should nobody here do it."""
+FETCH_AGAIN_S, FETCHES = 0.25, 40
+"""How often, and how many times, a call is asked for that is about to come to another app."""
 
 
 class _Bridge(Struct):
     id: str
+    channels: list[str] = []
+
+
+class _Variable(Struct):
+    value: str
 
 
 class Hands:
@@ -105,6 +119,8 @@ class Hands:
             case Limit(call_sid):
                 await self.limit(call_sid, self._longest_s)
             case Play(call_sid):
+                # Its end may be told to nobody: then whoever hears it is not kept for long.
+                await self.limit(call_sid, LAST_WORDS_S)
                 with in_progress():
                     await self._ari.post(
                         *("channels", call_sid, "play"),
@@ -121,6 +137,8 @@ class Hands:
             case Continue(call_sid):
                 with in_progress():
                     await self._ari.post("channels", call_sid, "continue")
+            case Bring(channel_id, arguments):
+                await self.move_here(channel_id, arguments)
             case Drop(media_id):
                 return await self._drop(media_id)
             case Unfollow(channel_id):
@@ -141,15 +159,126 @@ class Hands:
             was_there = await self._ari.delete("channels", channel_id)
         return was_there
 
-    async def move_here(self, call_sid: str) -> None:
+    async def look(self, channel_id: str) -> Channel | None:
+        """How a channel stands; None where it is gone.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        try:
+            return await self._ari.get(Channel, "channels", channel_id)
+        except CarrierError as error:
+            if error.status != 404:
+                raise
+            return None
+
+    async def app(self, name: str) -> AppState:
+        """What an app has in its hands, or hears of; nothing of one that is not there.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        try:
+            return await self._ari.get(AppState, "applications", name)
+        except CarrierError as error:
+            if error.status != 404:
+                raise
+            return AppState([], [])
+
+    async def has(self, channel_id: str) -> bool:
+        """Whether our app has a channel in its hands: one that had our name may have left it.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        return channel_id in (await self.app(self._app)).channel_ids
+
+    async def has_left(self, channel_id: str) -> bool:
+        """Whether a channel is known to go on in the dialplan."""
+        try:
+            channel = await self.look(channel_id)
+        except CarrierError:
+            return False
+        return channel is not None and channel.dialplan.app_name != STASIS
+
+    async def app_of(self, channel_id: str) -> str:
+        """The app that a channel outside comes to next; empty where that is not known.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        try:
+            path = "channels", channel_id, "variable"
+            return (await self._ari.get(_Variable, *path, variable=APP_VARIABLE)).value
+        except CarrierError as error:
+            if error.status != 404:
+                raise
+            return ""
+
+    async def move_here(self, call_sid: str, arguments: tuple[str, ...] = ()) -> None:
         """Take a call over that another process's app has in its hands.
+
+        Args:
+            call_sid: The call.
+            arguments: What our app is told with it.
 
         Raises:
             CallNotInProgress: The call is over.
             CarrierError: Refused or not reached.
         """
+        told = ",".join(arguments)
         with in_progress():
-            await self._ari.post("channels", call_sid, "move", app=self._app)
+            await self._ari.post("channels", call_sid, "move", app=self._app, appArgs=told)
+
+    async def fetch(
+        self, call_sid: str, arguments: tuple[str, ...], is_wanted: Callable[[], bool]
+    ) -> None:
+        """Take a call over as soon as another process's app has it in its hands, which is about to
+        be; not for long.
+
+        Args:
+            call_sid: The call.
+            arguments: What our app is told with it.
+            is_wanted: Whether it is still to come.
+
+        Raises:
+            CallNotInProgress: It has not come there.
+            CarrierError: Refused or not reached.
+        """
+        for left in reversed(range(FETCHES)):
+            if not is_wanted():
+                return
+            try:
+                await self.move_here(call_sid, arguments)
+            except CallNotInProgress as error:
+                if error.status == 404 or not left:
+                    raise
+            else:
+                return
+            await trio.sleep(FETCH_AGAIN_S)
+
+    async def empty_bridges(self) -> list[str]:
+        """The media channels of which nothing is left but a bridge.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        return [
+            f"{MEDIA_PREFIX}{bridge.id.removeprefix(BRIDGE_PREFIX)}"
+            for bridge in await self._ari.get(list[_Bridge], "bridges")
+            if bridge.id.startswith(BRIDGE_PREFIX) and not bridge.channels
+        ]
+
+    async def talks(self, channel_id: str) -> bool:
+        """Whether a channel outside talks with another: they are in a bridge.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        return any(
+            channel_id in bridge.channels and not bridge.id.startswith(BRIDGE_PREFIX)
+            for bridge in await self._ari.get(list[_Bridge], "bridges")
+        )
 
     async def clear_away(self, call_sid: str, *, but: str) -> None:
         """Take away what another process had of a call; never raises what Asterisk answers.

@@ -116,6 +116,30 @@ class Unfollow:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetch:
+    """A call that was another process's is to come here, as soon as that one's app has got it."""
+
+    call_sid: str
+    arguments: tuple[str, ...] = ()
+    """What the dialplan gives that app, as far as it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bring:
+    """A channel has come to the app of a process that is gone: it is to come here."""
+
+    channel_id: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """An app whose process is gone is to be heard, for as long as calls of ours may come to it."""
+
+    app: str
+
+
+@dataclass(frozen=True, slots=True)
 class HangUp:
     """A channel is ended."""
 
@@ -135,5 +159,8 @@ Step = (
     | Look
     | Find
     | Unfollow
+    | Fetch
+    | Bring
+    | StandIn
     | HangUp
 )

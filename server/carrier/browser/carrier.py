@@ -6,7 +6,7 @@ import hmac
 import math
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -98,6 +98,14 @@ class BrowserCarrier:
         """Tell the desk how calls stand, until cancelled."""
         while True:
             await desk(await self._reported.receive())
+
+    async def follow(self, call_sid: str) -> None:
+        """Do nothing: a page's caller is never with somebody else."""
+
+    async def clear_up_after(
+        self, process: str, is_somebodys: Callable[[str], Awaitable[bool]]
+    ) -> None:
+        """Do nothing: whatever a page's process has left ends with its socket."""
 
     # -- what is asked of it ---------------------------------------------------------------
 

@@ -1,0 +1,280 @@
+"""Calls that do not talk when their process is killed: they ring, are with others, or begin."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, field
+
+import httpx2
+import pytest
+import trio
+
+from server.agent.greeting import read_greeting
+from server.carrier.asterisk.stand_in import EVENTS as STOOD_IN_FOR
+from tests.asterisk.conftest import KEY, nothing_left
+from tests.asterisk.test_processes import (
+    Begin,
+    calls_of,
+    is_ready,
+    servers_of,
+)
+from tests.asterisk.test_real import SPEECH, THEM, US, hears_speech
+from tests.support.asterisk import Asterisk, needs_asterisk, until
+from tests.support.databases import postgresql
+from tests.support.redis_servers import SECRET as CLUSTER_SECRET
+from tests.support.redis_servers import RedisServer, server_binary
+from tests.support.sip_phone import open_phone
+
+pytestmark = [needs_asterisk, pytest.mark.sockets, pytest.mark.slow]
+
+QUESTION = read_greeting(SPEECH / "caller-question.wav")
+
+
+@pytest.fixture
+def database():
+    """A PostgreSQL."""
+    with postgresql() as url:
+        yield url
+
+
+@pytest.fixture
+async def redis(tmp_path):
+    server_binary()
+    one = RedisServer(tmp_path)
+    await trio.to_thread.run_sync(one.start)
+    yield one
+    one.kill()
+
+
+@dataclass
+class Nodes:
+    """Two nodes of a server behind a PBX."""
+
+    pbx: Asterisk
+    ports: dict[str, int]
+    begin: Begin
+    processes: dict[str, trio.Process] = field(default_factory=dict)
+
+    async def start(self, name: str, **own: object) -> None:
+        """Start one of them, and wait until it takes calls."""
+        port = self.ports[name]
+        self.processes[name] = await self.begin(
+            port=port,
+            node=name,
+            node_url=f"http://127.0.0.1:{port}",
+            **{"asterisk_client": "offhook" if name == "a" else f"offhook-{name}"} | own,
+        )
+        await is_ready(port)
+        await self.pbx.has_app(f"offhook-{name}.0")
+
+    def kill(self, name: str) -> None:
+        """End one without a goodbye."""
+        os.killpg(self.processes[name].pid, signal.SIGKILL)
+
+    async def make_call(self, name: str) -> str:
+        """Have one of them place a call; returns its name."""
+        async with httpx2.AsyncClient(trust_env=False, verify=False) as http:
+            answer = await http.post(
+                f"http://127.0.0.1:{self.ports[name]}/make-call",
+                json={"destination_number": THEM},
+                headers={"X-API-Key": KEY},
+            )
+        assert answer.status_code == 201, answer.text
+        return answer.json()["call_sid"]
+
+    async def is_followed(self, name: str, call_sid: str) -> None:
+        """Wait until one of them is told of a call."""
+
+        async def is_so() -> bool:
+            app = await self.pbx.ask("applications", f"offhook-{name}.0")
+            return call_sid in app.get("channel_ids", ())
+
+        await until(is_so)
+
+    async def is_stood_in_for(self, name: str) -> None:
+        """Wait until another hears the app of one that is gone."""
+
+        async def is_so() -> bool:
+            app = await self.pbx.ask("applications", f"offhook-{name}.0")
+            allowed = [one["type"] for one in app.get("events_allowed", ())]
+            return allowed == list(STOOD_IN_FOR)
+
+        await until(is_so)
+
+    async def record(self, name: str, call_sid: str) -> dict:
+        """A call's record, once it is over."""
+        found: dict = {}
+
+        async def is_over() -> bool:
+            async with httpx2.AsyncClient(trust_env=False, verify=False) as http:
+                url = f"http://127.0.0.1:{self.ports[name]}/calls/{call_sid}"
+                answer = await http.get(url, headers={"X-API-Key": KEY})
+            if answer.is_success:
+                found.update(answer.json())
+            return found.get("state") == "ended"
+
+        await until(is_over)
+        return found
+
+
+@pytest.fixture
+async def nodes(database, redis, pbx, tmp_path):
+    shared = {
+        "registry_url": redis.url,
+        "cluster_secret": CLUSTER_SECRET,
+        "lease_s": 1,
+        "database_url": database,
+        "ring_timeout_s": 60,
+        "transfer_targets": f"sales={THEM}",
+        "transfer_ring_timeout_s": 60,
+    }
+    async with servers_of(pbx, tmp_path, model="transfers", **shared) as begin:
+        yield Nodes(pbx, {"a": pbx.server_port, "b": pbx.other_port}, begin)
+
+
+async def test_a_phone_that_rings_when_its_process_is_killed_is_answered_by_the_agent(
+    nodes, nursery
+):
+    pbx = nodes.pbx
+    async with open_phone(pbx.sip, port=pbx.callee_port) as phone:
+        nursery.start_soon(phone.run)
+        await nodes.start("a")
+        call_sid = await nodes.make_call("a")
+        invite = await phone.rings()
+        await nodes.start("b")
+        nodes.kill("a")
+        await nodes.is_followed("b", call_sid)
+        await nodes.is_stood_in_for("a")
+        await phone.pick_up(invite)
+        await hears_speech(phone, frames=30)
+        (call,) = await calls_of(nodes.ports["b"])
+        await phone.hang_up()
+        record = await nodes.record("b", call_sid)
+        await nothing_left(pbx)
+
+    assert call["call_sid"] == call_sid
+    assert record["reason"] == "caller-hung-up"
+
+
+async def test_a_phone_that_rings_when_its_process_is_killed_and_is_refused_ends_as_that(nodes):
+    pbx = nodes.pbx
+    async with open_phone(pbx.sip, port=pbx.callee_port) as phone:
+        await nodes.start("a")
+        call_sid = await nodes.make_call("a")
+        invite = await phone.rings()
+        await nodes.start("b")
+        nodes.kill("a")
+        await nodes.is_followed("b", call_sid)
+        await phone.refuse(invite, 486)
+        record = await nodes.record("b", call_sid)
+        await nothing_left(pbx)
+
+    assert record["reason"] == "busy"
+
+
+@pytest.mark.parametrize("is_taken", [False, True], ids=["nobody takes", "somebody takes"])
+async def test_a_caller_on_the_way_to_somebody_else_outlives_their_process(
+    nodes, nursery, is_taken
+):
+    pbx = nodes.pbx
+    async with open_phone(pbx.sip) as phone, open_phone(pbx.sip, port=pbx.callee_port) as sales:
+        nursery.start_soon(phone.run)
+        await nodes.start("a")
+        await phone.call(US)
+        await hears_speech(phone)
+        phone.says += QUESTION
+        with trio.fail_after(60):
+            invite = await sales.rings()
+        (call,) = await calls_of(nodes.ports["a"])
+        await nodes.start("b")
+        nodes.kill("a")
+        await nodes.is_followed("b", call["call_sid"])
+        await nodes.is_stood_in_for("a")
+        heard = len(phone.heard)
+        if is_taken:
+            nursery.start_soon(sales.run)
+            await sales.pick_up(invite)
+            record = await nodes.record("b", call["call_sid"])
+            sales.says += QUESTION
+            await hears_speech(phone, after=heard)
+            await phone.hang_up()
+        else:
+            await sales.refuse(invite, 486)
+            await hears_speech(phone, after=heard)
+            await phone.hang_up()
+            record = await nodes.record("b", call["call_sid"])
+        await nothing_left(pbx)
+
+    assert record["reason"] == ("transferred" if is_taken else "caller-hung-up")
+
+
+async def test_a_phone_is_answered_by_the_agent_though_a_deploy_came_while_it_rang(
+    pbx, tmp_path, nursery
+):
+    async with (
+        servers_of(pbx, tmp_path, port=pbx.server_port, host="127.0.0.1") as begin,
+        open_phone(pbx.sip, port=pbx.callee_port) as phone,
+    ):
+        nursery.start_soon(phone.run)
+        old = await begin()
+        await is_ready(pbx.server_port)
+        await pbx.has_app("offhook-0")
+        await Nodes(pbx, {"0": pbx.server_port}, begin).make_call("0")
+        invite = await phone.rings()
+        await begin("--take-over")
+        await pbx.has_app("offhook-1")
+        await phone.pick_up(invite)
+        await hears_speech(phone, frames=30)
+        await phone.hang_up()
+        await nothing_left(pbx)
+        with trio.fail_after(60):
+            status = await old.wait()
+
+    assert status == 0
+
+
+async def test_a_caller_whom_nobody_has_seen_when_their_process_is_killed_is_answered(
+    nodes, nursery
+):
+    pbx = nodes.pbx
+    async with open_phone(pbx.sip) as phone:
+        nursery.start_soon(phone.run)
+        await nodes.start("a")
+        await nodes.start("b")
+        os.killpg(nodes.processes["a"].pid, signal.SIGSTOP)  # it is told, and does nothing
+        nursery.start_soon(phone.call, US)
+
+        async def has_come() -> bool:
+            app = await pbx.ask("applications", "offhook-a.0")
+            return bool(app.get("channel_ids"))
+
+        await until(has_come)
+        nodes.kill("a")
+        await hears_speech(phone)
+        (call,) = await calls_of(nodes.ports["b"])
+        await phone.hang_up()
+        record = await nodes.record("b", call["call_sid"])
+        await nothing_left(pbx)
+
+    assert record["reason"] == "caller-hung-up"
+
+
+async def test_a_caller_whose_process_is_killed_just_as_they_are_answered_is_not_left_in_silence(
+    nodes, nursery
+):
+    pbx = nodes.pbx
+    async with open_phone(pbx.sip) as phone:
+        nursery.start_soon(phone.run)
+        await nodes.start("a")
+        await nodes.start("b")
+        nursery.start_soon(phone.call, US)
+        with trio.fail_after(60):
+            await phone.answered.wait()
+        apps = {name: await pbx.ask("applications", f"offhook-{name}.0") for name in "ab"}
+        (owner,) = [name for name, app in apps.items() if app["channel_ids"]]
+        nodes.kill(owner)
+        heard = len(phone.heard)
+        await hears_speech(phone, after=heard)  # the agent, or words that it cannot go on
+        await phone.hang_up()
+        await nothing_left(pbx)
