@@ -16,7 +16,7 @@ import argparse
 import functools
 import tempfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,11 @@ BEFORE_CUT = 100
 QUIET_S = 0.3
 """So long without a loud frame, and the agent has fallen silent."""
 PATIENCE_S = 60.0
+"""How long anything that has to happen may take, beside what is heard or said meanwhile."""
+CALL_S = RING_S + 8.0
+"""Of a call that is interrupted, about."""
+START_S = 15.0
+"""Of Asterisk and the server, about."""
 BOUNDS_MS = {"first word": 100.0, "silence": 120.0}
 SPEECH = Path(__file__).parents[1] / "server" / "speech"
 
@@ -118,11 +123,27 @@ def run(options: Options) -> dict[str, object]:
     calls = chosen.calls or (QUICK_CALLS if options.quick else CALLS)
     talk_s = chosen.seconds or (QUICK_TALK_S if options.quick else TALK_S)
     figures = Figures()
-    trio.run(_measure, figures, calls, talk_s)
+    takes_s = START_S + (calls + 1) * CALL_S + talk_s
+    console.print(f"takes some {takes_s:.0f} s, and gives up after {bound_s(calls, talk_s):.0f} s")
+    is_late = False
+    try:
+        with console.status("starting") as status:
+            tell = status.update if console.is_terminal else console.print
+            trio.run(_measure, figures, calls, talk_s, tell)
+    except* trio.TooSlowError:
+        is_late = True
+    if is_late:
+        done = len(figures.silence_s)
+        raise SystemExit(f"something did not happen in time, after {done} calls")
     console.print(_table(figures, talk_s))
     if (problems := figures.problems()) and chosen.check:
         raise SystemExit("\n".join(problems))
     return figures.as_dict()
+
+
+def bound_s(calls: int, talk_s: float) -> float:
+    """When the whole is given up, whatever it waits for: each call has its own bound, too."""
+    return 3 * PATIENCE_S + (calls + 1) * (PATIENCE_S + RING_S) / 2 + talk_s
 
 
 def _table(figures: Figures, talk_s: float) -> Table:
@@ -145,7 +166,16 @@ def _table(figures: Figures, talk_s: float) -> Table:
     return shown
 
 
-async def _measure(figures: Figures, calls: int, talk_s: float) -> None:
+async def _measure(
+    figures: Figures, calls: int, talk_s: float, tell: Callable[[str], None]
+) -> None:
+    with trio.fail_after(bound_s(calls, talk_s)):
+        await _measure_all(figures, calls, talk_s, tell)
+
+
+async def _measure_all(
+    figures: Figures, calls: int, talk_s: float, tell: Callable[[str], None]
+) -> None:
     from tests.support.asterisk import SECRET, USER, asterisk
 
     words = "w" * round(CHARS_PER_S * (talk_s + 2.0))
@@ -187,7 +217,9 @@ async def _measure(figures: Figures, calls: int, talk_s: float) -> None:
                         base_url=base, headers={"X-API-Key": KEY}, trust_env=False, verify=False
                     ) as http:
                         for number in range(calls + 1):
+                            tell(f"call {number} of {calls} that is interrupted (0 is for warmth)")
                             await _interrupted(pbx, http, figures if number else Figures())
+                        tell(f"{calls} calls that talk for {talk_s:g} s")
                         await _talking(pbx, gemini, figures, wanted, calls, talk_s)
                     assert process.poll() is None, log.read_text()[-2000:]
             nursery.cancel_scope.cancel()
@@ -199,9 +231,9 @@ async def _interrupted(pbx: Any, http: httpx2.AsyncClient, figures: Figures) -> 
 
     async with open_phone(pbx.sip, port=pbx.callee_port) as phone, trio.open_nursery() as nursery:
         nursery.start_soon(phone.run)
-        answer = await http.post("/make-call", json={"destination_number": "+15005550101"})
-        answer.raise_for_status()
         with trio.fail_after(PATIENCE_S):
+            answer = await http.post("/make-call", json={"destination_number": "+15005550101"})
+            answer.raise_for_status()
             await phone.take_call(ring_s=RING_S)
             answered_at = trio.current_time()
             while (
@@ -243,16 +275,18 @@ async def _talking(
 
         async with open_phone(pbx.sip) as phone, trio.open_nursery() as nursery:
             nursery.start_soon(phone.run)
-            await phone.call("+15005550006")
-            while not phone.heard:
-                await phone.news.wait()
+            with trio.fail_after(PATIENCE_S):
+                await phone.call("+15005550006")
+                while not phone.heard:
+                    await phone.news.wait()
             frames = round(talk_s / CALLER_FRAME_S)
             phone.says += b"".join(CALLER_CODES[at % len(CALLER_CODES)] for at in range(frames))
             await trio.sleep(talk_s + 1.0)
             phones.append((phone, frames))
             if len(phones) == calls:
                 enough.set()
-            await enough.wait()
+            with trio.fail_after(PATIENCE_S):  # the last has begun so much later, at most
+                await enough.wait()
             await phone.hang_up()
             nursery.cancel_scope.cancel()
 

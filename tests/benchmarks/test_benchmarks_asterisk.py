@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.asterisk import Figures, lost_in_order
+from benchmarks.asterisk import CALL_S, START_S, Figures, bound_s, lost_in_order
 
 FRAMES = [bytes([number]) * 160 for number in range(10)]
 
@@ -29,3 +29,10 @@ def test_what_rtp_has_lost_is_not_lost_by_us():
     figures = Figures([0.03], [0.06], lost_to_model=1, lost_to_caller=2, lost_by_rtp=2)
 
     assert figures.problems() == ["1 frames lost by us"]
+
+
+def test_the_whole_has_an_end_that_is_later_than_what_it_takes():
+    for calls, talk_s in ((1, 5.0), (20, 60.0)):
+        takes_s = START_S + (calls + 1) * CALL_S + talk_s
+
+        assert takes_s < bound_s(calls, talk_s) < 16 * 60

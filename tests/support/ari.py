@@ -73,6 +73,8 @@ class FakeAri:
     """Channels whose phone rings, or rang."""
     faults: list[Fault] = field(default_factory=list)
     apps: dict[str, Listener] = field(default_factory=dict)
+    is_mute: bool = False
+    """Whether nobody is told of anything."""
     news: trio.Event = field(default_factory=trio.Event)
 
     # -- the test's ------------------------------------------------------------------------
@@ -94,7 +96,7 @@ class FakeAri:
 
     async def tell(self, app: str, kind: str, channel_id: str = "", **other: Any) -> None:
         """Tell whoever listens of an event."""
-        if (listener := self.apps.get(app)) is not None:
+        if not self.is_mute and (listener := self.apps.get(app)) is not None:
             told = {"type": kind, "timestamp": "2026-11-28T19:48:48.152+0000"} | other
             if channel_id:
                 told["channel"] = self.shown(channel_id)

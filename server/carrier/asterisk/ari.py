@@ -27,6 +27,10 @@ MODULES = ("chan_websocket.so", "res_websocket_client.so", "res_stasis.so")
 OLDEST = {20: 18, 22: 8, 23: 2}
 """The oldest minor version of each major one that can do it: marks, JSON control, variables in
 ``MEDIA_START``, and no hang-up when a media socket is pinged (Asterisk's changes of 2026-01)."""
+REFUSED = (
+    "Asterisk refuses ASTERISK_USER and ASTERISK_SECRET: they must be a user of ari.conf that is "
+    "not read_only"
+)
 MAX_ANSWER_BYTES = 1024 * 1024
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})")
 _Text = Annotated[str, Meta(max_length=256)]
@@ -158,10 +162,7 @@ class Ari:
             version = (await self.get(_Info, "asterisk", "info")).system.version
         except CarrierError as error:
             if error.status in (401, 403):
-                raise ConfigurationError(
-                    "Asterisk refuses ASTERISK_USER and ASTERISK_SECRET: they must be a user of "
-                    "ari.conf that is not read_only"
-                ) from None
+                raise ConfigurationError(error.message) from None
             if error.status == 404:
                 raise ConfigurationError(
                     "there is no ARI at ASTERISK_URL: it needs enabled = yes in http.conf and "
@@ -199,7 +200,9 @@ class Ari:
         if 200 <= status < 300:
             return answer
         raise CarrierError(
-            _message_of(answer) or f"Asterisk answered with status {status}",
+            REFUSED
+            if status in (401, 403)
+            else _message_of(answer) or f"Asterisk answered with status {status}",
             status=status,
             outcome_unknown=status >= 500,
         )

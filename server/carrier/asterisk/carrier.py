@@ -136,14 +136,8 @@ class AsteriskCarrier:
             is_served=is_served,
             bring=self._do_later,
         )
-        self._left = Left(
-            self._hands,
-            self._exchange,
-            self._do_later,
-            app=self._app,
-            apps=app,
-            is_served=is_served,
-        )
+        facts = {"app": self._app, "apps": app}
+        self._left = Left(self._hands, self._exchange, self._do_later, is_served, **facts)
 
     async def __aenter__(self) -> Self:
         """Open the connections, and look whether Asterisk is there and new enough.
@@ -424,7 +418,7 @@ class AsteriskCarrier:
     async def _keep_hearing(self, desk: Desk) -> None:
         lost = 0
         while True:
-            is_replaced, was_heard = False, trio.Event()
+            was_heard, was_replaced = trio.Event(), trio.Event()
             try:
                 await self._ari.check()
                 async with connect(
@@ -437,7 +431,7 @@ class AsteriskCarrier:
                     ping_timeout=PING_S,
                     max_size=MAX_EVENT_BYTES,
                 ) as events:
-                    is_replaced = await self._hear(events, desk, was_heard)
+                    await self._hear(events, desk, was_heard, was_replaced)
             except* (OSError, WebSocketException, trio.TooSlowError) as group:
                 names = sorted({type(error).__name__ for error in _leaves(group)})
                 logger.warning("Asterisk's events are not heard", error=", ".join(names))
@@ -446,7 +440,7 @@ class AsteriskCarrier:
                 logger.warning("Asterisk's events are not heard", error=words)
             lost = 0 if was_heard.is_set() else lost + 1
             pause_s = PAUSES_S[min(lost, len(PAUSES_S) - 1)]
-            if is_replaced:
+            if was_replaced.is_set():
                 pause_s = REPLACED_PAUSE_S
                 logger.error(
                     "another program has taken the events of our app: ASTERISK_APP must "
@@ -456,8 +450,14 @@ class AsteriskCarrier:
             self.on_wait(pause_s)
             await trio.sleep(pause_s)
 
-    async def _hear(self, events: ClientConnection, desk: Desk, was_heard: trio.Event) -> bool:
-        """Hear one connection to its end; True if another program has taken its place."""
+    async def _hear(
+        self,
+        events: ClientConnection,
+        desk: Desk,
+        was_heard: trio.Event,
+        was_replaced: trio.Event,
+    ) -> None:
+        """Hear one connection to its end, which may be another program's in its place."""
 
         async def see_to(steps: list[Step]) -> None:
             for step in steps:
@@ -473,15 +473,14 @@ class AsteriskCarrier:
         logger.info("Asterisk's events are heard", app=self._app)
         await see_to(await self._settle())
         was_heard.set()
-        is_replaced = False
         async for message in events:
             if (event := read_event(message)) is None:
                 logger.warning("event of Asterisk's ignored: it cannot be read")
                 continue
-            is_replaced |= event.type == "ApplicationReplaced"
+            if event.type == "ApplicationReplaced":  # the last, however the connection ends
+                was_replaced.set()
             await see_to(self._exchange.take(event, trio.current_time()))
         logger.warning("Asterisk's events have ended")
-        return is_replaced
 
     async def _settle(self) -> list[Step]:
         """What was missed while no events were heard."""
@@ -512,8 +511,9 @@ class AsteriskCarrier:
             else:
                 await self._do_now([step])
         except CarrierError as error:
-            name = type(step).__name__
-            logger.warning("Asterisk refuses a step", step=name, error=error.message)
+            is_over = isinstance(error, CallNotInProgress)  # who hangs up is not waited for
+            log = logger.debug if is_over else logger.warning
+            log("Asterisk refuses a step", step=type(step).__name__, error=error.message)
             await self._end(step, desk)
         except Exception:
             logger.exception("event of Asterisk's not seen to by a bug of ours")

@@ -349,7 +349,7 @@ class Exchange:
         if leg is None:
             return []
         if channel is None:
-            return self._destroyed(call_sid, NORMAL_CLEARING, 0, now)
+            return self._destroyed(call_sid, 0, 0, now)  # why is nowhere to be asked
         if leg.has_left:  # with the dialplan, or another process: whoever has it ends it
             self.forget(call_sid)
             return [*_without_stream(leg), self._over(leg, CallStatus.COMPLETED, {}, now)]

@@ -35,9 +35,9 @@ class Left:
         hands: Ask Asterisk.
         exchange: The calls of our app.
         do_later: Has steps carried out, each by itself.
+        is_served: Says whether there is a process, maybe another by now, whose app it is.
         app: Our own app.
         apps: How the apps of all processes begin, before ``-`` and the process's name.
-        is_served: Says whether there is a process, maybe another by now, whose app it is.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Left:
         hands: Hands,
         exchange: Exchange,
         do_later: Callable[[list[Step]], None],
+        is_served: Callable[[str], bool],
         *,
         app: str,
         apps: str,
-        is_served: Callable[[str], bool],
     ) -> None:
         self._hands = hands
         self._exchange = exchange
