@@ -95,7 +95,7 @@ async def exchange_of(pbx: Asterisk, *, model: str = "answers", **settings) -> A
         } | settings
         async with serving(on_port=pbx.server_port, **settings) as server:
             server.http.headers["X-API-Key"] = KEY
-            await pbx.has_app("offhook")
+            await pbx.has_app(str(settings.get("asterisk_app", "offhook")))
             yield Exchange(pbx, server, gemini, nursery)
         nursery.cancel_scope.cancel()
 

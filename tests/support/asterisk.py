@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ res_pjsip_endpoint_identifier_ip res_pjsip_rfc3326 res_pjsip_sdp_rtp res_pjsip_s
 res_pjsip_outbound_registration res_rtp_asterisk res_sorcery_config res_sorcery_memory
 res_sorcery_astdb res_stasis res_stasis_answer res_stasis_playback res_stasis_recording
 res_stasis_snoop res_stasis_device_state res_timing_timerfd res_websocket_client
-res_pjsip_pubsub res_ari_endpoints bridge_native_rtp
+res_pjsip_header_funcs res_pjsip_pubsub res_ari_endpoints bridge_native_rtp
 """
 CONFIGURATION = {
     "asterisk.conf": """
@@ -209,11 +209,14 @@ class Asterisk:
 
 
 @asynccontextmanager
-async def asterisk(*, law: str = "ulaw") -> AsyncGenerator[Asterisk]:
+async def asterisk(
+    *, law: str = "ulaw", files: Mapping[str, str] | None = None
+) -> AsyncGenerator[Asterisk]:
     """An Asterisk for as long as the block lasts, with a trunk that leads to telephones here.
 
     Args:
         law: What its trunk speaks.
+        files: Configuration in the place of what it has otherwise, by the names of files.
     """
     ports = {"http": free_port(), "server": free_port(), "other": free_port()}
     ports |= {name: free_port(socket.SOCK_DGRAM) for name in ("sip", "callee")}
@@ -224,7 +227,7 @@ async def asterisk(*, law: str = "ulaw") -> AsyncGenerator[Asterisk]:
     inside = f"/{home.relative_to(ROOT)}"
     values = ports | {"rtp": rtp, "rtp_end": rtp + 198, "law": law}
     values |= {"etc": inside, "var": f"{inside}/var"}
-    for name, text in CONFIGURATION.items():
+    for name, text in (CONFIGURATION | dict(files or {})).items():
         (home / name).write_text(text.format(**values))
     modules = "".join(f"load = {name}.so\n" for name in MODULES.split())
     (home / "modules.conf").write_text(f"[modules]\nautoload = no\n{modules}")

@@ -477,7 +477,7 @@ class Exchange:
             status = _DIAL_STATUS[leg.dial_status]
         else:
             status = _CAUSES.get(cause, CallStatus.FAILED)
-        if 100 <= tech_cause < 1000:
+        if leg.answered_at is None and 100 <= tech_cause < 1000:
             facts["sip_response_code"] = str(tech_cause)
         return [*_without_stream(leg), self._over(leg, status, facts, now)]
 
