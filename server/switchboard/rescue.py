@@ -409,7 +409,7 @@ class Rescue:
                 nursery.start_soon(self._rescue, call_sid, holding)
         has_inherited = await self._inherit_from(member)
         for events in self._events:
-            if await self._lease_is_over(member):
+            if await self._lease_is_over(member) and self.has_settled():
                 await _clear_up_after(member, events, self._cluster.registry)
         return has_inherited or bool(left)
 

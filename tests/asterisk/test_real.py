@@ -197,6 +197,22 @@ async def test_calls_end_when_asterisk_is_gone_and_others_come_when_it_is_back(e
     assert second.end_reason == "caller-hung-up"
 
 
+async def test_a_phone_that_rings_when_asterisk_is_restarted_is_known_to_ring_no_more(pbx, nursery):
+    async with (
+        exchange_of(pbx, ring_timeout_s=120) as exchange,
+        exchange.phone(is_callee=True) as phone,
+    ):
+        await exchange.make_call(THEM)
+        call = await exchange.only_call()
+        await phone.rings()
+        await noted(call, "ringing")
+        await pbx.kill()
+        await pbx.start()
+        await ended(exchange, call)
+
+    assert call.end_reason == "failed"
+
+
 async def test_a_caller_comes_back_from_a_transfer_that_nobody_takes(exchange, nursery):
     async with exchange.phone() as phone, exchange.phone(is_callee=True) as sales:
         nursery.start_soon(phone.run)

@@ -20,6 +20,7 @@ from server.carrier import (
 )
 from server.carrier.asterisk import carrier as carriers
 from server.carrier.asterisk import hands, stand_in
+from server.carrier.asterisk import left as left_calls
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.carrier import AsteriskCarrier
 from server.carrier.asterisk.exchange import bridge_of, call_of
@@ -409,7 +410,6 @@ def quick_looks(monkeypatch):
     """Nothing here depends on how long is waited before it is looked again."""
     monkeypatch.setattr(stand_in, "LOOK_S", 0.01)
     monkeypatch.setattr(stand_in, "AGAIN_S", 0.01)
-    monkeypatch.setattr(stand_in, "OTHERS_S", 0.01)
     monkeypatch.setattr(hands, "FETCH_AGAIN_S", 0.01)
 
 
@@ -431,14 +431,15 @@ async def test_a_phone_that_rings_when_its_process_goes_is_answered_by_another(p
 
 async def test_a_phone_that_was_answered_while_it_was_taken_over_is_fetched(pbx, quick_looks):
     desk = Desk(ANSWERS)
-    async with hearing(pbx, desk, "1") as survivor, hearing(pbx, Desk(ANSWERS), "0") as carrier:
-        call = await place(carrier)
+    async with hearing(pbx, desk, "1") as survivor:
+        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+            call = await place(carrier)
         may_answer = trio.Event()
         pbx.fails("POST", "/subscription", status=200, is_done=True, until=may_answer)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(survivor.reconnect, call, "tock")
-            await pbx.until(lambda: pbx.followed)
-            await pbx.apps["offhook-1"].aclose()  # nobody hears of the answer
+            await pbx.until(lambda: pbx.followed and "offhook-0" in pbx.apps)
+            pbx.followed.clear()  # nobody hears of the answer
             await pbx.answers(call)
             may_answer.set()
         await pbx.until(lambda: pbx.channels[call]["app"] == "offhook-1" and talks(pbx, call))
@@ -514,7 +515,27 @@ async def test_a_new_call_that_comes_to_an_app_that_is_stood_in_for_is_answered(
     assert asked.headers == {"X-Agent": "sales"}
 
 
-async def test_what_a_process_has_left_that_nobody_has_is_cleared_up(pbx):
+async def test_a_caller_is_fetched_once_though_several_were_called(pbx, quick_looks):
+    desk = Desk({TransferUpdate: ConnectStream("tock")})
+    async with hearing(pbx, desk, "1") as survivor:
+        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+            await pbx.calls_in("offhook-0", IN)
+            await pbx.until(lambda: talks(pbx, IN))
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+            await pbx.until(lambda: not media_of(pbx, IN))
+        await survivor.follow(IN)
+        await pbx.until(lambda: "offhook-0" in pbx.apps)
+        for _ in range(3):
+            who = {"caller": pbx.shown(IN), "peer": {"id": "1764.98", "state": "Down"}}
+            await pbx.tell("offhook-1", "Dial", dialstatus="BUSY", **who)
+        await pbx.comes_back(IN, "BUSY")
+        await pbx.until(lambda: talks(pbx, IN))
+
+    assert len(desk.told) == 1
+
+
+async def test_what_a_process_has_left_that_nobody_has_is_cleared_up(pbx, monkeypatch):
+    monkeypatch.setattr(left_calls, "EMPTY_S", 0.01)
     in_app = {"app_name": "Stasis", "app_data": "offhook-0"}
     left = {
         "1764.1": {"state": "Ring", "app": "offhook-0", "dialplan": in_app},  # nobody saw it

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Generator
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -258,6 +257,7 @@ class AsteriskCarrier:
         """
         for call_sid in await self._left.clear_up_after(process, is_somebodys):
             await self.say_and_hang_up(call_sid, "", "")
+            await self._hands.clear_away(call_sid, but="")
 
     async def transfer(self, call_sid: str, number: str, *, ring_timeout_s: float) -> None:
         """Have the dialplan ring another number for a caller, and take the stream away.
@@ -573,9 +573,8 @@ class AsteriskCarrier:
                             raise
                     else:
                         self._exchange.opened(media_id)
-                case Fetch(call_sid, arguments):
-                    is_wanted = partial(self._exchange.is_awaited, call_sid)
-                    await self._hands.fetch(call_sid, arguments, is_wanted)
+                case Fetch() | Bring():
+                    await self._left.fetch(step)
                 case StandIn(app):
                     await self._stand_ins.stand_in(app)
                 case HangUp(channel_id):

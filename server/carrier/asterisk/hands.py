@@ -23,7 +23,6 @@ from server.carrier.asterisk.exchange import (
 from server.carrier.asterisk.messages import CALL_VARIABLE, TICKET_VARIABLE
 from server.carrier.asterisk.steps import (
     Answer,
-    Bring,
     Continue,
     Drop,
     HangUp,
@@ -137,8 +136,6 @@ class Hands:
             case Continue(call_sid):
                 with in_progress():
                     await self._ari.post("channels", call_sid, "continue")
-            case Bring(channel_id, arguments):
-                await self.move_here(channel_id, arguments)
             case Drop(media_id):
                 return await self._drop(media_id)
             case Unfollow(channel_id):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import structlog
 import trio
@@ -19,13 +20,24 @@ from server.carrier.asterisk.exchange import (
     MEDIA_PREFIX,
     STASIS,
     Exchange,
-    bridge_of,
 )
 from server.carrier.asterisk.hands import Hands
-from server.carrier.asterisk.steps import Continue, Drop, HangUp, StandIn, Step, Tell
+from server.carrier.asterisk.steps import (
+    Bring,
+    Continue,
+    Drop,
+    Fetch,
+    HangUp,
+    StandIn,
+    Step,
+    Tell,
+)
 from server.errors import CallNotInProgress, CarrierError
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+EMPTY_S = 1.0
+"""A bridge that is empty for so long is nobody's: others have just been made."""
 
 
 class Left:
@@ -56,6 +68,7 @@ class Left:
         self._app = app
         self._apps = apps
         self._is_served = is_served
+        self._fetching: set[str] = set()
 
     async def await_answer(self, call_sid: str, ticket: str) -> bool:
         """Have a call's stream opened once it is answered; False if it is none that rings.
@@ -103,6 +116,31 @@ class Left:
             raise
         self._do_later(self._exchange.found(call_sid, channel, trio.current_time()))
 
+    async def fetch(self, step: Fetch | Bring) -> None:
+        """Have a call in our own app that comes, or has come, to that of a process that is gone;
+        once, as it would leave ours if it were moved there again.
+
+        Raises:
+            CallNotInProgress: It is not there, or has not come in time.
+            CarrierError: Refused or not reached.
+        """
+        match step:
+            case Bring(call_sid, arguments) if call_sid not in self._exchange.legs:
+                await self._hands.move_here(call_sid, arguments)
+                return
+            case Bring(call_sid, arguments) | Fetch(call_sid, arguments):
+                pass
+        if call_sid in self._fetching:
+            return
+        self._fetching.add(call_sid)
+        try:
+            is_wanted = partial(self._exchange.is_awaited, call_sid)
+            await self._hands.fetch(call_sid, arguments, is_wanted)
+            if (leg := self._exchange.legs.get(call_sid)) is not None:
+                leg.left_app = ""  # our app is told of it next
+        finally:
+            self._fetching.discard(call_sid)
+
     async def clear_up_after(
         self, process: str, is_somebodys: Callable[[str], Awaitable[bool]]
     ) -> list[str]:
@@ -126,8 +164,10 @@ class Left:
                 await self._hands.do(Drop(channel_id))
             elif not await is_somebodys(channel_id):
                 answered += await self._clear_up(channel_id)
-        for media_id in await self._hands.empty_bridges():
-            if bridge_of(media_id) in left.bridge_ids:
+        empty = set(await self._hands.empty_bridges())
+        if empty:
+            await trio.sleep(EMPTY_S)
+            for media_id in empty.intersection(await self._hands.empty_bridges()):
                 await self._hands.do(Drop(media_id))
         return answered
 

@@ -17,6 +17,12 @@ from websockets.trio.client import ClientConnection, connect
 
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.events import Channel, read_event
+from server.carrier.asterisk.exchange import (
+    CALL_PREFIX,
+    MAX_ARGUMENTS,
+    MEDIA_PREFIX,
+    TRANSFERRED,
+)
 from server.carrier.asterisk.steps import Bring, Step
 from server.errors import CarrierError
 
@@ -32,7 +38,6 @@ OTHERS_S = 3.0
 """So long a channel of which nothing is known here is left to whoever has it: then it is nobody's.
 """
 CONNECT_TIMEOUT_S = 5.0
-MAX_ARGUMENTS = 16
 MAX_EVENT_BYTES = 256 * 1024
 
 
@@ -117,7 +122,8 @@ class StandIns:
         nursery.cancel_scope.cancel("the app is another's, or Asterisk is gone")
 
     async def _see_to(self, channel: Channel, args: list[str], there: set[str]) -> None:
-        """Bring a channel here, unless whoever has taken it over does."""
-        await trio.sleep(OTHERS_S)
+        """Bring a channel here, unless whoever has taken it over does; a new call is nobody's."""
+        if channel.id.startswith((CALL_PREFIX, MEDIA_PREFIX)) or args[:1] == [TRANSFERRED]:
+            await trio.sleep(OTHERS_S)
         if channel.id in there:
             self._bring([Bring(channel.id, tuple(args[:MAX_ARGUMENTS]))])
