@@ -247,6 +247,22 @@ def test_the_agents_way_is_the_readable_one(
     assert driven.out == reference.out
 
 
+def test_audio_of_another_rate_goes_on_alike_after_some_that_has_never_reached_python() -> None:
+    reference, driven = ReferencePath(), DrivenPath()
+    call = random.Random(1)
+    odd = [audio(call.randbytes(size)).replace(b"24000", b"16000") for size in (446, 2)]
+    messages = [odd[0], audio(bytes(960)), odd[1]]
+
+    reference.from_phone(START.decode())
+    driven.from_phone(write_frames([Frame(Opcode.TEXT, START)], masked=True))
+    for message in messages:
+        reference.from_model(message)
+        driven.from_model(write_frames([Frame(Opcode.BINARY, message)], masked=False))
+
+    assert len(reference.out.to_phone) == 3
+    assert driven.out.to_phone == reference.out.to_phone
+
+
 def test_ordinary_audio_never_reaches_python() -> None:
     driven = DrivenPath()
     call = random.Random(1)
