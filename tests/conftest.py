@@ -8,6 +8,7 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from server.simulators.clock import PatientClock
 
@@ -17,6 +18,10 @@ os.environ.setdefault("DATABASE_URL", "sqlite://")
 os.environ.pop("XDG_RUNTIME_DIR", None)
 # Nor does what a test finds depend on whether there is a model of voices on this machine.
 os.environ.setdefault("VOICE_JUDGE", "off")
+
+# Nor does how long one takes: the machine may be busy.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 _OPENING = frozenset({"socket.bind", "socket.connect"})
 _opened: list[str] = []

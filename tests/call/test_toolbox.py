@@ -474,7 +474,7 @@ async def lasting(seconds: float, at: float) -> float:
     return at
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(storms())
 def test_every_id_is_answered_as_often_as_it_was_asked_for_and_not_taken_back(storm):
     async def run() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from server.carrier.account import TRUNK, AccountState, NumberHooks, OwnNumber
 from server.checkup import Finding, State, all_is_well, findings
-from server.errors import CarrierError, ModelError
+from server.errors import CarrierError, ConfigurationError, ModelError
 from server.refusal import Kind
 
 NUMBER = "+584125550001"
@@ -136,6 +136,13 @@ def test_doubts_are_no_failure():
 
     assert all_is_well([doubt])
     assert not all_is_well([doubt, findings.late("database", 20.0)])
+
+
+def test_every_wrong_setting_is_named_and_somebody_elses_flood_of_words_is_cut():
+    wrong = "; ".join(f"SETTING_{number}: must be a number" for number in range(30))
+
+    assert findings.failed("settings", ConfigurationError(wrong)).found == wrong
+    assert findings.failed("carrier", CarrierError("x" * 1_000)).found == "x" * 299 + "…"
 
 
 def test_an_error_without_a_word_says_what_is_behind_it():

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.cluster.alone import Alone
@@ -69,8 +69,6 @@ SCOPE = {
     CLIENT: "shop",
 }
 BODY = b"To=" + NUMBER.encode()
-BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""The machine may be."""
 FACT_NAMES = sorted(facts_of(SCOPE, Hop("b")))
 
 
@@ -371,7 +369,6 @@ ODD: Any = st.recursive(
 )  # fmt: skip
 
 
-@BUSY
 @given(st.binary(max_size=200) | ODD.map(msgspec.msgpack.encode))
 def test_what_is_no_request_and_no_answer_is_told_in_words(content):
     for read in (read_request, read_answer):
@@ -379,7 +376,6 @@ def test_what_is_no_request_and_no_answer_is_told_in_words(content):
             read(content)
 
 
-@BUSY
 @given(st.fixed_dictionaries(dict.fromkeys(FACT_NAMES, ODD)), st.binary(max_size=20))
 def test_facts_of_another_version_are_taken_or_refused_and_nothing_else(facts, target):
     content = msgspec.msgpack.encode(("GET", target, [], facts, b""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.cluster.proof import MAX_PEER_BYTES, MAX_SKEW_S, NotProved, Prover
@@ -148,7 +148,6 @@ def test_an_answer_is_proved_for_one_request_and_as_it_is(prover):
             asking.unseal_answer(shown)
 
 
-@settings(deadline=None)
 @given(
     st.binary(max_size=2 * MAX_PEER_BYTES)
     | st.text(alphabet="0123456789abcdef @.-\n\x00é", max_size=400).map(str.encode)
@@ -158,7 +157,6 @@ def test_whatever_a_stranger_says_is_refused_in_words(peer):
         Prover(["secret"]).check(peer, wall_time=NOW, now=NOW)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_header_that_is_nearly_right_is_refused(data):
     peer, _, _ = ask(Prover(["secret"]))
@@ -187,7 +185,6 @@ def test_an_address_is_believed_of_the_member_that_it_was_vouched_for(prover):
     assert not Prover(["guess"]).is_vouched("b.1@7", "http://b:8000", shown)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_what_anybody_has_written_vouches_for_nothing(shown):
     assert not Prover(["secret"]).is_vouched("b.1@7", "http://b:8000", shown)

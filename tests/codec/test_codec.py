@@ -8,7 +8,7 @@ from array import array
 from importlib import resources
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import codec
@@ -16,8 +16,6 @@ import codec
 RATES_HZ = (8000, 16000, 24000, 48000)
 PAYLOAD = random.Random(711).randbytes(1600)
 PCM = random.Random(24).randbytes(2 * 4800)
-# A build with sanitizers on a busy machine may take its time.
-untimed = settings(deadline=None)
 
 
 def cut(data: bytes, sizes: list[int]) -> list[bytes]:
@@ -35,7 +33,6 @@ def cut(data: bytes, sizes: list[int]) -> list[bytes]:
 
 @pytest.mark.parametrize("rate_hz", RATES_HZ)
 @pytest.mark.parametrize("make", [codec.MulawDecoder, codec.AlawDecoder])
-@untimed
 @given(sizes=st.lists(st.integers(0, 700), min_size=1).filter(any))
 def test_decoding_in_chunks_equals_decoding_at_once(make, rate_hz, sizes):
     at_once, in_chunks = make(rate_hz), make(rate_hz)
@@ -48,7 +45,6 @@ def test_decoding_in_chunks_equals_decoding_at_once(make, rate_hz, sizes):
 
 @pytest.mark.parametrize("rate_hz", RATES_HZ)
 @pytest.mark.parametrize("make", [codec.MulawEncoder, codec.AlawEncoder])
-@untimed
 @given(sizes=st.lists(st.integers(0, 700), min_size=1).filter(any))
 def test_encoding_in_chunks_equals_encoding_at_once(make, rate_hz, sizes):
     at_once, in_chunks = make(rate_hz), make(rate_hz)
@@ -61,7 +57,6 @@ def test_encoding_in_chunks_equals_encoding_at_once(make, rate_hz, sizes):
 
 @pytest.mark.parametrize("output_rate_hz", RATES_HZ)
 @pytest.mark.parametrize("input_rate_hz", RATES_HZ)
-@untimed
 @given(sizes=st.lists(st.integers(0, 700), min_size=1).filter(any))
 def test_resampling_in_chunks_equals_resampling_at_once(input_rate_hz, output_rate_hz, sizes):
     at_once = codec.Resampler(input_rate_hz, output_rate_hz)
@@ -73,7 +68,6 @@ def test_resampling_in_chunks_equals_resampling_at_once(input_rate_hz, output_ra
     assert in_chunks.flush() == at_once.flush()
 
 
-@untimed
 @given(sizes=st.lists(st.integers(0, 700)))
 def test_the_decoder_withholds_nothing(sizes):
     decoder = codec.MulawDecoder(16000)
@@ -81,7 +75,6 @@ def test_the_decoder_withholds_nothing(sizes):
     assert [len(decoder.decode(bytes(size))) for size in sizes] == [4 * size for size in sizes]
 
 
-@untimed
 @given(sizes=st.lists(st.integers(0, 700)))
 def test_the_encoder_withholds_only_an_incomplete_group_of_three(sizes):
     encoder = codec.MulawEncoder(24000)
@@ -395,7 +388,6 @@ def test_a_gain_of_the_wrong_type_is_refused(gain_db):
         codec.MulawDecoder(16000, gain_db=gain_db)
 
 
-@untimed
 @given(st.binary(max_size=4000), st.floats(-30, 30), st.sampled_from(RATES_HZ))
 def test_no_gain_wraps_round(pcm, gain_db, rate_hz):
     samples = array("h", pcm[: len(pcm) // 2 * 2])

@@ -61,7 +61,7 @@ SCENES = st.builds(
 
 
 @given(scene=SCENES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_what_is_found_is_what_the_readable_ear_finds(scene):
     same_in_both(scene)
 

@@ -210,7 +210,7 @@ cut_places = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(carrier_messages, max_size=8), cut_places, st.data())
 def test_the_callers_way_is_the_readable_one(
     messages: list[bytes], cuts: Sequence[int] | None, data: st.DataObject
@@ -228,7 +228,7 @@ def test_the_callers_way_is_the_readable_one(
     assert not driven.path.has_caller_news()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(model_messages, max_size=8), cut_places, st.data())
 def test_the_agents_way_is_the_readable_one(
     messages: list[bytes], cuts: Sequence[int] | None, data: st.DataObject

@@ -90,7 +90,7 @@ def streams(draw: st.DrawFn) -> tuple[bytes, bool]:
     return data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data, is_client
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(streams())
 def test_accepts_and_refuses_what_the_library_does(stream: tuple[bytes, bool]) -> None:
     data, is_client = stream
@@ -98,7 +98,7 @@ def test_accepts_and_refuses_what_the_library_does(stream: tuple[bytes, bool]) -
     compare(data, is_client=is_client, max_message_bytes=LIMIT)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(streams(), st.data())
 def test_every_split_gives_the_same(stream: tuple[bytes, bool], data: st.DataObject) -> None:
     content, is_client = stream

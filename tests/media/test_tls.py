@@ -205,7 +205,8 @@ def test_the_systems_own_authorities_are_those_of_python(authority, link, monkey
 
 @VERSIONS
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     records=st.lists(st.integers(1, 20_000), min_size=1, max_size=6),
@@ -351,7 +352,7 @@ def test_a_record_that_was_tampered_with_is_an_error_and_nothing_comes_after_it(
             attempt()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     version=st.sampled_from([TLS_1_2, TLS_1_3]),
     place=st.floats(0, 1),

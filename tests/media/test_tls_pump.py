@@ -87,7 +87,8 @@ def phone() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     size=st.sampled_from([80, 960, 9000]),

@@ -200,7 +200,7 @@ LIVES = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lives=st.lists(LIVES, max_size=6))
 def test_whatever_a_service_does_every_word_is_heard_in_order_or_counted(lives: list[Life]) -> None:
     async def call() -> None:

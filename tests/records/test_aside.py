@@ -107,7 +107,6 @@ _odd = st.fixed_dictionaries(
 )
 
 
-@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_odd)
 def test_what_is_fitted_fits_its_column_and_stays_the_same(odd):
     once = fitted(record(1) | odd)
@@ -125,7 +124,6 @@ def test_what_is_fitted_fits_its_column_and_stays_the_same(odd):
 @pytest.mark.parametrize("server", SERVERS)
 @hypothesis_settings(
     max_examples=15,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(odd=st.lists(_odd, min_size=1, max_size=10))
