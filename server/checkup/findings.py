@@ -6,13 +6,21 @@ from collections.abc import Iterable, Sequence
 
 from server.carrier.account import TRUNK, AccountState, NumberHooks, OwnNumber
 from server.checkup import Finding, State
-from server.errors import CallRefused, CarrierError, ModelError, ServerError
+from server.errors import (
+    CallRefused,
+    CarrierError,
+    ConfigurationError,
+    ModelError,
+    ServerError,
+)
 from server.events.targets import target_of
 from server.logs import censored, masked
 
 MAX_BEHIND = 5
 MAX_CHARS = 300
 """Of somebody else's words."""
+MAX_OWN_CHARS = 4_000
+"""Of what is wrong with the settings, each of which is named."""
 
 
 def failed(subject: str, error: Exception, todo: str = "") -> Finding:
@@ -26,7 +34,8 @@ def _words_of(error: BaseException) -> str:
     for _ in range(MAX_BEHIND):
         if one is None:
             break
-        if said := plain(str(one)):
+        is_ours = isinstance(one, ConfigurationError)
+        if said := plain(str(one), MAX_OWN_CHARS if is_ours else MAX_CHARS):
             return said
         one = one.__cause__ or one.__context__
     return type(error).__name__
@@ -39,9 +48,10 @@ def late(subject: str, limit_s: float) -> Finding:
     )
 
 
-def plain(text: str) -> str:
+def plain(text: str, most: int = MAX_CHARS) -> str:
     """Somebody else's words: on one line, not too many, and without a number in full."""
-    return censored(" ".join(text.split()))[:MAX_CHARS]
+    line = censored(" ".join(text.split()))
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def of_settings(warnings: Iterable[str], *, are_simulated: bool) -> list[Finding]:
