@@ -101,8 +101,7 @@ def questions(
     if settings.registry_url is not None:
         url = settings.registry_url.get_secret_value()
         yield "registry", partial(_ask_registry, url, settings.registry_timeout_s)
-    is_reached_by_carrier = settings.carrier == "twilio" and settings.public_url is not None
-    if is_reached_by_carrier and not accounts.are_simulated:
+    if settings.carrier == "twilio" and settings.public_url is not None:  # the simulated one, too
         yield "PUBLIC_URL", partial(_ask_public_url, accounts.public_url, settings, tls)
     receivers = {settings.events_url, *(agent.events_url for agent in agents)} - {None}
     for receiver in sorted(url for url in receivers if url):

@@ -111,6 +111,16 @@ async def test_in_a_simulation_no_number_has_to_be_the_accounts(tmp_path):
     assert found[0].found == "no account is set: carrier and model are simulated"
 
 
+async def test_in_a_simulation_a_public_address_has_to_lead_here_too():
+    nobody = f"http://127.0.0.1:{free_port()}"
+    settings = Settings.load(_env_file=None, public_url=nobody, database_url="sqlite://")
+
+    with trio.fail_after(60):
+        found = await find(settings)
+
+    assert [one.state for one in found if one.subject.startswith("PUBLIC_URL")] == [State.FAILED]
+
+
 async def test_wrong_keys_fail_and_are_not_shown(doubles):
     found = await looked(doubles, twilio_auth_token="3" * 32, gemini_api_key="wrong-key-of-mine")
 
