@@ -37,6 +37,7 @@ from hypercorn.utils import parse_socket_addr
 
 from server.headroom import lowest_free_descriptor, memory_state
 from server.hooks.http11 import Http11
+from server.hooks.http_connection import Inbox
 from server.hooks.sockets import (
     CLOSED_HERE,
     SHORT_OF_DESCRIPTORS,
@@ -57,6 +58,8 @@ CLOSE_TIMEOUT_S = 1.0
 """For TLS to say goodbye."""
 LAST_READ_S = 0.5
 """For reading what has come already when a wait is over."""
+LATE_READS = 8
+"""So often, for one request: 64 KiB in records of TLS are four."""
 ACCEPTED_PER_PASS = 32
 """Connections that are accepted before trio's other tasks have a turn: in the system's queue
 everybody waits behind everybody, and here the kinds of requests take turns."""
@@ -88,7 +91,8 @@ class Doors:
     A connection that brings no whole request can be closed without harm: when descriptors are
     short, the one that has waited longest goes, and a client that has something to ask is let
     in instead. When nobody waits, nobody more is let in; calls keep what they have. Whoever has
-    said something that is yet to be read, or to have its turn, is not sent away for it.
+    said something that is yet to be read, or to have its turn, is not sent away for it, once: who
+    says a request bit by bit can be.
     """
 
     def __init__(self) -> None:
@@ -100,6 +104,7 @@ class Doors:
         )
         self._waiting: dict[trio.CancelScope, Connection | None] = {}  # longest first; of whom
         self._unheard: set[trio.CancelScope] = set()  # of them: what they said waits for its turn
+        self._half_said: set[trio.CancelScope] = set()  # of them: they have had a turn
         self._to_begin = 0  # who has been let in, and has not had a pass of trio's since
         self._leaving: dict[object, float] = {}  # who has been sent away, and since when
         self._to_come: set[object] = set()  # of them: those whose places are nobody's yet
@@ -112,18 +117,23 @@ class Doors:
         """A connection that was let in is served from now on."""
         self._to_begin -= 1
 
-    def wait(self, scope: trio.CancelScope, who: Connection | None = None) -> None:
+    def wait(
+        self, scope: trio.CancelScope, who: Connection | None = None, *, half_said: bool = False
+    ) -> None:
         """A connection waits for a request, or the rest of one, from now on; the scope ends it.
 
         Args:
             scope: Ends the wait.
             who: The connection, if it says when it is :meth:`gone`.
+            half_said: It is the rest that it waits for.
         """
         self._waiting[scope] = who
+        (self._half_said.add if half_said else self._half_said.discard)(scope)
 
     def wait_no_more(self, scope: trio.CancelScope) -> None:
         """The connection has brought a whole request, or is over."""
         self._waiting.pop(scope, None)
+        self._half_said.discard(scope)
 
     def gone(self, who: object) -> None:
         """A connection is closed, and its descriptor free."""
@@ -139,8 +149,14 @@ class Doors:
         finally:
             self._unheard.discard(scope)
 
+    def heard(self, scope: trio.CancelScope) -> None:
+        """A connection has had a turn, in which it may have said all of its request, or not."""
+        if scope in self._waiting:
+            self._half_said.add(scope)
+
     def dismiss(self) -> None:
         """Close every connection that waits for a request: the server stops."""
+        self._half_said.clear()
         while self._waiting:
             scope, _ = self._waiting.popitem()
             scope.cancel("the server stops")
@@ -154,8 +170,9 @@ class Doors:
             False where everybody keeps their place: nobody waits for a request.
         """
         descriptor: int | None = stream.socket.fileno()
+        give_up_at = trio.current_time() + MAX_TURN_S
         while not self.admit(descriptor):
-            if not self._are_crowded:
+            if not self._are_crowded or trio.current_time() >= give_up_at:
                 self._note_shed()
                 return False
             await trio.sleep(SHED_PAUSE_S)
@@ -187,16 +204,29 @@ class Doors:
         return self._to_begin > 0 or bool(self._waiting)
 
     def _send_away(self, reason: str) -> object | None:
-        """Send away who has waited longest and says nothing; returns who that was, if anybody."""
-        silent = (each for each in self._waiting.items() if each[0] not in self._unheard)
-        for scope, who in islice(silent, SHED_AT_ONCE):  # to ask the system takes its time
-            if who is None or not who.has_unread():
-                del self._waiting[scope]
+        """Send away who has waited longest and says nothing, or has said half of a request.
+
+        Returns:
+            Who that was, if anybody.
+        """
+        half_said, unheard = self._half_said, self._unheard
+        may_go = (one for one in self._waiting if one in half_said or one not in unheard)
+        for scope in islice(may_go, SHED_AT_ONCE):  # to ask the system takes its time
+            who = self._waiting[scope]
+            if scope in half_said or not self._says_something(who):
+                self.wait_no_more(scope)
                 scope.cancel(reason)
                 if who is not None:
                     self._leaving[who] = trio.current_time()
                 return who or scope
         return None
+
+    def _says_something(self, who: Connection | None) -> bool:
+        try:
+            return who is not None and who.has_unread()
+        except Exception as error:
+            self.note_bug(error)  # which ends one, and not the service
+            return False
 
     def make_room(self, listener: socket.socket) -> None:
         """Free a descriptor, as there is none left to accept a connection with.
@@ -308,52 +338,6 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
         await self._listener.aclose()
 
 
-class _Inbox:
-    """What an app is yet to hear of its request; the end of it always fits."""
-
-    def __init__(self, size: int) -> None:
-        self._in, self._out = trio.open_memory_channel[Any](size)
-        self._last: Any = None
-
-    async def put(self, event: Any) -> None:
-        """Add an event; waits while there are too many, unless nobody reads them any more.
-
-        Without a wait where there is room: a body that has come with its head is then whole
-        before the app is asked, and whoever answers without reading it need not close.
-        """
-        if event["type"].endswith(".disconnect"):
-            self._last = event
-            self._in.close()
-            return
-        try:
-            self._in.send_nowait(event)
-        except trio.WouldBlock:
-            with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
-                await self._in.send(event)
-        except (trio.ClosedResourceError, trio.BrokenResourceError):
-            pass
-
-    async def receive(self) -> Any:
-        """Wait for an event; the end comes as often as it is asked for.
-
-        What is there is given at once: a pass of the scheduler for each would cost more than it.
-        """
-        try:
-            return self._out.receive_nowait()
-        except trio.WouldBlock:
-            pass
-        except trio.EndOfChannel:
-            return self._last
-        try:
-            return await self._out.receive()
-        except trio.EndOfChannel:
-            return self._last
-
-    def close(self) -> None:
-        """Take no more events: the app has ended."""
-        self._out.close()
-
-
 class _Requests(TaskGroup):
     """hypercorn's tasks that ask the app, with a bounded log."""
 
@@ -365,12 +349,12 @@ class _Requests(TaskGroup):
         self, app: Any, config: Any, scope: Any, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Any], Awaitable[None]]:
         """Ask the app; the value is what gives it its events."""
-        inbox = _Inbox(config.max_app_queue_size)
+        inbox = Inbox(config.max_app_queue_size)
         self.spawn(self._ask, app, scope, inbox, send)
         return inbox.put
 
     async def _ask(
-        self, app: Any, scope: Any, inbox: _Inbox, send: Callable[[Any], Awaitable[None]]
+        self, app: Any, scope: Any, inbox: Inbox, send: Callable[[Any], Awaitable[None]]
     ) -> None:
         try:
             await app(scope, inbox.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
@@ -403,6 +387,7 @@ class Connection(TCPServer):
         self._reading = trio.CancelScope()  # ends when there is nothing more to be read
         self._idle = trio.CancelScope()  # one wait for more, which ends when that is due
         self._due_at = math.inf
+        self._late_reads = LATE_READS
         self._turns: Turns = shared_turns()
         self._has_closed = False
         self._is_from_us = False
@@ -416,6 +401,7 @@ class Connection(TCPServer):
         except* Exception as failures:
             self._doors.note_bug(failures)
         finally:
+            self._doors.wait_no_more(self._reading)  # also if an answer's end began another wait
             with trio.CancelScope(shield=True):
                 await self._close()
             self._doors.gone(self)
@@ -475,6 +461,7 @@ class Connection(TCPServer):
 
     def _wait_for_request(self) -> None:
         self._due_at = self._idle.deadline = trio.current_time() + self.config.keep_alive_timeout
+        self._late_reads = LATE_READS
         self._doors.wait(self._reading, self)
 
     async def _read_data(self) -> None:
@@ -498,7 +485,9 @@ class Connection(TCPServer):
             elif self._turns.wait_s(kind) > MAX_TURN_S:
                 return False
         with self._doors.hearing(self._reading):
-            return await self._turns.take(kind)
+            has_turn = await self._turns.take(kind)
+        self._doors.heard(self._reading)
+        return has_turn
 
     @property
     def _is_at_rest(self) -> bool:
@@ -514,7 +503,7 @@ class Connection(TCPServer):
         if isinstance(connection, H11WSConnection) or connection.their_state is h11.IDLE:
             return
         if connection.their_state is h11.SEND_BODY:
-            self._doors.wait(self._reading, self)
+            self._doors.wait(self._reading, self, half_said=True)
         else:
             self._doors.wait_no_more(self._reading)
 
@@ -527,8 +516,9 @@ class Connection(TCPServer):
         self._idle = trio.CancelScope(deadline=self._due_at)
         with self._idle:
             return await self._receive()
-        if not self.has_unread():
+        if not self._late_reads or not self.has_unread():
             return b""
+        self._late_reads -= 1
         with trio.move_on_after(LAST_READ_S):
             return await self._receive()
         return b""
@@ -555,9 +545,9 @@ class Connection(TCPServer):
         elif isinstance(event, Closed):
             await self._end()
         elif isinstance(event, Updated):
-            if event.idle:
+            if event.idle and not self.protocol.has_ended:
                 self._wait_for_request()
-            else:
+            elif not event.idle:
                 self._due_at = self._idle.deadline = math.inf
                 self._doors.wait_no_more(self._reading)
 

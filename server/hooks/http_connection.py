@@ -6,11 +6,14 @@ that news for a client that has gone and cancels the request: the timer never st
 stays open for as long as the client likes, and a server that stops waits for it to the end of its
 grace period. Here the news is not passed on once the response is complete: there is nothing left
 to cancel. ``asgi_http_class`` is Quart's documented seam for this.
+
+:class:`Inbox` is what hypercorn leaves for it to hear.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import trio
 from quart.wrappers import Request, base
@@ -66,3 +69,49 @@ class HttpConnection(TrioASGIHTTPConnection):
         finally:
             # Where there is no such route, its error leads back to it by the frames it has passed.
             request.routing_exception = None
+
+
+class Inbox:
+    """What an app is yet to hear of its request; the end of it always fits."""
+
+    def __init__(self, size: int) -> None:
+        self._in, self._out = trio.open_memory_channel[Any](size)
+        self._last: Any = None
+
+    async def put(self, event: Any) -> None:
+        """Add an event; waits while there are too many, unless nobody reads them any more.
+
+        Without a wait where there is room: a body that has come with its head is then whole
+        before the app is asked, and whoever answers without reading it need not close.
+        """
+        if event["type"].endswith(".disconnect"):
+            self._last = event
+            self._in.close()
+            return
+        try:
+            self._in.send_nowait(event)
+        except trio.WouldBlock:
+            with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+                await self._in.send(event)
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            pass
+
+    async def receive(self) -> Any:
+        """Wait for an event; the end comes as often as it is asked for.
+
+        What is there is given at once: a pass of the scheduler for each would cost more than it.
+        """
+        try:
+            return self._out.receive_nowait()
+        except trio.WouldBlock:
+            pass
+        except trio.EndOfChannel:
+            return self._last
+        try:
+            return await self._out.receive()
+        except trio.EndOfChannel:
+            return self._last
+
+    def close(self) -> None:
+        """Take no more events: the app has ended."""
+        self._out.close()

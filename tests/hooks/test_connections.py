@@ -48,7 +48,7 @@ from server.hooks.connections import FEWEST, Connection, Doors, Listener
 from server.hooks.http11 import MAX_CHUNKS, MAX_HEAD_LINES, Http11, check_upgrade
 from server.hooks.hypercorn_worker import serve_worker
 from server.hooks.sockets import is_readable
-from server.hooks.turns import Kind, Turns
+from server.hooks.turns import MAX_TURN_S, Kind, Turns
 from server.serving.single import listen
 from tests.support.ports import free_port
 from tests.support.serving import serving
@@ -767,6 +767,83 @@ async def test_whoever_has_said_something_that_is_yet_to_be_read_is_not_sent_awa
     client.is_asked = False
     assert doors.admit(60)
     assert asks.cancel_called
+
+
+async def test_who_says_a_request_bit_by_bit_keeps_no_place_by_it(doors):
+    doors.wait(trickles := trio.CancelScope(), client := _Silent())
+    client.is_asked = True
+    assert not doors.admit(60)
+
+    doors.heard(trickles)
+
+    with doors.hearing(trickles):
+        assert doors.admit(60)
+    assert trickles.cancel_called
+
+
+async def test_who_has_had_an_answer_and_asks_again_is_heard_again(doors):
+    doors.wait(asks := trio.CancelScope(), client := _Silent())
+    doors.heard(asks)
+    doors.wait_no_more(asks)
+    doors.wait(asks, client)
+    client.is_asked = True
+
+    assert not doors.admit(60)
+    assert not asks.cancel_called
+
+
+async def test_nobody_is_held_for_long_because_others_wait_for_their_turn(doors, crowded):
+    accepted, is_closed = crowded
+    doors.wait(heard := trio.CancelScope())
+    with doors.hearing(heard):
+        assert not await is_closed()
+        await trio.sleep(MAX_TURN_S)
+
+        assert await is_closed()
+    assert accepted == []
+
+
+async def test_a_bug_in_one_connection_does_not_keep_others_from_coming_in(doors):
+    doors.wait(broken := trio.CancelScope(), object())
+
+    with capture_logs() as lines:
+        assert doors.admit(60)
+
+    assert broken.cancel_called
+    assert [line["log_level"] for line in lines] == ["error"]
+
+
+async def test_who_ends_while_the_last_of_the_answer_is_written_leaves_no_place_taken(
+    monkeypatch, nursery
+):
+    made: list[Doors] = []
+    monkeypatch.setattr(
+        "server.hooks.hypercorn_worker.Doors", lambda: made.append(Doors()) or made[0]
+    )
+
+    async def app(scope, receive, send) -> None:
+        headers = [(b"content-length", b"0"), (b"x", b"y" * 4000)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    listener = listen("127.0.0.1", 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+    async with _served(app, listener) as address:
+        with trio.fail_after(60), trio.socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await client.connect(address)
+            while not made[0]._waiting:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            while made[0]._waiting:  # until an answer is stuck on its way
+                await client.send(b"HEAD / HTTP/1.1\r\n" + HOST + b"\r\n")
+                await trio.sleep(0.02)
+            client.shutdown(socket.SHUT_WR)
+            await trio.sleep(0.1)
+            while await client.recv(65536):
+                pass
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert made[0]._waiting == {}
 
 
 @pytest.fixture
