@@ -250,9 +250,15 @@ cdef class ClientContext:
         return sum(map(len, self._sessions.values()))
 
     cdef int _keep(self, tuple peer, SSL_SESSION* session, double verified_at) except -1:
-        """Keep a session for the peer's next connection, a bounded number; takes it over."""
-        cdef _Session kept = _Session.__new__(_Session)
+        """Keep a session for the peer's next connection, a bounded number; takes it over, whatever
+        comes of it."""
+        cdef _Session kept
         cdef list sessions
+        try:
+            kept = _Session.__new__(_Session)
+        except MemoryError:
+            SSL_SESSION_free(session)
+            raise
         kept.session, kept.verified_at = session, verified_at
         if not SSL_SESSION_is_resumable(session):
             return 0
@@ -427,17 +433,19 @@ cdef class SecureSocket(Descriptor):
     def close(self):
         """Say goodbye if that can be said at once, and close the socket; again does nothing."""
         self.number = -1
-        if self._ssl != NULL:
-            if self._fault == SSL_ERROR_NONE and SSL_is_init_finished(self._ssl):
-                ERR_clear_error()
-                SSL_shutdown(self._ssl)
-                ERR_clear_error()
-            if self._fault != SSL_ERROR_SSL:
-                # A line that was lost leaves its session sound: that is what is to be resumed.
-                SSL_set_shutdown(self._ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN)
-            self._collect()
+        try:
+            if self._ssl != NULL:
+                if self._fault == SSL_ERROR_NONE and SSL_is_init_finished(self._ssl):
+                    ERR_clear_error()
+                    SSL_shutdown(self._ssl)
+                    ERR_clear_error()
+                if self._fault != SSL_ERROR_SSL:
+                    # A line that was lost leaves its session sound: that is what is to be resumed.
+                    SSL_set_shutdown(self._ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN)
+                self._collect()
+        finally:
             self._free()
-        self._sock.close()
+            self._sock.close()
 
     # -- facts of the handshake ------------------------------------------------------------
 
@@ -593,11 +601,14 @@ cdef class SecureSocket(Descriptor):
         return 0
 
     cdef int _collect(self) except -1:
-        """Keep the session that the peer has offered, if it has."""
+        """Keep the session that the peer has offered, if it has, and there is memory for it."""
         cdef SSL_SESSION* fresh = self._fresh
         if fresh != NULL:
             self._fresh = NULL
-            self._context._keep(self._peer, fresh, self._verified_at)
+            try:
+                self._context._keep(self._peer, fresh, self._verified_at)
+            except MemoryError:
+                pass  # the next connection is verified again, and this one goes on
         return 0
 
     cdef void _free(self) noexcept:

@@ -522,6 +522,30 @@ def test_sessions_that_nobody_takes_are_bounded(authority, link):
     assert ours.resumable == 32
 
 
+# -- without memory -------------------------------------------------------------------------
+
+
+def test_what_is_said_is_heard_though_there_is_no_memory_to_keep_the_session(authority, link):
+    testing = pytest.importorskip("_testcapi")
+    ours, theirs = authority.compiled(), authority.server(version=TLS_1_3)
+    heard, kept = [], []
+
+    for lacks in (1, 2, 3, 4):  # the first is for what is heard
+        linked = link(ours, theirs)
+        linked.server.far.sendall(linked.server.sealed(b"hello"))
+        receive, before = linked.ours.recv, ours.resumable
+        testing.set_nomemory(lacks, lacks + 1)
+        try:
+            data = receive(5)
+        finally:
+            testing.remove_mem_hooks()
+        heard.append(data)
+        kept.append(ours.resumable > before)
+
+    assert heard == [b"hello"] * 4
+    assert not all(kept)
+
+
 # -- what Python's servers cannot do ----------------------------------------------------------
 
 

@@ -157,6 +157,25 @@ def test_the_pump_writes_to_tls_itself_and_loses_nothing_when_that_is_full(model
     assert b"".join(heard) == said
 
 
+@pytest.mark.parametrize("lacks", range(6))
+def test_a_line_is_closed_whichever_memory_there_is_none_for(authority, phone, lacks):
+    testing = pytest.importorskip("_testcapi")
+    model = model_of(authority)
+    pump, _ = pumps_of(model, open_path(), Descriptor(phone[0].fileno()))
+    pump.run(0.0)  # has read the sessions that the model offers
+    close = model.ours.close
+
+    testing.set_nomemory(lacks, lacks + 1)
+    try:
+        close()
+    finally:
+        testing.remove_mem_hooks()
+
+    assert model.ours.fileno() == -1
+    assert model.ours.version() is None
+    model.close()
+
+
 @pytest.mark.parametrize("how", ["goodbye", "tampered"])
 def test_the_pump_leaves_to_python_what_comes_behind_audio(model, phone, how):
     path = open_path()
