@@ -21,6 +21,13 @@ def _add(connection: sql.Connection, column: sql.Column[Any], ddl: str) -> None:
         connection.exec_driver_sql(f"ALTER TABLE {calls.name} ADD COLUMN {column.name} {ddl}")
 
 
+def _add_indexes(connection: sql.Connection, *names: str) -> None:
+    """Add the indexes that begin with these columns, unless they are there."""
+    for index in calls.indexes:
+        if next(iter(index.columns)).name in names:
+            index.create(connection, checkfirst=True)
+
+
 def _add_generation(connection: sql.Connection) -> None:
     """What is there was written by the only process that had the call."""
     _add(connection, calls.c.generation, "INTEGER NOT NULL DEFAULT 1")
@@ -34,13 +41,13 @@ def _add_agent(connection: sql.Connection) -> None:
 def _add_outcome(connection: sql.Connection) -> None:
     """What calls have brought stands among their details, and lists are looked through for more."""
     _add(connection, calls.c.outcome_complete, "BOOLEAN")
-    for index in calls.indexes:
-        index.create(connection, checkfirst=True)
+    _add_indexes(connection, "agent", "number", "reason")
 
 
 def _add_trouble(connection: sql.Connection) -> None:
     """Only the ends of calls told of it."""
     _add(connection, calls.c.had_trouble, "BOOLEAN")
+    _add_indexes(connection, "had_trouble")
 
 
 MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sql
 
-from server.records.tables import SUMMARY, calls, requests, storable
+from server.records.tables import HAD_TROUBLE, SUMMARY, calls, requests, storable
 from server.records.words import Wanted
 
 DELETE = sql.delete(calls).where(calls.c.call_sid.in_(sql.bindparam("names", expanding=True)))
@@ -90,7 +90,7 @@ def wanted_only(query: sql.Select[Any], wanted: Wanted) -> sql.Select[Any]:
         query = query.where(cost_usd <= wanted.max_cost_usd)
     if wanted.troubles:
         by_end = columns.reason.in_(wanted.troubles)
-        query = query.where(sql.or_(columns.had_trouble.is_(True), by_end))
+        query = query.where(sql.or_(HAD_TROUBLE, by_end))  # an index for each
     for name, values in wanted.one_of.items():
         fitted = [storable(value) if isinstance(value, str) else value for value in values]
         query = query.where(columns[name].in_(fitted))

@@ -46,6 +46,16 @@ calls = sql.Table(
     sql.Index("offhook_calls_of_number", "number", "created_at", "call_sid"),
     sql.Index("offhook_calls_of_reason", "reason", "created_at", "call_sid"),
 )
+HAD_TROUBLE = calls.c.had_trouble == sql.true()
+"""In the very words of the index: by others, such as IS TRUE, no database finds it."""
+sql.Index(
+    "offhook_calls_with_trouble",
+    calls.c.had_trouble,
+    calls.c.created_at,
+    calls.c.call_sid,
+    sqlite_where=HAD_TROUBLE,
+    postgresql_where=HAD_TROUBLE,
+)
 requests = sql.Table(
     "offhook_requests",
     tables,

@@ -44,11 +44,12 @@ from tests.records.test_records import (
     running,
     until,
     url,
+    url_of_postgresql,
 )
 from tests.support.databases import postgresql
 from tests.support.processes import FLUSHES_SHORTLY, server_process
 
-__all__ = ["file_url", "impatient", "postgresql_url", "url"]  # fixtures
+__all__ = ["file_url", "impatient", "postgresql_url", "url", "url_of_postgresql"]  # fixtures
 pytestmark = pytest.mark.sockets
 SERVERS = ["sqlite", "postgresql"]
 

@@ -72,20 +72,25 @@ def postgresql_url():
         yield url
 
 
+@pytest.fixture
+def url_of_postgresql(postgresql_url):
+    """Without our tables."""
+    engine = sql.create_engine(postgresql_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.execute(
+            sql.text(
+                "DROP TABLE IF EXISTS "
+                "offhook_calls, offhook_events, offhook_requests, offhook_schema"
+            )
+        )
+    engine.dispose()
+    return postgresql_url
+
+
 @pytest.fixture(params=["sqlite", "memory", "postgresql"])
 def url(request, tmp_path):
     if request.param == "postgresql":
-        found = request.getfixturevalue("postgresql_url")
-        engine = sql.create_engine(found.replace("postgresql:", "postgresql+psycopg:"))
-        with engine.begin() as connection:
-            connection.execute(
-                sql.text(
-                    "DROP TABLE IF EXISTS "
-                    "offhook_calls, offhook_events, offhook_requests, offhook_schema"
-                )
-            )
-        engine.dispose()
-        return found
+        return request.getfixturevalue("url_of_postgresql")
     return "sqlite://" if request.param == "memory" else f"sqlite:///{tmp_path}/offhook.db"
 
 
@@ -507,8 +512,11 @@ async def test_the_fifth_versions_records_say_nothing_in_lists_of_what_they_have
     async with running(url) as records:
         records.keep(record(1, outcome=brought))
         await records.wait_saved()
-        dropped = (f"DROP INDEX offhook_calls_of_{name}" for name in ("agent", "number", "reason"))
-        put_back(records, 5, *dropped, "ALTER TABLE offhook_calls DROP COLUMN outcome_complete")
+        names = ("of_agent", "of_number", "of_reason", "with_trouble")
+        dropped = [f"DROP INDEX offhook_calls_{name}" for name in names]
+        for column in ("outcome_complete", "had_trouble"):
+            dropped.append(f"ALTER TABLE offhook_calls DROP COLUMN {column}")
+        put_back(records, 5, *dropped)
     async with running(url) as records:
         there = await records.get(record(1)["call_sid"])
         records.keep(record(2, outcome=brought, outcome_complete=True))
@@ -531,14 +539,21 @@ async def test_the_sixth_versions_records_had_the_trouble_that_their_ends_tell_o
         records.keep(record(1, reason="model-silent"))
         records.keep(record(2))
         await records.wait_saved()
-        put_back(records, 6, "ALTER TABLE offhook_calls DROP COLUMN had_trouble")
+        put_back(
+            records,
+            6,
+            "DROP INDEX offhook_calls_with_trouble",
+            "ALTER TABLE offhook_calls DROP COLUMN had_trouble",
+        )
     async with running(url) as records:
         there = await records.get(record(2)["call_sid"])
         records.keep(record(3, had_trouble=True))
         await records.wait_saved()
         rows = await records.page(10, None, Wanted(troubles=("model-silent",)))
+        indexes = sql.inspect(records._database._engine).get_indexes("offhook_calls")
 
     assert there == record(2)
+    assert {index["name"] for index in indexes} == {index.name for index in calls.indexes}
     assert [row["call_sid"] for row in rows] == [record(n)["call_sid"] for n in (3, 1)]
 
 
@@ -554,6 +569,41 @@ async def test_few_of_many_calls_are_found_without_looking_at_all(file_url, name
 
     assert f"INDEX offhook_calls_of_{name}" in str(plan)
     assert "TEMP B-TREE" not in str(plan)
+
+
+@pytest.mark.parametrize("server", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("base", ["first page", "next page", "timings"])
+async def test_few_calls_with_trouble_are_found_without_looking_at_all(server, base, request):
+    url = request.getfixturevalue("file_url" if server == "sqlite" else "url_of_postgresql")
+    page, facts = {
+        "first page": (statements.PAGE, {}),
+        "next page": (statements.PAGE_BEFORE, {"before": BEGAN + 4_000.0, "before_sid": "CA"}),
+        "timings": (statements.TIMINGS, {}),
+    }[base]
+    query = statements.wanted_only(page, Wanted(troubles=("model-silent", "failed")))
+    ends = {7: {"had_trouble": True}, 8: {"reason": "failed"}, 9: {"had_trouble": True}}
+    many = [record(number, **ends.get(number, {"had_trouble": False})) for number in range(5_000)]
+    database = Database(database_url(url))
+    database.write(many)
+    engine = database._engine
+    literal = str(
+        query.params(most=2, **facts).compile(engine, compile_kwargs={"literal_binds": True})
+    ).replace("%", "%%")
+
+    with engine.begin() as connection:
+        if server == "postgresql":
+            connection.exec_driver_sql("ANALYZE offhook_calls")
+        explain = "EXPLAIN" if server == "postgresql" else "EXPLAIN QUERY PLAN"
+        plan = str(connection.exec_driver_sql(f"{explain} {literal}").fetchall())
+        rows = connection.execute(query, {"most": 2, **facts}).fetchall()
+    database.close()
+
+    assert "offhook_calls_with_trouble" in plan
+    assert "offhook_calls_of_reason" in plan
+    assert "offhook_calls_newest" not in plan
+    assert "SCAN offhook_calls" not in plan
+    assert "Seq Scan" not in plan
+    assert [row.call_sid for row in rows] == [record(number)["call_sid"] for number in (9, 8)]
 
 
 async def test_a_record_of_before_there_were_agents_is_taken_with_one_of_today(url):
