@@ -30,6 +30,8 @@ class Finding:
     found: str
     todo: str = ""
     """What to do about it; empty if nothing."""
+    was_asked: bool = True
+    """Whether it was tried at all; it is worth asking again soon if not."""
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -111,7 +111,8 @@ def of_untried_model(name: str, agent: str, refused: CallRefused) -> Finding:
         refused: Why.
     """
     found = f"{agent} and those after it were not tried: {refused}"
-    return Finding(f"model {name}", State.DOUBT, found, "check again when fewer calls are live")
+    todo = "check again when fewer calls are live; it takes two free ones of MAX_MODEL_SESSIONS"
+    return Finding(f"model {name}", State.DOUBT, found, todo, was_asked=False)
 
 
 def of_number(

@@ -12,14 +12,13 @@ from quart_schema import document_response
 
 from server.checkup import Finding, all_is_well
 from server.checkup.asking import look
-from server.errors import CallRefused
 from server.service import Service
-from server.web.api import Answer, error_body, refusal, retry_after
+from server.web.api import Answer, error_body, retry_after
 from server.web.calls_api import may_fail
 
 KEPT_S = 60.0
 """For so long an answer is given again: each costs sessions with the model, and its turn at others'
-services."""
+services. One in which a model was not tried, as calls need its sessions, is not."""
 WAIT_S = 60.0
 """For so long whoever asks waits for an answer, their own or another's: each question has 20 s."""
 PAUSE_S = 5.0
@@ -54,7 +53,7 @@ def add_check(app: Quart, service: Service) -> None:
 
     @app.post("/check")
     @document_response(Checked)
-    @may_fail(401, 403, 409, 503)
+    @may_fail(401, 403, 409)
     async def check() -> Any:
         """Try every account, number and address that is set, once; nothing is changed."""
         asked_at = trio.current_time()
@@ -63,10 +62,6 @@ def add_check(app: Quart, service: Service) -> None:
                 if under_way:  # somebody else's, which may fail or be given up
                     await under_way[0].wait()
                     continue
-                try:
-                    service.calls.admission.check_sessions(calls())
-                except CallRefused as refused:
-                    return refusal(refused).response()
                 await ask()
             return told()
         body = error_body("in-progress", "everything is being asked just now")
@@ -75,14 +70,13 @@ def add_check(app: Quart, service: Service) -> None:
     def is_known(asked_at: float) -> bool:
         if not newest:
             return False
-        found_at, _ = newest[0]
-        return found_at >= asked_at or trio.current_time() < found_at + KEPT_S
-
-    def calls() -> int:
-        return service.calls.live_count + service.cluster.live_elsewhere
+        found_at, found = newest[0]
+        is_kept = all(finding.was_asked for finding in found)
+        return found_at >= asked_at or (is_kept and trio.current_time() < found_at + KEPT_S)
 
     def room() -> AbstractContextManager[None]:
-        return service.calls.admission.trial_session(calls())
+        calls = service.calls.live_count + service.cluster.live_elsewhere
+        return service.calls.admission.trial_session(calls)
 
     async def ask() -> None:
         over = trio.Event()

@@ -312,7 +312,7 @@ class Admission:
                 status=503,
                 retry_after_s=10,
             )
-        self.check_sessions(calls)
+        self._check_sessions(calls)
         if self._lag.lag_s > limits.max_loop_lag_s:
             raise CallRefused(
                 f"the server is overloaded: {self._lag.lag_s * 1000:.0f} ms late",
@@ -324,19 +324,14 @@ class Admission:
         self._room.check(len(self.setups))
         self.account_pause.check(now)
 
-    def check_sessions(self, calls: int) -> None:
-        """Whether there may be one more session with the model.
-
-        Args:
-            calls: How many there are, each with a session of its own.
-
-        Raises:
-            CallRefused: No.
-        """
-        most = self._limits.max_model_sessions
-        if most is not None and calls + self._trial_sessions >= most:
+    def _check_sessions(self, calls: int, *, left: int = 0) -> None:
+        """Whether there may be one more session with the model, and so many are left then."""
+        most, used = self._limits.max_model_sessions, calls + self._trial_sessions
+        if most is not None and used + left >= most:
             raise CallRefused(
-                f"all {most} model sessions are in use",
+                f"all {most} model sessions are in use"
+                if used >= most
+                else f"{used} of {most} model sessions are in use, and {left} is left for a caller",
                 reason="model-sessions",
                 status=503,
                 retry_after_s=10,
@@ -344,12 +339,15 @@ class Admission:
 
     @contextmanager
     def trial_session(self, calls: int) -> Generator[None]:
-        """Have a session with the model that is no call's, while this lasts.
+        """Have a session with the model that is no call's, while this lasts; a call finds one more.
+
+        Args:
+            calls: How many there are, each with a session of its own.
 
         Raises:
-            CallRefused: There is none to be had; see :meth:`check_sessions`.
+            CallRefused: There is none to be had.
         """
-        self.check_sessions(calls)
+        self._check_sessions(calls, left=1)
         self._trial_sessions += 1
         try:
             yield

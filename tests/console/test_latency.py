@@ -18,6 +18,7 @@ from server.errors import CallRefused
 from server.settings.settings import Settings
 from server.web.keys import READ, hash_key
 from tests.support.access import SIMULATED
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.sockets
 
@@ -172,14 +173,13 @@ async def test_two_who_ask_at_once_have_one_check_whoever_of_them_gives_up(monke
     assert all(answer["findings"] == answers[0]["findings"] for answer in answers)
 
 
-async def test_a_check_takes_no_session_that_calls_have_and_counts_as_one_while_it_lasts(
-    monkeypatch,
-):
+async def test_a_check_counts_as_a_session_while_it_lasts_and_leaves_one_for_a_caller(monkeypatch):
     taken = []
 
     async def look(settings: Any, accounts: Any, agents: Any, room: Any) -> Any:
         with room():
-            for ask in (room, partial(admission.check, 1, trio.current_time())):
+            admission.check(1, trio.current_time())
+            for ask in (room, partial(admission.check, 2, trio.current_time())):
                 with pytest.raises(CallRefused) as refused, ask() or nullcontext():
                     pass
                 taken.append(refused.value.reason)
@@ -189,24 +189,46 @@ async def test_a_check_takes_no_session_that_calls_have_and_counts_as_one_while_
 
     look_at_all = check.look
     monkeypatch.setattr(check, "look", look)
-    limits = {"max_model_sessions": 2}
+    limits = {"max_model_sessions": 3}
     app = create_app(Settings.load(_env_file=None, **SIMULATED, **limits, database_url="sqlite://"))
     async with app.test_app():
         calls, client = app.service.calls, app.test_client()
         admission = calls.admission
-        first = await calls.place("+15005550105", Agent())
+        call = await calls.place("+15005550105", Agent())
         answer = await client.post("/check")
-        second = await calls.place("+15005550105", Agent())
-        monkeypatch.setattr(check, "KEPT_S", 0.0)
-        full = await client.post("/check")
-        for call in (first, second):
-            call.end(EndReason.HUNG_UP)
-            await call.finished.wait()
+        call.end(EndReason.HUNG_UP)
+        await call.finished.wait()
 
     assert taken == ["model-sessions", "model-sessions", "free again"]
     assert answer.status_code == 200
-    assert (full.status_code, (await full.get_json())["error"]) == (503, "model-sessions")
-    assert full.headers["Retry-After"] == "10"
+    assert (await answer.get_json())["ok"]
+
+
+@pytest.mark.parametrize("live", [1, 2])
+async def test_while_calls_need_the_models_sessions_all_else_is_asked(live, tmp_path):
+    given = {
+        "max_model_sessions": 2,
+        "database_url": f"sqlite:///{tmp_path}/offhook.db",
+        "public_url": f"http://127.0.0.1:{free_port()}",  # nobody is there
+    }
+    app = create_app(Settings.load(_env_file=None, **SIMULATED | given))
+
+    async def found() -> dict[str, str]:
+        body = await (await client.post("/check")).get_json()
+        return {each["subject"].partition(" ")[0]: each["state"] for each in body["findings"]}
+
+    async with app.test_app():
+        calls, client = app.service.calls, app.test_client()
+        live_ones = [await calls.place("+15005550105", Agent()) for _ in range(live)]
+        full = await found()
+        for call in live_ones:
+            call.end(EndReason.HUNG_UP)
+            await call.finished.wait()
+        free = await found()
+
+    assert full["model"] == "doubt"
+    assert (full["database"], full["PUBLIC_URL"]) == ("ok", "failed")
+    assert free == {**full, "model": "ok"}
 
 
 async def test_everything_that_is_set_is_tried_once_by_whoever_may_change_something():
