@@ -26,6 +26,8 @@ class SpeechEnded:
     """When that was certain: after the silence."""
     sure: bool | None = None
     """Whether a judge of voices was sure of a voice in it; None where none has heard it."""
+    goes_on: bool = False
+    """Whether a lower voice goes on: somebody else's, or the caller's, which is to be seen."""
 
 
 @dataclass(frozen=True, slots=True)

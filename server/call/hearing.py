@@ -372,7 +372,7 @@ class Hearing:
                 if c.line is not None:
                     c.line.news.set()  # its silence may have to be heard
                 replies.caller_started()
-            case SpeechEnded(at=at, speech_s=speech_s, sure=sure):
+            case SpeechEnded(at=at, speech_s=speech_s, sure=sure, goes_on=goes_on):
                 agent_until = c.playout.audible_until(now)
                 if not self.telling.is_told(found, now, agent_until):
                     speech_s = 0.0
@@ -381,7 +381,7 @@ class Hearing:
                     speech_s=speech_s,
                     agent_until=agent_until,
                     sure=sure,
-                    may_hasten=not c.session.text_interrupts,
+                    may_hasten=not (goes_on or c.session.text_interrupts),
                 )
                 replies.caller_ended(at, now)
                 self._playing.let_out()  # the greeting may have waited for this
@@ -456,6 +456,10 @@ class Telling:
         if self._told is None or self._conversation.opening.holding:
             return True
         at, speech_s = ended.at, ended.speech_s
+        if ended.goes_on and self._told.may_go_on(at):
+            if self._conversation.line is not None:
+                self._conversation.line.news.set()  # it has to end in time
+            return True
         self._tell(self._told.ended(at, now, speech_s=speech_s, agent_until=agent_until))
         return self._told.take_known()
 
@@ -475,6 +479,7 @@ class Telling:
             self._tell(told.again(now, agent_until=agent_until))
             return
         self._tell(told.overdue(now) if c.ear.caller_speaks else told.close())
+        told.take_known()
         c.turns.caller_ended(now, now, speech_s=MAX_TURN_S, agent_until=agent_until)
         c.turn_changed.set()
 

@@ -108,7 +108,7 @@ class Watch:
         c = self._conversation
         was_speaking = c.turns.caller_speaking
         decision = c.turns.decide(now, agent_until=agent_until)
-        if was_speaking and not c.turns.caller_speaking:
+        if not c.turns.caller_speaking and (was_speaking or decision is not None):
             self._telling.disbelieve()  # nobody answers in the middle of a turn of the caller's
         return decision
 

@@ -15,6 +15,9 @@ MAX_TURN_S = 30.0
 AGAIN_S = 1.5
 """So long the model has to begin its answer to a turn that was closed while the caller went on;
 then what goes on is another turn. With :data:`BEFORE_S` it is less than is kept of the audio."""
+LOWER_S = 3.0
+"""So long after what was said it is certain whether a lower voice that goes on is the caller's: the
+ear takes 2.5 s, and people make pauses."""
 SHORTEST_S = 0.2
 """Speech that is worth a turn when it is over before it was told."""
 NEVER = float("inf")
@@ -47,6 +50,7 @@ class CallerTurns:
         self._began_at: float | None = None  # speech that is not told yet
         self._told_at: float | None = None
         self._again_at = NEVER
+        self._over_at = NEVER  # the turn, if nothing more is heard of it
         self._is_known = False  # what is being said, or a part of it
 
     @property
@@ -61,12 +65,12 @@ class CallerTurns:
             agent_until: Until when the agent is heard: what goes on over it is not told again.
         """
         if self._told_at is not None:
-            return self._told_at + MAX_TURN_S
+            return min(self._told_at + MAX_TURN_S, self._over_at)
         return max(self._again_at, agent_until) if self._again_at < NEVER else NEVER
 
     def is_over(self, now: float) -> bool:
-        """Whether the turn has lasted for longer than any."""
-        return self._told_at is not None and now >= self._told_at + MAX_TURN_S
+        """Whether the turn has lasted for longer than any, or its end was waited for in vain."""
+        return self._told_at is not None and now >= min(self._told_at + MAX_TURN_S, self._over_at)
 
     def overdue(self, now: float) -> Told:
         """The turn has lasted for longer than any: what goes on of it is another."""
@@ -98,11 +102,24 @@ class CallerTurns:
     def started(self, at: float, now: float, *, agent_heard: bool) -> Told:
         """The caller has begun to speak at this time."""
         self._began_at = at
-        return () if agent_heard and self._wait_for_cut else self._begin(now)
+        if agent_heard and self._wait_for_cut:
+            return ()
+        self._over_at = NEVER
+        return self._begin(now)
 
     def cut(self, now: float) -> Told:
         """The agent has been interrupted by what the caller says."""
+        self._over_at = NEVER
         return self._begin(now)
+
+    def may_go_on(self, at: float) -> bool:
+        """The caller has stopped at this time, or speaks lower: their turn is not over yet.
+
+        Returns:
+            Whether it is waited for which it is; not where the model was told of no turn.
+        """
+        self._over_at = at + LOWER_S if self.is_on else NEVER
+        return self.is_on
 
     def ended(self, at: float, now: float, *, speech_s: float, agent_until: float) -> Told:
         """The caller has stopped at this time, which is certain now.
@@ -127,6 +144,7 @@ class CallerTurns:
 
     def close(self) -> Told:
         """Whatever the caller does, they are in no turn any more."""
+        self._over_at = NEVER
         if self._told_at is None:
             return ()
         self._told_at = None

@@ -36,14 +36,21 @@ own loudest sounds are above it even when they speak 9 dB lower than before."""
 NEAR_DB = 10.0
 """What is no further under it may be the caller, who has moved."""
 BEHIND_DB = 8.0
-"""So far under what was just said, and is not answered yet, it is somebody else who goes on, and
-the caller has ended: a television would have them speak for ever, with a model that owes a word."""
+"""So far under what was just said, and is not answered yet, it may be somebody else who goes on,
+and an answer is owed: with a television the caller would speak for ever, and none ever would be."""
 BEHIND_HOPS = 6
 """The mean of so many, 0.2 s: single sounds of anybody are louder, or lower, than that."""
 BEHIND_S = 0.2
-"""So much longer than silence it takes until they have: some end their sentences low."""
+"""So much longer than silence it takes until it is: some end their sentences low."""
 BEHIND_FOR_S = 8.0
 """So long after what was said; by then the model is asked for its answer."""
+LOWER_DB = 12.0
+"""What goes on no further under it, on the average, is the caller, who speaks lower now: they may
+have called out, or turned away. A television in the same room is lower than that."""
+LOWER_S = 2.5
+"""That is known so long after what was louder, ..."""
+LOWER_VOICE_S = 1.0
+"""... from so much voice."""
 LEARNT_S = 0.3
 """So much voice in a turn tells how loud its speaker is."""
 LEARNS = 0.3
@@ -87,7 +94,9 @@ class Verdicts:
         self._energies = deque([0.0], maxlen=BEHIND_HOPS)
         self._said_dbfs = float("-inf")  # by whoever was surely heard last
         self._said_at = float("-inf")
-        self._goes_on_low = False  # since then
+        self._low_at = float("-inf")  # when a voice far under that was heard last
+        self._low_hops = 0  # of it, since the caller was heard
+        self._low_energy = 0.0
         self._held_s = self._voiced_s = self._quiet_s = 0.0
         self._is_certain = False  # that it was a voice for which the agent is held
         self._not_before = float("-inf")
@@ -127,8 +136,7 @@ class Verdicts:
             probability = 0.0  # where the agent is silent, a caller who speaks low may be meant
         self._energies.append(math.pow(10.0, level_dbfs / 10.0))
         if not agent_heard and self._is_behind(at, agent_until):
-            speaks = False
-            self._goes_on_low = self._goes_on_low or probability >= LOOSE
+            speaks = self._is_lower(probability, at)
         elif self.speaking:
             speaks = probability >= LOOSE
         elif agent_heard:
@@ -138,7 +146,7 @@ class Verdicts:
             speaks = probability >= LOOSE or likely
         if speaks:
             self.last_at = at
-            self._goes_on_low = False
+            self._low_hops, self._low_energy = 0, 0.0
             self._speech_s += HOP_S
             if not self.speaking:
                 self.speaking = True
@@ -150,10 +158,12 @@ class Verdicts:
                 self._energy += self._energies[-1]
                 if self._sure_hops * HOP_S >= LEARNT_S:
                     self._said_dbfs, self._said_at = self._mean_dbfs(), at
-        elif self.speaking and at - self.last_at >= self._end_s():
-            self.speaking = False
-            sure = self._sure_hops >= SURE_HOPS
-            found.append(SpeechEnded(self.last_at, self._speech_s, at, sure))
+        elif self.speaking and at - self.last_at >= self._end_silence_s:
+            goes_on = at - self._low_at < self._end_silence_s
+            if not goes_on or at - self.last_at >= self._end_silence_s + BEHIND_S:
+                self.speaking = False
+                sure = self._sure_hops >= SURE_HOPS
+                found.append(SpeechEnded(self.last_at, self._speech_s, at, sure, goes_on))
         may_hold = agent_heard and may_stop and probability >= strict
         certain = probability >= (strict if is_quiet else CERTAIN)
         if self._barge_in and (stop := self._stop(probability, at, may_hold, certain)):
@@ -175,16 +185,34 @@ class Verdicts:
         """How loud what was surely said in this turn is, on the average."""
         return 10.0 * math.log10(self._energy / self._sure_hops)
 
-    def _end_s(self) -> float:
-        """How long the caller has not been heard when they have ended."""
-        return self._end_silence_s + (BEHIND_S if self._goes_on_low else 0.0)
-
     def _is_behind(self, at: float, agent_until: float) -> bool:
         """Whether what goes on is far under what was said last, and nobody has answered that."""
         if agent_until > self._said_at or at - self._said_at > BEHIND_FOR_S:
             return False
         mean = sum(self._energies) / len(self._energies)
         return mean < math.pow(10.0, (self._said_dbfs - BEHIND_DB) / 10.0)
+
+    def _is_lower(self, probability: float, at: float) -> bool:
+        """Whether what goes on low is, by now, the caller, whose level it is from now on."""
+        if probability >= LOOSE:
+            self._low_at = at
+        if probability >= VOICED:
+            self._low_hops += 1
+            self._low_energy += self._energies[-1]
+        is_enough = self._low_hops * HOP_S >= LOWER_VOICE_S and at - self.last_at >= LOWER_S
+        if not is_enough or probability < VOICED:
+            return False
+        low_dbfs = 10.0 * math.log10(self._low_energy / self._low_hops)
+        if low_dbfs < self._said_dbfs - LOWER_DB:
+            return False
+        self._said_dbfs, self._said_at = low_dbfs, at
+        if self.caller_dbfs is not None:  # they are to be able to interrupt the agent, too
+            self.caller_dbfs = min(self.caller_dbfs, low_dbfs)
+        return True
+
+    def _forget_said(self) -> None:
+        """What was said last is nothing to compare a voice with."""
+        self._said_dbfs = self._said_at = self._low_at = float("-inf")
 
     def _is_far(self, level_dbfs: float) -> bool:
         return self.caller_dbfs is not None and level_dbfs < self.caller_dbfs - FAR_DB
@@ -231,6 +259,7 @@ class Verdicts:
         if self.holding:
             found.append(Stop.RESUME)
         self.speaking = self.holding = False
+        self._forget_said()
         return found
 
     def was_echo(self, at: float) -> list[SpeechEnded | Stop]:
@@ -246,4 +275,5 @@ class Verdicts:
             found.append(Stop.RESUME)
         self.speaking = self.holding = False
         self.last_at = float("-inf")
+        self._forget_said()
         return found

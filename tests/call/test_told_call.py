@@ -14,7 +14,7 @@ from server.carrier import StreamStopped
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import BELIEVED_S, Patience
 from server.simulators.phone import load_speech
-from server.voice.told import AGAIN_S, MAX_TURN_S
+from server.voice.told import AGAIN_S, LOWER_S, MAX_TURN_S
 from tests.support.calls_on_a_rig import SECOND_PCM, Rig
 from tests.support.fakes import MemoryMedia
 
@@ -171,3 +171,40 @@ async def test_a_word_over_the_last_one_of_the_agents_is_told_and_owed_an_answer
 
     assert call.told == ["begins", "ends"]
     assert call.conversation.turns.is_busy
+
+
+def judged(call: Told, *found: SpeechStarted | SpeechEnded) -> None:
+    """A judge of voices has found this."""
+    call.conversation.ear.on_found(found)
+
+
+def gone_on_low(now: float) -> SpeechEnded:
+    return SpeechEnded(now - 0.7, 1.3, now, sure=True, goes_on=True)
+
+
+async def test_the_model_answers_nobody_who_goes_on_lower(autojump_clock, call):
+    judged(call, SpeechStarted(trio.current_time()))
+    await trio.sleep(2.0)
+    judged(call, gone_on_low(trio.current_time()))
+    await trio.sleep(1.9)
+    judged(call, SpeechStarted(trio.current_time()))  # it is the caller, who is lower now
+    await trio.sleep(5.0)
+
+    assert call.told == ["begins"]
+    assert call.session.texts == []
+
+
+async def test_a_television_ends_the_callers_turn_when_it_is_sure_not_to_be_them(
+    autojump_clock, call
+):
+    judged(call, SpeechStarted(trio.current_time()))
+    await trio.sleep(2.0)
+    ended_at = trio.current_time() - 0.7
+    judged(call, gone_on_low(trio.current_time()))
+    await trio.sleep(20.0)
+
+    (_, _), (told_at, _) = call.session.told
+    assert call.told == ["begins", "ends"]
+    assert told_at == pytest.approx(ended_at + LOWER_S)
+    (asked_at, _), *_ = call.session.texts
+    assert asked_at == pytest.approx(told_at + QUIET.reply_timeout_s)

@@ -8,6 +8,7 @@ from server.model.lasting.told_turns import MAX_BEFORE_S
 from server.voice.told import (
     AGAIN_S,
     BEFORE_S,
+    LOWER_S,
     MAX_TURN_S,
     NEVER,
     CallerTurns,
@@ -154,3 +155,33 @@ def test_what_was_held_is_a_turn_of_its_own_unless_one_is_told_already():
     assert told.released(3.0) == (TurnBegins(0.0),)
     assert told.released(3.1) == ()
     assert told.close() == (TurnEnds(),)
+
+
+def test_a_turn_after_which_a_lower_voice_goes_on_is_over_when_that_is_not_the_callers():
+    told = turns()
+    told.started(1.0, 1.1, agent_heard=False)
+
+    assert told.may_go_on(2.0)
+    assert told.next_due(0.0) == 2.0 + LOWER_S
+    assert not told.is_over(2.0 + LOWER_S - 0.1)
+    assert told.is_over(2.0 + LOWER_S)
+    assert told.close() == (TurnEnds(),)
+    assert told.next_due(0.0) == NEVER
+
+
+def test_a_caller_who_goes_on_lower_is_in_the_same_turn():
+    told = turns()
+    told.started(1.0, 1.1, agent_heard=False)
+    told.may_go_on(2.0)
+
+    assert told.started(4.5, 4.6, agent_heard=False) == ()
+    assert not told.is_over(2.0 + LOWER_S)
+    assert told.ended(8.0, 8.5, speech_s=3.0, agent_until=0.0) == (TurnEnds(),)
+
+
+def test_nobody_waits_for_the_end_of_what_was_not_told():
+    told = turns()
+    told.started(1.0, 1.1, agent_heard=True)
+
+    assert not told.may_go_on(2.0)
+    assert told.next_due(0.0) == NEVER

@@ -12,6 +12,8 @@ from server.voice.verdicts import (
     BEHIND_FOR_S,
     FAR_DB,
     LOOSE,
+    LOWER_DB,
+    LOWER_S,
     STRICT,
     STRICT_IN_QUIET,
     Verdicts,
@@ -231,22 +233,23 @@ def asked_in_front_of_a_television() -> tuple[Line, list[object]]:
     """A caller who has asked something, and what is found while a television goes on behind."""
     line = Line(verdicts())
     line.hear(0.95, 1.28)
-    line.level_dbfs -= BEHIND_DB + 2
+    line.level_dbfs -= LOWER_DB + 2
     return line, line.hear(0.9, 3.2)
 
 
-def test_the_caller_has_ended_when_only_a_voice_far_behind_them_goes_on():
+def test_an_answer_is_owed_when_only_a_voice_far_behind_the_caller_goes_on():
     _, (ended,) = asked_in_front_of_a_television()
 
     assert isinstance(ended, SpeechEnded)
     assert ended.sure
+    assert ended.goes_on  # which may be the caller's, for all that is known by then
     assert ended.at == pytest.approx(1.28, abs=0.2)
     assert ended.known_at - 1.28 <= 0.9
 
 
 def test_a_caller_who_goes_on_as_loud_as_before_begins_another_turn():
     line, _ = asked_in_front_of_a_television()
-    line.level_dbfs += BEHIND_DB + 2
+    line.level_dbfs += LOWER_DB + 2
 
     assert isinstance(line.hear(0.9, 0.064)[0], SpeechStarted)
 
@@ -261,6 +264,60 @@ def test_who_speaks_low_is_meant_once_they_were_answered_or_have_been_silent_for
         line.agent_until = line.now
 
     assert isinstance(line.hear(0.5, HOP_S)[0], SpeechStarted)
+
+
+@pytest.mark.parametrize("pauses_s", [0.0, 0.3, 0.8])
+def test_a_caller_who_calls_out_and_goes_on_lower_is_heard_again_soon_and_stays_heard(pauses_s):
+    line = Line(verdicts())
+    line.level_dbfs = -20.0
+    line.hear(0.95, 1.28)
+    line.level_dbfs = -29.0
+    found: list[object] = []
+    for _ in range(4):
+        found += line.hear(0.95, 1.0) + line.hear(0.0, pauses_s)
+
+    begun = [one.at for one in found if isinstance(one, SpeechStarted)]
+    assert begun[0] <= 1.28 + LOWER_S + pauses_s + 0.3
+    ended = [one for one in found if isinstance(one, SpeechEnded)]
+    assert not any(one.goes_on for one in ended if one.at > begun[0])
+    assert line.judged.speaking or pauses_s > 0.5  # a pause that ends any turn
+
+
+def test_a_caller_who_speaks_lower_from_now_on_can_interrupt_the_agent():
+    line = known(Line(verdicts()))
+    line.agent_heard = False
+    line.hear(0.95, 0.64)
+    line.level_dbfs -= BEHIND_DB + 1
+    line.hear(0.95, LOWER_S + 0.3)
+    line.hear(0.0, 1.0)
+    line.agent_heard = True
+
+    assert Stop.HOLD in line.hear(0.95, HOP_S)
+
+
+def test_the_low_end_of_a_sentence_is_no_voice_that_goes_on():
+    line = Line(verdicts())
+    line.hear(0.95, 1.28)
+    line.level_dbfs -= BEHIND_DB + 2
+    line.hear(0.5, 0.3)
+
+    (ended,) = line.hear(0.0, 1.0)
+
+    assert isinstance(ended, SpeechEnded)
+    assert not ended.goes_on
+
+
+@pytest.mark.parametrize("end", ["echo", "gone"])
+def test_nobody_is_compared_with_what_was_an_echo_or_was_said_before_a_hole(end):
+    line = Line(verdicts())
+    line.level_dbfs = -15.0
+    line.hear(0.95, 0.64)
+    line.agent_until = -1.0
+    forget = line.judged.was_echo if end == "echo" else line.judged.gone
+    forget(line.now)
+    line.level_dbfs = -26.0
+
+    assert isinstance(line.hear(0.9, 0.3)[0], SpeechStarted)
 
 
 def test_the_loudest_who_is_understood_is_the_caller_and_who_moves_is_followed():
