@@ -95,13 +95,16 @@ class Events(Protocol):
 
     async def clear_up_after(
         self, process: str, is_somebodys: Callable[[str], Awaitable[bool]]
-    ) -> None:
+    ) -> bool:
         """See to what a process that is gone has left at the carrier, beside the calls that were
         taken over: nobody else is told of it.
 
         Args:
             process: Its name.
             is_somebodys: Says whether a call is some process's.
+
+        Returns:
+            False if something is left, and it is to be tried again.
 
         Raises:
             CarrierError: Refused or not reached.

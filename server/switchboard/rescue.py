@@ -390,7 +390,7 @@ class Rescue:
         return False
 
     async def _rescue_calls_of(self, member: Member) -> bool:
-        """Take over what a process has left; returns whether there was anything."""
+        """Take over what a process has left; returns whether there was anything, or is still."""
         left = list((await self._cluster.registry.calls_of(member)).items())
         if left:
             logger.warning("a process is gone", process=str(member), calls=len(left))
@@ -408,10 +408,13 @@ class Rescue:
                     break
                 nursery.start_soon(self._rescue, call_sid, holding)
         has_inherited = await self._inherit_from(member)
+        is_clear = True
         for events in self._events:
             if await self._lease_is_over(member) and self.has_settled():
-                await _clear_up_after(member, events, self._cluster.registry)
-        return has_inherited or bool(left)
+                is_clear &= await _clear_up_after(member, events, self._cluster.registry)
+            else:
+                is_clear = False
+        return has_inherited or bool(left) or not is_clear
 
     async def _inherit_from(self, member: Member) -> bool:
         """Write the records that a process has left, now that nobody waits for its live calls;
@@ -569,13 +572,16 @@ async def _follow(call: Call, told: Iterable[Events]) -> None:
         logger.warning("caller not followed", call_sid=call.call_sid, error=str(error))
 
 
-async def _clear_up_after(member: Member, events: Events, registry: Registry) -> None:
-    """Have a carrier see to what a process has left of calls that are nobody's."""
+async def _clear_up_after(member: Member, events: Events, registry: Registry) -> bool:
+    """Have a carrier see to what a process has left of calls that are nobody's; False if it is to
+    be tried again.
+    """
 
     async def is_somebodys(call_sid: str) -> bool:
         return await registry.owner(call_sid) is not None
 
     try:
-        await events.clear_up_after(member.name, is_somebodys)
+        return await events.clear_up_after(member.name, is_somebodys)
     except CarrierError as error:
         logger.warning("calls left at the carrier", left_by=str(member), error=str(error))
+        return False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import httpx2
@@ -16,12 +18,15 @@ from tests.asterisk.conftest import KEY, nothing_left
 from tests.asterisk.test_processes import (
     Begin,
     calls_of,
+    is_answered_again,
     is_ready,
+    losing_answers,
     servers_of,
 )
 from tests.asterisk.test_real import SPEECH, THEM, US, hears_speech
 from tests.support.asterisk import Asterisk, needs_asterisk, until
 from tests.support.databases import postgresql
+from tests.support.ports import free_port
 from tests.support.redis_servers import SECRET as CLUSTER_SECRET
 from tests.support.redis_servers import RedisServer, server_binary
 from tests.support.sip_phone import open_phone
@@ -278,3 +283,69 @@ async def test_a_caller_whose_process_is_killed_just_as_they_are_answered_is_not
         await hears_speech(phone, after=heard)  # the agent, or words that it cannot go on
         await phone.hang_up()
         await nothing_left(pbx)
+
+
+@asynccontextmanager
+async def way_to(port: int) -> AsyncGenerator[tuple[int, trio.CancelScope]]:
+    """A port that leads to another, and what cuts it off."""
+
+    async def pass_on(client: trio.SocketStream) -> None:
+        with suppress(OSError, trio.BrokenResourceError):
+            there = await trio.open_tcp_stream("127.0.0.1", port)
+            async with client, there, trio.open_nursery() as nursery:
+
+                async def move(one: trio.SocketStream, other: trio.SocketStream) -> None:
+                    with suppress(trio.BrokenResourceError):
+                        async for data in one:
+                            await other.send_all(data)
+                    nursery.cancel_scope.cancel("one side has closed")
+
+                nursery.start_soon(move, client, there)
+                nursery.start_soon(move, there, client)
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, pass_on, [listener])
+        yield listener.socket.getsockname()[1], nursery.cancel_scope
+        nursery.cancel_scope.cancel("the block has ended")
+
+
+async def test_calls_of_a_process_that_is_cut_off_from_all_but_asterisk_are_left_to_it(
+    nodes, redis, nursery
+):
+    pbx = nodes.pbx
+    asks = b"POST /ari/events/user/offhook.asks"
+    async with (
+        way_to(redis.port) as (port, way),
+        losing_answers(pbx, asks) as (url, asked),
+        open_phone(pbx.sip) as phone,
+        open_phone(pbx.sip, port=pbx.callee_port) as callee,
+    ):
+        for one in (phone, callee):
+            nursery.start_soon(one.run)
+        registry_url = redis.url.replace(f":{redis.port}", f":{port}")
+        nowhere = f"http://127.0.0.1:{free_port()}"  # so that it cannot be asked, either
+        await nodes.start("a", registry_url=registry_url, node_url=nowhere)
+        way.cancel("the network is split")
+        await phone.call(US)
+        await hears_speech(phone)
+        (talks,) = await calls_of(nodes.ports["a"])
+        call_sid = await nodes.make_call("a")
+        invite = await callee.rings()
+        await nodes.start("b", asterisk_url=url)
+
+        async def is_asked_again() -> bool:
+            return asked[0] >= 4  # one answer is lost, and each time it answers it is left alone
+
+        await until(is_asked_again)
+        await callee.pick_up(invite)
+        await hears_speech(callee)
+        await is_answered_again(phone)
+        of_a = {one["call_sid"] for one in await calls_of(nodes.ports["a"])}
+        of_b = await calls_of(nodes.ports["b"])
+        for one in (phone, callee):
+            await one.hang_up()
+        await nothing_left(pbx)
+
+    assert of_a == {talks["call_sid"], call_sid}
+    assert of_b == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,6 +23,7 @@ from server.carrier.asterisk import hands, stand_in
 from server.carrier.asterisk import left as left_calls
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.carrier import AsteriskCarrier
+from server.carrier.asterisk.events import EVENTS
 from server.carrier.asterisk.exchange import bridge_of, call_of
 from server.carrier.webhooks import (
     ConnectStream,
@@ -411,6 +412,8 @@ def quick_looks(monkeypatch):
     monkeypatch.setattr(stand_in, "LOOK_S", 0.01)
     monkeypatch.setattr(stand_in, "AGAIN_S", 0.01)
     monkeypatch.setattr(hands, "FETCH_AGAIN_S", 0.01)
+    monkeypatch.setattr(hands, "FETCH_LATER_S", 0.01)
+    monkeypatch.setattr(hands, "ANSWER_S", 0.05)
 
 
 async def test_a_phone_that_rings_when_its_process_goes_is_answered_by_another(pbx, quick_looks):
@@ -460,6 +463,83 @@ async def test_no_app_is_stood_in_for_that_has_a_process_again(pbx, quick_looks)
 
     assert replaced == ["offhook-0"]
     assert desk.statuses == [CallStatus.IN_PROGRESS]
+
+
+async def test_the_app_of_a_process_that_hears_it_is_not_taken(pbx, quick_looks, monkeypatch):
+    monkeypatch.setattr(hands, "ANSWER_S", 60.0)
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk, "1") as survivor, hearing(pbx, Desk(), "0") as carrier:
+        theirs = pbx.apps["offhook-0"]
+        call = await place(carrier)
+        await survivor.reconnect(call, "tock")
+        await pbx.until(lambda: requests(pbx, "POST", "offhook.there") > 1)
+        heard_by = pbx.apps["offhook-0"]
+        await pbx.answers(call)
+        await pbx.until(lambda: pbx.channels[call]["app"] == "offhook-1" and talks(pbx, call))
+
+    assert heard_by is theirs
+
+
+async def test_an_app_is_stood_in_for_until_it_has_a_process_again(pbx, quick_looks):
+    there: set[str] = set()
+    async with hearing(pbx, Desk(ANSWERS), "1", is_there=there.__contains__) as survivor:
+        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+            call = await place(carrier)
+        await survivor.reconnect(call, "tock")
+        await pbx.until(lambda: "offhook-0" in pbx.apps)
+        there.add("0")
+        await pbx.until(lambda: "offhook-0" not in pbx.apps)
+        is_ringing = call in pbx.channels
+
+    assert is_ringing
+
+
+def test_who_stands_in_keeps_nothing_from_the_process_that_is_back():
+    assert set(stand_in.EVENTS) == set(EVENTS)
+
+
+@pytest.mark.parametrize("is_back", [False, True], ids=["process gone", "process back"])
+async def test_a_caller_who_comes_back_long_after_the_dial_comes_to_another_process(
+    pbx, quick_looks, monkeypatch, is_back
+):
+    monkeypatch.setattr(hands, "FETCHES", 2)
+    desk = Desk({TransferUpdate: ConnectStream("tock")})
+    async with hearing(pbx, desk, "1", is_there=lambda name: is_back) as survivor:
+        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+            await pbx.calls_in("offhook-0", IN)
+            await pbx.until(lambda: talks(pbx, IN))
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+            await pbx.until(lambda: not media_of(pbx, IN))
+        await survivor.follow(IN)
+        async with AsyncExitStack() as stack:
+            if is_back:  # and knows nothing of the call, which is another's
+                await stack.enter_async_context(hearing(pbx, Desk(), "0"))
+            else:
+                await pbx.until(lambda: "offhook-0" in pbx.apps)
+            who = {"caller": pbx.shown(IN), "peer": {"id": "1764.98", "state": "Down"}}
+            await pbx.tell("offhook-1", "Dial", dialstatus="BUSY", **who)
+            await pbx.until(lambda: requests(pbx, "POST", f"{IN}/move") > 5)
+            await pbx.comes_back(IN, "BUSY")
+            await pbx.until(lambda: talks(pbx, IN))
+
+    assert desk.told == [TransferUpdate(IN, CallStatus.BUSY, wants_document=True)]
+
+
+async def test_a_caller_who_is_back_unheard_is_found_where_their_process_is_back(pbx, quick_looks):
+    desk = Desk({TransferUpdate: ConnectStream("tock")})
+    async with hearing(pbx, desk, "1", is_there=lambda name: True) as survivor:
+        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+            await pbx.calls_in("offhook-0", IN)
+            await pbx.until(lambda: talks(pbx, IN))
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+            await pbx.until(lambda: not media_of(pbx, IN))
+        await survivor.follow(IN)
+        pbx.followed.clear()  # nothing is told of how the dial ended
+        async with hearing(pbx, Desk(), "0"):
+            await pbx.comes_back(IN, "BUSY")
+            await pbx.until(lambda: talks(pbx, IN))
+
+    assert desk.told == [TransferUpdate(IN, CallStatus.BUSY, wants_document=True)]
 
 
 async def test_a_caller_who_comes_back_when_their_process_is_gone_comes_to_another(
@@ -534,8 +614,114 @@ async def test_a_caller_is_fetched_once_though_several_were_called(pbx, quick_lo
     assert len(desk.told) == 1
 
 
-async def test_what_a_process_has_left_that_nobody_has_is_cleared_up(pbx, monkeypatch):
+async def nobodys(call_sid: str) -> bool:
+    """The registry's answer about a call that it does not know."""
+    return False
+
+
+def leave(pbx: FakeAri, **calls: str) -> None:
+    """Calls that a process has left, in its app's hands, by their states."""
+    for name, state in calls.items():
+        in_app = {"app_name": "Stasis", "app_data": "offhook-0"}
+        pbx.channels[name] = {"state": state, "app": "offhook-0", "dialplan": in_app}
+
+
+@pytest.fixture
+def quick_clearing(monkeypatch):
+    """Nothing here depends on how long is waited before what is left counts as that."""
     monkeypatch.setattr(left_calls, "EMPTY_S", 0.01)
+    monkeypatch.setattr(hands, "ANSWER_S", 0.05)
+
+
+async def test_nothing_is_cleared_up_of_a_process_that_is_cut_off_from_all_but_asterisk(
+    pbx, monkeypatch
+):
+    monkeypatch.setattr(hands, "ANSWER_S", 60.0)
+    async with hearing(pbx, Desk(ANSWERS), "1") as survivor, hearing(pbx, Desk(), "0") as carrier:
+        call = await place(carrier)
+        await pbx.calls_in("offhook-0", IN)
+        before = len(pbx.asked)
+        is_clear = await survivor.clear_up_after("0", nobodys)
+        asked = [str(one) for one in pbx.asked[before:]]
+
+    assert not is_clear
+    assert asked == [
+        "POST /ari/events/user/offhook.asks",
+        "POST /ari/events/user/offhook.there",
+    ]
+    assert pbx.channels.keys() == {call, IN}
+
+
+async def test_nothing_is_cleared_up_by_a_process_that_would_not_hear_an_answer(
+    pbx, quick_clearing, monkeypatch
+):
+    monkeypatch.setattr(hands, "OWN_ANSWER_S", 0.05)
+    leave(pbx, **{"1764.1": "Ring", "1764.2": "Up"})
+    async with hearing(pbx, Desk(ANSWERS), "1") as survivor:
+        pbx.is_mute = True
+        with pytest.raises(CarrierError, match="our own events"):
+            await survivor.clear_up_after("0", nobodys)
+
+    assert pbx.channels.keys() == {"1764.1", "1764.2"}
+    assert pbx.sent_away == []
+
+
+async def test_nothing_is_cleared_up_while_somebody_talks_with_a_caller(pbx, quick_clearing):
+    leave(pbx, **{"1764.1": "Ring", "1764.2": "Up", "offhook-rings": "Ringing"})
+    media, bridge = "offhook.media.x-1.1764.2", "offhook.bridge.x-1.1764.2"
+    pbx.channels[media] = {"state": "Up", "app": "offhook-0"}
+    pbx.bridges[bridge], pbx.bridge_names[bridge] = {media, "1764.2"}, "offhook-0"
+    async with hearing(pbx, Desk(ANSWERS), "1") as survivor:
+        is_clear = await survivor.clear_up_after("0", nobodys)
+        before = set(pbx.channels)
+        await pbx.ends(media)
+        is_clear_then = await survivor.clear_up_after("0", nobodys)
+        await pbx.until(lambda: "1764.2" not in pbx.channels)
+
+    assert (is_clear, is_clear_then) == (False, True)
+    assert before == {"1764.1", "1764.2", "offhook-rings", media}
+    assert pbx.channels.keys() == {"1764.1"}
+    assert pbx.sent_away == ["1764.1"]
+
+
+async def test_what_another_takes_while_it_is_cleared_up_is_left_to_them(pbx, quick_clearing):
+    calls = {"1764.1": "Ring", "1764.2": "Up", "offhook-rings": "Ringing"}
+    leave(pbx, **calls)
+
+    async def is_somebodys(call_sid: str) -> bool:
+        pbx.channels[call_sid]["app"] = "offhook-2"  # just as it is asked
+        return False
+
+    async with hearing(pbx, Desk(ANSWERS), "1") as survivor:
+        is_clear = await survivor.clear_up_after("0", is_somebodys)
+
+    assert is_clear
+    assert pbx.sent_away == []
+    assert pbx.channels.keys() == calls.keys()
+    assert not any(one.path.endswith(("/move", "/play")) for one in pbx.asked)
+
+
+@pytest.mark.parametrize(
+    ("status", "clears"), [(404, True), (500, False)], ids=["hung up", "refused"]
+)
+async def test_one_call_that_cannot_be_cleared_up_does_not_keep_the_next(
+    pbx, quick_clearing, status, clears
+):
+    leave(pbx, **{"1764.1": "Up", "1764.2": "Up", "1764.3": "Ring"})
+    media = "offhook.media.x-1.1764.9"
+    pbx.channels[media] = {"state": "Up", "app": "offhook-0"}
+    pbx.fails("POST", "/1764.1/move", status=status, left=ALWAYS)
+    pbx.fails("DELETE", media, status=status)
+    async with hearing(pbx, Desk(ANSWERS), "1") as survivor:
+        is_clear = await survivor.clear_up_after("0", nobodys)
+        await pbx.until(lambda: "1764.2" not in pbx.channels)
+
+    assert is_clear is clears
+    assert pbx.sent_away == ["1764.3"]
+    assert requests(pbx, "POST", "1764.2/play") == 1
+
+
+async def test_what_a_process_has_left_that_nobody_has_is_cleared_up(pbx, quick_clearing):
     in_app = {"app_name": "Stasis", "app_data": "offhook-0"}
     left = {
         "1764.1": {"state": "Ring", "app": "offhook-0", "dialplan": in_app},  # nobody saw it
@@ -543,22 +729,28 @@ async def test_what_a_process_has_left_that_nobody_has_is_cleared_up(pbx, monkey
         "1764.3": {"state": "Up", "app": "offhook-0", "dialplan": in_app},  # another has it
         "1764.4": {"state": "Up", "app": "", "dialplan": {"app_name": "Dial"}},  # transferred
         "offhook-rings": {"state": "Ringing", "app": "offhook-0"},
-        "offhook.media.x-1.1764.2": {"state": "Up", "app": "offhook-0"},
+        "offhook.media.x-1.1764.9": {"state": "Up", "app": "offhook-0"},  # of a call that is over
     }
     pbx.channels.update(left)
     pbx.followed.add(("offhook-0", "1764.4"))
-    pbx.bridges["offhook.bridge.x-1.1764.2"] = {"offhook.media.x-1.1764.2", "1764.2"}
+    pbx.bridge_names["offhook.bridge.x-1.1764.2"] = "offhook-0"
+    pbx.bridges["offhook.bridge.x-1.1764.2"] = {"1764.2"}  # its media channel has ended by itself
+    pbx.bridges["offhook.bridge.x-1.1764.7"] = set()
+    pbx.bridge_names["offhook.bridge.x-1.1764.7"] = "offhook-0"
+    pbx.bridges["offhook.bridge.y-1.1764.8"] = set()  # another's, that has just been made
+    pbx.bridge_names["offhook.bridge.y-1.1764.8"] = "offhook-2"
 
     async def is_somebodys(call_sid: str) -> bool:
         return call_sid == "1764.3"
 
     async with hearing(pbx, Desk(ANSWERS), "1") as survivor:
-        await survivor.clear_up_after("0", is_somebodys)
+        is_clear = await survivor.clear_up_after("0", is_somebodys)
         await pbx.until(lambda: "1764.2" not in pbx.channels)
 
+    assert is_clear
     assert pbx.sent_away == ["1764.1"]
     assert pbx.channels.keys() == {"1764.1", "1764.3", "1764.4"}
-    assert pbx.bridges == {}
+    assert pbx.bridges.keys() == {"offhook.bridge.y-1.1764.8"}
     assert requests(pbx, "POST", "1764.2/play") == 1
 
 

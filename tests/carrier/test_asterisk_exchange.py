@@ -17,12 +17,14 @@ from server.carrier.asterisk.steps import (
     Fetch,
     Find,
     HangUp,
+    Heard,
     Join,
     Limit,
     Look,
     Move,
     OpenStream,
     Play,
+    SayThere,
     Tell,
     Unfollow,
 )
@@ -403,14 +405,14 @@ def test_a_phone_that_another_process_has_had_dialled_is_fetched_when_it_is_answ
         up = exchange.take(event("ChannelStateChange", OURS), 24.0)
     else:
         up = exchange.found(OURS, Channel(OURS, "Up"), 24.0)
-    was_expected = exchange.is_expected("offhook-0")
+    was_expected = exchange.expected("offhook-0")
     here = exchange.take(event("StasisStart", OURS), 24.1)
 
     assert told(up) == [StatusUpdate(OURS, CallStatus.IN_PROGRESS, 1)]
     assert up[1:] == [Fetch(OURS)]
     assert was_expected
     assert here == [OpenStream(OURS, OUR_MEDIA, "tick")]
-    assert not exchange.is_expected("offhook-0")
+    assert not exchange.expected("offhook-0")
 
 
 @pytest.mark.parametrize("word", ["BUSY", "NOANSWER"])
@@ -434,7 +436,7 @@ def test_a_caller_who_talks_with_somebody_else_is_not_waited_for():
 
     exchange.take(dial("ANSWER", caller=CALL, peer="1764.9"), 24.0)
 
-    assert not exchange.is_expected("offhook-0")
+    assert not exchange.expected("offhook-0")
 
 
 def test_media_channels_of_two_processes_have_different_names_and_the_same_call():
@@ -460,6 +462,29 @@ def test_a_call_that_another_process_has_taken_is_let_go_of():
     assert media_over == [Drop(MEDIA)]
     assert told(steps) == [StatusUpdate(CALL, CallStatus.COMPLETED, 2, {"duration_s": "8"})]
     assert exchange.legs == {}
+
+
+def test_a_call_that_has_left_and_is_back_goes_on():
+    exchange = talking()
+
+    left = exchange.take(event("StasisEnd", CALL), 17.4)
+    exchange.take(event("StasisStart", CALL), 17.5)
+    steps = exchange.found(CALL, Channel(CALL, "Up"), 17.6)
+
+    assert left == [Look(CALL)]
+    assert steps == []
+    assert CALL in exchange.legs
+
+
+def test_who_asks_by_way_of_asterisk_whether_we_are_there_is_told():
+    def asked(name: str, app: object) -> list[object]:
+        told = event("ChannelUserevent", eventname=name, userevent={"app": app})
+        return [] if told is None else Exchange().take(told, 1.0)
+
+    assert asked("offhook.asks", "offhook-b") == [SayThere("offhook-b")]
+    assert asked("offhook.there", "offhook-b") == [Heard("offhook-b")]
+    assert asked("anything", "offhook-b") == []
+    assert asked("offhook.asks", ["offhook-b"]) == []
 
 
 def test_a_call_of_ours_that_is_not_known_is_never_taken_for_one_that_comes_in():

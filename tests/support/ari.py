@@ -62,6 +62,7 @@ class FakeAri:
     channels: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: what ARI shows of each, and ``app``, whose hands it is in."""
     bridges: dict[str, set[str]] = field(default_factory=dict)
+    bridge_names: dict[str, str] = field(default_factory=dict)
     variables: dict[str, dict[str, str]] = field(default_factory=dict)
     """Of channels, those that are gone, too."""
     asked: list[Asked] = field(default_factory=list)
@@ -195,17 +196,26 @@ class FakeAri:
                 theirs = sorted(inside | {name for one, name in self.followed if one == app})
                 if app not in self.apps and not theirs:
                     return 404, {"message": "Application not found"}
-                return 200, {"name": app, "channel_ids": theirs, "bridge_ids": list(self.bridges)}
+                bridges = [
+                    one
+                    for one, members in self.bridges.items()
+                    if self.bridge_names.get(one, app) == app or members & inside
+                ]
+                return 200, {"name": app, "channel_ids": theirs, "bridge_ids": bridges}
+            case ("POST", "events", "user", name):
+                return await self._tell_user_event(name, query["application"], asked.body)
             case ("POST", "channels"):
                 return await self._originate(asked)
             case ("POST", "channels", "externalMedia"):
                 return await self._open_media(asked)
             case ("GET", "bridges"):
                 return 200, [
-                    {"id": name, "channels": sorted(m)} for name, m in self.bridges.items()
+                    {"id": one, "name": self.bridge_names.get(one, ""), "channels": sorted(m)}
+                    for one, m in self.bridges.items()
                 ]
             case ("POST", "bridges"):
                 self.bridges.setdefault(query["bridgeId"], set())
+                self.bridge_names[query["bridgeId"]] = query.get("name", "")
                 return 200, {"id": query["bridgeId"]}
             case ("POST", "bridges", bridge, "addChannel"):
                 names = set(query["channel"].split(","))
@@ -253,6 +263,14 @@ class FakeAri:
                 await self.tell(app, "StasisEnd", channel_id)
                 return 204, None
         raise AssertionError(f"nothing is known of {asked}")
+
+    async def _tell_user_event(self, name: str, app: str, body: Any) -> tuple[int, Any]:
+        """Tell an app what another has for it; one with channels is there though nobody hears."""
+        if (await self.answer(Asked("GET", f"/ari/applications/{app}", {}, None)))[0] == 404:
+            return 404, {"message": "Application not found"}
+        userevent = body["variables"] | {"eventname": name}
+        await self.tell(app, "ChannelUserevent", eventname=name, userevent=userevent)
+        return 204, None
 
     def _is_in_hand(self, channel_id: str) -> bool:
         """Whether an app has a channel: not one that is dialled, or goes on in the dialplan."""

@@ -23,7 +23,7 @@ from server.cluster.cluster import Cluster
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
-from server.errors import CallNotInProgress, CallRefused
+from server.errors import CallNotInProgress, CallRefused, CarrierError
 from server.events.event import CallTold
 from server.records.database import Database, database_url
 from server.records.tables import FOUND_OVER, fitted
@@ -205,7 +205,8 @@ class Process:
             is_current=registry.is_current,
             keep=registry.keep,
         )
-        self.rescue = Rescue(self.calls, self.cluster, Agent, lease_s=LEASE_S)
+        self.events: list[Any] = []
+        self.rescue = Rescue(self.calls, self.cluster, Agent, lease_s=LEASE_S, events=self.events)
 
     def left(self, **differences: Any) -> Holding:
         """A process is gone, and this is what it has left of a call."""
@@ -312,6 +313,34 @@ async def test_calls_of_one_that_is_silent_and_does_not_answer_are_connected_aga
     assert process.carrier.hung_up == []
 
 
+@dataclass
+class Clearing:
+    """A carrier that clears up what a process has left, and does not at once get it done."""
+
+    outcomes: list[Any]
+    asked: list[str] = field(default_factory=list)
+
+    async def clear_up_after(self, process: str, is_somebodys: Any) -> bool:
+        self.asked.append(process)
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+async def test_what_a_process_has_left_at_the_carrier_is_cleared_up_until_it_is_done(
+    autojump_clock, process, nursery
+):
+    process.left()
+    process.store.calls.clear()  # it has left nothing that the registry knows of
+    events = Clearing([False, CarrierError("it answers with 500"), True])
+    process.events.append(events)
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 20 * LEASE_S)
+
+    assert events.asked == ["gone"] * 3
+
+
 async def test_one_that_answers_is_left_alone(autojump_clock, process, nursery):
     holding = process.left()
     process.peers.answering.add("gone")
@@ -321,6 +350,16 @@ async def test_one_that_answers_is_left_alone(autojump_clock, process, nursery):
     assert process.store.calls == {SID: holding}
     assert process.carrier.reconnected == []
     assert len(process.peers.asked) < 60.0 / LEASE_S
+
+
+def test_nobody_counts_as_unheard_of_while_the_registry_is_away():
+    process = Process(Store())
+    process.left()
+    heard_of = [process.cluster.is_heard_of("gone", within_s=LEASE_S)]
+    process.store.is_away = True
+    heard_of.append(process.cluster.is_heard_of("gone", within_s=LEASE_S))
+
+    assert heard_of == [False, True]
 
 
 async def test_nobody_is_rescued_while_the_registry_is_away_or_just_back(

@@ -28,10 +28,12 @@ from server.carrier.asterisk.steps import (
     Fetch,
     Find,
     HangUp,
+    Heard,
     Join,
     Limit,
     Look,
     OpenStream,
+    SayThere,
     StandIn,
     Step,
     Tell,
@@ -108,7 +110,6 @@ class AsteriskCarrier:
         self._number = number
         self._dial = dial
         self._transfer_context = transfer_context
-        self._apology = apology
         self._ring_timeout_s = ring_timeout_s
         # No media channel of another process, or of one that had our name before, is taken for one
         # of ours.
@@ -131,8 +132,9 @@ class AsteriskCarrier:
 
         self._stand_ins = StandIns(
             ari,
-            is_wanted=self._exchange.is_expected,
+            expected=self._exchange.expected,
             is_served=is_served,
+            is_heard=self._hands.is_heard,
             bring=self._do_later,
         )
         facts = {"app": self._app, "apps": app}
@@ -147,7 +149,7 @@ class AsteriskCarrier:
         await self._ari.__aenter__()
         try:
             await self._ari.check()
-            if doubt := await self._doubt():
+            if doubt := await self._hands.doubt():
                 logger.warning("a setting may be a mistake", what=doubt)
         except CarrierError as error:
             logger.warning("Asterisk is not there yet", error=error.message)
@@ -174,7 +176,7 @@ class AsteriskCarrier:
             CarrierError: It was not reached.
         """
         await self._ari.check()
-        return AccountState(f"Asterisk {self._ari.version}", doubt=await self._doubt())
+        return AccountState(f"Asterisk {self._ari.version}", doubt=await self._hands.doubt())
 
     def new_stream(self, transport: Transport) -> AsteriskMediaStream:
         """The media stream of a socket that Asterisk has opened."""
@@ -245,19 +247,25 @@ class AsteriskCarrier:
 
     async def clear_up_after(
         self, process: str, is_somebodys: Callable[[str], Awaitable[bool]]
-    ) -> None:
+    ) -> bool:
         """See to what a process that is gone has left, beside the calls that were taken over.
 
         Args:
             process: Its name.
             is_somebodys: Says whether a call is some process's.
 
+        Returns:
+            False if something is left, and it is to be tried again.
+
         Raises:
             CarrierError: Refused or not reached.
         """
-        for call_sid in await self._left.clear_up_after(process, is_somebodys):
+
+        async def apologise(call_sid: str) -> None:
             await self.say_and_hang_up(call_sid, "", "")
             await self._hands.clear_away(call_sid, but="")
+
+        return await self._left.clear_up_after(process, is_somebodys, apologise)
 
     async def transfer(self, call_sid: str, number: str, *, ring_timeout_s: float) -> None:
         """Have the dialplan ring another number for a caller, and take the stream away.
@@ -390,19 +398,6 @@ class AsteriskCarrier:
         leg = self._exchange.legs.get(call_sid)
         return (leg is None or not leg.is_away) and await self._hands.has(call_sid)
 
-    async def _doubt(self) -> str:
-        """What may be a mistake, in words; empty if nothing is."""
-        try:
-            await self._ari.get(dict, "sounds", self._apology.removeprefix("sound:"))
-        except CarrierError as error:
-            if error.status != 404:
-                raise
-            return (
-                "ASTERISK_APOLOGY is no recording that Asterisk has: where a call fails, its "
-                "caller hears nothing"
-            )
-        return ""
-
     # -- events ----------------------------------------------------------------------------
 
     async def run(self, desk: Desk) -> None:
@@ -528,7 +523,7 @@ class AsteriskCarrier:
         match failed:
             case Drop() | HangUp() | Look() | Find() | Unfollow():
                 step = failed
-            case StandIn():
+            case StandIn() | SayThere() | Heard():
                 return
             case Bring(channel_id):
                 call_sid = channel_id

@@ -20,6 +20,7 @@ EVENTS = (
     "PlaybackFinished",
     "ApplicationMoveFailed",
     "ApplicationReplaced",
+    "ChannelUserevent",
 )
 """All that have to be told."""
 
@@ -53,6 +54,12 @@ class Playback(Struct):
     id: str
 
 
+class UserEvent(Struct):
+    """What one app tells another."""
+
+    app: str = ""
+
+
 class Event(Struct):
     """One event."""
 
@@ -67,6 +74,9 @@ class Event(Struct):
     cause: int = 0
     tech_cause: int = 0
     playback: Playback | None = None
+    eventname: str = ""
+    """Of a user event: what its sender calls it."""
+    userevent: UserEvent | None = None
 
 
 class _BareChannel(Struct):

@@ -20,12 +20,14 @@ from server.carrier.asterisk.steps import (
     Fetch,
     Find,
     HangUp,
+    Heard,
     Join,
     Limit,
     Look,
     Move,
     OpenStream,
     Play,
+    SayThere,
     Step,
     Tell,
     Unfollow,
@@ -47,6 +49,8 @@ STASIS = "Stasis"
 """The dialplan's application that gives a channel to an app; one that runs another is in none."""
 GIVEN = "given"
 """What we give ``move``, after all else, when another process of ours has chosen this one."""
+ASKS_THERE, IS_THERE = "offhook.asks", "offhook.there"
+"""User events: an app is asked whether a process hears it, and answers."""
 MAX_ARGUMENTS, MAX_TEXT = 16, 256
 """Of an event, as much as is kept."""
 NO_EXTENSIONS = frozenset({"s", "i", "t", "h"})
@@ -177,9 +181,9 @@ class Exchange:
         leg = self.legs.get(call_sid)
         return leg is not None and bool(leg.left_app)
 
-    def is_expected(self, app: str) -> bool:
-        """Whether a call of ours may still come to the app of a process that is gone."""
-        return any(leg.left_app == app for leg in self.legs.values())
+    def expected(self, app: str) -> list[str]:
+        """The calls of ours that may still come to the app of a process that is gone."""
+        return [leg.call_sid for leg in self.legs.values() if leg.left_app == app]
 
     def open_stream(self, call_sid: str, ticket: str) -> list[Step]:
         """The steps that give a call a stream; none if there is no such call."""
@@ -276,6 +280,11 @@ class Exchange:
             case "PlaybackFinished" if event.playback is not None:
                 call_sid = event.playback.id.removeprefix(PLAYBACK_PREFIX)
                 return [HangUp(call_sid)] if call_sid != event.playback.id else []
+            case "ChannelUserevent" if event.userevent is not None:
+                other = event.userevent.app[:MAX_TEXT]
+                if event.eventname == ASKS_THERE:
+                    return [SayThere(other)]
+                return [Heard(other)] if event.eventname == IS_THERE else []
         return []
 
     # -- what was missed while nothing could be heard ----------------------------------------
@@ -376,7 +385,7 @@ class Exchange:
             return [HangUp(name)]
         leg = self.legs.get(name)
         if leg is not None:
-            leg.left_app = ""
+            leg.left_app, leg.has_left = "", False
         if args[:1] == [TRANSFERRED]:
             leg = leg or self.adopt(name, now)
             leg.is_away = False

@@ -13,7 +13,9 @@ from msgspec import Struct
 from server.carrier.asterisk.ari import AppState, Ari
 from server.carrier.asterisk.events import Channel
 from server.carrier.asterisk.exchange import (
+    ASKS_THERE,
     BRIDGE_PREFIX,
+    IS_THERE,
     MEDIA_PREFIX,
     PLAYBACK_PREFIX,
     STASIS,
@@ -26,11 +28,13 @@ from server.carrier.asterisk.steps import (
     Continue,
     Drop,
     HangUp,
+    Heard,
     Join,
     Limit,
     Move,
     OpenStream,
     Play,
+    SayThere,
     Step,
     Unfollow,
 )
@@ -48,12 +52,18 @@ APP_VARIABLE = "OFFHOOK_APP"
 """Of a channel outside: the app that it is given to when it is answered, or comes back."""
 LAST_WORDS_S = 60.0
 """Asterisk itself ends a call so long after its apology has begun, should nobody here do it."""
-FETCH_AGAIN_S, FETCHES = 0.25, 40
-"""How often, and how many times, a call is asked for that is about to come to another app."""
+FETCH_AGAIN_S, FETCH_LATER_S, FETCHES = 0.25, 2.0, 40
+"""How often a call is asked for that is about to come to another app, how often from then on, and
+how many times before that: the dialplan may do something else first."""
+ANSWER_S = 1.5
+"""For so long a process may take to say, by way of Asterisk, that it hears its app."""
+OWN_ANSWER_S = 10.0
+"""For so long we may take to hear what we tell ourselves by way of Asterisk."""
 
 
 class _Bridge(Struct):
     id: str
+    name: str = ""
     channels: list[str] = []
 
 
@@ -96,6 +106,7 @@ class Hands:
         self._process = process
         self._longest_s = longest_s
         self._joined: dict[str, trio.Event] = {}
+        self._asking: set[tuple[str, trio.Event]] = set()
 
     async def do(self, step: Step) -> bool:
         """Carry out one step, which must be neither a report nor a question.
@@ -142,6 +153,12 @@ class Hands:
                 return await self._unfollow(channel_id)
             case HangUp(channel_id):
                 return await self.hang_up(channel_id)
+            case SayThere(app):
+                if app.startswith(f"{self._apps}-"):
+                    await self._tell_app(app, IS_THERE)
+            case Heard(app):
+                for asked in [event for one, event in self._asking if one == app]:
+                    asked.set()
             case _:
                 raise TypeError(f"{type(step).__name__} is nothing that is done at Asterisk")
         return True
@@ -181,6 +198,40 @@ class Hands:
             if error.status != 404:
                 raise
             return AppState([], [])
+
+    async def is_heard(self, app: str) -> bool:
+        """Whether a process hears an app, as it says itself when it is asked by way of Asterisk: it
+        may be cut off from everything else.
+
+        Raises:
+            CarrierError: Refused or not reached; or we would not hear an answer at this moment.
+        """
+        try:
+            if await self._answers(app, ANSWER_S):
+                return True
+        except CarrierError as error:
+            if error.status != 404:
+                raise
+            return False
+        if not await self._answers(self._app, OWN_ANSWER_S):
+            raise CarrierError("our own events of Asterisk are not heard")
+        return False
+
+    async def _answers(self, app: str, timeout_s: float) -> bool:
+        answered = trio.Event()
+        self._asking.add((app, answered))
+        try:
+            await self._tell_app(app, ASKS_THERE)
+            with trio.move_on_after(timeout_s):
+                await answered.wait()
+        finally:
+            self._asking.discard((app, answered))
+        return answered.is_set()
+
+    async def _tell_app(self, app: str, name: str) -> None:
+        await self._ari.post(
+            *("events", "user", name), variables={"app": self._app}, application=app
+        )
 
     async def has(self, channel_id: str) -> bool:
         """Whether our app has a channel in its hands: one that had our name may have left it.
@@ -230,8 +281,8 @@ class Hands:
     async def fetch(
         self, call_sid: str, arguments: tuple[str, ...], is_wanted: Callable[[], bool]
     ) -> None:
-        """Take a call over as soon as another process's app has it in its hands, which is about to
-        be; not for long.
+        """Take a call over as soon as another process's app has it in its hands, which may be soon;
+        until then, or until it is over, or is not to come any more.
 
         Args:
             call_sid: The call.
@@ -239,23 +290,22 @@ class Hands:
             is_wanted: Whether it is still to come.
 
         Raises:
-            CallNotInProgress: It has not come there.
-            CarrierError: Refused or not reached.
+            CallNotInProgress: The call is over.
         """
-        for left in reversed(range(FETCHES)):
-            if not is_wanted():
-                return
+        tries = 0
+        while is_wanted():
             try:
                 await self.move_here(call_sid, arguments)
-            except CallNotInProgress as error:
-                if error.status == 404 or not left:
+            except CarrierError as error:
+                if error.status == 404:
                     raise
             else:
                 return
-            await trio.sleep(FETCH_AGAIN_S)
+            tries += 1
+            await trio.sleep(FETCH_AGAIN_S if tries < FETCHES else FETCH_LATER_S)
 
-    async def empty_bridges(self) -> list[str]:
-        """The media channels of which nothing is left but a bridge.
+    async def empty_bridges(self, app: str) -> list[str]:
+        """The media channels of an app of which nothing is left but a bridge.
 
         Raises:
             CarrierError: Refused or not reached.
@@ -263,8 +313,21 @@ class Hands:
         return [
             f"{MEDIA_PREFIX}{bridge.id.removeprefix(BRIDGE_PREFIX)}"
             for bridge in await self._ari.get(list[_Bridge], "bridges")
-            if bridge.id.startswith(BRIDGE_PREFIX) and not bridge.channels
+            if bridge.id.startswith(BRIDGE_PREFIX) and bridge.name == app and not bridge.channels
         ]
+
+    async def joined(self) -> set[str]:
+        """The calls and media channels that hear each other, of all processes.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        joined: set[str] = set()
+        for bridge in await self._ari.get(list[_Bridge], "bridges"):
+            are_media = {name.startswith(MEDIA_PREFIX) for name in bridge.channels}
+            if bridge.id.startswith(BRIDGE_PREFIX) and len(are_media) == 2:
+                joined.update(bridge.channels)
+        return joined
 
     async def talks(self, channel_id: str) -> bool:
         """Whether a channel outside talks with another: they are in a bridge.
@@ -338,6 +401,23 @@ class Hands:
         except CarrierError as error:
             logger.warning("Asterisk sets no end to a call: func_timeout?", error=error.message)
 
+    async def doubt(self) -> str:
+        """What may be a mistake, in words; empty if nothing is.
+
+        Raises:
+            CarrierError: Refused or not reached.
+        """
+        try:
+            await self._ari.get(dict, "sounds", self._apology.removeprefix("sound:"))
+        except CarrierError as error:
+            if error.status != 404:
+                raise
+            return (
+                "ASTERISK_APOLOGY is no recording that Asterisk has: where a call fails, its "
+                "caller hears nothing"
+            )
+        return ""
+
     async def wait_joined(self, media_id: str) -> None:
         """Wait until a media channel and its call hear each other, but not for long."""
         joined = self._joined.get(media_id)
@@ -363,7 +443,7 @@ class Hands:
     async def _join(self, call_sid: str, media_id: str) -> None:
         bridge_id = bridge_of(media_id)
         with in_progress():
-            await self._ari.post("bridges", type="mixing", bridgeId=bridge_id)
+            await self._ari.post("bridges", type="mixing", bridgeId=bridge_id, name=self._app)
             both = f"{call_sid},{media_id}"
             await self._ari.post("bridges", bridge_id, "addChannel", channel=both)
         if (joined := self._joined.get(media_id)) is not None:

@@ -7,8 +7,8 @@ has taken over goes on in the dialplan, or is ended.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -121,7 +121,7 @@ class Left:
         once, as it would leave ours if it were moved there again.
 
         Raises:
-            CallNotInProgress: It is not there, or has not come in time.
+            CallNotInProgress: It is over, or another has it.
             CarrierError: Refused or not reached.
         """
         match step:
@@ -142,34 +142,51 @@ class Left:
             self._fetching.discard(call_sid)
 
     async def clear_up_after(
-        self, process: str, is_somebodys: Callable[[str], Awaitable[bool]]
-    ) -> list[str]:
-        """Clear up what a process has left that nobody has taken over.
+        self,
+        process: str,
+        is_somebodys: Callable[[str], Awaitable[bool]],
+        apologise: Callable[[str], Awaitable[None]],
+    ) -> bool:
+        """Clear up what a process has left that nobody has taken over; nothing where somebody hears
+        its app, or talks with its callers: it may be cut off from all others, but not from here.
+
+        Args:
+            process: Its name.
+            is_somebodys: Says whether a call is some process's.
+            apologise: Ends an answered call with the apology.
 
         Returns:
-            The calls that were answered, and are owed an apology.
+            False if something is left, and it is to be tried again.
 
         Raises:
             CarrierError: Refused or not reached.
         """
         app = f"{self._apps}-{process}"
         if self._is_served(app):  # which looks after what is left by itself
-            return []
-        left = await self._hands.app(app)
-        answered: list[str] = []
-        for channel_id in left.channel_ids:
-            if channel_id in self._exchange.legs:
-                continue
+            return True
+        if await self._hands.is_heard(app):
+            logger.info("a process that is silent still hears its calls", app=app)
+            return False
+        left = (await self._hands.app(app)).channel_ids
+        if not (await self._hands.joined()).isdisjoint(left):
+            logger.info("calls are left alone: somebody still talks with a caller", app=app)
+            return False
+        random.shuffle(left)  # others do the same
+        is_clear = True
+        for channel_id in left:
+            clear: Awaitable[object]
             if channel_id.startswith(MEDIA_PREFIX):
-                await self._hands.do(Drop(channel_id))
-            elif not await is_somebodys(channel_id):
-                answered += await self._clear_up(channel_id)
-        empty = set(await self._hands.empty_bridges())
-        if empty:
+                clear = self._hands.do(Drop(channel_id))
+            else:
+                clear = self._clear_up(channel_id, app, is_somebodys, apologise)
+            is_clear &= await _is_done(clear)
+        return await _is_done(self._drop_empty_bridges(app)) and is_clear
+
+    async def _drop_empty_bridges(self, app: str) -> None:
+        if empty := set(await self._hands.empty_bridges(app)):
             await trio.sleep(EMPTY_S)
-            for media_id in empty.intersection(await self._hands.empty_bridges()):
+            for media_id in empty.intersection(await self._hands.empty_bridges(app)):
                 await self._hands.do(Drop(media_id))
-        return answered
 
     async def leave(self) -> None:
         """No events are heard any more: what came in meanwhile goes on in the dialplan."""
@@ -189,21 +206,41 @@ class Left:
                 except CarrierError as error:
                     logger.warning("a call that came at the end is left", error=error.message)
 
-    async def _clear_up(self, channel_id: str) -> list[str]:
+    async def _clear_up(
+        self,
+        channel_id: str,
+        app: str,
+        is_somebodys: Callable[[str], Awaitable[bool]],
+        apologise: Callable[[str], Awaitable[None]],
+    ) -> None:
         channel = await self._hands.look(channel_id)
         if channel is None:
-            return []
-        is_ours = channel_id.startswith(CALL_PREFIX)
-        if channel.dialplan.app_name == STASIS and channel.state == "Up":
-            return [channel_id]
-        step: Step | None = None
-        if channel.state != "Up" and is_ours:
-            step = HangUp(channel_id)  # a phone that rings with nobody behind it
-        elif channel.dialplan.app_name == STASIS:
-            step = Continue(channel_id)  # a caller whom nobody has seen: the next line of the plan
-        if step is None:
-            return []
+            return
+        is_in_hand = channel.dialplan.app_name == STASIS
+        rings = channel.state != "Up" and channel_id.startswith(CALL_PREFIX)
+        # Another may have taken it, or clear up as we do: so it is asked last of all.
+        if not (is_in_hand or rings) or await is_somebodys(channel_id):
+            return
+        is_there = channel_id in (await self._hands.app(app)).channel_ids
+        if not is_there or channel_id in self._exchange.legs:
+            return
+        if is_in_hand and channel.state == "Up":
+            await apologise(channel_id)
+            return
+        # A phone that rings with nobody behind it; or a caller whom nobody has seen, for whom the
+        # next line of the plan is done.
+        step = HangUp(channel_id) if rings else Continue(channel_id)
         logger.warning("a call that a process has left is cleared up", step=type(step).__name__)
-        with suppress(CallNotInProgress):  # it has just gone, or another has seen to it
-            await self._hands.do(step)
-        return []
+        await self._hands.do(step)
+
+
+async def _is_done(clear: Awaitable[object]) -> bool:
+    """Clear one thing up; False, and no error, if that has failed: others are still to come."""
+    try:
+        await clear
+    except CallNotInProgress:
+        pass  # it has just gone, or another has seen to it
+    except CarrierError as error:
+        logger.warning("something that a process has left is still there", error=error.message)
+        return False
+    return True

@@ -8,7 +8,7 @@ hears that app, too, until the call is in their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 import trio
@@ -16,6 +16,7 @@ from websockets.exceptions import WebSocketException
 from websockets.trio.client import ClientConnection, connect
 
 from server.carrier.asterisk.ari import Ari
+from server.carrier.asterisk.events import EVENTS as ALL_EVENTS
 from server.carrier.asterisk.events import Channel, read_event
 from server.carrier.asterisk.exchange import (
     CALL_PREFIX,
@@ -23,12 +24,14 @@ from server.carrier.asterisk.exchange import (
     MEDIA_PREFIX,
     TRANSFERRED,
 )
-from server.carrier.asterisk.steps import Bring, Step
+from server.carrier.asterisk.steps import Bring, Look, Step
 from server.errors import CarrierError
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-EVENTS = ("StasisStart", "StasisEnd", "ApplicationReplaced")
+EVENTS = tuple(sorted(ALL_EVENTS))
+"""All that the app's own process has told: it may be back by the time that we ask for these, and
+nothing of its own may be kept from it. Their order shows who has asked last."""
 LOOK_S = 0.25
 """How often it is looked whether it is still wanted."""
 AGAIN_S = 2.0
@@ -46,8 +49,9 @@ class StandIns:
 
     Args:
         ari: Asterisk's REST interface.
-        is_wanted: Says whether any call of ours may still come to an app.
-        is_served: Says whether there is a process again whose app it is.
+        expected: The calls of ours that may still come to an app.
+        is_served: Says whether there is a process again whose app it is, or may be.
+        is_heard: Asks a process by way of Asterisk whether it hears its app.
         bring: Has steps carried out: those that bring a channel of such an app to our own.
     """
 
@@ -55,31 +59,43 @@ class StandIns:
         self,
         ari: Ari,
         *,
-        is_wanted: Callable[[str], bool],
+        expected: Callable[[str], list[str]],
         is_served: Callable[[str], bool],
+        is_heard: Callable[[str], Awaitable[bool]],
         bring: Callable[[list[Step]], None],
     ) -> None:
         self._ari = ari
-        self._is_wanted = is_wanted
+        self._expected = expected
         self._is_served = is_served
+        self._is_heard = is_heard
         self._bring = bring
         self._apps: set[str] = set()
 
     async def stand_in(self, app: str) -> None:
-        """Hear an app until none of our calls may come to it; at once where it is heard already."""
+        """Hear an app until none of our calls may come to it, whenever its own process does not;
+        return at once where that is done already.
+        """
         if app in self._apps:
             return
         self._apps.add(app)
         try:
-            while self._is_wanted(app):
-                if self._is_served(app):
-                    await trio.sleep(LOOK_S)
-                    continue
-                await self._hear_while_wanted(app)
-                if self._is_wanted(app):
-                    await trio.sleep(AGAIN_S)
+            while self._expected(app):
+                if not await self._has_process(app):
+                    await self._hear_while_wanted(app)
+                # One that has come while another heard the app waits for us there.
+                self._bring([Look(call_sid) for call_sid in self._expected(app)])
+                await trio.sleep(AGAIN_S)
         finally:
             self._apps.discard(app)
+
+    async def _has_process(self, app: str) -> bool:
+        """Whether an app has a process of its own, whose events are not ours to take; so, too, if
+        that is not known.
+        """
+        try:
+            return self._is_served(app) or await self._is_heard(app)
+        except CarrierError:
+            return True
 
     async def _hear_while_wanted(self, app: str) -> None:
         try:
@@ -96,9 +112,9 @@ class StandIns:
                 trio.open_nursery() as nursery,
             ):
                 nursery.start_soon(self._hear, events, app, nursery)
-                while self._is_wanted(app):  # noqa: ASYNC110
+                while self._expected(app) and not self._is_served(app):  # noqa: ASYNC110
                     await trio.sleep(LOOK_S)
-                nursery.cancel_scope.cancel("all calls are in our own app, or over")
+                nursery.cancel_scope.cancel("no call may come to it, or it has a process again")
         except* (OSError, WebSocketException, trio.TooSlowError, CarrierError) as group:
             logger.warning("the app of a process that is gone is not heard", error=repr(group))
 

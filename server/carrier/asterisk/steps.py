@@ -140,6 +140,21 @@ class StandIn:
 
 
 @dataclass(frozen=True, slots=True)
+class SayThere:
+    """Another process asks, by way of Asterisk, whether anybody hears our app: it is told."""
+
+    app: str
+    """The other's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A process has answered that it hears its app."""
+
+    app: str
+
+
+@dataclass(frozen=True, slots=True)
 class HangUp:
     """A channel is ended."""
 
@@ -162,5 +177,7 @@ Step = (
     | Fetch
     | Bring
     | StandIn
+    | SayThere
+    | Heard
     | HangUp
 )

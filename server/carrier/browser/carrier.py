@@ -104,8 +104,9 @@ class BrowserCarrier:
 
     async def clear_up_after(
         self, process: str, is_somebodys: Callable[[str], Awaitable[bool]]
-    ) -> None:
+    ) -> bool:
         """Do nothing: whatever a page's process has left ends with its socket."""
+        return True
 
     # -- what is asked of it ---------------------------------------------------------------
 
