@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -67,8 +68,11 @@ class Nodes:
         self.processes[name] = await self.begin(
             port=port,
             node=name,
-            node_url=f"http://127.0.0.1:{port}",
-            **{"asterisk_client": "offhook" if name == "a" else f"offhook-{name}"} | own,
+            **{
+                "node_url": f"http://127.0.0.1:{port}",
+                "asterisk_client": "offhook" if name == "a" else f"offhook-{name}",
+            }
+            | own,
         )
         await is_ready(port)
         await self.pbx.has_app(f"offhook-{name}.0")
@@ -286,12 +290,12 @@ async def test_a_caller_whose_process_is_killed_just_as_they_are_answered_is_not
 
 
 @asynccontextmanager
-async def way_to(port: int) -> AsyncGenerator[tuple[int, trio.CancelScope]]:
-    """A port that leads to another, and what cuts it off."""
+async def way_to(path: Path) -> AsyncGenerator[tuple[int, trio.CancelScope]]:
+    """A port that leads to a Unix socket, and what cuts it off."""
 
     async def pass_on(client: trio.SocketStream) -> None:
         with suppress(OSError, trio.BrokenResourceError):
-            there = await trio.open_tcp_stream("127.0.0.1", port)
+            there = await trio.open_unix_socket(path)
             async with client, there, trio.open_nursery() as nursery:
 
                 async def move(one: trio.SocketStream, other: trio.SocketStream) -> None:
@@ -303,10 +307,15 @@ async def way_to(port: int) -> AsyncGenerator[tuple[int, trio.CancelScope]]:
                 nursery.start_soon(move, client, there)
                 nursery.start_soon(move, there, client)
 
+    async def lead(listener: trio.SocketListener, way: trio.CancelScope) -> None:
+        with way:
+            await trio.serve_listeners(pass_on, [listener])
+
+    way = trio.CancelScope()
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, pass_on, [listener])
-        yield listener.socket.getsockname()[1], nursery.cancel_scope
+        nursery.start_soon(lead, listener, way)
+        yield listener.socket.getsockname()[1], way
         nursery.cancel_scope.cancel("the block has ended")
 
 
@@ -316,16 +325,15 @@ async def test_calls_of_a_process_that_is_cut_off_from_all_but_asterisk_are_left
     pbx = nodes.pbx
     asks = b"POST /ari/events/user/offhook.asks"
     async with (
-        way_to(redis.port) as (port, way),
+        way_to(redis.socket) as (port, way),
         losing_answers(pbx, asks) as (url, asked),
         open_phone(pbx.sip) as phone,
         open_phone(pbx.sip, port=pbx.callee_port) as callee,
     ):
         for one in (phone, callee):
             nursery.start_soon(one.run)
-        registry_url = redis.url.replace(f":{redis.port}", f":{port}")
         nowhere = f"http://127.0.0.1:{free_port()}"  # so that it cannot be asked, either
-        await nodes.start("a", registry_url=registry_url, node_url=nowhere)
+        await nodes.start("a", registry_url=f"redis://127.0.0.1:{port}", node_url=nowhere)
         way.cancel("the network is split")
         await phone.call(US)
         await hears_speech(phone)
