@@ -257,12 +257,12 @@ class Cluster:
         others = self.registry.others()
         return sorted(others, key=lambda name: others[name].age_s)
 
-    def is_heard_of(self, name: str, *, within_s: float) -> bool:
-        """Whether a process of this name, this one or another, has said something so lately; so,
-        too, of anybody while the registry is away, as nothing is heard then.
+    def is_heard_of(self, name: str, *, within_s: float) -> bool | None:
+        """Whether a process of this name, this one or another, has said something so lately; None
+        while the registry is away, as nothing is heard then.
         """
         if self.registry.is_away:
-            return True
+            return None
         seen = self.registry.others().get(name)
         return name == self.me.name or (seen is not None and seen.age_s < within_s)
 

@@ -480,17 +480,36 @@ async def test_the_app_of_a_process_that_hears_it_is_not_taken(pbx, quick_looks,
     assert heard_by is theirs
 
 
-async def test_an_app_is_stood_in_for_until_it_has_a_process_again(pbx, quick_looks):
-    there: set[str] = set()
-    async with hearing(pbx, Desk(ANSWERS), "1", is_there=there.__contains__) as survivor:
+async def test_an_app_is_stood_in_for_until_it_has_a_process_again(pbx, quick_looks, monkeypatch):
+    there: dict[str, bool | None] = {"0": None}  # the registry is away
+    looked = trio.Semaphore(0)
+
+    def is_there(name: str) -> bool | None:
+        looked.release()
+        return there[name]
+
+    async def has_looked() -> None:
+        with trio.fail_after(60):
+            for _ in range(looked.value + 3):
+                await looked.acquire()
+
+    async with hearing(pbx, Desk(ANSWERS), "1", is_there=is_there) as survivor:
         async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
             call = await place(carrier)
+        await pbx.until(lambda: "offhook-0" not in pbx.apps)
         await survivor.reconnect(call, "tock")
+        await has_looked()
+        stood_in = ["offhook-0" in pbx.apps]
+        there["0"] = False
         await pbx.until(lambda: "offhook-0" in pbx.apps)
-        there.add("0")
+        there["0"] = None
+        await has_looked()
+        stood_in.append("offhook-0" in pbx.apps)
+        there["0"] = True
         await pbx.until(lambda: "offhook-0" not in pbx.apps)
         is_ringing = call in pbx.channels
 
+    assert stood_in == [False, True]
     assert is_ringing
 
 
@@ -763,6 +782,15 @@ async def test_nothing_is_cleared_up_of_a_process_that_is_there_again(pbx):
     async with hearing(pbx, Desk(ANSWERS), "1", is_there=lambda name: True) as survivor:
         await survivor.clear_up_after("0", is_somebodys)
 
+    assert pbx.sent_away == []
+
+
+async def test_nothing_is_cleared_up_while_it_is_not_known_who_is_there(pbx):
+    leave(pbx, **{"1764.1": "Ring"})
+    async with hearing(pbx, Desk(ANSWERS), "1", is_there=lambda name: None) as survivor:
+        is_clear = await survivor.clear_up_after("0", nobodys)
+
+    assert not is_clear
     assert pbx.sent_away == []
 
 

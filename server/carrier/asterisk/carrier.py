@@ -83,7 +83,7 @@ class AsteriskCarrier:
         ring_timeout_s: How long a phone rings before the call is given up as no-answer.
         max_duration_s: The longest that a call which comes in may last.
         process: This process's name, which media streams show as ``process``; empty if it is alone.
-        is_there: Says whether there is a process of a name.
+        is_there: Says whether there is a process of a name; None if that is not known now.
     """
 
     name = "asterisk"
@@ -102,7 +102,7 @@ class AsteriskCarrier:
         ring_timeout_s: float,
         max_duration_s: float,
         process: str = "",
-        is_there: Callable[[str], bool] = lambda process: False,
+        is_there: Callable[[str], bool | None] = lambda process: False,
     ) -> None:
         self.on_wait: Callable[[float], None] = lambda wait_s: None
         self._ari = ari
@@ -127,7 +127,7 @@ class AsteriskCarrier:
             longest_s=max_duration_s + OVERTIME_S,
         )
 
-        def is_served(one: str) -> bool:
+        def is_served(one: str) -> bool | None:
             return is_there(one.removeprefix(f"{app}-"))
 
         self._stand_ins = StandIns(

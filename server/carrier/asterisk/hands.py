@@ -55,7 +55,7 @@ LAST_WORDS_S = 60.0
 FETCH_AGAIN_S, FETCH_LATER_S, FETCHES = 0.25, 2.0, 40
 """How often a call is asked for that is about to come to another app, how often from then on, and
 how many times before that: the dialplan may do something else first."""
-ANSWER_S = 1.5
+ANSWER_S = 1.0
 """For so long a process may take to say, by way of Asterisk, that it hears its app."""
 OWN_ANSWER_S = 10.0
 """For so long we may take to hear what we tell ourselves by way of Asterisk."""

@@ -47,7 +47,8 @@ class Left:
         hands: Ask Asterisk.
         exchange: The calls of our app.
         do_later: Has steps carried out, each by itself.
-        is_served: Says whether there is a process, maybe another by now, whose app it is.
+        is_served: Says whether there is a process, maybe another by now, whose app it is; None if
+            that is not known now.
         app: Our own app.
         apps: How the apps of all processes begin, before ``-`` and the process's name.
     """
@@ -57,7 +58,7 @@ class Left:
         hands: Hands,
         exchange: Exchange,
         do_later: Callable[[list[Step]], None],
-        is_served: Callable[[str], bool],
+        is_served: Callable[[str], bool | None],
         *,
         app: str,
         apps: str,
@@ -162,8 +163,8 @@ class Left:
             CarrierError: Refused or not reached.
         """
         app = f"{self._apps}-{process}"
-        if self._is_served(app):  # which looks after what is left by itself
-            return True
+        if (is_served := self._is_served(app)) is not False:
+            return is_served is True  # it looks after what is left by itself
         if await self._hands.is_heard(app):
             logger.info("a process that is silent still hears its calls", app=app)
             return False

@@ -50,7 +50,8 @@ class StandIns:
     Args:
         ari: Asterisk's REST interface.
         expected: The calls of ours that may still come to an app.
-        is_served: Says whether there is a process again whose app it is, or may be.
+        is_served: Says whether there is a process again whose app it is; None if that is not known
+            now: then none is begun to be stood in for, and one that is is still.
         is_heard: Asks a process by way of Asterisk whether it hears its app.
         bring: Has steps carried out: those that bring a channel of such an app to our own.
     """
@@ -60,7 +61,7 @@ class StandIns:
         ari: Ari,
         *,
         expected: Callable[[str], list[str]],
-        is_served: Callable[[str], bool],
+        is_served: Callable[[str], bool | None],
         is_heard: Callable[[str], Awaitable[bool]],
         bring: Callable[[list[Step]], None],
     ) -> None:
@@ -93,7 +94,7 @@ class StandIns:
         that is not known.
         """
         try:
-            return self._is_served(app) or await self._is_heard(app)
+            return self._is_served(app) is not False or await self._is_heard(app)
         except CarrierError:
             return True
 
