@@ -11,6 +11,8 @@ import trio
 
 from server.simulators.gemini import MODEL_SCRIPTS, GeminiSimulator
 from tests.support.asterisk import SECRET, USER, Asterisk, asterisk, until
+from tests.support.databases import postgresql
+from tests.support.redis_servers import RedisServer, server_binary
 from tests.support.serving import Server, serving
 from tests.support.sip_phone import Phone, open_phone
 
@@ -112,3 +114,19 @@ async def exchange(pbx):
     """A server behind it."""
     async with exchange_of(pbx) as one:
         yield one
+
+
+@pytest.fixture
+def database():
+    """A PostgreSQL."""
+    with postgresql() as url:
+        yield url
+
+
+@pytest.fixture
+async def redis(tmp_path):
+    server_binary()
+    one = RedisServer(tmp_path)
+    await trio.to_thread.run_sync(one.start)
+    yield one
+    one.kill()

@@ -26,31 +26,13 @@ from tests.asterisk.test_processes import (
 )
 from tests.asterisk.test_real import SPEECH, THEM, US, hears_speech
 from tests.support.asterisk import Asterisk, needs_asterisk, until
-from tests.support.databases import postgresql
 from tests.support.ports import free_port
 from tests.support.redis_servers import SECRET as CLUSTER_SECRET
-from tests.support.redis_servers import RedisServer, server_binary
 from tests.support.sip_phone import open_phone
 
 pytestmark = [needs_asterisk, pytest.mark.sockets, pytest.mark.slow]
 
 QUESTION = read_greeting(SPEECH / "caller-question.wav")
-
-
-@pytest.fixture
-def database():
-    """A PostgreSQL."""
-    with postgresql() as url:
-        yield url
-
-
-@pytest.fixture
-async def redis(tmp_path):
-    server_binary()
-    one = RedisServer(tmp_path)
-    await trio.to_thread.run_sync(one.start)
-    yield one
-    one.kill()
 
 
 @dataclass

@@ -24,9 +24,7 @@ from server.simulators.gemini import MODEL_SCRIPTS, GeminiSimulator
 from tests.asterisk.conftest import KEY, exchange_of, nothing_left
 from tests.asterisk.test_real import SPEECH, THEM, US, ended, hears_speech
 from tests.support.asterisk import SECRET, USER, Asterisk, needs_asterisk, until
-from tests.support.databases import postgresql
 from tests.support.redis_servers import SECRET as CLUSTER_SECRET
-from tests.support.redis_servers import RedisServer, server_binary
 from tests.support.sip_phone import Phone, open_phone
 
 pytestmark = [needs_asterisk, pytest.mark.sockets, pytest.mark.slow]
@@ -119,22 +117,6 @@ async def is_answered_again(phone: Phone) -> None:
     heard = len(phone.heard)
     phone.says += read_greeting(SPEECH / "caller-question.wav")
     await hears_speech(phone, after=heard)
-
-
-@pytest.fixture
-def database():
-    """A PostgreSQL."""
-    with postgresql() as url:
-        yield url
-
-
-@pytest.fixture
-async def redis(tmp_path):
-    server_binary()
-    one = RedisServer(tmp_path)
-    await trio.to_thread.run_sync(one.start)
-    yield one
-    one.kill()
 
 
 async def test_a_call_goes_on_in_another_process_when_its_own_is_killed(

@@ -139,6 +139,15 @@ async def place(carrier: AsteriskCarrier) -> str:
     return (await carrier.place_call(THEM, ticket="tick", max_duration_s=60.0)).call_sid
 
 
+async def is_left_with_somebody_else(pbx: FakeAri) -> None:
+    """A caller is transferred, and the process that did it, ``0``, ends."""
+    async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+        await pbx.calls_in("offhook-0", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        await pbx.until(lambda: not media_of(pbx, IN))
+
+
 # -- inbound -------------------------------------------------------------------------------
 
 
@@ -524,11 +533,7 @@ async def test_a_caller_who_comes_back_long_after_the_dial_comes_to_another_proc
     monkeypatch.setattr(hands, "FETCHES", 2)
     desk = Desk({TransferUpdate: ConnectStream("tock")})
     async with hearing(pbx, desk, "1", is_there=lambda name: is_back) as survivor:
-        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
-            await pbx.calls_in("offhook-0", IN)
-            await pbx.until(lambda: talks(pbx, IN))
-            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
-            await pbx.until(lambda: not media_of(pbx, IN))
+        await is_left_with_somebody_else(pbx)
         await survivor.follow(IN)
         async with AsyncExitStack() as stack:
             if is_back:  # and knows nothing of the call, which is another's
@@ -547,11 +552,7 @@ async def test_a_caller_who_comes_back_long_after_the_dial_comes_to_another_proc
 async def test_a_caller_who_is_back_unheard_is_found_where_their_process_is_back(pbx, quick_looks):
     desk = Desk({TransferUpdate: ConnectStream("tock")})
     async with hearing(pbx, desk, "1", is_there=lambda name: True) as survivor:
-        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
-            await pbx.calls_in("offhook-0", IN)
-            await pbx.until(lambda: talks(pbx, IN))
-            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
-            await pbx.until(lambda: not media_of(pbx, IN))
+        await is_left_with_somebody_else(pbx)
         await survivor.follow(IN)
         pbx.followed.clear()  # nothing is told of how the dial ended
         async with hearing(pbx, Desk(), "0"):
@@ -566,11 +567,7 @@ async def test_a_caller_who_comes_back_when_their_process_is_gone_comes_to_anoth
 ):
     desk = Desk({TransferUpdate: ConnectStream("tock")})
     async with hearing(pbx, desk, "1") as survivor:
-        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
-            await pbx.calls_in("offhook-0", IN)
-            await pbx.until(lambda: talks(pbx, IN))
-            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
-            await pbx.until(lambda: not media_of(pbx, IN))
+        await is_left_with_somebody_else(pbx)
         await survivor.follow(IN)
         await pbx.until(lambda: "offhook-0" in pbx.apps)
         await pbx.comes_back(IN, "BUSY")
@@ -582,11 +579,7 @@ async def test_a_caller_who_comes_back_when_their_process_is_gone_comes_to_anoth
 async def test_a_caller_who_talks_by_now_with_somebody_else_is_told_of(pbx):
     desk = Desk(ANSWERS)
     async with hearing(pbx, desk, "1") as survivor:
-        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
-            await pbx.calls_in("offhook-0", IN)
-            await pbx.until(lambda: talks(pbx, IN))
-            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
-            await pbx.until(lambda: not media_of(pbx, IN))
+        await is_left_with_somebody_else(pbx)
         pbx.bridges["of-the-dialplan"] = {IN, "1764.99"}
         await survivor.follow(IN)
         await desk.is_told(TransferUpdate)
@@ -617,11 +610,7 @@ async def test_a_new_call_that_comes_to_an_app_that_is_stood_in_for_is_answered(
 async def test_a_caller_is_fetched_once_though_several_were_called(pbx, quick_looks):
     desk = Desk({TransferUpdate: ConnectStream("tock")})
     async with hearing(pbx, desk, "1") as survivor:
-        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
-            await pbx.calls_in("offhook-0", IN)
-            await pbx.until(lambda: talks(pbx, IN))
-            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
-            await pbx.until(lambda: not media_of(pbx, IN))
+        await is_left_with_somebody_else(pbx)
         await survivor.follow(IN)
         await pbx.until(lambda: "offhook-0" in pbx.apps)
         for _ in range(3):

@@ -7,6 +7,7 @@ import trio
 
 from server.carrier import CallStatus, StatusUpdate, TransferUpdate, VoiceRequest
 from server.carrier.asterisk import carrier as carriers
+from server.carrier.asterisk.ari import MAX_EVENT_BYTES
 from server.carrier.webhooks import ConnectStream, SayAndEndCall
 from server.errors import CarrierError, ConfigurationError
 from tests.carrier.test_asterisk_carrier import (
@@ -113,7 +114,7 @@ async def test_an_event_that_nobody_can_read_takes_neither_calls_nor_what_comes_
         await pbx.until(lambda: talks(pbx, IN))
         listener = pbx.apps["offhook"]
         await listener.send(text)
-        if len(text) > carriers.MAX_EVENT_BYTES:  # that connection is given up
+        if len(text) > MAX_EVENT_BYTES:  # that connection is given up
             await pbx.until(lambda: pbx.apps.get("offhook") not in (None, listener))
         await takes_another(pbx)
 

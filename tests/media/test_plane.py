@@ -9,6 +9,7 @@ import ssl
 import struct
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
 
 import pytest
 import trio
@@ -37,12 +38,21 @@ async def plane(nursery) -> Plane:
     return plane
 
 
+Kind = TypeVar("Kind", bound=socket.socket)
+
+
+def wire_of(plane: Plane, kind: type[Kind], bounds: Bounds = KNOWN) -> tuple[Wire, Kind, Peer]:
+    """A wire on a socket of this kind, that socket, and the other end."""
+    ours, theirs = socket.socketpair()
+    sock = kind(fileno=ours.detach())
+    sock.setblocking(False)
+    wire = Wire(plane, sock, WebSocket(is_client=False, max_message_bytes=65536), bounds=bounds)
+    return wire, sock, Peer(theirs)
+
+
 @asynccontextmanager
 async def connected(plane: Plane, bounds: Bounds = KNOWN) -> AsyncGenerator[tuple[Wire, Peer]]:
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    wire = Wire(plane, ours, WebSocket(is_client=False, max_message_bytes=65536), bounds=bounds)
-    peer = Peer(theirs)
+    wire, _, peer = wire_of(plane, socket.socket, bounds)
     try:
         yield wire, peer
     finally:
@@ -357,11 +367,7 @@ class CountingSocket(socket.socket):
 
 
 async def test_what_waits_to_be_written_is_not_tried_again_at_every_read(plane):
-    ours, theirs = socket.socketpair()
-    counting = CountingSocket(fileno=ours.detach())
-    counting.setblocking(False)
-    wire = Wire(plane, counting, WebSocket(is_client=False, max_message_bytes=65536))
-    peer = Peer(theirs)
+    wire, counting, peer = wire_of(plane, CountingSocket)
     while not wire.websocket.output_bytes:
         wire.send_text(b"x" * 60_000)
     tried = counting.sends
@@ -378,23 +384,17 @@ async def test_what_waits_to_be_written_is_not_tried_again_at_every_read(plane):
 
 
 async def test_what_waits_is_written_though_its_socket_is_read_again_in_every_pass(plane):
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    wire = Wire(plane, ours, WebSocket(is_client=False, max_message_bytes=65536))
-    peer = Peer(theirs)
-    while not wire.websocket.output_bytes:
-        wire.send_text(b"x" * 60_000)
-    await wait_all_tasks_blocked()
-    theirs.setblocking(False)
-    with suppress(BlockingIOError):
-        while True:
-            theirs.recv(1 << 20)
-    plane.read_again(wire)
-    plane.serve_now()
+    async with connected(plane) as (wire, peer):
+        while not wire.websocket.output_bytes:
+            wire.send_text(b"x" * 60_000)
+        await wait_all_tasks_blocked()
+        with suppress(trio.WouldBlock, BlockingIOError):
+            while True:
+                os.read(peer.sock.fileno(), 1 << 20)
+        plane.read_again(wire)
+        plane.serve_now()
 
-    assert not wire.websocket.output_bytes
-    wire.close()
-    peer.sock.close()
+        assert not wire.websocket.output_bytes
 
 
 class SpeakingFirst(socket.socket):
@@ -410,11 +410,7 @@ class SpeakingFirst(socket.socket):
 
 
 async def test_a_socket_that_must_speak_before_it_reads_waits_until_it_can(plane):
-    ours, theirs = socket.socketpair()
-    speaking = SpeakingFirst(fileno=ours.detach())
-    speaking.setblocking(False)
-    wire = Wire(plane, speaking, WebSocket(is_client=False, max_message_bytes=65536))
-    peer = Peer(theirs)
+    wire, speaking, peer = wire_of(plane, SpeakingFirst)
     with suppress(BlockingIOError):
         while True:
             speaking.send(bytes(60_000))
@@ -451,11 +447,7 @@ class ListeningFirst(socket.socket):
 
 
 async def test_a_socket_that_must_read_before_it_speaks_waits_until_something_comes(plane):
-    ours, theirs = socket.socketpair()
-    listening = ListeningFirst(fileno=ours.detach())
-    listening.setblocking(False)
-    wire = Wire(plane, listening, WebSocket(is_client=False, max_message_bytes=65536))
-    peer = Peer(theirs)
+    wire, listening, peer = wire_of(plane, ListeningFirst)
     for word in (b"are", b"you", b"there?"):
         wire.send_text(word)
     await wait_all_tasks_blocked(0.01)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Annotated, Self, TypeVar
 from urllib.parse import quote, urlencode
@@ -17,6 +17,7 @@ import msgspec
 import structlog
 import trio
 from msgspec import Meta, Struct
+from websockets.trio.client import connect
 
 from server.errors import CarrierError, ConfigurationError
 
@@ -32,6 +33,10 @@ REFUSED = (
     "not read_only"
 )
 MAX_ANSWER_BYTES = 1024 * 1024
+CONNECT_TIMEOUT_S = 5.0
+PING_S = 5.0
+"""How often an event connection is tried; a dead one is noticed within twice as long."""
+MAX_EVENT_BYTES = 256 * 1024
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})")
 _Text = Annotated[str, Meta(max_length=256)]
 
@@ -95,9 +100,19 @@ class Ari:
     ) -> None:
         await self._pool.__aexit__(exc_type, exc_value, traceback)
 
-    def events_url(self, app: str) -> str:
-        """Where the events of an app are told."""
-        return f"ws{self._url.removeprefix('http')}/events?{urlencode({'app': app})}"
+    def events(self, app: str) -> connect:
+        """A connection that is told the events of an app; whoever heard them before is not."""
+        return connect(
+            f"ws{self._url.removeprefix('http')}/events?{urlencode({'app': app})}",
+            additional_headers={"Authorization": self.authorization},
+            compression=None,
+            proxy=None,
+            open_timeout=CONNECT_TIMEOUT_S,
+            close_timeout=CONNECT_TIMEOUT_S,
+            ping_interval=PING_S,
+            ping_timeout=PING_S,
+            max_size=MAX_EVENT_BYTES,
+        )
 
     async def post(
         self,
@@ -131,13 +146,14 @@ class Ari:
             return False
         return True
 
-    async def put(self, *path: str, body: object) -> None:
-        """Set something.
+    async def allow_events(self, app: str, kinds: Iterable[str]) -> None:
+        """Have an app told of these kinds of events alone.
 
         Raises:
             CarrierError: Refused or not reached.
         """
-        await self._request("PUT", path, {}, body)
+        body = {"allowed": [{"type": kind} for kind in kinds]}
+        await self._request("PUT", ("applications", app, "eventFilter"), {}, body)
 
     async def get(self, kind: type[T], *path: str, **query: str) -> T:
         """Ask for something.

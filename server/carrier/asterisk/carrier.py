@@ -11,7 +11,7 @@ from typing import Self
 import structlog
 import trio
 from websockets.exceptions import WebSocketException
-from websockets.trio.client import ClientConnection, connect
+from websockets.trio.client import ClientConnection
 
 from server.carrier import CallStatus, PlacedCall, StatusUpdate
 from server.carrier.account import AccountState
@@ -46,14 +46,10 @@ from server.errors import CallNotInProgress, CarrierError, ConfigurationError
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-CONNECT_TIMEOUT_S = 5.0
-PING_S = 5.0
-"""How often the event connection is tried; a dead one is noticed within twice as long."""
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Until the event connection is tried again, each time it is lost without having been of use."""
 REPLACED_PAUSE_S = 30.0
 """When another program has taken the app's events: Asterisk gives them to the last who asks."""
-MAX_EVENT_BYTES = 256 * 1024
 DIAL_TRIES = 3
 AGAIN_S = (0.5, 2.0, 5.0)
 """How long to wait before it is tried again to end what has to end."""
@@ -416,16 +412,7 @@ class AsteriskCarrier:
             was_heard, was_replaced = trio.Event(), trio.Event()
             try:
                 await self._ari.check()
-                async with connect(
-                    self._ari.events_url(self._app),
-                    additional_headers={"Authorization": self._ari.authorization},
-                    compression=None,
-                    proxy=None,
-                    open_timeout=CONNECT_TIMEOUT_S,
-                    ping_interval=PING_S,
-                    ping_timeout=PING_S,
-                    max_size=MAX_EVENT_BYTES,
-                ) as events:
+                async with self._ari.events(self._app) as events:
                     await self._hear(events, desk, was_heard, was_replaced)
             except* (OSError, WebSocketException, trio.TooSlowError) as group:
                 names = sorted({type(error).__name__ for error in _leaves(group)})
@@ -461,10 +448,7 @@ class AsteriskCarrier:
                 else:
                     self._do_later([step])
 
-        await self._ari.put(
-            *("applications", self._app, "eventFilter"),
-            body={"allowed": [{"type": kind} for kind in EVENTS]},
-        )
+        await self._ari.allow_events(self._app, EVENTS)
         logger.info("Asterisk's events are heard", app=self._app)
         await see_to(await self._settle())
         was_heard.set()

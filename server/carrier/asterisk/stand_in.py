@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 import trio
 from websockets.exceptions import WebSocketException
-from websockets.trio.client import ClientConnection, connect
+from websockets.trio.client import ClientConnection
 
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.events import EVENTS as ALL_EVENTS
@@ -40,8 +40,6 @@ again and again."""
 OTHERS_S = 3.0
 """So long a channel of which nothing is known here is left to whoever has it: then it is nobody's.
 """
-CONNECT_TIMEOUT_S = 5.0
-MAX_EVENT_BYTES = 256 * 1024
 
 
 class StandIns:
@@ -100,18 +98,7 @@ class StandIns:
 
     async def _hear_while_wanted(self, app: str) -> None:
         try:
-            async with (
-                connect(
-                    self._ari.events_url(app),
-                    additional_headers={"Authorization": self._ari.authorization},
-                    compression=None,
-                    proxy=None,
-                    open_timeout=CONNECT_TIMEOUT_S,
-                    close_timeout=CONNECT_TIMEOUT_S,
-                    max_size=MAX_EVENT_BYTES,
-                ) as events,
-                trio.open_nursery() as nursery,
-            ):
+            async with self._ari.events(app) as events, trio.open_nursery() as nursery:
                 nursery.start_soon(self._hear, events, app, nursery)
                 while self._expected(app) and not self._is_served(app):  # noqa: ASYNC110
                     await trio.sleep(LOOK_S)
@@ -120,10 +107,7 @@ class StandIns:
             logger.warning("the app of a process that is gone is not heard", error=repr(group))
 
     async def _hear(self, events: ClientConnection, app: str, nursery: trio.Nursery) -> None:
-        await self._ari.put(
-            *("applications", app, "eventFilter"),
-            body={"allowed": [{"type": kind} for kind in EVENTS]},
-        )
+        await self._ari.allow_events(app, EVENTS)
         logger.info("the app of a process that is gone is heard", app=app)
         there: set[str] = set()
         async for message in events:
