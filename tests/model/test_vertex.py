@@ -254,6 +254,24 @@ async def test_a_token_that_was_refused_is_replaced_but_not_more_than_once_a_sec
     assert 5 <= fetched.fetches <= 12
 
 
+async def test_a_token_that_is_refused_while_another_is_fetched_is_not_replaced_twice(
+    nursery, autojump_clock, at_once
+):
+    def fetch(number: int) -> float:
+        if number == 2:
+            tokens.refused(tokens.headers())  # in the place of a connection that comes late
+        return 3_600.0
+
+    fetched = Fetched(fetch)
+    tokens = tokens_of(fetched)
+    await nursery.start(tokens.run)
+    tokens.refused(tokens.headers())
+    await trio.sleep(300.0)
+
+    assert fetched.fetches == 2
+    assert tokens.headers() == {"Authorization": "Bearer token-2"}
+
+
 async def test_a_refused_token_may_be_replaced_once_and_then_the_account_is_to_blame(
     nursery, autojump_clock, at_once
 ):

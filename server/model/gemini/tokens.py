@@ -161,6 +161,7 @@ class GoogleTokens:
             else:
                 backoff.reset()
                 self._problem = ""
+                wanted = self._wanted.next()  # whoever asked meanwhile has got one
                 pause_s = lasts_s - min(AHEAD_S, lasts_s / 2) * random.uniform(0.9, 1.0)
             if not has_started:
                 has_started = True
