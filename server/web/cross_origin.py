@@ -8,6 +8,7 @@ a key of its own, and cookies there are none.
 from __future__ import annotations
 
 from collections.abc import Collection
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +21,8 @@ ALL = "*"
 _REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, Traceparent, X-API-Key"
 _RESPONSE_HEADERS = "Idempotent-Replayed, Location, Retry-After, WWW-Authenticate"
 _PREFLIGHT_LASTS_S = 600
+_PRIVATE_NAMES = (".localhost", ".local", ".internal", ".test", ".home.arpa")
+"""What no public name ends in (RFC 6761, 6762, 8375)."""
 
 
 def allow_origins(app: Quart, origins: Collection[str], paths: Collection[str]) -> None:
@@ -101,3 +104,39 @@ def is_own_page(headers: Headers, public_url: str, origins: Collection[str]) -> 
     own = urlsplit(public_url)
     is_ours = host_of(origin) == (single(headers, "Host") or "-").lower()
     return is_ours or origin in {f"{own.scheme}://{own.netloc}".lower(), *origins} or ALL in origins
+
+
+def is_own_name(headers: Headers, public_url: str, origins: Collection[str]) -> bool:
+    """Whether a request calls this server by a name that nobody else can have made up.
+
+    A site may say that its name is at 127.0.0.1, and a browser then takes its pages for this
+    server's own (DNS rebinding). Names that no site can have are an address, this server's own,
+    one of an origin that is allowed, and those that the public DNS does not know.
+
+    Args:
+        headers: Of the request.
+        public_url: This server's address.
+        origins: Those allowed beside it.
+    """
+    host = _name_of(f"//{single(headers, 'Host') or ''}")
+    if not host:
+        return False
+    if "." not in host or host.endswith(_PRIVATE_NAMES) or _is_address(host):
+        return True
+    return host in {_name_of(url) for url in (public_url, *origins)}
+
+
+def _name_of(url: str) -> str:
+    """The host of an address, without its port; empty of what is none."""
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

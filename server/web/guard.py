@@ -15,7 +15,7 @@ from server.errors import ServerError
 from server.logs import Sparing
 from server.service import Service
 from server.web.api import error_body, field_errors, invalid
-from server.web.cross_origin import is_own_page
+from server.web.cross_origin import is_own_name, is_own_page
 from server.web.keys import UNNAMED, Keys
 from server.web.static import files as static
 
@@ -69,7 +69,7 @@ def ask_for_keys(
         if request.path in open_paths or request.path.startswith(static.BELOW):
             return None
         if not keys.any_wanted:
-            return refuse_other_pages()
+            return refuse_other_sites()
         # What is passed on by one of ours comes without the key, which is nobody else's business,
         # but with the name of it. Nobody else can say one: no client writes in a scope.
         scope = cast("dict[str, Any]", request.scope)
@@ -91,16 +91,20 @@ def ask_for_keys(
         body = error_body("unauthorized", "show the API key as Authorization: Bearer or X-API-Key")
         return body, 401, {"WWW-Authenticate": "Bearer"}
 
-    def refuse_other_pages() -> Any:
+    def refuse_other_sites() -> Any:
         # Who needs no key needs no answer either: any page that the developer's browser shows could
         # have it place and end calls here.
-        is_safe = request.method in SAFE_METHODS or PASSED_ON in request.scope
-        origins = service.settings.allowed_origins
-        if is_safe or is_own_page(request.headers, service.accounts.public_url, origins):
+        if PASSED_ON in request.scope:
             return None
+        own = service.accounts.public_url, service.settings.allowed_origins
+        if not is_own_name(request.headers, *own):
+            message = "any site can say that this host is its own: set PUBLIC_URL to it, or API_KEY"
+        elif request.method in SAFE_METHODS or is_own_page(request.headers, *own):
+            return None
+        else:
+            message = "no other site's page changes anything here: see ALLOWED_ORIGINS"
         g.is_stranger = True
         service.metrics.strangers_refused.labels("key").inc()
-        message = "no other site's page changes anything here: see ALLOWED_ORIGINS"
         return error_body("forged", message), 403
 
 

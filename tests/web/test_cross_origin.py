@@ -7,6 +7,7 @@ import pytest
 from server.app import create_app
 from server.errors import ConfigurationError
 from server.settings.settings import Settings
+from server.web.cross_origin import is_own_name
 from tests.support.access import SIMULATED
 
 ORIGIN = "https://app.example.com"
@@ -212,3 +213,56 @@ async def test_where_no_key_is_wanted_our_own_pages_and_those_allowed_do(headers
 
     assert answer.status_code in (200, 202)
     assert draining
+
+
+@pytest.mark.sockets
+async def test_where_no_key_is_wanted_a_site_that_says_it_is_here_reads_and_changes_nothing():
+    app = create_app(Settings.load(_env_file=None, **SIMULATED, database_url="sqlite://"))
+    async with app.test_app():
+        browser = app.test_client()
+        headers = {"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}
+        read = await browser.get("/calls", headers={"Host": headers["Host"]})
+        changed = await browser.post("/drain", headers=headers)
+        said = await read.get_json()
+        probed = await browser.get("/healthz", headers=headers)
+        draining = app.service.calls.draining
+
+    assert (read.status_code, changed.status_code, probed.status_code) == (403, 403, 200)
+    assert said["error"] == "forged"
+    assert "PUBLIC_URL" in said["message"]
+    assert not draining
+
+
+@pytest.mark.parametrize(
+    ("host", "is_own"),
+    [
+        ("localhost:8000", True),
+        ("127.0.0.1:8000", True),
+        ("[::1]:8000", True),
+        ("192.168.1.7", True),
+        ("offhook:8000", True),  # another container's name for this one
+        ("macbook.local:8000", True),
+        ("CALLS.example.com", True),
+        ("calls.example.com.:443", True),
+        ("app.example.com", True),
+        ("evil.example", False),
+        ("evil.calls.example.com", False),
+        ("127.0.0.1.evil.example", False),
+        ("calls.example.com@evil.example", False),
+        ("evil.example.", False),
+        ("[::1", False),
+        ("", False),
+    ],
+)
+def test_a_name_is_this_servers_own_if_no_site_can_have_it(host, is_own):
+    headers = {"Host": host} if host else {}
+
+    assert is_own_name(headers, "https://calls.example.com", [ORIGIN, "*"]) is is_own
+
+
+def test_two_names_at_once_are_nobodys():
+    class Twice(dict):
+        def items(self):
+            return [("Host", "localhost"), ("host", "evil.example")]
+
+    assert not is_own_name(Twice(), "https://calls.example.com", [])
