@@ -33,6 +33,7 @@ pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
 
 if AVAILABLE:
     import fcntl
+    import resource
 
     from server.cluster.directory.claims import Claims, Gate
 
@@ -492,6 +493,28 @@ async def test_a_process_that_is_only_slow_keeps_its_calls(three, monkeypatch):
     assert known == [False, False]
     assert first.is_gone(slow)
     assert second.is_gone(slow)
+
+
+@contextmanager
+def no_more_descriptors() -> Generator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_nobody_is_gone_for_whoever_has_no_descriptor_to_look_with(three):
+    first, _, third = three
+    dead = third.me
+    third.leave()
+    with no_more_descriptors():
+        meanwhile = first.is_gone(dead)
+
+    assert (meanwhile, first.is_gone(dead)) == (False, True)
 
 
 async def test_a_call_that_a_slow_process_was_given_is_not_taken_by_another(three):

@@ -249,16 +249,17 @@ class Directory:
         return self._where / f"{number}.{name}"
 
     def is_gone(self, member: Member) -> bool:
-        """Whether a process of this machine is gone. One that is slow is not: its calls are its
-        own all the same.
+        """Whether a process of this machine is known to be gone. One that is slow is not: its calls
+        are its own all the same.
         """
         number = self.number_of(member.name)
         if number is None or member != self._member(number):
             return True
         if number == self.number or self.board.is_there(number):
             return False
-        with self._gate.held() as alone:  # whoever comes is not to find a place taken by this look
+        with self._told(), self._gate.held() as alone:  # or whoever comes finds a place taken by us
             return alone and not is_locked(self._where / f"{number}.lock")
+        return False  # there is no descriptor to look with
 
     def member(self, name: str) -> Member | None:
         """Who has a name of this machine now; None for another name."""
