@@ -8,8 +8,9 @@ its way is timed by one clock. Servers take turns point by point, and one whose 
 passes 20 ms is out. The way to that verdict is measured twice, and a point again if other programs
 had more than a tenth of the server's core meanwhile.
 
-``offhook`` is the media path, ``offhook-ordinary`` the same server without it, ``classic`` is
-``benchmarks/peers/classic.py``.
+``offhook`` is the media path, ``offhook-ordinary`` the same server without it. ``classic`` is
+``benchmarks/peers/classic.py``, a bridge as tutorials write it, and ``picows`` is
+``benchmarks/peers/fastest.py``, the fastest on asyncio that we know how to write, without features.
 
 ``--carrier asterisk`` compares the calls of two carriers instead: the same server behind Twilio's
 doubles (JSON, base64) and behind an Asterisk's (binary frames), in turns, point by point.
@@ -34,6 +35,7 @@ from benchmarks.point import (
     KINDS,
     OFFHOOK,
     ORDINARY,
+    PICOWS,
     PointFailed,
     ServerKind,
     run_point,
@@ -58,9 +60,11 @@ COLOURS = {
     ASTERISK.name: plots.OTHERS[1],
     ORDINARY.name: "#f59e0b",
     CLASSIC.name: plots.OTHERS[0],
+    PICOWS.name: plots.OTHERS[2],
 }
 PACKAGES = (
-    "hypercorn", "quart-trio", "trio", "websockets", "fastapi", "uvicorn", "uvloop", "picows"
+    "hypercorn", "quart-trio", "trio", "websockets", "fastapi", "uvicorn", "uvloop", "picows",
+    "aiofastnet",
 )  # fmt: skip
 
 
@@ -91,8 +95,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--seconds", type=float, help="how long each point is measured (default: 8)")
     own.add_argument(
         "--tls",
-        action="store_true",
-        help=f"one more point each, {TLS_CALLS} calls, TLS to the model",
+        type=_numbers,
+        nargs="?",
+        const=[],
+        metavar="N,N…",
+        help=f"more points, TLS to the model (default: one each, {TLS_CALLS} calls at most)",
     )
     own.add_argument(
         "--consoles",
@@ -156,6 +163,7 @@ class Point:
             "cpu_ms_per_call_s": round(outcome["cpu_ms_per_call_s"], 4),
             "caller_to_model_ms": outcome["caller_to_model_ms"],
             "agent_to_caller_ms": outcome["agent_to_caller_ms"],
+            "first_chunk_ms": outcome["first_chunk_ms"],
             "interrupt_to_clear_ms": outcome["interrupt_to_clear_ms"],
             "lost_ms": round(outcome["lost_ms"], 3),
             "stale_ms": round(outcome["stale_ms"], 3),
@@ -193,20 +201,12 @@ def run(options: Options) -> dict[str, object]:
             "versions": facts["versions"],
             "workers": compare_workers(measure, kinds[0], options),
         }
-    points: list[Point] = []
     numbers = chosen.calls or (QUICK_CALLS if options.quick else CALLS)
-    running = list(kinds)
-    for calls in numbers:
-        for kind in list(running):
-            point = measure.point(kind, calls)
-            if point is not None:
-                points.append(point)
-            if point is None or point.p99_ms > LIMIT_MS:
-                running.remove(kind)
+    points = measure.points(kinds, numbers)
     tls_points = []
-    if chosen.tls:
-        done = (measure.point(kind, min(TLS_CALLS, max(numbers)), tls=True) for kind in kinds)
-        tls_points = [point for point in done if point is not None]
+    if chosen.tls is not None:
+        secure = chosen.tls or [min(TLS_CALLS, max(numbers))]
+        tls_points = measure.points(kinds, secure, tls=True)
 
     for one in tables(points + tls_points):
         console.print(one)
@@ -245,6 +245,20 @@ class Measure:
         self._realtime = options.arguments.realtime
         self._consoles = options.arguments.consoles
 
+    def points(
+        self, kinds: Sequence[ServerKind], numbers: Sequence[int], *, tls: bool = False
+    ) -> list[Point]:
+        """Each server under each number of calls, in turns, until its audio is late."""
+        points, running = [], list(kinds)
+        for calls in numbers:
+            for kind in list(running):
+                point = self.point(kind, calls, tls=tls)
+                if point is not None:
+                    points.append(point)
+                if point is None or point.p99_ms > LIMIT_MS:
+                    running.remove(kind)
+        return points
+
     def point(
         self, kind: ServerKind, calls: int, *, tls: bool = False, workers: int = 1
     ) -> Point | None:
@@ -277,7 +291,7 @@ class Measure:
                 tls=tls,
                 workers=workers,
                 realtime=self._realtime,
-                consoles=0 if kind is CLASSIC else self._consoles,
+                consoles=0 if kind in (CLASSIC, PICOWS) else self._consoles,
             )
         except PointFailed as failure:
             self._console.print(f"[red]{kind.name}, {calls} calls: no figure[/]\n{failure}")
@@ -377,8 +391,8 @@ def tables(points: Sequence[Point]) -> list[Table]:
         caller, agent = outcome["caller_to_model_ms"], outcome["agent_to_caller_ms"]
         clear = outcome["interrupt_to_clear_ms"]
         return [
-            *(_ms(caller[place]) for place in ("p50", "p95", "p99")),
-            *(_ms(agent[place]) for place in ("p50", "p99")),
+            *(_ms(caller[place]) for place in ("p50", "p95", "p99", "p999")),
+            *(_ms(agent[place]) for place in ("p50", "p99", "p999")),
             *(_ms(clear[place]) for place in ("p50", "p99")),
         ]
 
@@ -394,8 +408,8 @@ def tables(points: Sequence[Point]) -> list[Table]:
         ),
         _table(
             "latency, ms",
-            "caller\nto model\np50", "\n\np95", "\n\np99", "agent to\ncaller\np50", "\n\np99",
-            "cut to\nclear\np50", "\n\np99",
+            "caller\nto model\np50", "\n\np95", "\n\np99", "\n\np99.9",
+            "agent to\ncaller\np50", "\n\np99", "\n\np99.9", "cut to\nclear\np50", "\n\np99",
             points=points, cells=latency,
         ),
         _table(
@@ -431,7 +445,7 @@ def _both(percentiles: dict[str, float | None]) -> str:
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{value:.{2 if value < 100 else 0}f}"
 
 
 def _say_what_disturbed(points: Sequence[Point], options: Options) -> None:
@@ -458,9 +472,6 @@ def _say_what_disturbed(points: Sequence[Point], options: Options) -> None:
             )
 
 
-Row = tuple[str, str, str, bool]
-
-
 def bounds_table(points: Sequence[Point], tls_points: Sequence[Point]) -> Table:
     """What the media path must reach, and what this run shows of it."""
     at = {(point.kind.name, point.calls): point.outcome for point in points}
@@ -485,12 +496,17 @@ def bounds_table(points: Sequence[Point], tls_points: Sequence[Point]) -> Table:
         )
     if secure := tls_at.get((fast, 100)):
         row("the same with TLS to the model", "2.6 ms", f"{cpu(secure):.2f} ms", cpu(secure) <= 2.6)
-    for other, calls, bound in ((CLASSIC.name, 100, 0.28), (ORDINARY.name, 40, 0.2)):
-        ours, theirs = at.get((fast, calls)), at.get((other, calls))
+    for other, calls, bound, where, how in (
+        (CLASSIC.name, 100, 0.28, at, ""),
+        (ORDINARY.name, 40, 0.2, at, ""),
+        *((PICOWS.name, calls, 1.0, at, "") for calls in (100, 300, 500)),
+        (PICOWS.name, 100, 1.0, tls_at, ", TLS"),
+    ):
+        ours, theirs = where.get((fast, calls)), where.get((other, calls))
         if ours and theirs:
             ratio = cpu(ours) / cpu(theirs)
             row(
-                f"CPU against {other}, {calls} calls", f"{bound} x", f"{ratio:.2f} x",
+                f"CPU against {other}, {calls} calls{how}", f"{bound} x", f"{ratio:.2f} x",
                 ratio <= bound,
             )  # fmt: skip
     for calls, p50, p99 in ((25, 0.15, 0.4), (100, 0.2, 1.2)):
@@ -500,6 +516,17 @@ def bounds_table(points: Sequence[Point], tls_points: Sequence[Point]) -> Table:
                 f"caller to model p50 / p99, {calls} calls", f"{p50} / {p99} ms",
                 f"{_both(got)} ms", got["p50"] <= p50 and got["p99"] <= p99,
             )  # fmt: skip
+    for where, how, p99, p999 in ((at, "", 0.8, 2.0), (tls_at, ", TLS", 1.0, 3.0)):
+        if outcome := where.get((fast, 300)):
+            got = outcome["caller_to_model_ms"]
+            for place, name, bound in (("p99", "p99", p99), ("p999", "p99.9", p999)):
+                row(
+                    f"caller to model {name}, 300 calls{how}", f"{bound} ms",
+                    f"{_ms(got[place])} ms", got[place] <= bound,
+                )  # fmt: skip
+    few = at.get((fast, 25))
+    if few and (p50 := few["first_chunk_ms"]["p50"]) is not None:
+        row("first chunk of a turn p50, 25 calls", "0.12 ms", f"{p50:.2f} ms", p50 <= 0.12)
     if hundred and (p99 := hundred["interrupt_to_clear_ms"]["p99"]) is not None:
         row("interrupted to clear p99, 100 calls", "1.2 ms", f"{p99:.2f} ms", p99 <= 1.2)
     own = [point for point in points if point.kind is OFFHOOK]

@@ -98,7 +98,9 @@ ORDINARY = ServerKind(
 CLASSIC = ServerKind(
     "classic", "benchmarks.peers.classic", {}, ("fastapi", "uvicorn", "uvloop", "audioop")
 )
-KINDS = {kind.name: kind for kind in (OFFHOOK, ORDINARY, CLASSIC)}
+PICOWS = ServerKind("picows", "benchmarks.peers.fastest", {}, ("picows", "uvloop"))
+"""The fastest bridge on asyncio that we know how to write."""
+KINDS = {kind.name: kind for kind in (OFFHOOK, ORDINARY, CLASSIC, PICOWS)}
 
 
 @dataclass(frozen=True, slots=True)

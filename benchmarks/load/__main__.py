@@ -283,7 +283,7 @@ class Generator:
         cores_now = CoreTimes.read()
         rss_kib = resident_kib(pid)
         sent = [(call.caller.sent, call.agent.sent) for call in self.calls]
-        caller, agent = heard.caller[:], heard.agent[:]
+        caller, agent, openings = heard.caller[:], heard.agent[:], heard.openings[:]
         await asyncio.sleep(GRACE_S)
 
         trails = [(call.caller, upto) for call, (upto, _) in zip(self.calls, sent, strict=True)]
@@ -301,6 +301,7 @@ class Generator:
             "rss_kib": rss_kib,
             "caller_to_model_ms": in_ms(caller),
             "agent_to_caller_ms": in_ms(agent),
+            "first_chunk_ms": in_ms(openings),
             "interrupt_to_clear_ms": in_ms(heard.clears),
             "lost_ms": sum(trail.in_ms(trail.lost + trail.missing(upto)) for trail, upto in trails),
             "doubled_ms": total_ms(trails, "doubled"),

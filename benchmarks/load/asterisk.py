@@ -56,6 +56,7 @@ class AsteriskCall(LoadCall):
             return
         for level, length in stretches_of_bare(message):
             self.agent.arrive(level, length, now)
+        self.note_opening(now)
         self._play_end = max(now, self._play_end) + len(message) / MULAW_BYTES_PER_S
         if not self.answered.is_set():
             self.answered.set()

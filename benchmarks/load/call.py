@@ -58,11 +58,13 @@ class Heard:
 
     caller: array[float] = field(default_factory=lambda: array("d"))
     agent: array[float] = field(default_factory=lambda: array("d"))
+    openings: array[float] = field(default_factory=lambda: array("d"))
+    """Of the agent's chunks, each turn's first."""
     clears: array[float] = field(default_factory=lambda: array("d"))
     answers: array[float] = field(default_factory=lambda: array("d"))
 
     def forget(self) -> None:
-        for latencies in (self.caller, self.agent, self.clears, self.answers):
+        for latencies in (self.caller, self.agent, self.openings, self.clears, self.answers):
             del latencies[:]
 
 
@@ -146,6 +148,7 @@ class LoadCall:
         self._play_end = 0.0  # when the phone has played everything it has got
         self._marks: deque[bytes] = deque()
         self._turns = 0
+        self._opening = -1  # the turn's first piece, until it has arrived
         self._chunks_left = 0
         self._turn_began_at = 0.0
         self._next_turn_at = 0.0
@@ -216,10 +219,17 @@ class LoadCall:
         for level, length in stretches:
             self.agent.arrive(level, length, now)
             samples += length
+        self.note_opening(now)
         self._play_end = max(now, self._play_end) + samples / MULAW_BYTES_PER_S
         if not self.answered.is_set():
             self.answered.set()
             self._heard.answers.append(now - self._started_at)
+
+    def note_opening(self, now: float) -> None:
+        """Agent audio has arrived: perhaps the first of its turn."""
+        if 0 <= self._opening < self.agent.arrived:
+            self._heard.openings.append(now - self.agent.sent_at(self._opening))
+            self._opening = -1
 
     def closed(self) -> None:
         """The media stream's socket is closed."""
@@ -262,6 +272,7 @@ class LoadCall:
                 self._wheel.at(max(now, self._play_end), self._reach_mark(name))
 
     def _clear(self, now: float) -> None:
+        self._opening = -1
         if self._cuts:
             piece, cut_at = self._cuts.popleft()
             self._heard.clears.append(now - cut_at)
@@ -316,6 +327,7 @@ class LoadCall:
             self.missed_clears += len(self._cuts)
             self._cuts.clear()
         self._turns += 1
+        self._opening = self.agent.sent
         now = self._turn_began_at = clock()
         self._chunks_left = self._talk.chunks
         cycle_s = self._talk.cycle_s

@@ -135,6 +135,15 @@ class Trail:
         """Pieces sent so far; also the number of the next one."""
         return len(self._sent_at)
 
+    @property
+    def arrived(self) -> int:
+        """Pieces that have arrived, or been lost or cut."""
+        return self._arrived
+
+    def sent_at(self, piece: int) -> float:
+        """When this piece was sent."""
+        return self._sent_at[piece]
+
     def send(self, now: float) -> int:
         """Take the next piece: the index of its level."""
         sent_at = self._sent_at

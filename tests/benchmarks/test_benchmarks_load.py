@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 from collections.abc import Mapping
 
 import pytest
+from rich.console import Console
 
 from benchmarks.__main__ import main
-from benchmarks.calls import Point, bounds_table, tables
+from benchmarks.calls import Point, add_arguments, bounds_table, tables
 from benchmarks.load.call import Talk
 from benchmarks.load.sockets import Backend, Picows, Socket, Websockets, picows, port_of
-from benchmarks.point import ASTERISK, CLASSIC, KINDS, OFFHOOK, ServerKind, run_point
+from benchmarks.point import ASTERISK, CLASSIC, KINDS, OFFHOOK, PICOWS, ServerKind, run_point
 
 pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
@@ -51,6 +53,7 @@ def test_two_calls_arrive_whole(kind: ServerKind):
         "cpu_ms_per_call_s",
         "caller_to_model_ms",
         "agent_to_caller_ms",
+        "first_chunk_ms",
         "interrupt_to_clear_ms",
         "lost_ms",
         "stale_ms",
@@ -62,9 +65,13 @@ def test_two_calls_arrive_whole(kind: ServerKind):
     assert figures["cpu_ms_per_call_s"] > 0
 
 
-def test_calls_arrive_whole_over_tls_to_the_model():
+@pytest.mark.parametrize("kind", [OFFHOOK, PICOWS], ids=lambda kind: kind.name)
+def test_calls_arrive_whole_over_tls_to_the_model(kind: ServerKind):
+    if kind.missing:
+        pytest.skip(f"not here: {', '.join(kind.missing)}")
+
     outcome = run_point(
-        OFFHOOK,
+        kind,
         2,
         window_s=1.0,
         warm_s=0.6,
@@ -89,11 +96,20 @@ def figures(cpu_ms: float) -> dict[str, object]:
         "rss_kib_per_call": 80.0,
         "caller_to_model_ms": percentiles,
         "agent_to_caller_ms": percentiles,
+        "first_chunk_ms": percentiles,
         "interrupt_to_clear_ms": dict.fromkeys(percentiles),
         "lost_ms": 0.0,
         "doubled_ms": 0.0,
         "late_ms": 0.0,
         "stale_ms": 0.0,
+    }
+
+
+def judged_of(points: list[Point], tls_points: list[Point]) -> dict[str, tuple[str, str]]:
+    rows = bounds_table(points, tls_points).columns
+    return {
+        str(what): (str(measured), str(holds))
+        for what, measured, holds in zip(*(rows[n].cells for n in (0, 2, 3)), strict=True)
     }
 
 
@@ -103,13 +119,75 @@ def test_the_bounds_are_judged_from_the_same_run():
         Point(KINDS["classic"], 100, figures(6.0)),
     ]
 
-    rows = bounds_table(points, []).columns
-    judged = dict(zip(rows[0].cells, zip(rows[2].cells, rows[3].cells, strict=True), strict=True))
+    judged = judged_of(points, [])
 
     assert judged["CPU per call-second, 100 calls"] == ("1.50 ms", "[green]yes[/]")
     assert judged["CPU against classic, 100 calls"] == ("0.25 x", "[green]yes[/]")
     assert judged["calls with p99 caller to model < 20 ms"] == ("100, core 15%", "[red]no[/]")
     assert all(table.row_count == 2 for table in tables(points))
+    assert not any("picows" in what or "300" in what or "25" in what for what in judged)
+
+
+def test_the_fastest_bridge_is_a_bound_wherever_both_were_measured():
+    points = [
+        Point(KINDS[name], calls, figures(cpu_ms))
+        for calls, ours_ms, theirs_ms in ((100, 1.5, 2.0), (300, 1.5, 1.2), (500, 1.0, 1.0))
+        for name, cpu_ms in (("offhook", ours_ms), ("picows", theirs_ms))
+    ]
+    secure = [
+        Point(KINDS[name], 100, figures(cpu_ms), tls=True)
+        for name, cpu_ms in (("offhook", 1.5), ("picows", 3.0))
+    ]
+
+    judged = judged_of(points, secure)
+
+    assert {what: one for what, one in judged.items() if "picows" in what} == {
+        "CPU against picows, 100 calls": ("0.75 x", "[green]yes[/]"),
+        "CPU against picows, 300 calls": ("1.25 x", "[red]no[/]"),
+        "CPU against picows, 500 calls": ("1.00 x", "[green]yes[/]"),
+        "CPU against picows, 100 calls, TLS": ("0.50 x", "[green]yes[/]"),
+    }
+
+
+def test_the_latest_frames_of_many_calls_and_the_first_chunk_of_few_are_bounds():
+    late = figures(1.0)
+    late["caller_to_model_ms"] = {"p50": 0.1, "p95": 0.2, "p99": 0.9, "p999": 2.5}
+    slow = figures(1.0)
+    slow["first_chunk_ms"] = {"p50": 0.2, "p95": 0.3, "p99": 0.4, "p999": 0.5}
+    points = [Point(OFFHOOK, 25, slow), Point(OFFHOOK, 300, late)]
+
+    judged = judged_of(points, [Point(OFFHOOK, 300, late, tls=True)])
+
+    assert judged["caller to model p99, 300 calls"] == ("0.90 ms", "[red]no[/]")
+    assert judged["caller to model p99.9, 300 calls"] == ("2.50 ms", "[red]no[/]")
+    assert judged["caller to model p99, 300 calls, TLS"] == ("0.90 ms", "[green]yes[/]")
+    assert judged["caller to model p99.9, 300 calls, TLS"] == ("2.50 ms", "[green]yes[/]")
+    assert judged["first chunk of a turn p50, 25 calls"] == ("0.20 ms", "[red]no[/]")
+
+
+def test_the_tables_fit_a_hundred_columns():
+    points = [
+        Point(kind, 1_000, figures(100.0) | {
+            name: dict.fromkeys(("p50", "p95", "p99", "p999"), 9999.0)
+            for name in ("caller_to_model_ms", "agent_to_caller_ms", "interrupt_to_clear_ms")
+        }, tls=True)
+        for kind in KINDS.values()
+    ]  # fmt: skip
+    console = Console(width=200)
+
+    assert all(console.measure(table).maximum <= 100 for table in tables(points))
+
+
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [([], None), (["--tls"], []), (["--tls", "--quick"], []), (["--tls", "100,300"], [100, 300])],
+)
+def test_more_points_have_tls_where_it_is_asked_for(words: list[str], numbers: list[int] | None):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    add_arguments(parser)
+
+    assert parser.parse_args(words).tls == numbers
 
 
 @pytest.mark.parametrize("name", ["calls", "chunk"])

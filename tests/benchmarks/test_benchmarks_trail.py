@@ -8,6 +8,8 @@ from base64 import b64decode, b64encode
 
 import pytest
 
+from benchmarks.load.call import Heard, LoadCall, Talk, Words
+from benchmarks.load.sockets import Websockets
 from benchmarks.load.trail import (
     AGENT_CHUNK_S,
     AGENT_LEVELS,
@@ -21,6 +23,7 @@ from benchmarks.load.trail import (
     stretches_of_mulaw,
     stretches_of_pcm,
 )
+from benchmarks.load.wheel import Wheel
 from codec import MulawDecoder, MulawEncoder
 
 
@@ -171,3 +174,51 @@ def test_audio_after_a_clear_is_stale_until_the_next_turn():
     assert trail.in_ms(trail.stale) == pytest.approx(40.0)
     assert (trail.lost, trail.doubled, trail.missing(11)) == (0, 0, 0)
     assert latencies[-1] == 0.5
+
+
+class Line:
+    """A socket that takes everything."""
+
+    def send(self, text: bytes) -> None: ...
+
+    def send_bare(self, content: bytes) -> None: ...
+
+    def send_prepared(self, message: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def media(piece: int) -> bytes:
+    code = AGENT_LEVELS.codes[piece % len(AGENT_LEVELS)]
+    return b'{"event":"media","media":{"payload":"%b"}}' % b64encode(bytes([code]) * SAMPLES)
+
+
+def test_the_first_chunk_of_every_turn_that_arrives_is_timed_by_itself():
+    heard = Heard()
+    call = LoadCall(
+        0,
+        account_sid="AC1",
+        wheel=Wheel(),
+        words=Words(Websockets()),
+        heard=heard,
+        talk=Talk(turn_s=3 * AGENT_CHUNK_S),
+    )
+    call.session_opened(Line())
+
+    def say_turn() -> None:
+        call._begin_turn()
+        for _ in range(3):
+            call._say_chunk()
+
+    say_turn()
+    for piece in (0, 1, 2):
+        call.received(media(piece))
+    say_turn()  # is cut before any of it arrives
+    call._interrupt()
+    call.received(b'{"event":"clear"}')
+    say_turn()
+    for piece in (6, 7):
+        call.received(media(piece))
+
+    assert len(heard.agent) == 5
+    assert list(heard.openings) == [heard.agent[0], heard.agent[3]]
