@@ -68,9 +68,10 @@ class Side(picows.WSListener):
 
     def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
         self.end()
-        if self.other is not None:
-            self.other.end()
-            self.other = self.other.other = None
+        other, self.other = self.other, None
+        if other is not None:
+            other.other = None
+            other.end()
 
     def end(self) -> None:
         """Say goodbye, and close."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 from collections.abc import Mapping
 
 import pytest
@@ -84,6 +85,21 @@ def test_calls_arrive_whole_over_tls_to_the_model(kind: ServerKind):
     assert outcome["stale_ms"] == outcome["missed_clears"] == 0
     assert outcome["frames"] > 0
     assert outcome["chunks"] > 0
+
+
+@pytest.mark.skipif(bool(PICOWS.missing), reason=f"not here: {', '.join(PICOWS.missing)}")
+def test_the_end_of_either_side_of_the_fastest_bridge_ends_the_other(monkeypatch):
+    for name in ("GEMINI_URL", "GEMINI_API_KEY"):
+        monkeypatch.setenv(name, "")
+    side = importlib.import_module("benchmarks.peers.fastest").Side
+    one, other = side(), side()
+    one.other, other.other = other, one
+
+    one.on_ws_disconnected(None)
+
+    assert one.is_over
+    assert other.is_over
+    assert one.other is other.other is None
 
 
 def figures(cpu_ms: float) -> dict[str, object]:
