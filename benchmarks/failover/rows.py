@@ -389,9 +389,7 @@ def _takeovers(world: World, calls: int) -> Outcome:
         _left("states", before.states, after.states, 0),
         _left("claims of live calls", before.claims, after.claims, 0),
         _left("keys", before.keys, after.keys, 0),
-        keys_left(
-            keys_at_first, keys_of(world.redis[0].port), rounds, calls * len(world.nodes)
-        ),
+        keys_left(keys_at_first, keys_of(world.redis[0].port), rounds, calls * len(world.nodes)),
     ]
     return outcome
 
