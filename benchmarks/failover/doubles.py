@@ -47,6 +47,7 @@ CALL_S = (MAX_S - 10.0, MAX_S - 1.0)
 HTTP_TIMEOUT_S = 20.0
 RETRY_MOST_S = 5.0
 LOOK_EVERY_S = 0.1
+BYTES_PER_S = 8_000
 PLACE_EVERY_S = 0.05
 
 
@@ -235,11 +236,13 @@ def _is_streaming(call: SimulatedCall) -> bool:
 
 def trace_of(call: SimulatedCall) -> dict[str, Any]:
     """One call, as :class:`benchmarks.failover.seen.Trace` has it."""
-    streams, sounds = [], []
+    streams, sounds, behind_s = [], [], 0.0
     for phone, url in zip(call.phones, call.stream_urls, strict=True):
         if phone.started_at is None:
             continue
         began = mono(phone.started_at)
+        took_s = (_end_of(phone) or time.monotonic()) - began
+        behind_s = took_s - len(phone.heard) / BYTES_PER_S  # the one that the caller has now
         sounded = None if phone.first_sound_s is None else began + phone.first_sound_s
         streams.append({"began": began, "ended": _end_of(phone), "sounded": sounded, "url": url})
         sounds += sounds_of(began, of_mulaw(phone.heard, AGENT_LEVELS), SILENCE)
@@ -251,6 +254,7 @@ def trace_of(call: SimulatedCall) -> dict[str, Any]:
         "hung_up": bool(call.phones) and call.phone.end is StreamEnd.HUNG_UP,
         "streams": streams,
         "silences": silences(sounds, ended or time.monotonic()),
+        "behind_s": behind_s,
         "notes": [f"{at_s:.2f} {what}" for at_s, what in call.timeline[-8:]],
     }
 

@@ -40,6 +40,8 @@ class Trace:
     """When the agent was not heard for longer than :data:`GAP_S`, between two sounds, and from the
     last sound until now or the end."""
     notes: Sequence[str] = ()
+    behind_s: float = 0.0
+    """How much of its time its telephone has not played: the doubles cannot keep up."""
 
     @classmethod
     def read(cls, facts: dict[str, Any]) -> Trace:

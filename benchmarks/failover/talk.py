@@ -11,6 +11,7 @@ import httpx2
 
 from benchmarks.failover.judge import Check, Outcome
 from benchmarks.failover.seen import (
+    GAP_S,
     Asked,
     Attempt,
     Record,
@@ -129,6 +130,17 @@ def judge_all(world: World, seen: Everything, traces: list[Trace], outcome: Outc
         late = f"{seen.late_s:.2f} s"
         # No promise of the server's; it is what the figures are worth.
         outcome.checks.append(Check("the doubles themselves late", "", late, holds=True))
+    if (behind := behind_of(traces)) is not None:
+        outcome.checks.append(behind)
+
+
+def behind_of(traces: Iterable[Trace]) -> Check | None:
+    """What there is to say of telephones that have not played what they got; None for nothing."""
+    behind_s = max((trace.behind_s for trace in traces), default=0.0)
+    if behind_s < GAP_S:
+        return None
+    said = f"{behind_s:.1f} s behind: too many calls for this machine, see --calls"
+    return Check("the doubles' telephones", "there in time", said, holds=False)
 
 
 def wait_records(world: World, traces: Iterable[Trace]) -> list[str]:

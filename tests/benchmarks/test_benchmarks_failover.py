@@ -31,7 +31,7 @@ from benchmarks.failover.seen import (
     unsound_records,
 )
 from benchmarks.failover.stores import Usage, sentinel_configuration
-from benchmarks.failover.talk import sum_of
+from benchmarks.failover.talk import behind_of, sum_of
 from benchmarks.failover.world import Spec
 from tests.deploy.haproxy import HAPROXY, needs_haproxy
 
@@ -53,6 +53,17 @@ def test_a_call_that_nothing_happens_to_notices_nothing():
 
     assert seen.lived
     assert not seen.is_hit
+
+
+def test_telephones_that_cannot_keep_up_make_a_row_worth_nothing():
+    in_time, late = call(), replace(call(), behind_s=9.7)
+
+    assert behind_of([]) is None
+    assert behind_of([in_time, replace(in_time, behind_s=0.9)]) is None
+    said = behind_of([in_time, late])
+    assert said is not None
+    assert not said.holds
+    assert said.measured.startswith("9.7 s behind")
 
 
 def test_a_new_stream_is_timed_from_the_fault_to_it_and_to_the_agent():
