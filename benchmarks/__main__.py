@@ -18,6 +18,7 @@ from benchmarks.options import Options, machine
 BENCHMARKS = {
     "codec": "what one 20 ms chunk costs, beside every other way to do it",
     "path": "what a chunk costs between the two sockets' bytes, in C and in readable Python",
+    "sockets": "whether io_uring, edge-triggered epoll or busy polling would make sockets cheaper",
     "tls": "what TLS to the model costs on the media plane, in C and by Python",
     "ear": "what it costs to judge locally when the caller speaks, and how soon it is right",
     "chunk": "how long a chunk stays in the server, through a whole simulated call",
