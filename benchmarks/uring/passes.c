@@ -141,7 +141,8 @@ static struct round new_round(
     };
     for (int i = 0; i < count; i++) {
         ends[i].phase_ns = random_below(period_ns);
-        ends[i].turn_ns = random_below(CYCLE_NS);
+        /* Steps of the golden section: at any time as many as at any other have their turn. */
+        ends[i].turn_ns = (uint64_t)(i * 0.618034 * (double)CYCLE_NS) % CYCLE_NS;
         round.ends[i] = &ends[i];
     }
     qsort(round.ends, (size_t)count, sizeof(struct end *), by_phase);

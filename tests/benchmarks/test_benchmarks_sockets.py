@@ -70,3 +70,13 @@ def test_a_way_is_worth_it_only_if_it_saves_enough_of_the_whole_with_any_number_
     assert good.endswith(": worth it")
     assert bad.endswith(": not worth it")
     assert saved_of_the_whole(1.0, KERNEL_SHARE) == 0.0
+
+
+def test_rounds_that_differ_decide_nothing():
+    first = rounds_of(10.0, 10.0, 10.0)
+    as_now = row_of("level", first, first, work_us=0.0)
+    either = row_of("edge", rounds_of(1.0, 2.0, 30.0), first, work_us=0.0)
+
+    (line,) = conclusion({100: [as_now, either]}, KERNEL_SHARE)
+
+    assert line.endswith(": not decided, as rounds differ")
