@@ -211,6 +211,7 @@ def run(options: Options) -> dict[str, object]:
     for one in tables(points + tls_points):
         console.print(one)
     _say_what_disturbed(points + tls_points, options)
+    _say_what_paused(points + tls_points, options)
     bounds = bounds_table(points, tls_points)
     if bounds.row_count:
         console.print(bounds)
@@ -469,6 +470,22 @@ def _say_what_disturbed(points: Sequence[Point], options: Options) -> None:
             console.print(
                 f"[red]{point.kind.name}, {point.calls} calls: {outcome['calls_lost']} calls lost "
                 f"{outcome['why_lost']}, {outcome['missed_clears']} interruptions without clear[/]"
+            )
+
+
+def _say_what_paused(points: Sequence[Point], options: Options) -> None:
+    """What has kept each server's loop for 5 ms or more in one go, as it says itself."""
+    for point in points:
+        said = [
+            f"{cause} {counts['count']:.0f} ({1000 * counts['seconds']:.0f} ms)"
+            for cause, counts in point.outcome["stalls"].items()
+            if counts["count"]
+        ]
+        if said:
+            options.console.print(
+                f"{point.kind.name}, {point.calls} calls: pauses over 5 ms by cause, its start "
+                f"included: {', '.join(said)}",
+                highlight=False,
             )
 
 

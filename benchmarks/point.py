@@ -226,6 +226,7 @@ def run_point(
                     verify=server.trust or True,
                 ) as client:
                     outcome["media_paths"] = _media_paths(client)
+                    outcome["stalls"] = _stalls(client)
                     outcome["looked"] = look(client, outcome) if look else None
                     if hold is not None:
                         held = Held(
@@ -465,3 +466,21 @@ def _media_paths(client: httpx2.Client) -> dict[str, float]:
     if answer.status_code != 200:
         return {}
     return {path: float(count) for path, count in _PATH_SAMPLE.findall(answer.text)}
+
+
+_STALL_SAMPLE = re.compile(
+    r'^offhook_loop_stall(s|_seconds)_total\{[^}]*cause="(\w+)"[^}]*\} ([0-9.e+-]+)', re.M
+)
+
+
+def _stalls(client: httpx2.Client) -> dict[str, dict[str, float]]:
+    """Pauses of 5 ms or more since the server's start, by cause: how many, and seconds; as
+    ``/metrics`` has it, of all its processes. Empty where it says nothing.
+    """
+    answer = client.get("/metrics")
+    found: dict[str, dict[str, float]] = {}
+    if answer.status_code == 200:
+        for kind, cause, value in _STALL_SAMPLE.findall(answer.text):
+            counts = found.setdefault(cause, {"count": 0.0, "seconds": 0.0})
+            counts["count" if kind == "s" else "seconds"] += float(value)
+    return found

@@ -298,6 +298,24 @@ class CapacityMetrics:
         )
 
 
+class StallMetrics:
+    """How often, and for how long, something has kept the event loop."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.stalls = Counter(
+            "offhook_loop_stalls",
+            "Times that the event loop was 5 ms late or more in one go, by what kept it.",
+            ["cause"], registry=registry,
+        )  # fmt: skip
+        self.seconds = Counter(
+            "offhook_loop_stall_seconds", "How late it was in all of these, by what kept it.",
+            ["cause"], registry=registry,
+        )  # fmt: skip
+        for cause in ("code", "blocked", "collector", "starved"):
+            self.stalls.labels(cause)
+            self.seconds.labels(cause)
+
+
 class AgentMetrics:
     """What agents have done; names beyond :data:`MAX_AGENTS` are counted together."""
 
@@ -347,6 +365,7 @@ class Metrics:
         self.agents = AgentMetrics(registry)
         registry.register(_LinesDropped())
         self.capacity = CapacityMetrics(registry)
+        self.stalls = StallMetrics(registry)
         self.calls_ended = Counter(
             "offhook_calls_ended", "Calls by direction and reason.", ["direction", "reason"],
             registry=registry,

@@ -38,7 +38,7 @@ from server.cluster.registry import RegistryAway
 from server.errors import CallRefused
 from server.events.events import Events
 from server.events.handlers import load_handlers
-from server.hooks.trio_clock import pausing_clock, tell_of_pauses
+from server.hooks.trio_clock import PausingClock, pausing_clock, tell_of_pauses
 from server.logs import log_stranger
 from server.media import plane
 from server.metrics import Metrics, RegistryMetrics, VoiceMetrics
@@ -47,6 +47,7 @@ from server.records.store import Records
 from server.records.traces import open_traces
 from server.settings.events import read_secret
 from server.settings.settings import Settings
+from server.stalls.watch import AVAILABLE, Watch
 from server.supervision import Helper, Start, keep_going, without_start
 from server.switchboard.account_turns import AccountTurns
 from server.switchboard.admission import Admission, Limits
@@ -109,7 +110,10 @@ class Service:
         self.failed = trio.Event()
         self.metrics = Metrics(CollectorRegistry())
         self.cluster = self._open_cluster(settings)
-        self.plane = plane.Plane() if settings.media_path == "fast" and plane.AVAILABLE else None
+        self._watch = Watch(self.metrics.stalls)
+        self.plane: plane.Plane | None = None
+        if settings.media_path == "fast" and plane.AVAILABLE:
+            self.plane = plane.Plane(self._watch.beat)
         self.accounts = Accounts(settings, self.cluster, self.plane)
         self.roster = Roster(settings, self.accounts.check_agent)
         secret = settings.mcp_servers
@@ -422,6 +426,10 @@ class Service:
             helpers.start_soon(keep_going, "loop lag", without_start(watch))
             tell = partial(tell_of_pauses, self.metrics.capacity.paused.inc)
             helpers.start_soon(keep_going, "pauses", without_start(tell))
+            # Not under a clock for tests, by which nobody is late.
+            if AVAILABLE and isinstance(trio.lowlevel.current_clock(), PausingClock):
+                stalls = partial(self._watch.run, lambda: calls.live_count)
+                helpers.start_soon(keep_going, "stalls", without_start(stalls))
             watches = self.settings.agents_watch
             if watches is None:
                 watches = self.accounts.are_simulated

@@ -35,7 +35,7 @@ ROOMS = (
     ("server.media",),
     ("server.cluster",),
     ("server.hooks",),
-    ("server.voice",),
+    ("server.voice", "server.stalls"),
     ("server.settings",),
     ("server.metrics", "server.garbage", "server.supervision"),
     ("server.errors",),

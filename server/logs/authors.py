@@ -28,6 +28,9 @@ BLOCKS = (
     "await what it waits for, or have it run in a thread: a tool by `def`, anything else by "
     "trio.to_thread.run_sync"
 )
+where: Callable[[], list[str]] | None = None
+"""Where a step of the loop that is still on was seen to stand, innermost first; whoever asks tells
+its author. Set while somebody watches the loop."""
 _OF_ASYNCIO = ("no running event loop", "no current event loop", "framework like asyncio")
 
 
@@ -94,8 +97,10 @@ class Held:
                 step, value = function.throw, error
 
     def _took(self, held_s: float) -> None:
-        now = time.perf_counter()
-        if held_s < HELD_S or (self._said_at is not None and now - self._said_at < SAY_EVERY_S):
+        if held_s < HELD_S:
+            return
+        at, now = where() if where is not None else [], time.perf_counter()
+        if self._said_at is not None and now - self._said_at < SAY_EVERY_S:
             return
         self._said_at = now
         logger.warning(
@@ -103,6 +108,7 @@ class Held:
             kind=self._kind,
             function=self._name,
             held_ms=round(1000 * held_s),
+            at=at,
             hint=BLOCKS,
         )
 

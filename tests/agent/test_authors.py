@@ -10,6 +10,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from codec import beat
 from server.agent.roster.agents import NewCall
 from server.agent.roster.files import read_agents
 from server.agent.tool import tool
@@ -233,11 +234,14 @@ async def test_a_tool_that_blocks_is_named_and_the_loop_is_seen_to_be_late(tmp_p
     """On a served call: not the watch alone, but what whoever runs the server gets to see."""
     (tmp_path / "blocking_tools.py").write_text(
         "import time\n"
-        "from server.agent.tool import tool\n\n\n"
+        "from server.agent.tool import tool\n"
+        "from server.logs import authors\n\n\n"
         "@tool\n"
         "async def look_up() -> str:\n"
         '    """Look something up."""\n'
         "    time.sleep(0.4)\n"
+        "    while authors.where and 'look_up' not in str(authors.where()):\n"
+        "        time.sleep(0.05)  # until it was seen\n"
         "    return 'found'\n"
     )
     script = tmp_path / "model.toml"
@@ -254,5 +258,7 @@ async def test_a_tool_that_blocks_is_named_and_the_loop_is_seen_to_be_late(tmp_p
     (told,) = (line for line in logged if line["event"] == "a function held up every call")
     assert (told["kind"], told["function"]) == ("tool", "look_up")
     assert told["held_ms"] >= 400
+    if beat.AVAILABLE:
+        assert any(re.search(r"/blocking_tools\.py:\d+ look_up$", place) for place in told["at"])
     late = dict(re.findall(r'offhook_loop_lag_seconds_bucket\{le="([^"]+)"\} (\S+)', counted))
     assert float(late["+Inf"]) > float(late["0.25"])

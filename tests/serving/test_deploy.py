@@ -32,7 +32,8 @@ def known_metrics() -> dict[str, set[str]]:
     metrics, registry = Metrics(CollectorRegistry()), RegistryMetrics(CollectorRegistry())
     known: dict[str, set[str]] = {}
     records = metrics.records, metrics.records.events
-    groups = (metrics, *records, metrics.streams, metrics.capacity, metrics.agents, registry)
+    parts = metrics.streams, metrics.capacity, metrics.stalls, metrics.agents
+    groups = (metrics, *records, *parts, registry)
     for metric in (one for group in groups for one in vars(group).values()):
         if isinstance(metric, MetricWrapperBase | CountedInC):
             labels = set(metric._labelnames)

@@ -31,10 +31,14 @@ async def records_once(server: ServerProcess, call_sids: list[str], caller_audio
         await trio.sleep(0.1)
 
 
-async def paused_s(server: ServerProcess) -> float:
-    """How long the process says that it was held up."""
+PAUSED = "offhook_paused_seconds_total"
+STARVED = 'offhook_loop_stall_seconds_total{cause="starved"}'
+
+
+async def counted_s(server: ServerProcess, name: str) -> float:
+    """How long the process says that it was held up, by this metric of it."""
     metrics = (await server.http.get("/metrics")).text
-    [line] = [one for one in metrics.splitlines() if one.startswith("offhook_paused_seconds_total")]
+    [line] = [one for one in metrics.splitlines() if one.startswith(name)]
     return float(line.split()[-1])
 
 
@@ -53,8 +57,9 @@ async def test_no_call_ends_because_the_process_was_stopped(tmp_path, media_path
         most_s = max(record["timings"]["caller_audio_s"] for record in before)
         with trio.fail_after(PATIENCE_S):
             after = await records_once(server, call_sids, most_s + PAUSE_S + MEDIA_TIMEOUT_S)
-            while await paused_s(server) < PAUSE_S / 2:  # noqa: ASYNC110  # counted every 2 s
-                await trio.sleep(0.1)
+            for name in (PAUSED, STARVED):
+                while await counted_s(server, name) < PAUSE_S / 2:  # noqa: ASYNC110  # every 2 s
+                    await trio.sleep(0.1)
 
     assert [record["reason"] for record in after] == [None] * CALLS
     # What was on the line meanwhile is the call's time, too.
