@@ -474,13 +474,15 @@ _STALL_SAMPLE = re.compile(
 
 
 def _stalls(client: httpx2.Client) -> dict[str, dict[str, float]]:
-    """Pauses of 5 ms or more since the server's start, by cause: how many, and seconds; as
-    ``/metrics`` has it, of all its processes. Empty where it says nothing.
-    """
+    """What has kept the server's loop since its start; empty where it does not say so."""
     answer = client.get("/metrics")
+    return stalls_in(answer.text) if answer.status_code == 200 else {}
+
+
+def stalls_in(metrics: str) -> dict[str, dict[str, float]]:
+    """Pauses of 5 ms or more by cause, of all processes: how many, and seconds."""
     found: dict[str, dict[str, float]] = {}
-    if answer.status_code == 200:
-        for kind, cause, value in _STALL_SAMPLE.findall(answer.text):
-            counts = found.setdefault(cause, {"count": 0.0, "seconds": 0.0})
-            counts["count" if kind == "s" else "seconds"] += float(value)
+    for kind, cause, value in _STALL_SAMPLE.findall(metrics):
+        counts = found.setdefault(cause, {"count": 0.0, "seconds": 0.0})
+        counts["count" if kind == "s" else "seconds"] += float(value)
     return found

@@ -1,8 +1,7 @@
-"""Why a step of the event loop was late, and when that is said aloud: what follows from numbers."""
+"""Why a step of the event loop was late, and what the log is told of it: all without a clock."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -74,32 +73,12 @@ def cause_of(stall: Stall) -> Cause:
     return max(shares, key=lambda cause: shares[cause])
 
 
-class Aloud:
-    """Which stalls the log is told of: those that callers may hear, and now and then.
+def is_heard(cause: Cause, late_s: float) -> bool:
+    """Whether the log is told of it: callers may hear it, and there is a place to look at.
 
-    That a process was starved is nobody's code; metrics have it, and the log what is a pause.
+    That a process was starved is nobody's code: metrics have it, and the log what is a pause.
     """
-
-    def __init__(self) -> None:
-        self._next_at = -math.inf
-        self._left_out = 0
-
-    def left_out(self, cause: Cause, late_s: float, now: float) -> int | None:
-        """Whether to say it: how many were left out since the last line, or None.
-
-        Args:
-            cause: Its cause.
-            late_s: How long the loop was late.
-            now: In seconds, of any clock.
-        """
-        if cause is Cause.STARVED or late_s < SAY_FROM_S:
-            return None
-        if now < self._next_at:
-            self._left_out += 1
-            return None
-        self._next_at = now + SAY_EVERY_S
-        left_out, self._left_out = self._left_out, 0
-        return left_out
+    return cause is not Cause.STARVED and late_s >= SAY_FROM_S
 
 
 def told(stack: Iterator[tuple[CodeType, int]], ours: str) -> list[str]:

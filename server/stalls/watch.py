@@ -29,9 +29,9 @@ from trio.abc import Instrument
 
 import server
 from codec.beat import AVAILABLE, Beat
-from server.logs import authors
+from server.logs import Sparing, authors
 from server.metrics import StallMetrics
-from server.stalls.cause import Aloud, Stall, cause_of, told
+from server.stalls.cause import SAY_EVERY_S, Stall, cause_of, is_heard, told
 
 __all__ = ["AVAILABLE", "Watch"]
 
@@ -52,15 +52,16 @@ class Watch:
 
     Args:
         metrics: Where it is counted.
+        say_every_s: The log has no more than one line in this time.
 
     Attributes:
         beat: Whoever serves in trio's own wait is to tell it when that waits and when it works.
     """
 
-    def __init__(self, metrics: StallMetrics) -> None:
+    def __init__(self, metrics: StallMetrics, *, say_every_s: float = SAY_EVERY_S) -> None:
         self.beat = Beat()
         self._metrics = metrics
-        self._aloud = Aloud()
+        self._sparing = Sparing(say_every_s)
         self._places: dict[int, list[str]] = {}  # of late steps, by number
         self._known: set[int] = set()  # steps whose author has been told
 
@@ -134,25 +135,26 @@ class Watch:
 
     def _tell(self, now: float, live: int) -> None:
         """Count what was late, and say so if calls may have noticed."""
-        for step, *numbers in self.beat.take():
+        late = self.beat.take()
+        for step, *numbers in late:
             stall = Stall(*numbers)
             cause = cause_of(stall)
             self._metrics.stalls.labels(cause.value).inc()
             self._metrics.seconds.labels(cause.value).inc(stall.late_s)
-            at = self._places.pop(step, [])
-            is_known = step in self._known
-            self._known.discard(step)
-            if not live or is_known:
-                continue
-            left_out = self._aloud.left_out(cause, stall.late_s, now)
-            if left_out is not None:
-                logger.warning(
+            if live and step not in self._known and is_heard(cause, stall.late_s):
+                self._sparing.log(
+                    now,
+                    logger.warning,
                     "the event loop stood still",
                     cause=cause.value,
                     late_ms=round(1000 * stall.late_s),
-                    at=at,
-                    left_out=left_out,
+                    at=self.at(step),
                 )
+        if late:
+            last = late[-1][0]
+            self._known = {step for step in self._known if step > last}
+            for step in [step for step in list(self._places) if step <= last]:
+                del self._places[step]
 
 
 def _stack(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:

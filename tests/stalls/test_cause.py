@@ -9,9 +9,7 @@ from types import CodeType
 import pytest
 
 from server.stalls import cause as cause_module
-from server.stalls.cause import INNERMOST, SAY_EVERY_S, Aloud, Cause, Stall, cause_of, told
-
-SAY_FROM_S = 0.02
+from server.stalls.cause import INNERMOST, Cause, Stall, cause_of, is_heard, told
 
 
 @pytest.mark.parametrize(
@@ -43,25 +41,22 @@ def test_the_cause_is_what_most_of_the_time_went_to(stall, cause):
     assert cause_of(stall) is cause
 
 
-@pytest.fixture
-def aloud(monkeypatch):
-    monkeypatch.setattr(cause_module, "SAY_FROM_S", SAY_FROM_S)
-    return Aloud()
+@pytest.mark.parametrize(
+    ("cause", "late_s", "is_told"),
+    [
+        (Cause.CODE, 0.02, True),
+        (Cause.BLOCKED, 9.0, True),
+        (Cause.COLLECTOR, 0.1, True),
+        (Cause.CODE, 0.019, False),
+        (Cause.STARVED, 9.0, False),
+    ],
+)
+def test_what_nobody_hears_and_what_is_nobodys_code_are_no_line(
+    monkeypatch, cause, late_s, is_told
+):
+    monkeypatch.setattr(cause_module, "SAY_FROM_S", 0.02)
 
-
-def test_the_log_has_a_line_a_minute_with_how_many_were_left_out(aloud):
-    said = [
-        aloud.left_out(Cause.CODE, 0.03, now)
-        for now in (0.0, 1.0, 59.0, SAY_EVERY_S, 61.0, 3 * SAY_EVERY_S, 10 * SAY_EVERY_S)
-    ]
-
-    assert said == [0, None, None, 2, None, 1, 0]
-
-
-@pytest.mark.parametrize(("cause", "late_s"), [(Cause.STARVED, 9.0), (Cause.CODE, 0.019)])
-def test_what_nobody_hears_and_what_is_nobodys_code_are_no_line(aloud, cause, late_s):
-    assert aloud.left_out(cause, late_s, 0.0) is None
-    assert aloud.left_out(Cause.BLOCKED, 0.02, 0.0) == 0
+    assert is_heard(cause, late_s) is is_told
 
 
 def stack(*files: str) -> Iterator[tuple[CodeType, int]]:
