@@ -476,17 +476,14 @@ def _say_what_disturbed(points: Sequence[Point], options: Options) -> None:
 def _say_what_paused(points: Sequence[Point], options: Options) -> None:
     """What has kept each server's loop for 5 ms or more in one go, as it says itself."""
     for point in points:
-        said = [
-            f"{cause} {counts['count']:.0f} ({1000 * counts['seconds']:.0f} ms)"
-            for cause, counts in point.outcome["stalls"].items()
-            if counts["count"]
-        ]
+        said = ", ".join(
+            f"{cause} {of['count']:.0f} ({1000 * of['seconds']:.0f} ms)"
+            for cause, of in point.outcome["stalls"].items()
+            if of["count"]
+        )
         if said:
-            options.console.print(
-                f"{point.kind.name}, {point.calls} calls: pauses over 5 ms by cause, its start "
-                f"included: {', '.join(said)}",
-                highlight=False,
-            )
+            what = f"{point.kind.name}, {point.calls} calls: pauses over 5 ms by cause"
+            options.console.print(f"{what}, its start included: {said}", highlight=False)
 
 
 def bounds_table(points: Sequence[Point], tls_points: Sequence[Point]) -> Table:
