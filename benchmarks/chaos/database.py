@@ -94,11 +94,19 @@ class PostgreSql:
         return family(int(first))
 
     def _connect(self) -> Any:
+        """Connect to it.
+
+        Raises:
+            ConnectionError: It is not there: another fault may have it, and be late.
+        """
         import psycopg
 
-        return psycopg.connect(
-            f"host=127.0.0.1 port={self.port} user=offhook dbname=postgres", connect_timeout=10
-        )
+        try:
+            return psycopg.connect(
+                f"host=127.0.0.1 port={self.port} user=offhook dbname=postgres", connect_timeout=10
+            )
+        except psycopg.OperationalError as error:
+            raise ConnectionError(str(error)) from None
 
     @contextmanager
     def locked(self, table: str) -> Generator[None]:
