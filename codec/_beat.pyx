@@ -45,8 +45,7 @@ cdef class Beat:
     """One loop's signs of life, by which a thread sees that one is late.
 
     The loop's thread says :meth:`before_io_wait`, :meth:`after_io_wait` and
-    :meth:`after_task_step`, as an instrument of trio's, and whoever serves in trio's wait the first
-    two by ``sleeps`` and ``wakes``; one other thread calls :meth:`watch`. Nothing is counted before
+    :meth:`after_task_step`, as an instrument of trio's; one other thread calls :meth:`watch`. Nothing is counted before
     :meth:`begin`. No lock is shared: what both look at is written by one of them.
     """
 
@@ -137,6 +136,8 @@ cdef class Beat:
         if self._is_on:
             self._sign(now_ns(), 0)
             self._sleeps = False
+            # Whoever serves in trio's wait has worked, and says nothing: it is asked for too often.
+            self._ran, self._worked = ran_ns(), 0
             store(&self._step, self._step)  # is seen before this thread looks, by one that looks
             if loaded(&self._is_asleep):
                 store(&self._is_asleep, 0)

@@ -113,7 +113,7 @@ class Service:
         self._watch = Watch(self.metrics.stalls)
         self.plane: plane.Plane | None = None
         if settings.media_path == "fast" and plane.AVAILABLE:
-            self.plane = plane.Plane(self._watch.beat)
+            self.plane = plane.Plane()
         self.accounts = Accounts(settings, self.cluster, self.plane)
         self.roster = Roster(settings, self.accounts.check_agent)
         secret = settings.mcp_servers
@@ -427,7 +427,8 @@ class Service:
             tell = partial(tell_of_pauses, self.metrics.capacity.paused.inc)
             helpers.start_soon(keep_going, "pauses", without_start(tell))
             # Not under a clock for tests, by which nobody is late.
-            if AVAILABLE and isinstance(trio.lowlevel.current_clock(), PausingClock):
+            is_real = isinstance(trio.lowlevel.current_clock(), PausingClock)
+            if self.settings.watch_loop and AVAILABLE and is_real:
                 stalls = partial(self._watch.run, lambda: calls.live_count)
                 helpers.start_soon(keep_going, "stalls", without_start(stalls))
             watches = self.settings.agents_watch

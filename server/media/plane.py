@@ -32,7 +32,6 @@ from time import monotonic
 import structlog
 import trio
 
-from codec.beat import Beat
 from codec.path import WebSocket
 from codec.pump import Descriptor, Left, Pump
 from server.hooks.trio_loop import serving_while_trio_sleeps
@@ -65,10 +64,9 @@ POLICY_VIOLATION = 1008
 
 
 class Plane:
-    """One epoll, served while trio sleeps, or by a task where that cannot be; tells a beat."""
+    """One epoll, served while trio sleeps, or by a task where that cannot be."""
 
-    def __init__(self, beat: Beat | None = None) -> None:
-        self._beat = Beat() if beat is None else beat
+    def __init__(self) -> None:
         self._epoll = select.epoll()
         self._wires: dict[int, Wire] = {}
         self._again: set[Wire] = set()
@@ -125,9 +123,7 @@ class Plane:
             self._again, self._called_back = set(), True
             for wire in again:
                 wire.serve(_READABLE)
-        self._beat.sleeps(timeout_s)
         ready = self._epoll.poll(timeout_s, READY_PER_PASS)
-        self._beat.wakes()
         now, pumps, wires = trio.current_time(), self._pumps, self._wires
         for number, events in ready:
             if again and wires.get(number) in again:

@@ -175,6 +175,9 @@ class Settings(BaseSettings):
     max_waiting_calls: Annotated[int, Field(ge=1, le=MOST)] = 100
     max_loop_lag_s: Annotated[float, Field(gt=0, le=MOST)] = 0.05
     """An event loop that is later than this (median of two seconds) takes no more calls."""
+    watch_loop: bool = False
+    """A thread sees where the event loop stands when it stands still; Linux only. It costs some
+    hundredths of what calls cost."""
     quota_pause_s: Annotated[float, Field(ge=0, le=MOST)] = 60.0
     """After the model's service has refused the account (quota, credits, key …) no call is taken
     until it takes a session again: it is tried after so long, then less and less often; 0 for no

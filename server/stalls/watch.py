@@ -55,7 +55,7 @@ class Watch:
         say_every_s: The log has no more than one line in this time.
 
     Attributes:
-        beat: Whoever serves in trio's own wait is to tell it when that waits and when it works.
+        beat: The loop's signs of life.
     """
 
     def __init__(self, metrics: StallMetrics, *, say_every_s: float = SAY_EVERY_S) -> None:

@@ -250,7 +250,10 @@ async def test_a_tool_that_blocks_is_named_and_the_loop_is_seen_to_be_late(tmp_p
 
     with capture_logs() as logged:
         async with serving(
-            tools=["blocking_tools"], simulated_model_script=script, simulated_callee="asks-once"
+            tools=["blocking_tools"],
+            simulated_model_script=script,
+            simulated_callee="asks-once",
+            watch_loop=True,
         ) as server:
             await server.finished((await server.make_call("5550117")).json()["call_sid"])
             counted = (await server.http.get("/metrics")).text

@@ -47,6 +47,7 @@ async def counted_s(server: ServerProcess, name: str) -> float:
 )
 async def test_no_call_ends_because_the_process_was_stopped(tmp_path, media_path, command):
     settings = {"media_timeout_s": MEDIA_TIMEOUT_S, "calls_per_s": 1000, "max_loop_lag_s": 5}
+    settings["watch_loop"] = "true"
     async with server_process(tmp_path, command, media_path=media_path, **settings) as server:
         answers = [await server.make_call(NEVER_HANGS_UP) for _ in range(CALLS)]
         call_sids = [answer.json()["call_sid"] for answer in answers]
