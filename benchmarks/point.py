@@ -225,8 +225,9 @@ def run_point(
                     trust_env=False,
                     verify=server.trust or True,
                 ) as client:
-                    outcome["media_paths"] = _media_paths(client)
-                    outcome["stalls"] = _stalls(client)
+                    metrics = _metrics(client)
+                    outcome["media_paths"] = _media_paths(metrics)
+                    outcome["stalls"] = stalls_in(metrics)
                     outcome["looked"] = look(client, outcome) if look else None
                     if hold is not None:
                         held = Held(
@@ -460,23 +461,20 @@ def wait_ready(
 _PATH_SAMPLE = re.compile(r'^offhook_\w*path\w*\{[^}]*path="(\w+)"[^}]*\} ([0-9.e+]+)', re.M)
 
 
-def _media_paths(client: httpx2.Client) -> dict[str, float]:
-    """How many calls took which path, as ``/metrics`` has it; empty where it says nothing."""
+def _metrics(client: httpx2.Client) -> str:
+    """What ``/metrics`` says; empty of a server that has none."""
     answer = client.get("/metrics")
-    if answer.status_code != 200:
-        return {}
-    return {path: float(count) for path, count in _PATH_SAMPLE.findall(answer.text)}
+    return answer.text if answer.status_code == 200 else ""
+
+
+def _media_paths(metrics: str) -> dict[str, float]:
+    """How many calls took which path; empty where nothing is said of it."""
+    return {path: float(count) for path, count in _PATH_SAMPLE.findall(metrics)}
 
 
 _STALL_SAMPLE = re.compile(
     r'^offhook_loop_stall(s|_seconds)_total\{[^}]*cause="(\w+)"[^}]*\} ([0-9.e+-]+)', re.M
 )
-
-
-def _stalls(client: httpx2.Client) -> dict[str, dict[str, float]]:
-    """What has kept the server's loop since its start; empty where it does not say so."""
-    answer = client.get("/metrics")
-    return stalls_in(answer.text) if answer.status_code == 200 else {}
 
 
 def stalls_in(metrics: str) -> dict[str, dict[str, float]]:

@@ -45,8 +45,9 @@ cdef class Beat:
     """One loop's signs of life, by which a thread sees that one is late.
 
     The loop's thread says :meth:`before_io_wait`, :meth:`after_io_wait` and
-    :meth:`after_task_step`, as an instrument of trio's; one other thread calls :meth:`watch`. Nothing is counted before
-    :meth:`begin`. No lock is shared: what both look at is written by one of them.
+    :meth:`after_task_step`, as an instrument of trio's; one other thread calls :meth:`watch`.
+    Nothing is counted before :meth:`begin`. No lock is shared: what both look at is written by one
+    of them.
     """
 
     # Written by the loop, read by both.
@@ -114,24 +115,11 @@ cdef class Beat:
 
     def before_io_wait(self, double timeout):
         """The loop waits for this many seconds, unless something comes."""
-        self.sleeps(timeout)
-
-    def after_io_wait(self, double timeout):
-        """The loop's wait is over."""
-        self.wakes()
-
-    def after_task_step(self, object task):
-        """A task has made a step."""
-        if self._is_on:
-            self._sign(now_ns(), 0)
-
-    cpdef sleeps(self, double timeout):
-        """The loop waits for this many seconds, unless something comes."""
         if self._is_on:
             self._sign(now_ns(), <int64_t>(min(max(timeout, 0.0), 1e6) * 1e9))
             self._sleeps = True
 
-    cpdef wakes(self):
+    def after_io_wait(self, double timeout):
         """The loop's wait is over."""
         if self._is_on:
             self._sign(now_ns(), 0)
@@ -142,6 +130,11 @@ cdef class Beat:
             if loaded(&self._is_asleep):
                 store(&self._is_asleep, 0)
                 ring(self._bell)
+
+    def after_task_step(self, object task):
+        """A task has made a step."""
+        if self._is_on:
+            self._sign(now_ns(), 0)
 
     cdef void _sign(self, int64_t now, int64_t after) noexcept:
         """The loop is alive, and owes its next sign from so long after now."""
@@ -223,7 +216,7 @@ cdef class Beat:
         return step
 
     cdef int64_t _watch(self) noexcept nogil:
-        cdef int64_t now, step, owed, looks_at, timeout
+        cdef int64_t now, step, owed, timeout
         cdef bint is_new
         while not loaded(&self._is_closed):
             step = loaded(&self._step)

@@ -383,12 +383,16 @@ async def test_a_pause_in_the_form_of_a_date_is_obeyed(api, no_waits):
     later = datetime.now(UTC) + timedelta(seconds=2)
     api.refusals, api.retry_after = [TOO_MANY], format_datetime(later, usegmt=True)
 
+    pauses: list[float] = []
+
     async with carrier(api.url) as twilio:
+        twilio.on_wait = pauses.append
         await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
     asked_again = datetime.now(UTC) - timedelta(seconds=trio.current_time() - api.asked_at[1])
 
     # However late the answer was, on a busy machine; a tenth of a second for two clocks.
     assert asked_again > later.replace(microsecond=0) - timedelta(seconds=0.1)
+    assert all(pause_s <= 2.0 for pause_s in pauses)
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -26,6 +26,7 @@ from server.cluster.passing_on import WorkerLost
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.switchboard.rescue import Rescue
 from server.web.elsewhere import Elsewhere
+from tests.support.limits import at_most
 from tests.support.redis_servers import until
 from tests.support.switchboards import make_calls
 
@@ -33,7 +34,6 @@ pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
 
 if AVAILABLE:
     import fcntl
-    import resource
 
     from server.cluster.directory.claims import Claims, Gate
 
@@ -495,23 +495,13 @@ async def test_a_process_that_is_only_slow_keeps_its_calls(three, monkeypatch):
     assert second.is_gone(slow)
 
 
-@contextmanager
-def no_more_descriptors() -> Generator[None]:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest_free = os.open(os.devnull, os.O_RDONLY)
-    os.close(lowest_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
 async def test_nobody_is_gone_for_whoever_has_no_descriptor_to_look_with(three):
     first, _, third = three
     dead = third.me
     third.leave()
-    with no_more_descriptors():
+    lowest_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free)
+    with at_most("NOFILE", lowest_free):
         meanwhile = first.is_gone(dead)
 
     assert (meanwhile, first.is_gone(dead)) == (False, True)

@@ -241,16 +241,23 @@ def _traced() -> Iterator[None]:
 @pytest.mark.usefixtures("_traced")
 def test_a_call_costs_few_kibibytes_and_gives_them_back() -> None:
     talk(open_path())  # whatever is made once is there then
-    before = memory_bytes()
-    paths = [open_path() for _ in range(10)]
-    for path in paths:
-        talk(path)
-    each = (memory_bytes() - before) / len(paths)
-    del path
-    paths.clear()
+    # Other threads may take some meanwhile; what is not given back is not, however often.
+    each, left = min((cost_of(10) for _ in range(3)), key=lambda cost: cost[1])
 
     assert each < 6 * 1024
-    assert memory_bytes() - before < each  # of ten; other threads may have taken some
+    assert left < each / 2
+
+
+def cost_of(count: int) -> tuple[float, int]:
+    """What each of so many calls takes, and what all of them leave behind."""
+    before = memory_bytes()
+    paths = [open_path() for _ in range(count)]
+    for path in paths:
+        talk(path)
+    each = (memory_bytes() - before) / count
+    del path
+    paths.clear()
+    return each, memory_bytes() - before
 
 
 def talk(path: MediaPath) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 import wave
 from array import array
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from server.carrier import Clear, SendAudio, SendMark
 from server.metrics import Metrics
 from server.records import recording
 from server.records.recording import Recorder, Recordings
+from tests.support.limits import at_most
 from tests.support.rig import calling
 from tests.support.serving import serving
 
@@ -269,25 +270,13 @@ def test_the_file_is_whole_whenever_its_writer_is_killed(tmp_path):
     assert any(len(read(path)[0]) for path, _ in writers)
 
 
-@contextmanager
-def largest_file(size_bytes: int):
-    """No file may grow beyond this: to the program, a disk that is full."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 async def test_a_full_disk_ends_the_recording_which_stays_whole(tmp_path):
     told = []
     async with running(tmp_path) as recordings:
         full = recordings.begin(SID, trio.current_time() - 6.0)
         full.on_stop = told.append
         short = recordings.begin("CA1", trio.current_time() - 1.0)
-        with largest_file(100_000):
+        with at_most("FSIZE", 100_000):  # to the program, a disk that is full
             full.caller(seconds(1, 2.0), 0, trio.current_time())
             await recordings._write()
             full.caller(seconds(1, 2.0), 2_000, trio.current_time())

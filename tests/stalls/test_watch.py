@@ -93,10 +93,10 @@ def test_a_step_that_waits_is_looked_at_again_while_it_goes_on():
 def test_a_wait_is_late_from_when_it_was_to_end():
     with beating() as (beat, _):
         began = time.perf_counter()
-        beat.sleeps(0.1)
+        beat.before_io_wait(0.1)
         step = beat.step
         time.sleep(0.2)
-        beat.wakes()
+        beat.after_io_wait(0.0)
         took_s = time.perf_counter() - began
         found = taken(beat, step)
 
@@ -105,11 +105,11 @@ def test_a_wait_is_late_from_when_it_was_to_end():
 
 def test_a_wait_that_something_ends_before_its_time_is_not_late():
     with beating() as (beat, late):
-        beat.sleeps(3_600.0)
+        beat.before_io_wait(3_600.0)
         step = beat.step
         time.sleep(0.05)
-        beat.wakes()
-        beat.sleeps(3_600.0)
+        beat.after_io_wait(0.0)
+        beat.before_io_wait(3_600.0)
 
     assert step not in late
     assert step not in [number for number, *_ in beat.take()]
