@@ -104,8 +104,10 @@ def _cut_lines(world: World) -> Fault:
 
 
 def _kill_worker(world: World) -> Fault:
-    """One of several processes is gone at once."""
-    victim = world.nodes[0].worker_pids[0]
+    """One of several processes is gone at once: the one with most calls, as others have none."""
+    node = world.nodes[0]
+    model = int(node.environment["GEMINI_URL"].rpartition(":")[2])
+    victim = max(node.worker_pids, key=lambda pid: processes.connections_to(pid, model))
     at = time.monotonic()
     os.kill(victim, signal.SIGKILL)
     return Fault(at)

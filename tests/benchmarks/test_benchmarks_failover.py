@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks import processes
 from benchmarks.failover import balancer, guardian
 from benchmarks.failover.balancer import Place, Tunnel
 from benchmarks.failover.command import RowLate, at_most, table, try_row
@@ -411,3 +414,13 @@ def test_what_a_call_costs_the_registry_is_what_is_more_than_without_calls():
     assert said == (
         "2.0 operations a second without calls, 0.50 more for each call; 1100 bytes of state a call"
     )
+
+
+@pytest.mark.sockets
+def test_connections_are_counted_for_the_process_that_has_them():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert processes.connections_to(os.getpid(), port) == 0
+        with socket.create_connection(("127.0.0.1", port)), server.accept()[0]:
+            assert processes.connections_to(os.getpid(), port) == 1
+            assert processes.connections_to(os.getppid(), port) == 0
