@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from array import array
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
@@ -48,11 +48,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="exit with 1 where a room's figure is not what it must be (CPU on a free machine)",
     )
+    parser.add_argument(
+        "--calls",
+        type=int,
+        metavar="N",
+        help="instead: what the judge costs so many whole calls in rooms, and their audio",
+    )
+    parser.add_argument("--realtime", action="store_true", help="with --calls: prefer both sides")
 
 
 def run(options: Options) -> dict[str, object]:
     facts = machine(PACKAGES)
     options.console.print(machine_line(facts))
+    if (calls := getattr(options.arguments, "calls", None)) is not None:
+        return {"versions": facts, "calls": _on_calls(options, calls)}
     rounds = 20 if options.quick else 100
     costs = {case.name: _cost_us(case, rounds) for case in _cases()}
     _print_costs(options, costs, rounds)
@@ -67,6 +76,16 @@ def run(options: Options) -> dict[str, object]:
             options.console.print("\n".join(f"missed: {what}" for what in missed))
             sys.exit(1)
     return {"versions": facts, **figures, "rooms": in_rooms}
+
+
+def _on_calls(options: Options, calls: int) -> dict[str, Any]:
+    """What whole calls take with the judge and without."""
+    from benchmarks import ear_on_calls
+
+    found = ear_on_calls.run(options, calls, realtime=options.arguments.realtime)
+    if options.arguments.check and (missed := ear_on_calls.missed(found)):
+        raise SystemExit("; ".join(missed))
+    return {way: asdict(figures) for way, figures in found.items()}
 
 
 def _rooms(options: Options) -> dict[str, Any] | None:

@@ -75,7 +75,7 @@ class _Material:
         said = rooms.sentences(30 if options.quick else 120)
         words = rooms.words(50 if options.quick else 200)
         seconds = 40.0 if options.quick else 120.0
-        names = [name for name in (*rooms.NOISES, *rooms.VOICES) if _is_there(name)]
+        names = [name for name in (*rooms.NOISES, *rooms.VOICES) if rooms.is_there(name)]
         behind = [name for name in BEHIND if name in names]
 
         def mixes(what: list[rooms.Utterance], snr_db: float | None) -> list[rooms.Mix]:
@@ -104,14 +104,6 @@ class _Material:
                 if said
             },
         )
-
-
-def _is_there(name: str) -> bool:
-    try:
-        rooms.noise(name)
-    except (LookupError, ValueError):
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +241,7 @@ def _costs_ms(material: _Material) -> dict[str, dict[int, float]]:
     Calls come from all rooms, half of the agents speak, and all frames of 20 ms come at once: the
     judge is asked once for all of them. What a thread costs comes on top.
     """
-    rooms_alone = [material.alone[name, 15.0] for name in rooms.NOISES if _is_there(name)]
+    rooms_alone = [material.alone[name, 15.0] for name in rooms.NOISES if rooms.is_there(name)]
     quiet = [rooms.room_alone("white", COSTED_S, 40.0)]
     model = Silero(MAX_CALLS) if is_installed() else None
     found: dict[str, dict[int, float]] = {}
@@ -291,7 +283,7 @@ def _print_goals(
     options: Options, figures: Mapping[str, _Figures], costs: Mapping[str, Mapping[int, float]]
 ) -> list[str]:
     """Print what has to be reached, by the detector before and by the judge; says what is not."""
-    noises = [name for name in rooms.NOISES if _is_there(name)]
+    noises = [name for name in rooms.NOISES if rooms.is_there(name)]
     found = {
         ear: ear_goals.goals(figures[ear], noises) for ear in (DETECTOR, JUDGED) if ear in figures
     }

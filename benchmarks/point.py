@@ -29,6 +29,7 @@ from benchmarks import processes
 from benchmarks.load import asterisk
 from benchmarks.load.__main__ import Plan
 from benchmarks.load.call import Talk
+from benchmarks.ports import free_port
 from server.settings.settings import Settings
 
 READY_TIMEOUT_S = 120.0
@@ -137,6 +138,7 @@ def run_point(
     answers: int = 0,
     samples: bool = False,
     settings: Mapping[str, str] | None = None,
+    rooms: Sequence[bytes] = (),
     tls: bool = False,
     workers: int = 1,
     realtime: bool = False,
@@ -155,6 +157,7 @@ def run_point(
         talk: How the agent talks.
         answers, samples: See :class:`benchmarks.load.__main__.Plan`.
         settings: Environment variables of the server that shall not have their defaults.
+        rooms: Mu-law of what is behind the callers, in turn.
         tls: Reach the model by TLS.
         workers: Server processes, each on a core of its own.
         realtime: See :func:`benchmarks.processes.running`.
@@ -176,6 +179,9 @@ def run_point(
     server_cores, generator_cores = _share_cores(workers)
     with tempfile.TemporaryDirectory(prefix="offhook-bench-") as name:
         directory = Path(name)
+        files = [directory / f"room-{number}" for number in range(len(rooms))]
+        for file, room in zip(files, rooms, strict=True):
+            file.write_bytes(room)
         plan = Plan(
             calls=calls,
             window_s=window_s,
@@ -189,6 +195,7 @@ def run_point(
             gemini_api_key=keys.gemini_api_key,
             directory=name,
             carrier=kind.carrier,
+            rooms=tuple(map(str, files)),
             others=hold is not None,
         )
         with _generator(generator_cores, timeout_s, realtime=realtime) as generator:
@@ -414,12 +421,6 @@ def certified(directory: Path) -> Path:
     trusted = directory / "server-authority.pem"
     authority.cert_pem.write_to_path(trusted)
     return trusted
-
-
-def free_port() -> int:
-    """A port that nobody has just now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _ask(generator: subprocess.Popen[bytes], told: Mapping[str, Any]) -> dict[str, Any]:

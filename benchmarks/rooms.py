@@ -239,6 +239,15 @@ def noise(name: str) -> Sound:
     return found / _rms(found)
 
 
+def is_there(name: str) -> bool:
+    """Whether what this noise is made of is installed."""
+    try:
+        noise(name)
+    except (LookupError, ValueError):
+        return False
+    return True
+
+
 def _talk(seed: int) -> Sound:
     """Somebody else who goes on and on, with the pauses that people make."""
     generator = random.Random(seed)

@@ -69,6 +69,8 @@ class Plan:
     """Whether the model is reached by TLS."""
     carrier: str = "twilio"
     """Whose calls they are: ``twilio``, or ``asterisk`` with mu-law in binary frames."""
+    rooms: tuple[str, ...] = ()
+    """Files with mu-law of what is behind the callers, in turn; Twilio's."""
     others: bool = False
     """Whether the model also takes sessions of calls that are not the generator's."""
 
@@ -77,6 +79,7 @@ class Plan:
         given = json.loads(line)
         talk = given.pop("talk")
         talk["cut_delays_s"] = tuple(talk["cut_delays_s"])
+        given["rooms"] = tuple(given["rooms"])
         return cls(**given, talk=Talk(**talk))
 
 
@@ -99,6 +102,7 @@ class Generator:
         self.carrier = CarrierDouble()
         self.asterisk = AsteriskDouble()
         self.validator = RequestValidator(plan.auth_token)
+        self.rooms = [Path(file).read_bytes() for file in plan.rooms]
         self.calls: list[LoadCall] = []
         self.begun = 0
         self.trust: ssl.SSLContext | None = None
@@ -191,10 +195,11 @@ class Generator:
             "heard": self.heard,
             "talk": plan.talk,
         }
+        room = self.rooms[self.begun % len(self.rooms)] if self.rooms else b""
         call = (
             AsteriskCall(self.begun, over=self.asterisk.over, **facts)
             if plan.carrier == "asterisk"
-            else LoadCall(self.begun, **facts)
+            else LoadCall(self.begun, room=room, **facts)
         )
         self.begun += 1
         self.model.expecting = call

@@ -21,6 +21,7 @@ from benchmarks.load.trail import (
     CALLER_LEVELS,
     CALLER_PAYLOADS,
     Trail,
+    in_a_room,
     stretches_of_mulaw,
     stretches_of_pcm,
 )
@@ -99,6 +100,7 @@ class LoadCall:
         words: Messages to send.
         heard: Where latencies go.
         talk: How the agent talks.
+        room: Mu-law of what is behind the caller; empty for a quiet line.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class LoadCall:
         words: Words,
         heard: Heard,
         talk: Talk,
+        room: bytes = b"",
     ) -> None:
         self.number = number
         chance = random.Random(number)
@@ -128,6 +131,7 @@ class LoadCall:
         self.missed_clears = 0
         self.unasked_clears = 0
 
+        self._in_room = in_a_room(room, number * 7)
         self._account_sid = account_sid
         self._wheel = wheel
         self._words = words
@@ -256,9 +260,9 @@ class LoadCall:
         frames = self._frames = self._frames + 1
         sequence = self._sequence = self._sequence + 1
         level = self.caller.send(clock())
-        self._send_frame(
-            _FRAME % (sequence, self._sid, frames, 20 * (frames - 1), CALLER_PAYLOADS[level])
-        )
+        in_room = self._in_room
+        payload = in_room[(frames - 1) % len(in_room)] if in_room else CALLER_PAYLOADS[level]
+        self._send_frame(_FRAME % (sequence, self._sid, frames, 20 * (frames - 1), payload))
 
     def _obey(self, message: dict[str, Any], now: float) -> None:
         match message["event"]:

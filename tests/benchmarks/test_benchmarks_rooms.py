@@ -187,7 +187,7 @@ def test_what_the_judge_costs_is_what_it_adds():
     costs = {
         "ear, rooms": {100: 0.7},
         "before, rooms": {100: 0.2},
-        "ear, quiet lines": {100: 0.052},
+        "ear, quiet lines": {100: 0.08},
         "before, quiet lines": {100: 0.05},
     }
 

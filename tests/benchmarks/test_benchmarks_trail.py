@@ -20,6 +20,7 @@ from benchmarks.load.trail import (
     NO_LEVEL,
     SAMPLES,
     Trail,
+    in_a_room,
     stretches_of_mulaw,
     stretches_of_pcm,
 )
@@ -54,6 +55,17 @@ def test_every_caller_level_survives_the_codec():
     ]
 
     assert heard == [[(level, SAMPLES)] for level in sent]
+
+
+def test_every_caller_level_survives_the_loudest_room_behind_it():
+    decoder, levels = MulawDecoder(16_000), len(CALLER_LEVELS)
+    frames = in_a_room(random.Random(1).randbytes(160 * (2 * levels + 3)), first=5)
+
+    heard = [
+        stretches_of_pcm(message(decoder.decode(b64decode(frame))), START) for frame in frames * 2
+    ]
+
+    assert heard == [[((5 + number) % levels, SAMPLES)] for number in range(4 * levels)]
 
 
 def test_every_agent_level_survives_the_codec():

@@ -1,0 +1,121 @@
+"""What the judge costs whole calls, with a room behind every caller: CPU, and how late audio is.
+
+The load of ``benchmarks calls``, with rooms between the numbered pieces of the callers' frames;
+with the judge and without it by turns, because a machine is not as fast at every time.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+from rich.table import Table
+
+from benchmarks import rooms
+from benchmarks.failover.talk import sum_of
+from benchmarks.options import Options
+from benchmarks.point import OFFHOOK, run_point
+
+ROOM_S = 20.8
+"""Of each: frames of 20 ms by whole rounds of the callers' levels."""
+SNR_DB = 15.0
+WARM_S = 5.0
+SECONDS, QUICK_SECONDS = 20.0, 8.0
+ROUNDS, QUICK_ROUNDS = 3, 1
+MOST_MS = 0.6
+"""What a call may cost more in a second."""
+WAYS = ("off", "auto")
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What so many calls took, with the judge or without."""
+
+    cpu_ms: float
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    hops: float
+    """Judged, of each call in a second."""
+    late: float
+    lost_ms: float
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Mapping[str, Any]]) -> Figures:
+        """The median of several rounds."""
+
+        def median(values: list[float]) -> float:
+            return statistics.median(values)
+
+        way = [outcome["caller_to_model_ms"] for outcome in outcomes]
+        return cls(
+            median([outcome["cpu_ms_per_call_s"] for outcome in outcomes]),
+            *(median([each[name] for each in way]) for name in ("p50", "p99", "p999")),
+            median([outcome["looked"]["hops"] for outcome in outcomes]),
+            sum(outcome["looked"]["late"] for outcome in outcomes),
+            sum(outcome["lost_ms"] for outcome in outcomes),
+        )
+
+
+def run(options: Options, calls: int, *, realtime: bool) -> dict[str, Figures]:
+    """Measure so many calls by turns, and print what they took."""
+    behind = [
+        rooms.room_alone(name, ROOM_S, SNR_DB) for name in rooms.NOISES if rooms.is_there(name)
+    ]
+    outcomes: dict[str, list[Mapping[str, Any]]] = {way: [] for way in WAYS}
+    for _ in range(QUICK_ROUNDS if options.quick else ROUNDS):
+        for way in WAYS:
+            outcomes[way].append(_once(way, calls, behind, options, realtime=realtime))
+    found = {way: Figures.of(each) for way, each in outcomes.items()}
+    options.console.print(_table(found, calls))
+    return found
+
+
+def missed(found: Mapping[str, Figures]) -> list[str]:
+    """What is not as it has to be."""
+    more = found["auto"].cpu_ms - found["off"].cpu_ms
+    return [f"the judge costs a call {more:.2f} ms a second"] if more > MOST_MS else []
+
+
+def _once(
+    way: str, calls: int, behind: Sequence[bytes], options: Options, *, realtime: bool
+) -> dict[str, Any]:
+    def look(client: httpx2.Client, outcome: Mapping[str, Any]) -> dict[str, float]:
+        text = client.get("/metrics").raise_for_status().text
+        talked_s = calls * (outcome["window_s"] + WARM_S)
+        return {
+            "hops": sum_of(text, "offhook_voice_hops_total") / talked_s,
+            "late": sum_of(text, "offhook_voice_late_total"),
+        }
+
+    return run_point(
+        OFFHOOK,
+        calls,
+        window_s=QUICK_SECONDS if options.quick else SECONDS,
+        warm_s=WARM_S,
+        settings={"VOICE_JUDGE": way},
+        rooms=behind,
+        realtime=realtime,
+        look=look,
+    )
+
+
+def _table(found: Mapping[str, Figures], calls: int) -> Table:
+    table = Table(
+        "VOICE_JUDGE", "CPU, ms a call and second", "caller to model p50 / p99 / p99.9, ms",
+        "judged a call and second", "late", "audio lost, ms",
+        title=f"{calls} calls, a room behind each caller ({SNR_DB:g} dB)",
+    )  # fmt: skip
+    for way, each in found.items():
+        table.add_row(
+            way,
+            f"{each.cpu_ms:.2f}",
+            f"{each.p50_ms:.2f} / {each.p99_ms:.2f} / {each.p999_ms:.2f}",
+            f"{each.hops:.1f}",
+            f"{each.late:.0f}",
+            f"{each.lost_ms:.0f}",
+        )
+    return table
