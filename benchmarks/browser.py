@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.microphone import CHROMIUM, arguments_for, speech_file
 from benchmarks.options import Options, machine, machine_line
 from benchmarks.percentiles import percentiles
-from benchmarks.point import free_port
+from benchmarks.ports import free_port
 from benchmarks.processes import ROOT, running
 
 ROUNDS, QUICK_ROUNDS = 10, 3

@@ -1,4 +1,4 @@
-"""Ports for what tests start as processes of their own."""
+"""Ports for what benchmarks and tests start as processes of their own."""
 
 from __future__ import annotations
 

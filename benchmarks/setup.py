@@ -41,7 +41,8 @@ from benchmarks.load.doubles import ModelDouble
 from benchmarks.load.sockets import Backend, backend, port_of
 from benchmarks.load.wheel import Wheel
 from benchmarks.options import Options, machine, machine_line
-from benchmarks.point import OFFHOOK, Keys, PointFailed, environment_of, free_port, wait_ready
+from benchmarks.point import OFFHOOK, Keys, PointFailed, environment_of, wait_ready
+from benchmarks.ports import free_port
 
 CALLS = 100
 ROUNDS = 5

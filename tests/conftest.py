@@ -9,6 +9,7 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from server.simulators.clock import PatientClock
@@ -24,6 +25,28 @@ os.environ.setdefault("VOICE_JUDGE", "off")
 # Nor does how long one takes: the machine may be busy.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+# Nor is a traceback of many colours drawn where nobody looks: that takes half a second.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(
+            colors=False, exception_formatter=structlog.dev.plain_traceback
+        ),
+    ]
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have xdist take files in the order that is made below, not those with most tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests: at the end there is nothing left to do beside."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
 
 _OPENING = frozenset({"socket.bind", "socket.connect"})
 _opened: list[str] = []

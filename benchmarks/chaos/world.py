@@ -18,7 +18,8 @@ from typing import IO, NamedTuple
 from benchmarks import processes
 from benchmarks.chaos.database import PostgreSql, why_no_postgresql
 from benchmarks.chaos.lines import LineProcess
-from benchmarks.point import Keys, free_port, wait_ready
+from benchmarks.point import Keys, wait_ready
+from benchmarks.ports import free_port
 from benchmarks.processes import family
 
 FULL_TRIES = 5

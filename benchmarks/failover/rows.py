@@ -431,21 +431,19 @@ def _cost(world: World, calls: int) -> Outcome:
     """One server with a registry and one without, each with as many calls, side by side."""
     outcome = Outcome(wanted=calls * len(world.nodes))
     registry = [Usage.of(world.redis[0].port)]
-    time.sleep(IDLE_S)
+    idle = _cpu_of_each(world, IDLE_S)
     registry.append(Usage.of(world.redis[0].port))
     place(world, calls)
-    shares, registry = [], [*registry, Usage.of(world.redis[0].port)]
-    for _ in range(2):
-        before = [sum(processes.cpu_s(node.process.pid).values()) for node in world.nodes]
-        time.sleep(COST_S)
-        after = [sum(processes.cpu_s(node.process.pid).values()) for node in world.nodes]
-        shares.append([(b - a) / COST_S / calls for a, b in zip(before, after, strict=True)])
+    registry.append(Usage.of(world.redis[0].port))
+    shares = [[each / calls for each in _cpu_of_each(world, COST_S)] for _ in range(2)]
     until = time.monotonic()
     registry.append(Usage.of(world.redis[0].port))
     outcome.calls = [noticed(t, until, until) for t in see(world).traces if t.was_up(until)]
     end_calls(world, outcome)
     said = f"{registry_words(registry, calls)}; {cpu_us_of_a_state(world.redis[0].port):.0f} µs of "
     outcome.checks.append(Check("the registry", "", f"{said}its CPU a state written", holds=True))
+    beats = f"{1000 * (idle[0] - idle[1]):.1f} ms a second"
+    outcome.checks.append(Check("CPU of a server's beats, without calls", "", beats, holds=True))
     with_ms, without_ms = (1000 * sum(share) / len(shares) for share in zip(*shares, strict=True))
     each = ", ".join(f"{100 * (share[0] / share[1] - 1):+.1f} %" for share in shares)
     more = with_ms / without_ms - 1
@@ -458,6 +456,14 @@ def _cost(world: World, calls: int) -> Outcome:
         )
     )
     return outcome
+
+
+def _cpu_of_each(world: World, seconds: float) -> list[float]:
+    """What each node takes of a core meanwhile."""
+    before = [sum(processes.cpu_s(node.process.pid).values()) for node in world.nodes]
+    time.sleep(seconds)
+    after = [sum(processes.cpu_s(node.process.pid).values()) for node in world.nodes]
+    return [(b - a) / seconds for a, b in zip(before, after, strict=True)]
 
 
 QUICKLY: Mapping[str, str] = {"MAX_STREAMS_PER_MIN": "60"}

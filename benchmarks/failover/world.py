@@ -32,7 +32,8 @@ from benchmarks.failover.stores import (
     wait_answer,
 )
 from benchmarks.pinned import REALTIME_PRIORITY
-from benchmarks.point import Keys, free_port, wait_ready
+from benchmarks.point import Keys, wait_ready
+from benchmarks.ports import free_port
 
 ROOM = 40
 """Calls that a node takes beyond all that there are."""

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 import trio
 
+from benchmarks.ports import free_port
 from server.agent.greeting import read_greeting
 from server.carrier.asterisk.stand_in import EVENTS as STOOD_IN_FOR
 from tests.asterisk.conftest import KEY, nothing_left
@@ -26,7 +27,6 @@ from tests.asterisk.test_processes import (
 )
 from tests.asterisk.test_real import SPEECH, THEM, US, hears_speech
 from tests.support.asterisk import Asterisk, needs_asterisk, until
-from tests.support.ports import free_port
 from tests.support.redis_servers import SECRET as CLUSTER_SECRET
 from tests.support.sip_phone import open_phone
 

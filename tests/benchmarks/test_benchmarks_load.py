@@ -18,7 +18,8 @@ from benchmarks.point import ASTERISK, CLASSIC, KINDS, OFFHOOK, PICOWS, ServerKi
 
 pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
-QUICK_TALK = Talk(turn_s=0.8, cycle_s=0.5, cut_every=2, cut_delays_s=(0.0, 0.02))
+QUICK_TALK = Talk(turn_s=0.8, cycle_s=1.5, cut_every=2, cut_delays_s=(0.0, 0.02))
+"""On a busy machine too a turn that was cut is cleared before the next one begins."""
 PERCENTILES = {"p50", "p95", "p99", "p999"}
 
 
@@ -30,7 +31,7 @@ def test_two_calls_arrive_whole(kind: ServerKind):
     outcome = run_point(
         kind,
         2,
-        window_s=1.5,
+        window_s=4.5,
         warm_s=0.6,
         talk=QUICK_TALK,
         settings={"GREETING_PROTECT_S": "0"},  # the first seconds are not held back
@@ -74,7 +75,7 @@ def test_calls_arrive_whole_over_tls_to_the_model(kind: ServerKind):
     outcome = run_point(
         kind,
         2,
-        window_s=1.0,
+        window_s=2.0,
         warm_s=0.6,
         talk=QUICK_TALK,
         tls=True,

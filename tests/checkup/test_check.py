@@ -17,6 +17,7 @@ import trustme
 from quart import request
 from quart_trio import QuartTrio
 
+from benchmarks.ports import free_port
 from server.app import create_app
 from server.checkup import Finding, State, findings
 from server.checkup.asking import ask_all, look
@@ -29,7 +30,6 @@ from server.hooks.hypercorn_worker import make_config
 from server.settings.settings import Settings
 from server.simulators.gemini.scripts import refused
 from tests.support.accounts import NUMBER, OTHER, Doubles, open_doubles
-from tests.support.ports import free_port
 from tests.support.processes import run_command
 from tests.support.receivers import receiving
 from tests.support.redis_servers import redis_server

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.ports import free_ports
 from server.cluster.registry import Holding, RegistryAway, Seized
-from tests.support.ports import free_ports
 from tests.support.redis_servers import (
     IGNORES_UNCLOSED,
     RedisServer,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from benchmarks.ports import free_port
 from server.carrier.account import NumberHooks
 from server.commands import dev, kept, processes
 from server.commands.dev import develop, pointed, url_here
@@ -24,7 +25,6 @@ from server.commands.tunnel import TunnelLost
 from server.errors import CannotListen, ConfigurationError
 from server.settings.settings import Settings
 from tests.support.accounts import NUMBER, OTHER, Doubles, open_doubles
-from tests.support.ports import free_port
 from tests.support.tunnels import ADDRESS, CLOUDFLARED, install
 
 pytestmark = pytest.mark.sockets

@@ -19,13 +19,13 @@ import pytest
 import trio
 from standardwebhooks import Webhook
 
+from benchmarks.ports import free_port
 from server.commands.line import main
 from server.commands.new import PROJECT, write_project
 from server.errors import ConfigurationError
 from server.settings.file import read_settings_file
 from server.settings.settings import Settings
 from tests.deploy.programs import find, run
-from tests.support.ports import free_port
 from tests.support.required import is_required
 from tests.support.serving import serving
 

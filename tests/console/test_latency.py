@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from benchmarks.ports import free_port
 from server.agent.agent import Agent
 from server.app import create_app
 from server.console import check
@@ -18,7 +19,6 @@ from server.errors import CallRefused
 from server.settings.settings import Settings
 from server.web.keys import READ, hash_key
 from tests.support.access import SIMULATED
-from tests.support.ports import free_port
 
 pytestmark = pytest.mark.sockets
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.ports import free_ports
 from server.cluster.registry import Load
 from server.settings.file import read_settings_file
 from server.settings.settings import Settings
 from tests.deploy.haproxy import CONFIGURATIONS
 from tests.deploy.programs import find, run
 from tests.deploy.settings import CLUSTER, KNOWN
-from tests.support.ports import free_ports
 from tests.support.redis_servers import (
     IGNORES_UNCLOSED,
     PATIENCE_S,

@@ -17,9 +17,9 @@ import pytest
 import trio
 import trustme
 
+from benchmarks.ports import free_ports
 from tests.deploy.haproxy import PATIENCE_S, Node
 from tests.deploy.programs import find, find_all, run
-from tests.support.ports import free_ports
 from tests.support.required import is_required
 from tests.support.serving import serving
 

@@ -17,11 +17,11 @@ import pytest
 import trio
 import yaml
 
+from benchmarks.ports import free_ports
 from server.settings.file import read_settings_file
 from server.settings.settings import Settings
 from tests.deploy.programs import find, find_all, run
 from tests.deploy.settings import KNOWN
-from tests.support.ports import free_ports
 from tests.support.required import is_required
 from tests.support.serving import serving
 

@@ -41,6 +41,7 @@ from benchmarks.load.killers import (
     priorities,
     settings_of,
 )
+from benchmarks.ports import free_port
 from server.cluster.directory.meeting import AVAILABLE
 from server.cluster.directory.meeting import listen as listen_to_us
 from server.headroom import MemoryState
@@ -50,7 +51,6 @@ from server.hooks.hypercorn_worker import serve_worker
 from server.hooks.sockets import is_readable
 from server.hooks.turns import MAX_TURN_S, Kind, Turns
 from server.serving.single import listen
-from tests.support.ports import free_port
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.sockets

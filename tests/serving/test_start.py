@@ -18,6 +18,7 @@ import pytest
 import trio
 import trustme
 
+from benchmarks.ports import free_port
 from server.errors import CannotListen
 from server.hooks.sockets import holder_of
 from server.hooks.stopping import StopSignals
@@ -25,7 +26,6 @@ from server.serving.master import Master
 from server.serving.notify import Detached
 from server.serving.single import listen
 from server.settings.settings import Settings
-from tests.support.ports import free_port
 from tests.support.processes import COMMANDS, server_process
 
 pytestmark = [pytest.mark.sockets, pytest.mark.slow]
@@ -47,10 +47,7 @@ def test_a_taken_port_says_what_holds_it_and_what_to_do():
 
 
 def test_nobody_holds_a_free_port():
-    with listen("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
-
-    assert holder_of(port) is None
+    assert holder_of(free_port()) is None
 
 
 @pytest.mark.parametrize("more", [[], ["--workers", "2"]])

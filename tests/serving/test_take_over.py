@@ -20,6 +20,7 @@ import pytest
 import trio
 import trio.testing
 
+from benchmarks.ports import free_port
 from server.carrier import CallStatus
 from server.errors import ConfigurationError
 from server.serving import succession as succession_module
@@ -39,7 +40,6 @@ from server.serving.succession import (
     write_message,
 )
 from server.settings.settings import Settings
-from tests.support.ports import free_port
 from tests.support.processes import ServerProcess, server_process
 
 pytestmark = [

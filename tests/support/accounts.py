@@ -8,10 +8,10 @@ from typing import Any
 
 import trio
 
+from benchmarks.ports import free_port
 from server.settings.settings import Settings
 from server.simulators.gemini import GeminiSimulator
 from server.simulators.twilio import TwilioSimulator
-from tests.support.ports import free_port
 
 ACCOUNT, TOKEN, KEY = "AC" + "1" * 32, "2" * 32, "key-of-the-model-12345"
 NUMBER, OTHER = "+15005550006", "+15005550107"

@@ -21,8 +21,8 @@ import httpx2
 import pytest
 import trio
 
+from benchmarks.ports import free_port
 from server.agent.greeting import read_greeting
-from tests.support.ports import free_port
 
 ROOT = os.environ.get("ASTERISK_ROOT", "")
 USER, SECRET = "offhook", "secret"

@@ -20,12 +20,12 @@ import trio
 if sys.platform != "win32":
     import resource
 
+from benchmarks.ports import free_port
 from benchmarks.processes import family
 from server.carrier import CallStatus
 from server.simulators.gemini import GeminiSimulator
 from server.simulators.phone import StreamEnd
 from server.simulators.twilio import TwilioSimulator
-from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 NUMBER = "+15005550006"
