@@ -68,6 +68,12 @@ _SID_NAMES = {
     "AP": "an application's SID (AP…)",
 }
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?")
+_PRIVATE_ENDINGS = (
+    *(".localhost", ".local", ".internal", ".test", ".home.arpa"),
+    *(".lan", ".home", ".corp", ".intranet", ".private", ".localdomain"),
+)
+"""What no name of the public DNS ends in: what is reserved for that (RFC 6761, 6762, 8375; ICANN),
+and what routers and systems use without a word of the root's (RFC 6762, appendix G)."""
 _PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
 
 
@@ -205,16 +211,23 @@ def _origin_of(parts: SplitResult) -> str:
     return f"{scheme}://{host}" + ("" if port in (None, default) else f":{port}")
 
 
+def is_private_name(host: str) -> bool:
+    """Whether only this machine or its network knows a host name: the public DNS never does.
+
+    Args:
+        host: In lower case, without a dot at its end, and no address.
+    """
+    return "." not in host or host.endswith(_PRIVATE_ENDINGS)
+
+
 def unreachable(url: str) -> str | None:
     """Why nobody outside can reach a public address, or None if it seems that they can."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     try:
         address = ip_address(host)
     except ValueError:
-        if host == "localhost" or host.endswith((".localhost", ".local", ".internal")):
-            return "is an address of this machine or network"
-        if "." not in host:
-            return "is a name of this network"
+        if is_private_name(host):
+            return "is a name of this machine or network"
         if "_" in host:
             return "has an underscore in its host name, which Twilio does not accept"
         return None

@@ -15,14 +15,13 @@ from urllib.parse import urlsplit
 from quart import Quart, Response, request
 
 from server.headers import Headers, lines_of, single
+from server.settings.values import is_private_name
 from server.web.api import error_body
 
 ALL = "*"
 _REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, Traceparent, X-API-Key"
 _RESPONSE_HEADERS = "Idempotent-Replayed, Location, Retry-After, WWW-Authenticate"
 _PREFLIGHT_LASTS_S = 600
-_PRIVATE_NAMES = (".localhost", ".local", ".internal", ".test", ".home.arpa")
-"""What no public name ends in (RFC 6761, 6762, 8375)."""
 
 
 def allow_origins(app: Quart, origins: Collection[str], paths: Collection[str]) -> None:
@@ -106,24 +105,28 @@ def is_own_page(headers: Headers, public_url: str, origins: Collection[str]) -> 
     return is_ours or origin in {f"{own.scheme}://{own.netloc}".lower(), *origins} or ALL in origins
 
 
-def is_own_name(headers: Headers, public_url: str, origins: Collection[str]) -> bool:
+def is_own_name(
+    headers: Headers, public_url: str, origins: Collection[str], listens_at: str = ""
+) -> bool:
     """Whether a request calls this server by a name that nobody else can have made up.
 
     A site may say that its name is at 127.0.0.1, and a browser then takes its pages for this
     server's own (DNS rebinding). Names that no site can have are an address, this server's own,
-    one of an origin that is allowed, and those that the public DNS does not know.
+    one of an origin that is allowed, and those that the public DNS does not know: for these only
+    this network answers (mDNS, a router, a resolver of one's own), which is trusted here.
 
     Args:
         headers: Of the request.
         public_url: This server's address.
         origins: Those allowed beside it.
+        listens_at: The address, or the name, that it was told to listen at.
     """
     host = _name_of(f"//{single(headers, 'Host') or ''}")
     if not host:
         return False
-    if "." not in host or host.endswith(_PRIVATE_NAMES) or _is_address(host):
+    if is_private_name(host) or _is_address(host):
         return True
-    return host in {_name_of(url) for url in (public_url, *origins)}
+    return host in {listens_at.lower().rstrip("."), *map(_name_of, (public_url, *origins))}
 
 
 def _name_of(url: str) -> str:

@@ -97,7 +97,7 @@ def ask_for_keys(
         if PASSED_ON in request.scope:
             return None
         own = service.accounts.public_url, service.settings.allowed_origins
-        if not is_own_name(request.headers, *own):
+        if not is_own_name(request.headers, *own, service.settings.host):
             message = "any site can say that this host is its own: set PUBLIC_URL to it, or API_KEY"
         elif request.method in SAFE_METHODS or is_own_page(request.headers, *own):
             return None

@@ -233,6 +233,18 @@ async def test_where_no_key_is_wanted_a_site_that_says_it_is_here_reads_and_chan
     assert not draining
 
 
+@pytest.mark.sockets
+async def test_the_name_that_a_server_listens_at_is_its_own_however_often_it_is_called():
+    given = SIMULATED | {"database_url": "sqlite://", "host": "Box.example.com"}
+    app = create_app(Settings.load(_env_file=None, **given))
+    async with app.test_app():
+        client, named = app.test_client(), {"Host": "box.example.com:8000"}
+        served_at = {"scope_base": {"server": ("10.0.0.5", 8000)}}
+        answers = [await client.get("/calls", headers=named, **served_at) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [200, 200]
+
+
 @pytest.mark.parametrize(
     ("host", "is_own"),
     [
@@ -242,12 +254,22 @@ async def test_where_no_key_is_wanted_a_site_that_says_it_is_here_reads_and_chan
         ("192.168.1.7", True),
         ("offhook:8000", True),  # another container's name for this one
         ("macbook.local:8000", True),
+        ("host.docker.internal:8000", True),
+        ("nas.lan:8000", True),
+        ("LOCALHOST.:8000", True),
+        ("[::ffff:127.0.0.1]:8000", True),
         ("CALLS.example.com", True),
         ("calls.example.com.:443", True),
         ("app.example.com", True),
         ("evil.example", False),
         ("evil.calls.example.com", False),
         ("127.0.0.1.evil.example", False),
+        ("localhost.evil.example", False),
+        ("local.evil.example:8000", False),
+        ("nas.lan.evil.example", False),
+        ("evil.notlocal", False),
+        ("0x7f.0.0.1", False),
+        ("127.0.0.01", False),
         ("calls.example.com@evil.example", False),
         ("evil.example.", False),
         ("[::1", False),
