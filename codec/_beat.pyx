@@ -55,6 +55,7 @@ cdef class Beat:
     cdef int64_t _step  # counts them
     cdef int64_t _written
     cdef Late _late[RING]
+    cdef int64_t _rung  # when it rang the bell last
     # Written by the watching thread, read by both; the first by the loop, too.
     cdef int64_t _is_asleep
     cdef int64_t _settled
@@ -128,6 +129,7 @@ cdef class Beat:
             self._ran, self._worked = ran_ns(), 0
             store(&self._step, self._step)  # is seen before this thread looks, by one that looks
             if loaded(&self._is_asleep):
+                put(&self._rung, self._owed)
                 store(&self._is_asleep, 0)
                 ring(self._bell)
 
@@ -217,7 +219,7 @@ cdef class Beat:
 
     cdef int64_t _watch(self) noexcept nogil:
         cdef int64_t now, step, owed, timeout
-        cdef bint is_new
+        cdef bint is_new, may_sleep
         while not loaded(&self._is_closed):
             step = loaded(&self._step)
             owed = loaded(&self._owed)
@@ -231,7 +233,8 @@ cdef class Beat:
                 self._next_look = FURTHER * max(<int64_t>LATE_NS, now - owed)
                 return step
             timeout = LATE_NS
-            if now < owed and not is_new:  # it sleeps, and has slept for a while
+            may_sleep = now < owed and not is_new  # as the loop does, and has done for a while
+            if may_sleep:
                 store(&self._is_asleep, 1)
                 timeout = owed + LATE_NS - now
                 if step != loaded(&self._step):
@@ -240,6 +243,9 @@ cdef class Beat:
                 timeout = min(timeout, owed + LATE_NS - now)
             self._planned = now + timeout
             wait_rung(self._bell, timeout)
+            if may_sleep and not loaded(&self._is_asleep):
+                # It was to look when the bell rang: a pause may have begun before it could.
+                self._planned = min(self._planned, max(now, loaded(&self._rung)))
             store(&self._is_asleep, 0)
         return -1
 

@@ -1,1 +1,1 @@
-"""Tests of telling voices from noise."""
+"""Tests of seeing the event loop stand still."""

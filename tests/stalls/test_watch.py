@@ -7,6 +7,11 @@ here goes on until it was seen, and the numbers are held against what the step i
 from __future__ import annotations
 
 import gc
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -24,9 +29,11 @@ from server.logs import authors
 from server.logs.authors import HELD_S, Held
 from server.metrics import StallMetrics
 from server.stalls import cause as cause_module
+from server.stalls.cause import Cause, Stall, cause_of
 from server.stalls.watch import Watch
 
 CAUSES = [cause.value for cause in cause_module.Cause]
+ROOT = Path(__file__).parents[2]
 ROOM = 256
 """Late steps that a beat keeps until somebody takes them."""
 
@@ -181,6 +188,61 @@ def test_the_garbage_collector_tells_a_beat():
 
     assert found[step][-1] >= ran_s / 2
     assert len(rings) == 100_000
+
+
+AWAKES_AND_IS_STOPPED = """
+import json, os, signal, sys, threading, time
+from codec.beat import LATE_S, Beat
+
+def look():
+    # It gets the core when the loop's thread leaves it, and not as soon as it is rung for.
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    while beat.watch() >= 0:
+        pass
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+beat = Beat()
+beat.begin()
+thread = threading.Thread(target=look)
+thread.start()
+for _ in range(int(sys.argv[1])):
+    beat.before_io_wait(3_600.0)
+    time.sleep(10 * LATE_S)  # until the thread sleeps, too
+    beat.after_io_wait(0.0)
+    step = beat.step
+    os.kill(os.getpid(), signal.SIGSTOP)
+    beat.after_task_step(None)
+    found = {}
+    while step not in found:
+        found |= {number: rest for number, *rest in beat.take()}
+        time.sleep(0.001)
+    print(json.dumps(found[step]))
+beat.close()
+thread.join()
+"""
+
+
+def stopped_as_it_awakes(times: int) -> list[Stall]:
+    """What is known of steps at whose very beginning the whole process was stopped for a while."""
+    command = [sys.executable, "-c", AWAKES_AND_IS_STOPPED, str(times)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            while os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1]):
+                time.sleep(10 * LATE_S)
+                process.send_signal(signal.SIGCONT)
+        finally:
+            process.kill()
+        said, _ = process.communicate()
+    return [Stall(*json.loads(line)) for line in said.splitlines()]
+
+
+@pytest.mark.slow
+def test_a_pause_that_begins_as_the_loop_awakes_is_nobodys_code():
+    stalls = stopped_as_it_awakes(15)
+
+    # On a busy machine the thread may be on its way to a look, and then knows nothing of a pause.
+    assert len(stalls) == 15
+    assert [cause_of(stall) for stall in stalls].count(Cause.STARVED) > 7
 
 
 class Watched:
