@@ -117,6 +117,8 @@ class Watch:
         """
         beat, places = self.beat, self._places
         while (step := beat.watch()) >= 0:
+            if not _stands_still():
+                continue
             at = told(_stack(sys._current_frames().get(ident)), OURS)
             # It may have gone on before we had the lock, or while we looked: then it is not known.
             if beat.step == step and (step in places or len(places) < MAX_PLACES):
@@ -155,6 +157,15 @@ class Watch:
             self._known = {step for step in self._known if step > last}
             for step in [step for step in list(self._places) if step <= last]:
                 del self._places[step]
+
+
+def _stands_still() -> bool:
+    """Whether a thread that is looked at cannot go on meanwhile: whoever looks has the only lock.
+
+    In a free-threaded Python there is none, and reading a frame that its thread is just leaving
+    may crash the process (CPython's issue 152355).
+    """
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def _stack(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:

@@ -321,6 +321,24 @@ async def test_the_log_says_where_the_loop_stood(watched, monkeypatch):
     assert line["unlogged"] == 0
 
 
+async def test_a_stack_is_not_looked_at_where_its_thread_could_go_on_meanwhile(
+    watched, monkeypatch
+):
+    asked: list[bool] = []
+
+    def is_gil_enabled() -> bool:
+        asked.append(False)
+        return False
+
+    monkeypatch.setattr(sys, "_is_gil_enabled", is_gil_enabled, raising=False)
+    step = watched.watch.beat.step
+    while len(asked) < 2:  # after the first look it has had time for a second
+        sit()
+
+    assert watched.watch.at(step) == []
+    await watched.wait_counted(*CAUSES)
+
+
 async def test_without_calls_nobody_is_told(nursery, monkeypatch):
     monkeypatch.setattr(cause_module, "SAY_FROM_S", 0.0)
     watched = Watched()
