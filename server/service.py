@@ -347,13 +347,27 @@ class Service:
         await self.calls.aclose()
 
     async def wind_up(self) -> None:
-        """Drain, for good: whatever is open now and is no call is to end by itself."""
-        await self.drain()
+        """Drain, for good: whatever is open now and is no call is to end by itself.
+
+        Nor is a call to be without a record that another process has left, which is gone.
+        """
+        await self._end_calls()
+        if await self.rescue.end_left():
+            with trio.move_on_after(2 * self.settings.close_timeout_s):
+                await self.calls.wait_empty()
+        await self._finish()
         self.is_over = True
 
     async def drain(self) -> None:
         """Refuse new calls and end the live ones, within ``drain_timeout_s`` and a goodbye."""
+        await self._end_calls()
+        await self._finish()
+
+    async def _end_calls(self) -> None:
         await self.calls.drain(0.0 if self._has_waited else self.settings.drain_timeout_s)
+
+    async def _finish(self) -> None:
+        """Wait for what is still to be done for calls that have ended."""
         await self._drawing.finish()
         await self.events.handling.finish()
 

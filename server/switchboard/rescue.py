@@ -6,6 +6,10 @@ has one place for what it is told, and whoever answers has the call. Or nobody a
 closed: a process that is silent for as long as its lease lasts, and does not answer either, has its
 calls taken over, and the carrier is told where their streams go.
 
+That one is silent counts only while we are sure of our own news of it; that a process of our own
+machine is dead, always. And the last process to stop ends what dead ones have left, so that each of
+their calls has its record: what is kept of calls on one machine goes with its processes.
+
 Either way only what the registry has given is acted on. A process that was stopped, or cut off, and
 comes back looks whose its calls are before it goes on, and ends in silence what is another's.
 
@@ -17,8 +21,8 @@ carrier, and told that we do not have it, takes it from us.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from math import inf
 
@@ -30,8 +34,8 @@ from server.call.call import Call
 from server.call.report.ended import EndedCall, LeftUnreadable
 from server.call.takeover.state import StateUnreadable
 from server.carrier.webhooks import Events
-from server.cluster.choosing import ASK_TIMEOUT_S, ASKS, asked_from_s, seen_of, suspects
 from server.cluster.cluster import Cluster
+from server.cluster.lookout import Absence, Lookout
 from server.cluster.registry import Holding, Member, Registry, RegistryAway, Seized
 from server.dialogue.endings import EndReason
 from server.errors import CallNotInProgress, CallRefused, CarrierError, ServerError
@@ -43,11 +47,6 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 LOOK_S = 0.25
 """How often it is looked who is silent, and whose the calls are that have lost their line."""
-JUST_AFTER_S = 0.01
-SETTLE_S = 4.0
-"""After the registry was away, or we were: until then others have said again how they are."""
-HELD_UP_S = 0.5
-"""Whoever was away for so long may have lost calls meanwhile."""
 SEIZE_TIMEOUT_S = 2.0
 SEIZE_AGAIN_S = 0.1
 RECONNECTS_PER_S = 50.0
@@ -59,6 +58,8 @@ answer too late, it has taken the call."""
 TELL_AGAIN_S = (0.25, 0.5, 1.0)
 """How long to wait before it is asked again whose a call is that the carrier is to be told about,
 where nobody could say."""
+CARRIER_TIMEOUT_S = 2.0
+"""How long the carrier may take to say how a call stands that is to end with its server."""
 TRY_AGAIN_S = (0.5, 1.0, 2.0, 4.0, 8.0, 30.0)
 """How long to wait before each further try to take up what may be ours, and from then on."""
 
@@ -74,37 +75,6 @@ class CallLost(ServerError):
     def __init__(self, reason: str, *, has_ended: bool) -> None:
         super().__init__(reason)
         self.has_ended = has_ended
-
-
-class Absence:
-    """Whether this process was away from the others, so that its calls may be theirs; no clock.
-
-    Args:
-        missed_s: How long the process has been held up since it began.
-        is_away: Whether the registry cannot be asked.
-    """
-
-    def __init__(self, missed_s: float, *, is_away: bool) -> None:
-        self._missed_s = missed_s
-        self._was_away = is_away
-        self._losses = 0
-
-    def is_over(self, missed_s: float, *, is_away: bool, losses: int = 0) -> bool:
-        """Whether the process has been away, and is back: it is true until :meth:`told`.
-
-        Args:
-            missed_s: How long it has been held up by now.
-            is_away: Whether the registry cannot be asked.
-            losses: How often that has lost what was in it, which is as if it had been away.
-        """
-        self._was_away = self._was_away or is_away or losses != self._losses
-        self._losses = losses
-        return not is_away and (self._was_away or missed_s - self._missed_s >= HELD_UP_S)
-
-    def told(self, missed_s: float) -> None:
-        """Its calls have been looked at."""
-        self._missed_s = missed_s
-        self._was_away = False
 
 
 class Unsettled:
@@ -140,6 +110,9 @@ class Rescue:
         agent: Says who answers here at this moment.
         lease_s: How long a process may be silent until it is asked whether it is there.
         events: What carriers tell on connections, where they ask nobody about calls that were left.
+
+    Attributes:
+        lookout: Knows who of the others is silent, and who is gone.
     """
 
     def __init__(
@@ -156,15 +129,13 @@ class Rescue:
         self._cluster = cluster
         self._agent = agent
         self._lease_s = lease_s
+        self.lookout = Lookout(cluster, lease_s=lease_s)
         self._taking: dict[str, trio.Event] = {}
-        self._left_alone: dict[Member, float] = {}
         self._unsettled = Unsettled()
         self._doubted: dict[str, float] = {}
-        self._absence = Absence(missed_s(), is_away=True)
         self._our_absence = Absence(missed_s(), is_away=cluster.registry.is_away)
         self._under_way: set[Member] = set()
         self._is_checking = self._is_settling = False
-        self._may_act_at = inf
         self._next_at = -inf
         cluster.registry.on_lost = self.lost
 
@@ -181,12 +152,13 @@ class Rescue:
 
     # -- taking over -----------------------------------------------------------------------
 
-    async def take(self, call_sid: str, holding: Holding) -> Call | None:
+    async def take(self, call_sid: str, holding: Holding, *, ends: bool = False) -> Call | None:
         """Take a call over from a process that is gone; the call then waits for its stream.
 
         Args:
             call_sid: The call.
             holding: Whose it is; ours, where we were not told that we had it, or have failed.
+            ends: Whether it is to end here at once, which needs no room.
 
         Returns:
             None if it is not that one's any more: it may be ours, another's or over.
@@ -196,7 +168,7 @@ class Rescue:
             RegistryAway: It is not known, and tried again.
             CallLost: It was ours, but nobody can go on with it.
         """
-        call = await self._take(call_sid, holding)
+        call = await self._take(call_sid, holding, ends=ends)
         assert not isinstance(call, int)
         return call
 
@@ -210,12 +182,12 @@ class Rescue:
         return found.ownership.generation if isinstance(found, Call) else found
 
     async def _take(
-        self, call_sid: str, holding: Holding, *, may_begin: bool = False
+        self, call_sid: str, holding: Holding, *, may_begin: bool = False, ends: bool = False
     ) -> Call | int | None:
         if call_sid in self._taking:
             await self.settled(call_sid)
             return None
-        if holding.member != self._cluster.me:  # else nobody else would
+        if holding.member != self._cluster.me and not ends:  # else nobody else would
             self._calls.check_takeover()
         self._taking[call_sid] = trio.Event()
         try:
@@ -323,30 +295,13 @@ class Rescue:
     # -- others ----------------------------------------------------------------------------
 
     def _look_after_others(self, nursery: trio.Nursery) -> None:
-        now, others = trio.current_time(), self._cluster.registry.others()
-        silent = {
-            seen.member for seen in others.values() if seen.age_s >= asked_from_s(self._lease_s)
-        }
-        for member in [*self._left_alone.keys() - silent]:
-            del self._left_alone[member]  # heard of again, or forgotten
-        if not self.has_settled() or not silent or not self.takes_calls():
+        suspects = self.lookout.suspects()
+        if not suspects or not self.takes_calls():
             return
-        for name in suspects(others, self._left_alone, lease_s=self._lease_s, now=now):
-            member = others[name].member
+        for name, member in suspects.items():
             if member not in self._under_way:
                 self._under_way.add(member)
                 nursery.start_soon(self._look_after, name, member)
-
-    def has_settled(self) -> bool:
-        """Whether it is known well enough how the others are: we have not just been away from them,
-        nor has the registry.
-        """
-        registry, now = self._cluster.registry, trio.current_time()
-        is_away, losses = registry.is_away, registry.losses
-        if self._absence.is_over(missed_s(), is_away=is_away, losses=losses):
-            self._absence.told(missed_s())
-            self._may_act_at = now + SETTLE_S
-        return now >= self._may_act_at and not is_away
 
     def takes_calls(self) -> bool:
         """Whether this process is one to go on with others' calls: it has room, and stays."""
@@ -358,11 +313,11 @@ class Rescue:
 
     async def _look_after(self, name: str, member: Member) -> None:
         try:
-            self._left_alone[member] = trio.current_time() + self._lease_s
-            if await self._answers(name) or not await self._lease_is_over(member):
+            self.lookout.leave_alone(member)
+            if await self.lookout.answers(name) or not await self.lookout.lease_is_over(member):
                 return
             if not await self._rescue_calls_of(member):
-                self._left_alone[member] = inf
+                self.lookout.leave_alone(member, for_good=True)
         except (RegistryAway, CallRefused):
             pass  # it is looked at again
         except Exception:
@@ -370,29 +325,10 @@ class Rescue:
         finally:
             self._under_way.discard(member)
 
-    async def _answers(self, name: str) -> bool:
-        """The second proof: one that is cut off from the registry only is well, and says so."""
-        answers, me = self._cluster.peers.answers, self._cluster.me.name
-        for _ in range(ASKS):
-            if await answers(name, by=me, timeout_s=ASK_TIMEOUT_S):
-                return True
-        return False
-
-    async def _lease_is_over(self, member: Member) -> bool:
-        """Wait for the rest of a lease; False if its process is heard of meanwhile, or has left."""
-        registry = self._cluster.registry
-        while (seen := seen_of(registry.others(), member)) is not None:
-            if seen.age_s >= self._lease_s:
-                return True
-            if seen.age_s < asked_from_s(self._lease_s):
-                break
-            await trio.sleep(max(self._lease_s - seen.age_s, JUST_AFTER_S))
-        return False
-
     async def _rescue_calls_of(self, member: Member) -> bool:
         """Take over what a process has left; returns whether there was anything, or is still."""
         left = list((await self._cluster.registry.calls_of(member)).items())
-        if left:
+        if left and self.lookout.is_news(member):
             logger.warning("a process is gone", process=str(member), calls=len(left))
         random.shuffle(left)  # others do the same, and each call is one's
         async with trio.open_nursery() as nursery:
@@ -403,18 +339,55 @@ class Rescue:
                 except RegistryAway:
                     break
                 await self._take_turn()
-                is_gone = await self._lease_is_over(member)
-                if not is_gone or not self.has_settled() or not self.takes_calls():
+                if not await self.lookout.may_take_from(member) or not self.takes_calls():
                     break
                 nursery.start_soon(self._rescue, call_sid, holding)
         has_inherited = await self._inherit_from(member)
         is_clear = True
         for events in self._events:
-            if await self._lease_is_over(member) and self.has_settled():
+            if await self.lookout.may_take_from(member):
                 is_clear &= await _clear_up_after(member, events, self._cluster.registry)
             else:
                 is_clear = False
         return has_inherited or bool(left) or not is_clear
+
+    async def end_left(self) -> bool:
+        """End the calls of gone processes that nobody has taken over: this process stops, and no
+        other stays to go on with them. Each leaves its record.
+
+        Returns:
+            Whether there were any; those that were live may have yet to end.
+        """
+        registry, found = self._cluster.registry, False
+        with suppress(RegistryAway):  # which has been told
+            for member in self.lookout.left_to_us():
+                live = await registry.calls_of(member)
+                ended = await registry.calls_of(member, ended=True)
+                if live and self.lookout.is_news(member):
+                    logger.warning("a process is gone", process=str(member), calls=len(live))
+                async with trio.open_nursery() as nursery:
+                    for call_sid, holding in {**ended, **live}.items():
+                        is_live = call_sid in live
+                        nursery.start_soon(partial(self._end, call_sid, holding, is_live=is_live))
+                found |= bool(live or ended)
+        return found
+
+    async def _end(self, call_sid: str, holding: Holding, *, is_live: bool) -> None:
+        """End one call that its process has left: as the carrier says, if it is over there."""
+        stands = None
+        if is_live:
+            with (
+                _telling(call_sid),
+                suppress(CarrierError),
+                trio.move_on_after(CARRIER_TIMEOUT_S),
+            ):
+                stands = await self._calls.carrier.fetch_status(call_sid)
+        with _telling(call_sid):
+            call = await self.take(call_sid, holding, ends=True)
+            if call is not None:  # and before it has begun here
+                if stands is not None:
+                    self._calls.update_status(stands)
+                call.end(EndReason.DRAINED, "its process was gone")
 
     async def _inherit_from(self, member: Member) -> bool:
         """Write the records that a process has left, now that nobody waits for its live calls;
@@ -423,7 +396,7 @@ class Rescue:
         left = list((await self._cluster.registry.calls_of(member, ended=True)).items())
         random.shuffle(left)
         for call_sid, holding in left:
-            if not await self._lease_is_over(member) or not self.has_settled():
+            if not await self.lookout.may_take_from(member):
                 break
             with suppress(CallLost):  # as all of them are
                 await self.take(call_sid, holding)
@@ -437,19 +410,13 @@ class Rescue:
 
     async def _rescue(self, call_sid: str, holding: Holding) -> None:
         """Take one call over, and have the carrier bring its stream."""
-        try:
+        with _telling(call_sid):
             call = await self.take(call_sid, holding)
             if call is not None:
                 if call.handover.has_left:
                     await _follow(call, self._events)
                 else:
                     await self._reconnect(call)
-        except CallLost:
-            pass  # which has been told
-        except (RegistryAway, CallRefused) as away:
-            logger.info("call not rescued", call_sid=call_sid, reason=str(away))
-        except Exception:
-            logger.exception("call not rescued by a bug of ours", call_sid=call_sid)
 
     async def _reconnect(self, call: Call) -> None:
         carrier, tickets = self._calls.carrier, self._calls.tickets
@@ -553,6 +520,19 @@ class Rescue:
                 for call in some:
                     nursery.start_soon(check, call)
         return known
+
+
+@contextmanager
+def _telling(call_sid: str) -> Generator[None]:
+    """Take over one call, and say why if that fails: it is not worth the others."""
+    try:
+        yield
+    except CallLost:
+        pass  # which has been told
+    except (RegistryAway, CallRefused) as away:
+        logger.info("call not rescued", call_sid=call_sid, reason=str(away))
+    except Exception:
+        logger.exception("call not rescued by a bug of ours", call_sid=call_sid)
 
 
 def _disown(call: Call) -> None:

@@ -161,7 +161,7 @@ class Elsewhere:
             may_live = not self._service.calls.register.has_ended(call_sid)
         else:
             age_s = self._age_s(holding.member)
-            may_live = age_s < ORPHAN_S or not self._service.rescue.has_settled()
+            may_live = age_s < ORPHAN_S or not self._service.rescue.lookout.has_settled()
         if may_live:
             raise RegistryAway("the process of this call is gone, and another may go on with it")
 
@@ -271,7 +271,8 @@ class Elsewhere:
         if cluster.sibling_number(member.name) is None:
             if (age_s := self._age_s(member)) == inf:
                 raise RegistryAway("the process of this call was not heard of yet")
-            timeout_s = ask_timeout_s(age_s, has_settled=self._service.rescue.has_settled())
+            has_settled = self._service.rescue.lookout.has_settled()
+            timeout_s = ask_timeout_s(age_s, has_settled=has_settled)
         try:
             try:
                 answer = await self._ask(member.name, hop, timeout_s)
@@ -291,12 +292,7 @@ class Elsewhere:
             return httpx2.Response(HTTPStatus.SERVICE_UNAVAILABLE, json=worker_lost(lost).body)
 
     def _is_gone(self, member: Member) -> bool:
-        """Whether a process is known to be gone; of one of another machine that is not known just
-        after the registry was away.
-        """
-        cluster = self._service.cluster
-        is_sibling = cluster.sibling_number(member.name) is not None
-        return cluster.is_gone(member) and (is_sibling or self._service.rescue.has_settled())
+        return self._service.rescue.lookout.is_gone(member)
 
     async def _by_who_can(self, owner: Member) -> httpx2.Response | None:
         """What another process answers that takes a call over in our place; None if that is for

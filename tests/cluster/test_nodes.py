@@ -497,7 +497,7 @@ async def test_a_machine_that_was_not_heard_of_since_the_registry_was_away_keeps
         left_by_one_that_is_gone(store)
         del store.seen[GONE.name]
         settled = [False]
-        monkeypatch.setattr(first.service.rescue, "has_settled", lambda: settled[0])
+        monkeypatch.setattr(first.service.rescue.lookout, "has_settled", lambda: settled[0])
         before = await resumed(first, first)
         held = store.calls[CALL_SID]
         settled[0] = True
@@ -611,7 +611,7 @@ async def test_a_call_whose_machine_has_just_died_is_not_said_to_be_nobodys(
     async with two_nodes(monkeypatch, store) as (first, _):
         left_by_one_that_is_gone(store)
         store.seen[GONE.name] = dataclasses.replace(store.seen[GONE.name], age_s=silent_s)
-        monkeypatch.setattr(first.service.rescue, "has_settled", lambda: True)
+        monkeypatch.setattr(first.service.rescue.lookout, "has_settled", lambda: True)
         monkeypatch.setattr(Rescue, "takes_calls", lambda self: False)  # nobody has, until now
         answers = [
             await first.http.get(f"/calls/{CALL_SID}"),

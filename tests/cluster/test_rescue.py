@@ -21,7 +21,13 @@ from server.simulators.twilio import SimulatedCall
 from server.supervision import first_of
 from tests.support.known_secret import SECRET
 from tests.support.pages import page_on
-from tests.support.processes import KNOWN_SECRET, ServerProcess, server_process
+from tests.support.processes import (
+    KNOWN_SECRET,
+    RINGS_FOR_LONG,
+    ServerProcess,
+    server_process,
+)
+from tests.support.redis_servers import until
 
 pytestmark = [
     pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets"),
@@ -151,6 +157,27 @@ async def wait_ended_as_moved(server: ServerProcess, count: int) -> None:
             if sum(float(number) for number in found) >= count:
                 return
             await trio.sleep(0.05)
+
+
+async def test_calls_of_a_process_that_is_killed_just_before_a_stop_leave_their_records(tmp_path):
+    nobody_looks = PATIENT | {"lease_s": 60}
+    async with server_process(tmp_path, KNOWN_SECRET, **nobody_looks) as server:
+        await server.both_ready()
+        made = [(await server.make_call(RINGS_FOR_LONG)).json()["call_sid"] for _ in range(4)]
+        phones = server.twilio.calls
+        for sid in made:
+            await until(lambda sid=sid: phones[sid].status.is_final or state_of(server, sid))
+        killed = server.workers()[0]
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda: not Path(f"/proc/{killed}").exists())  # its parent has seen it
+        server.tell_to_stop()
+        with trio.fail_after(PATIENCE_S):
+            status = await server.process.wait()
+    with closing(sqlite3.connect(tmp_path / "offhook.db")) as database:
+        saved = {call_sid for (call_sid,) in database.execute("SELECT call_sid FROM offhook_calls")}
+
+    assert status == 0
+    assert saved == {*made}
 
 
 async def test_a_page_whose_process_is_killed_goes_on_in_another(tmp_path):

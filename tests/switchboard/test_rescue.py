@@ -19,7 +19,9 @@ from server.call.options import CallOptions
 from server.call.takeover.state import AwayState, CallState
 from server.carrier import CallStatus, StatusUpdate
 from server.carrier.webhooks import ConnectStream
+from server.cluster.choosing import suspects
 from server.cluster.cluster import Cluster
+from server.cluster.lookout import HELD_UP_S, SETTLE_S, Absence
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
@@ -28,16 +30,7 @@ from server.events.event import CallTold
 from server.records.database import Database, database_url
 from server.records.tables import FOUND_OVER, fitted
 from server.switchboard.calls import Calls
-from server.switchboard.rescue import (
-    HELD_UP_S,
-    SETTLE_S,
-    TRY_AGAIN_S,
-    Absence,
-    CallLost,
-    Rescue,
-    Unsettled,
-    suspects,
-)
+from server.switchboard.rescue import TRY_AGAIN_S, CallLost, Rescue, Unsettled
 from server.switchboard.tickets import MAX_STREAMS_PER_MIN, Tickets
 from tests.call.test_call_state import state
 from tests.records.test_records import record
@@ -383,7 +376,7 @@ async def test_nobody_is_rescued_just_after_the_registry_has_lost_what_was_in_it
 ):
     nursery.start_soon(process.rescue.run)
     await trio.sleep(SETTLE_S + 1.0)
-    before = process.rescue.has_settled()
+    before = process.rescue.lookout.has_settled()
     process.cluster.registry.losses += 1
     process.left()
     await trio.sleep(SETTLE_S - 0.5)
@@ -393,6 +386,39 @@ async def test_nobody_is_rescued_just_after_the_registry_has_lost_what_was_in_it
     assert before
     assert asked == []
     assert len(process.carrier.reconnected) == 1
+
+
+async def test_that_a_process_is_gone_is_said_once_however_long_its_calls_cannot_be_taken(
+    autojump_clock, process, nursery, monkeypatch, capsys
+):
+    async def away(call_sid: str, holding: Holding) -> Seized | None:
+        await trio.lowlevel.checkpoint()
+        raise RegistryAway("it answers no seizure")
+
+    process.left()
+    monkeypatch.setattr(process.cluster.registry, "seize", away)
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 10 * LEASE_S)
+    for_long = capsys.readouterr().out.count("a process is gone")
+    process.store.seen["gone"] = seen(GONE, 0.0)
+    await trio.sleep(LEASE_S)
+    process.store.seen["gone"] = seen(GONE, 60.0)
+    await trio.sleep(10 * LEASE_S)
+
+    assert len(process.peers.asked) > 10
+    assert for_long == 1
+    assert capsys.readouterr().out.count("a process is gone") == 1
+
+
+async def test_what_a_registry_keeps_for_longer_is_not_ended_with_this_server(
+    autojump_clock, process
+):
+    holding = process.left()
+    process.calls.draining = True
+    found = await process.rescue.end_left()
+
+    assert not found
+    assert process.store.calls == {SID: holding}
 
 
 @dataclass

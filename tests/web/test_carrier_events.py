@@ -96,7 +96,7 @@ async def test_a_call_whose_process_has_left_nothing_gets_an_apology(monkeypatch
     async with two_nodes(monkeypatch, store) as (first, _):
         gone = Member("z", 1)
         store.calls[CALL] = Holding(gone, 1)
-        monkeypatch.setattr(first.service.rescue, "has_settled", lambda: True)
+        monkeypatch.setattr(first.service.rescue.lookout, "has_settled", lambda: True)
         answer = await first.service.take_report(ResumeRequest(CALL))
 
     assert isinstance(answer, SayAndEndCall)

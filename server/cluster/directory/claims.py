@@ -271,8 +271,11 @@ class Claims:
 
     def namesakes(self, member: Member) -> set[Member]:
         """Other processes that have had a process's name, and whose calls are here."""
-        had = {holding.member for _, holding in self._all()}
-        return {each for each in had if each.name == member.name and each != member}
+        return {each for each in self.members() if each.name == member.name and each != member}
+
+    def members(self) -> set[Member]:
+        """The processes whose calls are here, be they there or gone."""
+        return {holding.member for _, holding in self._all()}
 
     # -- what is kept of a call ------------------------------------------------------------
 

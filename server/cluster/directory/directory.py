@@ -26,7 +26,7 @@ import structlog
 import trio
 
 from server.cluster.directory.board import MAX_WORKERS, Board
-from server.cluster.directory.claims import Claims, Gate
+from server.cluster.directory.claims import GATE_TIMEOUT_S, Claims, Gate
 from server.cluster.directory.keeper import Keeper
 from server.cluster.directory.meeting import (
     clear_away,
@@ -184,21 +184,18 @@ class Directory:
             logger.warning("calls not given back", error=str(error))
         try:
             with self._gate.held(COMING_TIMEOUT_S) as alone:
-                self._go(alone=alone)
+                try:
+                    for name in ("http", "media"):
+                        self.socket_path(self.number, name).unlink(missing_ok=True)
+                finally:
+                    os.close(self._lock)
+                if alone:
+                    clear_away(self._where)
         except OSError as error:
             # Nothing is left to do it for, and what is left lying about is found by the next one.
             logger.warning("place among the processes not given back", error=str(error))
         finally:
             self._gate.close()
-
-    def _go(self, *, alone: bool) -> None:
-        try:
-            for name in ("http", "media"):
-                self.socket_path(self.number, name).unlink(missing_ok=True)
-        finally:
-            os.close(self._lock)
-        if alone:
-            clear_away(self._where)
 
     # -- who is there ----------------------------------------------------------------------
 
@@ -248,18 +245,40 @@ class Directory:
         """Where a process listens for requests (``http``) or for media sockets (``media``)."""
         return self._where / f"{number}.{name}"
 
-    def is_gone(self, member: Member) -> bool:
+    def is_gone(self, member: Member, *, just_now: bool = False) -> bool:
         """Whether a process of this machine is known to be gone. One that is slow is not: its calls
         are its own all the same.
+
+        Args:
+            member: The process.
+            just_now: Whether it may have died since it last said something. Until its lock can be
+                looked at is then waited for as long as by whoever comes or goes.
         """
         number = self.number_of(member.name)
         if number is None or member != self._member(number):
             return True
-        if number == self.number or self.board.is_there(number):
+        if number == self.number or (self.board.is_there(number) and not just_now):
             return False
-        with self._told(), self._gate.held() as alone:  # or whoever comes finds a place taken by us
+        wait_s = COMING_TIMEOUT_S if just_now else GATE_TIMEOUT_S
+        # Without the gate whoever comes would find a place taken by us.
+        with self._told(), self._gate.held(wait_s) as alone:
             return alone and not is_locked(self._where / f"{number}.lock")
         return False  # there is no descriptor to look with
+
+    def left_to_us(self) -> set[Member]:
+        """Processes that are gone, and whose calls are still here; none of them while another
+        process stays, which is to take the calls over.
+
+        Raises:
+            RegistryAway: The directory cannot be used.
+        """
+        for number in self.board.others():
+            is_leaving = self.board.load(number).draining
+            if not is_leaving and not self.is_gone(self._member(number), just_now=True):
+                return set()
+        with self._usable():
+            had = self._claims.members() - {self.me}
+        return {each for each in had if self.is_gone(each, just_now=True)}
 
     def member(self, name: str) -> Member | None:
         """Who has a name of this machine now; None for another name."""
