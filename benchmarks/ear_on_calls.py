@@ -1,7 +1,8 @@
 """What the judge costs whole calls, with a room behind every caller: CPU, and how late audio is.
 
-The load of ``benchmarks calls``, with rooms between the numbered pieces of the callers' frames;
-with the judge and without it by turns, because a machine is not as fast at every time.
+The load of ``benchmarks calls``, but on nine of ten lines there is a room in place of the numbered
+frames; what those of the tenth take is measured. With the judge and without it by turns, because a
+machine is not as fast at every time.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from benchmarks.failover.talk import sum_of
 from benchmarks.options import Options
 from benchmarks.point import OFFHOOK, run_point
 
-ROOM_S = 20.8
-"""Of each: frames of 20 ms by whole rounds of the callers' levels."""
+ROOM_S = 20.0
+"""Of each, over and over."""
 SNR_DB = 15.0
 WARM_S = 5.0
 SECONDS, QUICK_SECONDS = 20.0, 8.0

@@ -157,7 +157,7 @@ def run_point(
         talk: How the agent talks.
         answers, samples: See :class:`benchmarks.load.__main__.Plan`.
         settings: Environment variables of the server that shall not have their defaults.
-        rooms: Mu-law of what is behind the callers, in turn.
+        rooms: Mu-law that callers' lines have, in turn; every tenth is quiet, and is measured.
         tls: Reach the model by TLS.
         workers: Server processes, each on a core of its own.
         realtime: See :func:`benchmarks.processes.running`.

@@ -44,6 +44,8 @@ GRACE_S = 1.0
 """How long after the window what was sent in it may still arrive."""
 LATE_S = 0.02
 """A frame's own length: one that is longer on its way is late."""
+MEASURED_IN = 10
+"""Of so many calls in rooms, one."""
 PREPARE_S = 0.15
 """From the greeting's sending to the answer, where a prepared greeting is measured."""
 
@@ -70,7 +72,8 @@ class Plan:
     carrier: str = "twilio"
     """Whose calls they are: ``twilio``, or ``asterisk`` with mu-law in binary frames."""
     rooms: tuple[str, ...] = ()
-    """Files with mu-law of what is behind the callers, in turn; Twilio's."""
+    """Files with mu-law that callers' lines have, in turn; every tenth is quiet, and is measured.
+    Twilio's."""
     others: bool = False
     """Whether the model also takes sessions of calls that are not the generator's."""
 
@@ -195,7 +198,8 @@ class Generator:
             "heard": self.heard,
             "talk": plan.talk,
         }
-        room = self.rooms[self.begun % len(self.rooms)] if self.rooms else b""
+        is_quiet = not self.rooms or self.begun % MEASURED_IN == 0
+        room = b"" if is_quiet else self.rooms[self.begun % len(self.rooms)]
         call = (
             AsteriskCall(self.begun, over=self.asterisk.over, **facts)
             if plan.carrier == "asterisk"

@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 from array import array
+from binascii import b2a_base64
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,13 +22,13 @@ from benchmarks.load.trail import (
     CALLER_LEVELS,
     CALLER_PAYLOADS,
     Trail,
-    in_a_room,
     stretches_of_mulaw,
     stretches_of_pcm,
 )
 from benchmarks.load.wheel import CHUNK_TICKS, FRAME_TICKS, Wheel, clock
 
 MULAW_BYTES_PER_S = 8_000
+FRAME_BYTES = 160
 TURN_COMPLETE_DELAY_S = 0.05
 GREETING_DELAY_S = (0.3, 1.8)
 """When the agent first speaks: before a server would ask it to once more."""
@@ -100,7 +101,7 @@ class LoadCall:
         words: Messages to send.
         heard: Where latencies go.
         talk: How the agent talks.
-        room: Mu-law of what is behind the caller; empty for a quiet line.
+        room: Mu-law that the caller's line has in place of numbered frames.
     """
 
     def __init__(
@@ -131,7 +132,10 @@ class LoadCall:
         self.missed_clears = 0
         self.unasked_clears = 0
 
-        self._in_room = in_a_room(room, number * 7)
+        self._room = [
+            b2a_base64(room[at : at + FRAME_BYTES], newline=False)
+            for at in range(0, len(room) // FRAME_BYTES * FRAME_BYTES, FRAME_BYTES)
+        ]
         self._account_sid = account_sid
         self._wheel = wheel
         self._words = words
@@ -259,9 +263,8 @@ class LoadCall:
     def _say_frame(self) -> None:
         frames = self._frames = self._frames + 1
         sequence = self._sequence = self._sequence + 1
-        level = self.caller.send(clock())
-        in_room = self._in_room
-        payload = in_room[(frames - 1) % len(in_room)] if in_room else CALLER_PAYLOADS[level]
+        room = self._room
+        payload = room[frames % len(room)] if room else CALLER_PAYLOADS[self.caller.send(clock())]
         self._send_frame(_FRAME % (sequence, self._sid, frames, 20 * (frames - 1), payload))
 
     def _obey(self, message: dict[str, Any], now: float) -> None:
@@ -311,8 +314,8 @@ class LoadCall:
         """The server says something to the model."""
         now = clock()
         at = message.find(b'"data":')
-        if at < 0:
-            return  # text: the greeting asked for, which comes without it
+        if at < 0 or self._room:
+            return  # text: the greeting asked for, which comes without it; or nothing of ours
         for level, samples in stretches_of_pcm(message, message.index(b'"', at + 7) + 1):
             self.caller.arrive(level, samples, now)
 

@@ -23,8 +23,6 @@ SAMPLES = 320
 """Samples of a piece where it arrives: 20 ms at 16 kHz, and 40 ms at 8 kHz."""
 TAIL_SAMPLES = 80
 """A message shorter than this is what a resampler still held at the end of a turn."""
-NOISY = 40
-"""Samples of noise at either end of a frame of 160 that has a room behind it."""
 NO_LEVEL = 255
 SILENCE = 254
 """A server may give the model silence instead of the caller, and the caller later."""
@@ -78,23 +76,6 @@ AGENT_PAYLOADS = [
     for value in AGENT_LEVELS.values
 ]
 """Base64 of each level's 40 ms chunk: pcm at 24 kHz."""
-
-
-def in_a_room(noise: bytes, first: int) -> list[bytes]:
-    """Base64 of a caller's frames with a room behind them, over and over: only the middle of each
-    is its level, long enough that no filter brings noise to where it is recognised.
-
-    Args:
-        noise: Mu-law, 20 ms for each level at least.
-        first: Level of the first frame.
-    """
-    count = len(noise) // 160 // len(CALLER_CODES) * len(CALLER_CODES)
-    frames = []
-    for number in range(count):
-        room = noise[160 * number : 160 * number + 160]
-        level = CALLER_CODES[(first + number) % len(CALLER_CODES)]
-        frames.append(room[:NOISY] + level[NOISY:-NOISY] + room[-NOISY:])
-    return [b2a_base64(frame, newline=False) for frame in frames]
 
 
 class Trail:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from array import array
 from base64 import b64decode, b64encode
@@ -20,7 +21,6 @@ from benchmarks.load.trail import (
     NO_LEVEL,
     SAMPLES,
     Trail,
-    in_a_room,
     stretches_of_mulaw,
     stretches_of_pcm,
 )
@@ -55,17 +55,6 @@ def test_every_caller_level_survives_the_codec():
     ]
 
     assert heard == [[(level, SAMPLES)] for level in sent]
-
-
-def test_every_caller_level_survives_the_loudest_room_behind_it():
-    decoder, levels = MulawDecoder(16_000), len(CALLER_LEVELS)
-    frames = in_a_room(random.Random(1).randbytes(160 * (2 * levels + 3)), first=5)
-
-    heard = [
-        stretches_of_pcm(message(decoder.decode(b64decode(frame))), START) for frame in frames * 2
-    ]
-
-    assert heard == [[((5 + number) % levels, SAMPLES)] for number in range(4 * levels)]
 
 
 def test_every_agent_level_survives_the_codec():
@@ -234,3 +223,33 @@ def test_the_first_chunk_of_every_turn_that_arrives_is_timed_by_itself():
 
     assert len(heard.agent) == 5
     assert list(heard.openings) == [heard.agent[0], heard.agent[3]]
+
+
+def test_a_line_with_a_room_on_it_says_the_room_over_and_over_and_is_not_timed():
+    said: list[bytes] = []
+
+    class Kept(Line):
+        def send(self, text: bytes) -> None:
+            said.append(text)
+
+    heard = Heard()
+    room = bytes(range(160)) + bytes(range(1, 161))
+    call = LoadCall(
+        3,
+        account_sid="AC1",
+        wheel=Wheel(),
+        words=Words(Websockets()),
+        heard=heard,
+        talk=Talk(),
+        room=room,
+    )
+    call.opened(Kept())
+
+    for _ in range(4):
+        call._say_frame()
+    call.model_hears(message(bytes(2 * SAMPLES)))
+
+    frames = [b64decode(json.loads(text)["media"]["payload"]) for text in said]
+    assert set(frames) == {room[:160], room[160:]}
+    assert frames[:2] == frames[2:]
+    assert len(heard.caller) == call.caller.sent == 0
