@@ -1,4 +1,4 @@
-"""What the judge costs whole calls, with a room behind every caller: CPU, and how late audio is.
+"""What the judge costs whole calls, with rooms on most lines: CPU, and how late audio is.
 
 The load of ``benchmarks calls``, but on nine of ten lines there is a room in place of the numbered
 frames; what those of the tenth take is measured. With the judge and without it by turns, because a
@@ -7,18 +7,17 @@ machine is not as fast at every time.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import httpx2
 from rich.table import Table
 
 from benchmarks import rooms
-from benchmarks.failover.talk import sum_of
 from benchmarks.options import Options
-from benchmarks.point import OFFHOOK, run_point
+from benchmarks.point import OFFHOOK, run_point, sum_of
 
 ROOM_S = 20.0
 """Of each, over and over."""
@@ -47,10 +46,6 @@ class Figures:
     @classmethod
     def of(cls, outcomes: Sequence[Mapping[str, Any]]) -> Figures:
         """The median of several rounds."""
-
-        def median(values: list[float]) -> float:
-            return statistics.median(values)
-
         way = [outcome["caller_to_model_ms"] for outcome in outcomes]
         return cls(
             median([outcome["cpu_ms_per_call_s"] for outcome in outcomes]),
@@ -108,7 +103,7 @@ def _table(found: Mapping[str, Figures], calls: int) -> Table:
     table = Table(
         "VOICE_JUDGE", "CPU, ms a call and second", "caller to model p50 / p99 / p99.9, ms",
         "judged a call and second", "late", "audio lost, ms",
-        title=f"{calls} calls, a room behind each caller ({SNR_DB:g} dB)",
+        title=f"{calls} calls, a room on nine of ten lines ({SNR_DB:g} dB)",
     )  # fmt: skip
     for way, each in found.items():
         table.add_row(

@@ -468,6 +468,15 @@ def _metrics(client: httpx2.Client) -> str:
     return answer.text if answer.status_code == 200 else ""
 
 
+def sum_of(metrics: str, name: str) -> float:
+    """All samples of one metric, in Prometheus's text."""
+    total = 0.0
+    for line in metrics.splitlines():
+        if line.startswith((f"{name} ", f"{name}{{")):
+            total += float(line.rpartition(" ")[2])
+    return total
+
+
 def _media_paths(metrics: str) -> dict[str, float]:
     """How many calls took which path; empty where nothing is said of it."""
     return {path: float(count) for path, count in _PATH_SAMPLE.findall(metrics)}

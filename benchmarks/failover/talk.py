@@ -21,6 +21,7 @@ from benchmarks.failover.seen import (
     unsound_records,
 )
 from benchmarks.failover.world import Node, World
+from benchmarks.point import sum_of
 
 PLACE_S = 60.0
 SETTLE_S = 3.0
@@ -165,15 +166,6 @@ def held_by(world: World, nodes: Iterable[Node], metric: str = "offhook_calls_ac
         except httpx2.HTTPError:
             return -1
         total += round(sum_of(text, metric))
-    return total
-
-
-def sum_of(metrics: str, name: str) -> float:
-    """All samples of one metric, in Prometheus's text."""
-    total = 0.0
-    for line in metrics.splitlines():
-        if line.startswith((f"{name} ", f"{name}{{")):
-            total += float(line.rpartition(" ")[2])
     return total
 
 

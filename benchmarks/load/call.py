@@ -26,9 +26,9 @@ from benchmarks.load.trail import (
     stretches_of_pcm,
 )
 from benchmarks.load.wheel import CHUNK_TICKS, FRAME_TICKS, Wheel, clock
+from codec.line import FRAME_BYTES
 
 MULAW_BYTES_PER_S = 8_000
-FRAME_BYTES = 160
 TURN_COMPLETE_DELAY_S = 0.05
 GREETING_DELAY_S = (0.3, 1.8)
 """When the agent first speaks: before a server would ask it to once more."""

@@ -328,8 +328,7 @@ class Rescue:
     async def _rescue_calls_of(self, member: Member) -> bool:
         """Take over what a process has left; returns whether there was anything, or is still."""
         left = list((await self._cluster.registry.calls_of(member)).items())
-        if left and self.lookout.is_news(member):
-            logger.warning("a process is gone", process=str(member), calls=len(left))
+        self._tell_gone(member, len(left))
         random.shuffle(left)  # others do the same, and each call is one's
         async with trio.open_nursery() as nursery:
             for call_sid, holding in left:
@@ -351,6 +350,11 @@ class Rescue:
                 is_clear = False
         return has_inherited or bool(left) or not is_clear
 
+    def _tell_gone(self, member: Member, calls: int) -> None:
+        """Say that a process is gone, if it has left calls, and unless it was said."""
+        if calls and self.lookout.is_news(member):
+            logger.warning("a process is gone", process=str(member), calls=calls)
+
     async def end_left(self) -> bool:
         """End the calls of gone processes that nobody has taken over: this process stops, and no
         other stays to go on with them. Each leaves its record.
@@ -363,8 +367,7 @@ class Rescue:
             for member in self.lookout.left_to_us():
                 live = await registry.calls_of(member)
                 ended = await registry.calls_of(member, ended=True)
-                if live and self.lookout.is_news(member):
-                    logger.warning("a process is gone", process=str(member), calls=len(live))
+                self._tell_gone(member, len(live))
                 async with trio.open_nursery() as nursery:
                     for call_sid, holding in {**ended, **live}.items():
                         is_live = call_sid in live

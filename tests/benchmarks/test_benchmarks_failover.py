@@ -34,8 +34,9 @@ from benchmarks.failover.seen import (
     unsound_records,
 )
 from benchmarks.failover.stores import Usage, sentinel_configuration
-from benchmarks.failover.talk import behind_of, sum_of
+from benchmarks.failover.talk import behind_of
 from benchmarks.failover.world import Spec
+from benchmarks.point import sum_of
 from tests.deploy.haproxy import HAPROXY, needs_haproxy
 
 SID = "CA" + "1" * 32
