@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import ssl
 import sys
+import threading
 from collections.abc import Generator
 from typing import Any
 
@@ -89,3 +91,15 @@ def fast_clock():
     Not where something waits for another process, whose time passes no faster than it does.
     """
     return PatientClock(speed=10.0)
+
+
+@pytest.fixture
+def no_certificates_in_the_loop(monkeypatch):
+    """To read them all takes up to 0.1 s, in which no call would be heard."""
+    load = ssl.SSLContext.load_verify_locations
+
+    def checked(context: ssl.SSLContext, *args: Any, **kwargs: Any) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        load(context, *args, **kwargs)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", checked)

@@ -200,10 +200,12 @@ class _Connection:
         entry = self.entry
         async with AsyncExitStack() as stack:
             if entry.url:
+                # To load certificates takes up to 0.1 s, in which no call would be heard.
+                tls = await trio.to_thread.run_sync(httpx2.create_ssl_context)
                 http = await stack.enter_async_context(
                     # An answer may be long in coming; the tool's own deadline is what counts.
                     httpx2.AsyncClient(
-                        headers=entry.headers, timeout=httpx2.Timeout(30.0, read=300.0)
+                        headers=entry.headers, timeout=httpx2.Timeout(30.0, read=300.0), verify=tls
                     )
                 )
                 transport = streamable_http_client(entry.url, http_client=http)

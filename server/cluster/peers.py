@@ -130,7 +130,7 @@ class Peers:
         assert self._directory is not None
         path = str(self._directory.socket_path(number, "http"))
         if path not in self._clients:
-            self._clients[path] = _client(httpx2.AsyncHTTPTransport(uds=path), CONNECT_TIMEOUT_S)
+            self._clients[path] = _client(CONNECT_TIMEOUT_S, uds=path)
         return await self._clients[path].send(request_of(scope, body, facts, but=but))
 
     async def _ask_elsewhere(
@@ -142,7 +142,7 @@ class Peers:
         content = written_request(scope, body, hop, but=_but(hop))
         peer, sealed, asked = self._prover.ask(seen.member, content, wall_time=self.wall_time())
         if "" not in self._clients:
-            self._clients[""] = _client(httpx2.AsyncHTTPTransport(), PEER_CONNECT_TIMEOUT_S)
+            self._clients[""] = _client(PEER_CONNECT_TIMEOUT_S)
         request = httpx2.Request("POST", seen.address, headers={PEER: peer}, content=sealed)
         answer = await self._clients[""].send(request, stream=True)
         try:
@@ -212,9 +212,10 @@ def _but(hop: Hop) -> bytes:
     return b"idempotency-key" if hop.given else b""
 
 
-def _client(transport: httpx2.AsyncHTTPTransport, connect_timeout_s: float) -> httpx2.AsyncClient:
+def _client(connect_timeout_s: float, *, uds: str | None = None) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
-        transport=transport,
+        # No TLS between processes: to load certificates would hold up all calls, up to 0.1 s.
+        transport=httpx2.AsyncHTTPTransport(uds=uds, verify=False),
         timeout=httpx2.Timeout(None, connect=connect_timeout_s),
         # An idle connection may be closed just as it is used again.
         limits=httpx2.Limits(max_keepalive_connections=0),

@@ -139,7 +139,7 @@ async def test_two_servers_may_have_tools_of_the_same_name():
     assert [one["shop"] for one in told] == ["north", "south"]
 
 
-async def test_a_server_may_be_reached_over_http(nursery):
+async def test_a_server_may_be_reached_over_http(nursery, no_certificates_in_the_loop):
     import hypercorn.trio
 
     from tests.support.mcp_server import server

@@ -309,7 +309,7 @@ async def test_what_is_for_a_sibling_is_checked_and_handed_on_as_it_is():
 
 @pytest.mark.sockets
 async def test_what_is_for_a_sibling_is_read_and_answered_by_it_alone(
-    nursery, tmp_path, monkeypatch
+    nursery, tmp_path, monkeypatch, no_certificates_in_the_loop
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     first, second = (Directory.join(2, where="offhook-meeting", node="a") for _ in range(2))
@@ -430,7 +430,9 @@ ANSWERS = {
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-async def test_who_answers_at_a_nodes_address_learns_no_secret_and_is_not_believed(answer):
+async def test_who_answers_at_a_nodes_address_learns_no_secret_and_is_not_believed(
+    answer, no_certificates_in_the_loop
+):
     store = Store()
     peers = Peers(Shared(store, Member("b", 1)), None, Prover([SECRET]))
     async with stranger(answer) as there:
