@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
-from server import logs
-from server.app import create_app
-from server.errors import ConfigurationError
-from server.hooks.hypercorn_worker import begin_under_command
-from server.hooks.sockets import raise_file_limit
-from server.logs import output
-from server.settings.settings import Settings
+gc.disable()  # what is imported stays: to walk it again and again is a quarter of a process's start
+
+from server import logs  # noqa: E402
+from server.app import create_app  # noqa: E402
+from server.errors import ConfigurationError  # noqa: E402
+from server.hooks.hypercorn_worker import begin_under_command  # noqa: E402
+from server.hooks.sockets import raise_file_limit  # noqa: E402
+from server.logs import output  # noqa: E402
+from server.settings.settings import Settings  # noqa: E402
+
+gc.freeze()
+gc.enable()
 
 begin_under_command()
 output.take_over()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -99,3 +103,24 @@ async def test_two_servers_of_one_process_do_not_take_it_from_each_other(pythons
             inner.cancel_scope.cancel()
         assert not gc.isenabled()
         outer.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("module", ["server.__main__", "server.asgi"])
+def test_what_a_process_imports_is_never_looked_through(module, tmp_path):
+    script = (
+        f"import gc; full = gc.get_stats()[2]['collections']; import {module}\n"
+        "print(gc.get_stats()[2]['collections'] - full, gc.isenabled(), gc.get_freeze_count())"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    collections, is_enabled, frozen = printed.split()
+
+    assert is_enabled == "True"
+    assert int(collections) == 0
+    assert int(frozen) > 100_000
