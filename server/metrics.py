@@ -257,6 +257,11 @@ class VoiceMetrics:
         self.hops = Counter(
             "offhook_voice_hops", "Stretches of 32 ms that were judged.", registry=registry
         )
+        self.cpu = Counter(
+            "offhook_voice_judge_cpu_seconds",
+            "The processor's time that judging has taken, in its own thread and in the loop.",
+            registry=registry,
+        )
         self.late = Counter(
             "offhook_voice_late",
             "Times that a call had to do with a detector alone, as judging took too long.",

@@ -2,15 +2,17 @@
 
 A call comes here when its ear suspects somebody of speaking (:meth:`Judge.watch`). From then on all
 its audio is judged, from a third of a second before, until nothing is suspicious any more; on a
-quiet line nothing is. Whatever is due of all calls is asked in one go, in a thread, so that audio
-goes on meanwhile. Where that takes too long, calls go by what the detector alone says for a while.
+quiet line nothing is. Whatever is due of all calls is asked in one go, in a thread that the audio
+goes before. Where that takes too long, calls go by what the detector alone says for a while.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import inf
+from time import thread_time
 from typing import Any, Protocol
 
 import trio
@@ -19,6 +21,7 @@ from codec.ear import Ear
 from codec.hops import HOP_S, MOST_HOPS, Hops
 from server.metrics import VoiceMetrics
 from server.signal import Signal
+from server.voice.low_thread import LowThread, low_thread
 
 MAX_CALLS = 512
 """Calls that have a place; more than one core can carry."""
@@ -104,7 +107,7 @@ class Judge:
     """Judges every call of the process that there is something to judge of.
 
     Args:
-        model: Asked in a thread, by nobody else.
+        model: Asked in a thread of its own, by nobody else.
         metrics: What is counted.
         now: What time it is.
         in_thread: Whether it is asked in a thread; a mock clock would not wait for that.
@@ -174,6 +177,10 @@ class Judge:
 
     async def run(self) -> None:
         """Judge for ever."""
+        with low_thread("judge") if self._in_thread else nullcontext() as thread:
+            await self._run(thread)
+
+    async def _run(self, thread: LowThread | None) -> None:
         self.is_running = True
         self._metrics.available.set(1)
         try:
@@ -181,12 +188,15 @@ class Judge:
                 news = self._news.next()
                 now = self._now()
                 self._take_back(now)
-                if rounds := self._due(now):
-                    if self._in_thread:
-                        await trio.to_thread.run_sync(self._ask, rounds)
-                    else:
+                with self._counted():
+                    rounds = self._due(now)
+                if rounds:
+                    if thread is None:
                         self._ask(rounds)
-                    self._deliver(rounds)
+                    else:
+                        await thread.run_sync(self._ask, rounds)
+                    with self._counted():
+                        self._deliver(rounds)
                 elif self._watched:
                     await trio.sleep(TICK_S)
                 else:
@@ -247,9 +257,10 @@ class Judge:
         return _Round(taken, heard, rows[: len(taken)])
 
     def _ask(self, rounds: list[_Round]) -> None:
-        for each in rounds:
-            places = [watched.place for watched in each.watched]
-            each.likely = self._model.probabilities(places, each.rows)
+        with self._counted():
+            for each in rounds:
+                places = [watched.place for watched in each.watched]
+                each.likely = self._model.probabilities(places, each.rows)
 
     def _deliver(self, rounds: list[_Round]) -> None:
         for each in rounds:
@@ -264,6 +275,13 @@ class Judge:
             ended = watched.hops.at >= watched.ear.suspects_until
             if ended and not watched.judged.is_open:
                 del self._watched[watched.ear]
+
+    @contextmanager
+    def _counted(self) -> Generator[None]:
+        """Count what this takes of the processor."""
+        began = thread_time()
+        yield
+        self._metrics.cpu.inc(thread_time() - began)
 
     # -- where it is too much ------------------------------------------------------------------
 

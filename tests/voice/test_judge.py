@@ -284,8 +284,8 @@ def test_who_goes_on_speaking_after_a_hole_in_the_network_is_judged_on(hole_s):
 
 
 async def test_it_runs_by_itself_and_asks_in_a_thread(nursery):
-    model, metrics = Loudness(), VoiceMetrics(CollectorRegistry())
-    judge = Judge(model, metrics)
+    registry = CollectorRegistry()
+    judge = Judge(Loudness(), VoiceMetrics(registry))
     caller = Caller(judge)
     nursery.start_soon(judge.run)
     await trio.testing.wait_all_tasks_blocked()
@@ -295,6 +295,7 @@ async def test_it_runs_by_itself_and_asks_in_a_thread(nursery):
         await caller.was_judged.wait()
 
     assert caller.hops[-1][0] in (0.0, 1.0)
+    assert 0.0 < registry.get_sample_value("offhook_voice_judge_cpu_seconds_total") < 60.0
 
 
 async def test_whoever_finds_no_place_is_counted_and_judged_when_there_is_one(
