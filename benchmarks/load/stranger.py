@@ -118,7 +118,9 @@ class Attacker:
 
     @property
     def goes_on(self) -> bool:
-        return time.monotonic() < self.until
+        """Whether there is time left; one who comes late, on a busy machine, tries once all the
+        same."""
+        return time.monotonic() < self.until or not self.tally.tried
 
     async def many(
         self,

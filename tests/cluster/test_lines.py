@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import ExitStack
 
 import pytest
@@ -122,6 +123,15 @@ async def test_what_a_dead_process_had_long_ago_is_forgotten(two, monkeypatch):
 PATIENT = {"calls_per_s": 1000, "max_loop_lag_s": 60, "line_lost_timeout_s": 60}
 
 
+@pytest.fixture
+def kept_output(tmp_path):
+    """What a server says; shown with whatever else a test has printed."""
+    with (tmp_path / "output").open("w+") as output:
+        yield output
+        output.seek(0)
+        sys.stdout.write(output.read())
+
+
 async def heard_again(phone) -> SimulatedPhone:
     await phone.wait_streams(2)
     await phone.phone.sounded.wait()
@@ -131,8 +141,11 @@ async def heard_again(phone) -> SimulatedPhone:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", TWO_PROCESSES)
 @pytest.mark.parametrize("media_path", ["fast", "ordinary"])
-async def test_a_lost_line_comes_back_to_its_own_process(tmp_path, command, media_path):
-    async with server_process(tmp_path, command, **PATIENT, media_path=media_path) as server:
+async def test_a_lost_line_comes_back_to_its_own_process(
+    tmp_path, command, media_path, kept_output
+):
+    settings = {**PATIENT, "media_path": media_path, "output": kept_output.fileno()}
+    async with server_process(tmp_path, command, **settings) as server:
         phones = [await server.talking_call() for _ in range(4)]
         for phone in phones:
             await phone.phone.cut()
@@ -140,7 +153,14 @@ async def test_a_lost_line_comes_back_to_its_own_process(tmp_path, command, medi
             await heard_again(phone)
         records = [(await server.http.get(f"/calls/{phone.call_sid}")).json() for phone in phones]
 
+    # One that does not say in time that it is there loses its calls, as on a machine that is slow.
+    kept_output.seek(0)
+    silences = kept_output.read().count("a process does not answer for its call")
     for record in records:
         noted = [moment["what"] for moment in record["timeline"]]
+        taken = noted.count("taken up from another process")
+        silences -= taken
         assert record["state"] == "live"
-        assert noted.count("line lost") == noted.count("line back") == 1
+        assert noted.count("line back") == 1
+        assert taken + noted.count("line lost") == 1
+    assert silences >= 0
