@@ -568,7 +568,7 @@ class Calls:
         self.draining = True
         self._cluster.publish()
         last = list(self.register.live)
-        logger.info("draining", live=self.live_count)
+        logger.info("draining", live=self.live_count, goodbye_in_s=timeout_s)
         with trio.move_on_after(timeout_s):
             await self.wait_empty()
         for call in list(self.register.live):

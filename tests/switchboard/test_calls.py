@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
@@ -314,6 +315,17 @@ async def test_a_failing_call_leaves_the_others_alone(autojump_clock, nursery):
 
     assert bad.end_reason is EndReason.MODEL_UNAVAILABLE
     assert not good.is_over
+
+
+async def test_a_drain_says_how_long_calls_may_go_on(autojump_clock, nursery):
+    calls = make_calls()
+    await nursery.start(calls.run)
+    await calls.place(NUMBER, Agent())
+    with capture_logs() as lines:
+        await calls.drain(30.0)
+
+    told = {"event": "draining", "live": 1, "goodbye_in_s": 30.0, "log_level": "info"}
+    assert told in lines
 
 
 async def test_only_so_many_records_are_kept(autojump_clock, nursery):
