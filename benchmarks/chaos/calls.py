@@ -68,10 +68,17 @@ class CallSeen:
     caller_tail: int = 0
     """Frames at the caller's end that did not arrive."""
     doubled: int = 0
-    strange: int = 0
-    """Somebody else's audio, or nobody's."""
+    strange_up: int = 0
+    """Somebody else's audio, or nobody's, on the caller's way."""
+    strange_down: int = 0
+    """The same on the agent's."""
     pauses: list[tuple[float, float]] = field(default_factory=list)
     """When the agent was not heard in the middle of a sentence, and for how long, s."""
+
+    @property
+    def strange(self) -> int:
+        """Frames of somebody else's, or nobody's."""
+        return self.strange_up + self.strange_down
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +118,7 @@ def judge_call(
         seen.caller_tail = upward.unheard
         seen.losses += [Loss("caller", gap.frames, *times_of(gap, times)) for gap in upward.gaps]
         seen.doubled += upward.doubled
-        seen.strange += upward.strange
+        seen.strange_up = upward.strange
     utterances = [one for session in sessions for one in _utterances(session.moments, frames_of)]
     cuts = [at for session in sessions for at, what in session.moments if what == INTERRUPTED]
     _judge_agent(seen, utterances, cuts, *heard)
@@ -151,7 +158,7 @@ def _judge_agent(
     found = compare(sent, heard, starts)
     seen.agent_frames = found.matched
     seen.doubled += found.doubled
-    seen.strange += found.strange
+    seen.strange_down = found.strange
     position = len(sent) - found.unheard
     for one, start in zip(utterances, starts, strict=True):
         end = start + one.frames

@@ -227,7 +227,10 @@ def _audio(seen: Seen) -> Iterator[Broken]:
             what = f"the caller's last {lost_ms} ms did not arrive"
             yield Broken("audio whole", call.ended, what, call.call_sid)
         if call.doubled or call.strange:
-            what = f"{call.doubled} frames heard twice, {call.strange} of nobody's or another's"
+            what = (
+                f"{call.doubled} frames heard twice, {call.strange_up} of the caller's and "
+                f"{call.strange_down} of the agent's of nobody's or another's"
+            )
             faults = _during(seen, call.began, call.ended)
             # Where a connection broke, what was not certainly heard is sent again.
             if call.strange > 2 or not any(fault.excuse.loses for fault in faults):

@@ -132,7 +132,7 @@ def test_the_last_words_of_a_caller_are_heard_unless_the_server_was_held_up():
 
 
 def test_somebody_else_s_audio_is_never_excused():
-    strange = replace(GOOD, strange=20)
+    strange = replace(GOOD, strange_down=20)
 
     assert broken(run(strange, faults=[fault("media-cut")])) == {"audio own"}
 
