@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import structlog
 import trio
@@ -16,6 +16,7 @@ from quart_schema import (
     validate_querystring,
     validate_request,
 )
+from quart_trio.wrappers.response import TrioFileBody
 
 from server.agent.agent import Agent
 from server.agent.roster.agents import NewCall, VariablesWrong, filled, wanted_by
@@ -53,7 +54,6 @@ _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-RECORDING_PIECE_BYTES = 64 * 1024
 SHORT_PAGE = 100
 """Rows that take no longer to write than calls may wait."""
 PARTS = frozenset(map(str, range(1, 100)))
@@ -62,6 +62,22 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 REPLAYED = {"Idempotent-Replayed": "true"}
 CARRIER_PAUSE_S = 5.0
 """When to come back after the carrier had too many requests, if it has not said for how long."""
+
+
+class RecordingBody(TrioFileBody):
+    """A recording as an answer; closed also if the client leaves while it is being opened."""
+
+    buffer_size = 64 * 1024
+
+    async def __aenter__(self) -> Self:
+        """Open it."""
+        try:
+            await super().__aenter__()
+        except BaseException:
+            if self.file is not None:
+                self.file.wrapped.close()
+            raise
+        return self
 
 
 class NoSuchAgent(ServerError):
@@ -297,7 +313,7 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
             path = await trio.to_thread.run_sync(service.recordings.path, call_sid, int(part))
         if path is None:
             return error_body("not-found", "there is no recording of this call"), 404
-        body = app.response_class.file_body_class(path, buffer_size=RECORDING_PIECE_BYTES)
+        body = RecordingBody(path)
         response = app.response_class(body, mimetype="audio/wav")
         response.timeout = None  # it takes as long as the client's line does
         response.content_length = body.size

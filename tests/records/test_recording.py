@@ -17,12 +17,14 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from trio.testing import wait_all_tasks_blocked
 
 from codec import decode_mulaw
 from server.carrier import Clear, SendAudio, SendMark
 from server.metrics import Metrics
 from server.records import recording
 from server.records.recording import Recorder, Recordings
+from server.web.calls_api import RecordingBody
 from tests.support.limits import at_most
 from tests.support.rig import calling
 from tests.support.serving import serving
@@ -505,3 +507,28 @@ async def test_a_later_part_is_a_file_beside_the_first(tmp_path):
     assert recordings.path(SID) == tmp_path / f"{SID}.wav"
     assert recordings.path(SID, 2) == tmp_path / f"{SID}.2.wav"
     assert recordings.path(SID, 3) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a file that takes long to open")
+async def test_it_is_closed_when_its_client_leaves_while_it_is_opened(tmp_path, nursery):
+    path = tmp_path / "recording.wav"
+    os.mkfifo(path)
+    body, left = RecordingBody(path), trio.Event()
+
+    async def open_it() -> None:
+        with trio.CancelScope() as scope:
+            nursery.start_soon(leave, scope)
+            await body.__aenter__()
+        left.set()
+
+    async def leave(scope: trio.CancelScope) -> None:
+        await wait_all_tasks_blocked()
+        scope.cancel()
+        with await trio.to_thread.run_sync(path.open, "wb"):  # which lets it be opened
+            await left.wait()
+
+    with trio.fail_after(60):
+        await open_it()
+
+    assert body.file is not None
+    assert body.file.wrapped.closed
