@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -333,3 +337,39 @@ def test_the_set_up_is_the_official_sdks_own_where_nothing_is_refused(model: str
     assert dropped == ()
     message["setup"]["systemInstruction"]["role"] = "user"  # what the SDK adds, needlessly
     assert message == expected
+
+
+FIRST_SESSION = """
+from google.genai import types
+from server.agent.agent import Agent
+from server.agent.builtin import hang_up
+from server.model import PastTurn
+from server.model.gemini.dialects import dialect_of
+from server.model.gemini import setup
+
+def made():
+    return {name for name, each in vars(types).items() if getattr(each, "__pydantic_complete__", 0)}
+
+before = made()
+agent = Agent(voice="Kore", language="es-VE", tools=(hang_up,))
+for model in ("gemini-3.8-live", "gemini-2.5-flash-native-audio-preview-12-2025"):
+    dialect = dialect_of(model)
+    config = setup.told_turns(setup.agent_config(agent))
+    for handle, history in ((None, ()), ("h", ()), (None, (PastTurn("agent", "Hello"),))):
+        resumed = setup.resumed_config(config, dialect, handle=handle, history=history)
+        setup.setup_message(model, resumed, dialect)
+print(*sorted(made() - before))
+"""
+
+
+def test_no_session_waits_until_the_sdk_has_made_its_types(tmp_path: Path) -> None:
+    printed = subprocess.run(
+        [sys.executable, "-c", FIRST_SESSION],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+    assert printed.split() == []

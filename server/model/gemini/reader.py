@@ -56,6 +56,8 @@ class GeminiReader:
         self._proxy = proxy
         self._making = threading.Lock()
         self._client: genai.Client | None = None
+        # Not in a call's time, though in a thread: it holds the interpreter's lock.
+        types.GenerateContentConfig.model_rebuild()
 
     def __repr__(self) -> str:
         return f"<GeminiReader {self.name!r}>"

@@ -52,6 +52,17 @@ _SETUP_FIELDS = (
 _VERTEX_FIELDS = (*(name for name in _SETUP_FIELDS if name != "labels"), "explicitVadSignal")
 """On Vertex AI."""
 
+for _type in (
+    types.LiveConnectConfig,
+    types.FunctionDeclaration,
+    types.Tool,
+    types.SpeechConfig,
+    types.VoiceConfig,
+    types.PrebuiltVoiceConfig,
+    types.HistoryConfig,
+):
+    _type.model_rebuild()  # or the first session that has one makes it, and holds up all calls
+
 # Made once, and never changed: each of them is validated when it is made.
 _DEFAULTS: Mapping[str, Any] = {
     "realtime_input_config": types.RealtimeInputConfig(
