@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,10 +36,27 @@ pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
 if AVAILABLE:
     import fcntl
 
-    from server.cluster.directory.claims import Claims, Gate
+    from server.cluster.directory.claims import GATE_TIMEOUT_S, Claims, Gate
 
 ROOT = Path(__file__).parents[2]
 OURS, THEIRS, GONE = Member("0", 7), Member("1", 8), Member("2", 9)
+
+
+class Clock:
+    """Stands in for the module ``time``: nobody waits, and how long one would have is known."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Died(BaseException):
+    """A process is killed here: it does nothing more, and its locks are free."""
 
 
 @pytest.fixture
@@ -216,6 +234,87 @@ def test_a_gate_that_another_process_holds_is_given_up_in_time(tmp_path):
         assert got_too
     first.close()
     second.close()
+
+
+def test_a_gate_that_stays_held_holds_a_process_up_once(claims, tmp_path, monkeypatch):
+    clock, other = Clock(), Gate(tmp_path / "gate")
+    monkeypatch.setattr("server.cluster.directory.claims.time", clock)
+    holdings = {f"CA{number}": claims.make(f"CA{number}", GONE) for number in range(300)}
+    began_at = clock.now
+    with other.held():
+        for call_sid, holding in holdings.items():
+            with pytest.raises(TimeoutError):
+                claims.seize(call_sid, holding, OURS)
+        held_up_s = clock.now - began_at
+    taken = claims.seize("CA0", holdings["CA0"], OURS)
+    with other.held(), pytest.raises(TimeoutError):
+        claims.seize("CA1", holdings["CA1"], OURS)
+    other.close()
+
+    assert held_up_s == pytest.approx(GATE_TIMEOUT_S, abs=0.01)
+    assert taken == Seized(2, b"")
+    # It was had again, so it is waited for again.
+    assert clock.now - began_at == pytest.approx(2 * GATE_TIMEOUT_S, abs=0.02)
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_whoever_dies_while_it_takes_a_call_over_has_lost_nothing_of_it(
+    claims, monkeypatch, is_own
+):
+    died_before = 0
+    while True:
+        call_sid = f"CA{died_before}"
+        had = claims.make(call_sid, OURS if is_own else GONE)
+        claims.keep(call_sid, 1, b"state")
+        with monkeypatch.context() as patch:
+            dies_before(died_before, patch)
+            try:
+                if is_own:
+                    claims.announce(call_sid, Holding(OURS, 2))
+                else:
+                    claims.seize(call_sid, had, OURS)
+                break
+            except Died:
+                died_before += 1
+        left = claims.owner(call_sid)
+        assert claims.of(left.member).get(call_sid) == left
+        assert claims.seize(call_sid, left, THEIRS) == Seized(left.generation + 1, b"state")
+    assert died_before >= 4
+
+
+def dies_before(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Have this process die before it changes anything on the disk for the how-manieth time."""
+    left = step
+
+    def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+        def change_or_die(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                raise Died
+            left -= 1
+            return change(*arguments, **options)
+
+        return change_or_die
+
+    for name in ("hardlink_to", "replace", "symlink_to", "unlink"):
+        patch.setattr(Path, name, counted(getattr(Path, name)))
+
+
+def test_nothing_is_done_where_what_was_kept_cannot_be_read(claims, tmp_path, monkeypatch):
+    holding = claims.make("CA1", GONE)
+    claims.keep("CA1", 1, b"state")
+
+    def no_descriptor(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", no_descriptor)
+        with pytest.raises(OSError, match="Too many"):
+            claims.seize("CA1", holding, OURS)
+
+    assert claims.owner("CA1") == holding
+    assert claims.seize("CA1", holding, OURS) == Seized(2, b"state")
+    assert [file.name for file in (tmp_path / "kept").iterdir()] == ["CA1.2"]
 
 
 async def test_a_directory_that_somebody_has_removed_ends_no_call(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,12 +36,18 @@ GATE_PAUSE_S = 0.0005
 CLAIM_TRIES = 20
 AT_ONCE = 20
 """Links given back behind the gate in one go, which is a millisecond of whoever waits there."""
+LOOKED_AT_ONCE = 200
+"""Links that are read in one go, which is a few milliseconds."""
 _PLAIN = re.compile(r"[A-Za-z0-9]{1,64}")
 """A call's name that may be a file's, as every CallSid is; of another there is a digest."""
 
 
 class Gate:
     """A lock on a file, which goes with the process that holds it, however that ends.
+
+    One that is stopped while it holds it does so for as long as it stands. That is waited for once:
+    until the lock has been had again, it is only tried, or each of the calls that are to be taken
+    over would hold all others up.
 
     Args:
         path: The file; made if it is not there.
@@ -50,14 +56,23 @@ class Gate:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._number = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        self._is_stuck = False
 
     @contextmanager
-    def held(self, timeout_s: float = GATE_TIMEOUT_S) -> Generator[bool]:
+    def held(
+        self, timeout_s: float = GATE_TIMEOUT_S, *, however_stuck: bool = False
+    ) -> Generator[bool]:
         """Hold the lock, if it can be had within this time: the value says whether.
 
         Whoever waits blocks the whole process, so nothing behind it may take long.
+
+        Args:
+            timeout_s: How long it is waited for; 0 tries it.
+            however_stuck: Whether it is waited for though that was in vain the last time: for
+                whoever has nothing else to do.
         """
-        held = self._lock(timeout_s)
+        held = self._lock(0.0 if self._is_stuck and not however_stuck else timeout_s)
+        self._is_stuck = not held and (self._is_stuck or timeout_s > 0.0)
         try:
             yield held
         finally:
@@ -145,12 +160,12 @@ class Claims:
         except FileExistsError:
             found = _read(link)
             is_newer = found is None or found.generation <= holding.generation
-            if found == holding or not is_newer or not self._replace(link, found, holding):
+            if found == holding or not is_newer:
                 return None
-            if found is not None and found.member == holding.member:
-                with suppress(FileNotFoundError):
-                    before, after = (self._file(link, each.generation) for each in (found, holding))
-                    before.replace(after)
+            is_own = found is not None and found.member == holding.member
+            if self._replace(link, found, holding, takes_along=is_own) is None:
+                return None
+            if found is not None and is_own:
                 return found.generation
         return None
 
@@ -166,27 +181,46 @@ class Claims:
         """
         link = self._link(call_sid)
         ours = Holding(claimant, holding.generation + 1)
-        if not self._replace(link, holding, ours):
+        kept = self._replace(link, holding, ours, takes_along=True)
+        if kept is None:
             return None
-        before, after = self._file(link, holding.generation), self._file(link, ours.generation)
-        with suppress(FileNotFoundError):
-            before.replace(after)  # should we die now, it is there for the next one
-            sealed = after.read_bytes()
-            state = unsealed(sealed, call_sid, self._secrets)
-            return Seized(ours.generation, state, has_ended=has_ended(sealed))
-        return Seized(ours.generation, b"")
+        if not kept:
+            return Seized(ours.generation, b"")
+        (sealed,) = kept
+        state = unsealed(sealed, call_sid, self._secrets)
+        return Seized(ours.generation, state, has_ended=has_ended(sealed))
 
-    def _replace(self, link: Path, before: Holding | None, after: Holding) -> bool:
+    def _replace(
+        self, link: Path, before: Holding | None, after: Holding, *, takes_along: bool
+    ) -> Sequence[bytes] | None:
+        """Say that a call is another's by now, or ours at another generation.
+
+        What was kept of it goes along, before that is said: whoever dies in here has lost none of
+        it, nor the call, and where this fails nothing has been done.
+
+        Returns:
+            What was kept, if it goes along and there is anything; None if it is not so any more.
+        """
         with self._gate.held() as alone:
             if not alone:
                 raise TimeoutError("the gate of the processes is held for too long")
             if _read(link) != before:
-                return False
+                return None
+            kept: list[bytes] = []
+            if before is not None and takes_along:
+                there, here = (self._file(link, each.generation) for each in (before, after))
+                here.unlink(missing_ok=True)  # of one that died in here
+                with suppress(FileNotFoundError):
+                    here.hardlink_to(there)
+                    kept = [here.read_bytes()]
             unnamed = link.with_name(f".{link.name}.{after.member.born}")
             unnamed.unlink(missing_ok=True)
             unnamed.symlink_to(_written(after))
             unnamed.replace(link)
-        return True
+            if kept:
+                with suppress(OSError):  # it is in nobody's way
+                    there.unlink(missing_ok=True)
+        return kept
 
     def release(self, call_sid: str, holding: Holding) -> None:
         """Give a call back, unless another has taken it over meanwhile; if somebody holds the gate
@@ -252,14 +286,22 @@ class Claims:
     def of(self, member: Member, *, ended: bool = False) -> Mapping[str, Holding]:
         """The calls of a process that somebody can go on with, by CallSid; or those that have
         ended, and of which something is left."""
-        kind = ENDED if ended else LIVE
-        return {
-            link.name: holding
-            for link, holding in self._all()
-            if holding.member == member
-            and _is_plain(link.name)
-            and self._kind(link, holding) == kind
-        }
+        return {name: each for some in self.parts_of(member, ended=ended) for name, each in some}
+
+    def parts_of(
+        self, member: Member, *, ended: bool = False
+    ) -> Iterator[Sequence[tuple[str, Holding]]]:
+        """What :meth:`of` finds, in parts: the links may be many, as those of ended calls stay."""
+        kind, links = ENDED if ended else LIVE, list(self._links.iterdir())
+        for first in range(0, len(links), LOOKED_AT_ONCE):
+            yield [
+                (link.name, holding)
+                for link in links[first : first + LOOKED_AT_ONCE]
+                if (holding := _read(link)) is not None
+                and holding.member == member
+                and _is_plain(link.name)
+                and self._kind(link, holding) == kind
+            ]
 
     def look_round(self, member: Member, older_than_s: float) -> set[Member]:
         """See what those have left that had a process's name; returns whose calls are still here.
