@@ -349,13 +349,17 @@ class Service:
     async def wind_up(self) -> None:
         """Drain, for good: whatever is open now and is no call is to end by itself.
 
-        Nor is a call to be without a record that another process has left, which is gone.
+        Nor is a call to be without a record that another process has left, which is gone: it may
+        have died while we were at it, with what it had taken over from one before.
         """
         await self._end_calls()
-        if await self.rescue.end_left():
-            with trio.move_on_after(2 * self.settings.close_timeout_s):
-                await self.calls.wait_empty()
-        await self._finish()
+        has_finished = False
+        while (has_left := await self.rescue.end_left()) or not has_finished:
+            if has_left:
+                with trio.move_on_after(2 * self.settings.close_timeout_s):
+                    await self.calls.wait_empty()
+            await self._finish()
+            has_finished = True
         self.is_over = True
 
     async def drain(self) -> None:

@@ -133,7 +133,7 @@ class Lookout:
             return False
         return self.has_settled() or self.is_gone(member)
 
-    def left_to_us(self) -> set[Member]:
+    async def left_to_us(self) -> set[Member]:
         """Those that are gone, and whose calls nobody can take over when this process has left: of
         one machine, as the registry of many outlives its processes.
 
@@ -141,7 +141,7 @@ class Lookout:
             RegistryAway: It is not known.
         """
         registry = self._cluster.registry
-        return registry.left_to_us() if isinstance(registry, Directory) else set()
+        return await registry.left_to_us() if isinstance(registry, Directory) else set()
 
     def is_news(self, member: Member) -> bool:
         """Whether nobody has been told here that a process is gone, since it was last heard of."""

@@ -136,6 +136,7 @@ class Rescue:
         self._our_absence = Absence(missed_s(), is_away=cluster.registry.is_away)
         self._under_way: set[Member] = set()
         self._is_checking = self._is_settling = False
+        self._goes_on = True
         self._next_at = -inf
         cluster.registry.on_lost = self.lost
 
@@ -200,6 +201,8 @@ class Rescue:
                 self._unsettled.settle(call_sid)
                 return seized.generation
             call = self._take_up(call_sid, seized, holding)
+            if not (self._goes_on or ends):
+                call.end(EndReason.DRAINED, "its process was gone")
         except CallLost:
             self._unsettled.settle(call_sid)
             raise
@@ -360,23 +363,37 @@ class Rescue:
         other stays to go on with them. Each leaves its record.
 
         Returns:
-            Whether there were any; those that were live may have yet to end.
+            Whether any has come to be ours by that, which may have yet to end: another process may
+            have died meanwhile, so it is to be looked again.
         """
-        registry, found = self._cluster.registry, False
+        registry, left = self._cluster.registry, dict[str, tuple[Holding, bool]]()
+        self._goes_on = False
+        ours = [call for call in self._calls.register.live if call.end_reason is None]
+        for call in ours:  # that we went on with while the others were ended
+            call.end(EndReason.DRAINED)
         with suppress(RegistryAway):  # which has been told
-            for member in self.lookout.left_to_us():
+            for member in await self.lookout.left_to_us():
                 live = await registry.calls_of(member)
                 ended = await registry.calls_of(member, ended=True)
                 self._tell_gone(member, len(live))
-                async with trio.open_nursery() as nursery:
-                    for call_sid, holding in {**ended, **live}.items():
-                        is_live = call_sid in live
-                        nursery.start_soon(partial(self._end, call_sid, holding, is_live=is_live))
-                found |= bool(live or ended)
-        return found
+                for some, is_live in ((ended, False), (live, True)):
+                    left |= {call_sid: (holding, is_live) for call_sid, holding in some.items()}
+        has_left = bool(ours)
 
-    async def _end(self, call_sid: str, holding: Holding, *, is_live: bool) -> None:
-        """End one call that its process has left: as the carrier says, if it is over there."""
+        async def end(call_sid: str, holding: Holding, *, is_live: bool) -> None:
+            nonlocal has_left
+            if await self._end(call_sid, holding, is_live=is_live):
+                has_left = True
+
+        async with trio.open_nursery() as nursery:  # at once, however many processes are gone
+            for call_sid, (holding, is_live) in left.items():
+                nursery.start_soon(partial(end, call_sid, holding, is_live=is_live))
+        return has_left
+
+    async def _end(self, call_sid: str, holding: Holding, *, is_live: bool) -> bool:
+        """End one call that its process has left: as the carrier says, if it is over there; returns
+        whether it is ours.
+        """
         stands = None
         if is_live:
             with (
@@ -391,6 +408,8 @@ class Rescue:
                 if stands is not None:
                     self._calls.update_status(stands)
                 call.end(EndReason.DRAINED, "its process was gone")
+            return call is not None
+        return self._calls.register.has_ended(call_sid, holding.generation + 1)
 
     async def _inherit_from(self, member: Member) -> bool:
         """Write the records that a process has left, now that nobody waits for its live calls;
@@ -403,6 +422,7 @@ class Rescue:
                 break
             with suppress(CallLost):  # as all of them are
                 await self.take(call_sid, holding)
+            await trio.lowlevel.checkpoint()  # our own calls have their turn between them
         return bool(left)
 
     async def _take_turn(self) -> None:
@@ -415,7 +435,7 @@ class Rescue:
         """Take one call over, and have the carrier bring its stream."""
         with _telling(call_sid):
             call = await self.take(call_sid, holding)
-            if call is not None:
+            if call is not None and call.end_reason is None:
                 if call.handover.has_left:
                     await _follow(call, self._events)
                 else:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
+from server.call.report.drawing import Drawing
 from server.carrier import CallStatus, StatusUpdate
 from server.cluster.cluster import Cluster
 from server.cluster.directory.board import BEAT_S
@@ -18,15 +20,21 @@ from server.cluster.directory.meeting import AVAILABLE
 from server.cluster.registry import Holding, Member
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError
-from server.switchboard.rescue import Rescue
+from server.service import Service
+from server.settings.settings import Settings
+from server.switchboard.rescue import CARRIER_TIMEOUT_S, Rescue
 from tests.call.test_call_state import state
 from tests.call.test_ended_call import ended
+from tests.cluster.test_claims import Clock
 from tests.cluster.test_lines import died
 from tests.support.fakes import KeptRecords, MemoryCarrier, MemoryModel
 from tests.support.switchboards import make_calls
 from tests.switchboard.test_rescue import LEASE_S, OPTIONS, Peers
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Unix sockets")
+
+if AVAILABLE:
+    from server.cluster.directory.claims import LOOKED_AT_ONCE, Gate
 
 LIVE, ENDED = "CA" + "1" * 32, "CA" + f"{1:032x}"
 RUNS_S, STANDS_S = 3.0, 2.0
@@ -189,6 +197,88 @@ async def test_a_process_that_is_only_paused_keeps_its_calls_where_all_are_held_
     assert ours.carrier.reconnected == ours.records.kept == []
 
 
+# -- while calls go on ----------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def another_task() -> AsyncGenerator[Callable[[], int]]:
+    """How many turns another task has had by now."""
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        yield lambda: turns
+        nursery.cancel_scope.cancel()
+
+
+async def test_our_own_calls_have_their_turn_while_records_of_a_dead_process_are_taken(
+    autojump_clock, ours, theirs, monkeypatch
+):
+    registry, keep = theirs.registry, ours.records.keep
+    for number in range(2, 20):
+        registry.announce(call_sid := f"CA{number:032x}", 1)
+        left = ended(call_sid=call_sid).handed_on(None)
+        registry.keep(call_sid, 1, left, in_haste=True, has_ended=True)
+    died(theirs)
+    await trio.sleep(2 * LEASE_S)
+    async with another_task() as turns:
+        at: list[int] = []
+        monkeypatch.setattr(ours.records, "keep", lambda kept: (at.append(turns()), keep(kept)))
+        await ours.rescue._inherit_from(theirs.me)
+
+    assert len(at) == 19
+    assert len({*at}) >= len(at) / 2  # in a pass of the loop, either may be the first
+
+
+async def test_our_own_calls_have_their_turn_while_many_links_are_looked_through(
+    autojump_clock, ours, theirs
+):
+    for number in range(5 * LOOKED_AT_ONCE):
+        await theirs.registry.claim(f"CA{number}")
+    async with another_task() as turns:
+        before = turns()
+        found = await ours.cluster.registry.calls_of(theirs.me)
+        passed = turns() - before
+
+    assert found == {LIVE: Holding(theirs.me, 1)}
+    assert passed >= 5
+
+
+async def test_a_call_that_cannot_be_announced_stays_ours_until_it_can(
+    autojump_clock, ours, tmp_path
+):
+    registry, links = ours.cluster.registry, tmp_path / "offhook-left" / "calls"
+    links.rename(tmp_path / "elsewhere")
+    registry.announce(LIVE, 1)
+    registry.announce(ENDED, 1)
+    registry.release(ENDED, 1)
+    meanwhile = [await registry.is_current(LIVE, each) for each in (1, 2)]
+    (tmp_path / "elsewhere").rename(links)
+    ours.cluster.publish()
+
+    assert meanwhile == [True, False]
+    assert await registry.owner(LIVE) == Holding(ours.cluster.me, 1)
+    assert await registry.owner(ENDED) is None
+
+
+async def test_a_call_that_could_not_be_announced_has_its_record(autojump_clock, ours, tmp_path):
+    links = tmp_path / "offhook-left" / "calls"
+    links.rename(tmp_path / "elsewhere")
+    call = await ours.calls.place("+15005550006", Agent())
+    call.end(EndReason.HUNG_UP)
+    await ours.calls.wait_empty()
+    (tmp_path / "elsewhere").rename(links)
+
+    assert ours.reasons == {call.call_sid: "hung-up"}
+    assert ours.carrier.hung_up == [call.call_sid]
+
+
 # -- stopped ---------------------------------------------------------------------------------
 
 
@@ -282,6 +372,97 @@ async def test_of_those_that_stop_at_once_one_leaves_a_calls_record(
 
     kept = [record["call_sid"] for each in both for record in each.records.kept]
     assert sorted(kept) == sorted([LIVE, ENDED])
+
+
+async def test_what_one_leaves_that_is_killed_while_it_ends_calls_is_ended_by_another(
+    autojump_clock, begin, ours, theirs
+):
+    other, dead = await begin(), theirs.me
+
+    async def too_late(call_sid: str) -> StatusUpdate:
+        """The other has taken the call over by now, and is killed at once."""
+        ours.carrier.fetch_status = nobody_said
+        assert await other.cluster.registry.seize(LIVE, Holding(dead, 1)) is not None
+        died(other.cluster)
+        return await nobody_said(call_sid)
+
+    nobody_said = ours.carrier.fetch_status
+    ours.carrier.fetch_status = too_late
+    died(theirs)
+    await other.calls.drain(0.0)
+    await wound_up(ours)
+
+    assert other.reasons == {}
+    assert ours.reasons == {LIVE: "drained", ENDED: "caller-hung-up"}
+
+
+async def wound_up(process: Process) -> None:
+    """A server stops that has these calls."""
+    plain = {"database_url": "sqlite://", "media_path": "ordinary", "voice_judge": "off"}
+    service = Service(Settings.load(_env_file=None, drain_timeout_s=0.0, **plain))
+    service.calls, service.rescue = process.calls, process.rescue
+    service._drawing = Drawing(None, timeout_s=1.0, metrics=service.metrics)
+    await service.wind_up()
+
+
+async def test_the_calls_of_all_dead_processes_are_ended_at_once(autojump_clock, ours, theirs):
+    heir, dead = Cluster(), theirs.me
+    heir.join(3, where="offhook-left")
+    other = "CA" + "2" * 32
+    seized = await heir.registry.seize(LIVE, Holding(dead, 1))
+    assert seized is not None
+    theirs.registry.announce(other, 1)
+    theirs.registry.keep(other, 1, seized.state, in_haste=True)
+    died(heir)
+    died(theirs)
+    ours.carrier.fetch_status = hanging
+    await ours.calls.drain(0.0)
+    began_at = trio.current_time()
+    await ours.rescue.end_left()
+    took_s = trio.current_time() - began_at
+    await ours.calls.wait_empty()
+
+    assert took_s < 2 * CARRIER_TIMEOUT_S
+    assert ours.reasons == {LIVE: "drained", other: "drained", ENDED: "caller-hung-up"}
+
+
+async def test_a_gate_that_somebody_holds_holds_up_nobody_who_stops(
+    autojump_clock, ours, theirs, tmp_path, monkeypatch
+):
+    clock = Clock()
+    monkeypatch.setattr("server.cluster.directory.claims.time", clock)
+    died(theirs)
+    await ours.calls.drain(0.0)
+    stopped, began_at = Gate(tmp_path / "offhook-left" / "gate"), clock.now
+    with stopped.held():
+        found = await ours.rescue.end_left()
+        held_up_s = clock.now - began_at
+    stopped.close()
+
+    assert not found
+    assert held_up_s == 0.0  # our loop has gone on all the time
+    assert await ours.owner(LIVE) == theirs.me
+    assert await ours.rescue.end_left()
+
+
+async def test_a_call_that_is_being_taken_over_when_its_server_stops_ends_with_it(
+    autojump_clock, ours, theirs, tmp_path, nursery
+):
+    dead = Holding(theirs.me, 1)
+    died(theirs)
+    busy = Gate(tmp_path / "offhook-left" / "gate")
+    with busy.held():
+        nursery.start_soon(ours.rescue._rescue, LIVE, dead)
+        await wait_all_tasks_blocked()
+        await ours.calls.drain(0.0)
+        nursery.start_soon(ours.rescue.end_left)
+        await wait_all_tasks_blocked()
+    busy.close()
+    await trio.sleep(1.0)
+    await ours.calls.wait_empty()
+
+    assert ours.reasons == {LIVE: "drained", ENDED: "caller-hung-up"}
+    assert ours.carrier.reconnected == []
 
 
 async def test_the_calls_of_a_process_that_lives_are_its_own_though_others_stop(

@@ -26,7 +26,7 @@ import structlog
 import trio
 
 from server.cluster.directory.board import MAX_WORKERS, Board
-from server.cluster.directory.claims import GATE_TIMEOUT_S, Claims, Gate
+from server.cluster.directory.claims import Claims, Gate
 from server.cluster.directory.keeper import Keeper
 from server.cluster.directory.meeting import (
     clear_away,
@@ -57,6 +57,8 @@ ORPHANED_S = 4 * 3600.0
 """No call that began so long ago lasts: the carrier's own limit, unless it is told another."""
 COMING_TIMEOUT_S = 10.0
 """How long a process that comes or goes may wait for others that do."""
+LEFT_TIMEOUT_S, LEFT_PAUSE_S = 3.0, 0.05
+"""How long, and with which pauses, a process that stops tries the gate to see who is gone."""
 
 
 def _name() -> str:
@@ -129,6 +131,7 @@ class Directory:
         self.on_lost: Callable[[str, int], None] = nobody_minds
         self._joined_at = time.monotonic()
         self._predecessors: set[Member] = set()
+        self._unannounced: dict[str, int] = {}  # at which generation; nobody else knows of them
         self._keeper = Keeper(self._claims, self._tell_unusable)
 
     @classmethod
@@ -183,7 +186,7 @@ class Directory:
         except OSError as error:
             logger.warning("calls not given back", error=str(error))
         try:
-            with self._gate.held(COMING_TIMEOUT_S) as alone:
+            with self._gate.held(COMING_TIMEOUT_S, however_stuck=True) as alone:
                 try:
                     for name in ("http", "media"):
                         self.socket_path(self.number, name).unlink(missing_ok=True)
@@ -209,6 +212,8 @@ class Directory:
         self.board.write(load)
         with self._told():
             self._claims.release_rest()
+        for call_sid, generation in [*self._unannounced.items()]:
+            self.announce(call_sid, generation)
 
     def others(self) -> Mapping[str, Seen]:
         """The processes beside this one, by name; silent ones, too, until another is in their
@@ -245,40 +250,48 @@ class Directory:
         """Where a process listens for requests (``http``) or for media sockets (``media``)."""
         return self._where / f"{number}.{name}"
 
-    def is_gone(self, member: Member, *, just_now: bool = False) -> bool:
+    def is_gone(self, member: Member) -> bool:
         """Whether a process of this machine is known to be gone. One that is slow is not: its calls
         are its own all the same.
-
-        Args:
-            member: The process.
-            just_now: Whether it may have died since it last said something. Until its lock can be
-                looked at is then waited for as long as by whoever comes or goes.
         """
         number = self.number_of(member.name)
         if number is None or member != self._member(number):
             return True
-        if number == self.number or (self.board.is_there(number) and not just_now):
+        if number == self.number or self.board.is_there(number):
             return False
-        wait_s = COMING_TIMEOUT_S if just_now else GATE_TIMEOUT_S
         # Without the gate whoever comes would find a place taken by us.
-        with self._told(), self._gate.held(wait_s) as alone:
+        with self._told(), self._gate.held() as alone:
             return alone and not is_locked(self._where / f"{number}.lock")
         return False  # there is no descriptor to look with
 
-    def left_to_us(self) -> set[Member]:
+    async def left_to_us(self) -> set[Member]:
         """Processes that are gone, and whose calls are still here; none of them while another
-        process stays, which is to take the calls over.
+        process stays, which is to take the calls over, nor while the gate is held.
+
+        One may have died since it last said something, so all locks are looked at.
 
         Raises:
             RegistryAway: The directory cannot be used.
         """
-        for number in self.board.others():
-            is_leaving = self.board.load(number).draining
-            if not is_leaving and not self.is_gone(self._member(number), just_now=True):
-                return set()
+
+        def has_let_go(member: Member) -> bool:
+            number = self.number_of(member.name)
+            if number is None or member != self._member(number):
+                return True
+            return number != self.number and not is_locked(self._where / f"{number}.lock")
+
         with self._usable():
             had = self._claims.members() - {self.me}
-        return {each for each in had if self.is_gone(each, just_now=True)}
+        with trio.move_on_after(LEFT_TIMEOUT_S):
+            while True:
+                with self._told(), self._gate.held(0.0) as alone:
+                    if alone:
+                        others = [n for n in self.board.others() if not self.board.load(n).draining]
+                        if not all(has_let_go(self._member(n)) for n in others):
+                            return set()
+                        return {each for each in had if has_let_go(each)}
+                await trio.sleep(LEFT_PAUSE_S)
+        return set()
 
     def member(self, name: str) -> Member | None:
         """Who has a name of this machine now; None for another name."""
@@ -309,19 +322,28 @@ class Directory:
         return seized
 
     async def is_current(self, call_sid: str, generation: int) -> bool:
-        """Whether a call of ours is still ours."""
+        """Whether a call of ours is still ours; one that could not be announced is."""
         with self._usable():
-            return self._claims.owner(call_sid) == Holding(self.me, generation)
+            found = self._claims.owner(call_sid)
+        if self._unannounced.get(call_sid) == generation:
+            return found is None or found.generation < generation
+        return found == Holding(self.me, generation)
 
     async def calls_of(self, member: Member, *, ended: bool = False) -> Mapping[str, Holding]:
         """The calls of a member, to be taken over."""
+        found: dict[str, Holding] = {}
         with self._usable():
-            return self._claims.of(member, ended=ended)
+            for some in self._claims.parts_of(member, ended=ended):
+                found.update(some)
+                await trio.lowlevel.checkpoint()  # our own calls have their turn meanwhile
+        return found
 
     def announce(self, call_sid: str, generation: int) -> None:
-        """A call is ours, which nobody else can have."""
+        """A call is ours, which nobody else can have; said again until it is said."""
+        self._unannounced[call_sid] = generation
         with self._told():
             before = self._claims.announce(call_sid, Holding(self.me, generation))
+            del self._unannounced[call_sid]
             if before is not None:
                 self._keeper.goes_on(call_sid, before, generation)
 
@@ -340,6 +362,8 @@ class Directory:
 
     def release(self, call_sid: str, generation: int) -> None:
         """A call is over: what comes about it from now on is about nothing."""
+        if self._unannounced.get(call_sid) == generation:
+            del self._unannounced[call_sid]
         with self._told():
             self._claims.release(call_sid, Holding(self.me, generation))
             self._keeper.forget(call_sid, generation)
