@@ -343,6 +343,7 @@ async def test_a_model_that_never_says_interrupted_is_interrupted_all_the_same(a
 
 @pytest.mark.parametrize("delay_s", [0.1, 0.3, 0.5])
 @pytest.mark.parametrize("gain", [0.5, 0.25, 0.1])
+@pytest.mark.slow
 async def test_a_speakerphone_does_not_make_the_agent_interrupt_itself(
     autojump_clock, delay_s, gain
 ):
@@ -497,6 +498,7 @@ async def test_a_line_that_goes_dead_without_a_word_is_noticed_within_five_secon
     assert len(rig.carrier.hung_up) == 1
 
 
+@pytest.mark.slow
 async def test_many_minutes_of_talk_need_no_help_and_lose_nothing(autojump_clock):
     async with calling(callee="never-hangs-up", max_duration_s=600.0) as rig:
         await trio.sleep(300.0)

@@ -356,6 +356,7 @@ async def test_no_answer_is_waited_for_for_long(autojump_clock):
     assert trio.current_time() - began == 5.0
 
 
+@pytest.mark.slow
 def test_the_command_works_on_the_simulators_and_is_read_by_programs(tmp_path):
     read = run_command("check", "--json", cwd=tmp_path, PORT=str(free_port()))
     failed = run_command("check", cwd=tmp_path, TWILIO_AUTH_TOKEN="x")
@@ -368,6 +369,7 @@ def test_the_command_works_on_the_simulators_and_is_read_by_programs(tmp_path):
     assert failed.stdout.startswith("FAILED settings: ")
 
 
+@pytest.mark.slow
 def test_what_is_read_by_programs_has_nothing_else_in_it(tmp_path):
     (tmp_path / "agents.py").write_text(
         "from server.agent import Agent\n\nprint('mine')\ndesk = Agent('desk')\n"

@@ -24,6 +24,7 @@ def test_with_openssls_headers_tls_is_built():
 
 
 @ON_LINUX
+@pytest.mark.slow
 def test_without_openssls_headers_everything_but_tls_is_built(tmp_path):
     codec = tmp_path / "codec"
     codec.mkdir()

@@ -18,6 +18,7 @@ RATES_HZ = (8000, 16000, 24000, 48000)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 6])
+@pytest.mark.slow
 def test_the_committed_filters_come_out_of_their_design_again(factor):
     pytest.importorskip("mpmath")
     from codec.design_filters import design

@@ -230,6 +230,7 @@ def test_the_callers_way_is_the_readable_one(
 
 @settings(max_examples=150)
 @given(st.lists(model_messages, max_size=8), cut_places, st.data())
+@pytest.mark.slow
 def test_the_agents_way_is_the_readable_one(
     messages: list[bytes], cuts: Sequence[int] | None, data: st.DataObject
 ) -> None:

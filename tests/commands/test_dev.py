@@ -124,6 +124,7 @@ trio.run(with_accounts, settings, work)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is killed like this there")
 @pytest.mark.parametrize("is_sure", [True, False])
+@pytest.mark.slow
 async def test_a_number_is_set_back_as_it_was_before_a_process_that_was_killed(
     doubles, tmp_path, is_sure
 ):

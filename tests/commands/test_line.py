@@ -63,6 +63,7 @@ def test_a_shell_is_told_how_to_complete(capsys, shell):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.slow
 def test_bash_completes_with_what_is_printed():
     printed = subprocess.run(
         [sys.executable, "-m", "server", "completion", "bash"],

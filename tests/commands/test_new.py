@@ -92,6 +92,7 @@ def test_its_settings_are_settings(tmp_path, monkeypatch):
     assert settings.account is None
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass():
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],

@@ -1088,6 +1088,7 @@ async def test_a_listener_without_descriptors_closes_who_waits_and_goes_on(nurse
     ],
     ids=["nothing", "half a body", "no body yet"],
 )
+@pytest.mark.slow
 async def test_more_idle_sockets_than_descriptors_do_not_end_the_service(nursery, said):
     port = free_port()
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}

@@ -142,6 +142,7 @@ def whole_calls(request, processes) -> tuple[str, dict[str, Any]]:
     return lines, json.loads(out)
 
 
+@pytest.mark.slow
 def test_nothing_anyone_said_no_number_and_no_key_is_in_any_line(whole_calls):
     lines, forbidden = whole_calls
     digits = re.sub(r"[^\d\n]+", " ", lines)

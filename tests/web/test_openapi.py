@@ -27,6 +27,7 @@ def server_url(tmp_path_factory) -> Generator[str]:
     assert "by a bug of ours" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_every_route_answers_as_described_whatever_it_is_sent(server_url):
     schema = schemathesis.openapi.from_url(f"{server_url}/openapi.json", headers=SHOWN)
     asked = set()
