@@ -378,22 +378,16 @@ class Rescue:
                 self._tell_gone(member, len(live))
                 for some, is_live in ((ended, False), (live, True)):
                     left |= {call_sid: (holding, is_live) for call_sid, holding in some.items()}
-        has_left = bool(ours)
-
-        async def end(call_sid: str, holding: Holding, *, is_live: bool) -> None:
-            nonlocal has_left
-            if await self._end(call_sid, holding, is_live=is_live):
-                has_left = True
-
         async with trio.open_nursery() as nursery:  # at once, however many processes are gone
             for call_sid, (holding, is_live) in left.items():
-                nursery.start_soon(partial(end, call_sid, holding, is_live=is_live))
-        return has_left
+                nursery.start_soon(partial(self._end, call_sid, holding, is_live=is_live))
+        return bool(ours) or any(
+            self.is_here(call_sid, holding.generation + 1)
+            for call_sid, (holding, _) in left.items()
+        )
 
-    async def _end(self, call_sid: str, holding: Holding, *, is_live: bool) -> bool:
-        """End one call that its process has left: as the carrier says, if it is over there; returns
-        whether it is ours.
-        """
+    async def _end(self, call_sid: str, holding: Holding, *, is_live: bool) -> None:
+        """End one call that its process has left: as the carrier says, if it is over there."""
         stands = None
         if is_live:
             with (
@@ -408,8 +402,6 @@ class Rescue:
                 if stands is not None:
                     self._calls.update_status(stands)
                 call.end(EndReason.DRAINED, "its process was gone")
-            return call is not None
-        return self._calls.register.has_ended(call_sid, holding.generation + 1)
 
     async def _inherit_from(self, member: Member) -> bool:
         """Write the records that a process has left, now that nobody waits for its live calls;

@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -283,15 +283,9 @@ class Claims:
                         link.unlink(missing_ok=True)
             return alone
 
-    def of(self, member: Member, *, ended: bool = False) -> Mapping[str, Holding]:
-        """The calls of a process that somebody can go on with, by CallSid; or those that have
-        ended, and of which something is left."""
-        return {name: each for some in self.parts_of(member, ended=ended) for name, each in some}
-
-    def parts_of(
-        self, member: Member, *, ended: bool = False
-    ) -> Iterator[Sequence[tuple[str, Holding]]]:
-        """What :meth:`of` finds, in parts: the links may be many, as those of ended calls stay."""
+    def of(self, member: Member, *, ended: bool = False) -> Iterator[Sequence[tuple[str, Holding]]]:
+        """The calls of a process that somebody can go on with; or those that have ended, and of
+        which something is left. In parts: the links may be many, as those of ended calls stay."""
         kind, links = ENDED if ended else LIVE, list(self._links.iterdir())
         for first in range(0, len(links), LOOKED_AT_ONCE):
             yield [

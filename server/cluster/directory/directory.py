@@ -333,7 +333,7 @@ class Directory:
         """The calls of a member, to be taken over."""
         found: dict[str, Holding] = {}
         with self._usable():
-            for some in self._claims.parts_of(member, ended=ended):
+            for some in self._claims.of(member, ended=ended):
                 found.update(some)
                 await trio.lowlevel.checkpoint()  # our own calls have their turn meanwhile
         return found
