@@ -103,3 +103,12 @@ def no_certificates_in_the_loop(monkeypatch):
         load(context, *args, **kwargs)
 
     monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", checked)
+
+
+@pytest.fixture
+def kept_output(tmp_path):
+    """For what a server says; it is shown with whatever else the test has printed."""
+    with (tmp_path / "output").open("a+") as output:
+        yield output
+        output.seek(0)
+        sys.stdout.write(output.read())

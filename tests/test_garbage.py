@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 import weakref
 from functools import partial
-from pathlib import Path
 
 import pytest
 import trio
@@ -16,6 +12,7 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from server import garbage
+from tests.support.processes import printed_by
 
 
 class Ring:
@@ -111,15 +108,7 @@ def test_what_a_process_imports_is_never_looked_through(module, tmp_path):
         f"import gc; full = gc.get_stats()[2]['collections']; import {module}\n"
         "print(gc.get_stats()[2]['collections'] - full, gc.isenabled(), gc.get_freeze_count())"
     )
-    printed = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    collections, is_enabled, frozen = printed.split()
+    collections, is_enabled, frozen = printed_by(script, tmp_path).split()
 
     assert is_enabled == "True"
     assert int(collections) == 0

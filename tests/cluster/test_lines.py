@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import ExitStack
 
 import pytest
@@ -121,15 +120,6 @@ async def test_what_a_dead_process_had_long_ago_is_forgotten(two, monkeypatch):
 # Whole servers
 
 PATIENT = {"calls_per_s": 1000, "max_loop_lag_s": 60, "line_lost_timeout_s": 60}
-
-
-@pytest.fixture
-def kept_output(tmp_path):
-    """What a server says; shown with whatever else a test has printed."""
-    with (tmp_path / "output").open("w+") as output:
-        yield output
-        output.seek(0)
-        sys.stdout.write(output.read())
 
 
 async def heard_again(phone) -> SimulatedPhone:

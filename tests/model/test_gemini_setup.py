@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from server.agent.agent import Agent
 from server.agent.builtin import hang_up, transfer_tool
 from server.model.gemini.dialects import dialect_of
 from server.model.gemini.setup import agent_config, setup_message
+from tests.support.processes import printed_by
 
 MODELS = (
     "gemini-3.8-live",
@@ -363,13 +361,4 @@ print(*sorted(made() - before))
 
 
 def test_no_session_waits_until_the_sdk_has_made_its_types(tmp_path: Path) -> None:
-    printed = subprocess.run(
-        [sys.executable, "-c", FIRST_SESSION],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-
-    assert printed.split() == []
+    assert printed_by(FIRST_SESSION, tmp_path).split() == []

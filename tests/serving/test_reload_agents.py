@@ -40,27 +40,23 @@ async def until_read(log: Path, times: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [False, True], ids=["one process", "two"])
-async def test_agents_are_read_again_by_a_command_and_a_signal_and_calls_go_on(tmp_path, workers):
+async def test_agents_are_read_again_by_a_command_and_a_signal_and_calls_go_on(
+    tmp_path, workers, kept_output
+):
     describe(tmp_path / "agents", '"Kore"')
     command = "python -m server --workers" if workers else "python -m server"
-    log, readers = tmp_path / "log", 2 if workers else 1
-    told_to = {"agents": "agents", "host": "127.0.0.1", **ROOMY}
-    with log.open("wb") as output:
-        await _is_read_again(tmp_path, command, log, readers, output=output.fileno(), **told_to)
-
-
-async def _is_read_again(folder, command, log, readers, **told_to):
-    async with server_process(folder, command, **told_to) as server:
-        if readers == 2:
+    told_to = {"agents": "agents", "host": "127.0.0.1", "output": kept_output.fileno(), **ROOMY}
+    async with server_process(tmp_path, command, **told_to) as server:
+        if workers:
             await server.both_ready()
         phone = await server.talking_call()
-        describe(folder / "agents", '"Puck"')
+        describe(tmp_path / "agents", '"Puck"')
         status = await (await server.begin(*RELOAD)).wait()
         puck = await voice_of(server)
-        describe(folder / "agents", '"Zephyr"')
+        describe(tmp_path / "agents", '"Zephyr"')
         os.kill(server.process.pid, signal.SIGHUP)
-        await until_read(log, 2 * readers)
-        describe(folder / "agents", "3")
+        await until_read(Path(kept_output.name), 4 if workers else 2)
+        describe(tmp_path / "agents", "3")
         refused = await (await server.begin(*RELOAD)).wait()
         told = await server.http.post("/agents/reload")
         kept = await voice_of(server)

@@ -150,6 +150,19 @@ def run_command(*words: str, cwd: Path, **environment: str) -> subprocess.Comple
     )
 
 
+def printed_by(script: str, cwd: Path) -> str:
+    """What a script prints in an interpreter that has imported nothing of ours."""
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    ).stdout
+
+
 @asynccontextmanager
 async def server_process(
     directory: Path,
