@@ -220,7 +220,7 @@ class Call:
         if not self.progress.update(update):
             return
         self.note(update.status.value, **update.facts)
-        self.conversation.notes.to_keep.set()
+        self.conversation.notes.keep_soon()
         self.conversation.notes.costs.bill(update)
         if update.status.is_final:
             self.end(EndReason.of_status(update.status))
@@ -279,7 +279,7 @@ class Call:
             c.playout.finish_turn(RECORDED_TURN)
             transcript.agent_complete(RECORDED_TURN)
         c.move("answered")
-        c.notes.to_keep.set()
+        c.notes.keep_soon()
         if self.on_answer is not None:
             with self._guarded("answer"):
                 self.on_answer()
@@ -365,26 +365,25 @@ class Call:
                     number=masked(self.number),
                     agent=c.party.agent.name,
                 )
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._end_when_told, nursery.cancel_scope)
-                    nursery.start_soon(c.errands.run)
-                    if self.ownership.keep is not None:
-                        nursery.start_soon(self._keeping.run)
-                    if c.options.max_cost_usd is not None:
-                        budget = self.report, c.options.max_cost_usd
-                        nursery.start_soon(self.farewell.keep_to_budget, *budget)
-                    nursery.start_soon(self.hearing.run)
-                    nursery.start_soon(self._playing.run)
-                    if c.party.agent.thinking_sound:
-                        nursery.start_soon(self._playing.think_aloud)
-                    if not c.options.prewarm:
-                        await c.connected.wait()
-                    nursery.start_soon(c.session.run)
-                    await c.session.wait_ready()
-                    self.note("model ready")
-                    if self._machine is not None:
-                        nursery.start_soon(self._machine.run)
-                    await self._watch.run()
+                with self._keeping.going_on():
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._end_when_told, nursery.cancel_scope)
+                        nursery.start_soon(c.errands.run)
+                        if c.options.max_cost_usd is not None:
+                            budget = self.report, c.options.max_cost_usd
+                            nursery.start_soon(self.farewell.keep_to_budget, *budget)
+                        nursery.start_soon(self.hearing.run)
+                        nursery.start_soon(self._playing.run)
+                        if c.party.agent.thinking_sound:
+                            nursery.start_soon(self._playing.think_aloud)
+                        if not c.options.prewarm:
+                            await c.connected.wait()
+                        nursery.start_soon(c.session.run)
+                        await c.session.wait_ready()
+                        self.note("model ready")
+                        if self._machine is not None:
+                            nursery.start_soon(self._machine.run)
+                        await self._watch.run()
             except* ServerError as failures:
                 with self._guarded("failure"):
                     self._failed(failures)

@@ -119,7 +119,7 @@ class Machine:
             c.end(EndReason.VOICEMAIL, "hung up")
         elif c.may("machine"):
             c.move("machine")
-            c.notes.to_keep.set()
+            c.notes.keep_soon()
             await self._leave_message()
         else:  # the caller has been sent to somebody else meanwhile
             self.is_over = True

@@ -87,7 +87,7 @@ class Speaking:
                 starved_s = c.playout.starved_s(turn)
                 turns.agent_completed(turn, reason, now, starved_s=starved_s, more=more)
                 self._finish_turn(turn)
-                notes.to_keep.set()
+                notes.keep_soon()
             case Working(is_on=is_on):
                 (turns.agent_working if is_on else turns.agent_idle)(now)
                 c.turn_changed.set()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from server.cluster.registry import Holding, Load, Member, Seen, Seized, nobody_minds
+from server.cluster.registry import Holding, Load, Member, Seen, Seized, State, nobody_minds
 
 
 class Alone:
@@ -64,7 +64,7 @@ class Alone:
         self,
         call_sid: str,
         generation: int,
-        state: bytes,
+        state: State,
         *,
         in_haste: bool = False,
         has_ended: bool = False,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import trio
 
@@ -24,6 +24,11 @@ from server.errors import ServerError
 
 class RegistryAway(ServerError):
     """The registry cannot be asked at this moment, so what it would say is not known."""
+
+
+State: TypeAlias = bytes | Callable[[], bytes | None]
+"""What another process needs to go on with a call; or what makes that when it is written, in the
+server's loop, of the call as it is then (None if it cannot be made)."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -203,7 +208,7 @@ class Registry(Protocol):
         self,
         call_sid: str,
         generation: int,
-        state: bytes,
+        state: State,
         *,
         in_haste: bool = False,
         has_ended: bool = False,

@@ -422,6 +422,29 @@ async def test_what_is_left_of_a_call_that_has_ended_is_for_whoever_takes_it_ove
     assert await ours.seize("CA2", ended) == Seized(2, b"a record", has_ended=True)
 
 
+async def test_changes_that_come_together_are_one_state_of_the_call_as_it_is_then(two):
+    ours, theirs = (each.registry for each in two)
+    said: list[str] = []
+    made: list[str] = []
+
+    def state() -> bytes:
+        made.append(" ".join(said))
+        return made[-1].encode()
+
+    holding = await ours.claim("CA1")
+    other = await ours.claim("CA2")
+    ours.keep("CA2", 1, b"before", in_haste=True)
+    ours.keep("CA2", 1, lambda: None)  # nothing that could be kept
+    for word in ("good", "morning"):
+        said.append(word)
+        ours.keep("CA1", 1, state)
+    await written(ours)
+
+    assert made == ["good morning"]
+    assert await theirs.seize("CA1", holding) == Seized(2, b"good morning")
+    assert await theirs.seize("CA2", other) == Seized(2, b"before")
+
+
 async def test_a_call_that_is_ours_again_is_not_forgotten_by_what_lost_it_before(two):
     ours, theirs = (each.registry for each in two)
     first = await ours.claim("CA1")

@@ -15,6 +15,7 @@ from server.cluster.proof import Prover
 from server.cluster.redis import redis_registry
 from server.cluster.redis.answers import anything
 from server.cluster.redis.connection import Connection
+from server.cluster.redis.ours import MAX_KEPT_BYTES
 from server.cluster.redis.scripts import _LEAVE as LEAVE
 from server.cluster.redis.scripts import MEMBERS_TTL_S
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
@@ -109,6 +110,36 @@ async def test_a_call_that_is_seized_brings_its_newest_state_with_it(three):
     assert await current(second, "CA1", 2)
     assert not await current(first, "CA1", 1)
     assert await first.calls_of(first.me) == {}
+
+
+async def test_a_state_is_made_when_it_is_written_of_the_call_as_it_is_then(three):
+    first, second, _ = three
+    said: list[str] = []
+    made: list[str] = []
+
+    def state() -> bytes:
+        made.append(" ".join(said))
+        return made[-1].encode()
+
+    holding = await first.claim("CA1")
+    for word in ("good", "morning"):
+        said.append(word)
+        first.keep("CA1", 1, state)
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    assert made == ["good morning"]
+    assert await second.seize("CA1", holding) == Seized(2, b"good morning")
+
+
+@pytest.mark.parametrize("odd", [lambda: None, lambda: bytes(MAX_KEPT_BYTES + 1)])
+async def test_a_state_that_cannot_be_made_leaves_the_one_before(three, odd):
+    first, second, _ = three
+    holding = await first.claim("CA1")
+    for state in (b"before", odd):
+        first.keep("CA1", 1, state)
+        await until(lambda: first._writing._ours.unsaid == 0)
+
+    assert await second.seize("CA1", holding) == Seized(2, b"before")
 
 
 async def test_what_an_owner_that_lost_its_call_says_counts_for_nothing(three, redis):

@@ -195,7 +195,7 @@ async def test_a_call_that_talks_where_it_is_not_any_more_ends_there_in_silence(
         await until(lambda: second.service.cluster.registry._writing._ours.has_state(sid))
         asked = len(second.twilio.account.requests)
         await first.service.cluster.registry.seize(sid, Holding(second.service.cluster.me, 1))
-        call.conversation.notes.to_keep.set()  # as whenever it has something new to say
+        call.conversation.notes.keep_soon()  # as whenever it has something new to say
         await call.finished.wait()
         by_the_old = len(second.twilio.account.requests) - asked
 

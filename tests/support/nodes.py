@@ -13,7 +13,7 @@ import trio
 from server.cluster.alone import Alone
 from server.cluster.cluster import Cluster
 from server.cluster.redis.registry import RedisRegistry
-from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized
+from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized, State
 from server.metrics import RegistryMetrics
 from server.service import Service
 from server.settings.cluster import registry_address
@@ -95,7 +95,7 @@ class Shared(Alone):
         self,
         call_sid: str,
         generation: int,
-        state: bytes,
+        state: State,
         *,
         in_haste: bool = False,
         has_ended: bool = False,
@@ -103,7 +103,9 @@ class Shared(Alone):
         if self.store.is_away:
             return
         if self.store.calls.get(call_sid) == Holding(self.me, generation):
-            self.store.states[call_sid] = state
+            made = state() if callable(state) else state
+            if made is not None:
+                self.store.states[call_sid] = made
             if has_ended:
                 self.store.ended.add(call_sid)
 

@@ -14,7 +14,6 @@ from server.dialogue.replies import Replies, Reply
 from server.dialogue.timings import Timings
 from server.dialogue.transcript import Transcript
 from server.metrics import Metrics
-from server.signal import Signal
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -35,7 +34,8 @@ class Notes:
             names, and whether they were answered.
         outcome: What the call has brought as data; None for an agent that wants none.
         had_trouble: Something went wrong on the way, whatever became of it.
-        to_keep: Something has changed that another process would have to know to go on.
+        keep_soon: Called when something has changed that another process would have to know to go
+            on.
         on_note: Told of each line of the timeline: whose call, when, what, facts; None for nobody.
         keep_now: Called when what has changed would be done twice if another process did not know
             of it; what comes next then finds it kept.
@@ -53,7 +53,7 @@ class Notes:
         self.tools: dict[str, tuple[str, bool]] = {}
         self.outcome: Outcome | None = None
         self.had_trouble = False
-        self.to_keep = Signal()
+        self.keep_soon: Callable[[], None] = _nobody
         self.keep_now: Callable[[], None] = _nobody
         self.on_note: Callable[[str, float, str, Mapping[str, Any]], None] | None = None
         self.on_heard: Callable[[int], None] = _nobody_asks
@@ -102,13 +102,13 @@ class Notes:
         if problems := self.outcome.fill(values, "agent"):
             raise ValueError("; ".join(problems))
         self.note("outcome", missing=len(self.outcome.missing))
-        self.to_keep.set()
+        self.keep_soon()
         return self.outcome.missing
 
     def remembered(self) -> None:
         """Whatever resumes the model's session from now on knows what was done before."""
         self.tools = {identity: tool for identity, tool in self.tools.items() if not tool[1]}
-        self.to_keep.set()
+        self.keep_soon()
 
     def caller_passed(self, took_s: float) -> None:
         """A chunk of the caller's has gone to the model."""

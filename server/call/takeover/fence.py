@@ -16,7 +16,7 @@ import trio
 
 from server.call.conversation import Conversation
 from server.carrier import CallsCarrier
-from server.cluster.registry import RegistryAway
+from server.cluster.registry import RegistryAway, State
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError
 from server.hooks.trio_clock import missed_s
@@ -42,7 +42,7 @@ class Keep(Protocol):
     """Takes what another process needs to go on with a call: :meth:`Registry.keep`."""
 
     def __call__(
-        self, call_sid: str, generation: int, state: bytes, *, in_haste: bool = False
+        self, call_sid: str, generation: int, state: State, *, in_haste: bool = False
     ) -> None:
         """A call is now as this says; in haste, what would be done twice otherwise is in it."""
 

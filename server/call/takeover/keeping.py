@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,9 +39,6 @@ from server.call.watch import briefed
 from server.dialogue.transcript import SpokenTurn
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-GATHER_S = 0.1
-"""Changes that come so close together are one state."""
 
 MAX_CHANGING = 4
 """Turns of which more may have been heard since the state before."""
@@ -83,30 +81,40 @@ class Keeping:
         self._told: set[str] = set()
         self._turns: dict[int, _Written] = {}
 
-    async def run(self) -> None:
-        """Keep the call's state until cancelled; returns at once if nobody wants it."""
+    @contextmanager
+    def going_on(self) -> Generator[None]:
+        """Have the call's state kept whenever that has changed; nothing if nobody wants it."""
         if self._ownership.keep is None:
+            yield
             return
         notes = self._conversation.notes
-        before = notes.keep_now
-        notes.keep_now = partial(self._keep, in_haste=True)
+        before = notes.keep_soon, notes.keep_now
+        notes.keep_soon, notes.keep_now = self._keep, partial(self._keep, in_haste=True)
         try:
-            while True:
-                # The event is made before looking, so that what changes meanwhile is seen.
-                news = notes.to_keep.next()
-                self._keep()
-                await news.wait()
-                await trio.sleep(GATHER_S)
+            self._keep()
+            yield
         finally:
-            notes.keep_now = before
+            notes.keep_soon, notes.keep_now = before
 
     def _keep(self, *, in_haste: bool = False) -> None:
-        """Give the state away; whatever is wrong with it is told once, and ends no call."""
-        assert self._ownership.keep is not None
-        call_sid, generation = self._conversation.call_sid, self._ownership.generation
-        self._ownership.hastes += in_haste
+        """Say that the call has changed: how it is then is asked when that is written."""
+        own = self._ownership
+        assert own.keep is not None
+        own.hastes += in_haste
+        with self._guarded():
+            own.keep(self._conversation.call_sid, own.generation, self._made, in_haste=in_haste)
+
+    def _made(self) -> bytes | None:
+        with self._guarded():
+            return self.written()
+        return None
+
+    @contextmanager
+    def _guarded(self) -> Generator[None]:
+        """Whatever is wrong with a state is told once, and ends no call."""
+        call_sid = self._conversation.call_sid
         try:
-            self._ownership.keep(call_sid, generation, self.written(), in_haste=in_haste)
+            yield
         except StateTooLong as error:
             if self._is_news("a bound"):
                 logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(error))

@@ -44,6 +44,7 @@ from server.cluster.registry import (
     RegistryAway,
     Seen,
     Seized,
+    State,
     nobody_minds,
 )
 from server.errors import ConfigurationError
@@ -351,7 +352,7 @@ class Directory:
         self,
         call_sid: str,
         generation: int,
-        state: bytes,
+        state: State,
         *,
         in_haste: bool = False,
         has_ended: bool = False,

@@ -4,19 +4,21 @@ is over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import trio
 
 from server.cluster.directory.claims import Claims
+from server.cluster.registry import State
 
-PAUSE_S = 0.05
-"""From one batch to the next: what comes meanwhile of a call that is in it already costs nothing.
-"""
+GATHER_S = 0.1
+"""Changes that come so close together are one state."""
 
-Said: TypeAlias = tuple[int, bytes, bool]
+Said: TypeAlias = tuple[int, State, bool]
 """Of a call: for the how-manieth time it is somebody's, its state, and whether it has ended."""
+Made: TypeAlias = tuple[str, int, bytes, bool]
+"""The same of a call that is named, with the state as it is written."""
 
 
 class Keeper:
@@ -40,7 +42,7 @@ class Keeper:
         self,
         call_sid: str,
         generation: int,
-        state: bytes,
+        state: State,
         *,
         in_haste: bool = False,
         has_ended: bool = False,
@@ -54,7 +56,7 @@ class Keeper:
         self._kept[call_sid] = generation
         if in_haste and call_sid not in self._writing:
             self._new.pop(call_sid, None)
-            self._write({call_sid: (generation, state, has_ended)})
+            self._write(_made({call_sid: (generation, state, has_ended)}))
         else:
             self._new[call_sid] = generation, state, has_ended
             self._is_new.set()
@@ -87,20 +89,30 @@ class Keeper:
         """Write, until cancelled."""
         while True:
             await self._is_new.wait()
+            await trio.sleep(GATHER_S)
             self._is_new = trio.Event()
             batch, self._new = self._new, {}
             self._writing = frozenset(batch)
             try:
-                await trio.to_thread.run_sync(self._write, batch)
+                await trio.to_thread.run_sync(self._write, _made(batch))
             finally:
                 self._writing, over, self._over = frozenset(), self._over, []
                 for call_sid, generation in over:
                     self._claims.forget(call_sid, generation)
-            await trio.sleep(PAUSE_S)
 
-    def _write(self, batch: Mapping[str, Said]) -> None:
-        for call_sid, (generation, state, has_ended) in batch.items():
+    def _write(self, batch: Sequence[Made]) -> None:
+        for call_sid, generation, state, has_ended in batch:
             try:
                 self._claims.keep(call_sid, generation, state, has_ended=has_ended)
             except OSError as error:
                 self._tell(error)
+
+
+def _made(batch: Mapping[str, Said]) -> list[Made]:
+    """States as they are written; what cannot be made is left out."""
+    made = []
+    for call_sid, (generation, state, has_ended) in batch.items():
+        content = state() if callable(state) else state
+        if content is not None:
+            made.append((call_sid, generation, content, has_ended))
+    return made

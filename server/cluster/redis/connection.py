@@ -54,6 +54,8 @@ class Connection:
         Raises:
             Exception: At least one of them may not have been taken.
         """
+        if len(steps) == 1:  # a pipeline costs a fifth more
+            return [await self.ask(*steps)]
         with trio.fail_after(self._timeout_s):
             pipeline = self._client.pipeline(transaction=False, raise_on_error=False)
             async with pipeline:

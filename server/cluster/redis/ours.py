@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from server.cluster.registry import State
+
 MAX_KEPT_BYTES = 65_536
 """Of the state of one call, which has 2 kB as a rule, or of what is left of it."""
 MAX_OVER = 100_000
@@ -23,7 +25,7 @@ class Write:
 
     call_sid: str
     generation: int
-    state: bytes | None
+    state: State | None
     """What another needs of it; empty if there is nothing to be done, None if it is not new."""
     has_ended: bool
     """Whether that is what is left of a call that has ended."""
@@ -40,7 +42,7 @@ class Write:
 @dataclass(slots=True)
 class _Call:
     generation: int
-    state: bytes | None = None
+    state: State | None = None
     is_left: bool = False
     """The state is what is left of it: it has ended."""
     is_over: bool = False
@@ -96,7 +98,7 @@ class Ours:
         self,
         call_sid: str,
         generation: int,
-        state: bytes,
+        state: State,
         *,
         in_haste: bool = False,
         has_ended: bool = False,

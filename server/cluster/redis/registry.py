@@ -29,6 +29,7 @@ from server.cluster.registry import (
     RegistryAway,
     Seen,
     Seized,
+    State,
     nobody_minds,
 )
 from server.cluster.sealing import ENDED, LIVE, has_ended, unsealed
@@ -208,8 +209,6 @@ class RedisRegistry:
         try:
             if after_news_of is not None:
                 found = await self._writing.write_of(after_news_of, connection, *steps)
-            elif len(steps) == 1:
-                found = [await connection.ask(steps[0])]
             else:
                 found = await connection.ask_all(steps)
             return [read(each) for each in found]
@@ -368,7 +367,7 @@ class RedisRegistry:
         self,
         call_sid: str,
         generation: int,
-        state: bytes,
+        state: State,
         *,
         in_haste: bool = False,
         has_ended: bool = False,

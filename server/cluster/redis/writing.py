@@ -16,7 +16,7 @@ from server.cluster.redis import answers as answers_of
 from server.cluster.redis.connection import Connection
 from server.cluster.redis.ours import MAX_KEPT_BYTES, Ours, Write
 from server.cluster.redis.scripts import Step, Steps
-from server.cluster.registry import Member, nobody_minds
+from server.cluster.registry import Member, State, nobody_minds
 from server.cluster.sealing import seal
 from server.metrics import RegistryMetrics
 
@@ -66,7 +66,7 @@ class Writing:
         self,
         call_sid: str,
         generation: int,
-        state: bytes,
+        state: State,
         *,
         in_haste: bool = False,
         has_ended: bool = False,
@@ -76,14 +76,6 @@ class Writing:
         What is left of a call that has ended is written with the next beat: by then its record is
         in the database as a rule, and there is nothing left.
         """
-        if len(state) > MAX_KEPT_BYTES:
-            if self._ours.tell_too_large(call_sid, generation):
-                logger.warning(
-                    "the state of a call is too large to be kept",
-                    call_sid=call_sid,
-                    size_bytes=len(state),
-                )
-            return
         in_haste = in_haste or not state or not self._ours.has_state(call_sid)
         self._ours.keep(call_sid, generation, state, in_haste=in_haste, has_ended=has_ended)
         self._wake(in_haste=in_haste)
@@ -184,11 +176,24 @@ class Writing:
     def _step(self, write: Write) -> Step:
         if write.is_over:
             return self._steps.over(write.call_sid, self._me, write.generation)
-        state = write.state
-        sealed = state
+        sealed = state = self._made(write)
         if state:
             sealed = seal(state, write.call_sid, self._secrets, has_ended=write.has_ended)
         return self._steps.put(write.call_sid, self._me, write.generation, sealed)
+
+    def _made(self, write: Write) -> bytes | None:
+        """The state that is to be written; None if it is not new, cannot be made, or is too large
+        to be kept."""
+        state = write.state() if callable(write.state) else write.state
+        if state is None or len(state) <= MAX_KEPT_BYTES:
+            return state
+        if self._ours.tell_too_large(write.call_sid, write.generation):
+            logger.warning(
+                "the state of a call is too large to be kept",
+                call_sid=write.call_sid,
+                size_bytes=len(state),
+            )
+        return None
 
     def _is_lost(self, write: Write) -> None:
         """Somebody else has a call that was ours, or it is over."""
