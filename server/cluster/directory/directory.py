@@ -30,7 +30,7 @@ from server.cluster.directory.claims import Claims, Gate
 from server.cluster.directory.keeper import Keeper
 from server.cluster.directory.meeting import (
     clear_away,
-    is_locked,
+    is_taken,
     private_directory,
     run_directory,
     shared_secret,
@@ -262,7 +262,7 @@ class Directory:
             return False
         # Without the gate whoever comes would find a place taken by us.
         with self._told(), self._gate.held() as alone:
-            return alone and not is_locked(self._where / f"{number}.lock")
+            return alone and not is_taken(self._where, number)
         return False  # there is no descriptor to look with
 
     async def left_to_us(self) -> set[Member]:
@@ -279,7 +279,7 @@ class Directory:
             number = self.number_of(member.name)
             if number is None or member != self._member(number):
                 return True
-            return number != self.number and not is_locked(self._where / f"{number}.lock")
+            return number != self.number and not is_taken(self._where, number)
 
         with self._usable():
             had = self._claims.members() - {self.me}

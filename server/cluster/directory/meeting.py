@@ -91,14 +91,6 @@ def try_lock(path: Path) -> int | None:
     return number
 
 
-def is_locked(path: Path) -> bool:
-    """Whether somebody has locked a file."""
-    if (number := try_lock(path)) is None:
-        return True
-    os.close(number)
-    return False
-
-
 def listen(path: Path) -> socket.socket:
     """A Unix socket that listens at this path, which may be a dead process's.
 
@@ -118,9 +110,21 @@ def take_place(directory: Path, count: int) -> tuple[int, int]:
         ConfigurationError: All of them are taken.
     """
     for number in range(count):
-        if (lock := try_lock(directory / f"{number}.lock")) is not None:
+        if (lock := try_lock(_lock_of(directory, number))) is not None:
             return number, lock
     raise ConfigurationError(f"there are {count} processes of this server already")
+
+
+def is_taken(directory: Path, number: int) -> bool:
+    """Whether a place is somebody's who lives; nobody comes meanwhile, who would find it locked."""
+    if (lock := try_lock(_lock_of(directory, number))) is None:
+        return True
+    os.close(lock)
+    return False
+
+
+def _lock_of(directory: Path, number: int) -> Path:
+    return directory / f"{number}.lock"
 
 
 def clear_away(directory: Path) -> None:
