@@ -422,6 +422,15 @@ async def test_what_is_left_of_a_call_that_has_ended_is_for_whoever_takes_it_ove
     assert await ours.seize("CA2", ended) == Seized(2, b"a record", has_ended=True)
 
 
+async def test_what_is_kept_first_of_a_call_is_there_at_once(two):
+    ours, theirs = (each.registry for each in two)
+    holding = await ours.claim("CA1")
+
+    ours.keep("CA1", 1, lambda: b"has begun")
+
+    assert await theirs.seize("CA1", holding) == Seized(2, b"has begun")
+
+
 async def test_changes_that_come_together_are_one_state_of_the_call_as_it_is_then(two):
     ours, theirs = (each.registry for each in two)
     said: list[str] = []
@@ -433,7 +442,8 @@ async def test_changes_that_come_together_are_one_state_of_the_call_as_it_is_the
 
     holding = await ours.claim("CA1")
     other = await ours.claim("CA2")
-    ours.keep("CA2", 1, b"before", in_haste=True)
+    ours.keep("CA1", 1, b"has begun")
+    ours.keep("CA2", 1, b"before")
     ours.keep("CA2", 1, lambda: None)  # nothing that could be kept
     for word in ("good", "morning"):
         said.append(word)

@@ -47,14 +47,14 @@ class Keeper:
         in_haste: bool = False,
         has_ended: bool = False,
     ) -> None:
-        """A call is now as this says; in haste, it is on the disk when this returns.
+        """A call is now as this says; in haste, and at first, it is on the disk when this returns.
 
         Unless the call is being written just now: then it is the next that is written.
         """
-        if generation < self._kept.get(call_sid, 0):
+        if generation < (before := self._kept.get(call_sid, 0)):
             return  # of one that had the call before, and has just noticed
         self._kept[call_sid] = generation
-        if in_haste and call_sid not in self._writing:
+        if (in_haste or not before) and call_sid not in self._writing:
             self._new.pop(call_sid, None)
             self._write(_made({call_sid: (generation, state, has_ended)}))
         else:
