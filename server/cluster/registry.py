@@ -29,6 +29,8 @@ class RegistryAway(ServerError):
 State: TypeAlias = bytes | Callable[[], bytes | None]
 """What another process needs to go on with a call; or what makes that when it is written, in the
 server's loop, of the call as it is then (None if it cannot be made)."""
+MADE_AT_ONCE = 5
+"""So many states are made, a millisecond, before audio has its turn."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import httpx2
 import pytest
 import trio
 from quart import Response
+from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
 from server.cluster.cluster import Cluster
@@ -420,6 +422,56 @@ async def test_what_is_left_of_a_call_that_has_ended_is_for_whoever_takes_it_ove
     assert await ours.calls_of(theirs.me) == {"CA1": talks}
     assert await ours.calls_of(theirs.me, ended=True) == {"CA2": ended}
     assert await ours.seize("CA2", ended) == Seized(2, b"a record", has_ended=True)
+
+
+async def test_what_is_kept_in_haste_is_there_before_the_call_is_said_to_be_ours(two, monkeypatch):
+    ours, theirs = (each.registry for each in two)
+    holding = await ours.claim("CA1")
+    ours.keep("CA1", 1, b"first")
+    is_at_it, may_go_on, keep = threading.Event(), threading.Event(), ours._claims.keep
+
+    def slow(*args, **facts):
+        if threading.current_thread() is not threading.main_thread():
+            is_at_it.set()
+            may_go_on.wait(60.0)
+        keep(*args, **facts)
+
+    monkeypatch.setattr(ours._claims, "keep", slow)
+    ours.keep("CA1", 1, b"second")
+    await until(is_at_it.is_set)
+    ours.keep("CA1", 1, b"in haste", in_haste=True)
+    async with trio.open_nursery() as nursery:
+        answers: list[bool] = []
+
+        async def ask() -> None:
+            answers.append(await ours.is_current("CA1", 1))
+
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        before = answers[:]
+        may_go_on.set()
+
+    assert (before, answers) == ([], [True])
+    assert await theirs.seize("CA1", holding) == Seized(2, b"in haste")
+
+
+async def test_a_call_that_is_over_is_not_held_by_what_was_written_last(two):
+    ours, _ = (each.registry for each in two)
+
+    class Call:
+        def state(self) -> bytes:
+            return b"state"
+
+    call = Call()
+    await ours.claim("CA1")
+    for _ in range(2):
+        ours.keep("CA1", 1, call.state)
+    await written(ours)
+    ours.release("CA1", 1)
+    left = weakref.ref(call)
+    del call
+
+    await until(lambda: left() is None)
 
 
 async def test_what_is_kept_first_of_a_call_is_there_at_once(two):

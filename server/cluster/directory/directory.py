@@ -324,6 +324,7 @@ class Directory:
 
     async def is_current(self, call_sid: str, generation: int) -> bool:
         """Whether a call of ours is still ours; one that could not be announced is."""
+        await self._keeper.written(call_sid)
         with self._usable():
             found = self._claims.owner(call_sid)
         if self._unannounced.get(call_sid) == generation:
@@ -358,7 +359,7 @@ class Directory:
         has_ended: bool = False,
     ) -> None:
         """What another process needs to go on with this call; newer takes the place of older."""
-        in_haste = in_haste or not state
+        in_haste = in_haste or has_ended or not state
         self._keeper.keep(call_sid, generation, state, in_haste=in_haste, has_ended=has_ended)
 
     def release(self, call_sid: str, generation: int) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import trio
 
 from server.cluster.directory.claims import Claims
-from server.cluster.registry import State
+from server.cluster.registry import MADE_AT_ONCE, State
 
 GATHER_S = 0.1
 """Changes that come so close together are one state."""
@@ -35,8 +35,10 @@ class Keeper:
         self._new: dict[str, Said] = {}  # at most one for each live call
         self._kept: dict[str, int] = {}  # at which generation, until the call is over
         self._writing: frozenset[str] = frozenset()
+        self._in_haste: set[str] = set()  # of those; what is new of them comes next
         self._over: list[tuple[str, int]] = []
         self._is_new = trio.Event()
+        self._is_written = trio.Event()
 
     def keep(
         self,
@@ -49,17 +51,23 @@ class Keeper:
     ) -> None:
         """A call is now as this says; in haste, and at first, it is on the disk when this returns.
 
-        Unless the call is being written just now: then it is the next that is written.
+        Unless the call is being written just now: then it is as soon as that is done.
         """
         if generation < (before := self._kept.get(call_sid, 0)):
             return  # of one that had the call before, and has just noticed
         self._kept[call_sid] = generation
-        if (in_haste or not before) and call_sid not in self._writing:
-            self._new.pop(call_sid, None)
-            self._write(_made({call_sid: (generation, state, has_ended)}))
-        else:
-            self._new[call_sid] = generation, state, has_ended
+        self._new[call_sid] = generation, state, has_ended
+        if not in_haste and before:
             self._is_new.set()
+        elif call_sid in self._writing:
+            self._in_haste.add(call_sid)
+        else:
+            self._write_now(call_sid)
+
+    async def written(self, call_sid: str) -> None:
+        """Wait until what was kept of a call in haste is on the disk."""
+        while call_sid in self._in_haste:
+            await self._is_written.wait()
 
     def has(self, call_sid: str, generation: int) -> None:
         """There is something of a call already, which was another's."""
@@ -90,15 +98,28 @@ class Keeper:
         while True:
             await self._is_new.wait()
             await trio.sleep(GATHER_S)
-            self._is_new = trio.Event()
-            batch, self._new = self._new, {}
-            self._writing = frozenset(batch)
-            try:
-                await trio.to_thread.run_sync(self._write, _made(batch))
-            finally:
-                self._writing, over, self._over = frozenset(), self._over, []
-                for call_sid, generation in over:
-                    self._claims.forget(call_sid, generation)
+            await self._write_new()
+
+    async def _write_new(self) -> None:
+        self._is_new = trio.Event()
+        batch, self._new = self._new, {}
+        self._writing = frozenset(batch)
+        try:
+            made = await _made(batch)
+            await trio.to_thread.run_sync(self._write, made)
+        finally:
+            self._writing, over, self._over = frozenset(), self._over, []
+            for call_sid, generation in over:
+                self._claims.forget(call_sid, generation)
+            in_haste, self._in_haste = self._in_haste, set()
+            for call_sid in in_haste:
+                self._write_now(call_sid)
+            self._is_written.set()
+            self._is_written = trio.Event()
+
+    def _write_now(self, call_sid: str) -> None:
+        if (new := self._new.pop(call_sid, None)) is not None and (one := _one(call_sid, new)):
+            self._write((one,))
 
     def _write(self, batch: Sequence[Made]) -> None:
         for call_sid, generation, state, has_ended in batch:
@@ -108,11 +129,18 @@ class Keeper:
                 self._tell(error)
 
 
-def _made(batch: Mapping[str, Said]) -> list[Made]:
+async def _made(batch: Mapping[str, Said]) -> list[Made]:
     """States as they are written; what cannot be made is left out."""
     made = []
-    for call_sid, (generation, state, has_ended) in batch.items():
-        content = state() if callable(state) else state
-        if content is not None:
-            made.append((call_sid, generation, content, has_ended))
+    for number, (call_sid, said) in enumerate(batch.items(), 1):
+        if (one := _one(call_sid, said)) is not None:
+            made.append(one)
+        if number % MADE_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
     return made
+
+
+def _one(call_sid: str, said: Said) -> Made | None:
+    generation, state, has_ended = said
+    content = state() if callable(state) else state
+    return None if content is None else (call_sid, generation, content, has_ended)

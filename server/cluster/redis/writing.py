@@ -16,7 +16,7 @@ from server.cluster.redis import answers as answers_of
 from server.cluster.redis.connection import Connection
 from server.cluster.redis.ours import MAX_KEPT_BYTES, Ours, Write
 from server.cluster.redis.scripts import Step, Steps
-from server.cluster.registry import Member, State, nobody_minds
+from server.cluster.registry import MADE_AT_ONCE, Member, State, nobody_minds
 from server.cluster.sealing import seal
 from server.metrics import RegistryMetrics
 
@@ -159,7 +159,11 @@ class Writing:
         strike_off: Mapping[str, Mapping[str, None]],
     ) -> list[Any]:
         lists = self._ours.lists(writes)
-        batch = [self._step(write) for write in writes]
+        batch = []
+        for number, write in enumerate(writes, 1):
+            batch.append(self._step(write))
+            if number % MADE_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
         if lists.join:
             batch.append(self._steps.join(self._me, list(lists.join)))
         if lists.leave:
