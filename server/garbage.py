@@ -22,6 +22,8 @@ from collections.abc import Callable
 import structlog
 import trio
 
+from server.pace import next_tick
+
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 EVERY_S = 0.25
@@ -54,7 +56,7 @@ async def collect(
     next_at = trio.current_time() + GROWTH_EVERY_S
     try:
         while True:
-            await trio.sleep(EVERY_S)
+            await trio.sleep_until(next_tick(trio.current_time(), EVERY_S))
             calls, now = live_count(), trio.current_time()
             if now < next_at and (calls or gc.get_count()[0] < QUIET_OBJECTS):
                 continue

@@ -6,6 +6,17 @@ import math
 import random
 from collections.abc import Callable
 
+_JUST_NOW = 1e-6
+"""A multiple of a time that cannot be written exactly may seem to be yet to come."""
+
+
+def next_tick(now: float, every_s: float) -> float:
+    """When something that happens every so often is to happen next: at a multiple of that time.
+
+    So all that does happens together: to be woken costs more than most of what is done then.
+    """
+    return (math.floor(now / every_s + _JUST_NOW) + 1) * every_s
+
 
 class Pace:
     """So many a second, and so many at once. No clock.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from server.pace import Backoff, Pace, Spread, doubled_s
+from server.pace import Backoff, Pace, Spread, doubled_s, next_tick
 
 
 def test_a_pace_allows_so_many_at_once_and_so_many_a_second():
@@ -64,3 +66,14 @@ def test_turns_are_taken_a_little_sooner_by_chance():
     spread = Spread(per_s=10, at_once=1, longest_s=60, jitter=lambda: next(chances))
 
     assert [spread.delay_s(5.0) for _ in range(4)] == pytest.approx([0, 0.1, 0.15, 0.21])
+
+
+@given(st.floats(0.0, 1e7), st.sampled_from((0.1, 0.25, 0.5)))
+@example(0.9, 0.1)
+def test_what_happens_every_so_often_happens_soon_and_at_a_multiple_of_that_time(now, every_s):
+    at = next_tick(now, every_s)
+    after = next_tick(at, every_s)
+
+    assert now < at <= now + 1.001 * every_s
+    assert at / every_s == pytest.approx(round(at / every_s), abs=1e-6)
+    assert after == pytest.approx(at + every_s, abs=1e-6)

@@ -32,6 +32,7 @@ from server.cluster.peers import Peers
 from server.cluster.proof import Prover
 from server.cluster.registry import Holding, Load, Member, Registry, Seen
 from server.errors import ConfigurationError
+from server.pace import next_tick
 
 if TYPE_CHECKING:
     from hypercorn.typing import Framework
@@ -195,7 +196,8 @@ class Cluster:
     async def _beat(self) -> None:
         while True:
             self.publish()
-            await trio.sleep(NODE_BEAT_S if self._directory is None else BEAT_S)
+            every_s = NODE_BEAT_S if self._directory is None else BEAT_S
+            await trio.sleep_until(next_tick(trio.current_time(), every_s))
 
     def proved_door(self, *, max_body_bytes: int) -> ProvedDoor | None:
         """The door for requests of other machines; None if there are none.

@@ -20,6 +20,7 @@ from server.headroom import busy_s, lowest_free_descriptor, memory_state
 from server.hooks.sockets import descriptors_for_all, descriptors_for_calls
 from server.hooks.trio_clock import missed_s
 from server.metrics import Metrics
+from server.pace import next_tick
 from server.settings.settings import Settings
 from server.switchboard.account_pause import AccountPause
 from server.switchboard.account_turns import AccountTurns
@@ -461,7 +462,7 @@ class Admission:
         look_at = -math.inf
         while True:
             # trio's time leaves out what of the lateness was a pause; here all of it counts.
-            asked_for, missed_before_s = trio.current_time() + LAG_INTERVAL_S, missed_s()
+            asked_for, missed_before_s = next_tick(trio.current_time(), LAG_INTERVAL_S), missed_s()
             await trio.sleep_until(asked_for)
             now = trio.current_time()
             lag_s = now - asked_for + missed_s() - missed_before_s

@@ -19,6 +19,7 @@ from server.cluster.registry import Registry
 from server.errors import ModelError, innermost
 from server.metrics import Metrics
 from server.model import Model, PastTurn, Session, SessionEvent
+from server.pace import next_tick
 from server.refusal import Kind
 from server.switchboard.account_pause import AccountPause
 
@@ -86,7 +87,7 @@ class ModelTrial:
         """Hear what other processes were refused, and that they are refused no more."""
         stagger_s = registry.me.born % 1000 / 1000 * STAGGER_S
         while True:
-            await trio.sleep(LISTEN_S)
+            await trio.sleep_until(next_tick(trio.current_time(), LISTEN_S))
             pause, said, now = self._pause, registry.pause(), trio.current_time()
             if said is None:
                 since = pause.since

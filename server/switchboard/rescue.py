@@ -40,6 +40,7 @@ from server.cluster.registry import Holding, Member, Registry, RegistryAway, Sei
 from server.dialogue.endings import EndReason
 from server.errors import CallNotInProgress, CallRefused, CarrierError, ServerError
 from server.hooks.trio_clock import missed_s
+from server.pace import next_tick
 from server.switchboard.calls import Calls
 from server.switchboard.register import CallIsOver
 
@@ -144,7 +145,7 @@ class Rescue:
         """Look after others' calls and our own, until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:  # one task: to be woken costs more than to look
-                await trio.sleep(LOOK_S)
+                await trio.sleep_until(next_tick(trio.current_time(), LOOK_S))
                 self._look_after_others(nursery)
                 if not self._is_checking:
                     self._look_after_ours(nursery)

@@ -34,7 +34,7 @@ from server.cluster.registry import (
 )
 from server.cluster.sealing import ENDED, LIVE, has_ended, unsealed
 from server.metrics import RegistryMetrics
-from server.pace import Backoff
+from server.pace import Backoff, next_tick
 from server.settings.cluster import RegistryAddress
 from server.supervision import Start
 
@@ -158,7 +158,7 @@ class RedisRegistry:
         """Say how we are, and hear how the others are, twice a second and when it matters."""
         while True:
             beat_at = trio.current_time()
-            with trio.move_on_after(BEAT_S) as waiting:
+            with trio.move_on_at(next_tick(beat_at, BEAT_S)) as waiting:
                 await self._beat_now.wait()
             if not waiting.cancelled_caught:
                 await trio.sleep_until(beat_at + SOONEST_BEAT_S)
