@@ -191,6 +191,15 @@ async def _connect(
 async def _shake_hands(sock: MediaSocket, url: str, headers: Mapping[str, str]) -> bytes:
     """Upgrade to a WebSocket; returns what was read beyond the answer."""
     protocol = ClientProtocol(parse_uri(url))
+    try:
+        return await _upgrade(protocol, sock, headers)
+    finally:
+        protocol.parser.close()  # it and the protocol know each other: nobody would free them
+
+
+async def _upgrade(
+    protocol: ClientProtocol, sock: MediaSocket, headers: Mapping[str, str]
+) -> bytes:
     request = protocol.connect()
     request.headers.update(headers)
     protocol.send_request(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import ssl
@@ -14,6 +15,7 @@ import trio
 import trustme
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.trio.server import serve
@@ -77,6 +79,22 @@ async def test_a_plain_connection_carries_messages_both_ways(plane):
         await socket.aclose(1000, "")
 
     assert plane.wires == 0
+
+
+def handshakes() -> list[ClientProtocol]:
+    return [one for one in gc.get_objects() if type(one) is ClientProtocol]
+
+
+async def test_nothing_of_the_handshake_stays_for_as_long_as_the_call(plane):
+    gc.disable()  # as the server does
+    try:
+        before = handshakes()
+        async with serving() as port, dial(plane, f"ws://127.0.0.1:{port}/x"):
+            left = [one for one in handshakes() if one not in before]
+    finally:
+        gc.enable()
+
+    assert left == []
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system cannot tell")
