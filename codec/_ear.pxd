@@ -33,10 +33,8 @@ cdef class Played:
     cdef public int64_t turn
     cdef public double play_end
     cdef readonly double background_end
-    cdef Buffer _audio  # what is remembered, oldest first,
-    cdef Buffer _pieces  # and a Piece for each stretch of it
-    cdef size_t _playing  # which of these the caller hears, as far as anybody has asked,
-    cdef size_t _playing_byte  # and where it begins in _audio
+    cdef Buffer _pieces  # what is remembered, oldest first: a Piece for each stretch of it
+    cdef size_t _playing  # which of these the caller hears, as far as anybody has asked
 
     # The next bytes for the caller, of turn `turn`: begun to be heard at `plays_at`, which is
     # max(now, play_end). Moves play_end. Remembers nothing unless `remember`.

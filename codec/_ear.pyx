@@ -9,6 +9,7 @@ import _webrtcvad
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport INFINITY, ldexp, rint, sqrt
 from libc.stddef cimport size_t
 from libc.stdint cimport int16_t, int64_t, uint8_t, uint32_t
@@ -95,6 +96,7 @@ cdef double PAUSE_SECONDS = 0.5
 
 
 cdef struct Piece:
+    uint8_t* audio  # in memory of its own, which is given back as soon as it is forgotten
     size_t size
     int64_t turn
     double plays_at
@@ -134,7 +136,10 @@ cdef class Played:
         self.remember = remember
 
     def __dealloc__(self):
-        release(&self._audio)
+        cdef const Piece* pieces = pieces_of(&self._pieces)
+        cdef size_t number
+        for number in range(count_of(&self._pieces)):
+            PyMem_RawFree(pieces[number].audio)
         release(&self._pieces)
 
     def sent(self, payload, double plays_at):
@@ -149,14 +154,17 @@ cdef class Played:
     cdef int sent_c(self, const uint8_t* payload, size_t size, double plays_at) except -1:
         cdef Piece piece
         if self.remember and size:
+            piece.audio = <uint8_t*>PyMem_RawMalloc(size)
+            if piece.audio == NULL:
+                raise MemoryError
+            memcpy(piece.audio, payload, size)
             piece.size = size
             piece.turn = self.turn
             piece.plays_at = plays_at
-            append(&self._audio, payload, size)
             try:
                 append(&self._pieces, &piece, sizeof(Piece))
             except MemoryError:
-                self._audio.end -= size
+                PyMem_RawFree(piece.audio)
                 raise
         self.play_end = plays_at + <double>size / BYTES_PER_S
         return 0
@@ -181,7 +189,7 @@ cdef class Played:
 
     cdef void passed_c(self, double now) noexcept nogil:
         cdef const Piece* oldest
-        if self._audio.capacity == 0:
+        if self._pieces.capacity == 0:
             return
         while held(&self._pieces):
             oldest = pieces_of(&self._pieces)
@@ -189,10 +197,8 @@ cdef class Played:
                 return
             if self._playing:
                 self._playing -= 1
-                self._playing_byte -= oldest.size
-            consume(&self._audio, oldest.size)
+            PyMem_RawFree(oldest.audio)
             consume(&self._pieces, sizeof(Piece))
-        release(&self._audio)
         release(&self._pieces)
 
     def forget(self, double now):
@@ -205,16 +211,12 @@ cdef class Played:
             if newest.plays_at < now:
                 if played_at(newest) > now:
                     kept = <size_t>rint((now - newest.plays_at) * BYTES_PER_S)
-                    kept = min(kept, newest.size)
-                    self._audio.end -= newest.size - kept
-                    newest.size = kept
+                    newest.size = min(kept, newest.size)
                 break
-            self._audio.end -= newest.size
+            PyMem_RawFree(newest.audio)
             self._pieces.end -= sizeof(Piece)
             count -= 1
-        if self._playing >= count:  # the piece that was cut may count as played, by a later clock
-            self._playing = count
-            self._playing_byte = held(&self._audio)
+        self._playing = min(self._playing, count)
         self.play_end = now
         self.background_end = min(self.background_end, now)
 
@@ -264,18 +266,13 @@ cdef class Played:
         cdef double began = now - <double>size / BYTES_PER_S
         cdef const Piece* pieces = pieces_of(&self._pieces)
         cdef size_t count = count_of(&self._pieces)
-        cdef const uint8_t* audio
         cdef const Piece* piece
         cdef size_t number, filled = 0, skipped, length
         cdef double at
         # It is asked for in order: what has been played once is not looked at again.
         while self._playing < count and played_at(pieces + self._playing) <= began:
-            self._playing_byte += pieces[self._playing].size
             self._playing += 1
         memset(heard, SILENCE, size)
-        if self._playing == count:
-            return 0
-        audio = head(&self._audio) + self._playing_byte
         for number in range(self._playing, count):
             piece = pieces + number
             at = rint((piece.plays_at - began) * BYTES_PER_S)
@@ -289,11 +286,10 @@ cdef class Played:
             else:
                 skipped = <size_t>-at
             length = min(piece.size - skipped, size - filled)
-            memcpy(heard + filled, audio + skipped, length)
+            memcpy(heard + filled, piece.audio + skipped, length)
             filled += length
             if filled >= size:
                 break
-            audio += piece.size
         return 0
 
     def tail(self, size_t size, turn=None):
@@ -307,8 +303,8 @@ cdef class Played:
         cdef size_t count = count_of(&self._pieces)
         cdef bint of_turn = turn is not None
         cdef int64_t wanted = turn if of_turn else 0
+        cdef const Piece* piece
         cdef size_t number, missing, length, total = 0
-        cdef const uint8_t* audio
         cdef uint8_t* to
         cdef bytes newest
         for number in range(count):
@@ -317,16 +313,15 @@ cdef class Played:
         missing = min(total, size)
         newest = PyBytes_FromStringAndSize(NULL, missing)
         to = <uint8_t*>PyBytes_AS_STRING(newest) + missing
-        audio = head(&self._audio) + held(&self._audio)
         number = count
         while missing:
             number -= 1
-            audio -= pieces[number].size
-            if of_turn and pieces[number].turn != wanted:
+            piece = pieces + number
+            if of_turn and piece.turn != wanted:
                 continue
-            length = min(missing, pieces[number].size)
+            length = min(missing, piece.size)
             to -= length
-            memcpy(to, audio + pieces[number].size - length, length)
+            memcpy(to, piece.audio + piece.size - length, length)
             missing -= length
         return newest
 

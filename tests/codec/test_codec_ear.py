@@ -189,6 +189,21 @@ def test_an_ear_gives_the_memory_of_a_long_call_back():
         tracemalloc.stop()
 
 
+def test_what_is_remembered_takes_little_more_than_its_own_room():
+    tracemalloc.start()
+    try:
+        played, now = Played(remember=True), 0.0
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(1_000):  # turns of two seconds that come at four times their speed
+            now += 0.01 if number % 50 else 2.5
+            played.passed(now)
+            played.sent(bytes(320), max(now, played.play_end))
+            held = tracemalloc.get_traced_memory()[0] - before
+            assert held < 1.25 * len(played.tail(MORE)) + 3_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_without_a_memory_only_times_are_kept():
     played = Played()
     played.open = True
