@@ -7,7 +7,7 @@
 """
 
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t
 
 from codec._buffer cimport Buffer
 
@@ -51,8 +51,9 @@ cdef class Played:
 
 
 cdef struct Levels:
-    # The loudness of the last frames, newest last, in a stretch that slides along.
-    double at[2 * LEVELS]
+    # The loudness of the last frames, newest last, in a stretch that slides along: FRAME times the
+    # mean, which is a whole number of 127 * FRAME at most, so nothing is lost by it.
+    uint16_t at[2 * LEVELS]
     int start
     int count
 

@@ -12,7 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport INFINITY, ldexp, rint, sqrt
 from libc.stddef cimport size_t
-from libc.stdint cimport int16_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memmove, memset
 
 from codec._buffer cimport Buffer, append, clear, consume, head, held, release
@@ -397,10 +397,15 @@ cdef void push_level(Levels* levels, double level) noexcept nogil:
         levels.start += 1
         levels.count -= 1
     if levels.start + levels.count == 2 * LEVELS:
-        memmove(levels.at, levels.at + levels.start, levels.count * sizeof(double))
+        memmove(levels.at, levels.at + levels.start, levels.count * sizeof(uint16_t))
         levels.start = 0
-    levels.at[levels.start + levels.count] = level
+    levels.at[levels.start + levels.count] = <uint16_t>rint(level * <double>FRAME)
     levels.count += 1
+
+
+cdef inline double level_at(const Levels* levels, int number) noexcept nogil:
+    """What was pushed, to the last bit; the oldest is number 0."""
+    return <double>levels.at[levels.start + number] / <double>FRAME
 
 
 cdef bint hear_echo(Echo* echo, double caller, double played) noexcept nogil:
@@ -409,7 +414,6 @@ cdef bint hear_echo(Echo* echo, double caller, double played) noexcept nogil:
     Returns:
         Whether the caller's frame is no more than an echo.
     """
-    cdef const double* levels
     cdef double expected = 0.0
     cdef int newest, number
     push_level(&echo.caller, caller)
@@ -419,10 +423,9 @@ cdef bint hear_echo(Echo* echo, double caller, double played) noexcept nogil:
         learn(echo)
     if echo.delay < 0:
         return False
-    levels = echo.played.at + echo.played.start
     newest = echo.played.count - 1 - echo.delay
     for number in range(max(0, newest - TAIL_FRAMES), min(newest + 2, echo.played.count)):
-        expected = max(expected, levels[number])
+        expected = max(expected, level_at(&echo.played, number))
     return expected >= LOUD_FROM and caller <= expected - echo.loss + MARGIN
 
 
@@ -467,8 +470,8 @@ cdef int correlate(const Echo* echo, int first, int end, double* best) noexcept 
     Returns:
         The delay from first up to end with the best of them, or -1 when none can be told.
     """
-    cdef const double* caller
-    cdef const double* played
+    cdef double caller[WINDOW_FRAMES]
+    cdef double played[LEVELS]
     cdef double deviations[WINDOW_FRAMES]
     # Of every stretch of what was played, as differences of sums from the beginning.
     cdef double sums[LEVELS + 1]
@@ -481,9 +484,10 @@ cdef int correlate(const Echo* echo, int first, int end, double* best) noexcept 
     if end <= first:
         return -1
     delays = end - first
-    caller = echo.caller.at + echo.caller.start + echo.caller.count - WINDOW_FRAMES
-    played = echo.played.at + echo.played.start
+    for i in range(count):
+        played[i] = level_at(&echo.played, i)
     for i in range(WINDOW_FRAMES):
+        caller[i] = level_at(&echo.caller, echo.caller.count - WINDOW_FRAMES + i)
         mean += caller[i]
     mean /= <double>WINDOW_FRAMES
     for i in range(WINDOW_FRAMES):
@@ -520,19 +524,15 @@ cdef int correlate(const Echo* echo, int first, int end, double* best) noexcept 
 
 cdef void find_loss(Echo* echo, int delay) noexcept nogil:
     """How much quieter the echo is, from the frames in which both can be heard."""
-    cdef const double* then = (
-        echo.played.at + echo.played.start + echo.played.count - delay - WINDOW_FRAMES
-    )
-    cdef const double* caller = (
-        echo.caller.at + echo.caller.start + echo.caller.count - WINDOW_FRAMES
-    )
     cdef double losses[WINDOW_FRAMES]
-    cdef double loss
+    cdef double then, caller, loss
     cdef int i, place, count = 0
     for i in range(WINDOW_FRAMES):
-        if then[i] < LOUD_FROM or caller[i] < LOUD_FROM:
+        then = level_at(&echo.played, echo.played.count - delay - WINDOW_FRAMES + i)
+        caller = level_at(&echo.caller, echo.caller.count - WINDOW_FRAMES + i)
+        if then < LOUD_FROM or caller < LOUD_FROM:
             continue
-        loss = then[i] - caller[i]
+        loss = then - caller
         place = count
         while place > 0 and losses[place - 1] > loss:
             losses[place] = losses[place - 1]
