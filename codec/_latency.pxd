@@ -9,12 +9,16 @@ cdef class Latencies:
     cdef readonly uint64_t count
     cdef readonly double max_s
     cdef readonly double sum_s
-    # One block of counts per doubling, made when something falls into it: a call's chunks take
-    # between 20 us and 20 ms, which is ten of them. The last one is for all that is longer.
-    cdef uint32_t* _counts[DOUBLINGS + 1]
+    # Counts of the doublings from the shortest duration to the longest: a call's chunks take from
+    # 20 us to 20 ms, which is ten of them. A last one is for all that is longer.
+    cdef uint32_t* _counts
+    cdef int _first  # of the doublings that are counted,
+    cdef int _doublings  # and how many there are
 
     # For other extensions; the Python methods are in the .pyi.
     cdef void record_c(self, double seconds) noexcept nogil
+
+    cdef bint _reach(self, int doubling) noexcept nogil
 
 
 cdef class Histogram:

@@ -3,6 +3,7 @@
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.math cimport INFINITY, ceil, exp2, log2
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
 
 cdef double SMALLEST_S = 1e-6
 cdef enum:
@@ -17,11 +18,6 @@ cdef inline int bucket_of(double seconds) noexcept nogil:
     return LONGEST if position >= LONGEST else <int>position
 
 
-cdef inline uint32_t held(uint32_t** counts, int bucket) noexcept nogil:
-    cdef uint32_t* block = counts[bucket // STEPS_PER_DOUBLING]
-    return 0 if block == NULL else block[bucket % STEPS_PER_DOUBLING]
-
-
 cdef class Latencies:
     """Durations in logarithmic buckets: percentiles within 4.4 % from 1 us to 134 s.
 
@@ -30,13 +26,12 @@ cdef class Latencies:
         max_s: The longest, exactly; 0.0 without any.
         sum_s: All of them together.
 
-    It costs 280 bytes without any, and 64 more for each doubling that durations fell into; never
-    more than 2 KiB. Not for two threads at once.
+    It costs 64 bytes without any, and 64 more for each doubling from the shortest to the longest;
+    never more than 2 KiB. Not for two threads at once.
     """
 
     def __dealloc__(self):
-        for block in self._counts:
-            PyMem_RawFree(block)
+        PyMem_RawFree(self._counts)
 
     def __repr__(self):
         return f"{type(self).__name__}(count={self.count}, max_s={self.max_s})"
@@ -47,18 +42,38 @@ cdef class Latencies:
 
     cdef void record_c(self, double seconds) noexcept nogil:
         cdef int bucket = bucket_of(seconds)
-        cdef uint32_t* block = self._counts[bucket // STEPS_PER_DOUBLING]
-        if block == NULL:
-            block = <uint32_t*>PyMem_RawCalloc(STEPS_PER_DOUBLING, sizeof(uint32_t))
-            self._counts[bucket // STEPS_PER_DOUBLING] = block
-        if block == NULL:
-            return  # no memory: a duration less, rather than a call
-        block[bucket % STEPS_PER_DOUBLING] += 1
+        cdef int doubling = bucket // STEPS_PER_DOUBLING
+        if not self._first <= doubling < self._first + self._doublings:
+            if not self._reach(doubling):
+                return  # no memory: a duration less, rather than a call
+        self._counts[bucket - self._first * STEPS_PER_DOUBLING] += 1
         self.count += 1
         if seconds > 0.0:
             self.sum_s += seconds
         if seconds > self.max_s:
             self.max_s = seconds
+
+    cdef bint _reach(self, int doubling) noexcept nogil:
+        """Make room for the counts of this doubling, too; False where there is no memory."""
+        cdef int first = doubling, end = doubling + 1
+        cdef uint32_t* counts
+        if self._doublings:
+            first = min(first, self._first)
+            end = max(end, self._first + self._doublings)
+        counts = <uint32_t*>PyMem_RawCalloc(
+            (end - first) * STEPS_PER_DOUBLING, sizeof(uint32_t)
+        )
+        if counts == NULL:
+            return False
+        if self._doublings:
+            memcpy(
+                counts + (self._first - first) * STEPS_PER_DOUBLING,
+                self._counts,
+                self._doublings * STEPS_PER_DOUBLING * sizeof(uint32_t),
+            )
+        PyMem_RawFree(self._counts)
+        self._counts, self._first, self._doublings = counts, first, end - first
+        return True
 
     def percentile(self, double percent):
         """The duration in seconds that ``percent`` of all stay below; None without any."""
@@ -66,11 +81,11 @@ cdef class Latencies:
         cdef double upper_s
         cdef uint64_t seen = 0
         cdef uint32_t count
-        cdef int bucket
+        cdef int bucket, first = self._first * STEPS_PER_DOUBLING
         if not self.count:
             return None
-        for bucket in range(LONGEST):
-            count = held(self._counts, bucket)
+        for bucket in range(first, min(first + self._doublings * STEPS_PER_DOUBLING, LONGEST)):
+            count = self._counts[bucket - first]
             seen += count
             if count and seen >= wanted:
                 upper_s = SMALLEST_S * exp2(<double>(bucket + 1) / STEPS_PER_DOUBLING)

@@ -57,8 +57,8 @@ def test_a_call_pays_for_what_it_measures():
     ordinary = [1e-5 * 1.01**step for step in range(700)]  # 10 us to 10 ms
     everything = [1e-7 * 1.1**step for step in range(250)]  # and to an hour
 
-    assert bytes_of(ordinary) < 1500
-    assert bytes_of(everything) < 2600
+    assert bytes_of(ordinary) < 1000
+    assert bytes_of(everything) < 2100
 
 
 def observed(kind: type[Histogram | CountedInC], durations: list[float]) -> str:
