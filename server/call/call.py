@@ -65,6 +65,7 @@ from server.model import Model
 from server.records.recording import Recordings
 from server.records.words import CallRecord
 from server.refusal import Kind
+from server.signal import Once
 from server.voice.judge import Judge
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -145,8 +146,8 @@ class Call:
         if agent.outcome is not None:
             c.notes.outcome = Outcome(agent.outcome)
         self.progress = Progress()
-        self.accepted = trio.Event()
-        self.finished = trio.Event()
+        self.accepted = Once()
+        self.finished = Once()
         self.on_answer: Callable[[], None] | None = None
         self.refusal: Kind | None = None
         self._logged_detail: str | None = None  # if it is another than the record's

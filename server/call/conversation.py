@@ -28,7 +28,7 @@ from server.dialogue.turns import Turns
 from server.metrics import Metrics
 from server.model import PastTurn, Session
 from server.records.recording import Recorder
-from server.signal import Signal
+from server.signal import Once, Signal
 from server.voice.judge import Judge
 
 
@@ -170,8 +170,8 @@ class Conversation:
         self.options = options
         self.notes = notes
         self.line: Line | None = None
-        self.connected = trio.Event()
-        self.begun = trio.Event()
+        self.connected = Once()
+        self.begun = Once()
         self.stage = Stage.OPENING
         self.answered_at: float | None = None
         self.agent_turn = self.finished_turn = self.heard_out = 0

@@ -16,6 +16,7 @@ from server.dialogue.thinking import BACKGROUND
 from server.dialogue.turns import at_work_since
 from server.errors import StreamEnded
 from server.hooks.trio_clock import missed_s
+from server.signal import Once
 
 THINKING_AFTER_S = 0.8
 """Silence after which the caller would like to hear that somebody is there."""
@@ -178,7 +179,7 @@ class Playing:
             c.passing.collect_recording()
             recorder.sent(Clear(), heard_until + missed_s())
         c.line = None
-        c.connected = trio.Event()
+        c.connected = Once()
         if (cut := c.playout.leave(heard_until, waits=waits)) is not None:
             self.note_heard(cut)
         c.changed.set()

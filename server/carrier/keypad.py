@@ -15,6 +15,7 @@ import trio
 
 import codec
 from codec.line import LINE_RATE_HZ, SILENCE
+from server.signal import Once
 
 KEYS = "0-9A-D*#"
 """The keys there are, for a character class."""
@@ -87,7 +88,7 @@ class PressedKeys:
     def __init__(self, pause_s: float) -> None:
         self._pause_s = pause_s
         self._keys = ""  # pressed, and not yet told to the model
-        self._pressed = trio.Event()
+        self._pressed = Once()
 
     def press(self, key: str) -> None:
         """The caller has pressed a key."""
@@ -108,4 +109,4 @@ class PressedKeys:
 
     async def _wait(self) -> None:
         await self._pressed.wait()
-        self._pressed = trio.Event()
+        self._pressed = Once()

@@ -38,6 +38,7 @@ from server.hooks.trio_loop import serving_while_trio_sleeps
 from server.logs import log_stranger
 from server.media.bounds import KNOWN, READ_BYTES, STRANGER, Bounds
 from server.media.words import MediaSocket, Messages
+from server.signal import Once
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -255,7 +256,7 @@ class Wire:
         else:
             self.descriptor = Descriptor(sock.fileno(), takes_output=self._is_pumped)
         self._inbox: list[tuple[bytes, bool]] = []
-        self._news = trio.Event()
+        self._news = Once()
         self._is_full = False  # the inbox is, and nobody listens
         self._has_more = False  # read, but not looked at for want of turns
         self._at_eof = False
@@ -421,7 +422,7 @@ class Wire:
             if self.websocket.ended or self._closed:
                 return None
             if self._news.is_set():  # else somebody waits for it: the one who closes waits, too
-                self._news = trio.Event()
+                self._news = Once()
             await self._news.wait()
         message = self._inbox.pop(0)
         if self._is_full and len(self._inbox) <= self._bounds.inbox // 2:
@@ -566,7 +567,7 @@ class Wire:
             self._lingers, self._received_bytes = True, 0
             self._settle()
             while not self._at_eof and not self._closed:
-                self._news = trio.Event()
+                self._news = Once()
                 await self._news.wait()
 
     def close(self) -> None:

@@ -32,6 +32,7 @@ from server.model import (
 from server.records.recording import Recorder
 from server.records.tables import NOT_WHOLE
 from server.records.words import Wanted
+from server.signal import Once
 from server.switchboard.register import Register
 from tests.records.test_records import record
 from tests.support.fakes import KeptRecords, MemoryCarrier, MemoryMedia
@@ -260,7 +261,7 @@ async def test_a_recording_that_fails_later_is_in_the_record_however_many_have_e
         billed={},
         began_at=trio.current_time(),
         progress=Progress(),
-        finished=trio.Event(),
+        finished=Once(),
     )
     recorder = Recorder("CA1", 0.0)
     register.follow(recorder, left)
@@ -278,7 +279,7 @@ async def test_a_recording_that_fails_later_is_in_the_record_however_many_have_e
 
 def ended(**differences) -> EndedCall:
     """A call that is over, with a record as the API shows it."""
-    finished = trio.Event()
+    finished = Once()
     finished.set()
     return EndedCall(
         record(1, **differences),

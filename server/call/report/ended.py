@@ -20,6 +20,7 @@ from server.dialogue.endings import EndReason
 from server.errors import ServerError
 from server.records.tables import KEPT_AT, NOT_WHOLE, checked, fitted, shown
 from server.records.words import CallDetails
+from server.signal import Once
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -87,7 +88,7 @@ class EndedCall:
         billed: Mapping[str, float],
         began_at: float,
         progress: Progress,
-        finished: trio.Event,
+        finished: Once,
     ) -> None:
         self.call_sid: str = record["call_sid"]
         self.end_reason = reason
@@ -145,7 +146,7 @@ class EndedCall:
             record = checked(facts["record"] | known)
             if left[:1] != _VERSION or not reader.eof or not isinstance(url, str | None):
                 raise ValueError("no record")
-            progress, finished = Progress(), trio.Event()
+            progress, finished = Progress(), Once()
             progress.go_on(CallStatus(record["status"]), int(facts["number"]))
             finished.set()
             del record[KEPT_AT]

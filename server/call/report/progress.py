@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 
 from server.carrier import CallStatus, StatusUpdate
+from server.signal import Once
 
 
 class Progress:
@@ -20,7 +21,7 @@ class Progress:
     def __init__(self) -> None:
         self.status = CallStatus.QUEUED
         self.told_at: float | None = None
-        self.settled = trio.Event()
+        self.settled = Once()
         self.number = -1
 
     def go_on(self, status: CallStatus, number: int) -> None:

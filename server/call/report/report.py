@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import structlog
-import trio
 
 from codec.line import FRAME_S
 from server.call.conversation import Conversation
@@ -19,6 +18,7 @@ from server.logs import masked
 from server.metrics import Metrics, add
 from server.records.tables import FIRST_GENERATION
 from server.records.words import CallDetails, CallRecord, ReplyRecord
+from server.signal import Once
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -131,7 +131,7 @@ class Report:
         )
 
     def left(
-        self, record: dict[str, Any], now: float, progress: Progress, finished: trio.Event
+        self, record: dict[str, Any], now: float, progress: Progress, finished: Once
     ) -> EndedCall:
         """What stays in memory of a call that is over, given its record as the API shows it."""
         c, notes = self._conversation, self._conversation.notes

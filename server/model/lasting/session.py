@@ -46,6 +46,7 @@ from server.model.lasting.unanswered import (
     Passed,
     UnansweredInput,
 )
+from server.signal import Once
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -97,7 +98,7 @@ class LastingSession:
         self._turns = ToldTurns(are_wanted=agent.turn_end == "local")
         self._repeating: MulawDecoder | None = None
         self._lost_bytes_told = 0
-        self._wanted = trio.Event()  # there is something to write, if a task has to do that
+        self._wanted = Once()  # there is something to write, if a task has to do that
         self._note_waiting = ""  # for that task
         self._is_sending = False  # that task is at it
 
@@ -442,7 +443,7 @@ class LastingSession:
         try:
             while True:
                 # The event is made before looking, so that what comes meanwhile is seen.
-                wanted = self._wanted = trio.Event()
+                wanted = self._wanted = Once()
                 note, self._note_waiting = self._note_waiting, ""
                 self._is_sending = True
                 if note and (message := connection.note_message(note)) is not None:
