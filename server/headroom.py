@@ -30,7 +30,7 @@ def _read(*parts: object) -> str:
     which ``Path.read_text`` takes five times as long.
     """
     with open("/".join(map(str, parts)), "rb", buffering=0) as file:  # noqa: PTH123
-        return file.readall().decode()
+        return file.readall().decode(errors="replace")
 
 
 def busy_s(proc: Path = PROC) -> float:

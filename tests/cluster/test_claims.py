@@ -11,7 +11,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -424,11 +424,11 @@ async def test_what_is_left_of_a_call_that_has_ended_is_for_whoever_takes_it_ove
     assert await ours.seize("CA2", ended) == Seized(2, b"a record", has_ended=True)
 
 
-async def test_what_is_kept_in_haste_is_there_before_the_call_is_said_to_be_ours(two, monkeypatch):
-    ours, theirs = (each.registry for each in two)
-    holding = await ours.claim("CA1")
-    ours.keep("CA1", 1, b"first")
-    is_at_it, may_go_on, keep = threading.Event(), threading.Event(), ours._claims.keep
+@asynccontextmanager
+async def being_written(directory, call_sid, monkeypatch):
+    """A call of this directory's is being written by the thread, until the value is set."""
+    directory.keep(call_sid, 1, b"first")
+    is_at_it, may_go_on, keep = threading.Event(), threading.Event(), directory._claims.keep
 
     def slow(*args, **facts):
         if threading.current_thread() is not threading.main_thread():
@@ -436,11 +436,38 @@ async def test_what_is_kept_in_haste_is_there_before_the_call_is_said_to_be_ours
             may_go_on.wait(60.0)
         keep(*args, **facts)
 
-    monkeypatch.setattr(ours._claims, "keep", slow)
-    ours.keep("CA1", 1, b"second")
+    monkeypatch.setattr(directory._claims, "keep", slow)
+    directory.keep(call_sid, 1, b"second")
     await until(is_at_it.is_set)
-    ours.keep("CA1", 1, b"in haste", in_haste=True)
-    async with trio.open_nursery() as nursery:
+    try:
+        yield may_go_on
+    finally:
+        may_go_on.set()
+
+
+async def test_whose_a_call_is_cannot_be_said_while_it_is_written_and_that_takes_too_long(
+    two, monkeypatch
+):
+    ours = two[0].registry
+    monkeypatch.setattr("server.cluster.directory.keeper.WRITTEN_TIMEOUT_S", 0.01)
+    await ours.claim("CA1")
+    async with being_written(ours, "CA1", monkeypatch):
+        is_ours = await ours.is_current("CA1", 1)
+        ours.keep("CA1", 1, b"in haste", in_haste=True)
+        with pytest.raises(RegistryAway, match="not written"):
+            await ours.is_current("CA1", 1)
+
+    assert is_ours
+
+
+async def test_what_is_kept_in_haste_is_there_before_the_call_is_said_to_be_ours(two, monkeypatch):
+    ours, theirs = (each.registry for each in two)
+    holding = await ours.claim("CA1")
+    async with (
+        being_written(ours, "CA1", monkeypatch) as may_go_on,
+        trio.open_nursery() as nursery,
+    ):
+        ours.keep("CA1", 1, b"in haste", in_haste=True)
         answers: list[bool] = []
 
         async def ask() -> None:

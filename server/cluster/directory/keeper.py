@@ -10,10 +10,13 @@ from typing import TypeAlias
 import trio
 
 from server.cluster.directory.claims import Claims
-from server.cluster.registry import MADE_AT_ONCE, State
+from server.cluster.registry import MADE_AT_ONCE, RegistryAway, State
 
 GATHER_S = 0.1
 """Changes that come so close together are one state."""
+
+WRITTEN_TIMEOUT_S = 1.0
+"""How long whoever asks for a call waits for what is being written of it."""
 
 Said: TypeAlias = tuple[int, State, bool]
 """Of a call: for the how-manieth time it is somebody's, its state, and whether it has ended."""
@@ -65,9 +68,16 @@ class Keeper:
             self._write_now(call_sid)
 
     async def written(self, call_sid: str) -> None:
-        """Wait until what was kept of a call in haste is on the disk."""
-        while call_sid in self._in_haste:
-            await self._is_written.wait()
+        """Wait until what was kept of a call in haste is on the disk.
+
+        Raises:
+            RegistryAway: It cannot be written.
+        """
+        with trio.move_on_after(WRITTEN_TIMEOUT_S):
+            while call_sid in self._in_haste:
+                await self._is_written.wait()
+            return
+        raise RegistryAway("what was kept of the call is not written yet")
 
     def has(self, call_sid: str, generation: int) -> None:
         """There is something of a call already, which was another's."""
