@@ -113,9 +113,9 @@ class UnansweredInput:
         for start in range(0, len(payload), MAX_PASSED_BYTES):
             self._newest += 1
             self._newest_sent = self._newest
-            content = Passed(payload[start : start + MAX_PASSED_BYTES])
-            self._sent.append((self._newest, content))
-            self._audio_bytes += audio_bytes(content)
+            piece = Passed(payload[start : start + MAX_PASSED_BYTES])
+            self._sent.append((self._newest, piece))
+        self._audio_bytes += PCM_PER_PAYLOAD * len(payload)
         if self._audio_bytes > self._max_bytes or self._is_crowded:
             self._make_room()
 
@@ -238,8 +238,10 @@ class UnansweredInput:
 
     def _drop(self, items: deque[tuple[int, Input]]) -> None:
         content = items.popleft()[1]
-        self._audio_bytes -= audio_bytes(content)
-        self._word_bytes -= word_bytes(content)
+        if size := audio_bytes(content):
+            self._audio_bytes -= size
+        else:
+            self._word_bytes -= word_bytes(content)
 
 
 def is_loud(content: Input) -> bool:
