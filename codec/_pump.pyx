@@ -2,6 +2,7 @@
 
 import enum
 
+from libc.errno cimport EINTR, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 
@@ -15,12 +16,27 @@ cdef extern from "sockets.h" nogil:
     Py_ssize_t send_now(int number, const void* data, size_t size)
     double seconds()
 
+    enum:
+        MOST_READY
+
+    ctypedef struct ready_t:
+        int number[MOST_READY]
+        unsigned int events[MOST_READY]
+
+    int wait_ready(int epoll, ready_t* ready, double timeout_s)
+
 
 cdef enum:
     LEFT_NOTHING = 0
     LEFT_OUTPUT = 1
     LEFT_NEWS = 2
     LEFT_READING = 3
+    LEFT_ALL = 4
+
+# Sockets that are served before anybody else is asked; those that are left come first then.
+READY_PER_PASS = MOST_READY
+
+cdef unsigned int READABLE = 1  # EPOLLIN
 
 cdef enum:
     READ_BYTES = 16384  # on the stack; more is left to Python
@@ -37,6 +53,8 @@ class Left(enum.IntEnum):
     """A message that is not audio, audio that may not pass, a connection's end."""
     READING = LEFT_READING
     """There is more to read, or nothing could be read: ask the socket itself."""
+    ALL = LEFT_ALL
+    """Nothing has been done yet: there is no pump, or too much time has passed."""
 
 
 cdef class Descriptor:
@@ -88,6 +106,7 @@ cdef class Pump:
     cdef Latencies _summary
     cdef Histogram _histogram
     cdef object _message
+    cdef object _bug  # raised where there was nobody to tell
     cdef double _began
 
     def __init__(
@@ -116,6 +135,10 @@ cdef class Pump:
         cdef WebSocket source = self._source_websocket
         cdef WebSocket sink = self._sink_websocket
         cdef Py_ssize_t size = READ_NOTHING
+        if self._bug is not None:
+            bug = self._bug
+            self._bug = None
+            raise bug
         self._began = seconds()
         if self._source.number >= 0 and not source.ended and self._message is None:
             size = self._source.read(data, READ_BYTES)
@@ -170,3 +193,82 @@ cdef class Pump:
         message = self._message
         self._message = None
         return message
+
+
+cdef class Pumps:
+    """The pumps that there are, by the number of the socket that each reads."""
+
+    cdef dict _pumps
+
+    def __cinit__(self):
+        self._pumps = {}
+
+    def __len__(self):
+        return len(self._pumps)
+
+    def put(self, int number, Pump pump not None):
+        """This reads a socket from now on."""
+        self._pumps[number] = pump
+
+    def get(self, int number):
+        """What reads a socket first; None if nobody does."""
+        return self._pumps.get(number)
+
+    def remove(self, int number):
+        """Nobody reads a socket any more."""
+        self._pumps.pop(number, None)
+
+    def serve(self, int epoll, double timeout_s, double now, double alone_s):
+        """Pass audio on until there is something that is no pump's, or the time is over.
+
+        Args:
+            epoll: Knows which sockets are ready.
+            timeout_s: How long at most; with 0, what is ready now.
+            now: What time it is.
+            alone_s: How long they may go on by themselves, for which that time is good.
+
+        Returns:
+            File numbers, what they are ready for, and what has been left of it, a :class:`Left` as
+            an int. Behind the first nothing has been done. What a pump has raised it raises again
+            when it is asked to :meth:`Pump.run`.
+
+        Raises:
+            OSError: There is no such epoll.
+        """
+        cdef ready_t ready
+        cdef double began = seconds()
+        cdef double passed_s = 0.0
+        cdef double current = now
+        cdef bint is_alone
+        cdef int count, place
+        cdef list left = []
+        while True:
+            with nogil:
+                count = wait_ready(epoll, &ready, timeout_s - passed_s)
+            if count < 0:
+                if errno == EINTR:
+                    return left  # whoever has a signal handler is asked first
+                raise OSError(errno, "epoll_wait")
+            passed_s = seconds() - began
+            is_alone = passed_s < alone_s
+            if timeout_s > 0.0:  # else trio's time may stand
+                current = now + passed_s
+            for place in range(count):
+                result = LEFT_ALL
+                # In order: what is left is seen to before anything else is done.
+                if is_alone and not left and ready.events[place] == READABLE:
+                    result = self._run(ready.number[place], current)
+                if result != LEFT_NOTHING:
+                    left.append((ready.number[place], ready.events[place], result))
+            if left or count == 0 or passed_s >= timeout_s:
+                return left
+
+    cdef object _run(self, int number, double now):
+        cdef Pump pump = self._pumps.get(number)
+        if pump is None:
+            return LEFT_ALL
+        try:
+            return pump.run(now)
+        except Exception as bug:
+            pump._bug = bug
+            return LEFT_ALL

@@ -6,8 +6,10 @@ other. A :class:`Pump` is those calls in C, and nothing else: it reads what is t
 take audio as far as it goes, writes what came of it, and says what it has left. Whatever is not
 plain (a message, a socket that takes no more, an error, Python's TLS) is left to the plane, where
 it is handled as if there were no pump. TLS of our own (``tls.py``) is a descriptor like any other.
+
+:class:`Pumps` waits for the sockets of all, and goes on by itself as long as there is only audio.
 """
 
-from codec._pump import Descriptor, Left, Pump
+from codec._pump import READY_PER_PASS, Descriptor, Left, Pump, Pumps
 
-__all__ = ["Descriptor", "Left", "Pump"]
+__all__ = ["READY_PER_PASS", "Descriptor", "Left", "Pump", "Pumps"]

@@ -240,6 +240,12 @@ def pausing_clock() -> Generator[PausingClock | None]:
             runner.clock = system(offset=clock.offset_s)
 
 
+def is_real() -> bool:
+    """Whether trio's time passes as the world's does, but for pauses: not by a clock for tests."""
+    clock = getattr(getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None), "clock", None)
+    return isinstance(clock, PausingClock) or type(clock) is getattr(_run, "SystemClock", None)
+
+
 def missed_s() -> float:
     """How many seconds trio's time has left out: what it lacks of the time in the world.
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from time import monotonic
 
@@ -33,7 +33,8 @@ import structlog
 import trio
 
 from codec.path import WebSocket
-from codec.pump import Descriptor, Left, Pump
+from codec.pump import READY_PER_PASS, Descriptor, Left, Pump, Pumps
+from server.hooks.trio_clock import is_real
 from server.hooks.trio_loop import serving_while_trio_sleeps
 from server.logs import log_stranger
 from server.media.bounds import KNOWN, READ_BYTES, STRANGER, Bounds
@@ -46,18 +47,20 @@ AVAILABLE = hasattr(select, "epoll")
 _READABLE = select.EPOLLIN if AVAILABLE else 1
 # An enumeration is slow to look into.
 _NOTHING, _OUTPUT, _READING = int(Left.NOTHING), int(Left.OUTPUT), int(Left.READING)
+_ALL = int(Left.ALL)
 
 READS_PER_PASS = 4
 """Python's TLS hands out a record (16 KiB) at a time; what is left is read in the next pass."""
 MESSAGES_PER_PASS = 64
 """Messages of one socket that Python looks at in a pass: more than a second of audio, and far less
 than the ten thousand small ones that fit into what is read."""
+ALONE_S = 0.005
+"""So long pumps go on by themselves: then trio is asked for its time again, which stands when the
+process has been held up. Not at all where its time is another than the world's."""
 WRITE_BYTES = 64 * 1024
 """Copied at most for one write."""
 MAX_WRITTEN_BYTES = 256 * 1024
 """Written at most in a pass to one socket."""
-READY_PER_PASS = 128
-"""Sockets that are served before trio is asked again; those that are left come first then."""
 LINGER_BYTES = 64 * 1024
 """Dropped unread after a peer has broken the rules, so that it gets our goodbye; see
 :meth:`Wire.wait_ended`."""
@@ -71,13 +74,15 @@ class Plane:
         self._epoll = select.epoll()
         self._wires: dict[int, Wire] = {}
         self._again: set[Wire] = set()
-        self._pumps: dict[int, Pump] = {}
+        self._pumps = Pumps()
+        self._alone_s = 0.0
         self._resting: set[int] = set()  # of no interest at the moment
         self._waiting: trio.CancelScope | None = None  # of the task, where there is one
         self._called_back = False  # Python has been called, and may have given trio work
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve every wire until cancelled."""
+        self._alone_s = ALONE_S if is_real() else 0.0
         with self._epoll, serving_while_trio_sleeps(self) as trios:
             task_status.started()
             if trios is not None:
@@ -113,7 +118,8 @@ class Plane:
             logger.exception("media plane not served by a bug of ours")
 
     def _serve(self, timeout_s: float = 0.0) -> Collection[int]:
-        """One fair pass: every socket that has something gets one bounded turn.
+        """Every socket that has something gets one bounded turn, and while nothing but audio comes
+        that passes by pumps, the next.
 
         Returns:
             File numbers that were ready and are no wire's.
@@ -124,17 +130,24 @@ class Plane:
             self._again, self._called_back = set(), True
             for wire in again:
                 wire.serve(_READABLE)
-        ready = self._epoll.poll(timeout_s, READY_PER_PASS)
+            polled = self._epoll.poll(timeout_s, READY_PER_PASS)
+            ready: Sequence[tuple[int, int, int]] = [
+                (number, events, _ALL) for number, events in polled
+            ]
+        else:
+            now = trio.current_time()
+            ready = self._pumps.serve(self._epoll.fileno(), timeout_s, now, self._alone_s)
+        if not ready:
+            return others
         now, pumps, wires = trio.current_time(), self._pumps, self._wires
-        for number, events in ready:
+        for number, events, left in ready:
             if again and wires.get(number) in again:
                 # Has been read; a pump would read what nobody in this pass looks at.
                 wires[number].serve(events & select.EPOLLOUT)
                 continue
-            left = _READING
             if events == _READABLE and (pump := pumps.get(number)) is not None:
                 try:
-                    if (left := pump.run(now)) == _NOTHING:
+                    if left == _ALL and (left := pump.run(now)) == _NOTHING:
                         continue
                     self._called_back = True  # a sink that fails tells its own session
                     if left == _OUTPUT:
@@ -149,7 +162,7 @@ class Plane:
                 others = (*others, number)
             else:
                 self._called_back = True
-                wire_or_none.serve(events, left)
+                wire_or_none.serve(events, _READING if left == _ALL else left)
         return others
 
     def new_wire(
@@ -192,14 +205,14 @@ class Plane:
 
     def pump(self, wire: Wire, pump: Pump | None) -> None:
         """Let this read the wire's socket first, or nobody."""
-        self._pumps.pop(wire.fileno(), None)
+        self._pumps.remove(wire.fileno())
         if pump is not None and wire.fileno() in self._wires:
-            self._pumps[wire.fileno()] = pump
+            self._pumps.put(wire.fileno(), pump)
 
     def forget(self, wire: Wire) -> None:
         """Stop watching; done before the socket is closed, as its number will be used again."""
         self._again.discard(wire)
-        self._pumps.pop(wire.fileno(), None)
+        self._pumps.remove(wire.fileno())
         if self._wires.pop(wire.fileno(), None) is None:
             return
         if wire.fileno() in self._resting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from websockets.frames import Frame, Opcode
 import codec
 from codec.latency import Histogram, Latencies
 from codec.path import MediaPath
-from codec.pump import Descriptor, Left, Pump
+from codec.pump import Descriptor, Left, Pump, Pumps
 from tests.support.path_messages import SID, joined_path, media, open_path
 from tests.support.path_reference import texts
 from tests.support.websocket_oracle import write_frames
@@ -222,3 +223,108 @@ def test_needs_both_its_sockets():
     path = joined_path()
     with pytest.raises(TypeError):
         Pump(None, path.phone, path.next_from_phone, path.has_caller_news, None, path.model)
+
+
+# -- all of them ---------------------------------------------------------------------------------
+
+FOR_LONG_S = 60.0
+HAS_EPOLL = pytest.mark.skipif(not hasattr(select, "epoll"), reason="needs epoll")
+
+
+@pytest.fixture
+def epoll() -> Iterator[select.epoll]:
+    with select.epoll() as epoll:
+        yield epoll
+
+
+def all_of(epoll: select.epoll, *each: Pumped) -> Pumps:
+    pumps = Pumps()
+    for one in each:
+        epoll.register(one.source.number, select.EPOLLIN)
+        pumps.put(one.source.number, one.pump)
+    return pumps
+
+
+other_pumped = pumped
+
+
+@HAS_EPOLL
+@pytest.mark.parametrize("timeout_s", [0.0, 0.01])
+def test_they_pass_audio_on_by_themselves_until_the_time_is_over(pumped, epoll, timeout_s):
+    pumps = all_of(epoll, pumped)
+    pumped.say(media(CHUNK))
+
+    left = pumps.serve(epoll.fileno(), timeout_s, 0.0, FOR_LONG_S)
+
+    assert left == []
+    assert len(pumped.heard()) == 4 * len(CHUNK)
+    assert pumped.latencies.count == 1
+
+
+@HAS_EPOLL
+def test_what_is_left_is_seen_to_before_anybody_else_is_served(pumped, other_pumped, epoll):
+    pumps = all_of(epoll, pumped, other_pumped)
+    pumped.say(media(CHUNK), MARK)
+    other_pumped.say(media(CHUNK))
+
+    left = pumps.serve(epoll.fileno(), FOR_LONG_S, 0.0, FOR_LONG_S)
+
+    assert left == [
+        (pumped.source.number, select.EPOLLIN, Left.NEWS),
+        (other_pumped.source.number, select.EPOLLIN, Left.ALL),
+    ]
+    assert pumped.pump.take_message() == MARK
+    assert len(pumped.heard()) == 4 * len(CHUNK)
+    assert other_pumped.heard() == b""
+
+
+@HAS_EPOLL
+def test_nothing_is_done_when_too_much_time_has_passed(pumped, epoll):
+    pumps = all_of(epoll, pumped)
+    pumped.say(media(CHUNK))
+
+    left = pumps.serve(epoll.fileno(), FOR_LONG_S, 0.0, 0.0)
+
+    assert left == [(pumped.source.number, select.EPOLLIN, Left.ALL)]
+    assert pumped.heard() == b""
+
+
+@HAS_EPOLL
+def test_a_socket_without_a_pump_is_left(pumped, epoll):
+    pumps = all_of(epoll, pumped)
+    pumps.remove(pumped.source.number)
+    pumped.say(media(CHUNK))
+
+    left = pumps.serve(epoll.fileno(), FOR_LONG_S, 0.0, FOR_LONG_S)
+
+    assert (len(pumps), left) == (0, [(pumped.source.number, select.EPOLLIN, Left.ALL)])
+
+
+@HAS_EPOLL
+def test_a_bug_is_raised_for_whoever_asks_the_pump_itself(pumped, epoll):
+    def fails(now):
+        raise ValueError("a bug")
+
+    pumps = all_of(epoll, pumped)
+    odd = Pump(
+        *(pumped.source, pumped.path.phone, fails, pumped.path.has_caller_news),
+        *(pumped.sink, pumped.path.model),
+        *(pumped.latencies, Histogram([1.0])),
+    )
+    pumps.put(pumped.source.number, odd)
+    pumped.say(media(CHUNK))
+
+    left = pumps.serve(epoll.fileno(), FOR_LONG_S, 0.0, FOR_LONG_S)
+
+    assert left == [(pumped.source.number, select.EPOLLIN, Left.ALL)]
+    with pytest.raises(ValueError, match="a bug"):
+        odd.run(0.0)
+
+
+@HAS_EPOLL
+def test_without_an_epoll_nobody_waits(epoll):
+    number = epoll.fileno()
+    epoll.close()
+
+    with pytest.raises(OSError, match="epoll"):
+        Pumps().serve(number, FOR_LONG_S, 0.0, FOR_LONG_S)

@@ -20,6 +20,7 @@ from server.hooks.trio_clock import (
     PASSES,
     STEP_S,
     PausingClock,
+    is_real,
     missed_s,
     pausing_clock,
     tell_of_pauses,
@@ -329,6 +330,14 @@ async def test_a_deadline_whose_time_was_slept_through_comes_as_ever():
         assert missed_s() == 0.0
 
 
+async def test_the_world_s_time_is_told_from_a_clock_of_the_tests():
+    with pausing_clock():
+        inside = is_real()
+
+    assert inside
+    assert is_real()
+
+
 async def test_servers_of_one_process_share_it_and_the_last_one_takes_it_out():
     with pausing_clock() as first:
         with pausing_clock() as second:
@@ -345,6 +354,7 @@ async def test_a_clock_of_the_tests_is_left_alone(autojump_clock):
         assert clock is None
         assert current_clock() is autojump_clock
         assert missed_s() == 0.0
+        assert not is_real()
 
 
 class NobodyKnows(Clock):
