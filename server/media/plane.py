@@ -25,7 +25,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from time import monotonic
 
@@ -33,7 +33,7 @@ import structlog
 import trio
 
 from codec.path import WebSocket
-from codec.pump import READY_PER_PASS, Descriptor, Left, Pump, Pumps
+from codec.pump import Descriptor, Left, Pump, Pumps
 from server.hooks.trio_clock import is_real
 from server.hooks.trio_loop import serving_while_trio_sleeps
 from server.logs import log_stranger
@@ -46,8 +46,7 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 AVAILABLE = hasattr(select, "epoll")
 _READABLE = select.EPOLLIN if AVAILABLE else 1
 # An enumeration is slow to look into.
-_NOTHING, _OUTPUT, _READING = int(Left.NOTHING), int(Left.OUTPUT), int(Left.READING)
-_ALL = int(Left.ALL)
+_NOTHING, _OUTPUT, _READING, _ALL = map(int, (Left.NOTHING, Left.OUTPUT, Left.READING, Left.ALL))
 
 READS_PER_PASS = 4
 """Python's TLS hands out a record (16 KiB) at a time; what is left is read in the next pass."""
@@ -118,8 +117,7 @@ class Plane:
             logger.exception("media plane not served by a bug of ours")
 
     def _serve(self, timeout_s: float = 0.0) -> Collection[int]:
-        """Every socket that has something gets one bounded turn, and while nothing but audio comes
-        that passes by pumps, the next.
+        """Every socket that has something gets one bounded turn, again and again if only pumps do.
 
         Returns:
             File numbers that were ready and are no wire's.
@@ -130,15 +128,8 @@ class Plane:
             self._again, self._called_back = set(), True
             for wire in again:
                 wire.serve(_READABLE)
-            polled = self._epoll.poll(timeout_s, READY_PER_PASS)
-            ready: Sequence[tuple[int, int, int]] = [
-                (number, events, _ALL) for number, events in polled
-            ]
-        else:
-            now = trio.current_time()
-            ready = self._pumps.serve(self._epoll.fileno(), timeout_s, now, self._alone_s)
-        if not ready:
-            return others
+        alone_s = 0.0 if again else self._alone_s
+        ready = self._pumps.serve(self._epoll.fileno(), timeout_s, trio.current_time(), alone_s)
         now, pumps, wires = trio.current_time(), self._pumps, self._wires
         for number, events, left in ready:
             if again and wires.get(number) in again:
