@@ -54,7 +54,7 @@ class Left(enum.IntEnum):
     READING = LEFT_READING
     """There is more to read, or nothing could be read: ask the socket itself."""
     ALL = LEFT_ALL
-    """Nothing has been done yet: there is no pump, or too much time has passed."""
+    """Nothing has been done yet, or the pump has failed: ask it, if there is one."""
 
 
 cdef class Descriptor:
@@ -218,14 +218,14 @@ cdef class Pumps:
         """Nobody reads a socket any more."""
         self._pumps.pop(number, None)
 
-    def serve(self, int epoll, double timeout_s, double now, double alone_s):
+    def serve(self, int epoll, double timeout_s, double alone_s=0.0, now=None):
         """Pass audio on until there is something that is no pump's, or the time is over.
 
         Args:
             epoll: Knows which sockets are ready.
             timeout_s: How long at most; with 0, what is ready now.
-            now: What time it is.
-            alone_s: How long they may go on by themselves, for which that time is good.
+            alone_s: How long they may go on by themselves; a pass that has begun is not left.
+            now: What time it is, which is good for so long; None for no pump to be asked here.
 
         Returns:
             File numbers, what they are ready for, and what has been left of it, a :class:`Left` as
@@ -238,7 +238,8 @@ cdef class Pumps:
         cdef ready_t ready
         cdef double began = seconds()
         cdef double passed_s = 0.0
-        cdef double current = now
+        cdef double first = 0.0 if now is None else now
+        cdef double current
         cdef bint is_alone
         cdef int count, place
         cdef list left = []
@@ -250,9 +251,8 @@ cdef class Pumps:
                     return left  # whoever has a signal handler is asked first
                 raise OSError(errno, "epoll_wait")
             passed_s = seconds() - began
-            is_alone = passed_s < alone_s
-            if timeout_s > 0.0:  # else trio's time may stand
-                current = now + passed_s
+            is_alone = now is not None and passed_s < alone_s
+            current = first + passed_s
             for place in range(count):
                 result = LEFT_ALL
                 # In order: what is left is seen to before anything else is done.

@@ -5,6 +5,7 @@
 #ifndef OFFHOOK_SOCKETS_H
 #define OFFHOOK_SOCKETS_H
 
+#include <errno.h>
 #include <stddef.h>
 
 #ifdef _WIN32
@@ -78,6 +79,7 @@ static int wait_ready(int epoll, ready_t *ready, double timeout_s) {
     return count;
 #else
     (void)epoll, (void)ready, (void)timeout_s;
+    errno = ENOSYS;
     return -1;
 #endif
 }

@@ -240,10 +240,16 @@ def pausing_clock() -> Generator[PausingClock | None]:
             runner.clock = system(offset=clock.offset_s)
 
 
-def is_real() -> bool:
-    """Whether trio's time passes as the world's does, but for pauses: not by a clock for tests."""
-    clock = getattr(getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None), "clock", None)
-    return isinstance(clock, PausingClock) or type(clock) is getattr(_run, "SystemClock", None)
+def steady_time() -> float | None:
+    """The time, if it goes on as the world's does: not while it stands, nor by a clock for tests,
+    for which every look at it may count.
+    """
+    clock: Any = getattr(getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None), "clock", None)
+    if isinstance(clock, PausingClock):
+        now = clock.current_time()
+        return None if clock.stands else now
+    is_trios = clock is not None and type(clock) is getattr(_run, "SystemClock", None)
+    return clock.current_time() if is_trios else None
 
 
 def missed_s() -> float:

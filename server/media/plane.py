@@ -34,7 +34,7 @@ import trio
 
 from codec.path import WebSocket
 from codec.pump import Descriptor, Left, Pump, Pumps
-from server.hooks.trio_clock import is_real
+from server.hooks.trio_clock import steady_time
 from server.hooks.trio_loop import serving_while_trio_sleeps
 from server.logs import log_stranger
 from server.media.bounds import KNOWN, READ_BYTES, STRANGER, Bounds
@@ -55,7 +55,7 @@ MESSAGES_PER_PASS = 64
 than the ten thousand small ones that fit into what is read."""
 ALONE_S = 0.005
 """So long pumps go on by themselves: then trio is asked for its time again, which stands when the
-process has been held up. Not at all where its time is another than the world's."""
+process has been held up. Not at all while it stands, or is another than the world's."""
 WRITE_BYTES = 64 * 1024
 """Copied at most for one write."""
 MAX_WRITTEN_BYTES = 256 * 1024
@@ -74,14 +74,12 @@ class Plane:
         self._wires: dict[int, Wire] = {}
         self._again: set[Wire] = set()
         self._pumps = Pumps()
-        self._alone_s = 0.0
         self._resting: set[int] = set()  # of no interest at the moment
         self._waiting: trio.CancelScope | None = None  # of the task, where there is one
         self._called_back = False  # Python has been called, and may have given trio work
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve every wire until cancelled."""
-        self._alone_s = ALONE_S if is_real() else 0.0
         with self._epoll, serving_while_trio_sleeps(self) as trios:
             task_status.started()
             if trios is not None:
@@ -128,8 +126,8 @@ class Plane:
             self._again, self._called_back = set(), True
             for wire in again:
                 wire.serve(_READABLE)
-        alone_s = 0.0 if again else self._alone_s
-        ready = self._pumps.serve(self._epoll.fileno(), timeout_s, trio.current_time(), alone_s)
+        alone_from = None if again else steady_time()
+        ready = self._pumps.serve(self._epoll.fileno(), timeout_s, ALONE_S, alone_from)
         now, pumps, wires = trio.current_time(), self._pumps, self._wires
         for number, events, left in ready:
             if again and wires.get(number) in again:

@@ -254,7 +254,7 @@ def test_they_pass_audio_on_by_themselves_until_the_time_is_over(pumped, epoll, 
     pumps = all_of(epoll, pumped)
     pumped.say(media(CHUNK))
 
-    left = pumps.serve(epoll.fileno(), timeout_s, 0.0, FOR_LONG_S)
+    left = pumps.serve(epoll.fileno(), timeout_s, FOR_LONG_S, 0.0)
 
     assert left == []
     assert len(pumped.heard()) == 4 * len(CHUNK)
@@ -267,7 +267,7 @@ def test_what_is_left_is_seen_to_before_anybody_else_is_served(pumped, other_pum
     pumped.say(media(CHUNK), MARK)
     other_pumped.say(media(CHUNK))
 
-    left = pumps.serve(epoll.fileno(), FOR_LONG_S, 0.0, FOR_LONG_S)
+    left = pumps.serve(epoll.fileno(), FOR_LONG_S, FOR_LONG_S, 0.0)
 
     assert left == [
         (pumped.source.number, select.EPOLLIN, Left.NEWS),
@@ -279,11 +279,12 @@ def test_what_is_left_is_seen_to_before_anybody_else_is_served(pumped, other_pum
 
 
 @HAS_EPOLL
-def test_nothing_is_done_when_too_much_time_has_passed(pumped, epoll):
+@pytest.mark.parametrize("alone", [(0.0, 0.0), (FOR_LONG_S, None)], ids=["late", "no time"])
+def test_nothing_is_done_when_too_much_time_has_passed_or_none_goes_on(pumped, epoll, alone):
     pumps = all_of(epoll, pumped)
     pumped.say(media(CHUNK))
 
-    left = pumps.serve(epoll.fileno(), FOR_LONG_S, 0.0, 0.0)
+    left = pumps.serve(epoll.fileno(), FOR_LONG_S, *alone)
 
     assert left == [(pumped.source.number, select.EPOLLIN, Left.ALL)]
     assert pumped.heard() == b""
@@ -295,7 +296,7 @@ def test_a_socket_without_a_pump_is_left(pumped, epoll):
     pumps.remove(pumped.source.number)
     pumped.say(media(CHUNK))
 
-    left = pumps.serve(epoll.fileno(), FOR_LONG_S, 0.0, FOR_LONG_S)
+    left = pumps.serve(epoll.fileno(), FOR_LONG_S, FOR_LONG_S, 0.0)
 
     assert (len(pumps), left) == (0, [(pumped.source.number, select.EPOLLIN, Left.ALL)])
 
@@ -314,7 +315,7 @@ def test_a_bug_is_raised_for_whoever_asks_the_pump_itself(pumped, epoll):
     pumps.put(pumped.source.number, odd)
     pumped.say(media(CHUNK))
 
-    left = pumps.serve(epoll.fileno(), FOR_LONG_S, 0.0, FOR_LONG_S)
+    left = pumps.serve(epoll.fileno(), FOR_LONG_S, FOR_LONG_S, 0.0)
 
     assert left == [(pumped.source.number, select.EPOLLIN, Left.ALL)]
     with pytest.raises(ValueError, match="a bug"):
@@ -327,4 +328,4 @@ def test_without_an_epoll_nobody_waits(epoll):
     epoll.close()
 
     with pytest.raises(OSError, match="epoll"):
-        Pumps().serve(number, FOR_LONG_S, 0.0, FOR_LONG_S)
+        Pumps().serve(number, FOR_LONG_S, FOR_LONG_S, 0.0)

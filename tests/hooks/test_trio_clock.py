@@ -21,9 +21,9 @@ from server.hooks.trio_clock import (
     PASSES,
     STEP_S,
     PausingClock,
-    is_real,
     missed_s,
     pausing_clock,
+    steady_time,
     tell_of_pauses,
 )
 from server.media import plane as plane_module
@@ -332,11 +332,14 @@ async def test_a_deadline_whose_time_was_slept_through_comes_as_ever():
 
 
 async def test_the_world_s_time_is_told_from_a_clock_of_the_tests():
-    with pausing_clock():
-        inside = is_real()
+    with pausing_clock() as clock:
+        assert clock is not None
+        await checkpoint()
+        hold_up(LATE_S)
+        stands = steady_time()
 
-    assert inside
-    assert is_real()
+    assert stands is None
+    assert steady_time() is not None
 
 
 async def test_servers_of_one_process_share_it_and_the_last_one_takes_it_out():
@@ -355,7 +358,7 @@ async def test_a_clock_of_the_tests_is_left_alone(autojump_clock):
         assert clock is None
         assert current_clock() is autojump_clock
         assert missed_s() == 0.0
-        assert not is_real()
+        assert steady_time() is None
 
 
 class NobodyKnows(Clock):
