@@ -9,7 +9,7 @@ import ssl
 import struct
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -18,10 +18,11 @@ from websockets.frames import Frame, Opcode
 
 from codec.latency import Histogram, Latencies
 from codec.path import MediaPath, WebSocket
-from codec.pump import Descriptor, Pump
+from codec.pump import Descriptor, Pump, Pumps
 from server.media import plane as plane_module
 from server.media.bounds import KNOWN, MAX_BACKLOG_BYTES, MAX_INBOX, STRANGER, Bounds
 from server.media.plane import LINGER_BYTES, MESSAGES_PER_PASS, Messages, Plane, Wire
+from server.simulators.clock import PatientClock
 from tests.support.peers import Peer, messages
 from tests.support.websocket_oracle import write_frames
 
@@ -254,6 +255,47 @@ async def test_a_bug_in_one_wire_leaves_the_others_alone(plane):
         await peer.send(b"fine")
 
         assert await good.receive() == (b"fine", True)
+
+
+class Looks(PatientClock):
+    """A clock that knows how often it was looked at since trio began to wait."""
+
+    looks = 0
+
+    def current_time(self) -> float:
+        self.looks += 1
+        return super().current_time()
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        wait_s = super().deadline_to_sleep_time(deadline)
+        self.looks = 0
+        return wait_s
+
+
+def test_a_clock_that_takes_looks_for_work_is_not_looked_at_before_a_wait():
+    clock = Looks()
+    looks: list[int] = []
+
+    class Watched:
+        def __init__(self, pumps: Pumps) -> None:
+            self.pumps = pumps
+
+        def serve(self, epoll: int, timeout_s: float, *how: Any) -> list[tuple[int, int, int]]:
+            if timeout_s > 0.0:
+                looks.append(clock.looks)
+            return self.pumps.serve(epoll, timeout_s, *how)
+
+    async def wait() -> None:
+        plane: Any = Plane()
+        plane._pumps = Watched(plane._pumps)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(plane.run)
+            await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    trio.run(wait, clock=clock)
+
+    assert looks[0] == 0
 
 
 async def test_a_malformed_frame_ends_that_connection_with_the_right_code(plane):
