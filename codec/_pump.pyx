@@ -218,7 +218,7 @@ cdef class Pumps:
         """Nobody reads a socket any more."""
         self._pumps.pop(number, None)
 
-    def serve(self, int epoll, double timeout_s, double alone_s=0.0, now=None):
+    def serve(self, int epoll, double timeout_s, double alone_s, now):
         """Pass audio on until there is something that is no pump's, or the time is over.
 
         Args:
@@ -238,11 +238,14 @@ cdef class Pumps:
         cdef ready_t ready
         cdef double began = seconds()
         cdef double passed_s = 0.0
-        cdef double first = 0.0 if now is None else now
-        cdef double current
+        cdef double first = 0.0
         cdef bint is_alone
         cdef int count, place
         cdef list left = []
+        if now is None:
+            alone_s = 0.0
+        else:
+            first = now
         while True:
             with nogil:
                 count = wait_ready(epoll, &ready, timeout_s - passed_s)
@@ -251,13 +254,12 @@ cdef class Pumps:
                     return left  # whoever has a signal handler is asked first
                 raise OSError(errno, "epoll_wait")
             passed_s = seconds() - began
-            is_alone = now is not None and passed_s < alone_s
-            current = first + passed_s
+            is_alone = passed_s < alone_s
             for place in range(count):
                 result = LEFT_ALL
                 # In order: what is left is seen to before anything else is done.
                 if is_alone and not left and ready.events[place] == READABLE:
-                    result = self._run(ready.number[place], current)
+                    result = self._run(ready.number[place], first + passed_s)
                 if result != LEFT_NOTHING:
                     left.append((ready.number[place], ready.events[place], result))
             if left or count == 0 or passed_s >= timeout_s:

@@ -13,9 +13,9 @@ many machines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import trio
 
@@ -31,6 +31,24 @@ State: TypeAlias = bytes | Callable[[], bytes | None]
 server's loop, of the call as it is then (None if it cannot be made)."""
 MADE_AT_ONCE = 5
 """So many states are made, a millisecond, before audio has its turn."""
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
+
+
+def made(state: State | None) -> bytes | None:
+    """A state as it is to be written; None if there is none, or it cannot be made."""
+    return state() if callable(state) else state
+
+
+async def made_in_turn(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> list[_Made]:
+    """Make something with a state of each, and let audio have its turn now and then."""
+    all_made = []
+    for number, item in enumerate(items, 1):
+        all_made.append(make(item))
+        if number % MADE_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
+    return all_made
 
 
 @dataclass(frozen=True, slots=True, order=True)

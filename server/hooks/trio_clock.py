@@ -203,8 +203,12 @@ class PausingClock(Clock, Instrument):
 
 def _clock() -> PausingClock | None:
     """The clock of the running trio, if it is one of these."""
-    clock = getattr(getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None), "clock", None)
+    clock = _trios_clock()
     return clock if isinstance(clock, PausingClock) else None
+
+
+def _trios_clock() -> Any:
+    return getattr(getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None), "clock", None)
 
 
 @contextmanager
@@ -244,7 +248,7 @@ def steady_time() -> float | None:
     """The time, if it goes on as the world's does: not while it stands, nor by a clock for tests,
     for which every look at it may count.
     """
-    clock: Any = getattr(getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None), "clock", None)
+    clock = _trios_clock()
     if isinstance(clock, PausingClock):
         now = clock.current_time()
         return None if clock.stands else now

@@ -33,7 +33,7 @@ from server.carrier import (
 from server.carrier.transport import QueuedTransport
 from server.carrier.twilio.stream import TwilioMediaStream
 from server.carrier.webhooks import ConnectStream, EndCall, SayAndEndCall
-from server.cluster.registry import RegistryAway, State
+from server.cluster.registry import RegistryAway, State, made
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
 from server.dialogue.voicemail import VoicemailPolicy
@@ -120,8 +120,8 @@ class Registry:
     def states(self) -> list[bytes]:
         """All that were written, the one of now among them."""
         state, self.to_write = self.to_write, None
-        if (made := state() if callable(state) else state) is not None:
-            self.written.append(made)
+        if (content := made(state)) is not None:
+            self.written.append(content)
         return self.written
 
     @property

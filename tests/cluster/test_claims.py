@@ -30,6 +30,7 @@ from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.switchboard.rescue import Rescue
 from server.web.elsewhere import Elsewhere
 from tests.support.limits import at_most
+from tests.support.nodes import Talk
 from tests.support.redis_servers import until
 from tests.support.switchboards import make_calls
 
@@ -512,24 +513,18 @@ async def test_what_is_kept_first_of_a_call_is_there_at_once(two):
 
 async def test_changes_that_come_together_are_one_state_of_the_call_as_it_is_then(two):
     ours, theirs = (each.registry for each in two)
-    said: list[str] = []
-    made: list[str] = []
-
-    def state() -> bytes:
-        made.append(" ".join(said))
-        return made[-1].encode()
-
+    talk = Talk()
     holding = await ours.claim("CA1")
     other = await ours.claim("CA2")
     ours.keep("CA1", 1, b"has begun")
     ours.keep("CA2", 1, b"before")
     ours.keep("CA2", 1, lambda: None)  # nothing that could be kept
     for word in ("good", "morning"):
-        said.append(word)
-        ours.keep("CA1", 1, state)
+        talk.said.append(word)
+        ours.keep("CA1", 1, talk.state)
     await written(ours)
 
-    assert made == ["good morning"]
+    assert talk.made == ["good morning"]
     assert await theirs.seize("CA1", holding) == Seized(2, b"good morning")
     assert await theirs.seize("CA2", other) == Seized(2, b"before")
 

@@ -22,6 +22,7 @@ from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.errors import ConfigurationError
 from server.metrics import RegistryMetrics
 from server.settings.settings import Settings
+from tests.support.nodes import Talk
 from tests.support.redis_servers import (
     IGNORES_UNCLOSED,
     SECRET,
@@ -114,20 +115,14 @@ async def test_a_call_that_is_seized_brings_its_newest_state_with_it(three):
 
 async def test_a_state_is_made_when_it_is_written_of_the_call_as_it_is_then(three):
     first, second, _ = three
-    said: list[str] = []
-    made: list[str] = []
-
-    def state() -> bytes:
-        made.append(" ".join(said))
-        return made[-1].encode()
-
+    talk = Talk()
     holding = await first.claim("CA1")
     for word in ("good", "morning"):
-        said.append(word)
-        first.keep("CA1", 1, state)
+        talk.said.append(word)
+        first.keep("CA1", 1, talk.state)
     await until(lambda: first._writing._ours.unsaid == 0)
 
-    assert made == ["good morning"]
+    assert talk.made == ["good morning"]
     assert await second.seize("CA1", holding) == Seized(2, b"good morning")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import trio
 from server.cluster.alone import Alone
 from server.cluster.cluster import Cluster
 from server.cluster.redis.registry import RedisRegistry
-from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized, State
+from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen, Seized, State, made
 from server.metrics import RegistryMetrics
 from server.service import Service
 from server.settings.cluster import registry_address
@@ -23,6 +24,18 @@ from tests.support.serving import Server, serving
 
 PATIENT: dict[str, Any] = {"max_loop_lag_s": 60.0, "simulated_ring_s": 60.0}
 """The machine may be busy; phones that nobody answers ring for longer than a test takes."""
+
+
+@dataclass
+class Talk:
+    """A call whose state is what has been said by the time that it is made."""
+
+    said: list[str] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
+
+    def state(self) -> bytes:
+        self.made.append(" ".join(self.said))
+        return self.made[-1].encode()
 
 
 class Store:
@@ -103,9 +116,8 @@ class Shared(Alone):
         if self.store.is_away:
             return
         if self.store.calls.get(call_sid) == Holding(self.me, generation):
-            made = state() if callable(state) else state
-            if made is not None:
-                self.store.states[call_sid] = made
+            if (content := made(state)) is not None:
+                self.store.states[call_sid] = content
             if has_ended:
                 self.store.ended.add(call_sid)
 

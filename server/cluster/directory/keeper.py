@@ -4,13 +4,13 @@ is over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import trio
 
 from server.cluster.directory.claims import Claims
-from server.cluster.registry import MADE_AT_ONCE, RegistryAway, State
+from server.cluster.registry import RegistryAway, State, made, made_in_turn
 
 GATHER_S = 0.1
 """Changes that come so close together are one state."""
@@ -20,8 +20,8 @@ WRITTEN_TIMEOUT_S = 1.0
 
 Said: TypeAlias = tuple[int, State, bool]
 """Of a call: for the how-manieth time it is somebody's, its state, and whether it has ended."""
-Made: TypeAlias = tuple[str, int, bytes, bool]
-"""The same of a call that is named, with the state as it is written."""
+Made: TypeAlias = tuple[str, int, bytes | None, bool]
+"""The same of a call that is named, with the state as it is written; None if it cannot be made."""
 
 
 class Keeper:
@@ -115,8 +115,8 @@ class Keeper:
         batch, self._new = self._new, {}
         self._writing = frozenset(batch)
         try:
-            made = await _made(batch)
-            await trio.to_thread.run_sync(self._write, made)
+            states = await made_in_turn(_one, batch.items())
+            await trio.to_thread.run_sync(self._write, states)
         finally:
             self._writing, over, self._over = frozenset(), self._over, []
             for call_sid, generation in over:
@@ -128,29 +128,19 @@ class Keeper:
             self._is_written = trio.Event()
 
     def _write_now(self, call_sid: str) -> None:
-        if (new := self._new.pop(call_sid, None)) is not None and (one := _one(call_sid, new)):
-            self._write((one,))
+        if (new := self._new.pop(call_sid, None)) is not None:
+            self._write((_one((call_sid, new)),))
 
     def _write(self, batch: Sequence[Made]) -> None:
         for call_sid, generation, state, has_ended in batch:
+            if state is None:
+                continue  # it cannot be made: the one before stays
             try:
                 self._claims.keep(call_sid, generation, state, has_ended=has_ended)
             except OSError as error:
                 self._tell(error)
 
 
-async def _made(batch: Mapping[str, Said]) -> list[Made]:
-    """States as they are written; what cannot be made is left out."""
-    made = []
-    for number, (call_sid, said) in enumerate(batch.items(), 1):
-        if (one := _one(call_sid, said)) is not None:
-            made.append(one)
-        if number % MADE_AT_ONCE == 0:
-            await trio.lowlevel.checkpoint()
-    return made
-
-
-def _one(call_sid: str, said: Said) -> Made | None:
-    generation, state, has_ended = said
-    content = state() if callable(state) else state
-    return None if content is None else (call_sid, generation, content, has_ended)
+def _one(new: tuple[str, Said]) -> Made:
+    call_sid, (generation, state, has_ended) = new
+    return call_sid, generation, made(state), has_ended

@@ -16,7 +16,7 @@ from server.cluster.redis import answers as answers_of
 from server.cluster.redis.connection import Connection
 from server.cluster.redis.ours import MAX_KEPT_BYTES, Ours, Write
 from server.cluster.redis.scripts import Step, Steps
-from server.cluster.registry import MADE_AT_ONCE, Member, State, nobody_minds
+from server.cluster.registry import Member, State, made, made_in_turn, nobody_minds
 from server.cluster.sealing import seal
 from server.metrics import RegistryMetrics
 
@@ -159,11 +159,7 @@ class Writing:
         strike_off: Mapping[str, Mapping[str, None]],
     ) -> list[Any]:
         lists = self._ours.lists(writes)
-        batch = []
-        for number, write in enumerate(writes, 1):
-            batch.append(self._step(write))
-            if number % MADE_AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
+        batch = await made_in_turn(self._step, writes)
         if lists.join:
             batch.append(self._steps.join(self._me, list(lists.join)))
         if lists.leave:
@@ -188,7 +184,7 @@ class Writing:
     def _made(self, write: Write) -> bytes | None:
         """The state that is to be written; None if it is not new, cannot be made, or is too large
         to be kept."""
-        state = write.state() if callable(write.state) else write.state
+        state = made(write.state)
         if state is None or len(state) <= MAX_KEPT_BYTES:
             return state
         if self._ours.tell_too_large(write.call_sid, write.generation):
