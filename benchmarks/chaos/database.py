@@ -93,32 +93,34 @@ class PostgreSql:
         first = (self._directory / "data" / "postmaster.pid").read_text().split()[0]
         return family(int(first))
 
-    def _connect(self) -> Any:
-        """Connect to it.
+    @contextmanager
+    def _connected(self) -> Generator[Any]:
+        """A connection to it.
 
         Raises:
-            ConnectionError: It is not there: another fault may have it, and be late.
+            ConnectionError: It is not there, or no more: another fault may have it, and be late.
         """
         import psycopg
 
         try:
-            return psycopg.connect(
+            with psycopg.connect(
                 f"host=127.0.0.1 port={self.port} user=offhook dbname=postgres", connect_timeout=10
-            )
+            ) as connection:
+                yield connection
         except psycopg.OperationalError as error:
             raise ConnectionError(str(error)) from None
 
     @contextmanager
     def locked(self, table: str) -> Generator[None]:
-        """Let nobody else read or write a table."""
-        with self._connect() as connection:
+        """Let nobody else read or write a table, as long as our connection lives."""
+        with self._connected() as connection:
             connection.execute(f'LOCK TABLE "{table}" IN ACCESS EXCLUSIVE MODE')
             yield
-            connection.rollback()
+            connection.close()  # another fault may have ended it, and the lock with it
 
     def kill_connections(self) -> None:
         """End everybody's connections but our own."""
-        with self._connect() as connection:
+        with self._connected() as connection:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE pid <> pg_backend_pid() AND usename = 'offhook'"
@@ -126,5 +128,5 @@ class PostgreSql:
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """What a query gives."""
-        with self._connect() as connection:
+        with self._connected() as connection:
             return list(connection.execute(query).fetchall())
