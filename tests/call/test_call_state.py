@@ -100,6 +100,14 @@ def test_whoever_takes_a_call_up_tells_its_own_receiver():
     assert agent_of(left, Agent(events_url=url)).events_url is None
 
 
+def test_whoever_takes_a_call_up_hears_it_and_thinks_aloud_as_its_own_agent_does():
+    ours = Agent(turn_end="local", thinking_sound=b"\x7f" * 800)
+
+    found = agent_of(state(), ours)
+
+    assert (found.turn_end, found.thinking_sound) == ("local", ours.thinking_sound)
+
+
 def test_a_usual_state_is_small():
     content = msgspec.json.encode(state())
 

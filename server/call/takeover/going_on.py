@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 import structlog
 import trio
@@ -48,7 +49,8 @@ def agent_of(state: CallState, ours: Agent) -> Agent:
     if missing := [name for name in left.tools if name not in tools]:
         logger.warning("tools of a call that is taken up are not there", tools=missing)
     same_words = left.greeting_text == ours.greeting_text
-    return Agent(
+    return replace(
+        ours,
         prompt=left.prompt,
         greeting=left.greeting,
         greeting_text=left.greeting_text,
@@ -63,7 +65,6 @@ def agent_of(state: CallState, ours: Agent) -> Agent:
         name=left.name,
         model=left.model,
         outcome=outcome,
-        settings=ours.settings,
         is_recorded=left.is_recorded,
     )
 
