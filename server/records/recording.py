@@ -44,8 +44,12 @@ CLOSE_TIMEOUT_S = 5.0
 SWEEP_EVERY_S = 3_600.0
 DAY_S = 86_400.0
 
-_SID = re.compile(r"[A-Za-z0-9]{1,64}")
-_OURS = re.compile(r"CA[0-9a-f]{32}(-phone|\.[0-9]{1,2})?\.wav")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]{0,127}")
+"""A call's name that may be in a file's, as all are that carriers give."""
+_UNIQUE = re.compile(r"(CA|BR|offhook-)[0-9a-f]{32}")
+"""Names that nobody else gives a file. A PBX may have recordings of its own by the names of its
+calls, so a file with another name says that it is ours."""
+_OURS = re.compile(rf"({_UNIQUE.pattern}(-phone|\.[0-9]{{1,2}})?|offhook\..+)\.wav")
 """What may be deleted when it is old: nothing that somebody else might have put there."""
 
 # ------------------------------------------------------------------------------------------
@@ -238,7 +242,8 @@ class _WavFile:
 
 
 def _file_name(call_sid: str, part: int) -> str:
-    return f"{call_sid}.wav" if part == 1 else f"{call_sid}.{part}.wav"
+    name = call_sid if _UNIQUE.fullmatch(call_sid) else f"offhook.{call_sid}"
+    return f"{name}.wav" if part == 1 else f"{name}.{part}.wav"
 
 
 # ------------------------------------------------------------------------------------------
@@ -279,16 +284,18 @@ class Recordings:
         self._waveforms = Waveforms(SAMPLES_PER_S)
         self._metrics = metrics
         self._retention_days = retention_days
-        self._recorders: dict[str, Recorder] = {}
-        self._files: dict[str, _WavFile] = {}
+        self._recorders: set[Recorder] = set()
+        self._files: dict[Recorder, _WavFile] = {}
         self._ended = trio.Event()
         self._thread = trio.CapacityLimiter(1)  # a disk that hangs takes no other work's thread
 
     def begin(self, call_sid: str, now: float, part: int = 1) -> Recorder | None:
         """Record a call from now on; None if its name could not be a file's."""
-        if not _SID.fullmatch(call_sid):
+        if not _NAME.fullmatch(call_sid):
+            logger.warning("call not recorded: its name cannot be a file's")
             return None
-        recorder = self._recorders[call_sid] = Recorder(call_sid, now, part)
+        recorder = Recorder(call_sid, now, part)
+        self._recorders.add(recorder)
         return recorder
 
     def end(self, recorder: Recorder, now: float) -> None:
@@ -298,7 +305,7 @@ class Recordings:
 
     def path(self, call_sid: str, part: int = 1) -> Path | None:
         """Where a call's recording is, or None if there is none. May block for an instant."""
-        if not _SID.fullmatch(call_sid):
+        if not _NAME.fullmatch(call_sid):
             return None
         path = self._directory / _file_name(call_sid, part)
         return path if path.is_file() else None
@@ -328,7 +335,7 @@ class Recordings:
         except trio.Cancelled:
             with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
                 now = trio.current_time() + missed_s()
-                for recorder in self._recorders.values():
+                for recorder in self._recorders:
                     if recorder.ended_at is None:
                         recorder.end(now)
                 await self._write()
@@ -339,22 +346,22 @@ class Recordings:
         work = list(self._take(trio.current_time() + missed_s()))
         if not work:
             return
-        failures: dict[str, Exception] = {}
+        failures: dict[Recorder, Exception] = {}
 
         def write_all() -> None:
             for recorder, caller, agent, is_last in work:
                 try:
                     self._append(recorder, caller, agent, is_last)
                 except Exception as raised:
-                    failures[recorder.call_sid] = raised
+                    failures[recorder] = raised
 
         with trio.move_on_after(MAX_BUFFER_S) as patience:
             try:
                 await self._in_thread(write_all)
             except RuntimeError as no_thread:  # the system has none left for us
-                failures = dict.fromkeys((recorder.call_sid for recorder, *_ in work), no_thread)
+                failures = dict.fromkeys((recorder for recorder, *_ in work), no_thread)
         for recorder, caller, _, is_last in work:
-            error = failures.get(recorder.call_sid)
+            error = failures.get(recorder)
             if error is not None and not isinstance(error, OSError):
                 self._stop(recorder, "error", len(caller), exc_info=error)
             elif isinstance(error, OSError):
@@ -363,13 +370,13 @@ class Recordings:
             elif patience.cancelled_caught:
                 self._stop(recorder, "disk-too-slow", len(caller))
             if is_last or recorder.stopped is not None:
-                self._recorders.pop(recorder.call_sid, None)
+                self._recorders.discard(recorder)
                 recorder.on_stop = None  # who is told knows the recorder
         failures.clear()  # or what was raised holds what holds it
 
     def _take(self, now: float) -> Generator[tuple[Recorder, bytes, bytes, bool]]:
         """What has become certain of each call, and whether that is all."""
-        for recorder in list(self._recorders.values()):
+        for recorder in list(self._recorders):
             is_last = recorder.ended_at is not None
             try:
                 caller, agent = recorder.take(now)
@@ -379,10 +386,10 @@ class Recordings:
             yield recorder, caller, agent, is_last
 
     def _append(self, recorder: Recorder, caller: bytes, agent: bytes, is_last: bool) -> None:
-        file = self._files.get(recorder.call_sid)
+        file = self._files.get(recorder)
         try:
             if file is None and recorder.stopped is None:
-                file = self._files[recorder.call_sid] = _WavFile(
+                file = self._files[recorder] = _WavFile(
                     self._directory / _file_name(recorder.call_sid, recorder.part)
                 )
             if file is not None and caller and recorder.stopped is None:
@@ -393,7 +400,7 @@ class Recordings:
         finally:
             # Stopped, too: it may have been given up while this thread hung.
             if file is not None and (is_last or recorder.stopped is not None):
-                del self._files[recorder.call_sid]
+                del self._files[recorder]
                 file.close()
 
     def _stop(

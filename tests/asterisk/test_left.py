@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import wave
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -109,6 +110,23 @@ class Nodes:
         return found
 
 
+async def is_recorded(path: Path) -> None:
+    """Wait until somebody is heard on the agent's side of a call's recording."""
+
+    async def is_so() -> bool:
+        return loudest_on_the_right(path) > 1_000
+
+    await until(is_so)
+
+
+def loudest_on_the_right(path: Path) -> int:
+    """The greatest sample of a file's right side; 0 where there is no file."""
+    if not path.exists():
+        return 0
+    with wave.open(str(path)) as file:
+        return max(memoryview(file.readframes(file.getnframes())).cast("h")[1::2], default=0)
+
+
 @pytest.fixture
 async def nodes(database, redis, pbx, tmp_path):
     shared = {
@@ -116,6 +134,7 @@ async def nodes(database, redis, pbx, tmp_path):
         "cluster_secret": CLUSTER_SECRET,
         "lease_s": 1,
         "database_url": database,
+        "recordings_dir": tmp_path / "recordings",
         "ring_timeout_s": 60,
         "transfer_targets": f"sales={THEM}",
         "transfer_ring_timeout_s": 60,
@@ -125,7 +144,7 @@ async def nodes(database, redis, pbx, tmp_path):
 
 
 async def test_a_phone_that_rings_when_its_process_is_killed_is_answered_by_the_agent(
-    nodes, nursery
+    nodes, nursery, tmp_path
 ):
     pbx = nodes.pbx
     async with open_phone(pbx.sip, port=pbx.callee_port) as phone:
@@ -142,6 +161,7 @@ async def test_a_phone_that_rings_when_its_process_is_killed_is_answered_by_the_
         (call,) = await calls_of(nodes.ports["b"])
         await phone.hang_up()
         record = await nodes.record("b", call_sid)
+        await is_recorded(tmp_path / "recordings" / f"{call_sid}.wav")
         await nothing_left(pbx)
 
     assert call["call_sid"] == call_sid
@@ -226,7 +246,7 @@ async def test_a_phone_is_answered_by_the_agent_though_a_deploy_came_while_it_ra
 
 
 async def test_a_caller_whom_nobody_has_seen_when_their_process_is_killed_is_answered(
-    nodes, nursery
+    nodes, nursery, tmp_path
 ):
     pbx = nodes.pbx
     async with open_phone(pbx.sip) as phone:
@@ -246,6 +266,7 @@ async def test_a_caller_whom_nobody_has_seen_when_their_process_is_killed_is_ans
         (call,) = await calls_of(nodes.ports["b"])
         await phone.hang_up()
         record = await nodes.record("b", call["call_sid"])
+        await is_recorded(tmp_path / "recordings" / f"offhook.{call['call_sid']}.wav")
         await nothing_left(pbx)
 
     assert record["reason"] == "caller-hung-up"

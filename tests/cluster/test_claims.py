@@ -29,6 +29,7 @@ from server.cluster.passing_on import WorkerLost
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.switchboard.rescue import Rescue
 from server.web.elsewhere import Elsewhere
+from tests.support.call_names import CALL_NAMES
 from tests.support.limits import at_most
 from tests.support.nodes import Talk
 from tests.support.redis_servers import until
@@ -199,7 +200,13 @@ def test_what_is_kept_of_a_call_can_be_read_by_its_own_processes_only(claims, tm
 
 
 def test_the_calls_of_a_process_can_be_told_by_whoever_takes_them_over(claims):
-    for call_sid, member in [("CA1", GONE), ("CA2", THEIRS), ("CA3", GONE), ("../x", GONE)]:
+    for call_sid, member in [
+        ("CA1", GONE),
+        ("CA2", THEIRS),
+        ("CA3", GONE),
+        ("../x", GONE),
+        ("..", GONE),
+    ]:
         claims.make(call_sid, member)
         claims.keep(call_sid, 1, b"state")
     claims.make("CA4", GONE)  # which has not said yet how anybody could go on
@@ -207,6 +214,19 @@ def test_the_calls_of_a_process_can_be_told_by_whoever_takes_them_over(claims):
     claims.keep("CA5", 1, b"")  # and one that has ended
 
     assert calls_of(claims, GONE) == {"CA1": Holding(GONE, 1), "CA3": Holding(GONE, 1)}
+
+
+@pytest.mark.parametrize("call_sid", CALL_NAMES.values(), ids=CALL_NAMES.keys())
+def test_the_calls_of_every_carrier_can_be_told_and_taken_over(claims, call_sid):
+    claims.make(call_sid, GONE)
+    claims.make(f"{call_sid}1", THEIRS)
+    claims.keep(call_sid, 1, b"state")
+
+    assert calls_of(claims, GONE) == {call_sid: Holding(GONE, 1)}
+    assert claims.seize(call_sid, Holding(GONE, 1), OURS) == Seized(2, b"state")
+    assert calls_of(claims, OURS) == {call_sid: Holding(OURS, 2)}
+    claims.release(call_sid, Holding(OURS, 2))
+    assert calls_of(claims, OURS) == {}
 
 
 def test_whoever_comes_finds_those_that_had_its_name_and_whose_calls_are_here(claims):

@@ -25,6 +25,7 @@ from server.metrics import Metrics
 from server.records import recording
 from server.records.recording import Recorder, Recordings
 from server.web.calls_api import RecordingBody
+from tests.support.call_names import CALL_NAMES
 from tests.support.limits import at_most
 from tests.support.rig import calling
 from tests.support.serving import serving
@@ -229,11 +230,35 @@ async def test_a_server_that_stops_writes_what_it_has(tmp_path):
     assert len(read(tmp_path / f"{SID}.wav")[0]) >= 2 * SECOND
 
 
-@pytest.mark.parametrize("call_sid", ["", "../CA1", "CA/1", "CA1.wav", "x" * 65])
-async def test_a_name_that_is_no_call_sid_names_no_file(tmp_path, call_sid):
+@pytest.mark.parametrize(
+    "call_sid", ["", "../CA1", "CA/1", "..", ".CA1", "-CA1", "CA\0", "x" * 129]
+)
+async def test_a_name_that_no_call_has_names_no_file(tmp_path, call_sid):
     async with running(tmp_path) as recordings:
         assert recordings.begin(call_sid, 0.0) is None
         assert recordings.path(call_sid) is None
+
+
+@pytest.mark.parametrize("call_sid", CALL_NAMES.values(), ids=CALL_NAMES.keys())
+async def test_calls_of_every_carrier_are_recorded_and_deleted_when_they_are_old(
+    tmp_path, call_sid
+):
+    async with running(tmp_path) as recordings:
+        for part in (1, 2):
+            recorder = recordings.begin(call_sid, trio.current_time(), part)
+            recorder.caller(seconds(1, 0.1), 0, trio.current_time())
+            recordings.end(recorder, trio.current_time() + 0.1)
+            with trio.fail_after(60):
+                while recordings.path(call_sid, part) is None or recordings._files:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+    assert len(list(tmp_path.iterdir())) == 2
+    for path in tmp_path.iterdir():
+        os.utime(path, (time.time() - 8 * 86_400.0,) * 2)
+
+    async with running(tmp_path, retention_days=7.0):
+        with trio.fail_after(60):
+            while list(tmp_path.iterdir()):  # noqa: ASYNC110
+                await trio.sleep(0.01)
 
 
 KILLED = """
@@ -337,7 +362,8 @@ async def test_a_disk_that_hangs_ends_the_recordings_and_nobody_waits(tmp_path, 
 async def test_old_recordings_of_ours_are_deleted_and_nothing_else(tmp_path):
     ours = [tmp_path / f"{SID}.wav", tmp_path / f"{SID}-phone.wav"]
     young = tmp_path / f"CA{'1' * 32}.wav"
-    not_ours = [tmp_path / "holiday.wav", tmp_path / "CA1.wav", tmp_path / f"{SID}.txt"]
+    theirs = ("holiday.wav", "CA1.wav", f"{SID}.txt", "1732900000.5.wav", "offhook.wav")
+    not_ours = [tmp_path / name for name in theirs]
     for path in (*ours, young, *not_ours):
         path.write_bytes(b"x")
         if path is not young:

@@ -38,8 +38,9 @@ AT_ONCE = 20
 """Links given back behind the gate in one go, which is a millisecond of whoever waits there."""
 LOOKED_AT_ONCE = 200
 """Links that are read in one go, which is a few milliseconds."""
-_PLAIN = re.compile(r"[A-Za-z0-9]{1,64}")
-"""A call's name that may be a file's, as every CallSid is; of another there is a digest."""
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]{0,127}")
+"""A call's name that may be a file's, as all are that carriers give; of another there is a digest.
+"""
 
 
 class Gate:
