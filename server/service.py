@@ -53,7 +53,7 @@ from server.switchboard.account_turns import AccountTurns
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from server.switchboard.destinations import Destinations
-from server.switchboard.making import refusal_of
+from server.switchboard.making import CallMaker, refusal_of
 from server.switchboard.rescue import CallLost, Rescue
 from server.switchboard.strangers import Strangers
 from server.voice.judge import MAX_CALLS, Judge
@@ -493,19 +493,26 @@ class Service:
         if has_nodes and limits.calls_per_s < math.inf:
             account = accounts.carrier_account
             turns = AccountTurns(self.cluster.registry, account, limits.calls_per_s)
-        return Calls(
-            carrier=accounts.carrier,
+        maker = CallMaker(
             model=accounts.model,
             metrics=self.metrics,
             options=CallOptions.of(settings),
-            admission=Admission(limits, self.metrics, turns),
-            records=self.records,
-            recordings=self.recordings,
             prices=Prices(
                 settings.carrier_minute_usd,
                 accounts.own_number,
                 has_table=accounts.has_price_table,
             ),
+            recordings=self.recordings,
+            is_current=several.is_current if several else None,
+            keep=several.keep if several else None,
+            find_agent=self.find_agent,
+            voices=self._voices,
+        )
+        return Calls(
+            carrier=accounts.carrier,
+            maker=maker,
+            admission=Admission(limits, self.metrics, turns),
+            records=self.records,
             ticket_ttl_s=settings.ticket_ttl_s,
             start_timeout_s=settings.start_timeout_s,
             recent_calls=settings.recent_calls,
@@ -514,10 +521,6 @@ class Service:
             strangers=Strangers.of(settings),
             cluster=self.cluster,
             callback_wait_s=settings.callback_wait_s or math.inf,
-            is_current=several.is_current if several else None,
-            keep=several.keep if several else None,
-            find_agent=self.find_agent,
-            voices=self._voices,
         )
 
     def _draw_inherited(self, left: EndedCall, events_url: str | None) -> None:

@@ -8,7 +8,7 @@ server has several processes, limits are for all of them, and each says which ca
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -18,11 +18,8 @@ from typing_extensions import Unpack
 
 from server.agent.agent import Agent
 from server.call.call import Call
-from server.call.options import CallOptions
-from server.call.report.costs import Prices
 from server.call.report.drawing import Drawing
 from server.call.report.ended import EndedCall
-from server.call.takeover.fence import Keep
 from server.call.takeover.state import CallState
 from server.carrier import (
     NOT_REACHED,
@@ -46,9 +43,6 @@ from server.errors import (
 )
 from server.hooks.trio_clock import missed_s
 from server.logs import Sparing, log_stranger
-from server.metrics import Metrics
-from server.model import Model
-from server.records.recording import Recordings
 from server.records.store import Records
 from server.records.tables import FIRST_GENERATION
 from server.records.traces import NoTraces, Traces
@@ -60,7 +54,6 @@ from server.switchboard.model_trial import ModelTrial
 from server.switchboard.register import CallIsOver, Register
 from server.switchboard.strangers import Strangers
 from server.switchboard.tickets import Claim, Tickets
-from server.voice.judge import Judge
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -72,26 +65,16 @@ class Calls:
 
     Args:
         carrier: Places the calls.
-        model: Opens their sessions.
-        metrics: The process's metrics.
-        options: Settings of each call.
+        maker: Makes them.
         admission: Whether and when a call may be placed.
         records: Keeps what is left of each; None keeps the recent ones only.
-        prices: What their cost is estimated with.
-        recordings: Records them; None for none.
         ticket_ttl_s: How long a ticket may wait for its stream.
         start_timeout_s: How long a media socket may take to say which call it is.
         recent_calls: How many ended calls stay in memory, for the carrier's late callbacks.
         traces: Where traces of ended calls go.
         strangers: The media sockets that have not shown a ticket yet.
         cluster: This process among those of its server.
-        is_current: Says whether a call is still ours, by its name and generation, as
-            :meth:`server.cluster.registry.Registry.is_current` does; None where nobody else could
-            have it.
-        keep: What :meth:`server.cluster.registry.Registry.keep` is; None if nobody wants it.
-        find_agent: The agent of this name, as it is now; None if there is none.
         drawing: Draws from transcripts what outcomes lack; None for nobody.
-        voices: Tells voices from noise; None where nobody does.
         callback_wait_s: How long the carrier may say nothing of a call before it is asked.
     """
 
@@ -99,13 +82,9 @@ class Calls:
         self,
         *,
         carrier: Carrier,
-        model: Model,
-        metrics: Metrics,
-        options: CallOptions,
+        maker: CallMaker,
         admission: Admission | None = None,
         records: Records | None = None,
-        prices: Prices | None = None,
-        recordings: Recordings | None = None,
         ticket_ttl_s: float = 900.0,
         start_timeout_s: float = 10.0,
         recent_calls: int = 1_000,
@@ -114,21 +93,14 @@ class Calls:
         drawing: Drawing | None = None,
         cluster: Cluster | None = None,
         callback_wait_s: float = 10.0,
-        is_current: Callable[[str, int], Awaitable[bool]] | None = None,
-        keep: Keep | None = None,
-        find_agent: Callable[[str], Agent | None] = lambda name: None,
-        voices: Judge | None = None,
     ) -> None:
         self.carrier = carrier
-        self.model = model
-        self.metrics = metrics
+        self._new = maker
+        model, metrics = self.model, self.metrics = maker.model, maker.metrics
         self.draining = False
         self._drained: trio.Event | None = None
-        self._options = options
+        self._options = maker.options
         self.admission = admission or Admission(Limits(), metrics)
-        self._new = CallMaker(
-            model, metrics, options, prices, recordings, is_current, keep, find_agent, voices
-        )
         for direction in ("inbound", "outbound"):
             for reason in EndReason:
                 # From the start, so that the first one is seen as an increase and not as news.
@@ -146,7 +118,7 @@ class Calls:
         self._dialling = 0
         self._early = EarlyUpdates()
         patience = Patience(callback_wait_s)
-        self._inquiry = Inquiry(carrier, self.update_status, patience, is_current)
+        self._inquiry = Inquiry(carrier, self.update_status, patience, maker.is_current)
         self._empty = trio.Event()
         # Of any size: a call that the carrier has accepted is run, whoever goes away meanwhile.
         self._accepted_in, self._accepted_out = trio.open_memory_channel[Call](math.inf)

@@ -58,8 +58,10 @@ class CallMaker:
         options: Settings of each call.
         prices: What their cost is estimated with.
         recordings: Records them; None for none.
-        is_current: Says whether a call is still ours; None where nobody else could have it.
-        keep: Given what another process needs to go on with a call; None if nobody wants it.
+        is_current: Says whether a call is still ours, by its name and generation, as
+            :meth:`server.cluster.registry.Registry.is_current` does; None where nobody else could
+            have it.
+        keep: What :meth:`server.cluster.registry.Registry.keep` is; None if nobody wants it.
         find_agent: The agent of this name, as it is now; None if there is none.
         voices: Tells voices from noise; None where nobody does.
     """

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
-from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
@@ -16,13 +15,10 @@ from server.carrier import CallStatus, StatusUpdate, TransferUpdate
 from server.carrier.webhooks import ConnectStream, EndCall, Reply, SayAndEndCall
 from server.dialogue.endings import EndReason
 from server.errors import CallNotInProgress, CarrierError, ModelError
-from server.metrics import Metrics
 from server.model.gemini.faults import account_refused
 from server.refusal import Kind
-from server.switchboard.admission import Admission, Limits
-from server.switchboard.calls import Calls
 from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
-from tests.support.switchboards import serve_stream
+from tests.support.switchboards import make_calls, serve_stream
 
 pytestmark = pytest.mark.sockets
 
@@ -59,12 +55,10 @@ class Rig:
         self.nursery = nursery
         self.carrier = FailingCarrier(failures=list(failures))
         self.model = MemoryModel(failure=REFUSED, connect_s=0.1)
-        metrics = Metrics(CollectorRegistry())
-        self.calls = Calls(
+        self.calls = make_calls(
             carrier=self.carrier,
             model=self.model,
-            metrics=metrics,
-            admission=Admission(Limits(quota_pause_s=0.0), metrics),
+            limits={"quota_pause_s": 0.0},
             options=CallOptions(**options),
         )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from prometheus_client import CollectorRegistry
 
 from server.call.options import CallOptions
 from server.metrics import Metrics
 from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
+from server.switchboard.making import CallMaker
 from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 
 NUMBER = "+15005550006"
@@ -16,12 +19,14 @@ NUMBER = "+15005550006"
 def make_calls(**settings) -> Calls:
     metrics = Metrics(CollectorRegistry())
     limits = Limits(**settings.pop("limits", {}))
+    model = settings.pop("model", None) or MemoryModel()
+    options = settings.pop("options", CallOptions())
+    of_maker = {each.name for each in fields(CallMaker)} & settings.keys()
+    own = {name: settings.pop(name) for name in of_maker}
     return Calls(
         carrier=settings.pop("carrier", None) or MemoryCarrier(),
-        model=settings.pop("model", None) or MemoryModel(),
-        metrics=metrics,
+        maker=CallMaker(model, metrics, options, **own),
         admission=Admission(limits, metrics),
-        options=settings.pop("options", CallOptions()),
         **settings,
     )
 

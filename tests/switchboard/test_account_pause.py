@@ -6,27 +6,23 @@ from functools import partial
 
 import pytest
 import trio
-from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
-from server.call.options import CallOptions
 from server.carrier.webhooks import RefuseCall, SayAndEndCall
 from server.cluster.alone import Alone
 from server.cluster.cluster import Cluster
 from server.cluster.registry import Member
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused, ModelError
-from server.metrics import Metrics
 from server.model import AgentAudio
 from server.model.gemini.faults import account_refused
 from server.refusal import Kind
 from server.switchboard.account_pause import LONGEST_PAUSE_S, AccountPause
-from server.switchboard.admission import Admission, Limits
 from server.switchboard.calls import Calls
 from server.switchboard.making import refusal_of
-from tests.support.fakes import MemoryCarrier, MemoryModel
+from tests.support.fakes import MemoryModel
 from tests.support.switchboards import make_calls
 
 NUMBER = "+15005550006"
@@ -172,14 +168,7 @@ def test_where_calls_never_pause_they_do_not_for_another_process():
 
 @pytest.fixture
 async def calls(nursery):
-    metrics = Metrics(CollectorRegistry())
-    calls = Calls(
-        carrier=MemoryCarrier(),
-        model=MemoryModel(),
-        metrics=metrics,
-        admission=Admission(Limits(quota_pause_s=60.0), metrics),
-        options=CallOptions(),
-    )
+    calls = make_calls(limits={"quota_pause_s": 60.0})
     await nursery.start(calls.run)
     nursery.start_soon(calls.model_trial.run)
     return calls
@@ -290,14 +279,7 @@ async def test_refusals_are_counted_by_kind(autojump_clock, calls):
 async def test_a_call_whose_turn_to_be_dialled_comes_in_a_pause_is_not_dialled(
     autojump_clock, nursery
 ):
-    metrics = Metrics(CollectorRegistry())
-    calls = Calls(
-        carrier=MemoryCarrier(),
-        model=MemoryModel(failure=BAD_KEY),
-        metrics=metrics,
-        admission=Admission(Limits(calls_per_s=0.5), metrics),
-        options=CallOptions(),
-    )
+    calls = make_calls(model=MemoryModel(failure=BAD_KEY), limits={"calls_per_s": 0.5})
     await nursery.start(calls.run)
     await calls.place(NUMBER, Agent())
 
