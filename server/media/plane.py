@@ -167,9 +167,8 @@ class Plane:
 
     def add(self, wire: Wire) -> None:
         """Watch a wire's socket."""
-        number = wire.fileno()
-        self._wires[number] = wire
-        self._epoll.register(number, select.EPOLLIN)
+        self._epoll.register(wire.fileno(), select.EPOLLIN)  # may fail: then it is nobody's
+        self._wires[wire.fileno()] = wire
 
     def watch(self, wire: Wire, *, reading: bool, writing: bool) -> None:
         """Change what is waited for; if that is nothing, epoll is silent about its end, too."""
@@ -306,13 +305,16 @@ class Wire:
             self.fail_by_a_bug()
 
     def fail_by_a_bug(self) -> None:
-        """Say what has just been raised, and treat the connection as lost."""
+        """Say what has just been raised, and treat the connection as lost; never raises."""
         message = "media socket failed by a bug of ours"
         if self._bounds is STRANGER:
             log_stranger(logger.error, message, exc_info=True)
         else:
             logger.exception(message)
-        self.fail()
+        try:
+            self.fail()
+        except Exception:  # whoever listens fails at the end, too
+            logger.exception(message)
 
     def _read(self) -> None:
         websocket, bounds, tls = self.websocket, self._bounds, self._tls

@@ -257,6 +257,22 @@ async def test_a_bug_in_one_wire_leaves_the_others_alone(plane):
         assert await good.receive() == (b"fine", True)
 
 
+async def test_a_bug_in_whoever_is_told_of_its_end_leaves_the_others_alone(plane):
+    async with connected(plane) as (broken, its_peer), connected(plane) as (good, peer):
+
+        def fail(messages, ended) -> None:
+            raise ZeroDivisionError
+
+        broken.listen(fail)
+        await its_peer.send(b"boom")
+        with trio.fail_after(60):
+            while not broken.websocket.ended:
+                await trio.lowlevel.checkpoint()
+        await peer.send(b"fine")
+
+        assert await good.receive() == (b"fine", True)
+
+
 class Looks(PatientClock):
     """A clock that knows how often it was looked at since trio began to wait."""
 
