@@ -128,11 +128,11 @@ async def open_wire(
         sock = await _connect(url, tls, proxy)
         try:
             early = await _shake_hands(sock, url, headers)
+            websocket = WebSocket(is_client=True, max_message_bytes=max_message_bytes)
+            wire = plane.new_wire(sock, websocket, early)
         except BaseException:
             sock.close()
             raise
-    websocket = WebSocket(is_client=True, max_message_bytes=max_message_bytes)
-    wire = plane.new_wire(sock, websocket, early)
     try:
         yield WireSocket(wire, close_timeout_s=close_timeout_s)
     finally:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import select
 import socket
 import ssl
 from collections.abc import Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import pytest
@@ -239,6 +241,38 @@ async def test_a_refusal_says_its_status(plane):
         with pytest.raises(InvalidStatus, match="403"):
             async with dial(plane, f"ws://127.0.0.1:{port}/x"):
                 pass
+
+
+async def test_a_connection_that_the_plane_cannot_watch_is_closed(plane, monkeypatch):
+    class Full:
+        """An epoll that watches no more sockets; the rest is that of the plane's own."""
+
+        def __init__(self, epoll: select.epoll) -> None:
+            self._epoll = epoll
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._epoll, name)
+
+        def register(self, number: int, events: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    ended = trio.Event()
+
+    async def note_the_end(socket) -> None:
+        with suppress(ConnectionClosed):
+            await socket.recv()
+        ended.set()
+
+    async with serving(note_the_end) as port:
+        with monkeypatch.context() as patched:
+            patched.setattr(plane, "_epoll", Full(plane._epoll))
+            with pytest.raises(OSError, match="No space"):
+                async with dial(plane, f"ws://127.0.0.1:{port}/x"):
+                    pass
+        with trio.fail_after(60):
+            await ended.wait()
+
+    assert plane.wires == 0
 
 
 async def test_nobody_there_is_an_os_error(plane):
