@@ -247,8 +247,11 @@ cdef class Pumps:
         else:
             first = now
         while True:
-            with nogil:
-                count = wait_ready(epoll, &ready, timeout_s - passed_s)
+            if timeout_s <= 0.0:  # no wait, so nobody else's turn: it may last for 5 ms
+                count = wait_ready(epoll, &ready, 0.0)
+            else:
+                with nogil:
+                    count = wait_ready(epoll, &ready, timeout_s - passed_s)
             if count < 0:
                 if errno == EINTR:
                     return left  # whoever has a signal handler is asked first

@@ -7,6 +7,8 @@ import json
 import os
 import select
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -288,6 +290,33 @@ def test_nothing_is_done_when_too_much_time_has_passed_or_none_goes_on(pumped, e
 
     assert left == [(pumped.source.number, select.EPOLLIN, Left.ALL)]
     assert pumped.heard() == b""
+
+
+TWO_THREADS = """
+import select, sys, threading
+from codec.pump import Pumps
+
+def run():
+    with may_run:
+        ran.append(True)
+
+pumps, epoll = Pumps(), select.epoll()
+ran, may_run = [], threading.Lock()
+sys.setswitchinterval(600.0)  # nobody asks for a turn before that: whoever has it lets go itself
+may_run.acquire()
+threading.Thread(target=run, daemon=True).start()
+may_run.release()
+for _ in range(10_000):
+    pumps.serve(epoll.fileno(), 0.0, 60.0, 0.0)
+sys.exit(len(ran))
+"""
+
+
+@HAS_EPOLL
+@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="needs a GIL")
+def test_who_does_not_wait_lets_no_other_thread_go_first():
+    """In a process with these two threads alone."""
+    subprocess.run([sys.executable, "-c", TWO_THREADS], check=True)
 
 
 @HAS_EPOLL
