@@ -30,8 +30,9 @@ from codec.ear import Played
 from codec.latency import Histogram, Latencies
 from codec.path import MediaPath, WebSocket
 from server.carrier.twilio.messages import audio_messages
-from server.media.plane import Plane, Wire
+from server.media.plane import Plane
 from server.media.relay import Relay
+from server.media.wire import Wire
 from server.media.words import MediaSocket
 from server.model.gemini.messages import AUDIO_MESSAGES
 

@@ -173,7 +173,7 @@ def test_no_carrier_and_no_model_needs_linux():
 
     for name in MODULES:
         if name.startswith(("server.carrier", "server.model")):
-            assert not used[name] & {"server.media.plane", "server.media.relay"}, name
+            assert not used[name] & {"server.media.plane", "server.media.relay", "server.media.wire"}, name
 
 
 def test_nothing_that_decides_can_wait():

@@ -30,7 +30,8 @@ from server.hooks.detach import detachable
 from server.hooks.media_socket import AcceptedSocket, MediaWebsocket
 from server.logs import log_stranger
 from server.media.bounds import STRANGER
-from server.media.plane import Plane, Wire
+from server.media.plane import Plane
+from server.media.wire import Wire
 from server.metrics import add
 from server.service import Service
 from server.switchboard.strangers import client_address

@@ -21,7 +21,9 @@ from codec.path import MediaPath, WebSocket
 from codec.pump import Descriptor, Pump, Pumps
 from server.media import plane as plane_module
 from server.media.bounds import KNOWN, MAX_BACKLOG_BYTES, MAX_INBOX, STRANGER, Bounds
-from server.media.plane import LINGER_BYTES, MESSAGES_PER_PASS, Messages, Plane, Wire
+from server.media.plane import Plane
+from server.media.wire import LINGER_BYTES, MESSAGES_PER_PASS, Wire
+from server.media.words import Messages
 from server.simulators.clock import PatientClock
 from tests.support.peers import Peer, messages
 from tests.support.websocket_oracle import write_frames

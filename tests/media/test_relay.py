@@ -20,8 +20,9 @@ from codec.latency import Histogram, Latencies
 from codec.path import MediaPath, WebSocket
 from server.carrier.twilio.messages import audio_messages
 from server.media import plane as plane_module
-from server.media.plane import MESSAGES_PER_PASS, Plane, Wire
+from server.media.plane import Plane
 from server.media.relay import Relay
+from server.media.wire import MESSAGES_PER_PASS, Wire
 from server.model.gemini.messages import AUDIO_MESSAGES
 from tests.support.path_messages import SID, audio, media
 from tests.support.peers import Peer

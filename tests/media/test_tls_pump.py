@@ -28,7 +28,8 @@ from codec.pump import Descriptor, Left, Pump
 from codec.tls import AVAILABLE
 from server.media import plane as plane_module
 from server.media.bounds import MAX_INBOX, Bounds
-from server.media.plane import MESSAGES_PER_PASS, Plane
+from server.media.plane import Plane
+from server.media.wire import MESSAGES_PER_PASS
 from tests.support.path_messages import audio, media, open_path
 from tests.support.path_reference import texts
 from tests.support.tls_peers import Authority, Linked, authority_in, parts_of

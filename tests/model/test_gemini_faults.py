@@ -17,7 +17,8 @@ from websockets.frames import Close
 from server.agent.agent import Agent
 from server.errors import ConfigurationError, ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.media.dial import WireSocket
-from server.media.plane import Messages, Plane
+from server.media.plane import Plane
+from server.media.words import Messages
 from server.model import (
     GoingAway,
     ResumptionHandle,

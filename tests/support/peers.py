@@ -9,9 +9,7 @@ from collections.abc import AsyncGenerator
 import trio
 
 from codec.path import WebSocket
-from server.media.plane import (
-    Wire,
-)
+from server.media.wire import Wire
 
 
 class Peer:
