@@ -295,6 +295,8 @@ cdef class SecureSocket(Descriptor):
     cdef str _name
     cdef tuple _peer
     cdef double _verified_at
+    cdef bint _cannot_write  # any more; reading ends by itself
+    cdef int _write_errno  # why
     cdef int _fault  # what SSL_get_error said last, if that was the end
     cdef unsigned long _code  # and OpenSSL's own number of it
     cdef int _errno
@@ -416,7 +418,7 @@ cdef class SecureSocket(Descriptor):
         sent = self.write(&data[0], data.shape[0])
         if sent > 0:
             return sent
-        raise self._error()
+        raise self._write_error() if self._cannot_write else self._error()
 
     def pending(self):
         """Whether a read has left something that the socket will not tell of."""
@@ -435,7 +437,8 @@ cdef class SecureSocket(Descriptor):
         self.number = -1
         try:
             if self._ssl != NULL:
-                if self._fault == SSL_ERROR_NONE and SSL_is_init_finished(self._ssl):
+                is_sound = self._fault == SSL_ERROR_NONE and not self._cannot_write
+                if is_sound and SSL_is_init_finished(self._ssl):
                     ERR_clear_error()
                     SSL_shutdown(self._ssl)
                     ERR_clear_error()
@@ -496,7 +499,7 @@ cdef class SecureSocket(Descriptor):
         cdef size_t sent = 0, some = 0
         cdef int saved
         self._write_wants_read = False
-        if self._ssl == NULL or self._fault != SSL_ERROR_NONE:
+        if self._ssl == NULL or self._fault != SSL_ERROR_NONE or self._cannot_write:
             return -1
         ERR_clear_error()
         self._wants = SSL_ERROR_NONE
@@ -506,8 +509,10 @@ cdef class SecureSocket(Descriptor):
                 saved = errno
                 self._note(saved)
                 self._write_wants_read = self._wants == SSL_ERROR_WANT_READ
-                if self._fault == SSL_ERROR_ZERO_RETURN:  # said goodbye long ago, and is gone now
-                    self._fault, self._errno = SSL_ERROR_SYSCALL, saved
+                if self._fault == SSL_ERROR_ZERO_RETURN or self._has_lost_line():
+                    # It is gone, with a goodbye or without; what it has said can still be read.
+                    self._fault, self._cannot_write = SSL_ERROR_NONE, True
+                    self._write_errno = saved
                 break
             sent += some
         return <Py_ssize_t>sent if sent > 0 else -1
@@ -532,6 +537,10 @@ cdef class SecureSocket(Descriptor):
             self._errno = saved if why == SSL_ERROR_SYSCALL and self._code == 0 else 0
         ERR_clear_error()  # the thread's, and Python's ssl looks there, too
 
+    cdef bint _has_lost_line(self) noexcept nogil:
+        """Whether it is the socket that has failed, and not what was said on it."""
+        return self._fault == SSL_ERROR_SYSCALL and self._code == 0
+
     cdef bint _has_ended(self) noexcept:
         """Whether the peer is gone, with a goodbye or without, and nothing is broken."""
         if self._fault == SSL_ERROR_NONE:
@@ -539,6 +548,11 @@ cdef class SecureSocket(Descriptor):
         if self._fault == SSL_ERROR_SYSCALL:
             return self._errno == 0 and self._code == 0
         return self._fault == SSL_ERROR_ZERO_RETURN
+
+    cdef object _write_error(self):
+        if self._write_errno != 0:
+            return OSError(self._write_errno, os.strerror(self._write_errno))
+        return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
 
     cdef object _error(self):
         """The error that Python's ``ssl`` would raise."""

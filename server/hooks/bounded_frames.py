@@ -4,7 +4,7 @@ hypercorn looks at all frames that one read (64 KiB) has brought without a pause
 by itself, and of a message that it has refused as too long keeps what still comes. Ten thousand
 fragments of a byte each held every call up for a tenth of a second that way, and a stranger who
 goes on with such a message has it kept. The media plane has its bounds in
-``server/media/plane.py``.
+``server/media/wire.py``.
 
 hypercorn has no setting for this. :func:`bound_frames` puts a subclass of wsproto's connection in
 the place where hypercorn makes one; its test fails when that is elsewhere.

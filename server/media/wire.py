@@ -122,6 +122,7 @@ class Wire:
         self._is_mute = False  # TLS has to hear something before it can write on
         self._paused = False
         self._writing = False
+        self._is_lost = False  # for writing: what the peer has said before is still to be read
         self._closed = False
         plane.add(self)
         if early:
@@ -186,9 +187,11 @@ class Wire:
             try:
                 data = recv(bounds.read_bytes)
             except (BlockingIOError, ssl.SSLWantReadError):
+                self._at_eof = self._is_lost  # all that it has said has been read
                 break
             except ssl.SSLWantWriteError:
-                self._is_blocked = True
+                self._at_eof = self._is_lost
+                self._is_blocked = not self._is_lost
                 self._watch()
                 break
             except OSError:  # reset, or broken TLS: the peer is gone either way
@@ -200,7 +203,7 @@ class Wire:
             if bounds is not KNOWN:
                 self._count(len(data))
             # TLS may have decrypted more than we have read, which epoll cannot know.
-            if tls is None or not tls.pending():
+            if not self._is_lost and (tls is None or not tls.pending()):
                 break
             left -= 1
             if not left:
@@ -219,7 +222,9 @@ class Wire:
         try:
             data = recv(READ_BYTES)
         except BlockingIOError:
-            return
+            if not self._is_lost:
+                return
+            data = b""
         except OSError:
             data = b""
         self._received_bytes += len(data)
@@ -347,7 +352,7 @@ class Wire:
 
     def flush(self) -> None:
         """Write what the WebSocket has for the socket; what does not go stays with it."""
-        if self._closed:
+        if self._closed or self._is_lost:
             self.websocket.drop_output()
         elif not self._writing:
             self._write()
@@ -368,7 +373,7 @@ class Wire:
                 is_mute = True
                 break
             except OSError:
-                self.fail()
+                self._lose()
                 return
             if not websocket.output_written(sent):
                 waits = False
@@ -384,6 +389,14 @@ class Wire:
             self._writing, self._is_mute = waits, is_mute
             self.descriptor.takes_output = not waits and self._is_pumped
             self._watch()
+
+    def _lose(self) -> None:
+        """Nothing can be written any more: the peer is gone, and has maybe said why before."""
+        self._is_lost = True
+        self.websocket.drop_output()
+        self._writing = self._is_mute = self.descriptor.takes_output = False
+        self._watch()
+        self._plane.read_again(self)
 
     def _give_up(self) -> None:
         if self._bounds is STRANGER:
@@ -446,7 +459,7 @@ class Wire:
         if paused is not self._paused:
             self._paused = paused
             self._watch()
-            if not paused and self._tls is not None and self._tls.pending():
+            if not paused and (self._is_lost or (self._tls is not None and self._tls.pending())):
                 self._plane.read_again(self)
 
     def _watch(self) -> None:

@@ -381,6 +381,51 @@ async def test_whoever_is_woken_by_what_a_pump_could_not_write_runs_at_once(plan
         assert trio.current_time() - began < 50
 
 
+@pytest.mark.parametrize("says", ["nothing", "audio", "answers"])
+async def test_the_last_words_of_a_peer_that_has_gone_are_heard_whatever_is_said_to_it(plane, says):
+    async with connected(plane) as (wire, peer):
+        heard: list[bytes] = []
+        is_over = trio.Event()
+
+        def listen(messages, ended):
+            heard.extend(message for message, _ in messages)
+            if messages and says == "answers":
+                wire.send_text(b"an answer")
+            if ended:
+                is_over.set()
+
+        wire.listen(listen)
+        # Without a checkpoint: the loop is busy when all of this comes.
+        peer.send_nowait(b"one", b"two", b"stop")
+        peer.websocket.send_close(1011, "no more of this today")
+        os.write(peer.sock.fileno(), peer.websocket.take_output())
+        peer.sock.close()
+        if says == "audio":
+            for _ in range(2):
+                wire.send_text(b"audio")
+        with trio.fail_after(60):
+            await is_over.wait()
+
+        assert heard == [b"one", b"two", b"stop"]
+        assert wire.websocket.close_code == 1011
+        assert wire.websocket.close_reason == "no more of this today"
+
+
+async def test_more_than_a_read_of_a_peer_that_has_gone_is_heard_to_its_end(plane):
+    async with connected(plane) as (wire, peer):
+        said = [b"%d" % number for number in range(3 * MESSAGES_PER_PASS)]
+        peer.send_nowait(*said, b"x" * 40_000)
+        peer.sock.close()
+        for _ in range(2):
+            wire.send_text(b"audio")
+
+        with trio.fail_after(60):
+            heard = [message async for message in messages(wire)]
+
+        assert heard == [*said, b"x" * 40_000]
+        assert not wire.websocket.output_bytes
+
+
 PING = Frame(Opcode.PING, b"x" * 125)
 CONNECTED = Frame(Opcode.TEXT, b'{"event":"connected","protocol":"Call","version":"1.0.0"}')
 AUDIO = Frame(Opcode.TEXT, b'{"event":"media",%s}' % (b"x" * 330))

@@ -32,6 +32,7 @@ from server.media.plane import Plane
 from server.media.wire import MESSAGES_PER_PASS
 from tests.support.path_messages import audio, media, open_path
 from tests.support.path_reference import texts
+from tests.support.peers import messages
 from tests.support.tls_peers import Authority, Linked, authority_in, parts_of
 from tests.support.websocket_oracle import write_frames
 
@@ -293,6 +294,33 @@ def frames_of(count: int, size: int) -> bytes:
 def number_of(message: tuple[bytes, bool] | None) -> int:
     assert message is not None
     return int(message[0].split()[0])
+
+
+def test_what_a_peer_has_said_is_read_after_a_write_that_failed(model):
+    model.server.far.sendall(model.server.sealed(b"last words"))
+    model.server.far.close()
+
+    for _ in range(2):
+        with pytest.raises(OSError, match="Broken pipe"):
+            model.ours.send(b"x" * 100)
+
+    assert model.ours.recv(100) == b"last words"
+    assert model.ours.recv(100) == b""
+    with pytest.raises(OSError, match="Broken pipe"):
+        model.ours.send(b"x")
+
+
+async def test_the_last_words_behind_tls_are_heard_though_a_write_has_failed(plane, model):
+    wire = plane.new_wire(model.ours, WebSocket(is_client=True, max_message_bytes=65536))
+    model.server.far.sendall(model.server.sealed(frames_of(30, 200)))
+    model.server.far.close()
+    wire.send_text(b"for somebody who has gone")
+
+    with trio.fail_after(60):
+        heard = [int(message.split()[0]) async for message in messages(wire)]
+
+    assert heard == list(range(30))
+    wire.close()
 
 
 async def test_what_tls_holds_waits_for_room_and_is_read_then(plane, model):
