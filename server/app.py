@@ -32,7 +32,8 @@ from server.hooks.routes import Routes
 from server.hooks.sockets import translate_errors_without_rings
 from server.service import Service
 from server.settings.settings import Settings
-from server.web.browser.page_calls import RESUME, add_page_calls
+from server.web.browser.page_calls import add_page_calls
+from server.web.browser.words import RESUME
 from server.web.calls_api import add_calls_api
 from server.web.cross_origin import allow_origins
 from server.web.elsewhere import Elsewhere, answer_when_away

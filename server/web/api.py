@@ -27,6 +27,7 @@ def _cursor(text: str | None) -> str | None:
     return text
 
 
+MAKE_CALL = "/make-call"
 MAX_PROMPT_CHARS = 32_000
 MAX_GREETING_CHARS = 4_000
 MAX_ASKED_S = 1e9

@@ -29,6 +29,7 @@ from server.records.recording import Recordings
 from server.service import Service
 from server.switchboard.register import Page
 from server.web.api import (
+    MAKE_CALL,
     AgentList,
     AgentsRead,
     Answer,
@@ -132,7 +133,7 @@ async def who_speaks(
 def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once) -> None:
     """Add the routes for clients: to place calls, look at them and end them."""
 
-    @app.post("/make-call")
+    @app.post(MAKE_CALL)
     @validate_request(MakeCall)
     @document_headers(MakeCallHeaders)
     @document_response(CallMade, 201)

@@ -16,6 +16,7 @@ from server.logs import Sparing
 from server.service import Service
 from server.web.api import error_body, field_errors, invalid
 from server.web.cross_origin import is_own_name, is_own_page
+from server.web.http_request import LONGEST_BODIES
 from server.web.keys import UNNAMED, Keys
 from server.web.static import files as static
 
@@ -25,7 +26,6 @@ HEALTH = frozenset({"/healthz", "/readyz"})
 METRICS = frozenset({"/metrics"})
 DESCRIPTION = frozenset({"/openapi.json"})
 NOTHING_THERE = frozenset({404, 405})
-FOR_A_CALL = frozenset({"/make-call", "/calls/browser", "/calls/browser/resume"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """In the log; others are of a client's own invention."""
 
@@ -113,7 +113,7 @@ def check_bodies(app: Quart) -> None:
 
     @app.before_request
     async def check_body() -> Any:
-        if request.path not in FOR_A_CALL or request.method != "POST":
+        if request.path not in LONGEST_BODIES or request.method != "POST":
             return None
         fields = field_errors(None)
         try:

@@ -21,6 +21,7 @@ from benchmarks.load.doors import IGNORED, PINGS
 from benchmarks.load.stranger import CONNECTED, UPGRADE, frame
 from server.hooks import sockets
 from server.serving import single as serving_module
+from server.web.http_request import LONGEST_BODIES, MAX_BODY_BYTES
 from tests.support.raw_connections import connection
 from tests.support.serving import (
     CALL_SID,
@@ -130,11 +131,12 @@ async def test_a_body_that_does_not_come_is_not_waited_for():
 )
 async def test_a_body_over_the_limit_is_refused(path, kind):
     headers = {"Content-Type": kind}
+    length = max(LONGEST_BODIES.get(path, MAX_BODY_BYTES) + 1, 2**20)
     async with serving() as server:
-        announced = await server.http.post(path, content=b"x" * 2**20, headers=headers)
+        announced = await server.http.post(path, content=b"x" * length, headers=headers)
 
         async def unannounced():
-            for _ in range(32):
+            for _ in range(0, length, 2**15):
                 yield b"x" * 2**15
 
         counted = await server.http.post(path, content=unannounced(), headers=headers)

@@ -6,8 +6,17 @@ import json
 
 import pytest
 
-from server.web.api import MAX_GREETING_CHARS, MAX_PROMPT_CHARS, e164
-from server.web.http_request import LONGEST_BODIES, read_json
+from server.web.api import (
+    MAKE_CALL,
+    MAX_GREETING_CHARS,
+    MAX_METADATA,
+    MAX_METADATA_CHARS,
+    MAX_PROMPT_CHARS,
+    e164,
+)
+from server.web.browser.words import RESUME, START
+from server.web.http_request import LONGEST_BODIES, MAX_BODY_BYTES, longest_json, read_json
+from tests.support.pages import page_on
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.sockets
@@ -67,21 +76,91 @@ async def test_every_encoding_of_a_request_places_its_call():
     assert [record["metadata"]["as"] for record in records] == list(ENCODINGS)
 
 
+def longest(character: str) -> dict:
+    """What a call may be told at most, in texts of this character's."""
+    names = [f"{character * (MAX_METADATA_CHARS - 2)}{n:02}" for n in range(MAX_METADATA)]
+    facts = dict.fromkeys(names, character * MAX_METADATA_CHARS)
+    return {
+        "prompt": character * MAX_PROMPT_CHARS,
+        "greeting": character * MAX_GREETING_CHARS,
+        "metadata": facts,
+        "variables": facts,
+    }
+
+
 @pytest.mark.parametrize("character", ["漢", "я", "😀", '"', "\x01"])
-async def test_the_longest_prompt_of_any_characters_reaches_the_model(character, fast_clock):
-    prompt = character * MAX_PROMPT_CHARS
-    greeting = character * MAX_GREETING_CHARS
-    body = {"destination_number": "+15005550103", "prompt": prompt, "greeting": greeting}
+async def test_the_longest_call_of_any_characters_reaches_the_model(character, fast_clock):
+    body = longest(character)
     async with serving(simulated_ring_s=0.1) as server:
         answer = await server.http.post(
-            "/make-call", content=json.dumps(body).encode(), headers=JSON
+            MAKE_CALL,
+            content=json.dumps(body | {"destination_number": "+15005550103"}, indent=4).encode(),
+            headers=JSON,
         )
         assert answer.status_code == 201, answer.text
         record = await server.finished(answer.json()["call_sid"])
         (session,) = server.gemini.sessions
 
     assert record["reason"] == "caller-hung-up"
-    assert session.setup["systemInstruction"]["parts"][0]["text"].startswith(prompt)
+    assert session.setup["systemInstruction"]["parts"][0]["text"].startswith(body["prompt"])
+
+
+@pytest.mark.parametrize("character", ["漢", "😀"])
+async def test_the_longest_call_of_a_page_in_any_characters_reaches_the_model(character):
+    body = longest(character)
+    async with serving() as server:
+        answer = await server.http.post(
+            START, content=json.dumps(body, indent=4).encode(), headers=JSON
+        )
+        assert answer.status_code == 201, answer.text
+        async with page_on(answer.json()) as page:
+            await page.wait(lambda: page.told("media"))
+            (session,) = server.gemini.sessions
+
+    assert session.setup["systemInstruction"]["parts"][0]["text"].startswith(body["prompt"])
+
+
+def test_a_body_is_as_long_as_what_stands_in_its_model():
+    schema = {
+        "properties": {
+            "text": {"anyOf": [{"maxLength": 100, "type": "string"}, {"type": "null"}]},
+            "names": {
+                "additionalProperties": {"maxLength": 20, "type": "string"},
+                "maxProperties": 3,
+                "propertyNames": {"maxLength": 10},
+                "type": "object",
+            },
+            "kind": {"enum": ["a", "longer"]},
+            "only": {"const": "this", "type": "string"},
+            "yes": {"type": "boolean"},
+            "seconds": {"type": "number"},
+        },
+        "type": "object",
+    }
+    value = {
+        "text": "😀" * 100,
+        "names": {f"{'😀' * 9}{n}": "😀" * 20 for n in range(3)},
+        "kind": "longer",
+        "only": "this",
+        "yes": False,
+        "seconds": -1.2345678901234567e-300,
+    }
+    written = len(json.dumps(value, indent=4))
+
+    assert written <= longest_json(schema) <= written + 1_500
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string"},
+        {"additionalProperties": {"type": "null"}, "type": "object"},
+        {"items": {"type": "null"}, "type": "array"},
+    ],
+)
+def test_a_field_without_a_bound_has_no_longest_body(schema):
+    with pytest.raises(ValueError, match="no bound"):
+        longest_json({"properties": {"a": schema}})
 
 
 async def test_one_character_more_is_a_field_that_is_too_long():
@@ -98,8 +177,18 @@ async def test_other_bodies_are_no_longer_than_before(path):
     async with serving() as server:
         answer = await server.http.post(
             path,
-            content=b"a=" + b"x" * LONGEST_BODIES["/make-call"],
+            content=b"a=" + b"x" * MAX_BODY_BYTES,
             headers={"Content-Type": "application/x-www-form-urlencoded"},
+        )
+
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("path", [MAKE_CALL, START, RESUME])
+async def test_a_body_that_is_longer_than_all_that_there_is_to_say_is_not_read(path):
+    async with serving() as server:
+        answer = await server.http.post(
+            path, content=b" " * (LONGEST_BODIES[path] + 1), headers=JSON
         )
 
     assert answer.status_code == 413
