@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
+from quart import Request
 from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import BadRequest
 
@@ -92,10 +93,8 @@ class HttpRequest(TrioRequest):
         if not (force or self.is_json):
             return None
         if self._json is None:
-            content = await self.get_data()
-            assert isinstance(content, bytes)
             try:
-                self._json = (read_json(content),)
+                self._json = (read_json(await content_of(self)),)
             except ValueError as error:
                 if silent:
                     return None
@@ -120,6 +119,13 @@ def read_json(content: bytes) -> Any:
         raise ValueError("is nested too deep") from None
     except ValueError:  # Python's limit of digits
         raise ValueError("has a number with too many digits") from None
+
+
+async def content_of(asked: Request) -> bytes:
+    """The body of a request, whole and as it came."""
+    content = await asked.get_data()
+    assert isinstance(content, bytes)  # text is given only where it is asked for
+    return content
 
 
 def target_of(scope: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ mistake that callers notice, and can mend it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 from urllib.parse import parse_qsl
 
 import structlog
@@ -34,7 +34,7 @@ from server.service import Service
 from server.switchboard.rescue import CallLost
 from server.web.api import error_body
 from server.web.elsewhere import Elsewhere
-from server.web.http_request import target_of
+from server.web.http_request import content_of, target_of
 from server.web.path_prefix import NAMED
 from server.web.static.files import FRONT
 
@@ -92,10 +92,6 @@ def _fields(content: bytes) -> MultiDict[str, str]:
         return MultiDict()
 
 
-async def _body() -> bytes:
-    return cast(bytes, await request.get_data())
-
-
 class Reader:
     """Reads the requests at hand that say they are the carrier's.
 
@@ -136,7 +132,7 @@ class Reader:
             CarrierProtocolError: It is signed, but its fields are not those that were signed.
         """
         webhooks = self._service.accounts.webhooks
-        content = await _body()  # kept, for another process may have to read it, too
+        content = await content_of(request)  # kept, for another process may have to read it, too
         is_post = request.method == "POST"
         is_signed = webhooks.is_signed(request.headers)
         fields = _fields(content) if is_signed else MultiDict()
@@ -179,7 +175,7 @@ class Reader:
         if not self._looks.allows(trio.current_time()):
             return None
         is_post = request.method == "POST"
-        fields = _fields(await _body() if is_post else b"")
+        fields = _fields(await content_of(request) if is_post else b"")
         form = fields if is_post else None
         signed_for = webhooks.signed_for(target, request.headers, form)
         if signed_for is None:
