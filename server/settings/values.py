@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 WEBHOOK_PATHS = (
     "/twiml",
@@ -20,20 +20,10 @@ WEBHOOK_PATHS = (
     "/stream",
     "/make-call",
 )
-_OWN_PATHS = frozenset(
-    (
-        "calls",
-        "docs",
-        "drain",
-        "healthz",
-        "make-call",
-        "metrics",
-        "n",
-        "openapi.json",
-        "readyz",
-        "static",
-    )
-)
+OWN_PATHS = frozenset(path.removeprefix("/") for path in WEBHOOK_PATHS) | {
+    *("agents", "calls", "calls.csv", "calls.jsonl", "check", "console", "docs", "drain", "events"),
+    *("healthz", "latency", "metrics", "n", "openapi.json", "phone", "readyz", "static"),
+}
 """First parts of our own paths: as a proxy's prefix, one of these could be either."""
 # Names that the Live API no longer serves, and what came after them (Google's deprecations page).
 RETIRED_MODELS = {
@@ -195,8 +185,8 @@ def public_url(url: str) -> str:
     for ending in WEBHOOK_PATHS:
         if path.endswith(ending):
             raise ValueError(f"must not end in {ending}: what comes before that is wanted here")
-    first = path.removeprefix("/").partition("/")[0]
-    if first in _OWN_PATHS:
+    first = unquote(path).removeprefix("/").partition("/")[0]
+    if first in OWN_PATHS:
         raise ValueError(f"has a path that begins like one of this server: /{first}")
     if not _PATH.fullmatch(path) or "/." in path:
         raise ValueError("has a path with characters that no path has")

@@ -2,7 +2,7 @@
 
 A request is the same with a prefix and without it.
 
-With ``PUBLIC_URL=https://example.com/phone`` the carrier asks for ``/phone/twiml``. Some proxies
+With ``PUBLIC_URL=https://example.com/voice`` the carrier asks for ``/voice/twiml``. Some proxies
 take the prefix off again and others do not; here it is taken off where it is left, so that routes
 and signatures see one path. What the carrier has signed is then the public address and that path.
 
@@ -26,7 +26,7 @@ NAMED = "offhook.named"
 
 
 def prefix_of(public_url: str | None) -> str:
-    """The path in a public address, ``/phone``; empty if there is none."""
+    """The path in a public address, ``/voice``; empty if there is none."""
     return urlsplit(public_url or "").path.rstrip("/")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from twilio.request_validator import RequestValidator
 
@@ -10,12 +13,22 @@ from server.carrier.twilio.signature import WebhookVerifier
 from server.errors import ConfigurationError
 from server.serving.single import listen
 from server.settings.settings import Settings
+from server.settings.values import OWN_PATHS, WEBHOOK_PATHS, public_url
 from server.web.path_prefix import NAMED, prefix_of, without_name, without_prefix
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.sockets
 
+ROOT = Path(__file__).parents[2]
+SHOWN = re.compile(r"PUBLIC_URL=(https?://[^\s`,]+)")
 PREFIX = "/voice/phone%20line"
+ASTERISK = {
+    "carrier": "asterisk",
+    "asterisk_url": "http://127.0.0.1:8088",
+    "asterisk_user": "offhook",
+    "asterisk_secret": "sesame",
+    "gemini_api_key": "key",
+}
 WITH = PREFIX
 WITHOUT = ""
 
@@ -99,10 +112,31 @@ def test_the_prefix_is_the_path_of_the_public_address(url, wanted):
     assert prefix_of(url) == wanted
 
 
-@pytest.mark.parametrize("path", ["/calls", "/docs/x", "/metrics", "/n", "/n/a"])
+@pytest.mark.parametrize("accounts", [{}, ASTERISK], ids=["twilio", "asterisk"])
+def test_every_path_of_ours_is_known_for_one_as_a_prefix(accounts):
+    app = create_app(Settings.load(_env_file=None, **accounts))
+    first = {rule.rule.removeprefix("/").partition("/")[0] for rule in app.url_map.iter_rules()}
+    beside = {"n"}  # before a process's name, which is taken off for the routes
+    if accounts:
+        beside |= {path.removeprefix("/") for path in WEBHOOK_PATHS}
+
+    assert (first - {""}) | beside == OWN_PATHS
+
+
+@pytest.mark.parametrize(
+    "path", ["/calls", "/docs/x", "/metrics", "/n", "/n/a", "/phone", "/%70hone/x", "/resume/x"]
+)
 def test_a_prefix_that_could_be_a_path_of_ours_is_refused(path):
     with pytest.raises(ConfigurationError, match=r"PUBLIC_URL.*begins like one of this server"):
         Settings.load(_env_file=None, public_url=f"https://a.example{path}")
+
+
+def test_the_prefixes_that_the_documentation_shows_are_taken():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    shown = [url for page in pages for url in SHOWN.findall(page.read_text())]
+
+    assert len(shown) > 1
+    assert [public_url(url) for url in shown] == shown
 
 
 @pytest.mark.parametrize("arrives", [WITH, WITHOUT], ids=["left", "taken off"])
