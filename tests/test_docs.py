@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from server.settings.settings import Settings
 from tests.support.required import is_required
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 NAMED = re.compile(r"`((?:server|codec|benchmarks|tests|deploy|docs)/[\w./-]*)`")
+QUOTED = re.compile(r"`([^`\n]+)`")
+CAPITALS = re.compile(r"(?<![\w*])[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+(?![\w*])")
+NO_SETTINGS = {
+    *("HTTPS_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE", "XDG_RUNTIME_DIR"),  # others' variables
+    *("DEFER_TASKRUN", "SCHED_BATCH", "SINGLE_ISSUER", "SO_BUSY_POLL", "TCP_USER_TIMEOUT"),  # Linux
+    *("ASTERISK_ROOT", "FROM_DID", "PJSIP_HEADER"),  # for Asterisk
+    *("DEMO_SCRIPTS", "IN_PROGRESS", "SSL_CTX"),  # of our code, Gemini's messages and OpenSSL
+}
 LINKED = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -23,6 +32,21 @@ def test_the_files_that_a_page_names_are_there(page):
 
     assert {str(path.relative_to(ROOT)) for path in named if not path.exists()} == set()
     assert {str(path) for path in linked if not path.exists()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_settings_that_a_page_names_are_there(page):
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text())
+    named = {name for quoted in QUOTED.findall(text) for name in CAPITALS.findall(quoted)}
+
+    assert named - NO_SETTINGS - {name.upper() for name in Settings.model_fields} == set()
+
+
+def test_nothing_is_excepted_that_no_page_names_or_that_is_a_setting():
+    text = "".join(page.read_text() for page in PAGES)
+
+    assert {name for name in NO_SETTINGS if name not in text} == set()
+    assert NO_SETTINGS & {name.upper() for name in Settings.model_fields} == set()
 
 
 def test_the_files_of_rooms_that_the_design_names_are_there():
