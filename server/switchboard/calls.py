@@ -87,7 +87,7 @@ class Calls:
         records: Records | None = None,
         ticket_ttl_s: float = 900.0,
         start_timeout_s: float = 10.0,
-        recent_calls: int = 1_000,
+        recent_calls: int = 200,
         strangers: Strangers | None = None,
         traces: Traces | None = None,
         drawing: Drawing | None = None,

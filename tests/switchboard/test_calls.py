@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import pytest
 import trio
 from structlog.testing import capture_logs
@@ -14,6 +16,8 @@ from server.carrier.webhooks import ConnectStream, EndCall, Reply
 from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CallRefused, CarrierError, ModelSetupRefused
+from server.settings.settings import Settings
+from server.switchboard.calls import Calls
 from tests.support.fakes import MemoryCarrier, MemoryMedia
 from tests.support.switchboards import NUMBER, make_calls, serve_stream, started
 
@@ -167,6 +171,12 @@ async def test_callbacks_for_strangers_are_bounded(autojump_clock, calls):
         calls.update_status(StatusUpdate("CAx", CallStatus.RINGING, number))
 
     assert len(calls._early) <= 1_000
+
+
+def test_as_many_ended_calls_stay_in_memory_as_the_setting_says():
+    default = signature(Calls).parameters["recent_calls"].default
+
+    assert default == Settings.model_fields["recent_calls"].default
 
 
 async def test_a_call_that_is_over_gets_no_early_callbacks(autojump_clock, nursery):
