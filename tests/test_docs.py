@@ -42,6 +42,19 @@ def test_the_settings_that_a_page_names_are_there(page):
     assert named - NO_SETTINGS - {name.upper() for name in Settings.model_fields} == set()
 
 
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "docs", "server"])
+def test_where_servers_meet_is_told_with_both_of_its_variables(path):
+    files = [ROOT / path] if (ROOT / path).is_file() else sorted((ROOT / path).rglob("*.[mp][dy]"))
+    halves = [
+        str(file.relative_to(ROOT))
+        for file in files
+        for part in file.read_text().split("\n\n")
+        if "TMPDIR" in part and "XDG_RUNTIME_DIR" not in part
+    ]
+
+    assert halves == []
+
+
 def test_nothing_is_excepted_that_no_page_names_or_that_is_a_setting():
     text = "".join(page.read_text() for page in PAGES)
 

@@ -371,8 +371,8 @@ def _refused(error: BaseException, host: str, port: int) -> BaseException:
             reason = str(error)
         case FileNotFoundError() | ConnectionRefusedError():
             reason = (
-                "no server of this user waits for that with this address (and TMPDIR); "
-                "start without --take-over"
+                "no server of this user waits for that with this address (and XDG_RUNTIME_DIR, "
+                "TMPDIR); start without --take-over"
             )
         case trio.TooSlowError() | EOFError() | OSError() | trio.BrokenResourceError():
             reason = f"it does not answer ({error!r})"
@@ -402,7 +402,8 @@ async def reload_agents(host: str, port: int) -> str:
                 answer = await _message(connection, RELOAD_TIMEOUT_S + ANSWER_TIMEOUT_S)
     except (FileNotFoundError, ConnectionRefusedError):
         raise CannotListen(
-            f"no server of this user waits for that at {host}:{port} (with this TMPDIR)"
+            f"no server of this user waits for that at {host}:{port} "
+            "(with this XDG_RUNTIME_DIR and TMPDIR)"
         ) from None
     except (TakeOverRefused, OSError, EOFError, trio.BrokenResourceError, trio.TooSlowError) as e:
         raise CannotListen(f"the server at {host}:{port} does not do that: {e!r}") from None

@@ -62,7 +62,8 @@ def private_directory(name: str) -> Path:
     """
     directory = run_directory() / name
     if len(os.fsencode(directory)) > MAX_PATH_BYTES:
-        raise ConfigurationError(f"{directory} is too long for Unix sockets: set TMPDIR")
+        where = "XDG_RUNTIME_DIR or TMPDIR"
+        raise ConfigurationError(f"{directory} is too long for Unix sockets: set {where}")
     with suppress(FileExistsError):
         directory.mkdir(mode=0o700)
     if not _is_private(directory):
