@@ -260,5 +260,13 @@ def test_the_picture_of_the_rooms_is_what_the_imports_are():
     assert drawn == picture(), "python -m tests.test_imports prints it"
 
 
+def test_the_design_says_of_every_room_what_lives_there():
+    _, _, rest = PAGE.read_text().partition("| Room | What lives there |")
+    told, _, _ = rest.partition("A seam is")
+
+    rooms = {short(room) for room in FLOOR}
+    assert {room for room in rooms if f"`{room}`" not in told and f"`{room}/`" not in told} == set()
+
+
 if __name__ == "__main__":
     print(picture(), end="")  # noqa: T201
