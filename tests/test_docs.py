@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.settings.settings import Settings
+from server.web.api import MakeCall, WhichCalls
 from tests.support.required import is_required
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +61,23 @@ def test_nothing_is_excepted_that_no_page_names_or_that_is_a_setting():
 
     assert {name for name in NO_SETTINGS if name not in text} == set()
     assert NO_SETTINGS & {name.upper() for name in Settings.model_fields} == set()
+
+
+@pytest.mark.parametrize(
+    ("page", "begin", "model"),
+    [
+        ("calls.md", "| `POST /make-call`", MakeCall),
+        ("design.md", "| `POST /make-call`", MakeCall),
+        ("design.md", "| `GET /calls?", WhichCalls),
+        ("running.md", "- `day=", WhichCalls),
+    ],
+)
+def test_a_page_that_tells_what_a_request_takes_tells_all_of_it(page, begin, model):
+    _, found, rest = (ROOT / "docs" / page).read_text().partition(f"\n{begin}")
+    told = re.findall(r"\w+", begin + re.split(r"\n[-|\n]", rest)[0])
+
+    assert found
+    assert model.model_fields.keys() - set(told) == set()
 
 
 def test_the_files_of_rooms_that_the_design_names_are_there():
