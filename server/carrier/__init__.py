@@ -423,7 +423,7 @@ class Carrier(CallsCarrier, AbstractAsyncContextManager["Carrier"], Protocol):
 
     @property
     def name(self) -> str:
-        """``"twilio"`` or ``"simulator"``: what answers and banners say."""
+        """What answers and banners say: ``twilio``, ``asterisk``, ``browser`` or ``simulator``."""
         ...
 
     async def place_call(
