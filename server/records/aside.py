@@ -1,9 +1,9 @@
 """Files of records that the database did not take, until one takes them.
 
 A record a line, as JSON, with the events of its call; or one event of a call without one. There are
-two kinds: ``offhook-unsaved-…`` waits for the database and is
-taken up by the next process that finds it; ``offhook-refused-…`` has what no database will take,
-and waits for people. What is in them are transcripts, so only their owner may read them.
+two kinds: ``offhook-unsaved-…`` waits for the database and is taken up by the next process that
+finds it; ``offhook-refused-…`` has what no database will take, and waits for people. What is in
+them are transcripts, so only their owner may read them.
 """
 
 from __future__ import annotations
