@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import trio
@@ -190,6 +191,14 @@ class OffhookApp(QuartTrio):
         self._console.begin()
 
 
+def _version() -> str:
+    """The version that is installed; a checkout may serve that is not."""
+    try:
+        return version("offhook")
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def create_app(settings: Settings) -> OffhookApp:
     """The ASGI app for these settings; nothing is opened before the server starts it."""
     refuse_other_servers()
@@ -200,7 +209,7 @@ def create_app(settings: Settings) -> OffhookApp:
     QuartSchema(
         app,
         openapi_provider_class=_Description,
-        info=Info(title="Offhook", version="0.1.0"),
+        info=Info(title="Offhook", version=_version()),
         swagger_ui_path=None,
         redoc_ui_path=None,
         scalar_ui_path=None,

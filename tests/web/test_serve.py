@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import trio
@@ -183,6 +184,27 @@ async def test_everything_says_that_it_is_simulated():
 
     assert ready["simulated"] is True
     assert made["carrier"] == "simulator"
+
+
+async def test_the_api_says_which_version_of_it_is_installed(monkeypatch):
+    monkeypatch.setattr("server.app.version", {"offhook": "9.8.7"}.__getitem__)
+
+    async with serving() as server:
+        description = (await server.http.get("/openapi.json")).json()
+
+    assert description["info"]["version"] == "9.8.7"
+
+
+async def test_a_checkout_that_is_not_installed_serves_and_describes_itself(monkeypatch):
+    def found(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("server.app.version", found)
+
+    async with serving() as server:
+        description = (await server.http.get("/openapi.json")).json()
+
+    assert description["info"]["version"] == "not installed"
 
 
 async def test_the_api_describes_itself():
