@@ -9,69 +9,31 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
 from quart import Request
 from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import BadRequest
 
 from server.cluster import passing_on
 from server.settings.text import NotText, decode
-from server.web.api import MAKE_CALL, MakeCall
-from server.web.browser.words import RESUME, START, CallFromBrowser, ResumeFromBrowser
+from server.web.api import (
+    MAKE_CALL,
+    MAX_GREETING_CHARS,
+    MAX_METADATA,
+    MAX_METADATA_CHARS,
+    MAX_PROMPT_CHARS,
+)
+from server.web.browser.words import RESUME, START
 
 MAX_BODY_BYTES = 64 * 1024
 """Twilio's webhooks are a few kilobytes, and so are all requests but those for a call."""
 _ESCAPED_BYTES = 12
 """What JSON needs at most for a character: two halves of a surrogate pair, ``\\ud83d\\ude00``."""
-_AROUND_BYTES = 64
-"""For what stands around a member: quotes, colon, comma, and a line of its own with its indent."""
-_PLAIN_BYTES = 32
-"""More than any number that a program writes needs, and than ``false`` and ``null``."""
-
-
-def longest_json(schema: Mapping[str, Any]) -> int:
-    """The most bytes that a value needs as JSON, however its characters are escaped.
-
-    Args:
-        schema: Its JSON Schema. Every text and every object of free names in it has a bound, so
-            that there is an answer.
-    """
-    match schema:
-        case {"anyOf": choices}:
-            return max(longest_json(choice) for choice in choices)
-        case {"enum": values}:
-            return max(_longest_text(len(value)) for value in values)
-        case {"const": str(value)}:
-            return _longest_text(len(value))
-        case {"properties": members}:
-            return _AROUND_BYTES + sum(
-                _longest_text(len(name)) + _AROUND_BYTES + longest_json(member)
-                for name, member in members.items()
-            )
-        case {"additionalProperties": value, "propertyNames": name, "maxProperties": int(count)}:
-            member = _longest_text(name["maxLength"]) + _AROUND_BYTES + longest_json(value)
-            return _AROUND_BYTES + count * member
-        case {"maxLength": int(chars)}:
-            return _longest_text(chars)
-        case {"type": "number" | "integer" | "boolean" | "null"}:
-            return _PLAIN_BYTES
-    raise ValueError(f"has no bound: {schema}")
-
-
-def _longest_text(chars: int) -> int:
-    return _ESCAPED_BYTES * chars + len('""')
-
-
-_MODELS: Mapping[str, type[BaseModel]] = {
-    MAKE_CALL: MakeCall,
-    START: CallFromBrowser,
-    RESUME: ResumeFromBrowser,
-}
-LONGEST_BODIES = {
-    path: max(MAX_BODY_BYTES, longest_json(model.model_json_schema()))
-    for path, model in _MODELS.items()
-}
-"""The paths that take JSON for a call, and the longest body of each: all that its model allows."""
+_FREE_CHARS = 2 * MAX_METADATA * 2 * MAX_METADATA_CHARS
+"""Names and values of ``metadata`` and ``variables``."""
+_LONGEST_CALL = _ESCAPED_BYTES * (MAX_PROMPT_CHARS + MAX_GREETING_CHARS + _FREE_CHARS) + 48_000
+"""Its texts as they need most, and all else in it."""
+LONGEST_BODIES = {MAKE_CALL: _LONGEST_CALL, START: _LONGEST_CALL, RESUME: MAX_BODY_BYTES}
+"""The paths that take JSON for a call, and the longest body of each."""
 
 
 class HttpRequest(TrioRequest):

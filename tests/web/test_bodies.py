@@ -15,7 +15,7 @@ from server.web.api import (
     e164,
 )
 from server.web.browser.words import RESUME, START
-from server.web.http_request import LONGEST_BODIES, MAX_BODY_BYTES, longest_json, read_json
+from server.web.http_request import LONGEST_BODIES, MAX_BODY_BYTES, read_json
 from tests.support.pages import page_on
 from tests.support.serving import serving
 
@@ -118,49 +118,6 @@ async def test_the_longest_call_of_a_page_in_any_characters_reaches_the_model(ch
             (session,) = server.gemini.sessions
 
     assert session.setup["systemInstruction"]["parts"][0]["text"].startswith(body["prompt"])
-
-
-def test_a_body_is_as_long_as_what_stands_in_its_model():
-    schema = {
-        "properties": {
-            "text": {"anyOf": [{"maxLength": 100, "type": "string"}, {"type": "null"}]},
-            "names": {
-                "additionalProperties": {"maxLength": 20, "type": "string"},
-                "maxProperties": 3,
-                "propertyNames": {"maxLength": 10},
-                "type": "object",
-            },
-            "kind": {"enum": ["a", "longer"]},
-            "only": {"const": "this", "type": "string"},
-            "yes": {"type": "boolean"},
-            "seconds": {"type": "number"},
-        },
-        "type": "object",
-    }
-    value = {
-        "text": "😀" * 100,
-        "names": {f"{'😀' * 9}{n}": "😀" * 20 for n in range(3)},
-        "kind": "longer",
-        "only": "this",
-        "yes": False,
-        "seconds": -1.2345678901234567e-300,
-    }
-    written = len(json.dumps(value, indent=4))
-
-    assert written <= longest_json(schema) <= written + 1_500
-
-
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"type": "string"},
-        {"additionalProperties": {"type": "null"}, "type": "object"},
-        {"items": {"type": "null"}, "type": "array"},
-    ],
-)
-def test_a_field_without_a_bound_has_no_longest_body(schema):
-    with pytest.raises(ValueError, match="no bound"):
-        longest_json({"properties": {"a": schema}})
 
 
 async def test_one_character_more_is_a_field_that_is_too_long():
