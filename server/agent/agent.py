@@ -26,7 +26,7 @@ DEFAULT_PROMPT = (
 )
 DEFAULT_GREETING = "The caller has just picked up. Greet them in one short sentence."
 DEFAULT_FAREWELL = (
-    "(The call has to end now. Say goodbye to the caller in one short sentence, and nothing else.)"
+    "The call has to end now. Say goodbye to the caller in one short sentence, and nothing else."
 )
 
 

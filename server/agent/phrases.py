@@ -31,6 +31,38 @@ STILL_THERE = aside(
 WRAP_UP = aside(
     "This call ends in {seconds:.0f} seconds. Tell the caller so, and bring it to an end."
 )
+CUT_OFF = aside(
+    "The connection failed while you were answering the caller. Take up your answer again, or ask "
+    "for the question if you do not know it."
+)
+
+
+def keys_pressed(keys: str) -> str:
+    """Tell the model which keys of the telephone the caller has pressed, and have it answer."""
+    noun = "keys" if len(keys) > 1 else "key"
+    return aside(f"The caller pressed the {noun} {' '.join(keys)} on the telephone keypad.")
+
+
+def transfer_failed(destination: str) -> str:
+    """Make a model speak whose transfer has failed when it no longer waited for the answer."""
+    return aside(
+        f"The transfer to {destination} has failed: nobody took the call. "
+        "The caller is back on the line. Tell them, and ask how to go on."
+    )
+
+
+def was_called(name: str, arguments: str, response: str) -> str:
+    """Tell a model that does not remember having called a function what has come of it.
+
+    Args:
+        name: The function's.
+        arguments: A JSON object, as the model gave it.
+        response: A JSON object, as the function gave it.
+    """
+    return aside(
+        f"For the caller's last request you called {name}({arguments}) a moment ago. It has "
+        f"returned {response}. Go on from there, and do not call it again."
+    )
 
 
 def barge_in_hint(heard: str) -> str:
@@ -138,6 +170,15 @@ def already_greeted(text: str) -> str:
         "You have already opened the call: the caller has heard you say the following words. "
         f'Do not greet them again, go on from there. "{text}"'
     )
+
+
+def under_way(said: str) -> str:
+    """Part of the system instruction: the model goes on with a call that it does not remember.
+
+    Args:
+        said: What both have said so far, one turn a line.
+    """
+    return f"The call is under way, so do not greet again. What has been said so far:\n{said}"
 
 
 _APOLOGIES = {

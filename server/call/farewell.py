@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import trio
 
+from server.agent import phrases
 from server.call.conversation import Conversation, Stage
 from server.call.report.report import Report
 from server.dialogue.endings import EndReason
@@ -74,7 +75,7 @@ class Farewell:
             elif c.line is not None and c.session.is_ready and c.party.agent.farewell:
                 # What the agent is saying now is not the goodbye: that is a turn of its own.
                 turn = c.agent_turn
-                c.session.send_text(c.party.agent.farewell)
+                c.session.send_text(phrases.aside(c.party.agent.farewell))
                 await c.changed.until(lambda: c.heard_out > turn)
         c.end(self._reason, self._detail)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from server.agent import phrases
 from server.call.conversation import Conversation, Line, Stage
 from server.carrier import NOT_REACHED, CallStatus
 from server.dialogue.endings import EndReason
@@ -158,10 +159,7 @@ class Handover:
             if await self._send_away(transfer) and transfer.outcome is not None:
                 c.notes.note("transfer failed", outcome=transfer.outcome.value)
                 if not transfer.awaited:
-                    c.session.send_text(
-                        f"The transfer to {transfer.destination} has failed: nobody took the call. "
-                        "The caller is back on the line. Tell them, and ask how to go on."
-                    )
+                    c.session.send_text(phrases.transfer_failed(transfer.destination))
             if c.stage is Stage.AWAY:
                 c.move("back")
             self._transfer = None

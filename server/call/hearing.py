@@ -405,10 +405,7 @@ class Hearing:
         c.passing.collect()  # what has been said was no answer to this
         c.turns.ask(Awaited.ANSWER, trio.current_time())
         c.turn_changed.set()
-        keys = "keys" if len(pressed) > 1 else "key"
-        c.session.send_text(
-            f"(The caller pressed the {keys} {' '.join(pressed)} on the telephone keypad.)"
-        )
+        c.session.send_text(phrases.keys_pressed(pressed))
 
 
 class Telling:

@@ -7,6 +7,7 @@ import trio
 from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
+from server.agent import phrases
 from server.agent.agent import Agent
 from server.call.call import Call
 from server.call.conversation import Stage
@@ -276,7 +277,7 @@ async def test_a_transfer_nobody_waits_for_any_more_is_told_to_the_model(autojum
     talking.connect(MemoryMedia())
     await wait_all_tasks_blocked()
 
-    assert "sales has failed" in talking.model.session.texts[-1][1]
+    assert talking.model.session.texts[-1][1] == phrases.transfer_failed("sales")
 
 
 async def test_a_transfer_that_is_withdrawn_in_time_never_happens(autojump_clock, talking):

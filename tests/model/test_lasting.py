@@ -13,6 +13,7 @@ import trio
 import trio.testing
 from google.genai import types
 
+from server.agent import phrases
 from server.agent.agent import Agent
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
@@ -27,7 +28,6 @@ from server.model import (
 )
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
-from server.model.lasting.session import CUT_OFF_TEXT
 from server.model.lasting.unanswered import PCM_BYTES_PER_S
 from server.simulators.gemini import (
     MODEL_SCRIPTS,
@@ -395,7 +395,7 @@ async def test_an_answer_whose_question_is_gone_is_taken_up_in_words(autojump_cl
         talk.session.send_text("Greet.")
         await talk.say(silence(10.0))
 
-    assert talk.services[-1].texts[-1] == CUT_OFF_TEXT
+    assert talk.services[-1].texts[-1] == phrases.CUT_OFF
 
 
 # --- Asked for, and elsewhere
@@ -462,7 +462,7 @@ async def test_a_tool_answer_reaches_a_model_that_does_not_remember_the_call(aut
 
     fresh = talk.services[-1]
     (words,) = fresh.texts  # one of the two was taken back
-    assert 'look_up({}) a moment ago. It has returned {"output":"blue"}' in words
+    assert words == phrases.was_called("look_up", "{}", '{"output":"blue"}')
     assert fresh.tool_results == {}
     assert fresh.mistakes == []
     assert talk.all(Reconnected)[0].repeated_s == 0

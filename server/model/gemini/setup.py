@@ -8,6 +8,7 @@ from typing import Any
 
 from google.genai import types
 
+from server.agent import phrases
 from server.agent.agent import Agent
 from server.model import (
     PastTurn,
@@ -188,10 +189,7 @@ def resumed_config(
     spoken = "\n".join(
         f"{'You' if turn.speaker == 'agent' else 'Caller'}: {turn.text}" for turn in history
     )
-    instruction = (
-        f"{config.system_instruction}\n\nThe call is under way, so do not greet again. "
-        f"What has been said so far:\n{spoken}"
-    )
+    instruction = f"{config.system_instruction}\n\n{phrases.under_way(spoken)}"
     return config.model_copy(update={"system_instruction": instruction})
 
 

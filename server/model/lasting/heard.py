@@ -8,6 +8,7 @@ from itertools import islice
 
 import msgspec
 
+from server.agent import phrases
 from server.dialogue.turns import CONNECTION_LOST
 from server.model import (
     AgentAudio,
@@ -156,7 +157,4 @@ class _MadeCall:
         """Tell a model that does not remember having called what has come of it."""
         arguments = msgspec.json.encode(self.call.arguments).decode()
         response = msgspec.json.encode(result.response).decode()
-        return (
-            f"For the caller's last request you called {self.call.name}({arguments}) a moment "
-            f"ago. It has returned {response}. Go on from there, and do not call it again."
-        )
+        return phrases.was_called(self.call.name, arguments, response)

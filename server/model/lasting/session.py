@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from codec import MulawDecoder
+from server.agent import phrases
 from server.agent.agent import Agent
 from server.errors import ModelError
 from server.logs import Sparing
@@ -54,10 +55,6 @@ ONSET_S = 0.3
 """What the caller has begun to say may not be known for speech yet: a sound is enough to wait …"""
 NOISE_POLLS = 50
 """… but not for ever: there are lines on which it is never silent."""
-CUT_OFF_TEXT = (
-    "The connection failed while you were answering the caller. Take up your answer again, or ask "
-    "for the question if you do not know it."
-)
 MAX_BEFORE_PAYLOAD = int(MAX_BEFORE_S * 8_000)
 STALL_S = 5.0
 """A message that cannot be sent for this long was sent into a dead connection."""
@@ -168,7 +165,7 @@ class LastingSession:
             logger.info("model reconnected", reason=news.reason, way=news.way, gap_s=news.gap_s)
             self._tell(news)
         if self._agent_side.was_cut_off and not self._input.has_sound():
-            self._input.put(CUT_OFF_TEXT)  # what it was answering is no longer here
+            self._input.put(phrases.CUT_OFF)  # what it was answering is no longer here
         self._agent_side.was_cut_off = False
         self._is_resumable = attempt.way is Way.RESUME
         self._noises = 0
