@@ -445,6 +445,40 @@ async def test_a_call_is_given_another_stream_that_is_asked_about_when_it_has_en
     assert "/resume#" in form["Twiml"].partition("</Connect>")[2]
 
 
+async def test_a_transfer_that_was_too_much_is_asked_for_again(api, no_waits):
+    api.refusals = [TOO_MANY, TOO_MANY]
+
+    async with carrier(api.url) as twilio:
+        await twilio.transfer(CALL, "+15005550123", ring_timeout_s=20.0)
+
+    documents = [form["Twiml"] for _, _, form in api.asked]
+    assert len(documents) == 3
+    assert len(set(documents)) == 1
+    assert "+15005550123" in documents[0]
+
+
+async def test_a_transfer_that_may_ring_a_phone_already_is_not_asked_for_again(api, no_waits):
+    api.refusals = [BROKEN]
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CarrierError) as failure:
+            await twilio.transfer(CALL, "+15005550123", ring_timeout_s=20.0)
+
+    assert failure.value.outcome_unknown
+    assert len(api.asked) == 1
+
+
+async def test_whether_an_apology_is_said_again_is_left_to_whoever_owes_it(api, no_waits):
+    api.refusals = [TOO_MANY]
+
+    async with carrier(api.url) as twilio:
+        with pytest.raises(CarrierError) as failure:
+            await twilio.say_and_hang_up(CALL, "Sorry", "en-US")
+
+    assert failure.value.status == 429
+    assert len(api.asked) == 1
+
+
 async def test_a_ticket_that_may_have_been_used_is_not_given_again(api, no_waits):
     api.refusals = [BROKEN]
 

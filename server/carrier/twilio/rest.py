@@ -313,11 +313,15 @@ class TwilioCarrier:
     async def update_call(self, call_sid: str, *, twiml: str) -> None:
         """Let a live call go on with another document: its stream stops and is closed.
 
+        It is asked for again only where Twilio has done nothing: a document is begun once.
+
         Raises:
             CarrierError: Refused (21220 when the call is over) or not reached.
         """
-        with _carrier_errors(self._request_timeout_s):
-            await self._client.calls(call_sid).update_async(twiml=twiml)
+        await self._request(lambda: self._update_once(call_sid, twiml), repeatable=False)
+
+    async def _update_once(self, call_sid: str, twiml: str) -> None:
+        await self._client.calls(call_sid).update_async(twiml=twiml)
 
     async def transfer(self, call_sid: str, number: str, *, ring_timeout_s: float) -> None:
         """Let a live call ring another number, which ends its stream; see :func:`dial_twiml`.
@@ -386,17 +390,18 @@ class TwilioCarrier:
     async def say_and_hang_up(self, call_sid: str, text: str, language: str) -> None:
         """Say something in Twilio's own voice and end the call; its stream stops at once.
 
+        One request, which is not made again: whoever apologises does that, and sees before each
+        try whether the words are still owed.
+
         Raises:
             CallNotInProgress: The call is over, or Twilio has not answered it yet (21220).
             CarrierError: Refused or not reached.
         """
-        with _not_in_progress():
-            await self.update_call(call_sid, twiml=say_twiml(text, language))
+        with _not_in_progress(), _carrier_errors(self._request_timeout_s):
+            await self._update_once(call_sid, say_twiml(text, language))
 
     async def reconnect(self, call_sid: str, ticket: str) -> None:
         """Let a live call open another stream, which shows this ticket; one it has stops at once.
-
-        A ticket is good for one stream: it is asked for again only where Twilio has done nothing.
 
         Raises:
             CallNotInProgress: The call is over, or Twilio has not answered it yet (21220).
@@ -404,10 +409,7 @@ class TwilioCarrier:
         """
         document = self.webhooks.twiml(ConnectStream(ticket))
         with _not_in_progress():
-            await self._request(
-                lambda: self._client.calls(call_sid).update_async(twiml=document),
-                repeatable=False,
-            )
+            await self.update_call(call_sid, twiml=document)
 
 
 @contextmanager
