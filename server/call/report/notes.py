@@ -10,6 +10,7 @@ import trio
 
 from server.agent.outcome import Outcome
 from server.call.report.costs import CostMeter
+from server.call.takeover.state import MAX_TOOLS
 from server.dialogue.replies import Replies, Reply
 from server.dialogue.timings import Timings
 from server.dialogue.transcript import Transcript
@@ -18,8 +19,6 @@ from server.metrics import Metrics
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MAX_TIMELINE = 500
-MAX_TOOLS = 32
-"""Functions called that are remembered for another process."""
 
 
 class Notes:

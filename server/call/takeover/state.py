@@ -31,6 +31,7 @@ MAX_TURNS = 20
 MAX_TURN_CHARS = 1_000
 """Of what was said in one turn; the end of it is kept."""
 MAX_TOOLS = 32
+"""Functions called lately that another process has to know of."""
 MAX_TOKEN_KINDS = 16
 COMPRESSION = 1
 """zlib's fastest: most of a state is a prompt, and the next level takes a third more time to save
