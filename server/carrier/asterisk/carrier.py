@@ -493,13 +493,13 @@ class AsteriskCarrier:
             is_over = isinstance(error, CallNotInProgress)  # who hangs up is not waited for
             log = logger.debug if is_over else logger.warning
             log("Asterisk refuses a step", step=type(step).__name__, error=error.message)
-            await self._end(step, desk)
+            await self._end(step)
         except Exception:
             logger.exception("event of Asterisk's not seen to by a bug of ours")
             if isinstance(step, Tell) and step.asks:  # its caller would hear nothing for ever
-                await self._end(step, desk)
+                await self._end(step)
 
-    async def _end(self, failed: Step, desk: Desk) -> None:
+    async def _end(self, failed: Step) -> None:
         """End the call of a step that has failed, unless it has left meanwhile; what has to be done
         is tried again and again.
         """
