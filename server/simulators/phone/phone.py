@@ -58,7 +58,6 @@ class MarkSeen:
     """One mark from the server, and when and why it went back."""
 
     name: str
-    received_s: float
     echoed_s: float | None = None
     cleared: bool = False
     """It went back because of a clear: its audio was not played."""
@@ -359,7 +358,7 @@ class SimulatedPhone:
                 self.received.append((now_s, len(media.payload)))
                 self.earpiece.push(media.payload)
             case _Mark(mark=mark):
-                seen = MarkSeen(mark.name, now_s)
+                seen = MarkSeen(mark.name)
                 self.marks.append(seen)
                 self._waiting_marks.setdefault(mark.name, []).append(seen)
                 await self._echo(self.earpiece.mark(mark.name), cleared=False)
