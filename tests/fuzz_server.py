@@ -80,7 +80,7 @@ from tests import fuzz_path, fuzz_socket
 from tests.fuzz_codec import Fuzz as CodecFuzz
 from tests.fuzz_path import mutate
 from tests.support.rig import calling
-from tests.support.toolboxes import FakeCall
+from tests.support.toolboxes import FakeCall, is_busy
 
 SID = "MZ" + "0" * 32
 CALL_SID = "CA" + "0" * 32
@@ -368,7 +368,7 @@ async def _call_tools(data: bytes) -> str:
         for result in results:
             json.dumps(result.response)
             answered.append(result.id)
-        if not box.is_busy:
+        if not is_busy(box):
             done.set()
 
     async with trio.open_nursery() as nursery:

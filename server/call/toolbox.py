@@ -121,11 +121,6 @@ class Toolbox:
         # Unbounded: whatever is asked for is begun at once, and the loop breaker is the bound.
         return trio.open_memory_channel[_Batch](float("inf"))
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether the model waits for an answer."""
-        return bool(self._open)
-
     def request(self, calls: Iterable[ToolCall]) -> None:
         """The model wants these run; an id that is being run already is left at that."""
         fresh: list[tuple[ToolCall, trio.CancelScope]] = []

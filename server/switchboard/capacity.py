@@ -181,11 +181,6 @@ class Room:
         self._most_calls = 0
         self._limit = ""
 
-    @property
-    def call_bytes(self) -> int:
-        """What one call needs."""
-        return self._call_bytes
-
     def see_descriptors(self, lowest_free: int | None) -> None:
         """All below this number are in use; None: all of them are."""
         self._in_use.append(math.inf if lowest_free is None else lowest_free)

@@ -333,7 +333,7 @@ async def test_a_call_that_is_taken_back_is_cancelled_and_not_answered(autojump_
     await trio.sleep(9)
 
     assert at_work.ids == ["b"]
-    assert not at_work.box.is_busy
+    assert not at_work.is_busy
     assert at_work.count("slowly", "cancelled") == 1
 
 
@@ -413,7 +413,7 @@ async def test_a_storm_is_answered_to_the_last_id(autojump_clock, bench):
     await trio.sleep(20)
 
     assert sorted(at_work.ids) == sorted(call.id for n, call in enumerate(calls) if n % 5)
-    assert not at_work.box.is_busy
+    assert not at_work.is_busy
 
 
 async def test_the_same_call_over_and_over_is_refused_slowly(autojump_clock, bench):
@@ -506,7 +506,7 @@ def test_every_id_is_answered_as_often_as_it_was_asked_for_and_not_taken_back(st
             await trio.sleep(200)
 
             assert sorted(at_work.ids[before:]) == sorted(open_now)
-            assert not at_work.box.is_busy
+            assert not at_work.is_busy
             nursery.cancel_scope.cancel()
 
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))

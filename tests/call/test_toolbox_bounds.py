@@ -33,7 +33,7 @@ async def test_of_thousands_of_calls_few_are_run_and_every_one_is_answered(autoj
     assert ran == LoopBreaker.MAX_SAME
     refused = [one for one in at_work.responses if "at once" in one.get("error", "")]
     assert len(refused) == 5_000 - Toolbox.MAX_AT_ONCE
-    assert not at_work.box.is_busy
+    assert not at_work.is_busy
 
 
 async def test_calls_in_message_after_message_are_bounded_together(autojump_clock, bench):

@@ -55,6 +55,11 @@ class FakeCall:
         self.keys += keys
 
 
+def is_busy(box: Toolbox) -> bool:
+    """Whether the model waits for an answer."""
+    return bool(box._open)
+
+
 class Bench:
     """A toolbox at work, and everything it has answered."""
 
@@ -69,6 +74,10 @@ class Bench:
     def answer(self, results: tuple[ToolResult, ...]) -> None:
         self.answers.append((trio.current_time(), results))
         self._news.set()
+
+    @property
+    def is_busy(self) -> bool:
+        return is_busy(self.box)
 
     async def wait_answers(self, count: int) -> None:
         with trio.fail_after(30):

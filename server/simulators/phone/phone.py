@@ -69,7 +69,6 @@ class ClearSeen:
 
     at_s: float
     dropped_bytes: int
-    marks_returned: int
     received_before: int
     """How many media messages had come before it."""
 
@@ -168,11 +167,6 @@ class SimulatedPhone:
     def heard(self) -> bytes:
         """Mu-law the callee heard, from the stream's start, as long as ``said`` to the frame."""
         return bytes(self.earpiece.heard)
-
-    @property
-    def first_media_s(self) -> float | None:
-        """When the first media message came."""
-        return self.received[0][0] if self.received else None
 
     @property
     def bytes_after_clear(self) -> int:
@@ -364,7 +358,7 @@ class SimulatedPhone:
                 await self._echo(self.earpiece.mark(mark.name), cleared=False)
             case _Clear():
                 dropped, names = self.earpiece.clear()
-                self.clears.append(ClearSeen(now_s, dropped, len(names), len(self.received)))
+                self.clears.append(ClearSeen(now_s, dropped, len(self.received)))
                 self._note(f"the server clears {dropped / BYTES_PER_S:.2f} s")
                 await self._echo(names, cleared=True)
 
