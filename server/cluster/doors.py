@@ -42,8 +42,6 @@ BODY_TIMEOUT_S = 5.0
 """For the body of a request between machines, all of which is there when it is sent."""
 MAX_AROUND_BYTES = 128 * 1024
 """What a request between machines has beside its body: its headers, which are 64 KiB at most."""
-_BETWEEN_US = frozenset({PEER, b"x-offhook-proof"})
-"""The second is what versions before have sent."""
 
 
 async def serve_siblings(
@@ -114,7 +112,7 @@ class ProvedDoor:
 
     def concerns(self, scope: Mapping[str, Any]) -> bool:
         """Whether a request says that it comes from another machine's process."""
-        return any(name in _BETWEEN_US for name, _ in scope.get("headers", ()))
+        return any(name == PEER for name, _ in scope.get("headers", ()))
 
     async def answer(
         self,
@@ -181,14 +179,14 @@ def _single(scope: Mapping[str, Any]) -> bytes:
     """The one header by which a request shows whose it is.
 
     Raises:
-        NotProved: There are several, or it is of another kind.
+        NotProved: There are several, or it is no request.
     """
     if scope["type"] != "http":
         raise NotProved("no request")
-    match [(name, value) for name, value in scope["headers"] if name in _BETWEEN_US]:
-        case [(name, value)] if name == PEER:
+    match [value for name, value in scope["headers"] if name == PEER]:
+        case [value]:
             return cast(bytes, value)
-    raise NotProved("of an older version of this server, or with headers that are there twice")
+    raise NotProved("with a header that is there twice")
 
 
 class _Answer:

@@ -34,7 +34,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 filters:
   - type: RequestHeaderModifier
     requestHeaderModifier:
-      remove: [x-offhook-peer, x-offhook-facts, x-offhook-proof, x-offhook-final, x-offhook-lost]
+      remove: [x-offhook-peer, x-offhook-facts, x-offhook-final, x-offhook-lost]
 {{- end -}}
 
 {{- define "offhook.checks" -}}
