@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from enum import Enum, auto
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 import structlog
@@ -41,7 +41,6 @@ from server.errors import (
 )
 
 logger = structlog.get_logger(__name__)
-T = TypeVar("T")
 MAX_MESSAGE_CHARS = 64 * 1024
 """A longer message is not read. Twilio's own are about 400 characters."""
 MAX_BEFORE_START = 32

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from twilio.rest import Client
 from twilio.rest.api.v2010.account.incoming_phone_number import IncomingPhoneNumberInstance
 
 from server.carrier.account import TRUNK, AccountState, NumberHooks, OwnNumber
-from server.carrier.twilio.messages import T
 from server.carrier.twilio.webhooks import STATUS, VOICE, TwilioWebhooks
 from server.errors import CarrierError
 
+T = TypeVar("T")
 MAX_URL_CHARS = 2_000
 """Of a webhook that is there; what is longer is cut."""
 PAGE_SIZE = 50

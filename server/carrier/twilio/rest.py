@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import urlencode
 
 import httpx2
@@ -26,7 +26,6 @@ from twilio.rest import Client
 from server.carrier import CallStatus, PlacedCall, StatusUpdate
 from server.carrier.protocol import UNREADABLE
 from server.carrier.twilio.documents import dial_twiml, say_twiml
-from server.carrier.twilio.messages import T
 from server.carrier.twilio.numbers import TwilioNumbers
 from server.carrier.twilio.reports import check_call_sid, is_count
 from server.carrier.twilio.retry_after import read_retry_after
@@ -39,6 +38,7 @@ from server.errors import (
 )
 
 logger = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 class _TrioHttp(AsyncHttpClient):
