@@ -565,15 +565,15 @@ class Settings(BaseSettings):
     def _doubts(self) -> list[str]:
         """What may not work; a model of another name than Google's is at an address of its own."""
         unreached = self.registry_url is not None and self.node_url is None
-        nobody = ["NODE_URL is not set: other nodes cannot reach this one"] if unreached else []
+        doubts = ["NODE_URL is not set: other nodes cannot reach this one"] if unreached else []
         if self.turn_end == "local" and self.voice_judge == "off":
-            nobody.append("TURN_END is local and VOICE_JUDGE off: any noise is a caller's turn")
+            doubts.append("TURN_END is local and VOICE_JUDGE off: any noise is a caller's turn")
         if self.vertex_project is not None and (
             self.vertex_location in accounts.SEVERAL_REGIONS
             and self.gemini_model.startswith(accounts.REGIONAL_MODELS)
         ):
-            nobody.append("VERTEX_LOCATION has to be a region, for this model is in no other place")
-        return nobody + [
+            doubts.append("VERTEX_LOCATION has to be a region, for this model is in no other place")
+        return doubts + [
             f"{name.upper()} {doubt}"
             for name, url in (
                 ("gemini_model", self.gemini_url),
