@@ -130,6 +130,15 @@ async def who_speaks(
         raise NoSuchAgent("variables", str(error)) from None
 
 
+async def make_known(service: Service, call_sid: str) -> None:
+    """Have a call that the request at hand has begun here be found, by traces and other nodes."""
+    if (call := service.calls.register.get_live(call_sid)) is not None:
+        call.report.traceparent = single(request.headers, "traceparent") or ""
+    if service.cluster.has_nodes:
+        with suppress(RegistryAway):  # whoever is told of it may look for it elsewhere
+            await service.cluster.claim(call_sid, service.cluster.me.name)
+
+
 def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once) -> None:
     """Add the routes for clients: to place calls, look at them and end them."""
 
@@ -192,10 +201,7 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
                 max_duration_s=data.max_duration_s,
                 metadata=data.metadata,
             )
-            call.report.traceparent = single(request.headers, "traceparent") or ""
-            if service.cluster.has_nodes:
-                with suppress(RegistryAway):  # whoever is told of it may look for it elsewhere
-                    await service.cluster.claim(call.call_sid, service.cluster.me.name)
+            await make_known(service, call.call_sid)
         except CallRefused as refused:
             return refuse(refused), False
         except CarrierError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,7 +10,6 @@ from quart_schema import document_response, validate_request
 
 from server.carrier import BROWSER
 from server.carrier.webhooks import ConnectStream, Reply, SayAndEndCall
-from server.cluster.registry import RegistryAway
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused
 from server.headers import single
@@ -25,7 +23,7 @@ from server.web.browser.words import (
     CallFromBrowser,
     ResumeFromBrowser,
 )
-from server.web.calls_api import NoSuchAgent, may_fail, who_speaks
+from server.web.calls_api import NoSuchAgent, make_known, may_fail, who_speaks
 from server.web.elsewhere import Elsewhere
 from server.web.media_door import PAGES
 from server.web.path_prefix import prefix_of
@@ -46,7 +44,7 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         return answer.response()
 
     async def begin(data: CallFromBrowser) -> tuple[Answer, bool]:
-        pages, cluster = service.accounts.pages, service.cluster
+        pages = service.accounts.pages
         expires_s = service.settings.browser_ticket_ttl_s
         call_sid = pages.new_call_sid()
         try:
@@ -70,10 +68,7 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         comes_back_s = 0.0
         if (call := service.calls.register.get_live(call_sid)) is not None:
             comes_back_s = call.conversation.options.comes_back_s
-            call.report.traceparent = single(request.headers, "traceparent") or ""
-        if cluster.has_nodes:
-            with suppress(RegistryAway):  # whoever is told of it may look for it elsewhere
-                await cluster.claim(call_sid, cluster.me.name)
+        await make_known(service, call_sid)
         made = BrowserCallMade(
             call_sid=call_sid,
             url=stream_url(),
