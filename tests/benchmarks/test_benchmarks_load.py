@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from benchmarks.__main__ import main
-from benchmarks.calls import Point, add_arguments, bounds_table, tables
+from benchmarks.calls import add_arguments, bounds_table, tables
 from benchmarks.load.call import Talk
 from benchmarks.load.sockets import Backend, Picows, Socket, Websockets, picows, port_of
 from benchmarks.point import ASTERISK, CLASSIC, KINDS, OFFHOOK, PICOWS, ServerKind, run_point
+from benchmarks.points import Point, middle
 
 pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
@@ -271,3 +272,31 @@ def test_both_kinds_of_sockets_carry_messages_both_ways(backend: Backend):
     assert server.messages == [b"a question"]
     assert client.messages == [b"an answer"]
     assert asked == [("/yes", "1"), ("/no", None)]
+
+
+def test_of_several_looks_at_a_point_the_median_counts_and_of_lost_audio_the_worst():
+    looks = [
+        Point(
+            OFFHOOK,
+            100,
+            {
+                "cpu_ms_per_call_s": cpu,
+                "caller_to_model_ms": {"p50": 0.1, "p99": p99},
+                "others_on_server_core": None,
+                "lost_ms": lost,
+                "backend": "any",
+            },
+        )
+        for cpu, p99, lost in ((2.0, None, 0.0), (9.0, 0.5, 40.0), (2.2, 0.7, 0.0))
+    ]
+
+    found = middle(looks)
+
+    assert (found.kind, found.calls) == (OFFHOOK, 100)
+    assert found.outcome == {
+        "cpu_ms_per_call_s": 2.2,
+        "caller_to_model_ms": {"p50": 0.1, "p99": 0.6},
+        "others_on_server_core": None,
+        "lost_ms": 40.0,
+        "backend": "any",
+    }
