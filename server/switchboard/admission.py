@@ -24,7 +24,13 @@ from server.pace import next_tick
 from server.settings.settings import Settings
 from server.switchboard.account_pause import AccountPause
 from server.switchboard.account_turns import AccountTurns
-from server.switchboard.capacity import MAX_SETUP_WAIT_S, Room, SetUps, fitting_calls
+from server.switchboard.capacity import (
+    MAX_SETUP_WAIT_S,
+    TAKEOVER_RESERVED_BYTES,
+    Room,
+    SetUps,
+    fitting_calls,
+)
 
 DEFAULT_CALLS_PER_S = 1.0
 """What a carrier dials for an account that has not asked for more."""
@@ -366,7 +372,7 @@ class Admission:
         """
         if calls >= TAKEOVER_FACTOR * self._limits.max_calls:
             raise CallRefused("there is no room for more", reason="full", status=503)
-        self._room.check(len(self.setups))
+        self._room.check(len(self.setups), reserved_bytes=TAKEOVER_RESERVED_BYTES)
 
     def pause_dialling(self, until: float) -> None:
         """The carrier has asked to be left alone until then: calls wait, or are told when to come.

@@ -30,6 +30,8 @@ RETRY_S = 2.0
 
 RESERVED_BYTES = 64 * 1024 * 1024
 """Memory kept for calls that there are, for probes, and for what comes from strangers."""
+TAKEOVER_RESERVED_BYTES = RESERVED_BYTES // 4
+"""The rest is for calls that have lost their process as well: nobody else may have more room."""
 USUAL_CALL_BYTES = 1024 * 1024
 """What a call needs until it is known better; a long one's transcript and records included."""
 CALL_BYTES = (512 * 1024, 16 * 1024 * 1024)
@@ -201,11 +203,12 @@ class Room:
                 each = max(each, self._call_bytes)
             self._call_bytes = min(max(each, CALL_BYTES[0]), CALL_BYTES[1])
 
-    def check(self, setups: int) -> None:
+    def check(self, setups: int, *, reserved_bytes: int = RESERVED_BYTES) -> None:
         """Whether there is what one more call needs.
 
         Args:
             setups: Calls that do not have all that they need yet.
+            reserved_bytes: What is not for this call.
 
         Raises:
             CallRefused: There is not.
@@ -219,7 +222,7 @@ class Room:
                     status=503,
                     retry_after_s=10,
                 )
-        if self._left_bytes < RESERVED_BYTES + (setups + 1) * self._call_bytes:
+        if self._left_bytes < reserved_bytes + (setups + 1) * self._call_bytes:
             raise CallRefused(
                 f"there is not enough memory for one more call (the {self._limit}'s limit)",
                 reason="memory",

@@ -13,6 +13,7 @@ from server.switchboard.capacity import (
     LOOKS,
     OURS_FOR_S,
     RESERVED_BYTES,
+    TAKEOVER_RESERVED_BYTES,
     USUAL_CALL_BYTES,
     USUAL_PER_S,
     Room,
@@ -190,6 +191,17 @@ def test_a_call_is_refused_before_memory_runs_out():
     with pytest.raises(CallRefused, match="the cgroup's limit") as refused:
         room.check(2)
     assert refused.value.reason == "memory"
+
+
+def test_a_call_that_has_lost_its_process_has_room_where_a_new_one_has_none():
+    room = Room()
+    room.see_memory(TAKEOVER_RESERVED_BYTES + USUAL_CALL_BYTES, 50 * MIB, "cgroup", 0)
+    with pytest.raises(CallRefused):
+        room.check(0)
+    room.check(0, reserved_bytes=TAKEOVER_RESERVED_BYTES)
+
+    with pytest.raises(CallRefused):
+        room.check(1, reserved_bytes=TAKEOVER_RESERVED_BYTES)
 
 
 def call_bytes(room: Room) -> int:
