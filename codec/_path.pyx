@@ -14,7 +14,7 @@ from codec._base64 cimport decoded_size
 from codec._base64 cimport encode_into as encode_base64
 from codec._base64 cimport encoded_size
 from codec._buffer cimport Buffer, append, clear, consume, grow, head, held, release, reserve
-from codec._ear cimport Ear, Played
+from codec._ear cimport Played
 from codec._kernels cimport MulawDecoder, MulawEncoder
 from codec._shape cimport Found, Shape, find_audio
 from codec._websocket cimport Span, WebSocket
@@ -35,16 +35,6 @@ cdef double BYTES_PER_S = 8000.0
 cdef double PAUSE_S = 0.2  # later than any jitter: the sender has paused, and its clock went on
 cdef int64_t MAX_GAP_CHUNKS = 3_000  # numbers further apart are another count, not lost audio
 cdef int64_t MAX_TIMESTAMP_MS = 1 << 53  # beyond what JSON numbers are exact for it is nonsense
-
-cdef struct Run:
-    int64_t bytes
-    int64_t audible_bytes
-    int64_t limit_bytes
-    double audible_dbfs
-    double thin_s
-    double last_at
-    double late_at
-
 
 cdef class MediaPath:
     """Everything that happens to one call's audio, from socket bytes to socket bytes.
@@ -78,52 +68,6 @@ cdef class MediaPath:
     No sockets, no clock, and one thread at a time.
     """
 
-    cdef WebSocket _phone
-    cdef WebSocket _model
-    cdef MulawDecoder _decoder
-    cdef MulawEncoder _encoder
-    cdef public Ear ear
-    cdef Played _played
-    cdef double _now
-
-    cdef public bint recording
-    cdef public bint keep_sent
-    cdef public size_t keep_newest_bytes
-    cdef bint _caller_passes
-    cdef bint _model_ready
-    cdef bint _follows
-    cdef Run _run
-
-    cdef bytes _stream_sid  # None while there is no stream
-    cdef Shape _phone_shape  # None if its audio is binary frames
-    cdef bytes _phone_head
-    cdef bytes _phone_tail
-    cdef bytes _to_mulaw  # None if it is mu-law
-    cdef bytes _of_mulaw
-    cdef Shape _model_shape
-    cdef bytes _model_head
-    cdef bytes _model_tail
-
-    cdef Buffer _caller  # payload for the model: empty unless held
-    cdef Buffer _agent  # what one model message has become
-    cdef Buffer _pcm  # what one model message said
-    cdef Buffer _sent  # payload that went to the model and that nobody has written down yet
-    cdef Buffer _caller_recording
-    cdef Buffer _agent_recording
-
-    cdef int64_t _chunks
-    cdef int64_t _missing_chunks
-    cdef int64_t _repeated_chunks
-    cdef int64_t _timestamp_jumps
-    cdef readonly int64_t caller_sent_bytes
-    cdef readonly int64_t timestamp_ms
-    cdef readonly int64_t recorded_ms
-    cdef readonly int64_t last_chunk
-    cdef readonly double heard_at
-    cdef readonly double due_at
-    cdef bint _timed  # timestamp_ms is known
-    cdef double _resumed_at
-
     def __cinit__(self):
         self._decoder = MulawDecoder(CALLER_RATE_HZ)
         self._encoder = MulawEncoder(AGENT_RATE_HZ)
@@ -150,6 +94,9 @@ cdef class MediaPath:
         ``phone.ended``, no more will be. A message caller audio comes out too when it is unusual
         in any way: the full parser reads it then, and whoever has read it passes it on.
         """
+        return self.next_from_phone_c(now)
+
+    cdef bytes next_from_phone_c(self, double now):
         cdef Span message
         self._now = now
         while self._phone is not None and self._phone.next_span(&message):
@@ -283,6 +230,9 @@ cdef class MediaPath:
         anything else in it, or when it is unusual in any way, and with each that comes out the
         following ends.
         """
+        return self.next_from_model_c(now)
+
+    cdef bytes next_from_model_c(self, double now):
         cdef Span message
         self._now = now
         while self._model is not None and self._model.next_span(&message):
@@ -486,6 +436,9 @@ cdef class MediaPath:
 
     def run_is_over(self):
         """Whether somebody has to look, though no message has come."""
+        return self.run_is_over_c()
+
+    cdef bint run_is_over_c(self) noexcept:
         return self._run.bytes >= self._run.limit_bytes and self._run.bytes > 0
 
     def take_run(self):
@@ -526,10 +479,13 @@ cdef class MediaPath:
 
     def has_caller_news(self):
         """Whether somebody has to look: audio is held, to be written down, or tells something."""
+        return self.has_caller_news_c()
+
+    cdef bint has_caller_news_c(self):
         return (
             (held(&self._caller) > 0 and not self._keeps_only())
             or held(&self._sent) >= SENT_NEWS_BYTES
-            or (self.ear is not None and self.ear.has_news)
+            or (self.ear is not None and held(&self.ear._found) > 0)
         )
 
     def counts(self):

@@ -1,8 +1,7 @@
-from collections.abc import Callable
 from enum import IntEnum
 
 from codec._latency import Histogram, Latencies
-from codec._websocket import WebSocket
+from codec._path import MediaPath
 
 class Left(IntEnum):
     NOTHING = 0
@@ -21,14 +20,13 @@ class Descriptor:
 class Pump:
     def __init__(
         self,
+        path: MediaPath,
         source: Descriptor,
-        source_websocket: WebSocket,
-        next_message: Callable[[float], bytes | None],
-        has_news: Callable[[], bool],
         sink: Descriptor,
-        sink_websocket: WebSocket,
         summary: Latencies,
         histogram: Histogram,
+        *,
+        from_phone: bool,
     ) -> None: ...
     def run(self, now: float) -> int: ...
     def passed(self, took_s: float) -> None: ...

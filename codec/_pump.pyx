@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t
 
 from codec._buffer cimport append, clear, consume, head, held, lend, settle
 from codec._latency cimport Histogram, Latencies
+from codec._path cimport MediaPath
 from codec._websocket cimport WebSocket
 
 
@@ -87,49 +88,47 @@ cdef class Pump:
     """One direction of a call: reads a socket, and writes what became of it to another.
 
     Args:
+        path: The call's, between the two connections that it has now.
+        from_phone: Whether it is the caller's way, and not the agent's.
         source: Where to read.
-        source_websocket: Its protocol.
-        next_message: The path's method that takes audio as far as it goes; see ``path.py``.
-        has_news: The path's word on whether somebody has to look though no message has come.
         sink: Where to write.
-        sink_websocket: Its protocol.
         summary: Takes how long each piece took from socket to socket.
         histogram: The same.
     """
 
+    cdef MediaPath _path
+    cdef bint _from_phone
     cdef Descriptor _source
     cdef Descriptor _sink
     cdef WebSocket _source_websocket
     cdef WebSocket _sink_websocket
-    cdef object _next_message
-    cdef object _has_news
     cdef Latencies _summary
     cdef Histogram _histogram
-    cdef object _message
+    cdef bytes _message
     cdef object _bug  # raised where there was nobody to tell
     cdef double _began
 
     def __init__(
         self,
+        MediaPath path not None,
         Descriptor source not None,
-        WebSocket source_websocket not None,
-        next_message,
-        has_news,
         Descriptor sink not None,
-        WebSocket sink_websocket not None,
         Latencies summary not None,
         Histogram histogram not None,
+        *,
+        bint from_phone,
     ):
+        phone, model = path.phone, path.model
+        self._path = path
+        self._from_phone = from_phone
         self._source = source
-        self._source_websocket = source_websocket
-        self._next_message = next_message
-        self._has_news = has_news
         self._sink = sink
-        self._sink_websocket = sink_websocket
+        self._source_websocket = <WebSocket?>(phone if from_phone else model)
+        self._sink_websocket = <WebSocket?>(model if from_phone else phone)
         self._summary = summary
         self._histogram = histogram
 
-    def run(self, double now):
+    cpdef int run(self, double now) except -1:
         """The source is readable: pass on what is there; returns a :class:`Left` as an int."""
         cdef uint8_t data[READ_BYTES]
         cdef WebSocket source = self._source_websocket
@@ -167,6 +166,15 @@ cdef class Pump:
         if self._has_news():
             return LEFT_NEWS
         return LEFT_OUTPUT if held(&sink._outgoing) else LEFT_NOTHING
+
+    cdef bytes _next_message(self, double now):
+        if self._from_phone:
+            return self._path.next_from_phone_c(now)
+        return self._path.next_from_model_c(now)
+
+    cdef bint _has_news(self):
+        """Whether somebody has to look, though no message has come."""
+        return self._path.has_caller_news_c() if self._from_phone else self._path.run_is_over_c()
 
     cdef bint _send(self, WebSocket sink):
         """Whether the socket has taken all that there was for it."""
@@ -240,7 +248,7 @@ cdef class Pumps:
         cdef double passed_s = 0.0
         cdef double first = 0.0
         cdef bint is_alone
-        cdef int count, place
+        cdef int count, place, result
         cdef list left = []
         if now is None:
             alone_s = 0.0
@@ -268,7 +276,7 @@ cdef class Pumps:
             if left or count == 0 or passed_s >= timeout_s:
                 return left
 
-    cdef object _run(self, int number, double now):
+    cdef int _run(self, int number, double now):
         cdef Pump pump = self._pumps.get(number)
         if pump is None:
             return LEFT_ALL

@@ -105,16 +105,9 @@ class Relay:
         path, phone, model = self.path, self._phone, self._model
         self._from_phone = self._from_model = None
         if phone is not None and model is not None:
-            self._from_phone = Pump(
-                *(phone.descriptor, phone.websocket, path.next_from_phone, path.has_caller_news),
-                *(model.descriptor, model.websocket),
-                *self._caller_latencies,
-            )
-            self._from_model = Pump(
-                *(model.descriptor, model.websocket, path.next_from_model, path.run_is_over),
-                *(phone.descriptor, phone.websocket),
-                *self._agent_latencies,
-            )
+            caller, agent = phone.descriptor, model.descriptor
+            self._from_phone = Pump(path, caller, agent, *self._caller_latencies, from_phone=True)
+            self._from_model = Pump(path, agent, caller, *self._agent_latencies, from_phone=False)
         if phone is not None:
             flush_model = None if model is None else model.flush
             phone.read_through(self._next_from_phone, self._from_phone, flush_model)

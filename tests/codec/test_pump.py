@@ -17,8 +17,9 @@ from websockets.frames import Frame, Opcode
 
 import codec
 from codec.latency import Histogram, Latencies
-from codec.path import MediaPath
+from codec.path import MediaPath, WebSocket
 from codec.pump import Descriptor, Left, Pump, Pumps
+from server.model.gemini.messages import AUDIO_MESSAGES
 from tests.support.path_messages import SID, joined_path, media, open_path
 from tests.support.path_reference import texts
 from tests.support.websocket_oracle import write_frames
@@ -70,11 +71,7 @@ def pumped() -> Iterator[Pumped]:
         sock.setblocking(False)
     path = open_path()
     source, sink, latencies = Descriptor(ours.fileno()), Descriptor(theirs.fileno()), Latencies()
-    pump = Pump(
-        *(source, path.phone, path.next_from_phone, path.has_caller_news),
-        *(sink, path.model),
-        *(latencies, Histogram([1.0])),
-    )
+    pump = Pump(path, source, sink, latencies, Histogram([1.0]), from_phone=True)
     yield Pumped(pump, path, phone, model, source, sink, latencies)
     for sock in (phone, ours, model, theirs):
         sock.close()
@@ -221,10 +218,15 @@ def test_more_than_one_pass_reads_is_left_to_the_socket_itself(pumped):
     assert codec.MulawDecoder(16_000).decode(CHUNK * 100).startswith(before)
 
 
-def test_needs_both_its_sockets():
-    path = joined_path()
+@pytest.mark.parametrize("from_phone", [False, True])
+def test_needs_both_its_sockets_and_connections(from_phone):
+    timings = Latencies(), Histogram([1.0])
     with pytest.raises(TypeError):
-        Pump(None, path.phone, path.next_from_phone, path.has_caller_news, None, path.model)
+        Pump(joined_path(), None, Descriptor(-1), *timings, from_phone=from_phone)
+    with pytest.raises(TypeError):
+        Pump(joined_path(), Descriptor(-1), None, *timings, from_phone=from_phone)
+    with pytest.raises(TypeError):
+        Pump(MediaPath(), Descriptor(-1), Descriptor(-1), *timings, from_phone=from_phone)
 
 
 # -- all of them ---------------------------------------------------------------------------------
@@ -332,14 +334,16 @@ def test_a_socket_without_a_pump_is_left(pumped, epoll):
 
 @HAS_EPOLL
 def test_a_bug_is_raised_for_whoever_asks_the_pump_itself(pumped, epoll):
-    def fails(now):
+    def fails(count):
         raise ValueError("a bug")
 
-    pumps = all_of(epoll, pumped)
+    pumps, path = all_of(epoll, pumped), pumped.path
+    mute = WebSocket(is_client=True, max_message_bytes=65536, random=fails)
+    path.join_model(mute, AUDIO_MESSAGES)
     odd = Pump(
-        *(pumped.source, pumped.path.phone, fails, pumped.path.has_caller_news),
-        *(pumped.sink, pumped.path.model),
+        *(path, pumped.source, pumped.sink),
         *(pumped.latencies, Histogram([1.0])),
+        from_phone=True,
     )
     pumps.put(pumped.source.number, odd)
     pumped.say(media(CHUNK))

@@ -17,7 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Frame, Opcode
 
 from codec.latency import Histogram, Latencies
-from codec.path import MediaPath, WebSocket
+from codec.path import WebSocket
 from codec.pump import Descriptor, Pump, Pumps
 from server.media import plane as plane_module
 from server.media.bounds import KNOWN, MAX_BACKLOG_BYTES, MAX_INBOX, STRANGER, Bounds
@@ -25,6 +25,7 @@ from server.media.plane import Plane
 from server.media.wire import LINGER_BYTES, MESSAGES_PER_PASS, Wire
 from server.media.words import Messages
 from server.simulators.clock import PatientClock
+from tests.support.path_messages import media, open_path
 from tests.support.peers import Peer, messages
 from tests.support.websocket_oracle import write_frames
 
@@ -361,16 +362,14 @@ async def test_whoever_is_woken_by_what_a_pump_could_not_write_runs_at_once(plan
     failed = trio.Event()  # as by a wire whose socket turns out to be gone: it tells its session
 
     async with connected(plane) as (source, peer):
-        websocket = WebSocket(is_client=True, max_message_bytes=65536)
-        pump = Pump(
-            *(source.descriptor, source.websocket, lambda now: None, MediaPath().has_caller_news),
-            *(Descriptor(-1), websocket, Latencies(), Histogram([1.0])),
-        )
-        source.read_through(source.websocket.next_message, pump, failed.set)
-        websocket.send_text(b"for somebody who has gone")
+        path = open_path()
+        path.phone = source.websocket
+        timings = Latencies(), Histogram([1.0])
+        pump = Pump(path, source.descriptor, Descriptor(-1), *timings, from_phone=True)
+        source.read_through(path.next_from_phone, pump, failed.set)
         # Without a checkpoint: nothing else is to wake trio once it sleeps.
         peer_socket = socket.socket(fileno=os.dup(peer.sock.fileno()))
-        peer.websocket.send_text(b"anything")
+        peer.websocket.send_text(media(b"\x55" * 160))  # for a model that has gone
         peer_socket.send(peer.websocket.take_output())
         peer_socket.close()
 

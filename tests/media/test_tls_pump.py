@@ -66,14 +66,8 @@ def pumps_of(linked: Linked, path: MediaPath, phone: Descriptor) -> tuple[Pump, 
     """From the model, behind TLS, and to it."""
     latencies = Latencies(), Histogram([1.0])
     return (
-        Pump(
-            *(linked.ours, path.model, path.next_from_model, path.run_is_over),
-            *(phone, path.phone, *latencies),
-        ),
-        Pump(
-            *(phone, path.phone, path.next_from_phone, path.has_caller_news),
-            *(linked.ours, path.model, *latencies),
-        ),
+        Pump(path, linked.ours, phone, *latencies, from_phone=False),
+        Pump(path, phone, linked.ours, *latencies, from_phone=True),
     )
 
 
