@@ -437,7 +437,7 @@ class Elsewhere:
         cluster, gone = self._service.cluster, frozenset[str]()
         if not cluster.are_several or self.is_given:
             return None
-        body = await content_of(request)
+        body = await self._body()
         while (name := cluster.new_calls.choose(gone)) != cluster.me.name:
             try:
                 return await self._give(name, body)
@@ -466,7 +466,7 @@ class Elsewhere:
             return 1 if hop is None else hop.generation
         if self._is_known(call_sid):
             return cluster.generation(call_sid)
-        body, generation = await content_of(request), 1
+        body, generation = await self._body(), 1
         for _ in range(CLAIM_TRIES):
             try:
                 holding = await cluster.claim(call_sid, cluster.new_calls.choose(gone))
@@ -500,7 +500,7 @@ class Elsewhere:
 
     async def _ask(self, name: str, hop: Hop, timeout_s: float | None = None) -> httpx2.Response:
         self._service.metrics.passed_on.labels("request").inc()
-        body = await content_of(request)
+        body = await self._body()
         return await self._service.cluster.peers.ask(
             name, request.scope, body, hop, timeout_s=timeout_s or self._timeout_s
         )
@@ -511,6 +511,9 @@ class Elsewhere:
         return await self._service.cluster.new_calls.give(
             name, request.scope, body, timeout_s=self._timeout_s, generation=generation
         )
+
+    async def _body(self) -> bytes:
+        return await content_of(request)
 
 
 def answer_when_away(app: Quart) -> None:

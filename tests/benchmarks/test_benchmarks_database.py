@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from benchmarks.chaos.database import PostgreSql, why_no_postgresql
@@ -11,17 +14,16 @@ pytestmark = pytest.mark.skipif(bool(why_no_postgresql()), reason=why_no_postgre
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("postgresql")
-    for above in (directory, *directory.parents[:2]):
-        above.chmod(0o755)  # it is run as somebody else
-    database = PostgreSql(directory, free_port())
-    database.create()
-    database.start()
-    try:
-        yield database
-    finally:
-        database.stop("immediate")
+def database():
+    # Not one of pytest's directories: those are closed to other users.
+    with tempfile.TemporaryDirectory(prefix="offhook-") as directory:
+        database = PostgreSql(Path(directory), free_port())
+        database.create()
+        database.start()
+        try:
+            yield database
+        finally:
+            database.stop("immediate")
 
 
 def test_a_table_whose_lock_was_killed_can_be_let_go_and_read(database):

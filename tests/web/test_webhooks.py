@@ -300,8 +300,8 @@ async def test_a_stranger_at_a_path_that_is_none_is_told_what_it_always_was():
         (f"{PUBLIC_URL}:84", "https://phone.example:94/twiml", {"Host": "phone.example:94"}),
         (PUBLIC_URL, "https://x.ngrok.app/twiml", {"Host": "x.ngrok.app"}),
         (PUBLIC_URL, "https://x.ngrok.app/twiml", {"X-Forwarded-Host": "a, x.ngrok.app"}),
-        (f"{PUBLIC_URL}/agents", "https://phone.example/twiml", {}),
-        (PUBLIC_URL, "https://phone.example/agents/twiml", {"X-Forwarded-Prefix": "/agents"}),
+        (f"{PUBLIC_URL}/voice", "https://phone.example/twiml", {}),
+        (PUBLIC_URL, "https://phone.example/voice/twiml", {"X-Forwarded-Prefix": "/voice"}),
         (PUBLIC_URL, "https://phone.example/twiml/", {}),
     ],
 )  # fmt: skip
